@@ -1,0 +1,31 @@
+"""Why an image or a face gives no latent."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pipeline.errors import PipelineError
+
+
+class RejectReason(StrEnum):
+    """The fixed list of reasons; the value is what stands in the table."""
+
+    UNDECODABLE = "undecodable"  # the bytes are of a known format but cannot be decoded
+    TRUNCATED = "truncated"  # the file ends before the image does
+    UNSUPPORTED_FORMAT = "unsupported_format"  # not one of the formats that are read
+    TOO_LARGE = "too_large"  # more pixels than the limit, by its header
+    TOO_SMALL = "too_small"  # a side shorter than the smallest that is accepted
+    NO_FACE = "no_face"  # the detector found none, at both scales
+    FACE_TOO_SMALL = "face_too_small"  # every face is smaller than the limit
+    NOT_FINITE = "not_finite"  # a NaN or an infinity in the pixels, the landmarks or the code
+    TIMED_OUT = "timed_out"  # one image took longer than the limit and its process was stopped
+    CRASHED = "crashed"  # the image killed the process that decoded it
+
+
+class Rejection(PipelineError):  # noqa: N818 - an outcome of one image, named by the table's word
+    """One image or face that is rejected: `reason`, and `detail` in a line for a person."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(f"{reason.value}: {detail}")
+        self.reason = reason
+        self.detail = detail

