@@ -11,6 +11,7 @@ arithmetic as modulating the weights (sec. 3.2), without one convolution per sam
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -217,7 +218,7 @@ class Generator(nn.Module):
         self.to_rgbs = nn.ModuleList()
         self.noises = nn.Module()
         self.noises.register_buffer("noise_0", torch.randn(1, 1, 4, 4))
-        for below, size in zip(sizes, sizes[1:], strict=False):
+        for below, size in itertools.pairwise(sizes):
             self.convs.append(StyledConv(channels[below], channels[size], upsample=True))
             self.convs.append(StyledConv(channels[size], channels[size]))
             self.to_rgbs.append(ToRGB(channels[size]))

@@ -1,10 +1,9 @@
-"""What both training stages share: the learning-rate curve, averaged weights, checkpoints, the log."""
+"""What both training stages share: learning rate, averaged weights, checkpoints, the log."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def load_checkpoint_file(path: Path) -> dict[str, Any] | None:
