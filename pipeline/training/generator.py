@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.metrics.lpips import load_lpips
 from pipeline.models.stylegan2 import EqualLinear, Generator, ModulatedConv2d
-from pipeline.training.losses import block_means, shifted_lpips
+from pipeline.training.losses import ShiftedLpips, block_means
 from pipeline.training.pairs import Pairs
 from pipeline.training.schedule import (
     Log,
@@ -80,7 +80,7 @@ def pair_losses(made: Tensor, target: Tensor) -> dict[str, Tensor]:
     terms = {
         "l1": F.l1_loss(made, target),
         "blocks": F.l1_loss(block_means(made), block_means(target)),
-        "lpips": shifted_lpips(load_lpips(), made, target).mean(),
+        "lpips": ShiftedLpips(load_lpips(), target)(made).mean(),
     }
     return {**terms, "loss": 1.5 * terms["l1"] + terms["blocks"] + 0.5 * terms["lpips"]}
 
