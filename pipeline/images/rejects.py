@@ -19,7 +19,7 @@ class RejectReason(StrEnum):
     FACE_TOO_SMALL = "face_too_small"  # every face is smaller than the limit
     NOT_FINITE = "not_finite"  # a NaN or an infinity in the pixels, the landmarks or the code
     TIMED_OUT = "timed_out"  # one image took longer than the limit and its process was stopped
-    CRASHED = "crashed"  # the image killed the process that decoded it
+    CRASHED = "crashed"  # the image killed its process, used up its memory, or met a bug in it
 
 
 class Rejection(PipelineError):  # noqa: N818 - an outcome of one image, named by the table's word
@@ -29,3 +29,7 @@ class Rejection(PipelineError):  # noqa: N818 - an outcome of one image, named b
         super().__init__(f"{reason.value}: {detail}")
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type[Rejection], tuple[RejectReason, str]]:
+        """Rebuilt from its two parts; an exception's default would hand over the joined text."""
+        return type(self), (self.reason, self.detail)

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pickle
+
+from pipeline.images import Rejection, RejectReason
+
+
+def test_a_rejection_survives_the_way_between_processes() -> None:
+    rejection = pickle.loads(pickle.dumps(Rejection(RejectReason.NO_FACE, "none at 512 px")))
+    assert rejection.reason is RejectReason.NO_FACE
+    assert rejection.detail == "none at 512 px"
+    assert str(rejection) == "no_face: none at 512 px"
+
+
+def test_reasons_are_the_words_of_the_table() -> None:
+    assert {reason.value for reason in RejectReason} == {
+        "undecodable",
+        "truncated",
+        "unsupported_format",
+        "too_large",
+        "too_small",
+        "no_face",
+        "face_too_small",
+        "not_finite",
+        "timed_out",
+        "crashed",
+    }
