@@ -1,0 +1,44 @@
+"""Reads a state dict from a file without running anything that is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from pipeline.errors import ModelError
+
+
+def _read_bytes(uri: str) -> bytes:
+    if "://" not in uri:
+        return Path(uri).read_bytes()
+    import fsspec  # only a weight file in a bucket needs it
+
+    with fsspec.open(uri, "rb") as file:
+        content: bytes = file.read()
+    return content
+
+
+def read_weight_file(uri: str) -> tuple[dict[str, Tensor], str]:
+    """State dict and sha256 of a `.safetensors` or torch file; raises `ModelError`."""
+    try:
+        content = _read_bytes(uri)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"identity weights {uri!r} cannot be read: {error}") from error
+    try:
+        if uri.endswith(".safetensors"):
+            state = load_safetensors(content)
+        else:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{uri!r} is no safetensors or torch weight file: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(f"{uri!r} holds no bare state dict of tensors")
+    return state, hashlib.sha256(content).hexdigest()
