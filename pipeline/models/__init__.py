@@ -1,0 +1,18 @@
+"""Generator, encoders, official checkpoints and model bundles."""
+
+from pipeline.models.bundle import load_model, save_bundle
+from pipeline.models.checkpoint import load_checkpoint
+from pipeline.models.encoders import ENCODER_TYPES
+from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
+from pipeline.models.stylegan2 import Generator
+
+__all__ = [
+    "ENCODER_TYPES",
+    "Architecture",
+    "Generator",
+    "ModelCard",
+    "RestyleModel",
+    "load_checkpoint",
+    "load_model",
+    "save_bundle",
+]

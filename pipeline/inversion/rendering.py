@@ -1,0 +1,60 @@
+"""From codes to what the encoder sees: frames at full size, pooled images, the average image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.models.restyle import RestyleModel
+
+PIXELS_AT_ONCE = 16 * 1024 * 1024  # output pixels per generator call on an accelerator
+
+
+class _Remembered(NamedTuple):
+    weights: tuple[tuple[int, int], ...]
+    image: Tensor
+
+
+_average_images: WeakKeyDictionary[RestyleModel, _Remembered] = WeakKeyDictionary()
+
+
+def render_each(model: RestyleModel, codes: Tensor) -> Iterator[Tensor]:
+    """The frame of each of `codes` [n, n_styles, 512], one after the other: [3, *frame_size].
+
+    A CPU renders face by face, so that only one face's feature maps are alive at a time.
+    """
+    at_once = 1
+    if codes.device.type != "cpu":
+        at_once = max(1, PIXELS_AT_ONCE // model.generator_size**2)
+    for few in codes.split(at_once):
+        yield from model.frame(model.generator(few))
+
+
+def pooled(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """`frame` [3, H, W] averaged down to `size` (h, w); a smaller frame repeats its pixels."""
+    return F.adaptive_avg_pool2d(frame, size)
+
+
+@torch.no_grad()
+def average_image(model: RestyleModel) -> Tensor:
+    """What the generator makes of the average latent, pooled to [3, *input_size].
+
+    Computed once per model and again when its weights have changed in place.
+    """
+    weights = _version(model)
+    known = _average_images.get(model)
+    if known is None or known.weights != weights:
+        (frame,) = render_each(model, model.latent_avg[None])
+        known = _Remembered(weights, pooled(frame, model.input_size))
+        _average_images[model] = known
+    return known.image
+
+
+def _version(model: RestyleModel) -> tuple[tuple[int, int], ...]:
+    tensors = [model.latent_avg, *model.generator.parameters(), *model.generator.buffers()]
+    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)

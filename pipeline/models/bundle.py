@@ -1,0 +1,124 @@
+"""Model bundles: folders with `model.safetensors` and `model.json` behind one name or URI.
+
+`model.json` holds the architecture, the card (name, domain, source, licence), the type that the
+weights are stored in, and the sha256 of the safetensors file, which every load verifies. Weights
+are always computed with in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.models.checkpoint import load_checkpoint, read_checkpoint
+from pipeline.models.files import bundle_names, named_bundle, open_model_file, write_model_file
+from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
+from pipeline.models.weights import assemble
+
+FORMAT = 1
+WEIGHTS_FILE = "model.safetensors"
+RECORD_FILE = "model.json"
+STORED = {"float32": torch.float32, "float16": torch.float16}
+CHECKPOINT_SUFFIXES = {".pt", ".pth"}
+
+
+def load_model(name_or_uri: str, device: str | torch.device = "cpu") -> RestyleModel:
+    """The model called `name_or_uri`: a name, a bundle folder or an official `.pt`, any fsspec URI.
+
+    In evaluation mode, float32, without gradients. Raises `ModelError` if there is no such model,
+    or if the file is damaged or does not fit.
+    """
+    name_or_uri = str(name_or_uri)
+    path = PurePosixPath(name_or_uri)
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        with open_model_file(name_or_uri) as file:
+            checkpoint = read_checkpoint(file, name_or_uri)
+        return load_checkpoint(checkpoint, source=path.name).to(device)
+    return _load_bundle(named_bundle(name_or_uri) or _folder(name_or_uri)).to(device)
+
+
+def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32") -> None:
+    """Write `model` as a bundle to a folder (any fsspec URI), the record last.
+
+    `stored` is `float32` or `float16`; with float16 the bundle loads as a model whose weights are
+    rounded, which has another fingerprint. Raises `ModelError` for another type.
+    """
+    if stored not in STORED:
+        raise ModelError(f"weights are stored as float32 or float16, not {stored!r}")
+    tensors = {
+        key: tensor.detach().cpu().to(STORED[stored] if tensor.is_floating_point() else None)
+        for key, tensor in model.state_dict().items()
+    }
+    content = save_safetensors({key: tensor.contiguous() for key, tensor in tensors.items()})
+    record = {
+        "format": FORMAT,
+        **model.metadata,
+        "architecture": model.architecture.to_json(),
+        "stored": stored,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    folder = str(folder_uri).rstrip("/")
+    write_model_file(f"{folder}/{WEIGHTS_FILE}", content)
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_model_file(f"{folder}/{RECORD_FILE}", text.encode())
+
+
+def _folder(uri: str) -> str:
+    if "/" not in uri and "\\" not in uri and uri not in {".", ".."}:
+        known = ", ".join(bundle_names()) or "none is installed"
+        raise ModelError(
+            f"no model is called '{uri}' (known: {known}); "
+            "a bundle folder or a .pt file is given by its path, such as ./my-model"
+        )
+    return uri.rstrip("/")
+
+
+def _load_bundle(folder: str) -> RestyleModel:
+    with open_model_file(f"{folder}/{RECORD_FILE}") as file:
+        record = _parsed(file.read(), folder)
+    with open_model_file(f"{folder}/{WEIGHTS_FILE}") as file:
+        content = file.read()
+    weights = _verified(content, record, folder)
+    del content
+    latent_avg = weights.pop("latent_avg", None)
+    if latent_avg is None:
+        raise ModelError(f"{folder}: weight 'latent_avg' is missing")
+    try:
+        architecture = Architecture.from_json(record["architecture"])
+        card = ModelCard(
+            **{key: record[key] for key in ("name", "domain", "source", "licence", "notes")}
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{folder}: {RECORD_FILE} is incomplete or wrong at {error}") from error
+    return assemble(architecture, weights, latent_avg, card, folder)
+
+
+def _parsed(content: bytes, folder: str) -> Mapping[str, Any]:
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        raise ModelError(f"{folder}: {RECORD_FILE} is not JSON") from error
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
+        raise ModelError(f"{folder}: bundle format {found!r}, this version reads {FORMAT}")
+    checked: Mapping[str, Any] = record
+    return checked
+
+
+def _verified(content: bytes, record: Mapping[str, Any], folder: str) -> dict[str, Tensor]:
+    if hashlib.sha256(content).hexdigest() != record.get("sha256"):
+        raise ModelError(f"{folder}: {WEIGHTS_FILE} does not have the sha256 of {RECORD_FILE}")
+    try:
+        return dict(load_safetensors(content))
+    except SafetensorError as error:
+        raise ModelError(f"{folder}: {WEIGHTS_FILE} is damaged: {error}") from error

@@ -1,0 +1,75 @@
+"""Puts a state dict into a model, strictly, and says in one line what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
+from pipeline.models.stylegan2 import LATENT_DIM, blur_kernel
+
+GIVEN_BY_CODE = ".kernel"
+
+
+def assemble(
+    architecture: Architecture,
+    weights: Mapping[str, Tensor],
+    latent_avg: Tensor,
+    card: ModelCard,
+    source: str,
+) -> RestyleModel:
+    """A model from `weights` (keys `encoder.*`, `generator.*`), float32, sharing their memory.
+
+    `latent_avg` is [512], [1, 512] or [n_styles, 512]. `source` names the file in errors.
+    Raises `ModelError` for a missing or unexpected key, a wrong shape or a wrong type.
+    """
+    with torch.device("meta"):
+        model = RestyleModel(architecture, card)
+    state = {"latent_avg": per_row(latent_avg, model.n_styles, source), **weights}
+    _check(model.state_dict(), state, source)
+    state = {key: _as_float32(key, tensor) for key, tensor in state.items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def per_row(latent_avg: Tensor, n_styles: int, source: str) -> Tensor:
+    """`latent_avg` of any published shape as [n_styles, 512]."""
+    shape = tuple(latent_avg.shape)
+    if shape not in {(LATENT_DIM,), (1, LATENT_DIM), (n_styles, LATENT_DIM)}:
+        raise ModelError(
+            f"{source}: latent_avg has shape {list(shape)}, "
+            f"expected [512], [1, 512] or [{n_styles}, 512]"
+        )
+    return latent_avg.detach().expand(n_styles, LATENT_DIM).contiguous()
+
+
+def _check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
+    missing = [key for key in expected if key not in given]
+    unexpected = [key for key in given if key not in expected]
+    if missing:
+        raise ModelError(f"{source}: weight '{missing[0]}' is missing{_more(missing)}")
+    if unexpected:
+        raise ModelError(
+            f"{source}: weight '{unexpected[0]}' does not belong to this model{_more(unexpected)}"
+        )
+    for key, tensor in given.items():
+        if tensor.shape != expected[key].shape:
+            raise ModelError(
+                f"{source}: weight '{key}' has shape {list(tensor.shape)}, "
+                f"expected {list(expected[key].shape)}"
+            )
+        if key.endswith(GIVEN_BY_CODE) and not torch.allclose(tensor.float().cpu(), blur_kernel()):
+            raise ModelError(f"{source}: '{key}' is not the binomial blur [1, 3, 3, 1]")
+
+
+def _more(keys: list[str]) -> str:
+    return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+
+
+def _as_float32(key: str, tensor: Tensor) -> Tensor:
+    if key.endswith("num_batches_tracked"):
+        return tensor.detach()
+    return tensor.detach().to(torch.float32).contiguous()
