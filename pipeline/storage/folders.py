@@ -1,0 +1,54 @@
+"""Samples out of a slice of a folder listing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.storage.formats import readable_name
+from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, too_large
+from pipeline.storage.shards import Shard
+from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage_errors
+
+# Requests in flight against an object store, and the bytes that may wait in memory for their turn.
+_REQUESTS = 16
+_BYTES_AHEAD = 64 << 20
+
+
+def read_folder(shard: Shard) -> Iterator[Sample]:
+    """One sample a file; the key is the path relative to the input, with its extension."""
+    for group in _groups(shard):
+        contents = _contents(shard, [name for name, size in group if size <= MAX_SAMPLE_BYTES])
+        for name, size in group:
+            key = readable_name(name)
+            uri = join(shard.uri, key)
+            if name in contents:
+                yield Sample(key, uri, contents.pop(name))
+            else:
+                yield too_large(key, uri, size)
+
+
+def _groups(shard: Shard) -> Iterator[list[tuple[str, int]]]:
+    """Runs of files that are fetched together."""
+    group: list[tuple[str, int]] = []
+    total = 0
+    for name, size in zip(shard.names, shard.sizes, strict=True):
+        if group and (len(group) == _REQUESTS or total + size > _BYTES_AHEAD):
+            yield group
+            group, total = [], 0
+        group.append((name, size))
+        total += size
+    if group:
+        yield group
+
+
+def _contents(shard: Shard, names: list[str]) -> dict[str, bytes]:
+    fs, root = filesystem(shard.uri)
+    contents = {}
+    if not is_local_filesystem(fs) and len(names) > 1:
+        with storage_errors(f"read files of '{shard.uri}'"):
+            found = fs.cat([join(root, name) for name in names], batch_size=_REQUESTS)
+        return {name: bytes(found[join(root, name)]) for name in names}
+    for name in names:
+        with storage_errors(f"read '{join(shard.uri, readable_name(name))}'"):
+            contents[name] = bytes(fs.cat_file(join(root, name)))
+    return contents

@@ -1,0 +1,53 @@
+"""Which file names are images, and which are shards."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Literal
+
+Kind = Literal["folder", "tar", "parquet"]
+
+# Formats that no decoder here reads belong too: they become `unsupported_format` rejects.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jpx", ".jxl", ".svg", ".psd"),
+    *(".tga", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".exr", ".hdr", ".dng", ".cr2", ".nef"),
+    *(".arw", ".raw"),
+)
+_SHARD_SUFFIXES: dict[str, Kind] = {
+    ".tar": "tar",
+    ".tar.gz": "tar",
+    ".tgz": "tar",
+    ".parquet": "parquet",
+}
+
+
+def is_image(name: str) -> bool:
+    """Whether the path `name` ends in the extension of an image, in any case."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def shard_kind(name: str) -> Kind | None:
+    """What kind of shard file `name` is by its extension; None if it is none."""
+    lowered = name.lower()
+    return next((kind for end, kind in _SHARD_SUFFIXES.items() if lowered.endswith(end)), None)
+
+
+def shard_stem(name: str) -> str:
+    """`name` without its shard extension."""
+    ends = [end for end in _SHARD_SUFFIXES if name.lower().endswith(end)]
+    return name[: -len(max(ends, key=len))] if ends else name
+
+
+def is_hidden(name: str) -> bool:
+    """Whether any part of the path is hidden or is what macOS adds to archives.
+
+    Such files (`.DS_Store`, `._0007.jpg`, `__MACOSX/...`) carry metadata, not images.
+    """
+    parts = PurePosixPath(name).parts
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def readable_name(name: str) -> str:
+    """`name` as valid Unicode: bytes that are not UTF-8 are written as `\\xNN`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

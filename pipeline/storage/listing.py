@@ -1,0 +1,107 @@
+"""The files below a folder, in one order on every storage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.errors import InputError
+from pipeline.storage.formats import is_hidden
+from pipeline.storage.store import object_info
+from pipeline.storage.uris import filesystem, is_local_filesystem, storage_errors
+
+
+class Entry(NamedTuple):
+    """A file: its path relative to the folder that was walked, its bytes, its etag."""
+
+    name: str
+    size: int
+    etag: str
+
+
+class _Child(NamedTuple):
+    name: (
+        str  # the last component; a folder's ends in "/", so that sorting gives the order of paths
+    )
+    size: int
+    etag: str
+
+
+def is_folder(fs: Any, path: str, uri: str) -> bool:
+    """Whether `path` is a folder; `StorageError` caused by `FileNotFoundError` if it is nothing."""
+    with storage_errors(f"read '{uri}'"):
+        return bool(fs.info(path)["type"] == "directory")
+
+
+def file_entry(uri: str) -> Entry:
+    """The entry of one file, named by its last component."""
+    fs, path = filesystem(uri)
+    name = uri.rsplit("/", 1)[-1]
+    with storage_errors(f"read '{uri}'"):
+        if is_local_filesystem(fs):
+            return Entry(name, *_local_state(Path(path).stat()))
+        info = object_info(fs.info(path))
+    return Entry(name, info.size, info.etag)
+
+
+def walk(fs: Any, path: str, uri: str) -> Iterator[Entry]:
+    """Every file below `path` in the order of relative paths, hidden ones left out.
+
+    Holds the listing of one folder a level at a time, so memory is that of the largest folders,
+    not of the tree. Links to folders are followed, except back into a folder they lie in.
+    """
+    yield from _walk(fs, path, uri, "", ())
+
+
+def _walk(
+    fs: Any,
+    path: str,
+    uri: str,
+    prefix: str,
+    above: tuple[str, ...],
+) -> Iterator[Entry]:
+    if is_local_filesystem(fs):
+        real = os.path.realpath(path)
+        if real in above:
+            return
+        above = (*above, real)
+    with storage_errors(f"list '{uri}'"):
+        children = sorted(_children(fs, path))
+    for child in children:
+        if is_hidden(child.name):
+            continue
+        if child.name.endswith("/"):
+            name = child.name[:-1]
+            yield from _walk(fs, f"{path}/{name}", uri, prefix + child.name, above)
+        else:
+            yield Entry(prefix + child.name, child.size, child.etag)
+
+
+def _children(fs: Any, path: str) -> Iterator[_Child]:
+    if is_local_filesystem(fs):
+        yield from _local_children(path)
+        return
+    for details in fs.ls(path, detail=True):
+        name = str(details["name"]).rstrip("/").rsplit("/", 1)[-1]
+        if details["type"] == "directory":
+            yield _Child(name + "/", 0, "")
+        elif str(details["name"]).rstrip("/") != path:  # a bucket's empty "folder marker" object
+            info = object_info(details)
+            yield _Child(name, info.size, info.etag)
+
+
+def _local_children(path: str) -> Iterator[_Child]:
+    """As `fs.ls`, without its dictionary of a kilobyte for each file."""
+    for child in os.scandir(path):
+        if child.is_dir():
+            yield _Child(child.name + "/", 0, "")
+        elif child.is_file():
+            yield _Child(child.name, *_local_state(child.stat()))
+        elif child.is_symlink():
+            raise InputError(f"'{child.path}' is a link to nothing")
+
+
+def _local_state(status: os.stat_result) -> tuple[int, str]:
+    return status.st_size, f"{status.st_size}-{status.st_mtime_ns}"

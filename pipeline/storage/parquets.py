@@ -1,0 +1,105 @@
+"""Samples out of a Parquet file with a column of image bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError, StorageError
+from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_large
+from pipeline.storage.shards import Shard
+from pipeline.storage.uris import filesystem, one_line, storage_errors
+
+_IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "content", "jpg", "jpeg", "png", "webp")
+_KEY_COLUMNS = ("key", "__key__", "image_id", "id", "path", "file_name", "filename", "file")
+_BATCH_ROWS = 16
+_BUFFER = 4 << 20
+
+
+def read_parquet(shard: Shard) -> Iterator[Sample]:
+    """One sample a row: bytes from the image column, key from the key column or the row number.
+
+    The image column is the only one of binary type or of the Hugging Face image type (a struct
+    with `bytes` and `path`), or the only one of them with a usual name (`image`, `bytes`, `jpg`,
+    `content`, ...). The key is the first of `key`, `__key__`, `image_id`, `id`, `path`, `file_name`
+    that there is, else the struct's `path`, else the row number in eight digits; a key that comes
+    twice gets `~2` behind it. A null image is a sample with empty bytes.
+    """
+    fs, path = filesystem(shard.uri)
+    row = 0
+    with storage_errors(f"read '{shard.uri}'"):
+        try:
+            with fs.open(path, "rb", block_size=_BUFFER, cache_type="readahead") as file:
+                for sample in _rows(file, shard.uri):
+                    row += 1
+                    yield sample
+        except pa.ArrowException as error:
+            raise StorageError(
+                f"the shard '{shard.uri}' is damaged after {row} samples ({one_line(error)}); "
+                "replace it and run again"
+            ) from error
+
+
+def _rows(file: Any, uri: str) -> Iterator[Sample]:
+    # Without pre_buffer Arrow reads a column page by page instead of a row group at once.
+    parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)
+    image_column = _image_column(parquet.schema_arrow, uri)
+    key_column = next((name for name in _KEY_COLUMNS if name in parquet.schema_arrow.names), None)
+    if key_column == image_column:
+        key_column = None
+    columns = [image_column, *([key_column] if key_column else [])]
+    keys = UniqueKeys()
+    row = 0
+    for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
+        images = batch.column(image_column)
+        names = batch.column(key_column) if key_column else None
+        for index in range(batch.num_rows):
+            content, name = _cell(images[index].as_py())
+            given = names[index].as_py() if names is not None else name
+            key = keys.take(f"{row:08d}" if given in (None, "") else _text(given))
+            yield _sample(key, f"{uri}#{row}", content)
+            row += 1
+
+
+def _cell(value: Any) -> tuple[bytes, str | None]:
+    if isinstance(value, dict):
+        return value.get("bytes") or b"", value.get("path")
+    return value or b"", None
+
+
+def _text(key: Any) -> str:
+    if isinstance(key, bytes):
+        return key.decode("utf-8", "backslashreplace")
+    return str(key)
+
+
+def _sample(key: str, uri: str, content: bytes) -> Sample:
+    if len(content) > MAX_SAMPLE_BYTES:
+        return too_large(key, uri, len(content))
+    return Sample(key, uri, content)
+
+
+def _image_column(schema: pa.Schema, uri: str) -> str:
+    found = [field.name for field in schema if _holds_bytes(field.type)]
+    usual = [name for name in found if name.lower() in _IMAGE_COLUMNS]
+    for names in (found, usual):
+        if len(names) == 1:
+            return str(names[0])
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    if found:
+        raise InputError(
+            f"'{uri}' has several columns of bytes ({', '.join(found)}) and it is not clear which "
+            "holds the images; leave one of them in the file"
+        )
+    raise InputError(f"'{uri}' has no column of image bytes; its columns are {columns}")
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _holds_bytes(kind.field(index).type)
+    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(check(kind) for check in checks)

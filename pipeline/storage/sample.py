@@ -1,0 +1,48 @@
+"""One input image as bytes, and the keys of a shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_SAMPLE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input image, not decoded.
+
+    `key` is its path inside the shard, unique in it; `uri` says where it came from. Where the
+    bytes were not read, `content` is empty and `reject` holds the value of the `RejectReason` that
+    the sample is to get, with `detail` for a person. An empty file or a null in a Parquet column is
+    a sample with empty `content` and no `reject`: the decoder refuses it.
+    """
+
+    key: str
+    uri: str
+    content: bytes
+    reject: str = ""
+    detail: str = ""
+
+
+def too_large(key: str, uri: str, size: int) -> Sample:
+    """A sample of `size` bytes that is not read into memory."""
+    return Sample(
+        key, uri, b"", "too_large", f"{size} bytes, of at most {MAX_SAMPLE_BYTES} that are read"
+    )
+
+
+class UniqueKeys:
+    """Makes the keys of one shard unique in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def take(self, *candidates: str) -> str:
+        """The first candidate that is free, else the last one with `~2`, `~3`, ... behind it."""
+        key = next((name for name in candidates if name not in self._used), "")
+        count = 2
+        while not key:
+            numbered = f"{candidates[-1]}~{count}"
+            key, count = ("" if numbered in self._used else numbered), count + 1
+        self._used.add(key)
+        return key

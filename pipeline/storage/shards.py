@@ -1,0 +1,140 @@
+"""The shards of an input: `.tar` and `.parquet` files, and slices of a folder of images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.errors import InputError, StorageError
+from pipeline.storage.formats import Kind, is_image, readable_name, shard_kind, shard_stem
+from pipeline.storage.listing import Entry, file_entry, is_folder, walk
+from pipeline.storage.uris import canonical_uri, filesystem, join
+
+_PLAIN = re.compile(r"[A-Za-z0-9._-]+\.tar")
+_RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|\..*)")
+_LOOKED_FOR = (
+    "looked for .tar, .tar.gz, .tgz and .parquet shards, and for image files, at any depth"
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard: what it is called, where it is, and the state it was listed in.
+
+    `shard_id` depends on the path inside the input alone and is safe as a file name. `uri` is the
+    shard file or, for `kind="folder"`, the input folder, of which this shard holds the files
+    `names` (relative paths) of `sizes` bytes. `size` is in bytes. `etag` changes when the content
+    does, as far as the storage tells (on a disk: size and modification time).
+    """
+
+    shard_id: str
+    uri: str
+    kind: Kind
+    size: int
+    etag: str
+    names: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    def to_json(self) -> str:
+        """The shard as a line of ASCII JSON, whatever bytes its names are made of."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Shard:
+        """The shard that `to_json` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        fields["names"] = tuple(fields["names"])
+        fields["sizes"] = tuple(fields["sizes"])
+        return cls(**fields)
+
+
+def list_shards(input_uri: str, *, files_per_shard: int = 1000) -> Iterator[Shard]:
+    """The shards of `input_uri`, in the order of their paths, as the listing goes.
+
+    The input is one shard file, one image, or a folder with shards or images or both at any
+    depth. Images of a folder are cut into slices of `files_per_shard` in the order of their
+    relative paths; adding a file to the folder changes the slices after it. Hidden files are left
+    out. Raises `InputError` if the input does not exist or holds nothing of these, on the first
+    `next()`.
+    """
+    root = canonical_uri(input_uri)
+    fs, path = filesystem(root)
+    folder = _exists_as_folder(fs, path, root)
+    seen: set[str] = set()
+    for shard in _folder_shards(fs, path, root, files_per_shard) if folder else _one_file(root):
+        if shard.shard_id in seen:
+            raise InputError(f"two shards of '{root}' have the id '{shard.shard_id}'; rename one")
+        seen.add(shard.shard_id)
+        yield shard
+    if not seen:
+        raise InputError(f"the input '{root}' holds nothing to read; {_LOOKED_FOR}")
+
+
+def _exists_as_folder(fs: Any, path: str, root: str) -> bool:
+    try:
+        return is_folder(fs, path, root)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise InputError(f"the input '{root}' does not exist; {_LOOKED_FOR}") from error
+        raise
+
+
+def shard_id_of(relative_path: str) -> str:
+    """The id of the shard file at `relative_path` inside the input (its name, if it is the input).
+
+    The stem of a plain `name.tar` in the input's top folder; else the path made safe, with eight
+    hex digits of its SHA-256, so that `a/0.tar`, `b/0.tar` and `0.tar.gz` never share an id.
+    """
+    stem = shard_stem(relative_path)
+    if _PLAIN.fullmatch(relative_path) and not _RESERVED.fullmatch(stem) and len(stem) <= 100:
+        return stem
+    digest = hashlib.sha256(relative_path.encode("utf-8", "surrogateescape")).hexdigest()
+    safe = re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.")[-80:] or "shard"
+    return f"{safe}-{digest[:8]}"
+
+
+def _one_file(uri: str) -> Iterator[Shard]:
+    entry = file_entry(uri)
+    name = uri.rsplit("/", 1)[-1]
+    kind = shard_kind(name)
+    if kind:
+        yield Shard(shard_id_of(name), uri, kind, entry.size, entry.etag)
+    elif is_image(name):
+        yield _slice(uri.rsplit("/", 1)[0], [Entry(name, entry.size, entry.etag)], 0)
+
+
+def _folder_shards(fs: Any, path: str, root: str, length: int) -> Iterator[Shard]:
+    images: list[Entry] = []
+    slices = 0
+    for entry in walk(fs, path, root):
+        kind = shard_kind(entry.name)
+        if kind:
+            uri = join(root, entry.name)
+            yield Shard(shard_id_of(entry.name), uri, kind, entry.size, entry.etag)
+        elif is_image(entry.name):
+            images.append(entry)
+        if len(images) == length:
+            yield _slice(root, images, slices)
+            images, slices = [], slices + 1
+    if images:
+        yield _slice(root, images, slices)
+
+
+def _slice(root: str, entries: list[Entry], index: int) -> Shard:
+    digest = hashlib.sha256()
+    for entry in entries:
+        line = f"{readable_name(entry.name)}\0{entry.size}\0{entry.etag}\n"
+        digest.update(line.encode())
+    return Shard(
+        shard_id=f"files-{index:05d}",
+        uri=root,
+        kind="folder",
+        size=sum(entry.size for entry in entries),
+        etag=digest.hexdigest()[:32],
+        names=tuple(entry.name for entry in entries),
+        sizes=tuple(entry.size for entry in entries),
+    )

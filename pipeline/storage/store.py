@@ -1,0 +1,210 @@
+"""Named objects below one root, on a disk or in a bucket, put whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from pipeline.errors import StorageError
+from pipeline.storage.uris import (
+    canonical_uri,
+    filesystem,
+    is_local_filesystem,
+    join,
+    storage_errors,
+)
+
+_ETAG_FIELDS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "crc32c",
+    "mtime",
+    "LastModified",
+    "created",
+)
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """Size in bytes of an object, and a short text that changes when its content does."""
+
+    size: int
+    etag: str
+
+
+class Store:
+    """Objects named by relative paths with forward slashes below `root`, a path or fsspec URI.
+
+    A put is atomic: readers see the whole object or none of it. On a disk it is a temporary file
+    beside the target (hidden, not ending in the target's suffix, so that `*.parquet` never
+    matches it), fsync, rename, fsync of the directory. On an object store it is one upload, which
+    becomes visible when it is complete. A writer that is killed leaves at most a hidden
+    temporary file behind. Listings are never cached. Stores pickle as their root alone.
+
+    Every failure is a `StorageError` in one line.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = canonical_uri(root)
+        self._fs: Any = None
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.root,)
+
+    def __repr__(self) -> str:
+        return f"Store({self.root!r})"
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec file system behind the store, for readers that take one."""
+        if self._fs is None:
+            self._fs = filesystem(self.root)[0]
+        return self._fs
+
+    def uri(self, name: str = "") -> str:
+        """The URI of an object; of the root without a name."""
+        return join(self.root, name)
+
+    def path(self, name: str = "") -> str:
+        """The path of an object on `fs`: no scheme, `bucket/key` on S3."""
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts:
+            raise StorageError(f"'{name}' is not a name inside '{self.root}'")
+        return join(str(self.fs._strip_protocol(self.root)), name)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write `content` under `name`, replacing what was there."""
+        with storage_errors(f"write '{self.uri(name)}'"):
+            if is_local_filesystem(self.fs):
+                with _complete_file(Path(self.path(name)), content) as temporary:
+                    temporary.replace(self.path(name))
+            else:
+                self.fs.pipe_file(self.path(name), content)
+
+    def put_if_absent(self, name: str, content: bytes) -> bool:
+        """Write `content` under `name` unless it exists; whether it was written.
+
+        Of two writers at the same moment one wins and the other is told False. Object stores do
+        this with a conditional put; one that ignores the condition still refuses what existed
+        before the call.
+        """
+        if self.exists(name):
+            return False
+        try:
+            with storage_errors(f"write '{self.uri(name)}'"):
+                self._create(name, content)
+        except StorageError:
+            # Each store says "it exists" with another error.
+            if self.exists(name):
+                return False
+            raise
+        return True
+
+    def _create(self, name: str, content: bytes) -> None:
+        if is_local_filesystem(self.fs):
+            # link() refuses an existing target, which rename() does not.
+            with _complete_file(Path(self.path(name)), content) as temporary:
+                os.link(temporary, self.path(name))
+        else:
+            self.fs.pipe_file(self.path(name), content, mode="create")
+
+    def get(self, name: str) -> bytes:
+        """The whole object."""
+        with storage_errors(f"read '{self.uri(name)}'"):
+            return bytes(self.fs.cat_file(self.path(name)))
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """The object as a seekable binary file; each read fetches what it asks for, no more."""
+        with storage_errors(f"read '{self.uri(name)}'"):
+            with self.fs.open(self.path(name), "rb", cache_type="none") as file:
+                yield cast(BinaryIO, file)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such an object."""
+        with storage_errors(f"look up '{self.uri(name)}'"):
+            try:
+                return bool(self.fs.info(self.path(name))["type"] == "file")
+            except FileNotFoundError:
+                return False
+
+    def info(self, name: str) -> ObjectInfo:
+        """Size and etag of an object; `StorageError` if it is missing."""
+        with storage_errors(f"look up '{self.uri(name)}'"):
+            return object_info(self.fs.info(self.path(name)))
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The sorted names of all objects that start with `prefix`, at any depth.
+
+        Temporary files of writers are left out. A root that does not exist holds nothing.
+        """
+        folder = prefix.rsplit("/", 1)[0] if "/" in prefix else ""
+        with storage_errors(f"list '{self.uri(prefix)}'"):
+            try:
+                found = self.fs.find(self.path(folder))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        start = len(self.path()) + 1
+        names = (str(path)[start:] for path in found)
+        return sorted(name for name in names if name.startswith(prefix) and not _is_temporary(name))
+
+    def remove(self, name: str) -> None:
+        """Delete an object; a missing one is no error, so that a removal can be repeated."""
+        with storage_errors(f"remove '{self.uri(name)}'"):
+            try:
+                self.fs.rm_file(self.path(name))
+            except FileNotFoundError:
+                return
+
+
+def object_info(details: dict[str, Any]) -> ObjectInfo:
+    """`ObjectInfo` out of what `fs.info` or `fs.ls` says of a file.
+
+    The etag is the object store's own, else the modification time with the size.
+    """
+    size = int(details.get("size") or 0)
+    for field in _ETAG_FIELDS:
+        if details.get(field):
+            value = str(details[field]).strip('"')
+            break
+    else:
+        value = "unknown"
+    own = value if len(value) <= 64 else hashlib.sha256(value.encode()).hexdigest()[:32]
+    return ObjectInfo(size, f"{size}-{own}")
+
+
+def _is_temporary(name: str) -> bool:
+    last = name.rsplit("/", 1)[-1]
+    return last.startswith(".") and last.endswith(".tmp")
+
+
+@contextmanager
+def _complete_file(target: Path, content: bytes) -> Iterator[Path]:
+    """A temporary file beside `target` that holds `content` safely; the caller renames it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        _sync_directory(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,117 @@
+"""From a path or URI to a file system, and from its errors to one line for the user.
+
+Endpoint and credentials come from the environment and the config files of fsspec and of the file
+system behind it (for S3: `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `~/.aws`, `FSSPEC_S3_...`), never
+through this library: what is never passed cannot land in a table or a log.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec.config
+from botocore.exceptions import (  # type: ignore[import-untyped]
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+)
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import InputError, StorageError
+
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_SIGNED = re.compile(r"[?&](x-amz-|x-goog-|sig=|signature=|token=|access_token=)", re.IGNORECASE)
+_SECRET_SETTINGS = ("key", "secret", "token", "password", "access_key", "secret_key")
+_SECRET_VARIABLES = re.compile(
+    r"AWS_ACCESS_KEY_ID|.*_(SECRET|TOKEN|PASSWORD|(SECRET|ACCESS|ACCOUNT|API)_KEY)"
+)
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` is a plain path or a `file://` URI."""
+    return not _SCHEME.match(uri) or uri.startswith(("file://", "local://"))
+
+
+def canonical_uri(uri: str) -> str:
+    """`uri` without a trailing slash; a local path as an absolute one, so that workers agree on it.
+
+    Raises `InputError` for a URI that carries credentials: it would be written into the table.
+    """
+    if not uri.strip():
+        raise InputError("an empty path or URI was given")
+    if is_local(uri):
+        path = re.sub(r"^(file|local)://", "", uri)
+        return str(Path(path).expanduser().absolute())
+    host = uri.split("://", 1)[1].split("/", 1)[0]
+    if "@" in host or _SIGNED.search(uri):
+        raise InputError(
+            f"the {uri.split(':')[0]} URI carries credentials; "
+            "give them in the environment (e.g. AWS_ACCESS_KEY_ID) and leave them out of the URI"
+        )
+    return uri.rstrip("/")
+
+
+def join(uri: str, name: str) -> str:
+    """`name`, a relative path with forward slashes, below `uri`."""
+    return f"{uri.rstrip('/')}/{name}" if name else uri
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of `uri` and the path on it; listings are never cached.
+
+    A cached listing would hide what another node wrote. Raises `InputError` for a scheme that no
+    installed package serves.
+    """
+    try:
+        fs, path = url_to_fs(uri, use_listings_cache=False)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"cannot open '{uri}': {one_line(error)}") from error
+    return fs, str(path)
+
+
+def is_local_filesystem(fs: Any) -> bool:
+    """Whether `fs` is this machine's disk."""
+    return isinstance(fs, LocalFileSystem)
+
+
+@contextmanager
+def storage_errors(action: str) -> Iterator[None]:
+    """Turn every failure of a file system into a `StorageError`: "cannot <action>: why"."""
+    try:
+        yield
+    except NoCredentialsError as error:
+        why = "no credentials in the environment (AWS_ACCESS_KEY_ID, ~/.aws, ...)"
+        raise StorageError(f"cannot {action}: {why}") from error
+    except FileNotFoundError as error:
+        raise StorageError(f"cannot {action}: not found") from error
+    except PermissionError as error:
+        raise StorageError(
+            f"cannot {action}: access denied (are the credentials right?)"
+        ) from error
+    except (OSError, EOFError, BotoCoreError, ClientError) as error:
+        raise StorageError(f"cannot {action}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The text of `error` in one line, with every secret of this process blanked out."""
+    return without_secrets(" ".join(str(error).split()) or type(error).__name__)
+
+
+def without_secrets(text: str) -> str:
+    """`text` with every credential that this process knows of blanked out."""
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _secrets() -> set[str]:
+    found = {value for name, value in os.environ.items() if _SECRET_VARIABLES.fullmatch(name)}
+    for settings in fsspec.config.conf.values():
+        found |= {str(settings[name]) for name in _SECRET_SETTINGS if name in settings}
+    return {value for value in found if len(value) >= 6}
