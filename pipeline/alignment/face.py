@@ -1,0 +1,32 @@
+"""One aligned face and what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class AlignedFace:
+    """A crop, and the alignment fields of its table row (DESIGN, section 4).
+
+    Coordinates are pixels of the upright original, x to the right, y down. Fields that only a
+    detected face has are None where images come prealigned.
+    """
+
+    face_index: int  # 0 is the largest face of its image
+    n_faces: int  # faces found in the image, kept or not
+    width: int  # of the upright original
+    height: int
+    face_box: NDArray[np.float32] | None  # [4] left, top, right, bottom; may leave the image
+    landmarks: NDArray[np.float32] | None  # [68, 2] x, y, in dlib's (iBUG) order
+    align_quad: NDArray[np.float32] | None  # [4, 2] top left, bottom left, bottom right, top right
+    face_px: float | None  # side of the face box
+    roll_deg: float | None  # tilt of the eye line; positive is clockwise as seen
+    yaw: float | None  # [-1, 1]; 0 is frontal, positive has the nose towards the image's right
+    sharpness: float  # variance of the Laplacian of the crop in grey levels [0, 255]
+    pad_fraction: float  # [0, 1]; share of the crop that lies outside the original
+    detector_score: float | None  # margin of dlib's HOG detector
+    pixels: NDArray[np.uint8]  # [height, width, 3] RGB

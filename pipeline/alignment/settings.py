@@ -1,0 +1,51 @@
+"""What alignment can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import ConfigError
+from pipeline.images import ImageLimits
+
+FFHQ_SIZE = 256  # pixels; the crop that the reference scripts make and the encoders saw
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """Settings of an `Aligner`; raises `ConfigError` where one cannot be met.
+
+    The last two guard the process and change no row of an image that aligns; all others do.
+    """
+
+    faces: Literal["largest", "all"] = "largest"
+    prealigned: bool = False  # images are crops already: only resized, for cars, churches, ...
+    min_face_px: float = 32.0  # smallest side of a face's box in the original image
+    output_size: tuple[int, int] = (FFHQ_SIZE, FFHQ_SIZE)  # (height, width) of the crops
+    max_pixels: int = ImageLimits.max_pixels
+    min_side: int = ImageLimits.min_side
+    detector_side: int = 512  # detection looks at a copy whose longest side is at most this
+    min_score: float = 0.0  # dlib's margin; 0 is the detector's own threshold
+    row_timeout_s: float = 60.0  # an image that takes longer is rejected as `timed_out`
+    memory_limit_mib: int = 6144  # address space of the child process; 0 is no limit
+
+    def __post_init__(self) -> None:
+        height, width = self.output_size
+        if min(height, width) < 1:
+            raise ConfigError(f"output_size {self.output_size} must be at least (1, 1)")
+        if height != width and not self.prealigned:
+            raise ConfigError(
+                f"output_size {self.output_size}: aligned faces are square; "
+                "a model with other input takes prealigned images"
+            )
+        if self.faces not in ("largest", "all"):
+            raise ConfigError(f"faces must be 'largest' or 'all', got '{self.faces}'")
+        if self.detector_side < 80:
+            raise ConfigError(f"detector_side {self.detector_side} is under the detector's window")
+        if self.row_timeout_s <= 0:
+            raise ConfigError(f"row_timeout_s {self.row_timeout_s} must be above 0")
+
+    @property
+    def limits(self) -> ImageLimits:
+        """What an image may be."""
+        return ImageLimits(max_pixels=self.max_pixels, min_side=self.min_side)
