@@ -29,9 +29,10 @@ class DlibIdentity:
         self.definition = (
             "cosine of 128-d descriptors, -1..1, higher is more alike; "
             f"{WEIGHTS} (sha256 {hashlib.sha256(content).hexdigest()[:12]}) on 150 px chips "
-            "at dlib's 5 landmarks; null where HOG finds no face; dlib was trained on distances "
-            "(same person below 0.6), its cosines are compressed: strangers reach about 0.8, "
-            "so values do not compare with those of ArcFace networks"
+            "at dlib's 5 landmarks; null where HOG finds no face; dlib was trained on distances, "
+            "its cosines are compressed: two photos of one person 0.98 to 0.996, of strangers "
+            "0.78 to 0.90 (72 London portraits, 5th to 95th percentile), so that values do not "
+            "compare with those of ArcFace networks"
         )
 
     def embed(self, images: Tensor) -> Tensor:

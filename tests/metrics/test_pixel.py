@@ -1,0 +1,43 @@
+import math
+
+import pytest
+import torch
+
+from pipeline.metrics.pixel import enlarged, mean_squared_error, peak_signal_to_noise, to_pixels
+
+
+def test_l2_is_the_mean_square_per_image():
+    a = torch.zeros(2, 3, 4, 4)
+    b = torch.stack([torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), -1.0)])
+    assert mean_squared_error(a, b).tolist() == [0.25, 1.0]
+
+
+def test_black_against_white_is_zero_decibel():
+    assert peak_signal_to_noise(torch.tensor(4.0)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_hundredth_of_the_peak_is_forty_decibel():
+    assert peak_signal_to_noise(torch.tensor((2 / 100) ** 2)).item() == pytest.approx(40)
+
+
+def test_equal_images_have_infinite_psnr():
+    assert peak_signal_to_noise(torch.tensor(0.0)).item() == math.inf
+
+
+def test_a_small_image_is_enlarged_in_its_own_proportions():
+    assert enlarged(torch.zeros(1, 3, 48, 64)).shape == (1, 3, 192, 256)
+
+
+def test_a_large_image_is_left_alone():
+    image = torch.zeros(1, 3, 300, 200)
+    assert enlarged(image) is image
+
+
+def test_pixels_are_rounded_not_truncated():
+    image = torch.full((1, 3, 1, 1), 200.6 / 127.5 - 1)
+    assert to_pixels(image).ravel().tolist() == [201] * 3
+
+
+def test_values_out_of_range_do_not_wrap_around():
+    image = torch.tensor([-3.0, 0.0, 3.0])[None, :, None, None]
+    assert to_pixels(image).ravel().tolist() == [0, 128, 255]

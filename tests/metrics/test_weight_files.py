@@ -1,0 +1,59 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.errors import ModelError
+from pipeline.metrics.weight_files import read_weight_file
+
+STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3)}
+
+
+class Attack:
+    def __reduce__(self):
+        return (Path.touch, (Path("/tmp/weights-were-executed"),))
+
+
+def test_torch_and_safetensors_files_give_the_same_tensors(tmp_path):
+    torch.save(STATE, tmp_path / "face.pth")
+    save_file(STATE, tmp_path / "face.safetensors")
+    for name in ("face.pth", "face.safetensors"):
+        state, sha256 = read_weight_file(str(tmp_path / name))
+        assert torch.equal(state["layer.weight"], STATE["layer.weight"])
+        assert len(sha256) == 64
+
+
+def test_any_fsspec_uri_is_read(tmp_path):
+    torch.save(STATE, tmp_path / "face.pth")
+    state, _ = read_weight_file(f"file://{tmp_path}/face.pth")
+    assert torch.equal(state["layer.weight"], STATE["layer.weight"])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"nowhere\.pth.* cannot be read"):
+        read_weight_file(str(tmp_path / "nowhere.pth"))
+
+
+@pytest.mark.parametrize("name", ["face.pth", "face.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights at all"])
+def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError) as raised:
+        read_weight_file(str(tmp_path / name))
+    assert "\n" not in str(raised.value)
+    assert name in str(raised.value)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path):
+    (tmp_path / "face.pth").write_bytes(pickle.dumps(Attack(), protocol=2))
+    with pytest.raises(ModelError, match="no safetensors or torch weight file"):
+        read_weight_file(str(tmp_path / "face.pth"))
+    assert not Path("/tmp/weights-were-executed").exists()
+
+
+def test_a_dictionary_around_the_state_dict_is_refused(tmp_path):
+    torch.save({"state_dict": STATE}, tmp_path / "face.pth")
+    with pytest.raises(ModelError, match="no bare state dict"):
+        read_weight_file(str(tmp_path / "face.pth"))
