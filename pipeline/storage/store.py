@@ -124,9 +124,11 @@ class Store:
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """The object as a seekable binary file; each read fetches what it asks for, no more."""
-        with storage_errors(f"read '{self.uri(name)}'"):
-            with self.fs.open(self.path(name), "rb", cache_type="none") as file:
-                yield cast(BinaryIO, file)
+        with (
+            storage_errors(f"read '{self.uri(name)}'"),
+            self.fs.open(self.path(name), "rb", cache_type="none") as file,
+        ):
+            yield cast(BinaryIO, file)
 
     def exists(self, name: str) -> bool:
         """Whether there is such an object."""
@@ -146,15 +148,24 @@ class Store:
 
         Temporary files of writers are left out. A root that does not exist holds nothing.
         """
-        folder = prefix.rsplit("/", 1)[0] if "/" in prefix else ""
+        folder, _, start = prefix.rpartition("/")
         with storage_errors(f"list '{self.uri(prefix)}'"):
-            try:
-                found = self.fs.find(self.path(folder))
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-        start = len(self.path()) + 1
-        names = (str(path)[start:] for path in found)
+            paths = list(self._find(self.path(folder), start))
+        root = len(self.path()) + 1
+        names = (path[root:] for path in paths)
         return sorted(name for name in names if name.startswith(prefix) and not _is_temporary(name))
+
+    def _find(self, folder: str, start: str) -> Iterator[str]:
+        if is_local_filesystem(self.fs):
+            for above, _, names in os.walk(folder):
+                yield from (f"{above}/{name}" for name in names)
+            return
+        # S3 lists by prefix on its side, and a table's folder may hold a million parts.
+        options = {"prefix": start} if "s3" in self.fs.protocol else {}
+        try:
+            yield from map(str, self.fs.find(folder, **options))
+        except FileNotFoundError:
+            return
 
     def remove(self, name: str) -> None:
         """Delete an object; a missing one is no error, so that a removal can be repeated."""

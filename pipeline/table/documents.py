@@ -1,0 +1,44 @@
+"""The table's JSON files: canonical text, free of credentials."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from pipeline.errors import TableError
+from pipeline.storage import Store, without_secrets
+
+_SECRET_NAME = re.compile(r"secret|password|passwd|token$|credential|access_key|api_key", re.I)
+
+
+def to_json(document: dict[str, Any]) -> bytes:
+    """`document` as indented UTF-8 JSON; what is or looks like a credential becomes `***`."""
+    text = json.dumps(_clean(document), indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def read_json(store: Store, name: str) -> dict[str, Any]:
+    """The JSON object under `name`; `TableError` if it is something else."""
+    content = store.get(name)
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise TableError(f"'{store.uri(name)}' is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise TableError(f"'{store.uri(name)}' is not a JSON object")
+    return document
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            str(name): "***" if item and _SECRET_NAME.search(str(name)) else _clean(item)
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    if isinstance(value, str):
+        # A lone surrogate (a file name that is not UTF-8) has no UTF-8 form.
+        return without_secrets(value).encode("utf-8", "backslashreplace").decode()
+    return value

@@ -1,0 +1,82 @@
+"""Shard manifests, `_shards/<shard-id>.json`: the commit of a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.errors import TableError
+from pipeline.storage import Shard, Store
+from pipeline.table.documents import read_json, to_json
+from pipeline.table.parts import PartSummary
+from pipeline.table.schema import SCHEMA_VERSION
+
+_FOLDER = "_shards"
+
+
+@dataclass(frozen=True)
+class ShardManifest:
+    """What a committed shard came from, and what it gave."""
+
+    shard: str
+    uri: str
+    kind: str
+    etag: str
+    size: int
+    fingerprint: str
+    part_size: int
+    samples: int
+    faces: int
+    rejects: int
+    parts: tuple[PartSummary, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def of(
+        cls, shard: Shard, parts: Sequence[PartSummary], fingerprint: str, part_size: int
+    ) -> ShardManifest:
+        """The manifest of `shard` from all its parts; `TableError` if a part is missing."""
+        parts = sorted(parts, key=lambda summary: summary.part)
+        if [summary.part for summary in parts] != list(range(len(parts))):
+            numbers = [summary.part for summary in parts]
+            raise TableError(f"shard '{shard.shard_id}' cannot be committed with parts {numbers}")
+        return cls(
+            shard=shard.shard_id,
+            uri=shard.uri,
+            kind=shard.kind,
+            etag=shard.etag,
+            size=shard.size,
+            fingerprint=fingerprint,
+            part_size=part_size,
+            samples=sum(summary.samples for summary in parts),
+            faces=sum(summary.faces for summary in parts),
+            rejects=sum(summary.rejects for summary in parts),
+            parts=tuple(parts),
+        )
+
+    def write(self, store: Store) -> None:
+        """Put the manifest: from here on the shard is done."""
+        store.put(manifest_name(self.shard), to_json(asdict(self)))
+
+
+def manifest_name(shard_id: str) -> str:
+    """The name of a shard's manifest."""
+    return f"{_FOLDER}/{shard_id}.json"
+
+
+def manifest_ids(store: Store) -> list[str]:
+    """The ids of all committed shards, sorted."""
+    names = store.names(f"{_FOLDER}/")
+    return sorted(name[len(_FOLDER) + 1 : -5] for name in names if name.endswith(".json"))
+
+
+def read_manifest(store: Store, shard_id: str) -> ShardManifest:
+    """The manifest of a committed shard; `TableError` if it is damaged."""
+    name = manifest_name(shard_id)
+    fields: dict[str, Any] = read_json(store, name)
+    try:
+        parts = tuple(PartSummary(**part) for part in fields.pop("parts"))
+        return ShardManifest(**fields, parts=parts)
+    except (KeyError, TypeError) as error:
+        raise TableError(f"'{store.uri(name)}' is not a shard manifest: {error}") from error

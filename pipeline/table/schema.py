@@ -1,0 +1,214 @@
+"""The columns of the table, and rows into Arrow.
+
+`w_plus` is a nested fixed-size list `[n_styles][512]`, by default of float16. Its shape reads as:
+
+| reader | `w_plus` of one row |
+|---|---|
+| pyarrow | `fixed_size_list<fixed_size_list<halffloat>[512]>[n_styles]` |
+| DuckDB | `FLOAT[][]` (float16 is widened; `w_plus[1][1]` is the first number) |
+| polars | `Array(Float16, (n_styles, 512))`; `to_numpy()` gives `[n, n_styles, 512]` |
+| pandas | object array of `n_styles` float16 arrays; `np.stack` gives `[n_styles, 512]` |
+| HF datasets | lists of fixed length; `with_format("numpy")` gives float32 `[n_styles, 512]` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import TableError
+
+SCHEMA_VERSION = 1
+STYLE_DIM = 512
+
+_INT = pa.int32()
+_REAL = pa.float32()
+_TEXT = pa.string()
+_REALS = pa.list_(_REAL)
+
+
+def _matrix(kind: pa.DataType, rows: int, columns: int) -> pa.DataType:
+    return pa.list_(pa.list_(kind, columns), rows)
+
+
+_IDENTITY = {
+    "image_id": _TEXT,  # <shard>/<key>#<face_index>
+    "shard": _TEXT,
+    "key": _TEXT,  # path inside the shard
+    "face_index": _INT,  # from 0, in the aligner's order
+    "n_faces": _INT,  # faces found in the sample
+    "source_uri": _TEXT,
+    "source_sha256": _TEXT,  # of the encoded image, as it lies in the input
+    "width": _INT,  # of the upright original
+    "height": _INT,
+}
+_ALIGNMENT = {
+    "face_box": pa.list_(_REAL, 4),  # left, top, right, bottom in pixels of the upright original
+    "landmarks": _matrix(_REAL, 68, 2),
+    "align_quad": _matrix(_REAL, 4, 2),
+    "face_px": _REAL,
+    "roll_deg": _REAL,
+    "yaw": _REAL,
+    "sharpness": _REAL,
+    "pad_fraction": _REAL,
+    "detector_score": _REAL,
+}
+_METRICS = {
+    "steps": _INT,  # that were computed
+    "best_step": _INT,
+    "l2": _REAL,  # these four are of the best step
+    "psnr": _REAL,
+    "lpips": _REAL,
+    "id_similarity": _REAL,  # null where the identity network finds no face
+    "l2_per_step": _REALS,
+    "psnr_per_step": _REALS,
+    "lpips_per_step": _REALS,
+    "id_similarity_per_step": _REALS,
+    "residual_norm_per_step": _REALS,
+    "w_plus_variance": _REAL,  # spread between the rows of the code
+    "w_avg_distance": _REAL,
+    "converged": pa.bool_(),
+}
+_REJECTS = {
+    "image_id": _TEXT,  # <shard>/<key>, with #<face_index> where one face was rejected
+    "shard": _TEXT,
+    "key": _TEXT,
+    "face_index": _INT,  # null: the whole sample
+    "source_uri": _TEXT,
+    "source_sha256": _TEXT,
+    "reason": _TEXT,
+    "detail": _TEXT,
+}
+_REQUIRED = {"image_id", "shard", "key", "source_uri", "face_index", "n_faces", "w_plus", "reason"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What differs between tables: the size and type of the codes, and the optional columns.
+
+    `all_steps` adds `w_plus_per_step` [steps, n_styles, 512]; `aligned_jpeg` and
+    `reconstruction_jpeg` add columns of these names, of bytes.
+    """
+
+    n_styles: int
+    w_plus_dtype: Literal["float16", "float32"] = "float16"
+    all_steps: bool = False
+    aligned_jpeg: bool = False
+    reconstruction_jpeg: bool = False
+
+    def latents_schema(self) -> pa.Schema:
+        """The Arrow schema of a latents file, without metadata."""
+        kind = pa.float16() if self.w_plus_dtype == "float16" else pa.float32()
+        code = _matrix(kind, self.n_styles, STYLE_DIM)
+        columns = {**_IDENTITY, **_ALIGNMENT, "w_plus": code, **_METRICS}
+        if self.all_steps:
+            columns["w_plus_per_step"] = pa.list_(code)
+        columns |= {name: pa.binary() for name in self._pictures()}
+        return _schema(columns, _REQUIRED)
+
+    def _pictures(self) -> list[str]:
+        wanted = {
+            "aligned_jpeg": self.aligned_jpeg,
+            "reconstruction_jpeg": self.reconstruction_jpeg,
+        }
+        return [name for name, is_wanted in wanted.items() if is_wanted]
+
+
+def rejects_schema() -> pa.Schema:
+    """The Arrow schema of a rejects file, without metadata."""
+    return _schema(_REJECTS, _REQUIRED - {"face_index"})
+
+
+def image_id(shard_id: str, key: str, face_index: int | None) -> str:
+    """The id of a face; with `face_index` None that of a whole sample."""
+    return f"{shard_id}/{key}" + ("" if face_index is None else f"#{face_index}")
+
+
+def latents_table(
+    rows: Sequence[Mapping[str, Any]],  # one a face: every column but image_id and shard
+    columns: Columns,
+    shard_id: str,
+) -> pa.Table:
+    """Rows of faces as an Arrow table.
+
+    Values are Python scalars, numpy scalars or arrays (`w_plus` [n_styles, 512], `landmarks`
+    [68, 2], ...) or None. A NaN among the metrics or the alignment's figures becomes null: it was
+    not measured. Raises `TableError` for a row with a missing or unknown column, or a code of the
+    wrong shape or not finite.
+    """
+    return _table(rows, columns.latents_schema(), shard_id)
+
+
+def rejects_table(rows: Sequence[Mapping[str, Any]], shard_id: str) -> pa.Table:
+    """Rows of rejects (every column but image_id and shard) as an Arrow table."""
+    return _table(rows, rejects_schema(), shard_id)
+
+
+def _schema(columns: Mapping[str, pa.DataType], required: set[str]) -> pa.Schema:
+    fields = [pa.field(name, kind, name not in required) for name, kind in columns.items()]
+    return pa.schema(fields)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, shard_id: str) -> pa.Table:
+    given = set(schema.names) - {"image_id", "shard"}
+    for row in rows:
+        if set(row) != given:
+            raise TableError(
+                f"a row of shard '{shard_id}' does not fit the table: "
+                f"missing {sorted(given - set(row))}, unknown {sorted(set(row) - given)}"
+            )
+    arrays = [_column(field, rows, shard_id) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _column(field: pa.Field, rows: Sequence[Mapping[str, Any]], shard_id: str) -> pa.Array:
+    if field.name == "image_id":
+        ids = [image_id(shard_id, row["key"], row["face_index"]) for row in rows]
+        return pa.array(ids, type=field.type)
+    if field.name == "shard":
+        return pa.array([shard_id] * len(rows), type=field.type)
+    values = [row[field.name] for row in rows]
+    if field.name == "w_plus":
+        return _codes([np.asarray(value)[None] for value in values], field.type)
+    if field.name == "w_plus_per_step":
+        offsets = np.cumsum([0, *(len(value) for value in values)])
+        codes = _codes([np.asarray(value) for value in values], field.type.value_type)
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), codes, type=field.type)
+    return _array(values, field)
+
+
+def _codes(values: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
+    """Codes [m, n_styles, 512] of several rows, without a Python object for each number."""
+    shape = (kind.list_size, STYLE_DIM)
+    number = kind.value_type.value_type
+    for value in values:
+        if value.shape[1:] != shape:
+            raise TableError(f"a W+ code is {value.shape[1:]}, the table takes {shape}")
+    stacked = np.concatenate([np.empty((0, *shape), np.float32), *values])
+    # Beyond 65504 float16 is infinite: the check below finds what the cast would warn about.
+    with np.errstate(over="ignore"):
+        numbers = stacked.astype(number.to_pandas_dtype()).reshape(-1)
+    if not np.isfinite(numbers).all():
+        raise TableError(f"a W+ code is not finite as {number}")
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(numbers, number), type=kind.value_type)
+    return pa.FixedSizeListArray.from_arrays(rows, type=kind)
+
+
+def _array(values: list[Any], field: pa.Field) -> pa.Array:
+    try:
+        return pa.array([_plain(value) for value in values], type=field.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise TableError(f"column '{field.name}' does not take its values: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Numpy to Python, and NaN to None."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,228 @@
+"""Writing a table: what is done already, parts, and the commit of shards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+from pipeline.errors import InputError, TableError
+from pipeline.storage import Shard, Store
+from pipeline.table.description import Description, settle_description
+from pipeline.table.documents import to_json
+from pipeline.table.manifests import ShardManifest, manifest_ids, manifest_name, read_manifest
+from pipeline.table.parts import (
+    LATENTS,
+    REJECTS,
+    PartSummary,
+    Stamp,
+    parse_part_name,
+    part_name,
+    read_summary,
+    write_part,
+)
+from pipeline.table.schema import latents_table, rejects_table
+
+# Lookups in flight while the states of many shards are read from an object store.
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """How far a shard is.
+
+    `manifest` is set if the shard is committed as it now stands in the input. Else `parts` holds
+    the parts that need no work, by number, and `stale` the names of files that a run over another
+    state of the shard, or with another part size, left behind: `TableWriter.clear` removes them.
+    """
+
+    shard: Shard
+    manifest: ShardManifest | None = None
+    parts: Mapping[int, PartSummary] = field(default_factory=dict)
+    stale: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.manifest is not None
+
+
+class TableWriter:
+    """The table at a root, open for writing; it pickles, and many may write at once.
+
+    Parts of a shard are `part_size` consecutive samples each, the last one what is left.
+    """
+
+    def __init__(self, root: str, description: Description, *, part_size: int) -> None:
+        """Write nothing; `open_for_writing` also settles `_table.json`."""
+        if part_size < 1:
+            raise InputError(f"a part of {part_size} samples is none")
+        self.store = Store(root)
+        self.description = description
+        self.part_size = part_size
+        self._fingerprint = description.fingerprint
+
+    def state(self, shard: Shard) -> ShardState:
+        """What of `shard` is in the table. Reads the manifest or the footers of parts, no rows.
+
+        Raises `InputError` if the table's shard of this id came from another place.
+        """
+        if self.store.exists(manifest_name(shard.shard_id)):
+            return self._committed_state(shard)
+        return self._open_state(shard, self._part_files(shard.shard_id))
+
+    def states(self, shards: Iterable[Shard]) -> Iterator[ShardState]:
+        """`state` of each shard, in order: one listing of the table, then some reads at a time."""
+        committed = set(manifest_ids(self.store))
+        files: dict[str, list[str]] = defaultdict(list)
+        for kind in (LATENTS, REJECTS):
+            for name in self.store.names(f"{kind}/"):
+                parsed = parse_part_name(name)
+                if parsed and parsed[0] not in committed:
+                    files[parsed[0]].append(name)
+
+        def state(shard: Shard) -> ShardState:
+            if shard.shard_id in committed:
+                return self._committed_state(shard)
+            return self._open_state(shard, files.get(shard.shard_id, []))
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            source = iter(shards)
+            while group := list(islice(source, 4 * _THREADS)):
+                yield from pool.map(state, group)
+
+    def clear(self, state: ShardState) -> None:
+        """Remove what `state` calls stale: the manifest first, so that no commit stands alone."""
+        for name in sorted(state.stale, key=lambda name: not name.startswith("_shards/")):
+            self.store.remove(name)
+
+    def write_part(
+        self,
+        shard: Shard,
+        part: int,
+        *,
+        samples: int,
+        latents: Sequence[Mapping[str, Any]],
+        rejects: Sequence[Mapping[str, Any]],
+    ) -> PartSummary:
+        """Put part number `part` of `shard` from rows, as `latents_table` takes them.
+
+        The same rows give the same bytes under the same name, so a repeat is harmless. Raises
+        `TableError` if the rows do not fit the table or do not account for all `samples`.
+        """
+        description = self.description
+        return write_part(
+            self.store,
+            self._stamp(shard, part),
+            latents_table(latents, description.columns, shard.shard_id),
+            rejects_table(rejects, shard.shard_id),
+            samples=samples,
+            metrics=description.metrics,
+        )
+
+    def commit_shard(self, shard: Shard, parts: Iterable[PartSummary]) -> ShardManifest:
+        """Write the manifest, when every part of `shard` is in the table.
+
+        `parts` are the summaries that `write_part` returned and those of `ShardState.parts`; the
+        files of the latter are read once for their SHA-256. Raises `TableError` if a part is
+        missing or a file of another part is there.
+        """
+        complete = [self._hashed(shard.shard_id, summary) for summary in parts]
+        manifest = ShardManifest.of(shard, complete, self._fingerprint, self.part_size)
+        expected = {
+            part_name(kind, shard.shard_id, summary.part)
+            for kind in (LATENTS, REJECTS)
+            for summary in complete
+        }
+        difference = expected ^ set(self._part_files(shard.shard_id))
+        if difference:
+            raise TableError(
+                f"shard '{shard.shard_id}' cannot be committed: '{min(difference)}' is "
+                + ("missing" if min(difference) in expected else "not one of its parts")
+            )
+        manifest.write(self.store)
+        return manifest
+
+    def record_run(self, started: datetime, run_id: str, facts: Mapping[str, Any]) -> str:
+        """Put `_runs/<start>-<id>.json`, what one run did; its name."""
+        name = f"_runs/{started:%Y%m%dT%H%M%SZ}-{run_id}.json"
+        self.store.put(name, to_json(dict(facts)))
+        return name
+
+    def _stamp(self, shard: Shard, part: int) -> Stamp:
+        return Stamp(
+            schema_version=self.description.schema_version,
+            fingerprint=self._fingerprint,
+            shard=shard.shard_id,
+            shard_etag=shard.etag,
+            part=part,
+            part_size=self.part_size,
+        )
+
+    def _part_files(self, shard_id: str) -> list[str]:
+        """The names of all files of parts of the shard."""
+        found = []
+        for kind in (LATENTS, REJECTS):
+            for name in self.store.names(f"{kind}/{shard_id}-"):
+                # "x-1-00000" is a part of the shard "x-1", not of "x".
+                parsed = parse_part_name(name)
+                if parsed and parsed[0] == shard_id:
+                    found.append(name)
+        return found
+
+    def _committed_state(self, shard: Shard) -> ShardState:
+        manifest = read_manifest(self.store, shard.shard_id)
+        if manifest.uri != shard.uri:
+            raise InputError(
+                f"the table '{self.store.root}' holds shard '{shard.shard_id}' from "
+                f"'{manifest.uri}'; this input has it at '{shard.uri}': choose another output"
+            )
+        if (manifest.etag, manifest.size) == (shard.etag, shard.size):
+            return ShardState(shard, manifest)
+        stale = (manifest_name(shard.shard_id), *self._part_files(shard.shard_id))
+        return ShardState(shard, stale=stale)
+
+    def _open_state(self, shard: Shard, files: Sequence[str]) -> ShardState:
+        parts = {}
+        kept = set()
+        for name in files:
+            _, part = parse_part_name(name) or ("", -1)
+            pair = {part_name(kind, shard.shard_id, part) for kind in (LATENTS, REJECTS)}
+            if part not in parts and pair <= set(files):
+                summary = read_summary(self.store, self._stamp(shard, part))
+                if summary is not None:
+                    parts[part] = summary
+                    kept |= pair
+        return ShardState(shard, parts=parts, stale=tuple(sorted(set(files) - kept)))
+
+    def _hashed(self, shard_id: str, summary: PartSummary) -> PartSummary:
+        if summary.latents_sha256 and summary.rejects_sha256:
+            return summary
+        latents, rejects = (
+            file_sha256(self.store, part_name(kind, shard_id, summary.part))
+            for kind in (LATENTS, REJECTS)
+        )
+        return replace(summary, latents_sha256=latents, rejects_sha256=rejects)
+
+
+def open_for_writing(root: str, description: Description, *, part_size: int) -> TableWriter:
+    """A writer for the table at `root`, which is made if it is not there.
+
+    Raises `FingerprintError` if it was made with other settings.
+    """
+    settled = settle_description(Store(root), description)
+    return TableWriter(root, settled, part_size=part_size)
+
+
+def file_sha256(store: Store, name: str) -> str:
+    """Hex SHA-256 of an object, read as a stream."""
+    digest = hashlib.sha256()
+    with store.open(name) as file:
+        while block := file.read(8 << 20):
+            digest.update(block)
+    return digest.hexdigest()
