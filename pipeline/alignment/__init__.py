@@ -4,6 +4,7 @@ from pipeline.alignment.aligner import Aligner
 from pipeline.alignment.crop import crop_quad, pad_fraction
 from pipeline.alignment.detection import model_path
 from pipeline.alignment.face import AlignedFace
+from pipeline.alignment.isolation import IsolatedAligner, Outcome
 from pipeline.alignment.quad import ffhq_quad
 from pipeline.alignment.settings import AlignmentSettings
 
@@ -11,6 +12,8 @@ __all__ = [
     "AlignedFace",
     "Aligner",
     "AlignmentSettings",
+    "IsolatedAligner",
+    "Outcome",
     "crop_quad",
     "ffhq_quad",
     "model_path",

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.alignment import AlignmentSettings, IsolatedAligner, Outcome
+from pipeline.errors import PipelineError
+from pipeline.images import Rejection, RejectReason
+from tests.alignment.faulty import FaultyAligner, UnbuildableAligner, abrupt
+from tests.images.encoded import encode, picture
+
+GOOD = encode(picture(), "PNG")
+SETTINGS = AlignmentSettings(output_size=(64, 64), row_timeout_s=2, memory_limit_mib=4096)
+
+
+@pytest.fixture
+def isolated() -> Iterator[IsolatedAligner]:
+    with IsolatedAligner(SETTINGS, factory=FaultyAligner) as aligner:
+        yield aligner
+
+
+def reasons(outcomes: list[Outcome]) -> list[str]:
+    return [outcome.reason.value if isinstance(outcome, Rejection) else "" for outcome in outcomes]
+
+
+def test_each_content_gets_one_outcome_in_order(isolated: IsolatedAligner) -> None:
+    wide = encode(picture(200, 100), "PNG")
+    outcomes = list(isolated.process([GOOD, b"hello", wide, GOOD[:200]]))
+    assert reasons(outcomes) == ["", "unsupported_format", "", "truncated"]
+    assert [o[0].width for o in outcomes if isinstance(o, list)] == [80, 200]
+
+
+def test_what_comes_back_is_what_the_aligner_computes(isolated: IsolatedAligner) -> None:
+    (outcome,) = isolated.process([GOOD])
+    assert isinstance(outcome, list)
+    (direct,) = FaultyAligner(SETTINGS).align(GOOD)
+    assert np.array_equal(outcome[0].pixels, direct.pixels)
+    assert outcome[0].sharpness == direct.sharpness
+
+
+@pytest.mark.parametrize(
+    ("order", "says"), [(b"!segfault", "signal 11 (SIGSEGV)"), (b"!exit 3", "exit code 3")]
+)
+def test_a_row_that_kills_its_process_costs_one_reject(
+    isolated: IsolatedAligner, order: bytes, says: str
+) -> None:
+    outcomes = list(isolated.process([GOOD, order, GOOD]))
+    assert reasons(outcomes) == ["", "crashed", ""]
+    assert isinstance(outcomes[1], Rejection)
+    assert says in outcomes[1].detail
+
+
+@pytest.mark.parametrize("order", [b"!sleep 600", b"!hold 600"])
+def test_a_row_that_hangs_costs_one_reject(isolated: IsolatedAligner, order: bytes) -> None:
+    assert reasons(list(isolated.process([order, GOOD]))) == ["timed_out", ""]
+
+
+def test_a_row_that_wants_too_much_memory_costs_one_reject(isolated: IsolatedAligner) -> None:
+    (good, greedy, _) = isolated.process([GOOD, b"!memory 8000000000", GOOD])
+    assert isinstance(good, list)
+    assert isinstance(greedy, Rejection)
+    assert greedy.reason is RejectReason.CRASHED
+    assert "4096 MiB" in greedy.detail
+
+
+def test_an_unforeseen_error_costs_one_reject_and_no_process(isolated: IsolatedAligner) -> None:
+    rows = isolated.process([GOOD, b"!bug abc", GOOD])
+    next(rows)
+    pid = isolated.pid
+    assert reasons(list(rows)) == ["crashed", ""]
+    assert isolated.pid == pid
+
+
+def test_a_row_whose_process_is_killed_from_outside_is_tried_again(
+    isolated: IsolatedAligner, tmp_path: Path
+) -> None:
+    order = b"!die_once " + str(tmp_path / "died").encode()
+    assert list(isolated.process([order])) == [[]]
+
+
+def test_a_child_that_was_killed_between_rows_is_replaced(isolated: IsolatedAligner) -> None:
+    rows = isolated.process([GOOD, GOOD])
+    next(rows)
+    assert isolated.pid is not None
+    os.kill(isolated.pid, signal.SIGKILL)
+    assert isinstance(next(rows), list)
+
+
+def test_large_rows_pass_both_ways() -> None:
+    settings = AlignmentSettings(prealigned=True, output_size=(3000, 4000))
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
+    content = encode(Image.fromarray(noise), "BMP")
+    with IsolatedAligner(settings) as aligner:
+        outcomes = list(aligner.process([content, b"x" * 50_000_000, content]))
+    assert reasons(outcomes) == ["", "unsupported_format", ""]
+    assert isinstance(outcomes[2], list)
+    assert np.array_equal(outcomes[2][0].pixels, noise)
+
+
+def test_an_interrupted_row_leaves_no_answer_behind(isolated: IsolatedAligner) -> None:
+    def ring(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    next(isolated.process([GOOD]))  # so that the alarm rings in the row, not in the start
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(isolated.process([b"!sleep 1"]))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert reasons(list(isolated.process([b"hello", GOOD]))) == ["unsupported_format", ""]
+
+
+def test_close_ends_the_child(isolated: IsolatedAligner) -> None:
+    next(isolated.process([GOOD]))
+    pid = isolated.pid
+    assert pid is not None
+    isolated.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert isolated.pid is None
+
+
+@pytest.mark.parametrize(
+    ("factory", "says"), [(UnbuildableAligner, "no model for largest"), (abrupt, "exit code 9")]
+)
+def test_a_child_that_cannot_start_is_an_error_and_not_a_reject(factory: object, says: str) -> None:
+    aligner = IsolatedAligner(SETTINGS, factory=factory)  # type: ignore[arg-type]
+    with pytest.raises(PipelineError, match=says):
+        next(aligner.process([GOOD]))
+
+
+PARENT = """
+import sys
+from pipeline.alignment import AlignmentSettings, IsolatedAligner
+from tests.alignment.faulty import FaultyAligner
+aligner = IsolatedAligner(AlignmentSettings(row_timeout_s=1), factory=FaultyAligner)
+list(aligner.process([b"hello"]))
+print(aligner.pid, flush=True)
+if sys.argv[1]:
+    list(aligner.process([sys.argv[1].encode()]))
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("order", ["", "!hold 600"])
+def test_kill_9_of_the_parent_leaves_no_orphan(order: str) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", PARENT, order]
+    with subprocess.Popen(
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert is_running(pid)
+        time.sleep(0.3 if order else 0)  # the order is under way, and not yet timed out
+        parent.kill()
+    deadline = time.monotonic() + 30  # a hung orphan ends 5 s after its time limit
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(pid)
+
+
+def is_running(pid: int) -> bool:
+    """True for a live process; a zombie that nobody has reaped yet is dead."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
