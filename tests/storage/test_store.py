@@ -1,0 +1,143 @@
+"""Promises of the store."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputError, StorageError
+from pipeline.storage import Store
+from tests.conftest import Bucket
+
+
+@pytest.fixture(params=["disk", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "disk":
+        return Store(str(tmp_path / "a table"))
+    bucket: Bucket = request.getfixturevalue("s3")
+    return Store(f"{bucket.uri}/a table")
+
+
+def test_what_is_put_is_got(store: Store) -> None:
+    store.put("a/b.bin", b"first")
+    store.put("a/b.bin", b"second")
+    assert store.get("a/b.bin") == b"second"
+    assert store.info("a/b.bin").size == 6
+
+
+def test_names_are_sorted_and_never_stale(store: Store) -> None:
+    assert store.names() == []
+    store.put("x/2", b"")
+    assert store.names("x/") == ["x/2"]
+    Store(store.root).put("x/1", b"")
+    Store(store.root).put("x-1", b"")
+    assert store.names() == ["x-1", "x/1", "x/2"]
+    assert store.names("x/1") == ["x/1"]
+    Store(store.root).remove("x/2")
+    assert store.names("x/") == ["x/1"]
+
+
+def test_put_if_absent_keeps_the_first(store: Store) -> None:
+    assert store.put_if_absent("t.json", b"first")
+    assert not store.put_if_absent("t.json", b"second")
+    assert store.get("t.json") == b"first"
+
+
+def test_of_two_creators_at_once_the_second_is_told(store: Store) -> None:
+    store.put("t.json", b"first")
+    with pytest.raises((OSError, StorageError)):
+        store._create("t.json", b"second")
+    assert store.get("t.json") == b"first"
+
+
+def test_removing_twice_is_no_error(store: Store) -> None:
+    store.put("a", b"1")
+    store.remove("a")
+    store.remove("a")
+    assert not store.exists("a")
+
+
+def test_a_missing_object_is_named_in_one_line(store: Store) -> None:
+    with pytest.raises(StorageError, match=r"cannot read '.*/a table/nope': not found$"):
+        store.get("nope")
+
+
+def test_an_etag_changes_with_the_content(store: Store) -> None:
+    store.put("a", b"1234")
+    before = store.info("a")
+    store.put("a", b"4321")
+    assert store.info("a").etag != before.etag
+    assert store.info("a").size == before.size
+
+
+def test_a_store_travels_by_its_root_alone(store: Store) -> None:
+    store.put("a", b"1")
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 300
+    assert pickle.loads(pickled).get("a") == b"1"
+
+
+@pytest.mark.parametrize("name", ["../escape", "/etc/passwd", "a/../../b"])
+def test_names_stay_inside_the_store(store: Store, name: str) -> None:
+    with pytest.raises(StorageError, match="not a name inside"):
+        store.put(name, b"")
+
+
+def test_a_put_that_is_killed_leaves_nothing_that_readers_see(tmp_path: Path) -> None:
+    """The child kills itself where the file is complete and has not got its name yet."""
+    program = f"""
+        import os, signal
+        os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+        from pipeline.storage import Store
+        Store({str(tmp_path)!r}).put("latents/s-00000.parquet", b"half" * 1000)
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
+    assert run.returncode == -signal.SIGKILL
+    left = [path.name for path in (tmp_path / "latents").iterdir()]
+    assert len(left) == 1
+    assert list((tmp_path / "latents").glob("*.parquet")) == []
+    store = Store(str(tmp_path))
+    assert store.names() == []
+    store.put("latents/s-00000.parquet", b"whole")
+    assert store.get("latents/s-00000.parquet") == b"whole"
+
+
+def test_a_failed_put_cleans_up(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(StorageError, match="cannot write"):
+        Store(str(tmp_path)).put("taken", b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_wrong_credentials_are_said_in_one_line_without_them(
+    s3: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret-key")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-wrong-access-key")
+    store = Store(s3.uri)
+    # fsspec hands out one client a process for the same arguments; a user's process has one too.
+    store.fs.clear_instance_cache()
+    with pytest.raises(StorageError) as caught:
+        Store(s3.uri).put("a", b"1")
+    text = str(caught.value)
+    assert "access denied" in text
+    assert "\n" not in text
+    assert "a-wrong" not in text
+    store.fs.clear_instance_cache()
+
+
+def test_a_uri_with_credentials_is_refused_without_repeating_them() -> None:
+    with pytest.raises(InputError, match="leave them out of the URI") as caught:
+        Store("s3://user:hunter22@bucket/x")
+    assert "hunter22" not in str(caught.value)
+
+
+def test_an_unknown_scheme_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="Protocol not known: gopher"):
+        Store("gopher://host/x").names()
