@@ -2,12 +2,12 @@
 
 | encoder type                       | body     | style heads read                   | rows      |
 |------------------------------------|----------|------------------------------------|-----------|
-| `BackboneEncoder`                  | IR-SE50  | the last map (ReStyle, sec. 3.3)   | separate |
-| `ResNetBackboneEncoder`            | ResNet34 | the last map                       | separate |
+| `BackboneEncoder`                  | IR-SE50  | the last map (ReStyle, sec. 3.3)   | separate  |
+| `ResNetBackboneEncoder`            | ResNet34 | the last map                       | separate  |
 | `ProgressiveBackboneEncoder`       | IR-SE50  | the last map                       | w + delta |
 | `ResNetProgressiveBackboneEncoder` | ResNet34 | the last map                       | w + delta |
-| `GradualStyleEncoder`              | IR-SE50  | a feature pyramid (pSp, sec. 3.1)  | separate |
-| `ResNetGradualStyleEncoder`        | ResNet34 | a feature pyramid                  | separate |
+| `GradualStyleEncoder`              | IR-SE50  | a feature pyramid (pSp, sec. 3.1)  | separate  |
+| `ResNetGradualStyleEncoder`        | ResNet34 | a feature pyramid                  | separate  |
 | `Encoder4Editing`                  | IR-SE50  | a feature pyramid (e4e, sec. 4)    | w + delta |
 
 Every encoder maps `[n, input_channels, h, w]` in [-1, 1] to codes `[n, n_styles, 512]`.
