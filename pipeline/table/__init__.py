@@ -1,21 +1,31 @@
 """The table of latents: schema, part files, manifests, writing and reading."""
 
-from pipeline.table.description import Description, check_same, read_description
+from pipeline.table.card import card_text, write_card
+from pipeline.table.description import DESCRIPTION_NAME, Description, check_same, read_description
 from pipeline.table.manifests import ShardManifest
 from pipeline.table.parts import PartSummary
-from pipeline.table.schema import SCHEMA_VERSION, Columns, image_id
+from pipeline.table.reader import Table, UnknownImageError, open_table
+from pipeline.table.schema import SCHEMA_VERSION, Columns, image_id, latents_table, rejects_table
 from pipeline.table.writer import ShardState, TableWriter, open_for_writing
 
 __all__ = [
+    "DESCRIPTION_NAME",
     "SCHEMA_VERSION",
     "Columns",
     "Description",
     "PartSummary",
     "ShardManifest",
     "ShardState",
+    "Table",
     "TableWriter",
+    "UnknownImageError",
+    "card_text",
     "check_same",
     "image_id",
+    "latents_table",
     "open_for_writing",
+    "open_table",
     "read_description",
+    "rejects_table",
+    "write_card",
 ]

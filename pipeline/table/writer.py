@@ -11,6 +11,8 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.errors import InputError, TableError
 from pipeline.storage import Shard, Store
 from pipeline.table.description import Description, settle_description
@@ -115,14 +117,25 @@ class TableWriter:
         The same rows give the same bytes under the same name, so a repeat is harmless. Raises
         `TableError` if the rows do not fit the table or do not account for all `samples`.
         """
-        description = self.description
+        return self.write_tables(
+            shard,
+            part,
+            samples=samples,
+            latents=latents_table(latents, self.description.columns, shard.shard_id),
+            rejects=rejects_table(rejects, shard.shard_id),
+        )
+
+    def write_tables(
+        self, shard: Shard, part: int, *, samples: int, latents: pa.Table, rejects: pa.Table
+    ) -> PartSummary:
+        """`write_part` for rows that `latents_table` and `rejects_table` have made Arrow."""
         return write_part(
             self.store,
             self._stamp(shard, part),
-            latents_table(latents, description.columns, shard.shard_id),
-            rejects_table(rejects, shard.shard_id),
+            latents,
+            rejects,
             samples=samples,
-            metrics=description.metrics,
+            metrics=self.description.metrics,
         )
 
     def commit_shard(self, shard: Shard, parts: Iterable[PartSummary]) -> ShardManifest:

@@ -1,0 +1,98 @@
+"""Ask a table of latents something, in SQL.
+
+    python jobs/query_latents.py TABLE "SELECT image_id, l2 FROM latents ORDER BY l2 LIMIT 10"
+
+Views: latents (one row a face), rejects (one row a reject), shards (one row an input shard).
+Exit code: 0 done, 1 a read failed, 2 the table or the query is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from pipeline.errors import PipelineError, RequestError, TableError
+from pipeline.table import open_table
+
+_LONGEST_LIST = 8
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the query and print its rows; the exit code."""
+    asked = _parser().parse_args(arguments)
+    try:
+        rows = open_table(asked.table).arrow(asked.query)
+    except PipelineError as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, RequestError | TableError) else 1
+    try:
+        _show(rows, asked)
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("table", metavar="TABLE", help="path or URI of the table")
+    parser.add_argument("query", metavar="SQL", help="over the views latents, rejects, shards")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="comma-separated, with a header line")
+    form.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser
+
+
+def _show(rows: pa.Table, asked: argparse.Namespace) -> None:
+    # Rows out of Arrow keep a null inside a list, for which a pandas frame has no value.
+    names = rows.column_names
+    if asked.json:
+        for row in rows.to_pylist():
+            print(json.dumps(row, default=_text))
+    elif asked.csv:
+        lines = csv.writer(sys.stdout, lineterminator="\n")
+        lines.writerow(names)
+        lines.writerows([_field(row[name]) for name in names] for row in rows.to_pylist())
+    else:
+        grid = Grid(*names)
+        for row in rows.to_pylist():
+            grid.add_row(*(escape(_cell(row[name])) for name in names))
+        Console().print(grid)
+    sys.stdout.flush()
+
+
+def _field(value: Any) -> Any:
+    """Lists as JSON, other values as they are."""
+    return json.dumps(value, default=_text) if isinstance(value, list | dict) else value
+
+
+def _text(value: Any) -> str:
+    """Bytes and times, which JSON has no form for."""
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _cell(value: Any) -> str:
+    """A value short enough for a screen."""
+    if isinstance(value, list):
+        if value and isinstance(value[0], list):
+            return f"{len(value)}×{len(value[0])} numbers"
+        if len(value) > _LONGEST_LIST:
+            return f"{len(value)} values"
+        return "[" + ", ".join(_cell(item) for item in value) + "]"
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

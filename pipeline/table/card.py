@@ -1,0 +1,105 @@
+"""README.md of a table: a dataset card that says what is in it, generated from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+from pipeline.table.reader import Table
+
+CARD_NAME = "README.md"
+_METRICS = ("l2", "psnr", "lpips", "id_similarity", "residual_norm")
+# What the Hugging Face hub reads; without it the hub would take all files for one data set.
+_FRONT_MATTER = """---
+license: other
+configs:
+  - config_name: latents
+    data_files: latents/*.parquet
+  - config_name: rejects
+    data_files: rejects/*.parquet
+---
+"""
+_READING = """## Reading
+
+```python
+from pipeline.table import open_table
+table = open_table("path or URI of this folder")
+table.sql("SELECT image_id, l2 FROM latents ORDER BY l2 LIMIT 10")
+```
+
+Without this library: `read_parquet('latents/*.parquet')` in DuckDB, pandas, polars or datasets.
+"""
+
+
+def write_card(table: Table) -> str:
+    """Put the card into the table; its text. The same table gives the same card."""
+    text = card_text(table)
+    table.store.put(CARD_NAME, text.encode())
+    return text
+
+
+def card_text(table: Table) -> str:
+    """The card: model and licence, counts, rejects by reason, metrics, and how to read it."""
+    parts = (_FRONT_MATTER, _summary(table), _rejects(table), _metrics(table), _READING)
+    return "\n".join(parts)
+
+
+def _summary(table: Table) -> str:
+    description = table.description
+    count = table.sql(
+        "SELECT count(*) AS shards, coalesce(sum(samples), 0) AS samples,"
+        " coalesce(sum(faces), 0) AS faces, coalesce(sum(rejects), 0) AS rejects FROM shards"
+    ).iloc[0]
+    columns = description.columns
+    lines = [
+        f"# W+ codes of {int(count.faces):,} faces",
+        "",
+        f"{int(count.samples):,} images in {int(count.shards):,} shards gave {int(count.faces):,} "
+        f"codes and {int(count.rejects):,} rejects. A code is `[{columns.n_styles}][512]` of "
+        f"{columns.w_plus_dtype} in the column `w_plus`.",
+        "",
+        *(f"* {name}: {_text(value)}" for name, value in description.model.items()),
+        f"* fingerprint of weights and settings: `{description.fingerprint}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _rejects(table: Table) -> str:
+    rows = table.sql(
+        "SELECT reason, count(*) AS rows FROM rejects GROUP BY reason ORDER BY rows DESC, reason"
+    )
+    listed = [(str(row.reason), f"{row.rows:,}") for row in rows.itertuples()]
+    return _section("Rejects", ("reason", "rows"), listed, "Nothing was rejected.")
+
+
+def _metrics(table: Table) -> str:
+    """Mean of each metric by step, counting only the faces that it could be measured on."""
+    rows = []
+    for metric in _METRICS:
+        means = table.sql(
+            f"SELECT avg(value) AS mean FROM (SELECT unnest({metric}_per_step) AS value,"
+            f" generate_subscripts({metric}_per_step, 1) AS step FROM latents)"
+            " GROUP BY step ORDER BY step"
+        )["mean"]
+        if len(means):
+            rows.append((metric, *("" if mean != mean else f"{mean:.4f}" for mean in means)))
+    steps = max((len(row) - 1 for row in rows), default=0)
+    rows = [row + ("",) * (steps + 1 - len(row)) for row in rows]
+    header = ("mean", *(f"step {step}" for step in range(1, steps + 1)))
+    measured = [f"* {name}: {meaning}" for name, meaning in table.description.metrics.items()]
+    section = _section("Metrics", header, rows, "No face was measured.")
+    return "\n".join([section, *measured, ""])
+
+
+def _section(
+    title: str, header: Sequence[str], rows: Sequence[Iterable[str]], otherwise: str
+) -> str:
+    if not rows:
+        return f"## {title}\n\n{otherwise}\n"
+    lines = [header, ["---"] * len(header), *rows]
+    return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,176 @@
+"""Reading a table: SQL, codes by id, and the check of its promises."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from functools import cached_property
+
+import duckdb
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import RequestError, TableError
+from pipeline.storage import Store, one_line
+from pipeline.table.description import Description, read_description
+from pipeline.table.manifests import ShardManifest, manifest_ids, read_manifest
+from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
+from pipeline.table.queries import TableFiles, connect, create_view
+from pipeline.table.schema import STYLE_DIM, rejects_schema
+from pipeline.table.verify import verify_table
+
+_THREADS = 8
+_SHARDS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("shard", "uri", "kind", "etag")),
+        *((name, pa.int64()) for name in ("size", "samples", "faces", "rejects", "part_size")),
+        ("parts", pa.int64()),
+    ]
+)
+
+
+class UnknownImageError(RequestError, KeyError):
+    """An image id that the table does not hold."""
+
+    # KeyError would show the text in quotes.
+    __str__ = Exception.__str__
+
+
+class Table:
+    """A table of latents, as it stands when it is first queried; open it again to see more.
+
+    Works while a job writes to it: every part file that is there is whole.
+    """
+
+    def __init__(self, uri: str) -> None:
+        """Raises `TableError` naming the URI if there is no table."""
+        self.store = Store(uri)
+        self.description: Description = read_description(self.store)
+
+    def __repr__(self) -> str:
+        return f"Table({self.store.root!r})"
+
+    def sql(self, query: str) -> pd.DataFrame:
+        """The rows that a DuckDB `query` over the views `latents`, `rejects`, `shards` gives.
+
+        Only the columns and row groups that it needs are read. `w_plus` comes as FLOAT[][], in
+        the frame as an array of `n_styles` arrays of 512; nulls inside lists come as NaN. Raises `RequestError` with DuckDB's
+        reason if the query is wrong.
+        """
+        return self.arrow(query).to_pandas()
+
+    def arrow(self, query: str) -> pa.Table:
+        """What `sql` gives, as an Arrow table."""
+        connection, _ = self._database
+        if re.search(r"\bshards\b", query, re.IGNORECASE):
+            _ = self._shards_view
+        try:
+            relation = connection.sql(query)
+            if relation is None:
+                raise RequestError("the query failed: it gives no rows")
+            return relation.to_arrow_table()
+        except duckdb.Error as error:
+            raise RequestError(f"the query failed: {one_line(error)}") from error
+
+    def w_plus(self, ids: Sequence[str]) -> np.ndarray:
+        """The codes of `ids` in their order: float32 [n, n_styles, 512].
+
+        Reads the ids of the shards in question and the row groups that hold the codes. Raises
+        `UnknownImageError`, a `KeyError`, naming ids that the table does not hold.
+        """
+        found: dict[str, np.ndarray] = {}
+        names = self._files_of({image.split("/", 1)[0] for image in ids})
+        wanted = set(ids)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for codes in pool.map(lambda name: self._codes(name, wanted), names):
+                found |= codes
+        missing = [image for image in ids if image not in found]
+        if missing:
+            listed = ", ".join(f"'{image}'" for image in missing[:5])
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise UnknownImageError(f"the table '{self.store.root}' has no {listed}{more}")
+        shape = (len(ids), self.description.columns.n_styles, STYLE_DIM)
+        return np.array([found[image] for image in ids], dtype=np.float32).reshape(shape)
+
+    def shards(self) -> list[ShardManifest]:
+        """The manifests of all committed shards, by id."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            ids = manifest_ids(self.store)
+            return list(pool.map(lambda shard: read_manifest(self.store, shard), ids))
+
+    def verify(self, *, checksums: bool = True) -> dict[str, int]:
+        """The table's counts, after checking every promise that it makes; see `verify_table`."""
+        return verify_table(self.store, self.description, checksums=checksums)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that queries have fetched so far; 0 on a local disk, which DuckDB reads itself."""
+        return self._database[1].bytes_read
+
+    @cached_property
+    def _database(self) -> tuple[duckdb.DuckDBPyConnection, TableFiles]:
+        connection, files = connect(self.store)
+        weakref.finalize(self, connection.close)
+        # DuckDB takes no float16 out of Arrow; out of Parquet it makes it FLOAT.
+        latents = replace(self.description.columns, w_plus_dtype="float32").latents_schema()
+        for kind, schema in ((LATENTS, latents), (REJECTS, rejects_schema())):
+            names = [name for name in self.store.names(f"{kind}/") if parse_part_name(name)]
+            create_view(connection, kind, self.store, names, schema)
+        return connection, files
+
+    @cached_property
+    def _shards_view(self) -> None:
+        """Registered when a query names it, as it takes one read a shard."""
+        rows = [{**asdict(shard), "parts": len(shard.parts)} for shard in self.shards()]
+        shards = pa.Table.from_pylist(
+            [{name: row[name] for name in _SHARDS.names} for row in rows], schema=_SHARDS
+        )
+        self._database[0].register("shards", shards)
+
+    def _files_of(self, shards: set[str]) -> list[str]:
+        names: dict[str, list[str]] = defaultdict(list)
+        for shard in shards:
+            for name in self.store.names(f"{LATENTS}/{shard}-"):
+                parsed = parse_part_name(name)
+                if parsed:
+                    names[parsed[0]].append(name)
+        return [name for shard in sorted(shards) for name in names[shard]]
+
+    def _codes(self, name: str, wanted: set[str]) -> dict[str, np.ndarray]:
+        """The wanted codes of one file, float32 [n_styles, 512] by image id."""
+        codes: dict[str, np.ndarray] = {}
+        try:
+            with self.store.open(name) as file:
+                parquet = pq.ParquetFile(file)
+                for group in range(parquet.num_row_groups):
+                    ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
+                    rows = [row for row, image in enumerate(ids) if image in wanted]
+                    if rows:
+                        column = parquet.read_row_group(group, ["w_plus"])["w_plus"].take(rows)
+                        codes |= dict(
+                            zip([ids[row] for row in rows], as_array(column), strict=True)
+                        )
+        except pa.ArrowException as error:
+            uri = self.store.uri(name)
+            raise TableError(f"'{uri}' is damaged: {one_line(error)}") from error
+        return codes
+
+
+def open_table(uri: str) -> Table:
+    """The table at a path or fsspec URI; `TableError` naming it if there is none."""
+    return Table(uri)
+
+
+def as_array(column: pa.ChunkedArray) -> np.ndarray:
+    """A `w_plus` column as float32 [n, n_styles, 512]."""
+    chunk = column.combine_chunks()
+    chunk = chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
+    rows = chunk.type.list_size
+    numbers = chunk.flatten().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(numbers, np.float32).reshape(-1, rows, STYLE_DIM)

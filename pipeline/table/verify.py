@@ -1,0 +1,148 @@
+"""The check that a table keeps its promises."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import StorageError, TableError
+from pipeline.storage import Store
+from pipeline.table.description import Description
+from pipeline.table.manifests import ShardManifest, manifest_ids, read_manifest
+from pipeline.table.parts import LATENTS, REJECTS, PartSummary, decode_metadata, part_name
+from pipeline.table.schema import rejects_schema
+
+_THREADS = 8
+_COUNTS = ("samples", "faces", "rejects")
+
+
+def verify_table(store: Store, description: Description, *, checksums: bool) -> dict[str, int]:
+    """Check everything that a table promises; the counts of what it holds.
+
+    Every shard's manifest agrees with its part files (present, SHA-256, schema, stamp, row
+    counts); samples in = samples with a latents row + samples with reject rows alone; no face is
+    there twice; no part file belongs to no committed shard. Without `checksums` the codes are not
+    read, only footers and keys. Raises `TableError` with the first problem and their number.
+
+    The counts: `shards`, `parts`, `samples`, `faces`, `rejects`, `samples_with_faces`,
+    `samples_rejected`.
+    """
+    totals = dict.fromkeys(
+        ("shards", "parts", *_COUNTS, "samples_with_faces", "samples_rejected"), 0
+    )
+    problems: list[str] = []
+    expected: set[str] = set()
+    check = _ShardCheck(store, description, checksums)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for counts, names, found in pool.map(check, manifest_ids(store)):
+            expected |= names
+            problems += found
+            totals = {name: totals[name] + counts.get(name, 0) for name in totals}
+    present = {name for kind in (LATENTS, REJECTS) for name in store.names(f"{kind}/")}
+    for name in sorted(present - expected):
+        problems.append(
+            f"'{name}' belongs to no committed shard (an interrupted run? run the job again)"
+        )
+    if problems:
+        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        raise TableError(f"the table '{store.root}' is not sound: {problems[0]}{more}")
+    return totals
+
+
+class _ShardCheck:
+    """One shard at a time: counts, the names of its files, and what is wrong."""
+
+    def __init__(self, store: Store, description: Description, checksums: bool) -> None:
+        self.store = store
+        self.checksums = checksums
+        self.fingerprint = description.fingerprint
+        self.schemas = {LATENTS: description.columns.latents_schema(), REJECTS: rejects_schema()}
+
+    def __call__(self, shard: str) -> tuple[dict[str, int], set[str], list[str]]:
+        manifest = read_manifest(self.store, shard)
+        names = {
+            part_name(kind, shard, part.part)
+            for kind in (LATENTS, REJECTS)
+            for part in manifest.parts
+        }
+        try:
+            return self._counts(manifest), names, []
+        except (TableError, StorageError) as error:
+            return {}, names, [str(error)]
+
+    def _counts(self, manifest: ShardManifest) -> dict[str, int]:
+        keys: dict[str, set[str]] = {LATENTS: set(), REJECTS: set()}
+        ids: dict[str, set[str]] = {LATENTS: set(), REJECTS: set()}
+        rows = {LATENTS: 0, REJECTS: 0}
+        for part in manifest.parts:
+            for kind in (LATENTS, REJECTS):
+                table = self._columns(manifest, part, kind)
+                keys[kind] |= set(table["key"].to_pylist())
+                ids[kind] |= set(table["image_id"].to_pylist())
+                rows[kind] += table.num_rows
+        shard = manifest.shard
+        for kind in (LATENTS, REJECTS):
+            _expect(len(ids[kind]) == rows[kind], f"shard '{shard}' holds rows of {kind} twice")
+        rejected = keys[REJECTS] - keys[LATENTS]
+        counts = {
+            "shards": 1,
+            "parts": len(manifest.parts),
+            "samples": len(keys[LATENTS]) + len(rejected),
+            "faces": rows[LATENTS],
+            "rejects": rows[REJECTS],
+            "samples_with_faces": len(keys[LATENTS]),
+            "samples_rejected": len(rejected),
+        }
+        for name in _COUNTS:
+            said = getattr(manifest, name)
+            _expect(
+                counts[name] == said,
+                f"shard '{shard}' holds {counts[name]} {name}, its manifest says {said}",
+            )
+        return counts
+
+    def _columns(self, manifest: ShardManifest, part: PartSummary, kind: str) -> pa.Table:
+        """The ids and keys of a part file, once its bytes, schema and stamp are found right."""
+        name = part_name(kind, manifest.shard, part.part)
+        digest = part.latents_sha256 if kind == LATENTS else part.rejects_sha256
+        with self._file(name, digest) as source:
+            try:
+                parquet = pq.ParquetFile(source)
+                table = parquet.read(["image_id", "shard", "key"], use_threads=False)
+            except pa.ArrowException as error:
+                raise TableError(f"'{name}' is damaged: {error}") from error
+            schema = parquet.schema_arrow
+        _expect(schema.remove_metadata().equals(self.schemas[kind]), f"'{name}' has other columns")
+        stamp = decode_metadata(schema.metadata)
+        wanted = {
+            "fingerprint": self.fingerprint,
+            "shard_etag": manifest.etag,
+            "shard": manifest.shard,
+            "part": part.part,
+        }
+        for field, value in wanted.items():
+            _expect(stamp.get(field) == value, f"'{name}' was made with another {field}")
+        _expect(set(table["shard"].to_pylist()) <= {manifest.shard}, f"'{name}' has foreign rows")
+        return table
+
+    @contextmanager
+    def _file(self, name: str, digest: str) -> Iterator[Any]:
+        if not self.checksums:
+            with self.store.open(name) as file:
+                yield file
+            return
+        content = self.store.get(name)
+        found = hashlib.sha256(content).hexdigest()
+        _expect(found == digest, f"'{name}' is not the file that its manifest names (SHA-256)")
+        yield pa.BufferReader(content)
+
+
+def _expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise TableError(otherwise)
