@@ -60,8 +60,8 @@ class Table:
         """The rows that a DuckDB `query` over the views `latents`, `rejects`, `shards` gives.
 
         Only the columns and row groups that it needs are read. `w_plus` comes as FLOAT[][], in
-        the frame as an array of `n_styles` arrays of 512; nulls inside lists come as NaN. Raises `RequestError` with DuckDB's
-        reason if the query is wrong.
+        the frame as an array of `n_styles` arrays of 512; nulls inside lists come as NaN.
+        Raises `RequestError` with DuckDB's reason if the query is wrong.
         """
         return self.arrow(query).to_pandas()
 
