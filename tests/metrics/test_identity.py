@@ -1,0 +1,144 @@
+import io
+import json
+import tarfile
+from importlib import resources
+
+import dlib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.metrics import Meter
+from pipeline.metrics.arcface import ArcFaceIRSE50, CurricularFace, read_arcface
+from pipeline.metrics.dlib_identity import CHIP_PADDING, WEIGHTS, DlibIdentity
+from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
+from pipeline.metrics.faces import dlib_model_file, find_faces
+from pipeline.metrics.identity import load_identity
+from pipeline.metrics.pixel import to_pixels
+
+
+def crop(tar: tarfile.TarFile, number: int, side: int) -> Tensor:
+    """A rendered face [3, side, side] in [-1, 1], cut out where its sidecar says it was put."""
+    photo, sidecar = (tar.extractfile(f"portraits/{number:04d}.{e}") for e in ("jpg", "json"))
+    assert photo is not None
+    assert sidecar is not None
+    frame = json.loads(sidecar.read())
+    left, top = frame["x"] - frame["span"] / 2, frame["y"] - frame["span"] / 2
+    box = tuple(map(round, (left, top, left + frame["span"], top + frame["span"])))
+    image = Image.open(io.BytesIO(photo.read())).crop(box).resize((side, side))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def people() -> Tensor:
+    """Three different faces, [3, 3, 256, 256]."""
+    content = resources.files("pipeline").joinpath("samples", "samples-0000.tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        return torch.stack([crop(tar, number, 256) for number in (2, 3, 4)])
+
+
+@pytest.fixture(scope="module")
+def identity() -> DlibIdentity:
+    return DlibIdentity()
+
+
+def test_the_torch_network_gives_dlibs_own_descriptors(people):
+    path = dlib_model_file(WEIGHTS)
+    (face,) = find_faces(people[:1], points=5)
+    chip = dlib.get_face_chip(to_pixels(people)[0], face, CHIP, CHIP_PADDING)
+    expected = dlib.face_recognition_model_v1(str(path)).compute_face_descriptor(chip)
+    network = read_dlib_resnet(path.read_bytes())
+    ours = network(torch.from_numpy(chip).permute(2, 0, 1)[None].float())[0]
+    np.testing.assert_allclose(ours.numpy(), np.array(expected), atol=1e-6)
+
+
+def test_another_file_is_refused_as_weights():
+    with pytest.raises(ModelError, match="do not have the layout"):
+        read_dlib_resnet(dlib_model_file("shape_predictor_5_face_landmarks.dat").read_bytes())
+
+
+def test_a_cut_off_weight_file_is_refused():
+    with pytest.raises(ModelError, match="do not have the layout"):
+        read_dlib_resnet(dlib_model_file(WEIGHTS).read_bytes()[:-1000])
+
+
+def test_a_blurred_copy_is_more_alike_than_any_stranger(identity, people):
+    blurred = F.avg_pool2d(people, 5, stride=1, padding=2)
+    cosines = identity.embed(people) @ identity.embed(blurred).T
+    strangers = cosines[~torch.eye(3, dtype=torch.bool)]
+    assert cosines.diagonal().min() > 0.97
+    assert strangers.max() < 0.93
+
+
+def test_descriptors_have_unit_length(identity, people):
+    torch.testing.assert_close(identity.embed(people).norm(dim=1), torch.ones(3))
+
+
+def test_where_no_face_is_the_row_is_nan_and_the_others_stay(identity, people):
+    alone = identity.embed(people)
+    people = people.clone()
+    people[1] = 0.2
+    rows = identity.embed(people)
+    assert rows.isnan().all(dim=1).tolist() == [False, True, False]
+    torch.testing.assert_close(rows[[0, 2]], alone[[0, 2]], atol=1e-5, rtol=0)
+
+
+def test_faces_of_a_small_model_are_recognised_too(identity, people):
+    small = F.interpolate(people, 64, mode="area")
+    cosines = (identity.embed(small) * identity.embed(people)).sum(dim=1)
+    assert cosines.min() > 0.93
+
+
+def test_the_largest_of_two_faces_is_taken(people):
+    scene = torch.zeros(1, 3, 256, 512)
+    scene[:, :, :, 256:] = people[0]
+    scene[:, :, 40:220, 30:210] = F.interpolate(people[1:2], 180, mode="area")
+    (face,) = find_faces(F.interpolate(scene, scale_factor=0.9), points=5)
+    assert face is not None
+    assert face.rect.left() > 230
+
+
+def test_missed_faces_are_null_and_counted_for_target_and_steps(people):
+    targets = people.clone()
+    targets[2] = 0
+    steps = torch.stack([people, people], dim=1)
+    steps[0, 0] = 0
+    meter = Meter(best_step_by="id_similarity")
+    measures = meter.measure(targets, steps, torch.zeros(3, 2, 10, 512), torch.zeros(10, 512))
+    missing = np.isnan(measures.id_similarity)
+    assert missing.tolist() == [[True, False], [False, False], [True, True]]
+    assert measures.identity_missed == 3
+    assert measures.best_step.tolist() == [2, 1, 2]
+    np.testing.assert_allclose(measures.id_similarity[1], 1, atol=1e-5)
+
+
+def test_a_reconstruction_that_is_no_picture_does_not_count_as_a_missed_face(people):
+    steps = people[:, None].clone()
+    steps[0, 0, 0, 0, 0] = float("nan")
+    measures = Meter().measure(people, steps, torch.zeros(3, 1, 10, 512), torch.zeros(10, 512))
+    assert np.isnan(measures.id_similarity).tolist() == [[True], [False], [False]]
+    assert measures.identity_missed == 0
+
+
+def test_curricularface_looks_for_the_face_and_ir_se50_does_not(people):
+    scene = torch.stack([people[0], torch.zeros_like(people[0])])
+    torch.manual_seed(0)
+    curricular = read_arcface(CurricularFace().state_dict(), "random").embed(scene)
+    fixed = read_arcface(ArcFaceIRSE50().state_dict(), "random").embed(scene)
+    assert curricular.isnan().all(dim=1).tolist() == [False, True]
+    assert fixed.isfinite().all()
+    torch.testing.assert_close(curricular[0].norm().item(), 1.0)
+
+
+def test_no_identity_network_is_loaded_on_request():
+    assert load_identity("none") is None
+
+
+def test_the_definition_names_the_network_and_its_weights():
+    definition = Meter().definitions["id_similarity"]
+    assert WEIGHTS in definition
+    assert "null where HOG finds no face" in definition
