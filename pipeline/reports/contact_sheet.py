@@ -1,0 +1,130 @@
+"""The picture to look at first: target, average face and every step of some inversions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.errors import ShapeError
+
+Pixels = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+PAPER: Colour = (255, 255, 255)
+INK: Colour = (32, 33, 36)
+PALE: Colour = (110, 114, 120)
+ACCENT: Colour = (26, 115, 232)
+GAP, MARGIN = 8, 20
+TITLE, HEADER, CAPTION = 34, 26, 22  # heights of the text lines in pixels
+FRAME = 3  # width of the line around the best step
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One face: pictures [h, w, 3] uint8 of one size, and its numbers, one a step."""
+
+    target: Pixels
+    average: Pixels
+    steps: Sequence[Pixels]
+    label: str = ""  # below the target: the image's key, shortened to fit
+    l2: Sequence[float] = ()
+    lpips: Sequence[float] = ()
+    best_step: int | None = None  # from 1; framed
+
+    def captions(self) -> list[str]:
+        """The line below each picture."""
+        steps = []
+        for index in range(len(self.steps)):
+            numbers = [
+                f"{name} {values[index]:.{digits}f}"
+                for name, values, digits in (("L2", self.l2, 3), ("LPIPS", self.lpips, 2))
+                if index < len(values)
+            ]
+            steps.append("  ".join(numbers))
+        return [self.label, "", *steps]
+
+
+def contact_sheet(rows: Sequence[SheetRow], *, title: str = "", cell_width: int = 144) -> bytes:
+    """A PNG with a row for each face: the target, the average face, then its steps.
+
+    Pictures are enlarged or reduced to `cell_width`, keeping their proportions. The same rows give
+    the same bytes. Raises `ShapeError` where there are no rows, or pictures of several sizes.
+    """
+    height, width, n_steps = _common_shape(rows)
+    cell = (cell_width, round(cell_width * height / width))
+    top = MARGIN + (TITLE if title else 0) + HEADER
+    sheet = Image.new(
+        "RGB",
+        (
+            2 * MARGIN + (n_steps + 2) * (cell[0] + GAP) - GAP,
+            top + len(rows) * (cell[1] + CAPTION + GAP) + MARGIN - GAP,
+        ),
+        PAPER,
+    )
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((MARGIN, MARGIN - 4), title, INK, _font(20))
+    for column, name in enumerate(_headers(n_steps)):
+        x = MARGIN + column * (cell[0] + GAP) + cell[0] / 2
+        draw.text((x, top - HEADER / 2), name, INK, _font(15), anchor="mm")
+    for index, row in enumerate(rows):
+        _draw_row(sheet, row, top + index * (cell[1] + CAPTION + GAP), cell)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _headers(n_steps: int) -> list[str]:
+    return ["target", "average face", *(f"step {number}" for number in range(1, n_steps + 1))]
+
+
+def _draw_row(sheet: Image.Image, row: SheetRow, y: int, cell: tuple[int, int]) -> None:
+    draw = ImageDraw.Draw(sheet)
+    pictures = [row.target, row.average, *row.steps]
+    best = None if row.best_step is None else row.best_step + 1
+    for column, (picture, caption) in enumerate(zip(pictures, row.captions(), strict=True)):
+        x = MARGIN + column * (cell[0] + GAP)
+        image = Image.fromarray(picture).resize(cell, Image.Resampling.LANCZOS)
+        sheet.paste(image, (x, y))
+        colour = PALE
+        if column == best:
+            colour = ACCENT
+            edges = (x - FRAME, y - FRAME, x + cell[0] + FRAME - 1, y + cell[1] + FRAME - 1)
+            draw.rectangle(edges, outline=ACCENT, width=FRAME)
+        place = (x + cell[0] / 2, y + cell[1] + CAPTION / 2)
+        draw.text(place, _fitting(caption, cell[0]), colour, _font(12), anchor="mm")
+
+
+def _fitting(text: str, width: int) -> str:
+    """`text`, or as much of its end as is not wider than `width` pixels."""
+    if _font(12).getlength(text) <= width:
+        return text
+    while text and _font(12).getlength("…" + text) > width:
+        text = text[1:]
+    return "…" + text
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, so that a sheet looks the same on every machine."""
+    return ImageFont.load_default(size)
+
+
+def _common_shape(rows: Sequence[SheetRow]) -> tuple[int, int, int]:
+    """(height, width, steps) of all rows."""
+    pictures = [p for row in rows for p in (row.target, row.average, *row.steps)]
+    shapes = {picture.shape for picture in pictures}
+    counts = {len(row.steps) for row in rows}
+    if len(shapes) != 1 or len(counts) != 1 or any(p.dtype != np.uint8 for p in pictures):
+        raise ShapeError(
+            "a contact sheet needs at least one row, uint8 pictures [h, w, 3] of one size and "
+            f"equally many steps in each row, not {len(rows)} rows of shapes {sorted(shapes)}"
+        )
+    height, width, _ = shapes.pop()
+    return height, width, counts.pop()

@@ -1,0 +1,81 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import ShapeError
+from pipeline.reports import SheetRow, contact_sheet
+from pipeline.reports.contact_sheet import ACCENT, GAP, MARGIN, PAPER
+
+COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)]
+
+
+def plain(colour, size=(16, 16)):
+    return np.full((*size, 3), colour, np.uint8)
+
+
+def row(size=(16, 16), **options) -> SheetRow:
+    target, average, *steps = (plain(colour, size) for colour in COLOURS)
+    return SheetRow(target, average, steps, **options)
+
+
+def pixels(sheet: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(sheet)) as image:
+        assert image.format == "PNG"
+        return np.asarray(image)
+
+
+def test_pictures_stand_in_order_target_average_steps():
+    sheet = pixels(contact_sheet([row()], cell_width=100))
+    middle = [MARGIN + column * (100 + GAP) + 50 for column in range(4)]
+    line = sheet[100, middle]
+    assert [tuple(map(int, colour)) for colour in line] == COLOURS
+
+
+def test_each_face_adds_a_row_of_the_same_height():
+    heights = [len(pixels(contact_sheet([row()] * count))) for count in (1, 2, 3)]
+    assert heights[2] - heights[1] == heights[1] - heights[0] > 144
+
+
+def test_proportions_of_a_wide_frame_are_kept():
+    wide = len(pixels(contact_sheet([row((12, 16))], cell_width=160)))
+    square = len(pixels(contact_sheet([row((16, 16))], cell_width=160)))
+    assert square - wide == 40
+
+
+def test_only_the_best_step_is_framed():
+    sheet = pixels(contact_sheet([row(best_step=2)], cell_width=100))
+    framed = np.nonzero((sheet == ACCENT).all(axis=2))[1]
+    left = MARGIN + 3 * (100 + GAP)
+    assert (framed.min(), framed.max()) == (left - 3, left + 102)
+    assert not (pixels(contact_sheet([row()])) == ACCENT).all(axis=2).any()
+
+
+def test_captions_give_the_numbers_of_each_step():
+    captions = row(label="a/1.jpg", l2=[0.0521, 0.04], lpips=[0.171, float("nan")]).captions()
+    assert captions == ["a/1.jpg", "", "L2 0.052  LPIPS 0.17", "L2 0.040  LPIPS nan"]
+
+
+def test_a_long_label_keeps_its_end_and_leaves_the_neighbours_alone():
+    label = "bucket/" * 20 + "0001.jpg"
+    sheet = pixels(contact_sheet([row(label=label)], cell_width=100))
+    gap = sheet[:, MARGIN + 100 : MARGIN + 100 + GAP]
+    assert (gap[60:] == PAPER).all()
+
+
+def test_the_same_rows_give_the_same_bytes():
+    rows = [row(label="a", l2=[0.1, 0.2])]
+    assert contact_sheet(rows, title="t") == contact_sheet(rows, title="t")
+
+
+@pytest.mark.parametrize("rows", [[], [row(), row((8, 8))]])
+def test_rows_that_make_no_sheet_are_refused(rows):
+    with pytest.raises(ShapeError, match="contact sheet needs"):
+        contact_sheet(rows)
+
+
+def test_float_pictures_are_refused():
+    broken = SheetRow(np.zeros((8, 8, 3)), plain((0, 0, 0), (8, 8)), [])
+    with pytest.raises(ShapeError, match="uint8"):
+        contact_sheet([broken])
