@@ -47,16 +47,19 @@ class Aligner:
         ]
 
     def _find(self, image: Image.Image) -> list[Detection]:
-        # "all" looks at the fine scale from the start: a large face must not hide small ones.
-        upsamples = (0, 1) if self.settings.faces == "largest" else (1,)
+        # The last try is for small faces in large photos: of 10 faces of 106 pixels in 2048 the
+        # second try finds 3, the last all. Only images that would be rejected pay for it.
         side = self.settings.detector_side
-        found = find_faces(image, side=side, upsamples=upsamples, min_score=self.settings.min_score)
+        tries = [(side, 0), (side, 1), (2 * side, 1)]
+        if self.settings.faces == "all":
+            # The fine scale from the start: a large face must not hide the small ones.
+            tries = tries[1:]
+        found = find_faces(image, tries, min_score=self.settings.min_score)
         if not found:
-            tried = " and ".join(str(upsample) for upsample in upsamples)
+            tried = ", ".join(f"{side} px upsample {upsample}" for side, upsample in tries)
             raise Rejection(
                 RejectReason.NO_FACE,
-                f"no face found in {image.width}×{image.height} pixels "
-                f"(on at most {side}, detector upsample {tried} tried)",
+                f"no face found in {image.width}×{image.height} pixels (at most {tried} tried)",
             )
         return found
 

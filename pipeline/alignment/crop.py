@@ -99,23 +99,39 @@ def _pads(region: Image.Image, corners: NDArray[np.float64], side: float) -> lis
 
 
 def _padded(region: Image.Image, pads: list[int], side: float) -> Image.Image:
+    """Mirror `region` over its edges, blur that, and fade it to the median colour outwards.
+
+    Works in 8 bits and blurs at a lower resolution, where FFHQ's preparation works in floats: a
+    tenth of the time, and a crop with a quarter of padding differs by 0.2 grey levels on average.
+    """
     left, top, right, bottom = pads
-    sharp = np.pad(np.asarray(region), ((top, bottom), (left, right), (0, 0)), mode="reflect")
-    height, width, _ = sharp.shape
-    x, y = np.arange(width), np.arange(height)[:, None]
-    depth = np.maximum(  # 0 at the image's edge, 1 at the padding's outer edge, below 0 inside
-        1 - np.minimum(x / left, (width - 1 - x) / right),
-        1 - np.minimum(y / top, (height - 1 - y) / bottom),
-    ).astype(np.float32)[..., None]
-    # Pillow's blur stands in for an exact Gaussian: constant time a pixel, and a crop with a
-    # quarter of padding differs by 0.2 grey levels on average.
-    blurred = np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(side * _BLUR)))
-    faded = sharp.astype(np.float32)
-    faded += (blurred - faded) * np.clip(depth * 3 + 1, 0, 1)
-    faded += (_median(faded) - faded) * np.clip(depth, 0, 1)
-    return Image.fromarray(np.clip(np.rint(faded), 0, 255).astype(np.uint8))
+    mirrored = np.pad(np.asarray(region), ((top, bottom), (left, right), (0, 0)), mode="reflect")
+    sharp = Image.fromarray(mirrored)
+    # 0 at the image's edge, 1 at the padding's outer edge, below 0 inside.
+    across = 1 - _distance(sharp.width, left, right)
+    down = 1 - _distance(sharp.height, top, bottom)
+    faded = Image.composite(
+        _blurred(sharp, side * _BLUR), sharp, _mask(across * 3 + 1, down * 3 + 1)
+    )
+    median = np.median(np.asarray(faded)[::4, ::4], axis=(0, 1))
+    plain = Image.new("RGB", sharp.size, tuple(round(float(level)) for level in median))
+    return Image.composite(plain, faded, _mask(across, down))
 
 
-def _median(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each channel's median, [3]."""
-    return np.median(pixels, axis=(0, 1)).astype(np.float32)
+def _distance(length: int, before: int, after: int) -> NDArray[np.float64]:
+    """From the nearer outer edge, in units of the padding on that side: [length]."""
+    place = np.arange(length)
+    return np.minimum(place / before, (length - 1 - place) / after)
+
+
+def _mask(across: NDArray[np.float64], down: NDArray[np.float64]) -> Image.Image:
+    """The larger of a column's and a row's share, clipped to [0, 1], as an 8-bit mask."""
+    columns, rows = (np.rint(np.clip(share, 0, 1) * 255) for share in (across, down))
+    return Image.fromarray(np.maximum.outer(rows.astype(np.uint8), columns.astype(np.uint8)))
+
+
+def _blurred(image: Image.Image, sigma: float) -> Image.Image:
+    factor = max(int(sigma / 2), 1)
+    small = image.reduce(factor).filter(ImageFilter.GaussianBlur(sigma / factor))
+    box = (0, 0, image.width / factor, image.height / factor)  # the last block may be a part
+    return small.resize(image.size, Image.Resampling.BILINEAR, box=box)

