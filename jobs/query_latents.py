@@ -24,6 +24,7 @@ from pipeline.errors import PipelineError, RequestError, TableError
 from pipeline.table import open_table
 
 _LONGEST_LIST = 8
+_NARROWEST_COLUMN = 12
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,11 +63,25 @@ def _show(rows: pa.Table, asked: argparse.Namespace) -> None:
         lines.writerow(names)
         lines.writerows([_field(row[name]) for name in names] for row in rows.to_pylist())
     else:
-        grid = Grid(*names)
-        for row in rows.to_pylist():
-            grid.add_row(*(escape(_cell(row[name])) for name in names))
-        Console().print(grid)
+        _draw(names, rows.to_pylist())
     sys.stdout.flush()
+
+
+def _draw(names: list[str], rows: list[dict[str, Any]]) -> None:
+    """A grid or, where its columns would be too narrow to read, a grid a row."""
+    # Into a file or a pipe a line may be as long as it is.
+    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    if len(names) * _NARROWEST_COLUMN <= console.width:
+        grid = Grid(*names)
+        for row in rows:
+            grid.add_row(*(escape(_cell(row[name])) for name in names))
+        console.print(grid)
+        return
+    for row in rows:
+        record = Grid(show_header=False)
+        for name in names:
+            record.add_row(name, escape(_cell(row[name])))
+        console.print(record)
 
 
 def _field(value: Any) -> Any:

@@ -44,7 +44,7 @@ def is_hidden(name: str) -> bool:
 
     Such files (`.DS_Store`, `._0007.jpg`, `__MACOSX/...`) carry metadata, not images.
     """
-    parts = PurePosixPath(name).parts
+    parts = [part for part in PurePosixPath(name).parts if part not in (".", "..")]
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 

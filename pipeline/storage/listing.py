@@ -94,13 +94,14 @@ def _children(fs: Any, path: str) -> Iterator[_Child]:
 
 def _local_children(path: str) -> Iterator[_Child]:
     """As `fs.ls`, without its dictionary of a kilobyte for each file."""
-    for child in os.scandir(path):
-        if child.is_dir():
-            yield _Child(child.name + "/", 0, "")
-        elif child.is_file():
-            yield _Child(child.name, *_local_state(child.stat()))
-        elif child.is_symlink():
-            raise InputError(f"'{child.path}' is a link to nothing")
+    with os.scandir(path) as children:
+        for child in children:
+            if child.is_dir():
+                yield _Child(child.name + "/", 0, "")
+            elif child.is_file():
+                yield _Child(child.name, *_local_state(child.stat()))
+            elif child.is_symlink():
+                raise InputError(f"'{child.path}' is a link to nothing")
 
 
 def _local_state(status: os.stat_result) -> tuple[int, str]:

@@ -45,7 +45,9 @@ def read_parquet(shard: Shard) -> Iterator[Sample]:
 
 def _rows(file: Any, uri: str) -> Iterator[Sample]:
     # Without pre_buffer Arrow reads a column page by page instead of a row group at once.
-    parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)
+    parquet = pq.ParquetFile(
+        file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
+    )
     image_column = _image_column(parquet.schema_arrow, uri)
     key_column = next((name for name in _KEY_COLUMNS if name in parquet.schema_arrow.names), None)
     if key_column == image_column:

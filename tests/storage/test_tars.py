@@ -1,0 +1,151 @@
+"""Promises of reading tar shards."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StorageError
+from pipeline.storage import read_samples
+from tests.storage.archives import only_shard, samples_of, write_tar
+
+MEMBERS = [(f"{i:04d}.jpg", bytes([i]) * 3000) for i in range(5)]
+
+
+def keys(path: Path) -> list[str]:
+    return [found.key for found in samples_of(path)]
+
+
+def test_keys_are_member_paths_without_the_image_extension(tmp_path: Path) -> None:
+    names = ["0007.jpg", "x/0007.jpg", "./y/0007.JPEG", "a.b.png"]
+    path = write_tar(tmp_path / "s.tar", [(name, b"1") for name in names])
+    assert keys(path) == ["0007", "x/0007", "y/0007", "a.b"]
+    assert samples_of(path)[1].uri == f"{path}/x/0007.jpg"
+
+
+def test_keys_never_collide_and_nothing_is_dropped(tmp_path: Path) -> None:
+    names = ["0.jpg", "0.png", "0.jpg", "0.jpg", "0.jpg.webp", "0.jpg~2.gif"]
+    path = write_tar(tmp_path / "s.tar", [(name, bytes([i])) for i, name in enumerate(names)])
+    found = [(one.key, one.content[0]) for one in samples_of(path)]
+    assert found == [
+        ("0", 0),
+        ("0.png", 1),
+        ("0.jpg", 2),
+        ("0.jpg~2", 3),
+        ("0.jpg.webp", 4),
+        ("0.jpg~2.gif", 5),
+    ]
+
+
+def test_sidecars_and_hidden_files_are_no_samples(tmp_path: Path) -> None:
+    names = ["0.jpg", "0.json", "0.txt", "0.cls", "0.npy", "._0.jpg", "__MACOSX/0.jpg", "0"]
+    path = write_tar(tmp_path / "s.tar", [(name, b"1") for name in names])
+    assert keys(path) == ["0"]
+
+
+def test_formats_that_nobody_decodes_are_samples_all_the_same(tmp_path: Path) -> None:
+    names = ["0.heic", "1.avif", "2.jp2", "3.svg"]
+    path = write_tar(tmp_path / "s.tar", [(name, b"1") for name in names])
+    assert keys(path) == ["0", "1", "2", "3"]
+
+
+def test_an_empty_member_is_a_sample(tmp_path: Path) -> None:
+    (found,) = samples_of(write_tar(tmp_path / "s.tar", [("0.jpg", b"")]))
+    assert (found.key, found.content, found.reject) == ("0", b"", "")
+
+
+@pytest.mark.parametrize("name", ["s.tar.gz", "s.tgz", "S.TAR.GZ", "gzip-inside.tar"])
+def test_gzip_is_told_by_its_bytes(tmp_path: Path, name: str) -> None:
+    assert keys(write_tar(tmp_path / name, MEMBERS, "w:gz")) == [f"{i:04d}" for i in range(5)]
+
+
+def test_links_are_rejected_in_sight(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as archive:
+        member = tarfile.TarInfo("0.jpg")
+        member.type = tarfile.SYMTYPE
+        member.linkname = "/etc/passwd"
+        archive.addfile(member)
+    (found,) = samples_of(path)
+    assert (found.content, found.reject) == (b"", "unsupported_format")
+    assert "/etc/passwd" in found.detail
+
+
+def test_paths_out_of_an_archive_stay_words(tmp_path: Path) -> None:
+    names = ["../../up.jpg", "/etc/abs.jpg"]
+    path = write_tar(tmp_path / "in" / "s.tar", [(name, b"1") for name in names])
+    assert keys(path) == ["../../up", "/etc/abs"]
+    assert [item.name for item in tmp_path.rglob("*")] == ["in", "s.tar"]
+
+
+def test_a_member_that_is_too_large_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.storage.tars.MAX_SAMPLE_BYTES", 1000)
+    path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1" * 1001), ("1.jpg", b"1" * 1000)])
+    large, fits = samples_of(path)
+    assert (large.key, large.content, large.reject) == ("0", b"", "too_large")
+    assert (fits.key, len(fits.content), fits.reject) == ("1", 1000, "")
+
+
+@pytest.mark.parametrize("cut", [100, 512, 2000, 3584, 3600, 4096, 10752])
+def test_a_truncated_tar_fails_wherever_it_was_cut(tmp_path: Path, cut: int) -> None:
+    """3584 lies between two members, which `tarfile` by itself takes for the end."""
+    path = write_tar(tmp_path / "s.tar", MEMBERS)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(StorageError, match=r"s\.tar' is damaged after \d samples"):
+        samples_of(path)
+
+
+@pytest.mark.parametrize("cut", [20, 60, -9, -4])
+def test_a_truncated_gzip_fails(tmp_path: Path, cut: int) -> None:
+    path = write_tar(tmp_path / "s.tar.gz", MEMBERS, "w:gz")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(StorageError, match="is damaged"):
+        samples_of(path)
+
+
+def test_a_flipped_bit_in_a_gzip_fails(tmp_path: Path) -> None:
+    plain = write_tar(tmp_path / "plain", MEMBERS).read_bytes()
+    packed = bytearray(gzip.compress(plain, compresslevel=0))
+    packed[700] ^= 1
+    (tmp_path / "s.tar.gz").write_bytes(packed)
+    with pytest.raises(StorageError, match="is damaged"):
+        samples_of(tmp_path / "s.tar.gz")
+
+
+def test_a_damaged_header_fails_after_what_came_before_it(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", MEMBERS)
+    content = bytearray(path.read_bytes())
+    content[3584:3600] = b"\xff" * 16
+    path.write_bytes(content)
+    samples = read_samples(only_shard(path))
+    assert next(samples).key == "0000"
+    with pytest.raises(StorageError, match="damaged after 1 samples"):
+        next(samples)
+
+
+def test_a_second_archive_behind_the_first_is_not_lost_in_silence(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", MEMBERS[:1])
+    content = io.BytesIO(path.read_bytes())
+    path.write_bytes(content.getvalue() * 2)
+    with pytest.raises(StorageError, match="data behind the end-of-archive mark"):
+        samples_of(path)
+
+
+def test_a_file_that_is_no_tar_fails(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(b"<html>404</html>" * 100)
+    with pytest.raises(StorageError, match="damaged after 0 samples"):
+        samples_of(tmp_path / "s.tar")
+
+
+def test_a_shard_that_vanished_is_named(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", MEMBERS)
+    shard = only_shard(path)
+    path.unlink()
+    with pytest.raises(StorageError, match=r"cannot read '.*s\.tar': not found"):
+        list(read_samples(shard))
