@@ -101,7 +101,7 @@ def test_a_damaged_page_fails_after_what_came_before_it(tmp_path: Path) -> None:
     content[place : place + 40] = b"\xff" * 40
     path.write_bytes(content)
     seen = 0
-    with pytest.raises(StorageError, match="is damaged after"):  # noqa: PT012 - counts on the way
+    with pytest.raises(StorageError, match=r"p\.parquet"):  # noqa: PT012 - counts on the way
         for _ in read_samples(only_shard(path)):
             seen += 1
     assert seen == 32
