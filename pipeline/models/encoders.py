@@ -9,6 +9,7 @@
 | `GradualStyleEncoder`              | IR-SE50  | a feature pyramid (pSp, sec. 3.1)  | separate  |
 | `ResNetGradualStyleEncoder`        | ResNet34 | a feature pyramid                  | separate  |
 | `Encoder4Editing`                  | IR-SE50  | a feature pyramid (e4e, sec. 4)    | w + delta |
+| `CompactEncoder` (compact.py)      | residual | the last map; the demo model's own | separate  |
 
 Every encoder maps `[n, input_channels, h, w]` in [-1, 1] to codes `[n, n_styles, 512]`.
 `ENCODER_TYPES` finds a class by its name; its keyword arguments are plain JSON, and a model bundle
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models.backbones import IRSE50, WIDTHS, ResNet34, stage_ends
+from pipeline.models.compact import CompactEncoder
 from pipeline.models.stylegan2 import LATENT_DIM, EqualLinear
 
 COARSE_ROWS = 3  # the first rows read the 16x16 map,
@@ -170,7 +172,7 @@ OFFICIAL_ENCODERS: tuple[type[IRSE50] | type[ResNet34], ...] = (
 )
 
 ENCODER_TYPES: dict[str, Callable[..., nn.Module]] = {
-    encoder.__name__: encoder for encoder in OFFICIAL_ENCODERS
+    encoder.__name__: encoder for encoder in (*OFFICIAL_ENCODERS, CompactEncoder)
 }
 
 

@@ -14,7 +14,8 @@ A leaky ReLU commutes with a positive factor, hence the gain can be folded in.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -35,10 +36,11 @@ def render_one(generator: Generator, w_plus: Tensor) -> Tensor:
     rows = w_plus[0].unbind(dim=0)
     x = _styled(generator.conv1, generator.input.input, rows[0], noises[0])
     image = _rgb(generator.to_rgb1, x, rows[1])
-    for level, to_rgb in enumerate(generator.to_rgbs):
+    convs = cast("Sequence[StyledConv]", generator.convs)
+    for level, to_rgb in enumerate(cast("Sequence[ToRGB]", generator.to_rgbs)):
         first = 2 * level
-        x = _styled(generator.convs[first], x, rows[first + 1], noises[first + 1])
-        x = _styled(generator.convs[first + 1], x, rows[first + 2], noises[first + 2])
+        x = _styled(convs[first], x, rows[first + 1], noises[first + 1])
+        x = _styled(convs[first + 1], x, rows[first + 2], noises[first + 2])
         image = to_rgb.upsample(image).add_(_rgb(to_rgb, x, rows[first + 3]))
     return image
 
