@@ -16,8 +16,8 @@ from pipeline.errors import ConfigError
 class JobConfig(BaseModel):
     """Everything that `jobs/invert_dataset.py` can be told.
 
-    Settings up to `limit` fix what the table holds: `result_settings` gives them, and a table is
-    continued only with the same ones. The rest says how the work is done and may change freely.
+    The settings of the second group change rows, those of the third which image is in which
+    shard: a table is continued only with the same ones. The last group says how the work is done.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,20 +39,19 @@ class JobConfig(BaseModel):
     keep_steps: bool = Field(False, description="store the W+ code of every step too")
     keep_crops: bool = Field(False, description="store the aligned face as JPEG")
     keep_reconstructions: bool = Field(False, description="store the reconstruction as JPEG")
-    part_size: int = Field(256, ge=1, le=100_000, description="samples a part")
     files_per_shard: int = Field(1024, ge=1, description="files of a folder that make one shard")
     limit: int | None = Field(None, ge=1, description="only the first N samples")
 
+    part_size: int = Field(256, ge=1, le=100_000, description="samples a part")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where faces are inverted")
     batch_size: int | None = Field(None, ge=1, description="faces a forward pass")
     align_workers: int | None = Field(None, ge=1, description="most CPU actors; default all cores")
     inverters: int | None = Field(None, ge=1, description="most inverters; default one a GPU")
     image_timeout: float = Field(60.0, gt=0, description="seconds one image may take to align")
 
-    def result_settings(self) -> dict[str, Any]:
-        """The settings that change a row, or which rows there are; JSON-ready."""
-        names = list(type(self).model_fields)
-        fixed = names[names.index("model") : names.index("limit") + 1]
-        return self.model_dump(include=set(fixed))
+    def layout(self) -> dict[str, Any]:
+        """What fixes which images the table holds, and in which shards; JSON-ready."""
+        return {"files_per_shard": self.files_per_shard, "limit": self.limit}
 
 
 def _nearest(name: str) -> str:

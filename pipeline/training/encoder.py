@@ -24,6 +24,7 @@ from pipeline.training.augment import augment
 from pipeline.training.generator import random_batches
 from pipeline.training.losses import ShiftedLpips
 from pipeline.training.pairs import Pairs, to_unit
+from pipeline.training.parallel import join_group
 from pipeline.training.schedule import (
     Log,
     average_into,
@@ -38,7 +39,7 @@ class EncoderPlan:
     """How the encoder is trained."""
 
     images: int = 40_000  # images to see in all; may be raised when resuming
-    batch: int = 16
+    batch: int = 8
     steps: int = 5
     peak_rate: float = 2e-3
     l2_weight: float = 2.0
@@ -60,7 +61,7 @@ class Start:
     def of(cls, generator: Generator, latent_avg: Tensor) -> Start:
         """Render the average code once."""
         with torch.no_grad():
-            return cls(latent_avg, generator(latent_avg[None])[0].clamp(-1, 1))
+            return cls(latent_avg, generator(latent_avg[None])[0])
 
 
 def refine(
@@ -81,7 +82,7 @@ def refine(
         codes = codes + encoder(torch.cat([target, shown], dim=1)) * spread
         made = generator(codes)
         yield made
-        codes, shown = codes.detach(), made.detach().clamp(-1, 1)
+        codes, shown = codes.detach(), made.detach()
 
 
 @torch.no_grad()
@@ -135,6 +136,7 @@ def train_encoder(
 
     Writes `encoder.pt` (checkpoint) and `encoder.jsonl` (one line a report) to `folder`.
     """
+    group = join_group()
     torch.manual_seed(plan.seed)
     generator.requires_grad_(False)
     train, held_out = pairs.split(plan.held_out)
@@ -150,19 +152,25 @@ def train_encoder(
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
     batches = int(state["batches"])
+    torch.manual_seed(plan.seed + batches * group.size + group.rank)
     order = random_batches(len(train), plan.batch, plan.seed)
     for index in itertools.islice(order, batches, plan.images // plan.batch):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(plan.peak_rate, batches, batches * plan.batch / plan.images)
-        target = augment(to_unit(train.images[index]))
+        for weights in optimiser.param_groups:
+            weights["lr"] = learning_rate(
+                plan.peak_rate, batches, batches * plan.batch / plan.images
+            )
+        target = augment(to_unit(train.images[group.share(index)]))
         optimiser.zero_grad(set_to_none=True)
         losses = train_batch(live, generator, start, target, plan, spread)
+        group.average_gradients(live)
         torch.nn.utils.clip_grad_norm_(live.parameters(), 5.0)
         optimiser.step()
         average_into(average, live, batches)
         log.add(losses)
         batches += 1
         seen = batches * plan.batch
+        if not group.leads:
+            continue
         if seen % plan.save_every < plan.batch or seen + plan.batch > plan.images:
             save_checkpoint(
                 checkpoint,

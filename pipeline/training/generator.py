@@ -21,6 +21,7 @@ from pipeline.metrics.lpips import load_lpips
 from pipeline.models.stylegan2 import EqualLinear, Generator, ModulatedConv2d
 from pipeline.training.losses import ShiftedLpips, block_means
 from pipeline.training.pairs import Pairs
+from pipeline.training.parallel import join_group
 from pipeline.training.schedule import (
     Log,
     average_into,
@@ -116,6 +117,7 @@ def fit_generator(plan: GeneratorPlan, pairs: Pairs, folder: Path) -> Generator:
 
     Writes `generator.pt` (checkpoint) and `generator.jsonl` (one line a report) to `folder`.
     """
+    group = join_group()
     torch.manual_seed(plan.seed)
     train, held_out = pairs.split(plan.held_out)
     scale = LatentScale.of(train.w)
@@ -129,19 +131,25 @@ def fit_generator(plan: GeneratorPlan, pairs: Pairs, folder: Path) -> Generator:
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
     batches = int(state["batches"])
+    torch.manual_seed(plan.seed + batches * group.size + group.rank)
     order = random_batches(len(train), plan.batch, plan.seed)
     for index in itertools.islice(order, batches, plan.images // plan.batch):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(plan.peak_rate, batches, batches * plan.batch / plan.images)
-        w, target = train.batch(index)
+        for weights in optimiser.param_groups:
+            weights["lr"] = learning_rate(
+                plan.peak_rate, batches, batches * plan.batch / plan.images
+            )
+        w, target = train.batch(group.share(index))
         losses = pair_losses(live(repeat_rows(scale.normalise(w), live.n_styles)), target)
         optimiser.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        group.average_gradients(live)
         optimiser.step()
         average_into(average, live, batches)
         log.add({name: value.detach() for name, value in losses.items()})
         batches += 1
         seen = batches * plan.batch
+        if not group.leads:
+            continue
         if seen % plan.save_every < plan.batch or seen + plan.batch > plan.images:
             save_checkpoint(
                 checkpoint,

@@ -28,10 +28,10 @@ def learning_rate(peak: float, batches: int, progress: float) -> float:
 def average_into(average: nn.Module, model: nn.Module, batches: int, horizon: int = 500) -> None:
     """Exponential moving average of weights over about `horizon` batches, shorter at the start."""
     keep = min(1 - 1 / horizon, (1 + batches) / (10 + batches))
-    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
-        slow.lerp_(fast, 1 - keep)
-    for slow, fast in zip(average.buffers(), model.buffers(), strict=True):
-        slow.copy_(fast)
+    for weight, fast in zip(average.parameters(), model.parameters(), strict=True):
+        weight.lerp_(fast, 1 - keep)
+    for buffer, fast_buffer in zip(average.buffers(), model.buffers(), strict=True):
+        buffer.copy_(fast_buffer)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -75,3 +75,10 @@ class Log:
             file.write(line + "\n")
         print(line, flush=True)
         self.sums, self.count, self.since = {}, 0, now
+
+
+def last_report(path: Path) -> dict[str, Any]:
+    """The last line that a `Log` wrote; empty where there is none."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    report: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    return report

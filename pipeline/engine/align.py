@@ -1,0 +1,117 @@
+"""Stage 2, a pool of CPU actors: decode, detect, align. Samples in, faces and rejects out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.alignment import AlignedFace, AlignmentSettings, IsolatedAligner
+from pipeline.engine.rows import Row, pack, run_stage, unpack
+from pipeline.images import Rejection, RejectReason
+
+_POINTS = pa.list_(pa.list_(pa.float32(), 2))
+FACES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source_uri", pa.string()),
+        ("source_sha256", pa.string()),
+        ("face_index", pa.int32()),
+        ("n_faces", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("face_box", pa.list_(pa.float32(), 4)),
+        ("landmarks", _POINTS),
+        ("align_quad", _POINTS),
+        ("face_px", pa.float32()),
+        ("roll_deg", pa.float32()),
+        ("yaw", pa.float32()),
+        ("sharpness", pa.float32()),
+        ("pad_fraction", pa.float32()),
+        ("detector_score", pa.float32()),
+        ("pixels", pa.large_binary()),  # uint8 [h, w, 3]
+    ]
+)
+REJECTS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("face_index", pa.int32()),  # null: the whole sample
+        ("source_uri", pa.string()),
+        ("source_sha256", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def face_row(key: str, uri: str, sha256: str, face: AlignedFace) -> dict[str, Any]:
+    """One aligned face as a row of `FACES`."""
+    fields = {name: _plain(getattr(face, name)) for name in FACES.names[3:-1]}
+    source = {"key": key, "source_uri": uri, "source_sha256": sha256}
+    return {**source, **fields, "pixels": face.pixels.tobytes()}
+
+
+def reject_row(
+    key: str, uri: str, sha256: str, rejection: Rejection, face_index: int | None = None
+) -> dict[str, Any]:
+    """One rejected sample or face as a row of `REJECTS`."""
+    return {
+        "key": key,
+        "face_index": face_index,
+        "source_uri": uri,
+        "source_sha256": sha256,
+        "reason": rejection.reason.value,
+        "detail": rejection.detail,
+    }
+
+
+def count_reasons(rejects: pa.Table) -> str:
+    """JSON object of reject reason to count."""
+    return json.dumps(Counter(rejects["reason"].to_pylist()), sort_keys=True)
+
+
+class AlignStage:
+    """Decodes and aligns a part's samples in a child process, which may die on one of them."""
+
+    def __init__(self, settings: AlignmentSettings) -> None:
+        self.aligner = IsolatedAligner(settings)
+
+    def __call__(self, row: Row) -> Row:
+        return run_stage("align", self._work, row)
+
+    def _outcomes(
+        self, samples: list[dict[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], list[AlignedFace] | Rejection]]:
+        readable = [sample["content"] for sample in samples if not sample["reject"]]
+        results = iter(self.aligner.process(readable))
+        for sample in samples:
+            if sample["reject"]:
+                yield sample, Rejection(RejectReason(sample["reject"]), sample["detail"])
+            else:
+                yield sample, next(results)
+
+    def _work(self, row: Row) -> Row:
+        samples = unpack(row["payload"]).to_pylist()
+        faces: list[dict[str, Any]] = []
+        rejects: list[dict[str, Any]] = []
+        for sample, outcome in self._outcomes(samples):
+            sha256 = hashlib.sha256(sample["content"]).hexdigest()
+            source = (sample["key"], sample["uri"], sha256)
+            if isinstance(outcome, Rejection):
+                rejects.append(reject_row(*source, outcome))
+            else:
+                faces += [face_row(*source, face) for face in outcome]
+        rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
+        row["payload"] = pack(pa.Table.from_pylist(faces, schema=FACES))
+        row["rejected"] = pack(rejected)
+        row["faces"], row["rejects"] = len(faces), len(rejects)
+        row["reasons"] = count_reasons(rejected)
+        return row

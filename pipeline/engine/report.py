@@ -1,0 +1,56 @@
+"""The closing words of a run: counts, rejects by reason, mean metrics of each step."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import JobConfig
+from pipeline.engine.run import Outcome
+from pipeline.table import open_table
+
+MEANS = """
+SELECT step, avg(l2_per_step[step]) AS l2, avg(psnr_per_step[step]) AS psnr,
+       avg(lpips_per_step[step]) AS lpips, avg(id_similarity_per_step[step]) AS id_similarity
+FROM latents, unnest(range(1, len(l2_per_step) + 1)) AS s(step)
+GROUP BY step ORDER BY step
+"""
+
+
+def _counts(outcome: Outcome) -> Table:
+    tally = outcome.tally
+    table = Table(title="this run", title_justify="left")
+    table.add_column("")
+    table.add_column("count", justify="right")
+    table.add_row("samples", str(tally.samples))
+    table.add_row("faces", str(tally.faces))
+    for reason, count in tally.reasons.most_common():
+        table.add_row(f"rejected: {reason}", str(count))
+    table.add_row("parts done", str(tally.parts))
+    table.add_row("parts skipped, done before", str(outcome.skipped_parts))
+    return table
+
+
+def _steps(uri: str) -> Table:
+    means = open_table(uri).sql(MEANS)
+    table = Table(title="mean of the whole table, per step", title_justify="left")
+    for name in means.columns:
+        table.add_column(str(name), justify="right")
+    for row in means.itertuples(index=False):
+        table.add_row(str(row[0]), *(f"{value:.4f}" for value in row[1:]))
+    return table
+
+
+def print_outcome(config: JobConfig, outcome: Outcome) -> None:
+    """Print the account of a run to stderr; what failed, and how to go on, comes last."""
+    console = Console(stderr=True)
+    console.print(_counts(outcome))
+    if outcome.exit_code == 0:
+        console.print(_steps(config.output))
+        return
+    for error in outcome.errors[:20]:
+        console.print(f"failed: {error}", markup=False, highlight=False)
+    if len(outcome.errors) > 20:
+        console.print(f"... and {len(outcome.errors) - 20} more, in _runs/ of the table")
+    state = "stopped" if outcome.interrupted else "not finished"
+    console.print(f"{state}: what is committed stays; run the same command again to continue")

@@ -1,0 +1,32 @@
+"""Stage 4, a task a part: rejects, then latents, into the table."""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.engine.rows import Row, run_stage, unpack
+from pipeline.storage import Shard
+from pipeline.table import TableWriter, rejects_table
+
+
+class WriteStage:
+    """Puts a part's two files and leaves of the part a row of counts."""
+
+    def __init__(self, writer: TableWriter) -> None:
+        self.writer = writer
+
+    def __call__(self, row: Row) -> Row:
+        done = run_stage("write", self._work, row)
+        done["payload"] = done["rejected"] = b""
+        return done
+
+    def _work(self, row: Row) -> Row:
+        summary = self.writer.write_tables(
+            Shard.from_json(row["shard"]),
+            row["part"],
+            samples=row["samples"],
+            latents=unpack(row["payload"]),
+            rejects=rejects_table(unpack(row["rejected"]).to_pylist(), row["shard_id"]),
+        )
+        row["summary"] = json.dumps(summary.to_dict())
+        return row
