@@ -17,14 +17,14 @@ def _rms(values: Tensor) -> Tensor:
 
 def residual_norm(
     w_plus: Tensor,  # [n, steps, n_styles, 512]
-    latent_avg: Tensor,  # [n_styles, 512]
+    start: Tensor,  # [n, n_styles, 512] or [n_styles, 512], the codes before the first step
 ) -> Tensor:
-    """RMS of the residual that each step added, [n, steps]; the first step starts at the average.
+    """RMS of the residual that each step added, [n, steps].
 
     A root mean square over the n_styles × 512 values, so that sizes of generator compare.
     """
-    start = latent_avg.expand_as(w_plus[:, :1])
-    return _rms(torch.diff(w_plus, dim=1, prepend=start))
+    before = start.expand_as(w_plus[:, 0])[:, None]
+    return _rms(torch.diff(w_plus, dim=1, prepend=before))
 
 
 def w_plus_variance(codes: Tensor) -> Tensor:

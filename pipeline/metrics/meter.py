@@ -33,7 +33,7 @@ DEFINITIONS = {
     ),
     "residual_norm": (
         "root mean square over n_styles × 512 of the code minus the previous step's; the first "
-        "step's previous code is latent_avg"
+        "step's previous code is latent_avg (where an encoder goes on from another: its code)"
     ),
     "w_plus_variance": (
         "of the best step's code: population variance between its rows, mean over 512 values"
@@ -111,6 +111,7 @@ class Meter:
         step_images: Tensor,  # [n, steps, 3, h, w], any range, any float dtype
         w_plus: Tensor,  # [n, steps, n_styles, 512]
         latent_avg: Tensor,  # [n_styles, 512]
+        start: Tensor | None = None,  # [n, n_styles, 512], codes before step 1: the average
     ) -> Measures:
         """Every metric of `n` faces; raises `ShapeError` where the tensors do not fit together.
 
@@ -133,6 +134,7 @@ class Meter:
             higher_is_better=self.best_step_by == "id_similarity",
         )
         codes, average = w_plus.float(), latent_avg.to(w_plus.device, torch.float32)
+        begin = average if start is None else start.to(average)
         steps = torch.from_numpy(best - 1).long().to(codes.device)
         kept = codes[torch.arange(len(codes), device=codes.device), steps]
         return Measures(
@@ -140,7 +142,7 @@ class Meter:
             psnr=psnr,
             lpips=lpips,
             id_similarity=similarity,
-            residual_norm=_to_numpy(residual_norm(codes, average)),
+            residual_norm=_to_numpy(residual_norm(codes, begin)),
             best_step=best,
             w_plus_variance=_to_numpy(w_plus_variance(kept)),
             w_avg_distance=_to_numpy(w_avg_distance(kept, average)),
@@ -164,9 +166,14 @@ class Meter:
         return *(torch.where(usable, m, blank) for m in measures), missed
 
     def _lpips(self, targets: Tensor, steps: list[Tensor]) -> Iterator[Tensor]:
-        wanted = self.lpips.embed(enlarged(targets))
+        def embed(images: Tensor) -> list[Tensor]:
+            # A fifth faster than with channels first, on a CPU.
+            layout = torch.channels_last
+            return self.lpips.embed(enlarged(images).contiguous(memory_format=layout))
+
+        wanted = embed(targets)
         for step in steps:
-            yield self.lpips.compare(wanted, self.lpips.embed(enlarged(step)))
+            yield self.lpips.compare(wanted, embed(step))
 
     def _similarity(self, targets: Tensor, steps: list[Tensor], like: Tensor) -> Tensor:
         if self.identity is None:

@@ -11,14 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
+from pipeline.metrics.lpips import Lpips
 
 
 @pytest.fixture(scope="session")
-def reference() -> Path:
-    if not REFERENCE.is_dir():
-        pytest.skip(f"the reference numbers are not at {REFERENCE}")
-    return REFERENCE
+def reference(shared: Path) -> Path:
+    return shared / "reference"
 
 
 @pytest.fixture(scope="session")
@@ -40,17 +38,30 @@ def inputs(reference: Path) -> Tensor:
 
 
 @pytest.fixture(scope="session")
-def seeded(reference: Path) -> Callable[[str, str], dict[str, Tensor]]:
-    """State dict of the layout and salt given, every value a function of its key."""
+def seeded(reference: Path) -> Callable[..., dict[str, Tensor]]:
+    """State dict of a layout and a salt, every value a function of its key.
+
+    `prefix` leaves out the keys that do not begin with it.
+    """
     spec = importlib.util.spec_from_file_location("seeded", reference / "seeded_weights.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def fill(layout: str, salt: str) -> dict[str, Tensor]:
-        shapes = json.loads((reference / "layouts" / f"layout_{layout}.json").read_text())
-        arrays = module.fill_state_dict(shapes["state_dict"], salt)
+    def fill(layout: str, salt: str, prefix: str = "") -> dict[str, Tensor]:
+        content = json.loads((reference / "layouts" / f"layout_{layout}.json").read_text())
+        shapes = {k: v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+        arrays = module.fill_state_dict(shapes, salt)
         return {key: torch.from_numpy(value) for key, value in arrays.items()}
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def seeded_lpips(seeded: Callable[..., dict[str, Tensor]]) -> Lpips:
+    """LPIPS with the weights of the reference scores."""
+    network = Lpips()
+    body = seeded("lpips_alexnet_torchvision", "alexnet/", prefix="features.")
+    network.load_state_dict(body | seeded("lpips_lin_alex", "lpips_alex/"))
+    return network.requires_grad_(False)

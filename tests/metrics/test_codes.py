@@ -32,3 +32,9 @@ def test_distance_to_the_average_is_a_root_mean_square():
     codes = average.clone()
     codes[:, :128] += 2
     assert w_avg_distance(codes[None], average).tolist() == [1.0]
+
+
+def test_an_encoder_that_goes_on_from_another_is_measured_from_its_codes():
+    codes = torch.ones(2, 1, 10, 512)
+    start = torch.stack([torch.zeros(10, 512), torch.full((10, 512), 3.0)])
+    assert residual_norm(codes, start).tolist() == [[1.0], [2.0]]

@@ -1,30 +1,21 @@
 import torch
 
-from pipeline.metrics.lpips import Lpips, load_lpips
+from pipeline.metrics.lpips import load_lpips
 from pipeline.metrics.pixel import mean_squared_error
 
 
-def seeded_lpips(seeded) -> Lpips:
-    body = seeded("lpips_alexnet_torchvision", "alexnet/")
-    heads = seeded("lpips_lin_alex", "lpips_alex/")
-    network = Lpips()
-    network.load_state_dict({k: v for k, v in {**body, **heads}.items() if "classifier" not in k})
-    return network.requires_grad_(False)
-
-
-def test_each_layer_reproduces_the_published_script(seeded, inputs, golden):
-    network = seeded_lpips(seeded)
-    left, right = network.embed(inputs[:1]), network.embed(inputs[1:])
+def test_each_layer_reproduces_the_published_script(seeded_lpips, inputs, golden):
+    left, right = seeded_lpips.embed(inputs[:1]), seeded_lpips.embed(inputs[1:])
     shapes = [list(map_.shape) for map_ in left]
     assert shapes == golden["lpips_unit"]["feature_shapes"]
     for index, expected in enumerate(golden["lpips_unit"]["per_layer"]):
-        head = network.get_submodule(f"lin{index}.model.1")
+        head = seeded_lpips.get_submodule(f"lin{index}.model.1")
         layer = head((left[index] - right[index]).square()).mean()
         torch.testing.assert_close(layer.item(), expected, rtol=1e-5, atol=0)
 
 
-def test_the_sum_reproduces_the_published_script_both_ways_round(seeded, inputs, golden):
-    scores = seeded_lpips(seeded)(inputs, inputs.flip(0))
+def test_the_sum_reproduces_the_published_script_both_ways_round(seeded_lpips, inputs, golden):
+    scores = seeded_lpips(inputs, inputs.flip(0))
     expected = golden["lpips_unit"]["sine_vs_astronaut"]
     torch.testing.assert_close(scores, torch.tensor([expected] * 2), rtol=1e-5, atol=0)
 
