@@ -1,0 +1,48 @@
+# Two commands on a fresh machine with Python 3.11, make and git: `make demo` and `make test`.
+PYTHON ?= python3.11
+BIN := .venv/bin
+DEMO := demo-output
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# uv, where it is there, picks the build of torch that fits the machine.
+.venv/installed: pyproject.toml .constraints.txt
+	@if command -v uv >/dev/null; then \
+	  uv venv --quiet --clear --python 3.11 .venv && \
+	  uv pip install --quiet --python $(BIN)/python --torch-backend auto -c .constraints.txt -e '.[dev]'; \
+	else \
+	  { command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv .venv || python3 -m venv .venv; } && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+demo: .venv/installed ## invert the sample images with the embedded model; ends with a contact sheet
+	@rm -rf $(DEMO)
+	@$(BIN)/python jobs/invert_dataset.py --input pipeline/samples --output $(DEMO)/table \
+	  --keep-crops --keep-steps --part-size 8
+	@$(BIN)/python jobs/contact_sheet.py --table $(DEMO)/table --output $(DEMO)/contact_sheet.png \
+	  --limit 16 --title "ReStyle, five steps, embedded demo model"
+
+test: .venv/installed ## run the tests: no network, no GPU
+	@$(BIN)/python -m pytest
+
+test-slow: .venv/installed ## run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow
+
+check: .venv/installed ## lint, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: .venv/installed ## measure speed and memory against what they are compared to
+	@for bench in tests/bench/*.py; do \
+	  case $$bench in */__init__.py) continue;; esac; \
+	  echo "== $$bench"; $(BIN)/python $$bench || exit 1; \
+	done
+
+clean: ## remove the demo's output, build products and the virtual environment
+	rm -rf $(DEMO) build .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,51 @@
+"""Draw faces of a latent table: target, average face, every step; one row a face.
+
+    python jobs/contact_sheet.py --table URI --output sheet.png [--where "lpips < 0.2"] [--limit 12]
+
+The table must have been made with --keep-crops and --keep-steps. The images are rendered again
+from the codes in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+from pipeline.reports import table_sheet
+from pipeline.table import open_table
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", required=True, metavar="URI")
+    parser.add_argument("--output", required=True, type=Path, metavar="PNG")
+    parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
+    parser.add_argument("--limit", type=int, default=12, metavar="N", help="at most so many faces")
+    parser.add_argument("--title", default="")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Open, draw, write."""
+    arguments = parse_arguments(argv)
+    try:
+        table = open_table(arguments.table)
+        picture = table_sheet(
+            table, where=arguments.where, limit=arguments.limit, title=arguments.title
+        )
+    except PipelineError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_bytes(picture)
+    print(f"contact sheet: {arguments.output}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
