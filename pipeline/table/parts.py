@@ -150,13 +150,11 @@ def decode_metadata(pairs: Mapping[bytes, bytes] | None) -> dict[str, Any]:
 def _encode(table: pa.Table, metadata: Mapping[str, Any]) -> bytes:
     pairs = {_PREFIX + name: json.dumps(value, sort_keys=True) for name, value in metadata.items()}
     strings = [field.name for field in table.schema if pa.types.is_string(field.type)]
+    table = table.replace_schema_metadata(pairs)
     sink = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata(pairs).combine_chunks(),
-        sink,
-        compression="zstd",
-        compression_level=3,
-        row_group_size=_ROW_GROUP_ROWS,
-        use_dictionary=strings,
-    )
+    options = {"compression": "zstd", "compression_level": 3, "use_dictionary": strings}
+    with pq.ParquetWriter(sink, table.schema, **options) as writer:
+        # Hugging Face datasets fails on a row group of no rows, and reads a file of no row groups.
+        if table.num_rows:
+            writer.write_table(table.combine_chunks(), row_group_size=_ROW_GROUP_ROWS)
     return sink.getvalue()

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
-import pandas as pd  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,6 +24,9 @@ from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
 from pipeline.table.queries import TableFiles, connect, create_view
 from pipeline.table.schema import STYLE_DIM, rejects_schema
 from pipeline.table.verify import verify_table
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
 
 _THREADS = 8
 _SHARDS = pa.schema(

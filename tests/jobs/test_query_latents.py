@@ -1,0 +1,87 @@
+"""The query job as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Bucket
+from tests.table.rows import shard, write_shard, writer
+
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "query_latents.py"
+
+
+def ask(table: object, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(JOB), str(table), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **env},
+    )
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("query") / "table"
+    write_shard(writer(root), shard())
+    return root
+
+
+def test_a_grid_by_default(table: Path) -> None:
+    query = "SELECT image_id, w_plus, l2, id_similarity_per_step FROM latents ORDER BY image_id"
+    run = ask(table, query)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "│ s-0/a#0   │ 6×512 numbers │ 0.125 │ [, 0.25, 0.5]" in run.stdout
+
+
+def test_a_grid_a_row_where_there_are_many_columns(table: Path) -> None:
+    run = ask(table, "SELECT * FROM latents LIMIT 1", COLUMNS="80")
+    assert "detector_score" in run.stdout
+
+
+def test_json_lines(table: Path) -> None:
+    query = "SELECT key, id_similarity_per_step AS s, w_plus[1][:2] AS w FROM latents ORDER BY 1"
+    run = ask(table, query, "--json")
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [row["key"] for row in rows] == ["a", "c", "c", "x/b"]
+    assert rows[0]["s"] == [None, 0.25, 0.5]
+    assert len(rows[0]["w"]) == 2
+
+
+def test_csv_with_lists_as_json(table: Path) -> None:
+    query = "SELECT reason, count(*) AS n, [1, NULL] AS l FROM rejects GROUP BY 1 ORDER BY 1"
+    rows = list(csv.DictReader(io.StringIO(ask(table, query, "--csv").stdout)))
+    assert [(row["reason"], row["n"]) for row in rows] == [
+        ("crashed", "1"),
+        ("face_too_small", "1"),
+        ("no_face", "2"),
+    ]
+    assert json.loads(rows[0]["l"]) == [1, None]
+
+
+def test_a_table_in_a_bucket_through_the_environment_alone(s3: Bucket) -> None:
+    root = f"{s3.uri}/table"
+    write_shard(writer(root), shard())
+    run = ask(root, "SELECT count(*) AS n FROM latents", "--json", **s3.env)
+    assert (run.returncode, run.stdout, run.stderr) == (0, '{"n": 4}\n', "")
+
+
+@pytest.mark.parametrize("query", ["SELEC", "SELECT nope FROM latents"])
+def test_a_wrong_query_is_one_line_and_exit_code_2(table: Path, query: str) -> None:
+    run = ask(table, query)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_what_is_no_table_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    run = ask(tmp_path, "SELECT 1")
+    assert run.returncode == 2
+    assert run.stderr == f"'{tmp_path}' is not a table: it has no _table.json\n"

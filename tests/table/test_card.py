@@ -1,0 +1,47 @@
+"""Promises of the dataset card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+
+from pipeline.storage import Store
+from pipeline.table import open_table, write_card
+from tests.table.rows import shard, write_shard, writer
+
+
+def test_the_card_counts_what_is_in_the_table(filled: str) -> None:
+    text = write_card(open_table(filled))
+    assert Store(filled).get("README.md").decode() == text
+    assert "12 images in 2 shards gave 8 codes and 8 rejects" in text
+    assert "* licence: MIT" in text
+    assert "| no_face | 4 |" in text
+    assert "| l2 | 0.5000 | 0.2500 | 0.1250 |" in text
+    assert "| id_similarity |  | 0.2500 | 0.5000 |" in text
+    assert "* lpips: AlexNet, version 0.1, 256 px" in text
+
+
+def test_the_same_table_gives_the_same_card(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_shard(writer(tmp_path / name), shard())
+    assert write_card(open_table(str(tmp_path / "one"))) == write_card(
+        open_table(str(tmp_path / "two"))
+    )
+
+
+def test_an_empty_table_has_a_card(tmp_path: Path) -> None:
+    writer(tmp_path)
+    text = write_card(open_table(str(tmp_path)))
+    assert "Nothing was rejected." in text
+    assert "No face was measured." in text
+
+
+def test_a_folder_with_a_card_loads_as_a_dataset_by_its_name(tmp_path: Path) -> None:
+    root = tmp_path / "table"
+    write_shard(writer(root), shard())
+    write_card(open_table(str(root)))
+    cache = str(tmp_path / "cache")
+    latents = datasets.load_dataset(str(root), "latents", split="train", cache_dir=cache)
+    rejects = datasets.load_dataset(str(root), "rejects", split="train", cache_dir=cache)
+    assert (len(latents), len(rejects)) == (4, 4)

@@ -1,0 +1,92 @@
+"""Promises of rows becoming Arrow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import TableError
+from pipeline.table import Columns, image_id, latents_table, rejects_table
+from tests.table.rows import COLUMNS, N_STYLES, code, face_row, reject_row
+
+
+def test_ids_name_shard_key_and_face() -> None:
+    assert image_id("shard-0001", "x/0007", 0) == "shard-0001/x/0007#0"
+    assert image_id("shard-0001", "x/0007", None) == "shard-0001/x/0007"
+    faces = latents_table([face_row("k", 2)], COLUMNS, "s")
+    assert faces["image_id"].to_pylist() == ["s/k#2"]
+    rejects = rejects_table([reject_row("k"), reject_row("k", face=1)], "s")
+    assert rejects["image_id"].to_pylist() == ["s/k", "s/k#1"]
+
+
+def test_values_come_back_as_they_went_in() -> None:
+    (row,) = latents_table([face_row("k")], COLUMNS, "s").to_pylist()
+    assert row["shard"] == "s"
+    assert row["landmarks"][67] == [134.0, 135.0]
+    assert row["align_quad"][3] == [6.0, 7.0]
+    assert row["l2_per_step"] == [0.5, 0.25, 0.125]
+    assert row["converged"] is True
+    assert (np.array(row["w_plus"], np.float32) == code("k")).all()
+
+
+def test_what_was_not_measured_is_null() -> None:
+    row = face_row("k", id_similarity=np.float32("nan"), yaw=float("nan"))
+    (stored,) = latents_table([row], COLUMNS, "s").to_pylist()
+    assert stored["id_similarity"] is None
+    assert stored["yaw"] is None
+    assert stored["id_similarity_per_step"] == [None, 0.25, 0.5]
+
+
+def test_a_prealigned_face_has_no_geometry() -> None:
+    nothing = dict.fromkeys(("face_box", "landmarks", "align_quad", "face_px", "yaw"))
+    rows = [face_row("k", **nothing), face_row("l")]
+    first, second = latents_table(rows, COLUMNS, "s").to_pylist()
+    assert [first[name] for name in nothing] == [None] * 5
+    assert second["landmarks"] is not None
+
+
+def test_a_table_of_nothing_has_its_columns() -> None:
+    table = latents_table([], COLUMNS, "s")
+    assert table.num_rows == 0
+    assert table.schema.equals(COLUMNS.latents_schema())
+    assert rejects_table([], "s").num_rows == 0
+
+
+def test_optional_columns_hold_every_step_and_the_pictures() -> None:
+    columns = Columns(N_STYLES, "float32", True, True, True)
+    steps = np.stack([code("k"), code("l")])
+    extra = {"w_plus_per_step": steps, "aligned_jpeg": b"1", "reconstruction_jpeg": b"2"}
+    rows = [face_row("k", **extra), face_row("l", **{**extra, "w_plus_per_step": steps[:1]})]
+    table = latents_table(rows, columns, "s")
+    stored = table["w_plus_per_step"].to_pylist()
+    assert (np.array(stored[0], np.float32) == steps).all()
+    assert (np.array(stored[1], np.float32) == steps[:1]).all()
+    assert table["aligned_jpeg"].to_pylist() == [b"1", b"1"]
+    assert table.schema.field("w_plus").type.value_type.value_type == pa.float32()
+
+
+@pytest.mark.parametrize("shape", [(N_STYLES, 511), (N_STYLES + 1, 512), (512,)])
+def test_a_code_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(TableError, match="the table takes"):
+        latents_table([face_row("k", w_plus=np.zeros(shape))], COLUMNS, "s")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e5])
+def test_a_code_that_float16_cannot_hold_is_refused(value: float) -> None:
+    bad = code("k")
+    bad[3, 100] = value
+    with pytest.raises(TableError, match="not finite as halffloat"):
+        latents_table([face_row("k", w_plus=bad)], COLUMNS, "s")
+
+
+def test_a_row_with_other_columns_is_refused_by_name() -> None:
+    row = face_row("k", colour="red")
+    del row["yaw"]
+    with pytest.raises(TableError, match=r"missing \['yaw'\], unknown \['colour'\]"):
+        latents_table([row], COLUMNS, "s")
+
+
+def test_a_value_of_another_type_is_refused_by_column() -> None:
+    with pytest.raises(TableError, match="column 'landmarks'"):
+        latents_table([face_row("k", landmarks=np.zeros((67, 2)))], COLUMNS, "s")

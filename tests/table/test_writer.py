@@ -1,0 +1,211 @@
+"""Promises of resuming and committing."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import FingerprintError, InputError, TableError
+from pipeline.storage import Store
+from pipeline.table import Columns, TableWriter, open_table
+from tests.table.rows import (
+    COUNTS_OF_ONE,
+    DESCRIPTION,
+    face_row,
+    reject_row,
+    shard,
+    write_shard,
+    writer,
+)
+
+
+def test_a_committed_shard_is_done(root: str) -> None:
+    table = writer(root)
+    assert not table.state(shard()).done
+    write_shard(table, shard())
+    state = writer(root).state(shard())
+    assert state.done
+    assert state.stale == ()
+    manifest = state.manifest
+    assert manifest is not None
+    assert (manifest.samples, manifest.faces, manifest.rejects) == (6, 4, 4)
+
+
+def test_an_interrupted_shard_keeps_its_parts(root: str) -> None:
+    write_shard(writer(root), shard(), commit=False)
+    table = writer(root)
+    state = table.state(shard())
+    assert not state.done
+    assert sorted(state.parts) == [0, 1]
+    assert state.stale == ()
+    assert (state.parts[0].samples, state.parts[0].faces, state.parts[0].rejects) == (4, 4, 2)
+    table.commit_shard(shard(), state.parts.values())
+    assert open_table(root).verify() == COUNTS_OF_ONE
+
+
+def test_resuming_and_running_through_give_the_same_table(tmp_path: Path) -> None:
+    write_shard(writer(tmp_path / "through"), shard())
+    table = writer(tmp_path / "resumed")
+    write_shard(table, shard(), commit=False)
+    table.store.remove("latents/s-0-00001.parquet")
+    state = table.state(shard())
+    assert (sorted(state.parts), state.stale) == ([0], ("rejects/s-0-00001.parquet",))
+    again = table.write_part(
+        shard(), 1, samples=2, latents=[], rejects=[reject_row("e"), reject_row("f", "crashed")]
+    )
+    table.commit_shard(shard(), [*state.parts.values(), again])
+    through, resumed = Store(str(tmp_path / "through")), table.store
+    assert through.names() == resumed.names()
+    assert all(through.get(name) == resumed.get(name) for name in through.names())
+
+
+def test_the_states_of_many_shards_are_those_of_each(root: str) -> None:
+    table = writer(root)
+    shards = [shard(f"s-{i}") for i in range(5)]
+    write_shard(table, shards[1])
+    write_shard(table, shards[2], commit=False)
+    write_shard(table, shard("s-3", "old"))
+    write_shard(table, shard("s-4", "old"), commit=False)
+    states = list(table.states(shards))
+    assert states == [table.state(one) for one in shards]
+    assert [state.done for state in states] == [False, True, False, False, False]
+    assert [len(state.parts) for state in states] == [0, 0, 2, 0, 0]
+    assert [len(state.stale) for state in states] == [0, 0, 0, 5, 4]
+
+
+@pytest.mark.parametrize("change", [{"etag": "etag-2"}, {"size": 101}])
+def test_a_changed_shard_is_redone_whole(root: str, change: dict[str, object]) -> None:
+    table = writer(root)
+    write_shard(table, shard())
+    write_shard(table, shard("s-0-00000"))  # whose files start with the name of the other
+    changed = replace(shard(), **change)
+    state = table.state(changed)
+    assert not state.done
+    assert state.parts == {}
+    assert len(state.stale) == 5
+    table.clear(state)
+    table.clear(state)
+    assert table.state(changed).stale == ()
+    assert table.state(shard("s-0-00000")).done
+    summary = table.write_part(changed, 0, samples=1, latents=[face_row("a")], rejects=[])
+    table.commit_shard(changed, [summary])
+    assert open_table(root).verify()["faces"] == 4 + 1
+
+
+def test_parts_of_another_part_size_are_not_mixed_in(tmp_path: Path) -> None:
+    write_shard(writer(tmp_path, part_size=4), shard(), commit=False)
+    state = writer(tmp_path, part_size=5).state(shard())
+    assert state.parts == {}
+    assert len(state.stale) == 4
+
+
+def test_a_committed_shard_stays_done_with_another_part_size(tmp_path: Path) -> None:
+    write_shard(writer(tmp_path, part_size=4), shard())
+    assert writer(tmp_path, part_size=5).state(shard()).done
+
+
+def test_a_damaged_part_is_done_again(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    write_shard(table, shard(), commit=False)
+    (tmp_path / "latents" / "s-0-00000.parquet").write_bytes(b"PAR1 nothing PAR1")
+    state = table.state(shard())
+    assert sorted(state.parts) == [1]
+    assert "latents/s-0-00000.parquet" in state.stale
+
+
+def test_a_shard_of_that_name_from_another_place_is_refused(root: str) -> None:
+    table = writer(root)
+    write_shard(table, shard())
+    with pytest.raises(InputError, match=r"'s3://in/s-0\.tar'.*'s3://elsewhere/s-0\.tar'"):
+        table.state(shard(uri="s3://elsewhere/s-0.tar"))
+
+
+def test_a_shard_is_not_committed_without_all_its_parts(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    parts = [
+        table.write_part(shard(), part, samples=1, latents=[face_row(f"{part}")], rejects=[])
+        for part in range(3)
+    ]
+    with pytest.raises(TableError, match=r"cannot be committed with parts \[0, 2\]"):
+        table.commit_shard(shard(), [parts[0], parts[2]])
+    with pytest.raises(TableError, match=r"latents/s-0-00002\.parquet' is not one of its parts"):
+        table.commit_shard(shard(), parts[:2])
+    table.store.remove("rejects/s-0-00001.parquet")
+    with pytest.raises(TableError, match=r"rejects/s-0-00001\.parquet' is missing"):
+        table.commit_shard(shard(), parts)
+    assert not table.state(shard()).done
+
+
+def test_a_shard_without_samples_can_be_committed(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    table.commit_shard(shard(), [])
+    assert table.state(shard()).done
+    assert open_table(str(tmp_path)).verify()["shards"] == 1
+
+
+def test_a_writer_travels_to_other_processes(root: str) -> None:
+    table: TableWriter = pickle.loads(pickle.dumps(writer(root)))
+    write_shard(table, shard())
+    assert table.state(shard()).done
+
+
+def test_the_description_is_made_once(root: str) -> None:
+    writer(root)
+    before = Store(root).get("_table.json")
+    writer(root, config={"batch_size": 64})
+    assert Store(root).get("_table.json") == before
+
+
+def test_other_settings_are_refused_and_spelled_out(root: str) -> None:
+    writer(root)
+    settings = {"weights": "abc", "steps": 5, "alignment": {"faces": "all"}, "extra": 1}
+    with pytest.raises(FingerprintError) as caught:
+        writer(root, settings=settings)
+    lines = str(caught.value).splitlines()
+    assert root in lines[0]
+    assert [line.strip() for line in lines[1:]] == [
+        'alignment.faces: "largest" in the table, "all" asked for',
+        "extra: null in the table, 1 asked for",
+        "steps: 3 in the table, 5 asked for",
+    ]
+
+
+def test_other_columns_or_slices_are_refused(tmp_path: Path) -> None:
+    writer(tmp_path)
+    with pytest.raises(FingerprintError, match=r'w_plus_dtype: "float16" in the table, "float32"'):
+        writer(tmp_path, columns=Columns(6, "float32"))
+    with pytest.raises(FingerprintError, match="files_per_shard: 1000 in the table, 10 asked for"):
+        writer(tmp_path, layout={"files_per_shard": 10})
+
+
+def test_the_fingerprint_follows_the_settings_alone() -> None:
+    same = replace(DESCRIPTION, config={"workers": 100}, layout={})
+    assert same.fingerprint == DESCRIPTION.fingerprint
+    reordered = dict(reversed(DESCRIPTION.settings.items()))
+    assert replace(DESCRIPTION, settings=reordered).fingerprint == DESCRIPTION.fingerprint
+    assert replace(DESCRIPTION, settings={"steps": 4}).fingerprint != DESCRIPTION.fingerprint
+
+
+def test_runs_are_recorded_by_start_and_id(tmp_path: Path) -> None:
+    start = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    name = writer(tmp_path).record_run(start, "ab12", {"exit_code": 0})
+    assert name == "_runs/20260102T030405Z-ab12.json"
+    assert b'"exit_code": 0' in Store(str(tmp_path)).get(name)
+
+
+def test_a_planted_secret_lands_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "planted-secret-0123456789"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    config = {"endpoint": f"http://x?k={secret}", "nested": [{"password": "also-planted"}]}
+    table = writer(tmp_path, config=config)
+    write_shard(table, shard())
+    table.record_run(datetime.now(UTC), "x", {"error": f"denied for {secret}"})
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 7
+    for path in files:
+        assert secret.encode() not in path.read_bytes(), path
+        assert b"also-planted" not in path.read_bytes(), path
