@@ -20,7 +20,7 @@ import typing
 from pydantic.fields import FieldInfo
 
 from pipeline.config import JobConfig, load_config
-from pipeline.errors import RequestError
+from pipeline.errors import PipelineError, RequestError
 
 
 def add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
@@ -31,7 +31,7 @@ def add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> No
     if isinstance(kind, types.UnionType):
         kind = next(arm for arm in typing.get_args(kind) if arm is not type(None))
     if kind is bool:
-        parser.add_argument(flag, action="store_const", const=True, help=text)
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     elif typing.get_origin(kind) is typing.Literal:
         parser.add_argument(flag, choices=typing.get_args(kind), help=f"{text}{default}")
     else:
@@ -42,7 +42,9 @@ def add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> No
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags as given, all text; exits with 2 on an unknown one."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
     parser.add_argument(
@@ -66,9 +68,12 @@ def main(argv: list[str]) -> int:
             print(json.dumps(estimate_job(config)))
             return 0
         outcome = run_job(config)
-    except RequestError as error:
+    except PipelineError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, RequestError) else 1
+    except KeyboardInterrupt:
+        print("stopped: nothing was started", file=sys.stderr)
+        return 1
     print_outcome(config, outcome)
     print(json.dumps(outcome.to_dict(config.output)), flush=True)
     return outcome.exit_code

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
+from pipeline.storage import canonical_uri
 
 
 class JobConfig(BaseModel):
@@ -47,7 +48,9 @@ class JobConfig(BaseModel):
     batch_size: int | None = Field(None, ge=1, description="faces a forward pass")
     align_workers: int | None = Field(None, ge=1, description="most CPU actors; default all cores")
     inverters: int | None = Field(None, ge=1, description="most inverters; default one a GPU")
-    image_timeout: float = Field(60.0, gt=0, description="seconds one image may take to align")
+    image_timeout: float = Field(
+        60.0, gt=0, allow_inf_nan=False, description="seconds one image may take to align"
+    )
 
     def layout(self) -> dict[str, Any]:
         """What fixes which images the table holds, and in which shards; JSON-ready."""
@@ -92,13 +95,17 @@ def read_config_file(uri: str) -> dict[str, Any]:
 def load_config(file: str | None, flags: Mapping[str, Any]) -> JobConfig:
     """The file's settings with `flags` on top; flags that are None leave the file's value.
 
-    Raises `ConfigError` that names every unknown, missing or unfit setting.
+    Raises `ConfigError` that names every unknown, missing or unfit setting, and `InputError` for
+    a URI that is empty or carries credentials.
     """
     settings = read_config_file(file) if file else {}
     settings |= {name: value for name, value in flags.items() if value is not None}
     try:
-        return JobConfig(**settings)
+        config = JobConfig(**settings)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
     except TypeError as error:  # keys that are not strings
         raise ConfigError(f"setting names must be text: {error}") from None
+    for uri in (config.input, config.output, config.model, config.identity):
+        canonical_uri(uri)  # refuses one with credentials, before it is written anywhere
+    return config

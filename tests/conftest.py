@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
+import pipeline
+from pipeline.models import Architecture, ModelCard, RestyleModel, save_bundle
 from tests.s3_server import S3Server, WeedMissingError, make_bucket, run_server
 
 _BUCKETS = itertools.count()
@@ -49,3 +53,33 @@ def shared() -> Path:
     if not (folder / "reference").is_dir():
         pytest.skip(f"no reference data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A bundle folder with a seeded model of 64 px: real arithmetic, meaningless faces."""
+    architecture = Architecture(
+        encoder_type="CompactEncoder",
+        encoder_arguments={"n_styles": 10, "input_size": 64, "input_channels": 6, "width": 8},
+        channels=dict.fromkeys((4, 8, 16, 32, 64), 8),
+        input_size=(64, 64),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = RestyleModel(architecture, ModelCard(name="tiny", domain="faces"))
+    folder = str(tmp_path_factory.mktemp("models") / "tiny")
+    save_bundle(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_images() -> dict[str, bytes]:
+    """The package's sample images by path: rendered faces, and files that must be refused."""
+    found = {}
+    for archive in sorted((Path(pipeline.__file__).parent / "samples").glob("*.tar")):
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                if content and not member.name.endswith(".json"):
+                    found[member.name] = content.read()
+    return found

@@ -103,7 +103,8 @@ class AlignStage:
         faces: list[dict[str, Any]] = []
         rejects: list[dict[str, Any]] = []
         for sample, outcome in self._outcomes(samples):
-            sha256 = hashlib.sha256(sample["content"]).hexdigest()
+            # Of a sample that was not read no hash is known.
+            sha256 = "" if sample["reject"] else hashlib.sha256(sample["content"]).hexdigest()
             source = (sample["key"], sample["uri"], sha256)
             if isinstance(outcome, Rejection):
                 rejects.append(reject_row(*source, outcome))

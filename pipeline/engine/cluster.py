@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -44,6 +46,9 @@ _prepare_environment()
 
 import ray  # noqa: E402 - after its environment
 
+START_TRIES = 4
+START_TIMED_OUT = "timed out during startup"
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -64,15 +69,48 @@ def _start_local() -> None:
     )
 
 
+def _start_local_patiently() -> None:
+    """Start Ray; on a busy machine, or one that reads it off the disk first, it may take a few
+    tries, as its limit of 15 s for its own agent cannot be set."""
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            return _start_local()
+        except Exception as error:
+            if START_TIMED_OUT not in str(error) or not tries_left:
+                raise
+
+
+def _join_cluster() -> None:
+    ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what Ray's C++ side prints while it starts: a line on its own log level."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _start(connect: Callable[[], None]) -> None:
+    # Ray puts a handler of its own in place, which ends the process without a last word.
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings(), _silent_stderr():
+        warnings.simplefilter("ignore")
+        connect()
+    signal.signal(signal.SIGTERM, on_sigterm)
+
+
 @contextmanager
 def running_ray() -> Iterator[Resources]:
     """Join the job's cluster, or start a quiet local Ray, for the length of the block."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        if in_cluster():
-            ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            _start_local()
+    _start(_join_cluster if in_cluster() else _start_local_patiently)
     try:
         offered = ray.cluster_resources()
         yield Resources(cpus=offered.get("CPU", 1.0), gpus=offered.get("GPU", 0.0))

@@ -48,6 +48,14 @@ class Pools:
         return cls(config.align_workers or cores, config.inverters or inverters, on_gpu)
 
 
+@dataclass(frozen=True)
+class Stages:
+    """What the pipeline is made of; the benchmark puts stages that do nothing in their place."""
+
+    align: type[Any] = AlignStage
+    invert: type[Any] = InvertStage
+
+
 def configure_context() -> None:
     """One row a block, no prints, and a bound on what waits between the stages."""
     context = DataContext.get_current()
@@ -60,9 +68,9 @@ def configure_context() -> None:
     context.execution_options.resource_limits = limits.copy(object_store_memory=STORE_SHARE * store)
 
 
-def build_dataset(plan: Plan, pools: Pools) -> Any:
+def build_dataset(plan: Plan, pools: Pools, stages: Stages | None = None) -> Any:
     """The lazy Ray dataset of `plan`: read, align, invert, write."""
-    recipe = plan.recipe
+    recipe, stages = plan.recipe, stages or Stages()
     items = [work.to_row() for work in plan.works]
     on: dict[str, Any] = (
         {"num_gpus": 1, "num_cpus": 0} if pools.on_gpu else {"num_cpus": INVERT_CPUS}
@@ -72,13 +80,13 @@ def build_dataset(plan: Plan, pools: Pools) -> Any:
         .flat_map(read_parts, num_cpus=READ_CPUS, compute=TaskPoolStrategy(size=READERS))
         .map(
             # Ray builds the class in its actors; its annotation wants a plain function.
-            cast("Callable[[Row], Row]", AlignStage),
+            cast("Callable[[Row], Row]", stages.align),
             fn_constructor_args=(recipe.alignment,),
             compute=ActorPoolStrategy(min_size=1, max_size=pools.aligners),
             num_cpus=ALIGN_CPUS,
         )
         .map(
-            cast("Callable[[Row], Row]", InvertStage),
+            cast("Callable[[Row], Row]", stages.invert),
             fn_constructor_args=(recipe.inversion, recipe.columns),
             compute=ActorPoolStrategy(min_size=1, max_size=pools.inverters),
             **on,

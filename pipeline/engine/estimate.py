@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from pipeline.alignment import Aligner
 from pipeline.config import JobConfig
 from pipeline.engine.align import face_row
 from pipeline.engine.invert import Inverter
-from pipeline.engine.plan import Plan, make_plan
+from pipeline.engine.plan import Plan, count_samples, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.images import Rejection
 from pipeline.storage import Sample, read_samples
@@ -28,31 +30,23 @@ def _samples(works: list[ShardWork]) -> Iterator[Sample]:
         yield from itertools.islice(read_samples(work.shard), work.take)
 
 
-def _count(works: list[ShardWork]) -> tuple[int, bool]:
-    """Samples in `works`, and whether the number is exact: some tars are weighed, not read."""
-    counted = weighed = size = 0
-    unread: list[ShardWork] = []
-    read = 0
-    for work in works:
-        if work.shard.kind == "folder":
-            counted += min(len(work.shard.names), work.take or len(work.shard.names))
-        elif read < COUNTED_SHARDS or work.take is not None:
-            samples = sum(1 for _ in itertools.islice(read_samples(work.shard), work.take))
-            counted, weighed, size, read = (
-                counted + samples,
-                weighed + samples,
-                size + work.shard.size,
-                read + 1,
-            )
-        else:
-            unread.append(work)
-    if unread:
-        counted += round(weighed / max(size, 1) * sum(work.shard.size for work in unread))
-    return counted, not unread
+def _count(works: list[ShardWork]) -> tuple[list[int], bool]:
+    """Samples of each of `works`, and whether they are exact: some tars are weighed, not read."""
+    files = [work for work in works if work.shard.kind != "folder"]
+    read = files if any(work.take for work in files) else files[:COUNTED_SHARDS]
+    folders = [work for work in works if work.shard.kind == "folder"]
+    exact = {
+        work.shard.shard_id: count_samples(work.shard, work.take) for work in (*folders, *read)
+    }
+    weighed = sum(exact[work.shard.shard_id] for work in read)
+    density = weighed / max(1, sum(work.shard.size for work in read))
+    counts = [exact.get(work.shard.shard_id, round(density * work.shard.size)) for work in works]
+    return counts, len(read) == len(files)
 
 
 def _time(plan: Plan) -> tuple[float, float, float]:
     """Seconds a sample to align and to invert, and faces a sample, on the first few images."""
+    torch.set_num_threads(1)  # as in the job's actors
     aligner, inverter = Aligner(plan.recipe.alignment), Inverter(plan.recipe.inversion)
     samples = list(itertools.islice(_samples(plan.works), TIMED_SAMPLES))
     faces: list[dict[str, Any]] = []
@@ -76,11 +70,11 @@ def estimate_job(config: JobConfig) -> dict[str, Any]:
     Raises a `RequestError` where `run_job` would. Times are of this machine, all cores busy.
     """
     plan = make_plan(config, dry_run=True)
-    samples, exact = _count(plan.works)
+    counts, exact = _count(plan.works)
     existing = sum(
         summary.samples for state in plan.states.values() for summary in state.parts.values()
     )
-    to_do = max(0, samples - existing)
+    to_do = max(0, sum(counts) - existing)
     align, invert, faces = _time(plan) if to_do else (0.0, 0.0, 0.0)
     columns = plan.recipe.columns
     code = columns.n_styles * 512 * (2 if columns.w_plus_dtype == "float16" else 4)
@@ -92,7 +86,8 @@ def estimate_job(config: JobConfig) -> dict[str, Any]:
         "samples_to_do": to_do,
         "samples_are_exact": exact,
         "parts_to_do": sum(
-            math.ceil(samples * share / config.part_size) for share in _shares(plan.works)
+            max(0, math.ceil(count / config.part_size) - len(work.existing))
+            for count, work in zip(counts, plan.works, strict=True)
         ),
         "skipped_parts": plan.done_parts,
         "align_seconds_a_sample": round(align, 4),
@@ -101,8 +96,3 @@ def estimate_job(config: JobConfig) -> dict[str, Any]:
         "estimated_table_bytes": round(to_do * faces * (code + ROW_OVERHEAD_BYTES)),
         "table": config.output,
     }
-
-
-def _shares(works: list[ShardWork]) -> list[float]:
-    total = sum(work.shard.size for work in works) or 1
-    return [work.shard.size / total for work in works]

@@ -34,6 +34,8 @@ class InvertSettings:
     steps: int
     identity: str
     best_step_by: Any
+    device: str = "auto"
+    largest_code: float = float(np.finfo(np.float16).max)  # of a number in a code, for the table
     batch_size: int | None = None
     keep_steps: bool = False
     keep_crops: bool = False
@@ -71,7 +73,9 @@ class Inverter:
 
     def __init__(self, settings: InvertSettings) -> None:
         self.settings = settings
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        # Ray shows a GPU to actors that asked for none, too.
+        on_gpu = settings.device != "cpu" and torch.cuda.is_available()
+        self.device = "cuda" if on_gpu else "cpu"
         self.model: RestyleModel = load_model(settings.model, device=self.device)
         self.meter = Meter(self.device, settings.identity, settings.best_step_by)
         self.batch_size = settings.batch_size or BATCH[self.device]
@@ -86,7 +90,7 @@ class Inverter:
             for face, row in self._batch(faces[batch]):
                 if row is None:
                     rejection = Rejection(
-                        RejectReason.NOT_FINITE, "the code or image is not finite"
+                        RejectReason.NOT_FINITE, "the code or image is not finite, or too large"
                     )
                     source = (face["key"], face["source_uri"], face["source_sha256"])
                     rejects.append(reject_row(*source, rejection, face["face_index"]))
@@ -102,7 +106,8 @@ class Inverter:
         measures = self.meter.measure(
             images, result.step_images, result.w_plus, self.model.latent_avg
         )
-        finite = result.finite.cpu().numpy()
+        storable = result.w_plus.abs().flatten(1).amax(dim=1) <= self.settings.largest_code
+        finite = (result.finite & storable).cpu().numpy()
         for index, face in enumerate(faces):
             row = self._row(face, index, images, result, measures) if finite[index] else None
             yield face, row

@@ -7,8 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import torch
+
 from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
+from pipeline.engine.cluster import in_cluster
 from pipeline.engine.invert import InvertSettings
 from pipeline.engine.read import ShardWork
 from pipeline.errors import ConfigError
@@ -87,6 +91,8 @@ def _public_config(config: JobConfig) -> dict[str, Any]:
 
 def make_recipe(config: JobConfig) -> Recipe:
     """Load the model and the metric networks once to learn what the table is to say of them."""
+    if config.device == "cuda" and not in_cluster() and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no GPU on this machine")
     model = load_model(config.model)
     alignment = _alignment(config, model)
     meter = Meter("cpu", config.identity, config.best_step_by)
@@ -97,7 +103,8 @@ def make_recipe(config: JobConfig) -> Recipe:
         "model": model.fingerprint,
         "steps": config.steps,
         "alignment": {k: v for k, v in asdict(alignment).items() if k not in _NO_RESULT},
-        "identity": config.identity,
+        # The definition has the weights' hash, whatever the file is called.
+        "identity": meter.definitions["id_similarity"],
         "best_step_by": config.best_step_by,
     }
     columns = Columns(
@@ -120,6 +127,8 @@ def make_recipe(config: JobConfig) -> Recipe:
         steps=config.steps,
         identity=config.identity,
         best_step_by=config.best_step_by,
+        device=config.device,
+        largest_code=float(np.finfo(config.latent_dtype).max),
         batch_size=config.batch_size,
         keep_steps=config.keep_steps,
         keep_crops=config.keep_crops,

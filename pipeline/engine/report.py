@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import JobConfig
 from pipeline.engine.run import Outcome
+from pipeline.errors import PipelineError
 from pipeline.table import open_table
 
 MEANS = """
@@ -37,7 +40,9 @@ def _steps(uri: str) -> Table:
     for name in means.columns:
         table.add_column(str(name), justify="right")
     for row in means.itertuples(index=False):
-        table.add_row(str(row[0]), *(f"{value:.4f}" for value in row[1:]))
+        table.add_row(
+            str(row[0]), *("-" if value != value else f"{value:.4f}" for value in row[1:])
+        )
     return table
 
 
@@ -46,10 +51,11 @@ def print_outcome(config: JobConfig, outcome: Outcome) -> None:
     console = Console(stderr=True)
     console.print(_counts(outcome))
     if outcome.exit_code == 0:
-        console.print(_steps(config.output))
+        with suppress(PipelineError):  # the run is done, whether its table can be read now or not
+            console.print(_steps(config.output))
         return
     for error in outcome.errors[:20]:
-        console.print(f"failed: {error}", markup=False, highlight=False)
+        console.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)
     if len(outcome.errors) > 20:
         console.print(f"... and {len(outcome.errors) - 20} more, in _runs/ of the table")
     state = "stopped" if outcome.interrupted else "not finished"

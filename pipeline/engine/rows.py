@@ -14,6 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.storage import one_line
+
 Row = dict[str, Any]
 
 
@@ -58,7 +60,7 @@ def failed_row(shard_id: str, part: int, stage: str, error: Exception) -> Row:
     where = traceback.extract_tb(error.__traceback__)[-1:]
     place = f" ({where[0].filename.rsplit('/', 1)[-1]}:{where[0].lineno})" if where else ""
     row = blank_row("failed", shard_id, part)
-    row["error"] = f"{stage}: {type(error).__name__}: {error}{place}"
+    row["error"] = f"{stage}: {type(error).__name__}: {one_line(error)}{place}"
     return row
 
 

@@ -7,10 +7,10 @@ import platform
 import secrets
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any
 
@@ -20,7 +20,8 @@ from pipeline.engine.dataset import Pools, build_dataset, configure_context, sum
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.progress import Progress, Tally
 from pipeline.engine.rows import Row
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RequestError
+from pipeline.storage import without_secrets
 from pipeline.table import PartSummary, open_table, write_card
 
 PACKAGES = ("restyle-pipeline", "ray", "torch", "numpy", "pyarrow", "pillow", "dlib-bin")
@@ -63,14 +64,20 @@ class Outcome:
 
 @dataclass
 class _ShardInProgress:
-    """The parts of one shard that are in the table, and how many it has in all once known."""
+    """The parts of one shard that are in the table, and what it has in all once known."""
 
     parts: dict[int, PartSummary]
     total: int | None = None
+    samples: int = 0  # that its reader saw, once `total` is known
 
     @property
     def complete(self) -> bool:
         return self.total is not None and len(self.parts) == self.total
+
+    @property
+    def accounted(self) -> int:
+        """Samples that its parts account for."""
+        return sum(summary.samples for summary in self.parts.values())
 
 
 class Committer:
@@ -83,23 +90,37 @@ class Committer:
         }
 
     def take(self, row: Row) -> None:
-        """Count one row; a part that comes a second time replaces its first."""
-        shard_id = row["shard_id"]
+        """Count one row; what comes a second time, after a node was lost, is the same again."""
+        shard_id, part = row["shard_id"], int(row["part"])
         if row["kind"] == "failed":
-            self.outcome.errors.append(f"shard '{shard_id}', part {row['part']}: {row['error']}")
+            self.outcome.errors.append(f"shard '{shard_id}', part {part}: {row['error']}")
             return
-        shard = self.open[shard_id]
+        shard = self.open.get(shard_id)
+        if shard is None or part in shard.parts:
+            return
         if row["kind"] == "end":
-            shard.total = int(row["part"])
+            shard.total, shard.samples = part, int(row["samples"])
         else:
-            shard.parts[int(row["part"])] = PartSummary(**json.loads(row["summary"]))
+            shard.parts[part] = PartSummary(**json.loads(row["summary"]))
             self._count(row)
         if shard.complete:
-            self.plan.writer.commit_shard(
-                self.plan.states[shard_id].shard, list(shard.parts.values())
+            self._commit(shard_id, shard)
+
+    def _commit(self, shard_id: str, shard: _ShardInProgress) -> None:
+        """Commit a whole shard; where that fails it costs this shard, not the others."""
+        del self.open[shard_id]
+        if shard.accounted != shard.samples:
+            self.outcome.errors.append(
+                f"shard '{shard_id}': {shard.samples} samples in, {shard.accounted} accounted for"
             )
+            return
+        whole = self.plan.states[shard_id].shard
+        try:
+            self.plan.writer.commit_shard(whole, list(shard.parts.values()))
+        except PipelineError as error:
+            self.outcome.errors.append(f"shard '{shard_id}': {error}")
+        else:
             self.outcome.tally.shards += 1
-            del self.open[shard_id]
 
     def _count(self, row: Row) -> None:
         tally = self.outcome.tally
@@ -156,6 +177,21 @@ def _execute(config: JobConfig, plan: Plan, outcome: Outcome) -> None:
     committer.finish()
 
 
+@contextmanager
+def _failures(outcome: Outcome) -> Iterator[None]:
+    """Turn what fails inside the block, but for a wrong request, into `outcome.errors`."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except PipelineError as error:
+        outcome.errors.append(str(error))
+    except Exception as error:  # noqa: BLE001 - Ray's own failures; run again continues
+        # The last line of a remote error is the error, the ones before are its trace.
+        gist = without_secrets(str(error)).strip().splitlines()[-1:]
+        outcome.errors.append(": ".join([type(error).__name__, *gist]))
+
+
 def run_job(config: JobConfig) -> Outcome:
     """Plan, run and account for one job.
 
@@ -163,30 +199,36 @@ def run_job(config: JobConfig) -> Outcome:
     `Outcome.errors`: the parts that were committed stay, and the same call finishes the rest.
     """
     started = datetime.now(UTC)
-    plan = make_plan(config)
-    outcome = Outcome(Tally(), plan.done_parts, plan.done_samples)
-    with _stoppable(outcome):
-        try:
-            for state in plan.states.values():
-                plan.writer.clear(state)
-            if plan.works:
-                _execute(config, plan, outcome)
-            if outcome.exit_code == 0:
-                write_card(open_table(config.output))
-        except PipelineError as error:
-            outcome.errors.append(str(error))
-        except Exception as error:  # noqa: BLE001 - Ray's own failures; run again continues
-            outcome.errors.append(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
-    _record(config, plan, outcome, started)
+    outcome = Outcome(Tally())
+    plan = None
+    with _stoppable(outcome), _failures(outcome):
+        plan = make_plan(config)
+        outcome.skipped_parts, outcome.skipped_samples = plan.done_parts, plan.done_samples
+        for state in plan.states.values():
+            plan.writer.clear(state)
+        if plan.works:
+            _execute(config, plan, outcome)
+        if outcome.exit_code == 0:
+            write_card(open_table(config.output))
+    if plan:
+        _record(config, plan, outcome, started)
     return outcome
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        # A cluster's working directory is not an installed package.
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _record(config: JobConfig, plan: Plan, outcome: Outcome, started: datetime) -> None:
     facts = {
         "started": started.isoformat(timespec="seconds"),
         "config": config.model_dump(exclude_none=True),
-        "versions": {name: version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": _versions(),
         **outcome.to_dict(plan.writer.store.root),
     }
     try:
