@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 import pipeline
-from pipeline.models import Architecture, ModelCard, RestyleModel, save_bundle
 from tests.s3_server import S3Server, WeedMissingError, make_bucket, run_server
 
 _BUCKETS = itertools.count()
@@ -58,6 +56,11 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A bundle folder with a seeded model of 64 px: real arithmetic, meaningless faces."""
+    # Here, so that the tests of rooms without networks do not wait for PyTorch.
+    import torch
+
+    from pipeline.models import Architecture, ModelCard, RestyleModel, save_bundle
+
     architecture = Architecture(
         encoder_type="CompactEncoder",
         encoder_arguments={"n_styles": 10, "input_size": 64, "input_channels": 6, "width": 8},
