@@ -28,9 +28,12 @@ def assemble(
     """
     with torch.device("meta"):
         model = RestyleModel(architecture, card)
-    state = {"latent_avg": per_row(latent_avg, model.n_styles, source), **weights}
-    _check(model.state_dict(), state, source)
-    state = {key: _as_float32(key, tensor) for key, tensor in state.items()}
+    expected = model.state_dict()
+    del expected["latent_avg"]
+    _check(expected, weights, source)
+    state = {key: _as_float32(key, tensor) for key, tensor in weights.items()}
+    average = per_row(latent_avg, model.n_styles, source)
+    state["latent_avg"] = average.to(torch.float32)
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval()
 

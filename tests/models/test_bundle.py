@@ -1,0 +1,138 @@
+"""Bundles: what is written is what is read, wherever it lies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.models import RestyleModel, load_checkpoint, load_model, save_bundle
+from pipeline.models.restyle import Architecture
+from tests.models.tiny import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model() -> RestyleModel:
+    """A tiny model."""
+    return load_checkpoint(tiny_checkpoint("ResNetProgressiveBackboneEncoder"))
+
+
+@pytest.fixture(scope="module")
+def bundle(model: RestyleModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle on disk; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    save_bundle(model, str(folder))
+    return folder
+
+
+@pytest.fixture
+def broken(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle to break."""
+    for file in bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_a_bundle_has_the_fingerprint_of_its_checkpoint(model: RestyleModel, bundle: Path) -> None:
+    loaded = load_model(str(bundle))
+    assert loaded.fingerprint == model.fingerprint
+    assert loaded.metadata == model.metadata
+    assert loaded.architecture == model.architecture
+
+
+def test_a_bundle_loads_from_any_fsspec_uri(model: RestyleModel) -> None:
+    save_bundle(model, "memory://models/tiny")
+    assert load_model("memory://models/tiny/").fingerprint == model.fingerprint
+
+
+def test_a_checkpoint_loads_from_any_fsspec_uri(model: RestyleModel) -> None:
+    with fsspec.open("memory://models/tiny.pt", "wb") as file:
+        torch.save(tiny_checkpoint("ResNetProgressiveBackboneEncoder"), file)
+    assert load_model("memory://models/tiny.pt").fingerprint == model.fingerprint
+
+
+def test_half_precision_is_stored_and_float32_computed(model: RestyleModel, tmp_path: Path) -> None:
+    save_bundle(model, str(tmp_path), stored="float16")
+    loaded = load_model(str(tmp_path))
+    weight = model.encoder.state_dict()["conv1.weight"]
+    assert torch.equal(loaded.encoder.state_dict()["conv1.weight"], weight.half().float())
+    assert loaded.latent_avg.dtype == torch.float32
+    assert loaded.fingerprint != model.fingerprint
+
+
+def test_an_unknown_storage_type_is_refused(model: RestyleModel, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="float32 or float16"):
+        save_bundle(model, str(tmp_path), stored="int8")
+
+
+def test_the_fingerprint_follows_weights_and_architecture(model: RestyleModel) -> None:
+    checkpoint = tiny_checkpoint("ResNetProgressiveBackboneEncoder")
+    reordered = dict(reversed(checkpoint["state_dict"].items()))
+    assert load_checkpoint({**checkpoint, "state_dict": reordered}).fingerprint == model.fingerprint
+    other = load_checkpoint(checkpoint, encoder_type="ResNetBackboneEncoder")
+    assert other.fingerprint != model.fingerprint
+    checkpoint["latent_avg"] = checkpoint["latent_avg"] + 1e-3
+    assert load_checkpoint(checkpoint).fingerprint != model.fingerprint
+
+
+def test_damaged_weights_are_noticed(broken: Path) -> None:
+    content = bytearray((broken / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (broken / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match="does not have the sha256"):
+        load_model(str(broken))
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ("nonsense", "is not JSON"),
+        ('{"format": 99}', "bundle format 99, this version reads 1"),
+        ("[]", "bundle format None"),
+    ],
+)
+def test_a_strange_record_is_refused(broken: Path, record: str, said: str) -> None:
+    (broken / "model.json").write_text(record)
+    with pytest.raises(ModelError, match=said):
+        load_model(str(broken))
+
+
+def test_a_record_without_its_architecture_is_refused(broken: Path) -> None:
+    record = json.loads((broken / "model.json").read_text())
+    del record["architecture"]["channels"]
+    (broken / "model.json").write_text(json.dumps(record))
+    with pytest.raises(ModelError, match="incomplete or wrong at 'channels'"):
+        load_model(str(broken))
+
+
+def test_an_unknown_encoder_type_is_refused_with_the_known_ones(broken: Path) -> None:
+    record = json.loads((broken / "model.json").read_text())
+    record["architecture"]["encoder_type"] = "Nobody"
+    (broken / "model.json").write_text(json.dumps(record))
+    with pytest.raises(ModelError, match=r"unknown encoder_type 'Nobody' \(known: Backbone"):
+        load_model(str(broken))
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ModelError, match=r"no model is called 'dmeo' \(known: "):
+        load_model("dmeo")
+
+
+@pytest.mark.parametrize("where", ["./nowhere/at-all", "nowhere.pt", "memory://models/nothing"])
+def test_a_missing_file_is_named(where: str) -> None:
+    with pytest.raises(ModelError, match=r"no model file at .*no"):
+        load_model(where)
+
+
+def test_an_architecture_survives_json(model: RestyleModel) -> None:
+    record = json.loads(json.dumps(model.architecture.to_json()))
+    assert Architecture.from_json(record) == model.architecture
+
+
+def test_an_unknown_architecture_entry_is_refused(model: RestyleModel) -> None:
+    with pytest.raises(KeyError, match="spin"):
+        Architecture.from_json({**model.architecture.to_json(), "spin": 1})

@@ -1,0 +1,178 @@
+"""Official dictionaries and `.pt` files: what loads, and what is said about what does not."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.models import load_checkpoint, load_model
+from tests.models.tiny import tiny_checkpoint
+
+Checkpoint = dict[str, Any]
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    """A sound official dictionary."""
+    return tiny_checkpoint()
+
+
+def saved(checkpoint: object, folder: Path) -> str:
+    """The path of `checkpoint` as a `.pt` file."""
+    path = folder / "model.pt"
+    torch.save(checkpoint, path)
+    return str(path)
+
+
+def test_sizes_come_from_the_weights(checkpoint: Checkpoint) -> None:
+    model = load_checkpoint(checkpoint)
+    assert (model.generator_size, model.n_styles, model.input_size) == (8, 4, (256, 256))
+    assert (model.domain, model.input_channels) == ("faces", 6)
+    assert not model.training
+
+
+def test_options_may_be_a_dict_or_a_namespace(checkpoint: Checkpoint) -> None:
+    as_dict = {**checkpoint, "opts": vars(checkpoint["opts"])}
+    assert load_checkpoint(as_dict).fingerprint == load_checkpoint(checkpoint).fingerprint
+
+
+@pytest.mark.parametrize("shape", [(512,), (1, 512)])
+def test_an_average_latent_of_one_row_stands_for_all(
+    checkpoint: Checkpoint, shape: tuple[int, ...]
+) -> None:
+    row = torch.randn(512)
+    model = load_checkpoint({**checkpoint, "latent_avg": row.reshape(shape)})
+    assert torch.equal(model.latent_avg, row.expand(4, 512))
+
+
+def test_cars_see_a_wide_frame() -> None:
+    model = load_checkpoint(tiny_checkpoint("ResNetBackboneEncoder", dataset_type="cars_encode"))
+    assert (model.domain, model.input_size, model.frame_size) == ("cars", (192, 256), (6, 8))
+    rows = torch.arange(8.0).reshape(1, 1, 8, 1).expand(1, 3, 8, 8)
+    assert model.frame(rows)[0, 0, :, 0].tolist() == list(range(1, 7))
+
+
+def test_a_pt_file_loads_like_its_dictionary(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    model = load_model(saved(checkpoint, tmp_path))
+    assert model.fingerprint == load_checkpoint(checkpoint).fingerprint
+
+
+def _without(key: str) -> Any:
+    def change(checkpoint: Checkpoint) -> None:
+        del checkpoint["state_dict"][key]
+
+    return change
+
+
+def _with(key: str, value: object) -> Any:
+    def change(checkpoint: Checkpoint) -> None:
+        checkpoint["state_dict"][key] = value
+
+    return change
+
+
+def _option(name: str, value: object) -> Any:
+    def change(checkpoint: Checkpoint) -> None:
+        setattr(checkpoint["opts"], name, value)
+
+    return change
+
+
+def _part(name: str, value: object) -> Any:
+    def change(checkpoint: Checkpoint) -> None:
+        checkpoint[name] = value
+
+    return change
+
+
+BLUR = "decoder.convs.0.conv.blur.kernel"
+TO_RGB = "decoder.to_rgbs.0.conv.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_without("encoder.body.3.res_layer.1.weight"), r"body\.3\.res_layer\.1\.weight' is miss"),
+        (_without("encoder.input_layer.0.weight"), r"'input_layer\.0\.weight' is missing"),
+        (_without("decoder.input.input"), r"'decoder\.input\.input' is missing"),
+        (_without("decoder.noises.noise_2"), r"noise_2' is missing"),
+        (
+            _with("encoder.extra.weight", torch.zeros(2)),
+            r"'encoder\.extra\.weight' does not belong",
+        ),
+        (_with("latent_avg", torch.zeros(2)), r"'latent_avg' does not belong"),
+        (_with(TO_RGB, torch.zeros(1, 3, 5, 1, 1)), r"shape \[1, 3, 5, 1, 1\], expected"),
+        (_with(BLUR, torch.ones(4, 4)), r"not the binomial blur"),
+        (_with("decoder.input.input", "text"), r"is a str, not a tensor"),
+        (_option("output_size", 1024), r"output_size is 1024, but the decoder renders 8 px"),
+        (_option("input_nc", 3), r"input_nc is 3, the encoder takes 6"),
+        (_option("encoder_type", "Encoder9000"), r"'Encoder9000' \(known: BackboneEncoder"),
+        (_option("encoder_type", "ResNetBackboneEncoder"), r"'conv1\.weight' is missing for a Res"),
+        (_option("learn_in_w", True), r"learn_in_w"),
+        (_part("latent_avg", None), r"no 'latent_avg'"),
+        (_part("latent_avg", torch.zeros(9, 512)), r"latent_avg has shape \[9, 512\]"),
+        (_part("state_dict", {}), r"no 'state_dict'"),
+        (_part("opts", [1]), r"'opts' is a list"),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_line(
+    checkpoint: Checkpoint, change: Any, said: str
+) -> None:
+    change(checkpoint)
+    with pytest.raises(ModelError, match=said) as caught:
+        load_checkpoint(checkpoint, source="psp.pt")
+    assert str(caught.value).startswith("psp.pt: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_head_is_a_disagreement_of_encoder_and_decoder(checkpoint: Checkpoint) -> None:
+    state = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {k: v for k, v in state.items() if ".styles.3." not in k}
+    with pytest.raises(ModelError, match="3 style heads, a 8 px decoder takes 4"):
+        load_checkpoint(checkpoint)
+
+
+def test_an_encoder_type_can_be_given_where_options_lack_one(checkpoint: Checkpoint) -> None:
+    del checkpoint["opts"].encoder_type
+    with pytest.raises(ModelError, match="encoder_type is None"):
+        load_checkpoint(checkpoint)
+    model = load_checkpoint(checkpoint, encoder_type="BackboneEncoder")
+    assert model.architecture.encoder_type == "BackboneEncoder"
+
+
+def test_a_truncated_file_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = Path(saved(checkpoint, tmp_path))
+    path.write_bytes(path.read_bytes()[:10_000])
+    with pytest.raises(ModelError, match="damaged, or not a PyTorch checkpoint"):
+        load_model(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04K\x01."])
+def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"other\.pt"):
+        load_model(str(path))
+
+
+def test_other_classes_in_a_pickle_are_never_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    checkpoint["opts"] = collections.Counter(a=1)
+    checkpoint["sched"] = argparse.ArgumentParser  # a class that is on no list
+    with pytest.raises(ModelError, match=r"it holds the class argparse\.ArgumentParser"):
+        load_model(saved(checkpoint, tmp_path))
+
+
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds a list"):
+        load_model(saved([1, 2], tmp_path))
+
+
+def test_a_bare_generator_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no 'state_dict'.*'g_ema'"):
+        load_model(saved({"g_ema": {}}, tmp_path))

@@ -1,0 +1,61 @@
+"""The generator against the float64 reference, with and without gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.models import Generator, load_checkpoint
+from pipeline.models.stylegan2 import n_styles_of
+from tests.models.float64_reference import synthesise
+from tests.models.tiny import ALL_LEVELS, filled, tiny_checkpoint
+
+WIDE_AND_SMALL = {4: 64, 8: 64, 16: 32}  # more weights than pixels: the other branch of the fold
+
+
+@pytest.mark.parametrize("channels", [ALL_LEVELS, WIDE_AND_SMALL, {4: 8}])
+def test_images_are_those_of_the_papers_arithmetic(channels: dict[int, int]) -> None:
+    checkpoint = tiny_checkpoint(channels=channels)
+    model = load_checkpoint(checkpoint)
+    state = {key: value.double() for key, value in checkpoint["state_dict"].items()}
+    codes = filled("codes", (2, model.n_styles, 512))
+    expected = synthesise(state, codes.double())
+    with torch.no_grad():
+        fast = model.generator(codes)
+    plain = model.generator.reference(codes)
+    assert (fast - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (plain - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_gradients_reach_the_codes_and_the_weights() -> None:
+    generator = Generator({4: 8, 8: 8})
+    codes = torch.randn(2, 4, 512, requires_grad=True)
+    generator(codes).square().mean().backward()
+    assert codes.grad is not None
+    assert codes.grad.abs().sum() > 0
+    assert all(
+        weight.grad is not None
+        for name, weight in generator.named_parameters()
+        if not name.startswith("style.")
+    )
+
+
+def test_weights_changed_in_place_change_the_fast_image() -> None:
+    generator = Generator({4: 8, 8: 8})
+    codes = torch.randn(1, 4, 512)
+    with torch.no_grad():
+        generator(codes)
+        generator.conv1.conv.weight[:, :4] *= 3.0
+        assert torch.allclose(generator(codes), generator.reference(codes), atol=1e-5)
+
+
+def test_equal_codes_give_equal_images() -> None:
+    generator = Generator({4: 8, 8: 8})
+    codes = torch.randn(1, 4, 512)
+    with torch.no_grad():
+        assert torch.equal(generator(codes), generator(codes))
+
+
+@pytest.mark.parametrize(("size", "rows"), [(64, 10), (256, 14), (512, 16), (1024, 18)])
+def test_rows_follow_the_size(size: int, rows: int) -> None:
+    assert n_styles_of(size) == rows
