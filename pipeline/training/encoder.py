@@ -41,7 +41,8 @@ class EncoderPlan:
     images: int = 40_000  # images to see in all; may be raised when resuming
     batch: int = 8
     steps: int = 5
-    peak_rate: float = 2e-3
+    early_steps: int = 3  # in the first half of the training, where later steps see little change
+    peak_rate: float = 1.5e-3
     l2_weight: float = 2.0
     lpips_weight: float = 0.8
     held_out: int = 300
@@ -115,17 +116,19 @@ def train_batch(
     target: Tensor,
     plan: EncoderPlan,
     spread: float,
+    steps: int,
 ) -> dict[str, Tensor]:
     """Accumulate the gradient of all steps on one batch; returns the losses of first and last."""
     losses: dict[str, Tensor] = {}
     perceptual = ShiftedLpips(load_lpips(), target)
-    rounds = refine(encoder, generator, start, target, plan.steps, spread)
+    rounds = refine(encoder, generator, start, target, steps, spread)
     for step, made in enumerate(rounds, start=1):
         l2 = F.mse_loss(made, target)
         lpips = perceptual(made).mean()
         (plan.l2_weight * l2 + plan.lpips_weight * lpips).backward()
-        if step in (1, plan.steps):
-            losses |= {f"l2_step{step}": l2.detach(), f"lpips_step{step}": lpips.detach()}
+        if step in (1, steps):
+            name = "first" if step == 1 else "last"
+            losses |= {f"l2_{name}": l2.detach(), f"lpips_{name}": lpips.detach()}
     return losses
 
 
@@ -152,16 +155,19 @@ def train_encoder(
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
     batches = int(state["batches"])
-    torch.manual_seed(plan.seed + batches * group.size + group.rank)
     order = random_batches(len(train), plan.batch, plan.seed)
     for index in itertools.islice(order, batches, plan.images // plan.batch):
+        # By batch, so that a resumed run draws what an unbroken one would have drawn.
+        torch.manual_seed(plan.seed + batches * group.size + group.rank)
         for weights in optimiser.param_groups:
             weights["lr"] = learning_rate(
                 plan.peak_rate, batches, batches * plan.batch / plan.images
             )
         target = augment(to_unit(train.images[group.share(index)]))
         optimiser.zero_grad(set_to_none=True)
-        losses = train_batch(live, generator, start, target, plan, spread)
+        early = 2 * batches * plan.batch < plan.images
+        steps = plan.early_steps if early else plan.steps
+        losses = train_batch(live, generator, start, target, plan, spread, steps)
         group.average_gradients(live)
         torch.nn.utils.clip_grad_norm_(live.parameters(), 5.0)
         optimiser.step()

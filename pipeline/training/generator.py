@@ -131,9 +131,10 @@ def fit_generator(plan: GeneratorPlan, pairs: Pairs, folder: Path) -> Generator:
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
     batches = int(state["batches"])
-    torch.manual_seed(plan.seed + batches * group.size + group.rank)
     order = random_batches(len(train), plan.batch, plan.seed)
     for index in itertools.islice(order, batches, plan.images // plan.batch):
+        # By batch, so that a resumed run draws what an unbroken one would have drawn.
+        torch.manual_seed(plan.seed + batches * group.size + group.rank)
         for weights in optimiser.param_groups:
             weights["lr"] = learning_rate(
                 plan.peak_rate, batches, batches * plan.batch / plan.images

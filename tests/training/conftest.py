@@ -1,0 +1,43 @@
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.training.pairs import Pairs
+
+
+def write_shard(path: Path, count: int, seed: int) -> None:
+    """`count` pairs whose flat colour is a function of the code's first three numbers."""
+    rng = np.random.default_rng(seed)
+    with tarfile.open(path, "w") as tar:
+        for index in range(count):
+            code = rng.standard_normal(512).astype(np.float16)
+            colour = np.clip(127 + 60 * code[:3].astype(np.float32), 0, 255).astype(np.uint8)
+            image, packed = io.BytesIO(), io.BytesIO()
+            Image.fromarray(np.broadcast_to(colour, (128, 128, 3)).copy()).save(image, "JPEG")
+            np.save(packed, code)
+            for name, content in (("jpg", image), ("w.npy", packed)):
+                member = tarfile.TarInfo(f"{seed:03d}{index:04d}.{name}")
+                member.size = len(content.getvalue())
+                tar.addfile(member, io.BytesIO(content.getvalue()))
+
+
+@pytest.fixture(scope="session")
+def pair_shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pairs")
+    for number in range(2):
+        write_shard(folder / f"pairs-{number:05d}.tar", 12, number)
+    return sorted(folder.glob("*.tar"))
+
+
+@pytest.fixture
+def colours() -> Pairs:
+    """24 pairs of a code and a flat 32 px image of a colour that the code decides."""
+    torch.manual_seed(0)
+    w = torch.randn(24, 512)
+    colour = (127 + 60 * w[:, :3]).clamp(0, 255).byte()
+    return Pairs(w, colour[:, :, None, None].expand(-1, -1, 32, 32).contiguous())

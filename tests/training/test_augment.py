@@ -1,0 +1,30 @@
+import torch
+
+from pipeline.training.augment import augment, jitter_colour, jitter_geometry, soften
+
+
+def test_augmented_images_keep_shape_and_range():
+    images = torch.rand(6, 3, 32, 32) * 2 - 1
+    changed = augment(images)
+    assert changed.shape == images.shape
+    assert changed.abs().max() <= 1
+    assert not torch.equal(changed, images)
+
+
+def test_geometry_never_invents_colours():
+    flat = torch.full((4, 3, 32, 32), 0.25)
+    assert torch.allclose(jitter_geometry(flat), flat, atol=1e-5)
+
+
+def test_colour_changes_are_the_same_over_an_image():
+    flat = torch.zeros(4, 3, 8, 8)
+    assert jitter_colour(flat).flatten(2).std(dim=2).max() < 1e-6
+
+
+def test_softening_keeps_an_image_or_lowers_its_contrast():
+    torch.manual_seed(1)
+    noise = torch.randn(30, 3, 16, 16)
+    ratios = soften(noise).flatten(1).std(dim=1) / noise.flatten(1).std(dim=1)
+    kept = (ratios - 1).abs() < 1e-6
+    assert 0 < int(kept.sum()) < 30
+    assert ratios[~kept].max() < 0.7
