@@ -92,6 +92,7 @@ def test_pyarrow_reads_codes_with_their_shape(latents: str) -> None:
 
 
 def test_a_table_of_rejects_alone_reads_as_no_rows(tmp_path: Path) -> None:
+    """Hugging Face datasets is not among them: it refuses every data set of no rows."""
     table = writer(tmp_path)
     table.write_part(shard(), 0, samples=1, latents=[], rejects=[reject_row("a")])
     folder = tmp_path / "latents"
@@ -100,6 +101,3 @@ def test_a_table_of_rejects_alone_reads_as_no_rows(tmp_path: Path) -> None:
     assert pd.read_parquet(folder).shape == (0, len(table.description.columns.latents_schema()))
     assert pl.read_parquet(pattern).schema["w_plus"] == pl.Array(pl.Float16, (N_STYLES, 512))
     assert pq.read_table(folder).num_rows == 0
-    cache = str(tmp_path / "cache")
-    rows = datasets.load_dataset("parquet", data_files=pattern, split="train", cache_dir=cache)
-    assert len(rows) == 0
