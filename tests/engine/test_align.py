@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.alignment import AlignmentSettings, IsolatedAligner
+from pipeline.engine.align import AlignStage
+from pipeline.engine.read import SAMPLES
+from pipeline.engine.rows import Row, blank_row, pack, unpack
+from pipeline.storage import Sample
+from tests.alignment.faulty import FaultyAligner
+
+SETTINGS = AlignmentSettings(output_size=(64, 64))
+
+
+def photo(shade: int) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(np.full((80, 80, 3), shade, np.uint8)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def part(*samples: Sample) -> Row:
+    rows = [{name: getattr(sample, name) for name in SAMPLES.names} for sample in samples]
+    row = blank_row("part", "s", 0)
+    row["samples"] = len(samples)
+    row["payload"] = pack(SAMPLES.empty_table().from_pylist(rows, schema=SAMPLES))
+    return row
+
+
+def of(key: str, content: bytes) -> Sample:
+    return Sample(key, f"/in/{key}", content)
+
+
+@pytest.fixture
+def faulty() -> AlignStage:
+    stage = AlignStage(SETTINGS)
+    stage.aligner = IsolatedAligner(SETTINGS, factory=FaultyAligner)
+    return stage
+
+
+def test_an_image_that_kills_its_process_costs_one_reject(faulty: AlignStage) -> None:
+    with faulty.aligner:
+        row = faulty(part(of("a", photo(1)), of("poison", b"!segfault"), of("b", photo(2))))
+    assert (row["kind"], row["faces"], row["rejects"]) == ("part", 2, 1)
+    assert unpack(row["payload"])["key"].to_pylist() == ["a", "b"]
+    (reject,) = unpack(row["rejected"]).to_pylist()
+    assert (reject["key"], reject["reason"]) == ("poison", "crashed")
+    assert "SIGSEGV" in reject["detail"]
+    assert json.loads(row["reasons"]) == {"crashed": 1}
+
+
+def test_every_sample_is_a_face_or_a_reject(sample_images: dict[str, bytes]) -> None:
+    names = ("portraits/0001.jpg", "rejects/landscape.jpg", "rejects/cut-short.jpg")
+    unread = Sample("huge", "/in/huge", b"", "too_large", "2 GiB")
+    stage = AlignStage(SETTINGS)
+    with stage.aligner:
+        row = stage(part(*(of(name, sample_images[name]) for name in names), unread))
+    (face,) = unpack(row["payload"]).to_pylist()
+    rejects = unpack(row["rejected"]).to_pylist()
+    assert [(reject["key"], reject["reason"]) for reject in rejects] == [
+        ("rejects/landscape.jpg", "no_face"),
+        ("rejects/cut-short.jpg", "truncated"),
+        ("huge", "too_large"),
+    ]
+    assert face["source_sha256"] == hashlib.sha256(sample_images[names[0]]).hexdigest()
+    assert len(face["pixels"]) == 64 * 64 * 3
+    assert np.shape(face["landmarks"]) == (68, 2)
+    assert rejects[-1]["source_sha256"] == "", "the hash of what was not read"
+
+
+def test_a_part_without_faces_keeps_its_columns(faulty: AlignStage) -> None:
+    with faulty.aligner:
+        row = faulty(part(of("a", b"no image")))
+    assert (row["faces"], row["rejects"]) == (0, 1)
+    assert "pixels" in unpack(row["payload"]).column_names
+
+
+def test_an_aligner_that_cannot_start_fails_the_part() -> None:
+    stage = AlignStage(SETTINGS)
+    stage.aligner = IsolatedAligner(SETTINGS, factory=unbuildable)
+    row = stage(part(of("a", photo(1))))
+    assert (row["kind"], row["part"]) == ("failed", 0)
+    assert "the alignment process does not start" in row["error"]
+
+
+def unbuildable(settings: AlignmentSettings) -> FaultyAligner:
+    raise FileNotFoundError(f"no landmark model for {settings.faces}")

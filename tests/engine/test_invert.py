@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.engine.align import FACES, REJECTS
+from pipeline.engine.invert import (
+    Inverter,
+    InvertSettings,
+    InvertStage,
+    even_batches,
+    to_jpeg,
+    to_tensor,
+)
+from pipeline.engine.rows import Row, blank_row, pack, unpack
+from pipeline.models import load_model, save_bundle
+from pipeline.table import Columns
+
+
+def face(number: int) -> dict[str, Any]:
+    """A row of `FACES` with a smooth picture of its own."""
+    y, x = np.mgrid[0:64, 0:64] / 64
+    waves = np.stack([np.sin((number + 2) * x + c * y) for c in range(3)], axis=-1)
+    pixels = ((waves + 1) * 127.5).astype(np.uint8)
+    known = {
+        "key": str(number),
+        "source_uri": f"/in/{number}",
+        "source_sha256": "",
+        "face_index": 0,
+    }
+    return dict.fromkeys(FACES.names) | known | {"n_faces": 1, "pixels": pixels.tobytes()}
+
+
+def part(faces: list[dict[str, Any]]) -> Row:
+    row = blank_row("part", "s", 0)
+    row["payload"] = pack(FACES.empty_table().from_pylist(faces, schema=FACES))
+    row["rejected"] = pack(REJECTS.empty_table())
+    return row
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_bundle: str) -> InvertSettings:
+    return InvertSettings(tiny_bundle, steps=3, identity="none", best_step_by="lpips")
+
+
+@pytest.fixture(scope="module")
+def broken_bundle(tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose every code is infinite."""
+    model = load_model(tiny_bundle)
+    with torch.no_grad():
+        model.encoder.heads.bias.fill_(float("inf"))  # type: ignore[union-attr, operator]
+    folder = str(tmp_path_factory.mktemp("broken"))
+    save_bundle(model, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("count", "lengths"), [(0, []), (1, [1]), (16, [16]), (17, [8, 9]), (33, [11, 11, 11])]
+)
+def test_batches_are_few_and_nearly_equal(count: int, lengths: list[int]) -> None:
+    batches = even_batches(count, 16)
+    assert sorted(batch.stop - batch.start for batch in batches) == lengths
+    rows = list(range(count))
+    assert [row for batch in batches for row in rows[batch]] == rows
+
+
+def test_crops_become_tensors_in_order_and_range() -> None:
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    pixels[0, 1] = (255, 0, 51)
+    tensor = to_tensor([pixels.tobytes()], (2, 2))
+    assert tensor.shape == (1, 3, 2, 2)
+    np.testing.assert_allclose(tensor[0, :, 0, 1], [1, -1, -0.6], atol=1e-6)
+
+
+def test_a_stored_picture_is_rounded_not_cut() -> None:
+    image = torch.full((3, 8, 8), 100.6 / 127.5 - 1)
+    assert np.asarray(Image.open(io.BytesIO(to_jpeg(image)))).mean() == 101
+
+
+def test_a_face_gets_the_same_code_whatever_its_neighbours(settings: InvertSettings) -> None:
+    faces = [face(number) for number in range(5)]
+    together, _ = Inverter(settings).rows(faces)
+    alone, _ = Inverter(replace(settings, batch_size=1)).rows(faces)
+    for one, other in zip(together, alone, strict=True):
+        assert (one["key"], one["best_step"]) == (other["key"], other["best_step"])
+        np.testing.assert_allclose(one["w_plus"], other["w_plus"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(one["lpips_per_step"], other["lpips_per_step"], atol=1e-5)
+
+
+def test_the_code_and_the_measures_are_of_the_best_step(settings: InvertSettings) -> None:
+    (row,), _ = Inverter(replace(settings, keep_steps=True)).rows([face(0)])
+    best = row["best_step"] - 1
+    assert row["lpips"] == min(row["lpips_per_step"]) == row["lpips_per_step"][best]
+    assert row["l2"] == row["l2_per_step"][best]
+    np.testing.assert_array_equal(row["w_plus"], row["w_plus_per_step"][best])
+    assert len(row["residual_norm_per_step"]) == row["steps"] == 3
+    assert row["id_similarity"] is None
+    assert row["id_similarity_per_step"] == [None] * 3
+
+
+def test_pictures_are_kept_on_request(settings: InvertSettings) -> None:
+    wanted = replace(settings, keep_crops=True, keep_reconstructions=True)
+    (row,), _ = Inverter(wanted).rows([face(0)])
+    for name in ("aligned_jpeg", "reconstruction_jpeg"):
+        assert Image.open(io.BytesIO(row[name])).size == (64, 64)
+
+
+def test_a_code_that_is_not_finite_is_a_reject(
+    settings: InvertSettings, broken_bundle: str
+) -> None:
+    stage = InvertStage(replace(settings, model=broken_bundle), Columns(n_styles=10))
+    row = stage(part([face(0), face(1)]))
+    assert (row["kind"], row["faces"], row["rejects"]) == ("part", 0, 2)
+    rejects = unpack(row["rejected"]).to_pylist()
+    assert [(r["key"], r["face_index"], r["reason"]) for r in rejects] == [
+        ("0", 0, "not_finite"),
+        ("1", 0, "not_finite"),
+    ]
+    assert json.loads(row["reasons"]) == {"not_finite": 2}
+
+
+def test_a_code_beyond_float16_is_a_reject_and_not_a_failed_part(settings: InvertSettings) -> None:
+    latents, rejects = Inverter(replace(settings, largest_code=1e-6)).rows([face(0)])
+    assert (latents, [reject["reason"] for reject in rejects]) == ([], ["not_finite"])
+
+
+def test_a_part_without_faces_stays_a_part(settings: InvertSettings) -> None:
+    row = InvertStage(settings, Columns(n_styles=10))(part([]))
+    assert (row["kind"], row["faces"], unpack(row["payload"]).num_rows) == ("part", 0, 0)
+
+
+def test_a_failure_while_inverting_costs_its_part(
+    settings: InvertSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = InvertStage(settings, Columns(n_styles=10))
+
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory for 3 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.inverter.meter, "measure", out_of_memory)
+        failed = stage(part([face(0)]))
+    assert failed["kind"] == "failed"
+    assert "invert: OutOfMemoryError: no memory for 3 GiB" in failed["error"]
+    assert stage(part([face(0)]))["faces"] == 1, "the actor goes on"
+
+
+def test_the_cpu_is_used_where_the_cpu_is_asked_for(
+    settings: InvertSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Inverter(replace(settings, device="cpu")).device == "cpu"

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import JobConfig
+from pipeline.engine.plan import Plan, count_samples, make_plan, take_first
+from pipeline.errors import ConfigError, FingerprintError, InputError, ModelError
+from pipeline.models import load_model, save_bundle
+from pipeline.storage import list_shards
+from pipeline.table import ShardState
+from tests.storage.archives import write_tar
+
+ConfigOf = Callable[..., JobConfig]
+
+
+@pytest.fixture
+def states(tmp_path: Path) -> list[ShardState]:
+    """Three archives of four images each."""
+    folder = tmp_path / "tars"
+    for name in "abc":
+        write_tar(folder / f"{name}.tar", [(f"{n}.jpg", b"image") for n in range(4)])
+    return [ShardState(shard) for shard in list_shards(str(folder))]
+
+
+def taken(states: list[ShardState], limit: int | None) -> list[tuple[str, int | None]]:
+    return [(state.shard.shard_id, take) for state, take in take_first(states, limit)]
+
+
+def test_without_a_limit_all_is_taken(states: list[ShardState]) -> None:
+    assert taken(states, None) == [("a", None), ("b", None), ("c", None)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (1, [("a", 1)]),
+        (4, [("a", 4)]),
+        (6, [("a", 4), ("b", 2)]),
+        (99, [("a", 4), ("b", 4), ("c", 4)]),
+    ],
+)
+def test_a_limit_takes_the_first_samples(
+    states: list[ShardState], limit: int, expected: list[tuple[str, int]]
+) -> None:
+    assert taken(states, limit) == expected
+
+
+def test_shards_behind_the_limit_are_not_read(states: list[ShardState]) -> None:
+    Path(states[2].shard.uri).unlink()
+    assert len(taken(states, 8)) == 2
+
+
+def test_files_of_a_folder_are_counted_without_reading(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
+    shard = next(iter(list_shards(str(tmp_path))))
+    (tmp_path / "a.jpg").unlink()
+    assert (count_samples(shard), count_samples(shard, 1)) == (2, 1)
+
+
+def test_a_new_table_is_described_before_any_work(plan: Plan) -> None:
+    assert plan.writer.store.exists("_table.json")
+    assert [work.shard.shard_id for work in plan.works] == ["files-00000"]
+    assert (plan.done_shards, plan.done_parts, plan.done_samples) == (0, 0, 0)
+    assert plan.bytes_to_do == plan.works[0].shard.size > 0
+
+
+def test_a_dry_run_plans_without_a_trace(config_of: ConfigOf) -> None:
+    config = config_of()
+    assert len(make_plan(config, dry_run=True).works) == 1
+    assert not Path(config.output).exists()
+
+
+def test_an_input_that_is_missing_is_refused_and_no_table_made(
+    config_of: ConfigOf, tmp_path: Path
+) -> None:
+    config = config_of(input=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="nowhere' does not exist"):
+        make_plan(config)
+    assert not Path(config.output).exists()
+
+
+def test_a_model_that_is_missing_is_refused_and_no_table_made(config_of: ConfigOf) -> None:
+    config = config_of(model="no-such-model")
+    with pytest.raises(ModelError, match="no-such-model"):
+        make_plan(config)
+    assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "difference"),
+    [
+        ({"steps": 3}, "steps: 5 in the table, 3 asked for"),
+        ({"faces": "all"}, 'alignment.faces: "largest" in the table, "all" asked for'),
+        ({"latent_dtype": "float32"}, 'columns.w_plus_dtype: "float16" in the table, "float32"'),
+        ({"limit": 2}, "layout.limit: null in the table, 2 asked for"),
+        ({"best_step_by": "last"}, 'best_step_by: "lpips" in the table, "last" asked for'),
+        ({"keep_steps": True}, "columns.all_steps: false in the table, true asked for"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_table_of_other_settings_is_refused_with_the_difference(
+    plan: Plan, config_of: ConfigOf, setting: dict[str, object], difference: str, dry_run: bool
+) -> None:
+    before = plan.writer.store.get("_table.json")
+    with pytest.raises(FingerprintError) as refusal:
+        make_plan(config_of(**setting), dry_run=dry_run)
+    assert difference in str(refusal.value)
+    assert plan.writer.store.get("_table.json") == before
+
+
+def test_other_weights_are_other_settings(
+    plan: Plan, config_of: ConfigOf, tiny_bundle: str, tmp_path: Path
+) -> None:
+    model = load_model(tiny_bundle)
+    with torch.no_grad():
+        model.latent_avg[0, 0] += 1e-3
+    save_bundle(model, str(tmp_path / "other"))
+    with pytest.raises(FingerprintError, match="model: "):
+        make_plan(config_of(model=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"batch_size": 3},
+        {"part_size": 1},
+        {"inverters": 1},
+        {"device": "cpu"},
+        {"image_timeout": 9},
+    ],
+)
+def test_how_the_work_is_done_changes_no_table(
+    plan: Plan, config_of: ConfigOf, setting: dict[str, object]
+) -> None:
+    assert len(make_plan(config_of(**setting)).works) == 1
+
+
+def test_a_committed_shard_is_not_planned_again(plan: Plan, config_of: ConfigOf) -> None:
+    (work,) = plan.works
+    rejects = [
+        {
+            "key": name,
+            "face_index": None,
+            "source_uri": "",
+            "source_sha256": "",
+            "reason": "no_face",
+        }
+        | {"detail": ""}
+        for name in work.shard.names
+    ]
+    parts = [
+        plan.writer.write_part(
+            work.shard, part, samples=2, latents=[], rejects=rejects[2 * part : 2 * part + 2]
+        )
+        for part in range(2)
+    ]
+    half = make_plan(config_of())
+    assert half.works[0].existing == {0, 1}
+    assert (half.done_shards, half.done_parts, half.done_samples) == (0, 2, 4)
+    plan.writer.commit_shard(work.shard, parts)
+    again = make_plan(config_of())
+    assert again.works == []
+    assert (again.done_shards, again.done_parts, again.done_samples) == (1, 2, 4)
+
+
+def test_cars_without_faces_need_prealigned(
+    config_of: ConfigOf, tiny_bundle: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cars"
+    folder.mkdir()
+    for path in Path(tiny_bundle).iterdir():
+        text = path.read_bytes().replace(b'"domain": "faces"', b'"domain": "cars"')
+        (folder / path.name).write_bytes(text)
+    with pytest.raises(ConfigError, match="add --prealigned"):
+        make_plan(config_of(model=str(folder)))
+    assert make_plan(config_of(model=str(folder), prealigned=True)).recipe.alignment.prealigned
+
+
+def test_a_gpu_that_is_not_there_is_refused_at_once(
+    config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no GPU"):
+        make_plan(config_of(device="cuda"))
