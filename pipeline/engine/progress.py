@@ -52,6 +52,7 @@ class Progress:
         self.tally, self.shards, self.bytes_to_do = tally, shards, bytes_to_do
         self.console = Console(stderr=True)
         self.last_line = tally.started
+        self.first: tuple[float, int] | None = None  # seconds and bytes at the first part
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Progress:
@@ -66,11 +67,12 @@ class Progress:
 
     @property
     def remaining(self) -> str:
-        """Time left, from the share of the input's bytes that is done; `?` at the start."""
-        if not self.tally.bytes or self.tally.bytes > self.bytes_to_do:
+        """Time left, from the bytes a second since the first part: the start is no measure."""
+        seconds, size = self.first or (0.0, self.tally.bytes)
+        left = self.bytes_to_do - self.tally.bytes
+        if self.tally.bytes == size or left < 0:
             return "?"
-        left = self.bytes_to_do / self.tally.bytes - 1
-        return format_seconds(self.tally.seconds * left)
+        return format_seconds((self.tally.seconds - seconds) * left / (self.tally.bytes - size))
 
     @property
     def line(self) -> str:
@@ -86,6 +88,8 @@ class Progress:
 
     def update(self) -> None:
         """Show the present counts: at once on a terminal, every ten seconds elsewhere."""
+        if self.first is None and self.tally.bytes:
+            self.first = (self.tally.seconds, self.tally.bytes)
         if self.console.is_terminal:
             self.live.update(self._table(), refresh=True)
         elif time.monotonic() - self.last_line >= PLAIN_EVERY_S:

@@ -113,8 +113,9 @@ def test_a_table_of_other_settings_is_refused_with_the_difference(
     assert plan.writer.store.get("_table.json") == before
 
 
+@pytest.mark.usefixtures("plan")
 def test_other_weights_are_other_settings(
-    plan: Plan, config_of: ConfigOf, tiny_bundle: str, tmp_path: Path
+    config_of: ConfigOf, tiny_bundle: str, tmp_path: Path
 ) -> None:
     model = load_model(tiny_bundle)
     with torch.no_grad():
@@ -134,8 +135,9 @@ def test_other_weights_are_other_settings(
         {"image_timeout": 9},
     ],
 )
+@pytest.mark.usefixtures("plan")
 def test_how_the_work_is_done_changes_no_table(
-    plan: Plan, config_of: ConfigOf, setting: dict[str, object]
+    config_of: ConfigOf, setting: dict[str, object]
 ) -> None:
     assert len(make_plan(config_of(**setting)).works) == 1
 

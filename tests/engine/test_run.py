@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.config import JobConfig
+from pipeline.engine import run
+from pipeline.engine.plan import Plan, make_plan
+from pipeline.engine.progress import Tally
+from pipeline.engine.rows import Row, blank_row, failed_row
+from pipeline.engine.run import Committer, Outcome, run_job
+from pipeline.errors import InputError, StorageError
+from pipeline.table import open_table
+
+
+def end(parts: int = 2, samples: int = 4) -> Row:
+    return blank_row("end", "files-00000", parts) | {"samples": samples}
+
+
+@pytest.fixture
+def written(plan: Plan) -> Callable[[int], Row]:
+    """Writes a part of the plan's shard, all rejects; the row that its writer sends."""
+
+    def write(part: int) -> Row:
+        work = plan.works[0]
+        rejects = [
+            {"key": name, "face_index": None, "source_uri": "", "source_sha256": ""}
+            | {"reason": "no_face", "detail": ""}
+            for name in work.shard.names[2 * part : 2 * part + 2]
+        ]
+        summary = plan.writer.write_part(work.shard, part, samples=2, latents=[], rejects=rejects)
+        row = blank_row("part", work.shard.shard_id, part)
+        counts = {"samples": 2, "rejects": 2, "reasons": '{"no_face": 2}', "bytes": 9}
+        return row | counts | {"summary": json.dumps(summary.to_dict()), "align_seconds": 1.5}
+
+    return write
+
+
+@pytest.fixture
+def outcome() -> Outcome:
+    return Outcome(Tally())
+
+
+@pytest.fixture
+def committer(plan: Plan, outcome: Outcome) -> Committer:
+    return Committer(plan, outcome)
+
+
+def is_committed(plan: Plan) -> bool:
+    return plan.writer.store.exists("_shards/files-00000.json")
+
+
+def test_a_shard_is_committed_when_all_its_parts_are_there_in_any_order(
+    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+) -> None:
+    for row in (written(1), end()):
+        committer.take(row)
+        assert not is_committed(plan)
+    committer.take(written(0))
+    committer.finish()
+    assert is_committed(plan)
+    assert (outcome.errors, outcome.exit_code, outcome.tally.shards) == ([], 0, 1)
+    assert outcome.tally.stage_seconds["align"] == 3.0
+    assert open_table(plan.writer.store.root).verify()["samples"] == 4
+
+
+def test_a_part_that_comes_twice_counts_once(
+    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+) -> None:
+    for row in (written(0), written(0), written(1), end(), written(1), end()):
+        committer.take(row)
+    committer.finish()
+    assert is_committed(plan)
+    tally = outcome.tally
+    assert (tally.parts, tally.samples, tally.rejects, tally.shards) == (2, 4, 4, 1)
+    assert outcome.errors == []
+
+
+def test_a_part_that_never_arrives_is_reported(
+    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+) -> None:
+    for row in (written(0), end()):
+        committer.take(row)
+    committer.finish()
+    assert outcome.errors == ["shard 'files-00000': 1 of 2 of parts arrived"]
+    assert outcome.exit_code == 1
+    assert not is_committed(plan)
+
+
+def test_a_shard_whose_reader_never_ends_is_reported(
+    outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+) -> None:
+    committer.take(written(0))
+    committer.finish()
+    assert outcome.errors == ["shard 'files-00000': 1 of an unknown number of parts arrived"]
+
+
+def test_a_failed_part_is_reported_once_with_its_stage(
+    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+) -> None:
+    committer.take(written(0))
+    committer.take(failed_row("files-00000", 1, "invert", ValueError("no memory")))
+    committer.take(end())
+    committer.finish()
+    assert outcome.errors == ["shard 'files-00000', part 1: invert: ValueError: no memory"]
+    assert not is_committed(plan)
+
+
+def test_samples_that_no_part_accounts_for_are_reported(
+    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+) -> None:
+    for row in (written(0), written(1), end(samples=5)):
+        committer.take(row)
+    assert outcome.errors == ["shard 'files-00000': 5 samples in, 4 accounted for"]
+    assert not is_committed(plan)
+
+
+def test_a_commit_that_fails_costs_its_shard_and_not_the_run(
+    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+) -> None:
+    committer.take(written(0))
+    row = written(1)
+    plan.writer.store.remove("rejects/files-00000-00001.parquet")
+    committer.take(row)
+    committer.take(end())
+    committer.finish()
+    (error,) = outcome.errors
+    assert "'rejects/files-00000-00001.parquet' is missing" in error
+
+
+def test_the_parts_of_an_earlier_run_need_not_come_again(
+    plan: Plan, outcome: Outcome, written: Callable[[int], Row], config_of: Callable[..., JobConfig]
+) -> None:
+    written(0)
+    committer = Committer(make_plan(config_of()), outcome)
+    committer.take(written(1))
+    committer.take(end())
+    assert is_committed(plan)
+    assert outcome.tally.parts == 1
+
+
+def test_the_last_line_has_the_documented_keys() -> None:
+    documented = "samples faces rejects parts skipped_parts seconds images_per_second table"
+    line = Outcome(Tally(samples=3), skipped_parts=2).to_dict("/table")
+    assert set(documented.split()) <= line.keys()
+    assert (line["samples"], line["skipped_parts"], line["table"]) == (3, 2, "/table")
+    json.dumps(line, allow_nan=False)
+
+
+def test_a_signal_while_planning_is_an_interrupted_run(
+    config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run, "make_plan", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    outcome = run_job(config_of())
+    assert (outcome.interrupted, outcome.exit_code) == (True, 1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_storage_that_fails_while_planning_is_a_run_to_repeat(
+    config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(_: JobConfig) -> Plan:
+        raise StorageError("cannot list 's3://bucket': timed out")
+
+    monkeypatch.setattr(run, "make_plan", unreachable)
+    outcome = run_job(config_of())
+    assert outcome.errors == ["cannot list 's3://bucket': timed out"]
+    assert outcome.exit_code == 1
+
+
+def test_a_wrong_request_is_raised(config_of: Callable[..., JobConfig]) -> None:
+    with pytest.raises(InputError):
+        run_job(config_of(input="/nowhere"))
+
+
+def test_a_package_that_is_not_installed_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "PACKAGES", ("no-such-package", "numpy"))
+    assert run._versions().keys() == {"python", "numpy"}
