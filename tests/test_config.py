@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import pytest
+import yaml
+
+from pipeline.config import JobConfig, load_config, read_config_file
+from pipeline.errors import ConfigError, InputError
+
+BOTH = {"input": "in", "output": "out"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "run.yaml"
+
+
+def refusal(file: Path | None = None, **flags: object) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_config(str(file) if file else None, BOTH | flags)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_the_file_fills_in_what_the_flags_leave_out(file: Path) -> None:
+    file.write_text("input: s3://bucket/photos\nsteps: 3\nprealigned: true\n")
+    config = load_config(str(file), {"output": "out", "steps": None})
+    assert (config.input, config.output) == ("s3://bucket/photos", "out")
+    assert (config.steps, config.prealigned, config.part_size) == (3, True, 256)
+
+
+def test_flags_override_the_file(file: Path) -> None:
+    file.write_text("input: a\noutput: b\nsteps: 3\nprealigned: true\nlimit: 5\n")
+    config = load_config(str(file), {"output": "c", "steps": "7", "prealigned": False})
+    assert (config.input, config.output, config.steps) == ("a", "c", 7)
+    assert (config.prealigned, config.limit) == (False, 5)
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"), [("stepz", "steps"), ("part-size", "part_size"), ("modell", "model")]
+)
+def test_an_unknown_setting_is_refused_with_the_nearest_name(
+    file: Path, typo: str, meant: str
+) -> None:
+    file.write_text(f"{typo}: 3\n")
+    assert refusal(file) == f"unknown setting '{typo}'; did you mean '{meant}'?"
+
+
+def test_a_name_like_no_other_is_refused_without_a_guess() -> None:
+    assert refusal(xyzzy=1) == "unknown setting 'xyzzy'"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", "many"),
+        ("steps", 0),
+        ("steps", 101),
+        ("faces", "some"),
+        ("part_size", 2.5),
+        ("limit", 0),
+        ("prealigned", "maybe"),
+        ("image_timeout", "-1"),
+        ("image_timeout", "inf"),
+        ("device", "tpu"),
+        ("input", ["a", "b"]),
+        ("min_face", None),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_with_what_was_given(
+    file: Path, name: str, value: object
+) -> None:
+    file.write_text(yaml.safe_dump({"input": "in", "output": "out"} | {name: value}))
+    with pytest.raises(ConfigError) as error:
+        load_config(str(file), {})
+    assert str(error.value).startswith(f"'{name}': ")
+    assert f"(got {value!r})" in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = refusal(steps=0, stepz=1, faces="some")
+    assert [word in text for word in ("'steps'", "'stepz'", "'faces'")] == [True] * 3
+
+
+def test_what_is_missing_says_how_to_give_it() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, {"input": "in"})
+    assert str(error.value) == "'output' is required: pass --output or put it in the config file"
+
+
+def test_a_file_that_is_missing_is_named(file: Path) -> None:
+    assert refusal(file).startswith(f"cannot read the config file '{file}': ")
+
+
+@pytest.mark.parametrize("content", [b"steps: [3", b"a: b: c", b"\x00"])
+def test_a_file_that_is_no_yaml_is_refused(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    assert "is not valid YAML" in refusal(file)
+
+
+def test_a_file_that_is_no_text_is_refused(file: Path) -> None:
+    file.write_bytes(b"\xff\xfe\x00\x80")
+    assert str(file) in refusal(file)
+
+
+@pytest.mark.parametrize(("content", "kind"), [("- steps", "list"), ("steps", "str"), ("", "None")])
+def test_a_file_that_is_no_mapping_is_refused(file: Path, content: str, kind: str) -> None:
+    file.write_text(content)
+    assert f"must hold 'name: value' lines, got {kind}" in refusal(file)
+
+
+def test_a_name_that_is_no_text_is_refused(file: Path) -> None:
+    file.write_text("1: 2\n")
+    assert "setting names must be text" in refusal(file)
+
+
+def test_yaml_builds_no_objects(file: Path) -> None:
+    file.write_text("steps: !!python/object/apply:os.getpid []\n")
+    assert "is not valid YAML" in refusal(file)
+
+
+@pytest.mark.parametrize("name", ["input", "output", "model", "identity"])
+@pytest.mark.parametrize("uri", ["s3://key:secret@bucket/x", "https://host/x?X-Amz-Signature=1"])
+def test_a_uri_with_credentials_is_refused_and_not_repeated(name: str, uri: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_config(None, BOTH | {name: uri})
+    assert "secret@" not in str(error.value)
+    assert "Signature" not in str(error.value)
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = JobConfig(**BOTH)
+    with pytest.raises(ValueError, match="frozen"):
+        config.steps = 3  # type: ignore[misc]
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in JobConfig.model_fields.values())
+
+
+def test_a_config_file_may_lie_anywhere() -> None:
+    with fsspec.open("memory://configs/run.yaml", "w") as sink:
+        sink.write("steps: 2\n")
+    assert read_config_file("memory://configs/run.yaml") == {"steps": 2}
