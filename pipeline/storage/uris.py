@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import fsspec.config
 from botocore.exceptions import (  # type: ignore[import-untyped]
     BotoCoreError,
@@ -94,7 +95,7 @@ def storage_errors(action: str) -> Iterator[None]:
         raise StorageError(
             f"cannot {action}: access denied (are the credentials right?)"
         ) from error
-    except (OSError, EOFError, BotoCoreError, ClientError) as error:
+    except (OSError, EOFError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
         raise StorageError(f"cannot {action}: {one_line(error)}") from error
 
 

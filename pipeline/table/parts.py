@@ -1,6 +1,6 @@
 """Part files: names, bytes, and what is known of a part without reading its rows.
 
-The bytes are a function of the rows and the stamp alone: no time, no host, one encoder.
+The bytes are a function of the rows, the stamp and the version of Arrow: no time, no host.
 """
 
 from __future__ import annotations

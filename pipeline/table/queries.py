@@ -39,6 +39,7 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
         self.store = store
         self.bytes_read = 0
         self._infos: dict[str, dict[str, Any]] = {}
+        self._modified: dict[str, Any] = {}
 
     def _inside(self, path: str) -> str:
         return self.store.path(str(self._strip_protocol(path)))
@@ -50,8 +51,10 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
         return self._infos[path]
 
     def modified(self, path: str) -> Any:
-        """When the file was written, by which DuckDB knows its cached blocks."""
-        return self.store.fs.modified(self._inside(path))
+        """When the file was written, by which DuckDB knows its cached blocks; asked for once."""
+        if path not in self._modified:
+            self._modified[path] = self.store.fs.modified(self._inside(path))
+        return self._modified[path]
 
     def glob(self, path: str, **_: Any) -> list[str]:
         """The path itself: views name their files one by one."""

@@ -180,3 +180,12 @@ def test_a_listing_of_a_bucket_is_never_stale(s3: Bucket) -> None:
     assert changed.etag != before.etag
     store.put("2.jpg", b"2")
     assert only_shard(store.root).names == ("1.jpg", "2.jpg")
+
+
+def test_a_whole_bucket_is_an_input(s3: Bucket) -> None:
+    store = Store(s3.uri)
+    store.put("a/1.jpg", b"1")
+    store.put("2.jpg", b"2")
+    assert store.names() == ["2.jpg", "a/1.jpg"]
+    found = [(one.key, one.uri) for one in read_samples(only_shard(s3.uri))]
+    assert found == [("2.jpg", f"{s3.uri}/2.jpg"), ("a/1.jpg", f"{s3.uri}/a/1.jpg")]
