@@ -10,7 +10,6 @@ from pipeline.models.encoders import official_arguments, progressive
 from tests.models.float64_reference import encode
 from tests.models.tiny import ALL_LEVELS, CHANNELS, WIDTHS, portrait, tiny_checkpoint
 
-
 PYRAMIDS = {"GradualStyleEncoder", "ResNetGradualStyleEncoder", "Encoder4Editing"}
 
 

@@ -39,8 +39,10 @@ def scale(key: str, shape: tuple[int, ...]) -> np.float32:
         return np.float32(0.2)
     if ".styles." in key and len(shape) == 4:
         return np.float32((2 / np.prod(shape[1:])) ** 0.5)
-    equalised = key.startswith("decoder.") or key.endswith("linear.weight")
-    return np.float32(1) if equalised else np.float32(np.prod(shape[1:]) ** -0.5)
+    if key.endswith("linear.weight"):
+        return np.float32(0.2)
+    # Equalised layers scale by themselves; half of unit gain keeps 24 residual blocks from growing.
+    return np.float32(1 if key.startswith("decoder.") else 0.5 * np.prod(shape[1:]) ** -0.5)
 
 
 def offset(key: str, shape: tuple[int, ...]) -> np.float32:
