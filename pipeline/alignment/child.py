@@ -5,6 +5,7 @@ Run as `python -m pipeline.alignment.child FD`, FD being its end of a socket pai
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import sys
@@ -33,6 +34,8 @@ def serve(connection: Connection) -> None:
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it in one line
         connection.send(_in_a_line(error))
         return
+    # libtiff and libjpeg write a line for each damaged file; the rejects table says it better.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     connection.send(None)
     try:
         while True:

@@ -24,7 +24,7 @@ class AlignmentSettings:
     output_size: tuple[int, int] = (FFHQ_SIZE, FFHQ_SIZE)  # (height, width) of the crops
     max_pixels: int = ImageLimits.max_pixels
     min_side: int = ImageLimits.min_side
-    detector_side: int = 512  # longest side of the copy that is searched first; twice that last
+    detector_side: int = 448  # longest side of the copy that is searched first; twice that last
     min_score: float = 0.0  # dlib's margin; 0 is the detector's own threshold
     row_timeout_s: float = 60.0  # an image that takes longer is rejected as `timed_out`
     memory_limit_mib: int = 6144  # address space of the child process; 0 is no limit

@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,12 @@ from PIL import Image
 
 from pipeline.alignment import AlignmentSettings, IsolatedAligner, Outcome
 from pipeline.errors import PipelineError
-from pipeline.images import Rejection, RejectReason
+from pipeline.images import Rejection, RejectReason, decode
 from tests.alignment.faulty import FaultyAligner, UnbuildableAligner, abrupt
 from tests.images.encoded import encode, picture
 
 GOOD = encode(picture(), "PNG")
-SETTINGS = AlignmentSettings(output_size=(64, 64), row_timeout_s=2, memory_limit_mib=4096)
+SETTINGS = AlignmentSettings(output_size=(64, 64), memory_limit_mib=4096)
 
 
 @pytest.fixture
@@ -60,8 +62,9 @@ def test_a_row_that_kills_its_process_costs_one_reject(
 
 
 @pytest.mark.parametrize("order", [b"!sleep 600", b"!hold 600"])
-def test_a_row_that_hangs_costs_one_reject(isolated: IsolatedAligner, order: bytes) -> None:
-    assert reasons(list(isolated.process([order, GOOD]))) == ["timed_out", ""]
+def test_a_row_that_hangs_costs_one_reject(order: bytes) -> None:
+    with IsolatedAligner(replace(SETTINGS, row_timeout_s=3), factory=FaultyAligner) as aligner:
+        assert reasons(list(aligner.process([order, GOOD]))) == ["timed_out", ""]
 
 
 def test_a_row_that_wants_too_much_memory_costs_one_reject(isolated: IsolatedAligner) -> None:
@@ -95,6 +98,18 @@ def test_a_child_that_was_killed_between_rows_is_replaced(isolated: IsolatedAlig
     assert isinstance(next(rows), list)
 
 
+def test_what_the_decoders_print_stays_out_of_the_jobs_output(
+    isolated: IsolatedAligner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = bytearray(encode(picture(), "TIFF", compression="tiff_lzw"))
+    broken[20_000:20_064] = b"\xff" * 64
+    with pytest.raises(Rejection):
+        decode(bytes(broken))
+    assert capfd.readouterr().err  # here, in this process, libtiff complains
+    assert reasons(list(isolated.process([bytes(broken)]))) == ["undecodable"]
+    assert capfd.readouterr() == ("", "")
+
+
 def test_large_rows_pass_both_ways() -> None:
     settings = AlignmentSettings(prealigned=True, output_size=(3000, 4000))
     noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
@@ -110,14 +125,16 @@ def test_an_interrupted_row_leaves_no_answer_behind(isolated: IsolatedAligner) -
     def ring(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    next(isolated.process([GOOD]))  # so that the alarm rings in the row, not in the start
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    next(isolated.process([GOOD]))  # so that the signal comes in the row, not in the start
+    before = signal.signal(signal.SIGUSR1, ring)
+    bell = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
     try:
         with pytest.raises(KeyboardInterrupt):
-            list(isolated.process([b"!sleep 1"]))
+            bell.start()
+            list(isolated.process([b"!sleep 5"]))
     finally:
-        signal.signal(signal.SIGALRM, before)
+        bell.join()
+        signal.signal(signal.SIGUSR1, before)
     assert reasons(list(isolated.process([b"hello", GOOD]))) == ["unsupported_format", ""]
 
 
@@ -144,7 +161,7 @@ PARENT = """
 import sys
 from pipeline.alignment import AlignmentSettings, IsolatedAligner
 from tests.alignment.faulty import FaultyAligner
-aligner = IsolatedAligner(AlignmentSettings(row_timeout_s=1), factory=FaultyAligner)
+aligner = IsolatedAligner(AlignmentSettings(row_timeout_s=2), factory=FaultyAligner)
 list(aligner.process([b"hello"]))
 print(aligner.pid, flush=True)
 if sys.argv[1]:
@@ -165,7 +182,7 @@ def test_kill_9_of_the_parent_leaves_no_orphan(order: str) -> None:
         assert is_running(pid)
         time.sleep(0.3 if order else 0)  # the order is under way, and not yet timed out
         parent.kill()
-    deadline = time.monotonic() + 30  # a hung orphan ends 5 s after its time limit
+    deadline = time.monotonic() + 60  # a hung orphan ends 5 s after its time limit
     while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(pid)
