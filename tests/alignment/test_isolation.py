@@ -111,8 +111,8 @@ def test_what_the_decoders_print_stays_out_of_the_jobs_output(
 
 
 def test_large_rows_pass_both_ways() -> None:
-    settings = AlignmentSettings(prealigned=True, output_size=(3000, 4000))
-    noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
+    settings = AlignmentSettings(prealigned=True, output_size=(2000, 3000))
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 3000, 3), dtype=np.uint8)
     content = encode(Image.fromarray(noise), "BMP")
     with IsolatedAligner(settings) as aligner:
         outcomes = list(aligner.process([content, b"x" * 50_000_000, content]))
@@ -127,11 +127,11 @@ def test_an_interrupted_row_leaves_no_answer_behind(isolated: IsolatedAligner) -
 
     next(isolated.process([GOOD]))  # so that the signal comes in the row, not in the start
     before = signal.signal(signal.SIGUSR1, ring)
-    bell = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
+    bell = threading.Timer(1, os.kill, (os.getpid(), signal.SIGUSR1))
     try:
+        bell.start()
         with pytest.raises(KeyboardInterrupt):
-            bell.start()
-            list(isolated.process([b"!sleep 5"]))
+            list(isolated.process([b"!sleep 9"]))
     finally:
         bell.join()
         signal.signal(signal.SIGUSR1, before)
