@@ -57,22 +57,9 @@ def shared() -> Path:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A bundle folder with a seeded model of 64 px: real arithmetic, meaningless faces."""
     # Here, so that the tests of rooms without networks do not wait for PyTorch.
-    import torch
+    from tests.tiny_bundle import write_tiny_bundle
 
-    from pipeline.models import Architecture, ModelCard, RestyleModel, save_bundle
-
-    architecture = Architecture(
-        encoder_type="CompactEncoder",
-        encoder_arguments={"n_styles": 10, "input_size": 64, "input_channels": 6, "width": 8},
-        channels=dict.fromkeys((4, 8, 16, 32, 64), 8),
-        input_size=(64, 64),
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = RestyleModel(architecture, ModelCard(name="tiny", domain="faces"))
-    folder = str(tmp_path_factory.mktemp("models") / "tiny")
-    save_bundle(model, folder)
-    return folder
+    return write_tiny_bundle(str(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -68,9 +68,9 @@ def configure_context() -> None:
     context.execution_options.resource_limits = limits.copy(object_store_memory=STORE_SHARE * store)
 
 
-def build_dataset(plan: Plan, pools: Pools, stages: Stages | None = None) -> Any:
+def build_dataset(plan: Plan, pools: Pools, stages: Stages) -> Any:
     """The lazy Ray dataset of `plan`: read, align, invert, write."""
-    recipe, stages = plan.recipe, stages or Stages()
+    recipe = plan.recipe
     items = [work.to_row() for work in plan.works]
     on: dict[str, Any] = (
         {"num_gpus": 1, "num_cpus": 0} if pools.on_gpu else {"num_cpus": INVERT_CPUS}

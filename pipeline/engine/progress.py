@@ -23,6 +23,9 @@ class Tally:
     faces: int = 0
     shards: int = 0
     bytes: int = 0
+    first_seconds: float = 0.0  # from the start to the first part
+    first_bytes: int = 0  # of that part
+    last_seconds: float = 0.0  # from the start to the latest part
     reasons: Counter[str] = field(default_factory=Counter)
     stage_seconds: Counter[str] = field(default_factory=Counter)
     started: float = field(default_factory=time.monotonic)
@@ -52,7 +55,6 @@ class Progress:
         self.tally, self.shards, self.bytes_to_do = tally, shards, bytes_to_do
         self.console = Console(stderr=True)
         self.last_line = tally.started
-        self.first: tuple[float, int] | None = None  # seconds and bytes at the first part
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Progress:
@@ -68,11 +70,11 @@ class Progress:
     @property
     def remaining(self) -> str:
         """Time left, from the bytes a second since the first part: the start is no measure."""
-        seconds, size = self.first or (0.0, self.tally.bytes)
-        left = self.bytes_to_do - self.tally.bytes
-        if self.tally.bytes == size or left < 0:
+        tally = self.tally
+        left, since = self.bytes_to_do - tally.bytes, tally.bytes - tally.first_bytes
+        if since <= 0 or left < 0:
             return "?"
-        return format_seconds((self.tally.seconds - seconds) * left / (self.tally.bytes - size))
+        return format_seconds((tally.seconds - tally.first_seconds) * left / since)
 
     @property
     def line(self) -> str:
@@ -88,8 +90,6 @@ class Progress:
 
     def update(self) -> None:
         """Show the present counts: at once on a terminal, every ten seconds elsewhere."""
-        if self.first is None and self.tally.bytes:
-            self.first = (self.tally.seconds, self.tally.bytes)
         if self.console.is_terminal:
             self.live.update(self._table(), refresh=True)
         elif time.monotonic() - self.last_line >= PLAIN_EVERY_S:

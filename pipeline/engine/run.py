@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.config import JobConfig
 from pipeline.engine.cluster import in_cluster, running_ray
-from pipeline.engine.dataset import Pools, build_dataset, configure_context, summaries
+from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.progress import Progress, Tally
 from pipeline.engine.rows import Row
@@ -54,6 +54,7 @@ class Outcome:
             "parts": tally.parts,
             "skipped_parts": self.skipped_parts,
             "seconds": round(seconds, 2),
+            "first_part_seconds": round(tally.first_seconds, 2),
             "images_per_second": round(tally.samples / seconds, 3) if seconds else 0.0,
             "stage_seconds": {k: round(v, 2) for k, v in sorted(tally.stage_seconds.items())},
             "errors": self.errors,
@@ -124,6 +125,9 @@ class Committer:
 
     def _count(self, row: Row) -> None:
         tally = self.outcome.tally
+        if not tally.parts:
+            tally.first_seconds, tally.first_bytes = tally.seconds, int(row["bytes"])
+        tally.last_seconds = tally.seconds
         tally.parts += 1
         tally.samples += int(row["samples"])
         tally.faces += int(row["faces"])
@@ -157,19 +161,20 @@ def _stoppable(outcome: Outcome) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, _raise_interrupted)
     try:
         yield
-    except (KeyboardInterrupt, _Interrupted):
+    except (KeyboardInterrupt, _Interrupted, SystemExit):
+        # SystemExit: while Ray starts, SIGTERM finds its handler in place of ours.
         outcome.interrupted = True
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _execute(config: JobConfig, plan: Plan, outcome: Outcome) -> None:
+def _execute(config: JobConfig, plan: Plan, outcome: Outcome, stages: Stages) -> None:
     """Run the stages over what the plan has to do."""
     committer = Committer(plan, outcome)
     with running_ray() as resources:
         configure_context()
         pools = Pools.of(config, resources, local=not in_cluster())
-        dataset = build_dataset(plan, pools)
+        dataset = build_dataset(plan, pools, stages)
         with Progress(outcome.tally, len(plan.works), plan.bytes_to_do) as progress:
             for row in summaries(dataset):
                 committer.take(row)
@@ -192,7 +197,7 @@ def _failures(outcome: Outcome) -> Iterator[None]:
         outcome.errors.append(": ".join([type(error).__name__, *gist]))
 
 
-def run_job(config: JobConfig) -> Outcome:
+def run_job(config: JobConfig, stages: Stages | None = None) -> Outcome:
     """Plan, run and account for one job.
 
     Raises a `RequestError` for a request that is wrong, before any work. What fails later is in
@@ -207,7 +212,7 @@ def run_job(config: JobConfig) -> Outcome:
         for state in plan.states.values():
             plan.writer.clear(state)
         if plan.works:
-            _execute(config, plan, outcome)
+            _execute(config, plan, outcome, stages or Stages())
         if outcome.exit_code == 0:
             write_card(open_table(config.output))
     if plan:

@@ -32,12 +32,10 @@ def test_the_time_left_is_not_that_of_the_start() -> None:
     counts = tally(60)
     shown = Progress(counts, 1, 1000)
     assert shown.remaining == "?"
-    counts.bytes = 100
-    shown.update()
+    counts.bytes, counts.first_seconds, counts.first_bytes = 100, 60, 100
     assert shown.remaining == "?", "one part is no rate"
     counts.started -= 10
     counts.bytes = 200
-    shown.update()
     assert shown.remaining == "1:20"
 
 

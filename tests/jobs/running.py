@@ -1,0 +1,106 @@
+"""Runs `jobs/invert_dataset.py` as a user does: a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "invert_dataset.py"
+PATIENCE_S = 600.0
+_MARK = "INVERT_DATASET_TEST"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """The last line of stdout."""
+        found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return found
+
+
+class Job:
+    """A job that runs in `folder` with its output beside it, and a home of its own."""
+
+    def __init__(self, folder: Path, *arguments: object, **environment: str) -> None:
+        self.folder, self.mark = folder, f"{_MARK}_{os.getpid()}_{time.monotonic_ns()}"
+        self.home = folder / "home"
+        self.home.mkdir(exist_ok=True)
+        self.out, self.err = folder / "stdout", folder / "stderr"
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, str(JOB), *map(str, arguments)],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env={**os.environ, **environment, "HOME": str(self.home), self.mark: "1"},
+                start_new_session=True,  # so that its group can be signalled, as a terminal does
+            )
+
+    def ended(self) -> Ended:
+        """Wait for the end."""
+        code = self.process.wait(PATIENCE_S)
+        return Ended(code, self.out.read_text(), self.err.read_text())
+
+    def wait_for_files(self, folder: Path, count: int) -> None:
+        """Wait until `folder` holds `count` Parquet files; the job must run until then."""
+        deadline = time.monotonic() + PATIENCE_S
+        while len(list(folder.glob("*.parquet"))) < count:
+            assert self.process.poll() is None, self.err.read_text()
+            assert time.monotonic() < deadline, self.err.read_text()
+            time.sleep(0.02)
+
+    def interrupt(self) -> Ended:
+        """Ctrl-C in a terminal: every process of the group gets the signal."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.ended()
+
+    def terminate(self) -> Ended:
+        """What a cluster sends before it takes the machine away."""
+        self.process.terminate()
+        return self.ended()
+
+    def kill(self) -> None:
+        """The driver is gone without a word; what it started may go on for a while."""
+        self.process.kill()
+        self.process.wait()
+
+    def left_running(self) -> list[str]:
+        """Command lines of processes that this job started and that still run."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"{self.mark}=".encode() in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_text().replace("\0", " "))
+            except OSError:  # it ended meanwhile, or is not ours
+                continue
+        return found
+
+
+def run_job(folder: Path, *arguments: object, **environment: str) -> Ended:
+    """Run a job to its end."""
+    return Job(folder, *arguments, **environment).ended()
+
+
+def file_bytes(table: Path, *folders: str) -> dict[str, bytes]:
+    """Content of every file of a table, hidden ones included, by its path."""
+    return {
+        str(path.relative_to(table)): path.read_bytes()
+        for folder in folders or (".",)
+        for path in sorted((table / folder).rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,36 @@
+"""The conversion of an official checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.convert_model import main
+from pipeline.models import load_checkpoint, load_model
+from tests.models.tiny import tiny_checkpoint
+
+
+def test_a_converted_checkpoint_is_the_same_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tiny_checkpoint("ResNetBackboneEncoder", dataset_type="horse_encode")
+    torch.save(checkpoint, tmp_path / "official.pt")
+    bundle = str(tmp_path / "horses")
+    assert main([str(tmp_path / "official.pt"), bundle, "--licence", "CC-BY-NC-4.0"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    model = load_model(bundle)
+    assert (model.name, model.domain, model.licence) == ("horses", "horse", "CC-BY-NC-4.0")
+    assert told["fingerprint"] == model.fingerprint == load_checkpoint(checkpoint).fingerprint
+
+
+def test_a_file_that_does_not_fit_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"g_ema": {}}, tmp_path / "generator.pt")
+    assert main([str(tmp_path / "generator.pt"), str(tmp_path / "bundle")]) == 2
+    said = capsys.readouterr().err
+    assert "no 'state_dict'" in said
+    assert said.count("\n") == 1

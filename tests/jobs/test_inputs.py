@@ -1,0 +1,145 @@
+"""The same images out of archives in a bucket, with the table in the bucket too."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.storage import Store
+from pipeline.table import Table, open_table
+from tests.conftest import S3Server, make_bucket
+from tests.jobs.conftest import FILES_PER_SHARD, SETTINGS, WORKERS, Undisturbed
+from tests.jobs.running import Ended, run_job
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+def tar_of(images: Mapping[str, bytes]) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as tar:
+        for name, content in images.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return sink.getvalue()
+
+
+@dataclass(frozen=True)
+class OnS3:
+    """A first run over two archives, and one after the second archive changed, with a third."""
+
+    server: S3Server
+    first: Ended
+    codes: dict[str, np.ndarray]
+    counts: dict[str, int]
+    before: dict[str, bytes]
+    second: Ended
+    after: dict[str, bytes]
+
+
+def objects(store: Store) -> dict[str, bytes]:
+    return {name: store.get(name) for name in store.names("")}
+
+
+def codes_by_content(table: Table) -> dict[str, np.ndarray]:
+    """Codes by the hash of the image that they are of, whatever it is called."""
+    rows = table.sql("SELECT image_id, source_sha256 FROM latents ORDER BY image_id")
+    codes = table.w_plus(list(rows["image_id"]))
+    return dict(zip(rows["source_sha256"], codes, strict=True))
+
+
+@pytest.fixture(scope="module")
+def on_s3(
+    s3_server: S3Server,
+    dataset: dict[str, bytes],
+    tiny_bundle: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[OnS3]:
+    folder = tmp_path_factory.mktemp("s3-job")
+    images = iter(dataset.items())
+    first, second = (dict(islice(images, FILES_PER_SHARD)) for _ in range(2))
+
+    def run(bucket: str) -> Ended:
+        where = ("--input", f"{bucket}/photos", "--output", f"{bucket}/table")
+        model = ("--model", tiny_bundle)
+        return run_job(folder, *where, *model, *SETTINGS, *WORKERS, **s3_server.env)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.env.items():
+            patch.setenv(name, value)
+        bucket = make_bucket(s3_server, "inverted")
+        photos, table = Store(f"{bucket}/photos"), Store(f"{bucket}/table")
+        photos.put("a.tar", tar_of(first))
+        photos.put("b.tar", tar_of(second))
+        one = run(bucket)
+        opened = open_table(table.root)
+        codes, counts, before = codes_by_content(opened), opened.verify(), objects(table)
+        photos.put("b.tar", tar_of(dict(islice(second.items(), 1, None))))
+        photos.put("c.tar", tar_of(second)[:-60_000])
+        two = run(bucket)
+        yield OnS3(s3_server, one, codes, counts, before, two, objects(table))
+
+
+def test_archives_in_a_bucket_give_the_codes_of_a_folder_on_a_disk(
+    on_s3: OnS3, undisturbed: Undisturbed
+) -> None:
+    assert on_s3.first.code == 0, on_s3.first.err
+    theirs = codes_by_content(open_table(str(undisturbed.table)))
+    assert len(theirs) == 7
+    assert on_s3.codes.keys() == theirs.keys()
+    assert [key for key in theirs if theirs[key].tobytes() != on_s3.codes[key].tobytes()] == []
+
+
+def test_codes_belong_to_their_images(on_s3: OnS3, dataset: dict[str, bytes]) -> None:
+    for name in ("portraits/0001.jpg", "unusual/two-faces.jpg"):
+        assert hashlib.sha256(dataset[name]).hexdigest() in on_s3.codes
+
+
+def test_a_table_in_a_bucket_keeps_its_promises(on_s3: OnS3) -> None:
+    assert (on_s3.counts["samples"], on_s3.counts["shards"], on_s3.counts["parts"]) == (12, 2, 12)
+    assert on_s3.first.line["table"] == "s3://inverted/table"
+
+
+def test_no_secret_is_in_the_bucket_or_the_output(on_s3: OnS3) -> None:
+    said = {"stdout": on_s3.first.out.encode(), "stderr": on_s3.first.err.encode()}
+    secret = on_s3.server.secret.encode()
+    found = on_s3.before | on_s3.after | said
+    assert [name for name, content in found.items() if secret in content] == []
+
+
+def shard_files(found: dict[str, bytes], shard: str) -> dict[str, bytes]:
+    names = [name for name in found if Path(name).name.startswith((f"{shard}-", f"{shard}."))]
+    return {name: found[name] for name in names}
+
+
+def test_a_shard_that_did_not_change_is_not_touched(on_s3: OnS3) -> None:
+    unchanged = shard_files(on_s3.before, "a")
+    assert len(unchanged) == 13  # six parts of two files, and the manifest
+    assert shard_files(on_s3.after, "a") == unchanged
+    assert on_s3.second.line["skipped_parts"] == 6
+
+
+def test_a_changed_shard_is_redone_whole(on_s3: OnS3) -> None:
+    before, after = shard_files(on_s3.before, "b"), shard_files(on_s3.after, "b")
+    assert before.keys() - after.keys() == {"latents/b-00005.parquet", "rejects/b-00005.parquet"}
+    assert [name for name in after if after[name] == before[name]] == []
+
+
+def test_a_damaged_shard_fails_by_its_name_and_leaves_the_others_committed(on_s3: OnS3) -> None:
+    run = on_s3.second
+    assert run.code == 1
+    (error,) = run.line["errors"]
+    assert "s3://inverted/photos/c.tar" in error
+    assert "run the same command again" in run.err.splitlines()[-1]
+    assert "Traceback" not in run.err
+    committed = {name for name in on_s3.after if name.startswith("_shards/")}
+    assert committed == {"_shards/a.json", "_shards/b.json"}
+    assert shard_files(on_s3.after, "c"), "the parts before the damage are kept for the next run"

@@ -1,0 +1,130 @@
+"""A job that is stopped in the middle, again and again, and then left to finish."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.table import open_table
+from tests.jobs.conftest import SETTINGS, WORKERS, Undisturbed
+from tests.jobs.running import Ended, Job, file_bytes
+
+pytestmark = pytest.mark.timeout(1800)
+HOW_TO_GO_ON = "run the same command again to continue"
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """Three runs that were stopped, and the one that finished, over one table."""
+
+    table: Path
+    ctrl_c: Ended
+    sigterm: Ended
+    left_by_ctrl_c: list[str]
+    left_by_sigterm: list[str]
+    parts_at_kill: int
+    shards_at_kill: int
+    finished: Ended
+
+
+def left_after_a_moment(job: Job) -> list[str]:
+    """What still runs of a job when the last of its processes had 20 s to end."""
+    deadline = time.monotonic() + 20
+    while (left := job.left_running()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
+
+
+@pytest.fixture(scope="module")
+def interrupted(
+    photos: Path, tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory
+) -> Interrupted:
+    folder = tmp_path_factory.mktemp("interrupted")
+    (folder / "photos").symlink_to(photos)
+    latents = folder / "table" / "latents"
+
+    def start() -> Job:
+        where = ("--input", "photos", "--output", "table", "--model", tiny_bundle)
+        return Job(folder, *where, *SETTINGS, *WORKERS)
+
+    def started_and_at_work() -> Job:
+        there = len(list(latents.glob("*.parquet")))
+        job = start()
+        job.wait_for_files(latents, there + 1)
+        return job
+
+    first = started_and_at_work()
+    ctrl_c, left_by_ctrl_c = first.interrupt(), left_after_a_moment(first)
+    second = started_and_at_work()
+    sigterm, left_by_sigterm = second.terminate(), left_after_a_moment(second)
+    third = started_and_at_work()
+    third.kill()
+    parts = len(list(latents.glob("*.parquet")))
+    shards = len(list((folder / "table" / "_shards").glob("*.json")))
+    # At once: workers of the killed run may write on beside this one.
+    finished = start().ended()
+    return Interrupted(
+        folder / "table",
+        ctrl_c,
+        sigterm,
+        left_by_ctrl_c,
+        left_by_sigterm,
+        parts,
+        shards,
+        finished,
+    )
+
+
+def test_the_runs_were_stopped_in_the_middle(interrupted: Interrupted) -> None:
+    assert 0 < interrupted.parts_at_kill < 12
+    assert interrupted.shards_at_kill < 2
+
+
+def test_ctrl_c_ends_with_code_1_the_json_line_and_how_to_go_on(interrupted: Interrupted) -> None:
+    run = interrupted.ctrl_c
+    assert run.code == 1, run.err
+    assert run.err.splitlines()[-1].endswith(HOW_TO_GO_ON)
+    assert "Traceback" not in run.err
+    assert (run.line["exit_code"], run.line["errors"]) == (1, [])
+    assert run.line["samples"] >= 0
+
+
+def test_sigterm_ends_with_code_1_the_json_line_and_how_to_go_on(interrupted: Interrupted) -> None:
+    run = interrupted.sigterm
+    assert run.code == 1, run.err
+    assert run.err.splitlines()[-1].endswith(HOW_TO_GO_ON)
+    assert "Traceback" not in run.err
+    assert (run.line["exit_code"], run.line["errors"]) == (1, [])
+    assert run.line["skipped_parts"] > 0, "the first run's parts are not done again"
+
+
+def test_no_process_outlives_its_run(interrupted: Interrupted) -> None:
+    assert interrupted.left_by_ctrl_c == []
+    assert interrupted.left_by_sigterm == []
+
+
+def test_the_last_run_does_only_what_is_missing(interrupted: Interrupted) -> None:
+    run = interrupted.finished
+    assert run.code == 0, run.err
+    assert run.line["parts"] + run.line["skipped_parts"] == 12
+    assert run.line["skipped_parts"] >= interrupted.parts_at_kill - 1
+
+
+def test_the_table_is_that_of_an_undisturbed_run_byte_for_byte(
+    interrupted: Interrupted, undisturbed: Undisturbed
+) -> None:
+    for kind in ("latents", "rejects"):
+        ours, theirs = file_bytes(interrupted.table, kind), file_bytes(undisturbed.table, kind)
+        assert ours.keys() == theirs.keys(), "no file is missing, none is left over"
+        assert [name for name in ours if ours[name] != theirs[name]] == []
+    ours, theirs = (file_bytes(run.table, "_shards") for run in (interrupted, undisturbed))
+    assert ours.keys() == theirs.keys()
+    table = open_table(str(interrupted.table))
+    assert table.verify() == open_table(str(undisturbed.table)).verify()
+
+
+def test_every_run_left_its_account_but_the_killed_one(interrupted: Interrupted) -> None:
+    assert len(list((interrupted.table / "_runs").glob("*.json"))) == 3

@@ -1,0 +1,146 @@
+"""The job as a user runs it, undisturbed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.table import open_table
+from tests.jobs.conftest import NAMES, REASONS, SECRET, SETTINGS, Undisturbed
+from tests.jobs.running import Ended, file_bytes, run_job
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def again(undisturbed: Undisturbed, *arguments: object) -> Ended:
+    """The same command once more, with more arguments."""
+    config = ("--config", "run.yaml", "--output", "table", "--steps", 5, *SETTINGS)
+    return run_job(undisturbed.folder, *config, *arguments)
+
+
+def test_a_run_ends_with_code_0_and_one_json_line(undisturbed: Undisturbed) -> None:
+    run = undisturbed.run
+    assert run.code == 0, run.err
+    assert len(run.out.splitlines()) == 1
+    line = run.line
+    assert (line["samples"], line["faces"], line["rejects"]) == (12, 7, 5)
+    assert line["rejects_by_reason"] == REASONS
+    assert (line["parts"], line["skipped_parts"], line["errors"]) == (12, 0, [])
+    assert line["table"] == "table"
+    assert line["seconds"] > line["first_part_seconds"] > 0
+    assert line["images_per_second"] > 0
+
+
+def test_the_table_keeps_its_promises(undisturbed: Undisturbed) -> None:
+    counts = open_table(str(undisturbed.table)).verify()
+    assert counts["samples"] == len(NAMES) == 12
+    assert (counts["shards"], counts["parts"]) == (2, 12)
+    assert (counts["samples_with_faces"], counts["samples_rejected"]) == (7, 5)
+
+
+def test_every_reject_has_its_reason(undisturbed: Undisturbed) -> None:
+    found = open_table(str(undisturbed.table)).sql("SELECT key, reason FROM rejects")
+    assert dict(zip(found["key"], found["reason"], strict=True)) == {
+        "rejects/corrupt.jpg": "undecodable",
+        "rejects/cut-short.jpg": "truncated",
+        "rejects/landscape.jpg": "no_face",
+        "rejects/text.jpg": "unsupported_format",
+        "rejects/thumbnail.jpg": "too_small",
+    }
+
+
+def test_codes_have_their_shape_and_measures_their_steps(undisturbed: Undisturbed) -> None:
+    table = open_table(str(undisturbed.table))
+    assert table.w_plus(["files-00000/portraits/0001.jpg#0"]).shape == (1, 10, 512)
+    rows = table.sql("SELECT key, n_faces, steps, lpips, lpips_per_step FROM latents")
+    assert set(rows["steps"]) == {5}, "the flag wins over the file"
+    assert dict(zip(rows["key"], rows["n_faces"], strict=True))["unusual/two-faces.jpg"] == 2
+    for row in rows.itertuples():
+        assert len(row.lpips_per_step) == 5
+        assert row.lpips == np.min(row.lpips_per_step)
+
+
+def test_nothing_is_said_but_the_account(undisturbed: Undisturbed) -> None:
+    lines = undisturbed.run.err.splitlines()
+    # A plain progress line begins with the time that passed.
+    spoken = [line for line in lines if not line[:1].isdigit()]
+    assert spoken[0].startswith("this run"), undisturbed.run.err
+    assert "Ray" not in undisturbed.run.err
+    assert "Warning" not in undisturbed.run.err
+
+
+def test_nothing_is_left_in_the_users_home(undisturbed: Undisturbed) -> None:
+    assert list((undisturbed.folder / "home").iterdir()) == []
+
+
+def test_the_settings_stand_in_the_table(undisturbed: Undisturbed) -> None:
+    config = json.loads((undisturbed.table / "_table.json").read_text())["config"]
+    assert (config["steps"], config["part_size"], config["input"]) == (5, 1, "photos")
+    (run,) = (undisturbed.table / "_runs").iterdir()
+    facts = json.loads(run.read_text())
+    assert (facts["config"]["steps"], facts["exit_code"], facts["samples"]) == (5, 0, 12)
+    assert facts["versions"]["ray"]
+
+
+def test_no_secret_is_written_or_said(undisturbed: Undisturbed) -> None:
+    files = file_bytes(undisturbed.table)
+    assert {"_table.json", "README.md"} < files.keys()
+    said = {"stdout": undisturbed.run.out.encode(), "stderr": undisturbed.run.err.encode()}
+    assert [name for name, content in (files | said).items() if SECRET.encode() in content] == []
+
+
+def test_a_second_run_skips_all_and_changes_no_byte(undisturbed: Undisturbed) -> None:
+    before = file_bytes(undisturbed.table)
+    run = again(undisturbed)
+    assert (run.code, run.line["parts"], run.line["skipped_parts"]) == (0, 0, 12)
+    after = file_bytes(undisturbed.table)
+    assert {name for name in after if name not in before} == {
+        name for name in after if name.startswith("_runs/") and name not in before
+    }
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_dry_run_says_what_is_to_do_and_writes_nothing(undisturbed: Undisturbed) -> None:
+    before = file_bytes(undisturbed.folder / "table")
+    run = again(undisturbed, "--dry-run")
+    assert run.code == 0
+    assert (run.line["dry_run"], run.line["skipped_parts"], run.line["parts_to_do"]) == (
+        True,
+        12,
+        0,
+    )
+    assert file_bytes(undisturbed.folder / "table") == before
+
+
+def test_a_table_of_other_settings_is_refused_with_the_difference(
+    undisturbed: Undisturbed,
+) -> None:
+    before = file_bytes(undisturbed.table)
+    run = again(undisturbed, "--faces", "all")
+    assert (run.code, run.out) == (2, "")
+    assert 'alignment.faces: "largest" in the table, "all" asked for' in run.err
+    assert "Traceback" not in run.err
+    assert file_bytes(undisturbed.table) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--input", "nowhere"), "InputError: the input '"),
+        (("--input", "nowhere", "--steps", "none"), "ConfigError: 'steps': "),
+        (("--input", "nowhere", "--config", "missing.yaml"), "cannot read the config file"),
+        (("--stepz", "3"), "unrecognized arguments: --stepz 3"),
+        (("--input", "s3://key:secret@bucket/x"), "carries credentials"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_code_2(
+    tmp_path: Path, tiny_bundle: str, arguments: tuple[str, ...], said: str
+) -> None:
+    run = run_job(tmp_path, "--output", "table", "--model", tiny_bundle, *arguments)
+    assert (run.code, run.out) == (2, "")
+    assert said in run.err.splitlines()[-1]
+    assert "Traceback" not in run.err
+    assert not (tmp_path / "table").exists()
