@@ -32,10 +32,16 @@ STORED = {"float32": torch.float32, "float16": torch.float16}
 CHECKPOINT_SUFFIXES = {".pt", ".pth"}
 
 
-def load_model(name_or_uri: str, device: str | torch.device = "cpu") -> RestyleModel:
+def load_model(
+    name_or_uri: str,
+    device: str | torch.device = "cpu",
+    *,
+    encoder_type: str | None = None,
+) -> RestyleModel:
     """The model called `name_or_uri`: a name, a bundle folder or an official `.pt`, any fsspec URI.
 
-    In evaluation mode, float32, without gradients. Raises `ModelError` if there is no such model,
+    In evaluation mode, float32, without gradients. `encoder_type` is for checkpoints whose options
+    name none. Raises `ModelError` if there is no such model,
     or if the file is damaged or does not fit.
     """
     name_or_uri = str(name_or_uri)
@@ -43,7 +49,8 @@ def load_model(name_or_uri: str, device: str | torch.device = "cpu") -> RestyleM
     if path.suffix in CHECKPOINT_SUFFIXES:
         with open_model_file(name_or_uri) as file:
             checkpoint = read_checkpoint(file, name_or_uri)
-        return load_checkpoint(checkpoint, source=path.name).to(device)
+        model = load_checkpoint(checkpoint, encoder_type=encoder_type, source=path.name)
+        return model.to(device)
     return _load_bundle(named_bundle(name_or_uri) or _folder(name_or_uri)).to(device)
 
 

@@ -1,0 +1,40 @@
+"""Freed memory is used again; in a process of its own, since the setting is the process's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ALLOCATOR = str(ROOT / "pipeline" / "inversion" / "allocator.py")  # by path: needs no torch
+FAULTS = """
+import resource, runpy, sys
+import numpy as np
+keep_freed_memory = runpy.run_path(sys.argv[2])["keep_freed_memory"]
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+np.ones(8_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    np.ones(8_000_000)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> tuple[str, int]:
+    """What the call returned, and the page faults of ten arrays of 64 MB, one after the other."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, how, ALLOCATOR], capture_output=True, text=True, check=True
+    )
+    kept, count = done.stdout.split()
+    return kept, int(count)
+
+
+def test_freed_memory_is_not_faulted_in_again() -> None:
+    kept, count = faults("keep")
+    if kept == "False":
+        pytest.skip("this C library has no mallopt")
+    assert count < 200
+    assert faults("default")[1] > 1000
