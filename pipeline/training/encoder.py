@@ -45,6 +45,7 @@ class EncoderPlan:
     peak_rate: float = 1.5e-3
     l2_weight: float = 2.0
     lpips_weight: float = 0.8
+    first_step_weight: float = 0.4  # of the first step's loss: it has to begin, not to end well
     held_out: int = 300
     report_every: int = 2_000
     save_every: int = 1_000
@@ -125,7 +126,8 @@ def train_batch(
     for step, made in enumerate(rounds, start=1):
         l2 = F.mse_loss(made, target)
         lpips = perceptual(made).mean()
-        (plan.l2_weight * l2 + plan.lpips_weight * lpips).backward()
+        share = plan.first_step_weight if step == 1 else 1.0
+        (share * (plan.l2_weight * l2 + plan.lpips_weight * lpips)).backward()
         if step in (1, steps):
             name = "first" if step == 1 else "last"
             losses |= {f"l2_{name}": l2.detach(), f"lpips_{name}": lpips.detach()}
