@@ -1,7 +1,28 @@
 """The engine: plan, Ray Data pipeline, commits, progress. The one room that knows Ray."""
 
-from pipeline.engine.estimate import estimate_job
-from pipeline.engine.report import print_outcome
-from pipeline.engine.run import Outcome, run_job
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.engine.estimate import estimate_job
+    from pipeline.engine.report import print_outcome
+    from pipeline.engine.run import Outcome, run_job
 
 __all__ = ["Outcome", "estimate_job", "print_outcome", "run_job"]
+
+_HOMES = {
+    "Outcome": "run",
+    "estimate_job": "estimate",
+    "print_outcome": "report",
+    "run_job": "run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Importing at first use: a worker that reads, aligns or writes imports its stage out of this
+    # package, and PyTorch would cost each of them seconds and hundreds of megabytes.
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -64,12 +64,9 @@ def photos(dataset: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
-    photos: Path, tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory
-) -> Undisturbed:
+def undisturbed(photos: Path, tiny_bundle: str) -> Undisturbed:
     """The job over the folder, by a config file, flags, and paths relative to where it runs."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "photos").symlink_to(photos)
+    folder = photos.parent
     (folder / "model").symlink_to(tiny_bundle)
     config = {"input": "photos", "model": "./model", "steps": 2, "part_size": 1}
     (folder / "run.yaml").write_text(yaml.safe_dump(config))

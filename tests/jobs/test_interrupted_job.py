@@ -43,11 +43,10 @@ def interrupted(
     photos: Path, tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Interrupted:
     folder = tmp_path_factory.mktemp("interrupted")
-    (folder / "photos").symlink_to(photos)
     latents = folder / "table" / "latents"
 
     def start() -> Job:
-        where = ("--input", "photos", "--output", "table", "--model", tiny_bundle)
+        where = ("--input", photos, "--output", "table", "--model", tiny_bundle)
         return Job(folder, *where, *SETTINGS, *WORKERS)
 
     def started_and_at_work() -> Job:
