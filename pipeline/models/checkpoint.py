@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.models.encoders import ENCODER_TYPES, official_arguments
+from pipeline.models.encoders import OFFICIAL_ENCODERS, official_arguments
 from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
 from pipeline.models.weights import assemble
 
@@ -60,8 +60,8 @@ def load_checkpoint(
     """
     state, options, latent_avg = _parts(checkpoint, source)
     encoder_type = encoder_type or options.get("encoder_type")
-    if encoder_type not in ENCODER_TYPES:
-        known = ", ".join(sorted(ENCODER_TYPES))
+    if encoder_type not in {encoder.__name__ for encoder in OFFICIAL_ENCODERS}:
+        known = ", ".join(sorted(encoder.__name__ for encoder in OFFICIAL_ENCODERS))
         raise ModelError(f"{source}: opts.encoder_type is {encoder_type!r} (known: {known})")
     architecture = _architecture(encoder_type, state, options, source)
     _agree(architecture, options, source)

@@ -114,6 +114,7 @@ TO_RGB = "decoder.to_rgbs.0.conv.weight"
         (_option("input_nc", 3), r"input_nc is 3, the encoder takes 6"),
         (_option("encoder_type", "Encoder9000"), r"'Encoder9000' \(known: BackboneEncoder"),
         (_option("encoder_type", "ResNetBackboneEncoder"), r"'conv1\.weight' is missing for a Res"),
+        (_option("encoder_type", "CompactEncoder"), r"'CompactEncoder' \(known: Backbone"),
         (_option("learn_in_w", True), r"learn_in_w"),
         (_part("latent_avg", None), r"no 'latent_avg'"),
         (_part("latent_avg", torch.zeros(9, 512)), r"latent_avg has shape \[9, 512\]"),
