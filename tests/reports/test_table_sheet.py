@@ -1,0 +1,56 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import contact_sheet as job
+from pipeline.errors import RequestError
+from pipeline.reports import table_sheet
+
+KEPT = {"keep_steps": True, "keep_crops": True}
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def test_a_sheet_has_a_row_for_each_face_that_is_chosen(make_table):
+    table = make_table(**KEPT)
+    both = pixels(table_sheet(table))
+    one = pixels(table_sheet(table, where="key = '0002.jpg'"))
+    assert pixels(table_sheet(table, limit=1)).shape == one.shape
+    assert one.shape[1] == both.shape[1]
+    assert one.shape[0] < both.shape[0]
+
+
+def test_the_first_picture_is_the_aligned_face_in_the_table(make_table):
+    table = make_table(**KEPT)
+    crop = table.sql("SELECT aligned_jpeg FROM latents ORDER BY image_id LIMIT 1").iloc[0, 0]
+    target = Image.open(io.BytesIO(crop)).resize((144, 144), Image.Resampling.LANCZOS)
+    sheet = pixels(table_sheet(table))
+    column = sheet[:, 20 : 20 + 144]
+    errors = [
+        np.abs(column[top : top + 144] - np.asarray(target).astype(int)).mean()
+        for top in range(column.shape[0] - 144)
+    ]
+    assert min(errors) < 1
+
+
+def test_a_table_without_crops_and_steps_says_how_to_get_them(make_table):
+    with pytest.raises(RequestError, match="--keep-crops and --keep-steps"):
+        table_sheet(make_table())
+
+
+def test_no_face_chosen_is_an_error(make_table):
+    with pytest.raises(RequestError, match="no face to show"):
+        table_sheet(make_table(**KEPT), where="l2 < 0")
+
+
+def test_the_job_writes_a_png_and_refuses_what_is_no_table(make_table, tmp_path, capsys):
+    table = make_table(**KEPT)
+    output = tmp_path / "new" / "sheet.png"
+    assert job.main(["--table", table.store.root, "--output", str(output), "--limit", "1"]) == 0
+    assert output.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert job.main(["--table", str(tmp_path / "images"), "--output", str(output)]) == 2
+    assert "is not a table" in capsys.readouterr().err
