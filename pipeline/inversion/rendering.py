@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pipeline.models.restyle import RestyleModel
 
-PIXELS_AT_ONCE = 16 * 1024 * 1024  # output pixels per generator call on an accelerator
+# Output pixels per generator call: one face of 256 px or more on a CPU, sixteen of 64 px.
+PIXELS_AT_ONCE = {"cpu": 256 * 256, "cuda": 16 * 1024 * 1024}
 
 
 class _Remembered(NamedTuple):
@@ -26,12 +27,10 @@ _average_images: WeakKeyDictionary[RestyleModel, _Remembered] = WeakKeyDictionar
 def render_each(model: RestyleModel, codes: Tensor) -> Iterator[Tensor]:
     """The frame of each of `codes` [n, n_styles, 512], one after the other: [3, *frame_size].
 
-    A CPU renders face by face, so that only one face's feature maps are alive at a time.
+    A CPU renders large faces one by one, so that only one face's feature maps are alive at a time.
     """
-    at_once = 1
-    if codes.device.type != "cpu":
-        at_once = max(1, PIXELS_AT_ONCE // model.generator_size**2)
-    for few in codes.split(at_once):
+    pixels = PIXELS_AT_ONCE["cpu" if codes.device.type == "cpu" else "cuda"]
+    for few in codes.split(max(1, pixels // model.generator_size**2)):
         yield from model.frame(model.generator(few))
 
 
