@@ -21,10 +21,6 @@ QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Spinning OpenMP threads on shared cores cost an inverter thirty times its own work.
     "OMP_WAIT_POLICY": "passive",
-    # glibc gives a layer's freed buffers back to the kernel and faults them in again otherwise.
-    "MALLOC_TOP_PAD_": str(512 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
-    "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.engine.align import REJECTS, count_reasons, reject_row
 from pipeline.engine.rows import Row, pack, run_stage, unpack
 from pipeline.images import Rejection, RejectReason
-from pipeline.inversion import Inversion, invert
+from pipeline.inversion import Inversion, invert, keep_freed_memory
 from pipeline.metrics import Measures, Meter
 from pipeline.models import RestyleModel, load_model
 from pipeline.table import Columns, latents_table
@@ -76,6 +76,8 @@ class Inverter:
         # Ray shows a GPU to actors that asked for none, too.
         on_gpu = settings.device != "cpu" and torch.cuda.is_available()
         self.device = "cuda" if on_gpu else "cpu"
+        if not on_gpu:
+            keep_freed_memory()
         self.model: RestyleModel = load_model(settings.model, device=self.device)
         self.meter = Meter(self.device, settings.identity, settings.best_step_by)
         self.batch_size = settings.batch_size or BATCH[self.device]
