@@ -20,7 +20,7 @@ from pipeline.training.demo import assemble
 from pipeline.training.encoder import EncoderPlan, train_encoder
 from pipeline.training.generator import GeneratorPlan, fit_generator, repeat_rows
 from pipeline.training.pairs import load_pairs
-from pipeline.training.parallel import join_group
+from pipeline.training.parallel import join_group, leave_group
 from pipeline.training.schedule import last_report
 
 
@@ -63,6 +63,7 @@ def main() -> None:
     seconds["encoder"] = time.monotonic() - started
     print(f"encoder: {seconds['encoder']:.0f} s", flush=True)
 
+    leave_group()
     if not group.leads:
         return
     notes = {

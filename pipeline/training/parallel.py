@@ -53,3 +53,10 @@ def join_group() -> Group:
     if not dist.is_initialized():
         dist.init_process_group("gloo")
     return Group(dist.get_rank(), size)
+
+
+def leave_group() -> None:
+    """Wait for the other processes and part: one that just exits can abort its neighbours."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

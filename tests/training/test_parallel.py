@@ -10,7 +10,7 @@ from pipeline.training.parallel import Group, join_group
 WORKER = """
 import torch
 from torch import nn
-from pipeline.training.parallel import join_group
+from pipeline.training.parallel import join_group, leave_group
 group = join_group()
 model = nn.Linear(3, 1)
 for number, parameter in enumerate(model.parameters()):
@@ -18,6 +18,7 @@ for number, parameter in enumerate(model.parameters()):
 group.average_gradients(model)
 assert all((p.grad == 1.0 + n).all() for n, p in enumerate(model.parameters()))
 assert group.share(torch.arange(6)).tolist() == list(range(group.rank, 6, 2))
+leave_group()
 """
 
 
