@@ -126,8 +126,11 @@ class Inverter:
         row = {name: value for name, value in face.items() if name != "pixels"}
         row |= {
             "w_plus": result.w_plus[index, best].cpu().numpy(),
+            "method": "restyle",
             "steps": self.settings.steps,
             "best_step": best + 1,
+            "generator_passes": self.settings.steps,
+            "refined_from": None,
             "w_plus_variance": float(measures.w_plus_variance[index]),
             "w_avg_distance": float(measures.w_avg_distance[index]),
             "converged": None,

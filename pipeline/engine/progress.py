@@ -28,6 +28,7 @@ class Tally:
     last_seconds: float = 0.0  # from the start to the latest part
     reasons: Counter[str] = field(default_factory=Counter)
     stage_seconds: Counter[str] = field(default_factory=Counter)
+    inversion_seconds: float = 0.0  # of the method alone, without metrics and tables
     started: float = field(default_factory=time.monotonic)
 
     @property

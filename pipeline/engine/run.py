@@ -57,6 +57,7 @@ class Outcome:
             "first_part_seconds": round(tally.first_seconds, 2),
             "images_per_second": round(tally.samples / seconds, 3) if seconds else 0.0,
             "stage_seconds": {k: round(v, 2) for k, v in sorted(tally.stage_seconds.items())},
+            "inversion_seconds": round(tally.inversion_seconds, 3),
             "errors": self.errors,
             "exit_code": self.exit_code,
             "table": table,
@@ -135,6 +136,7 @@ class Committer:
         tally.reasons.update(json.loads(row["reasons"]))
         for stage in ("read", "align", "invert", "write"):
             tally.stage_seconds[stage] += row[f"{stage}_seconds"]
+        tally.inversion_seconds += row["inversion_seconds"]
 
     def finish(self) -> None:
         """Report the shards that never became whole though no stage said why."""

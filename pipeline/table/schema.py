@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from pipeline.errors import TableError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STYLE_DIM = 512
 
 _INT = pa.int32()
@@ -57,9 +57,15 @@ _ALIGNMENT = {
     "pad_fraction": _REAL,
     "detector_score": _REAL,
 }
-_METRICS = {
-    "steps": _INT,  # that were computed
+_METHOD = {
+    "method": _TEXT,  # restyle, encoder, optimize or hybrid
+    "steps": _INT,  # that were computed, of this face
     "best_step": _INT,
+    "generator_passes": _INT,  # images that the generator made on the way
+    "converged": pa.bool_(),  # whether its last step changed it little; null: not known
+    "refined_from": _TEXT,  # image_id, in the table of --init, of the code it started from
+}
+_METRICS = {
     "l2": _REAL,  # these four are of the best step
     "psnr": _REAL,
     "lpips": _REAL,
@@ -71,7 +77,6 @@ _METRICS = {
     "residual_norm_per_step": _REALS,
     "w_plus_variance": _REAL,  # spread between the rows of the code
     "w_avg_distance": _REAL,
-    "converged": pa.bool_(),
 }
 _REJECTS = {
     "image_id": _TEXT,  # <shard>/<key>, with #<face_index> where one face was rejected
@@ -104,7 +109,7 @@ class Columns:
         """The Arrow schema of a latents file, without metadata."""
         kind = pa.float16() if self.w_plus_dtype == "float16" else pa.float32()
         code = _matrix(kind, self.n_styles, STYLE_DIM)
-        columns = {**_IDENTITY, **_ALIGNMENT, "w_plus": code, **_METRICS}
+        columns = {**_IDENTITY, **_ALIGNMENT, "w_plus": code, **_METHOD, **_METRICS}
         if self.all_steps:
             columns["w_plus_per_step"] = pa.list_(code)
         columns |= {name: pa.binary() for name in self._pictures()}

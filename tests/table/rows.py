@@ -47,8 +47,12 @@ def face_row(key: str, face: int = 0, **changes: Any) -> dict[str, Any]:
         "pad_fraction": 0.0,
         "detector_score": 2.5,
         "w_plus": code(key, face),
+        "method": "restyle",
         "steps": 3,
         "best_step": 3,
+        "generator_passes": 3,
+        "converged": np.bool_(True),
+        "refined_from": None,
         "l2": 0.125,
         "psnr": 18.0,
         "lpips": 0.25,
@@ -60,7 +64,6 @@ def face_row(key: str, face: int = 0, **changes: Any) -> dict[str, Any]:
         "residual_norm_per_step": [3.0, 2.0, 1.0],
         "w_plus_variance": 0.5,
         "w_avg_distance": 1.5,
-        "converged": np.bool_(True),
     }
     return {**row, **changes}
 
