@@ -16,6 +16,7 @@ import json
 import sys
 import types
 import typing
+from typing import Any
 
 from pydantic.fields import FieldInfo
 
@@ -23,20 +24,30 @@ from pipeline.config import JobConfig, load_config
 from pipeline.errors import PipelineError, RequestError
 
 
+def _arms(kind: Any) -> list[Any]:
+    """The types that `kind` allows, but for None and what they are annotated with."""
+    origin = typing.get_origin(kind)
+    if origin is typing.Annotated:
+        return _arms(typing.get_args(kind)[0])
+    if origin in (types.UnionType, typing.Union):
+        return [arm for part in typing.get_args(kind) for arm in _arms(part)]
+    return [] if kind is type(None) else [kind]
+
+
 def add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
     """One flag for one setting; unset flags are None and leave the file's value."""
     flag, text = "--" + name.replace("_", "-"), field.description
-    default = "" if field.is_required() else f" (default {field.default})"
-    kind = field.annotation
-    if isinstance(kind, types.UnionType):
-        kind = next(arm for arm in typing.get_args(kind) if arm is not type(None))
-    if kind is bool:
+    kinds = _arms(field.annotation)
+    if field.default is not None and not field.is_required():
+        text = f"{text} (default {field.default})"
+    choices = [choice for kind in kinds for choice in typing.get_args(kind)]
+    if kinds == [bool]:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-    elif typing.get_origin(kind) is typing.Literal:
-        parser.add_argument(flag, choices=typing.get_args(kind), help=f"{text}{default}")
+    elif choices and len(kinds) == 1:
+        parser.add_argument(flag, choices=choices, help=text)
     else:
-        metavar = "N" if kind in (int, float) else "TEXT"
-        parser.add_argument(flag, metavar=metavar, help=f"{text}{default}")
+        metavar = "|".join(["N" if kinds[0] in (int, float) else "TEXT", *choices])
+        parser.add_argument(flag, metavar=metavar, help=text)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
 import fsspec
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.storage import canonical_uri
+
+MethodName = Literal["restyle", "encoder", "optimize", "hybrid"]
+OPTIMISING = ("optimize", "hybrid")
+AUTO_STEPS_AT_MOST = 10
 
 
 class JobConfig(BaseModel):
     """Everything that `jobs/invert_dataset.py` can be told.
 
-    The settings of the second group change rows, those of the third which image is in which
-    shard: a table is continued only with the same ones. The last group says how the work is done.
+    The settings of the second and third group (method, faces) change rows, those of the fourth
+    which image is in which shard: a table is continued only with the same ones. The last group
+    says how the work is done.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,7 +32,40 @@ class JobConfig(BaseModel):
     output: str = Field(description="the table's folder; any fsspec URI")
 
     model: str = Field("demo", description="a bundle's name or URI, or an official .pt file")
-    steps: int = Field(5, ge=1, le=100, description="refinement steps a face")
+    method: MethodName = Field("restyle", description="how codes are found")
+    steps: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] | None = Field(
+        None,
+        description="refinement steps a face, or auto: a face stops when it no longer changes; "
+        "of optimize and hybrid how often the code is recorded (default 5, of encoder 1)",
+    )
+    max_steps: int | None = Field(
+        None, ge=1, le=100, description="most steps of --steps auto (default 10)"
+    )
+    bootstrap: str | None = Field(
+        None, description="model whose codes the steps start from: encoder bootstrapping"
+    )
+    bootstrap_steps: int | None = Field(
+        None, ge=1, le=100, description="steps of the --bootstrap model (default 1)"
+    )
+    init: str | None = Field(
+        None, description="table whose codes the steps start from, face by face"
+    )
+    where: str | None = Field(
+        None, description="SQL condition on rows of the --init table: only these faces"
+    )
+    iterations: int | None = Field(
+        None, ge=1, le=100_000, description="of optimize and hybrid (default 300)"
+    )
+    space: Literal["w", "w+"] | None = Field(
+        None, description="of optimize: one row for all layers, or a row each (default w+)"
+    )
+    distance_weight: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="of hybrid: pull towards the code it began at"
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=2**32, description="of optimize and hybrid: their noise (default 0)"
+    )
+
     faces: Literal["largest", "all"] = Field("largest", description="which faces of an image")
     prealigned: bool = Field(False, description="images are aligned crops: resize, detect nothing")
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
@@ -52,9 +90,48 @@ class JobConfig(BaseModel):
         60.0, gt=0, allow_inf_nan=False, description="seconds one image may take to align"
     )
 
+    @model_validator(mode="after")
+    def _method_takes_what_is_set(self) -> Self:
+        problem = next(_misfits(self), None)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    @property
+    def step_count(self) -> int:
+        """Refinement steps a face makes; with `auto` the most."""
+        if self.steps == "auto":
+            return self.max_steps or AUTO_STEPS_AT_MOST
+        return self.steps or (1 if self.method == "encoder" else 5)
+
     def layout(self) -> dict[str, Any]:
         """What fixes which images the table holds, and in which shards; JSON-ready."""
         return {"files_per_shard": self.files_per_shard, "limit": self.limit}
+
+
+def _misfits(config: JobConfig) -> Iterator[str]:
+    """What does not go together, a line each."""
+    method, auto = config.method, config.steps == "auto"
+    restyles, optimises = method == "restyle", method in OPTIMISING
+    rules = [
+        (auto and not restyles, f"steps auto is for --method restyle, not {method}"),
+        (method == "encoder" and config.steps not in (None, 1), "--method encoder makes one step"),
+        (config.max_steps and not auto, "max_steps is for --steps auto"),
+        (config.bootstrap and not restyles, f"bootstrap is for --method restyle, not {method}"),
+        (config.bootstrap and config.init, "bootstrap and init both say where steps start"),
+        (config.bootstrap_steps and not config.bootstrap, "bootstrap_steps needs --bootstrap"),
+        (config.init and method in ("encoder", "optimize"), f"--method {method} takes no init"),
+        (config.where and not config.init, "where chooses rows of a table: name it with --init"),
+        (config.where and config.limit, "where chooses among all samples: leave limit out"),
+        (
+            config.distance_weight is not None and method != "hybrid",
+            f"distance_weight is for --method hybrid, not {method}",
+        ),
+    ]
+    for name in ("iterations", "space", "seed"):
+        unused = getattr(config, name) is not None and not optimises
+        rules.append((unused, f"{name} is for --method optimize or hybrid, not {method}"))
+    yield from (text for wrong, text in rules if wrong)
 
 
 def _nearest(name: str) -> str:
@@ -63,16 +140,20 @@ def _nearest(name: str) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    lines = []
+    lines: dict[str, str] = {}
     for problem in error.errors():
-        name = ".".join(str(step) for step in problem["loc"])
+        # A setting of several types has a problem with each of them: the first one is told.
+        name = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown setting '{name}'{_nearest(name)}")
+            line = f"unknown setting '{name}'{_nearest(name)}"
         elif problem["type"] == "missing":
-            lines.append(f"'{name}' is required: pass --{name} or put it in the config file")
+            line = f"'{name}' is required: pass --{name} or put it in the config file"
+        elif not name:
+            line = problem["msg"].removeprefix("Value error, ")
         else:
-            lines.append(f"'{name}': {problem['msg'].lower()} (got {problem['input']!r})")
-    return "; ".join(lines)
+            line = f"'{name}': {problem['msg'].lower()} (got {problem['input']!r})"
+        lines.setdefault(name, line)
+    return "; ".join(lines.values())
 
 
 def read_config_file(uri: str) -> dict[str, Any]:
@@ -106,6 +187,7 @@ def load_config(file: str | None, flags: Mapping[str, Any]) -> JobConfig:
         raise ConfigError(_explain(error)) from None
     except TypeError as error:  # keys that are not strings
         raise ConfigError(f"setting names must be text: {error}") from None
-    for uri in (config.input, config.output, config.model, config.identity):
+    named = (config.bootstrap, config.init)
+    for uri in (config.input, config.output, config.model, config.identity, *filter(None, named)):
         canonical_uri(uri)  # refuses one with credentials, before it is written anywhere
     return config

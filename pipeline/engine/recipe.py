@@ -65,12 +65,12 @@ def make_recipe(config: JobConfig) -> Recipe:
     model = load_model(config.model)
     alignment = _alignment(config, model)
     meter = Meter("cpu", config.identity, config.best_step_by)
-    if model.input_channels == 3 and config.steps > 1:
+    if model.input_channels == 3 and config.step_count > 1:
         raise ConfigError(f"the model '{model.name}' works in one pass: use --steps 1")
     settings = {
         "numerics": NUMERICS_VERSION,
         "model": model.fingerprint,
-        "steps": config.steps,
+        "steps": config.step_count,
         "alignment": {k: v for k, v in asdict(alignment).items() if k not in _NO_RESULT},
         # The definition has the weights' hash, whatever the file is called.
         "identity": meter.definitions["id_similarity"],
@@ -93,7 +93,7 @@ def make_recipe(config: JobConfig) -> Recipe:
     )
     inversion = InvertSettings(
         model=config.model,
-        steps=config.steps,
+        steps=config.step_count,
         identity=config.identity,
         best_step_by=config.best_step_by,
         device=config.device,
