@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -63,15 +62,19 @@ class Measures:
     identity_missed: int  # (face, step) pairs whose similarity is NaN as no face was found
 
 
-def best_step(measures: Floats, higher_is_better: bool = False) -> NDArray[np.int32]:
-    """Number (from 1) of each row's best column, the earliest of equals; the last if all NaN.
+def best_step(
+    measures: Floats,
+    last: NDArray[np.int32],  # [n], each row's last step, from 1
+    higher_is_better: bool = False,
+) -> NDArray[np.int32]:
+    """Number (from 1) of each row's best column, the earliest of equals; `last` if all NaN.
 
     `measures` [n, steps] of a distance, or of a similarity with `higher_is_better`.
     """
     distances = -measures if higher_is_better else measures
     missing = np.isnan(distances)
     best = np.where(missing, np.inf, distances).argmin(axis=1) + 1
-    numbers: NDArray[np.int32] = np.where(missing.all(axis=1), measures.shape[1], best).astype("i4")
+    numbers: NDArray[np.int32] = np.where(missing.all(axis=1), last, best).astype("i4")
     return numbers
 
 
@@ -112,25 +115,30 @@ class Meter:
         w_plus: Tensor,  # [n, steps, n_styles, 512]
         latent_avg: Tensor,  # [n_styles, 512]
         start: Tensor | None = None,  # [n, n_styles, 512], codes before step 1: the average
+        steps_made: Tensor | None = None,  # int [n], 1..steps: all of them
     ) -> Measures:
         """Every metric of `n` faces; raises `ShapeError` where the tensors do not fit together.
 
         A target or reconstruction with NaN or infinite values gets NaN, its neighbours do not.
+        Steps beyond a face's `steps_made` are not looked at: their numbers are NaN.
         """
         _check_shapes(targets, step_images, w_plus, latent_avg)
+        made = _made(w_plus, steps_made).to(self.device)
         chunk = CHUNK.get(self.device.type, CHUNK["cpu"])
         rows = [
-            self._compare(x.to(self.device, torch.float32), y.to(self.device, torch.float32))
-            for x, y in zip(
-                torch.split(targets, chunk), torch.split(step_images, chunk), strict=True
+            self._compare(x.to(self.device, torch.float32), y.to(self.device, torch.float32), few)
+            for x, y, few in zip(
+                targets.split(chunk), step_images.split(chunk), made.split(chunk), strict=True
             )
         ]
         l2, psnr, lpips, similarity, missed = (
             torch.cat([row[i] for row in rows]).cpu().numpy() for i in range(5)
         )
         chosen = {"lpips": lpips, "l2": l2, "id_similarity": similarity}
+        last = _to_numpy(made.sum(dim=1)).astype("i4")
         best = best_step(
             chosen.get(self.best_step_by, np.full_like(l2, np.nan)),
+            last,
             higher_is_better=self.best_step_by == "id_similarity",
         )
         codes, average = w_plus.float(), latent_avg.to(w_plus.device, torch.float32)
@@ -142,45 +150,54 @@ class Meter:
             psnr=psnr,
             lpips=lpips,
             id_similarity=similarity,
-            residual_norm=_to_numpy(residual_norm(codes, begin)),
+            residual_norm=_to_numpy(_blanked(residual_norm(codes, begin), made.to(codes.device))),
             best_step=best,
             w_plus_variance=_to_numpy(w_plus_variance(kept)),
             w_avg_distance=_to_numpy(w_avg_distance(kept, average)),
             identity_missed=int(missed.sum()),
         )
 
-    def _compare(self, targets: Tensor, step_images: Tensor) -> tuple[Tensor, ...]:
+    def _compare(self, targets: Tensor, step_images: Tensor, made: Tensor) -> tuple[Tensor, ...]:
         """l2, psnr, lpips, similarity and face missed, each [n, steps], of one chunk."""
         target_finite, finite = _finite(targets), _finite(step_images)
-        usable = finite & target_finite[:, None]
+        usable = finite & target_finite[:, None] & made
         # What is not finite is measured as grey, so that networks see numbers, and blanked below.
         targets = _where(target_finite, targets)
-        step_images = _where(usable, step_images).clamp(-1, 1)
-        steps = [step_images[:, step] for step in range(step_images.shape[1])]
-        l2 = torch.stack([mean_squared_error(step, targets) for step in steps], dim=1)
-        lpips = torch.stack(list(self._lpips(targets, steps)), dim=1)
-        similarity = self._similarity(targets, steps, like=l2)
-        missed = usable & similarity.isnan() & (self.identity is not None)
-        blank = torch.full_like(l2, float("nan"))
-        measures = (l2, peak_signal_to_noise(l2), lpips, similarity)
-        return *(torch.where(usable, m, blank) for m in measures), missed
+        wanted = self._embed(targets)
+        wanted_face = None if self.identity is None else self.identity.embed(targets)
+        measures = targets.new_full((3, *made.shape), float("nan"))
+        for step in range(made.shape[1]):
+            faces = made[:, step].nonzero()[:, 0]
+            if not len(faces):
+                break
+            images = _where(usable[faces, step], step_images[faces, step]).clamp(-1, 1)
+            measures[0, faces, step] = mean_squared_error(images, targets[faces])
+            whole = len(faces) == len(targets)
+            features = wanted if whole else [layer[faces] for layer in wanted]
+            measures[1, faces, step] = self.lpips.compare(features, self._embed(images))
+            if self.identity is not None and wanted_face is not None:
+                cosines = (self.identity.embed(images) * wanted_face[faces]).sum(dim=1)
+                measures[2, faces, step] = cosines.clamp(-1, 1)
+        missed = usable & measures[2].isnan() & (self.identity is not None)
+        l2, lpips, similarity = (_blanked(measure, usable) for measure in measures)
+        return l2, peak_signal_to_noise(l2), lpips, similarity, missed
 
-    def _lpips(self, targets: Tensor, steps: list[Tensor]) -> Iterator[Tensor]:
-        def embed(images: Tensor) -> list[Tensor]:
-            # A fifth faster than with channels first, on a CPU.
-            layout = torch.channels_last
-            return self.lpips.embed(enlarged(images).contiguous(memory_format=layout))
+    def _embed(self, images: Tensor) -> list[Tensor]:
+        # A fifth faster than with channels first, on a CPU.
+        return self.lpips.embed(enlarged(images).contiguous(memory_format=torch.channels_last))
 
-        wanted = embed(targets)
-        for step in steps:
-            yield self.lpips.compare(wanted, embed(step))
 
-    def _similarity(self, targets: Tensor, steps: list[Tensor], like: Tensor) -> Tensor:
-        if self.identity is None:
-            return torch.full_like(like, float("nan"))
-        wanted = self.identity.embed(targets)
-        cosines = [(self.identity.embed(step) * wanted).sum(dim=1) for step in steps]
-        return torch.stack(cosines, dim=1).clamp(-1, 1)
+def _made(w_plus: Tensor, steps_made: Tensor | None) -> Tensor:
+    """Which steps each face made, bool [n, steps]."""
+    n, steps = w_plus.shape[:2]
+    if steps_made is None:
+        return torch.ones(n, steps, dtype=torch.bool)
+    return torch.arange(steps)[None] < steps_made.cpu()[:, None]
+
+
+def _blanked(values: Tensor, keep: Tensor) -> Tensor:
+    """`values` with NaN where they are not kept."""
+    return torch.where(keep, values, torch.full_like(values, float("nan")))
 
 
 def _finite(images: Tensor) -> Tensor:

@@ -53,6 +53,20 @@ def test_no_face_is_lost_when_the_batch_is_no_multiple_of_the_chunk(meter, monke
         )
 
 
+def test_steps_that_a_face_did_not_make_are_not_measured(meter):
+    targets, steps, codes, average = batch(steps=3)
+    whole = meter.measure(targets, steps, codes, average)
+    made = torch.tensor([3, 1, 2])
+    measures = meter.measure(targets, steps, codes, average, steps_made=made)
+    for name in ("l2", "psnr", "lpips", "residual_norm"):
+        wanted, got = getattr(whole, name).copy(), getattr(measures, name)
+        wanted[1, 1:] = wanted[2, 2:] = NAN
+        np.testing.assert_allclose(got, wanted, rtol=1e-4)
+    assert measures.best_step.tolist() == [3, 1, 2]
+    by_last = Meter(identity="none", best_step_by="last")
+    assert by_last.measure(*batch(steps=3), steps_made=made).best_step.tolist() == [3, 1, 2]
+
+
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf")])
 def test_a_broken_reconstruction_is_nan_and_its_neighbours_are_not(meter, bad):
     targets, steps, codes, average = batch()
@@ -122,8 +136,9 @@ def test_tensors_that_do_not_fit_together_are_refused(meter, part):
 
 def test_best_step_counts_from_one_and_skips_nan():
     table = np.array([[3, 1, 2], [NAN, 5, 4], [NAN, NAN, NAN], [2, 2, 2]], np.float32)
-    assert best_step(table).tolist() == [2, 3, 3, 1]
-    assert best_step(table, higher_is_better=True).tolist() == [1, 2, 3, 1]
+    last = np.full(4, 3, np.int32)
+    assert best_step(table, last).tolist() == [2, 3, 3, 1]
+    assert best_step(table, last, higher_is_better=True).tolist() == [1, 2, 3, 1]
 
 
 @pytest.mark.parametrize(("by", "expected"), [("lpips", 2), ("l2", 1), ("last", 3)])
