@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from pipeline.errors import PipelineError, RequestError
-from pipeline.models import load_model, save_bundle
+from pipeline.models import PRESETS, load_model, save_bundle
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,12 +38,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="the model's name (default: the folder's)")
     parser.add_argument("--licence", default="unknown", help="licence of the weights")
     parser.add_argument("--encoder-type", help="for checkpoints whose options name none")
+    parser.add_argument("--domain", help=f"likewise: {', '.join(PRESETS)}, or another word")
     parser.add_argument("--stored", choices=["float32", "float16"], default="float32")
     return parser
 
 
 def _convert(asked: argparse.Namespace) -> dict[str, object]:
-    model = load_model(asked.checkpoint, encoder_type=asked.encoder_type)
+    model = load_model(asked.checkpoint, encoder_type=asked.encoder_type, domain=asked.domain)
     name = asked.name or PurePosixPath(asked.bundle.rstrip("/")).name
     model.card = dataclasses.replace(model.card, name=name, licence=asked.licence)
     save_bundle(model, asked.bundle, stored=asked.stored)

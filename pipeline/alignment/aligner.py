@@ -9,6 +9,7 @@ from PIL import Image
 from pipeline.alignment.crop import crop_quad, pad_fraction
 from pipeline.alignment.detection import Detection, find_faces, find_landmarks, warm_up
 from pipeline.alignment.face import AlignedFace
+from pipeline.alignment.fit import fitted
 from pipeline.alignment.quad import ffhq_quad
 from pipeline.alignment.quality import roll_deg, sharpness, yaw
 from pipeline.alignment.settings import FFHQ_SIZE, AlignmentSettings
@@ -91,7 +92,7 @@ class Aligner:
         )
 
     def _resized(self, image: Image.Image) -> AlignedFace:
-        resized = self._at_output_size(image)
+        resized, padding = fitted(image, self.settings.output_size, self.settings.fit)
         return AlignedFace(
             face_index=0,
             n_faces=1,
@@ -104,7 +105,7 @@ class Aligner:
             roll_deg=None,
             yaw=None,
             sharpness=sharpness(resized),
-            pad_fraction=0.0,
+            pad_fraction=padding,
             detector_score=None,
             pixels=np.asarray(resized),
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from pipeline.alignment.fit import Fit
 from pipeline.errors import ConfigError
 from pipeline.images import ImageLimits
 
@@ -20,6 +21,7 @@ class AlignmentSettings:
 
     faces: Literal["largest", "all"] = "largest"
     prealigned: bool = False  # images are crops already: only resized, for cars, churches, ...
+    fit: Fit = "stretch"  # how prealigned images of other proportions are resized
     min_face_px: float = 32.0  # smallest side of a face's box in the original image
     output_size: tuple[int, int] = (FFHQ_SIZE, FFHQ_SIZE)  # (height, width) of the crops
     max_pixels: int = ImageLimits.max_pixels
@@ -40,6 +42,10 @@ class AlignmentSettings:
             )
         if self.faces not in ("largest", "all"):
             raise ConfigError(f"faces must be 'largest' or 'all', got '{self.faces}'")
+        if self.fit not in get_args(Fit):
+            raise ConfigError(f"fit must be one of {', '.join(get_args(Fit))}, got '{self.fit}'")
+        if self.fit != "stretch" and not self.prealigned:
+            raise ConfigError(f"fit '{self.fit}' is for prealigned images: faces are cut square")
         if self.detector_side < 80:
             raise ConfigError(f"detector_side {self.detector_side} is under the detector's window")
         if self.row_timeout_s <= 0:

@@ -37,19 +37,22 @@ def load_model(
     device: str | torch.device = "cpu",
     *,
     encoder_type: str | None = None,
+    domain: str | None = None,
 ) -> RestyleModel:
     """The model called `name_or_uri`: a name, a bundle folder or an official `.pt`, any fsspec URI.
 
-    In evaluation mode, float32, without gradients. `encoder_type` is for checkpoints whose options
-    name none. Raises `ModelError` if there is no such model,
-    or if the file is damaged or does not fit.
+    In evaluation mode, float32, without gradients. `encoder_type` and `domain` are for checkpoints
+    whose options name none. Raises `ModelError` if there is no such model, or if the file is
+    damaged or does not fit.
     """
     name_or_uri = str(name_or_uri)
     path = PurePosixPath(name_or_uri)
     if path.suffix in CHECKPOINT_SUFFIXES:
         with open_model_file(name_or_uri) as file:
             checkpoint = read_checkpoint(file, name_or_uri)
-        model = load_checkpoint(checkpoint, encoder_type=encoder_type, source=path.name)
+        model = load_checkpoint(
+            checkpoint, encoder_type=encoder_type, domain=domain, source=path.name
+        )
         return model.to(device)
     return _load_bundle(named_bundle(name_or_uri) or _folder(name_or_uri)).to(device)
 

@@ -7,6 +7,7 @@ shapes. `opts` must agree, and tells what shapes cannot: the encoder's type and 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pickle
 import re
 import warnings
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.models.encoders import OFFICIAL_ENCODERS, official_arguments
+from pipeline.models.encoders import OFFICIAL_ENCODERS, fitting_encoders, official_arguments
+from pipeline.models.presets import domain_of, preset_of
 from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
+from pipeline.models.stylegan2 import LATENT_DIM
 from pipeline.models.weights import assemble
 
-DOMAINS = {"ffhq": "faces", "celebs": "faces"}  # other data sets name their domain
-CARS_INPUT = (192, 256)
-INPUT = (256, 256)
+RESTYLE_CHANNELS = 6  # target and reconstruction; one-pass encoders see 3
+NO_AVERAGE = "absent from the checkpoint, which does not start from it: zeros stand in its place"
 
 
 def read_checkpoint(file: IO[bytes], source: str) -> dict[str, Any]:
@@ -51,27 +53,33 @@ def load_checkpoint(
     checkpoint: Mapping[str, Any],
     *,
     encoder_type: str | None = None,
+    domain: str | None = None,
     card: ModelCard | None = None,
     source: str = "checkpoint",
 ) -> RestyleModel:
     """A model from an official dictionary; it shares the memory of the dictionary's tensors.
 
-    `encoder_type` is for checkpoints whose `opts` do not name one. Raises `ModelError`.
+    `encoder_type` and `domain` are for checkpoints whose `opts` do not name them; the domain
+    decides the shape of the encoder's input, which is wide for cars. Raises `ModelError`.
     """
-    state, options, latent_avg = _parts(checkpoint, source)
-    encoder_type = encoder_type or options.get("encoder_type")
-    if encoder_type not in {encoder.__name__ for encoder in OFFICIAL_ENCODERS}:
-        known = ", ".join(sorted(encoder.__name__ for encoder in OFFICIAL_ENCODERS))
-        raise ModelError(f"{source}: opts.encoder_type is {encoder_type!r} (known: {known})")
-    architecture = _architecture(encoder_type, state, options, source)
+    state, options = _parts(checkpoint, source)
+    domain = domain or (card.domain if card else domain_of(options))
+    encoder_type = _encoder_type(encoder_type or options.get("encoder_type"), state, source)
+    architecture = _architecture(encoder_type, state, options, domain, source)
+    latent_avg = _latent_avg(checkpoint, architecture, source)
+    n_heads = architecture.encoder_arguments["n_styles"]
+    architecture, state = _without_idle_heads(architecture, state)
     _agree(architecture, options, source)
+    if latent_avg is not None and latent_avg.shape == (n_heads, LATENT_DIM):
+        latent_avg = latent_avg[: architecture.encoder_arguments["n_styles"]]
     weights = {re.sub(r"^decoder\.", "generator.", key): value for key, value in state.items()}
-    return assemble(architecture, weights, latent_avg, card or _card(options, source), source)
+    notes = {} if latent_avg is not None else {"latent_avg": NO_AVERAGE}
+    average = torch.zeros(LATENT_DIM) if latent_avg is None else latent_avg
+    made = card or ModelCard(name=source, domain=domain, source=source, notes=notes)
+    return assemble(architecture, weights, average, made, source)
 
 
-def _parts(
-    checkpoint: Mapping[str, Any], source: str
-) -> tuple[dict[str, Tensor], dict[str, Any], Tensor]:
+def _parts(checkpoint: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = checkpoint.get("state_dict")
     if not isinstance(state, Mapping) or not state:
         have = ", ".join(map(repr, list(checkpoint)[:4])) or "nothing"
@@ -83,17 +91,49 @@ def _parts(
     options = vars(options) if isinstance(options, argparse.Namespace) else options
     if not isinstance(options, Mapping):
         raise ModelError(f"{source}: 'opts' is a {type(options).__name__}, not a dict")
+    return dict(state), dict(options)
+
+
+def _encoder_type(told: object, state: Mapping[str, Tensor], source: str) -> str:
+    """The type that the options name, or the only one that has weights of these names."""
+    known = [encoder.__name__ for encoder in OFFICIAL_ENCODERS]
+    if told in known:
+        return str(told)
+    if told is not None:
+        listed = ", ".join(sorted(known))
+        into_w = "; encoders of a single w are not" if "IntoW" in str(told) else ""
+        raise ModelError(f"{source}: opts.encoder_type is {told!r} (known: {listed}{into_w})")
+    fitting = fitting_encoders({key[8:] for key in state if key.startswith("encoder.")})
+    if len(fitting) == 1:
+        return fitting[0]
+    choices = " or ".join(fitting) or "none that is known"
+    raise ModelError(
+        f"{source}: opts name no encoder_type, and the weights fit {choices}; convert it once with "
+        "jobs/convert_model.py --encoder-type NAME"
+    )
+
+
+def _latent_avg(
+    checkpoint: Mapping[str, Any], architecture: Architecture, source: str
+) -> Tensor | None:
+    """The average latent as it stands; None only where the model does without it."""
     latent_avg = checkpoint.get("latent_avg")
-    if not isinstance(latent_avg, Tensor):
-        raise ModelError(
-            f"{source}: no 'latent_avg', and without the average latent ReStyle has no start; "
-            "add it to the dictionary, for example the mean of mapped z codes"
-        )
-    return dict(state), dict(options), latent_avg
+    if isinstance(latent_avg, Tensor):
+        return latent_avg
+    if latent_avg is None and not architecture.starts_from_average:
+        return None
+    raise ModelError(
+        f"{source}: no 'latent_avg', and without the average latent ReStyle has no start; "
+        "add it to the dictionary, for example the mean of mapped z codes"
+    )
 
 
 def _architecture(
-    encoder_type: str, state: Mapping[str, Tensor], options: Mapping[str, Any], source: str
+    encoder_type: str,
+    state: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+    domain: str,
+    source: str,
 ) -> Architecture:
     shapes = {key: list(value.shape) for key, value in state.items()}
     encoder = {key[8:]: shape for key, shape in shapes.items() if key.startswith("encoder.")}
@@ -105,10 +145,10 @@ def _architecture(
             f"{source}: weight '{error.args[0]}' is missing for a {encoder_type} model"
         ) from error
     mapping = [key for key in shapes if re.match(r"decoder\.style\.\d+\.weight", key)]
-    starts = arguments["input_channels"] != 3 or bool(options.get("start_from_latent_avg", True))
-    cars = "car" in str(options.get("dataset_type", ""))
+    one_pass = arguments["input_channels"] != RESTYLE_CHANNELS
+    starts = not one_pass or bool(options.get("start_from_latent_avg", True))
     return Architecture(
-        encoder_type, arguments, channels, len(mapping), CARS_INPUT if cars else INPUT, starts
+        encoder_type, arguments, channels, len(mapping), preset_of(domain).input_size, starts
     )
 
 
@@ -120,27 +160,43 @@ def generator_channels(shapes: Mapping[str, list[int]]) -> dict[int, int]:
     return channels
 
 
+def _without_idle_heads(
+    architecture: Architecture, state: dict[str, Tensor]
+) -> tuple[Architecture, dict[str, Tensor]]:
+    """The one-pass encoders of pSp and e4e have 18 heads for every generator; e4e's cars, of 512
+    px, have 16 rows, and its scripts drop the last two codes."""
+    rows = 2 * len(architecture.channels)
+    heads = architecture.encoder_arguments["n_styles"]
+    if architecture.encoder_arguments["input_channels"] == RESTYLE_CHANNELS or heads <= rows:
+        return architecture, state
+    idle = tuple(f"encoder.styles.{head}." for head in range(rows, heads))
+    arguments = {**architecture.encoder_arguments, "n_styles": rows}
+    kept = {key: value for key, value in state.items() if not key.startswith(idle)}
+    return dataclasses.replace(architecture, encoder_arguments=arguments), kept
+
+
 def _agree(architecture: Architecture, options: Mapping[str, Any], source: str) -> None:
     size = max(architecture.channels)
     rows = architecture.encoder_arguments["n_styles"]
-    told = options.get("output_size", options.get("stylegan_size", size))
-    if int(told) != size:
-        raise ModelError(f"{source}: opts.output_size is {told}, but the decoder renders {size} px")
+    _expect("output_size", options, size, f"the decoder renders {size} px", source)
     expected = 2 * len(architecture.channels)
     if rows != expected:
         raise ModelError(
             f"{source}: the encoder has {rows} style heads, a {size} px decoder takes {expected}"
         )
     channels = architecture.encoder_arguments["input_channels"]
-    told = options.get("input_nc", channels)
-    if int(told) != channels:
-        raise ModelError(f"{source}: opts.input_nc is {told}, the encoder takes {channels}")
-    if channels not in {3, 6}:
-        raise ModelError(f"{source}: the encoder takes {channels} channels, expected 3 or 6")
+    _expect("input_nc", options, channels, f"the encoder takes {channels}", source)
+    if channels not in {3, RESTYLE_CHANNELS}:
+        raise ModelError(
+            f"{source}: the encoder takes {channels} channels, expected 3 or 6: encoders of "
+            "sketches and label maps do not invert photos"
+        )
     if options.get("learn_in_w"):
         raise ModelError(f"{source}: opts.learn_in_w is set; encoders of a single w are not known")
 
 
-def _card(options: Mapping[str, Any], source: str) -> ModelCard:
-    dataset = re.sub(r"_(encode|inversion)$", "", str(options.get("dataset_type", "unknown")))
-    return ModelCard(name=source, domain=DOMAINS.get(dataset, dataset), source=source)
+def _expect(name: str, options: Mapping[str, Any], found: int, otherwise: str, source: str) -> None:
+    """Raise `ModelError` unless the option is absent or is what the weights say."""
+    told = options.get(name)
+    if told is not None and str(told) != str(found):
+        raise ModelError(f"{source}: opts.{name} is {told}, but {otherwise}")

@@ -19,7 +19,7 @@ stores them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -191,6 +191,22 @@ def official_arguments(encoder_type: str, shapes: Mapping[str, Sequence[int]]) -
         "n_styles": len(heads),
         "widths": [int(shapes[block.format(end)][0]) for end in stage_ends(depths)],
     }
+
+
+def fitting_encoders(keys: Collection[str]) -> list[str]:
+    """The official types whose weights have names like `keys` (no prefix).
+
+    Names tell the body and the pyramid, but not whether rows are offsets from the first.
+    """
+    residual, pyramid = "conv1.weight" in keys, "latlayer1.weight" in keys
+    if not residual and "input_layer.0.weight" not in keys:
+        return []
+    return [
+        encoder.__name__
+        for encoder in OFFICIAL_ENCODERS
+        if issubclass(encoder, ResNet34) == residual
+        and issubclass(encoder, (GradualStyleEncoder, ResNetGradualStyleEncoder)) == pyramid
+    ]
 
 
 def _class_of(encoder_type: str) -> type[IRSE50] | type[ResNet34]:

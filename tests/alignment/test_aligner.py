@@ -158,6 +158,8 @@ def test_the_same_bytes_give_the_same_face() -> None:
         {"output_size": (192, 256)},
         {"output_size": (0, 0)},
         {"faces": "last"},
+        {"prealigned": True, "fit": "squeeze"},
+        {"fit": "crop"},
         {"detector_side": 40},
         {"row_timeout_s": 0},
     ],

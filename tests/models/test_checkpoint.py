@@ -12,7 +12,7 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.models import load_checkpoint, load_model
-from tests.models.tiny import tiny_checkpoint
+from tests.models.tiny import ALL_LEVELS, tiny_checkpoint
 
 Checkpoint = dict[str, Any]
 
@@ -111,8 +111,12 @@ TO_RGB = "decoder.to_rgbs.0.conv.weight"
         (_with(BLUR, torch.ones(4, 4)), r"not the binomial blur"),
         (_with("decoder.input.input", "text"), r"is a str, not a tensor"),
         (_option("output_size", 1024), r"output_size is 1024, but the decoder renders 8 px"),
-        (_option("input_nc", 3), r"input_nc is 3, the encoder takes 6"),
+        (_option("input_nc", 3), r"input_nc is 3, but the encoder takes 6"),
         (_option("encoder_type", "Encoder9000"), r"'Encoder9000' \(known: BackboneEncoder"),
+        (
+            _option("encoder_type", "BackboneEncoderUsingLastLayerIntoW"),
+            r"IntoW' .*; encoders of a single w are not",
+        ),
         (_option("encoder_type", "ResNetBackboneEncoder"), r"'conv1\.weight' is missing for a Res"),
         (_option("encoder_type", "CompactEncoder"), r"'CompactEncoder' \(known: Backbone"),
         (_option("learn_in_w", True), r"learn_in_w"),
@@ -141,10 +145,49 @@ def test_a_missing_head_is_a_disagreement_of_encoder_and_decoder(checkpoint: Che
 
 def test_an_encoder_type_can_be_given_where_options_lack_one(checkpoint: Checkpoint) -> None:
     del checkpoint["opts"].encoder_type
-    with pytest.raises(ModelError, match="encoder_type is None"):
+    with pytest.raises(
+        ModelError, match="the weights fit BackboneEncoder or ProgressiveBackboneEncoder; convert"
+    ):
         load_checkpoint(checkpoint)
     model = load_checkpoint(checkpoint, encoder_type="BackboneEncoder")
     assert model.architecture.encoder_type == "BackboneEncoder"
+
+
+def test_an_encoder_type_that_only_one_encoder_fits_need_not_be_named() -> None:
+    checkpoint = tiny_checkpoint("ResNetGradualStyleEncoder", channels=ALL_LEVELS)
+    checkpoint["opts"] = {}
+    model = load_checkpoint(checkpoint, domain="church")
+    assert model.architecture.encoder_type == "ResNetGradualStyleEncoder"
+    assert model.domain == "church"
+
+
+def test_a_one_pass_model_without_an_average_does_without_it() -> None:
+    checkpoint = tiny_checkpoint(
+        "ResNetBackboneEncoder", input_channels=3, start_from_latent_avg=False
+    )
+    checkpoint["latent_avg"] = None
+    model = load_checkpoint(checkpoint)
+    assert model.latent_avg.eq(0).all()
+    assert "zeros" in model.metadata["notes"]["latent_avg"]
+    with pytest.raises(ModelError, match="no 'latent_avg'"):
+        load_checkpoint({**tiny_checkpoint(input_channels=3), "latent_avg": None})
+
+
+def test_heads_that_the_generator_has_no_rows_for_are_left_out_as_e4e_does() -> None:
+    wide = tiny_checkpoint("Encoder4Editing", input_channels=3, channels=ALL_LEVELS)
+    lower = {key: shape for key, shape in ALL_LEVELS.items() if key < 32}
+    exact = tiny_checkpoint("Encoder4Editing", input_channels=3, channels=lower)
+    decoder = {k: v for k, v in exact["state_dict"].items() if k.startswith("decoder.")}
+    encoder = {k: v for k, v in wide["state_dict"].items() if k.startswith("encoder.")}
+    model = load_checkpoint({**wide, "state_dict": encoder | decoder, "opts": exact["opts"]})
+    assert model.n_styles == 6
+    assert torch.equal(model.latent_avg, wide["latent_avg"][:6])
+
+
+@pytest.mark.parametrize("channels", [1, 19])
+def test_encoders_of_sketches_and_label_maps_are_refused(channels: int) -> None:
+    with pytest.raises(ModelError, match=f"takes {channels} channels.*do not invert photos"):
+        load_checkpoint(tiny_checkpoint("GradualStyleEncoder", input_channels=channels))
 
 
 def test_a_truncated_file_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
