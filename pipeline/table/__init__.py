@@ -6,6 +6,7 @@ from pipeline.table.manifests import ShardManifest
 from pipeline.table.parts import PartSummary
 from pipeline.table.reader import Table, UnknownImageError, open_table
 from pipeline.table.schema import SCHEMA_VERSION, Columns, image_id, latents_table, rejects_table
+from pipeline.table.starts import ShardStarts, check_condition, starts_schema
 from pipeline.table.writer import ShardState, TableWriter, open_for_writing
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "Description",
     "PartSummary",
     "ShardManifest",
+    "ShardStarts",
     "ShardState",
     "Table",
     "TableWriter",
     "UnknownImageError",
     "card_text",
+    "check_condition",
     "check_same",
     "image_id",
     "latents_table",
@@ -27,5 +30,6 @@ __all__ = [
     "open_table",
     "read_description",
     "rejects_table",
+    "starts_schema",
     "write_card",
 ]

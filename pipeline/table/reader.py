@@ -42,7 +42,7 @@ class UnknownImageError(RequestError, KeyError):
     """An image id that the table does not hold."""
 
     # KeyError would show the text in quotes.
-    __str__ = Exception.__str__
+    __str__ = RequestError.__str__
 
 
 class Table:
@@ -91,7 +91,7 @@ class Table:
         names = self._files_of({image.split("/", 1)[0] for image in ids})
         wanted = set(ids)
         with ThreadPoolExecutor(_THREADS) as pool:
-            for codes in pool.map(lambda name: self._codes(name, wanted), names):
+            for codes in pool.map(lambda name: self.codes_in(name, wanted), names):
                 found |= codes
         missing = [image for image in ids if image not in found]
         if missing:
@@ -145,8 +145,8 @@ class Table:
                     names[parsed[0]].append(name)
         return [name for shard in sorted(shards) for name in names[shard]]
 
-    def _codes(self, name: str, wanted: set[str]) -> dict[str, np.ndarray]:
-        """The wanted codes of one file, float32 [n_styles, 512] by image id."""
+    def codes_in(self, name: str, wanted: set[str]) -> dict[str, np.ndarray]:
+        """The codes, float32 [n_styles, 512], of those `wanted` that the latents file has."""
         codes: dict[str, np.ndarray] = {}
         try:
             with self.store.open(name) as file:

@@ -19,6 +19,14 @@ def test_files_of_one_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
     assert samples_of(tmp_path)[2].uri == f"{tmp_path}/a/1.jpg"
 
 
+def test_of_chosen_keys_no_other_file_is_touched(tmp_path: Path) -> None:
+    write_files(tmp_path, "1.jpg", "2.jpg", "a/1.jpg")
+    shard = only_shard(tmp_path)
+    (tmp_path / "2.jpg").unlink()
+    chosen = {"a/1.jpg", "1.jpg", "unknown"}
+    assert [one.key for one in read_samples(shard, chosen)] == ["1.jpg", "a/1.jpg"]
+
+
 def test_an_empty_file_is_a_sample(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").touch()
     (found,) = samples_of(tmp_path)

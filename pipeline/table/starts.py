@@ -1,0 +1,92 @@
+"""Codes of a table as starting points: of one shard, looked up as its samples are read again."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import RequestError, TableError
+from pipeline.storage import one_line
+from pipeline.table.manifests import manifest_name
+from pipeline.table.parts import LATENTS, parse_part_name
+from pipeline.table.queries import connect, create_view
+from pipeline.table.reader import Table, open_table
+from pipeline.table.schema import STYLE_DIM
+
+
+def starts_schema(n_styles: int) -> pa.Schema:
+    """Columns of the codes that travel with a part: `image_id` and `w_plus`, float32."""
+    code = pa.list_(pa.list_(pa.float32(), STYLE_DIM), n_styles)
+    return pa.schema([("image_id", pa.string()), ("w_plus", code)])
+
+
+def check_condition(table: Table, where: str) -> None:
+    """Raise `RequestError` if `where` is no SQL condition on a row of `table`'s latents."""
+    if re.search(r"\bselect\b", where, re.IGNORECASE):
+        raise RequestError(f"where must be a condition on one row, without a SELECT: {where!r}")
+    table.arrow(f"SELECT image_id FROM latents WHERE ({where}) LIMIT 0")
+
+
+class ShardStarts:
+    """The codes of one committed shard of the table at `uri`, or those that `where` chooses.
+
+    Holds the ids of the shard's chosen faces; codes are read when they are asked for.
+    """
+
+    def __init__(self, uri: str, shard_id: str, where: str | None = None) -> None:
+        """Raises `TableError` where the table has not finished the shard."""
+        self.table = open_table(uri)
+        if not self.table.store.exists(manifest_name(shard_id)):
+            raise TableError(
+                f"the table '{uri}' has not finished shard '{shard_id}': run its own job first"
+            )
+        self.n_styles = self.table.description.columns.n_styles
+        self._files: dict[str, str] = {}  # image_id -> name of its file
+        self._faces: dict[str, list[str]] = defaultdict(list)  # key -> image_ids
+        self._choose(shard_id, where or "true")
+
+    def _choose(self, shard_id: str, where: str) -> None:
+        store, columns = self.table.store, self.table.description.columns
+        connection, _ = connect(store)
+        for name in sorted(store.names(f"{LATENTS}/{shard_id}-")):
+            parsed = parse_part_name(name)
+            if not parsed or parsed[0] != shard_id:
+                continue
+            create_view(connection, LATENTS, store, [name], columns.latents_schema())
+            try:
+                chosen = connection.sql(f"SELECT image_id, key FROM latents WHERE ({where})")
+                rows = chosen.fetchall()
+            except duckdb.Error as error:
+                raise RequestError(f"where {where!r} failed: {one_line(error)}") from error
+            for image, key in rows:
+                self._files[image] = name
+                self._faces[key].append(image)
+        connection.close()
+
+    @property
+    def keys(self) -> Collection[str]:
+        """Keys of the samples that have a chosen face."""
+        return self._faces.keys()
+
+    def of(self, keys: Sequence[str]) -> pa.Table:
+        """The codes of all chosen faces of the samples `keys`, as `starts_schema` has it."""
+        ids = [image for key in keys for image in self._faces.get(key, ())]
+        wanted: dict[str, set[str]] = defaultdict(set)
+        for image in ids:
+            wanted[self._files[image]].add(image)
+        found: dict[str, np.ndarray] = {}
+        for name, images in wanted.items():
+            found |= self.table.codes_in(name, images)
+        schema = starts_schema(self.n_styles)
+        numbers = pa.array(
+            np.concatenate([np.empty((0,), np.float32), *(found[image].ravel() for image in ids)])
+        )
+        kind = schema.field("w_plus").type
+        rows = pa.FixedSizeListArray.from_arrays(numbers, type=kind.value_type)
+        codes = pa.FixedSizeListArray.from_arrays(rows, type=kind)
+        return pa.Table.from_arrays([pa.array(ids, pa.string()), codes], schema=schema)
