@@ -1,0 +1,77 @@
+"""What is wrong with a table, counted from its files without the code that made them."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+from pipeline.errors import PipelineError
+from pipeline.storage import Store
+from pipeline.table import open_table
+
+FOLDERS = ("latents", "rejects", "_shards")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Counts that are all zero for a table as promised; `problem` is what `verify` says."""
+
+    lost: int = 0  # samples that went in and are in no row
+    duplicated: int = 0  # rows of latents above one for an image_id
+    stray: int = 0  # files that a plain reader sees and an undisturbed run does not write
+    different: int = 0  # files that are not byte for byte those of an undisturbed run, or missing
+    leftovers: int = 0  # hidden temporary files: harmless, and counted
+    problem: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Whether the table is what was promised."""
+        return not (self.lost or self.duplicated or self.stray or self.different or self.problem)
+
+
+def table_files(uri: str) -> tuple[dict[str, bytes], list[str]]:
+    """The files of a table's three folders by name, and the names of hidden ones."""
+    store = Store(uri)
+    found, hidden = {}, []
+    for folder in FOLDERS:
+        root = store.path(folder)
+        for path in store.fs.find(root) if store.fs.exists(root) else []:
+            name = str(path)[len(store.path()) + 1 :]
+            if name.rpartition("/")[2].startswith("."):
+                hidden.append(name)
+            else:
+                found[name] = store.fs.cat_file(path)
+    return found, hidden
+
+
+def rows_of(files: dict[str, bytes], folder: str) -> list[tuple[str, str]]:
+    """(image_id, sample) of every row in the Parquet files of a folder, as any reader has them."""
+    rows = []
+    for name, content in files.items():
+        if name.startswith(f"{folder}/") and name.endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(content), columns=["image_id", "shard", "key"])
+            rows += [(row["image_id"], f"{row['shard']}/{row['key']}") for row in table.to_pylist()]
+    return rows
+
+
+def examine(uri: str, samples: set[str], undisturbed: dict[str, bytes]) -> Findings:
+    """Compare the table with the `samples` that went in and with an undisturbed run's files."""
+    files, hidden = table_files(uri)
+    latents, rejects = rows_of(files, "latents"), rows_of(files, "rejects")
+    faces = Counter(image for image, _ in latents)
+    try:
+        open_table(uri).verify()
+        problem = ""
+    except PipelineError as error:
+        problem = str(error)
+    return Findings(
+        lost=len(samples - {sample for _, sample in latents + rejects}),
+        duplicated=sum(faces.values()) - len(faces),
+        stray=len(files.keys() - undisturbed.keys()),
+        different=sum(files.get(name) != content for name, content in undisturbed.items()),
+        leftovers=len(hidden),
+        problem=problem,
+    )

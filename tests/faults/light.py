@@ -1,0 +1,113 @@
+"""A run without Ray: the real plan, reader, writer and committer in one process, in order.
+
+It is forked from a process that has everything imported, so that it starts in a tenth of a second
+and can be killed, stopped or starved as a driver can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import JobConfig
+from pipeline.engine import run as engine_run
+from pipeline.engine.dataset import Stages
+from pipeline.engine.read import read_parts
+from pipeline.engine.write import WriteStage
+from pipeline.errors import PipelineError, RequestError
+from pipeline.storage import store as disk
+from tests.faults.stages import HashedAlign, HashedInvert
+
+POINTS = ("before", "torn", "whole", "after")
+
+
+@dataclass(frozen=True)
+class Wreck:
+    """A signal that the run sends itself at a point of its n-th write to a disk under a name.
+
+    `before` anything is written; `torn`: half the bytes are in the temporary file; `whole`: all of
+    them, and the file has not got its name; `after`: it has.
+    """
+
+    folder: str  # latents, rejects, _shards
+    nth: int
+    point: str
+    signal: int
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signal).name
+        return f"{name} {self.point} put {self.nth} in {self.folder}/"
+
+
+def execute_in_order(
+    config: JobConfig, plan: Any, outcome: Any, stages: Stages
+) -> None:
+    """Stands in for the engine's `_execute`: the same stages and committer, no Ray."""
+    del config
+    committer = engine_run.Committer(plan, outcome)
+    recipe = plan.recipe
+    align, invert = stages.align(recipe.alignment), stages.invert(recipe.inversion, recipe.columns)
+    write = WriteStage(plan.writer)
+    for work in plan.works:
+        for row in read_parts(work.to_row()):
+            committer.take(write(invert(align(row))))
+    committer.finish()
+
+
+def plant(wreck: Wreck) -> None:
+    """Put `wreck` into this process's way of writing files."""
+    original = disk._complete_file
+    count = 0
+
+    def strike(point: str) -> None:
+        if count == wreck.nth and wreck.point == point:
+            os.kill(os.getpid(), wreck.signal)
+
+    @contextmanager
+    def wrecked(target: Path, content: bytes) -> Iterator[Path]:
+        nonlocal count
+        if target.parent.name != wreck.folder:
+            with original(target, content) as temporary:
+                yield temporary
+            return
+        count += 1
+        strike("before")
+        if count == wreck.nth and wreck.point == "torn":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.with_name(f".{target.name}.torn.tmp").write_bytes(content[: len(content) // 2])
+        strike("torn")
+        with original(target, content) as temporary:
+            strike("whole")
+            yield temporary
+        strike("after")
+
+    disk._complete_file = wrecked
+
+
+def main(
+    settings: Mapping[str, Any], environment: Mapping[str, str], wreck: Wreck | None, told: str
+) -> None:
+    """Run to the end; `told` gets what `jobs/invert_dataset.py` would say."""
+    os.environ.update(environment)
+    engine_run._execute = execute_in_order
+    if wreck:
+        plant(wreck)
+    sys.exit(_run(settings, Path(told)))
+
+
+def _run(settings: Mapping[str, Any], told: Path) -> int:
+    config = JobConfig.model_validate(settings)
+    try:
+        outcome = engine_run.run_job(config, Stages(HashedAlign, HashedInvert))
+    except PipelineError as error:
+        told.write_text(f"{type(error).__name__}: {error}")
+        return 2 if isinstance(error, RequestError) else 1
+    told.write_text(json.dumps(outcome.to_dict(config.output)))
+    return outcome.exit_code

@@ -1,0 +1,93 @@
+"""Everything that schedules share: the model, the S3 server and its proxy, the cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import s3fs
+
+from tests.faults.proxy import FaultProxy, running_proxy
+from tests.faults.runs import ROOT, prepare_forks
+from tests.s3_server import S3Server, run_server
+
+
+class World:
+    """Made when first asked for, and ended with the block of `shared_world`."""
+
+    def __init__(self, folder: Path, stack: ExitStack, server: S3Server | None) -> None:
+        self.folder, self._stack, self._server = folder, stack, server
+
+    @cached_property
+    def forks(self) -> Any:
+        """The context that forks light runs."""
+        return prepare_forks()
+
+    @cached_property
+    def model(self) -> str:
+        """A bundle of a small seeded model."""
+        from tests.tiny_bundle import write_tiny_bundle
+
+        return write_tiny_bundle(str(self.folder / "model"))
+
+    @cached_property
+    def server(self) -> S3Server:
+        """A real S3 server; this process reaches it past the proxy."""
+        found = self._server or self._stack.enter_context(run_server(self._made("s3")))
+        self._stack.enter_context(environment(found.env))
+        return found
+
+    @cached_property
+    def proxy(self) -> FaultProxy:
+        """The proxy in front of it, which runs reach."""
+        address = urlsplit(self.server.env["AWS_ENDPOINT_URL"])
+        assert address.hostname
+        assert address.port
+        return self._stack.enter_context(running_proxy((address.hostname, address.port)))
+
+    @property
+    def s3_environment(self) -> dict[str, str]:
+        """What a run needs to reach the server through the proxy."""
+        return {**self.server.env, "AWS_ENDPOINT_URL": self.proxy.url}
+
+    @cached_property
+    def s3(self) -> s3fs.S3FileSystem:
+        """The server without the proxy."""
+        return s3fs.S3FileSystem(use_listings_cache=False, endpoint_url=self._endpoint)
+
+    @property
+    def _endpoint(self) -> str:
+        return self.server.env["AWS_ENDPOINT_URL"]
+
+    def _made(self, name: str) -> Path:
+        path = self.folder / name
+        path.mkdir(parents=True)
+        return path
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables inside the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def shared_world(folder: Path, server: S3Server | None = None) -> Iterator[World]:
+    """A world with its files in `folder`; everything that it started ends with the block."""
+    with ExitStack() as stack:
+        stack.enter_context(environment({"PYTHONPATH": str(ROOT)}))
+        yield World(folder, stack, server)

@@ -1,0 +1,92 @@
+"""Faults of the process that writes a table on a disk, at every point of every write."""
+
+from __future__ import annotations
+
+import signal
+
+from tests.faults.arena import Arena, BrokenPromiseError
+from tests.faults.dataset import write_archive
+from tests.faults.light import POINTS, Wreck
+from tests.faults.processes import wait_until_stopped
+from tests.faults.runs import LightRun
+
+FOLDERS = {"latents": 11, "rejects": 11, "_shards": 4}  # and the files that each will hold
+
+
+def some_wreck(arena: Arena, number: int) -> Wreck:
+    """A signal at a point that the seed picks."""
+    folder = arena.rng.choice(list(FOLDERS))
+    nth = arena.rng.randint(1, FOLDERS[folder])
+    return Wreck(folder, nth, arena.rng.choice(POINTS), number)
+
+
+def kill_in_put(arena: Arena) -> None:
+    """SIGKILL in the middle of a write."""
+    wreck = some_wreck(arena, signal.SIGKILL)
+    run = arena.light(wreck)
+    ended = arena.end(run)
+    arena.struck(str(wreck))
+    if ended.code != -signal.SIGKILL:
+        raise BrokenPromiseError(f"the run was to be killed and ended with {ended.code}")
+    arena.finish(arena.light())
+
+
+def terminate_in_put(arena: Arena) -> None:
+    """SIGTERM in the middle of a write: the run says so and ends with 1."""
+    wreck = some_wreck(arena, signal.SIGTERM)
+    ended = arena.end(arena.light(wreck))
+    arena.struck(str(wreck))
+    if ended.code != 1 or '"errors": []' not in ended.said:
+        raise BrokenPromiseError(f"SIGTERM ended the run with {ended.code}: {ended.said}")
+    arena.finish(arena.light())
+
+
+def stopped_run(arena: Arena) -> LightRun:
+    """A run that has stopped itself in the middle of a write."""
+    wreck = some_wreck(arena, signal.SIGSTOP)
+    run = arena.light(wreck)
+    if not wait_until_stopped(run.pid, 120):
+        raise BrokenPromiseError(f"the run was to stop and did not: {run.wait()}")
+    arena.struck(str(wreck))
+    return run
+
+
+def late_writer(arena: Arena) -> None:
+    """SIGSTOP in the middle of a write; a second run finishes; the first one goes on."""
+    run = stopped_run(arena)
+    arena.finish(arena.light())
+    run.signal(signal.SIGCONT)
+    arena.finish(run)
+
+
+def late_writer_new_input(arena: Arena) -> None:
+    """As `late_writer`, and the input has changed before the second run."""
+    run = stopped_run(arena)
+    write_archive(arena.photos, "a", 17, edition=1)
+    arena.finish(arena.light())
+    run.signal(signal.SIGCONT)
+    arena.finish(run)
+
+
+def two_jobs(arena: Arena) -> None:
+    """Two runs over one table at the same time, in step with one another."""
+    pace = {"FAULTS_PACE_S": "0.02"}
+    first = arena.light(environment=pace)
+    second = arena.light(environment={"FAULTS_PACE_S": f"{arena.rng.uniform(0.01, 0.04):.3f}"})
+    arena.struck("at the same time")
+    endings = [arena.end(first), arena.end(second)]
+    if all(ended.code for ended in endings):
+        arena.finish(arena.light())
+
+
+def two_part_sizes(arena: Arena) -> None:
+    """Two runs over one table at the same time that cut it into parts of different sizes."""
+    first = arena.light(environment={"FAULTS_PACE_S": "0.02"})
+    size = arena.rng.choice([3, 6])
+    second = arena.light(
+        environment={"FAULTS_PACE_S": f"{arena.rng.uniform(0.01, 0.04):.3f}"}, part_size=size
+    )
+    arena.struck(f"part sizes 4 and {size}")
+    arena.end(first)
+    arena.end(second)
+    arena.finish(arena.light())
