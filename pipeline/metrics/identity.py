@@ -1,7 +1,8 @@
 """Is it the same person: the cosine between a face network's descriptors of two images.
 
-Every network here gives unit-length rows, and rows of NaN where it finds no face, so that whoever
-multiplies two of them gets the cosine, or NaN, and counts what is missing instead of dropping it.
+Where there are no faces a network of contents takes their place. Every network here gives
+unit-length rows, and rows of NaN where it finds no face, so that whoever multiplies two of them
+gets the cosine, or NaN, and counts what is missing instead of dropping it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Protocol
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.metrics.moco import is_moco, read_moco
+from pipeline.metrics.weight_files import read_weight_file
 
 
 class IdentityNetwork(Protocol):
-    """Tells people apart."""
+    """Tells people, or contents, apart."""
 
     @property
     def definition(self) -> str:
@@ -27,21 +30,23 @@ class IdentityNetwork(Protocol):
 
 
 def load_identity(name: str, device: str = "cpu") -> IdentityNetwork | None:
-    """`dlib`, `none`, or the network in a weight file (CurricularFace IR-101, ArcFace IR-SE50).
+    """`dlib`, `none`, or the network in a weight file, which its keys tell.
 
+    CurricularFace IR-101 and ArcFace IR-SE50 compare faces, MoCo v2's ResNet-50 compares anything.
     The file is safetensors or a torch state dict, on a disk or behind any fsspec URI. Raises
-    `ModelError` in one line where it is missing or fits neither network.
+    `ModelError` in one line where it is missing or fits none of them.
     """
     if name == "none":
         return None
+    if name != "dlib":
+        state, sha256 = read_weight_file(name)
+        weights = f"{name.rsplit('/', 1)[-1]} (sha256 {sha256[:12]})"
+        if is_moco(state):
+            return read_moco(state, weights, device)
     try:
-        # Only here is dlib needed: metrics without identity run where it is not installed.
+        # Only here is dlib needed: metrics without faces run where it is not installed.
         from pipeline.metrics.arcface import read_arcface
         from pipeline.metrics.dlib_identity import DlibIdentity
-        from pipeline.metrics.weight_files import read_weight_file
     except ImportError as error:
         raise ModelError(f"identity metrics need dlib: pip install dlib-bin ({error})") from error
-    if name == "dlib":
-        return DlibIdentity(device)
-    state, sha256 = read_weight_file(name)
-    return read_arcface(state, f"{name.rsplit('/', 1)[-1]} (sha256 {sha256[:12]})", device)
+    return DlibIdentity(device) if name == "dlib" else read_arcface(state, weights, device)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -26,11 +27,15 @@ def _read_bytes(uri: str) -> bytes:
 
 
 def read_weight_file(uri: str) -> tuple[dict[str, Tensor], str]:
-    """State dict and sha256 of a `.safetensors` or torch file; raises `ModelError`."""
+    """State dict and sha256 of a `.safetensors` or torch file; raises `ModelError`.
+
+    Of a training checkpoint, a dictionary with other things in it, the entry `state_dict`.
+    """
     try:
         content = _read_bytes(uri)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"identity weights {uri!r} cannot be read: {error}") from error
+    state: Any
     try:
         if uri.endswith(".safetensors"):
             state = load_safetensors(content)
@@ -39,6 +44,8 @@ def read_weight_file(uri: str) -> tuple[dict[str, Tensor], str]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{uri!r} is no safetensors or torch weight file: {reason}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(f"{uri!r} holds no bare state dict of tensors")
+        raise ModelError(f"{uri!r} holds no state dict of tensors")
     return state, hashlib.sha256(content).hexdigest()

@@ -57,7 +57,13 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     assert not trace.exists()
 
 
-def test_a_dictionary_around_the_state_dict_is_refused(tmp_path):
-    torch.save({"state_dict": STATE}, tmp_path / "face.pth")
-    with pytest.raises(ModelError, match="no bare state dict"):
+def test_the_state_dict_of_a_training_checkpoint_is_taken(tmp_path):
+    torch.save({"epoch": 800, "arch": "resnet50", "state_dict": STATE}, tmp_path / "face.pth")
+    state, _ = read_weight_file(str(tmp_path / "face.pth"))
+    assert list(state) == ["layer.weight"]
+
+
+def test_a_file_of_other_things_is_refused(tmp_path):
+    torch.save({"state_dict": {"layer": [1, 2]}}, tmp_path / "face.pth")
+    with pytest.raises(ModelError, match="no state dict of tensors"):
         read_weight_file(str(tmp_path / "face.pth"))

@@ -1,0 +1,118 @@
+"""How alike two images are in content, for domains without faces: MoCo v2's ResNet-50 features.
+
+He et al. 2020 and Chen et al. 2020 (arXiv 2003.04297) train the network without labels. ReStyle
+puts its features where faces have their identity (sec. 4 and supplement). The published file
+carries the query encoder under `module.encoder_q.` beside what only training needs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+
+SIDE = 224
+DEPTHS = (3, 4, 6, 3)
+WIDTHS = (64, 128, 256, 512)
+EXPANSION = 4
+# The query encoder of MoCo's own checkpoints; `module.` is left by parallel training.
+_QUERY = re.compile(r"(?:module\.)?encoder_q\.(?!fc\.)(.+)")
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions with batch norm beside a shortcut; the 3x3 has the stride."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = width * EXPANSION
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = torch.relu(self.bn1(self.conv1(x)))
+        residual = torch.relu(self.bn2(self.conv2(residual)))
+        residual = self.bn3(self.conv3(residual))
+        return torch.relu(residual + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet50(nn.Module):
+    """He et al. 2016, table 1, without the classifier: [n, 3, h, w] to [n, 2048] channel means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTHS[0], 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.layer1, self.layer2, self.layer3, self.layer4 = map(_stage, range(len(DEPTHS)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x.mean(dim=(2, 3))
+
+
+def _stage(index: int) -> nn.Sequential:
+    width = WIDTHS[index]
+    inputs = WIDTHS[0] if index == 0 else WIDTHS[index - 1] * EXPANSION
+    first = Bottleneck(inputs, width, stride=1 if index == 0 else 2)
+    others = (Bottleneck(width * EXPANSION, width, stride=1) for _ in range(DEPTHS[index] - 1))
+    return nn.Sequential(first, *others)
+
+
+class MocoSimilarity:
+    """MoCo's features of the whole image; nothing is looked for, so nothing is missing."""
+
+    def __init__(self, network: ResNet50, weights: str) -> None:
+        self.network = network
+        self.definition = (
+            "cosine of 2048-d features, -1..1, higher is more alike; MoCo v2 ResNet-50, "
+            f"{weights}, on the whole image at 224 px by nearest neighbour, values in [-1, 1], as "
+            "in ReStyle's loss for domains without faces; compares content, not persons"
+        )
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features [n, 2048] of unit length of images [n, 3, h, w] in [-1, 1]; differentiable."""
+        # Nearest neighbour and no mean or deviation of ImageNet: what the published loss does.
+        return F.normalize(self.network(F.interpolate(images, size=(SIDE, SIDE))), dim=1)
+
+
+def is_moco(state: Mapping[str, Tensor]) -> bool:
+    """Whether the keys are those of a MoCo checkpoint."""
+    return any(_QUERY.fullmatch(key) for key in state)
+
+
+def read_moco(state: Mapping[str, Tensor], weights: str, device: str = "cpu") -> MocoSimilarity:
+    """The query encoder of a MoCo v2 ResNet-50 checkpoint, without its head, queue and key encoder.
+
+    `weights` names the file. Raises `ModelError` where an entry is missing or of another shape.
+    """
+    given = {match[1]: state[key] for key in state if (match := _QUERY.fullmatch(key))}
+    with torch.device("meta"):
+        network = ResNet50()
+    expected = network.state_dict()
+    wrong = [
+        key
+        for key in {**expected, **given}
+        if getattr(given.get(key), "shape", None) != getattr(expected.get(key), "shape", None)
+    ]
+    if wrong:
+        raise ModelError(
+            f"similarity weights {weights} are no MoCo v2 ResNet-50: {len(wrong)} of "
+            f"{len(expected)} entries differ, the first is {wrong[0]!r}"
+        )
+    network.load_state_dict(given, assign=True)
+    network.requires_grad_(False).eval().to(device)
+    return MocoSimilarity(network, weights)
