@@ -1,0 +1,331 @@
+"""Shards: tar archives, Parquet files, and JSON beside images."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import io
+import json
+import struct
+import tarfile
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.images import RejectReason
+from pipeline.storage import Sample, list_shards, read_samples
+from tests.fuzz import words
+from tests.fuzz.kind import BrokenPromiseError, Case, Kind, write_case
+from tests.fuzz.mutate import mutated
+
+_SAMPLE_BYTES = 4 << 20  # in place of a gigabyte, so that a bomb is cheap to draw
+_ENDINGS = (b".jpg", b".png", b".webp", b".JPEG", b".tif", b".json", b".txt", b".cls", b"")
+_TYPES = (b"0", b"0", b"0", b"\0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"S", b"V", b"x", b"g", b"L", b"K", b"D", b"X")  # fmt: skip
+
+
+def read(case: Case, folder: Path) -> list[Sample]:
+    """All samples of the input in `folder`, each of them checked."""
+    write_case(case, folder)
+    small = [
+        mock.patch(f"pipeline.storage.{room}.MAX_SAMPLE_BYTES", _SAMPLE_BYTES)
+        for room in ("tars", "parquets", "folders")
+    ]
+    found: list[Sample] = []
+    for patch in small:
+        patch.start()
+    try:
+        for shard in list_shards(str(folder)):
+            samples = list(read_samples(shard))
+            check(samples)
+            found += samples
+    finally:
+        mock.patch.stopall()
+    return found
+
+
+def check(samples: list[Sample]) -> None:
+    """What every later stage takes for granted: keys that are unique, text, and reasons."""
+    keys = [sample.key for sample in samples]
+    if len(set(keys)) != len(keys) or not all(keys):
+        raise BrokenPromiseError(f"keys are not unique or empty: {keys[:5]!r}")
+    for sample in samples:
+        for said in (sample.key, sample.uri, sample.detail):
+            said.encode()
+        if sample.reject:
+            RejectReason(sample.reject)
+        if not isinstance(sample.content, bytes):
+            raise BrokenPromiseError(f"content of {type(sample.content).__name__}")
+
+
+def _run(case: Case, folder: Path) -> str:
+    samples = read(case, folder)
+    rejects = {sample.reject for sample in samples if sample.reject}
+    return f"reject:{min(rejects)}" if rejects else "row"
+
+
+# --- tar
+
+
+def header(draw: Random, name: bytes, size: int, kind: bytes, link: bytes = b"") -> bytes:
+    """One tar header, with a right checksum and fields that may be anything."""
+    field = b"%011o\0" % (size & 0o77777777777)
+    if size >= 1 << 33 or size < 0:
+        field = b"\x80" + (size & ((1 << 88) - 1)).to_bytes(11, "big")
+    magic = draw.choice((b"ustar\x0000", b"ustar  \0", b"\0" * 8))
+    block = bytearray(512)
+    block[:100] = name[:100].ljust(100, b"\0")
+    block[100:124] = b"0000644\0" b"0000000\0" b"0000000\0"
+    block[124:136] = field
+    block[136:148] = b"00000000000\0"
+    block[156:157] = kind
+    block[157:257] = link[:100].ljust(100, b"\0")
+    block[257:265] = magic
+    if draw.random() < 0.2:  # whatever stands in the fields behind
+        start = draw.choice((136, 265, 329, 345, 386, 482))
+        block[start : start + 24] = draw.randbytes(24)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def _padded(content: bytes) -> bytes:
+    return content + b"\0" * (-len(content) % 512)
+
+
+def _pax(draw: Random) -> bytes:
+    """A pax header's records, with lengths that may lie."""
+    found = b""
+    for _ in range(draw.randint(1, 4)):
+        key = draw.choice(
+            (b"path", b"size", b"linkpath", b"hdrcharset", b"GNU.sparse.major", b"mtime")
+            + (b"GNU.sparse.map", b"GNU.sparse.size", b"GNU.sparse.realsize", b"GNU.sparse.name")
+        )
+        value = draw.choice((words.path(draw), b"1", b"-1", b"99999999999", b"0,1,5,9", b"\xff"))
+        record = b" %b=%b\n" % (key, value)
+        length = len(record) + len(str(len(record) + 2))
+        found += b"%d%b" % (length + draw.choice((0, 0, 0, 0, 1, -3, 10**6)), record)
+    return found
+
+
+def _member(draw: Random) -> bytes:
+    name = words.path(draw).replace(b"\0", b"") + draw.choice(_ENDINGS)
+    kind = draw.choice(_TYPES)
+    content = draw.randbytes(draw.choice((0, 1, 300, 512, 2000)))
+    size = len(content)
+    if kind in b"xgX" and kind:
+        content = _pax(draw)
+        size = len(content)
+    elif kind in b"LK" and kind:
+        content = words.path(draw) * draw.choice((1, 30)) + b"\0"
+        size = len(content)
+    if draw.random() < 0.1:  # a size that the archive does not hold
+        size = draw.choice((0, -1, 2**31, 2**33, 2**63, 2**80, size + 512, size - 1))
+    head = header(draw, name, size, kind, words.path(draw) if kind in b"12" else b"")
+    if kind == b"S" and draw.random() < 0.8:  # GNU sparse map in the header
+        block = bytearray(head)
+        entries = (draw.choice((0, 512, 2**32, 8**11 - 1)) for _ in range(8))
+        block[386:482] = b"".join(b"%011o " % entry for entry in entries)
+        block[482] = draw.choice((0, 1))
+        block[483:495] = b"%011o " % draw.choice((0, 5000, 2**22, 8**11 - 1))
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        head = bytes(block)
+    return head + _padded(content)
+
+
+@functools.cache
+def plain_tar(form: int) -> bytes:
+    """A sound archive in one of the three formats, with a long name and a sidecar."""
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=form) as archive:
+        for name in ("0001.jpg", "0001.json", "n" * 90 + "/" + "n" * 90 + ".png", "ä.webp"):
+            member = tarfile.TarInfo(name)
+            member.size = 700
+            archive.addfile(member, io.BytesIO(b"7" * 700))
+    return sink.getvalue()
+
+
+def _chain(draw: Random) -> bytes:
+    """Headers that only announce the next header, by the thousand."""
+    content = _padded(b"11 path=ab\n") if draw.random() < 0.5 else _padded(b"ab\0")
+    kind = b"x" if content.startswith(b"11") else b"L"
+    one = header(draw, b"h", 11 if kind == b"x" else 3, kind) + content
+    return one * draw.choice((10, 3000)) + _member(draw)
+
+
+def _zeros(draw: Random) -> bytes:
+    """What a small gzip unpacks to: a member, a long name or a pax header of many megabytes."""
+    size = draw.choice((1 << 20, 5 << 20, 100 << 20))
+    kind = draw.choice((b"0", b"x", b"L", b"g", b"7"))
+    name = draw.choice((b"0.jpg", b"0.txt"))
+    return header(draw, name, size, kind) + b"\0" * size + plain_tar(tarfile.GNU_FORMAT)
+
+
+def _make_tar(draw: Random) -> Case:
+    way = draw.random()
+    if way < 0.35:
+        form = draw.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
+        content = mutated(draw, plain_tar(form))
+    elif way < 0.9:
+        content = b"".join(_member(draw) for _ in range(draw.randint(1, 5)))
+        content += b"\0" * draw.choice((0, 512, 1024, 10_240))
+        if draw.random() < 0.2:
+            content = mutated(draw, content, most=2)
+    elif way < 0.97:
+        content = _chain(draw) + b"\0" * 1024
+    else:
+        return {"shard.tar.gz": gzip.compress(_zeros(draw), 1)}
+    if draw.random() < 0.2:
+        packed = gzip.compress(content, 1)
+        return {"shard.tgz": mutated(draw, packed, most=2) if draw.random() < 0.5 else packed}
+    return {"shard.tar": content}
+
+
+# --- Parquet
+
+_HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_IMAGES: dict[str, tuple[pa.DataType, Any]] = {
+    "binary": (pa.binary(), b"x" * 300),
+    "large": (pa.large_binary(), b"x" * 300),
+    "view": (pa.binary_view(), b"x" * 300),
+    "fixed": (pa.binary(4), b"abcd"),
+    "image": (_HF, {"bytes": b"x" * 300, "path": "a.jpg"}),
+    "odd path": (pa.struct([("bytes", pa.binary()), ("path", pa.int64())]), {"bytes": b"x", "path": 1}),
+    "deep": (pa.struct([("bytes", _HF)]), {"bytes": {"bytes": b"x", "path": "p"}}),
+    "list": (pa.list_(pa.binary()), [b"x"]),
+    "map": (pa.map_(pa.string(), pa.binary()), [("a", b"x")]),
+    "dictionary": (pa.dictionary(pa.int32(), pa.binary()), b"x" * 300),
+    "text": (pa.string(), "x"),
+    "number": (pa.float64(), 1.0),
+    "nothing": (pa.null(), None),
+}
+_KEYS: tuple[tuple[pa.DataType, Any], ...] = (
+    (pa.string(), "k"),
+    (pa.string(), "../../\x1b\n" * 20),
+    (pa.binary(), b"\xff\xfe"),
+    (pa.int64(), 7),
+    (pa.float64(), float("nan")),
+    (pa.bool_(), True),
+    (pa.timestamp("ns"), 1),
+    (pa.date32(), 2**30),
+    (pa.decimal128(38, 2), 1),
+    (pa.list_(pa.string()), ["a", "b"]),
+    (_HF, {"bytes": b"1", "path": "q"}),
+    (pa.dictionary(pa.int8(), pa.string()), "k"),
+    (pa.duration("ns"), 2**62),
+)
+
+
+def _parquet(draw: Random) -> bytes:
+    rows = draw.choice((0, 1, 5, 40))
+    columns: dict[str, pa.Array] = {}
+    for _ in range(draw.choice((1, 1, 1, 2, 3))):
+        kind, value = draw.choice(tuple(_IMAGES.values()))
+        name = draw.choice(("image", "bytes", "jpg", "mask", words.text(draw)))
+        values = [value if draw.random() < 0.9 else None for _ in range(rows)]
+        columns[name] = pa.array(values, kind)
+    if draw.random() < 0.6:
+        kind, value = draw.choice(_KEYS)
+        name = draw.choice(("key", "__key__", "id", "path", "file_name"))
+        columns[name] = pa.array([value] * rows, kind)
+    if draw.random() < 0.02:  # a schema that no error message should list
+        columns |= {f"{words.text(draw)}{i}": pa.array([1] * rows) for i in range(500)}
+    sink = io.BytesIO()
+    pq.write_table(
+        pa.table(columns),
+        sink,
+        compression=draw.choice(("none", "snappy", "gzip", "zstd", "lz4", "brotli")),
+        use_dictionary=draw.random() < 0.5,
+        data_page_version=draw.choice(("1.0", "2.0")),
+        write_page_checksum=draw.random() < 0.3,
+        row_group_size=draw.choice((3, 100)),
+        store_schema=draw.random() < 0.7,
+    )
+    return sink.getvalue()
+
+
+def _bomb(draw: Random) -> bytes:
+    """Rows that share one large value, in a file of some kilobytes."""
+    value = b"\0" * draw.choice((1 << 20, 16 << 20))
+    sink = io.BytesIO()
+    kind = draw.choice((pa.binary(), pa.large_binary()))
+    pq.write_table(
+        pa.table({"image": pa.array([value] * draw.choice((1, 8)), kind)}),
+        sink,
+        compression="zstd",
+        dictionary_pagesize_limit=1 << 30,
+        use_dictionary=draw.random() < 0.7,
+    )
+    return sink.getvalue()
+
+
+def _footer(draw: Random, content: bytes) -> bytes:
+    """Damage to the footer alone, which says where and how large everything is."""
+    (length,) = struct.unpack("<I", content[-8:-4])
+    start = max(0, len(content) - 8 - length)
+    footer = mutated(draw, content[start:-8], most=3)
+    return content[:start] + footer + struct.pack("<I", len(footer)) + b"PAR1"
+
+
+def _make_parquet(draw: Random) -> Case:
+    if draw.random() < 0.01:
+        return {"shard.parquet": _bomb(draw)}
+    content = _parquet(draw)
+    way = draw.random()
+    if way < 0.35:
+        content = _footer(draw, content)
+    elif way < 0.75:
+        content = mutated(draw, content, most=4)
+    return {"shard.parquet": content}
+
+
+# --- JSON beside images
+
+_SIDE = (".json", ".txt", ".cls", ".JSON", ".jpg.json")
+
+
+def json_text(draw: Random, depth: int = 0) -> Any:
+    """Any JSON value."""
+    way = draw.randrange(9 if depth < 4 else 6)
+    if way < 6:
+        numbers = (0, -1, 2**63, 10**400, 1e308, float("nan"), float("-inf"), 0.1)
+        return draw.choice((None, True, words.text(draw), "", *numbers))
+    if way == 6:
+        return [json_text(draw, depth + 1) for _ in range(draw.randrange(4))]
+    return {words.text(draw): json_text(draw, depth + 1) for _ in range(draw.randrange(4))}
+
+
+def _make_sidecar(draw: Random) -> Case:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for index in range(draw.randint(1, 4)):
+            beside = json.dumps(json_text(draw)).encode()
+            if draw.random() < 0.3:
+                beside = mutated(draw, beside)
+            if draw.random() < 0.05:
+                beside = b"[" * 100_000
+            files = [(f"{index:04d}.jpg", b"%d" % index), (f"{index:04d}{draw.choice(_SIDE)}", beside)]
+            draw.shuffle(files)
+            for name, content in files:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return {"shard.tar": sink.getvalue()}
+
+
+def _run_sidecar(case: Case, folder: Path) -> str:
+    samples = sorted(read(case, folder), key=lambda sample: sample.key)
+    if [sample.content for sample in samples] != [b"%d" % i for i in range(len(samples))]:
+        raise BrokenPromiseError("a sidecar changed an image")
+    return "row"
+
+
+KINDS = [
+    Kind("tar", _make_tar, _run, share=20, memory_mib=64),
+    Kind("parquet", _make_parquet, _run, share=20, memory_mib=256),
+    Kind("sidecar", _make_sidecar, _run_sidecar, share=5, memory_mib=64),
+]

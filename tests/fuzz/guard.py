@@ -1,0 +1,68 @@
+"""Watches one case from inside its process: memory, files outside its folder, foreign code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz.kind import BrokenPromiseError
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+# Events of `sys.addaudithook` that bad input has no business to cause.
+_NEVER = {
+    *("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn"),
+    *("socket.connect", "socket.bind", "pickle.find_class", "ctypes.dlopen", "shutil.rmtree"),
+}
+_WRITES = {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.truncate", "os.chmod"}
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Guard:
+    """Audits what Python code does while a case runs; one a process, as a hook stays for good."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = f"{folder.resolve()}{os.sep}"
+        self.active = False
+        self.seen: list[str] = []
+        sys.addaudithook(self._audit)
+
+    def check(self) -> None:
+        """Raise `BrokenPromiseError` naming what was done since the last check."""
+        seen, self.seen = self.seen, []
+        if seen:
+            raise BrokenPromiseError(f"bad input caused {'; '.join(seen[:3])}")
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.active:
+            return
+        if event in _NEVER:
+            self.seen.append(f"{event}{arguments!r:.200}")
+        elif event == "open":
+            path, _, flags = arguments
+            if isinstance(flags, int) and flags & _WRITING and self._outside(path):
+                self.seen.append(f"writing to {path!r}")
+        elif event in _WRITES:
+            paths = [path for path in arguments if isinstance(path, str | bytes | os.PathLike)]
+            self.seen += [f"{event} of {path!r}" for path in paths if self._outside(path)]
+
+    def _outside(self, path: Any) -> bool:
+        if isinstance(path, int):
+            return False
+        absolute = os.path.realpath(os.fsdecode(path))
+        return not f"{absolute}{os.sep}".startswith(self.folder) and absolute != os.devnull
+
+
+def forget_peak() -> None:
+    """Start the kernel's count of the peak anew."""
+    _CLEAR.write_text("5")
+
+
+def memory_mib(field: str) -> int:
+    """`VmRSS` or its peak `VmHWM` of this process."""
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) >> 10
+    raise LookupError(field)

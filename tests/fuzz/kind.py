@@ -1,0 +1,69 @@
+"""What a kind of bad input is, and what may come of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from pipeline.errors import FingerprintError, PipelineError
+from pipeline.images import Rejection
+
+# An error is read by a person in a terminal: longer lines hide what matters.
+LONGEST_MESSAGE = 1000
+
+Case = dict[str, bytes]  # relative file name -> content
+
+
+class BrokenPromiseError(Exception):
+    """An outcome that is none of: a row, a reject with its reason, one clear error."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of bad input.
+
+    `make` draws a case from a seeded generator. `run` gives it to the pipeline, with an empty
+    folder for files, and returns the outcome's name; a `PipelineError` that it lets through is an
+    outcome too. `share` weighs how many cases of a mixed run are of this kind. A case may take
+    `limit_s` seconds and `memory_mib` more memory than its process had before.
+    """
+
+    name: str
+    make: Callable[[Random], Case]
+    run: Callable[[Case, Path], str]
+    share: int
+    limit_s: float = 20.0
+    memory_mib: int = 256
+
+
+def outcome_of(kind: Kind, case: Case, folder: Path) -> str:
+    """The outcome of one case; raises whatever a case must not end in."""
+    try:
+        return kind.run(case, folder)
+    except Rejection as rejection:
+        check_line(rejection)
+        return f"reject:{rejection.reason.value}"
+    except PipelineError as error:
+        check_line(error)
+        return f"error:{type(error).__name__}"
+
+
+def check_line(error: PipelineError) -> None:
+    """An error is one line that a terminal shows as it is."""
+    text = str(error)
+    # What differs between two tables is listed a line each.
+    lines = text.split("\n") if isinstance(error, FingerprintError) else [text]
+    if not all(line.strip() and line.isprintable() for line in lines):
+        raise BrokenPromiseError(f"the error is not one printable line: {text!r}")
+    if len(text) > LONGEST_MESSAGE:
+        raise BrokenPromiseError(f"the error has {len(text)} characters: {text[:300]!r}...")
+
+
+def write_case(case: Case, folder: Path) -> None:
+    """The case's files below `folder`."""
+    for name, content in case.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
