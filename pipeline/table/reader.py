@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline.table.description import Description, read_description
 from pipeline.table.manifests import ShardManifest, manifest_ids, read_manifest
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
 from pipeline.table.queries import TableFiles, connect, create_view
+from pipeline.table.runs import read_runs, runs_table, seconds_per_face
 from pipeline.table.schema import STYLE_DIM, rejects_schema
 from pipeline.table.verify import verify_table
 
@@ -60,7 +61,8 @@ class Table:
         return f"Table({self.store.root!r})"
 
     def sql(self, query: str) -> pd.DataFrame:
-        """The rows that a DuckDB `query` over the views `latents`, `rejects`, `shards` gives.
+        """The rows that a DuckDB `query` over the views `latents`, `rejects`, `shards`
+        and `runs` gives.
 
         Only the columns and row groups that it needs are read. `w_plus` comes as FLOAT[][], in
         the frame as an array of `n_styles` arrays of 512; nulls inside lists come as NaN.
@@ -73,6 +75,8 @@ class Table:
         connection, _ = self._database
         if re.search(r"\bshards\b", query, re.IGNORECASE):
             _ = self._shards_view
+        if re.search(r"\bruns\b", query, re.IGNORECASE):
+            _ = self._runs_view
         try:
             relation = connection.sql(query)
             if relation is None:
@@ -107,6 +111,14 @@ class Table:
             ids = manifest_ids(self.store)
             return list(pool.map(lambda shard: read_manifest(self.store, shard), ids))
 
+    def runs(self) -> list[dict[str, Any]]:
+        """The accounts of all runs that worked on the table, by their start."""
+        return read_runs(self.store)
+
+    def seconds_per_face(self) -> float | None:
+        """Seconds of the method for a face, without metrics, over all runs; None if unknown."""
+        return seconds_per_face(self.runs())
+
     def verify(self, *, checksums: bool = True) -> dict[str, int]:
         """The table's counts, after checking every promise that it makes; see `verify_table`."""
         return verify_table(self.store, self.description, checksums=checksums)
@@ -135,6 +147,11 @@ class Table:
             [{name: row[name] for name in _SHARDS.names} for row in rows], schema=_SHARDS
         )
         self._database[0].register("shards", shards)
+
+    @cached_property
+    def _runs_view(self) -> None:
+        """Registered when a query names it, as it takes one read a run."""
+        self._database[0].register("runs", runs_table(self.runs()))
 
     def _files_of(self, shards: set[str]) -> list[str]:
         names: dict[str, list[str]] = defaultdict(list)

@@ -1,0 +1,90 @@
+"""Compare tables over the same faces: quality, cost, and what each step changes.
+
+    python jobs/evaluate.py --table URI --table URI --output FOLDER
+    python jobs/evaluate.py --table URI --output FOLDER --ground-truth PAIRS --coarse-to-fine
+
+Writes comparison.md, CSV files and plots. Means come with 95 % intervals, differences to the
+first table are taken face by face.
+Exit code: 0 done, 1 a read or a put failed, 2 the tables do not compare or the request is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pipeline.errors import PipelineError, RequestError, TableError
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--table", required=True, action="append", metavar="URI", help="a table; give it again"
+    )
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="TEXT", help="name of a table, in order"
+    )
+    parser.add_argument("--output", required=True, metavar="URI", help="folder of the report")
+    parser.add_argument(
+        "--common", action="store_true", help="compare the faces that every table holds"
+    )
+    parser.add_argument(
+        "--ground-truth",
+        metavar="PAIRS",
+        help="the tables' input, tars of <key>.jpg and <key>.w.npy: distance to the true codes",
+    )
+    parser.add_argument(
+        "--coarse-to-fine",
+        action="store_true",
+        help="what each step changes; needs tables made with --keep-steps",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=100,
+        metavar="N",
+        help="faces rendered for image frequencies (default 100)",
+    )
+    parser.add_argument(
+        "--plots", action=argparse.BooleanOptionalAction, default=True, help="draw PNG plots"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Open, compare, write; the exit code."""
+    asked = parse_arguments(arguments)
+    # PyTorch is slow to import: a mistake in the flags is told before.
+    import torch
+
+    from pipeline.reports.comparison_report import REPORT_NAME, Options, compare_tables
+    from pipeline.table import open_table
+
+    options = Options(
+        labels=asked.label,
+        common=asked.common,
+        ground_truth=asked.ground_truth,
+        coarse_to_fine=asked.coarse_to_fine,
+        images=asked.images,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        plots=asked.plots,
+    )
+    try:
+        report = compare_tables([open_table(uri) for uri in asked.table], options)
+        report.write(asked.output)
+    except PipelineError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, RequestError | TableError) else 1
+    print(report.headline)
+    print(f"report: {asked.output.rstrip('/')}/{REPORT_NAME}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Where a step changes what: mean absolute change of style layers and of image frequencies.
+
+ReStyle's first step settles pose and shape and later ones add detail; seen in the codes as change
+moving to later rows, and in the images as change moving to higher frequencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import ModelError, RequestError
+from pipeline.inversion.rendering import render_each
+from pipeline.models import RestyleModel, load_model
+from pipeline.reports.frequency import band_names, laplacian_bands
+from pipeline.reports.statistics import Floats, Interval, interval_of_sums
+from pipeline.table import Table
+from pipeline.table.batches import latents_batches, step_codes
+
+# Rows of a W+ code by the resolution that they drive: 4 to 8, 16 to 32, 64 px and more.
+GROUPS = {"coarse": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}
+_COLUMNS = ("image_id", "w_plus_per_step", "residual_norm_per_step")
+# Float16 codes move a residual's norm by far less, another starting code by far more.
+_SAME_START = 0.02
+
+
+@dataclass
+class _Sums:
+    """Running sums of a row of values, for each step."""
+
+    n: list[int] = field(default_factory=list)
+    total: list[Floats] = field(default_factory=list)
+    squares: list[Floats] = field(default_factory=list)
+
+    def add(self, step: int, values: Floats) -> None:
+        while len(self.n) <= step:
+            self.n.append(0)
+            self.total.append(np.zeros_like(values))
+            self.squares.append(np.zeros_like(values))
+        self.n[step] += 1
+        self.total[step] += values
+        self.squares[step] += values**2
+
+    def intervals(self) -> list[list[Interval]]:
+        return [
+            [interval_of_sums(n, *each) for each in zip(total, squares, strict=True)]
+            for n, total, squares in zip(self.n, self.total, self.squares, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Mean absolute change in each step, over the faces that made the step.
+
+    A step that no face's change is known of holds intervals of no values.
+    """
+
+    layers: Sequence[Sequence[Interval]]  # [steps][n_styles]
+    groups: Sequence[Sequence[Interval]]  # [steps][coarse, medium, fine]
+    bands: Sequence[Sequence[Interval]]  # [steps][bands], fine to coarse
+    band_names: Sequence[str]  # cycles an image side
+    faces: int
+    rendered: int  # faces whose images were looked at
+    without_start: int  # faces whose first step is left out, as its starting code is not stored
+
+
+class _Path(NamedTuple):
+    """The codes of one face: the average one, then that of each step."""
+
+    image_id: str
+    codes: NDArray[np.float32]  # [1 + steps, n_styles, 512]
+    from_average: bool  # whether the first step did start there
+
+
+@torch.no_grad()
+def change_by_step(table: Table, *, images: int, device: str = "cpu") -> Change:
+    """Layers over all faces of a table, frequency bands over at most `images` of them.
+
+    The images are rendered from the stored codes with the table's model. Raises `RequestError`
+    if the table does not keep the code of every step, `ModelError` if the model is another one.
+    """
+    require_steps(table)
+    model = _model_of(table).to(device)
+    layers, groups, bands = _Sums(), _Sums(), _Sums()
+    chosen = _sample(table, images)
+    faces = without_start = 0
+    for path in _paths(table, model.latent_avg.cpu().numpy()):
+        faces += 1
+        without_start += not path.from_average
+        change = np.abs(np.diff(path.codes.astype(np.float64), axis=0)).mean(axis=2)
+        pictured = _band_changes(model, path.codes) if path.image_id in chosen else []
+        for step in range(0 if path.from_average else 1, len(change)):
+            layers.add(step, change[step])
+            groups.add(step, np.array([change[step, rows].mean() for rows in GROUPS.values()]))
+            if pictured:
+                bands.add(step, pictured[step])
+    return Change(
+        layers=layers.intervals(),
+        groups=groups.intervals(),
+        bands=bands.intervals(),
+        band_names=band_names(min(model.frame_size)),
+        faces=faces,
+        rendered=len(chosen),
+        without_start=without_start,
+    )
+
+
+def require_steps(table: Table) -> None:
+    """Raise `RequestError` if the table does not keep the code of every step."""
+    if not table.description.columns.all_steps:
+        raise RequestError(
+            f"the table '{table.store.root}' keeps no code of single steps: make it with "
+            "--keep-steps to see what each step changes"
+        )
+
+
+def _model_of(table: Table) -> RestyleModel:
+    """The table's model, found where the table was made."""
+    name = str(table.description.config.get("model", ""))
+    model = load_model(name)
+    if model.fingerprint != table.description.settings.get("model"):
+        raise ModelError(f"the model '{name}' is not the one that '{table.store.root}' was made by")
+    return model
+
+
+def _sample(table: Table, count: int) -> set[str]:
+    """Ids of at most `count` faces, the same ones in each table of the same faces."""
+    query = f"SELECT image_id FROM latents ORDER BY md5(image_id) LIMIT {int(count)}"
+    return set(table.arrow(query)["image_id"].to_pylist())
+
+
+def _paths(table: Table, average: NDArray[np.float32]) -> Iterator[_Path]:
+    for batch in latents_batches(table, _COLUMNS):
+        codes, offsets = step_codes(batch["w_plus_per_step"])
+        norms = batch["residual_norm_per_step"].to_pylist()
+        for row, image in enumerate(batch["image_id"].to_pylist()):
+            own = codes[offsets[row] : offsets[row + 1]]
+            if not len(own):
+                continue
+            moved = float(np.sqrt(np.square(own[0] - average).mean()))
+            stated = (norms[row] or [None])[0]
+            same = stated is not None and abs(moved - stated) <= _SAME_START * max(moved, stated)
+            yield _Path(image, np.concatenate([average[None], own]), same)
+
+
+def _band_changes(model: RestyleModel, codes: NDArray[np.float32]) -> list[Floats]:
+    """Mean absolute change of each band in each step, [steps][bands]."""
+    tensor = torch.from_numpy(codes).to(model.latent_avg.device)
+    frames = torch.stack(list(render_each(model, tensor))).clamp(-1, 1)
+    # Bands are linear in the image, so those of a difference are the differences of bands.
+    bands = laplacian_bands(frames.diff(dim=0))
+    changes = torch.stack([band.abs().mean(dim=(1, 2, 3)) for band in bands], dim=1)
+    return list(changes.cpu().double().numpy())

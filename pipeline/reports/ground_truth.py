@@ -1,0 +1,167 @@
+"""Distance to known codes: images that a generator rendered have one (pairs)."""
+
+from __future__ import annotations
+
+import io
+import math
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError, RequestError, StorageError
+from pipeline.reports.faces import Faces, last_kept
+from pipeline.reports.statistics import Floats
+from pipeline.storage import Shard, list_shards, one_line
+from pipeline.storage.uris import filesystem, storage_errors
+from pipeline.table import Table
+from pipeline.table.batches import latents_batches, step_codes
+from pipeline.table.reader import as_array
+
+METRIC = "w_plus_distance"
+DEFINITION = (
+    "root mean square over n_styles × 512 of the code's distance to the one that the image was "
+    "rendered from (a W code stands for n_styles equal rows), lower is better"
+)
+_CODE_SUFFIX = ".w.npy"
+_STYLE_DIM = 512
+
+Codes = Mapping[str, NDArray[np.float32]]  # key -> [512] or [n_styles, 512]
+
+
+class _Distances(NamedTuple):
+    """Of the faces of one batch that have a pair."""
+
+    ids: pa.Array  # strings
+    kept: Floats  # [n]
+    per_step: pa.ListArray  # of n lists; empty ones where steps are not stored
+
+
+@dataclass
+class Spread:
+    """How far true codes lie from their own mean: what a constant guess would reach."""
+
+    n: int = 0
+    total: Floats = field(default_factory=lambda: np.zeros(_STYLE_DIM))
+    squares: float = 0.0
+
+    def add(self, codes: NDArray[np.float64]) -> None:
+        """Count true codes, [n, n_styles, 512]."""
+        self.n += len(codes)
+        self.total += codes.mean(axis=1).sum(axis=0)
+        self.squares += float(np.square(codes).mean(axis=(1, 2)).sum())
+
+    @property
+    def distance(self) -> float:
+        """Root mean square distance to the mean code; NaN of no codes."""
+        if not self.n:
+            return math.nan
+        mean = self.total / self.n
+        return math.sqrt(max(0.0, self.squares / self.n - float(np.square(mean).mean())))
+
+
+def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, float]:
+    """`faces` of `table` with the metric `w_plus_distance`, and the spread of the true codes.
+
+    `pairs` is the input that the table was made from: tars of `<key>.jpg` and `<key>.w.npy`
+    ([512] or [n_styles, 512]). A face belongs to the pair of its shard and key; one without a pair
+    has no distance. Distances of single steps need a table that keeps them. Raises `RequestError`
+    if no face has a pair.
+    """
+    stored = table.description.columns.all_steps
+    columns = ["image_id", "key", "w_plus", *(["w_plus_per_step"] if stored else [])]
+    found, spread = [], Spread()
+    for shard in list_shards(pairs):
+        codes = None
+        for batch in latents_batches(table, columns, shards={shard.shard_id}):
+            codes = read_codes(shard) if codes is None else codes
+            found.append(_measure(batch, codes, spread))
+    if not spread.n:
+        raise RequestError(
+            f"'{pairs}' has no pair (<key>{_CODE_SUFFIX}) for any face of '{table.store.root}': "
+            "give the input that the table was made from"
+        )
+    ids = pa.concat_arrays([batch.ids for batch in found])
+    lists = pa.concat_arrays([batch.per_step for batch in found])
+    rows = pc.index_in(faces.ids, value_set=ids)
+    known = rows.is_valid().to_numpy(zero_copy_only=False)
+    chosen = rows.fill_null(0).to_numpy()
+    kept = np.concatenate([batch.kept for batch in found])[chosen]
+    steps = last_kept(lists, faces.most_steps)[chosen]
+    kept, steps = np.where(known, kept, np.nan), np.where(known[:, None], steps, np.nan)
+    return faces.with_metric(METRIC, kept, steps), spread.distance
+
+
+def read_codes(shard: Shard) -> Codes:
+    """The true codes of a tar by key, float32; `InputError` for one that is no code."""
+    if shard.kind != "tar":
+        raise InputError(f"'{shard.uri}' is no tar: pairs are tars of images and {_CODE_SUFFIX}")
+    fs, path = filesystem(shard.uri)
+    codes: dict[str, NDArray[np.float32]] = {}
+    with storage_errors(f"read '{shard.uri}'"):
+        try:
+            with fs.open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
+                for member in archive:
+                    if member.isfile() and member.name.endswith(_CODE_SUFFIX):
+                        key = member.name.removeprefix("./").removesuffix(_CODE_SUFFIX)
+                        file = archive.extractfile(member)
+                        codes[key] = _code(file.read() if file else b"", f"{shard.uri}/{key}")
+        except tarfile.TarError as error:
+            raise StorageError(f"the shard '{shard.uri}' is damaged: {one_line(error)}") from error
+    return codes
+
+
+def _code(content: bytes, where: str) -> NDArray[np.float32]:
+    try:
+        code = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"'{where}{_CODE_SUFFIX}' is no array: {one_line(error)}") from error
+    if code.dtype.kind != "f" or code.ndim > 2 or code.shape[-1:] != (_STYLE_DIM,):
+        raise InputError(
+            f"'{where}{_CODE_SUFFIX}' is {code.dtype} {list(code.shape)}, "
+            f"not a code [512] or [n_styles, 512]"
+        )
+    return np.asarray(code, np.float32)
+
+
+def _measure(batch: pa.Table, codes: Codes, spread: Spread) -> _Distances:
+    paired = [row for row, key in enumerate(batch["key"].to_pylist()) if key in codes]
+    batch = batch.take(paired)
+    kept = as_array(batch["w_plus"])
+    true = _true_codes(batch, codes, kept.shape[1])
+    spread.add(true)
+    offsets, distances = np.zeros(len(kept) + 1, np.int32), np.empty(0)
+    if "w_plus_per_step" in batch.schema.names:
+        steps = step_codes(batch["w_plus_per_step"])
+        offsets = steps.offsets
+        distances = _distance(steps.codes, np.repeat(true, np.diff(offsets), axis=0))
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(distances))
+    return _Distances(_strings(batch["image_id"]), _distance(kept, true), lists)
+
+
+def _true_codes(batch: pa.Table, codes: Codes, n_styles: int) -> NDArray[np.float64]:
+    """The true code of each row, [n, n_styles, 512]."""
+    found = np.empty((batch.num_rows, n_styles, _STYLE_DIM))
+    for row, key in enumerate(batch["key"].to_pylist()):
+        true = codes[key].reshape(-1, _STYLE_DIM)
+        if len(true) not in (1, n_styles):
+            raise RequestError(
+                f"the true code of '{key}' has {len(true)} rows, those of the table {n_styles}"
+            )
+        found[row] = true
+    return found
+
+
+def _distance(codes: NDArray[np.float32], true: NDArray[np.float64]) -> Floats:
+    """RMS over the last two axes of [n, n_styles, 512], [n]."""
+    error: Floats = np.sqrt(np.square(codes - true).mean(axis=(-2, -1)))
+    return error
+
+
+def _strings(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks)

@@ -1,0 +1,100 @@
+"""One table of a report, written for people (Markdown) and for programs (CSV)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.reports.statistics import Interval
+
+Cell = str | int | float | Interval | None
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Rows of cells below a header; `name` is that of the CSV file, without its suffix.
+
+    An `Interval` is one column of Markdown (`mean ± half width`) and three of CSV. None and NaN
+    are `-` in Markdown and an empty field in CSV.
+    """
+
+    name: str
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""  # a sentence below the title
+
+    def to_markdown(self) -> str:
+        """A section: the title, the note and the table."""
+        lines = [self.header, ["---"] * len(self.header)]
+        lines += [[_shown(cell) for cell in row] for row in self.rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join(text for text in (f"## {self.title}", self.note, table) if text) + "\n"
+
+    def to_csv(self) -> str:
+        """A header line and the rows; numbers in full precision."""
+        sink = io.StringIO()
+        lines = csv.writer(sink, lineterminator="\n")
+        wide = [
+            any(isinstance(row[column], Interval) for row in self.rows)
+            for column in range(len(self.header))
+        ]
+        lines.writerow(self._csv_header(wide))
+        lines.writerows(
+            [field for cell, three in zip(row, wide, strict=True) for field in _fields(cell, three)]
+            for row in self.rows
+        )
+        return sink.getvalue()
+
+    def _csv_header(self, wide: Sequence[bool]) -> Iterator[str]:
+        for name, three in zip(self.header, wide, strict=True):
+            plain = name.rstrip(" ↑↓")
+            yield plain
+            if three:
+                yield from (f"{plain} ±95%", f"{plain} n")
+
+
+def number(value: float) -> str:
+    """Three significant digits at least, never an exponent: 0.0283, 1.50, 2,150."""
+    if math.isnan(value):
+        return MISSING
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{digits}f}"
+
+
+def _shown(cell: Cell) -> str:
+    if cell is None:
+        return MISSING
+    if isinstance(cell, Interval):
+        return _interval(cell)
+    return number(cell) if isinstance(cell, float) else str(cell).replace("|", "\\|")
+
+
+def _interval(cell: Interval) -> str:
+    """Four decimals, or more where the half width would have fewer than two digits."""
+    if math.isnan(cell.mean):
+        return MISSING
+    if math.isnan(cell.half_width):
+        return f"{cell.mean:.4f}"
+    digits = 4
+    if cell.half_width:
+        digits = max(digits, 1 - math.floor(math.log10(cell.half_width)))
+    digits = min(digits, 8)
+    return f"{cell.mean:.{digits}f} ± {cell.half_width:.{digits}f}"
+
+
+def _fields(cell: Cell, three: bool) -> list[str | int]:
+    if isinstance(cell, Interval):
+        return [_field(cell.mean), _field(cell.half_width), cell.n]
+    field = _field(cell) if isinstance(cell, float) else "" if cell is None else cell
+    return [field, "", ""] if three else [field]
+
+
+def _field(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)

@@ -1,0 +1,66 @@
+"""The accounts of the runs that made a table, `_runs/*.json`: the only place that knows time.
+
+Seconds stand in no row, since a clock would give a repeated part other bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.storage import Store
+from pipeline.table.documents import read_json
+
+_FOLDER = "_runs/"
+_THREADS = 8
+_STAGES = ("read", "align", "invert", "write")
+_RUNS = pa.schema(
+    [
+        ("run", pa.string()),  # the file's name
+        ("started", pa.string()),  # ISO 8601, UTC
+        ("exit_code", pa.int64()),
+        *((name, pa.int64()) for name in ("samples", "faces", "rejects", "parts")),
+        ("skipped_parts", pa.int64()),
+        ("seconds", pa.float64()),  # from start to end
+        ("images_per_second", pa.float64()),
+        ("inversion_seconds", pa.float64()),  # of the method alone, summed over workers
+        *((f"{stage}_seconds", pa.float64()) for stage in _STAGES),  # summed over workers
+        ("errors", pa.int64()),
+    ]
+)
+
+
+def read_runs(store: Store) -> list[dict[str, Any]]:
+    """The accounts by start; each with its file's name as `run`."""
+    names = [name for name in store.names(_FOLDER) if name.endswith(".json")]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        accounts = pool.map(lambda name: read_json(store, name), names)
+        return [
+            {**account, "run": name.removeprefix(_FOLDER)}
+            for name, account in zip(names, accounts, strict=True)
+        ]
+
+
+def runs_table(runs: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The accounts as rows; what an account does not say is null."""
+    return pa.Table.from_pylist([_row(run) for run in runs], schema=_RUNS)
+
+
+def seconds_per_face(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Seconds of the method, without metrics, for each face, over all runs.
+
+    Failed runs count with what they did. None where no run says how long its inversions took.
+    """
+    timed = [run for run in runs if run.get("inversion_seconds") and run.get("faces")]
+    faces = sum(int(run["faces"]) for run in timed)
+    return sum(float(run["inversion_seconds"]) for run in timed) / faces if faces else None
+
+
+def _row(run: Mapping[str, Any]) -> dict[str, Any]:
+    stages = run.get("stage_seconds") or {}
+    row = {name: run.get(name) for name in _RUNS.names}
+    row |= {f"{stage}_seconds": stages.get(stage) for stage in _STAGES}
+    return row | {"errors": len(run.get("errors") or ())}
