@@ -75,13 +75,25 @@ def unconditional(put: Callable[[str, bytes], None]) -> Action:
     return act
 
 
-def hold(until: threading.Event) -> Action:
+async def refuse_condition(exchange: Exchange) -> None:
+    """Be a store that knows no If-None-Match and says so."""
+    if _CONDITION.search(exchange.head):
+        await error(501)(exchange)
+    else:
+        await exchange.send(await exchange.forward())
+
+
+def hold(until: threading.Event, arrived: threading.Event) -> Action:
     """Keep the request back until `until` is set, then pass it on, whoever still waits."""
 
     async def act(exchange: Exchange) -> None:
         while not until.is_set():
             await asyncio.sleep(0.02)
-        await exchange.send(await exchange.forward())
+        try:
+            answer = await exchange.forward()
+        finally:
+            arrived.set()
+        await exchange.send(answer)
 
     return act
 

@@ -6,15 +6,15 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.faults.dataset import PART_SIZE, sample_ids, upload, write_dataset
 from tests.faults.findings import Findings, examine, table_files
 from tests.faults.light import Wreck
-from tests.faults.runs import RAY_BOUND_S, Ended, LightRun, ProcessRun, Run
-from tests.faults.world import World
+from tests.faults.runs import LIGHT_BOUND_S, RAY_BOUND_S, Ended, LightRun, ProcessRun, Run
+from tests.faults.stages import PACE
+from tests.faults.world import RAY_PACE_S, World
 
 MOST_RUNS = 5
 # So that a store which stays broken is told after seconds and not after s3fs's own patience.
@@ -33,6 +33,7 @@ class Result:
     findings: Findings
     hung: bool = False
     failure: str = ""
+    unavailable: str = ""
 
     @property
     def ok(self) -> bool:
@@ -48,23 +49,22 @@ class Arena:
     """Where a schedule runs. A kind of fault starts runs in it and says when it struck."""
 
     def __init__(self, world: World, seed: int, *, on_s3: bool = False) -> None:
-        self.world, self.seed, self.on_s3 = world, seed, on_s3
+        self.world, self.seed = world, seed
         self.rng = random.Random(seed)
-        self.folder = world.folder / f"seed-{seed}-{time.monotonic_ns()}"
+        unique = f"seed-{seed}-{time.monotonic_ns()}"
+        self.folder = world.folder / unique
+        self.bucket = unique if on_s3 else ""
         self.photos = write_dataset(self.folder / "photos")
         self.input, self.output = str(self.photos), str(self.folder / "table")
         self.environment: dict[str, str] = {}
-        self.runs = 0
-        self.when = ""
+        self.findings: Findings | None = None
+        self.runs, self.when = 0, ""
         self.struck_at: float | None = None
-        self.ended: list[Ended] = []
         if on_s3:
-            bucket = f"seed-{seed}-{time.monotonic_ns()}"
-            world.server  # noqa: B018 - sets the environment
-            world.s3.mkdir(bucket)
-            self.input, self.output = f"s3://{bucket}/photos", f"s3://{bucket}/table"
-            upload(self.photos, self.input)
             self.environment = world.s3_environment
+            world.s3.mkdir(self.bucket)
+            self.input, self.output = f"s3://{self.bucket}/photos", f"s3://{self.bucket}/table"
+            upload(self.photos, self.input)
 
     def settings(self, **changes: Any) -> dict[str, Any]:
         """The job's settings."""
@@ -84,34 +84,53 @@ class Arena:
         self.struck_at = time.monotonic()
 
     def light(
-        self, wreck: Wreck | None = None, environment: Mapping[str, str] = {}, **settings: Any
+        self,
+        wreck: Wreck | None = None,
+        environment: Mapping[str, str] | None = None,
+        **changes: Any,
     ) -> LightRun:
         """Start a run without Ray."""
         self.runs += 1
         told = self.folder / f"told-{self.runs}.json"
-        given = {**self.environment, **environment}
-        return LightRun(self.world.forks, told, self.settings(**settings), given, wreck)
+        given = {**self.environment, **(environment or {})}
+        return LightRun(self.world.forks, told, self.settings(**changes), given, wreck)
 
-    def command(
-        self, module: str, environment: Mapping[str, str] = {}, **settings: Any
+    def alone(self, wreck: Wreck | None, environment: Mapping[str, str]) -> ProcessRun:
+        """Start a run without Ray as a program of its own, which takes what is preloaded."""
+        told = self.folder / f"told-alone-{self.runs}.json"
+        planted = asdict(wreck) if wreck else None
+        given = {"settings": self.settings(), "wreck": planted, "told": str(told)}
+        command = ["-m", "tests.faults.light", json.dumps(given)]
+        return self._process(command, environment, LIGHT_BOUND_S)
+
+    def on_cluster(self) -> ProcessRun:
+        """Start a run on the shared cluster."""
+        return self._on_ray({"RAY_ADDRESS": self.world.cluster.address})
+
+    def on_this_machine(self) -> ProcessRun:
+        """Start a run that starts a Ray of its own."""
+        return self._on_ray({PACE: RAY_PACE_S})
+
+    def _on_ray(self, environment: Mapping[str, str]) -> ProcessRun:
+        settings = self.settings(align_workers=2, inverters=2)
+        command = ["-m", "tests.faults.ray_job", json.dumps(settings)]
+        return self._process(command, environment, RAY_BOUND_S)
+
+    def _process(
+        self, command: list[str], environment: Mapping[str, str], bound: float
     ) -> ProcessRun:
-        """Start a run as a process of its own: `module` with the settings as its argument."""
         self.runs += 1
-        arguments = ["-m", module, json.dumps(self.settings(**settings))]
         given = {**self.environment, **environment}
-        return ProcessRun(self.folder / f"run-{self.runs}", arguments, given, RAY_BOUND_S)
-
-    def end(self, run: Run) -> Ended:
-        """Wait for a run; a fault never makes a request wrong, so exit code 2 breaks a promise."""
-        ended = run.wait()
-        self.ended.append(ended)
-        if ended.code == 2 or (ended.code == 1 and not ended.errors and not self._terminated(ended)):
-            raise BrokenPromiseError(f"a run ended with {ended.code}: {ended.said[-2000:]}")
-        return ended
+        return ProcessRun(self.folder / f"run-{self.runs}", command, given, bound)
 
     @staticmethod
-    def _terminated(ended: Ended) -> bool:
-        return '"exit_code": 1' in ended.said  # stopped by a signal: no error, and to be run again
+    def end(run: Run) -> Ended:
+        """Wait for a run; a fault makes no request wrong, and a failure is told in a line."""
+        ended = run.wait()
+        traced = "Traceback" in ended.said
+        if ended.code == 2 or (ended.code == 1 and (traced or not ended.said)):
+            raise BrokenPromiseError(f"a run ended with {ended.code}: {ended.said[-2000:]}")
+        return ended
 
     def finish(self, run: Run, again: Callable[[], Run] | None = None) -> None:
         """Wait for `run`, and run the same command again until one ends with 0."""
@@ -121,16 +140,18 @@ class Arena:
                 raise BrokenPromiseError(f"not done after {self.runs} runs: {ended.said[-2000:]}")
             ended = self.end((again or self.light)())
 
-    def findings(self) -> Findings:
-        """Examine the table, beside one that an undisturbed run over the same input makes."""
-        beside = str(self.folder / "undisturbed")
-        told = self.folder / "told-undisturbed.json"
-        environment = self.world.server.env if self.on_s3 else {}
-        settings = self.settings(output=beside)
+    def undisturbed(self, name: str = "undisturbed") -> dict[str, bytes]:
+        """The files of the table that an undisturbed run makes of the input as it stands."""
+        beside = self.folder / name
+        environment = self.world.server.env if self.bucket else {}
+        settings = self.settings(output=str(beside))
+        told = self.folder / f"told-{name}.json"
         ended = LightRun(self.world.forks, told, settings, environment).wait()
         assert ended.code == 0, ended.said
-        return examine(self.output, sample_ids(self.input), table_files(beside)[0])
+        return table_files(str(beside))[0]
 
-    def told(self, path: Path) -> str:
-        """The text of a file that may be missing."""
-        return path.read_text() if path.exists() else ""
+    def examine(self) -> Findings:
+        """What is wrong with the table; a kind that takes its disk away calls this before."""
+        if self.findings is None:
+            self.findings = examine(self.output, sample_ids(self.input), self.undisturbed())
+        return self.findings

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from pipeline.errors import PipelineError, RequestError
 from pipeline.storage import store as disk
 from tests.faults.stages import HashedAlign, HashedInvert
 
+FILE_LIMIT = "FAULTS_FILE_LIMIT"  # bytes that a file may have
 POINTS = ("before", "torn", "whole", "after")
 
 
@@ -47,11 +49,11 @@ class Wreck:
 
 
 def execute_in_order(
-    config: JobConfig, plan: Any, outcome: Any, stages: Stages
+    config: JobConfig, plan: Any, outcome: Any, stages: Stages, watches: tuple[Any, ...] = ()
 ) -> None:
     """Stands in for the engine's `_execute`: the same stages and committer, no Ray."""
     del config
-    committer = engine_run.Committer(plan, outcome)
+    committer = engine_run.Committer(plan, outcome, watches)
     recipe = plan.recipe
     align, invert = stages.align(recipe.alignment), stages.invert(recipe.inversion, recipe.columns)
     write = WriteStage(plan.writer)
@@ -94,8 +96,10 @@ def plant(wreck: Wreck) -> None:
 def main(
     settings: Mapping[str, Any], environment: Mapping[str, str], wreck: Wreck | None, told: str
 ) -> None:
-    """Run to the end; `told` gets what `jobs/invert_dataset.py` would say."""
+    """Run to the end; the file `told` gets what `jobs/invert_dataset.py` would say."""
     os.environ.update(environment)
+    if limit := os.environ.get(FILE_LIMIT):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     engine_run._execute = execute_in_order
     if wreck:
         plant(wreck)
@@ -111,3 +115,9 @@ def _run(settings: Mapping[str, Any], told: Path) -> int:
         return 2 if isinstance(error, RequestError) else 1
     told.write_text(json.dumps(outcome.to_dict(config.output)))
     return outcome.exit_code
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    planted = Wreck(**given["wreck"]) if given["wreck"] else None
+    main(given["settings"], {}, planted, given["told"])

@@ -27,6 +27,10 @@ class HangError(Exception):
     """A run did not end within its bound."""
 
 
+class UnavailableError(Exception):
+    """This machine cannot play a fault; the text says why."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """A run that ended: its exit code (negative: the signal) and what it said."""

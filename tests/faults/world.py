@@ -12,9 +12,13 @@ from urllib.parse import urlsplit
 
 import s3fs
 
+from tests.faults.cluster import RayCluster, running_cluster
 from tests.faults.proxy import FaultProxy, running_proxy
 from tests.faults.runs import ROOT, prepare_forks
+from tests.faults.stages import PACE
 from tests.s3_server import S3Server, run_server
+
+RAY_PACE_S = "0.3"
 
 
 class World:
@@ -59,6 +63,12 @@ class World:
     def s3(self) -> s3fs.S3FileSystem:
         """The server without the proxy."""
         return s3fs.S3FileSystem(use_listings_cache=False, endpoint_url=self._endpoint)
+
+    @cached_property
+    def cluster(self) -> RayCluster:
+        """A cluster of several nodes, whose workers reach the server through the proxy."""
+        values = {**self.s3_environment, PACE: RAY_PACE_S}
+        return self._stack.enter_context(running_cluster(self.folder, values))
 
     @property
     def _endpoint(self) -> str:

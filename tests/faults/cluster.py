@@ -1,0 +1,138 @@
+"""A Ray cluster of a head without work and two worker nodes, in a process that owns all of it.
+
+As a program (`python -m tests.faults.cluster`) it starts the nodes, and then answers every line
+of its input with its state, after it has put a new node in the place of each that is gone. It ends
+with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.faults.processes import kill_tree, named
+from tests.faults.runs import ROOT
+
+WORKERS = 2
+START_TRIES = 4
+# Both nodes together take the actors of two jobs at once.
+NODE = {"num_cpus": 8, "object_store_memory": 100 << 20}
+HEAD = {"num_cpus": 0, "object_store_memory": 100 << 20, "include_dashboard": False}
+
+
+class ClusterError(Exception):
+    """The cluster did not start."""
+
+
+@dataclass
+class RayCluster:
+    """The cluster as its users see it."""
+
+    process: subprocess.Popen[str]
+    address: str
+    raylets: list[int]  # of the worker nodes
+
+    def renew(self) -> None:
+        """Two worker nodes that live, whatever was done to the ones before."""
+        assert self.process.stdin
+        self.process.stdin.write("renew\n")
+        self.process.stdin.flush()
+        self.raylets = self.answer()["raylets"]
+
+    def answer(self) -> dict[str, Any]:
+        """The next line of the program."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise ClusterError("the cluster ended; see its log")
+        state: dict[str, Any] = json.loads(line)
+        self.address, self.raylets = state["address"], state["raylets"]
+        return state
+
+    def workers(self, title: str) -> list[int]:
+        """Processes on the worker nodes that say `title` of themselves."""
+        return named(self.raylets, title)
+
+
+@contextmanager
+def running_cluster(folder: Path, environment: Mapping[str, str]) -> Iterator[RayCluster]:
+    """Start the cluster with `environment` for all its workers; end it with the block."""
+    with (folder / "cluster.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.cluster"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        )
+    cluster = RayCluster(process, "", [])
+    try:
+        cluster.answer()
+        yield cluster
+    finally:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.close()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            kill_tree(process.pid)
+            process.wait()
+        process.stdout.close()
+
+
+def main() -> None:
+    """The program."""
+    # Before ray, which takes its environment from here.
+    from pipeline.engine import cluster as _environment  # noqa: F401
+
+    import ray.cluster_utils  # isort: skip
+
+    cluster: Any = _patiently(
+        lambda: ray.cluster_utils.Cluster(initialize_head=True, head_node_args=HEAD)
+    )
+    for _ in sys.stdin if _settle(cluster) else ():
+        _settle(cluster)
+    cluster.shutdown()
+
+
+def _patiently(start: Any) -> Any:
+    """Start a node; on a busy machine Ray's own limits of seconds take some tries."""
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            return start()
+        except Exception as error:
+            if not tries_left:
+                raise
+            print(f"again, after {error}", file=sys.stderr, flush=True)
+    return None
+
+
+def _raylet(node: Any) -> Any:
+    return node.all_processes["raylet"][0].process
+
+
+def _settle(cluster: Any) -> bool:
+    """Remove the nodes that are gone, add new ones, print the state."""
+    for node in list(cluster.worker_nodes):
+        if _raylet(node).poll() is not None:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+            cluster.worker_nodes.remove(node)
+    while len(cluster.worker_nodes) < WORKERS:
+        _patiently(lambda: cluster.add_node(**NODE))
+    raylets = [_raylet(node).pid for node in cluster.worker_nodes]
+    print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The input changes under the job; the disk fills; the clock is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.faults import clock
+from tests.faults.arena import Arena, BrokenPromiseError
+from tests.faults.dataset import picture, write_archive, write_loose
+from tests.faults.findings import table_files
+from tests.faults.light import Wreck
+from tests.faults.processes import wait_until_stopped
+from tests.faults.writer_kinds import some_wreck
+
+
+def _overwrite(folder: Path) -> None:
+    """Another archive in the same file, while readers have it open."""
+    ready = write_archive(folder / "ready", "a", 17, edition=1)
+    (folder / "a.tar").write_bytes(ready.read_bytes())
+    ready.unlink()
+    ready.parent.rmdir()
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a.tar replaced": lambda folder: write_archive(folder, "a", 17, edition=1),
+    "a.tar shorter": lambda folder: write_archive(folder, "a", 6, edition=1),
+    "a.tar overwritten": _overwrite,
+    "picture overwritten": lambda folder: write_loose(folder, 6, edition=1),
+    "picture added": lambda folder: (folder / "loose" / "0005.png").write_bytes(picture("more")),
+    "picture removed": lambda folder: (folder / "loose" / "007.png").unlink(),
+}
+
+
+def input_changes(arena: Arena) -> None:
+    """The input changes while a run waits in the middle of a write."""
+    name = arena.rng.choice(list(CHANGES))
+    nth = arena.rng.randint(1, 10)
+    before = arena.undisturbed("before")
+    run = arena.light(Wreck("latents", nth, "after", signal.SIGSTOP))
+    if not wait_until_stopped(run.pid, 120):
+        raise BrokenPromiseError(f"the run was to stop and did not: {run.wait()}")
+    CHANGES[name](arena.photos)
+    arena.struck(f"{name} at part {nth}")
+    run.signal(signal.SIGCONT)
+    ended = arena.end(run)
+    if ended.code == 0:
+        found = table_files(arena.output)[0]
+        if found not in (before, arena.undisturbed("after")):
+            raise BrokenPromiseError("the run says that it is done, with a mixture of two inputs")
+    arena.finish(arena.light())
+
+
+@contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[], None]]:
+    """A file system of so many KB at `folder`; calling what is given makes it large enough."""
+    folder.mkdir(parents=True)
+
+    def mount(options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    mount(f"size={kilobytes}k")
+    try:
+        yield lambda: mount("remount,size=64m")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, capture_output=True)
+
+
+def full_disk(arena: Arena) -> None:
+    """The disk fills in the middle of the run; then there is room again."""
+    if os.geteuid() != 0:
+        _small_files(arena)
+        return
+    kilobytes = arena.rng.randint(8, 300)
+    disk = arena.folder / "disk"
+    with small_disk(disk, kilobytes) as make_room:
+        arena.output = str(disk / "table")
+        ended = arena.end(arena.light())
+        arena.struck(f"disk of {kilobytes} KB")
+        if ended.code != 1 or "No space left" not in ended.said:
+            raise BrokenPromiseError(f"the disk is full, and the run said {ended}")
+        make_room()
+        arena.finish(arena.light())
+        arena.examine()
+
+
+def _small_files(arena: Arena) -> None:
+    """Without the right to mount: no file may be longer than some bytes."""
+    limit = arena.rng.randint(5_000, 60_000)
+    ended = arena.end(arena.light(environment={"FAULTS_FILE_LIMIT": str(limit)}))
+    arena.struck(f"files of at most {limit} bytes")
+    if ended.code != 1 or "too large" not in ended.said:
+        raise BrokenPromiseError(f"no file could be that long, and the run said {ended}")
+    arena.finish(arena.light())
+
+
+def clock_skew(arena: Arena) -> None:
+    """The clock is days off in a run that is killed, and days off the other way in the next."""
+    skews = [arena.rng.choice([-1, 1]) * arena.rng.randint(1, 400) * 3600 for _ in range(2)]
+    wreck = some_wreck(arena, signal.SIGKILL)
+    shim = clock.shim(arena.world.folder)
+    killed = arena.end(arena.alone(wreck, clock.environment(shim, skews[0])))
+    arena.struck(f"clock {skews[0] // 3600:+} h, then {skews[1] // 3600:+} h; {wreck}")
+    if killed.code != -signal.SIGKILL:
+        raise BrokenPromiseError(f"the run was to be killed and ended with {killed}")
+    arena.finish(
+        arena.alone(None, clock.environment(shim, skews[1])),
+        lambda: arena.alone(None, clock.environment(shim, skews[1])),
+    )

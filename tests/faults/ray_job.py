@@ -1,0 +1,28 @@
+"""The job on a real Ray with stages that cost nothing; its settings are its argument, as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from pipeline.config import JobConfig
+from pipeline.engine.dataset import Stages
+from pipeline.engine.run import run_job
+from pipeline.errors import PipelineError, RequestError
+from tests.faults.stages import HashedAlign, HashedInvert
+
+
+def main(settings: str) -> int:
+    """Run to the end, and say what `jobs/invert_dataset.py` would."""
+    config = JobConfig.model_validate(json.loads(settings))
+    try:
+        outcome = run_job(config, Stages(HashedAlign, HashedInvert))
+    except PipelineError as error:
+        print(f"{type(error).__name__}: {error}")
+        return 2 if isinstance(error, RequestError) else 1
+    print(json.dumps(outcome.to_dict(config.output)), flush=True)
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

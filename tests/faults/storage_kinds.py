@@ -1,0 +1,194 @@
+"""Faults of the object store, made by the proxy in front of a real one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+
+from tests.faults import actions
+from tests.faults.arena import IMPATIENT, Arena, BrokenPromiseError
+from tests.faults.dataset import upload, write_archive
+from tests.faults.proxy import Action, Rule
+
+PUTS = {"latents": 11, "rejects": 11, "_shards": 4}
+PLACES = ("photos/a.tar", "photos/loose", "table", *(f"table/{folder}" for folder in PUTS))
+ALWAYS = 1_000_000
+
+
+def under(arena: Arena, place: str) -> str:
+    """A pattern for the requests of this schedule's bucket."""
+    return f"{arena.bucket}/{place}"
+
+
+def some_put(arena: Arena, action: Action, times: int = 1) -> tuple[Rule, str]:
+    """A rule for a put that the seed picks, and its name."""
+    folder = arena.rng.choice(list(PUTS))
+    nth = arena.rng.randint(1, PUTS[folder])
+    rule = Rule("PUT", under(arena, f"table/{folder}/"), action, nth - 1, times)
+    return rule, f"put {nth} in {folder}/"
+
+
+def some_requests(arena: Arena, action: Action) -> tuple[Rule, str]:
+    """A rule for one or two requests in a row, of any sort, anywhere."""
+    place = arena.rng.choice(
+        [
+            "photos/a.tar",
+            "photos/loose",
+            "table/latents/",
+            "table/rejects/",
+            "table/_shards",
+            "table",
+        ]
+    )
+    skip, times = arena.rng.randint(0, 3), arena.rng.randint(1, 2)
+    rule = Rule(".*", under(arena, place), action, skip, times)
+    return rule, f"{times} from {skip + 1} on {place}"
+
+
+def hiccup(action: Action) -> Callable[[Arena], None]:
+    """One or two requests go wrong: the run does not even notice."""
+
+    def strike(arena: Arena) -> None:
+        rule, when = some_requests(arena, action)
+        with arena.world.proxy.breaking(rule):
+            run = arena.light()
+            rule.hit.wait(60)
+            arena.struck(when)
+            arena.finish(run)
+
+    return strike
+
+
+def outage(arena: Arena) -> None:
+    """From some request on every one fails, until the run has ended; then the store is back."""
+    action = arena.rng.choice([actions.error(500), actions.error(503), actions.reset_before])
+    skip = arena.rng.randint(10, 120)
+    rule = Rule(".*", under(arena, ""), action, skip, ALWAYS)
+    with arena.world.proxy.breaking(rule):
+        run = arena.light(environment=IMPATIENT)
+        rule.hit.wait(60)
+        arena.struck(f"all requests from {skip + 1} on")
+        ended = arena.end(run)
+    if ended.code == 0 and rule.hit.is_set():
+        raise BrokenPromiseError("the store was gone and the run says that it is done")
+    if ended.code:
+        arena.finish(arena.light())
+
+
+def stalled(arena: Arena) -> None:
+    """One request is answered after the client's patience of 15 s, or all of them slowly."""
+    if arena.rng.random() < 0.5:
+        rule, when = some_put(arena, actions.slow(17))
+        when = f"17 s for {when}"
+    else:
+        rule = Rule(".*", under(arena, ""), actions.slow(0.1), 0, ALWAYS)
+        when = "0.1 s more for each"
+    with arena.world.proxy.breaking(rule):
+        run = arena.light()
+        rule.hit.wait(60)
+        arena.struck(when)
+        arena.finish(run)
+
+
+def truncated_answers(arena: Arena) -> None:
+    """A run is killed; the next one gets answers cut in the middle."""
+    when = killed_at_a_put(arena)
+    place = arena.rng.choice(["table/latents/", "table/_shards/", "table/_table", "photos/"])
+    rule = Rule("GET", under(arena, place), actions.truncated, arena.rng.randint(0, 1), 2)
+    with arena.world.proxy.breaking(rule):
+        arena.finish(arena.light())
+    arena.when = f"{when}, then 2 of {place}"
+
+
+def killed_at_a_put(arena: Arena) -> str:
+    """Run until a put, before which or after which the run is killed; when that was."""
+    started = threading.Event()
+    pids: list[Callable[[], None]] = []
+
+    def kill() -> None:
+        started.wait(60)
+        pids[0]()
+
+    after = arena.rng.random() < 0.5
+    rule, when = some_put(arena, actions.calling(kill, after=after))
+    when = f"SIGKILL {'after' if after else 'before'} {when}"
+    with arena.world.proxy.breaking(rule):
+        run = arena.light()
+        pids.append(lambda: run.signal(signal.SIGKILL))
+        started.set()
+        code = arena.end(run).code
+    arena.struck(when)
+    if code != -signal.SIGKILL:
+        raise BrokenPromiseError(f"the run was to be killed and ended with {code}")
+    return when
+
+
+def kill_at_put(arena: Arena) -> None:
+    """SIGKILL while a put is in flight."""
+    killed_at_a_put(arena)
+    arena.finish(arena.light())
+
+
+def late_put(arena: Arena) -> None:
+    """A put is held up in the network until a second run has finished the table."""
+    _late_put(arena, new_input=False)
+
+
+def late_put_new_input(arena: Arena) -> None:
+    """As `late_put`, and the input has changed before the second run."""
+    _late_put(arena, new_input=True)
+
+
+def _late_put(arena: Arena, *, new_input: bool) -> None:
+    release, arrived = threading.Event(), threading.Event()
+    rule, when = some_put(arena, actions.hold(release, arrived))
+    with arena.world.proxy.breaking(rule):
+        first = arena.light()
+        if not rule.hit.wait(120):
+            raise BrokenPromiseError("the put to hold never came")
+        arena.struck(when)
+        first.signal(signal.SIGKILL)
+        arena.end(first)
+        if new_input:
+            write_archive(arena.photos, "a", 17, edition=1)
+            upload(arena.photos, arena.input)
+        arena.finish(arena.light())
+        release.set()
+        if not arrived.wait(60):
+            raise BrokenPromiseError("the held put was never answered")
+    if new_input:
+        arena.finish(arena.light())
+
+
+def lists_late(arena: Arena) -> None:
+    """The store's listings lack, for a while, what was written: a killed run, then the next."""
+    when = killed_at_a_put(arena)
+    folder = arena.rng.choice(["latents", "rejects", "_shards"])
+    times = arena.rng.randint(1, 4)
+    rule = Rule(
+        "GET",
+        rf"{arena.bucket}/?\?.*list-type=2.*prefix=table/{folder}",
+        actions.without_entries(f"table/{folder}/"),
+        arena.rng.randint(0, 2),
+        times,
+    )
+    with arena.world.proxy.breaking(rule):
+        arena.finish(arena.light())
+    arena.when = f"{when}, {times} lists of {folder}"
+
+
+def no_condition(arena: Arena) -> None:
+    """The store has no conditional put: it ignores the condition, or says 501."""
+    ignores = arena.rng.random() < 0.5
+    action = (
+        actions.unconditional(arena.world.s3.pipe_file) if ignores else actions.refuse_condition
+    )
+    rule = Rule("PUT", under(arena, "table/"), action, 0, ALWAYS)
+    with arena.world.proxy.breaking(rule):
+        run = arena.light(environment={"FAULTS_PACE_S": "0.02"})
+        second = arena.light(environment={"FAULTS_PACE_S": "0.02"})
+        arena.struck("condition ignored" if ignores else "condition refused (501)")
+        endings = [arena.end(run), arena.end(second)]
+        if any(ended.code for ended in endings):
+            arena.finish(arena.light())
