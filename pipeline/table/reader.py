@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -84,6 +84,17 @@ class Table:
             return relation.to_arrow_table()
         except duckdb.Error as error:
             raise RequestError(f"the query failed: {one_line(error)}") from error
+
+    def batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
+        """What `arrow` gives, `rows` rows at a time, for more than memory holds."""
+        with self._database[0].cursor() as connection:
+            try:
+                relation = connection.sql(query)
+                if relation is None:
+                    raise RequestError("the query failed: it gives no rows")
+                yield from relation.to_arrow_reader(rows)
+            except duckdb.Error as error:
+                raise RequestError(f"the query failed: {one_line(error)}") from error
 
     def w_plus(self, ids: Sequence[str]) -> np.ndarray:
         """The codes of `ids` in their order: float32 [n, n_styles, 512].

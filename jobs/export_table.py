@@ -1,0 +1,86 @@
+"""Write the codes or pictures of a table of latents as files that other programs read.
+
+    python jobs/export_table.py --table URI --to latents.npy
+    python jobs/export_table.py --table URI --to codes/ --as codes [--where "lpips < 0.2"]
+    python jobs/export_table.py --table URI --to results/ --as images|results|coupled [--model FILE]
+
+latents: the published scripts' dictionary {file name: [code of each step]}, one object in memory.
+codes: a .npy or .pt file [n_styles, 512] a face. images: a PNG of each face's best step.
+results: <step>/<name>.png. coupled: all steps and the input side by side. All but the dictionary
+are written as the table is read, whatever its size. Names are the images' own; where one stands
+for several faces it is refused with the list, and --names id takes image ids instead.
+
+exit code  0 done   1 a read or a write failed   2 the request is wrong
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+from pipeline.errors import ConfigError, PipelineError, RequestError
+from pipeline.table import open_table
+from pipeline.table.exporting import (
+    CodeForm,
+    Naming,
+    Selection,
+    export_codes,
+    export_dictionary,
+)
+
+PICTURES = ("images", "results", "coupled")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export; print one JSON line; the exit code."""
+    asked = _parser().parse_args(arguments)
+    try:
+        told = {"to": asked.to, "as": _kind(asked), "written": _export(asked)}
+    except PipelineError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, RequestError) else 1
+    print(json.dumps(told))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", required=True, metavar="URI")
+    parser.add_argument("--to", required=True, metavar="URI", help="a .npy file, or a folder")
+    parser.add_argument("--as", dest="kind", choices=["latents", "codes", *PICTURES])
+    parser.add_argument("--form", choices=get_args(CodeForm), default="npy", help="of --as codes")
+    parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
+    parser.add_argument("--names", choices=get_args(Naming), default="basename")
+    parser.add_argument("--model", help="renders pictures (default: the table's own)")
+    parser.add_argument("--device", default="cpu", help="where pictures are rendered")
+    return parser
+
+
+def _kind(asked: argparse.Namespace) -> str:
+    if asked.kind:
+        return str(asked.kind)
+    if asked.to.endswith(".npy"):
+        return "latents"
+    raise ConfigError(f"--to {asked.to}: say with --as what the folder is to hold")
+
+
+def _export(asked: argparse.Namespace) -> int:
+    kind = _kind(asked)
+    selection = Selection(open_table(asked.table), asked.where, asked.names)
+    if kind == "latents":
+        return export_dictionary(selection, asked.to)
+    if kind == "codes":
+        return export_codes(selection, asked.to, asked.form)
+    from pipeline.table.pictures import export_pictures, model_of  # codes need no networks
+
+    model = model_of(selection.table, asked.model, asked.device)
+    return export_pictures(selection, model, asked.to, kind)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Pictures of a table's codes, rendered through their model, in the published scripts' layout.
+
+| kind      | files                                  | as in                                |
+|-----------|----------------------------------------|--------------------------------------|
+| `images`  | `<name>.png`, the best step            |                                      |
+| `results` | `<step>/<name>.png`, steps from 0      | `inference_iterative.py`             |
+| `coupled` | `<name>.png`: all steps, then the input | `inference_iterative_save_coupled.py` |
+
+They are PNG files of frames at the generator's size, rounded to 8 bits; the scripts truncate.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import ConfigError, ModelError
+from pipeline.inversion.rendering import render_each
+from pipeline.metrics.pixel import to_pixels
+from pipeline.models import RestyleModel, load_model
+from pipeline.storage import Store
+from pipeline.table.exporting import Selection, refuse_nothing
+from pipeline.table.reader import Table
+
+Kind = Literal["images", "results", "coupled"]
+Pixels = NDArray[np.uint8]
+
+_COLUMNS = {
+    "images": "w_plus AS codes",
+    "results": "w_plus_per_step AS codes",
+    "coupled": "w_plus_per_step AS codes, aligned_jpeg AS target",
+}
+
+
+def model_of(table: Table, name: str | None = None, device: str = "cpu") -> RestyleModel:
+    """The model that the table's codes belong to: `name`, or what the table was made with.
+
+    Raises `ModelError` where its weights are not those that the table names.
+    """
+    name = name or str(table.description.config.get("model", ""))
+    model = load_model(name, device)
+    told = table.description.settings.get("model")
+    if told != model.fingerprint:
+        raise ModelError(
+            f"the codes of '{table.store.root}' belong to another model than '{name}' "
+            f"(fingerprint {str(told)[:12]}, not {model.fingerprint[:12]}): name it with --model"
+        )
+    return model
+
+
+def export_pictures(selection: Selection, model: RestyleModel, uri: str, kind: Kind) -> int:
+    """Write pictures of the faces below `uri`; the number of files.
+
+    Raises `ConfigError` where the table does not keep what `kind` shows.
+    """
+    columns = selection.table.description.columns
+    if kind != "images" and not columns.all_steps:
+        raise ConfigError(f"{kind} show every step: make the table with --keep-steps")
+    if kind == "coupled" and not columns.aligned_jpeg:
+        raise ConfigError("coupled pictures show the input: make the table with --keep-crops")
+    store, count = Store(uri), 0
+    for row in selection.rows(_COLUMNS[kind]):
+        for name, pixels in _pictures(row, model, kind):
+            store.put(f"{name}.png", png(pixels))
+            count += 1
+    refuse_nothing(count, selection)
+    return count
+
+
+def png(pixels: Pixels) -> bytes:
+    """One picture uint8 [h, w, 3] as PNG bytes."""
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    return sink.getvalue()
+
+
+@torch.no_grad()
+def frames_of(model: RestyleModel, codes: NDArray[np.float32]) -> Pixels:
+    """Frames of codes [n, n_styles, 512], uint8 [n, *frame_size, 3]."""
+    tensor = torch.from_numpy(np.array(codes)).to(model.latent_avg.device)
+    return to_pixels(torch.stack(list(render_each(model, tensor))))
+
+
+def _pictures(row: dict[str, Any], model: RestyleModel, kind: Kind) -> Iterator[tuple[str, Pixels]]:
+    name, codes = row["name"], row["codes"]
+    frames = frames_of(model, codes[None] if kind == "images" else codes)
+    if kind == "results":
+        yield from ((f"{step}/{name}", frame) for step, frame in enumerate(frames))
+    elif kind == "images":
+        yield name, frames[0]
+    else:
+        height, width = frames.shape[1:3]
+        target = Image.open(io.BytesIO(row["target"])).convert("RGB").resize((width, height))
+        yield name, np.concatenate([*frames, np.asarray(target)], axis=1)

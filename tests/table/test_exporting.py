@@ -1,0 +1,112 @@
+"""Codes leave a table under names that stand for one face each."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.table import Columns, exporting, open_table
+from pipeline.table.exporting import Selection, export_codes, export_dictionary
+from pipeline.table.pickled import read_latents
+from tests.table.rows import N_STYLES, code, face_row, shard, writer
+
+
+def table_of(root: Path, *rows: dict[str, Any], **changes: Any) -> Any:
+    """A table of one shard whose parts hold these rows."""
+    table, one = writer(root, **changes), shard("s-0")
+    keys = {row["key"] for row in rows}
+    part = table.write_part(one, 0, samples=len(keys), latents=list(rows), rejects=[])
+    table.commit_shard(one, [part])
+    return open_table(str(root))
+
+
+def steps_of(key: str, count: int) -> np.ndarray:
+    return np.stack([code(f"{key}{step}") for step in range(count)])
+
+
+def test_a_dictionary_has_the_one_code_of_each_file(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "t", face_row("a/1.jpg"), face_row("b/2.PNG"))
+    assert export_dictionary(Selection(table), str(tmp_path / "out" / "latents.npy")) == 2
+    found = read_latents((tmp_path / "out" / "latents.npy").read_bytes(), "latents.npy")
+    assert list(found) == ["1.jpg", "2.PNG"]
+    np.testing.assert_array_equal(found["1.jpg"], code("a/1.jpg")[None])
+
+
+def test_a_dictionary_has_all_steps_where_the_table_keeps_them(tmp_path: Path) -> None:
+    rows = [face_row(f"{n}.jpg", steps=n, w_plus_per_step=steps_of(f"{n}.jpg", n)) for n in (1, 3)]
+    table = table_of(tmp_path / "t", *rows, columns=Columns(N_STYLES, all_steps=True))
+    export_dictionary(Selection(table), str(tmp_path / "latents.npy"))
+    found = read_latents((tmp_path / "latents.npy").read_bytes(), "latents.npy")
+    assert {name: len(steps) for name, steps in found.items()} == {"1.jpg": 1, "3.jpg": 3}
+    np.testing.assert_array_equal(found["3.jpg"], steps_of("3.jpg", 3))
+
+
+def test_names_that_stand_for_several_faces_are_refused_with_the_list(tmp_path: Path) -> None:
+    table = table_of(
+        tmp_path / "t", face_row("a/1.jpg"), face_row("b/1.jpg"), face_row("c", 0), face_row("c", 1)
+    )
+    with pytest.raises(ConfigError) as caught:
+        export_dictionary(Selection(table), str(tmp_path / "latents.npy"))
+    text = str(caught.value)
+    assert text.startswith("2 names stand for several faces: '1.jpg' (s-0/a/1.jpg#0, s-0/b/1.jpg#0")
+    assert "'c' (s-0/c#0, s-0/c#1)" in text
+    assert not (tmp_path / "latents.npy").exists()
+
+
+def test_files_that_differ_in_their_extension_alone_are_ambiguous_as_codes(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "t", face_row("1.jpg"), face_row("1.png"))
+    with pytest.raises(ConfigError, match=r"'1' \(s-0/1\.jpg#0, s-0/1\.png#0\)"):
+        export_codes(Selection(table), str(tmp_path / "codes"))
+    assert export_dictionary(Selection(table), str(tmp_path / "latents.npy")) == 2
+
+
+def test_a_condition_or_image_ids_make_names_unique(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "t", face_row("a/1.jpg"), face_row("b/1.jpg", 0))
+    chosen = Selection(table, where="key LIKE 'a/%' OR key = 'x'")
+    assert export_codes(chosen, str(tmp_path / "one")) == 1
+    assert export_codes(Selection(table, naming="id"), str(tmp_path / "ids")) == 2
+    assert (tmp_path / "one" / "1.npy").is_file()
+    assert (tmp_path / "ids" / "s-0" / "a" / "1.jpg#0.npy").is_file()
+
+
+@pytest.mark.parametrize("form", ["npy", "pt"])
+def test_a_code_file_is_float32_and_plain(tmp_path: Path, form: Any) -> None:
+    table = table_of(tmp_path / "t", face_row("1.jpg"))
+    export_codes(Selection(table), str(tmp_path), form)
+    content = io.BytesIO((tmp_path / f"1.{form}").read_bytes())
+    found = (
+        np.load(content, allow_pickle=False)
+        if form == "npy"
+        else torch.load(content, weights_only=True).numpy()
+    )
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, code("1.jpg"))
+
+
+def test_many_rows_come_in_the_tables_order(tmp_path: Path) -> None:
+    keys = [f"{n:03d}.jpg" for n in range(100)]
+    table = table_of(tmp_path / "t", *(face_row(key) for key in keys), part_size=100)
+    rows = list(Selection(table).rows("w_plus"))
+    assert [row["name"] for row in rows] == [key[:3] for key in keys]
+    np.testing.assert_array_equal(rows[77]["w_plus"], code("077.jpg"))
+
+
+def test_a_dictionary_beyond_memory_is_refused_with_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = table_of(tmp_path / "t", face_row("1.jpg"), face_row("2.jpg"))
+    monkeypatch.setattr(exporting, "LARGEST_DICTIONARY", 2 * N_STYLES * 2048 - 1)
+    with pytest.raises(ConfigError, match=r"codes of 2 faces take .*\(--as codes\)"):
+        export_dictionary(Selection(table), str(tmp_path / "latents.npy"))
+
+
+def test_an_empty_choice_is_refused(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "t", face_row("1.jpg"))
+    with pytest.raises(ConfigError, match="no face to export"):
+        export_codes(Selection(table, where="l2 > 100"), str(tmp_path / "codes"))
