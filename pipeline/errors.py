@@ -14,9 +14,34 @@ PipelineError
 
 from __future__ import annotations
 
+# Enough for a path and a reason; a list of ten thousand column names hides both.
+_LONGEST = 1000
+
 
 class PipelineError(Exception):
     """Base of all; its text is one line for the user."""
+
+    def __str__(self) -> str:
+        """The text as a terminal shows it.
+
+        Names out of archives may hold line breaks, escape sequences and marks that turn the
+        direction of writing: these are written as `\\n`, `\\x1b`, `\\u202e`. Of a longer text the
+        middle is left out.
+        """
+        # Not super(): a KeyError would show the text in quotes.
+        text = printable(Exception.__str__(self))
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST - 303]} ... {text[-298:]}"
+        return text
+
+
+def printable(text: str) -> str:
+    """`text` in one line, with every character that does more than show itself escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 class RequestError(PipelineError):
@@ -36,7 +61,11 @@ class ModelError(RequestError):
 
 
 class FingerprintError(RequestError):
-    """The table at the output was made with other weights or settings."""
+    """The table at the output was made with other weights or settings; a line for each."""
+
+    def __str__(self) -> str:
+        """One line for the table, and one for each setting that differs."""
+        return "\n".join(map(printable, Exception.__str__(self).split("\n")))
 
 
 class ShapeError(RequestError, ValueError):

@@ -18,6 +18,9 @@ from pipeline.storage.uris import filesystem, join, one_line, storage_errors
 
 _BLOCK = 8 << 20
 _DAMAGE = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error)
+_HEADER_BYTES = 1 << 20  # of one member, with its long names and its records
+_EMPTY_READS = 8  # that `tarfile` makes at an archive's honest end
+_BOMB_BYTES, _BOMB_RATIO = 256 << 20, 200
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -31,12 +34,54 @@ class _StrictTarInfo(tarfile.TarInfo):
     def fromtarfile(
         cls, tarfile: tarfile.TarFile
     ) -> _StrictTarInfo:  # the parameter's name is given
+        source: _Source = cast(Any, tarfile.fileobj).fileobj
         try:
-            return super().fromtarfile(tarfile)
+            with source.header():
+                return super().fromtarfile(tarfile)
         except _END_OF_ARCHIVE:
             raise
         except _HEADER_ERROR as error:
             raise _READ_ERROR(f"no end-of-archive mark: {error or 'unexpected end'}") from error
+        # Records with lengths, numbers or texts that are none; headers that announce headers.
+        except (ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            raise _READ_ERROR(f"a header that cannot be read: {error}") from error
+
+
+class _Source:
+    """The archive's bytes as `tarfile` takes them, with an end to what a header can ask for.
+
+    `tarfile` skips a member by reading to its end, although the file ended long before, and takes
+    a header's records into memory whatever their size.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._empty_reads = 0
+        self._header_left: int | None = None
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; `tarfile.ReadError` where the archive asks for too much."""
+        block: bytes = self._stream.read(size)
+        self._empty_reads += not block
+        if self._empty_reads > _EMPTY_READS:
+            raise tarfile.ReadError("it ends inside a member")
+        if self._header_left is not None:
+            self._header_left -= len(block)
+            if self._header_left < 0:
+                raise tarfile.ReadError(f"a header of over {_HEADER_BYTES} bytes")
+        return block
+
+    @contextmanager
+    def header(self) -> Iterator[None]:
+        """While a member's headers are read; the headers that they announce count in."""
+        outermost = self._header_left is None
+        if outermost:
+            self._header_left = _HEADER_BYTES
+        try:
+            yield
+        finally:
+            if outermost:
+                self._header_left = None
 
 
 _READ_ERROR = tarfile.ReadError
@@ -60,7 +105,7 @@ def read_tar(shard: Shard) -> Iterator[Sample]:
             with (
                 fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as raw,
                 _plain(raw) as stream,
-                tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive,
+                tarfile.open(fileobj=_Source(stream), mode="r|", tarinfo=_StrictTarInfo) as archive,
             ):
                 for member in archive:
                     sample = _sample(archive, member, keys, shard.uri)
@@ -104,7 +149,24 @@ def _plain(raw: Any) -> Iterator[Any]:
         yield raw
         return
     with gzip.GzipFile(fileobj=raw) as stream:
-        yield stream
+        yield _Unpacked(stream, raw)
+
+
+class _Unpacked:
+    """What a gzip unpacks to, as long as it is no bomb: deflate can grow by 1032 times."""
+
+    def __init__(self, stream: Any, packed: Any) -> None:
+        self._stream = stream
+        self._packed = packed
+        self._bytes = 0
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes."""
+        block: bytes = self._stream.read(size)
+        self._bytes += len(block)
+        if self._bytes > max(_BOMB_BYTES, _BOMB_RATIO * self._packed.tell()):
+            raise tarfile.ReadError(f"it unpacks to over {_BOMB_RATIO} times its size")
+        return block
 
 
 def _refuse_rest(stream: Any) -> None:

@@ -84,14 +84,9 @@ class Worker:
         while waiting:
             batch, waiting = waiting[:_BATCH], waiting[_BATCH:]
             self.connection.send((module, kind.name, batch))
-            while self.process.poll() is None and not self._overdue(kind):
-                if self.connection.poll(0.2):
-                    break
-            try:
-                if not self.connection.poll():
-                    raise EOFError
-                yield from self.connection.recv()
-            except (EOFError, ConnectionError):
+            answers = self._answers(kind)
+            yield from answers
+            if not answers:
                 seed = self.board.read()[0]
                 yield Answer(seed, "finding", self._how_it_ended(kind))
                 self._restart()
@@ -100,6 +95,17 @@ class Worker:
         strays = self.strays()
         if strays:
             raise AssertionError(f"files outside the case's folder: {strays}")
+
+    def _answers(self, kind: Kind) -> list[Answer]:
+        """Those of the batch that was sent; none if the process died or hangs in a case."""
+        while not self.connection.poll(0.2):
+            if self.process.poll() is not None or self._overdue(kind):
+                return []
+        try:
+            answers: list[Answer] = self.connection.recv()
+        except (EOFError, ConnectionError):
+            return []
+        return answers
 
     def strays(self) -> list[str]:
         """Files that stand where no case may write, or that were changed or removed there."""

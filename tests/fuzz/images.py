@@ -125,9 +125,7 @@ def _text_bomb(draw: Random) -> bytes:
     """Compressed metadata that unpacks to far more than the image."""
     content = corpus("png")[0]
     packed = zlib.compress(b"\0" * draw.choice((1_000_000, 60_000_000)))
-    kind, head = draw.choice(
-        ((b"zTXt", b"k\0\0"), (b"iCCP", b"p\0\0"), (b"iTXt", b"k\0\1\0\0\0"))
-    )
+    kind, head = draw.choice(((b"zTXt", b"k\0\0"), (b"iCCP", b"p\0\0"), (b"iTXt", b"k\0\1\0\0\0")))
     return content[:33] + _chunk(kind, head + packed) * draw.choice((1, 3)) + content[33:]
 
 
@@ -205,5 +203,7 @@ KINDS = [
         Kind(name, functools.partial(_make, name), functools.partial(_run, LIMITS), share=12)
         for name in FORMATS
     ),
-    Kind("bomb", _make_bomb, functools.partial(_run, None), share=1, limit_s=60, memory_mib=BOMB_MIB),
+    Kind(
+        "bomb", _make_bomb, functools.partial(_run, None), share=1, limit_s=60, memory_mib=BOMB_MIB
+    ),
 ]

@@ -72,6 +72,25 @@ def test_keys_come_from_the_key_column_and_never_collide(
     assert found(path) == list(zip(keys, [b"0", b"1", b"2"], strict=True))
 
 
+def test_a_key_that_no_text_can_be_made_of_gives_way_to_the_row_number(tmp_path: Path) -> None:
+    columns = {"id": pa.array([1, 2**30], pa.date32()), "image": [b"0", b"1"]}
+    path = write_parquet(tmp_path / "p.parquet", columns)
+    assert [key for key, _ in found(path)] == ["1970-01-02", "00000001"]
+
+
+def test_a_column_name_that_is_not_utf8_damages_the_file(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "p.parquet", {"image": [b"1"], "mask": ["x"]})
+    path.write_bytes(path.read_bytes().replace(b"mask", b"m\xffsk"))
+    with pytest.raises(StorageError, match="is damaged after 0 samples"):
+        samples_of(path)
+
+
+def test_bytes_inside_a_struct_inside_a_struct_are_no_images(tmp_path: Path) -> None:
+    images = pa.array([{"bytes": {"bytes": b"1", "path": "x"}}], pa.struct([("bytes", HF)]))
+    with pytest.raises(InputError, match="no column of image bytes"):
+        samples_of(write_parquet(tmp_path / "p.parquet", {"image": images}))
+
+
 def test_a_null_image_is_a_sample(tmp_path: Path) -> None:
     images = pa.array([None, {"bytes": None, "path": "x"}, {"bytes": b"1", "path": "y"}], HF)
     path = write_parquet(tmp_path / "p.parquet", {"image": images})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage import read_samples
+from pipeline.storage import read_samples, tars
 from tests.storage.archives import only_shard, samples_of, write_tar
 
 MEMBERS = [(f"{i:04d}.jpg", bytes([i]) * 3000) for i in range(5)]
@@ -149,3 +149,56 @@ def test_a_shard_that_vanished_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(StorageError, match=r"cannot read '.*s\.tar': not found"):
         list(read_samples(shard))
+
+
+def records(text: bytes) -> tarfile.TarInfo:
+    """A header that holds `text` in place of pax records."""
+    member = tarfile.TarInfo("h")
+    member.type, member.size = tarfile.XHDTYPE, len(text)
+    return member
+
+
+def test_records_that_are_none_damage_the_archive(tmp_path: Path) -> None:
+    text = b"22 GNU.sparse.map=1,x\n"
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(records(text), io.BytesIO(text))
+        archive.addfile(tarfile.TarInfo("0.jpg"))
+    with pytest.raises(StorageError, match="is damaged after 0 samples"):
+        samples_of(path)
+
+
+def test_headers_that_only_announce_headers_come_to_an_end(tmp_path: Path) -> None:
+    text = b"11 path=ab\n"
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as archive:
+        for _ in range(3000):
+            archive.addfile(records(text), io.BytesIO(text))
+    with pytest.raises(StorageError, match="a header"):
+        samples_of(path)
+
+
+def test_a_member_larger_than_the_archive_is_not_waited_for(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("0.txt")
+    member.size = 1 << 62
+    (tmp_path / "s.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + b"0" * 5000)
+    with pytest.raises(StorageError, match="ends inside a member"):
+        samples_of(tmp_path / "s.tar")
+
+
+def test_a_header_of_many_megabytes_is_not_taken_into_memory(tmp_path: Path) -> None:
+    text = b"\0" * (5 << 20)
+    path = tmp_path / "s.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(records(text), io.BytesIO(text))
+    with pytest.raises(StorageError, match="a header of over 1048576 bytes"):
+        samples_of(path)
+
+
+def test_a_gzip_that_unpacks_without_end_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tars, "_BOMB_BYTES", 1 << 20)
+    path = write_tar(tmp_path / "s.tar.gz", [("0.txt", b"\0" * (8 << 20))], "w:gz")
+    with pytest.raises(StorageError, match="unpacks to over 200 times its size"):
+        samples_of(path)
