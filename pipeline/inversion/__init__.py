@@ -1,7 +1,35 @@
-"""The ReStyle loop: images to W+ codes."""
+"""Images to W+ codes: the ReStyle loop, with fixed or adaptive steps, and latent optimisation."""
 
+from pipeline.inversion.adaptive import invert_adaptively
 from pipeline.inversion.allocator import keep_freed_memory
+from pipeline.inversion.optimize import optimize
 from pipeline.inversion.rendering import average_image
-from pipeline.inversion.restyle import Inversion, bootstrap, invert
+from pipeline.inversion.restyle import bootstrap, invert
+from pipeline.inversion.result import Inversion
+from pipeline.inversion.settings import OptimizeSettings, Perceptual
+from pipeline.inversion.spread import latent_spread
+from pipeline.inversion.stopping import (
+    StepMeasures,
+    StopRule,
+    converged,
+    step_measures,
+    stopping_step,
+)
 
-__all__ = ["Inversion", "average_image", "bootstrap", "invert", "keep_freed_memory"]
+__all__ = [
+    "Inversion",
+    "OptimizeSettings",
+    "Perceptual",
+    "StepMeasures",
+    "StopRule",
+    "average_image",
+    "bootstrap",
+    "converged",
+    "invert",
+    "invert_adaptively",
+    "keep_freed_memory",
+    "latent_spread",
+    "optimize",
+    "step_measures",
+    "stopping_step",
+]

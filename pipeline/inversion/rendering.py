@@ -16,8 +16,12 @@ from pipeline.models.restyle import RestyleModel
 PIXELS_AT_ONCE = {"cpu": 256 * 256, "cuda": 16 * 1024 * 1024}
 
 
+# Changes when a weight is replaced or written to.
+Version = tuple[tuple[int, int], ...]
+
+
 class _Remembered(NamedTuple):
-    weights: tuple[tuple[int, int], ...]
+    weights: Version
     image: Tensor
 
 
@@ -45,7 +49,7 @@ def average_image(model: RestyleModel) -> Tensor:
 
     Computed once per model and again when its weights have changed in place.
     """
-    weights = _version(model)
+    weights = version_of(model)
     known = _average_images.get(model)
     if known is None or known.weights != weights:
         (frame,) = render_each(model, model.latent_avg[None])
@@ -54,6 +58,7 @@ def average_image(model: RestyleModel) -> Tensor:
     return known.image
 
 
-def _version(model: RestyleModel) -> tuple[tuple[int, int], ...]:
+def version_of(model: RestyleModel) -> Version:
+    """Which weights of the generator, and which average latent, `model` holds at the moment."""
     tensors = [model.latent_avg, *model.generator.parameters(), *model.generator.buffers()]
     return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)

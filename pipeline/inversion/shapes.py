@@ -1,0 +1,28 @@
+"""What the methods of this room take: tensors of one shape and dtype, on the model's device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ShapeError
+from pipeline.models.restyle import RestyleModel
+
+
+def of_shape(
+    what: str, given: Tensor, shape: tuple[int | None, ...], model: RestyleModel
+) -> Tensor:
+    """`given` on the model's device, if it is float32 of `shape` (None: any number above 0).
+
+    Raises `ShapeError` naming `what`, what it is and what it should be.
+    """
+    fits = given.dim() == len(shape) and all(
+        size == wanted or (wanted is None and size > 0)
+        for size, wanted in zip(given.shape, shape, strict=False)
+    )
+    if not fits or given.dtype != torch.float32:
+        wanted = ", ".join("n" if size is None else str(size) for size in shape)
+        got = ", ".join(map(str, given.shape))
+        dtype = str(given.dtype).removeprefix("torch.")
+        raise ShapeError(f"{what}: got {dtype} [{got}], expected float32 [{wanted}]")
+    return given.to(model.latent_avg.device)
