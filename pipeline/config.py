@@ -67,10 +67,19 @@ class JobConfig(BaseModel):
     )
 
     faces: Literal["largest", "all"] = Field("largest", description="which faces of an image")
-    prealigned: bool = Field(False, description="images are aligned crops: resize, detect nothing")
+    prealigned: bool | None = Field(
+        None, description="images are crops: resize, look for no face (default: by the domain)"
+    )
+    fit: Literal["stretch", "crop", "pad"] | None = Field(
+        None, description="how a prealigned image of other proportions is resized (default stretch)"
+    )
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
     max_pixels: int = Field(64_000_000, ge=1, description="largest image, checked before decoding")
-    identity: str = Field("dlib", description="identity network: dlib, none, or a weight file")
+    identity: str | None = Field(
+        None,
+        description="identity network: dlib, none, or a weight file "
+        "(default dlib for faces, none for other domains)",
+    )
     best_step_by: Literal["lpips", "l2", "id_similarity", "last"] = Field(
         "lpips", description="what makes a step the best one"
     )
@@ -88,6 +97,9 @@ class JobConfig(BaseModel):
     inverters: int | None = Field(None, ge=1, description="most inverters; default one a GPU")
     image_timeout: float = Field(
         60.0, gt=0, allow_inf_nan=False, description="seconds one image may take to align"
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="progress for people, or events as JSON lines, on stderr"
     )
 
     @model_validator(mode="after")
@@ -128,7 +140,8 @@ def _misfits(config: JobConfig) -> Iterator[str]:
             f"distance_weight is for --method hybrid, not {method}",
         ),
     ]
-    for name in ("iterations", "space", "seed"):
+    rules.append((config.space and method != "optimize", f"space is not for --method {method}"))
+    for name in ("iterations", "seed"):
         unused = getattr(config, name) is not None and not optimises
         rules.append((unused, f"{name} is for --method optimize or hybrid, not {method}"))
     yield from (text for wrong, text in rules if wrong)
@@ -187,7 +200,7 @@ def load_config(file: str | None, flags: Mapping[str, Any]) -> JobConfig:
         raise ConfigError(_explain(error)) from None
     except TypeError as error:  # keys that are not strings
         raise ConfigError(f"setting names must be text: {error}") from None
-    named = (config.bootstrap, config.init)
-    for uri in (config.input, config.output, config.model, config.identity, *filter(None, named)):
+    named = (config.identity, config.bootstrap, config.init)
+    for uri in (config.input, config.output, config.model, *filter(None, named)):
         canonical_uri(uri)  # refuses one with credentials, before it is written anywhere
     return config

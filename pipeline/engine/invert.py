@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from pipeline.engine.align import REJECTS, count_reasons, reject_row
 from pipeline.engine.rows import Row, pack, run_stage, unpack
 from pipeline.images import Rejection, RejectReason
-from pipeline.inversion import Inversion, invert, keep_freed_memory
+from pipeline.inversion import Inversion, keep_freed_memory
+from pipeline.inversion.methods import Method, Models, find_codes, found_its_end
 from pipeline.metrics import Measures, Meter
 from pipeline.models import RestyleModel, load_model
-from pipeline.table import Columns, latents_table
+from pipeline.table import Columns, as_array, image_id, latents_table
 
 BATCH = {"cpu": 16, "cuda": 32}
+TURNS = 8  # batches of faces that share one adaptive batch: bounds the images of all their steps
 JPEG_QUALITY = 95
 
 
@@ -31,9 +35,11 @@ class InvertSettings:
     """What an inverter actor is built from."""
 
     model: str
-    steps: int
-    identity: str
-    best_step_by: Any
+    method: Method = field(default_factory=Method)
+    first: str | None = None  # the model that a bootstrapped inversion begins with
+    starts: Literal["none", "all", "chosen"] = "none"  # which faces have a code to start from
+    identity: str = "dlib"
+    best_step_by: Any = "lpips"
     device: str = "auto"
     largest_code: float = float(np.finfo(np.float16).max)  # of a number in a code, for the table
     batch_size: int | None = None
@@ -68,8 +74,20 @@ def _optional(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
+@dataclass
+class Account:
+    """What a part's faces became."""
+
+    latents: list[dict[str, Any]] = field(default_factory=list)  # rows of the latents table
+    rejects: list[dict[str, Any]] = field(default_factory=list)  # rows of `REJECTS`
+    seconds: float = 0.0  # of the method alone
+
+
+NOT_STORABLE = Rejection(RejectReason.NOT_FINITE, "the code or image is not finite, or too large")
+
+
 class Inverter:
-    """Loads the model and the metric networks once; turns faces into latents rows."""
+    """Loads the models and the metric networks once; turns faces into latents rows."""
 
     def __init__(self, settings: InvertSettings) -> None:
         self.settings = settings
@@ -80,73 +98,156 @@ class Inverter:
             keep_freed_memory()
         self.model: RestyleModel = load_model(settings.model, device=self.device)
         self.meter = Meter(self.device, settings.identity, settings.best_step_by)
+        first = load_model(settings.first, device=self.device) if settings.first else None
+        self.models = Models(self.model, first, perceptual=self.meter.lpips)
         self.batch_size = settings.batch_size or BATCH[self.device]
 
     def rows(
-        self, faces: list[dict[str, Any]]
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Latents rows and reject rows (`not_finite`) of `faces`, rows of `FACES`."""
-        latents: list[dict[str, Any]] = []
-        rejects: list[dict[str, Any]] = []
-        for batch in even_batches(len(faces), self.batch_size):
-            for face, row in self._batch(faces[batch]):
-                if row is None:
-                    rejection = Rejection(
-                        RejectReason.NOT_FINITE, "the code or image is not finite, or too large"
-                    )
-                    source = (face["key"], face["source_uri"], face["source_sha256"])
-                    rejects.append(reject_row(*source, rejection, face["face_index"]))
-                else:
-                    latents.append(row)
-        return latents, rejects
-
-    def _batch(
-        self, faces: list[dict[str, Any]]
-    ) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-        images = to_tensor([face["pixels"] for face in faces], self.model.input_size)
-        result = invert(self.model, images.to(self.device), steps=self.settings.steps)
-        measures = self.meter.measure(
-            images, result.step_images, result.w_plus, self.model.latent_avg
-        )
-        storable = result.w_plus.abs().flatten(1).amax(dim=1) <= self.settings.largest_code
-        finite = (result.finite & storable).cpu().numpy()
-        for index, face in enumerate(faces):
-            row = self._row(face, index, images, result, measures) if finite[index] else None
-            yield face, row
-
-    def _row(
         self,
-        face: dict[str, Any],
-        index: int,
+        faces: list[dict[str, Any]],  # rows of `FACES`
+        shard_id: str = "",
+        starts: dict[str, NDArray[np.float32]] | None = None,  # image_id -> [n_styles, 512]
+    ) -> Account:
+        """Latents of `faces`, and rejects for what has no code or nothing to start from."""
+        named = [(image_id(shard_id, face["key"], face["face_index"]), face) for face in faces]
+        account = Account()
+        if self.settings.starts != "none":
+            named = self._that_start(named, starts or {}, account.rejects)
+        # Faces of an adaptive stop take turns, so that their batch stays full.
+        window = self.batch_size * (TURNS if self.settings.method.stop else 1)
+        for batch in even_batches(len(named), window):
+            names, few = zip(*named[batch], strict=True)
+            begun = None
+            if starts is not None:
+                begun = torch.from_numpy(np.stack([starts[name] for name in names]))
+            self._add_batch(account, names, few, begun)
+        return account
+
+    def _that_start(
+        self,
+        named: list[tuple[str, dict[str, Any]]],
+        starts: dict[str, NDArray[np.float32]],
+        rejects: list[dict[str, Any]],
+    ) -> list[tuple[str, dict[str, Any]]]:
+        """The faces that have a code to start from; what does not pair up becomes a reject.
+
+        Where only some faces were chosen, another face of the same image is none of ours.
+        """
+        found = {name for name, _ in named}
+        sources = {face["key"]: face for _, face in named}
+        for name in sorted(starts.keys() - found):
+            key, index = name.split("/", 1)[1].rsplit("#", 1)
+            if key in sources:
+                rejection = Rejection(
+                    RejectReason.NO_START, f"face {index}, which has a code, was not found again"
+                )
+                rejects.append(_reject(sources[key] | {"face_index": int(index)}, rejection))
+        if self.settings.starts == "all":
+            missing = Rejection(RejectReason.NO_START, "the table to start from has no code of it")
+            rejects += [_reject(face, missing) for name, face in named if name not in starts]
+        return [(name, face) for name, face in named if name in starts]
+
+    def _add_batch(
+        self,
+        account: Account,
+        names: Sequence[str],
+        faces: Sequence[dict[str, Any]],
+        start: Tensor | None,
+    ) -> None:
+        images = to_tensor([face["pixels"] for face in faces], self.model.input_size)
+        images = images.to(self.device)
+        began = self._clock()
+        result = find_codes(
+            self.settings.method,
+            self.models,
+            images,
+            names,
+            batch_size=self.batch_size,
+            start=start,
+            full_size=self.settings.keep_reconstructions,
+        )
+        account.seconds += self._clock() - began
+        storable = result.w_plus.abs().flatten(1).amax(dim=1) <= self.settings.largest_code
+        kept = (result.finite & storable).tolist()
+        rows = self._rows(names, faces, images, result)
+        for face, row, keep in zip(faces, rows, kept, strict=True):
+            if keep:
+                account.latents.append(row)
+            else:
+                account.rejects.append(_reject(face, NOT_STORABLE))
+
+    def _clock(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _rows(
+        self,
+        names: Sequence[str],
+        faces: Sequence[dict[str, Any]],
         images: Tensor,
         result: Inversion,
-        measures: Measures,
-    ) -> dict[str, Any]:
-        best = int(measures.best_step[index]) - 1
-        row = {name: value for name, value in face.items() if name != "pixels"}
-        row |= {
-            "w_plus": result.w_plus[index, best].cpu().numpy(),
-            "method": "restyle",
-            "steps": self.settings.steps,
-            "best_step": best + 1,
-            "generator_passes": self.settings.steps,
-            "refined_from": None,
-            "w_plus_variance": float(measures.w_plus_variance[index]),
-            "w_avg_distance": float(measures.w_avg_distance[index]),
-            "converged": None,
+    ) -> list[dict[str, Any]]:
+        """The latents row of each face."""
+        measures = self.meter.measure(
+            images,
+            result.step_images,
+            result.w_plus,
+            self.model.latent_avg,
+            start=result.start,
+            steps_made=result.steps_made,
+        )
+        ends = found_its_end(result, images, self.settings.method)
+        rows = []
+        for index, face in enumerate(faces):
+            row = {name: value for name, value in face.items() if name != "pixels"}
+            row |= self._code(index, result, measures) | _measured(index, result, measures)
+            row["converged"] = ends[index]
+            row["refined_from"] = names[index] if self.settings.starts != "none" else None
+            row |= self._pictures(images[index], result.images[index])
+            rows.append(row)
+        return rows
+
+    def _code(self, index: int, result: Inversion, measures: Measures) -> dict[str, Any]:
+        """A face's code, and what it took to find it."""
+        best, made = int(measures.best_step[index]), int(result.steps_made[index])
+        row = {
+            "w_plus": result.w_plus[index, best - 1].cpu().numpy(),
+            "method": self.settings.method.name,
+            "steps": made,
+            "best_step": best,
+            "generator_passes": int(result.generator_passes[index]),
         }
-        for name in ("l2", "psnr", "lpips", "id_similarity"):
-            values = getattr(measures, name)[index]
-            row[name] = _optional(values[best])
-            row[f"{name}_per_step"] = [_optional(value) for value in values]
-        row["residual_norm_per_step"] = measures.residual_norm[index].tolist()
         if self.settings.keep_steps:
-            row["w_plus_per_step"] = result.w_plus[index].cpu().numpy()
-        if self.settings.keep_crops:
-            row["aligned_jpeg"] = to_jpeg(images[index])
-        if self.settings.keep_reconstructions:
-            row["reconstruction_jpeg"] = to_jpeg(result.images[index])
+            row["w_plus_per_step"] = result.w_plus[index, :made].cpu().numpy()
         return row
+
+    def _pictures(self, target: Tensor, made: Tensor) -> dict[str, bytes]:
+        row = {}
+        if self.settings.keep_crops:
+            row["aligned_jpeg"] = to_jpeg(target)
+        if self.settings.keep_reconstructions:
+            row["reconstruction_jpeg"] = to_jpeg(made)
+        return row
+
+
+def _reject(face: dict[str, Any], rejection: Rejection) -> dict[str, Any]:
+    source = (face["key"], face["source_uri"], face["source_sha256"])
+    return reject_row(*source, rejection, face["face_index"])
+
+
+def _measured(index: int, result: Inversion, measures: Measures) -> dict[str, Any]:
+    """A face's measures of the best step, and lists of those of every step that it made."""
+    best, made = int(measures.best_step[index]) - 1, int(result.steps_made[index])
+    row: dict[str, Any] = {}
+    for name in ("l2", "psnr", "lpips", "id_similarity"):
+        values = getattr(measures, name)[index, :made]
+        row[name] = _optional(values[best])
+        row[f"{name}_per_step"] = [_optional(value) for value in values]
+    row["residual_norm_per_step"] = measures.residual_norm[index, :made].tolist()
+    row["w_plus_variance"] = float(measures.w_plus_variance[index])
+    row["w_avg_distance"] = float(measures.w_avg_distance[index])
+    return row
 
 
 class InvertStage:
@@ -160,12 +261,22 @@ class InvertStage:
         return run_stage("invert", self._work, row)
 
     def _work(self, row: Row) -> Row:
-        latents, not_finite = self.inverter.rows(unpack(row["payload"]).to_pylist())
-        row["payload"] = pack(latents_table(latents, self.columns, row["shard_id"]))
-        if not_finite:
-            more = pa.Table.from_pylist(not_finite, schema=REJECTS)
+        faces = unpack(row["payload"]).to_pylist()
+        account = self.inverter.rows(faces, row["shard_id"], _starts(row["start"]))
+        row["payload"] = pack(latents_table(account.latents, self.columns, row["shard_id"]))
+        row["start"] = b""
+        if account.rejects:
+            more = pa.Table.from_pylist(account.rejects, schema=REJECTS)
             rejected = pa.concat_tables([unpack(row["rejected"]), more])
             row["rejected"], row["reasons"] = pack(rejected), count_reasons(rejected)
             row["rejects"] = rejected.num_rows
-        row["faces"] = len(latents)
+        row["faces"], row["inversion_seconds"] = len(account.latents), account.seconds
         return row
+
+
+def _starts(packed: bytes) -> dict[str, NDArray[np.float32]] | None:
+    """The codes that travelled with a part, by image id; None where none did."""
+    if not packed:
+        return None
+    table = unpack(packed)
+    return dict(zip(table["image_id"].to_pylist(), as_array(table["w_plus"]), strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,14 @@ from pipeline.config import JobConfig
 from pipeline.engine.cluster import in_cluster
 from pipeline.engine.invert import InvertSettings
 from pipeline.errors import ConfigError
+from pipeline.inversion import OptimizeSettings, StopRule, latent_spread
+from pipeline.inversion.methods import OPTIMISATIONS, Method
 from pipeline.metrics import Meter
-from pipeline.models import RestyleModel, load_model
-from pipeline.table import Columns, Description
+from pipeline.models import RestyleModel, Treatment, load_model, treatment_for
+from pipeline.table import Columns, Description, check_condition, open_start
 
 # Raised by whoever changes what the same weights and settings compute.
 NUMERICS_VERSION = 1
-FACE_DOMAINS = ("faces", "toonify", "unknown")
 # These guard the aligner's process and change no row.
 _NO_RESULT = {"row_timeout_s", "memory_limit_mib"}
 
@@ -31,6 +32,7 @@ class Recipe:
     alignment: AlignmentSettings
     inversion: InvertSettings
     description: Description
+    treatment: str = ""  # how the model's images are treated, in one line
 
     @property
     def columns(self) -> Columns:
@@ -38,39 +40,35 @@ class Recipe:
         return self.description.columns
 
 
-def _alignment(config: JobConfig, model: RestyleModel) -> AlignmentSettings:
-    if not config.prealigned and model.domain not in FACE_DOMAINS:
-        raise ConfigError(
-            f"the model '{model.name}' inverts images of {model.domain}, which have no faces to "
-            "align: add --prealigned"
-        )
-    return AlignmentSettings(
-        faces=config.faces,
-        prealigned=config.prealigned,
-        min_face_px=config.min_face,
-        output_size=model.input_size,
-        max_pixels=config.max_pixels,
-        row_timeout_s=config.image_timeout,
-    )
+@dataclass(frozen=True)
+class _Networks:
+    """The model of a job and what it starts from."""
 
-
-def _public_config(config: JobConfig) -> dict[str, Any]:
-    return config.model_dump(exclude_none=True)
+    model: RestyleModel
+    first: str | None  # the model that begins, where it is another one
+    origin: dict[str, Any]  # of the codes that are started from, for the fingerprint
 
 
 def make_recipe(config: JobConfig) -> Recipe:
-    """Load the model and the metric networks once to learn what the table is to say of them."""
+    """Load the model and the metric networks once to learn what the table is to say of them.
+
+    Raises a `RequestError` where the settings, the models and the tables do not go together.
+    """
     if config.device == "cuda" and not in_cluster() and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no GPU on this machine")
-    model = load_model(config.model)
-    alignment = _alignment(config, model)
-    meter = Meter("cpu", config.identity, config.best_step_by)
-    if model.input_channels == 3 and config.step_count > 1:
-        raise ConfigError(f"the model '{model.name}' works in one pass: use --steps 1")
+    networks = _networks(config)
+    model = networks.model
+    method = make_method(config, model)
+    treatment = treatment_for(
+        model, prealigned=config.prealigned, identity=config.identity, fit=config.fit
+    )
+    alignment = _alignment(config, model, treatment)
+    meter = Meter("cpu", treatment.identity, config.best_step_by)
     settings = {
         "numerics": NUMERICS_VERSION,
         "model": model.fingerprint,
-        "steps": config.step_count,
+        "method": method.to_dict() | networks.origin,
+        "steps": "auto" if method.stop else method.steps,
         "alignment": {k: v for k, v in asdict(alignment).items() if k not in _NO_RESULT},
         # The definition has the weights' hash, whatever the file is called.
         "identity": meter.definitions["id_similarity"],
@@ -87,14 +85,16 @@ def make_recipe(config: JobConfig) -> Recipe:
         columns=columns,
         settings=settings,
         layout=config.layout(),
-        config=_public_config(config),
+        config=config.model_dump(exclude_none=True),
         model=model.metadata,
         metrics=meter.definitions,
     )
     inversion = InvertSettings(
         model=config.model,
-        steps=config.step_count,
-        identity=config.identity,
+        method=method,
+        first=networks.first,
+        starts="none" if not config.init else "chosen" if config.where else "all",
+        identity=treatment.identity,
         best_step_by=config.best_step_by,
         device=config.device,
         largest_code=float(np.finfo(config.latent_dtype).max),
@@ -103,4 +103,92 @@ def make_recipe(config: JobConfig) -> Recipe:
         keep_crops=config.keep_crops,
         keep_reconstructions=config.keep_reconstructions,
     )
-    return Recipe(alignment, inversion, description)
+    return Recipe(alignment, inversion, description, treatment.description)
+
+
+def make_method(config: JobConfig, model: RestyleModel) -> Method:
+    """The method that the config names, with its settings; `ConfigError` if `model` has no use."""
+    method = Method(
+        config.method,
+        config.step_count,
+        stop=replace(StopRule(), most=config.step_count) if config.steps == "auto" else None,
+        bootstrap_steps=(config.bootstrap_steps or 1) if config.bootstrap else 0,
+        optimisation=_descent(config, model) if config.method in OPTIMISATIONS else None,
+        seed=config.seed or 0,
+    )
+    method.check(model)
+    return method
+
+
+def _descent(config: JobConfig, model: RestyleModel) -> OptimizeSettings:
+    own = OPTIMISATIONS[config.method]
+    pull = config.distance_weight
+    return replace(
+        own,
+        space=config.space or own.space,
+        iterations=config.iterations or own.iterations,
+        distance_weight=own.distance_weight if pull is None else pull,
+        # Rounded, so that another machine's last digit does not make another table.
+        spread=float(f"{latent_spread(model):.3g}"),
+    )
+
+
+def _alignment(config: JobConfig, model: RestyleModel, treatment: Treatment) -> AlignmentSettings:
+    return AlignmentSettings(
+        faces=config.faces,
+        prealigned=treatment.prealigned,
+        fit=treatment.fit,
+        min_face_px=config.min_face,
+        output_size=model.input_size,
+        max_pixels=config.max_pixels,
+        row_timeout_s=config.image_timeout,
+    )
+
+
+def _networks(config: JobConfig) -> _Networks:
+    """Load the model, and see that what it starts from fits it."""
+    model = load_model(config.model)
+    if config.bootstrap:
+        first = load_model(config.bootstrap)
+        _check_pair(model, first)
+        Method("restyle").check(first)
+        return _Networks(model, config.bootstrap, {"bootstrap": first.fingerprint})
+    if config.init:
+        return _started_from_table(config, model, config.init)
+    return _Networks(model, None, {})
+
+
+def _started_from_table(config: JobConfig, model: RestyleModel, init: str) -> _Networks:
+    table = open_start(init)
+    if config.where:
+        check_condition(table, config.where)
+    made = table.description
+    origin = {"init": made.fingerprint, "where": config.where}
+    if made.columns.n_styles != model.n_styles:
+        raise ConfigError(
+            f"the table '{init}' has codes of {made.columns.n_styles} rows, the model "
+            f"'{model.name}' takes {model.n_styles}"
+        )
+    if made.settings["model"] == model.fingerprint or config.method == "hybrid":
+        return _Networks(model, None, origin)
+    # The first step sees the face as the model of the table renders it.
+    uri = str(made.config["model"])
+    first = load_model(uri)
+    _check_pair(model, first)
+    if first.fingerprint != made.settings["model"]:
+        raise ConfigError(
+            f"the table '{init}' was made with other weights than '{uri}' has today: its faces "
+            "cannot be rendered to start from"
+        )
+    return _Networks(model, uri, origin)
+
+
+def _check_pair(model: RestyleModel, first: RestyleModel) -> None:
+    """Raise `ConfigError` where one model cannot go on from the other's codes."""
+    for name in ("n_styles", "input_size"):
+        ours, theirs = getattr(model, name), getattr(first, name)
+        if ours != theirs:
+            raise ConfigError(
+                f"the model '{model.name}' ({name} {ours}) cannot go on from '{first.name}' "
+                f"({name} {theirs})"
+            )

@@ -26,7 +26,7 @@ def blank_row(kind: str, shard_id: str, part: int) -> Row:
         "shard_id": shard_id,
         "part": part,
         "samples": 0,
-        "bytes": 0,  # of the encoded images
+        "bytes": 0,  # that the samples take in the shard
         "faces": 0,
         "rejects": 0,
         "reasons": "{}",  # JSON, reject reason -> count
@@ -34,6 +34,7 @@ def blank_row(kind: str, shard_id: str, part: int) -> Row:
         "summary": "",  # JSON of the written part
         "error": "",
         "payload": b"",  # Arrow IPC: samples, then faces, then latents
+        "start": b"",  # Arrow IPC: codes that the part's faces start from
         "rejected": b"",  # Arrow IPC: reject rows
         "read_seconds": 0.0,
         "align_seconds": 0.0,

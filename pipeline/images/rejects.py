@@ -18,6 +18,7 @@ class RejectReason(StrEnum):
     NO_FACE = "no_face"  # the detector found none, at both scales
     FACE_TOO_SMALL = "face_too_small"  # every face is smaller than the limit
     NOT_FINITE = "not_finite"  # a NaN or an infinity in the pixels, the landmarks or the code
+    NO_START = "no_start"  # a face and the code that it was to start from do not come together
     TIMED_OUT = "timed_out"  # one image took longer than the limit and its process was stopped
     CRASHED = "crashed"  # the image killed its process, used up its memory, or met a bug in it
 

@@ -2,31 +2,36 @@
 
 from pipeline.table.card import card_text, write_card
 from pipeline.table.description import DESCRIPTION_NAME, Description, check_same, read_description
+from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry
 from pipeline.table.manifests import ShardManifest
 from pipeline.table.parts import PartSummary
-from pipeline.table.reader import Table, UnknownImageError, open_table
+from pipeline.table.reader import Table, UnknownImageError, as_array, open_table
 from pipeline.table.schema import SCHEMA_VERSION, Columns, image_id, latents_table, rejects_table
-from pipeline.table.starts import ShardStarts, check_condition, starts_schema
+from pipeline.table.starts import ShardStarts, check_condition, open_start, starts_schema
 from pipeline.table.writer import ShardState, TableWriter, open_for_writing
 
 __all__ = [
     "DESCRIPTION_NAME",
+    "INDEXED_AT_ONCE",
     "SCHEMA_VERSION",
     "Columns",
     "Description",
     "PartSummary",
+    "ShardEntry",
     "ShardManifest",
     "ShardStarts",
     "ShardState",
     "Table",
     "TableWriter",
     "UnknownImageError",
+    "as_array",
     "card_text",
     "check_condition",
     "check_same",
     "image_id",
     "latents_table",
     "open_for_writing",
+    "open_start",
     "open_table",
     "read_description",
     "rejects_table",

@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import RequestError, TableError
+from pipeline.errors import ConfigError, RequestError, TableError
 from pipeline.storage import one_line
 from pipeline.table.manifests import manifest_name
 from pipeline.table.parts import LATENTS, parse_part_name
@@ -23,6 +23,14 @@ def starts_schema(n_styles: int) -> pa.Schema:
     """Columns of the codes that travel with a part: `image_id` and `w_plus`, float32."""
     code = pa.list_(pa.list_(pa.float32(), STYLE_DIM), n_styles)
     return pa.schema([("image_id", pa.string()), ("w_plus", code)])
+
+
+def open_start(uri: str) -> Table:
+    """The table that codes are to start from; `ConfigError` if there is none at `uri`."""
+    try:
+        return open_table(uri)
+    except TableError as error:
+        raise ConfigError(f"cannot start from codes: {error}") from error
 
 
 def check_condition(table: Table, where: str) -> None:

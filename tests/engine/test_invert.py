@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -20,8 +21,10 @@ from pipeline.engine.invert import (
     to_tensor,
 )
 from pipeline.engine.rows import Row, blank_row, pack, unpack
+from pipeline.inversion import OptimizeSettings, StopRule
+from pipeline.inversion.methods import Method, MethodName
 from pipeline.models import load_model, save_bundle
-from pipeline.table import Columns
+from pipeline.table import Columns, starts_schema
 
 
 def face(number: int) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def part(faces: list[dict[str, Any]]) -> Row:
 
 @pytest.fixture(scope="module")
 def settings(tiny_bundle: str) -> InvertSettings:
-    return InvertSettings(tiny_bundle, steps=3, identity="none", best_step_by="lpips")
+    return InvertSettings(tiny_bundle, Method(steps=3), identity="none")
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +89,8 @@ def test_a_stored_picture_is_rounded_not_cut() -> None:
 
 def test_a_face_gets_the_same_code_whatever_its_neighbours(settings: InvertSettings) -> None:
     faces = [face(number) for number in range(5)]
-    together, _ = Inverter(settings).rows(faces)
-    alone, _ = Inverter(replace(settings, batch_size=1)).rows(faces)
+    together = Inverter(settings).rows(faces).latents
+    alone = Inverter(replace(settings, batch_size=1)).rows(faces).latents
     for one, other in zip(together, alone, strict=True):
         assert (one["key"], one["best_step"]) == (other["key"], other["best_step"])
         np.testing.assert_allclose(one["w_plus"], other["w_plus"], rtol=1e-5, atol=1e-5)
@@ -95,7 +98,7 @@ def test_a_face_gets_the_same_code_whatever_its_neighbours(settings: InvertSetti
 
 
 def test_the_code_and_the_measures_are_of_the_best_step(settings: InvertSettings) -> None:
-    (row,), _ = Inverter(replace(settings, keep_steps=True)).rows([face(0)])
+    (row,) = Inverter(replace(settings, keep_steps=True)).rows([face(0)]).latents
     best = row["best_step"] - 1
     assert row["lpips"] == min(row["lpips_per_step"]) == row["lpips_per_step"][best]
     assert row["l2"] == row["l2_per_step"][best]
@@ -107,7 +110,7 @@ def test_the_code_and_the_measures_are_of_the_best_step(settings: InvertSettings
 
 def test_pictures_are_kept_on_request(settings: InvertSettings) -> None:
     wanted = replace(settings, keep_crops=True, keep_reconstructions=True)
-    (row,), _ = Inverter(wanted).rows([face(0)])
+    (row,) = Inverter(wanted).rows([face(0)]).latents
     for name in ("aligned_jpeg", "reconstruction_jpeg"):
         assert Image.open(io.BytesIO(row[name])).size == (64, 64)
 
@@ -127,8 +130,9 @@ def test_a_code_that_is_not_finite_is_a_reject(
 
 
 def test_a_code_beyond_float16_is_a_reject_and_not_a_failed_part(settings: InvertSettings) -> None:
-    latents, rejects = Inverter(replace(settings, largest_code=1e-6)).rows([face(0)])
-    assert (latents, [reject["reason"] for reject in rejects]) == ([], ["not_finite"])
+    account = Inverter(replace(settings, largest_code=1e-6)).rows([face(0)])
+    reasons = [reject["reason"] for reject in account.rejects]
+    assert (account.latents, reasons) == ([], ["not_finite"])
 
 
 def test_a_part_without_faces_stays_a_part(settings: InvertSettings) -> None:
@@ -141,7 +145,7 @@ def test_a_failure_while_inverting_costs_its_part(
 ) -> None:
     stage = InvertStage(settings, Columns(n_styles=10))
 
-    def out_of_memory(*_: object) -> None:
+    def out_of_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no memory for 3 GiB")
 
     with monkeypatch.context() as patch:
@@ -157,3 +161,84 @@ def test_the_cpu_is_used_where_the_cpu_is_asked_for(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert Inverter(replace(settings, device="cpu")).device == "cpu"
+
+
+def start_of(*numbers: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {f"s/{n}#0": rng.standard_normal((10, 512)).astype(np.float32) for n in numbers}
+
+
+def test_faces_start_from_the_codes_of_their_own_ids(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, starts="all", method=Method(steps=1)))
+    starts = start_of(2, 0)
+    rows = inverter.rows([face(0), face(2)], "s", starts).latents
+    assert [row["refined_from"] for row in rows] == ["s/0#0", "s/2#0"]
+    for row in rows:
+        moved = row["w_plus"] - starts[row["refined_from"]]
+        wanted = float(np.sqrt(np.square(moved).mean()))
+        assert row["residual_norm_per_step"] == [pytest.approx(wanted, rel=1e-4)]
+        assert row["generator_passes"] == 2  # the start's image, and the step's
+
+
+def test_a_face_without_a_code_to_start_from_is_a_reject(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, starts="all"))
+    account = inverter.rows([face(0), face(1)], "s", start_of(1))
+    assert [row["key"] for row in account.latents] == ["1"]
+    assert [(r["key"], r["face_index"], r["reason"]) for r in account.rejects] == [
+        ("0", 0, "no_start")
+    ]
+
+
+def test_of_an_image_of_chosen_faces_the_others_are_left_out(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, starts="chosen"))
+    other = face(0) | {"face_index": 1}
+    account = inverter.rows([face(0), other], "s", start_of(0))
+    assert [(row["key"], row["face_index"]) for row in account.latents] == [("0", 0)]
+    assert account.rejects == []
+
+
+def test_a_chosen_face_that_is_not_found_again_is_a_reject(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, starts="chosen"))
+    gone = {"s/0#1": np.zeros((10, 512), np.float32)}
+    account = inverter.rows([face(0)], "s", gone)
+    assert account.latents == []
+    assert [(r["key"], r["face_index"], r["reason"]) for r in account.rejects] == [
+        ("0", 1, "no_start")
+    ]
+
+
+def test_codes_to_start_from_travel_with_their_part(settings: InvertSettings) -> None:
+    stage = InvertStage(replace(settings, starts="all"), Columns(n_styles=10))
+    starts = start_of(0)
+    columns = {"image_id": list(starts), "w_plus": [code.tolist() for code in starts.values()]}
+    row = part([face(0)])
+    row["start"] = pack(pa.table(columns, schema=starts_schema(10)))
+    done = stage(row)
+    assert (done["faces"], done["start"]) == (1, b"")
+    assert done["inversion_seconds"] > 0
+    assert unpack(done["payload"])["refined_from"].to_pylist() == ["s/0#0"]
+
+
+def test_lists_are_as_long_as_the_steps_that_a_face_made(settings: InvertSettings) -> None:
+    rule = StopRule(gain=0.01, residual=10.0, least=1, most=6)
+    inverter = Inverter(replace(settings, method=Method(stop=rule), keep_steps=True, batch_size=2))
+    rows = inverter.rows([face(number) for number in range(6)]).latents
+    steps = {row["steps"] for row in rows}
+    assert max(steps) <= 6
+    for row in rows:
+        assert row["converged"] is (row["steps"] < 6) or row["steps"] == 6
+        assert row["best_step"] <= row["steps"] == row["generator_passes"]
+        for name in ("l2_per_step", "lpips_per_step", "residual_norm_per_step", "w_plus_per_step"):
+            assert len(row[name]) == row["steps"]
+        assert not np.isnan(row["l2_per_step"]).any()
+
+
+@pytest.mark.parametrize("name", ["optimize", "hybrid"])
+def test_optimised_rows_say_what_they_cost(settings: InvertSettings, name: MethodName) -> None:
+    method = Method(name, steps=2, optimisation=OptimizeSettings(iterations=4, spread=0.5))
+    rows = Inverter(replace(settings, method=method)).rows([face(0), face(1)], "s").latents
+    again = Inverter(replace(settings, method=method)).rows([face(0), face(1)], "s").latents
+    for row, same in zip(rows, again, strict=True):
+        np.testing.assert_array_equal(row["w_plus"], same["w_plus"])
+        assert (row["method"], row["steps"], row["converged"]) == (name, 2, None)
+        assert row["generator_passes"] >= 4 + (2 if name == "hybrid" else 0)

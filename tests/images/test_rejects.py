@@ -22,6 +22,7 @@ def test_reasons_are_the_words_of_the_table() -> None:
         "no_face",
         "face_too_small",
         "not_finite",
+        "no_start",
         "timed_out",
         "crashed",
     }

@@ -1,0 +1,69 @@
+"""Refine faces of a table, chosen by SQL, by optimisation from their codes: a second pass.
+
+    python jobs/refine_dataset.py --table s3://bucket/latents --where "lpips > 0.3" \\
+        --steps 300 --output s3://bucket/refined
+
+The images, the model and the alignment are those of the table. Each new row has, in
+`refined_from`, the `image_id` of the row that it began as. Run the same command again to continue
+after any failure; the last line of stdout is one JSON object.
+
+exit code  0 done   1 failed or stopped, run again to continue   2 the request is wrong
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from pipeline.config import JobConfig, load_config
+from pipeline.engine.entry import run_to_exit_code
+from pipeline.flags import add_flags
+from pipeline.table import open_start
+
+# What a second pass keeps of the first, so that it finds the same faces in the same images.
+KEPT = (
+    *("input", "model", "faces", "prealigned", "fit", "min_face", "max_pixels", "identity"),
+    *("best_step_by", "latent_dtype", "files_per_shard"),
+)
+OWN = (
+    *("distance_weight", "seed", "best_step_by", "latent_dtype"),
+    *("keep_steps", "keep_crops", "keep_reconstructions", "part_size", "device", "batch_size"),
+    *("align_workers", "inverters", "image_timeout"),
+)
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The flags as given, all text; exits with 2 on an unknown one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--table", required=True, metavar="URI", help="the table of the first pass")
+    parser.add_argument("--where", metavar="SQL", help="condition on its rows (default: all)")
+    parser.add_argument("--steps", metavar="N", help="optimisation steps a face (default 300)")
+    parser.add_argument("--output", required=True, metavar="URI", help="the new table")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    add_flags(parser, JobConfig, OWN)
+    return parser.parse_args(argv)
+
+
+def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
+    """The config of the job that refines `table`; raises `RequestError` if it is none."""
+    made = open_start(table).description.config
+    settings = {name: made[name] for name in KEPT if name in made}
+    settings |= {name: value for name, value in flags.items() if value is not None}
+    return load_config(None, settings | {"method": "hybrid", "init": table})
+
+
+def main(argv: list[str]) -> int:
+    """Parse, plan, run, report; returns the exit code."""
+    flags = vars(parse_arguments(argv))
+    table, dry_run = flags.pop("table"), flags.pop("dry_run")
+    flags["iterations"] = flags.pop("steps")
+    return run_to_exit_code(lambda: second_pass(table, flags), dry_run=dry_run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
