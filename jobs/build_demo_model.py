@@ -1,10 +1,13 @@
-"""Build the embedded demo model from (w, image) pairs: fit the generator, train its encoder.
+"""Build a demo model from (w, image) pairs: fit the generator, train its encoder.
 
-    python jobs/build_demo_model.py --pairs PAIRS --work build/demo --output BUNDLE
+    python jobs/build_demo_model.py --pairs PAIRS
+    python jobs/build_demo_model.py --pairs PAIRS --look cartoon --base demo
 
-PAIRS is a folder of pairs-*.tar shards (`<key>.jpg` and `<key>.w.npy`). Both stages write a
-checkpoint to the work folder every few minutes and go on from it when the command is run again;
-raise --generator-images or --encoder-images to train longer. Each stage says how long it took.
+PAIRS is a folder of pairs-*.tar shards (`<key>.jpg` and `<key>.w.npy`). The second command makes
+the model that draws cartoons: it starts from the first one's bundle and learns the same pairs in a
+computed look. Both stages write a checkpoint to the work folder every few minutes and go on from it
+when the command is run again; raise --generator-images or --encoder-images to train longer. Each
+stage says how long it took.
 On several cores: torchrun --nproc-per-node 2 jobs/build_demo_model.py --pairs PAIRS
 """
 
@@ -13,15 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline.models import save_bundle
-from pipeline.training.demo import assemble
-from pipeline.training.encoder import EncoderPlan, train_encoder
-from pipeline.training.generator import GeneratorPlan, fit_generator, repeat_rows
+from pipeline.models import RestyleModel, load_model, save_bundle
+from pipeline.training.demo import CARTOON, FACES, DemoPlan, Drawn, build, draw_cartoons
 from pipeline.training.pairs import load_pairs
 from pipeline.training.parallel import join_group, leave_group
-from pipeline.training.schedule import last_report
+
+LOOKS = {"photo": FACES, "cartoon": CARTOON}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,50 +33,54 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=Path, required=True, help="folder of pairs-*.tar")
-    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="checkpoints, logs")
-    parser.add_argument("--output", default="pipeline/models/bundles/demo", help="bundle to write")
-    parser.add_argument("--generator-images", type=int, default=GeneratorPlan.images, metavar="N")
-    parser.add_argument("--encoder-images", type=int, default=EncoderPlan.images, metavar="N")
+    parser.add_argument("--look", choices=LOOKS, default="photo", help="what the model renders")
+    parser.add_argument("--base", default="demo", help="with a look: the model to start from")
+    parser.add_argument("--work", help="checkpoints, logs (default: build/NAME)")
+    parser.add_argument("--output", help="bundle to write (default: the embedded one)")
+    parser.add_argument("--generator-images", type=int, metavar="N", help="to see in all")
+    parser.add_argument("--encoder-images", type=int, metavar="N", help="to see in all")
     return parser.parse_args()
+
+
+def planned(arguments: argparse.Namespace) -> DemoPlan:
+    """The look's plan with the lengths asked for."""
+    plan = LOOKS[arguments.look]
+    generator_images = arguments.generator_images or plan.generator.images
+    encoder_images = arguments.encoder_images or plan.encoder.images
+    return replace(
+        plan,
+        generator=replace(plan.generator, images=generator_images),
+        encoder=replace(plan.encoder, images=encoder_images),
+    )
+
+
+def read_data(arguments: argparse.Namespace, size: int, work: str) -> Drawn:
+    """Pairs at `size` with what the generator is to render; cartoons are drawn twice as large."""
+    shards = sorted(arguments.pairs.glob("pairs-*.tar"))
+    if arguments.look == "cartoon":
+        return draw_cartoons(load_pairs(shards, 2 * size), size, work)
+    return Drawn(load_pairs(shards, size))
 
 
 def main() -> None:
     """Pairs, generator, encoder, bundle."""
     arguments = parse_arguments()
-    group = join_group()
-    generator_plan = GeneratorPlan(images=arguments.generator_images)
-    encoder_plan = EncoderPlan(images=arguments.encoder_images)
-    seconds = {}
+    group, plan = join_group(), planned(arguments)
+    work = arguments.work or f"build/{plan.name}"
+    output = arguments.output or f"pipeline/models/bundles/{plan.name}"
+    base: RestyleModel | None = load_model(arguments.base) if arguments.look != "photo" else None
 
     started = time.monotonic()
-    size = max(generator_plan.channels)
-    pairs = load_pairs(sorted(arguments.pairs.glob("pairs-*.tar")), size)
-    seconds["pairs"] = time.monotonic() - started
-    print(f"{len(pairs)} pairs at {size} px read in {seconds['pairs']:.0f} s", flush=True)
-
-    started = time.monotonic()
-    generator = fit_generator(generator_plan, pairs, arguments.work)
-    seconds["generator"] = time.monotonic() - started
-    print(f"generator: {seconds['generator']:.0f} s", flush=True)
-
-    started = time.monotonic()
-    train, _ = pairs.split(encoder_plan.held_out)
-    latent_avg = repeat_rows(train.w.mean(dim=0)[None], generator.n_styles)[0]
-    encoder = train_encoder(encoder_plan, generator, latent_avg, pairs, arguments.work)
-    seconds["encoder"] = time.monotonic() - started
-    print(f"encoder: {seconds['encoder']:.0f} s", flush=True)
-
+    size = max(plan.channels)
+    data = read_data(arguments, size, work)
+    print(f"{len(data.pairs)} pairs at {size} px: {time.monotonic() - started:.0f} s", flush=True)
+    model, seconds = build(plan, data, work, base)
     leave_group()
     if not group.leads:
         return
-    notes = {
-        "pairs": len(train),
-        "generator": last_report(arguments.work / "generator.jsonl"),
-        "encoder": last_report(arguments.work / "encoder.jsonl"),
-    }
-    model = assemble(generator_plan, generator, encoder, latent_avg, notes)
-    save_bundle(model, arguments.output, stored="float16")
-    print(json.dumps({"bundle": arguments.output, "seconds": seconds, **notes}))
+    save_bundle(model, output, stored="float16")
+    notes = dict(model.card.notes)
+    print(json.dumps({"bundle": output, "seconds": seconds, **notes}))
 
 
 if __name__ == "__main__":

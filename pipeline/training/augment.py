@@ -56,3 +56,20 @@ def soften(images: Tensor) -> Tensor:
 def augment(images: Tensor) -> Tensor:
     """All of the above on a batch [n, 3, h, w] in [-1, 1]."""
     return soften(jitter_colour(jitter_geometry(images)))
+
+
+def augment_alike(images: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
+    """`images` as `augment` changes them, and `looks` moved and tinted with them, never softened.
+
+    Both [n, 3, h, w] in [-1, 1]: photographs, and the same in another look.
+    """
+    drawn = torch.get_rng_state()
+    changed_looks = jitter_colour(jitter_geometry(looks))
+    torch.set_rng_state(drawn)
+    return augment(images), changed_looks
+
+
+def flip_half(images: Tensor) -> Tensor:
+    """Mirror a random half of a batch [n, 3, h, w]: what the published encoders were trained on."""
+    chosen = (torch.rand(len(images)) < 0.5)[:, None, None, None]
+    return torch.where(chosen, images.flip(-1), images)

@@ -6,198 +6,248 @@ code and image on without one (Alaluf et al. 2021, sec. 3.2 and 3.4). One optimi
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipeline.inversion import average_image, invert
 from pipeline.metrics.lpips import load_lpips
-from pipeline.models.compact import CompactEncoder
-from pipeline.models.stylegan2 import Generator
-from pipeline.training.augment import augment
-from pipeline.training.generator import random_batches
-from pipeline.training.losses import ShiftedLpips
-from pipeline.training.pairs import Pairs, to_unit
-from pipeline.training.parallel import join_group
-from pipeline.training.schedule import (
-    Log,
-    average_into,
-    learning_rate,
-    load_checkpoint_file,
-    save_checkpoint,
-)
+from pipeline.models import RestyleModel
+from pipeline.training.adversary import Adversary
+from pipeline.training.features import FeatureNetwork
+from pipeline.training.loop import Moment, Task, Validation
+from pipeline.training.losses import ImageLoss, ImageWeights
+from pipeline.training.parallel import Group
+from pipeline.training.progressive import Stages, delta_norms, staged, w_norm
+
+VALIDATION_BATCH = 50
+
+
+class Faces(NamedTuple):
+    """A batch [n, 3, h, w] in [-1, 1] of the encoder's input size."""
+
+    seen: Tensor  # what the encoder is shown
+    wanted: Tensor  # what the generator is to make of it; the same but where styles are learnt
+
+
+class Start(Protocol):
+    """Where refinement begins."""
+
+    def __call__(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [n, n_styles, 512] and their images [n, 3, h, w] for a batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class AverageStart:
+    """Every face begins as the average one."""
+
+    latent_avg: Tensor  # [n_styles, 512]
+    image: Tensor  # [3, h, w]
+
+    @classmethod
+    def of(cls, model: RestyleModel) -> AverageStart:
+        """The model's average code and its image."""
+        return cls(model.latent_avg, average_image(model))
+
+    def __call__(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Start`."""
+        n = len(seen)
+        return self.latent_avg.expand(n, -1, -1), self.image.expand(n, -1, -1, -1)
+
+
+@dataclass(frozen=True)
+class ModelStart:
+    """Every face begins as another model's inversion: encoder bootstrapping (ReStyle, sec. 5)."""
+
+    model: RestyleModel
+    steps: int = 1
+
+    def __call__(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Start`."""
+        inversion = invert(self.model, seen, steps=self.steps)
+        return inversion.w_plus[:, -1], inversion.step_images[:, -1]
 
 
 @dataclass(frozen=True)
 class EncoderPlan:
-    """How the encoder is trained."""
+    """How each batch is judged; the loop's own plan says how many there are."""
 
-    images: int = 40_000  # images to see in all; may be raised when resuming
-    batch: int = 8
     steps: int = 5
-    early_steps: int = 3  # in the first half of the training, where later steps see little change
-    peak_rate: float = 1.5e-3
-    l2_weight: float = 2.0
-    lpips_weight: float = 0.8
-    first_step_weight: float = 0.4  # of the first step's loss: it has to begin, not to end well
-    held_out: int = 300
-    report_every: int = 2_000
-    save_every: int = 1_000
-    seed: int = 0
+    early_steps: int | None = None  # in the first half of the training; None: all of them
+    first_step_share: float = 1.0  # what the first step's loss counts: it begins, others end
+    images: ImageWeights = field(default_factory=lambda: ImageWeights(l2=1.0, lpips=0.8))
+    w_norm: float = 0.0
+    delta_norm: float = 0.0  # e4e: 2e-4
+    stages: Stages | None = None  # e4e: one row after another
+    spread: float = 1.0  # unit of the encoder's output; a fresh encoder learns faster in W's own
+
+    def steps_at(self, moment: Moment) -> int:
+        """Refinement steps of a batch."""
+        early = 2 * moment.images < moment.planned
+        return self.early_steps if early and self.early_steps else self.steps
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where every inversion begins: the average code and its image."""
+def rendering(model: RestyleModel) -> Callable[[Tensor], Tensor]:
+    """Codes [n, n_styles, 512] to images [n, 3, *input_size], with gradients."""
 
-    latent_avg: Tensor  # [n_styles, 512]
-    image: Tensor  # [3, s, s]
+    def render(codes: Tensor) -> Tensor:
+        frame = model.frame(model.generator(codes))
+        return F.adaptive_avg_pool2d(frame, model.input_size)
 
-    @classmethod
-    def of(cls, generator: Generator, latent_avg: Tensor) -> Start:
-        """Render the average code once."""
-        with torch.no_grad():
-            return cls(latent_avg, generator(latent_avg[None])[0])
+    return render
 
 
 def refine(
-    encoder: CompactEncoder,
-    generator: Generator,
-    start: Start,
-    target: Tensor,
+    encoder: nn.Module,
+    render: Callable[[Tensor], Tensor],
+    start: tuple[Tensor, Tensor],  # codes [n, n_styles, 512], images [n, 3, h, w]
+    seen: Tensor,  # [n, 3, h, w]
     steps: int,
-    spread: float,
-) -> Iterator[Tensor]:
-    """Yield each step's reconstruction [n, 3, s, s], with its own graph, of `target`.
-
-    The encoder's output is in units of `spread`, the standard deviation of W.
-    """
-    codes = start.latent_avg.expand(len(target), -1, -1)
-    shown = start.image.expand(len(target), -1, -1, -1)
+    *,
+    spread: float = 1.0,
+    stage: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each step's codes and reconstruction, with that step's graph alone."""
+    codes, shown = start
     for _ in range(steps):
-        codes = codes + encoder(torch.cat([target, shown], dim=1)) * spread
-        made = generator(codes)
-        yield made
+        residual = encoder(torch.cat([seen, shown], dim=1)) * spread
+        codes = codes + (residual if stage is None else staged(residual, stage))
+        made = render(codes)
+        yield codes, made
         codes, shown = codes.detach(), made.detach()
 
 
-@torch.no_grad()
-def evaluate_encoder(
-    encoder: CompactEncoder,
-    generator: Generator,
-    start: Start,
-    images: Tensor,
-    steps: int,
-    spread: float,
-) -> dict[str, list[float]]:
-    """Mean L2 and LPIPS (at 128 px) of each step over uint8 `images` [n, 3, s, s]."""
-    sums = torch.zeros(2, steps)
-    for chunk in images.split(50):
-        target = to_unit(chunk)
-        large = F.interpolate(target, size=128, mode="bilinear")
-        for step, made in enumerate(refine(encoder, generator, start, target, steps, spread)):
-            shown = made.clamp(-1, 1)
-            sums[0, step] += (shown - target).square().mean() * len(chunk)
-            scaled = F.interpolate(shown, size=128, mode="bilinear")
-            sums[1, step] += load_lpips()(scaled, large).sum()
-    l2, lpips = (sums / len(images)).tolist()
-    return {"l2": [round(x, 4) for x in l2], "lpips": [round(x, 4) for x in lpips]}
+class EncoderTask(Task[Faces]):
+    """The encoder of `model`, trained in place; validated per step on images kept out."""
+
+    def __init__(
+        self,
+        model: RestyleModel,
+        plan: EncoderPlan,
+        held_out: Faces,
+        *,
+        start: Start | None = None,  # default: the average
+        augment: Callable[[Faces], Faces] | None = None,
+        networks: Mapping[str, FeatureNetwork] | None = None,
+        adversary: Adversary | None = None,
+    ) -> None:
+        model.generator.requires_grad_(False)
+        self.network: nn.Module = model.encoder.requires_grad_(True)
+        self.plan, self.held_out, self.adversary = plan, held_out, adversary
+        self.networks, self.augment = networks or {}, augment
+        self.start = start or AverageStart.of(model)
+        self.render = rendering(model)
+        self.latent_avg, self.n_styles = model.latent_avg, model.n_styles
+        self._codes: Tensor | None = None
+
+    def _stage(self, moment: Moment) -> int | None:
+        stages = self.plan.stages
+        return stages.at(moment.images, self.n_styles) if stages else None
+
+    def accumulate(self, batch: Faces, moment: Moment) -> dict[str, Tensor]:
+        """See `Task.accumulate`; the losses of the first and of the last step."""
+        # Here, after the loop has seeded the batch, so that a resumed run draws the same.
+        batch = self.augment(batch) if self.augment else batch
+        batch = Faces(*(images.to(self.latent_avg.device) for images in batch))
+        steps, stage = self.plan.steps_at(moment), self._stage(moment)
+        compare = ImageLoss(self.plan.images, batch.wanted, self.networks)
+        start = self.start(batch.seen)
+        rounds = refine(
+            self.network, self.render, start, batch.seen, steps,
+            spread=self.plan.spread, stage=stage,
+        )  # fmt: skip
+        losses: dict[str, Tensor] = {}
+        for step, (codes, made) in enumerate(rounds, start=1):
+            terms = compare(made)
+            terms = self._with_code_terms(terms, codes, stage)
+            share = self.plan.first_step_share if step == 1 else 1.0
+            (share * terms["loss"]).backward()
+            if step in (1, steps):
+                name = "last" if step == steps else "first"
+                losses |= {f"{term}_{name}": value.detach() for term, value in terms.items()}
+            self._codes = codes.detach()
+        return losses
+
+    def _with_code_terms(
+        self, terms: dict[str, Tensor], codes: Tensor, stage: int | None
+    ) -> dict[str, Tensor]:
+        """`terms` with those that look at the codes, all in `loss`."""
+        plan, more, weights = self.plan, {}, {}
+        if plan.w_norm:
+            more["w_norm"], weights["w_norm"] = w_norm(codes, self.latent_avg), plan.w_norm
+        if plan.delta_norm:
+            reached = self.n_styles - 1 if stage is None else stage
+            more["delta_norm"] = delta_norms(codes, reached)
+            weights["delta_norm"] = plan.delta_norm
+        if self.adversary:
+            more["realness"] = self.adversary.penalty(self._judged(codes, stage))
+            weights["realness"] = self.adversary.plan.weight
+        total = sum((weights[name] * term for name, term in more.items()), terms["loss"])
+        return {**terms, **more, "loss": total}
+
+    def _judged(self, codes: Tensor, stage: int | None) -> Tensor:
+        """The rows that the discriminator sees: those that differ."""
+        return codes if stage is None else codes[:, : stage + 1]
+
+    def follow(self, moment: Moment, group: Group) -> dict[str, Tensor]:
+        """See `Task.follow`: the discriminator learns from the last step's codes."""
+        if not self.adversary or self._codes is None:
+            return {}
+        judged = self._judged(self._codes, self._stage(moment))
+        return self.adversary.learn(judged, moment.batches, group)
+
+    def state(self) -> dict[str, Any]:
+        """See `Task.state`."""
+        return self.adversary.state() if self.adversary else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `Task.restore`."""
+        if self.adversary:
+            self.adversary.restore(state)
+
+    @torch.no_grad()
+    def validate(self, network: nn.Module) -> Validation:
+        """Mean L2 and LPIPS of each step over the held-out faces, all rows free."""
+        device, total = self.latent_avg.device, len(self.held_out.seen)
+        sums = torch.zeros(2, self.plan.steps)
+        for parts in zip(*(x.split(VALIDATION_BATCH) for x in self.held_out), strict=True):
+            seen, wanted = (part.to(device) for part in parts)
+            for step, (_, made) in enumerate(self._refined(network, seen)):
+                l2, lpips = distances(made, wanted)
+                sums[:, step] += torch.stack([l2.sum(), lpips.sum()]).cpu()
+        l2_means, lpips_means = (sums / total).tolist()
+        return {
+            "l2": [round(value, 4) for value in l2_means],
+            "lpips": [round(value, 4) for value in lpips_means],
+        }
+
+    def _refined(self, network: nn.Module, seen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        start = self.start(seen)
+        return refine(network, self.render, start, seen, self.plan.steps, spread=self.plan.spread)
+
+    def score(self, validation: Validation) -> float:
+        """LPIPS of the last step."""
+        per_step = validation["lpips"]
+        return per_step[-1] if isinstance(per_step, list) else per_step
+
+    @torch.no_grad()
+    def pictures(self, network: nn.Module) -> Tensor:
+        """Rows of target, start and every step, for six held-out faces."""
+        seen = self.held_out.seen[:6].to(self.latent_avg.device)
+        _, begun = self.start(seen)
+        steps = [made for _, made in self._refined(network, seen)]
+        return torch.stack([seen, begun, *steps], dim=1)
 
 
-def train_batch(
-    encoder: CompactEncoder,
-    generator: Generator,
-    start: Start,
-    target: Tensor,
-    plan: EncoderPlan,
-    spread: float,
-    steps: int,
-) -> dict[str, Tensor]:
-    """Accumulate the gradient of all steps on one batch; returns the losses of first and last."""
-    losses: dict[str, Tensor] = {}
-    perceptual = ShiftedLpips(load_lpips(), target)
-    rounds = refine(encoder, generator, start, target, steps, spread)
-    for step, made in enumerate(rounds, start=1):
-        l2 = F.mse_loss(made, target)
-        lpips = perceptual(made).mean()
-        share = plan.first_step_weight if step == 1 else 1.0
-        (share * (plan.l2_weight * l2 + plan.lpips_weight * lpips)).backward()
-        if step in (1, steps):
-            name = "first" if step == 1 else "last"
-            losses |= {f"l2_{name}": l2.detach(), f"lpips_{name}": lpips.detach()}
-    return losses
-
-
-def train_encoder(
-    plan: EncoderPlan, generator: Generator, latent_avg: Tensor, pairs: Pairs, folder: Path
-) -> CompactEncoder:
-    """Train an encoder for `generator`, resuming from `folder`; its output is a residual in W.
-
-    Writes `encoder.pt` (checkpoint) and `encoder.jsonl` (one line a report) to `folder`.
-    """
-    group = join_group()
-    torch.manual_seed(plan.seed)
-    generator.requires_grad_(False)
-    train, held_out = pairs.split(plan.held_out)
-    spread = float((train.w - train.w.mean(dim=0)).std())
-    start = Start.of(generator, latent_avg)
-    live = CompactEncoder(generator.n_styles, generator.size)
-    average = copy.deepcopy(live).requires_grad_(False)
-    optimiser = torch.optim.Adam(live.parameters(), lr=plan.peak_rate, betas=(0.9, 0.99))
-    checkpoint, log = folder / "encoder.pt", Log(folder / "encoder.jsonl")
-    state: dict[str, Any] = load_checkpoint_file(checkpoint) or {"batches": 0}
-    if state["batches"]:
-        live.load_state_dict(state["live"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-    batches = int(state["batches"])
-    order = random_batches(len(train), plan.batch, plan.seed)
-    for index in itertools.islice(order, batches, plan.images // plan.batch):
-        # By batch, so that a resumed run draws what an unbroken one would have drawn.
-        torch.manual_seed(plan.seed + batches * group.size + group.rank)
-        for weights in optimiser.param_groups:
-            weights["lr"] = learning_rate(
-                plan.peak_rate, batches, batches * plan.batch / plan.images
-            )
-        target = augment(to_unit(train.images[group.share(index)]))
-        optimiser.zero_grad(set_to_none=True)
-        early = 2 * batches * plan.batch < plan.images
-        steps = plan.early_steps if early else plan.steps
-        losses = train_batch(live, generator, start, target, plan, spread, steps)
-        group.average_gradients(live)
-        torch.nn.utils.clip_grad_norm_(live.parameters(), 5.0)
-        optimiser.step()
-        average_into(average, live, batches)
-        log.add(losses)
-        batches += 1
-        seen = batches * plan.batch
-        if not group.leads:
-            continue
-        if seen % plan.save_every < plan.batch or seen + plan.batch > plan.images:
-            save_checkpoint(
-                checkpoint,
-                {
-                    "batches": batches,
-                    "live": live.state_dict(),
-                    "average": average.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                },
-            )
-        if seen % plan.report_every < plan.batch:
-            held = evaluate_encoder(average, generator, start, held_out.images, plan.steps, spread)
-            log.report(images=seen, **{f"held_out_{k}": v for k, v in held.items()})
-    scale_output(average, spread)
-    return average
-
-
-@torch.no_grad()
-def scale_output(encoder: CompactEncoder, spread: float) -> None:
-    """Fold `spread` into the heads in place: the output becomes a residual in W."""
-    encoder.heads.matrix.mul_(spread)
-    encoder.heads.bias.mul_(spread)
+def distances(made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """L2 [n] and LPIPS [n], small images enlarged to 128 px for the latter."""
+    shown = made.clamp(-1, 1)
+    l2 = (shown - wanted).square().mean(dim=(1, 2, 3))
+    size = [max(128, side) for side in wanted.shape[-2:]]
+    large = [F.interpolate(images, size=size, mode="bilinear") for images in (shown, wanted)]
+    return l2, load_lpips(str(wanted.device))(*large)

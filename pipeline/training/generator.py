@@ -7,44 +7,31 @@ layers at the end, so the finished generator takes W as it is.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.metrics.lpips import load_lpips
 from pipeline.models.stylegan2 import EqualLinear, Generator, ModulatedConv2d
-from pipeline.training.losses import ShiftedLpips, block_means
+from pipeline.storage import Store
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.journal import Journal
+from pipeline.training.loop import LoopPlan, Moment, Task, Validation, train
+from pipeline.training.losses import ImageLoss, ImageWeights
+from pipeline.training.order import random_batches
 from pipeline.training.pairs import Pairs
-from pipeline.training.parallel import join_group
-from pipeline.training.schedule import (
-    Log,
-    average_into,
-    learning_rate,
-    load_checkpoint_file,
-    save_checkpoint,
-)
+from pipeline.training.parallel import Group, join_group
 
+HELD_OUT = 300
+CHANNELS = {4: 256, 8: 256, 16: 192, 32: 96, 64: 48}
+WEIGHTS = ImageWeights(l1=1.5, blocks=1.0, lpips=0.5)
+PLAN = LoopPlan(images=70_000, batch=16, peak_rate=2e-2, report_every=4_000, save_every=2_000)
 
-@dataclass(frozen=True)
-class GeneratorPlan:
-    """How the generator is fitted."""
-
-    channels: dict[int, int] = field(
-        default_factory=lambda: {4: 256, 8: 256, 16: 192, 32: 96, 64: 48}
-    )
-    images: int = 70_000  # images to see in all; may be raised when resuming
-    batch: int = 16
-    peak_rate: float = 2e-2
-    held_out: int = 300
-    report_every: int = 4_000  # images between evaluations
-    save_every: int = 2_000  # images between checkpoints
-    seed: int = 0
+CodedImages = tuple[Tensor, Tensor]  # W codes [b, 512], images [b, 3, s, s] in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -60,10 +47,16 @@ class LatentScale:
         mean = w.mean(dim=0)
         return cls(mean, float((w - mean).std()))
 
+    @property
+    def inverse(self) -> LatentScale:
+        """The map back: folding it in undoes the folding of this one."""
+        return LatentScale(-self.mean / self.spread, 1 / self.spread)
+
     def normalise(self, w: Tensor) -> Tensor:
         """W to the training space, any shape [..., 512]."""
         return (w - self.mean) / self.spread
 
+    @torch.no_grad()
     def fold_into(self, generator: Generator) -> None:
         """Rewrite the style layers in place so that they take W instead of normalised codes."""
         for module in generator.modules():
@@ -71,28 +64,17 @@ class LatentScale:
                 self._fold_layer(module.modulation)
 
     def _fold_layer(self, layer: EqualLinear) -> None:
-        with torch.no_grad():
-            layer.weight.div_(self.spread)
-            layer.bias.sub_(F.linear(self.mean, layer.weight * layer.scale))
-
-
-def pair_losses(made: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """The terms of the fit and their weighted sum `loss`, scalars."""
-    terms = {
-        "l1": F.l1_loss(made, target),
-        "blocks": F.l1_loss(block_means(made), block_means(target)),
-        "lpips": ShiftedLpips(load_lpips(), target)(made).mean(),
-    }
-    return {**terms, "loss": 1.5 * terms["l1"] + terms["blocks"] + 0.5 * terms["lpips"]}
+        layer.weight.div_(self.spread)
+        layer.bias.sub_(F.linear(self.mean, layer.weight * layer.scale))
 
 
 @torch.no_grad()
-def evaluate_generator(generator: Generator, pairs: Pairs, scale: LatentScale) -> dict[str, float]:
+def evaluate_generator(generator: nn.Module, pairs: Pairs, scale: LatentScale) -> dict[str, float]:
     """Mean L2, L1 and LPIPS (at 128 px) of `generator` over `pairs`."""
     sums = {"l2": 0.0, "l1": 0.0, "lpips": 0.0}
     for index in torch.arange(len(pairs)).split(50):
         w, target = pairs.batch(index)
-        made = generator(repeat_rows(scale.normalise(w), generator.n_styles)).clamp(-1, 1)
+        made = generator(repeat_rows(scale.normalise(w), _rows(generator))).clamp(-1, 1)
         large = [F.interpolate(x, size=128, mode="bilinear") for x in (made, target)]
         sums["l2"] += float((made - target).square().mean()) * len(index)
         sums["l1"] += float((made - target).abs().mean()) * len(index)
@@ -100,69 +82,94 @@ def evaluate_generator(generator: Generator, pairs: Pairs, scale: LatentScale) -
     return {name: round(total / len(pairs), 5) for name, total in sums.items()}
 
 
+def _rows(generator: nn.Module) -> int:
+    rows: int = generator.n_styles  # type: ignore[assignment]
+    return rows
+
+
 def repeat_rows(w: Tensor, n_styles: int) -> Tensor:
     """W [n, 512] to W+ [n, n_styles, 512], every row the same."""
     return w[:, None].expand(-1, n_styles, -1)
 
 
-def random_batches(count: int, batch: int, seed: int) -> Iterator[Tensor]:
-    """Index tensors [batch], epoch after epoch, each epoch in a fresh order."""
-    for epoch in itertools.count():
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch))
-        yield from order[: count - count % batch].split(batch)
+class GeneratorTask(Task[CodedImages]):
+    """Render the codes, be like the images; validated on pairs kept out."""
+
+    def __init__(
+        self,
+        generator: Generator,  # takes normalised codes
+        scale: LatentScale,
+        held_out: Pairs,
+        weights: ImageWeights = WEIGHTS,
+    ) -> None:
+        self.network: nn.Module = generator
+        self.scale, self.held_out, self.weights = scale, held_out, weights
+        self.n_styles = generator.n_styles
+
+    def _codes(self, w: Tensor) -> Tensor:
+        return repeat_rows(self.scale.normalise(w), self.n_styles)
+
+    def accumulate(self, batch: CodedImages, moment: Moment) -> dict[str, Tensor]:  # noqa: ARG002
+        """See `Task.accumulate`."""
+        w, target = batch
+        # Drawn before the generator runs, as every batch's random numbers come in one order.
+        loss = ImageLoss(self.weights, target)
+        terms = loss(self.network(self._codes(w)))
+        terms["loss"].backward()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def validate(self, network: nn.Module) -> Validation:
+        """See `Task.validate`."""
+        return evaluate_generator(network, self.held_out, self.scale)
+
+    def score(self, validation: Validation) -> float:
+        """LPIPS: L2 alone would have the softest faces win."""
+        return float(validation["lpips"])  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def pictures(self, network: nn.Module) -> Tensor:
+        """Eight held-out images above what the codes give, [2, 8, 3, s, s]."""
+        w, target = self.held_out.batch(torch.arange(min(8, len(self.held_out))))
+        return torch.stack([target, network(self._codes(w))])
 
 
-def fit_generator(plan: GeneratorPlan, pairs: Pairs, folder: Path) -> Generator:
+def pair_batches(pairs: Pairs, plan: LoopPlan, group: Group, first: int) -> Iterator[CodedImages]:
+    """This process's share of every batch of `pairs` from batch `first` on."""
+    for index in random_batches(len(pairs), plan.batch, plan.seed, first):
+        yield pairs.batch(group.share(index))
+
+
+def fit_generator(
+    plan: LoopPlan,
+    pairs: Pairs,
+    folder: str,  # any fsspec URI
+    *,
+    channels: dict[int, int] | None = None,
+    start: Generator | None = None,  # one that takes W, to go on from
+    held_out: int = HELD_OUT,
+) -> Generator:
     """Fit a generator to `pairs`, resuming from `folder`, and return it with W as its input.
 
-    Writes `generator.pt` (checkpoint) and `generator.jsonl` (one line a report) to `folder`.
+    The last `held_out` pairs are for validation. Writes `generator.pt` (checkpoint),
+    `generator.jsonl` (one line a report) and pictures to `folder`.
     """
-    group = join_group()
+    group, store = join_group(), Store(folder)
     torch.manual_seed(plan.seed)
-    train, held_out = pairs.split(plan.held_out)
-    scale = LatentScale.of(train.w)
-    live = Generator(plan.channels)
-    average = copy.deepcopy(live).requires_grad_(False)
-    optimiser = torch.optim.Adam(live.parameters(), lr=plan.peak_rate, betas=(0.9, 0.99))
-    checkpoint, log = folder / "generator.pt", Log(folder / "generator.jsonl")
-    state: dict[str, Any] = load_checkpoint_file(checkpoint) or {"batches": 0}
-    if state["batches"]:
-        live.load_state_dict(state["live"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-    batches = int(state["batches"])
-    order = random_batches(len(train), plan.batch, plan.seed)
-    for index in itertools.islice(order, batches, plan.images // plan.batch):
-        # By batch, so that a resumed run draws what an unbroken one would have drawn.
-        torch.manual_seed(plan.seed + batches * group.size + group.rank)
-        for weights in optimiser.param_groups:
-            weights["lr"] = learning_rate(
-                plan.peak_rate, batches, batches * plan.batch / plan.images
-            )
-        w, target = train.batch(group.share(index))
-        losses = pair_losses(live(repeat_rows(scale.normalise(w), live.n_styles)), target)
-        optimiser.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        group.average_gradients(live)
-        optimiser.step()
-        average_into(average, live, batches)
-        log.add({name: value.detach() for name, value in losses.items()})
-        batches += 1
-        seen = batches * plan.batch
-        if not group.leads:
-            continue
-        if seen % plan.save_every < plan.batch or seen + plan.batch > plan.images:
-            save_checkpoint(
-                checkpoint,
-                {
-                    "batches": batches,
-                    "live": live.state_dict(),
-                    "average": average.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                },
-            )
-        if seen % plan.report_every < plan.batch:
-            held = evaluate_generator(average, held_out, scale)
-            log.report(images=seen, **{f"held_out_{k}": v for k, v in held.items()})
-    scale.fold_into(average)
-    return average
+    known, unknown = pairs.split(held_out)
+    scale = LatentScale.of(known.w)
+    generator = copy.deepcopy(start) if start else Generator(channels or CHANNELS)
+    if start:
+        scale.inverse.fold_into(generator.requires_grad_(True))
+    task = GeneratorTask(generator, scale, unknown)
+    trained = train(
+        plan,
+        task,
+        partial(pair_batches, known, plan, group),
+        Checkpoints(store, "generator"),
+        Journal(store, "generator"),
+        group,
+    )
+    fitted = trained.network
+    assert isinstance(fitted, Generator)
+    scale.fold_into(fitted)
+    return fitted

@@ -1,8 +1,9 @@
 """Several processes on one batch: each takes its share, gradients are averaged.
 
-Started by torchrun (`torchrun --nproc-per-node 2 jobs/build_demo_model.py ...`); a single process
-needs nothing. One process a core with one thread each beats one process with many threads where
-other programs share the cores: threads meet at every operation, processes once a batch.
+Started by torchrun (`torchrun --nproc-per-node 2 jobs/build_demo_model.py ...`) or by Ray Train,
+which joins its workers itself; a single process needs nothing. One process a core with one thread
+each beats one process with many threads where other programs share the cores: threads meet at every
+operation, processes once a batch.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ class Group:
         """This process's part of a batch of indices."""
         return index[self.rank :: self.size]
 
+    @torch.no_grad()
+    def share_weights(self, model: nn.Module) -> None:
+        """Give every process the weights and buffers of the first."""
+        if self.size == 1:
+            return
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor, src=0)
+
     def average_gradients(self, model: nn.Module) -> None:
         """Replace each gradient by its mean over the processes, in one exchange."""
         if self.size == 1:
@@ -46,13 +55,12 @@ class Group:
 
 
 def join_group() -> Group:
-    """The group that torchrun's environment describes, or a group of one."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return Group()
+    """The group already joined, or the one in torchrun's environment, or a group of one."""
     if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return Group()
         dist.init_process_group("gloo")
-    return Group(dist.get_rank(), size)
+    return Group(dist.get_rank(), dist.get_world_size())
 
 
 def leave_group() -> None:

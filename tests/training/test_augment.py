@@ -1,6 +1,13 @@
 import torch
 
-from pipeline.training.augment import augment, jitter_colour, jitter_geometry, soften
+from pipeline.training.augment import (
+    augment,
+    augment_alike,
+    flip_half,
+    jitter_colour,
+    jitter_geometry,
+    soften,
+)
 
 
 def test_augmented_images_keep_shape_and_range():
@@ -28,3 +35,16 @@ def test_softening_keeps_an_image_or_lowers_its_contrast():
     kept = (ratios - 1).abs() < 1e-6
     assert 0 < int(kept.sum()) < 30
     assert ratios[~kept].max() < 0.7
+
+
+def test_a_photograph_and_its_look_move_together():
+    smooth = torch.linspace(-0.5, 0.5, 32).expand(8, 3, 32, 32)
+    photo, look = augment_alike(smooth, smooth)
+    assert (photo - look).abs().max() < 0.05  # but for the softening
+
+
+def test_half_of_the_images_are_mirrored():
+    torch.manual_seed(0)
+    ramp = torch.linspace(-1, 1, 8).expand(40, 3, 8, 8)
+    mirrored = (flip_half(ramp)[:, 0, 0, 0] > 0).sum()
+    assert 8 < int(mirrored) < 32

@@ -4,74 +4,118 @@ import pytest
 import torch
 
 from pipeline.inversion import invert
-from pipeline.models.compact import CompactEncoder
-from pipeline.models.stylegan2 import Generator
-from pipeline.training.demo import assemble
+from pipeline.models import Architecture, RestyleModel
+from pipeline.training.adversary import Adversary, AdversaryPlan
 from pipeline.training.encoder import (
+    AverageStart,
     EncoderPlan,
-    Start,
-    evaluate_encoder,
+    EncoderTask,
+    Faces,
+    ModelStart,
     refine,
-    scale_output,
-    train_batch,
-    train_encoder,
+    rendering,
 )
-from pipeline.training.generator import GeneratorPlan, repeat_rows
-from pipeline.training.pairs import to_unit
+from pipeline.training.loop import Moment
+from pipeline.training.losses import ImageWeights
+from pipeline.training.parallel import Group
+from pipeline.training.progressive import Stages
 
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
-PLAN = EncoderPlan(images=96, batch=8, steps=3, early_steps=2, held_out=8, report_every=48)
+MOMENT = Moment(batches=0, images=0, planned=100)
 
 
 @pytest.fixture
-def generator() -> Generator:
+def model() -> RestyleModel:
     torch.manual_seed(3)
-    return Generator(CHANNELS).requires_grad_(False)
+    arguments = {"n_styles": 8, "input_size": 32, "input_channels": 6, "width": 8}
+    model = RestyleModel(Architecture("CompactEncoder", arguments, CHANNELS, input_size=(32, 32)))
+    model.latent_avg.normal_(0, 0.5)
+    return model
 
 
 @pytest.fixture
-def encoder() -> CompactEncoder:
-    torch.manual_seed(4)
-    return CompactEncoder(n_styles=8, input_size=32, width=8)
+def faces() -> Faces:
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    return Faces(images, images)
 
 
-def test_each_step_has_a_gradient_of_its_own(generator, encoder):
-    start = Start.of(generator, torch.zeros(8, 512))
-    target = torch.rand(2, 3, 32, 32) * 2 - 1
-    first, second = refine(encoder, generator, start, target, 2, 1.0)
-    first.sum().backward()
-    alone = encoder.heads.bias.grad.clone()
-    second.sum().backward()  # does not reach back into the first step
-    assert not torch.equal(encoder.heads.bias.grad, alone)
+def task_of(model, faces, **settings) -> EncoderTask:
+    others = {name: settings.pop(name) for name in ("start", "adversary") if name in settings}
+    plan = EncoderPlan(images=ImageWeights(l2=1.0), **settings)
+    return EncoderTask(model, plan, faces, **others)
 
 
-def test_a_batch_leaves_the_generator_as_it_was(generator, encoder):
-    before = copy.deepcopy(generator.state_dict())
-    start = Start.of(generator, torch.zeros(8, 512))
-    losses = train_batch(
-        encoder, generator, start, torch.zeros(2, 3, 32, 32), PLAN, spread=1.0, steps=2
-    )
-    assert set(losses) == {"l2_first", "lpips_first", "l2_last", "lpips_last"}
-    assert all(torch.equal(value, generator.state_dict()[name]) for name, value in before.items())
+def test_each_step_has_a_gradient_of_its_own(model, faces):
+    start = AverageStart.of(model)(faces.seen)
+    first, second = refine(model.encoder, rendering(model), start, faces.seen, 2)
+    first[1].sum().backward()
+    alone = model.encoder.heads.bias.grad.clone()
+    second[1].sum().backward()  # does not reach back into the first step
+    assert not torch.equal(model.encoder.heads.bias.grad, alone)
 
 
-def test_training_brings_the_distance_to_unseen_images_down(generator, colours, tmp_path):
-    latent_avg = repeat_rows(colours.w.mean(dim=0)[None], 8)[0]
-    images = colours.images[-PLAN.held_out :]
-    trained = train_encoder(PLAN, generator, latent_avg, colours, tmp_path)
-    start = Start.of(generator, latent_avg)
-    untrained = (to_unit(images) - start.image).square().mean()
-    after = evaluate_encoder(trained, generator, start, images, PLAN.steps, spread=1.0)
-    assert after["l2"][-1] < 0.9 * float(untrained)
+def test_a_batch_leaves_the_generator_as_it_was(model, faces):
+    before = copy.deepcopy(model.generator.state_dict())
+    losses = task_of(model, faces, steps=2).accumulate(faces, MOMENT)
+    assert set(losses) == {"l2_first", "loss_first", "l2_last", "loss_last"}
+    after = model.generator.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(weight.grad is None for weight in model.generator.parameters())
 
 
-def test_the_assembled_model_inverts_as_the_training_loop_refines(generator, encoder):
-    scale_output(encoder, 0.5)
-    latent_avg = torch.randn(8, 512)
-    model = assemble(GeneratorPlan(channels=CHANNELS), generator, encoder, latent_avg, {})
-    target = torch.rand(3, 3, 32, 32) * 2 - 1
-    start = Start.of(generator, latent_avg)
+def test_the_loop_refines_as_inversion_does(model, faces):
+    start = AverageStart.of(model)(faces.seen)
     with torch.no_grad():
-        expected = list(refine(encoder, generator, start, target, 3, spread=1.0))
-    assert torch.allclose(invert(model, target, steps=3).images, expected[-1], atol=1e-4)
-    assert "research" in model.licence
+        rounds = list(refine(model.encoder, rendering(model), start, faces.seen, 3))
+    inversion = invert(model, faces.seen, steps=3)
+    for step, (codes, made) in enumerate(rounds):
+        assert torch.allclose(inversion.w_plus[:, step], codes, atol=1e-4)
+        assert torch.allclose(inversion.step_images[:, step], made, atol=1e-4)
+
+
+def test_another_models_inversion_is_where_bootstrapping_begins(model, faces):
+    codes, shown = ModelStart(model, steps=2)(faces.seen)
+    inversion = invert(model, faces.seen, steps=2)
+    assert torch.equal(codes, inversion.w_plus[:, -1])
+    assert torch.equal(shown, inversion.step_images[:, -1])
+
+
+def test_terms_on_the_codes_count_with_their_weights(model, faces):
+    settings = {"steps": 1, "w_norm": 0.5, "delta_norm": 0.25}
+    losses = task_of(model, faces, **settings).accumulate(faces, MOMENT)
+    expected = losses["l2_last"] + 0.5 * losses["w_norm_last"] + 0.25 * losses["delta_norm_last"]
+    assert torch.allclose(losses["loss_last"], expected)
+    assert losses["delta_norm_last"] > 0
+
+
+def test_at_the_first_stage_only_the_first_row_learns(model, faces):
+    model.latent_avg.copy_(model.latent_avg[:1].expand(8, -1).clone())
+    stages = Stages(start=1_000, every=1_000)
+    task = task_of(model, faces, steps=1, stages=stages, delta_norm=1.0)
+    losses = task.accumulate(faces, MOMENT)
+    gradient = model.encoder.heads.bias.grad
+    assert gradient[0].abs().sum() > 0
+    assert gradient[1:].abs().sum() == 0
+    assert losses["delta_norm_last"] == 0
+
+
+def test_the_adversary_learns_after_each_batch_and_is_part_of_the_state(model, faces):
+    adversary = Adversary(AdversaryPlan(), lambda n: torch.randn(n, 512))
+    task = task_of(model, faces, steps=1, adversary=adversary)
+    before = copy.deepcopy(adversary.network.state_dict())
+    assert "realness_last" in task.accumulate(faces, MOMENT)
+    assert "discriminator" in task.follow(MOMENT, Group())
+    after = task.state()["discriminator"]
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_validation_gives_a_figure_for_each_step(model, faces):
+    task = task_of(model, faces, steps=3)
+    validation = task.validate(model.encoder)
+    with torch.no_grad():
+        made = invert(model, faces.seen, steps=3).step_images.clamp(-1, 1)
+    expected = (made - faces.seen[:, None]).square().mean(dim=(0, 2, 3, 4))
+    assert validation["l2"] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert len(validation["lpips"]) == 3
+    assert task.score(validation) == validation["lpips"][-1]
+    assert task.pictures(model.encoder).shape == (4, 5, 3, 32, 32)

@@ -1,7 +1,25 @@
+from dataclasses import dataclass
+
+import pytest
 import torch
+import torch.nn.functional as F
 
 from pipeline.metrics.lpips import load_lpips
-from pipeline.training.losses import ShiftedLpips, block_means
+from pipeline.training.losses import ImageLoss, ImageWeights, ShiftedLpips, block_means
+
+
+@dataclass
+class Colours:
+    """Features: the mean colour, of unit length."""
+
+    def embed(self, images):
+        return F.normalize(images.mean(dim=(2, 3)))
+
+
+@pytest.fixture
+def target():
+    torch.manual_seed(0)
+    return torch.rand(2, 3, 32, 32) * 2 - 1
 
 
 def test_block_means_are_exact_means():
@@ -9,11 +27,33 @@ def test_block_means_are_exact_means():
     assert block_means(images, 2)[0, 0, 0, 0] == images[0, 0, :4, :4].mean()
 
 
-def test_lpips_of_equal_images_is_zero_and_has_a_finite_gradient():
-    target = torch.rand(2, 3, 32, 32) * 2 - 1
+def test_lpips_of_equal_images_is_zero_and_has_a_finite_gradient(target):
     made = target.clone().requires_grad_()
     loss = ShiftedLpips(load_lpips(), target)(made)
     assert loss.abs().max() < 1e-6
     loss.sum().backward()
     assert made.grad is not None
     assert made.grad.isfinite().all()
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(target):
+    weights = ImageWeights(l1=2.0, l2=3.0, blocks=0.5)
+    terms = ImageLoss(weights, target)(target * 0.5)
+    assert set(terms) == {"l1", "l2", "blocks", "loss"}
+    assert torch.allclose(terms["loss"], 2 * terms["l1"] + 3 * terms["l2"] + 0.5 * terms["blocks"])
+
+
+def test_crop_terms_see_the_face_alone(target):
+    loss = ImageLoss(ImageWeights(l2=1.0, l2_crop=1.0, lpips_crop=1.0), target)
+    border = target.clone()
+    border[:, :, :3] = 0
+    terms = loss(border)
+    assert terms["l2"] > 0
+    assert terms["l2_crop"] == 0
+    assert terms["lpips_crop"].abs() < 1e-6
+
+
+def test_a_feature_term_is_zero_for_like_features_whatever_the_network(target):
+    loss = ImageLoss(ImageWeights(moco=1.0), target, {"moco": Colours()})
+    assert loss(target * 0.3)["moco"].abs() < 1e-5  # the same colour, but darker
+    assert loss(-target)["moco"] == pytest.approx(2.0)

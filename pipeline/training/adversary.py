@@ -1,0 +1,103 @@
+"""e4e's latent discriminator: keeps codes in the distribution that the generator was trained with.
+
+Tov et al. 2021 (arXiv 2102.02766), sec. 4.2: a small network tells rows of the encoder's codes from
+real w, by the non-saturating loss, with R1 now and then (Mescheder et al. 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.models.stylegan2 import LATENT_DIM
+from pipeline.training.parallel import Group
+
+
+@dataclass(frozen=True)
+class AdversaryPlan:
+    """The published settings of e4e."""
+
+    weight: float = 0.1  # of the encoder's term
+    rate: float = 2e-5
+    r1: float = 10.0
+    r1_every: int = 16  # batches; the penalty counts so many times more when it is taken
+
+
+class LatentDiscriminator(nn.Module):
+    """Four linear layers over single rows."""
+
+    def __init__(self, layers: int = 4) -> None:
+        super().__init__()
+        hidden: list[nn.Module] = []
+        for _ in range(layers - 1):
+            hidden += [nn.Linear(LATENT_DIM, LATENT_DIM), nn.LeakyReLU(0.2)]
+        self.mlp = nn.Sequential(*hidden, nn.Linear(LATENT_DIM, 1))
+
+    def forward(self, w: Tensor) -> Tensor:
+        """How real each of `w` [n, 512] looks, logits [n]."""
+        logits: Tensor = self.mlp(w)[:, 0]
+        return logits
+
+
+class Adversary:
+    """The discriminator, its optimiser, and both sides' losses."""
+
+    def __init__(
+        self,
+        plan: AdversaryPlan,
+        real: Callable[[int], Tensor],  # n to so many real codes [n, 512]
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.plan, self.real = plan, real
+        self.network = LatentDiscriminator().to(device)
+        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=plan.rate)
+
+    def penalty(self, codes: Tensor) -> Tensor:
+        """The encoder's term, a scalar: rows of `codes` [n, rows, 512] that do not look real.
+
+        Gradients go to the codes alone.
+        """
+        self.network.requires_grad_(False)
+        loss = F.softplus(-self.network(codes.flatten(0, 1))).mean()
+        self.network.requires_grad_(True)
+        return loss
+
+    def learn(self, codes: Tensor, batches: int, group: Group) -> dict[str, Tensor]:
+        """One step of the discriminator on `codes` [n, rows, 512]; what it lost, for the log."""
+        fake = codes.detach().flatten(0, 1)
+        real = self.real(len(fake)).requires_grad_()
+        penalised = batches % self.plan.r1_every == 0
+        self.optimiser.zero_grad(set_to_none=True)
+        judged = self.network(real)
+        lost = F.softplus(-judged).mean() + F.softplus(self.network(fake)).mean()
+        loss = lost
+        if penalised:
+            loss = lost + self.plan.r1 / 2 * self.plan.r1_every * gradient_penalty(judged, real)
+        loss.backward()
+        group.average_gradients(self.network)
+        self.optimiser.step()
+        return {"discriminator": lost.detach()}
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {
+            "discriminator": self.network.state_dict(),
+            "discriminator_optimiser": self.optimiser.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave; a state without a discriminator leaves it new."""
+        if "discriminator" in state:
+            self.network.load_state_dict(state["discriminator"])
+            self.optimiser.load_state_dict(state["discriminator_optimiser"])
+
+
+def gradient_penalty(judged: Tensor, real: Tensor) -> Tensor:
+    """R1: the mean squared length of the logits' gradient at the real codes, a scalar."""
+    (gradient,) = torch.autograd.grad(judged.sum(), real, create_graph=True)
+    return gradient.square().sum(dim=1).mean()

@@ -1,0 +1,81 @@
+"""Feature networks that losses can look through: face recognition and MoCo, differentiable.
+
+Metrics look for the face in every image. A loss cannot, and need not: in an FFHQ crop a face lies
+where it always lies, so that a fixed window will do (ReStyle's own identity loss has one).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+
+# Parts of the height and the width: 35-223 and 32-220 of 256 px (ReStyle's identity loss).
+FACE_WINDOW = (35 / 256, 223 / 256, 32 / 256, 220 / 256)
+# Where dlib cuts its chips in FFHQ crops: mean of 299 faces, standard deviation 0.01 to 0.02.
+DLIB_WINDOW = (0.26, 0.95, 0.155, 0.85)
+
+
+class FeatureNetwork(Protocol):
+    """Images to features that are compared by their cosine."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit-length rows [n, d] of images [n, 3, h, w] in [-1, 1], with gradients."""
+        ...
+
+
+def window_of(images: Tensor, window: tuple[float, float, float, float]) -> Tensor:
+    """The part (top, bottom, left, right; parts of the side) of [n, 3, h, w], a view."""
+    height, width = images.shape[-2:]
+    top, bottom = round(window[0] * height), round(window[1] * height)
+    left, right = round(window[2] * width), round(window[3] * width)
+    return images[..., top:bottom, left:right]
+
+
+def central_crop(images: Tensor) -> Tensor:
+    """The inner face [n, 3, 0.73 h, 0.73 w] of FFHQ crops [n, 3, h, w] (pSp's crop losses)."""
+    return window_of(images, FACE_WINDOW)
+
+
+@dataclass(frozen=True)
+class FaceFeatures:
+    """A face recognition network on a fixed window of FFHQ crops."""
+
+    network: nn.Module
+    window: tuple[float, float, float, float]
+    side: int  # pixels of the network's input
+    levels: tuple[float, float] = (-1.0, 1.0)  # what black and white are to it
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See `FeatureNetwork.embed`."""
+        inner = window_of(images, self.window)
+        face = F.interpolate(
+            inner, size=self.side, mode="bilinear", antialias=True, align_corners=False
+        )
+        black, white = self.levels
+        return F.normalize(self.network((face + 1) / 2 * (white - black) + black))
+
+
+def load_face_features(name: str, device: str = "cpu") -> FaceFeatures:
+    """`dlib`, or the network in a weight file (CurricularFace IR-101, ArcFace IR-SE50).
+
+    The published encoders were trained with IR-SE50. Raises `ModelError` where dlib's models or
+    the file are missing, or fit no network.
+    """
+    try:
+        from pipeline.metrics.arcface import WARP, read_arcface
+        from pipeline.metrics.dlib_identity import WEIGHTS
+        from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
+        from pipeline.metrics.faces import dlib_model_file
+        from pipeline.metrics.weight_files import read_weight_file
+    except ImportError as error:
+        raise ModelError(f"identity losses need dlib: pip install dlib-bin ({error})") from error
+    if name == "dlib":
+        network = read_dlib_resnet(dlib_model_file(WEIGHTS).read_bytes()).to(device)
+        return FaceFeatures(network, DLIB_WINDOW, CHIP, (0.0, 255.0))
+    state, _ = read_weight_file(name)
+    return FaceFeatures(read_arcface(state, name, device).network, FACE_WINDOW, WARP)

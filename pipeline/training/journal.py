@@ -1,0 +1,90 @@
+"""The account of a training run: one JSON line a report, pictures, and TensorBoard if wanted."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from pipeline.metrics.pixel import to_pixels
+from pipeline.storage import Store
+from pipeline.training.board import Board
+
+
+class Journal:
+    """Writes `<name>.jsonl`; losses are means over the batches since the line before.
+
+    The file is put whole at each report, which an object store can do as well. What lies between
+    two reports is part of a checkpoint, so that a resumed run writes the lines of an unbroken one.
+    """
+
+    def __init__(self, store: Store, name: str, board: Board | None = None) -> None:
+        self.store, self.name, self.board = store, name, board
+        self.lines: list[dict[str, Any]] = []
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.since = time.monotonic()
+
+    def resume(self, images: int, pending: Mapping[str, Any]) -> None:
+        """Go on at `images`: lines of batches that a kill has undone are dropped."""
+        written = read_reports(self.store, self.name)
+        self.lines = [line for line in written if line["images"] <= images]
+        self.sums, self.count = dict(pending.get("sums", {})), int(pending.get("count", 0))
+
+    @property
+    def pending(self) -> dict[str, Any]:
+        """What has been added since the last line, for the checkpoint."""
+        return {"sums": dict(self.sums), "count": self.count}
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Take one batch's scalar losses in."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.count += 1
+
+    def report(self, images: int, facts: Mapping[str, Any]) -> None:
+        """Write and print a line with `facts` and the means, and start anew."""
+        now = time.monotonic()
+        means = {name: round(total / self.count, 5) for name, total in self.sums.items()}
+        line = {"images": images, **facts, **means, "seconds": round(now - self.since, 1)}
+        self.lines.append(line)
+        text = "".join(json.dumps(entry) + "\n" for entry in self.lines)
+        self.store.put(f"{self.name}.jsonl", text.encode())
+        print(json.dumps(line), flush=True)
+        if self.board:
+            self.board.scalars(images, line)
+        self.sums, self.count, self.since = {}, 0, now
+
+    def picture(self, images: int, cells: Tensor) -> None:
+        """Keep `cells` [rows, columns, 3, h, w] in [-1, 1] as `pictures/<name>-<images>.png`."""
+        pixels = grid(cells)
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, "PNG")
+        self.store.put(f"pictures/{self.name}-{images:09d}.png", content.getvalue())
+        if self.board:
+            self.board.picture(images, pixels)
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds back."""
+        if self.board:
+            self.board.close()
+
+
+def grid(cells: Tensor) -> np.ndarray:
+    """Cells [rows, columns, 3, h, w] in [-1, 1] side by side: uint8 [rows*h, columns*w, 3]."""
+    rows, columns, _, height, width = cells.shape
+    pixels = to_pixels(cells.flatten(0, 1)).reshape(rows, columns, height, width, 3)
+    return pixels.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
+
+
+def read_reports(store: Store, name: str) -> list[dict[str, Any]]:
+    """The lines that a `Journal` wrote; none where there is no file."""
+    if not store.exists(f"{name}.jsonl"):
+        return []
+    return [json.loads(line) for line in store.get(f"{name}.jsonl").decode().splitlines()]

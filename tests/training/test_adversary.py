@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from pipeline.training.adversary import Adversary, AdversaryPlan, gradient_penalty
+from pipeline.training.parallel import Group
+
+
+@pytest.fixture
+def adversary():
+    torch.manual_seed(0)
+    return Adversary(AdversaryPlan(rate=1e-3), lambda n: torch.randn(n, 512) + 1)
+
+
+def test_it_learns_to_tell_codes_from_real_ones(adversary):
+    codes = torch.randn(8, 2, 512) - 1
+    before = adversary.penalty(codes)
+    for batches in range(20):
+        adversary.learn(codes, batches, Group())
+    assert adversary.penalty(codes) > 2 * before
+    assert adversary.penalty(torch.randn(8, 2, 512) + 1) < before
+
+
+def test_the_encoders_term_leaves_the_discriminator_alone(adversary):
+    codes = torch.zeros(2, 2, 512, requires_grad=True)
+    adversary.penalty(codes).backward()
+    assert codes.grad is not None
+    assert all(weight.grad is None for weight in adversary.network.parameters())
+
+
+def test_the_gradient_penalty_is_exact_for_a_linear_judge():
+    slope = torch.randn(512)
+    real = torch.randn(3, 512, requires_grad=True)
+    assert gradient_penalty(real @ slope, real) == pytest.approx(float(slope.square().sum()))
+
+
+def test_it_goes_on_from_its_state(adversary):
+    codes = torch.randn(4, 1, 512)
+    adversary.learn(codes, 0, Group())
+    other = Adversary(AdversaryPlan(rate=1e-3), adversary.real)
+    other.restore(adversary.state())
+    assert other.penalty(codes) == adversary.penalty(codes)

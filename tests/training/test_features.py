@@ -1,0 +1,53 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.metrics.arcface import ArcFaceIRSE50
+from pipeline.metrics.identity import load_identity
+from pipeline.training.features import central_crop, load_face_features
+
+
+@pytest.fixture(scope="module")
+def faces():
+    """Rendered faces [4, 3, 256, 256] in [-1, 1], from the demo model's own generator."""
+    from pipeline.models import load_model
+
+    model = load_model("demo")
+    torch.manual_seed(2)
+    codes = model.latent_avg + 0.25 * torch.randn(4, 1, 512)
+    with torch.no_grad():
+        images = model.generator(codes.expand(-1, model.n_styles, -1)).clamp(-1, 1)
+    return torch.nn.functional.interpolate(images, size=256, mode="bilinear")
+
+
+def test_the_central_crop_is_the_published_one():
+    rows = torch.arange(256.0)[:, None].expand(1, 3, 256, 256)
+    crop = central_crop(rows)
+    assert crop.shape == (1, 3, 188, 188)
+    assert (crop[0, 0, 0, 0], crop[0, 0, -1, 0]) == (35, 222)
+
+
+def test_the_fixed_window_tells_people_apart_as_the_metric_does(faces):
+    features = load_face_features("dlib").embed(faces)
+    metric = load_identity("dlib").embed(faces)
+    seen = metric.isfinite().all(dim=1)
+    assert seen.sum() >= 3
+    fixed, found = features[seen] @ features[seen].T, metric[seen] @ metric[seen].T
+    upper = torch.triu_indices(len(fixed), len(fixed), 1)
+    assert (fixed - found)[upper[0], upper[1]].abs().max() < 0.08
+
+
+def test_the_identity_loss_reaches_the_pixels(faces):
+    images = faces[:1].clone().requires_grad_()
+    load_face_features("dlib").embed(images).sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+
+
+def test_a_weight_file_gives_its_own_network(tmp_path, faces):
+    torch.manual_seed(0)
+    state = ArcFaceIRSE50().state_dict()
+    save_file(state, tmp_path / "ir_se50.safetensors")
+    features = load_face_features(str(tmp_path / "ir_se50.safetensors"))
+    assert features.side == 112
+    assert torch.allclose(features.embed(faces[:1]).norm(dim=1), torch.ones(1))

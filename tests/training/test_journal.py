@@ -1,0 +1,64 @@
+import json
+
+import torch
+from PIL import Image
+
+from pipeline.storage import Store
+from pipeline.training.board import Board
+from pipeline.training.journal import Journal, grid, read_reports
+
+
+def test_lines_hold_the_means_since_the_line_before(tmp_path, capsys):
+    log = Journal(Store(str(tmp_path)), "log")
+    log.add({"l1": torch.tensor(1.0)})
+    log.add({"l1": torch.tensor(3.0)})
+    log.report(32, {"held_out_l2": [0.5, 0.25]})
+    log.add({"l1": torch.tensor(5.0)})
+    log.report(48, {})
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["l1"] for line in printed] == [2.0, 5.0]
+    assert read_reports(Store(str(tmp_path)), "log") == printed
+    assert read_reports(Store(str(tmp_path)), "missing") == []
+
+
+def test_a_resumed_journal_forgets_what_a_kill_undid(tmp_path):
+    store = Store(str(tmp_path))
+    first = Journal(store, "log")
+    for images, loss in ((8, 1.0), (16, 2.0)):
+        first.add({"l1": torch.tensor(loss)})
+        first.report(images, {})
+    second = Journal(store, "log")
+    second.resume(12, {"sums": {"l1": 3.0}, "count": 1})
+    second.add({"l1": torch.tensor(5.0)})
+    second.report(16, {})
+    assert [(line["images"], line["l1"]) for line in read_reports(store, "log")] == [
+        (8, 1.0),
+        (16, 4.0),
+    ]
+
+
+def test_cells_stand_side_by_side_in_a_picture(tmp_path):
+    cells = torch.full((2, 3, 3, 4, 4), -1.0)
+    cells[1, 2] = 1
+    assert grid(cells).shape == (8, 12, 3)
+    assert grid(cells)[4:, 8:].min() == 255
+    Journal(Store(str(tmp_path)), "log").picture(40, cells)
+    with Image.open(tmp_path / "pictures" / "log-000000040.png") as picture:
+        assert picture.size == (12, 8)
+
+
+def test_tensorboard_reads_back_a_curve_for_each_step(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    store = Store(str(tmp_path))
+    journal = Journal(store, "log", Board(store))
+    journal.add({"loss": torch.tensor(0.5)})
+    journal.report(64, {"held_out_l2": [0.25, 0.125]})
+    journal.picture(64, torch.zeros(1, 2, 3, 4, 4))
+    journal.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (point,) = events.Scalars("held_out_l2/step_2")
+    assert (point.step, point.value) == (64, 0.125)
+    assert events.Scalars("loss")[0].value == 0.5
+    assert len(events.Images("steps")) == 1

@@ -1,0 +1,123 @@
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.storage import Store
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.journal import Journal, read_reports
+from pipeline.training.loop import LoopPlan, Task, train
+
+PLAN = LoopPlan(
+    images=80, batch=4, peak_rate=0.2, warm_up=4, horizon=5, report_every=8, save_every=12
+)
+
+
+class LineTask(Task[torch.Tensor]):
+    """Find the slope 2 under noise that is drawn within the batch."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        torch.manual_seed(7)
+        self.network, self.fail_at, self.seen = nn.Linear(1, 1), fail_at, 0
+
+    def accumulate(self, batch, moment):
+        if moment.batches == self.fail_at:
+            raise KeyboardInterrupt
+        x = batch[:, None] + 0.1 * torch.randn(len(batch), 1)
+        loss = (self.network(x) - 2 * x).square().mean()
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    def validate(self, network):
+        x = torch.linspace(-1, 1, 9)[:, None]
+        return {"l2": float((network(x) - 2 * x).square().mean())}
+
+    def score(self, validation):
+        return validation["l2"]
+
+    def follow(self, moment, group):  # noqa: ARG002
+        self.seen += 1
+        return {}
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def restore(self, state):
+        self.seen = state["seen"]
+
+
+def batches_from(first: int):
+    for number in itertools.count(first):
+        generator = torch.Generator().manual_seed(number)
+        yield torch.randn(PLAN.batch, generator=generator)
+
+
+def run(folder, plan=PLAN, fail_at=None):
+    store, task = Store(str(folder)), LineTask(fail_at)
+    trained = train(plan, task, batches_from, Checkpoints(store, "line"), Journal(store, "line"))
+    reports = read_reports(store, "line")
+    return trained, [{**line, "seconds": 0} for line in reports], task
+
+
+def test_it_learns(tmp_path):
+    _, reports, _ = run(tmp_path)
+    assert reports[-1]["images"] == 80
+    assert reports[-1]["held_out_l2"] < 0.5 * reports[0]["held_out_l2"]
+
+
+@pytest.mark.parametrize("fail_at", [3, 4, 11])
+@pytest.mark.parametrize("optimiser", ["adam", "ranger"])
+def test_a_run_that_was_killed_ends_as_an_unbroken_one_line_for_line(tmp_path, fail_at, optimiser):
+    plan = replace(PLAN, optimiser=optimiser)
+    whole, reports, task = run(tmp_path / "whole", plan)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", plan, fail_at)
+    resumed, again, after = run(tmp_path / "killed", plan)
+    assert again == reports
+    assert after.seen == task.seen == 20
+    for name, weight in whole.network.state_dict().items():
+        assert torch.equal(weight, resumed.network.state_dict()[name]), name
+
+
+def test_the_best_weights_are_kept_when_later_ones_are_worse(tmp_path):
+    class WorseAndWorse(LineTask):
+        scores = iter([3.0, 1.0, 2.0, 4.0, 5.0])
+
+        def score(self, validation):  # noqa: ARG002
+            return next(self.scores)
+
+    store, plan = Store(str(tmp_path)), replace(PLAN, images=40)
+    trained = train(
+        plan, WorseAndWorse(), batches_from, Checkpoints(store, "line"), Journal(store, "line")
+    )
+    assert trained.best_images == 16
+    assert not torch.equal(trained.best.weight, trained.network.weight)
+
+
+def test_a_finished_training_is_not_begun_again_and_a_longer_one_goes_on(tmp_path):
+    first, _, _ = run(tmp_path)
+    second, _, _ = run(tmp_path)
+    assert torch.equal(first.network.weight, second.network.weight)
+    _, reports, _ = run(tmp_path, replace(PLAN, images=96))
+    assert reports[-1]["images"] == 96
+
+
+def test_a_checkpoint_comes_after_so_many_minutes_too(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, replace(PLAN, save_every=10_000, save_minutes=0.0), fail_at=5)
+    state = Checkpoints(Store(str(tmp_path)), "line").load()
+    assert state is not None
+    assert state["batches"] == 5
+
+
+def test_a_checkpoint_without_a_journal_is_enough_to_go_on(tmp_path):
+    run(tmp_path, replace(PLAN, images=40))
+    checkpoints = Checkpoints(Store(str(tmp_path)), "line")
+    state = checkpoints.load()
+    assert state is not None
+    known = ("batches", "live", "average", "optimiser")
+    checkpoints.save({name: state[name] for name in known} | {"task": {"seen": 10}})
+    _, reports, _ = run(tmp_path)
+    assert reports[-1]["images"] == 80
