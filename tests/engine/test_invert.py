@@ -21,7 +21,7 @@ from pipeline.engine.invert import (
     to_tensor,
 )
 from pipeline.engine.rows import Row, blank_row, pack, unpack
-from pipeline.inversion import OptimizeSettings, StopRule
+from pipeline.inversion import OptimizeSettings, StopRule, bootstrap
 from pipeline.inversion.methods import Method, MethodName
 from pipeline.models import load_model, save_bundle
 from pipeline.table import Columns, starts_schema
@@ -60,6 +60,18 @@ def broken_bundle(tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory) ->
     with torch.no_grad():
         model.encoder.heads.bias.fill_(float("inf"))  # type: ignore[union-attr, operator]
     folder = str(tmp_path_factory.mktemp("broken"))
+    save_bundle(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other_bundle(tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model over the same codes whose every weight is a little different."""
+    model = load_model(tiny_bundle)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(0.9)
+    folder = str(tmp_path_factory.mktemp("other"))
     save_bundle(model, folder)
     return folder
 
@@ -242,3 +254,28 @@ def test_optimised_rows_say_what_they_cost(settings: InvertSettings, name: Metho
         np.testing.assert_array_equal(row["w_plus"], same["w_plus"])
         assert (row["method"], row["steps"], row["converged"]) == (name, 2, None)
         assert row["generator_passes"] >= 4 + (2 if name == "hybrid" else 0)
+
+
+def test_a_bootstrapped_inversion_goes_on_from_another_models(
+    settings: InvertSettings, tiny_bundle: str, other_bundle: str
+) -> None:
+    method = Method(steps=2, bootstrap_steps=1)
+    wanted = replace(settings, model=other_bundle, first=tiny_bundle, method=method)
+    (row,) = Inverter(replace(wanted, keep_steps=True)).rows([face(0)]).latents
+    images = to_tensor([face(0)["pixels"]], (64, 64))
+    _, second = bootstrap(load_model(tiny_bundle), load_model(other_bundle), images, steps=(1, 2))
+    np.testing.assert_array_equal(row["w_plus_per_step"], second.w_plus[0].numpy())
+    assert (row["steps"], row["generator_passes"], row["refined_from"]) == (2, 3, None)
+
+
+def test_a_table_of_the_first_models_codes_starts_the_same_bootstrapping(
+    settings: InvertSettings, tiny_bundle: str, other_bundle: str
+) -> None:
+    (begun,) = Inverter(replace(settings, method=Method(steps=1))).rows([face(0)], "s").latents
+    going_on = replace(settings, model=other_bundle, first=tiny_bundle, keep_steps=True)
+    from_table = Inverter(replace(going_on, method=Method(steps=2), starts="all"))
+    (row,) = from_table.rows([face(0)], "s", {"s/0#0": begun["w_plus"]}).latents
+    in_one_job = Inverter(replace(going_on, method=Method(steps=2, bootstrap_steps=1)))
+    (same,) = in_one_job.rows([face(0)], "s").latents
+    np.testing.assert_allclose(row["w_plus_per_step"], same["w_plus_per_step"], atol=1e-5)
+    assert row["refined_from"] == "s/0#0"

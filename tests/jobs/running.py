@@ -1,4 +1,4 @@
-"""Runs `jobs/invert_dataset.py` as a user does: a process of its own."""
+"""Runs `jobs/invert_dataset.py`, or another job, as a user does: a process of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-JOB = Path(__file__).resolve().parents[2] / "jobs" / "invert_dataset.py"
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
 PATIENCE_S = 600.0
 _MARK = "INVERT_DATASET_TEST"
 
@@ -35,14 +35,16 @@ class Ended:
 class Job:
     """A job that runs in `folder` with its output beside it, and a home of its own."""
 
-    def __init__(self, folder: Path, *arguments: object, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: object, job: str = "invert_dataset", **environment: str
+    ) -> None:
         self.folder, self.mark = folder, f"{_MARK}_{os.getpid()}_{time.monotonic_ns()}"
         self.home = folder / "home"
         self.home.mkdir(exist_ok=True)
         self.out, self.err = folder / "stdout", folder / "stderr"
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, str(JOB), *map(str, arguments)],
+                [sys.executable, str(JOBS / f"{job}.py"), *map(str, arguments)],
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -91,9 +93,11 @@ class Job:
         return found
 
 
-def run_job(folder: Path, *arguments: object, **environment: str) -> Ended:
+def run_job(
+    folder: Path, *arguments: object, job: str = "invert_dataset", **environment: str
+) -> Ended:
     """Run a job to its end."""
-    return Job(folder, *arguments, **environment).ended()
+    return Job(folder, *arguments, job=job, **environment).ended()
 
 
 def file_bytes(table: Path, *folders: str) -> dict[str, bytes]:

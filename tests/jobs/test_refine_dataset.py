@@ -1,0 +1,86 @@
+"""A second pass over chosen rows of a table, as a user runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.table import open_table
+from tests.jobs.conftest import WORKERS, Undisturbed
+from tests.jobs.running import Ended, file_bytes, run_job
+
+pytestmark = pytest.mark.timeout(900)
+WHERE = "key LIKE 'unusual/%' OR key = 'portraits/0002.jpg'"
+
+
+def refine(undisturbed: Undisturbed, where: str, output: str = "refined") -> Ended:
+    """Refine rows of the undisturbed table in a few optimisation steps."""
+    flags = ("--steps", 10, "--part-size", 4, *WORKERS)
+    given = ("--table", "table", "--where", where, "--output", output, *flags)
+    return run_job(undisturbed.folder, *given, job="refine_dataset")
+
+
+@pytest.fixture(scope="module")
+def refined(undisturbed: Undisturbed) -> Path:
+    """The table of the second pass."""
+    run = refine(undisturbed, WHERE)
+    assert run.code == 0, run.err
+    assert (run.line["samples"], run.line["faces"], run.line["rejects"]) == (2, 2, 0)
+    return undisturbed.folder / "refined"
+
+
+def test_the_second_pass_holds_the_chosen_faces_and_where_they_came_from(refined: Path) -> None:
+    table = open_table(str(refined))
+    rows = table.sql("SELECT image_id, refined_from, method, generator_passes FROM latents")
+    assert set(rows["image_id"]) == {
+        "files-00000/portraits/0002.jpg#0",
+        "files-00001/unusual/two-faces.jpg#0",
+    }
+    assert (rows["image_id"] == rows["refined_from"]).all()
+    assert set(rows["method"]) == {"hybrid"}
+    assert (rows["generator_passes"] >= 10).all()
+    counts = table.verify()
+    assert (counts["shards"], counts["samples"], counts["faces"]) == (2, 2, 2)
+
+
+def test_the_second_pass_comes_closer(refined: Path, undisturbed: Undisturbed) -> None:
+    after = open_table(str(refined)).sql("SELECT image_id, l2, l2_per_step FROM latents")
+    before = open_table(str(undisturbed.table)).sql("SELECT image_id, l2 FROM latents")
+    first = dict(zip(before["image_id"], before["l2"], strict=True))
+    for row in after.itertuples():
+        assert row.l2_per_step[-1] < first[row.image_id]
+        assert np.all(np.isfinite(row.l2_per_step))
+
+
+def test_the_same_command_again_changes_no_latent(refined: Path, undisturbed: Undisturbed) -> None:
+    before = file_bytes(refined, "latents", "rejects", "_shards")
+    run = refine(undisturbed, WHERE)
+    assert (run.code, run.line["parts"]) == (0, 0)
+    assert file_bytes(refined, "latents", "rejects", "_shards") == before
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("lpipz > 1", "the query failed"),
+        ("lpips > (SELECT 1)", "without a SELECT"),
+        ("key = 'portraits/0001.jpg'", "where"),
+    ],
+)
+def test_another_condition_is_refused(
+    refined: Path, undisturbed: Undisturbed, where: str, said: str
+) -> None:
+    before = file_bytes(refined)
+    run = refine(undisturbed, where)
+    assert (run.code, run.out) == (2, "")
+    assert said in run.err
+    assert file_bytes(refined) == before
+
+
+def test_a_table_that_is_not_there_is_a_wrong_request(tmp_path: Path) -> None:
+    run = run_job(tmp_path, "--table", "nowhere", "--output", "out", job="refine_dataset")
+    assert (run.code, run.out) == (2, "")
+    assert "'nowhere' is not a table" in run.err or "nowhere" in run.err
+    assert not (tmp_path / "out").exists()
