@@ -16,6 +16,7 @@ from pipeline.storage import canonical_uri
 MethodName = Literal["restyle", "encoder", "optimize", "hybrid"]
 OPTIMISING = ("optimize", "hybrid")
 AUTO_STEPS_AT_MOST = 10
+_LONGEST_FILE = 1 << 20  # characters
 
 
 class JobConfig(BaseModel):
@@ -152,6 +153,14 @@ def _nearest(name: str) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def _shown(value: object) -> str:
+    """A value that does not fit; the type of a list, which aliases can make without end."""
+    plain = isinstance(value, str | float | bool | None) or (
+        isinstance(value, int) and value.bit_length() <= 64
+    )
+    return repr(value) if plain else f"a {type(value).__name__}"
+
+
 def _explain(error: ValidationError) -> str:
     lines: dict[str, str] = {}
     for problem in error.errors():
@@ -164,7 +173,7 @@ def _explain(error: ValidationError) -> str:
         elif not name:
             line = problem["msg"].removeprefix("Value error, ")
         else:
-            line = f"'{name}': {problem['msg'].lower()} (got {problem['input']!r})"
+            line = f"'{name}': {problem['msg'].lower()} (got {_shown(problem['input'])})"
         lines.setdefault(name, line)
     return "; ".join(lines.values())
 
@@ -176,11 +185,16 @@ def read_config_file(uri: str) -> dict[str, Any]:
     """
     try:
         with fsspec.open(uri, "r") as file:
-            settings = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError) as error:
+            text = file.read(_LONGEST_FILE)
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"cannot read the config file '{uri}': {error}") from error
+    try:
+        settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"'{uri}' is not valid YAML: {' '.join(str(error).split())}") from error
+    # A date in a thirteenth month, a number of five thousand digits, a thousand lists in lists.
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
     return settings

@@ -145,3 +145,24 @@ def test_a_config_file_may_lie_anywhere() -> None:
     with fsspec.open("memory://configs/run.yaml", "w") as sink:
         sink.write("steps: 2\n")
     assert read_config_file("memory://configs/run.yaml") == {"steps": 2}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["2024-13-45", "9" * 5000, "!!bool maybe", "!!timestamp soon", "[" * 3000 + "]" * 3000],
+)
+def test_a_value_that_yaml_cannot_make_is_refused_in_a_line(file: Path, value: str) -> None:
+    file.write_text(f"steps: {value}\n")
+    assert "holds a value that cannot be read" in refusal(file)
+
+
+def test_aliases_that_multiply_are_not_written_out(file: Path) -> None:
+    lines = [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 30)]
+    file.write_text("x0: &x0 a\n" + "\n".join(lines) + "\nsteps: *x29\n")
+    assert "(got a list)" in refusal(file)
+
+
+def test_a_path_that_no_disk_has_is_refused() -> None:
+    for path, why in (("a\0b", "null character"), ("~nobody-of-this-name/x", "home of nobody")):
+        with pytest.raises(InputError, match=why):
+            load_config(None, {**BOTH, "input": path})

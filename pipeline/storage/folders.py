@@ -20,7 +20,7 @@ def read_folder(shard: Shard) -> Iterator[Sample]:
         contents = _contents(shard, [name for name, size in group if size <= MAX_SAMPLE_BYTES])
         for name, size in group:
             key = readable_name(name)
-            uri = join(shard.uri, key)
+            uri = join(shard.source, key)
             if name in contents:
                 yield Sample(key, uri, contents.pop(name))
             else:

@@ -35,7 +35,7 @@ def read_parquet(shard: Shard) -> Iterator[Sample]:
     with storage_errors(f"read '{shard.uri}'"):
         try:
             with fs.open(path, "rb", block_size=_BUFFER, cache_type="readahead") as file:
-                for sample in _rows(file, shard.uri):
+                for sample in _rows(file, shard.source):
                     row += 1
                     yield sample
         # Arrow also raises Python's own errors, for texts, numbers and dates that are none.

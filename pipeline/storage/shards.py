@@ -39,6 +39,11 @@ class Shard:
     names: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
 
+    @property
+    def source(self) -> str:
+        """`uri` as the table has it: bytes that are not UTF-8 are written as `\\xNN`."""
+        return readable_name(self.uri)
+
     def to_json(self) -> str:
         """The shard as a line of ASCII JSON, whatever bytes its names are made of."""
         return json.dumps(asdict(self))

@@ -108,7 +108,7 @@ def read_tar(shard: Shard) -> Iterator[Sample]:
                 tarfile.open(fileobj=_Source(stream), mode="r|", tarinfo=_StrictTarInfo) as archive,
             ):
                 for member in archive:
-                    sample = _sample(archive, member, keys, shard.uri)
+                    sample = _sample(archive, member, keys, shard.source)
                     if sample is not None:
                         count += 1
                         yield sample

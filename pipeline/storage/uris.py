@@ -46,9 +46,14 @@ def canonical_uri(uri: str) -> str:
     """
     if not uri.strip():
         raise InputError("an empty path or URI was given")
+    if "\0" in uri:
+        raise InputError(f"'{uri}' holds a null character, which no path does")
     if is_local(uri):
         path = re.sub(r"^(file|local)://", "", uri)
-        return str(Path(path).expanduser().absolute())
+        try:
+            return str(Path(path).expanduser().absolute())
+        except RuntimeError as error:
+            raise InputError(f"'{path}' names the home of nobody: {one_line(error)}") from error
     host = uri.split("://", 1)[1].split("/", 1)[0]
     if "@" in host or _SIGNED.search(uri):
         raise InputError(

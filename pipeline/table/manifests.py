@@ -43,7 +43,7 @@ class ShardManifest:
             raise TableError(f"shard '{shard.shard_id}' cannot be committed with parts {numbers}")
         return cls(
             shard=shard.shard_id,
-            uri=shard.uri,
+            uri=shard.source,
             kind=shard.kind,
             etag=shard.etag,
             size=shard.size,

@@ -190,10 +190,10 @@ class TableWriter:
 
     def _committed_state(self, shard: Shard) -> ShardState:
         manifest = read_manifest(self.store, shard.shard_id)
-        if manifest.uri != shard.uri:
+        if manifest.uri != shard.source:
             raise InputError(
                 f"the table '{self.store.root}' holds shard '{shard.shard_id}' from "
-                f"'{manifest.uri}'; this input has it at '{shard.uri}': choose another output"
+                f"'{manifest.uri}'; this input has it at '{shard.source}': choose another output"
             )
         if (manifest.etag, manifest.size) == (shard.etag, shard.size):
             return ShardState(shard, manifest)
