@@ -4,6 +4,7 @@ from pipeline.table.card import card_text, write_card
 from pipeline.table.description import DESCRIPTION_NAME, Description, check_same, read_description
 from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry
 from pipeline.table.manifests import ShardManifest
+from pipeline.table.means import means_per_step
 from pipeline.table.parts import PartSummary
 from pipeline.table.reader import Table, UnknownImageError, as_array, open_table
 from pipeline.table.schema import SCHEMA_VERSION, Columns, image_id, latents_table, rejects_table
@@ -30,6 +31,7 @@ __all__ = [
     "check_same",
     "image_id",
     "latents_table",
+    "means_per_step",
     "open_for_writing",
     "open_start",
     "open_table",

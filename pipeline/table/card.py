@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
+from pipeline.table.means import METRICS, means_per_step
 from pipeline.table.reader import Table
 
 CARD_NAME = "README.md"
-_METRICS = ("l2", "psnr", "lpips", "id_similarity", "residual_norm")
 # What the Hugging Face hub reads; without it the hub would take all files for one data set.
 _FRONT_MATTER = """---
 license: other
@@ -75,18 +75,13 @@ def _rejects(table: Table) -> str:
 
 def _metrics(table: Table) -> str:
     """Mean of each metric by step, counting only the faces that it could be measured on."""
-    rows = []
-    for metric in _METRICS:
-        means = table.sql(
-            f"SELECT avg(value) AS mean FROM (SELECT unnest({metric}_per_step) AS value,"
-            f" generate_subscripts({metric}_per_step, 1) AS step FROM latents)"
-            " GROUP BY step ORDER BY step"
-        )["mean"]
-        if len(means):
-            rows.append((metric, *("" if mean != mean else f"{mean:.4f}" for mean in means)))
-    steps = max((len(row) - 1 for row in rows), default=0)
-    rows = [row + ("",) * (steps + 1 - len(row)) for row in rows]
-    header = ("mean", *(f"step {step}" for step in range(1, steps + 1)))
+    means = means_per_step(table)
+    rows = [
+        (name, *("" if mean != mean else f"{mean:.4f}" for mean in means[name]))
+        for name in METRICS
+        if len(means)
+    ]
+    header = ("mean", *(f"step {step}" for step in means["step"]))
     measured = [f"* {name}: {meaning}" for name, meaning in table.description.metrics.items()]
     section = _section("Metrics", header, rows, "No face was measured.")
     return "\n".join([section, *measured, ""])

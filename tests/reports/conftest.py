@@ -37,8 +37,10 @@ def make_table(
             for name in names
             for face in aligner.align(sample_images[name])
         ]
-        latents, rejects = Inverter(plan.recipe.inversion).rows(faces)
-        plan.writer.write_part(plan.works[0].shard, 0, samples=2, latents=latents, rejects=rejects)
+        account = Inverter(plan.recipe.inversion).rows(faces)
+        plan.writer.write_part(
+            next(plan.works).shard, 0, samples=2, latents=account.latents, rejects=account.rejects
+        )
         return open_table(str(tmp_path / "table"))
 
     return make
