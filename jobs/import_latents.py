@@ -1,0 +1,102 @@
+"""Make a table out of codes that another program found.
+
+    python jobs/import_latents.py --from latents.npy --model restyle.pt --output URI
+    python jobs/import_latents.py --from codes/ --model demo --output URI --images photos/
+
+--from is the published scripts' latents.npy, whose pickle is read without running it, a folder of
+.npy and .pt files of one code each, or one such file. Without --images what nobody measured is
+null. With them every code is matched to its image by name, rendered (or compared with the scripts'
+own pictures, --results FOLDER) and measured as the inversion job does, under the same shards and
+keys. Ambiguous names are refused with the list. Run the same command again to continue.
+
+exit code  0 done   1 a read or a write failed, run again   2 the request is wrong
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from pipeline.alignment import AlignmentSettings
+from pipeline.errors import ConfigError, PipelineError, RequestError
+from pipeline.metrics import Meter
+from pipeline.models import RestyleModel, load_model, treatment_for
+from pipeline.table.code_files import faces_of, open_codes
+from pipeline.table.importing import Importing, ImportSettings
+from pipeline.table.measuring import Measuring, Result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Import; print one JSON line; the exit code."""
+    asked = _parser().parse_args(arguments)
+    try:
+        counts = _import(asked)
+    except PipelineError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, RequestError) else 1
+    print(json.dumps({**counts, "table": asked.output}))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--from", dest="codes", required=True, metavar="URI")
+    parser.add_argument("--model", required=True, help="that the codes belong to")
+    parser.add_argument("--output", required=True, metavar="URI", help="the table's folder")
+    parser.add_argument("--method", default="imported", help="the word in the column `method`")
+    parser.add_argument("--images", metavar="URI", help="what was inverted: measure against it")
+    parser.add_argument("--results", metavar="URI", help="pictures, <step>/<name>; not rendered")
+    parser.add_argument(
+        "--prealigned",
+        action=argparse.BooleanOptionalAction,
+        help="images are aligned crops (default: as the model's domain asks)",
+    )
+    parser.add_argument("--fit", choices=["stretch", "crop", "pad"], help="of prealigned images")
+    parser.add_argument("--identity", help="identity network: dlib, none, or a weight file")
+    parser.add_argument("--latent-dtype", choices=["float16", "float32"], default="float16")
+    parser.add_argument("--part-size", type=int, default=256, metavar="N", help="samples a part")
+    parser.add_argument("--files-per-shard", type=int, default=1024, metavar="N")
+    parser.add_argument("--device", default="cpu", help="where codes are rendered and measured")
+    return parser
+
+
+def _import(asked: argparse.Namespace) -> dict[str, object]:
+    settings = ImportSettings(
+        model=asked.model,
+        method=asked.method,
+        latent_dtype=asked.latent_dtype,
+        part_size=asked.part_size,
+        files_per_shard=asked.files_per_shard,
+        images=asked.images,
+    )
+    codes, model = open_codes(asked.codes), load_model(asked.model, asked.device)
+    if not asked.images:
+        if asked.results:
+            raise ConfigError("--results are compared with images: name them with --images")
+        return Importing(codes, model, settings).run(asked.output)
+    several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
+    with _measuring(asked, model, several=several) as measuring:
+        return Importing(codes, model, settings, measuring).run(asked.output)
+
+
+def _measuring(asked: argparse.Namespace, model: RestyleModel, *, several: bool) -> Measuring:
+    treatment = treatment_for(
+        model, prealigned=asked.prealigned, identity=asked.identity, fit=asked.fit
+    )
+    print(treatment.description, file=sys.stderr)
+    alignment = AlignmentSettings(
+        faces="all" if several else "largest",
+        prealigned=treatment.prealigned,
+        fit=treatment.fit,
+        output_size=model.input_size,
+    )
+    results = Result(asked.results) if asked.results else None
+    return Measuring(model, alignment, Meter(asked.device, treatment.identity), results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
