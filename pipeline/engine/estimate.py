@@ -44,11 +44,11 @@ def _count(works: list[ShardWork]) -> tuple[list[int], bool]:
     return counts, len(read) == len(files)
 
 
-def _time(plan: Plan) -> tuple[float, float, float]:
+def _time(plan: Plan, works: list[ShardWork]) -> tuple[float, float, float]:
     """Seconds a sample to align and to invert, and faces a sample, on the first few images."""
     torch.set_num_threads(1)  # as in the job's actors
     aligner, inverter = Aligner(plan.recipe.alignment), Inverter(plan.recipe.inversion)
-    samples = list(itertools.islice(_samples(plan.works), TIMED_SAMPLES))
+    samples = list(itertools.islice(_samples(works), TIMED_SAMPLES))
     faces: list[dict[str, Any]] = []
     started = time.perf_counter()
     for sample in samples:
@@ -70,26 +70,27 @@ def estimate_job(config: JobConfig) -> dict[str, Any]:
     Raises a `RequestError` where `run_job` would. Times are of this machine, all cores busy.
     """
     plan = make_plan(config, dry_run=True)
-    counts, exact = _count(plan.works)
+    works = list(plan.works)
+    counts, exact = _count(works)
     existing = sum(
         summary.samples for state in plan.states.values() for summary in state.parts.values()
     )
     to_do = max(0, sum(counts) - existing)
-    align, invert, faces = _time(plan) if to_do else (0.0, 0.0, 0.0)
+    align, invert, faces = _time(plan, works) if to_do else (0.0, 0.0, 0.0)
     columns = plan.recipe.columns
     code = columns.n_styles * 512 * (2 if columns.w_plus_dtype == "float16" else 4)
     cores = os.cpu_count() or 1
     return {
         "dry_run": True,
-        "shards": len(plan.works) + plan.done_shards,
-        "shards_to_do": len(plan.works),
+        "shards": len(works) + plan.found.done_shards,
+        "shards_to_do": len(works),
         "samples_to_do": to_do,
         "samples_are_exact": exact,
         "parts_to_do": sum(
             max(0, math.ceil(count / config.part_size) - len(work.existing))
-            for count, work in zip(counts, plan.works, strict=True)
+            for count, work in zip(counts, works, strict=True)
         ),
-        "skipped_parts": plan.done_parts,
+        "skipped_parts": plan.found.done_parts,
         "align_seconds_a_sample": round(align, 4),
         "invert_seconds_a_sample": round(invert, 4),
         "estimated_seconds": round(to_do * (align + invert) / cores, 1),

@@ -1,10 +1,16 @@
-"""What is to be done: the table opened, the input compared with it, the shards' states."""
+"""What is to be done: the table opened, the input compared with it, shard by shard as it is listed.
+
+Nothing here grows with the images of the input: of shards that are done only numbers are kept, and
+of those to do a window of a few thousand.
+"""
 
 from __future__ import annotations
 
+import heapq
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.config import JobConfig
 from pipeline.engine.read import ShardWork
@@ -19,23 +25,79 @@ from pipeline.table import (
     read_description,
 )
 
+# Shards that wait for their turn, and names of files in them: about 10 MB and 30 MB.
+WINDOW_SHARDS = 4096
+WINDOW_NAMES = 200_000
 
-@dataclass(frozen=True)
+
+@dataclass
+class Found:
+    """What comparing the input with the table has found so far."""
+
+    shards: int = 0  # to do
+    bytes: int = 0  # of these
+    done_shards: int = 0
+    done_samples: int = 0
+    done_parts: int = 0  # of shards that are done, and those that the others have
+    complete: bool = False  # whether the whole input is listed
+
+
+class Works:
+    """The shards to do, as an iterator that is used up.
+
+    Of the next few thousand the largest comes first, so that a shard that is a hundred times the
+    others is not what everything waits for in the end. An input of fewer is compared with the
+    table to its end before the first shard is given out, and so is what is wrong with it.
+    """
+
+    def __init__(self, source: Iterator[ShardWork]) -> None:
+        self._source: Iterator[ShardWork] | None = source
+        self._heap: list[tuple[int, int, ShardWork]] = []
+        self._names = 0
+        self._count = itertools.count()
+
+    def __iter__(self) -> Iterator[ShardWork]:
+        return self
+
+    def __bool__(self) -> bool:
+        self._fill()
+        return bool(self._heap)
+
+    def __next__(self) -> ShardWork:
+        self._fill()
+        if not self._heap:
+            raise StopIteration
+        _, _, work = heapq.heappop(self._heap)
+        self._names -= len(work.shard.names)
+        return work
+
+    def _fill(self) -> None:
+        while self._source and len(self._heap) < WINDOW_SHARDS and self._names < WINDOW_NAMES:
+            work = next(self._source, None)
+            if work is None:
+                self._source = None
+                return
+            self._names += len(work.shard.names)
+            heapq.heappush(self._heap, (-work.shard.size, next(self._count), work))
+
+
+@dataclass
 class Plan:
-    """The shards that are to do, and what is done already."""
+    """The shards that are to do, how far each is, and what is done already."""
 
     recipe: Recipe
     writer: TableWriter
-    works: list[ShardWork]
-    states: dict[str, ShardState]  # of the shards to do
-    done_shards: int
-    done_samples: int
-    done_parts: int  # of shards that are done, and those that the others have
+    works: Works = field(default_factory=lambda: Works(iter(())))
+    states: dict[str, ShardState] = field(default_factory=dict)  # of the works, till committed
+    found: Found = field(default_factory=Found)
+    committed: deque[str] = field(default_factory=deque)  # shards that Ray need not keep
+    given_up: int = 0  # shards with a part that failed
+    error: Exception | None = None  # what ended `works`
 
-    @property
-    def bytes_to_do(self) -> int:
-        """Size of the input that is to be read, in bytes."""
-        return sum(work.shard.size for work in self.works)
+    def close(self, shard_id: str) -> None:
+        """Forget a shard that is committed."""
+        self.states.pop(shard_id, None)
+        self.committed.append(shard_id)
 
 
 def count_samples(shard: Shard, at_most: int | None = None) -> int:
@@ -56,17 +118,17 @@ def take_first(
             continue
         if left == 0:
             return
-        count = state.manifest.samples if state.manifest else count_samples(state.shard, left)
+        count = state.committed.samples if state.committed else count_samples(state.shard, left)
         taken = min(left, count)
         left -= taken
         yield state, taken
 
 
 def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
-    """Open the table, compare the input with it, and list what is to do.
+    """Open the table and get ready to compare the input with it.
 
-    Raises a `RequestError` for whatever is wrong with the request, before any work. Writes
-    `_table.json` if the table is new, and nothing with `dry_run`.
+    Raises a `RequestError` for whatever is wrong with the request. Writes `_table.json` if the
+    table is new, and nothing with `dry_run`. The input is listed as `Plan.works` is used.
     """
     recipe = make_recipe(config)
     shards = list_shards(config.input, files_per_shard=config.files_per_shard)
@@ -76,19 +138,38 @@ def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
         store = Store(config.output)
         if store.exists(DESCRIPTION_NAME):
             check_same(config.output, read_description(store), recipe.description)
-        writer = TableWriter(config.output, recipe.description, part_size=config.part_size)
+        writer = TableWriter(
+            config.output, recipe.description, part_size=config.part_size, read_only=True
+        )
     else:
         writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
-    works, states = [], {}
-    done_shards = done_samples = done_parts = 0
-    for state, take in take_first(writer.states(shards), config.limit):
-        if state.manifest:
-            done_shards += 1
-            done_samples += state.manifest.samples
-            done_parts += len(state.manifest.parts)
+    plan = Plan(recipe, writer)
+    plan.works = Works(_compare(plan, shards, config))
+    return plan
+
+
+def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator[ShardWork]:
+    """What is to do of each shard; files that another state of it left are removed first."""
+    found = plan.found
+    for state, take in take_first(plan.writer.states(shards), config.limit):
+        if state.committed:
+            found.done_shards += 1
+            found.done_samples += state.committed.samples
+            found.done_parts += state.committed.parts
             continue
-        done_parts += len(state.parts)
-        done_samples += sum(summary.samples for summary in state.parts.values())
-        works.append(ShardWork(state.shard, config.part_size, frozenset(state.parts), take))
-        states[state.shard.shard_id] = state
-    return Plan(recipe, writer, works, states, done_shards, done_samples, done_parts)
+        if not plan.writer.read_only:
+            plan.writer.clear(state)
+        found.shards += 1
+        found.bytes += state.shard.size
+        found.done_parts += len(state.parts)
+        found.done_samples += sum(summary.samples for summary in state.parts.values())
+        plan.states[state.shard.shard_id] = state
+        yield ShardWork(
+            shard=state.shard,
+            part_size=config.part_size,
+            existing=frozenset(state.parts),
+            take=take,
+            init=config.init,
+            where=config.where,
+        )
+    found.complete = True

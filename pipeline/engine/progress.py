@@ -4,42 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from pipeline.engine.logs import EventLog
+from pipeline.engine.plan import Found
+from pipeline.engine.tally import Tally
+
 PLAIN_EVERY_S = 10.0
-
-
-@dataclass
-class Tally:
-    """Counts of this run so far."""
-
-    parts: int = 0
-    samples: int = 0
-    faces: int = 0
-    shards: int = 0
-    bytes: int = 0
-    first_seconds: float = 0.0  # from the start to the first part
-    first_bytes: int = 0  # of that part
-    last_seconds: float = 0.0  # from the start to the latest part
-    reasons: Counter[str] = field(default_factory=Counter)
-    stage_seconds: Counter[str] = field(default_factory=Counter)
-    inversion_seconds: float = 0.0  # of the method alone, without metrics and tables
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def rejects(self) -> int:
-        """Reject rows of all reasons."""
-        return sum(self.reasons.values())
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.monotonic() - self.started
 
 
 def format_seconds(seconds: float) -> str:
@@ -52,30 +26,46 @@ def format_seconds(seconds: float) -> str:
 class Progress:
     """Shows a `Tally` on stderr; `update` is cheap and may be called for every part."""
 
-    def __init__(self, tally: Tally, shards: int, bytes_to_do: int) -> None:
-        self.tally, self.shards, self.bytes_to_do = tally, shards, bytes_to_do
+    def __init__(self, tally: Tally, found: Found, log: EventLog | None = None) -> None:
+        self.tally, self.found, self.log = tally, found, log or EventLog(json_lines=False)
         self.console = Console(stderr=True)
         self.last_line = tally.started
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        self.is_live = self.console.is_terminal and not self.log.json_lines
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal:
+        if self.is_live:
             self.live.start()
             self.update()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
+        if self.is_live:
             self.live.stop()
 
     @property
-    def remaining(self) -> str:
-        """Time left, from the bytes a second since the first part: the start is no measure."""
+    def seconds_left(self) -> float | None:
+        """Time left, from the bytes a second since the first part: the start is no measure.
+
+        None while that is not known, as long as the input is being listed above all.
+        """
         tally = self.tally
-        left, since = self.bytes_to_do - tally.bytes, tally.bytes - tally.first_bytes
-        if since <= 0 or left < 0:
-            return "?"
-        return format_seconds((tally.seconds - tally.first_seconds) * left / since)
+        left, since = self.found.bytes - tally.bytes, tally.bytes - tally.first_bytes
+        if since <= 0 or left < 0 or not self.found.complete:
+            return None
+        return (tally.seconds - tally.first_seconds) * left / since
+
+    @property
+    def remaining(self) -> str:
+        """`seconds_left` for people."""
+        left = self.seconds_left
+        return "?" if left is None else format_seconds(left)
+
+    @property
+    def shards(self) -> str:
+        """Shards committed, of how many as far as the input is listed."""
+        more = "" if self.found.complete else "+"
+        return f"{self.tally.shards}/{self.found.shards}{more}"
 
     @property
     def line(self) -> str:
@@ -83,7 +73,7 @@ class Progress:
         tally = self.tally
         rejected = ", ".join(f"{name} {count}" for name, count in tally.reasons.most_common())
         return (
-            f"{format_seconds(tally.seconds)}  shards {tally.shards}/{self.shards}  "
+            f"{format_seconds(tally.seconds)}  shards {self.shards}  "
             f"parts {tally.parts}  faces {tally.faces} "
             f"({tally.faces / max(tally.seconds, 1e-9):.1f}/s)  "
             f"rejects {tally.rejects}{f' ({rejected})' if rejected else ''}  left {self.remaining}"
@@ -91,17 +81,35 @@ class Progress:
 
     def update(self) -> None:
         """Show the present counts: at once on a terminal, every ten seconds elsewhere."""
-        if self.console.is_terminal:
+        if self.is_live:
             self.live.update(self._table(), refresh=True)
         elif time.monotonic() - self.last_line >= PLAIN_EVERY_S:
             self.last_line = time.monotonic()
-            print(self.line, file=sys.stderr, flush=True)
+            if self.log.json_lines:
+                self._event()
+            else:
+                print(self.line, file=sys.stderr, flush=True)
+
+    def _event(self) -> None:
+        tally, left = self.tally, self.seconds_left
+        self.log.event(
+            "progress",
+            shards=tally.shards,
+            shards_to_do=self.found.shards,
+            listed=self.found.complete,
+            parts=tally.parts,
+            samples=tally.samples,
+            faces=tally.faces,
+            rejects=dict(tally.reasons),
+            seconds=round(tally.seconds, 1),
+            seconds_left=None if left is None else round(left),
+        )
 
     def _table(self) -> Table:
         tally = self.tally
         table = Table.grid(padding=(0, 2))
         table.add_row("elapsed", format_seconds(tally.seconds), "left", self.remaining)
-        table.add_row("shards", f"{tally.shards} of {self.shards}", "parts", str(tally.parts))
+        table.add_row("shards", self.shards, "parts", str(tally.parts))
         rate = f"{tally.faces / max(tally.seconds, 1e-9):.1f} a second"
         table.add_row("faces", str(tally.faces), "", rate)
         for name, count in tally.reasons.most_common():

@@ -8,16 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import JobConfig
-from pipeline.engine.run import Outcome
+from pipeline.engine.outcome import Outcome
 from pipeline.errors import PipelineError
-from pipeline.table import open_table
+from pipeline.table import means_per_step, open_table
 
-MEANS = """
-SELECT step, avg(l2_per_step[step]) AS l2, avg(psnr_per_step[step]) AS psnr,
-       avg(lpips_per_step[step]) AS lpips, avg(id_similarity_per_step[step]) AS id_similarity
-FROM latents, unnest(range(1, len(l2_per_step) + 1)) AS s(step)
-GROUP BY step ORDER BY step
-"""
+_SHOWN = ("l2", "psnr", "lpips", "id_similarity")
 
 
 def _counts(outcome: Outcome) -> Table:
@@ -35,7 +30,7 @@ def _counts(outcome: Outcome) -> Table:
 
 
 def _steps(uri: str) -> Table:
-    means = open_table(uri).sql(MEANS)
+    means = means_per_step(open_table(uri), _SHOWN)
     table = Table(title="mean of the whole table, per step", title_justify="left")
     for name in means.columns:
         table.add_column(str(name), justify="right")
@@ -47,7 +42,12 @@ def _steps(uri: str) -> Table:
 
 
 def print_outcome(config: JobConfig, outcome: Outcome) -> None:
-    """Print the account of a run to stderr; what failed, and how to go on, comes last."""
+    """Print the account of a run to stderr; what failed, and how to go on, comes last.
+
+    Nothing where stderr is for machines: `run_ended` says the same.
+    """
+    if config.log_format == "json":
+        return
     console = Console(stderr=True)
     console.print(_counts(outcome))
     if outcome.exit_code == 0:
@@ -56,7 +56,8 @@ def print_outcome(config: JobConfig, outcome: Outcome) -> None:
         return
     for error in outcome.errors[:20]:
         console.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)
-    if len(outcome.errors) > 20:
-        console.print(f"... and {len(outcome.errors) - 20} more, in _runs/ of the table")
+    more = len(outcome.errors) - 20 + outcome.more_errors
+    if more > 0:
+        console.print(f"... and {more} more; the first thousand are in _runs/ of the table")
     state = "stopped" if outcome.interrupted else "not finished"
     console.print(f"{state}: what is committed stays; run the same command again to continue")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import TableError
 from pipeline.storage import Shard, Store
-from pipeline.table.documents import read_json, to_json
+from pipeline.table.documents import check_types, read_json, to_json
 from pipeline.table.parts import PartSummary
 from pipeline.table.schema import SCHEMA_VERSION
 
@@ -56,8 +56,17 @@ class ShardManifest:
         )
 
     def write(self, store: Store) -> None:
-        """Put the manifest: from here on the shard is done."""
-        store.put(manifest_name(self.shard), to_json(asdict(self)))
+        """Put the manifest: from here on the shard is done.
+
+        A manifest is never written over. Raises `TableError` if another run committed the shard
+        otherwise, while this one was at work on it.
+        """
+        name, content = manifest_name(self.shard), to_json(asdict(self))
+        if not store.put_if_absent(name, content) and store.get(name) != content:
+            raise TableError(
+                f"'{store.uri(name)}' is there already, of another state of the input or another "
+                "part size; when no other job writes to this table, run again"
+            )
 
 
 def manifest_name(shard_id: str) -> str:
@@ -67,8 +76,19 @@ def manifest_name(shard_id: str) -> str:
 
 def manifest_ids(store: Store) -> list[str]:
     """The ids of all committed shards, sorted."""
-    names = store.names(f"{_FOLDER}/")
-    return sorted(name[len(_FOLDER) + 1 : -5] for name in names if name.endswith(".json"))
+    return sorted(filter(None, map(_shard_id, store.names(f"{_FOLDER}/"))))
+
+
+def manifest_etags(store: Store) -> dict[str, str]:
+    """The etags of the manifests of all committed shards, by the shard's id."""
+    infos = store.infos(f"{_FOLDER}/")
+    etags = {_shard_id(name): info.etag for name, info in infos.items()}
+    return {shard_id: etag for shard_id, etag in etags.items() if shard_id}
+
+
+def _shard_id(name: str) -> str:
+    """The shard whose manifest has this name; empty if no shard's does."""
+    return name[len(_FOLDER) + 1 : -5] if name.endswith(".json") else ""
 
 
 def read_manifest(store: Store, shard_id: str) -> ShardManifest:
@@ -77,6 +97,11 @@ def read_manifest(store: Store, shard_id: str) -> ShardManifest:
     fields: dict[str, Any] = read_json(store, name)
     try:
         parts = tuple(PartSummary(**part) for part in fields.pop("parts"))
-        return ShardManifest(**fields, parts=parts)
+        manifest = ShardManifest(**fields, parts=parts)
+        for record in (manifest, *parts):
+            check_types(record)
     except (KeyError, TypeError) as error:
         raise TableError(f"'{store.uri(name)}' is not a shard manifest: {error}") from error
+    if manifest.shard != shard_id:
+        raise TableError(f"'{store.uri(name)}' is the manifest of '{manifest.shard}'")
+    return manifest

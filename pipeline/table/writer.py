@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -17,7 +16,9 @@ from pipeline.errors import InputError, TableError
 from pipeline.storage import Shard, Store
 from pipeline.table.description import Description, settle_description
 from pipeline.table.documents import to_json
-from pipeline.table.manifests import ShardManifest, manifest_ids, manifest_name, read_manifest
+from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry, read_entries, write_entries
+from pipeline.table.manifests import ShardManifest, manifest_etags, manifest_name, read_manifest
+from pipeline.table.part_files import PartFiles, files_of
 from pipeline.table.parts import (
     LATENTS,
     REJECTS,
@@ -34,24 +35,31 @@ from pipeline.table.schema import latents_table, rejects_table
 _THREADS = 16
 
 
+class Committed(NamedTuple):
+    """What a committed shard holds: numbers of samples and of parts."""
+
+    samples: int
+    parts: int
+
+
 @dataclass(frozen=True)
 class ShardState:
     """How far a shard is.
 
-    `manifest` is set if the shard is committed as it now stands in the input. Else `parts` holds
+    `committed` is set if the shard is committed as it now stands in the input. Else `parts` holds
     the parts that need no work, by number, and `stale` the names of files that a run over another
     state of the shard, or with another part size, left behind: `TableWriter.clear` removes them.
     """
 
     shard: Shard
-    manifest: ShardManifest | None = None
+    committed: Committed | None = None
     parts: Mapping[int, PartSummary] = field(default_factory=dict)
     stale: tuple[str, ...] = ()
 
     @property
     def done(self) -> bool:
         """Whether there is nothing to do."""
-        return self.manifest is not None
+        return self.committed is not None
 
 
 class TableWriter:
@@ -60,10 +68,16 @@ class TableWriter:
     Parts of a shard are `part_size` consecutive samples each, the last one what is left.
     """
 
-    def __init__(self, root: str, description: Description, *, part_size: int) -> None:
-        """Write nothing; `open_for_writing` also settles `_table.json`."""
+    def __init__(
+        self, root: str, description: Description, *, part_size: int, read_only: bool = False
+    ) -> None:
+        """Write nothing; `open_for_writing` also settles `_table.json`.
+
+        With `read_only`, asking for states writes no index.
+        """
         if part_size < 1:
             raise InputError(f"a part of {part_size} samples is none")
+        self.read_only = read_only
         self.store = Store(root)
         self.description = description
         self.part_size = part_size
@@ -75,28 +89,37 @@ class TableWriter:
         Raises `InputError` if the table's shard of this id came from another place.
         """
         if self.store.exists(manifest_name(shard.shard_id)):
-            return self._committed_state(shard)
+            return self._committed_state(shard, {})
         return self._open_state(shard, self._part_files(shard.shard_id))
 
     def states(self, shards: Iterable[Shard]) -> Iterator[ShardState]:
-        """`state` of each shard, in order: one listing of the table, then some reads at a time."""
-        committed = set(manifest_ids(self.store))
-        files: dict[str, list[str]] = defaultdict(list)
-        for kind in (LATENTS, REJECTS):
-            for name in self.store.names(f"{kind}/"):
-                parsed = parse_part_name(name)
-                if parsed and parsed[0] not in committed:
-                    files[parsed[0]].append(name)
+        """`state` of each shard, in order: some listings of the table, then some reads at a time.
+
+        Memory holds 16 bytes and a few numbers of every committed shard that has not come yet.
+        """
+        etags = manifest_etags(self.store)
+        known = {
+            entry.shard: (_digest(entry.uri, entry.etag, entry.size), entry.samples, entry.parts)
+            for entry in read_entries(self.store, etags)
+        }
+        files = PartFiles(self.store, etags)
+        unknown: dict[str, ShardManifest] = {}
 
         def state(shard: Shard) -> ShardState:
-            if shard.shard_id in committed:
-                return self._committed_state(shard)
-            return self._open_state(shard, files.get(shard.shard_id, []))
+            if shard.shard_id not in etags:
+                return self._open_state(shard, files.of(shard.shard_id))
+            digest, samples, parts = known.pop(shard.shard_id, (b"", 0, 0))
+            if digest == _digest(shard.source, shard.etag, shard.size):
+                return ShardState(shard, Committed(samples, parts))
+            return self._committed_state(shard, unknown, files)
 
         with ThreadPoolExecutor(_THREADS) as pool:
             source = iter(shards)
             while group := list(islice(source, 4 * _THREADS)):
                 yield from pool.map(state, group)
+                if len(unknown) >= INDEXED_AT_ONCE:
+                    self._index(unknown, etags)
+            self._index(unknown, etags)
 
     def clear(self, state: ShardState) -> None:
         """Remove what `state` calls stale: the manifest first, so that no commit stands alone."""
@@ -161,6 +184,15 @@ class TableWriter:
         manifest.write(self.store)
         return manifest
 
+    def entry(self, manifest: ShardManifest) -> ShardEntry:
+        """What `index` takes of a shard that was just committed."""
+        info = self.store.info(manifest_name(manifest.shard))
+        return ShardEntry.of(manifest, info.etag)
+
+    def index(self, entries: Sequence[ShardEntry]) -> None:
+        """Spare the next run the manifests of these shards; worth it for a thousand or so."""
+        write_entries(self.store, entries)
+
     def record_run(self, started: datetime, run_id: str, facts: Mapping[str, Any]) -> str:
         """Put `_runs/<start>-<id>.json`, what one run did; its name."""
         name = f"_runs/{started:%Y%m%dT%H%M%SZ}-{run_id}.json"
@@ -179,16 +211,24 @@ class TableWriter:
 
     def _part_files(self, shard_id: str) -> list[str]:
         """The names of all files of parts of the shard."""
-        found = []
-        for kind in (LATENTS, REJECTS):
-            for name in self.store.names(f"{kind}/{shard_id}-"):
-                # "x-1-00000" is a part of the shard "x-1", not of "x".
-                parsed = parse_part_name(name)
-                if parsed and parsed[0] == shard_id:
-                    found.append(name)
-        return found
+        return [
+            name for kind in (LATENTS, REJECTS) for name in files_of(self.store, kind, shard_id)
+        ]
 
-    def _committed_state(self, shard: Shard) -> ShardState:
+    def _index(self, manifests: dict[str, ShardManifest], etags: Mapping[str, str]) -> None:
+        """Move `manifests` into the index, if they are many and this writer may write."""
+        if self.read_only or len(manifests) < INDEXED_AT_ONCE:
+            return
+        self.index([ShardEntry.of(one, etags[shard]) for shard, one in manifests.items()])
+        manifests.clear()
+
+    def _committed_state(
+        self,
+        shard: Shard,
+        read: dict[str, ShardManifest],
+        files: PartFiles | None = None,
+    ) -> ShardState:
+        """The state of a shard with a manifest, which goes into `read` if it is as it was."""
         manifest = read_manifest(self.store, shard.shard_id)
         if manifest.uri != shard.source:
             raise InputError(
@@ -196,9 +236,10 @@ class TableWriter:
                 f"'{manifest.uri}'; this input has it at '{shard.source}': choose another output"
             )
         if (manifest.etag, manifest.size) == (shard.etag, shard.size):
-            return ShardState(shard, manifest)
-        stale = (manifest_name(shard.shard_id), *self._part_files(shard.shard_id))
-        return ShardState(shard, stale=stale)
+            read[shard.shard_id] = manifest
+            return ShardState(shard, Committed(manifest.samples, len(manifest.parts)))
+        parts = files.of(shard.shard_id) if files else self._part_files(shard.shard_id)
+        return ShardState(shard, stale=(manifest_name(shard.shard_id), *parts))
 
     def _open_state(self, shard: Shard, files: Sequence[str]) -> ShardState:
         parts = {}
@@ -230,6 +271,11 @@ def open_for_writing(root: str, description: Description, *, part_size: int) -> 
     """
     settled = settle_description(Store(root), description)
     return TableWriter(root, settled, part_size=part_size)
+
+
+def _digest(uri: str, etag: str, size: int) -> bytes:
+    """A shard's place and state in 16 bytes."""
+    return hashlib.sha256(f"{uri}\0{etag}\0{size}".encode()).digest()[:16]
 
 
 def file_sha256(store: Store, name: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.config import JobConfig
 from pipeline.engine.plan import Plan, make_plan
+from pipeline.engine.read import ShardWork
 from pipeline.storage import Sample
 
 
@@ -48,3 +49,10 @@ def config_of(tiny_bundle: str, images: Path, tmp_path: Path) -> Callable[..., J
 def plan(config_of: Callable[..., JobConfig]) -> Plan:
     """The plan of that job: one shard, `files-00000`, of two parts."""
     return make_plan(config_of())
+
+
+@pytest.fixture
+def work(plan: Plan) -> ShardWork:
+    """What the plan has to do."""
+    (only,) = plan.works
+    return only

@@ -26,12 +26,13 @@ def test_an_estimate_counts_times_and_writes_nothing(config_of: Callable[..., Jo
 
 def test_parts_that_are_there_are_not_to_do(config_of: Callable[..., JobConfig]) -> None:
     plan = make_plan(config_of())
+    (work,) = plan.works
     rejects = [
         {"key": name, "face_index": None, "source_uri": "", "source_sha256": ""}
         | {"reason": "no_face", "detail": ""}
-        for name in plan.works[0].shard.names[:2]
+        for name in work.shard.names[:2]
     ]
-    plan.writer.write_part(plan.works[0].shard, 0, samples=2, latents=[], rejects=rejects)
+    plan.writer.write_part(work.shard, 0, samples=2, latents=[], rejects=rejects)
     told = estimate_job(config_of())
     assert (told["samples_to_do"], told["parts_to_do"], told["skipped_parts"]) == (2, 1, 1)
 
@@ -46,7 +47,7 @@ def test_archives_beyond_the_first_are_weighed_and_not_read(
     exact: bool,
 ) -> None:
     monkeypatch.setattr(estimate, "COUNTED_SHARDS", 1)
-    monkeypatch.setattr(estimate, "_time", lambda _: (1.0, 2.0, 1.0))
+    monkeypatch.setattr(estimate, "_time", lambda *_: (1.0, 2.0, 1.0))
     for name in "abc":
         write_tar(tmp_path / "tars" / f"{name}.tar", [(f"{n}.jpg", b"image") for n in range(4)])
     told = estimate_job(config_of(input=str(tmp_path / "tars"), limit=limit))

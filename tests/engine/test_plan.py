@@ -1,16 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.config import JobConfig
-from pipeline.engine.plan import Plan, count_samples, make_plan, take_first
+from pipeline.engine import plan as plan_module
+from pipeline.engine.plan import Found, Plan, Works, count_samples, make_plan, take_first
+from pipeline.engine.read import ShardWork
 from pipeline.errors import ConfigError, FingerprintError, InputError, ModelError
 from pipeline.models import load_model, save_bundle
-from pipeline.storage import list_shards
+from pipeline.storage import Shard, list_shards
+from pipeline.storage.formats import Kind
 from pipeline.table import ShardState
 from tests.storage.archives import write_tar
 
@@ -62,16 +65,51 @@ def test_files_of_a_folder_are_counted_without_reading(tmp_path: Path) -> None:
     assert (count_samples(shard), count_samples(shard, 1)) == (2, 1)
 
 
+def work_of(size: int, names: int = 0) -> ShardWork:
+    kind: Kind = "folder" if names else "tar"
+    shard = Shard(f"s-{size}", "/in", kind, size, "e", ("x",) * names, (1,) * names)
+    return ShardWork(shard, 2)
+
+
+def test_the_largest_shards_come_first() -> None:
+    works = Works(work_of(size) for size in (3, 9, 1, 7))
+    assert works
+    assert [work.shard.size for work in works] == [9, 7, 3, 1]
+    assert not works
+
+
+@pytest.mark.parametrize(("window", "names"), [("WINDOW_SHARDS", 0), ("WINDOW_NAMES", 1)])
+def test_of_a_long_listing_only_a_window_is_held(
+    window: str, names: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, window, 3)
+    listed: list[int] = []
+
+    def listing() -> Iterator[ShardWork]:
+        for size in (1, 2, 3, 9, 8, 7):
+            listed.append(size)
+            yield work_of(size, names)
+
+    works = Works(listing())
+    assert next(works).shard.size == 3
+    assert listed == [1, 2, 3]
+    assert [next(works).shard.size for _ in range(2)] == [9, 8]
+    assert listed == [1, 2, 3, 9, 8]
+
+
 def test_a_new_table_is_described_before_any_work(plan: Plan) -> None:
     assert plan.writer.store.exists("_table.json")
-    assert [work.shard.shard_id for work in plan.works] == ["files-00000"]
-    assert (plan.done_shards, plan.done_parts, plan.done_samples) == (0, 0, 0)
-    assert plan.bytes_to_do == plan.works[0].shard.size > 0
+    (work,) = plan.works
+    assert work.shard.shard_id == "files-00000"
+    found = plan.found
+    assert (found.done_shards, found.done_parts, found.done_samples) == (0, 0, 0)
+    assert found.complete
+    assert found.bytes == work.shard.size > 0
 
 
 def test_a_dry_run_plans_without_a_trace(config_of: ConfigOf) -> None:
     config = config_of()
-    assert len(make_plan(config, dry_run=True).works) == 1
+    assert len(list(make_plan(config, dry_run=True).works)) == 1
     assert not Path(config.output).exists()
 
 
@@ -139,11 +177,12 @@ def test_other_weights_are_other_settings(
 def test_how_the_work_is_done_changes_no_table(
     config_of: ConfigOf, setting: dict[str, object]
 ) -> None:
-    assert len(make_plan(config_of(**setting)).works) == 1
+    assert len(list(make_plan(config_of(**setting)).works)) == 1
 
 
-def test_a_committed_shard_is_not_planned_again(plan: Plan, config_of: ConfigOf) -> None:
-    (work,) = plan.works
+def test_a_committed_shard_is_not_planned_again(
+    plan: Plan, work: ShardWork, config_of: ConfigOf
+) -> None:
     rejects = [
         {
             "key": name,
@@ -162,25 +201,29 @@ def test_a_committed_shard_is_not_planned_again(plan: Plan, config_of: ConfigOf)
         for part in range(2)
     ]
     half = make_plan(config_of())
-    assert half.works[0].existing == {0, 1}
-    assert (half.done_shards, half.done_parts, half.done_samples) == (0, 2, 4)
+    assert next(half.works).existing == {0, 1}
+    assert half.found == Found(
+        shards=1, bytes=work.shard.size, done_samples=4, done_parts=2, complete=True
+    )
     plan.writer.commit_shard(work.shard, parts)
     again = make_plan(config_of())
-    assert again.works == []
-    assert (again.done_shards, again.done_parts, again.done_samples) == (1, 2, 4)
+    assert not again.works
+    found = again.found
+    assert (found.done_shards, found.done_parts, found.done_samples) == (1, 2, 4)
+    assert (found.shards, found.bytes) == (0, 0)
 
 
-def test_cars_without_faces_need_prealigned(
-    config_of: ConfigOf, tiny_bundle: str, tmp_path: Path
-) -> None:
+def test_cars_are_taken_as_they_are(config_of: ConfigOf, tiny_bundle: str, tmp_path: Path) -> None:
     folder = tmp_path / "cars"
     folder.mkdir()
     for path in Path(tiny_bundle).iterdir():
         text = path.read_bytes().replace(b'"domain": "faces"', b'"domain": "cars"')
         (folder / path.name).write_bytes(text)
-    with pytest.raises(ConfigError, match="add --prealigned"):
-        make_plan(config_of(model=str(folder)))
-    assert make_plan(config_of(model=str(folder), prealigned=True)).recipe.alignment.prealigned
+    recipe = make_plan(config_of(model=str(folder), identity=None)).recipe
+    assert recipe.alignment.prealigned
+    assert recipe.inversion.identity == "none"
+    with pytest.raises(ConfigError, match="no faces to align"):
+        make_plan(config_of(model=str(folder), prealigned=False))
 
 
 def test_a_gpu_that_is_not_there_is_refused_at_once(

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 
 import pytest
 
 from pipeline.engine import progress
-from pipeline.engine.progress import Progress, Tally, format_seconds
+from pipeline.engine.logs import EventLog
+from pipeline.engine.plan import Found
+from pipeline.engine.progress import Progress, format_seconds
+from pipeline.engine.tally import Tally
 
 
 def tally(seconds: float, **counts: object) -> Tally:
     return Tally(started=time.monotonic() - seconds, **counts)  # type: ignore[arg-type]
+
+
+def found(shards: int, complete: bool = True) -> Found:
+    return Found(shards=shards, bytes=1000, complete=complete)
 
 
 @pytest.mark.parametrize(
@@ -23,14 +31,14 @@ def test_seconds_read_as_a_clock(seconds: float, text: str) -> None:
 def test_a_line_says_it_all() -> None:
     reasons = Counter(no_face=2, truncated=1)
     counts = tally(100, parts=7, faces=200, shards=1, bytes=0, reasons=reasons)
-    assert Progress(counts, 3, 1000).line == (
+    assert Progress(counts, found(3)).line == (
         "1:40  shards 1/3  parts 7  faces 200 (2.0/s)  rejects 3 (no_face 2, truncated 1)  left ?"
     )
 
 
 def test_the_time_left_is_not_that_of_the_start() -> None:
     counts = tally(60)
-    shown = Progress(counts, 1, 1000)
+    shown = Progress(counts, found(1))
     assert shown.remaining == "?"
     counts.bytes, counts.first_seconds, counts.first_bytes = 100, 60, 100
     assert shown.remaining == "?", "one part is no rate"
@@ -43,7 +51,7 @@ def test_lines_are_plain_and_rare_where_there_is_no_terminal(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = tally(100, faces=3)
-    with Progress(counts, 1, 1000) as shown:
+    with Progress(counts, found(1)) as shown:
         shown.update()
         shown.update()
         monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
@@ -56,8 +64,27 @@ def test_lines_are_plain_and_rare_where_there_is_no_terminal(
 
 
 def test_a_terminal_shows_each_reason() -> None:
-    shown = Progress(tally(10, faces=3, reasons=Counter(no_face=2)), 4, 1000)
+    shown = Progress(tally(10, faces=3, reasons=Counter(no_face=2)), found(4))
     with shown.console.capture() as captured:
         shown.console.print(shown._table())
     assert "no_face" in captured.get()
-    assert "0 of 4" in captured.get()
+    assert "0/4" in captured.get()
+
+
+def test_while_the_input_is_listed_the_total_and_the_end_are_not_known() -> None:
+    counts = tally(100, shards=1, bytes=200, first_seconds=60, first_bytes=100)
+    assert Progress(counts, found(1)).remaining != "?"
+    shown = Progress(counts, found(1, complete=False))
+    assert shown.remaining == "?"
+    assert shown.shards == "1/1+"
+
+
+def test_progress_is_an_event_on_request(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
+    with Progress(tally(100, faces=3), found(2), EventLog(json_lines=True)) as shown:
+        shown.update()
+    line = json.loads(capfd.readouterr().err)
+    assert (line["event"], line["faces"], line["shards_to_do"]) == ("progress", 3, 2)
+    assert line["seconds_left"] is None

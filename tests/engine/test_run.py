@@ -4,15 +4,20 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from pipeline.config import JobConfig
-from pipeline.engine import run
+from pipeline.engine import outcome as outcome_module
+from pipeline.engine import record, run
+from pipeline.engine.logs import EventLog
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.progress import Tally
+from pipeline.engine.read import ShardWork
 from pipeline.engine.rows import Row, blank_row, failed_row
 from pipeline.engine.run import Committer, Outcome, run_job
+from pipeline.engine.tally import Tally
 from pipeline.errors import InputError, StorageError
 from pipeline.table import open_table
 
@@ -22,11 +27,10 @@ def end(parts: int = 2, samples: int = 4) -> Row:
 
 
 @pytest.fixture
-def written(plan: Plan) -> Callable[[int], Row]:
+def written(plan: Plan, work: ShardWork) -> Callable[[int], Row]:
     """Writes a part of the plan's shard, all rejects; the row that its writer sends."""
 
     def write(part: int) -> Row:
-        work = plan.works[0]
         rejects = [
             {"key": name, "face_index": None, "source_uri": "", "source_sha256": ""}
             | {"reason": "no_face", "detail": ""}
@@ -59,8 +63,9 @@ def test_a_shard_is_committed_when_all_its_parts_are_there_in_any_order(
 ) -> None:
     for row in (written(1), end()):
         committer.take(row)
-        assert not is_committed(plan)
+    assert list(plan.states) == ["files-00000"]
     committer.take(written(0))
+    assert list(plan.states) == [], "what is whole is forgotten"
     committer.finish()
     assert is_committed(plan)
     assert (outcome.errors, outcome.exit_code, outcome.tally.shards) == ([], 0, 1)
@@ -136,9 +141,12 @@ def test_the_parts_of_an_earlier_run_need_not_come_again(
     plan: Plan, outcome: Outcome, written: Callable[[int], Row], config_of: Callable[..., JobConfig]
 ) -> None:
     written(0)
-    committer = Committer(make_plan(config_of()), outcome)
+    again = make_plan(config_of())
+    assert [work.existing for work in again.works] == [{0}]
+    committer = Committer(again, outcome)
     committer.take(written(1))
     committer.take(end())
+    committer.finish()
     assert is_committed(plan)
     assert outcome.tally.parts == 1
 
@@ -179,5 +187,101 @@ def test_a_wrong_request_is_raised(config_of: Callable[..., JobConfig]) -> None:
 
 
 def test_a_package_that_is_not_installed_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "PACKAGES", ("no-such-package", "numpy"))
-    assert run._versions().keys() == {"python", "numpy"}
+    monkeypatch.setattr(record, "PACKAGES", ("no-such-package", "numpy"))
+    assert record.versions().keys() == {"python", "numpy"}
+
+
+def runs(config: JobConfig) -> list[dict[str, object]]:
+    store = open_table(config.output).store
+    return [json.loads(store.get(name)) for name in store.names("_runs/")]
+
+
+def test_a_run_is_on_record_from_its_start(
+    config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of()
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(run, "_execute", lambda *_: seen.extend(runs(config)))
+    run_job(config)
+    (started,), (ended,) = seen, runs(config)
+    assert (started["exit_code"], ended["exit_code"]) == (None, 0)
+    assert started["versions"] == ended["versions"]
+    assert started["found"] == {
+        **{"shards": 1, "bytes": ended["found"]["bytes"], "complete": True},  # type: ignore[index]
+        **{"done_shards": 0, "done_samples": 0, "done_parts": 0},
+    }
+
+
+def test_a_running_job_renews_its_record(
+    plan: Plan, config_of: Callable[..., JobConfig], written: Callable[[int], Row], outcome: Outcome
+) -> None:
+    account = record.RunRecord(config_of(), plan, outcome, datetime.now(UTC))
+    account.start()
+    committer = Committer(plan, outcome, (account,))
+    committer.take(written(0))
+    assert [one["parts"] for one in runs(config_of())] == [0], "not with every part"
+    account.written -= record.EVERY_S
+    committer.take(written(1))
+    assert [(one["parts"], one["exit_code"]) for one in runs(config_of())] == [(2, None)]
+    account.end()
+    assert [one["exit_code"] for one in runs(config_of())] == [0]
+
+
+def test_a_request_that_turns_out_wrong_is_on_record_with_its_code(
+    config_of: Callable[..., JobConfig], tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "a.jpg").write_bytes(b"no image")
+    plan = make_plan(config_of(input=str(elsewhere)))
+    (work,) = plan.works
+    reject = {"key": "a.jpg", "face_index": None, "source_uri": "", "source_sha256": ""}
+    rejects = [reject | {"reason": "no_face", "detail": ""}]
+    part = plan.writer.write_part(work.shard, 0, samples=1, latents=[], rejects=rejects)
+    plan.writer.commit_shard(work.shard, [part])
+    with pytest.raises(InputError, match="choose another output"):
+        run_job(config_of())
+    (account,) = runs(config_of())
+    assert account["exit_code"] == 2
+    assert "choose another output" in str(account["errors"])
+
+
+def test_of_very_many_errors_the_first_are_kept(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome_module, "MAX_ERRORS", 2)
+    for number in range(5):
+        outcome.fail(f"error {number}")
+    line = outcome.to_dict("/table")
+    assert (line["errors"], line["more_errors"]) == (["error 0", "error 1"], 3)
+    assert outcome.exit_code == 1
+
+
+def test_events_are_json_lines_without_credentials(
+    plan: Plan,
+    outcome: Outcome,
+    written: Callable[[int], Row],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    committer = Committer(plan, outcome, (EventLog(json_lines=True),))
+    committer.take(written(0))
+    committer.take(failed_row("files-00000", 1, "read", OSError("key planted-secret is wrong")))
+    committer.take(written(1))
+    committer.finish()
+    done, failed, again = map(json.loads, capfd.readouterr().err.splitlines())
+    assert (done["event"], done["shard"], done["part"]) == ("part_done", "files-00000", 0)
+    assert (done["samples"], done["rejects"]) == (2, {"no_face": 2})
+    assert (failed["event"], failed["level"]) == ("part_failed", "error")
+    assert "is wrong" in failed["error"]
+    assert "planted" not in failed["error"]
+    assert again["event"] == "part_done"
+    assert datetime.fromisoformat(done["time"]).tzinfo is not None
+
+
+def test_without_the_request_nothing_is_logged(
+    plan: Plan, outcome: Outcome, written: Callable[[int], Row], capfd: pytest.CaptureFixture[str]
+) -> None:
+    Committer(plan, outcome, (EventLog(json_lines=False),)).take(written(0))
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,177 @@
+"""The driver's part of the work: counts what comes out of the stages, commits shards when whole."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pipeline.engine.outcome import Outcome
+from pipeline.engine.plan import Plan
+from pipeline.engine.rows import Row
+from pipeline.errors import PipelineError
+from pipeline.storage import Shard
+from pipeline.table import INDEXED_AT_ONCE, PartSummary, ShardEntry
+
+STAGES = ("read", "align", "invert", "write")
+# A commit is a few requests to an object store, each of which takes its time.
+_COMMITS_AT_ONCE = 8
+_COMMITS_WAITING = 64
+
+
+class Watch:
+    """Hears what the committer learns; each part and each shard once."""
+
+    def part(self, row: Row) -> None:
+        """A part is in the table."""
+
+    def shard(self, entry: ShardEntry) -> None:
+        """A shard is committed."""
+
+    def failed(self, shard_id: str, error: str) -> None:
+        """A part or the commit of a shard failed."""
+
+
+@dataclass
+class _ShardInProgress:
+    """The parts of one shard that are in the table, and what it has in all once known."""
+
+    parts: dict[int, PartSummary]
+    total: int | None = None
+    samples: int = 0  # that its reader saw, once `total` is known
+    bytes: int = 0  # that were counted for it in this run
+    failed: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return self.total is not None and len(self.parts) == self.total
+
+    @property
+    def accounted(self) -> int:
+        """Samples that its parts account for."""
+        return sum(summary.samples for summary in self.parts.values())
+
+
+class Committer:
+    """Takes the rows that come out of the stages and commits each shard when it is whole.
+
+    Holds the shards that are open, not those that are done. Commits run in threads; `finish` waits
+    for them.
+    """
+
+    def __init__(self, plan: Plan, outcome: Outcome, watches: Sequence[Watch] = ()) -> None:
+        self.plan, self.outcome, self.watches = plan, outcome, watches
+        self.open: dict[str, _ShardInProgress] = {}
+        self._pool = ThreadPoolExecutor(_COMMITS_AT_ONCE, thread_name_prefix="commit")
+        self._commits: deque[tuple[Shard, int, Future[ShardEntry]]] = deque()
+        self._entries: list[ShardEntry] = []
+
+    def take(self, row: Row) -> None:
+        """Count one row; what comes a second time, after a node was lost, is the same again."""
+        shard_id, part = row["shard_id"], int(row["part"])
+        shard = self._shard(shard_id)
+        if row["kind"] == "failed":
+            self._fail(shard_id, shard, f"shard '{shard_id}', part {part}: {row['error']}")
+            return
+        if shard is None or part in shard.parts:
+            return
+        if row["kind"] == "end":
+            shard.total, shard.samples = part, int(row["samples"])
+        else:
+            shard.parts[part] = PartSummary(**json.loads(row["summary"]))
+            shard.bytes += int(row["bytes"])
+            self._count(row)
+        if shard.complete and not shard.failed:
+            self._close(shard_id, shard)
+        self._settle(_COMMITS_WAITING)
+
+    def _shard(self, shard_id: str) -> _ShardInProgress | None:
+        """The shard, which is open from its first row to its commit; None after that."""
+        if shard_id not in self.open and shard_id in self.plan.states:
+            state = self.plan.states[shard_id]
+            self.open[shard_id] = _ShardInProgress(dict(state.parts))
+        return self.open.get(shard_id)
+
+    def _fail(self, shard_id: str, shard: _ShardInProgress | None, error: str) -> None:
+        if shard is not None and not shard.failed:
+            shard.failed = True
+            self.plan.given_up += 1
+        self.outcome.fail(error)
+        for watch in self.watches:
+            watch.failed(shard_id, error)
+
+    def _close(self, shard_id: str, shard: _ShardInProgress) -> None:
+        """Have a whole shard committed; where that fails it costs this shard, not the others."""
+        if shard.accounted != shard.samples:
+            counts = f"{shard.samples} samples in, {shard.accounted} accounted for"
+            self._fail(shard_id, shard, f"shard '{shard_id}': {counts}")
+            return
+        del self.open[shard_id]
+        whole = self.plan.states[shard_id].shard
+        self.plan.close(shard_id)
+        commit = self._pool.submit(self._commit, whole, list(shard.parts.values()))
+        self._commits.append((whole, shard.bytes, commit))
+
+    def _commit(self, shard: Shard, parts: list[PartSummary]) -> ShardEntry:
+        return self.plan.writer.entry(self.plan.writer.commit_shard(shard, parts))
+
+    def _settle(self, waiting: int) -> None:
+        """Take note of commits that are through, and wait till at most `waiting` are not."""
+        while self._commits and (self._commits[0][2].done() or len(self._commits) > waiting):
+            shard, counted, commit = self._commits.popleft()
+            try:
+                entry = commit.result()
+            except PipelineError as error:
+                self._fail(shard.shard_id, None, f"shard '{shard.shard_id}': {error}")
+                continue
+            tally = self.outcome.tally
+            tally.shards += 1
+            # Headers, sidecars, parts that were there: what the images' bytes do not say.
+            tally.bytes += shard.size - counted
+            for watch in self.watches:
+                watch.shard(entry)
+            self._note(entry)
+
+    def _note(self, entry: ShardEntry) -> None:
+        self._entries.append(entry)
+        if len(self._entries) >= INDEXED_AT_ONCE:
+            # Without it the next run reads these manifests; what matters fails on its own.
+            with suppress(PipelineError):
+                self.plan.writer.index(self._entries)
+            self._entries.clear()
+
+    def _count(self, row: Row) -> None:
+        tally = self.outcome.tally
+        if not tally.parts:
+            tally.first_seconds, tally.first_bytes = tally.seconds, int(row["bytes"])
+        tally.last_seconds = tally.seconds
+        tally.parts += 1
+        tally.samples += int(row["samples"])
+        tally.faces += int(row["faces"])
+        tally.bytes += int(row["bytes"])
+        tally.reasons.update(json.loads(row["reasons"]))
+        tally.inversion_seconds += row["inversion_seconds"]
+        for stage in STAGES:
+            tally.stage_seconds[stage] += row[f"{stage}_seconds"]
+        for watch in self.watches:
+            watch.part(row)
+
+    def finish(self) -> None:
+        """Wait for commits, and report the shards that never became whole though none said why."""
+        self._settle(0)
+        self._pool.shutdown()
+        for shard_id in self.plan.states.keys() - self.open.keys():
+            self._shard(shard_id)
+        for shard_id, shard in sorted(self.open.items()):
+            if not shard.failed:
+                known = "an unknown number" if shard.total is None else shard.total
+                self.outcome.fail(
+                    f"shard '{shard_id}': {len(shard.parts)} of {known} of parts arrived"
+                )
+
+    def abandon(self) -> None:
+        """Start no more commits; those that run end on their own."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,64 @@
+"""Structured logs on request: one JSON object a line on stderr, for machines that collect them.
+
+Each has `time` (ISO 8601, UTC), `level` (info, warning, error) and `event`; the rest depends on it:
+
+    run_started      table, input, versions           part_done        shard, part, counts, seconds
+    planned          what is to do, what is done      part_failed      shard, error
+    progress         counts, seconds_left             shard_committed  shard, counts
+    run_ended        what the last line of stdout has
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.engine.commit import STAGES, Watch
+from pipeline.engine.rows import Row
+from pipeline.storage import without_secrets
+from pipeline.table import ShardEntry
+
+
+class EventLog(Watch):
+    """Writes events if `json_lines`; says nothing otherwise, as people look at the progress."""
+
+    def __init__(self, json_lines: bool) -> None:
+        self.json_lines = json_lines
+
+    def event(self, name: str, level: str = "info", **fields: Any) -> None:
+        """One line; what looks like a credential in a URI is left out."""
+        if not self.json_lines:
+            return
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = {"time": now, "level": level, "event": name, **fields}
+        text = json.dumps(line, default=str, allow_nan=False)
+        print(without_secrets(text), file=sys.stderr, flush=True)
+
+    def part(self, row: Row) -> None:
+        """`part_done`."""
+        self.event(
+            "part_done",
+            shard=row["shard_id"],
+            part=int(row["part"]),
+            samples=int(row["samples"]),
+            faces=int(row["faces"]),
+            rejects=json.loads(row["reasons"]),
+            seconds={stage: round(row[f"{stage}_seconds"], 3) for stage in STAGES},
+        )
+
+    def shard(self, entry: ShardEntry) -> None:
+        """`shard_committed`."""
+        self.event(
+            "shard_committed",
+            shard=entry.shard,
+            parts=entry.parts,
+            samples=entry.samples,
+            faces=entry.faces,
+            rejects=entry.rejects,
+        )
+
+    def failed(self, shard_id: str, error: str) -> None:
+        """`part_failed`."""
+        self.event("part_failed", "error", shard=shard_id, error=error)

@@ -1,0 +1,57 @@
+"""How a run ended, or stands: counts, errors, exit code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.engine.tally import Tally
+
+# Storage that is down fails every part; the first errors say why.
+MAX_ERRORS = 1000
+
+
+@dataclass
+class Outcome:
+    """How a run ended; `exit_code` 0 is done, 1 is to be run again."""
+
+    tally: Tally
+    skipped_parts: int = 0
+    skipped_samples: int = 0
+    errors: list[str] = field(default_factory=list)
+    more_errors: int = 0
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every shard is committed."""
+        return 1 if self.errors or self.interrupted else 0
+
+    def fail(self, error: str) -> None:
+        """Note one thing that went wrong."""
+        if len(self.errors) < MAX_ERRORS:
+            self.errors.append(error)
+        else:
+            self.more_errors += 1
+
+    def to_dict(self, table: str) -> dict[str, Any]:
+        """The job's last line: what this run did, not what the table holds."""
+        tally = self.tally
+        seconds = tally.seconds
+        return {
+            "samples": tally.samples,
+            "faces": tally.faces,
+            "rejects": tally.rejects,
+            "rejects_by_reason": dict(sorted(tally.reasons.items())),
+            "parts": tally.parts,
+            "skipped_parts": self.skipped_parts,
+            "seconds": round(seconds, 2),
+            "first_part_seconds": round(tally.first_seconds, 2),
+            "images_per_second": round(tally.samples / seconds, 3) if seconds else 0.0,
+            "stage_seconds": {k: round(v, 2) for k, v in sorted(tally.stage_seconds.items())},
+            "inversion_seconds": round(tally.inversion_seconds, 3),
+            "errors": self.errors,
+            "more_errors": self.more_errors,
+            "exit_code": self.exit_code,
+            "table": table,
+        }

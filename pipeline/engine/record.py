@@ -1,0 +1,86 @@
+"""`_runs/<start>-<id>.json`: the account of a run, there from its start on.
+
+A run that is killed leaves the account of its last minute with `exit_code` null.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pipeline.config import JobConfig
+from pipeline.engine.commit import Watch
+from pipeline.engine.outcome import Outcome
+from pipeline.engine.plan import Plan
+from pipeline.engine.rows import Row
+from pipeline.errors import PipelineError, RequestError
+
+PACKAGES = ("restyle-pipeline", "ray", "torch", "numpy", "pyarrow", "pillow", "dlib-bin")
+EVERY_S = 60.0
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that compute and write."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        # A cluster's working directory is not an installed package.
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+class RunRecord(Watch):
+    """The account of one run; its file is written again and again under one name."""
+
+    def __init__(self, config: JobConfig, plan: Plan, outcome: Outcome, started: datetime) -> None:
+        self.plan, self.outcome, self.started = plan, outcome, started
+        self.run_id = secrets.token_hex(4)
+        self.written = time.monotonic()
+        self._facts: dict[str, Any] = {
+            "started": started.isoformat(timespec="seconds"),
+            "updated": "",
+            "exit_code": None,
+            "config": config.model_dump(exclude_none=True),
+            "versions": versions(),
+            # Ray's, for those who look at its dashboard.
+            "job": os.environ.get("RAY_JOB_SUBMISSION_ID"),
+        }
+
+    def _write(self, **facts: Any) -> None:
+        outcome = self.outcome.to_dict(self.plan.writer.store.root)
+        found = asdict(self.plan.found)
+        outcome["skipped_parts"] = self.plan.found.done_parts
+        facts = self._facts | outcome | {"found": found} | facts
+        facts["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self.written = time.monotonic()
+        self.plan.writer.record_run(self.started, self.run_id, facts)
+
+    def start(self) -> None:
+        """Say that the run has begun and what is to do; fails where nothing can be written."""
+        self._write(exit_code=None)
+
+    def part(self, row: Row) -> None:
+        """Say how far it is, once a minute."""
+        del row
+        if time.monotonic() - self.written >= EVERY_S:
+            with suppress(PipelineError):  # the next minute's, or the end's, will do
+                self._write(exit_code=None)
+
+    def refuse(self, error: RequestError) -> None:
+        """Say that the request turned out to be wrong."""
+        with suppress(PipelineError):  # the request is what the user must hear about
+            self._write(exit_code=2, errors=[str(error)])
+
+    def end(self) -> None:
+        """Say how the run ended."""
+        try:
+            self._write()
+        except PipelineError as error:
+            self.outcome.fail(f"the account of this run could not be written: {error}")

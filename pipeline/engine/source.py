@@ -1,0 +1,159 @@
+"""The head of the pipeline: shards go to the readers as the plan finds them, a bounded number open.
+
+`ray.data.from_items` takes a list: all shards would have to be listed first, and kept. This hands
+them out one by one. It is built on Ray Data's internal operators, for which Ray is pinned.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import DataContext
+from ray.data._internal.execution.interfaces import BlockEntry, RefBundle
+from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
+from ray.data._internal.logical.interfaces import LogicalOperator, LogicalPlan, SourceOperator
+from ray.data._internal.planner.planner import Planner
+from ray.data._internal.stats import DatasetStats
+from ray.data.block import BlockMetadata
+
+from pipeline.engine.plan import Plan
+from pipeline.engine.read import ShardWork
+
+# Shards that are read, in the stages, or about to be: of ten images each they still fill 500 GPUs.
+OPEN_SHARDS = 2048
+_READY = 64
+_WAIT_S = 0.05
+
+
+class Feed:
+    """Takes shards from the plan in a thread, so that Ray Data's loop never waits for a listing."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._ready: deque[ShardWork] = deque()
+        self._change = threading.Condition()
+        self._ended = self._stopped = False
+        # Ray reads a shard again from its row when a node with its parts is lost.
+        self._rows: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._pull, name="plan", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take shards."""
+        self._thread.start()
+
+    def _pull(self) -> None:
+        try:
+            for work in self.plan.works:
+                with self._change:
+                    self._ready.append(work)
+                    self._change.notify_all()
+                    while len(self._ready) >= _READY and not self._stopped:
+                        self._change.wait()
+                    if self._stopped:
+                        return
+        except Exception as error:  # noqa: BLE001 - raised by the run when all that was read is done
+            self.plan.error = error
+        finally:
+            with self._change:
+                self._ended = True
+                self._change.notify_all()
+
+    def stop(self) -> None:
+        """Take no more; what is handed out goes on."""
+        with self._change:
+            self._stopped = True
+            self._change.notify_all()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to hand out."""
+        return (self._ended or self._stopped) and not self._ready
+
+    def ready(self) -> bool:
+        """Whether a shard can be handed out; waits a little where there is nothing else to do."""
+        while self.plan.committed:
+            self._rows.pop(self.plan.committed.popleft(), None)
+        if len(self._rows) - self.plan.given_up >= OPEN_SHARDS:
+            return False
+        if not self._ready and not self._ended and not self._rows:
+            with self._change:
+                self._change.wait(_WAIT_S)
+        return bool(self._ready)
+
+    def next_bundle(self) -> RefBundle:
+        """The next shard as Ray Data takes it: one row, one block."""
+        with self._change:
+            work = self._ready.popleft()
+            self._change.notify_all()
+        block = pa.Table.from_pylist([work.to_row()])
+        row: Any = ray.put(block)
+        self._rows[work.shard.shard_id] = row
+        metadata = BlockMetadata(
+            num_rows=1, size_bytes=block.nbytes, input_files=None, exec_stats=None
+        )
+        return RefBundle((BlockEntry(row, metadata),), schema=None, owns_blocks=False)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ShardSource(LogicalOperator, SourceOperator):
+    """The logical operator: where a dataset starts."""
+
+    feed: Any = None
+
+    def output_data(self) -> None:
+        """Nothing is known before the run."""
+
+    def infer_metadata(self) -> BlockMetadata:
+        """Nothing is known before the run."""
+        return BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+
+    def is_lineage_serializable(self) -> bool:
+        """It holds a thread."""
+        return False
+
+
+class _ShardOperator(InputDataBuffer):
+    """The physical operator: Ray Data's own for given input, with a feed in place of a list."""
+
+    def __init__(self, context: DataContext, feed: Feed) -> None:
+        super().__init__(context, input_data=[])
+        self._is_execution_marked_finished = False
+        self._estimated_num_output_bundles = None
+        self._feed = feed
+
+    def start(self, *arguments: Any, **options: Any) -> None:
+        super().start(*arguments, **options)
+        self._feed.start()
+
+    def has_next(self) -> bool:
+        return self._feed.ready()
+
+    def _get_next_inner(self) -> RefBundle:
+        bundle = self._feed.next_bundle()
+        self._metrics.on_input_received(bundle)
+        return bundle
+
+    def has_execution_finished(self) -> bool:
+        return self._is_execution_marked_finished or self._feed.ended
+
+    def shutdown(self, *arguments: Any, **options: Any) -> None:
+        self._feed.stop()
+        super().shutdown(*arguments, **options)
+
+
+Planner._DEFAULT_PLAN_FNS[ShardSource] = lambda operator, _, context: _ShardOperator(
+    context, operator.feed
+)
+
+
+def shard_source(plan: Plan) -> Any:
+    """The lazy Ray dataset of the plan's shards, a row each; it can be run once."""
+    context = DataContext.get_current().copy()
+    logical = LogicalPlan(ShardSource(Feed(plan)), context)
+    return ray.data.Dataset(logical, context, DatasetStats(metadata={}, parent=None))

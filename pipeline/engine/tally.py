@@ -1,0 +1,35 @@
+"""Counts of a run."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Tally:
+    """Counts of this run so far."""
+
+    parts: int = 0
+    samples: int = 0
+    faces: int = 0
+    shards: int = 0
+    bytes: int = 0  # of the input: of shards that are committed, and of images of others
+    first_seconds: float = 0.0  # from the start to the first part
+    first_bytes: int = 0  # of that part
+    last_seconds: float = 0.0  # from the start to the latest part
+    reasons: Counter[str] = field(default_factory=Counter)
+    stage_seconds: Counter[str] = field(default_factory=Counter)
+    inversion_seconds: float = 0.0  # of the method alone, without metrics and tables
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def rejects(self) -> int:
+        """Reject rows of all reasons."""
+        return sum(self.reasons.values())
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.started
