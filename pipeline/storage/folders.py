@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.errors import StorageError
 from pipeline.storage.formats import readable_name
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, too_large
 from pipeline.storage.shards import Shard
@@ -22,7 +23,10 @@ def read_folder(shard: Shard) -> Iterator[Sample]:
             key = readable_name(name)
             uri = join(shard.source, key)
             if name in contents:
-                yield Sample(key, uri, contents.pop(name))
+                content = contents.pop(name)
+                if len(content) != size:
+                    raise StorageError(f"'{uri}' changed while it was read; run again")
+                yield Sample(key, uri, content)
             else:
                 yield too_large(key, uri, size)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import replace
 
+from pipeline.errors import StorageError
 from pipeline.storage.folders import read_folder
 from pipeline.storage.formats import readable_name
+from pipeline.storage.listing import file_entry
 from pipeline.storage.parquets import read_parquet
 from pipeline.storage.sample import Sample
-from pipeline.storage.shards import Shard
+from pipeline.storage.shards import Shard, folder_etag
 from pipeline.storage.tars import read_tar
+from pipeline.storage.uris import is_local, join
 
 _READERS = {"folder": read_folder, "tar": read_tar, "parquet": read_parquet}
 
@@ -23,16 +26,36 @@ def read_samples(shard: Shard, keys: Container[str] | None = None) -> Iterator[S
     the row number. Memory holds a few samples, never the shard, besides the keys.
 
     Raises `StorageError` naming the shard if it is missing, truncated or damaged, after the
-    samples before the damage: a shard is whole or it fails, and nothing is dropped in silence.
+    samples before the damage, and after all of them if it is not as it was listed: a shard is
+    whole and of one state or it fails, and nothing is dropped in silence.
     Raises `InputError` if a Parquet file has no column that can be told to be the images.
     """
     if keys is None:
         yield from _READERS[shard.kind](shard)
-        return
-    if shard.kind == "folder":  # what is not wanted is not fetched
-        files = zip(shard.names, shard.sizes, strict=True)
-        wanted = [file for file in files if readable_name(file[0]) in keys]
-        shard = replace(
-            shard, names=tuple(name for name, _ in wanted), sizes=tuple(size for _, size in wanted)
-        )
-    yield from (sample for sample in _READERS[shard.kind](shard) if sample.key in keys)
+    else:
+        chosen = _only(shard, keys) if shard.kind == "folder" else shard
+        yield from (sample for sample in _READERS[shard.kind](chosen) if sample.key in keys)
+    if _changed(shard, whole=keys is None):
+        raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")
+
+
+def _only(shard: Shard, keys: Container[str]) -> Shard:
+    """A folder's shard without the files that are not wanted, so that they are not fetched."""
+    files = zip(shard.names, shard.sizes, strict=True)
+    wanted = [file for file in files if readable_name(file[0]) in keys]
+    return replace(
+        shard, names=tuple(name for name, _ in wanted), sizes=tuple(size for _, size in wanted)
+    )
+
+
+def _changed(shard: Shard, *, whole: bool) -> bool:
+    """Whether the input is not as it was listed, as far as that can be told at little cost.
+
+    Of files in a bucket the reader compares the sizes, of some files of a folder likewise.
+    """
+    if shard.kind != "folder":
+        return file_entry(shard.uri).etag != shard.etag
+    if not whole or not is_local(shard.uri):
+        return False
+    entries = (file_entry(join(shard.uri, name))._replace(name=name) for name in shard.names)
+    return folder_etag(entries) != shard.etag

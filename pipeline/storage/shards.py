@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -129,17 +129,22 @@ def _folder_shards(fs: Any, path: str, root: str, length: int) -> Iterator[Shard
         yield _slice(root, images, slices)
 
 
-def _slice(root: str, entries: list[Entry], index: int) -> Shard:
+def folder_etag(entries: Iterable[Entry]) -> str:
+    """What changes when one of the files does."""
     digest = hashlib.sha256()
     for entry in entries:
         line = f"{readable_name(entry.name)}\0{entry.size}\0{entry.etag}\n"
         digest.update(line.encode())
+    return digest.hexdigest()[:32]
+
+
+def _slice(root: str, entries: list[Entry], index: int) -> Shard:
     return Shard(
         shard_id=f"files-{index:05d}",
         uri=root,
         kind="folder",
         size=sum(entry.size for entry in entries),
-        etag=digest.hexdigest()[:32],
+        etag=folder_etag(entries),
         names=tuple(entry.name for entry in entries),
         sizes=tuple(entry.size for entry in entries),
     )

@@ -87,7 +87,10 @@ def write_part(
 ) -> PartSummary:
     """Put the two files of a part: rejects first, then latents, which is the part's commit.
 
-    Raises `TableError` if the rows do not account for every one of the `samples`.
+    A file that is there is never written over: a writer that was late, or a second run beside this
+    one, would break the commit that names the file. It is taken as it is if it is the same part of
+    the same state of the shard. Raises `TableError` if it is not, and if the rows do not account
+    for every one of the `samples`.
     """
     keys = set(latents["key"].to_pylist()) | set(rejects["key"].to_pylist())
     if len(keys) != samples:
@@ -100,12 +103,39 @@ def write_part(
     metadata = {**asdict(stamp), **counts, "metrics": dict(metrics)}
     rejects_bytes = _encode(rejects, metadata)
     latents_bytes = _encode(latents, metadata)
-    store.put(part_name(REJECTS, stamp.shard, stamp.part), rejects_bytes)
-    store.put(part_name(LATENTS, stamp.shard, stamp.part), latents_bytes)
+    rejects_name = part_name(REJECTS, stamp.shard, stamp.part)
+    latents_name = part_name(LATENTS, stamp.shard, stamp.part)
+    # Other rejects would not go with these latents; other numbers of the same faces do, and another
+    # kind of GPU gives them.
+    found = _put_once(store, rejects_name, rejects_bytes)
+    if found != rejects_bytes:
+        raise _other_writer(store, rejects_name)
+    found = _put_once(store, latents_name, latents_bytes)
+    if found != latents_bytes and _metadata_of(found) != _metadata_of(latents_bytes):
+        raise _other_writer(store, latents_name)
     return replace(
         summary,
-        latents_sha256=hashlib.sha256(latents_bytes).hexdigest(),
+        latents_sha256=hashlib.sha256(found).hexdigest(),
         rejects_sha256=hashlib.sha256(rejects_bytes).hexdigest(),
+    )
+
+
+def _put_once(store: Store, name: str, content: bytes) -> bytes:
+    """What stands under `name` in the end: `content`, unless something stood there before."""
+    return content if store.put_if_absent(name, content) else store.get(name)
+
+
+def _metadata_of(content: bytes) -> dict[str, Any] | None:
+    try:
+        return decode_metadata(pq.read_metadata(pa.BufferReader(content)).metadata)
+    except pa.ArrowException:
+        return None
+
+
+def _other_writer(store: Store, name: str) -> TableError:
+    return TableError(
+        f"'{store.uri(name)}' is there already, from another state of the input, another part size "
+        "or an attempt that ended otherwise; when no other job writes to this table, run again"
     )
 
 
@@ -120,8 +150,10 @@ def read_summary(store: Store, stamp: Stamp) -> PartSummary | None:
         return None
     if any(metadata.get(name) != value for name, value in asdict(stamp).items()):
         return None
-    samples, faces, rejects = (int(metadata[name]) for name in _COUNTS)
-    return PartSummary(stamp.part, samples, faces, rejects)
+    counts = [metadata.get(name) for name in _COUNTS]
+    if not all(type(count) is int for count in counts):
+        return None
+    return PartSummary(stamp.part, *counts)
 
 
 def read_metadata(store: Store, name: str) -> dict[str, Any]:
@@ -139,11 +171,14 @@ def read_footer(store: Store, name: str) -> pq.FileMetaData:
 
 
 def decode_metadata(pairs: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """The `restyle.` entries among a file's key-value pairs, by name."""
+    """The `restyle.` entries among a file's key-value pairs; `TableError` if one is no JSON."""
     decoded = {}
     for name, value in (pairs or {}).items():
         if name.startswith(_PREFIX.encode()):
-            decoded[name.decode().removeprefix(_PREFIX)] = json.loads(value)
+            try:
+                decoded[name.decode().removeprefix(_PREFIX)] = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise TableError(f"the metadata {name!r} of a part is no JSON") from error
     return decoded
 
 

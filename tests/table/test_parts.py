@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import StorageError, TableError
 from pipeline.storage import Store
+from pipeline.table import open_table
 from pipeline.table.parts import parse_part_name, part_name, read_metadata
 from tests.table.rows import COLUMNS, face_row, reject_row, shard, write_shard, writer
 
@@ -54,6 +55,35 @@ def test_a_part_without_a_face_gets_its_latents_file(tmp_path: Path) -> None:
     stored = pq.read_table(tmp_path / "latents" / "s-0-00000.parquet")
     assert stored.num_rows == 0
     assert stored.schema.remove_metadata().equals(COLUMNS.latents_schema())
+
+
+def test_a_part_that_is_written_again_is_the_same_part(root: str) -> None:
+    table = writer(root)
+    first, second = (
+        table.write_part(shard(), 0, samples=2, latents=[face_row("a")], rejects=[reject_row("b")])
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_a_late_writer_of_another_input_or_part_size_writes_over_nothing(root: str) -> None:
+    table = writer(root)
+    rows = {"samples": 1, "latents": [face_row("a")], "rejects": []}
+    table.write_part(shard(), 0, **rows)
+    before = {name: table.store.get(name) for name in table.store.names()}
+    for late, one in ((table, shard(etag="etag-0")), (writer(root, part_size=3), shard())):
+        with pytest.raises(TableError, match=r"rejects/s-0-00000\.parquet' is there already"):
+            late.write_part(one, 0, **rows)
+    assert {name: table.store.get(name) for name in table.store.names()} == before
+
+
+def test_the_first_of_two_gpus_that_differ_in_the_last_bit_is_kept(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    first = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
+    other = face_row("a", l2=0.126)
+    assert table.write_part(shard(), 0, samples=1, latents=[other], rejects=[]) == first
+    table.commit_shard(shard(), [first])
+    assert open_table(str(tmp_path)).verify()["faces"] == 1
 
 
 def test_rejects_are_written_before_latents(tmp_path: Path) -> None:

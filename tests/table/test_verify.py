@@ -71,6 +71,8 @@ def test_a_part_under_the_name_of_another_is_found(store: Store) -> None:
 def test_a_part_of_another_state_of_the_shard_is_found(store: Store) -> None:
     table = writer(store.root)
     other = shard(etag="etag-2")
+    for kind in ("latents", "rejects"):
+        store.remove(f"{kind}/s-0-00000.parquet")
     table.write_part(other, 0, samples=1, latents=[face_row("a")], rejects=[])
     broken(store, "made with another shard_etag", checksums=False)
 
