@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from tests.faults import actions, input_kinds, ray_kinds, storage_kinds, writer_kinds
 from tests.faults.arena import Arena, BrokenPromiseError, Result
 from tests.faults.findings import Findings
-from tests.faults.runs import HangError, UnavailableError
-from tests.faults.world import World
+from tests.faults.runs import ROOT, HangError, UnavailableError
+from tests.faults.world import World, environment
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,12 @@ def kind_of(seed: int) -> Kind:
 def play(world: World, seed: int) -> Result:
     """Run one schedule to its end and examine the table."""
     kind = kind_of(seed)
+    values = {"PYTHONPATH": str(ROOT), **(world.server.env if kind.on_s3 else {})}
+    with environment(values):
+        return _play(world, seed, kind)
+
+
+def _play(world: World, seed: int, kind: Kind) -> Result:
     arena = Arena(world, seed, on_s3=kind.on_s3)
     findings, failure, unavailable, hung = Findings(), "", "", False
     done = time.monotonic()

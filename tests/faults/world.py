@@ -14,7 +14,7 @@ import s3fs
 
 from tests.faults.cluster import RayCluster, running_cluster
 from tests.faults.proxy import FaultProxy, running_proxy
-from tests.faults.runs import ROOT, prepare_forks
+from tests.faults.runs import prepare_forks
 from tests.faults.stages import PACE
 from tests.s3_server import S3Server, run_server
 
@@ -42,9 +42,7 @@ class World:
     @cached_property
     def server(self) -> S3Server:
         """A real S3 server; this process reaches it past the proxy."""
-        found = self._server or self._stack.enter_context(run_server(self._made("s3")))
-        self._stack.enter_context(environment(found.env))
-        return found
+        return self._server or self._stack.enter_context(run_server(self._made("s3")))
 
     @cached_property
     def proxy(self) -> FaultProxy:
@@ -99,5 +97,4 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 def shared_world(folder: Path, server: S3Server | None = None) -> Iterator[World]:
     """A world with its files in `folder`; everything that it started ends with the block."""
     with ExitStack() as stack:
-        stack.enter_context(environment({"PYTHONPATH": str(ROOT)}))
         yield World(folder, stack, server)

@@ -1,0 +1,37 @@
+"""A dozen schedules; `make faults SCHEDULES=100` plays more, of every kind."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.__main__ import told
+from tests.faults.schedule import KINDS, kind_of, play
+from tests.faults.world import World
+
+pytestmark = pytest.mark.timeout(900)
+WITHOUT_RAY = (
+    "kill-in-put",
+    "terminate-in-put",
+    "late-writer-new-input",
+    "two-part-sizes",
+    "input-changes",
+    "full-disk",
+    "s3-reset-after",
+    "s3-truncated",
+    "s3-late-put-new-input",
+)
+ON_RAY = ("ray-raylet", "ray-driver-killed", "ray-writer-stopped")
+SEED_OF = {kind.name: seed for seed, kind in enumerate(KINDS)}
+
+
+@pytest.mark.parametrize("name", WITHOUT_RAY + ON_RAY)
+def test_no_face_is_lost_or_counted_twice(world: World, name: str) -> None:
+    result = play(world, SEED_OF[name])
+    if result.unavailable:
+        pytest.skip(result.unavailable)
+    assert result.ok, told(result)
+
+
+def test_a_seed_is_a_schedule() -> None:
+    assert [kind_of(seed).name for seed in range(len(KINDS))] == [kind.name for kind in KINDS]
+    assert kind_of(len(KINDS)).name == KINDS[0].name
