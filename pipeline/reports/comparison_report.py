@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import RequestError
-from pipeline.reports.coarse_to_fine import GROUPS, Change, change_by_step, require_steps
+from pipeline.reports.change_sheets import bands_sheet, groups_sheet, layers_sheet
+from pipeline.reports.coarse_to_fine import Change, change_by_step, require_steps
 from pipeline.reports.comparable import check_measured_alike, same_faces
 from pipeline.reports.evaluation import (
     Method,
@@ -21,8 +21,8 @@ from pipeline.reports.evaluation import (
 )
 from pipeline.reports.faces import Faces, label, read_faces
 from pipeline.reports.figures import change_in_steps, quality_against_time, require_matplotlib
-from pipeline.reports.ground_truth import DEFINITION, METRIC, with_distances
-from pipeline.reports.sheets import Cell, Sheet, number
+from pipeline.reports.ground_truth import DEFINITION, METRIC, GroundTruth, with_distances
+from pipeline.reports.sheets import Sheet, number
 from pipeline.storage import Store
 from pipeline.table import Table
 
@@ -71,13 +71,10 @@ def compare_tables(tables: Sequence[Table], options: Options) -> Report:
     labels = _labels(tables, everything, options.labels)
     check_measured_alike(tables, labels)
     faces = same_faces(everything, labels, common=options.common)
-    spread = math.nan
+    remarks = _left_out(labels, everything, faces)
     if options.ground_truth is not None:
-        measured = [
-            with_distances(table, each, options.ground_truth)
-            for table, each in zip(tables, faces, strict=True)
-        ]
-        faces, spread = [each for each, _ in measured], measured[0][1]
+        faces, truths = _measured(tables, faces, options.ground_truth)
+        remarks += _about_truth(tables, labels, truths)
     methods = [
         Method(name, each, table.seconds_per_face())
         for table, name, each in zip(tables, labels, faces, strict=True)
@@ -88,14 +85,14 @@ def compare_tables(tables: Sequence[Table], options: Options) -> Report:
             name: change_by_step(table, images=options.images, device=options.device)
             for table, name in zip(tables, labels, strict=True)
         }
-    return _report(tables, methods, changes, spread, plots=options.plots)
+    return _report(tables, methods, changes, remarks, plots=options.plots)
 
 
 def _report(
     tables: Sequence[Table],
     methods: Sequence[Method],
     changes: Mapping[str, Change],
-    spread: float,
+    remarks: Sequence[str],
     *,
     plots: bool,
 ) -> Report:
@@ -106,13 +103,45 @@ def _report(
     if plots:
         files["quality_against_time.png"] = quality_against_time(methods)
     if changes:
-        sheets.append(_groups(changes))
-        details = [_layers(changes), _bands(changes)]
+        sheets.append(groups_sheet(changes))
+        details = [layers_sheet(changes), bands_sheet(changes)]
         if plots:
             files["coarse_to_fine.png"] = change_in_steps(changes)
-    text = _text(tables, methods, sheets, spread, list(files))
+    text = _text(tables, methods, sheets, [*notes(methods), *remarks], list(files))
     files |= {f"{sheet.name}.csv": sheet.to_csv().encode() for sheet in (*sheets, *details)}
     return Report({**files, REPORT_NAME: text.encode()}, sheets[0].to_markdown())
+
+
+def _left_out(
+    labels: Sequence[str], everything: Sequence[Faces], compared: Sequence[Faces]
+) -> list[str]:
+    return [
+        f"{name}: {len(few)} of its {len(each)} faces, those that all tables hold."
+        for name, each, few in zip(labels, everything, compared, strict=True)
+        if len(few) < len(each)
+    ]
+
+
+def _measured(
+    tables: Sequence[Table], faces: Sequence[Faces], pairs: str
+) -> tuple[list[Faces], list[GroundTruth]]:
+    found = [with_distances(*each, pairs) for each in zip(tables, faces, strict=True)]
+    return [each for each, _ in found], [truth for _, truth in found]
+
+
+def _about_truth(
+    tables: Sequence[Table], labels: Sequence[str], truths: Sequence[GroundTruth]
+) -> list[str]:
+    remarks = [
+        f"W+ distance: the true codes lie {number(truths[0].spread)} from their own mean (root "
+        "mean square), which is what one guess for all faces would reach."
+    ]
+    for table, name, truth in zip(tables, labels, truths, strict=True):
+        rows = ", ".join(number(error) for error in truth.by_row)
+        remarks.append(f"{name}: W+ distance of each row of the code, coarse to fine: {rows}.")
+        if not table.description.columns.all_steps:
+            remarks.append(f"{name}: W+ distance of single steps needs a table with --keep-steps.")
+    return remarks
 
 
 def _labels(tables: Sequence[Table], faces: Sequence[Faces], given: Sequence[str]) -> list[str]:
@@ -143,22 +172,16 @@ def _text(
     tables: Sequence[Table],
     methods: Sequence[Method],
     sheets: Sequence[Sheet],
-    spread: float,
+    remarks: Sequence[str],
     pictures: Sequence[str],
 ) -> str:
-    lines = [f"# {len(tables)} tables over the same {len(methods[0].faces)} faces", ""]
+    lines = [f"# Evaluation on {len(methods[0].faces)} faces", ""]
     for table, method in zip(tables, methods, strict=True):
         about = table.description
         model = about.model.get("name", "unknown")
         lines.append(
             f"* {method.label}: `{table.store.root}`, model {model}, "
             f"fingerprint `{about.fingerprint[:12]}`"
-        )
-    remarks = notes(methods)
-    if not math.isnan(spread):
-        remarks.append(
-            f"W+ distance: the true codes lie {number(spread)} from their own mean (root mean "
-            "square), which is what one guess for all faces would reach."
         )
     sections = ["\n".join(lines) + "\n", sheets[0].to_markdown()]
     sections += [f"![{name.split('.')[0].replace('_', ' ')}]({name})\n" for name in pictures]
@@ -179,44 +202,3 @@ def _definitions(tables: Sequence[Table], methods: Sequence[Method]) -> str:
 
 def _name(metric: str) -> str:
     return "best step" if metric == "best_step" else label(metric)
-
-
-def _groups(changes: Mapping[str, Change]) -> Sheet:
-    rows: list[list[Cell]] = [
-        [name, step, *groups]
-        for name, change in changes.items()
-        for step, groups in enumerate(change.groups, 1)
-    ]
-    rendered = ", ".join(f"{name}: {each.rendered}" for name, each in changes.items())
-    left_out = [f"{name}: {c.without_start}" for name, c in changes.items() if c.without_start]
-    note = (
-        "Mean absolute change of the code in each step, over the faces that made it: rows 1–4 "
-        "(coarse), 5–8 (medium), 9 and up (fine). `coarse_to_fine_layers.csv` has each row; "
-        "`coarse_to_fine_bands.csv` has octaves of a Laplacian pyramid of the images that the "
-        f"model renders from the stored codes, faces: {rendered}."
-    )
-    if left_out:
-        note += f" First steps left out, as they did not start from the average code: {left_out}."
-    return Sheet("coarse_to_fine", "Coarse to fine", ["method", "step", *GROUPS], rows, note)
-
-
-def _layers(changes: Mapping[str, Change]) -> Sheet:
-    rows: list[list[Cell]] = [
-        [name, step, layer, mean]
-        for name, change in changes.items()
-        for step, layers in enumerate(change.layers, 1)
-        for layer, mean in enumerate(layers, 1)
-    ]
-    header = ["method", "step", "layer", "mean absolute change"]
-    return Sheet("coarse_to_fine_layers", "Style layers", header, rows)
-
-
-def _bands(changes: Mapping[str, Change]) -> Sheet:
-    rows: list[list[Cell]] = [
-        [name, step, band, mean]
-        for name, change in changes.items()
-        for step, bands in enumerate(change.bands, 1)
-        for band, mean in zip(change.band_names, bands, strict=True)
-    ]
-    header = ["method", "step", "cycles an image side", "mean absolute change"]
-    return Sheet("coarse_to_fine_bands", "Image frequencies", header, rows)

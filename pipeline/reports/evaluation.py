@@ -12,11 +12,10 @@ from pipeline.reports.faces import TRAITS, Faces, higher_is_better, label
 from pipeline.reports.sheets import Cell, Sheet, number
 from pipeline.reports.statistics import Floats, interval, terciles
 
-_SHARPNESS_UNIT = "variance of the Laplacian"
 _TRAIT_UNITS = {
-    "face_px": "face size in pixels",
-    "yaw": "|yaw|, 0 is frontal",
-    "sharpness": f"sharpness, {_SHARPNESS_UNIT}",
+    "face_px": "side of the face in pixels",
+    "yaw": "|yaw|, 0 is frontal, 1 a profile",
+    "sharpness": "variance of the crop's Laplacian",
 }
 
 
@@ -147,7 +146,7 @@ def _notes(method: Method) -> Iterator[str]:
             yield f"{method.label}: {label(metric)[:-2]} over {measured} of {len(faces)} faces."
     if len(np.unique(faces.steps)) > 1:
         yield (
-            f"{method.label}: faces made {number(np.nanmin(faces.steps))} to "
+            f"{method.label}: faces made {int(np.nanmin(faces.steps))} to "
             f"{faces.most_steps} steps; in the means of later steps each that had stopped keeps "
             "its last value."
         )

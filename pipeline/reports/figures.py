@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -140,10 +140,13 @@ def _room_for_labels(axes: Axes, where: Sequence[float]) -> None:
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """The name of each curve (x, y, text, colour) behind its end, none over another."""
+    axes.get_ylim()  # makes the limits follow the points, which the transformation needs
     inside = axes.transData + axes.transAxes.inverted()
-    placed = sorted((inside.transform((x, y)), text, colour) for x, y, text, colour in _plain(ends))
+    placed = [
+        (*inside.transform((x, y)), text, colour) for x, y, text, colour in ends if math.isfinite(x)
+    ]
     height = -math.inf
-    for (x, y), text, colour in placed:
+    for x, y, text, colour in sorted(placed, key=lambda end: end[1]):
         height = max(y, height + _APART)
         axes.text(
             x + 0.02, height, text, color=colour, size=_SIZE, va="center", transform=axes.transAxes
@@ -176,7 +179,3 @@ def _mark_groups(axes: Axes, n_styles: int) -> None:
                 rows.start + 0.6, 1.0, name, color=_GREY, size=_SIZE, va="top",
                 transform=axes.get_xaxis_transform(),
             )  # fmt: skip
-
-
-def _plain(ends: Sequence[tuple[float, float, str, str]]) -> Any:
-    return [end for end in ends if math.isfinite(end[0]) and math.isfinite(end[1])]

@@ -43,30 +43,35 @@ class _Distances(NamedTuple):
 
 
 @dataclass
-class Spread:
-    """How far true codes lie from their own mean: what a constant guess would reach."""
+class GroundTruth:
+    """What is known of the true codes, and by how much each row of the found ones misses them."""
 
     n: int = 0
     total: Floats = field(default_factory=lambda: np.zeros(_STYLE_DIM))
     squares: float = 0.0
+    row_errors: Floats | float = 0.0  # [n_styles], summed squares
 
-    def add(self, codes: NDArray[np.float64]) -> None:
-        """Count true codes, [n, n_styles, 512]."""
-        self.n += len(codes)
-        self.total += codes.mean(axis=1).sum(axis=0)
-        self.squares += float(np.square(codes).mean(axis=(1, 2)).sum())
+    def add(self, true: NDArray[np.float64], found: NDArray[np.float32]) -> None:
+        """Count codes [n, n_styles, 512]."""
+        self.n += len(true)
+        self.total += true.mean(axis=1).sum(axis=0)
+        self.squares += float(np.square(true).mean(axis=(1, 2)).sum())
+        self.row_errors = self.row_errors + np.square(found - true).mean(axis=2).sum(axis=0)
 
     @property
-    def distance(self) -> float:
-        """Root mean square distance to the mean code; NaN of no codes."""
-        if not self.n:
-            return math.nan
+    def spread(self) -> float:
+        """Root mean square distance of true codes to their mean: of one guess for all faces."""
         mean = self.total / self.n
         return math.sqrt(max(0.0, self.squares / self.n - float(np.square(mean).mean())))
 
+    @property
+    def by_row(self) -> list[float]:
+        """Root mean square distance of each row of the code, over all faces."""
+        return [math.sqrt(error / self.n) for error in np.atleast_1d(self.row_errors)]
 
-def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, float]:
-    """`faces` of `table` with the metric `w_plus_distance`, and the spread of the true codes.
+
+def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, GroundTruth]:
+    """`faces` of `table` with the metric `w_plus_distance`, and what was seen of the true codes.
 
     `pairs` is the input that the table was made from: tars of `<key>.jpg` and `<key>.w.npy`
     ([512] or [n_styles, 512]). A face belongs to the pair of its shard and key; one without a pair
@@ -75,13 +80,13 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, float
     """
     stored = table.description.columns.all_steps
     columns = ["image_id", "key", "w_plus", *(["w_plus_per_step"] if stored else [])]
-    found, spread = [], Spread()
+    found, truth = [], GroundTruth()
     for shard in list_shards(pairs):
         codes = None
         for batch in latents_batches(table, columns, shards={shard.shard_id}):
             codes = read_codes(shard) if codes is None else codes
-            found.append(_measure(batch, codes, spread))
-    if not spread.n:
+            found.append(_measure(batch, codes, truth))
+    if not truth.n:
         raise RequestError(
             f"'{pairs}' has no pair (<key>{_CODE_SUFFIX}) for any face of '{table.store.root}': "
             "give the input that the table was made from"
@@ -94,7 +99,7 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, float
     kept = np.concatenate([batch.kept for batch in found])[chosen]
     steps = last_kept(lists, faces.most_steps)[chosen]
     kept, steps = np.where(known, kept, np.nan), np.where(known[:, None], steps, np.nan)
-    return faces.with_metric(METRIC, kept, steps), spread.distance
+    return faces.with_metric(METRIC, kept, steps), truth
 
 
 def read_codes(shard: Shard) -> Codes:
@@ -129,12 +134,12 @@ def _code(content: bytes, where: str) -> NDArray[np.float32]:
     return np.asarray(code, np.float32)
 
 
-def _measure(batch: pa.Table, codes: Codes, spread: Spread) -> _Distances:
+def _measure(batch: pa.Table, codes: Codes, truth: GroundTruth) -> _Distances:
     paired = [row for row, key in enumerate(batch["key"].to_pylist()) if key in codes]
     batch = batch.take(paired)
     kept = as_array(batch["w_plus"])
     true = _true_codes(batch, codes, kept.shape[1])
-    spread.add(true)
+    truth.add(true, kept)
     offsets, distances = np.zeros(len(kept) + 1, np.int32), np.empty(0)
     if "w_plus_per_step" in batch.schema.names:
         steps = step_codes(batch["w_plus_per_step"])

@@ -59,11 +59,13 @@ class Sheet:
 
 
 def number(value: float) -> str:
-    """Three significant digits at least, never an exponent: 0.0283, 1.50, 2,150."""
+    """At least three digits and no exponent: 0.0283, 1.50, 2,150; whole numbers as they are."""
     if math.isnan(value):
         return MISSING
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
+    if value == round(value):
+        return f"{value:,.0f}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{digits}f}"
 

@@ -1,0 +1,112 @@
+"""Which stop rule keeps the quality of a fixed number of steps, and what it costs.
+
+Loops are run once to their longest; every rule is then tried on their measures alone, as a face
+that stops earlier has the same steps before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ShapeError
+from pipeline.inversion import StepMeasures, StopRule, invert, step_measures, step_of
+from pipeline.metrics import Meter
+from pipeline.models import RestyleModel
+
+GAINS = 48  # bounds that are tried, quantiles of the gains that were met
+RESIDUALS = (1.0, 0.5, 0.35, 0.25, 0.2, 0.17, 0.14, 0.12, 0.1)  # 1: a whole row may change
+
+
+@dataclass(frozen=True)
+class Point:
+    """A rule with what it gives on average."""
+
+    rule: StopRule
+    steps: float
+    l2: float  # of the best step by LPIPS, as the table's column has it
+    last_l2: float  # of the last step
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Loops of n faces after each step, [n, steps] each: the quality, and what the rule sees."""
+
+    l2: Tensor
+    lpips: Tensor
+    measured: StepMeasures
+
+    @property
+    def kept_l2(self) -> Tensor:
+        """L2 of the best step by LPIPS if the loop stopped there: the table's, [n, steps]."""
+        return self.l2.gather(1, self.lpips.cummin(dim=1).indices)
+
+    def tried(self, rule: StopRule) -> Point:
+        """What `rule` gives on these faces."""
+        return self._point(rule, step_of(self.measured, rule))
+
+    def fixed(self, steps: int) -> Point:
+        """What `steps` steps for every face give."""
+        rule = StopRule(gain=float("-inf"), least=steps, most=steps)
+        return self._point(rule, torch.full((len(self.l2),), steps))
+
+    def _point(self, rule: StopRule, steps: Tensor) -> Point:
+        at = steps[:, None] - 1
+        kept, last = (float(l2.gather(1, at).mean()) for l2 in (self.kept_l2, self.l2))
+        return Point(rule, float(steps.double().mean()), kept, last)
+
+
+def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -> Trace:
+    """Run all of `images` [n, 3, h, w] for `steps` steps; keeps numbers, no images.
+
+    Faces whose code or image is not finite are left out. Raises `ShapeError` where none is left.
+    """
+    meter = Meter(model.latent_avg.device.type, identity="none")
+    l2, lpips, gains, residuals = [], [], [], []
+    for batch in images.split(batch_size):
+        found = invert(model, batch, steps=steps)
+        measures = meter.measure(batch, found.step_images, found.w_plus, found.latent_avg)
+        seen, whole = step_measures(found, batch), found.finite.cpu()
+        l2.append(torch.from_numpy(measures.l2)[whole])
+        lpips.append(torch.from_numpy(measures.lpips)[whole])
+        gains.append(seen.gain.cpu()[whole])
+        residuals.append(seen.residual.cpu()[whole])
+    measured = StepMeasures(torch.cat(gains), torch.cat(residuals))
+    joined = Trace(torch.cat(l2), torch.cat(lpips), measured)
+    if not len(joined.l2):
+        raise ShapeError("a stop rule cannot be calibrated without a face that inverts")
+    return joined
+
+
+def candidates(traced: Trace, most: int) -> Iterator[StopRule]:
+    """Rules worth trying on these loops: gains that occur after the first step, all residuals."""
+    met = traced.measured.gain[:, 1:most].flatten()
+    shares = torch.linspace(0.02, 0.98, GAINS)
+    for gain in torch.quantile(met, shares).tolist():
+        for residual in RESIDUALS:
+            # Three digits are as much as a hundred faces tell.
+            yield StopRule(gain=float(f"{gain:.3g}"), residual=residual, most=most)
+
+
+def calibrate(traced: Trace, *, most: int, like_steps: int, tolerance: float) -> Point:
+    """The rule with the fewest steps whose mean L2 is within `tolerance` of `like_steps` steps.
+
+    Of equals the one that asks least. Where none is within it, the one with the lowest L2.
+    """
+    allowed = (1 + tolerance) * traced.fixed(like_steps).l2
+    points = [traced.tried(rule) for rule in candidates(traced, most)]
+    good = [point for point in points if point.l2 <= allowed]
+    if not good:
+        return min(points, key=lambda point: point.l2)
+    return min(good, key=lambda point: (point.steps, -point.rule.residual, point.l2))
+
+
+def curve(traced: Trace, rule: StopRule, gains: Sequence[float]) -> list[Point]:
+    """`rule` with other bounds on the gain, from the strictest to the loosest."""
+    return [
+        traced.tried(StopRule(gain, rule.residual, rule.least, rule.most))
+        for gain in sorted(set(gains))
+    ]

@@ -1,0 +1,110 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ModelError, RequestError
+from pipeline.models import load_model
+from pipeline.reports.change_sheets import bands_sheet, groups_sheet, layers_sheet
+from pipeline.reports.coarse_to_fine import Change, change_by_step
+from pipeline.reports.frequency import laplacian_bands
+from pipeline.table import Columns
+from tests.reports.compared import face, write_table
+
+
+@pytest.fixture
+def kept(make_table):
+    """Two faces, two steps of the tiny model, in float32 so that numbers can be compared."""
+    return make_table(keep_steps=True, latent_dtype="float32")
+
+
+def codes_of(table, model) -> np.ndarray:
+    """[faces, 1 + steps, n_styles, 512]: the average code, then that of each step."""
+    column = table.arrow("SELECT w_plus_per_step AS c FROM latents ORDER BY image_id")["c"]
+    codes = np.array(column.to_pylist(), np.float32)
+    start = np.broadcast_to(model.latent_avg.numpy(), (len(codes), 1, *codes.shape[2:]))
+    return np.concatenate([start, codes], axis=1)
+
+
+def means(intervals) -> np.ndarray:
+    return np.array([[each.mean for each in step] for step in intervals])
+
+
+def test_layers_are_the_mean_absolute_residuals(kept, tiny_bundle):
+    codes = codes_of(kept, load_model(tiny_bundle))
+    expected = np.abs(np.diff(codes, axis=1)).mean(axis=(0, 3))  # [steps, n_styles]
+    change = change_by_step(kept, images=0)
+    np.testing.assert_allclose(means(change.layers), expected, rtol=1e-5)
+    grouped = [expected[:, :4], expected[:, 4:8], expected[:, 8:]]
+    columns = np.stack([each.mean(axis=1) for each in grouped], axis=1)
+    np.testing.assert_allclose(means(change.groups), columns, rtol=1e-5)
+    assert (change.faces, change.rendered, change.without_start) == (2, 0, 0)
+    assert change.layers[0][0].n == 2
+
+
+def test_bands_are_those_of_the_difference_of_the_rendered_steps(kept, tiny_bundle):
+    model = load_model(tiny_bundle)
+    with torch.no_grad():
+        frames = [model.generator(torch.from_numpy(c)).clamp(-1, 1) for c in codes_of(kept, model)]
+    differences = torch.stack(frames).diff(dim=1)  # [faces, steps, 3, 64, 64]
+    expected = [
+        [float(band.abs().mean()) for band in laplacian_bands(differences[:, step])]
+        for step in range(2)
+    ]
+    change = change_by_step(kept, images=10)
+    np.testing.assert_allclose(means(change.bands), expected, rtol=1e-4)
+    assert change.rendered == 2
+    assert len(change.band_names) == len(change.bands[0]) == 5
+
+
+def test_only_as_many_faces_are_rendered_as_asked_for(kept):
+    change = change_by_step(kept, images=1)
+    assert (change.rendered, change.bands[0][0].n, change.layers[0][0].n) == (1, 1, 2)
+
+
+def test_a_table_without_steps_says_how_to_get_them(make_table):
+    with pytest.raises(RequestError, match="--keep-steps"):
+        change_by_step(make_table(), images=1)
+
+
+def test_a_model_with_other_weights_is_refused(kept):
+    path = Path(kept.store.root) / "_table.json"
+    document = json.loads(path.read_text())
+    document["settings"]["model"] = "0" * 64
+    path.write_text(json.dumps(document))
+    with pytest.raises(ModelError, match="is not the one"):
+        change_by_step(type(kept)(kept.store.root), images=1)
+
+
+def test_the_sheets_have_a_row_for_everything(kept):
+    change = change_by_step(kept, images=1)
+    sheets = [sheet({"m": change}) for sheet in (groups_sheet, layers_sheet, bands_sheet)]
+    assert [len(sheet.rows) for sheet in sheets] == [2, 2 * 10, 2 * 5]
+    assert "faces rendered: m 1." in sheets[0].note
+
+
+def test_first_steps_that_are_left_out_are_told():
+    change = Change([], [], [], [], faces=5, rendered=0, without_start=5)
+    assert "left out, faces: m 5." in groups_sheet({"m": change}).note
+
+
+def test_a_first_step_from_another_code_is_left_out(tmp_path, tiny_bundle):
+    model = load_model(tiny_bundle)
+    codes = model.latent_avg.numpy() + np.array([1.0, 3.0], np.float32)[:, None, None]
+    steps = {"w_plus": codes[-1], "w_plus_per_step": codes}
+    table = write_table(
+        tmp_path,
+        {
+            "a": face([0.2, 0.1], **steps, residual_norm_per_step=[1.0, 2.0]),
+            "b": face([0.2, 0.1], **steps, residual_norm_per_step=[9.0, 2.0]),
+        },
+        columns=Columns(10, all_steps=True),
+        config={"model": tiny_bundle},
+        settings={"model": model.fingerprint},
+    )
+    change = change_by_step(table, images=0)
+    assert change.without_start == 1
+    assert [step[0].n for step in change.layers] == [1, 2]
+    np.testing.assert_allclose(means(change.layers), [[1.0] * 10, [2.0] * 10], rtol=1e-2)

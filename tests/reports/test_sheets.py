@@ -1,0 +1,37 @@
+import csv
+import io
+import math
+
+from pipeline.reports.sheets import Sheet, number
+from pipeline.reports.statistics import Interval
+
+ROWS = [
+    ["a|b", Interval(9, 0.02834, 0.00123), 1.5, 3],
+    ["c", Interval(0, math.nan, math.nan), None, 4],
+]
+SHEET = Sheet("means", "Means", ["method", "L2 ↓", "seconds", "steps"], ROWS, "A note.")
+
+
+def test_markdown_shows_the_mean_and_its_half_width():
+    lines = SHEET.to_markdown().splitlines()
+    assert lines[0] == "## Means"
+    assert "A note." in lines
+    assert lines[-2:] == ["| a\\|b | 0.0283 ± 0.0012 | 1.50 | 3 |", "| c | - | - | 4 |"]
+
+
+def test_csv_has_columns_for_half_width_and_count():
+    rows = list(csv.DictReader(io.StringIO(SHEET.to_csv())))
+    assert rows[0]["L2"] == "0.02834"
+    assert rows[0]["L2 ±95%"] == "0.00123"
+    assert rows[0]["L2 n"] == "9"
+    assert (rows[1]["L2"], rows[1]["L2 n"], rows[1]["seconds"]) == ("", "0", "")
+
+
+def test_a_small_half_width_gets_the_digits_that_it_needs():
+    sheet = Sheet("s", "S", ["x"], [[Interval(9, 0.5, 0.0000123)]])
+    assert "0.500000 ± 0.000012" in sheet.to_markdown()
+
+
+def test_numbers_have_three_digits_and_no_exponent():
+    shown = [number(value) for value in (0.02834, 1.5, 2150.4, 0.0, math.nan)]
+    assert shown == ["0.0283", "1.50", "2,150", "0", "-"]

@@ -1,0 +1,46 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pipeline.table import open_table
+from tests.table.rows import writer
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def record(table, minute, **facts):
+    run = {"started": f"minute {minute}", "errors": [], **facts}
+    table.record_run(START + timedelta(minutes=minute), "ab", run)
+
+
+def test_the_view_has_a_row_a_run_in_their_order(tmp_path):
+    table = writer(tmp_path)
+    record(table, 2, faces=3, stage_seconds={"align": 1.5}, exit_code=0)
+    record(table, 1, faces=1, errors=["a", "b"], exit_code=1)
+    rows = open_table(str(tmp_path)).sql(
+        "SELECT run, faces, exit_code, errors, align_seconds FROM runs ORDER BY run"
+    )
+    assert rows["run"].tolist() == ["20260101T000100Z-ab.json", "20260101T000200Z-ab.json"]
+    assert rows["faces"].tolist() == [1, 3]
+    assert rows["errors"].tolist() == [2, 0]
+    assert rows["align_seconds"].isna().tolist() == [True, False]
+
+
+def test_a_table_that_no_run_has_touched_has_an_empty_view(tmp_path):
+    writer(tmp_path)
+    assert open_table(str(tmp_path)).sql("SELECT * FROM runs").empty
+
+
+def test_seconds_a_face_are_those_of_all_runs_together(tmp_path):
+    table = writer(tmp_path)
+    record(table, 1, faces=30, inversion_seconds=6.0)
+    record(table, 2, faces=10, inversion_seconds=4.0, exit_code=1)
+    record(table, 3, faces=0, inversion_seconds=0.0)  # found everything done
+    assert open_table(str(tmp_path)).seconds_per_face() == pytest.approx(0.25)
+
+
+def test_seconds_are_unknown_where_no_run_took_them(tmp_path):
+    table = writer(tmp_path)
+    assert open_table(str(tmp_path)).seconds_per_face() is None
+    record(table, 1, faces=30)
+    assert open_table(str(tmp_path)).seconds_per_face() is None
