@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -154,11 +155,13 @@ def _nearest(name: str) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value that does not fit; the type of a list, which aliases can make without end."""
-    plain = isinstance(value, str | float | bool | None) or (
-        isinstance(value, int) and value.bit_length() <= 64
-    )
-    return repr(value) if plain else f"a {type(value).__name__}"
+    """A value that does not fit; a few lines of aliases make lists in lists without end."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring = 1, 200
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of too many digits to be written
+        return f"a very large {type(value).__name__}"
 
 
 def _explain(error: ValidationError) -> str:

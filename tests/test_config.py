@@ -159,7 +159,12 @@ def test_a_value_that_yaml_cannot_make_is_refused_in_a_line(file: Path, value: s
 def test_aliases_that_multiply_are_not_written_out(file: Path) -> None:
     lines = [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 30)]
     file.write_text("x0: &x0 a\n" + "\n".join(lines) + "\nsteps: *x29\n")
-    assert "(got a list)" in refusal(file)
+    assert "(got [[...], [...], [...], [...], [...], [...], ...])" in refusal(file)
+
+
+def test_an_integer_too_long_to_be_written_is_refused(file: Path) -> None:
+    file.write_text(f"steps: 0x{'f' * 9000}\n")
+    assert "(got a very large int)" in refusal(file)
 
 
 def test_a_path_that_no_disk_has_is_refused() -> None:

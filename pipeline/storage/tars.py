@@ -105,7 +105,9 @@ def read_tar(shard: Shard) -> Iterator[Sample]:
             with (
                 fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as raw,
                 _plain(raw) as stream,
-                tarfile.open(fileobj=_Source(stream), mode="r|", tarinfo=_StrictTarInfo) as archive,
+                tarfile.open(
+                    fileobj=cast(Any, _Source(stream)), mode="r|", tarinfo=_StrictTarInfo
+                ) as archive,
             ):
                 for member in archive:
                     sample = _sample(archive, member, keys, shard.source)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import FingerprintError, TableError
 from pipeline.storage import Store
-from pipeline.table.documents import read_json, to_json
+from pipeline.table.documents import check_types, read_json, to_json
 from pipeline.table.schema import SCHEMA_VERSION, Columns
 
 DESCRIPTION_NAME = "_table.json"
@@ -68,9 +68,12 @@ def read_description(store: Store) -> Description:
     names = ("settings", "layout", "config", "model", "metrics")
     try:
         columns = Columns(**document["columns"])
-        return Description(columns, **{name: document[name] for name in names})
-    except (KeyError, TypeError) as error:
+        check_types(columns)
+        columns.latents_schema()
+        parts: dict[str, Any] = {name: dict(document[name]) for name in names}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TableError(f"'{store.uri(DESCRIPTION_NAME)}' is incomplete: {error}") from error
+    return Description(columns, **parts)
 
 
 def settle_description(store: Store, description: Description) -> Description:

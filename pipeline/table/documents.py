@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from typing import Any
 
 from pipeline.errors import TableError
@@ -28,6 +29,20 @@ def read_json(store: Store, name: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise TableError(f"'{store.uri(name)}' is not a JSON object")
     return document
+
+
+_PLAIN = {"str": str, "int": int, "bool": bool}
+
+
+def check_types(record: Any) -> None:
+    """Raise `TypeError` if a dataclass's text, integer or truth value is of another type.
+
+    JSON that another program wrote fills any type into any field.
+    """
+    for field in fields(record):
+        value, wanted = getattr(record, field.name), _PLAIN.get(str(field.type))
+        if wanted and type(value) is not wanted:
+            raise TypeError(f"'{field.name}' is a {type(value).__name__}")
 
 
 def _clean(value: Any) -> Any:

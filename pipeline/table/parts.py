@@ -150,7 +150,7 @@ def read_summary(store: Store, stamp: Stamp) -> PartSummary | None:
         return None
     if any(metadata.get(name) != value for name, value in asdict(stamp).items()):
         return None
-    counts = [metadata.get(name) for name in _COUNTS]
+    counts: list[Any] = [metadata.get(name) for name in _COUNTS]
     if not all(type(count) is int for count in counts):
         return None
     return PartSummary(stamp.part, *counts)

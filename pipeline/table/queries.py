@@ -16,7 +16,8 @@ import duckdb
 import pyarrow as pa
 from fsspec.spec import AbstractFileSystem
 
-from pipeline.storage import Store, is_local
+from pipeline.errors import TableError
+from pipeline.storage import Store, is_local, one_line
 
 _PROTOCOL = "restyle-table"
 # Nothing is to be downloaded in the middle of a query, and a mistyped table name is an error, not
@@ -92,14 +93,22 @@ def create_view(
     names: Sequence[str],
     schema: pa.Schema,
 ) -> None:
-    """A view of the Parquet files `names`; of none, an empty view with the columns of `schema`."""
+    """A view of the Parquet files `names`; of none, an empty view with the columns of `schema`.
+
+    `TableError` if the first of them, which gives the columns, cannot be read.
+    """
     if names:
         paths = ", ".join(_quoted(_path(store, name)) for name in names)
         source = f"read_parquet([{paths}])"
     else:
         source = f"{view}_without_rows"
         connection.register(source, schema.empty_table())
-    connection.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {source}")
+    try:
+        connection.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {source}")
+    except duckdb.Error as error:
+        raise TableError(
+            f"'{store.root}' has a damaged file among its {view}: {one_line(error)}"
+        ) from error
 
 
 def _path(store: Store, name: str) -> str:

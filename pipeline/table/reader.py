@@ -106,15 +106,15 @@ class Table:
         names = self._files_of({image.split("/", 1)[0] for image in ids})
         wanted = set(ids)
         with ThreadPoolExecutor(_THREADS) as pool:
-            for codes in pool.map(lambda name: self.codes_in(name, wanted), names):
-                found |= codes
+            for some in pool.map(lambda name: self.codes_in(name, wanted), names):
+                found |= some
         missing = [image for image in ids if image not in found]
         if missing:
             listed = ", ".join(f"'{image}'" for image in missing[:5])
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise UnknownImageError(f"the table '{self.store.root}' has no {listed}{more}")
-        shape = (len(ids), self.description.columns.n_styles, STYLE_DIM)
-        return np.array([found[image] for image in ids], dtype=np.float32).reshape(shape)
+        codes = np.array([found[image] for image in ids], dtype=np.float32)
+        return codes.reshape(len(ids), *self._code_shape)
 
     def shards(self) -> list[ShardManifest]:
         """The manifests of all committed shards, by id."""
@@ -138,6 +138,10 @@ class Table:
     def bytes_read(self) -> int:
         """Bytes that queries have fetched so far; 0 on a local disk, which DuckDB reads itself."""
         return self._database[1].bytes_read
+
+    @property
+    def _code_shape(self) -> tuple[int, int]:
+        return self.description.columns.n_styles, STYLE_DIM
 
     @cached_property
     def _database(self) -> tuple[duckdb.DuckDBPyConnection, TableFiles]:
@@ -184,10 +188,10 @@ class Table:
                     rows = [row for row, image in enumerate(ids) if image in wanted]
                     if rows:
                         column = parquet.read_row_group(group, ["w_plus"])["w_plus"].take(rows)
-                        codes |= dict(
-                            zip([ids[row] for row in rows], as_array(column), strict=True)
-                        )
-        except pa.ArrowException as error:
+                        values = as_array(column).reshape(-1, *self._code_shape)
+                        codes |= dict(zip([ids[row] for row in rows], values, strict=True))
+        # Arrow also raises Python's own errors; a file of other columns has no such shape.
+        except (pa.ArrowException, ValueError, LookupError, AttributeError) as error:
             uri = self.store.uri(name)
             raise TableError(f"'{uri}' is damaged: {one_line(error)}") from error
         return codes

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tests.fuzz.kind import Kind
 
-MODULES = tuple(f"tests.fuzz.{name}" for name in ("images", "archives", "settings", "naming"))
+MODULES = tuple(f"tests.fuzz.{name}" for name in ("images", "archives", "settings", "naming", "tables"))
 _FOUND = {
     kind.name: (module, kind)
     for module in MODULES

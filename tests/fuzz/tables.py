@@ -1,0 +1,131 @@
+"""Tables that another version, another program or a bad disk wrote."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.storage import Store
+from pipeline.table import Table, open_for_writing, open_table
+from tests.fuzz import words
+from tests.fuzz.archives import json_text
+from tests.fuzz.kind import Case, Kind, check_line, write_case
+from tests.fuzz.mutate import mutated
+from tests.table.rows import DESCRIPTION, shard, write_shard, writer
+
+_PATHS = ("../../elsewhere", "/etc/passwd", "a/../../b", "..", "", "s-0/../x", "s" * 3000)
+
+
+@functools.cache
+def sound() -> dict[str, bytes]:
+    """The files of a small table that keeps its promises: two committed shards, one open."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = writer(folder)
+        for name in ("s-0", "s-1"):
+            write_shard(table, shard(name))
+        write_shard(table, shard("s-2"), commit=False)
+        store = Store(folder)
+        return {name: store.get(name) for name in store.names()}
+
+
+def _places(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Every (container, key) of a JSON value."""
+    steps = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in steps:
+        found.append((value, key))
+        if isinstance(item, dict | list):
+            _places(item, found)
+    return found
+
+
+def changed_json(draw: Random, content: bytes) -> bytes:
+    """The document with some of its values replaced, removed, doubled or renamed."""
+    document = json.loads(content)
+    for _ in range(draw.randint(1, 3)):
+        places = _places(document, [])
+        if not places:
+            break
+        container, key = draw.choice(places)
+        way = draw.random()
+        if way < 0.5:
+            odd = (json_text(draw), draw.choice(_PATHS), 3, 99, "2", [], {}, -1, 10**30)
+            container[key] = draw.choice(odd)
+        elif way < 0.75:
+            del container[key]
+        elif isinstance(container, dict):
+            container[words.text(draw)] = container.pop(key)
+        else:
+            container.append(container[key])
+    return json.dumps(document).encode()
+
+
+def _make(draw: Random) -> Case:
+    case = dict(sound())
+    for _ in range(draw.choice((1, 1, 2))):
+        name = draw.choice(sorted(case))
+        content = case[name]
+        way = draw.random()
+        if name.endswith(".json") and way < 0.8:
+            case[name] = changed_json(draw, content)
+        elif way < 0.1:
+            del case[name]
+        elif way < 0.2:  # another part's file, or another document, under this name
+            case[name] = case[draw.choice(sorted(case))]
+        elif way < 0.3:
+            case[name + draw.choice(("", ".parquet", "~"))] = content
+            case[name.replace("s-1", words.text(draw).replace("/", "_")[:50])] = content
+        else:
+            case[name] = mutated(draw, content, most=4)
+    return {name: content for name, content in case.items() if "\0" not in name}
+
+
+def _tasks(table: Table) -> list[Callable[[], object]]:
+    ids = ["s-0/a#0", "s-2/x/b#0"]
+    return [
+        lambda: table.sql("SELECT count(*), sum(l2) FROM latents"),
+        lambda: table.sql("SELECT * FROM latents ORDER BY image_id"),
+        lambda: table.sql("SELECT reason, count(*) FROM rejects GROUP BY reason"),
+        lambda: table.sql("SELECT sum(faces) FROM shards"),
+        lambda: table.w_plus(ids),
+        lambda: table.shards(),
+        lambda: table.verify(),
+        lambda: table.verify(checksums=False),
+    ]
+
+
+def _continue(root: str) -> None:
+    """What a run over the same input does to such a table."""
+    table = open_for_writing(root, DESCRIPTION, part_size=4)
+    shards = [shard(name) for name in ("s-0", "s-1", "s-2")]
+    for state in table.states(shards):
+        table.clear(state)
+        if not state.done:
+            write_shard(table, state.shard)
+
+
+def _run(case: Case, folder: Path) -> str:
+    write_case(case, folder)
+    root = str(folder)
+    errors: list[PipelineError] = []
+
+    def attempt(task: Callable[[], Any]) -> Any:
+        try:
+            return task()
+        except PipelineError as error:
+            check_line(error)
+            errors.append(error)
+
+    table = attempt(lambda: open_table(root))
+    for task in _tasks(table) if table else []:
+        attempt(task)
+    attempt(lambda: _continue(root))
+    return f"error:{type(errors[0]).__name__}" if errors else "row"
+
+
+KINDS = [Kind("table", _make, _run, share=2, memory_mib=512)]
