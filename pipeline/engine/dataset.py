@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-import ray
-import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from pipeline.config import JobConfig
 from pipeline.engine.align import AlignStage
+from pipeline.engine.autoscaling import ask_for_backlog
 from pipeline.engine.cluster import Resources
 from pipeline.engine.invert import InvertStage
 from pipeline.engine.plan import Plan
 from pipeline.engine.read import read_parts
 from pipeline.engine.rows import Row
+from pipeline.engine.source import shard_source
 from pipeline.engine.write import WriteStage
 
 # All different, so that Ray fuses no stage with the next: a fused shard is retried whole.
@@ -27,25 +27,30 @@ ALIGN_CPUS = 1.0
 INVERT_CPUS = 0.9
 WRITE_CPUS = 0.25
 READERS = 4
-# Ray holds back by bytes in its store; it overshoots a limit by about 30 %.
-STORE_SHARE = 0.5
+# One reads about 100 MB/s from a bucket, what a dozen aligners take.
+CLUSTER_READERS = 16
+# A bound of no meaning: on a cluster Ray Data starts an actor only where there is room for it, and
+# nodes come as the backlog asks for them. #59144: a pool without any bound did not grow.
+UNBOUNDED = 10_000
 
 
 @dataclass(frozen=True)
 class Pools:
-    """How many actors each pool may grow to, and whether inverters ask for a GPU."""
+    """How large each pool may grow, and whether inverters ask for a GPU."""
 
     aligners: int
     inverters: int
     on_gpu: bool
+    readers: int = READERS  # tasks, not actors
 
     @classmethod
     def of(cls, config: JobConfig, resources: Resources, local: bool) -> Pools:
-        """The config's sizes, else all the cores and GPUs that there are."""
+        """The config's sizes, else all cores and GPUs of this machine or no bound on a cluster."""
         on_gpu = config.device == "cuda" or (config.device == "auto" and resources.gpus > 0)
-        cores = max(1, int((resources.cpus - 1) / 2 if local else resources.cpus - 2))
-        inverters = max(1, int(resources.gpus)) if on_gpu else cores
-        return cls(config.align_workers or cores, config.inverters or inverters, on_gpu)
+        cores = max(1, int((resources.cpus - 1) / 2)) if local else UNBOUNDED
+        inverters = max(1, int(resources.gpus)) if local and on_gpu else cores
+        readers = READERS if local else CLUSTER_READERS
+        return cls(config.align_workers or cores, config.inverters or inverters, on_gpu, readers)
 
 
 @dataclass(frozen=True)
@@ -54,30 +59,34 @@ class Stages:
 
     align: type[Any] = AlignStage
     invert: type[Any] = InvertStage
+    pretended_gpus: int | None = None  # of a local Ray
 
 
 def configure_context() -> None:
-    """One row a block, no prints, and a bound on what waits between the stages."""
+    """One row a block, no prints, and a cluster that follows the backlog.
+
+    What waits between the stages is bounded by Ray Data: half of the object store that there is at
+    the time, which it overshoots by about 30 %.
+    """
     context = DataContext.get_current()
     context.target_max_block_size = 1
     context.print_on_execution_start = False
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    store = ray.cluster_resources().get("object_store_memory", 2e9)
-    limits = context.execution_options.resource_limits
-    context.execution_options.resource_limits = limits.copy(object_store_memory=STORE_SHARE * store)
+    ask_for_backlog()
+
+
+def inverter_needs(on_gpu: bool) -> dict[str, Any]:
+    """What Ray reserves for one inverter; on GPU nodes no CPU, so that they need offer none."""
+    return {"num_gpus": 1, "num_cpus": 0} if on_gpu else {"num_gpus": 0, "num_cpus": INVERT_CPUS}
 
 
 def build_dataset(plan: Plan, pools: Pools, stages: Stages) -> Any:
     """The lazy Ray dataset of `plan`: read, align, invert, write."""
     recipe = plan.recipe
-    items = [work.to_row() for work in plan.works]
-    on: dict[str, Any] = (
-        {"num_gpus": 1, "num_cpus": 0} if pools.on_gpu else {"num_cpus": INVERT_CPUS}
-    )
     return (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .flat_map(read_parts, num_cpus=READ_CPUS, compute=TaskPoolStrategy(size=READERS))
+        shard_source(plan)
+        .flat_map(read_parts, num_cpus=READ_CPUS, compute=TaskPoolStrategy(size=pools.readers))
         .map(
             # Ray builds the class in its actors; its annotation wants a plain function.
             cast("Callable[[Row], Row]", stages.align),
@@ -89,7 +98,7 @@ def build_dataset(plan: Plan, pools: Pools, stages: Stages) -> Any:
             cast("Callable[[Row], Row]", stages.invert),
             fn_constructor_args=(recipe.inversion, recipe.columns),
             compute=ActorPoolStrategy(min_size=1, max_size=pools.inverters),
-            **on,
+            **inverter_needs(pools.on_gpu),
         )
         .map(WriteStage(plan.writer), num_cpus=WRITE_CPUS)
     )

@@ -4,7 +4,15 @@ import pytest
 
 from pipeline.config import JobConfig
 from pipeline.engine.cluster import Resources
-from pipeline.engine.dataset import ALIGN_CPUS, INVERT_CPUS, READ_CPUS, WRITE_CPUS, Pools
+from pipeline.engine.dataset import (
+    ALIGN_CPUS,
+    INVERT_CPUS,
+    READ_CPUS,
+    UNBOUNDED,
+    WRITE_CPUS,
+    Pools,
+    inverter_needs,
+)
 
 
 def config(**settings: object) -> JobConfig:
@@ -17,10 +25,15 @@ def config(**settings: object) -> JobConfig:
         ({}, Resources(cpus=17, gpus=0), True, Pools(8, 8, on_gpu=False)),
         ({}, Resources(cpus=3, gpus=0), True, Pools(1, 1, on_gpu=False)),
         ({}, Resources(cpus=17, gpus=2), True, Pools(8, 2, on_gpu=True)),
-        ({}, Resources(cpus=64, gpus=8), False, Pools(62, 8, on_gpu=True)),
-        ({}, Resources(cpus=1, gpus=0), False, Pools(1, 1, on_gpu=False)),
+        ({}, Resources(cpus=64, gpus=8), False, Pools(UNBOUNDED, UNBOUNDED, True, 16)),
+        ({}, Resources(cpus=1, gpus=0), False, Pools(UNBOUNDED, UNBOUNDED, False, 16)),
         ({"device": "cpu"}, Resources(cpus=17, gpus=2), True, Pools(8, 8, on_gpu=False)),
-        ({"device": "cuda"}, Resources(cpus=2, gpus=0), False, Pools(1, 1, on_gpu=True)),
+        (
+            {"device": "cuda", "align_workers": 30, "inverters": 8},
+            Resources(cpus=0, gpus=0),
+            False,
+            Pools(30, 8, on_gpu=True, readers=16),
+        ),
         (
             {"align_workers": 3, "inverters": 5},
             Resources(cpus=17, gpus=1),
@@ -37,3 +50,9 @@ def test_pools_are_the_machine_or_what_was_asked_for(
 
 def test_no_two_stages_ask_for_the_same() -> None:
     assert len({READ_CPUS, ALIGN_CPUS, INVERT_CPUS, WRITE_CPUS}) == 4, "Ray would fuse them"
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_an_inverter_takes_a_gpu_or_a_core(on_gpu: bool) -> None:
+    needs = inverter_needs(on_gpu)
+    assert (needs["num_gpus"] == 1, needs["num_cpus"] > 0) == (on_gpu, not on_gpu)
