@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.configurations import EVERY, FOLDER, ROOT, load
+
+PATH = FOLDER / "Containerfile"
+
+
+def instructions() -> list[tuple[str, str]]:
+    """(instruction, arguments) of each line, continued lines joined, comments left out."""
+    lines = [line for line in PATH.read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n", " ", "\n".join(lines))
+    return [
+        (line.split(maxsplit=1)[0], line.split(maxsplit=1)[1])
+        for line in joined.splitlines()
+        if line.strip()
+    ]
+
+
+def last_stage() -> list[tuple[str, str]]:
+    steps = instructions()
+    first = max(index for index, (name, _) in enumerate(steps) if name == "FROM")
+    return steps[first:]
+
+
+@pytest.fixture
+def hadolint() -> str:
+    beside = Path(sys.executable).with_name("hadolint")
+    found = str(beside) if beside.exists() else shutil.which("hadolint")
+    if found is None:
+        pytest.skip("hadolint is not installed")
+    return found
+
+
+def test_the_linter_finds_nothing(hadolint: str) -> None:
+    run = subprocess.run(
+        [hadolint, "--no-color", str(PATH)], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+def test_it_runs_as_somebody_and_not_as_root() -> None:
+    users = [arguments for name, arguments in last_stage() if name == "USER"]
+    assert users == ["1000:1000"], "by number: Kubernetes cannot see who a name is"
+
+
+def test_the_last_stage_has_neither_build_tools_nor_installers() -> None:
+    commands = " ".join(arguments for name, arguments in last_stage() if name == "RUN")
+    assert re.search(r"\b(gcc|g\+\+|make|cmake|build-essential)\b", commands) is None
+    assert re.search(r"\b(pip|uv) (pip )?install\b", commands) is None
+    assert "pip uninstall --yes pip setuptools wheel" in commands
+
+
+def test_what_is_installed_is_pinned() -> None:
+    installs = [text for name, text in instructions() if name == "RUN" and "pip install" in text]
+    assert len(installs) == 2
+    for text in installs:
+        packages = re.findall(r"(?<= )[a-z][\w-]*(?:==[\d.]+)?(?= |$)", text.split("install", 1)[1])
+        pinned = [package for package in packages if "==" in package]
+        assert pinned, text
+    assert "-c .constraints.txt ." in installs[1]
+    (image,) = re.findall(r"PYTHON_IMAGE=(\S+)", PATH.read_text())[-1:]
+    assert re.search(r":3\.11\.\d+-slim-\w+$", dict(instructions_args())["PYTHON_IMAGE"]), image
+
+
+def instructions_args() -> list[tuple[str, str]]:
+    return [
+        (text.split("=", 1)[0], text.split("=", 1)[1])
+        for name, text in instructions()
+        if name == "ARG" and "=" in text
+    ]
+
+
+def test_boto3_is_of_the_release_that_the_lock_allows() -> None:
+    (botocore,) = re.findall(r"^botocore==(.*)$", (ROOT / ".constraints.txt").read_text(), re.M)
+    assert f"boto3=={botocore}" in PATH.read_text()
+
+
+def test_what_is_copied_is_there() -> None:
+    for name, arguments in instructions():
+        sources = [part for part in arguments.split()[:-1] if not part.startswith("--")]
+        if name == "COPY" and "--from=" not in arguments:
+            assert [source for source in sources if not (ROOT / source).exists()] == []
+
+
+def test_all_clusters_run_it() -> None:
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert version
+    for name in EVERY:
+        if name != "run.yaml":
+            assert f"restyle-pipeline:{version[1]}-cuda" in (FOLDER / name).read_text(), name
+    assert load("aws.yaml")["docker"]["image"] == load("gcp.yaml")["docker"]["image"]

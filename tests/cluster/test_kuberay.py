@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import copy
+import shlex
+from typing import Any
+
+import pytest
+import ray
+from jsonschema import Draft202012Validator
+
+from jobs.invert_dataset import parse_arguments
+from pipeline.config import load_config
+from pipeline.engine.dataset import ALIGN_CPUS, READ_CPUS, WRITE_CPUS, inverter_needs
+from pipeline.engine.read import MAX_PART_BYTES
+from tests.cluster.configurations import MANIFESTS, load, ray_cluster
+from tests.cluster.kuberay_schema import SCHEMAS
+
+UNITS = {"Mi": 2**20, "Gi": 2**30}
+
+
+def problems(manifest: dict[str, Any]) -> list[str]:
+    found = Draft202012Validator(SCHEMAS[manifest["kind"]]).iter_errors(manifest)
+    return [f"{error.json_path}: {error.message}" for error in found]
+
+
+def container(group: dict[str, Any]) -> dict[str, Any]:
+    return dict(group["template"]["spec"]["containers"][0])
+
+
+def size(text: str) -> int:
+    return int(text[:-2]) * UNITS[text[-2:]]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_only_fields_that_kuberay_knows(name: str) -> None:
+    assert problems(load(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "slip"),
+    [
+        (("spec", "headGroupSpec"), "rayStartParam"),
+        (("spec", "workerGroupSpecs", 1), "maxReplica"),
+        (("spec", "workerGroupSpecs", 0, "template", "spec"), "nodeSelectors"),
+        (("spec", "workerGroupSpecs", 0, "template", "spec", "containers", 0), "resource"),
+    ],
+)
+def test_a_slip_is_named(path: tuple[str | int, ...], slip: str) -> None:
+    manifest = copy.deepcopy(load("kuberay/cluster.yaml"))
+    at: Any = manifest
+    for step in path:
+        at = at[step]
+    at[slip] = {}
+    (problem,) = problems(manifest)
+    assert f"'{slip}' was unexpected" in problem
+
+
+def test_the_job_brings_the_cluster_that_stands_in_the_other_file() -> None:
+    assert ray_cluster("kuberay/job.yaml") == ray_cluster("kuberay/cluster.yaml")
+
+
+def test_the_job_is_one_that_our_own_flags_allow() -> None:
+    python, script, *flags = shlex.split(load("kuberay/job.yaml")["spec"]["entrypoint"])
+    assert (python, script) == ("python", "/app/jobs/invert_dataset.py")
+    arguments = vars(parse_arguments(flags))
+    given = {k: v for k, v in arguments.items() if k not in ("config", "dry_run")}
+    assert load_config(None, given).device == "cuda", "a GPU may not be there at the start"
+
+
+def test_ray_is_the_one_that_the_engine_is_built_on() -> None:
+    assert ray_cluster("kuberay/cluster.yaml")["rayVersion"] == ray.__version__
+
+
+def test_the_pools_fit_on_the_pods() -> None:
+    spec = ray_cluster("kuberay/cluster.yaml")
+    cpu, gpu = spec["workerGroupSpecs"]
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert (cpu["minReplicas"], gpu["minReplicas"]) == (0, 0)
+    offered = container(cpu)["resources"]["limits"]
+    assert int(offered["cpu"]) >= ALIGN_CPUS + READ_CPUS + WRITE_CPUS
+    assert "nvidia.com/gpu" not in offered
+    needs = inverter_needs(on_gpu=True)
+    assert int(container(gpu)["resources"]["limits"]["nvidia.com/gpu"]) >= needs["num_gpus"]
+    assert float(gpu["rayStartParams"]["num-cpus"]) == needs["num_cpus"] == 0
+
+
+def test_the_object_store_fits_into_shared_memory_and_that_into_the_pod() -> None:
+    for group in ray_cluster("kuberay/cluster.yaml")["workerGroupSpecs"]:
+        store = int(group["rayStartParams"]["object-store-memory"])
+        (volume,) = group["template"]["spec"]["volumes"]
+        shared = size(volume["emptyDir"]["sizeLimit"])
+        memory = size(container(group)["resources"]["limits"]["memory"])
+        assert 8 * MAX_PART_BYTES <= store < shared < 0.5 * memory
+        (mount,) = container(group)["volumeMounts"]
+        assert (mount["name"], mount["mountPath"]) == (volume["name"], "/dev/shm")
+
+
+def test_all_pods_run_one_image() -> None:
+    spec = ray_cluster("kuberay/cluster.yaml")
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    assert len({container(group)["image"] for group in groups}) == 1

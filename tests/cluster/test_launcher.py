@@ -1,0 +1,117 @@
+"""The files for `ray up`: Ray's own checks, and those that it leaves out."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from pipeline.engine.dataset import ALIGN_CPUS, READ_CPUS, WRITE_CPUS, inverter_needs
+from pipeline.engine.read import MAX_PART_BYTES
+from tests.cluster.configurations import CLOUDS, LAUNCHED, load
+
+# vCPUs, memory in GiB, GPUs: from the providers' pages.
+MACHINES = {
+    "m7i.xlarge": (4, 16, 0),
+    "c7i.4xlarge": (16, 32, 0),
+    "g6e.2xlarge": (8, 64, 1),
+    "n2-standard-4": (4, 16, 0),
+    "c3-highcpu-22": (22, 44, 0),
+    "g2-standard-8": (8, 32, 1),
+}
+
+
+def node_types(name: str) -> list[tuple[str, dict[str, Any]]]:
+    return list(load(name)["available_node_types"].items())
+
+
+def machine(node: dict[str, Any]) -> tuple[int, int, int]:
+    config = node["node_config"]
+    return MACHINES[config.get("InstanceType") or config["machineType"]]
+
+
+def shm_bytes(name: str) -> int:
+    found = re.search(r"--shm-size=(\d+)g", " ".join(load(name)["docker"]["run_options"]))
+    assert found
+    return int(found[1]) << 30
+
+
+def is_spot(node_config: dict[str, Any]) -> bool:
+    market = node_config.get("InstanceMarketOptions", {}).get("MarketType")
+    return "spot" in (
+        market,
+        node_config.get("scheduling", {}).get("provisioningModel", "").lower(),
+    )
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_ray_takes_the_configuration(name: str) -> None:
+    validate_config(prepare_config(copy.deepcopy(load(name))))
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_nothing_is_installed_on_the_nodes(name: str) -> None:
+    config = load(name)
+    commands = ("setup_commands", "head_setup_commands", "worker_setup_commands")
+    assert [config[key] for key in commands] == [[], [], []], "Ray's defaults install another Ray"
+    assert "restyle-pipeline" in config["docker"]["image"]
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_the_dashboard_listens_on_loopback(name: str) -> None:
+    (start,) = [line for line in load(name)["head_start_ray_commands"] if "--head" in line]
+    assert "--dashboard-host=127.0.0.1" in start
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_workers_are_spot_from_none_on_and_the_head_is_not(name: str) -> None:
+    config = load(name)
+    for kind, node in node_types(name):
+        is_head = kind == config["head_node_type"]
+        assert is_spot(node["node_config"]) != is_head
+        assert is_head or node["min_workers"] == 0
+    wanted = sum(node.get("max_workers", 0) for _, node in node_types(name))
+    assert wanted <= config["max_workers"], "Ray stops at this, whatever the types allow"
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_a_node_offers_no_more_than_its_machine_has(name: str) -> None:
+    for kind, node in node_types(name):
+        cpus, memory, gpus = machine(node)
+        offered = node["resources"]
+        assert offered["CPU"] <= cpus, kind
+        assert offered.get("GPU", 0) == gpus, kind
+        store = offered.get("object_store_memory", 0)
+        assert store <= 0.4 * memory * 2**30, f"{kind}: the actors need the rest"
+        assert store < shm_bytes(name), f"{kind}: the store lives in /dev/shm"
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_the_pools_fit_on_the_nodes(name: str) -> None:
+    nodes = dict(node_types(name))
+    head, cpu, gpu = (nodes[kind]["resources"] for kind in ("head", "cpu", "gpu"))
+    assert head["CPU"] == 0, "work on the head is lost with more than a node"
+    assert cpu["CPU"] >= ALIGN_CPUS + READ_CPUS + WRITE_CPUS, "all CPU stages on one node at least"
+    assert "GPU" not in cpu
+    needs = inverter_needs(on_gpu=True)
+    assert gpu["GPU"] >= needs["num_gpus"]
+    assert gpu["CPU"] == needs["num_cpus"] == 0, "an aligner would hold a GPU node up"
+    for offered in (cpu, gpu):
+        assert offered["object_store_memory"] >= 8 * MAX_PART_BYTES, "parts waiting, in, out"
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_idle_gpus_go_first(name: str) -> None:
+    config = load(name)
+    assert config["available_node_types"]["gpu"]["idle_timeout_s"] < (
+        60 * config["idle_timeout_minutes"]
+    )
+
+
+def test_machines_that_are_there_are_all_used() -> None:
+    config = load("on_premise.yaml")
+    machines = len(config["provider"]["worker_ips"])
+    assert (config["min_workers"], config["max_workers"]) == (machines, machines)

@@ -1,0 +1,114 @@
+"""What is inside `node_config`, which Ray hands to the provider unread."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+from botocore.loaders import Loader
+from botocore.model import ServiceModel, Shape
+from botocore.validate import ParamValidator
+
+from tests.cluster.configurations import load
+
+# Of the Compute Engine API's Instance (v1): the fields that a node may need here.
+INSTANCE: dict[str, Any] = {
+    "machineType": str,
+    "disks": [
+        {
+            "boot": bool,
+            "autoDelete": bool,
+            "type": {"PERSISTENT", "SCRATCH"},
+            "initializeParams": {"diskSizeGb": int, "diskType": str, "sourceImage": str},
+        }
+    ],
+    "scheduling": {
+        "provisioningModel": {"SPOT", "STANDARD"},
+        "instanceTerminationAction": {"DELETE", "STOP"},
+        "onHostMaintenance": {"MIGRATE", "TERMINATE"},
+        "automaticRestart": bool,
+    },
+    "guestAccelerators": [{"acceleratorType": str, "acceleratorCount": int}],
+    "serviceAccounts": [{"email": str, "scopes": [str]}],
+    "metadata": {"items": [{"key": str, "value": str}]},
+    "networkInterfaces": [{"network": str, "subnetwork": str}],
+    "labels": {},
+}
+
+
+@cache
+def run_instances() -> tuple[Shape, frozenset[str]]:
+    """The parameters of EC2's RunInstances, and all instance types, as botocore knows them."""
+    model = ServiceModel(Loader().load_service_model("ec2", "service-2"))
+    kinds = model.shape_for("InstanceType").enum
+    return model.operation_model("RunInstances").input_shape, frozenset(kinds)
+
+
+def problems_of_ec2(node_config: dict[str, Any]) -> str:
+    """What EC2 would refuse; '' if nothing."""
+    shape, kinds = run_instances()
+    # Ray adds the counts itself.
+    report = ParamValidator().validate(node_config | {"MinCount": 1, "MaxCount": 1}, shape)
+    known = node_config.get("InstanceType") in kinds
+    return report.generate_report() + ("" if known else "no such InstanceType")
+
+
+def problems_of_gce(value: Any, allowed: Any, at: str = "") -> list[str]:
+    """Where `value` leaves `allowed`: a type, a set of values, [element], or {field: allowed}."""
+    if isinstance(allowed, set):
+        return [] if value in allowed else [f"{at}: {value!r}"]
+    if isinstance(allowed, type):
+        return [] if type(value) is allowed else [f"{at}: {value!r}"]
+    if type(value) is not type(allowed):
+        return [f"{at}: {value!r}"]
+    if isinstance(value, list):
+        return [found for item in value for found in problems_of_gce(item, allowed[0], at)]
+    unknown = [f"{at}.{key}" for key in value if key not in allowed]
+    known = (key for key in value if key in allowed)
+    return unknown + [
+        found for key in known for found in problems_of_gce(value[key], allowed[key], f"{at}.{key}")
+    ]
+
+
+def nodes(name: str) -> dict[str, dict[str, Any]]:
+    return {kind: node["node_config"] for kind, node in load(name)["available_node_types"].items()}
+
+
+@pytest.mark.parametrize("kind", ["head", "cpu", "gpu"])
+def test_ec2_takes_the_node(kind: str) -> None:
+    assert problems_of_ec2(nodes("aws.yaml")[kind]) == ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"InstanceTyp": "c7i.4xlarge"}, "InstanceTyp"),
+        ({"InstanceType": "c7i.5xlarge"}, "no such InstanceType"),
+        ({"InstanceMarketOptions": {"MarketTyp": "spot"}}, "MarketTyp"),
+        ({"BlockDeviceMappings": [{"Ebs": {"VolumeSize": "100"}}]}, "VolumeSize"),
+    ],
+)
+def test_a_slip_in_an_ec2_node_is_named(wrong: dict[str, Any], named: str) -> None:
+    assert named in problems_of_ec2(nodes("aws.yaml")["gpu"] | wrong)
+
+
+@pytest.mark.parametrize("kind", ["head", "cpu", "gpu"])
+def test_compute_engine_takes_the_node(kind: str) -> None:
+    assert problems_of_gce(nodes("gcp.yaml")[kind], INSTANCE) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"machineTyp": "g2-standard-8"}, ".machineTyp"),
+        ({"scheduling": {"provisioningModel": "SPOTS"}}, ".scheduling.provisioningModel: 'SPOTS'"),
+        ({"scheduling": [{"preemptible": True}]}, ".scheduling: [{'preemptible': True}]"),
+        ({"disks": [{"boot": "yes"}]}, ".disks: 'yes'"),
+    ],
+)
+def test_a_slip_in_a_compute_engine_node_is_named(wrong: dict[str, Any], named: str) -> None:
+    node = copy.deepcopy(nodes("gcp.yaml")["gpu"]) | wrong
+    (problem,) = problems_of_gce(node, INSTANCE)
+    assert problem.replace(".boot", "") == named

@@ -1,0 +1,37 @@
+"""What is tracked in `cluster/` holds no credential and asks for none."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pipeline.config import load_config
+from tests.cluster.configurations import EVERY, FOLDER
+
+FILES = (*EVERY, "Containerfile", "README.md")
+SECRETS = {
+    "AWS key id": r"\b(AKIA|ASIA)[0-9A-Z]{16}\b",
+    "a key in a variable": r"(?i)(secret|password|token|access_key)\w*\s*[:=]\s*['\"]?[\w/+]{16,}",
+    "PEM": r"-----BEGIN",
+    "credentials in a URI": r"://[^/\s]+:[^/\s]+@",
+    "a container's token": r"gh[pousr]_\w{20,}|glpat-\w{20,}",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_secret_stands_in_a_file(name: str) -> None:
+    text = (FOLDER / name).read_text()
+    assert [kind for kind, pattern in SECRETS.items() if re.search(pattern, text)] == []
+
+
+def test_the_patterns_find_what_they_name() -> None:
+    planted = "AKIAABCDEFGHIJKLMNOP aws_secret_access_key: abcdefghijklmnopqrst -----BEGIN KEY"
+    planted += " s3://me:word@bucket ghp_abcdefghijklmnopqrstuv"
+    assert all(re.search(pattern, planted) for pattern in SECRETS.values())
+
+
+def test_the_settings_for_a_cluster_are_ones_that_the_job_knows() -> None:
+    config = load_config(str(FOLDER / "run.yaml"), {})
+    assert config.device == "cuda"
+    assert config.input.startswith("s3://")
