@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def told(result: Result) -> str:
         f"recovery {result.recovery_s:6.1f} s  lost {found.lost}  duplicated {found.duplicated}  "
         f"stray {found.stray}"
     )
+    if result.unavailable:
+        return f"{line}\n  not played: {result.unavailable}"
     if result.ok:
         return line
     why = result.failure or found.problem or f"{found.different} files differ"
@@ -85,17 +88,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
     parser.add_argument("--kinds", nargs="+", choices=[kind.name for kind in KINDS])
     arguments = parser.parse_args(argv)
-    results = []
+    results: list[Result] = []
     with (
         tempfile.TemporaryDirectory(prefix="faults-") as folder,
         shared_world(Path(folder)) as world,
+        suppress(KeyboardInterrupt),  # Ctrl-C ends with the table of what was played
     ):
         for seed in chosen_seeds(arguments):
             results.append(play(world, seed))
             print(told(results[-1]), flush=True)
     rows = by_kind(results)
-    print()
-    print_table(rows)
+    if rows:
+        print()
+        print_table(rows)
     broken = [result.seed for result in results if not result.ok]
     totals = {name: sum(row[name] for row in rows) for name in (*COUNTS, "hangs")}
     print(json.dumps({"schedules": len(results), "broken": broken, **totals, "by_kind": rows}))

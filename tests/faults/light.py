@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.config import JobConfig
 from pipeline.engine import run as engine_run
+from pipeline.engine.commit import Committer
 from pipeline.engine.dataset import Stages
 from pipeline.engine.read import read_parts
 from pipeline.engine.write import WriteStage
@@ -53,14 +54,19 @@ def execute_in_order(
 ) -> None:
     """Stands in for the engine's `_execute`: the same stages and committer, no Ray."""
     del config
-    committer = engine_run.Committer(plan, outcome, watches)
+    committer = Committer(plan, outcome, watches)
     recipe = plan.recipe
     align, invert = stages.align(recipe.alignment), stages.invert(recipe.inversion, recipe.columns)
     write = WriteStage(plan.writer)
-    for work in plan.works:
-        for row in read_parts(work.to_row()):
-            committer.take(write(invert(align(row))))
-    committer.finish()
+    try:
+        for work in plan.works:
+            for row in read_parts(work.to_row()):
+                committer.take(write(invert(align(row))))
+        committer.finish()
+    finally:
+        committer.abandon()
+    if plan.error:
+        raise plan.error
 
 
 def plant(wreck: Wreck) -> None:
