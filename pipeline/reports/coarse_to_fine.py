@@ -20,11 +20,12 @@ from pipeline.models import RestyleModel, load_model
 from pipeline.reports.frequency import band_names, laplacian_bands
 from pipeline.reports.statistics import Floats, Interval, interval_of_sums
 from pipeline.table import Table
-from pipeline.table.batches import latents_batches, step_codes
+from pipeline.table.code_arrays import step_codes_of
 
 # Rows of a W+ code by the resolution that they drive: 4 to 8, 16 to 32, 64 px and more.
 GROUPS = {"coarse": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}
-_COLUMNS = ("image_id", "w_plus_per_step", "residual_norm_per_step")
+_CODES = "SELECT image_id, w_plus_per_step, residual_norm_per_step FROM latents"
+_ROWS = 64  # five steps of 18 x 512 float32 of 64 faces are 12 MB
 # Float16 codes move a residual's norm by far less, another starting code by far more.
 _SAME_START = 0.02
 
@@ -135,8 +136,8 @@ def _sample(table: Table, count: int) -> set[str]:
 
 
 def _paths(table: Table, average: NDArray[np.float32]) -> Iterator[_Path]:
-    for batch in latents_batches(table, _COLUMNS):
-        codes, offsets = step_codes(batch["w_plus_per_step"])
+    for batch in table.batches(_CODES, _ROWS):
+        codes, offsets = step_codes_of(batch["w_plus_per_step"], len(average))
         norms = batch["residual_norm_per_step"].to_pylist()
         for row, image in enumerate(batch["image_id"].to_pylist()):
             own = codes[offsets[row] : offsets[row + 1]]

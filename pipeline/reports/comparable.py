@@ -53,7 +53,9 @@ def _differences(one: Table, its: str, other: Table, their: str) -> Iterator[str
 
 
 def _crop_settings(table: Table) -> dict[str, Any]:
-    alignment = table.description.settings.get("alignment")
+    settings = table.description.settings
+    # A table of imported codes says how it cut the faces that it was measured on.
+    alignment = settings.get("alignment") or settings.get("measured", {}).get("alignment")
     settings = alignment if isinstance(alignment, dict) else {}
     return {name: value for name, value in settings.items() if name not in _CHOICE}
 

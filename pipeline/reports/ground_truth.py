@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,8 +20,7 @@ from pipeline.reports.statistics import Floats
 from pipeline.storage import Shard, list_shards, one_line
 from pipeline.storage.uris import filesystem, storage_errors
 from pipeline.table import Table
-from pipeline.table.batches import latents_batches, step_codes
-from pipeline.table.reader import as_array
+from pipeline.table.code_arrays import codes_of, step_codes_of
 
 METRIC = "w_plus_distance"
 DEFINITION = (
@@ -29,6 +28,7 @@ DEFINITION = (
     "rendered from (a W code stands for n_styles equal rows), lower is better"
 )
 _CODE_SUFFIX = ".w.npy"
+_ROWS = 64
 _STYLE_DIM = 512
 
 Codes = Mapping[str, NDArray[np.float32]]  # key -> [512] or [n_styles, 512]
@@ -78,14 +78,16 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, Groun
     has no distance. Distances of single steps need a table that keeps them. Raises `RequestError`
     if no face has a pair.
     """
-    stored = table.description.columns.all_steps
-    columns = ["image_id", "key", "w_plus", *(["w_plus_per_step"] if stored else [])]
+    shards = {shard.shard_id: shard for shard in list_shards(pairs)}
     found, truth = [], GroundTruth()
-    for shard in list_shards(pairs):
-        codes = None
-        for batch in latents_batches(table, columns, shards={shard.shard_id}):
-            codes = read_codes(shard) if codes is None else codes
-            found.append(_measure(batch, codes, truth))
+    codes: tuple[str, Codes] = ("", {})
+    for batch in _batches(table):
+        for shard_id in pc.unique(batch["shard"]).to_pylist():
+            if shard_id in shards:
+                if shard_id != codes[0]:
+                    codes = shard_id, read_codes(shards[shard_id])
+                own = batch.filter(pc.equal(batch["shard"], shard_id))
+                found.append(_measure(own, codes[1], table.description.columns.n_styles, truth))
     if not truth.n:
         raise RequestError(
             f"'{pairs}' has no pair (<key>{_CODE_SUFFIX}) for any face of '{table.store.root}': "
@@ -134,22 +136,30 @@ def _code(content: bytes, where: str) -> NDArray[np.float32]:
     return np.asarray(code, np.float32)
 
 
-def _measure(batch: pa.Table, codes: Codes, truth: GroundTruth) -> _Distances:
+def _batches(table: Table) -> Iterator[pa.RecordBatch]:
+    """Ids and codes, in the order of part files: the faces of a shard stand together."""
+    stored = table.description.columns.all_steps
+    steps = ", w_plus_per_step" if stored else ""
+    return table.batches(f"SELECT image_id, shard, key, w_plus{steps} FROM latents", _ROWS)
+
+
+def _measure(batch: pa.RecordBatch, codes: Codes, n_styles: int, truth: GroundTruth) -> _Distances:
+    """Distances of the faces, all of one shard, that have a pair in `codes`."""
     paired = [row for row, key in enumerate(batch["key"].to_pylist()) if key in codes]
-    batch = batch.take(paired)
-    kept = as_array(batch["w_plus"])
-    true = _true_codes(batch, codes, kept.shape[1])
+    batch = batch.take(pa.array(paired, pa.int64()))
+    kept = codes_of(batch["w_plus"], n_styles)
+    true = _true_codes(batch, codes, n_styles)
     truth.add(true, kept)
     offsets, distances = np.zeros(len(kept) + 1, np.int32), np.empty(0)
     if "w_plus_per_step" in batch.schema.names:
-        steps = step_codes(batch["w_plus_per_step"])
-        offsets = steps.offsets
+        steps = step_codes_of(batch["w_plus_per_step"], n_styles)
+        offsets = steps.offsets.astype(np.int32)
         distances = _distance(steps.codes, np.repeat(true, np.diff(offsets), axis=0))
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(distances))
-    return _Distances(_strings(batch["image_id"]), _distance(kept, true), lists)
+    return _Distances(batch["image_id"], _distance(kept, true), lists)
 
 
-def _true_codes(batch: pa.Table, codes: Codes, n_styles: int) -> NDArray[np.float64]:
+def _true_codes(batch: pa.RecordBatch, codes: Codes, n_styles: int) -> NDArray[np.float64]:
     """The true code of each row, [n, n_styles, 512]."""
     found = np.empty((batch.num_rows, n_styles, _STYLE_DIM))
     for row, key in enumerate(batch["key"].to_pylist()):
@@ -166,7 +176,3 @@ def _distance(codes: NDArray[np.float32], true: NDArray[np.float64]) -> Floats:
     """RMS over the last two axes of [n, n_styles, 512], [n]."""
     error: Floats = np.sqrt(np.square(codes - true).mean(axis=(-2, -1)))
     return error
-
-
-def _strings(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks)
