@@ -1,0 +1,47 @@
+"""Promises of shard manifests."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import TableError
+from pipeline.storage import Store
+from pipeline.table import PartSummary, ShardManifest
+from pipeline.table.manifests import manifest_ids, manifest_name, read_manifest
+from tests.table.rows import shard
+
+PARTS = [PartSummary(0, 4, 3, 1, "aa", "bb"), PartSummary(1, 2, 0, 2, "cc", "dd")]
+
+
+def manifest(etag: str = "etag-1", part_size: int = 4) -> ShardManifest:
+    return ShardManifest.of(shard(etag=etag), PARTS, "fingerprint", part_size)
+
+
+def test_what_is_written_is_read(root: str) -> None:
+    store = Store(root)
+    manifest().write(store)
+    assert read_manifest(store, "s-0") == manifest()
+    assert manifest_ids(store) == ["s-0"]
+
+
+def test_the_same_commit_twice_is_harmless(root: str) -> None:
+    store = Store(root)
+    manifest().write(store)
+    manifest().write(store)
+    assert read_manifest(store, "s-0") == manifest()
+
+
+@pytest.mark.parametrize("late", [manifest(etag="etag-0"), manifest(part_size=3)])
+def test_a_late_commit_of_another_state_is_refused(root: str, late: ShardManifest) -> None:
+    store = Store(root)
+    manifest().write(store)
+    with pytest.raises(TableError, match=r"_shards/s-0\.json' is there already"):
+        late.write(store)
+    assert read_manifest(store, "s-0") == manifest()
+
+
+def test_a_damaged_manifest_is_named(root: str) -> None:
+    store = Store(root)
+    store.put(manifest_name("s-0"), b'{"shard": "s-0"}')
+    with pytest.raises(TableError, match=r"_shards/s-0\.json"):
+        read_manifest(store, "s-0")
