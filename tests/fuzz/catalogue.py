@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from tests.fuzz.kind import Kind
 
-MODULES = tuple(f"tests.fuzz.{name}" for name in ("images", "archives", "settings", "naming", "tables"))
+MODULES = tuple(
+    f"tests.fuzz.{name}"
+    for name in ("images", "archives", "settings", "naming", "tables", "weights")
+)
 _FOUND = {
     kind.name: (module, kind)
     for module in MODULES

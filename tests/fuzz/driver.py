@@ -142,6 +142,7 @@ class Worker:
                 "TMPDIR": str(self.scratch / "tmp"),
                 "PYTHONPATH": str(ROOT),
                 "PYTHONDONTWRITEBYTECODE": "1",
+                "TORCHINDUCTOR_CACHE_DIR": str(self.scratch / "cache"),
                 "OMP_NUM_THREADS": "1",
             },
         )

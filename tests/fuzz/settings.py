@@ -21,8 +21,8 @@ _ODD: tuple[str, ...] = (
     *("2024-13-45", "2024-01-01", "12:30:45", "2001-12-14t21:59:43.10-05:00", "!!binary AAAA"),
     *("!!python/object/apply:os.system ['touch planted']", "!!python/name:os.system"),
     *("!!set {a}", "!!omap [a: 1]", "!!float many", "!!int x", "!!timestamp soon", "!!bool maybe"),
-    *("*nothing", "&a [*a]", "&b {c: *b}", "<<", "|\n  text", "'", '"\\ud800"', '"\\0"', "[", "{", "- -"),
-    *("s3://key:secret@bucket/x", "s3://bucket/x?token=abc", "://", "http://", "file://", "gopher://x"),
+    *("*nothing", "&a [*a]", "&b {c: *b}", "<<", "|\n  text", "'", '"\\ud800"', '"\\0"', "["),
+    *("s3://key:secret@bucket/x", "s3://bucket/x?token=abc", "://", "http://", "gopher://x"),
     *("~nobody-of-this-name/x", "~", "a\\b", "'../../x'", "memory://x", "zip://a.zip::b", "s3:///"),
 )  # fmt: skip
 
