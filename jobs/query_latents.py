@@ -2,7 +2,8 @@
 
     python jobs/query_latents.py TABLE "SELECT image_id, l2 FROM latents ORDER BY l2 LIMIT 10"
 
-Views: latents (one row a face), rejects (one row a reject), shards (one row an input shard).
+Views: latents (one row a face), rejects (one row a reject), shards (one row an input shard), runs
+(one row a run, with its seconds).
 Exit code: 0 done, 1 a read failed, 2 the table or the query is wrong.
 """
 
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("table", metavar="TABLE", help="path or URI of the table")
-    parser.add_argument("query", metavar="SQL", help="over the views latents, rejects, shards")
+    parser.add_argument(
+        "query", metavar="SQL", help="over the views latents, rejects, shards and runs"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="comma-separated, with a header line")
     form.add_argument("--json", action="store_true", help="one JSON object a line")
