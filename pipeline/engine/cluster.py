@@ -54,9 +54,10 @@ class Resources:
     gpus: float
 
 
-def _start_local() -> None:
+def _start_local(gpus: int | None) -> None:
     ray.init(
         address="local",
+        num_gpus=gpus,
         # The stages take turns, so their pools may overlap: aligners and inverters, a core each.
         num_cpus=2 * (os.cpu_count() or 1) + 1,
         include_dashboard=False,
@@ -65,12 +66,12 @@ def _start_local() -> None:
     )
 
 
-def _start_local_patiently() -> None:
+def _start_local_patiently(gpus: int | None) -> None:
     """Start Ray; on a busy machine, or one that reads it off the disk first, it may take a few
     tries, as its limit of 15 s for its own agent cannot be set."""
     for tries_left in reversed(range(START_TRIES)):
         try:
-            return _start_local()
+            return _start_local(gpus)
         except Exception as error:
             if START_TIMED_OUT not in str(error) or not tries_left:
                 raise
@@ -104,9 +105,12 @@ def _start(connect: Callable[[], None]) -> None:
 
 
 @contextmanager
-def running_ray() -> Iterator[Resources]:
-    """Join the job's cluster, or start a quiet local Ray, for the length of the block."""
-    _start(_join_cluster if in_cluster() else _start_local_patiently)
+def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
+    """Join the job's cluster, or start a quiet local Ray, for the length of the block.
+
+    A local Ray offers the GPUs of this machine, or as many as are to be pretended.
+    """
+    _start(_join_cluster if in_cluster() else lambda: _start_local_patiently(pretended_gpus))
     try:
         offered = ray.cluster_resources()
         yield Resources(cpus=offered.get("CPU", 1.0), gpus=offered.get("GPU", 0.0))

@@ -23,7 +23,10 @@ _COMMITS_WAITING = 64
 
 
 class Watch:
-    """Hears what the committer learns; each part and each shard once."""
+    """Hears what a run learns; of each part and each shard once."""
+
+    def planned(self) -> None:
+        """The input is compared with the table, or the first few thousand of its shards are."""
 
     def part(self, row: Row) -> None:
         """A part is in the table."""

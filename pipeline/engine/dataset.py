@@ -13,7 +13,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from pipeline.config import JobConfig
 from pipeline.engine.align import AlignStage
 from pipeline.engine.autoscaling import ask_for_backlog
-from pipeline.engine.cluster import Resources
+from pipeline.engine.cluster import Resources, in_cluster
 from pipeline.engine.invert import InvertStage
 from pipeline.engine.plan import Plan
 from pipeline.engine.read import read_parts
@@ -73,7 +73,8 @@ def configure_context() -> None:
     context.print_on_execution_start = False
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ask_for_backlog()
+    if in_cluster():
+        ask_for_backlog()
 
 
 def inverter_needs(on_gpu: bool) -> dict[str, Any]:

@@ -63,7 +63,11 @@ class RunRecord(Watch):
         self.plan.writer.record_run(self.started, self.run_id, facts)
 
     def start(self) -> None:
-        """Say that the run has begun and what is to do; fails where nothing can be written."""
+        """Say that the run has begun; fails where nothing can be written."""
+        self._write(exit_code=None)
+
+    def planned(self) -> None:
+        """Say what is to do."""
         self._write(exit_code=None)
 
     def part(self, row: Row) -> None:

@@ -55,7 +55,7 @@ def _execute(
 ) -> None:
     """Run the stages over what the plan has to do."""
     log = EventLog(config.log_format == "json")
-    with running_ray() as resources:
+    with running_ray(stages.pretended_gpus) as resources:
         configure_context()
         meters = Meters()
         meters.watch()
@@ -89,8 +89,10 @@ def _failures(outcome: Outcome) -> Iterator[None]:
         outcome.fail(": ".join([type(error).__name__, *gist]))
 
 
-def run_job(config: JobConfig, stages: Stages | None = None) -> Outcome:
-    """Plan, run and account for one job.
+def run_job(
+    config: JobConfig, stages: Stages | None = None, watches: tuple[Watch, ...] = ()
+) -> Outcome:
+    """Plan, run and account for one job; `watches` hear of every part and shard.
 
     Raises a `RequestError` for a request that is wrong: before any work, or, where it shows in the
     listing of an input of many thousand shards, when those before are done. What fails later is in
@@ -106,7 +108,7 @@ def run_job(config: JobConfig, stages: Stages | None = None) -> Outcome:
         record = RunRecord(config, plan, outcome, started)
         try:
             record.start()
-            _finish(config, plan, outcome, stages or Stages(), record)
+            _finish(config, plan, outcome, stages or Stages(), (record, *watches))
         except RequestError as error:
             record.refuse(error)
             raise
@@ -121,13 +123,18 @@ def run_job(config: JobConfig, stages: Stages | None = None) -> Outcome:
 
 
 def _finish(
-    config: JobConfig, plan: Plan, outcome: Outcome, stages: Stages, record: RunRecord
+    config: JobConfig,
+    plan: Plan,
+    outcome: Outcome,
+    stages: Stages,
+    watches: tuple[Watch, ...],
 ) -> None:
     """Do what the table lacks; its card, when nothing is missing."""
     to_do = bool(plan.works)
-    record.start()
+    for watch in watches:
+        watch.planned()
     EventLog(config.log_format == "json").event("planned", **asdict(plan.found))
     if to_do:
-        _execute(config, plan, outcome, stages, (record,))
+        _execute(config, plan, outcome, stages, watches)
     if outcome.exit_code == 0:
         write_card(open_table(config.output))

@@ -54,7 +54,7 @@ def run_simulated(folder: str, part_size: int) -> dict[str, Any]:
     from pipeline.config import JobConfig
     from pipeline.engine import run_job
     from pipeline.engine.dataset import Stages
-    from tests.engine.simulated import SimulatedAlign, SimulatedInvert
+    from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
 
     config = JobConfig(
         input=f"{folder}/shards",

@@ -27,15 +27,15 @@ from pipeline.engine.rows import Row
 from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
 
 EVERY_S = 0.5
-ALIGN_S, INVERT_S = 1.0, 1.5
+ALIGN_S, INVERT_S = 1.5, 1.5
 # Its parts take long to align, so that they come after all others.
-TAIL_SHARD, TAIL_S = "tail", 60.0
+TAIL_SHARD, TAIL_S = "tail", 45.0
 GONE_WITHIN_S = 60.0
 Trace = list[tuple[float, dict[str, int]]]
 
 
 class SleepingAlign(SimulatedAlign):
-    """A second a part, and much longer for those of the tail."""
+    """Much longer for the parts of the tail."""
 
     def __call__(self, row: Row) -> Row:
         time.sleep(TAIL_S if row["shard_id"].startswith(TAIL_SHARD) else ALIGN_S)
@@ -43,7 +43,7 @@ class SleepingAlign(SimulatedAlign):
 
 
 class SleepingInvert(SimulatedInvert):
-    """Slower than an aligner, so that the GPUs are what is short."""
+    """As slow as an aligner, so that both pools want to grow."""
 
     def __call__(self, row: Row) -> Row:
         time.sleep(INVERT_S)
@@ -68,6 +68,7 @@ def _traced() -> Iterator[Trace]:
                 nodes = _nodes() if ray.is_initialized() else None
                 if nodes is not None and (not trace or trace[-1][1] != nodes):
                     trace.append((round(time.monotonic() - started, 1), nodes))
+                    print(*trace[-1], file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -89,7 +90,7 @@ def _wait_for_none() -> None:
 
 def main(folder: str) -> dict[str, Any]:
     """Run the job, then wait for the nodes to go."""
-    autoscaling.ASK_EVERY_S = autoscaling.SUSTAINED_S = 2.0  # nodes of this machine come at once
+    autoscaling.ASK_EVERY_S, autoscaling.SUSTAINED_S = 2.0, 6.0  # nodes of this machine come soon
     config = JobConfig(
         input=f"{folder}/in",
         output=f"{folder}/table",

@@ -15,7 +15,7 @@ from pipeline.engine.cluster import running_ray
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.plan import make_plan
 from pipeline.engine.rows import Row
-from tests.engine.simulated import SimulatedAlign, SimulatedInvert
+from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
 from tests.storage.archives import write_tar
 
 ROOT = Path(__file__).resolve().parents[2]

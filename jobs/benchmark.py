@@ -1,0 +1,123 @@
+"""How full the engine keeps its inverters, and what it costs: a part, a start, the driver's memory.
+
+    python jobs/benchmark.py --simulate                            # one GPU of 100 images/s
+    python jobs/benchmark.py --simulate --gpus 1,2,4,8,16 --speed 100,1000
+    python jobs/benchmark.py --simulate --images 10000,100000,1000000 --speed 1000 --gpus 4
+    python jobs/benchmark.py --input s3://bucket/photos --model restyle_psp_ffhq_encode.pt
+
+With --simulate the real engine (shards, Ray Data, Parquet, commits) runs with an aligner that
+decodes nothing and inverters that sleep as long as GPUs of that speed would take, which need not be
+there. Each line is a run of its own. `GPU busy` is the time that inverters slept, of all the time
+they were there, from a fifth of the parts to nine tenths. The last line of stdout is one JSON
+object with every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import JobConfig
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Lists are numbers with commas."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--simulate", action="store_true", help="inverters that sleep")
+    parser.add_argument("--gpus", default="1", help="simulated GPUs (default 1)")
+    parser.add_argument("--speed", default="100", help="images a second of one (default 100)")
+    parser.add_argument("--images", default="10000", help="in all (default 10000)")
+    parser.add_argument("--shard-images", type=int, default=1024, help="of a shard (default 1024)")
+    parser.add_argument("--image-bytes", type=int, default=100, help="of an image (default 100)")
+    parser.add_argument("--skew", type=int, default=1, help="the last shard is so many (default 1)")
+    parser.add_argument("--part-size", type=int, default=256, help="default 256")
+    parser.add_argument("--input", help="real images for the real model, without --simulate")
+    parser.add_argument("--model", default="demo", help="default demo")
+    parser.add_argument("--run", metavar="JSON", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if not arguments.run and arguments.simulate == bool(arguments.input):
+        parser.error("either --simulate or --input URI")
+    return arguments
+
+
+def run_once(request: dict[str, Any]) -> dict[str, Any]:
+    """One run in this process; what it took."""
+    from pipeline.engine import run_job
+    from pipeline.engine.simulate import BATCH, Trace, simulated_stages
+
+    gpus, speed = request["gpus"], request["speed"]
+    names = ("input", "output", "model", "part_size")
+    settings = {name: request[name] for name in names} | {"inverters": gpus}
+    config = JobConfig.model_validate(settings | ({"identity": "none"} if speed else {}))
+    stages = simulated_stages(BATCH / speed, gpus=gpus) if speed else None
+    trace = Trace()
+    outcome = run_job(config, stages, (trace,))
+    return {
+        **request,
+        **outcome.to_dict(config.output),
+        **trace.summary(gpus or 1),
+        "ends_seconds_after_pool": round(trace.idle_end(gpus or 1), 2),
+    }
+
+
+def measure(request: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """`run_once` over fresh shards and a fresh table, in a process of its own."""
+    from pipeline.engine.simulate import write_shards
+
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.simulate:
+            write_shards(
+                Path(folder) / "shards",
+                request["images"],
+                shard_images=arguments.shard_images,
+                skew=arguments.skew,
+                image_bytes=arguments.image_bytes,
+            )
+        request |= {"output": f"{folder}/table", "part_size": arguments.part_size}
+        request |= {"model": arguments.model, "input": arguments.input or f"{folder}/shards"}
+        command = [sys.executable, __file__, "--run", json.dumps(request)]
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    measured: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return measured
+
+
+def describe(run: dict[str, Any]) -> str:
+    """A run in one line."""
+    simulated = f"{run['gpus']:>3} GPUs x {run['speed']:>5}/s  " if run["speed"] else ""
+    return (
+        f"{simulated}{run['samples']:>8} images  {run['parts']:>6} parts  "
+        f"start {run['first_part_seconds']:6.1f} s  {run['parts_a_second']:7.2f} parts/s  "
+        f"GPU busy {100 * run['gpu_busy']:5.1f} %  "
+        f"driver {run['driver_cpu_milliseconds_a_part']:6.1f} ms a part, "
+        f"{run['driver_megabytes_first']:.0f} to {run['driver_megabytes_last']:.0f} MB"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Parse, run each combination, report."""
+    arguments = parse_arguments(argv)
+    if arguments.run:
+        print(json.dumps(run_once(json.loads(arguments.run))))
+        return 0
+    names = ("gpus", "speed", "images")
+    runs = []
+    for numbers in itertools.product(*(getattr(arguments, name).split(",") for name in names)):
+        request: dict[str, Any] = dict.fromkeys(names)
+        if arguments.simulate:
+            request = {name: int(number) for name, number in zip(names, numbers, strict=True)}
+        runs.append(measure(request, arguments))
+        print(describe(runs[-1]), file=sys.stderr, flush=True)
+    print(json.dumps({"benchmark": "engine", "runs": runs}))
+    return 1 if any(run["errors"] for run in runs) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

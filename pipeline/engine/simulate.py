@@ -1,0 +1,158 @@
+"""The real engine without its work: measured is the engine, and how full it keeps inverters.
+
+The simulated aligner decodes nothing. The simulated inverter sleeps as long as a GPU would take,
+then gives random codes, as codes of zeros would be written in no time.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import resource
+import tarfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.alignment import AlignmentSettings
+from pipeline.engine.align import FACES, REJECTS
+from pipeline.engine.commit import Watch
+from pipeline.engine.rows import Row, pack, run_stage, unpack
+from pipeline.table import Columns, latents_table
+
+if TYPE_CHECKING:
+    from pipeline.engine.dataset import Stages
+    from pipeline.engine.invert import InvertSettings
+
+BATCH = 32
+MEMBER_BYTES = 100
+
+
+class SimulatedAlign:
+    """Takes every sample for one face of no pixels."""
+
+    def __init__(self, settings: AlignmentSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, row: Row) -> Row:
+        return run_stage("align", self._work, row)
+
+    def _work(self, row: Row) -> Row:
+        samples = unpack(row["payload"])
+        columns = {name: pa.nulls(len(samples), FACES.field(name).type) for name in FACES.names}
+        columns |= {"key": samples["key"], "source_uri": samples["uri"]}
+        for name, number in (("face_index", 0), ("n_faces", 1)):
+            columns[name] = pa.array(np.full(len(samples), number, np.int32))
+        row["payload"] = pack(pa.table(columns, schema=FACES))
+        row["rejected"] = pack(REJECTS.empty_table())
+        row["faces"] = len(samples)
+        return row
+
+
+class SimulatedInvert:
+    """Gives every face a random code, after the time that a GPU would take for its batches."""
+
+    seconds_a_batch = 0.0
+
+    def __init__(self, settings: InvertSettings, columns: Columns) -> None:
+        self.settings, self.columns = settings, columns
+        names = set(columns.latents_schema().names) - {"image_id", "shard"}
+        self.measures: dict[str, Any] = dict.fromkeys(names) | {"steps": 0, "best_step": 0}
+
+    def __call__(self, row: Row) -> Row:
+        return run_stage("invert", self._work, row)
+
+    def _work(self, row: Row) -> Row:
+        faces = unpack(row["payload"]).drop_columns(["pixels"]).to_pylist()
+        started = time.perf_counter()
+        time.sleep(math.ceil(len(faces) / BATCH) * self.seconds_a_batch)
+        row["inversion_seconds"] = time.perf_counter() - started
+        shape = (len(faces), self.columns.n_styles, 512)
+        codes = np.random.default_rng(row["part"]).standard_normal(shape, np.float32)
+        rows = [
+            self.measures | face | {"w_plus": code} for face, code in zip(faces, codes, strict=True)
+        ]
+        row["payload"] = pack(latents_table(rows, self.columns, row["shard_id"]))
+        return row
+
+
+def simulated_stages(seconds_a_batch: float = 0.0, *, gpus: int | None = None) -> Stages:
+    """Stages whose inverter sleeps so long for 32 faces, on `gpus` that need not be there."""
+    from pipeline.engine.dataset import Stages
+
+    # A class that no module has: it travels as it is, and carries the time to the actors.
+    sleeping = type("Sleeping", (SimulatedInvert,), {"seconds_a_batch": seconds_a_batch})
+    return Stages(SimulatedAlign, sleeping, pretended_gpus=gpus)
+
+
+def write_shards(
+    folder: Path,
+    images: int,
+    *,
+    shard_images: int = 1024,
+    skew: int = 1,
+    image_bytes: int = MEMBER_BYTES,
+) -> None:
+    """Tars of no images, `images` in all; the last by name holds `skew` times as many."""
+    content = bytes(image_bytes)
+    folder.mkdir(parents=True)
+    shards = max(1, math.ceil(images / shard_images) - (skew - 1))
+    left = images
+    for number in range(shards):
+        count = left if number == shards - 1 else min(left, shard_images)
+        left -= count
+        with tarfile.open(folder / f"shard-{number:06d}.tar", "w") as tar:
+            for index in range(count):
+                member = tarfile.TarInfo(f"{index:08d}.jpg")
+                member.size = image_bytes
+                tar.addfile(member, io.BytesIO(content))
+
+
+class Trace(Watch):
+    """At each part: seconds, busy and inverting seconds so far, the driver's CPU and memory."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float, float, float, float]] = []
+        self._busy = self._inverting = 0.0
+        self._page = os.sysconf("SC_PAGE_SIZE")
+
+    def part(self, row: Row) -> None:
+        """Note a part."""
+        self._busy += row["invert_seconds"]
+        self._inverting += row["inversion_seconds"]
+        use = resource.getrusage(resource.RUSAGE_SELF)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        megabytes = pages * self._page / 2**20
+        now, cpu = time.monotonic(), use.ru_utime + use.ru_stime
+        self.points.append((now, self._busy, self._inverting, cpu, megabytes))
+
+    def summary(self, inverters: int) -> dict[str, float]:
+        """Means over the middle of the run, from a fifth of its parts to nine tenths.
+
+        `inverter_busy` is the share of time that inverters had a part, `gpu_busy` that they slept.
+        """
+        count = len(self.points)
+        first, last = self.points[count // 5], self.points[max(count // 5, count * 9 // 10 - 1)]
+        parts = max(1, count * 9 // 10 - 1 - count // 5)
+        elapsed, busy, inverting, cpu, _ = (b - a for a, b in zip(first, last, strict=True))
+        capacity = max(1e-9, elapsed * inverters)
+        memory = [point[4] for point in self.points]
+        return {
+            "parts": count,
+            "parts_a_second": round(parts / max(1e-9, elapsed), 2),
+            "inverter_busy": round(busy / capacity, 4),
+            "gpu_busy": round(inverting / capacity, 4),
+            "driver_cpu_milliseconds_a_part": round(1000 * cpu / parts, 2),
+            "driver_megabytes_first": round(memory[0], 1),
+            "driver_megabytes_tenth": round(memory[count // 10], 1),
+            "driver_megabytes_last": round(memory[-1], 1),
+        }
+
+    def idle_end(self, inverters: int) -> float:
+        """Seconds from when the last part but one an inverter came in to the end: a slow tail."""
+        last = self.points[-1][0]
+        return last - self.points[max(0, len(self.points) - 1 - inverters)][0]
