@@ -13,6 +13,7 @@ from pipeline.inversion.stopping import (
     StopRule,
     converged,
     step_measures,
+    step_of,
     stopping_step,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "latent_spread",
     "optimize",
     "step_measures",
+    "step_of",
     "stopping_step",
 ]

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, ShapeError
-from pipeline.inversion import StopRule, converged, invert, invert_adaptively, stopping_step
+from pipeline.inversion import (
+    StopRule,
+    converged,
+    invert,
+    invert_adaptively,
+    step_measures,
+    stopping_step,
+)
 from pipeline.models import RestyleModel, load_checkpoint, load_model
 from tests.models.tiny import portrait, tiny_checkpoint
 
@@ -40,8 +47,6 @@ def rule(model: RestyleModel, faces: Tensor) -> StopRule:
 
 def stopping_gains(model: RestyleModel, faces: Tensor) -> Tensor:
     """The gains of six steps, [n, 6]."""
-    from pipeline.inversion import step_measures
-
     return step_measures(invert(model, faces, steps=6), faces).gain
 
 

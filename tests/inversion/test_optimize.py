@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -161,8 +162,6 @@ def test_rate_and_noise_follow_the_projectors_schedule() -> None:
 
 
 def test_settings_are_plain_values() -> None:
-    import json
-
     assert OptimizeSettings(**json.loads(json.dumps(asdict(SETTINGS)))) == SETTINGS
 
 

@@ -1,0 +1,38 @@
+"""The calibration as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from _pytest.capture import CaptureFixture
+
+from jobs.calibrate_stop import main
+from pipeline.inversion import StopRule
+
+SAMPLES = str(Path(__file__).parents[2] / "pipeline" / "samples")
+
+
+def test_it_chooses_on_one_set_and_reports_on_another(
+    tiny_bundle: str, tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    sets = ["--calibrate", f"{SAMPLES}/samples-0000.tar", "--report", f"{SAMPLES}/samples-0001.tar"]
+    small = ["--limit", "4", "--most", "3", "--like-steps", "2", "--model", tiny_bundle]
+    assert main([*sets, *small, "--output", str(tmp_path / "curve")]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rule = StopRule(record["gain"], record["residual"], record["least"], record["most"])
+    assert rule.most == 3
+    assert 1 <= record["steps"] <= 3
+    names = {path.name for path in (tmp_path / "curve").iterdir()}
+    assert names == {"stop_curve.md", "stop_curve.csv", "stop_curve.png"}
+
+
+def test_an_input_that_is_not_there_is_the_users_mistake(
+    tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    asked = ["--calibrate", nowhere, "--report", nowhere, "--output", str(tmp_path / "out")]
+    assert main(asked) == 2
+    assert "nowhere" in capsys.readouterr().err
