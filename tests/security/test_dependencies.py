@@ -1,0 +1,69 @@
+"""What is installed is what was pinned."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_PIN = re.compile(r"([A-Za-z0-9._-]+)==(\S+)")
+_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[([^\]]*)\])?([^;]*)(?:;(.*))?")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins() -> dict[str, str]:
+    """Name to version, of `.constraints.txt`."""
+    lines = (ROOT / ".constraints.txt").read_text().split("\n")
+    found = {}
+    for line in filter(None, (line.split("#")[0].strip() for line in lines)):
+        match = _PIN.fullmatch(line)
+        assert match, f"'{line}' pins nothing"
+        found[_plain(match[1])] = match[2]
+    return found
+
+
+def needed() -> set[str]:
+    """What the project needs as it is installed here, and what that needs in turn."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    waiting = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    found: set[str] = set()
+    seen: set[tuple[str, str]] = set()
+    while waiting:
+        match = _REQUIREMENT.match(waiting.pop().strip())
+        assert match
+        name, extras = _plain(match[1]), match[2] or ""
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            requires = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of another platform
+        found.add(name)
+        wanted = {extra.strip() for extra in extras.split(",")}
+        for text in requires:
+            extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", text)
+            if extra is None or extra[1] in wanted:
+                waiting.append(text)
+    return found
+
+
+def test_every_package_that_is_needed_is_pinned() -> None:
+    assert sorted(needed() - pins().keys()) == []
+
+
+def test_what_is_installed_is_what_is_pinned() -> None:
+    pinned = pins()
+    installed = {name: importlib.metadata.version(name) for name in needed()}
+    # A build of the same release: 2.13.0+cpu, 2.13.0+cu130.
+    other = {
+        name: (version, pinned[name])
+        for name, version in installed.items()
+        if name in pinned and version.split("+")[0] != pinned[name].split("+")[0]
+    }
+    assert other == {}
