@@ -116,7 +116,7 @@ def _left_out(
     labels: Sequence[str], everything: Sequence[Faces], compared: Sequence[Faces]
 ) -> list[str]:
     return [
-        f"{name}: {len(few)} of its {len(each)} faces, those that all tables hold."
+        f"{name}: {len(few):,} of its {len(each):,} faces, those that all tables hold."
         for name, each, few in zip(labels, everything, compared, strict=True)
         if len(few) < len(each)
     ]
@@ -175,7 +175,7 @@ def _text(
     remarks: Sequence[str],
     pictures: Sequence[str],
 ) -> str:
-    lines = [f"# Evaluation on {len(methods[0].faces)} faces", ""]
+    lines = [f"# Evaluation on {len(methods[0].faces):,} faces", ""]
     for table, method in zip(tables, methods, strict=True):
         about = table.description
         model = about.model.get("name", "unknown")

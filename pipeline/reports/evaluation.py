@@ -56,7 +56,7 @@ def comparison(methods: Sequence[Method]) -> Sheet:
         "Comparison",
         ["method", *map(label, metrics), "seconds a face", "steps", "generator passes"],
         rows,
-        f"Means over {len(methods[0].faces)} faces ± half the 95 % confidence interval "
+        f"Means over {len(methods[0].faces):,} faces ± half the 95 % confidence interval "
         "(Student's t). Quality is that of the code in the table, the best step's.",
     )
 
@@ -143,7 +143,7 @@ def _notes(method: Method) -> Iterator[str]:
     for metric, values in faces.quality.items():
         measured = interval(values).n
         if 0 < measured < len(faces):
-            yield f"{method.label}: {label(metric)[:-2]} over {measured} of {len(faces)} faces."
+            yield f"{method.label}: {label(metric)[:-2]} over {measured:,} of {len(faces):,} faces."
     if len(np.unique(faces.steps)) > 1:
         yield (
             f"{method.label}: faces made {int(np.nanmin(faces.steps))} to "

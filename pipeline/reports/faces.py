@@ -82,17 +82,16 @@ def read_faces(table: Table) -> Faces:
         *(column for metric in metrics for column in (metric, metric + _SUFFIX)),
     ]
     rows = table.arrow(f"SELECT {', '.join(wanted)} FROM latents ORDER BY image_id")
-    about = table.arrow(
-        "SELECT list_sort(list_distinct(list(method))) AS methods,"
-        " coalesce(bool_or(refined_from IS NOT NULL), false) AS refined FROM latents"
+    methods = table.arrow(
+        "SELECT method, count(refined_from) AS refined FROM latents GROUP BY method ORDER BY method"
     )
     steps = _reals(rows, "steps")
     most = int(np.nanmax(steps, initial=0))
     return Faces(
         ids=_whole(rows, "image_id"),
         sources=_whole(rows, "source_sha256"),
-        methods=tuple(about["methods"][0].as_py() or ()),
-        refined=bool(about["refined"][0].as_py()),
+        methods=tuple(name for name in methods["method"].to_pylist() if name),
+        refined=any(methods["refined"].to_pylist()),
         steps=steps,
         generator_passes=_reals(rows, "generator_passes"),
         traits={name: _reals(rows, name) for name in TRAITS},
