@@ -25,6 +25,8 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 ASK_EVERY_S = 5.0
 # A node takes minutes to come: what is wanted for less than this is not asked for.
 SUSTAINED_S = 20.0
+# Of one pool at a time: where nothing comes, they wait in vain.
+MOST_PLACEHOLDERS = 256
 
 
 class Sustained:
@@ -67,16 +69,13 @@ def missing(operator: Any, queued: int) -> int:
     return sum(max(0, actors_wanted(pool) - pool.current_size()) for pool in pools)
 
 
-@ray.remote
-def _nothing() -> None:
-    """Stands for an actor that there is no room for."""
-
-
 class Placeholders:
     """Tasks that wait for room, to be seen by Ray's autoscaler."""
 
     def __init__(self, needs: Any) -> None:
-        self.task = _nothing.options(num_cpus=needs.cpu, num_gpus=needs.gpu, max_retries=0)
+        # A lambda, as a worker would have to import this module for a function of it.
+        nothing = ray.remote(lambda: None)
+        self.task = nothing.options(num_cpus=needs.cpu, num_gpus=needs.gpu, max_retries=0)
         self.waiting: list[Any] = []
 
     def hold(self, count: int) -> None:
@@ -112,7 +111,8 @@ class BacklogAutoscaler(ClusterAutoscaler):
         # An empty request keeps this execution's share of the cluster, which is dropped otherwise.
         self.ray_own._send_resource_request([])
         for operator, placeholders in self.placeholders.items():
-            count = missing(operator, self.topology[operator].total_enqueued_input_blocks())
+            queued = self.topology[operator].total_enqueued_input_blocks()
+            count = min(missing(operator, queued), MOST_PLACEHOLDERS)
             placeholders.hold(self.sustained[operator].observe(count, now))
 
     def on_executor_shutdown(self) -> None:

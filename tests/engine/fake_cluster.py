@@ -23,7 +23,7 @@ STARTS_WITHIN_S = 180.0
 # As in cluster/*.yaml: the head works for nobody but the driver, and GPU nodes offer no CPU.
 NODE_TYPES: dict[str, dict[str, Any]] = {
     "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-    "cpu": {"resources": {"CPU": 4}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    "cpu": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},
     "gpu": {
         "resources": {"CPU": 0, "GPU": 1},
         "node_config": {},

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def test_it_is_put_into_executions_once() -> None:
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """Much that is quick to align, and at the end a tail that is not: `in/` and `model/`."""
-    for name in (*"abcdefgh", "tail"):
+    for name in (*"abcdef", "tail"):
         parts = 2 if name == "tail" else 10
         members = [(f"{number}.jpg", b"image") for number in range(parts)]
         write_tar(tmp_path / "in" / f"{name}.tar", members)
@@ -148,14 +147,16 @@ def test_nodes_come_with_the_backlog_and_go_without_it(shards: Path) -> None:
     """From a head alone; no size is given, and GPUs are wanted beyond what the cluster may have."""
     told = run_growing_job(shards)
     print(json.dumps(told))
-    assert (told["outcome"]["exit_code"], told["outcome"]["faces"]) == (0, 82)
-    times = [seconds for seconds, _ in told["trace"]]
+    assert (told["outcome"]["exit_code"], told["outcome"]["faces"]) == (0, 62)
     gpus = [nodes.get("gpu", 0) for _, nodes in told["trace"]]
     cpus = [nodes.get("cpu", 0) for _, nodes in told["trace"]]
     assert max(gpus) == NODE_TYPES["gpu"]["max_workers"], "asking for more stopped nothing"
     assert max(cpus) == NODE_TYPES["cpu"]["max_workers"]
-    running = [gpu for seconds, gpu in zip(times, gpus, strict=True) if seconds < told["job_end"]]
-    assert running[-1] == 1, "while the tail is aligned, all GPU nodes but one are gone"
-    rises = sum(after > before for before, after in pairwise(gpus))
-    assert rises == max(gpus), "none comes back once it is gone"
+    in_tail = [
+        nodes
+        for seconds, nodes in told["trace"][gpus.index(max(gpus)) :]
+        if seconds < told["job_end"]
+    ]
+    assert min(nodes.get("gpu", 0) for nodes in in_tail) == 1, "GPU nodes go before the job ends"
+    assert in_tail[-1].get("cpu", 0) >= 1, "and those that align the tail stay"
     assert (gpus[-1], cpus[-1]) == (0, 0)
