@@ -226,7 +226,7 @@ def _strict(run: Any, case: Case, folder: Path) -> str:
 
 
 KINDS = [
-    Kind("checkpoint", _make_file, functools.partial(_strict, _run_file), share=4),
+    Kind("checkpoint", _make_file, functools.partial(_strict, _run_file), share=2),
     Kind("dictionary", _make_dictionary, functools.partial(_strict, _run_dictionary), share=1),
-    Kind("bundle", _make_bundle, functools.partial(_strict, _run_bundle), share=2),
+    Kind("bundle", _make_bundle, functools.partial(_strict, _run_bundle), share=1),
 ]

@@ -1,0 +1,84 @@
+"""A few thousand cases of every kind end as they must; and the fuzzer would see it if not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import planted
+from tests.fuzz.catalogue import KINDS, plan
+from tests.fuzz.driver import ROOT, Tally, fuzz
+
+pytestmark = pytest.mark.timeout(1200)
+CASES = 2000
+
+
+@pytest.fixture(scope="module")
+def tallies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tally]:
+    return fuzz(plan(CASES, seed=0), tmp_path_factory.mktemp("findings"))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bad_input_ends_as_a_row_a_reject_or_one_clear_error(
+    name: str, tallies: dict[str, Tally]
+) -> None:
+    tally = tallies[name]
+    assert [(answer.seed, answer.finding) for answer in tally.findings] == []
+    assert tally.most_mib <= KINDS[name].memory_mib
+
+
+def test_damage_is_refused_and_soundness_accepted(tallies: dict[str, Tally]) -> None:
+    for name in ("jpeg", "png", "webp", "gif", "tiff", "bmp"):
+        outcomes = tallies[name].outcomes
+        assert outcomes["row"] > 0, name
+        assert outcomes.keys() & {"reject:undecodable", "reject:truncated"}, name
+    assert tallies["sidecar"].outcomes.keys() == {"row"}
+    assert {"row", "error:StorageError"} <= tallies["tar"].outcomes.keys()
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tally], Path]:
+    keep = tmp_path_factory.mktemp("planted")
+    seeds = range(planted.BAD - 2, planted.BAD + 3)
+    return fuzz([("tests.fuzz.planted", kind, seeds) for kind in planted.KINDS], keep), keep
+
+
+@pytest.mark.parametrize("name", planted.SIGNS)
+def test_a_planted_fault_is_charged_to_its_case_alone(
+    name: str, faults: tuple[dict[str, Tally], Path]
+) -> None:
+    tally = faults[0][name]
+    (finding,) = tally.findings
+    assert finding.seed == planted.BAD
+    assert finding.finding.startswith(planted.SIGNS[name]) or planted.SIGNS[name] in finding.finding
+    assert tally.outcomes.total() == 5
+
+
+def test_a_finding_is_kept_with_the_command_that_shows_it(
+    faults: tuple[dict[str, Tally], Path],
+) -> None:
+    folder = faults[1] / f"crash-{planted.BAD}"
+    assert len((folder / "case" / "bytes").read_bytes()) == 8
+    said = (folder / "finding.txt").read_text().splitlines()
+    assert said == ["crash: SIGSEGV", "python -m tests.fuzz --only crash --seed 5 --count 1"]
+
+
+def test_the_command_line_ends_with_the_counts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "--only", "bmp", "--count", "20", "--seed", "7"]
+    run = subprocess.run(
+        [*command, "--keep", str(tmp_path / "kept")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    counts = json.loads(run.stdout.splitlines()[-1])
+    assert (counts["cases"], counts["findings"]) == (20, 0)
+    assert sum(counts["kinds"]["bmp"]["outcomes"].values()) == 20
+    assert not (tmp_path / "kept").exists()
