@@ -37,6 +37,7 @@ class Found:
     shards: int = 0  # to do
     bytes: int = 0  # of these
     done_shards: int = 0
+    done_bytes: int = 0
     done_samples: int = 0
     done_parts: int = 0  # of shards that are done, and those that the others have
     complete: bool = False  # whether the whole input is listed
@@ -154,6 +155,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
     for state, take in take_first(plan.writer.states(shards), config.limit):
         if state.committed:
             found.done_shards += 1
+            found.done_bytes += state.shard.size
             found.done_samples += state.committed.samples
             found.done_parts += state.committed.parts
             continue

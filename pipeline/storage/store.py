@@ -8,7 +8,8 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -32,13 +33,19 @@ _ETAG_FIELDS = (
     "created",
 )
 
+_TIME_FIELDS = ("LastModified", "last_modified", "mtime", "updated", "created")
+
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """Size in bytes of an object, and a short text that changes when its content does."""
+    """Size in bytes of an object, and a short text that changes when its content does.
+
+    `modified` is when it was put, in seconds since 1970 by the storage's clock; 0 if unknown.
+    """
 
     size: int
     etag: str
+    modified: float = field(default=0.0, compare=False)
 
 
 class Store:
@@ -204,7 +211,8 @@ class Store:
 
 def local_info(status: os.stat_result) -> ObjectInfo:
     """`ObjectInfo` of a file on a disk: its etag is its size and modification time."""
-    return ObjectInfo(status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+    etag = f"{status.st_size}-{status.st_mtime_ns}"
+    return ObjectInfo(status.st_size, etag, status.st_mtime)
 
 
 def object_info(details: dict[str, Any]) -> ObjectInfo:
@@ -220,7 +228,9 @@ def object_info(details: dict[str, Any]) -> ObjectInfo:
     else:
         value = "unknown"
     own = value if len(value) <= 64 else hashlib.sha256(value.encode()).hexdigest()[:32]
-    return ObjectInfo(size, f"{size}-{own}")
+    times = (details.get(name) for name in _TIME_FIELDS)
+    modified = next((time.timestamp() for time in times if isinstance(time, datetime)), 0.0)
+    return ObjectInfo(size, f"{size}-{own}", modified)
 
 
 def _is_temporary(name: str) -> bool:

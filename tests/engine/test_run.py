@@ -208,7 +208,7 @@ def test_a_run_is_on_record_from_its_start(
     assert started["versions"] == ended["versions"]
     assert started["found"] == {
         **{"shards": 1, "bytes": ended["found"]["bytes"], "complete": True},  # type: ignore[index]
-        **{"done_shards": 0, "done_samples": 0, "done_parts": 0},
+        **{"done_shards": 0, "done_bytes": 0, "done_samples": 0, "done_parts": 0},
     }
 
 

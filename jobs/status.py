@@ -1,0 +1,89 @@
+"""How far a table is: counts, rates, time left; from storage alone, while a job runs or after it.
+
+    python jobs/status.py s3://bucket/latents
+    python jobs/status.py s3://bucket/latents --json
+    watch -n 30 python jobs/status.py s3://bucket/latents
+
+exit code  0 complete   3 not complete   1 storage failed   2 there is no such table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.errors import PipelineError, RequestError, TableError
+from pipeline.table.status import Status, seconds_since, table_status
+
+NOT_COMPLETE = 3
+
+
+def clock(seconds: float | None) -> str:
+    """`75` as `0:01:15`; `?` for what is not known."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def describe_run(run: dict[str, Any]) -> str:
+    """One run in one line."""
+    code, ago = run["exit_code"], clock(seconds_since(run["updated"]))
+    state = f"exit code {code}" if code is not None else "running, or gone without a word"
+    return f"{run['run']}: {state}, {run['samples']} samples, {run['errors']} errors, {ago} ago"
+
+
+def lines(status: Status) -> Iterator[str]:
+    """The status for people."""
+    total = "?" if status.shards_total is None else f"{status.shards_total:,}"
+    share = (
+        f", {100 * status.bytes_committed / status.bytes_total:.1f} % of the bytes"
+        if status.bytes_total
+        else ""
+    )
+    about = "" if status.exact else "about "
+    yield f"table    {status.table}"
+    yield (
+        f"shards   {status.shards_committed:,} of {total} committed{share}; "
+        f"{status.shards_open:,} begun"
+    )
+    yield f"parts    {status.parts:,}, of these {status.parts_open:,} of shards that are begun"
+    yield (
+        f"samples  {about}{status.samples:,}; faces {about}{status.faces:,}; "
+        f"rejects {about}{status.rejects:,}; in committed shards"
+    )
+    if status.parts_per_second:
+        rate = status.samples_per_second
+        images = "" if rate is None else f", {rate:,.1f} samples/s"
+        yield (
+            f"rate     {status.parts_per_second:.2f} parts/s{images} in the last ten minutes of "
+            f"work; the last part {clock(status.seconds_since_last_part)} ago"
+        )
+    yield f"left     {'nothing' if status.complete else clock(status.seconds_left)}"
+    for run in status.runs:
+        yield f"run      {describe_run(run)}"
+
+
+def main(argv: list[str]) -> int:
+    """Read, show."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", help="the table's URI")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--list-input", action="store_true", help="count the input's shards anew")
+    asked = parser.parse_args(argv)
+    try:
+        status = table_status(asked.table, list_input=asked.list_input)
+    except PipelineError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, RequestError | TableError) else 1
+    print(json.dumps(status.to_dict()) if asked.json else "\n".join(lines(status)))
+    return 0 if status.complete else NOT_COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

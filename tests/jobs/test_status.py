@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.jobs.ray_head import ROOT
+from tests.table.rows import shard, write_shard, writer
+
+FOUND = {"shards": 1, "bytes": 100, "done_shards": 0, "done_bytes": 0, "complete": True}
+
+
+def status(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs" / "status.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_status_of_a_table_in_lines_and_as_json(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    now = datetime.now(UTC)
+    account = {"exit_code": None, "found": FOUND, "samples": 4, "updated": now.isoformat()}
+    table.record_run(now, "ab12", account)
+    write_shard(table, shard(), commit=False)
+    begun = status(tmp_path)
+    assert begun.returncode == 3, begun.stderr
+    assert "0 of 1 committed, 0.0 % of the bytes; 1 begun" in begun.stdout
+    assert "running, or gone without a word" in begun.stdout
+    table.commit_shard(shard(), table.state(shard()).parts.values())
+    done = status(tmp_path)
+    assert done.returncode == 0
+    assert "left     nothing" in done.stdout
+    line = json.loads(status(tmp_path, "--json").stdout)
+    assert (line["complete"], line["samples"], line["seconds_left"]) == (True, 6, 0.0)
+
+
+def test_no_table_is_a_wrong_request_in_one_line(tmp_path: Path) -> None:
+    refused = status(tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "is not a table" in refused.stderr

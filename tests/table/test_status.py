@@ -1,0 +1,101 @@
+"""How far a table is, by what lies in storage."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import TableError
+from pipeline.storage import list_shards
+from pipeline.table import TableWriter
+from pipeline.table.status import table_status
+from tests.storage.archives import write_tar
+from tests.table.rows import reject_row, shard, write_shard, writer
+
+FOUND = {"shards": 3, "bytes": 300, "done_shards": 1, "done_bytes": 100, "complete": True}
+
+
+def record(table: TableWriter, **facts: object) -> None:
+    started = datetime(2026, 1, 2, tzinfo=UTC)
+    account = {"started": started.isoformat(), "exit_code": None, "found": FOUND} | facts
+    table.record_run(started, "ab12", account)
+
+
+def set_times(table: TableWriter, ages: dict[str, float]) -> None:
+    """Let part files be so many seconds old."""
+    for name, age in ages.items():
+        moment = time.time() - age
+        os.utime(Path(table.store.root) / "latents" / f"{name}.parquet", (moment, moment))
+
+
+def test_a_table_in_the_making(root: str) -> None:
+    table = writer(root)
+    write_shard(table, shard("s-0"))
+    write_shard(table, shard("s-1"), commit=False)
+    record(table)
+    status = table_status(root)
+    assert (status.shards_committed, status.shards_open, status.shards_total) == (1, 1, 4)
+    assert (status.bytes_committed, status.bytes_total) == (100, 400)
+    assert (status.samples, status.faces, status.rejects, status.exact) == (6, 4, 4, True)
+    assert (status.parts, status.parts_open) == (4, 2)
+    assert not status.complete
+    assert [(run["run"], run["exit_code"]) for run in status.runs] == [
+        ("20260102T000000Z-ab12", None)
+    ]
+
+
+def test_rate_and_time_left_are_those_of_the_last_parts(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    for name in ("s-0", "s-1"):
+        write_shard(table, shard(name), commit=name == "s-0")
+    record(table)
+    set_times(table, {"s-0-00000": 9000, "s-0-00001": 50, "s-1-00000": 30, "s-1-00001": 10})
+    status = table_status(str(tmp_path))
+    assert status.parts_per_second == pytest.approx(2 / 40, rel=1e-3)
+    assert status.samples_per_second == pytest.approx(3 * 2 / 40, rel=1e-3)
+    # Of 400 bytes 100 are two parts: eight in all, of which four are there.
+    assert status.seconds_left == pytest.approx(4 * 20, rel=1e-2)
+    assert status.seconds_since_last_part == pytest.approx(10, abs=5)
+
+
+def test_without_a_run_on_record_the_input_is_counted(tmp_path: Path) -> None:
+    for name in "abc":
+        write_tar(tmp_path / "in" / f"{name}.tar", [("0.jpg", b"image")])
+    table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")})
+    shards = list(list_shards(str(tmp_path / "in")))
+    for one in shards[:2]:
+        part = table.write_part(one, 0, samples=1, latents=[], rejects=[reject_row("0")])
+        table.commit_shard(one, [part])
+    status = table_status(str(tmp_path / "table"))
+    assert (status.shards_committed, status.shards_total) == (2, 3)
+    assert status.bytes_total == sum(one.size for one in shards)
+    part = table.write_part(shards[2], 0, samples=1, latents=[], rejects=[reject_row("0")])
+    table.commit_shard(shards[2], [part])
+    assert table_status(str(tmp_path / "table")).complete
+
+
+def test_an_input_out_of_reach_leaves_the_total_open(tmp_path: Path) -> None:
+    table = writer(tmp_path, config={"input": str(tmp_path / "nowhere")})
+    write_shard(table, shard())
+    status = table_status(str(tmp_path))
+    assert (status.shards_total, status.seconds_left, status.complete) == (None, None, False)
+
+
+def test_what_was_left_out_of_the_count_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.table.status._READ_MANIFESTS", 2)
+    table = writer(tmp_path)
+    for number in range(4):
+        write_shard(table, shard(f"s-{number}"))
+    status = table_status(str(tmp_path))
+    assert (status.shards_committed, status.samples, status.exact) == (4, 24, False)
+
+
+def test_a_folder_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="not a table"):
+        table_status(str(tmp_path))
