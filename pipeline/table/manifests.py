@@ -55,18 +55,15 @@ class ShardManifest:
             parts=tuple(parts),
         )
 
-    def write(self, store: Store) -> None:
-        """Put the manifest: from here on the shard is done.
+    def write(self, store: Store, *, anyway: bool = False) -> bool:
+        """Put the manifest, from here on the shard is done; whether this is what now stands there.
 
-        A manifest is never written over. Raises `TableError` if another run committed the shard
-        otherwise, while this one was at work on it.
+        Over another manifest it is only put `anyway`.
         """
         name, content = manifest_name(self.shard), to_json(asdict(self))
-        if not store.put_if_absent(name, content) and store.get(name) != content:
-            raise TableError(
-                f"'{store.uri(name)}' is there already, of another state of the input or another "
-                "part size; when no other job writes to this table, run again"
-            )
+        if anyway:
+            store.put(name, content)
+        return anyway or store.put_if_absent(name, content) or store.get(name) == content
 
 
 def manifest_name(shard_id: str) -> str:

@@ -63,6 +63,11 @@ class PartSummary:
         return asdict(self)
 
 
+def counts_of(summary: PartSummary) -> tuple[int, ...]:
+    """Samples, faces and rejects."""
+    return tuple(getattr(summary, name) for name in _COUNTS)
+
+
 def part_name(kind: str, shard_id: str, part: int) -> str:
     """The name of a part's file; `kind` is `latents` or `rejects`."""
     return f"{kind}/{shard_id}-{part:05d}.parquet"

@@ -24,6 +24,7 @@ from pipeline.table.parts import (
     REJECTS,
     PartSummary,
     Stamp,
+    counts_of,
     parse_part_name,
     part_name,
     read_summary,
@@ -122,9 +123,18 @@ class TableWriter:
             self._index(unknown, etags)
 
     def clear(self, state: ShardState) -> None:
-        """Remove what `state` calls stale: the manifest first, so that no commit stands alone."""
+        """Remove what `state` calls stale: the manifest first, so that no commit stands alone.
+
+        Nothing is removed of a shard that another run has committed since its state was read.
+        """
+        manifest = manifest_name(state.shard.shard_id)
+        if not state.stale or (manifest not in state.stale and self.store.exists(manifest)):
+            return
         for name in sorted(state.stale, key=lambda name: not name.startswith("_shards/")):
             self.store.remove(name)
+        if manifest not in state.stale:
+            # It came between the look and the removal, and names files that are gone.
+            self.store.remove(manifest)
 
     def write_part(
         self,
@@ -170,18 +180,11 @@ class TableWriter:
         """
         complete = [self._hashed(shard.shard_id, summary) for summary in parts]
         manifest = ShardManifest.of(shard, complete, self._fingerprint, self.part_size)
-        expected = {
-            part_name(kind, shard.shard_id, summary.part)
-            for kind in (LATENTS, REJECTS)
-            for summary in complete
-        }
-        difference = expected ^ set(self._part_files(shard.shard_id))
-        if difference:
-            raise TableError(
-                f"shard '{shard.shard_id}' cannot be committed: '{min(difference)}' is "
-                + ("missing" if min(difference) in expected else "not one of its parts")
-            )
-        manifest.write(self.store)
+        self._check_parts(shard, complete)
+        if not manifest.write(self.store):
+            # Of two that were at work on the shard, the one whose files stand is right.
+            self._check_parts(shard, complete)
+            manifest.write(self.store, anyway=True)
         return manifest
 
     def entry(self, manifest: ShardManifest) -> ShardEntry:
@@ -214,6 +217,33 @@ class TableWriter:
         return [
             name for kind in (LATENTS, REJECTS) for name in files_of(self.store, kind, shard_id)
         ]
+
+    def _check_parts(self, shard: Shard, parts: Sequence[PartSummary]) -> None:
+        """Raise `TableError` unless the files of the shard are these parts and no others.
+
+        Another run, over another state of the shard or with another part size, may have removed
+        them and written its own under the same names.
+        """
+        expected = {
+            part_name(kind, shard.shard_id, summary.part)
+            for kind in (LATENTS, REJECTS)
+            for summary in parts
+        }
+        difference = expected ^ set(self._part_files(shard.shard_id))
+        if difference:
+            raise TableError(
+                f"shard '{shard.shard_id}' cannot be committed: '{min(difference)}' is "
+                + ("missing" if min(difference) in expected else "not one of its parts")
+            )
+        with ThreadPoolExecutor(_THREADS) as pool:
+            stamps = (self._stamp(shard, summary.part) for summary in parts)
+            found = pool.map(lambda stamp: read_summary(self.store, stamp), stamps)
+            for summary, there in zip(parts, found, strict=True):
+                if there is None or counts_of(there) != counts_of(summary):
+                    raise TableError(
+                        f"shard '{shard.shard_id}' cannot be committed: another run has written "
+                        f"part {summary.part}; when no other job writes to this table, run again"
+                    )
 
     def _index(self, manifests: dict[str, ShardManifest], etags: Mapping[str, str]) -> None:
         """Move `manifests` into the index, if they are many and this writer may write."""

@@ -32,12 +32,13 @@ def test_the_same_commit_twice_is_harmless(root: str) -> None:
 
 
 @pytest.mark.parametrize("late", [manifest(etag="etag-0"), manifest(part_size=3)])
-def test_a_late_commit_of_another_state_is_refused(root: str, late: ShardManifest) -> None:
+def test_a_manifest_is_not_put_over_another(root: str, late: ShardManifest) -> None:
     store = Store(root)
-    manifest().write(store)
-    with pytest.raises(TableError, match=r"_shards/s-0\.json' is there already"):
-        late.write(store)
+    assert manifest().write(store)
+    assert not late.write(store)
     assert read_manifest(store, "s-0") == manifest()
+    assert late.write(store, anyway=True)
+    assert read_manifest(store, "s-0") == late
 
 
 def test_a_damaged_manifest_is_named(root: str) -> None:

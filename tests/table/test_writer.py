@@ -207,3 +207,45 @@ def test_a_planted_secret_lands_in_no_file(tmp_path: Path, monkeypatch: pytest.M
     for path in files:
         assert secret.encode() not in path.read_bytes(), path
         assert b"also-planted" not in path.read_bytes(), path
+
+
+def rival_part_size(root: object) -> TableWriter:
+    """A writer that is at work on the same shard and cuts it otherwise, into as many parts."""
+    rival = writer(root, part_size=5)
+    rival.clear(rival.state(shard()))
+    return rival
+
+
+def test_a_commit_after_a_rival_wrote_its_own_parts_is_refused(root: str) -> None:
+    table = writer(root)
+    rows = {"samples": 1, "latents": [face_row("a")], "rejects": []}
+    summary = table.write_part(shard(), 0, **rows)
+    rival = rival_part_size(root)
+    theirs = rival.write_part(shard(), 0, samples=1, latents=[face_row("b")], rejects=[])
+    with pytest.raises(TableError, match="another run has written part 0"):
+        table.commit_shard(shard(), [summary])
+    rival.commit_shard(shard(), [theirs])
+    assert open_table(root).verify()["faces"] == 1
+
+
+def test_of_two_commits_the_one_whose_files_stand_is_kept(root: str) -> None:
+    table = writer(root)
+    summary = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
+    state = writer(root, part_size=5).state(shard())
+    table.commit_shard(shard(), [summary])
+    rival = writer(root, part_size=5)
+    for name in state.stale:  # the rival looked for the manifest before it came
+        rival.store.remove(name)
+    theirs = rival.write_part(shard(), 0, samples=1, latents=[face_row("b")], rejects=[])
+    rival.commit_shard(shard(), [theirs])
+    assert open_table(root).verify()["faces"] == 1
+
+
+def test_what_was_committed_meanwhile_is_not_cleared(root: str) -> None:
+    table = writer(root)
+    write_shard(table, shard(), commit=False)
+    rival = writer(root, part_size=5)
+    state = rival.state(shard())
+    table.commit_shard(shard(), table.state(shard()).parts.values())
+    rival.clear(state)
+    assert open_table(root).verify()["faces"] == 4
