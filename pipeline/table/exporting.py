@@ -8,8 +8,10 @@ anything is written, with the list; `id` names files by image id, which is uniqu
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +31,7 @@ CodeForm = Literal["npy", "pt"]
 # Of codes in one dictionary: it is one object, which is made, pickled and read whole.
 LARGEST_DICTIONARY = 2 << 30
 _BATCH_ROWS = 32
+_PUTS = 16  # in flight: a put waits for a disk or a bucket, not for this machine
 _LISTED = 5
 _SUFFIX = "[.](" + "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES) + ")$"
 
@@ -147,10 +150,23 @@ def export_codes(selection: Selection, uri: str, form: CodeForm = "npy") -> int:
 
     The number of files. Memory holds a few codes, however many faces the table has.
     """
+    files = (
+        (f"{row['name']}.{form}", code_file(row["w_plus"], form))
+        for row in selection.rows("w_plus")
+    )
+    return put_files(uri, files, selection)
+
+
+def put_files(uri: str, files: Iterator[tuple[str, bytes]], selection: Selection) -> int:
+    """Put (name, content) pairs below `uri`, a few at a time and in memory; their number.
+
+    Raises `ConfigError` where there are none.
+    """
     store, count = Store(uri), 0
-    for row in selection.rows("w_plus"):
-        store.put(f"{row['name']}.{form}", code_file(row["w_plus"], form))
-        count += 1
+    with ThreadPoolExecutor(_PUTS) as pool:
+        while group := list(itertools.islice(files, 4 * _PUTS)):
+            for _ in pool.map(lambda file: store.put(*file), group):
+                count += 1
     refuse_nothing(count, selection)
     return count
 

@@ -24,8 +24,7 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.inversion.rendering import render_each
 from pipeline.metrics.pixel import to_pixels
 from pipeline.models import RestyleModel, load_model
-from pipeline.storage import Store
-from pipeline.table.exporting import Selection, refuse_nothing
+from pipeline.table.exporting import Selection, put_files
 from pipeline.table.reader import Table
 
 Kind = Literal["images", "results", "coupled"]
@@ -64,13 +63,12 @@ def export_pictures(selection: Selection, model: RestyleModel, uri: str, kind: K
         raise ConfigError(f"{kind} show every step: make the table with --keep-steps")
     if kind == "coupled" and not columns.aligned_jpeg:
         raise ConfigError("coupled pictures show the input: make the table with --keep-crops")
-    store, count = Store(uri), 0
-    for row in selection.rows(_COLUMNS[kind]):
-        for name, pixels in _pictures(row, model, kind):
-            store.put(f"{name}.png", png(pixels))
-            count += 1
-    refuse_nothing(count, selection)
-    return count
+    files = (
+        (f"{name}.png", png(pixels))
+        for row in selection.rows(_COLUMNS[kind])
+        for name, pixels in _pictures(row, model, kind)
+    )
+    return put_files(uri, files, selection)
 
 
 def png(pixels: Pixels) -> bytes:

@@ -26,6 +26,20 @@ def test_a_converted_checkpoint_is_the_same_model(
     assert told["fingerprint"] == model.fingerprint == load_checkpoint(checkpoint).fingerprint
 
 
+def test_what_the_options_do_not_tell_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tiny_checkpoint("ResNetBackboneEncoder")
+    torch.save({**checkpoint, "opts": {}}, tmp_path / "bare.pt")
+    bundle = str(tmp_path / "cars")
+    assert main([str(tmp_path / "bare.pt"), bundle]) == 2
+    assert "--encoder-type NAME" in capsys.readouterr().err
+    told = ["--encoder-type", "ResNetBackboneEncoder", "--domain", "cars"]
+    assert main([str(tmp_path / "bare.pt"), bundle, *told]) == 0
+    model = load_model(bundle)
+    assert (model.domain, model.input_size) == ("cars", (192, 256))
+
+
 def test_a_file_that_does_not_fit_is_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,131 @@
+"""Export and import as their users run them, on a table of a real model."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jobs.export_table
+import jobs.import_latents
+from pipeline.models import load_model
+from pipeline.table import open_table
+from pipeline.table.pickled import latents_file
+from pipeline.table.pictures import frames_of
+
+N_STYLES = 10
+Said = tuple[int, dict[str, Any], str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a job's `main`: exit code, last line of stdout, stderr."""
+
+    def call(job: Any, *arguments: object) -> Said:
+        code = job.main(list(map(str, arguments)))
+        out, err = capsys.readouterr()
+        return code, json.loads(out.splitlines()[-1]) if out else {}, err
+
+    return call
+
+
+@pytest.fixture
+def latents(tmp_path: Path) -> Path:
+    """A `latents.npy` of two images and two steps."""
+    draws = np.random.default_rng(0).standard_normal((2, 2, N_STYLES, 512)) * 0.3
+    codes = draws.astype(np.float16).astype(np.float32)
+    path = tmp_path / "latents.npy"
+    path.write_bytes(latents_file({"1.jpg": codes[0], "2.jpg": codes[1]}))
+    return path
+
+
+def test_a_dictionary_goes_in_and_comes_out(
+    run: Any, latents: Path, tiny_bundle: str, tmp_path: Path
+) -> None:
+    table, again = tmp_path / "table", tmp_path / "again.npy"
+    code, told, _ = run(
+        jobs.import_latents, "--from", latents, "--model", tiny_bundle, "--output", table
+    )
+    assert (code, told["faces"], told["table"]) == (0, 2, str(table))
+    code, told, _ = run(jobs.export_table, "--table", table, "--to", again)
+    assert (code, told) == (0, {"to": str(again), "as": "latents", "written": 2})
+    assert again.read_bytes() == latents.read_bytes()
+
+
+def test_pictures_are_rendered_by_the_tables_own_model(
+    run: Any, latents: Path, tiny_bundle: str, tmp_path: Path
+) -> None:
+    table = tmp_path / "table"
+    run(jobs.import_latents, "--from", latents, "--model", tiny_bundle, "--output", table)
+    code, told, _ = run(
+        jobs.export_table, "--table", table, "--to", tmp_path / "out", "--as", "results"
+    )
+    assert (code, told["written"]) == (0, 4)
+    assert (tmp_path / "out" / "1" / "2.png").is_file()
+
+
+def test_images_beside_the_codes_are_measured(
+    run: Any, latents: Path, tiny_bundle: str, tmp_path: Path
+) -> None:
+    codes = jobs.import_latents.open_codes(str(latents))
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in codes.names:
+        sink = io.BytesIO()
+        Image.fromarray(frames_of(load_model(tiny_bundle), codes.read(name))[1]).save(sink, "PNG")
+        (folder / f"{name[0]}.png").write_bytes(sink.getvalue())
+    code, told, said = run(
+        jobs.import_latents,
+        *("--from", latents, "--model", tiny_bundle, "--output", tmp_path / "table"),
+        *("--images", folder, "--prealigned", "--identity", "none"),
+    )
+    assert (code, told["unmeasured"]) == (0, 0)
+    assert "no face alignment, each image resized to 64x64" in said
+    rows = open_table(str(tmp_path / "table")).sql("SELECT best_step, l2 FROM latents")
+    assert rows["best_step"].tolist() == [2, 2]
+    assert rows["l2"].max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("source", "said"), [("nowhere.npy", "does not exist"), ("", "no code, or damaged")]
+)
+def test_codes_that_cannot_be_read_are_one_line_and_exit_code_2(
+    run: Any, tmp_path: Path, latents: Path, tiny_bundle: str, source: str, said: str
+) -> None:
+    code, _, error = run(
+        jobs.import_latents,
+        *("--from", latents.parent / source, "--model", tiny_bundle),
+        *("--output", tmp_path / "table"),
+    )
+    assert code == 2
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "table").exists()
+
+
+def test_ambiguous_names_are_refused_with_the_list(
+    run: Any, latents: Path, tiny_bundle: str, tmp_path: Path
+) -> None:
+    for name in ("a/1.jpg", "b/1.jpg", "2.jpg"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"never opened")
+    code, _, error = run(
+        jobs.import_latents,
+        *("--from", latents, "--model", tiny_bundle, "--output", tmp_path / "table"),
+        *("--images", tmp_path / "images", "--identity", "none"),
+    )
+    assert code == 2
+    assert "'1.jpg' (files-00000/a/1.jpg, files-00000/b/1.jpg)" in error
+    assert not (tmp_path / "table").exists()
+
+
+def test_a_folder_needs_to_be_told_what_it_is_to_hold(run: Any, tmp_path: Path) -> None:
+    code, _, error = run(jobs.export_table, "--table", tmp_path, "--to", tmp_path / "out")
+    assert code == 2
+    assert "say with --as" in error
