@@ -1,0 +1,44 @@
+"""An image that brings its process down costs one reject, and no other image anything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.alignment import AlignmentSettings, IsolatedAligner
+from pipeline.engine.align import AlignStage
+from pipeline.engine.read import SAMPLES
+from pipeline.engine.rows import Row, blank_row, pack, unpack
+from pipeline.images import decode
+from tests.fuzz.poison import VulnerableAligner, poison, sound
+
+SETTINGS = AlignmentSettings(output_size=(64, 64))
+
+
+def part(contents: dict[str, bytes]) -> Row:
+    samples = [
+        {"key": key, "uri": f"/in/{key}", "content": content, "reject": "", "detail": ""}
+        for key, content in contents.items()
+    ]
+    row = blank_row("part", "s", 0)
+    row["samples"] = len(samples)
+    row["payload"] = pack(SAMPLES.empty_table().from_pylist(samples, schema=SAMPLES))
+    return row
+
+
+def test_the_poison_is_a_picture_like_any_other() -> None:
+    assert np.array_equal(np.asarray(decode(poison())), np.asarray(decode(sound())))
+
+
+@pytest.mark.parametrize("places", [(2,), (0, 5)])
+def test_a_poison_image_costs_one_reject(places: tuple[int, ...]) -> None:
+    contents = {str(i): poison() if i in places else sound() for i in range(6)}
+    stage = AlignStage(SETTINGS)
+    stage.aligner = IsolatedAligner(SETTINGS, factory=VulnerableAligner)
+    with stage.aligner:
+        row = stage(part(contents))
+    rejects = unpack(row["rejected"]).to_pylist()
+    assert [(one["key"], one["reason"]) for one in rejects] == [(str(i), "crashed") for i in places]
+    assert all("signal 11 (SIGSEGV), 2 times" in one["detail"] for one in rejects)
+    faces = unpack(row["payload"])["key"].to_pylist()
+    assert faces == [key for key in contents if int(key) not in places]
