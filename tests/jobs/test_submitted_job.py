@@ -1,0 +1,176 @@
+"""`ray job submit` against a real head: what a user of a cluster sees."""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
+
+from pipeline.engine.meters import COUNTERS, NAMES, QUEUED, REJECTS, STAGE_SECONDS, WORKERS
+from pipeline.table import open_table
+from tests.jobs.conftest import REASONS, SETTINGS, Undisturbed
+from tests.jobs.ray_head import ROOT, Head, running_head
+from tests.jobs.running import file_bytes
+
+pytestmark = pytest.mark.timeout(1800)
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
+# Ray sends SIGKILL 3 s after SIGTERM.
+STOPPED_WITHIN_S = 60
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """A head that wants a token."""
+    with running_head(TOKEN) as running:
+        yield running
+
+
+@pytest.fixture
+def command(undisturbed: Undisturbed, tmp_path: Path) -> tuple[object, ...]:
+    """The job of the undisturbed run, into a table of this test."""
+    config = ("--input", undisturbed.folder / "photos", "--model", undisturbed.folder / "model")
+    output = ("--output", tmp_path / "table", "--steps", 5, "--log-format", "json")
+    return ("python", "jobs/invert_dataset.py", *config, *output, *SETTINGS)
+
+
+def accounts(table: Path) -> list[dict[str, object]]:
+    found = sorted((table / "_runs").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return [json.loads(path.read_text()) for path in found]
+
+
+def last_object(text: str) -> dict[str, object]:
+    """The last line of a job's stdout; the client's own words come after it."""
+    lines = [line for line in text.splitlines() if line.startswith("{")]
+    found: dict[str, object] = json.loads(lines[-1])
+    return found
+
+
+def scraped(head: Head, wanted: set[str]) -> str:
+    """The metrics, once all `wanted` are there."""
+    deadline = time.monotonic() + 120
+    while True:
+        text = head.scrape()
+        missing = {name for name in wanted if f"\nray_{name}" not in text}
+        if not missing:
+            return text
+        assert time.monotonic() < deadline, f"no {missing} among the metrics"
+        time.sleep(0.5)
+
+
+def value_of(text: str, name: str, label: str = "") -> float:
+    lines = (line for line in text.splitlines() if line.startswith(f"ray_{name}{{"))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if label in line)
+
+
+def test_a_job_streams_its_log_shows_its_metrics_and_ends_with_its_line(
+    head: Head, command: tuple[object, ...], undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    job = head.submit(*command)
+    planned = json.loads(job.wait_for('"event": "planned"'))
+    assert planned["shards"] == 2
+    job.wait_for('"event": "part_done"')
+    assert job.process.poll() is None, "the log comes while the job runs"
+    live = {*COUNTERS, REJECTS, STAGE_SECONDS, QUEUED, WORKERS} - {"restyle_failures_total"}
+    at_first = scraped(head, live - {"restyle_shards_total", REJECTS})
+    assert 0 < value_of(at_first, "restyle_parts_total") <= 12
+    run = job.ended()
+    assert run.code == 0, run.out
+    line = last_object(run.out)
+    assert (line["exit_code"], line["samples"], line["errors"]) == (0, 12, [])
+    ended = json.loads(next(text for text in job.lines if '"event": "run_ended"' in text))
+    assert ended["rejects_by_reason"] == REASONS
+    (account,) = accounts(tmp_path / "table")
+    assert (account["exit_code"], account["samples"]) == (0, 12)
+    assert str(account["job"]).startswith("test-")
+    assert "ray" in account["versions"]  # type: ignore[operator]
+    ours, theirs = (
+        file_bytes(table, "latents", "rejects") for table in (tmp_path / "table", undisturbed.table)
+    )
+    assert ours == theirs
+
+
+def test_without_the_token_nothing_is_submitted(head: Head, command: tuple[object, ...]) -> None:
+    run = head.submit(*command, RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN="").ended()
+    assert run.code != 0
+    assert "401" in run.out or "nauthorized" in run.out
+
+
+@pytest.mark.slow
+def test_a_stopped_job_leaves_a_table_that_the_next_one_finishes(
+    head: Head, command: tuple[object, ...], undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    table = tmp_path / "table"
+    job = head.submit(*command, job="stopped")
+    job.wait_for('"event": "part_done"')
+    stop = head.ray("job", "stop", "stopped")
+    said, _ = stop.communicate(timeout=STOPPED_WITHIN_S)
+    assert stop.returncode == 0, said
+    job.ended()
+    (account,) = accounts(table)
+    # Null where three seconds were not enough for its last words.
+    assert account["exit_code"] in (1, None)
+    done = len(list((table / "latents").glob("*.parquet")))
+    assert 0 < done < 12, "stopped in the middle"
+    again = head.submit(*command).ended()
+    assert again.code == 0, again.out
+    line = last_object(again.out)
+    assert 0 < int(str(line["skipped_parts"])) < 12
+    assert open_table(str(table)).verify()["samples"] == 12
+    assert file_bytes(table, "latents") == file_bytes(undisturbed.table, "latents")
+    assert accounts(table)[-1]["exit_code"] == 0
+
+
+@pytest.mark.slow
+def test_the_real_exit_code_of_a_wrong_request_is_on_the_last_line(
+    head: Head, command: tuple[object, ...], undisturbed: Undisturbed
+) -> None:
+    before = len(accounts(undisturbed.table))
+    run = head.submit(*command, "--output", undisturbed.table, "--steps", 3).ended()
+    assert run.code == 1, "Ray turns 2 into 1"
+    assert last_object(run.out)["exit_code"] == 2
+    assert "steps: 5 in the table, 3 asked for" in run.out
+    assert len(accounts(undisturbed.table)) == before, "another run's table is left alone"
+
+
+@pytest.mark.slow
+def test_where_authentication_is_off_no_token_is_needed(undisturbed: Undisturbed) -> None:
+    with running_head({"RAY_AUTH_MODE": "disabled"}) as head:
+        where = "import pipeline; print(pipeline.__file__)"
+        shell = f"python -c '{where}' && python jobs/status.py {undisturbed.table} --json"
+        run = head.submit("sh", "-c", shell).ended()
+        assert run.code == 0, run.out
+        assert last_object(run.out)["shards_committed"] == 2
+        assert "/runtime_resources/working_dir_files/" in run.out, "the code came with the job"
+
+
+def test_what_travels_with_a_job_is_small_and_enough(tmp_path: Path) -> None:
+    package = tmp_path / "package.zip"
+    excludes = get_runtime_env_default_excludes()
+    create_package(str(ROOT), package, include_gitignore=True, excludes=excludes)
+    names = set(zipfile.ZipFile(package).namelist())
+    assert package.stat().st_size < 50e6, "Ray's limit is 100 MiB"
+    folders = {name.split("/")[0] for name in names if "/" in name}
+    assert not folders & {".git", ".venv", "build", "cluster", "demo-output", "tests"}
+    needed = {
+        str(path.relative_to(ROOT))
+        for folder in ("jobs", "pipeline")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert needed <= names
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    text = (ROOT / "cluster" / "grafana_dashboard.json").read_text()
+    board = json.loads(text)
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked = {name for name in NAMES if any(f"ray_{name}" in query for query in queries)}
+    assert asked == set(NAMES), "each metric is on the board"
+    for query in queries:
+        assert any(f"ray_{name}" in query for name in NAMES), query
