@@ -9,7 +9,7 @@ from tests.fuzz.kind import Kind
 
 MODULES = tuple(
     f"tests.fuzz.{name}"
-    for name in ("images", "archives", "settings", "naming", "tables", "weights")
+    for name in ("images", "archives", "settings", "naming", "tables", "weights", "codes")
 )
 _FOUND = {
     kind.name: (module, kind)
