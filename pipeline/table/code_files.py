@@ -6,6 +6,7 @@ import hashlib
 import io
 import pickle
 import re
+import tokenize
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
@@ -174,6 +175,7 @@ def read_code(content: bytes, source: str) -> Codes:
         RuntimeError,
         MemoryError,
         pickle.PickleError,
+        tokenize.TokenError,  # numpy, of a damaged header
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{source}: no code, or damaged ({reason})") from error
