@@ -32,6 +32,7 @@ class SheetRow:
     target: Pixels
     average: Pixels
     steps: Sequence[Pixels]
+    begun: Sequence[Pixels] = ()  # steps of another model, whose last one these start from
     label: str = ""  # below the target: the image's key, shortened to fit
     l2: Sequence[float] = ()
     lpips: Sequence[float] = ()
@@ -47,22 +48,30 @@ class SheetRow:
                 if index < len(values)
             ]
             steps.append("  ".join(numbers))
-        return [self.label, "", *steps]
+        return [self.label, "", *[""] * len(self.begun), *steps]
+
+    @property
+    def pictures(self) -> list[Pixels]:
+        """Every picture, from left to right."""
+        return [self.target, self.average, *self.begun, *self.steps]
 
 
-def contact_sheet(rows: Sequence[SheetRow], *, title: str = "", cell_width: int = 144) -> bytes:
+def contact_sheet(
+    rows: Sequence[SheetRow], *, title: str = "", cell_width: int = 144, step_name: str = "step"
+) -> bytes:
     """A PNG with a row for each face: the target, the average face, then its steps.
 
-    Pictures are enlarged or reduced to `cell_width`, keeping their proportions. The same rows give
-    the same bytes. Raises `ShapeError` where there are no rows, or pictures of several sizes.
+    The steps of a model that was started from stand before them, as "inversion". Pictures are
+    enlarged or reduced to `cell_width`, keeping their proportions. The same rows give the same
+    bytes. Raises `ShapeError` where there are no rows, or pictures of several sizes.
     """
-    height, width, n_steps = _common_shape(rows)
+    height, width, n_begun, n_steps = _common_shape(rows)
     cell = (cell_width, round(cell_width * height / width))
     top = MARGIN + (TITLE if title else 0) + HEADER
     sheet = Image.new(
         "RGB",
         (
-            2 * MARGIN + (n_steps + 2) * (cell[0] + GAP) - GAP,
+            2 * MARGIN + (n_begun + n_steps + 2) * (cell[0] + GAP) - GAP,
             top + len(rows) * (cell[1] + CAPTION + GAP) + MARGIN - GAP,
         ),
         PAPER,
@@ -70,7 +79,7 @@ def contact_sheet(rows: Sequence[SheetRow], *, title: str = "", cell_width: int 
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((MARGIN, MARGIN - 4), title, INK, _font(20))
-    for column, name in enumerate(_headers(n_steps)):
+    for column, name in enumerate(_headers(n_begun, n_steps, step_name)):
         x = MARGIN + column * (cell[0] + GAP) + cell[0] / 2
         draw.text((x, top - HEADER / 2), name, INK, _font(15), anchor="mm")
     for index, row in enumerate(rows):
@@ -80,15 +89,16 @@ def contact_sheet(rows: Sequence[SheetRow], *, title: str = "", cell_width: int 
     return buffer.getvalue()
 
 
-def _headers(n_steps: int) -> list[str]:
-    return ["target", "average face", *(f"step {number}" for number in range(1, n_steps + 1))]
+def _headers(n_begun: int, n_steps: int, step_name: str) -> list[str]:
+    begun = ["inversion", *(f"inversion {number}" for number in range(2, n_begun + 1))][:n_begun]
+    steps = [f"{step_name} {number}" for number in range(1, n_steps + 1)]
+    return ["target", "average face", *begun, *steps]
 
 
 def _draw_row(sheet: Image.Image, row: SheetRow, y: int, cell: tuple[int, int]) -> None:
     draw = ImageDraw.Draw(sheet)
-    pictures = [row.target, row.average, *row.steps]
-    best = None if row.best_step is None else row.best_step + 1
-    for column, (picture, caption) in enumerate(zip(pictures, row.captions(), strict=True)):
+    best = None if row.best_step is None else row.best_step + 1 + len(row.begun)
+    for column, (picture, caption) in enumerate(zip(row.pictures, row.captions(), strict=True)):
         x = MARGIN + column * (cell[0] + GAP)
         image = Image.fromarray(picture).resize(cell, Image.Resampling.LANCZOS)
         sheet.paste(image, (x, y))
@@ -116,15 +126,15 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _common_shape(rows: Sequence[SheetRow]) -> tuple[int, int, int]:
-    """(height, width, steps) of all rows."""
-    pictures = [p for row in rows for p in (row.target, row.average, *row.steps)]
+def _common_shape(rows: Sequence[SheetRow]) -> tuple[int, int, int, int]:
+    """(height, width, steps begun with, steps) of all rows."""
+    pictures = [picture for row in rows for picture in row.pictures]
     shapes = {picture.shape for picture in pictures}
-    counts = {len(row.steps) for row in rows}
+    counts = {(len(row.begun), len(row.steps)) for row in rows}
     if len(shapes) != 1 or len(counts) != 1 or any(p.dtype != np.uint8 for p in pictures):
         raise ShapeError(
             "a contact sheet needs at least one row, uint8 pictures [h, w, 3] of one size and "
             f"equally many steps in each row, not {len(rows)} rows of shapes {sorted(shapes)}"
         )
     height, width, _ = shapes.pop()
-    return height, width, counts.pop()
+    return (height, width, *counts.pop())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.errors import RequestError
-from pipeline.inversion import average_image
+from pipeline.inversion import average_image, invert
 from pipeline.inversion.rendering import pooled, render_each
 from pipeline.models import RestyleModel, load_model
 from pipeline.reports.contact_sheet import Pixels, SheetRow, contact_sheet
@@ -30,13 +31,21 @@ def _to_pixels(image: Tensor) -> Pixels:
     return pixels
 
 
-def _row(model: RestyleModel, average: Pixels, face: Any) -> SheetRow:
+def _crop(face: Any) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(face.aligned_jpeg)).convert("RGB"))
+
+
+def _steps(model: RestyleModel, face: Any) -> list[Pixels]:
     codes = np.array([[list(row) for row in step] for step in face.w_plus_per_step], np.float32)
     frames = render_each(model, torch.from_numpy(codes))
+    return [_to_pixels(pooled(frame, model.input_size)) for frame in frames]
+
+
+def _row(model: RestyleModel, average: Pixels, face: Any) -> SheetRow:
     return SheetRow(
-        target=np.asarray(Image.open(io.BytesIO(face.aligned_jpeg)).convert("RGB")),
+        target=_crop(face),
         average=average,
-        steps=[_to_pixels(pooled(frame, model.input_size)) for frame in frames],
+        steps=_steps(model, face),
         label=face.image_id,
         l2=face.l2_per_step,
         lpips=face.lpips_per_step,
@@ -44,11 +53,30 @@ def _row(model: RestyleModel, average: Pixels, face: Any) -> SheetRow:
     )
 
 
+def _bootstrapped_row(
+    model: RestyleModel, first: RestyleModel, steps: int, average: Pixels, face: Any
+) -> SheetRow:
+    """A face that began as another model's inversion, which is made again from the crop.
+
+    Distances to a photograph say little of what is meant to look different: none is shown.
+    """
+    crop = torch.from_numpy(_crop(face).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    begun = invert(first, crop, steps=steps).step_images[0]
+    return SheetRow(
+        target=_crop(face),
+        average=average,
+        begun=[_to_pixels(image) for image in begun],
+        steps=_steps(model, face),
+        label=face.image_id,
+    )
+
+
 @torch.no_grad()
 def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = "") -> bytes:
     """PNG of the first `limit` faces that the SQL condition `where` chooses, by image id.
 
-    Raises `RequestError` if the table keeps no crops and steps, or no face is chosen.
+    Of a bootstrapped table it shows the first model's steps too. Raises `RequestError` if the table
+    keeps no crops and steps, or no face is chosen.
     """
     columns = table.description.columns
     if not (columns.all_steps and columns.aligned_jpeg):
@@ -59,7 +87,14 @@ def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = 
     faces = table.sql(QUERY.format(where=f"WHERE {where}" if where else "", limit=int(limit)))
     if faces.empty:
         raise RequestError(f"the table '{table.store.root}' has no face to show")
-    model = load_model(table.description.config["model"])
-    average = _to_pixels(average_image(model))
-    rows = [_row(model, average, face) for face in faces.itertuples(index=False)]
-    return contact_sheet(rows, title=title)
+    config = table.description.config
+    model = load_model(config["model"])
+    if config.get("bootstrap"):
+        first = load_model(config["bootstrap"])
+        average, steps = _to_pixels(average_image(first)), int(config.get("bootstrap_steps") or 1)
+        draw = partial(_bootstrapped_row, model, first, steps, average)
+    else:
+        draw = partial(_row, model, _to_pixels(average_image(model)))
+    rows = [draw(face) for face in faces.itertuples(index=False)]
+    step_name = "cartoon" if model.domain == "toonify" else "step"
+    return contact_sheet(rows, title=title, step_name=step_name)

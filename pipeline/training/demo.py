@@ -51,6 +51,7 @@ class DemoPlan:
     """How one demo model is made."""
 
     name: str
+    domain: str
     source: str
     generator: LoopPlan
     encoder: LoopPlan
@@ -61,6 +62,7 @@ class DemoPlan:
 
 FACES = DemoPlan(
     name="demo",
+    domain="faces",
     source=SOURCE,
     generator=fitting.PLAN,
     encoder=LoopPlan(images=40_000, batch=8, peak_rate=1.5e-3, clip=5.0),
@@ -75,17 +77,24 @@ FACES = DemoPlan(
 )
 CARTOON = DemoPlan(
     name="demo-toonify",
+    domain="toonify",
     source=CARTOON_SOURCE,
     generator=replace(
         fitting.PLAN,
-        images=8_000,
+        images=4_000,
         peak_rate=1e-2,
         horizon=150,
         report_every=2_000,
-        save_every=1_000,
+        save_every=500,
     ),
     encoder=replace(
-        FACES.encoder, images=4_000, peak_rate=8e-4, horizon=100, report_every=1_000, save_every=500
+        FACES.encoder,
+        images=2_400,
+        peak_rate=8e-4,
+        warm_up=30,
+        horizon=100,
+        report_every=1_200,
+        save_every=240,
     ),
     rounds=replace(FACES.rounds, steps=3, early_steps=None, first_step_share=1.0),
     channels=fitting.CHANNELS,
@@ -162,7 +171,7 @@ def assemble(
         channels=plan.channels,
         input_size=(size, size),
     )
-    card = ModelCard(plan.name, "faces", plan.source, LICENCE, notes or {})
+    card = ModelCard(plan.name, plan.domain, plan.source, LICENCE, notes or {})
     model = RestyleModel(architecture, card)
     model.generator.load_state_dict(generator.state_dict())
     model.encoder.load_state_dict(encoder.state_dict())

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 
-def random_batches(count: int, batch: int, seed: int, first: int = 0) -> Iterator[Tensor]:
+def random_batches(
+    count: int,
+    batch: int,
+    seed: int,
+    first: int = 0,
+    shuffled: Callable[[torch.Generator], Tensor] | None = None,  # default: all samples alike
+) -> Iterator[Tensor]:
     """Index tensors [batch] from batch `first` on; each epoch in a fresh order, its rest left out.
 
     Raises `ValueError` where there are fewer than `batch` samples.
@@ -19,6 +25,7 @@ def random_batches(count: int, batch: int, seed: int, first: int = 0) -> Iterato
         raise ValueError(f"{count} samples do not fill a batch of {batch}")
     epochs, skip = divmod(first, per_epoch)
     for epoch in itertools.count(epochs):
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch))
+        generator = torch.Generator().manual_seed(seed + epoch)
+        order = shuffled(generator) if shuffled else torch.randperm(count, generator=generator)
         yield from order[skip * batch : per_epoch * batch].split(batch)
         skip = 0

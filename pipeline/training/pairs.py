@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -74,3 +75,26 @@ def load_pairs(shards: Sequence[Path], size: int) -> Pairs:
         images += more_images
     w = torch.from_numpy(np.stack(codes).astype(np.float32))
     return Pairs(w, torch.from_numpy(np.stack(images)))
+
+
+def load_codes(shards: Sequence[Path]) -> Tensor:
+    """The codes alone of every pair of `shards`, float32 [n, 512]; real w for a discriminator.
+
+    Raises `FileNotFoundError` when there is none.
+    """
+    if not shards:
+        raise FileNotFoundError("no pair shards: pass the folder that holds pairs-*.tar")
+    codes = [
+        np.load(io.BytesIO(content.read()), allow_pickle=False)
+        for shard in shards
+        for content in _members(shard, ".w.npy")
+    ]
+    return torch.from_numpy(np.stack(codes).astype(np.float32))
+
+
+def _members(shard: Path, suffix: str) -> Iterator[IO[bytes]]:
+    with tarfile.open(shard) as archive:
+        for member in archive:
+            content = archive.extractfile(member) if member.name.endswith(suffix) else None
+            if content is not None:
+                yield content

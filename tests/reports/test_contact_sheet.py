@@ -33,6 +33,16 @@ def test_pictures_stand_in_order_target_average_steps():
     assert [tuple(map(int, colour)) for colour in line] == COLOURS
 
 
+def test_what_was_begun_with_stands_before_the_steps():
+    target, average, begun, step = (plain(colour) for colour in COLOURS)
+    bootstrapped = SheetRow(target, average, [step], [begun], best_step=1)
+    sheet = pixels(contact_sheet([bootstrapped], cell_width=100, step_name="cartoon"))
+    middle = [MARGIN + column * (100 + GAP) + 50 for column in range(4)]
+    assert [tuple(map(int, colour)) for colour in sheet[100, middle]] == COLOURS
+    framed = np.nonzero((sheet == ACCENT).all(axis=2))[1]
+    assert framed.min() == MARGIN + 3 * (100 + GAP) - 3
+
+
 def test_each_face_adds_a_row_of_the_same_height():
     heights = [len(pixels(contact_sheet([row()] * count))) for count in (1, 2, 3)]
     assert heights[2] - heights[1] == heights[1] - heights[0] > 144

@@ -37,6 +37,11 @@ def test_the_first_picture_is_the_aligned_face_in_the_table(make_table):
     assert min(errors) < 1
 
 
+def test_a_bootstrapped_table_shows_the_inversion_that_it_began_with(make_table, tiny_bundle):
+    table = make_table(**KEPT, bootstrap=tiny_bundle)
+    assert pixels(table_sheet(table)).shape[1] == 2 * 20 + (3 + 2) * (144 + 8) - 8
+
+
 def test_a_table_without_crops_and_steps_says_how_to_get_them(make_table):
     with pytest.raises(RequestError, match="--keep-crops and --keep-steps"):
         table_sheet(make_table())

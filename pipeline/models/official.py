@@ -1,0 +1,79 @@
+"""Writes the official dictionary: what the original ReStyle code loads and goes on from."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.models.encoders import OFFICIAL_ENCODERS
+from pipeline.models.files import write_model_file
+from pipeline.models.restyle import RestyleModel
+
+DATASETS = {"faces": "ffhq_encode", "toonify": "toonify"}  # others are `<domain>_encode`
+
+
+def official_checkpoint(
+    model: RestyleModel, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`{"state_dict", "latent_avg", "opts"}` of `model`, sharing its tensors.
+
+    `options` replace those entries of `opts` that say how the model was trained. Raises
+    `ModelError` for an encoder that the original code does not know.
+    """
+    encoder_type = model.architecture.encoder_type
+    if encoder_type not in {encoder.__name__ for encoder in OFFICIAL_ENCODERS}:
+        raise ModelError(f"the original code has no {encoder_type}: '{model.name}' has no .pt form")
+    state = {
+        key.replace("generator.", "decoder.", 1): value.detach()
+        for key, value in model.state_dict().items()
+        if key != "latent_avg"
+    }
+    opts = _options(model) | dict(options or {})
+    return {"state_dict": state, "latent_avg": model.latent_avg.detach(), "opts": opts}
+
+
+def save_official(model: RestyleModel, uri: str, options: Mapping[str, Any] | None = None) -> None:
+    """Write `official_checkpoint` as a `.pt` file at any fsspec URI."""
+    content = io.BytesIO()
+    checkpoint = official_checkpoint(model, options)
+    state = {key: value.cpu() for key, value in checkpoint["state_dict"].items()}
+    average = checkpoint["latent_avg"].cpu()
+    torch.save({**checkpoint, "state_dict": state, "latent_avg": average}, content)
+    write_model_file(uri, content.getvalue())
+
+
+def _options(model: RestyleModel) -> dict[str, Any]:
+    """Every option that the original scripts read when they load a model or go on with it."""
+    return {
+        "exp_dir": "experiment",
+        "batch_size": 8,
+        "test_batch_size": 8,
+        "workers": 8,
+        "test_workers": 8,
+        "learning_rate": 1e-4,
+        "optim_name": "ranger",
+        "train_decoder": False,
+        "start_from_latent_avg": model.architecture.starts_from_average,
+        "lpips_lambda": 0.8,
+        "id_lambda": 0.0,
+        "l2_lambda": 1.0,
+        "w_norm_lambda": 0.0,
+        "moco_lambda": 0.0,
+        "stylegan_weights": "",
+        "checkpoint_path": None,
+        "max_steps": 500_000,
+        "image_interval": 100,
+        "board_interval": 50,
+        "val_interval": 5_000,
+        "save_interval": 10_000,
+        "n_iters_per_batch": 5,
+        "device": "cuda:0",
+        "input_nc": model.input_channels,
+        "dataset_type": DATASETS.get(model.domain, f"{model.domain}_encode"),
+        "encoder_type": model.architecture.encoder_type,
+        "output_size": model.generator_size,
+    }

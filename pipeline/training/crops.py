@@ -1,0 +1,101 @@
+"""Aligned crops that a training reads: files of uint8 images in a store, and an index of them."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.storage import Store
+
+WINDOW = 8  # files whose crops are mixed; so many are in memory
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class CropFile:
+    """One part's crops."""
+
+    name: str
+    count: int
+
+
+def put_crops(store: Store, name: str, images: Tensor) -> None:
+    """Write crops, uint8 [n, 3, h, w], as one file."""
+    store.put(name, save_safetensors({"images": images.contiguous()}))
+
+
+def put_index(store: Store, files: Sequence[CropFile], facts: dict[str, Any]) -> None:
+    """Say that the crops are complete; files in an order that the input alone decides."""
+    listed = [[file.name, file.count] for file in files]
+    store.put(INDEX, json.dumps({**facts, "files": listed}).encode())
+
+
+def read_index(store: Store) -> dict[str, Any] | None:
+    """What `put_index` wrote; None where the crops are not complete."""
+    if not store.exists(INDEX):
+        return None
+    index: dict[str, Any] = json.loads(store.get(INDEX))
+    return index
+
+
+class Crops:
+    """Crops by their number, the last few files in memory."""
+
+    def __init__(self, store: Store, window: int = WINDOW) -> None:
+        index = read_index(store)
+        if index is None:
+            raise InputError(f"'{store.root}' holds no complete set of crops")
+        self.store, self.window = store, window
+        self.files = [CropFile(name, count) for name, count in index["files"]]
+        self.counts = [file.count for file in self.files]
+        self._starts = torch.tensor([0, *self.counts]).cumsum(0)
+        self._loaded: OrderedDict[int, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def images(self, index: Tensor) -> Tensor:
+        """Crops at `index` [b], uint8 [b, 3, h, w]."""
+        files = torch.searchsorted(self._starts, index, right=True) - 1
+        rows = index - self._starts[files]
+        return torch.stack(
+            [self._file(file)[row] for file, row in zip(files.tolist(), rows.tolist(), strict=True)]
+        )
+
+    def _file(self, number: int) -> Tensor:
+        if number in self._loaded:
+            self._loaded.move_to_end(number)
+        else:
+            content = self.store.get(self.files[number].name)
+            self._loaded[number] = load_safetensors(content)["images"]
+            while len(self._loaded) > self.window + 1:
+                self._loaded.popitem(last=False)
+        return self._loaded[number]
+
+
+def windowed(counts: Sequence[int], window: int = WINDOW) -> Callable[[torch.Generator], Tensor]:
+    """An order of all samples that stays within `window` files at a time.
+
+    The files are shuffled, and then what each `window` of them holds.
+    """
+    starts = torch.tensor([0, *counts]).cumsum(0)[:-1].tolist()
+
+    def shuffled(generator: torch.Generator) -> Tensor:
+        files = torch.randperm(len(counts), generator=generator).tolist()
+        pieces = []
+        for first in range(0, len(files), window):
+            chosen = files[first : first + window]
+            inside = torch.cat([torch.arange(counts[f]) + starts[f] for f in chosen])
+            pieces.append(inside[torch.randperm(len(inside), generator=generator)])
+        return torch.cat(pieces)
+
+    return shuffled

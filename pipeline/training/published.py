@@ -1,0 +1,81 @@
+"""What the published encoders were trained with, where a config does not say otherwise.
+
+ReStyle (arXiv 2104.02699), sec. 4 and supplement; e4e (arXiv 2102.02766), sec. 4. The published
+options count batches of 8: 20,000 of them with a single w, 2,000 more for each row.
+"""
+
+from __future__ import annotations
+
+from pipeline.metrics.weight_files import read_weight_file
+from pipeline.models import RestyleModel, preset_for
+from pipeline.training.adversary import AdversaryPlan
+from pipeline.training.config import TrainConfig
+from pipeline.training.encoder import EncoderPlan
+from pipeline.training.features import FeatureNetwork, load_face_features
+from pipeline.training.losses import ImageWeights
+from pipeline.training.progressive import Stages
+
+L2, LPIPS, IDENTITY, MOCO = 1.0, 0.8, 0.1, 0.5
+DELTA_NORM, REALNESS = 2e-4, 0.1
+BATCH = 8
+STAGES = Stages(start=20_000 * BATCH, every=2_000 * BATCH)
+PROGRESSIVE = ("ProgressiveBackboneEncoder", "ResNetProgressiveBackboneEncoder")
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def image_weights(config: TrainConfig, model: RestyleModel) -> ImageWeights:
+    """Weights of the image terms: identity for faces, MoCo for others if its weights are given."""
+    faces = bool(preset_for(model).has_faces)
+    moco = MOCO if config.moco_weights and not faces else 0.0
+    return ImageWeights(
+        l2=_or(config.l2, L2),
+        l2_crop=_or(config.l2_crop, 0.0),
+        lpips=_or(config.lpips, LPIPS),
+        lpips_crop=_or(config.lpips_crop, 0.0),
+        identity=_or(config.identity, IDENTITY if faces else 0.0),
+        moco=_or(config.moco, moco),
+    )
+
+
+def is_progressive(model: RestyleModel) -> bool:
+    """Whether the encoder is e4e's: a w, and offsets from it."""
+    return model.architecture.encoder_type in PROGRESSIVE
+
+
+def encoder_plan(config: TrainConfig, model: RestyleModel) -> EncoderPlan:
+    """Steps, weights and stages."""
+    e4e = is_progressive(model)
+    stages = STAGES if e4e and config.progressive_start is None else None
+    if config.progressive_start is not None:
+        stages = Stages(config.progressive_start, config.progressive_every or STAGES.every)
+    return EncoderPlan(
+        steps=config.steps,
+        images=image_weights(config, model),
+        w_norm=_or(config.w_norm, 0.0),
+        delta_norm=_or(config.delta_norm, DELTA_NORM if e4e else 0.0),
+        stages=stages,
+    )
+
+
+def adversary_plan(config: TrainConfig, model: RestyleModel) -> AdversaryPlan | None:
+    """The latent discriminator's, None where there is none."""
+    weight = _or(config.realness, REALNESS if is_progressive(model) else 0.0)
+    return AdversaryPlan(weight=weight, r1=config.r1) if weight else None
+
+
+def feature_networks(
+    config: TrainConfig, weights: ImageWeights, device: str
+) -> dict[str, FeatureNetwork]:
+    """The networks that the weights ask for. Raises `ModelError` where a file does not fit."""
+    networks: dict[str, FeatureNetwork] = {}
+    if weights.identity:
+        networks["identity"] = load_face_features(config.identity_network, device)
+    if weights.moco and config.moco_weights:
+        from pipeline.metrics.moco import read_moco
+
+        state, _ = read_weight_file(config.moco_weights)
+        networks["moco"] = read_moco(state, config.moco_weights, device)
+    return networks

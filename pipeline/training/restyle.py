@@ -1,0 +1,181 @@
+"""One process of an encoder's training: crops and a config in, checkpoints and models out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import InputError, ModelError
+from pipeline.models import ModelCard, RestyleModel, save_bundle
+from pipeline.models.official import official_checkpoint, save_official
+from pipeline.storage import Store
+from pipeline.training.adversary import Adversary
+from pipeline.training.augment import augment, flip_half
+from pipeline.training.board import Board
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.config import TrainConfig
+from pipeline.training.crops import Crops, windowed
+from pipeline.training.encoder import EncoderTask, Faces
+from pipeline.training.fresh import mapped_codes, starting_model
+from pipeline.training.journal import Journal
+from pipeline.training.loop import LoopPlan, Trained, train
+from pipeline.training.order import random_batches
+from pipeline.training.pairs import load_codes, to_unit
+from pipeline.training.parallel import Group
+from pipeline.training.published import adversary_plan, encoder_plan, feature_networks
+
+NAME = "encoder"
+BUNDLE, OFFICIAL = "bundle", "official.pt"
+
+
+def loop_plan(config: TrainConfig) -> LoopPlan:
+    """The loop's part of the config."""
+    return LoopPlan(
+        images=config.images,
+        batch=config.batch,
+        peak_rate=config.rate,
+        optimiser=config.optimiser,
+        warm_up=config.warm_up,
+        decay=config.decay,
+        clip=config.clip,
+        horizon=config.horizon,
+        report_every=config.report_every,
+        save_every=config.save_every,
+        save_minutes=config.save_minutes,
+        seed=config.seed,
+    )
+
+
+def augmentation(config: TrainConfig) -> Callable[[Faces], Faces]:
+    """What is done to a batch: the target is what the encoder sees."""
+    change = flip_half if config.augment == "flip" else augment
+
+    def changed(faces: Faces) -> Faces:
+        images = change(faces.seen)
+        return Faces(images, images)
+
+    return changed
+
+
+def split_counts(crops: Crops, held_out: int) -> list[int]:
+    """Crops of each file that are trained on: all but the last `held_out`.
+
+    Raises `InputError` where none are left.
+    """
+    counts, over = list(crops.counts), held_out
+    while counts and over >= counts[-1]:
+        over -= counts.pop()
+    if not counts:
+        raise InputError(
+            f"{len(crops)} faces, of which {held_out} are held out for validation: none is left"
+        )
+    return [*counts[:-1], counts[-1] - over]
+
+
+def crop_batches(
+    crops: Crops, counts: list[int], plan: LoopPlan, group: Group
+) -> Callable[[int], Iterator[Faces]]:
+    """This process's share of every batch from a given one on."""
+
+    def batches(first: int) -> Iterator[Faces]:
+        order = windowed(counts, crops.window)
+        for index in random_batches(sum(counts), plan.batch, plan.seed, first, order):
+            images = to_unit(crops.images(group.share(index)))
+            yield Faces(images, images)
+
+    return batches
+
+
+def _real_codes(config: TrainConfig, model: RestyleModel) -> Callable[[int], Tensor]:
+    """What draws real codes: the mapping network, or pairs."""
+    if not config.codes:
+        mapped_codes(model, 1)  # tells at once where there is no mapping network
+        return lambda count: mapped_codes(model, count)
+    codes = load_codes(sorted(Path(config.codes).glob("pairs-*.tar"))).to(model.latent_avg.device)
+    return lambda count: codes[torch.randint(len(codes), (count,))]
+
+
+def make_task(config: TrainConfig, model: RestyleModel, held_out: Tensor) -> EncoderTask:
+    """The training of `model`'s encoder; `held_out` is uint8 [n, 3, h, w]."""
+    plan, device = encoder_plan(config, model), str(model.latent_avg.device)
+    rival = adversary_plan(config, model)
+    images = to_unit(held_out)
+    return EncoderTask(
+        model,
+        plan,
+        Faces(images, images),
+        augment=augmentation(config),
+        networks=feature_networks(config, plan.images, device),
+        adversary=Adversary(rival, _real_codes(config, model), device) if rival else None,
+    )
+
+
+def train_restyle(
+    config: TrainConfig, crops: Crops, group: Group, device: str = "cpu"
+) -> dict[str, Any]:
+    """Train, going on from the last checkpoint in the output; returns what the run came to.
+
+    The leading process writes `bundle/` and, for encoders that the original code knows,
+    `official.pt`, with the best weights by validation.
+    """
+    torch.manual_seed(config.seed)  # a fresh encoder is the same in every process
+    store, plan = Store(config.output), loop_plan(config)
+    model = starting_model(config).to(device)
+    counts = split_counts(crops, config.held_out)
+    held_out = crops.images(torch.arange(sum(counts), len(crops)))
+    task = make_task(config, model, held_out)
+    board = Board(store) if config.tensorboard and group.leads else None
+    trained = train(
+        plan,
+        task,
+        crop_batches(crops, counts, plan, group),
+        Checkpoints(store, NAME),
+        Journal(store, NAME, board),
+        group,
+    )
+    return write_models(config, model, trained, len(crops)) if group.leads else {}
+
+
+def write_models(
+    config: TrainConfig, model: RestyleModel, trained: Trained, crops: int
+) -> dict[str, Any]:
+    """Put the best encoder into `model` and write it in both forms."""
+    model.encoder.load_state_dict(trained.best.state_dict())
+    model.requires_grad_(False).eval()
+    model.card = ModelCard(
+        model.card.name,
+        config.domain or model.domain,
+        model.card.source,
+        model.card.licence,
+        {"trained_images": trained.best_images, "crops": crops, "from": model.card.name},
+    )
+    store = Store(config.output)
+    save_bundle(model, store.uri(BUNDLE))
+    written = {"bundle": store.uri(BUNDLE), "official": None, "best_images": trained.best_images}
+    try:
+        official_checkpoint(model)
+    except ModelError:
+        return written  # a compact encoder: the original code has no such thing
+    save_official(model, store.uri(OFFICIAL), _official_options(config, model))
+    return {**written, "official": store.uri(OFFICIAL)}
+
+
+def _official_options(config: TrainConfig, model: RestyleModel) -> dict[str, Any]:
+    weights = dataclasses.asdict(encoder_plan(config, model).images)
+    return {
+        "batch_size": config.batch,
+        "learning_rate": config.rate,
+        "optim_name": config.optimiser,
+        "l2_lambda": weights["l2"],
+        "lpips_lambda": weights["lpips"],
+        "id_lambda": weights["identity"],
+        "moco_lambda": weights["moco"],
+        "w_norm_lambda": config.w_norm or 0.0,
+        "n_iters_per_batch": config.steps,
+        "max_steps": config.images // config.batch,
+    }

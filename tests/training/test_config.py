@@ -1,0 +1,38 @@
+import pytest
+
+from pipeline.errors import ConfigError, InputError
+from pipeline.training.config import load_train_config
+
+PATHS = {"input": "in", "output": "out"}
+
+
+def test_flags_win_over_the_file(tmp_path):
+    file = tmp_path / "train.yaml"
+    file.write_text("input: in\noutput: out\nmodel: demo\nsteps: 3\nbatch: 4\n")
+    config = load_train_config(str(file), {"steps": "2", "batch": None})
+    assert (config.steps, config.batch) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "pass --model or --generator"),
+        ({"model": "demo", "generator": "g.pt"}, "both say where to start"),
+        ({"generator": "g.pt"}, "needs an --encoder-type"),
+        ({"model": "demo", "backbone": "b.pt"}, "--backbone needs an --encoder-type"),
+        ({"model": "demo", "moco": 0.5}, "--moco-weights"),
+        ({"model": "demo", "progressive_every": 5}, "--progressive-start"),
+        ({"model": "demo", "workers": 3}, "batch of 8 does not divide among 3"),
+        ({"model": "demo", "lpipz": 1}, "did you mean 'lpips'"),
+        ({"model": "demo", "rate": -1}, "'rate'"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_told_in_one_line(settings, told):
+    with pytest.raises(ConfigError, match=told) as error:
+        load_train_config(None, {**PATHS, **settings})
+    assert "\n" not in str(error.value)
+
+
+def test_credentials_in_a_uri_are_refused():
+    with pytest.raises(InputError, match="credentials"):
+        load_train_config(None, {**PATHS, "model": "demo", "codes": "s3://key:secret@bucket/x"})

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from pipeline.storage import Store
+from pipeline.training.crops import CropFile, Crops, put_crops, put_index, read_index, windowed
+
+
+@pytest.fixture
+def crops(tmp_path) -> Crops:
+    """Seven crops in three files, each of its own grey."""
+    store, files = Store(str(tmp_path)), []
+    for number, greys in enumerate([(0, 1, 2), (3,), (4, 5, 6)]):
+        images = torch.tensor(greys, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+        files.append(CropFile(f"{number}.safetensors", len(greys)))
+        put_crops(store, files[-1].name, images)
+    put_index(store, files, {"samples": 9})
+    return Crops(store, window=1)
+
+
+def test_crops_are_found_by_their_number_across_files(crops):
+    index = torch.tensor([6, 0, 3, 2, 4])
+    assert crops.images(index)[:, 0, 0, 0].tolist() == index.tolist()
+    assert len(crops) == 7
+
+
+def test_only_a_few_files_are_kept_in_memory(crops):
+    crops.images(torch.arange(7))
+    assert len(crops._loaded) == 2
+
+
+def test_crops_without_their_index_are_not_complete(tmp_path):
+    assert read_index(Store(str(tmp_path))) is None
+    with pytest.raises(InputError, match="no complete set of crops"):
+        Crops(Store(str(tmp_path)))
+
+
+def test_the_order_holds_each_sample_once_and_stays_within_a_window():
+    order = windowed([3, 1, 3, 2], window=2)(torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(9))
+    file_of = torch.tensor([0, 0, 0, 1, 2, 2, 2, 3, 3])[order].tolist()
+    first = set(file_of[: sum(file_of.count(f) for f in set(file_of[:1]))])
+    assert len(first) <= 2
+    again = windowed([3, 1, 3, 2], window=2)(torch.Generator().manual_seed(0))
+    assert torch.equal(order, again)

@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.models.backbones import ResNet34
+from pipeline.models.encoders import ResNetBackboneEncoder
+from pipeline.training.config import TrainConfig
+from pipeline.training.fresh import load_backbone, mapped_codes, starting_model
+from tests.models.tiny import CHANNELS, WIDTHS, tiny_checkpoint
+
+
+def config(**settings) -> TrainConfig:
+    return TrainConfig(input="in", output="out", **settings)
+
+
+@pytest.fixture
+def generator_file(tmp_path):
+    """A small StyleGAN2 in the published layout; without its average latent."""
+    state = {
+        key.removeprefix("decoder."): value
+        for key, value in tiny_checkpoint()["state_dict"].items()
+        if key.startswith("decoder.")
+    }
+    path = tmp_path / "stylegan2-tiny.pt"
+    torch.save({"g_ema": state}, path)
+    return str(path)
+
+
+def test_a_fresh_encoder_stands_before_a_given_generator(generator_file):
+    asked = config(generator=generator_file, encoder_type="ResNetBackboneEncoder", domain="church")
+    model = starting_model(asked)
+    assert model.architecture.channels == CHANNELS
+    assert (model.n_styles, model.input_channels, model.domain) == (4, 6, "church")
+    assert model.latent_avg.abs().sum() > 0  # the mean of mapped codes, as the file has none
+    assert torch.equal(model.latent_avg[0], model.latent_avg[3])
+
+
+def test_a_generator_without_g_ema_is_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "x.pt")
+    asked = config(generator=str(tmp_path / "x.pt"), encoder_type="ResNetBackboneEncoder")
+    with pytest.raises(ModelError, match="no 'g_ema'"):
+        starting_model(asked)
+
+
+def test_a_model_keeps_its_generator_and_gets_a_new_encoder(tiny_bundle):
+    model = starting_model(config(model=tiny_bundle, encoder_type="CompactEncoder"))
+    kept = starting_model(config(model=tiny_bundle))
+    codes = torch.randn(1, model.n_styles, 512)
+    with torch.no_grad():
+        assert torch.equal(model.generator(codes), kept.generator(codes))
+    assert not torch.equal(model.encoder.stem.weight[:1, :1], kept.encoder.stem.weight[:1, :1])
+
+
+def test_real_codes_need_a_mapping_network(tiny_bundle):
+    with pytest.raises(ModelError, match="pass --codes"):
+        mapped_codes(starting_model(config(model=tiny_bundle)), 4)
+
+
+def test_a_body_starts_from_torchs_resnet34(tmp_path):
+    torch.manual_seed(0)
+    encoder = ResNetBackboneEncoder(6, 1, WIDTHS)
+    source = ResNet34(3, WIDTHS).state_dict()
+    layers = [(layer, i) for layer, count in enumerate((3, 4, 6, 3), 1) for i in range(count)]
+    named = {}
+    for key, value in source.items():
+        if key.startswith("body."):
+            _, number, name = key.split(".", 2)
+            layer, index = layers[int(number)]
+            key = f"layer{layer}.{index}.{name}"
+        if key != "relu.weight":
+            named[key] = value
+    torch.save(named | {"fc.weight": torch.zeros(10, 32)}, tmp_path / "resnet34.pth")
+    load_backbone(encoder, str(tmp_path / "resnet34.pth"))
+    assert torch.equal(encoder.conv1.weight[:, :3], source["conv1.weight"])
+    assert encoder.conv1.weight[:, 3:].abs().sum() == 0
+    assert torch.equal(encoder.body[9].conv2.weight, source["body.9.conv2.weight"])
+
+
+def test_weights_of_another_body_are_refused(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match=r"weight 'conv1\.weight' is missing or of another shape"):
+        load_backbone(ResNetBackboneEncoder(6, 1, WIDTHS), str(tmp_path / "x.pth"))

@@ -1,0 +1,56 @@
+import pytest
+
+from pipeline.models import load_checkpoint
+from pipeline.training.config import TrainConfig
+from pipeline.training.published import (
+    STAGES,
+    adversary_plan,
+    encoder_plan,
+    feature_networks,
+    image_weights,
+)
+from tests.models.tiny import tiny_checkpoint
+
+
+def config(**settings) -> TrainConfig:
+    return TrainConfig(input="in", output="out", model="m", **settings)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return load_checkpoint(tiny_checkpoint("BackboneEncoder"))
+
+
+@pytest.fixture(scope="module")
+def churches():
+    checkpoint = tiny_checkpoint("ResNetProgressiveBackboneEncoder", dataset_type="church_encode")
+    return load_checkpoint(checkpoint)
+
+
+def test_faces_are_trained_for_identity_and_others_for_content(faces, churches):
+    assert image_weights(config(), faces).identity == 0.1
+    weights = image_weights(config(moco_weights="moco.pt"), churches)
+    assert (weights.identity, weights.moco) == (0, 0.5)
+    assert image_weights(config(), churches).moco == 0
+
+
+def test_e4e_has_stages_offsets_and_an_adversary_and_psp_has_none(faces, churches):
+    e4e = encoder_plan(config(), churches)
+    assert e4e.stages == STAGES
+    assert e4e.delta_norm == 2e-4
+    assert adversary_plan(config(r1=5.0), churches).r1 == 5.0
+    psp = encoder_plan(config(), faces)
+    assert (psp.stages, psp.delta_norm) == (None, 0.0)
+    assert adversary_plan(config(), faces) is None
+
+
+def test_what_a_config_says_stands(churches):
+    asked = config(delta_norm=0, realness=0, l2=2, progressive_start=10, progressive_every=5)
+    plan = encoder_plan(asked, churches)
+    assert (plan.delta_norm, plan.images.l2, plan.stages.start) == (0, 2, 10)
+    assert adversary_plan(asked, churches) is None
+
+
+def test_only_the_networks_that_count_are_loaded(faces):
+    weights = image_weights(config(identity=0), faces)
+    assert feature_networks(config(identity=0), weights, "cpu") == {}

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from pipeline.inversion import invert
+from pipeline.models import load_model
+from pipeline.storage import Store
+from pipeline.training.config import TrainConfig
+from pipeline.training.crops import CropFile, Crops, put_crops, put_index
+from pipeline.training.journal import read_reports
+from pipeline.training.parallel import Group
+from pipeline.training.restyle import split_counts, train_restyle
+from tests.models.tiny import tiny_checkpoint
+
+TINY = {
+    "steps": 2, "batch": 4, "images": 40, "held_out": 4, "optimiser": "adam", "rate": 2e-3,
+    "warm_up": 2, "lpips": 0, "identity": 0, "report_every": 20, "tensorboard": False,
+}  # fmt: skip
+
+
+def crops_of(folder: Path, side: int, count: int) -> Crops:
+    """Flat colours in two files."""
+    store = Store(str(folder))
+    colours = torch.randint(0, 255, (count, 3, 1, 1), generator=torch.Generator().manual_seed(0))
+    images = colours.byte().expand(-1, -1, side, side)
+    files = [CropFile("a", count // 2), CropFile("b", count - count // 2)]
+    put_crops(store, "a", images[: count // 2])
+    put_crops(store, "b", images[count // 2 :])
+    put_index(store, files, {})
+    return Crops(store)
+
+
+def test_a_model_is_made_better_and_written_as_a_bundle(tmp_path, tiny_bundle):
+    config = TrainConfig(
+        input="in", output=str(tmp_path / "run"), model=tiny_bundle, augment="photo", **TINY
+    )
+    done = train_restyle(config, crops_of(tmp_path / "crops", 64, 20), Group())
+    first, last = read_reports(Store(config.output), "encoder")
+    assert last["held_out_l2"][-1] < first["held_out_l2"][-1]
+    trained = load_model(done["bundle"])
+    assert done["official"] is None  # the tiny encoder is one of our own
+    assert trained.card.notes["trained_images"] == done["best_images"]
+    assert trained.fingerprint != load_model(tiny_bundle).fingerprint
+
+
+def test_an_e4e_encoder_is_trained_with_its_adversary_and_written_officially(tmp_path):
+    torch.save(tiny_checkpoint("ProgressiveBackboneEncoder"), tmp_path / "start.pt")
+    settings = TINY | {"images": 4, "batch": 2, "held_out": 2, "steps": 1, "report_every": 4}
+    config = TrainConfig(
+        input="in", output=str(tmp_path / "run"), model=str(tmp_path / "start.pt"), **settings
+    )
+    done = train_restyle(config, crops_of(tmp_path / "crops", 256, 4), Group())
+    (line,) = read_reports(Store(config.output), "encoder")
+    assert {"realness_last", "discriminator", "delta_norm_last"} <= set(line)
+    official, bundle = load_model(done["official"]), load_model(done["bundle"])
+    assert official.fingerprint == bundle.fingerprint
+    images = torch.zeros(1, 3, 256, 256)
+    assert invert(official, images, steps=1).finite.all()
+
+
+def test_the_last_crops_are_held_out(tmp_path):
+    crops = crops_of(tmp_path, 8, 9)
+    assert split_counts(crops, 2) == [4, 3]
+    assert split_counts(crops, 6) == [3]
+    with pytest.raises(InputError, match="none is left"):
+        split_counts(crops, 9)
