@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -108,13 +109,14 @@ class TableWriter:
 
         def state(shard: Shard) -> ShardState:
             if shard.shard_id not in etags:
-                return self._open_state(shard, files.of(shard.shard_id))
+                return self._open_state(shard, files.of(shard.shard_id), footers)
             digest, samples, parts = known.pop(shard.shard_id, (b"", 0, 0))
             if digest == _digest(shard.source, shard.etag, shard.size):
                 return ShardState(shard, Committed(samples, parts))
             return self._committed_state(shard, unknown, files)
 
-        with ThreadPoolExecutor(_THREADS) as pool:
+        # Two pools: who waits for footers must not take the threads that read them.
+        with ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(_THREADS) as footers:
             source = iter(shards)
             while group := list(islice(source, 4 * _THREADS)):
                 yield from pool.map(state, group)
@@ -162,7 +164,7 @@ class TableWriter:
         self, shard: Shard, part: int, *, samples: int, latents: pa.Table, rejects: pa.Table
     ) -> PartSummary:
         """`write_part` for rows that `latents_table` and `rejects_table` have made Arrow."""
-        return write_part(
+        summary = write_part(
             self.store,
             self._stamp(shard, part),
             latents,
@@ -170,6 +172,8 @@ class TableWriter:
             samples=samples,
             metrics=self.description.metrics,
         )
+        self._withdraw_if_committed(shard, part)
+        return summary
 
     def commit_shard(self, shard: Shard, parts: Iterable[PartSummary]) -> ShardManifest:
         """Write the manifest, when every part of `shard` is in the table.
@@ -180,10 +184,16 @@ class TableWriter:
         """
         complete = [self._hashed(shard.shard_id, summary) for summary in parts]
         manifest = ShardManifest.of(shard, complete, self._fingerprint, self.part_size)
-        self._check_parts(shard, complete)
-        if not manifest.write(self.store):
-            # Of two that were at work on the shard, the one whose files stand is right.
+        self._check_names(shard, complete)
+        ours = manifest.write(self.store)
+        try:
+            # Another run may have come between; of two the one whose files stand is right.
             self._check_parts(shard, complete)
+        except TableError:
+            if ours:
+                self.store.remove(manifest_name(shard.shard_id))
+            raise
+        if not ours:
             manifest.write(self.store, anyway=True)
         return manifest
 
@@ -218,12 +228,33 @@ class TableWriter:
             name for kind in (LATENTS, REJECTS) for name in files_of(self.store, kind, shard_id)
         ]
 
-    def _check_parts(self, shard: Shard, parts: Sequence[PartSummary]) -> None:
-        """Raise `TableError` unless the files of the shard are these parts and no others.
+    def _withdraw_if_committed(self, shard: Shard, part: int) -> None:
+        """Take back a part that came too late, which readers would find beside a whole shard.
 
-        Another run, over another state of the shard or with another part size, may have removed
-        them and written its own under the same names.
+        Raises `TableError` if another run has committed the shard, of another state of the input
+        or cut into other parts, while this one was at work on it.
         """
+        if not self.store.exists(manifest_name(shard.shard_id)):
+            return
+        manifest = read_manifest(self.store, shard.shard_id)
+        if (manifest.etag, manifest.part_size) == (shard.etag, self.part_size):
+            return
+        if part >= len(manifest.parts):
+            self._remove_parts_from(shard, len(manifest.parts))
+        raise TableError(
+            f"another run has committed shard '{shard.shard_id}', of another state of the input or "
+            "with another part size; when no other job writes to this table, run again"
+        )
+
+    def _remove_parts_from(self, shard: Shard, first: int) -> None:
+        """Remove the files of the parts with number `first` and above, latents before rejects."""
+        for name in self._part_files(shard.shard_id):
+            _, part = parse_part_name(name) or ("", -1)
+            if part >= first:
+                self.store.remove(name)
+
+    def _check_names(self, shard: Shard, parts: Sequence[PartSummary]) -> None:
+        """Raise `TableError` unless the shard's files have the names of these parts, no others."""
         expected = {
             part_name(kind, shard.shard_id, summary.part)
             for kind in (LATENTS, REJECTS)
@@ -235,6 +266,14 @@ class TableWriter:
                 f"shard '{shard.shard_id}' cannot be committed: '{min(difference)}' is "
                 + ("missing" if min(difference) in expected else "not one of its parts")
             )
+
+    def _check_parts(self, shard: Shard, parts: Sequence[PartSummary]) -> None:
+        """Raise `TableError` unless the files of the shard are these parts and no others.
+
+        Another run, over another state of the shard or with another part size, may have removed
+        them and written its own under the same names.
+        """
+        self._check_names(shard, parts)
         with ThreadPoolExecutor(_THREADS) as pool:
             stamps = (self._stamp(shard, summary.part) for summary in parts)
             found = pool.map(lambda stamp: read_summary(self.store, stamp), stamps)
@@ -271,18 +310,20 @@ class TableWriter:
         parts = files.of(shard.shard_id) if files else self._part_files(shard.shard_id)
         return ShardState(shard, stale=(manifest_name(shard.shard_id), *parts))
 
-    def _open_state(self, shard: Shard, files: Sequence[str]) -> ShardState:
-        parts = {}
-        kept = set()
-        for name in files:
-            _, part = parse_part_name(name) or ("", -1)
-            pair = {part_name(kind, shard.shard_id, part) for kind in (LATENTS, REJECTS)}
-            if part not in parts and pair <= set(files):
-                summary = read_summary(self.store, self._stamp(shard, part))
-                if summary is not None:
-                    parts[part] = summary
-                    kept |= pair
-        return ShardState(shard, parts=parts, stale=tuple(sorted(set(files) - kept)))
+    def _open_state(
+        self, shard: Shard, files: Sequence[str], pool: ThreadPoolExecutor | None = None
+    ) -> ShardState:
+        """The state of a shard without a manifest; `pool` reads its footers, some at a time."""
+        stale = set(files)
+        numbers = sorted({parsed[1] for name in files if (parsed := parse_part_name(name))})
+        whole = [part for part in numbers if stale.issuperset(_files_of_part(shard, part))]
+        stamps = [self._stamp(shard, part) for part in whole]
+        read = partial(read_summary, self.store)
+        summaries = pool.map(read, stamps) if pool else map(read, stamps)
+        parts = {summary.part: summary for summary in summaries if summary is not None}
+        for part in parts:
+            stale -= _files_of_part(shard, part)
+        return ShardState(shard, parts=parts, stale=tuple(sorted(stale)))
 
     def _hashed(self, shard_id: str, summary: PartSummary) -> PartSummary:
         if summary.latents_sha256 and summary.rejects_sha256:
@@ -301,6 +342,10 @@ def open_for_writing(root: str, description: Description, *, part_size: int) -> 
     """
     settled = settle_description(Store(root), description)
     return TableWriter(root, settled, part_size=part_size)
+
+
+def _files_of_part(shard: Shard, part: int) -> set[str]:
+    return {part_name(kind, shard.shard_id, part) for kind in (LATENTS, REJECTS)}
 
 
 def _digest(uri: str, etag: str, size: int) -> bytes:

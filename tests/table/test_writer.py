@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import FingerprintError, InputError, TableError
 from pipeline.storage import Store
-from pipeline.table import Columns, TableWriter, open_table
+from pipeline.table import Columns, ShardManifest, TableWriter, open_table
 from tests.table.rows import (
     COUNTS_OF_ONE,
     DESCRIPTION,
@@ -229,16 +229,31 @@ def test_a_commit_after_a_rival_wrote_its_own_parts_is_refused(root: str) -> Non
 
 
 def test_of_two_commits_the_one_whose_files_stand_is_kept(root: str) -> None:
+    """The first run stops between its look at the files and its manifest, and then goes on."""
     table = writer(root)
     summary = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
-    state = writer(root, part_size=5).state(shard())
-    table.commit_shard(shard(), [summary])
-    rival = writer(root, part_size=5)
-    for name in state.stale:  # the rival looked for the manifest before it came
-        rival.store.remove(name)
+    rival = rival_part_size(root)
     theirs = rival.write_part(shard(), 0, samples=1, latents=[face_row("b")], rejects=[])
+    assert ShardManifest.of(shard(), [summary], "fingerprint", 4).write(table.store)
     rival.commit_shard(shard(), [theirs])
     assert open_table(root).verify()["faces"] == 1
+
+
+def test_a_commit_that_finds_its_files_gone_is_taken_back(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = writer(root)
+    summary = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
+    write = ShardManifest.write
+
+    def with_a_rival(manifest: ShardManifest, store: Store) -> bool:
+        rival_part_size(root)
+        return write(manifest, store)
+
+    monkeypatch.setattr(ShardManifest, "write", with_a_rival)
+    with pytest.raises(TableError, match="is missing"):
+        table.commit_shard(shard(), [summary])
+    assert not table.store.exists("_shards/s-0.json")
 
 
 def test_what_was_committed_meanwhile_is_not_cleared(root: str) -> None:
@@ -249,3 +264,13 @@ def test_what_was_committed_meanwhile_is_not_cleared(root: str) -> None:
     table.commit_shard(shard(), table.state(shard()).parts.values())
     rival.clear(state)
     assert open_table(root).verify()["faces"] == 4
+
+
+def test_a_part_that_comes_after_the_commit_of_another_part_size_is_taken_back(root: str) -> None:
+    table, late = writer(root), writer(root, part_size=2)
+    write_shard(table, shard())
+    before = table.store.names()
+    with pytest.raises(TableError, match="another run has committed shard 's-0'"):
+        late.write_part(shard(), 2, samples=1, latents=[face_row("f")], rejects=[])
+    assert table.store.names() == before
+    assert open_table(root).verify()["samples"] == 6
