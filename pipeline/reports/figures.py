@@ -132,6 +132,7 @@ def _room_for_labels(axes: Axes, where: Sequence[float]) -> None:
     low, high = min(known, default=1.0), max(known, default=1.0)
     if high > 10 * low:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.set_xlim(low / 1.5, high * (high / low) ** 0.5)
     else:
         span = (high - low) or high
@@ -140,6 +141,8 @@ def _room_for_labels(axes: Axes, where: Sequence[float]) -> None:
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """The name of each curve (x, y, text, colour) behind its end, none over another."""
+    from matplotlib.patheffects import withStroke
+
     axes.get_ylim()  # makes the limits follow the points, which the transformation needs
     inside = axes.transData + axes.transAxes.inverted()
     placed = [
@@ -149,7 +152,14 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     for x, y, text, colour in sorted(placed, key=lambda end: end[1]):
         height = max(y, height + _APART)
         axes.text(
-            x + 0.02, height, text, color=colour, size=_SIZE, va="center", transform=axes.transAxes
+            x + 0.02,
+            height,
+            text,
+            color=colour,
+            size=_SIZE,
+            va="center",
+            transform=axes.transAxes,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],  # readable on a curve
         )
 
 
