@@ -105,9 +105,8 @@ def _load_bundle(folder: str) -> RestyleModel:
         raise ModelError(f"{folder}: weight 'latent_avg' is missing")
     try:
         architecture = Architecture.from_json(record["architecture"])
-        card = ModelCard(
-            **{key: record[key] for key in ("name", "domain", "source", "licence", "notes")}
-        )
+        words = {key: str(record[key]) for key in ("name", "domain", "source", "licence")}
+        card = ModelCard(**words, notes=dict(record["notes"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{folder}: {RECORD_FILE} is incomplete or wrong at {error}") from error
     return assemble(architecture, weights, latent_avg, card, folder)

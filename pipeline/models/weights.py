@@ -9,9 +9,11 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
-from pipeline.models.stylegan2 import LATENT_DIM, blur_kernel
+from pipeline.models.stylegan2 import LATENT_DIM, blur_kernel, n_styles_of
 
 GIVEN_BY_CODE = ".kernel"
+_MOST_LEVELS = 11  # 4096 px
+_MOST_LAYERS = 64  # official mapping networks have 8
 
 
 def assemble(
@@ -26,8 +28,7 @@ def assemble(
     `latent_avg` is [512], [1, 512] or [n_styles, 512]. `source` names the file in errors.
     Raises `ModelError` for a missing or unexpected key, a wrong shape or a wrong type.
     """
-    with torch.device("meta"):
-        model = RestyleModel(architecture, card)
+    model = _untrained(architecture, card, source)
     expected = model.state_dict()
     del expected["latent_avg"]
     _check(expected, weights, source)
@@ -38,8 +39,28 @@ def assemble(
     return model.requires_grad_(False).eval()
 
 
+def _untrained(architecture: Architecture, card: ModelCard, source: str) -> RestyleModel:
+    """The model without its weights; of a record that lies, sizes could keep a loop without end."""
+    sizes = sorted(architecture.channels)
+    rows = architecture.encoder_arguments.get("n_styles")
+    if sizes != [4 << level for level in range(len(sizes))] or not 1 < len(sizes) <= _MOST_LEVELS:
+        raise ModelError(f"{source}: a generator cannot have the resolutions {sizes[:12]}")
+    if rows != n_styles_of(sizes[-1]):
+        raise ModelError(f"{source}: an encoder of {rows!r} rows does not fit {sizes[-1]} px")
+    if not 0 <= architecture.mapping_layers <= _MOST_LAYERS:
+        raise ModelError(f"{source}: {architecture.mapping_layers} mapping layers are no model's")
+    try:
+        with torch.device("meta"):
+            return RestyleModel(architecture, card)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{source}: its architecture cannot be built: {why}") from error
+
+
 def per_row(latent_avg: Tensor, n_styles: int, source: str) -> Tensor:
     """`latent_avg` of any published shape as [n_styles, 512]."""
+    if not _is_plain(latent_avg):
+        raise ModelError(f"{source}: latent_avg is not a plain tensor of real numbers")
     shape = tuple(latent_avg.shape)
     if shape not in {(LATENT_DIM,), (1, LATENT_DIM), (n_styles, LATENT_DIM)}:
         raise ModelError(
@@ -64,8 +85,16 @@ def _check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: 
                 f"{source}: weight '{key}' has shape {list(tensor.shape)}, "
                 f"expected {list(expected[key].shape)}"
             )
+        if not _is_plain(tensor):
+            raise ModelError(f"{source}: weight '{key}' is not a plain tensor of real numbers")
         if key.endswith(GIVEN_BY_CODE) and not torch.allclose(tensor.float().cpu(), blur_kernel()):
             raise ModelError(f"{source}: '{key}' is not the binomial blur [1, 3, 3, 1]")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it holds numbers, one after another: not sparse, quantised, complex or a stand-in."""
+    odd = tensor.is_quantized or tensor.is_complex() or tensor.is_meta
+    return tensor.layout == torch.strided and not odd
 
 
 def _more(keys: list[str]) -> str:

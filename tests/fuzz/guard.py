@@ -23,8 +23,8 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 class Guard:
     """Audits what Python code does while a case runs; one a process, as a hook stays for good."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = f"{folder.resolve()}{os.sep}"
+    def __init__(self, *folders: Path) -> None:
+        self.folders = tuple(f"{folder.resolve()}{os.sep}" for folder in folders)
         self.active = False
         self.seen: list[str] = []
         sys.addaudithook(self._audit)
@@ -52,7 +52,7 @@ class Guard:
         if isinstance(path, int):
             return False
         absolute = os.path.realpath(os.fsdecode(path))
-        return not f"{absolute}{os.sep}".startswith(self.folder) and absolute != os.devnull
+        return not f"{absolute}{os.sep}".startswith(self.folders) and absolute != os.devnull
 
 
 def forget_peak() -> None:

@@ -59,7 +59,7 @@ def run_case(kind: Kind, seed: int, folder: Path, guard: Guard, board: Board) ->
         finding = finding or str(error)
     if grown > kind.memory_mib and not finding:
         finding = f"memory: {grown} MiB, the bound is {kind.memory_mib}"
-    return Answer(seed, outcome or "finding", finding, grown)
+    return Answer(seed, "finding" if finding else outcome, finding, grown)
 
 
 def _described(error: BaseException) -> str:
@@ -74,7 +74,7 @@ def serve(connection: Connection, folder: Path, board: Board) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff complains of each file
-    guard = Guard(folder)
+    guard = Guard(folder, Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
     while True:
         try:
             module, name, seeds = connection.recv()

@@ -117,6 +117,32 @@ def test_an_unknown_encoder_type_is_refused_with_the_known_ones(broken: Path) ->
         load_model(str(broken))
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "said"),
+    [
+        ("mapping_layers", 10**30, "mapping layers are no model's"),
+        ("channels", {"4": 8, "1073741824": 8}, "cannot have the resolutions"),
+        ("encoder_arguments", {"input_channels": 6, "n_styles": 10**30}, "does not fit 8 px"),
+        ("encoder_arguments", {"input_channels": -1, "n_styles": 4}, "cannot be built"),
+    ],
+)
+def test_a_record_of_impossible_sizes_is_refused_at_once(
+    broken: Path, entry: str, value: object, said: str
+) -> None:
+    record = json.loads((broken / "model.json").read_text())
+    record["architecture"][entry] = value
+    (broken / "model.json").write_text(json.dumps(record))
+    with pytest.raises(ModelError, match=said):
+        load_model(str(broken))
+
+
+def test_weights_that_are_no_plain_numbers_are_refused() -> None:
+    checkpoint = tiny_checkpoint()
+    checkpoint["latent_avg"] = checkpoint["latent_avg"].to(torch.complex64)
+    with pytest.raises(ModelError, match="latent_avg is not a plain tensor"):
+        load_checkpoint(checkpoint)
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ModelError, match=r"no model is called 'dmeo' \(known: "):
         load_model("dmeo")
