@@ -58,6 +58,7 @@ class Arena:
         self.input, self.output = str(self.photos), str(self.folder / "table")
         self.environment: dict[str, str] = {}
         self.findings: Findings | None = None
+        self.recut = False  # whether runs cut shards into parts of different sizes
         self.runs, self.when = 0, ""
         self.struck_at: float | None = None
         if on_s3:
@@ -153,5 +154,6 @@ class Arena:
     def examine(self) -> Findings:
         """What is wrong with the table; a kind that takes its disk away calls this before."""
         if self.findings is None:
-            self.findings = examine(self.output, sample_ids(self.input), self.undisturbed())
+            samples = sample_ids(self.input)
+            self.findings = examine(self.output, samples, self.undisturbed(), recut=self.recut)
         return self.findings

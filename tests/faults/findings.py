@@ -57,8 +57,23 @@ def rows_of(files: dict[str, bytes], folder: str) -> list[tuple[str, str]]:
     return rows
 
 
-def examine(uri: str, samples: set[str], undisturbed: dict[str, bytes]) -> Findings:
-    """Compare the table with the `samples` that went in and with an undisturbed run's files."""
+def contents_of(files: dict[str, bytes]) -> set[str]:
+    """Every row of latents and rejects as text, whichever part file it is in."""
+    return {
+        f"{name.partition('/')[0]} {row}"
+        for name, content in files.items()
+        if name.endswith(".parquet")
+        for row in pq.read_table(io.BytesIO(content)).to_pylist()
+    }
+
+
+def examine(
+    uri: str, samples: set[str], undisturbed: dict[str, bytes], *, recut: bool = False
+) -> Findings:
+    """Compare the table with the `samples` that went in and with an undisturbed run's files.
+
+    With `recut`, shards may be cut into other parts than there: the rows are compared.
+    """
     files, hidden = table_files(uri)
     latents, rejects = rows_of(files, "latents"), rows_of(files, "rejects")
     faces = Counter(image for image, _ in latents)
@@ -67,11 +82,15 @@ def examine(uri: str, samples: set[str], undisturbed: dict[str, bytes]) -> Findi
         problem = ""
     except PipelineError as error:
         problem = str(error)
+    stray = len(files.keys() - undisturbed.keys())
+    different = sum(files.get(name) != content for name, content in undisturbed.items())
+    if recut:
+        stray, different = 0, len(contents_of(files) ^ contents_of(undisturbed))
     return Findings(
         lost=len(samples - {sample for _, sample in latents + rejects}),
         duplicated=sum(faces.values()) - len(faces),
-        stray=len(files.keys() - undisturbed.keys()),
-        different=sum(files.get(name) != content for name, content in undisturbed.items()),
+        stray=stray,
+        different=different,
         leftovers=len(hidden),
         problem=problem,
     )

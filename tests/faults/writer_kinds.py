@@ -87,6 +87,7 @@ def two_part_sizes(arena: Arena) -> None:
         environment={"FAULTS_PACE_S": f"{arena.rng.uniform(0.01, 0.04):.3f}"}, part_size=size
     )
     arena.struck(f"part sizes 4 and {size}")
+    arena.recut = True
     arena.end(first)
     arena.end(second)
     arena.finish(arena.light())
