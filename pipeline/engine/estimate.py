@@ -82,6 +82,7 @@ def estimate_job(config: JobConfig) -> dict[str, Any]:
     cores = os.cpu_count() or 1
     return {
         "dry_run": True,
+        "model": plan.recipe.treatment,
         "shards": len(works) + plan.found.done_shards,
         "shards_to_do": len(works),
         "samples_to_do": to_do,

@@ -4,6 +4,7 @@ Each has `time` (ISO 8601, UTC), `level` (info, warning, error) and `event`; the
 
     run_started      table, input, versions           part_done        shard, part, counts, seconds
     planned          what is to do, what is done      part_failed      shard, error
+    model            how its images are treated
     progress         counts, seconds_left             shard_committed  shard, counts
     run_ended        what the last line of stdout has
 """
@@ -22,7 +23,7 @@ from pipeline.table import ShardEntry
 
 
 class EventLog(Watch):
-    """Writes events if `json_lines`; says nothing otherwise, as people look at the progress."""
+    """Writes events if `json_lines`; says little otherwise, as people look at the progress."""
 
     def __init__(self, json_lines: bool) -> None:
         self.json_lines = json_lines
@@ -35,6 +36,13 @@ class EventLog(Watch):
         line = {"time": now, "level": level, "event": name, **fields}
         text = json.dumps(line, default=str, allow_nan=False)
         print(without_secrets(text), file=sys.stderr, flush=True)
+
+    def model(self, treatment: str) -> None:
+        """`model`, or a line for people: how the model's images are treated."""
+        if self.json_lines:
+            self.event("model", treatment=treatment)
+        else:
+            print(treatment, file=sys.stderr, flush=True)
 
     def part(self, row: Row) -> None:
         """`part_done`."""

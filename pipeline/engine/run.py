@@ -105,6 +105,7 @@ def run_job(
     with _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
         plan = make_plan(config)
+        log.model(plan.recipe.treatment)
         record = RunRecord(config, plan, outcome, started)
         try:
             record.start()
