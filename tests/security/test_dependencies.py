@@ -7,6 +7,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from tests.security.audit import summary
+
 ROOT = Path(__file__).resolve().parents[2]
 _PIN = re.compile(r"([A-Za-z0-9._-]+)==(\S+)")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[([^\]]*)\])?([^;]*)(?:;(.*))?")
@@ -67,3 +69,18 @@ def test_what_is_installed_is_what_is_pinned() -> None:
         if name in pinned and version.split("+")[0] != pinned[name].split("+")[0]
     }
     assert other == {}
+
+
+def test_a_package_that_was_passed_over_does_not_count_as_audited() -> None:
+    found = {
+        "dependencies": [
+            {"name": "a", "version": "1", "vulns": []},
+            {"name": "b", "version": "2", "vulns": [{"id": "CVE-1"}, {"id": "CVE-2"}]},
+            {"name": "c", "skip_reason": "not found on the index"},
+        ]
+    }
+    assert summary(found) == {
+        "pinned": 3,
+        "audited": 2,
+        "vulnerable": [{"name": "b", "version": "2", "ids": ["CVE-1", "CVE-2"]}],
+    }
