@@ -46,12 +46,12 @@ class OptimizeSettings:
     rate: float = 0.1  # Adam's largest
     ramp_up: float = 0.05  # share of the iterations in which the rate grows, linearly
     ramp_down: float = 0.25  # share in which it falls, as a cosine
-    noise: float = 0.5  # added to the codes in the first iteration
+    noise: float = 0.2  # added to the codes in the first iteration
     noise_ramp: float = 0.75  # share of the iterations after which it is gone, quadratically
     l2_weight: float = 1.0
     lpips_weight: float = 1.0
     distance_weight: float = 0.0  # of the mean squared distance to the start; a hybrid has one
-    perceptual_side: int = 256  # smaller images are enlarged to it for the perceptual network
+    perceptual_side: int = 128  # smaller images are enlarged to it for the perceptual network
     spread: float | None = None  # of W; None: what `latent_spread` finds
 
     def __post_init__(self) -> None:
