@@ -28,7 +28,7 @@ NODE_TYPES: dict[str, dict[str, Any]] = {
         "resources": {"CPU": 0, "GPU": 1},
         "node_config": {},
         "min_workers": 0,
-        "max_workers": 3,
+        "max_workers": 2,
     },
 }
 # Nothing is to be done on such a node, but the autoscaler reads all of these.
@@ -132,6 +132,8 @@ def fake_cluster(idle_minutes: float = 0.1) -> Iterator[dict[str, str]]:
                 "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                # The nodes share the cores of one machine, and with whatever else runs there.
+                "RAY_prestart_worker_first_driver": "0",
             }
         )
         environment.pop("RAY_ADDRESS", None)

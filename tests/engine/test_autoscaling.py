@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.data import DataContext
+import ray
+from ray.data import DataContext, ExecutionResources
 
 from pipeline.engine.autoscaling import (
     AskForBacklog,
+    Placeholders,
     Sustained,
     actors_wanted,
     ask_for_backlog,
     missing,
 )
+from pipeline.engine.cluster import running_ray
 from tests.engine.fake_cluster import NODE_TYPES, fake_cluster
 from tests.storage.archives import write_tar
 from tests.tiny_bundle import write_tiny_bundle
@@ -113,6 +116,30 @@ def test_it_is_put_into_executions_once() -> None:
     ask_for_backlog()
     ask_for_backlog()
     assert DataContext.get_current().custom_execution_callback_classes.count(AskForBacklog) == 1
+
+
+@pytest.mark.timeout(600)
+# Ray leaves the log files of its own processes to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_placeholders_wait_for_room_until_they_are_not_wanted() -> None:
+    with running_ray(pretended_gpus=1):
+        placeholders = Placeholders(ExecutionResources(gpu=2, cpu=0))
+        placeholders.hold(3)
+        first, *others = placeholders.waiting
+        assert ray.wait([first, *others], timeout=1)[0] == []
+        placeholders.hold(1)
+        assert placeholders.waiting == [first]
+        for task in others:
+            with pytest.raises(ray.exceptions.TaskCancelledError):
+                ray.get(task, timeout=60)
+        placeholders.hold(0)
+        fitting = Placeholders(ExecutionResources(gpu=1, cpu=0))
+        fitting.hold(1)
+        (ran,) = fitting.waiting
+        assert ray.get(ran, timeout=120) is None
+        fitting.hold(1)
+        assert fitting.waiting != [ran], "one that found room makes place for the next"
 
 
 @pytest.fixture
