@@ -49,8 +49,8 @@ class RayCluster:
     def answer(self) -> dict[str, Any]:
         """The next line of the program."""
         assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
+        line = next((line for line in self.process.stdout if line.startswith("{")), "")
+        if not line:  # Ray has said other things before
             raise ClusterError("the cluster ended; see its log")
         state: dict[str, Any] = json.loads(line)
         self.address, self.raylets = state["address"], state["raylets"]

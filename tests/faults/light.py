@@ -104,6 +104,8 @@ def main(
 ) -> None:
     """Run to the end; the file `told` gets what `jobs/invert_dataset.py` would say."""
     os.environ.update(environment)
+    with Path(told).with_suffix(".err").open("wb") as err:
+        os.dup2(err.fileno(), 2)
     if limit := os.environ.get(FILE_LIMIT):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     engine_run._execute = execute_in_order

@@ -12,10 +12,11 @@ from tests.faults import actions
 from tests.faults.arena import Arena, BrokenPromiseError
 from tests.faults.processes import descendants, send
 from tests.faults.proxy import Rule
-from tests.faults.runs import ProcessRun
+from tests.faults.runs import ProcessRun, UnavailableError
 
 # In Ray's titles of its worker processes.
 ALIGNER, INVERTER, WRITER = "HashedAlign", "HashedInvert", "WriteStage"
+NOTHING = " (nothing to kill)"
 FIRST_PUTS = 8  # of 26 in all: later, the first stages may have ended their work
 
 
@@ -38,6 +39,8 @@ def striking(arena: Arena, strike: Callable[[], None]) -> Iterator[threading.Eve
         yield rule.hit
     if not arena.when:
         raise BrokenPromiseError("the put at which to strike never came")
+    if NOTHING in arena.when:
+        raise UnavailableError("the process to kill had ended its work before")
 
 
 def killing(arena: Arena, find: Callable[[], list[int]]) -> Callable[[], None]:
@@ -46,7 +49,7 @@ def killing(arena: Arena, find: Callable[[], list[int]]) -> Callable[[], None]:
     def strike() -> None:
         found = find()
         if not found:
-            arena.when += " (nothing to kill)"
+            arena.when += NOTHING
             return
         send([arena.rng.choice(sorted(found))], signal.SIGKILL)
 

@@ -104,7 +104,9 @@ class LightRun:
             self.process.kill()
             self.process.join()
             raise HangError(f"a run without Ray did not end within {LIGHT_BOUND_S:.0f} s")
-        return Ended(self.process.exitcode, self.told.read_text() if self.told.exists() else "")
+        told = [self.told, self.told.with_suffix(".err")]
+        said = next((path.read_text(errors="replace") for path in told if path.exists()), "")
+        return Ended(self.process.exitcode, said)
 
 
 class ProcessRun:
