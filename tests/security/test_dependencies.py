@@ -71,6 +71,15 @@ def test_what_is_installed_is_what_is_pinned() -> None:
     assert other == {}
 
 
+def test_the_lock_has_a_hash_for_every_pin() -> None:
+    locked = {}
+    for line in (ROOT / ".locked.txt").read_text().splitlines():
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+) --hash=sha256:[0-9a-f]{64}", line)
+        assert match, line
+        locked[_plain(match[1])] = match[2]
+    assert locked == pins()
+
+
 def test_a_package_that_was_passed_over_does_not_count_as_audited() -> None:
     found = {
         "dependencies": [
