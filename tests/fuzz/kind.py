@@ -34,7 +34,7 @@ class Kind:
     make: Callable[[Random], Case]
     run: Callable[[Case, Path], str]
     share: int
-    limit_s: float = 20.0
+    limit_s: float = 60.0  # generous: a machine may be busy with other work
     memory_mib: int = 256
 
 

@@ -97,4 +97,4 @@ def _run(case: Case, folder: Path) -> str:
     return "row"
 
 
-KINDS = [Kind("name", _make, _run, share=1, memory_mib=256)]
+KINDS = [Kind("name", _make, _run, share=1, memory_mib=256, limit_s=120)]

@@ -78,4 +78,4 @@ def _run(case: Case, folder: Path) -> str:
     return "row"
 
 
-KINDS = [Kind("config", _make, _run, share=10, memory_mib=64, limit_s=20)]
+KINDS = [Kind("config", _make, _run, share=10, memory_mib=64)]

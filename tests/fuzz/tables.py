@@ -128,4 +128,4 @@ def _run(case: Case, folder: Path) -> str:
     return f"error:{type(errors[0]).__name__}" if errors else "row"
 
 
-KINDS = [Kind("table", _make, _run, share=1, memory_mib=512)]
+KINDS = [Kind("table", _make, _run, share=1, memory_mib=512, limit_s=120)]

@@ -226,7 +226,13 @@ def _strict(run: Any, case: Case, folder: Path) -> str:
 
 
 KINDS = [
-    Kind("checkpoint", _make_file, functools.partial(_strict, _run_file), share=2),
-    Kind("dictionary", _make_dictionary, functools.partial(_strict, _run_dictionary), share=1),
-    Kind("bundle", _make_bundle, functools.partial(_strict, _run_bundle), share=1),
+    Kind("checkpoint", _make_file, functools.partial(_strict, _run_file), share=2, limit_s=180),
+    Kind(
+        "dictionary",
+        _make_dictionary,
+        functools.partial(_strict, _run_dictionary),
+        share=1,
+        limit_s=180,
+    ),
+    Kind("bundle", _make_bundle, functools.partial(_strict, _run_bundle), share=1, limit_s=180),
 ]
