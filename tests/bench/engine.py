@@ -1,127 +1,168 @@
-"""The engine's own cost: start, overhead a part, and the driver's memory by number of images.
+"""What it costs to start again over a table that is large: shards listed, compared, skipped.
 
-python tests/bench/engine.py [--images 1000,100000] [--part-size 256]
+python tests/bench/engine.py [--shards 100000] [--open-parts 20000] [--s3-shards 5000]
+
+What a part, a start and the driver's memory cost is measured by `jobs/benchmark.py --simulate`.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import resource
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-# The workers find the simulated stages where this process does.
-os.environ["PYTHONPATH"] = str(ROOT)
 
-from tests.tiny_bundle import write_tiny_bundle  # noqa: E402
+from pipeline.storage import Shard, list_shards  # noqa: E402
+from pipeline.table import PartSummary, ShardManifest, TableWriter, open_for_writing  # noqa: E402
+from pipeline.table.documents import to_json  # noqa: E402
+from pipeline.table.manifests import manifest_name  # noqa: E402
+from pipeline.table.status import table_status  # noqa: E402
+from tests.s3_server import make_bucket, run_server  # noqa: E402
+from tests.table.rows import DESCRIPTION, face_row  # noqa: E402
 
 REGIME = """\
-Regime: tar shards of 1,024 members of 100 bytes -> read -> simulated align -> simulated invert ->
-Parquet table on this disk, by Ray Data with one aligner and one inverter. The simulated stages
-decode nothing and give codes of zeros [10, 512], so that seconds are the engine's: reading tars,
-moving parts between processes, making and writing Parquet, committing shards.
-  start         from the call to the first part written: planning, Ray, actors
-  part          (last - first part) / (parts - 1), all stages overlapping, on all cores
-  driver        largest resident memory of the driver process, each size in a process of its own
+Regime: a table of many committed shards, one part each, and the listing of the same input, without
+Ray. What is timed is what `make_plan` does before the first image is read.
+  list      the input's shards alone
+  first     every state, when no index is there: one listing, then a read of each manifest
+  again     every state from the index that the first left: what each later start takes
+  status    `jobs/status.py`
+  open      states of shards that are not committed: the footer of each of their parts is read
+  resident  how much the process grew over these, and what that is a shard
 """
-MEMBERS = 1024
-MEMBER = bytes(100)
+NOTHING = "0" * 64
 
 
-def write_shards(folder: Path, images: int) -> None:
-    """Tars of `images` members in all."""
-    folder.mkdir()
-    for first in range(0, images, MEMBERS):
-        with tarfile.open(folder / f"shard-{first // MEMBERS:05d}.tar", "w") as tar:
-            for number in range(first, min(first + MEMBERS, images)):
-                member = tarfile.TarInfo(f"{number:08d}.jpg")
-                member.size = len(MEMBER)
-                tar.addfile(member, io.BytesIO(MEMBER))
+def resident() -> float:
+    """Largest resident megabytes of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run_simulated(folder: str, part_size: int) -> dict[str, Any]:
-    """One run over `folder`/shards in this process; what it took."""
-    from pipeline.config import JobConfig
-    from pipeline.engine import run_job
-    from pipeline.engine.dataset import Stages
-    from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
+def committed(table: TableWriter, shards: Iterator[Shard]) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of the manifests."""
+    for shard in shards:
+        part = PartSummary(0, 256, 250, 6, NOTHING, NOTHING)
+        manifest = ShardManifest.of(shard, [part], table.description.fingerprint, table.part_size)
+        yield manifest_name(shard.shard_id), to_json(asdict(manifest))
 
-    config = JobConfig(
-        input=f"{folder}/shards",
-        output=f"{folder}/table",
-        model=f"{folder}/model",
-        identity="none",
-        part_size=part_size,
-        align_workers=1,
-        inverters=1,
-    )
-    outcome = run_job(config, Stages(SimulatedAlign, SimulatedInvert))
-    tally = outcome.tally
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def timed(work: Any) -> tuple[dict[str, float], Any]:
+    """Seconds by the clock and of this process's CPU, and what `work` gave."""
+    started, cpu = time.perf_counter(), time.process_time()
+    given = work()
+    seconds, busy = time.perf_counter() - started, time.process_time() - cpu
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(busy, 2)}, given
+
+
+def on_disk(count: int) -> dict[str, Any]:
+    """A table of `count` shards on this disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, root = Path(folder) / "in", Path(folder) / "table"
+        source.mkdir()
+        for number in range(count):
+            (source / f"shard-{number:07d}.tar").touch()
+        table = open_for_writing(str(root), DESCRIPTION, part_size=256)
+        for kind in ("_shards", "latents", "rejects"):
+            (root / kind).mkdir()
+        empty = Path(folder) / "empty"
+        empty.touch()
+        for name, content in committed(table, list_shards(str(source))):
+            (root / name).write_bytes(content)
+            for kind in ("latents", "rejects"):
+                os.link(empty, root / kind / f"{Path(name).stem}-00000.parquet")
+            if (root / "latents" / f"{Path(name).stem}-00000.parquet").stat().st_nlink > 60_000:
+                empty.unlink()
+                empty.touch()
+        command = [
+            sys.executable,
+            str(ROOT / "tests" / "bench" / "engine.py"),
+            "--resume",
+            str(root),
+            "--input",
+            str(source),
+        ]
+        first, again = (json.loads(subprocess.check_output(command)) for _ in range(2))
+    return {"shards": count, "first": first["again"], **again}
+
+
+def resume(root: str, source: str) -> dict[str, Any]:
+    """The states of all shards of a table, in this process, as a job's start reads them."""
+    listing, _ = timed(lambda: sum(1 for _ in list_shards(source)))
+    before = resident()
+    table = TableWriter(root, DESCRIPTION, part_size=256)
+    again, done = timed(lambda: sum(state.done for state in table.states(list_shards(source))))
+    grown = resident() - before
+    showing, status = timed(lambda: table_status(root))
     return {
-        "images": tally.samples,
-        "parts": tally.parts,
-        "start_seconds": round(tally.first_seconds, 2),
-        "seconds": round(tally.seconds, 2),
-        "milliseconds_a_part": round(
-            1000 * (tally.last_seconds - tally.first_seconds) / max(1, tally.parts - 1), 1
-        ),
-        "images_per_second": round(tally.samples / tally.seconds, 1),
-        "stage_seconds": {name: round(s, 2) for name, s in sorted(tally.stage_seconds.items())},
-        "driver_megabytes": round(megabytes, 1),
-        "errors": outcome.errors,
+        "done": done,
+        "list": listing,
+        "again": again,
+        "grown_megabytes": round(grown, 1),
+        "bytes_a_shard": round(grown * 2**20 / max(1, done)),
+        "status": showing,
+        "status_parts": status.parts,
     }
 
 
-def measure(images: int, part_size: int) -> dict[str, Any]:
-    """`run_simulated` over fresh shards, in a process of its own."""
+def open_parts(count: int) -> dict[str, Any]:
+    """One shard that was stopped after `count` parts of one face each."""
     with tempfile.TemporaryDirectory() as folder:
-        write_tiny_bundle(f"{folder}/model")
-        write_shards(Path(folder) / "shards", images)
-        command = [sys.executable, __file__, "--run", folder, "--part-size", str(part_size)]
-        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    measured: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return measured
+        table = open_for_writing(folder, DESCRIPTION, part_size=1)
+        shard = Shard("open", "/in/open.tar", "tar", 1, "e")
+        os.fsync = lambda _: None  # of the files that are made here alone
+        for part in range(count):
+            table.write_part(shard, part, samples=1, latents=[face_row(str(part))], rejects=[])
+        took, (state,) = timed(lambda: list(table.states([shard])))
+        return {"open_parts": len(state.parts), **took}
+
+
+def on_s3(count: int) -> dict[str, Any]:
+    """A table of `count` shards in a bucket of a server on this machine."""
+    with tempfile.TemporaryDirectory() as folder, run_server(Path(folder)) as server:
+        os.environ.update(server.env)
+        root = f"{make_bucket(server, 'bench')}/table"
+        table = open_for_writing(root, DESCRIPTION, part_size=256)
+        shards = [Shard(f"s-{n:07d}", f"/in/{n}.tar", "tar", 1, "e") for n in range(count)]
+        contents = dict(committed(table, iter(shards)))
+        paths = {table.store.path(name): content for name, content in contents.items()}
+        table.store.fs.pipe(paths, batch_size=32)
+        first, _ = timed(lambda: sum(state.done for state in table.states(shards)))
+        again, done = timed(lambda: sum(state.done for state in table.states(shards)))
+        return {"shards": count, "done": done, "first": first, "again": again}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", default="1000,100000", help="sizes to run, with commas")
-    parser.add_argument("--part-size", type=int, default=256)
-    parser.add_argument("--run", metavar="FOLDER", help="run once over a prepared folder")
+    parser.add_argument("--shards", type=int, default=100_000, help="on disk")
+    parser.add_argument("--open-parts", type=int, default=20_000)
+    parser.add_argument("--s3-shards", type=int, default=5_000)
+    parser.add_argument("--resume", metavar="TABLE", help="time one start over a prepared table")
+    parser.add_argument("--input", metavar="FOLDER")
     arguments = parser.parse_args()
-    if arguments.run:
-        print(json.dumps(run_simulated(arguments.run, arguments.part_size)))
+    if arguments.resume:
+        print(json.dumps(resume(arguments.resume, arguments.input)))
         return
     print(REGIME)
-    runs = []
-    for images in map(int, arguments.images.split(",")):
-        started = time.monotonic()
-        run = measure(images, arguments.part_size)
-        runs.append(run)
-        print(
-            f"{run['images']:>8} images  {run['parts']:>5} parts  "
-            f"start {run['start_seconds']:6.1f} s  {run['milliseconds_a_part']:7.1f} ms a part  "
-            f"{run['images_per_second']:8.1f} images/s  driver {run['driver_megabytes']:.0f} MB  "
-            f"({time.monotonic() - started:.0f} s in all)",
-            flush=True,
-        )
-    growth = runs[-1]["driver_megabytes"] - runs[0]["driver_megabytes"]
-    print(
-        json.dumps(
-            {"benchmark": "engine", "driver_growth_megabytes": round(growth, 1), "runs": runs}
-        )
-    )
+    results: dict[str, Any] = {"benchmark": "engine"}
+    for name, measure, count in (
+        ("disk", on_disk, arguments.shards),
+        ("s3", on_s3, arguments.s3_shards),
+        ("open", open_parts, arguments.open_parts),
+    ):
+        results[name] = measure(count) if count else None
+        print(f"{name:>5}  {results[name]}", flush=True)
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":
