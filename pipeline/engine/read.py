@@ -11,9 +11,11 @@ import pyarrow as pa
 
 from pipeline.engine.rows import Row, blank_row, failed_row, pack
 from pipeline.storage import Sample, Shard, read_samples
+from pipeline.table import ShardStarts
 
 # A part closes early at this many bytes: an Arrow binary column ends at 2 GiB.
 MAX_PART_BYTES = 256 << 20
+_TAR_BLOCK = 512
 
 SAMPLES = pa.schema(
     [
@@ -34,6 +36,8 @@ class ShardWork:
     part_size: int
     existing: frozenset[int] = field(default_factory=frozenset)
     take: int | None = None  # only the first so many samples
+    init: str | None = None  # the table whose codes the faces start from
+    where: str | None = None  # which of its faces; their samples alone are read
 
     def to_row(self) -> Row:
         """As the row that the reader stage gets."""
@@ -43,6 +47,8 @@ class ShardWork:
             "part_size": self.part_size,
             "existing": sorted(self.existing),
             "take": take,
+            "init": self.init or "",
+            "where": self.where or "",
         }
 
     @classmethod
@@ -50,7 +56,23 @@ class ShardWork:
         """The inverse of `to_row`."""
         take = None if row["take"] < 0 else int(row["take"])
         existing = frozenset(int(part) for part in row["existing"])
-        return cls(Shard.from_json(row["shard"]), int(row["part_size"]), existing, take)
+        return cls(
+            Shard.from_json(row["shard"]),
+            int(row["part_size"]),
+            existing,
+            take,
+            row["init"] or None,
+            row["where"] or None,
+        )
+
+    def starts(self) -> ShardStarts | None:
+        """The codes that the shard's faces start from; None without a table of them."""
+        return ShardStarts(self.init, self.shard.shard_id, self.where) if self.init else None
+
+    def samples(self, starts: ShardStarts | None) -> Iterator[Sample]:
+        """The shard's samples; with a condition those that have a chosen face."""
+        keys = starts.keys if starts and self.where else None
+        return itertools.islice(read_samples(self.shard, keys), self.take)
 
 
 def cut_parts(
@@ -74,13 +96,29 @@ def cut_parts(
         yield part, count, kept
 
 
-def _part_row(work: ShardWork, part: int, samples: list[Sample], seconds: float) -> Row:
+def _bytes_of(samples: list[Sample], shard: Shard) -> int:
+    """What the samples take in the shard: in a tar, whole blocks and a header each."""
+    sizes = (len(sample.content) for sample in samples)
+    if shard.kind == "tar":
+        return sum(_TAR_BLOCK + -(-size // _TAR_BLOCK) * _TAR_BLOCK for size in sizes)
+    return sum(sizes)
+
+
+def _part_row(
+    work: ShardWork,
+    part: int,
+    samples: list[Sample],
+    starts: ShardStarts | None,
+    seconds: float,
+) -> Row:
     columns = {name: [getattr(sample, name) for sample in samples] for name in SAMPLES.names}
     row = blank_row("part", work.shard.shard_id, part)
     row["samples"] = len(samples)
-    row["bytes"] = sum(len(sample.content) for sample in samples)
+    row["bytes"] = _bytes_of(samples, work.shard)
     row["shard"] = replace(work.shard, names=(), sizes=()).to_json()
     row["payload"] = pack(pa.table(columns, schema=SAMPLES))
+    if starts:
+        row["start"] = pack(starts.of(columns["key"]))
     row["read_seconds"] = seconds
     return row
 
@@ -94,11 +132,12 @@ def read_parts(row: Row) -> Iterator[Row]:
     parts = total = 0
     started = time.perf_counter()
     try:
-        samples = itertools.islice(read_samples(work.shard), work.take)
+        starts = work.starts()
+        samples = work.samples(starts)
         for part, count, kept in cut_parts(samples, work.part_size, work.existing):
             parts, total = part + 1, total + count
             if part not in work.existing:
-                yield _part_row(work, part, kept, time.perf_counter() - started)
+                yield _part_row(work, part, kept, starts, time.perf_counter() - started)
                 started = time.perf_counter()
     except Exception as error:  # noqa: BLE001 - reported to the driver, which fails the run
         yield failed_row(work.shard.shard_id, parts, "read", error)

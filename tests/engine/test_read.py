@@ -115,3 +115,11 @@ def test_work_survives_the_way_to_its_reader(tmp_path: Path) -> None:
     shard = tar_shard(tmp_path / "s.tar", 1)
     for work in (ShardWork(shard, 7, frozenset({2, 1}), 3), ShardWork(shard, 7)):
         assert ShardWork.from_row(work.to_row()) == work
+
+
+def test_a_part_of_a_tar_takes_its_blocks_and_headers(tmp_path: Path) -> None:
+    """The time left is told from bytes, and tiny members are mostly header."""
+    shard = tar_shard(tmp_path / "s.tar", 5)
+    taken = sum(row["bytes"] for row in read_parts(ShardWork(shard, 2).to_row()))
+    assert taken == 5 * 1024
+    assert taken > shard.size / 2
