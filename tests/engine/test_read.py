@@ -122,4 +122,4 @@ def test_a_part_of_a_tar_takes_its_blocks_and_headers(tmp_path: Path) -> None:
     shard = tar_shard(tmp_path / "s.tar", 5)
     taken = sum(row["bytes"] for row in read_parts(ShardWork(shard, 2).to_row()))
     assert taken == 5 * 1024
-    assert taken > shard.size / 2
+    assert taken <= shard.size, "the end of an archive is padding"
