@@ -17,20 +17,35 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.engine.align import AlignStage
 from pipeline.engine.cluster import Resources, running_ray
-from pipeline.engine.dataset import ALIGN_CPUS, READ_CPUS, READERS, WRITE_CPUS, configure_context
+from pipeline.engine.dataset import (
+    ALIGN_CPUS,
+    READ_CPUS,
+    READERS,
+    WRITE_CPUS,
+    configure_context,
+    summaries,
+)
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, blank_row, run_stage, unpack
-from pipeline.errors import InputError, ModelError, PipelineError, StorageError
-from pipeline.storage import Store, list_shards
+from pipeline.errors import ConfigError, InputError, PipelineError, StorageError
+from pipeline.storage import Store, list_shards, without_secrets
 from pipeline.training.config import TrainConfig
 
 CROPS = "crops"
+DONE = "_done.json"
 POLL_S = 2.0
+TRAIN_ENVIRONMENT = {
+    # Paths of a config are relative to where the job was started.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Importing PyTorch on a busy machine takes longer than the minute that Ray Train allows.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -135,7 +150,7 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
         .map(CropStage(plan.store.root), num_cpus=WRITE_CPUS)
     )
     files, samples, reasons = [], 0, Counter[str]()
-    for row in dataset.iter_rows():
+    for row in summaries(dataset):
         if row["kind"] == "failed":
             raise StorageError(f"shard '{row['shard_id']}', part {row['part']}: {row['error']}")
         if row["kind"] == "part":
@@ -166,9 +181,6 @@ def train_in_worker(settings: dict[str, Any]) -> None:
         Store(config.output).put(DONE, json.dumps(done).encode())
 
 
-DONE = "_done.json"
-
-
 def _trainer(config: TrainConfig, crops: Store, resources: Resources) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -186,7 +198,7 @@ def _trainer(config: TrainConfig, crops: Store, resources: Resources) -> Any:
         run_config=RunConfig(
             name="_ray",
             storage_path=output.path(),
-            storage_filesystem=pa.fs.PyFileSystem(pa.fs.FSSpecHandler(output.fs)),
+            storage_filesystem=PyFileSystem(FSSpecHandler(output.fs)),
             failure_config=FailureConfig(max_failures=config.restarts),
         ),
     )
@@ -229,22 +241,29 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     output = Store(config.output)
     output.put("_train.json", config.model_dump_json(indent=2, exclude_none=True).encode())
     output.remove(DONE)
-    # Ray Train tells its story on the driver's stderr, at a level of its own.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
-    with running_ray() as resources:
+    for name, value in TRAIN_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with _failures(), running_ray() as resources:
         if config.workers > resources.cpus:
-            raise ModelError(f"{config.workers} workers, but Ray offers {resources.cpus:.0f} cores")
+            raise ConfigError(
+                f"{config.workers} workers, but Ray offers {resources.cpus:.0f} cores"
+            )
         cut_crops(config, plan, resources)
         trainer = _trainer(config, plan.store, resources)
         with _lines_of(config):
-            _fit(trainer)
+            trainer.fit()
     done: dict[str, Any] = json.loads(output.get(DONE))
     return done | {"output": output.root}
 
 
-def _fit(trainer: Any) -> None:
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Turn Ray's own failures, and those of its workers, into a `PipelineError` of one line."""
     try:
-        trainer.fit()
+        yield
+    except PipelineError:
+        raise
     except Exception as error:
         gist = [line for line in str(error).strip().splitlines() if line.strip()][-1:]
-        raise PipelineError(": ".join(["training failed", *gist])) from error
+        text = ": ".join([type(error).__name__, *gist])
+        raise PipelineError(f"{without_secrets(text)}; run again to go on") from error
