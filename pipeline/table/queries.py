@@ -81,6 +81,8 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
 def connect(store: Store) -> tuple[duckdb.DuckDBPyConnection, TableFiles]:
     """A connection of its own that can read the store's files, and the file system it reads by."""
     connection = duckdb.connect(config=_SETTINGS)
+    # A query of seconds would draw a bar into the caller's output.
+    connection.execute("SET enable_progress_bar = false")
     files = TableFiles(store)
     connection.register_filesystem(files)
     return connection, files
