@@ -21,6 +21,7 @@ from pipeline.engine.rows import Row, pack, run_stage, unpack
 from pipeline.images import Rejection, RejectReason
 from pipeline.inversion import Inversion, keep_freed_memory
 from pipeline.inversion.methods import Method, Models, find_codes, found_its_end
+from pipeline.inversion.rendering import render_each
 from pipeline.metrics import Measures, Meter
 from pipeline.models import RestyleModel, load_model
 from pipeline.table import Columns, as_array, image_id, latents_table
@@ -198,14 +199,14 @@ class Inverter:
             steps_made=result.steps_made,
         )
         ends = found_its_end(result, images, self.settings.method)
+        pictures = self._pictures(images, result, torch.from_numpy(measures.best_step) - 1)
         rows = []
         for index, face in enumerate(faces):
             row = {name: value for name, value in face.items() if name != "pixels"}
             row |= self._code(index, result, measures) | _measured(index, result, measures)
             row["converged"] = ends[index]
             row["refined_from"] = names[index] if self.settings.starts != "none" else None
-            row |= self._pictures(images[index], result.images[index])
-            rows.append(row)
+            rows.append(row | {name: jpegs[index] for name, jpegs in pictures.items()})
         return rows
 
     def _code(self, index: int, result: Inversion, measures: Measures) -> dict[str, Any]:
@@ -222,13 +223,22 @@ class Inverter:
             row["w_plus_per_step"] = result.w_plus[index, :made].cpu().numpy()
         return row
 
-    def _pictures(self, target: Tensor, made: Tensor) -> dict[str, bytes]:
-        row = {}
+    def _pictures(self, images: Tensor, result: Inversion, best: Tensor) -> dict[str, list[bytes]]:
+        """The pictures that are kept, of each face: its crop, and what its code looks like."""
+        kept = {}
         if self.settings.keep_crops:
-            row["aligned_jpeg"] = to_jpeg(target)
+            kept["aligned_jpeg"] = [to_jpeg(image) for image in images]
         if self.settings.keep_reconstructions:
-            row["reconstruction_jpeg"] = to_jpeg(made)
-        return row
+            frames = list(result.images)
+            earlier = (best < result.steps_made.cpu() - 1).nonzero()[:, 0].tolist()
+            if earlier:
+                codes = result.w_plus[earlier, best[earlier]]
+                with torch.no_grad():
+                    made = list(render_each(self.model, codes))
+                for face, frame in zip(earlier, made, strict=True):
+                    frames[face] = frame
+            kept["reconstruction_jpeg"] = [to_jpeg(frame) for frame in frames]
+        return kept
 
 
 def _reject(face: dict[str, Any], rejection: Rejection) -> dict[str, Any]:

@@ -127,6 +127,19 @@ def test_pictures_are_kept_on_request(settings: InvertSettings) -> None:
         assert Image.open(io.BytesIO(row[name])).size == (64, 64)
 
 
+def test_the_kept_reconstruction_is_of_the_code_in_the_row(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, keep_reconstructions=True))
+    measure, best = inverter.meter.measure, np.array([1, 3, 2], np.int32)
+    inverter.meter.measure = lambda *a, **k: replace(measure(*a, **k), best_step=best)  # type: ignore[method-assign]
+    rows = inverter.rows([face(number) for number in range(3)]).latents
+    assert [row["best_step"] for row in rows] == [1, 3, 2]
+    for row in rows:
+        frame = inverter.model.generator(torch.from_numpy(row["w_plus"])[None])[0]
+        kept = np.asarray(Image.open(io.BytesIO(row["reconstruction_jpeg"])), np.float32)
+        wanted = np.asarray(Image.open(io.BytesIO(to_jpeg(frame.detach()))), np.float32)
+        assert np.abs(kept - wanted).mean() < 0.5
+
+
 def test_a_code_that_is_not_finite_is_a_reject(
     settings: InvertSettings, broken_bundle: str
 ) -> None:
