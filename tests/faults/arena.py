@@ -94,7 +94,9 @@ class Arena:
         self.runs += 1
         told = self.folder / f"told-{self.runs}.json"
         given = {**self.environment, **(environment or {})}
-        return LightRun(self.world.forks, told, self.settings(**changes), given, wreck)
+        run = LightRun(self.world.forks, told, self.settings(**changes), given, wreck)
+        self.world.runs.append(run)
+        return run
 
     def alone(self, wreck: Wreck | None, environment: Mapping[str, str]) -> ProcessRun:
         """Start a run without Ray as a program of its own, which takes what is preloaded."""
@@ -122,7 +124,9 @@ class Arena:
     ) -> ProcessRun:
         self.runs += 1
         given = {**self.environment, **environment}
-        return ProcessRun(self.folder / f"run-{self.runs}", command, given, bound)
+        run = ProcessRun(self.folder / f"run-{self.runs}", command, given, bound)
+        self.world.runs.append(run)
+        return run
 
     @staticmethod
     def end(run: Run) -> Ended:

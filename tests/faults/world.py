@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import s3fs
 
 from tests.faults.cluster import RayCluster, running_cluster
+from tests.faults.processes import kill_tree
 from tests.faults.proxy import FaultProxy, running_proxy
-from tests.faults.runs import prepare_forks
+from tests.faults.runs import Run, prepare_forks
 from tests.faults.stages import PACE
 from tests.s3_server import S3Server, run_server
 
@@ -26,6 +27,7 @@ class World:
 
     def __init__(self, folder: Path, stack: ExitStack, server: S3Server | None) -> None:
         self.folder, self._stack, self._server = folder, stack, server
+        self.runs: list[Run] = []
 
     @cached_property
     def forks(self) -> Any:
@@ -97,4 +99,10 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 def shared_world(folder: Path, server: S3Server | None = None) -> Iterator[World]:
     """A world with its files in `folder`; everything that it started ends with the block."""
     with ExitStack() as stack:
-        yield World(folder, stack, server)
+        world = World(folder, stack, server)
+        try:
+            yield world
+        finally:
+            for run in world.runs:
+                if run.running():
+                    kill_tree(run.pid)
