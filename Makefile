@@ -4,10 +4,10 @@ BIN := .venv/bin
 DEMO := demo-output
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench clean
+.PHONY: help demo demo-toonify test test-slow faults fuzz check audit bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # uv, where it is there, picks the build of torch that fits the machine.
 .venv/installed: pyproject.toml .constraints.txt
@@ -27,13 +27,25 @@ demo: .venv/installed ## invert the sample images with the embedded model; ends 
 	@$(BIN)/python jobs/contact_sheet.py --table $(DEMO)/table --output $(DEMO)/contact_sheet.png \
 	  --limit 16 --title "ReStyle, five steps, embedded demo model"
 
+demo-toonify: .venv/installed ## the sample faces as cartoons: encoder bootstrapping, a contact sheet
+	@$(BIN)/python jobs/demo_toonify.py --output $(DEMO)
+
 test: .venv/installed ## run the tests: no network, no GPU
 	@$(BIN)/python -m pytest
 
 test-slow: .venv/installed ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
-check: .venv/installed ## lint, formatting and types
+faults: .venv/installed ## break running jobs by SCHEDULES=100 seeded schedules
+	@$(BIN)/python -m tests.faults --schedules $(or $(SCHEDULES),100)
+
+fuzz: .venv/installed ## feed it N=100000 damaged inputs
+	@$(BIN)/python -m tests.fuzz --count $(or $(N),100000)
+
+audit: .venv/installed ## ask for known vulnerabilities of the pinned packages
+	@$(BIN)/python -m tests.security.audit
+
+check: .venv/installed audit ## lint, formatting, types, and the audit
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
