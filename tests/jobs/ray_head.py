@@ -56,7 +56,8 @@ class Submitted:
     def ended(self) -> Ended:
         """Wait for the end; stdout and stderr of the job and of the client, as they came."""
         assert self.process.stdout is not None
-        self.lines += [line.rstrip("\n") for line in self.process.stdout]
+        with self.process.stdout as rest:
+            self.lines += [line.rstrip("\n") for line in rest]
         code = self.process.wait(PATIENCE_S)
         return Ended(code, "\n".join(self.lines), "")
 
@@ -160,10 +161,16 @@ def _wait_for_agent(head: Head, process: subprocess.Popen[bytes], log: Path) -> 
         assert time.monotonic() < deadline, log.read_text()
         listing = head.ray("job", "list")
         said, _ = listing.communicate(timeout=PATIENCE_S)
-        if listing.returncode == 0 and head.scrape():
+        if listing.returncode == 0 and head.scrape() and _listens(head.dashboard):
             return
         assert "401" not in said, said
         time.sleep(1)
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
