@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.processes import kill_tree, named
+from tests.faults.processes import descendants, kill_tree, named, send, title
 from tests.faults.runs import ROOT
 
 WORKERS = 2
@@ -81,6 +82,8 @@ def running_cluster(folder: Path, environment: Mapping[str, str]) -> Iterator[Ra
     finally:
         assert process.stdin
         assert process.stdout
+        # A node whose start timed out leaves processes that its cluster knows nothing of.
+        started = descendants(process.pid)
         process.stdin.close()
         try:
             process.wait(60)
@@ -88,6 +91,7 @@ def running_cluster(folder: Path, environment: Mapping[str, str]) -> Iterator[Ra
             kill_tree(process.pid)
             process.wait()
         process.stdout.close()
+        send([pid for pid in started if "ray" in title(pid)], signal.SIGKILL)
 
 
 def main() -> None:
