@@ -221,9 +221,9 @@ def object_info(details: dict[str, Any]) -> ObjectInfo:
     The etag is the object store's own, else the modification time with the size.
     """
     size = int(details.get("size") or 0)
-    for field in _ETAG_FIELDS:
-        if details.get(field):
-            value = str(details[field]).strip('"')
+    for source in _ETAG_FIELDS:
+        if details.get(source):
+            value = str(details[source]).strip('"')
             break
     else:
         value = "unknown"
