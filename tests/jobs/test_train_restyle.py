@@ -1,0 +1,121 @@
+"""Training as its users run it: killed in the middle, run again, compared with an unbroken run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import train_restyle as job
+from pipeline.models import load_model
+from tests.jobs.running import PATIENCE_S, Ended, Job
+
+pytestmark = pytest.mark.timeout(1800)
+SETTINGS = (
+    "--prealigned", "--held-out", "8", "--batch", "4", "--steps", "2", "--images", "400",
+    "--report-every", "20", "--save-every", "40", "--optimiser", "adam", "--rate", "0.002",
+    "--lpips", "0", "--identity", "0", "--no-tensorboard", "--align-workers", "1",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The same training twice: unbroken, and killed in the middle."""
+
+    whole: Ended
+    resumed: Ended
+    lines: dict[str, list[dict[str, Any]]]
+    lines_at_kill: int
+    folder: Path
+
+
+def write_images(folder: Path) -> Path:
+    """40 smooth pictures of 64 px."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        coarse = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def reports(run: Path) -> list[dict[str, Any]]:
+    """The log's lines without their seconds."""
+    path = run / "encoder.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{**json.loads(line), "seconds": 0} for line in lines]
+
+
+def kill_after(started: Job, run: Path, lines: int) -> int:
+    """kill -9 to every process of the job once its log has `lines`; how many it had then."""
+    deadline = time.monotonic() + PATIENCE_S
+    while len(reports(run)) < lines:
+        assert started.process.poll() is None, started.err.read_text()
+        assert time.monotonic() < deadline, started.err.read_text()
+        time.sleep(0.05)
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{started.mark}=".encode() in (process / "environ").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+        except OSError:  # it ended meanwhile, or is not ours
+            continue
+    started.process.wait()
+    return len(reports(run))
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("train")
+    images = write_images(folder / "images")
+
+    def start(run: str) -> Job:
+        where = ("--input", images, "--output", run, "--model", tiny_bundle)
+        return Job(folder, *where, *SETTINGS, job="train_restyle")
+
+    killed = start("killed")
+    lines_at_kill = kill_after(killed, folder / "killed", 3)
+    resumed = start("killed").ended()
+    whole = start("whole").ended()
+    lines = {run: reports(folder / run) for run in ("whole", "killed")}
+    return Runs(whole, resumed, lines, lines_at_kill, folder)
+
+
+def test_it_was_killed_in_the_middle(runs: Runs) -> None:
+    assert 3 <= runs.lines_at_kill < 20
+
+
+def test_the_resumed_run_has_the_loss_curve_of_the_unbroken_one(runs: Runs) -> None:
+    assert runs.whole.code == 0, runs.whole.err
+    assert runs.resumed.code == 0, runs.resumed.err
+    assert [line["images"] for line in runs.lines["whole"]] == list(range(20, 401, 20))
+    assert runs.lines["killed"] == runs.lines["whole"]
+
+
+def test_both_runs_end_with_the_same_model(runs: Runs) -> None:
+    first, second = (load_model(str(runs.folder / run / "bundle")) for run in ("whole", "killed"))
+    assert first.fingerprint == second.fingerprint
+    assert runs.whole.line["best_images"] > 0
+
+
+def test_the_model_learnt(runs: Runs) -> None:
+    curve = [line["held_out_l2"][-1] for line in runs.lines["whole"]]
+    assert curve[-1] < curve[0]
+
+
+def test_crops_are_cut_once(runs: Runs) -> None:
+    (folder,) = (runs.folder / "killed" / "crops").iterdir()
+    index = json.loads((folder / "index.json").read_text())
+    assert sum(count for _, count in index["files"]) == index["samples"] == 40
+
+
+def test_a_wrong_request_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert job.main(["--input", "in", "--output", "out"]) == 2
+    assert capsys.readouterr().err == "ConfigError: pass --model or --generator to start from\n"
