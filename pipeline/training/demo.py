@@ -72,6 +72,8 @@ FACES = DemoPlan(
         early_steps=3,
         first_step_share=0.4,
         images=ImageWeights(l2=2.0, lpips=0.8),
+        # Rows that feed only demodulated layers have no scale of their own and would run away.
+        w_norm=5e-4,
     ),
     channels=fitting.CHANNELS,
 )
