@@ -82,6 +82,16 @@ def inverter_needs(on_gpu: bool) -> dict[str, Any]:
     return {"num_gpus": 1, "num_cpus": 0} if on_gpu else {"num_gpus": 0, "num_cpus": INVERT_CPUS}
 
 
+def _inverter_pool(pools: Pools) -> ActorPoolStrategy:
+    """Inverters; one with a GPU has two parts, so that its GPU does not wait for Arrow."""
+    return ActorPoolStrategy(
+        min_size=1,
+        max_size=pools.inverters,
+        max_concurrent_calls_per_actor=2 if pools.on_gpu else None,
+        enable_true_multi_threading=pools.on_gpu,
+    )
+
+
 def build_dataset(plan: Plan, pools: Pools, stages: Stages) -> Any:
     """The lazy Ray dataset of `plan`: read, align, invert, write."""
     recipe = plan.recipe
@@ -98,7 +108,7 @@ def build_dataset(plan: Plan, pools: Pools, stages: Stages) -> Any:
         .map(
             cast("Callable[[Row], Row]", stages.invert),
             fn_constructor_args=(recipe.inversion, recipe.columns),
-            compute=ActorPoolStrategy(min_size=1, max_size=pools.inverters),
+            compute=_inverter_pool(pools),
             **inverter_needs(pools.on_gpu),
         )
         .map(WriteStage(plan.writer), num_cpus=WRITE_CPUS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -266,13 +267,19 @@ class InvertStage:
     def __init__(self, settings: InvertSettings, columns: Columns) -> None:
         self.inverter = Inverter(settings)
         self.columns = columns
+        # An actor with a GPU has two parts: one is unpacked or packed while the other is inverted.
+        self.turn = threading.Lock()
 
     def __call__(self, row: Row) -> Row:
         return run_stage("invert", self._work, row)
 
     def _work(self, row: Row) -> Row:
         faces = unpack(row["payload"]).to_pylist()
-        account = self.inverter.rows(faces, row["shard_id"], _starts(row["start"]))
+        starts = _starts(row["start"])
+        with self.turn:
+            began = time.perf_counter()
+            account = self.inverter.rows(faces, row["shard_id"], starts)
+            row["invert_seconds"] = time.perf_counter() - began
         row["payload"] = pack(latents_table(account.latents, self.columns, row["shard_id"]))
         row["start"] = b""
         if account.rejects:

@@ -67,7 +67,10 @@ def failed_row(shard_id: str, part: int, stage: str, error: Exception) -> Row:
 
 
 def run_stage(stage: str, work: Callable[[Row], Row], row: Row) -> Row:
-    """Apply `work` to a part and time it; a failure becomes a `failed` row, never a lost one."""
+    """Apply `work` to a part and time it, where it does not time itself.
+
+    A failure becomes a `failed` row, never a lost one.
+    """
     if row["kind"] != "part":
         return row
     started = time.perf_counter()
@@ -75,5 +78,5 @@ def run_stage(stage: str, work: Callable[[Row], Row], row: Row) -> Row:
         done = work(row)
     except Exception as error:  # noqa: BLE001 - reported to the driver, which fails the run
         return failed_row(row["shard_id"], row["part"], stage, error)
-    done[f"{stage}_seconds"] = time.perf_counter() - started
+    done[f"{stage}_seconds"] = done[f"{stage}_seconds"] or time.perf_counter() - started
     return done
