@@ -7,7 +7,7 @@ DEMO := demo-output
 .PHONY: help demo demo-toonify test test-slow faults fuzz check audit bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # uv, where it is there, picks the build of torch that fits the machine.
 .venv/installed: pyproject.toml .constraints.txt
@@ -27,8 +27,13 @@ demo: .venv/installed ## invert the sample images with the embedded model; ends 
 	@$(BIN)/python jobs/contact_sheet.py --table $(DEMO)/table --output $(DEMO)/contact_sheet.png \
 	  --limit 16 --title "ReStyle, five steps, embedded demo model"
 
-demo-toonify: .venv/installed ## the sample faces as cartoons: encoder bootstrapping, a contact sheet
-	@$(BIN)/python jobs/demo_toonify.py --output $(DEMO)
+demo-toonify: .venv/installed ## draw the sample faces as cartoons: a face model begins, a second goes on
+	@rm -rf $(DEMO)/toonify
+	@$(BIN)/python jobs/invert_dataset.py --input pipeline/samples --output $(DEMO)/toonify \
+	  --model demo-toonify --bootstrap demo --bootstrap-steps 1 --steps 5 \
+	  --keep-crops --keep-steps --part-size 8
+	@$(BIN)/python jobs/contact_sheet.py --table $(DEMO)/toonify --output $(DEMO)/toonify.png \
+	  --limit 12 --title "Photo, average, inversion, cartoon: encoder bootstrapping"
 
 test: .venv/installed ## run the tests: no network, no GPU
 	@$(BIN)/python -m pytest
@@ -49,12 +54,14 @@ check: .venv/installed audit ## lint, formatting, types, and the audit
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/hadolint cluster/Containerfile
 
 bench: .venv/installed ## measure speed and memory against what they are compared to
 	@for bench in tests/bench/*.py; do \
 	  case $$bench in */__init__.py) continue;; esac; \
 	  echo "== $$bench"; $(BIN)/python $$bench || exit 1; \
 	done
+	@$(BIN)/python jobs/benchmark.py --simulate --images 2000,20000
 
 clean: ## remove the demo's output, build products and the virtual environment
 	rm -rf $(DEMO) build .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info
