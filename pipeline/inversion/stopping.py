@@ -30,8 +30,8 @@ class StopRule:
     followed.
     """
 
-    gain: float = 0.0018
-    residual: float = 0.15
+    gain: float = 0.00167
+    residual: float = 1.0
     least: int = 1  # steps every face makes
     most: int = 10  # steps no face exceeds
 
