@@ -5,6 +5,7 @@ A run that is killed leaves the account of its last minute with `exit_code` null
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import secrets
@@ -36,6 +37,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def submission_id() -> str | None:
+    """The id that `ray job submit` printed; None outside a Ray job."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    found = config.get("metadata", {}).get("job_submission_id")
+    return None if found is None else str(found)
+
+
 class RunRecord(Watch):
     """The account of one run; its file is written again and again under one name."""
 
@@ -50,7 +58,7 @@ class RunRecord(Watch):
             "config": config.model_dump(exclude_none=True),
             "versions": versions(),
             # Ray's, for those who look at its dashboard.
-            "job": os.environ.get("RAY_JOB_SUBMISSION_ID"),
+            "job": submission_id(),
         }
 
     def _write(self, **facts: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,5 +126,10 @@ def test_the_table_is_that_of_an_undisturbed_run_byte_for_byte(
     assert table.verify() == open_table(str(undisturbed.table)).verify()
 
 
-def test_every_run_left_its_account_but_the_killed_one(interrupted: Interrupted) -> None:
-    assert len(list((interrupted.table / "_runs").glob("*.json"))) == 3
+def test_every_run_left_its_account_and_the_killed_one_how_far_it_was(
+    interrupted: Interrupted,
+) -> None:
+    runs = sorted((interrupted.table / "_runs").glob("*.json"))
+    codes = [json.loads(run.read_text())["exit_code"] for run in runs]
+    assert codes.count(None) == 1
+    assert sorted(code for code in codes if code is not None) == [0, 1, 1]

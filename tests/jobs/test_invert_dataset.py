@@ -68,7 +68,8 @@ def test_nothing_is_said_but_the_account(undisturbed: Undisturbed) -> None:
     lines = undisturbed.run.err.splitlines()
     # A plain progress line begins with the time that passed.
     spoken = [line for line in lines if not line[:1].isdigit()]
-    assert spoken[0].startswith("this run"), undisturbed.run.err
+    assert spoken[0].startswith("faces model 'tiny' (CompactEncoder): "), undisturbed.run.err
+    assert spoken[1].startswith("this run"), undisturbed.run.err
     assert "Ray" not in undisturbed.run.err
     assert "Warning" not in undisturbed.run.err
 

@@ -18,7 +18,7 @@ from jobs import train_restyle as job
 from pipeline.models import load_model
 from tests.jobs.running import PATIENCE_S, Ended, Job
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 SETTINGS = (
     "--prealigned", "--held-out", "8", "--batch", "4", "--steps", "2", "--images", "400",
     "--report-every", "20", "--save-every", "40", "--optimiser", "adam", "--rate", "0.002",

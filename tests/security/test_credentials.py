@@ -19,7 +19,7 @@ from tests.jobs.conftest import SETTINGS, WORKERS
 from tests.jobs.running import Ended, run_job
 from tests.jobs.test_inputs import tar_of
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 
 PLANTED = {
     "HF_TOKEN": "planted-token-of-the-hub-0123456789",
