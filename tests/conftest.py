@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from tests.s3_server import S3Server, WeedMissingError, make_bucket, run_server
+from tests.s3_server import S3Server, WeedMissingError, drop_bucket, make_bucket, run_server
 
 _BUCKETS = itertools.count()
 
@@ -36,12 +36,14 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """A new bucket, with this process's environment set to reach it."""
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A new bucket, with this process's environment set to reach it; gone after the test."""
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
-    uri = make_bucket(s3_server, f"bucket-{next(_BUCKETS)}")
-    return Bucket(uri, s3_server.env, s3_server)
+    name = f"bucket-{next(_BUCKETS)}"
+    yield Bucket(make_bucket(s3_server, name), s3_server.env, s3_server)
+    # Each bucket holds volumes of the server, which has about seventy.
+    drop_bucket(s3_server, name)
 
 
 @pytest.fixture(scope="session")

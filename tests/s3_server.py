@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,13 @@ def make_bucket(server: S3Server, name: str) -> str:
     """A bucket; its URI."""
     _client(server.env).mkdir(name)
     return f"s3://{name}"
+
+
+def drop_bucket(server: S3Server, name: str) -> None:
+    """Delete a bucket with all that is in it; one that is gone already is fine."""
+    client = _client(server.env)
+    with suppress(FileNotFoundError):
+        client.rm(name, recursive=True)
 
 
 def _binary() -> str:

@@ -43,7 +43,7 @@ def _untrained(architecture: Architecture, card: ModelCard, source: str) -> Rest
     """The model without its weights; of a record that lies, sizes could keep a loop without end."""
     sizes = sorted(architecture.channels)
     rows = architecture.encoder_arguments.get("n_styles")
-    if sizes != [4 << level for level in range(len(sizes))] or not 1 < len(sizes) <= _MOST_LEVELS:
+    if sizes != [4 << level for level in range(len(sizes))] or not 1 <= len(sizes) <= _MOST_LEVELS:
         raise ModelError(f"{source}: a generator cannot have the resolutions {sizes[:12]}")
     if rows != n_styles_of(sizes[-1]):
         raise ModelError(f"{source}: an encoder of {rows!r} rows does not fit {sizes[-1]} px")
