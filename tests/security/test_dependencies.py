@@ -7,11 +7,12 @@ import re
 import tomllib
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from tests.security.audit import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 _PIN = re.compile(r"([A-Za-z0-9._-]+)==(\S+)")
-_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[([^\]]*)\])?([^;]*)(?:;(.*))?")
 
 
 def _plain(name: str) -> str:
@@ -30,28 +31,28 @@ def pins() -> dict[str, str]:
 
 
 def needed() -> set[str]:
-    """What the project needs as it is installed here, and what that needs in turn."""
+    """What the project needs on this platform, and what that needs in turn."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    waiting = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    waiting = [
+        Requirement(text)
+        for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    ]
     found: set[str] = set()
     seen: set[tuple[str, str]] = set()
     while waiting:
-        match = _REQUIREMENT.match(waiting.pop().strip())
-        assert match
-        name, extras = _plain(match[1]), match[2] or ""
-        if (name, extras) in seen:
-            continue
-        seen.add((name, extras))
-        try:
-            requires = importlib.metadata.requires(name) or []
-        except importlib.metadata.PackageNotFoundError:
-            continue  # of another platform
+        requirement = waiting.pop()
+        name = _plain(requirement.name)
         found.add(name)
-        wanted = {extra.strip() for extra in extras.split(",")}
-        for text in requires:
-            extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", text)
-            if extra is None or extra[1] in wanted:
-                waiting.append(text)
+        for extra in {"", *requirement.extras}:
+            if (name, extra) in seen:
+                continue
+            seen.add((name, extra))
+            wanted = map(Requirement, importlib.metadata.requires(name) or [])
+            waiting += [
+                each
+                for each in wanted
+                if each.marker is None or each.marker.evaluate({"extra": extra})
+            ]
     return found
 
 
