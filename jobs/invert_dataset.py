@@ -16,16 +16,12 @@ import sys
 
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.entry import run_to_exit_code
-from pipeline.flags import add_flags
+from pipeline.flags import add_flags, job_parser
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags as given, all text; exits with 2 on an unknown one."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = job_parser(__doc__)
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done; write nothing"

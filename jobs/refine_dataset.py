@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.entry import run_to_exit_code
-from pipeline.flags import add_flags
+from pipeline.flags import add_flags, job_parser
 from pipeline.table import open_start
 
 # What a second pass keeps of the first, so that it finds the same faces in the same images.
@@ -35,11 +35,7 @@ OWN = (
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags as given, all text; exits with 2 on an unknown one."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = job_parser(__doc__)
     parser.add_argument("--table", required=True, metavar="URI", help="the table of the first pass")
     parser.add_argument("--where", metavar="SQL", help="condition on its rows (default: all)")
     parser.add_argument("--steps", metavar="N", help="optimisation steps a face (default 300)")

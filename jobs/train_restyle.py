@@ -17,18 +17,14 @@ import argparse
 import json
 import sys
 
-from pipeline.errors import PipelineError, RequestError
-from pipeline.flags import add_flags
+from pipeline.engine.entry import exit_code_of
+from pipeline.flags import add_flags, job_parser
 from pipeline.training.config import TrainConfig, load_train_config
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags as given, all text; exits with 2 on an unknown one."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = job_parser(__doc__)
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
     add_flags(parser, TrainConfig)
     return parser.parse_args(argv)
@@ -38,20 +34,16 @@ def main(argv: list[str]) -> int:
     """Parse, train, report; returns the exit code."""
     flags = vars(parse_arguments(argv))
     file = flags.pop("config")
-    try:
+
+    def work() -> int:
         config = load_train_config(file, flags)
         # Ray is slow to import: a mistake in the flags is told before.
         from pipeline.engine.training import run_training
 
-        done = run_training(config)
-    except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, RequestError) else 1
-    except KeyboardInterrupt:
-        print("stopped: run the same command again to continue", file=sys.stderr)
-        return 1
-    print(json.dumps(done), flush=True)
-    return 0
+        print(json.dumps(run_training(config)), flush=True)
+        return 0
+
+    return exit_code_of(work, "run the same command again to continue")
 
 
 if __name__ == "__main__":

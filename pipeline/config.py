@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-import fsspec
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.errors import ConfigError
+from pipeline.settings import fill
 from pipeline.storage import canonical_uri
 
 MethodName = Literal["restyle", "encoder", "optimize", "hybrid"]
 OPTIMISING = ("optimize", "hybrid")
 AUTO_STEPS_AT_MOST = 10
-_LONGEST_FILE = 1 << 20  # characters
 
 
 class JobConfig(BaseModel):
@@ -149,74 +144,13 @@ def _misfits(config: JobConfig) -> Iterator[str]:
     yield from (text for wrong, text in rules if wrong)
 
 
-def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name, JobConfig.model_fields, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
-def _shown(value: object) -> str:
-    """A value that does not fit; a few lines of aliases make lists in lists without end."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxstring = 1, 200
-    try:
-        return short.repr(value)
-    except ValueError:  # an integer of too many digits to be written
-        return f"a very large {type(value).__name__}"
-
-
-def _explain(error: ValidationError) -> str:
-    lines: dict[str, str] = {}
-    for problem in error.errors():
-        # A setting of several types has a problem with each of them: the first one is told.
-        name = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden":
-            line = f"unknown setting '{name}'{_nearest(name)}"
-        elif problem["type"] == "missing":
-            line = f"'{name}' is required: pass --{name} or put it in the config file"
-        elif not name:
-            line = problem["msg"].removeprefix("Value error, ")
-        else:
-            line = f"'{name}': {problem['msg'].lower()} (got {_shown(problem['input'])})"
-        lines.setdefault(name, line)
-    return "; ".join(lines.values())
-
-
-def read_config_file(uri: str) -> dict[str, Any]:
-    """The settings in the YAML file at `uri` (any fsspec URI).
-
-    Raises `ConfigError` where it cannot be read or is not a mapping.
-    """
-    try:
-        with fsspec.open(uri, "r") as file:
-            text = file.read(_LONGEST_FILE)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"cannot read the config file '{uri}': {error}") from error
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'{uri}' is not valid YAML: {' '.join(str(error).split())}") from error
-    # A date in a thirteenth month, a number of five thousand digits, a thousand lists in lists.
-    except (ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
-    return settings
-
-
 def load_config(file: str | None, flags: Mapping[str, Any]) -> JobConfig:
     """The file's settings with `flags` on top; flags that are None leave the file's value.
 
     Raises `ConfigError` that names every unknown, missing or unfit setting, and `InputError` for
     a URI that is empty or carries credentials.
     """
-    settings = read_config_file(file) if file else {}
-    settings |= {name: value for name, value in flags.items() if value is not None}
-    try:
-        config = JobConfig(**settings)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
-    except TypeError as error:  # keys that are not strings
-        raise ConfigError(f"setting names must be text: {error}") from None
+    config = fill(JobConfig, file, flags)
     named = (config.identity, config.bootstrap, config.init)
     for uri in (config.input, config.output, config.model, *filter(None, named)):
         canonical_uri(uri)  # refuses one with credentials, before it is written anywhere

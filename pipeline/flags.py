@@ -12,6 +12,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 
+def job_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a job whose settings are flags; `description` is the job's own docstring."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def add_flags(
     parser: argparse.ArgumentParser, model: type[BaseModel], names: Iterable[str] | None = None
 ) -> None:

@@ -6,8 +6,9 @@ import fsspec
 import pytest
 import yaml
 
-from pipeline.config import JobConfig, load_config, read_config_file
+from pipeline.config import JobConfig, load_config
 from pipeline.errors import ConfigError, InputError
+from pipeline.settings import read_config_file
 
 BOTH = {"input": "in", "output": "out"}
 

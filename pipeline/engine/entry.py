@@ -10,12 +10,28 @@ from pipeline.config import JobConfig
 from pipeline.errors import PipelineError, RequestError
 
 
+def exit_code_of(work: Callable[[], int], stopped: str) -> int:
+    """What `work` returns; 1 or 2 for its error, which goes to stderr in one line.
+
+    `stopped` is what a Ctrl-C inside it means to the user.
+    """
+    try:
+        return work()
+    except PipelineError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, RequestError) else 1
+    except KeyboardInterrupt:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        return 1
+
+
 def run_to_exit_code(make_config: Callable[[], JobConfig], *, dry_run: bool = False) -> int:
     """Run what `make_config` gives and tell how it went: 0 done, 1 run again, 2 wrong request.
 
     Errors go to stderr in one line; the last line of stdout is one JSON object.
     """
-    try:
+
+    def work() -> int:
         config = make_config()
         # Ray is slow to import: a mistake in the flags is told before.
         from pipeline.engine import estimate_job, print_outcome, run_job
@@ -24,12 +40,8 @@ def run_to_exit_code(make_config: Callable[[], JobConfig], *, dry_run: bool = Fa
             print(json.dumps(estimate_job(config)))
             return 0
         outcome = run_job(config)
-    except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, RequestError) else 1
-    except KeyboardInterrupt:
-        print("stopped: nothing was started", file=sys.stderr)
-        return 1
-    print_outcome(config, outcome)
-    print(json.dumps(outcome.to_dict(config.output)), flush=True)
-    return outcome.exit_code
+        print_outcome(config, outcome)
+        print(json.dumps(outcome.to_dict(config.output)), flush=True)
+        return outcome.exit_code
+
+    return exit_code_of(work, "nothing was started")

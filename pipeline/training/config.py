@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.config import read_config_file
 from pipeline.errors import ConfigError
+from pipeline.settings import fill
 from pipeline.storage import canonical_uri
 
 
@@ -98,35 +97,13 @@ class TrainConfig(BaseModel):
     restarts: int = Field(3, ge=0, description="how often workers that die are started again")
 
 
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        name = str(problem["loc"][0])
-        if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(name, TrainConfig.model_fields, n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            lines.append(f"unknown setting '{name}'{hint}")
-        elif problem["type"] == "missing":
-            lines.append(f"'{name}' is required: pass --{name} or put it in the config file")
-        else:
-            lines.append(f"'{name}': {problem['msg'].lower()} (got {problem['input']!r})")
-    return "; ".join(lines)
-
-
 def load_train_config(file: str | None, flags: Mapping[str, Any]) -> TrainConfig:
     """The file's settings with `flags` on top; flags that are None leave the file's value.
 
     Raises `ConfigError` that names every unknown, missing or unfit setting, and `InputError` for
     a URI that is empty or carries credentials.
     """
-    settings = read_config_file(file) if file else {}
-    settings |= {name: value for name, value in flags.items() if value is not None}
-    try:
-        config = TrainConfig(**settings)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
-    except TypeError as error:  # keys that are not strings
-        raise ConfigError(f"setting names must be text: {error}") from None
+    config = fill(TrainConfig, file, flags)
     _check(config)
     named = (config.model, config.generator, config.backbone, config.moco_weights, config.codes)
     for uri in (config.input, config.output, config.identity_network, *filter(None, named)):

@@ -1,0 +1,87 @@
+"""Settings of a job: a pydantic model filled from a YAML file and then from flags."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import fsspec
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import ConfigError
+
+_LONGEST_FILE = 1 << 20  # characters
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Settings:
+    """The file's settings with `flags` on top; flags that are None leave the file's value.
+
+    Raises `ConfigError` that names every unknown, missing or unfit setting.
+    """
+    settings = read_config_file(file) if file else {}
+    settings |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        return kind(**settings)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, kind)) from None
+    except TypeError as error:  # keys that are not strings
+        raise ConfigError(f"setting names must be text: {error}") from None
+
+
+def read_config_file(uri: str) -> dict[str, Any]:
+    """The settings in the YAML file at `uri` (any fsspec URI).
+
+    Raises `ConfigError` where it cannot be read or is not a mapping.
+    """
+    try:
+        with fsspec.open(uri, "r") as file:
+            text = file.read(_LONGEST_FILE)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"cannot read the config file '{uri}': {error}") from error
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{uri}' is not valid YAML: {' '.join(str(error).split())}") from error
+    # A date in a thirteenth month, a number of five thousand digits, a thousand lists in lists.
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
+    return settings
+
+
+def _nearest(name: str, kind: type[BaseModel]) -> str:
+    close = difflib.get_close_matches(name, kind.model_fields, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _shown(value: object) -> str:
+    """A value that does not fit; a few lines of aliases make lists in lists without end."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring = 1, 200
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of too many digits to be written
+        return f"a very large {type(value).__name__}"
+
+
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    lines: dict[str, str] = {}
+    for problem in error.errors():
+        # A setting of several types has a problem with each of them: the first one is told.
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            line = f"unknown setting '{name}'{_nearest(name, kind)}"
+        elif problem["type"] == "missing":
+            line = f"'{name}' is required: pass --{name} or put it in the config file"
+        elif not name:
+            line = problem["msg"].removeprefix("Value error, ")
+        else:
+            line = f"'{name}': {problem['msg'].lower()} (got {_shown(problem['input'])})"
+        lines.setdefault(name, line)
+    return "; ".join(lines.values())
