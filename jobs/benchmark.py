@@ -92,6 +92,8 @@ def measure(request: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
 def describe(run: dict[str, Any]) -> str:
     """A run in one line."""
     simulated = f"{run['gpus']:>3} GPUs x {run['speed']:>5}/s  " if run["speed"] else ""
+    if not run["parts"]:
+        return f"{simulated}no part came: {'; '.join(run['errors'])}"
     return (
         f"{simulated}{run['samples']:>8} images  {run['parts']:>6} parts  "
         f"start {run['first_part_seconds']:6.1f} s  {run['parts_a_second']:7.2f} parts/s  "

@@ -135,11 +135,13 @@ class Trace(Watch):
         self.points.append((now, self._busy, self._inverting, cpu, megabytes))
 
     def summary(self, inverters: int) -> dict[str, float]:
-        """Means over the middle of the run, from a fifth of its parts to nine tenths.
+        """Means over the middle of the run, from a fifth of its parts to nine tenths; none of none.
 
         `inverter_busy` is the share of time that inverters had a part, `gpu_busy` that they slept.
         """
         count = len(self.points)
+        if not count:
+            return {}
         first, last = self.points[count // 5], self.points[max(count // 5, count * 9 // 10 - 1)]
         parts = max(1, count * 9 // 10 - 1 - count // 5)
         elapsed, busy, inverting, cpu, _ = (b - a for a, b in zip(first, last, strict=True))
@@ -158,5 +160,5 @@ class Trace(Watch):
 
     def idle_end(self, inverters: int) -> float:
         """Seconds from when the last part but one an inverter came in to the end: a slow tail."""
-        last = self.points[-1][0]
-        return last - self.points[max(0, len(self.points) - 1 - inverters)][0]
+        times = [point[0] for point in self.points]
+        return times[-1] - times[max(0, len(times) - 1 - inverters)] if times else 0.0

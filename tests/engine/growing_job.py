@@ -27,7 +27,7 @@ from pipeline.engine.rows import Row
 from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
 
 EVERY_S = 0.5
-ALIGN_S, INVERT_S = 1.5, 1.5
+ALIGN_S, INVERT_S = 1.5, 2.0
 # Its parts take long to align, so that they come after all others.
 TAIL_SHARD, TAIL_S = "tail", 45.0
 GONE_WITHIN_S = 60.0
@@ -43,11 +43,9 @@ class SleepingAlign(SimulatedAlign):
 
 
 class SleepingInvert(SimulatedInvert):
-    """As slow as an aligner, so that both pools want to grow."""
+    """Slower than an aligner, so that both pools want to grow."""
 
-    def __call__(self, row: Row) -> Row:
-        time.sleep(INVERT_S)
-        return super().__call__(row)
+    seconds_a_batch = INVERT_S
 
 
 def _nodes() -> dict[str, int]:
