@@ -11,15 +11,18 @@ from pipeline.errors import PipelineError, RequestError
 
 
 def exit_code_of(work: Callable[[], int], stopped: str) -> int:
-    """What `work` returns; 1 or 2 for its error, which goes to stderr in one line.
+    """What `work` returns; 1 or 2 for its error.
 
-    `stopped` is what a Ctrl-C inside it means to the user.
+    The error goes to stderr in one line, and with the code to stdout as a JSON object, as Ray makes
+    every exit code of a job but 0 a 1. `stopped` is what a Ctrl-C means to the user.
     """
     try:
         return work()
     except PipelineError as error:
+        code = 2 if isinstance(error, RequestError) else 1
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, RequestError) else 1
+        print(json.dumps({"errors": [str(error)], "exit_code": code}), flush=True)
+        return code
     except KeyboardInterrupt:
         print(f"stopped: {stopped}", file=sys.stderr)
         return 1
