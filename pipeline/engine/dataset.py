@@ -26,9 +26,11 @@ READ_CPUS = 0.5
 ALIGN_CPUS = 1.0
 INVERT_CPUS = 0.9
 WRITE_CPUS = 0.25
-READERS = 4
+READERS, WRITERS = 4, 2
 # One reads about 100 MB/s from a bucket, what a dozen aligners take.
 CLUSTER_READERS = 16
+# Of one writer: packing a part takes 0.05 s of a core, a put to a bucket several times that.
+PUTS_AT_ONCE = 4
 # A bound of no meaning: on a cluster Ray Data starts an actor only where there is room for it, and
 # nodes come as the backlog asks for them. #59144: a pool without any bound did not grow.
 UNBOUNDED = 10_000
@@ -42,6 +44,7 @@ class Pools:
     inverters: int
     on_gpu: bool
     readers: int = READERS  # tasks, not actors
+    writers: int = WRITERS
 
     @classmethod
     def of(cls, config: JobConfig, resources: Resources, local: bool) -> Pools:
@@ -49,8 +52,9 @@ class Pools:
         on_gpu = config.device == "cuda" or (config.device == "auto" and resources.gpus > 0)
         cores = max(1, int((resources.cpus - 1) / 2)) if local else UNBOUNDED
         inverters = max(1, int(resources.gpus)) if local and on_gpu else cores
-        readers = READERS if local else CLUSTER_READERS
-        return cls(config.align_workers or cores, config.inverters or inverters, on_gpu, readers)
+        readers, writers = (READERS, WRITERS) if local else (CLUSTER_READERS, UNBOUNDED)
+        aligners, inverters = config.align_workers or cores, config.inverters or inverters
+        return cls(aligners, inverters, on_gpu, readers, writers)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,20 @@ def _inverter_pool(pools: Pools) -> ActorPoolStrategy:
     )
 
 
+def _writer_pool(pools: Pools) -> ActorPoolStrategy:
+    """Writers, each with a few parts, as a put is mostly waiting.
+
+    Not tasks: Ray ends a process that had none for a second, and starts another for the next, which
+    takes seconds of a core.
+    """
+    return ActorPoolStrategy(
+        min_size=1,
+        max_size=pools.writers,
+        max_concurrent_calls_per_actor=PUTS_AT_ONCE,
+        enable_true_multi_threading=True,
+    )
+
+
 def build_dataset(plan: Plan, pools: Pools, stages: Stages) -> Any:
     """The lazy Ray dataset of `plan`: read, align, invert, write."""
     recipe = plan.recipe
@@ -111,7 +129,12 @@ def build_dataset(plan: Plan, pools: Pools, stages: Stages) -> Any:
             compute=_inverter_pool(pools),
             **inverter_needs(pools.on_gpu),
         )
-        .map(WriteStage(plan.writer), num_cpus=WRITE_CPUS)
+        .map(
+            cast("Callable[[Row], Row]", WriteStage),
+            fn_constructor_args=(plan.writer,),
+            compute=_writer_pool(pools),
+            num_cpus=WRITE_CPUS,
+        )
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+from pipeline.engine.attempts import attempted
 from pipeline.engine.rows import Row, blank_row, failed_row, pack
 from pipeline.storage import Sample, Shard, read_samples
 from pipeline.table import ShardStarts
@@ -132,13 +133,14 @@ def read_parts(row: Row) -> Iterator[Row]:
     parts = total = 0
     started = time.perf_counter()
     try:
-        starts = work.starts()
-        samples = work.samples(starts)
-        for part, count, kept in cut_parts(samples, work.part_size, work.existing):
-            parts, total = part + 1, total + count
-            if part not in work.existing:
-                yield _part_row(work, part, kept, starts, time.perf_counter() - started)
-                started = time.perf_counter()
+        with attempted("read", work.shard.shard_id, 0):
+            starts = work.starts()
+            samples = work.samples(starts)
+            for part, count, kept in cut_parts(samples, work.part_size, work.existing):
+                parts, total = part + 1, total + count
+                if part not in work.existing:
+                    yield _part_row(work, part, kept, starts, time.perf_counter() - started)
+                    started = time.perf_counter()
     except Exception as error:  # noqa: BLE001 - reported to the driver, which fails the run
         yield failed_row(work.shard.shard_id, parts, "read", error)
         return

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.engine.attempts import attempted
 from pipeline.storage import one_line
 
 Row = dict[str, Any]
@@ -75,7 +76,8 @@ def run_stage(stage: str, work: Callable[[Row], Row], row: Row) -> Row:
         return row
     started = time.perf_counter()
     try:
-        done = work(row)
+        with attempted(stage, row["shard_id"], row["part"]):
+            done = work(row)
     except Exception as error:  # noqa: BLE001 - reported to the driver, which fails the run
         return failed_row(row["shard_id"], row["part"], stage, error)
     done[f"{stage}_seconds"] = done[f"{stage}_seconds"] or time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Stage 4, a task a part: rejects, then latents, into the table."""
+"""Stage 4, an actor: rejects, then latents, into the table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.table import TableWriter, rejects_table
 
 
 class WriteStage:
-    """Puts a part's two files and leaves of the part a row of counts."""
+    """Puts a part's two files and leaves of the part a row of counts; several threads call it."""
 
     def __init__(self, writer: TableWriter) -> None:
         self.writer = writer

@@ -25,14 +25,14 @@ def config(**settings: object) -> JobConfig:
         ({}, Resources(cpus=17, gpus=0), True, Pools(8, 8, on_gpu=False)),
         ({}, Resources(cpus=3, gpus=0), True, Pools(1, 1, on_gpu=False)),
         ({}, Resources(cpus=17, gpus=2), True, Pools(8, 2, on_gpu=True)),
-        ({}, Resources(cpus=64, gpus=8), False, Pools(UNBOUNDED, UNBOUNDED, True, 16)),
-        ({}, Resources(cpus=1, gpus=0), False, Pools(UNBOUNDED, UNBOUNDED, False, 16)),
+        ({}, Resources(cpus=64, gpus=8), False, Pools(UNBOUNDED, UNBOUNDED, True, 16, UNBOUNDED)),
+        ({}, Resources(cpus=1, gpus=0), False, Pools(UNBOUNDED, UNBOUNDED, False, 16, UNBOUNDED)),
         ({"device": "cpu"}, Resources(cpus=17, gpus=2), True, Pools(8, 8, on_gpu=False)),
         (
             {"device": "cuda", "align_workers": 30, "inverters": 8},
             Resources(cpus=0, gpus=0),
             False,
-            Pools(30, 8, on_gpu=True, readers=16),
+            Pools(30, 8, on_gpu=True, readers=16, writers=UNBOUNDED),
         ),
         (
             {"align_workers": 3, "inverters": 5},
