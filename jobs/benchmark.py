@@ -23,14 +23,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pipeline.command_line import job_parser
 from pipeline.config import JobConfig
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Lists are numbers with commas."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser(__doc__)
     parser.add_argument("--simulate", action="store_true", help="inverters that sleep")
     parser.add_argument("--gpus", default="1", help="simulated GPUs (default 1)")
     parser.add_argument("--speed", default="100", help="images a second of one (default 100)")

@@ -19,6 +19,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.command_line import job_parser
 from pipeline.models import RestyleModel, load_model, save_bundle
 from pipeline.training.demo import CARTOON, FACES, DemoPlan, Drawn, build, draw_cartoons
 from pipeline.training.pairs import load_pairs
@@ -29,9 +30,7 @@ LOOKS = {"photo": FACES, "cartoon": CARTOON}
 
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser(__doc__)
     parser.add_argument("--pairs", type=Path, required=True, help="folder of pairs-*.tar")
     parser.add_argument("--look", choices=LOOKS, default="photo", help="what the model renders")
     parser.add_argument("--base", default="demo", help="with a look: the model to start from")

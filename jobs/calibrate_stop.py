@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from pipeline.alignment import Aligner, AlignmentSettings
-from pipeline.errors import InputError, PipelineError, RequestError
+from pipeline.command_line import exit_code_of, job_parser
+from pipeline.errors import InputError
 from pipeline.images import Rejection
 from pipeline.inversion import StopRule, invert, invert_adaptively
 from pipeline.models import RestyleModel, load_model
@@ -35,9 +36,7 @@ GAINS = (1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 3e-3, 5e-
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser(__doc__)
     parser.add_argument("--calibrate", required=True, metavar="URI", help="chooses the rule")
     parser.add_argument("--report", required=True, metavar="URI", help="other faces, to report on")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
@@ -83,7 +82,7 @@ def seconds_a_face(
     return (between - begun) / len(faces), (ended - between) / len(faces)
 
 
-def run(asked: argparse.Namespace) -> None:
+def run(asked: argparse.Namespace) -> int:
     """Read, choose on one set, draw the curve of the other."""
     model = load_model(asked.model, "cuda" if torch.cuda.is_available() else "cpu")
     aligned = asked.prealigned in ("calibrate", "both"), asked.prealigned in ("report", "both")
@@ -115,17 +114,13 @@ def run(asked: argparse.Namespace) -> None:
         "seconds_fixed": fixed_s, "seconds_auto": auto_s,
     }  # fmt: skip
     print(json.dumps(record))
+    return 0
 
 
 def main(argv: list[str]) -> int:
     """Run; the exit code."""
     asked = parse_arguments(argv)
-    try:
-        run(asked)
-    except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, RequestError) else 1
-    return 0
+    return exit_code_of(lambda: run(asked))
 
 
 if __name__ == "__main__":

@@ -12,16 +12,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.command_line import exit_code_of, job_parser
 from pipeline.reports import table_sheet
 from pipeline.table import open_table
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser(__doc__)
     parser.add_argument("--table", required=True, metavar="URI")
     parser.add_argument("--output", required=True, type=Path, metavar="PNG")
     parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
@@ -33,14 +31,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Open, draw, write."""
     arguments = parse_arguments(argv)
-    try:
-        table = open_table(arguments.table)
-        picture = table_sheet(
-            table, where=arguments.where, limit=arguments.limit, title=arguments.title
-        )
-    except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    return exit_code_of(lambda: _draw(arguments), reads_only=True)
+
+
+def _draw(arguments: argparse.Namespace) -> int:
+    table = open_table(arguments.table)
+    picture = table_sheet(
+        table, where=arguments.where, limit=arguments.limit, title=arguments.title
+    )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_bytes(picture)
     print(f"contact sheet: {arguments.output}", file=sys.stderr)

@@ -16,23 +16,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from pipeline.errors import PipelineError, RequestError
+from pipeline.command_line import exit_code_of, job_parser
 from pipeline.models import PRESETS, load_model, save_bundle
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert; print one JSON line about the bundle; the exit code."""
     asked = _parser().parse_args(arguments)
-    try:
-        print(json.dumps(_convert(asked)))
-    except PipelineError as error:
-        print(error, file=sys.stderr)
-        return 2 if isinstance(error, RequestError) else 1
-    return 0
+    return exit_code_of(lambda: _convert(asked))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = job_parser(__doc__)
     parser.add_argument("checkpoint", metavar="OFFICIAL.pt", help="path or URI of the checkpoint")
     parser.add_argument("bundle", metavar="FOLDER", help="path or URI of the bundle to write")
     parser.add_argument("--name", help="the model's name (default: the folder's)")
@@ -43,13 +38,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _convert(asked: argparse.Namespace) -> dict[str, object]:
+def _convert(asked: argparse.Namespace) -> int:
     model = load_model(asked.checkpoint, encoder_type=asked.encoder_type, domain=asked.domain)
     name = asked.name or PurePosixPath(asked.bundle.rstrip("/")).name
     model.card = dataclasses.replace(model.card, name=name, licence=asked.licence)
     save_bundle(model, asked.bundle, stored=asked.stored)
     written = load_model(asked.bundle if "/" in asked.bundle else f"./{asked.bundle}")
-    return {"bundle": asked.bundle, **written.metadata, "fingerprint": written.fingerprint}
+    told = {"bundle": asked.bundle, **written.metadata, "fingerprint": written.fingerprint}
+    print(json.dumps(told))
+    return 0
 
 
 if __name__ == "__main__":

@@ -14,16 +14,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipeline.errors import PipelineError, RequestError, TableError
+from pipeline.command_line import exit_code_of, job_parser
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = job_parser(__doc__)
     parser.add_argument(
         "--table", required=True, action="append", metavar="URI", help="a table; give it again"
     )
@@ -60,6 +56,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Open, compare, write; the exit code."""
     asked = parse_arguments(arguments)
+    return exit_code_of(lambda: _compare(asked), reads_only=True)
+
+
+def _compare(asked: argparse.Namespace) -> int:
     # PyTorch is slow to import: a mistake in the flags is told before.
     import torch
 
@@ -75,12 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device="cuda" if torch.cuda.is_available() else "cpu",
         plots=asked.plots,
     )
-    try:
-        report = compare_tables([open_table(uri) for uri in asked.table], options)
-        report.write(asked.output)
-    except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, RequestError | TableError) else 1
+    report = compare_tables([open_table(uri) for uri in asked.table], options)
+    report.write(asked.output)
     print(report.headline)
     print(f"report: {asked.output.rstrip('/')}/{REPORT_NAME}", file=sys.stderr)
     return 0

@@ -21,7 +21,8 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from pipeline.errors import ConfigError, PipelineError, RequestError
+from pipeline.command_line import exit_code_of, job_parser
+from pipeline.errors import ConfigError
 from pipeline.table import open_table
 from pipeline.table.exporting import (
     CodeForm,
@@ -37,19 +38,11 @@ PICTURES = ("images", "results", "coupled")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export; print one JSON line; the exit code."""
     asked = _parser().parse_args(arguments)
-    try:
-        told = {"to": asked.to, "as": _kind(asked), "written": _export(asked)}
-    except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, RequestError) else 1
-    print(json.dumps(told))
-    return 0
+    return exit_code_of(lambda: _report(asked))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser(__doc__)
     parser.add_argument("--table", required=True, metavar="URI")
     parser.add_argument("--to", required=True, metavar="URI", help="a .npy file, or a folder")
     parser.add_argument("--as", dest="kind", choices=["latents", "codes", *PICTURES])
@@ -59,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="renders pictures (default: the table's own)")
     parser.add_argument("--device", default="cpu", help="where pictures are rendered")
     return parser
+
+
+def _report(asked: argparse.Namespace) -> int:
+    print(json.dumps({"to": asked.to, "as": _kind(asked), "written": _export(asked)}))
+    return 0
 
 
 def _kind(asked: argparse.Namespace) -> str:

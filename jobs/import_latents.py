@@ -20,7 +20,8 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.alignment import AlignmentSettings
-from pipeline.errors import ConfigError, PipelineError, RequestError
+from pipeline.command_line import exit_code_of, job_parser
+from pipeline.errors import ConfigError
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, load_model, treatment_for
 from pipeline.table.code_files import faces_of, open_codes
@@ -31,19 +32,16 @@ from pipeline.table.measuring import Measuring, Result
 def main(arguments: Sequence[str] | None = None) -> int:
     """Import; print one JSON line; the exit code."""
     asked = _parser().parse_args(arguments)
-    try:
-        counts = _import(asked)
-    except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, RequestError) else 1
-    print(json.dumps({**counts, "table": asked.output}))
+    return exit_code_of(lambda: _report(asked))
+
+
+def _report(asked: argparse.Namespace) -> int:
+    print(json.dumps({**_import(asked), "table": asked.output}))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser(__doc__)
     parser.add_argument("--from", dest="codes", required=True, metavar="URI")
     parser.add_argument("--model", required=True, help="that the codes belong to")
     parser.add_argument("--output", required=True, metavar="URI", help="the table's folder")

@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pipeline.command_line import add_flags, job_parser
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.entry import run_to_exit_code
-from pipeline.flags import add_flags, job_parser
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from pipeline.errors import PipelineError, RequestError, TableError
+from pipeline.command_line import exit_code_of, job_parser
 from pipeline.table import open_table
 
 _LONGEST_LIST = 8
@@ -31,11 +31,11 @@ _NARROWEST_COLUMN = 12
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the query and print its rows; the exit code."""
     asked = _parser().parse_args(arguments)
-    try:
-        rows = open_table(asked.table).arrow(asked.query)
-    except PipelineError as error:
-        print(error, file=sys.stderr)
-        return 2 if isinstance(error, RequestError | TableError) else 1
+    return exit_code_of(lambda: _answer(asked), reads_only=True)
+
+
+def _answer(asked: argparse.Namespace) -> int:
+    rows = open_table(asked.table).arrow(asked.query)
     try:
         _show(rows, asked)
     except BrokenPipeError:  # `| head` has seen enough
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = job_parser(__doc__)
     parser.add_argument("table", metavar="TABLE", help="path or URI of the table")
     parser.add_argument(
         "query", metavar="SQL", help="over the views latents, rejects, shards and runs"

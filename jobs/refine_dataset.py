@@ -16,9 +16,9 @@ import argparse
 import sys
 from typing import Any
 
+from pipeline.command_line import add_flags, job_parser
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.entry import run_to_exit_code
-from pipeline.flags import add_flags, job_parser
 from pipeline.table import open_start
 
 # What a second pass keeps of the first, so that it finds the same faces in the same images.

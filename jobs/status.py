@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.errors import PipelineError, RequestError, TableError
+from pipeline.command_line import exit_code_of, job_parser
 from pipeline.table.status import Status, seconds_since, table_status
 
 NOT_COMPLETE = 3
@@ -69,18 +69,16 @@ def lines(status: Status) -> Iterator[str]:
 
 def main(argv: list[str]) -> int:
     """Read, show."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser(__doc__)
     parser.add_argument("table", help="the table's URI")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--list-input", action="store_true", help="count the input's shards anew")
     asked = parser.parse_args(argv)
-    try:
-        status = table_status(asked.table, list_input=asked.list_input)
-    except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, RequestError | TableError) else 1
+    return exit_code_of(lambda: _show(asked), reads_only=True)
+
+
+def _show(asked: argparse.Namespace) -> int:
+    status = table_status(asked.table, list_input=asked.list_input)
     print(json.dumps(status.to_dict()) if asked.json else "\n".join(lines(status)))
     return 0 if status.complete else NOT_COMPLETE
 

@@ -17,8 +17,7 @@ import argparse
 import json
 import sys
 
-from pipeline.engine.entry import exit_code_of
-from pipeline.flags import add_flags, job_parser
+from pipeline.command_line import add_flags, exit_code_of, job_parser
 from pipeline.training.config import TrainConfig, load_train_config
 
 
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps(run_training(config)), flush=True)
         return 0
 
-    return exit_code_of(work, "run the same command again to continue")
+    return exit_code_of(work, stopped="run the same command again to continue")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,12 @@
-"""What the command-line jobs share: a config in, a run, its account, an exit code out."""
+"""What the jobs that run the engine share: a config in, a run, its account, an exit code out."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 
+from pipeline.command_line import exit_code_of
 from pipeline.config import JobConfig
-from pipeline.errors import PipelineError, RequestError
-
-
-def exit_code_of(work: Callable[[], int], stopped: str) -> int:
-    """What `work` returns; 1 or 2 for its error.
-
-    The error goes to stderr in one line, and with the code to stdout as a JSON object, as Ray makes
-    every exit code of a job but 0 a 1. `stopped` is what a Ctrl-C means to the user.
-    """
-    try:
-        return work()
-    except PipelineError as error:
-        code = 2 if isinstance(error, RequestError) else 1
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        print(json.dumps({"errors": [str(error)], "exit_code": code}), flush=True)
-        return code
-    except KeyboardInterrupt:
-        print(f"stopped: {stopped}", file=sys.stderr)
-        return 1
 
 
 def run_to_exit_code(make_config: Callable[[], JobConfig], *, dry_run: bool = False) -> int:
@@ -47,4 +28,4 @@ def run_to_exit_code(make_config: Callable[[], JobConfig], *, dry_run: bool = Fa
         print(json.dumps(outcome.to_dict(config.output)), flush=True)
         return outcome.exit_code
 
-    return exit_code_of(work, "nothing was started")
+    return exit_code_of(work, stopped="nothing was started")

@@ -1,19 +1,23 @@
-"""Settings of a pydantic model as command-line flags: one flag a field, unset ones None."""
+"""What the jobs share as programs: how they take flags, and how they end."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pipeline.errors import PipelineError, RequestError, TableError
+
 
 def job_parser(description: str | None) -> argparse.ArgumentParser:
-    """The parser of a job whose settings are flags; `description` is the job's own docstring."""
+    """The parser of a job; `description` is the job's own docstring."""
     return argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -21,10 +25,34 @@ def job_parser(description: str | None) -> argparse.ArgumentParser:
     )
 
 
+def exit_code_of(
+    work: Callable[[], int], *, reads_only: bool = False, stopped: str = "nothing is half done"
+) -> int:
+    """What `work` returns, or for its error 2 (the request is wrong) or 1 (run it again).
+
+    The error goes to stderr in one line. A job whose last line of stdout is a JSON object has such
+    a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1. One that
+    `reads_only` prints an answer or nothing, and a damaged table is a wrong request to it.
+    `stopped` is what a Ctrl-C means to the user.
+    """
+    wrong = (RequestError, TableError) if reads_only else (RequestError,)
+    try:
+        return work()
+    except PipelineError as error:
+        code = 2 if isinstance(error, wrong) else 1
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if not reads_only:
+            print(json.dumps({"errors": [str(error)], "exit_code": code}), flush=True)
+        return code
+    except KeyboardInterrupt:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        return 1
+
+
 def add_flags(
     parser: argparse.ArgumentParser, model: type[BaseModel], names: Iterable[str] | None = None
 ) -> None:
-    """A flag for each field of `model`, or for those in `names`; values stay text."""
+    """A flag for each field of `model`, or for those in `names`: its text, None where not given."""
     for name in names or model.model_fields:
         _add_flag(parser, name, model.model_fields[name])
 
