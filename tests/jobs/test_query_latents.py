@@ -84,4 +84,4 @@ def test_a_wrong_query_is_one_line_and_exit_code_2(table: Path, query: str) -> N
 def test_what_is_no_table_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     run = ask(tmp_path, "SELECT 1")
     assert run.returncode == 2
-    assert run.stderr == f"'{tmp_path}' is not a table: it has no _table.json\n"
+    assert run.stderr == f"TableError: '{tmp_path}' is not a table: it has no _table.json\n"
