@@ -14,9 +14,11 @@ from PIL import Image
 import jobs.export_table
 import jobs.import_latents
 from pipeline.models import load_model
+from pipeline.storage import Store
 from pipeline.table import open_table
 from pipeline.table.pickled import latents_file
 from pipeline.table.pictures import frames_of
+from tests.conftest import Bucket
 
 N_STYLES = 10
 Said = tuple[int, dict[str, Any], str]
@@ -129,3 +131,30 @@ def test_a_folder_needs_to_be_told_what_it_is_to_hold(run: Any, tmp_path: Path) 
     code, _, error = run(jobs.export_table, "--table", tmp_path, "--to", tmp_path / "out")
     assert code == 2
     assert "say with --as" in error
+
+
+def test_codes_go_from_bucket_to_bucket(
+    run: Any, s3: Bucket, latents: Path, tiny_bundle: str
+) -> None:
+    bucket = Store(s3.uri)
+    bucket.put("latents.npy", latents.read_bytes())
+    source, again, table, out = map(bucket.uri, ("latents.npy", "again.npy", "table", "out"))
+    code, told, said = run(
+        jobs.import_latents, "--from", source, "--model", tiny_bundle, "--output", table
+    )
+    assert (code, told["faces"]) == (0, 2), said
+    code, told, said = run(jobs.export_table, "--table", table, "--to", again)
+    assert (code, told["written"]) == (0, 2), said
+    assert bucket.get("again.npy") == latents.read_bytes()
+    for kind, written in (("codes", 2), ("results", 4)):
+        code, told, said = run(jobs.export_table, "--table", table, "--to", out, "--as", kind)
+        assert (code, told["written"]) == (0, written), said
+    names = bucket.names("out/")
+    assert {name.rsplit(".", 1)[1] for name in names} == {"npy", "png"}
+    code, told, said = run(
+        jobs.import_latents, "--from", out, "--model", tiny_bundle, "--output", f"{table}-2"
+    )
+    assert (code, told["faces"]) == (0, 2), said
+    first, second = (open_table(uri).sql("SELECT * FROM latents") for uri in (table, f"{table}-2"))
+    for one, other in zip(first["w_plus"], second["w_plus"], strict=True):
+        assert np.array_equal(np.stack(one), np.stack(other))
