@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline.config import JobConfig
 from pipeline.engine.align import AlignStage
@@ -66,8 +67,17 @@ class Stages:
     pretended_gpus: int | None = None  # of a local Ray
 
 
+class _ForgetBlocks(ExecutionCallback):
+    """Drops what Ray Data keeps of every block for `Dataset.stats()`: it grows with the parts."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        for operator in executor._topology:
+            if kept := getattr(operator, "_output_blocks_stats", None):
+                kept.clear()
+
+
 def configure_context() -> None:
-    """One row a block, no prints, and a cluster that follows the backlog.
+    """One row a block, no prints, nothing kept, and a cluster that follows the backlog.
 
     What waits between the stages is bounded by Ray Data: half of the object store that there is at
     the time, which it overshoots by about 30 %.
@@ -76,6 +86,7 @@ def configure_context() -> None:
     context.target_max_block_size = 1
     context.print_on_execution_start = False
     context.enable_progress_bars = False
+    context.custom_execution_callback_classes.append(_ForgetBlocks)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if in_cluster():
         ask_for_backlog()
