@@ -42,7 +42,7 @@ def read_checkpoint(file: IO[bytes], source: str) -> dict[str, Any]:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it holds the class {refused[1]}" if refused else "it is no file of tensors"
         raise ModelError(f"{source}: refused, {what}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # of a damaged file torch's own unpickler raises whatever comes
         raise ModelError(f"{source}: damaged, or not a PyTorch checkpoint") from error
     if not isinstance(content, dict):
         raise ModelError(f"{source}: holds a {type(content).__name__}, expected a checkpoint dict")
@@ -91,6 +91,9 @@ def _parts(checkpoint: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor
     options = vars(options) if isinstance(options, argparse.Namespace) else options
     if not isinstance(options, Mapping):
         raise ModelError(f"{source}: 'opts' is a {type(options).__name__}, not a dict")
+    for name, value in options.items():
+        if isinstance(value, Tensor):
+            raise ModelError(f"{source}: option '{name}' is a tensor, expected text or a number")
     return dict(state), dict(options)
 
 
@@ -144,6 +147,8 @@ def _architecture(
         raise ModelError(
             f"{source}: weight '{error.args[0]}' is missing for a {encoder_type} model"
         ) from error
+    except IndexError as error:
+        raise ModelError(f"{source}: a weight that gives widths has too few dimensions") from error
     mapping = [key for key in shapes if re.match(r"decoder\.style\.\d+\.weight", key)]
     one_pass = arguments["input_channels"] != RESTYLE_CHANNELS
     starts = not one_pass or bool(options.get("start_from_latent_avg", True))

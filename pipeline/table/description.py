@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.errors import FingerprintError, TableError
+from pipeline.errors import FingerprintError, TableError, printable
 from pipeline.storage import Store
 from pipeline.table.documents import check_types, read_json, to_json
 from pipeline.table.schema import SCHEMA_VERSION, Columns
@@ -96,7 +96,7 @@ def check_same(root: str, existing: Description, asked: Description) -> None:
     for part in ("settings", "columns", "layout"):
         lines += list(_differences(part, old[part], new[part]))
     if lines:
-        listed = "\n  ".join(lines)
+        listed = "\n  ".join(map(printable, lines))
         raise FingerprintError(
             f"the table '{root}' was made with other settings; take them back or choose another "
             f"output:\n  {listed}"

@@ -35,7 +35,7 @@ _PLAIN = {"str": str, "int": int, "bool": bool}
 
 
 def check_types(record: Any) -> None:
-    """Raise `TypeError` if a dataclass's text, integer or truth value is of another type.
+    """Raise `TypeError` if a dataclass's text, integer (of 64 bits) or truth value is none.
 
     JSON that another program wrote fills any type into any field.
     """
@@ -43,6 +43,8 @@ def check_types(record: Any) -> None:
         value, wanted = getattr(record, field.name), _PLAIN.get(str(field.type))
         if wanted and type(value) is not wanted:
             raise TypeError(f"'{field.name}' is a {type(value).__name__}")
+        if wanted is int and not -(2**63) <= value < 2**63:
+            raise TypeError(f"'{field.name}' is larger than any integer of a table")
 
 
 def _clean(value: Any) -> Any:

@@ -38,6 +38,9 @@ _SHARDS = pa.schema(
     ]
 )
 
+# Text that is no UTF-8, in a file that another program wrote, breaks DuckDB's own message.
+_QUERY_ERRORS = (duckdb.Error, UnicodeDecodeError)
+
 
 class UnknownImageError(RequestError, KeyError):
     """An image id that the table does not hold."""
@@ -82,7 +85,7 @@ class Table:
             if relation is None:
                 raise RequestError("the query failed: it gives no rows")
             return relation.to_arrow_table()
-        except duckdb.Error as error:
+        except _QUERY_ERRORS as error:
             raise RequestError(f"the query failed: {one_line(error)}") from error
 
     def batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
@@ -93,7 +96,7 @@ class Table:
                 if relation is None:
                     raise RequestError("the query failed: it gives no rows")
                 yield from relation.to_arrow_reader(rows)
-            except duckdb.Error as error:
+            except _QUERY_ERRORS as error:
                 raise RequestError(f"the query failed: {one_line(error)}") from error
 
     def w_plus(self, ids: Sequence[str]) -> np.ndarray:

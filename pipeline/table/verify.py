@@ -75,6 +75,8 @@ class _ShardCheck:
             return self._counts(manifest), names, []
         except (TableError, StorageError) as error:
             return {}, names, [str(error)]
+        except UnicodeDecodeError:
+            return {}, names, [f"shard '{shard}' holds text that is not UTF-8"]
 
     def _counts(self, manifest: ShardManifest) -> dict[str, int]:
         keys: dict[str, set[str]] = {LATENTS: set(), REJECTS: set()}

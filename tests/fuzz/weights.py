@@ -134,9 +134,9 @@ def _run_dictionary(case: Case, _: Path) -> str:
                 state.get(key)
             )
         elif way < 0.8:
-            setattr(
-                checkpoint["opts"], draw.choice(sorted(vars(checkpoint["opts"]))), _odd_value(draw)
-            )
+            options = checkpoint["opts"]
+            if isinstance(options, argparse.Namespace) and vars(options):
+                setattr(options, draw.choice(sorted(vars(options))), _odd_value(draw))
         else:
             checkpoint[draw.choice(("opts", "latent_avg", "state_dict"))] = _odd_value(draw)
     load_checkpoint(checkpoint)
