@@ -27,6 +27,11 @@ from pipeline.engine.read import ShardWork
 
 # Shards that are read, in the stages, or about to be: of ten images each they still fill 500 GPUs.
 OPEN_SHARDS = 2048
+# Parts between reader and table: each is 40 KB to the driver, and what Ray Data bounds is the bytes
+# of blocks, which are few where images are small.
+PARTS_AHEAD, PARTS_AHEAD_A_WORKER = 1024, 8
+# Shards that are open at any number of parts, so that a run cannot stand still.
+_FEW_SHARDS = 32
 _READY = 64
 _WAIT_S = 0.05
 
@@ -71,6 +76,11 @@ class Feed:
             self._change.notify_all()
 
     @property
+    def open_shards(self) -> int:
+        """Shards that were handed out and are not committed, but for those that failed."""
+        return len(self._rows) - self.plan.given_up
+
+    @property
     def ended(self) -> bool:
         """Whether nothing is left to hand out."""
         return (self._ended or self._stopped) and not self._ready
@@ -79,7 +89,7 @@ class Feed:
         """Whether a shard can be handed out; waits a little where there is nothing else to do."""
         while self.plan.committed:
             self._rows.pop(self.plan.committed.popleft(), None)
-        if len(self._rows) - self.plan.given_up >= OPEN_SHARDS:
+        if self.open_shards >= OPEN_SHARDS:
             return False
         if not self._ready and not self._ended and not self._rows:
             with self._change:
@@ -132,7 +142,18 @@ class _ShardOperator(InputDataBuffer):
         self._feed.start()
 
     def has_next(self) -> bool:
-        return self._feed.ready()
+        return self._feed.ready() and (self._feed.open_shards < _FEW_SHARDS or not self._ahead())
+
+    def _ahead(self) -> bool:
+        """Whether the readers are far ahead of the writers, by what the stages have given out."""
+        stages: list[Any] = [*self.output_dependencies]
+        while stages[-1].output_dependencies:
+            stages += stages[-1].output_dependencies
+        read, written = (
+            stage._metrics.num_task_outputs_generated for stage in (stages[0], stages[-1])
+        )
+        workers = sum(stage.get_actor_info().running for stage in stages)
+        return bool(read - written > PARTS_AHEAD + PARTS_AHEAD_A_WORKER * workers)
 
     def _get_next_inner(self) -> RefBundle:
         bundle = self._feed.next_bundle()

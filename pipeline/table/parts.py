@@ -171,7 +171,7 @@ def read_footer(store: Store, name: str) -> pq.FileMetaData:
     with store.open(name) as file:
         try:
             return pq.read_metadata(file)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, UnicodeDecodeError) as error:
             raise TableError(f"'{store.uri(name)}' is damaged: {error}") from error
 
 
