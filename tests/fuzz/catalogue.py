@@ -29,3 +29,8 @@ def plan(count: int, seed: int, only: str | None = None) -> list[tuple[str, Kind
         cases = count if only else max(1, round(count * kind.share / shares))
         planned.append((module, kind, range(seed, seed + cases)))
     return planned
+
+
+def again(name: str, seeds: Sequence[int]) -> list[tuple[str, Kind, Sequence[int]]]:
+    """The cases of one kind with these seeds, as `plan` has them."""
+    return [(*_FOUND[name], seeds)]
