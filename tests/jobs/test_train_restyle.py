@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,10 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from jobs import train_restyle as job
+from pipeline.metrics.moco import ResNet50
 from pipeline.models import load_model
+from pipeline.storage import Store
+from tests.conftest import Bucket
 from tests.jobs.running import PATIENCE_S, Ended, Job
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
@@ -114,6 +119,33 @@ def test_crops_are_cut_once(runs: Runs) -> None:
     (folder,) = (runs.folder / "killed" / "crops").iterdir()
     index = json.loads((folder / "index.json").read_text())
     assert sum(count for _, count in index["files"]) == index["samples"] == 40
+
+
+def test_two_workers_train_from_bucket_to_bucket_with_moco(
+    s3: Bucket, tiny_bundle: str, tmp_path: Path
+) -> None:
+    bucket = Store(s3.uri)
+    for image in write_images(tmp_path / "images").iterdir():
+        bucket.put(f"images/{image.name}", image.read_bytes())
+    moco = {f"module.encoder_q.{key}": value for key, value in ResNet50().state_dict().items()}
+    sink = io.BytesIO()
+    torch.save({"state_dict": moco}, sink)
+    bucket.put("moco.pth.tar", sink.getvalue())
+    source, run, weights = map(bucket.uri, ("images", "run", "moco.pth.tar"))
+    ended = Job(
+        tmp_path,
+        *("--input", source, "--output", run, "--model", tiny_bundle, *SETTINGS),
+        *("--images", 40, "--workers", 2, "--moco", 0.5, "--moco-weights", weights),
+        job="train_restyle",
+        **s3.env,
+    ).ended()
+    assert ended.code == 0, ended.err
+    lines = [json.loads(line) for line in bucket.get("run/encoder.jsonl").splitlines()]
+    assert [line["images"] for line in lines] == [20, 40]
+    assert all(np.isfinite(value) for value in lines[-1]["held_out_l2"])
+    assert any("moco" in name for name in lines[-1])
+    trained = load_model(str(ended.line["bundle"]))
+    assert trained.fingerprint != load_model(tiny_bundle).fingerprint
 
 
 def test_a_wrong_request_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
