@@ -30,8 +30,9 @@ OPEN_SHARDS = 2048
 # Parts between reader and table: each is 40 KB to the driver, and what Ray Data bounds is the bytes
 # of blocks, which are few where images are small.
 PARTS_AHEAD, PARTS_AHEAD_A_WORKER = 1024, 8
-# Shards that are open at any number of parts, so that a run cannot stand still.
-_FEW_SHARDS = 32
+# Shards that are open at any number of parts, so that a run cannot stand still; and those that may
+# wait for a reader.
+_FEW_SHARDS, _UNREAD_SHARDS = 32, 64
 _READY = 64
 _WAIT_S = 0.05
 
@@ -44,6 +45,7 @@ class Feed:
         self._ready: deque[ShardWork] = deque()
         self._change = threading.Condition()
         self._ended = self._stopped = False
+        self.given = 0  # shards handed out
         # Ray reads a shard again from its row when a node with its parts is lost.
         self._rows: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._pull, name="plan", daemon=True)
@@ -104,6 +106,7 @@ class Feed:
         block = pa.Table.from_pylist([work.to_row()])
         row: Any = ray.put(block)
         self._rows[work.shard.shard_id] = row
+        self.given += 1
         metadata = BlockMetadata(
             num_rows=1, size_bytes=block.nbytes, input_files=None, exec_stats=None
         )
@@ -145,15 +148,16 @@ class _ShardOperator(InputDataBuffer):
         return self._feed.ready() and (self._feed.open_shards < _FEW_SHARDS or not self._ahead())
 
     def _ahead(self) -> bool:
-        """Whether the readers are far ahead of the writers, by what the stages have given out."""
+        """Whether enough shards wait for a reader, or the readers are far ahead of the writers."""
         stages: list[Any] = [*self.output_dependencies]
         while stages[-1].output_dependencies:
             stages += stages[-1].output_dependencies
-        read, written = (
-            stage._metrics.num_task_outputs_generated for stage in (stages[0], stages[-1])
-        )
+        reader, writer = stages[0]._metrics, stages[-1]._metrics
+        if self._feed.given - reader.num_tasks_finished >= _UNREAD_SHARDS:
+            return True
+        parts = reader.num_task_outputs_generated - writer.num_task_outputs_generated
         workers = sum(stage.get_actor_info().running for stage in stages)
-        return bool(read - written > PARTS_AHEAD + PARTS_AHEAD_A_WORKER * workers)
+        return bool(parts > PARTS_AHEAD + PARTS_AHEAD_A_WORKER * workers)
 
     def _get_next_inner(self) -> RefBundle:
         bundle = self._feed.next_bundle()

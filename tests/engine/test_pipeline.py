@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.data import DataContext
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline.config import JobConfig
+from pipeline.engine import source
 from pipeline.engine.cluster import running_ray
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.plan import make_plan
@@ -31,20 +34,41 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Executed:
-    """What came out of a pipeline, and Ray's own account of it."""
+    """What came out of a pipeline, and how many blocks each operator gave out.
+
+    `ahead` is how many of the readers' blocks were not written yet, at the most.
+    """
 
     rows: list[Row]
-    stats: str
+    blocks: dict[str, int]
+    ahead: int
 
 
 @contextmanager
-def executed(config: JobConfig) -> Iterator[Executed]:
+def executed(
+    config: JobConfig, invert: type[SimulatedInvert] = SimulatedInvert
+) -> Iterator[Executed]:
+    """The pipeline run to its end, on a Ray that is there till the block ends."""
+    blocks: dict[str, int] = {}
+    ahead: list[int] = []
+
+    class Count(ExecutionCallback):
+        def after_execution_succeeds(self, executor: Any) -> None:
+            self.on_execution_step(executor)
+
+        def on_execution_step(self, executor: Any) -> None:
+            for operator in executor._topology:
+                blocks[operator.name] = operator._metrics.num_task_outputs_generated
+            _, read, *_, written = blocks.values()
+            ahead.append(read - written)
+
     with running_ray():
         configure_context()
+        DataContext.get_current().custom_execution_callback_classes.append(Count)
         dataset: Any = build_dataset(
-            make_plan(config), Pools(1, 1, on_gpu=False), Stages(SimulatedAlign, SimulatedInvert)
+            make_plan(config), Pools(1, 1, on_gpu=False), Stages(SimulatedAlign, invert)
         )
-        yield Executed(list(summaries(dataset)), dataset.stats())
+        yield Executed(list(summaries(dataset)), blocks, max(ahead))
 
 
 def test_a_part_is_one_row_and_no_stage_is_fused_with_another(
@@ -62,14 +86,29 @@ def test_a_part_is_one_row_and_no_stage_is_fused_with_another(
     assert ends == {"a": 5, "b": 3, "empty": 0}
     assert len(run.rows) == 8
     assert all(row["payload"] == row["rejected"] == b"" for row in run.rows), "only counts return"
-    operators = [line for line in run.stats.splitlines() if line.startswith("Operator ")]
-    names = [line.split()[2] for line in operators if "Map" in line]
-    assert len(names) == 4, run.stats
+    names = [name for name in run.blocks if "Map" in name]
     assert not [name for name in names if "->" in name], "a fused shard is retried whole"
-    assert [
-        "FlatMap(" in names[0],
-        "SimulatedAlign" in names[1],
-        "SimulatedInvert" in names[2],
-    ] == [True] * 3
-    blocks = [line.split("tasks executed, ")[1].split()[0] for line in operators if "Map" in line]
-    assert blocks == ["8"] * 4, "one block a row in every stage"
+    stages = ("FlatMap(", "SimulatedAlign", "SimulatedInvert", "WriteStage")
+    assert [stage in name for stage, name in zip(stages, names, strict=True)] == [True] * 4
+    assert [run.blocks[name] for name in names] == [8] * 4, "one block a row in every stage"
+
+
+class SlowInvert(SimulatedInvert):
+    """Slower than any reader."""
+
+    seconds_a_batch = 0.1
+
+
+def test_readers_do_not_run_far_ahead_of_writers(
+    config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    bounds = {"PARTS_AHEAD": 6, "PARTS_AHEAD_A_WORKER": 0, "_FEW_SHARDS": 2, "_UNREAD_SHARDS": 3}
+    for name, bound in bounds.items():
+        monkeypatch.setattr(source, name, bound)
+    for number in range(60):
+        write_tar(tmp_path / "tars" / f"{number:02d}.tar", [("0.jpg", b"image")])
+    with executed(config_of(input=str(tmp_path / "tars")), SlowInvert) as run:
+        assert len(run.rows) == 120
+    # A shard is a part and an end: what waits for a reader comes on top.
+    assert run.ahead <= 6 + 2 * 3 + 2
