@@ -31,6 +31,11 @@ class Ended:
         found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
         return found
 
+    @property
+    def refused(self) -> bool:
+        """Whether it ended as a wrong request does: code 2, said on the only line of stdout too."""
+        return self.code == self.line["exit_code"] == 2 and self.out.count("\n") == 1
+
 
 class Job:
     """A job that runs in `folder` with its output beside it, and a home of its own."""

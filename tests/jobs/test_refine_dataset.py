@@ -74,13 +74,13 @@ def test_another_condition_is_refused(
 ) -> None:
     before = file_bytes(refined)
     run = refine(undisturbed, where)
-    assert (run.code, run.out) == (2, "")
+    assert run.refused
     assert said in run.err
     assert file_bytes(refined) == before
 
 
 def test_a_table_that_is_not_there_is_a_wrong_request(tmp_path: Path) -> None:
     run = run_job(tmp_path, "--table", "nowhere", "--output", "out", job="refine_dataset")
-    assert (run.code, run.out) == (2, "")
+    assert run.refused
     assert "'nowhere' is not a table" in run.err or "nowhere" in run.err
     assert not (tmp_path / "out").exists()
