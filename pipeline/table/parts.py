@@ -133,7 +133,7 @@ def _put_once(store: Store, name: str, content: bytes) -> bytes:
 def _metadata_of(content: bytes) -> dict[str, Any] | None:
     try:
         return decode_metadata(pq.read_metadata(pa.BufferReader(content)).metadata)
-    except pa.ArrowException:
+    except (pa.ArrowException, UnicodeDecodeError):
         return None
 
 
