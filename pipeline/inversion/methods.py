@@ -75,12 +75,11 @@ class Method:
 
     def check(self, model: RestyleModel) -> None:
         """Raise `ConfigError` where `model` has not the encoder that the method needs."""
-        one_pass = model.input_channels == 3
-        if self.name == "restyle" and one_pass:
+        if self.name == "restyle" and model.one_pass:
             raise ConfigError(
                 f"the model '{model.name}' has a one-pass encoder: use --method encoder"
             )
-        if self.name == "encoder" and not one_pass:
+        if self.name == "encoder" and not model.one_pass:
             raise ConfigError(
                 f"the model '{model.name}' has a ReStyle encoder, which sees a reconstruction: "
                 "use --method restyle --steps 1"
@@ -176,7 +175,7 @@ def _optimised(
 ) -> Inversion:
     passes = torch.zeros(len(images), dtype=torch.int64, device=models.model.latent_avg.device)
     if method.name == "hybrid" and start is None:
-        steps = 1 if models.model.input_channels == 3 else method.steps
+        steps = 1 if models.model.one_pass else method.steps
         begun = invert(models.model, images, steps=steps)
         start, passes = begun.w_plus[:, -1], begun.generator_passes
     found = optimize(

@@ -111,7 +111,7 @@ def start_beside(
     model: RestyleModel, images: Tensor, start: Tensor | None, start_images: Tensor | None
 ) -> Tensor | None:
     """What the first step sees beside the target; None for one-pass encoders."""
-    if model.input_channels == images.shape[1]:
+    if model.one_pass:
         return None
     if start_images is not None:
         return of_shape("start_images", start_images, tuple(images.shape), model)
@@ -123,14 +123,14 @@ def start_beside(
 
 def start_renders(model: RestyleModel, start: Tensor | None, start_images: Tensor | None) -> int:
     """Generator passes a face that `start_beside` costs."""
-    return int(model.input_channels == 6 and start is not None and start_images is None)
+    return int(not model.one_pass and start is not None and start_images is None)
 
 
 def check_steps(model: RestyleModel, steps: int) -> None:
     """Raise `ConfigError` where `model` cannot make `steps` steps."""
     if steps < 1:
         raise ConfigError(f"steps is {steps}, expected 1 or more")
-    if steps > 1 and model.input_channels == 3:
+    if steps > 1 and model.one_pass:
         raise ConfigError(
             f"model '{model.name}' has a one-pass encoder, which sees no reconstruction: "
             f"steps must be 1, not {steps}"

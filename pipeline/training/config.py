@@ -37,6 +37,9 @@ class TrainConfig(BaseModel):
     encoder_type: str | None = Field(
         None, description="a fresh encoder of this type for the generator, such as BackboneEncoder"
     )
+    one_pass: bool = Field(
+        False, description="a fresh encoder that sees the image alone (pSp, e4e), not ReStyle's"
+    )
     backbone: str | None = Field(
         None, description="weights that a fresh encoder's body starts from: IR-SE50 or ResNet34"
     )
@@ -57,7 +60,9 @@ class TrainConfig(BaseModel):
 
     images: int = Field(1_000_000, ge=1, description="images to see in all; raise it to go on")
     batch: int = Field(8, ge=1, description="images a batch, over all workers")
-    steps: int = Field(5, ge=1, le=100, description="refinement steps a batch, a loss at each")
+    steps: int | None = Field(
+        None, ge=1, le=100, description="refinement steps a batch, a loss at each (default: 5)"
+    )
     rate: float = Field(1e-4, gt=0, allow_inf_nan=False, description="learning rate at its peak")
     warm_up: int = Field(100, ge=1, description="batches until it is there")
     decay: bool = Field(False, description="let the rate fall to zero over the second half")
@@ -118,6 +123,7 @@ def _check(config: TrainConfig) -> None:
         (config.model and config.generator, "--model and --generator both say where to start"),
         (config.generator and not config.encoder_type, "--generator needs an --encoder-type"),
         (config.backbone and not config.encoder_type, "--backbone needs an --encoder-type"),
+        (config.one_pass and not config.encoder_type, "--one-pass needs an --encoder-type"),
         (config.moco and not config.moco_weights, "the MoCo term needs --moco-weights"),
         (
             config.progressive_every and config.progressive_start is None,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.inversion import average_image, invert
+from pipeline.inversion.restyle import start_codes
 from pipeline.metrics.lpips import load_lpips
 from pipeline.models import RestyleModel
 from pipeline.training.adversary import Adversary
@@ -46,18 +47,18 @@ class Start(Protocol):
 class AverageStart:
     """Every face begins as the average one."""
 
-    latent_avg: Tensor  # [n_styles, 512]
+    codes: Tensor  # [n_styles, 512]
     image: Tensor  # [3, h, w]
 
     @classmethod
     def of(cls, model: RestyleModel) -> AverageStart:
-        """The model's average code and its image."""
-        return cls(model.latent_avg, average_image(model))
+        """The code that the model's first step adds to, and the average image."""
+        return cls(start_codes(model, 1, None)[0], average_image(model))
 
     def __call__(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """See `Start`."""
         n = len(seen)
-        return self.latent_avg.expand(n, -1, -1), self.image.expand(n, -1, -1, -1)
+        return self.codes.expand(n, -1, -1), self.image.expand(n, -1, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,14 @@ def refine(
     seen: Tensor,  # [n, 3, h, w]
     steps: int,
     *,
+    one_pass: bool = False,  # the encoder sees no reconstruction
     spread: float = 1.0,
     stage: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield each step's codes and reconstruction, with that step's graph alone."""
     codes, shown = start
     for _ in range(steps):
-        residual = encoder(torch.cat([seen, shown], dim=1)) * spread
+        residual = encoder(seen if one_pass else torch.cat([seen, shown], dim=1)) * spread
         codes = codes + (residual if stage is None else staged(residual, stage))
         made = render(codes)
         yield codes, made
@@ -143,6 +145,7 @@ class EncoderTask(Task[Faces]):
         self.start = start or AverageStart.of(model)
         self.render = rendering(model)
         self.latent_avg, self.n_styles = model.latent_avg, model.n_styles
+        self.one_pass = model.one_pass
         self._codes: Tensor | None = None
 
     def _stage(self, moment: Moment) -> int | None:
@@ -159,7 +162,7 @@ class EncoderTask(Task[Faces]):
         start = self.start(batch.seen)
         rounds = refine(
             self.network, self.render, start, batch.seen, steps,
-            spread=self.plan.spread, stage=stage,
+            one_pass=self.one_pass, spread=self.plan.spread, stage=stage,
         )  # fmt: skip
         losses: dict[str, Tensor] = {}
         for step, (codes, made) in enumerate(rounds, start=1):
@@ -228,7 +231,10 @@ class EncoderTask(Task[Faces]):
 
     def _refined(self, network: nn.Module, seen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         start = self.start(seen)
-        return refine(network, self.render, start, seen, self.plan.steps, spread=self.plan.spread)
+        return refine(
+            network, self.render, start, seen, self.plan.steps,
+            one_pass=self.one_pass, spread=self.plan.spread,
+        )  # fmt: skip
 
     def score(self, validation: Validation) -> float:
         """LPIPS of the last step."""

@@ -26,7 +26,7 @@ from pipeline.models.restyle import build_encoder
 from pipeline.models.stylegan2 import n_styles_of
 from pipeline.training.config import TrainConfig
 
-RESTYLE_CHANNELS = 6
+RESTYLE_CHANNELS, ONE_PASS_CHANNELS = 6, 3
 MAPPED_CODES = 10_000  # whose mean is the average latent where a generator's file has none
 RESNET34_LAYERS = (3, 4, 6, 3)
 
@@ -38,14 +38,19 @@ def starting_model(config: TrainConfig) -> RestyleModel:
     else:
         model = load_model(str(config.model))
         if config.encoder_type:
-            model = _with_fresh_encoder(model, config.encoder_type)
+            model = _with_fresh_encoder(model, config)
     if config.backbone:
         load_backbone(model.encoder, config.backbone)
     return model
 
 
-def _with_fresh_encoder(model: RestyleModel, encoder_type: str) -> RestyleModel:
-    arguments = {"n_styles": model.n_styles, "input_channels": RESTYLE_CHANNELS}
+def _input_channels(config: TrainConfig) -> int:
+    return ONE_PASS_CHANNELS if config.one_pass else RESTYLE_CHANNELS
+
+
+def _with_fresh_encoder(model: RestyleModel, config: TrainConfig) -> RestyleModel:
+    encoder_type = str(config.encoder_type)
+    arguments = {"n_styles": model.n_styles, "input_channels": _input_channels(config)}
     input_size = preset_of(model.domain).input_size
     if encoder_type == "CompactEncoder":
         arguments["input_size"], input_size = model.generator_size, (model.generator_size,) * 2
@@ -80,7 +85,8 @@ def _from_generator(config: TrainConfig) -> RestyleModel:
     if encoder_type not in ENCODER_TYPES or encoder_type == "CompactEncoder":
         known = ", ".join(sorted(set(ENCODER_TYPES) - {"CompactEncoder"}))
         raise ModelError(f"no encoder is called '{encoder_type}' (known: {known})")
-    arguments = {"n_styles": n_styles_of(max(channels)), "input_channels": RESTYLE_CHANNELS}
+    rows = n_styles_of(max(channels))
+    arguments = {"n_styles": rows, "input_channels": _input_channels(config)}
     encoder = build_encoder(Architecture(encoder_type, arguments, channels))
     state_dict = decoder | {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
     average = content.get("latent_avg")

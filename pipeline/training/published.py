@@ -6,6 +6,7 @@ options count batches of 8: 20,000 of them with a single w, 2,000 more for each 
 
 from __future__ import annotations
 
+from pipeline.inversion.restyle import check_steps
 from pipeline.metrics.weight_files import read_weight_file
 from pipeline.models import RestyleModel, preset_for
 from pipeline.training.adversary import AdversaryPlan
@@ -15,6 +16,7 @@ from pipeline.training.features import FeatureNetwork, load_face_features
 from pipeline.training.losses import ImageWeights
 from pipeline.training.progressive import Stages
 
+STEPS = 5
 L2, LPIPS, IDENTITY, MOCO = 1.0, 0.8, 0.1, 0.5
 DELTA_NORM, REALNESS = 2e-4, 0.1
 BATCH = 8
@@ -46,13 +48,15 @@ def is_progressive(model: RestyleModel) -> bool:
 
 
 def encoder_plan(config: TrainConfig, model: RestyleModel) -> EncoderPlan:
-    """Steps, weights and stages."""
+    """Steps, weights and stages. Raises `ConfigError` for steps that the encoder cannot make."""
+    steps = config.steps or (1 if model.one_pass else STEPS)
+    check_steps(model, steps)
     e4e = is_progressive(model)
     stages = STAGES if e4e and config.progressive_start is None else None
     if config.progressive_start is not None:
         stages = Stages(config.progressive_start, config.progressive_every or STAGES.every)
     return EncoderPlan(
-        steps=config.steps,
+        steps=steps,
         images=image_weights(config, model),
         w_norm=_or(config.w_norm, 0.0),
         delta_norm=_or(config.delta_norm, DELTA_NORM if e4e else 0.0),

@@ -166,7 +166,8 @@ def write_models(
 
 
 def _official_options(config: TrainConfig, model: RestyleModel) -> dict[str, Any]:
-    weights = dataclasses.asdict(encoder_plan(config, model).images)
+    plan = encoder_plan(config, model)
+    weights = dataclasses.asdict(plan.images)
     return {
         "batch_size": config.batch,
         "learning_rate": config.rate,
@@ -176,6 +177,6 @@ def _official_options(config: TrainConfig, model: RestyleModel) -> dict[str, Any
         "id_lambda": weights["identity"],
         "moco_lambda": weights["moco"],
         "w_norm_lambda": config.w_norm or 0.0,
-        "n_iters_per_batch": config.steps,
+        "n_iters_per_batch": plan.steps,
         "max_steps": config.images // config.batch,
     }

@@ -20,6 +20,7 @@ def test_flags_win_over_the_file(tmp_path):
         ({"model": "demo", "generator": "g.pt"}, "both say where to start"),
         ({"generator": "g.pt"}, "needs an --encoder-type"),
         ({"model": "demo", "backbone": "b.pt"}, "--backbone needs an --encoder-type"),
+        ({"model": "demo", "one_pass": True}, "--one-pass needs an --encoder-type"),
         ({"model": "demo", "moco": 0.5}, "--moco-weights"),
         ({"model": "demo", "progressive_every": 5}, "--progressive-start"),
         ({"model": "demo", "workers": 3}, "batch of 8 does not divide among 3"),

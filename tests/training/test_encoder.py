@@ -24,13 +24,24 @@ CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
 MOMENT = Moment(batches=0, images=0, planned=100)
 
 
-@pytest.fixture
-def model() -> RestyleModel:
+def made_model(input_channels: int = 6, *, starts_from_average: bool = True) -> RestyleModel:
     torch.manual_seed(3)
-    arguments = {"n_styles": 8, "input_size": 32, "input_channels": 6, "width": 8}
-    model = RestyleModel(Architecture("CompactEncoder", arguments, CHANNELS, input_size=(32, 32)))
+    arguments = {"n_styles": 8, "input_size": 32, "input_channels": input_channels, "width": 8}
+    architecture = Architecture(
+        "CompactEncoder",
+        arguments,
+        CHANNELS,
+        input_size=(32, 32),
+        starts_from_average=starts_from_average,
+    )
+    model = RestyleModel(architecture)
     model.latent_avg.normal_(0, 0.5)
     return model
+
+
+@pytest.fixture
+def model() -> RestyleModel:
+    return made_model()
 
 
 @pytest.fixture
@@ -71,6 +82,18 @@ def test_the_loop_refines_as_inversion_does(model, faces):
     for step, (codes, made) in enumerate(rounds):
         assert torch.allclose(inversion.w_plus[:, step], codes, atol=1e-4)
         assert torch.allclose(inversion.step_images[:, step], made, atol=1e-4)
+
+
+@pytest.mark.parametrize("starts_from_average", [True, False])
+def test_a_one_pass_encoder_is_trained_as_it_inverts(faces, starts_from_average):
+    model = made_model(3, starts_from_average=starts_from_average)
+    task = task_of(model, faces, steps=1)
+    found = invert(model, faces.seen, steps=1).step_images[:, 0]
+    expected = (found - faces.seen).square().mean()
+    losses = task.accumulate(faces, MOMENT)
+    assert losses["l2_last"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert model.encoder.stem.weight.grad.abs().sum() > 0
+    assert len(task.validate(model.encoder)["l2"]) == 1
 
 
 def test_another_models_inversion_is_where_bootstrapping_begins(model, faces):

@@ -35,6 +35,15 @@ def test_a_fresh_encoder_stands_before_a_given_generator(generator_file):
     assert torch.equal(model.latent_avg[0], model.latent_avg[3])
 
 
+def test_a_fresh_one_pass_encoder_sees_the_image_alone(generator_file, tiny_bundle):
+    asked = {"encoder_type": "ResNetBackboneEncoder", "one_pass": True}
+    from_file = starting_model(config(generator=generator_file, **asked))
+    from_model = starting_model(config(model=tiny_bundle, **asked))
+    for model in (from_file, from_model):
+        assert model.one_pass
+        assert model.encoder.conv1.weight.shape[1] == 3
+
+
 def test_a_generator_without_g_ema_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "x.pt")
     asked = config(generator=str(tmp_path / "x.pt"), encoder_type="ResNetBackboneEncoder")

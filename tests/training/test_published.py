@@ -1,5 +1,6 @@
 import pytest
 
+from pipeline.errors import ConfigError
 from pipeline.models import load_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.published import (
@@ -49,6 +50,14 @@ def test_what_a_config_says_stands(churches):
     plan = encoder_plan(asked, churches)
     assert (plan.delta_norm, plan.images.l2, plan.stages.start) == (0, 2, 10)
     assert adversary_plan(asked, churches) is None
+
+
+def test_steps_follow_the_encoder(faces):
+    assert encoder_plan(config(), faces).steps == 5
+    one_pass = load_checkpoint(tiny_checkpoint("BackboneEncoder", input_channels=3))
+    assert encoder_plan(config(), one_pass).steps == 1
+    with pytest.raises(ConfigError, match="steps must be 1"):
+        encoder_plan(config(steps=3), one_pass)
 
 
 def test_only_the_networks_that_count_are_loaded(faces):
