@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import zipfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
+from pipeline.config import load_config
 from pipeline.engine.meters import COUNTERS, NAMES, QUEUED, REJECTS, STAGE_SECONDS, WORKERS
 from pipeline.table import open_table
 from tests.jobs.conftest import REASONS, SETTINGS, Undisturbed
@@ -145,14 +147,20 @@ def test_where_authentication_is_off_no_token_is_needed(undisturbed: Undisturbed
         assert "/runtime_resources/working_dir_files/" in run.out, "the code came with the job"
 
 
-def test_what_travels_with_a_job_is_small_and_enough(tmp_path: Path) -> None:
-    package = tmp_path / "package.zip"
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """What `--working-dir .` sends to the cluster."""
+    path = tmp_path_factory.mktemp("package") / "package.zip"
     excludes = get_runtime_env_default_excludes()
-    create_package(str(ROOT), package, include_gitignore=True, excludes=excludes)
-    names = set(zipfile.ZipFile(package).namelist())
-    assert package.stat().st_size < 50e6, "Ray's limit is 100 MiB"
+    create_package(str(ROOT), path, include_gitignore=True, excludes=excludes)
+    return zipfile.ZipFile(path)
+
+
+def test_what_travels_with_a_job_is_small_and_enough(package: zipfile.ZipFile) -> None:
+    names = set(package.namelist())
+    assert Path(str(package.filename)).stat().st_size < 50e6, "Ray's limit is 100 MiB"
     folders = {name.split("/")[0] for name in names if "/" in name}
-    assert not folders & {".git", ".venv", "build", "cluster", "demo-output", "tests"}
+    assert not folders & {".git", ".venv", "build", "demo-output", "tests"}
     needed = {
         str(path.relative_to(ROOT))
         for folder in ("jobs", "pipeline")
@@ -160,6 +168,15 @@ def test_what_travels_with_a_job_is_small_and_enough(tmp_path: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert needed <= names
+
+
+def test_the_config_that_the_guide_submits_travels_with_the_job(
+    package: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    guide = (ROOT / "cluster" / "README.md").read_text()
+    (config,) = set(re.findall(r"--config (\S+\.yaml)", guide))
+    assert [name for name in package.namelist() if name.startswith("cluster/")] == [config]
+    assert load_config(package.extract(config, tmp_path), {}).device == "cuda"
 
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
