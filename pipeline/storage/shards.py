@@ -63,8 +63,8 @@ def list_shards(input_uri: str, *, files_per_shard: int = 1000) -> Iterator[Shar
     The input is one shard file, one image, or a folder with shards or images or both at any
     depth. Images of a folder are cut into slices of `files_per_shard` in the order of their
     relative paths; adding a file to the folder changes the slices after it. Hidden files are left
-    out. Raises `InputError` if the input does not exist or holds nothing of these, on the first
-    `next()`.
+    out, and so is an `x.parquet` beside an `x.tar` (`without_metadata`). Raises `InputError` if
+    the input does not exist or holds nothing of these, on the first `next()`.
     """
     root = canonical_uri(input_uri)
     fs, path = filesystem(root)
@@ -115,7 +115,7 @@ def _one_file(uri: str) -> Iterator[Shard]:
 def _folder_shards(fs: Any, path: str, root: str, length: int) -> Iterator[Shard]:
     images: list[Entry] = []
     slices = 0
-    for entry in walk(fs, path, root):
+    for entry in without_metadata(walk(fs, path, root)):
         kind = shard_kind(entry.name)
         if kind:
             uri = join(root, entry.name)
@@ -127,6 +127,29 @@ def _folder_shards(fs: Any, path: str, root: str, length: int) -> Iterator[Shard
             images, slices = [], slices + 1
     if images:
         yield _slice(root, images, slices)
+
+
+def without_metadata(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The sorted `entries`, but for an `x.parquet` that lies beside an `x.tar`.
+
+    img2dataset writes such pairs: the images in the tar, their URLs and captions in the other. An
+    `x.parquet` is given out behind what may be its tar.
+    """
+    waiting: Entry | None = None
+    for entry in entries:
+        if waiting and shard_kind(entry.name) == "tar":
+            waiting = None if shard_stem(entry.name) == shard_stem(waiting.name) else waiting
+        if waiting and entry.name > f"{shard_stem(waiting.name)}.tgz":
+            yield waiting
+            waiting = None
+        if shard_kind(entry.name) != "parquet":
+            yield entry
+            continue
+        if waiting:
+            yield waiting
+        waiting = entry
+    if waiting:
+        yield waiting
 
 
 def folder_etag(entries: Iterable[Entry]) -> str:

@@ -50,8 +50,21 @@ def test_ids_do_not_collide_where_names_do(tmp_path: Path) -> None:
     for folder in ("a", "b", "."):
         write_tar(tmp_path / folder / "0.tar", [])
         write_tar(tmp_path / folder / "0.tar.gz", [], "w:gz")
-        write_parquet(tmp_path / folder / "0.parquet", {"image": [b"x"]})
+        write_parquet(tmp_path / folder / "0.tar.parquet", {"image": [b"x"]})
     assert len(set(ids(tmp_path))) == 9
+
+
+def test_what_img2dataset_writes_beside_its_tars_is_no_shard(tmp_path: Path) -> None:
+    for stem in ("00000", "00001", "sub/00000"):
+        write_tar(tmp_path / f"{stem}.tar", [])
+        write_parquet(tmp_path / f"{stem}.parquet", {"url": ["http://x/0.jpg"]})
+        (tmp_path / f"{stem}_stats.json").write_text("{}")
+    write_tar(tmp_path / "a.tgz", [], "w:gz")
+    for stem in ("a", "00000.more", "alone", "z"):
+        write_parquet(tmp_path / f"{stem}.parquet", {"image": [b"x"]})
+    names = [shard.uri.removeprefix(f"{tmp_path}/") for shard in list_shards(str(tmp_path))]
+    tars = ["00000.tar", "00001.tar", "a.tgz", "sub/00000.tar"]
+    assert sorted(names) == sorted([*tars, "00000.more.parquet", "alone.parquet", "z.parquet"])
 
 
 def test_a_folder_of_images_is_cut_in_the_order_of_paths(tmp_path: Path) -> None:
