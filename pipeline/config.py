@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.errors import printable
 from pipeline.settings import fill
 from pipeline.storage import canonical_uri
 
@@ -115,7 +116,11 @@ class JobConfig(BaseModel):
 
     def layout(self) -> dict[str, Any]:
         """What fixes which images the table holds, and in which shards; JSON-ready."""
-        return {"files_per_shard": self.files_per_shard, "limit": self.limit}
+        return {
+            "input": printable(canonical_uri(self.input)),
+            "files_per_shard": self.files_per_shard,
+            "limit": self.limit,
+        }
 
 
 def _misfits(config: JobConfig) -> Iterator[str]:

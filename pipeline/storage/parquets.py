@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,8 @@ _KEY_COLUMNS = ("key", "__key__", "image_id", "id", "path", "file_name", "filena
 # holds one of them.
 _BATCH_ROWS = 1
 _BUFFER = 4 << 20
+# Arrow also raises Python's own errors, for texts, numbers and dates that are none.
+_NOT_PARQUET = (ValueError, ArithmeticError, LookupError, TypeError)
 
 
 def read_parquet(shard: Shard) -> Iterator[Sample]:
@@ -38,12 +41,25 @@ def read_parquet(shard: Shard) -> Iterator[Sample]:
                 for sample in _rows(file, shard.source):
                     row += 1
                     yield sample
-        # Arrow also raises Python's own errors, for texts, numbers and dates that are none.
-        except (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError) as error:
+        except (pa.ArrowException, *_NOT_PARQUET) as error:
             raise StorageError(
                 f"the shard '{shard.uri}' is damaged after {row} samples ({one_line(error)}); "
                 "replace it and run again"
             ) from error
+
+
+def check_columns(shard: Shard) -> None:
+    """Raise `InputError` if `shard` is a Parquet file without one clear column of image bytes.
+
+    Reads its footer; one that cannot be read is told of when its samples are.
+    """
+    if shard.kind != "parquet":
+        return
+    fs, path = filesystem(shard.uri)
+    with suppress(StorageError, pa.ArrowException, *_NOT_PARQUET):
+        with storage_errors(f"read '{shard.uri}'"), fs.open(path, "rb") as file:
+            schema = pq.read_schema(file)
+        _image_column(schema, shard.source)
 
 
 def _rows(file: Any, uri: str) -> Iterator[Sample]:

@@ -15,7 +15,7 @@ from pipeline.models import load_model, save_bundle
 from pipeline.storage import Shard, list_shards
 from pipeline.storage.formats import Kind
 from pipeline.table import ShardState
-from tests.storage.archives import write_tar
+from tests.storage.archives import write_files, write_parquet, write_tar
 
 ConfigOf = Callable[..., JobConfig]
 
@@ -27,6 +27,12 @@ def states(tmp_path: Path) -> list[ShardState]:
     for name in "abc":
         write_tar(folder / f"{name}.tar", [(f"{n}.jpg", b"image") for n in range(4)])
     return [ShardState(shard) for shard in list_shards(str(folder))]
+
+
+def reject_of(name: str) -> dict[str, str | None]:
+    """The row of a sample without a face."""
+    source = dict.fromkeys(("source_uri", "source_sha256", "detail"), "")
+    return {"key": name, "face_index": None, "reason": "no_face", **source}
 
 
 def taken(states: list[ShardState], limit: int | None) -> list[tuple[str, int | None]]:
@@ -151,6 +157,42 @@ def test_a_table_of_other_settings_is_refused_with_the_difference(
     assert plan.writer.store.get("_table.json") == before
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_another_input_is_refused_and_leaves_unfinished_parts_alone(
+    plan: Plan, config_of: ConfigOf, tmp_path: Path, dry_run: bool
+) -> None:
+    (work,) = plan.works
+    rejects = [reject_of(name) for name in work.shard.names[:2]]
+    plan.writer.write_part(work.shard, 0, samples=2, latents=[], rejects=rejects)
+    before = plan.writer.store.names()
+    other = write_files(tmp_path / "other", "another.jpg")
+    with pytest.raises(FingerprintError, match=r"layout\.input: .* in the table, .*/other. asked"):
+        list(make_plan(config_of(input=str(other)), dry_run=dry_run).works)
+    assert plan.writer.store.names() == before
+
+
+@pytest.mark.parametrize("place", ["", "latents", "a/b"])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_table_inside_its_own_input_is_refused(
+    config_of: ConfigOf, place: str, dry_run: bool
+) -> None:
+    photos = config_of().input
+    with pytest.raises(InputError, match="lies inside the input"):
+        make_plan(config_of(output=f"{photos}/{place}"), dry_run=dry_run)
+    assert not Path(photos, place or "_table.json", "_table.json").exists()
+    make_plan(config_of(output=f"{photos}-latents"), dry_run=True)
+
+
+def test_a_parquet_input_without_images_is_refused_and_no_table_made(
+    config_of: ConfigOf, tmp_path: Path
+) -> None:
+    path = write_parquet(tmp_path / "in" / "captions.parquet", {"url": ["http://x/0.jpg"]})
+    config = config_of(input=str(path.parent))
+    with pytest.raises(InputError, match=r"no column of image bytes; its columns are url"):
+        make_plan(config)
+    assert not Path(config.output).exists()
+
+
 @pytest.mark.usefixtures("plan")
 def test_other_weights_are_other_settings(
     config_of: ConfigOf, tiny_bundle: str, tmp_path: Path
@@ -183,17 +225,7 @@ def test_how_the_work_is_done_changes_no_table(
 def test_a_committed_shard_is_not_planned_again(
     plan: Plan, work: ShardWork, config_of: ConfigOf
 ) -> None:
-    rejects = [
-        {
-            "key": name,
-            "face_index": None,
-            "source_uri": "",
-            "source_sha256": "",
-            "reason": "no_face",
-        }
-        | {"detail": ""}
-        for name in work.shard.names
-    ]
+    rejects = [reject_of(name) for name in work.shard.names]
     parts = [
         plan.writer.write_part(
             work.shard, part, samples=2, latents=[], rejects=rejects[2 * part : 2 * part + 2]
