@@ -39,15 +39,17 @@ def describe_run(run: dict[str, Any]) -> str:
 def lines(status: Status) -> Iterator[str]:
     """The status for people."""
     total = "?" if status.shards_total is None else f"{status.shards_total:,}"
-    share = (
-        f", {100 * status.bytes_committed / status.bytes_total:.1f} % of the bytes"
-        if status.bytes_total
-        else ""
-    )
+    share, gone = "", ""
+    if status.bytes_total and status.shards_left:
+        share = (
+            f", {min(100, 100 * status.bytes_committed / status.bytes_total):.1f} % of the bytes"
+        )
+    if status.shards_total is not None and status.shards_committed > status.shards_total:
+        gone = " (some are gone from the input)"
     about = "" if status.exact else "about "
     yield f"table    {status.table}"
     yield (
-        f"shards   {status.shards_committed:,} of {total} committed{share}; "
+        f"shards   {status.shards_committed:,} of {total} committed{gone}{share}; "
         f"{status.shards_open:,} begun"
     )
     yield f"parts    {status.parts:,}, of these {status.parts_open:,} of shards that are begun"

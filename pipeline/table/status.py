@@ -53,8 +53,19 @@ class Status:
 
     @property
     def complete(self) -> bool:
-        """Whether every shard of the input is committed."""
-        return self.shards_total is not None and self.shards_committed >= self.shards_total
+        """Whether every shard of the input is committed, and the last run says nothing else.
+
+        Counts alone do not tell: shards that are gone from the input stay in the table.
+        """
+        failed = bool(self.runs) and self.runs[0]["exit_code"] not in (0, None)
+        return not failed and not self.shards_open and self.shards_left == 0
+
+    @property
+    def shards_left(self) -> int | None:
+        """Shards of the input that are not committed, as far as counts tell."""
+        if self.shards_total is None:
+            return None
+        return max(self.shards_open, self.shards_total - self.shards_committed)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

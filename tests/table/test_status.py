@@ -78,6 +78,32 @@ def test_without_a_run_on_record_the_input_is_counted(tmp_path: Path) -> None:
     assert table_status(str(tmp_path / "table")).complete
 
 
+def test_a_shard_that_is_gone_from_the_input_makes_no_table_complete(tmp_path: Path) -> None:
+    for name in "ab":
+        write_tar(tmp_path / "in" / f"{name}.tar", [("0.jpg", b"image")])
+    table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")})
+    gone, still_there = list_shards(str(tmp_path / "in"))
+    for one in (gone, still_there):
+        part = table.write_part(one, 0, samples=1, latents=[], rejects=[reject_row("0")])
+        if one is gone:
+            table.commit_shard(one, [part])
+    Path(gone.uri).unlink()
+    status = table_status(str(tmp_path / "table"))
+    assert (status.shards_committed, status.shards_total, status.shards_open) == (1, 1, 1)
+    assert (status.complete, status.shards_left) == (False, 1)
+
+
+def test_a_run_that_failed_leaves_no_table_complete(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "a.tar", [("0.jpg", b"image")])
+    table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")})
+    (only,) = list_shards(str(tmp_path / "in"))
+    part = table.write_part(only, 0, samples=1, latents=[], rejects=[reject_row("0")])
+    table.commit_shard(only, [part])
+    for code, complete in ((1, False), (0, True)):
+        table.record_run(datetime.now(UTC), f"run-{1 - code}", {"exit_code": code})
+        assert table_status(str(tmp_path / "table")).complete is complete
+
+
 def test_an_input_out_of_reach_leaves_the_total_open(tmp_path: Path) -> None:
     table = writer(tmp_path, config={"input": str(tmp_path / "nowhere")})
     write_shard(table, shard())
