@@ -63,12 +63,16 @@ class CommittedShards:
         pairs = zip(shard_ids, found.tolist(), strict=True)
         return [is_known or shard_id in self._unindexed for shard_id, is_known in pairs]
 
-    def find(self, shard: Shard) -> Committed | None:
-        """What the index says of a shard that is committed as it stands in the input."""
-        (place,), (found,) = _places(self._known[_SHARD], [hash(shard.shard_id)])
-        if not found or self._known[_STATE, place] != _state(shard.source, shard.etag, shard.size):
-            return None
-        return Committed(int(self._known[_SAMPLES, place]), int(self._known[_PARTS, place]))
+    def find(self, shards: Sequence[Shard]) -> list[Committed | None]:
+        """Of each of these what the index says, if it is committed as it stands in the input."""
+        if not self._known.size:
+            return [None] * len(shards)
+        places, found = _places(self._known[_SHARD], [hash(shard.shard_id) for shard in shards])
+        states = [_state(shard.source, shard.etag, shard.size) for shard in shards]
+        same = found & (self._known[_STATE, places] == states)
+        counts = self._known[_SAMPLES : _PARTS + 1, places].T.tolist()
+        rows = zip(counts, same.tolist(), strict=True)
+        return [Committed(*count) if is_same else None for count, is_same in rows]
 
     def unindexed_etag(self, shard_id: str) -> str | None:
         """The etag of the shard's manifest, if that is in no index."""

@@ -63,7 +63,7 @@ def _read(store: Store, name: str, schema: pa.Schema) -> pa.Table | None:
         content = store.get(name)
         if not name.endswith(f"-{_digest(content)}.parquet"):
             return None
-        table = pq.read_table(io.BytesIO(content))
+        table = pq.ParquetFile(io.BytesIO(content)).read()
     except (pa.ArrowException, StorageError):
         return None
     return table if table.schema.equals(schema) else None

@@ -83,12 +83,15 @@ class States:
         with ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(_THREADS) as footers:
             source, state = iter(shards), partial(self._state, footers)
             while group := list(islice(source, 4 * _THREADS)):
-                yield from pool.map(state, group)
+                found = self._committed.find(group)
+                looked_up = pool.map(
+                    state, [shard for shard, one in zip(group, found, strict=True) if not one]
+                )
+                for shard, committed in zip(group, found, strict=True):
+                    yield ShardState(shard, committed) if committed else next(looked_up)
                 self._index_manifests()
 
     def _state(self, footers: ThreadPoolExecutor, shard: Shard) -> ShardState:
-        if committed := self._committed.find(shard):
-            return ShardState(shard, committed)
         if shard.shard_id not in self._committed:
             files, known = self._files.of(shard.shard_id), self._known.of(shard.shard_id)
             read = partial(footers.map, partial(read_summary, self.store))

@@ -24,9 +24,9 @@ def test_what_the_index_knows_of_a_shard_is_found_as_it_was_committed(root: str)
     committed = CommittedShards(table.store)
     assert committed.among(["s-2", "s-1", "s-0"]) == [False, True, True]
     assert [one.shard_id in committed for one in SHARDS] == [True, True, False]
-    assert [committed.find(one) for one in SHARDS] == [Committed(6, 2), None, None]
-    assert committed.find(replace(SHARDS[0], etag="etag-2")) is None
-    assert committed.find(replace(SHARDS[0], uri="s3://elsewhere/s-0.tar")) is None
+    assert committed.find(SHARDS) == [Committed(6, 2), None, None]
+    changed = [{"etag": "etag-2"}, {"size": 101}, {"uri": "s3://elsewhere/s-0.tar"}]
+    assert committed.find([replace(SHARDS[0], **one) for one in changed]) == [None] * 3
     etags = [committed.unindexed_etag(one.shard_id) for one in SHARDS]
     assert etags == [None, table.store.info(manifest_name("s-1")).etag, None]
 
@@ -37,7 +37,7 @@ def test_an_entry_of_another_manifest_is_not_believed(root: str) -> None:
     table.index([table.entry(table.commit_shard(SHARDS[1], []))])
     table.store.put(manifest_name("s-1"), b"{}")
     committed = CommittedShards(table.store)
-    assert committed.find(SHARDS[1]) is None
+    assert committed.find(SHARDS[1:2]) == [None]
     assert "s-1" in committed
     assert committed.unindexed_etag("s-1")
 
@@ -51,14 +51,14 @@ def test_of_two_entries_of_a_shard_the_one_of_its_manifest_is_believed(root: str
     write_shard(table, changed, commit=False)
     table.index([table.entry(table.commit_shard(changed, table.state(changed).parts.values()))])
     committed = CommittedShards(table.store)
-    assert (committed.find(changed), committed.find(SHARDS[0])) == (Committed(6, 2), None)
+    assert committed.find([changed, SHARDS[0]]) == [Committed(6, 2), None]
 
 
 def test_a_table_without_a_shard_has_none(tmp_path: Path) -> None:
     committed = CommittedShards(writer(tmp_path).store)
     assert committed.among([]) == []
     assert "s-0" not in committed
-    assert committed.find(shard()) is None
+    assert committed.find([shard()]) == [None]
 
 
 def test_an_indexed_shard_costs_less_than_a_hundred_bytes(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_an_indexed_shard_costs_less_than_a_hundred_bytes(tmp_path: Path) -> Non
     committed = CommittedShards(table.store)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert all(committed.find(one) for one in shards)
+    assert all(committed.find(shards))
     assert held / len(shards) < 100
 
 
