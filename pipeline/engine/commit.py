@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.engine.rows import Row
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, TableError
 from pipeline.storage import Shard
 from pipeline.table import INDEXED_AT_ONCE, PartSummary, ShardEntry
 
@@ -86,6 +86,7 @@ class Committer:
         else:
             shard.parts[part] = PartSummary(**json.loads(row["summary"]))
             shard.bytes += int(row["bytes"])
+            self._index_part(row, shard.parts[part])
             self._count(row)
         if shard.complete and not shard.failed:
             self._close(shard_id, shard)
@@ -111,6 +112,7 @@ class Committer:
         if shard.accounted != shard.samples:
             counts = f"{shard.samples} samples in, {shard.accounted} accounted for"
             self._fail(shard_id, shard, f"shard '{shard_id}': {counts}")
+            self.plan.part_index.forget(shard_id)
             return
         del self.open[shard_id]
         whole = self.plan.states[shard_id].shard
@@ -129,7 +131,10 @@ class Committer:
                 entry = commit.result()
             except PipelineError as error:
                 self._fail(shard.shard_id, None, f"shard '{shard.shard_id}': {error}")
+                if isinstance(error, TableError):
+                    self.plan.part_index.forget(shard.shard_id)
                 continue
+            self.plan.part_index.close(shard.shard_id)
             tally = self.outcome.tally
             tally.shards += 1
             # Headers, sidecars, parts that were there: what the images' bytes do not say.
@@ -137,6 +142,13 @@ class Committer:
             for watch in self.watches:
                 watch.shard(entry)
             self._note(entry)
+
+    def _index_part(self, row: Row, summary: PartSummary) -> None:
+        """Spare the next run the footer of a part, if its shard is still open then."""
+        etags = row["latents_etag"], row["rejects_etag"]
+        if all(etags):
+            shard = self.plan.states[row["shard_id"]].shard
+            self.plan.part_index.add(self.plan.writer.part_entry(shard, summary, etags))
 
     def _note(self, entry: ShardEntry) -> None:
         self._entries.append(entry)
@@ -170,6 +182,7 @@ class Committer:
             self._shard(shard_id)
         for shard_id, shard in sorted(self.open.items()):
             if not shard.failed:
+                self.plan.part_index.forget(shard_id)
                 known = "an unknown number" if shard.total is None else shard.total
                 self.outcome.fail(
                     f"shard '{shard_id}': {len(shard.parts)} of {known} of parts arrived"

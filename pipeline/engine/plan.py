@@ -26,6 +26,7 @@ from pipeline.storage import (
 )
 from pipeline.table import (
     DESCRIPTION_NAME,
+    PartIndex,
     ShardState,
     TableWriter,
     check_same,
@@ -102,6 +103,10 @@ class Plan:
     committed: deque[str] = field(default_factory=deque)  # shards that Ray need not keep
     given_up: int = 0  # shards with a part that failed
     error: Exception | None = None  # what ended `works`
+    part_index: PartIndex = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.part_index = PartIndex(self.writer.store, read_only=self.writer.read_only)
 
     def close(self, shard_id: str) -> None:
         """Forget a shard that is committed."""
@@ -173,7 +178,8 @@ def _check_places(config: JobConfig) -> None:
 def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator[ShardWork]:
     """What is to do of each shard; files that another state of it left are removed first."""
     found = plan.found
-    for state, take in take_first(plan.writer.states(shards), config.limit):
+    states = plan.writer.states(shards, plan.part_index)
+    for state, take in take_first(states, config.limit):
         if state.committed:
             found.done_shards += 1
             found.done_bytes += state.shard.size

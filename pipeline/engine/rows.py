@@ -33,6 +33,8 @@ def blank_row(kind: str, shard_id: str, part: int) -> Row:
         "reasons": "{}",  # JSON, reject reason -> count
         "shard": "",  # JSON of the shard, without the names of its files
         "summary": "",  # JSON of the written part
+        "latents_etag": "",  # of its files; empty if the storage did not say
+        "rejects_etag": "",
         "error": "",
         "payload": b"",  # Arrow IPC: samples, then faces, then latents
         "start": b"",  # Arrow IPC: codes that the part's faces start from

@@ -21,12 +21,14 @@ class WriteStage:
         return done
 
     def _work(self, row: Row) -> Row:
+        shard, part = Shard.from_json(row["shard"]), row["part"]
         summary = self.writer.write_tables(
-            Shard.from_json(row["shard"]),
-            row["part"],
+            shard,
+            part,
             samples=row["samples"],
             latents=unpack(row["payload"]),
             rejects=rejects_table(unpack(row["rejected"]).to_pylist(), row["shard_id"]),
         )
         row["summary"] = json.dumps(summary.to_dict())
+        row["latents_etag"], row["rejects_etag"] = self.writer.part_etags(shard, part)
         return row

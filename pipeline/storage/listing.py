@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import InputError
 from pipeline.storage.formats import is_hidden
-from pipeline.storage.store import object_info
+from pipeline.storage.objects import object_info
 from pipeline.storage.uris import filesystem, is_local_filesystem, storage_errors
 
 

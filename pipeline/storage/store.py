@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import datetime
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from pipeline.errors import StorageError
+from pipeline.storage.objects import (
+    ObjectInfo,
+    files_below,
+    local_info,
+    object_info,
+    objects_below,
+    objects_of_bucket,
+)
 from pipeline.storage.uris import (
     canonical_uri,
     filesystem,
@@ -21,31 +26,6 @@ from pipeline.storage.uris import (
     join,
     storage_errors,
 )
-
-_ETAG_FIELDS = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "content_md5",
-    "crc32c",
-    "mtime",
-    "LastModified",
-    "created",
-)
-
-_TIME_FIELDS = ("LastModified", "last_modified", "mtime", "updated", "created")
-
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    """Size in bytes of an object, and a short text that changes when its content does.
-
-    `modified` is when it was put, in seconds since 1970 by the storage's clock; 0 if unknown.
-    """
-
-    size: int
-    etag: str
-    modified: float = field(default=0.0, compare=False)
 
 
 class Store:
@@ -166,10 +146,12 @@ class Store:
         with storage_errors(f"list '{self.uri(prefix)}'"):
             return sorted(name for name, _ in self._find(prefix, detail=False))
 
-    def infos(self, prefix: str = "") -> dict[str, ObjectInfo]:
-        """Size and etag, as `info` has them, of what `names` lists, in no order."""
+    def infos(self, prefix: str = "") -> Iterator[tuple[str, ObjectInfo]]:
+        """What `info` says of all that `names` lists, while it is listed, in no order."""
         with storage_errors(f"list '{self.uri(prefix)}'"):
-            return {name: info for name, info in self._find(prefix, detail=True) if info}
+            for name, info in self._find(prefix, detail=True):
+                if info:
+                    yield name, info
 
     def has(self, prefix: str) -> bool:
         """Whether there is any object below the folder `prefix`: one request."""
@@ -177,28 +159,16 @@ class Store:
             return bool(self.fs.exists(self.path(prefix.rstrip("/"))))
 
     def _find(self, prefix: str, *, detail: bool) -> Iterator[tuple[str, ObjectInfo | None]]:
-        folder, _, start = prefix.rpartition("/")
-        root = len(self.path()) + 1
+        """Names with what is known of them, one by one; `detail` asks for it where it costs."""
+        folder, _, last = prefix.rpartition("/")
+        above = f"{folder}/" if folder else ""
         if is_local_filesystem(self.fs):
-            for above, _, names in os.walk(self.path(folder)):
-                inside = f"{above}/"[root:]
-                for name in names:
-                    if (inside + name).startswith(prefix) and not _is_temporary(name):
-                        # What vanishes meanwhile, in a run that clears up, is not listed.
-                        with suppress(FileNotFoundError):
-                            info = local_info(Path(above, name).stat()) if detail else None
-                            yield inside + name, info
-            return
-        # S3 lists by prefix on its side, and a table's folder may hold a million parts.
-        options: dict[str, Any] = {"prefix": start} if "s3" in self.fs.protocol else {}
-        try:
-            found = self.fs.find(self.path(folder), detail=detail, **options)
-        except FileNotFoundError:
-            return
-        for path in found:
-            name = str(path)[root:]
-            if name.startswith(prefix) and not _is_temporary(name):
-                yield name, object_info(found[path]) if detail else None
+            found = files_below(self.path(folder), above, detail=detail)
+        elif "s3" in self.fs.protocol:
+            found = objects_of_bucket(self.fs, self.path(folder), above, last)
+        else:
+            found = objects_below(self.fs, self.path(folder), above)
+        return (one for one in found if one[0].startswith(prefix) and not _is_temporary(one[0]))
 
     def remove(self, name: str) -> None:
         """Delete an object; a missing one is no error, so that a removal can be repeated."""
@@ -207,30 +177,6 @@ class Store:
                 self.fs.rm_file(self.path(name))
             except FileNotFoundError:
                 return
-
-
-def local_info(status: os.stat_result) -> ObjectInfo:
-    """`ObjectInfo` of a file on a disk: its etag is its size and modification time."""
-    etag = f"{status.st_size}-{status.st_mtime_ns}"
-    return ObjectInfo(status.st_size, etag, status.st_mtime)
-
-
-def object_info(details: dict[str, Any]) -> ObjectInfo:
-    """`ObjectInfo` out of what `fs.info` or `fs.ls` says of a file.
-
-    The etag is the object store's own, else the modification time with the size.
-    """
-    size = int(details.get("size") or 0)
-    for source in _ETAG_FIELDS:
-        if details.get(source):
-            value = str(details[source]).strip('"')
-            break
-    else:
-        value = "unknown"
-    own = value if len(value) <= 64 else hashlib.sha256(value.encode()).hexdigest()[:32]
-    times = (details.get(name) for name in _TIME_FIELDS)
-    modified = next((time.timestamp() for time in times if isinstance(time, datetime)), 0.0)
-    return ObjectInfo(size, f"{size}-{own}", modified)
 
 
 def _is_temporary(name: str) -> bool:

@@ -5,11 +5,13 @@ from pipeline.table.description import DESCRIPTION_NAME, Description, check_same
 from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry
 from pipeline.table.manifests import ShardManifest
 from pipeline.table.means import means_per_step
+from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import PartSummary
 from pipeline.table.reader import Table, UnknownImageError, as_array, open_table
 from pipeline.table.schema import SCHEMA_VERSION, Columns, image_id, latents_table, rejects_table
 from pipeline.table.starts import ShardStarts, check_condition, open_start, starts_schema
-from pipeline.table.writer import ShardState, TableWriter, open_for_writing
+from pipeline.table.states import ShardState
+from pipeline.table.writer import TableWriter, open_for_writing
 
 __all__ = [
     "DESCRIPTION_NAME",
@@ -17,6 +19,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Columns",
     "Description",
+    "PartIndex",
     "PartSummary",
     "ShardEntry",
     "ShardManifest",

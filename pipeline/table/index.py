@@ -1,29 +1,22 @@
-"""What stands in the manifests of many shards, in few files: `_index/<first shard>-<hash>.parquet`.
+"""What stands in the manifests of many shards, in few files: `_index/shards/`.
 
-A cache that may be deleted at any time: a manifest is the truth. A line is believed only while its
-manifest is the object that it was made from, by the etag that a listing shows. So a restart lists
-the manifests, a thousand a request, and reads those alone that stand in no index.
+A manifest is the truth. A line is believed only while its manifest is the object that it was made
+from, by the etag that a listing shows. So a restart lists the manifests, a thousand a request, and
+reads those alone that stand in no index.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline.errors import StorageError
 from pipeline.storage import Store
+from pipeline.table.index_files import put_rows, read_tables, rows_of
 from pipeline.table.manifests import ShardManifest
 
 # Shards of one file. Fewer are not written: reading a few manifests takes no time.
 INDEXED_AT_ONCE = 1000
-_FOLDER = "_index/"
-_THREADS = 16
+_FOLDER = "_index/shards/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,40 +49,22 @@ class ShardEntry:
         )
 
 
-_TYPES = {"str": pa.string(), "int": pa.int64()}
-_SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(ShardEntry)])
-
-
 def write_entries(store: Store, entries: Sequence[ShardEntry]) -> str:
     """Put one file of the index; its name."""
-    rows = sorted(entries, key=lambda entry: entry.shard)
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=_SCHEMA), sink)
-    content = sink.getvalue()
-    digest = hashlib.sha256(content).hexdigest()[:16]
-    name = f"{_FOLDER}{rows[0].shard}-{digest}.parquet"
-    store.put(name, content)
-    return name
+    return put_rows(store, _FOLDER, entries)
+
+
+def all_entries(store: Store) -> Iterator[list[ShardEntry]]:
+    """What the index says, a file at a time; of a shard that was done again also what it was."""
+    for _, table in read_tables(store, _FOLDER, ShardEntry):
+        yield [ShardEntry(*row) for row in rows_of(table)]
 
 
 def read_entries(store: Store, manifests: Mapping[str, str]) -> Iterator[ShardEntry]:
     """The entries that are true of `manifests`, shard's id to its manifest's etag; once each."""
-    names = [name for name in store.names(_FOLDER) if name.endswith(".parquet")]
     seen: set[str] = set()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for table in pool.map(lambda name: _read(store, name), names):
-            columns = [column.to_pylist() for column in table.columns]
-            for row in zip(*columns, strict=True):
-                entry = ShardEntry(*row)
-                current = manifests.get(entry.shard)
-                if entry.manifest_etag == current and entry.shard not in seen:
-                    seen.add(entry.shard)
-                    yield entry
-
-
-def _read(store: Store, name: str) -> pa.Table:
-    try:
-        return pq.read_table(io.BytesIO(store.get(name)), schema=_SCHEMA)
-    except (pa.ArrowException, StorageError):
-        # A cache: what cannot be read here is read from the manifests.
-        return _SCHEMA.empty_table()
+    for entries in all_entries(store):
+        for entry in entries:
+            if entry.manifest_etag == manifests.get(entry.shard) and entry.shard not in seen:
+                seen.add(entry.shard)
+                yield entry

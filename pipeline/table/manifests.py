@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,11 +76,11 @@ def manifest_ids(store: Store) -> list[str]:
     return sorted(filter(None, map(_shard_id, store.names(f"{_FOLDER}/"))))
 
 
-def manifest_etags(store: Store) -> dict[str, str]:
-    """The etags of the manifests of all committed shards, by the shard's id."""
-    infos = store.infos(f"{_FOLDER}/")
-    etags = {_shard_id(name): info.etag for name, info in infos.items()}
-    return {shard_id: etag for shard_id, etag in etags.items() if shard_id}
+def manifest_etags(store: Store) -> Iterator[tuple[str, str]]:
+    """The id of each committed shard and the etag of its manifest, as they are listed."""
+    for name, info in store.infos(f"{_FOLDER}/"):
+        if shard_id := _shard_id(name):
+            yield shard_id, info.etag
 
 
 def _shard_id(name: str) -> str:

@@ -3,63 +3,87 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
+from itertools import islice
 
 from pipeline.storage import Store, is_local
+from pipeline.table.committed import CommittedShards
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
 
+_BATCH = 4096
 
-def files_of(store: Store, kind: str, shard_id: str) -> Iterator[str]:
-    """The names of the files of one kind that belong to parts of a shard."""
-    for name in store.names(f"{kind}/{shard_id}-"):
-        # "x-1-00000" is a part of the shard "x-1", not of "x".
-        parsed = parse_part_name(name)
-        if parsed and parsed[0] == shard_id:
-            yield name
+# Etags by name.
+Files = dict[str, str]
+
+
+def files_of(store: Store, shard_id: str) -> Files:
+    """The files of all parts of a shard."""
+    return _of_kind(store, LATENTS, shard_id) | _of_kind(store, REJECTS, shard_id)
+
+
+def _of_kind(store: Store, kind: str, shard_id: str) -> Files:
+    """The files of one kind that belong to parts of a shard."""
+    # "x-1-00000" is a part of the shard "x-1", not of "x".
+    found = store.infos(f"{kind}/{shard_id}-")
+    return {name: info.etag for name, info in found if _shard_of(name) == shard_id}
+
+
+def _shard_of(name: str) -> str | None:
+    parsed = parse_part_name(name)
+    return parsed[0] if parsed else None
 
 
 class PartFiles:
-    """The part files of many shards, one after another.
+    """The part files of many shards, one after another; each shard is asked for once.
 
     An object store lists by prefix: one or two requests a shard, and none where there are no parts
     at all. A disk lists a whole folder: once, of which the files of shards that are not committed
     are kept; and once more if one of the others is asked for.
     """
 
-    def __init__(self, store: Store, committed: Container[str]) -> None:
+    def __init__(self, store: Store, committed: CommittedShards) -> None:
         self.store, self.committed = store, committed
         self._lock = threading.Lock()
         self._on_disk = is_local(store.root)
-        self._open: dict[str, list[str]] | None = None
-        self._all: dict[str, list[str]] | None = None
+        self._open: dict[str, Files] | None = None
+        self._all: dict[str, Files] | None = None
         self._any = self._on_disk or store.has(REJECTS) or store.has(LATENTS)
 
-    def of(self, shard_id: str) -> list[str]:
-        """The names of all files of parts of the shard."""
+    def of(self, shard_id: str) -> Files:
+        """The files of all parts of the shard."""
         if self._on_disk:
-            return self._listed(shard_id).get(shard_id, [])
+            return self._listed(shard_id).pop(shard_id, {})
         if not self._any:
-            return []
+            return {}
         # A part's rejects are put before its latents and removed after them.
-        rejects = list(files_of(self.store, REJECTS, shard_id))
-        return [*files_of(self.store, LATENTS, shard_id), *rejects] if rejects else []
+        rejects = _of_kind(self.store, REJECTS, shard_id)
+        return _of_kind(self.store, LATENTS, shard_id) | rejects if rejects else {}
 
-    def _listed(self, shard_id: str) -> dict[str, list[str]]:
+    def _listed(self, shard_id: str) -> dict[str, Files]:
         with self._lock:
             if shard_id in self.committed:
                 if self._all is None:
-                    self._all = self._list(())
+                    self._all = self._list(everything=True)
                 return self._all
             if self._open is None:
-                self._open = self._list(self.committed)
+                self._open = self._list(everything=False)
             return self._open
 
-    def _list(self, left_out: Container[str]) -> dict[str, list[str]]:
-        files: dict[str, list[str]] = defaultdict(list)
+    def _list(self, *, everything: bool) -> dict[str, Files]:
+        files: dict[str, Files] = {}
+        for shard_id, name, etag in self._everything() if everything else self._of_open_shards():
+            files.setdefault(shard_id, {})[name] = etag
+        return files
+
+    def _everything(self) -> Iterator[tuple[str, str, str]]:
+        """Shard, name and etag of every part file."""
         for kind in (LATENTS, REJECTS):
-            for name in self.store.names(f"{kind}/"):
-                parsed = parse_part_name(name)
-                if parsed and parsed[0] not in left_out:
-                    files[parsed[0]].append(name)
-        return dict(files)
+            for name, info in self.store.infos(f"{kind}/"):
+                if shard_id := _shard_of(name):
+                    yield shard_id, name, info.etag
+
+    def _of_open_shards(self) -> Iterator[tuple[str, str, str]]:
+        found = self._everything()
+        while batch := list(islice(found, _BATCH)):
+            committed = self.committed.among([shard_id for shard_id, _, _ in batch])
+            yield from (file for file, done in zip(batch, committed, strict=True) if not done)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import TableError
-from pipeline.storage import Store
+from pipeline.storage import Shard, Store
 
 LATENTS = "latents"
 REJECTS = "rejects"
@@ -42,6 +42,31 @@ class Stamp:
     shard_etag: str
     part: int
     part_size: int
+
+    @property
+    def digest(self) -> str:
+        """The whole stamp in 32 hex digits."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """The stamps of the parts that a run with certain settings writes."""
+
+    schema_version: int
+    fingerprint: str
+    part_size: int
+
+    def of(self, shard: Shard, part: int) -> Stamp:
+        """The stamp of part number `part` of the shard as it stands in the input."""
+        return Stamp(
+            schema_version=self.schema_version,
+            fingerprint=self.fingerprint,
+            shard=shard.shard_id,
+            shard_etag=shard.etag,
+            part=part,
+            part_size=self.part_size,
+        )
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def table_status(uri: str, *, list_input: bool = False) -> Status:
     store = Store(uri)
     description = read_description(store)
     status = Status(table=store.root, runs=list(_last_runs(store)))
-    etags = manifest_etags(store)
+    etags = dict(manifest_etags(store))
     parts_committed = _count_committed(store, status, etags)
     _count_parts(store, status, etags)
     _find_totals(status, description, list_input)
@@ -132,7 +132,7 @@ def _count_parts(store: Store, status: Status, etags: Mapping[str, str]) -> None
     """Count the parts that are there, and how many came of late."""
     times = []
     still_open = set()
-    for name, info in store.infos(f"{LATENTS}/").items():
+    for name, info in store.infos(f"{LATENTS}/"):
         parsed = parse_part_name(name)
         if parsed:
             times.append(info.modified)

@@ -5,26 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
-from functools import partial
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import InputError, TableError
+from pipeline.errors import InputError, StorageError, TableError
 from pipeline.storage import Shard, Store
 from pipeline.table.description import Description, settle_description
 from pipeline.table.documents import to_json
-from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry, read_entries, write_entries
-from pipeline.table.manifests import ShardManifest, manifest_etags, manifest_name, read_manifest
-from pipeline.table.part_files import PartFiles, files_of
+from pipeline.table.index import ShardEntry, write_entries
+from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
+from pipeline.table.part_files import files_of
+from pipeline.table.part_index import PartEntry, PartIndex
 from pipeline.table.parts import (
     LATENTS,
     REJECTS,
     PartSummary,
-    Stamp,
+    Stamps,
     counts_of,
     parse_part_name,
     part_name,
@@ -32,36 +31,10 @@ from pipeline.table.parts import (
     write_part,
 )
 from pipeline.table.schema import latents_table, rejects_table
+from pipeline.table.states import ShardState, States, state_of
 
-# Lookups in flight while the states of many shards are read from an object store.
+# Footers that are read at a time before a commit.
 _THREADS = 16
-
-
-class Committed(NamedTuple):
-    """What a committed shard holds: numbers of samples and of parts."""
-
-    samples: int
-    parts: int
-
-
-@dataclass(frozen=True)
-class ShardState:
-    """How far a shard is.
-
-    `committed` is set if the shard is committed as it now stands in the input. Else `parts` holds
-    the parts that need no work, by number, and `stale` the names of files that a run over another
-    state of the shard, or with another part size, left behind: `TableWriter.clear` removes them.
-    """
-
-    shard: Shard
-    committed: Committed | None = None
-    parts: Mapping[int, PartSummary] = field(default_factory=dict)
-    stale: tuple[str, ...] = ()
-
-    @property
-    def done(self) -> bool:
-        """Whether there is nothing to do."""
-        return self.committed is not None
 
 
 class TableWriter:
@@ -83,46 +56,24 @@ class TableWriter:
         self.store = Store(root)
         self.description = description
         self.part_size = part_size
-        self._fingerprint = description.fingerprint
+        self.stamps = Stamps(description.schema_version, description.fingerprint, part_size)
 
     def state(self, shard: Shard) -> ShardState:
         """What of `shard` is in the table. Reads the manifest or the footers of parts, no rows.
 
         Raises `InputError` if the table's shard of this id came from another place.
         """
-        if self.store.exists(manifest_name(shard.shard_id)):
-            return self._committed_state(shard, {})
-        return self._open_state(shard, self._part_files(shard.shard_id))
+        return state_of(self.store, self.stamps, shard)
 
-    def states(self, shards: Iterable[Shard]) -> Iterator[ShardState]:
-        """`state` of each shard, in order: some listings of the table, then some reads at a time.
+    def states(
+        self, shards: Iterable[Shard], index: PartIndex | None = None
+    ) -> Iterator[ShardState]:
+        """`state` of each shard, in order, with what the table's indexes know.
 
-        Memory holds 16 bytes and a few numbers of every committed shard that has not come yet.
+        `index` is that of the run, which takes note of the files that it has to remove later.
         """
-        etags = manifest_etags(self.store)
-        known = {
-            entry.shard: (_digest(entry.uri, entry.etag, entry.size), entry.samples, entry.parts)
-            for entry in read_entries(self.store, etags)
-        }
-        files = PartFiles(self.store, etags)
-        unknown: dict[str, ShardManifest] = {}
-
-        def state(shard: Shard) -> ShardState:
-            if shard.shard_id not in etags:
-                return self._open_state(shard, files.of(shard.shard_id), footers)
-            digest, samples, parts = known.pop(shard.shard_id, (b"", 0, 0))
-            if digest == _digest(shard.source, shard.etag, shard.size):
-                return ShardState(shard, Committed(samples, parts))
-            return self._committed_state(shard, unknown, files)
-
-        # Two pools: who waits for footers must not take the threads that read them.
-        with ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(_THREADS) as footers:
-            source = iter(shards)
-            while group := list(islice(source, 4 * _THREADS)):
-                yield from pool.map(state, group)
-                if len(unknown) >= INDEXED_AT_ONCE:
-                    self._index(unknown, etags)
-            self._index(unknown, etags)
+        index = index or PartIndex(self.store, read_only=self.read_only)
+        yield from States(self.store, self.stamps, index).of(shards)
 
     def clear(self, state: ShardState) -> None:
         """Remove what `state` calls stale: the manifest first, so that no commit stands alone.
@@ -166,7 +117,7 @@ class TableWriter:
         """`write_part` for rows that `latents_table` and `rejects_table` have made Arrow."""
         summary = write_part(
             self.store,
-            self._stamp(shard, part),
+            self.stamps.of(shard, part),
             latents,
             rejects,
             samples=samples,
@@ -174,6 +125,19 @@ class TableWriter:
         )
         self._withdraw_if_committed(shard, part)
         return summary
+
+    def part_etags(self, shard: Shard, part: int) -> tuple[str, str]:
+        """What the store knows the latents and the rejects of a part by; empty if it cannot say."""
+        names = (part_name(kind, shard.shard_id, part) for kind in (LATENTS, REJECTS))
+        try:
+            latents, rejects = (self.store.info(name).etag for name in names)
+        except StorageError:
+            return "", ""
+        return latents, rejects
+
+    def part_entry(self, shard: Shard, summary: PartSummary, etags: tuple[str, str]) -> PartEntry:
+        """What the part index takes of a part that was just written."""
+        return PartEntry.of(self.stamps.of(shard, summary.part), summary, etags)
 
     def commit_shard(self, shard: Shard, parts: Iterable[PartSummary]) -> ShardManifest:
         """Write the manifest, when every part of `shard` is in the table.
@@ -183,7 +147,7 @@ class TableWriter:
         missing or a file of another part is there.
         """
         complete = [self._hashed(shard.shard_id, summary) for summary in parts]
-        manifest = ShardManifest.of(shard, complete, self._fingerprint, self.part_size)
+        manifest = ShardManifest.of(shard, complete, self.stamps.fingerprint, self.part_size)
         self._check_names(shard, complete)
         ours = manifest.write(self.store)
         try:
@@ -212,22 +176,6 @@ class TableWriter:
         self.store.put(name, to_json(dict(facts)))
         return name
 
-    def _stamp(self, shard: Shard, part: int) -> Stamp:
-        return Stamp(
-            schema_version=self.description.schema_version,
-            fingerprint=self._fingerprint,
-            shard=shard.shard_id,
-            shard_etag=shard.etag,
-            part=part,
-            part_size=self.part_size,
-        )
-
-    def _part_files(self, shard_id: str) -> list[str]:
-        """The names of all files of parts of the shard."""
-        return [
-            name for kind in (LATENTS, REJECTS) for name in files_of(self.store, kind, shard_id)
-        ]
-
     def _withdraw_if_committed(self, shard: Shard, part: int) -> None:
         """Take back a part that came too late, which readers would find beside a whole shard.
 
@@ -248,7 +196,7 @@ class TableWriter:
 
     def _remove_parts_from(self, shard: Shard, first: int) -> None:
         """Remove the files of the parts with number `first` and above, latents before rejects."""
-        for name in self._part_files(shard.shard_id):
+        for name in files_of(self.store, shard.shard_id):
             _, part = parse_part_name(name) or ("", -1)
             if part >= first:
                 self.store.remove(name)
@@ -260,7 +208,7 @@ class TableWriter:
             for kind in (LATENTS, REJECTS)
             for summary in parts
         }
-        difference = expected ^ set(self._part_files(shard.shard_id))
+        difference = expected ^ set(files_of(self.store, shard.shard_id))
         if difference:
             raise TableError(
                 f"shard '{shard.shard_id}' cannot be committed: '{min(difference)}' is "
@@ -275,7 +223,7 @@ class TableWriter:
         """
         self._check_names(shard, parts)
         with ThreadPoolExecutor(_THREADS) as pool:
-            stamps = (self._stamp(shard, summary.part) for summary in parts)
+            stamps = (self.stamps.of(shard, summary.part) for summary in parts)
             found = pool.map(lambda stamp: read_summary(self.store, stamp), stamps)
             for summary, there in zip(parts, found, strict=True):
                 if there is None or counts_of(there) != counts_of(summary):
@@ -283,47 +231,6 @@ class TableWriter:
                         f"shard '{shard.shard_id}' cannot be committed: another run has written "
                         f"part {summary.part}; when no other job writes to this table, run again"
                     )
-
-    def _index(self, manifests: dict[str, ShardManifest], etags: Mapping[str, str]) -> None:
-        """Move `manifests` into the index, if they are many and this writer may write."""
-        if self.read_only or len(manifests) < INDEXED_AT_ONCE:
-            return
-        self.index([ShardEntry.of(one, etags[shard]) for shard, one in manifests.items()])
-        manifests.clear()
-
-    def _committed_state(
-        self,
-        shard: Shard,
-        read: dict[str, ShardManifest],
-        files: PartFiles | None = None,
-    ) -> ShardState:
-        """The state of a shard with a manifest, which goes into `read` if it is as it was."""
-        manifest = read_manifest(self.store, shard.shard_id)
-        if manifest.uri != shard.source:
-            raise InputError(
-                f"the table '{self.store.root}' holds shard '{shard.shard_id}' from "
-                f"'{manifest.uri}'; this input has it at '{shard.source}': choose another output"
-            )
-        if (manifest.etag, manifest.size) == (shard.etag, shard.size):
-            read[shard.shard_id] = manifest
-            return ShardState(shard, Committed(manifest.samples, len(manifest.parts)))
-        parts = files.of(shard.shard_id) if files else self._part_files(shard.shard_id)
-        return ShardState(shard, stale=(manifest_name(shard.shard_id), *parts))
-
-    def _open_state(
-        self, shard: Shard, files: Sequence[str], pool: ThreadPoolExecutor | None = None
-    ) -> ShardState:
-        """The state of a shard without a manifest; `pool` reads its footers, some at a time."""
-        stale = set(files)
-        numbers = sorted({parsed[1] for name in files if (parsed := parse_part_name(name))})
-        whole = [part for part in numbers if stale.issuperset(_files_of_part(shard, part))]
-        stamps = [self._stamp(shard, part) for part in whole]
-        read = partial(read_summary, self.store)
-        summaries = pool.map(read, stamps) if pool else map(read, stamps)
-        parts = {summary.part: summary for summary in summaries if summary is not None}
-        for part in parts:
-            stale -= _files_of_part(shard, part)
-        return ShardState(shard, parts=parts, stale=tuple(sorted(stale)))
 
     def _hashed(self, shard_id: str, summary: PartSummary) -> PartSummary:
         if summary.latents_sha256 and summary.rejects_sha256:
@@ -342,15 +249,6 @@ def open_for_writing(root: str, description: Description, *, part_size: int) -> 
     """
     settled = settle_description(Store(root), description)
     return TableWriter(root, settled, part_size=part_size)
-
-
-def _files_of_part(shard: Shard, part: int) -> set[str]:
-    return {part_name(kind, shard.shard_id, part) for kind in (LATENTS, REJECTS)}
-
-
-def _digest(uri: str, etag: str, size: int) -> bytes:
-    """A shard's place and state in 16 bytes."""
-    return hashlib.sha256(f"{uri}\0{etag}\0{size}".encode()).digest()[:16]
 
 
 def file_sha256(store: Store, name: str) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from pipeline.engine.rows import Row, blank_row, failed_row
 from pipeline.engine.run import Committer, Outcome, run_job
 from pipeline.engine.tally import Tally
 from pipeline.errors import InputError, StorageError
-from pipeline.table import open_table
+from pipeline.table import open_table, part_index
 
 
 def end(parts: int = 2, samples: int = 4) -> Row:
@@ -39,6 +40,7 @@ def written(plan: Plan, work: ShardWork) -> Callable[[int], Row]:
         summary = plan.writer.write_part(work.shard, part, samples=2, latents=[], rejects=rejects)
         row = blank_row("part", work.shard.shard_id, part)
         counts = {"samples": 2, "rejects": 2, "reasons": '{"no_face": 2}', "bytes": 9}
+        row["latents_etag"], row["rejects_etag"] = plan.writer.part_etags(work.shard, part)
         return row | counts | {"summary": json.dumps(summary.to_dict()), "align_seconds": 1.5}
 
     return write
@@ -135,6 +137,67 @@ def test_a_commit_that_fails_costs_its_shard_and_not_the_run(
     committer.finish()
     (error,) = outcome.errors
     assert "'rejects/files-00000-00001.parquet' is missing" in error
+
+
+@pytest.fixture
+def indexed(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> Callable[[], list[str]]:
+    """One part is many; the files of the part index."""
+    monkeypatch.setattr(part_index, "PARTS_INDEXED_AT_ONCE", 1)
+    return lambda: plan.writer.store.names("_index/parts/")
+
+
+def test_a_part_is_indexed_until_its_shard_is_committed(
+    plan: Plan,
+    committer: Committer,
+    written: Callable[[int], Row],
+    indexed: Callable[[], list[str]],
+) -> None:
+    committer.take(written(0))
+    assert len(indexed()) == 1
+    for row in (written(1), end()):
+        committer.take(row)
+    committer.finish()
+    assert is_committed(plan)
+    assert indexed() == []
+
+
+def test_a_part_whose_etags_are_unknown_is_not_indexed(
+    committer: Committer, written: Callable[[int], Row], indexed: Callable[[], list[str]]
+) -> None:
+    committer.take(written(0) | {"rejects_etag": ""})
+    assert indexed() == []
+
+
+@pytest.mark.parametrize("untrue", [{"faces": 1}, {"samples": 1}])
+def test_a_failed_commit_forgets_the_index_of_its_shard(
+    plan: Plan,
+    written: Callable[[int], Row],
+    indexed: Callable[[], list[str]],
+    config_of: Callable[..., JobConfig],
+    untrue: dict[str, int],
+) -> None:
+    """What the index says wrongly costs one run, and the next one is right."""
+
+    def resume() -> list[str]:
+        again, outcome = make_plan(config_of()), Outcome(Tally())
+        assert [work.existing for work in again.works] == [{0}]
+        committer = Committer(again, outcome)
+        for row in (written(1), end()):
+            committer.take(row)
+        committer.finish()
+        return outcome.errors
+
+    row = written(0)
+    row["summary"] = json.dumps(json.loads(row["summary"]) | untrue)
+    Committer(plan, Outcome(Tally())).take(row)
+    assert len(indexed()) == 1
+    (error,) = resume()
+    assert re.search("cannot be committed: another run|4 samples in, 3 accounted for", error)
+    assert indexed() == []
+    for kind in ("latents", "rejects"):
+        plan.writer.store.remove(f"{kind}/files-00000-00001.parquet")
+    assert resume() == []
+    assert is_committed(plan)
 
 
 def test_the_parts_of_an_earlier_run_need_not_come_again(

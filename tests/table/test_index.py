@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.storage import Shard
 from pipeline.table import TableWriter, index
-from pipeline.table import writer as writer_module
+from pipeline.table import states as states_module
 from pipeline.table.index import read_entries
 from pipeline.table.manifests import ShardManifest, manifest_etags, manifest_name
 from pipeline.table.manifests import read_manifest as read_one
@@ -20,7 +20,7 @@ SHARDS = [shard(f"s-{number}") for number in range(4)]
 @pytest.fixture(autouse=True)
 def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three shards are many."""
-    monkeypatch.setattr(writer_module, "INDEXED_AT_ONCE", 3)
+    monkeypatch.setattr(states_module, "INDEXED_AT_ONCE", 3)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         shards.append(shard_id)
         return read_one(store, shard_id)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(writer_module, "read_manifest", counting)
+    monkeypatch.setattr(states_module, "read_manifest", counting)
     return shards
 
 
@@ -41,7 +41,7 @@ def committed(table: TableWriter, shards: list[Shard] = SHARDS) -> list[tuple[in
 
 
 def indexed(table: TableWriter) -> set[str]:
-    return {entry.shard for entry in read_entries(table.store, manifest_etags(table.store))}
+    return {entry.shard for entry in read_entries(table.store, dict(manifest_etags(table.store)))}
 
 
 def test_manifests_that_were_read_once_are_not_read_again(root: str, read: list[str]) -> None:

@@ -1,0 +1,110 @@
+"""What a storage says of its objects: size, etag and time, of one or of all below a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+_ETAG_FIELDS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "crc32c",
+    "mtime",
+    "LastModified",
+    "created",
+)
+
+_TIME_FIELDS = ("LastModified", "last_modified", "mtime", "updated", "created")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """Size in bytes of an object, and a short text that changes when its content does.
+
+    `modified` is when it was put, in seconds since 1970 by the storage's clock; 0 if unknown.
+    """
+
+    size: int
+    etag: str
+    modified: float = field(default=0.0, compare=False)
+
+
+def local_info(status: os.stat_result) -> ObjectInfo:
+    """`ObjectInfo` of a file on a disk: its etag is its size and modification time."""
+    etag = f"{status.st_size}-{status.st_mtime_ns}"
+    return ObjectInfo(status.st_size, etag, status.st_mtime)
+
+
+def object_info(details: dict[str, Any]) -> ObjectInfo:
+    """`ObjectInfo` out of what `fs.info`, `fs.ls` or a page of a bucket's listing says of a file.
+
+    The etag is the object store's own, else the modification time with the size.
+    """
+    size = int(details.get("size") or details.get("Size") or 0)
+    for source in _ETAG_FIELDS:
+        if details.get(source):
+            value = str(details[source]).strip('"')
+            break
+    else:
+        value = "unknown"
+    own = value if len(value) <= 64 else hashlib.sha256(value.encode()).hexdigest()[:32]
+    times = (details.get(name) for name in _TIME_FIELDS)
+    modified = next((time.timestamp() for time in times if isinstance(time, datetime)), 0.0)
+    return ObjectInfo(size, f"{size}-{own}", modified)
+
+
+def files_below(
+    folder: str, above: str, *, detail: bool
+) -> Iterator[tuple[str, ObjectInfo | None]]:
+    """The files of a disk at any depth, `above` before their names; None without `detail`.
+
+    A folder that is not there has none. Links to folders are not followed.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as children:
+        for child in children:
+            name = above + child.name
+            if not child.is_dir():
+                # What vanishes meanwhile, in a run that clears up, is not listed.
+                with suppress(FileNotFoundError):
+                    yield name, local_info(child.stat()) if detail else None
+            elif not child.is_symlink():
+                yield from files_below(child.path, f"{name}/", detail=detail)
+
+
+def objects_of_bucket(
+    fs: Any, folder: str, above: str, start: str
+) -> Iterator[tuple[str, ObjectInfo]]:
+    """The objects below `folder` of S3 whose names start with `start`, `above` before them.
+
+    A page of a thousand at a time, as `fs.find` holds a kilobyte of each of a million parts.
+    """
+    bucket, _, path = f"{folder}/".partition("/")
+    request = {"Bucket": bucket, "Prefix": path + start, **fs.req_kw}
+    while True:
+        try:
+            page = fs.call_s3("list_objects_v2", **request)
+        except FileNotFoundError:
+            return  # no such bucket
+        for item in page.get("Contents", ()):
+            if not item["Key"].endswith("/"):  # the "folder markers" of some programs
+                yield above + item["Key"][len(path) :], object_info(item)
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def objects_below(fs: Any, folder: str, above: str) -> Iterator[tuple[str, ObjectInfo]]:
+    """The objects at any depth below a folder of any other store, `above` before their names."""
+    try:
+        found = fs.find(folder, detail=True)
+    except FileNotFoundError:
+        return
+    for path, details in found.items():
+        yield above + str(path)[len(folder) + 1 :], object_info(details)

@@ -1,0 +1,260 @@
+"""The part index spares a restart footers, and is believed only while parts are what it says."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import TableError
+from pipeline.storage import Shard, Store
+from pipeline.table import PartIndex, PartSummary, TableWriter, open_table, part_index
+from pipeline.table import states as states_module
+from pipeline.table import writer as writer_module
+from pipeline.table.index_files import put_rows
+from pipeline.table.parts import Stamp, read_summary
+from tests.table.rows import face_row, shard, writer
+
+FOLDER = "_index/parts/"
+
+
+@pytest.fixture(autouse=True)
+def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parts are many."""
+    monkeypatch.setattr(part_index, "PARTS_INDEXED_AT_ONCE", 2)
+
+
+@pytest.fixture
+def footers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The shards and parts whose footers were read for their states."""
+    read: list[tuple[str, int]] = []
+
+    def counting(store: Store, stamp: Stamp) -> PartSummary | None:
+        read.append((stamp.shard, stamp.part))
+        return read_summary(store, stamp)
+
+    monkeypatch.setattr(states_module, "read_summary", counting)
+    return read
+
+
+def write(
+    table: TableWriter, index: PartIndex, parts: int, one: Shard | None = None
+) -> list[PartSummary]:
+    """So many parts of a shard, one face each, as a run writes and indexes them."""
+    one = one or shard()
+    summaries = []
+    for part in range(parts):
+        rows = [face_row(f"{part}")]
+        summary = table.write_part(one, part, samples=1, latents=rows, rejects=[])
+        index.add(table.part_entry(one, summary, table.part_etags(one, part)))
+        summaries.append(summary)
+    return summaries
+
+
+def test_a_resume_reads_no_footer_of_an_indexed_part(
+    root: str, footers: list[tuple[str, int]]
+) -> None:
+    table = writer(root)
+    summaries = write(table, PartIndex(table.store), 2)
+    (state,) = table.states([shard()])
+    assert footers == []
+    assert state.parts == dict(enumerate(summaries)), "with their SHA-256"
+    assert state.stale == ()
+
+
+def test_of_parts_that_are_not_indexed_the_footers_are_read(
+    root: str, footers: list[tuple[str, int]]
+) -> None:
+    table = writer(root)
+    write(table, PartIndex(table.store), 3)
+    (state,) = table.states([shard()])
+    assert footers == [("s-0", 2)]
+    assert [state.parts[part].samples for part in range(3)] == [1, 1, 1]
+
+
+def test_a_resumed_shard_is_committed_without_reading_its_files_for_their_hash(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = writer(root)
+    write(table, PartIndex(table.store), 2)
+    monkeypatch.delattr(writer_module, "file_sha256")
+    (state,) = table.states([shard()])
+    table.commit_shard(shard(), state.parts.values())
+    assert open_table(root).verify()["faces"] == 2
+
+
+@pytest.mark.parametrize("kind", ["latents", "rejects"])
+def test_an_entry_of_another_object_is_not_believed(
+    root: str, footers: list[tuple[str, int]], kind: str
+) -> None:
+    table = writer(root)
+    write(table, PartIndex(table.store), 2)
+    table.store.put(f"{kind}/s-0-00001.parquet", b"PAR1 nothing PAR1")
+    (state,) = table.states([shard()])
+    assert footers == [("s-0", 1)]
+    assert sorted(state.parts) == ([0] if kind == "latents" else [0, 1])
+
+
+@pytest.mark.parametrize("change", ["etag", "part_size", "settings"])
+def test_an_entry_of_another_stamp_is_not_believed(tmp_path: Path, change: str) -> None:
+    table, one = writer(tmp_path), shard()
+    write(table, PartIndex(table.store), 2)
+    if change == "etag":
+        one = replace(one, etag="etag-2")
+    elif change == "part_size":
+        table = writer(tmp_path, part_size=5)
+    else:
+        other = replace(table.description, settings={"weights": "other"})
+        table = TableWriter(str(tmp_path), other, part_size=4)
+    (state,) = table.states([one])
+    assert state == table.state(one)
+    assert (state.parts, len(state.stale)) == ({}, 4)
+
+
+def test_a_part_with_one_file_is_done_again_whatever_the_index_says(root: str) -> None:
+    table = writer(root)
+    write(table, PartIndex(table.store), 2)
+    table.store.remove("rejects/s-0-00000.parquet")
+    (state,) = table.states([shard()])
+    assert (sorted(state.parts), state.stale) == ([1], ("latents/s-0-00000.parquet",))
+
+
+def test_files_of_committed_shards_leave_the_part_index(root: str) -> None:
+    table = writer(root)
+    index = PartIndex(table.store)
+    first, second = shard("s-0"), shard("s-1")
+    table.commit_shard(first, [*write(table, index, 1, first)])
+    table.commit_shard(second, [*write(table, index, 1, second)])
+    (name,) = table.store.names(FOLDER)
+    index.close("s-0")
+    assert table.store.names(FOLDER) == [name], "it speaks of the other"
+    index.close("s-1")
+    assert table.store.names(FOLDER) == []
+
+
+def test_a_shard_that_is_committed_soon_is_never_indexed(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    index = PartIndex(table.store)
+    for name in ("s-0", "s-1", "s-2"):
+        write(table, index, 1, shard(name))
+        index.close(name)
+    assert table.store.names(FOLDER) == []
+
+
+def test_a_restart_removes_what_a_run_that_was_killed_left_of_committed_shards(root: str) -> None:
+    table = writer(root)
+    table.commit_shard(shard(), write(table, PartIndex(table.store), 2))
+    write(table, PartIndex(table.store), 2, shard("s-1"))
+    index = PartIndex(table.store)
+    assert [state.done for state in table.states([shard(), shard("s-1")], index)] == [True, False]
+    (name,) = table.store.names(FOLDER)
+    assert name.startswith(f"{FOLDER}s-1-")
+    index.close("s-1")
+    assert table.store.names(FOLDER) == [], "a run removes the files of those before it too"
+
+
+def test_a_dry_run_leaves_the_part_index_as_it_is(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    table.commit_shard(shard(), write(table, PartIndex(table.store), 2))
+    before = table.store.names(FOLDER)
+    dry = TableWriter(str(tmp_path), table.description, part_size=4, read_only=True)
+    assert [state.done for state in dry.states([shard()])] == [True]
+    assert table.store.names(FOLDER) == before != []
+
+
+def test_what_a_commit_finds_untrue_is_forgotten_with_all_that_was_said_of_the_shard(
+    root: str,
+) -> None:
+    """The parts were another run's before their etags were looked up."""
+    table, index = writer(root), PartIndex(writer(root).store)
+    rival = writer(root, part_size=5)
+    write(rival, PartIndex(rival.store, read_only=True), 2)
+    for part in range(2):
+        summary = PartSummary(part, 1, 1, 0, "ab" * 32, "cd" * 32)
+        index.add(table.part_entry(shard(), summary, table.part_etags(shard(), part)))
+    index = PartIndex(table.store)
+    (state,) = table.states([shard()], index)
+    with pytest.raises(TableError, match="another run has written part 0"):
+        table.commit_shard(shard(), state.parts.values())
+    index.forget("s-0")
+    assert table.store.names(FOLDER) == []
+    (state,) = table.states([shard()])
+    assert (state.parts, len(state.stale)) == ({}, 4)
+
+
+def test_damaged_and_foreign_files_are_passed_over_and_left(
+    tmp_path: Path, footers: list[tuple[str, int]]
+) -> None:
+    table = writer(tmp_path)
+    write(table, PartIndex(table.store), 2)
+    (name,) = table.store.names(FOLDER)
+    content = table.store.get(name)
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"shard": ["s-0"]}), sink)
+    table.store.put(f"{FOLDER}notes.txt", b"not ours")
+    table.store.put(f"{FOLDER}other-0123456789abcdef.parquet", sink.getvalue())
+    table.store.put(name, content[:-40] + bytes(40))
+    left = table.store.names(FOLDER)
+    (state,) = table.states([shard()])
+    assert (sorted(state.parts), sorted(footers)) == ([0, 1], [("s-0", 0), ("s-0", 1)])
+    assert table.store.names(FOLDER) == left
+
+
+def test_rows_of_another_kind_are_passed_over(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    write(table, PartIndex(table.store, read_only=True), 2)
+    put_rows(table.store, FOLDER, [table.entry(table.commit_shard(shard("s-1"), []))])
+    (state,) = table.states([shard()])
+    assert sorted(state.parts) == [0, 1]
+
+
+def test_an_index_that_vanishes_in_the_middle_of_a_run_is_not_missed(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    write(table, PartIndex(table.store), 2)
+    index = PartIndex(table.store)
+    (state,) = table.states([shard()], index)
+    for name in table.store.names("_index/"):
+        table.store.remove(name)
+    table.commit_shard(shard(), state.parts.values())
+    index.close("s-0")
+    assert open_table(str(tmp_path)).verify()["parts"] == 2
+
+
+def test_an_index_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    (tmp_path / "_index").write_bytes(b"a file where a folder should be")
+    index = PartIndex(table.store)
+    table.commit_shard(shard(), write(table, index, 2))
+    index.close("s-0")
+    assert [state.done for state in table.states([shard()])] == [True]
+
+
+def test_a_part_that_was_written_twice_is_known_by_the_files_that_stand(
+    root: str, footers: list[tuple[str, int]]
+) -> None:
+    table = writer(root)
+    write(table, PartIndex(table.store), 2)
+    for part in range(2):
+        for kind in ("latents", "rejects"):
+            table.store.remove(f"{kind}/s-0-{part:05d}.parquet")
+    rows = [face_row("a"), face_row("b")]
+    again = table.write_part(shard(), 0, samples=2, latents=rows, rejects=[])
+    index = PartIndex(table.store)
+    for one in (shard(), shard("s-1")):
+        index.add(table.part_entry(one, again, table.part_etags(shard(), 0)))
+    (state,) = table.states([shard()])
+    assert footers == []
+    assert state.parts == {0: again}
+
+
+def test_etags_of_a_part_are_those_that_a_listing_shows(root: str) -> None:
+    table = writer(root)
+    assert table.part_etags(shard(), 0) == ("", "")
+    write(table, PartIndex(table.store), 1)
+    listed = {name: info.etag for name, info in table.store.infos()}
+    names = ("latents/s-0-00000.parquet", "rejects/s-0-00000.parquet")
+    assert table.part_etags(shard(), 0) == tuple(listed[name] for name in names)
