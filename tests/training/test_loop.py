@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.errors import ModelError
 from pipeline.storage import Store
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.journal import Journal, read_reports
@@ -110,6 +111,16 @@ def test_a_checkpoint_comes_after_so_many_minutes_too(tmp_path):
     state = Checkpoints(Store(str(tmp_path)), "line").load()
     assert state is not None
     assert state["batches"] == 5
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path):
+    run(tmp_path, replace(PLAN, images=40))
+    task, store = LineTask(), Store(str(tmp_path))
+    task.network = nn.Linear(2, 1)
+    with pytest.raises(ModelError, match="of another network") as refusal:
+        train(PLAN, task, batches_from, Checkpoints(store, "line"), Journal(store, "line"))
+    assert "\n" not in str(refusal.value)
+    assert store.uri("line.pt") in str(refusal.value)
 
 
 def test_a_checkpoint_without_a_journal_is_enough_to_go_on(tmp_path):
