@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from pipeline.training.demo import CARTOON, FACES, Drawn, build, draw_cartoons
+from pipeline.training.demo import Drawn, build, draw_cartoons
+from pipeline.training.demo_plans import CARTOON, FACES
 from pipeline.training.loop import LoopPlan
 from pipeline.training.losses import ImageWeights
 from pipeline.training.pairs import Pairs
