@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +21,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.demo_plans import DemoPlan, check_plan, keep_plan
 from pipeline.training.encoder import EncoderTask, Faces, ModelStart
 from pipeline.training.generator import LatentScale, fit_generator, repeat_rows
-from pipeline.training.journal import Journal, read_reports
+from pipeline.training.journal import Journal, read_reports, total_seconds
 from pipeline.training.look import cartoon
 from pipeline.training.loop import LoopPlan, train
 from pipeline.training.order import random_batches
@@ -182,8 +181,10 @@ def train_encoder(
 def build(
     plan: DemoPlan, drawn: Drawn, folder: str, base: RestyleModel | None = None
 ) -> tuple[RestyleModel, dict[str, float]]:
-    """Both stages, resuming from `folder`; the model with its figures, and seconds per stage."""
-    started = time.monotonic()
+    """Both stages, resuming from `folder`; the model with its figures, and seconds per stage.
+
+    A stage's seconds are those of all its runs, as its journal has them.
+    """
     check_plan(plan, base, folder, len(drawn.pairs))
     if join_group().leads:
         keep_plan(plan, base, folder, len(drawn.pairs))
@@ -195,12 +196,18 @@ def build(
         start=base.generator if base else None,
         held_out=plan.held_out,
     )
-    fitted = time.monotonic()
     model = train_encoder(plan, generator, drawn, folder, base)
-    seconds = {"generator": fitted - started, "encoder": time.monotonic() - fitted}
-    notes: dict[str, Any] = {"pairs": len(drawn.pairs) - plan.held_out}
-    for stage in seconds:
-        notes[stage] = (read_reports(Store(folder), stage) or [{}])[-1]
+    stages = {stage: stage_figures(folder, stage) for stage in ("generator", "encoder")}
+    notes: dict[str, Any] = {"pairs": len(drawn.pairs) - plan.held_out, **stages}
     encoder = model.encoder
     assert isinstance(encoder, CompactEncoder)
-    return assemble(plan, generator, encoder, model.latent_avg, notes), seconds
+    finished = assemble(plan, generator, encoder, model.latent_avg, notes)
+    return finished, {stage: figures["seconds"] for stage, figures in stages.items()}
+
+
+def stage_figures(folder: str, stage: str) -> dict[str, Any]:
+    """The last line of a stage's journal, with the seconds that the whole stage took."""
+    lines = read_reports(Store(folder), stage)
+    figures = dict(lines[-1]) if lines else {}
+    figures.pop("total_seconds", None)
+    return figures | {"seconds": total_seconds(lines)}

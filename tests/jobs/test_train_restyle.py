@@ -56,7 +56,7 @@ def reports(run: Path) -> list[dict[str, Any]]:
     """The log's lines without their seconds."""
     path = run / "encoder.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return [{**json.loads(line), "seconds": 0} for line in lines]
+    return [{**json.loads(line), "seconds": 0, "total_seconds": 0} for line in lines]
 
 
 def kill_after(started: Job, run: Path, lines: int) -> int:
