@@ -9,6 +9,7 @@ from pipeline.table.means import METRICS, means_per_step
 from pipeline.table.reader import Table
 
 CARD_NAME = "README.md"
+NOT_MEASURED = "not measured"  # what a description says of a metric that no network measures
 # What the Hugging Face hub reads; without it the hub would take all files for one data set.
 _FRONT_MATTER = """---
 license: other
@@ -84,7 +85,20 @@ def _metrics(table: Table) -> str:
     header = ("mean", *(f"step {step}" for step in means["step"]))
     measured = [f"* {name}: {meaning}" for name, meaning in table.description.metrics.items()]
     section = _section("Metrics", header, rows, "No face was measured.")
-    return "\n".join([section, *measured, ""])
+    return "\n".join([section, *_unidentified(table), *measured, ""])
+
+
+def _unidentified(table: Table) -> list[str]:
+    """How many faces are missing from the mean identity, where there is one."""
+    if table.description.metrics.get("id_similarity", NOT_MEASURED) == NOT_MEASURED:
+        return []
+    count = table.sql(
+        "SELECT count(*) AS faces, count(*) - count(id_similarity) AS missed FROM latents"
+    ).iloc[0]
+    return [
+        f"* id_similarity is null for {int(count.missed):,} of {int(count.faces):,} faces: the "
+        "identity network found no face in the crop or in the best step's image"
+    ]
 
 
 def _section(

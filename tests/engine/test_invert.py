@@ -140,6 +140,22 @@ def test_the_kept_reconstruction_is_of_the_code_in_the_row(settings: InvertSetti
         assert np.abs(kept - wanted).mean() < 0.5
 
 
+def test_faces_whose_identity_is_not_found_are_counted(sample_images: dict[str, bytes]) -> None:
+    picture = Image.open(io.BytesIO(sample_images["portraits/0001.jpg"])).convert("RGB")
+    person = face(0) | {"pixels": picture.resize((64, 64), Image.Resampling.BOX).tobytes()}
+    method = Method(steps=1)
+    stage = InvertStage(InvertSettings("demo", method), Columns(n_styles=10))
+    row = stage(part([person, face(1), face(2)]))
+    similarities = unpack(row["payload"])["id_similarity"].to_pylist()
+    assert [value is None for value in similarities] == [False, True, True]
+    assert (row["faces"], row["rejects"], row["identity_missed"]) == (3, 0, 2)
+
+
+def test_no_identity_is_missed_where_none_is_measured(settings: InvertSettings) -> None:
+    row = InvertStage(settings, Columns(n_styles=10))(part([face(0)]))
+    assert (row["faces"], row["identity_missed"]) == (1, 0)
+
+
 def test_a_code_that_is_not_finite_is_a_reject(
     settings: InvertSettings, broken_bundle: str
 ) -> None:
