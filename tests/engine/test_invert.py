@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -202,6 +203,31 @@ def test_the_cpu_is_used_where_the_cpu_is_asked_for(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert Inverter(replace(settings, device="cpu")).device == "cpu"
+
+
+def test_a_gpu_is_waited_for_before_the_clock_is_read(
+    settings: InvertSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inverter, calls = Inverter(settings), list[str]()
+    read = time.perf_counter
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    monkeypatch.setattr(time, "perf_counter", lambda: calls.append("read") or read())
+    inverter.device = "cpu"
+    inverter._clock()
+    assert calls == ["read"], "a machine without a GPU has nothing to wait for"
+    inverter.device = "cuda"
+    inverter._clock()
+    assert calls == ["read", "wait", "read"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_work_is_left_on_a_gpu_whose_clock_was_read(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, device="cuda"))
+    square = torch.ones(8192, 8192, device="cuda")
+    for _ in range(50):
+        square = square @ square
+    inverter._clock()
+    assert torch.cuda.current_stream().query()
 
 
 def start_of(*numbers: int) -> dict[str, np.ndarray]:
