@@ -59,7 +59,7 @@ def _summary(table: Table) -> str:
         f"codes and {int(count.rejects):,} rejects. A code is `[{columns.n_styles}][512]` of "
         f"{columns.w_plus_dtype} in the column `w_plus`.",
         "",
-        *(f"* {name}: {_text(value)}" for name, value in description.model.items()),
+        *(line for name, value in description.model.items() for line in _about(name, value)),
         f"* fingerprint of weights and settings: `{description.fingerprint}`",
         "",
     ]
@@ -110,5 +110,17 @@ def _section(
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def _about(name: str, value: object) -> list[str]:
+    """A line, or for several facts, such as a model's notes, a list of them below it."""
+    if isinstance(value, dict) and value:
+        return [f"* {name}:", *(f"  * {each}: {_text(fact)}" for each, fact in value.items())]
+    return [f"* {name}: {_text(value)}"]
+
+
 def _text(value: object) -> str:
+    """A fact in one line: what JSON gives, without its quotes and braces."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_text(fact)}" for name, fact in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -23,6 +23,25 @@ def test_the_card_counts_what_is_in_the_table(filled: str) -> None:
     assert "* lpips: AlexNet, version 0.1, 256 px" in text
 
 
+def test_the_models_notes_are_read_without_knowing_json(tmp_path: Path) -> None:
+    encoder = {"images": 28000, "held_out_l2": [0.0383, 0.0335], "seconds": "about 10800"}
+    model = {"name": "demo", "notes": {"pairs": 10200, "encoder": encoder}, "domains": ["faces"]}
+    writer(tmp_path, model=model)
+    lines = write_card(open_table(str(tmp_path))).splitlines()
+    begin = lines.index("* name: demo")
+    assert lines[begin + 1 : begin + 5] == [
+        "* notes:",
+        "  * pairs: 10200",
+        "  * encoder: images 28000; held_out_l2 0.0383, 0.0335; seconds about 10800",
+        "* domains: faces",
+    ]
+
+
+def test_a_model_without_notes_has_none(tmp_path: Path) -> None:
+    writer(tmp_path, model={"notes": {}})
+    assert "* notes: none" in write_card(open_table(str(tmp_path))).splitlines()
+
+
 def test_faces_without_an_identity_are_counted(tmp_path: Path) -> None:
     metrics = {"id_similarity": "cosine of two descriptors"}
     table = writer(tmp_path, metrics=metrics)
