@@ -6,29 +6,33 @@
 PAIRS is a folder of pairs-*.tar shards (`<key>.jpg` and `<key>.w.npy`). The second command makes
 the model that draws cartoons: it starts from the first one's bundle and learns the same pairs in a
 computed look. Both stages write a checkpoint to the work folder every few minutes and go on from it
-when the command is run again; raise --generator-images or --encoder-images to train longer. Each
-stage says how long it took.
+when the command is run again; raise --generator-images or --encoder-images to train longer. A work
+folder of another look or base is refused. Each stage says how long it took over all its runs.
 On several cores: torchrun --nproc-per-node 2 jobs/build_demo_model.py --pairs PAIRS
+
+exit code  0 done   1 failed or stopped, run again to continue   2 the request is wrong
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.command_line import job_parser
+from pipeline.command_line import exit_code_of, job_parser
 from pipeline.models import RestyleModel, load_model, save_bundle
-from pipeline.training.demo import CARTOON, FACES, DemoPlan, Drawn, build, draw_cartoons
+from pipeline.training.demo import Drawn, build, draw_cartoons
+from pipeline.training.demo_plans import CARTOON, FACES, DemoPlan, check_plan
 from pipeline.training.pairs import load_pairs
 from pipeline.training.parallel import join_group, leave_group
 
 LOOKS = {"photo": FACES, "cartoon": CARTOON}
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags."""
     parser = job_parser(__doc__)
     parser.add_argument("--pairs", type=Path, required=True, help="folder of pairs-*.tar")
@@ -38,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", help="bundle to write (default: the embedded one)")
     parser.add_argument("--generator-images", type=int, metavar="N", help="to see in all")
     parser.add_argument("--encoder-images", type=int, metavar="N", help="to see in all")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def planned(arguments: argparse.Namespace) -> DemoPlan:
@@ -61,13 +65,13 @@ def read_data(arguments: argparse.Namespace, size: int, work: str) -> Drawn:
     return Drawn(load_pairs(shards, size))
 
 
-def main() -> None:
+def make(arguments: argparse.Namespace) -> None:
     """Pairs, generator, encoder, bundle."""
-    arguments = parse_arguments()
     group, plan = join_group(), planned(arguments)
     work = arguments.work or f"build/{plan.name}"
     output = arguments.output or f"pipeline/models/bundles/{plan.name}"
     base: RestyleModel | None = load_model(arguments.base) if arguments.look != "photo" else None
+    check_plan(plan, base, work)  # before cartoons are drawn, which takes minutes
 
     started = time.monotonic()
     size = max(plan.channels)
@@ -82,5 +86,16 @@ def main() -> None:
     print(json.dumps({"bundle": output, "seconds": seconds, **notes}))
 
 
+def main(argv: list[str]) -> int:
+    """Parse and make; returns the exit code."""
+    arguments = parse_arguments(argv)
+
+    def work() -> int:
+        make(arguments)
+        return 0
+
+    return exit_code_of(work, stopped="run the same command again to continue")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

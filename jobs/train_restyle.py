@@ -6,7 +6,8 @@
     ray job submit --working-dir . -- python jobs/train_restyle.py --config train.yaml
 
 Every setting is a line of the YAML file or a flag; flags win. Run the same command again to go on
-from the last checkpoint after any failure. The last line of stdout is one JSON object.
+from the last checkpoint after any failure, with a higher --images to train longer; what would make
+it another training is refused. The last line of stdout is one JSON object.
 
 exit code  0 done   1 failed or stopped, run again to continue   2 the request is wrong
 """

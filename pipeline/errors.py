@@ -5,7 +5,7 @@ PipelineError
 │   ├── ConfigError         a flag or a line of the config file
 │   ├── InputError          the input URI: missing, empty, of no known kind
 │   ├── ModelError          a checkpoint or bundle that does not fit
-│   ├── FingerprintError    the table was made with other weights or settings
+│   ├── FingerprintError    what is at the output was made with other weights or settings
 │   └── ShapeError          a tensor of the wrong shape or dtype
 ├── StorageError            a read or a put failed: exit code 1, run again to continue
 ├── TableError              the table breaks one of its own promises
@@ -61,10 +61,10 @@ class ModelError(RequestError):
 
 
 class FingerprintError(RequestError):
-    """The table at the output was made with other weights or settings; a line for each."""
+    """The table or training at the output is one of other weights or settings; a line for each."""
 
     def __str__(self) -> str:
-        """One line for the table, and one for each setting that differs."""
+        """One line for what is there, and one for each setting that differs."""
         return "\n".join(map(printable, Exception.__str__(self).split("\n")))
 
 

@@ -288,6 +288,9 @@ class InvertStage:
             row["rejected"], row["reasons"] = pack(rejected), count_reasons(rejected)
             row["rejects"] = rejected.num_rows
         row["faces"], row["inversion_seconds"] = len(account.latents), account.seconds
+        if self.inverter.meter.identity is not None:
+            known = [face["id_similarity"] is not None for face in account.latents]
+            row["identity_missed"] = known.count(False)
         return row
 
 

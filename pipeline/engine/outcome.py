@@ -43,6 +43,7 @@ class Outcome:
             "faces": tally.faces,
             "rejects": tally.rejects,
             "rejects_by_reason": dict(sorted(tally.reasons.items())),
+            "identity_missed": tally.identity_missed,
             "parts": tally.parts,
             "skipped_parts": self.skipped_parts,
             "seconds": round(seconds, 2),

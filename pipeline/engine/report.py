@@ -22,6 +22,8 @@ def _counts(outcome: Outcome) -> Table:
     table.add_column("count", justify="right")
     table.add_row("samples", str(tally.samples))
     table.add_row("faces", str(tally.faces))
+    if tally.identity_missed:
+        table.add_row("faces without an identity", str(tally.identity_missed))
     for reason, count in tally.reasons.most_common():
         table.add_row(f"rejected: {reason}", str(count))
     table.add_row("parts done", str(tally.parts))

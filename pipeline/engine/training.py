@@ -35,6 +35,7 @@ from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import ConfigError, InputError, PipelineError, StorageError
 from pipeline.storage import Store, list_shards, without_secrets
 from pipeline.training.config import TrainConfig
+from pipeline.training.settled import ENCODER, check_settings
 
 CROPS = "crops"
 DONE = "_done.json"
@@ -210,16 +211,15 @@ def _trainer(config: TrainConfig, crops: Store, resources: Resources) -> Any:
 def _lines_of(config: TrainConfig) -> Iterator[None]:
     """Print each line of the log that the block adds: the workers have no terminal."""
     from pipeline.training.journal import read_reports
-    from pipeline.training.restyle import NAME
 
     store, ended = Store(config.output), threading.Event()
-    seen = {json.dumps(line) for line in read_reports(store, NAME)}
+    seen = {json.dumps(line) for line in read_reports(store, ENCODER)}
 
     def follow() -> None:
         last = False
         while not last:
             last = ended.wait(POLL_S)
-            for line in map(json.dumps, read_reports(store, NAME)):
+            for line in map(json.dumps, read_reports(store, ENCODER)):
                 if line not in seen:
                     seen.add(line)
                     print(line, flush=True)
@@ -236,12 +236,13 @@ def _lines_of(config: TrainConfig) -> Iterator[None]:
 def run_training(config: TrainConfig) -> dict[str, Any]:
     """Cut the crops, train, and give what the run came to, JSON-ready.
 
-    Raises a `RequestError` where the request is wrong, `PipelineError` where the run failed: the
-    same call goes on from the last checkpoint.
+    Raises a `RequestError` where the request is wrong, which is also where the output holds a
+    training of other settings, `PipelineError` where the run failed: the same call goes on from the
+    last checkpoint.
     """
+    check_settings(config)
     plan = plan_crops(config)
     output = Store(config.output)
-    output.put("_train.json", config.model_dump_json(indent=2, exclude_none=True).encode())
     output.remove(DONE)
     for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

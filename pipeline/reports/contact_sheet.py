@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -78,10 +79,10 @@ def contact_sheet(
     )
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((MARGIN, MARGIN - 4), title, INK, _font(20))
+        draw.text((MARGIN, MARGIN - 4), drawable(title), INK, _font(20))
     for column, name in enumerate(_headers(n_begun, n_steps, step_name)):
         x = MARGIN + column * (cell[0] + GAP) + cell[0] / 2
-        draw.text((x, top - HEADER / 2), name, INK, _font(15), anchor="mm")
+        draw.text((x, top - HEADER / 2), drawable(name), INK, _font(15), anchor="mm")
     for index, row in enumerate(rows):
         _draw_row(sheet, row, top + index * (cell[1] + CAPTION + GAP), cell)
     buffer = io.BytesIO()
@@ -108,7 +109,26 @@ def _draw_row(sheet: Image.Image, row: SheetRow, y: int, cell: tuple[int, int]) 
             edges = (x - FRAME, y - FRAME, x + cell[0] + FRAME - 1, y + cell[1] + FRAME - 1)
             draw.rectangle(edges, outline=ACCENT, width=FRAME)
         place = (x + cell[0] / 2, y + cell[1] + CAPTION / 2)
-        draw.text(place, _fitting(caption, cell[0]), colour, _font(12), anchor="mm")
+        draw.text(place, _fitting(drawable(caption), cell[0]), colour, _font(12), anchor="mm")
+
+
+def drawable(text: str) -> str:
+    """`text` in ASCII, as the font shows a box for most other characters, Latin-1's among them.
+
+    Letters lose their accents; what is no letter with an accent is escaped, such as `\\u4e2d`, so
+    that keys in other scripts stay apart.
+    """
+    return "".join(map(_plain, text))
+
+
+def _plain(char: str) -> str:
+    if char.isascii() and char.isprintable():
+        return char
+    if unicodedata.combining(char):
+        return ""
+    letter = unicodedata.normalize("NFD", char)[0]
+    known = letter.isascii() and letter.isprintable()  # a line break is not
+    return letter if known else char.encode("unicode_escape").decode()
 
 
 def _fitting(text: str, width: int) -> str:

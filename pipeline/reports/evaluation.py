@@ -57,7 +57,8 @@ def comparison(methods: Sequence[Method]) -> Sheet:
         ["method", *map(label, metrics), "seconds a face", "steps", "generator passes"],
         rows,
         f"Means over {len(methods[0].faces):,} faces ± half the 95 % confidence interval "
-        "(Student's t). Quality is that of the code in the table, the best step's.",
+        "(Student's t); n where some were not measured. Quality is that of the code in the table, "
+        "the best step's.",
     )
 
 

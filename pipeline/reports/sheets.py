@@ -18,8 +18,9 @@ MISSING = "-"
 class Sheet:
     """Rows of cells below a header; `name` is that of the CSV file, without its suffix.
 
-    An `Interval` is one column of Markdown (`mean ± half width`) and three of CSV. None and NaN
-    are `-` in Markdown and an empty field in CSV.
+    An `Interval` is one column of Markdown (`mean ± half width`, with the number of values where
+    some were not measured) and three of CSV. None and NaN are `-` in Markdown and an empty field in
+    CSV.
     """
 
     name: str
@@ -82,13 +83,14 @@ def _interval(cell: Interval) -> str:
     """Four decimals, or more where the half width would have fewer than two digits."""
     if math.isnan(cell.mean):
         return MISSING
+    counted = f" (n = {cell.n:,})" if cell.missing else ""
     if math.isnan(cell.half_width):
-        return f"{cell.mean:.4f}"
+        return f"{cell.mean:.4f}{counted}"
     digits = 4
     if cell.half_width:
         digits = max(digits, 1 - math.floor(math.log10(cell.half_width)))
     digits = min(digits, 8)
-    return f"{cell.mean:.{digits}f} ± {cell.half_width:.{digits}f}"
+    return f"{cell.mean:.{digits}f} ± {cell.half_width:.{digits}f}{counted}"
 
 
 def _fields(cell: Cell, three: bool) -> list[str | int]:

@@ -18,22 +18,24 @@ _LEVEL = 0.975  # both tails together leave 5 %
 class Interval:
     """A mean over `n` values with half the width of its 95 % confidence interval.
 
-    The mean of no values is NaN, and so is the half width of fewer than two.
+    The mean of no values is NaN, and so is the half width of fewer than two. `missing` values were
+    not measured and are not in the mean.
     """
 
     n: int
     mean: float
     half_width: float
+    missing: int = 0
 
 
 def interval(values: Floats) -> Interval:
     """Mean and 95 % interval (Student's t) of values of any shape; NaN counts as not measured."""
     known = values[~np.isnan(values)].astype(np.float64)
-    n = known.size
+    n, missing = known.size, values.size - known.size
     if n < 2:
-        return Interval(n, float(known.mean()) if n else math.nan, math.nan)
+        return Interval(n, float(known.mean()) if n else math.nan, math.nan, missing)
     error = float(known.std(ddof=1)) / math.sqrt(n)
-    return Interval(n, float(known.mean()), student_t(n - 1) * error)
+    return Interval(n, float(known.mean()), student_t(n - 1) * error, missing)
 
 
 def interval_of_sums(n: int, total: float, squares: float) -> Interval:

@@ -9,6 +9,7 @@ from pipeline.table.means import METRICS, means_per_step
 from pipeline.table.reader import Table
 
 CARD_NAME = "README.md"
+NOT_MEASURED = "not measured"  # what a description says of a metric that no network measures
 # What the Hugging Face hub reads; without it the hub would take all files for one data set.
 _FRONT_MATTER = """---
 license: other
@@ -58,7 +59,7 @@ def _summary(table: Table) -> str:
         f"codes and {int(count.rejects):,} rejects. A code is `[{columns.n_styles}][512]` of "
         f"{columns.w_plus_dtype} in the column `w_plus`.",
         "",
-        *(f"* {name}: {_text(value)}" for name, value in description.model.items()),
+        *(line for name, value in description.model.items() for line in _about(name, value)),
         f"* fingerprint of weights and settings: `{description.fingerprint}`",
         "",
     ]
@@ -84,7 +85,20 @@ def _metrics(table: Table) -> str:
     header = ("mean", *(f"step {step}" for step in means["step"]))
     measured = [f"* {name}: {meaning}" for name, meaning in table.description.metrics.items()]
     section = _section("Metrics", header, rows, "No face was measured.")
-    return "\n".join([section, *measured, ""])
+    return "\n".join([section, *_unidentified(table), *measured, ""])
+
+
+def _unidentified(table: Table) -> list[str]:
+    """How many faces are missing from the mean identity, where there is one."""
+    if table.description.metrics.get("id_similarity", NOT_MEASURED) == NOT_MEASURED:
+        return []
+    count = table.sql(
+        "SELECT count(*) AS faces, count(*) - count(id_similarity) AS missed FROM latents"
+    ).iloc[0]
+    return [
+        f"* id_similarity is null for {int(count.missed):,} of {int(count.faces):,} faces: the "
+        "identity network found no face in the crop or in the best step's image"
+    ]
 
 
 def _section(
@@ -96,5 +110,17 @@ def _section(
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def _about(name: str, value: object) -> list[str]:
+    """A line, or for several facts, such as a model's notes, a list of them below it."""
+    if isinstance(value, dict) and value:
+        return [f"* {name}:", *(f"  * {each}: {_text(fact)}" for each, fact in value.items())]
+    return [f"* {name}: {_text(value)}"]
+
+
 def _text(value: object) -> str:
+    """A fact in one line: what JSON gives, without its quotes and braces."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_text(fact)}" for name, fact in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -24,6 +24,7 @@ _RUNS = pa.schema(
         ("exit_code", pa.int64()),
         *((name, pa.int64()) for name in ("samples", "faces", "rejects", "parts")),
         ("skipped_parts", pa.int64()),
+        ("identity_missed", pa.int64()),  # faces in which the identity network found none
         ("seconds", pa.float64()),  # from start to end
         ("images_per_second", pa.float64()),
         ("inversion_seconds", pa.float64()),  # of the method alone, summed over workers

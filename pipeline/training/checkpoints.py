@@ -22,6 +22,11 @@ class Checkpoints:
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name
 
+    @property
+    def uri(self) -> str:
+        """Where the state that a run goes on from is kept."""
+        return self.store.uri(f"{self.name}.pt")
+
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state that a run goes on from."""
         self._put(f"{self.name}.pt", state)

@@ -11,6 +11,15 @@ from pipeline.errors import ConfigError
 from pipeline.settings import fill
 from pipeline.storage import canonical_uri
 
+# What a training that goes on may be told anew: how long, where and how it is watched. Any other
+# setting would make it another training.
+MAY_CHANGE = frozenset(
+    {
+        *("images", "report_every", "save_every", "save_minutes", "tensorboard"),
+        *("output", "workers", "device", "align_workers", "restarts"),
+    }
+)
+
 
 def _weight(description: str) -> Any:
     return Field(None, ge=0, allow_inf_nan=False, description=f"weight of {description}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,90 +16,24 @@ from pipeline.models import Architecture, ModelCard, RestyleModel
 from pipeline.models.compact import CompactEncoder
 from pipeline.models.stylegan2 import Generator
 from pipeline.storage import Store
-from pipeline.training import generator as fitting
 from pipeline.training.augment import augment, augment_alike
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.encoder import EncoderPlan, EncoderTask, Faces, ModelStart
+from pipeline.training.demo_plans import DemoPlan, check_plan, keep_plan
+from pipeline.training.encoder import EncoderTask, Faces, ModelStart
 from pipeline.training.generator import LatentScale, fit_generator, repeat_rows
-from pipeline.training.journal import Journal, read_reports
+from pipeline.training.journal import Journal, read_reports, total_seconds
 from pipeline.training.look import cartoon
 from pipeline.training.loop import LoopPlan, train
-from pipeline.training.losses import ImageWeights
 from pipeline.training.order import random_batches
 from pipeline.training.pairs import Pairs, to_unit
 from pipeline.training.parallel import Group, join_group
 
-SOURCE = (
-    "a small StyleGAN2 fitted to (w, image) pairs that the generator inside the random-face "
-    "2021.7.21.1 wheel rendered, and a compact ReStyle-pSp encoder trained for it"
-)
-CARTOON_SOURCE = (
-    "the demo model's generator, fine-tuned to the same pairs in a computed cartoon look, and its "
-    "encoder, fine-tuned to see the photograph and to be judged by the cartoon of it"
-)
 LICENCE = (
     "research use only: the pairs come from a network (the wheel says Apache-2.0) that descends "
     "from NVIDIA's StyleGAN2-FFHQ, which is licensed for non-commercial use"
 )
 WIDTH = 32  # of the encoder
 LOOK_BATCH = 64
-
-
-@dataclass(frozen=True)
-class DemoPlan:
-    """How one demo model is made."""
-
-    name: str
-    domain: str
-    source: str
-    generator: LoopPlan
-    encoder: LoopPlan
-    rounds: EncoderPlan
-    channels: dict[int, int]
-    held_out: int = fitting.HELD_OUT
-
-
-FACES = DemoPlan(
-    name="demo",
-    domain="faces",
-    source=SOURCE,
-    generator=fitting.PLAN,
-    encoder=LoopPlan(images=40_000, batch=8, peak_rate=1.5e-3, clip=5.0),
-    rounds=EncoderPlan(
-        steps=5,
-        # Later steps see little change in the first half of the training.
-        early_steps=3,
-        first_step_share=0.4,
-        images=ImageWeights(l2=2.0, lpips=0.8),
-        # Rows that feed only demodulated layers have no scale of their own and would run away.
-        w_norm=5e-4,
-    ),
-    channels=fitting.CHANNELS,
-)
-CARTOON = DemoPlan(
-    name="demo-toonify",
-    domain="toonify",
-    source=CARTOON_SOURCE,
-    generator=replace(
-        fitting.PLAN,
-        images=4_000,
-        peak_rate=1e-2,
-        horizon=150,
-        report_every=2_000,
-        save_every=500,
-    ),
-    encoder=replace(
-        FACES.encoder,
-        images=2_400,
-        peak_rate=8e-4,
-        warm_up=30,
-        horizon=100,
-        report_every=1_200,
-        save_every=240,
-    ),
-    rounds=replace(FACES.rounds, steps=3, early_steps=None, first_step_share=1.0),
-    channels=fitting.CHANNELS,
-)
 
 
 @dataclass(frozen=True)
@@ -248,8 +181,13 @@ def train_encoder(
 def build(
     plan: DemoPlan, drawn: Drawn, folder: str, base: RestyleModel | None = None
 ) -> tuple[RestyleModel, dict[str, float]]:
-    """Both stages, resuming from `folder`; the model with its figures, and seconds per stage."""
-    started = time.monotonic()
+    """Both stages, resuming from `folder`; the model with its figures, and seconds per stage.
+
+    A stage's seconds are those of all its runs, as its journal has them.
+    """
+    check_plan(plan, base, folder, len(drawn.pairs))
+    if join_group().leads:
+        keep_plan(plan, base, folder, len(drawn.pairs))
     generator = fit_generator(
         plan.generator,
         drawn.as_pairs,
@@ -258,12 +196,18 @@ def build(
         start=base.generator if base else None,
         held_out=plan.held_out,
     )
-    fitted = time.monotonic()
     model = train_encoder(plan, generator, drawn, folder, base)
-    seconds = {"generator": fitted - started, "encoder": time.monotonic() - fitted}
-    notes: dict[str, Any] = {"pairs": len(drawn.pairs) - plan.held_out}
-    for stage in seconds:
-        notes[stage] = (read_reports(Store(folder), stage) or [{}])[-1]
+    stages = {stage: stage_figures(folder, stage) for stage in ("generator", "encoder")}
+    notes: dict[str, Any] = {"pairs": len(drawn.pairs) - plan.held_out, **stages}
     encoder = model.encoder
     assert isinstance(encoder, CompactEncoder)
-    return assemble(plan, generator, encoder, model.latent_avg, notes), seconds
+    finished = assemble(plan, generator, encoder, model.latent_avg, notes)
+    return finished, {stage: figures["seconds"] for stage, figures in stages.items()}
+
+
+def stage_figures(folder: str, stage: str) -> dict[str, Any]:
+    """The last line of a stage's journal, with the seconds that the whole stage took."""
+    lines = read_reports(Store(folder), stage)
+    figures = dict(lines[-1]) if lines else {}
+    figures.pop("total_seconds", None)
+    return figures | {"seconds": total_seconds(lines)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ class Journal:
     """Writes `<name>.jsonl`; losses are means over the batches since the line before.
 
     The file is put whole at each report, which an object store can do as well. What lies between
-    two reports is part of a checkpoint, so that a resumed run writes the lines of an unbroken one.
+    two reports is part of a checkpoint, so that a resumed run writes the lines of an unbroken one:
+    `seconds` are since the line before and `total_seconds` since the start, in both without what a
+    kill has undone and without the time between two runs.
     """
 
     def __init__(self, store: Store, name: str, board: Board | None = None) -> None:
@@ -36,11 +38,13 @@ class Journal:
         written = read_reports(self.store, self.name)
         self.lines = [line for line in written if line["images"] <= images]
         self.sums, self.count = dict(pending.get("sums", {})), int(pending.get("count", 0))
+        self.since = time.monotonic() - float(pending.get("seconds", 0.0))
 
     @property
     def pending(self) -> dict[str, Any]:
         """What has been added since the last line, for the checkpoint."""
-        return {"sums": dict(self.sums), "count": self.count}
+        seconds = time.monotonic() - self.since
+        return {"sums": dict(self.sums), "count": self.count, "seconds": seconds}
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
         """Take one batch's scalar losses in."""
@@ -53,6 +57,7 @@ class Journal:
         now = time.monotonic()
         means = {name: round(total / self.count, 5) for name, total in self.sums.items()}
         line = {"images": images, **facts, **means, "seconds": round(now - self.since, 1)}
+        line["total_seconds"] = total_seconds([*self.lines, line])
         self.lines.append(line)
         text = "".join(json.dumps(entry) + "\n" for entry in self.lines)
         self.store.put(f"{self.name}.jsonl", text.encode())
@@ -88,3 +93,8 @@ def read_reports(store: Store, name: str) -> list[dict[str, Any]]:
     if not store.exists(f"{name}.jsonl"):
         return []
     return [json.loads(line) for line in store.get(f"{name}.jsonl").decode().splitlines()]
+
+
+def total_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """What the training took up to the last of a journal's lines, over all its runs."""
+    return round(sum(float(line["seconds"]) for line in lines), 1)

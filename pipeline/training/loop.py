@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import ModelError
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.journal import Journal
 from pipeline.training.optimisers import OptimiserName, make_optimiser
@@ -138,10 +139,16 @@ class _Run(Generic[BatchT]):
         if not state or not state["batches"]:
             return
         self.batches = int(state["batches"])
-        self.live.load_state_dict(state["live"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.task.restore(state.get("task", {}))
+        try:
+            self.live.load_state_dict(state["live"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.task.restore(state.get("task", {}))
+        except (RuntimeError, ValueError, KeyError) as error:  # of PyTorch: a line for each weight
+            raise ModelError(
+                f"the checkpoint '{self.checkpoints.uri}' is that of another network or optimiser: "
+                "choose another output, or the model that it was begun with"
+            ) from error
         self.best_score = float(state.get("best_score", float("inf")))
         self.best_images = int(state.get("best_images", 0))
         self.journal.resume(self.images, state.get("journal", {}))
@@ -229,7 +236,7 @@ def train(
     """Train `task` for `plan.images`, going on from the last checkpoint.
 
     Losses in the log are those of the leading process's share. Raises `ModelError` for a
-    checkpoint that is damaged, and what the task raises.
+    checkpoint that is damaged or of another network, and what the task raises.
     """
     run = _Run(plan, task, checkpoints, journal, group or Group())
     run.resume()

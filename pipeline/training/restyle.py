@@ -28,8 +28,8 @@ from pipeline.training.order import random_batches
 from pipeline.training.pairs import load_codes, to_unit
 from pipeline.training.parallel import Group
 from pipeline.training.published import adversary_plan, encoder_plan, feature_networks
+from pipeline.training.settled import ENCODER, check_settings, keep_settings
 
-NAME = "encoder"
 BUNDLE, OFFICIAL = "bundle", "official.pt"
 
 
@@ -121,8 +121,12 @@ def train_restyle(
     """Train, going on from the last checkpoint in the output; returns what the run came to.
 
     The leading process writes `bundle/` and, for encoders that the original code knows,
-    `official.pt`, with the best weights by validation.
+    `official.pt`, with the best weights by validation. Raises `FingerprintError` where the output
+    holds a training of other settings.
     """
+    check_settings(config)
+    if group.leads:
+        keep_settings(config)
     torch.manual_seed(config.seed)  # a fresh encoder is the same in every process
     store, plan = Store(config.output), loop_plan(config)
     model = starting_model(config).to(device)
@@ -134,8 +138,8 @@ def train_restyle(
         plan,
         task,
         crop_batches(crops, counts, plan, group),
-        Checkpoints(store, NAME),
-        Journal(store, NAME, board),
+        Checkpoints(store, ENCODER),
+        Journal(store, ENCODER, board),
         group,
     )
     return write_models(config, model, trained, len(crops)) if group.leads else {}

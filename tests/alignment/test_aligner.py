@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import dlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +22,22 @@ def reason(image: Image.Image, **settings: Any) -> RejectReason:
     with pytest.raises(Rejection) as caught:
         align(image, **settings)
     return caught.value.reason
+
+
+def test_detector_and_predictor_are_built_once_a_process_not_once_an_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    aligner, built = Aligner(), list[str]()
+
+    def count(name: str) -> None:
+        build = getattr(dlib, name)
+        monkeypatch.setattr(dlib, name, lambda *given: built.append(name) or build(*given))
+
+    count("get_frontal_face_detector")
+    count("shape_predictor")
+    for each in (aligner, aligner, Aligner()):
+        assert len(each.align(encode(drawn_face(300), "PNG"))) == 1
+    assert built == []
 
 
 def test_every_field_of_the_table_is_filled() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -140,6 +141,22 @@ def test_the_kept_reconstruction_is_of_the_code_in_the_row(settings: InvertSetti
         assert np.abs(kept - wanted).mean() < 0.5
 
 
+def test_faces_whose_identity_is_not_found_are_counted(sample_images: dict[str, bytes]) -> None:
+    picture = Image.open(io.BytesIO(sample_images["portraits/0001.jpg"])).convert("RGB")
+    person = face(0) | {"pixels": picture.resize((64, 64), Image.Resampling.BOX).tobytes()}
+    method = Method(steps=1)
+    stage = InvertStage(InvertSettings("demo", method), Columns(n_styles=10))
+    row = stage(part([person, face(1), face(2)]))
+    similarities = unpack(row["payload"])["id_similarity"].to_pylist()
+    assert [value is None for value in similarities] == [False, True, True]
+    assert (row["faces"], row["rejects"], row["identity_missed"]) == (3, 0, 2)
+
+
+def test_no_identity_is_missed_where_none_is_measured(settings: InvertSettings) -> None:
+    row = InvertStage(settings, Columns(n_styles=10))(part([face(0)]))
+    assert (row["faces"], row["identity_missed"]) == (1, 0)
+
+
 def test_a_code_that_is_not_finite_is_a_reject(
     settings: InvertSettings, broken_bundle: str
 ) -> None:
@@ -186,6 +203,31 @@ def test_the_cpu_is_used_where_the_cpu_is_asked_for(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert Inverter(replace(settings, device="cpu")).device == "cpu"
+
+
+def test_a_gpu_is_waited_for_before_the_clock_is_read(
+    settings: InvertSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inverter, calls = Inverter(settings), list[str]()
+    read = time.perf_counter
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    monkeypatch.setattr(time, "perf_counter", lambda: calls.append("read") or read())
+    inverter.device = "cpu"
+    inverter._clock()
+    assert calls == ["read"], "a machine without a GPU has nothing to wait for"
+    inverter.device = "cuda"
+    inverter._clock()
+    assert calls == ["read", "wait", "read"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_work_is_left_on_a_gpu_whose_clock_was_read(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, device="cuda"))
+    square = torch.ones(8192, 8192, device="cuda")
+    for _ in range(50):
+        square = square @ square
+    inverter._clock()
+    assert torch.cuda.current_stream().query()
 
 
 def start_of(*numbers: int) -> dict[str, np.ndarray]:

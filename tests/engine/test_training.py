@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from pipeline.engine.read import read_parts
-from pipeline.engine.training import CropStage, SizedAlignStage, plan_crops
-from pipeline.errors import ConfigError
+from pipeline.engine.training import CropStage, SizedAlignStage, plan_crops, run_training
+from pipeline.errors import ConfigError, FingerprintError
 from pipeline.training.config import TrainConfig
 from pipeline.training.crops import CropFile, Crops, put_index
+from pipeline.training.settled import keep_settings
 
 
 @pytest.fixture
@@ -71,3 +72,14 @@ def test_a_model_of_faces_is_not_trained_without_knowing_how_to_cut_them(
     (other / "model.json").write_text(record.read_text().replace('"faces"', '"unknown"'))
     with pytest.raises(ConfigError, match="--prealigned"):
         plan_crops(config.model_copy(update={"model": str(other), "prealigned": None}))
+
+
+def test_other_settings_are_refused_before_any_work(config: TrainConfig) -> None:
+    keep_settings(config)
+    run = Path(config.output)
+    (run / "encoder.pt").write_bytes(b"")
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    gone = config.model_copy(update={"input": str(run / "gone"), "seed": 1})
+    with pytest.raises(FingerprintError, match="seed: 0 when it began, 1 asked for"):
+        run_training(gone)  # an input that is not there is not even listed
+    assert {path: path.read_bytes() for path in run.iterdir()} == before

@@ -29,6 +29,7 @@ def test_a_run_ends_with_code_0_and_one_json_line(undisturbed: Undisturbed) -> N
     assert (line["samples"], line["faces"], line["rejects"]) == (12, 7, 5)
     assert line["rejects_by_reason"] == REASONS
     assert (line["parts"], line["skipped_parts"], line["errors"]) == (12, 0, [])
+    assert line["identity_missed"] == 0, "no identity is measured"
     assert line["table"] == "table"
     assert "faces model 'tiny' (CompactEncoder): faces aligned as FFHQ's" in run.err
     assert line["seconds"] > line["first_part_seconds"] > 0

@@ -56,7 +56,7 @@ def reports(run: Path) -> list[dict[str, Any]]:
     """The log's lines without their seconds."""
     path = run / "encoder.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return [{**json.loads(line), "seconds": 0} for line in lines]
+    return [{**json.loads(line), "seconds": 0, "total_seconds": 0} for line in lines]
 
 
 def kill_after(started: Job, run: Path, lines: int) -> int:
@@ -119,6 +119,20 @@ def test_crops_are_cut_once(runs: Runs) -> None:
     (folder,) = (runs.folder / "killed" / "crops").iterdir()
     index = json.loads((folder / "index.json").read_text())
     assert sum(count for _, count in index["files"]) == index["samples"] == 40
+
+
+def test_another_training_does_not_go_on_from_its_checkpoint(
+    runs: Runs, tiny_bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs.folder / "whole"
+    where = ["--input", str(runs.folder / "images"), "--output", str(run), "--model", tiny_bundle]
+    assert job.main([*where, *SETTINGS, "--images", "440", "--seed", "1", "--steps", "3"]) == 2
+    out, err = capsys.readouterr()
+    assert "seed: 0 when it began, 1 asked for" in err
+    assert "steps: 2 when it began, 3 asked for" in err
+    assert json.loads(out)["exit_code"] == 2
+    assert "choose another output or the same settings" in json.loads(out)["errors"][0]
+    assert reports(run) == runs.lines["whole"]
 
 
 def test_two_workers_train_from_bucket_to_bucket_with_moco(

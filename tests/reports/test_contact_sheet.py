@@ -6,7 +6,7 @@ from PIL import Image
 
 from pipeline.errors import ShapeError
 from pipeline.reports import SheetRow, contact_sheet
-from pipeline.reports.contact_sheet import ACCENT, GAP, MARGIN, PAPER
+from pipeline.reports.contact_sheet import ACCENT, GAP, MARGIN, PAPER, drawable
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)]
 
@@ -65,6 +65,15 @@ def test_only_the_best_step_is_framed():
 def test_captions_give_the_numbers_of_each_step():
     captions = row(label="a/1.jpg", l2=[0.0521, 0.04], lpips=[0.171, float("nan")]).captions()
     assert captions == ["a/1.jpg", "", "L2 0.052  LPIPS 0.17", "L2 0.040  LPIPS nan"]
+
+
+def test_labels_are_drawn_in_characters_that_the_font_has():
+    assert drawable("Zoë/Ünal (1).jpg") == "Zoe/Unal (1).jpg"
+    assert drawable("e\u0301cole") == "ecole"
+    assert drawable("中/a\nb") == "\\u4e2d/a\\nb"
+    accented, plain = (contact_sheet([row(label=label)]) for label in ("Zoë", "Zoe"))
+    assert accented == plain
+    assert contact_sheet([row(label="中")]) != contact_sheet([row(label="日")])
 
 
 def test_a_long_label_keeps_its_end_and_leaves_the_neighbours_alone():

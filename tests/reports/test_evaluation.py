@@ -81,6 +81,16 @@ def test_a_difference_is_over_faces_that_both_have_measured(method):
     assert "one: ID over 2 of 3 faces." in notes([one, two])
 
 
+def test_every_mean_that_misses_faces_says_how_many_it_counts(method):
+    unseen = {"id_similarity": None, "id_similarity_per_step": [None]}
+    one = method({"a": face([0.1], **unseen), "b": face([0.2]), "c": face([0.3])}, "one")
+    two = method({"a": face([0.1]), "b": face([0.2]), "c": face([0.2])}, "two")
+    for sheet in (comparison([one, two]), per_step([one, two]), paired([one, two])):
+        text = sheet.to_markdown()
+        assert text.count("(n = 2)") == 1, text
+    assert "(n = 2)" in per_bucket([one]).to_markdown()
+
+
 def test_thirds_hold_all_faces_once_for_each_trait(method):
     faces = {str(i): face([i / 10], face_px=100.0 + i, yaw=None) for i in range(9)}
     sheet = per_bucket([method(faces)])

@@ -27,6 +27,12 @@ def test_csv_has_columns_for_half_width_and_count():
     assert (rows[1]["L2"], rows[1]["L2 n"], rows[1]["seconds"]) == ("", "0", "")
 
 
+def test_a_mean_over_fewer_values_says_over_how_many():
+    few = [[Interval(1_200, 0.5, 0.25, missing=3)], [Interval(1, 0.5, math.nan, missing=2)]]
+    lines = Sheet("s", "S", ["x"], few).to_markdown().splitlines()
+    assert lines[-2:] == ["| 0.5000 ± 0.2500 (n = 1,200) |", "| 0.5000 (n = 1) |"]
+
+
 def test_a_small_half_width_gets_the_digits_that_it_needs():
     sheet = Sheet("s", "S", ["x"], [[Interval(9, 0.5, 0.0000123)]])
     assert "0.500000 ± 0.000012" in sheet.to_markdown()

@@ -29,6 +29,7 @@ def test_an_interval_of_four_numbers_by_hand():
 def test_what_was_not_measured_does_not_count():
     assert interval(np.array([1.0, np.nan, 3.0])).n == 2
     assert interval(np.array([1.0, np.nan, 3.0])).mean == 2.0
+    assert interval(np.array([1.0, np.nan, 3.0])).missing == 1
 
 
 def test_too_few_values_have_no_interval():

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import datasets
+import pytest
 
 from pipeline.storage import Store
 from pipeline.table import open_table, write_card
-from tests.table.rows import shard, write_shard, writer
+from tests.table.rows import face_row, shard, write_shard, writer
 
 
 def test_the_card_counts_what_is_in_the_table(filled: str) -> None:
@@ -20,6 +21,43 @@ def test_the_card_counts_what_is_in_the_table(filled: str) -> None:
     assert "| l2 | 0.5000 | 0.2500 | 0.1250 |" in text
     assert "| id_similarity |  | 0.2500 | 0.5000 |" in text
     assert "* lpips: AlexNet, version 0.1, 256 px" in text
+
+
+def test_the_models_notes_are_read_without_knowing_json(tmp_path: Path) -> None:
+    encoder = {"images": 28000, "held_out_l2": [0.0383, 0.0335], "seconds": "about 10800"}
+    model = {"name": "demo", "notes": {"pairs": 10200, "encoder": encoder}, "domains": ["faces"]}
+    writer(tmp_path, model=model)
+    lines = write_card(open_table(str(tmp_path))).splitlines()
+    begin = lines.index("* name: demo")
+    assert lines[begin + 1 : begin + 5] == [
+        "* notes:",
+        "  * pairs: 10200",
+        "  * encoder: images 28000; held_out_l2 0.0383, 0.0335; seconds about 10800",
+        "* domains: faces",
+    ]
+
+
+def test_a_model_without_notes_has_none(tmp_path: Path) -> None:
+    writer(tmp_path, model={"notes": {}})
+    assert "* notes: none" in write_card(open_table(str(tmp_path))).splitlines()
+
+
+def test_faces_without_an_identity_are_counted(tmp_path: Path) -> None:
+    metrics = {"id_similarity": "cosine of two descriptors"}
+    table = writer(tmp_path, metrics=metrics)
+    faces = [face_row("a"), face_row("b", id_similarity=None), face_row("c")]
+    part = table.write_part(shard(), 0, samples=3, latents=faces, rejects=[])
+    table.commit_shard(shard(), [part])
+    text = write_card(open_table(str(tmp_path)))
+    assert "* id_similarity is null for 1 of 3 faces: " in text
+
+
+@pytest.mark.parametrize("metrics", [{}, {"id_similarity": "not measured"}])
+def test_no_identity_is_missed_where_none_is_measured(
+    tmp_path: Path, metrics: dict[str, str]
+) -> None:
+    write_shard(writer(tmp_path, metrics=metrics), shard())
+    assert "id_similarity is null" not in write_card(open_table(str(tmp_path)))
 
 
 def test_the_same_table_gives_the_same_card(tmp_path: Path) -> None:

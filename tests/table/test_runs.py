@@ -15,13 +15,15 @@ def record(table, minute, **facts):
 
 def test_the_view_has_a_row_a_run_in_their_order(tmp_path):
     table = writer(tmp_path)
-    record(table, 2, faces=3, stage_seconds={"align": 1.5}, exit_code=0)
+    record(table, 2, faces=3, identity_missed=2, stage_seconds={"align": 1.5}, exit_code=0)
     record(table, 1, faces=1, errors=["a", "b"], exit_code=1)
     rows = open_table(str(tmp_path)).sql(
-        "SELECT run, faces, exit_code, errors, align_seconds FROM runs ORDER BY run"
+        "SELECT run, faces, identity_missed, exit_code, errors, align_seconds FROM runs"
+        " ORDER BY run"
     )
     assert rows["run"].tolist() == ["20260101T000100Z-ab.json", "20260101T000200Z-ab.json"]
     assert rows["faces"].tolist() == [1, 3]
+    assert rows["identity_missed"].tolist()[1] == 2
     assert rows["errors"].tolist() == [2, 0]
     assert rows["align_seconds"].isna().tolist() == [True, False]
 

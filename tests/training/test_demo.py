@@ -1,9 +1,14 @@
 import dataclasses
+import json
 
 import pytest
 import torch
 
-from pipeline.training.demo import CARTOON, FACES, Drawn, build, draw_cartoons
+from pipeline.errors import FingerprintError
+from pipeline.storage import Store
+from pipeline.training.demo import Drawn, build, draw_cartoons
+from pipeline.training.demo_plans import CARTOON, FACES
+from pipeline.training.journal import read_reports
 from pipeline.training.loop import LoopPlan
 from pipeline.training.losses import ImageWeights
 from pipeline.training.pairs import Pairs
@@ -29,9 +34,14 @@ def photos() -> Drawn:
 
 
 @pytest.fixture(scope="module")
-def base(photos, tmp_path_factory):
-    """A demo model of a minute part of the real one's training, with its folder."""
-    return build(small(FACES), photos, str(tmp_path_factory.mktemp("faces")))
+def folder(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("faces"))
+
+
+@pytest.fixture(scope="module")
+def base(photos, folder):
+    """A demo model of a minute part of the real one's training."""
+    return build(small(FACES), photos, folder)
 
 
 def test_both_stages_leave_their_figures_on_the_card(base):
@@ -42,6 +52,26 @@ def test_both_stages_leave_their_figures_on_the_card(base):
     assert len(model.card.notes["encoder"]["held_out_l2"]) == 2
     assert model.card.notes["generator"]["images"] == 8
     assert set(seconds) == {"generator", "encoder"}
+    for stage, took in seconds.items():
+        assert model.card.notes[stage]["seconds"] == took
+
+
+def test_a_stage_that_was_done_before_has_the_seconds_that_it_took(base, photos, folder):
+    store, (_, seconds) = Store(folder), base
+    log = read_reports(store, "encoder")
+    slow = [{"images": 4, "seconds": 1_000.0}, *log]
+    store.put("encoder.jsonl", "".join(json.dumps(line) + "\n" for line in slow).encode())
+    model, again = build(small(FACES), photos, folder)
+    assert again["generator"] == seconds["generator"] > 0
+    assert again["encoder"] == pytest.approx(seconds["encoder"] + 1_000)
+    assert model.card.notes["encoder"]["seconds"] == again["encoder"]
+
+
+def test_a_folder_of_another_plan_is_refused(base, photos, folder):
+    assert base
+    faster = dataclasses.replace(GENERATOR, peak_rate=3e-2)
+    with pytest.raises(FingerprintError, match="peak_rate"):
+        build(dataclasses.replace(small(FACES), generator=faster), photos, folder)
 
 
 def test_refinement_was_learnt(base):

@@ -1,11 +1,12 @@
 import json
 
+import pytest
 import torch
 from PIL import Image
 
 from pipeline.storage import Store
 from pipeline.training.board import Board
-from pipeline.training.journal import Journal, grid, read_reports
+from pipeline.training.journal import Journal, grid, read_reports, total_seconds
 
 
 def test_lines_hold_the_means_since_the_line_before(tmp_path, capsys):
@@ -35,6 +36,22 @@ def test_a_resumed_journal_forgets_what_a_kill_undid(tmp_path):
         (8, 1.0),
         (16, 4.0),
     ]
+
+
+def test_seconds_are_those_of_all_runs_without_what_a_kill_undid(tmp_path):
+    store = Store(str(tmp_path))
+    lines = [{"images": images, "seconds": 50.0} for images in (8, 16)]
+    store.put("log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    resumed = Journal(store, "log")
+    resumed.resume(12, {"seconds": 20.0})
+    assert resumed.pending["seconds"] == pytest.approx(20, abs=1)
+    resumed.report(16, {})
+    resumed.report(24, {})
+    _, second, third = read_reports(store, "log")
+    assert second["seconds"] == pytest.approx(20, abs=1)
+    assert second["total_seconds"] == pytest.approx(70, abs=1)
+    assert third["total_seconds"] == pytest.approx(70, abs=1)
+    assert total_seconds([]) == 0
 
 
 def test_cells_stand_side_by_side_in_a_picture(tmp_path):

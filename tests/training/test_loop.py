@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.errors import ModelError
 from pipeline.storage import Store
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.journal import Journal, read_reports
@@ -58,7 +59,7 @@ def run(folder, plan=PLAN, fail_at=None):
     store, task = Store(str(folder)), LineTask(fail_at)
     trained = train(plan, task, batches_from, Checkpoints(store, "line"), Journal(store, "line"))
     reports = read_reports(store, "line")
-    return trained, [{**line, "seconds": 0} for line in reports], task
+    return trained, [{**line, "seconds": 0, "total_seconds": 0} for line in reports], task
 
 
 def test_it_learns(tmp_path):
@@ -79,6 +80,20 @@ def test_a_run_that_was_killed_ends_as_an_unbroken_one_line_for_line(tmp_path, f
     assert after.seen == task.seen == 20
     for name, weight in whole.network.state_dict().items():
         assert torch.equal(weight, resumed.network.state_dict()[name]), name
+
+
+def test_the_seconds_of_all_runs_of_a_training_are_counted(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, fail_at=11)
+    checkpoints, store = Checkpoints(Store(str(tmp_path)), "line"), Store(str(tmp_path))
+    state = checkpoints.load()
+    assert state is not None
+    state["journal"]["seconds"] += 1_000  # a run that took longer
+    checkpoints.save(state)
+    run(tmp_path)
+    *_, last = read_reports(store, "line")
+    assert 1_000 <= last["total_seconds"] < 1_100
+    assert last["seconds"] < 100
 
 
 def test_the_best_weights_are_kept_when_later_ones_are_worse(tmp_path):
@@ -110,6 +125,16 @@ def test_a_checkpoint_comes_after_so_many_minutes_too(tmp_path):
     state = Checkpoints(Store(str(tmp_path)), "line").load()
     assert state is not None
     assert state["batches"] == 5
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path):
+    run(tmp_path, replace(PLAN, images=40))
+    task, store = LineTask(), Store(str(tmp_path))
+    task.network = nn.Linear(2, 1)
+    with pytest.raises(ModelError, match="of another network") as refusal:
+        train(PLAN, task, batches_from, Checkpoints(store, "line"), Journal(store, "line"))
+    assert "\n" not in str(refusal.value)
+    assert store.uri("line.pt") in str(refusal.value)
 
 
 def test_a_checkpoint_without_a_journal_is_enough_to_go_on(tmp_path):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import InputError
+from pipeline.errors import FingerprintError, InputError
 from pipeline.inversion import invert
 from pipeline.models import load_model
 from pipeline.storage import Store
@@ -58,6 +58,20 @@ def test_an_e4e_encoder_is_trained_with_its_adversary_and_written_officially(tmp
     assert official.fingerprint == bundle.fingerprint
     images = torch.zeros(1, 3, 256, 256)
     assert invert(official, images, steps=1).finite.all()
+
+
+def test_a_training_goes_on_for_longer_but_not_under_other_settings(tmp_path, tiny_bundle):
+    config = TrainConfig(
+        input="in", output=str(tmp_path / "run"), model=tiny_bundle, **TINY | {"images": 8}
+    )
+    crops = crops_of(tmp_path / "crops", 64, 20)
+    train_restyle(config, crops, Group())
+    checkpoint = (tmp_path / "run" / "encoder.pt").read_bytes()
+    with pytest.raises(FingerprintError, match="seed: 0 when it began, 1 asked for"):
+        train_restyle(config.model_copy(update={"images": 16, "seed": 1}), crops, Group())
+    assert (tmp_path / "run" / "encoder.pt").read_bytes() == checkpoint
+    train_restyle(config.model_copy(update={"images": 16}), crops, Group())
+    assert read_reports(Store(config.output), "encoder")[-1]["images"] == 16
 
 
 def test_the_last_crops_are_held_out(tmp_path):

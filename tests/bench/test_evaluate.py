@@ -1,0 +1,23 @@
+"""The evaluation's bench measures tables that the library takes for whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.reports.faces import read_faces
+from pipeline.table import open_table
+from tests.bench.evaluate import PART, STEPS, write_table
+
+
+def test_two_tables_hold_the_same_faces_with_numbers_of_their_own(tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "two")):
+        write_table(tmp_path / name, PART + 1, seed)
+    one, two = (open_table(str(tmp_path / name)) for name in ("one", "two"))
+    assert one.verify()["faces"] == 2 * PART
+    first, second = read_faces(one), read_faces(two)
+    assert first.ids.equals(second.ids)
+    assert len(set(first.ids.to_pylist())) == 2 * PART
+    assert first.per_step["l2"].shape == (2 * PART, STEPS)
+    assert (first.quality["l2"] != second.quality["l2"]).all()
+    missed = one.sql("SELECT count(*) - count(id_similarity) FROM latents").iloc[0, 0]
+    assert 0.05 < missed / (2 * PART) < 0.15
