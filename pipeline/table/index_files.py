@@ -1,7 +1,7 @@
 """The files of the table's index: `_index/<folder>/<first shard>-<hash of the content>.parquet`.
 
-A cache that may be deleted at any time, and a part of it with it. A file that is not what its name
-says, or not of the columns asked for, is passed over.
+A cache: all of it or some of its files may be deleted at any time. A file that is not what its name
+says, or not of the columns asked for, is passed over, and so is all that cannot be read.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def put_rows(store: Store, folder: str, rows: Sequence[Any]) -> str:
 
 def read_tables(store: Store, folder: str, kind: type) -> Iterator[tuple[str, pa.Table]]:
     """The files of `folder` that hold rows of `kind`: name and content, some at a time."""
-    names, schema = store.names(folder), schema_of(kind)
+    names, schema = _names(store, folder), schema_of(kind)
     with ThreadPoolExecutor(_THREADS) as pool:
         for first in range(0, len(names), _THREADS):
             group = names[first : first + _THREADS]
@@ -56,6 +56,13 @@ def read_tables(store: Store, folder: str, kind: type) -> Iterator[tuple[str, pa
 def rows_of(table: pa.Table) -> Iterator[tuple[Any, ...]]:
     """The rows, in the order of the columns."""
     return zip(*(column.to_pylist() for column in table.columns), strict=True)
+
+
+def _names(store: Store, folder: str) -> list[str]:
+    try:
+        return store.names(folder)
+    except StorageError:
+        return []
 
 
 def _read(store: Store, name: str, schema: pa.Schema) -> pa.Table | None:

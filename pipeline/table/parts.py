@@ -73,7 +73,7 @@ class Stamps:
 class PartSummary:
     """The counts of one part: samples that came in, rows of faces, rows of rejects.
 
-    The SHA-256 of its two files is empty where the files were found and not written.
+    The SHA-256 of its two files is empty where they were found, and their footers read.
     """
 
     part: int

@@ -48,7 +48,7 @@ class TableWriter:
     ) -> None:
         """Write nothing; `open_for_writing` also settles `_table.json`.
 
-        With `read_only`, asking for states writes no index.
+        With `read_only`, asking for states writes to no index and removes nothing from it.
         """
         if part_size < 1:
             raise InputError(f"a part of {part_size} samples is none")
@@ -143,7 +143,7 @@ class TableWriter:
         """Write the manifest, when every part of `shard` is in the table.
 
         `parts` are the summaries that `write_part` returned and those of `ShardState.parts`; the
-        files of the latter are read once for their SHA-256. Raises `TableError` if a part is
+        files of one without a SHA-256 are read once for it. Raises `TableError` if a part is
         missing or a file of another part is there.
         """
         complete = [self._hashed(shard.shard_id, summary) for summary in parts]

@@ -24,7 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from pipeline.storage import Shard, list_shards  # noqa: E402
-from pipeline.table import PartSummary, ShardManifest, TableWriter, open_for_writing  # noqa: E402
+from pipeline.table import (  # noqa: E402
+    PartIndex,
+    PartSummary,
+    ShardManifest,
+    TableWriter,
+    open_for_writing,
+)
 from pipeline.table.documents import to_json  # noqa: E402
 from pipeline.table.manifests import manifest_name  # noqa: E402
 from pipeline.table.status import table_status  # noqa: E402
@@ -38,7 +44,8 @@ Ray. What is timed is what `make_plan` does before the first image is read.
   first     every state, when no index is there: one listing, then a read of each manifest
   again     every state from the index that the first left: what each later start takes
   status    `jobs/status.py`
-  open      states of shards that are not committed: the footer of each of their parts is read
+  open      states of shards that are not committed: from the index of their parts, and without it,
+            when the footer of each is read
   resident  how much the process grew over these, and what that is a shard
 """
 NOTHING = "0" * 64
@@ -119,12 +126,18 @@ def open_parts(count: int) -> dict[str, Any]:
     """One shard that was stopped after `count` parts of one face each."""
     with tempfile.TemporaryDirectory() as folder:
         table = open_for_writing(folder, DESCRIPTION, part_size=1)
+        index = PartIndex(table.store)
         shard = Shard("open", "/in/open.tar", "tar", 1, "e")
         os.fsync = lambda _: None  # of the files that are made here alone
         for part in range(count):
-            table.write_part(shard, part, samples=1, latents=[face_row(str(part))], rejects=[])
-        took, (state,) = timed(lambda: list(table.states([shard])))
-        return {"open_parts": len(state.parts), **took}
+            rows = [face_row(str(part))]
+            summary = table.write_part(shard, part, samples=1, latents=rows, rejects=[])
+            index.add(table.part_entry(shard, summary, table.part_etags(shard, part)))
+        indexed, _ = timed(lambda: list(table.states([shard])))
+        for name in table.store.names("_index/parts/"):
+            table.store.remove(name)
+        footers, (state,) = timed(lambda: list(table.states([shard])))
+        return {"open_parts": len(state.parts), "indexed": indexed, "footers": footers}
 
 
 def on_s3(count: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pipeline.engine.read import read_parts
 from pipeline.engine.write import WriteStage
 from pipeline.errors import PipelineError, RequestError
 from pipeline.storage import store as disk
+from pipeline.table import part_index
 from tests.faults.stages import HashedAlign, HashedInvert
 
 FILE_LIMIT = "FAULTS_FILE_LIMIT"  # bytes that a file may have
@@ -109,6 +110,7 @@ def main(
     if limit := os.environ.get(FILE_LIMIT):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     engine_run._execute = execute_in_order
+    part_index.PARTS_INDEXED_AT_ONCE = 2  # so that every run starts from what others left there
     if wreck:
         plant(wreck)
     sys.exit(_run(settings, Path(told)))
