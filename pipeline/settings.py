@@ -7,13 +7,14 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import fsspec
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
+from pipeline.storage import is_local, one_line
+from pipeline.storage.uris import read_file
 
-_LONGEST_FILE = 1 << 20  # characters
+_LONGEST_FILE = 1 << 20  # bytes
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -36,13 +37,10 @@ def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Se
 def read_config_file(uri: str) -> dict[str, Any]:
     """The settings in the YAML file at `uri` (any fsspec URI).
 
-    Raises `ConfigError` where it cannot be read or is not a mapping.
+    Raises `ConfigError` where there is none or it is not a mapping, `InputError` for a URI with
+    credentials, and `StorageError` where a storage does not give it.
     """
-    try:
-        with fsspec.open(uri, "r") as file:
-            text = file.read(_LONGEST_FILE)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"cannot read the config file '{uri}': {error}") from error
+    text = _text_of(uri)
     try:
         settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -53,6 +51,18 @@ def read_config_file(uri: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
     return settings
+
+
+def _text_of(uri: str) -> str:
+    try:
+        return read_file(uri, _LONGEST_FILE).decode()
+    except StorageError as error:
+        if not is_local(uri) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        why = one_line(error.__cause__ or error)
+        raise ConfigError(f"cannot read the config file '{uri}': {why}") from error
+    except ValueError as error:
+        raise ConfigError(f"cannot read the config file '{uri}': {error}") from error
 
 
 def _nearest(name: str, kind: type[BaseModel]) -> str:

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from pipeline.config import JobConfig, load_config
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.settings import read_config_file
+from tests.storage import cut_off
 
 BOTH = {"input": "in", "output": "out"}
 
@@ -146,6 +147,16 @@ def test_a_config_file_may_lie_anywhere() -> None:
     with fsspec.open("memory://configs/run.yaml", "w") as sink:
         sink.write("steps: 2\n")
     assert read_config_file("memory://configs/run.yaml") == {"steps": 2}
+
+
+def test_a_config_file_that_a_storage_does_not_give_may_be_asked_for_again() -> None:
+    cut_off.register()
+    with fsspec.open("memory://configs/cut.yaml", "w") as sink:
+        sink.write("steps: 2\n")
+    with pytest.raises(StorageError, match="reset by peer"):
+        read_config_file("breaks://configs/cut.yaml")
+    with pytest.raises(ConfigError, match="cannot read the config file"):
+        read_config_file("breaks://configs/none.yaml")
 
 
 @pytest.mark.parametrize(

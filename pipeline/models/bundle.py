@@ -95,7 +95,8 @@ def _folder(uri: str) -> str:
 
 def _load_bundle(folder: str) -> RestyleModel:
     with open_model_file(f"{folder}/{RECORD_FILE}") as file:
-        record = _parsed(file.read(), folder)
+        content = file.read()
+    record = _parsed(content, folder)
     with open_model_file(f"{folder}/{WEIGHTS_FILE}") as file:
         content = file.read()
     weights = _verified(content, record, folder)

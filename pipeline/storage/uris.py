@@ -100,8 +100,22 @@ def storage_errors(action: str) -> Iterator[None]:
         raise StorageError(
             f"cannot {action}: access denied (are the credentials right?)"
         ) from error
+    except NotImplementedError as error:
+        raise StorageError(f"cannot {action}: this kind of storage does not do that") from error
     except (OSError, EOFError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
         raise StorageError(f"cannot {action}: {one_line(error)}") from error
+
+
+def read_file(uri: str, at_most: int = -1) -> bytes:
+    """The file at `uri`, a path or any fsspec URI; of a longer one the first `at_most` bytes.
+
+    Raises `InputError` as `canonical_uri` and `filesystem` do, and `StorageError` where it cannot
+    be read to its end, caused by `FileNotFoundError` where there is none.
+    """
+    whole = canonical_uri(uri)
+    fs, path = filesystem(whole)
+    with storage_errors(f"read '{whole}'"), fs.open(path, "rb") as file:
+        return bytes(file.read(at_most))
 
 
 def one_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import fsspec
 import pytest
 import torch
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, StorageError
 from pipeline.models import RestyleModel, load_checkpoint, load_model, save_bundle
+from pipeline.models.checkpoint import read_checkpoint
 from pipeline.models.restyle import Architecture
 from tests.models.tiny import tiny_checkpoint
+from tests.storage import cut_off
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,24 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_a_missing_file_is_named(where: str) -> None:
     with pytest.raises(ModelError, match=r"no model file at .*no"):
         load_model(where)
+
+
+@pytest.mark.parametrize("name", ["cut", "cut.pt"])
+def test_a_read_that_is_cut_off_is_no_damage(name: str) -> None:
+    cut_off.register()
+    for path in ("cut.pt", "cut/model.json"):
+        with fsspec.open(f"memory://models/{path}", "wb") as sink:
+            torch.save(tiny_checkpoint(), sink)
+    with pytest.raises(StorageError, match="reset by peer"):
+        load_model(f"breaks://models/{name}")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_disk_that_fails_in_the_middle_of_a_checkpoint_is_no_damage(zipped: bool) -> None:
+    sink = io.BytesIO()
+    torch.save(tiny_checkpoint(), sink, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ConnectionResetError):
+        read_checkpoint(cut_off.CutOff(sink.getvalue()), "cut.pt")
 
 
 def test_an_architecture_survives_json(model: RestyleModel) -> None:
