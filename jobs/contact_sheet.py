@@ -19,7 +19,7 @@ from pipeline.table import open_table
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags."""
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, reads_only=True)
     parser.add_argument("--table", required=True, metavar="URI")
     parser.add_argument("--output", required=True, type=Path, metavar="PNG")
     parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")

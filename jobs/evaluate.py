@@ -19,7 +19,7 @@ from pipeline.command_line import exit_code_of, job_parser
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, reads_only=True)
     parser.add_argument(
         "--table", required=True, action="append", metavar="URI", help="a table; give it again"
     )

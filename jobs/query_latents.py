@@ -44,7 +44,7 @@ def _answer(asked: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, reads_only=True)
     parser.add_argument("table", metavar="TABLE", help="path or URI of the table")
     parser.add_argument(
         "query", metavar="SQL", help="over the views latents, rejects, shards and runs"

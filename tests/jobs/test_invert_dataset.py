@@ -114,6 +114,7 @@ def test_a_dry_run_says_what_is_to_do_and_writes_nothing(undisturbed: Undisturbe
         12,
         0,
     )
+    assert (run.line["samples"], run.line["faces"], run.line["images_per_second"]) == (0, 0, 0.0)
     assert file_bytes(undisturbed.folder / "table") == before
 
 
@@ -148,6 +149,8 @@ def test_a_wrong_request_is_one_line_and_code_2(
 
 
 def test_an_unknown_flag_is_told_by_its_name(tmp_path: Path) -> None:
-    run = run_job(tmp_path, "--output", "table", "--stepz", "3")
-    assert run.code == 2
-    assert run.err.splitlines()[-1].endswith("unrecognized arguments: --stepz 3")
+    run = run_job(tmp_path, "--output", "table", "--input", "in", "--stepz", "3")
+    assert run.refused
+    told = "unrecognized arguments: --stepz 3; did you mean --steps?"
+    assert run.err.splitlines()[-1].endswith(told)
+    assert run.line["errors"] == [told]
