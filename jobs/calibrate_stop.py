@@ -29,7 +29,7 @@ from pipeline.inversion import StopRule, invert, invert_adaptively
 from pipeline.models import RestyleModel, load_model
 from pipeline.reports.stop_calibration import calibrate, curve, trace
 from pipeline.reports.stop_report import StopCurve, stop_csv, stop_markdown, stop_plot
-from pipeline.storage import list_shards, read_samples
+from pipeline.storage import check_output, list_shards, read_samples
 
 GAINS = (1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 3e-3, 5e-3, 1e-2)
 
@@ -84,6 +84,7 @@ def seconds_a_face(
 
 def run(asked: argparse.Namespace) -> int:
     """Read, choose on one set, draw the curve of the other."""
+    check_output(str(asked.output))
     model = load_model(asked.model, "cuda" if torch.cuda.is_available() else "cpu")
     aligned = asked.prealigned in ("calibrate", "both"), asked.prealigned in ("report", "both")
     ours = read_faces(asked.calibrate, asked.limit, model, aligned[0])

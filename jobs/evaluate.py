@@ -64,8 +64,10 @@ def _compare(asked: argparse.Namespace) -> int:
     import torch
 
     from pipeline.reports.comparison_report import REPORT_NAME, Options, compare_tables
+    from pipeline.storage import check_output
     from pipeline.table import open_table
 
+    check_output(asked.output)
     options = Options(
         labels=asked.label,
         common=asked.common,

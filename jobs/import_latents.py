@@ -24,6 +24,7 @@ from pipeline.command_line import exit_code_of, job_parser
 from pipeline.errors import ConfigError
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, load_model, treatment_for
+from pipeline.storage import check_output
 from pipeline.table.code_files import faces_of, open_codes
 from pipeline.table.importing import Importing, ImportSettings
 from pipeline.table.measuring import Measuring, Result
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(asked: argparse.Namespace) -> dict[str, object]:
+    check_output(asked.output)
     settings = ImportSettings(
         model=asked.model,
         method=asked.method,

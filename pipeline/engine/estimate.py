@@ -18,7 +18,7 @@ from pipeline.engine.invert import Inverter
 from pipeline.engine.plan import Plan, count_samples, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.images import Rejection
-from pipeline.storage import Sample, read_samples
+from pipeline.storage import Sample, check_output, read_samples
 
 TIMED_SAMPLES = 8
 COUNTED_SHARDS = 4
@@ -69,6 +69,7 @@ def estimate_job(config: JobConfig) -> dict[str, Any]:
 
     Raises a `RequestError` where `run_job` would. Times are of this machine, all cores busy.
     """
+    check_output(config.output)
     plan = make_plan(config, dry_run=True)
     works = list(plan.works)
     counts, exact = _count(works)

@@ -1,5 +1,6 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
+from pipeline.storage.outputs import check_output
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
 from pipeline.storage.samples import read_samples
 from pipeline.storage.shards import Shard, list_shards, shard_id_of
@@ -13,6 +14,7 @@ __all__ = [
     "Shard",
     "Store",
     "canonical_uri",
+    "check_output",
     "is_local",
     "list_shards",
     "one_line",

@@ -148,6 +148,20 @@ def test_a_wrong_request_is_one_line_and_code_2(
     assert not (tmp_path / "table").exists()
 
 
+@pytest.mark.parametrize("mode", [(), ("--dry-run",)])
+@pytest.mark.parametrize("output", ["/proc/x", "photo.jpg", "photo.jpg/table"])
+def test_an_output_that_cannot_be_is_a_wrong_request(
+    tmp_path: Path, tiny_bundle: str, output: str, mode: tuple[str, ...]
+) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"a picture")
+    where = ("--input", ".", "--output", output, "--model", tiny_bundle)
+    run = run_job(tmp_path, *where, *mode)
+    assert run.refused
+    assert f"{output}' cannot be" in run.err.splitlines()[-1]
+    assert len(run.err.splitlines()) == 1
+    assert run.line["table"] == output
+
+
 def test_an_unknown_flag_is_told_by_its_name(tmp_path: Path) -> None:
     run = run_job(tmp_path, "--output", "table", "--input", "in", "--stepz", "3")
     assert run.refused
