@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.alignment import Aligner, AlignmentSettings
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import InputError
 from pipeline.images import Rejection
 from pipeline.inversion import StopRule, invert, invert_adaptively
@@ -41,11 +41,17 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--report", required=True, metavar="URI", help="other faces, to report on")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
     parser.add_argument("--model", default="demo", help="a bundle's name or URI, or a .pt file")
-    parser.add_argument("--limit", type=int, default=100, metavar="N", help="samples of each set")
-    parser.add_argument("--like-steps", type=int, default=5, metavar="N", help="to be as good as")
-    parser.add_argument("--most", type=int, default=10, metavar="N", help="steps of the longest")
+    parser.add_argument(
+        "--limit", type=positive, default=100, metavar="N", help="samples of each set"
+    )
+    parser.add_argument(
+        "--like-steps", type=positive, default=5, metavar="N", help="to be as good as"
+    )
+    parser.add_argument(
+        "--most", type=positive, default=10, metavar="N", help="steps of the longest"
+    )
     parser.add_argument("--tolerance", type=float, default=0.01, help="of L2, when calibrating")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N")
+    parser.add_argument("--batch-size", type=positive, default=16, metavar="N")
     parser.add_argument(
         "--prealigned", choices=("calibrate", "report", "both"), help="which set is crops already"
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.reports import table_sheet
 from pipeline.storage import Store, canonical_uri, check_output
 from pipeline.table import open_table
@@ -23,7 +23,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--table", required=True, metavar="URI")
     parser.add_argument("--output", required=True, metavar="PNG", help="path or any fsspec URI")
     parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
-    parser.add_argument("--limit", type=int, default=12, metavar="N", help="at most so many faces")
+    parser.add_argument(
+        "--limit", type=positive, default=12, metavar="N", help="at most so many faces"
+    )
     parser.add_argument("--title", default="")
     return parser.parse_args(argv)
 

@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.command_line import exit_code_of, job_parser, positive
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -42,7 +42,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--images",
-        type=int,
+        type=positive,
         default=100,
         metavar="N",
         help="faces rendered for image frequencies (default 100)",

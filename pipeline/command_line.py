@@ -36,7 +36,7 @@ class _JobParser(argparse.ArgumentParser):
     def _meant(self, message: str) -> str:
         """Of the first word in `message` that is like a flag and is none, the nearest flag."""
         flags = [flag for action in self._actions for flag in action.option_strings]
-        for word in re.findall(r"--[^\s=]+", message):
+        for word in re.findall(r"--[\w-]+", message):
             close = difflib.get_close_matches(word, flags, n=1)
             if word not in flags and close:
                 return f"; did you mean {close[0]}?"
@@ -93,6 +93,19 @@ def exit_code_of(
 
 def _print_line(last_line: Mapping[str, Any], error: str, code: int) -> None:
     print(json.dumps({**last_line, "errors": [error], "exit_code": code}), flush=True)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for a flag."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+    return number
+
+
+def positives(text: str) -> list[int]:
+    """Whole numbers above 0 with commas between them, for a flag."""
+    return [positive(number.strip()) for number in text.split(",")]
 
 
 def add_flags(
