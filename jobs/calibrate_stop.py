@@ -75,16 +75,23 @@ def read_faces(uri: str, limit: int, model: RestyleModel, prealigned: bool) -> T
     return pixels.float().div(255).sub(0.5).div(0.5)
 
 
+def clock(model: RestyleModel) -> float:
+    """Seconds at which all that was asked of the model's device is done: CUDA answers before."""
+    if model.latent_avg.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds_a_face(
     model: RestyleModel, faces: Tensor, rule: StopRule, like: int, batch: int
 ) -> tuple[float, float]:
     """Wall-clock of the fixed and of the adaptive loop, the latter over all faces as one part."""
-    begun = time.perf_counter()
+    begun = clock(model)
     for few in faces.split(batch):
         invert(model, few, steps=like)
-    between = time.perf_counter()
+    between = clock(model)
     invert_adaptively(model, faces, rule, batch_size=batch, full_size=False)
-    ended = time.perf_counter()
+    ended = clock(model)
     return (between - begun) / len(faces), (ended - between) / len(faces)
 
 
