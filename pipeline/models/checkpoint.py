@@ -93,6 +93,9 @@ def load_checkpoint(
 
 
 def _parts(checkpoint: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not isinstance(checkpoint, Mapping):
+        kind = type(checkpoint).__name__
+        raise ModelError(f"{source}: is a {kind}, expected the official dictionary")
     state = checkpoint.get("state_dict")
     if not isinstance(state, Mapping) or not state:
         have = ", ".join(map(repr, list(checkpoint)[:4])) or "nothing"
@@ -100,7 +103,8 @@ def _parts(checkpoint: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise ModelError(f"{source}: weight '{key}' is a {type(value).__name__}, not a tensor")
-    options = checkpoint.get("opts", {})
+    options = checkpoint.get("opts")
+    options = {} if options is None else options
     options = vars(options) if isinstance(options, argparse.Namespace) else options
     if not isinstance(options, Mapping):
         raise ModelError(f"{source}: 'opts' is a {type(options).__name__}, not a dict")

@@ -58,6 +58,21 @@ def test_a_checkpoint_loads_from_any_fsspec_uri(model: RestyleModel) -> None:
     assert load_model("memory://models/tiny.pt").fingerprint == model.fingerprint
 
 
+def test_an_official_dictionary_in_memory_is_a_model_too(model: RestyleModel) -> None:
+    checkpoint = tiny_checkpoint("ResNetProgressiveBackboneEncoder")
+    assert load_model(checkpoint, device="cpu").fingerprint == model.fingerprint
+    bare = {**checkpoint, "opts": {}}
+    told = load_model(bare, encoder_type="ResNetProgressiveBackboneEncoder", domain="church")
+    assert told.domain == "church"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "5"])
+def test_a_device_that_is_not_there_is_told_in_one_line(device: str) -> None:
+    with pytest.raises(ModelError, match=f"no model can be put on device '{device}'") as error:
+        load_model("demo", device=device)
+    assert "\n" not in str(error.value)
+
+
 def test_half_precision_is_stored_and_float32_computed(model: RestyleModel, tmp_path: Path) -> None:
     save_bundle(model, str(tmp_path), stored="float16")
     loaded = load_model(str(tmp_path))
