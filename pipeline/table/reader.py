@@ -105,6 +105,8 @@ class Table:
         Reads the ids of the shards in question and the row groups that hold the codes. Raises
         `UnknownImageError`, a `KeyError`, naming ids that the table does not hold.
         """
+        if isinstance(ids, str):
+            raise RequestError(f"w_plus takes a list of image ids, not one as text: [{ids!r}]")
         found: dict[str, np.ndarray] = {}
         names = self._files_of({image.split("/", 1)[0] for image in ids})
         wanted = set(ids)
