@@ -4,6 +4,7 @@
 
 Views: latents (one row a face), rejects (one row a reject), shards (one row an input shard), runs
 (one row a run, with its seconds).
+A query reads the table alone: no other file, no web, and it writes nothing.
 Exit code: 0 done, 1 a read failed, 2 the table or the query is wrong.
 """
 
