@@ -38,12 +38,12 @@ def main(argv: list[str]) -> int:
 
 def _draw(arguments: argparse.Namespace) -> int:
     folder, _, name = canonical_uri(arguments.output).rpartition("/")
-    check_output(folder)
+    check_output(folder or "/")
     table = open_table(arguments.table)
     picture = table_sheet(
         table, where=arguments.where, limit=arguments.limit, title=arguments.title
     )
-    Store(folder).put(name, picture)
+    Store(folder or "/").put(name, picture)
     print(f"contact sheet: {arguments.output}", file=sys.stderr)
     return 0
 

@@ -70,8 +70,8 @@ def _kind(asked: argparse.Namespace) -> str:
 
 def _export(asked: argparse.Namespace) -> int:
     kind = _kind(asked)
-    folder = canonical_uri(asked.to)
-    check_output(folder.rpartition("/")[0] if kind == "latents" else folder)
+    target = canonical_uri(asked.to)
+    check_output(target.rpartition("/")[0] or "/" if kind == "latents" else target)
     selection = Selection(open_table(asked.table), asked.where, asked.names)
     if kind == "latents":
         return export_dictionary(selection, asked.to)

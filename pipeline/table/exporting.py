@@ -156,7 +156,7 @@ def export_dictionary(selection: Selection, uri: str) -> int:
         codes[row["name"]] = row["codes"] if all_steps else row["codes"][None]
     refuse_nothing(len(codes), selection)
     folder, _, name = canonical_uri(uri).rpartition("/")
-    Store(folder).put(name, latents_file(codes))
+    Store(folder or "/").put(name, latents_file(codes))
     return len(codes)
 
 
