@@ -23,21 +23,30 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.command_line import job_parser
+from pipeline.command_line import exit_code_of, job_parser, positive, positives
 from pipeline.config import JobConfig
+from pipeline.errors import PipelineError, RequestError
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Lists are numbers with commas."""
     parser = job_parser(__doc__)
     parser.add_argument("--simulate", action="store_true", help="inverters that sleep")
-    parser.add_argument("--gpus", default="1", help="simulated GPUs (default 1)")
-    parser.add_argument("--speed", default="100", help="images a second of one (default 100)")
-    parser.add_argument("--images", default="10000", help="in all (default 10000)")
-    parser.add_argument("--shard-images", type=int, default=1024, help="of a shard (default 1024)")
-    parser.add_argument("--image-bytes", type=int, default=100, help="of an image (default 100)")
-    parser.add_argument("--skew", type=int, default=1, help="the last shard is so many (default 1)")
-    parser.add_argument("--part-size", type=int, default=256, help="default 256")
+    parser.add_argument("--gpus", type=positives, default=[1], help="simulated GPUs (default 1)")
+    parser.add_argument(
+        "--speed", type=positives, default=[100], help="images a second of one (default 100)"
+    )
+    parser.add_argument("--images", type=positives, default=[10_000], help="in all (default 10000)")
+    parser.add_argument(
+        "--shard-images", type=positive, default=1024, help="of a shard (default 1024)"
+    )
+    parser.add_argument(
+        "--image-bytes", type=positive, default=100, help="of an image (default 100)"
+    )
+    parser.add_argument(
+        "--skew", type=positive, default=1, help="the last shard is so many (default 1)"
+    )
+    parser.add_argument("--part-size", type=positive, default=256, help="default 256")
     parser.add_argument("--input", help="real images for the real model, without --simulate")
     parser.add_argument("--model", default="demo", help="default demo")
     parser.add_argument("--run", metavar="JSON", help=argparse.SUPPRESS)
@@ -83,8 +92,14 @@ def measure(request: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
         request |= {"output": f"{folder}/table", "part_size": arguments.part_size}
         request |= {"model": arguments.model, "input": arguments.input or f"{folder}/shards"}
         command = [sys.executable, __file__, "--run", json.dumps(request)]
-        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    measured: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    said = run.stdout.splitlines()
+    if not said:
+        raise PipelineError(f"the run ended with exit code {run.returncode} and no word")
+    measured: dict[str, Any] = json.loads(said[-1])
+    if run.returncode:
+        kind = RequestError if run.returncode == 2 else PipelineError
+        raise kind(measured["errors"][0])
     return measured
 
 
@@ -102,22 +117,37 @@ def describe(run: dict[str, Any]) -> str:
     )
 
 
-def main(argv: list[str]) -> int:
-    """Parse, run each combination, report."""
-    arguments = parse_arguments(argv)
-    if arguments.run:
-        print(json.dumps(run_once(json.loads(arguments.run))))
-        return 0
+def run_here(request: dict[str, Any]) -> int:
+    """`run_once` for the process that waits: what it took or why not, on the last line."""
+    try:
+        print(json.dumps(run_once(request)))
+    except PipelineError as error:
+        code = 2 if isinstance(error, RequestError) else 1
+        print(json.dumps({"errors": [str(error)]}))
+        return code
+    return 0
+
+
+def run_all(arguments: argparse.Namespace) -> int:
+    """Run each combination, report."""
     names = ("gpus", "speed", "images")
     runs = []
-    for numbers in itertools.product(*(getattr(arguments, name).split(",") for name in names)):
+    for chosen in itertools.product(*(getattr(arguments, name) for name in names)):
         request: dict[str, Any] = dict.fromkeys(names)
         if arguments.simulate:
-            request = {name: int(number) for name, number in zip(names, numbers, strict=True)}
+            request = dict(zip(names, chosen, strict=True))
         runs.append(measure(request, arguments))
         print(describe(runs[-1]), file=sys.stderr, flush=True)
     print(json.dumps({"benchmark": "engine", "runs": runs}))
     return 1 if any(run["errors"] for run in runs) else 0
+
+
+def main(argv: list[str]) -> int:
+    """Run; the exit code."""
+    arguments = parse_arguments(argv)
+    if arguments.run:
+        return run_here(json.loads(arguments.run))
+    return exit_code_of(lambda: run_all(arguments))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.command_line import exit_code_of, job_parser, positive
+from pipeline.errors import InputError
 from pipeline.models import RestyleModel, load_model, save_bundle
 from pipeline.training.demo import Drawn, build, draw_cartoons
 from pipeline.training.demo_plans import CARTOON, FACES, DemoPlan, check_plan
@@ -40,8 +41,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--base", default="demo", help="with a look: the model to start from")
     parser.add_argument("--work", help="checkpoints, logs (default: build/NAME)")
     parser.add_argument("--output", help="bundle to write (default: the embedded one)")
-    parser.add_argument("--generator-images", type=int, metavar="N", help="to see in all")
-    parser.add_argument("--encoder-images", type=int, metavar="N", help="to see in all")
+    parser.add_argument("--generator-images", type=positive, metavar="N", help="to see in all")
+    parser.add_argument("--encoder-images", type=positive, metavar="N", help="to see in all")
     return parser.parse_args(argv)
 
 
@@ -57,16 +58,24 @@ def planned(arguments: argparse.Namespace) -> DemoPlan:
     )
 
 
-def read_data(arguments: argparse.Namespace, size: int, work: str) -> Drawn:
+def find_shards(folder: Path) -> list[Path]:
+    """The tars of pairs. Raises `InputError` where there are none."""
+    shards = sorted(folder.glob("pairs-*.tar"))
+    if not shards:
+        raise InputError(f"'{folder}' holds no pairs-*.tar")
+    return shards
+
+
+def read_data(arguments: argparse.Namespace, shards: list[Path], size: int, work: str) -> Drawn:
     """Pairs at `size` with what the generator is to render; cartoons are drawn twice as large."""
-    shards = sorted(arguments.pairs.glob("pairs-*.tar"))
     if arguments.look == "cartoon":
         return draw_cartoons(load_pairs(shards, 2 * size), size, work)
     return Drawn(load_pairs(shards, size))
 
 
-def make(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     """Pairs, generator, encoder, bundle."""
+    shards = find_shards(arguments.pairs)
     group, plan = join_group(), planned(arguments)
     work = arguments.work or f"build/{plan.name}"
     output = arguments.output or f"pipeline/models/bundles/{plan.name}"
@@ -75,26 +84,22 @@ def make(arguments: argparse.Namespace) -> None:
 
     started = time.monotonic()
     size = max(plan.channels)
-    data = read_data(arguments, size, work)
+    data = read_data(arguments, shards, size, work)
     print(f"{len(data.pairs)} pairs at {size} px: {time.monotonic() - started:.0f} s", flush=True)
     model, seconds = build(plan, data, work, base)
     leave_group()
     if not group.leads:
-        return
+        return 0
     save_bundle(model, output, stored="float16")
     notes = dict(model.card.notes)
     print(json.dumps({"bundle": output, "seconds": seconds, **notes}))
+    return 0
 
 
 def main(argv: list[str]) -> int:
-    """Parse and make; returns the exit code."""
+    """Run; the exit code."""
     arguments = parse_arguments(argv)
-
-    def work() -> int:
-        make(arguments)
-        return 0
-
-    return exit_code_of(work, stopped="run the same command again to continue")
+    return exit_code_of(lambda: run(arguments), stopped="run the same command again to continue")
 
 
 if __name__ == "__main__":

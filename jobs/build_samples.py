@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -25,6 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+
+from pipeline.command_line import exit_code_of, job_parser
+from pipeline.errors import ConfigError, InputError
 
 SAMPLES = Path(__file__).parents[1] / "pipeline" / "samples"
 SEED = 2021
@@ -77,8 +81,10 @@ class FaceRenderer:
     """Renders numbered faces, [1024, 1024, 3] in 0..255, with the networks inside the wheel."""
 
     def __init__(self, wheel: Path) -> None:
-        import openvino  # only this job needs it
-
+        try:
+            import openvino  # only this job needs it
+        except ImportError as error:
+            raise ConfigError("rendering faces needs openvino: pip install openvino") from error
         core = openvino.Core()
         with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
@@ -226,11 +232,16 @@ def files(renderer: FaceRenderer) -> Iterator[tuple[int, str, bytes]]:
     yield 1, "rejects/upside-down.jpg", encode(upside_down)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = job_parser(__doc__, reads_only=True)
     parser.add_argument("--wheel", type=Path, required=True, help="the random-face wheel")
     parser.add_argument("--output", type=Path, default=SAMPLES, help="folder of the shards")
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if not arguments.wheel.is_file():
+        raise InputError(f"there is no wheel '{arguments.wheel}'")
     made = sorted(files(FaceRenderer(arguments.wheel)))
     for shard in (0, 1):
         path = arguments.output / f"samples-{shard:04d}.tar"
@@ -240,7 +251,13 @@ def main() -> None:
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
         print(f"{path}: {path.stat().st_size} bytes")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    arguments = parse_arguments(argv)
+    return exit_code_of(lambda: run(arguments), reads_only=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

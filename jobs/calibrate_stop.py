@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from pipeline.alignment import Aligner, AlignmentSettings
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import InputError
 from pipeline.images import Rejection
 from pipeline.inversion import StopRule, invert, invert_adaptively
 from pipeline.models import RestyleModel, load_model
 from pipeline.reports.stop_calibration import calibrate, curve, trace
 from pipeline.reports.stop_report import StopCurve, stop_csv, stop_markdown, stop_plot
-from pipeline.storage import list_shards, read_samples
+from pipeline.storage import check_output, list_shards, read_samples
 
 GAINS = (1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 3e-3, 5e-3, 1e-2)
 
@@ -41,11 +41,17 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--report", required=True, metavar="URI", help="other faces, to report on")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
     parser.add_argument("--model", default="demo", help="a bundle's name or URI, or a .pt file")
-    parser.add_argument("--limit", type=int, default=100, metavar="N", help="samples of each set")
-    parser.add_argument("--like-steps", type=int, default=5, metavar="N", help="to be as good as")
-    parser.add_argument("--most", type=int, default=10, metavar="N", help="steps of the longest")
+    parser.add_argument(
+        "--limit", type=positive, default=100, metavar="N", help="samples of each set"
+    )
+    parser.add_argument(
+        "--like-steps", type=positive, default=5, metavar="N", help="to be as good as"
+    )
+    parser.add_argument(
+        "--most", type=positive, default=10, metavar="N", help="steps of the longest"
+    )
     parser.add_argument("--tolerance", type=float, default=0.01, help="of L2, when calibrating")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N")
+    parser.add_argument("--batch-size", type=positive, default=16, metavar="N")
     parser.add_argument(
         "--prealigned", choices=("calibrate", "report", "both"), help="which set is crops already"
     )
@@ -69,21 +75,29 @@ def read_faces(uri: str, limit: int, model: RestyleModel, prealigned: bool) -> T
     return pixels.float().div(255).sub(0.5).div(0.5)
 
 
+def clock(model: RestyleModel) -> float:
+    """Seconds at which all that was asked of the model's device is done: CUDA answers before."""
+    if model.latent_avg.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds_a_face(
     model: RestyleModel, faces: Tensor, rule: StopRule, like: int, batch: int
 ) -> tuple[float, float]:
     """Wall-clock of the fixed and of the adaptive loop, the latter over all faces as one part."""
-    begun = time.perf_counter()
+    begun = clock(model)
     for few in faces.split(batch):
         invert(model, few, steps=like)
-    between = time.perf_counter()
+    between = clock(model)
     invert_adaptively(model, faces, rule, batch_size=batch, full_size=False)
-    ended = time.perf_counter()
+    ended = clock(model)
     return (between - begun) / len(faces), (ended - between) / len(faces)
 
 
 def run(asked: argparse.Namespace) -> int:
     """Read, choose on one set, draw the curve of the other."""
+    check_output(str(asked.output))
     model = load_model(asked.model, "cuda" if torch.cuda.is_available() else "cpu")
     aligned = asked.prealigned in ("calibrate", "both"), asked.prealigned in ("report", "both")
     ours = read_faces(asked.calibrate, asked.limit, model, aligned[0])

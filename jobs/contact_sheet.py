@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.reports import table_sheet
+from pipeline.storage import Store, canonical_uri, check_output
 from pipeline.table import open_table
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags."""
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, reads_only=True)
     parser.add_argument("--table", required=True, metavar="URI")
-    parser.add_argument("--output", required=True, type=Path, metavar="PNG")
+    parser.add_argument("--output", required=True, metavar="PNG", help="path or any fsspec URI")
     parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
-    parser.add_argument("--limit", type=int, default=12, metavar="N", help="at most so many faces")
+    parser.add_argument(
+        "--limit", type=positive, default=12, metavar="N", help="at most so many faces"
+    )
     parser.add_argument("--title", default="")
     return parser.parse_args(argv)
 
@@ -35,12 +37,13 @@ def main(argv: list[str]) -> int:
 
 
 def _draw(arguments: argparse.Namespace) -> int:
+    folder, _, name = canonical_uri(arguments.output).rpartition("/")
+    check_output(folder or "/")
     table = open_table(arguments.table)
     picture = table_sheet(
         table, where=arguments.where, limit=arguments.limit, title=arguments.title
     )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_bytes(picture)
+    Store(folder or "/").put(name, picture)
     print(f"contact sheet: {arguments.output}", file=sys.stderr)
     return 0
 

@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 
 from pipeline.command_line import exit_code_of, job_parser
 from pipeline.models import PRESETS, load_model, save_bundle
+from pipeline.storage import check_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(asked: argparse.Namespace) -> int:
+    check_output(asked.bundle)
     model = load_model(asked.checkpoint, encoder_type=asked.encoder_type, domain=asked.domain)
     name = asked.name or PurePosixPath(asked.bundle.rstrip("/")).name
     model.card = dataclasses.replace(model.card, name=name, licence=asked.licence)

@@ -14,12 +14,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.command_line import exit_code_of, job_parser, positive
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, reads_only=True)
     parser.add_argument(
         "--table", required=True, action="append", metavar="URI", help="a table; give it again"
     )
@@ -42,7 +42,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--images",
-        type=int,
+        type=positive,
         default=100,
         metavar="N",
         help="faces rendered for image frequencies (default 100)",
@@ -64,8 +64,10 @@ def _compare(asked: argparse.Namespace) -> int:
     import torch
 
     from pipeline.reports.comparison_report import REPORT_NAME, Options, compare_tables
+    from pipeline.storage import check_output
     from pipeline.table import open_table
 
+    check_output(asked.output)
     options = Options(
         labels=asked.label,
         common=asked.common,

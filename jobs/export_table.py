@@ -23,6 +23,7 @@ from typing import get_args
 
 from pipeline.command_line import exit_code_of, job_parser
 from pipeline.errors import ConfigError
+from pipeline.storage import canonical_uri, check_output
 from pipeline.table import open_table
 from pipeline.table.exporting import (
     CodeForm,
@@ -69,6 +70,8 @@ def _kind(asked: argparse.Namespace) -> str:
 
 def _export(asked: argparse.Namespace) -> int:
     kind = _kind(asked)
+    target = canonical_uri(asked.to)
+    check_output(target.rpartition("/")[0] or "/" if kind == "latents" else target)
     selection = Selection(open_table(asked.table), asked.where, asked.names)
     if kind == "latents":
         return export_dictionary(selection, asked.to)

@@ -20,10 +20,11 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.alignment import AlignmentSettings
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, load_model, treatment_for
+from pipeline.storage import check_output
 from pipeline.table.code_files import faces_of, open_codes
 from pipeline.table.importing import Importing, ImportSettings
 from pipeline.table.measuring import Measuring, Result
@@ -56,13 +57,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fit", choices=["stretch", "crop", "pad"], help="of prealigned images")
     parser.add_argument("--identity", help="identity network: dlib, none, or a weight file")
     parser.add_argument("--latent-dtype", choices=["float16", "float32"], default="float16")
-    parser.add_argument("--part-size", type=int, default=256, metavar="N", help="samples a part")
-    parser.add_argument("--files-per-shard", type=int, default=1024, metavar="N")
+    parser.add_argument(
+        "--part-size", type=positive, default=256, metavar="N", help="samples a part"
+    )
+    parser.add_argument("--files-per-shard", type=positive, default=1024, metavar="N")
     parser.add_argument("--device", default="cpu", help="where codes are rendered and measured")
     return parser
 
 
 def _import(asked: argparse.Namespace) -> dict[str, object]:
+    check_output(asked.output)
     settings = ImportSettings(
         model=asked.model,
         method=asked.method,

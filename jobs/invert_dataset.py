@@ -16,12 +16,12 @@ import sys
 
 from pipeline.command_line import add_flags, job_parser
 from pipeline.config import JobConfig, load_config
-from pipeline.engine.entry import run_to_exit_code
+from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags as given, all text; exits with 2 on an unknown one."""
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, last_line=NOTHING_DONE)
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done; write nothing"
@@ -34,7 +34,9 @@ def main(argv: list[str]) -> int:
     """Parse, plan, run, report; returns the exit code."""
     flags = vars(parse_arguments(argv))
     config_file, dry_run = flags.pop("config"), flags.pop("dry_run")
-    return run_to_exit_code(lambda: load_config(config_file, flags), dry_run=dry_run)
+    return run_to_exit_code(
+        lambda: load_config(config_file, flags), dry_run=dry_run, table=flags["output"]
+    )
 
 
 if __name__ == "__main__":

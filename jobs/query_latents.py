@@ -4,6 +4,7 @@
 
 Views: latents (one row a face), rejects (one row a reject), shards (one row an input shard), runs
 (one row a run, with its seconds).
+A query reads the table alone: no other file, no web, and it writes nothing.
 Exit code: 0 done, 1 a read failed, 2 the table or the query is wrong.
 """
 
@@ -44,7 +45,7 @@ def _answer(asked: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, reads_only=True)
     parser.add_argument("table", metavar="TABLE", help="path or URI of the table")
     parser.add_argument(
         "query", metavar="SQL", help="over the views latents, rejects, shards and runs"

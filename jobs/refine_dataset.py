@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.command_line import add_flags, job_parser
 from pipeline.config import JobConfig, load_config
-from pipeline.engine.entry import run_to_exit_code
+from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
 from pipeline.table import open_start
 
 # What a second pass keeps of the first, so that it finds the same faces in the same images.
@@ -35,7 +35,7 @@ OWN = (
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags as given, all text; exits with 2 on an unknown one."""
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, last_line=NOTHING_DONE)
     parser.add_argument("--table", required=True, metavar="URI", help="the table of the first pass")
     parser.add_argument("--where", metavar="SQL", help="condition on its rows (default: all)")
     parser.add_argument("--steps", metavar="N", help="optimisation steps a face (default 300)")
@@ -58,7 +58,9 @@ def main(argv: list[str]) -> int:
     flags = vars(parse_arguments(argv))
     table, dry_run = flags.pop("table"), flags.pop("dry_run")
     flags["iterations"] = flags.pop("steps")
-    return run_to_exit_code(lambda: second_pass(table, flags), dry_run=dry_run)
+    return run_to_exit_code(
+        lambda: second_pass(table, flags), dry_run=dry_run, table=flags["output"]
+    )
 
 
 if __name__ == "__main__":

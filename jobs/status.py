@@ -71,7 +71,7 @@ def lines(status: Status) -> Iterator[str]:
 
 def main(argv: list[str]) -> int:
     """Read, show."""
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, reads_only=True)
     parser.add_argument("table", help="the table's URI")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--list-input", action="store_true", help="count the input's shards anew")

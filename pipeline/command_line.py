@@ -3,50 +3,109 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
+import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import PipelineError, RequestError, TableError
+from pipeline.storage import without_secrets
 
 
-def job_parser(description: str | None) -> argparse.ArgumentParser:
-    """The parser of a job; `description` is the job's own docstring."""
-    return argparse.ArgumentParser(
+class _JobParser(argparse.ArgumentParser):
+    """Tells a wrong flag as every other wrong request is told, with the flag that was meant."""
+
+    last_line: Mapping[str, Any] | None = None  # what an error adds its own keys to; None: no line
+
+    def error(self, message: str) -> NoReturn:
+        """One line on stderr below the usage, the JSON line where the job has one, exit code 2."""
+        text = without_secrets(message) + self._meant(message)
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: error: {text}", file=sys.stderr)
+        if self.last_line is not None:
+            _print_line(self.last_line, text, 2)
+        raise SystemExit(2)
+
+    def _meant(self, message: str) -> str:
+        """Of the first word in `message` that is like a flag and is none, the nearest flag."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        for word in re.findall(r"--[\w-]+", message):
+            close = difflib.get_close_matches(word, flags, n=1)
+            if word not in flags and close:
+                return f"; did you mean {close[0]}?"
+        return ""
+
+
+def job_parser(
+    description: str | None,
+    *,
+    reads_only: bool = False,
+    last_line: Mapping[str, Any] | None = None,
+) -> argparse.ArgumentParser:
+    """The parser of a job; `description` is the job's own docstring.
+
+    A wrong flag ends the job as `exit_code_of` ends it, which takes the same arguments.
+    """
+    parser = _JobParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.last_line = None if reads_only else last_line or {}
+    return parser
 
 
 def exit_code_of(
-    work: Callable[[], int], *, reads_only: bool = False, stopped: str = "nothing is half done"
+    work: Callable[[], int],
+    *,
+    reads_only: bool = False,
+    stopped: str = "nothing is half done",
+    last_line: Mapping[str, Any] | None = None,
 ) -> int:
     """What `work` returns, or for its error 2 (the request is wrong) or 1 (run it again).
 
     The error goes to stderr in one line. A job whose last line of stdout is a JSON object has such
-    a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1. One that
-    `reads_only` prints an answer or nothing, and a damaged table is a wrong request to it.
-    `stopped` is what a Ctrl-C means to the user.
+    a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1; its
+    other keys are those of `last_line`. One that `reads_only` prints an answer or nothing, and a
+    damaged table is a wrong request to it. `stopped` is what a Ctrl-C means to the user.
     """
     wrong = (RequestError, TableError) if reads_only else (RequestError,)
     try:
         return work()
     except PipelineError as error:
         code = 2 if isinstance(error, wrong) else 1
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        text = without_secrets(str(error))
+        print(f"{type(error).__name__}: {text}", file=sys.stderr)
         if not reads_only:
-            print(json.dumps({"errors": [str(error)], "exit_code": code}), flush=True)
+            _print_line(last_line or {}, text, code)
         return code
     except KeyboardInterrupt:
         print(f"stopped: {stopped}", file=sys.stderr)
         return 1
+
+
+def _print_line(last_line: Mapping[str, Any], error: str, code: int) -> None:
+    print(json.dumps({**last_line, "errors": [error], "exit_code": code}), flush=True)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for a flag."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+    return number
+
+
+def positives(text: str) -> list[int]:
+    """Whole numbers above 0 with commas between them, for a flag."""
+    return [positive(number.strip()) for number in text.split(",")]
 
 
 def add_flags(

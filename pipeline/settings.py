@@ -7,13 +7,14 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import fsspec
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
+from pipeline.storage import is_local, one_line
+from pipeline.storage.uris import read_file
 
-_LONGEST_FILE = 1 << 20  # characters
+_LONGEST_FILE = 1 << 20  # bytes
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -36,13 +37,10 @@ def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Se
 def read_config_file(uri: str) -> dict[str, Any]:
     """The settings in the YAML file at `uri` (any fsspec URI).
 
-    Raises `ConfigError` where it cannot be read or is not a mapping.
+    An empty file holds none. Raises `ConfigError` where there is no file or it is not a mapping,
+    `InputError` for a URI with credentials, and `StorageError` where a storage does not give it.
     """
-    try:
-        with fsspec.open(uri, "r") as file:
-            text = file.read(_LONGEST_FILE)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"cannot read the config file '{uri}': {error}") from error
+    text = _text_of(uri)
     try:
         settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -50,9 +48,23 @@ def read_config_file(uri: str) -> dict[str, Any]:
     # A date in a thirteenth month, a number of five thousand digits, a thousand lists in lists.
     except (ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
+    if settings is None:
+        return {}
     if not isinstance(settings, dict):
         raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
     return settings
+
+
+def _text_of(uri: str) -> str:
+    try:
+        return read_file(uri, _LONGEST_FILE).decode()
+    except StorageError as error:
+        if not is_local(uri) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        why = one_line(error.__cause__ or error)
+        raise ConfigError(f"cannot read the config file '{uri}': {why}") from error
+    except ValueError as error:
+        raise ConfigError(f"cannot read the config file '{uri}': {error}") from error
 
 
 def _nearest(name: str, kind: type[BaseModel]) -> str:
@@ -70,6 +82,12 @@ def _shown(value: object) -> str:
         return f"a very large {type(value).__name__}"
 
 
+def _words(error: ValidationError, name: str) -> set[str]:
+    """What the setting takes word for word, such as `'auto'`."""
+    told = (problem for problem in error.errors() if problem["type"] == "literal_error")
+    return {str(problem["ctx"]["expected"]) for problem in told if problem["loc"][:1] == (name,)}
+
+
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     lines: dict[str, str] = {}
     for problem in error.errors():
@@ -82,6 +100,8 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
         elif not name:
             line = problem["msg"].removeprefix("Value error, ")
         else:
-            line = f"'{name}': {problem['msg'].lower()} (got {_shown(problem['input'])})"
+            words = _words(error, name) - {problem.get("ctx", {}).get("expected")}
+            fits = "".join(f", or {word}" for word in sorted(words))
+            line = f"'{name}': {problem['msg'].lower()}{fits} (got {_shown(problem['input'])})"
         lines.setdefault(name, line)
     return "; ".join(lines.values())

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from pipeline.config import JobConfig, load_config
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.settings import read_config_file
+from tests.storage import cut_off
 
 BOTH = {"input": "in", "output": "out"}
 
@@ -81,6 +82,11 @@ def test_a_value_that_does_not_fit_is_named_with_what_was_given(
     assert f"(got {value!r})" in str(error.value)
 
 
+def test_a_number_that_may_be_a_word_is_told_with_the_word() -> None:
+    assert refusal(steps="many").endswith("as an integer, or 'auto' (got 'many')")
+    assert refusal(faces="some") == ("'faces': input should be 'largest' or 'all' (got 'some')")
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     text = refusal(steps=0, stepz=1, faces="some")
     assert [word in text for word in ("'steps'", "'stepz'", "'faces'")] == [True] * 3
@@ -107,10 +113,16 @@ def test_a_file_that_is_no_text_is_refused(file: Path) -> None:
     assert str(file) in refusal(file)
 
 
-@pytest.mark.parametrize(("content", "kind"), [("- steps", "list"), ("steps", "str"), ("", "None")])
+@pytest.mark.parametrize(("content", "kind"), [("- steps", "list"), ("steps", "str")])
 def test_a_file_that_is_no_mapping_is_refused(file: Path, content: str, kind: str) -> None:
     file.write_text(content)
     assert f"must hold 'name: value' lines, got {kind}" in refusal(file)
+
+
+@pytest.mark.parametrize("content", ["", "# steps: 3\n", "---\n"])
+def test_a_file_without_settings_is_as_good_as_none(file: Path, content: str) -> None:
+    file.write_text(content)
+    assert load_config(str(file), BOTH) == load_config(None, BOTH)
 
 
 def test_a_name_that_is_no_text_is_refused(file: Path) -> None:
@@ -146,6 +158,16 @@ def test_a_config_file_may_lie_anywhere() -> None:
     with fsspec.open("memory://configs/run.yaml", "w") as sink:
         sink.write("steps: 2\n")
     assert read_config_file("memory://configs/run.yaml") == {"steps": 2}
+
+
+def test_a_config_file_that_a_storage_does_not_give_may_be_asked_for_again() -> None:
+    cut_off.register()
+    with fsspec.open("memory://configs/cut.yaml", "w") as sink:
+        sink.write("steps: 2\n")
+    with pytest.raises(StorageError, match="reset by peer"):
+        read_config_file("breaks://configs/cut.yaml")
+    with pytest.raises(ConfigError, match="cannot read the config file"):
+        read_config_file("breaks://configs/none.yaml")
 
 
 @pytest.mark.parametrize(

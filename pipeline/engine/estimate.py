@@ -18,10 +18,12 @@ from pipeline.engine.invert import Inverter
 from pipeline.engine.plan import Plan, count_samples, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.images import Rejection
-from pipeline.storage import Sample, read_samples
+from pipeline.storage import Sample, check_output, read_samples
 
 TIMED_SAMPLES = 8
 COUNTED_SHARDS = 4
+# From the start of Ray to the first part, on a quiet machine.
+START_SECONDS = 20.0
 ROW_OVERHEAD_BYTES = 1500  # of a latents row besides its code: boxes, landmarks, metrics
 
 
@@ -67,8 +69,10 @@ def _time(plan: Plan, works: list[ShardWork]) -> tuple[float, float, float]:
 def estimate_job(config: JobConfig) -> dict[str, Any]:
     """What `run_job(config)` would do; reads a little, writes nothing.
 
-    Raises a `RequestError` where `run_job` would. Times are of this machine, all cores busy.
+    Raises a `RequestError` where `run_job` would. Times are of this machine, all cores busy;
+    `estimated_seconds` has the `start_seconds` of Ray in it where there is anything to do.
     """
+    check_output(config.output)
     plan = make_plan(config, dry_run=True)
     works = list(plan.works)
     counts, exact = _count(works)
@@ -79,6 +83,7 @@ def estimate_job(config: JobConfig) -> dict[str, Any]:
     align, invert, faces = _time(plan, works) if to_do else (0.0, 0.0, 0.0)
     columns = plan.recipe.columns
     code = columns.n_styles * 512 * (2 if columns.w_plus_dtype == "float16" else 4)
+    start = START_SECONDS if to_do else 0.0
     cores = os.cpu_count() or 1
     return {
         "dry_run": True,
@@ -94,7 +99,8 @@ def estimate_job(config: JobConfig) -> dict[str, Any]:
         "skipped_parts": plan.found.done_parts,
         "align_seconds_a_sample": round(align, 4),
         "invert_seconds_a_sample": round(invert, 4),
-        "estimated_seconds": round(to_do * (align + invert) / cores, 1),
+        "start_seconds": start,
+        "estimated_seconds": round(start + to_do * (align + invert) / cores, 1),
         "estimated_table_bytes": round(to_do * faces * (code + ROW_OVERHEAD_BYTES)),
         "table": config.output,
     }

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.engine.attempts import attempted
+from pipeline.errors import PipelineError
 from pipeline.storage import one_line
 
 Row = dict[str, Any]
@@ -62,8 +63,12 @@ def unpack(content: bytes) -> pa.Table:
 
 
 def failed_row(shard_id: str, part: int, stage: str, error: Exception) -> Row:
-    """The row that reports `error` in `stage` to the driver; the part stays undone."""
-    where = traceback.extract_tb(error.__traceback__)[-1:]
+    """The row that reports `error` in `stage` to the driver; the part stays undone.
+
+    With its place in the code, unless it is one that is raised on purpose.
+    """
+    known = isinstance(error, PipelineError)
+    where = [] if known else traceback.extract_tb(error.__traceback__)[-1:]
     place = f" ({where[0].filename.rsplit('/', 1)[-1]}:{where[0].lineno})" if where else ""
     row = blank_row("failed", shard_id, part)
     row["error"] = f"{stage}: {type(error).__name__}: {one_line(error)}{place}"

@@ -21,7 +21,7 @@ from pipeline.engine.progress import Progress
 from pipeline.engine.record import RunRecord, versions
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
-from pipeline.storage import without_secrets
+from pipeline.storage import check_output, without_secrets
 from pipeline.table import open_table, write_card
 
 
@@ -104,6 +104,7 @@ def run_job(
     log = EventLog(config.log_format == "json")
     with _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
+        check_output(config.output)
         plan = make_plan(config)
         log.model(plan.recipe.treatment)
         record = RunRecord(config, plan, outcome, started)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -128,6 +130,9 @@ def start_renders(model: RestyleModel, start: Tensor | None, start_images: Tenso
 
 def check_steps(model: RestyleModel, steps: int) -> None:
     """Raise `ConfigError` where `model` cannot make `steps` steps."""
+    if not isinstance(steps, Integral) or isinstance(steps, bool):
+        auto = " (as many as a face needs: `invert_adaptively`)" if str(steps) == "auto" else ""
+        raise ConfigError(f"steps is {steps!r}, expected a whole number from 1{auto}")
     if steps < 1:
         raise ConfigError(f"steps is {steps}, expected 1 or more")
     if steps > 1 and model.one_pass:

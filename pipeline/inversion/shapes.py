@@ -16,12 +16,15 @@ def of_shape(
 
     Raises `ShapeError` naming `what`, what it is and what it should be.
     """
+    wanted = ", ".join("n" if size is None else str(size) for size in shape)
+    if not isinstance(given, Tensor):
+        kind = type(given).__name__
+        raise ShapeError(f"{what}: got a {kind}, expected a torch.Tensor, float32 [{wanted}]")
     fits = given.dim() == len(shape) and all(
-        size == wanted or (wanted is None and size > 0)
-        for size, wanted in zip(given.shape, shape, strict=False)
+        size == asked or (asked is None and size > 0)
+        for size, asked in zip(given.shape, shape, strict=False)
     )
     if not fits or given.dtype != torch.float32:
-        wanted = ", ".join("n" if size is None else str(size) for size in shape)
         got = ", ".join(map(str, given.shape))
         dtype = str(given.dtype).removeprefix("torch.")
         raise ShapeError(f"{what}: got {dtype} [{got}], expected float32 [{wanted}]")

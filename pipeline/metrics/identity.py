@@ -7,6 +7,8 @@ gets the cosine, or NaN, and counts what is missing instead of dropping it.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -39,6 +41,7 @@ def load_identity(name: str, device: str = "cpu") -> IdentityNetwork | None:
     if name == "none":
         return None
     if name != "dlib":
+        _refuse_word(name)
         state, sha256 = read_weight_file(name)
         weights = f"{name.rsplit('/', 1)[-1]} (sha256 {sha256[:12]})"
         if is_moco(state):
@@ -50,3 +53,12 @@ def load_identity(name: str, device: str = "cpu") -> IdentityNetwork | None:
     except ImportError as error:
         raise ModelError(f"identity metrics need dlib: pip install dlib-bin ({error})") from error
     return DlibIdentity(device) if name == "dlib" else read_arcface(state, weights, device)
+
+
+def _refuse_word(name: str) -> None:
+    """Raise `ModelError` for what is no file and does not look like one: a mistyped word."""
+    if not re.search(r"[./\\]", name) and not Path(name).exists():
+        raise ModelError(
+            f"no identity network is called '{name}': expected dlib, none, or a weight file "
+            "(.pth, .pt, .safetensors)"
+        )

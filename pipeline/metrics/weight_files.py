@@ -13,28 +13,32 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, StorageError
 
 
 def _read_bytes(uri: str) -> bytes:
-    if "://" not in uri:
-        return Path(uri).read_bytes()
-    import fsspec  # only a weight file in a bucket needs it
+    try:
+        if "://" not in uri:
+            return Path(uri).read_bytes()
+        from pipeline.storage.uris import read_file  # only a weight file in a bucket needs it
 
-    with fsspec.open(uri, "rb") as file:
-        content: bytes = file.read()
-    return content
+        return read_file(uri)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"identity weights {uri!r} cannot be read: {error}") from error
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise ModelError(f"identity weights {uri!r} cannot be read: not found") from error
 
 
 def read_weight_file(uri: str) -> tuple[dict[str, Tensor], str]:
-    """State dict and sha256 of a `.safetensors` or torch file; raises `ModelError`.
+    """State dict and sha256 of a `.safetensors` or torch file.
 
+    Raises `ModelError` for one that is missing or holds something else, `StorageError` where it
+    cannot be read to its end, and `InputError` for a URI with credentials.
     Of a training checkpoint, a dictionary with other things in it, the entry `state_dict`.
     """
-    try:
-        content = _read_bytes(uri)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"identity weights {uri!r} cannot be read: {error}") from error
+    content = _read_bytes(uri)
     state: Any
     try:
         if uri.endswith(".safetensors"):

@@ -33,7 +33,7 @@ CHECKPOINT_SUFFIXES = {".pt", ".pth"}
 
 
 def load_model(
-    name_or_uri: str,
+    name_or_uri: str | Mapping[str, Any],
     device: str | torch.device = "cpu",
     *,
     encoder_type: str | None = None,
@@ -41,10 +41,14 @@ def load_model(
 ) -> RestyleModel:
     """The model called `name_or_uri`: a name, a bundle folder or an official `.pt`, any fsspec URI.
 
-    In evaluation mode, float32, without gradients. `encoder_type` and `domain` are for checkpoints
-    whose options name none. Raises `ModelError` if there is no such model, or if the file is
-    damaged or does not fit.
+    Or the official dictionary itself, whose tensors the model shares on a CPU. In evaluation mode,
+    float32, without gradients. `encoder_type` and `domain` are for checkpoints whose options name
+    none. Raises `ModelError` if there is no such model or device, or if the file is damaged or
+    does not fit, and `StorageError` if it cannot be read.
     """
+    place = _device(device)
+    if isinstance(name_or_uri, Mapping):
+        return load_checkpoint(name_or_uri, encoder_type=encoder_type, domain=domain).to(place)
     name_or_uri = str(name_or_uri)
     path = PurePosixPath(name_or_uri)
     if path.suffix in CHECKPOINT_SUFFIXES:
@@ -53,8 +57,8 @@ def load_model(
         model = load_checkpoint(
             checkpoint, encoder_type=encoder_type, domain=domain, source=path.name
         )
-        return model.to(device)
-    return _load_bundle(named_bundle(name_or_uri) or _folder(name_or_uri)).to(device)
+        return model.to(place)
+    return _load_bundle(named_bundle(name_or_uri) or _folder(name_or_uri)).to(place)
 
 
 def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32") -> None:
@@ -83,6 +87,16 @@ def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32"
     write_model_file(f"{folder}/{RECORD_FILE}", text.encode())
 
 
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)  # PyTorch looks for the device when it is used
+    except (RuntimeError, AssertionError, TypeError) as error:
+        gist = str(error).split("\n", 1)[0]
+        raise ModelError(f"no model can be put on device '{device}': {gist}") from error
+    return place
+
+
 def _folder(uri: str) -> str:
     if "/" not in uri and "\\" not in uri and uri not in {".", ".."}:
         known = ", ".join(bundle_names()) or "none is installed"
@@ -95,7 +109,8 @@ def _folder(uri: str) -> str:
 
 def _load_bundle(folder: str) -> RestyleModel:
     with open_model_file(f"{folder}/{RECORD_FILE}") as file:
-        record = _parsed(file.read(), folder)
+        content = file.read()
+    record = _parsed(content, folder)
     with open_model_file(f"{folder}/{WEIGHTS_FILE}") as file:
         content = file.read()
     weights = _verified(content, record, folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import pickle
 import re
 import warnings
@@ -32,7 +33,7 @@ def read_checkpoint(file: IO[bytes], source: str) -> dict[str, Any]:
     """The dictionary in an open official `.pt` file; runs no code from it.
 
     Raises `ModelError` if it is damaged, is no checkpoint, or holds other classes than tensors,
-    plain containers and `argparse.Namespace`.
+    plain containers and `argparse.Namespace`. What `file` itself raises is passed on.
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -43,10 +44,22 @@ def read_checkpoint(file: IO[bytes], source: str) -> dict[str, Any]:
         what = f"it holds the class {refused[1]}" if refused else "it is no file of tensors"
         raise ModelError(f"{source}: refused, {what}") from error
     except Exception as error:  # of a damaged file torch's own unpickler raises whatever comes
+        if failed := _failed_read(error):
+            raise failed from None
         raise ModelError(f"{source}: damaged, or not a PyTorch checkpoint") from error
     if not isinstance(content, dict):
         raise ModelError(f"{source}: holds a {type(content).__name__}, expected a checkpoint dict")
     return content
+
+
+def _failed_read(error: BaseException | None) -> OSError | None:
+    """The storage's error behind `error`, which torch's zip reader wraps into others."""
+    while error is not None:
+        # EINVAL: the file's own tables point to before its beginning.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def load_checkpoint(
@@ -80,6 +93,9 @@ def load_checkpoint(
 
 
 def _parts(checkpoint: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not isinstance(checkpoint, Mapping):
+        kind = type(checkpoint).__name__
+        raise ModelError(f"{source}: is a {kind}, expected the official dictionary")
     state = checkpoint.get("state_dict")
     if not isinstance(state, Mapping) or not state:
         have = ", ".join(map(repr, list(checkpoint)[:4])) or "nothing"
@@ -87,7 +103,8 @@ def _parts(checkpoint: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor
     for key, value in state.items():
         if not isinstance(value, Tensor):
             raise ModelError(f"{source}: weight '{key}' is a {type(value).__name__}, not a tensor")
-    options = checkpoint.get("opts", {})
+    options = checkpoint.get("opts")
+    options = {} if options is None else options
     options = vars(options) if isinstance(options, argparse.Namespace) else options
     if not isinstance(options, Mapping):
         raise ModelError(f"{source}: 'opts' is a {type(options).__name__}, not a dict")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.resources
+import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 from pipeline.errors import ModelError, StorageError
 
@@ -25,36 +28,51 @@ def named_bundle(name: str) -> str | None:
     return str(importlib.resources.files("pipeline.models") / "bundles" / name)
 
 
-def open_model_file(uri: str) -> IO[bytes]:
-    """A file, open for reading. Raises `ModelError` if it does not exist."""
-    try:
-        if "://" not in uri:
-            return Path(uri).open("rb")
-        import fsspec  # a bare GPU machine with local files does without it
+@contextmanager
+def open_model_file(uri: str) -> Iterator[IO[bytes]]:
+    """A file, open for reading while the block lasts; one behind a URI is in memory by then.
 
-        return cast(IO[bytes], fsspec.open(uri, "rb").open())
+    Raises `ModelError` if it does not exist, `StorageError` if it cannot be read to its end, and
+    `InputError` for a URI with credentials or of no known kind.
+    """
+    if "://" in uri:
+        yield io.BytesIO(_fetched(uri))
+        return
+    try:
+        with Path(uri).open("rb") as file:
+            yield file
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise ModelError(f"no model file at {uri}") from error
-    except ImportError as error:
-        raise ModelError(
-            f"{uri}: a package is missing to read this kind of URI: {error}"
-        ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise StorageError(f"cannot read {uri}: {error}") from error
 
 
-def write_model_file(uri: str, content: bytes) -> None:
-    """Write `content` whole; on a disk a reader never sees half a file. Raises `StorageError`."""
-    try:
-        if "://" in uri:
-            import fsspec  # a bare GPU machine with local files does without it
+def _fetched(uri: str) -> bytes:
+    from pipeline.storage.uris import read_file  # a bare GPU machine with local files needs none
 
-            with fsspec.open(uri, "wb") as file:
-                file.write(content)
-            return
-        path = Path(uri)
+    try:
+        return read_file(uri)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            raise ModelError(f"no model file at {uri}") from error
+        raise
+
+
+def write_model_file(uri: str, content: bytes) -> None:
+    """Write `content` whole; on a disk a reader never sees half a file.
+
+    Raises `StorageError`, and `InputError` as `open_model_file` does.
+    """
+    if "://" in uri:
+        from pipeline.storage import Store, canonical_uri
+
+        folder, _, name = canonical_uri(uri).rpartition("/")
+        Store(folder).put(name, content)
+        return
+    path = Path(uri)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         partial.write_bytes(content)
         partial.replace(path)
     except (OSError, ValueError) as error:

@@ -1,6 +1,7 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
 from pipeline.storage.objects import ObjectInfo
+from pipeline.storage.outputs import check_output
 from pipeline.storage.parquets import check_columns
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
 from pipeline.storage.samples import read_samples
@@ -16,6 +17,7 @@ __all__ = [
     "Store",
     "canonical_uri",
     "check_columns",
+    "check_output",
     "is_local",
     "list_shards",
     "one_line",

@@ -27,7 +27,11 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import InputError, StorageError
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-_SIGNED = re.compile(r"[?&](x-amz-|x-goog-|sig=|signature=|token=|access_token=)", re.IGNORECASE)
+# Before the host, also of a URI inside a URI (`simplecache::s3://key:secret@bucket`).
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
+_SIGNED = re.compile(
+    r"([?&](?:x-amz-|x-goog-|sig=|signature=|token=|access_token=))[^\s'\"]*", re.IGNORECASE
+)
 _SECRET_SETTINGS = ("key", "secret", "token", "password", "access_key", "secret_key")
 _SECRET_VARIABLES = re.compile(
     r"AWS_ACCESS_KEY_ID|.*_(SECRET|TOKEN|PASSWORD|(SECRET|ACCESS|ACCOUNT|API)_KEY)"
@@ -48,18 +52,17 @@ def canonical_uri(uri: str) -> str:
         raise InputError("an empty path or URI was given")
     if "\0" in uri:
         raise InputError(f"'{uri}' holds a null character, which no path does")
+    if "://" in uri and (_CREDENTIALS.search(uri) or _SIGNED.search(uri)):
+        raise InputError(
+            f"the {uri.split(':')[0]} URI carries credentials; "
+            "give them in the environment (e.g. AWS_ACCESS_KEY_ID) and leave them out of the URI"
+        )
     if is_local(uri):
         path = re.sub(r"^(file|local)://", "", uri)
         try:
             return str(Path(path).expanduser().absolute())
         except RuntimeError as error:
             raise InputError(f"'{path}' names the home of nobody: {one_line(error)}") from error
-    host = uri.split("://", 1)[1].split("/", 1)[0]
-    if "@" in host or _SIGNED.search(uri):
-        raise InputError(
-            f"the {uri.split(':')[0]} URI carries credentials; "
-            "give them in the environment (e.g. AWS_ACCESS_KEY_ID) and leave them out of the URI"
-        )
     return uri.rstrip("/")
 
 
@@ -100,8 +103,22 @@ def storage_errors(action: str) -> Iterator[None]:
         raise StorageError(
             f"cannot {action}: access denied (are the credentials right?)"
         ) from error
+    except NotImplementedError as error:
+        raise StorageError(f"cannot {action}: this kind of storage does not do that") from error
     except (OSError, EOFError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
         raise StorageError(f"cannot {action}: {one_line(error)}") from error
+
+
+def read_file(uri: str, at_most: int = -1) -> bytes:
+    """The file at `uri`, a path or any fsspec URI; of a longer one the first `at_most` bytes.
+
+    Raises `InputError` as `canonical_uri` and `filesystem` do, and `StorageError` where it cannot
+    be read to its end, caused by `FileNotFoundError` where there is none.
+    """
+    whole = canonical_uri(uri)
+    fs, path = filesystem(whole)
+    with storage_errors(f"read '{whole}'"), fs.open(path, "rb") as file:
+        return bytes(file.read(at_most))
 
 
 def one_line(error: BaseException) -> str:
@@ -110,10 +127,10 @@ def one_line(error: BaseException) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """`text` with every credential that this process knows of blanked out."""
+    """`text` with every credential of this process, or of a URI in the text, blanked out."""
     for secret in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(secret, "***")
-    return text
+    return _SIGNED.sub(r"\1***", _CREDENTIALS.sub("***@", text))
 
 
 def _secrets() -> set[str]:

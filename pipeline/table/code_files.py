@@ -17,6 +17,7 @@ from pipeline.storage import Store, canonical_uri
 from pipeline.storage.formats import is_hidden
 from pipeline.storage.listing import Entry, file_entry, is_folder, walk
 from pipeline.storage.uris import filesystem, join
+from pipeline.table.file_names import from_file_name
 from pipeline.table.pickled import STYLE_DIM, Codes, read_latents
 
 _SUFFIXES = (".npy", ".pt", ".pth")
@@ -138,7 +139,7 @@ class _Folder:
         self._files: dict[str, str] = {}
         digest = hashlib.sha256()
         for entry in chosen:
-            name = str(PurePosixPath(entry.name).with_suffix(""))
+            name = from_file_name(str(PurePosixPath(entry.name).with_suffix("")))
             if name in self._files:
                 pair = {name: (self._files[name], entry.name)}
                 raise InputError(f"files that stand for the same code: {listed(pair)}")

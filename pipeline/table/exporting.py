@@ -2,7 +2,8 @@
 
 The published scripts name everything by the last component of a path, so that `a/1.jpg` and
 `b/1.jpg` overwrite each other. Here names that stand for several faces are refused before
-anything is written, with the list; `id` names files by image id, which is unique.
+anything is written, with the list; `id` names files by image id, which is unique. Names that are
+no places inside a folder (`../x`, out of an archive) are written as `file_names` has them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.storage import Store, canonical_uri
+from pipeline.storage import Store, canonical_uri, is_local
 from pipeline.storage.formats import IMAGE_SUFFIXES
+from pipeline.table.file_names import LONGEST_COMPONENT, fits, to_file_name
 from pipeline.table.pickled import Codes, latents_file
 from pipeline.table.reader import Table
 from pipeline.table.schema import STYLE_DIM
@@ -31,6 +33,7 @@ CodeForm = Literal["npy", "pt"]
 # Of codes in one dictionary: it is one object, which is made, pickled and read whole.
 LARGEST_DICTIONARY = 2 << 30
 _BATCH_ROWS = 32
+_NAME_ROWS = 4096
 _PUTS = 16  # in flight: a put waits for a disk or a bucket, not for this machine
 _LISTED = 5
 _SUFFIX = "[.](" + "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES) + ")$"
@@ -58,6 +61,18 @@ class Selection:
         query = f"SELECT {self._name(with_suffix)} AS name, image_id{more} FROM {self._chosen}"
         for batch in self.table.batches(query, _BATCH_ROWS):
             yield from _rows(batch)
+
+    def check_files(self) -> None:
+        """Raise `ConfigError` where a disk does not take the name of a face."""
+        query = f"SELECT {self._name(with_suffix=False)} AS name, image_id FROM {self._chosen}"
+        for batch in self.table.batches(query, _NAME_ROWS):
+            for row in batch.to_pylist():
+                if not fits(row["name"]):
+                    raise ConfigError(
+                        f"'{row['image_id']}' cannot be the name of a file: more than "
+                        f"{LONGEST_COMPONENT} bytes between slashes, or a null character; "
+                        "choose other faces with --where, or export the dictionary (--as latents)"
+                    )
 
     def counts(self) -> tuple[int, int]:
         """How many faces, and how many steps all of them made."""
@@ -141,7 +156,7 @@ def export_dictionary(selection: Selection, uri: str) -> int:
         codes[row["name"]] = row["codes"] if all_steps else row["codes"][None]
     refuse_nothing(len(codes), selection)
     folder, _, name = canonical_uri(uri).rpartition("/")
-    Store(folder).put(name, latents_file(codes))
+    Store(folder or "/").put(name, latents_file(codes))
     return len(codes)
 
 
@@ -151,7 +166,7 @@ def export_codes(selection: Selection, uri: str, form: CodeForm = "npy") -> int:
     The number of files. Memory holds a few codes, however many faces the table has.
     """
     files = (
-        (f"{row['name']}.{form}", code_file(row["w_plus"], form))
+        (f"{to_file_name(row['name'])}.{form}", code_file(row["w_plus"], form))
         for row in selection.rows("w_plus")
     )
     return put_files(uri, files, selection)
@@ -160,9 +175,12 @@ def export_codes(selection: Selection, uri: str, form: CodeForm = "npy") -> int:
 def put_files(uri: str, files: Iterator[tuple[str, bytes]], selection: Selection) -> int:
     """Put (name, content) pairs below `uri`, a few at a time and in memory; their number.
 
-    Raises `ConfigError` where there are none.
+    Raises `ConfigError` where there are none, or a face's name is none for a file: before the
+    first put.
     """
     store, count = Store(uri), 0
+    if is_local(uri):
+        selection.check_files()
     with ThreadPoolExecutor(_PUTS) as pool:
         while group := list(itertools.islice(files, 4 * _PUTS)):
             for _ in pool.map(lambda file: store.put(*file), group):

@@ -22,12 +22,14 @@ from pipeline.storage import Shard, Store, read_samples
 from pipeline.storage.formats import readable_name
 from pipeline.table.code_files import FaceName, listed
 from pipeline.table.exporting import without_suffix
+from pipeline.table.file_names import to_file_name
 from pipeline.table.pickled import Codes
 
 ALIGNMENT = (
     *("n_faces", "width", "height", "face_box", "landmarks", "align_quad", "face_px", "roll_deg"),
     *("yaw", "sharpness", "pad_fraction", "detector_score"),
 )
+_NO_FILES = ("", ".", "..")  # the last components of keys that are nobody's file name
 METRICS = ("l2", "psnr", "lpips", "id_similarity")
 
 
@@ -94,7 +96,8 @@ class Result:
     def _picture(self, store: Store, name: str, step: int, size: tuple[int, int]) -> Tensor:
         base = name.rsplit("/", 1)[-1]
         stem = without_suffix(base)
-        paths = dict.fromkeys((f"{step}/{base}", f"{step}/{stem}.png", f"{step}/{stem}.jpg"))
+        names = (to_file_name(base) if base in _NO_FILES else base, f"{stem}.png", f"{stem}.jpg")
+        paths = [f"{step}/{file}" for file in (*names, f"{to_file_name(stem)}.png")]
         path = next((path for path in paths if store.exists(path)), None)
         if path is None:
             raise InputError(f"no picture of step {step} of '{name}' in '{self.root}'")

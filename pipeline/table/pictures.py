@@ -25,6 +25,7 @@ from pipeline.inversion.rendering import render_each
 from pipeline.metrics.pixel import to_pixels
 from pipeline.models import RestyleModel, load_model
 from pipeline.table.exporting import Selection, put_files
+from pipeline.table.file_names import to_file_name
 from pipeline.table.reader import Table
 
 Kind = Literal["images", "results", "coupled"]
@@ -86,7 +87,7 @@ def frames_of(model: RestyleModel, codes: NDArray[np.float32]) -> Pixels:
 
 
 def _pictures(row: dict[str, Any], model: RestyleModel, kind: Kind) -> Iterator[tuple[str, Pixels]]:
-    name, codes = row["name"], row["codes"]
+    name, codes = to_file_name(row["name"]), row["codes"]
     frames = frames_of(model, codes[None] if kind == "images" else codes)
     if kind == "results":
         yield from ((f"{step}/{name}", frame) for step, frame in enumerate(frames))

@@ -4,6 +4,8 @@ DuckDB's own S3 support is an extension that has to be downloaded and has its ow
 files of a table that is not on a disk are shown to it as a small file system over the table's
 store, so that it reads with the same client as everything else, and only the byte ranges that the
 query's columns and row groups need.
+
+A query is text from outside: it reads the table's files and nothing else, and writes nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import duckdb
 import pyarrow as pa
 from fsspec.spec import AbstractFileSystem
 
-from pipeline.errors import TableError
+from pipeline.errors import RequestError, TableError
 from pipeline.storage import Store, is_local, one_line
 
 _PROTOCOL = "restyle-table"
@@ -27,6 +29,8 @@ _SETTINGS: dict[str, Any] = {
     "autoload_known_extensions": False,
     "python_enable_replacements": False,
 }
+# In DuckDB's tree of a query, whose texts have their quotes escaped: it is none, or it writes.
+_NO_READ = re.compile(r'^\{"error":true|"type":"\w+_QUERY_NODE"')
 
 
 class TableFiles(AbstractFileSystem):  # type: ignore[misc]
@@ -66,6 +70,8 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
         return bool(path)
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        if mode != "rb":
+            raise PermissionError(f"the table is only read, not opened with mode {mode!r}")
         file = self.store.fs.open(self._inside(path), mode, cache_type="none")
         read = file.read
 
@@ -79,13 +85,35 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
 
 
 def connect(store: Store) -> tuple[duckdb.DuckDBPyConnection, TableFiles]:
-    """A connection of its own that can read the store's files, and the file system it reads by."""
+    """A connection of its own that can read the store's files, and the file system it reads by.
+
+    It reads nothing else, on the disk or on the web, loads no extension, and stays like that.
+    """
     connection = duckdb.connect(config=_SETTINGS)
     # A query of seconds would draw a bar into the caller's output.
     connection.execute("SET enable_progress_bar = false")
     files = TableFiles(store)
     connection.register_filesystem(files)
+    # A folder of a disk also as the pattern that names it, which DuckDB compares as it stands.
+    folders = {_path(store, "")} | ({f"{store.path()}/"} if is_local(store.root) else set())
+    allowed = ", ".join(map(_quoted, sorted(folders)))
+    connection.execute(f"SET allowed_directories = [{allowed}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
     return connection, files
+
+
+def check_reads(connection: duckdb.DuckDBPyConnection, query: str) -> None:
+    """Raise `RequestError` for a query that does more than read.
+
+    The lock of `connect` leaves the table's own folder, into which a COPY could write: as a
+    statement, or as the body of a WITH, which makes it a SELECT to DuckDB. Raises DuckDB's error
+    for what is no SQL.
+    """
+    duckdb.extract_statements(query)
+    ((tree,),) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [query]).fetchall()
+    if _NO_READ.search(tree):
+        raise RequestError("the query failed: only queries that read are run (SELECT, FROM, ...)")
 
 
 def create_view(
@@ -117,7 +145,7 @@ def _path(store: Store, name: str) -> str:
     if not is_local(store.root):
         return f"{_PROTOCOL}://{name}"
     # DuckDB takes every path for a pattern; a class of one character stands for itself.
-    return re.sub(r"([*?\[])", r"[\1]", store.path(name))
+    return re.sub(r"([*?\[])", r"[\1]", f"{store.path()}/{name}")
 
 
 def _quoted(text: str) -> str:

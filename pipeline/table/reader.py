@@ -21,7 +21,7 @@ from pipeline.storage import Store, one_line
 from pipeline.table.description import Description, read_description
 from pipeline.table.manifests import ShardManifest, manifest_ids, read_manifest
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
-from pipeline.table.queries import TableFiles, connect, create_view
+from pipeline.table.queries import TableFiles, check_reads, connect, create_view
 from pipeline.table.runs import read_runs, runs_table, seconds_per_face
 from pipeline.table.schema import STYLE_DIM, rejects_schema
 from pipeline.table.verify import verify_table
@@ -69,7 +69,8 @@ class Table:
 
         Only the columns and row groups that it needs are read. `w_plus` comes as FLOAT[][], in
         the frame as an array of `n_styles` arrays of 512; nulls inside lists come as NaN.
-        Raises `RequestError` with DuckDB's reason if the query is wrong.
+        Raises `RequestError` with DuckDB's reason if the query is wrong, or reads or writes
+        anything but the table.
         """
         return self.arrow(query).to_pandas()
 
@@ -81,6 +82,7 @@ class Table:
         if re.search(r"\bruns\b", query, re.IGNORECASE):
             _ = self._runs_view
         try:
+            check_reads(connection, query)
             relation = connection.sql(query)
             if relation is None:
                 raise RequestError("the query failed: it gives no rows")
@@ -92,6 +94,7 @@ class Table:
         """What `arrow` gives, `rows` rows at a time, for more than memory holds."""
         with self._database[0].cursor() as connection:
             try:
+                check_reads(connection, query)
                 relation = connection.sql(query)
                 if relation is None:
                     raise RequestError("the query failed: it gives no rows")
@@ -105,6 +108,8 @@ class Table:
         Reads the ids of the shards in question and the row groups that hold the codes. Raises
         `UnknownImageError`, a `KeyError`, naming ids that the table does not hold.
         """
+        if isinstance(ids, str):
+            raise RequestError(f"w_plus takes a list of image ids, not one as text: [{ids!r}]")
         found: dict[str, np.ndarray] = {}
         names = self._files_of({image.split("/", 1)[0] for image in ids})
         wanted = set(ids)

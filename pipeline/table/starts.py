@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, RequestError, TableError
 from pipeline.storage import one_line
 from pipeline.table.manifests import manifest_name
 from pipeline.table.parts import LATENTS, parse_part_name
-from pipeline.table.queries import connect, create_view
+from pipeline.table.queries import check_reads, connect, create_view
 from pipeline.table.reader import Table, open_table
 from pipeline.table.schema import STYLE_DIM
 
@@ -66,8 +66,10 @@ class ShardStarts:
             if not parsed or parsed[0] != shard_id:
                 continue
             create_view(connection, LATENTS, store, [name], columns.latents_schema())
+            query = f"SELECT image_id, key FROM latents WHERE ({where})"
             try:
-                chosen = connection.sql(f"SELECT image_id, key FROM latents WHERE ({where})")
+                check_reads(connection, query)
+                chosen = connection.sql(query)
                 rows = chosen.fetchall()
             except duckdb.Error as error:
                 raise RequestError(f"where {where!r} failed: {one_line(error)}") from error

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.errors import ConfigError
 from pipeline.settings import fill
 from pipeline.storage import canonical_uri
+from pipeline.training.codes import code_shards
 
 # What a training that goes on may be told anew: how long, where and how it is watched. Any other
 # setting would make it another training.
@@ -92,7 +93,9 @@ class TrainConfig(BaseModel):
     realness: float | None = _weight("e4e's latent discriminator")
     r1: float = Field(10.0, ge=0, description="of the discriminator's gradient penalty")
     codes: str | None = Field(
-        None, description="pairs-*.tar with real codes, for a generator without a mapping network"
+        None,
+        description="folder of pairs-*.tar with real codes, for a generator without a mapping "
+        "network; any URI",
     )
     progressive_start: int | None = Field(
         None, ge=0, description="e4e: images until the second row gets an offset of its own"
@@ -115,13 +118,15 @@ def load_train_config(file: str | None, flags: Mapping[str, Any]) -> TrainConfig
     """The file's settings with `flags` on top; flags that are None leave the file's value.
 
     Raises `ConfigError` that names every unknown, missing or unfit setting, and `InputError` for
-    a URI that is empty or carries credentials.
+    a URI that is empty or carries credentials, and where `codes` holds none.
     """
     config = fill(TrainConfig, file, flags)
     _check(config)
     named = (config.model, config.generator, config.backbone, config.moco_weights, config.codes)
     for uri in (config.input, config.output, config.identity_network, *filter(None, named)):
         canonical_uri(uri)  # refuses one with credentials, before it is written anywhere
+    if config.codes:
+        code_shards(config.codes)  # the workers read them when all crops are cut: too late to tell
     return config
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from pipeline.training.adversary import Adversary
 from pipeline.training.augment import augment, flip_half
 from pipeline.training.board import Board
 from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.codes import read_codes
 from pipeline.training.config import TrainConfig
 from pipeline.training.crops import Crops, windowed
 from pipeline.training.encoder import EncoderTask, Faces
@@ -25,7 +25,7 @@ from pipeline.training.fresh import mapped_codes, starting_model
 from pipeline.training.journal import Journal
 from pipeline.training.loop import LoopPlan, Trained, train
 from pipeline.training.order import random_batches
-from pipeline.training.pairs import load_codes, to_unit
+from pipeline.training.pairs import to_unit
 from pipeline.training.parallel import Group
 from pipeline.training.published import adversary_plan, encoder_plan, feature_networks
 from pipeline.training.settled import ENCODER, check_settings, keep_settings
@@ -96,7 +96,7 @@ def _real_codes(config: TrainConfig, model: RestyleModel) -> Callable[[int], Ten
     if not config.codes:
         mapped_codes(model, 1)  # tells at once where there is no mapping network
         return lambda count: mapped_codes(model, count)
-    codes = load_codes(sorted(Path(config.codes).glob("pairs-*.tar"))).to(model.latent_avg.device)
+    codes = read_codes(config.codes).to(model.latent_avg.device)
     return lambda count: codes[torch.randint(len(codes), (count,))]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,4 +53,8 @@ def test_archives_beyond_the_first_are_weighed_and_not_read(
         write_tar(tmp_path / "tars" / f"{name}.tar", [(f"{n}.jpg", b"image") for n in range(4)])
     told = estimate_job(config_of(input=str(tmp_path / "tars"), limit=limit))
     assert (told["samples_to_do"], told["samples_are_exact"]) == (samples, exact)
-    assert told["estimated_seconds"] > 0
+    start = estimate.START_SECONDS
+    assert (told["start_seconds"], start > 0) == (start, True)
+    assert told["estimated_seconds"] == pytest.approx(
+        start + 3 * samples / (os.cpu_count() or 1), abs=0.1
+    )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from pipeline.engine.rows import Row, blank_row, failed_row, pack, run_stage, unpack
+from pipeline.errors import StorageError
 
 
 def raises(_: Row) -> Row:
@@ -23,6 +24,14 @@ def test_a_stage_that_fails_costs_its_part_alone() -> None:
     row = run_stage("align", raises, blank_row("part", "s", 3) | {"payload": b"images"})
     assert (row["kind"], row["shard_id"], row["part"], row["payload"]) == ("failed", "s", 3, b"")
     assert row["error"].startswith("align: ValueError: two lines (test_rows.py:")
+
+
+def test_an_error_that_is_raised_on_purpose_names_no_line_of_the_code() -> None:
+    def damaged(_: Row) -> Row:
+        raise StorageError("the shard 's' is damaged")
+
+    row = run_stage("read", damaged, blank_row("part", "s", 3))
+    assert row["error"] == "read: StorageError: the shard 's' is damaged"
 
 
 def test_what_is_no_part_passes_through() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 
 from pipeline.images import Rejection, RejectReason
 
@@ -26,3 +28,9 @@ def test_reasons_are_the_words_of_the_table() -> None:
         "timed_out",
         "crashed",
     }
+
+
+def test_every_reason_stands_in_the_readme() -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    (listed,) = re.findall(r"a `reason`: (.*?)\.\n", text, re.DOTALL)
+    assert re.findall(r"`(\w+)`", listed) == [reason.value for reason in RejectReason]

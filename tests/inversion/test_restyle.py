@@ -139,6 +139,19 @@ def test_a_one_pass_encoder_makes_one_step() -> None:
         invert(model, portrait())
 
 
+@pytest.mark.parametrize("steps", ["auto", 2.0, None, True])
+def test_steps_that_are_no_number_of_them_are_refused(model: RestyleModel, steps: object) -> None:
+    with pytest.raises(ConfigError, match=r"expected a whole number from 1") as error:
+        invert(model, portrait(), steps=steps)  # type: ignore[arg-type]
+    assert ("invert_adaptively" in str(error.value)) == (steps == "auto")
+
+
+def test_images_that_are_no_tensor_are_refused(model: RestyleModel) -> None:
+    told = r"images: got a ndarray, expected a torch\.Tensor, float32 \[n, 3, 256, 256\]"
+    with pytest.raises(ShapeError, match=told):
+        invert(model, portrait().numpy())  # type: ignore[arg-type]
+
+
 def test_no_step_is_refused(model: RestyleModel) -> None:
     with pytest.raises(ConfigError, match="steps is 0"):
         invert(model, portrait(), steps=0)

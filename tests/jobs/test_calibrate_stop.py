@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from _pytest.capture import CaptureFixture
 
-from jobs.calibrate_stop import main
+from jobs.calibrate_stop import clock, main
 from pipeline.inversion import StopRule
+from pipeline.models import load_model
 
 SAMPLES = str(Path(__file__).parents[2] / "pipeline" / "samples")
 
@@ -36,3 +38,17 @@ def test_an_input_that_is_not_there_is_the_users_mistake(
     asked = ["--calibrate", nowhere, "--report", nowhere, "--output", str(tmp_path / "out")]
     assert main(asked) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_clock_waits_for_the_gpu(tiny_bundle: str) -> None:
+    model = load_model(tiny_bundle, "cuda")
+    square = torch.randn(4096, 4096, device="cuda")
+    torch.mm(square, square)  # what the first call sets up is no work
+    begun, start, end = clock(model), torch.cuda.Event(True), torch.cuda.Event(True)
+    start.record()
+    for _ in range(50):
+        torch.mm(square, square)
+    end.record()
+    seconds = clock(model) - begun
+    assert seconds >= start.elapsed_time(end) / 1000

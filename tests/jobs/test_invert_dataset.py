@@ -115,6 +115,7 @@ def test_a_dry_run_says_what_is_to_do_and_writes_nothing(undisturbed: Undisturbe
         12,
         0,
     )
+    assert (run.line["samples"], run.line["faces"], run.line["images_per_second"]) == (0, 0, 0.0)
     assert file_bytes(undisturbed.folder / "table") == before
 
 
@@ -148,7 +149,23 @@ def test_a_wrong_request_is_one_line_and_code_2(
     assert not (tmp_path / "table").exists()
 
 
+@pytest.mark.parametrize("mode", [(), ("--dry-run",)])
+@pytest.mark.parametrize("output", ["/proc/x", "photo.jpg", "photo.jpg/table"])
+def test_an_output_that_cannot_be_is_a_wrong_request(
+    tmp_path: Path, tiny_bundle: str, output: str, mode: tuple[str, ...]
+) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"a picture")
+    where = ("--input", ".", "--output", output, "--model", tiny_bundle)
+    run = run_job(tmp_path, *where, *mode)
+    assert run.refused
+    assert f"{output}' cannot be" in run.err.splitlines()[-1]
+    assert len(run.err.splitlines()) == 1
+    assert run.line["table"] == output
+
+
 def test_an_unknown_flag_is_told_by_its_name(tmp_path: Path) -> None:
-    run = run_job(tmp_path, "--output", "table", "--stepz", "3")
-    assert run.code == 2
-    assert run.err.splitlines()[-1].endswith("unrecognized arguments: --stepz 3")
+    run = run_job(tmp_path, "--output", "table", "--input", "in", "--stepz", "3")
+    assert run.refused
+    told = "unrecognized arguments: --stepz 3; did you mean --steps?"
+    assert run.err.splitlines()[-1].endswith(told)
+    assert run.line["errors"] == [told]

@@ -74,7 +74,15 @@ def test_a_table_in_a_bucket_through_the_environment_alone(s3: Bucket) -> None:
     assert (run.returncode, run.stdout, run.stderr) == (0, '{"n": 4}\n', "")
 
 
-@pytest.mark.parametrize("query", ["SELEC", "SELECT nope FROM latents"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELEC",
+        "SELECT nope FROM latents",
+        "COPY latents TO '/tmp/never-written.csv'",
+        "SELECT * FROM read_text('/etc/hostname')",
+    ],
+)
 def test_a_wrong_query_is_one_line_and_exit_code_2(table: Path, query: str) -> None:
     run = ask(table, query)
     assert (run.returncode, run.stdout) == (2, "")

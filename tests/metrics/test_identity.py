@@ -142,3 +142,9 @@ def test_the_definition_names_the_network_and_its_weights():
     definition = Meter().definitions["id_similarity"]
     assert WEIGHTS in definition
     assert "null where HOG finds no face" in definition
+
+
+@pytest.mark.parametrize("name", ["dlibb", "None", "arcface"])
+def test_a_mistyped_network_is_told_with_the_known_ones(name):
+    with pytest.raises(ModelError, match=f"called '{name}': expected dlib, none, or a weight file"):
+        load_identity(name)

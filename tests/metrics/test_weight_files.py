@@ -1,12 +1,14 @@
 import pickle
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, StorageError
 from pipeline.metrics.weight_files import read_weight_file
+from tests.storage import cut_off
 
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3)}
 
@@ -32,6 +34,16 @@ def test_any_fsspec_uri_is_read(tmp_path):
     torch.save(STATE, tmp_path / "face.pth")
     state, _ = read_weight_file(f"file://{tmp_path}/face.pth")
     assert torch.equal(state["layer.weight"], STATE["layer.weight"])
+
+
+def test_a_read_that_is_cut_off_is_no_damage():
+    cut_off.register()
+    with fsspec.open("memory://weights/face.pth", "wb") as sink:
+        torch.save(STATE, sink)
+    with pytest.raises(StorageError, match="reset by peer"):
+        read_weight_file("breaks://weights/face.pth")
+    with pytest.raises(ModelError, match="not found"):
+        read_weight_file("breaks://weights/none.pth")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import fsspec
 import pytest
 import torch
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, StorageError
 from pipeline.models import RestyleModel, load_checkpoint, load_model, save_bundle
+from pipeline.models.checkpoint import read_checkpoint
 from pipeline.models.restyle import Architecture
 from tests.models.tiny import tiny_checkpoint
+from tests.storage import cut_off
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,21 @@ def test_a_checkpoint_loads_from_any_fsspec_uri(model: RestyleModel) -> None:
     with fsspec.open("memory://models/tiny.pt", "wb") as file:
         torch.save(tiny_checkpoint("ResNetProgressiveBackboneEncoder"), file)
     assert load_model("memory://models/tiny.pt").fingerprint == model.fingerprint
+
+
+def test_an_official_dictionary_in_memory_is_a_model_too(model: RestyleModel) -> None:
+    checkpoint = tiny_checkpoint("ResNetProgressiveBackboneEncoder")
+    assert load_model(checkpoint, device="cpu").fingerprint == model.fingerprint
+    bare = {**checkpoint, "opts": {}}
+    told = load_model(bare, encoder_type="ResNetProgressiveBackboneEncoder", domain="church")
+    assert told.domain == "church"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "5"])
+def test_a_device_that_is_not_there_is_told_in_one_line(device: str) -> None:
+    with pytest.raises(ModelError, match=f"no model can be put on device '{device}'") as error:
+        load_model("demo", device=device)
+    assert "\n" not in str(error.value)
 
 
 def test_half_precision_is_stored_and_float32_computed(model: RestyleModel, tmp_path: Path) -> None:
@@ -152,6 +170,24 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 def test_a_missing_file_is_named(where: str) -> None:
     with pytest.raises(ModelError, match=r"no model file at .*no"):
         load_model(where)
+
+
+@pytest.mark.parametrize("name", ["cut", "cut.pt"])
+def test_a_read_that_is_cut_off_is_no_damage(name: str) -> None:
+    cut_off.register()
+    for path in ("cut.pt", "cut/model.json"):
+        with fsspec.open(f"memory://models/{path}", "wb") as sink:
+            torch.save(tiny_checkpoint(), sink)
+    with pytest.raises(StorageError, match="reset by peer"):
+        load_model(f"breaks://models/{name}")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_disk_that_fails_in_the_middle_of_a_checkpoint_is_no_damage(zipped: bool) -> None:
+    sink = io.BytesIO()
+    torch.save(tiny_checkpoint(), sink, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ConnectionResetError):
+        read_checkpoint(cut_off.CutOff(sink.getvalue()), "cut.pt")
 
 
 def test_an_architecture_survives_json(model: RestyleModel) -> None:

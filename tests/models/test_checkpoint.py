@@ -42,6 +42,18 @@ def test_options_may_be_a_dict_or_a_namespace(checkpoint: Checkpoint) -> None:
     assert load_checkpoint(as_dict).fingerprint == load_checkpoint(checkpoint).fingerprint
 
 
+def test_no_options_are_as_good_as_none(checkpoint: Checkpoint) -> None:
+    bare = load_checkpoint({**checkpoint, "opts": None}, encoder_type="BackboneEncoder")
+    assert bare.fingerprint == load_checkpoint(checkpoint).fingerprint
+    assert bare.domain == "unknown"
+
+
+@pytest.mark.parametrize("other", [None, [], "restyle.pt", 3])
+def test_what_is_no_dictionary_is_told_by_its_type(other: object) -> None:
+    with pytest.raises(ModelError, match=r"checkpoint: is a .*, expected the official dictionary"):
+        load_checkpoint(other)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("shape", [(512,), (1, 512)])
 def test_an_average_latent_of_one_row_stands_for_all(
     checkpoint: Checkpoint, shape: tuple[int, ...]

@@ -7,6 +7,7 @@ from PIL import Image
 from jobs import contact_sheet as job
 from pipeline.errors import RequestError
 from pipeline.reports import table_sheet
+from pipeline.storage import Store
 
 KEPT = {"keep_steps": True, "keep_crops": True}
 
@@ -59,3 +60,23 @@ def test_the_job_writes_a_png_and_refuses_what_is_no_table(make_table, tmp_path,
     assert output.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert job.main(["--table", str(tmp_path / "images"), "--output", str(output)]) == 2
     assert "is not a table" in capsys.readouterr().err
+
+
+def test_the_job_puts_its_picture_where_the_uri_says(make_table, tmp_path, monkeypatch, s3):
+    monkeypatch.chdir(tmp_path)
+    table = make_table(**KEPT).store.root
+    there = {path for path in tmp_path.rglob("*") if path.parent == tmp_path}
+    asked = ["--table", table, "--limit", "1", "--output", f"{s3.uri}/sheets/x.png"]
+    assert job.main(asked) == 0
+    assert Store(s3.uri).get("sheets/x.png")[:8] == b"\x89PNG\r\n\x1a\n"
+    assert {path for path in tmp_path.rglob("*") if path.parent == tmp_path} == there
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(make_table, tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"")
+    table = make_table(**KEPT).store.root
+    for output in ("/proc/x/sheet.png", str(tmp_path / "file" / "sheet.png")):
+        assert job.main(["--table", table, "--output", output]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("ConfigError: the output '")
+        assert said.count("\n") == 1

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientPayloadError
+from botocore.exceptions import ClientError, NoCredentialsError
 
 from pipeline.errors import InputError, StorageError
-from pipeline.storage import canonical_uri, is_local, one_line
-from pipeline.storage.uris import storage_errors
+from pipeline.storage import canonical_uri, is_local, one_line, without_secrets
+from pipeline.storage.uris import read_file, storage_errors
 
 
 def test_local_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -29,6 +31,8 @@ def test_other_uris_stay_as_they_are() -> None:
         "s3://key:hunter22@bucket/x",
         "https://host/s.tar?X-Amz-Signature=hunter22",
         "https://host/s.tar?sv=1&sig=hunter22",
+        "simplecache::s3://key:hunter22@bucket/x",
+        "file://key:hunter22@host/x",
     ],
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
@@ -48,7 +52,37 @@ def test_error_texts_are_one_line_without_secrets(monkeypatch: pytest.MonkeyPatc
     assert one_line(ValueError()) == "ValueError"
 
 
+def test_credentials_of_a_uri_inside_a_text_are_blanked_out() -> None:
+    said = "cannot reach https://user:pw-1@host/x?a=1&sig=pw-2, nor 's3://key:pw-3@bucket'"
+    assert without_secrets(said) == (
+        "cannot reach https://***@host/x?a=1&sig=*** nor 's3://***@bucket'"
+    )
+    assert without_secrets("mail me@here about //x and s3://bucket/a@b") == (
+        "mail me@here about //x and s3://bucket/a@b"
+    )
+
+
+def test_a_file_is_read_wherever_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    assert read_file(str(tmp_path / "a")) == read_file(f"file://{tmp_path}/a") == b"0123456789"
+    assert read_file(str(tmp_path / "a"), 4) == b"0123"
+    with pytest.raises(StorageError, match="not found") as caught:
+        read_file("memory://nowhere")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    with pytest.raises(InputError, match="nobodys"):
+        read_file("nobodys://x")
+
+
 def test_every_failure_of_a_file_system_is_a_storage_error() -> None:
-    for error in (FileNotFoundError(2, "x"), PermissionError(13, "x"), TimeoutError(), EOFError()):
+    for error in (
+        FileNotFoundError(2, "x"),
+        PermissionError(13, "x"),
+        TimeoutError(),
+        EOFError(),
+        NotImplementedError(),
+        NoCredentialsError(),
+        ClientError({}, "GetObject"),
+        ClientPayloadError(),
+    ):
         with pytest.raises(StorageError, match="cannot read 'u': "), storage_errors("read 'u'"):
             raise error

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.table import Columns, exporting, open_table
+from pipeline.table.code_files import open_codes
 from pipeline.table.exporting import Selection, export_codes, export_dictionary
 from pipeline.table.pickled import read_latents
 from tests.table.rows import N_STYLES, code, face_row, shard, writer
@@ -110,3 +111,28 @@ def test_an_empty_choice_is_refused(tmp_path: Path) -> None:
     table = table_of(tmp_path / "t", face_row("1.jpg"))
     with pytest.raises(ConfigError, match="no face to export"):
         export_codes(Selection(table, where="l2 > 100"), str(tmp_path / "codes"))
+
+
+ODD = ("../evil.jpg", "/etc/evil.jpg", "a//b.jpg", "a/./b.jpg", "a/b.jpg", ".x.jpg", "%2E.jpg")
+
+
+@pytest.mark.parametrize("form", ["npy", "pt"])
+def test_names_that_are_other_places_stay_inside_and_are_read_back(
+    tmp_path: Path, form: Any
+) -> None:
+    table = table_of(tmp_path / "t", *map(face_row, ODD), part_size=10)
+    out = tmp_path / "out"
+    assert export_codes(Selection(table, naming="id"), str(out), form) == len(ODD)
+    assert sum(path.is_file() for path in tmp_path.rglob(f"*.{form}")) == len(ODD)
+    assert sum(path.is_file() for path in out.rglob(f"*.{form}")) == len(ODD)
+    codes = open_codes(str(out))
+    assert set(codes.names) == {f"s-0/{key}#0" for key in ODD}
+    for key in ODD:
+        np.testing.assert_array_equal(codes.read(f"s-0/{key}#0")[0], code(key))
+
+
+def test_a_name_that_no_disk_takes_is_refused_before_the_first_file(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "t", face_row("1.jpg"), face_row("x" * 300))
+    with pytest.raises(ConfigError, match="cannot be the name of a file"):
+        export_codes(Selection(table, naming="id"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -118,3 +118,17 @@ def test_codes_are_rendered_by_their_own_model_alone(
     assert model_of(table, tiny_bundle).fingerprint == model.fingerprint
     with pytest.raises(ModelError, match="belong to another model than 'demo'"):
         model_of(table, "demo")
+
+
+def test_pictures_of_names_that_are_other_places_stay_inside(
+    model: RestyleModel, tmp_path: Path
+) -> None:
+    steps = np.stack([code(1)])
+    row = face_row("../../evil.jpg", w_plus=code(1), w_plus_per_step=steps)
+    columns = Columns(N_STYLES, all_steps=True)
+    odd = table_of(tmp_path / "t", row, columns=columns)
+    assert (
+        export_pictures(Selection(odd, naming="id"), model, str(tmp_path / "out"), "results") == 1
+    )
+    (picture,) = tmp_path.rglob("*.png")
+    assert picture == tmp_path / "out/0/s-0/%2E./%2E./evil.jpg#0.png"

@@ -52,6 +52,11 @@ def test_no_ids_give_no_codes(filled: str) -> None:
     assert open_table(filled).w_plus([]).shape == (0, N_STYLES, 512)
 
 
+def test_one_id_as_text_is_not_a_list_of_letters(filled: str) -> None:
+    with pytest.raises(RequestError, match=r"takes a list of image ids.*\['s-0/a#0'\]"):
+        open_table(filled).w_plus("s-0/a#0")
+
+
 def test_missing_ids_are_named(filled: str) -> None:
     with pytest.raises(UnknownImageError, match=r"has no 's-0/nope#0', 'other/a#0'$") as caught:
         open_table(filled).w_plus(["s-0/a#0", "s-0/nope#0", "other/a#0"])

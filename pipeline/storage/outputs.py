@@ -1,0 +1,54 @@
+"""Whether a folder can be written to: asked before the work that is to go there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.storage.uris import (
+    canonical_uri,
+    filesystem,
+    is_local_filesystem,
+    storage_errors,
+)
+
+# What another try would meet again; a full disk is not among them.
+_LASTING = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EINVAL),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTSUP),
+}
+
+
+def check_output(uri: str) -> None:
+    """Raise `ConfigError` where `uri` can be no folder to write to; nothing is left behind.
+
+    On a disk a hidden folder is made, and removed, where the missing ones would begin: of /proc, or
+    as root, permissions alone do not tell. Of an object store only that no object has the name.
+    """
+    root = canonical_uri(uri)
+    fs, path = filesystem(root)
+    if is_local_filesystem(fs):
+        with storage_errors(f"write to '{root}'"):
+            _check_disk(Path(root))
+    elif "http" in fs.protocol:
+        raise ConfigError(f"the output '{root}' cannot be written to: the web is only read")
+    else:
+        with storage_errors(f"look up '{root}'"):
+            if fs.isfile(path):
+                raise ConfigError(f"the output '{root}' is an object, and is to be a folder")
+
+
+def _check_disk(folder: Path) -> None:
+    try:
+        there = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
+        if not there.is_dir():
+            raise ConfigError(f"the output '{folder}' cannot be a folder: '{there}' is a file")
+        Path(tempfile.mkdtemp(prefix=".write-test-", dir=there)).rmdir()
+    except OSError as error:
+        if error.errno not in _LASTING:
+            raise
+        why = os.strerror(error.errno or errno.EINVAL)
+        raise ConfigError(f"the output '{folder}' cannot be written to: {why}") from error

@@ -1,0 +1,43 @@
+"""The benchmark's own promises; its figures are what it is run for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import benchmark
+
+
+def ended(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit code, and the error on the last line of stdout."""
+    try:
+        code = benchmark.main(list(map(str, arguments)))
+    except SystemExit as exited:
+        code = exited.code
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["exit_code"] == code
+    return code, line["errors"][0]
+
+
+@pytest.mark.parametrize("flag", ["--gpus", "--images", "--speed", "--part-size", "--skew"])
+@pytest.mark.parametrize("value", ["x", "-5", "0", "1.5", ""])
+def test_what_is_no_number_of_anything_is_refused(
+    capsys: pytest.CaptureFixture[str], flag: str, value: str
+) -> None:
+    told = f"argument {flag}: '{value}' is no whole number above 0"
+    assert ended(capsys, "--simulate", f"{flag}={value}") == (2, told)
+
+
+def test_lists_are_numbers_with_commas() -> None:
+    asked = benchmark.parse_arguments(["--simulate", "--images", "1000, 20000"])
+    assert (asked.images, asked.gpus, asked.speed) == ([1000, 20_000], [1], [100])
+
+
+def test_a_run_that_is_refused_is_told_in_one_line(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, error = ended(capfd, "--input", tmp_path / "nowhere")
+    assert code == 2
+    assert "does not exist" in error

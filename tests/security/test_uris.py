@@ -1,0 +1,92 @@
+"""A URI with credentials is refused by every door, and repeated by none."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.metrics.weight_files import read_weight_file
+from pipeline.models import load_model, save_bundle
+from pipeline.settings import read_config_file
+from tests.table.rows import shard, write_shard, writer
+
+SECRET = "SECRETWORD"
+URI = f"https://user:{SECRET}@localhost:1/x"
+SAMPLES = str(Path(__file__).resolve().parents[2] / "pipeline" / "samples")
+HERE = ("--input", SAMPLES, "--output", "out")
+ASKED = {
+    "invert_dataset": [
+        ("--config", URI),
+        (*HERE, "--model", URI),
+        (*HERE, "--identity", URI),
+        ("--input", URI, "--output", "out"),
+        ("--input", SAMPLES, "--output", URI),
+        (*HERE, "--device", URI),
+    ],
+    "convert_model": [(URI, "out"), ("demo", URI)],
+    "import_latents": [
+        ("--from", URI, "--model", "demo", "--output", "out"),
+        ("--from", "code.npy", "--model", URI, "--output", "out"),
+        ("--from", "code.npy", "--model", "demo", "--output", URI),
+    ],
+    "export_table": [
+        ("--table", URI, "--to", "out.npy"),
+        ("--table", "table", "--to", URI, "--as", "codes"),
+        ("--table", "table", "--to", "out", "--as", "images", "--model", URI),
+    ],
+    "calibrate_stop": [
+        ("--calibrate", SAMPLES, "--report", SAMPLES, "--output", "out", "--model", URI),
+        ("--calibrate", URI, "--report", SAMPLES, "--output", "out"),
+    ],
+    "contact_sheet": [("--table", URI, "--output", "out.png")],
+    "evaluate": [("--table", URI, "--output", "out")],
+    "query_latents": [(URI, "SELECT 1")],
+    "refine_dataset": [("--table", URI, "--output", "out")],
+    "status": [(URI,)],
+    "train_restyle": [(*HERE, "--model", URI), ("--config", URI)],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the jobs run: a table and a code are there."""
+    write_shard(writer(tmp_path / "table"), shard())
+    np.save(tmp_path / "code.npy", np.zeros((10, 512), np.float32))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments"),
+    [(job, arguments) for job, several in ASKED.items() for arguments in several],
+)
+def test_no_job_repeats_the_credentials_of_a_uri(
+    folder: Path, capsys: pytest.CaptureFixture[str], job: str, arguments: tuple[str, ...]
+) -> None:
+    main = importlib.import_module(f"jobs.{job}").main
+    try:
+        code = main(list(arguments))
+    except SystemExit as ended:  # of the parser
+        code = ended.code
+    said = capsys.readouterr()
+    assert code == 2, said
+    assert SECRET not in said.out + said.err
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("door", [load_model, read_config_file, read_weight_file])
+def test_no_door_opens_a_uri_with_credentials(door: object) -> None:
+    for uri in (URI, f"s3://key:{SECRET}@bucket/x.pt"):
+        with pytest.raises(InputError, match="carries credentials") as error:
+            door(uri)  # type: ignore[operator]
+        assert SECRET not in str(error.value)
+
+
+def test_no_bundle_is_written_to_a_uri_with_credentials() -> None:
+    with pytest.raises(InputError, match="carries credentials") as error:
+        save_bundle(load_model("demo"), URI)
+    assert SECRET not in str(error.value)

@@ -1,0 +1,43 @@
+"""Promises of the Makefile that no other test keeps by running its commands."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make(*arguments: str) -> str:
+    """What make prints; with this interpreter, and nothing installed."""
+    if not shutil.which("make"):
+        pytest.skip("no make")
+    binaries = Path(sys.executable).parent
+    command = ["make", "-o", ".venv/installed", f"BIN={binaries}", *arguments]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def test_every_benchmark_starts() -> None:
+    said = make("bench", "BENCH_FLAGS=--help")
+    benches = sorted(path.name for path in (ROOT / "tests" / "bench").glob("[a-z]*.py"))
+    run = re.findall(r"^== tests/bench/(.*)$", said, re.MULTILINE)
+    assert run == [name for name in benches if not name.startswith("test_")]
+    assert len(re.findall(r"^usage: ", said, re.MULTILINE)) == len(run) + 1
+    assert "usage: benchmark.py" in said
+
+
+def test_the_drivers_memory_is_measured_at_a_thousand_and_at_a_hundred_thousand_images() -> None:
+    last = make("-n", "bench").splitlines()[-1]
+    assert "jobs/benchmark.py --simulate" in last
+    assert "--images 1000,100000" in last
+
+
+def test_cleaning_up_leaves_checkpoints_of_hours() -> None:
+    assert not re.search(r"\sbuild\b", make("-n", "clean"))
