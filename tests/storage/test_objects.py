@@ -10,14 +10,6 @@ from pipeline.storage import Store
 from tests.conftest import Bucket
 
 
-@pytest.fixture(params=["disk", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "disk":
-        return Store(str(tmp_path / "a table"))
-    bucket: Bucket = request.getfixturevalue("s3")
-    return Store(f"{bucket.uri}/a table")
-
-
 def test_a_listing_says_what_a_look_at_each_object_says(store: Store) -> None:
     assert list(store.infos()) == []
     for name in ("x/1", "x/y/2", "x-3", "x/.1.ab.tmp"):

@@ -16,14 +16,6 @@ from pipeline.storage import Store
 from tests.conftest import Bucket
 
 
-@pytest.fixture(params=["disk", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "disk":
-        return Store(str(tmp_path / "a table"))
-    bucket: Bucket = request.getfixturevalue("s3")
-    return Store(f"{bucket.uri}/a table")
-
-
 def test_what_is_put_is_got(store: Store) -> None:
     store.put("a/b.bin", b"first")
     store.put("a/b.bin", b"second")
