@@ -18,7 +18,14 @@ def make(*arguments: str) -> str:
     if not shutil.which("make"):
         pytest.skip("no make")
     binaries = Path(sys.executable).parent
-    command = ["make", "-o", ".venv/installed", f"BIN={binaries}", *arguments]
+    command = [
+        "make",
+        "--no-print-directory",
+        "-o",
+        ".venv/installed",
+        f"BIN={binaries}",
+        *arguments,
+    ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout

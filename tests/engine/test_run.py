@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -293,15 +294,13 @@ def test_a_running_job_renews_its_record(
 def test_a_request_that_turns_out_wrong_is_on_record_with_its_code(
     config_of: Callable[..., JobConfig], tmp_path: Path
 ) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "a.jpg").write_bytes(b"no image")
-    plan = make_plan(config_of(input=str(elsewhere)))
+    plan = make_plan(config_of())
     (work,) = plan.works
+    shard = replace(work.shard, uri=str(tmp_path / "elsewhere"))
     reject = {"key": "a.jpg", "face_index": None, "source_uri": "", "source_sha256": ""}
     rejects = [reject | {"reason": "no_face", "detail": ""}]
-    part = plan.writer.write_part(work.shard, 0, samples=1, latents=[], rejects=rejects)
-    plan.writer.commit_shard(work.shard, [part])
+    part = plan.writer.write_part(shard, 0, samples=1, latents=[], rejects=rejects)
+    plan.writer.commit_shard(shard, [part])
     with pytest.raises(InputError, match="choose another output"):
         run_job(config_of())
     (account,) = runs(config_of())

@@ -55,9 +55,12 @@ def test_another_base_or_other_pairs_are_refused(work: str, tiny_bundle: str) ->
 
 
 def test_the_job_refuses_a_folder_of_another_look_before_it_reads_pairs(
-    work: str, tiny_bundle: str, capsys: pytest.CaptureFixture[str]
+    work: str, tiny_bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     look = ["--look", "cartoon", "--base", tiny_bundle]
-    assert job.main(["--pairs", "not-there", "--work", work, *look]) == 2
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    (pairs / "pairs-00000.tar").write_bytes(b"never read")
+    assert job.main(["--pairs", str(pairs), "--work", work, *look]) == 2
     assert "choose another output or the same settings" in capsys.readouterr().err
     assert Store(work).names() == ["_plan.json", "generator.pt"]
