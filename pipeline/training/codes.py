@@ -33,9 +33,8 @@ def read_codes(uri: str) -> Tensor:
 
     Raises `InputError` where there are none, or a tar is damaged, and `StorageError`.
     """
-    from pipeline.training.pairs import (
-        load_codes,
-    )  # PyTorch, which the look at the names is without
+    # Here, as PyTorch is slow to import and the look at the names does without.
+    from pipeline.training.pairs import load_codes
 
     store = Store(uri)
     with tempfile.TemporaryDirectory() as folder:
