@@ -144,6 +144,10 @@ class _ShardOperator(InputDataBuffer):
         super().start(*arguments, **options)
         self._feed.start()
 
+    def throttling_disabled(self) -> bool:
+        """True: it runs nothing, but would be given a share of the GPUs that inverters lack."""
+        return True
+
     def has_next(self) -> bool:
         return self._feed.ready() and (self._feed.open_shards < _FEW_SHARDS or not self._ahead())
 

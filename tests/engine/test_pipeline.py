@@ -36,12 +36,14 @@ pytestmark = [
 class Executed:
     """What came out of a pipeline, and how many blocks each operator gave out.
 
-    `ahead` is how many of the readers' blocks were not written yet, at the most.
+    `ahead` is how many of the readers' blocks were not written yet, at the most. `sharing` names
+    the operators among which cores and GPUs were divided.
     """
 
     rows: list[Row]
     blocks: dict[str, int]
     ahead: int
+    sharing: set[str]
 
 
 @contextmanager
@@ -51,13 +53,17 @@ def executed(
     """The pipeline run to its end, on a Ray that is there till the block ends."""
     blocks: dict[str, int] = {}
     ahead: list[int] = []
+    sharing: set[str] = set()
 
     class Count(ExecutionCallback):
         def after_execution_succeeds(self, executor: Any) -> None:
             self.on_execution_step(executor)
 
         def on_execution_step(self, executor: Any) -> None:
+            budget = executor._resource_manager.get_budget
             for operator in executor._topology:
+                if budget(operator) is not None:
+                    sharing.add(operator.name)
                 blocks[operator.name] = operator._metrics.num_task_outputs_generated
             _, read, *_, written = blocks.values()
             ahead.append(read - written)
@@ -68,7 +74,7 @@ def executed(
         dataset: Any = build_dataset(
             make_plan(config), Pools(1, 1, on_gpu=False), Stages(SimulatedAlign, invert)
         )
-        yield Executed(list(summaries(dataset)), blocks, max(ahead))
+        yield Executed(list(summaries(dataset)), blocks, max(ahead), sharing)
 
 
 def test_a_part_is_one_row_and_no_stage_is_fused_with_another(
@@ -110,5 +116,7 @@ def test_readers_do_not_run_far_ahead_of_writers(
         write_tar(tmp_path / "tars" / f"{number:02d}.tar", [("0.jpg", b"image")])
     with executed(config_of(input=str(tmp_path / "tars")), SlowInvert) as run:
         assert len(run.rows) == 120
+    # What is set aside for the source, which computes nothing, is a GPU without an inverter.
+    assert run.sharing == {name for name in run.blocks if "Map" in name}
     # A shard is a part and an end: what waits for a reader comes on top.
     assert run.ahead <= 6 + 2 * 3 + 2
