@@ -108,10 +108,11 @@ def describe(run: dict[str, Any]) -> str:
     simulated = f"{run['gpus']:>3} GPUs x {run['speed']:>5}/s  " if run["speed"] else ""
     if not run["parts"]:
         return f"{simulated}no part came: {'; '.join(run['errors'])}"
+    busy = "?, too few parts" if run["gpu_busy"] is None else f"{100 * run['gpu_busy']:5.1f} %"
     return (
         f"{simulated}{run['samples']:>8} images  {run['parts']:>6} parts  "
         f"start {run['first_part_seconds']:6.1f} s  {run['parts_a_second']:7.2f} parts/s  "
-        f"GPU busy {100 * run['gpu_busy']:5.1f} %  "
+        f"GPU busy {busy}  "
         f"driver {run['driver_cpu_milliseconds_a_part']:6.1f} ms a part, "
         f"{run['driver_megabytes_first']:.0f} to {run['driver_megabytes_last']:.0f} MB"
     )

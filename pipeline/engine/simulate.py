@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 BATCH = 32
 MEMBER_BYTES = 100
+PARTS_TO_JUDGE = 8  # an inverter, of how busy it was
 
 
 class SimulatedAlign:
@@ -134,10 +135,11 @@ class Trace(Watch):
         now, cpu = time.monotonic(), use.ru_utime + use.ru_stime
         self.points.append((now, self._busy, self._inverting, cpu, megabytes))
 
-    def summary(self, inverters: int) -> dict[str, float]:
+    def summary(self, inverters: int) -> dict[str, float | None]:
         """Means over the middle of the run, from a fifth of its parts to nine tenths; none of none.
 
-        `inverter_busy` is the share of time that inverters had a part, `gpu_busy` that they slept.
+        `inverter_busy` is the share of time that inverters had a part, `gpu_busy` that they slept;
+        null where so few parts came that those begun before the middle would count for much.
         """
         count = len(self.points)
         if not count:
@@ -146,12 +148,13 @@ class Trace(Watch):
         parts = max(1, count * 9 // 10 - 1 - count // 5)
         elapsed, busy, inverting, cpu, _ = (b - a for a, b in zip(first, last, strict=True))
         capacity = max(1e-9, elapsed * inverters)
+        enough = parts >= PARTS_TO_JUDGE * inverters
         memory = [point[4] for point in self.points]
         return {
             "parts": count,
             "parts_a_second": round(parts / max(1e-9, elapsed), 2),
-            "inverter_busy": round(busy / capacity, 4),
-            "gpu_busy": round(inverting / capacity, 4),
+            "inverter_busy": round(busy / capacity, 4) if enough else None,
+            "gpu_busy": round(inverting / capacity, 4) if enough else None,
             "driver_cpu_milliseconds_a_part": round(1000 * cpu / parts, 2),
             "driver_megabytes_first": round(memory[0], 1),
             "driver_megabytes_tenth": round(memory[count // 10], 1),
