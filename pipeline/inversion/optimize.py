@@ -29,7 +29,7 @@ from pipeline.models.restyle import RestyleModel
 from pipeline.models.stylegan2 import LATENT_DIM
 
 # Output pixels rendered with gradients at once; autograd keeps 2.5 GB for a face of 1024 px.
-PIXELS_AT_ONCE = {"cpu": 16 * 64 * 64, "cuda": 8 * 1024 * 1024}
+PIXELS_AT_ONCE = {"cpu": 16 * 64 * 64, "cuda": 6 * 1024 * 1024}
 BETAS = (0.9, 0.999)
 
 
