@@ -243,7 +243,8 @@ class Generator(nn.Module):
         """
         alone = self.size >= ALONE_FROM and w_plus.device.type == "cpu"
         if alone and not torch.is_grad_enabled():
-            return torch.cat([render_one(self, code) for code in w_plus.split(1)])
+            images = [render_one(self, w_plus[face : face + 1]) for face in range(len(w_plus))]
+            return torch.cat(images) if images else w_plus.new_empty(0, 3, self.size, self.size)
         return self.reference(w_plus)
 
     def reference(self, w_plus: Tensor) -> Tensor:

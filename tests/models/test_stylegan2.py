@@ -50,6 +50,14 @@ def test_weights_changed_in_place_change_the_fast_image() -> None:
         assert torch.allclose(render_one(generator, codes), generator(codes), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [64, 256])
+def test_no_codes_give_no_images(size: int) -> None:
+    sizes = [4 * 2**level for level in range(size.bit_length() - 2)]
+    generator = Generator(dict.fromkeys(sizes, 4))
+    with torch.no_grad():
+        assert generator(torch.zeros(0, generator.n_styles, 512)).shape == (0, 3, size, size)
+
+
 def test_equal_codes_give_equal_images() -> None:
     generator = Generator({4: 8, 8: 8})
     codes = torch.randn(1, 4, 512)
