@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.inversion.adaptive import invert_adaptively
-from pipeline.inversion.optimize import optimize
+from pipeline.inversion.optimize import check_one_row, optimize
 from pipeline.inversion.rendering import pooled, render_each
 from pipeline.inversion.restyle import invert
 from pipeline.inversion.result import Inversion
@@ -84,6 +84,8 @@ class Method:
                 f"the model '{model.name}' has a ReStyle encoder, which sees a reconstruction: "
                 "use --method restyle --steps 1"
             )
+        if self.name == "optimize" and self.descent.space == "w":
+            check_one_row(model.latent_avg)
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,9 @@ def find_codes(
         return _bootstrapped(method, models, images, batch_size, full_size)
     seen = None
     if start is not None and models.first:
-        frames = render_each(models.first, start.to(models.first.latent_avg.device))
-        seen = torch.stack([pooled(frame, models.model.input_size) for frame in frames])
+        with torch.no_grad():
+            frames = render_each(models.first, start.to(models.first.latent_avg.device))
+            seen = torch.stack([pooled(frame, models.model.input_size) for frame in frames])
     return _restyled(method, models.model, images, batch_size, full_size, start, seen)
 
 
@@ -160,10 +163,13 @@ def _bootstrapped(
     method: Method, models: Models, images: Tensor, batch_size: int, full_size: bool
 ) -> Inversion:
     first = models.first or models.model
-    begun = invert(first, images, steps=method.bootstrap_steps)
-    start, seen = begun.w_plus[:, -1], begun.step_images[:, -1]
+    # Of an adaptive stop the images are many batches, whose frames nobody looks at.
+    begun = [invert(first, few, steps=method.bootstrap_steps) for few in images.split(batch_size)]
+    start = torch.cat([few.w_plus[:, -1] for few in begun])
+    seen = torch.cat([few.step_images[:, -1] for few in begun])
+    passes = torch.cat([few.generator_passes for few in begun])
     found = _restyled(method, models.model, images, batch_size, full_size, start, seen)
-    return replace(found, generator_passes=found.generator_passes + begun.generator_passes)
+    return replace(found, generator_passes=found.generator_passes + passes)
 
 
 def _optimised(

@@ -176,9 +176,15 @@ def _start(model: RestyleModel, n: int, settings: OptimizeSettings, start: Tenso
         codes = model.latent_avg.expand(n, -1, -1)
     else:
         codes = of_shape("start", start, (n, model.n_styles, LATENT_DIM), model)
-    if settings.space == "w" and not torch.equal(codes, codes[:, :1].expand_as(codes)):
-        raise ConfigError("space 'w' has one row for all, the start has rows that differ: use 'w+'")
+    if settings.space == "w":
+        check_one_row(codes)
     return codes
+
+
+def check_one_row(codes: Tensor) -> None:
+    """Raise `ConfigError` where codes [..., n_styles, 512] are not in W: rows that differ."""
+    if not torch.equal(codes, codes[..., :1, :].expand_as(codes)):
+        raise ConfigError("space 'w' has one row for all, the start has rows that differ: use 'w+'")
 
 
 def _check(
