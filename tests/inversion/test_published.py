@@ -15,12 +15,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.inversion import Inversion, average_image, bootstrap, invert
+from pipeline.inversion import (
+    Device,
+    Inversion,
+    average_image,
+    bootstrap,
+    invert,
+    ready_device,
+)
 from pipeline.models import RestyleModel, load_checkpoint
 
 TOLERANCE = 1e-4  # relative to the largest value; the contract is 1e-3, about 2e-6 is measured
 QUICK = ("psp_church", "e4e_horse")
 LARGE = ("psp_ffhq", "psp_cars", "psp_afhq_wild_avg1d", "gradual_ffhq_nc3")
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 NO_GOLDEN = (
     "e4e_ffhq",
     "psp_afhq_wild",
@@ -99,15 +107,15 @@ def assert_agrees(
     made: list[Inversion], expected: dict[str, NDArray[np.float32]], steps: int
 ) -> None:
     """Codes and block means of the first `steps` steps; sampled pixels where it is all of them."""
-    codes = torch.cat([part.w_plus for part in made], dim=1).numpy()
+    codes = torch.cat([part.w_plus for part in made], dim=1).cpu().numpy()
     assert error(codes, expected["latents"][:, :steps]) < TOLERANCE
     size = expected["steps_small"].shape[3:]
     seen = torch.cat([part.step_images for part in made], dim=1)
     small = F.adaptive_avg_pool2d(seen.flatten(0, 1), size).unflatten(0, seen.shape[:2])
-    assert error(small.numpy(), expected["steps_small"][:, :steps]) < TOLERANCE
+    assert error(small.cpu().numpy(), expected["steps_small"][:, :steps]) < TOLERANCE
     if steps == expected["latents"].shape[1]:
         y, x = expected["pixel_yx"].T
-        pixels = made[-1].images.numpy()[:, :, y, x]
+        pixels = made[-1].images.cpu().numpy()[:, :, y, x]
         assert error(pixels, expected["pixels"][:, -1]) < TOLERANCE
 
 
@@ -124,8 +132,9 @@ def test_two_steps_give_the_official_numbers(reference: Path, variant: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", QUICK + LARGE)
-def test_all_steps_give_the_official_numbers(reference: Path, variant: str) -> None:
-    model = load_checkpoint(seeded_checkpoint(reference, variant))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_GPU)])
+def test_all_steps_give_the_official_numbers(reference: Path, variant: str, device: Device) -> None:
+    model = load_checkpoint(seeded_checkpoint(reference, variant)).to(ready_device(device))
     expected = golden(reference, variant)
     steps = expected["latents"].shape[1]
     found = invert(model, targets(reference, model), steps=steps)
