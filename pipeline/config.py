@@ -13,7 +13,7 @@ from pipeline.storage import canonical_uri
 
 MethodName = Literal["restyle", "encoder", "optimize", "hybrid"]
 OPTIMISING = ("optimize", "hybrid")
-AUTO_STEPS_AT_MOST = 10
+STEPS, AUTO_STEPS_AT_MOST, ITERATIONS = 5, 10, 300
 
 
 class JobConfig(BaseModel):
@@ -81,6 +81,9 @@ class JobConfig(BaseModel):
     best_step_by: Literal["lpips", "l2", "id_similarity", "last"] = Field(
         "lpips", description="what makes a step the best one"
     )
+    precision: Literal["float32", "tf32"] = Field(
+        "float32", description="of a GPU's convolutions: tf32 is faster, and moves codes by 5e-4"
+    )
     latent_dtype: Literal["float16", "float32"] = Field("float16", description="of w_plus")
     keep_steps: bool = Field(False, description="store the W+ code of every step too")
     keep_crops: bool = Field(False, description="store the aligned face as JPEG")
@@ -112,7 +115,15 @@ class JobConfig(BaseModel):
         """Refinement steps a face makes; with `auto` the most."""
         if self.steps == "auto":
             return self.max_steps or AUTO_STEPS_AT_MOST
-        return self.steps or (1 if self.method == "encoder" else 5)
+        if self.method == "encoder":
+            return 1
+        few = self.iteration_count if self.method in OPTIMISING else STEPS
+        return self.steps or min(STEPS, few)
+
+    @property
+    def iteration_count(self) -> int:
+        """Iterations of `optimize` and `hybrid`."""
+        return self.iterations or ITERATIONS
 
     def layout(self) -> dict[str, Any]:
         """What fixes which images the table holds, and in which shards; JSON-ready."""
@@ -143,6 +154,10 @@ def _misfits(config: JobConfig) -> Iterator[str]:
         ),
     ]
     rules.append((config.space and method != "optimize", f"space is not for --method {method}"))
+    if optimises and isinstance(config.steps, int):
+        few = config.iteration_count
+        told = f"the code cannot be recorded {config.steps} times in {few} iterations: lower steps"
+        rules.append((config.steps > few, told))
     for name in ("iterations", "seed"):
         unused = getattr(config, name) is not None and not optimises
         rules.append((unused, f"{name} is for --method optimize or hybrid, not {method}"))

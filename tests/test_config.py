@@ -87,6 +87,15 @@ def test_a_number_that_may_be_a_word_is_told_with_the_word() -> None:
     assert refusal(faces="some") == ("'faces': input should be 'largest' or 'all' (got 'some')")
 
 
+def test_a_code_is_recorded_no_more_often_than_there_are_iterations() -> None:
+    told = "the code cannot be recorded 4 times in 3 iterations: lower steps"
+    assert refusal(method="optimize", steps=4, iterations=3).endswith(told)
+    few = load_config(None, BOTH | {"method": "hybrid", "iterations": 3})
+    assert (few.step_count, few.iteration_count) == (3, 3)
+    many = load_config(None, BOTH | {"method": "optimize"})
+    assert (many.step_count, many.iteration_count) == (5, 300)
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     text = refusal(steps=0, stepz=1, faces="some")
     assert [word in text for word in ("'steps'", "'stepz'", "'faces'")] == [True] * 3

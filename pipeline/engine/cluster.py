@@ -41,6 +41,7 @@ def _prepare_environment() -> None:
 _prepare_environment()
 
 import ray  # noqa: E402 - after its environment
+import torch  # noqa: E402 - after OMP_WAIT_POLICY
 
 START_TRIES = 4
 START_TIMED_OUT = "timed out during startup"
@@ -57,7 +58,8 @@ class Resources:
 def _start_local(gpus: int | None) -> None:
     ray.init(
         address="local",
-        num_gpus=gpus,
+        # Ray also counts GPUs that the installed PyTorch cannot use.
+        num_gpus=torch.cuda.device_count() if gpus is None else gpus,
         # The stages take turns, so their pools may overlap: aligners and inverters, a core each.
         num_cpus=2 * (os.cpu_count() or 1) + 1,
         include_dashboard=False,

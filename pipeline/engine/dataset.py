@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
@@ -124,6 +124,8 @@ def _writer_pool(pools: Pools) -> ActorPoolStrategy:
 def build_dataset(plan: Plan, pools: Pools, stages: Stages) -> Any:
     """The lazy Ray dataset of `plan`: read, align, invert, write."""
     recipe = plan.recipe
+    # An actor that asked for a GPU must not invert on the CPU of a node whose driver is broken.
+    inversion = replace(recipe.inversion, device="cuda" if pools.on_gpu else "cpu")
     return (
         shard_source(plan)
         .flat_map(read_parts, num_cpus=READ_CPUS, compute=TaskPoolStrategy(size=pools.readers))
@@ -136,7 +138,7 @@ def build_dataset(plan: Plan, pools: Pools, stages: Stages) -> Any:
         )
         .map(
             cast("Callable[[Row], Row]", stages.invert),
-            fn_constructor_args=(recipe.inversion, recipe.columns),
+            fn_constructor_args=(inversion, recipe.columns),
             compute=_inverter_pool(pools),
             **inverter_needs(pools.on_gpu),
         )

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.engine.align import REJECTS, count_reasons, reject_row
 from pipeline.engine.rows import Row, pack, run_stage, unpack
 from pipeline.images import Rejection, RejectReason
-from pipeline.inversion import Inversion, keep_freed_memory
+from pipeline.inversion import Device, Inversion, Precision, keep_freed_memory, ready_device
 from pipeline.inversion.methods import Method, Models, find_codes, found_its_end
 from pipeline.inversion.rendering import render_each
 from pipeline.metrics import Measures, Meter
@@ -42,7 +42,8 @@ class InvertSettings:
     starts: Literal["none", "all", "chosen"] = "none"  # which faces have a code to start from
     identity: str = "dlib"
     best_step_by: Any = "lpips"
-    device: str = "auto"
+    device: Device = "auto"
+    precision: Precision = "float32"
     largest_code: float = float(np.finfo(np.float16).max)  # of a number in a code, for the table
     batch_size: int | None = None
     keep_steps: bool = False
@@ -93,10 +94,8 @@ class Inverter:
 
     def __init__(self, settings: InvertSettings) -> None:
         self.settings = settings
-        # Ray shows a GPU to actors that asked for none, too.
-        on_gpu = settings.device != "cpu" and torch.cuda.is_available()
-        self.device = "cuda" if on_gpu else "cpu"
-        if not on_gpu:
+        self.device = ready_device(settings.device, settings.precision)
+        if self.device == "cpu":
             keep_freed_memory()
         self.model: RestyleModel = load_model(settings.model, device=self.device)
         self.meter = Meter(self.device, settings.identity, settings.best_step_by)
@@ -169,14 +168,16 @@ class Inverter:
             full_size=self.settings.keep_reconstructions,
         )
         account.seconds += self._clock() - began
-        storable = result.w_plus.abs().flatten(1).amax(dim=1) <= self.settings.largest_code
-        kept = (result.finite & storable).tolist()
-        rows = self._rows(names, faces, images, result)
-        for face, row, keep in zip(faces, rows, kept, strict=True):
-            if keep:
+        for face, row in zip(faces, self._rows(names, faces, images, result), strict=True):
+            if self._storable(row):
                 account.latents.append(row)
             else:
                 account.rejects.append(_reject(face, NOT_STORABLE))
+
+    def _storable(self, row: dict[str, Any]) -> bool:
+        """Whether what the table keeps of a face are numbers; a later step may have gone astray."""
+        codes = row.get("w_plus_per_step", row["w_plus"])
+        return row["l2"] is not None and bool((np.abs(codes) <= self.settings.largest_code).all())
 
     def _clock(self) -> float:
         if self.device == "cuda":
@@ -255,7 +256,8 @@ def _measured(index: int, result: Inversion, measures: Measures) -> dict[str, An
         values = getattr(measures, name)[index, :made]
         row[name] = _optional(values[best])
         row[f"{name}_per_step"] = [_optional(value) for value in values]
-    row["residual_norm_per_step"] = measures.residual_norm[index, :made].tolist()
+    norms = measures.residual_norm[index, :made]
+    row["residual_norm_per_step"] = [_optional(v) for v in np.where(np.isinf(norms), np.nan, norms)]
     row["w_plus_variance"] = float(measures.w_plus_variance[index])
     row["w_avg_distance"] = float(measures.w_avg_distance[index])
     return row

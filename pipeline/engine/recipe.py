@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
 from pipeline.engine.cluster import in_cluster
 from pipeline.engine.invert import InvertSettings
 from pipeline.errors import ConfigError
-from pipeline.inversion import OptimizeSettings, StopRule, latent_spread
+from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
 from pipeline.inversion.methods import OPTIMISATIONS, Method
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, Treatment, load_model, treatment_for
@@ -54,8 +53,10 @@ def make_recipe(config: JobConfig) -> Recipe:
 
     Raises a `RequestError` where the settings, the models and the tables do not go together.
     """
-    if config.device == "cuda" and not in_cluster() and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch finds no GPU on this machine")
+    if not in_cluster():
+        device = ready_device(config.device, config.precision)
+        if config.precision == "tf32" and device == "cpu":
+            raise ConfigError("--precision tf32 is of GPUs, and the faces are inverted on the CPU")
     networks = _networks(config)
     model = networks.model
     method = make_method(config, model)
@@ -74,6 +75,8 @@ def make_recipe(config: JobConfig) -> Recipe:
         "identity": meter.definitions["id_similarity"],
         "best_step_by": config.best_step_by,
     }
+    if config.precision != "float32":
+        settings["precision"] = config.precision
     columns = Columns(
         n_styles=model.n_styles,
         w_plus_dtype=config.latent_dtype,
@@ -97,6 +100,7 @@ def make_recipe(config: JobConfig) -> Recipe:
         identity=treatment.identity,
         best_step_by=config.best_step_by,
         device=config.device,
+        precision=config.precision,
         largest_code=float(np.finfo(config.latent_dtype).max),
         batch_size=config.batch_size,
         keep_steps=config.keep_steps,
@@ -126,7 +130,7 @@ def _descent(config: JobConfig, model: RestyleModel) -> OptimizeSettings:
     return replace(
         own,
         space=config.space or own.space,
-        iterations=config.iterations or own.iterations,
+        iterations=config.iteration_count,
         distance_weight=own.distance_weight if pull is None else pull,
         # Rounded, so that another machine's last digit does not make another table.
         spread=float(f"{latent_spread(model):.3g}"),

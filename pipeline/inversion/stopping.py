@@ -25,9 +25,9 @@ TINY = 1e-12  # a row of zeros has changed wholly, not infinitely
 class StopRule:
     """A face stops after a step whose gain and residual are both below these bounds.
 
-    A residual of 1 asks nothing, as a whole row may change. The defaults are calibrated on the
-    demo model: see `jobs/calibrate_stop.py`. Raises `ConfigError` for a rule that cannot be
-    followed.
+    A residual of 1 asks little: that the median row changed by no more than its length. The
+    defaults are calibrated on the demo model: see `jobs/calibrate_stop.py`. Raises `ConfigError`
+    for a rule that cannot be followed.
     """
 
     gain: float = 0.00167

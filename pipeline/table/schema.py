@@ -62,7 +62,7 @@ _METHOD = {
     "steps": _INT,  # that were computed, of this face
     "best_step": _INT,
     "generator_passes": _INT,  # images that the generator made on the way
-    "converged": pa.bool_(),  # whether its last step changed it little; null: not known
+    "converged": pa.bool_(),  # whether --steps auto would have stopped it by then; null: not known
     "refined_from": _TEXT,  # image_id, in the table of --init, of the code it started from
 }
 _METRICS = {

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from pipeline.engine.align import FACES, REJECTS
 from pipeline.engine.invert import (
@@ -22,7 +23,8 @@ from pipeline.engine.invert import (
     to_tensor,
 )
 from pipeline.engine.rows import Row, blank_row, pack, unpack
-from pipeline.inversion import OptimizeSettings, StopRule, bootstrap
+from pipeline.errors import ConfigError
+from pipeline.inversion import OptimizeSettings, StopRule, bootstrap, restyle
 from pipeline.inversion.methods import Method, MethodName
 from pipeline.models import load_model, save_bundle
 from pipeline.table import Columns, starts_schema
@@ -171,6 +173,35 @@ def test_a_code_that_is_not_finite_is_a_reject(
     assert json.loads(row["reasons"]) == {"not_finite": 2}
 
 
+@pytest.mark.parametrize("keep_steps", [False, True])
+def test_a_step_that_goes_astray_costs_no_face_whose_best_step_is_kept(
+    settings: InvertSettings, monkeypatch: pytest.MonkeyPatch, keep_steps: bool
+) -> None:
+    inverter = Inverter(replace(settings, keep_steps=keep_steps))
+    whole = inverter.rows([face(0), face(1)]).latents
+    step = restyle.restyle_step
+
+    def astray(*inputs: Any) -> tuple[Tensor, Tensor]:
+        codes, seen = step(*inputs)
+        if inputs[4] is not None:  # frames are asked for at the last step
+            codes[0], seen[0] = float("inf"), float("nan")
+        return codes, seen
+
+    monkeypatch.setattr(restyle, "restyle_step", astray)
+    account = inverter.rows([face(0), face(1)])
+    if keep_steps:
+        assert [reject["reason"] for reject in account.rejects] == ["not_finite"]
+        return
+    assert account.rejects == []
+    first = account.latents[0]
+    assert first["best_step"] < 3
+    assert first["lpips_per_step"] == [*whole[0]["lpips_per_step"][:2], None]
+    assert first["residual_norm_per_step"][2] is None
+    np.testing.assert_array_equal(
+        account.latents[1]["w_plus"], whole[1]["w_plus"], "its neighbour is as it was"
+    )
+
+
 def test_a_code_beyond_float16_is_a_reject_and_not_a_failed_part(settings: InvertSettings) -> None:
     account = Inverter(replace(settings, largest_code=1e-6)).rows([face(0)])
     reasons = [reject["reason"] for reject in account.rejects]
@@ -203,6 +234,15 @@ def test_the_cpu_is_used_where_the_cpu_is_asked_for(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert Inverter(replace(settings, device="cpu")).device == "cpu"
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_no_reason_to_use_the_cpu(
+    settings: InvertSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"--device cuda: PyTorch .* finds no GPU here"):
+        Inverter(replace(settings, device="cuda"))
+    assert Inverter(replace(settings, device="auto")).device == "cpu"
 
 
 def test_a_gpu_is_waited_for_before_the_clock_is_read(

@@ -10,6 +10,7 @@ from pipeline.config import JobConfig
 from pipeline.engine import plan as plan_module
 from pipeline.engine.plan import Found, Plan, Works, count_samples, make_plan, take_first
 from pipeline.engine.read import ShardWork
+from pipeline.engine.recipe import make_recipe
 from pipeline.errors import ConfigError, FingerprintError, InputError, ModelError
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import Shard, list_shards
@@ -256,6 +257,28 @@ def test_cars_are_taken_as_they_are(config_of: ConfigOf, tiny_bundle: str, tmp_p
     assert recipe.inversion.identity == "none"
     with pytest.raises(ConfigError, match="no faces to align"):
         make_plan(config_of(model=str(folder), prealigned=False))
+
+
+def test_a_faster_arithmetic_makes_another_table(
+    config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--precision tf32 is of GPUs"):
+        make_recipe(config_of(precision="tf32"))
+    monkeypatch.setattr("pipeline.engine.recipe.in_cluster", lambda: True)
+    exact, faster = (make_recipe(config_of(precision=name)) for name in ("float32", "tf32"))
+    assert "precision" not in exact.description.settings
+    assert faster.description.settings["precision"] == "tf32"
+    assert faster.description.fingerprint != exact.description.fingerprint
+
+
+def test_rows_that_differ_are_no_start_in_w(config_of: ConfigOf, tmp_path: Path) -> None:
+    model = load_model(config_of().model)
+    with torch.no_grad():
+        model.latent_avg[1].add_(1)
+    save_bundle(model, str(tmp_path / "uneven"))
+    with pytest.raises(ConfigError, match="rows that differ"):
+        make_recipe(config_of(model=str(tmp_path / "uneven"), method="optimize", space="w"))
 
 
 def test_a_gpu_that_is_not_there_is_refused_at_once(
