@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -57,40 +59,63 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show(rows: pa.Table, asked: argparse.Namespace) -> None:
-    # Rows out of Arrow keep a null inside a list, for which a pandas frame has no value.
-    names = rows.column_names
+    # Values out of Arrow keep a null inside a list, for which a pandas frame has no value.
+    names = _distinct(rows.column_names)
+    lines = list(zip(*(column.to_pylist() for column in rows.columns), strict=True))
     if asked.json:
-        for row in rows.to_pylist():
-            print(json.dumps(row, default=_text))
+        for line in lines:
+            print(_json(dict(zip(names, line, strict=True))))
     elif asked.csv:
-        lines = csv.writer(sys.stdout, lineterminator="\n")
-        lines.writerow(names)
-        lines.writerows([_field(row[name]) for name in names] for row in rows.to_pylist())
+        sheet = csv.writer(sys.stdout, lineterminator="\n")
+        sheet.writerow(names)
+        sheet.writerows([_field(value) for value in line] for line in lines)
     else:
-        _draw(names, rows.to_pylist())
+        _draw(names, lines)
     sys.stdout.flush()
 
 
-def _draw(names: list[str], rows: list[dict[str, Any]]) -> None:
+def _distinct(names: Sequence[str]) -> list[str]:
+    """`names`, a number behind each that stood before: a join has the columns of both sides."""
+    taken: list[str] = []
+    for name in names:
+        numbered = (f"{name}_{number}" for number in itertools.count(1))
+        taken.append(next(n for n in itertools.chain([name], numbered) if n not in taken))
+    return taken
+
+
+def _draw(names: list[str], rows: list[tuple[Any, ...]]) -> None:
     """A grid or, where its columns would be too narrow to read, a grid a row."""
     # Into a file or a pipe a line may be as long as it is.
     console = Console(width=None if sys.stdout.isatty() else 10_000)
     if len(names) * _NARROWEST_COLUMN <= console.width:
         grid = Grid(*names)
         for row in rows:
-            grid.add_row(*(escape(_cell(row[name])) for name in names))
+            grid.add_row(*(escape(_cell(value)) for value in row))
         console.print(grid)
         return
     for row in rows:
         record = Grid(show_header=False)
-        for name in names:
-            record.add_row(name, escape(_cell(row[name])))
+        for name, value in zip(names, row, strict=True):
+            record.add_row(name, escape(_cell(value)))
         console.print(record)
 
 
 def _field(value: Any) -> Any:
     """Lists as JSON, other values as they are."""
-    return json.dumps(value, default=_text) if isinstance(value, list | dict) else value
+    return _json(value) if isinstance(value, list | dict) else value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_numbers(value), default=_text, allow_nan=False)
+
+
+def _numbers(value: Any) -> Any:
+    """`value` with null for what is no number to JSON: the PSNR of equal images is infinite."""
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _numbers(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(value: Any) -> str:

@@ -67,6 +67,26 @@ def test_csv_with_lists_as_json(table: Path) -> None:
     assert json.loads(rows[0]["l"]) == [1, None]
 
 
+def test_columns_of_one_name_keep_their_own_values(table: Path) -> None:
+    """A join of latents with themselves has every column twice."""
+    query = (
+        "SELECT a.l2, b.l2, a.l2 <> b.l2 AS differ FROM latents a JOIN latents b "
+        "ON a.image_id < b.image_id ORDER BY a.image_id, b.image_id LIMIT 1"
+    )
+    known = json.loads(ask(table, query, "--json").stdout)
+    assert list(known) == ["l2", "l2_1", "differ"]
+    assert (known["l2"] != known["l2_1"]) is known["differ"]
+    lines = ask(table, "SELECT 1 AS a, 2 AS a, 3 AS a_1", "--csv").stdout.splitlines()
+    assert lines == ["a,a_1,a_1_1", "1,2,3"]
+    assert "│ 1 │ 2   │ 3     │" in ask(table, "SELECT 1 AS a, 2 AS a, 3 AS a_1").stdout
+
+
+def test_json_has_null_for_what_is_no_number(table: Path) -> None:
+    query = "SELECT 'nan'::FLOAT AS x, ['inf'::FLOAT, 1] AS y, {'z': '-inf'::DOUBLE} AS s"
+    line = ask(table, query, "--json").stdout
+    assert line == '{"x": null, "y": [null, 1.0], "s": {"z": null}}\n'
+
+
 def test_a_table_in_a_bucket_through_the_environment_alone(s3: Bucket) -> None:
     root = f"{s3.uri}/table"
     write_shard(writer(root), shard())
@@ -92,4 +112,4 @@ def test_a_wrong_query_is_one_line_and_exit_code_2(table: Path, query: str) -> N
 def test_what_is_no_table_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     run = ask(tmp_path, "SELECT 1")
     assert run.returncode == 2
-    assert run.stderr == f"TableError: '{tmp_path}' is not a table: it has no _table.json\n"
+    assert run.stderr == f"InputError: '{tmp_path}' is not a table: it has no _table.json\n"
