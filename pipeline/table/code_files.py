@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -167,6 +168,8 @@ def read_code(content: bytes, source: str) -> Codes:
     try:
         array = _array(content, source)
         code = np.asarray(array, np.float32) if array.dtype.kind == "f" else None
+    except pickle.UnpicklingError as error:  # whose text offers to run what the file asks for
+        raise InputError(f"{source}: no code, or damaged (no file of one tensor)") from error
     except Exception as error:  # of a damaged file numpy and torch raise whatever comes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{source}: no code, or damaged ({reason})") from error
