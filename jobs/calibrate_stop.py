@@ -25,7 +25,7 @@ from pipeline.alignment import Aligner, AlignmentSettings
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import InputError
 from pipeline.images import Rejection
-from pipeline.inversion import StopRule, invert, invert_adaptively
+from pipeline.inversion import StopRule, invert, invert_adaptively, ready_device
 from pipeline.models import RestyleModel, load_model
 from pipeline.reports.stop_calibration import calibrate, curve, trace
 from pipeline.reports.stop_report import StopCurve, stop_csv, stop_markdown, stop_plot
@@ -98,7 +98,7 @@ def seconds_a_face(
 def run(asked: argparse.Namespace) -> int:
     """Read, choose on one set, draw the curve of the other."""
     check_output(str(asked.output))
-    model = load_model(asked.model, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(asked.model, ready_device())
     aligned = asked.prealigned in ("calibrate", "both"), asked.prealigned in ("report", "both")
     ours = read_faces(asked.calibrate, asked.limit, model, aligned[0])
     theirs = read_faces(asked.report, asked.limit, model, aligned[1])

@@ -34,6 +34,7 @@ from pipeline.table.exporting import (
 )
 
 PICTURES = ("images", "results", "coupled")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
     parser.add_argument("--names", choices=get_args(Naming), default="basename")
     parser.add_argument("--model", help="renders pictures (default: the table's own)")
-    parser.add_argument("--device", default="cpu", help="where pictures are rendered")
+    parser.add_argument("--device", default="cpu", choices=DEVICES, help="that renders pictures")
     return parser
 
 
@@ -77,9 +78,11 @@ def _export(asked: argparse.Namespace) -> int:
         return export_dictionary(selection, asked.to)
     if kind == "codes":
         return export_codes(selection, asked.to, asked.form)
-    from pipeline.table.pictures import export_pictures, model_of  # codes need no networks
+    # Codes need no networks.
+    from pipeline.inversion import ready_device
+    from pipeline.table.pictures import export_pictures, model_of
 
-    model = model_of(selection.table, asked.model, asked.device)
+    model = model_of(selection.table, asked.model, ready_device(asked.device))
     return export_pictures(selection, model, asked.to, kind)  # type: ignore[arg-type]
 
 

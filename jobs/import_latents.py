@@ -18,10 +18,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
+from pipeline.inversion import Device, ready_device
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, load_model, treatment_for
 from pipeline.storage import check_output
@@ -61,7 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         "--part-size", type=positive, default=256, metavar="N", help="samples a part"
     )
     parser.add_argument("--files-per-shard", type=positive, default=1024, metavar="N")
-    parser.add_argument("--device", default="cpu", help="where codes are rendered and measured")
+    devices = get_args(Device)
+    parser.add_argument(
+        "--device", default="cpu", choices=devices, help="that renders and measures"
+    )
     return parser
 
 
@@ -75,17 +80,20 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
         files_per_shard=asked.files_per_shard,
         images=asked.images,
     )
-    codes, model = open_codes(asked.codes), load_model(asked.model, asked.device)
+    device = ready_device(asked.device)
+    codes, model = open_codes(asked.codes), load_model(asked.model, device)
     if not asked.images:
         if asked.results:
             raise ConfigError("--results are compared with images: name them with --images")
         return Importing(codes, model, settings).run(asked.output)
     several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
-    with _measuring(asked, model, several=several) as measuring:
+    with _measuring(asked, model, device, several=several) as measuring:
         return Importing(codes, model, settings, measuring).run(asked.output)
 
 
-def _measuring(asked: argparse.Namespace, model: RestyleModel, *, several: bool) -> Measuring:
+def _measuring(
+    asked: argparse.Namespace, model: RestyleModel, device: str, *, several: bool
+) -> Measuring:
     treatment = treatment_for(
         model, prealigned=asked.prealigned, identity=asked.identity, fit=asked.fit
     )
@@ -97,7 +105,7 @@ def _measuring(asked: argparse.Namespace, model: RestyleModel, *, several: bool)
         output_size=model.input_size,
     )
     results = Result(asked.results) if asked.results else None
-    return Measuring(model, alignment, Meter(asked.device, treatment.identity), results)
+    return Measuring(model, alignment, Meter(device, treatment.identity), results)
 
 
 if __name__ == "__main__":
