@@ -3,7 +3,7 @@
 PipelineError
 ├── RequestError            what was asked for is wrong: exit code 2, nothing was started
 │   ├── ConfigError         a flag or a line of the config file
-│   ├── InputError          the input URI: missing, empty, of no known kind
+│   ├── InputError          the input or table: missing, empty, of no known kind
 │   ├── ModelError          a checkpoint or bundle that does not fit
 │   ├── FingerprintError    what is at the output was made with other weights or settings
 │   └── ShapeError          a tensor of the wrong shape or dtype
@@ -77,4 +77,4 @@ class StorageError(PipelineError):
 
 
 class TableError(PipelineError):
-    """A table is incomplete, damaged, or not a table."""
+    """A table is incomplete or damaged."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.errors import FingerprintError, TableError, printable
+from pipeline.errors import FingerprintError, InputError, TableError, printable
 from pipeline.storage import Store
 from pipeline.table.documents import check_types, read_json, to_json
 from pipeline.table.schema import SCHEMA_VERSION, Columns
@@ -55,9 +55,9 @@ class Description:
 
 
 def read_description(store: Store) -> Description:
-    """The description of the table at `store`; `TableError` naming it if there is no table."""
+    """The description of the table at `store`; `InputError` naming it if there is no table."""
     if not store.exists(DESCRIPTION_NAME):
-        raise TableError(f"'{store.root}' is not a table: it has no {DESCRIPTION_NAME}")
+        raise InputError(f"'{store.root}' is not a table: it has no {DESCRIPTION_NAME}")
     document = read_json(store, DESCRIPTION_NAME)
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:

@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, RequestError, TableError
+from pipeline.errors import ConfigError, InputError, RequestError, TableError
 from pipeline.storage import one_line
 from pipeline.table.manifests import manifest_name
 from pipeline.table.parts import LATENTS, parse_part_name
@@ -29,7 +29,7 @@ def open_start(uri: str) -> Table:
     """The table that codes are to start from; `ConfigError` if there is none at `uri`."""
     try:
         return open_table(uri)
-    except TableError as error:
+    except (InputError, TableError) as error:
         raise ConfigError(f"cannot start from codes: {error}") from error
 
 

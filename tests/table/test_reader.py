@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import RequestError, TableError
+from pipeline.errors import InputError, RequestError, TableError
 from pipeline.storage import Store
 from pipeline.table import UnknownImageError, open_table
 from tests.conftest import Bucket
@@ -87,7 +87,7 @@ def test_a_table_without_parts_answers(root: str) -> None:
 
 
 def test_what_is_no_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=f"'{tmp_path}' is not a table: it has no _table.json"):
+    with pytest.raises(InputError, match=f"'{tmp_path}' is not a table: it has no _table.json"):
         open_table(str(tmp_path))
 
 

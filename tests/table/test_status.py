@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import TableError
+from pipeline.errors import InputError
 from pipeline.storage import list_shards
 from pipeline.table import TableWriter
 from pipeline.table.status import table_status
@@ -123,5 +123,5 @@ def test_what_was_left_out_of_the_count_is_told(
 
 
 def test_a_folder_that_is_no_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="not a table"):
+    with pytest.raises(InputError, match="not a table"):
         table_status(str(tmp_path))
