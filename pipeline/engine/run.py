@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from types import FrameType
 
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import in_cluster, running_ray
+from pipeline.engine.cluster import check_address, in_cluster, running_ray
 from pipeline.engine.commit import Committer, Watch
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.logs import EventLog
@@ -104,6 +104,7 @@ def run_job(
     log = EventLog(config.log_format == "json")
     with _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
+        check_address()
         check_output(config.output)
         plan = make_plan(config)
         log.model(plan.recipe.treatment)

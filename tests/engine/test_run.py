@@ -20,8 +20,18 @@ from pipeline.engine.read import ShardWork
 from pipeline.engine.rows import Row, blank_row, failed_row
 from pipeline.engine.run import Committer, Outcome, run_job
 from pipeline.engine.tally import Tally
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.table import open_table, part_index
+
+
+def test_a_dashboards_address_is_no_cluster(
+    config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of()
+    monkeypatch.setenv("RAY_ADDRESS", "http://localhost:8265")
+    with pytest.raises(ConfigError, match="is a dashboard: send the job there with `ray job sub"):
+        run_job(config)
+    assert not Path(config.output).exists(), "nothing is begun"
 
 
 def end(parts: int = 2, samples: int = 4) -> Row:
