@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.alignment import AlignmentSettings, IsolatedAligner, Outcome
 from pipeline.errors import PipelineError
 from pipeline.images import Rejection, RejectReason, decode
-from tests.alignment.faulty import FaultyAligner, UnbuildableAligner, abrupt
+from tests.alignment.faulty import FaultyAligner, UnbuildableAligner, abrupt, curt
 from tests.images.encoded import encode, picture
 
 GOOD = encode(picture(), "PNG")
@@ -50,7 +50,13 @@ def test_what_comes_back_is_what_the_aligner_computes(isolated: IsolatedAligner)
 
 
 @pytest.mark.parametrize(
-    ("order", "says"), [(b"!segfault", "signal 11 (SIGSEGV)"), (b"!exit 3", "exit code 3")]
+    ("order", "says"),
+    [
+        (b"!segfault", "signal 11 (SIGSEGV)"),
+        (b"!exit 3", "exit code 3"),
+        (b"!answer 1000", "signal 9 (SIGKILL)"),
+        (b"!answer 0", "lived on"),
+    ],
 )
 def test_a_row_that_kills_its_process_costs_one_reject(
     isolated: IsolatedAligner, order: bytes, says: str
@@ -149,7 +155,12 @@ def test_close_ends_the_child(isolated: IsolatedAligner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("factory", "says"), [(UnbuildableAligner, "no model for largest"), (abrupt, "exit code 9")]
+    ("factory", "says"),
+    [
+        (UnbuildableAligner, "no model for largest"),
+        (abrupt, "exit code 9"),
+        (curt, "signal 9 \\(SIGKILL\\)"),
+    ],
 )
 def test_a_child_that_cannot_start_is_an_error_and_not_a_reject(factory: object, says: str) -> None:
     aligner = IsolatedAligner(SETTINGS, factory=factory)  # type: ignore[arg-type]
