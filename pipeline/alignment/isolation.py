@@ -17,12 +17,12 @@ from types import TracebackType
 from typing import Protocol, TypeAlias
 
 from pipeline.alignment.aligner import Aligner
-from pipeline.alignment.face import AlignedFace
+from pipeline.alignment.face import Alignment
 from pipeline.alignment.settings import AlignmentSettings
 from pipeline.errors import PipelineError
 from pipeline.images import Rejection, RejectReason
 
-Outcome: TypeAlias = list[AlignedFace] | Rejection
+Outcome: TypeAlias = Alignment | Rejection
 
 _START_TIMEOUT_S = 300.0  # interpreter, numpy, dlib and 100 MB of landmark model on a busy machine
 _END_TIMEOUT_S = 5.0  # from the end of its messages to that of the process
@@ -33,7 +33,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 class RowAligner(Protocol):
     """What the child runs."""
 
-    def align(self, content: bytes) -> list[AlignedFace]:
+    def align(self, content: bytes) -> Alignment:
         """The faces of one encoded image; raises `Rejection`."""
 
 

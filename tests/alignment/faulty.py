@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.alignment import AlignedFace, Aligner, AlignmentSettings
+from pipeline.alignment import Aligner, Alignment, AlignmentSettings
 
 
 class FaultyAligner:
@@ -21,7 +21,7 @@ class FaultyAligner:
         self.settings = settings
         self.aligner = Aligner(replace(settings, prealigned=True))
 
-    def align(self, content: bytes) -> list[AlignedFace]:
+    def align(self, content: bytes) -> Alignment:
         """Obey, or align."""
         order, _, argument = content.partition(b" ")
         if order == b"!segfault":
@@ -41,7 +41,7 @@ class FaultyAligner:
             if not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return []
+            return Alignment([])
         elif order == b"!answer":
             _answer(announced=int(argument))
         return self.aligner.align(content)
@@ -67,7 +67,7 @@ class UnbuildableAligner:
     def __init__(self, settings: AlignmentSettings) -> None:
         raise FileNotFoundError(f"no model for {settings.faces}")
 
-    def align(self, content: bytes) -> list[AlignedFace]:
+    def align(self, content: bytes) -> Alignment:
         """Never reached."""
         raise AssertionError(content)
 
