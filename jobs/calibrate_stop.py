@@ -66,7 +66,7 @@ def read_faces(uri: str, limit: int, model: RestyleModel, prealigned: bool) -> T
     crops = []
     for index in chosen:
         try:
-            crops.append(aligner.align(samples[index].content)[0].pixels)
+            crops.append(aligner.align(samples[index].content).faces[0].pixels)
         except Rejection as rejection:
             print(f"left out: {samples[index].key}: {rejection}", file=sys.stderr)
     if not crops:

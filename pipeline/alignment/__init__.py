@@ -3,7 +3,7 @@
 from pipeline.alignment.aligner import Aligner
 from pipeline.alignment.crop import crop_quad, pad_fraction
 from pipeline.alignment.detection import model_path
-from pipeline.alignment.face import AlignedFace
+from pipeline.alignment.face import AlignedFace, Alignment
 from pipeline.alignment.isolation import IsolatedAligner, Outcome
 from pipeline.alignment.quad import ffhq_quad
 from pipeline.alignment.settings import AlignmentSettings
@@ -11,6 +11,7 @@ from pipeline.alignment.settings import AlignmentSettings
 __all__ = [
     "AlignedFace",
     "Aligner",
+    "Alignment",
     "AlignmentSettings",
     "IsolatedAligner",
     "Outcome",

@@ -7,8 +7,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.alignment.crop import crop_quad, pad_fraction
-from pipeline.alignment.detection import Detection, find_faces, find_landmarks, warm_up
-from pipeline.alignment.face import AlignedFace
+from pipeline.alignment.detection import (
+    Detection,
+    find_all_faces,
+    find_faces,
+    find_landmarks,
+    warm_up,
+)
+from pipeline.alignment.face import AlignedFace, Alignment
 from pipeline.alignment.fit import fitted
 from pipeline.alignment.quad import ffhq_quad
 from pipeline.alignment.quality import roll_deg, sharpness, yaw
@@ -24,45 +30,56 @@ class Aligner:
         if not self.settings.prealigned:
             warm_up()
 
-    def align(self, content: bytes) -> list[AlignedFace]:
-        """The faces of one encoded image, the largest first; never an empty list.
+    def align(self, content: bytes) -> Alignment:
+        """The faces of one encoded image, never none, and the rejects among those wanted.
 
-        Raises `Rejection`: what `decode` gives, `no_face`, `face_too_small` or `not_finite`.
+        Raises `Rejection` where no face is left: what `decode` gives, `no_face`, `face_too_small`
+        or `not_finite`, each of the largest face.
         """
         image = decode(content, self.settings.limits)
         if self.settings.prealigned:
-            return [self._resized(image)]
+            return Alignment([self._resized(image)])
         found = self._find(image)
-        wanted = found[:1] if self.settings.faces == "largest" else found
-        kept = [face for face in wanted if face.side >= self.settings.min_face_px]
-        if not kept:
-            raise Rejection(
-                RejectReason.FACE_TOO_SMALL,
-                f"the largest face is {found[0].side:.0f} pixels wide, "
-                f"the limit is {self.settings.min_face_px:g}",
-            )
+        alignment = Alignment([])
         pixels = np.asarray(image)  # shared by all faces: the predictor reads it in place
-        return [
-            self._aligned(image, find_landmarks(pixels, face), face, index, len(found))
-            for index, face in enumerate(kept)
-        ]
+        for index, face in enumerate(found[:1] if self.settings.faces == "largest" else found):
+            try:
+                self._check_size(face)
+                landmarks = find_landmarks(pixels, face)
+                alignment.faces.append(self._aligned(image, landmarks, face, index, len(found)))
+            except Rejection as rejection:
+                alignment.rejects[index] = rejection
+        if not alignment.faces:
+            raise alignment.rejects[0]
+        return alignment
 
     def _find(self, image: Image.Image) -> list[Detection]:
         # The last try is for small faces in large photos: of 10 faces of 100 pixels in photos of
         # 2048 the second try finds 2, the last all. Only images about to be rejected pay for it.
-        side = self.settings.detector_side
-        tries = [(side, 0), (side, 1), (2 * side, 1)]
+        side, score = self.settings.detector_side, self.settings.min_score
         if self.settings.faces == "all":
-            # The fine scale from the start: a large face must not hide the small ones.
-            tries = tries[1:]
-        found = find_faces(image, tries, min_score=self.settings.min_score)
-        if not found:
+            # A first try that finds a large face says nothing of the small ones.
+            found = find_all_faces(image, self.settings.min_face_px, side=2 * side, min_score=score)
+            tried = f"faces of {self.settings.min_face_px:g} px and more were looked for"
+        else:
+            tries = [(side, 0), (side, 1), (2 * side, 1)]
+            found = find_faces(image, tries, min_score=score)
             tried = ", ".join(f"{side} px upsample {upsample}" for side, upsample in tries)
+            tried = f"at most {tried} tried"
+        if not found:
             raise Rejection(
                 RejectReason.NO_FACE,
-                f"no face found in {image.width}×{image.height} pixels (at most {tried} tried)",
+                f"no face found in {image.width}×{image.height} pixels ({tried})",
             )
         return found
+
+    def _check_size(self, face: Detection) -> None:
+        if face.side < self.settings.min_face_px:
+            raise Rejection(
+                RejectReason.FACE_TOO_SMALL,
+                f"the face is {face.side:.0f} pixels wide, "
+                f"the limit is {self.settings.min_face_px:g}",
+            )
 
     def _aligned(
         self,

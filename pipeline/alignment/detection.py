@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from PIL import Image
 from pipeline.errors import ModelError
 
 LANDMARK_MODEL = "shape_predictor_68_face_landmarks.dat"
+_WINDOW = 80  # pixels: of twelve faces that are magnified to this side, all are found
+_MOST_PIXELS = 32_000_000  # searched at once by `find_all_faces`: 2.8 s of one core and 0.6 GB
 
 
 @dataclass(frozen=True)
@@ -84,18 +87,41 @@ def find_faces(
         if size in done:  # a small image is its own copy at any larger side
             continue
         done.add(size)
-        copy = _copy(image, side)
-        boxes, scores, _ = _detector().run(np.asarray(copy), upsample, min_score)
-        if len(boxes):
-            scale = image.width / copy.width, image.height / copy.height
-            pairs = zip(boxes, scores, strict=True)
-            return sorted((_scaled(box, score, *scale) for box, score in pairs), key=_by_size)
+        found = _search(image, min(side / max(image.size), 1), upsample, min_score)
+        if found:
+            return found
     return []
 
 
-def _copy(image: Image.Image, side: int) -> Image.Image:
-    scale = side / max(image.size)
-    if scale >= 1:
+def find_all_faces(
+    image: Image.Image,  # RGB, any size
+    smallest: float,  # side of a face's box, in pixels
+    *,
+    side: int = 1024,
+    min_score: float = 0.0,
+) -> list[Detection]:
+    """Every face of a side of `smallest` or more, the largest first (then left, then top).
+
+    One search of a copy on which such a face fills the detector's window; larger ones are found
+    on the levels above. Never coarser than a copy of at most `side` pixels, doubled once. The copy
+    is held to 32 million pixels: from images of 5 million on, faces of 32 pixels begin to escape,
+    and of 12 million those under 49. Smaller faces than asked for may be among the found.
+    """
+    scale = max(_WINDOW / smallest, 2 * min(side / max(image.size), 1))
+    bound = math.sqrt(_MOST_PIXELS / (image.width * image.height))
+    return _search(image, min(scale, bound), 0, min_score)
+
+
+def _search(image: Image.Image, scale: float, upsample: int, min_score: float) -> list[Detection]:
+    copy = _copy(image, scale)
+    boxes, scores, _ = _detector().run(np.asarray(copy), upsample, min_score)
+    x_scale, y_scale = image.width / copy.width, image.height / copy.height
+    pairs = zip(boxes, scores, strict=True)
+    return sorted((_scaled(box, score, x_scale, y_scale) for box, score in pairs), key=_by_size)
+
+
+def _copy(image: Image.Image, scale: float) -> Image.Image:
+    if scale == 1:
         return image
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # Whole-number reduction first: 2 ms where an antialiased resize from 1024 pixels takes 9.

@@ -1,11 +1,13 @@
-"""One aligned face and what is known of it."""
+"""One aligned face and what is known of it; what an image gave."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.images import Rejection
 
 
 @dataclass
@@ -16,7 +18,7 @@ class AlignedFace:
     detected face has are None where images come prealigned.
     """
 
-    face_index: int  # 0 is the largest face of its image
+    face_index: int  # 0 is the largest face of its image; rejected ones are counted too
     n_faces: int  # faces found in the image, kept or not
     width: int  # of the upright original
     height: int
@@ -30,3 +32,11 @@ class AlignedFace:
     pad_fraction: float  # [0, 1]; share of the crop that lies outside the original
     detector_score: float | None  # margin of dlib's HOG detector
     pixels: NDArray[np.uint8]  # [height, width, 3] RGB
+
+
+@dataclass
+class Alignment:
+    """What one image gave: each of the faces that were wanted is in one of the two."""
+
+    faces: list[AlignedFace]  # the largest first
+    rejects: dict[int, Rejection] = field(default_factory=dict)  # by face_index

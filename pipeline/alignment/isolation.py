@@ -17,14 +17,15 @@ from types import TracebackType
 from typing import Protocol, TypeAlias
 
 from pipeline.alignment.aligner import Aligner
-from pipeline.alignment.face import AlignedFace
+from pipeline.alignment.face import Alignment
 from pipeline.alignment.settings import AlignmentSettings
 from pipeline.errors import PipelineError
 from pipeline.images import Rejection, RejectReason
 
-Outcome: TypeAlias = list[AlignedFace] | Rejection
+Outcome: TypeAlias = Alignment | Rejection
 
 _START_TIMEOUT_S = 300.0  # interpreter, numpy, dlib and 100 MB of landmark model on a busy machine
+_END_TIMEOUT_S = 5.0  # from the end of its messages to that of the process
 _TRIES = 2
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -32,7 +33,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 class RowAligner(Protocol):
     """What the child runs."""
 
-    def align(self, content: bytes) -> list[AlignedFace]:
+    def align(self, content: bytes) -> Alignment:
         """The faces of one encoded image; raises `Rejection`."""
 
 
@@ -143,11 +144,12 @@ class _Child:
         """Raises `TimeoutError`, or `_ChildDiedError` with how."""
         try:
             self.connection.send_bytes(content)
-            if not self.connection.poll(timeout_s):
-                raise TimeoutError
-            outcome: Outcome = self.connection.recv()
-        except (EOFError, ConnectionError) as error:
+            answered = self.connection.poll(timeout_s)
+            outcome: Outcome | None = self.connection.recv() if answered else None
+        except (EOFError, OSError) as error:  # a plain OSError where it died amid its answer
             raise _ChildDiedError(self._how_it_ended()) from error
+        if outcome is None:  # out here: a TimeoutError is an OSError
+            raise TimeoutError
         return outcome
 
     def stop(self) -> None:
@@ -166,7 +168,7 @@ class _Child:
                     f"the alignment process was not ready within {_START_TIMEOUT_S:g} s"
                 )
             complaint = self.connection.recv()
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:
             raise PipelineError(
                 f"the alignment process does not start: it {self._how_it_ended()}"
             ) from error
@@ -174,7 +176,10 @@ class _Child:
             raise PipelineError(f"the alignment process does not start: {complaint}")
 
     def _how_it_ended(self) -> str:
-        code = self.process.wait()
+        try:
+            code = self.process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return "broke off its answer and lived on"
         if code >= 0:
             return f"ended with exit code {code}"
         return f"died with signal {-code} ({signal.Signals(-code).name})"

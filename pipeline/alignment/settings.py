@@ -46,6 +46,8 @@ class AlignmentSettings:
             raise ConfigError(f"fit must be one of {', '.join(get_args(Fit))}, got '{self.fit}'")
         if self.fit != "stretch" and not self.prealigned:
             raise ConfigError(f"fit '{self.fit}' is for prealigned images: faces are cut square")
+        if self.min_face_px <= 0:
+            raise ConfigError(f"min_face_px {self.min_face_px} must be above 0")
         if self.detector_side < 80:
             raise ConfigError(f"detector_side {self.detector_side} is under the detector's window")
         if self.row_timeout_s <= 0:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.alignment import AlignedFace, AlignmentSettings, IsolatedAligner
+from pipeline.alignment import AlignedFace, Alignment, AlignmentSettings, IsolatedAligner
 from pipeline.engine.rows import Row, pack, run_stage, unpack
 from pipeline.images import Rejection, RejectReason
 
@@ -89,7 +89,7 @@ class AlignStage:
 
     def _outcomes(
         self, samples: list[dict[str, Any]]
-    ) -> Iterator[tuple[dict[str, Any], list[AlignedFace] | Rejection]]:
+    ) -> Iterator[tuple[dict[str, Any], Alignment | Rejection]]:
         readable = [sample["content"] for sample in samples if not sample["reject"]]
         results = iter(self.aligner.process(readable))
         for sample in samples:
@@ -109,7 +109,11 @@ class AlignStage:
             if isinstance(outcome, Rejection):
                 rejects.append(reject_row(*source, outcome))
             else:
-                faces += [face_row(*source, face) for face in outcome]
+                faces += [face_row(*source, face) for face in outcome.faces]
+                rejects += [
+                    reject_row(*source, rejection, index)
+                    for index, rejection in outcome.rejects.items()
+                ]
         rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
         row["payload"] = pack(pa.Table.from_pylist(faces, schema=FACES))
         row["rejected"] = pack(rejected)

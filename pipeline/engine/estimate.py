@@ -55,7 +55,7 @@ def _time(plan: Plan, works: list[ShardWork]) -> tuple[float, float, float]:
     started = time.perf_counter()
     for sample in samples:
         try:
-            found = aligner.align(sample.content)
+            found = aligner.align(sample.content).faces
         except Rejection:
             continue
         faces += [face_row(sample.key, sample.uri, "", face) for face in found]

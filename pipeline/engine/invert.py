@@ -284,16 +284,37 @@ class InvertStage:
             row["invert_seconds"] = time.perf_counter() - began
         row["payload"] = pack(latents_table(account.latents, self.columns, row["shard_id"]))
         row["start"] = b""
-        if account.rejects:
-            more = pa.Table.from_pylist(account.rejects, schema=REJECTS)
-            rejected = pa.concat_tables([unpack(row["rejected"]), more])
-            row["rejected"], row["reasons"] = pack(rejected), count_reasons(rejected)
-            row["rejects"] = rejected.num_rows
+        earlier = self._wanted(unpack(row["rejected"]).to_pylist(), row["shard_id"], starts)
+        rejected = pa.Table.from_pylist(_each_once(earlier, account.rejects), schema=REJECTS)
+        row["rejected"], row["reasons"] = pack(rejected), count_reasons(rejected)
+        row["rejects"] = rejected.num_rows
         row["faces"], row["inversion_seconds"] = len(account.latents), account.seconds
         if self.inverter.meter.identity is not None:
             known = [face["id_similarity"] is not None for face in account.latents]
             row["identity_missed"] = known.count(False)
         return row
+
+    def _wanted(
+        self,
+        rejects: list[dict[str, Any]],
+        shard_id: str,
+        starts: dict[str, NDArray[np.float32]] | None,
+    ) -> list[dict[str, Any]]:
+        """The aligner's rejects, without the faces that were not chosen."""
+        if self.inverter.settings.starts != "chosen":
+            return rejects
+        names = [image_id(shard_id, reject["key"], reject["face_index"]) for reject in rejects]
+        return [
+            reject
+            for name, reject in zip(names, rejects, strict=True)
+            if reject["face_index"] is None or name in (starts or {})
+        ]
+
+
+def _each_once(earlier: list[dict[str, Any]], later: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Both lists; a face that the aligner rejected is not missed a second time for its code."""
+    known = {(reject["key"], reject["face_index"]) for reject in earlier}
+    return earlier + [r for r in later if (r["key"], r["face_index"]) not in known]
 
 
 def _starts(packed: bytes) -> dict[str, NDArray[np.float32]] | None:

@@ -44,7 +44,7 @@ def scale_samples(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _range_of(values: NDArray[Any]) -> float:
-    if values.dtype == np.uint16:
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # in either byte order
         return 65535.0
     peak = float(values.max())
     ranges = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)

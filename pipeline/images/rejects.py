@@ -15,8 +15,10 @@ class RejectReason(StrEnum):
     UNSUPPORTED_FORMAT = "unsupported_format"  # not one of the formats that are read
     TOO_LARGE = "too_large"  # more pixels than the limit, by its header
     TOO_SMALL = "too_small"  # a side shorter than the smallest that is accepted
-    NO_FACE = "no_face"  # the detector found none, at both scales
-    FACE_TOO_SMALL = "face_too_small"  # every face is smaller than the limit
+    NO_FACE = "no_face"  # the detector found none, at any scale that was tried
+    FACE_TOO_SMALL = (
+        "face_too_small"  # the face is smaller than the limit; of a sample, the largest
+    )
     NOT_FINITE = "not_finite"  # a NaN or an infinity in the pixels, the landmarks or the code
     NO_START = "no_start"  # a face and the code that it was to start from do not come together
     TIMED_OUT = "timed_out"  # one image took longer than the limit and its process was stopped

@@ -169,14 +169,14 @@ class Importing:
         writer.commit_shard(shard, summaries)
 
     def _rows(self, item: Item) -> Iterator[dict[str, Any]]:
-        aligned: list[AlignedFace] = []
+        aligned: dict[int, AlignedFace] = {}
         if self.measuring and item.content is not None:
             aligned = self.measuring.align(item.content)
         sha256 = hashlib.sha256(item.content).hexdigest() if item.content is not None else None
         for face in item.faces:
             codes = self._checked(self.codes.read(face.name), face.name)
             row = self._bare(item, face, codes) | {"source_sha256": sha256}
-            if face.face_index < len(aligned) and self.measuring:
+            if face.face_index in aligned and self.measuring:
                 found = self.measuring.columns(face.name, codes, aligned[face.face_index])
                 row |= found if self.codes.has_steps else _without_steps(found)
             elif self.measuring:

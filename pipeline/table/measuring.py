@@ -128,10 +128,12 @@ class Measuring:
     def __exit__(self, *_: object) -> None:
         self._aligner.close()
 
-    def align(self, content: bytes) -> list[AlignedFace]:
-        """The faces of an encoded image; none where it gives none."""
+    def align(self, content: bytes) -> dict[int, AlignedFace]:
+        """The faces of an encoded image by their index; none where it gives none."""
         outcome = next(self._aligner.process([content]))
-        return [] if isinstance(outcome, Rejection) else outcome
+        if isinstance(outcome, Rejection):
+            return {}
+        return {face.face_index: face for face in outcome.faces}
 
     @torch.no_grad()
     def columns(self, name: str, codes: Codes, face: AlignedFace) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import struct
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.alignment import AlignedFace, Aligner, AlignmentSettings
+from pipeline.alignment import Aligner, Alignment, AlignmentSettings
 
 
 class FaultyAligner:
@@ -19,7 +21,7 @@ class FaultyAligner:
         self.settings = settings
         self.aligner = Aligner(replace(settings, prealigned=True))
 
-    def align(self, content: bytes) -> list[AlignedFace]:
+    def align(self, content: bytes) -> Alignment:
         """Obey, or align."""
         order, _, argument = content.partition(b" ")
         if order == b"!segfault":
@@ -39,8 +41,24 @@ class FaultyAligner:
             if not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return []
+            return Alignment([])
+        elif order == b"!answer":
+            _answer(announced=int(argument))
         return self.aligner.align(content)
+
+
+def _answer(announced: int) -> None:
+    """Announce a message, send ten bytes of it and be killed; live on where it has none."""
+    os.write(int(sys.argv[1]), struct.pack("!i", announced) + b"x" * min(announced, 10))
+    if announced:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+def curt(settings: AlignmentSettings) -> FaultyAligner:
+    """A factory whose process dies while it says that it is ready."""
+    _answer(1000)
+    return FaultyAligner(settings)
 
 
 class UnbuildableAligner:
@@ -49,7 +67,7 @@ class UnbuildableAligner:
     def __init__(self, settings: AlignmentSettings) -> None:
         raise FileNotFoundError(f"no model for {settings.faces}")
 
-    def align(self, content: bytes) -> list[AlignedFace]:
+    def align(self, content: bytes) -> Alignment:
         """Never reached."""
         raise AssertionError(content)
 

@@ -8,14 +8,27 @@ import pytest
 from PIL import Image
 
 from pipeline.alignment import AlignedFace, Aligner, AlignmentSettings
+from pipeline.alignment.detection import Detection, find_faces, find_landmarks
 from pipeline.errors import ConfigError
-from pipeline.images import Rejection, RejectReason
+from pipeline.images import Rejection, RejectReason, decode
 from tests.alignment.drawn import SKY, drawn_face, scene
 from tests.images.encoded import encode, picture
 
 
 def align(image: Image.Image, **settings: Any) -> list[AlignedFace]:
-    return Aligner(AlignmentSettings(**settings)).align(encode(image, "PNG"))
+    return Aligner(AlignmentSettings(**settings)).align(encode(image, "PNG")).faces
+
+
+def two_portraits(samples: dict[str, bytes], small: int) -> Image.Image:
+    """A face of half the height on the left, one of `small` pixels on the right: 2048 × 1400."""
+    canvas = Image.new("RGB", (2048, 1400), SKY)
+    for number, side, place in ((3, 700, (40, 20)), (6, small, (1600, 900))):
+        portrait = decode(samples[f"portraits/{number:04}.jpg"])
+        (face,) = find_faces(portrait)
+        scale = side / face.side
+        size = round(portrait.width * scale), round(portrait.height * scale)
+        canvas.paste(portrait.resize(size, Image.Resampling.LANCZOS), place)
+    return canvas
 
 
 def reason(image: Image.Image, **settings: Any) -> RejectReason:
@@ -36,7 +49,7 @@ def test_detector_and_predictor_are_built_once_a_process_not_once_an_image(
     count("get_frontal_face_detector")
     count("shape_predictor")
     for each in (aligner, aligner, Aligner()):
-        assert len(each.align(encode(drawn_face(300), "PNG"))) == 1
+        assert len(each.align(encode(drawn_face(300), "PNG")).faces) == 1
     assert built == []
 
 
@@ -87,7 +100,7 @@ def test_an_image_stored_on_its_side_gives_the_same_face() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = drawn_face(400).transpose(Image.Transpose.ROTATE_90)
-    (turned,) = Aligner().align(encode(stored, "PNG", exif=exif))
+    (turned,) = Aligner().align(encode(stored, "PNG", exif=exif)).faces
     (upright,) = align(drawn_face(400))
     assert np.array_equal(turned.pixels, upright.pixels)
 
@@ -110,10 +123,59 @@ def test_the_largest_face_is_taken_by_default_and_all_on_request() -> None:
     assert largest.face_box[0] > 210
 
 
-def test_faces_under_the_limit_are_left_out_but_counted() -> None:
+@pytest.mark.parametrize("small", [44, 90])
+def test_a_large_face_does_not_hide_a_small_one(
+    sample_images: dict[str, bytes], small: int
+) -> None:
+    image = two_portraits(sample_images, small)
+    large, found = align(image, faces="all")
+    assert (large.face_index, found.face_index, found.n_faces) == (0, 1, 2)
+    assert found.face_px == pytest.approx(small, rel=0.2)
+    assert found.face_box is not None
+    assert found.face_box[0] > 1500
+    assert found.landmarks is not None
+    assert found.landmarks[:, 0].min() > 1500
+    (alone,) = align(image)
+    assert alone.face_box is not None
+    assert alone.face_box[2] < 1500
+
+
+def test_the_search_for_all_faces_ends_at_the_smallest_that_is_wanted(
+    sample_images: dict[str, bytes],
+) -> None:
+    image = two_portraits(sample_images, 44)
+    (face,) = align(image, faces="all", min_face_px=100)
+    assert face.n_faces == 1
+
+
+def test_of_faces_of_one_image_those_under_the_limit_are_rejects() -> None:
     image = scene(512, 400, (0, 0, 200), (210, 80, 300))
-    (face,) = align(image, faces="all", min_face_px=130)
-    assert face.n_faces == 2
+    settings = AlignmentSettings(faces="all", min_face_px=130)
+    alignment = Aligner(settings).align(encode(image, "PNG"))
+    (face,) = alignment.faces
+    assert (face.face_index, face.n_faces) == (0, 2)
+    assert list(alignment.rejects) == [1]
+    assert alignment.rejects[1].reason is RejectReason.FACE_TOO_SMALL
+    assert "the limit is 130" in alignment.rejects[1].detail
+
+
+def test_a_face_that_cannot_be_cut_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def landmarks_of_the_larger_outside(pixels: Any, face: Detection) -> Any:
+        return find_landmarks(pixels, face) + (9000 if face.side > 130 else 0)
+
+    monkeypatch.setattr(
+        "pipeline.alignment.aligner.find_landmarks", landmarks_of_the_larger_outside
+    )
+    content = encode(scene(512, 400, (0, 0, 200), (210, 80, 300)), "PNG")
+    alignment = Aligner(AlignmentSettings(faces="all")).align(content)
+    assert [face.face_index for face in alignment.faces] == [1]
+    assert {i: each.reason for i, each in alignment.rejects.items()} == {0: RejectReason.NO_FACE}
+
+
+def test_an_image_of_faces_under_the_limit_is_one_reject() -> None:
+    image = scene(512, 400, (0, 0, 200), (210, 80, 300))
     assert reason(image, min_face_px=200) is RejectReason.FACE_TOO_SMALL
     assert reason(image, faces="all", min_face_px=200) is RejectReason.FACE_TOO_SMALL
 
@@ -178,6 +240,7 @@ def test_the_same_bytes_give_the_same_face() -> None:
         {"prealigned": True, "fit": "squeeze"},
         {"fit": "crop"},
         {"detector_side": 40},
+        {"min_face_px": 0},
         {"row_timeout_s": 0},
     ],
 )

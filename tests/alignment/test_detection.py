@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.alignment import model_path
-from pipeline.alignment.detection import LANDMARK_MODEL, find_faces, find_landmarks
+from pipeline.alignment.detection import (
+    LANDMARK_MODEL,
+    find_all_faces,
+    find_faces,
+    find_landmarks,
+)
 from pipeline.errors import ModelError
 from tests.alignment.drawn import drawn_face, scene
 
@@ -41,6 +48,34 @@ def test_the_largest_face_comes_first_whatever_its_place() -> None:
         assert [face.side for face in faces] == sorted((f.side for f in faces), reverse=True)
         assert len(faces) == 2
         assert abs((faces[0].left + faces[0].right) / 2 - (large[0] + 150)) < 20
+
+
+@pytest.mark.parametrize(
+    ("size", "smallest", "searched"),
+    [
+        ((1024, 512), 32, (2560, 1280)),
+        ((1024, 512), 400, (1792, 896)),  # as fine as the last try for the largest face
+        ((300, 200), 400, (600, 400)),
+        ((8000, 4000), 32, (8000, 4000)),  # held to 32 million pixels
+        ((300, 300), 1, (5657, 5657)),
+    ],
+)
+def test_all_faces_are_searched_on_a_copy_that_shows_the_smallest(
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    smallest: int,
+    searched: tuple[int, int],
+) -> None:
+    seen = []
+
+    class Detector:
+        def run(self, pixels: np.ndarray, upsample: int, min_score: float) -> Any:
+            seen.append((pixels.shape[1], pixels.shape[0], upsample, min_score))
+            return [], [], []
+
+    monkeypatch.setattr("pipeline.alignment.detection._detector", Detector)
+    assert find_all_faces(Image.new("RGB", size), smallest, side=896, min_score=0.5) == []
+    assert seen == [(*searched, 0, 0.5)]
 
 
 def test_a_score_threshold_drops_weak_detections() -> None:

@@ -60,7 +60,7 @@ def test_a_sliver_still_fills_a_line() -> None:
 def test_prealigned_images_are_fitted_as_asked(fit: str, padding: float) -> None:
     image = picture(256, 256)
     settings = AlignmentSettings(prealigned=True, fit=fit, output_size=SIZE)  # type: ignore[arg-type]
-    (face,) = Aligner(settings).align(encode(image, "PNG"))
+    (face,) = Aligner(settings).align(encode(image, "PNG")).faces
     expected, _ = fitted(image, SIZE, fit)  # type: ignore[arg-type]
     assert np.array_equal(face.pixels, np.asarray(expected))
     assert face.pad_fraction == pytest.approx(padding)
@@ -74,6 +74,6 @@ def test_the_reference_inputs_of_cars_are_what_the_published_transform_makes(
     settings = AlignmentSettings(prealigned=True, output_size=SIZE)
     for pixels in np.load(reference / "inputs" / "x_u8.npy"):
         image = Image.fromarray(pixels)
-        (face,) = Aligner(settings).align(encode(image, "PNG"))
+        (face,) = Aligner(settings).align(encode(image, "PNG")).faces
         expected = image.resize((256, 192), Image.Resampling.BILINEAR)
         assert np.array_equal(face.pixels, np.asarray(expected))

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.alignment import AlignmentSettings, IsolatedAligner, Outcome
+from pipeline.alignment import Alignment, AlignmentSettings, IsolatedAligner, Outcome
 from pipeline.errors import PipelineError
 from pipeline.images import Rejection, RejectReason, decode
-from tests.alignment.faulty import FaultyAligner, UnbuildableAligner, abrupt
+from tests.alignment.faulty import FaultyAligner, UnbuildableAligner, abrupt, curt
 from tests.images.encoded import encode, picture
 
 GOOD = encode(picture(), "PNG")
@@ -38,19 +38,25 @@ def test_each_content_gets_one_outcome_in_order(isolated: IsolatedAligner) -> No
     wide = encode(picture(200, 100), "PNG")
     outcomes = list(isolated.process([GOOD, b"hello", wide, GOOD[:200]]))
     assert reasons(outcomes) == ["", "unsupported_format", "", "truncated"]
-    assert [o[0].width for o in outcomes if isinstance(o, list)] == [80, 200]
+    assert [o.faces[0].width for o in outcomes if isinstance(o, Alignment)] == [80, 200]
 
 
 def test_what_comes_back_is_what_the_aligner_computes(isolated: IsolatedAligner) -> None:
     (outcome,) = isolated.process([GOOD])
-    assert isinstance(outcome, list)
-    (direct,) = FaultyAligner(SETTINGS).align(GOOD)
-    assert np.array_equal(outcome[0].pixels, direct.pixels)
-    assert outcome[0].sharpness == direct.sharpness
+    assert isinstance(outcome, Alignment)
+    (there,), (here,) = outcome.faces, FaultyAligner(SETTINGS).align(GOOD).faces
+    assert np.array_equal(there.pixels, here.pixels)
+    assert there.sharpness == here.sharpness
 
 
 @pytest.mark.parametrize(
-    ("order", "says"), [(b"!segfault", "signal 11 (SIGSEGV)"), (b"!exit 3", "exit code 3")]
+    ("order", "says"),
+    [
+        (b"!segfault", "signal 11 (SIGSEGV)"),
+        (b"!exit 3", "exit code 3"),
+        (b"!answer 1000", "signal 9 (SIGKILL)"),
+        (b"!answer 0", "lived on"),
+    ],
 )
 def test_a_row_that_kills_its_process_costs_one_reject(
     isolated: IsolatedAligner, order: bytes, says: str
@@ -69,7 +75,7 @@ def test_a_row_that_hangs_costs_one_reject(order: bytes) -> None:
 
 def test_a_row_that_wants_too_much_memory_costs_one_reject(isolated: IsolatedAligner) -> None:
     (good, greedy, _) = isolated.process([GOOD, b"!memory 8000000000", GOOD])
-    assert isinstance(good, list)
+    assert isinstance(good, Alignment)
     assert isinstance(greedy, Rejection)
     assert greedy.reason is RejectReason.CRASHED
     assert "4096 MiB" in greedy.detail
@@ -87,7 +93,7 @@ def test_a_row_whose_process_is_killed_from_outside_is_tried_again(
     isolated: IsolatedAligner, tmp_path: Path
 ) -> None:
     order = b"!die_once " + str(tmp_path / "died").encode()
-    assert list(isolated.process([order])) == [[]]
+    assert list(isolated.process([order])) == [Alignment([])]
 
 
 def test_a_child_that_was_killed_between_rows_is_replaced(isolated: IsolatedAligner) -> None:
@@ -95,7 +101,7 @@ def test_a_child_that_was_killed_between_rows_is_replaced(isolated: IsolatedAlig
     next(rows)
     assert isolated.pid is not None
     os.kill(isolated.pid, signal.SIGKILL)
-    assert isinstance(next(rows), list)
+    assert isinstance(next(rows), Alignment)
 
 
 def test_what_the_decoders_print_stays_out_of_the_jobs_output(
@@ -117,8 +123,8 @@ def test_large_rows_pass_both_ways() -> None:
     with IsolatedAligner(settings) as aligner:
         outcomes = list(aligner.process([content, b"x" * 50_000_000, content]))
     assert reasons(outcomes) == ["", "unsupported_format", ""]
-    assert isinstance(outcomes[2], list)
-    assert np.array_equal(outcomes[2][0].pixels, noise)
+    assert isinstance(outcomes[2], Alignment)
+    assert np.array_equal(outcomes[2].faces[0].pixels, noise)
 
 
 def test_an_interrupted_row_leaves_no_answer_behind(isolated: IsolatedAligner) -> None:
@@ -149,7 +155,12 @@ def test_close_ends_the_child(isolated: IsolatedAligner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("factory", "says"), [(UnbuildableAligner, "no model for largest"), (abrupt, "exit code 9")]
+    ("factory", "says"),
+    [
+        (UnbuildableAligner, "no model for largest"),
+        (abrupt, "exit code 9"),
+        (curt, "signal 9 \\(SIGKILL\\)"),
+    ],
 )
 def test_a_child_that_cannot_start_is_an_error_and_not_a_reject(factory: object, says: str) -> None:
     aligner = IsolatedAligner(SETTINGS, factory=factory)  # type: ignore[arg-type]

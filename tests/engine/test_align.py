@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from pipeline.engine.align import AlignStage
 from pipeline.engine.read import SAMPLES
 from pipeline.engine.rows import Row, blank_row, pack, unpack
 from pipeline.storage import Sample
+from tests.alignment.drawn import scene
 from tests.alignment.faulty import FaultyAligner
+from tests.images.encoded import encode
 
 SETTINGS = AlignmentSettings(output_size=(64, 64))
 
@@ -71,6 +74,19 @@ def test_every_sample_is_a_face_or_a_reject(sample_images: dict[str, bytes]) -> 
     assert len(face["pixels"]) == 64 * 64 * 3
     assert np.shape(face["landmarks"]) == (68, 2)
     assert rejects[-1]["source_sha256"] == "", "the hash of what was not read"
+
+
+def test_a_face_under_the_limit_is_a_reject_beside_its_images_other_face() -> None:
+    name, content = "a.png", encode(scene(512, 400, (0, 0, 200), (210, 80, 300)), "PNG")
+    stage = AlignStage(replace(SETTINGS, faces="all", min_face_px=130))
+    with stage.aligner:
+        row = stage(part(of(name, content)))
+    (face,), (reject,) = (unpack(row[kind]).to_pylist() for kind in ("payload", "rejected"))
+    assert (face["key"], face["face_index"], face["n_faces"]) == (name, 0, 2)
+    assert (reject["key"], reject["face_index"], reject["reason"]) == (name, 1, "face_too_small")
+    assert reject["source_sha256"] == face["source_sha256"]
+    assert (row["faces"], row["rejects"]) == (1, 1)
+    assert json.loads(row["reasons"]) == {"face_too_small": 1}
 
 
 def test_a_part_without_faces_keeps_its_columns(faulty: AlignStage) -> None:

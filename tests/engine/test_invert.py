@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.engine.align import FACES, REJECTS
+from pipeline.engine.align import FACES, REJECTS, reject_row
 from pipeline.engine.invert import (
     Inverter,
     InvertSettings,
@@ -24,6 +24,7 @@ from pipeline.engine.invert import (
 )
 from pipeline.engine.rows import Row, blank_row, pack, unpack
 from pipeline.errors import ConfigError
+from pipeline.images import Rejection, RejectReason
 from pipeline.inversion import OptimizeSettings, StopRule, bootstrap, restyle
 from pipeline.inversion.methods import Method, MethodName
 from pipeline.models import load_model, save_bundle
@@ -312,6 +313,23 @@ def test_a_chosen_face_that_is_not_found_again_is_a_reject(settings: InvertSetti
     assert [(r["key"], r["face_index"], r["reason"]) for r in account.rejects] == [
         ("0", 1, "no_start")
     ]
+
+
+@pytest.mark.parametrize(("starts", "codes", "left"), [("all", 2, [1]), ("chosen", 1, [])])
+def test_a_face_that_the_aligner_rejected_is_a_reject_once_and_only_where_it_is_wanted(
+    settings: InvertSettings, starts: Any, codes: int, left: list[int]
+) -> None:
+    names = [f"s/0#{index}" for index in range(codes)]
+    columns = {"image_id": names, "w_plus": np.zeros((codes, 10, 512), np.float32).tolist()}
+    small = Rejection(RejectReason.FACE_TOO_SMALL, "the face is 20 pixels wide")
+    row = part([face(0)])
+    row["rejected"] = pack(pa.Table.from_pylist([reject_row("0", "", "", small, 1)], REJECTS))
+    row["start"] = pack(pa.table(columns, schema=starts_schema(10)))
+    done = InvertStage(replace(settings, starts=starts), Columns(n_styles=10))(row)
+    rejects = unpack(done["rejected"]).to_pylist()
+    assert [r["face_index"] for r in rejects] == left
+    assert [r["reason"] for r in rejects] == ["face_too_small"] * len(left)
+    assert (done["faces"], done["rejects"]) == (1, len(left))
 
 
 def test_codes_to_start_from_travel_with_their_part(settings: InvertSettings) -> None:

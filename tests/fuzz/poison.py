@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.alignment import AlignedFace, Aligner, AlignmentSettings
+from pipeline.alignment import Aligner, Alignment, AlignmentSettings
 from pipeline.images import decode
 from tests.images.encoded import encode, picture
 
@@ -34,7 +34,7 @@ class VulnerableAligner:
     def __init__(self, settings: AlignmentSettings) -> None:
         self._aligner = Aligner(replace(settings, prealigned=True))
 
-    def align(self, content: bytes) -> list[AlignedFace]:
+    def align(self, content: bytes) -> Alignment:
         """The faces of one image, or no return."""
         pixels = np.asarray(decode(content))
         if _COMMENT in content[:1024]:

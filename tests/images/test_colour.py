@@ -27,9 +27,12 @@ def test_16_bit_grey_is_scaled_and_not_saturated(name: str) -> None:
     assert np.array_equal(np.asarray(image)[..., 1], np.rint(levels / 257).astype(np.uint8))
 
 
-def test_big_endian_16_bit_tiff_is_scaled() -> None:
-    levels = np.full((40, 40), 128 * 257, ">u2")
-    assert pixel(encode(Image.fromarray(levels), "TIFF")) == (128, 128, 128)
+@pytest.mark.parametrize("level", [128 * 257, 200])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_16_bit_tiff_is_scaled_in_both_byte_orders_dark_or_not(order: str, level: int) -> None:
+    content = encode(Image.fromarray(np.full((40, 40), level, f"{order}u2")), "TIFF")
+    assert content[:2] == (b"II" if order == "<" else b"MM")
+    assert pixel(content) == (round(level / 257),) * 3
 
 
 @pytest.mark.parametrize("top", [1.0, 255.0, 65535.0])

@@ -35,7 +35,7 @@ def make_table(
         faces = [
             face_row(Path(name).name, name, "", face)
             for name in names
-            for face in aligner.align(sample_images[name])
+            for face in aligner.align(sample_images[name]).faces
         ]
         account = Inverter(plan.recipe.inversion).rows(faces)
         plan.writer.write_part(
