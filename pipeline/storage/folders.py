@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pipeline.errors import StorageError
+from pipeline.storage.buckets import get_objects, is_bucket
 from pipeline.storage.formats import readable_name
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, too_large
 from pipeline.storage.shards import Shard
-from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage_errors
+from pipeline.storage.uris import filesystem, join, storage_errors
 
 # Requests in flight against an object store, and the bytes that may wait in memory for their turn.
 _REQUESTS = 16
@@ -47,12 +49,27 @@ def _groups(shard: Shard) -> Iterator[list[tuple[str, int]]]:
 
 def _contents(shard: Shard, names: list[str]) -> dict[str, bytes]:
     fs, root = filesystem(shard.uri)
+    found = _fetched(fs, root, names)
     contents = {}
-    if not is_local_filesystem(fs) and len(names) > 1:
-        with storage_errors(f"read files of '{shard.uri}'"):
-            found = fs.cat([join(root, name) for name in names], batch_size=_REQUESTS)
-        return {name: bytes(found[join(root, name)]) for name in names}
     for name in names:
         with storage_errors(f"read '{join(shard.uri, readable_name(name))}'"):
-            contents[name] = bytes(fs.cat_file(join(root, name)))
+            content = next(found)
+            if isinstance(content, BaseException):
+                raise content
+            contents[name] = content
     return contents
+
+
+def _fetched(fs: Any, root: str, names: list[str]) -> Iterator[bytes | BaseException]:
+    """Contents, or why there is none, in the order of `names`; each is the name of one file.
+
+    Not `fs.cat` of a list, which takes names with `*`, `?` or `[` for patterns.
+    """
+    if is_bucket(fs):
+        yield from get_objects(fs, root, names)
+    elif fs.async_impl:
+        paths = [join(root, name) for name in names]
+        yield from fs.cat_ranges(paths, None, None, batch_size=_REQUESTS)
+    else:
+        for name in names:
+            yield bytes(fs.cat_file(join(root, name)))

@@ -1,0 +1,52 @@
+"""What S3 is asked past s3fs's own reads, which take names for patterns and look each one up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from fsspec.asyn import sync
+
+
+def is_bucket(fs: Any) -> bool:
+    """Whether `fs` is S3."""
+    return "s3" in fs.protocol
+
+
+def bucket_and_prefix(fs: Any, folder: str) -> tuple[str, str]:
+    """The bucket of a folder's path, and what the keys of the objects in the folder begin with."""
+    bucket, key, _ = fs.split_path(folder)
+    return bucket, f"{key}/" if key else ""
+
+
+def get_objects(fs: Any, folder: str, names: Sequence[str]) -> list[bytes | BaseException]:
+    """The objects `names` of `folder`, fetched at the same time by one request each.
+
+    In the place of one that cannot be read stands why.
+    """
+    bucket, prefix = bucket_and_prefix(fs, folder)
+
+    async def all_of_them() -> list[bytes | BaseException]:
+        requests = (_get(fs, bucket, prefix + name) for name in names)
+        return await asyncio.gather(*requests, return_exceptions=True)
+
+    found: list[bytes | BaseException] = sync(fs.loop, all_of_them)
+    return found
+
+
+async def _get(fs: Any, bucket: str, key: str) -> bytes:
+    """One object; one whose answer is cut is asked for again, as `_call_s3` does if refused."""
+    from s3fs.core import S3_RETRYABLE_ERRORS  # behind `fs`, so loaded; its import takes 0.3 s
+
+    tried = 1
+    while True:
+        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
+        try:
+            async with answer["Body"] as body:
+                return bytes(await body.read())
+        except S3_RETRYABLE_ERRORS:
+            if tried >= fs.retries:
+                raise
+            await asyncio.sleep(0.1 * 1.7**tried)
+            tried += 1
