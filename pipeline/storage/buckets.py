@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fsspec.asyn import sync
@@ -18,6 +18,17 @@ def bucket_and_prefix(fs: Any, folder: str) -> tuple[str, str]:
     """The bucket of a folder's path, and what the keys of the objects in the folder begin with."""
     bucket, key, _ = fs.split_path(folder)
     return bucket, f"{key}/" if key else ""
+
+
+def listing_pages(fs: Any, bucket: str, start: str, **more: str) -> Iterator[dict[str, Any]]:
+    """The answers, a thousand objects each, of a listing of the keys that begin with `start`."""
+    request = {"Bucket": bucket, "Prefix": start, **more, **fs.req_kw}
+    while True:
+        page = fs.call_s3("list_objects_v2", **request)
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def get_objects(fs: Any, folder: str, names: Sequence[str]) -> list[bytes | BaseException]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import InputError
+from pipeline.storage.buckets import bucket_and_prefix, is_bucket, listing_pages
 from pipeline.storage.formats import is_hidden
 from pipeline.storage.objects import object_info
 from pipeline.storage.uris import filesystem, is_local_filesystem, storage_errors
@@ -22,9 +23,9 @@ class Entry(NamedTuple):
 
 
 class _Child(NamedTuple):
-    name: (
-        str  # the last component; a folder's ends in "/", so that sorting gives the order of paths
-    )
+    """A file or folder; a name of a folder ends in "/", so that they sort as their paths do."""
+
+    name: str
     size: int
     etag: str
 
@@ -52,7 +53,33 @@ def walk(fs: Any, path: str, uri: str) -> Iterator[Entry]:
     Holds the listing of one folder a level at a time, so memory is that of the largest folders,
     not of the tree. Links to folders are followed, except back into a folder they lie in.
     """
-    yield from _walk(fs, path, uri, "", ())
+    if is_bucket(fs):
+        bucket, prefix = bucket_and_prefix(fs, path)
+        yield from _walk_bucket(fs, bucket, prefix, uri, "")
+    else:
+        yield from _walk(fs, path, uri, "", ())
+
+
+def _walk_bucket(fs: Any, bucket: str, root: str, uri: str, prefix: str) -> Iterator[Entry]:
+    """As `_walk`, by the keys: of `in//b.jpg` below `in/` the name is `/b.jpg`, no child `in`."""
+    with storage_errors(f"list '{uri}'"):
+        for child in sorted(_bucket_children(fs, bucket, root + prefix)):
+            if is_hidden(child.name):
+                continue
+            if child.name.endswith("/"):
+                yield from _walk_bucket(fs, bucket, root, uri, prefix + child.name)
+            else:
+                yield Entry(prefix + child.name, child.size, child.etag)
+
+
+def _bucket_children(fs: Any, bucket: str, prefix: str) -> Iterator[_Child]:
+    for page in listing_pages(fs, bucket, prefix, Delimiter="/"):
+        for item in page.get("Contents", ()):
+            if item["Key"] != prefix:  # a bucket's empty "folder marker" object
+                info = object_info(item)
+                yield _Child(item["Key"][len(prefix) :], info.size, info.etag)
+        for item in page.get("CommonPrefixes", ()):
+            yield _Child(item["Prefix"][len(prefix) :], 0, "")
 
 
 def _walk(
@@ -85,9 +112,12 @@ def _children(fs: Any, path: str) -> Iterator[_Child]:
         return
     for details in fs.ls(path, detail=True):
         name = str(details["name"]).rstrip("/").rsplit("/", 1)[-1]
+        is_itself = str(details["name"]).rstrip("/") == path
         if details["type"] == "directory":
+            if is_itself:
+                raise InputError(f"'{path}//' is a folder without a name: rename what lies in it")
             yield _Child(name + "/", 0, "")
-        elif str(details["name"]).rstrip("/") != path:  # a bucket's empty "folder marker" object
+        elif not is_itself:  # a bucket's empty "folder marker" object
             info = object_info(details)
             yield _Child(name, info.size, info.etag)
 
