@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from s3fs import S3FileSystem
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.storage import Store
 from pipeline.storage.buckets import get_objects
 from pipeline.storage.listing import walk
@@ -23,10 +24,11 @@ class Keys:
     def __init__(self, *keys: str, page: int = 1000) -> None:
         self.keys = keys
         self.req_kw = {"MaxKeys": page}
+        self.asked = 0
 
-    def order(self, name: str) -> str:
-        """What S3 sorts by: the bytes of the key."""
-        return name
+    def in_order(self, children: set[str]) -> list[str]:
+        """As S3 sorts them, by the bytes of the key."""
+        return sorted(children)
 
     def call_s3(self, method: str, **asked: Any) -> dict[str, Any]:
         """A page of keys and common prefixes."""
@@ -34,15 +36,30 @@ class Keys:
         start = asked["Prefix"]
         rests = [key[len(start) :] for key in self.keys if key.startswith(start)]
         found = {head + slash for head, slash, _ in (rest.partition("/") for rest in rests)}
+        self.asked += 1
         begin = int(asked.get("ContinuationToken", 0))
         end = begin + asked["MaxKeys"]
-        page = [start + name for name in sorted(found, key=self.order)[begin:end]]
+        page = [start + name for name in self.in_order(found)[begin:end]]
         return {
             "Contents": [{"Key": key, "Size": 1} for key in page if key == start or key[-1] != "/"],
             "CommonPrefixes": [{"Prefix": key} for key in page if key != start and key[-1] == "/"],
             "IsTruncated": end < len(found),
             "NextContinuationToken": str(end),
         }
+
+
+class ByComponent(Keys):
+    """As the server of the tests sorts: a folder by its name without the slash."""
+
+    def in_order(self, children: set[str]) -> list[str]:
+        return sorted(children, key=lambda name: (name.removesuffix("/"), name))
+
+
+class InNoOrder(Keys):
+    """As S3's directory buckets may."""
+
+    def in_order(self, children: set[str]) -> list[str]:
+        return random.Random(0).sample(sorted(children), len(children))
 
 
 def names(bucket: Keys, folder: str = "bucket/in") -> list[str]:
@@ -77,6 +94,43 @@ def test_the_key_that_is_asked_for_has_its_empty_components(
     monkeypatch.setattr(fs, "_call_s3", call)
     assert get_objects(fs, "bucket/in", ["/b.jpg", "a//c.jpg"]) == [b"in//b.jpg", b"in/a//c.jpg"]
     assert get_objects(fs, "bucket", ["/b.jpg"]) == [b"/b.jpg"]
+
+
+@pytest.mark.parametrize("server", [Keys, ByComponent])
+@pytest.mark.parametrize("page", [1, 2, 3, 1000])
+def test_whatever_order_a_server_has_files_come_in_the_order_of_paths(
+    server: type[Keys], page: int
+) -> None:
+    components = ["a", "a-", "a-b", "a.b", "a b", "a0", "ab", "b", "é", "\U0001f600", "\uffee", ""]
+    random_ = random.Random(page)
+    for _ in range(50):
+        paths = ["/".join(random_.choices(components, k=random_.randint(1, 3))) for _ in range(40)]
+        files = {path for path in paths if not path.endswith("/") and path}
+        found = names(server(*(f"in/{path}" for path in files), page=page))
+        assert found == sorted(found)
+        assert set(found) == files
+
+
+def test_a_server_that_keeps_no_order_is_listed_to_its_end_first() -> None:
+    files = [f"{number:02d}.jpg" for number in range(50)]
+    assert names(InNoOrder(*(f"in/{name}" for name in files), page=10)) == files
+
+
+def test_the_first_files_come_before_the_last_page_is_asked_for() -> None:
+    bucket = Keys(*(f"in/{number:03d}.jpg" for number in range(100)), page=10)
+    entries = walk(bucket, "bucket/in", "s3://bucket/in")
+    assert next(entries).name == "000.jpg"
+    assert bucket.asked == 2
+    assert [entry.name for entry in entries] == [f"{number:03d}.jpg" for number in range(1, 100)]
+
+
+def test_a_store_that_loses_its_order_late_is_told_of() -> None:
+    class Late(Keys):
+        def in_order(self, children: set[str]) -> list[str]:
+            return [*sorted(children)[1:], *sorted(children)[:1]]
+
+    with pytest.raises(StorageError, match="'s3://bucket/in' is listed in no order"):
+        names(Late(*(f"in/{number}.jpg" for number in range(10)), page=2))
 
 
 def test_folder_markers_are_no_files() -> None:
