@@ -12,6 +12,7 @@ from pipeline.storage.uris import (
     canonical_uri,
     filesystem,
     is_local_filesystem,
+    refuse_secrets,
     storage_errors,
 )
 
@@ -25,10 +26,12 @@ _LASTING = {
 def check_output(uri: str) -> None:
     """Raise `ConfigError` where `uri` can be no folder to write to; nothing is left behind.
 
+    `InputError` where it contains a credential, as `refuse_secrets` and `canonical_uri` say.
     On a disk a hidden folder is made, and removed, where the missing ones would begin: of /proc, or
     as root, permissions alone do not tell. Of an object store only that no object has the name.
     """
     root = canonical_uri(uri)
+    refuse_secrets("the output's URI", root)
     fs, path = filesystem(root)
     if is_local_filesystem(fs):
         with storage_errors(f"write to '{root}'"):
