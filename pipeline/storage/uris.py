@@ -99,9 +99,9 @@ def storage_errors(action: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise StorageError(f"cannot {action}: not found") from error
     except PermissionError as error:
-        raise StorageError(
-            f"cannot {action}: access denied (are the credentials right?)"
-        ) from error
+        # Of a disk's files the error names one.
+        why = "access denied" if error.filename else "access denied (are the credentials right?)"
+        raise StorageError(f"cannot {action}: {why}") from error
     except NotImplementedError as error:
         raise StorageError(f"cannot {action}: this kind of storage does not do that") from error
     except (OSError, EOFError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
