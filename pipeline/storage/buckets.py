@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsspec.asyn import sync
+
+
+class Fetched(NamedTuple):
+    """An object's bytes, and the state that they are of: its `ETag`, for `object_info`."""
+
+    content: bytes
+    details: dict[str, Any]
 
 
 def is_bucket(fs: Any) -> bool:
@@ -31,22 +38,22 @@ def listing_pages(fs: Any, bucket: str, start: str, **more: str) -> Iterator[dic
         request["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def get_objects(fs: Any, folder: str, names: Sequence[str]) -> list[bytes | BaseException]:
+def get_objects(fs: Any, folder: str, names: Sequence[str]) -> list[Fetched | BaseException]:
     """The objects `names` of `folder`, fetched at the same time by one request each.
 
     In the place of one that cannot be read stands why.
     """
     bucket, prefix = bucket_and_prefix(fs, folder)
 
-    async def all_of_them() -> list[bytes | BaseException]:
+    async def all_of_them() -> list[Fetched | BaseException]:
         requests = (_get(fs, bucket, prefix + name) for name in names)
         return await asyncio.gather(*requests, return_exceptions=True)
 
-    found: list[bytes | BaseException] = sync(fs.loop, all_of_them)
+    found: list[Fetched | BaseException] = sync(fs.loop, all_of_them)
     return found
 
 
-async def _get(fs: Any, bucket: str, key: str) -> bytes:
+async def _get(fs: Any, bucket: str, key: str) -> Fetched:
     """One object; one whose answer is cut is asked for again, as `_call_s3` does if refused."""
     from s3fs.core import S3_RETRYABLE_ERRORS  # behind `fs`, so loaded; its import takes 0.3 s
 
@@ -55,7 +62,8 @@ async def _get(fs: Any, bucket: str, key: str) -> bytes:
         answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
         try:
             async with answer["Body"] as body:
-                return bytes(await body.read())
+                content = bytes(await body.read())
+            return Fetched(content, {"size": len(content), "ETag": answer.get("ETag")})
         except S3_RETRYABLE_ERRORS:
             if tried >= fs.retries:
                 raise
