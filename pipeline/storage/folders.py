@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pipeline.errors import StorageError
+from pipeline.storage.buckets import Fetched, get_objects, is_bucket
 from pipeline.storage.formats import readable_name
+from pipeline.storage.listing import Entry, file_entry
+from pipeline.storage.objects import object_info
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, too_large
-from pipeline.storage.shards import Shard
-from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage_errors
+from pipeline.storage.shards import Shard, folder_etag
+from pipeline.storage.uris import filesystem, join, storage_errors
 
 # Requests in flight against an object store, and the bytes that may wait in memory for their turn.
 _REQUESTS = 16
@@ -16,19 +20,28 @@ _BYTES_AHEAD = 64 << 20
 
 
 def read_folder(shard: Shard) -> Iterator[Sample]:
-    """One sample a file; the key is the path relative to the input, with its extension."""
+    """One sample a file; the key is the path relative to the input, with its extension.
+
+    S3 says with each file what state it is of: where they are not the shard's, `StorageError` at
+    the end; not of a shard without an etag. Other stores' files are compared by size.
+    """
+    read: list[Entry] = []
     for group in _groups(shard):
         contents = _contents(shard, [name for name, size in group if size <= MAX_SAMPLE_BYTES])
         for name, size in group:
             key = readable_name(name)
             uri = join(shard.source, key)
             if name in contents:
-                content = contents.pop(name)
+                content, etag = contents.pop(name)
                 if len(content) != size:
                     raise StorageError(f"'{uri}' changed while it was read; run again")
                 yield Sample(key, uri, content)
             else:
+                etag = file_entry(join(shard.uri, name)).etag if shard.etag else ""
                 yield too_large(key, uri, size)
+            read.append(Entry(name, size, etag))
+    if shard.etag and all(entry.etag for entry in read) and folder_etag(read) != shard.etag:
+        raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")
 
 
 def _groups(shard: Shard) -> Iterator[list[tuple[str, int]]]:
@@ -45,14 +58,32 @@ def _groups(shard: Shard) -> Iterator[list[tuple[str, int]]]:
         yield group
 
 
-def _contents(shard: Shard, names: list[str]) -> dict[str, bytes]:
+def _contents(shard: Shard, names: list[str]) -> dict[str, tuple[bytes, str]]:
+    """Contents by name, with the etag that they are of; empty where the store does not say."""
     fs, root = filesystem(shard.uri)
+    found = _fetched(fs, root, names)
     contents = {}
-    if not is_local_filesystem(fs) and len(names) > 1:
-        with storage_errors(f"read files of '{shard.uri}'"):
-            found = fs.cat([join(root, name) for name in names], batch_size=_REQUESTS)
-        return {name: bytes(found[join(root, name)]) for name in names}
     for name in names:
         with storage_errors(f"read '{join(shard.uri, readable_name(name))}'"):
-            contents[name] = bytes(fs.cat_file(join(root, name)))
+            one = next(found)
+            if isinstance(one, BaseException):
+                raise one
+            etag = object_info(one.details).etag if one.details else ""
+            contents[name] = one.content, etag
     return contents
+
+
+def _fetched(fs: Any, root: str, names: list[str]) -> Iterator[Fetched | BaseException]:
+    """Contents, or why there is none, in the order of `names`; each is the name of one file.
+
+    Not `fs.cat` of a list, which takes names with `*`, `?` or `[` for patterns.
+    """
+    if is_bucket(fs):
+        yield from get_objects(fs, root, names)
+    elif fs.async_impl:
+        paths = [join(root, name) for name in names]
+        for content in fs.cat_ranges(paths, None, None, batch_size=_REQUESTS):
+            yield content if isinstance(content, BaseException) else Fetched(bytes(content), {})
+    else:
+        for name in names:
+            yield Fetched(bytes(fs.cat_file(join(root, name))), {})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
+from pipeline.storage.buckets import bucket_and_prefix, is_bucket, listing_pages
 from pipeline.storage.formats import is_hidden
 from pipeline.storage.objects import object_info
-from pipeline.storage.uris import filesystem, is_local_filesystem, storage_errors
+from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage_errors
 
 
 class Entry(NamedTuple):
@@ -22,9 +25,9 @@ class Entry(NamedTuple):
 
 
 class _Child(NamedTuple):
-    name: (
-        str  # the last component; a folder's ends in "/", so that sorting gives the order of paths
-    )
+    """A file or folder; a name of a folder ends in "/", so that they sort as their paths do."""
+
+    name: str
     size: int
     etag: str
 
@@ -50,9 +53,68 @@ def walk(fs: Any, path: str, uri: str) -> Iterator[Entry]:
     """Every file below `path` in the order of relative paths, hidden ones left out.
 
     Holds the listing of one folder a level at a time, so memory is that of the largest folders,
-    not of the tree. Links to folders are followed, except back into a folder they lie in.
+    not of the tree; of S3 two pages of it. Links to folders are followed, except back into a
+    folder they lie in.
     """
-    yield from _walk(fs, path, uri, "", ())
+    if is_bucket(fs):
+        bucket, prefix = bucket_and_prefix(fs, path)
+        yield from _walk_bucket(fs, bucket, prefix, uri, "")
+    else:
+        yield from _walk(fs, path, uri, "", ())
+
+
+def _walk_bucket(fs: Any, bucket: str, root: str, uri: str, prefix: str) -> Iterator[Entry]:
+    """As `_walk`, by the keys: of `in//b.jpg` below `in/` the name is `/b.jpg`, no child `in`."""
+    with storage_errors(f"list '{uri}'"):
+        for child in _in_order(_bucket_pages(fs, bucket, root + prefix), join(uri, prefix)):
+            if is_hidden(child.name):
+                continue
+            if child.name.endswith("/"):
+                yield from _walk_bucket(fs, bucket, root, uri, prefix + child.name)
+            else:
+                yield Entry(prefix + child.name, child.size, child.etag)
+
+
+def _bucket_pages(fs: Any, bucket: str, prefix: str) -> Iterator[list[_Child]]:
+    for page in listing_pages(fs, bucket, prefix, Delimiter="/"):
+        children = [_Child(item["Prefix"], 0, "") for item in page.get("CommonPrefixes", ())]
+        for item in page.get("Contents", ()):
+            if item["Key"] != prefix:  # a bucket's empty "folder marker" object
+                info = object_info(item)
+                children.append(_Child(item["Key"], info.size, info.etag))
+        yield [child._replace(name=child.name[len(prefix) :]) for child in children]
+
+
+def _in_order(pages: Iterator[list[_Child]], uri: str) -> Iterator[_Child]:
+    """The children of one folder in the order of paths, as its pages come.
+
+    S3 lists in that order, `a-b` before `a/`. Other servers put the folder first, as `a`. Either
+    way nothing comes later that is smaller than any name so far is without its slash. A store that
+    keeps neither order shows it on the second page: its folders are listed to their ends first.
+    """
+    first, second = next(pages, []), next(pages, [])
+    pages = itertools.chain([first, second], pages)
+    if _begins_below(second, _bound(first)):
+        pages = iter([list(itertools.chain.from_iterable(pages))])
+    waiting: list[_Child] = []
+    bound = ""
+    for page in pages:
+        if _begins_below(page, bound):
+            raise StorageError(f"'{uri}' is listed in no order: run again, or put it into tars")
+        bound = max(bound, _bound(page))
+        waiting = sorted(waiting + page)
+        known = bisect.bisect_right(waiting, bound, key=lambda child: child.name)
+        yield from waiting[:known]
+        waiting = waiting[known:]
+    yield from waiting
+
+
+def _bound(page: list[_Child]) -> str:
+    return max((child.name.removesuffix("/") for child in page), default="")
+
+
+def _begins_below(page: list[_Child], bound: str) -> bool:
+    return any(child.name < bound for child in page)
 
 
 def _walk(
@@ -85,9 +147,12 @@ def _children(fs: Any, path: str) -> Iterator[_Child]:
         return
     for details in fs.ls(path, detail=True):
         name = str(details["name"]).rstrip("/").rsplit("/", 1)[-1]
+        is_itself = str(details["name"]).rstrip("/") == path
         if details["type"] == "directory":
+            if is_itself:
+                raise InputError(f"'{path}//' is a folder without a name: rename what lies in it")
             yield _Child(name + "/", 0, "")
-        elif str(details["name"]).rstrip("/") != path:  # a bucket's empty "folder marker" object
+        elif not is_itself:  # a bucket's empty "folder marker" object
             info = object_info(details)
             yield _Child(name, info.size, info.etag)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pipeline.storage.buckets import listing_pages
+
 _ETAG_FIELDS = (
     "ETag",
     "etag",
@@ -86,18 +88,11 @@ def objects_of_bucket(
     A page of a thousand at a time, as `fs.find` holds a kilobyte of each of a million parts.
     """
     bucket, _, path = f"{folder}/".partition("/")
-    request = {"Bucket": bucket, "Prefix": path + start, **fs.req_kw}
-    while True:
-        try:
-            page = fs.call_s3("list_objects_v2", **request)
-        except FileNotFoundError:
-            return  # no such bucket
-        for item in page.get("Contents", ()):
-            if not item["Key"].endswith("/"):  # the "folder markers" of some programs
-                yield above + item["Key"][len(path) :], object_info(item)
-        if not page.get("IsTruncated"):
-            return
-        request["ContinuationToken"] = page["NextContinuationToken"]
+    with suppress(FileNotFoundError):  # no such bucket
+        for page in listing_pages(fs, bucket, path + start):
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):  # the "folder markers" of some programs
+                    yield above + item["Key"][len(path) :], object_info(item)
 
 
 def objects_below(fs: Any, folder: str, above: str) -> Iterator[tuple[str, ObjectInfo]]:

@@ -8,10 +8,12 @@ import tempfile
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.storage.disks import name_if_absent
 from pipeline.storage.uris import (
     canonical_uri,
     filesystem,
     is_local_filesystem,
+    refuse_secrets,
     storage_errors,
 )
 
@@ -25,10 +27,13 @@ _LASTING = {
 def check_output(uri: str) -> None:
     """Raise `ConfigError` where `uri` can be no folder to write to; nothing is left behind.
 
-    On a disk a hidden folder is made, and removed, where the missing ones would begin: of /proc, or
-    as root, permissions alone do not tell. Of an object store only that no object has the name.
+    `InputError` where it contains a credential, as `refuse_secrets` and `canonical_uri` say.
+    On a disk a hidden folder is made where the missing ones would begin, a file gets its name in it
+    as a table's do, and both are removed: of /proc, or as root, permissions alone do not tell. Of
+    an object store only that no object has the name.
     """
     root = canonical_uri(uri)
+    refuse_secrets("the output's URI", root)
     fs, path = filesystem(root)
     if is_local_filesystem(fs):
         with storage_errors(f"write to '{root}'"):
@@ -46,7 +51,10 @@ def _check_disk(folder: Path) -> None:
         there = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
         if not there.is_dir():
             raise ConfigError(f"the output '{folder}' cannot be a folder: '{there}' is a file")
-        Path(tempfile.mkdtemp(prefix=".write-test-", dir=there)).rmdir()
+        with tempfile.TemporaryDirectory(prefix=".write-test-", dir=there) as probe:
+            complete = Path(probe, "complete")
+            complete.touch()
+            name_if_absent(complete, complete.with_name("named"))
     except OSError as error:
         if error.errno not in _LASTING:
             raise

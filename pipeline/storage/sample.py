@@ -36,13 +36,15 @@ class UniqueKeys:
 
     def __init__(self) -> None:
         self._used: set[str] = set()
+        self._counts: dict[str, int] = {}  # of a name, the last number that was put behind it
 
     def take(self, *candidates: str) -> str:
         """The first candidate that is free, else the last one with `~2`, `~3`, ... behind it."""
         key = next((name for name in candidates if name not in self._used), "")
-        count = 2
+        last = candidates[-1]
         while not key:
-            numbered = f"{candidates[-1]}~{count}"
-            key, count = ("" if numbered in self._used else numbered), count + 1
+            self._counts[last] = count = self._counts.get(last, 1) + 1
+            numbered = f"{last}~{count}"
+            key = "" if numbered in self._used else numbered
         self._used.add(key)
         return key

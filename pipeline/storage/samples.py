@@ -40,18 +40,24 @@ def read_samples(shard: Shard, keys: Container[str] | None = None) -> Iterator[S
 
 
 def _only(shard: Shard, keys: Container[str]) -> Shard:
-    """A folder's shard without the files that are not wanted, so that they are not fetched."""
+    """A folder's shard without the files that are not wanted, so that they are not fetched.
+
+    It has no etag: that of the whole does not tell whether a part of it is as it was.
+    """
     files = zip(shard.names, shard.sizes, strict=True)
     wanted = [file for file in files if readable_name(file[0]) in keys]
     return replace(
-        shard, names=tuple(name for name, _ in wanted), sizes=tuple(size for _, size in wanted)
+        shard,
+        etag="",
+        names=tuple(name for name, _ in wanted),
+        sizes=tuple(size for _, size in wanted),
     )
 
 
 def _changed(shard: Shard, *, whole: bool) -> bool:
     """Whether the input is not as it was listed, as far as that can be told at little cost.
 
-    Of files in a bucket the reader compares the sizes, of some files of a folder likewise.
+    Files in a bucket the reader compares itself; of some files of a folder, the sizes alone.
     """
     if shard.kind != "folder":
         return file_entry(shard.uri).etag != shard.etag

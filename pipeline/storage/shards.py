@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.errors import InputError, StorageError
 from pipeline.storage.formats import Kind, is_image, readable_name, shard_kind, shard_stem
 from pipeline.storage.listing import Entry, file_entry, is_folder, walk
-from pipeline.storage.uris import canonical_uri, filesystem, join
+from pipeline.storage.uris import canonical_uri, filesystem, join, known_secrets, refuse_secrets
 
 _PLAIN = re.compile(r"[A-Za-z0-9._-]+\.tar")
 _RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|\..*)")
@@ -64,15 +64,19 @@ def list_shards(input_uri: str, *, files_per_shard: int = 1000) -> Iterator[Shar
     depth. Images of a folder are cut into slices of `files_per_shard` in the order of their
     relative paths; adding a file to the folder changes the slices after it. Hidden files are left
     out, and so is an `x.parquet` beside an `x.tar` (`without_metadata`). Raises `InputError` if
-    the input does not exist or holds nothing of these, on the first `next()`.
+    the input does not exist or holds nothing of these, on the first `next()`, and if its URI or a
+    shard's contains a credential (`refuse_secrets`).
     """
     root = canonical_uri(input_uri)
+    secrets = known_secrets()
+    refuse_secrets("the input's URI", root, secrets=secrets)
     fs, path = filesystem(root)
     folder = _exists_as_folder(fs, path, root)
     seen: set[str] = set()
     for shard in _folder_shards(fs, path, root, files_per_shard) if folder else _one_file(root):
         if shard.shard_id in seen:
             raise InputError(f"two shards of '{root}' have the id '{shard.shard_id}'; rename one")
+        refuse_secrets(f"a shard's name in '{root}'", shard.uri, shard.shard_id, secrets=secrets)
         seen.add(shard.shard_id)
         yield shard
     if not seen:

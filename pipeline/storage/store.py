@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from pipeline.errors import StorageError
+from pipeline.storage.disks import name_if_absent
 from pipeline.storage.objects import (
     ObjectInfo,
     files_below,
@@ -82,7 +83,7 @@ class Store:
 
         Of two writers at the same moment one wins and the other is told False. Object stores do
         this with a conditional put; one that ignores the condition, or says that it knows none,
-        still refuses what existed before the call.
+        still refuses what existed before the call. Disks do as `name_if_absent` says.
         """
         if self.exists(name):
             return False
@@ -98,9 +99,8 @@ class Store:
 
     def _create(self, name: str, content: bytes) -> None:
         if is_local_filesystem(self.fs):
-            # link() refuses an existing target, which rename() does not.
             with _complete_file(Path(self.path(name)), content) as temporary:
-                os.link(temporary, self.path(name))
+                name_if_absent(temporary, Path(self.path(name)))
         else:
             try:
                 self.fs.pipe_file(self.path(name), content, mode="create")

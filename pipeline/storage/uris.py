@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,9 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
 _SIGNED = re.compile(
     r"([?&](?:x-amz-|x-goog-|sig=|signature=|token=|access_token=))[^\s'\"]*", re.IGNORECASE
 )
-_SECRET_SETTINGS = ("key", "secret", "token", "password", "access_key", "secret_key")
-_SECRET_VARIABLES = re.compile(
-    r"AWS_ACCESS_KEY_ID|.*_(SECRET|TOKEN|PASSWORD|(SECRET|ACCESS|ACCOUNT|API)_KEY)"
-)
+# Not the id of an access key, which is no secret, and may be the name of a project or a folder.
+_SECRET_SETTINGS = ("secret", "token", "password", "secret_key")
+_SECRET_VARIABLES = re.compile(r".*_(SECRET|TOKEN|PASSWORD|(SECRET|ACCESS|ACCOUNT|API)_KEY)")
 
 
 def is_local(uri: str) -> bool:
@@ -100,9 +99,9 @@ def storage_errors(action: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise StorageError(f"cannot {action}: not found") from error
     except PermissionError as error:
-        raise StorageError(
-            f"cannot {action}: access denied (are the credentials right?)"
-        ) from error
+        # Of a disk's files the error names one.
+        why = "access denied" if error.filename else "access denied (are the credentials right?)"
+        raise StorageError(f"cannot {action}: {why}") from error
     except NotImplementedError as error:
         raise StorageError(f"cannot {action}: this kind of storage does not do that") from error
     except (OSError, EOFError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
@@ -128,13 +127,34 @@ def one_line(error: BaseException) -> str:
 
 def without_secrets(text: str) -> str:
     """`text` with every credential of this process, or of a URI in the text, blanked out."""
-    for secret in sorted(_secrets(), key=len, reverse=True):
+    for secret in sorted(known_secrets(), key=len, reverse=True):
         text = text.replace(secret, "***")
     return _SIGNED.sub(r"\1***", _CREDENTIALS.sub("***@", text))
 
 
-def _secrets() -> set[str]:
-    found = {value for name, value in os.environ.items() if _SECRET_VARIABLES.fullmatch(name)}
-    for settings in fsspec.config.conf.values():
-        found |= {str(settings[name]) for name in _SECRET_SETTINGS if name in settings}
-    return {value for value in found if len(value) >= 6}
+def refuse_secrets(what: str, *texts: str, secrets: Mapping[str, str] | None = None) -> None:
+    """Raise `InputError` where a text that a table is to hold contains a credential's value.
+
+    Blanked out there it would be compared with itself in the clear by the next run, and found to
+    be another. `secrets` are those of `known_secrets`, for a caller that asks often.
+    """
+    for secret, place in (known_secrets() if secrets is None else secrets).items():
+        if any(secret in text for text in texts):
+            raise InputError(
+                f"{what} contains the value of {place}, which is blanked out wherever it is "
+                "written: rename the one or change the other"
+            )
+
+
+def known_secrets() -> dict[str, str]:
+    """Every credential of this process, and where it stands; shorter ones are words."""
+    found = {
+        value: f"the environment variable {name}"
+        for name, value in os.environ.items()
+        if _SECRET_VARIABLES.fullmatch(name)
+    }
+    for protocol, settings in fsspec.config.conf.items():
+        for name in _SECRET_SETTINGS:
+            if name in settings:
+                found[str(settings[name])] = f"fsspec's setting {protocol}.{name}"
+    return {value: place for value, place in found.items() if len(value) >= 6}

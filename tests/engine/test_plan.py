@@ -172,6 +172,22 @@ def test_another_input_is_refused_and_leaves_unfinished_parts_alone(
     assert plan.writer.store.names() == before
 
 
+def test_an_input_named_as_an_access_key_s_id_is_continued_and_as_a_secret_refused(
+    config_of: ConfigOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config_of(
+        input=str(write_files(tmp_path / "facedata", "1.jpg")), output=str(tmp_path / "table")
+    )
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "facedata")
+    with pytest.raises(InputError, match="value of the environment variable AWS_SECRET_ACCESS_KEY"):
+        make_plan(asked)
+    assert not (tmp_path / "table").exists()
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "facedata")
+    for _ in range(2):
+        assert len(list(make_plan(asked).works)) == 1
+
+
 @pytest.mark.parametrize("place", ["", "latents", "a/b"])
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_a_table_inside_its_own_input_is_refused(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from aiobotocore.response import StreamingBody
+from aiohttp import ClientPayloadError
 
 from pipeline.errors import StorageError
 from pipeline.storage import Store, read_samples
@@ -59,6 +61,57 @@ def test_an_object_that_vanished_fails_its_shard(s3: Bucket) -> None:
     store.remove("2.jpg")
     with pytest.raises(StorageError, match="not found"):
         list(read_samples(shard))
+
+
+def test_a_name_is_a_name_and_no_pattern(store: Store) -> None:
+    names = ("a*.jpg", "a1.jpg", "photo[1].jpg", "photo1.jpg", "what?.jpg", "whats.jpg", "{x}.jpg")
+    for name in names:
+        store.put(f"[0]/{name}", name.encode())
+    found = {one.key: one.content.decode() for one in samples_of(store.root)}
+    assert found == {f"[0]/{name}": name for name in names}
+
+
+def test_an_object_that_cannot_be_read_is_named(s3: Bucket) -> None:
+    store = Store(f"{s3.uri}/in")
+    for name in ("photo[1].jpg", "photo[2].jpg"):
+        store.put(name, b"1")
+    shard = only_shard(store.root)
+    store.remove("photo[2].jpg")
+    with pytest.raises(StorageError, match=r"cannot read 's3://.*/in/photo\[2\].jpg': not found$"):
+        list(read_samples(shard))
+
+
+def test_an_answer_of_a_bucket_that_is_cut_is_asked_for_again(
+    s3: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(f"{s3.uri}/in")
+    for name in ("1.jpg", "2.jpg"):
+        store.put(name, name.encode())
+    shard = only_shard(store.root)
+    whole = StreamingBody.read
+    cuts = ["1.jpg", "2.jpg"]
+
+    async def read(self: StreamingBody, amt: int | None = None) -> bytes:
+        content = bytes(await whole(self, amt))
+        if content.decode() in cuts:
+            cuts.remove(content.decode())
+            raise ClientPayloadError("Response payload is not completed")
+        return content
+
+    monkeypatch.setattr(StreamingBody, "read", read)
+    assert [one.content for one in read_samples(shard)] == [b"1.jpg", b"2.jpg"]
+    assert cuts == []
+    monkeypatch.setattr(store.fs, "retries", 2)
+    cuts += ["2.jpg", "2.jpg"]
+    with pytest.raises(StorageError, match=r"2\.jpg': Response payload is not completed"):
+        list(read_samples(shard))
+
+
+def test_other_stores_are_read_by_name_too() -> None:
+    store = Store("memory://by-name")
+    for name in ("a[1].jpg", "a1.jpg"):
+        store.put(name, name.encode())
+    assert [one.content for one in samples_of(store.root)] == [b"a1.jpg", b"a[1].jpg"]
 
 
 def test_one_slice_is_read_a_few_files_at_a_time(

@@ -34,11 +34,23 @@ def test_what_cannot_be_created_is_refused() -> None:
         check_output("https://localhost:1/table")
 
 
+def test_a_disk_on_which_no_file_gets_its_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(outputs, "name_if_absent", refused)
+    with pytest.raises(ConfigError, match="cannot be written to: Operation not permitted"):
+        check_output(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(**_: object) -> str:
+    def full(**_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(outputs.tempfile, "mkdtemp", full)
+    monkeypatch.setattr(outputs.tempfile, "TemporaryDirectory", full)
     with pytest.raises(StorageError, match="No space left"):
         check_output(str(tmp_path))
 

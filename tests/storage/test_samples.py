@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage import read_samples
+from pipeline.storage import Store, read_samples
+from tests.conftest import Bucket
 from tests.storage.archives import only_shard, write_files, write_parquet, write_tar
 
 MEMBERS = [(f"{number}.jpg", b"image") for number in range(3)]
@@ -49,6 +50,26 @@ def test_a_folder_of_which_a_file_changed_fails(
     change(tmp_path / "b.jpg")
     with pytest.raises(StorageError, match=r"changed while it was read|b\.jpg': not found"):
         list(read_samples(shard))
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 3])
+def test_an_object_that_is_replaced_by_one_of_its_size_fails_its_shard(
+    s3: Bucket, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """One that is too large to be read is looked at instead."""
+    monkeypatch.setattr("pipeline.storage.folders.MAX_SAMPLE_BYTES", limit)
+    store = Store(f"{s3.uri}/in")
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        store.put(name, b"before" if name == "b.jpg" else b"1")
+    shard = only_shard(store.root)
+    assert len(list(read_samples(shard))) == 3
+    store.put("b.jpg", b"behind")
+    samples = read_samples(shard)
+    assert [next(samples).key for _ in range(3)] == ["a.jpg", "b.jpg", "c.jpg"]
+    with pytest.raises(StorageError, match=r"/in' changed while it was read; run again"):
+        next(samples)
+    assert [sample.key for sample in read_samples(shard, {"a.jpg"})] == ["a.jpg"]
+    assert len(list(read_samples(only_shard(store.root)))) == 3
 
 
 def test_a_file_that_is_added_to_a_folder_is_of_no_concern(tmp_path: Path) -> None:

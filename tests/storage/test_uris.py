@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fsspec.config
 import pytest
 from aiohttp import ClientPayloadError
 from botocore.exceptions import ClientError, NoCredentialsError
 
 from pipeline.errors import InputError, StorageError
-from pipeline.storage import canonical_uri, is_local, one_line, without_secrets
+from pipeline.storage import (
+    canonical_uri,
+    check_output,
+    is_local,
+    list_shards,
+    one_line,
+    without_secrets,
+)
 from pipeline.storage.uris import read_file, storage_errors
+from tests.storage.archives import write_files, write_tar
 
 
 def test_local_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -60,6 +69,35 @@ def test_credentials_of_a_uri_inside_a_text_are_blanked_out() -> None:
     assert without_secrets("mail me@here about //x and s3://bucket/a@b") == (
         "mail me@here about //x and s3://bucket/a@b"
     )
+
+
+def test_the_id_of_an_access_key_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "facedata")
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"key": "facedata", "secret": "hunter22"})
+    assert without_secrets("/disk/facedata/in hunter22") == "/disk/facedata/in ***"
+
+
+def test_a_place_with_a_secret_in_its_name_is_refused_by_the_secret_s_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is blanked out in the table, which the next run would find to be another's."""
+    write_files(tmp_path / "of-hunter22", "1.jpg")
+    write_tar(tmp_path / "in" / "000.tar", [])
+    write_tar(tmp_path / "in" / "hunter22.tar", [])
+    monkeypatch.setenv("SOME_TOKEN", "hunter22")
+    for refused in (
+        lambda: check_output(f"{tmp_path}/hunter22"),
+        lambda: list(list_shards(f"{tmp_path}/of-hunter22")),
+        lambda: list(list_shards(f"{tmp_path}/in")),
+        lambda: list(list_shards("s3://hunter22/x")),
+    ):
+        with pytest.raises(InputError, match="the environment variable SOME_TOKEN") as caught:
+            refused()
+        assert "hunter22" not in str(caught.value)
+    monkeypatch.delenv("SOME_TOKEN")
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"secret": "hunter22"})
+    with pytest.raises(InputError, match=r"fsspec's setting s3\.secret"):
+        check_output(f"{tmp_path}/hunter22")
 
 
 def test_a_file_is_read_wherever_it_lies(tmp_path: Path) -> None:
