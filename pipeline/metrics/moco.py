@@ -113,6 +113,8 @@ def read_moco(state: Mapping[str, Tensor], weights: str, device: str = "cpu") ->
             f"similarity weights {weights} are no MoCo v2 ResNet-50: {len(wrong)} of "
             f"{len(expected)} entries differ, the first is {wrong[0]!r}"
         )
+    # A file of half precision takes half the room; images come as float32.
+    given = {key: value.to(expected[key].dtype) for key, value in given.items()}
     network.load_state_dict(given, assign=True)
     network.requires_grad_(False).eval().to(device)
     return MocoSimilarity(network, weights)
