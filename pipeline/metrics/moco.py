@@ -8,7 +8,7 @@ carries the query encoder under `module.encoder_q.` beside what only training ne
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,11 @@ class MocoSimilarity:
         """Features [n, 2048] of unit length of images [n, 3, h, w] in [-1, 1]; differentiable."""
         # Nearest neighbour and no mean or deviation of ImageNet: what the published loss does.
         return F.normalize(self.network(F.interpolate(images, size=(SIDE, SIDE))), dim=1)
+
+    def begin(self, images: Tensor) -> Callable[[], Tensor]:
+        """See `pipeline.metrics.identity.IdentityNetwork.begin`."""
+        features = self.embed(images)
+        return lambda: features
 
 
 def is_moco(state: Mapping[str, Tensor]) -> bool:
