@@ -7,10 +7,9 @@ the judge is not the trainer. State dicts load strictly, in the published layout
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import dlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.metrics.faces import find_faces
+from pipeline.metrics.face_cutter import Cut
+from pipeline.metrics.face_pool import face_processes
+from pipeline.metrics.faces import FaceCutter
 from pipeline.metrics.pixel import enlarged
 from pipeline.models.backbones import IRSE50, IRSEBlock
 
@@ -108,16 +109,19 @@ def warp_faces(
     return F.grid_sample(images + 1, places, align_corners=True) - 1
 
 
-def _five_points(face: dlib.full_object_detection) -> NDArray[np.float64]:
-    places = np.array([(point.x, point.y) for point in face.parts()], dtype=np.float64)
+def _five_points(places: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([places[list(chosen)].mean(axis=0) for chosen in TEMPLATE_POINTS])
 
 
 class CurricularFaceIdentity:
-    """CurricularFace on faces that dlib finds and the ArcFace template puts in place."""
+    """CurricularFace on faces that dlib finds and the ArcFace template puts in place.
 
-    def __init__(self, network: CurricularFace, weights: str) -> None:
+    `processes` children find the faces; 0 does it in this process.
+    """
+
+    def __init__(self, network: CurricularFace, weights: str, processes: int = 0) -> None:
         self.network = network
+        self.cutter = FaceCutter(68, processes=processes)
         self.definition = (
             "cosine of 512-d descriptors, -1..1, higher is more alike; CurricularFace IR-101, "
             f"{weights}, on 112 px warps to the ArcFace template; null where HOG finds no face; "
@@ -126,12 +130,19 @@ class CurricularFaceIdentity:
 
     def embed(self, images: Tensor) -> Tensor:
         """See `pipeline.metrics.identity.IdentityNetwork.embed`."""
+        return self.begin(images)()
+
+    def begin(self, images: Tensor) -> Callable[[], Tensor]:
+        """See `pipeline.metrics.identity.IdentityNetwork.begin`."""
         images = enlarged(images)
-        faces = find_faces(images, points=68)
-        seen = [index for index, face in enumerate(faces) if face is not None]
-        descriptors = images.new_full((len(faces), DIMENSIONS), float("nan"))
+        landmarks = self.cutter.begin(images)
+        return lambda: self._describe(images, landmarks())
+
+    def _describe(self, images: Tensor, landmarks: list[Cut | None]) -> Tensor:
+        seen = [index for index, places in enumerate(landmarks) if places is not None]
+        descriptors = images.new_full((len(landmarks), DIMENSIONS), float("nan"))
         if seen:
-            points = [_five_points(face) for face in faces if face is not None]
+            points = [_five_points(places) for places in landmarks if places is not None]
             matrices = np.stack([similarity_to_template(p) for p in points])
             warps = warp_faces(images[seen], torch.from_numpy(matrices))
             descriptors[seen] = self.network(warps)
@@ -158,6 +169,11 @@ class ArcFaceIdentity:
         descriptors: Tensor = self.network(F.adaptive_avg_pool2d(inner, WARP))
         return descriptors
 
+    def begin(self, images: Tensor) -> Callable[[], Tensor]:
+        """See `pipeline.metrics.identity.IdentityNetwork.begin`."""
+        descriptors = self.embed(images)
+        return lambda: descriptors
+
 
 def read_arcface(
     state: Mapping[str, Any], weights: str, device: str = "cpu"
@@ -178,5 +194,5 @@ def read_arcface(
     network.load_state_dict(dict(state))
     network.requires_grad_(False).eval().to(device)
     if isinstance(network, CurricularFace):
-        return CurricularFaceIdentity(network, weights)
+        return CurricularFaceIdentity(network, weights, face_processes(device))
     return ArcFaceIdentity(network, weights)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
-import dlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.metrics.dlib_resnet import CHIP, DIMENSIONS, read_dlib_resnet
-from pipeline.metrics.faces import dlib_model_file, find_faces
-from pipeline.metrics.pixel import enlarged, to_pixels
+from pipeline.metrics.face_cutter import Cut
+from pipeline.metrics.faces import FaceCutter, dlib_model_file
+from pipeline.metrics.pixel import enlarged
 
 WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"
 # What dlib's own get_face_chip leaves around the face.
@@ -20,12 +21,16 @@ CHIP_PADDING = 0.25
 
 
 class DlibIdentity:
-    """dlib's ResNet-29 on 150 px chips, cut at the five landmarks of the largest HOG face."""
+    """dlib's ResNet-29 on 150 px chips, cut at the five landmarks of the largest HOG face.
 
-    def __init__(self, device: str = "cpu") -> None:
+    `processes` children find and cut the faces; 0 does it in this process.
+    """
+
+    def __init__(self, device: str = "cpu", processes: int = 0) -> None:
         content = dlib_model_file(WEIGHTS).read_bytes()
         self.device = device
         self.network = read_dlib_resnet(content).to(device)
+        self.cutter = FaceCutter(5, (CHIP, CHIP_PADDING), processes)
         self.definition = (
             "cosine of 128-d descriptors, -1..1, higher is more alike; "
             f"{WEIGHTS} (sha256 {hashlib.sha256(content).hexdigest()[:12]}) on 150 px chips "
@@ -37,13 +42,18 @@ class DlibIdentity:
 
     def embed(self, images: Tensor) -> Tensor:
         """See `pipeline.metrics.identity.IdentityNetwork.embed`."""
-        images = enlarged(images)
-        faces = find_faces(images, points=5)
-        seen = [index for index, face in enumerate(faces) if face is not None]
-        descriptors = torch.full((len(faces), DIMENSIONS), float("nan"), device=self.device)
+        return self.begin(images)()
+
+    def begin(self, images: Tensor) -> Callable[[], Tensor]:
+        """See `pipeline.metrics.identity.IdentityNetwork.begin`."""
+        cuts = self.cutter.begin(enlarged(images))
+        return lambda: self._describe(cuts())
+
+    def _describe(self, cuts: list[Cut | None]) -> Tensor:
+        seen = [index for index, cut in enumerate(cuts) if cut is not None]
+        descriptors = torch.full((len(cuts), DIMENSIONS), float("nan"), device=self.device)
         if seen:
-            pixels = to_pixels(images)
-            cut = [dlib.get_face_chip(pixels[i], faces[i], CHIP, CHIP_PADDING) for i in seen]
-            chips = torch.from_numpy(np.stack(cut)).to(self.device).permute(0, 3, 1, 2).float()
+            stacked = np.stack([cut for cut in cuts if cut is not None])
+            chips = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float()
             descriptors[seen] = F.normalize(self.network(chips))
         return descriptors

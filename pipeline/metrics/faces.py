@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import dlib
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.metrics.face_cutter import Cut, Pixels, cut_face
+from pipeline.metrics.face_pool import FacePool
 from pipeline.metrics.pixel import to_pixels
 
 # Faces are looked for on a copy whose longer side is this: 4 ms instead of 8 at 256 px, with the
@@ -32,35 +33,44 @@ def dlib_model_file(name: str) -> Path:
     return path
 
 
-@cache
-def _detector() -> dlib.fhog_object_detector:
-    return dlib.get_frontal_face_detector()
+def landmark_file(points: int) -> str:
+    """dlib's file for 5 points (eye corners, nose) or 68."""
+    return str(dlib_model_file(f"shape_predictor_{points}_face_landmarks.dat"))
 
 
-@cache
-def _predictor(points: int) -> dlib.shape_predictor:
-    path = dlib_model_file(f"shape_predictor_{points}_face_landmarks.dat")
-    return dlib.shape_predictor(str(path))
+def views(images: Tensor) -> list[tuple[Pixels, Pixels, float]]:
+    """What `find_face` looks at: each image [3, h, w] in [-1, 1], a smaller copy, and its factor.
 
-
-def find_faces(images: Tensor, points: int) -> list[dlib.full_object_detection | None]:
-    """The largest face's landmarks in each image, or None where HOG finds no face.
-
-    `images` [n, 3, h, w] in [-1, 1]; `points` is 5 (eye corners, nose) or 68. Coordinates are
-    pixels of `images`.
+    Made for all images at once, where they are.
     """
     height, width = images.shape[-2:]
     factor = min(1.0, DETECTION_SIDE / max(height, width))
     size = [round(height * factor), round(width * factor)]
     small = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-    detector, predictor = _detector(), _predictor(points)
-    found: list[dlib.full_object_detection | None] = []
-    for pixels, reduced in zip(to_pixels(images), to_pixels(small), strict=True):
-        boxes = detector(reduced, 0)
-        if not boxes:
-            found.append(None)
-            continue
-        box = max(boxes, key=lambda rectangle: rectangle.area())
-        edges = (box.left(), box.top(), box.right(), box.bottom())
-        found.append(predictor(pixels, dlib.rectangle(*(round(e / factor) for e in edges))))
-    return found
+    pairs = zip(to_pixels(images), to_pixels(small), strict=True)
+    return [(pixels, reduced, factor) for pixels, reduced in pairs]
+
+
+class FaceCutter:
+    """Cuts the largest face out of each image, in this process or in `processes` children.
+
+    `chip` is the side and the padding of what is cut; without it the landmarks are given.
+    """
+
+    def __init__(
+        self, points: int, chip: tuple[int, float] | None = None, processes: int = 0
+    ) -> None:
+        self.landmarks, self.chip = landmark_file(points), chip
+        self.pool = FacePool(processes) if processes else None
+
+    def begin(self, images: Tensor) -> Callable[[], list[Cut | None]]:
+        """Begin with `images` [n, 3, h, w]; calling what is given waits for the n cuts.
+
+        Without children all is done here, before anything is given.
+        """
+        orders = [(self.landmarks, self.chip, *view) for view in views(images)]
+        if self.pool is None:
+            cuts = [cut_face(order) for order in orders]
+            return lambda: cuts
+        answers = [self.pool.submit(order) for order in orders]
+        return lambda: [answer.result() for answer in answers]

@@ -8,6 +8,7 @@ gets the cosine, or NaN, and counts what is missing instead of dropping it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +31,13 @@ class IdentityNetwork(Protocol):
         """Descriptors [n, d] of unit length of images [n, 3, h, w] in [-1, 1]; NaN: no face."""
         ...
 
+    def begin(self, images: Tensor) -> Callable[[], Tensor]:
+        """Begin `embed`; calling what is given waits for the descriptors.
+
+        Beside a GPU, faces are looked for in other processes in between.
+        """
+        ...
+
 
 def load_identity(name: str, device: str = "cpu") -> IdentityNetwork | None:
     """`dlib`, `none`, or the network in a weight file, which its keys tell.
@@ -50,9 +58,12 @@ def load_identity(name: str, device: str = "cpu") -> IdentityNetwork | None:
         # Only here is dlib needed: metrics without faces run where it is not installed.
         from pipeline.metrics.arcface import read_arcface
         from pipeline.metrics.dlib_identity import DlibIdentity
+        from pipeline.metrics.face_pool import face_processes
     except ImportError as error:
         raise ModelError(f"identity metrics need dlib: pip install dlib-bin ({error})") from error
-    return DlibIdentity(device) if name == "dlib" else read_arcface(state, weights, device)
+    if name == "dlib":
+        return DlibIdentity(device, face_processes(device))
+    return read_arcface(state, weights, device)
 
 
 def _refuse_word(name: str) -> None:

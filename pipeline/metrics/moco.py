@@ -8,7 +8,7 @@ carries the query encoder under `module.encoder_q.` beside what only training ne
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,11 @@ class MocoSimilarity:
         # Nearest neighbour and no mean or deviation of ImageNet: what the published loss does.
         return F.normalize(self.network(F.interpolate(images, size=(SIDE, SIDE))), dim=1)
 
+    def begin(self, images: Tensor) -> Callable[[], Tensor]:
+        """See `pipeline.metrics.identity.IdentityNetwork.begin`."""
+        features = self.embed(images)
+        return lambda: features
+
 
 def is_moco(state: Mapping[str, Tensor]) -> bool:
     """Whether the keys are those of a MoCo checkpoint."""
@@ -113,6 +118,8 @@ def read_moco(state: Mapping[str, Tensor], weights: str, device: str = "cpu") ->
             f"similarity weights {weights} are no MoCo v2 ResNet-50: {len(wrong)} of "
             f"{len(expected)} entries differ, the first is {wrong[0]!r}"
         )
+    # A file of half precision takes half the room; images come as float32.
+    given = {key: value.to(expected[key].dtype) for key, value in given.items()}
     network.load_state_dict(given, assign=True)
     network.requires_grad_(False).eval().to(device)
     return MocoSimilarity(network, weights)

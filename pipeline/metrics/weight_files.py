@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
@@ -31,25 +31,42 @@ def _read_bytes(uri: str) -> bytes:
         raise ModelError(f"identity weights {uri!r} cannot be read: not found") from error
 
 
-def read_weight_file(uri: str) -> tuple[dict[str, Tensor], str]:
-    """State dict and sha256 of a `.safetensors` or torch file.
+def _parsed(content: bytes, uri: str) -> Any:
+    """What is in the file; runs no code from it. Raises `ModelError` if it is damaged."""
+    try:
+        if uri.endswith(".safetensors"):
+            return load_safetensors(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of a protocol that it then refuses
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # of a damaged file torch's own unpickler raises whatever comes
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it holds the class {refused[1]}" if refused else "it is damaged or of another kind"
+        raise ModelError(
+            f"identity weights {uri!r} are no safetensors or torch weight file: {what}; fetch it "
+            "again, or name another"
+        ) from error
 
-    Raises `ModelError` for one that is missing or holds something else, `StorageError` where it
-    cannot be read to its end, and `InputError` for a URI with credentials.
+
+def read_weight_file(uri: str) -> tuple[dict[str, Tensor], str]:
+    """State dict and sha256 of a `.safetensors` or torch file, its tensors as they stand.
+
+    Raises `ModelError` for one that is missing, damaged or holds something else, `StorageError`
+    where it cannot be read to its end, and `InputError` for a URI with credentials.
     Of a training checkpoint, a dictionary with other things in it, the entry `state_dict`.
     """
     content = _read_bytes(uri)
-    state: Any
-    try:
-        if uri.endswith(".safetensors"):
-            state = load_safetensors(content)
-        else:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{uri!r} is no safetensors or torch weight file: {reason}") from error
+    state = _parsed(content, uri)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(f"{uri!r} holds no state dict of tensors")
+    if not isinstance(state, dict) or not all(map(_is_weight, state, state.values())):
+        raise ModelError(f"identity weights {uri!r} hold no state dict of tensors: name another")
     return state, hashlib.sha256(content).hexdigest()
+
+
+def _is_weight(name: object, value: object) -> bool:
+    """Whether it is a name and numbers, one after another: not sparse, quantised or a stand-in."""
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return False
+    odd = value.is_quantized or value.is_complex() or value.is_meta
+    return value.layout == torch.strided and not odd

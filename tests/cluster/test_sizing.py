@@ -20,6 +20,21 @@ def results() -> dict[str, float]:
     return {name: float(value) for name, value in rows}
 
 
+def test_what_dlibs_identity_takes_follows_from_an_image() -> None:
+    i = inputs()
+    image, images, children = 5.5, 6, 7
+    face_ms = image * images / (children * i["v"])
+    worst = 1e3 / (1e3 / i["R"] + face_ms)
+    for said in (
+        f"takes {image:g} ms of a core there",
+        f"a face {image * images:g} ms",
+        f"{children} children have `7·v` = {children * i['v']:.1f} cores",
+        f"so {face_ms:.1f} ms a face, {1e3 / face_ms:.0f} faces a second",
+        f"`1/R` + {face_ms:.1f} ms, {worst:.0f} a second\ninstead of {i['R']:g}",
+    ):
+        assert said in TEXT
+
+
 def test_the_results_follow_from_the_inputs() -> None:
     i = inputs()
     rate = i["G"] * i["R"]

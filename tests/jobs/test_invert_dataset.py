@@ -149,6 +149,17 @@ def test_a_wrong_request_is_one_line_and_code_2(
     assert not (tmp_path / "table").exists()
 
 
+def test_a_damaged_identity_network_is_a_wrong_request(tmp_path: Path, tiny_bundle: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.jpg").write_bytes(b"a picture")
+    (tmp_path / "bad.pth").write_bytes(b"\x80\x02c\xff\n\n")  # a class whose name is no UTF-8
+    paths = ("--input", "in", "--output", "table", "--model", tiny_bundle, "--identity", "bad.pth")
+    run = run_job(tmp_path, *paths, "--dry-run")
+    assert run.refused
+    assert "'bad.pth' are no safetensors or torch weight file: it is damaged" in run.err
+    assert "Traceback" not in run.err
+
+
 @pytest.mark.parametrize("mode", [(), ("--dry-run",)])
 @pytest.mark.parametrize("output", ["/proc/x", "photo.jpg", "photo.jpg/table"])
 def test_an_output_that_cannot_be_is_a_wrong_request(

@@ -1,14 +1,18 @@
 """The published scripts' numbers, where they lie beside the repository, and seeded weights."""
 
 import importlib.util
+import io
 import json
+import tarfile
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pipeline.metrics.lpips import Lpips
@@ -65,3 +69,23 @@ def seeded_lpips(seeded: Callable[..., dict[str, Tensor]]) -> Lpips:
     body = seeded("lpips_alexnet_torchvision", "alexnet/", prefix="features.")
     network.load_state_dict(body | seeded("lpips_lin_alex", "lpips_alex/"))
     return network.requires_grad_(False)
+
+
+def crop(tar: tarfile.TarFile, number: int, side: int) -> Tensor:
+    """A rendered face [3, side, side] in [-1, 1], cut out where its sidecar says it was put."""
+    photo, sidecar = (tar.extractfile(f"portraits/{number:04d}.{e}") for e in ("jpg", "json"))
+    assert photo is not None
+    assert sidecar is not None
+    frame = json.loads(sidecar.read())
+    left, top = frame["x"] - frame["span"] / 2, frame["y"] - frame["span"] / 2
+    box = tuple(map(round, (left, top, left + frame["span"], top + frame["span"])))
+    image = Image.open(io.BytesIO(photo.read())).crop(box).resize((side, side))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+@pytest.fixture(scope="session")
+def people() -> Tensor:
+    """Three different faces, [3, 3, 256, 256]."""
+    content = resources.files("pipeline").joinpath("samples", "samples-0000.tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        return torch.stack([crop(tar, number, 256) for number in (2, 3, 4)])

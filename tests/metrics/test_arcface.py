@@ -78,6 +78,13 @@ def test_points_on_the_template_are_not_moved():
     np.testing.assert_allclose(similarity_to_template(TEMPLATE), [[1, 0, 0], [0, 1, 0]], atol=1e-9)
 
 
+def test_a_file_of_half_precision_is_read_as_float32(seeded, inputs, ir_se50):
+    halved = {key: value.half() for key, value in seeded("ir_se50", "ir_se50/").items()}
+    features = read_arcface(halved, "half").embed(inputs)
+    assert features.dtype == torch.float32
+    assert (features * ir_se50.embed(inputs)).sum(dim=1).min() > 0.999
+
+
 @pytest.mark.parametrize("network", [ArcFaceIRSE50, CurricularFace])
 def test_a_state_dict_with_one_wrong_shape_is_refused_in_one_line(network):
     with torch.device("meta"):

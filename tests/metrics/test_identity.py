@@ -1,44 +1,18 @@
-import io
-import json
-import tarfile
-from importlib import resources
-
 import dlib
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.metrics import Meter
 from pipeline.metrics.arcface import ArcFaceIRSE50, CurricularFace, read_arcface
 from pipeline.metrics.dlib_identity import CHIP_PADDING, WEIGHTS, DlibIdentity
 from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
-from pipeline.metrics.faces import dlib_model_file, find_faces
+from pipeline.metrics.face_cutter import find_face
+from pipeline.metrics.faces import dlib_model_file, landmark_file, views
 from pipeline.metrics.identity import load_identity
 from pipeline.metrics.pixel import to_pixels
-
-
-def crop(tar: tarfile.TarFile, number: int, side: int) -> Tensor:
-    """A rendered face [3, side, side] in [-1, 1], cut out where its sidecar says it was put."""
-    photo, sidecar = (tar.extractfile(f"portraits/{number:04d}.{e}") for e in ("jpg", "json"))
-    assert photo is not None
-    assert sidecar is not None
-    frame = json.loads(sidecar.read())
-    left, top = frame["x"] - frame["span"] / 2, frame["y"] - frame["span"] / 2
-    box = tuple(map(round, (left, top, left + frame["span"], top + frame["span"])))
-    image = Image.open(io.BytesIO(photo.read())).crop(box).resize((side, side))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
-
-
-@pytest.fixture(scope="module")
-def people() -> Tensor:
-    """Three different faces, [3, 3, 256, 256]."""
-    content = resources.files("pipeline").joinpath("samples", "samples-0000.tar").read_bytes()
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        return torch.stack([crop(tar, number, 256) for number in (2, 3, 4)])
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +22,7 @@ def identity() -> DlibIdentity:
 
 def test_the_torch_network_gives_dlibs_own_descriptors(people):
     path = dlib_model_file(WEIGHTS)
-    (face,) = find_faces(people[:1], points=5)
+    face = find_face(landmark_file(5), *views(people[:1])[0])
     chip = dlib.get_face_chip(to_pixels(people)[0], face, CHIP, CHIP_PADDING)
     expected = dlib.face_recognition_model_v1(str(path)).compute_face_descriptor(chip)
     network = read_dlib_resnet(path.read_bytes())
@@ -97,7 +71,8 @@ def test_the_largest_of_two_faces_is_taken(people):
     scene = torch.zeros(1, 3, 256, 512)
     scene[:, :, :, 256:] = people[0]
     scene[:, :, 40:220, 30:210] = F.interpolate(people[1:2], 180, mode="area")
-    (face,) = find_faces(F.interpolate(scene, scale_factor=0.9), points=5)
+    (view,) = views(F.interpolate(scene, scale_factor=0.9))
+    face = find_face(landmark_file(5), *view)
     assert face is not None
     assert face.rect.left() > 230
 

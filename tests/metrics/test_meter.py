@@ -160,6 +160,26 @@ def test_best_by_identity_needs_an_identity_network():
         Meter(identity="none", best_step_by="id_similarity")
 
 
+def test_faces_are_looked_for_in_all_images_while_lpips_is_computed(monkeypatch):
+    events = []
+
+    class Begun:
+        definition = "made up"
+
+        def begin(self, images):
+            events.append(f"begin {len(images)}")
+            return lambda: events.append("wait") or torch.ones(len(images), 1)
+
+    meter = Meter(identity="none")
+    meter.identity = Begun()
+    embed = meter.lpips.embed
+    monkeypatch.setattr(meter.lpips, "embed", lambda x: events.append("lpips") or embed(x))
+    measures = meter.measure(*batch(steps=3), steps_made=torch.tensor([3, 1, 2]))
+    begun, lpips, waited = ["begin 3", "begin 3", "begin 2", "begin 1"], ["lpips"] * 4, ["wait"] * 4
+    assert events == begun + lpips + waited
+    assert measures.id_similarity.tolist()[0] == [1, 1, 1]
+
+
 def test_every_measured_number_is_defined(meter):
     measured = {field.name for field in dataclasses.fields(meter.measure(*batch()))}
     assert set(meter.definitions) == measured - {"identity_missed"}

@@ -102,6 +102,13 @@ def test_a_meter_knows_the_file_by_its_keys(state: dict[str, Tensor], tmp_path: 
     assert measures.identity_missed == 0
 
 
+def test_a_file_of_half_precision_is_read_as_float32(state: dict[str, Tensor]) -> None:
+    halved = {key: value.half() for key, value in state.items()}
+    features = read_moco(halved, "half").embed(images(1))
+    assert features.dtype == torch.float32
+    assert features @ read_moco(state, "whole").embed(images(1)).T > 0.999
+
+
 @pytest.mark.parametrize("key", ["layer1.0.conv1.weight", "layer4.2.bn3.bias"])
 def test_a_file_of_another_shape_is_refused_in_one_line(state: dict[str, Tensor], key: str) -> None:
     changed = {**state, PREFIX + key: torch.zeros(3)}

@@ -1,5 +1,7 @@
+import io
 import pickle
 from pathlib import Path
+from random import Random
 
 import fsspec
 import pytest
@@ -61,6 +63,25 @@ def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, name, content):
     assert name in str(raised.value)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_file_is_refused_in_one_line_whatever_torch_makes_of_it(tmp_path, zipped):
+    sink = io.BytesIO()
+    torch.save(STATE, sink, _use_new_zipfile_serialization=zipped)
+    path, refused = tmp_path / "face.pth", []
+    for seed in range(400):
+        draw, content = Random(seed), bytearray(sink.getvalue())
+        content[draw.randrange(len(content) // 2)] = draw.randrange(256)
+        path.write_bytes(content)
+        try:
+            read_weight_file(str(path))
+        except ModelError as error:
+            refused.append(error)
+    assert all("face.pth" in str(error) for error in refused)
+    assert all("name another" in str(error) for error in refused)
+    causes = {type(error.__cause__) for error in refused}
+    assert {UnicodeDecodeError, pickle.UnpicklingError} <= causes, "damage of several kinds"
+
+
 def test_nothing_in_a_file_is_executed(tmp_path):
     trace = tmp_path / "executed"
     (tmp_path / "face.pth").write_bytes(pickle.dumps(Attack(trace), protocol=2))
@@ -75,7 +96,16 @@ def test_the_state_dict_of_a_training_checkpoint_is_taken(tmp_path):
     assert list(state) == ["layer.weight"]
 
 
-def test_a_file_of_other_things_is_refused(tmp_path):
-    torch.save({"state_dict": {"layer": [1, 2]}}, tmp_path / "face.pth")
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"layer": [1, 2]},
+        {7: torch.zeros(2)},
+        {"layer": torch.zeros(4, 4).to_sparse()},
+        {"layer": torch.zeros(2, device="meta")},
+    ],
+)
+def test_a_file_of_other_things_is_refused(tmp_path, state):
+    torch.save({"state_dict": state}, tmp_path / "face.pth")
     with pytest.raises(ModelError, match="no state dict of tensors"):
         read_weight_file(str(tmp_path / "face.pth"))
