@@ -28,7 +28,13 @@ from pipeline.images import Rejection
 from pipeline.inversion import StopRule, invert, invert_adaptively
 from pipeline.models import RestyleModel, load_model
 from pipeline.reports.stop_calibration import calibrate, curve, trace
-from pipeline.reports.stop_report import StopCurve, stop_csv, stop_markdown, stop_plot
+from pipeline.reports.stop_report import (
+    StopCurve,
+    stop_csv,
+    stop_flags,
+    stop_markdown,
+    stop_plot,
+)
 from pipeline.storage import check_output, list_shards, read_samples
 
 GAINS = (1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 3e-3, 5e-3, 1e-2)
@@ -125,8 +131,9 @@ def run(asked: argparse.Namespace) -> int:
         "calibration_steps": fitted.steps, "steps": chosen.steps, "l2": chosen.l2,
         f"l2_of_{asked.like_steps}": seen.fixed(asked.like_steps).l2,
         "relative_l2": drawn.relative(chosen), "share_of_steps": chosen.steps / asked.like_steps,
-        "seconds_fixed": fixed_s, "seconds_auto": auto_s,
+        "seconds_fixed": fixed_s, "seconds_auto": auto_s, "flags": stop_flags(rule),
     }  # fmt: skip
+    print(f"to stop by this rule: jobs/invert_dataset.py {stop_flags(rule)}", file=sys.stderr)
     print(json.dumps(record))
     return 0
 

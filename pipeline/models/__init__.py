@@ -3,6 +3,7 @@
 from pipeline.models.bundle import load_model, save_bundle
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.encoders import ENCODER_TYPES
+from pipeline.models.files import bundle_names
 from pipeline.models.presets import (
     PRESETS,
     Preset,
@@ -23,6 +24,7 @@ __all__ = [
     "Preset",
     "RestyleModel",
     "Treatment",
+    "bundle_names",
     "load_checkpoint",
     "load_model",
     "preset_for",

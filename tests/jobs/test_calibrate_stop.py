@@ -12,6 +12,7 @@ from _pytest.capture import CaptureFixture
 from jobs.calibrate_stop import clock, main
 from pipeline.inversion import StopRule
 from pipeline.models import load_model
+from pipeline.reports.stop_report import stop_flags
 
 SAMPLES = str(Path(__file__).parents[2] / "pipeline" / "samples")
 
@@ -23,9 +24,12 @@ def test_it_chooses_on_one_set_and_reports_on_another(
     sets = ["--calibrate", f"{SAMPLES}/samples-0000.tar", "--report", f"{SAMPLES}/samples-0001.tar"]
     small = ["--limit", "4", "--most", "3", "--like-steps", "2", "--model", tiny_bundle]
     assert main([*sets, *small, "--output", str(tmp_path / "curve")]) == 0
-    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = capsys.readouterr()
+    record = json.loads(printed.out.splitlines()[-1])
     rule = StopRule(record["gain"], record["residual"], record["least"], record["most"])
     assert rule.most == 3
+    assert record["flags"] == stop_flags(rule)
+    assert f"jobs/invert_dataset.py {stop_flags(rule)}\n" in printed.err
     assert 1 <= record["steps"] <= 3
     names = {path.name for path in (tmp_path / "curve").iterdir()}
     assert names == {"stop_curve.md", "stop_curve.csv", "stop_curve.png"}
