@@ -61,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _compare(asked: argparse.Namespace) -> int:
     # PyTorch is slow to import: a mistake in the flags is told before.
-    import torch
-
+    from pipeline.inversion import ready_device
     from pipeline.reports.comparison_report import REPORT_NAME, Options, compare_tables
     from pipeline.storage import check_output
     from pipeline.table import open_table
@@ -74,7 +73,7 @@ def _compare(asked: argparse.Namespace) -> int:
         ground_truth=asked.ground_truth,
         coarse_to_fine=asked.coarse_to_fine,
         images=asked.images,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=ready_device(),
         plots=asked.plots,
     )
     report = compare_tables([open_table(uri) for uri in asked.table], options)

@@ -6,6 +6,7 @@ from pipeline.models.encoders import ENCODER_TYPES
 from pipeline.models.files import bundle_names
 from pipeline.models.presets import (
     PRESETS,
+    Fit,
     Preset,
     Treatment,
     preset_for,
@@ -19,6 +20,7 @@ __all__ = [
     "ENCODER_TYPES",
     "PRESETS",
     "Architecture",
+    "Fit",
     "Generator",
     "ModelCard",
     "Preset",

@@ -48,6 +48,15 @@ def stop_flags(rule: StopRule) -> str:
     return f"--steps=auto --max-steps={rule.most} {bounds}"
 
 
+def stop_files(curve: StopCurve) -> dict[str, bytes]:
+    """The files of a report by name, the text last."""
+    return {
+        "stop_curve.csv": stop_csv(curve).encode(),
+        "stop_curve.png": stop_plot(curve),
+        "stop_curve.md": stop_markdown(curve).encode(),
+    }
+
+
 def stop_markdown(curve: StopCurve) -> str:
     """The curve as a table, the chosen rule and the fixed loops for comparison."""
     rule, like, most = curve.chosen.rule, curve.like_steps, curve.most

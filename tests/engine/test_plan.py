@@ -9,13 +9,13 @@ import torch
 
 from pipeline.config import JobConfig
 from pipeline.engine import plan as plan_module
-from pipeline.engine.plan import Found, Plan, Works, count_samples, make_plan, take_first
+from pipeline.engine.plan import Found, Plan, Works, make_plan, take_first
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import make_recipe
 from pipeline.errors import ConfigError, FingerprintError, InputError, ModelError
 from pipeline.inversion import StopRule
 from pipeline.models import load_model, save_bundle
-from pipeline.storage import Shard, list_shards
+from pipeline.storage import Shard, count_samples, list_shards
 from pipeline.storage.formats import Kind
 from pipeline.table import ShardState
 from tests.storage.archives import write_files, write_parquet, write_tar
