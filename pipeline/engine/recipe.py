@@ -90,7 +90,7 @@ def make_recipe(config: JobConfig) -> Recipe:
         layout=config.layout(),
         config=config.model_dump(exclude_none=True),
         model=model.metadata,
-        metrics=meter.definitions,
+        metrics=meter.definitions | _end_of_faces(method),
     )
     inversion = InvertSettings(
         model=config.model,
@@ -133,6 +133,18 @@ def _stop_rule(config: JobConfig) -> StopRule:
         residual=own.residual if config.stop_residual is None else config.stop_residual,
         most=config.step_count,
     )
+
+
+def _end_of_faces(method: Method) -> dict[str, str]:
+    """What the table's column `converged` says, if anything."""
+    if method.name != "restyle":
+        return {}
+    rule = method.rule
+    return {
+        "converged": f"a step lowered the face's L2 by less than {rule.gain:g} and changed its "
+        f"code's median row by a share under {rule.residual:g}, where --steps auto with these "
+        "bounds stops"
+    }
 
 
 def _borrowed_bound(config: JobConfig) -> str:

@@ -286,6 +286,15 @@ def test_a_models_own_bound_decides_when_its_faces_stop(config_of: ConfigOf) -> 
     assert zero == StopRule(gain=0.0)
 
 
+def test_a_table_says_when_a_face_has_converged(config_of: ConfigOf) -> None:
+    def told(**settings: object) -> str | None:
+        return make_recipe(config_of(**settings)).description.metrics.get("converged")
+
+    assert "less than 0.02 and" in str(told(steps="auto", stop_gain=0.02))
+    assert "less than 0.00167 and" in str(told(steps=3))
+    assert told(method="optimize") is None
+
+
 def test_help_tells_the_bounds_that_hold_by_default() -> None:
     told = {name: str(JobConfig.model_fields[name].description) for name in JobConfig.model_fields}
     assert f"(default {StopRule().gain}, " in told["stop_gain"]
