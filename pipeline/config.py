@@ -39,6 +39,22 @@ class JobConfig(BaseModel):
     max_steps: int | None = Field(
         None, ge=1, le=100, description="most steps of --steps auto (default 10)"
     )
+    # An L2 in [-1, 1] lies between 0 and 4, and a step may raise it.
+    stop_gain: float | None = Field(
+        None,
+        ge=-4,
+        le=4,
+        allow_inf_nan=False,
+        description="of --steps auto: a face stops after a step that lowers its L2 by less "
+        "(default 0.00167, calibrated on the demo model)",
+    )
+    stop_residual: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="of --steps auto: and that changes its code's median row by a smaller share "
+        "(default 1)",
+    )
     bootstrap: str | None = Field(
         None, description="model whose codes the steps start from: encoder bootstrapping"
     )
@@ -141,7 +157,6 @@ def _misfits(config: JobConfig) -> Iterator[str]:
     rules = [
         (auto and not restyles, f"steps auto is for --method restyle, not {method}"),
         (method == "encoder" and config.steps not in (None, 1), "--method encoder makes one step"),
-        (config.max_steps and not auto, "max_steps is for --steps auto"),
         (config.bootstrap and not restyles, f"bootstrap is for --method restyle, not {method}"),
         (config.bootstrap and config.init, "bootstrap and init both say where steps start"),
         (config.bootstrap_steps and not config.bootstrap, "bootstrap_steps needs --bootstrap"),
@@ -158,6 +173,9 @@ def _misfits(config: JobConfig) -> Iterator[str]:
         few = config.iteration_count
         told = f"the code cannot be recorded {config.steps} times in {few} iterations: lower steps"
         rules.append((config.steps > few, told))
+    for name in ("max_steps", "stop_gain", "stop_residual"):
+        unused = getattr(config, name) is not None and not auto
+        rules.append((unused, f"{name} is for --steps auto"))
     for name in ("iterations", "seed"):
         unused = getattr(config, name) is not None and not optimises
         rules.append((unused, f"{name} is for --method optimize or hybrid, not {method}"))

@@ -96,6 +96,37 @@ def test_a_code_is_recorded_no_more_often_than_there_are_iterations() -> None:
     assert (many.step_count, many.iteration_count) == (5, 300)
 
 
+@pytest.mark.parametrize("name", ["max_steps", "stop_gain", "stop_residual"])
+def test_bounds_of_a_stop_are_refused_without_one(name: str) -> None:
+    assert refusal(**{name: 1}) == f"{name} is for --steps auto"
+    assert refusal(steps=5, **{name: 1}) == f"{name} is for --steps auto"
+    assert getattr(load_config(None, BOTH | {"steps": "auto", name: 1}), name) == 1
+
+
+def test_a_gain_of_nothing_is_a_bound_too() -> None:
+    assert refusal(stop_gain=0.0) == "stop_gain is for --steps auto"
+    config = load_config(None, BOTH | {"steps": "auto", "stop_gain": "-1e-05"})
+    assert config.stop_gain == -1e-05
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("stop_gain", "inf", "finite number"),
+        ("stop_gain", "nan", "finite number"),
+        ("stop_gain", "5", "less than or equal to 4"),
+        ("stop_gain", "-5", "greater than or equal to -4"),
+        ("stop_residual", "0", "greater than 0"),
+        ("stop_residual", "inf", "finite number"),
+    ],
+)
+def test_a_bound_that_no_face_can_meet_is_refused(name: str, value: str, why: str) -> None:
+    text = refusal(steps="auto", **{name: value})
+    assert text.startswith(f"'{name}': ")
+    assert why in text
+    assert text.endswith(f"(got {value!r})")
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     text = refusal(steps=0, stepz=1, faces="some")
     assert [word in text for word in ("'steps'", "'stepz'", "'faces'")] == [True] * 3

@@ -21,8 +21,8 @@ from pipeline.storage import (
     Store,
     canonical_uri,
     check_columns,
+    count_samples,
     list_shards,
-    read_samples,
 )
 from pipeline.table import (
     DESCRIPTION_NAME,
@@ -112,13 +112,6 @@ class Plan:
         """Forget a shard that is committed."""
         self.states.pop(shard_id, None)
         self.committed.append(shard_id)
-
-
-def count_samples(shard: Shard, at_most: int | None = None) -> int:
-    """Number of samples in `shard`, counted by reading it unless it is a slice of a folder."""
-    if shard.kind == "folder":
-        return len(shard.names) if at_most is None else min(len(shard.names), at_most)
-    return sum(1 for _ in itertools.islice(read_samples(shard), at_most))
 
 
 def take_first(

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
 from pipeline.inversion.methods import OPTIMISATIONS, Method
 from pipeline.metrics import Meter
-from pipeline.models import RestyleModel, Treatment, load_model, treatment_for
+from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
 from pipeline.table import Columns, Description, check_condition, open_start
 
 # Raised by whoever changes what the same weights and settings compute.
@@ -90,7 +90,7 @@ def make_recipe(config: JobConfig) -> Recipe:
         layout=config.layout(),
         config=config.model_dump(exclude_none=True),
         model=model.metadata,
-        metrics=meter.definitions,
+        metrics=meter.definitions | _end_of_faces(method),
     )
     inversion = InvertSettings(
         model=config.model,
@@ -107,7 +107,8 @@ def make_recipe(config: JobConfig) -> Recipe:
         keep_crops=config.keep_crops,
         keep_reconstructions=config.keep_reconstructions,
     )
-    return Recipe(alignment, inversion, description, treatment.description)
+    about = treatment.description + _borrowed_bound(config)
+    return Recipe(alignment, inversion, description, about)
 
 
 def make_method(config: JobConfig, model: RestyleModel) -> Method:
@@ -115,13 +116,45 @@ def make_method(config: JobConfig, model: RestyleModel) -> Method:
     method = Method(
         config.method,
         config.step_count,
-        stop=replace(StopRule(), most=config.step_count) if config.steps == "auto" else None,
+        stop=_stop_rule(config) if config.steps == "auto" else None,
         bootstrap_steps=(config.bootstrap_steps or 1) if config.bootstrap else 0,
         optimisation=_descent(config, model) if config.method in OPTIMISATIONS else None,
         seed=config.seed or 0,
     )
     method.check(model)
     return method
+
+
+def _stop_rule(config: JobConfig) -> StopRule:
+    own = StopRule()
+    return replace(
+        own,
+        gain=own.gain if config.stop_gain is None else config.stop_gain,
+        residual=own.residual if config.stop_residual is None else config.stop_residual,
+        most=config.step_count,
+    )
+
+
+def _end_of_faces(method: Method) -> dict[str, str]:
+    """What the table's column `converged` says, if anything."""
+    if method.name != "restyle":
+        return {}
+    rule = method.rule
+    return {
+        "converged": f"a step lowered the face's L2 by less than {rule.gain:g} and changed its "
+        f"code's median row by a share under {rule.residual:g}, where --steps auto with these "
+        "bounds stops"
+    }
+
+
+def _borrowed_bound(config: JobConfig) -> str:
+    """What a user of another model than those of this package must know of `--steps auto`."""
+    if config.steps != "auto" or config.stop_gain is not None or config.model in bundle_names():
+        return ""
+    return (
+        f"; --steps auto stops at a gain under {StopRule().gain:g}, which was calibrated on the "
+        "demo model: find this model's own with jobs/calibrate_stop.py, pass it as --stop-gain"
+    )
 
 
 def _descent(config: JobConfig, model: RestyleModel) -> OptimizeSettings:

@@ -35,7 +35,7 @@ def invert_adaptively(
     start_images: Tensor | None = None,
     full_size: bool = True,
 ) -> Inversion:
-    """`invert`, but each face stops when `rule` says so; `steps_made` has how many it made.
+    """`invert`, but each face stops when `rule` says so: `steps_made` has when, `stopped` if ever.
 
     `batch_size` faces are worked on at a time. A face's result does not depend on the others
     beyond rounding. A face that is not finite stops at once. With `full_size` off
@@ -77,6 +77,7 @@ class _Loop:
         self.start, self.start_images = start, start_images
         self.every = torch.arange(n, device=images.device)
         self.made = torch.zeros_like(self.every)
+        self.stopped = torch.zeros_like(self.every, dtype=torch.bool)
         self.w_plus = images.new_empty(n, rule.most, model.n_styles, LATENT_DIM)
         self.step_images = images.new_empty(n, rule.most, *images.shape[1:])
         self.frames = images.new_empty(n, 3, *model.frame_size) if full_size else None
@@ -112,7 +113,8 @@ class _Loop:
     def _done(self, faces: Tensor, gains: Tensor, residuals: Tensor) -> Tensor:
         made = self.made[faces]
         finite = gains.isnan().logical_or(residuals.isnan()).logical_not()
-        return self.rule.fires(gains, residuals, made) | (made >= self.rule.most) | ~finite
+        self.stopped[faces] = self.rule.fires(gains, residuals, made)
+        return self.stopped[faces] | (made >= self.rule.most) | ~finite
 
     def result(self, passes: int) -> Inversion:
         """What was found, `passes` generator passes before the first step added to each face's."""
@@ -131,4 +133,5 @@ class _Loop:
             latent_avg=self.model.latent_avg,
             steps_made=self.made,
             generator_passes=self.made + passes,
+            stopped=self.stopped,
         )

@@ -133,7 +133,11 @@ def found_its_end(inversion: Inversion, images: Tensor, method: Method) -> list[
     """Of each face whether it converged; None where the method has no notion of it."""
     if method.name != "restyle":
         return [None] * len(images)
-    flags: list[bool | None] = converged(inversion, images, method.rule).tolist()
+    # What ended a loop is not computed again: in a batch of another size a gain rounds otherwise.
+    ended = inversion.stopped
+    if ended is None:
+        ended = converged(inversion, images, method.rule)
+    flags: list[bool | None] = ended.tolist()
     return flags
 
 

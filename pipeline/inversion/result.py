@@ -25,6 +25,7 @@ class Inversion:
     latent_avg: Tensor  # [n_styles, 512], the model's average latent
     steps_made: Tensor  # int64 [n], 1..steps
     generator_passes: Tensor  # int64 [n], renders of this face; the average image is nobody's
+    stopped: Tensor | None = None  # bool [n], the stop rule held in the end; None: no rule
 
     @property
     def steps(self) -> int:
@@ -58,4 +59,5 @@ class Inversion:
             start_images=None if self.start_images is None else self.start_images[faces],
             steps_made=self.steps_made[faces],
             generator_passes=self.generator_passes[faces],
+            stopped=None if self.stopped is None else self.stopped[faces],
         )

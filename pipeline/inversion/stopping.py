@@ -26,8 +26,8 @@ class StopRule:
     """A face stops after a step whose gain and residual are both below these bounds.
 
     A residual of 1 asks little: that the median row changed by no more than its length. The
-    defaults are calibrated on the demo model: see `jobs/calibrate_stop.py`. Raises `ConfigError`
-    for a rule that cannot be followed.
+    defaults are calibrated on the demo model; another model's are its own, and
+    `jobs/calibrate_stop.py` finds them. Raises `ConfigError` for a rule that cannot be followed.
     """
 
     gain: float = 0.00167

@@ -3,8 +3,10 @@
 from pipeline.models.bundle import load_model, save_bundle
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.encoders import ENCODER_TYPES
+from pipeline.models.files import bundle_names
 from pipeline.models.presets import (
     PRESETS,
+    Fit,
     Preset,
     Treatment,
     preset_for,
@@ -18,11 +20,13 @@ __all__ = [
     "ENCODER_TYPES",
     "PRESETS",
     "Architecture",
+    "Fit",
     "Generator",
     "ModelCard",
     "Preset",
     "RestyleModel",
     "Treatment",
+    "bundle_names",
     "load_checkpoint",
     "load_model",
     "preset_for",

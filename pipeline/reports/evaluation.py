@@ -49,8 +49,8 @@ def comparison(methods: Sequence[Method]) -> Sheet:
     rows = []
     for method in methods:
         means = [_mean(method.faces.quality, metric) for metric in metrics]
-        cost = (method.seconds, interval(method.faces.steps).mean, method.passes)
-        rows.append([method.label, *means, *cost])
+        made = [interval(method.faces.steps), interval(method.faces.generator_passes)]
+        rows.append([method.label, *means, method.seconds, *made])
     return Sheet(
         "comparison",
         "Comparison",
@@ -58,7 +58,8 @@ def comparison(methods: Sequence[Method]) -> Sheet:
         rows,
         f"Means over {len(methods[0].faces):,} faces ± half the 95 % confidence interval "
         "(Student's t); n where some were not measured. Quality is that of the code in the table, "
-        "the best step's.",
+        "the best step's. Seconds are known of whole runs only, not of each face: they have no "
+        "interval.",
     )
 
 

@@ -80,13 +80,18 @@ def _shown(cell: Cell) -> str:
 
 
 def _interval(cell: Interval) -> str:
-    """Four decimals, or more where the half width would have fewer than two digits."""
+    """Four decimals, from 1 on two, or more where the half width would have fewer than two digits.
+
+    A count that is the same everywhere has none: 5 ± 0.
+    """
     if math.isnan(cell.mean):
         return MISSING
     counted = f" (n = {cell.n:,})" if cell.missing else ""
     if math.isnan(cell.half_width):
         return f"{cell.mean:.4f}{counted}"
-    digits = 4
+    if not cell.half_width and cell.mean == round(cell.mean):
+        return f"{cell.mean:,.0f} ± 0{counted}"
+    digits = 4 if abs(cell.mean) < 1 else 2
     if cell.half_width:
         digits = max(digits, 1 - math.floor(math.log10(cell.half_width)))
     digits = min(digits, 8)

@@ -6,18 +6,27 @@ that stops earlier has the same steps before.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import ShapeError
-from pipeline.inversion import StepMeasures, StopRule, invert, step_measures, step_of
+from pipeline.errors import ConfigError, ShapeError
+from pipeline.inversion import (
+    StepMeasures,
+    StopRule,
+    invert,
+    invert_adaptively,
+    step_measures,
+    step_of,
+)
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel
 
 GAINS = 48  # bounds that are tried, quantiles of the gains that were met
+MOST = 100  # steps that jobs/invert_dataset.py lets a face make
 RESIDUALS = (1.0, 0.5, 0.35, 0.25, 0.2, 0.17, 0.14, 0.12, 0.1)  # 1: a whole row may change
 
 
@@ -57,6 +66,16 @@ class Trace:
         at = steps[:, None] - 1
         kept, last = (float(l2.gather(1, at).mean()) for l2 in (self.kept_l2, self.l2))
         return Point(rule, float(steps.double().mean()), kept, last)
+
+
+def check_request(most: int, like_steps: int, tolerance: float) -> None:
+    """Raise `ConfigError` where no rule of at most `most` steps can be compared as asked."""
+    if not 2 <= most <= MOST:
+        raise ConfigError(f"the longest loop is to have 2 to {MOST} steps, not {most}")
+    if like_steps > most:
+        raise ConfigError(f"a loop of {most} steps cannot be compared with one of {like_steps}")
+    if not 0 <= tolerance < float("inf"):
+        raise ConfigError(f"the tolerance is to be a share of L2, 0 or more, not {tolerance}")
 
 
 def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -> Trace:
@@ -110,3 +129,23 @@ def curve(traced: Trace, rule: StopRule, gains: Sequence[float]) -> list[Point]:
         traced.tried(StopRule(gain, rule.residual, rule.least, rule.most))
         for gain in sorted(set(gains))
     ]
+
+
+def clock(model: RestyleModel) -> float:
+    """Seconds at which all that was asked of the model's device is done: CUDA answers before."""
+    if model.latent_avg.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_a_face(
+    model: RestyleModel, faces: Tensor, rule: StopRule, like: int, batch: int
+) -> tuple[float, float]:
+    """Wall-clock of the fixed and of the adaptive loop, the latter over all faces as one part."""
+    begun = clock(model)
+    for few in faces.split(batch):
+        invert(model, few, steps=like)
+    between = clock(model)
+    invert_adaptively(model, faces, rule, batch_size=batch, full_size=False)
+    ended = clock(model)
+    return (between - begun) / len(faces), (ended - between) / len(faces)

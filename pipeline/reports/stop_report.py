@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.inversion import StopRule
 from pipeline.reports.figures import require_matplotlib
 from pipeline.reports.stop_calibration import Point, Trace
 
@@ -38,13 +39,33 @@ class StopCurve:
         return [self.traced.fixed(steps) for steps in range(1, self.most + 1)]
 
 
+def stop_flags(rule: StopRule) -> str:
+    """The flags by which jobs/invert_dataset.py follows `rule`.
+
+    With `=`, as argparse takes the -1e-05 of a gain below nothing for another flag.
+    """
+    bounds = f"--stop-gain={rule.gain!r} --stop-residual={rule.residual!r}"
+    return f"--steps=auto --max-steps={rule.most} {bounds}"
+
+
+def stop_files(curve: StopCurve) -> dict[str, bytes]:
+    """The files of a report by name, the text last."""
+    return {
+        "stop_curve.csv": stop_csv(curve).encode(),
+        "stop_curve.png": stop_plot(curve),
+        "stop_curve.md": stop_markdown(curve).encode(),
+    }
+
+
 def stop_markdown(curve: StopCurve) -> str:
     """The curve as a table, the chosen rule and the fixed loops for comparison."""
     rule, like, most = curve.chosen.rule, curve.like_steps, curve.most
     lines = [
         f"{len(curve.traced.l2)} faces. L2 is the table's: of each face's best step by LPIPS. A "
         f"face stops after a step with a gain and a residual below the bounds; the residual's is "
-        f"{rule.residual:g}.",
+        f"{rule.residual:g}. The bounds are of this model alone; to stop by them:",
+        "",
+        f"    python jobs/invert_dataset.py --model MODEL {stop_flags(rule)} ...",
         "",
         f"| bound on gain | mean steps | mean L2 | to N={like} | to N={most} "
         f"| last step's, to N={like} |",

@@ -4,8 +4,9 @@ from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.outputs import check_output
 from pipeline.storage.parquets import check_columns
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
-from pipeline.storage.samples import read_samples
+from pipeline.storage.samples import count_samples, read_samples
 from pipeline.storage.shards import Shard, list_shards, shard_id_of
+from pipeline.storage.spread import spread_samples
 from pipeline.storage.store import Store
 from pipeline.storage.uris import canonical_uri, is_local, one_line, without_secrets
 
@@ -18,10 +19,12 @@ __all__ = [
     "canonical_uri",
     "check_columns",
     "check_output",
+    "count_samples",
     "is_local",
     "list_shards",
     "one_line",
     "read_samples",
     "shard_id_of",
+    "spread_samples",
     "without_secrets",
 ]

@@ -358,6 +358,31 @@ def test_lists_are_as_long_as_the_steps_that_a_face_made(settings: InvertSetting
         assert not np.isnan(row["l2_per_step"]).any()
 
 
+@pytest.fixture(scope="module")
+def in_full(settings: InvertSettings) -> tuple[StopRule, list[dict[str, Any]]]:
+    """A rule that ends six faces at different steps, and their rows where it has room for it."""
+    longest = Method(stop=StopRule(gain=-4.0, most=6))
+    faces = [face(number) for number in range(6)]
+    plain = Inverter(replace(settings, method=longest)).rows(faces).latents
+    falls = np.array([-np.diff(row["l2_per_step"]) for row in plain])
+    rule = StopRule(gain=float(np.median(falls)), residual=1e6, least=2, most=40)
+    rows = Inverter(replace(settings, method=Method(stop=rule))).rows(faces).latents
+    assert len({row["steps"] for row in rows}) > 1
+    return rule, rows
+
+
+@pytest.mark.parametrize("most", [2, 3, 4])
+def test_of_faces_that_stop_alone_those_that_met_the_most_steps_did_not_converge(
+    settings: InvertSettings, in_full: tuple[StopRule, list[dict[str, Any]]], most: int
+) -> None:
+    rule, unbounded = in_full
+    method = Method(stop=replace(rule, most=most))
+    rows = Inverter(replace(settings, method=method)).rows([face(n) for n in range(6)]).latents
+    for row, free in zip(rows, unbounded, strict=True):
+        assert row["steps"] == min(most, free["steps"])
+        assert row["converged"] is (free["steps"] <= most)
+
+
 @pytest.mark.parametrize("name", ["optimize", "hybrid"])
 def test_optimised_rows_say_what_they_cost(settings: InvertSettings, name: MethodName) -> None:
     method = Method(name, steps=2, optimisation=OptimizeSettings(iterations=4, spread=0.5))

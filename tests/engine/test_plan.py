@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import torch
 
 from pipeline.config import JobConfig
 from pipeline.engine import plan as plan_module
-from pipeline.engine.plan import Found, Plan, Works, count_samples, make_plan, take_first
+from pipeline.engine.plan import Found, Plan, Works, make_plan, take_first
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import make_recipe
 from pipeline.errors import ConfigError, FingerprintError, InputError, ModelError
+from pipeline.inversion import StopRule
 from pipeline.models import load_model, save_bundle
-from pipeline.storage import Shard, list_shards
+from pipeline.storage import Shard, count_samples, list_shards
 from pipeline.storage.formats import Kind
 from pipeline.table import ShardState
 from tests.storage.archives import write_files, write_parquet, write_tar
@@ -286,6 +288,41 @@ def test_a_faster_arithmetic_makes_another_table(
     assert "precision" not in exact.description.settings
     assert faster.description.settings["precision"] == "tf32"
     assert faster.description.fingerprint != exact.description.fingerprint
+
+
+def test_a_models_own_bound_decides_when_its_faces_stop(config_of: ConfigOf) -> None:
+    given = make_recipe(config_of(steps="auto", stop_gain=0.02, stop_residual=0.5, max_steps=7))
+    assert given.inversion.method.stop == StopRule(gain=0.02, residual=0.5, most=7)
+    settings = json.loads(json.dumps(given.description.to_dict(), allow_nan=False))["settings"]
+    assert settings["method"]["stop"] == {"gain": 0.02, "residual": 0.5, "least": 1, "most": 7}
+    default = make_recipe(config_of(steps="auto", max_steps=7))
+    assert default.inversion.method.stop == StopRule(most=7)
+    assert default.description.fingerprint != given.description.fingerprint
+    zero = make_recipe(config_of(steps="auto", stop_gain=0.0)).inversion.method.stop
+    assert zero == StopRule(gain=0.0)
+
+
+def test_a_table_says_when_a_face_has_converged(config_of: ConfigOf) -> None:
+    def told(**settings: object) -> str | None:
+        return make_recipe(config_of(**settings)).description.metrics.get("converged")
+
+    assert "less than 0.02 and" in str(told(steps="auto", stop_gain=0.02))
+    assert "less than 0.00167 and" in str(told(steps=3))
+    assert told(method="optimize") is None
+
+
+def test_help_tells_the_bounds_that_hold_by_default() -> None:
+    told = {name: str(JobConfig.model_fields[name].description) for name in JobConfig.model_fields}
+    assert f"(default {StopRule().gain}, " in told["stop_gain"]
+    assert f"(default {StopRule().residual:g})" in told["stop_residual"]
+
+
+def test_a_bound_of_another_model_is_told(config_of: ConfigOf) -> None:
+    borrowed = make_recipe(config_of(steps="auto"))
+    assert "under 0.00167, which was calibrated on the demo model" in borrowed.treatment
+    assert "pass it as --stop-gain" in borrowed.treatment
+    for quiet in ({}, {"steps": "auto", "stop_gain": 0.01}, {"steps": "auto", "model": "demo"}):
+        assert "calibrated" not in make_recipe(config_of(**quiet)).treatment
 
 
 def test_rows_that_differ_are_no_start_in_w(config_of: ConfigOf, tmp_path: Path) -> None:

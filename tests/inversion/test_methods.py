@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.inversion import StopRule
-from pipeline.inversion.methods import Method, Models, find_codes
+from pipeline.inversion import StopRule, step_measures
+from pipeline.inversion.methods import Method, Models, find_codes, found_its_end
 from pipeline.models import RestyleModel, load_checkpoint
 from tests.models.tiny import tiny_checkpoint
 
@@ -45,6 +45,24 @@ def test_the_model_that_begins_sees_a_batch_at_a_time(model: RestyleModel) -> No
     whole = find_codes(method, Models(model, first), faces(model), names, batch_size=FACES)
     assert torch.allclose(found.w_plus, whole.w_plus, atol=1e-5)
     assert torch.equal(found.generator_passes, whole.generator_passes)
+
+
+def test_what_ended_a_loop_is_not_computed_again(model: RestyleModel) -> None:
+    """A gain just below its bound may be just above it in a batch of another size."""
+    images, names = faces(model), [str(n) for n in range(FACES)]
+    method = Method(stop=StopRule(gain=-4.0, most=3))
+    never = find_codes(method, Models(model), images, names, batch_size=BATCH)
+    assert found_its_end(never, images, method) == [False] * FACES
+    gains = step_measures(never, images).gain[:, 1]
+    tight = float(gains[0].nextafter(torch.tensor(4.0)))
+    method = Method(stop=StopRule(gain=tight, least=2, most=3))
+    found = find_codes(method, Models(model), images, names, batch_size=BATCH)
+    by_rule = found.steps_made < 3
+    assert found.stopped is not None
+    assert (found.stopped | ~by_rule).all()
+    for rounded in (images * 0.999, images * 1.001):
+        assert found_its_end(found, rounded, method) == found.stopped.tolist()
+    assert found.of(torch.tensor([0])).stopped.tolist() == [bool(found.stopped[0])]
 
 
 def test_another_models_start_is_rendered_without_gradients(model: RestyleModel) -> None:

@@ -9,9 +9,13 @@ import pytest
 import torch
 from _pytest.capture import CaptureFixture
 
-from jobs.calibrate_stop import clock, main
+from jobs.calibrate_stop import main
 from pipeline.inversion import StopRule
 from pipeline.models import load_model
+from pipeline.reports.stop_calibration import clock
+from pipeline.reports.stop_report import stop_flags
+from pipeline.storage import Store
+from tests.conftest import Bucket
 
 SAMPLES = str(Path(__file__).parents[2] / "pipeline" / "samples")
 
@@ -23,9 +27,12 @@ def test_it_chooses_on_one_set_and_reports_on_another(
     sets = ["--calibrate", f"{SAMPLES}/samples-0000.tar", "--report", f"{SAMPLES}/samples-0001.tar"]
     small = ["--limit", "4", "--most", "3", "--like-steps", "2", "--model", tiny_bundle]
     assert main([*sets, *small, "--output", str(tmp_path / "curve")]) == 0
-    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = capsys.readouterr()
+    record = json.loads(printed.out.splitlines()[-1])
     rule = StopRule(record["gain"], record["residual"], record["least"], record["most"])
     assert rule.most == 3
+    assert record["flags"] == stop_flags(rule)
+    assert f"jobs/invert_dataset.py {stop_flags(rule)}\n" in printed.err
     assert 1 <= record["steps"] <= 3
     names = {path.name for path in (tmp_path / "curve").iterdir()}
     assert names == {"stop_curve.md", "stop_curve.csv", "stop_curve.png"}
@@ -38,6 +45,83 @@ def test_an_input_that_is_not_there_is_the_users_mistake(
     asked = ["--calibrate", nowhere, "--report", nowhere, "--output", str(tmp_path / "out")]
     assert main(asked) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.fixture
+def church(tiny_bundle: str, tmp_path: Path) -> str:
+    """The tiny model as one of images without faces."""
+    folder = tmp_path / "church"
+    folder.mkdir()
+    for path in Path(tiny_bundle).iterdir():
+        text = path.read_bytes().replace(b'"domain": "faces"', b'"domain": "church"')
+        (folder / path.name).write_bytes(text)
+    return str(folder)
+
+
+def few(*more: str) -> list[str]:
+    """The flags of the smallest calibration, and more."""
+    return ["--limit", "2", "--most", "2", "--like-steps", "2", *more]
+
+
+@pytest.fixture
+def views(tmp_path: Path, sample_images: dict[str, bytes]) -> list[str]:
+    """Both sets: two landscapes, in which no face is found."""
+    folder = tmp_path / "views"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.jpg").write_bytes(sample_images["rejects/landscape.jpg"])
+    return ["--calibrate", str(folder), "--report", str(folder)]
+
+
+def test_a_model_of_no_faces_takes_its_images_as_they_are(
+    church: str, views: list[str], tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    asked = [*views, *few("--model", church, "--output", str(tmp_path / "curve"))]
+    assert main([*asked, "--fit", "crop"]) == 0
+    told = capsys.readouterr().err
+    assert "report: church model 'tiny'" in told
+    assert "no face alignment, each image resized (crop) to 64x64" in told
+    assert "2 faces to choose on, 2 to report on" in told
+    assert main([*asked, "--prealigned", "none"]) == 2
+    assert "have no faces to align" in capsys.readouterr().err
+
+
+def test_a_way_to_resize_is_of_the_crops_alone(
+    tiny_bundle: str, views: list[str], tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    asked = [*views, *few("--model", tiny_bundle, "--output", str(tmp_path / "curve"))]
+    assert main([*asked, "--fit", "crop"]) == 2
+    assert "fit 'crop' is for prealigned images" in capsys.readouterr().err
+    assert main([*asked, "--fit", "crop", "--prealigned", "calibrate"]) == 2
+    told = capsys.readouterr().err
+    assert "calibrate: faces model 'tiny' (CompactEncoder): no face alignment" in told
+    assert "report: faces model 'tiny' (CompactEncoder): faces aligned" in told
+    assert told.endswith("views' has no face to calibrate on\n")
+
+
+def test_the_curve_goes_to_a_bucket(church: str, views: list[str], s3: Bucket) -> None:
+    assert main([*views, *few("--model", church, "--output", f"{s3.uri}/curve")]) == 0
+    store = Store(f"{s3.uri}/curve")
+    assert sorted(store.names()) == ["stop_curve.csv", "stop_curve.md", "stop_curve.png"]
+    assert b"--stop-gain=" in store.get("stop_curve.md")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (["--most", "1"], "2 to 100 steps, not 1"),
+        (["--most", "101"], "2 to 100 steps, not 101"),
+        (["--most", "3"], "3 steps cannot be compared with one of 5"),
+        (["--tolerance", "nan"], "the tolerance is to be a share of L2"),
+        (["--model", "no-such-model"], "no-such-model"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_before_any_work(
+    views: list[str], wrong: list[str], why: str, tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    assert main([*views, "--output", str(tmp_path / "curve"), *wrong]) == 2
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / "curve").exists()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -34,8 +34,21 @@ def test_the_comparison_has_quality_and_cost_of_each_method(method):
     assert column(sheet, "L2 ↓")[0].mean == pytest.approx(0.3)
     assert column(sheet, "ID ↑")[1].mean == pytest.approx(0.9)
     assert column(sheet, "seconds a face") == [1.5, None]
-    assert column(sheet, "steps") == [2.0, 1.0]
-    assert column(sheet, "generator passes") == [3.0, 2.0]
+    assert [each.mean for each in column(sheet, "steps")] == [2.0, 1.0]
+    assert [each.mean for each in column(sheet, "generator passes")] == [3.0, 2.0]
+
+
+def test_steps_and_passes_have_an_interval_and_seconds_say_why_not(method):
+    adaptive = method({"a": face([0.4, 0.2, 0.1]), "b": face([0.4])}, "auto", seconds=1.5)
+    sheet = comparison([adaptive, method({"a": face([0.1]), "b": face([0.1])}, "one")])
+    steps, fixed = column(sheet, "steps")
+    assert (steps.mean, steps.n) == (2.0, 2)
+    assert steps.half_width == pytest.approx(12.706, rel=1e-3)
+    assert fixed.half_width == 0
+    assert column(sheet, "generator passes")[0].half_width == pytest.approx(12.706, rel=1e-3)
+    assert "| 2.00 ± 12.71 |" in sheet.to_markdown()
+    assert "steps,steps ±95%,steps n,generator passes,generator passes ±95%" in sheet.to_csv()
+    assert "Seconds are known of whole runs only" in sheet.to_markdown()
 
 
 def test_a_face_that_stopped_keeps_its_last_value_in_later_steps(method):

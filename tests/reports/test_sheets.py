@@ -38,6 +38,12 @@ def test_a_small_half_width_gets_the_digits_that_it_needs():
     assert "0.500000 ± 0.000012" in sheet.to_markdown()
 
 
+def test_counts_are_shown_as_counts():
+    rows = [[Interval(9, 5.0, 0.0)], [Interval(9, 3.2166, 0.2093)], [Interval(9, 1310.5, 12.0)]]
+    lines = Sheet("s", "S", ["steps"], rows).to_markdown().splitlines()
+    assert lines[-3:] == ["| 5 ± 0 |", "| 3.22 ± 0.21 |", "| 1310.50 ± 12.00 |"]
+
+
 def test_numbers_have_three_digits_and_no_exponent():
     shown = [number(value) for value in (0.02834, 1.5, 2150.4, 0.0, math.nan)]
     assert shown == ["0.0283", "1.50", "2,150", "0", "-"]

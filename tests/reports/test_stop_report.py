@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from jobs.invert_dataset import parse_arguments
+from pipeline.config import JobConfig, load_config
 from pipeline.inversion import StepMeasures, StopRule
 from pipeline.reports.stop_calibration import Trace, curve
-from pipeline.reports.stop_report import StopCurve, stop_csv, stop_markdown, stop_plot
+from pipeline.reports.stop_report import StopCurve, stop_csv, stop_flags, stop_markdown, stop_plot
 
 
 @pytest.fixture
@@ -29,6 +31,18 @@ def test_the_table_shows_the_rule_beside_fixed_steps(drawn: StopCurve) -> None:
     assert "| **0.095** (chosen) | 2.50 | 0.31000 | +3.3% | +3.3% | +3.3% |" in text
     assert "| N=4 for all | 4.00 | 0.30000 | +0.0% | +0.0% | +0.0% |" in text
     assert "the residual's is 0.2." in text
+    assert f"--model MODEL {stop_flags(drawn.chosen.rule)} ...\n" in text
+
+
+@pytest.mark.parametrize("gain", [0.00167, -1.23e-05, 0.0])
+def test_the_flags_give_the_rule_back(gain: float) -> None:
+    rule = StopRule(gain=gain, residual=0.14, most=6)
+    given = parse_arguments(["--input", "in", "--output", "out", *stop_flags(rule).split()])
+    config = load_config(
+        None, {k: v for k, v in vars(given).items() if k in JobConfig.model_fields}
+    )
+    assert config.steps == "auto"
+    assert StopRule(config.stop_gain, config.stop_residual, 1, config.step_count) == rule
 
 
 def test_a_program_reads_the_same_points(drawn: StopCurve) -> None:

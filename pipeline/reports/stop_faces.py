@@ -1,0 +1,39 @@
+"""The faces that a stop rule is calibrated on."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.alignment import Aligner, AlignmentSettings
+from pipeline.errors import InputError
+from pipeline.images import Rejection, RejectReason
+from pipeline.storage import Sample, spread_samples
+
+
+def read_faces(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
+    """The faces of up to `limit` samples of an input, [n, 3, h, w] in [-1, 1], a face a sample.
+
+    Rejects are left out, and named on stderr. Raises `InputError` where no face is left.
+    """
+    aligner = Aligner(settings)
+    crops = []
+    for sample in spread_samples(uri, limit):
+        try:
+            crops.append(_crop(aligner, sample))
+        except Rejection as rejection:
+            print(f"left out: {sample.key}: {rejection}", file=sys.stderr)
+    if not crops:
+        raise InputError(f"'{uri}' has no face to calibrate on")
+    pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+    return pixels.float().div(255).sub(0.5).div(0.5)
+
+
+def _crop(aligner: Aligner, sample: Sample) -> NDArray[np.uint8]:
+    if sample.reject:
+        raise Rejection(RejectReason(sample.reject), sample.detail)
+    return aligner.align(sample.content).faces[0].pixels
