@@ -57,7 +57,8 @@ class Works:
 
     Of the next few thousand the largest comes first, so that a shard that is a hundred times the
     others is not what everything waits for in the end. An input of fewer is compared with the
-    table to its end before the first shard is given out, and so is what is wrong with it.
+    table to its end before the first shard is given out, and what is wrong with it is raised then;
+    an error that comes later is raised when all that was found before it is given out.
     """
 
     def __init__(self, source: Iterator[ShardWork]) -> None:
@@ -65,6 +66,8 @@ class Works:
         self._heap: list[tuple[int, int, ShardWork]] = []
         self._names = 0
         self._count = itertools.count()
+        self._given = False
+        self._error: Exception | None = None  # that ended the source while shards were waiting
 
     def __iter__(self) -> Iterator[ShardWork]:
         return self
@@ -76,14 +79,24 @@ class Works:
     def __next__(self) -> ShardWork:
         self._fill()
         if not self._heap:
+            if self._error:
+                raise self._error
             raise StopIteration
+        self._given = True
         _, _, work = heapq.heappop(self._heap)
         self._names -= len(work.shard.names)
         return work
 
     def _fill(self) -> None:
         while self._source and len(self._heap) < WINDOW_SHARDS and self._names < WINDOW_NAMES:
-            work = next(self._source, None)
+            try:
+                work = next(self._source, None)
+            except Exception as error:
+                self._source = None
+                if not self._given:
+                    raise
+                self._error = error  # raised behind the shards that were found before
+                return
             if work is None:
                 self._source = None
                 return

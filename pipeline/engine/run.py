@@ -46,6 +46,21 @@ def _stoppable(outcome: Outcome) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _failures(outcome: Outcome) -> Iterator[None]:
+    """Turn what fails inside the block, but for a wrong request, into `outcome.errors`."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except PipelineError as error:
+        outcome.fail(str(error))
+    except Exception as error:  # noqa: BLE001 - Ray's own failures; run again continues
+        # The last line of a remote error is the error, the ones before are its trace.
+        gist = without_secrets(str(error)).strip().splitlines()[-1:]
+        outcome.fail(": ".join([type(error).__name__, *gist]))
+
+
 def _execute(
     config: JobConfig,
     plan: Plan,
@@ -67,26 +82,15 @@ def _execute(
                 for row in summaries(dataset):
                     committer.take(row)
                     progress.update()
-            committer.finish()
+            try:
+                # Before the shards that are missing, of which there may be thousands.
+                with _failures(outcome):
+                    if plan.error:
+                        raise plan.error
+            finally:
+                committer.finish()
         finally:
             committer.abandon()
-    if plan.error:
-        raise plan.error
-
-
-@contextmanager
-def _failures(outcome: Outcome) -> Iterator[None]:
-    """Turn what fails inside the block, but for a wrong request, into `outcome.errors`."""
-    try:
-        yield
-    except RequestError:
-        raise
-    except PipelineError as error:
-        outcome.fail(str(error))
-    except Exception as error:  # noqa: BLE001 - Ray's own failures; run again continues
-        # The last line of a remote error is the error, the ones before are its trace.
-        gist = without_secrets(str(error)).strip().splitlines()[-1:]
-        outcome.fail(": ".join([type(error).__name__, *gist]))
 
 
 def run_job(

@@ -11,7 +11,13 @@ from pipeline.engine import plan as plan_module
 from pipeline.engine.plan import Found, Plan, Works, count_samples, make_plan, take_first
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import make_recipe
-from pipeline.errors import ConfigError, FingerprintError, InputError, ModelError
+from pipeline.errors import (
+    ConfigError,
+    FingerprintError,
+    InputError,
+    ModelError,
+    StorageError,
+)
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import Shard, list_shards
 from pipeline.storage.formats import Kind
@@ -102,6 +108,28 @@ def test_of_a_long_listing_only_a_window_is_held(
     assert listed == [1, 2, 3]
     assert [next(works).shard.size for _ in range(2)] == [9, 8]
     assert listed == [1, 2, 3, 9, 8]
+
+
+def failing(sizes: range) -> Iterator[ShardWork]:
+    """A listing that ends with an error."""
+    yield from map(work_of, sizes)
+    raise StorageError("SlowDown")
+
+
+def test_a_listing_that_fails_later_costs_nothing_that_it_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan_module, "WINDOW_SHARDS", 3)
+    works = Works(failing(range(5)))
+    assert works
+    assert sorted(next(works).shard.size for _ in range(5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(StorageError, match="SlowDown"):
+        next(works)
+
+
+def test_a_listing_that_fails_before_any_work_is_raised_at_once() -> None:
+    with pytest.raises(StorageError, match="SlowDown"):
+        bool(Works(failing(range(5))))
 
 
 def test_a_new_table_is_described_before_any_work(plan: Plan) -> None:

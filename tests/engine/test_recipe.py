@@ -55,7 +55,7 @@ def test_a_shard_that_changed_since_its_codes_were_found_fails(first_pass: JobCo
 
 
 def test_a_second_pass_reads_the_input_as_the_first_one_did(
-    first_pass: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first_pass: JobConfig, tmp_path: Path
 ) -> None:
     config = second_pass(first_pass.output, {"output": str(tmp_path / "second")})
     assert config.layout() == first_pass.layout()

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from pipeline.config import JobConfig
 from pipeline.engine import outcome as outcome_module
 from pipeline.engine import record, run
+from pipeline.engine.cluster import Resources
+from pipeline.engine.dataset import Stages
 from pipeline.engine.logs import EventLog
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
@@ -213,6 +216,52 @@ def test_the_parts_of_an_earlier_run_need_not_come_again(
     committer.finish()
     assert is_committed(plan)
     assert outcome.tally.parts == 1
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Row]], None]:
+    """Puts given rows in the place of what comes out of the stages."""
+
+    def put(rows: list[Row]) -> None:
+        monkeypatch.setattr(run, "running_ray", lambda _: nullcontext(Resources(4, 0)))
+        monkeypatch.setattr(run, "configure_context", lambda: None)
+        monkeypatch.setattr(run, "build_dataset", lambda *_: None)
+        monkeypatch.setattr(run, "summaries", lambda _: iter(rows))
+
+    return put
+
+
+# Ray Data sets its own deprecated settings, and warns itself of it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_why_the_listing_ended_is_said_before_the_shards_that_are_missing(
+    plan: Plan,
+    outcome: Outcome,
+    config_of: Callable[..., JobConfig],
+    without_ray: Callable[[list[Row]], None],
+) -> None:
+    assert plan.works
+    plan.error = StorageError("SlowDown")
+    without_ray([])
+    run._execute(config_of(), plan, outcome, Stages())
+    missing = "shard 'files-00000': 0 of an unknown number of parts arrived"
+    assert outcome.errors == ["SlowDown", missing]
+
+
+# Ray Data sets its own deprecated settings, and warns itself of it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_a_wrong_request_that_shows_late_is_raised_when_commits_are_through(
+    plan: Plan,
+    outcome: Outcome,
+    written: Callable[[int], Row],
+    config_of: Callable[..., JobConfig],
+    without_ray: Callable[[list[Row]], None],
+) -> None:
+    plan.error = InputError("two shards have one id")
+    without_ray([written(0), written(1), end()])
+    with pytest.raises(InputError):
+        run._execute(config_of(), plan, outcome, Stages())
+    assert is_committed(plan)
+    assert outcome.errors == []
 
 
 def test_the_last_line_has_the_documented_keys() -> None:
