@@ -79,10 +79,13 @@ class Committer:
         if row["kind"] == "failed":
             self._fail(shard_id, shard, f"shard '{shard_id}', part {part}: {row['error']}")
             return
-        if shard is None or part in shard.parts:
+        if shard is None:
             return
         if row["kind"] == "end":
+            # Its number is that of no part, unless parts of another limit were left.
             shard.total, shard.samples = part, int(row["samples"])
+        elif part in shard.parts:
+            return
         else:
             shard.parts[part] = PartSummary(**json.loads(row["summary"]))
             shard.bytes += int(row["bytes"])

@@ -15,10 +15,10 @@ from pipeline.alignment import Aligner
 from pipeline.config import JobConfig
 from pipeline.engine.align import face_row
 from pipeline.engine.invert import Inverter
-from pipeline.engine.plan import Plan, count_samples, make_plan
+from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.images import Rejection
-from pipeline.storage import Sample, check_output, read_samples
+from pipeline.storage import Sample, check_output, count_samples, read_samples
 
 TIMED_SAMPLES = 8
 COUNTED_SHARDS = 4

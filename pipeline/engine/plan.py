@@ -21,8 +21,8 @@ from pipeline.storage import (
     Store,
     canonical_uri,
     check_columns,
+    count_samples,
     list_shards,
-    read_samples,
 )
 from pipeline.table import (
     DESCRIPTION_NAME,
@@ -127,17 +127,14 @@ class Plan:
         self.committed.append(shard_id)
 
 
-def count_samples(shard: Shard, at_most: int | None = None) -> int:
-    """Number of samples in `shard`, counted by reading it unless it is a slice of a folder."""
-    if shard.kind == "folder":
-        return len(shard.names) if at_most is None else min(len(shard.names), at_most)
-    return sum(1 for _ in itertools.islice(read_samples(shard), at_most))
-
-
 def take_first(
-    states: Iterable[ShardState], limit: int | None
+    states: Iterable[ShardState], limit: int | None, part_size: int
 ) -> Iterator[tuple[ShardState, int | None]]:
-    """The states that hold the first `limit` samples, with how many to take (None: all)."""
+    """The states that hold the first `limit` samples, with how many to take at most (None: all).
+
+    A shard that is damaged is one of them, so that it fails alone, with the samples before the
+    damage; what lies behind it is taken as if it held no more.
+    """
     left = limit
     for state in states:
         if left is None:
@@ -145,10 +142,33 @@ def take_first(
             continue
         if left == 0:
             return
-        count = state.committed.samples if state.committed else count_samples(state.shard, left)
-        taken = min(left, count)
+        if state.committed:
+            taken = min(left, state.committed.samples)
+            yield state, taken
+        else:
+            taken = count_samples(state.shard, left)
+            # Not `taken`: the reader has to come upon the shard's end, or upon its damage.
+            yield _without_cut_parts(state, taken, part_size), left
         left -= taken
-        yield state, taken
+
+
+def _without_cut_parts(state: ShardState, taken: int, part_size: int) -> ShardState:
+    """`state` without the parts that end where another limit cut the shard, which become stale.
+
+    How much is taken of a shard changes with the shards before it. A part is sure to be right if it
+    is full and ends within the samples that are `taken`, or if it ends with the last of them.
+    """
+    dropped: list[int] = []
+    contiguous = end = 0
+    for number, summary in sorted(state.parts.items()):
+        known = number == contiguous
+        contiguous += known
+        # Where parts before it are not known it ends there at the latest.
+        end = (end if known else number * part_size) + summary.samples
+        full = summary.samples == part_size and end <= taken
+        if not full and not (known and end == taken):
+            dropped.append(number)
+    return state.without(dropped) if dropped else state
 
 
 def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
@@ -192,7 +212,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
     """What is to do of each shard; files that another state of it left are removed first."""
     found = plan.found
     states = plan.writer.states(shards, plan.part_index)
-    for state, take in take_first(states, config.limit):
+    for state, take in take_first(states, config.limit, config.part_size):
         if state.committed:
             found.done_shards += 1
             found.done_bytes += state.shard.size

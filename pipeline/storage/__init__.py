@@ -1,5 +1,6 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
+from pipeline.storage.counts import count_samples
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.outputs import check_output
 from pipeline.storage.parquets import check_columns
@@ -18,6 +19,7 @@ __all__ = [
     "canonical_uri",
     "check_columns",
     "check_output",
+    "count_samples",
     "is_local",
     "list_shards",
     "one_line",

@@ -91,6 +91,16 @@ def test_a_part_that_comes_twice_counts_once(
     assert outcome.errors == []
 
 
+def test_an_end_whose_number_a_part_has_is_no_part_that_came_twice(
+    outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+) -> None:
+    """Of a shard that the limit cuts, once more was taken than is."""
+    for row in (written(0), written(1), end(parts=1, samples=2)):
+        committer.take(row)
+    committer.finish()
+    assert outcome.errors == ["shard 'files-00000': 2 of 1 of parts arrived"]
+
+
 def test_a_part_that_never_arrives_is_reported(
     plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
 ) -> None:
