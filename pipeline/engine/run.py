@@ -19,6 +19,7 @@ from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.progress import Progress
 from pipeline.engine.record import RunRecord, versions
+from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.storage import check_output, without_secrets
@@ -70,7 +71,7 @@ def _execute(
 ) -> None:
     """Run the stages over what the plan has to do."""
     log = EventLog(config.log_format == "json")
-    with running_ray(stages.pretended_gpus) as resources:
+    with running_ray(stages.pretended_gpus) as resources, sharing_checked(config):
         configure_context()
         meters = Meters()
         meters.watch()
