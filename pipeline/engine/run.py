@@ -83,6 +83,8 @@ def _execute(
                 for row in summaries(dataset):
                     committer.take(row)
                     progress.update()
+                    if committer.gave_up:
+                        break
             try:
                 # Before the shards that are missing, of which there may be thousands.
                 with _failures(outcome):

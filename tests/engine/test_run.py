@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import JobConfig
+from pipeline.engine import commit, record, run
 from pipeline.engine import outcome as outcome_module
-from pipeline.engine import record, run
 from pipeline.engine.cluster import Resources
 from pipeline.engine.dataset import Stages
 from pipeline.engine.logs import EventLog
@@ -129,6 +129,60 @@ def test_a_failed_part_is_reported_once_with_its_stage(
     committer.finish()
     assert outcome.errors == ["shard 'files-00000', part 1: invert: ValueError: no memory"]
     assert not is_committed(plan)
+
+
+@pytest.fixture
+def given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two failures in no time are enough."""
+    monkeypatch.setattr(commit, "GIVE_UP_PARTS", 2)
+    monkeypatch.setattr(commit, "GIVE_UP_S", 0.0)
+
+
+def failure(part: int, stage: str = "write") -> Row:
+    return failed_row("files-00000", part, stage, StorageError("expired"))
+
+
+@pytest.mark.usefixtures("given_up")
+# Ray Data sets its own deprecated settings, and warns itself of it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_a_run_whose_parts_all_fail_gives_up(
+    plan: Plan,
+    outcome: Outcome,
+    config_of: Callable[..., JobConfig],
+    without_ray: Callable[[list[Row]], None],
+) -> None:
+    assert plan.works
+    without_ray([failure(0), failure(1), failure(2), failure(3)])
+    run._execute(config_of(), plan, outcome, Stages())
+    first, *others = outcome.errors
+    assert first.startswith("given up: 2 parts failed one after another")
+    parts = [f"shard 'files-00000', part {n}: write: StorageError: expired" for n in (0, 1)]
+    assert others == parts, "no other part is waited for, and no missing shard listed"
+    assert outcome.exit_code == 1
+
+
+@pytest.mark.usefixtures("given_up")
+def test_failures_with_a_success_between_them_are_no_reason_to_give_up(
+    committer: Committer, written: Callable[[int], Row]
+) -> None:
+    for row in (failure(1), written(0), failure(1)):
+        committer.take(row)
+    assert not committer.gave_up
+    committer.take(failure(1))
+    assert committer.gave_up
+
+
+@pytest.mark.usefixtures("given_up")
+def test_damaged_shards_are_no_reason_to_give_up(committer: Committer) -> None:
+    for part in range(5):
+        committer.take(failure(part, "read"))
+    assert not committer.gave_up
+
+
+def test_an_outage_of_seconds_is_no_reason_to_give_up(committer: Committer) -> None:
+    for part in range(100):
+        committer.take(failure(part))
+    assert not committer.gave_up
 
 
 def test_samples_that_no_part_accounts_for_are_reported(
