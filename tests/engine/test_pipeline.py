@@ -13,7 +13,7 @@ from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline.config import JobConfig
-from pipeline.engine import source, waiting
+from pipeline.engine import commit, run_job, source, waiting
 from pipeline.engine.cluster import running_ray
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.plan import make_plan
@@ -137,6 +137,23 @@ def test_a_part_may_take_longer_than_ray_data_waits(
     write_tar(tmp_path / "tars" / "a.tar", [("0.jpg", b"image")])
     with executed(config_of(input=str(tmp_path / "tars")), LongInvert) as run:
         assert sorted(row["kind"] for row in run.rows) == ["end", "part"]
+
+
+def test_a_run_that_can_write_nothing_gives_up_at_once(
+    config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(commit, "GIVE_UP_PARTS", 3)
+    monkeypatch.setattr(commit, "GIVE_UP_S", 0.0)
+    for number in range(60):
+        write_tar(tmp_path / "tars" / f"{number:02d}.tar", [("0.jpg", b"image")])
+    config = config_of(input=str(tmp_path / "tars"))
+    make_plan(config)
+    Path(config.output, "latents").write_text("in the way of the folder")
+    outcome = run_job(config, Stages(SimulatedAlign, SlowInvert))
+    assert outcome.exit_code == 1
+    assert outcome.errors[0].startswith("given up: 3 parts failed one after another")
+    assert len(outcome.errors) == 4, "57 are neither inverted nor listed"
 
 
 def test_a_run_for_which_no_node_comes_ends(
