@@ -160,11 +160,11 @@ def test_a_run_for_which_no_node_comes_ends(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(waiting, "NO_ACTOR_S", 30.0)
+    monkeypatch.setattr(waiting, "NO_ACTOR_S", 60.0)
     write_tar(tmp_path / "tars" / "a.tar", [("0.jpg", b"image")])
     config, nowhere = config_of(input=str(tmp_path / "tars")), Pools(1, 1, on_gpu=True)
     with (
-        pytest.raises(ClusterError, match=r"no node with a GPU .*Invert.* came in 0\.5 minutes"),
+        pytest.raises(ClusterError, match=r"no node with a GPU .*Invert.* came in 1 minutes"),
         executed(config, pools=nowhere),
     ):
         pass
