@@ -19,12 +19,14 @@ from typing import Any
 from pipeline.command_line import add_flags, job_parser
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
+from pipeline.errors import printable
+from pipeline.storage import canonical_uri
 from pipeline.table import open_start
 
 # What a second pass keeps of the first, so that it finds the same faces in the same images.
 KEPT = (
     *("input", "model", "faces", "prealigned", "fit", "min_face", "max_pixels", "identity"),
-    *("best_step_by", "latent_dtype", "files_per_shard"),
+    *("best_step_by", "latent_dtype"),
 )
 OWN = (
     *("distance_weight", "seed", "best_step_by", "latent_dtype"),
@@ -47,8 +49,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
     """The config of the job that refines `table`; raises `RequestError` if it is none."""
-    made = open_start(table).description.config
+    description = open_start(table).description
+    made, layout = description.config, description.layout
     settings = {name: made[name] for name in KEPT if name in made}
+    # An input by a relative path is where the first pass ran.
+    if "input" in made and layout.get("input") != printable(canonical_uri(str(made["input"]))):
+        settings["input"] = layout["input"]
+    settings |= {name: layout[name] for name in ("files_per_shard",) if name in layout}
+    if not flags.get("where") and layout.get("limit"):
+        settings["limit"] = layout["limit"]
     settings |= {name: value for name, value in flags.items() if value is not None}
     return load_config(None, settings | {"method": "hybrid", "init": table})
 

@@ -9,6 +9,7 @@ PipelineError
 │   └── ShapeError          a tensor of the wrong shape or dtype
 ├── StorageError            a read or a put failed: exit code 1, run again to continue
 ├── TableError              the table breaks one of its own promises
+├── ClusterError            no node can do the work: exit code 1, run again to continue
 └── Rejection               one image or face that gives no latent, with its reason
 """
 
@@ -78,3 +79,7 @@ class StorageError(PipelineError):
 
 class TableError(PipelineError):
     """A table is incomplete or damaged."""
+
+
+class ClusterError(PipelineError):
+    """No node of the cluster can do what is to be done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,9 @@ from pipeline.storage import Shard
 from pipeline.table import INDEXED_AT_ONCE, PartSummary, ShardEntry
 
 STAGES = ("read", "align", "invert", "write")
+# So many parts, over so long a time, that all failed behind their reader: the next will fail too.
+# A shard that cannot be read costs no GPU, and others may be whole.
+GIVE_UP_PARTS, GIVE_UP_S = 20, 60.0
 # A commit is a few requests to an object store, each of which takes its time.
 _COMMITS_AT_ONCE = 8
 _COMMITS_WAITING = 64
@@ -71,6 +75,9 @@ class Committer:
         self._pool = ThreadPoolExecutor(_COMMITS_AT_ONCE, thread_name_prefix="commit")
         self._commits: deque[tuple[Shard, int, Future[ShardEntry]]] = deque()
         self._entries: list[ShardEntry] = []
+        self._failed_in_a_row = 0
+        self._first_of_row = 0.0  # when that one failed
+        self.gave_up = False  # nothing is to be taken any more
 
     def take(self, row: Row) -> None:
         """Count one row; what comes a second time, after a node was lost, is the same again."""
@@ -78,12 +85,18 @@ class Committer:
         shard = self._shard(shard_id)
         if row["kind"] == "failed":
             self._fail(shard_id, shard, f"shard '{shard_id}', part {part}: {row['error']}")
+            if not row["error"].startswith("read: "):
+                self._count_failure()
             return
-        if shard is None or part in shard.parts:
+        if shard is None:
             return
         if row["kind"] == "end":
+            # Its number is that of no part, unless parts of another limit were left.
             shard.total, shard.samples = part, int(row["samples"])
+        elif part in shard.parts:
+            return
         else:
+            self._failed_in_a_row = 0
             shard.parts[part] = PartSummary(**json.loads(row["summary"]))
             shard.bytes += int(row["bytes"])
             self._index_part(row, shard.parts[part])
@@ -106,6 +119,20 @@ class Committer:
         self.outcome.fail(error)
         for watch in self.watches:
             watch.failed(shard_id, error)
+
+    def _count_failure(self) -> None:
+        now = time.monotonic()
+        if not self._failed_in_a_row:
+            self._first_of_row = now
+        self._failed_in_a_row += 1
+        lasted = now - self._first_of_row
+        if self._failed_in_a_row < GIVE_UP_PARTS or lasted < GIVE_UP_S or self.gave_up:
+            return
+        self.gave_up = True
+        self.outcome.fail_first(
+            f"given up: {self._failed_in_a_row} parts failed one after another in {lasted:.0f} s "
+            "(the errors below say why); run again when that is mended"
+        )
 
     def _close(self, shard_id: str, shard: _ShardInProgress) -> None:
         """Have a whole shard committed; where that fails it costs this shard, not the others."""
@@ -179,6 +206,8 @@ class Committer:
         """Wait for commits, and report the shards that never became whole though none said why."""
         self._settle(0)
         self._pool.shutdown()
+        if self.gave_up:
+            return
         for shard_id in self.plan.states.keys() - self.open.keys():
             self._shard(shard_id)
         for shard_id, shard in sorted(self.open.items()):

@@ -20,6 +20,7 @@ from pipeline.engine.plan import Plan
 from pipeline.engine.read import read_parts
 from pipeline.engine.rows import Row
 from pipeline.engine.source import shard_source
+from pipeline.engine.waiting import end_vain_waits
 from pipeline.engine.write import WriteStage
 
 # All different, so that Ray fuses no stage with the next: a fused shard is retried whole.
@@ -77,7 +78,7 @@ class _ForgetBlocks(ExecutionCallback):
 
 
 def configure_context() -> None:
-    """One row a block, no prints, nothing kept, and a cluster that follows the backlog.
+    """One row a block, no prints, nothing kept, no hurry, and a cluster that follows the backlog.
 
     What waits between the stages is bounded by Ray Data: half of the object store that there is at
     the time, which it overshoots by about 30 %.
@@ -88,6 +89,7 @@ def configure_context() -> None:
     context.enable_progress_bars = False
     context.custom_execution_callback_classes.append(_ForgetBlocks)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    end_vain_waits()
     if in_cluster():
         ask_for_backlog()
 

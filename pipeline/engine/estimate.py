@@ -14,11 +14,12 @@ import torch
 from pipeline.alignment import Aligner
 from pipeline.config import JobConfig
 from pipeline.engine.align import face_row
-from pipeline.engine.invert import Inverter
+from pipeline.engine.invert import Inverter, codes_by_image
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.images import Rejection
-from pipeline.storage import Sample, check_output, count_samples, read_samples
+from pipeline.storage import Sample, check_output, count_samples
+from pipeline.table import ShardStarts, open_start
 
 TIMED_SAMPLES = 8
 COUNTED_SHARDS = 4
@@ -27,13 +28,15 @@ START_SECONDS = 20.0
 ROW_OVERHEAD_BYTES = 1500  # of a latents row besides its code: boxes, landmarks, metrics
 
 
-def _samples(works: list[ShardWork]) -> Iterator[Sample]:
-    for work in works:
-        yield from itertools.islice(read_samples(work.shard), work.take)
-
-
-def _count(works: list[ShardWork]) -> tuple[list[int], bool]:
+def _count(config: JobConfig, works: list[ShardWork]) -> tuple[list[int], bool]:
     """Samples of each of `works`, and whether they are exact: some tars are weighed, not read."""
+    if config.init and config.where:
+        query = (
+            f"SELECT shard, count(DISTINCT key) AS n FROM latents WHERE ({config.where}) GROUP BY 1"
+        )
+        chosen = open_start(config.init).arrow(query)
+        of = dict(zip(chosen["shard"].to_pylist(), chosen["n"].to_pylist(), strict=True))
+        return [of.get(work.shard.shard_id, 0) for work in works], True
     files = [work for work in works if work.shard.kind != "folder"]
     read = files if any(work.take for work in files) else files[:COUNTED_SHARDS]
     folders = [work for work in works if work.shard.kind == "folder"]
@@ -46,24 +49,41 @@ def _count(works: list[ShardWork]) -> tuple[list[int], bool]:
     return counts, len(read) == len(files)
 
 
+def _samples(works: list[ShardWork]) -> Iterator[tuple[str, ShardStarts | None, Sample]]:
+    """The samples that the job would read, with their shard and the codes that it starts from."""
+    for work in works:
+        starts = work.starts()
+        for sample in work.samples(starts):
+            yield work.shard.shard_id, starts, sample
+
+
 def _time(plan: Plan, works: list[ShardWork]) -> tuple[float, float, float]:
-    """Seconds a sample to align and to invert, and faces a sample, on the first few images."""
+    """Seconds a sample to align and to invert, and codes a sample, on the first few images."""
     torch.set_num_threads(1)  # as in the job's actors
     aligner, inverter = Aligner(plan.recipe.alignment), Inverter(plan.recipe.inversion)
-    samples = list(itertools.islice(_samples(works), TIMED_SAMPLES))
-    faces: list[dict[str, Any]] = []
-    started = time.perf_counter()
-    for sample in samples:
-        try:
-            found = aligner.align(sample.content).faces
-        except Rejection:
-            continue
-        faces += [face_row(sample.key, sample.uri, "", face) for face in found]
-    aligned = time.perf_counter()
-    inverter.rows(faces)
-    inverted = time.perf_counter()
-    count = max(1, len(samples))
-    return (aligned - started) / count, (inverted - aligned) / count, len(faces) / count
+    count = codes = 0
+    align = invert = 0.0
+    timed = itertools.islice(_samples(works), TIMED_SAMPLES)
+    for shard_id, group in itertools.groupby(timed, key=lambda one: one[0]):
+        _, sources, samples = zip(*group, strict=True)
+        began = time.perf_counter()
+        faces = [row for sample in samples for row in _faces(aligner, sample)]
+        aligned = time.perf_counter()
+        keys = [sample.key for sample in samples]
+        begin = codes_by_image(sources[0].of(keys)) if sources[0] else None
+        codes += len(inverter.rows(faces, shard_id, begin).latents)
+        align, invert = align + aligned - began, invert + time.perf_counter() - aligned
+        count += len(samples)
+    count = max(1, count)
+    return align / count, invert / count, codes / count
+
+
+def _faces(aligner: Aligner, sample: Sample) -> list[dict[str, Any]]:
+    try:
+        found = aligner.align(sample.content).faces
+    except Rejection:
+        return []
+    return [face_row(sample.key, sample.uri, "", face) for face in found]
 
 
 def estimate_job(config: JobConfig) -> dict[str, Any]:
@@ -75,7 +95,7 @@ def estimate_job(config: JobConfig) -> dict[str, Any]:
     check_output(config.output)
     plan = make_plan(config, dry_run=True)
     works = list(plan.works)
-    counts, exact = _count(works)
+    counts, exact = _count(config, works)
     existing = sum(
         summary.samples for state in plan.states.values() for summary in state.parts.values()
     )

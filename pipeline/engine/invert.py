@@ -277,7 +277,8 @@ class InvertStage:
 
     def _work(self, row: Row) -> Row:
         faces = unpack(row["payload"]).to_pylist()
-        starts = _starts(row["start"])
+        # Empty where none travelled with the part.
+        starts = codes_by_image(unpack(row["start"])) if row["start"] else None
         with self.turn:
             began = time.perf_counter()
             account = self.inverter.rows(faces, row["shard_id"], starts)
@@ -317,9 +318,6 @@ def _each_once(earlier: list[dict[str, Any]], later: list[dict[str, Any]]) -> li
     return earlier + [r for r in later if (r["key"], r["face_index"]) not in known]
 
 
-def _starts(packed: bytes) -> dict[str, NDArray[np.float32]] | None:
-    """The codes that travelled with a part, by image id; None where none did."""
-    if not packed:
-        return None
-    table = unpack(packed)
-    return dict(zip(table["image_id"].to_pylist(), as_array(table["w_plus"]), strict=True))
+def codes_by_image(starts: pa.Table) -> dict[str, NDArray[np.float32]]:
+    """The codes [n_styles, 512] of a table as `starts_schema` has it, by image id."""
+    return dict(zip(starts["image_id"].to_pylist(), as_array(starts["w_plus"]), strict=True))

@@ -34,6 +34,10 @@ class Outcome:
         else:
             self.more_errors += 1
 
+    def fail_first(self, error: str) -> None:
+        """Note what went wrong above all, before everything else."""
+        self.errors.insert(0, error)
+
     def to_dict(self, table: str) -> dict[str, Any]:
         """The job's last line: what this run did, not what the table holds."""
         tally = self.tally

@@ -57,7 +57,8 @@ class Works:
 
     Of the next few thousand the largest comes first, so that a shard that is a hundred times the
     others is not what everything waits for in the end. An input of fewer is compared with the
-    table to its end before the first shard is given out, and so is what is wrong with it.
+    table to its end before the first shard is given out, and what is wrong with it is raised then;
+    an error that comes later is raised when all that was found before it is given out.
     """
 
     def __init__(self, source: Iterator[ShardWork]) -> None:
@@ -65,6 +66,8 @@ class Works:
         self._heap: list[tuple[int, int, ShardWork]] = []
         self._names = 0
         self._count = itertools.count()
+        self._given = False
+        self._error: Exception | None = None  # that ended the source while shards were waiting
 
     def __iter__(self) -> Iterator[ShardWork]:
         return self
@@ -76,14 +79,24 @@ class Works:
     def __next__(self) -> ShardWork:
         self._fill()
         if not self._heap:
+            if self._error:
+                raise self._error
             raise StopIteration
+        self._given = True
         _, _, work = heapq.heappop(self._heap)
         self._names -= len(work.shard.names)
         return work
 
     def _fill(self) -> None:
         while self._source and len(self._heap) < WINDOW_SHARDS and self._names < WINDOW_NAMES:
-            work = next(self._source, None)
+            try:
+                work = next(self._source, None)
+            except Exception as error:
+                self._source = None
+                if not self._given:
+                    raise
+                self._error = error  # raised behind the shards that were found before
+                return
             if work is None:
                 self._source = None
                 return
@@ -115,9 +128,13 @@ class Plan:
 
 
 def take_first(
-    states: Iterable[ShardState], limit: int | None
+    states: Iterable[ShardState], limit: int | None, part_size: int
 ) -> Iterator[tuple[ShardState, int | None]]:
-    """The states that hold the first `limit` samples, with how many to take (None: all)."""
+    """The states that hold the first `limit` samples, with how many to take at most (None: all).
+
+    A shard that is damaged is one of them, so that it fails alone, with the samples before the
+    damage; what lies behind it is taken as if it held no more.
+    """
     left = limit
     for state in states:
         if left is None:
@@ -125,10 +142,33 @@ def take_first(
             continue
         if left == 0:
             return
-        count = state.committed.samples if state.committed else count_samples(state.shard, left)
-        taken = min(left, count)
+        if state.committed:
+            taken = min(left, state.committed.samples)
+            yield state, taken
+        else:
+            taken = count_samples(state.shard, left)
+            # Not `taken`: the reader has to come upon the shard's end, or upon its damage.
+            yield _without_cut_parts(state, taken, part_size), left
         left -= taken
-        yield state, taken
+
+
+def _without_cut_parts(state: ShardState, taken: int, part_size: int) -> ShardState:
+    """`state` without the parts that end where another limit cut the shard, which become stale.
+
+    How much is taken of a shard changes with the shards before it. A part is sure to be right if it
+    is full and ends within the samples that are `taken`, or if it ends with the last of them.
+    """
+    dropped: list[int] = []
+    contiguous = end = 0
+    for number, summary in sorted(state.parts.items()):
+        known = number == contiguous
+        contiguous += known
+        # Where parts before it are not known it ends there at the latest.
+        end = (end if known else number * part_size) + summary.samples
+        full = summary.samples == part_size and end <= taken
+        if not full and not (known and end == taken):
+            dropped.append(number)
+    return state.without(dropped) if dropped else state
 
 
 def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
@@ -172,7 +212,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
     """What is to do of each shard; files that another state of it left are removed first."""
     found = plan.found
     states = plan.writer.states(shards, plan.part_index)
-    for state, take in take_first(states, config.limit):
+    for state, take in take_first(states, config.limit, config.part_size):
         if state.committed:
             found.done_shards += 1
             found.done_bytes += state.shard.size

@@ -68,7 +68,7 @@ class ShardWork:
 
     def starts(self) -> ShardStarts | None:
         """The codes that the shard's faces start from; None without a table of them."""
-        return ShardStarts(self.init, self.shard.shard_id, self.where) if self.init else None
+        return ShardStarts(self.init, self.shard, self.where) if self.init else None
 
     def samples(self, starts: ShardStarts | None) -> Iterator[Sample]:
         """The shard's samples; with a condition those that have a chosen face."""

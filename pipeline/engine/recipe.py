@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -200,6 +201,7 @@ def _started_from_table(config: JobConfig, model: RestyleModel, init: str) -> _N
     if config.where:
         check_condition(table, config.where)
     made = table.description
+    _check_layout(init, made.layout, config.layout())
     origin = {"init": made.fingerprint, "where": config.where}
     if made.columns.n_styles != model.n_styles:
         raise ConfigError(
@@ -218,6 +220,19 @@ def _started_from_table(config: JobConfig, model: RestyleModel, init: str) -> _N
             "cannot be rendered to start from"
         )
     return _Networks(model, uri, origin)
+
+
+def _check_layout(init: str, made: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where shards of one id hold other images in the table `init`.
+
+    An imported table names no input: its shards are compared one by one.
+    """
+    for name in ("input", "files_per_shard"):
+        if name in made and made[name] != ours[name]:
+            raise ConfigError(
+                f"the table '{init}' was made with {name} '{made[name]}', and this run has "
+                f"'{ours[name]}': its codes belong to other images"
+            )
 
 
 def _check_pair(model: RestyleModel, first: RestyleModel) -> None:

@@ -19,6 +19,7 @@ from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.progress import Progress
 from pipeline.engine.record import RunRecord, versions
+from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.storage import check_output, without_secrets
@@ -46,34 +47,6 @@ def _stoppable(outcome: Outcome) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _execute(
-    config: JobConfig,
-    plan: Plan,
-    outcome: Outcome,
-    stages: Stages,
-    watches: tuple[Watch, ...] = (),
-) -> None:
-    """Run the stages over what the plan has to do."""
-    log = EventLog(config.log_format == "json")
-    with running_ray(stages.pretended_gpus) as resources:
-        configure_context()
-        meters = Meters()
-        meters.watch()
-        committer = Committer(plan, outcome, (*watches, log, meters))
-        pools = Pools.of(config, resources, local=not in_cluster())
-        dataset = build_dataset(plan, pools, stages)
-        try:
-            with Progress(outcome.tally, plan.found, log) as progress:
-                for row in summaries(dataset):
-                    committer.take(row)
-                    progress.update()
-            committer.finish()
-        finally:
-            committer.abandon()
-    if plan.error:
-        raise plan.error
-
-
 @contextmanager
 def _failures(outcome: Outcome) -> Iterator[None]:
     """Turn what fails inside the block, but for a wrong request, into `outcome.errors`."""
@@ -87,6 +60,40 @@ def _failures(outcome: Outcome) -> Iterator[None]:
         # The last line of a remote error is the error, the ones before are its trace.
         gist = without_secrets(str(error)).strip().splitlines()[-1:]
         outcome.fail(": ".join([type(error).__name__, *gist]))
+
+
+def _execute(
+    config: JobConfig,
+    plan: Plan,
+    outcome: Outcome,
+    stages: Stages,
+    watches: tuple[Watch, ...] = (),
+) -> None:
+    """Run the stages over what the plan has to do."""
+    log = EventLog(config.log_format == "json")
+    with running_ray(stages.pretended_gpus) as resources, sharing_checked(config):
+        configure_context()
+        meters = Meters()
+        meters.watch()
+        committer = Committer(plan, outcome, (*watches, log, meters))
+        pools = Pools.of(config, resources, local=not in_cluster())
+        dataset = build_dataset(plan, pools, stages)
+        try:
+            with Progress(outcome.tally, plan.found, log) as progress:
+                for row in summaries(dataset):
+                    committer.take(row)
+                    progress.update()
+                    if committer.gave_up:
+                        break
+            try:
+                # Before the shards that are missing, of which there may be thousands.
+                with _failures(outcome):
+                    if plan.error:
+                        raise plan.error
+            finally:
+                committer.finish()
+        finally:
+            committer.abandon()
 
 
 def run_job(

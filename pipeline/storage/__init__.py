@@ -1,10 +1,11 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
+from pipeline.storage.counts import count_samples
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.outputs import check_output
 from pipeline.storage.parquets import check_columns
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
-from pipeline.storage.samples import count_samples, read_samples
+from pipeline.storage.samples import read_samples
 from pipeline.storage.shards import Shard, list_shards, shard_id_of
 from pipeline.storage.spread import spread_samples
 from pipeline.storage.store import Store

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from dataclasses import replace
-from itertools import islice
 
 from pipeline.errors import StorageError
 from pipeline.storage.folders import read_folder
@@ -38,13 +37,6 @@ def read_samples(shard: Shard, keys: Container[str] | None = None) -> Iterator[S
         yield from (sample for sample in _READERS[shard.kind](chosen) if sample.key in keys)
     if _changed(shard, whole=keys is None):
         raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")
-
-
-def count_samples(shard: Shard, at_most: int | None = None) -> int:
-    """Number of samples in `shard`, counted by reading it unless it is a slice of a folder."""
-    if shard.kind == "folder":
-        return len(shard.names) if at_most is None else min(len(shard.names), at_most)
-    return sum(1 for _ in islice(read_samples(shard), at_most))
 
 
 def _only(shard: Shard, keys: Container[str]) -> Shard:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
 
+from pipeline.storage.counts import count_samples
 from pipeline.storage.formats import readable_name
 from pipeline.storage.sample import Sample
-from pipeline.storage.samples import count_samples, read_samples
+from pipeline.storage.samples import read_samples
 from pipeline.storage.shards import Shard, list_shards
 
 
 def spread_samples(input_uri: str, limit: int) -> Iterator[Sample]:
     """Up to `limit` samples of `input_uri`, spread evenly over it, in its order, as a stream.
 
-    Of a folder the chosen files alone are read. Archives and Parquet files are read twice, as
-    their samples must be counted; where there are more shards than `limit`, `limit` of them are
+    Of a folder the chosen files alone are read. The samples of archives and Parquet files are
+    counted first; where there are more shards than `limit`, `limit` of them are
     opened, for their first sample. Raises as `list_shards` and `read_samples` do.
     """
     shards = list(list_shards(input_uri))

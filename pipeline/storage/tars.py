@@ -122,11 +122,17 @@ def read_tar(shard: Shard) -> Iterator[Sample]:
             ) from error
 
 
+def is_sample(member: tarfile.TarInfo) -> bool:
+    """Whether a member is one by its name: an image that is not hidden."""
+    name = readable_name(member.name.removeprefix("./"))
+    return not member.isdir() and is_image(name) and not is_hidden(name)
+
+
 def _sample(
     archive: tarfile.TarFile, member: tarfile.TarInfo, keys: UniqueKeys, shard_uri: str
 ) -> Sample | None:
     name = readable_name(member.name.removeprefix("./"))
-    if member.isdir() or not is_image(name) or is_hidden(name):
+    if not is_sample(member):
         return None
     key = keys.take(name[: -len(PurePosixPath(name).suffix)], name)
     uri = join(shard_uri, name)

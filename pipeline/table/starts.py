@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, InputError, RequestError, TableError
-from pipeline.storage import one_line
-from pipeline.table.manifests import manifest_name
+from pipeline.storage import Shard, one_line
+from pipeline.table.manifests import manifest_name, read_manifest
 from pipeline.table.parts import LATENTS, parse_part_name
 from pipeline.table.queries import check_reads, connect, create_view
 from pipeline.table.reader import Table, open_table
@@ -46,17 +46,31 @@ class ShardStarts:
     Holds the ids of the shard's chosen faces; codes are read when they are asked for.
     """
 
-    def __init__(self, uri: str, shard_id: str, where: str | None = None) -> None:
-        """Raises `TableError` where the table has not finished the shard."""
+    def __init__(self, uri: str, shard: Shard, where: str | None = None) -> None:
+        """Raises `TableError` where the table has not finished the shard as it stands."""
         self.table = open_table(uri)
-        if not self.table.store.exists(manifest_name(shard_id)):
-            raise TableError(
-                f"the table '{uri}' has not finished shard '{shard_id}': run its own job first"
-            )
+        self._check_shard(uri, shard)
         self.n_styles = self.table.description.columns.n_styles
         self._files: dict[str, str] = {}  # image_id -> name of its file
         self._faces: dict[str, list[str]] = defaultdict(list)  # key -> image_ids
-        self._choose(shard_id, where or "true")
+        self._choose(shard.shard_id, where or "true")
+
+    def _check_shard(self, uri: str, shard: Shard) -> None:
+        """A shard of the same id may hold other images: their codes would not be missed."""
+        name = f"shard '{shard.shard_id}'"
+        if not self.table.store.exists(manifest_name(shard.shard_id)):
+            raise TableError(f"the table '{uri}' has not finished {name}: run its own job first")
+        made = read_manifest(self.table.store, shard.shard_id)
+        if made.uri != shard.source:
+            raise TableError(
+                f"the table '{uri}' has {name} from '{made.uri}', and it is to be read from "
+                f"'{shard.source}'"
+            )
+        if (made.etag, made.size) != (shard.etag, shard.size):
+            raise TableError(
+                f"{name} changed since the table '{uri}' was made from it (etag '{made.etag}' "
+                f"then, '{shard.etag}' when it was listed): run its own job first"
+            )
 
     def _choose(self, shard_id: str, where: str) -> None:
         store, columns = self.table.store, self.table.description.columns

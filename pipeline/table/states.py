@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -48,6 +48,13 @@ class ShardState:
     def done(self) -> bool:
         """Whether there is nothing to do."""
         return self.committed is not None
+
+    def without(self, numbers: Iterable[int]) -> ShardState:
+        """The state with the parts of these numbers stale, so that they are done again."""
+        dropped = set(numbers)
+        kept = {part: summary for part, summary in self.parts.items() if part not in dropped}
+        names = (name for part in sorted(dropped) for name in _names(self.shard, part))
+        return replace(self, parts=kept, stale=(*self.stale, *names))
 
 
 def state_of(store: Store, stamps: Stamps, shard: Shard) -> ShardState:

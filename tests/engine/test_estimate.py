@@ -8,8 +8,14 @@ import pytest
 
 from pipeline.config import JobConfig
 from pipeline.engine import estimate
+from pipeline.engine.dataset import Stages
 from pipeline.engine.estimate import estimate_job
+from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import make_plan
+from pipeline.engine.tally import Tally
+from pipeline.table import open_table
+from tests.faults.light import execute_in_order
+from tests.faults.stages import HashedAlign, HashedInvert
 from tests.storage.archives import write_tar
 
 
@@ -58,3 +64,33 @@ def test_archives_beyond_the_first_are_weighed_and_not_read(
     assert told["estimated_seconds"] == pytest.approx(
         start + 3 * samples / (os.cpu_count() or 1), abs=0.1
     )
+
+
+@pytest.fixture
+def first_pass(config_of: Callable[..., JobConfig], tmp_path: Path) -> JobConfig:
+    """A table of the photos as crops, two a shard."""
+    config = config_of(output=str(tmp_path / "first"), files_per_shard=2, prealigned=True)
+    plan, outcome = make_plan(config), Outcome(Tally())
+    execute_in_order(config, plan, outcome, Stages(HashedAlign, HashedInvert))
+    assert outcome.errors == []
+    return config
+
+
+@pytest.mark.parametrize("method", ["restyle", "hybrid"])
+def test_faces_that_start_from_a_table_are_inverted_to_be_timed(
+    config_of: Callable[..., JobConfig], first_pass: JobConfig, method: str
+) -> None:
+    table = open_table(first_pass.output)
+    codes = table.sql("SELECT key FROM latents WHERE face_index = 0")
+    few = {"method": method} | ({"iterations": 5} if method == "hybrid" else {})
+    shared = {"init": first_pass.output, "files_per_shard": 2, "prealigned": True}
+    told = estimate_job(config_of(**shared, **few))
+    assert told["samples_to_do"] == 4
+    assert told["invert_seconds_a_sample"] > 0
+    bytes_of_a_code = 10 * 512 * 2 + estimate.ROW_OVERHEAD_BYTES
+    assert told["estimated_table_bytes"] == len(codes) * bytes_of_a_code
+    one = codes["key"][0]
+    told = estimate_job(config_of(**shared, **few, where=f"key = '{one}'"))
+    assert (told["samples_to_do"], told["samples_are_exact"]) == (1, True)
+    assert told["invert_seconds_a_sample"] > 0
+    assert told["estimated_table_bytes"] == bytes_of_a_code

@@ -13,12 +13,13 @@ from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline.config import JobConfig
-from pipeline.engine import source
+from pipeline.engine import commit, run_job, source, waiting
 from pipeline.engine.cluster import running_ray
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.plan import make_plan
 from pipeline.engine.rows import Row
 from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
+from pipeline.errors import ClusterError
 from tests.storage.archives import write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +49,9 @@ class Executed:
 
 @contextmanager
 def executed(
-    config: JobConfig, invert: type[SimulatedInvert] = SimulatedInvert
+    config: JobConfig,
+    invert: type[SimulatedInvert] = SimulatedInvert,
+    pools: Pools = Pools(1, 1, on_gpu=False),  # noqa: B008 - frozen
 ) -> Iterator[Executed]:
     """The pipeline run to its end, on a Ray that is there till the block ends."""
     blocks: dict[str, int] = {}
@@ -71,9 +74,7 @@ def executed(
     with running_ray():
         configure_context()
         DataContext.get_current().custom_execution_callback_classes.append(Count)
-        dataset: Any = build_dataset(
-            make_plan(config), Pools(1, 1, on_gpu=False), Stages(SimulatedAlign, invert)
-        )
+        dataset: Any = build_dataset(make_plan(config), pools, Stages(SimulatedAlign, invert))
         yield Executed(list(summaries(dataset)), blocks, max(ahead), sharing)
 
 
@@ -120,3 +121,50 @@ def test_readers_do_not_run_far_ahead_of_writers(
     assert run.sharing == {name for name in run.blocks if "Map" in name}
     # A shard is a part and an end: what waits for a reader comes on top.
     assert run.ahead <= 6 + 2 * 3 + 2
+
+
+class LongInvert(SimulatedInvert):
+    """Longer at one part than Ray Data waits for any sign of progress."""
+
+    seconds_a_batch = 12.0
+
+
+def test_a_part_may_take_longer_than_ray_data_waits(
+    config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 6.0)
+    write_tar(tmp_path / "tars" / "a.tar", [("0.jpg", b"image")])
+    with executed(config_of(input=str(tmp_path / "tars")), LongInvert) as run:
+        assert sorted(row["kind"] for row in run.rows) == ["end", "part"]
+
+
+def test_a_run_that_can_write_nothing_gives_up_at_once(
+    config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(commit, "GIVE_UP_PARTS", 3)
+    monkeypatch.setattr(commit, "GIVE_UP_S", 0.0)
+    for number in range(60):
+        write_tar(tmp_path / "tars" / f"{number:02d}.tar", [("0.jpg", b"image")])
+    config = config_of(input=str(tmp_path / "tars"))
+    make_plan(config)
+    Path(config.output, "latents").write_text("in the way of the folder")
+    outcome = run_job(config, Stages(SimulatedAlign, SlowInvert))
+    assert outcome.exit_code == 1
+    assert outcome.errors[0].startswith("given up: 3 parts failed one after another")
+    assert len(outcome.errors) == 4, "57 are neither inverted nor listed"
+
+
+def test_a_run_for_which_no_node_comes_ends(
+    config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(waiting, "NO_ACTOR_S", 60.0)
+    write_tar(tmp_path / "tars" / "a.tar", [("0.jpg", b"image")])
+    config, nowhere = config_of(input=str(tmp_path / "tars")), Pools(1, 1, on_gpu=True)
+    with (
+        pytest.raises(ClusterError, match=r"no node with a GPU .*Invert.* came in 1 minutes"),
+        executed(config, pools=nowhere),
+    ):
+        pass

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,22 @@ from pipeline.engine import plan as plan_module
 from pipeline.engine.plan import Found, Plan, Works, make_plan, take_first
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import make_recipe
-from pipeline.errors import ConfigError, FingerprintError, InputError, ModelError
+from pipeline.errors import (
+    ConfigError,
+    FingerprintError,
+    InputError,
+    ModelError,
+    StorageError,
+)
 from pipeline.inversion import StopRule
 from pipeline.models import load_model, save_bundle
-from pipeline.storage import Shard, count_samples, list_shards
+from pipeline.storage import Shard, list_shards
 from pipeline.storage.formats import Kind
-from pipeline.table import ShardState
+from pipeline.table import PartSummary, ShardState
 from tests.storage.archives import write_files, write_parquet, write_tar
 
 ConfigOf = Callable[..., JobConfig]
+KINDS = ("latents", "rejects")
 
 
 @pytest.fixture
@@ -39,7 +47,7 @@ def reject_of(name: str) -> dict[str, str | None]:
 
 
 def taken(states: list[ShardState], limit: int | None) -> list[tuple[str, int | None]]:
-    return [(state.shard.shard_id, take) for state, take in take_first(states, limit)]
+    return [(state.shard.shard_id, take) for state, take in take_first(states, limit, 2)]
 
 
 def test_without_a_limit_all_is_taken(states: list[ShardState]) -> None:
@@ -51,13 +59,14 @@ def test_without_a_limit_all_is_taken(states: list[ShardState]) -> None:
     [
         (1, [("a", 1)]),
         (4, [("a", 4)]),
-        (6, [("a", 4), ("b", 2)]),
-        (99, [("a", 4), ("b", 4), ("c", 4)]),
+        (6, [("a", 6), ("b", 2)]),
+        (99, [("a", 99), ("b", 95), ("c", 91)]),
     ],
 )
 def test_a_limit_takes_the_first_samples(
     states: list[ShardState], limit: int, expected: list[tuple[str, int]]
 ) -> None:
+    """Of each shard at most what is left: its reader comes upon its end, or its damage."""
     assert taken(states, limit) == expected
 
 
@@ -66,12 +75,34 @@ def test_shards_behind_the_limit_are_not_read(states: list[ShardState]) -> None:
     assert len(taken(states, 8)) == 2
 
 
-def test_files_of_a_folder_are_counted_without_reading(tmp_path: Path) -> None:
-    for name in ("a.jpg", "b.jpg"):
-        (tmp_path / name).touch()
-    shard = next(iter(list_shards(str(tmp_path))))
-    (tmp_path / "a.jpg").unlink()
-    assert (count_samples(shard), count_samples(shard, 1)) == (2, 1)
+def test_a_damaged_shard_fails_alone(states: list[ShardState]) -> None:
+    path = Path(states[1].shard.uri)
+    path.write_bytes(path.read_bytes()[:1500])
+    assert taken(states, 99) == [("a", 99), ("b", 95), ("c", 94)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "limit", "kept"),
+    [
+        ({0: 2, 1: 2}, 4, {0, 1}),
+        ({0: 2, 1: 2}, 3, {0}),  # part 1 was taken whole, and one sample is
+        ({0: 2, 1: 1}, 4, {0}),  # part 1 was cut, and both its samples are taken
+        ({0: 2, 1: 1}, 3, {0, 1}),
+        ({0: 1, 1: 2}, 3, {1}),  # part 0 was cut
+        ({1: 2}, 4, {1}),
+        ({1: 1}, 3, set()),  # where it began is not known
+        ({1: 2}, 3, set()),
+        ({0: 2, 1: 1}, None, {0, 1}),
+    ],
+)
+def test_parts_that_another_limit_cut_are_done_again(
+    states: list[ShardState], samples: dict[int, int], limit: int | None, kept: set[int]
+) -> None:
+    parts = {number: PartSummary(number, count, 0, count) for number, count in samples.items()}
+    (state, _), *_ = take_first([replace(states[0], parts=parts)], limit, 2)
+    assert state.parts.keys() == kept
+    stale = {f"{kind}/a-{n:05d}.parquet" for n in parts.keys() - kept for kind in KINDS}
+    assert set(state.stale) == stale
 
 
 def work_of(size: int, names: int = 0) -> ShardWork:
@@ -104,6 +135,28 @@ def test_of_a_long_listing_only_a_window_is_held(
     assert listed == [1, 2, 3]
     assert [next(works).shard.size for _ in range(2)] == [9, 8]
     assert listed == [1, 2, 3, 9, 8]
+
+
+def failing(sizes: range) -> Iterator[ShardWork]:
+    """A listing that ends with an error."""
+    yield from map(work_of, sizes)
+    raise StorageError("SlowDown")
+
+
+def test_a_listing_that_fails_later_costs_nothing_that_it_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan_module, "WINDOW_SHARDS", 3)
+    works = Works(failing(range(5)))
+    assert works
+    assert sorted(next(works).shard.size for _ in range(5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(StorageError, match="SlowDown"):
+        next(works)
+
+
+def test_a_listing_that_fails_before_any_work_is_raised_at_once() -> None:
+    with pytest.raises(StorageError, match="SlowDown"):
+        bool(Works(failing(range(5))))
 
 
 def test_a_new_table_is_described_before_any_work(plan: Plan) -> None:

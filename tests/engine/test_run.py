@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import JobConfig
+from pipeline.engine import commit, record, run
 from pipeline.engine import outcome as outcome_module
-from pipeline.engine import record, run
+from pipeline.engine.cluster import Resources
+from pipeline.engine.dataset import Stages
 from pipeline.engine.logs import EventLog
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
@@ -98,6 +101,16 @@ def test_a_part_that_comes_twice_counts_once(
     assert outcome.errors == []
 
 
+def test_an_end_whose_number_a_part_has_is_no_part_that_came_twice(
+    outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+) -> None:
+    """Of a shard that the limit cuts, once more was taken than is."""
+    for row in (written(0), written(1), end(parts=1, samples=2)):
+        committer.take(row)
+    committer.finish()
+    assert outcome.errors == ["shard 'files-00000': 2 of 1 of parts arrived"]
+
+
 def test_a_part_that_never_arrives_is_reported(
     plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
 ) -> None:
@@ -126,6 +139,60 @@ def test_a_failed_part_is_reported_once_with_its_stage(
     committer.finish()
     assert outcome.errors == ["shard 'files-00000', part 1: invert: ValueError: no memory"]
     assert not is_committed(plan)
+
+
+@pytest.fixture
+def given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two failures in no time are enough."""
+    monkeypatch.setattr(commit, "GIVE_UP_PARTS", 2)
+    monkeypatch.setattr(commit, "GIVE_UP_S", 0.0)
+
+
+def failure(part: int, stage: str = "write") -> Row:
+    return failed_row("files-00000", part, stage, StorageError("expired"))
+
+
+@pytest.mark.usefixtures("given_up")
+# Ray Data sets its own deprecated settings, and warns itself of it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_a_run_whose_parts_all_fail_gives_up(
+    plan: Plan,
+    outcome: Outcome,
+    config_of: Callable[..., JobConfig],
+    without_ray: Callable[[list[Row]], None],
+) -> None:
+    assert plan.works
+    without_ray([failure(0), failure(1), failure(2), failure(3)])
+    run._execute(config_of(), plan, outcome, Stages())
+    first, *others = outcome.errors
+    assert first.startswith("given up: 2 parts failed one after another")
+    parts = [f"shard 'files-00000', part {n}: write: StorageError: expired" for n in (0, 1)]
+    assert others == parts, "no other part is waited for, and no missing shard listed"
+    assert outcome.exit_code == 1
+
+
+@pytest.mark.usefixtures("given_up")
+def test_failures_with_a_success_between_them_are_no_reason_to_give_up(
+    committer: Committer, written: Callable[[int], Row]
+) -> None:
+    for row in (failure(1), written(0), failure(1)):
+        committer.take(row)
+    assert not committer.gave_up
+    committer.take(failure(1))
+    assert committer.gave_up
+
+
+@pytest.mark.usefixtures("given_up")
+def test_damaged_shards_are_no_reason_to_give_up(committer: Committer) -> None:
+    for part in range(5):
+        committer.take(failure(part, "read"))
+    assert not committer.gave_up
+
+
+def test_an_outage_of_seconds_is_no_reason_to_give_up(committer: Committer) -> None:
+    for part in range(100):
+        committer.take(failure(part))
+    assert not committer.gave_up
 
 
 def test_samples_that_no_part_accounts_for_are_reported(
@@ -223,6 +290,52 @@ def test_the_parts_of_an_earlier_run_need_not_come_again(
     committer.finish()
     assert is_committed(plan)
     assert outcome.tally.parts == 1
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Row]], None]:
+    """Puts given rows in the place of what comes out of the stages."""
+
+    def put(rows: list[Row]) -> None:
+        monkeypatch.setattr(run, "running_ray", lambda _: nullcontext(Resources(4, 0)))
+        monkeypatch.setattr(run, "configure_context", lambda: None)
+        monkeypatch.setattr(run, "build_dataset", lambda *_: None)
+        monkeypatch.setattr(run, "summaries", lambda _: iter(rows))
+
+    return put
+
+
+# Ray Data sets its own deprecated settings, and warns itself of it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_why_the_listing_ended_is_said_before_the_shards_that_are_missing(
+    plan: Plan,
+    outcome: Outcome,
+    config_of: Callable[..., JobConfig],
+    without_ray: Callable[[list[Row]], None],
+) -> None:
+    assert plan.works
+    plan.error = StorageError("SlowDown")
+    without_ray([])
+    run._execute(config_of(), plan, outcome, Stages())
+    missing = "shard 'files-00000': 0 of an unknown number of parts arrived"
+    assert outcome.errors == ["SlowDown", missing]
+
+
+# Ray Data sets its own deprecated settings, and warns itself of it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_a_wrong_request_that_shows_late_is_raised_when_commits_are_through(
+    plan: Plan,
+    outcome: Outcome,
+    written: Callable[[int], Row],
+    config_of: Callable[..., JobConfig],
+    without_ray: Callable[[list[Row]], None],
+) -> None:
+    plan.error = InputError("two shards have one id")
+    without_ray([written(0), written(1), end()])
+    with pytest.raises(InputError):
+        run._execute(config_of(), plan, outcome, Stages())
+    assert is_committed(plan)
+    assert outcome.errors == []
 
 
 def test_the_last_line_has_the_documented_keys() -> None:

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import StorageError
+from pipeline.storage import Sample, Store, count_samples, counts, read_samples
+from tests.conftest import Bucket
+from tests.storage.archives import only_shard, samples_of, write_files, write_parquet, write_tar
+
+MEMBERS = [
+    *((f"{number}.jpg", b"image" * 1000) for number in range(5)),
+    ("0.json", b"{}"),
+    (".hidden.jpg", b"image"),
+    ("a/" + "long" * 60 + ".png", b"image"),
+]
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sample may be read."""
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a sample was read")
+
+    monkeypatch.setattr(counts, "read_samples", refuse)
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_tar_on_a_disk_is_counted_by_its_headers(tmp_path: Path) -> None:
+    shard = only_shard(write_tar(tmp_path / "a.tar", MEMBERS))
+    assert [count_samples(shard, at_most) for at_most in (None, 99, 6, 2)] == [6, 6, 6, 2]
+
+
+@pytest.mark.usefixtures("unread")
+def test_parquet_is_counted_by_its_footer(tmp_path: Path) -> None:
+    shard = only_shard(write_parquet(tmp_path / "a.parquet", {"image": [b"x", None, b"y"]}))
+    assert [count_samples(shard, at_most) for at_most in (None, 2)] == [3, 2]
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_slice_of_a_folder_is_counted_by_its_listing(tmp_path: Path) -> None:
+    shard = only_shard(write_files(tmp_path, "a.jpg", "b.jpg"))
+    (tmp_path / "a.jpg").unlink()
+    assert [count_samples(shard, at_most) for at_most in (None, 1)] == [2, 1]
+
+
+def test_a_packed_tar_is_read(tmp_path: Path) -> None:
+    assert count_samples(only_shard(write_tar(tmp_path / "a.tar.gz", MEMBERS, "w:gz"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [
+        *(("a.tar", length) for length in (0, 700, 3 * 5632 + 700, 5 * 5632)),
+        *(("a.tgz", length) for length in (2, 100, 200)),
+    ],
+)
+def test_of_a_damaged_tar_are_counted_those_that_its_reader_gives(
+    tmp_path: Path, name: str, length: int
+) -> None:
+    path = write_tar(tmp_path / name, MEMBERS, "w:gz" if name == "a.tgz" else "w")
+    path.write_bytes(path.read_bytes()[:length])
+    shard, read = only_shard(path), list[Sample]()
+    with pytest.raises(StorageError):
+        read.extend(read_samples(shard))
+    assert count_samples(shard) - len(read) in (0, 1), "one that is cut off inside"
+
+
+def test_a_header_that_cannot_be_read_ends_the_count(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", MEMBERS)
+    content = bytearray(path.read_bytes())
+    content[2 * 5632 : 2 * 5632 + 512] = b"\xff" * 512
+    path.write_bytes(content)
+    assert count_samples(only_shard(path)) == 2
+
+
+def test_what_is_no_parquet_or_vanished_has_no_samples(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", {"image": [b"x"]})
+    shard = only_shard(path)
+    path.write_bytes(b"x" * 100)
+    assert count_samples(shard) == 0
+    path.unlink()
+    assert count_samples(shard) == 0
+
+
+def test_a_storage_that_does_not_answer_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tar(tmp_path / "a.tar", MEMBERS)
+    shard = only_shard(path)
+    path.write_bytes(b"")
+
+    def down(_: str) -> Any:
+        raise StorageError("down")
+
+    monkeypatch.setattr(counts, "file_entry", down)
+    with pytest.raises(StorageError, match="down"):
+        count_samples(shard)
+
+
+def test_in_a_bucket_it_is_the_same(s3: Bucket, tmp_path: Path) -> None:
+    for path in (
+        write_tar(tmp_path / "a.tar", MEMBERS),
+        write_parquet(tmp_path / "b.parquet", {"image": [b"x", b"y"]}),
+    ):
+        Store(s3.uri).put(path.name, path.read_bytes())
+        uri = f"{s3.uri}/{path.name}"
+        assert count_samples(only_shard(uri)) == len(samples_of(uri))
