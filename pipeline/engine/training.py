@@ -15,9 +15,10 @@ from typing import Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from pipeline.engine.cluster import Resources, running_ray
+from pipeline.engine.cluster import Resources, in_cluster, running_ray
 from pipeline.engine.crops import cut_crops, plan_crops
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.inversion import ready_device
 from pipeline.storage import Store, without_secrets
 from pipeline.training.config import TrainConfig
 from pipeline.training.settled import ENCODER, check_settings
@@ -50,25 +51,48 @@ def train_in_worker(settings: dict[str, Any]) -> None:
         Store(config.output).put(DONE, json.dumps(done).encode())
 
 
+def on_gpu(config: TrainConfig, resources: Resources) -> bool:
+    """Whether each worker is to have a GPU."""
+    return config.device == "cuda" or (config.device == "auto" and resources.gpus > 0)
+
+
+def check_workers(config: TrainConfig, resources: Resources, *, local: bool) -> None:
+    """Raise `ConfigError` for more workers than there is room for, which Ray Train would await.
+
+    A cluster may start nodes with GPUs when they are asked for.
+    """
+    if config.workers > resources.cpus:
+        raise ConfigError(f"{config.workers} workers, but Ray offers {resources.cpus:.0f} cores")
+    if local and on_gpu(config, resources) and config.workers > resources.gpus:
+        raise ConfigError(
+            f"--workers {config.workers}, each with a GPU, but this machine has "
+            f"{resources.gpus:.0f}: use fewer, or --device cpu"
+        )
+
+
 def _trainer(config: TrainConfig, crops: Store, resources: Resources) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     output = Store(config.output)
-    on_gpu = config.device == "cuda" or (config.device == "auto" and resources.gpus > 0)
+    with_gpu = on_gpu(config, resources)
     return TorchTrainer(
         train_in_worker,
         train_loop_config={
             "config": config.model_dump(),
             "crops": crops.root,
-            "on_gpu": on_gpu,
+            "on_gpu": with_gpu,
         },
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=on_gpu),
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=with_gpu),
         run_config=RunConfig(
             name="_ray",
             storage_path=output.path(),
             storage_filesystem=PyFileSystem(FSSpecHandler(output.fs)),
-            failure_config=FailureConfig(max_failures=config.restarts),
+            failure_config=FailureConfig(
+                max_failures=config.restarts,
+                # Its default is to wait without end for workers that no node has room for.
+                controller_failure_limit=config.restarts,
+            ),
         ),
     )
 
@@ -107,16 +131,15 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     last checkpoint.
     """
     check_settings(config)
+    if not in_cluster():
+        ready_device(config.device)  # refuses a GPU that is not there
     plan = plan_crops(config)
     output = Store(config.output)
     output.remove(DONE)
     for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with _failures(), running_ray() as resources:
-        if config.workers > resources.cpus:
-            raise ConfigError(
-                f"{config.workers} workers, but Ray offers {resources.cpus:.0f} cores"
-            )
+        check_workers(config, resources, local=not in_cluster())
         cut_crops(config, plan, resources)
         trainer = _trainer(config, plan.store, resources)
         with _lines_of(config):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from pipeline.engine.training import run_training
-from pipeline.errors import FingerprintError
+from pipeline.engine.cluster import Resources
+from pipeline.engine.training import _trainer, check_workers, run_training
+from pipeline.errors import ConfigError, FingerprintError
+from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.settled import keep_settings
 
@@ -21,3 +25,41 @@ def test_other_settings_are_refused_before_any_work(five_images: TrainConfig) ->
     with pytest.raises(FingerprintError, match="seed: 0 when it began, 1 asked for"):
         run_training(gone)  # an input that is not there is not even listed
     assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(
+    five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no GPU here"):
+        run_training(five_images.model_copy(update={"device": "cuda"}))
+    assert not Path(five_images.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "offered", "told"),
+    [
+        ({"workers": 2}, Resources(cpus=8, gpus=1), "--workers 2, each with a GPU"),
+        ({"device": "cuda"}, Resources(cpus=8, gpus=0), "this machine has 0"),
+        ({"workers": 4}, Resources(cpus=2, gpus=0), "4 workers, but Ray offers 2 cores"),
+    ],
+)
+def test_more_workers_than_there_is_room_for_are_refused(
+    five_images: TrainConfig, settings: dict[str, Any], offered: Resources, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_workers(five_images.model_copy(update=settings), offered, local=True)
+
+
+def test_a_cluster_may_have_its_gpus_yet_to_start(five_images: TrainConfig) -> None:
+    asked = five_images.model_copy(update={"workers": 2, "device": "cuda"})
+    check_workers(asked, Resources(cpus=8, gpus=0), local=False)
+    check_workers(asked.model_copy(update={"device": "cpu"}), Resources(cpus=8, gpus=1), local=True)
+
+
+def test_workers_that_no_node_has_room_for_are_not_awaited_for_ever(
+    five_images: TrainConfig,
+) -> None:
+    asked = five_images.model_copy(update={"restarts": 2})
+    trainer = _trainer(asked, Store(five_images.output), Resources(cpus=2, gpus=0))
+    assert trainer.run_config.failure_config.controller_failure_limit == 2
