@@ -85,10 +85,10 @@ def plan_crops(config: TrainConfig) -> CropPlan:
     """List the input and see how its images are to be cut. Raises a `RequestError`."""
     from pipeline.models import treatment_for
     from pipeline.training.fresh import starting_model
-    from pipeline.training.published import encoder_plan
+    from pipeline.training.restyle import check_request
 
     model = starting_model(config)
-    encoder_plan(config, model)  # refuses steps that the encoder cannot make
+    check_request(config, model)
     treatment = treatment_for(model, prealigned=config.prealigned, identity="none", fit=config.fit)
     alignment = AlignmentSettings(
         prealigned=treatment.prealigned,

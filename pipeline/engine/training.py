@@ -71,12 +71,13 @@ def check_workers(config: TrainConfig, resources: Resources, *, local: bool) -> 
 
 
 def _trainer(config: TrainConfig, crops: Store, resources: Resources) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+
+    from pipeline.engine.trainer import Trainer
 
     output = Store(config.output)
     with_gpu = on_gpu(config, resources)
-    return TorchTrainer(
+    return Trainer(
         train_in_worker,
         train_loop_config={
             "config": config.model_dump(),
@@ -130,6 +131,9 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     training of other settings, `PipelineError` where the run failed: the same call goes on from the
     last checkpoint.
     """
+    from pipeline.training.crops import Crops
+    from pipeline.training.restyle import split_counts
+
     check_settings(config)
     if not in_cluster():
         ready_device(config.device)  # refuses a GPU that is not there
@@ -141,6 +145,7 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     with _failures(), running_ray() as resources:
         check_workers(config, resources, local=not in_cluster())
         cut_crops(config, plan, resources)
+        split_counts(Crops(plan.store), config.held_out, config.batch)  # refuses too few
         trainer = _trainer(config, plan.store, resources)
         with _lines_of(config):
             trainer.fit()
@@ -150,12 +155,19 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Turn Ray's own failures, and those of its workers, into a `PipelineError` of one line."""
+    """Turn Ray's own failures, and those of its workers, into a `PipelineError` of one line.
+
+    What a worker refused is raised as it was in the worker.
+    """
     try:
         yield
     except PipelineError:
         raise
     except Exception as error:
+        from pipeline.engine.trainer import refusal_in
+
+        if refused := refusal_in(error):
+            raise refused from error
         gist = [line for line in str(error).strip().splitlines() if line.strip()][-1:]
         text = ": ".join([type(error).__name__, *gist])
         raise PipelineError(f"{without_secrets(text)}; run again to go on") from error

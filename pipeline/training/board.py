@@ -14,6 +14,18 @@ from pipeline.errors import ConfigError
 from pipeline.storage import Store
 
 
+def summary_writer() -> Any:
+    """TensorBoard's class of writers. Raises `ConfigError` where the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "TensorBoard is not installed: pip install 'restyle-pipeline[train]', "
+            "or train with --no-tensorboard"
+        ) from error
+    return SummaryWriter
+
+
 class Board:
     """Writes events to a local folder and copies the file to `tensorboard/` at each report.
 
@@ -22,16 +34,9 @@ class Board:
     """
 
     def __init__(self, store: Store, images: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "TensorBoard is not installed: pip install 'restyle-pipeline[train]', "
-                "or train with --no-tensorboard"
-            ) from error
         self.store = store
         self.folder = tempfile.TemporaryDirectory(prefix="tensorboard-")
-        self.writer = SummaryWriter(self.folder.name, purge_step=images or None)
+        self.writer = summary_writer()(self.folder.name, purge_step=images or None)
 
     def scalars(self, images: int, line: Mapping[str, Any]) -> None:
         """The numbers of a report; a list has one curve a step."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import InputError, ModelError
 from pipeline.models import ModelCard, RestyleModel, save_bundle
@@ -15,7 +15,7 @@ from pipeline.models.official import official_checkpoint, save_official
 from pipeline.storage import Store
 from pipeline.training.adversary import Adversary
 from pipeline.training.augment import augment, flip_half
-from pipeline.training.board import Board
+from pipeline.training.board import Board, summary_writer
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.codes import read_codes
 from pipeline.training.config import TrainConfig
@@ -24,6 +24,7 @@ from pipeline.training.encoder import EncoderTask, Faces
 from pipeline.training.fresh import mapped_codes, starting_model
 from pipeline.training.journal import Journal
 from pipeline.training.loop import LoopPlan, Trained, train
+from pipeline.training.optimisers import make_optimiser
 from pipeline.training.order import random_batches
 from pipeline.training.pairs import to_unit
 from pipeline.training.parallel import Group
@@ -62,19 +63,23 @@ def augmentation(config: TrainConfig) -> Callable[[Faces], Faces]:
     return changed
 
 
-def split_counts(crops: Crops, held_out: int) -> list[int]:
+def split_counts(crops: Crops, held_out: int, batch: int = 1) -> list[int]:
     """Crops of each file that are trained on: all but the last `held_out`.
 
-    Raises `InputError` where none are left.
+    Raises `InputError` where they do not fill a batch.
     """
     counts, over = list(crops.counts), held_out
     while counts and over >= counts[-1]:
         over -= counts.pop()
-    if not counts:
+    if counts:
+        counts[-1] -= over
+    if sum(counts) < batch:
         raise InputError(
-            f"{len(crops)} faces, of which {held_out} are held out for validation: none is left"
+            f"{len(crops)} faces, of which {held_out} are held out for validation: the other "
+            f"{sum(counts)} do not fill a batch of {batch}; lower --held-out or --batch, or give "
+            "more images"
         )
-    return [*counts[:-1], counts[-1] - over]
+    return counts
 
 
 def crop_batches(
@@ -98,6 +103,22 @@ def _real_codes(config: TrainConfig, model: RestyleModel) -> Callable[[int], Ten
         return lambda count: mapped_codes(model, count)
     codes = read_codes(config.codes).to(model.latent_avg.device)
     return lambda count: codes[torch.randint(len(codes), (count,))]
+
+
+def check_request(config: TrainConfig, model: RestyleModel) -> None:
+    """Refuse what the workers could not do, before any crop is cut for them.
+
+    Raises `ConfigError` for steps that the encoder cannot make and packages that are not installed,
+    `ModelError` for weight files that are missing or do not fit, and where there is nothing to draw
+    real codes from.
+    """
+    plan = encoder_plan(config, model)
+    make_optimiser(config.optimiser, [nn.Parameter(torch.zeros(1))], config.rate)
+    if config.tensorboard:
+        summary_writer()
+    if adversary_plan(config, model) and not config.codes:
+        mapped_codes(model, 1)
+    feature_networks(config, plan.images, "cpu")
 
 
 def make_task(config: TrainConfig, model: RestyleModel, held_out: Tensor) -> EncoderTask:
@@ -130,7 +151,7 @@ def train_restyle(
     torch.manual_seed(config.seed)  # a fresh encoder is the same in every process
     store, plan = Store(config.output), loop_plan(config)
     model = starting_model(config).to(device)
-    counts = split_counts(crops, config.held_out)
+    counts = split_counts(crops, config.held_out, config.batch)
     held_out = crops.images(torch.arange(sum(counts), len(crops)))
     task = make_task(config, model, held_out)
     board = Board(store) if config.tensorboard and group.leads else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from pipeline.engine.cluster import Resources
-from pipeline.engine.training import _trainer, check_workers, run_training
-from pipeline.errors import ConfigError, FingerprintError
+from pipeline.engine.training import _failures, _trainer, check_workers, run_training
+from pipeline.errors import ConfigError, FingerprintError, InputError, PipelineError, RequestError
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.settled import keep_settings
@@ -63,3 +64,55 @@ def test_workers_that_no_node_has_room_for_are_not_awaited_for_ever(
     asked = five_images.model_copy(update={"restarts": 2})
     trainer = _trainer(asked, Store(five_images.output), Resources(cpus=2, gpus=0))
     assert trainer.run_config.failure_config.controller_failure_limit == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"identity": 0.1, "identity_network": "gone.pth"}, "gone.pth"),
+        ({"moco": 0.5, "moco_weights": "gone.pth.tar"}, "gone.pth.tar"),
+        ({"realness": 0.1}, "no mapping network to draw real codes from"),
+        ({"backbone": "gone.pth", "encoder_type": "BackboneEncoder"}, "gone.pth"),
+    ],
+)
+def test_what_the_workers_would_refuse_is_refused_before_any_crop_is_cut(
+    five_images: TrainConfig, settings: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RequestError, match=told):
+        run_training(five_images.model_copy(update=settings))
+    assert not Path(five_images.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "told"),
+    [
+        ("pytorch_optimizer", r"restyle-pipeline\[train\]', or --optimiser adam"),
+        ("torch.utils.tensorboard", r"restyle-pipeline\[train\]', or train with --no-tensorboard"),
+    ],
+)
+def test_packages_that_are_not_installed_are_named_before_any_crop_is_cut(
+    five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch, package: str, told: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=told):
+        run_training(five_images)
+    assert not Path(five_images.output).exists()
+
+
+def test_a_worker_that_refuses_is_not_started_again_and_its_refusal_is_raised() -> None:
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2.api.config import FailureConfig
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    from pipeline.engine.trainer import RefusalsEndIt
+
+    refused = WorkerGroupError("x", {0: OSError("collateral"), 1: InputError("too few")})
+    policy = RefusalsEndIt(FailureConfig(max_failures=3))
+    assert policy.make_decision(refused) == FailureDecision.RAISE
+    died = WorkerGroupError("x", {0: OSError("the node is gone")})
+    assert policy.make_decision(died) == FailureDecision.RETRY
+    with pytest.raises(InputError, match=r"^too few$"), _failures():
+        raise refused
+    with pytest.raises(PipelineError, match="run again to go on") as failure, _failures():
+        raise died
+    assert not isinstance(failure.value, RequestError)

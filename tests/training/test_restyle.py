@@ -78,5 +78,7 @@ def test_the_last_crops_are_held_out(tmp_path):
     crops = crops_of(tmp_path, 8, 9)
     assert split_counts(crops, 2) == [4, 3]
     assert split_counts(crops, 6) == [3]
-    with pytest.raises(InputError, match="none is left"):
+    with pytest.raises(InputError, match="the other 0 do not fill a batch of 1"):
         split_counts(crops, 9)
+    with pytest.raises(InputError, match=r"9 faces, of which 6 are held out .* a batch of 4"):
+        split_counts(crops, 6, batch=4)
