@@ -174,7 +174,7 @@ def write_models(
     model.requires_grad_(False).eval()
     model.card = ModelCard(
         model.card.name,
-        config.domain or model.domain,
+        model.domain,
         model.card.source,
         model.card.licence,
         {"trained_images": trained.best_images, "crops": crops, "from": model.card.name},
