@@ -26,14 +26,16 @@ from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Store, list_shards
 from pipeline.training.config import TrainConfig
+from pipeline.training.settled import Origin
 
 CROPS = "crops"
 
 
 @dataclass(frozen=True)
 class CropPlan:
-    """What crops a config asks for, and where they are kept."""
+    """What crops a config asks for, where they are kept, and what is made of them."""
 
+    origin: Origin
     works: list[ShardWork]
     alignment: AlignmentSettings
     store: Store
@@ -84,7 +86,7 @@ def file_name(row: Row) -> str:
 def plan_crops(config: TrainConfig) -> CropPlan:
     """List the input and see how its images are to be cut. Raises a `RequestError`."""
     from pipeline.models import treatment_for
-    from pipeline.training.fresh import starting_model
+    from pipeline.training.fresh import start_digest, starting_model
     from pipeline.training.restyle import check_request
 
     model = starting_model(config)
@@ -107,7 +109,8 @@ def plan_crops(config: TrainConfig) -> CropPlan:
         "limit": config.limit,
     }
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
-    return CropPlan(works, alignment, Store(Store(config.output).uri(f"{CROPS}/{digest}")))
+    origin = Origin(digest, start_digest(config, model))
+    return CropPlan(origin, works, alignment, Store(Store(config.output).uri(f"{CROPS}/{digest}")))
 
 
 def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None:

@@ -138,6 +138,7 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     if not in_cluster():
         ready_device(config.device)  # refuses a GPU that is not there
     plan = plan_crops(config)
+    check_settings(config, plan.origin)
     output = Store(config.output)
     output.remove(DONE)
     for name, value in TRAIN_ENVIRONMENT.items():

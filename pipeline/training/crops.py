@@ -63,6 +63,11 @@ class Crops:
     def __len__(self) -> int:
         return sum(self.counts)
 
+    @property
+    def name(self) -> str:
+        """That of their folder, which tells what they were cut from and how."""
+        return self.store.root.rsplit("/", 1)[-1]
+
     def images(self, index: Tensor) -> Tensor:
         """Crops at `index` [b], uint8 [b, 3, h, w]."""
         files = torch.searchsorted(self._starts, index, right=True) - 1

@@ -23,7 +23,7 @@ from pipeline.models import (
 )
 from pipeline.models.checkpoint import generator_channels, read_checkpoint
 from pipeline.models.files import open_model_file
-from pipeline.models.restyle import build_encoder
+from pipeline.models.restyle import build_encoder, digest_of
 from pipeline.models.stylegan2 import n_styles_of
 from pipeline.training.config import TrainConfig
 
@@ -49,6 +49,16 @@ def starting_model(config: TrainConfig) -> RestyleModel:
         load_backbone(model.encoder, config.backbone)
     _check_shape(model)
     return model
+
+
+def start_digest(config: TrainConfig, model: RestyleModel) -> str:
+    """What tells that the weights given are still those that a training was begun with.
+
+    A fresh encoder and a mean that is drawn follow from the seed, on one machine to the last bit.
+    """
+    if config.encoder_type:
+        return digest_of(model.generator.state_dict())
+    return model.fingerprint
 
 
 def _check_shape(model: RestyleModel) -> None:

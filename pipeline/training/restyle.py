@@ -21,7 +21,7 @@ from pipeline.training.codes import read_codes
 from pipeline.training.config import TrainConfig
 from pipeline.training.crops import Crops, windowed
 from pipeline.training.encoder import EncoderTask, Faces
-from pipeline.training.fresh import mapped_codes, starting_model
+from pipeline.training.fresh import mapped_codes, start_digest, starting_model
 from pipeline.training.journal import Journal
 from pipeline.training.loop import LoopPlan, Trained, train
 from pipeline.training.optimisers import make_optimiser
@@ -29,7 +29,7 @@ from pipeline.training.order import random_batches
 from pipeline.training.pairs import to_unit
 from pipeline.training.parallel import Group
 from pipeline.training.published import adversary_plan, encoder_plan, feature_networks
-from pipeline.training.settled import ENCODER, check_settings, keep_settings
+from pipeline.training.settled import ENCODER, Origin, check_settings, keep_settings
 
 BUNDLE, OFFICIAL = "bundle", "official.pt"
 
@@ -143,14 +143,16 @@ def train_restyle(
 
     The leading process writes `bundle/` and, for encoders that the original code knows,
     `official.pt`, with the best weights by validation. Raises `FingerprintError` where the output
-    holds a training of other settings.
+    holds a training of other settings, crops or first weights.
     """
-    check_settings(config)
-    if group.leads:
-        keep_settings(config)
     torch.manual_seed(config.seed)  # a fresh encoder is the same in every process
     store, plan = Store(config.output), loop_plan(config)
-    model = starting_model(config).to(device)
+    model = starting_model(config)
+    origin = Origin(crops.name, start_digest(config, model))
+    check_settings(config, origin)
+    if group.leads:
+        keep_settings(config, origin)
+    model = model.to(device)
     counts = split_counts(crops, config.held_out, config.batch)
     held_out = crops.images(torch.arange(sum(counts), len(crops)))
     task = make_task(config, model, held_out)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.engine.cluster import Resources
+from pipeline.engine.crops import plan_crops
 from pipeline.engine.training import _failures, _trainer, check_workers, run_training
 from pipeline.errors import ConfigError, FingerprintError, InputError, PipelineError, RequestError
 from pipeline.storage import Store
@@ -26,6 +27,16 @@ def test_other_settings_are_refused_before_any_work(five_images: TrainConfig) ->
     with pytest.raises(FingerprintError, match="seed: 0 when it began, 1 asked for"):
         run_training(gone)  # an input that is not there is not even listed
     assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_other_images_are_refused_before_they_are_cut(five_images: TrainConfig) -> None:
+    keep_settings(five_images, plan_crops(five_images).origin)
+    run = Path(five_images.output)
+    (run / "encoder.pt").write_bytes(b"")
+    Path(five_images.input, "0.png").unlink()
+    with pytest.raises(FingerprintError, match=r"the images in '.*' are others than when"):
+        run_training(five_images)
+    assert sorted(path.name for path in run.iterdir()) == ["_train.json", "encoder.pt"]
 
 
 def test_a_gpu_that_is_not_there_is_refused_before_any_work(

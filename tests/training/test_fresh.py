@@ -6,7 +6,7 @@ from pipeline.models import treatment_for
 from pipeline.models.backbones import ResNet34
 from pipeline.models.encoders import ResNetBackboneEncoder
 from pipeline.training.config import TrainConfig
-from pipeline.training.fresh import load_backbone, mapped_codes, starting_model
+from pipeline.training.fresh import load_backbone, mapped_codes, start_digest, starting_model
 from pipeline.training.published import image_weights
 from tests.models.tiny import CHANNELS, WIDTHS, tiny_checkpoint
 
@@ -65,6 +65,17 @@ def test_a_domain_decides_the_shape_that_an_official_encoder_is_shown(tiny_bundl
         starting_model(config(model=tiny_bundle, domain="cars"))
     fresh = config(model=tiny_bundle, domain="cars", encoder_type="ResNetBackboneEncoder")
     assert starting_model(fresh).input_size == (192, 256)
+
+
+def test_the_weights_of_a_start_are_told_apart_but_not_what_is_drawn(tiny_bundle):
+    fresh = config(model=tiny_bundle, encoder_type="CompactEncoder")
+    assert start_digest(fresh, starting_model(fresh)) == start_digest(fresh, starting_model(fresh))
+    going_on, model = config(model=tiny_bundle), starting_model(config(model=tiny_bundle))
+    before = start_digest(going_on, model), start_digest(fresh, model)
+    model.encoder.heads.bias.add_(1)
+    model.generator.input.input.add_(1)
+    after = start_digest(going_on, model), start_digest(fresh, model)
+    assert len({*before, *after}) == 4
 
 
 def test_a_generator_without_g_ema_is_refused(tmp_path):

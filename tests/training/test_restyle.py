@@ -67,10 +67,13 @@ def test_a_training_goes_on_for_longer_but_not_under_other_settings(tmp_path, ti
     crops = crops_of(tmp_path / "crops", 64, 20)
     train_restyle(config, crops, Group())
     checkpoint = (tmp_path / "run" / "encoder.pt").read_bytes()
+    longer = config.model_copy(update={"images": 16})
     with pytest.raises(FingerprintError, match="seed: 0 when it began, 1 asked for"):
-        train_restyle(config.model_copy(update={"images": 16, "seed": 1}), crops, Group())
+        train_restyle(longer.model_copy(update={"seed": 1}), crops, Group())
+    with pytest.raises(FingerprintError, match="the images in 'in' are others"):
+        train_restyle(longer, crops_of(tmp_path / "other_crops", 64, 12), Group())
     assert (tmp_path / "run" / "encoder.pt").read_bytes() == checkpoint
-    train_restyle(config.model_copy(update={"images": 16}), crops, Group())
+    train_restyle(longer, crops, Group())
     assert read_reports(Store(config.output), "encoder")[-1]["images"] == 16
 
 
