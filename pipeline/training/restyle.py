@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,13 +157,13 @@ def train_restyle(
     counts = split_counts(crops, config.held_out, config.batch)
     held_out = crops.images(torch.arange(sum(counts), len(crops)))
     task = make_task(config, model, held_out)
-    board = Board(store) if config.tensorboard and group.leads else None
+    open_board = partial(Board, store) if config.tensorboard and group.leads else None
     trained = train(
         plan,
         task,
         crop_batches(crops, counts, plan, group),
         Checkpoints(store, ENCODER),
-        Journal(store, ENCODER, board),
+        Journal(store, ENCODER, open_board),
         group,
     )
     return write_models(config, model, trained, len(crops)) if group.leads else {}
