@@ -1,11 +1,17 @@
-"""Cutting the crops that a training reads: read, align and write, all of it through Ray Data."""
+"""Cutting the crops that a training reads: read, align and write, all of it through Ray Data.
+
+A part becomes one file, also where it holds no face, so that what is there need not be cut again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -29,6 +35,8 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.settled import Origin
 
 CROPS = "crops"
+SUFFIX = ".safetensors"
+READS_AT_ONCE = 16  # of headers, each a request or two
 
 
 @dataclass(frozen=True)
@@ -61,9 +69,10 @@ class CropStage:
         done = blank_row("part", row["shard_id"], row["part"])
         for name in ("samples", "faces", "rejects", "reasons"):
             done[name] = row[name]
-        if pixels:
-            images = torch.from_numpy(np.stack(pixels).reshape(-1, *shape, 3))
-            put_crops(Store(self.root), file_name(row), images.permute(0, 3, 1, 2))
+        images = np.stack(pixels) if pixels else np.empty(0, np.uint8)
+        crops = torch.from_numpy(images.reshape(-1, *shape, 3)).permute(0, 3, 1, 2)
+        facts = {"samples": row["samples"], "reasons": json.loads(row["reasons"])}
+        put_crops(Store(self.root), file_name(row), crops, facts)
         return done
 
 
@@ -80,7 +89,17 @@ class SizedAlignStage(AlignStage):
 
 def file_name(row: Row) -> str:
     """The name of a part's crops: a function of the input alone."""
-    return f"{row['shard_id']}-{int(row['part']):05d}.safetensors"
+    return f"{row['shard_id']}-{int(row['part']):05d}{SUFFIX}"
+
+
+def cut_before(store: Store) -> dict[str, set[int]]:
+    """The parts of each shard whose files are there."""
+    parts: dict[str, set[int]] = {}
+    for name in store.names():
+        if name.endswith(SUFFIX):
+            shard, _, part = name.removesuffix(SUFFIX).rpartition("-")
+            parts.setdefault(shard, set()).add(int(part))
+    return parts
 
 
 def plan_crops(config: TrainConfig) -> CropPlan:
@@ -113,17 +132,15 @@ def plan_crops(config: TrainConfig) -> CropPlan:
     return CropPlan(origin, works, alignment, Store(Store(config.output).uri(f"{CROPS}/{digest}")))
 
 
-def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None:
-    """Read, align and write the crops that are not there, all of them through Ray Data."""
+def crop_rows(
+    config: TrainConfig, plan: CropPlan, works: Sequence[ShardWork], resources: Resources
+) -> Iterator[Row]:
+    """Read, align and write what `works` leave to do; a row a part, as they are finished."""
     import ray.data
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    from pipeline.training.crops import CropFile, put_index, read_index
-
-    if read_index(plan.store) is not None:
-        return
     configure_context()
-    items = [work.to_row() for work in plan.works]
+    items = [work.to_row() for work in works]
     actors = config.align_workers or max(1, int((resources.cpus - 1) / 2))
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
@@ -136,16 +153,49 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
         )
         .map(CropStage(plan.store.root), num_cpus=WRITE_CPUS)
     )
-    files, samples, reasons = [], 0, Counter[str]()
-    for row in summaries(dataset):
+    return summaries(dataset)
+
+
+def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None:
+    """Cut the crops that are not there, and write their index when all are.
+
+    Raises `StorageError` where some could not be cut, when the others are, and `InputError` where
+    no image gives any.
+    """
+    from pipeline.training.crops import CropFile, put_index, read_header, read_index
+
+    if read_index(plan.store) is not None:
+        return
+    before = cut_before(plan.store)
+    works = [
+        replace(work, existing=frozenset(before.get(work.shard.shard_id, ())))
+        for work in plan.works
+    ]
+    files, samples, reasons, failures = [], 0, Counter[str](), []
+    for row in crop_rows(config, plan, works, resources):
         if row["kind"] == "failed":
-            raise StorageError(f"shard '{row['shard_id']}', part {row['part']}: {row['error']}")
+            failures.append(f"shard '{row['shard_id']}', part {row['part']}: {row['error']}")
         if row["kind"] == "part":
+            files.append(CropFile(file_name(row), int(row["faces"])))
             samples += int(row["samples"])
             reasons.update(json.loads(row["reasons"]))
-            if row["faces"]:
-                files.append(CropFile(file_name(row), int(row["faces"])))
-    if not files:
+    if failures:
+        raise StorageError(
+            f"not all crops are cut, run again to go on; failed: {len(failures)}, "
+            f"first {'; '.join(failures[:3])}"
+        )
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        names = (
+            file_name({"shard_id": work.shard.shard_id, "part": part})
+            for work in works
+            for part in work.existing
+        )
+        for file, facts in pool.map(partial(read_header, plan.store), names):
+            files.append(file)
+            samples += int(facts["samples"])
+            reasons.update(facts["reasons"])
+    filled = sorted((file for file in files if file.count), key=lambda file: file.name)
+    if not filled:
         raise InputError(f"'{config.input}' holds no image that could be cut: {dict(reasons)}")
     facts = {"samples": samples, "rejects_by_reason": dict(sorted(reasons.items()))}
-    put_index(plan.store, sorted(files, key=lambda file: file.name), facts)
+    put_index(plan.store, filled, facts)
