@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import InputError, ModelError
+from pipeline.errors import InputError
 from pipeline.models import ModelCard, RestyleModel, save_bundle
-from pipeline.models.official import official_checkpoint, save_official
+from pipeline.models.official import original_refuses, save_official
 from pipeline.storage import Store
 from pipeline.training.adversary import Adversary
 from pipeline.training.augment import augment, flip_half
@@ -142,7 +142,7 @@ def train_restyle(
 ) -> dict[str, Any]:
     """Train, going on from the last checkpoint in the output; returns what the run came to.
 
-    The leading process writes `bundle/` and, for encoders that the original code knows,
+    The leading process writes `bundle/` and, where the original code can load it,
     `official.pt`, with the best weights by validation. Raises `FingerprintError` where the output
     holds a training of other settings, crops or first weights.
     """
@@ -172,7 +172,10 @@ def train_restyle(
 def write_models(
     config: TrainConfig, model: RestyleModel, trained: Trained, crops: int
 ) -> dict[str, Any]:
-    """Put the best encoder into `model` and write it in both forms."""
+    """Put the best encoder into `model` and write it as a bundle.
+
+    Also in the official form where the original code can load it; else `no_official` says why not.
+    """
     model.encoder.load_state_dict(trained.best.state_dict())
     model.requires_grad_(False).eval()
     model.card = ModelCard(
@@ -185,10 +188,8 @@ def write_models(
     store = Store(config.output)
     save_bundle(model, store.uri(BUNDLE))
     written = {"bundle": store.uri(BUNDLE), "official": None, "best_images": trained.best_images}
-    try:
-        official_checkpoint(model)
-    except ModelError:
-        return written  # a compact encoder: the original code has no such thing
+    if refused := original_refuses(model):
+        return {**written, "no_official": refused}
     save_official(model, store.uri(OFFICIAL), _official_options(config, model))
     return {**written, "official": store.uri(OFFICIAL)}
 

@@ -68,9 +68,7 @@ def test_one_part_that_fails_ends_no_other_and_cutting_goes_on_where_it_ended(
         Path(five_images.input, f"2{number}.png").write_bytes(b"no image")
     plan, room = plan_crops(five_images), Resources(cpus=2, gpus=0)
     monkeypatch.setattr(crops, "crop_rows", crops_in_place([], fails_at=0))
-    with pytest.raises(
-        StorageError, match=r"failed: 1, .* part 0: .* the disk is full"
-    ):
+    with pytest.raises(StorageError, match=r"failed: 1, .* part 0: .* the disk is full"):
         cut_crops(five_images, plan, room)
     assert read_index(plan.store) is None
     aligned: list[int] = []
