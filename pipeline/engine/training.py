@@ -6,38 +6,23 @@ image is in which batch depends on their order there, not on what Ray happens to
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from pipeline.alignment import AlignmentSettings
-from pipeline.engine.align import AlignStage
-from pipeline.engine.cluster import Resources, running_ray
-from pipeline.engine.dataset import (
-    ALIGN_CPUS,
-    READ_CPUS,
-    READERS,
-    WRITE_CPUS,
-    configure_context,
-    summaries,
-)
-from pipeline.engine.read import ShardWork, read_parts
-from pipeline.engine.rows import Row, blank_row, run_stage, unpack
-from pipeline.errors import ConfigError, InputError, PipelineError, StorageError
-from pipeline.storage import Store, list_shards, without_secrets
+from pipeline.engine.cluster import Resources, in_cluster, running_ray
+from pipeline.engine.crops import cut_crops, plan_crops
+from pipeline.errors import ConfigError, PipelineError
+from pipeline.inversion import ready_device
+from pipeline.storage import Store, without_secrets
 from pipeline.training.config import TrainConfig
 from pipeline.training.settled import ENCODER, check_settings
 
-CROPS = "crops"
 DONE = "_done.json"
 POLL_S = 2.0
 TRAIN_ENVIRONMENT = {
@@ -47,124 +32,6 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-
-
-@dataclass(frozen=True)
-class CropPlan:
-    """What crops a config asks for, and where they are kept."""
-
-    works: list[ShardWork]
-    alignment: AlignmentSettings
-    store: Store
-    samples: int | None = None
-
-
-class CropStage:
-    """Turns a part of aligned faces into one file of crops."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-
-    def __call__(self, row: Row) -> Row:
-        return run_stage("write", self._work, row)
-
-    def _work(self, row: Row) -> Row:
-        import torch
-
-        from pipeline.training.crops import put_crops
-
-        table, shape = unpack(row["payload"]), tuple(json.loads(row["summary"]))
-        pixels = [np.frombuffer(content, np.uint8) for content in table["pixels"].to_pylist()]
-        done = blank_row("part", row["shard_id"], row["part"])
-        for name in ("samples", "faces", "rejects", "reasons"):
-            done[name] = row[name]
-        if pixels:
-            images = torch.from_numpy(np.stack(pixels).reshape(-1, *shape, 3))
-            put_crops(Store(self.root), file_name(row), images.permute(0, 3, 1, 2))
-        return done
-
-
-class SizedAlignStage(AlignStage):
-    """Alignment that tells the crops' height and width to the stage after it."""
-
-    def __init__(self, settings: AlignmentSettings) -> None:
-        super().__init__(settings)
-        self.shape = json.dumps(settings.output_size)
-
-    def __call__(self, row: Row) -> Row:
-        return {**super().__call__(row), "summary": self.shape}
-
-
-def file_name(row: Row) -> str:
-    """The name of a part's crops: a function of the input alone."""
-    return f"{row['shard_id']}-{int(row['part']):05d}.safetensors"
-
-
-def plan_crops(config: TrainConfig) -> CropPlan:
-    """List the input and see how its images are to be cut. Raises a `RequestError`."""
-    from pipeline.models import treatment_for
-    from pipeline.training.fresh import starting_model
-    from pipeline.training.published import encoder_plan
-
-    model = starting_model(config)
-    encoder_plan(config, model)  # refuses steps that the encoder cannot make
-    treatment = treatment_for(model, prealigned=config.prealigned, identity="none", fit=config.fit)
-    alignment = AlignmentSettings(
-        prealigned=treatment.prealigned,
-        fit=treatment.fit,
-        min_face_px=config.min_face,
-        output_size=model.input_size,
-    )
-    works = [
-        ShardWork(shard, config.part_size, take=config.limit)
-        for shard in list_shards(config.input, files_per_shard=config.files_per_shard)
-    ]
-    asked = {
-        "alignment": asdict(alignment),
-        "shards": [[work.shard.shard_id, work.shard.etag] for work in works],
-        "part_size": config.part_size,
-        "limit": config.limit,
-    }
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
-    return CropPlan(works, alignment, Store(Store(config.output).uri(f"{CROPS}/{digest}")))
-
-
-def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None:
-    """Read, align and write the crops that are not there, all of them through Ray Data."""
-    import ray.data
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
-
-    from pipeline.training.crops import CropFile, put_index, read_index
-
-    if read_index(plan.store) is not None:
-        return
-    configure_context()
-    items = [work.to_row() for work in plan.works]
-    actors = config.align_workers or max(1, int((resources.cpus - 1) / 2))
-    dataset = (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .flat_map(read_parts, num_cpus=READ_CPUS, compute=TaskPoolStrategy(size=READERS))
-        .map(
-            cast(Any, SizedAlignStage),
-            fn_constructor_args=(plan.alignment,),
-            compute=ActorPoolStrategy(min_size=1, max_size=actors),
-            num_cpus=ALIGN_CPUS,
-        )
-        .map(CropStage(plan.store.root), num_cpus=WRITE_CPUS)
-    )
-    files, samples, reasons = [], 0, Counter[str]()
-    for row in summaries(dataset):
-        if row["kind"] == "failed":
-            raise StorageError(f"shard '{row['shard_id']}', part {row['part']}: {row['error']}")
-        if row["kind"] == "part":
-            samples += int(row["samples"])
-            reasons.update(json.loads(row["reasons"]))
-            if row["faces"]:
-                files.append(CropFile(file_name(row), int(row["faces"])))
-    if not files:
-        raise InputError(f"'{config.input}' holds no image that could be cut: {dict(reasons)}")
-    facts = {"samples": samples, "rejects_by_reason": dict(sorted(reasons.items()))}
-    put_index(plan.store, sorted(files, key=lambda file: file.name), facts)
 
 
 def train_in_worker(settings: dict[str, Any]) -> None:
@@ -184,25 +51,49 @@ def train_in_worker(settings: dict[str, Any]) -> None:
         Store(config.output).put(DONE, json.dumps(done).encode())
 
 
+def on_gpu(config: TrainConfig, resources: Resources) -> bool:
+    """Whether each worker is to have a GPU."""
+    return config.device == "cuda" or (config.device == "auto" and resources.gpus > 0)
+
+
+def check_workers(config: TrainConfig, resources: Resources, *, local: bool) -> None:
+    """Raise `ConfigError` for more workers than there is room for, which Ray Train would await.
+
+    A cluster may start nodes with GPUs when they are asked for.
+    """
+    if config.workers > resources.cpus:
+        raise ConfigError(f"{config.workers} workers, but Ray offers {resources.cpus:.0f} cores")
+    if local and on_gpu(config, resources) and config.workers > resources.gpus:
+        raise ConfigError(
+            f"--workers {config.workers}, each with a GPU, but this machine has "
+            f"{resources.gpus:.0f}: use fewer, or --device cpu"
+        )
+
+
 def _trainer(config: TrainConfig, crops: Store, resources: Resources) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+
+    from pipeline.engine.trainer import Trainer
 
     output = Store(config.output)
-    on_gpu = config.device == "cuda" or (config.device == "auto" and resources.gpus > 0)
-    return TorchTrainer(
+    with_gpu = on_gpu(config, resources)
+    return Trainer(
         train_in_worker,
         train_loop_config={
             "config": config.model_dump(),
             "crops": crops.root,
-            "on_gpu": on_gpu,
+            "on_gpu": with_gpu,
         },
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=on_gpu),
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=with_gpu),
         run_config=RunConfig(
             name="_ray",
             storage_path=output.path(),
             storage_filesystem=PyFileSystem(FSSpecHandler(output.fs)),
-            failure_config=FailureConfig(max_failures=config.restarts),
+            failure_config=FailureConfig(
+                max_failures=config.restarts,
+                # Its default is to wait without end for workers that no node has room for.
+                controller_failure_limit=config.restarts,
+            ),
         ),
     )
 
@@ -240,18 +131,22 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     training of other settings, `PipelineError` where the run failed: the same call goes on from the
     last checkpoint.
     """
+    from pipeline.training.crops import Crops
+    from pipeline.training.restyle import split_counts
+
     check_settings(config)
+    if not in_cluster():
+        ready_device(config.device)  # refuses a GPU that is not there
     plan = plan_crops(config)
+    check_settings(config, plan.origin)
     output = Store(config.output)
     output.remove(DONE)
     for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with _failures(), running_ray() as resources:
-        if config.workers > resources.cpus:
-            raise ConfigError(
-                f"{config.workers} workers, but Ray offers {resources.cpus:.0f} cores"
-            )
+        check_workers(config, resources, local=not in_cluster())
         cut_crops(config, plan, resources)
+        split_counts(Crops(plan.store), config.held_out, config.batch)  # refuses too few
         trainer = _trainer(config, plan.store, resources)
         with _lines_of(config):
             trainer.fit()
@@ -261,12 +156,19 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Turn Ray's own failures, and those of its workers, into a `PipelineError` of one line."""
+    """Turn Ray's own failures, and those of its workers, into a `PipelineError` of one line.
+
+    What a worker refused is raised as it was in the worker.
+    """
     try:
         yield
     except PipelineError:
         raise
     except Exception as error:
+        from pipeline.engine.trainer import refusal_in
+
+        if refused := refusal_in(error):
+            raise refused from error
         gist = [line for line in str(error).strip().splitlines() if line.strip()][-1:]
         text = ": ".join([type(error).__name__, *gist])
         raise PipelineError(f"{without_secrets(text)}; run again to go on") from error

@@ -9,11 +9,33 @@ from typing import Any
 import torch
 
 from pipeline.errors import ModelError
+from pipeline.models.backbones import WIDTHS
 from pipeline.models.encoders import OFFICIAL_ENCODERS
 from pipeline.models.files import write_model_file
 from pipeline.models.restyle import RestyleModel
 
+# The original code builds these, and loads a file only where every weight fits.
+MAPPING_LAYERS = 8
+CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}
+
 DATASETS = {"faces": "ffhq_encode", "toonify": "toonify"}  # others are `<domain>_encode`
+
+
+def original_refuses(model: RestyleModel) -> str | None:
+    """Why the original code could not load `model`, None where it can."""
+    architecture = model.architecture
+    if architecture.encoder_type not in {encoder.__name__ for encoder in OFFICIAL_ENCODERS}:
+        return f"the original code has no {architecture.encoder_type}"
+    if architecture.mapping_layers != MAPPING_LAYERS:
+        return (
+            f"the original code's generator has {MAPPING_LAYERS} mapping layers, this one "
+            f"{architecture.mapping_layers}"
+        )
+    widths = tuple(architecture.encoder_arguments.get("widths", WIDTHS))
+    published = all(CHANNELS.get(side) == wide for side, wide in architecture.channels.items())
+    if widths != WIDTHS or not published:
+        return "the original code's networks have other widths"
+    return None
 
 
 def official_checkpoint(
@@ -21,6 +43,7 @@ def official_checkpoint(
 ) -> dict[str, Any]:
     """`{"state_dict", "latent_avg", "opts"}` of `model`, sharing its tensors.
 
+    Our own loader reads it at any widths, the original code where `original_refuses` gives None.
     `options` replace those entries of `opts` that say how the model was trained. Raises
     `ModelError` for an encoder that the original code does not know.
     """
@@ -48,7 +71,9 @@ def save_official(model: RestyleModel, uri: str, options: Mapping[str, Any] | No
 
 def _options(model: RestyleModel) -> dict[str, Any]:
     """Every option that the original scripts read when they load a model or go on with it."""
-    return {
+    # Those of pSp's and of e4e's own repositories, beside ReStyle's.
+    one_pass = {"label_nc": 0, "stylegan_size": model.generator_size} if model.one_pass else {}
+    return one_pass | {
         "exp_dir": "experiment",
         "batch_size": 8,
         "test_batch_size": 8,

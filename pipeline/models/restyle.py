@@ -154,20 +154,25 @@ class RestyleModel(nn.Module):
         Does not depend on the order of keys, the file format, the device or the card. Reads every
         byte of the weights: about a second a gigabyte.
         """
-        digest = hashlib.sha256(json.dumps(self.architecture.to_json(), sort_keys=True).encode())
-        for key, tensor in sorted(self.state_dict().items()):
-            if key.endswith("num_batches_tracked"):
-                continue  # counts training steps, takes no part in evaluation
-            digest.update(f"{key}{list(tensor.shape)}{tensor.dtype}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(np.ascontiguousarray(flat.numpy()).data)
-        return digest.hexdigest()
+        return digest_of(self.state_dict(), json.dumps(self.architecture.to_json(), sort_keys=True))
 
     def frame(self, images: Tensor) -> Tensor:
         """The visible part of [n, 3, size, size], a view [n, 3, *frame_size]."""
         height, width = self.frame_size
         top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
         return images[:, :, top : top + height, left : left + width]
+
+
+def digest_of(weights: Mapping[str, Tensor], head: str = "") -> str:
+    """sha256 over `head`, and every name, shape, type and value of `weights`."""
+    digest = hashlib.sha256(head.encode())
+    for key, tensor in sorted(weights.items()):
+        if key.endswith("num_batches_tracked"):
+            continue  # counts training steps, takes no part in evaluation
+        digest.update(f"{key}{list(tensor.shape)}{tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(np.ascontiguousarray(flat.numpy()).data)
+    return digest.hexdigest()
 
 
 def build_encoder(architecture: Architecture) -> nn.Module:

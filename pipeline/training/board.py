@@ -14,24 +14,30 @@ from pipeline.errors import ConfigError
 from pipeline.storage import Store
 
 
+def summary_writer() -> Any:
+    """TensorBoard's class of writers. Raises `ConfigError` where the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "TensorBoard is not installed: pip install 'restyle-pipeline[train]', "
+            "or train with --no-tensorboard"
+        ) from error
+    return SummaryWriter
+
+
 class Board:
     """Writes events to a local folder and copies the file to `tensorboard/` at each report.
 
     TensorBoard appends to its file, which an object store cannot. Raises `ConfigError` where the
-    package is missing. After a kill, events past `images` are hidden by TensorBoard itself.
+    package is missing. Of the files of earlier runs it hides what comes after `images`, where this
+    one goes on.
     """
 
     def __init__(self, store: Store, images: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "TensorBoard is not installed: pip install 'restyle-pipeline[train]', "
-                "or train with --no-tensorboard"
-            ) from error
         self.store = store
         self.folder = tempfile.TemporaryDirectory(prefix="tensorboard-")
-        self.writer = SummaryWriter(self.folder.name, purge_step=images or None)
+        self.writer = summary_writer()(self.folder.name, purge_step=images + 1)
 
     def scalars(self, images: int, line: Mapping[str, Any]) -> None:
         """The numbers of a report; a list has one curve a step."""

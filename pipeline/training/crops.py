@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.storage import Store
 
 WINDOW = 8  # files whose crops are mixed; so many are in memory
 INDEX = "index.json"
+FACTS = "facts"
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,21 @@ class CropFile:
     count: int
 
 
-def put_crops(store: Store, name: str, images: Tensor) -> None:
-    """Write crops, uint8 [n, 3, h, w], as one file."""
-    store.put(name, save_safetensors({"images": images.contiguous()}))
+def put_crops(
+    store: Store, name: str, images: Tensor, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write crops, uint8 [n, 3, h, w], as one file, with plain `facts` about them in its header."""
+    told = {FACTS: json.dumps(dict(facts or {}))}
+    store.put(name, save_safetensors({"images": images.contiguous()}, metadata=told))
+
+
+def read_header(store: Store, name: str) -> tuple[CropFile, dict[str, Any]]:
+    """A file of crops and the facts about them, without reading the crops."""
+    with store.open(name) as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    facts: dict[str, Any] = json.loads(header["__metadata__"][FACTS])
+    return CropFile(name, int(header["images"]["shape"][0])), facts
 
 
 def put_index(store: Store, files: Sequence[CropFile], facts: dict[str, Any]) -> None:
@@ -62,6 +75,11 @@ class Crops:
 
     def __len__(self) -> int:
         return sum(self.counts)
+
+    @property
+    def name(self) -> str:
+        """That of their folder, which tells what they were cut from and how."""
+        return self.store.root.rsplit("/", 1)[-1]
 
     def images(self, index: Tensor) -> Tensor:
         """Crops at `index` [b], uint8 [b, 3, h, w]."""

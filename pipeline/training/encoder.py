@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.inversion import average_image, invert
+from pipeline.inversion.rendering import pooled, render_each
 from pipeline.inversion.restyle import start_codes
 from pipeline.metrics.lpips import load_lpips
 from pipeline.models import RestyleModel
@@ -25,7 +26,7 @@ from pipeline.training.losses import ImageLoss, ImageWeights
 from pipeline.training.parallel import Group
 from pipeline.training.progressive import Stages, delta_norms, staged, w_norm
 
-VALIDATION_BATCH = 50
+VALIDATION_BATCH = 50  # faces that the encoder is shown at once
 
 
 class Faces(NamedTuple):
@@ -103,6 +104,18 @@ def rendering(model: RestyleModel) -> Callable[[Tensor], Tensor]:
     return render
 
 
+def rendering_few(model: RestyleModel) -> Callable[[Tensor], Tensor]:
+    """`rendering` without gradients, with as many faces at once as an inversion has.
+
+    Fifty faces of 1024 px would take 35 GB.
+    """
+
+    def render(codes: Tensor) -> Tensor:
+        return torch.stack([pooled(frame, model.input_size) for frame in render_each(model, codes)])
+
+    return render
+
+
 def refine(
     encoder: nn.Module,
     render: Callable[[Tensor], Tensor],
@@ -143,7 +156,7 @@ class EncoderTask(Task[Faces]):
         self.plan, self.held_out, self.adversary = plan, held_out, adversary
         self.networks, self.augment = networks or {}, augment
         self.start = start or AverageStart.of(model)
-        self.render = rendering(model)
+        self.render, self.render_few = rendering(model), rendering_few(model)
         self.latent_avg, self.n_styles = model.latent_avg, model.n_styles
         self.one_pass = model.one_pass
         self._codes: Tensor | None = None
@@ -232,7 +245,7 @@ class EncoderTask(Task[Faces]):
     def _refined(self, network: nn.Module, seen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         start = self.start(seen)
         return refine(
-            network, self.render, start, seen, self.plan.steps,
+            network, self.render_few, start, seen, self.plan.steps,
             one_pass=self.one_pass, spread=self.plan.spread,
         )  # fmt: skip
 

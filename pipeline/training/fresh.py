@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.metrics.weight_files import read_weight_file
 from pipeline.models import (
     ENCODER_TYPES,
@@ -22,7 +23,7 @@ from pipeline.models import (
 )
 from pipeline.models.checkpoint import generator_channels, read_checkpoint
 from pipeline.models.files import open_model_file
-from pipeline.models.restyle import build_encoder
+from pipeline.models.restyle import build_encoder, digest_of
 from pipeline.models.stylegan2 import n_styles_of
 from pipeline.training.config import TrainConfig
 
@@ -32,16 +33,43 @@ RESNET34_LAYERS = (3, 4, 6, 3)
 
 
 def starting_model(config: TrainConfig) -> RestyleModel:
-    """The model as the training begins; its card says what it came from. Raises `ModelError`."""
+    """The model as the training begins; its card says what it came from, and shows.
+
+    Raises `ModelError`, and `ConfigError` for a domain that the encoder's input does not suit.
+    """
     if config.generator:
         model = _from_generator(config)
     else:
-        model = load_model(str(config.model))
+        model = load_model(str(config.model), domain=config.domain)
+        if config.domain:
+            model.card = dataclasses.replace(model.card, domain=config.domain)
         if config.encoder_type:
             model = _with_fresh_encoder(model, config)
     if config.backbone:
         load_backbone(model.encoder, config.backbone)
+    _check_shape(model)
     return model
+
+
+def start_digest(config: TrainConfig, model: RestyleModel) -> str:
+    """What tells that the weights given are still those that a training was begun with.
+
+    A fresh encoder and a mean that is drawn follow from the seed, on one machine to the last bit.
+    """
+    if config.encoder_type:
+        return digest_of(model.generator.state_dict())
+    return model.fingerprint
+
+
+def _check_shape(model: RestyleModel) -> None:
+    """Raise `ConfigError` for a model whose images have other proportions than its domain's."""
+    (height, width), (tall, wide) = model.input_size, preset_of(model.domain).input_size
+    if height * wide != width * tall:
+        raise ConfigError(
+            f"images of {model.domain} are cut to {tall}x{wide}, but the encoder of "
+            f"'{model.name}' takes {height}x{width}: choose another --domain, or an --encoder-type "
+            "for a fresh encoder"
+        )
 
 
 def _input_channels(config: TrainConfig) -> int:

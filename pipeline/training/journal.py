@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,14 @@ class Journal:
     kill has undone and without the time between two runs.
     """
 
-    def __init__(self, store: Store, name: str, board: Board | None = None) -> None:
-        self.store, self.name, self.board = store, name, board
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        open_board: Callable[[int], Board] | None = None,  # at so many images
+    ) -> None:
+        self.store, self.name, self.open_board = store, name, open_board
+        self.board: Board | None = None
         self.lines: list[dict[str, Any]] = []
         self.sums: dict[str, float] = {}
         self.count = 0
@@ -39,6 +45,10 @@ class Journal:
         self.lines = [line for line in written if line["images"] <= images]
         self.sums, self.count = dict(pending.get("sums", {})), int(pending.get("count", 0))
         self.since = time.monotonic() - float(pending.get("seconds", 0.0))
+
+    def begin(self, images: int) -> None:
+        """Open the board at `images`, where the run begins or has been resumed."""
+        self.board = self.open_board(images) if self.open_board else None
 
     @property
     def pending(self) -> dict[str, Any]:

@@ -240,6 +240,7 @@ def train(
     """
     run = _Run(plan, task, checkpoints, journal, group or Group())
     run.resume()
+    journal.begin(run.images)
     for batch in itertools.islice(batches(run.batches), max(0, plan.batches - run.batches)):
         run.step(batch)
     journal.close()

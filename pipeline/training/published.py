@@ -21,7 +21,11 @@ L2, LPIPS, IDENTITY, MOCO = 1.0, 0.8, 0.1, 0.5
 DELTA_NORM, REALNESS = 2e-4, 0.1
 BATCH = 8
 STAGES = Stages(start=20_000 * BATCH, every=2_000 * BATCH)
-PROGRESSIVE = ("ProgressiveBackboneEncoder", "ResNetProgressiveBackboneEncoder")
+PROGRESSIVE = (
+    "ProgressiveBackboneEncoder",
+    "ResNetProgressiveBackboneEncoder",
+    "Encoder4Editing",  # in one pass
+)
 
 
 def _or(value: float | None, otherwise: float) -> float:

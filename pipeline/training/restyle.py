@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.errors import InputError, ModelError
+from pipeline.errors import InputError
 from pipeline.models import ModelCard, RestyleModel, save_bundle
-from pipeline.models.official import official_checkpoint, save_official
+from pipeline.models.official import original_refuses, save_official
 from pipeline.storage import Store
 from pipeline.training.adversary import Adversary
 from pipeline.training.augment import augment, flip_half
-from pipeline.training.board import Board
+from pipeline.training.board import Board, summary_writer
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.codes import read_codes
 from pipeline.training.config import TrainConfig
 from pipeline.training.crops import Crops, windowed
 from pipeline.training.encoder import EncoderTask, Faces
-from pipeline.training.fresh import mapped_codes, starting_model
+from pipeline.training.fresh import mapped_codes, start_digest, starting_model
 from pipeline.training.journal import Journal
 from pipeline.training.loop import LoopPlan, Trained, train
+from pipeline.training.optimisers import make_optimiser
 from pipeline.training.order import random_batches
 from pipeline.training.pairs import to_unit
 from pipeline.training.parallel import Group
 from pipeline.training.published import adversary_plan, encoder_plan, feature_networks
-from pipeline.training.settled import ENCODER, check_settings, keep_settings
+from pipeline.training.settled import ENCODER, Origin, check_settings, keep_settings
 
 BUNDLE, OFFICIAL = "bundle", "official.pt"
 
@@ -62,19 +64,23 @@ def augmentation(config: TrainConfig) -> Callable[[Faces], Faces]:
     return changed
 
 
-def split_counts(crops: Crops, held_out: int) -> list[int]:
+def split_counts(crops: Crops, held_out: int, batch: int = 1) -> list[int]:
     """Crops of each file that are trained on: all but the last `held_out`.
 
-    Raises `InputError` where none are left.
+    Raises `InputError` where they do not fill a batch.
     """
     counts, over = list(crops.counts), held_out
     while counts and over >= counts[-1]:
         over -= counts.pop()
-    if not counts:
+    if counts:
+        counts[-1] -= over
+    if sum(counts) < batch:
         raise InputError(
-            f"{len(crops)} faces, of which {held_out} are held out for validation: none is left"
+            f"{len(crops)} faces, of which {held_out} are held out for validation: the other "
+            f"{sum(counts)} do not fill a batch of {batch}; lower --held-out or --batch, or give "
+            "more images"
         )
-    return [*counts[:-1], counts[-1] - over]
+    return counts
 
 
 def crop_batches(
@@ -100,6 +106,22 @@ def _real_codes(config: TrainConfig, model: RestyleModel) -> Callable[[int], Ten
     return lambda count: codes[torch.randint(len(codes), (count,))]
 
 
+def check_request(config: TrainConfig, model: RestyleModel) -> None:
+    """Refuse what the workers could not do, before any crop is cut for them.
+
+    Raises `ConfigError` for steps that the encoder cannot make and packages that are not installed,
+    `ModelError` for weight files that are missing or do not fit, and where there is nothing to draw
+    real codes from.
+    """
+    plan = encoder_plan(config, model)
+    make_optimiser(config.optimiser, [nn.Parameter(torch.zeros(1))], config.rate)
+    if config.tensorboard:
+        summary_writer()
+    if adversary_plan(config, model) and not config.codes:
+        mapped_codes(model, 1)
+    feature_networks(config, plan.images, "cpu")
+
+
 def make_task(config: TrainConfig, model: RestyleModel, held_out: Tensor) -> EncoderTask:
     """The training of `model`'s encoder; `held_out` is uint8 [n, 3, h, w]."""
     plan, device = encoder_plan(config, model), str(model.latent_avg.device)
@@ -120,26 +142,28 @@ def train_restyle(
 ) -> dict[str, Any]:
     """Train, going on from the last checkpoint in the output; returns what the run came to.
 
-    The leading process writes `bundle/` and, for encoders that the original code knows,
+    The leading process writes `bundle/` and, where the original code can load it,
     `official.pt`, with the best weights by validation. Raises `FingerprintError` where the output
-    holds a training of other settings.
+    holds a training of other settings, crops or first weights.
     """
-    check_settings(config)
-    if group.leads:
-        keep_settings(config)
     torch.manual_seed(config.seed)  # a fresh encoder is the same in every process
     store, plan = Store(config.output), loop_plan(config)
-    model = starting_model(config).to(device)
-    counts = split_counts(crops, config.held_out)
+    model = starting_model(config)
+    origin = Origin(crops.name, start_digest(config, model))
+    check_settings(config, origin)
+    if group.leads:
+        keep_settings(config, origin)
+    model = model.to(device)
+    counts = split_counts(crops, config.held_out, config.batch)
     held_out = crops.images(torch.arange(sum(counts), len(crops)))
     task = make_task(config, model, held_out)
-    board = Board(store) if config.tensorboard and group.leads else None
+    open_board = partial(Board, store) if config.tensorboard and group.leads else None
     trained = train(
         plan,
         task,
         crop_batches(crops, counts, plan, group),
         Checkpoints(store, ENCODER),
-        Journal(store, ENCODER, board),
+        Journal(store, ENCODER, open_board),
         group,
     )
     return write_models(config, model, trained, len(crops)) if group.leads else {}
@@ -148,12 +172,15 @@ def train_restyle(
 def write_models(
     config: TrainConfig, model: RestyleModel, trained: Trained, crops: int
 ) -> dict[str, Any]:
-    """Put the best encoder into `model` and write it in both forms."""
+    """Put the best encoder into `model` and write it as a bundle.
+
+    Also in the official form where the original code can load it; else `no_official` says why not.
+    """
     model.encoder.load_state_dict(trained.best.state_dict())
     model.requires_grad_(False).eval()
     model.card = ModelCard(
         model.card.name,
-        config.domain or model.domain,
+        model.domain,
         model.card.source,
         model.card.licence,
         {"trained_images": trained.best_images, "crops": crops, "from": model.card.name},
@@ -161,10 +188,8 @@ def write_models(
     store = Store(config.output)
     save_bundle(model, store.uri(BUNDLE))
     written = {"bundle": store.uri(BUNDLE), "official": None, "best_images": trained.best_images}
-    try:
-        official_checkpoint(model)
-    except ModelError:
-        return written  # a compact encoder: the original code has no such thing
+    if refused := original_refuses(model):
+        return {**written, "no_official": refused}
     save_official(model, store.uri(OFFICIAL), _official_options(config, model))
     return {**written, "official": store.uri(OFFICIAL)}
 

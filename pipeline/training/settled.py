@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,30 +18,59 @@ from pipeline.storage import Store, canonical_uri
 from pipeline.training.config import MAY_CHANGE, TrainConfig
 
 SETTINGS = "_train.json"
+ORIGIN = "origin"  # its entry beside the settings
 ENCODER = "encoder"  # the name of its checkpoint
 
 
-def check_settings(config: TrainConfig) -> None:
+@dataclass(frozen=True)
+class Origin:
+    """What a training is made from, by digests: what lies at a path may change."""
+
+    crops: str
+    start: str  # the weights that it begins with
+
+
+def check_settings(config: TrainConfig, origin: Origin | None = None) -> None:
     """Refuse to go on with what is at the output under settings that make it another training.
 
-    Raises `FingerprintError` with a line for each setting that differs, `ConfigError` where it
-    cannot be told what the training was begun with. Without a checkpoint there is nothing to spoil.
+    Raises `FingerprintError` with a line for each setting that differs, or where `origin` does,
+    `ConfigError` where it cannot be told what the training was begun with. Without a checkpoint
+    there is nothing to spoil.
     """
     store = Store(config.output)
     begun = begun_with(store, SETTINGS, ENCODER)
     if begun is None:
         return
+    known = begun.pop(ORIGIN, None)
     try:
         before = TrainConfig(**begun)
+        made_from = Origin(**known) if known else None
     except (ValidationError, TypeError) as error:
         raise _unknown(store, SETTINGS, "does not hold the settings of a training") from error
     refuse_others(store.root, _compared(before), _compared(config), MAY_CHANGE)
+    if origin and made_from:
+        _refuse_other_origin(config, made_from, origin)
 
 
-def keep_settings(config: TrainConfig) -> None:
-    """Write down what the training at the output runs with."""
-    text = config.model_dump_json(indent=2, exclude_none=True)
-    Store(config.output).put(SETTINGS, text.encode())
+def _refuse_other_origin(config: TrainConfig, begun: Origin, now: Origin) -> None:
+    changed = [
+        (begun.crops != now.crops, f"the images in '{config.input}'"),
+        (begun.start != now.start, f"the weights in '{config.model or config.generator}'"),
+    ]
+    what = " and ".join(text for differs, text in changed if differs)
+    if what:
+        raise FingerprintError(
+            f"{what} are others than when the training in '{config.output}' was begun: "
+            "choose another output, or restore them"
+        )
+
+
+def keep_settings(config: TrainConfig, origin: Origin | None = None) -> None:
+    """Write down what the training at the output runs with, and what it is made from."""
+    settings = config.model_dump(exclude_none=True)
+    if origin:
+        settings[ORIGIN] = asdict(origin)
+    Store(config.output).put(SETTINGS, json.dumps(settings, indent=2).encode())
 
 
 def begun_with(store: Store, document: str, checkpoint: str) -> dict[str, Any] | None:

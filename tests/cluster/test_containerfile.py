@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,15 @@ def test_what_is_installed_is_pinned() -> None:
         packages = re.findall(r"(?<= )[a-z][\w-]*(?:==[\d.]+)?(?= |$)", text.split("install", 1)[1])
         pinned = [package for package in packages if "==" in package]
         assert pinned, text
-    assert "-c .constraints.txt ." in installs[1]
+    assert '-c .constraints.txt ".[' in installs[1]
     (image,) = re.findall(r"PYTHON_IMAGE=(\S+)", PATH.read_text())[-1:]
     assert re.search(r":3\.11\.\d+-slim-\w+$", dict(instructions_args())["PYTHON_IMAGE"]), image
+
+
+def test_the_image_has_what_jobs_need_by_default() -> None:
+    (wanted,) = re.findall(r'"\.\[(.*)\]"', PATH.read_text())
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"train", "reports"} <= set(wanted.split(",")) <= set(known)
 
 
 def instructions_args() -> list[tuple[str, str]]:

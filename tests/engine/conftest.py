@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.config import JobConfig
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.storage import Sample
+from pipeline.training.config import TrainConfig
 
 
 def samples(count: int, size: int = 1) -> list[Sample]:
@@ -56,3 +59,22 @@ def work(plan: Plan) -> ShardWork:
     """What the plan has to do."""
     (only,) = plan.works
     return only
+
+
+@pytest.fixture
+def five_images(tmp_path: Path, tiny_bundle: str) -> TrainConfig:
+    """A training on five grey images and one file that is none, three a part."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(5):
+        content = io.BytesIO()
+        Image.new("RGB", (80, 80), (number * 40,) * 3).save(content, "PNG")
+        (folder / f"{number}.png").write_bytes(content.getvalue())
+    (folder / "9.png").write_bytes(b"no image")
+    return TrainConfig(
+        input=str(folder),
+        output=str(tmp_path / "run"),
+        model=tiny_bundle,
+        prealigned=True,
+        part_size=3,
+    )

@@ -1,85 +1,129 @@
-"""What Ray Data does for a training, stage by stage, without Ray; tests/jobs has the whole."""
+"""What a training refuses, and when, without Ray; tests/jobs has the whole."""
 
 from __future__ import annotations
 
-import io
-import json
+import sys
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from pipeline.engine.read import read_parts
-from pipeline.engine.training import CropStage, SizedAlignStage, plan_crops, run_training
-from pipeline.errors import ConfigError, FingerprintError
+from pipeline.engine.cluster import Resources
+from pipeline.engine.crops import plan_crops
+from pipeline.engine.training import _failures, _trainer, check_workers, run_training
+from pipeline.errors import ConfigError, FingerprintError, InputError, PipelineError, RequestError
+from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
-from pipeline.training.crops import CropFile, Crops, put_index
 from pipeline.training.settled import keep_settings
 
 
-@pytest.fixture
-def config(tmp_path: Path, tiny_bundle: str) -> TrainConfig:
-    """Five grey images and one file that is none, three a part."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(5):
-        content = io.BytesIO()
-        Image.new("RGB", (80, 80), (number * 40,) * 3).save(content, "PNG")
-        (folder / f"{number}.png").write_bytes(content.getvalue())
-    (folder / "9.png").write_bytes(b"no image")
-    return TrainConfig(
-        input=str(folder),
-        output=str(tmp_path / "run"),
-        model=tiny_bundle,
-        prealigned=True,
-        part_size=3,
-    )
-
-
-def test_images_become_files_of_crops_in_the_order_of_the_input(config: TrainConfig) -> None:
-    plan = plan_crops(config)
-    align, cut = SizedAlignStage(plan.alignment), CropStage(plan.store.root)
-    with align.aligner:
-        rows = [cut(align(row)) for work in plan.works for row in read_parts(work.to_row())]
-    parts = [row for row in rows if row["kind"] == "part"]
-    assert [(row["samples"], row["faces"]) for row in parts] == [(3, 3), (3, 2)]
-    assert json.loads(parts[1]["reasons"]) == {"unsupported_format": 1}
-    names = plan.store.names()
-    assert names == ["files-00000-00000.safetensors", "files-00000-00001.safetensors"]
-    put_index(plan.store, [CropFile(names[0], 3), CropFile(names[1], 2)], {})
-    images = Crops(plan.store).images(torch.arange(5))
-    assert images.shape == (5, 3, 64, 64)
-    assert np.array_equal(images[:, 0, 0, 0].numpy(), [0, 40, 80, 120, 160])
-
-
-def test_other_crops_have_another_folder(config: TrainConfig) -> None:
-    smaller = config.model_copy(update={"limit": 2})
-    assert plan_crops(config).store.root == plan_crops(config).store.root
-    assert plan_crops(config).store.root != plan_crops(smaller).store.root
-
-
-def test_a_model_of_faces_is_not_trained_without_knowing_how_to_cut_them(
-    config: TrainConfig, tmp_path: Path
-) -> None:
-    record = Path(str(config.model)) / "model.json"
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "model.safetensors").write_bytes(
-        (Path(str(config.model)) / "model.safetensors").read_bytes()
-    )
-    (other / "model.json").write_text(record.read_text().replace('"faces"', '"unknown"'))
-    with pytest.raises(ConfigError, match="--prealigned"):
-        plan_crops(config.model_copy(update={"model": str(other), "prealigned": None}))
-
-
-def test_other_settings_are_refused_before_any_work(config: TrainConfig) -> None:
-    keep_settings(config)
-    run = Path(config.output)
+def test_other_settings_are_refused_before_any_work(five_images: TrainConfig) -> None:
+    keep_settings(five_images)
+    run = Path(five_images.output)
     (run / "encoder.pt").write_bytes(b"")
     before = {path: path.read_bytes() for path in run.iterdir()}
-    gone = config.model_copy(update={"input": str(run / "gone"), "seed": 1})
+    gone = five_images.model_copy(update={"input": str(run / "gone"), "seed": 1})
     with pytest.raises(FingerprintError, match="seed: 0 when it began, 1 asked for"):
         run_training(gone)  # an input that is not there is not even listed
     assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_other_images_are_refused_before_they_are_cut(five_images: TrainConfig) -> None:
+    keep_settings(five_images, plan_crops(five_images).origin)
+    run = Path(five_images.output)
+    (run / "encoder.pt").write_bytes(b"")
+    Path(five_images.input, "0.png").unlink()
+    with pytest.raises(FingerprintError, match=r"the images in '.*' are others than when"):
+        run_training(five_images)
+    assert sorted(path.name for path in run.iterdir()) == ["_train.json", "encoder.pt"]
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(
+    five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no GPU here"):
+        run_training(five_images.model_copy(update={"device": "cuda"}))
+    assert not Path(five_images.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "offered", "told"),
+    [
+        ({"workers": 2}, Resources(cpus=8, gpus=1), "--workers 2, each with a GPU"),
+        ({"device": "cuda"}, Resources(cpus=8, gpus=0), "this machine has 0"),
+        ({"workers": 4}, Resources(cpus=2, gpus=0), "4 workers, but Ray offers 2 cores"),
+    ],
+)
+def test_more_workers_than_there_is_room_for_are_refused(
+    five_images: TrainConfig, settings: dict[str, Any], offered: Resources, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_workers(five_images.model_copy(update=settings), offered, local=True)
+
+
+def test_a_cluster_may_have_its_gpus_yet_to_start(five_images: TrainConfig) -> None:
+    asked = five_images.model_copy(update={"workers": 2, "device": "cuda"})
+    check_workers(asked, Resources(cpus=8, gpus=0), local=False)
+    check_workers(asked.model_copy(update={"device": "cpu"}), Resources(cpus=8, gpus=1), local=True)
+
+
+def test_workers_that_no_node_has_room_for_are_not_awaited_for_ever(
+    five_images: TrainConfig,
+) -> None:
+    asked = five_images.model_copy(update={"restarts": 2})
+    trainer = _trainer(asked, Store(five_images.output), Resources(cpus=2, gpus=0))
+    assert trainer.run_config.failure_config.controller_failure_limit == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"identity": 0.1, "identity_network": "gone.pth"}, "gone.pth"),
+        ({"moco": 0.5, "moco_weights": "gone.pth.tar"}, "gone.pth.tar"),
+        ({"realness": 0.1}, "no mapping network to draw real codes from"),
+        ({"backbone": "gone.pth", "encoder_type": "BackboneEncoder"}, "gone.pth"),
+    ],
+)
+def test_what_the_workers_would_refuse_is_refused_before_any_crop_is_cut(
+    five_images: TrainConfig, settings: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RequestError, match=told):
+        run_training(five_images.model_copy(update=settings))
+    assert not Path(five_images.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "told"),
+    [
+        ("pytorch_optimizer", r"restyle-pipeline\[train\]', or --optimiser adam"),
+        ("torch.utils.tensorboard", r"restyle-pipeline\[train\]', or train with --no-tensorboard"),
+    ],
+)
+def test_packages_that_are_not_installed_are_named_before_any_crop_is_cut(
+    five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch, package: str, told: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=told):
+        run_training(five_images)
+    assert not Path(five_images.output).exists()
+
+
+def test_a_worker_that_refuses_is_not_started_again_and_its_refusal_is_raised() -> None:
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2.api.config import FailureConfig
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    from pipeline.engine.trainer import RefusalsEndIt
+
+    refused = WorkerGroupError("x", {0: OSError("collateral"), 1: InputError("too few")})
+    policy = RefusalsEndIt(FailureConfig(max_failures=3))
+    assert policy.make_decision(refused) == FailureDecision.RAISE
+    died = WorkerGroupError("x", {0: OSError("the node is gone")})
+    assert policy.make_decision(died) == FailureDecision.RETRY
+    with pytest.raises(InputError, match=r"^too few$"), _failures():
+        raise refused
+    with pytest.raises(PipelineError, match="run again to go on") as failure, _failures():
+        raise died
+    assert not isinstance(failure.value, RequestError)

@@ -162,6 +162,26 @@ def test_two_workers_train_from_bucket_to_bucket_with_moco(
     assert trained.fingerprint != load_model(tiny_bundle).fingerprint
 
 
+def test_too_few_faces_are_told_by_the_job_itself(tiny_bundle: str, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    where = ("--input", images, "--output", "run", "--model", tiny_bundle)
+    asked = (*where, *SETTINGS, "--held-out", 38)
+    ended = Job(tmp_path, *asked, job="train_restyle").ended()
+    assert ended.code == 2, ended.err
+    assert ended.line["errors"][0].startswith("40 faces, of which 38 are held out for validation")
+    assert not (tmp_path / "run" / "_ray").exists()  # no worker was started
+
+
+def test_what_only_a_worker_finds_out_is_told_as_it_is(tiny_bundle: str, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    (tmp_path / "pairs-00000.tar").write_bytes(b"no tar")
+    where = ("--input", images, "--output", "run", "--model", tiny_bundle)
+    asked = (*where, *SETTINGS, "--realness", 0.1, "--codes", tmp_path)
+    ended = Job(tmp_path, *asked, job="train_restyle").ended()
+    assert ended.code == 2, ended.err
+    assert ended.err.splitlines()[-1].startswith("InputError: the codes in")
+
+
 def test_a_wrong_request_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert job.main(["--input", "in", "--output", "out"]) == 2
     assert capsys.readouterr().err == "ConfigError: pass --model or --generator to start from\n"

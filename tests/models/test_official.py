@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.models import Architecture, RestyleModel, load_checkpoint, load_model
-from pipeline.models.official import official_checkpoint, save_official
+from pipeline.models.official import official_checkpoint, original_refuses, save_official
 from pipeline.models.presets import preset_of
 from tests.models.tiny import tiny_checkpoint
 from tests.tiny_bundle import write_tiny_bundle
@@ -18,15 +19,15 @@ from tests.tiny_bundle import write_tiny_bundle
 TRAINED_HERE = ["psp_ffhq", "e4e_ffhq", "psp_church", "e4e_horse", "psp_cars", "psp_afhq_wild"]
 
 
-def empty_model(encoder_type: str, domain: str, size: int) -> RestyleModel:
+def empty_model(encoder_type: str, domain: str, size: int, channels: int = 6) -> RestyleModel:
     """A model of the published widths without memory for its weights."""
     widths = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}
-    channels = {side: width for side, width in widths.items() if side <= size}
-    arguments = {"input_channels": 6, "n_styles": 2 * len(channels)}
+    kept = {side: width for side, width in widths.items() if side <= size}
+    arguments = {"input_channels": channels, "n_styles": 2 * len(kept)}
     input_size = preset_of(domain).input_size
     with torch.device("meta"):
         return RestyleModel(
-            Architecture(encoder_type, arguments, channels, mapping_layers=8, input_size=input_size)
+            Architecture(encoder_type, arguments, kept, mapping_layers=8, input_size=input_size)
         )
 
 
@@ -44,6 +45,30 @@ def test_keys_shapes_and_types_are_the_published_ones(shared: Path, variant: str
     assert found == layout["state_dict"]
     assert list(written["latent_avg"].shape) == layout["latent_avg"][0]
     assert set(written["opts"]) == set(layout["opts"])
+    assert original_refuses(model) is None
+
+
+@pytest.mark.parametrize("encoder_type", ["GradualStyleEncoder", "Encoder4Editing"])
+def test_one_pass_files_have_the_options_that_psps_and_e4es_own_scripts_read(
+    encoder_type: str,
+) -> None:
+    opts = official_checkpoint(empty_model(encoder_type, "cars", 512, channels=3))["opts"]
+    read = {name: opts[name] for name in ("label_nc", "stylegan_size", "output_size", "input_nc")}
+    assert read == {"label_nc": 0, "stylegan_size": 512, "output_size": 512, "input_nc": 3}
+
+
+def test_what_the_original_code_cannot_load_is_said() -> None:
+    model = empty_model("BackboneEncoder", "faces", 64)
+    published = model.architecture
+    assert original_refuses(model) is None
+    for changed, told in (
+        ({"mapping_layers": 0}, "8 mapping layers, this one 0"),
+        ({"channels": {**published.channels, 64: 256}}, "other widths"),
+        ({"encoder_arguments": {**published.encoder_arguments, "widths": [8] * 4}}, "other"),
+        ({"encoder_type": "CompactEncoder"}, "has no CompactEncoder"),
+    ):
+        model.architecture = dataclasses.replace(published, **changed)
+        assert told in str(original_refuses(model))
 
 
 def test_a_model_comes_back_from_its_official_file_as_it_was(tmp_path: Path) -> None:

@@ -36,10 +36,16 @@ def test_crops_without_their_index_are_not_complete(tmp_path):
 
 
 def test_the_order_holds_each_sample_once_and_stays_within_a_window():
-    order = windowed([3, 1, 3, 2], window=2)(torch.Generator().manual_seed(0))
-    assert sorted(order.tolist()) == list(range(9))
-    file_of = torch.tensor([0, 0, 0, 1, 2, 2, 2, 3, 3])[order].tolist()
-    first = set(file_of[: sum(file_of.count(f) for f in set(file_of[:1]))])
-    assert len(first) <= 2
-    again = windowed([3, 1, 3, 2], window=2)(torch.Generator().manual_seed(0))
+    counts = [5, 3, 4, 5, 2, 3]
+    file_of = torch.arange(6).repeat_interleave(torch.tensor(counts))
+    for seed in range(20):
+        order = windowed(counts, window=2)(torch.Generator().manual_seed(seed))
+        assert sorted(order.tolist()) == list(range(22))
+        files = file_of[order].tolist()
+        while files:
+            window = set(list(dict.fromkeys(files))[:2])
+            inside = sum(counts[file] for file in window)
+            assert set(files[:inside]) == window
+            files = files[inside:]
+    again = windowed(counts, window=2)(torch.Generator().manual_seed(seed))
     assert torch.equal(order, again)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.inversion import invert
+from pipeline.inversion.rendering import PIXELS_AT_ONCE
 from pipeline.models import Architecture, RestyleModel
 from pipeline.training.adversary import Adversary, AdversaryPlan
 from pipeline.training.encoder import (
@@ -142,3 +143,14 @@ def test_validation_gives_a_figure_for_each_step(model, faces):
     assert len(validation["lpips"]) == 3
     assert task.score(validation) == validation["lpips"][-1]
     assert task.pictures(model.encoder).shape == (4, 5, 3, 32, 32)
+
+
+def test_validation_renders_no_more_faces_at_once_than_an_inversion(model, faces, monkeypatch):
+    task, at_once = task_of(model, faces, steps=2), []
+    whole = task.validate(model.encoder)
+    model.generator.register_forward_hook(lambda _, codes, __: at_once.append(len(codes[0])))
+    monkeypatch.setitem(PIXELS_AT_ONCE, "cpu", 3 * 32 * 32)
+    assert task.validate(model.encoder)["l2"] == pytest.approx(whole["l2"], abs=1e-4)
+    assert at_once == [3, 1, 3, 1]
+    task.pictures(model.encoder)
+    assert max(at_once) == 3

@@ -1,11 +1,13 @@
 import pytest
 import torch
 
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
+from pipeline.models import treatment_for
 from pipeline.models.backbones import ResNet34
 from pipeline.models.encoders import ResNetBackboneEncoder
 from pipeline.training.config import TrainConfig
-from pipeline.training.fresh import load_backbone, mapped_codes, starting_model
+from pipeline.training.fresh import load_backbone, mapped_codes, start_digest, starting_model
+from pipeline.training.published import image_weights
 from tests.models.tiny import CHANNELS, WIDTHS, tiny_checkpoint
 
 
@@ -42,6 +44,38 @@ def test_a_fresh_one_pass_encoder_sees_the_image_alone(generator_file, tiny_bund
     for model in (from_file, from_model):
         assert model.one_pass
         assert model.encoder.conv1.weight.shape[1] == 3
+
+
+def test_a_domain_that_is_told_is_that_of_crops_losses_and_card(tiny_bundle, tmp_path):
+    told = {"domain": "church", "moco_weights": "m.pth"}
+    torch.save(tiny_checkpoint(), tmp_path / "faces.pt")
+    for source in (tiny_bundle, str(tmp_path / "faces.pt")):
+        model = starting_model(config(model=source, **told))
+        assert (model.domain, model.card.domain) == ("church", "church")
+        assert treatment_for(model).prealigned  # no face is looked for
+        weights = image_weights(config(model=source, **told), model)
+        assert (weights.identity, weights.moco) == (0, 0.5)
+
+
+def test_a_domain_decides_the_shape_that_an_official_encoder_is_shown(tiny_bundle, tmp_path):
+    torch.save(tiny_checkpoint("ResNetBackboneEncoder"), tmp_path / "any.pt")
+    wide = starting_model(config(model=str(tmp_path / "any.pt"), domain="cars"))
+    assert wide.input_size == (192, 256)
+    with pytest.raises(ConfigError, match=r"cars are cut to 192x256, but .* 'tiny' takes 64x64"):
+        starting_model(config(model=tiny_bundle, domain="cars"))
+    fresh = config(model=tiny_bundle, domain="cars", encoder_type="ResNetBackboneEncoder")
+    assert starting_model(fresh).input_size == (192, 256)
+
+
+def test_the_weights_of_a_start_are_told_apart_but_not_what_is_drawn(tiny_bundle):
+    fresh = config(model=tiny_bundle, encoder_type="CompactEncoder")
+    assert start_digest(fresh, starting_model(fresh)) == start_digest(fresh, starting_model(fresh))
+    going_on, model = config(model=tiny_bundle), starting_model(config(model=tiny_bundle))
+    before = start_digest(going_on, model), start_digest(fresh, model)
+    model.encoder.heads.bias.add_(1)
+    model.generator.input.input.add_(1)
+    after = start_digest(going_on, model), start_digest(fresh, model)
+    assert len({*before, *after}) == 4
 
 
 def test_a_generator_without_g_ema_is_refused(tmp_path):

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -64,18 +65,37 @@ def test_cells_stand_side_by_side_in_a_picture(tmp_path):
         assert picture.size == (12, 8)
 
 
-def test_tensorboard_reads_back_a_curve_for_each_step(tmp_path):
+def events_in(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    return EventAccumulator(str(folder / "tensorboard")).Reload()
+
+
+def test_tensorboard_reads_back_a_curve_for_each_step(tmp_path):
     store = Store(str(tmp_path))
-    journal = Journal(store, "log", Board(store))
+    journal = Journal(store, "log", partial(Board, store))
+    journal.begin(0)
     journal.add({"loss": torch.tensor(0.5)})
     journal.report(64, {"held_out_l2": [0.25, 0.125]})
     journal.picture(64, torch.zeros(1, 2, 3, 4, 4))
     journal.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
+    events = events_in(tmp_path)
     (point,) = events.Scalars("held_out_l2/step_2")
     assert (point.step, point.value) == (64, 0.125)
     assert events.Scalars("loss")[0].value == 0.5
     assert len(events.Images("steps")) == 1
+
+
+@pytest.mark.parametrize("resumed_at", [0, 10])
+def test_tensorboard_does_not_show_what_a_kill_undid(tmp_path, resumed_at):
+    store = Store(str(tmp_path))
+    killed = Board(store)
+    for images in (10, 20, 30):
+        killed.scalars(images, {"loss": 1.0})
+    killed.close()  # which adds nothing to its file
+    resumed = Board(store, resumed_at)
+    for images in range(resumed_at + 10, 50, 10):
+        resumed.scalars(images, {"loss": 2.0})
+    resumed.close()
+    shown = [(point.step, point.value) for point in events_in(tmp_path).Scalars("loss")]
+    assert shown == [(images, 1.0 if images <= resumed_at else 2.0) for images in (10, 20, 30, 40)]

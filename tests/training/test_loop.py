@@ -82,6 +82,26 @@ def test_a_run_that_was_killed_ends_as_an_unbroken_one_line_for_line(tmp_path, f
         assert torch.equal(weight, resumed.network.state_dict()[name]), name
 
 
+def test_a_board_is_opened_where_the_run_goes_on(tmp_path):
+    opened = []
+
+    class NoBoard:
+        def __init__(self, images):
+            opened.append(images)
+
+        def scalars(self, images, line):
+            """Show nothing."""
+
+        def close(self):
+            """Nothing to close."""
+
+    store = Store(str(tmp_path))
+    for images in (40, 80):
+        journal, plan = Journal(store, "line", NoBoard), replace(PLAN, images=images)
+        train(plan, LineTask(), batches_from, Checkpoints(store, "line"), journal)
+    assert opened == [0, 40]
+
+
 def test_the_seconds_of_all_runs_of_a_training_are_counted(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, fail_at=11)

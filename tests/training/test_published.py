@@ -1,7 +1,9 @@
 import pytest
+import torch
 
 from pipeline.errors import ConfigError
 from pipeline.models import load_checkpoint
+from pipeline.models.encoders import OFFICIAL_ENCODERS
 from pipeline.training.config import TrainConfig
 from pipeline.training.published import (
     STAGES,
@@ -43,6 +45,19 @@ def test_e4e_has_stages_offsets_and_an_adversary_and_psp_has_none(faces, churche
     psp = encoder_plan(config(), faces)
     assert (psp.stages, psp.delta_norm) == (None, 0.0)
     assert adversary_plan(config(), faces) is None
+
+
+@pytest.mark.parametrize("encoder", [kind.__name__ for kind in OFFICIAL_ENCODERS])
+def test_every_encoder_whose_rows_are_offsets_is_trained_as_e4e(encoder):
+    model = load_checkpoint(tiny_checkpoint(encoder, input_channels=3))
+    for head in model.encoder.styles[1:]:
+        head.register_forward_hook(lambda _head, _images, row: 0 * row)
+    with torch.no_grad():
+        rows = model.encoder(torch.rand(1, 3, 64, 64))
+    of_e4e = torch.equal(rows[:, 1:], rows[:, :1].expand(-1, 3, -1))
+    plan = encoder_plan(config(), model)
+    assert (plan.stages is not None) == (plan.delta_norm > 0) == of_e4e
+    assert (adversary_plan(config(), model) is not None) == of_e4e
 
 
 def test_what_a_config_says_stands(churches):

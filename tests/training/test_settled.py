@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.storage import Store
 from pipeline.training.config import MAY_CHANGE, TrainConfig
-from pipeline.training.settled import SETTINGS, check_settings, keep_settings, refuse_others
+from pipeline.training.settled import SETTINGS, Origin, check_settings, keep_settings, refuse_others
 
 
 @pytest.fixture
@@ -69,6 +69,25 @@ def test_a_moved_run_goes_on_where_it_is(begun: TrainConfig, tmp_path: Path) -> 
     check_settings(begun.model_copy(update={"output": str(tmp_path / "moved")}))
 
 
+@pytest.mark.parametrize(
+    ("origin", "told"),
+    [
+        (Origin("other", "weights"), "the images in 'faces' are others than when"),
+        (Origin("crops", "other"), "the weights in 'demo' are others than when"),
+        (Origin("other", "other"), "the images in 'faces' and the weights in 'demo' are others"),
+    ],
+)
+def test_other_images_or_weights_under_the_same_name_are_refused(
+    begun: TrainConfig, origin: Origin, told: str
+) -> None:
+    keep_settings(begun, Origin("crops", "weights"))
+    check_settings(begun)
+    check_settings(begun, Origin("crops", "weights"))
+    with pytest.raises(FingerprintError, match=told) as refusal:
+        check_settings(begun, origin)
+    assert "\n" not in str(refusal.value)
+
+
 def test_without_a_checkpoint_there_is_nothing_to_spoil(begun: TrainConfig) -> None:
     Store(begun.output).remove("encoder.pt")
     check_settings(begun.model_copy(update={"seed": 1}))
@@ -83,6 +102,7 @@ def test_without_a_checkpoint_there_is_nothing_to_spoil(begun: TrainConfig) -> N
         (b"[]", "is not a JSON object"),
         (b'{"input": "faces"}', "does not hold the settings of a training"),
         (b'{"input": "a", "output": "b", "colour": 1}', "does not hold the settings"),
+        (b'{"input": "a", "output": "b", "origin": {"a": 1}}', "does not hold the settings"),
     ],
 )
 def test_a_checkpoint_of_unknown_settings_is_refused(

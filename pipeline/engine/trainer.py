@@ -1,0 +1,38 @@
+"""Ray Train's trainer, which does not start workers again that refused what was asked of them.
+
+Apart from `pipeline.engine.training`, which sets Ray Train's environment before it is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from pipeline.errors import RequestError
+
+
+def refusal_in(error: Exception) -> RequestError | None:
+    """What a worker refused, of an error of Ray Train's; None where it failed otherwise."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return next((failure for failure in failures if isinstance(failure, RequestError)), None)
+
+
+class RefusalsEndIt(DefaultFailurePolicy):
+    """Starts workers again as often as is asked for, but not to be refused once more."""
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Raise a refusal, else what Ray Train decides."""
+        if refusal_in(training_failed_error):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+class Trainer(TorchTrainer):
+    """Ray Train's, with a say in which failures are final, which its settings do not give."""
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        policy = RefusalsEndIt(cast(FailureConfig, self.run_config.failure_config))
+        return super()._initialize_and_run_controller(**settings | {"failure_policy": policy})

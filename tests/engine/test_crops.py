@@ -1,0 +1,104 @@
+"""The cutting of crops, stage by stage, without Ray; tests/jobs has the whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.engine import crops
+from pipeline.engine.cluster import Resources
+from pipeline.engine.crops import CropPlan, CropStage, SizedAlignStage, cut_crops, plan_crops
+from pipeline.engine.read import ShardWork, read_parts
+from pipeline.engine.rows import Row, failed_row
+from pipeline.errors import ConfigError, StorageError
+from pipeline.training.config import TrainConfig
+from pipeline.training.crops import CropFile, Crops, put_index, read_index
+
+
+def test_images_become_files_of_crops_in_the_order_of_the_input(five_images: TrainConfig) -> None:
+    plan = plan_crops(five_images)
+    align, cut = SizedAlignStage(plan.alignment), CropStage(plan.store.root)
+    with align.aligner:
+        rows = [cut(align(row)) for work in plan.works for row in read_parts(work.to_row())]
+    parts = [row for row in rows if row["kind"] == "part"]
+    assert [(row["samples"], row["faces"]) for row in parts] == [(3, 3), (3, 2)]
+    assert json.loads(parts[1]["reasons"]) == {"unsupported_format": 1}
+    names = plan.store.names()
+    assert names == ["files-00000-00000.safetensors", "files-00000-00001.safetensors"]
+    put_index(plan.store, [CropFile(names[0], 3), CropFile(names[1], 2)], {})
+    images = Crops(plan.store).images(torch.arange(5))
+    assert images.shape == (5, 3, 64, 64)
+    assert np.array_equal(images[:, 0, 0, 0].numpy(), [0, 40, 80, 120, 160])
+
+
+def crops_in_place(aligned: list[int], fails_at: int | None = None) -> Callable[..., Iterator[Row]]:
+    """The stages without Ray; parts are added to `aligned`, and one may fail."""
+
+    def rows(
+        config: TrainConfig,  # noqa: ARG001
+        plan: CropPlan,
+        works: Sequence[ShardWork],
+        resources: Resources,  # noqa: ARG001
+    ) -> Iterator[Row]:
+        align, cut = SizedAlignStage(plan.alignment), CropStage(plan.store.root)
+        with align.aligner:
+            for row in (row for work in works for row in read_parts(work.to_row())):
+                if row["kind"] == "part":
+                    aligned.append(int(row["part"]))
+                failed = row["kind"] == "part" and row["part"] == fails_at
+                error = OSError("the disk is full")
+                yield (
+                    failed_row(row["shard_id"], row["part"], "write", error)
+                    if failed
+                    else cut(align(row))
+                )
+
+    return rows
+
+
+def test_one_part_that_fails_ends_no_other_and_cutting_goes_on_where_it_ended(
+    five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3, 6):  # a part without a face
+        Path(five_images.input, f"2{number}.png").write_bytes(b"no image")
+    plan, room = plan_crops(five_images), Resources(cpus=2, gpus=0)
+    monkeypatch.setattr(crops, "crop_rows", crops_in_place([], fails_at=0))
+    with pytest.raises(StorageError, match=r"failed: 1, .* part 0: .* the disk is full"):
+        cut_crops(five_images, plan, room)
+    assert read_index(plan.store) is None
+    aligned: list[int] = []
+    monkeypatch.setattr(crops, "crop_rows", crops_in_place(aligned))
+    cut_crops(five_images, plan, room)
+    assert aligned == [0]
+    resumed = read_index(plan.store)
+    whole = plan_crops(five_images.model_copy(update={"output": f"{five_images.output}-2"}))
+    cut_crops(five_images, whole, room)
+    assert aligned == [0, 0, 1, 2]
+    assert resumed == read_index(whole.store)
+    assert resumed is not None
+    assert (resumed["samples"], sum(count for _, count in resumed["files"])) == (9, 5)
+
+
+def test_other_crops_have_another_folder(five_images: TrainConfig) -> None:
+    smaller = five_images.model_copy(update={"limit": 2})
+    assert plan_crops(five_images).store.root == plan_crops(five_images).store.root
+    assert plan_crops(five_images).store.root != plan_crops(smaller).store.root
+
+
+def test_a_model_of_faces_is_not_trained_without_knowing_how_to_cut_them(
+    five_images: TrainConfig, tmp_path: Path
+) -> None:
+    record = Path(str(five_images.model)) / "model.json"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(
+        (Path(str(five_images.model)) / "model.safetensors").read_bytes()
+    )
+    (other / "model.json").write_text(record.read_text().replace('"faces"', '"unknown"'))
+    with pytest.raises(ConfigError, match="--prealigned"):
+        plan_crops(five_images.model_copy(update={"model": str(other), "prealigned": None}))
