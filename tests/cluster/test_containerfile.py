@@ -120,6 +120,12 @@ def test_ray_is_found_in_the_login_shells_of_ray_up(tmp_path: Path) -> None:
     assert (run.returncode, run.stdout) == (0, "the Ray of the image\n"), run.stderr
 
 
+def test_the_runtime_of_nvidia_gives_the_container_its_gpus() -> None:
+    set_to = " ".join(text for name, text in last_stage() if name == "ENV").split()
+    assert "NVIDIA_VISIBLE_DEVICES=all" in set_to, "unset, --runtime=nvidia adds no GPU"
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in set_to
+
+
 def test_all_clusters_run_it() -> None:
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version

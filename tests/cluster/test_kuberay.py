@@ -84,6 +84,14 @@ def test_the_pools_fit_on_the_pods() -> None:
     assert float(gpu["rayStartParams"]["num-cpus"]) == needs["num_cpus"] == 0
 
 
+def test_only_pods_that_ask_for_a_gpu_offer_one() -> None:
+    """Where NVIDIA's runtime is a node's default the image shows all GPUs, and Ray counts them."""
+    spec = ray_cluster("kuberay/cluster.yaml")
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        asks = "nvidia.com/gpu" in container(group)["resources"]["limits"]
+        assert (group["rayStartParams"].get("num-gpus") == "0") != asks
+
+
 def test_the_object_store_fits_into_shared_memory_and_that_into_the_pod() -> None:
     for group in ray_cluster("kuberay/cluster.yaml")["workerGroupSpecs"]:
         store = int(group["rayStartParams"]["object-store-memory"])
