@@ -66,7 +66,7 @@ def test_what_is_installed_is_pinned() -> None:
         packages = re.findall(r"(?<= )[a-z][\w-]*(?:==[\d.]+)?(?= |$)", text.split("install", 1)[1])
         pinned = [package for package in packages if "==" in package]
         assert pinned, text
-    assert "-c .constraints.txt ." in installs[1]
+    assert "-c .constraints.txt '.[gcp]'" in installs[1], "gs:// needs gcsfs"
     (image,) = re.findall(r"PYTHON_IMAGE=(\S+)", PATH.read_text())[-1:]
     assert re.search(r":3\.11\.\d+-slim-\w+$", dict(instructions_args())["PYTHON_IMAGE"]), image
 

@@ -19,7 +19,7 @@ MACHINES = {
     "c7i.4xlarge": (16, 32, 0),
     "g6e.2xlarge": (8, 64, 1),
     "n2-standard-4": (4, 16, 0),
-    "c3-highcpu-22": (22, 44, 0),
+    "c3d-highcpu-16": (16, 32, 0),
     "g2-standard-8": (8, 32, 1),
 }
 
@@ -82,11 +82,17 @@ def test_a_node_offers_no_more_than_its_machine_has(name: str) -> None:
     for kind, node in node_types(name):
         cpus, memory, gpus = machine(node)
         offered = node["resources"]
-        assert offered["CPU"] <= cpus, kind
+        assert offered["CPU"] == (cpus if kind == "cpu" else 0), f"{kind}: all that is paid for"
         assert offered.get("GPU", 0) == gpus, kind
         store = offered.get("object_store_memory", 0)
         assert store <= 0.4 * memory * 2**30, f"{kind}: the actors need the rest"
         assert store < shm_bytes(name), f"{kind}: the store lives in /dev/shm"
+
+
+def test_gpu_nodes_of_google_wait_for_their_driver() -> None:
+    """Ray asks nvidia-smi once, when it starts the container."""
+    (wait,) = dict(node_types("gcp.yaml"))["gpu"]["initialization_commands"]
+    assert "nvidia-smi" in wait
 
 
 @pytest.mark.parametrize("name", CLOUDS)

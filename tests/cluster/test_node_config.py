@@ -109,6 +109,14 @@ def test_compute_engine_takes_the_node(kind: str) -> None:
     assert problems_of_gce(nodes("gcp.yaml")[kind], INSTANCE) == []
 
 
+def test_compute_engine_is_told_a_disk_that_all_machines_take() -> None:
+    zone = load("gcp.yaml")["provider"]["availability_zone"]
+    for kind, node in nodes("gcp.yaml").items():
+        (disk,) = node["disks"]
+        asked = disk["initializeParams"].get("diskType", "pd-standard")
+        assert asked == f"zones/{zone}/diskTypes/pd-balanced", f"{kind}: C3D and G2 have no other"
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
