@@ -12,9 +12,10 @@ from jobs.invert_dataset import parse_arguments
 from pipeline.config import load_config
 from pipeline.engine.dataset import ALIGN_CPUS, READ_CPUS, WRITE_CPUS, inverter_needs
 from pipeline.engine.read import MAX_PART_BYTES
-from tests.cluster.configurations import MANIFESTS, load, ray_cluster
+from tests.cluster.configurations import FOLDER, MANIFESTS, load, ray_cluster
 from tests.cluster.kuberay_schema import SCHEMAS
 
+GUIDE = (FOLDER / "README.md").read_text()
 UNITS = {"Mi": 2**20, "Gi": 2**30}
 
 
@@ -107,3 +108,26 @@ def test_all_pods_run_one_image() -> None:
     spec = ray_cluster("kuberay/cluster.yaml")
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     assert len({container(group)["image"] for group in groups}) == 1
+
+
+def test_the_guide_sends_a_job_to_the_cluster_that_stays() -> None:
+    name = load("kuberay/cluster.yaml")["metadata"]["name"]
+    for step in (
+        f"kubectl port-forward svc/{name}-head-svc 8265",
+        "RAY_AUTH_MODE=token",
+        f"RAY_AUTH_TOKEN=$(kubectl get secret {name} ",
+    ):
+        assert step in GUIDE, "KubeRay names service and secret after the cluster"
+
+
+def test_the_guide_ends_a_job_before_it_is_applied_again() -> None:
+    name = load("kuberay/job.yaml")["metadata"]["name"]
+    assert f"kubectl delete rayjob {name}" in GUIDE, "a finished RayJob is not run again by apply"
+    assert f"kubectl logs job/{name}" in GUIDE
+
+
+def test_the_guide_says_who_labels_the_nodes() -> None:
+    needed = GUIDE.split("**Kubernetes.**")[1].split("```")[0]
+    for group in ray_cluster("kuberay/cluster.yaml")["workerGroupSpecs"]:
+        ((label, value),) = group["template"]["spec"]["nodeSelector"].items()
+        assert f"`{label}: {value}`" in needed
