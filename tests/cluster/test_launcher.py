@@ -11,7 +11,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.engine.dataset import ALIGN_CPUS, READ_CPUS, WRITE_CPUS, inverter_needs
 from pipeline.engine.read import MAX_PART_BYTES
-from tests.cluster.configurations import CLOUDS, LAUNCHED, load
+from tests.cluster.configurations import CLOUDS, FOLDER, LAUNCHED, load
 
 # vCPUs, memory in GiB, GPUs: from the providers' pages.
 MACHINES = {
@@ -64,6 +64,16 @@ def test_nothing_is_installed_on_the_nodes(name: str) -> None:
 def test_the_dashboard_listens_on_loopback(name: str) -> None:
     (start,) = [line for line in load(name)["head_start_ray_commands"] if "--head" in line]
     assert "--dashboard-host=127.0.0.1" in start
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_every_node_exports_its_metrics_where_the_guide_says(name: str) -> None:
+    config = load(name)
+    starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    guide = (FOLDER / "README.md").read_text()
+    (port,) = re.findall(r"port (\d+) of every node", guide)
+    for start in (line for line in starts if line.startswith("ray start")):
+        assert f"--metrics-export-port={port}" in start, "else it is another at each start"
 
 
 @pytest.mark.parametrize("name", CLOUDS)
