@@ -26,6 +26,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import InputError, StorageError
 
+# What serves a scheme and is not there by itself: the extra that brings it.
+_EXTRAS = {"gs": "gcp", "gcs": "gcp"}
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 # Before the host, also of a URI inside a URI (`simplecache::s3://key:secret@bucket`).
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
@@ -74,11 +76,15 @@ def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec file system of `uri` and the path on it; listings are never cached.
 
     A cached listing would hide what another node wrote. Raises `InputError` for a scheme that no
-    installed package serves.
+    installed package serves, and says what to install where that is known.
     """
     try:
         fs, path = url_to_fs(uri, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
+        extra = _EXTRAS.get(uri.split("://")[0])
+        how = f": pip install 'restyle-pipeline[{extra}]'" if extra else ""
+        raise InputError(f"cannot open '{uri}': {one_line(error)}{how}") from error
+    except ValueError as error:
         raise InputError(f"cannot open '{uri}': {one_line(error)}") from error
     return fs, str(path)
 
@@ -105,6 +111,11 @@ def storage_errors(action: str) -> Iterator[None]:
     except NotImplementedError as error:
         raise StorageError(f"cannot {action}: this kind of storage does not do that") from error
     except (OSError, EOFError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+        raise StorageError(f"cannot {action}: {one_line(error)}") from error
+    except Exception as error:
+        # Google's have no base but this, and gcsfs need not be installed.
+        if type(error).__module__.split(".")[0] not in ("gcsfs", "google"):
+            raise
         raise StorageError(f"cannot {action}: {one_line(error)}") from error
 
 

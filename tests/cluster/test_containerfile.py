@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from ray.autoscaler._private.command_runner import _with_interactive
 
 from tests.cluster.configurations import EVERY, FOLDER, ROOT, load
 
@@ -66,13 +67,13 @@ def test_what_is_installed_is_pinned() -> None:
         packages = re.findall(r"(?<= )[a-z][\w-]*(?:==[\d.]+)?(?= |$)", text.split("install", 1)[1])
         pinned = [package for package in packages if "==" in package]
         assert pinned, text
-    assert '-c .constraints.txt ".[' in installs[1]
+    assert "-c .constraints.txt '.[gcp,reports,train]'" in installs[1], "gs:// needs gcsfs"
     (image,) = re.findall(r"PYTHON_IMAGE=(\S+)", PATH.read_text())[-1:]
     assert re.search(r":3\.11\.\d+-slim-\w+$", dict(instructions_args())["PYTHON_IMAGE"]), image
 
 
 def test_the_image_has_what_jobs_need_by_default() -> None:
-    (wanted,) = re.findall(r'"\.\[(.*)\]"', PATH.read_text())
+    (wanted,) = re.findall(r"'\.\[(.*)\]'", PATH.read_text())
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {"train", "reports"} <= set(wanted.split(",")) <= set(known)
 
@@ -95,6 +96,41 @@ def test_what_is_copied_is_there() -> None:
         sources = [part for part in arguments.split()[:-1] if not part.startswith("--")]
         if name == "COPY" and "--from=" not in arguments:
             assert [source for source in sources if not (ROOT / source).exists()] == []
+
+
+def test_ray_is_found_in_the_login_shells_of_ray_up(tmp_path: Path) -> None:
+    (commands,) = [text for name, text in last_stage() if name == "RUN"]
+    ours = tmp_path / "bin"
+    ours.mkdir()
+    (ours / "ray").write_text("#!/bin/sh\necho the Ray of the image\n")
+    (ours / "ray").chmod(0o755)
+    # As Debian's /etc/profile does it: a PATH of its own, then what is in profile.d.
+    (tmp_path / ".bash_profile").write_text(
+        f"PATH=/usr/bin:/bin\nif [ -r {tmp_path}/restyle.sh ]; then . {tmp_path}/restyle.sh; fi\n"
+    )
+    (tmp_path / ".bashrc").touch()
+    for written in re.findall(r"&& (echo .* > /etc/profile\.d/restyle\.sh)", commands):
+        here = written.replace("/etc/profile.d", str(tmp_path)).replace(
+            "/opt/restyle/bin", str(ours)
+        )
+        subprocess.run(here.replace("/opt/restyle/bin", str(ours)), shell=True, check=True)
+    run = subprocess.run(
+        " ".join(_with_interactive("ray --version")),
+        shell=True,
+        env={"HOME": str(tmp_path), "PATH": f"{ours}:/usr/bin:/bin"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,  # an interactive shell wants the terminal for itself
+    )
+    assert (run.returncode, run.stdout) == (0, "the Ray of the image\n"), run.stderr
+
+
+def test_the_runtime_of_nvidia_gives_the_container_its_gpus() -> None:
+    set_to = " ".join(text for name, text in last_stage() if name == "ENV").split()
+    assert "NVIDIA_VISIBLE_DEVICES=all" in set_to, "unset, --runtime=nvidia adds no GPU"
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in set_to
 
 
 def test_all_clusters_run_it() -> None:

@@ -12,9 +12,10 @@ from jobs.invert_dataset import parse_arguments
 from pipeline.config import load_config
 from pipeline.engine.dataset import ALIGN_CPUS, READ_CPUS, WRITE_CPUS, inverter_needs
 from pipeline.engine.read import MAX_PART_BYTES
-from tests.cluster.configurations import MANIFESTS, load, ray_cluster
+from tests.cluster.configurations import FOLDER, MANIFESTS, load, ray_cluster
 from tests.cluster.kuberay_schema import SCHEMAS
 
+GUIDE = (FOLDER / "README.md").read_text()
 UNITS = {"Mi": 2**20, "Gi": 2**30}
 
 
@@ -84,6 +85,14 @@ def test_the_pools_fit_on_the_pods() -> None:
     assert float(gpu["rayStartParams"]["num-cpus"]) == needs["num_cpus"] == 0
 
 
+def test_only_pods_that_ask_for_a_gpu_offer_one() -> None:
+    """Where NVIDIA's runtime is a node's default the image shows all GPUs, and Ray counts them."""
+    spec = ray_cluster("kuberay/cluster.yaml")
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        asks = "nvidia.com/gpu" in container(group)["resources"]["limits"]
+        assert (group["rayStartParams"].get("num-gpus") == "0") != asks
+
+
 def test_the_object_store_fits_into_shared_memory_and_that_into_the_pod() -> None:
     for group in ray_cluster("kuberay/cluster.yaml")["workerGroupSpecs"]:
         store = int(group["rayStartParams"]["object-store-memory"])
@@ -99,3 +108,26 @@ def test_all_pods_run_one_image() -> None:
     spec = ray_cluster("kuberay/cluster.yaml")
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     assert len({container(group)["image"] for group in groups}) == 1
+
+
+def test_the_guide_sends_a_job_to_the_cluster_that_stays() -> None:
+    name = load("kuberay/cluster.yaml")["metadata"]["name"]
+    for step in (
+        f"kubectl port-forward svc/{name}-head-svc 8265",
+        "RAY_AUTH_MODE=token",
+        f"RAY_AUTH_TOKEN=$(kubectl get secret {name} ",
+    ):
+        assert step in GUIDE, "KubeRay names service and secret after the cluster"
+
+
+def test_the_guide_ends_a_job_before_it_is_applied_again() -> None:
+    name = load("kuberay/job.yaml")["metadata"]["name"]
+    assert f"kubectl delete rayjob {name}" in GUIDE, "a finished RayJob is not run again by apply"
+    assert f"kubectl logs job/{name}" in GUIDE
+
+
+def test_the_guide_says_who_labels_the_nodes() -> None:
+    needed = GUIDE.split("**Kubernetes.**")[1].split("```")[0]
+    for group in ray_cluster("kuberay/cluster.yaml")["workerGroupSpecs"]:
+        ((label, value),) = group["template"]["spec"]["nodeSelector"].items()
+        assert f"`{label}: {value}`" in needed

@@ -11,7 +11,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.engine.dataset import ALIGN_CPUS, READ_CPUS, WRITE_CPUS, inverter_needs
 from pipeline.engine.read import MAX_PART_BYTES
-from tests.cluster.configurations import CLOUDS, LAUNCHED, load
+from tests.cluster.configurations import CLOUDS, FOLDER, LAUNCHED, load
 
 # vCPUs, memory in GiB, GPUs: from the providers' pages.
 MACHINES = {
@@ -19,7 +19,7 @@ MACHINES = {
     "c7i.4xlarge": (16, 32, 0),
     "g6e.2xlarge": (8, 64, 1),
     "n2-standard-4": (4, 16, 0),
-    "c3-highcpu-22": (22, 44, 0),
+    "c3d-highcpu-16": (16, 32, 0),
     "g2-standard-8": (8, 32, 1),
 }
 
@@ -66,6 +66,16 @@ def test_the_dashboard_listens_on_loopback(name: str) -> None:
     assert "--dashboard-host=127.0.0.1" in start
 
 
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_every_node_exports_its_metrics_where_the_guide_says(name: str) -> None:
+    config = load(name)
+    starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    guide = (FOLDER / "README.md").read_text()
+    (port,) = re.findall(r"port (\d+) of every node", guide)
+    for start in (line for line in starts if line.startswith("ray start")):
+        assert f"--metrics-export-port={port}" in start, "else it is another at each start"
+
+
 @pytest.mark.parametrize("name", CLOUDS)
 def test_workers_are_spot_from_none_on_and_the_head_is_not(name: str) -> None:
     config = load(name)
@@ -82,11 +92,17 @@ def test_a_node_offers_no_more_than_its_machine_has(name: str) -> None:
     for kind, node in node_types(name):
         cpus, memory, gpus = machine(node)
         offered = node["resources"]
-        assert offered["CPU"] <= cpus, kind
+        assert offered["CPU"] == (cpus if kind == "cpu" else 0), f"{kind}: all that is paid for"
         assert offered.get("GPU", 0) == gpus, kind
         store = offered.get("object_store_memory", 0)
         assert store <= 0.4 * memory * 2**30, f"{kind}: the actors need the rest"
         assert store < shm_bytes(name), f"{kind}: the store lives in /dev/shm"
+
+
+def test_gpu_nodes_of_google_wait_for_their_driver() -> None:
+    """Ray asks nvidia-smi once, when it starts the container."""
+    (wait,) = dict(node_types("gcp.yaml"))["gpu"]["initialization_commands"]
+    assert "nvidia-smi" in wait
 
 
 @pytest.mark.parametrize("name", CLOUDS)

@@ -11,7 +11,7 @@ from botocore.loaders import Loader
 from botocore.model import ServiceModel, Shape
 from botocore.validate import ParamValidator
 
-from tests.cluster.configurations import load
+from tests.cluster.configurations import FOLDER, load
 
 # Of the Compute Engine API's Instance (v1): the fields that a node may need here.
 INSTANCE: dict[str, Any] = {
@@ -94,9 +94,27 @@ def test_a_slip_in_an_ec2_node_is_named(wrong: dict[str, Any], named: str) -> No
     assert named in problems_of_ec2(nodes("aws.yaml")["gpu"] | wrong)
 
 
+def test_all_ec2_nodes_run_one_image_that_is_to_be_filled_in() -> None:
+    images = {kind: node.get("ImageId") for kind, node in nodes("aws.yaml").items()}
+    assert set(images.values()) == {"ami-YOURS"}, "Ray fills a gap with an image of 2023"
+    guide = (FOLDER / "README.md").read_text()
+    assert "aws ssm get-parameter" in guide, "where the image's id comes from"
+    for node in nodes("aws.yaml").values():
+        (disk,) = node["BlockDeviceMappings"]
+        assert disk["Ebs"]["VolumeSize"] >= 200, "EC2 refuses a disk smaller than the image's"
+
+
 @pytest.mark.parametrize("kind", ["head", "cpu", "gpu"])
 def test_compute_engine_takes_the_node(kind: str) -> None:
     assert problems_of_gce(nodes("gcp.yaml")[kind], INSTANCE) == []
+
+
+def test_compute_engine_is_told_a_disk_that_all_machines_take() -> None:
+    zone = load("gcp.yaml")["provider"]["availability_zone"]
+    for kind, node in nodes("gcp.yaml").items():
+        (disk,) = node["disks"]
+        asked = disk["initializeParams"].get("diskType", "pd-standard")
+        assert asked == f"zones/{zone}/diskTypes/pd-balanced", f"{kind}: C3D and G2 have no other"
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,15 @@ class Head:
         with urllib.request.urlopen(request, timeout=60) as answer:
             assert json.load(answer) == {"stopped": True}
 
+    def get(self, path: str) -> str:
+        """What the dashboard answers."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.dashboard}{path}",
+            headers={"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return str(answer.read().decode())
+
     def scrape(self) -> str:
         """What the node's metrics endpoint says; empty while it does not listen."""
         address = f"http://127.0.0.1:{self.metrics}/metrics"

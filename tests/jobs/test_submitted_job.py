@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from pipeline.config import load_config
-from pipeline.engine.meters import COUNTERS, NAMES, QUEUED, REJECTS, STAGE_SECONDS, WORKERS
+from pipeline.engine.meters import BUSY, COUNTERS, NAMES, QUEUED, REJECTS, STAGE_SECONDS, WORKERS
 from pipeline.table import open_table
 from tests.jobs.conftest import REASONS, SETTINGS, Undisturbed
 from tests.jobs.ray_head import ROOT, Head, running_head
@@ -93,6 +94,26 @@ def test_a_job_streams_its_log_shows_its_metrics_and_ends_with_its_line(
         file_bytes(table, "latents", "rejects") for table in (tmp_path / "table", undisturbed.table)
     )
     assert ours == theirs
+
+
+def test_a_running_job_shows_how_busy_its_inverters_are_and_where_prometheus_finds_it(
+    head: Head, command: tuple[object, ...]
+) -> None:
+    """The share is of the last 20 s: many steps make the job longer than that."""
+    job = head.submit(*command, "--steps", 100, "--inverters", 1, job="busy")
+    job.wait_for('"event": "part_done"')
+    while not value_of(text := head.scrape(), BUSY):
+        assert job.process.poll() is None, f"no {BUSY} while the job ran"
+        time.sleep(1)
+    shares = re.findall(rf"^ray_{BUSY}{{.*}} (\S+)$", text, re.M)
+    assert all(0 <= float(share) <= 1 for share in shares)
+    config = yaml.safe_load((ROOT / "cluster" / "prometheus.yml").read_text())
+    (source,) = config["scrape_configs"][0]["http_sd_configs"]
+    told = head.get(source["url"].removeprefix("http://localhost:8265"))
+    targets = [target for group in json.loads(told) for target in group["targets"]]
+    assert head.metrics in {int(target.rsplit(":", 1)[1]) for target in targets}
+    head.stop("busy")
+    job.ended()
 
 
 def test_without_the_token_nothing_is_submitted(head: Head, command: tuple[object, ...]) -> None:

@@ -133,3 +133,13 @@ def test_a_uri_with_credentials_is_refused_without_repeating_them() -> None:
 def test_an_unknown_scheme_is_an_input_error() -> None:
     with pytest.raises(InputError, match="Protocol not known: gopher"):
         Store("gopher://host/x").names()
+
+
+def test_a_scheme_whose_package_is_missing_names_the_extra_that_brings_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError) as caught:
+        Store("gs://bucket/x").names()
+    assert str(caught.value).endswith("pip install 'restyle-pipeline[gcp]'")
+    assert "\n" not in str(caught.value)

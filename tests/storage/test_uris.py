@@ -8,6 +8,7 @@ import fsspec.config
 import pytest
 from aiohttp import ClientPayloadError
 from botocore.exceptions import ClientError, NoCredentialsError
+from google.auth.exceptions import DefaultCredentialsError
 
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import (
@@ -121,6 +122,8 @@ def test_every_failure_of_a_file_system_is_a_storage_error() -> None:
         NoCredentialsError(),
         ClientError({}, "GetObject"),
         ClientPayloadError(),
+        DefaultCredentialsError("no credentials"),
+        type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})("Internal, 500"),
     ):
         with pytest.raises(StorageError, match="cannot read 'u': "), storage_errors("read 'u'"):
             raise error
