@@ -21,6 +21,14 @@ def files_of(store: Store, shard_id: str) -> Files:
     return _of_kind(store, LATENTS, shard_id) | _of_kind(store, REJECTS, shard_id)
 
 
+def remove_parts_from(store: Store, shard_id: str, first: int) -> None:
+    """Remove the files of the parts with number `first` and above, latents before rejects."""
+    for name in files_of(store, shard_id):
+        _, part = parse_part_name(name) or ("", -1)
+        if part >= first:
+            store.remove(name)
+
+
 def _of_kind(store: Store, kind: str, shard_id: str) -> Files:
     """The files of one kind that belong to parts of a shard."""
     # "x-1-00000" is a part of the shard "x-1", not of "x".
