@@ -168,7 +168,7 @@ class Store:
         folder, _, last = prefix.rpartition("/")
         above = f"{folder}/" if folder else ""
         if is_local_filesystem(self.fs):
-            found = files_below(self.path(folder), above, detail=detail)
+            found = files_below(self.path(folder), above, prefix, detail=detail)
         elif "s3" in self.fs.protocol:
             found = objects_of_bucket(self.fs, self.path(folder), above, last)
         else:

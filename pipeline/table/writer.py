@@ -17,7 +17,7 @@ from pipeline.table.description import Description, settle_description
 from pipeline.table.documents import to_json
 from pipeline.table.index import ShardEntry, write_entries
 from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
-from pipeline.table.part_files import files_of, remove_parts_from
+from pipeline.table.part_files import names_beside, remove_parts_from
 from pipeline.table.part_index import PartEntry, PartIndex
 from pipeline.table.parts import (
     LATENTS,
@@ -194,13 +194,16 @@ class TableWriter:
         )
 
     def _check_names(self, shard: Shard, parts: Sequence[PartSummary]) -> None:
-        """Raise `TableError` unless the shard's files have the names of these parts, no others."""
+        """Raise `TableError` unless the shard's files have the names of these parts, no others.
+
+        What it may miss on a disk, a part behind a gap, is removed by the next start.
+        """
         expected = {
             part_name(kind, shard.shard_id, summary.part)
             for kind in (LATENTS, REJECTS)
             for summary in parts
         }
-        difference = expected ^ set(files_of(self.store, shard.shard_id))
+        difference = expected ^ names_beside(self.store, shard.shard_id, len(parts))
         if difference:
             raise TableError(
                 f"shard '{shard.shard_id}' cannot be committed: '{min(difference)}' is "

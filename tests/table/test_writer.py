@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -167,6 +168,20 @@ def test_a_shard_without_samples_can_be_committed(tmp_path: Path) -> None:
     table.commit_shard(shard(), [])
     assert table.state(shard()).done
     assert open_table(str(tmp_path)).verify()["shards"] == 1
+
+
+def test_a_commit_on_a_disk_looks_at_its_own_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part of a table would make every later commit of it slower."""
+    table = writer(tmp_path)
+    write_shard(table, shard("s-1"))
+    write_shard(table, shard(), commit=False)
+    parts = table.state(shard()).parts.values()
+    listed: list[object] = []
+    monkeypatch.setattr(os, "scandir", listed.append)
+    table.commit_shard(shard(), parts)
+    assert listed == []
 
 
 def test_a_writer_travels_to_other_processes(root: str) -> None:
