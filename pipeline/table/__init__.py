@@ -1,6 +1,6 @@
 """The table of latents: schema, part files, manifests, writing and reading."""
 
-from pipeline.table.card import card_text, write_card
+from pipeline.table.card import card_text, is_card_current, write_card
 from pipeline.table.description import DESCRIPTION_NAME, Description, check_same, read_description
 from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry
 from pipeline.table.manifests import ShardManifest
@@ -33,6 +33,7 @@ __all__ = [
     "check_condition",
     "check_same",
     "image_id",
+    "is_card_current",
     "latents_table",
     "means_per_step",
     "open_for_writing",
