@@ -240,7 +240,7 @@ class TableWriter:
 def open_for_writing(root: str, description: Description, *, part_size: int) -> TableWriter:
     """A writer for the table at `root`, which is made if it is not there.
 
-    Raises `FingerprintError` if it was made with other settings.
+    Raises `FingerprintError` if it was made with other settings, `RequestError` if nobody can tell.
     """
     settled = settle_description(Store(root), description)
     return TableWriter(root, settled, part_size=part_size)
