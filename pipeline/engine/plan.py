@@ -29,9 +29,8 @@ from pipeline.table import (
     PartIndex,
     ShardState,
     TableWriter,
-    check_same,
+    check_existing,
     open_for_writing,
-    read_description,
 )
 
 # Shards that wait for their turn, and names of files in them: about 10 MB and 30 MB.
@@ -187,7 +186,7 @@ def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
     if dry_run:
         store = Store(config.output)
         if store.exists(DESCRIPTION_NAME):
-            check_same(config.output, read_description(store), recipe.description)
+            check_existing(store, recipe.description)
         writer = TableWriter(
             config.output, recipe.description, part_size=config.part_size, read_only=True
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import JobConfig
 from pipeline.engine.outcome import Outcome
-from pipeline.errors import PipelineError
-from pipeline.table import means_per_step, open_table
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
 
 _SHOWN = ("l2", "psnr", "lpips", "id_similarity")
 
@@ -31,12 +32,12 @@ def _counts(outcome: Outcome) -> Table:
     return table
 
 
-def _steps(uri: str) -> Table:
-    means = means_per_step(open_table(uri), _SHOWN)
+def _steps(means: pd.DataFrame) -> Table:
     table = Table(title="mean of the whole table, per step", title_justify="left")
-    for name in means.columns:
+    shown = means[["step", *_SHOWN]]
+    for name in shown.columns:
         table.add_column(str(name), justify="right")
-    for row in means.itertuples(index=False):
+    for row in shown.itertuples(index=False):
         table.add_row(
             str(row[0]), *("-" if value != value else f"{value:.4f}" for value in row[1:])
         )
@@ -53,8 +54,8 @@ def print_outcome(config: JobConfig, outcome: Outcome) -> None:
     console = Console(stderr=True)
     console.print(_counts(outcome))
     if outcome.exit_code == 0:
-        with suppress(PipelineError):  # the run is done, whether its table can be read now or not
-            console.print(_steps(config.output))
+        if outcome.means is not None:
+            console.print(_steps(outcome.means))
         return
     for error in outcome.errors[:20]:
         console.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)

@@ -23,7 +23,7 @@ from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.storage import check_output, without_secrets
-from pipeline.table import open_table, write_card
+from pipeline.table import is_card_current, means_per_step, open_table, write_card
 
 
 class _Interrupted(BaseException):
@@ -147,4 +147,12 @@ def _finish(
     if to_do:
         _execute(config, plan, outcome, stages, watches)
     if outcome.exit_code == 0:
-        write_card(open_table(config.output))
+        _describe(config.output, outcome)
+
+
+def _describe(uri: str, outcome: Outcome) -> None:
+    """Write the table's card, which reads all of it: not where it says how the table stands."""
+    table = open_table(uri)
+    if outcome.tally.shards or not is_card_current(table):
+        outcome.means = means_per_step(table)
+        write_card(table, outcome.means)

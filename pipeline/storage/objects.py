@@ -63,9 +63,11 @@ def object_info(details: dict[str, Any]) -> ObjectInfo:
 
 
 def files_below(
-    folder: str, above: str, *, detail: bool
+    folder: str, above: str, prefix: str, *, detail: bool
 ) -> Iterator[tuple[str, ObjectInfo | None]]:
     """The files of a disk at any depth, `above` before their names; None without `detail`.
+
+    Of those whose whole name starts with `prefix`: of the others nothing is asked.
 
     A folder that is not there has none. Links to folders are not followed.
     """
@@ -73,11 +75,12 @@ def files_below(
         for child in children:
             name = above + child.name
             if not child.is_dir():
-                # What vanishes meanwhile, in a run that clears up, is not listed.
-                with suppress(FileNotFoundError):
-                    yield name, local_info(child.stat()) if detail else None
+                if name.startswith(prefix):
+                    # What vanishes meanwhile, in a run that clears up, is not listed.
+                    with suppress(FileNotFoundError):
+                        yield name, local_info(child.stat()) if detail else None
             elif not child.is_symlink():
-                yield from files_below(child.path, f"{name}/", detail=detail)
+                yield from files_below(child.path, f"{name}/", prefix, detail=detail)
 
 
 def objects_of_bucket(

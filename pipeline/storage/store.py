@@ -143,8 +143,13 @@ class Store:
 
         Temporary files of writers are left out. A root that does not exist holds nothing.
         """
+        return sorted(self.each_name(prefix))
+
+    def each_name(self, prefix: str = "") -> Iterator[str]:
+        """What `names` gives, while it is listed, in no order: none of it is held."""
         with storage_errors(f"list '{self.uri(prefix)}'"):
-            return sorted(name for name, _ in self._find(prefix, detail=False))
+            for name, _ in self._find(prefix, detail=False):
+                yield name
 
     def infos(self, prefix: str = "") -> Iterator[tuple[str, ObjectInfo]]:
         """What `info` says of all that `names` lists, while it is listed, in no order."""
@@ -163,7 +168,7 @@ class Store:
         folder, _, last = prefix.rpartition("/")
         above = f"{folder}/" if folder else ""
         if is_local_filesystem(self.fs):
-            found = files_below(self.path(folder), above, detail=detail)
+            found = files_below(self.path(folder), above, prefix, detail=detail)
         elif "s3" in self.fs.protocol:
             found = objects_of_bucket(self.fs, self.path(folder), above, last)
         else:

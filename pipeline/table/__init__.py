@@ -1,7 +1,7 @@
 """The table of latents: schema, part files, manifests, writing and reading."""
 
-from pipeline.table.card import card_text, write_card
-from pipeline.table.description import DESCRIPTION_NAME, Description, check_same, read_description
+from pipeline.table.card import card_text, is_card_current, write_card
+from pipeline.table.description import DESCRIPTION_NAME, Description, check_existing
 from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry
 from pipeline.table.manifests import ShardManifest
 from pipeline.table.means import means_per_step
@@ -31,14 +31,14 @@ __all__ = [
     "as_array",
     "card_text",
     "check_condition",
-    "check_same",
+    "check_existing",
     "image_id",
+    "is_card_current",
     "latents_table",
     "means_per_step",
     "open_for_writing",
     "open_start",
     "open_table",
-    "read_description",
     "rejects_table",
     "starts_schema",
     "write_card",

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
+from pipeline.table.index import shard_entries
 from pipeline.table.means import METRICS, means_per_step
 from pipeline.table.reader import Table
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
 
 CARD_NAME = "README.md"
 NOT_MEASURED = "not measured"  # what a description says of a metric that no network measures
@@ -32,32 +37,46 @@ Without this library: `read_parquet('latents/*.parquet')` in DuckDB, pandas, pol
 """
 
 
-def write_card(table: Table) -> str:
-    """Put the card into the table; its text. The same table gives the same card."""
-    text = card_text(table)
+def write_card(table: Table, means: pd.DataFrame | None = None) -> str:
+    """Put the card into the table; its text. The same table gives the same card.
+
+    `means` are those of `means_per_step`, where they are known.
+    """
+    text = card_text(table, means)
     table.store.put(CARD_NAME, text.encode())
     return text
 
 
-def card_text(table: Table) -> str:
+def is_card_current(table: Table) -> bool:
+    """Whether there is a card, and no shard was committed after it, by the storage's clock."""
+    if not table.store.exists(CARD_NAME):
+        return False
+    written = table.store.info(CARD_NAME).modified
+    commits = (info.modified for _, info in table.store.infos("_shards/"))
+    return all(0 < commit <= written for commit in commits)
+
+
+def card_text(table: Table, means: pd.DataFrame | None = None) -> str:
     """The card: model and licence, counts, rejects by reason, metrics, and how to read it."""
-    parts = (_FRONT_MATTER, _summary(table), _rejects(table), _metrics(table), _READING)
+    means = means_per_step(table) if means is None else means
+    parts = (_FRONT_MATTER, _summary(table), _rejects(table), _metrics(table, means), _READING)
     return "\n".join(parts)
 
 
 def _summary(table: Table) -> str:
     description = table.description
-    count = table.sql(
-        "SELECT count(*) AS shards, coalesce(sum(samples), 0) AS samples,"
-        " coalesce(sum(faces), 0) AS faces, coalesce(sum(rejects), 0) AS rejects FROM shards"
-    ).iloc[0]
+    shards = samples = faces = rejects = 0
+    for entry in shard_entries(table.store):
+        shards += 1
+        samples += entry.samples
+        faces += entry.faces
+        rejects += entry.rejects
     columns = description.columns
     lines = [
-        f"# W+ codes of {int(count.faces):,} faces",
+        f"# W+ codes of {faces:,} faces",
         "",
-        f"{int(count.samples):,} images in {int(count.shards):,} shards gave {int(count.faces):,} "
-        f"codes and {int(count.rejects):,} rejects. A code is `[{columns.n_styles}][512]` of "
-        f"{columns.w_plus_dtype} in the column `w_plus`.",
+        f"{samples:,} images in {shards:,} shards gave {faces:,} codes and {rejects:,} rejects. "
+        f"A code is `[{columns.n_styles}][512]` of {columns.w_plus_dtype} in the column `w_plus`.",
         "",
         *(line for name, value in description.model.items() for line in _about(name, value)),
         f"* fingerprint of weights and settings: `{description.fingerprint}`",
@@ -74,9 +93,8 @@ def _rejects(table: Table) -> str:
     return _section("Rejects", ("reason", "rows"), listed, "Nothing was rejected.")
 
 
-def _metrics(table: Table) -> str:
+def _metrics(table: Table, means: pd.DataFrame) -> str:
     """Mean of each metric by step, counting only the faces that it could be measured on."""
-    means = means_per_step(table)
     rows = [
         (name, *("" if mean != mean else f"{mean:.4f}" for mean in means[name]))
         for name in METRICS

@@ -74,6 +74,13 @@ class CommittedShards:
         rows = zip(counts, same.tolist(), strict=True)
         return [Committed(*count) if is_same else None for count, is_same in rows]
 
+    def part_counts(self, shard_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Of each of these how many parts it has if it is committed; -1 if no index says that."""
+        places, found = _places(self._known[_SHARD], [hash(shard_id) for shard_id in shard_ids])
+        if not self._known.size:
+            return np.full(len(shard_ids), -1, np.int64)
+        return np.where(found, self._known[_PARTS, places], -1)
+
     def unindexed_etag(self, shard_id: str) -> str | None:
         """The etag of the shard's manifest, if that is in no index."""
         return self._unindexed.get(shard_id)

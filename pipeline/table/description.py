@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.errors import FingerprintError, InputError, TableError, printable
+from pipeline.errors import FingerprintError, InputError, RequestError, TableError, printable
 from pipeline.storage import Store
 from pipeline.table.documents import check_types, read_json, to_json
 from pipeline.table.schema import SCHEMA_VERSION, Columns
@@ -76,17 +76,32 @@ def read_description(store: Store) -> Description:
     return Description(columns, **parts)
 
 
+def check_existing(store: Store, asked: Description) -> Description:
+    """The description of the table at `store`, which a run with `asked` may go on with.
+
+    Raises `FingerprintError` with one line for each setting that differs if the table was made
+    with other settings, columns or layout, and `RequestError` if nobody can tell: then the same
+    command again does not help.
+    """
+    try:
+        existing = read_description(store)
+    except TableError as error:
+        raise RequestError(
+            f"{error}; choose another output, or go on with this table by the version of the code "
+            f"that made it, its {DESCRIPTION_NAME} as it was"
+        ) from error
+    check_same(store.root, existing, asked)
+    return existing
+
+
 def settle_description(store: Store, description: Description) -> Description:
     """Write `_table.json` if there is none; what stands there in the end.
 
-    Raises `FingerprintError` with one line for each setting that differs if the table was made
-    with other settings, columns or layout.
+    Raises what `check_existing` raises.
     """
     if store.put_if_absent(DESCRIPTION_NAME, to_json(description.to_dict())):
         return description
-    existing = read_description(store)
-    check_same(store.root, existing, description)
-    return existing
+    return check_existing(store, description)
 
 
 def check_same(root: str, existing: Description, asked: Description) -> None:

@@ -8,15 +8,17 @@ reads those alone that stand in no index.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.storage import Store
 from pipeline.table.index_files import put_rows, read_tables, rows_of
-from pipeline.table.manifests import ShardManifest
+from pipeline.table.manifests import ShardManifest, manifest_etags, read_manifest
 
 # Shards of one file. Fewer are not written: reading a few manifests takes no time.
 INDEXED_AT_ONCE = 1000
 _FOLDER = "_index/shards/"
+_THREADS = 16  # manifests that are read at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,18 @@ def all_entries(store: Store) -> Iterator[list[ShardEntry]]:
     """What the index says, a file at a time; of a shard that was done again also what it was."""
     for _, table in read_tables(store, _FOLDER, ShardEntry):
         yield [ShardEntry(*row) for row in rows_of(table)]
+
+
+def shard_entries(store: Store) -> Iterator[ShardEntry]:
+    """Of every committed shard, by the index, or by the manifest of one that stands in none."""
+    etags = dict(manifest_etags(store))
+    for entry in read_entries(store, etags):
+        del etags[entry.shard]
+        yield entry
+    with ThreadPoolExecutor(_THREADS) as pool:
+        manifests = pool.map(lambda shard: read_manifest(store, shard), etags)
+        for manifest, etag in zip(manifests, etags.values(), strict=True):
+            yield ShardEntry.of(manifest, etag)
 
 
 def read_entries(store: Store, manifests: Mapping[str, str]) -> Iterator[ShardEntry]:

@@ -19,9 +19,20 @@ def means_per_step(table: Table, metrics: Sequence[str] = METRICS) -> pd.DataFra
     A face that stopped early counts with its last value in every later step, so that all means
     are over the same faces: those that the metric could be measured on.
     """
-    means = ", ".join(f"avg({name}_per_step[least(step, steps)]) AS {name}" for name in metrics)
+    each = ", ".join(
+        f"sum({name}_per_step[step]) AS {name}, count({name}_per_step[step]) AS n_{name}"
+        for name in metrics
+    )
+    lists = ", ".join(f"{name}_per_step" for name in metrics)
+    means = ", ".join(f"sum({name}) / nullif(sum(n_{name}), 0) AS {name}" for name in metrics)
+    # The latents are read once: a large table's many small files are what this costs.
     return table.sql(
-        f"SELECT step, {means} FROM latents,"
-        " (SELECT unnest(range(1, max(steps) + 1)) AS step FROM latents)"
-        " GROUP BY step ORDER BY step"
+        "WITH sums AS MATERIALIZED ("
+        f"SELECT steps, step, {each} FROM"
+        f" (SELECT steps, {lists}, unnest(range(1, steps + 1)) AS step FROM latents)"
+        " GROUP BY steps, step)"
+        f" SELECT every.step, {means}"
+        " FROM (SELECT unnest(range(1, max(steps) + 1)) AS step FROM sums) AS every"
+        " JOIN sums ON sums.step = least(every.step, sums.steps)"
+        " GROUP BY every.step ORDER BY every.step"
     )

@@ -8,7 +8,7 @@ from itertools import islice
 
 from pipeline.storage import Store, is_local
 from pipeline.table.committed import CommittedShards
-from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
+from pipeline.table.parts import LATENTS, REJECTS, parse_part_name, part_name
 
 _BATCH = 4096
 
@@ -19,6 +19,27 @@ Files = dict[str, str]
 def files_of(store: Store, shard_id: str) -> Files:
     """The files of all parts of a shard."""
     return _of_kind(store, LATENTS, shard_id) | _of_kind(store, REJECTS, shard_id)
+
+
+def names_beside(store: Store, shard_id: str, parts: int) -> set[str]:
+    """The names of a shard's files, those that are one of so many parts and those that are not.
+
+    An object store lists them. A disk would list all shards' to tell these: there a part is looked
+    up by its name, and of the parts that a commit does not have the next one alone.
+    """
+    if not is_local(store.root):
+        return set(files_of(store, shard_id))
+    kinds = (LATENTS, REJECTS)
+    names = (part_name(kind, shard_id, part) for kind in kinds for part in range(parts + 1))
+    return {name for name in names if store.exists(name)}
+
+
+def remove_parts_from(store: Store, shard_id: str, first: int) -> None:
+    """Remove the files of the parts with number `first` and above, latents before rejects."""
+    for name in files_of(store, shard_id):
+        _, part = parse_part_name(name) or ("", -1)
+        if part >= first:
+            store.remove(name)
 
 
 def _of_kind(store: Store, kind: str, shard_id: str) -> Files:

@@ -11,13 +11,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import TableError
-from pipeline.storage import Shard, Store
+from pipeline.storage import Shard, Store, one_line
 
 LATENTS = "latents"
 REJECTS = "rejects"
@@ -26,6 +26,8 @@ _PREFIX = "restyle."
 _COUNTS = ("samples", "faces", "rejects")
 # 128 codes of 18 x 512 float16 are 2.3 MB: what reading one code costs, at little loss in footers.
 _ROW_GROUP_ROWS = 128
+# What is read of a file for its footer, as Arrow does it; a longer one takes a second read.
+_TAIL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -192,12 +194,32 @@ def read_metadata(store: Store, name: str) -> dict[str, Any]:
 
 
 def read_footer(store: Store, name: str) -> pq.FileMetaData:
-    """The footer of a Parquet file of the table: a few KB from its end."""
+    """The footer of a Parquet file of the table: a few KB from its end.
+
+    Raises `TableError` if it is damaged, and `StorageError` if it cannot be read.
+    """
     with store.open(name) as file:
-        try:
-            return pq.read_metadata(file)
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise TableError(f"'{store.uri(name)}' is damaged: {error}") from error
+        tail = _tail(file)
+    try:
+        # Of the bytes, not of the file: Arrow raises OSError for a damaged footer as well, which is
+        # not to be taken for a storage that fails.
+        return pq.read_metadata(pa.BufferReader(tail))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise TableError(f"'{store.uri(name)}' is damaged: {one_line(error)}") from error
+
+
+def _tail(file: BinaryIO) -> bytes:
+    """The end of a Parquet file, its footer in it if it has one."""
+    size = file.seek(0, io.SEEK_END)
+    length = min(size, _TAIL_BYTES)
+    file.seek(size - length)
+    tail = file.read(length)
+    # The last eight bytes: how long the footer is, and a magic number.
+    footer = int.from_bytes(tail[-8:-4], "little") + 8
+    if length < footer <= size and tail.endswith(b"PAR1"):
+        file.seek(size - footer)
+        tail = file.read(footer)
+    return tail
 
 
 def decode_metadata(pairs: Mapping[bytes, bytes] | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pipeline.errors import InputError
 from pipeline.storage import Shard, Store
 from pipeline.table.committed import Committed, CommittedShards
 from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry, write_entries
+from pipeline.table.late_parts import LateParts
 from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
 from pipeline.table.part_files import Files, PartFiles, files_of
 from pipeline.table.part_index import PartIndex, PartKey
@@ -74,6 +75,8 @@ def state_of(store: Store, stamps: Stamps, shard: Shard) -> ShardState:
 class States:
     """The states of many shards, by some listings of the table and then some reads at a time.
 
+    Part files that came too late, beside a committed shard, are removed on the way.
+
     Memory holds the numbers of every committed shard and what is known of every open part.
     """
 
@@ -82,6 +85,7 @@ class States:
         self._committed = CommittedShards(store)
         self._known = index.read(self._committed)
         self._files = PartFiles(store, self._committed)
+        self._late = None if self.read_only else LateParts(store, self._committed)
         self._unindexed: dict[str, ShardManifest] = {}
 
     def of(self, shards: Iterable[Shard]) -> Iterator[ShardState]:
@@ -97,6 +101,8 @@ class States:
                 for shard, committed in zip(group, found, strict=True):
                     yield ShardState(shard, committed) if committed else next(looked_up)
                 self._index_manifests()
+        if self._late:
+            self._late.check_rest()
 
     def _state(self, footers: ThreadPoolExecutor, shard: Shard) -> ShardState:
         if shard.shard_id not in self._committed:
@@ -104,6 +110,8 @@ class States:
             read = partial(footers.map, partial(read_summary, self.store))
             return _open_state(shard, self.stamps, files, known, read)
         manifest = read_manifest(self.store, shard.shard_id)
+        if self._late:
+            self._late.check(shard.shard_id, len(manifest.parts))
         state = _committed_state(self.store, shard, manifest)
         if state:
             self._unindexed[shard.shard_id] = manifest

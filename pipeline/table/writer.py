@@ -17,7 +17,7 @@ from pipeline.table.description import Description, settle_description
 from pipeline.table.documents import to_json
 from pipeline.table.index import ShardEntry, write_entries
 from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
-from pipeline.table.part_files import files_of
+from pipeline.table.part_files import names_beside, remove_parts_from
 from pipeline.table.part_index import PartEntry, PartIndex
 from pipeline.table.parts import (
     LATENTS,
@@ -25,7 +25,6 @@ from pipeline.table.parts import (
     PartSummary,
     Stamps,
     counts_of,
-    parse_part_name,
     part_name,
     read_summary,
     write_part,
@@ -188,27 +187,23 @@ class TableWriter:
         if (manifest.etag, manifest.part_size) == (shard.etag, self.part_size):
             return
         if part >= len(manifest.parts):
-            self._remove_parts_from(shard, len(manifest.parts))
+            remove_parts_from(self.store, shard.shard_id, len(manifest.parts))
         raise TableError(
             f"another run has committed shard '{shard.shard_id}', of another state of the input or "
             "with another part size; when no other job writes to this table, run again"
         )
 
-    def _remove_parts_from(self, shard: Shard, first: int) -> None:
-        """Remove the files of the parts with number `first` and above, latents before rejects."""
-        for name in files_of(self.store, shard.shard_id):
-            _, part = parse_part_name(name) or ("", -1)
-            if part >= first:
-                self.store.remove(name)
-
     def _check_names(self, shard: Shard, parts: Sequence[PartSummary]) -> None:
-        """Raise `TableError` unless the shard's files have the names of these parts, no others."""
+        """Raise `TableError` unless the shard's files have the names of these parts, no others.
+
+        What it may miss on a disk, a part behind a gap, is removed by the next start.
+        """
         expected = {
             part_name(kind, shard.shard_id, summary.part)
             for kind in (LATENTS, REJECTS)
             for summary in parts
         }
-        difference = expected ^ set(files_of(self.store, shard.shard_id))
+        difference = expected ^ names_beside(self.store, shard.shard_id, len(parts))
         if difference:
             raise TableError(
                 f"shard '{shard.shard_id}' cannot be committed: '{min(difference)}' is "
@@ -245,7 +240,7 @@ class TableWriter:
 def open_for_writing(root: str, description: Description, *, part_size: int) -> TableWriter:
     """A writer for the table at `root`, which is made if it is not there.
 
-    Raises `FingerprintError` if it was made with other settings.
+    Raises `FingerprintError` if it was made with other settings, `RequestError` if nobody can tell.
     """
     settled = settle_description(Store(root), description)
     return TableWriter(root, settled, part_size=part_size)

@@ -18,13 +18,14 @@ from pipeline.errors import (
     FingerprintError,
     InputError,
     ModelError,
+    RequestError,
     StorageError,
 )
 from pipeline.inversion import StopRule
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import Shard, list_shards
 from pipeline.storage.formats import Kind
-from pipeline.table import PartSummary, ShardState
+from pipeline.table import SCHEMA_VERSION, PartSummary, ShardState
 from tests.storage.archives import write_files, write_parquet, write_tar
 
 ConfigOf = Callable[..., JobConfig]
@@ -211,6 +212,26 @@ def test_a_table_of_other_settings_is_refused_with_the_difference(
         make_plan(config_of(**setting), dry_run=dry_run)
     assert difference in str(refusal.value)
     assert plan.writer.store.get("_table.json") == before
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'{"schema_version": 99}', "schema version 99; this code reads version"),
+        (b'{"schema_ver', "is not JSON"),
+        (b"[]", "is not a JSON object"),
+        (f'{{"schema_version": {SCHEMA_VERSION}}}'.encode(), "is incomplete"),
+    ],
+)
+def test_a_table_that_this_code_cannot_read_is_a_wrong_request(
+    plan: Plan, config_of: ConfigOf, content: bytes, problem: str, dry_run: bool
+) -> None:
+    """The same command again would not help, and the table is not written over."""
+    plan.writer.store.put("_table.json", content)
+    with pytest.raises(RequestError, match=f"{problem}.*choose another output"):
+        make_plan(config_of(), dry_run=dry_run)
+    assert plan.writer.store.get("_table.json") == content
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

@@ -338,6 +338,24 @@ def test_a_wrong_request_that_shows_late_is_raised_when_commits_are_through(
     assert outcome.errors == []
 
 
+def test_a_run_that_changes_nothing_reads_no_rows_for_its_card(
+    committer: Committer,
+    written: Callable[[int], Row],
+    config_of: Callable[..., JobConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for row in (written(0), written(1), end()):
+        committer.take(row)
+    committer.finish()
+    table = open_table(config_of().output)
+    assert not table.store.exists("README.md"), "as a run that is killed after its last commit"
+    assert run_job(config_of()).means is not None
+    card = table.store.info("README.md")
+    monkeypatch.delattr(run, "means_per_step")
+    assert run_job(config_of()).means is None
+    assert table.store.info("README.md") == card
+
+
 def test_the_last_line_has_the_documented_keys() -> None:
     documented = "samples faces rejects parts skipped_parts seconds images_per_second table"
     line = Outcome(Tally(samples=3), skipped_parts=2).to_dict("/table")

@@ -58,6 +58,7 @@ class Arena:
         self.input, self.output = str(self.photos), str(self.folder / "table")
         self.environment: dict[str, str] = {}
         self.findings: Findings | None = None
+        self.part_size = PART_SIZE
         self.recut = False  # whether runs cut shards into parts of different sizes
         self.runs, self.when = 0, ""
         self.struck_at: float | None = None
@@ -74,7 +75,7 @@ class Arena:
             "output": self.output,
             "model": self.world.model,
             "identity": "none",
-            "part_size": PART_SIZE,
+            "part_size": self.part_size,
             "prealigned": True,
             **changes,
         }
@@ -83,6 +84,10 @@ class Arena:
         """Note that the fault happened, and when in words."""
         self.when = when
         self.struck_at = time.monotonic()
+
+    def recut_in(self, part_size: int) -> None:
+        """Have the runs from here on cut what is left into parts of another size."""
+        self.part_size, self.recut = part_size, True
 
     def light(
         self,

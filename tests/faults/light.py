@@ -44,6 +44,7 @@ class Wreck:
     nth: int
     point: str
     signal: int
+    then_killed: bool = False  # as soon as the file has its name: it is not taken back
 
     def __str__(self) -> str:
         name = signal.Signals(self.signal).name
@@ -96,6 +97,8 @@ def plant(wreck: Wreck) -> None:
             strike("whole")
             yield temporary
         strike("after")
+        if count == wreck.nth and wreck.then_killed:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     disk._complete_file = wrecked
 

@@ -161,6 +161,43 @@ def _late_put(arena: Arena, *, new_input: bool) -> None:
         arena.finish(arena.light())
 
 
+def late_put_shorter(arena: Arena) -> None:
+    """A put is held up until the table is finished with an archive that has no such part."""
+    _late_beyond(arena, lambda: shorten(arena))
+
+
+def late_put_recut(arena: Arena) -> None:
+    """A put is held up until the table is finished with parts so large that none has its number."""
+    _late_beyond(arena, lambda: arena.recut_in(6))
+
+
+def shorten(arena: Arena) -> None:
+    """Of the archive of five parts one of two is left."""
+    write_archive(arena.photos, "a", 6, edition=1)
+    if arena.bucket:
+        upload(arena.photos, arena.input)
+
+
+def _late_beyond(arena: Arena, change: Callable[[], None]) -> None:
+    """Hold a put of the last two of five parts, and let it go when the shard has fewer."""
+    release, arrived = threading.Event(), threading.Event()
+    name = f"{arena.rng.choice(['latents', 'rejects'])}/a-0000{arena.rng.choice([3, 4])}"
+    rule = Rule("PUT", under(arena, f"table/{name}"), actions.hold(release, arrived))
+    with arena.world.proxy.breaking(rule):
+        first = arena.light()
+        if not rule.hit.wait(120):
+            raise BrokenPromiseError("the put to hold never came")
+        arena.struck(f"put of {name}")
+        first.signal(signal.SIGKILL)
+        arena.end(first)
+        change()
+        arena.finish(arena.light())
+        release.set()
+        if not arrived.wait(60):
+            raise BrokenPromiseError("the held put was never answered")
+    arena.finish(arena.light())
+
+
 def lists_late(arena: Arena) -> None:
     """The store's listings lack, for a while, what was written: a killed run, then the next."""
     when = killed_at_a_put(arena)

@@ -13,12 +13,14 @@ WITHOUT_RAY = (
     "kill-in-put",
     "terminate-in-put",
     "late-writer-new-input",
+    "late-writer-shorter",
     "two-part-sizes",
     "input-changes",
     "full-disk",
     "s3-reset-after",
     "s3-truncated",
     "s3-late-put-new-input",
+    "s3-late-put-recut",
 )
 ON_RAY = ("ray-raylet", "ray-driver-killed", "ray-writer-stopped")
 SEED_OF = {kind.name: seed for seed, kind in enumerate(KINDS)}

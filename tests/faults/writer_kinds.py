@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 
 from tests.faults.arena import Arena, BrokenPromiseError
 from tests.faults.dataset import write_archive
@@ -66,6 +67,33 @@ def late_writer_new_input(arena: Arena) -> None:
     arena.finish(arena.light())
     run.signal(signal.SIGCONT)
     arena.finish(run)
+
+
+def late_writer_shorter(arena: Arena) -> None:
+    """SIGKILL of a writer that has put a part beside a commit of fewer, of a shorter archive."""
+    _late_beyond(arena, lambda: write_archive(arena.photos, "a", 6, edition=1))
+
+
+def late_writer_recut(arena: Arena) -> None:
+    """SIGKILL of a writer that has put a part beside a commit of fewer, larger parts."""
+    _late_beyond(arena, lambda: arena.recut_in(6))
+
+
+def _late_beyond(arena: Arena, change: Callable[[], object]) -> None:
+    """Stop before the file of one of the last two of five parts gets its name; kill after that."""
+    folder = arena.rng.choice(["latents", "rejects"])
+    nth, point = arena.rng.choice([4, 5]), arena.rng.choice(["before", "torn", "whole"])
+    wreck = Wreck(folder, nth, point, signal.SIGSTOP, then_killed=True)
+    run = arena.light(wreck)
+    if not wait_until_stopped(run.pid, 120):
+        raise BrokenPromiseError(f"the run was to stop and did not: {run.wait()}")
+    arena.struck(f"{wreck}, SIGKILL after it")
+    change()
+    arena.finish(arena.light())
+    run.signal(signal.SIGCONT)
+    if arena.end(run).code != -signal.SIGKILL:
+        raise BrokenPromiseError("the run was to be killed after its late put")
+    arena.finish(arena.light())
 
 
 def two_jobs(arena: Arena) -> None:

@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from pipeline.storage import Store
-from pipeline.table import open_table, write_card
+from pipeline.table import index, is_card_current, open_table, write_card
 from tests.table.rows import face_row, shard, write_shard, writer
 
 
@@ -66,6 +66,28 @@ def test_the_same_table_gives_the_same_card(tmp_path: Path) -> None:
     assert write_card(open_table(str(tmp_path / "one"))) == write_card(
         open_table(str(tmp_path / "two"))
     )
+
+
+def test_the_counts_come_from_the_index(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read of each manifest would be a request for each shard."""
+    table = writer(root)
+    entries = []
+    for one in (shard("s-0"), shard("s-1")):
+        write_shard(table, one, commit=False)
+        entries.append(table.entry(table.commit_shard(one, table.state(one).parts.values())))
+    table.index(entries)
+    monkeypatch.delattr(index, "read_manifest")
+    assert "12 images in 2 shards gave 8 codes" in write_card(open_table(root))
+
+
+def test_a_card_is_current_until_the_next_commit(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    write_shard(table, shard())
+    assert not is_card_current(open_table(str(tmp_path)))
+    write_card(open_table(str(tmp_path)))
+    assert is_card_current(open_table(str(tmp_path)))
+    write_shard(table, shard("s-1"))
+    assert not is_card_current(open_table(str(tmp_path)))
 
 
 def test_an_empty_table_has_a_card(tmp_path: Path) -> None:

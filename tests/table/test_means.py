@@ -25,6 +25,16 @@ def test_a_face_that_stopped_early_counts_with_its_last_value(tmp_path: Path) ->
     assert means["id_similarity"].isna().all()
 
 
+def test_a_metric_that_some_faces_lack_is_of_the_others(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    faces = [row("a", 4.0, 2.0), face_row("b"), row("c", 1.0)]
+    table.write_part(shard(), 0, samples=3, latents=faces, rejects=[])
+    means = means_per_step(open_table(str(tmp_path)), ["l2", "id_similarity"])
+    assert means.columns.tolist() == ["step", "l2", "id_similarity"]
+    assert means["l2"].tolist() == pytest.approx([5.5 / 3, 3.25 / 3, 3.125 / 3])
+    assert means["id_similarity"].tolist() == pytest.approx([math.nan, 0.25, 0.5], nan_ok=True)
+
+
 def test_a_table_without_faces_has_no_means(tmp_path: Path) -> None:
     writer(tmp_path)
     assert len(means_per_step(open_table(str(tmp_path)))) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import pytest
 from pipeline.errors import FingerprintError, InputError, TableError
 from pipeline.storage import Store
 from pipeline.table import Columns, ShardManifest, TableWriter, open_table
+from pipeline.table import parts as parts_module
 from tests.table.rows import (
     COUNTS_OF_ONE,
     DESCRIPTION,
@@ -115,6 +117,29 @@ def test_a_damaged_part_is_done_again(tmp_path: Path) -> None:
     assert "latents/s-0-00000.parquet" in state.stale
 
 
+@pytest.mark.parametrize("end", [b"", b"\0\0\0\0PAR1", b"\xff\xff\xff\x7fPAR1"])
+def test_a_part_with_a_damaged_footer_is_done_again(root: str, end: bytes) -> None:
+    """The magic number is whole, and Arrow calls what comes before it an error of the system."""
+    table = writer(root)
+    write_shard(table, shard(), commit=False)
+    name = "latents/s-0-00000.parquet"
+    content = table.store.get(name)
+    footer = int.from_bytes(content[-8:-4], "little")
+    damaged = content[: -8 - footer] + b"\xee" * footer + (end or content[-8:])
+    table.store.put(name, damaged)
+    (state,) = table.states([shard()])
+    assert sorted(state.parts) == [1]
+    assert name in state.stale
+
+
+def test_a_footer_longer_than_one_read_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(writer(tmp_path), shard(), commit=False)
+    monkeypatch.setattr(parts_module, "_TAIL_BYTES", 100)
+    assert sorted(writer(tmp_path).state(shard()).parts) == [0, 1]
+
+
 def test_a_shard_of_that_name_from_another_place_is_refused(root: str) -> None:
     table = writer(root)
     write_shard(table, shard())
@@ -143,6 +168,20 @@ def test_a_shard_without_samples_can_be_committed(tmp_path: Path) -> None:
     table.commit_shard(shard(), [])
     assert table.state(shard()).done
     assert open_table(str(tmp_path)).verify()["shards"] == 1
+
+
+def test_a_commit_on_a_disk_looks_at_its_own_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part of a table would make every later commit of it slower."""
+    table = writer(tmp_path)
+    write_shard(table, shard("s-1"))
+    write_shard(table, shard(), commit=False)
+    parts = table.state(shard()).parts.values()
+    listed: list[object] = []
+    monkeypatch.setattr(os, "scandir", listed.append)
+    table.commit_shard(shard(), parts)
+    assert listed == []
 
 
 def test_a_writer_travels_to_other_processes(root: str) -> None:
