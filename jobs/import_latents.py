@@ -25,8 +25,8 @@ from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
 from pipeline.inversion import Device, ready_device
 from pipeline.metrics import Meter
-from pipeline.models import RestyleModel, load_model, treatment_for
-from pipeline.storage import check_output
+from pipeline.models import RestyleModel, bundle_names, load_model, treatment_for
+from pipeline.storage import canonical_uri, check_output
 from pipeline.table.code_files import faces_of, open_codes
 from pipeline.table.importing import Importing, ImportSettings
 from pipeline.table.measuring import Measuring, Result
@@ -73,12 +73,12 @@ def _parser() -> argparse.ArgumentParser:
 def _import(asked: argparse.Namespace) -> dict[str, object]:
     check_output(asked.output)
     settings = ImportSettings(
-        model=asked.model,
+        model=asked.model if asked.model in bundle_names() else canonical_uri(asked.model),
         method=asked.method,
         latent_dtype=asked.latent_dtype,
         part_size=asked.part_size,
         files_per_shard=asked.files_per_shard,
-        images=asked.images,
+        images=asked.images and canonical_uri(asked.images),
     )
     device = ready_device(asked.device)
     codes, model = open_codes(asked.codes), load_model(asked.model, device)

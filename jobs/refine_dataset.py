@@ -19,9 +19,9 @@ from typing import Any
 from pipeline.command_line import add_flags, job_parser
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
-from pipeline.errors import printable
+from pipeline.errors import ConfigError, printable
 from pipeline.storage import canonical_uri
-from pipeline.table import open_start
+from pipeline.table import Description, open_start
 
 # What a second pass keeps of the first, so that it finds the same faces in the same images.
 KEPT = (
@@ -30,8 +30,8 @@ KEPT = (
 )
 OWN = (
     *("distance_weight", "seed", "best_step_by", "latent_dtype"),
-    *("keep_steps", "keep_crops", "keep_reconstructions", "part_size", "device", "batch_size"),
-    *("align_workers", "inverters", "image_timeout"),
+    *("keep_steps", "keep_crops", "keep_reconstructions", "part_size", "device", "precision"),
+    *("batch_size", "align_workers", "inverters", "image_timeout"),
 )
 
 
@@ -55,11 +55,27 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
     # An input by a relative path is where the first pass ran.
     if "input" in made and layout.get("input") != printable(canonical_uri(str(made["input"]))):
         settings["input"] = layout["input"]
+    if "input" not in made:
+        settings |= _of_imported(table, description)
     settings |= {name: layout[name] for name in ("files_per_shard",) if name in layout}
     if not flags.get("where") and layout.get("limit"):
         settings["limit"] = layout["limit"]
     settings |= {name: value for name, value in flags.items() if value is not None}
     return load_config(None, settings | {"method": "hybrid", "init": table})
+
+
+def _of_imported(table: str, description: Description) -> dict[str, Any]:
+    """What an imported table says of its images: `jobs/import_latents.py --images`."""
+    images = description.config.get("images")
+    if not images:
+        raise ConfigError(
+            f"the table '{table}' has codes without images, so there is nothing to refine them "
+            "by: import them again with --images"
+        )
+    aligned = description.settings["measured"]["alignment"]
+    kept = {name: aligned[name] for name in ("faces", "prealigned")}
+    fit = {"fit": aligned["fit"]} if aligned["prealigned"] else {}
+    return {"input": images, "min_face": aligned["min_face_px"], **kept, **fit}
 
 
 def main(argv: list[str]) -> int:

@@ -17,10 +17,12 @@ from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_
 from pipeline.inversion.methods import OPTIMISATIONS, Method
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
+from pipeline.storage import canonical_uri
 from pipeline.table import Columns, Description, check_condition, open_start
 
 # Raised by whoever changes what the same weights and settings compute.
 NUMERICS_VERSION = 2
+_NAMES = {"dlib", "none", *bundle_names()}  # of networks, which are no paths
 # These guard the aligner's process and change no row.
 _NO_RESULT = {"row_timeout_s", "memory_limit_mib"}
 
@@ -89,7 +91,7 @@ def make_recipe(config: JobConfig) -> Recipe:
         columns=columns,
         settings=settings,
         layout=config.layout(),
-        config=config.model_dump(exclude_none=True),
+        config=_from_anywhere(config),
         model=model.metadata,
         metrics=meter.definitions | _end_of_faces(method),
     )
@@ -110,6 +112,19 @@ def make_recipe(config: JobConfig) -> Recipe:
     )
     about = treatment.description + _borrowed_bound(config)
     return Recipe(alignment, inversion, description, about)
+
+
+def _from_anywhere(config: JobConfig) -> dict[str, Any]:
+    """The config as the table tells it: with paths that hold in every working directory.
+
+    That of a Ray job is a copy, whose place says nothing: there they stay as they were given.
+    """
+    told = config.model_dump(exclude_none=True)
+    if not in_cluster():
+        for name in {"input", "output", "init", "model", "bootstrap", "identity"} & told.keys():
+            if told[name] not in _NAMES:
+                told[name] = canonical_uri(told[name])
+    return told
 
 
 def make_method(config: JobConfig, model: RestyleModel) -> Method:

@@ -414,3 +414,14 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no GPU"):
         make_plan(config_of(device="cuda"))
+
+
+def test_the_table_names_its_model_and_images_for_every_working_directory(
+    config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(identity="none")
+    folder = Path(config.model)
+    monkeypatch.chdir(folder.parent)
+    told = make_recipe(config_of(identity="none", model=f"./{folder.name}")).description.config
+    assert (told["model"], told["identity"]) == (str(folder), "none")
+    assert Path(told["input"]).is_absolute()

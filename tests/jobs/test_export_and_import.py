@@ -13,6 +13,8 @@ from PIL import Image
 
 import jobs.export_table
 import jobs.import_latents
+from jobs.refine_dataset import second_pass
+from pipeline.errors import ConfigError
 from pipeline.models import load_model
 from pipeline.storage import Store
 from pipeline.table import open_table
@@ -158,3 +160,22 @@ def test_codes_go_from_bucket_to_bucket(
     first, second = (open_table(uri).sql("SELECT * FROM latents") for uri in (table, f"{table}-2"))
     for one, other in zip(first["w_plus"], second["w_plus"], strict=True):
         assert np.array_equal(np.stack(one), np.stack(other))
+
+
+def test_what_was_imported_is_refined_by_the_images_that_it_was_measured_with(
+    run: Any, latents: Path, tiny_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in (1, 2):
+        Image.new("RGB", (64, 64), (80 * number, 90, 100)).save(photos / f"{number}.jpg")
+    monkeypatch.chdir(tmp_path)
+    given = ("--from", latents, "--model", tiny_bundle)
+    shown = ("--images", "photos", "--prealigned", "--identity", "none")
+    assert run(jobs.import_latents, *given, "--output", "table", *shown)[0] == 0
+    assert run(jobs.import_latents, *given, "--output", "blind")[0] == 0
+    monkeypatch.chdir("/")
+    config = second_pass(str(tmp_path / "table"), {"output": str(tmp_path / "refined")})
+    assert (config.input, config.prealigned, config.fit) == (str(photos), True, "stretch")
+    with pytest.raises(ConfigError, match="import them again with --images"):
+        second_pass(str(tmp_path / "blind"), {"output": str(tmp_path / "refined")})
