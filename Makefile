@@ -47,7 +47,7 @@ faults: .venv/installed ## break running jobs by SCHEDULES=100 seeded schedules
 fuzz: .venv/installed ## feed it N=100000 damaged inputs
 	@$(BIN)/python -m tests.fuzz --count $(or $(N),100000)
 
-audit: .venv/installed ## ask for known vulnerabilities of the pinned packages
+audit: .venv/installed ## look for a hash of each pinned package, and for known vulnerabilities with pip-audit
 	@$(BIN)/python -m tests.security.audit
 
 check: .venv/installed audit ## lint, formatting, types, and the audit

@@ -1,21 +1,30 @@
-"""Ask the index's advisory database about every pinned version: `python -m tests.security.audit`.
+"""Look for a hash of every pinned package, and for known vulnerabilities where that can be asked.
 
-`pip-audit` passes over packages that the index has no advisories for and says "No known
-vulnerabilities found" even where it could look up none. So the packages that were audited are
-counted here. Exit code 1 if one of them has a known vulnerability; the last line is JSON.
+`python -m tests.security.audit`. The hashes are in `.locked.txt` and need no network. `pip-audit`
+passes over packages that the index has no advisories for and says "No known vulnerabilities found"
+even where it could look up none. So the packages that were audited are counted here. Exit code 1 if
+a package has no hash or a known vulnerability; the last line is JSON.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-PINS = Path(__file__).resolve().parents[2] / ".constraints.txt"
+ROOT = Path(__file__).resolve().parents[2]
+PINS, LOCK = ROOT / ".constraints.txt", ROOT / ".locked.txt"
 COMMAND = ("-r", str(PINS), "--no-deps", "--disable-pip", "--format", "json")
+
+
+def unlocked(pins: str, lock: str) -> list[str]:
+    """The pins, `name==version` a line, of which `lock` has no hash."""
+    locked = set(re.findall(r"^(\S+==\S+) --hash=sha256:[0-9a-f]{64}$", lock, re.MULTILINE))
+    return [pin for pin in pins.split() if pin not in locked]
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +42,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 def ask() -> dict[str, Any] | None:
     """What `pip-audit` says; None if it is not installed or cannot reach its database."""
     if importlib.util.find_spec("pip_audit") is None:
-        print("not audited: pip-audit is not installed")
+        print("not audited: no pip-audit, which the extra `audit` installs")
         return None
     run = subprocess.run(
         [sys.executable, "-m", "pip_audit", *COMMAND, "--progress-spinner", "off"],
@@ -50,17 +59,19 @@ def ask() -> dict[str, Any] | None:
 
 
 def main() -> int:
-    """Ask, count, tell."""
+    """Look, ask, count, tell."""
+    without = unlocked(PINS.read_text(), LOCK.read_text())
+    for pin in without:
+        print(f"{pin}: no hash in {LOCK.name}; .ci/lock.py writes it")
     found = ask()
-    if found is None:
-        return 0
-    counts = summary(found)
+    counts = summary(found or {"dependencies": []})
     for package in counts["vulnerable"]:
         print(f"{package['name']} {package['version']}: {', '.join(package['ids'])}")
-    if not counts["audited"]:
+    if found is not None and not counts["audited"]:
         print("not audited: the index has no advisories for any of the packages")
-    print(json.dumps(counts))
-    return 1 if counts["vulnerable"] else 0
+    counts["pinned"] = len(PINS.read_text().split())
+    print(json.dumps({**counts, "unlocked": without}))
+    return 1 if counts["vulnerable"] or without else 0
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
-from tests.security.audit import summary
+import tests.security.audit as audit
 
 ROOT = Path(__file__).resolve().parents[2]
 _PIN = re.compile(r"([A-Za-z0-9._-]+)==(\S+)")
@@ -97,8 +99,30 @@ def test_a_package_that_was_passed_over_does_not_count_as_audited() -> None:
             {"name": "c", "skip_reason": "not found on the index"},
         ]
     }
-    assert summary(found) == {
+    assert audit.summary(found) == {
         "pinned": 3,
         "audited": 2,
         "vulnerable": [{"name": "b", "version": "2", "ids": ["CVE-1", "CVE-2"]}],
     }
+
+
+def test_a_pin_without_a_hash_fails_the_audit_where_nobody_can_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(audit, "ask", lambda: None)
+    assert audit.main() == 0
+    (tmp_path / ".locked.txt").write_text(audit.LOCK.read_text().replace("numpy==2", "numpy==1"))
+    monkeypatch.setattr(audit, "LOCK", tmp_path / ".locked.txt")
+    assert audit.main() == 1
+    *_, told, last = capsys.readouterr().out.splitlines()
+    pin = f"numpy=={pins()['numpy']}"
+    assert told.startswith(f"{pin}: no hash in .locked.txt")
+    counts = json.loads(last)
+    assert (counts["unlocked"], counts["audited"], counts["pinned"]) == ([pin], 0, len(pins()))
+
+
+def test_what_the_image_installs_by_name_is_pinned_with_what_it_needs() -> None:
+    text = (ROOT / "cluster" / "Containerfile").read_text()
+    named = dict(_PIN.findall(next(line for line in text.splitlines() if "boto3==" in line)))
+    assert {name: pins().get(name) for name in named} == named
+    assert {"s3transfer", "httplib2", "uritemplate", "google-auth-httplib2"} <= pins().keys()
