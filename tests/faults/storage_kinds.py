@@ -29,6 +29,12 @@ def some_put(arena: Arena, action: Action, times: int = 1) -> tuple[Rule, str]:
     return rule, f"put {nth} in {folder}/"
 
 
+def must_have_struck(rule: Rule) -> None:
+    """Raise unless a request was broken: a run that nothing happened to keeps every promise."""
+    if not rule.hit.is_set():
+        raise BrokenPromiseError(f"no request was the one to break: {rule.method} {rule.path}")
+
+
 def some_requests(arena: Arena, action: Action) -> tuple[Rule, str]:
     """A rule for one or two requests in a row, of any sort, anywhere."""
     place = arena.rng.choice(
@@ -42,6 +48,8 @@ def some_requests(arena: Arena, action: Action) -> tuple[Rule, str]:
         ]
     )
     skip, times = arena.rng.randint(0, 3), arena.rng.randint(1, 2)
+    if place == "photos/a.tar":
+        skip %= 3  # it is asked for three times, everything else more often
     rule = Rule(".*", under(arena, place), action, skip, times)
     return rule, f"{times} from {skip + 1} on {place}"
 
@@ -56,6 +64,7 @@ def hiccup(action: Action) -> Callable[[Arena], None]:
             rule.hit.wait(60)
             arena.struck(when)
             arena.finish(run)
+        must_have_struck(rule)
 
     return strike
 
@@ -70,7 +79,8 @@ def outage(arena: Arena) -> None:
         rule.hit.wait(60)
         arena.struck(f"all requests from {skip + 1} on")
         ended = arena.end(run)
-    if ended.code == 0 and rule.hit.is_set():
+    must_have_struck(rule)
+    if ended.code == 0:
         raise BrokenPromiseError("the store was gone and the run says that it is done")
     if ended.code:
         arena.finish(arena.light())
@@ -89,15 +99,20 @@ def stalled(arena: Arena) -> None:
         rule.hit.wait(60)
         arena.struck(when)
         arena.finish(run)
+    must_have_struck(rule)
 
 
 def truncated_answers(arena: Arena) -> None:
     """A run is killed; the next one gets answers cut in the middle."""
     when = killed_at_a_put(arena)
-    place = arena.rng.choice(["table/latents/", "table/_shards/", "table/_table", "photos/"])
+    places = ["table/latents/", "table/_shards/", "table/_table", "photos/"]
+    if when == f"SIGKILL after put {PUTS['_shards']} in _shards/":
+        places.remove("photos/")  # every shard is committed: nothing is read again
+    place = arena.rng.choice(places)
     rule = Rule("GET", under(arena, place), actions.truncated, arena.rng.randint(0, 1), 2)
     with arena.world.proxy.breaking(rule):
         arena.finish(arena.light())
+    must_have_struck(rule)
     arena.when = f"{when}, then 2 of {place}"
 
 
@@ -207,11 +222,12 @@ def lists_late(arena: Arena) -> None:
         "GET",
         rf"{arena.bucket}/?\?.*list-type=2.*prefix=table/{folder}",
         actions.without_entries(f"table/{folder}/"),
-        arena.rng.randint(0, 2),
+        arena.rng.randint(0, 1),  # a run with nothing to do lists the manifests twice
         times,
     )
     with arena.world.proxy.breaking(rule):
         arena.finish(arena.light())
+    must_have_struck(rule)
     arena.when = f"{when}, {times} lists of {folder}"
 
 
@@ -229,3 +245,4 @@ def no_condition(arena: Arena) -> None:
         endings = [arena.end(run), arena.end(second)]
         if any(ended.code for ended in endings):
             arena.finish(arena.light())
+    must_have_struck(rule)

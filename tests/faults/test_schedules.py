@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.faults import actions
 from tests.faults.__main__ import told
+from tests.faults.arena import BrokenPromiseError
+from tests.faults.proxy import Rule
 from tests.faults.schedule import KINDS, kind_of, play
+from tests.faults.storage_kinds import must_have_struck
 from tests.faults.world import World
 
 pytestmark = pytest.mark.timeout(900)
@@ -37,3 +41,9 @@ def test_no_face_is_lost_or_counted_twice(world: World, name: str) -> None:
 def test_a_seed_is_a_schedule() -> None:
     assert [kind_of(seed).name for seed in range(len(KINDS))] == [kind.name for kind in KINDS]
     assert kind_of(len(KINDS)).name == KINDS[0].name
+
+
+def test_a_schedule_whose_fault_never_struck_is_broken() -> None:
+    rule = Rule("PUT", "bucket/table/", actions.reset_before)
+    with pytest.raises(BrokenPromiseError, match="no request was the one to break: PUT bucket"):
+        must_have_struck(rule)
