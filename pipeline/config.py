@@ -105,7 +105,7 @@ class JobConfig(BaseModel):
     keep_crops: bool = Field(False, description="store the aligned face as JPEG")
     keep_reconstructions: bool = Field(False, description="store the reconstruction as JPEG")
     files_per_shard: int = Field(1024, ge=1, description="files of a folder that make one shard")
-    limit: int | None = Field(None, ge=1, description="only the first N samples")
+    limit: int | None = Field(None, ge=1, description="only the first N samples, chosen or not")
 
     part_size: int = Field(256, ge=1, le=100_000, description="samples a part")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where faces are inverted")
@@ -162,7 +162,6 @@ def _misfits(config: JobConfig) -> Iterator[str]:
         (config.bootstrap_steps and not config.bootstrap, "bootstrap_steps needs --bootstrap"),
         (config.init and method in ("encoder", "optimize"), f"--method {method} takes no init"),
         (config.where and not config.init, "where chooses rows of a table: name it with --init"),
-        (config.where and config.limit, "where chooses among all samples: leave limit out"),
         (
             config.distance_weight is not None and method != "hybrid",
             f"distance_weight is for --method hybrid, not {method}",
