@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import StorageError
+from pipeline.storage.columns import NOT_PARQUET, image_column, schema_of
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_large
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import filesystem, one_line, storage_errors
 
-_IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "content", "jpg", "jpeg", "png", "webp")
 _KEY_COLUMNS = ("key", "__key__", "image_id", "id", "path", "file_name", "filename", "file")
 # Rows of a few kilobytes can share one image of a gigabyte: a row at a time costs 70 µs and memory
 # holds one of them.
 _BATCH_ROWS = 1
 _BUFFER = 4 << 20
-# Arrow also raises Python's own errors, for texts, numbers and dates that are none.
-_NOT_PARQUET = (ValueError, ArithmeticError, LookupError, TypeError)
 
 
 def read_parquet(shard: Shard) -> Iterator[Sample]:
@@ -41,7 +38,7 @@ def read_parquet(shard: Shard) -> Iterator[Sample]:
                 for sample in _rows(file, shard.source):
                     row += 1
                     yield sample
-        except (pa.ArrowException, *_NOT_PARQUET) as error:
+        except (pa.ArrowException, *NOT_PARQUET) as error:
             raise StorageError(
                 f"the shard '{shard.uri}' is damaged after {row} samples ({one_line(error)}); "
                 "replace it and run again"
@@ -55,11 +52,9 @@ def check_columns(shard: Shard) -> None:
     """
     if shard.kind != "parquet":
         return
-    fs, path = filesystem(shard.uri)
-    with suppress(StorageError, pa.ArrowException, *_NOT_PARQUET):
-        with storage_errors(f"read '{shard.uri}'"), fs.open(path, "rb") as file:
-            schema = pq.read_schema(file)
-        _image_column(schema, shard.source)
+    schema = schema_of(shard.uri)
+    if schema is not None:
+        image_column(schema, shard.source)
 
 
 def _rows(file: Any, uri: str) -> Iterator[Sample]:
@@ -67,15 +62,15 @@ def _rows(file: Any, uri: str) -> Iterator[Sample]:
     parquet = pq.ParquetFile(
         file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
     )
-    image_column = _image_column(parquet.schema_arrow, uri)
+    image_name = image_column(parquet.schema_arrow, uri)
     key_column = next((name for name in _KEY_COLUMNS if name in parquet.schema_arrow.names), None)
-    if key_column == image_column:
+    if key_column == image_name:
         key_column = None
-    columns = [image_column, *([key_column] if key_column else [])]
+    columns = [image_name, *([key_column] if key_column else [])]
     keys = UniqueKeys()
     row = 0
     for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
-        images = batch.column(image_column)
+        images = batch.column(image_name)
         names = batch.column(key_column) if key_column else None
         for index in range(batch.num_rows):
             content, name = _cell(images[index].as_py())
@@ -109,30 +104,3 @@ def _sample(key: str, uri: str, content: bytes) -> Sample:
     if len(content) > MAX_SAMPLE_BYTES:
         return too_large(key, uri, len(content))
     return Sample(key, uri, content)
-
-
-def _image_column(schema: pa.Schema, uri: str) -> str:
-    found = [field.name for field in schema if _holds_bytes(field.type)]
-    usual = [name for name in found if name.lower() in _IMAGE_COLUMNS]
-    for names in (found, usual):
-        if len(names) == 1:
-            return str(names[0])
-    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-    if found:
-        raise InputError(
-            f"'{uri}' has several columns of bytes ({', '.join(found)}) and it is not clear which "
-            "holds the images; leave one of them in the file"
-        )
-    raise InputError(f"'{uri}' has no column of image bytes; its columns are {columns}")
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _is_binary(kind.field(index).type)
-    return _is_binary(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-    return any(check(kind) for check in checks)

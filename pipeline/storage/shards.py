@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import InputError, StorageError
+from pipeline.storage.columns import has_bytes, schema_of
 from pipeline.storage.formats import Kind, is_image, readable_name, shard_kind, shard_stem
 from pipeline.storage.listing import Entry, file_entry, is_folder, walk
 from pipeline.storage.uris import canonical_uri, filesystem, join, known_secrets, refuse_secrets
@@ -63,7 +64,7 @@ def list_shards(input_uri: str, *, files_per_shard: int = 1000) -> Iterator[Shar
     The input is one shard file, one image, or a folder with shards or images or both at any
     depth. Images of a folder are cut into slices of `files_per_shard` in the order of their
     relative paths; adding a file to the folder changes the slices after it. Hidden files are left
-    out, and so is an `x.parquet` beside an `x.tar` (`without_metadata`). Raises `InputError` if
+    out, and so is img2dataset's own metadata (`without_metadata`). Raises `InputError` if
     the input does not exist or holds nothing of these, on the first `next()`, and if its URI or a
     shard's contains a credential (`refuse_secrets`).
     """
@@ -119,7 +120,12 @@ def _one_file(uri: str) -> Iterator[Shard]:
 def _folder_shards(fs: Any, path: str, root: str, length: int) -> Iterator[Shard]:
     images: list[Entry] = []
     slices = 0
-    for entry in without_metadata(walk(fs, path, root)):
+
+    def holds_images(entry: Entry) -> bool:
+        schema = schema_of(join(root, entry.name))
+        return schema is None or has_bytes(schema)
+
+    for entry in without_metadata(walk(fs, path, root), holds_images):
         kind = shard_kind(entry.name)
         if kind:
             uri = join(root, entry.name)
@@ -133,19 +139,25 @@ def _folder_shards(fs: Any, path: str, root: str, length: int) -> Iterator[Shard
         yield _slice(root, images, slices)
 
 
-def without_metadata(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The sorted `entries`, but for an `x.parquet` that lies beside an `x.tar`.
+def without_metadata(
+    entries: Iterable[Entry], holds_images: Callable[[Entry], bool]
+) -> Iterator[Entry]:
+    """The sorted `entries`, but for what img2dataset writes beside its images: their URLs and
+    captions.
 
-    img2dataset writes such pairs: the images in the tar, their URLs and captions in the other. An
-    `x.parquet` is given out behind what may be its tar.
+    That is an `x.parquet` beside an `x.tar`, or one that does not hold images beside a folder `x`.
+    An `x.parquet` is given out behind what may be its tar, or before what is in the folder.
     """
     waiting: Entry | None = None
     for entry in entries:
-        if waiting and shard_kind(entry.name) == "tar":
-            waiting = None if shard_stem(entry.name) == shard_stem(waiting.name) else waiting
-        if waiting and entry.name > f"{shard_stem(waiting.name)}.tgz":
-            yield waiting
-            waiting = None
+        if waiting:
+            stem = shard_stem(waiting.name)
+            if shard_kind(entry.name) == "tar" and shard_stem(entry.name) == stem:
+                waiting = None
+            elif entry.name > f"{stem}/":
+                if not entry.name.startswith(f"{stem}/") or holds_images(waiting):
+                    yield waiting
+                waiting = None
         if shard_kind(entry.name) != "parquet":
             yield entry
             continue

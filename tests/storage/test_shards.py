@@ -67,6 +67,20 @@ def test_what_img2dataset_writes_beside_its_tars_is_no_shard(tmp_path: Path) -> 
     assert sorted(names) == sorted([*tars, "00000.more.parquet", "alone.parquet", "z.parquet"])
 
 
+def test_what_img2dataset_writes_beside_its_folders_of_files_is_no_shard(tmp_path: Path) -> None:
+    """`--output_format files`, its default. Parquet that holds images is a shard all the same."""
+    for stem in ("00000", "00001", "both"):
+        write_files(tmp_path, f"{stem}/0.jpg", f"{stem}/0.json", f"{stem}_stats.json")
+        write_parquet(tmp_path / f"{stem}.parquet", {"url": ["http://x/0.jpg"]})
+    write_parquet(tmp_path / "both.parquet", {"url": ["http://x/0.jpg"], "jpg": [b"x"]})
+    (tmp_path / "damaged").mkdir()
+    write_files(tmp_path, "damaged/0.jpg", "damaged.parquet")
+    shards = list(list_shards(str(tmp_path)))
+    files = [Path(shard.uri).name for shard in shards if shard.kind == "parquet"]
+    assert files == ["both.parquet", "damaged.parquet"], "the reader tells what is wrong with it"
+    assert shards[-1].names == ("00000/0.jpg", "00001/0.jpg", "both/0.jpg", "damaged/0.jpg")
+
+
 def test_a_folder_of_images_is_cut_in_the_order_of_paths(tmp_path: Path) -> None:
     names = ["b.jpg", "a/2.JPG", "a/1.png", "a-1.webp", "a/b/0.jpeg", "z/z.heic"]
     write_files(tmp_path, *names)
