@@ -81,7 +81,8 @@ def test_nothing_is_left_in_the_users_home(undisturbed: Undisturbed) -> None:
 
 def test_the_settings_stand_in_the_table(undisturbed: Undisturbed) -> None:
     config = json.loads((undisturbed.table / "_table.json").read_text())["config"]
-    assert (config["steps"], config["part_size"], config["input"]) == (5, 1, "photos")
+    photos = str(undisturbed.folder / "photos")
+    assert (config["steps"], config["part_size"], config["input"]) == (5, 1, photos)
     (run,) = (undisturbed.table / "_runs").iterdir()
     facts = json.loads(run.read_text())
     assert (facts["config"]["steps"], facts["exit_code"], facts["samples"]) == (5, 0, 12)
