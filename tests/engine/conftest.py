@@ -1,17 +1,25 @@
-"""Plans over small inputs."""
+"""Plans over small inputs, and the rows that their stages would send."""
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from pipeline.config import JobConfig
+from pipeline.engine import run
+from pipeline.engine.cluster import Resources
+from pipeline.engine.commit import Committer
+from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
+from pipeline.engine.rows import Row, blank_row
+from pipeline.engine.tally import Tally
 from pipeline.storage import Sample
 from pipeline.training.config import TrainConfig
 
@@ -78,3 +86,55 @@ def five_images(tmp_path: Path, tiny_bundle: str) -> TrainConfig:
         prealigned=True,
         part_size=3,
     )
+
+
+def end(parts: int = 2, samples: int = 4) -> Row:
+    """What the reader of the plan's shard sends last."""
+    return blank_row("end", "files-00000", parts) | {"samples": samples}
+
+
+@pytest.fixture
+def written(plan: Plan, work: ShardWork) -> Callable[[int], Row]:
+    """Writes a part of the plan's shard, all rejects; the row that its writer sends."""
+
+    def write(part: int) -> Row:
+        rejects = [
+            {"key": name, "face_index": None, "source_uri": "", "source_sha256": ""}
+            | {"reason": "no_face", "detail": ""}
+            for name in work.shard.names[2 * part : 2 * part + 2]
+        ]
+        summary = plan.writer.write_part(work.shard, part, samples=2, latents=[], rejects=rejects)
+        row = blank_row("part", work.shard.shard_id, part)
+        counts = {"samples": 2, "rejects": 2, "reasons": '{"no_face": 2}', "bytes": 9}
+        row["latents_etag"], row["rejects_etag"] = plan.writer.part_etags(work.shard, part)
+        return row | counts | {"summary": json.dumps(summary.to_dict()), "align_seconds": 1.5}
+
+    return write
+
+
+@pytest.fixture
+def outcome() -> Outcome:
+    return Outcome(Tally())
+
+
+@pytest.fixture
+def committer(plan: Plan, outcome: Outcome) -> Committer:
+    return Committer(plan, outcome)
+
+
+def is_committed(plan: Plan) -> bool:
+    """Whether the plan's shard is."""
+    return plan.writer.store.exists("_shards/files-00000.json")
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Row]], None]:
+    """Puts given rows in the place of what comes out of the stages."""
+
+    def put(rows: list[Row]) -> None:
+        monkeypatch.setattr(run, "running_ray", lambda _: nullcontext(Resources(4, 0)))
+        monkeypatch.setattr(run, "configure_context", lambda: None)
+        monkeypatch.setattr(run, "build_dataset", lambda *_: None)
+        monkeypatch.setattr(run, "summaries", lambda _: iter(rows))
+
+    return put

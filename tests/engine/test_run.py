@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,18 +11,17 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import JobConfig
-from pipeline.engine import commit, record, run
 from pipeline.engine import outcome as outcome_module
-from pipeline.engine.cluster import Resources
+from pipeline.engine import record, run
 from pipeline.engine.dataset import Stages
 from pipeline.engine.logs import EventLog
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.read import ShardWork
-from pipeline.engine.rows import Row, blank_row, failed_row
+from pipeline.engine.rows import Row, failed_row
 from pipeline.engine.run import Committer, Outcome, run_job
 from pipeline.engine.tally import Tally
 from pipeline.errors import ConfigError, InputError, StorageError
-from pipeline.table import open_table, part_index
+from pipeline.table import open_table
+from tests.engine.conftest import end, is_committed
 
 
 def test_a_dashboards_address_is_no_cluster(
@@ -35,274 +32,6 @@ def test_a_dashboards_address_is_no_cluster(
     with pytest.raises(ConfigError, match="is a dashboard: send the job there with `ray job sub"):
         run_job(config)
     assert not Path(config.output).exists(), "nothing is begun"
-
-
-def end(parts: int = 2, samples: int = 4) -> Row:
-    return blank_row("end", "files-00000", parts) | {"samples": samples}
-
-
-@pytest.fixture
-def written(plan: Plan, work: ShardWork) -> Callable[[int], Row]:
-    """Writes a part of the plan's shard, all rejects; the row that its writer sends."""
-
-    def write(part: int) -> Row:
-        rejects = [
-            {"key": name, "face_index": None, "source_uri": "", "source_sha256": ""}
-            | {"reason": "no_face", "detail": ""}
-            for name in work.shard.names[2 * part : 2 * part + 2]
-        ]
-        summary = plan.writer.write_part(work.shard, part, samples=2, latents=[], rejects=rejects)
-        row = blank_row("part", work.shard.shard_id, part)
-        counts = {"samples": 2, "rejects": 2, "reasons": '{"no_face": 2}', "bytes": 9}
-        row["latents_etag"], row["rejects_etag"] = plan.writer.part_etags(work.shard, part)
-        return row | counts | {"summary": json.dumps(summary.to_dict()), "align_seconds": 1.5}
-
-    return write
-
-
-@pytest.fixture
-def outcome() -> Outcome:
-    return Outcome(Tally())
-
-
-@pytest.fixture
-def committer(plan: Plan, outcome: Outcome) -> Committer:
-    return Committer(plan, outcome)
-
-
-def is_committed(plan: Plan) -> bool:
-    return plan.writer.store.exists("_shards/files-00000.json")
-
-
-def test_a_shard_is_committed_when_all_its_parts_are_there_in_any_order(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
-) -> None:
-    for row in (written(1), end()):
-        committer.take(row)
-    assert list(plan.states) == ["files-00000"]
-    committer.take(written(0))
-    assert list(plan.states) == [], "what is whole is forgotten"
-    committer.finish()
-    assert is_committed(plan)
-    assert (outcome.errors, outcome.exit_code, outcome.tally.shards) == ([], 0, 1)
-    assert outcome.tally.stage_seconds["align"] == 3.0
-    assert open_table(plan.writer.store.root).verify()["samples"] == 4
-
-
-def test_a_part_that_comes_twice_counts_once(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
-) -> None:
-    for row in (written(0), written(0), written(1), end(), written(1), end()):
-        committer.take(row)
-    committer.finish()
-    assert is_committed(plan)
-    tally = outcome.tally
-    assert (tally.parts, tally.samples, tally.rejects, tally.shards) == (2, 4, 4, 1)
-    assert outcome.errors == []
-
-
-def test_an_end_whose_number_a_part_has_is_no_part_that_came_twice(
-    outcome: Outcome, committer: Committer, written: Callable[[int], Row]
-) -> None:
-    """Of a shard that the limit cuts, once more was taken than is."""
-    for row in (written(0), written(1), end(parts=1, samples=2)):
-        committer.take(row)
-    committer.finish()
-    assert outcome.errors == ["shard 'files-00000': 2 of 1 of parts arrived"]
-
-
-def test_a_part_that_never_arrives_is_reported(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
-) -> None:
-    for row in (written(0), end()):
-        committer.take(row)
-    committer.finish()
-    assert outcome.errors == ["shard 'files-00000': 1 of 2 of parts arrived"]
-    assert outcome.exit_code == 1
-    assert not is_committed(plan)
-
-
-def test_a_shard_whose_reader_never_ends_is_reported(
-    outcome: Outcome, committer: Committer, written: Callable[[int], Row]
-) -> None:
-    committer.take(written(0))
-    committer.finish()
-    assert outcome.errors == ["shard 'files-00000': 1 of an unknown number of parts arrived"]
-
-
-def test_a_failed_part_is_reported_once_with_its_stage(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
-) -> None:
-    committer.take(written(0))
-    committer.take(failed_row("files-00000", 1, "invert", ValueError("no memory")))
-    committer.take(end())
-    committer.finish()
-    assert outcome.errors == ["shard 'files-00000', part 1: invert: ValueError: no memory"]
-    assert not is_committed(plan)
-
-
-@pytest.fixture
-def given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two failures in no time are enough."""
-    monkeypatch.setattr(commit, "GIVE_UP_PARTS", 2)
-    monkeypatch.setattr(commit, "GIVE_UP_S", 0.0)
-
-
-def failure(part: int, stage: str = "write") -> Row:
-    return failed_row("files-00000", part, stage, StorageError("expired"))
-
-
-@pytest.mark.usefixtures("given_up")
-# Ray Data sets its own deprecated settings, and warns itself of it.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-def test_a_run_whose_parts_all_fail_gives_up(
-    plan: Plan,
-    outcome: Outcome,
-    config_of: Callable[..., JobConfig],
-    without_ray: Callable[[list[Row]], None],
-) -> None:
-    assert plan.works
-    without_ray([failure(0), failure(1), failure(2), failure(3)])
-    run._execute(config_of(), plan, outcome, Stages())
-    first, *others = outcome.errors
-    assert first.startswith("given up: 2 parts failed one after another")
-    parts = [f"shard 'files-00000', part {n}: write: StorageError: expired" for n in (0, 1)]
-    assert others == parts, "no other part is waited for, and no missing shard listed"
-    assert outcome.exit_code == 1
-
-
-@pytest.mark.usefixtures("given_up")
-def test_failures_with_a_success_between_them_are_no_reason_to_give_up(
-    committer: Committer, written: Callable[[int], Row]
-) -> None:
-    for row in (failure(1), written(0), failure(1)):
-        committer.take(row)
-    assert not committer.gave_up
-    committer.take(failure(1))
-    assert committer.gave_up
-
-
-@pytest.mark.usefixtures("given_up")
-def test_damaged_shards_are_no_reason_to_give_up(committer: Committer) -> None:
-    for part in range(5):
-        committer.take(failure(part, "read"))
-    assert not committer.gave_up
-
-
-def test_an_outage_of_seconds_is_no_reason_to_give_up(committer: Committer) -> None:
-    for part in range(100):
-        committer.take(failure(part))
-    assert not committer.gave_up
-
-
-def test_samples_that_no_part_accounts_for_are_reported(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
-) -> None:
-    for row in (written(0), written(1), end(samples=5)):
-        committer.take(row)
-    assert outcome.errors == ["shard 'files-00000': 5 samples in, 4 accounted for"]
-    assert not is_committed(plan)
-
-
-def test_a_commit_that_fails_costs_its_shard_and_not_the_run(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
-) -> None:
-    committer.take(written(0))
-    row = written(1)
-    plan.writer.store.remove("rejects/files-00000-00001.parquet")
-    committer.take(row)
-    committer.take(end())
-    committer.finish()
-    (error,) = outcome.errors
-    assert "'rejects/files-00000-00001.parquet' is missing" in error
-
-
-@pytest.fixture
-def indexed(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> Callable[[], list[str]]:
-    """One part is many; the files of the part index."""
-    monkeypatch.setattr(part_index, "PARTS_INDEXED_AT_ONCE", 1)
-    return lambda: plan.writer.store.names("_index/parts/")
-
-
-def test_a_part_is_indexed_until_its_shard_is_committed(
-    plan: Plan,
-    committer: Committer,
-    written: Callable[[int], Row],
-    indexed: Callable[[], list[str]],
-) -> None:
-    committer.take(written(0))
-    assert len(indexed()) == 1
-    for row in (written(1), end()):
-        committer.take(row)
-    committer.finish()
-    assert is_committed(plan)
-    assert indexed() == []
-
-
-def test_a_part_whose_etags_are_unknown_is_not_indexed(
-    committer: Committer, written: Callable[[int], Row], indexed: Callable[[], list[str]]
-) -> None:
-    committer.take(written(0) | {"rejects_etag": ""})
-    assert indexed() == []
-
-
-@pytest.mark.parametrize("untrue", [{"faces": 1}, {"samples": 1}])
-def test_a_failed_commit_forgets_the_index_of_its_shard(
-    plan: Plan,
-    written: Callable[[int], Row],
-    indexed: Callable[[], list[str]],
-    config_of: Callable[..., JobConfig],
-    untrue: dict[str, int],
-) -> None:
-    """What the index says wrongly costs one run, and the next one is right."""
-
-    def resume() -> list[str]:
-        again, outcome = make_plan(config_of()), Outcome(Tally())
-        assert [work.existing for work in again.works] == [{0}]
-        committer = Committer(again, outcome)
-        for row in (written(1), end()):
-            committer.take(row)
-        committer.finish()
-        return outcome.errors
-
-    row = written(0)
-    row["summary"] = json.dumps(json.loads(row["summary"]) | untrue)
-    Committer(plan, Outcome(Tally())).take(row)
-    assert len(indexed()) == 1
-    (error,) = resume()
-    assert re.search("cannot be committed: another run|4 samples in, 3 accounted for", error)
-    assert indexed() == []
-    for kind in ("latents", "rejects"):
-        plan.writer.store.remove(f"{kind}/files-00000-00001.parquet")
-    assert resume() == []
-    assert is_committed(plan)
-
-
-def test_the_parts_of_an_earlier_run_need_not_come_again(
-    plan: Plan, outcome: Outcome, written: Callable[[int], Row], config_of: Callable[..., JobConfig]
-) -> None:
-    written(0)
-    again = make_plan(config_of())
-    assert [work.existing for work in again.works] == [{0}]
-    committer = Committer(again, outcome)
-    committer.take(written(1))
-    committer.take(end())
-    committer.finish()
-    assert is_committed(plan)
-    assert outcome.tally.parts == 1
-
-
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Row]], None]:
-    """Puts given rows in the place of what comes out of the stages."""
-
-    def put(rows: list[Row]) -> None:
-        monkeypatch.setattr(run, "running_ray", lambda _: nullcontext(Resources(4, 0)))
-        monkeypatch.setattr(run, "configure_context", lambda: None)
-        monkeypatch.setattr(run, "build_dataset", lambda *_: None)
-        monkeypatch.setattr(run, "summaries", lambda _: iter(rows))
-
-    return put
 
 
 # Ray Data sets its own deprecated settings, and warns itself of it.
