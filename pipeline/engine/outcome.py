@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.engine.tally import Tally
-
-if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
 
 # Storage that is down fails every part; the first errors say why.
 MAX_ERRORS = 1000
@@ -24,7 +21,7 @@ class Outcome:
     errors: list[str] = field(default_factory=list)
     more_errors: int = 0
     interrupted: bool = False
-    means: pd.DataFrame | None = None  # of the whole table by step, where this run changed it
+    means: dict[str, list[float | None]] | None = None  # of `Figures`, where this run changed them
 
     @property
     def exit_code(self) -> int:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import JobConfig
 from pipeline.engine.outcome import Outcome
-
-if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
 
 _SHOWN = ("l2", "psnr", "lpips", "id_similarity")
 
@@ -32,15 +29,13 @@ def _counts(outcome: Outcome) -> Table:
     return table
 
 
-def _steps(means: pd.DataFrame) -> Table:
+def _steps(means: Mapping[str, Sequence[float | None]]) -> Table:
     table = Table(title="mean of the whole table, per step", title_justify="left")
-    shown = means[["step", *_SHOWN]]
-    for name in shown.columns:
-        table.add_column(str(name), justify="right")
-    for row in shown.itertuples(index=False):
-        table.add_row(
-            str(row[0]), *("-" if value != value else f"{value:.4f}" for value in row[1:])
-        )
+    for name in ("step", *_SHOWN):
+        table.add_column(name, justify="right")
+    by_step = zip(*(means.get(name, ()) for name in _SHOWN), strict=True)
+    for step, values in enumerate(by_step, start=1):
+        table.add_row(str(step), *("-" if one is None else f"{one:.4f}" for one in values))
     return table
 
 

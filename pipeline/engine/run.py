@@ -23,7 +23,7 @@ from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.storage import check_output, without_secrets
-from pipeline.table import is_card_current, means_per_step, open_table, write_card
+from pipeline.table import Totals, is_card_current, open_table, write_card
 
 
 class _Interrupted(BaseException):
@@ -151,8 +151,9 @@ def _finish(
 
 
 def _describe(uri: str, outcome: Outcome) -> None:
-    """Write the table's card, which reads all of it: not where it says how the table stands."""
+    """Write the table's card, unless it says how the table stands."""
     table = open_table(uri)
     if outcome.tally.shards or not is_card_current(table):
-        outcome.means = means_per_step(table)
-        write_card(table, outcome.means)
+        totals = Totals.of(table.store)
+        outcome.means = totals.figures.means()
+        write_card(table, totals)

@@ -2,15 +2,16 @@
 
 from pipeline.table.card import card_text, is_card_current, write_card
 from pipeline.table.description import DESCRIPTION_NAME, Description, check_existing
+from pipeline.table.figures import Figures
 from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry
 from pipeline.table.manifests import ShardManifest
-from pipeline.table.means import means_per_step
 from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import PartSummary
 from pipeline.table.reader import Table, UnknownImageError, as_array, open_table
 from pipeline.table.schema import SCHEMA_VERSION, Columns, image_id, latents_table, rejects_table
 from pipeline.table.starts import ShardStarts, check_condition, open_start, starts_schema
 from pipeline.table.states import ShardState
+from pipeline.table.totals import Totals
 from pipeline.table.writer import TableWriter, open_for_writing
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Columns",
     "Description",
+    "Figures",
     "PartIndex",
     "PartSummary",
     "ShardEntry",
@@ -27,6 +29,7 @@ __all__ = [
     "ShardState",
     "Table",
     "TableWriter",
+    "Totals",
     "UnknownImageError",
     "as_array",
     "card_text",
@@ -35,7 +38,6 @@ __all__ = [
     "image_id",
     "is_card_current",
     "latents_table",
-    "means_per_step",
     "open_for_writing",
     "open_start",
     "open_table",

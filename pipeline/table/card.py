@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-from pipeline.table.index import shard_entries
-from pipeline.table.means import METRICS, means_per_step
+from pipeline.table.description import Description
+from pipeline.table.figures import METRICS, Figures
 from pipeline.table.reader import Table
-
-if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+from pipeline.table.totals import Totals
 
 CARD_NAME = "README.md"
 NOT_MEASURED = "not measured"  # what a description says of a metric that no network measures
@@ -37,12 +34,12 @@ Without this library: `read_parquet('latents/*.parquet')` in DuckDB, pandas, pol
 """
 
 
-def write_card(table: Table, means: pd.DataFrame | None = None) -> str:
+def write_card(table: Table, totals: Totals | None = None) -> str:
     """Put the card into the table; its text. The same table gives the same card.
 
-    `means` are those of `means_per_step`, where they are known.
+    `totals` are those of the table, where they are known. No rows are read.
     """
-    text = card_text(table, means)
+    text = card_text(table, totals)
     table.store.put(CARD_NAME, text.encode())
     return text
 
@@ -56,27 +53,28 @@ def is_card_current(table: Table) -> bool:
     return all(0 < commit <= written for commit in commits)
 
 
-def card_text(table: Table, means: pd.DataFrame | None = None) -> str:
+def card_text(table: Table, totals: Totals | None = None) -> str:
     """The card: model and licence, counts, rejects by reason, metrics, and how to read it."""
-    means = means_per_step(table) if means is None else means
-    parts = (_FRONT_MATTER, _summary(table), _rejects(table), _metrics(table, means), _READING)
+    totals = totals or Totals.of(table.store)
+    description = table.description
+    parts = (
+        _FRONT_MATTER,
+        _summary(description, totals),
+        _rejects(totals.figures),
+        _metrics(description, totals),
+        _READING,
+    )
     return "\n".join(parts)
 
 
-def _summary(table: Table) -> str:
-    description = table.description
-    shards = samples = faces = rejects = 0
-    for entry in shard_entries(table.store):
-        shards += 1
-        samples += entry.samples
-        faces += entry.faces
-        rejects += entry.rejects
+def _summary(description: Description, totals: Totals) -> str:
     columns = description.columns
     lines = [
-        f"# W+ codes of {faces:,} faces",
+        f"# W+ codes of {totals.faces:,} faces",
         "",
-        f"{samples:,} images in {shards:,} shards gave {faces:,} codes and {rejects:,} rejects. "
-        f"A code is `[{columns.n_styles}][512]` of {columns.w_plus_dtype} in the column `w_plus`.",
+        f"{totals.samples:,} images in {totals.shards:,} shards gave {totals.faces:,} codes and "
+        f"{totals.rejects:,} rejects. A code is `[{columns.n_styles}][512]` of "
+        f"{columns.w_plus_dtype} in the column `w_plus`.",
         "",
         *(line for name, value in description.model.items() for line in _about(name, value)),
         f"* fingerprint of weights and settings: `{description.fingerprint}`",
@@ -85,36 +83,33 @@ def _summary(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _rejects(table: Table) -> str:
-    rows = table.sql(
-        "SELECT reason, count(*) AS rows FROM rejects GROUP BY reason ORDER BY rows DESC, reason"
-    )
-    listed = [(str(row.reason), f"{row.rows:,}") for row in rows.itertuples()]
+def _rejects(figures: Figures) -> str:
+    most_first = sorted(figures.reasons.items(), key=lambda item: (-item[1], item[0]))
+    listed = [(reason, f"{rows:,}") for reason, rows in most_first]
     return _section("Rejects", ("reason", "rows"), listed, "Nothing was rejected.")
 
 
-def _metrics(table: Table, means: pd.DataFrame) -> str:
+def _metrics(description: Description, totals: Totals) -> str:
     """Mean of each metric by step, counting only the faces that it could be measured on."""
+    steps, means = totals.figures.steps, totals.figures.means()
     rows = [
-        (name, *("" if mean != mean else f"{mean:.4f}" for mean in means[name]))
+        (name, *("" if mean is None else f"{mean:.4f}" for mean in means[name]))
         for name in METRICS
-        if len(means)
+        if steps
     ]
-    header = ("mean", *(f"step {step}" for step in means["step"]))
-    measured = [f"* {name}: {meaning}" for name, meaning in table.description.metrics.items()]
+    header = ("mean", *(f"step {step + 1}" for step in range(steps)))
+    measured = [f"* {name}: {meaning}" for name, meaning in description.metrics.items()]
     section = _section("Metrics", header, rows, "No face was measured.")
-    return "\n".join([section, *_unidentified(table), *measured, ""])
+    return "\n".join([section, *_unidentified(description, totals), *measured, ""])
 
 
-def _unidentified(table: Table) -> list[str]:
+def _unidentified(description: Description, totals: Totals) -> list[str]:
     """How many faces are missing from the mean identity, where there is one."""
-    if table.description.metrics.get("id_similarity", NOT_MEASURED) == NOT_MEASURED:
+    if description.metrics.get("id_similarity", NOT_MEASURED) == NOT_MEASURED:
         return []
-    count = table.sql(
-        "SELECT count(*) AS faces, count(*) - count(id_similarity) AS missed FROM latents"
-    ).iloc[0]
+    missed = totals.faces - totals.figures.identified
     return [
-        f"* id_similarity is null for {int(count.missed):,} of {int(count.faces):,} faces: the "
+        f"* id_similarity is null for {missed:,} of {totals.faces:,} faces: the "
         "identity network found no face in the crop or in the best step's image"
     ]
 

@@ -33,6 +33,7 @@ class ShardEntry:
     faces: int
     rejects: int
     parts: int
+    figures: str
     manifest_etag: str
 
     @classmethod
@@ -47,6 +48,7 @@ class ShardEntry:
             faces=manifest.faces,
             rejects=manifest.rejects,
             parts=len(manifest.parts),
+            figures=manifest.figures.to_text(),
             manifest_etag=manifest_etag,
         )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.errors import TableError
 from pipeline.storage import Shard, Store
 from pipeline.table.documents import check_types, read_json, to_json
+from pipeline.table.figures import Figures
 from pipeline.table.parts import PartSummary
 from pipeline.table.schema import SCHEMA_VERSION
 
@@ -30,6 +31,7 @@ class ShardManifest:
     faces: int
     rejects: int
     parts: tuple[PartSummary, ...]
+    figures: Figures
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
@@ -52,15 +54,23 @@ class ShardManifest:
             samples=sum(summary.samples for summary in parts),
             faces=sum(summary.faces for summary in parts),
             rejects=sum(summary.rejects for summary in parts),
-            parts=tuple(parts),
+            parts=tuple(replace(summary, figures="") for summary in parts),
+            figures=Figures.total(Figures.from_text(summary.figures) for summary in parts),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, JSON-ready."""
+        fields = asdict(self)
+        for part in fields["parts"]:
+            del part["figures"]
+        return fields
 
     def write(self, store: Store, *, anyway: bool = False) -> bool:
         """Put the manifest, from here on the shard is done; whether this is what now stands there.
 
         Over another manifest it is only put `anyway`.
         """
-        name, content = manifest_name(self.shard), to_json(asdict(self))
+        name, content = manifest_name(self.shard), to_json(self.to_dict())
         if anyway:
             store.put(name, content)
         return anyway or store.put_if_absent(name, content) or store.get(name) == content
@@ -94,7 +104,8 @@ def read_manifest(store: Store, shard_id: str) -> ShardManifest:
     fields: dict[str, Any] = read_json(store, name)
     try:
         parts = tuple(PartSummary(**part) for part in fields.pop("parts"))
-        manifest = ShardManifest(**fields, parts=parts)
+        figures = Figures.from_dict(fields.pop("figures"))
+        manifest = ShardManifest(**fields, parts=parts, figures=figures)
         for record in (manifest, *parts):
             check_types(record)
     except (KeyError, TypeError) as error:

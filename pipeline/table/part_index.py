@@ -46,6 +46,7 @@ class PartEntry:
     rejects_sha256: str
     latents_etag: str
     rejects_etag: str
+    figures: str
 
     @classmethod
     def of(cls, stamp: Stamp, summary: PartSummary, etags: tuple[str, str]) -> PartEntry:
@@ -73,11 +74,12 @@ class PartEntry:
             rejects=self.rejects,
             latents_sha256=self.latents_sha256,
             rejects_sha256=self.rejects_sha256,
+            figures=self.figures,
         )
 
 
 class KnownParts:
-    """What the part index said of open shards when it was read; some 300 bytes a part."""
+    """What the part index said of open shards when it was read; some 800 bytes a part."""
 
     def __init__(self, tables: list[pa.Table]) -> None:
         empty = schema_of(PartEntry).empty_table()

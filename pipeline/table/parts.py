@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import TableError
 from pipeline.storage import Shard, Store, one_line
+from pipeline.table.figures import Figures
 
 LATENTS = "latents"
 REJECTS = "rejects"
@@ -75,7 +76,8 @@ class Stamps:
 class PartSummary:
     """The counts of one part: samples that came in, rows of faces, rows of rejects.
 
-    The SHA-256 of its two files is empty where they were found, and their footers read.
+    The SHA-256 of its two files is empty where they were found, and their footers read. `figures`
+    are a line of `Figures.to_text`, empty in a manifest, which has them for all parts together.
     """
 
     part: int
@@ -84,6 +86,7 @@ class PartSummary:
     rejects: int
     latents_sha256: str = ""
     rejects_sha256: str = ""
+    figures: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""
@@ -131,10 +134,11 @@ def write_part(
             f"account for {len(keys)}"
         )
     summary = PartSummary(stamp.part, samples, latents.num_rows, rejects.num_rows)
+    figures = Figures.of(latents, rejects)
     counts = {name: getattr(summary, name) for name in _COUNTS}
     metadata = {**asdict(stamp), **counts, "metrics": dict(metrics)}
     rejects_bytes = _encode(rejects, metadata)
-    latents_bytes = _encode(latents, metadata)
+    latents_bytes = _encode(latents, metadata | {"figures": asdict(figures)})
     rejects_name = part_name(REJECTS, stamp.shard, stamp.part)
     latents_name = part_name(LATENTS, stamp.shard, stamp.part)
     # Other rejects would not go with these latents; other numbers of the same faces do, and another
@@ -143,12 +147,13 @@ def write_part(
     if found != rejects_bytes:
         raise _other_writer(store, rejects_name)
     found = _put_once(store, latents_name, latents_bytes)
-    if found != latents_bytes and _metadata_of(found) != _metadata_of(latents_bytes):
-        raise _other_writer(store, latents_name)
+    if found != latents_bytes:
+        figures = _figures_beside(store, latents_name, found, metadata)
     return replace(
         summary,
         latents_sha256=hashlib.sha256(found).hexdigest(),
         rejects_sha256=hashlib.sha256(rejects_bytes).hexdigest(),
+        figures=figures.to_text(),
     )
 
 
@@ -157,11 +162,18 @@ def _put_once(store: Store, name: str, content: bytes) -> bytes:
     return content if store.put_if_absent(name, content) else store.get(name)
 
 
-def _metadata_of(content: bytes) -> dict[str, Any] | None:
+def _figures_beside(
+    store: Store, name: str, content: bytes, metadata: Mapping[str, Any]
+) -> Figures:
+    """The figures of a file of latents; `TableError` unless the rest of its metadata is this."""
     try:
-        return decode_metadata(pq.read_metadata(pa.BufferReader(content)).metadata)
-    except (pa.ArrowException, UnicodeDecodeError):
-        return None
+        found = decode_metadata(pq.read_metadata(pa.BufferReader(content)).metadata)
+        figures = Figures.from_dict(found.pop("figures", None))
+    except (pa.ArrowException, TableError, TypeError, UnicodeDecodeError) as error:
+        raise _other_writer(store, name) from error
+    if found != metadata:
+        raise _other_writer(store, name)
+    return figures
 
 
 def _other_writer(store: Store, name: str) -> TableError:
@@ -172,20 +184,21 @@ def _other_writer(store: Store, name: str) -> TableError:
 
 
 def read_summary(store: Store, stamp: Stamp) -> PartSummary | None:
-    """The counts of a part that was written, from its footer.
+    """The counts and figures of a part that was written, from its footer.
 
     None if its stamp is another or its footer cannot be read: the part has to be done again.
     """
     try:
         metadata = read_metadata(store, part_name(LATENTS, stamp.shard, stamp.part))
-    except TableError:
+        figures = Figures.from_dict(metadata.get("figures"))
+    except (TableError, TypeError):
         return None
     if any(metadata.get(name) != value for name, value in asdict(stamp).items()):
         return None
     counts: list[Any] = [metadata.get(name) for name in _COUNTS]
     if not all(type(count) is int for count in counts):
         return None
-    return PartSummary(stamp.part, *counts)
+    return replace(PartSummary(stamp.part, *counts), figures=figures.to_text())
 
 
 def read_metadata(store: Store, name: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from pipeline.errors import TableError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 STYLE_DIM = 512
 
 _INT = pa.int32()

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StorageError, TableError
 from pipeline.storage import Store
 from pipeline.table.description import Description
+from pipeline.table.figures import Figures
 from pipeline.table.manifests import ShardManifest, manifest_ids, read_manifest
 from pipeline.table.parts import LATENTS, REJECTS, PartSummary, decode_metadata, part_name
 from pipeline.table.schema import rejects_schema
@@ -27,8 +28,9 @@ def verify_table(store: Store, description: Description, *, checksums: bool) -> 
 
     Every shard's manifest agrees with its part files (present, SHA-256, schema, stamp, row
     counts); samples in = samples with a latents row + samples with reject rows alone; no face is
-    there twice; no part file belongs to no committed shard. Without `checksums` the codes are not
-    read, only footers and keys. Raises `TableError` with the first problem and their number.
+    there twice; no part file belongs to no committed shard; the sums that the card is made of are
+    those of the parts. Without `checksums` the codes are not read, only footers and keys. Raises
+    `TableError` with the first problem and their number.
 
     The counts: `shards`, `parts`, `samples`, `faces`, `rejects`, `samples_with_faces`,
     `samples_rejected`.
@@ -82,12 +84,15 @@ class _ShardCheck:
         keys: dict[str, set[str]] = {LATENTS: set(), REJECTS: set()}
         ids: dict[str, set[str]] = {LATENTS: set(), REJECTS: set()}
         rows = {LATENTS: 0, REJECTS: 0}
+        figures = []
         for part in manifest.parts:
             for kind in (LATENTS, REJECTS):
                 table = self._columns(manifest, part, kind)
                 keys[kind] |= set(table["key"].to_pylist())
                 ids[kind] |= set(table["image_id"].to_pylist())
                 rows[kind] += table.num_rows
+                if kind == LATENTS:
+                    figures.append(_figures(table, part_name(kind, manifest.shard, part.part)))
         shard = manifest.shard
         for kind in (LATENTS, REJECTS):
             _expect(len(ids[kind]) == rows[kind], f"shard '{shard}' holds rows of {kind} twice")
@@ -107,6 +112,10 @@ class _ShardCheck:
                 counts[name] == said,
                 f"shard '{shard}' holds {counts[name]} {name}, its manifest says {said}",
             )
+        _expect(
+            Figures.total(figures) == manifest.figures,
+            f"the files of shard '{shard}' have other figures than its manifest",
+        )
         return counts
 
     def _columns(self, manifest: ShardManifest, part: PartSummary, kind: str) -> pa.Table:
@@ -143,6 +152,13 @@ class _ShardCheck:
         found = hashlib.sha256(content).hexdigest()
         _expect(found == digest, f"'{name}' is not the file that its manifest names (SHA-256)")
         yield pa.BufferReader(content)
+
+
+def _figures(latents: pa.Table, name: str) -> Figures:
+    try:
+        return Figures.from_dict(decode_metadata(latents.schema.metadata).get("figures"))
+    except TypeError as error:
+        raise TableError(f"'{name}': {error}") from error
 
 
 def _expect(holds: bool, otherwise: str) -> None:

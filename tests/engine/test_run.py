@@ -67,7 +67,7 @@ def test_a_wrong_request_that_shows_late_is_raised_when_commits_are_through(
     assert outcome.errors == []
 
 
-def test_a_run_that_changes_nothing_reads_no_rows_for_its_card(
+def test_a_run_that_changes_nothing_writes_no_card(
     committer: Committer,
     written: Callable[[int], Row],
     config_of: Callable[..., JobConfig],
@@ -80,7 +80,7 @@ def test_a_run_that_changes_nothing_reads_no_rows_for_its_card(
     assert not table.store.exists("README.md"), "as a run that is killed after its last commit"
     assert run_job(config_of()).means is not None
     card = table.store.info("README.md")
-    monkeypatch.delattr(run, "means_per_step")
+    monkeypatch.delattr(run, "Totals")
     assert run_job(config_of()).means is None
     assert table.store.info("README.md") == card
 

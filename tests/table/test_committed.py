@@ -78,4 +78,4 @@ def test_an_indexed_shard_costs_less_than_a_hundred_bytes(tmp_path: Path) -> Non
 
 def entry_of(one: Shard, store: Store) -> ShardEntry:
     etag = store.info(manifest_name(one.shard_id)).etag
-    return ShardEntry(one.shard_id, one.source, one.etag, one.size, 6, 4, 4, 2, etag)
+    return ShardEntry(one.shard_id, one.source, one.etag, one.size, 6, 4, 4, 2, "{}", etag)

@@ -6,11 +6,15 @@ import pytest
 
 from pipeline.errors import TableError
 from pipeline.storage import Store
-from pipeline.table import PartSummary, ShardManifest
+from pipeline.table import Figures, PartSummary, ShardManifest
 from pipeline.table.manifests import manifest_ids, manifest_name, read_manifest
 from tests.table.rows import shard
 
-PARTS = [PartSummary(0, 4, 3, 1, "aa", "bb"), PartSummary(1, 2, 0, 2, "cc", "dd")]
+FIGURES = Figures({"no_face": 1}, 3, {"l2": [0.5]}, {"l2": [3]}).to_text()
+PARTS = [
+    PartSummary(0, 4, 3, 1, "aa", "bb", FIGURES),
+    PartSummary(1, 2, 0, 2, "cc", "dd", Figures().to_text()),
+]
 
 
 def manifest(etag: str = "etag-1", part_size: int = 4) -> ShardManifest:

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import TableError
 from pipeline.storage import Shard, Store
-from pipeline.table import PartIndex, PartSummary, TableWriter, open_table, part_index
+from pipeline.table import Figures, PartIndex, PartSummary, TableWriter, open_table, part_index
 from pipeline.table import states as states_module
 from pipeline.table import writer as writer_module
 from pipeline.table.index_files import put_rows
@@ -174,7 +174,7 @@ def test_what_a_commit_finds_untrue_is_forgotten_with_all_that_was_said_of_the_s
     rival = writer(root, part_size=5)
     write(rival, PartIndex(rival.store, read_only=True), 2)
     for part in range(2):
-        summary = PartSummary(part, 1, 1, 0, "ab" * 32, "cd" * 32)
+        summary = PartSummary(part, 1, 1, 0, "ab" * 32, "cd" * 32, Figures().to_text())
         index.add(table.part_entry(shard(), summary, table.part_etags(shard(), part)))
     index = PartIndex(table.store)
     (state,) = table.states([shard()], index)

@@ -43,6 +43,12 @@ def test_samples_in_are_samples_out(store: Store) -> None:
     assert counts["samples"] == counts["samples_with_faces"] + counts["samples_rejected"] == 6
 
 
+def test_a_manifest_that_adds_up_otherwise_is_found(store: Store) -> None:
+    figures = json.loads(store.get("_shards/s-0.json"))["figures"]
+    change_manifest(store, figures={**figures, "identified": 3})
+    broken(store, "other figures than its manifest", checksums=False)
+
+
 @pytest.mark.parametrize("kind", ["latents", "rejects"])
 def test_a_missing_part_is_found(store: Store, kind: str) -> None:
     store.remove(f"{kind}/s-0-00001.parquet")

@@ -1,0 +1,148 @@
+"""Sums over the rows of a part, a shard or a table, so that no card has to read the rows again.
+
+The metadata of a part's latents holds them under `restyle.figures`, the manifest of a shard for all
+of its parts, and the index for every shard.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import TableError
+
+METRICS = ("l2", "psnr", "lpips", "id_similarity", "residual_norm")
+_DIGITS = 9  # of a sum: what the float32 numbers of a part give it
+
+_Number = TypeVar("_Number", int, float)
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What rows add up to.
+
+    Sums and counts are by metric, a number for each step. A face that stopped early counts with its
+    last value in every later step, so that all steps are over the same faces: those that the metric
+    could be measured on. The infinite PSNR of two equal images is in no mean. Beyond the last step
+    that is given, all is as it was there.
+    """
+
+    reasons: Mapping[str, int] = field(default_factory=dict)  # reject rows
+    identified: int = 0  # faces with an `id_similarity`
+    sums: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, latents: pa.Table, rejects: pa.Table) -> Figures:
+        """The figures of a part's rows."""
+        steps = [made or 0 for made in latents["steps"].to_pylist()]  # none: not measured
+        sums, counts = {}, {}
+        for name in METRICS:
+            values = _every_step(latents[f"{name}_per_step"].to_pylist(), steps)
+            sums[name] = [float(f"{one:.{_DIGITS}g}") for one in np.nansum(values, axis=0)]
+            counts[name] = (~np.isnan(values)).sum(axis=0).tolist()
+        identity = latents["id_similarity"]
+        return cls(
+            reasons=_sorted(Counter(rejects["reason"].to_pylist())),
+            identified=len(identity) - identity.null_count,
+            sums=sums,
+            counts=counts,
+        )
+
+    @classmethod
+    def total(cls, several: Iterable[Figures]) -> Figures:
+        """The figures of all the rows together."""
+        reasons: Counter[str] = Counter()
+        identified = 0
+        sums: dict[str, list[float]] = {}
+        counts: dict[str, list[int]] = {}
+        for one in several:
+            reasons.update(one.reasons)
+            identified += one.identified
+            for name in one.sums:
+                sums[name] = _added(sums.get(name, ()), one.sums[name])
+                counts[name] = _added(counts.get(name, ()), one.counts[name])
+        return cls(_sorted(reasons), identified, _sorted(sums), _sorted(counts))
+
+    @classmethod
+    def from_dict(cls, facts: Any) -> Figures:
+        """What `asdict` made of them; `TypeError` for anything else, whoever wrote it."""
+        try:
+            figures = cls(**facts)
+            _check_counts(figures.reasons.values())
+            _check_counts([figures.identified])
+            for name in figures.sums.keys() | figures.counts.keys():
+                _check_counts(figures.counts[name])
+                _check_sums(figures.sums[name], figures.counts[name])
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
+            raise TypeError(f"these are no figures: {error}") from error
+        return figures
+
+    @classmethod
+    def from_text(cls, text: str) -> Figures:
+        """What `to_text` wrote; `TableError` for anything else."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TableError(f"the table's index is damaged: {error}") from error
+
+    def to_text(self) -> str:
+        """One line of JSON."""
+        return json.dumps(vars(self), separators=(",", ":"), sort_keys=True)
+
+    @property
+    def steps(self) -> int:
+        """The most that any face took."""
+        return max(map(len, self.counts.values()), default=0)
+
+    def means(self) -> dict[str, list[float | None]]:
+        """Of each metric its mean after each step, from step 1; None where it was not measured."""
+        return {
+            name: [
+                total / count if count else None
+                for total, count in zip(self.sums[name], self.counts[name], strict=True)
+            ]
+            for name in self.sums
+        }
+
+
+def _sorted(items: Mapping[str, _Value]) -> dict[str, _Value]:
+    return dict(sorted(items.items()))
+
+
+def _every_step(lists: Sequence[Sequence[float | None] | None], steps: Sequence[int]) -> np.ndarray:
+    """Values of faces after each step, [n, most steps]; NaN where there is none."""
+    table = np.full((len(lists), max(steps, default=0)), np.nan)
+    for row, values, made in zip(table, lists, steps, strict=True):
+        given = (values or ())[:made]
+        row[: len(given)] = [np.nan if value is None else value for value in given]
+        row[made:] = row[made - 1] if made else np.nan
+    return np.where(np.isinf(table), np.nan, table)
+
+
+def _added(one: Sequence[_Number], other: Sequence[_Number]) -> list[_Number]:
+    """The sum at each step; the shorter one goes on with its last value."""
+    shorter, longer = sorted((one, other), key=len)
+    last: Sequence[_Number] = shorter[-1:] or [0]
+    pairs = zip_longest(longer, shorter, fillvalue=last[0])
+    return [first + second for first, second in pairs]
+
+
+def _check_counts(counts: Iterable[Any]) -> None:
+    for count in counts:
+        if type(count) is not int or not 0 <= count < 2**63:
+            raise TypeError(f"{count!r} is no count")
+
+
+def _check_sums(sums: Sequence[Any], counts: Sequence[int]) -> None:
+    if len(sums) != len(counts) or not all(map(math.isfinite, sums)):
+        raise TypeError(f"{sums!r} are no sums of {counts!r}")

@@ -1,0 +1,165 @@
+"""Promises of the sums that a part, a shard and a table keep of their rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import TableError
+from pipeline.table import Figures, latents_table, open_table, rejects_table
+from pipeline.table.figures import METRICS
+from pipeline.table.manifests import read_manifest
+from pipeline.table.parts import read_metadata
+from pipeline.table.totals import Totals
+from tests.table.rows import COLUMNS, face_row, reject_row, shard, write_shard, writer
+
+
+def row(key: str, *l2: float) -> dict[str, Any]:
+    lists = {f"{name}_per_step": list(l2) for name in ("l2", "psnr", "lpips", "residual_norm")}
+    return face_row(
+        key,
+        steps=len(l2),
+        id_similarity=None,
+        id_similarity_per_step=[math.nan] * len(l2),
+        **lists,
+    )
+
+
+def figures(faces: Sequence[dict[str, Any]], rejects: Sequence[dict[str, Any]] = ()) -> Figures:
+    return Figures.of(latents_table(faces, COLUMNS, "s-0"), rejects_table(rejects, "s-0"))
+
+
+def test_a_face_that_stopped_early_counts_with_its_last_value() -> None:
+    means = figures([row("a", 4.0, 2.0, 1.0), row("b", 8.0)]).means()
+    assert means["l2"] == [6.0, 5.0, 4.5]
+    assert means["id_similarity"] == [None, None, None]
+
+
+def test_a_metric_that_some_faces_lack_is_of_the_others() -> None:
+    means = figures([row("a", 4.0, 2.0), face_row("b"), row("c", 1.0)]).means()
+    assert means["l2"] == pytest.approx([5.5 / 3, 3.25 / 3, 3.125 / 3])
+    assert means["id_similarity"] == [None, 0.25, 0.5]
+
+
+def test_rejects_are_counted_by_reason_and_faces_with_an_identity() -> None:
+    rejects = [reject_row("d"), reject_row("e", "crashed"), reject_row("f")]
+    found = figures([face_row("a"), row("b", 1.0)], rejects)
+    assert (dict(found.reasons), found.identified) == ({"crashed": 1, "no_face": 2}, 1)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+def test_parts_add_up_to_what_their_rows_give_together(cut: int) -> None:
+    faces = [row("a", 4.0, 2.0, 1.0), row("b", 8.0), face_row("c")]
+    rejects = [reject_row("d"), reject_row("e", "crashed"), reject_row("f")]
+    parts = [figures(faces[:cut], rejects[:cut]), figures(faces[cut:], rejects[cut:])]
+    assert asdict(Figures.total(parts)) == asdict(figures(faces, rejects))
+    assert asdict(Figures.total(parts[::-1])) == asdict(figures(faces, rejects))
+
+
+def test_codes_that_were_not_measured_count_for_nothing() -> None:
+    """As they are imported from files alone."""
+    names = ("steps", "id_similarity", *(f"{name}_per_step" for name in METRICS))
+    unmeasured = face_row("a", **dict.fromkeys(names))
+    assert figures([unmeasured]).steps == 0
+    assert figures([unmeasured, row("b", 4.0, 2.0)]).means()["l2"] == [4.0, 2.0]
+
+
+def test_the_infinite_psnr_of_two_equal_images_is_in_no_mean() -> None:
+    exact = face_row("a", steps=1, psnr=math.inf, psnr_per_step=[math.inf])
+    means = figures([exact, row("b", 30.0, 40.0)]).means()
+    assert means["psnr"] == [30.0, 40.0]
+    assert means["l2"] == [15.25, 20.25]
+
+
+def test_nothing_has_no_means() -> None:
+    assert (Figures().steps, Figures().means()) == (0, {})
+    assert (figures([]).steps, figures([]).means()["l2"]) == (0, [])
+
+
+def test_a_table_adds_up_to_what_sql_says_of_its_rows(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    for name in ("s-0", "s-1"):
+        write_shard(table, shard(name))
+    early = table.write_part(shard("s-2"), 0, samples=1, latents=[row("z", 8.0)], rejects=[])
+    table.commit_shard(shard("s-2"), [early])
+    totals = Totals.of(table.store)
+    opened = open_table(str(tmp_path))
+    for name in METRICS:
+        expected = opened.sql(
+            f"SELECT avg({name}_per_step[least(step, steps)]) AS mean, step FROM latents,"
+            " (SELECT unnest(range(1, 4)) AS step) GROUP BY step ORDER BY step"
+        )
+        means = [math.nan if mean is None else mean for mean in totals.figures.means()[name]]
+        assert means == pytest.approx(expected["mean"].tolist(), nan_ok=True)
+    reasons = opened.sql("SELECT reason, count(*) AS rows FROM rejects GROUP BY reason")
+    assert dict(totals.figures.reasons) == dict(zip(reasons.reason, reasons.rows, strict=True))
+    assert (totals.shards, totals.samples, totals.faces, totals.rejects) == (3, 13, 9, 8)
+    assert totals.figures.identified == 8
+
+
+def test_files_and_manifests_hold_them(root: str) -> None:
+    table = writer(root)
+    write_shard(table, shard())
+    latents = read_metadata(table.store, "latents/s-0-00000.parquet")["figures"]
+    assert latents["reasons"] == {"face_too_small": 1, "no_face": 1}
+    assert latents["sums"]["l2"] == [2.0, 1.0, 0.5]
+    manifest = read_manifest(table.store, "s-0")
+    assert manifest.figures.reasons == {"crashed": 1, "face_too_small": 1, "no_face": 2}
+    assert manifest.figures.counts["id_similarity"] == [0, 4, 4]
+
+
+def test_parts_that_are_found_again_have_theirs(root: str) -> None:
+    """Their footers are read by the next run, which commits their shard."""
+    table = writer(root)
+    write_shard(table, shard(), commit=False)
+    manifest = table.commit_shard(shard(), table.state(shard()).parts.values())
+    assert manifest.figures.reasons == {"crashed": 1, "face_too_small": 1, "no_face": 2}
+
+
+def test_the_file_that_stands_gives_its_own(root: str) -> None:
+    """The same faces on another kind of GPU: other numbers, of which the first ones stay."""
+    table = writer(root)
+    table.write_part(shard(), 0, samples=1, latents=[row("a", 4.0)], rejects=[])
+    late = table.write_part(shard(), 0, samples=1, latents=[row("a", 4.5)], rejects=[])
+    assert Figures.from_text(late.figures).means()["l2"] == [4.0]
+
+
+def test_text_and_back() -> None:
+    found = figures([row("a", 4.0, 2.0, 1.0), face_row("b")], [reject_row("c")])
+    assert asdict(Figures.from_text(found.to_text())) == asdict(found)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        None,
+        [],
+        {"surprise": 1},
+        {"reasons": {"no_face": -1}},
+        {"reasons": 3},
+        {"identified": True},
+        {"identified": 10**30},
+        {"sums": {"l2": [1.0]}},
+        {"sums": {"l2": [1.0]}, "counts": {"l2": [1, 2]}},
+        {"sums": {"l2": [math.nan]}, "counts": {"l2": [1]}},
+        {"sums": {"l2": ["1"]}, "counts": {"l2": [1]}},
+        {"sums": {"l2": [10**400]}, "counts": {"l2": [1]}},
+    ],
+)
+def test_what_are_no_figures_is_refused(facts: Any) -> None:
+    with pytest.raises(TypeError, match="no figures"):
+        Figures.from_dict(facts)
+    with pytest.raises(TableError, match="index is damaged"):
+        Figures.from_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
+def test_damaged_text_is_refused(text: str) -> None:
+    with pytest.raises(TableError, match="index is damaged"):
+        Figures.from_text(text)
