@@ -15,6 +15,7 @@ from tests.faults.light import Wreck
 from tests.faults.runs import LIGHT_BOUND_S, RAY_BOUND_S, Ended, LightRun, ProcessRun, Run
 from tests.faults.stages import PACE
 from tests.faults.world import RAY_PACE_S, World
+from tests.s3_server import drop_bucket
 
 MOST_RUNS = 5
 # So that a store which stays broken is told after seconds and not after s3fs's own patience.
@@ -67,6 +68,11 @@ class Arena:
             world.s3.mkdir(self.bucket)
             self.input, self.output = f"s3://{self.bucket}/photos", f"s3://{self.bucket}/table"
             upload(self.photos, self.input)
+
+    def close(self) -> None:
+        """Give the bucket back: the server has room for about a hundred."""
+        if self.bucket:
+            drop_bucket(self.world.server, self.bucket)
 
     def settings(self, **changes: Any) -> dict[str, Any]:
         """The job's settings."""

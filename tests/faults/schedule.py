@@ -92,6 +92,8 @@ def _play(world: World, seed: int, kind: Kind) -> Result:
         failure = str(error)
     except UnavailableError as error:
         unavailable = str(error)
+    finally:
+        arena.close()
     recovery = max(0.0, done - arena.struck_at) if arena.struck_at else 0.0
     told = (hung, failure, unavailable)
     return Result(seed, kind.name, arena.when, arena.runs, recovery, findings, *told)
