@@ -26,6 +26,7 @@ from pipeline.storage import (
 )
 from pipeline.table import (
     DESCRIPTION_NAME,
+    LateParts,
     PartIndex,
     ShardState,
     TableWriter,
@@ -116,9 +117,11 @@ class Plan:
     given_up: int = 0  # shards with a part that failed
     error: Exception | None = None  # what ended `works`
     part_index: PartIndex = field(init=False)
+    late_parts: LateParts = field(init=False)
 
     def __post_init__(self) -> None:
         self.part_index = PartIndex(self.writer.store, read_only=self.writer.read_only)
+        self.late_parts = LateParts(self.writer.store)
 
     def close(self, shard_id: str) -> None:
         """Forget a shard that is committed."""
@@ -210,7 +213,8 @@ def _check_places(config: JobConfig) -> None:
 def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator[ShardWork]:
     """What is to do of each shard; files that another state of it left are removed first."""
     found = plan.found
-    states = plan.writer.states(shards, plan.part_index)
+    late_parts = None if plan.writer.read_only else plan.late_parts
+    states = plan.writer.states(shards, plan.part_index, late_parts)
     for state, take in take_first(states, config.limit, config.part_size):
         if state.committed:
             found.done_shards += 1

@@ -140,12 +140,16 @@ def _finish(
     watches: tuple[Watch, ...],
 ) -> None:
     """Do what the table lacks; its card, when nothing is missing."""
-    to_do = bool(plan.works)
-    for watch in watches:
-        watch.planned()
-    EventLog(config.log_format == "json").event("planned", **asdict(plan.found))
-    if to_do:
-        _execute(config, plan, outcome, stages, watches)
+    try:
+        to_do = bool(plan.works)
+        for watch in watches:
+            watch.planned()
+        EventLog(config.log_format == "json").event("planned", **asdict(plan.found))
+        if to_do:
+            _execute(config, plan, outcome, stages, watches)
+        plan.late_parts.remove()
+    finally:
+        plan.late_parts.stop()
     if outcome.exit_code == 0:
         _describe(config.output, outcome)
 

@@ -4,6 +4,7 @@ from pipeline.table.card import card_text, is_card_current, write_card
 from pipeline.table.description import DESCRIPTION_NAME, Description, check_existing
 from pipeline.table.figures import Figures
 from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry
+from pipeline.table.late_parts import LateParts
 from pipeline.table.manifests import ShardManifest
 from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import PartSummary
@@ -21,6 +22,7 @@ __all__ = [
     "Columns",
     "Description",
     "Figures",
+    "LateParts",
     "PartIndex",
     "PartSummary",
     "ShardEntry",

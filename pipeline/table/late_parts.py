@@ -7,8 +7,9 @@ not have: faces that readers would find twice. Only numbers tell, and those stan
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
@@ -24,55 +25,58 @@ _THREADS = 16
 
 
 class LateParts:
-    """The late parts of all committed shards, from one listing of the names of part files.
+    """What is late beside the shards that were committed when a run began.
 
-    Shards of which the index tells the number of parts are cleared at once. Of the others the
-    highest number is held, until `check` or `check_rest` learns from their manifests.
+    Found by listing the names of all part files, of which there are two for a few hundred images: a
+    thread does that while the run is at work.
     """
 
-    def __init__(self, store: Store, committed: CommittedShards) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
-        self._highest: dict[str, int] = {}
-        with ThreadPoolExecutor(2) as pool:
-            kinds = pool.map(lambda kind: self._listed(kind, committed), (LATENTS, REJECTS))
-            known = [(found, highest) for found, highest in kinds]
-        for found, highest in known:
-            for shard_id in found:
-                _remove(store, shard_id)
-            for shard_id, part in highest.items():
-                self._highest[shard_id] = max(part, self._highest.get(shard_id, 0))
+        self._stopped = threading.Event()
+        self._found: list[Future[dict[str, int]]] = []
 
-    def _listed(self, kind: str, committed: CommittedShards) -> tuple[set[str], dict[str, int]]:
-        """Shards that seem to have late parts; the highest parts of those not in the index."""
-        late: set[str] = set()
+    def look_beside(self, committed: CommittedShards) -> None:
+        """Begin to look."""
+        pool = ThreadPoolExecutor(2, thread_name_prefix="late-parts")
+        self._found = [pool.submit(self._look, kind, committed) for kind in (LATENTS, REJECTS)]
+        pool.shutdown(wait=False)
+
+    def remove(self) -> None:
+        """Wait until all are found, and remove them; not while the run still writes parts.
+
+        Raises `StorageError` where that fails: the next run finds them again.
+        """
+        suspects: dict[str, int] = {}
+        for found in self._found:
+            for shard_id, part in found.result().items():
+                suspects[shard_id] = max(part, suspects.get(shard_id, 0))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(lambda one: _remove(self.store, *one), suspects.items()))
+        self._found.clear()
+
+    def stop(self) -> None:
+        """Look no further."""
+        self._stopped.set()
+
+    def _look(self, kind: str, committed: CommittedShards) -> dict[str, int]:
+        """The highest part of each shard that has one too many, or may have as no index tells."""
         highest: dict[str, int] = {}
         listing = self._parts(kind)
-        while batch := list(islice(listing, _BATCH)):
+        while not self._stopped.is_set() and (batch := list(islice(listing, _BATCH))):
             shards, parts = zip(*batch, strict=True)
             counts = committed.part_counts(shards)
-            late.update(shards[row] for row in np.flatnonzero((counts >= 0) & (parts >= counts)))
-            for row in np.flatnonzero(counts < 0):
+            for row in np.flatnonzero(parts >= counts):
                 shard_id, part = batch[row]
-                if committed.unindexed_etag(shard_id) is not None:
+                if counts[row] >= 0 or committed.unindexed_etag(shard_id) is not None:
                     highest[shard_id] = max(part, highest.get(shard_id, 0))
-        return late, highest
+        return highest
 
     def _parts(self, kind: str) -> Iterator[tuple[str, int]]:
         return filter(None, map(parse_part_name, self.store.each_name(f"{kind}/")))
 
-    def check(self, shard_id: str, parts: int) -> None:
-        """Remove what is late of a shard whose manifest names so many parts."""
-        if self._highest.pop(shard_id, -1) >= parts:
-            _remove(self.store, shard_id)
 
-    def check_rest(self) -> None:
-        """`check` the shards that have gone from the input, by their manifests."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(lambda one: _remove(self.store, *one), self._highest.items()))
-        self._highest.clear()
-
-
-def _remove(store: Store, shard_id: str, highest: int | None = None) -> None:
+def _remove(store: Store, shard_id: str, highest: int) -> None:
     """Remove the parts that the shard's manifest, as it is at this moment, does not have.
 
     Nothing where there is no manifest: another run is at work on the shard.
@@ -80,5 +84,5 @@ def _remove(store: Store, shard_id: str, highest: int | None = None) -> None:
     if not store.exists(manifest_name(shard_id)):
         return
     count = len(read_manifest(store, shard_id).parts)
-    if highest is None or highest >= count:
+    if highest >= count:
         remove_parts_from(store, shard_id, count)

@@ -75,17 +75,18 @@ def state_of(store: Store, stamps: Stamps, shard: Shard) -> ShardState:
 class States:
     """The states of many shards, by some listings of the table and then some reads at a time.
 
-    Part files that came too late, beside a committed shard, are removed on the way.
-
     Memory holds the numbers of every committed shard and what is known of every open part.
     """
 
-    def __init__(self, store: Store, stamps: Stamps, index: PartIndex) -> None:
+    def __init__(
+        self, store: Store, stamps: Stamps, index: PartIndex, late_parts: LateParts | None = None
+    ) -> None:
         self.store, self.stamps, self.read_only = store, stamps, index.read_only
         self._committed = CommittedShards(store)
+        if late_parts:
+            late_parts.look_beside(self._committed)
         self._known = index.read(self._committed)
         self._files = PartFiles(store, self._committed)
-        self._late = None if self.read_only else LateParts(store, self._committed)
         self._unindexed: dict[str, ShardManifest] = {}
 
     def of(self, shards: Iterable[Shard]) -> Iterator[ShardState]:
@@ -101,8 +102,6 @@ class States:
                 for shard, committed in zip(group, found, strict=True):
                     yield ShardState(shard, committed) if committed else next(looked_up)
                 self._index_manifests()
-        if self._late:
-            self._late.check_rest()
 
     def _state(self, footers: ThreadPoolExecutor, shard: Shard) -> ShardState:
         if shard.shard_id not in self._committed:
@@ -110,8 +109,6 @@ class States:
             read = partial(footers.map, partial(read_summary, self.store))
             return _open_state(shard, self.stamps, files, known, read)
         manifest = read_manifest(self.store, shard.shard_id)
-        if self._late:
-            self._late.check(shard.shard_id, len(manifest.parts))
         state = _committed_state(self.store, shard, manifest)
         if state:
             self._unindexed[shard.shard_id] = manifest

@@ -16,6 +16,7 @@ from pipeline.storage import Shard, Store
 from pipeline.table.description import Description, settle_description
 from pipeline.table.documents import to_json
 from pipeline.table.index import ShardEntry, write_entries
+from pipeline.table.late_parts import LateParts
 from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
 from pipeline.table.part_files import names_beside, remove_parts_from
 from pipeline.table.part_index import PartEntry, PartIndex
@@ -65,14 +66,18 @@ class TableWriter:
         return state_of(self.store, self.stamps, shard)
 
     def states(
-        self, shards: Iterable[Shard], index: PartIndex | None = None
+        self,
+        shards: Iterable[Shard],
+        index: PartIndex | None = None,
+        late_parts: LateParts | None = None,
     ) -> Iterator[ShardState]:
         """`state` of each shard, in order, with what the table's indexes know.
 
-        `index` is that of the run, which takes note of the files that it has to remove later.
+        `index` and `late_parts` are those of the run: the one takes note of the files that it has
+        to remove later, the other begins to look for what earlier runs left.
         """
         index = index or PartIndex(self.store, read_only=self.read_only)
-        yield from States(self.store, self.stamps, index).of(shards)
+        yield from States(self.store, self.stamps, index, late_parts).of(shards)
 
     def clear(self, state: ShardState) -> None:
         """Remove what `state` calls stale: the manifest first, so that no commit stands alone.
@@ -196,7 +201,7 @@ class TableWriter:
     def _check_names(self, shard: Shard, parts: Sequence[PartSummary]) -> None:
         """Raise `TableError` unless the shard's files have the names of these parts, no others.
 
-        What it may miss on a disk, a part behind a gap, is removed by the next start.
+        What it may miss on a disk, a part behind a gap, is removed by the next run.
         """
         expected = {
             part_name(kind, shard.shard_id, summary.part)

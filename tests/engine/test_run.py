@@ -23,6 +23,8 @@ from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.table import open_table
 from tests.engine.conftest import end, is_committed
 
+KINDS = ("latents", "rejects")
+
 
 def test_a_dashboards_address_is_no_cluster(
     config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
@@ -83,6 +85,22 @@ def test_a_run_that_changes_nothing_writes_no_card(
     monkeypatch.delattr(run, "Totals")
     assert run_job(config_of()).means is None
     assert table.store.info("README.md") == card
+
+
+def test_a_run_removes_what_came_too_late_beside_a_commit_and_a_dry_run_does_not(
+    committer: Committer, written: Callable[[int], Row], config_of: Callable[..., JobConfig]
+) -> None:
+    for row in (written(0), written(1), end()):
+        committer.take(row)
+    committer.finish()
+    late = [Path(config_of().output, kind, "files-00000-00007.parquet") for kind in KINDS]
+    for file in late:
+        file.write_bytes(file.with_name("files-00000-00001.parquet").read_bytes())
+    assert list(make_plan(config_of(), dry_run=True).works) == []
+    assert all(file.exists() for file in late)
+    assert run_job(config_of()).exit_code == 0
+    assert not any(file.exists() for file in late)
+    open_table(config_of().output).verify()
 
 
 def test_the_last_line_has_the_documented_keys() -> None:
