@@ -80,7 +80,8 @@ def _export(asked: argparse.Namespace) -> int:
         return export_codes(selection, asked.to, asked.form)
     # Codes need no networks.
     from pipeline.inversion import ready_device
-    from pipeline.table.pictures import export_pictures, model_of
+    from pipeline.table.made_by import model_of
+    from pipeline.table.pictures import export_pictures
 
     model = model_of(selection.table, asked.model, ready_device(asked.device))
     return export_pictures(selection, model, asked.to, kind)  # type: ignore[arg-type]

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import ModelError, RequestError
+from pipeline.errors import RequestError
 from pipeline.inversion.rendering import render_each
-from pipeline.models import RestyleModel, load_model
+from pipeline.models import RestyleModel
 from pipeline.reports.frequency import band_names, laplacian_bands
 from pipeline.reports.statistics import Floats, Interval, interval_of_sums
 from pipeline.table import Table
 from pipeline.table.code_arrays import step_codes_of
+from pipeline.table.made_by import model_of
 
 # Rows of a W+ code by the resolution that they drive: 4 to 8, 16 to 32, 64 px and more.
 GROUPS = {"coarse": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}
@@ -86,7 +87,7 @@ def change_by_step(table: Table, *, images: int, device: str = "cpu") -> Change:
     if the table does not keep the code of every step, `ModelError` if the model is another one.
     """
     require_steps(table)
-    model = _model_of(table).to(device)
+    model = model_of(table, device=device)
     layers, groups, bands = _Sums(), _Sums(), _Sums()
     chosen = _sample(table, images)
     faces = without_start = 0
@@ -118,15 +119,6 @@ def require_steps(table: Table) -> None:
             f"the table '{table.store.root}' keeps no code of single steps: make it with "
             "--keep-steps to see what each step changes"
         )
-
-
-def _model_of(table: Table) -> RestyleModel:
-    """The table's model, found where the table was made."""
-    name = str(table.description.config.get("model", ""))
-    model = load_model(name)
-    if model.fingerprint != table.description.settings.get("model"):
-        raise ModelError(f"the model '{name}' is not the one that '{table.store.root}' was made by")
-    return model
 
 
 def _sample(table: Table, count: int) -> set[str]:

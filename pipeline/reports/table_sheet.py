@@ -14,9 +14,10 @@ from torch import Tensor
 from pipeline.errors import RequestError
 from pipeline.inversion import average_image, invert
 from pipeline.inversion.rendering import pooled, render_each
-from pipeline.models import RestyleModel, load_model
+from pipeline.models import RestyleModel
 from pipeline.reports.contact_sheet import Pixels, SheetRow, contact_sheet
 from pipeline.table import Table
+from pipeline.table.made_by import first_model_of, model_of
 
 QUERY = """
 SELECT image_id, aligned_jpeg, w_plus_per_step, l2_per_step, lpips_per_step, best_step
@@ -76,7 +77,7 @@ def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = 
     """PNG of the first `limit` faces that the SQL condition `where` chooses, by image id.
 
     Of a bootstrapped table it shows the first model's steps too. Raises `RequestError` if the table
-    keeps no crops and steps, or no face is chosen.
+    keeps no crops and steps, or no face is chosen, and `ModelError` if its model is another one.
     """
     columns = table.description.columns
     if not (columns.all_steps and columns.aligned_jpeg):
@@ -87,11 +88,10 @@ def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = 
     faces = table.sql(QUERY.format(where=f"WHERE {where}" if where else "", limit=int(limit)))
     if faces.empty:
         raise RequestError(f"the table '{table.store.root}' has no face to show")
-    config = table.description.config
-    model = load_model(config["model"])
-    if config.get("bootstrap"):
-        first = load_model(config["bootstrap"])
-        average, steps = _to_pixels(average_image(first)), int(config.get("bootstrap_steps") or 1)
+    model, first = model_of(table), first_model_of(table)
+    if first:
+        steps = int(table.description.config.get("bootstrap_steps") or 1)
+        average = _to_pixels(average_image(first))
         draw = partial(_bootstrapped_row, model, first, steps, average)
     else:
         draw = partial(_row, model, _to_pixels(average_image(model)))

@@ -20,13 +20,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ConfigError
 from pipeline.inversion.rendering import render_each
 from pipeline.metrics.pixel import to_pixels
-from pipeline.models import RestyleModel, load_model
+from pipeline.models import RestyleModel
 from pipeline.table.exporting import Selection, put_files
 from pipeline.table.file_names import to_file_name
-from pipeline.table.reader import Table
 
 Kind = Literal["images", "results", "coupled"]
 Pixels = NDArray[np.uint8]
@@ -36,22 +35,6 @@ _COLUMNS = {
     "results": "w_plus_per_step AS codes",
     "coupled": "w_plus_per_step AS codes, aligned_jpeg AS target",
 }
-
-
-def model_of(table: Table, name: str | None = None, device: str = "cpu") -> RestyleModel:
-    """The model that the table's codes belong to: `name`, or what the table was made with.
-
-    Raises `ModelError` where its weights are not those that the table names.
-    """
-    name = name or str(table.description.config.get("model", ""))
-    model = load_model(name, device)
-    told = table.description.settings.get("model")
-    if told != model.fingerprint:
-        raise ModelError(
-            f"the codes of '{table.store.root}' belong to another model than '{name}' "
-            f"(fingerprint {str(told)[:12]}, not {model.fingerprint[:12]}): name it with --model"
-        )
-    return model
 
 
 def export_pictures(selection: Selection, model: RestyleModel, uri: str, kind: Kind) -> int:

@@ -74,7 +74,7 @@ def test_a_model_with_other_weights_is_refused(kept):
     document = json.loads(path.read_text())
     document["settings"]["model"] = "0" * 64
     path.write_text(json.dumps(document))
-    with pytest.raises(ModelError, match="is not the one"):
+    with pytest.raises(ModelError, match="belong to another model"):
         change_by_step(type(kept)(kept.store.root), images=1)
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from jobs import contact_sheet as job
-from pipeline.errors import RequestError
+from pipeline.errors import ModelError, RequestError
 from pipeline.reports import table_sheet
 from pipeline.storage import Store
 
@@ -41,6 +41,16 @@ def test_the_first_picture_is_the_aligned_face_in_the_table(make_table):
 def test_a_bootstrapped_table_shows_the_inversion_that_it_began_with(make_table, tiny_bundle):
     table = make_table(**KEPT, bootstrap=tiny_bundle)
     assert pixels(table_sheet(table)).shape[1] == 2 * 20 + (3 + 2) * (144 + 8) - 8
+
+
+@pytest.mark.parametrize("changed", ["model", "bootstrap"])
+def test_a_model_whose_weights_have_changed_draws_nothing(make_table, tiny_bundle, changed):
+    table = make_table(**KEPT, bootstrap=tiny_bundle)
+    settings = table.description.settings
+    told = settings if changed == "model" else settings["method"]
+    told[changed] = "0" * 64
+    with pytest.raises(ModelError, match="belong to another model than"):
+        table_sheet(table)
 
 
 def test_a_table_without_crops_and_steps_says_how_to_get_them(make_table):

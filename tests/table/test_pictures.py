@@ -15,7 +15,8 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.models import RestyleModel, load_model
 from pipeline.table import Columns, Table
 from pipeline.table.exporting import Selection
-from pipeline.table.pictures import export_pictures, model_of
+from pipeline.table.made_by import model_of
+from pipeline.table.pictures import export_pictures
 from tests.table.rows import face_row
 from tests.table.test_exporting import table_of
 
@@ -116,7 +117,7 @@ def test_codes_are_rendered_by_their_own_model_alone(
 ) -> None:
     assert model_of(table).fingerprint == model.fingerprint
     assert model_of(table, tiny_bundle).fingerprint == model.fingerprint
-    with pytest.raises(ModelError, match="belong to another model than 'demo'"):
+    with pytest.raises(ModelError, match="belong to another model than 'demo' is"):
         model_of(table, "demo")
 
 
