@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,11 @@ class AlignedFace:
     pad_fraction: float  # [0, 1]; share of the crop that lies outside the original
     detector_score: float | None  # margin of dlib's HOG detector
     pixels: NDArray[np.uint8]  # [height, width, 3] RGB
+
+    def facts(self) -> dict[str, Any]:
+        """All but the pixels, by the names of the table's columns."""
+        names = (one.name for one in fields(self) if one.name != "pixels")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass

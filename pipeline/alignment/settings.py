@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from pipeline.alignment.fit import Fit
 from pipeline.errors import ConfigError
@@ -16,7 +16,8 @@ FFHQ_SIZE = 256  # pixels; the crop that the reference scripts make and the enco
 class AlignmentSettings:
     """Settings of an `Aligner`; raises `ConfigError` where one cannot be met.
 
-    The last two guard the process and change no row of an image that aligns; all others do.
+    The last two guard the process and change no row of an image that aligns; all others do, and are
+    its `result_settings`.
     """
 
     faces: Literal["largest", "all"] = "largest"
@@ -52,6 +53,11 @@ class AlignmentSettings:
             raise ConfigError(f"detector_side {self.detector_side} is under the detector's window")
         if self.row_timeout_s <= 0:
             raise ConfigError(f"row_timeout_s {self.row_timeout_s} must be above 0")
+
+    def result_settings(self) -> dict[str, Any]:
+        """What a table's fingerprint has to tell of them."""
+        guards = {"row_timeout_s", "memory_limit_mib"}
+        return {name: value for name, value in asdict(self).items() if name not in guards}
 
     @property
     def limits(self) -> ImageLimits:

@@ -54,9 +54,9 @@ def _plain(value: Any) -> Any:
 
 def face_row(key: str, uri: str, sha256: str, face: AlignedFace) -> dict[str, Any]:
     """One aligned face as a row of `FACES`."""
-    fields = {name: _plain(getattr(face, name)) for name in FACES.names[3:-1]}
+    facts = {name: _plain(value) for name, value in face.facts().items()}
     source = {"key": key, "source_uri": uri, "source_sha256": sha256}
-    return {**source, **fields, "pixels": face.pixels.tobytes()}
+    return {**source, **facts, "pixels": face.pixels.tobytes()}
 
 
 def reject_row(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,6 @@ from pipeline.table import Columns, Description, check_condition, open_start
 # Raised by whoever changes what the same weights and settings compute.
 NUMERICS_VERSION = 2
 _NAMES = {"dlib", "none", *bundle_names()}  # of networks, which are no paths
-# These guard the aligner's process and change no row.
-_NO_RESULT = {"row_timeout_s", "memory_limit_mib"}
 
 
 @dataclass(frozen=True)
@@ -68,39 +66,48 @@ def make_recipe(config: JobConfig) -> Recipe:
     )
     alignment = _alignment(config, model, treatment)
     meter = Meter("cpu", treatment.identity, config.best_step_by)
-    settings = {
-        "numerics": NUMERICS_VERSION,
-        "model": model.fingerprint,
-        "method": method.to_dict() | networks.origin,
-        "steps": "auto" if method.stop else method.steps,
-        "alignment": {k: v for k, v in asdict(alignment).items() if k not in _NO_RESULT},
-        # The definition has the weights' hash, whatever the file is called.
-        "identity": meter.definitions["id_similarity"],
-        "best_step_by": config.best_step_by,
-    }
-    if config.precision != "float32":
-        settings["precision"] = config.precision
-    columns = Columns(
+    description = Description(
+        columns=_columns(config, model),
+        settings={
+            "numerics": NUMERICS_VERSION,
+            "model": model.fingerprint,
+            "method": method.to_dict() | networks.origin,
+            "steps": "auto" if method.stop else method.steps,
+            "alignment": alignment.result_settings(),
+            # The definition has the weights' hash, whatever the file is called.
+            "identity": meter.definitions["id_similarity"],
+            "best_step_by": config.best_step_by,
+            **({"precision": "tf32"} if config.precision == "tf32" else {}),
+        },
+        layout=config.layout(),
+        config=_from_anywhere(config),
+        model=model.metadata,
+        metrics=meter.definitions | _end_of_faces(method),
+    )
+    inversion = _inversion(config, method, networks.first, treatment.identity)
+    about = treatment.description + _borrowed_bound(config)
+    return Recipe(alignment, inversion, description, about)
+
+
+def _columns(config: JobConfig, model: RestyleModel) -> Columns:
+    return Columns(
         n_styles=model.n_styles,
         w_plus_dtype=config.latent_dtype,
         all_steps=config.keep_steps,
         aligned_jpeg=config.keep_crops,
         reconstruction_jpeg=config.keep_reconstructions,
     )
-    description = Description(
-        columns=columns,
-        settings=settings,
-        layout=config.layout(),
-        config=_from_anywhere(config),
-        model=model.metadata,
-        metrics=meter.definitions | _end_of_faces(method),
-    )
-    inversion = InvertSettings(
+
+
+def _inversion(
+    config: JobConfig, method: Method, first: str | None, identity: str
+) -> InvertSettings:
+    return InvertSettings(
         model=config.model,
         method=method,
-        first=networks.first,
+        first=first,
         starts="none" if not config.init else "chosen" if config.where else "all",
-        identity=treatment.identity,
+        identity=identity,
         best_step_by=config.best_step_by,
         device=config.device,
         precision=config.precision,
@@ -110,8 +117,6 @@ def make_recipe(config: JobConfig) -> Recipe:
         keep_crops=config.keep_crops,
         keep_reconstructions=config.keep_reconstructions,
     )
-    about = treatment.description + _borrowed_bound(config)
-    return Recipe(alignment, inversion, description, about)
 
 
 def _from_anywhere(config: JobConfig) -> dict[str, Any]:

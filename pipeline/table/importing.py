@@ -33,7 +33,6 @@ from pipeline.table.schema import Columns
 from pipeline.table.writer import TableWriter, open_for_writing
 
 IMPORT_VERSION = 1
-_NO_RESULT = {"row_timeout_s", "memory_limit_mib"}
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,8 @@ class Importing:
         measured: dict[str, Any] = {}
         metrics = {"best_step": "the last one: nothing was measured"}
         if self.measuring:
-            aligned = asdict(self.measuring.settings).items()
             measured = {
-                "alignment": {name: value for name, value in aligned if name not in _NO_RESULT},
+                "alignment": self.measuring.settings.result_settings(),
                 "identity": self.measuring.meter.definitions["id_similarity"],
                 "images": "rendered" if self.measuring.results is None else "given",
             }

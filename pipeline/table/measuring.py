@@ -25,10 +25,6 @@ from pipeline.table.exporting import without_suffix
 from pipeline.table.file_names import to_file_name
 from pipeline.table.pickled import Codes
 
-ALIGNMENT = (
-    *("n_faces", "width", "height", "face_box", "landmarks", "align_quad", "face_px", "roll_deg"),
-    *("yaw", "sharpness", "pad_fraction", "detector_score"),
-)
 _NO_FILES = ("", ".", "..")  # the last components of keys that are nobody's file name
 METRICS = ("l2", "psnr", "lpips", "id_similarity")
 
@@ -143,8 +139,7 @@ class Measuring:
         steps = self._step_images(name, w_plus)
         measures = self.meter.measure(target, steps[None], w_plus[None], self.model.latent_avg)
         best = int(measures.best_step[0])
-        row = {column: getattr(face, column) for column in ALIGNMENT}
-        row["best_step"] = best
+        row = face.facts() | {"best_step": best}
         for metric in METRICS:
             values = getattr(measures, metric)[0]
             row[metric], row[f"{metric}_per_step"] = values[best - 1], values
