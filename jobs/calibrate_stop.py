@@ -18,9 +18,10 @@ import sys
 from typing import get_args
 
 from pipeline.alignment import AlignmentSettings
+from pipeline.choices import Fit
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.inversion import ready_device
-from pipeline.models import Fit, RestyleModel, load_model, treatment_for
+from pipeline.models import RestyleModel, load_model, treatment_for
 from pipeline.reports.figures import require_matplotlib
 from pipeline.reports.stop_calibration import (
     calibrate,

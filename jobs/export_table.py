@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
+from pipeline.choices import Device
 from pipeline.command_line import exit_code_of, job_parser
 from pipeline.errors import ConfigError
 from pipeline.storage import canonical_uri, check_output
@@ -34,7 +35,6 @@ from pipeline.table.exporting import (
 )
 
 PICTURES = ("images", "results", "coupled")
-DEVICES = ("auto", "cpu", "cuda")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
     parser.add_argument("--names", choices=get_args(Naming), default="basename")
     parser.add_argument("--model", help="renders pictures (default: the table's own)")
-    parser.add_argument("--device", default="cpu", choices=DEVICES, help="that renders pictures")
+    parser.add_argument(
+        "--device", default="cpu", choices=get_args(Device), help="that renders pictures"
+    )
     return parser
 
 

@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from typing import get_args
 
 from pipeline.alignment import AlignmentSettings
+from pipeline.choices import CodeType, Device, Fit
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
-from pipeline.inversion import Device, ready_device
+from pipeline.inversion import ready_device
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, bundle_names, load_model, treatment_for
 from pipeline.storage import canonical_uri, check_output
@@ -56,9 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="images are aligned crops (default: as the model's domain asks)",
     )
-    parser.add_argument("--fit", choices=["stretch", "crop", "pad"], help="of prealigned images")
+    parser.add_argument("--fit", choices=get_args(Fit), help="of prealigned images")
     parser.add_argument("--identity", help="identity network: dlib, none, or a weight file")
-    parser.add_argument("--latent-dtype", choices=["float16", "float32"], default="float16")
+    parser.add_argument("--latent-dtype", choices=get_args(CodeType), default="float16")
     parser.add_argument(
         "--part-size", type=positive, default=256, metavar="N", help="samples a part"
     )

@@ -7,11 +7,20 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.choices import (
+    BestStepBy,
+    CodeType,
+    Device,
+    Faces,
+    Fit,
+    MethodName,
+    Precision,
+    Space,
+)
 from pipeline.errors import printable
 from pipeline.settings import fill
 from pipeline.storage import canonical_uri
 
-MethodName = Literal["restyle", "encoder", "optimize", "hybrid"]
 OPTIMISING = ("optimize", "hybrid")
 STEPS, AUTO_STEPS_AT_MOST, ITERATIONS = 5, 10, 300
 
@@ -70,7 +79,7 @@ class JobConfig(BaseModel):
     iterations: int | None = Field(
         None, ge=1, le=100_000, description="of optimize and hybrid (default 300)"
     )
-    space: Literal["w", "w+"] | None = Field(
+    space: Space | None = Field(
         None, description="of optimize: one row for all layers, or a row each (default w+)"
     )
     distance_weight: float | None = Field(
@@ -80,11 +89,11 @@ class JobConfig(BaseModel):
         None, ge=0, lt=2**32, description="of optimize and hybrid: their noise (default 0)"
     )
 
-    faces: Literal["largest", "all"] = Field("largest", description="which faces of an image")
+    faces: Faces = Field("largest", description="which faces of an image")
     prealigned: bool | None = Field(
         None, description="images are crops: resize, look for no face (default: by the domain)"
     )
-    fit: Literal["stretch", "crop", "pad"] | None = Field(
+    fit: Fit | None = Field(
         None, description="how a prealigned image of other proportions is resized (default stretch)"
     )
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
@@ -94,13 +103,11 @@ class JobConfig(BaseModel):
         description="identity network: dlib, none, or a weight file "
         "(default dlib for faces, none for other domains)",
     )
-    best_step_by: Literal["lpips", "l2", "id_similarity", "last"] = Field(
-        "lpips", description="what makes a step the best one"
-    )
-    precision: Literal["float32", "tf32"] = Field(
+    best_step_by: BestStepBy = Field("lpips", description="what makes a step the best one")
+    precision: Precision = Field(
         "float32", description="of a GPU's convolutions: tf32 is faster, and moves codes by 5e-4"
     )
-    latent_dtype: Literal["float16", "float32"] = Field("float16", description="of w_plus")
+    latent_dtype: CodeType = Field("float16", description="of w_plus")
     keep_steps: bool = Field(False, description="store the W+ code of every step too")
     keep_crops: bool = Field(False, description="store the aligned face as JPEG")
     keep_reconstructions: bool = Field(False, description="store the reconstruction as JPEG")
@@ -108,7 +115,7 @@ class JobConfig(BaseModel):
     limit: int | None = Field(None, ge=1, description="only the first N samples, chosen or not")
 
     part_size: int = Field(256, ge=1, le=100_000, description="samples a part")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where faces are inverted")
+    device: Device = Field("auto", description="where faces are inverted")
     batch_size: int | None = Field(None, ge=1, description="faces a forward pass")
     align_workers: int | None = Field(None, ge=1, description="most CPU actors; default all cores")
     inverters: int | None = Field(None, ge=1, description="most inverters; default one a GPU")

@@ -54,7 +54,7 @@ class ConfigError(RequestError):
 
 
 class InputError(RequestError):
-    """The input does not exist, holds no images, or is of no known kind."""
+    """What is to be read (images, codes, pairs) is not there, empty, or of no known kind."""
 
 
 class ModelError(RequestError):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from PIL import Image
 
-Fit = Literal["stretch", "crop", "pad"]
+from pipeline.choices import Fit
 
 
 def fitted(

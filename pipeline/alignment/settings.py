@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from pipeline.alignment.fit import Fit
+from pipeline.choices import Faces, Fit
 from pipeline.errors import ConfigError
 from pipeline.images import ImageLimits
 
@@ -20,7 +20,7 @@ class AlignmentSettings:
     its `result_settings`.
     """
 
-    faces: Literal["largest", "all"] = "largest"
+    faces: Faces = "largest"
     prealigned: bool = False  # images are crops already: only resized, for cars, churches, ...
     fit: Fit = "stretch"  # how prealigned images of other proportions are resized
     min_face_px: float = 32.0  # smallest side of a face's box in the original image
@@ -41,7 +41,7 @@ class AlignmentSettings:
                 f"output_size {self.output_size}: aligned faces are square; "
                 "a model with other input takes prealigned images"
             )
-        if self.faces not in ("largest", "all"):
+        if self.faces not in get_args(Faces):
             raise ConfigError(f"faces must be 'largest' or 'all', got '{self.faces}'")
         if self.fit not in get_args(Fit):
             raise ConfigError(f"fit must be one of {', '.join(get_args(Fit))}, got '{self.fit}'")

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pipeline.choices import BestStepBy, Device, Precision
 from pipeline.engine.align import REJECTS, count_reasons, reject_row
 from pipeline.engine.rows import Row, pack, run_stage, unpack
 from pipeline.images import Rejection, RejectReason
-from pipeline.inversion import Device, Inversion, Precision, keep_freed_memory, ready_device
+from pipeline.inversion import Inversion, keep_freed_memory, ready_device
 from pipeline.inversion.methods import Method, Models, find_codes, found_its_end
 from pipeline.inversion.rendering import render_each
 from pipeline.metrics import Measures, Meter
@@ -41,7 +42,7 @@ class InvertSettings:
     first: str | None = None  # the model that a bootstrapped inversion begins with
     starts: Literal["none", "all", "chosen"] = "none"  # which faces have a code to start from
     identity: str = "dlib"
-    best_step_by: Any = "lpips"
+    best_step_by: BestStepBy = "lpips"
     device: Device = "auto"
     precision: Precision = "float32"
     largest_code: float = float(np.finfo(np.float16).max)  # of a number in a code, for the table

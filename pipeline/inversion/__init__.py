@@ -2,7 +2,7 @@
 
 from pipeline.inversion.adaptive import invert_adaptively
 from pipeline.inversion.allocator import keep_freed_memory
-from pipeline.inversion.device import Device, Precision, ready_device
+from pipeline.inversion.device import ready_device
 from pipeline.inversion.optimize import optimize
 from pipeline.inversion.rendering import average_image
 from pipeline.inversion.restyle import bootstrap, invert
@@ -19,11 +19,9 @@ from pipeline.inversion.stopping import (
 )
 
 __all__ = [
-    "Device",
     "Inversion",
     "OptimizeSettings",
     "Perceptual",
-    "Precision",
     "StepMeasures",
     "StopRule",
     "average_image",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from pipeline.choices import Device, Precision
 from pipeline.errors import ConfigError
-
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["float32", "tf32"]
 
 _MODES = {"float32": "ieee", "tf32": "tf32"}  # PyTorch's own words
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.choices import MethodName
 from pipeline.errors import ConfigError
 from pipeline.inversion.adaptive import invert_adaptively
 from pipeline.inversion.optimize import check_one_row, optimize
@@ -19,8 +20,6 @@ from pipeline.inversion.result import Inversion
 from pipeline.inversion.settings import OptimizeSettings, Perceptual
 from pipeline.inversion.stopping import StopRule, converged
 from pipeline.models.restyle import RestyleModel
-
-MethodName = Literal["restyle", "encoder", "optimize", "hybrid"]
 
 # A hybrid begins near its end: it needs no noise to find the way, and a reason to stay close.
 OPTIMISATIONS = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 from torch import Tensor
 
+from pipeline.choices import Space
 from pipeline.errors import ConfigError
 
-Space = Literal["w", "w+"]
 # What each setting must lie within.
 LIMITS = {
     "rate": (0.0, 100.0),

@@ -1,5 +1,5 @@
 """How good an inversion is: pixel distances, LPIPS, identity, editability; per face and step."""
 
-from pipeline.metrics.meter import BestStepBy, Measures, Meter
+from pipeline.metrics.meter import Measures, Meter
 
-__all__ = ["BestStepBy", "Measures", "Meter"]
+__all__ = ["Measures", "Meter"]

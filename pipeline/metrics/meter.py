@@ -5,20 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.choices import BestStepBy
 from pipeline.errors import ConfigError, ShapeError
 from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.metrics.identity import load_identity
 from pipeline.metrics.lpips import load_lpips
 from pipeline.metrics.pixel import enlarged, mean_squared_error, peak_signal_to_noise
 
-BestStepBy = Literal["lpips", "l2", "id_similarity", "last"]
 Floats = NDArray[np.float32]
 
 # Faces whose AlexNet maps are held at once, 2.5 MB each.
@@ -83,8 +83,9 @@ def best_step(
 class Meter:
     """Measures inversions with LPIPS and a face network loaded once.
 
-    `identity` is `dlib`, `none` (similarities are NaN) or the URI of a CurricularFace or ArcFace
-    weight file; `best_step_by` the metric that chooses the best step, or `last`.
+    `identity` is `dlib`, `none` (similarities are NaN) or the URI of a weight file of
+    CurricularFace, ArcFace or, for what is no face, MoCo; `best_step_by` the metric that chooses
+    the best step, or `last`.
     """
 
     def __init__(

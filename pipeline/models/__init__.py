@@ -6,7 +6,6 @@ from pipeline.models.encoders import ENCODER_TYPES
 from pipeline.models.files import bundle_names
 from pipeline.models.presets import (
     PRESETS,
-    Fit,
     Preset,
     Treatment,
     preset_for,
@@ -20,7 +19,6 @@ __all__ = [
     "ENCODER_TYPES",
     "PRESETS",
     "Architecture",
-    "Fit",
     "Generator",
     "ModelCard",
     "Preset",

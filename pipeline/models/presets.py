@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from pipeline.choices import Fit
 from pipeline.errors import ConfigError
 from pipeline.models.restyle import RestyleModel
 
-Fit = Literal["stretch", "crop", "pad"]
 UNKNOWN = "unknown"
 
 

@@ -13,12 +13,13 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.alignment import AlignedFace
+from pipeline.choices import CodeType
 from pipeline.errors import InputError
 from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.models import RestyleModel
@@ -41,7 +42,7 @@ class ImportSettings:
 
     model: str  # name or URI, for whoever renders the codes
     method: str = "imported"
-    latent_dtype: Literal["float16", "float32"] = "float16"
+    latent_dtype: CodeType = "float16"
     part_size: int = 256
     files_per_shard: int = 1024  # codes or, with images, files of a folder that make one shard
     images: str | None = None

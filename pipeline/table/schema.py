@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.choices import CodeType
 from pipeline.errors import TableError
 
 SCHEMA_VERSION = 3
@@ -58,7 +59,7 @@ _ALIGNMENT = {
     "detector_score": _REAL,
 }
 _METHOD = {
-    "method": _TEXT,  # restyle, encoder, optimize or hybrid
+    "method": _TEXT,  # restyle, encoder, optimize, hybrid, or what an import calls it
     "steps": _INT,  # that were computed, of this face
     "best_step": _INT,
     "generator_passes": _INT,  # images that the generator made on the way
@@ -100,7 +101,7 @@ class Columns:
     """
 
     n_styles: int
-    w_plus_dtype: Literal["float16", "float32"] = "float16"
+    w_plus_dtype: CodeType = "float16"
     all_steps: bool = False
     aligned_jpeg: bool = False
     reconstruction_jpeg: bool = False

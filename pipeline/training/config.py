@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.choices import Device, Fit, OptimiserName
 from pipeline.errors import ConfigError
 from pipeline.settings import fill
 from pipeline.storage import canonical_uri
@@ -56,7 +57,7 @@ class TrainConfig(BaseModel):
     domain: str | None = Field(None, description="what the images show (default: the model's own)")
 
     prealigned: bool | None = Field(None, description="images are crops (default: by the domain)")
-    fit: Literal["stretch", "crop", "pad"] | None = Field(
+    fit: Fit | None = Field(
         None, description="how a prealigned image of other proportions is resized"
     )
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
@@ -76,7 +77,7 @@ class TrainConfig(BaseModel):
     rate: float = Field(1e-4, gt=0, allow_inf_nan=False, description="learning rate at its peak")
     warm_up: int = Field(100, ge=1, description="batches until it is there")
     decay: bool = Field(False, description="let the rate fall to zero over the second half")
-    optimiser: Literal["ranger", "adam"] = Field("ranger", description="as published, or Adam")
+    optimiser: OptimiserName = Field("ranger", description="as published, or Adam")
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     horizon: int = Field(0, ge=0, description="batches that weights are averaged over; 0: none")
 
@@ -109,7 +110,7 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32, description="of the order of images and all draws")
 
     workers: int = Field(1, ge=1, description="training processes; gradients are averaged")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where they compute")
+    device: Device = Field("auto", description="where they compute")
     align_workers: int | None = Field(None, ge=1, description="most CPU actors that cut crops")
     restarts: int = Field(3, ge=0, description="how often workers that die are started again")
 

@@ -18,10 +18,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pipeline.choices import OptimiserName
 from pipeline.errors import ModelError
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.journal import Journal
-from pipeline.training.optimisers import OptimiserName, make_optimiser
+from pipeline.training.optimisers import make_optimiser
 from pipeline.training.parallel import Group
 from pipeline.training.schedule import average_into, learning_rate
 

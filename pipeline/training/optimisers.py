@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import nn
 
+from pipeline.choices import OptimiserName
 from pipeline.errors import ConfigError
-
-OptimiserName = Literal["adam", "ranger"]
 
 
 def make_optimiser(

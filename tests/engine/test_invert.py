@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.choices import MethodName
 from pipeline.engine.align import FACES, REJECTS, reject_row
 from pipeline.engine.invert import (
     Inverter,
@@ -26,7 +27,7 @@ from pipeline.engine.rows import Row, blank_row, pack, unpack
 from pipeline.errors import ConfigError
 from pipeline.images import Rejection, RejectReason
 from pipeline.inversion import OptimizeSettings, StopRule, bootstrap, restyle
-from pipeline.inversion.methods import Method, MethodName
+from pipeline.inversion.methods import Method
 from pipeline.models import load_model, save_bundle
 from pipeline.table import Columns, starts_schema
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from pipeline.choices import Precision
 from pipeline.errors import ConfigError
-from pipeline.inversion import Precision, ready_device
+from pipeline.inversion import ready_device
 
 
 @pytest.fixture(autouse=True)

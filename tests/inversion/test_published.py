@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pipeline.choices import Device
 from pipeline.inversion import (
-    Device,
     Inversion,
     average_image,
     bootstrap,
