@@ -27,7 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.inversion import ready_device
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, bundle_names, load_model, treatment_for
-from pipeline.storage import canonical_uri, check_output
+from pipeline.storage import FILES_PER_SHARD, canonical_uri, check_output
 from pipeline.table.code_files import faces_of, open_codes
 from pipeline.table.importing import Importing, ImportSettings
 from pipeline.table.measuring import Measuring, Result
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--part-size", type=positive, default=256, metavar="N", help="samples a part"
     )
-    parser.add_argument("--files-per-shard", type=positive, default=1024, metavar="N")
+    parser.add_argument("--files-per-shard", type=positive, default=FILES_PER_SHARD, metavar="N")
     devices = get_args(Device)
     parser.add_argument(
         "--device", default="cpu", choices=devices, help="that renders and measures"

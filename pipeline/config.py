@@ -19,7 +19,7 @@ from pipeline.choices import (
 )
 from pipeline.errors import printable
 from pipeline.settings import fill
-from pipeline.storage import canonical_uri
+from pipeline.storage import FILES_PER_SHARD, canonical_uri
 
 OPTIMISING = ("optimize", "hybrid")
 STEPS, AUTO_STEPS_AT_MOST, ITERATIONS = 5, 10, 300
@@ -111,7 +111,9 @@ class JobConfig(BaseModel):
     keep_steps: bool = Field(False, description="store the W+ code of every step too")
     keep_crops: bool = Field(False, description="store the aligned face as JPEG")
     keep_reconstructions: bool = Field(False, description="store the reconstruction as JPEG")
-    files_per_shard: int = Field(1024, ge=1, description="files of a folder that make one shard")
+    files_per_shard: int = Field(
+        FILES_PER_SHARD, ge=1, description="files of a folder that make one shard"
+    )
     limit: int | None = Field(None, ge=1, description="only the first N samples, chosen or not")
 
     part_size: int = Field(256, ge=1, le=100_000, description="samples a part")

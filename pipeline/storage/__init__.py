@@ -6,12 +6,13 @@ from pipeline.storage.outputs import check_output
 from pipeline.storage.parquets import check_columns
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
 from pipeline.storage.samples import read_samples
-from pipeline.storage.shards import Shard, list_shards, shard_id_of
+from pipeline.storage.shards import FILES_PER_SHARD, Shard, list_shards, shard_id_of
 from pipeline.storage.spread import spread_samples
 from pipeline.storage.store import Store
 from pipeline.storage.uris import canonical_uri, is_local, one_line, without_secrets
 
 __all__ = [
+    "FILES_PER_SHARD",
     "MAX_SAMPLE_BYTES",
     "ObjectInfo",
     "Sample",

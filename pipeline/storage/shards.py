@@ -15,6 +15,7 @@ from pipeline.storage.formats import Kind, is_image, readable_name, shard_kind, 
 from pipeline.storage.listing import Entry, file_entry, is_folder, walk
 from pipeline.storage.uris import canonical_uri, filesystem, join, known_secrets, refuse_secrets
 
+FILES_PER_SHARD = 1024  # images of a folder that make one shard, unless told otherwise
 _PLAIN = re.compile(r"[A-Za-z0-9._-]+\.tar")
 _RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|\..*)")
 _LOOKED_FOR = (
@@ -58,7 +59,7 @@ class Shard:
         return cls(**fields)
 
 
-def list_shards(input_uri: str, *, files_per_shard: int = 1000) -> Iterator[Shard]:
+def list_shards(input_uri: str, *, files_per_shard: int = FILES_PER_SHARD) -> Iterator[Shard]:
     """The shards of `input_uri`, in the order of their paths, as the listing goes.
 
     The input is one shard file, one image, or a folder with shards or images or both at any

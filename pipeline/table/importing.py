@@ -23,7 +23,7 @@ from pipeline.choices import CodeType
 from pipeline.errors import InputError
 from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.models import RestyleModel
-from pipeline.storage import Shard, list_shards, read_samples
+from pipeline.storage import FILES_PER_SHARD, Shard, list_shards, read_samples
 from pipeline.table.card import write_card
 from pipeline.table.code_files import CodeFiles, FaceName, faces_of
 from pipeline.table.description import Description
@@ -44,7 +44,9 @@ class ImportSettings:
     method: str = "imported"
     latent_dtype: CodeType = "float16"
     part_size: int = 256
-    files_per_shard: int = 1024  # codes or, with images, files of a folder that make one shard
+    files_per_shard: int = (
+        FILES_PER_SHARD  # codes or, with images, files of a folder that make one shard
+    )
     images: str | None = None
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.choices import Device, Fit, OptimiserName
 from pipeline.errors import ConfigError
 from pipeline.settings import fill
-from pipeline.storage import canonical_uri
+from pipeline.storage import FILES_PER_SHARD, canonical_uri
 from pipeline.training.codes import code_shards
 
 # What a training that goes on may be told anew: how long, where and how it is watched. Any other
@@ -61,7 +61,9 @@ class TrainConfig(BaseModel):
         None, description="how a prealigned image of other proportions is resized"
     )
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
-    files_per_shard: int = Field(1024, ge=1, description="files of a folder that make one shard")
+    files_per_shard: int = Field(
+        FILES_PER_SHARD, ge=1, description="files of a folder that make one shard"
+    )
     part_size: int = Field(256, ge=1, le=100_000, description="samples a file of crops")
     limit: int | None = Field(None, ge=1, description="only the first N samples of each shard")
     held_out: int = Field(256, ge=1, description="the last N crops, for validation alone")
