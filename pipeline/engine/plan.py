@@ -26,9 +26,9 @@ from pipeline.storage import (
 )
 from pipeline.table import (
     DESCRIPTION_NAME,
-    LateParts,
     PartIndex,
     ShardState,
+    Strays,
     TableWriter,
     check_existing,
     open_for_writing,
@@ -117,11 +117,11 @@ class Plan:
     given_up: int = 0  # shards with a part that failed
     error: Exception | None = None  # what ended `works`
     part_index: PartIndex = field(init=False)
-    late_parts: LateParts = field(init=False)
+    strays: Strays = field(init=False)
 
     def __post_init__(self) -> None:
         self.part_index = PartIndex(self.writer.store, read_only=self.writer.read_only)
-        self.late_parts = LateParts(self.writer.store)
+        self.strays = Strays(self.writer.store)
 
     def close(self, shard_id: str) -> None:
         """Forget a shard that is committed."""
@@ -213,9 +213,10 @@ def _check_places(config: JobConfig) -> None:
 def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator[ShardWork]:
     """What is to do of each shard; files that another state of it left are removed first."""
     found = plan.found
-    late_parts = None if plan.writer.read_only else plan.late_parts
-    states = plan.writer.states(shards, plan.part_index, late_parts)
+    strays = None if plan.writer.read_only else plan.strays
+    states = plan.writer.states(shards, plan.part_index, strays)
     for state, take in take_first(states, config.limit, config.part_size):
+        plan.strays.is_input(state.shard)
         if state.committed:
             found.done_shards += 1
             found.done_bytes += state.shard.size

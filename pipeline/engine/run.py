@@ -140,16 +140,20 @@ def _finish(
     watches: tuple[Watch, ...],
 ) -> None:
     """Do what the table lacks; its card, when nothing is missing."""
+    log = EventLog(config.log_format == "json")
     try:
         to_do = bool(plan.works)
         for watch in watches:
             watch.planned()
-        EventLog(config.log_format == "json").event("planned", **asdict(plan.found))
+        log.event("planned", **asdict(plan.found))
         if to_do:
             _execute(config, plan, outcome, stages, watches)
-        plan.late_parts.remove()
+        whole = plan.found.complete and config.limit is None
+        removed = plan.strays.remove(whole_input=whole)
+        if removed:
+            log.event("strays_removed", files=removed)
     finally:
-        plan.late_parts.stop()
+        plan.strays.stop()
     if outcome.exit_code == 0:
         _describe(config.output, outcome)
 

@@ -6,7 +6,14 @@ from pipeline.storage.outputs import check_output
 from pipeline.storage.parquets import check_columns
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
 from pipeline.storage.samples import read_samples
-from pipeline.storage.shards import FILES_PER_SHARD, Shard, list_shards, shard_id_of
+from pipeline.storage.shards import (
+    FILES_PER_SHARD,
+    Shard,
+    list_shards,
+    shard_id_of,
+    slice_id,
+    slice_number,
+)
 from pipeline.storage.spread import spread_samples
 from pipeline.storage.store import Store
 from pipeline.storage.uris import canonical_uri, is_local, one_line, without_secrets
@@ -27,6 +34,8 @@ __all__ = [
     "one_line",
     "read_samples",
     "shard_id_of",
+    "slice_id",
+    "slice_number",
     "spread_samples",
     "without_secrets",
 ]

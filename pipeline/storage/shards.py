@@ -17,6 +17,7 @@ from pipeline.storage.uris import canonical_uri, filesystem, join, known_secrets
 
 FILES_PER_SHARD = 1024  # images of a folder that make one shard, unless told otherwise
 _PLAIN = re.compile(r"[A-Za-z0-9._-]+\.tar")
+_SLICE = re.compile(r"files-(\d{5,15})", re.ASCII)
 _RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|\..*)")
 _LOOKED_FOR = (
     "looked for .tar, .tar.gz, .tgz and .parquet shards, and for image files, at any depth"
@@ -57,6 +58,17 @@ class Shard:
         fields["names"] = tuple(fields["names"])
         fields["sizes"] = tuple(fields["sizes"])
         return cls(**fields)
+
+
+def slice_id(number: int) -> str:
+    """The id of a folder's slice of images."""
+    return f"files-{number:05d}"
+
+
+def slice_number(shard_id: str) -> int | None:
+    """Which slice has this id; None if none has."""
+    match = _SLICE.fullmatch(shard_id)
+    return int(match[1]) if match and slice_id(int(match[1])) == shard_id else None
 
 
 def list_shards(input_uri: str, *, files_per_shard: int = FILES_PER_SHARD) -> Iterator[Shard]:
@@ -180,7 +192,7 @@ def folder_etag(entries: Iterable[Entry]) -> str:
 
 def _slice(root: str, entries: list[Entry], index: int) -> Shard:
     return Shard(
-        shard_id=f"files-{index:05d}",
+        shard_id=slice_id(index),
         uri=root,
         kind="folder",
         size=sum(entry.size for entry in entries),

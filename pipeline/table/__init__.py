@@ -4,7 +4,6 @@ from pipeline.table.card import card_text, is_card_current, write_card
 from pipeline.table.description import DESCRIPTION_NAME, Description, check_existing
 from pipeline.table.figures import Figures
 from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry
-from pipeline.table.late_parts import LateParts
 from pipeline.table.manifests import ShardManifest
 from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import PartSummary
@@ -12,6 +11,7 @@ from pipeline.table.reader import Table, UnknownImageError, as_array, open_table
 from pipeline.table.schema import SCHEMA_VERSION, Columns, image_id, latents_table, rejects_table
 from pipeline.table.starts import ShardStarts, check_condition, open_start, starts_schema
 from pipeline.table.states import ShardState
+from pipeline.table.strays import Strays
 from pipeline.table.totals import Totals
 from pipeline.table.writer import TableWriter, open_for_writing
 
@@ -22,13 +22,13 @@ __all__ = [
     "Columns",
     "Description",
     "Figures",
-    "LateParts",
     "PartIndex",
     "PartSummary",
     "ShardEntry",
     "ShardManifest",
     "ShardStarts",
     "ShardState",
+    "Strays",
     "Table",
     "TableWriter",
     "Totals",

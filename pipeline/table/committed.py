@@ -8,6 +8,7 @@ a probability of 2⁻⁶⁴.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.storage import Shard, Store
+from pipeline.storage import Shard, Store, slice_number
 from pipeline.table.index import ShardEntry, all_entries
 from pipeline.table.manifests import manifest_etags
 
@@ -41,6 +42,7 @@ class CommittedShards:
 
     def __init__(self, store: Store) -> None:
         self._unindexed: dict[str, str] = {}
+        self.slices = array("q")  # numbers of a folder's slices
         self._known = self._listed(store, *_indexed(store))
 
     def _listed(self, store: Store, manifests: _Integers, known: _Integers) -> _Integers:
@@ -51,6 +53,8 @@ class CommittedShards:
             places, found = _places(manifests, [hash(pair) for pair in batch])
             true[places[found]] = True
             self._unindexed.update(batch[index] for index in np.flatnonzero(~found))
+            numbers = (slice_number(shard_id) for shard_id, _ in batch)
+            self.slices.extend(number for number in numbers if number is not None)
         known = known[:, true]
         return known[:, np.argsort(known[_SHARD])]
 

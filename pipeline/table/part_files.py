@@ -8,6 +8,7 @@ from itertools import islice
 
 from pipeline.storage import Store, is_local
 from pipeline.table.committed import CommittedShards
+from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name, part_name
 
 _BATCH = 4096
@@ -34,12 +35,30 @@ def names_beside(store: Store, shard_id: str, parts: int) -> set[str]:
     return {name for name in names if store.exists(name)}
 
 
-def remove_parts_from(store: Store, shard_id: str, first: int) -> None:
-    """Remove the files of the parts with number `first` and above, latents before rejects."""
-    for name in files_of(store, shard_id):
-        _, part = parse_part_name(name) or ("", -1)
-        if part >= first:
-            store.remove(name)
+def remove_parts_from(store: Store, shard_id: str, first: int) -> int:
+    """Remove the files of the parts with number `first` and above, latents before rejects.
+
+    How many files these were.
+    """
+    parsed = ((name, parse_part_name(name)) for name in files_of(store, shard_id))
+    names = [name for name, part in parsed if part and part[1] >= first]
+    for name in names:
+        store.remove(name)
+    return len(names)
+
+
+def remove_parts_beside(store: Store, manifest: ShardManifest) -> int:
+    """Remove the parts of a shard that its manifest does not have; how many files these were.
+
+    A manifest that another run put meanwhile, of more parts, goes as well if it lost one of them:
+    the shard is done again, and no commit stands without its parts.
+    """
+    count = len(manifest.parts)
+    removed = remove_parts_from(store, manifest.shard, count)
+    name = manifest_name(manifest.shard)
+    if removed and store.exists(name) and len(read_manifest(store, manifest.shard).parts) > count:
+        store.remove(name)
+    return removed
 
 
 def _of_kind(store: Store, kind: str, shard_id: str) -> Files:

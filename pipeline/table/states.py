@@ -12,7 +12,6 @@ from pipeline.errors import InputError
 from pipeline.storage import Shard, Store
 from pipeline.table.committed import Committed, CommittedShards
 from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry, write_entries
-from pipeline.table.late_parts import LateParts
 from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
 from pipeline.table.part_files import Files, PartFiles, files_of
 from pipeline.table.part_index import PartIndex, PartKey
@@ -26,6 +25,7 @@ from pipeline.table.parts import (
     part_name,
     read_summary,
 )
+from pipeline.table.strays import Strays
 
 # Lookups in flight while the states of many shards are read from an object store.
 _THREADS = 16
@@ -79,12 +79,13 @@ class States:
     """
 
     def __init__(
-        self, store: Store, stamps: Stamps, index: PartIndex, late_parts: LateParts | None = None
+        self, store: Store, stamps: Stamps, index: PartIndex, strays: Strays | None = None
     ) -> None:
         self.store, self.stamps, self.read_only = store, stamps, index.read_only
         self._committed = CommittedShards(store)
-        if late_parts:
-            late_parts.look_beside(self._committed)
+        self._strays = strays
+        if strays:
+            strays.look_beside(self._committed)
         self._known = index.read(self._committed)
         self._files = PartFiles(store, self._committed)
         self._unindexed: dict[str, ShardManifest] = {}
@@ -109,6 +110,8 @@ class States:
             read = partial(footers.map, partial(read_summary, self.store))
             return _open_state(shard, self.stamps, files, known, read)
         manifest = read_manifest(self.store, shard.shard_id)
+        if self._strays:
+            self._strays.has_parts(shard.shard_id, len(manifest.parts))
         state = _committed_state(self.store, shard, manifest)
         if state:
             self._unindexed[shard.shard_id] = manifest
@@ -116,7 +119,10 @@ class States:
 
     def _index_manifests(self) -> None:
         """Move the manifests that were read into the index, if they are many."""
-        if self.read_only or len(self._unindexed) < INDEXED_AT_ONCE:
+        if len(self._unindexed) < INDEXED_AT_ONCE:
+            return
+        if self.read_only:
+            self._unindexed.clear()
             return
         etags = {shard: self._committed.unindexed_etag(shard) for shard in self._unindexed}
         entries = [ShardEntry.of(self._unindexed[one], etag) for one, etag in etags.items() if etag]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -16,9 +17,8 @@ from pipeline.storage import Shard, Store
 from pipeline.table.description import Description, settle_description
 from pipeline.table.documents import to_json
 from pipeline.table.index import ShardEntry, write_entries
-from pipeline.table.late_parts import LateParts
 from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
-from pipeline.table.part_files import names_beside, remove_parts_from
+from pipeline.table.part_files import names_beside, remove_parts_beside
 from pipeline.table.part_index import PartEntry, PartIndex
 from pipeline.table.parts import (
     LATENTS,
@@ -32,6 +32,7 @@ from pipeline.table.parts import (
 )
 from pipeline.table.schema import latents_table, rejects_table
 from pipeline.table.states import ShardState, States, state_of
+from pipeline.table.strays import Strays
 
 # Footers that are read at a time before a commit.
 _THREADS = 16
@@ -69,15 +70,15 @@ class TableWriter:
         self,
         shards: Iterable[Shard],
         index: PartIndex | None = None,
-        late_parts: LateParts | None = None,
+        strays: Strays | None = None,
     ) -> Iterator[ShardState]:
         """`state` of each shard, in order, with what the table's indexes know.
 
-        `index` and `late_parts` are those of the run: the one takes note of the files that it has
-        to remove later, the other begins to look for what earlier runs left.
+        `index` and `strays` are those of the run: the one takes note of the files that it has to
+        remove later, the other begins to look for what earlier runs left.
         """
         index = index or PartIndex(self.store, read_only=self.read_only)
-        yield from States(self.store, self.stamps, index, late_parts).of(shards)
+        yield from States(self.store, self.stamps, index, strays).of(shards)
 
     def clear(self, state: ShardState) -> None:
         """Remove what `state` calls stale: the manifest first, so that no commit stands alone.
@@ -85,13 +86,24 @@ class TableWriter:
         Nothing is removed of a shard that another run has committed since its state was read.
         """
         manifest = manifest_name(state.shard.shard_id)
-        if not state.stale or (manifest not in state.stale and self.store.exists(manifest)):
+        if not state.stale or self._is_committed(state.shard, anyhow=manifest not in state.stale):
             return
-        for name in sorted(state.stale, key=lambda name: not name.startswith("_shards/")):
-            self.store.remove(name)
-        if manifest not in state.stale:
-            # It came between the look and the removal, and names files that are gone.
-            self.store.remove(manifest)
+        self.store.remove(manifest)
+        for kind in (LATENTS, REJECTS):
+            names = [name for name in state.stale if name.startswith(f"{kind}/")]
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(self.store.remove, names))
+        # One that came between the look and the removal names files that are gone.
+        self.store.remove(manifest)
+
+    def _is_committed(self, shard: Shard, *, anyhow: bool) -> bool:
+        """Whether the shard has a manifest, of its present state unless `anyhow`."""
+        if not self.store.exists(manifest_name(shard.shard_id)):
+            return False
+        if anyhow:
+            return True
+        made = read_manifest(self.store, shard.shard_id)
+        return (made.etag, made.size) == (shard.etag, shard.size)
 
     def write_part(
         self,
@@ -157,9 +169,10 @@ class TableWriter:
         try:
             # Another run may have come between; of two the one whose files stand is right.
             self._check_parts(shard, complete)
-        except TableError:
+        except (StorageError, TableError):
             if ours:
-                self.store.remove(manifest_name(shard.shard_id))
+                with suppress(StorageError):  # what went wrong first is what is to be told
+                    self.store.remove(manifest_name(shard.shard_id))
             raise
         if not ours:
             manifest.write(self.store, anyway=True)
@@ -192,7 +205,7 @@ class TableWriter:
         if (manifest.etag, manifest.part_size) == (shard.etag, self.part_size):
             return
         if part >= len(manifest.parts):
-            remove_parts_from(self.store, shard.shard_id, len(manifest.parts))
+            remove_parts_beside(self.store, manifest)
         raise TableError(
             f"another run has committed shard '{shard.shard_id}', of another state of the input or "
             "with another part size; when no other job writes to this table, run again"

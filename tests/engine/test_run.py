@@ -103,6 +103,26 @@ def test_a_run_removes_what_came_too_late_beside_a_commit_and_a_dry_run_does_not
     open_table(config_of().output).verify()
 
 
+def test_a_folder_that_lost_files_keeps_each_face_once(
+    config_of: Callable[..., JobConfig], images: Path
+) -> None:
+    config = config_of(files_per_shard=2)
+    plan = make_plan(config)
+    for work in plan.works:
+        rejects = [
+            {"key": name, "face_index": None, "source_uri": "", "source_sha256": ""}
+            | {"reason": "no_face", "detail": ""}
+            for name in work.shard.names
+        ]
+        part = plan.writer.write_part(work.shard, 0, samples=2, latents=[], rejects=rejects)
+        plan.writer.commit_shard(work.shard, [part])
+    for image in sorted(images.iterdir())[2:]:
+        image.unlink()
+    assert run_job(config).exit_code == 0
+    assert open_table(config.output).verify()["samples"] == 2
+    assert open_table(config.output).sql("SELECT key FROM rejects").shape[0] == 2
+
+
 def test_the_last_line_has_the_documented_keys() -> None:
     documented = "samples faces rejects parts skipped_parts seconds images_per_second table"
     line = Outcome(Tally(samples=3), skipped_parts=2).to_dict("/table")
