@@ -7,7 +7,7 @@ from contextlib import suppress
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError
 from pipeline.storage.uris import filesystem, storage_errors
 
 _IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "content", "jpg", "jpeg", "png", "webp")
@@ -16,10 +16,13 @@ NOT_PARQUET = (ValueError, ArithmeticError, LookupError, TypeError)
 
 
 def schema_of(uri: str) -> pa.Schema | None:
-    """The columns of the Parquet file at `uri`, by its footer; None where it cannot be read."""
+    """The columns of the Parquet file at `uri`, by its footer; None where that is damaged.
+
+    Raises `StorageError` where the storage does not give it.
+    """
     fs, path = filesystem(uri)
     with (
-        suppress(StorageError, pa.ArrowException, *NOT_PARQUET),
+        suppress(pa.ArrowException, *NOT_PARQUET),
         storage_errors(f"read '{uri}'"),
         fs.open(path, "rb") as file,
     ):

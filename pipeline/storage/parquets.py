@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -52,7 +53,9 @@ def check_columns(shard: Shard) -> None:
     """
     if shard.kind != "parquet":
         return
-    schema = schema_of(shard.uri)
+    schema = None
+    with suppress(StorageError):
+        schema = schema_of(shard.uri)
     if schema is not None:
         image_column(schema, shard.source)
 

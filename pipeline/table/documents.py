@@ -24,7 +24,7 @@ def read_json(store: Store, name: str) -> dict[str, Any]:
     content = store.get(name)
     try:
         document = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TableError(f"'{store.uri(name)}' is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise TableError(f"'{store.uri(name)}' is not a JSON object")

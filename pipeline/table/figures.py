@@ -80,9 +80,7 @@ class Figures:
             figures = cls(**facts)
             _check_counts(figures.reasons.values())
             _check_counts([figures.identified])
-            for name in figures.sums.keys() | figures.counts.keys():
-                _check_counts(figures.counts[name])
-                _check_sums(figures.sums[name], figures.counts[name])
+            _check_metrics(figures.sums, figures.counts)
         except (AttributeError, KeyError, OverflowError, TypeError) as error:
             raise TypeError(f"these are no figures: {error}") from error
         return figures
@@ -143,6 +141,12 @@ def _check_counts(counts: Iterable[Any]) -> None:
             raise TypeError(f"{count!r} is no count")
 
 
-def _check_sums(sums: Sequence[Any], counts: Sequence[int]) -> None:
-    if len(sums) != len(counts) or not all(map(math.isfinite, sums)):
-        raise TypeError(f"{sums!r} are no sums of {counts!r}")
+def _check_metrics(sums: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
+    if not sums.keys() == counts.keys() <= set(METRICS) or (sums and len(sums) < len(METRICS)):
+        raise TypeError(f"sums of {sorted(sums)} and counts of {sorted(counts)}")
+    if len({len(one) for one in (*sums.values(), *counts.values())}) > 1:
+        raise TypeError("not as many steps in each metric")
+    for name in sums:
+        _check_counts(counts[name])
+        if not all(map(math.isfinite, sums[name])):
+            raise TypeError(f"the sum of '{name}' is not finite")

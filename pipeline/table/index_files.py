@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import StorageError
 from pipeline.storage import Store
 
-_TYPES = {"str": pa.string(), "int": pa.int64()}
+# Offsets of 64 bits: what is known of many open parts is more than 2 GiB.
+_TYPES = {"str": pa.large_string(), "int": pa.int64()}
 # Files that are read at a time, and so held: about 300 KB each.
 _THREADS = 16
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.errors import TableError
 from pipeline.storage import Store
 from pipeline.table.documents import read_json
 
@@ -34,11 +36,46 @@ _RUNS = pa.schema(
 )
 
 
+_NUMBERS = tuple(name for name in _RUNS.names if name not in ("run", "started", "errors"))
+_OF_TYPE = {"started": str, "updated": str, "errors": list, "stage_seconds": dict, "found": dict}
+_FOUND = ("shards", "done_shards", "bytes", "done_bytes")
+
+
+def read_account(store: Store, name: str) -> dict[str, Any]:
+    """What one run did; what it does not say is not there.
+
+    Raises `TableError` if what it says is none of its kind, whoever wrote it.
+    """
+    account = read_json(store, name)
+    given = {fact: value for fact, value in account.items() if value is not None}
+    try:
+        for fact, kind in _OF_TYPE.items():
+            _check(fact, given.get(fact, kind()), kind)
+        for fact in _NUMBERS:
+            _check(fact, given.get(fact, 0), (int, float))
+        if given.get("updated"):
+            datetime.fromisoformat(given["updated"])
+        for stage, seconds in given.get("stage_seconds", {}).items():
+            _check(stage, seconds, (int, float))
+        for fact in _FOUND if given.get("found") else ():
+            _check(fact, given["found"].get(fact), int)
+    except (TypeError, ValueError) as error:
+        raise TableError(f"'{store.uri(name)}' is not the account of a run: {error}") from error
+    return account
+
+
+def _check(fact: str, value: object, kind: type | tuple[type, ...]) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"'{fact}' is a {type(value).__name__}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"'{fact}' is larger than any integer of a table")
+
+
 def read_runs(store: Store) -> list[dict[str, Any]]:
     """The accounts by start; each with its file's name as `run`."""
     names = [name for name in store.names(_FOLDER) if name.endswith(".json")]
     with ThreadPoolExecutor(_THREADS) as pool:
-        accounts = pool.map(lambda name: read_json(store, name), names)
+        accounts = pool.map(lambda name: read_account(store, name), names)
         return [
             {**account, "run": name.removeprefix(_FOLDER)}
             for name, account in zip(names, accounts, strict=True)

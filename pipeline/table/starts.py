@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, InputError, RequestError, TableError
 from pipeline.storage import Shard, one_line
-from pipeline.table.manifests import manifest_name, read_manifest
-from pipeline.table.parts import LATENTS, parse_part_name
+from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
+from pipeline.table.parts import LATENTS, part_name
 from pipeline.table.queries import check_reads, connect, create_view
 from pipeline.table.reader import Table, open_table
 from pipeline.table.schema import STYLE_DIM
@@ -49,13 +49,14 @@ class ShardStarts:
     def __init__(self, uri: str, shard: Shard, where: str | None = None) -> None:
         """Raises `TableError` where the table has not finished the shard as it stands."""
         self.table = open_table(uri)
-        self._check_shard(uri, shard)
+        made = self._checked_shard(uri, shard)
         self.n_styles = self.table.description.columns.n_styles
         self._files: dict[str, str] = {}  # image_id -> name of its file
         self._faces: dict[str, list[str]] = defaultdict(list)  # key -> image_ids
-        self._choose(shard.shard_id, where or "true")
+        names = [part_name(LATENTS, made.shard, one.part) for one in made.parts]
+        self._choose(names, where or "true")
 
-    def _check_shard(self, uri: str, shard: Shard) -> None:
+    def _checked_shard(self, uri: str, shard: Shard) -> ShardManifest:
         """A shard of the same id may hold other images: their codes would not be missed."""
         name = f"shard '{shard.shard_id}'"
         if not self.table.store.exists(manifest_name(shard.shard_id)):
@@ -71,14 +72,12 @@ class ShardStarts:
                 f"{name} changed since the table '{uri}' was made from it (etag '{made.etag}' "
                 f"then, '{shard.etag}' when it was listed): run its own job first"
             )
+        return made
 
-    def _choose(self, shard_id: str, where: str) -> None:
+    def _choose(self, names: Sequence[str], where: str) -> None:
         store, columns = self.table.store, self.table.description.columns
         connection, _ = connect(store)
-        for name in sorted(store.names(f"{LATENTS}/{shard_id}-")):
-            parsed = parse_part_name(name)
-            if not parsed or parsed[0] != shard_id:
-                continue
+        for name in names:
             create_view(connection, LATENTS, store, [name], columns.latents_schema())
             query = f"SELECT image_id, key FROM latents WHERE ({where})"
             try:

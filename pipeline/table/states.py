@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -93,7 +94,7 @@ class States:
     def of(self, shards: Iterable[Shard]) -> Iterator[ShardState]:
         """The state of each shard, in order, as `state_of` has it."""
         # Two pools: who waits for footers must not take the threads that read them.
-        with ThreadPoolExecutor(_THREADS) as pool, ThreadPoolExecutor(_THREADS) as footers:
+        with _interruptible(_THREADS) as pool, _interruptible(_THREADS) as footers:
             source, state = iter(shards), partial(self._state, footers)
             while group := list(islice(source, 4 * _THREADS)):
                 found = self._committed.find(group)
@@ -129,6 +130,16 @@ class States:
         if entries:
             write_entries(self.store, entries)
         self._unindexed.clear()
+
+
+@contextmanager
+def _interruptible(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that begins nothing more when the block is left, as by Ctrl-C."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _committed_state(store: Store, shard: Shard, manifest: ShardManifest) -> ShardState | None:

@@ -17,10 +17,10 @@ from typing import Any
 from pipeline.errors import PipelineError
 from pipeline.storage import Store, list_shards
 from pipeline.table.description import Description, read_description
-from pipeline.table.documents import read_json
 from pipeline.table.index import ShardEntry, read_entries
 from pipeline.table.manifests import manifest_etags, read_manifest
 from pipeline.table.parts import LATENTS, parse_part_name
+from pipeline.table.runs import read_account
 
 _THREADS = 16
 # The index lacks fewer than that, but for a table that many short runs made.
@@ -92,7 +92,7 @@ def table_status(uri: str, *, list_input: bool = False) -> Status:
 def _last_runs(store: Store) -> Iterator[dict[str, Any]]:
     wanted = ("started", "updated", "exit_code", "samples", "faces", "seconds", "found", "job")
     for name in list(reversed(store.names("_runs/")))[:_RUNS]:
-        account = read_json(store, name)
+        account = read_account(store, name)
         facts: dict[str, Any] = {one: account.get(one) for one in wanted}
         facts["run"] = name.removeprefix("_runs/").removesuffix(".json")
         yield facts | {"errors": len(account.get("errors") or ())}

@@ -19,6 +19,8 @@ from pipeline.table.parts import read_metadata
 from pipeline.table.totals import Totals
 from tests.table.rows import COLUMNS, face_row, reject_row, shard, write_shard, writer
 
+EVERY = {name: [1] for name in METRICS}
+
 
 def row(key: str, *l2: float) -> dict[str, Any]:
     lists = {f"{name}_per_step": list(l2) for name in ("l2", "psnr", "lpips", "residual_norm")}
@@ -145,11 +147,15 @@ def test_text_and_back() -> None:
         {"reasons": 3},
         {"identified": True},
         {"identified": 10**30},
-        {"sums": {"l2": [1.0]}},
-        {"sums": {"l2": [1.0]}, "counts": {"l2": [1, 2]}},
-        {"sums": {"l2": [math.nan]}, "counts": {"l2": [1]}},
-        {"sums": {"l2": ["1"]}, "counts": {"l2": [1]}},
-        {"sums": {"l2": [10**400]}, "counts": {"l2": [1]}},
+        {"sums": EVERY},
+        {"sums": {"l2": [1.0]}, "counts": {"l2": [1]}},
+        {"sums": EVERY, "counts": {**EVERY, "l2": [1, 2]}},
+        {"sums": {**EVERY, "l2": [1, 2]}, "counts": {**EVERY, "l2": [1, 2]}},
+        {"sums": {**EVERY, "beauty": [1]}, "counts": {**EVERY, "beauty": [1]}},
+        {"sums": {**EVERY, "l2": [math.nan]}, "counts": EVERY},
+        {"sums": {**EVERY, "l2": ["1"]}, "counts": EVERY},
+        {"sums": {**EVERY, "l2": [10**400]}, "counts": EVERY},
+        {"sums": {**EVERY, "l2": 1}, "counts": EVERY},
     ],
 )
 def test_what_are_no_figures_is_refused(facts: Any) -> None:

@@ -7,10 +7,13 @@ import pytest
 from pipeline.errors import TableError
 from pipeline.storage import Store
 from pipeline.table import Figures, PartSummary, ShardManifest
+from pipeline.table.figures import METRICS
 from pipeline.table.manifests import manifest_ids, manifest_name, read_manifest
 from tests.table.rows import shard
 
-FIGURES = Figures({"no_face": 1}, 3, {"l2": [0.5]}, {"l2": [3]}).to_text()
+FIGURES = Figures(
+    {"no_face": 1}, 3, dict.fromkeys(METRICS, (0.5,)), dict.fromkeys(METRICS, (3,))
+).to_text()
 PARTS = [
     PartSummary(0, 4, 3, 1, "aa", "bb", FIGURES),
     PartSummary(1, 2, 0, 2, "cc", "dd", Figures().to_text()),
@@ -49,4 +52,7 @@ def test_a_damaged_manifest_is_named(root: str) -> None:
     store = Store(root)
     store.put(manifest_name("s-0"), b'{"shard": "s-0"}')
     with pytest.raises(TableError, match=r"_shards/s-0\.json"):
+        read_manifest(store, "s-0")
+    store.put(manifest_name("s-0"), b"[" * 200_000)
+    with pytest.raises(TableError, match=r"_shards/s-0\.json' is not JSON"):
         read_manifest(store, "s-0")

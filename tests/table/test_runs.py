@@ -2,7 +2,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from pipeline.errors import TableError
 from pipeline.table import open_table
+from pipeline.table.status import table_status
 from tests.table.rows import writer
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -46,3 +48,25 @@ def test_seconds_are_unknown_where_no_run_took_them(tmp_path):
     assert open_table(str(tmp_path)).seconds_per_face() is None
     record(table, 1, faces=30)
     assert open_table(str(tmp_path)).seconds_per_face() is None
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"errors": 3},
+        {"found": [1]},
+        {"found": {"complete": True, "shards": 2}},
+        {"stage_seconds": [1]},
+        {"stage_seconds": {"align": "x"}},
+        {"samples": "x"},
+        {"faces": True},
+        {"parts": 10**30},
+        {"updated": "yesterday"},
+    ],
+)
+def test_an_account_that_is_none_is_named(tmp_path, facts):
+    table = writer(tmp_path)
+    record(table, 1, **facts)
+    for read in (table_status, lambda uri: open_table(uri).sql("SELECT * FROM runs")):
+        with pytest.raises(TableError, match=r"_runs/2026.*is not the account of a run"):
+            read(str(tmp_path))

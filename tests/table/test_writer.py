@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import FingerprintError, InputError, TableError
+from pipeline.errors import FingerprintError, InputError, StorageError, TableError
 from pipeline.storage import Store
 from pipeline.table import Columns, ShardManifest, TableWriter, open_table
 from pipeline.table import parts as parts_module
+from pipeline.table import writer as writer_module
 from tests.table.rows import (
     COUNTS_OF_ONE,
     DESCRIPTION,
@@ -303,6 +304,57 @@ def test_what_was_committed_meanwhile_is_not_cleared(root: str) -> None:
     table.commit_shard(shard(), table.state(shard()).parts.values())
     rival.clear(state)
     assert open_table(root).verify()["faces"] == 4
+
+
+def test_a_commit_that_storage_did_not_let_check_is_taken_back(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows whether its parts are there: the next run looks."""
+    table = writer(root)
+    write_shard(table, shard(), commit=False)
+    parts = table.state(shard()).parts.values()
+
+    def down(*_: object) -> None:
+        raise StorageError("503")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer_module, "read_summary", down)
+        with pytest.raises(StorageError, match="503"):
+            table.commit_shard(shard(), parts)
+    assert not table.state(shard()).done
+    table.commit_shard(shard(), parts)
+    assert table.state(shard()).done
+
+
+def test_a_changed_shard_that_another_run_did_again_meanwhile_is_not_cleared(root: str) -> None:
+    table = writer(root)
+    write_shard(table, shard())
+    state = table.state(shard(etag="etag-2"))
+    table.clear(state)
+    write_shard(table, shard(etag="etag-2"))
+    before = table.store.names()
+    table.clear(state)
+    assert table.store.names() == before
+
+
+def test_a_commit_that_comes_while_its_parts_are_cleared_goes_as_well(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = writer(root)
+    write_shard(table, shard())
+    state = table.state(shard(etag="etag-2"))
+    remove = Store.remove
+    begun = []
+
+    def slow(store: Store, name: str) -> None:
+        if name.startswith("latents/") and not begun:
+            begun.append(name)
+            table.store.put("_shards/s-0.json", b"of another run")
+        remove(store, name)
+
+    monkeypatch.setattr(Store, "remove", slow)
+    table.clear(state)
+    assert [name for name in table.store.names() if "s-0" in name] == []
 
 
 def test_a_part_that_comes_after_the_commit_of_another_part_size_is_taken_back(root: str) -> None:
