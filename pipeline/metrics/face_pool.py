@@ -11,8 +11,8 @@ import torch
 
 from pipeline.child_process import TRIES, Child
 from pipeline.errors import PipelineError
-from pipeline.metrics import face_cutter
-from pipeline.metrics.face_cutter import Cut, Order
+from pipeline.metrics import face_child
+from pipeline.metrics.face_child import Cut, Order
 
 MOST_PROCESSES = 8
 # An image takes milliseconds; the first one also awaits the interpreter, numpy, dlib and 100 MB of
@@ -71,7 +71,7 @@ class _Place:
     def ask(self, order: Order) -> Cut | None:
         ended = ""
         for _ in range(TRIES):
-            child = self.child = self.child or Child([face_cutter.__file__], _ANSWER_TIMEOUT_S)
+            child = self.child = self.child or Child([face_child.__file__], _ANSWER_TIMEOUT_S)
             try:
                 child.connection.send(order)
                 cut: Cut | None = child.receive(_ANSWER_TIMEOUT_S)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.dlib_models import dlib_model
-from pipeline.metrics.face_cutter import Cut, Pixels, cut_face
+from pipeline.metrics.face_child import Cut, Pixels, cut_face
 from pipeline.metrics.face_pool import FacePool
 from pipeline.metrics.pixel import to_pixels
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 
 from pipeline import child_process
 from pipeline.errors import PipelineError
-from pipeline.metrics import face_cutter, face_pool
+from pipeline.metrics import face_child, face_pool
 from pipeline.metrics.arcface import CurricularFace, CurricularFaceIdentity
 from pipeline.metrics.dlib_identity import DlibIdentity
-from pipeline.metrics.face_cutter import Order, cut_face
+from pipeline.metrics.face_child import Order, cut_face
 from pipeline.metrics.face_pool import FacePool, face_processes
 from pipeline.metrics.faces import FaceCutter, landmark_file, views
 from tests.child_processes import is_running, wait_until
@@ -130,7 +130,7 @@ def test_a_child_that_hangs_is_an_error_and_the_next_image_is_not(
     pool, script = FacePool(1), tmp_path / "hangs.py"
     script.write_text(HANGS.format(answer=answer))
     with monkeypatch.context() as patched:
-        patched.setattr(face_cutter, "__file__", str(script))
+        patched.setattr(face_child, "__file__", str(script))
         patched.setattr(face_pool, "_ANSWER_TIMEOUT_S", 2)
         patched.setattr(child_process, "_END_TIMEOUT_S", 0.5)
         answered = pool.submit(order(side))

@@ -1,6 +1,6 @@
 """Finds the largest face in an image and cuts it out: dlib and numpy alone.
 
-It is also what a child of `FacePool` runs, as `python -P face_cutter.py FD`, FD being its end of a
+It is also what a child of `FacePool` runs, as `python -P face_child.py FD`, FD being its end of a
 socket pair. By its path: as a module of this package it would bring torch into every child.
 """
 
