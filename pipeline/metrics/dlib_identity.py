@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.dlib_models import dlib_model
 from pipeline.metrics.dlib_resnet import CHIP, DIMENSIONS, read_dlib_resnet
 from pipeline.metrics.face_child import Cut
-from pipeline.metrics.faces import FaceCutter
+from pipeline.metrics.face_cutter import FaceCutter
 from pipeline.metrics.pixel import enlarged
 
 WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"

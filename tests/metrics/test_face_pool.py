@@ -21,8 +21,8 @@ from pipeline.metrics import face_child, face_pool
 from pipeline.metrics.arcface import CurricularFace, CurricularFaceIdentity
 from pipeline.metrics.dlib_identity import DlibIdentity
 from pipeline.metrics.face_child import Order, cut_face
+from pipeline.metrics.face_cutter import FaceCutter, landmark_file, views
 from pipeline.metrics.face_pool import FacePool, face_processes
-from pipeline.metrics.faces import FaceCutter, landmark_file, views
 from tests.child_processes import is_running, wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pipeline.metrics.arcface import ArcFaceIRSE50, CurricularFace, read_arcface
 from pipeline.metrics.dlib_identity import CHIP_PADDING, WEIGHTS, DlibIdentity
 from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
 from pipeline.metrics.face_child import find_face
-from pipeline.metrics.faces import landmark_file, views
+from pipeline.metrics.face_cutter import landmark_file, views
 from pipeline.metrics.identity import load_identity
 from pipeline.metrics.pixel import to_pixels
 
