@@ -67,6 +67,10 @@ class Resources:
     cpus: float
     gpus: float
 
+    def on_gpu(self, device: str) -> bool:
+        """Whether work that is to run on `device` (auto, cpu or cuda) gets a GPU."""
+        return device == "cuda" or (device == "auto" and self.gpus > 0)
+
 
 def _start_local(gpus: int | None) -> None:
     ray.init(
