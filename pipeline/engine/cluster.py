@@ -72,6 +72,16 @@ class Resources:
         return device == "cuda" or (device == "auto" and self.gpus > 0)
 
 
+def gist(error: Exception) -> str:
+    """What failed of Ray, or in a worker of its, in one line: the error's type and its last words.
+
+    A remote error's text is its trace, of which the last line is the error itself.
+    """
+    # Blanked out before it is cut, as a credential may have several lines.
+    last = without_secrets(str(error)).strip().splitlines()[-1:]
+    return ": ".join([type(error).__name__, *map(str.strip, last)])
+
+
 def _start_local(gpus: int | None) -> None:
     ray.init(
         address="local",

@@ -15,11 +15,11 @@ from typing import Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from pipeline.engine.cluster import Resources, in_cluster, running_ray
+from pipeline.engine.cluster import Resources, gist, in_cluster, running_ray
 from pipeline.engine.crops import cut_crops, plan_crops
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import ready_device
-from pipeline.storage import Store, without_secrets
+from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.settled import ENCODER, check_settings
 
@@ -164,6 +164,4 @@ def _failures() -> Iterator[None]:
 
         if refused := refusal_in(error):
             raise refused from error
-        gist = [line for line in str(error).strip().splitlines() if line.strip()][-1:]
-        text = ": ".join([type(error).__name__, *gist])
-        raise PipelineError(f"{without_secrets(text)}; run again to go on") from error
+        raise PipelineError(f"{gist(error)}; run again to go on") from error
