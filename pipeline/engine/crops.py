@@ -18,13 +18,14 @@ import numpy as np
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.engine.align import AlignStage
-from pipeline.engine.cluster import Resources
+from pipeline.engine.cluster import Resources, in_cluster
 from pipeline.engine.dataset import (
     ALIGN_CPUS,
     READ_CPUS,
-    READERS,
     WRITE_CPUS,
     configure_context,
+    core_actors,
+    most_readers,
     summaries,
 )
 from pipeline.engine.read import ShardWork, read_parts
@@ -53,8 +54,12 @@ class CropPlan:
 class CropStage:
     """Turns a part of aligned faces into one file of crops."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(
+        self,
+        root: str,  # of the store that keeps them
+        size: tuple[int, int],  # (height, width) of the faces
+    ) -> None:
+        self.root, self.size = root, size
 
     def __call__(self, row: Row) -> Row:
         return run_stage("write", self._work, row)
@@ -64,27 +69,16 @@ class CropStage:
 
         from pipeline.training.crops import put_crops
 
-        table, shape = unpack(row["payload"]), tuple(json.loads(row["summary"]))
-        pixels = [np.frombuffer(content, np.uint8) for content in table["pixels"].to_pylist()]
+        faces = unpack(row["payload"])["pixels"].to_pylist()
+        pixels = [np.frombuffer(content, np.uint8) for content in faces]
         done = blank_row("part", row["shard_id"], row["part"])
         for name in ("samples", "faces", "rejects", "reasons"):
             done[name] = row[name]
         images = np.stack(pixels) if pixels else np.empty(0, np.uint8)
-        crops = torch.from_numpy(images.reshape(-1, *shape, 3)).permute(0, 3, 1, 2)
+        crops = torch.from_numpy(images.reshape(-1, *self.size, 3)).permute(0, 3, 1, 2)
         facts = {"samples": row["samples"], "reasons": json.loads(row["reasons"])}
         put_crops(Store(self.root), file_name(row), crops, facts)
         return done
-
-
-class SizedAlignStage(AlignStage):
-    """Alignment that tells the crops' height and width to the stage after it."""
-
-    def __init__(self, settings: AlignmentSettings) -> None:
-        super().__init__(settings)
-        self.shape = json.dumps(settings.output_size)
-
-    def __call__(self, row: Row) -> Row:
-        return {**super().__call__(row), "summary": self.shape}
 
 
 def file_name(row: Row) -> str:
@@ -140,18 +134,19 @@ def crop_rows(
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     configure_context()
-    items = [work.to_row() for work in works]
-    actors = config.align_workers or max(1, int((resources.cpus - 1) / 2))
+    items, local = [work.to_row() for work in works], not in_cluster()
+    aligners = core_actors(config.align_workers, resources, local)
+    readers = TaskPoolStrategy(size=most_readers(local))
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .flat_map(read_parts, num_cpus=READ_CPUS, compute=TaskPoolStrategy(size=READERS))
+        .flat_map(read_parts, num_cpus=READ_CPUS, compute=readers)
         .map(
-            cast(Any, SizedAlignStage),
+            cast(Any, AlignStage),
             fn_constructor_args=(plan.alignment,),
-            compute=ActorPoolStrategy(min_size=1, max_size=actors),
+            compute=ActorPoolStrategy(min_size=1, max_size=aligners),
             num_cpus=ALIGN_CPUS,
         )
-        .map(CropStage(plan.store.root), num_cpus=WRITE_CPUS)
+        .map(CropStage(plan.store.root, plan.alignment.output_size), num_cpus=WRITE_CPUS)
     )
     return summaries(dataset)
 

@@ -38,6 +38,20 @@ PUTS_AT_ONCE = 4
 UNBOUNDED = 10_000
 
 
+def core_actors(asked: int | None, resources: Resources, local: bool) -> int:
+    """How many actors of a core each there may be: `asked`, else as many as this machine has cores.
+
+    On a cluster no bound, as nodes may come later. A local Ray counts twice the machine's cores and
+    one more (`running_ray`).
+    """
+    return asked or (max(1, int((resources.cpus - 1) / 2)) if local else UNBOUNDED)
+
+
+def most_readers(local: bool) -> int:
+    """How many tasks may read shards at once."""
+    return READERS if local else CLUSTER_READERS
+
+
 @dataclass(frozen=True)
 class Pools:
     """How large each pool may grow, and whether inverters ask for a GPU."""
@@ -51,12 +65,15 @@ class Pools:
     @classmethod
     def of(cls, config: JobConfig, resources: Resources, local: bool) -> Pools:
         """The config's sizes, else all cores and GPUs of this machine or no bound on a cluster."""
-        on_gpu = config.device == "cuda" or (config.device == "auto" and resources.gpus > 0)
-        cores = max(1, int((resources.cpus - 1) / 2)) if local else UNBOUNDED
-        inverters = max(1, int(resources.gpus)) if local and on_gpu else cores
-        readers, writers = (READERS, WRITERS) if local else (CLUSTER_READERS, UNBOUNDED)
-        aligners, inverters = config.align_workers or cores, config.inverters or inverters
-        return cls(aligners, inverters, on_gpu, readers, writers)
+        on_gpu = resources.on_gpu(config.device)
+        gpus = max(1, int(resources.gpus)) if local and on_gpu else None
+        return cls(
+            aligners=core_actors(config.align_workers, resources, local),
+            inverters=core_actors(config.inverters or gpus, resources, local),
+            on_gpu=on_gpu,
+            readers=most_readers(local),
+            writers=WRITERS if local else UNBOUNDED,
+        )
 
 
 @dataclass(frozen=True)

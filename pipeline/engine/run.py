@@ -10,19 +10,19 @@ from datetime import UTC, datetime
 from types import FrameType
 
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import check_address, in_cluster, running_ray
+from pipeline.engine.cluster import check_address, gist, in_cluster, running_ray
 from pipeline.engine.commit import Committer, Watch
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.logs import EventLog
-from pipeline.engine.meters import Meters
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.progress import Progress
+from pipeline.engine.prometheus import Meters
 from pipeline.engine.record import RunRecord, versions
 from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
-from pipeline.storage import check_output, without_secrets
+from pipeline.storage import check_output
 from pipeline.table import Totals, is_card_current, open_table, write_card
 
 
@@ -57,9 +57,7 @@ def _failures(outcome: Outcome) -> Iterator[None]:
     except PipelineError as error:
         outcome.fail(str(error))
     except Exception as error:  # noqa: BLE001 - Ray's own failures; run again continues
-        # The last line of a remote error is the error, the ones before are its trace.
-        gist = without_secrets(str(error)).strip().splitlines()[-1:]
-        outcome.fail(": ".join([type(error).__name__, *gist]))
+        outcome.fail(gist(error))
 
 
 def _execute(

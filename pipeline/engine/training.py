@@ -15,11 +15,11 @@ from typing import Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from pipeline.engine.cluster import Resources, in_cluster, running_ray
+from pipeline.engine.cluster import Resources, gist, in_cluster, running_ray
 from pipeline.engine.crops import cut_crops, plan_crops
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import ready_device
-from pipeline.storage import Store, without_secrets
+from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.settled import ENCODER, check_settings
 
@@ -51,11 +51,6 @@ def train_in_worker(settings: dict[str, Any]) -> None:
         Store(config.output).put(DONE, json.dumps(done).encode())
 
 
-def on_gpu(config: TrainConfig, resources: Resources) -> bool:
-    """Whether each worker is to have a GPU."""
-    return config.device == "cuda" or (config.device == "auto" and resources.gpus > 0)
-
-
 def check_workers(config: TrainConfig, resources: Resources, *, local: bool) -> None:
     """Raise `ConfigError` for more workers than there is room for, which Ray Train would await.
 
@@ -63,7 +58,7 @@ def check_workers(config: TrainConfig, resources: Resources, *, local: bool) -> 
     """
     if config.workers > resources.cpus:
         raise ConfigError(f"{config.workers} workers, but Ray offers {resources.cpus:.0f} cores")
-    if local and on_gpu(config, resources) and config.workers > resources.gpus:
+    if local and resources.on_gpu(config.device) and config.workers > resources.gpus:
         raise ConfigError(
             f"--workers {config.workers}, each with a GPU, but this machine has "
             f"{resources.gpus:.0f}: use fewer, or --device cpu"
@@ -76,7 +71,7 @@ def _trainer(config: TrainConfig, crops: Store, resources: Resources) -> Any:
     from pipeline.engine.trainer import Trainer
 
     output = Store(config.output)
-    with_gpu = on_gpu(config, resources)
+    with_gpu = resources.on_gpu(config.device)
     return Trainer(
         train_in_worker,
         train_loop_config={
@@ -169,6 +164,4 @@ def _failures() -> Iterator[None]:
 
         if refused := refusal_in(error):
             raise refused from error
-        gist = [line for line in str(error).strip().splitlines() if line.strip()][-1:]
-        text = ": ".join([type(error).__name__, *gist])
-        raise PipelineError(f"{without_secrets(text)}; run again to go on") from error
+        raise PipelineError(f"{gist(error)}; run again to go on") from error

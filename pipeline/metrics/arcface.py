@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.metrics.face_cutter import Cut
+from pipeline.metrics.face_child import Cut
+from pipeline.metrics.face_cutter import FaceCutter
 from pipeline.metrics.face_pool import face_processes
-from pipeline.metrics.faces import FaceCutter
 from pipeline.metrics.pixel import enlarged
 from pipeline.models.backbones import IRSE50, IRSEBlock
 

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.dlib_models import dlib_model
 from pipeline.metrics.dlib_resnet import CHIP, DIMENSIONS, read_dlib_resnet
-from pipeline.metrics.face_cutter import Cut
-from pipeline.metrics.faces import FaceCutter, dlib_model_file
+from pipeline.metrics.face_child import Cut
+from pipeline.metrics.face_cutter import FaceCutter
 from pipeline.metrics.pixel import enlarged
 
 WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"
@@ -27,7 +28,7 @@ class DlibIdentity:
     """
 
     def __init__(self, device: str = "cpu", processes: int = 0) -> None:
-        content = dlib_model_file(WEIGHTS).read_bytes()
+        content = dlib_model(WEIGHTS).read_bytes()
         self.device = device
         self.network = read_dlib_resnet(content).to(device)
         self.cutter = FaceCutter(5, (CHIP, CHIP_PADDING), processes)

@@ -1,30 +1,23 @@
-"""`cut_face` in child processes: dlib holds the interpreter's lock, so that threads do not help.
-
-Not `multiprocessing`: its spawned children import the caller's `__main__` again, which is Ray in an
-actor and torch in a job, and they outlive a caller that is killed.
-"""
+"""`cut_face` in child processes: dlib holds the interpreter's lock, so that threads do not help."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 import torch
 
+from pipeline.child_process import TRIES, Child
 from pipeline.errors import PipelineError
-from pipeline.metrics import face_cutter
-from pipeline.metrics.face_cutter import Cut, Order
+from pipeline.metrics import face_child
+from pipeline.metrics.face_child import Cut, Order
 
 MOST_PROCESSES = 8
-_TRIES = 2
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# An image takes milliseconds; the first one also awaits the interpreter, numpy, dlib and 100 MB of
+# landmark model, on a busy machine.
+_ANSWER_TIMEOUT_S = 300.0
 
 
 def face_processes(device: str) -> int:
@@ -41,86 +34,65 @@ class FacePool:
     """Child processes, one image each at a time, that start when they are first needed.
 
     They end with the pool and with this process, however it ends: at once when idle, else after
-    their image. One that dies is replaced, and its image tried once more.
+    their image. One that dies is replaced, and its image tried once more; one that hangs is ended.
     """
 
     def __init__(self, processes: int) -> None:
-        self._children = [_Child() for _ in range(processes)]
-        self._free: SimpleQueue[_Child] = SimpleQueue()
-        for child in self._children:
-            self._free.put(child)
+        self._places = [_Place() for _ in range(processes)]
+        self._free: SimpleQueue[_Place] = SimpleQueue()
+        for place in self._places:
+            self._free.put(place)
         self._threads = ThreadPoolExecutor(processes, "faces")
-        weakref.finalize(self, _stop, self._children)
+        weakref.finalize(self, _stop, self._places)
 
     def submit(self, order: Order) -> Future[Cut | None]:
-        """What `cut_face` gives; `PipelineError` where the image's process died twice."""
+        """What `cut_face` gives; `PipelineError` where the image's process died twice, or hung."""
         return self._threads.submit(self._ask, order)
 
     @property
     def pids(self) -> list[int]:
         """Process ids of the children that were started and not seen to die."""
-        return [child.process.pid for child in self._children if child.process]
+        return [place.child.pid for place in self._places if place.child]
 
     def _ask(self, order: Order) -> Cut | None:
-        child = self._free.get()
+        place = self._free.get()
         try:
-            return child.ask(order)
+            return place.ask(order)
         finally:
-            self._free.put(child)
+            self._free.put(place)
 
 
-class _Child:
-    """A place for one child process, and this side of its socket pair."""
+class _Place:
+    """A place for one child process."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
-        self.connection: Connection | None = None
+        self.child: Child | None = None
 
     def ask(self, order: Order) -> Cut | None:
         ended = ""
-        for _ in range(_TRIES):
-            connection = self.connection or self._start()
+        for _ in range(TRIES):
+            child = self.child = self.child or Child([face_child.__file__], _ANSWER_TIMEOUT_S)
             try:
-                connection.send(order)
-                cut: Cut | None = connection.recv()
-            except (EOFError, OSError):  # OSError: in the middle of an answer
-                ended = self._how_it_ended()
+                child.connection.send(order)
+                cut: Cut | None = child.receive(_ANSWER_TIMEOUT_S)
+            except TimeoutError as error:  # which is an OSError
+                self.stop()
+                raise PipelineError(
+                    f"the process that looks for faces took over {_ANSWER_TIMEOUT_S:g} s"
+                ) from error
+            except (EOFError, OSError):
+                ended = child.how_it_ended()
+                self.stop()
             else:
                 return cut
-        raise PipelineError(f"the process that looks for faces {ended}, {_TRIES} times")
+        raise PipelineError(f"the process that looks for faces {ended}, {TRIES} times")
 
     def stop(self) -> None:
-        """Kill it: it holds nothing that needs an orderly end."""
-        if self.process is not None:
-            self.process.kill()
-            self._how_it_ended()
-
-    def _start(self) -> Connection:
-        ours, theirs = multiprocessing.Pipe()
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", face_cutter.__file__, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # the job's own output is read by machines
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
-                start_new_session=True,  # Ctrl-C is for the parent to handle
-            )
-        self.connection = ours
-        return ours
-
-    def _how_it_ended(self) -> str:
-        assert self.process is not None
-        assert self.connection is not None
-        self.connection.close()
-        code = self.process.wait()
-        self.process = self.connection = None
-        if code >= 0:
-            return f"ended with exit code {code}"
-        return f"died with signal {-code} ({signal.Signals(-code).name})"
+        if self.child is not None:
+            self.child.stop()
+            self.child = None
 
 
-def _stop(children: list[_Child]) -> None:
-    for child in children:
-        child.stop()
+def _stop(places: list[_Place]) -> None:
+    for place in places:
+        place.stop()

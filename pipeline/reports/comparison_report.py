@@ -19,9 +19,9 @@ from pipeline.reports.evaluation import (
     per_bucket,
     per_step,
 )
-from pipeline.reports.faces import Faces, label, read_faces
-from pipeline.reports.figures import change_in_steps, quality_against_time, require_matplotlib
+from pipeline.reports.faces import Faces, label, read_face_scalars
 from pipeline.reports.ground_truth import DEFINITION, METRIC, GroundTruth, with_distances
+from pipeline.reports.plots import change_in_steps, quality_against_time, require_matplotlib
 from pipeline.reports.sheets import Sheet, number
 from pipeline.storage import Store
 from pipeline.table import Table
@@ -67,7 +67,7 @@ def compare_tables(tables: Sequence[Table], options: Options) -> Report:
     if options.coarse_to_fine:
         for table in tables:
             require_steps(table)
-    everything = [read_faces(table) for table in tables]
+    everything = [read_face_scalars(table) for table in tables]
     labels = _labels(tables, everything, options.labels)
     check_measured_alike(tables, labels)
     faces = same_faces(everything, labels, common=options.common)

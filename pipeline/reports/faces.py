@@ -70,7 +70,7 @@ class Faces:
         )
 
 
-def read_faces(table: Table) -> Faces:
+def read_face_scalars(table: Table) -> Faces:
     """The scalars of all faces; no code and no picture is read."""
     metrics = compared_metrics(table)
     wanted = [

@@ -15,7 +15,7 @@ from pipeline.images import Rejection, RejectReason
 from pipeline.storage import Sample, spread_samples
 
 
-def read_faces(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
+def read_crops(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
     """The faces of up to `limit` samples of an input, [n, 3, h, w] in [-1, 1], a face a sample.
 
     Rejects are left out, and named on stderr. Raises `InputError` where no face is left.

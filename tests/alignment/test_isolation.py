@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import child_process
 from pipeline.alignment import Alignment, AlignmentSettings, IsolatedAligner, Outcome
 from pipeline.errors import PipelineError
 from pipeline.images import Rejection, RejectReason, decode
-from tests.alignment.faulty import FaultyAligner, UnbuildableAligner, abrupt, curt
+from tests.alignment.faulty import FaultyAligner, UnbuildableAligner, abrupt, curt, stuck
+from tests.child_processes import is_running, wait_until
 from tests.images.encoded import encode, picture
 
 GOOD = encode(picture(), "PNG")
@@ -71,6 +73,29 @@ def test_a_row_that_kills_its_process_costs_one_reject(
 def test_a_row_that_hangs_costs_one_reject(order: bytes) -> None:
     with IsolatedAligner(replace(SETTINGS, row_timeout_s=3), factory=FaultyAligner) as aligner:
         assert reasons(list(aligner.process([order, GOOD]))) == ["timed_out", ""]
+
+
+def test_a_process_that_hangs_in_mid_answer_costs_one_reject(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(child_process, "_END_TIMEOUT_S", 0.5)
+    with IsolatedAligner(replace(SETTINGS, row_timeout_s=3), factory=FaultyAligner) as aligner:
+        outcomes = list(aligner.process([b"!answer 1000 %d" % signal.SIGSTOP, GOOD]))
+    assert reasons(outcomes) == ["crashed", ""]
+    assert isinstance(outcomes[0], Rejection)
+    assert "lived on" in outcomes[0].detail
+
+
+def test_a_row_that_a_hung_process_does_not_take_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(child_process, "_END_TIMEOUT_S", 0.5)
+    with IsolatedAligner(replace(SETTINGS, row_timeout_s=3), factory=FaultyAligner) as aligner:
+        rows = aligner.process([GOOD, b"x" * 20_000_000])
+        next(rows)
+        assert aligner.pid is not None
+        os.kill(aligner.pid, signal.SIGSTOP)
+        assert reasons(list(rows)) == ["unsupported_format"]
 
 
 def test_a_row_that_wants_too_much_memory_costs_one_reject(isolated: IsolatedAligner) -> None:
@@ -160,10 +185,11 @@ def test_close_ends_the_child(isolated: IsolatedAligner) -> None:
         (UnbuildableAligner, "no model for largest"),
         (abrupt, "exit code 9"),
         (curt, "signal 9 \\(SIGKILL\\)"),
+        (stuck, "lived on"),
     ],
 )
 def test_a_child_that_cannot_start_is_an_error_and_not_a_reject(factory: object, says: str) -> None:
-    aligner = IsolatedAligner(SETTINGS, factory=factory)  # type: ignore[arg-type]
+    aligner = IsolatedAligner(replace(SETTINGS, row_timeout_s=3), factory=factory)  # type: ignore[arg-type]
     with pytest.raises(PipelineError, match=says):
         next(aligner.process([GOOD]))
 
@@ -193,16 +219,5 @@ def test_kill_9_of_the_parent_leaves_no_orphan(order: str) -> None:
         assert is_running(pid)
         time.sleep(0.3 if order else 0)  # the order is under way, and not yet timed out
         parent.kill()
-    deadline = time.monotonic() + 60  # a hung orphan ends 5 s after its time limit
-    while is_running(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not is_running(pid)
-
-
-def is_running(pid: int) -> bool:
-    """True for a live process; a zombie that nobody has reaped yet is dead."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
+    # A hung orphan ends 5 s after its time limit.
+    assert wait_until(lambda: not is_running(pid))

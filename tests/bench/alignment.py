@@ -21,8 +21,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.alignment import Aligner, crop_quad, ffhq_quad, model_path  # noqa: E402
+from pipeline.alignment import Aligner, crop_quad, ffhq_quad  # noqa: E402
 from pipeline.alignment.detection import LANDMARK_MODEL  # noqa: E402
+from pipeline.dlib_models import dlib_model  # noqa: E402
 from pipeline.images import Rejection  # noqa: E402
 from tests.alignment.drawn import scene  # noqa: E402
 
@@ -61,7 +62,7 @@ class Side:
 def reference_way() -> Callable[[bytes], bool]:
     """Full size, upsample 1, the last face: as the published scripts do it."""
     detector = dlib.get_frontal_face_detector()
-    predictor = dlib.shape_predictor(str(model_path(LANDMARK_MODEL)))
+    predictor = dlib.shape_predictor(str(dlib_model(LANDMARK_MODEL)))
 
     def align(content: bytes) -> bool:
         image = Image.open(io.BytesIO(content)).convert("RGB")

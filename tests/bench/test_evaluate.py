@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.reports.faces import read_faces
+from pipeline.reports.faces import read_face_scalars
 from pipeline.table import open_table
 from tests.bench.evaluate import PART, STEPS, write_table
 
@@ -14,7 +14,7 @@ def test_two_tables_hold_the_same_faces_with_numbers_of_their_own(tmp_path: Path
         write_table(tmp_path / name, PART + 1, seed)
     one, two = (open_table(str(tmp_path / name)) for name in ("one", "two"))
     assert one.verify()["faces"] == 2 * PART
-    first, second = read_faces(one), read_faces(two)
+    first, second = read_face_scalars(one), read_face_scalars(two)
     assert first.ids.equals(second.ids)
     assert len(set(first.ids.to_pylist())) == 2 * PART
     assert first.per_step["l2"].shape == (2 * PART, STEPS)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import ray.data
 import torch
 
 from pipeline.engine import crops
+from pipeline.engine.align import AlignStage
 from pipeline.engine.cluster import Resources
-from pipeline.engine.crops import CropPlan, CropStage, SizedAlignStage, cut_crops, plan_crops
+from pipeline.engine.crops import CropPlan, CropStage, crop_rows, cut_crops, plan_crops
+from pipeline.engine.dataset import CLUSTER_READERS, READERS, UNBOUNDED
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, failed_row
 from pipeline.errors import ConfigError, StorageError
@@ -20,9 +25,13 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.crops import CropFile, Crops, put_index, read_index
 
 
+def stages_of(plan: CropPlan) -> tuple[AlignStage, CropStage]:
+    return AlignStage(plan.alignment), CropStage(plan.store.root, plan.alignment.output_size)
+
+
 def test_images_become_files_of_crops_in_the_order_of_the_input(five_images: TrainConfig) -> None:
     plan = plan_crops(five_images)
-    align, cut = SizedAlignStage(plan.alignment), CropStage(plan.store.root)
+    align, cut = stages_of(plan)
     with align.aligner:
         rows = [cut(align(row)) for work in plan.works for row in read_parts(work.to_row())]
     parts = [row for row in rows if row["kind"] == "part"]
@@ -36,6 +45,62 @@ def test_images_become_files_of_crops_in_the_order_of_the_input(five_images: Tra
     assert np.array_equal(images[:, 0, 0, 0].numpy(), [0, 40, 80, 120, 160])
 
 
+def test_crops_that_are_not_square_keep_height_and_width(five_images: TrainConfig) -> None:
+    plan = plan_crops(five_images)
+    plan = replace(plan, alignment=replace(plan.alignment, output_size=(32, 48)))
+    align, cut = stages_of(plan)
+    with align.aligner:
+        part = next(read_parts(plan.works[0].to_row()))
+        assert cut(align(part))["kind"] == "part"
+    put_index(plan.store, [CropFile(plan.store.names()[0], 3)], {})
+    assert Crops(plan.store).images(torch.arange(3)).shape == (3, 3, 32, 48)
+
+
+class Stages:
+    """Stands for a Ray dataset, and keeps what its stages are to run on."""
+
+    def __init__(self) -> None:
+        self.pools: list[Any] = []
+
+    def flat_map(self, _stage: object, *, compute: object = None, **_needs: object) -> Stages:
+        self.pools.append(compute)
+        return self
+
+    map = flat_map
+
+
+@pytest.mark.parametrize(
+    ("address", "asked", "cpus", "readers", "aligners"),
+    [
+        (None, None, 17, READERS, 8),
+        (None, 3, 17, READERS, 3),
+        ("head:6379", None, 17, CLUSTER_READERS, UNBOUNDED),
+        ("head:6379", None, 0, CLUSTER_READERS, UNBOUNDED),  # its workers come later
+        ("head:6379", 3, 17, CLUSTER_READERS, 3),
+    ],
+)
+def test_crops_are_cut_by_all_cores_of_the_machine_or_the_cluster(
+    five_images: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str | None,
+    asked: int | None,
+    cpus: float,
+    readers: int,
+    aligners: int,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    stages = Stages()
+    monkeypatch.setattr(ray.data, "from_items", lambda *_, **_options: stages)
+    monkeypatch.setattr(crops, "configure_context", lambda: None)
+    monkeypatch.setattr(crops, "summaries", lambda _: iter(()))
+    config = five_images.model_copy(update={"align_workers": asked})
+    plan = plan_crops(config)
+    crop_rows(config, plan, plan.works, Resources(cpus, gpus=0))
+    assert (stages.pools[0].size, stages.pools[1].max_size) == (readers, aligners)
+
+
 def crops_in_place(aligned: list[int], fails_at: int | None = None) -> Callable[..., Iterator[Row]]:
     """The stages without Ray; parts are added to `aligned`, and one may fail."""
 
@@ -45,7 +110,7 @@ def crops_in_place(aligned: list[int], fails_at: int | None = None) -> Callable[
         works: Sequence[ShardWork],
         resources: Resources,  # noqa: ARG001
     ) -> Iterator[Row]:
-        align, cut = SizedAlignStage(plan.alignment), CropStage(plan.store.root)
+        align, cut = stages_of(plan)
         with align.aligner:
             for row in (row for work in works for row in read_parts(work.to_row())):
                 if row["kind"] == "part":

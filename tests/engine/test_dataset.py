@@ -48,6 +48,16 @@ def test_pools_are_the_machine_or_what_was_asked_for(
     assert Pools.of(config(**settings), resources, local) == pools
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"),
+    [("auto", 0, False), ("auto", 1, True), ("cpu", 1, False), ("cuda", 0, True)],
+)
+def test_a_gpu_is_used_where_there_is_one_or_it_is_asked_for(
+    device: str, gpus: float, expected: bool
+) -> None:
+    assert Resources(cpus=4, gpus=gpus).on_gpu(device) == expected
+
+
 def test_no_two_stages_ask_for_the_same() -> None:
     assert len({READ_CPUS, ALIGN_CPUS, INVERT_CPUS, WRITE_CPUS}) == 4, "Ray would fuse them"
 

@@ -15,7 +15,15 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from pipeline.config import load_config
-from pipeline.engine.meters import BUSY, COUNTERS, NAMES, QUEUED, REJECTS, STAGE_SECONDS, WORKERS
+from pipeline.engine.prometheus import (
+    BUSY,
+    COUNTERS,
+    NAMES,
+    QUEUED,
+    REJECTS,
+    STAGE_SECONDS,
+    WORKERS,
+)
 from pipeline.table import open_table
 from tests.jobs.conftest import REASONS, SETTINGS, Undisturbed
 from tests.jobs.ray_head import ROOT, Head, running_head

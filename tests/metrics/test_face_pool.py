@@ -15,12 +15,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline import child_process
 from pipeline.errors import PipelineError
+from pipeline.metrics import face_child, face_pool
 from pipeline.metrics.arcface import CurricularFace, CurricularFaceIdentity
 from pipeline.metrics.dlib_identity import DlibIdentity
-from pipeline.metrics.face_cutter import Order, cut_face
+from pipeline.metrics.face_child import Order, cut_face
+from pipeline.metrics.face_cutter import FaceCutter, landmark_file, views
 from pipeline.metrics.face_pool import FacePool, face_processes
-from pipeline.metrics.faces import FaceCutter, landmark_file, views
+from tests.child_processes import is_running, wait_until
 
 ROOT = Path(__file__).parents[2]
 CHIP = (150, 0.25)
@@ -29,22 +32,6 @@ CHIP = (150, 0.25)
 def order(side: int = 64, landmarks: str | None = None) -> Order:
     (view,) = views(torch.zeros(1, 3, side, side))
     return (landmarks or landmark_file(5), CHIP, *view)
-
-
-def is_running(pid: int) -> bool:
-    """True for a live process; a zombie that nobody has reaped yet is dead."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
-
-
-def wait_until(condition, patience_s: float = 60) -> bool:
-    deadline = time.monotonic() + patience_s
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return bool(condition())
 
 
 @pytest.mark.parametrize("side", [64, 256, 300])
@@ -120,6 +107,40 @@ def test_an_image_whose_child_dies_twice_is_an_error_and_the_next_is_not(people)
     with pytest.raises(PipelineError, match="looks for faces ended with exit code 1, 2 times"):
         pool.submit(("/nowhere.dat", CHIP, *view)).result()
     assert pool.submit((landmark_file(5), CHIP, *view)).result() is not None
+
+
+HANGS = """
+import os, sys, time
+os.write(int(sys.argv[1]), {answer})
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "side", "says"),
+    [
+        (b"", 64, "took over 2 s"),
+        (b"\0\0\1\0half", 64, "broke off its answer and lived on, 2 times"),
+        (b"", 2000, "lived on, 2 times"),  # more than a socket holds of what is not taken
+    ],
+)
+def test_a_child_that_hangs_is_an_error_and_the_next_image_is_not(
+    monkeypatch, tmp_path, answer, side, says
+):
+    pool, script = FacePool(1), tmp_path / "hangs.py"
+    script.write_text(HANGS.format(answer=answer))
+    with monkeypatch.context() as patched:
+        patched.setattr(face_child, "__file__", str(script))
+        patched.setattr(face_pool, "_ANSWER_TIMEOUT_S", 2)
+        patched.setattr(child_process, "_END_TIMEOUT_S", 0.5)
+        answered = pool.submit(order(side))
+        assert wait_until(lambda: bool(pool.pids))
+        (pid,) = pool.pids
+        with pytest.raises(PipelineError, match=says):
+            answered.result(60)
+    assert not is_running(pid)
+    assert pool.pids == []
+    assert pool.submit(order()).result() is None
 
 
 def test_children_end_with_their_pool():

@@ -4,13 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.dlib_models import dlib_model
 from pipeline.errors import ModelError
 from pipeline.metrics import Meter
 from pipeline.metrics.arcface import ArcFaceIRSE50, CurricularFace, read_arcface
 from pipeline.metrics.dlib_identity import CHIP_PADDING, WEIGHTS, DlibIdentity
 from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
-from pipeline.metrics.face_cutter import find_face
-from pipeline.metrics.faces import dlib_model_file, landmark_file, views
+from pipeline.metrics.face_child import find_face
+from pipeline.metrics.face_cutter import landmark_file, views
 from pipeline.metrics.identity import load_identity
 from pipeline.metrics.pixel import to_pixels
 
@@ -21,7 +22,7 @@ def identity() -> DlibIdentity:
 
 
 def test_the_torch_network_gives_dlibs_own_descriptors(people):
-    path = dlib_model_file(WEIGHTS)
+    path = dlib_model(WEIGHTS)
     face = find_face(landmark_file(5), *views(people[:1])[0])
     chip = dlib.get_face_chip(to_pixels(people)[0], face, CHIP, CHIP_PADDING)
     expected = dlib.face_recognition_model_v1(str(path)).compute_face_descriptor(chip)
@@ -32,12 +33,12 @@ def test_the_torch_network_gives_dlibs_own_descriptors(people):
 
 def test_another_file_is_refused_as_weights():
     with pytest.raises(ModelError, match="do not have the layout"):
-        read_dlib_resnet(dlib_model_file("shape_predictor_5_face_landmarks.dat").read_bytes())
+        read_dlib_resnet(dlib_model("shape_predictor_5_face_landmarks.dat").read_bytes())
 
 
 def test_a_cut_off_weight_file_is_refused():
     with pytest.raises(ModelError, match="do not have the layout"):
-        read_dlib_resnet(dlib_model_file(WEIGHTS).read_bytes()[:-1000])
+        read_dlib_resnet(dlib_model(WEIGHTS).read_bytes()[:-1000])
 
 
 def test_a_blurred_copy_is_more_alike_than_any_stranger(identity, people):

@@ -2,7 +2,7 @@ import pytest
 
 from pipeline.errors import RequestError
 from pipeline.reports.comparable import check_measured_alike, same_faces
-from pipeline.reports.faces import read_faces
+from pipeline.reports.faces import read_face_scalars
 from tests.reports.compared import face, write_table
 from tests.table.rows import DESCRIPTION
 
@@ -17,14 +17,14 @@ def tables(tmp_path, first, second, **second_description):
 
 
 def test_the_same_faces_are_taken_as_they_are(tmp_path):
-    faces = [read_faces(table) for table in tables(tmp_path, "abc", "cba")]
+    faces = [read_face_scalars(table) for table in tables(tmp_path, "abc", "cba")]
     one, two = same_faces(faces, LABELS, common=False)
     assert one.ids.equals(two.ids)
     assert len(one) == 3
 
 
 def test_other_faces_are_refused_with_their_number_and_the_first_ids(tmp_path):
-    faces = [read_faces(table) for table in tables(tmp_path, "abcdefghi", "ijk")]
+    faces = [read_face_scalars(table) for table in tables(tmp_path, "abcdefghi", "ijk")]
     with pytest.raises(RequestError, match="10 are not in all of them") as refusal:
         same_faces(faces, LABELS, common=False)
     message = str(refusal.value)
@@ -35,7 +35,7 @@ def test_other_faces_are_refused_with_their_number_and_the_first_ids(tmp_path):
 
 
 def test_common_takes_the_faces_that_all_tables_hold(tmp_path):
-    faces = [read_faces(table) for table in tables(tmp_path, "abcd", "xcb")]
+    faces = [read_face_scalars(table) for table in tables(tmp_path, "abcd", "xcb")]
     one, two = same_faces(faces, LABELS, common=True)
     assert one.ids.to_pylist() == two.ids.to_pylist() == ["s-0/b#0", "s-0/c#0"]
     assert one.quality["l2"].round(3).tolist() == [0.2, 0.2]
@@ -43,7 +43,7 @@ def test_common_takes_the_faces_that_all_tables_hold(tmp_path):
 
 
 def test_nothing_in_common_is_refused(tmp_path):
-    faces = [read_faces(table) for table in tables(tmp_path, "ab", "cd")]
+    faces = [read_face_scalars(table) for table in tables(tmp_path, "ab", "cd")]
     with pytest.raises(RequestError, match="no face to compare in common"):
         same_faces(faces, LABELS, common=True)
 
@@ -54,7 +54,7 @@ def test_an_id_that_stands_for_two_images_is_refused(tmp_path):
         tmp_path / "two", {"a": face([0.1]), "b": face([0.1], source_sha256="ef" * 32)}
     )
     with pytest.raises(RequestError, match=r"^1 faces .* from other images.*s-0/b"):
-        same_faces([read_faces(one), read_faces(two)], LABELS, common=True)
+        same_faces([read_face_scalars(one), read_face_scalars(two)], LABELS, common=True)
 
 
 def test_a_metric_that_is_defined_in_two_ways_is_named(tmp_path):

@@ -9,7 +9,7 @@ from pipeline.reports.evaluation import (
     per_bucket,
     per_step,
 )
-from pipeline.reports.faces import read_faces
+from pipeline.reports.faces import read_face_scalars
 from pipeline.reports.sheets import Sheet
 from tests.reports.compared import face, write_table
 
@@ -17,7 +17,7 @@ from tests.reports.compared import face, write_table
 @pytest.fixture
 def method(tmp_path):
     def make(faces, label="m", seconds=None) -> Method:
-        return Method(label, read_faces(write_table(tmp_path / label, faces)), seconds)
+        return Method(label, read_face_scalars(write_table(tmp_path / label, faces)), seconds)
 
     return make
 

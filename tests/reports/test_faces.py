@@ -1,7 +1,7 @@
 import numpy as np
 import pyarrow as pa
 
-from pipeline.reports.faces import last_kept, read_faces
+from pipeline.reports.faces import last_kept, read_face_scalars
 from tests.reports.compared import face, write_table
 
 
@@ -13,30 +13,30 @@ def test_a_list_goes_on_with_its_last_number():
 
 def test_faces_come_in_the_order_of_their_ids(tmp_path):
     table = write_table(tmp_path, {"b": face([0.2]), "a": face([0.1]), "c": face([0.3])})
-    faces = read_faces(table)
+    faces = read_face_scalars(table)
     assert faces.ids.to_pylist() == ["s-0/a#0", "s-0/b#0", "s-0/c#0"]
     np.testing.assert_allclose(faces.quality["l2"], [0.1, 0.2, 0.3], rtol=1e-6)
 
 
 def test_identity_comes_first_and_psnr_is_left_out(tmp_path):
-    faces = read_faces(write_table(tmp_path, {"a": face([0.1])}))
+    faces = read_face_scalars(write_table(tmp_path, {"a": face([0.1])}))
     assert list(faces.quality) == list(faces.per_step) == ["id_similarity", "l2", "lpips"]
 
 
 def test_an_unmeasured_number_is_nan(tmp_path):
     unseen = face([0.1, 0.2], id_similarity=None, id_similarity_per_step=[None, 0.5])
-    faces = read_faces(write_table(tmp_path, {"a": unseen}))
+    faces = read_face_scalars(write_table(tmp_path, {"a": unseen}))
     assert np.isnan(faces.quality["id_similarity"]).tolist() == [True]
     assert np.isnan(faces.per_step["id_similarity"]).tolist() == [[True, False]]
 
 
 def test_the_turn_of_a_head_counts_to_either_side(tmp_path):
-    faces = read_faces(
+    faces = read_face_scalars(
         write_table(tmp_path, {"a": face([0.1], yaw=-0.5), "b": face([0.1], yaw=0.25)})
     )
     assert faces.traits["yaw"].tolist() == [0.5, 0.25]
 
 
 def test_a_table_without_faces_has_none(tmp_path):
-    faces = read_faces(write_table(tmp_path, {}))
+    faces = read_face_scalars(write_table(tmp_path, {}))
     assert (len(faces), faces.most_steps, faces.methods) == (0, 0, ())

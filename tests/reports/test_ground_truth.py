@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError, RequestError
-from pipeline.reports.faces import read_faces
+from pipeline.reports.faces import read_face_scalars
 from pipeline.reports.ground_truth import METRIC, with_distances
 from pipeline.table import Columns
 from tests.reports.compared import face, write_table
@@ -40,7 +40,7 @@ def steps_table(tmp_path, faces):
 def test_the_distance_is_the_rms_to_the_true_code_in_each_step(tmp_path):
     table = steps_table(tmp_path, {"a": stored(4.0, 2.0), "b": stored(1.0, 1.0)})
     true = {"a": np.full(512, 1.0, np.float16), "b": np.full(SHAPE, 0.5, np.float32)}
-    faces, _ = with_distances(table, read_faces(table), write_pairs(tmp_path / "in", true))
+    faces, _ = with_distances(table, read_face_scalars(table), write_pairs(tmp_path / "in", true))
     assert faces.quality[METRIC].tolist() == [1.0, 0.5]
     assert faces.per_step[METRIC].tolist() == [[3.0, 1.0], [0.5, 0.5]]
 
@@ -48,7 +48,7 @@ def test_the_distance_is_the_rms_to_the_true_code_in_each_step(tmp_path):
 def test_a_face_that_stopped_early_keeps_its_last_distance(tmp_path):
     table = steps_table(tmp_path, {"a": stored(4.0), "b": stored(3.0, 2.0, 1.0)})
     true = dict.fromkeys("ab", np.zeros(512, np.float16))
-    faces, _ = with_distances(table, read_faces(table), write_pairs(tmp_path / "in", true))
+    faces, _ = with_distances(table, read_face_scalars(table), write_pairs(tmp_path / "in", true))
     assert faces.per_step[METRIC].tolist() == [[4.0, 4.0, 4.0], [3.0, 2.0, 1.0]]
 
 
@@ -57,21 +57,21 @@ def test_each_row_of_the_code_is_judged_by_itself(tmp_path):
     code[2] = 3.0
     table = write_table(tmp_path / "table", {"a": face([0.1], w_plus=code)})
     pairs = write_pairs(tmp_path / "in", {"a": np.zeros(512, np.float16)})
-    _, truth = with_distances(table, read_faces(table), pairs)
+    _, truth = with_distances(table, read_face_scalars(table), pairs)
     assert truth.by_row == [0.0, 0.0, 3.0, 0.0, 0.0, 0.0]
 
 
 def test_the_spread_is_the_distance_of_true_codes_to_their_mean(tmp_path):
     table = write_table(tmp_path / "table", {"a": face([0.1]), "b": face([0.1])})
     true = {"a": np.full(512, 1.0, np.float16), "b": np.full(512, 5.0, np.float16)}
-    _, truth = with_distances(table, read_faces(table), write_pairs(tmp_path / "in", true))
+    _, truth = with_distances(table, read_face_scalars(table), write_pairs(tmp_path / "in", true))
     assert truth.spread == pytest.approx(2.0)
 
 
 def test_without_the_steps_only_the_kept_code_is_measured(tmp_path):
     table = write_table(tmp_path / "table", {"a": face([0.2, 0.1])})
     pairs = write_pairs(tmp_path / "in", {"a": np.zeros(512, np.float16)})
-    faces, _ = with_distances(table, read_faces(table), pairs)
+    faces, _ = with_distances(table, read_face_scalars(table), pairs)
     assert faces.quality[METRIC] == pytest.approx(1.0, abs=0.1)  # codes of standard normal numbers
     assert np.isnan(faces.per_step[METRIC]).tolist() == [[True, True]]
 
@@ -79,7 +79,7 @@ def test_without_the_steps_only_the_kept_code_is_measured(tmp_path):
 def test_a_face_without_a_pair_has_no_distance(tmp_path):
     table = write_table(tmp_path / "table", {"a": face([0.1]), "b": face([0.1])})
     pairs = write_pairs(tmp_path / "in", {"b": np.zeros(512, np.float16)})
-    faces, _ = with_distances(table, read_faces(table), pairs)
+    faces, _ = with_distances(table, read_face_scalars(table), pairs)
     assert np.isnan(faces.quality[METRIC]).tolist() == [True, False]
 
 
@@ -87,7 +87,7 @@ def test_pairs_of_another_input_are_refused(tmp_path):
     table = write_table(tmp_path / "table", {"a": face([0.1])})
     pairs = write_pairs(tmp_path / "in", {"a": np.zeros(512, np.float16)}, "other.tar")
     with pytest.raises(RequestError, match=r"has no pair .* give the input that the table"):
-        with_distances(table, read_faces(table), pairs)
+        with_distances(table, read_face_scalars(table), pairs)
 
 
 @pytest.mark.parametrize(
@@ -101,4 +101,4 @@ def test_pairs_of_another_input_are_refused(tmp_path):
 def test_what_is_no_code_is_refused(tmp_path, code, message):
     table = write_table(tmp_path / "table", {"a": face([0.1])})
     with pytest.raises((InputError, RequestError), match=message):
-        with_distances(table, read_faces(table), write_pairs(tmp_path / "in", {"a": code}))
+        with_distances(table, read_face_scalars(table), write_pairs(tmp_path / "in", {"a": code}))

@@ -8,9 +8,9 @@ from PIL import Image
 from pipeline.errors import RequestError
 from pipeline.reports.coarse_to_fine import Change
 from pipeline.reports.evaluation import Method
-from pipeline.reports.faces import read_faces
-from pipeline.reports.figures import change_in_steps, quality_against_time, require_matplotlib
+from pipeline.reports.faces import read_face_scalars
 from pipeline.reports.frequency import band_names
+from pipeline.reports.plots import change_in_steps, quality_against_time, require_matplotlib
 from pipeline.reports.statistics import Interval
 from tests.reports.compared import face, write_table
 
@@ -30,7 +30,7 @@ def columns_of(png: bytes, colour: tuple[int, int, int]) -> np.ndarray:
 def method(tmp_path):
     def make(label: str, *l2: float, seconds: float | None = None) -> Method:
         faces = {key: face(l2) for key in "abc"}
-        return Method(label, read_faces(write_table(tmp_path / label, faces)), seconds)
+        return Method(label, read_face_scalars(write_table(tmp_path / label, faces)), seconds)
 
     return make
 
@@ -52,7 +52,7 @@ def test_the_slower_method_stands_further_right(method):
 def test_a_method_without_a_metric_is_left_out_of_its_panel(method, tmp_path):
     unmeasured = {"id_similarity": None, "id_similarity_per_step": [None]}
     table = write_table(tmp_path / "t", {"a": face([0.1], **unmeasured)})
-    png = quality_against_time([method("one", 0.2), Method("two", read_faces(table), None)])
+    png = quality_against_time([method("one", 0.2), Method("two", read_face_scalars(table), None)])
     width = pixels(png).shape[1]
     assert np.unique(columns_of(png, ORANGE) * 3 // width).tolist() == [1, 2]
 
