@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
 from pipeline.metrics.face_cutter import Cut
 from pipeline.metrics.face_pool import face_processes
 from pipeline.metrics.faces import FaceCutter
 from pipeline.metrics.pixel import enlarged
 from pipeline.models.backbones import IRSE50, IRSEBlock
+from pipeline.models.state_files import check_entries
 
 WARP = 112
 DIMENSIONS = 512
@@ -180,17 +180,8 @@ def read_arcface(
 ) -> ArcFaceIdentity | CurricularFaceIdentity:
     """The network that `state` belongs to; `weights` names the file. Raises `ModelError`."""
     network = CurricularFace() if "body.48.res_layer.4.weight" in state else ArcFaceIRSE50()
-    expected = network.state_dict()
-    wrong = [
-        key
-        for key in {**expected, **state}
-        if getattr(state.get(key), "shape", None) != getattr(expected.get(key), "shape", None)
-    ]
-    if wrong:
-        raise ModelError(
-            f"identity weights {weights} fit neither CurricularFace IR-101 nor ArcFace IR-SE50: "
-            f"{len(wrong)} of {len(expected)} entries differ, the first is {wrong[0]!r}"
-        )
+    refusal = f"identity weights {weights} fit neither CurricularFace IR-101 nor ArcFace IR-SE50"
+    check_entries(network.state_dict(), state, refusal)
     network.load_state_dict(dict(state))
     network.requires_grad_(False).eval().to(device)
     if isinstance(network, CurricularFace):

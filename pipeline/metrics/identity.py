@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.metrics.moco import is_moco, read_moco
-from pipeline.metrics.weight_files import read_weight_file
+from pipeline.models.state_files import read_state
 
 
 class IdentityNetwork(Protocol):
@@ -50,7 +50,7 @@ def load_identity(name: str, device: str = "cpu") -> IdentityNetwork | None:
         return None
     if name != "dlib":
         _refuse_word(name)
-        state, sha256 = read_weight_file(name)
+        state, sha256 = read_state(name, "identity weights")
         weights = f"{name.rsplit('/', 1)[-1]} (sha256 {sha256[:12]})"
         if is_moco(state):
             return read_moco(state, weights, device)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.models.state_files import read_state
 
 # Parts of the height and the width: 35-223 and 32-220 of 256 px (ReStyle's identity loss).
 FACE_WINDOW = (35 / 256, 223 / 256, 32 / 256, 220 / 256)
@@ -71,11 +72,10 @@ def load_face_features(name: str, device: str = "cpu") -> FaceFeatures:
         from pipeline.metrics.dlib_identity import WEIGHTS
         from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
         from pipeline.metrics.faces import dlib_model_file
-        from pipeline.metrics.weight_files import read_weight_file
     except ImportError as error:
         raise ModelError(f"identity losses need dlib: pip install dlib-bin ({error})") from error
     if name == "dlib":
         network = read_dlib_resnet(dlib_model_file(WEIGHTS).read_bytes()).to(device)
         return FaceFeatures(network, DLIB_WINDOW, CHIP, (0.0, 255.0))
-    state, _ = read_weight_file(name)
+    state, _ = read_state(name, "identity weights")
     return FaceFeatures(read_arcface(state, name, device).network, FACE_WINDOW, WARP)
