@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.errors import InputError
+from pipeline.models.pixels import from_levels
 from pipeline.storage.pairs import Pair, pair_members
 
 
@@ -29,17 +30,12 @@ class Pairs:
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Codes [b, 512] and images [b, 3, size, size] in [-1, 1] at `index` [b]."""
-        return self.w[index], to_unit(self.images[index])
+        return self.w[index], from_levels(self.images[index])
 
     def split(self, held_out: int) -> tuple[Pairs, Pairs]:
         """All but the last `held_out` pairs, and these."""
         edge = len(self) - held_out
         return Pairs(self.w[:edge], self.images[:edge]), Pairs(self.w[edge:], self.images[edge:])
-
-
-def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 [0, 255] to float32 [-1, 1]."""
-    return pixels.float().div(127.5).sub(1)
 
 
 def load_pairs(shards: Sequence[str | Path], size: int) -> Pairs:

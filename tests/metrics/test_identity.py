@@ -12,7 +12,7 @@ from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
 from pipeline.metrics.face_cutter import find_face
 from pipeline.metrics.faces import dlib_model_file, landmark_file, views
 from pipeline.metrics.identity import load_identity
-from pipeline.metrics.pixel import to_pixels
+from pipeline.models.pixels import to_pixels
 
 
 @pytest.fixture(scope="module")

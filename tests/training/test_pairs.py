@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.training.pairs import load_codes, load_pairs, to_unit
+from pipeline.training.pairs import load_codes, load_pairs
 from tests.storage.archives import write_tar
 
 
@@ -30,10 +30,6 @@ def test_no_shards_is_an_error_that_says_what_to_pass():
         load_pairs([], 32)
     with pytest.raises(InputError, match=r"pairs-\*\.tar"):
         load_codes([])
-
-
-def test_pixels_span_minus_one_to_one():
-    assert to_unit(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
 
 
 def test_names_as_tar_writes_them_are_pairs_too(pair_shards, tmp_path):
