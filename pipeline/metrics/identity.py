@@ -15,6 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.metrics.arcface import read_arcface
 from pipeline.metrics.moco import is_moco, read_moco
 from pipeline.models.state_files import read_state
 
@@ -56,14 +57,14 @@ def load_identity(name: str, device: str = "cpu") -> IdentityNetwork | None:
             return read_moco(state, weights, device)
     try:
         # Only here is dlib needed: metrics without faces run where it is not installed.
-        from pipeline.metrics.arcface import read_arcface
+        from pipeline.metrics.arcface_identity import identity_of
         from pipeline.metrics.dlib_identity import DlibIdentity
         from pipeline.metrics.face_pool import face_processes
     except ImportError as error:
         raise ModelError(f"identity metrics need dlib: pip install dlib-bin ({error})") from error
     if name == "dlib":
         return DlibIdentity(device, face_processes(device))
-    return read_arcface(state, weights, device)
+    return identity_of(read_arcface(state, weights, device), weights, device)
 
 
 def _refuse_word(name: str) -> None:

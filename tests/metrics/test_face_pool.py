@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.errors import PipelineError
-from pipeline.metrics.arcface import CurricularFace, CurricularFaceIdentity
+from pipeline.metrics.arcface import CurricularFace
+from pipeline.metrics.arcface_identity import CurricularFaceIdentity
 from pipeline.metrics.dlib_identity import DlibIdentity
 from pipeline.metrics.face_cutter import Order, cut_face
 from pipeline.metrics.face_pool import FacePool, face_processes
