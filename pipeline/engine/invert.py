@@ -26,6 +26,7 @@ from pipeline.inversion.methods import Method, Models, find_codes, found_its_end
 from pipeline.inversion.rendering import render_each
 from pipeline.metrics import Measures, Meter
 from pipeline.models import RestyleModel, load_model
+from pipeline.models.pixels import to_pixels, to_unit
 from pipeline.table import Columns, as_array, image_id, latents_table
 
 BATCH = {"cpu": 16, "cuda": 32}
@@ -61,15 +62,13 @@ def even_batches(count: int, largest: int) -> list[slice]:
 
 def to_tensor(pixels: list[bytes], size: tuple[int, int]) -> Tensor:
     """uint8 crops of (height, width) `size` to float32 [n, 3, h, w] in [-1, 1]."""
-    stacked = np.stack([np.frombuffer(crop, np.uint8).reshape(*size, 3) for crop in pixels])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5)
+    return to_unit(np.stack([np.frombuffer(crop, np.uint8).reshape(*size, 3) for crop in pixels]))
 
 
 def to_jpeg(image: Tensor) -> bytes:
     """One image [3, h, w] in [-1, 1] as JPEG bytes, rounded to 8 bits."""
-    pixels = image.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0)
     sink = io.BytesIO()
-    Image.fromarray(pixels.cpu().numpy()).save(sink, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(to_pixels(image)).save(sink, "JPEG", quality=JPEG_QUALITY)
     return sink.getvalue()
 
 

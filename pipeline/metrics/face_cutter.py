@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.dlib_models import dlib_model
 from pipeline.metrics.face_child import Cut, Pixels, cut_face
 from pipeline.metrics.face_pool import FacePool
-from pipeline.metrics.pixel import to_pixels
+from pipeline.models.pixels import to_pixels
 
 # Faces are looked for on a copy whose longer side is this: 4 ms instead of 8 at 256 px, with the
 # same faces found. HOG's smallest face is 80 px, an FFHQ crop's face is 0.5 to 0.7 of its side.

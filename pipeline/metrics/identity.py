@@ -15,8 +15,9 @@ from typing import Protocol
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.metrics.arcface import read_arcface
 from pipeline.metrics.moco import is_moco, read_moco
-from pipeline.metrics.weight_files import read_weight_file
+from pipeline.models.state_files import read_state
 
 
 class IdentityNetwork(Protocol):
@@ -50,20 +51,20 @@ def load_identity(name: str, device: str = "cpu") -> IdentityNetwork | None:
         return None
     if name != "dlib":
         _refuse_word(name)
-        state, sha256 = read_weight_file(name)
+        state, sha256 = read_state(name, "identity weights")
         weights = f"{name.rsplit('/', 1)[-1]} (sha256 {sha256[:12]})"
         if is_moco(state):
             return read_moco(state, weights, device)
     try:
         # Only here is dlib needed: metrics without faces run where it is not installed.
-        from pipeline.metrics.arcface import read_arcface
+        from pipeline.metrics.arcface_identity import identity_of
         from pipeline.metrics.dlib_identity import DlibIdentity
         from pipeline.metrics.face_pool import face_processes
     except ImportError as error:
         raise ModelError(f"identity metrics need dlib: pip install dlib-bin ({error})") from error
     if name == "dlib":
         return DlibIdentity(device, face_processes(device))
-    return read_arcface(state, weights, device)
+    return identity_of(read_arcface(state, weights, device), weights, device)
 
 
 def _refuse_word(name: str) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
+from pipeline.models.state_files import check_entries
 
 SIDE = 224
 DEPTHS = (3, 4, 6, 3)
@@ -108,16 +108,7 @@ def read_moco(state: Mapping[str, Tensor], weights: str, device: str = "cpu") ->
     with torch.device("meta"):
         network = ResNet50()
     expected = network.state_dict()
-    wrong = [
-        key
-        for key in {**expected, **given}
-        if getattr(given.get(key), "shape", None) != getattr(expected.get(key), "shape", None)
-    ]
-    if wrong:
-        raise ModelError(
-            f"similarity weights {weights} are no MoCo v2 ResNet-50: {len(wrong)} of "
-            f"{len(expected)} entries differ, the first is {wrong[0]!r}"
-        )
+    check_entries(expected, given, f"MoCo weights {weights} are no MoCo v2 ResNet-50")
     # A file of half precision takes half the room; images come as float32.
     given = {key: value.to(expected[key].dtype) for key, value in given.items()}
     network.load_state_dict(given, assign=True)

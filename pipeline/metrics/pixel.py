@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 # The distance between black and white in [-1, 1]; PSNR's peak value.
@@ -40,10 +38,3 @@ def enlarged(images: Tensor, side: int = NETWORK_SIDE) -> Tensor:
         return images
     size = [round(height * side / longer), round(width * side / longer)]
     return F.interpolate(images, size, mode="bilinear", align_corners=False)
-
-
-def to_pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Images [n, 3, h, w] in [-1, 1] as uint8 [n, h, w, 3], rounded, not truncated."""
-    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    pixels: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return pixels

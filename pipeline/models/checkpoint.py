@@ -25,6 +25,7 @@ from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
 from pipeline.models.stylegan2 import LATENT_DIM
 from pipeline.models.weights import assemble
 
+ADVICE = "fetch it again, or name another"
 RESTYLE_CHANNELS = 6  # target and reconstruction; one-pass encoders see 3
 NO_AVERAGE = "absent from the checkpoint, which does not start from it: zeros stand in its place"
 
@@ -42,11 +43,11 @@ def read_checkpoint(file: IO[bytes], source: str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it holds the class {refused[1]}" if refused else "it is no file of tensors"
-        raise ModelError(f"{source}: refused, {what}") from error
+        raise ModelError(f"{source}: refused, {what}; {ADVICE}") from error
     except Exception as error:  # of a damaged file torch's own unpickler raises whatever comes
         if failed := _failed_read(error):
             raise failed from None
-        raise ModelError(f"{source}: damaged, or not a PyTorch checkpoint") from error
+        raise ModelError(f"{source}: damaged, or not a PyTorch checkpoint; {ADVICE}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{source}: holds a {type(content).__name__}, expected a checkpoint dict")
     return content

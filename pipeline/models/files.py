@@ -12,6 +12,8 @@ from typing import IO
 
 from pipeline.errors import ModelError, StorageError
 
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
 
 def bundle_names() -> list[str]:
     """Names of the bundles that come with the package."""
@@ -29,33 +31,36 @@ def named_bundle(name: str) -> str | None:
 
 
 @contextmanager
-def open_model_file(uri: str) -> Iterator[IO[bytes]]:
+def open_model_file(uri: str, what: str = "model file") -> Iterator[IO[bytes]]:
     """A file, open for reading while the block lasts; one behind a URI is in memory by then.
 
-    Raises `ModelError` if it does not exist, `StorageError` if it cannot be read to its end, and
-    `InputError` for a URI with credentials or of no known kind.
+    `what` says in errors what the file is. Raises `ModelError` if it does not exist,
+    `StorageError` if it cannot be read to its end, and `InputError` for a URI with credentials or
+    of no known kind.
     """
     if "://" in uri:
-        yield io.BytesIO(_fetched(uri))
+        yield io.BytesIO(_fetched(uri, what))
         return
     try:
         with Path(uri).open("rb") as file:
             yield file
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise ModelError(f"no model file at {uri}") from error
+    except (*_ABSENT, ValueError) as error:  # ValueError: a name that no file can have
+        raise ModelError(f"no {what} at {uri}") from error
     except OSError as error:
-        raise StorageError(f"cannot read {uri}: {error}") from error
+        raise StorageError(f"cannot read the {what} {uri}: {error}") from error
 
 
-def _fetched(uri: str) -> bytes:
+def _fetched(uri: str, what: str) -> bytes:
     from pipeline.storage.uris import read_file  # a bare GPU machine with local files needs none
 
     try:
         return read_file(uri)
     except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-            raise ModelError(f"no model file at {uri}") from error
+        if isinstance(error.__cause__, _ABSENT):
+            raise ModelError(f"no {what} at {uri}") from error
         raise
+    except ValueError as error:
+        raise ModelError(f"no {what} at {uri}") from error
 
 
 def write_model_file(uri: str, content: bytes) -> None:

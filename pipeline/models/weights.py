@@ -59,7 +59,7 @@ def _untrained(architecture: Architecture, card: ModelCard, source: str) -> Rest
 
 def per_row(latent_avg: Tensor, n_styles: int, source: str) -> Tensor:
     """`latent_avg` of any published shape as [n_styles, 512]."""
-    if not _is_plain(latent_avg):
+    if not is_plain(latent_avg):
         raise ModelError(f"{source}: latent_avg is not a plain tensor of real numbers")
     shape = tuple(latent_avg.shape)
     if shape not in {(LATENT_DIM,), (1, LATENT_DIM), (n_styles, LATENT_DIM)}:
@@ -85,13 +85,13 @@ def _check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: 
                 f"{source}: weight '{key}' has shape {list(tensor.shape)}, "
                 f"expected {list(expected[key].shape)}"
             )
-        if not _is_plain(tensor):
+        if not is_plain(tensor):
             raise ModelError(f"{source}: weight '{key}' is not a plain tensor of real numbers")
         if key.endswith(GIVEN_BY_CODE) and not torch.allclose(tensor.float().cpu(), blur_kernel()):
             raise ModelError(f"{source}: '{key}' is not the binomial blur [1, 3, 3, 1]")
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
     """Whether it holds numbers, one after another: not sparse, quantised, complex or a stand-in."""
     odd = tensor.is_quantized or tensor.is_complex() or tensor.is_meta
     return tensor.layout == torch.strided and not odd

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError, RequestError, StorageError
+from pipeline.errors import InputError, RequestError
 from pipeline.reports.faces import Faces, last_kept
 from pipeline.reports.statistics import Floats
-from pipeline.storage import Shard, list_shards, one_line
-from pipeline.storage.uris import filesystem, storage_errors
+from pipeline.storage import Shard, list_shards
+from pipeline.storage.pairs import CODE_SUFFIX, WANTED, pair_members
 from pipeline.table import Table
 from pipeline.table.code_arrays import codes_of, step_codes_of
 
@@ -27,7 +25,6 @@ DEFINITION = (
     "root mean square over n_styles × 512 of the code's distance to the one that the image was "
     "rendered from (a W code stands for n_styles equal rows), lower is better"
 )
-_CODE_SUFFIX = ".w.npy"
 _ROWS = 64
 _STYLE_DIM = 512
 
@@ -76,7 +73,7 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, Groun
     `pairs` is the input that the table was made from: tars of `<key>.jpg` and `<key>.w.npy`
     ([512] or [n_styles, 512]). A face belongs to the pair of its shard and key; one without a pair
     has no distance. Distances of single steps need a table that keeps them. Raises `RequestError`
-    if no face has a pair.
+    if no face has a pair, and as `pair_members` does for a tar that holds less than pairs.
     """
     shards = {shard.shard_id: shard for shard in list_shards(pairs)}
     found, truth = [], GroundTruth()
@@ -90,7 +87,7 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, Groun
                 found.append(_measure(own, codes[1], table.description.columns.n_styles, truth))
     if not truth.n:
         raise RequestError(
-            f"'{pairs}' has no pair (<key>{_CODE_SUFFIX}) for any face of '{table.store.root}': "
+            f"'{pairs}' has no pair (<key>{CODE_SUFFIX}) for any face of '{table.store.root}': "
             "give the input that the table was made from"
         )
     ids = pa.concat_arrays([batch.ids for batch in found])
@@ -105,35 +102,10 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, Groun
 
 
 def read_codes(shard: Shard) -> Codes:
-    """The true codes of a tar by key, float32; `InputError` for one that is no code."""
+    """The true codes of a tar by key, float32. Raises as `pair_members` does."""
     if shard.kind != "tar":
-        raise InputError(f"'{shard.uri}' is no tar: pairs are tars of images and {_CODE_SUFFIX}")
-    fs, path = filesystem(shard.uri)
-    codes: dict[str, NDArray[np.float32]] = {}
-    with storage_errors(f"read '{shard.uri}'"):
-        try:
-            with fs.open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as archive:
-                for member in archive:
-                    if member.isfile() and member.name.endswith(_CODE_SUFFIX):
-                        key = member.name.removeprefix("./").removesuffix(_CODE_SUFFIX)
-                        file = archive.extractfile(member)
-                        codes[key] = _code(file.read() if file else b"", f"{shard.uri}/{key}")
-        except tarfile.TarError as error:
-            raise StorageError(f"the shard '{shard.uri}' is damaged: {one_line(error)}") from error
-    return codes
-
-
-def _code(content: bytes, where: str) -> NDArray[np.float32]:
-    try:
-        code = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"'{where}{_CODE_SUFFIX}' is no array: {one_line(error)}") from error
-    if code.dtype.kind != "f" or code.ndim > 2 or code.shape[-1:] != (_STYLE_DIM,):
-        raise InputError(
-            f"'{where}{_CODE_SUFFIX}' is {code.dtype} {list(code.shape)}, "
-            f"not a code [512] or [n_styles, 512]"
-        )
-    return np.asarray(code, np.float32)
+        raise InputError(f"'{shard.uri}' is no tar: {WANTED}")
+    return {pair.key: pair.code for pair in pair_members(shard.uri, with_images=False)}
 
 
 def _batches(table: Table) -> Iterator[pa.RecordBatch]:

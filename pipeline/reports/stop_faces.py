@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.alignment import Aligner, AlignmentSettings
 from pipeline.errors import InputError
 from pipeline.images import Rejection, RejectReason
+from pipeline.models.pixels import to_unit
 from pipeline.storage import Sample, spread_samples
 
 
@@ -29,8 +29,7 @@ def read_crops(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
             print(f"left out: {sample.key}: {rejection}", file=sys.stderr)
     if not crops:
         raise InputError(f"'{uri}' has no face to calibrate on")
-    pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-    return pixels.float().div(255).sub(0.5).div(0.5)
+    return to_unit(np.stack(crops))
 
 
 def _crop(aligner: Aligner, sample: Sample) -> NDArray[np.uint8]:

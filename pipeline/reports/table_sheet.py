@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from pipeline.errors import RequestError
 from pipeline.inversion import average_image, invert
 from pipeline.inversion.rendering import pooled, render_each
 from pipeline.models import RestyleModel
+from pipeline.models.pixels import to_pixels, to_unit
 from pipeline.reports.contact_sheet import Pixels, SheetRow, contact_sheet
 from pipeline.table import Table
 from pipeline.table.made_by import first_model_of, model_of
@@ -25,13 +25,6 @@ FROM latents {where} ORDER BY image_id LIMIT {limit}
 """
 
 
-def _to_pixels(image: Tensor) -> Pixels:
-    """[3, h, w] in [-1, 1] to uint8 [h, w, 3], rounded."""
-    scaled = image.clamp(-1, 1).add(1).mul(127.5).round().byte()
-    pixels: Pixels = scaled.permute(1, 2, 0).cpu().numpy()
-    return pixels
-
-
 def _crop(face: Any) -> Pixels:
     return np.asarray(Image.open(io.BytesIO(face.aligned_jpeg)).convert("RGB"))
 
@@ -39,7 +32,7 @@ def _crop(face: Any) -> Pixels:
 def _steps(model: RestyleModel, face: Any) -> list[Pixels]:
     codes = np.array([[list(row) for row in step] for step in face.w_plus_per_step], np.float32)
     frames = render_each(model, torch.from_numpy(codes))
-    return [_to_pixels(pooled(frame, model.input_size)) for frame in frames]
+    return [to_pixels(pooled(frame, model.input_size)) for frame in frames]
 
 
 def _row(model: RestyleModel, average: Pixels, face: Any) -> SheetRow:
@@ -61,12 +54,11 @@ def _bootstrapped_row(
 
     Distances to a photograph say little of what is meant to look different: none is shown.
     """
-    crop = torch.from_numpy(_crop(face).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    begun = invert(first, crop, steps=steps).step_images[0]
+    begun = invert(first, to_unit(_crop(face))[None], steps=steps).step_images[0]
     return SheetRow(
         target=_crop(face),
         average=average,
-        begun=[_to_pixels(image) for image in begun],
+        begun=[to_pixels(image) for image in begun],
         steps=_steps(model, face),
         label=face.image_id,
     )
@@ -91,10 +83,10 @@ def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = 
     model, first = model_of(table), first_model_of(table)
     if first:
         steps = int(table.description.config.get("bootstrap_steps") or 1)
-        average = _to_pixels(average_image(first))
+        average = to_pixels(average_image(first))
         draw = partial(_bootstrapped_row, model, first, steps, average)
     else:
-        draw = partial(_row, model, _to_pixels(average_image(model)))
+        draw = partial(_row, model, to_pixels(average_image(model)))
     rows = [draw(face) for face in faces.itertuples(index=False)]
     step_name = "cartoon" if model.domain == "toonify" else "step"
     return contact_sheet(rows, title=title, step_name=step_name)

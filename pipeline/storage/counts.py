@@ -15,7 +15,8 @@ from pipeline.errors import StorageError
 from pipeline.storage.listing import file_entry
 from pipeline.storage.samples import read_samples
 from pipeline.storage.shards import Shard
-from pipeline.storage.tars import _DAMAGE, _Source, _StrictTarInfo, is_sample
+from pipeline.storage.strict_tar import DAMAGE, BoundedSource, StrictTarInfo
+from pipeline.storage.tars import is_sample
 from pipeline.storage.uris import filesystem, is_local, storage_errors
 
 
@@ -63,12 +64,12 @@ def _is_packed(shard: Shard) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-class _Seekable(_Source):
-    """`_Source` for an archive whose members are passed over without reading them."""
+class _Seekable(BoundedSource):
+    """`BoundedSource` for an archive whose members are passed over without reading them."""
 
     @property
-    def fileobj(self) -> _Source:
-        """Where `_StrictTarInfo` looks for the bound on headers."""
+    def fileobj(self) -> BoundedSource:
+        """Where `StrictTarInfo` looks for the bound on headers."""
         return self
 
     def seek(self, offset: int) -> int:
@@ -85,10 +86,10 @@ def _members(shard: Shard) -> Iterator[tarfile.TarInfo]:
     with storage_errors(f"read '{shard.uri}'"), Path(shard.uri).open("rb") as raw:
         try:
             source = cast(Any, _Seekable(raw))
-            with tarfile.open(fileobj=source, mode="r:", tarinfo=_StrictTarInfo) as archive:
+            with tarfile.open(fileobj=source, mode="r:", tarinfo=StrictTarInfo) as archive:
                 for member in archive:
                     if is_sample(member):
                         yield member
                     cast(Any, archive).members.clear()  # `tarfile` keeps all of them
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise StorageError(f"the shard '{shard.uri}' is damaged") from error

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.alignment import AlignedFace, AlignmentSettings, IsolatedAligner
@@ -18,6 +17,7 @@ from pipeline.images import Rejection, decode
 from pipeline.inversion.rendering import pooled, render_each
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel
+from pipeline.models.pixels import to_unit
 from pipeline.storage import Shard, Store, read_samples
 from pipeline.storage.formats import readable_name
 from pipeline.table.code_files import FaceName, listed
@@ -101,7 +101,7 @@ class Result:
             image = decode(store.get(path))
         except Rejection as error:
             raise InputError(f"'{store.uri(path)}': {error}") from error
-        return pooled(_to_tensor(np.asarray(image)), size)
+        return pooled(to_unit(np.asarray(image)), size)
 
 
 class Measuring:
@@ -134,7 +134,7 @@ class Measuring:
     @torch.no_grad()
     def columns(self, name: str, codes: Codes, face: AlignedFace) -> dict[str, Any]:
         """Alignment and metrics of one face whose codes are [steps, n_styles, 512]."""
-        target = _to_tensor(face.pixels)[None]
+        target = to_unit(face.pixels)[None]
         w_plus = torch.from_numpy(codes).to(self.model.latent_avg.device)
         steps = self._step_images(name, w_plus)
         measures = self.meter.measure(target, steps[None], w_plus[None], self.model.latent_avg)
@@ -150,8 +150,3 @@ class Measuring:
         if self.results is not None:
             return self.results.read(name, len(codes), size).to(codes.device)
         return torch.stack([pooled(frame, size) for frame in render_each(self.model, codes)])
-
-
-def _to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """uint8 [h, w, 3] to float32 [3, h, w] in [-1, 1]."""
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float().div(127.5).sub(1)

@@ -22,8 +22,8 @@ from PIL import Image
 
 from pipeline.errors import ConfigError
 from pipeline.inversion.rendering import render_each
-from pipeline.metrics.pixel import to_pixels
 from pipeline.models import RestyleModel
+from pipeline.models.pixels import to_pixels
 from pipeline.table.exporting import Selection, put_files
 from pipeline.table.file_names import to_file_name
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tarfile
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError
-from pipeline.storage import Store, one_line
+from pipeline.storage import Store
+from pipeline.storage.uris import join
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,18 +29,10 @@ def code_shards(uri: str) -> list[str]:
 def read_codes(uri: str) -> Tensor:
     """The codes of every pair in the folder at `uri`, float32 [n, 512].
 
-    Raises `InputError` where there are none, or a tar is damaged, and `StorageError`.
+    Raises `InputError` where there are none, or one is no tar of pairs, and `StorageError`.
     """
     # Here, as PyTorch is slow to import and the look at the names does without.
     from pipeline.training.pairs import load_codes
 
-    store = Store(uri)
-    with tempfile.TemporaryDirectory() as folder:
-        shards = [Path(folder, name) for name in code_shards(uri)]
-        for shard in shards:
-            shard.write_bytes(store.get(shard.name))
-        try:
-            return load_codes(shards)
-        except (tarfile.TarError, ValueError, EOFError) as error:
-            why = one_line(error)
-            raise InputError(f"the codes in '{uri}' are none, or damaged: {why}") from error
+    folder = Store(uri).root
+    return load_codes([join(folder, name) for name in code_shards(uri)])

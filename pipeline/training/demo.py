@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.models import Architecture, ModelCard, RestyleModel
 from pipeline.models.compact import CompactEncoder
+from pipeline.models.pixels import from_levels, to_levels
 from pipeline.models.stylegan2 import Generator
 from pipeline.storage import Store
 from pipeline.training.augment import augment, augment_alike
@@ -25,7 +26,7 @@ from pipeline.training.journal import Journal, read_reports, total_seconds
 from pipeline.training.look import cartoon
 from pipeline.training.loop import LoopPlan, train
 from pipeline.training.order import random_batches
-from pipeline.training.pairs import Pairs, to_unit
+from pipeline.training.pairs import Pairs
 from pipeline.training.parallel import Group, join_group
 
 LICENCE = (
@@ -61,8 +62,8 @@ class Drawn:
 
     def faces(self, index: Tensor) -> Faces:
         """Images at `index` as the encoder sees them and as they should come out."""
-        seen = to_unit(self.pairs.images[index])
-        return Faces(seen, seen if self.looks is None else to_unit(self.looks[index]))
+        seen = from_levels(self.pairs.images[index])
+        return Faces(seen, seen if self.looks is None else from_levels(self.looks[index]))
 
 
 def draw_cartoons(pairs: Pairs, size: int, folder: str) -> Drawn:
@@ -73,17 +74,18 @@ def draw_cartoons(pairs: Pairs, size: int, folder: str) -> Drawn:
     kept = Checkpoints(Store(folder), "looks")
     state = kept.load()
     if state is None or len(state["looks"]) != len(pairs):
-        looks = [_reduced(cartoon(to_unit(few)), size) for few in pairs.images.split(LOOK_BATCH)]
+        looks = [
+            _reduced(cartoon(from_levels(few)), size) for few in pairs.images.split(LOOK_BATCH)
+        ]
         state = {"looks": torch.cat(looks)}
         kept.save(state)
-    small = [_reduced(to_unit(few), size) for few in pairs.images.split(LOOK_BATCH)]
+    small = [_reduced(from_levels(few), size) for few in pairs.images.split(LOOK_BATCH)]
     return Drawn(Pairs(pairs.w, torch.cat(small)), state["looks"])
 
 
 def _reduced(images: Tensor, size: int) -> Tensor:
     """[-1, 1] of any size to uint8 [n, 3, size, size] by block means."""
-    means = F.adaptive_avg_pool2d(images, size)
-    return ((means + 1) * 127.5).round().clamp(0, 255).byte()
+    return to_levels(F.adaptive_avg_pool2d(images, size))
 
 
 def assemble(

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pipeline.dlib_models import dlib_model
 from pipeline.errors import ModelError
+from pipeline.metrics.arcface import FFHQ_WINDOW, WARP, read_arcface, window_of
+from pipeline.models.state_files import read_state
 
-# Parts of the height and the width: 35-223 and 32-220 of 256 px (ReStyle's identity loss).
-FACE_WINDOW = (35 / 256, 223 / 256, 32 / 256, 220 / 256)
 # Where dlib cuts its chips in FFHQ crops: mean of 299 faces, standard deviation 0.01 to 0.02.
 DLIB_WINDOW = (0.26, 0.95, 0.155, 0.85)
 
@@ -29,17 +29,9 @@ class FeatureNetwork(Protocol):
         ...
 
 
-def window_of(images: Tensor, window: tuple[float, float, float, float]) -> Tensor:
-    """The part (top, bottom, left, right; parts of the side) of [n, 3, h, w], a view."""
-    height, width = images.shape[-2:]
-    top, bottom = round(window[0] * height), round(window[1] * height)
-    left, right = round(window[2] * width), round(window[3] * width)
-    return images[..., top:bottom, left:right]
-
-
 def central_crop(images: Tensor) -> Tensor:
     """The inner face [n, 3, 0.73 h, 0.73 w] of FFHQ crops [n, 3, h, w] (pSp's crop losses)."""
-    return window_of(images, FACE_WINDOW)
+    return window_of(images, FFHQ_WINDOW)
 
 
 @dataclass(frozen=True)
@@ -64,18 +56,19 @@ class FaceFeatures:
 def load_face_features(name: str, device: str = "cpu") -> FaceFeatures:
     """`dlib`, or the network in a weight file (CurricularFace IR-101, ArcFace IR-SE50).
 
-    The published encoders were trained with IR-SE50. Raises `ModelError` where dlib's models or
-    the file are missing, or fit no network.
+    The published encoders were trained with IR-SE50; a weight file does without dlib. Raises
+    `ModelError` where dlib, its models or the file are missing, or fit no network.
     """
+    if name != "dlib":
+        state, _ = read_state(name, "identity weights")
+        return FaceFeatures(read_arcface(state, name, device), FFHQ_WINDOW, WARP)
     try:
-        from pipeline.metrics.arcface import WARP, read_arcface
         from pipeline.metrics.dlib_identity import WEIGHTS
         from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
-        from pipeline.metrics.weight_files import read_weight_file
     except ImportError as error:
-        raise ModelError(f"identity losses need dlib: pip install dlib-bin ({error})") from error
-    if name == "dlib":
-        network = read_dlib_resnet(dlib_model(WEIGHTS).read_bytes()).to(device)
-        return FaceFeatures(network, DLIB_WINDOW, CHIP, (0.0, 255.0))
-    state, _ = read_weight_file(name)
-    return FaceFeatures(read_arcface(state, name, device).network, FACE_WINDOW, WARP)
+        raise ModelError(
+            f"the identity network 'dlib' needs dlib: pip install dlib-bin ({error}), or name a "
+            "weight file"
+        ) from error
+    network = read_dlib_resnet(dlib_model(WEIGHTS).read_bytes()).to(device)
+    return FaceFeatures(network, DLIB_WINDOW, CHIP, (0.0, 255.0))

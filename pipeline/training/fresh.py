@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.metrics.weight_files import read_weight_file
 from pipeline.models import (
     ENCODER_TYPES,
     Architecture,
@@ -24,6 +23,7 @@ from pipeline.models import (
 from pipeline.models.checkpoint import generator_channels, read_checkpoint
 from pipeline.models.files import open_model_file
 from pipeline.models.restyle import build_encoder, digest_of
+from pipeline.models.state_files import read_state
 from pipeline.models.stylegan2 import n_styles_of
 from pipeline.training.config import TrainConfig
 
@@ -152,7 +152,7 @@ def load_backbone(encoder: torch.nn.Module, uri: str) -> None:
     the published code draws them from a normal distribution. Heads stay as they are. Raises
     `ModelError` where the file does not fit the body.
     """
-    given, _ = read_weight_file(uri)
+    given, _ = read_state(uri, "backbone weights")
     given = {_body_name(key): value for key, value in given.items()}
     body = {
         key: value
@@ -164,7 +164,7 @@ def load_backbone(encoder: torch.nn.Module, uri: str) -> None:
         if value is None and key.endswith(("num_batches_tracked", "relu.weight")):
             continue  # absent from files of torch's own, whose ReLU has no weights
         if value is None or not _fits(value, current):
-            raise ModelError(f"{uri}: weight '{key}' is missing or of another shape")
+            raise ModelError(f"backbone weights {uri!r}: '{key}' is missing or of another shape")
         if value.shape != current.shape:
             current.zero_()
             current[:, : value.shape[1]] = value

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pipeline.metrics.pixel import to_pixels
+from pipeline.models.pixels import to_pixels
 from pipeline.storage import Store
 from pipeline.training.board import Board
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.models.pixels import from_levels
+from pipeline.storage.pairs import Pair, pair_members
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Pairs:
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Codes [b, 512] and images [b, 3, size, size] in [-1, 1] at `index` [b]."""
-        return self.w[index], to_unit(self.images[index])
+        return self.w[index], from_levels(self.images[index])
 
     def split(self, held_out: int) -> tuple[Pairs, Pairs]:
         """All but the last `held_out` pairs, and these."""
@@ -35,66 +38,55 @@ class Pairs:
         return Pairs(self.w[:edge], self.images[:edge]), Pairs(self.w[edge:], self.images[edge:])
 
 
-def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 [0, 255] to float32 [-1, 1]."""
-    return pixels.float().div(127.5).sub(1)
-
-
-def _read_shard(path: Path, size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    codes: dict[str, np.ndarray] = {}
-    images: dict[str, np.ndarray] = {}
-    with tarfile.open(path) as archive:
-        for member in archive:
-            content = archive.extractfile(member)
-            if content is None:
-                continue
-            key, _, kind = member.name.partition(".")
-            if kind == "w.npy":
-                codes[key] = np.load(io.BytesIO(content.read()), allow_pickle=False)
-            elif kind == "jpg":
-                image = Image.open(io.BytesIO(content.read())).convert("RGB")
-                small = image.resize((size, size), Image.Resampling.BOX)
-                images[key] = np.asarray(small).transpose(2, 0, 1)
-    keys = sorted(codes.keys() & images.keys())
-    return [codes[key] for key in keys], [images[key] for key in keys]
-
-
-def load_pairs(shards: Sequence[Path], size: int) -> Pairs:
+def load_pairs(shards: Sequence[str | Path], size: int) -> Pairs:
     """Read every pair of `shards`, images reduced to `size` pixels by exact block means.
 
-    A shard is a tar of `<key>.jpg` and `<key>.w.npy` (float16 [512]). Raises `FileNotFoundError`
-    when there is none.
+    A shard is a tar of `<key>.jpg` and `<key>.w.npy` (float16 [512]), a path or fsspec URI; its
+    pairs come in the order of their keys. Raises `InputError` where there is no shard, and where
+    one is no tar of pairs, and `StorageError`.
     """
-    if not shards:
-        raise FileNotFoundError("no pair shards: pass the folder that holds pairs-*.tar")
-    codes: list[np.ndarray] = []
-    images: list[np.ndarray] = []
-    for shard in shards:
-        more_codes, more_images = _read_shard(shard, size)
-        codes += more_codes
-        images += more_images
-    w = torch.from_numpy(np.stack(codes).astype(np.float32))
-    return Pairs(w, torch.from_numpy(np.stack(images)))
+    _check_any(shards)
+    codes: list[NDArray[np.float32]] = []
+    images: list[NDArray[np.uint8]] = []
+    for shard in map(str, shards):
+        pairs = pair_members(shard)
+        found = {pair.key: (_w(pair, shard), _reduced(pair.image, size)) for pair in pairs}
+        for key in sorted(found):
+            codes.append(found[key][0])
+            images.append(found[key][1])
+    return Pairs(torch.from_numpy(np.stack(codes)), torch.from_numpy(np.stack(images)))
 
 
-def load_codes(shards: Sequence[Path]) -> Tensor:
+def load_codes(shards: Sequence[str | Path]) -> Tensor:
     """The codes alone of every pair of `shards`, float32 [n, 512]; real w for a discriminator.
 
-    Raises `FileNotFoundError` when there is none.
+    They come in the order in which they lie there. Raises as `load_pairs` does.
     """
-    if not shards:
-        raise FileNotFoundError("no pair shards: pass the folder that holds pairs-*.tar")
+    _check_any(shards)
     codes = [
-        np.load(io.BytesIO(content.read()), allow_pickle=False)
-        for shard in shards
-        for content in _members(shard, ".w.npy")
+        _w(pair, shard)
+        for shard in map(str, shards)
+        for pair in pair_members(shard, with_images=False)
     ]
-    return torch.from_numpy(np.stack(codes).astype(np.float32))
+    return torch.from_numpy(np.stack(codes))
 
 
-def _members(shard: Path, suffix: str) -> Iterator[IO[bytes]]:
-    with tarfile.open(shard) as archive:
-        for member in archive:
-            content = archive.extractfile(member) if member.name.endswith(suffix) else None
-            if content is not None:
-                yield content
+def _check_any(shards: Sequence[str | Path]) -> None:
+    if not shards:
+        raise InputError("no pair shards: pass the folder that holds pairs-*.tar")
+
+
+def _w(pair: Pair, shard: str) -> NDArray[np.float32]:
+    if pair.code.ndim != 1:
+        raise InputError(
+            f"the code of '{pair.key}' in '{shard}' is {list(pair.code.shape)}: training takes "
+            "codes of W, [512]"
+        )
+    return pair.code
+
+
+def _reduced(content: bytes, size: int) -> NDArray[np.uint8]:
+    """An image file as [3, size, size]."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    small = image.resize((size, size), Image.Resampling.BOX)
+    return np.asarray(small).transpose(2, 0, 1)

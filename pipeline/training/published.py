@@ -7,8 +7,8 @@ options count batches of 8: 20,000 of them with a single w, 2,000 more for each 
 from __future__ import annotations
 
 from pipeline.inversion.restyle import check_steps
-from pipeline.metrics.weight_files import read_weight_file
 from pipeline.models import RestyleModel, preset_for
+from pipeline.models.state_files import read_state
 from pipeline.training.adversary import AdversaryPlan
 from pipeline.training.config import TrainConfig
 from pipeline.training.encoder import EncoderPlan
@@ -84,6 +84,6 @@ def feature_networks(
     if weights.moco and config.moco_weights:
         from pipeline.metrics.moco import read_moco
 
-        state, _ = read_weight_file(config.moco_weights)
+        state, _ = read_state(config.moco_weights, "MoCo weights")
         networks["moco"] = read_moco(state, config.moco_weights, device)
     return networks

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.errors import InputError
 from pipeline.models import ModelCard, RestyleModel, save_bundle
 from pipeline.models.official import original_refuses, save_official
+from pipeline.models.pixels import from_levels
 from pipeline.storage import Store
 from pipeline.training.adversary import Adversary
 from pipeline.training.augment import augment, flip_half
@@ -27,7 +28,6 @@ from pipeline.training.journal import Journal
 from pipeline.training.loop import LoopPlan, Trained, train
 from pipeline.training.optimisers import make_optimiser
 from pipeline.training.order import random_batches
-from pipeline.training.pairs import to_unit
 from pipeline.training.parallel import Group
 from pipeline.training.published import adversary_plan, encoder_plan, feature_networks
 from pipeline.training.settled import ENCODER, Origin, check_settings, keep_settings
@@ -91,7 +91,7 @@ def crop_batches(
     def batches(first: int) -> Iterator[Faces]:
         order = windowed(counts, crops.window)
         for index in random_batches(sum(counts), plan.batch, plan.seed, first, order):
-            images = to_unit(crops.images(group.share(index)))
+            images = from_levels(crops.images(group.share(index)))
             yield Faces(images, images)
 
     return batches
@@ -126,7 +126,7 @@ def make_task(config: TrainConfig, model: RestyleModel, held_out: Tensor) -> Enc
     """The training of `model`'s encoder; `held_out` is uint8 [n, 3, h, w]."""
     plan, device = encoder_plan(config, model), str(model.latent_avg.device)
     rival = adversary_plan(config, model)
-    images = to_unit(held_out)
+    images = from_levels(held_out)
     return EncoderTask(
         model,
         plan,

@@ -157,7 +157,7 @@ def test_a_damaged_identity_network_is_a_wrong_request(tmp_path: Path, tiny_bund
     paths = ("--input", "in", "--output", "table", "--model", tiny_bundle, "--identity", "bad.pth")
     run = run_job(tmp_path, *paths, "--dry-run")
     assert run.refused
-    assert "'bad.pth' are no safetensors or torch weight file: it is damaged" in run.err
+    assert "identity weights 'bad.pth': damaged, or not a PyTorch checkpoint" in run.err
     assert "Traceback" not in run.err
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from pipeline.metrics.lpips import Lpips
 
+COPIES = ["same", "blur", "flip", "shift", "dark"]  # of one face, whose warps are published
+
 
 @pytest.fixture(scope="session")
 def reference(shared: Path) -> Path:
@@ -89,3 +91,9 @@ def people() -> Tensor:
     content = resources.files("pipeline").joinpath("samples", "samples-0000.tar").read_bytes()
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         return torch.stack([crop(tar, number, 256) for number in (2, 3, 4)])
+
+
+def warps(identity_golden: dict[str, np.ndarray], *names: str) -> Tensor:
+    """The published warps called `names`, [n, 3, 112, 112] in [-1, 1]."""
+    pixels = np.stack([identity_golden[f"{name}_warp112"] for name in names])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from pipeline import child_process
 from pipeline.errors import PipelineError
 from pipeline.metrics import face_child, face_pool
-from pipeline.metrics.arcface import CurricularFace, CurricularFaceIdentity
+from pipeline.metrics.arcface import CurricularFace
+from pipeline.metrics.arcface_identity import CurricularFaceIdentity
 from pipeline.metrics.dlib_identity import DlibIdentity
 from pipeline.metrics.face_child import Order, cut_face
 from pipeline.metrics.face_cutter import FaceCutter, landmark_file, views

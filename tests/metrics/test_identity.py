@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from pipeline.dlib_models import dlib_model
 from pipeline.errors import ModelError
 from pipeline.metrics import Meter
-from pipeline.metrics.arcface import ArcFaceIRSE50, CurricularFace, read_arcface
+from pipeline.metrics.arcface import ArcFaceIRSE50, CurricularFace
+from pipeline.metrics.arcface_identity import identity_of
 from pipeline.metrics.dlib_identity import CHIP_PADDING, WEIGHTS, DlibIdentity
 from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
 from pipeline.metrics.face_child import find_face
 from pipeline.metrics.face_cutter import landmark_file, views
 from pipeline.metrics.identity import load_identity
-from pipeline.metrics.pixel import to_pixels
+from pipeline.models.pixels import to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +101,12 @@ def test_a_reconstruction_that_is_no_picture_does_not_count_as_a_missed_face(peo
     assert measures.identity_missed == 0
 
 
+@torch.no_grad()
 def test_curricularface_looks_for_the_face_and_ir_se50_does_not(people):
     scene = torch.stack([people[0], torch.zeros_like(people[0])])
     torch.manual_seed(0)
-    curricular = read_arcface(CurricularFace().state_dict(), "random").embed(scene)
-    fixed = read_arcface(ArcFaceIRSE50().state_dict(), "random").embed(scene)
+    curricular = identity_of(CurricularFace().eval(), "random").embed(scene)
+    fixed = identity_of(ArcFaceIRSE50().eval(), "random").embed(scene)
     assert curricular.isnan().all(dim=1).tolist() == [False, True]
     assert fixed.isfinite().all()
     torch.testing.assert_close(curricular[0].norm().item(), 1.0)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pipeline.metrics.pixel import enlarged, mean_squared_error, peak_signal_to_noise, to_pixels
+from pipeline.metrics.pixel import enlarged, mean_squared_error, peak_signal_to_noise
 
 
 def test_l2_is_the_mean_square_per_image():
@@ -31,13 +31,3 @@ def test_a_small_image_is_enlarged_in_its_own_proportions():
 def test_a_large_image_is_left_alone():
     image = torch.zeros(1, 3, 300, 200)
     assert enlarged(image) is image
-
-
-def test_pixels_are_rounded_not_truncated():
-    image = torch.full((1, 3, 1, 1), 200.6 / 127.5 - 1)
-    assert to_pixels(image).ravel().tolist() == [201] * 3
-
-
-def test_values_out_of_range_do_not_wrap_around():
-    image = torch.tensor([-3.0, 0.0, 3.0])[None, :, None, None]
-    assert to_pixels(image).ravel().tolist() == [0, 128, 255]

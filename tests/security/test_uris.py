@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.metrics.weight_files import read_weight_file
 from pipeline.models import load_model, save_bundle
+from pipeline.models.state_files import read_state
 from pipeline.settings import read_config_file
 from tests.table.rows import shard, write_shard, writer
 
@@ -78,7 +78,7 @@ def test_no_job_repeats_the_credentials_of_a_uri(
     assert not (folder / "out").exists()
 
 
-@pytest.mark.parametrize("door", [load_model, read_config_file, read_weight_file])
+@pytest.mark.parametrize("door", [load_model, read_config_file, read_state])
 def test_no_door_opens_a_uri_with_credentials(door: object) -> None:
     for uri in (URI, f"s3://key:{SECRET}@bucket/x.pt"):
         with pytest.raises(InputError, match="carries credentials") as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage import read_samples, tars
+from pipeline.storage import read_samples, strict_tar
 from tests.storage.archives import only_shard, samples_of, write_tar
 
 MEMBERS = [(f"{i:04d}.jpg", bytes([i]) * 3000) for i in range(5)]
@@ -198,7 +198,7 @@ def test_a_header_of_many_megabytes_is_not_taken_into_memory(tmp_path: Path) -> 
 def test_a_gzip_that_unpacks_without_end_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tars, "_BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr(strict_tar, "_BOMB_BYTES", 1 << 20)
     path = write_tar(tmp_path / "s.tar.gz", [("0.txt", b"\0" * (8 << 20))], "w:gz")
     with pytest.raises(StorageError, match="unpacks to over 200 times its size"):
         samples_of(path)

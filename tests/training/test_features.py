@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -51,3 +54,22 @@ def test_a_weight_file_gives_its_own_network(tmp_path, faces):
     features = load_face_features(str(tmp_path / "ir_se50.safetensors"))
     assert features.side == 112
     assert torch.allclose(features.embed(faces[:1]).norm(dim=1), torch.ones(1))
+
+
+def test_only_the_network_of_dlib_needs_dlib(tmp_path):
+    save_file(ArcFaceIRSE50().state_dict(), tmp_path / "ir_se50.safetensors")
+    code = f"""
+import sys
+sys.modules["dlib"] = None
+from pipeline.errors import ModelError
+from pipeline.training.features import load_face_features
+print(load_face_features({str(tmp_path / "ir_se50.safetensors")!r}).side)
+try:
+    load_face_features("dlib")
+except ModelError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    side, refusal = run.stdout.splitlines()
+    assert side == "112"
+    assert "needs dlib: pip install dlib-bin" in refusal

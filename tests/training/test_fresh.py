@@ -121,5 +121,11 @@ def test_a_body_starts_from_torchs_resnet34(tmp_path):
 
 def test_weights_of_another_body_are_refused(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "x.pth")
-    with pytest.raises(ModelError, match=r"weight 'conv1\.weight' is missing or of another shape"):
+    with pytest.raises(ModelError, match=r"x\.pth': 'conv1\.weight' is missing or of another"):
+        load_backbone(ResNetBackboneEncoder(6, 1, WIDTHS), str(tmp_path / "x.pth"))
+
+
+def test_a_damaged_backbone_is_called_by_its_kind(tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match=r"backbone weights '.*x\.pth': .*fetch it again"):
         load_backbone(ResNetBackboneEncoder(6, 1, WIDTHS), str(tmp_path / "x.pth"))

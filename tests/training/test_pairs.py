@@ -1,8 +1,13 @@
+import io
+import tarfile
+
 import numpy as np
 import pytest
 import torch
 
-from pipeline.training.pairs import load_pairs, to_unit
+from pipeline.errors import InputError
+from pipeline.training.pairs import load_codes, load_pairs
+from tests.storage.archives import write_tar
 
 
 def test_every_pair_of_every_shard_is_read_with_its_own_code(pair_shards):
@@ -21,9 +26,31 @@ def test_held_out_pairs_are_the_last_and_in_neither_part_twice(pair_shards):
 
 
 def test_no_shards_is_an_error_that_says_what_to_pass():
-    with pytest.raises(FileNotFoundError, match=r"pairs-\*\.tar"):
+    with pytest.raises(InputError, match=r"pairs-\*\.tar"):
         load_pairs([], 32)
+    with pytest.raises(InputError, match=r"pairs-\*\.tar"):
+        load_codes([])
 
 
-def test_pixels_span_minus_one_to_one():
-    assert to_unit(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+def test_names_as_tar_writes_them_are_pairs_too(pair_shards, tmp_path):
+    with tarfile.open(pair_shards[0]) as archive:
+        members = [(f"./{m.name}", archive.extractfile(m).read()) for m in archive]
+    path = write_tar(tmp_path / "pairs-0.tar", members)
+    expected, found = load_pairs(pair_shards[:1], 32), load_pairs([path], 32)
+    assert torch.equal(found.w, expected.w)
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(load_codes([path]), expected.w)
+
+
+@pytest.mark.parametrize("load", [load_codes, lambda shards: load_pairs(shards, 32)])
+def test_shards_without_pairs_are_refused_in_one_line(tmp_path, load):
+    sink = io.BytesIO()
+    np.save(sink, np.zeros((10, 512), np.float16))
+    members = [("0.w.npy", sink.getvalue()), ("0.jpg", b"image")]
+    for shard, said in (
+        (write_tar(tmp_path / "empty.tar", []), r"empty\.tar' holds no pairs"),
+        (tmp_path / "none.tar", r"there is no '.*none\.tar'"),
+        (write_tar(tmp_path / "plus.tar", members), r"'0' in '.*plus\.tar' is \[10, 512\]"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load([shard])

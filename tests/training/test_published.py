@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.models import load_checkpoint
 from pipeline.models.encoders import OFFICIAL_ENCODERS
 from pipeline.training.config import TrainConfig
@@ -78,3 +78,9 @@ def test_steps_follow_the_encoder(faces):
 def test_only_the_networks_that_count_are_loaded(faces):
     weights = image_weights(config(identity=0), faces)
     assert feature_networks(config(identity=0), weights, "cpu") == {}
+
+
+def test_a_missing_moco_file_is_called_by_its_kind(churches):
+    asked = config(moco_weights="nowhere.pth")
+    with pytest.raises(ModelError, match=r"no MoCo weights at nowhere\.pth"):
+        feature_networks(asked, image_weights(asked, churches), "cpu")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import ModelError, StorageError
-from pipeline.metrics.weight_files import read_weight_file
+from pipeline.models.state_files import check_entries, read_state
 from tests.storage import cut_off
 
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3)}
@@ -27,14 +27,14 @@ def test_torch_and_safetensors_files_give_the_same_tensors(tmp_path):
     torch.save(STATE, tmp_path / "face.pth")
     save_file(STATE, tmp_path / "face.safetensors")
     for name in ("face.pth", "face.safetensors"):
-        state, sha256 = read_weight_file(str(tmp_path / name))
+        state, sha256 = read_state(str(tmp_path / name))
         assert torch.equal(state["layer.weight"], STATE["layer.weight"])
         assert len(sha256) == 64
 
 
 def test_any_fsspec_uri_is_read(tmp_path):
     torch.save(STATE, tmp_path / "face.pth")
-    state, _ = read_weight_file(f"file://{tmp_path}/face.pth")
+    state, _ = read_state(f"file://{tmp_path}/face.pth")
     assert torch.equal(state["layer.weight"], STATE["layer.weight"])
 
 
@@ -43,14 +43,23 @@ def test_a_read_that_is_cut_off_is_no_damage():
     with fsspec.open("memory://weights/face.pth", "wb") as sink:
         torch.save(STATE, sink)
     with pytest.raises(StorageError, match="reset by peer"):
-        read_weight_file("breaks://weights/face.pth")
-    with pytest.raises(ModelError, match="not found"):
-        read_weight_file("breaks://weights/none.pth")
+        read_state("breaks://weights/face.pth")
+    with pytest.raises(ModelError, match=r"no weights at breaks://weights/none\.pth"):
+        read_state("breaks://weights/none.pth")
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ModelError, match=r"nowhere\.pth.* cannot be read"):
-        read_weight_file(str(tmp_path / "nowhere.pth"))
+@pytest.mark.parametrize("name", ["nowhere.pth", "null\0.pth", "\ud800.pth"])
+def test_a_missing_file_is_named(tmp_path, name):
+    for place in (f"{tmp_path}/{name}", f"file://{tmp_path}/nowhere.pth"):
+        with pytest.raises(ModelError, match=r"no MoCo weights at .*\.pth"):
+            read_state(place, "MoCo weights")
+
+
+@pytest.mark.parametrize("content", [b"", pickle.dumps({"layer": [1]}, protocol=2)])
+def test_an_error_says_what_the_file_was_to_be(tmp_path, content):
+    (tmp_path / "r50.pth").write_bytes(content)
+    with pytest.raises(ModelError, match=r"^backbone weights '.*r50\.pth': "):
+        read_state(str(tmp_path / "r50.pth"), "backbone weights")
 
 
 @pytest.mark.parametrize("name", ["face.pth", "face.safetensors"])
@@ -58,7 +67,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError) as raised:
-        read_weight_file(str(tmp_path / name))
+        read_state(str(tmp_path / name))
     assert "\n" not in str(raised.value)
     assert name in str(raised.value)
 
@@ -73,7 +82,7 @@ def test_a_damaged_file_is_refused_in_one_line_whatever_torch_makes_of_it(tmp_pa
         content[draw.randrange(len(content) // 2)] = draw.randrange(256)
         path.write_bytes(content)
         try:
-            read_weight_file(str(path))
+            read_state(str(path))
         except ModelError as error:
             refused.append(error)
     assert all("face.pth" in str(error) for error in refused)
@@ -85,14 +94,14 @@ def test_a_damaged_file_is_refused_in_one_line_whatever_torch_makes_of_it(tmp_pa
 def test_nothing_in_a_file_is_executed(tmp_path):
     trace = tmp_path / "executed"
     (tmp_path / "face.pth").write_bytes(pickle.dumps(Attack(trace), protocol=2))
-    with pytest.raises(ModelError, match="no safetensors or torch weight file"):
-        read_weight_file(str(tmp_path / "face.pth"))
+    with pytest.raises(ModelError, match="refused, it holds the class"):
+        read_state(str(tmp_path / "face.pth"))
     assert not trace.exists()
 
 
 def test_the_state_dict_of_a_training_checkpoint_is_taken(tmp_path):
     torch.save({"epoch": 800, "arch": "resnet50", "state_dict": STATE}, tmp_path / "face.pth")
-    state, _ = read_weight_file(str(tmp_path / "face.pth"))
+    state, _ = read_state(str(tmp_path / "face.pth"))
     assert list(state) == ["layer.weight"]
 
 
@@ -108,4 +117,13 @@ def test_the_state_dict_of_a_training_checkpoint_is_taken(tmp_path):
 def test_a_file_of_other_things_is_refused(tmp_path, state):
     torch.save({"state_dict": state}, tmp_path / "face.pth")
     with pytest.raises(ModelError, match="no state dict of tensors"):
-        read_weight_file(str(tmp_path / "face.pth"))
+        read_state(str(tmp_path / "face.pth"))
+
+
+@pytest.mark.parametrize("given", [{"bias": STATE["layer.weight"]}, {"layer.weight": None}, {}])
+def test_entries_of_another_network_are_counted_and_the_first_is_named(given):
+    with pytest.raises(
+        ModelError, match=r"^x\.pth is no y: \d of 1 entries differ.*'layer\.weight'"
+    ):
+        check_entries(STATE, given, "x.pth is no y")
+    check_entries(STATE, {"layer.weight": torch.zeros(2, 3)}, "x.pth is no y")
