@@ -40,7 +40,7 @@ PICTURES = ("images", "results", "coupled")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export; print one JSON line; the exit code."""
     asked = _parser().parse_args(arguments)
-    return exit_code_of(lambda: _report(asked))
+    return exit_code_of(lambda: _report(asked), given_table=True)
 
 
 def _parser() -> argparse.ArgumentParser:

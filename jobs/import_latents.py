@@ -84,8 +84,9 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
     device = ready_device(asked.device)
     codes, model = open_codes(asked.codes), load_model(asked.model, device)
     if not asked.images:
-        if asked.results:
-            raise ConfigError("--results are compared with images: name them with --images")
+        for name in ("results", "prealigned", "fit", "identity"):
+            if getattr(asked, name):
+                raise ConfigError(f"--{name} is for images, to measure by: name them with --images")
         return Importing(codes, model, settings).run(asked.output)
     several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
     with _measuring(asked, model, device, several=several) as measuring:

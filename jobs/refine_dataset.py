@@ -16,7 +16,7 @@ import argparse
 import sys
 from typing import Any
 
-from pipeline.command_line import add_flags, job_parser
+from pipeline.command_line import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
 from pipeline.errors import ConfigError, printable
@@ -40,7 +40,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = job_parser(__doc__, last_line=NOTHING_DONE)
     parser.add_argument("--table", required=True, metavar="URI", help="the table of the first pass")
     parser.add_argument("--where", metavar="SQL", help="condition on its rows (default: all)")
-    parser.add_argument("--steps", metavar="N", help="optimisation steps a face (default 300)")
+    parser.add_argument(
+        "--steps", type=positive, metavar="N", help="optimisation steps a face (default 300)"
+    )
     parser.add_argument("--output", required=True, metavar="URI", help="the new table")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     add_flags(parser, JobConfig, OWN)

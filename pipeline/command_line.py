@@ -66,6 +66,7 @@ def exit_code_of(
     work: Callable[[], int],
     *,
     reads_only: bool = False,
+    given_table: bool = False,
     stopped: str = "nothing is half done",
     last_line: Mapping[str, Any] | None = None,
 ) -> int:
@@ -73,10 +74,11 @@ def exit_code_of(
 
     The error goes to stderr in one line. A job whose last line of stdout is a JSON object has such
     a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1; its
-    other keys are those of `last_line`. One that `reads_only` prints an answer or nothing, and a
-    damaged table is a wrong request to it. `stopped` is what a Ctrl-C means to the user.
+    other keys are those of `last_line`. One that `reads_only` prints an answer or nothing. To it,
+    and to any job of a `given_table`, a damaged table is a wrong request. `stopped` is what a
+    Ctrl-C means to the user.
     """
-    wrong = (RequestError, TableError) if reads_only else (RequestError,)
+    wrong = (RequestError, TableError) if reads_only or given_table else (RequestError,)
     try:
         return work()
     except PipelineError as error:

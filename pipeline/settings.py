@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -26,12 +26,22 @@ def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Se
     """
     settings = read_config_file(file) if file else {}
     settings |= {name: value for name, value in flags.items() if value is not None}
+    _refuse_truths(kind, settings)
     try:
         return kind(**settings)
     except ValidationError as error:
         raise ConfigError(_explain(error, kind)) from None
     except TypeError as error:  # keys that are not strings
         raise ConfigError(f"setting names must be text: {error}") from None
+
+
+def _refuse_truths(kind: type[Settings], settings: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for `yes` where a number is wanted: it would be taken for 1."""
+    for name, value in settings.items():
+        field = kind.model_fields.get(name)
+        kinds = (field.annotation, *get_args(field.annotation)) if field else (bool,)
+        if isinstance(value, bool) and bool not in kinds:
+            raise ConfigError(f"'{name}': input should not be a truth value (got {value})")
 
 
 def read_config_file(uri: str) -> dict[str, Any]:
@@ -42,7 +52,7 @@ def read_config_file(uri: str) -> dict[str, Any]:
     """
     text = _text_of(uri)
     try:
-        settings = yaml.safe_load(text)
+        settings = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"'{uri}' is not valid YAML: {' '.join(str(error).split())}") from error
     # A date in a thirteenth month, a number of five thousand digits, a thousand lists in lists.
@@ -53,6 +63,18 @@ def read_config_file(uri: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
     return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a name stands once: of two values the last would be taken in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.YAMLError(f"'{key.value}' stands there twice")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _text_of(uri: str) -> str:

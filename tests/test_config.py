@@ -70,6 +70,10 @@ def test_a_name_like_no_other_is_refused_without_a_guess() -> None:
         ("device", "tpu"),
         ("input", ["a", "b"]),
         ("min_face", None),
+        ("min_face", True),
+        ("limit", True),
+        ("steps", True),
+        ("part_size", False),
     ],
 )
 def test_a_value_that_does_not_fit_is_named_with_what_was_given(
@@ -142,7 +146,7 @@ def test_a_file_that_is_missing_is_named(file: Path) -> None:
     assert refusal(file).startswith(f"cannot read the config file '{file}': ")
 
 
-@pytest.mark.parametrize("content", [b"steps: [3", b"a: b: c", b"\x00"])
+@pytest.mark.parametrize("content", [b"steps: [3", b"a: b: c", b"\x00", b"limit: 3\nlimit: 4"])
 def test_a_file_that_is_no_yaml_is_refused(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     assert "is not valid YAML" in refusal(file)

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pipeline.config import JobConfig
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import Recipe, make_recipe
-from pipeline.errors import InputError
 from pipeline.storage import (
     Shard,
     Store,
-    canonical_uri,
+    check_beside,
     check_columns,
     count_samples,
     list_shards,
@@ -179,7 +178,7 @@ def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
     Raises a `RequestError` for whatever is wrong with the request. Writes `_table.json` if the
     table is new, and nothing with `dry_run`. The input is listed as `Plan.works` is used.
     """
-    _check_places(config)
+    check_beside(config.input, config.output)
     recipe = make_recipe(config)
     shards = list_shards(config.input, files_per_shard=config.files_per_shard)
     # An input that is not there, or not of images, is refused before the table is made.
@@ -198,16 +197,6 @@ def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
     plan = Plan(recipe, writer)
     plan.works = Works(_compare(plan, shards, config))
     return plan
-
-
-def _check_places(config: JobConfig) -> None:
-    """Raise `InputError` for a table inside its own input: the next run would read it as images."""
-    source, table = canonical_uri(config.input), canonical_uri(config.output)
-    if f"{table}/".startswith(f"{source}/"):
-        raise InputError(
-            f"the output '{table}' lies inside the input '{source}', where its files would be read "
-            "as images: choose an output beside it"
-        )
 
 
 def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator[ShardWork]:

@@ -54,15 +54,17 @@ def train_in_worker(settings: dict[str, Any]) -> None:
 def check_workers(config: TrainConfig, resources: Resources, *, local: bool) -> None:
     """Raise `ConfigError` for more workers than there is room for, which Ray Train would await.
 
-    A cluster may start nodes with GPUs when they are asked for.
+    A cluster may start nodes when they are asked for, and has none at first.
     """
-    if config.workers > resources.cpus:
-        raise ConfigError(f"{config.workers} workers, but Ray offers {resources.cpus:.0f} cores")
-    if local and resources.on_gpu(config.device) and config.workers > resources.gpus:
+    if not local:
+        return
+    if resources.on_gpu(config.device) and config.workers > resources.gpus:
         raise ConfigError(
             f"--workers {config.workers}, each with a GPU, but this machine has "
             f"{resources.gpus:.0f}: use fewer, or --device cpu"
         )
+    if config.workers > resources.cpus:
+        raise ConfigError(f"{config.workers} workers, but Ray offers {resources.cpus:.0f} cores")
 
 
 def _trainer(config: TrainConfig, crops: Store, resources: Resources) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -103,6 +103,10 @@ def _folder(uri: str) -> str:
         raise ModelError(
             f"no model is called '{uri}' (known: {known}); "
             "a bundle folder or a .pt file is given by its path, such as ./my-model"
+        )
+    if "://" not in uri and Path(uri).is_file():
+        raise ModelError(
+            f"'{uri}' is no model: a model is a bundle's folder, or a file that ends in .pt or .pth"
         )
     return uri.rstrip("/")
 

@@ -100,7 +100,7 @@ def _report(
     sheets += [per_step(methods), per_bucket(methods)]
     details: list[Sheet] = []
     files: dict[str, bytes] = {}
-    if plots:
+    if plots and metrics_of(methods):
         files["quality_against_time.png"] = quality_against_time(methods)
     if changes:
         sheets.append(groups_sheet(changes))

@@ -16,7 +16,7 @@ from pipeline.errors import InputError, RequestError
 from pipeline.reports.faces import Faces, last_kept
 from pipeline.reports.statistics import Floats
 from pipeline.storage import Shard, list_shards
-from pipeline.storage.pairs import CODE_SUFFIX, WANTED, pair_members
+from pipeline.storage.pairs import CODE_SUFFIX, WANTED, code_members
 from pipeline.table import Table
 from pipeline.table.code_arrays import codes_of, step_codes_of
 
@@ -73,7 +73,7 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, Groun
     `pairs` is the input that the table was made from: tars of `<key>.jpg` and `<key>.w.npy`
     ([512] or [n_styles, 512]). A face belongs to the pair of its shard and key; one without a pair
     has no distance. Distances of single steps need a table that keeps them. Raises `RequestError`
-    if no face has a pair, and as `pair_members` does for a tar that holds less than pairs.
+    if no face has a pair, and as `code_members` does.
     """
     shards = {shard.shard_id: shard for shard in list_shards(pairs)}
     found, truth = [], GroundTruth()
@@ -102,10 +102,10 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, Groun
 
 
 def read_codes(shard: Shard) -> Codes:
-    """The true codes of a tar by key, float32. Raises as `pair_members` does."""
+    """The true codes of a tar by key, float32. Raises as `code_members` does."""
     if shard.kind != "tar":
         raise InputError(f"'{shard.uri}' is no tar: {WANTED}")
-    return {pair.key: pair.code for pair in pair_members(shard.uri, with_images=False)}
+    return dict(code_members(shard.uri))
 
 
 def _batches(table: Table) -> Iterator[pa.RecordBatch]:

@@ -2,7 +2,7 @@
 
 from pipeline.storage.counts import count_samples
 from pipeline.storage.objects import ObjectInfo
-from pipeline.storage.outputs import check_output
+from pipeline.storage.outputs import check_beside, check_output
 from pipeline.storage.parquets import check_columns
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
 from pipeline.storage.samples import read_samples
@@ -26,6 +26,7 @@ __all__ = [
     "Shard",
     "Store",
     "canonical_uri",
+    "check_beside",
     "check_columns",
     "check_output",
     "count_samples",

@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.storage.disks import name_if_absent
 from pipeline.storage.uris import (
     canonical_uri,
@@ -44,6 +44,16 @@ def check_output(uri: str) -> None:
         with storage_errors(f"look up '{root}'"):
             if fs.isfile(path):
                 raise ConfigError(f"the output '{root}' is an object, and is to be a folder")
+
+
+def check_beside(source: str, output: str) -> None:
+    """Raise `InputError` for an output inside its own input: the next run would read it."""
+    outer, inner = canonical_uri(source), canonical_uri(output)
+    if f"{inner}/".startswith(f"{outer}/"):
+        raise InputError(
+            f"the output '{inner}' lies inside the input '{outer}', where its files would be read "
+            "as images: choose an output beside it"
+        )
 
 
 def _check_disk(folder: Path) -> None:

@@ -31,18 +31,17 @@ class Pair(NamedTuple):
     code: NDArray[np.float32]  # [512] or [n_styles, 512]
 
 
-def pair_members(uri: str, *, with_images: bool = True) -> Iterator[Pair]:
+def pair_members(uri: str) -> Iterator[Pair]:
     """The pairs of the tar at `uri`, a path or fsspec URI, each when both halves have been read.
 
-    Memory holds the halves that wait for their other. Without `with_images` images are empty, but
-    have to be there. Raises `InputError` where there is no tar, it is damaged or holds no pair, or
-    where a key has no image or no code, or one that is none, and `StorageError` where the tar
-    cannot be read to its end.
+    Memory holds the halves that wait for their other. Raises `InputError` where there is no tar, it
+    is damaged or holds no pair, or where a key has no image or no code, or one that is none, and
+    `StorageError` where the tar cannot be read to its end.
     """
     images: dict[str, bytes] = {}
     codes: dict[str, NDArray[np.float32]] = {}
     count = 0
-    for name, content in _members(uri, with_images):
+    for name, content in _members(uri, with_images=True):
         if name.endswith(CODE_SUFFIX):
             key = name.removesuffix(CODE_SUFFIX)
             codes[key] = _code(content, f"{uri}/{name}")
@@ -62,15 +61,27 @@ def pair_members(uri: str, *, with_images: bool = True) -> Iterator[Pair]:
             )
 
 
-def _members(uri: str, with_images: bool) -> Iterator[tuple[str, bytes]]:
+def code_members(uri: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Keys and codes of the tar at `uri`, with images or without, which are not read.
+
+    Raises as `pair_members` does, but for images that are missing, and for codes only if all are.
+    """
+    empty = True
+    for name, content in _members(uri, with_images=False):
+        empty = False
+        yield name.removesuffix(CODE_SUFFIX), _code(content, f"{uri}/{name}")
+    if empty:
+        raise InputError(f"'{uri}' holds no codes: {WANTED}")
+
+
+def _members(uri: str, *, with_images: bool) -> Iterator[tuple[str, bytes]]:
     """Names and contents of codes and images; `readable_name`s without a leading "./"."""
     with _opened(uri) as archive:
         for member in archive:
             name = readable_name(member.name.removeprefix("./"))
             is_code = name.endswith(CODE_SUFFIX) and not is_hidden(name)
-            if member.isfile() and (is_code or is_sample(member)):
-                file = cast(IO[bytes], archive.extractfile(member))
-                yield name, file.read() if is_code or with_images else b""
+            if member.isfile() and (is_code or (with_images and is_sample(member))):
+                yield name, cast(IO[bytes], archive.extractfile(member)).read()
 
 
 @contextmanager

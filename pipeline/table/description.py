@@ -63,7 +63,7 @@ def read_description(store: Store) -> Description:
     if version != SCHEMA_VERSION:
         raise TableError(
             f"the table '{store.root}' has schema version {version}; this code reads version "
-            f"{SCHEMA_VERSION}"
+            f"{SCHEMA_VERSION}: read it by the version of the code that made it"
         )
     names = ("settings", "layout", "config", "model", "metrics")
     try:

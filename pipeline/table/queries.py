@@ -110,10 +110,12 @@ def check_reads(connection: duckdb.DuckDBPyConnection, query: str) -> None:
     statement, or as the body of a WITH, which makes it a SELECT to DuckDB. Raises DuckDB's error
     for what is no SQL.
     """
-    duckdb.extract_statements(query)
+    statements = duckdb.extract_statements(query)
     ((tree,),) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [query]).fetchall()
     if _NO_READ.search(tree):
         raise RequestError("the query failed: only queries that read are run (SELECT, FROM, ...)")
+    if len(statements) > 1:
+        raise RequestError("the query failed: it is several, and only one gives its rows")
 
 
 def create_view(

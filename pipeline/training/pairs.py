@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.models.pixels import from_levels
-from pipeline.storage.pairs import Pair, pair_members
+from pipeline.storage.pairs import code_members, pair_members
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,10 @@ def load_pairs(shards: Sequence[str | Path], size: int) -> Pairs:
     codes: list[NDArray[np.float32]] = []
     images: list[NDArray[np.uint8]] = []
     for shard in map(str, shards):
-        pairs = pair_members(shard)
-        found = {pair.key: (_w(pair, shard), _reduced(pair.image, size)) for pair in pairs}
+        found = {
+            key: (_w(key, code, shard), _reduced(image, size))
+            for key, image, code in pair_members(shard)
+        }
         for key in sorted(found):
             codes.append(found[key][0])
             images.append(found[key][1])
@@ -58,15 +60,13 @@ def load_pairs(shards: Sequence[str | Path], size: int) -> Pairs:
 
 
 def load_codes(shards: Sequence[str | Path]) -> Tensor:
-    """The codes alone of every pair of `shards`, float32 [n, 512]; real w for a discriminator.
+    """The codes alone of `shards`, float32 [n, 512]; real w for a discriminator.
 
-    They come in the order in which they lie there. Raises as `load_pairs` does.
+    They come in the order in which they lie there. Raises as `load_pairs` does, but needs no image.
     """
     _check_any(shards)
     codes = [
-        _w(pair, shard)
-        for shard in map(str, shards)
-        for pair in pair_members(shard, with_images=False)
+        _w(key, code, shard) for shard in map(str, shards) for key, code in code_members(shard)
     ]
     return torch.from_numpy(np.stack(codes))
 
@@ -76,13 +76,13 @@ def _check_any(shards: Sequence[str | Path]) -> None:
         raise InputError("no pair shards: pass the folder that holds pairs-*.tar")
 
 
-def _w(pair: Pair, shard: str) -> NDArray[np.float32]:
-    if pair.code.ndim != 1:
+def _w(key: str, code: NDArray[np.float32], shard: str) -> NDArray[np.float32]:
+    if code.ndim != 1:
         raise InputError(
-            f"the code of '{pair.key}' in '{shard}' is {list(pair.code.shape)}: training takes "
-            "codes of W, [512]"
+            f"the code of '{key}' in '{shard}' is {list(code.shape)}: training takes codes of W, "
+            "[512]"
         )
-    return pair.code
+    return code
 
 
 def _reduced(content: bytes, size: int) -> NDArray[np.uint8]:

@@ -63,9 +63,10 @@ def test_more_workers_than_there_is_room_for_are_refused(
         check_workers(five_images.model_copy(update=settings), offered, local=True)
 
 
-def test_a_cluster_may_have_its_gpus_yet_to_start(five_images: TrainConfig) -> None:
+def test_a_cluster_may_have_its_nodes_yet_to_start(five_images: TrainConfig) -> None:
     asked = five_images.model_copy(update={"workers": 2, "device": "cuda"})
     check_workers(asked, Resources(cpus=8, gpus=0), local=False)
+    check_workers(asked, Resources(cpus=1, gpus=0), local=False)
     check_workers(asked.model_copy(update={"device": "cpu"}), Resources(cpus=8, gpus=1), local=True)
 
 

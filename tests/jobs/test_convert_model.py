@@ -40,6 +40,14 @@ def test_what_the_options_do_not_tell_is_told_once(
     assert (model.domain, model.input_size) == ("cars", (192, 256))
 
 
+def test_a_file_of_another_kind_is_no_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.md").write_text("")
+    assert main([str(tmp_path / "notes.md"), str(tmp_path / "bundle")]) == 2
+    assert "notes.md' is no model: a model is a bundle's folder, or" in capsys.readouterr().err
+
+
 def test_a_file_that_does_not_fit_is_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,6 +129,33 @@ def test_ambiguous_names_are_refused_with_the_list(
     assert not (tmp_path / "table").exists()
 
 
+@pytest.mark.parametrize(
+    "flag", [("--prealigned",), ("--fit", "pad"), ("--identity", "no.pth"), ("--results", "x")]
+)
+def test_what_is_for_images_is_refused_without_them(
+    run: Any, latents: Path, tiny_bundle: str, tmp_path: Path, flag: tuple[str, ...]
+) -> None:
+    code, _, error = run(
+        jobs.import_latents,
+        *("--from", latents, "--model", tiny_bundle, "--output", tmp_path / "table", *flag),
+    )
+    assert code == 2
+    assert f"{flag[0]} is for images, to measure by: name them with --images" in error
+    assert not (tmp_path / "table").exists()
+
+
+def test_a_damaged_table_is_a_wrong_request(
+    run: Any, latents: Path, tiny_bundle: str, tmp_path: Path
+) -> None:
+    table = tmp_path / "table"
+    run(jobs.import_latents, "--from", latents, "--model", tiny_bundle, "--output", table)
+    (table / "_table.json").write_text('{"schema_version": 1}')
+    asked = ("--table", table, "--to", tmp_path / "out", "--as", "codes")
+    code, line, error = run(jobs.export_table, *asked)
+    assert (code, line["exit_code"]) == (2, 2)
+    assert "read it by the version of the code that made it" in error
+
+
 def test_a_folder_needs_to_be_told_what_it_is_to_hold(run: Any, tmp_path: Path) -> None:
     code, _, error = run(jobs.export_table, "--table", tmp_path, "--to", tmp_path / "out")
     assert code == 2

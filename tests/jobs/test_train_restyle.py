@@ -182,6 +182,16 @@ def test_what_only_a_worker_finds_out_is_told_as_it_is(tiny_bundle: str, tmp_pat
     assert ended.err.splitlines()[-1].startswith("InputError: the codes in")
 
 
+def test_an_output_inside_the_input_is_refused_before_any_work(
+    tiny_bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its pictures would be images of the next start, which would then refuse to go on."""
+    asked = ["--input", str(tmp_path), "--output", str(tmp_path / "out"), "--model", tiny_bundle]
+    assert job.main(asked) == 2
+    assert "lies inside the input" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_wrong_request_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert job.main(["--input", "in", "--output", "out"]) == 2
     assert capsys.readouterr().err == "ConfigError: pass --model or --generator to start from\n"

@@ -83,15 +83,6 @@ def test_a_face_without_a_pair_has_no_distance(tmp_path):
     assert np.isnan(faces.quality[METRIC]).tolist() == [True, False]
 
 
-def test_half_a_pair_is_refused(tmp_path):
-    table = write_table(tmp_path / "table", {"a": face([0.1])})
-    pairs = write_pairs(tmp_path / "in", {"a": np.zeros(512, np.float16)})
-    with tarfile.open(tmp_path / "in" / "s-0.tar", "a") as archive:
-        archive.addfile(tarfile.TarInfo("b.jpg"))
-    with pytest.raises(InputError, match=r"'b' in .*s-0\.tar' has no code"):
-        with_distances(table, read_face_scalars(table), pairs)
-
-
 def test_pairs_of_another_input_are_refused(tmp_path):
     table = write_table(tmp_path / "table", {"a": face([0.1])})
     pairs = write_pairs(tmp_path / "in", {"a": np.zeros(512, np.float16)}, "other.tar")

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Store
-from pipeline.storage.pairs import pair_members
+from pipeline.storage.pairs import code_members, pair_members
 from tests.conftest import Bucket
 from tests.storage import cut_off
 from tests.storage.archives import write_tar
@@ -37,9 +37,17 @@ def test_names_may_begin_with_a_dot_and_hold_folders_and_dots(tmp_path: Path) ->
     assert pairs[0].code.tolist() == list(range(512))
 
 
-def test_images_are_left_out_where_nobody_wants_them(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "p.tar", [("0.jpg", b"image"), ("0.w.npy", CODE)])
-    assert [pair.image for pair in pair_members(str(path), with_images=False)] == [b""]
+def test_codes_are_read_with_images_or_without(tmp_path: Path) -> None:
+    members = [("0.jpg", b"image"), ("./a/0.w.npy", CODE), ("1.w.npy", CODE)]
+    found = list(code_members(str(write_tar(tmp_path / "p.tar", members))))
+    assert [key for key, _ in found] == ["a/0", "1"]
+    assert found[0][1].tolist() == list(range(512))
+
+
+def test_a_tar_without_codes_is_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "p.tar", [("0.jpg", b"image")])
+    with pytest.raises(InputError, match=r"p\.tar' holds no codes"):
+        list(code_members(str(path)))
 
 
 def test_a_packed_tar_in_a_bucket_is_read_like_one_on_a_disk(tmp_path: Path, s3: Bucket) -> None:

@@ -72,6 +72,13 @@ def test_no_file_but_the_tables_own_is_read(filled: str, source: str) -> None:
     assert "hunter2" not in str(error.value)
 
 
+def test_several_queries_are_refused(filled: str) -> None:
+    """The rows of all but the last would be lost."""
+    with pytest.raises(RequestError, match="it is several"):
+        open_table(filled).sql("SELECT 1; SELECT 2")
+    assert open_table(filled).sql("SELECT 1;").shape == (1, 1)
+
+
 def test_the_lock_cannot_be_taken_off(filled: str) -> None:
     table = open_table(filled)
     table.arrow("SELECT 1")

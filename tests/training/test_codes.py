@@ -38,7 +38,7 @@ def test_a_folder_without_codes_is_refused_with_the_config(tmp_path, pair_shards
 def test_a_damaged_tar_is_told_in_one_line(tmp_path, content):
     (tmp_path / "pairs-0.tar").write_bytes(content)
     with pytest.raises(
-        InputError, match=r"pairs-0\.tar' (is no tar, or damaged|holds no pairs)"
+        InputError, match=r"pairs-0\.tar' (is no tar, or damaged|holds no codes)"
     ) as error:
         read_codes(str(tmp_path))
     assert "\n" not in str(error.value)
