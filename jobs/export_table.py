@@ -24,15 +24,15 @@ from typing import get_args
 from pipeline.choices import Device
 from pipeline.command_line import exit_code_of, job_parser
 from pipeline.errors import ConfigError
-from pipeline.storage import canonical_uri, check_output
-from pipeline.table import open_table
-from pipeline.table.exporting import (
+from pipeline.exchange.exporting import (
     CodeForm,
     Naming,
     Selection,
     export_codes,
     export_dictionary,
 )
+from pipeline.storage import canonical_uri, check_output
+from pipeline.table import open_table
 
 PICTURES = ("images", "results", "coupled")
 
@@ -81,9 +81,9 @@ def _export(asked: argparse.Namespace) -> int:
     if kind == "codes":
         return export_codes(selection, asked.to, asked.form)
     # Codes need no networks.
+    from pipeline.exchange.pictures import export_pictures
     from pipeline.inversion import ready_device
     from pipeline.table.made_by import model_of
-    from pipeline.table.pictures import export_pictures
 
     model = model_of(selection.table, asked.model, ready_device(asked.device))
     return export_pictures(selection, model, asked.to, kind)  # type: ignore[arg-type]

@@ -24,13 +24,13 @@ from pipeline.alignment import AlignmentSettings
 from pipeline.choices import CodeType, Device, Fit
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
+from pipeline.exchange.code_files import faces_of, open_codes
+from pipeline.exchange.importing import Importing, ImportSettings
+from pipeline.exchange.measuring import Measuring, Result
 from pipeline.inversion import ready_device
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, bundle_names, load_model, treatment_for
 from pipeline.storage import FILES_PER_SHARD, canonical_uri, check_output
-from pipeline.table.code_files import faces_of, open_codes
-from pipeline.table.importing import Importing, ImportSettings
-from pipeline.table.measuring import Measuring, Result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -52,7 +52,7 @@ def read_config_file(uri: str) -> dict[str, Any]:
     """
     text = _text_of(uri)
     try:
-        settings = yaml.load(text, _Loader)
+        settings = _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(f"'{uri}' is not valid YAML: {' '.join(str(error).split())}") from error
     # A date in a thirteenth month, a number of five thousand digits, a thousand lists in lists.

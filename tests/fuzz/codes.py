@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.table.code_files import read_code
-from pipeline.table.pickled import latents_file, read_latents
+from pipeline.exchange.code_files import read_code
+from pipeline.exchange.pickled import latents_file, read_latents
 from tests.fuzz import words
 from tests.fuzz.archives import json_text
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind

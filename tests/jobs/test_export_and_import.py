@@ -15,11 +15,11 @@ import jobs.export_table
 import jobs.import_latents
 from jobs.refine_dataset import second_pass
 from pipeline.errors import ConfigError
+from pipeline.exchange.pickled import latents_file
+from pipeline.exchange.pictures import frames_of
 from pipeline.models import load_model
 from pipeline.storage import Store
 from pipeline.table import open_table
-from pipeline.table.pickled import latents_file
-from pipeline.table.pictures import frames_of
 from tests.conftest import Bucket
 
 N_STYLES = 10

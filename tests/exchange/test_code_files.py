@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.table.code_files import FaceName, faces_of, open_codes, read_code
-from pipeline.table.pickled import latents_file
-from tests.table.test_pickled import Attack, codes
+from pipeline.exchange.code_files import FaceName, faces_of, open_codes, read_code
+from pipeline.exchange.pickled import latents_file
+from tests.exchange.codes import Attack, codes
 
 
 def npy(array: Any) -> bytes:

@@ -13,6 +13,10 @@ from torch import Tensor
 
 from pipeline.alignment import AlignedFace, AlignmentSettings, IsolatedAligner
 from pipeline.errors import InputError
+from pipeline.exchange.code_files import FaceName, listed
+from pipeline.exchange.exporting import without_suffix
+from pipeline.exchange.file_names import to_file_name
+from pipeline.exchange.pickled import Codes
 from pipeline.images import Rejection, decode
 from pipeline.inversion.rendering import pooled, render_each
 from pipeline.metrics import Meter
@@ -20,10 +24,6 @@ from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_unit
 from pipeline.storage import Shard, Store, read_samples
 from pipeline.storage.formats import readable_name
-from pipeline.table.code_files import FaceName, listed
-from pipeline.table.exporting import without_suffix
-from pipeline.table.file_names import to_file_name
-from pipeline.table.pickled import Codes
 
 _NO_FILES = ("", ".", "..")  # the last components of keys that are nobody's file name
 METRICS = ("l2", "psnr", "lpips", "id_similarity")

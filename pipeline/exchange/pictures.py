@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import ConfigError
+from pipeline.exchange.exporting import Selection, put_files
+from pipeline.exchange.file_names import to_file_name
 from pipeline.inversion.rendering import render_each
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_pixels
-from pipeline.table.exporting import Selection, put_files
-from pipeline.table.file_names import to_file_name
 
 Kind = Literal["images", "results", "coupled"]
 Pixels = NDArray[np.uint8]

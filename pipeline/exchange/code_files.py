@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from pipeline.errors import InputError, StorageError
+from pipeline.exchange.file_names import from_file_name
+from pipeline.exchange.pickled import STYLE_DIM, Codes, read_latents
 from pipeline.storage import Store, canonical_uri
 from pipeline.storage.formats import is_hidden
 from pipeline.storage.listing import Entry, file_entry, is_folder, walk
 from pipeline.storage.uris import filesystem, join
-from pipeline.table.file_names import from_file_name
-from pipeline.table.pickled import STYLE_DIM, Codes, read_latents
 
 _SUFFIXES = (".npy", ".pt", ".pth")
 _FACE = re.compile(r"(.*)#(\d{1,6})", re.DOTALL)

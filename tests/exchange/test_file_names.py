@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from pipeline.table.file_names import LONGEST_COMPONENT, fits, from_file_name, to_file_name
+from pipeline.exchange.file_names import LONGEST_COMPONENT, fits, from_file_name, to_file_name
 
 PARTS = ("", ".", "..", "a", "%", "%2E", "%25", ".hidden", "%2E%2E", "..x", "ä 日")
 

@@ -12,16 +12,16 @@ from PIL import Image
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.errors import FingerprintError, InputError
+from pipeline.exchange.code_files import FaceName, open_codes
+from pipeline.exchange.exporting import Selection, export_codes, export_dictionary
+from pipeline.exchange.importing import Importing, ImportSettings
+from pipeline.exchange.measuring import Measuring, Result, match_images
+from pipeline.exchange.pickled import latents_file
+from pipeline.exchange.pictures import export_pictures, frames_of
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, load_model
 from pipeline.storage import Shard
 from pipeline.table import open_table
-from pipeline.table.code_files import FaceName, open_codes
-from pipeline.table.exporting import Selection, export_codes, export_dictionary
-from pipeline.table.importing import Importing, ImportSettings
-from pipeline.table.measuring import Measuring, Result, match_images
-from pipeline.table.pickled import latents_file
-from pipeline.table.pictures import export_pictures, frames_of
 
 N_STYLES = 10
 

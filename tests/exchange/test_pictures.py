@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from pipeline.errors import ConfigError, ModelError
+from pipeline.exchange.exporting import Selection
+from pipeline.exchange.pictures import export_pictures
 from pipeline.models import RestyleModel, load_model
 from pipeline.table import Columns, Table
-from pipeline.table.exporting import Selection
 from pipeline.table.made_by import model_of
-from pipeline.table.pictures import export_pictures
+from tests.exchange.tables import table_of
 from tests.table.rows import face_row
-from tests.table.test_exporting import table_of
 
 N_STYLES = 10
 

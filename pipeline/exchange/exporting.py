@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
+from pipeline.exchange.file_names import LONGEST_COMPONENT, fits, to_file_name
+from pipeline.exchange.pickled import Codes, latents_file
 from pipeline.storage import Store, canonical_uri, is_local
 from pipeline.storage.formats import IMAGE_SUFFIXES
-from pipeline.table.file_names import LONGEST_COMPONENT, fits, to_file_name
-from pipeline.table.pickled import Codes, latents_file
 from pipeline.table.reader import Table
 from pipeline.table.schema import STYLE_DIM
 

@@ -21,14 +21,14 @@ import torch
 from pipeline.alignment import AlignedFace
 from pipeline.choices import CodeType
 from pipeline.errors import InputError
+from pipeline.exchange.code_files import CodeFiles, FaceName, faces_of
+from pipeline.exchange.measuring import METRICS, Measuring, match_images
+from pipeline.exchange.pickled import Codes
 from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.models import RestyleModel
 from pipeline.storage import FILES_PER_SHARD, Shard, list_shards, read_samples
 from pipeline.table.card import write_card
-from pipeline.table.code_files import CodeFiles, FaceName, faces_of
 from pipeline.table.description import Description
-from pipeline.table.measuring import METRICS, Measuring, match_images
-from pipeline.table.pickled import Codes
 from pipeline.table.reader import open_table
 from pipeline.table.schema import Columns
 from pipeline.table.writer import TableWriter, open_for_writing

@@ -11,20 +11,13 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.table import Columns, exporting, open_table
-from pipeline.table.code_files import open_codes
-from pipeline.table.exporting import Selection, export_codes, export_dictionary
-from pipeline.table.pickled import read_latents
-from tests.table.rows import N_STYLES, code, face_row, shard, writer
-
-
-def table_of(root: Path, *rows: dict[str, Any], **changes: Any) -> Any:
-    """A table of one shard whose parts hold these rows."""
-    table, one = writer(root, **changes), shard("s-0")
-    keys = {row["key"] for row in rows}
-    part = table.write_part(one, 0, samples=len(keys), latents=list(rows), rejects=[])
-    table.commit_shard(one, [part])
-    return open_table(str(root))
+from pipeline.exchange import exporting
+from pipeline.exchange.code_files import open_codes
+from pipeline.exchange.exporting import Selection, export_codes, export_dictionary
+from pipeline.exchange.pickled import read_latents
+from pipeline.table import Columns
+from tests.exchange.tables import table_of
+from tests.table.rows import N_STYLES, code, face_row
 
 
 def steps_of(key: str, count: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from collections import OrderedDict
 from contextlib import suppress
@@ -14,11 +13,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.table.pickled import latents_file, read_latents
-
-
-def codes(steps: int = 2, n_styles: int = 4, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((steps, n_styles, 512)).astype(np.float32)
+from pipeline.exchange.pickled import latents_file, read_latents
+from tests.exchange.codes import Attack, codes
 
 
 def saved(value: Any, protocol: int | None = None) -> bytes:
@@ -32,16 +28,6 @@ def saved(value: Any, protocol: int | None = None) -> bytes:
     header = sink.getvalue()
     end = header.index(b"\n") + 1
     return header[:end] + pickle.dumps(outer, protocol=protocol)
-
-
-class Attack:
-    """Leaves a trace where its pickle is run."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> Any:
-        return (os.mkdir, (str(self.trace),))
 
 
 @pytest.mark.parametrize("protocol", [None, 2, 3, 4, 5])
