@@ -60,6 +60,7 @@ class Arena:
         self.environment: dict[str, str] = {}
         self.findings: Findings | None = None
         self.part_size = PART_SIZE
+        self.files_per_shard = 1024
         self.recut = False  # whether runs cut shards into parts of different sizes
         self.runs, self.when = 0, ""
         self.struck_at: float | None = None
@@ -82,6 +83,7 @@ class Arena:
             "model": self.world.model,
             "identity": "none",
             "part_size": self.part_size,
+            "files_per_shard": self.files_per_shard,
             "prealigned": True,
             **changes,
         }
@@ -169,6 +171,6 @@ class Arena:
     def examine(self) -> Findings:
         """What is wrong with the table; a kind that takes its disk away calls this before."""
         if self.findings is None:
-            samples = sample_ids(self.input)
+            samples = sample_ids(self.input, self.files_per_shard)
             self.findings = examine(self.output, samples, self.undisturbed(), recut=self.recut)
         return self.findings

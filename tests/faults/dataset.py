@@ -56,10 +56,10 @@ def upload(folder: Path, uri: str) -> None:
             store.put(str(path.relative_to(folder)), path.read_bytes())
 
 
-def sample_ids(uri: str) -> set[str]:
+def sample_ids(uri: str, files_per_shard: int) -> set[str]:
     """`<shard-id>/<key>` of every sample that goes in."""
     return {
         f"{shard.shard_id}/{sample.key}"
-        for shard in list_shards(uri, files_per_shard=1024)
+        for shard in list_shards(uri, files_per_shard=files_per_shard)
         for sample in read_samples(shard)
     }

@@ -54,6 +54,24 @@ def input_changes(arena: Arena) -> None:
     arena.finish(arena.light())
 
 
+def input_shrinks(arena: Arena) -> None:
+    """Pictures leave the folder, and an archive that was begun, after a run was killed."""
+    arena.files_per_shard = 3
+    wreck = some_wreck(arena, signal.SIGKILL)
+    killed = arena.end(arena.light(wreck))
+    if killed.code not in (-signal.SIGKILL, 0):  # there are more parts than `some_wreck` counts
+        raise BrokenPromiseError(f"the run was to be killed and ended with {killed}")
+    pictures = sorted((arena.photos / "loose").iterdir())
+    gone = arena.rng.sample(pictures, arena.rng.randint(1, len(pictures)))
+    for picture_file in gone:
+        picture_file.unlink()
+    begun = not Path(arena.output, "_shards", "b.json").exists()
+    if begun:
+        (arena.photos / "b.tar").unlink()
+    arena.struck(f"{wreck}; {len(gone)} pictures{' and b.tar' * begun} leave")
+    arena.finish(arena.light())
+
+
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[], None]]:
     """A file system of so many KB at `folder`; calling what is given makes it large enough."""

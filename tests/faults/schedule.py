@@ -33,6 +33,7 @@ KINDS = (
     Kind("two-jobs", writer_kinds.two_jobs, 3),
     Kind("two-part-sizes", writer_kinds.two_part_sizes, 5),
     Kind("input-changes", input_kinds.input_changes, 3),
+    Kind("input-shrinks", input_kinds.input_shrinks, 2),
     Kind("full-disk", input_kinds.full_disk, 2),
     Kind("clock-skew", input_kinds.clock_skew, 2),
     Kind("s3-500", storage_kinds.hiccup(actions.error(500)), 1, on_s3=True),

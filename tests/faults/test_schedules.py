@@ -20,6 +20,7 @@ WITHOUT_RAY = (
     "late-writer-shorter",
     "two-part-sizes",
     "input-changes",
+    "input-shrinks",
     "full-disk",
     "s3-reset-after",
     "s3-truncated",
