@@ -50,7 +50,7 @@ class CommittedShards:
         true = np.zeros(len(manifests), bool)
         listing = manifest_etags(store)
         while batch := list(islice(listing, _BATCH)):
-            places, found = _places(manifests, [hash(pair) for pair in batch])
+            places, found = places_of(manifests, [hash(pair) for pair in batch])
             true[places[found]] = True
             self._unindexed.update(batch[index] for index in np.flatnonzero(~found))
             numbers = (slice_number(shard_id) for shard_id, _ in batch)
@@ -63,7 +63,7 @@ class CommittedShards:
 
     def among(self, shard_ids: Sequence[str]) -> list[bool]:
         """Of each of these whether it is committed."""
-        _, found = _places(self._known[_SHARD], [hash(shard_id) for shard_id in shard_ids])
+        _, found = places_of(self._known[_SHARD], [hash(shard_id) for shard_id in shard_ids])
         pairs = zip(shard_ids, found.tolist(), strict=True)
         return [is_known or shard_id in self._unindexed for shard_id, is_known in pairs]
 
@@ -71,7 +71,7 @@ class CommittedShards:
         """Of each of these what the index says, if it is committed as it stands in the input."""
         if not self._known.size:
             return [None] * len(shards)
-        places, found = _places(self._known[_SHARD], [hash(shard.shard_id) for shard in shards])
+        places, found = places_of(self._known[_SHARD], [hash(shard.shard_id) for shard in shards])
         states = [_state(shard.source, shard.etag, shard.size) for shard in shards]
         same = found & (self._known[_STATE, places] == states)
         counts = self._known[_SAMPLES : _PARTS + 1, places].T.tolist()
@@ -80,7 +80,7 @@ class CommittedShards:
 
     def part_counts(self, shard_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """Of each of these how many parts it has if it is committed; -1 if no index says that."""
-        places, found = _places(self._known[_SHARD], [hash(shard_id) for shard_id in shard_ids])
+        places, found = places_of(self._known[_SHARD], [hash(shard_id) for shard_id in shard_ids])
         if not self._known.size:
             return np.full(len(shard_ids), -1, np.int64)
         return np.where(found, self._known[_PARTS, places], -1)
@@ -121,8 +121,10 @@ def _state(uri: str, etag: str, size: int) -> int:
     return hash((uri, etag, size))
 
 
-def _places(sorted_keys: _Integers, keys: Sequence[int]) -> tuple[_Integers, npt.NDArray[np.bool_]]:
-    """Where in `sorted_keys` each of `keys` is, and whether it is there at all."""
+def places_of(
+    sorted_keys: _Integers, keys: Sequence[int]
+) -> tuple[_Integers, npt.NDArray[np.bool_]]:
+    """Where in `sorted_keys` each of `keys` is, and whether it is there at all: [n] each."""
     wanted = np.array(keys, np.int64)
     places = np.searchsorted(sorted_keys, wanted)
     if not len(sorted_keys):

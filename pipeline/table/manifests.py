@@ -109,7 +109,10 @@ def read_manifest(store: Store, shard_id: str) -> ShardManifest:
         for record in (manifest, *parts):
             check_types(record)
     except (KeyError, TypeError) as error:
-        raise TableError(f"'{store.uri(name)}' is not a shard manifest: {error}") from error
+        raise TableError(
+            f"'{store.uri(name)}' is not a shard manifest ({error}): delete it, and the next run "
+            "does its shard again"
+        ) from error
     if manifest.shard != shard_id:
         raise TableError(f"'{store.uri(name)}' is the manifest of '{manifest.shard}'")
     return manifest
