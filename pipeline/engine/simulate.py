@@ -135,7 +135,7 @@ class Trace(Watch):
         now, cpu = time.monotonic(), use.ru_utime + use.ru_stime
         self.points.append((now, self._busy, self._inverting, cpu, megabytes))
 
-    def summary(self, inverters: int) -> dict[str, float | None]:
+    def summary(self, inverters: int) -> dict[str, Any]:
         """Means over the middle of the run, from a fifth of its parts to nine tenths; none of none.
 
         `inverter_busy` is the share of time that inverters had a part, `gpu_busy` that they slept;
@@ -157,8 +157,10 @@ class Trace(Watch):
             "gpu_busy": round(inverting / capacity, 4) if enough else None,
             "driver_cpu_milliseconds_a_part": round(1000 * cpu / parts, 2),
             "driver_megabytes_first": round(memory[0], 1),
-            "driver_megabytes_tenth": round(memory[count // 10], 1),
             "driver_megabytes_last": round(memory[-1], 1),
+            "driver_megabytes_by_tenths": [
+                round(memory[max(0, count * tenth // 10 - 1)], 1) for tenth in range(1, 11)
+            ],
         }
 
     def idle_end(self, inverters: int) -> float:

@@ -20,6 +20,7 @@ def test_how_busy_the_inverters_were() -> None:
     assert said["gpu_busy"] == pytest.approx(0.25)
     assert said["driver_cpu_milliseconds_a_part"] == pytest.approx(30)
     assert (said["driver_megabytes_first"], said["driver_megabytes_last"]) == (500, 599)
+    assert said["driver_megabytes_by_tenths"] == list(range(509, 600, 10))
 
 
 @pytest.mark.parametrize("inverters", [1, 4])
