@@ -72,7 +72,8 @@ def _summary(description: Description, totals: Totals) -> str:
     lines = [
         f"# W+ codes of {totals.faces:,} faces",
         "",
-        f"{totals.samples:,} images in {totals.shards:,} shards gave {totals.faces:,} codes and "
+        f"{totals.samples:,} images in {totals.shards:,} shard{'s' * (totals.shards != 1)} gave "
+        f"{totals.faces:,} codes and "
         f"{totals.rejects:,} rejects. A code is `[{columns.n_styles}][512]` of "
         f"{columns.w_plus_dtype} in the column `w_plus`.",
         "",

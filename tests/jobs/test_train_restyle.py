@@ -179,7 +179,9 @@ def test_what_only_a_worker_finds_out_is_told_as_it_is(tiny_bundle: str, tmp_pat
     asked = (*where, *SETTINGS, "--realness", 0.1, "--codes", tmp_path)
     ended = Job(tmp_path, *asked, job="train_restyle").ended()
     assert ended.code == 2, ended.err
-    assert ended.err.splitlines()[-1].startswith("InputError: the codes in")
+    last = ended.err.splitlines()[-1]
+    assert last.startswith("InputError: ")
+    assert "pairs-00000.tar' is no tar, or damaged" in last
 
 
 def test_an_output_inside_the_input_is_refused_before_any_work(
