@@ -153,13 +153,13 @@ def _finish(
     finally:
         plan.strays.stop()
     if outcome.exit_code == 0:
-        _describe(config.output, outcome)
+        _describe(config.output, outcome, changed=bool(outcome.tally.shards or removed))
 
 
-def _describe(uri: str, outcome: Outcome) -> None:
+def _describe(uri: str, outcome: Outcome, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
     table = open_table(uri)
-    if outcome.tally.shards or not is_card_current(table):
+    if changed or not is_card_current(table):
         totals = Totals.of(table.store)
         outcome.means = totals.figures.means()
         write_card(table, totals)

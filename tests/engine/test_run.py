@@ -116,10 +116,12 @@ def test_a_folder_that_lost_files_keeps_each_face_once(
         ]
         part = plan.writer.write_part(work.shard, 0, samples=2, latents=[], rejects=rejects)
         plan.writer.commit_shard(work.shard, [part])
+    run_job(config)
     for image in sorted(images.iterdir())[2:]:
         image.unlink()
     assert run_job(config).exit_code == 0
     assert open_table(config.output).verify()["samples"] == 2
+    assert "2 images in 1 shard gave 0 codes" in Path(config.output, "README.md").read_text()
     assert open_table(config.output).sql("SELECT key FROM rejects").shape[0] == 2
 
 
