@@ -160,7 +160,7 @@ def running_head(auth: dict[str, str]) -> Iterator[Head]:
         yield head
     finally:
         for client in head.clients:
-            client.kill()
+            _close(client)
         _end(process, str(folder))
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -208,12 +208,20 @@ def _listens(port: int) -> bool:
     return False
 
 
+def _close(client: subprocess.Popen[str]) -> None:
+    """End a client that a failed test left, so that its pipe is not the next test's warning."""
+    client.kill()
+    client.wait(30)
+    if client.stdout:
+        client.stdout.close()
+
+
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
     """End the head and what it started: all that has its folder for a home."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(30)
+        process.wait(10)
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if f"HOME={mark}\0".encode() in (entry / "environ").read_bytes():

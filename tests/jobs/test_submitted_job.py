@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -105,10 +106,15 @@ def test_a_job_streams_its_log_shows_its_metrics_and_ends_with_its_line(
 
 
 def test_a_running_job_shows_how_busy_its_inverters_are_and_where_prometheus_finds_it(
-    head: Head, command: tuple[object, ...]
+    head: Head, command: tuple[object, ...], dataset: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """The share is of the last 20 s: many steps make the job longer than that."""
-    job = head.submit(*command, "--steps", 100, "--inverters", 1, job="busy")
+    """The share is of the last 20 s: the job has work for minutes, and is stopped when it shows."""
+    for copy, (name, content) in itertools.product(range(200), dataset.items()):
+        path = tmp_path / "many" / f"{copy:03d}" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    many = ("--input", tmp_path / "many", "--files-per-shard", 120, "--part-size", 12)
+    job = head.submit(*command, *many, "--steps", 100, "--inverters", 1, job="busy")
     job.wait_for('"event": "part_done"')
     while not value_of(text := head.scrape(), BUSY):
         assert job.process.poll() is None, f"no {BUSY} while the job ran"
