@@ -1,13 +1,17 @@
-"""JSON Schemas of the KubeRay and pod fields that `cluster/kuberay/` uses; any other is refused.
+"""Schemas of `cluster/kuberay/`: KubeRay drops a field that it does not know, and says nothing.
 
-Written from KubeRay's API reference (v1.7.1) and Kubernetes' (v1.33): both servers drop a field
-that they do not know, or refuse the object, long after it was written.
+Pods are held against Kubernetes' own OpenAPI schema. No package brings KubeRay's: its fields that
+are in use stand here, as its API reference (v1.7.1) has them; any other is refused.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import kubernetes_validate
+from jsonschema import Draft202012Validator
+
+KUBERNETES = "1.33"
 TEXT = {"type": "string", "minLength": 1}
 COUNT = {"type": "integer", "minimum": 0}
 FLAG = {"type": "boolean"}
@@ -39,49 +43,6 @@ def mapping(of: dict[str, Any]) -> dict[str, Any]:
 
 RESOURCE_LIST = fields("", cpu=CPU, memory=BYTES, **{"nvidia.com/gpu": CPU})
 RESOURCES = fields("requests limits", requests=RESOURCE_LIST, limits=RESOURCE_LIST)
-CONTAINER = fields(
-    "name image resources securityContext",
-    name=NAME,
-    image=TEXT,
-    resources=RESOURCES,
-    securityContext=fields(
-        "allowPrivilegeEscalation capabilities",
-        allowPrivilegeEscalation={"const": False},
-        capabilities=fields("drop", drop={"const": ["ALL"]}),
-    ),
-    volumeMounts=items(fields("name mountPath", name=NAME, mountPath=TEXT, readOnly=FLAG)),
-)
-POD = fields(
-    "containers securityContext serviceAccountName",
-    serviceAccountName=NAME,
-    securityContext=fields(
-        "runAsNonRoot runAsUser seccompProfile",
-        runAsNonRoot={"const": True},
-        runAsUser={"type": "integer", "minimum": 1},
-        runAsGroup={"type": "integer", "minimum": 1},
-        fsGroup={"type": "integer", "minimum": 1},
-        seccompProfile=fields("type", type={"const": "RuntimeDefault"}),
-    ),
-    nodeSelector=mapping(TEXT),
-    tolerations=items(
-        fields(
-            "key operator",
-            key=TEXT,
-            operator={"enum": ["Exists", "Equal"]},
-            value=TEXT,
-            effect={"enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]},
-        )
-    ),
-    containers=items(CONTAINER),
-    volumes=items(
-        fields(
-            "name emptyDir",
-            name=NAME,
-            emptyDir=fields("", medium={"enum": ["", "Memory"]}, sizeLimit=BYTES),
-        )
-    ),
-)
-TEMPLATE = fields("spec", metadata=fields("", labels=mapping(TEXT)), spec=POD)
 CLUSTER_SPEC = fields(
     "rayVersion authOptions headGroupSpec workerGroupSpecs",
     rayVersion=TEXT,
@@ -98,7 +59,7 @@ CLUSTER_SPEC = fields(
         "rayStartParams template",
         serviceType={"enum": ["ClusterIP"]},
         rayStartParams=mapping(TEXT),
-        template=TEMPLATE,
+        template={"type": "object"},
     ),
     workerGroupSpecs=items(
         fields(
@@ -109,7 +70,7 @@ CLUSTER_SPEC = fields(
             maxReplicas=COUNT,
             idleTimeoutSeconds=COUNT,
             rayStartParams=mapping(TEXT),
-            template=TEMPLATE,
+            template={"type": "object"},
         )
     ),
 )
@@ -138,3 +99,21 @@ SCHEMAS = {
     "RayCluster": manifest("RayCluster", CLUSTER_SPEC),
     "RayJob": manifest("RayJob", JOB_SPEC),
 }
+
+
+def pod_templates(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The templates of the head's pod and of each worker group's."""
+    spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
+    return [group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+
+
+def problems(manifest: dict[str, Any]) -> list[str]:
+    """What KubeRay or Kubernetes would drop or refuse: of a pod, the first thing alone."""
+    errors = list(Draft202012Validator(SCHEMAS[manifest["kind"]]).iter_errors(manifest))
+    for template in pod_templates(manifest):
+        pod = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}
+        try:
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            errors.append(error)
+    return [f"{error.json_path}: {error.message}" for error in errors]

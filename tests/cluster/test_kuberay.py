@@ -6,22 +6,16 @@ from typing import Any
 
 import pytest
 import ray
-from jsonschema import Draft202012Validator
 
 from jobs.invert_dataset import parse_arguments
 from pipeline.config import load_config
 from pipeline.engine.dataset import ALIGN_CPUS, READ_CPUS, WRITE_CPUS, inverter_needs
 from pipeline.engine.read import MAX_PART_BYTES
 from tests.cluster.configurations import FOLDER, MANIFESTS, load, ray_cluster
-from tests.cluster.kuberay_schema import SCHEMAS
+from tests.cluster.kuberay_schema import pod_templates, problems
 
 GUIDE = (FOLDER / "README.md").read_text()
 UNITS = {"Mi": 2**20, "Gi": 2**30}
-
-
-def problems(manifest: dict[str, Any]) -> list[str]:
-    found = Draft202012Validator(SCHEMAS[manifest["kind"]]).iter_errors(manifest)
-    return [f"{error.json_path}: {error.message}" for error in found]
 
 
 def container(group: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +38,7 @@ def test_only_fields_that_kuberay_knows(name: str) -> None:
         (("spec", "workerGroupSpecs", 1), "maxReplica"),
         (("spec", "workerGroupSpecs", 0, "template", "spec"), "nodeSelectors"),
         (("spec", "workerGroupSpecs", 0, "template", "spec", "containers", 0), "resource"),
+        (("spec", "headGroupSpec", "template", "spec", "volumes", 0, "emptyDir"), "size"),
     ],
 )
 def test_a_slip_is_named(path: tuple[str | int, ...], slip: str) -> None:
@@ -54,6 +49,29 @@ def test_a_slip_is_named(path: tuple[str | int, ...], slip: str) -> None:
     at[slip] = {}
     (problem,) = problems(manifest)
     assert f"'{slip}' was unexpected" in problem
+
+
+def test_a_value_of_another_type_is_named() -> None:
+    manifest = copy.deepcopy(load("kuberay/cluster.yaml"))
+    pod_templates(manifest)[0]["spec"]["securityContext"]["runAsUser"] = "ray"
+    first, *_ = problems(manifest)  # YAML's anchor gives the same to all pods
+    assert first.startswith("$.template.spec.securityContext.runAsUser: 'ray' is not of type")
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_pods_are_nobody_of_note_and_may_not_become_more(name: str) -> None:
+    for template in pod_templates(load(name)):
+        pod = template["spec"]
+        assert pod["serviceAccountName"] != "default"
+        who = pod["securityContext"]
+        assert who["runAsNonRoot"] is True
+        assert min(who["runAsUser"], who["runAsGroup"], who["fsGroup"]) > 0
+        assert who["seccompProfile"] == {"type": "RuntimeDefault"}
+        for one in pod["containers"]:
+            assert one["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
 
 
 def test_the_job_brings_the_cluster_that_stands_in_the_other_file() -> None:
