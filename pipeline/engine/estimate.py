@@ -14,7 +14,8 @@ import torch
 from pipeline.alignment import Aligner
 from pipeline.config import JobConfig
 from pipeline.engine.align import face_row
-from pipeline.engine.invert import Inverter, codes_by_image
+from pipeline.engine.invert import codes_by_image
+from pipeline.engine.inverter import Inverter
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.images import Rejection

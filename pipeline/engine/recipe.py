@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
 from pipeline.engine.cluster import in_cluster
-from pipeline.engine.invert import InvertSettings
+from pipeline.engine.inverter import InvertSettings
 from pipeline.errors import ConfigError
 from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
 from pipeline.inversion.methods import OPTIMISATIONS, Method

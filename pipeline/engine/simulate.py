@@ -27,7 +27,7 @@ from pipeline.table import Columns, latents_table
 
 if TYPE_CHECKING:
     from pipeline.engine.dataset import Stages
-    from pipeline.engine.invert import InvertSettings
+    from pipeline.engine.inverter import InvertSettings
 
 BATCH = 32
 MEMBER_BYTES = 100

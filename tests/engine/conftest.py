@@ -15,11 +15,13 @@ from pipeline.config import JobConfig
 from pipeline.engine import run
 from pipeline.engine.cluster import Resources
 from pipeline.engine.commit import Committer
+from pipeline.engine.inverter import InvertSettings
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.engine.rows import Row, blank_row
 from pipeline.engine.tally import Tally
+from pipeline.inversion.methods import Method
 from pipeline.storage import Sample
 from pipeline.training.config import TrainConfig
 
@@ -37,6 +39,12 @@ def images(tmp_path: Path, sample_images: dict[str, bytes]) -> Path:
     for name in ("portraits/0001", "portraits/0002", "portraits/0003", "rejects/landscape"):
         (folder / f"{Path(name).name}.jpg").write_bytes(sample_images[f"{name}.jpg"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def settings(tiny_bundle: str) -> InvertSettings:
+    """Three steps of the tiny model, without an identity."""
+    return InvertSettings(tiny_bundle, Method(steps=3), identity="none")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pipeline.images import Rejection, RejectReason
 from pipeline.table import Columns, latents_table
 
 if TYPE_CHECKING:
-    from pipeline.engine.invert import InvertSettings
+    from pipeline.engine.inverter import InvertSettings
 
 PACE = "FAULTS_PACE_S"  # seconds that a part takes in each stage, so that there is a middle
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import JobConfig
 from pipeline.engine.align import face_row
-from pipeline.engine.invert import Inverter
+from pipeline.engine.inverter import Inverter
 from pipeline.engine.plan import make_plan
 from pipeline.table import Table, open_table
 

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.choices import MethodName
+from pipeline.engine.inverter import (
+    Inverter,
+    InvertSettings,
+    even_batches,
+    to_jpeg,
+    to_tensor,
+)
+from pipeline.errors import ConfigError
+from pipeline.inversion import OptimizeSettings, StopRule, bootstrap, restyle
+from pipeline.inversion.methods import Method
+from pipeline.models import load_model, save_bundle
+from tests.engine.faces import face, start_of
+
+
+@pytest.fixture(scope="module")
+def other_bundle(tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model over the same codes whose every weight is a little different."""
+    model = load_model(tiny_bundle)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(0.9)
+    folder = str(tmp_path_factory.mktemp("other"))
+    save_bundle(model, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("count", "lengths"), [(0, []), (1, [1]), (16, [16]), (17, [8, 9]), (33, [11, 11, 11])]
+)
+def test_batches_are_few_and_nearly_equal(count: int, lengths: list[int]) -> None:
+    batches = even_batches(count, 16)
+    assert sorted(batch.stop - batch.start for batch in batches) == lengths
+    rows = list(range(count))
+    assert [row for batch in batches for row in rows[batch]] == rows
+
+
+def test_crops_become_tensors_in_order_and_range() -> None:
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    pixels[0, 1] = (255, 0, 51)
+    tensor = to_tensor([pixels.tobytes()], (2, 2))
+    assert tensor.shape == (1, 3, 2, 2)
+    np.testing.assert_allclose(tensor[0, :, 0, 1], [1, -1, -0.6], atol=1e-6)
+
+
+def test_a_stored_picture_is_rounded_not_cut() -> None:
+    image = torch.full((3, 8, 8), 100.6 / 127.5 - 1)
+    assert np.asarray(Image.open(io.BytesIO(to_jpeg(image)))).mean() == 101
+
+
+def test_a_face_gets_the_same_code_whatever_its_neighbours(settings: InvertSettings) -> None:
+    faces = [face(number) for number in range(5)]
+    together = Inverter(settings).rows(faces).latents
+    alone = Inverter(replace(settings, batch_size=1)).rows(faces).latents
+    for one, other in zip(together, alone, strict=True):
+        assert (one["key"], one["best_step"]) == (other["key"], other["best_step"])
+        np.testing.assert_allclose(one["w_plus"], other["w_plus"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(one["lpips_per_step"], other["lpips_per_step"], atol=1e-5)
+
+
+def test_the_code_and_the_measures_are_of_the_best_step(settings: InvertSettings) -> None:
+    (row,) = Inverter(replace(settings, keep_steps=True)).rows([face(0)]).latents
+    best = row["best_step"] - 1
+    assert row["lpips"] == min(row["lpips_per_step"]) == row["lpips_per_step"][best]
+    assert row["l2"] == row["l2_per_step"][best]
+    np.testing.assert_array_equal(row["w_plus"], row["w_plus_per_step"][best])
+    assert len(row["residual_norm_per_step"]) == row["steps"] == 3
+    assert row["id_similarity"] is None
+    assert row["id_similarity_per_step"] == [None] * 3
+
+
+def test_pictures_are_kept_on_request(settings: InvertSettings) -> None:
+    wanted = replace(settings, keep_crops=True, keep_reconstructions=True)
+    (row,) = Inverter(wanted).rows([face(0)]).latents
+    for name in ("aligned_jpeg", "reconstruction_jpeg"):
+        assert Image.open(io.BytesIO(row[name])).size == (64, 64)
+
+
+def test_the_kept_reconstruction_is_of_the_code_in_the_row(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, keep_reconstructions=True))
+    measure, best = inverter.meter.measure, np.array([1, 3, 2], np.int32)
+    inverter.meter.measure = lambda *a, **k: replace(measure(*a, **k), best_step=best)  # type: ignore[method-assign]
+    rows = inverter.rows([face(number) for number in range(3)]).latents
+    assert [row["best_step"] for row in rows] == [1, 3, 2]
+    for row in rows:
+        frame = inverter.model.generator(torch.from_numpy(row["w_plus"])[None])[0]
+        kept = np.asarray(Image.open(io.BytesIO(row["reconstruction_jpeg"])), np.float32)
+        wanted = np.asarray(Image.open(io.BytesIO(to_jpeg(frame.detach()))), np.float32)
+        assert np.abs(kept - wanted).mean() < 0.5
+
+
+@pytest.mark.parametrize("keep_steps", [False, True])
+def test_a_step_that_goes_astray_costs_no_face_whose_best_step_is_kept(
+    settings: InvertSettings, monkeypatch: pytest.MonkeyPatch, keep_steps: bool
+) -> None:
+    inverter = Inverter(replace(settings, keep_steps=keep_steps))
+    whole = inverter.rows([face(0), face(1)]).latents
+    step = restyle.restyle_step
+
+    def astray(*inputs: Any) -> tuple[Tensor, Tensor]:
+        codes, seen = step(*inputs)
+        if inputs[4] is not None:  # frames are asked for at the last step
+            codes[0], seen[0] = float("inf"), float("nan")
+        return codes, seen
+
+    monkeypatch.setattr(restyle, "restyle_step", astray)
+    account = inverter.rows([face(0), face(1)])
+    if keep_steps:
+        assert [reject["reason"] for reject in account.rejects] == ["not_finite"]
+        return
+    assert account.rejects == []
+    first = account.latents[0]
+    assert first["best_step"] < 3
+    assert first["lpips_per_step"] == [*whole[0]["lpips_per_step"][:2], None]
+    assert first["residual_norm_per_step"][2] is None
+    np.testing.assert_array_equal(
+        account.latents[1]["w_plus"], whole[1]["w_plus"], "its neighbour is as it was"
+    )
+
+
+def test_a_code_beyond_float16_is_a_reject_and_not_a_failed_part(settings: InvertSettings) -> None:
+    account = Inverter(replace(settings, largest_code=1e-6)).rows([face(0)])
+    reasons = [reject["reason"] for reject in account.rejects]
+    assert (account.latents, reasons) == ([], ["not_finite"])
+
+
+def test_the_cpu_is_used_where_the_cpu_is_asked_for(
+    settings: InvertSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Inverter(replace(settings, device="cpu")).device == "cpu"
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_no_reason_to_use_the_cpu(
+    settings: InvertSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"--device cuda: PyTorch .* finds no GPU here"):
+        Inverter(replace(settings, device="cuda"))
+    assert Inverter(replace(settings, device="auto")).device == "cpu"
+
+
+def test_a_gpu_is_waited_for_before_the_clock_is_read(
+    settings: InvertSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inverter, calls = Inverter(settings), list[str]()
+    read = time.perf_counter
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    monkeypatch.setattr(time, "perf_counter", lambda: calls.append("read") or read())
+    inverter.device = "cpu"
+    inverter._clock()
+    assert calls == ["read"], "a machine without a GPU has nothing to wait for"
+    inverter.device = "cuda"
+    inverter._clock()
+    assert calls == ["read", "wait", "read"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_work_is_left_on_a_gpu_whose_clock_was_read(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, device="cuda"))
+    square = torch.ones(8192, 8192, device="cuda")
+    for _ in range(50):
+        square = square @ square
+    inverter._clock()
+    assert torch.cuda.current_stream().query()
+
+
+def test_faces_start_from_the_codes_of_their_own_ids(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, starts="all", method=Method(steps=1)))
+    starts = start_of(2, 0)
+    rows = inverter.rows([face(0), face(2)], "s", starts).latents
+    assert [row["refined_from"] for row in rows] == ["s/0#0", "s/2#0"]
+    for row in rows:
+        moved = row["w_plus"] - starts[row["refined_from"]]
+        wanted = float(np.sqrt(np.square(moved).mean()))
+        assert row["residual_norm_per_step"] == [pytest.approx(wanted, rel=1e-4)]
+        assert row["generator_passes"] == 2  # the start's image, and the step's
+
+
+def test_a_face_without_a_code_to_start_from_is_a_reject(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, starts="all"))
+    account = inverter.rows([face(0), face(1)], "s", start_of(1))
+    assert [row["key"] for row in account.latents] == ["1"]
+    assert [(r["key"], r["face_index"], r["reason"]) for r in account.rejects] == [
+        ("0", 0, "no_start")
+    ]
+
+
+def test_of_an_image_of_chosen_faces_the_others_are_left_out(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, starts="chosen"))
+    other = face(0) | {"face_index": 1}
+    account = inverter.rows([face(0), other], "s", start_of(0))
+    assert [(row["key"], row["face_index"]) for row in account.latents] == [("0", 0)]
+    assert account.rejects == []
+
+
+def test_a_chosen_face_that_is_not_found_again_is_a_reject(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, starts="chosen"))
+    gone = {"s/0#1": np.zeros((10, 512), np.float32)}
+    account = inverter.rows([face(0)], "s", gone)
+    assert account.latents == []
+    assert [(r["key"], r["face_index"], r["reason"]) for r in account.rejects] == [
+        ("0", 1, "no_start")
+    ]
+
+
+def test_lists_are_as_long_as_the_steps_that_a_face_made(settings: InvertSettings) -> None:
+    rule = StopRule(gain=0.01, residual=10.0, least=1, most=6)
+    inverter = Inverter(replace(settings, method=Method(stop=rule), keep_steps=True, batch_size=2))
+    rows = inverter.rows([face(number) for number in range(6)]).latents
+    steps = {row["steps"] for row in rows}
+    assert max(steps) <= 6
+    for row in rows:
+        assert row["converged"] is (row["steps"] < 6) or row["steps"] == 6
+        assert row["best_step"] <= row["steps"] == row["generator_passes"]
+        for name in ("l2_per_step", "lpips_per_step", "residual_norm_per_step", "w_plus_per_step"):
+            assert len(row[name]) == row["steps"]
+        assert not np.isnan(row["l2_per_step"]).any()
+
+
+@pytest.fixture(scope="module")
+def in_full(settings: InvertSettings) -> tuple[StopRule, list[dict[str, Any]]]:
+    """A rule that ends six faces at different steps, and their rows where it has room for it."""
+    longest = Method(stop=StopRule(gain=-4.0, most=6))
+    faces = [face(number) for number in range(6)]
+    plain = Inverter(replace(settings, method=longest)).rows(faces).latents
+    falls = np.array([-np.diff(row["l2_per_step"]) for row in plain])
+    rule = StopRule(gain=float(np.median(falls)), residual=1e6, least=2, most=40)
+    rows = Inverter(replace(settings, method=Method(stop=rule))).rows(faces).latents
+    assert len({row["steps"] for row in rows}) > 1
+    return rule, rows
+
+
+@pytest.mark.parametrize("most", [2, 3, 4])
+def test_of_faces_that_stop_alone_those_that_met_the_most_steps_did_not_converge(
+    settings: InvertSettings, in_full: tuple[StopRule, list[dict[str, Any]]], most: int
+) -> None:
+    rule, unbounded = in_full
+    method = Method(stop=replace(rule, most=most))
+    rows = Inverter(replace(settings, method=method)).rows([face(n) for n in range(6)]).latents
+    for row, free in zip(rows, unbounded, strict=True):
+        assert row["steps"] == min(most, free["steps"])
+        assert row["converged"] is (free["steps"] <= most)
+
+
+@pytest.mark.parametrize("name", ["optimize", "hybrid"])
+def test_optimised_rows_say_what_they_cost(settings: InvertSettings, name: MethodName) -> None:
+    method = Method(name, steps=2, optimisation=OptimizeSettings(iterations=4, spread=0.5))
+    rows = Inverter(replace(settings, method=method)).rows([face(0), face(1)], "s").latents
+    again = Inverter(replace(settings, method=method)).rows([face(0), face(1)], "s").latents
+    for row, same in zip(rows, again, strict=True):
+        np.testing.assert_array_equal(row["w_plus"], same["w_plus"])
+        assert (row["method"], row["steps"], row["converged"]) == (name, 2, None)
+        assert row["generator_passes"] >= 4 + (2 if name == "hybrid" else 0)
+
+
+def test_a_bootstrapped_inversion_goes_on_from_another_models(
+    settings: InvertSettings, tiny_bundle: str, other_bundle: str
+) -> None:
+    method = Method(steps=2, bootstrap_steps=1)
+    wanted = replace(settings, model=other_bundle, first=tiny_bundle, method=method)
+    (row,) = Inverter(replace(wanted, keep_steps=True)).rows([face(0)]).latents
+    images = to_tensor([face(0)["pixels"]], (64, 64))
+    _, second = bootstrap(load_model(tiny_bundle), load_model(other_bundle), images, steps=(1, 2))
+    np.testing.assert_array_equal(row["w_plus_per_step"], second.w_plus[0].numpy())
+    assert (row["steps"], row["generator_passes"], row["refined_from"]) == (2, 3, None)
+
+
+def test_a_table_of_the_first_models_codes_starts_the_same_bootstrapping(
+    settings: InvertSettings, tiny_bundle: str, other_bundle: str
+) -> None:
+    (begun,) = Inverter(replace(settings, method=Method(steps=1))).rows([face(0)], "s").latents
+    going_on = replace(settings, model=other_bundle, first=tiny_bundle, keep_steps=True)
+    from_table = Inverter(replace(going_on, method=Method(steps=2), starts="all"))
+    (row,) = from_table.rows([face(0)], "s", {"s/0#0": begun["w_plus"]}).latents
+    in_one_job = Inverter(replace(going_on, method=Method(steps=2, bootstrap_steps=1)))
+    (same,) = in_one_job.rows([face(0)], "s").latents
+    np.testing.assert_allclose(row["w_plus_per_step"], same["w_plus_per_step"], atol=1e-5)
+    assert row["refined_from"] == "s/0#0"
