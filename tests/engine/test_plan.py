@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +11,13 @@ from pipeline.config import JobConfig
 from pipeline.engine import plan as plan_module
 from pipeline.engine.plan import Found, Plan, Works, make_plan, take_first
 from pipeline.engine.read import ShardWork
-from pipeline.engine.recipe import make_recipe
 from pipeline.errors import (
-    ConfigError,
     FingerprintError,
     InputError,
     ModelError,
     RequestError,
     StorageError,
 )
-from pipeline.inversion import StopRule
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import Shard, list_shards
 from pipeline.storage.formats import Kind
@@ -336,92 +332,3 @@ def test_a_committed_shard_is_not_planned_again(
     found = again.found
     assert (found.done_shards, found.done_parts, found.done_samples) == (1, 2, 4)
     assert (found.shards, found.bytes) == (0, 0)
-
-
-def test_cars_are_taken_as_they_are(config_of: ConfigOf, tiny_bundle: str, tmp_path: Path) -> None:
-    folder = tmp_path / "cars"
-    folder.mkdir()
-    for path in Path(tiny_bundle).iterdir():
-        text = path.read_bytes().replace(b'"domain": "faces"', b'"domain": "cars"')
-        (folder / path.name).write_bytes(text)
-    recipe = make_plan(config_of(model=str(folder), identity=None)).recipe
-    assert recipe.alignment.prealigned
-    assert recipe.inversion.identity == "none"
-    with pytest.raises(ConfigError, match="no faces to align"):
-        make_plan(config_of(model=str(folder), prealigned=False))
-
-
-def test_a_faster_arithmetic_makes_another_table(
-    config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="--precision tf32 is of GPUs"):
-        make_recipe(config_of(precision="tf32"))
-    monkeypatch.setattr("pipeline.engine.recipe.in_cluster", lambda: True)
-    exact, faster = (make_recipe(config_of(precision=name)) for name in ("float32", "tf32"))
-    assert "precision" not in exact.description.settings
-    assert faster.description.settings["precision"] == "tf32"
-    assert faster.description.fingerprint != exact.description.fingerprint
-
-
-def test_a_models_own_bound_decides_when_its_faces_stop(config_of: ConfigOf) -> None:
-    given = make_recipe(config_of(steps="auto", stop_gain=0.02, stop_residual=0.5, max_steps=7))
-    assert given.inversion.method.stop == StopRule(gain=0.02, residual=0.5, most=7)
-    settings = json.loads(json.dumps(given.description.to_dict(), allow_nan=False))["settings"]
-    assert settings["method"]["stop"] == {"gain": 0.02, "residual": 0.5, "least": 1, "most": 7}
-    default = make_recipe(config_of(steps="auto", max_steps=7))
-    assert default.inversion.method.stop == StopRule(most=7)
-    assert default.description.fingerprint != given.description.fingerprint
-    zero = make_recipe(config_of(steps="auto", stop_gain=0.0)).inversion.method.stop
-    assert zero == StopRule(gain=0.0)
-
-
-def test_a_table_says_when_a_face_has_converged(config_of: ConfigOf) -> None:
-    def told(**settings: object) -> str | None:
-        return make_recipe(config_of(**settings)).description.metrics.get("converged")
-
-    assert "less than 0.02 and" in str(told(steps="auto", stop_gain=0.02))
-    assert "less than 0.00167 and" in str(told(steps=3))
-    assert told(method="optimize") is None
-
-
-def test_help_tells_the_bounds_that_hold_by_default() -> None:
-    told = {name: str(JobConfig.model_fields[name].description) for name in JobConfig.model_fields}
-    assert f"(default {StopRule().gain}, " in told["stop_gain"]
-    assert f"(default {StopRule().residual:g})" in told["stop_residual"]
-
-
-def test_a_bound_of_another_model_is_told(config_of: ConfigOf) -> None:
-    borrowed = make_recipe(config_of(steps="auto"))
-    assert "under 0.00167, which was calibrated on the demo model" in borrowed.treatment
-    assert "pass it as --stop-gain" in borrowed.treatment
-    for quiet in ({}, {"steps": "auto", "stop_gain": 0.01}, {"steps": "auto", "model": "demo"}):
-        assert "calibrated" not in make_recipe(config_of(**quiet)).treatment
-
-
-def test_rows_that_differ_are_no_start_in_w(config_of: ConfigOf, tmp_path: Path) -> None:
-    model = load_model(config_of().model)
-    with torch.no_grad():
-        model.latent_avg[1].add_(1)
-    save_bundle(model, str(tmp_path / "uneven"))
-    with pytest.raises(ConfigError, match="rows that differ"):
-        make_recipe(config_of(model=str(tmp_path / "uneven"), method="optimize", space="w"))
-
-
-def test_a_gpu_that_is_not_there_is_refused_at_once(
-    config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="no GPU"):
-        make_plan(config_of(device="cuda"))
-
-
-def test_the_table_names_its_model_and_images_for_every_working_directory(
-    config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = config_of(identity="none")
-    folder = Path(config.model)
-    monkeypatch.chdir(folder.parent)
-    told = make_recipe(config_of(identity="none", model=f"./{folder.name}")).description.config
-    assert (told["model"], told["identity"]) == (str(folder), "none")
-    assert Path(told["input"]).is_absolute()
