@@ -1,4 +1,4 @@
-"""Schemas of `cluster/kuberay/`: KubeRay drops a field that it does not know, and says nothing.
+"""Schemas of `cluster/kuberay/`: a field that a server does not know is dropped or refused late.
 
 Pods are held against Kubernetes' own OpenAPI schema. No package brings KubeRay's: its fields that
 are in use stand here, as its API reference (v1.7.1) has them; any other is refused.
