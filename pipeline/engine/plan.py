@@ -48,7 +48,8 @@ class Found:
     done_bytes: int = 0
     done_samples: int = 0
     done_parts: int = 0  # of shards that are done, and those that the others have
-    complete: bool = False  # whether the whole input is listed
+    complete: bool = False  # whether all is listed that is to be in the table
+    limited: bool = False  # whether the input may have more, which `--limit` leaves out
 
 
 class Works:
@@ -129,9 +130,11 @@ class Plan:
 
 
 def take_first(
-    states: Iterable[ShardState], limit: int | None, part_size: int
+    states: Iterable[ShardState], limit: int | None, part_size: int, found: Found
 ) -> Iterator[tuple[ShardState, int | None]]:
     """The states that hold the first `limit` samples, with how many to take at most (None: all).
+
+    `found.limited` is set where the input may hold more samples than that.
 
     A shard that is damaged is one of them, so that it fails alone, with the samples before the
     damage; what lies behind it is taken as if it held no more.
@@ -142,7 +145,7 @@ def take_first(
             yield state, None
             continue
         if left == 0:
-            return
+            break
         if state.committed:
             taken = min(left, state.committed.samples)
             yield state, taken
@@ -151,6 +154,7 @@ def take_first(
             # Not `taken`: the reader has to come upon the shard's end, or upon its damage.
             yield _without_cut_parts(state, taken, part_size), left
         left -= taken
+    found.limited = left == 0
 
 
 def _without_cut_parts(state: ShardState, taken: int, part_size: int) -> ShardState:
@@ -204,7 +208,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
     found = plan.found
     strays = None if plan.writer.read_only else plan.strays
     states = plan.writer.states(shards, plan.part_index, strays)
-    for state, take in take_first(states, config.limit, config.part_size):
+    for state, take in take_first(states, config.limit, config.part_size, found):
         plan.strays.is_input(state.shard)
         if state.committed:
             found.done_shards += 1

@@ -61,18 +61,19 @@ class RunRecord(Watch):
             "job": submission_id(),
         }
 
-    def _write(self, **facts: Any) -> None:
+    def _write(self, **facts: Any) -> str:
         outcome = self.outcome.to_dict(self.plan.writer.store.root)
         found = asdict(self.plan.found)
         outcome["skipped_parts"] = self.plan.found.done_parts
         facts = self._facts | outcome | {"found": found} | facts
         facts["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
         self.written = time.monotonic()
-        self.plan.writer.record_run(self.started, self.run_id, facts)
+        return self.plan.writer.record_run(self.started, self.run_id, facts)
 
     def start(self) -> None:
         """Say that the run has begun; fails where nothing can be written."""
-        self._write(exit_code=None)
+        name = self._write(exit_code=None)
+        self.plan.strays.began = self.plan.writer.store.info(name).modified
 
     def planned(self) -> None:
         """Say what is to do."""

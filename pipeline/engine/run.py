@@ -146,7 +146,7 @@ def _finish(
         log.event("planned", **asdict(plan.found))
         if to_do:
             _execute(config, plan, outcome, stages, watches)
-        whole = plan.found.complete and config.limit is None
+        whole = plan.found.complete and not plan.found.limited
         removed = plan.strays.remove(whole_input=whole)
         if removed:
             log.event("strays_removed", files=removed)

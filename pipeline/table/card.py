@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 
 from pipeline.table.description import Description
@@ -22,6 +23,7 @@ configs:
     data_files: rejects/*.parquet
 ---
 """
+_SHARDS = re.compile(rb"^[\d,]+ images in ([\d,]+) shards? gave ", re.MULTILINE)
 _READING = """## Reading
 
 ```python
@@ -45,12 +47,20 @@ def write_card(table: Table, totals: Totals | None = None) -> str:
 
 
 def is_card_current(table: Table) -> bool:
-    """Whether there is a card, and no shard was committed after it, by the storage's clock."""
+    """Whether there is a card of as many shards as are committed, put after each of them.
+
+    By the storage's clock. A shard that was committed is removed where its input is shorter.
+    """
     if not table.store.exists(CARD_NAME):
         return False
     written = table.store.info(CARD_NAME).modified
-    commits = (info.modified for _, info in table.store.infos("_shards/"))
-    return all(0 < commit <= written for commit in commits)
+    said = _SHARDS.search(table.store.get(CARD_NAME))
+    shards = 0
+    for _, info in table.store.infos("_shards/"):
+        if not 0 < info.modified <= written:
+            return False
+        shards += 1
+    return said is not None and int(said[1].replace(b",", b"")) == shards
 
 
 def card_text(table: Table, totals: Totals | None = None) -> str:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
-from pipeline.storage import Store, is_local
+from pipeline.storage import ObjectInfo, Store, is_local
 from pipeline.table.committed import CommittedShards
 from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name, part_name
 
 _BATCH = 4096
+_THREADS = 16
 
 # Etags by name.
 Files = dict[str, str]
 
 
 def files_of(store: Store, shard_id: str) -> Files:
-    """The files of all parts of a shard."""
-    return _of_kind(store, LATENTS, shard_id) | _of_kind(store, REJECTS, shard_id)
+    """The files of all parts of a shard, latents before rejects."""
+    return _etags(_of_kind(store, LATENTS, shard_id) | _of_kind(store, REJECTS, shard_id))
 
 
 def names_beside(store: Store, shard_id: str, parts: int) -> set[str]:
@@ -35,37 +38,66 @@ def names_beside(store: Store, shard_id: str, parts: int) -> set[str]:
     return {name for name in names if store.exists(name)}
 
 
-def remove_parts_from(store: Store, shard_id: str, first: int) -> int:
-    """Remove the files of the parts with number `first` and above, latents before rejects.
+def infos_of(store: Store, shard_ids: Sequence[str]) -> list[dict[str, ObjectInfo]]:
+    """The files of all parts of each of these shards: a disk is listed once for all of them."""
+    if is_local(store.root):
+        found: dict[str, dict[str, ObjectInfo]] = {shard_id: {} for shard_id in shard_ids}
+        for shard_id, name, info in _everything(store):
+            if shard_id in found:
+                found[shard_id][name] = info
+        return list(found.values())
+    with ThreadPoolExecutor(_THREADS) as pool:
+        kinds = [pool.map(partial(_of_kind, store, kind), shard_ids) for kind in (LATENTS, REJECTS)]
+        return [latents | rejects for latents, rejects in zip(*kinds, strict=True)]
+
+
+def remove_parts_from(store: Store, files: Iterable[str], first: int) -> int:
+    """Remove those of a shard's `files` that are of part `first` and above, in their order.
 
     How many files these were.
     """
-    parsed = ((name, parse_part_name(name)) for name in files_of(store, shard_id))
+    parsed = ((name, parse_part_name(name)) for name in files)
     names = [name for name, part in parsed if part and part[1] >= first]
     for name in names:
         store.remove(name)
     return len(names)
 
 
-def remove_parts_beside(store: Store, manifest: ShardManifest) -> int:
+def remove_parts_beside(
+    store: Store, manifest: ShardManifest, files: Iterable[str] | None = None
+) -> int:
     """Remove the parts of a shard that its manifest does not have; how many files these were.
 
-    A manifest that another run put meanwhile, of more parts, goes as well if it lost one of them:
-    the shard is done again, and no commit stands without its parts.
+    `files` are all files of its parts, where they are known. A manifest that another run put
+    meanwhile, of more parts, goes as well if it lost one of them: the shard is done again, and no
+    commit stands without its parts.
     """
     count = len(manifest.parts)
-    removed = remove_parts_from(store, manifest.shard, count)
+    names = files_of(store, manifest.shard) if files is None else files
+    removed = remove_parts_from(store, names, count)
     name = manifest_name(manifest.shard)
     if removed and store.exists(name) and len(read_manifest(store, manifest.shard).parts) > count:
         store.remove(name)
     return removed
 
 
-def _of_kind(store: Store, kind: str, shard_id: str) -> Files:
+def _of_kind(store: Store, kind: str, shard_id: str) -> dict[str, ObjectInfo]:
     """The files of one kind that belong to parts of a shard."""
     # "x-1-00000" is a part of the shard "x-1", not of "x".
     found = store.infos(f"{kind}/{shard_id}-")
-    return {name: info.etag for name, info in found if _shard_of(name) == shard_id}
+    return {name: info for name, info in found if _shard_of(name) == shard_id}
+
+
+def _etags(infos: dict[str, ObjectInfo]) -> Files:
+    return {name: info.etag for name, info in infos.items()}
+
+
+def _everything(store: Store) -> Iterator[tuple[str, str, ObjectInfo]]:
+    """Shard, name and what the storage says of every part file, latents before rejects."""
+    for kind in (LATENTS, REJECTS):
+        for name, info in store.infos(f"{kind}/"):
+            if shard_id := _shard_of(name):
+                yield shard_id, name, info
 
 
 def _shard_of(name: str) -> str | None:
@@ -78,7 +110,7 @@ class PartFiles:
 
     An object store lists by prefix: one or two requests a shard, and none where there are no parts
     at all. A disk lists a whole folder: once, of which the files of shards that are not committed
-    are kept; and once more if one of the others is asked for.
+    are kept. Those of one that is committed are looked up by the names that its manifest tells.
     """
 
     def __init__(self, store: Store, committed: CommittedShards) -> None:
@@ -86,44 +118,37 @@ class PartFiles:
         self._lock = threading.Lock()
         self._on_disk = is_local(store.root)
         self._open: dict[str, Files] | None = None
-        self._all: dict[str, Files] | None = None
         self._any = self._on_disk or store.has(REJECTS) or store.has(LATENTS)
 
     def of(self, shard_id: str) -> Files:
-        """The files of all parts of the shard."""
+        """The files of all parts of a shard that is not committed."""
         if self._on_disk:
-            return self._listed(shard_id).pop(shard_id, {})
+            return self._listed().pop(shard_id, {})
+        return self._by_prefix(shard_id)
+
+    def of_committed(self, manifest: ShardManifest) -> Files:
+        """The files of a committed shard; on a disk their names alone."""
+        if not self._on_disk:
+            return self._by_prefix(manifest.shard)
+        return dict.fromkeys(names_beside(self.store, manifest.shard, len(manifest.parts)), "")
+
+    def _by_prefix(self, shard_id: str) -> Files:
         if not self._any:
             return {}
         # A part's rejects are put before its latents and removed after them.
         rejects = _of_kind(self.store, REJECTS, shard_id)
-        return _of_kind(self.store, LATENTS, shard_id) | rejects if rejects else {}
+        return _etags(_of_kind(self.store, LATENTS, shard_id) | rejects) if rejects else {}
 
-    def _listed(self, shard_id: str) -> dict[str, Files]:
+    def _listed(self) -> dict[str, Files]:
         with self._lock:
-            if shard_id in self.committed:
-                if self._all is None:
-                    self._all = self._list(everything=True)
-                return self._all
             if self._open is None:
-                self._open = self._list(everything=False)
+                self._open = {}
+                for shard_id, name, info in self._of_open_shards():
+                    self._open.setdefault(shard_id, {})[name] = info.etag
             return self._open
 
-    def _list(self, *, everything: bool) -> dict[str, Files]:
-        files: dict[str, Files] = {}
-        for shard_id, name, etag in self._everything() if everything else self._of_open_shards():
-            files.setdefault(shard_id, {})[name] = etag
-        return files
-
-    def _everything(self) -> Iterator[tuple[str, str, str]]:
-        """Shard, name and etag of every part file."""
-        for kind in (LATENTS, REJECTS):
-            for name, info in self.store.infos(f"{kind}/"):
-                if shard_id := _shard_of(name):
-                    yield shard_id, name, info.etag
-
-    def _of_open_shards(self) -> Iterator[tuple[str, str, str]]:
-        found = self._everything()
+    def _of_open_shards(self) -> Iterator[tuple[str, str, ObjectInfo]]:
+        found = _everything(self.store)
         while batch := list(islice(found, _BATCH)):
             committed = self.committed.among([shard_id for shard_id, _, _ in batch])
             yield from (file for file, done in zip(batch, committed, strict=True) if not done)

@@ -131,7 +131,8 @@ def create_view(
     """
     if names:
         paths = ", ".join(_quoted(_path(store, name)) for name in names)
-        source = f"read_parquet([{paths}])"
+        # A folder above the table may be called `steps=10`, which is no column of it.
+        source = f"read_parquet([{paths}], hive_partitioning = false)"
     else:
         source = f"{view}_without_rows"
         connection.register(source, schema.empty_table())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.storage import Shard, Store
 from pipeline.table.committed import Committed, CommittedShards
 from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry, write_entries
@@ -110,13 +110,19 @@ class States:
             files, known = self._files.of(shard.shard_id), self._known.of(shard.shard_id)
             read = partial(footers.map, partial(read_summary, self.store))
             return _open_state(shard, self.stamps, files, known, read)
-        manifest = read_manifest(self.store, shard.shard_id)
+        try:
+            manifest = read_manifest(self.store, shard.shard_id)
+        except StorageError:
+            if self.store.exists(manifest_name(shard.shard_id)):
+                raise
+            # Another run has cleared it since it was listed.
+            return state_of(self.store, self.stamps, shard)
         if self._strays:
             self._strays.has_parts(shard.shard_id, len(manifest.parts))
         state = _committed_state(self.store, shard, manifest)
         if state:
             self._unindexed[shard.shard_id] = manifest
-        return state or _stale_state(shard, self._files.of(shard.shard_id))
+        return state or _stale_state(shard, self._files.of_committed(manifest))
 
     def _index_manifests(self) -> None:
         """Move the manifests that were read into the index, if they are many."""
@@ -156,7 +162,7 @@ def _committed_state(store: Store, shard: Shard, manifest: ShardManifest) -> Sha
 
 def _stale_state(shard: Shard, files: Files) -> ShardState:
     """The state of a shard that was committed as it stood before."""
-    return ShardState(shard, stale=(manifest_name(shard.shard_id), *files))
+    return ShardState(shard, stale=(manifest_name(shard.shard_id), *sorted(files)))
 
 
 def _open_state(

@@ -10,23 +10,26 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
 
 from pipeline.errors import StorageError
-from pipeline.storage import Shard, Store, slice_id
+from pipeline.storage import ObjectInfo, Shard, Store, slice_id
 from pipeline.table.committed import CommittedShards
 from pipeline.table.manifests import manifest_name, read_manifest
-from pipeline.table.part_files import remove_parts_beside, remove_parts_from
+from pipeline.table.part_files import infos_of, remove_parts_beside, remove_parts_from
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
 
 _BATCH = 4096
 _THREADS = 16
+
+_Infos = Mapping[str, ObjectInfo]
 
 
 class Strays:
@@ -38,6 +41,9 @@ class Strays:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        # When the run began, by the storage's clock. What was put later into a shard that is none
+        # of this run's is the work of another run, of a newer input.
+        self.began = math.inf
         self._stopped = threading.Event()
         self._committed: CommittedShards | None = None
         self._looks: list[_Look] = []
@@ -76,14 +82,14 @@ class Strays:
             for shard_id, part in found.items():
                 late[shard_id] = max(part, late.get(shard_id, 0))
         removed = self._each(
-            lambda shard_id: remove_late(self.store, shard_id, late[shard_id]),
+            self._remove_late,
             [one for one, part in late.items() if part >= self._parts.get(one, 0)],
         )
         if whole_input and self._committed:
-            gone = self._not_in_the_input(sorted(still_open))
-            removed += self._each(lambda one: _remove_uncommitted(self.store, one), gone)
+            left = self._not_in_the_input(sorted(still_open))
+            removed += self._each(self._remove_uncommitted, left)
             slices = [slice_id(n) for n in self._committed.slices if n >= self._slices]
-            removed += self._each(lambda one: _remove_committed(self.store, one), slices)
+            removed += self._each(self._remove_committed, slices)
         self._looks = []
         return removed
 
@@ -96,10 +102,41 @@ class Strays:
         """Look no further."""
         self._stopped.set()
 
-    @staticmethod
-    def _each(remove: Callable[[str], int], shard_ids: list[str]) -> int:
+    def _each(self, remove: Callable[[str, _Infos], int], shard_ids: Sequence[str]) -> int:
+        removed = 0
         with ThreadPoolExecutor(_THREADS) as pool:
-            return sum(pool.map(remove, shard_ids))
+            for start in range(0, len(shard_ids), _BATCH):
+                batch = shard_ids[start : start + _BATCH]
+                removed += sum(pool.map(remove, batch, infos_of(self.store, batch)))
+        return removed
+
+    def _remove_late(self, shard_id: str, files: _Infos) -> int:
+        """Remove the parts that the shard's manifest, as it is at this moment, does not have.
+
+        Nothing where there is no manifest: another run is at work on the shard.
+        """
+        if not self.store.exists(manifest_name(shard_id)):
+            return 0
+        return remove_parts_beside(self.store, read_manifest(self.store, shard_id), files)
+
+    def _remove_uncommitted(self, shard_id: str, files: _Infos) -> int:
+        """Nothing where another run, of an input that has the shard, is at work on it or was."""
+        newest = max((info.modified for info in files.values()), default=0)
+        if newest > self.began or self.store.exists(manifest_name(shard_id)):
+            return 0
+        return self._remove_all(shard_id, files)
+
+    def _remove_committed(self, shard_id: str, files: _Infos) -> int:
+        """The manifest first, so that no commit stands without its parts."""
+        self.store.remove(manifest_name(shard_id))
+        return self._remove_all(shard_id, files)
+
+    def _remove_all(self, shard_id: str, files: _Infos) -> int:
+        removed = remove_parts_from(self.store, files, 0)
+        if removed:
+            # One that was put between the look and the removal names files that are gone.
+            self.store.remove(manifest_name(shard_id))
+        return removed
 
 
 class _Look(threading.Thread):
@@ -143,25 +180,3 @@ class _Look(threading.Thread):
 
     def _parts(self) -> Iterator[tuple[str, int]]:
         return filter(None, map(parse_part_name, self.store.each_name(f"{self.kind}/")))
-
-
-def remove_late(store: Store, shard_id: str, highest: int) -> int:
-    """Remove the parts that the shard's manifest, as it is at this moment, does not have.
-
-    Nothing where there is no manifest: another run is at work on the shard.
-    """
-    if not store.exists(manifest_name(shard_id)):
-        return 0
-    manifest = read_manifest(store, shard_id)
-    return remove_parts_beside(store, manifest) if highest >= len(manifest.parts) else 0
-
-
-def _remove_uncommitted(store: Store, shard_id: str) -> int:
-    """Nothing where another run has committed it, of an input that has it."""
-    return 0 if store.exists(manifest_name(shard_id)) else remove_parts_from(store, shard_id, 0)
-
-
-def _remove_committed(store: Store, shard_id: str) -> int:
-    """The manifest first, so that no commit stands without its parts."""
-    store.remove(manifest_name(shard_id))
-    return remove_parts_from(store, shard_id, 0)

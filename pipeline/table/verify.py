@@ -26,6 +26,7 @@ from pipeline.table.schema import rejects_schema
 
 _THREADS = 8
 _BATCH = 4096
+_AT_ONCE = 256
 _COUNTS = ("samples", "faces", "rejects")
 
 
@@ -47,11 +48,13 @@ def verify_table(store: Store, description: Description, *, checksums: bool) -> 
     problems: list[str] = []
     expected = array("q")  # hashes: 8 bytes a file, of which there are two for a few hundred images
     check = _ShardCheck(store, description, checksums)
+    shards = manifest_ids(store)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for counts, names, found in pool.map(check, manifest_ids(store)):
-            expected.extend(map(hash, names))
-            problems += found
-            totals = {name: totals[name] + counts.get(name, 0) for name in totals}
+        for start in range(0, len(shards), _AT_ONCE):  # a pool takes all that it is given at once
+            for counts, names, found in pool.map(check, shards[start : start + _AT_ONCE]):
+                expected.extend(map(hash, names))
+                problems += found
+                totals = {name: totals[name] + counts.get(name, 0) for name in totals}
     for name in sorted(_unexpected(store, np.sort(np.frombuffer(expected, np.int64)))):
         problems.append(
             f"'{name}' belongs to no committed shard (an interrupted run? run the job again)"
@@ -95,14 +98,14 @@ class _ShardCheck:
 
     def _counts(self, manifest: ShardManifest) -> dict[str, int]:
         keys: dict[str, set[str]] = {LATENTS: set(), REJECTS: set()}
-        ids: dict[str, set[str]] = {LATENTS: set(), REJECTS: set()}
+        ids: dict[str, set[Any]] = {LATENTS: set(), REJECTS: set()}
         rows = {LATENTS: 0, REJECTS: 0}
         figures = []
         for part in manifest.parts:
             for kind in (LATENTS, REJECTS):
                 table = self._columns(manifest, part, kind)
                 keys[kind] |= set(table["key"].to_pylist())
-                ids[kind] |= set(table["image_id"].to_pylist())
+                ids[kind] |= _ids(table, kind)
                 rows[kind] += table.num_rows
                 if kind == LATENTS:
                     figures.append(_figures(table, part_name(kind, manifest.shard, part.part)))
@@ -132,13 +135,13 @@ class _ShardCheck:
         return counts
 
     def _columns(self, manifest: ShardManifest, part: PartSummary, kind: str) -> pa.Table:
-        """The ids and keys of a part file, once its bytes, schema and stamp are found right."""
+        """What names the rows of a part file, once its bytes, schema and stamp are found right."""
         name = part_name(kind, manifest.shard, part.part)
         digest = part.latents_sha256 if kind == LATENTS else part.rejects_sha256
         with self._file(name, digest) as source:
             try:
                 parquet = pq.ParquetFile(source)
-                table = parquet.read(["image_id", "shard", "key"], use_threads=False)
+                table = parquet.read(["image_id", "shard", "key", "face_index"], use_threads=False)
             except pa.ArrowException as error:
                 raise TableError(f"'{name}' is damaged: {error}") from error
             schema = parquet.schema_arrow
@@ -165,6 +168,13 @@ class _ShardCheck:
         found = hashlib.sha256(content).hexdigest()
         _expect(found == digest, f"'{name}' is not the file that its manifest names (SHA-256)")
         yield pa.BufferReader(content)
+
+
+def _ids(table: pa.Table, kind: str) -> set[Any]:
+    """What tells its rows apart: of rejects not their id, which 'a#0' shares with face 0 of 'a'."""
+    if kind == LATENTS:
+        return set(table["image_id"].to_pylist())
+    return set(zip(table["key"].to_pylist(), table["face_index"].to_pylist(), strict=True))
 
 
 def _figures(latents: pa.Table, name: str) -> Figures:

@@ -139,7 +139,7 @@ class TableWriter:
             samples=samples,
             metrics=self.description.metrics,
         )
-        self._withdraw_if_committed(shard, part)
+        self._withdraw_if_committed(shard, summary)
         return summary
 
     def part_etags(self, shard: Shard, part: int) -> tuple[str, str]:
@@ -193,7 +193,7 @@ class TableWriter:
         self.store.put(name, to_json(dict(facts)))
         return name
 
-    def _withdraw_if_committed(self, shard: Shard, part: int) -> None:
+    def _withdraw_if_committed(self, shard: Shard, summary: PartSummary) -> None:
         """Take back a part that came too late, which readers would find beside a whole shard.
 
         Raises `TableError` if another run has committed the shard, of another state of the input
@@ -202,14 +202,33 @@ class TableWriter:
         if not self.store.exists(manifest_name(shard.shard_id)):
             return
         manifest = read_manifest(self.store, shard.shard_id)
-        if (manifest.etag, manifest.part_size) == (shard.etag, self.part_size):
+        ours = (manifest.etag, manifest.part_size) == (shard.etag, self.part_size)
+        part = summary.part
+        if ours and counts_of(summary) in [counts_of(one) for one in manifest.parts[part:][:1]]:
+            return
+        if not self._stands(shard, manifest):
+            # Put by a run that is dead, when its parts had been cleared for this one's.
+            self.store.remove(manifest_name(shard.shard_id))
             return
         if part >= len(manifest.parts):
             remove_parts_beside(self.store, manifest)
         raise TableError(
             f"another run has committed shard '{shard.shard_id}', of another state of the input or "
-            "with another part size; when no other job writes to this table, run again"
+            "cut into other parts; when no other job writes to this table, run again"
         )
+
+    def _stands(self, shard: Shard, manifest: ShardManifest) -> bool:
+        """Whether the files of the shard's parts are those that the manifest names."""
+        stamps = Stamps(self.stamps.schema_version, manifest.fingerprint, manifest.part_size)
+        there = replace(shard, etag=manifest.etag)
+        for part in manifest.parts:
+            names = (part_name(kind, shard.shard_id, part.part) for kind in (LATENTS, REJECTS))
+            if not all(map(self.store.exists, names)):
+                return False
+            found = read_summary(self.store, stamps.of(there, part.part))
+            if found is None or counts_of(found) != counts_of(part):
+                return False
+        return True
 
     def _check_names(self, shard: Shard, parts: Sequence[PartSummary]) -> None:
         """Raise `TableError` unless the shard's files have the names of these parts, no others.

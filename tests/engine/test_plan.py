@@ -44,7 +44,7 @@ def reject_of(name: str) -> dict[str, str | None]:
 
 
 def taken(states: list[ShardState], limit: int | None) -> list[tuple[str, int | None]]:
-    return [(state.shard.shard_id, take) for state, take in take_first(states, limit, 2)]
+    return [(state.shard.shard_id, take) for state, take in take_first(states, limit, 2, Found())]
 
 
 def test_without_a_limit_all_is_taken(states: list[ShardState]) -> None:
@@ -65,6 +65,15 @@ def test_a_limit_takes_the_first_samples(
 ) -> None:
     """Of each shard at most what is left: its reader comes upon its end, or its damage."""
     assert taken(states, limit) == expected
+
+
+@pytest.mark.parametrize(("limit", "limited"), [(None, False), (6, True), (12, True), (13, False)])
+def test_whether_a_limit_may_have_left_something_out_is_known(
+    states: list[ShardState], limit: int | None, limited: bool
+) -> None:
+    found = Found()
+    list(take_first(states, limit, 2, found))
+    assert found.limited is limited
 
 
 def test_shards_behind_the_limit_are_not_read(states: list[ShardState]) -> None:
@@ -96,7 +105,7 @@ def test_parts_that_another_limit_cut_are_done_again(
     states: list[ShardState], samples: dict[int, int], limit: int | None, kept: set[int]
 ) -> None:
     parts = {number: PartSummary(number, count, 0, count) for number, count in samples.items()}
-    (state, _), *_ = take_first([replace(states[0], parts=parts)], limit, 2)
+    (state, _), *_ = take_first([replace(states[0], parts=parts)], limit, 2, Found())
     assert state.parts.keys() == kept
     stale = {f"{kind}/a-{n:05d}.parquet" for n in parts.keys() - kept for kind in KINDS}
     assert set(state.stale) == stale

@@ -90,6 +90,17 @@ def test_a_card_is_current_until_the_next_commit(tmp_path: Path) -> None:
     assert not is_card_current(open_table(str(tmp_path)))
 
 
+def test_a_card_of_more_shards_than_there_are_is_old(tmp_path: Path) -> None:
+    """Those behind the end of a shorter folder are removed, which leaves no trace."""
+    table = writer(tmp_path)
+    for number in range(3):
+        write_shard(table, shard(f"s-{number}"))
+    write_card(open_table(str(tmp_path)))
+    assert is_card_current(open_table(str(tmp_path)))
+    table.store.remove("_shards/s-1.json")
+    assert not is_card_current(open_table(str(tmp_path)))
+
+
 def test_an_empty_table_has_a_card(tmp_path: Path) -> None:
     writer(tmp_path)
     text = write_card(open_table(str(tmp_path)))

@@ -39,6 +39,14 @@ def test_sql_gives_codes_and_nulls(filled: str) -> None:
     assert first.to_pylist() == [[None, 0.25, 0.5]]
 
 
+def test_a_folder_above_that_looks_like_a_column_is_none(tmp_path: Path) -> None:
+    root = tmp_path / "steps=10" / "shard=x" / "run=7"
+    write_shard(writer(root), shard())
+    found = open_table(str(root)).sql("SELECT DISTINCT steps, shard FROM latents")
+    assert found.to_dict("records") == [{"steps": 3, "shard": "s-0"}]
+    assert "run" not in open_table(str(root)).sql("SELECT * FROM latents LIMIT 1")
+
+
 def test_codes_come_in_the_order_asked_for(filled: str) -> None:
     ids = ["s-0-00000/c#1", "s-0/x/b#0", "s-0/a#0", "s-0/x/b#0"]
     codes = open_table(filled).w_plus(ids)

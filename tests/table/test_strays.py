@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from pipeline.errors import StorageError
 from pipeline.storage import Shard, Store
 from pipeline.table import Strays, TableWriter, open_table, part_files
 from pipeline.table import states as states_module
+from pipeline.table import strays as strays_module
 from tests.table.rows import COUNTS_OF_ONE, face_row, shard, write_shard, writer
 
 SHARDS = [shard(f"s-{number}") for number in range(4)]
@@ -177,6 +181,62 @@ def test_a_shard_that_another_run_commits_meanwhile_stays(table: TableWriter) ->
     assert open_table(table.store.root).verify()["shards"] == 5
 
 
+def test_a_commit_that_comes_while_its_parts_are_removed_goes_as_well(
+    table: TableWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its parts it would stand for ever, and its faces be lost."""
+    write_shard(table, shard("new"), commit=False)
+    parts = table.state(shard("new")).parts.values()
+    real = strays_module.remove_parts_from
+
+    def slow(store: Store, files: Iterable[str], first: int) -> int:
+        table.commit_shard(shard("new"), parts)
+        return real(store, files, first)
+
+    monkeypatch.setattr(strays_module, "remove_parts_from", slow)
+    run(table, whole_input=True)
+    assert not table.state(shard("new")).done, "so that it is done again"
+
+
+def test_what_another_run_of_a_newer_input_is_at_work_on_stays(table: TableWriter) -> None:
+    write_shard(table, shard("left"), commit=False)
+    strays = Strays(table.store)
+    infos = dict(table.store.infos("latents/"))
+    strays.began = max(info.modified for info in infos.values())
+    list(table.states(SHARDS, strays=strays))
+    time.sleep(1.1)  # a bucket's times are whole seconds
+    write_shard(table, shard("new"), commit=False)
+    for look in strays._looks:
+        look.join()
+    strays._looks = []
+    strays.look_beside(strays._committed)
+    strays.remove(whole_input=True)
+    assert len(names_of(table, "new")) == 4
+    assert not names_of(table, "left")
+
+
+def test_a_disk_is_listed_once_for_all_that_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = writer(tmp_path)
+    for number in range(20):
+        write_shard(table, shard(f"left-{number}"), commit=False)
+    strays = Strays(table.store)
+    list(table.states([], strays=strays))
+    for look in strays._looks:
+        look.join()
+    listed: list[str] = []
+    real = os.scandir
+
+    def counted(path: str) -> Iterator[os.DirEntry[str]]:
+        listed.append(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    assert strays.remove(whole_input=True) == 80
+    assert len(listed) == 2
+
+
 def test_a_listing_that_failed_at_the_start_is_done_again_at_the_end(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,13 +272,13 @@ def test_a_manifest_that_lost_a_part_to_a_slow_removal_goes_as_well(
     """Another run has done the shard again between the look at its manifest and the removal."""
     real = part_files.remove_parts_from
 
-    def slow(store: Store, shard_id: str, first: int) -> int:
+    def slow(store: Store, files: Iterable[str], first: int) -> int:
         monkeypatch.setattr(part_files, "remove_parts_from", real)
         again = writer(store.root, part_size=2)
         (state,) = again.states([shard("s-1", "etag-2")])
         again.clear(state)
         commit_three(again, state.shard)
-        return real(store, shard_id, first)
+        return real(store, files, first)
 
     arrive_late(table, SHARDS[1], 2)
     monkeypatch.setattr(part_files, "remove_parts_from", slow)

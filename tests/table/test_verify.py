@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import TableError
 from pipeline.storage import Store
 from pipeline.table import open_table
-from tests.table.rows import COUNTS_OF_ONE, face_row, shard, write_shard, writer
+from tests.table.rows import COUNTS_OF_ONE, face_row, reject_row, shard, write_shard, writer
 
 
 @pytest.fixture
@@ -41,6 +41,15 @@ def test_a_sound_table_gives_its_counts(filled: str) -> None:
 def test_samples_in_are_samples_out(store: Store) -> None:
     counts = open_table(store.root).verify()
     assert counts["samples"] == counts["samples_with_faces"] + counts["samples_rejected"] == 6
+
+
+def test_rejects_of_two_images_may_share_an_id(tmp_path: Path) -> None:
+    """Face 0 of 'a' and the image 'a#0'."""
+    table = writer(tmp_path)
+    rejects = [reject_row("a", "face_too_small", 0), reject_row("a#0", "undecodable")]
+    part = table.write_part(shard(), 0, samples=2, latents=[face_row("a", 1)], rejects=rejects)
+    table.commit_shard(shard(), [part])
+    assert open_table(str(tmp_path)).verify()["rejects"] == 2
 
 
 def test_a_manifest_that_adds_up_otherwise_is_found(store: Store) -> None:

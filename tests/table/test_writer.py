@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +13,17 @@ import pytest
 
 from pipeline.errors import FingerprintError, InputError, StorageError, TableError
 from pipeline.storage import Store
-from pipeline.table import Columns, ShardManifest, TableWriter, open_table
+from pipeline.table import (
+    Columns,
+    PartIndex,
+    PartSummary,
+    ShardManifest,
+    TableWriter,
+    open_table,
+)
 from pipeline.table import parts as parts_module
 from pipeline.table import writer as writer_module
+from pipeline.table.states import States
 from tests.table.rows import (
     COUNTS_OF_ONE,
     DESCRIPTION,
@@ -365,3 +374,68 @@ def test_a_part_that_comes_after_the_commit_of_another_part_size_is_taken_back(r
         late.write_part(shard(), 2, samples=1, latents=[face_row("f")], rejects=[])
     assert table.store.names() == before
     assert open_table(root).verify()["samples"] == 6
+
+
+def test_a_part_beyond_the_commit_of_fewer_samples_is_taken_back(root: str) -> None:
+    """Another `--limit`, or the shards before it, left less of the shard to the later run."""
+    late, table = writer(root, part_size=2), writer(root, part_size=2)
+    few = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
+    table.commit_shard(shard(), [few])
+    with pytest.raises(TableError, match="another run has committed shard 's-0'"):
+        late.write_part(shard(), 1, samples=1, latents=[face_row("c")], rejects=[])
+    assert open_table(root).verify()["samples"] == 1
+
+
+@pytest.mark.parametrize(("dead_size", "size"), [(4, 2), (2, 4), (3, 2)])
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_manifest_that_lands_when_its_run_is_dead_and_its_parts_are_gone_is_removed(
+    root: str, dead_size: int, size: int, written: int
+) -> None:
+    """It names files that are gone, and would call the shard done for ever."""
+    dead, table = writer(root, part_size=dead_size), writer(root, part_size=size)
+    parts = write_six(dead)
+    table.clear(table.state(shard()))
+    done = write_six(table, range(written))
+    ShardManifest.of(shard(), parts, dead.stamps.fingerprint, dead_size).write(table.store)
+    done += write_six(table, range(written, -(-6 // size)))
+    table.commit_shard(shard(), done)
+    assert open_table(root).verify()["faces"] == 6
+
+
+def write_six(table: TableWriter, parts: Iterable[int] | None = None) -> list[PartSummary]:
+    """The parts of these numbers, or all, of a shard of six faces."""
+    size = table.part_size
+    done = []
+    for part in range(-(-6 // size)) if parts is None else parts:
+        rows = [face_row(key) for key in "abcdef"[part * size : (part + 1) * size]]
+        done.append(table.write_part(shard(), part, samples=len(rows), latents=rows, rejects=[]))
+    return done
+
+
+def test_a_changed_shard_that_another_run_clears_while_states_are_read_is_open(root: str) -> None:
+    table = writer(root)
+    for name in ("s-0", "s-1"):
+        write_shard(table, shard(name))
+    shards = [shard("s-0"), shard("s-1", "etag-2")]
+    listed = States(table.store, table.stamps, PartIndex(table.store))
+    table.clear(table.state(shards[1]))
+    states = list(listed.of(shards))
+    assert [state.done for state in states] == [True, False]
+    assert states[1].stale == ()
+
+
+def test_a_changed_shard_on_a_disk_is_cleared_without_a_look_at_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files for a few hundred images, of all shards, are gigabytes at 10^9."""
+    table = writer(tmp_path)
+    for name in ("s-0", "s-1"):
+        write_shard(table, shard(name))
+    states = States(table.store, table.stamps, PartIndex(table.store))
+    listed: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", listed.append)
+        (state,) = states.of([shard("s-0", "etag-2")])
+    assert listed == []
+    table.clear(state)
+    assert [name for name in table.store.names() if "s-0" in name] == []
