@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 TRIES = 2  # of what was out when a child died: the death may be another's doing
-_END_TIMEOUT_S = 5.0  # from the end of its messages, or a SIGKILL, to that of the process
+_END_TIMEOUT_S = 5.0  # from the end of its messages to that of the process
+_KILL_TIMEOUT_S = 5.0  # from SIGKILL to the end of the process
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -79,4 +80,4 @@ class Child:
         self.connection.close()
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):  # stuck in the kernel, where no signal reaches it
-            self._process.wait(_END_TIMEOUT_S)
+            self._process.wait(_KILL_TIMEOUT_S)

@@ -16,7 +16,7 @@ def is_running(pid: int) -> bool:
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
-def wait_until(condition: Callable[[], bool], patience_s: float = 60) -> bool:
+def wait_until(condition: Callable[[], bool], patience_s: float = 120) -> bool:
     """Wait for `condition`; whether it came to that."""
     deadline = time.monotonic() + patience_s
     while not condition() and time.monotonic() < deadline:

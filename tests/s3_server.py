@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,8 +16,10 @@ from pathlib import Path
 import s3fs
 from botocore.exceptions import BotoCoreError
 
-_START_LIMIT_S = 60.0
-# The volume, filer and S3 servers each also listen at their port + 10000.
+from tests.ports import free_ports
+
+_START_LIMIT_S = 240.0
+_GRPC = 10_000  # each of the servers also listens so much higher
 _SERVERS = ("master", "volume", "filer", "s3", "admin")
 
 
@@ -46,7 +47,7 @@ def run_server(folder: Path) -> Iterator[S3Server]:
     Raises `WeedMissingError` where the binary does not run.
     """
     weed = _binary()
-    ports = dict(zip(_SERVERS, _free_ports(len(_SERVERS)), strict=True))
+    ports = dict(zip(_SERVERS, free_ports(len(_SERVERS), beside=_GRPC), strict=True))
     env = {
         "AWS_ACCESS_KEY_ID": "test-access-key",
         "AWS_SECRET_ACCESS_KEY": "planted-" + "".join(random.choices("abcdefgh", k=24)),
@@ -116,21 +117,6 @@ def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
     return [weed, "mini", *(f"-{name}={value}" for name, value in options.items())]
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports of which the one 10000 higher is free as well."""
-    found: set[int] = set()
-    while len(found) < count:
-        port = random.randrange(20000, 32000)
-        if _is_free(port) and _is_free(port + 10000):
-            found.add(port)
-    return sorted(found)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
-
-
 def _wait(process: subprocess.Popen[bytes], env: dict[str, str], folder: Path) -> None:
     deadline = time.monotonic() + _START_LIMIT_S
     while True:
@@ -161,5 +147,5 @@ def _remove_sockets(ports: dict[str, int]) -> None:
     for port in ports.values():
         for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
             path.unlink(missing_ok=True)
-        for path in Path("/tmp").glob(f"seaweedfs-*-{port + 10000}.sock"):
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port + _GRPC}.sock"):
             path.unlink(missing_ok=True)

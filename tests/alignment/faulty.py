@@ -8,6 +8,7 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +31,8 @@ class FaultyAligner:
             os._exit(int(argument))
         elif order == b"!sleep":
             time.sleep(float(argument))
-        elif order == b"!hold":  # a hang that keeps the interpreter's lock
-            ctypes.PyDLL(None).sleep(int(argument))
+        elif order in _CALLS:
+            _CALLS[order](argument.decode())
         elif order == b"!memory":
             bytearray(int(argument))
         elif order == b"!bug":
@@ -45,6 +46,37 @@ class FaultyAligner:
         elif order == b"!answer":
             _answer(*map(int, argument.split()))
         return self.aligner.align(content)
+
+
+def _hold(seconds: str) -> None:
+    """Hang, and keep the interpreter's lock."""
+    ctypes.PyDLL(None).sleep(int(seconds))
+
+
+def _tell(file: str) -> None:
+    """Write the process id into a file that is whole when it is there."""
+    half = Path(f"{file}.half")
+    half.write_text(str(os.getpid()))
+    half.rename(file)
+
+
+def _tell_and_hold(file: str) -> None:
+    _tell(file)
+    _hold("600")
+
+
+def _ring(number: str) -> None:
+    """Send the parent a signal while it waits for this row."""
+    os.kill(os.getppid(), int(number))
+    time.sleep(600)
+
+
+_CALLS: dict[bytes, Callable[[str], None]] = {
+    b"!hold": _hold,
+    b"!tell": _tell,
+    b"!tell_and_hold": _tell_and_hold,
+    b"!ring": _ring,
+}
 
 
 def _answer(announced: int, end: int = signal.SIGKILL) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+
+from tests.ports import free_ports
 
 HEAD_ID = "f" * 51 + "00000"
 STARTS_WITHIN_S = 180.0
@@ -40,12 +41,6 @@ COMMANDS = (
     "head_start_ray_commands",
     "worker_start_ray_commands",
 )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _own_ip() -> str:
@@ -118,7 +113,8 @@ def fake_cluster(idle_minutes: float = 0.1) -> Iterator[dict[str, str]]:
     The folder's path is short, as the sockets in it may have 107 characters in all.
     """
     with tempfile.TemporaryDirectory(prefix="fc", ignore_cleanup_errors=True) as folder:
-        address = f"{_own_ip()}:{_free_port()}"
+        port, client_port = free_ports(2)
+        address = f"{_own_ip()}:{port}"
         config = Path(folder) / "cluster.json"
         config.write_text(json.dumps(_config(address, idle_minutes)))
         joined = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
@@ -138,9 +134,9 @@ def fake_cluster(idle_minutes: float = 0.1) -> Iterator[dict[str, str]]:
         )
         environment.pop("RAY_ADDRESS", None)
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
-        command += [f"--port={address.split(':')[1]}", f"--temp-dir={folder}", "--num-cpus=0"]
+        command += [f"--port={port}", f"--temp-dir={folder}", "--num-cpus=0"]
         command += ["--num-gpus=0", "--include-dashboard=false", "--object-store-memory=300000000"]
-        command += [f"--ray-client-server-port={_free_port()}", f"--autoscaling-config={config}"]
+        command += [f"--ray-client-server-port={client_port}", f"--autoscaling-config={config}"]
         log = Path(folder) / "head.log"
         with log.open("w") as sink:
             head = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink)

@@ -19,6 +19,7 @@ from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_cont
 from pipeline.engine.plan import make_plan
 from pipeline.engine.rows import Row
 from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
+from pipeline.engine.waiting import Vigil
 from pipeline.errors import ClusterError
 from tests.storage.archives import write_tar
 
@@ -156,15 +157,38 @@ def test_a_run_that_can_write_nothing_gives_up_at_once(
     assert len(outcome.errors) == 4, "57 are neither inverted nor listed"
 
 
+class Hurried(Vigil):
+    """Half an hour passes with each look, once no pool but that of the inverters is without actor.
+
+    How long the others need to start is this machine's business.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(lambda: self.now)
+        self.now = 0.0
+
+    def look(self, operators: list[Any]) -> None:
+        waiting_for = [
+            operator.name
+            for operator in operators
+            if operator.get_autoscaling_actor_pools()
+            and not operator.has_execution_finished()
+            and not operator.get_actor_info().running
+        ]
+        if len(waiting_for) == 1 and "Invert" in waiting_for[0]:
+            self.now += waiting.NO_ACTOR_S
+        super().look(operators)
+
+
 def test_a_run_for_which_no_node_comes_ends(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(waiting, "NO_ACTOR_S", 60.0)
+    monkeypatch.setattr(waiting, "Vigil", Hurried)
     write_tar(tmp_path / "tars" / "a.tar", [("0.jpg", b"image")])
     config, nowhere = config_of(input=str(tmp_path / "tars")), Pools(1, 1, on_gpu=True)
     with (
-        pytest.raises(ClusterError, match=r"no node with a GPU .*Invert.* came in 1 minutes"),
+        pytest.raises(ClusterError, match=r"no node with a GPU .*Invert.* came in 30 minutes"),
         executed(config, pools=nowhere),
     ):
         pass

@@ -1,20 +1,31 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.engine import progress
+from pipeline.engine import tally as tally_module
 from pipeline.engine.logs import EventLog
 from pipeline.engine.plan import Found
 from pipeline.engine.progress import Progress, format_seconds
 from pipeline.engine.tally import Tally
 
+NOW = 10_000.0
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands still: the time between two lines of a test is no part of a run."""
+    still = SimpleNamespace(monotonic=lambda: NOW)
+    for module in (progress, tally_module):
+        monkeypatch.setattr(module, "time", still)
+
 
 def tally(seconds: float, **counts: object) -> Tally:
-    return Tally(started=time.monotonic() - seconds, **counts)  # type: ignore[arg-type]
+    return Tally(started=NOW - seconds, **counts)  # type: ignore[arg-type]
 
 
 def found(shards: int, complete: bool = True) -> Found:

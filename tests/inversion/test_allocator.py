@@ -11,8 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ALLOCATOR = str(ROOT / "pipeline" / "inversion" / "allocator.py")  # by path: needs no torch
 FAULTS = """
-import resource, runpy, sys
+import ctypes, resource, runpy, sys
 import numpy as np
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a fault a page, of 4 KB and not 2 MB
 keep_freed_memory = runpy.run_path(sys.argv[2])["keep_freed_memory"]
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 np.ones(8_000_000)

@@ -21,7 +21,6 @@ from pipeline.engine.prometheus import (
     COUNTERS,
     NAMES,
     QUEUED,
-    REJECTS,
     STAGE_SECONDS,
     WORKERS,
 )
@@ -78,17 +77,13 @@ def value_of(text: str, name: str, label: str = "") -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if label in line)
 
 
-def test_a_job_streams_its_log_shows_its_metrics_and_ends_with_its_line(
+def test_a_job_streams_its_log_and_ends_with_its_line(
     head: Head, command: tuple[object, ...], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     job = head.submit(*command)
     planned = json.loads(job.wait_for('"event": "planned"'))
     assert planned["shards"] == 2
     job.wait_for('"event": "part_done"')
-    assert job.process.poll() is None, "the log comes while the job runs"
-    live = {*COUNTERS, REJECTS, STAGE_SECONDS, QUEUED, WORKERS} - {"restyle_failures_total"}
-    at_first = scraped(head, live - {"restyle_shards_total", REJECTS})
-    assert 0 < value_of(at_first, "restyle_parts_total") <= 12
     run = job.ended()
     assert run.code == 0, run.out
     line = last_object(run.out)
@@ -105,10 +100,10 @@ def test_a_job_streams_its_log_shows_its_metrics_and_ends_with_its_line(
     assert ours == theirs
 
 
-def test_a_running_job_shows_how_busy_its_inverters_are_and_where_prometheus_finds_it(
+def test_a_running_job_shows_its_log_its_metrics_and_where_prometheus_finds_them(
     head: Head, command: tuple[object, ...], dataset: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """The share is of the last 20 s: the job has work for minutes, and is stopped when it shows."""
+    """The job has work for minutes, and is stopped when all shows: how busy it was, after 20 s."""
     for copy, (name, content) in itertools.product(range(200), dataset.items()):
         path = tmp_path / "many" / f"{copy:03d}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +111,11 @@ def test_a_running_job_shows_how_busy_its_inverters_are_and_where_prometheus_fin
     many = ("--input", tmp_path / "many", "--files-per-shard", 120, "--part-size", 12)
     job = head.submit(*command, *many, "--steps", 100, "--inverters", 1, job="busy")
     job.wait_for('"event": "part_done"')
+    assert job.process.poll() is None, "the log comes while the job runs"
+    # Some are gone with the job: one of a few seconds may never show them.
+    at_once = {*COUNTERS, STAGE_SECONDS, QUEUED, WORKERS}
+    at_once -= {"restyle_failures_total", "restyle_shards_total"}
+    assert value_of(scraped(head, at_once), "restyle_parts_total") > 0
     while not value_of(text := head.scrape(), BUSY):
         assert job.process.poll() is None, f"no {BUSY} while the job ran"
         time.sleep(1)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import child_process
+from pipeline.child_process import Child
 from pipeline.errors import PipelineError
 from pipeline.metrics import face_child, face_pool
 from pipeline.metrics.arcface import CurricularFace
@@ -118,28 +119,33 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize(
-    ("answer", "side", "says"),
+    ("answer", "side", "seconds", "says"),
     [
-        (b"", 64, "took over 2 s"),
-        (b"\0\0\1\0half", 64, "broke off its answer and lived on, 2 times"),
-        (b"", 2000, "lived on, 2 times"),  # more than a socket holds of what is not taken
+        (b"", 64, 2, "took over 2 s"),
+        (b"\0\0\1\0half", 64, 300, "broke off its answer and lived on, 2 times"),
+        (b"", 2000, 300, "lived on, 2 times"),  # more than a socket holds of what is not taken
     ],
 )
 def test_a_child_that_hangs_is_an_error_and_the_next_image_is_not(
-    monkeypatch, tmp_path, answer, side, says
+    monkeypatch, tmp_path, answer, side, seconds, says
 ):
-    pool, script = FacePool(1), tmp_path / "hangs.py"
+    pool, script, started = FacePool(1), tmp_path / "hangs.py", []
     script.write_text(HANGS.format(answer=answer))
+
+    def impatient(arguments, _):
+        """A child whose messages may not stand still for 2 s, however long one is awaited."""
+        started.append(Child(arguments, patience_s=2))
+        return started[-1]
+
     with monkeypatch.context() as patched:
         patched.setattr(face_child, "__file__", str(script))
-        patched.setattr(face_pool, "_ANSWER_TIMEOUT_S", 2)
+        patched.setattr(face_pool, "_ANSWER_TIMEOUT_S", seconds)
+        patched.setattr(face_pool, "Child", impatient)
         patched.setattr(child_process, "_END_TIMEOUT_S", 0.5)
-        answered = pool.submit(order(side))
-        assert wait_until(lambda: bool(pool.pids))
-        (pid,) = pool.pids
         with pytest.raises(PipelineError, match=says):
-            answered.result(60)
-    assert not is_running(pid)
+            pool.submit(order(side)).result()
+    assert started
+    assert not any(is_running(child.pid) for child in started)
     assert pool.pids == []
     assert pool.submit(order()).result() is None
 

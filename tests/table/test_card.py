@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.storage import Store
 from pipeline.table import index, is_card_current, open_table, write_card
+from tests.storage.archives import let_the_disk_s_clock_move_on
 from tests.table.rows import face_row, shard, write_shard, writer
 
 
@@ -86,6 +87,7 @@ def test_a_card_is_current_until_the_next_commit(tmp_path: Path) -> None:
     assert not is_card_current(open_table(str(tmp_path)))
     write_card(open_table(str(tmp_path)))
     assert is_card_current(open_table(str(tmp_path)))
+    let_the_disk_s_clock_move_on(tmp_path / "README.md")
     write_shard(table, shard("s-1"))
     assert not is_card_current(open_table(str(tmp_path)))
 

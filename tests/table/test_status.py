@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.errors import InputError
 from pipeline.storage import list_shards
 from pipeline.table import TableWriter
+from pipeline.table import status as status_module
 from pipeline.table.status import table_status
 from tests.storage.archives import write_tar
 from tests.table.rows import reject_row, shard, write_shard, writer
@@ -25,10 +26,10 @@ def record(table: TableWriter, **facts: object) -> None:
     table.record_run(started, "ab12", account)
 
 
-def set_times(table: TableWriter, ages: dict[str, float]) -> None:
-    """Let part files be so many seconds old."""
+def set_times(table: TableWriter, now: float, ages: dict[str, float]) -> None:
+    """Let part files be so many seconds old at the moment `now`."""
     for name, age in ages.items():
-        moment = time.time() - age
+        moment = now - age
         os.utime(Path(table.store.root) / "latents" / f"{name}.parquet", (moment, moment))
 
 
@@ -48,18 +49,22 @@ def test_a_table_in_the_making(root: str) -> None:
     ]
 
 
-def test_rate_and_time_left_are_those_of_the_last_parts(tmp_path: Path) -> None:
+def test_rate_and_time_left_are_those_of_the_last_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime(2026, 1, 2, 3, tzinfo=UTC).timestamp()
+    monkeypatch.setattr(status_module, "time", SimpleNamespace(time=lambda: now))
     table = writer(tmp_path)
     for name in ("s-0", "s-1"):
         write_shard(table, shard(name), commit=name == "s-0")
     record(table)
-    set_times(table, {"s-0-00000": 9000, "s-0-00001": 50, "s-1-00000": 30, "s-1-00001": 10})
+    set_times(table, now, {"s-0-00000": 9000, "s-0-00001": 50, "s-1-00000": 30, "s-1-00001": 10})
     status = table_status(str(tmp_path))
     assert status.parts_per_second == pytest.approx(2 / 40, rel=1e-3)
     assert status.samples_per_second == pytest.approx(3 * 2 / 40, rel=1e-3)
     # Of 400 bytes 100 are two parts: eight in all, of which four are there.
     assert status.seconds_left == pytest.approx(4 * 20, rel=1e-2)
-    assert status.seconds_since_last_part == pytest.approx(10, abs=5)
+    assert status.seconds_since_last_part == 10
 
 
 def test_without_a_run_on_record_the_input_is_counted(tmp_path: Path) -> None:

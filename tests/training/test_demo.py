@@ -13,6 +13,8 @@ from pipeline.training.loop import LoopPlan
 from pipeline.training.losses import ImageWeights
 from pipeline.training.pairs import Pairs
 
+# On a machine with much else to do its trainings take minutes.
+pytestmark = pytest.mark.timeout(900)
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
 GENERATOR = LoopPlan(images=8, batch=4, peak_rate=2e-2, report_every=8, save_every=8)
 ENCODER = LoopPlan(images=48, batch=4, peak_rate=3e-3, warm_up=4, report_every=48, save_every=48)

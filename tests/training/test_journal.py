@@ -1,11 +1,13 @@
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from pipeline.storage import Store
+from pipeline.training import journal as journal_module
 from pipeline.training.board import Board
 from pipeline.training.journal import Journal, grid, read_reports, total_seconds
 
@@ -39,19 +41,22 @@ def test_a_resumed_journal_forgets_what_a_kill_undid(tmp_path):
     ]
 
 
-def test_seconds_are_those_of_all_runs_without_what_a_kill_undid(tmp_path):
+def test_seconds_are_those_of_all_runs_without_what_a_kill_undid(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=10_000.0)
+    monkeypatch.setattr(journal_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     store = Store(str(tmp_path))
     lines = [{"images": images, "seconds": 50.0} for images in (8, 16)]
     store.put("log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     resumed = Journal(store, "log")
     resumed.resume(12, {"seconds": 20.0})
-    assert resumed.pending["seconds"] == pytest.approx(20, abs=1)
+    assert resumed.pending["seconds"] == 20
+    clock.now += 4
     resumed.report(16, {})
+    clock.now += 3
     resumed.report(24, {})
     _, second, third = read_reports(store, "log")
-    assert second["seconds"] == pytest.approx(20, abs=1)
-    assert second["total_seconds"] == pytest.approx(70, abs=1)
-    assert third["total_seconds"] == pytest.approx(70, abs=1)
+    assert (second["seconds"], second["total_seconds"]) == (24, 74)
+    assert (third["seconds"], third["total_seconds"]) == (3, 77)
     assert total_seconds([]) == 0
 
 
