@@ -30,6 +30,7 @@ KINDS = (
     Kind("late-writer-new-input", writer_kinds.late_writer_new_input, 3),
     Kind("late-writer-shorter", writer_kinds.late_writer_shorter, 3),
     Kind("late-writer-recut", writer_kinds.late_writer_recut, 3),
+    Kind("late-manifest", writer_kinds.late_manifest, 2),
     Kind("two-jobs", writer_kinds.two_jobs, 3),
     Kind("two-part-sizes", writer_kinds.two_part_sizes, 5),
     Kind("input-changes", input_kinds.input_changes, 3),

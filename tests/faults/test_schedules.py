@@ -1,4 +1,4 @@
-"""A dozen schedules; `make faults SCHEDULES=100` plays more, of every kind."""
+"""Some schedules; `make faults SCHEDULES=100` plays more, of every kind."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ WITHOUT_RAY = (
     "terminate-in-put",
     "late-writer-new-input",
     "late-writer-shorter",
+    "late-manifest",
     "two-part-sizes",
     "input-changes",
     "input-shrinks",

@@ -45,9 +45,7 @@ def terminate_in_put(arena: Arena) -> None:
 def stopped_run(arena: Arena) -> LightRun:
     """A run that has stopped itself in the middle of a write."""
     wreck = some_wreck(arena, signal.SIGSTOP)
-    run = arena.light(wreck)
-    if not wait_until_stopped(run.pid, 120):
-        raise BrokenPromiseError(f"the run was to stop and did not: {run.wait()}")
+    run = _stopped_at(arena, wreck)
     arena.struck(str(wreck))
     return run
 
@@ -84,9 +82,7 @@ def _late_beyond(arena: Arena, change: Callable[[], object]) -> None:
     folder = arena.rng.choice(["latents", "rejects"])
     nth, point = arena.rng.choice([4, 5]), arena.rng.choice(["before", "torn", "whole"])
     wreck = Wreck(folder, nth, point, signal.SIGSTOP, then_killed=True)
-    run = arena.light(wreck)
-    if not wait_until_stopped(run.pid, 120):
-        raise BrokenPromiseError(f"the run was to stop and did not: {run.wait()}")
+    run = _stopped_at(arena, wreck)
     arena.struck(f"{wreck}, SIGKILL after it")
     change()
     arena.finish(arena.light())
@@ -94,6 +90,27 @@ def _late_beyond(arena: Arena, change: Callable[[], object]) -> None:
     if arena.end(run).code != -signal.SIGKILL:
         raise BrokenPromiseError("the run was to be killed after its late put")
     arena.finish(arena.light())
+
+
+def late_manifest(arena: Arena) -> None:
+    """A manifest lands when its run is dead, and another run has cleared its parts for its own."""
+    dead = _stopped_at(arena, Wreck("_shards", 1, "whole", signal.SIGSTOP, then_killed=True))
+    arena.recut_in(6)
+    nth = arena.rng.randint(1, 3)
+    second = _stopped_at(arena, Wreck("latents", nth, "after", signal.SIGSTOP))
+    dead.signal(signal.SIGCONT)
+    if arena.end(dead).code != -signal.SIGKILL:
+        raise BrokenPromiseError("the run was to be killed after its late put")
+    arena.struck(f"after put {nth} of the second run")
+    second.signal(signal.SIGCONT)
+    arena.finish(second)
+
+
+def _stopped_at(arena: Arena, wreck: Wreck) -> LightRun:
+    run = arena.light(wreck)
+    if not wait_until_stopped(run.pid, 120):
+        raise BrokenPromiseError(f"the run was to stop and did not: {run.wait()}")
+    return run
 
 
 def two_jobs(arena: Arena) -> None:
