@@ -20,6 +20,7 @@ from pipeline.engine.rows import Row, failed_row
 from pipeline.engine.run import Committer, Outcome, run_job
 from pipeline.engine.tally import Tally
 from pipeline.errors import ConfigError, InputError, StorageError
+from pipeline.storage import list_shards
 from pipeline.table import open_table
 from tests.engine.conftest import end, is_committed
 
@@ -165,6 +166,22 @@ def test_a_package_that_is_not_installed_is_no_failure(monkeypatch: pytest.Monke
     assert record.versions().keys() == {"python", "numpy"}
 
 
+@pytest.mark.parametrize(("limit", "left"), [(None, 3), (99, 3), (3, 4)])
+def test_the_slice_behind_a_shorter_folders_end_goes_unless_a_limit_hides_that_end(
+    config_of: Callable[..., JobConfig], images: Path, limit: int | None, left: int
+) -> None:
+    config = config_of(limit=limit, files_per_shard=1)
+    writer = make_plan(config).writer
+    for one in list_shards(config.input, files_per_shard=1):
+        source = dict.fromkeys(("source_uri", "source_sha256", "detail"), "")
+        reject = {"key": one.names[0], "face_index": None, "reason": "no_face", **source}
+        part = writer.write_part(one, 0, samples=1, latents=[], rejects=[reject])
+        writer.commit_shard(one, [part])
+    max(images.iterdir()).unlink()
+    assert run_job(config).exit_code == 0
+    assert len(writer.store.names("_shards/")) == left
+
+
 def runs(config: JobConfig) -> list[dict[str, object]]:
     store = open_table(config.output).store
     return [json.loads(store.get(name)) for name in store.names("_runs/")]
@@ -183,6 +200,7 @@ def test_a_run_is_on_record_from_its_start(
     assert started["found"] == {
         **{"shards": 1, "bytes": ended["found"]["bytes"], "complete": True},  # type: ignore[index]
         **{"done_shards": 0, "done_bytes": 0, "done_samples": 0, "done_parts": 0},
+        "limited": False,
     }
 
 
