@@ -18,7 +18,7 @@ from pipeline.storage.uris import canonical_uri, filesystem, join, known_secrets
 FILES_PER_SHARD = 1024  # images of a folder that make one shard, unless told otherwise
 _PLAIN = re.compile(r"[A-Za-z0-9._-]+\.tar")
 _SLICE = re.compile(r"files-(\d{5,15})", re.ASCII)
-_RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|\..*)")
+_RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|[._].*)")
 _LOOKED_FOR = (
     "looked for .tar, .tar.gz, .tgz and .parquet shards, and for image files, at any depth"
 )
@@ -110,13 +110,14 @@ def shard_id_of(relative_path: str) -> str:
     """The id of the shard file at `relative_path` inside the input (its name, if it is the input).
 
     The stem of a plain `name.tar` in the input's top folder; else the path made safe, with eight
-    hex digits of its SHA-256, so that `a/0.tar`, `b/0.tar` and `0.tar.gz` never share an id.
+    hex digits of its SHA-256, so that `a/0.tar`, `b/0.tar` and `0.tar.gz` never share an id. None
+    begins with `_` or `.`: whoever reads a whole folder passes over such files without a word.
     """
     stem = shard_stem(relative_path)
     if _PLAIN.fullmatch(relative_path) and not _RESERVED.fullmatch(stem) and len(stem) <= 100:
         return stem
     digest = hashlib.sha256(relative_path.encode("utf-8", "surrogateescape")).hexdigest()
-    safe = re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.")[-80:] or "shard"
+    safe = re.sub(r"[^A-Za-z0-9._]+", "-", stem)[-80:].strip("-._") or "shard"
     return f"{safe}-{digest[:8]}"
 
 
