@@ -47,6 +47,9 @@ def is_local(uri: str) -> bool:
 def canonical_uri(uri: str) -> str:
     """`uri` without a trailing slash; a local path as an absolute one, so that workers agree on it.
 
+    A local path is without `..`, too: `x/../photos` is the input `photos`, or what lies beside the
+    folder that `x` leads to if it is a link. In a bucket `..` is a name like others.
+
     Raises `InputError` for a URI that carries credentials: it would be written into the table.
     """
     if not uri.strip():
@@ -61,10 +64,17 @@ def canonical_uri(uri: str) -> str:
     if is_local(uri):
         path = re.sub(r"^(file|local)://", "", uri)
         try:
-            return str(Path(path).expanduser().absolute())
+            return _without_detours(str(Path(path).expanduser().absolute()))
         except RuntimeError as error:
             raise InputError(f"'{path}' names the home of nobody: {one_line(error)}") from error
     return uri.rstrip("/")
+
+
+def _without_detours(path: str) -> str:
+    if ".." not in path.split("/"):
+        return path
+    plain, real = os.path.normpath(path), os.path.realpath(path)
+    return plain if os.path.realpath(plain) == real else real
 
 
 def join(uri: str, name: str) -> str:
