@@ -13,6 +13,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.storage.columns import has_bytes, schema_of
 from pipeline.storage.formats import Kind, is_image, readable_name, shard_kind, shard_stem
 from pipeline.storage.listing import Entry, file_entry, is_folder, walk
+from pipeline.storage.sample import UniqueKeys
 from pipeline.storage.uris import canonical_uri, filesystem, join, known_secrets, refuse_secrets
 
 FILES_PER_SHARD = 1024  # images of a folder that make one shard, unless told otherwise
@@ -46,6 +47,15 @@ class Shard:
     def source(self) -> str:
         """`uri` as the table has it: bytes that are not UTF-8 are written as `\\xNN`."""
         return readable_name(self.uri)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of each of a folder's files the key of its sample: its name, made readable.
+
+        Unique: the bytes `\\xff` and the four letters for them read alike.
+        """
+        unique = UniqueKeys()
+        return tuple(unique.take(readable_name(name)) for name in self.names)
 
     def to_json(self) -> str:
         """The shard as a line of ASCII JSON, whatever bytes its names are made of."""
