@@ -23,7 +23,6 @@ from pipeline.metrics import Meter
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_unit
 from pipeline.storage import Shard, Store, read_samples
-from pipeline.storage.formats import readable_name
 
 _NO_FILES = ("", ".", "..")  # the last components of keys that are nobody's file name
 METRICS = ("l2", "psnr", "lpips", "id_similarity")
@@ -74,7 +73,7 @@ def _refuse_twins(faces: Sequence[tuple[str, list[FaceName]]], by_name: dict[str
 
 def _keys(shard: Shard) -> Iterator[str]:
     if shard.kind == "folder":
-        return map(readable_name, shard.names)
+        return iter(shard.keys)
     return (sample.key for sample in read_samples(shard))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Container, Iterator
+from itertools import starmap
+from typing import Any, NamedTuple
 
 from pipeline.errors import StorageError
 from pipeline.storage.buckets import Fetched, get_objects, is_bucket
@@ -19,41 +20,50 @@ _REQUESTS = 16
 _BYTES_AHEAD = 64 << 20
 
 
-def read_folder(shard: Shard) -> Iterator[Sample]:
-    """One sample a file; the key is the path relative to the input, with its extension.
+class _File(NamedTuple):
+    key: str
+    name: str
+    size: int
+
+
+def read_folder(shard: Shard, keys: Container[str] | None = None) -> Iterator[Sample]:
+    """One sample a file, or of those with `keys`; the others are not fetched.
 
     S3 says with each file what state it is of: where they are not the shard's, `StorageError` at
-    the end; not of a shard without an etag. Other stores' files are compared by size.
+    the end; not of a part of the files, for which there is no etag. Other stores' files are
+    compared by size.
     """
+    etag_of_all = shard.etag if keys is None else ""
     read: list[Entry] = []
-    for group in _groups(shard):
-        contents = _contents(shard, [name for name, size in group if size <= MAX_SAMPLE_BYTES])
-        for name, size in group:
-            key = readable_name(name)
-            uri = join(shard.source, key)
+    for group in _groups(shard, keys):
+        contents = _contents(shard, [name for _, name, size in group if size <= MAX_SAMPLE_BYTES])
+        for key, name, size in group:
+            uri = join(shard.source, readable_name(name))
             if name in contents:
                 content, etag = contents.pop(name)
                 if len(content) != size:
                     raise StorageError(f"'{uri}' changed while it was read; run again")
                 yield Sample(key, uri, content)
             else:
-                etag = file_entry(join(shard.uri, name)).etag if shard.etag else ""
+                etag = file_entry(join(shard.uri, name)).etag if etag_of_all else ""
                 yield too_large(key, uri, size)
             read.append(Entry(name, size, etag))
-    if shard.etag and all(entry.etag for entry in read) and folder_etag(read) != shard.etag:
+    if etag_of_all and all(entry.etag for entry in read) and folder_etag(read) != etag_of_all:
         raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")
 
 
-def _groups(shard: Shard) -> Iterator[list[tuple[str, int]]]:
+def _groups(shard: Shard, keys: Container[str] | None) -> Iterator[list[_File]]:
     """Runs of files that are fetched together."""
-    group: list[tuple[str, int]] = []
+    group: list[_File] = []
     total = 0
-    for name, size in zip(shard.names, shard.sizes, strict=True):
-        if group and (len(group) == _REQUESTS or total + size > _BYTES_AHEAD):
+    for file in starmap(_File, zip(shard.keys, shard.names, shard.sizes, strict=True)):
+        if keys is not None and file.key not in keys:
+            continue
+        if group and (len(group) == _REQUESTS or total + file.size > _BYTES_AHEAD):
             yield group
             group, total = [], 0
-        group.append((name, size))
-        total += size
+        group.append(file)
+        total += file.size
     if group:
         yield group
 

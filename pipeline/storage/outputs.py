@@ -12,6 +12,7 @@ from pipeline.storage.disks import name_if_absent
 from pipeline.storage.uris import (
     canonical_uri,
     filesystem,
+    is_local,
     is_local_filesystem,
     refuse_secrets,
     storage_errors,
@@ -47,13 +48,26 @@ def check_output(uri: str) -> None:
 
 
 def check_beside(source: str, output: str) -> None:
-    """Raise `InputError` for an output inside its own input: the next run would read it."""
+    """Raise `InputError` for an output inside its own input: the next run would read it.
+
+    On a disk also where it is links that lead into the input, or out of it to the output.
+    """
     outer, inner = canonical_uri(source), canonical_uri(output)
-    if f"{inner}/".startswith(f"{outer}/"):
+    if is_local(outer) and is_local(inner):
+        inside = os.path.realpath(outer) in _folders_around(inner)
+    else:
+        inside = f"{inner}/".startswith(f"{outer}/")
+    if inside:
         raise InputError(
             f"the output '{inner}' lies inside the input '{outer}', where its files would be read "
             "as images: choose an output beside it"
         )
+
+
+def _folders_around(path: str) -> set[str]:
+    """`path` and all folders that it lies in, as it is written and as it is without links."""
+    ways = (Path(path), Path(os.path.realpath(path)))
+    return {os.path.realpath(place) for way in ways for place in (way, *way.parents)}
 
 
 def _check_disk(folder: Path) -> None:

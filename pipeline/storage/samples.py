@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from dataclasses import replace
 
 from pipeline.errors import StorageError
 from pipeline.storage.folders import read_folder
-from pipeline.storage.formats import readable_name
 from pipeline.storage.listing import file_entry
 from pipeline.storage.parquets import read_parquet
 from pipeline.storage.sample import Sample
@@ -21,9 +19,9 @@ _READERS = {"folder": read_folder, "tar": read_tar, "parquet": read_parquet}
 def read_samples(shard: Shard, keys: Container[str] | None = None) -> Iterator[Sample]:
     """The samples of `shard`, or those with `keys`, in the order in which they lie there, streamed.
 
-    Keys: in a folder the relative path with its extension; in a tar the member's path without the
-    image extension (as webdataset has it), with it if that is taken; in Parquet the key column or
-    the row number. Memory holds a few samples, never the shard, besides the keys.
+    Keys: in a folder the relative path with its extension (`Shard.keys`); in a tar the member's
+    path without the image extension (as webdataset has it), with it if that is taken; in Parquet
+    the key column or the row number. Memory holds a few samples, never the shard, besides the keys.
 
     Raises `StorageError` naming the shard if it is missing, truncated or damaged, after the
     samples before the damage, and after all of them if it is not as it was listed: a shard is
@@ -32,26 +30,12 @@ def read_samples(shard: Shard, keys: Container[str] | None = None) -> Iterator[S
     """
     if keys is None:
         yield from _READERS[shard.kind](shard)
+    elif shard.kind == "folder":
+        yield from read_folder(shard, keys)
     else:
-        chosen = _only(shard, keys) if shard.kind == "folder" else shard
-        yield from (sample for sample in _READERS[shard.kind](chosen) if sample.key in keys)
+        yield from (sample for sample in _READERS[shard.kind](shard) if sample.key in keys)
     if _changed(shard, whole=keys is None):
         raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")
-
-
-def _only(shard: Shard, keys: Container[str]) -> Shard:
-    """A folder's shard without the files that are not wanted, so that they are not fetched.
-
-    It has no etag: that of the whole does not tell whether a part of it is as it was.
-    """
-    files = zip(shard.names, shard.sizes, strict=True)
-    wanted = [file for file in files if readable_name(file[0]) in keys]
-    return replace(
-        shard,
-        etag="",
-        names=tuple(name for name, _ in wanted),
-        sizes=tuple(size for _, size in wanted),
-    )
 
 
 def _changed(shard: Shard, *, whole: bool) -> bool:

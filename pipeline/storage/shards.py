@@ -13,12 +13,13 @@ from pipeline.errors import InputError, StorageError
 from pipeline.storage.columns import has_bytes, schema_of
 from pipeline.storage.formats import Kind, is_image, readable_name, shard_kind, shard_stem
 from pipeline.storage.listing import Entry, file_entry, is_folder, walk
+from pipeline.storage.sample import UniqueKeys
 from pipeline.storage.uris import canonical_uri, filesystem, join, known_secrets, refuse_secrets
 
 FILES_PER_SHARD = 1024  # images of a folder that make one shard, unless told otherwise
 _PLAIN = re.compile(r"[A-Za-z0-9._-]+\.tar")
 _SLICE = re.compile(r"files-(\d{5,15})", re.ASCII)
-_RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|\..*)")
+_RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|[._].*)")
 _LOOKED_FOR = (
     "looked for .tar, .tar.gz, .tgz and .parquet shards, and for image files, at any depth"
 )
@@ -46,6 +47,15 @@ class Shard:
     def source(self) -> str:
         """`uri` as the table has it: bytes that are not UTF-8 are written as `\\xNN`."""
         return readable_name(self.uri)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of each of a folder's files the key of its sample: its name, made readable.
+
+        Unique: the bytes `\\xff` and the four letters for them read alike.
+        """
+        unique = UniqueKeys()
+        return tuple(unique.take(readable_name(name)) for name in self.names)
 
     def to_json(self) -> str:
         """The shard as a line of ASCII JSON, whatever bytes its names are made of."""
@@ -110,13 +120,14 @@ def shard_id_of(relative_path: str) -> str:
     """The id of the shard file at `relative_path` inside the input (its name, if it is the input).
 
     The stem of a plain `name.tar` in the input's top folder; else the path made safe, with eight
-    hex digits of its SHA-256, so that `a/0.tar`, `b/0.tar` and `0.tar.gz` never share an id.
+    hex digits of its SHA-256, so that `a/0.tar`, `b/0.tar` and `0.tar.gz` never share an id. None
+    begins with `_` or `.`: whoever reads a whole folder passes over such files without a word.
     """
     stem = shard_stem(relative_path)
     if _PLAIN.fullmatch(relative_path) and not _RESERVED.fullmatch(stem) and len(stem) <= 100:
         return stem
     digest = hashlib.sha256(relative_path.encode("utf-8", "surrogateescape")).hexdigest()
-    safe = re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.")[-80:] or "shard"
+    safe = re.sub(r"[^A-Za-z0-9._]+", "-", stem)[-80:].strip("-._") or "shard"
     return f"{safe}-{digest[:8]}"
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
 
 from pipeline.storage.counts import count_samples
-from pipeline.storage.formats import readable_name
 from pipeline.storage.sample import Sample
 from pipeline.storage.samples import read_samples
 from pipeline.storage.shards import Shard, list_shards
@@ -41,7 +40,8 @@ def _at(shard: Shard, places: Sequence[int]) -> Iterator[Sample]:
     if not places:
         return
     if shard.kind == "folder":
-        yield from read_samples(shard, {readable_name(shard.names[place]) for place in places})
+        keys = shard.keys
+        yield from read_samples(shard, {keys[place] for place in places})
         return
     wanted = set(places)
     for place, sample in enumerate(islice(read_samples(shard), places[-1] + 1)):

@@ -21,11 +21,16 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
     ClientError,
     NoCredentialsError,
 )
+from fsspec import get_filesystem_class
+from fsspec.archive import AbstractArchiveFileSystem
 from fsspec.core import url_to_fs
+from fsspec.implementations.chained import ChainedFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import InputError, StorageError
 
+# File systems of what lies in another one: `zip://a.jpg::s3://bucket/b.zip`.
+_INSIDE_OTHERS = (AbstractArchiveFileSystem, ChainedFileSystem)
 # What serves a scheme and is not there by itself: the extra that brings it.
 _EXTRAS = {"gs": "gcp", "gcs": "gcp"}
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
@@ -47,6 +52,9 @@ def is_local(uri: str) -> bool:
 def canonical_uri(uri: str) -> str:
     """`uri` without a trailing slash; a local path as an absolute one, so that workers agree on it.
 
+    A local path is without `..`, too: `x/../photos` is the input `photos`, or what lies beside the
+    folder that `x` leads to if it is a link. In a bucket `..` is a name like others.
+
     Raises `InputError` for a URI that carries credentials: it would be written into the table.
     """
     if not uri.strip():
@@ -61,10 +69,17 @@ def canonical_uri(uri: str) -> str:
     if is_local(uri):
         path = re.sub(r"^(file|local)://", "", uri)
         try:
-            return str(Path(path).expanduser().absolute())
+            return _without_detours(str(Path(path).expanduser().absolute()))
         except RuntimeError as error:
             raise InputError(f"'{path}' names the home of nobody: {one_line(error)}") from error
     return uri.rstrip("/")
+
+
+def _without_detours(path: str) -> str:
+    if ".." not in path.split("/"):
+        return path
+    plain, real = os.path.normpath(path), os.path.realpath(path)
+    return plain if os.path.realpath(plain) == real else real
 
 
 def join(uri: str, name: str) -> str:
@@ -72,14 +87,20 @@ def join(uri: str, name: str) -> str:
     return f"{uri.rstrip('/')}/{name}" if name else uri
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
+def filesystem(uri: str, *, versions: bool = False) -> tuple[Any, str]:
     """The fsspec file system of `uri` and the path on it; listings are never cached.
 
-    A cached listing would hide what another node wrote. Raises `InputError` for a scheme that no
+    A cached listing would hide what another node wrote. With `versions`, S3's `?versionId=` is no
+    part of a name but says which version is read. Raises `InputError` for a scheme that no
     installed package serves, and says what to install where that is known.
     """
     try:
-        fs, path = url_to_fs(uri, use_listings_cache=False)
+        kind = _kind_of(uri, versions)
+        if issubclass(kind, _INSIDE_OTHERS):
+            fs, path = url_to_fs(uri, use_listings_cache=False)
+        else:  # `url_to_fs` would take `a::b` for a `b` inside which there is an `a`
+            fs = kind(**kind._get_kwargs_from_urls(uri), use_listings_cache=False)
+            path = fs._strip_protocol(uri)
     except ImportError as error:
         extra = _EXTRAS.get(uri.split("://")[0])
         how = f": pip install 'restyle-pipeline[{extra}]'" if extra else ""
@@ -87,6 +108,16 @@ def filesystem(uri: str) -> tuple[Any, str]:
     except ValueError as error:
         raise InputError(f"cannot open '{uri}': {one_line(error)}") from error
     return fs, str(path)
+
+
+def _kind_of(uri: str, versions: bool) -> Any:
+    scheme = _SCHEME.match(uri)
+    protocol = scheme[0].removesuffix("://") if scheme else "file"
+    if protocol in ("s3", "s3a") and not versions:
+        from pipeline.storage.keyed_s3 import KeyedS3  # its import takes 0.3 s
+
+        return KeyedS3
+    return get_filesystem_class(protocol)
 
 
 def is_local_filesystem(fs: Any) -> bool:
@@ -122,11 +153,13 @@ def storage_errors(action: str) -> Iterator[None]:
 def read_file(uri: str, at_most: int = -1) -> bytes:
     """The file at `uri`, a path or any fsspec URI; of a longer one the first `at_most` bytes.
 
+    Of an object in S3 the version that a `?versionId=` behind its key names.
+
     Raises `InputError` as `canonical_uri` and `filesystem` do, and `StorageError` where it cannot
     be read to its end, caused by `FileNotFoundError` where there is none.
     """
     whole = canonical_uri(uri)
-    fs, path = filesystem(whole)
+    fs, path = filesystem(whole, versions=True)
     with storage_errors(f"read '{whole}'"), fs.open(path, "rb") as file:
         return bytes(file.read(at_most))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from aiobotocore.response import StreamingBody
 from aiohttp import ClientPayloadError
 
 from pipeline.errors import StorageError
-from pipeline.storage import Store, read_samples
+from pipeline.storage import Store, list_shards, read_samples, spread_samples
 from tests.conftest import Bucket
 from tests.storage.archives import only_shard, samples_of, write_files
 
@@ -27,6 +28,30 @@ def test_of_chosen_keys_no_other_file_is_touched(tmp_path: Path) -> None:
     (tmp_path / "2.jpg").unlink()
     chosen = {"a/1.jpg", "1.jpg", "unknown"}
     assert [one.key for one in read_samples(shard, chosen)] == ["1.jpg", "a/1.jpg"]
+
+
+def test_files_whose_names_read_alike_have_keys_of_their_own(tmp_path: Path) -> None:
+    """Bytes that are no text are written as the text that the other name is."""
+    for name in (b"\xff.jpg", rb"\xff.jpg", b"0.jpg", b"z.jpg"):
+        (tmp_path / os.fsdecode(name)).write_bytes(name)
+    shard = only_shard(tmp_path)
+    found = {one.key: one.content for one in read_samples(shard)}
+    assert found == {
+        "0.jpg": b"0.jpg",
+        r"\xff.jpg": rb"\xff.jpg",
+        r"\xff.jpg~2": b"\xff.jpg",
+        "z.jpg": b"z.jpg",
+    }
+    assert list(found) == list(shard.keys)
+    for key in found:
+        (alone,) = read_samples(shard, {key})
+        assert (alone.key, alone.content) == (key, found[key]), "whatever else is read"
+    assert [one.key for one in spread_samples(str(tmp_path), 9)] == list(found)
+    first, second = list_shards(str(tmp_path), files_per_shard=3)
+    assert [first.keys, second.keys] == [
+        ("0.jpg", r"\xff.jpg", "z.jpg"),
+        (r"\xff.jpg",),
+    ], "unique in a slice, and of it alone"
 
 
 def test_an_empty_file_is_a_sample(tmp_path: Path) -> None:

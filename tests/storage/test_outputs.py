@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, InputError, StorageError
-from pipeline.storage import Store, check_output, outputs
+from pipeline.storage import Store, check_beside, check_output, outputs
 from tests.conftest import Bucket
 
 
@@ -68,3 +68,43 @@ def test_an_object_of_a_bucket_is_no_folder(s3: Bucket) -> None:
     check_output(s3.uri)
     with pytest.raises(ConfigError, match="is an object"):
         check_output(f"{s3.uri}/photos.tar")
+
+
+def test_an_output_inside_its_input_is_refused_however_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos" / "x").mkdir(parents=True)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    (tmp_path / "photos" / "away").symlink_to(tmp_path / "far")
+    monkeypatch.chdir(tmp_path / "photos")
+    for source, output in [
+        (".", "out"),
+        ("../photos", "out"),
+        ("x/../../photos", "x/out"),
+        ("../link", "out"),
+        ("../photos", "../link/out"),
+        (".", "away/out"),  # links to folders are followed
+        ("../link", "away"),
+        ("../far", "away/out"),
+        ("/", "out"),
+        ("s3://bucket/in", "s3://bucket/in/out"),
+    ]:
+        with pytest.raises(InputError, match="lies inside the input"):
+            check_beside(source, output)
+
+
+def test_an_output_beside_its_input_is_accepted_however_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    for source, output in [
+        (".", "../latents"),
+        ("../photos", "../photos-latents"),
+        ("../photos/a.tar", "latents"),
+        ("s3://bucket/in", "s3://bucket/in-out"),
+        ("s3://bucket/in", "in/out"),
+        (".", "s3://bucket/out"),
+    ]:
+        check_beside(source, output)

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
@@ -39,11 +41,22 @@ def test_every_other_path_gets_its_digest() -> None:
     assert all(re.search(r"-[0-9a-f]{8}$", name) for name in found if name != "o")
 
 
-@pytest.mark.parametrize("name", ["files-00000.tar", "a-0123abcd.tar", ".tar", "x" * 300 + ".tar"])
+@pytest.mark.parametrize(
+    "name", ["files-00000.tar", "a-0123abcd.tar", "_a.tar", ".tar", "x" * 300 + ".tar"]
+)
 def test_a_name_that_looks_like_a_made_id_is_no_plain_stem(name: str) -> None:
     shard_id = shard_id_of(name)
     assert shard_id != name.removesuffix(".tar")
     assert len(shard_id) < 120
+
+
+def test_readers_of_a_whole_folder_see_the_files_of_every_shard(tmp_path: Path) -> None:
+    """They pass over names that begin with `_` or `.`, as those of metadata do."""
+    names = ["_train-0.tar", "._.tar", "_x/0.tar", "-_/0.tar", f"_{'x' * 79}.tgz", "train-0.tar"]
+    for name in names:
+        write_parquet(tmp_path / f"{shard_id_of(name)}-00000.parquet", {"name": [name]})
+    assert sorted(pq.read_table(tmp_path)["name"].to_pylist()) == sorted(names)
+    assert sorted(pd.read_parquet(tmp_path)["name"]) == sorted(names)
 
 
 def test_ids_do_not_collide_where_names_do(tmp_path: Path) -> None:

@@ -30,6 +30,23 @@ def test_local_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert is_local(uri)
 
 
+def test_a_way_back_out_of_a_folder_is_no_part_of_a_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path / "x")
+    for uri in ("../photos", "../x/../photos/.", f"file://{tmp_path}/gone/../photos"):
+        assert canonical_uri(uri) == f"{tmp_path}/photos"
+    assert canonical_uri("s3://bucket/x/../photos") == "s3://bucket/x/../photos", "a key of its own"
+
+
+def test_a_way_back_out_of_a_link_leads_where_the_disk_says(tmp_path: Path) -> None:
+    (tmp_path / "far" / "x").mkdir(parents=True)
+    (tmp_path / "near").symlink_to(tmp_path / "far" / "x")
+    assert canonical_uri(f"{tmp_path}/near/../photos") == f"{tmp_path}/far/photos"
+    assert canonical_uri(f"{tmp_path}/near/photos") == f"{tmp_path}/near/photos"
+
+
 def test_other_uris_stay_as_they_are() -> None:
     assert canonical_uri("s3://bucket/a b/") == "s3://bucket/a b"
     assert not is_local("s3://bucket")
