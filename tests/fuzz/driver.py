@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from tests.fuzz.worker import find_kind, seeded
 ROOT = Path(__file__).resolve().parents[2]
 _BATCH = 64
 _START_LIMIT_S = 300.0  # imports on a busy machine
+_END_LIMIT_S = 30.0  # from the end of its messages to that of the process
 _SENTINELS = ("home", "tmp", "elsewhere")
 
 
@@ -104,6 +106,9 @@ class Worker:
         try:
             answers: list[Answer] = self.connection.recv()
         except (EOFError, ConnectionError):
+            # Its end of the pipe is closed a moment before it has ended.
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(_END_LIMIT_S)
             return []
         return answers
 
