@@ -36,22 +36,26 @@ def describe_run(run: dict[str, Any]) -> str:
     return f"{run['run']}: {state}, {run['samples']} samples, {run['errors']} errors, {ago} ago"
 
 
+def describe_shards(status: Status) -> str:
+    """How many of the input's shards are committed, and how many others the table has."""
+    total, left = status.shards_total, status.shards_left
+    if total is None or left is None:
+        return f"{status.shards_committed:,} of ? committed"
+    committed = min(status.shards_committed, total - left)
+    text = f"{committed:,} of {total:,} committed"
+    if committed < status.shards_committed:
+        others = status.shards_committed - committed
+        text += f" (and {others:,} that left the input or changed in it)"
+    if left and status.bytes_total and status.bytes_left is not None:
+        text += f", {max(0, 100 - 100 * status.bytes_left / status.bytes_total):.1f} % of the bytes"
+    return text
+
+
 def lines(status: Status) -> Iterator[str]:
     """The status for people."""
-    total = "?" if status.shards_total is None else f"{status.shards_total:,}"
-    share, gone = "", ""
-    if status.bytes_total and status.shards_left:
-        share = (
-            f", {min(100, 100 * status.bytes_committed / status.bytes_total):.1f} % of the bytes"
-        )
-    if status.shards_total is not None and status.shards_committed > status.shards_total:
-        gone = " (some are gone from the input)"
     about = "" if status.exact else "about "
     yield f"table    {status.table}"
-    yield (
-        f"shards   {status.shards_committed:,} of {total} committed{gone}{share}; "
-        f"{status.shards_open:,} begun"
-    )
+    yield f"shards   {describe_shards(status)}; {status.shards_open:,} begun"
     yield f"parts    {status.parts:,}, of these {status.parts_open:,} of shards that are begun"
     yield (
         f"samples  {about}{status.samples:,}; faces {about}{status.faces:,}; "

@@ -7,18 +7,19 @@ Costs a listing of the manifests and of the latents, the index, the manifests th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
-from pipeline.errors import PipelineError
-from pipeline.storage import Store, list_shards
+from pipeline.errors import PipelineError, printable
+from pipeline.storage import FILES_PER_SHARD, Shard, Store, canonical_uri, list_shards
 from pipeline.table.description import Description, read_description
 from pipeline.table.index import ShardEntry, read_entries
-from pipeline.table.manifests import manifest_etags, read_manifest
+from pipeline.table.manifests import manifest_name, read_manifest
 from pipeline.table.parts import LATENTS, parse_part_name
 from pipeline.table.runs import read_account
 
@@ -37,8 +38,10 @@ class Status:
     shards_committed: int = 0
     shards_open: int = 0  # with parts, but not committed
     shards_total: int | None = None
+    shards_left: int | None = None  # of the input, not committed
     bytes_committed: int = 0
     bytes_total: int | None = None
+    bytes_left: int | None = None  # of those shards
     samples: int = 0
     faces: int = 0
     rejects: int = 0
@@ -55,17 +58,12 @@ class Status:
     def complete(self) -> bool:
         """Whether every shard of the input is committed, and the last run says nothing else.
 
-        Counts alone do not tell: shards that are gone from the input stay in the table.
+        A run that has not ended and has not listed its input to the end may have more to do.
         """
-        failed = bool(self.runs) and self.runs[0]["exit_code"] not in (0, None)
-        return not failed and not self.shards_open and self.shards_left == 0
-
-    @property
-    def shards_left(self) -> int | None:
-        """Shards of the input that are not committed, as far as counts tell."""
-        if self.shards_total is None:
-            return None
-        return max(self.shards_open, self.shards_total - self.shards_committed)
+        latest = self.runs[0] if self.runs else None
+        told = latest is None or latest["exit_code"] == 0 or _is_listed(latest)
+        failed = latest is not None and latest["exit_code"] not in (0, None)
+        return told and not failed and not self.shards_open and self.shards_left == 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -75,18 +73,50 @@ class Status:
 def table_status(uri: str, *, list_input: bool = False) -> Status:
     """How far the table at `uri` is; `TableError` if there is none.
 
-    What there is in all stands in the account of the last run that has listed its input; with
-    `list_input`, or where there is none, the input is listed, if it can be reached from here.
+    What there is in all, and what of it is left, stands in the account of the last run that has
+    listed its input; with `list_input`, or where there is none, the input is listed, if it can be
+    reached from here and is the table's as a whole.
     """
     store = Store(uri)
     description = read_description(store)
     status = Status(table=store.root, runs=list(_last_runs(store)))
-    etags = dict(manifest_etags(store))
-    parts_committed = _count_committed(store, status, etags)
-    _count_parts(store, status, etags)
-    _find_totals(status, description, list_input)
+    commits = _Commits.of(store)
+    parts_committed = _count_committed(store, status, commits)
+    _count_parts(store, status, commits)
+    if list_input or not _find_told(status, commits):
+        _find_listed(status, commits, description)
     _estimate(status, parts_committed)
     return status
+
+
+@dataclass
+class _Commits:
+    """The shards that have a manifest, and what is known of them."""
+
+    etags: dict[str, str]
+    times: dict[str, float]  # by the storage's clock
+    states: dict[str, tuple[int, int]]  # size and hash of the etag; of those that were read
+
+    @classmethod
+    def of(cls, store: Store) -> _Commits:
+        found = cls({}, {}, {})
+        for name, info in store.infos("_shards/"):
+            shard = name.removeprefix("_shards/").removesuffix(".json")
+            if name == manifest_name(shard):
+                found.etags[shard], found.times[shard] = info.etag, info.modified
+        return found
+
+    def since(self, moment: float) -> tuple[int, int]:
+        """Shards that were committed since then, and their bytes: scaled up if not all are read."""
+        late = [shard for shard, time_ in self.times.items() if time_ >= moment]
+        sizes = [self.states[shard][0] for shard in late if shard in self.states]
+        return len(late), round(sum(sizes) * len(late) / max(1, len(sizes)))
+
+    def has(self, shard: Shard) -> bool:
+        """Whether the shard is committed, as it now stands in the input if that is known."""
+        state = self.states.get(shard.shard_id)
+        now = shard.size, hash(shard.etag)
+        return shard.shard_id in self.etags and state in (None, now)
 
 
 def _last_runs(store: Store) -> Iterator[dict[str, Any]]:
@@ -98,37 +128,48 @@ def _last_runs(store: Store) -> Iterator[dict[str, Any]]:
         yield facts | {"errors": len(account.get("errors") or ())}
 
 
-def _count_committed(store: Store, status: Status, etags: Mapping[str, str]) -> int:
+def _is_listed(run: dict[str, Any]) -> bool:
+    """Whether the run has listed its input to the end."""
+    return bool((run["found"] or {}).get("complete"))
+
+
+def _begin(run: dict[str, Any]) -> float | None:
+    """When a run began, by the name of its account; None if that is not of our making."""
+    try:
+        return datetime.strptime(run["run"][:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
+def _count_committed(store: Store, status: Status, commits: _Commits) -> int:
     """Fill in the counts of committed shards; how many parts they have."""
     counts = dict.fromkeys(("size", "samples", "faces", "rejects", "parts"), 0)
-    counted = set()
-    for entry in read_entries(store, etags):
-        counted.add(entry.shard)
-        _add(counts, entry)
-    unread = (shard for shard in etags if shard not in counted)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for entry in pool.map(lambda shard: _entry(store, shard), islice(unread, _READ_MANIFESTS)):
-            counted.add(entry.shard)
-            _add(counts, entry)
-    scale = len(etags) / max(1, len(counted))
-    status.exact = len(counted) == len(etags)
-    status.shards_committed = len(etags)
+    for entry in _entries(store, commits):
+        commits.states[entry.shard] = entry.size, hash(entry.etag)
+        for name in counts:
+            counts[name] += getattr(entry, name)
+    scale = len(commits.etags) / max(1, len(commits.states))
+    status.exact = len(commits.states) == len(commits.etags)
+    status.shards_committed = len(commits.etags)
     status.bytes_committed = round(counts["size"] * scale)
     for name in ("samples", "faces", "rejects"):
         setattr(status, name, round(counts[name] * scale))
     return round(counts["parts"] * scale)
 
 
+def _entries(store: Store, commits: _Commits) -> Iterator[ShardEntry]:
+    """What the index says, and some of the manifests that are not in it."""
+    yield from read_entries(store, commits.etags)
+    unread = (shard for shard in commits.etags if shard not in commits.states)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(lambda shard: _entry(store, shard), islice(unread, _READ_MANIFESTS))
+
+
 def _entry(store: Store, shard: str) -> ShardEntry:
     return ShardEntry.of(read_manifest(store, shard), "")
 
 
-def _add(counts: dict[str, int], entry: ShardEntry) -> None:
-    for name in counts:
-        counts[name] += getattr(entry, name)
-
-
-def _count_parts(store: Store, status: Status, etags: Mapping[str, str]) -> None:
+def _count_parts(store: Store, status: Status, commits: _Commits) -> None:
     """Count the parts that are there, and how many came of late."""
     times = []
     still_open = set()
@@ -136,7 +177,7 @@ def _count_parts(store: Store, status: Status, etags: Mapping[str, str]) -> None
         parsed = parse_part_name(name)
         if parsed:
             times.append(info.modified)
-            if parsed[0] not in etags:
+            if parsed[0] not in commits.etags:
                 status.parts_open += 1
                 still_open.add(parsed[0])
     status.parts, status.shards_open = len(times), len(still_open)
@@ -148,23 +189,63 @@ def _count_parts(store: Store, status: Status, etags: Mapping[str, str]) -> None
             status.parts_per_second = (len(late) - 1) / (latest - min(late))
 
 
-def _find_totals(status: Status, description: Description, list_input: bool) -> None:
-    """Fill in what there is in all, if that can be known."""
-    accounts: list[dict[str, Any]] = [run["found"] or {} for run in status.runs]
-    found = next((account for account in accounts if account.get("complete")), None)
-    if found and not list_input:
-        status.shards_total = found["shards"] + found["done_shards"]
-        status.bytes_total = found["bytes"] + found["done_bytes"]
-    elif description.layout.get("limit") is None:
-        try:
-            shards = list_shards(
-                str(description.config["input"]),
-                files_per_shard=int(description.layout["files_per_shard"]),
-            )
-            sizes = [shard.size for shard in shards]
-        except (PipelineError, KeyError):
-            return  # not reachable from here, or not from an input
-        status.shards_total, status.bytes_total = len(sizes), sum(sizes)
+def _find_told(status: Status, commits: _Commits) -> bool:
+    """Fill in what there is in all and what is left by what runs say, if any tells it.
+
+    Counts alone do not tell what is left: shards that are gone from the input stay in the table. So
+    what the latest run has found to do is compared with what was committed since it began, by the
+    clock of the storage.
+    """
+    told = next((run["found"] for run in status.runs if _is_listed(run)), None)
+    if told is None:
+        return False
+    latest = status.runs[0]["found"] or dict.fromkeys(told, 0)
+    if latest["shards"] + latest["done_shards"] > told["shards"] + told["done_shards"]:
+        return False  # what an earlier run has listed is not the input any more
+    status.shards_total = told["shards"] + told["done_shards"]
+    status.bytes_total = told["bytes"] + told["done_bytes"]
+    shards_left = status.shards_total - status.shards_committed
+    bytes_left = status.bytes_total - status.bytes_committed
+    if status.runs[0]["exit_code"] != 0:
+        begin = _begin(status.runs[0])
+        shards, size = (0, 0) if begin is None else commits.since(begin)
+        shards_left = max(shards_left, latest["shards"] - shards)
+        bytes_left = max(bytes_left, latest["bytes"] - size)
+    status.shards_left, status.bytes_left = max(0, shards_left), max(0, bytes_left)
+    return True
+
+
+def _find_listed(status: Status, commits: _Commits, description: Description) -> None:
+    """Fill in what there is in all and what is left by listing the input.
+
+    Of a part of it, which a limit or the codes of an import choose, a listing does not tell: what
+    runs say has to do.
+    """
+    layout = description.layout
+    if layout.get("limit") is not None or "input" not in description.config:
+        _find_told(status, commits)
+        return
+    length = int(layout.get("files_per_shard") or FILES_PER_SHARD)
+    with suppress(PipelineError):  # not reachable from here
+        _compare(status, commits, list_shards(_input_of(description), files_per_shard=length))
+
+
+def _compare(status: Status, commits: _Commits, shards: Iterable[Shard]) -> None:
+    counts = dict.fromkeys(("shards_total", "bytes_total", "shards_left", "bytes_left"), 0)
+    for shard in shards:
+        counts["shards_total"] += 1
+        counts["bytes_total"] += shard.size
+        if not commits.has(shard):
+            counts["shards_left"] += 1
+            counts["bytes_left"] += shard.size
+    for name, count in counts.items():
+        setattr(status, name, count)
+
+
+def _input_of(description: Description) -> str:
+    """Where the input is: a relative path is that of where the job ran."""
+    given, place = str(description.config["input"]), description.layout.get("input")
+    return given if place in (None, printable(canonical_uri(given))) else str(place)
 
 
 def _estimate(status: Status, parts_committed: int) -> None:
@@ -174,10 +255,9 @@ def _estimate(status: Status, parts_committed: int) -> None:
     if not parts_committed or not status.parts_per_second:
         return
     status.samples_per_second = status.samples / parts_committed * status.parts_per_second
-    if status.bytes_total is None or not status.bytes_committed or status.complete:
+    if not status.bytes_left or not status.bytes_committed or status.complete:
         return
-    in_all = parts_committed * status.bytes_total / status.bytes_committed
-    left = in_all - parts_committed - status.parts_open
+    left = parts_committed * status.bytes_left / status.bytes_committed - status.parts_open
     status.seconds_left = max(0.0, round(left / status.parts_per_second, 1))
 
 

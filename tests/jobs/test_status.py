@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tests.jobs.ray_head import ROOT
@@ -40,3 +40,15 @@ def test_no_table_is_a_wrong_request_in_one_line(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "is not a table" in refused.stderr
+
+
+def test_a_shard_that_the_input_has_lost_is_told_apart(tmp_path: Path) -> None:
+    """Three are committed, and one of them is not among the three of the input."""
+    table = writer(tmp_path)
+    for name in ("gone", "b", "c"):
+        write_shard(table, shard(name))
+    began = datetime.now(UTC) + timedelta(seconds=2)
+    told = FOUND | {"done_shards": 2, "done_bytes": 200}
+    table.record_run(began, "ab12", {"exit_code": None, "found": told})
+    line = status(tmp_path).stdout.splitlines()[1]
+    assert "2 of 3 committed (and 1 that left the input or changed in it), 66.7 %" in line

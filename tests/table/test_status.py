@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.storage import list_shards
+from pipeline.storage import Shard, list_shards
 from pipeline.table import TableWriter
 from pipeline.table import status as status_module
 from pipeline.table.status import table_status
 from tests.storage.archives import write_tar
 from tests.table.rows import reject_row, shard, write_shard, writer
 
-FOUND = {"shards": 3, "bytes": 300, "done_shards": 1, "done_bytes": 100, "complete": True}
-
 
 def record(table: TableWriter, **facts: object) -> None:
     started = datetime(2026, 1, 2, tzinfo=UTC)
-    account = {"started": started.isoformat(), "exit_code": None, "found": FOUND} | facts
+    account = {"started": started.isoformat(), "exit_code": None, "found": found(3, 1)} | facts
     table.record_run(started, "ab12", account)
+
+
+def committed_ago(table: TableWriter, seconds: float, *shard_ids: str) -> None:
+    """Let shards be committed so many seconds ago."""
+    moment = time.time() - seconds
+    for name in shard_ids:
+        os.utime(Path(table.store.root) / "_shards" / f"{name}.json", (moment, moment))
+
+
+def found(to_do: int, done: int, *, complete: bool = True) -> dict[str, object]:
+    """What a run has found: shards of a hundred bytes."""
+    counts = {"shards": to_do, "bytes": 100 * to_do, "done_shards": done, "done_bytes": 100 * done}
+    return {**counts, "complete": complete}
+
+
+def tars(folder: Path, names: str) -> list[Shard]:
+    """Shards of one image each, of those names."""
+    for name in names:
+        write_tar(folder / f"{name}.tar", [("0.jpg", b"image")])
+    return list(list_shards(str(folder)))
+
+
+def commit(table: TableWriter, *shards: Shard) -> None:
+    """Each as one part of a sample that was rejected."""
+    for one in shards:
+        part = table.write_part(one, 0, samples=1, latents=[], rejects=[reject_row("0")])
+        table.commit_shard(one, [part])
 
 
 def set_times(table: TableWriter, now: float, ages: dict[str, float]) -> None:
@@ -107,6 +133,99 @@ def test_a_run_that_failed_leaves_no_table_complete(tmp_path: Path) -> None:
     for code, complete in ((1, False), (0, True)):
         table.record_run(datetime.now(UTC), f"run-{1 - code}", {"exit_code": code})
         assert table_status(str(tmp_path / "table")).complete is complete
+
+
+def test_a_run_that_is_still_listing_has_more_to_do_than_the_run_before(tmp_path: Path) -> None:
+    table = writer(tmp_path, config={"input": str(tmp_path / "nowhere")})
+    write_shard(table, shard("s-0"))
+    began = datetime.now(UTC) - timedelta(hours=2)
+    table.record_run(began, "one", {"exit_code": 0, "found": found(1, 0)})
+    assert table_status(str(tmp_path)).complete
+    account = {"exit_code": None, "found": found(4096, 1, complete=False)}
+    table.record_run(began + timedelta(hours=1), "two", account)
+    status = table_status(str(tmp_path))
+    assert (status.complete, status.shards_total, status.seconds_left) == (False, None, None)
+
+
+def test_a_run_that_has_just_begun_leaves_no_table_complete(tmp_path: Path) -> None:
+    """What it may have to do it does not know; what there was in all is the best guess."""
+    table = writer(tmp_path)
+    write_shard(table, shard("s-0"))
+    began = datetime.now(UTC) - timedelta(hours=2)
+    table.record_run(began, "one", {"exit_code": 0, "found": found(1, 0)})
+    account = {"exit_code": None, "found": found(0, 0, complete=False)}
+    table.record_run(began + timedelta(hours=1), "two", account)
+    status = table_status(str(tmp_path))
+    assert (status.complete, status.shards_total, status.seconds_left) == (False, 1, None)
+
+
+@pytest.mark.parametrize("list_input", [False, True])
+def test_a_shard_that_left_does_not_stand_for_one_that_a_run_is_at_work_on(
+    tmp_path: Path, list_input: bool
+) -> None:
+    shards = tars(tmp_path / "in", "abcd")
+    table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")})
+    commit(table, *shards[:3])
+    committed_ago(table, 3600, "a", "b", "c")
+    Path(shards[0].uri).unlink()
+    account = {"exit_code": None, "found": found(1, 2)}
+    table.record_run(datetime.now(UTC) - timedelta(minutes=1), "run", account)
+    status = table_status(str(tmp_path / "table"), list_input=list_input)
+    assert (status.shards_committed, status.shards_total, status.shards_left) == (3, 3, 1)
+    assert not status.complete
+    commit(table, shards[3])
+    status = table_status(str(tmp_path / "table"), list_input=list_input)
+    assert (status.complete, status.shards_left, status.bytes_left) == (True, 0, 0)
+
+
+def test_the_bytes_left_are_those_that_the_run_has_still_to_do(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    for name in ("gone", "old", "new"):
+        write_shard(table, shard(name))
+    committed_ago(table, 3600, "gone", "old")
+    account = {"exit_code": None, "found": found(3, 1)}
+    table.record_run(datetime.now(UTC) - timedelta(minutes=1), "run", account)
+    status = table_status(str(tmp_path))
+    assert (status.shards_left, status.bytes_total, status.bytes_left) == (2, 400, 200)
+
+
+def test_a_listing_finds_a_shard_that_changed_since_it_was_committed(tmp_path: Path) -> None:
+    shards = tars(tmp_path / "in", "ab")
+    table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")})
+    commit(table, *shards)
+    began = datetime.now(UTC)
+    table.record_run(began, "run", {"exit_code": 0, "found": found(2, 0)})
+    assert table_status(str(tmp_path / "table"), list_input=True).complete
+    write_tar(tmp_path / "in" / "b.tar", [("0.jpg", b"another image")])
+    status = table_status(str(tmp_path / "table"), list_input=True)
+    assert (status.complete, status.shards_left, status.shards_total) == (False, 1, 2)
+
+
+@pytest.mark.parametrize("list_input", [False, True])
+def test_a_table_of_a_limit_is_complete_by_what_its_run_has_found(
+    tmp_path: Path, list_input: bool
+) -> None:
+    """The input has more, and no listing tells how many samples a shard holds."""
+    shards = tars(tmp_path / "in", "abc")
+    layout = {"files_per_shard": 1000, "limit": 1}
+    table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")}, layout=layout)
+    commit(table, shards[0])
+    table.record_run(datetime.now(UTC), "run", {"exit_code": 0, "found": found(1, 0)})
+    status = table_status(str(tmp_path / "table"), list_input=list_input)
+    assert (status.complete, status.shards_total) == (True, 1)
+
+
+def test_an_input_by_a_relative_path_is_where_the_job_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = tars(tmp_path / "in", "abc")
+    layout = {"files_per_shard": 1000, "input": str(tmp_path / "in")}
+    table = writer(tmp_path / "table", config={"input": "in"}, layout=layout)
+    tars(tmp_path / "elsewhere" / "in", "a")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    commit(table, shards[0])
+    status = table_status(str(tmp_path / "table"))
+    assert (status.shards_total, status.complete) == (3, False)
 
 
 def test_an_input_out_of_reach_leaves_the_total_open(tmp_path: Path) -> None:
