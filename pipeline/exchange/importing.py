@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ import torch
 from pipeline.alignment import AlignedFace
 from pipeline.choices import CodeType
 from pipeline.errors import InputError
+from pipeline.exchange.account import Account
 from pipeline.exchange.code_files import CodeFiles, FaceName, faces_of
 from pipeline.exchange.measuring import METRICS, Measuring, match_images
 from pipeline.exchange.pickled import Codes
@@ -31,6 +31,7 @@ from pipeline.table.card import write_card
 from pipeline.table.description import Description
 from pipeline.table.reader import open_table
 from pipeline.table.schema import Columns
+from pipeline.table.states import ShardState
 from pipeline.table.writer import TableWriter, open_for_writing
 
 IMPORT_VERSION = 1
@@ -60,6 +61,9 @@ class Item:
     content: bytes | None = None
 
 
+_Work = tuple[Shard, Iterable[Item]]
+
+
 @dataclass
 class Importing:
     """One import: codes, the model that they belong to, and what measures them."""
@@ -86,13 +90,12 @@ class Importing:
         first = faces[0][1][0].name
         self._checked(self.codes.read(first), first)
         writer = open_for_writing(root, self.description(), part_size=self.settings.part_size)
-        for shard, items in work:
-            self._write_shard(writer, shard, items)
-        table = open_table(root)
-        write_card(table)
-        counts = {**table.verify(checksums=False), "unmeasured": self.unmeasured}
-        facts = {"started": started.isoformat(timespec="seconds"), "imported": counts}
-        writer.record_run(started, secrets.token_hex(4), facts | table.description.to_dict())
+        with Account(writer, started) as account:
+            self._write(writer, work, account)
+            table = open_table(root)
+            write_card(table)
+            counts = {**table.verify(checksums=False), "unmeasured": self.unmeasured}
+            account.facts["imported"] = counts
         return counts
 
     def description(self) -> Description:
@@ -120,9 +123,7 @@ class Importing:
         layout = {"files_per_shard": self.settings.files_per_shard}
         return Description(columns, settings, layout, config, self.model.metadata, metrics)
 
-    def _alone(
-        self, faces: Sequence[tuple[str, list[FaceName]]]
-    ) -> Iterator[tuple[Shard, Iterable[Item]]]:
+    def _alone(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
         """Shards of consecutive keys, without images."""
         for index, chosen in enumerate(_runs(faces, self.settings.files_per_shard)):
             names = "\n".join(face.name for _, several in chosen for face in several)
@@ -135,9 +136,7 @@ class Importing:
                 (Item(key, few, self.codes.uri_of(few[0].name)) for key, few in chosen),
             )
 
-    def _with_images(
-        self, faces: Sequence[tuple[str, list[FaceName]]]
-    ) -> Iterator[tuple[Shard, Iterable[Item]]]:
+    def _with_images(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
         """The input's own shards, of which only the samples that have codes are taken."""
         shards = list(
             list_shards(str(self.settings.images), files_per_shard=self.settings.files_per_shard)
@@ -155,17 +154,26 @@ class Importing:
             if faces:
                 yield Item(sample.key, faces, sample.uri, sample.content)
 
-    def _write_shard(self, writer: TableWriter, shard: Shard, items: Iterable[Item]) -> None:
-        state = writer.state(shard)
-        if state.done:
-            return
+    def _write(self, writer: TableWriter, work: Iterable[_Work], account: Account) -> None:
+        """Do what the table lacks."""
+        shards = list(work)
+        states = list(writer.states(shard for shard, _ in shards))
+        account.planned(states)
+        for state, (_, items) in zip(states, shards, strict=True):
+            if not state.done:
+                self._write_shard(writer, state, items, account)
+
+    def _write_shard(
+        self, writer: TableWriter, state: ShardState, items: Iterable[Item], account: Account
+    ) -> None:
         writer.clear(state)
-        summaries = []
+        shard, summaries = state.shard, []
         for part, few in enumerate(_runs(items, self.settings.part_size)):
             found = state.parts.get(part)
             if found is None:
                 rows = [row for item in few for row in self._rows(item)]
                 found = writer.write_part(shard, part, samples=len(few), latents=rows, rejects=[])
+                account.part(found)
             summaries.append(found)
         writer.commit_shard(shard, summaries)
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.alignment import AlignmentSettings
-from pipeline.errors import FingerprintError, InputError
+from pipeline.errors import FingerprintError, InputError, StorageError
 from pipeline.exchange.code_files import FaceName, open_codes
 from pipeline.exchange.exporting import Selection, export_codes, export_dictionary
 from pipeline.exchange.importing import Importing, ImportSettings
@@ -21,7 +21,8 @@ from pipeline.exchange.pictures import export_pictures, frames_of
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, load_model
 from pipeline.storage import Shard
-from pipeline.table import open_table
+from pipeline.table import TableWriter, open_table
+from pipeline.table.status import table_status
 
 N_STYLES = 10
 
@@ -149,6 +150,48 @@ def test_an_import_that_was_stopped_goes_on_and_other_codes_are_refused(
     assert whole.description.settings["codes"] == open_codes(source).digest
     with pytest.raises(FingerprintError, match="codes"):
         imported(dictionary(tmp_path, a=steps_of(1)), model, tmp_path / "t", **cut)
+
+
+def test_an_import_is_told_as_a_run_that_is_finished(model: RestyleModel, tmp_path: Path) -> None:
+    source = dictionary(tmp_path, **{f"f{n}": steps_of(n, 1) for n in range(5)})
+    cut = {"part_size": 2, "files_per_shard": 4}
+    imported(source, model, tmp_path / "t", **cut)
+    status = table_status(str(tmp_path / "t"))
+    assert (status.complete, status.shards_total, status.runs[0]["samples"]) == (True, 2, 5)
+    assert table_status(str(tmp_path / "t"), list_input=True).complete
+    imported(source, model, tmp_path / "t", **cut)
+    runs = open_table(str(tmp_path / "t")).runs()
+    assert [run["exit_code"] for run in runs] == [0, 0]
+    assert sorted((run["samples"], run["parts"], run["skipped_parts"]) for run in runs) == [
+        (0, 0, 3),
+        (5, 3, 0),
+    ]
+    assert runs[0]["imported"]["faces"] == 5
+
+
+def test_an_import_is_told_as_a_run_while_it_goes_on(
+    model: RestyleModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And as one that failed when it has."""
+    monkeypatch.setattr("pipeline.exchange.account.EVERY_S", 0.0)
+    source = dictionary(tmp_path, **{f"f{n}": steps_of(n, 1) for n in range(4)})
+    commit, seen = TableWriter.commit_shard, []
+
+    def look(writer: TableWriter, *asked: Any) -> Any:
+        seen.append(table_status(str(tmp_path / "t")))
+        if len(seen) == 2:
+            raise StorageError("the disk is full")
+        return commit(writer, *asked)
+
+    monkeypatch.setattr(TableWriter, "commit_shard", look)
+    with pytest.raises(StorageError):
+        imported(source, model, tmp_path / "t", files_per_shard=2)
+    told = [(one.complete, one.shards_left, one.shards_total) for one in seen]
+    assert told == [(False, 2, 2), (False, 1, 2)]
+    assert [one.runs[0]["exit_code"] for one in seen] == [None, None]
+    assert [one.runs[0]["samples"] for one in seen] == [2, 4]
+    (run,) = open_table(str(tmp_path / "t")).runs()
+    assert (run["exit_code"], run["errors"]) == (1, ["the disk is full"])
 
 
 def test_with_images_codes_are_measured_under_the_inputs_own_keys(

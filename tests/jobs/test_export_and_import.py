@@ -13,6 +13,7 @@ from PIL import Image
 
 import jobs.export_table
 import jobs.import_latents
+import jobs.status
 from jobs.refine_dataset import second_pass
 from pipeline.errors import ConfigError
 from pipeline.exchange.pickled import latents_file
@@ -59,6 +60,16 @@ def test_a_dictionary_goes_in_and_comes_out(
     code, told, _ = run(jobs.export_table, "--table", table, "--to", again)
     assert (code, told) == (0, {"to": str(again), "as": "latents", "written": 2})
     assert again.read_bytes() == latents.read_bytes()
+
+
+def test_the_status_of_an_imported_table_is_that_of_a_finished_one(
+    run: Any, latents: Path, tiny_bundle: str, tmp_path: Path
+) -> None:
+    table = tmp_path / "table"
+    run(jobs.import_latents, "--from", latents, "--model", tiny_bundle, "--output", table)
+    code, told, _ = run(jobs.status, table, "--json")
+    assert (code, told["complete"], told["runs"][0]["exit_code"]) == (0, True, 0)
+    assert told["runs"][0]["samples"] == 2
 
 
 def test_pictures_are_rendered_by_the_tables_own_model(
