@@ -5,6 +5,7 @@ An import that is killed leaves the account of its last minute with `exit_code` 
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Iterable
@@ -35,10 +36,11 @@ class Account:
     samples: int = 0  # of this run
     faces: int = 0
     parts: int = 0
+    began: float = math.inf  # by the storage's clock
     written: float = 0.0  # when, by the monotonic clock
 
     def __enter__(self) -> Account:
-        self._write(None)
+        self.began = self.writer.store.info(self._write(None)).modified
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
@@ -73,7 +75,7 @@ class Account:
             with suppress(PipelineError):  # the next minute's, or the end's, will do
                 self._write(None)
 
-    def _write(self, exit_code: int | None, **facts: Any) -> None:
+    def _write(self, exit_code: int | None, **facts: Any) -> str:
         moment = datetime.now(UTC)
         told: dict[str, Any] = {
             "started": self.started.isoformat(timespec="seconds"),
@@ -90,4 +92,5 @@ class Account:
         }
         self.written = time.monotonic()
         described = self.writer.description.to_dict()
-        self.writer.record_run(self.started, self.run_id, told | self.facts | facts | described)
+        facts = told | self.facts | facts | described
+        return self.writer.record_run(self.started, self.run_id, facts)

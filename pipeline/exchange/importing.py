@@ -32,6 +32,7 @@ from pipeline.table.description import Description
 from pipeline.table.reader import open_table
 from pipeline.table.schema import Columns
 from pipeline.table.states import ShardState
+from pipeline.table.strays import Strays
 from pipeline.table.writer import TableWriter, open_for_writing
 
 IMPORT_VERSION = 1
@@ -61,7 +62,8 @@ class Item:
     content: bytes | None = None
 
 
-_Work = tuple[Shard, Iterable[Item]]
+# A shard of the input, and what of it has codes, if anything has.
+_Work = tuple[Shard, Iterable[Item] | None]
 
 
 @dataclass
@@ -144,7 +146,8 @@ class Importing:
         owners = match_images(faces, shards)
         wanted = {shard_id for shard_id, _ in owners}
         return (
-            (shard, self._samples(shard, owners)) for shard in shards if shard.shard_id in wanted
+            (shard, self._samples(shard, owners) if shard.shard_id in wanted else None)
+            for shard in shards
         )
 
     @staticmethod
@@ -155,13 +158,23 @@ class Importing:
                 yield Item(sample.key, faces, sample.uri, sample.content)
 
     def _write(self, writer: TableWriter, work: Iterable[_Work], account: Account) -> None:
-        """Do what the table lacks."""
-        shards = list(work)
-        states = list(writer.states(shard for shard, _ in shards))
-        account.planned(states)
-        for state, (_, items) in zip(states, shards, strict=True):
-            if not state.done:
-                self._write_shard(writer, state, items, account)
+        """Do what the table lacks, and remove what no other import comes back to."""
+        shards, strays = list(work), Strays(writer.store)
+        strays.began = account.began
+        try:
+            states = list(writer.states((shard for shard, _ in shards), strays=strays))
+            pairs = list(zip(states, (items for _, items in shards), strict=True))
+            account.planned(state for state, items in pairs if items is not None)
+            for state, items in pairs:
+                strays.is_input(state.shard)
+                if items is None:
+                    # Of another state of a folder, whose images are in other slices since.
+                    writer.clear(state.without(state.parts))
+                elif not state.done:
+                    self._write_shard(writer, state, items, account)
+            strays.remove(whole_input=True)
+        finally:
+            strays.stop()
 
     def _write_shard(
         self, writer: TableWriter, state: ShardState, items: Iterable[Item], account: Account

@@ -21,7 +21,7 @@ from pipeline.exchange.pictures import export_pictures, frames_of
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, load_model
 from pipeline.storage import Shard
-from pipeline.table import TableWriter, open_table
+from pipeline.table import Table, TableWriter, open_table
 from pipeline.table.status import table_status
 
 N_STYLES = 10
@@ -255,6 +255,68 @@ def test_the_scripts_own_pictures_can_be_measured_instead_of_rendering(
         pytest.raises(InputError, match=r"no picture of step 0 of 'a\.jpg'"),
     ):
         imported(source, model, tmp_path / "v", measured, images=str(tmp_path / "in"))
+
+
+def rows_of(table: Table) -> list[str]:
+    return table.sql("SELECT image_id FROM latents ORDER BY image_id")["image_id"].tolist()
+
+
+@pytest.fixture
+def numbered(model: RestyleModel, meter: Meter, tmp_path: Path) -> Any:
+    """Imports codes named 1 to 3 with images of the given names, each of which is a slice."""
+    source = dictionary(tmp_path, **{name: steps_of(int(name), 1) for name in "123"})
+
+    def call(*names: str) -> Any:
+        paths = [tmp_path / "in" / f"{name}.png" for name in names]
+        for path in {*(tmp_path / "in").glob("*/*.png")} - {*paths}:
+            path.unlink()
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.write_bytes(b"no image: what it shows does not matter")
+        cut = {"images": str(tmp_path / "in"), "files_per_shard": 1}
+        with measuring(model, meter) as measured:
+            return imported(source, model, tmp_path / "t", measured, **cut)
+
+    return call
+
+
+def test_slices_behind_the_end_of_a_folder_are_removed(numbered: Any) -> None:
+    """Where an image without a code goes, the codes move into the slices before theirs."""
+    _, table = numbered("a/0", "b/1", "b/2", "b/3")
+    assert len(rows_of(table)) == 3
+    counts, table = numbered("b/1", "b/2", "b/3")
+    assert counts["faces"] == 3
+    assert rows_of(table) == [f"files-0000{n}/b/{n + 1}.png#0" for n in range(3)]
+
+
+def test_slices_whose_images_have_no_codes_any_more_are_removed(numbered: Any) -> None:
+    """Where images without codes come, the slices of others become theirs."""
+    numbered("b/1", "b/2", "b/3")
+    counts, table = numbered("a/0", "b/00", "b/1", "b/2", "b/3")
+    assert counts["faces"] == 3
+    assert rows_of(table) == [f"files-0000{n + 2}/b/{n + 1}.png#0" for n in range(3)]
+    assert table_status(table.store.root).complete
+
+
+@pytest.mark.parametrize("killed", ["files-00001", "files-00003"])
+def test_parts_of_an_import_that_was_killed_are_removed(numbered: Any, killed: str) -> None:
+    """Of a slice that has no codes any more, and of one behind the end."""
+    _, table = numbered("a/0", "b/1", "b/2", "b/3")
+    table.store.remove(f"_shards/{killed}.json")
+    names = ("b/1", "b/10", "b/2", "b/3") if killed == "files-00001" else ("b/1", "b/2", "b/3")
+    counts, table = numbered(*names)
+    assert counts["faces"] == len(rows_of(table)) == 3
+    assert not any(f"/{killed}" in name for name in table.store.names())
+
+
+def test_a_part_that_came_late_beside_a_commit_is_removed(numbered: Any) -> None:
+    _, table = numbered("b/1", "b/2", "b/3")
+    for kind in ("latents", "rejects"):
+        part = table.store.get(f"{kind}/files-00001-00000.parquet")
+        table.store.put(f"{kind}/files-00001-00001.parquet", part)
+    _, table = numbered("b/1", "b/2", "b/3")
+    assert len(rows_of(table)) == 3
 
 
 def folder_of(*names: str) -> Shard:
