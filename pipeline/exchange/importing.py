@@ -36,6 +36,7 @@ from pipeline.table.strays import Strays
 from pipeline.table.writer import TableWriter, open_for_writing
 
 IMPORT_VERSION = 1
+_NO_STEPS = "nobody knows how many led to a code: what was measured stands under step 1"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ class Importing:
                 "identity": self.measuring.meter.definitions["id_similarity"],
                 "images": "rendered" if self.measuring.results is None else "given",
             }
-            metrics = self.measuring.meter.definitions
+            metrics = dict(self.measuring.meter.definitions)
+            if not self.codes.has_steps:
+                metrics["steps"] = _NO_STEPS
         settings = {
             "import": IMPORT_VERSION,
             "model": self.model.fingerprint,

@@ -32,8 +32,9 @@ class Figures:
 
     Sums and counts are by metric, a number for each step. A face that stopped early counts with its
     last value in every later step, so that all steps are over the same faces: those that the metric
-    could be measured on. The infinite PSNR of two equal images is in no mean. Beyond the last step
-    that is given, all is as it was there.
+    could be measured on. One that was measured though nobody knows its steps, as a code that was
+    imported, counts as if it had taken one. The infinite PSNR of two equal images is in no mean.
+    Beyond the last step that is given, all is as it was there.
     """
 
     reasons: Mapping[str, int] = field(default_factory=dict)  # reject rows
@@ -44,10 +45,10 @@ class Figures:
     @classmethod
     def of(cls, latents: pa.Table, rejects: pa.Table) -> Figures:
         """The figures of a part's rows."""
-        steps = [made or 0 for made in latents["steps"].to_pylist()]  # none: not measured
+        steps = _steps(latents)
         sums, counts = {}, {}
         for name in METRICS:
-            values = _every_step(latents[f"{name}_per_step"].to_pylist(), steps)
+            values = _every_step(_lists(latents, name, steps), steps)
             sums[name] = [float(f"{one:.{_DIGITS}g}") for one in np.nansum(values, axis=0)]
             counts[name] = (~np.isnan(values)).sum(axis=0).tolist()
         identity = latents["id_similarity"]
@@ -115,6 +116,28 @@ class Figures:
 
 def _sorted(items: Mapping[str, _Value]) -> dict[str, _Value]:
     return dict(sorted(items.items()))
+
+
+def _steps(latents: pa.Table) -> list[int]:
+    """Of each face the steps it took: 1 where only what came of them is known, 0 where nothing."""
+    finals = [latents[name].to_pylist() for name in METRICS if name in latents.column_names]
+    measured = [any(one is not None for one in several) for several in zip(*finals, strict=True)]
+    made = latents["steps"].to_pylist()
+    return [one or int(is_measured) for one, is_measured in zip(made, measured, strict=True)]
+
+
+def _lists(
+    latents: pa.Table, name: str, steps: Sequence[int]
+) -> list[Sequence[float | None] | None]:
+    """Of each face the values of a metric after its steps; where none are given, the final one."""
+    lists: list[Sequence[float | None] | None] = latents[f"{name}_per_step"].to_pylist()
+    if name not in latents.column_names:
+        return lists  # known of steps alone
+    finals = latents[name].to_pylist()
+    return [
+        [final] * made if values is None else values
+        for values, final, made in zip(lists, finals, steps, strict=True)
+    ]
 
 
 def _every_step(lists: Sequence[Sequence[float | None] | None], steps: Sequence[int]) -> np.ndarray:

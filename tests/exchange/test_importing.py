@@ -21,7 +21,7 @@ from pipeline.exchange.pictures import export_pictures, frames_of
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, load_model
 from pipeline.storage import Shard
-from pipeline.table import Table, TableWriter, open_table
+from pipeline.table import Table, TableWriter, card_text, open_table
 from pipeline.table.status import table_status
 
 N_STYLES = 10
@@ -232,6 +232,27 @@ def test_a_code_whose_image_is_broken_is_kept_without_measures(
         )
     assert (counts["faces"], counts["rejects"], counts["unmeasured"]) == (1, 0, 1)
     assert table.sql("SELECT l2 FROM latents")["l2"].isna().all()
+
+
+def test_the_card_tells_what_codes_without_steps_are_worth(
+    model: RestyleModel, meter: Meter, tmp_path: Path
+) -> None:
+    pixels = 255 - frames_of(model, steps_of(1, 1))[0]
+    save_image(tmp_path / "in" / "a.png", pixels)
+    (tmp_path / "in" / "b.png").write_bytes(b"no image")
+    source = dictionary(tmp_path, a=steps_of(1, 1), b=steps_of(2, 1))
+    with measuring(model, meter) as measured:
+        _, table = imported(source, model, tmp_path / "t", measured, images=str(tmp_path / "in"))
+    (l2,) = table.sql("SELECT l2 FROM latents WHERE l2 IS NOT NULL")["l2"]
+    lines = card_text(table).splitlines()
+    assert "| mean | step 1 |" in lines
+    assert f"| l2 | {l2:.4f} |" in lines
+    assert "| residual_norm |  |" in lines
+    assert (
+        "* steps: nobody knows how many led to a code: what was measured stands under step 1"
+        in lines
+    )
+    assert table.verify()["faces"] == 2
 
 
 def test_the_scripts_own_pictures_can_be_measured_instead_of_rendering(

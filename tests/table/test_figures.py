@@ -19,6 +19,8 @@ from pipeline.table.parts import read_metadata
 from pipeline.table.totals import Totals
 from tests.table.rows import COLUMNS, face_row, reject_row, shard, write_shard, writer
 
+FINAL = ("l2", "psnr", "lpips", "id_similarity")
+OF_STEPS = ("steps", "best_step", *(f"{name}_per_step" for name in METRICS))
 EVERY = {name: [1] for name in METRICS}
 
 
@@ -66,10 +68,21 @@ def test_parts_add_up_to_what_their_rows_give_together(cut: int) -> None:
 
 def test_codes_that_were_not_measured_count_for_nothing() -> None:
     """As they are imported from files alone."""
-    names = ("steps", "id_similarity", *(f"{name}_per_step" for name in METRICS))
-    unmeasured = face_row("a", **dict.fromkeys(names))
+    unmeasured = face_row("a", **dict.fromkeys((*OF_STEPS, *FINAL)))
     assert figures([unmeasured]).steps == 0
     assert figures([unmeasured, row("b", 4.0, 2.0)]).means()["l2"] == [4.0, 2.0]
+
+
+def test_a_code_whose_steps_nobody_knows_counts_as_one_step() -> None:
+    """As codes of single files are imported and measured."""
+    measured = face_row("a", **dict.fromkeys(OF_STEPS), id_similarity=None)
+    means = figures([measured]).means()
+    assert (means["l2"], means["psnr"], means["lpips"]) == ([0.125], [18.0], [0.25])
+    assert means["id_similarity"] == means["residual_norm"] == [None]
+    unmeasured = face_row("b", **dict.fromkeys((*OF_STEPS, *FINAL)))
+    together = figures([unmeasured, measured, row("c", 4.0, 2.0)])
+    assert together.means()["l2"] == [4.125 / 2, 2.125 / 2]
+    assert together.counts["residual_norm"] == [1, 1]
 
 
 def test_the_infinite_psnr_of_two_equal_images_is_in_no_mean() -> None:
