@@ -29,11 +29,20 @@ def clock(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def describe_run(run: dict[str, Any]) -> str:
+def describe_run(run: dict[str, Any], *, at_work: bool) -> str:
     """One run in one line."""
     code, ago = run["exit_code"], clock(seconds_since(run["updated"]))
-    state = f"exit code {code}" if code is not None else "running, or gone without a word"
-    return f"{run['run']}: {state}, {run['samples']} samples, {run['errors']} errors, {ago} ago"
+    silent = "running, or gone without a word" if at_work else "gone without a word, as it seems"
+    state = f"exit code {code}" if code is not None else silent
+    samples = "?" if run["samples"] is None else run["samples"]
+    return f"{run['run']}: {state}, {samples} samples, {run['errors']} errors, {ago} ago"
+
+
+def describe_left(status: Status) -> str:
+    """The time left, or why nobody can tell it."""
+    if status.complete:
+        return "nothing"
+    return clock(status.seconds_left) if status.at_work else "?: no run seems to be at work"
 
 
 def describe_shards(status: Status) -> str:
@@ -68,9 +77,9 @@ def lines(status: Status) -> Iterator[str]:
             f"rate     {status.parts_per_second:.2f} parts/s{images} in the last ten minutes of "
             f"work; the last part {clock(status.seconds_since_last_part)} ago"
         )
-    yield f"left     {'nothing' if status.complete else clock(status.seconds_left)}"
-    for run in status.runs:
-        yield f"run      {describe_run(run)}"
+    yield f"left     {describe_left(status)}"
+    for index, run in enumerate(status.runs):
+        yield f"run      {describe_run(run, at_work=status.at_work and index == 0)}"
 
 
 def main(argv: list[str]) -> int:

@@ -7,7 +7,7 @@ Costs a listing of the manifests and of the latents, the index, the manifests th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -27,6 +27,7 @@ _THREADS = 16
 # The index lacks fewer than that, but for a table that many short runs made.
 _READ_MANIFESTS = 2000
 _RATE_OVER_S = 600.0
+_PARTS_MISSED = 10  # so many that should have come, and did not, are the silence of a run
 _RUNS = 3
 
 
@@ -48,10 +49,11 @@ class Status:
     exact: bool = True  # or else the four above are of some thousand shards, scaled up
     parts: int = 0
     parts_open: int = 0  # of shards that are not committed
-    parts_per_second: float | None = None  # of late
+    parts_per_second: float | None = None  # of late, of one run
     samples_per_second: float | None = None
     seconds_since_last_part: float | None = None  # by the clocks of the storage and of this machine
-    seconds_left: float | None = None
+    at_work: bool = False  # whether a run seems to be: it has not ended, and was heard of late
+    seconds_left: float | None = None  # if one is
     runs: list[dict[str, Any]] = field(default_factory=list)  # the last ones, the latest first
 
     @property
@@ -184,9 +186,33 @@ def _count_parts(store: Store, status: Status, commits: _Commits) -> None:
     latest = max(times, default=0.0)
     if latest:
         status.seconds_since_last_part = max(0.0, round(time.time() - latest, 1))
-        late = [one for one in times if one >= latest - _RATE_OVER_S]
-        if latest > min(late):
-            status.parts_per_second = (len(late) - 1) / (latest - min(late))
+        status.parts_per_second = _rate(times, _begin(status.runs[0]) if status.runs else None)
+
+
+def _rate(times: Sequence[float], begin: float | None) -> float | None:
+    """Parts a second in the last minutes of the run that began then, or before it has two.
+
+    Between two runs nothing comes, for a time that is no measure of either.
+    """
+    ours = [one for one in times if begin is None or one >= begin]
+    if len(ours) < 2:
+        ours = [one for one in times if begin is not None and one < begin]
+    latest = max(ours, default=0.0)
+    late = [one for one in ours if one >= latest - _RATE_OVER_S]
+    first = min(late, default=latest)
+    return (len(late) - 1) / (latest - first) if latest > first else None
+
+
+def _is_at_work(status: Status) -> bool:
+    """Whether the latest run has not ended, and said something or wrote a part of late."""
+    latest = status.runs[0] if status.runs else {"exit_code": None, "updated": None}
+    if latest["exit_code"] is not None:
+        return False
+    heard = (status.seconds_since_last_part, seconds_since(latest["updated"]))
+    silence = min((one for one in heard if one is not None), default=None)
+    rate = status.parts_per_second
+    longest = max(_RATE_OVER_S, _PARTS_MISSED / rate if rate else 0.0)
+    return silence is not None and silence <= longest
 
 
 def _find_told(status: Status, commits: _Commits) -> bool:
@@ -249,13 +275,17 @@ def _input_of(description: Description) -> str:
 
 
 def _estimate(status: Status, parts_committed: int) -> None:
-    """Samples a second, and the time left: the parts in the bytes that are left, by their rate."""
+    """Samples a second, and the time left: the parts in the bytes that are left, by their rate.
+
+    Nothing is on its way to an end where no run is at work.
+    """
+    status.at_work = _is_at_work(status)
     if status.complete:
         status.seconds_left = 0.0
     if not parts_committed or not status.parts_per_second:
         return
     status.samples_per_second = status.samples / parts_committed * status.parts_per_second
-    if not status.bytes_left or not status.bytes_committed or status.complete:
+    if status.complete or not status.at_work or not (status.bytes_left and status.bytes_committed):
         return
     left = parts_committed * status.bytes_left / status.bytes_committed - status.parts_open
     status.seconds_left = max(0.0, round(left / status.parts_per_second, 1))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -52,3 +53,15 @@ def test_a_shard_that_the_input_has_lost_is_told_apart(tmp_path: Path) -> None:
     table.record_run(began, "ab12", {"exit_code": None, "found": told})
     line = status(tmp_path).stdout.splitlines()[1]
     assert "2 of 3 committed (and 1 that left the input or changed in it), 66.7 %" in line
+
+
+def test_a_run_that_was_killed_has_no_time_left(tmp_path: Path) -> None:
+    """Nor does it say that it has made no samples where it says nothing of them."""
+    table = writer(tmp_path)
+    write_shard(table, shard(), commit=False)
+    for name in ("s-0-00000", "s-0-00001"):
+        os.utime(tmp_path / "latents" / f"{name}.parquet", (0, 1_700_000_000 + int(name[-1])))
+    table.record_run(datetime.now(UTC) - timedelta(hours=3), "ab12", {"exit_code": None})
+    said = status(tmp_path).stdout
+    assert "left     ?: no run seems to be at work" in said
+    assert "gone without a word, as it seems, ? samples" in said

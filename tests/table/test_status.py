@@ -93,6 +93,56 @@ def test_rate_and_time_left_are_those_of_the_last_parts(
     assert status.seconds_since_last_part == 10
 
 
+def test_the_rate_is_not_that_of_the_time_between_two_runs(tmp_path: Path) -> None:
+    """One was killed, and the next has written two parts; before it has, the first one's rate."""
+    table = writer(tmp_path)
+    for name in ("s-0", "s-1"):
+        write_shard(table, shard(name), commit=name == "s-0")
+    now = datetime.now(UTC)
+    table.record_run(now - timedelta(hours=1), "one", {"exit_code": None, "found": found(4, 0)})
+    table.record_run(now - timedelta(seconds=60), "two", {"exit_code": None, "found": found(4, 0)})
+    ages = {"s-0-00000": 540, "s-0-00001": 500, "s-1-00000": 30, "s-1-00001": 10}
+    set_times(table, now.timestamp(), ages)
+    assert table_status(str(tmp_path)).parts_per_second == pytest.approx(1 / 20, rel=1e-3)
+    set_times(table, now.timestamp(), ages | {"s-1-00000": 520})
+    assert table_status(str(tmp_path)).parts_per_second == pytest.approx(2 / 40, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "age", "updated", "at_work"),
+    [
+        (None, 10, 7000, True),
+        (None, 7000, 10, True),  # it looks for what is to do, or loads its model
+        (None, 7000, 7000, False),
+        (None, 7000, None, False),
+        (1, 10, 10, False),
+        (0, 10, 10, False),
+    ],
+)
+def test_time_is_left_only_while_a_run_is_at_work(
+    tmp_path: Path, exit_code: int | None, age: float, updated: float | None, at_work: bool
+) -> None:
+    table = writer(tmp_path)
+    write_shard(table, shard("s-0"))
+    said = updated and (datetime.now(UTC) - timedelta(seconds=updated)).isoformat()
+    account = {"exit_code": exit_code, "updated": said, "found": found(2, 0)}
+    table.record_run(datetime.now(UTC) - timedelta(hours=3), "run", account)
+    set_times(table, time.time(), {"s-0-00000": age + 20, "s-0-00001": age})
+    status = table_status(str(tmp_path))
+    assert (status.complete, status.at_work) == (False, at_work)
+    assert (status.seconds_left is not None) == at_work
+
+
+def test_a_run_of_slow_parts_may_be_silent_for_long(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    write_shard(table, shard("s-0"))
+    table.record_run(datetime.now(UTC) - timedelta(hours=3), "run", {"exit_code": None})
+    set_times(table, time.time(), {"s-0-00000": 1400, "s-0-00001": 900})
+    assert table_status(str(tmp_path)).at_work
+    set_times(table, time.time(), {"s-0-00000": 910})
+    assert not table_status(str(tmp_path)).at_work
+
+
 def test_without_a_run_on_record_the_input_is_counted(tmp_path: Path) -> None:
     for name in "abc":
         write_tar(tmp_path / "in" / f"{name}.tar", [("0.jpg", b"image")])
