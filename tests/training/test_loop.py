@@ -82,6 +82,35 @@ def test_a_run_that_was_killed_ends_as_an_unbroken_one_line_for_line(tmp_path, f
         assert torch.equal(weight, resumed.network.state_dict()[name]), name
 
 
+def test_batches_move_the_running_means_and_validations_do_not(tmp_path):
+    class Normed(LineTask):
+        def __init__(self):
+            super().__init__()
+            self.network = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+            self.after_batches, self.around_validations = [], []
+
+        def means(self, network):
+            return float(self.network[0].running_mean), float(network[0].running_mean)
+
+        def accumulate(self, batch, moment):
+            losses = super().accumulate(batch + 1, moment)
+            self.after_batches.append(float(self.network[0].running_mean))
+            return losses
+
+        def validate(self, network):
+            before = self.means(network)
+            validation = super().validate(network)
+            self.around_validations.append((before, self.means(network)))
+            return validation
+
+    store, task = Store(str(tmp_path)), Normed()
+    train(PLAN, task, batches_from, Checkpoints(store, "line"), Journal(store, "line"))
+    assert len(set(task.after_batches)) == 20
+    assert task.after_batches[-1] == pytest.approx(1, abs=0.3)
+    assert len(task.around_validations) == 10
+    assert all(before == after for before, after in task.around_validations)
+
+
 def spoil_gradient(task, losses):
     task.network.weight.grad.fill_(torch.inf)
     return losses
