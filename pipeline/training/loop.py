@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from pipeline.choices import OptimiserName
 from pipeline.errors import ConfigError, ModelError
+from pipeline.training import optimisers
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.finite import all_finite, gradient_norm
 from pipeline.training.journal import Journal
-from pipeline.training.optimisers import make_optimiser
 from pipeline.training.parallel import Group
 from pipeline.training.schedule import average_into, learning_rate
 
@@ -73,6 +73,7 @@ class Task(ABC, Generic[BatchT]):
     """What is trained, on what it is judged; the loop does the rest."""
 
     network: nn.Module  # its parameters that require gradients are trained
+    late: Sequence[nn.Module] = ()  # parts of it whose gradients are None until each starts
 
     @abstractmethod
     def accumulate(self, batch: BatchT, moment: Moment) -> dict[str, Tensor]:
@@ -127,8 +128,8 @@ class _Run(Generic[BatchT]):
         self.live = task.network.train()
         group.share_weights(self.live)
         self.average = copy.deepcopy(self.live).requires_grad_(False).eval()
-        trained = [weight for weight in self.live.parameters() if weight.requires_grad]
-        self.optimiser = make_optimiser(plan.optimiser, trained, plan.peak_rate)
+        groups = optimisers.groups_of(self.live, task.late)
+        self.optimiser = optimisers.make_optimiser(plan.optimiser, groups, plan.peak_rate)
         self.batches, self.best_score, self.best_images = 0, float("inf"), 0
         self.saved_at = time.monotonic()
 
@@ -145,7 +146,7 @@ class _Run(Generic[BatchT]):
         try:
             self.live.load_state_dict(state["live"])
             self.average.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            optimisers.restore(self.optimiser, state["optimiser"])
             self.task.restore(state.get("task", {}))
         except (RuntimeError, ValueError, KeyError) as error:  # of PyTorch: a line for each weight
             raise ModelError(
@@ -172,7 +173,7 @@ class _Run(Generic[BatchT]):
         self._check({**losses, "gradient": norm})
         if plan.clip:
             nn.utils.clip_grads_with_norm_(self.live.parameters(), plan.clip, norm)
-        self.optimiser.step()
+        optimisers.step(self.optimiser)
         followed = self.task.follow(moment, group)
         self._check(followed)
         losses |= followed

@@ -82,6 +82,38 @@ def test_a_run_that_was_killed_ends_as_an_unbroken_one_line_for_line(tmp_path, f
         assert torch.equal(weight, resumed.network.state_dict()[name]), name
 
 
+class LateTask(LineTask):
+    """Its second layer starts at batch 6."""
+
+    def __init__(self, fail_at=None):
+        super().__init__(fail_at)
+        self.network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+        self.late = [self.network[1]]
+
+    def accumulate(self, batch, moment):
+        losses = super().accumulate(batch, moment)
+        if moment.batches < 6:
+            self.late[0].zero_grad(set_to_none=True)
+        return losses
+
+
+@pytest.mark.parametrize("fail_at", [4, 11])
+def test_a_part_that_starts_late_counts_its_own_steps_also_after_a_kill(tmp_path, fail_at):
+    states = []
+    for name, kills in (("whole", []), ("killed", [fail_at])):
+        store = Store(str(tmp_path / name))
+        parts = Checkpoints(store, "line"), Journal(store, "line")
+        for kill in kills:
+            with pytest.raises(KeyboardInterrupt):
+                train(replace(PLAN, optimiser="ranger"), LateTask(kill), batches_from, *parts)
+        train(replace(PLAN, optimiser="ranger"), LateTask(), batches_from, *parts)
+        states.append(parts[0].load())
+    whole, killed = states
+    assert [group["step"] for group in whole["optimiser"]["param_groups"]] == [20, 14]
+    for key, weight in whole["live"].items():
+        assert torch.equal(weight, killed["live"][key]), key
+
+
 def test_batches_move_the_running_means_and_validations_do_not(tmp_path):
     class Normed(LineTask):
         def __init__(self):
