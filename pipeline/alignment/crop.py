@@ -23,7 +23,7 @@ def crop_quad(
 ) -> Image.Image:
     """The square `quad` of `image`, turned upright, at `size` × `size`.
 
-    A square of more than twice `size` is first shrunk by a whole factor (Lanczos). What lies
+    A square of four times `size` or more is first shrunk by a whole factor (Lanczos). What lies
     outside the image is mirrored, blurred and faded to the median colour. Follows FFHQ's published
     preparation with transform size equal to output size, as ReStyle's alignment calls it.
     Rejects a square that lies outside of the image (`no_face`).

@@ -19,10 +19,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     16-bit grey is scaled by 1/257 (Pillow's own conversion clips it: everything above 255 turns
     white). 32-bit integers and floats carry no range in their files; `scale_samples` says which is
-    taken. Colour profiles are not applied, as in the reference scripts.
+    taken. A transparent colour of 16 bits a channel is left out. Colour profiles are not applied,
+    as in the reference scripts.
     """
     if image.mode in _WIDE:
         image = _grey_from_wide(image)
+    if image.mode == "RGB" and _is_wide(image.info.get("transparency")):
+        del image.info["transparency"]
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
         return _on_white(image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -54,6 +57,14 @@ def _range_of(values: NDArray[Any]) -> float:
     raise Rejection(
         RejectReason.UNSUPPORTED_FORMAT, f"samples reach {peak:g}: their range is not known"
     )
+
+
+def _is_wide(key: object) -> bool:
+    """Whether a transparent colour has 16 bits.
+
+    Pillow reads such pixels as their upper halves, and would look for the lower half of the colour.
+    """
+    return isinstance(key, tuple) and max(key) > 255
 
 
 def _grey_from_wide(image: Image.Image) -> Image.Image:

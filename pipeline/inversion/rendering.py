@@ -43,22 +43,31 @@ def pooled(frame: Tensor, size: tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(frame, size)
 
 
-@torch.no_grad()
 def average_image(model: RestyleModel) -> Tensor:
     """What the generator makes of the average latent, pooled to [3, *input_size].
 
-    Computed once per model and again when its weights have changed in place.
+    Computed once per model and again when its weights have changed in place, by other means than
+    `weight.data`.
     """
     weights = version_of(model)
     known = _average_images.get(model)
-    if known is None or known.weights != weights:
+    if known is not None and known.weights == weights:
+        return known.image
+    # Whoever asks next may train with it, which what is made in inference mode does not allow.
+    with torch.inference_mode(mode=False), torch.no_grad():
         (frame,) = render_each(model, model.latent_avg[None])
-        known = _Remembered(weights, pooled(frame, model.input_size))
-        _average_images[model] = known
-    return known.image
+        image = pooled(frame, model.input_size)
+    if weights is not None:
+        _average_images[model] = _Remembered(weights, image)
+    return image
 
 
-def version_of(model: RestyleModel) -> Version:
-    """Which weights of the generator, and which average latent, `model` holds at the moment."""
+def version_of(model: RestyleModel) -> Version | None:
+    """Which weights of the generator, and which average latent, `model` holds at the moment.
+
+    None where nothing tells: PyTorch counts no writes to what was made in `torch.inference_mode`.
+    """
     tensors = [model.latent_avg, *model.generator.parameters(), *model.generator.buffers()]
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
     return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)

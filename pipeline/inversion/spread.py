@@ -28,15 +28,17 @@ def latent_spread(model: RestyleModel) -> float:
     """
     version = version_of(model)
     known = _spreads.get(model)
-    if known is None or known[0] != version:
-        known = (version, _measured(model) if model.architecture.mapping_layers else _guess(model))
-        _spreads[model] = known
-    if not 0 < known[1] < float("inf"):
+    if known is not None and known[0] == version:
+        return known[1]
+    spread = _measured(model) if model.architecture.mapping_layers else _guess(model)
+    if not 0 < spread < float("inf"):
         raise ConfigError(
             f"model '{model.name}' does not tell how far its codes spread: set spread to the "
             "standard deviation of a W code's numbers (0.36 for FFHQ)"
         )
-    return known[1]
+    if version is not None:
+        _spreads[model] = (version, spread)
+    return spread
 
 
 def _measured(model: RestyleModel) -> float:

@@ -65,14 +65,12 @@ def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32"
     """Write `model` as a bundle to a folder (any fsspec URI), the record last.
 
     `stored` is `float32` or `float16`; with float16 the bundle loads as a model whose weights are
-    rounded, which has another fingerprint. Raises `ModelError` for another type.
+    rounded, which has another fingerprint. Raises `ModelError` for another type, and for a weight
+    that float16 cannot hold.
     """
     if stored not in STORED:
         raise ModelError(f"weights are stored as float32 or float16, not {stored!r}")
-    tensors = {
-        key: tensor.detach().cpu().to(STORED[stored] if tensor.is_floating_point() else None)
-        for key, tensor in model.state_dict().items()
-    }
+    tensors = {key: _as_stored(key, value, stored) for key, value in model.state_dict().items()}
     content = save_safetensors({key: tensor.contiguous() for key, tensor in tensors.items()})
     record = {
         "format": FORMAT,
@@ -85,6 +83,20 @@ def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32"
     write_model_file(f"{folder}/{WEIGHTS_FILE}", content)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     write_model_file(f"{folder}/{RECORD_FILE}", text.encode())
+
+
+def _as_stored(key: str, tensor: Tensor, stored: str) -> Tensor:
+    tensor = tensor.detach().cpu()
+    if not tensor.is_floating_point():
+        return tensor
+    rounded = tensor.to(STORED[stored])
+    if not torch.equal(rounded.isfinite(), tensor.isfinite()):
+        largest = torch.finfo(STORED[stored]).max
+        raise ModelError(
+            f"weight '{key}' reaches {float(tensor.abs().max()):g}, {stored} ends at {largest:g}: "
+            "store the model as float32"
+        )
+    return rounded
 
 
 def _device(device: str | torch.device) -> torch.device:

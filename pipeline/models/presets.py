@@ -32,10 +32,13 @@ class Preset:
     input_size: tuple[int, int] = (256, 256)
     fit: Fit = "stretch"
 
-    @property
-    def identity(self) -> str:
-        """The identity network that is measured with by default."""
-        return "none" if self.has_faces is False else "dlib"
+    def identity(self, prealigned: bool) -> str:
+        """The identity network that is measured with by default.
+
+        That of faces where nobody can tell and faces are looked for (not `prealigned`).
+        """
+        faces = not prealigned if self.has_faces is None else self.has_faces
+        return "dlib" if faces else "none"
 
 
 _ALL = (
@@ -130,7 +133,7 @@ def treatment_for(
             "align: leave out --no-prealigned"
         )
     as_they_are = not preset.has_faces if prealigned is None else prealigned
-    chosen = identity or preset.identity
+    chosen = identity or preset.identity(as_they_are)
     resized = fit or preset.fit
     return Treatment(as_they_are, chosen, resized, _described(model, as_they_are, chosen, resized))
 

@@ -101,8 +101,14 @@ _energies: WeakKeyDictionary[ModulatedConv2d, tuple[tuple[int, int], Tensor]] = 
 
 
 def _energy(conv: ModulatedConv2d) -> Tensor:
-    """Squared weights summed over the kernel, [o, i]; kept until the weight changes in place."""
+    """Squared weights summed over the kernel, [o, i]; kept until the weight changes in place.
+
+    PyTorch counts no write through `weight.data`: after one, `load_state_dict` or any counted write
+    is needed. Of a weight made in `torch.inference_mode`, which counts none, nothing is kept.
+    """
     weight = conv.weight
+    if weight.is_inference():
+        return weight[0].square().sum(dim=(2, 3))
     version = (weight.data_ptr(), weight._version)
     known = _energies.get(conv)
     if known is None or known[0] != version:

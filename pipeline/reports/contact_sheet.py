@@ -62,9 +62,10 @@ def contact_sheet(
 ) -> bytes:
     """A PNG with a row for each face: the target, the average face, then its steps.
 
-    The steps of a model that was started from stand before them, as "inversion". Pictures are
-    enlarged or reduced to `cell_width`, keeping their proportions. The same rows give the same
-    bytes. Raises `ShapeError` where there are no rows, or pictures of several sizes.
+    The steps of a model that was started from stand before them, as "inversion". A row of fewer
+    steps than others ends earlier. Pictures are enlarged or reduced to `cell_width`, keeping their
+    proportions. The same rows give the same bytes. Raises `ShapeError` where there are no rows,
+    pictures of several sizes, or rows that were started from differently many steps.
     """
     height, width, n_begun, n_steps = _common_shape(rows)
     cell = (cell_width, round(cell_width * height / width))
@@ -147,14 +148,14 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _common_shape(rows: Sequence[SheetRow]) -> tuple[int, int, int, int]:
-    """(height, width, steps begun with, steps) of all rows."""
+    """(height, width, steps begun with) of all rows, and the most steps of any."""
     pictures = [picture for row in rows for picture in row.pictures]
     shapes = {picture.shape for picture in pictures}
-    counts = {(len(row.begun), len(row.steps)) for row in rows}
-    if len(shapes) != 1 or len(counts) != 1 or any(p.dtype != np.uint8 for p in pictures):
+    begun = {len(row.begun) for row in rows}  # steps stand behind these, each in its column
+    if len(shapes) != 1 or len(begun) != 1 or any(p.dtype != np.uint8 for p in pictures):
         raise ShapeError(
             "a contact sheet needs at least one row, uint8 pictures [h, w, 3] of one size and "
-            f"equally many steps in each row, not {len(rows)} rows of shapes {sorted(shapes)}"
+            f"equally many begun with in each row, not {len(rows)} rows of shapes {sorted(shapes)}"
         )
     height, width, _ = shapes.pop()
-    return (height, width, *counts.pop())
+    return height, width, begun.pop(), max(len(row.steps) for row in rows)

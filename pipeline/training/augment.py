@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LARGEST_TURN = 0.06  # radians: what an aligned crop may be off by
-LARGEST_MOVE = 0.05  # of the width
+LARGEST_MOVE = 0.05  # where the width is from -1 to 1: a fortieth of it
 LARGEST_ZOOM = 0.06
 BRIGHTNESS = 0.15
 CONTRAST = 0.2

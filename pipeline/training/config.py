@@ -150,6 +150,10 @@ def _check(config: TrainConfig) -> None:
             config.batch % config.workers,
             f"a batch of {config.batch} does not divide among {config.workers} workers",
         ),
+        (
+            config.images < config.batch,
+            f"--images {config.images} does not fill a batch of {config.batch}",
+        ),
     ]
     for wrong, text in problems:
         if wrong:

@@ -24,7 +24,14 @@ from pipeline.training.features import FeatureNetwork
 from pipeline.training.loop import Moment, Task, Validation
 from pipeline.training.losses import ImageLoss, ImageWeights
 from pipeline.training.parallel import Group
-from pipeline.training.progressive import Stages, delta_norms, staged, w_norm
+from pipeline.training.progressive import (
+    Stages,
+    delta_norms,
+    late_heads,
+    leave_out,
+    staged,
+    w_norm,
+)
 
 VALIDATION_BATCH = 50  # faces that the encoder is shown at once
 
@@ -154,6 +161,7 @@ class EncoderTask(Task[Faces]):
         model.generator.requires_grad_(False)
         self.network: nn.Module = model.encoder.requires_grad_(True)
         self.plan, self.held_out, self.adversary = plan, held_out, adversary
+        self.late = late_heads(self.network) if plan.stages else []
         self.networks, self.augment = networks or {}, augment
         self.start = start or AverageStart.of(model)
         self.render, self.render_few = rendering(model), rendering_few(model)
@@ -187,6 +195,8 @@ class EncoderTask(Task[Faces]):
                 name = "last" if step == steps else "first"
                 losses |= {f"{term}_{name}": value.detach() for term, value in terms.items()}
             self._codes = codes.detach()
+        if stage is not None:
+            leave_out(self.late[stage:])
         return losses
 
     def _with_code_terms(

@@ -20,6 +20,7 @@ from pipeline.models import (
     load_model,
     preset_of,
 )
+from pipeline.models.backbones import WIDTHS
 from pipeline.models.checkpoint import generator_channels, read_checkpoint
 from pipeline.models.files import open_model_file
 from pipeline.models.restyle import build_encoder, digest_of
@@ -78,10 +79,15 @@ def _input_channels(config: TrainConfig) -> int:
 
 def _with_fresh_encoder(model: RestyleModel, config: TrainConfig) -> RestyleModel:
     encoder_type = str(config.encoder_type)
-    arguments = {"n_styles": model.n_styles, "input_channels": _input_channels(config)}
+    arguments: dict[str, Any] = {
+        "n_styles": model.n_styles,
+        "input_channels": _input_channels(config),
+    }
     input_size = preset_of(model.domain).input_size
     if encoder_type == "CompactEncoder":
         arguments["input_size"], input_size = model.generator_size, (model.generator_size,) * 2
+    else:  # said as a reader of the weights says it: a fingerprint is of the arguments too
+        arguments["widths"] = list(WIDTHS)
     architecture = Architecture(
         encoder_type,
         arguments,

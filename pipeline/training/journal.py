@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ class Journal:
     The file is put whole at each report, which an object store can do as well. What lies between
     two reports is part of a checkpoint, so that a resumed run writes the lines of an unbroken one:
     `seconds` are since the line before and `total_seconds` since the start, in both without what a
-    kill has undone and without the time between two runs.
+    kill has undone and without the time between two runs. A number that is not finite is null.
     """
 
     def __init__(
@@ -69,9 +70,9 @@ class Journal:
         line = {"images": images, **facts, **means, "seconds": round(now - self.since, 1)}
         line["total_seconds"] = total_seconds([*self.lines, line])
         self.lines.append(line)
-        text = "".join(json.dumps(entry) + "\n" for entry in self.lines)
+        text = "".join(_as_json(entry) + "\n" for entry in self.lines)
         self.store.put(f"{self.name}.jsonl", text.encode())
-        print(json.dumps(line), flush=True)
+        print(_as_json(line), flush=True)
         if self.board:
             self.board.scalars(images, line)
         self.sums, self.count, self.since = {}, 0, now
@@ -89,6 +90,17 @@ class Journal:
         """Write out what TensorBoard still holds back."""
         if self.board:
             self.board.close()
+
+
+def _as_json(line: Mapping[str, Any]) -> str:
+    return json.dumps({name: _known(value) for name, value in line.items()}, allow_nan=False)
+
+
+def _known(value: Any) -> Any:
+    """None for a number that is not finite, which JSON cannot say."""
+    if isinstance(value, list):
+        return list(map(_known, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def grid(cells: Tensor) -> np.ndarray:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -19,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.choices import OptimiserName
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
+from pipeline.training import optimisers
 from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.finite import all_finite, gradient_norm
 from pipeline.training.journal import Journal
-from pipeline.training.optimisers import make_optimiser
 from pipeline.training.parallel import Group
 from pipeline.training.schedule import average_into, learning_rate
 
@@ -71,6 +73,7 @@ class Task(ABC, Generic[BatchT]):
     """What is trained, on what it is judged; the loop does the rest."""
 
     network: nn.Module  # its parameters that require gradients are trained
+    late: Sequence[nn.Module] = ()  # parts of it whose gradients are None until each starts
 
     @abstractmethod
     def accumulate(self, batch: BatchT, moment: Moment) -> dict[str, Tensor]:
@@ -125,8 +128,8 @@ class _Run(Generic[BatchT]):
         self.live = task.network.train()
         group.share_weights(self.live)
         self.average = copy.deepcopy(self.live).requires_grad_(False).eval()
-        trained = [weight for weight in self.live.parameters() if weight.requires_grad]
-        self.optimiser = make_optimiser(plan.optimiser, trained, plan.peak_rate)
+        groups = optimisers.groups_of(self.live, task.late)
+        self.optimiser = optimisers.make_optimiser(plan.optimiser, groups, plan.peak_rate)
         self.batches, self.best_score, self.best_images = 0, float("inf"), 0
         self.saved_at = time.monotonic()
 
@@ -143,7 +146,7 @@ class _Run(Generic[BatchT]):
         try:
             self.live.load_state_dict(state["live"])
             self.average.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            optimisers.restore(self.optimiser, state["optimiser"])
             self.task.restore(state.get("task", {}))
         except (RuntimeError, ValueError, KeyError) as error:  # of PyTorch: a line for each weight
             raise ModelError(
@@ -166,15 +169,39 @@ class _Run(Generic[BatchT]):
         self.optimiser.zero_grad(set_to_none=True)
         losses = self.task.accumulate(batch, moment)
         group.average_gradients(self.live)
+        norm = gradient_norm(self.live)
+        self._check({**losses, "gradient": norm})
         if plan.clip:
-            nn.utils.clip_grad_norm_(self.live.parameters(), plan.clip)
-        self.optimiser.step()
-        losses |= self.task.follow(moment, group)
+            nn.utils.clip_grads_with_norm_(self.live.parameters(), plan.clip, norm)
+        optimisers.step(self.optimiser)
+        followed = self.task.follow(moment, group)
+        self._check(followed)
+        losses |= followed
         average_into(self.average, self.live, self.batches, plan.horizon)
         self.journal.add(losses)
         self.batches += 1
         if group.leads:
             self._account()
+
+    def _check(self, scalars: Mapping[str, Tensor]) -> None:
+        """Refuse to go on, in every process, where one of them has a scalar that is not finite.
+
+        A single NaN would be in every weight after the step, and in the next checkpoint.
+        """
+        wrong = [name for name, value in scalars.items() if not math.isfinite(value)]
+        if self.group.anywhere(bool(wrong), self.live):
+            last = self.images + self.plan.batch
+            told = ", ".join(map(repr, wrong)) or "number of another process"
+            where = f"batch {self.batches} (images {self.images} to {last})"
+            raise self._diverged(f"{where} gives no finite {told}")
+
+    def _diverged(self, what: str) -> ConfigError:
+        # Not an error to run again after: the same batch comes again, and ends the same.
+        return ConfigError(
+            f"the training has diverged: {what}. What was saved before in "
+            f"'{self.checkpoints.uri}' is kept. Train to another --output with a lower --rate or "
+            "--clip"
+        )
 
     def _account(self) -> None:
         """Report and save where it is due: the report first, so that no checkpoint precedes it."""
@@ -203,22 +230,27 @@ class _Run(Generic[BatchT]):
             self.journal.picture(self.images, cells)
 
     def _save(self) -> None:
-        self.checkpoints.save(
-            {
-                "batches": self.batches,
-                "live": self.live.state_dict(),
-                "average": self.average.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "task": self.task.state(),
-                "best_score": self.best_score,
-                "best_images": self.best_images,
-                "journal": self.journal.pending,
-            }
-        )
+        state = {
+            "batches": self.batches,
+            "live": self.live.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "task": self.task.state(),
+            "best_score": self.best_score,
+            "best_images": self.best_images,
+            "journal": self.journal.pending,
+        }
+        for part in ("live", "average", "optimiser", "task"):
+            if not all_finite(state[part]):
+                raise self._diverged(f"after {self.images} images '{part}' is not finite")
+        self.checkpoints.save(state)
         self.saved_at = time.monotonic()
 
     def trained(self) -> Trained:
-        """The averaged weights, and the best ones."""
+        """The averaged weights, and the best ones; refused where no validation was finite."""
+        # The leading process alone validates.
+        if self.group.leads and not math.isfinite(self.best_score):
+            raise self._diverged("no validation was finite")
         best = copy.deepcopy(self.average)
         state = self.checkpoints.load_best() if self.best_images else None
         if state:
@@ -237,7 +269,8 @@ def train(
     """Train `task` for `plan.images`, going on from the last checkpoint.
 
     Losses in the log are those of the leading process's share. Raises `ModelError` for a
-    checkpoint that is damaged or of another network, and what the task raises.
+    checkpoint that is damaged or of another network, `ConfigError` for a training that diverges,
+    whose last good checkpoint stays, and what the task raises.
     """
     run = _Run(plan, task, checkpoints, journal, group or Group())
     run.resume()

@@ -1,8 +1,14 @@
-"""Adam, and the Ranger that the published encoders were trained with."""
+"""Adam, and the Ranger that the published encoders were trained with.
+
+Weights that start late, as e4e's heads do, are to be moved as a fresh optimiser moves them. Ranger
+counts the steps of a group, not of a weight, and each such part is a group of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +18,9 @@ from pipeline.errors import ConfigError
 
 
 def make_optimiser(
-    name: OptimiserName, parameters: Iterable[nn.Parameter], rate: float
+    name: OptimiserName,
+    parameters: list[nn.Parameter] | list[dict[str, Any]],  # or groups of them
+    rate: float,
 ) -> torch.optim.Optimizer:
     """Adam with betas 0.9 and 0.99, or Ranger with its author's defaults.
 
@@ -29,4 +37,36 @@ def make_optimiser(
         ) from error
     # While the variance is not known the original steps down by momentum alone; without this flag
     # the package steps up (pytorch-optimizer 4.1).
-    return Ranger(list(parameters), lr=rate, degenerated_to_sgd=True)
+    return Ranger(parameters, lr=rate, degenerated_to_sgd=True)
+
+
+def groups_of(network: nn.Module, late: Sequence[nn.Module] = ()) -> list[dict[str, Any]]:
+    """The weights of `network` that are trained, in their order, cut around each part in `late`."""
+    part_of = {
+        id(weight): part for part, module in enumerate(late) for weight in module.parameters()
+    }
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    runs = itertools.groupby(trained, key=lambda weight: part_of.get(id(weight)))
+    return [{"params": list(weights)} for _, weights in runs]
+
+
+def step(optimiser: torch.optim.Optimizer) -> None:
+    """One step; a group without any gradient has not started, and has no state."""
+    optimiser.step()
+    for group in optimiser.param_groups:
+        if all(weight.grad is None for weight in group["params"]):
+            if "step" in group:
+                group["step"] = 0
+            for weight in group["params"]:
+                optimiser.state.pop(weight, None)
+
+
+def restore(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take back a `state_dict`, also one with all weights in a single group."""
+    known, own = state["param_groups"], optimiser.param_groups
+    sizes = [len(group["params"]) for group in own]
+    if len(known) == 1 and len(known[0]["params"]) == sum(sizes):
+        numbers = iter(known[0]["params"])
+        cut = [{**known[0], "params": list(itertools.islice(numbers, size))} for size in sizes]
+        state = {**state, "param_groups": cut}
+    optimiser.load_state_dict(dict(state))

@@ -53,6 +53,18 @@ class Group:
         ):
             gradient.copy_(mean.view_as(gradient))
 
+    def anywhere(self, found: bool, model: nn.Module) -> bool:
+        """Whether `found` holds in any process, the same answer for all.
+
+        `model` is where they compute: NCCL exchanges what lies on a GPU.
+        """
+        if self.size == 1:
+            return found
+        device = next(model.parameters()).device
+        flag = torch.tensor(float(found), device=device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
 
 def join_group() -> Group:
     """The group already joined, or the one in torchrun's environment, or a group of one."""

@@ -6,10 +6,11 @@ by row. Here what a step adds is held to that; sums of such steps are such codes
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,22 @@ def staged(residual: Tensor, stage: int) -> Tensor:
     """`residual` [n, rows, 512] whose rows after `stage` are its first row."""
     first, own = residual[:, :1], residual[:, : stage + 1]
     return torch.cat([own, first.expand(-1, residual.shape[1] - stage - 1, -1)], dim=1)
+
+
+def late_heads(encoder: nn.Module) -> list[nn.Module]:
+    """The heads behind rows 1 and on, of an encoder that has one a row; else none."""
+    heads = getattr(encoder, "styles", ())
+    return list(heads)[1:]
+
+
+def leave_out(heads: Iterable[nn.Module]) -> None:
+    """Take the gradients of `heads` away, which are 0 where `staged` drops what they give.
+
+    To an optimiser a gradient of 0 is a step: it would count these, and hold the variance for 0.
+    """
+    for head in heads:
+        for weight in head.parameters():
+            weight.grad = None
 
 
 def delta_norms(codes: Tensor, stage: int) -> Tensor:

@@ -6,6 +6,7 @@ options count batches of 8: 20,000 of them with a single w, 2,000 more for each 
 
 from __future__ import annotations
 
+from pipeline.errors import ConfigError
 from pipeline.inversion.restyle import check_steps
 from pipeline.models import RestyleModel, preset_for
 from pipeline.models.state_files import read_state
@@ -52,12 +53,21 @@ def is_progressive(model: RestyleModel) -> bool:
 
 
 def encoder_plan(config: TrainConfig, model: RestyleModel) -> EncoderPlan:
-    """Steps, weights and stages. Raises `ConfigError` for steps that the encoder cannot make."""
+    """Steps, weights and stages.
+
+    Raises `ConfigError` for steps that the encoder cannot make, and for stages of one that is not
+    e4e's: they would hold its rows, which are no offsets from the first, to a single w.
+    """
     steps = config.steps or (1 if model.one_pass else STEPS)
     check_steps(model, steps)
     e4e = is_progressive(model)
     stages = STAGES if e4e and config.progressive_start is None else None
     if config.progressive_start is not None:
+        if not e4e:
+            raise ConfigError(
+                f"--progressive-start is for e4e's encoders ({', '.join(PROGRESSIVE)}), "
+                f"not for '{model.name}' with its {model.architecture.encoder_type}"
+            )
         stages = Stages(config.progressive_start, config.progressive_every or STAGES.every)
     return EncoderPlan(
         steps=steps,

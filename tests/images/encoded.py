@@ -31,14 +31,18 @@ def flat(mode: str, colour: Any, size: tuple[int, int] = (40, 40)) -> Image.Imag
     return Image.new(mode, size, colour)
 
 
-def png_file(width: int, height: int, *, depth: int, colour_type: int, pixels: bytes) -> bytes:
+def png_file(
+    width: int, height: int, *, depth: int, colour_type: int, pixels: bytes, key: bytes = b""
+) -> bytes:
     """A PNG put together by hand: what Pillow cannot write, or a header that lies."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    chunks = [chunk(b"IHDR", header), chunk(b"IDAT", compress(pixels)), chunk(b"IEND", b"")]
+    transparent = [chunk(b"tRNS", key)] if key else []
+    image = [chunk(b"IDAT", compress(pixels)), chunk(b"IEND", b"")]
+    chunks = [chunk(b"IHDR", header), *transparent, *image]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 

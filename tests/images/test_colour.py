@@ -118,3 +118,10 @@ def test_16_bit_rgb_png_is_scaled() -> None:
     row = b"\x00" + struct.pack(">HHH", 257 * 200, 257 * 9, 65535) * 40
     content = png_file(40, 40, depth=16, colour_type=2, pixels=row * 40)
     assert pixel(content) == pytest.approx((200, 9, 255), abs=1)
+
+
+def test_a_16_bit_transparent_colour_makes_no_other_colour_transparent() -> None:
+    row = b"\x00" + struct.pack(">HHH", 0, 0, 0) * 40
+    key = struct.pack(">HHH", 0x0100, 0x0100, 0x0100)  # whose lower halves are black
+    content = png_file(40, 40, depth=16, colour_type=2, pixels=row * 40, key=key)
+    assert pixel(content) == (0, 0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, ShapeError
 from pipeline.inversion import average_image, bootstrap, invert
+from pipeline.inversion.spread import latent_spread
 from pipeline.models import RestyleModel, load_checkpoint
 from tests.models.float64_reference import restyle
 from tests.models.tiny import filled, portrait, tiny_checkpoint
@@ -96,6 +98,27 @@ def test_the_average_image_follows_the_weights() -> None:
         model.latent_avg = model.latent_avg.clone()
         model.latent_avg += 1.0
     assert not torch.allclose(average_image(model), before)
+
+
+def test_inference_mode_changes_no_result(faces: Tensor) -> None:
+    expected = invert(load_checkpoint(tiny_checkpoint("ResNetBackboneEncoder")), faces, steps=2)
+    for made_inside in (False, True):
+        with torch.inference_mode(made_inside):
+            # Not the dictionary's own tensors, which are made outside.
+            model = copy.deepcopy(load_checkpoint(tiny_checkpoint("ResNetBackboneEncoder")))
+        with torch.inference_mode():
+            found = invert(model, faces, steps=2)
+        assert torch.equal(found.w_plus, expected.w_plus)
+        assert latent_spread(model) > 0
+
+
+def test_an_average_image_first_asked_for_in_inference_mode_is_trained_with() -> None:
+    model = load_checkpoint(tiny_checkpoint("ResNetBackboneEncoder"))
+    with torch.inference_mode():
+        average_image(model)
+    factor = torch.ones(1, requires_grad=True)
+    (factor * average_image(model)).sum().backward()
+    assert factor.grad is not None
 
 
 def test_cars_are_seen_in_their_frame() -> None:

@@ -82,6 +82,17 @@ def test_half_precision_is_stored_and_float32_computed(model: RestyleModel, tmp_
     assert loaded.fingerprint != model.fingerprint
 
 
+def test_a_weight_that_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
+    model = load_checkpoint(tiny_checkpoint("ResNetProgressiveBackboneEncoder"))
+    model.latent_avg = model.latent_avg.clone()
+    model.latent_avg[0, 0] = 1e5
+    with pytest.raises(ModelError, match="'latent_avg' reaches 100000, float16 ends at 65504"):
+        save_bundle(model, str(tmp_path / "half"), stored="float16")
+    assert not (tmp_path / "half").exists()
+    save_bundle(model, str(tmp_path / "whole"))
+    assert load_model(str(tmp_path / "whole")).fingerprint == model.fingerprint
+
+
 def test_an_unknown_storage_type_is_refused(model: RestyleModel, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="float32 or float16"):
         save_bundle(model, str(tmp_path), stored="int8")

@@ -119,3 +119,5 @@ def test_a_model_of_nobody_knows_what_asks_once() -> None:
     with pytest.raises(ConfigError, match=r"add --prealigned .* or --no-prealigned"):
         treatment_for(unknown)
     assert treatment_for(unknown, prealigned=False).identity == "dlib"
+    assert treatment_for(unknown, prealigned=True).identity == "none"
+    assert treatment_for(unknown, prealigned=True, identity="dlib").identity == "dlib"

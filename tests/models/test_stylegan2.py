@@ -50,6 +50,16 @@ def test_weights_changed_in_place_change_the_fast_image() -> None:
         assert torch.allclose(render_one(generator, codes), generator(codes), atol=1e-5)
 
 
+def test_weights_made_in_inference_mode_are_rendered_as_they_stand() -> None:
+    with torch.inference_mode():
+        generator = Generator({4: 8, 8: 8})
+        codes = torch.randn(1, 4, 512)
+        for factor in (1.0, 3.0):
+            generator.conv1.conv.weight[:, :4] *= factor
+            expected = generator.reference(codes)
+            assert torch.allclose(render_one(generator, codes), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [64, 256])
 def test_no_codes_give_no_images(size: int) -> None:
     sizes = [4 * 2**level for level in range(size.bit_length() - 2)]

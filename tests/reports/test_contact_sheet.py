@@ -43,6 +43,15 @@ def test_what_was_begun_with_stands_before_the_steps():
     assert framed.min() == MARGIN + 3 * (100 + GAP) - 3
 
 
+def test_a_row_of_fewer_steps_leaves_the_rest_of_its_line_as_paper():
+    short = SheetRow(*(plain(colour) for colour in COLOURS[:2]), [plain(COLOURS[2])], best_step=1)
+    sheet = pixels(contact_sheet([short, row()], cell_width=100))
+    last = sheet[:, MARGIN + 3 * (100 + GAP) :]
+    top = MARGIN + 26
+    assert (last[top : top + 100] == PAPER).all()
+    assert (last == COLOURS[3]).all(axis=2).sum() == 100 * 100
+
+
 def test_each_face_adds_a_row_of_the_same_height():
     heights = [len(pixels(contact_sheet([row()] * count))) for count in (1, 2, 3)]
     assert heights[2] - heights[1] == heights[1] - heights[0] > 144
@@ -88,7 +97,9 @@ def test_the_same_rows_give_the_same_bytes():
     assert contact_sheet(rows, title="t") == contact_sheet(rows, title="t")
 
 
-@pytest.mark.parametrize("rows", [[], [row(), row((8, 8))]])
+@pytest.mark.parametrize(
+    "rows", [[], [row(), row((8, 8))], [row(), row(begun=[plain(COLOURS[0])])]]
+)
 def test_rows_that_make_no_sheet_are_refused(rows):
     with pytest.raises(ShapeError, match="contact sheet needs"):
         contact_sheet(rows)

@@ -43,6 +43,16 @@ def test_a_bootstrapped_table_shows_the_inversion_that_it_began_with(make_table,
     assert pixels(table_sheet(table)).shape[1] == 2 * 20 + (3 + 2) * (144 + 8) - 8
 
 
+@pytest.mark.parametrize("bootstrapped", [{}, {"bootstrap": "demo"}])
+def test_faces_of_a_table_may_have_made_different_numbers_of_steps(make_table, bootstrapped):
+    auto = {"model": "demo", "steps": "auto", "max_steps": 4, "stop_gain": 0.004}
+    table = make_table(**KEPT, **auto, **bootstrapped)
+    steps = table.sql("SELECT steps FROM latents").steps
+    assert steps.nunique() > 1
+    columns = 2 + len(bootstrapped) + steps.max()
+    assert pixels(table_sheet(table)).shape[1] == 2 * 20 + columns * (144 + 8) - 8
+
+
 @pytest.mark.parametrize("changed", ["model", "bootstrap"])
 def test_a_model_whose_weights_have_changed_draws_nothing(make_table, tiny_bundle, changed):
     table = make_table(**KEPT, bootstrap=tiny_bundle)

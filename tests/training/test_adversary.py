@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -31,6 +33,30 @@ def test_the_gradient_penalty_is_exact_for_a_linear_judge():
     slope = torch.randn(512)
     real = torch.randn(3, 512, requires_grad=True)
     assert gradient_penalty(real @ slope, real) == pytest.approx(float(slope.square().sum()))
+
+
+@pytest.mark.parametrize(("batches", "factor"), [(8, 6.0), (9, 0.0)])
+def test_every_few_batches_half_of_r1_counts_for_all_of_them(batches, factor):
+    torch.manual_seed(0)
+    real, codes = torch.randn(6, 512), torch.randn(3, 2, 512)
+    adversary = Adversary(AdversaryPlan(r1=3.0, r1_every=4), lambda _: real.clone())
+    judge = copy.deepcopy(adversary.network)
+    adversary.optimiser = torch.optim.SGD(adversary.network.parameters(), lr=1.0)
+
+    squares = []
+    for row in real.split(1):
+        (slope,) = torch.autograd.grad(judge(row.requires_grad_()), row, create_graph=True)
+        squares.append(slope.square().sum())
+    loss = torch.log1p(torch.exp(-judge(real))).mean()
+    loss = loss + torch.log1p(torch.exp(judge(codes.flatten(0, 1)))).mean()
+    (loss + factor * torch.stack(squares).mean()).backward()
+
+    before = copy.deepcopy(adversary.network.state_dict())
+    told = adversary.learn(codes, batches, Group())
+    assert told["discriminator"] == pytest.approx(loss.item())
+    for name, weight in judge.named_parameters():
+        moved = before[name] - adversary.network.state_dict()[name]
+        assert torch.allclose(moved, weight.grad, atol=1e-6), name
 
 
 def test_it_goes_on_from_its_state(adversary):

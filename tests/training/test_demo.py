@@ -81,6 +81,14 @@ def test_refinement_was_learnt(base):
     assert curve[-1] < curve[0]
 
 
+def test_cartoons_are_kept_for_their_own_images_and_size_alone(photos, tmp_path):
+    dark = Pairs(photos.pairs.w, 255 - photos.pairs.images)
+    expected = draw_cartoons(dark, 16, str(tmp_path / "fresh")).looks
+    draw_cartoons(photos.pairs, 16, str(tmp_path / "used"))
+    assert torch.equal(draw_cartoons(dark, 16, str(tmp_path / "used")).looks, expected)
+    assert draw_cartoons(dark, 8, str(tmp_path / "used")).looks.shape == (24, 3, 8, 8)
+
+
 def test_a_cartoon_model_stays_in_the_w_space_that_it_starts_from(base, photos, tmp_path):
     model, _ = base
     large = photos.pairs.images.repeat_interleave(2, 2).repeat_interleave(2, 3)

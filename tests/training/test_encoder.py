@@ -5,7 +5,7 @@ import torch
 
 from pipeline.inversion import invert
 from pipeline.inversion.rendering import PIXELS_AT_ONCE
-from pipeline.models import Architecture, RestyleModel
+from pipeline.models import Architecture, RestyleModel, load_checkpoint
 from pipeline.training.adversary import Adversary, AdversaryPlan
 from pipeline.training.encoder import (
     AverageStart,
@@ -20,6 +20,7 @@ from pipeline.training.loop import Moment
 from pipeline.training.losses import ImageWeights
 from pipeline.training.parallel import Group
 from pipeline.training.progressive import Stages
+from tests.models.tiny import tiny_checkpoint
 
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
 MOMENT = Moment(batches=0, images=0, planned=100)
@@ -121,6 +122,18 @@ def test_at_the_first_stage_only_the_first_row_learns(model, faces):
     assert gradient[0].abs().sum() > 0
     assert gradient[1:].abs().sum() == 0
     assert losses["delta_norm_last"] == 0
+
+
+def test_heads_of_e4e_that_have_not_started_have_no_gradient():
+    model = load_checkpoint(tiny_checkpoint("ProgressiveBackboneEncoder"))
+    images = torch.rand(2, 3, 256, 256) * 2 - 1
+    task = task_of(model, Faces(images, images), steps=1, stages=Stages(start=10, every=10))
+    for seen, started in ((0, 1), (10, 2), (20, 3), (99, 4)):
+        model.encoder.zero_grad()
+        task.accumulate(Faces(images, images), Moment(batches=0, images=seen, planned=100))
+        learning = [head.linear.weight.grad is not None for head in model.encoder.styles]
+        assert learning == [True] * started + [False] * (4 - started)
+    assert task.late == list(model.encoder.styles)[1:]
 
 
 def test_the_adversary_learns_after_each_batch_and_is_part_of_the_state(model, faces):

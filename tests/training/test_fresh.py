@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models import treatment_for
+from pipeline.models import load_checkpoint, treatment_for
 from pipeline.models.backbones import ResNet34
 from pipeline.models.encoders import ResNetBackboneEncoder
+from pipeline.models.official import official_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.fresh import load_backbone, mapped_codes, start_digest, starting_model
 from pipeline.training.published import image_weights
@@ -92,6 +93,13 @@ def test_a_model_keeps_its_generator_and_gets_a_new_encoder(tiny_bundle):
     with torch.no_grad():
         assert torch.equal(model.generator(codes), kept.generator(codes))
     assert not torch.equal(model.encoder.stem.weight[:1, :1], kept.encoder.stem.weight[:1, :1])
+
+
+def test_a_fresh_official_encoder_has_one_fingerprint_in_both_forms(tmp_path):
+    torch.save(tiny_checkpoint(), tmp_path / "faces.pt")
+    asked = config(model=str(tmp_path / "faces.pt"), encoder_type="ResNetBackboneEncoder")
+    model = starting_model(asked)
+    assert load_checkpoint(official_checkpoint(model)).fingerprint == model.fingerprint
 
 
 def test_real_codes_need_a_mapping_network(tiny_bundle):

@@ -25,6 +25,17 @@ def test_lines_hold_the_means_since_the_line_before(tmp_path, capsys):
     assert read_reports(Store(str(tmp_path)), "missing") == []
 
 
+def test_a_number_that_is_not_finite_is_null(tmp_path, capsys):
+    def no_literal(text):
+        raise AssertionError(text)
+
+    log = Journal(Store(str(tmp_path)), "log")
+    log.report(8, {"l2": float("nan"), "lpips": [0.5, float("inf")]})
+    for text in (capsys.readouterr().out, (tmp_path / "log.jsonl").read_text()):
+        line = json.loads(text, parse_constant=no_literal)
+        assert (line["l2"], line["lpips"]) == (None, [0.5, None])
+
+
 def test_a_resumed_journal_forgets_what_a_kill_undid(tmp_path):
     store = Store(str(tmp_path))
     first = Journal(store, "log")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.storage import Store
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.journal import Journal, read_reports
@@ -80,6 +80,131 @@ def test_a_run_that_was_killed_ends_as_an_unbroken_one_line_for_line(tmp_path, f
     assert after.seen == task.seen == 20
     for name, weight in whole.network.state_dict().items():
         assert torch.equal(weight, resumed.network.state_dict()[name]), name
+
+
+class LateTask(LineTask):
+    """Its second layer starts at batch 6."""
+
+    def __init__(self, fail_at=None):
+        super().__init__(fail_at)
+        self.network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+        self.late = [self.network[1]]
+
+    def accumulate(self, batch, moment):
+        losses = super().accumulate(batch, moment)
+        if moment.batches < 6:
+            self.late[0].zero_grad(set_to_none=True)
+        return losses
+
+
+@pytest.mark.parametrize("fail_at", [4, 11])
+def test_a_part_that_starts_late_counts_its_own_steps_also_after_a_kill(tmp_path, fail_at):
+    states = []
+    for name, kills in (("whole", []), ("killed", [fail_at])):
+        store = Store(str(tmp_path / name))
+        parts = Checkpoints(store, "line"), Journal(store, "line")
+        for kill in kills:
+            with pytest.raises(KeyboardInterrupt):
+                train(replace(PLAN, optimiser="ranger"), LateTask(kill), batches_from, *parts)
+        train(replace(PLAN, optimiser="ranger"), LateTask(), batches_from, *parts)
+        states.append(parts[0].load())
+    whole, killed = states
+    assert [group["step"] for group in whole["optimiser"]["param_groups"]] == [20, 14]
+    for key, weight in whole["live"].items():
+        assert torch.equal(weight, killed["live"][key]), key
+
+
+def test_batches_move_the_running_means_and_validations_do_not(tmp_path):
+    class Normed(LineTask):
+        def __init__(self):
+            super().__init__()
+            self.network = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+            self.after_batches, self.around_validations = [], []
+
+        def means(self, network):
+            return float(self.network[0].running_mean), float(network[0].running_mean)
+
+        def accumulate(self, batch, moment):
+            losses = super().accumulate(batch + 1, moment)
+            self.after_batches.append(float(self.network[0].running_mean))
+            return losses
+
+        def validate(self, network):
+            before = self.means(network)
+            validation = super().validate(network)
+            self.around_validations.append((before, self.means(network)))
+            return validation
+
+    store, task = Store(str(tmp_path)), Normed()
+    train(PLAN, task, batches_from, Checkpoints(store, "line"), Journal(store, "line"))
+    assert len(set(task.after_batches)) == 20
+    assert task.after_batches[-1] == pytest.approx(1, abs=0.3)
+    assert len(task.around_validations) == 10
+    assert all(before == after for before, after in task.around_validations)
+
+
+def spoil_gradient(task, losses):
+    task.network.weight.grad.fill_(torch.inf)
+    return losses
+
+
+def spoil_loss(task, losses):  # noqa: ARG001 - of a term without a gradient
+    return losses | {"other": torch.tensor(torch.nan)}
+
+
+def spoil_weights(task, losses):
+    task.network.bias.data.fill_(torch.nan)
+    return losses
+
+
+class DivergingTask(LineTask):
+    """Ends in a number that is not finite at batch 13; the checkpoint before is of 12."""
+
+    def __init__(self, spoil, where="accumulate"):
+        super().__init__()
+        self.spoil, self.where = spoil, where
+
+    def accumulate(self, batch, moment):
+        losses = super().accumulate(batch, moment)
+        spoilt = moment.batches == 13 and self.where == "accumulate"
+        return self.spoil(self, losses) if spoilt else losses
+
+    def follow(self, moment, group):
+        losses = super().follow(moment, group)
+        spoilt = moment.batches == 13 and self.where == "follow"
+        return self.spoil(self, losses) if spoilt else losses
+
+
+@pytest.mark.parametrize(
+    ("spoil", "where", "told"),
+    [
+        (spoil_gradient, "accumulate", r"batch 13 \(images 52 to 56\) gives no finite 'gradient'"),
+        (spoil_loss, "accumulate", r"batch 13 \(images 52 to 56\) gives no finite 'other'"),
+        (spoil_loss, "follow", r"batch 13 \(images 52 to 56\) gives no finite 'other'"),
+        (spoil_weights, "follow", "after 56 images 'live' is not finite"),
+    ],
+)
+def test_a_training_that_diverges_ends_and_keeps_its_last_good_state(tmp_path, spoil, where, told):
+    store, plan = Store(str(tmp_path)), replace(PLAN, save_every=8, report_every=24, clip=1.0)
+    parts = Checkpoints(store, "line"), Journal(store, "line")
+    train(replace(plan, images=52), LineTask(), batches_from, *parts)
+    before = store.get("line.pt")
+    with pytest.raises(ConfigError, match=told) as refusal:
+        train(plan, DivergingTask(spoil, where), batches_from, *parts)
+    assert "lower --rate" in str(refusal.value)
+    assert store.uri("line.pt") in str(refusal.value)
+    assert store.get("line.pt") == before
+
+
+def test_a_training_without_a_finite_validation_leaves_no_result(tmp_path):
+    class Unjudged(LineTask):
+        def validate(self, network):  # noqa: ARG002
+            return {"l2": float("nan"), "steps": [0.5, float("inf")]}
+
+    store = Store(str(tmp_path))
+    with pytest.raises(ConfigError, match="no validation was finite"):
+        train(PLAN, Unjudged(), batches_from, Checkpoints(store, "line"), Journal(store, "line"))
+    assert read_reports(store, "line")[-1]["held_out_l2"] is None
 
 
 def test_a_board_is_opened_where_the_run_goes_on(tmp_path):

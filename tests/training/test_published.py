@@ -67,6 +67,11 @@ def test_what_a_config_says_stands(churches):
     assert adversary_plan(asked, churches) is None
 
 
+def test_stages_are_refused_where_rows_are_no_offsets(faces):
+    with pytest.raises(ConfigError, match=r"--progressive-start .* not for .* BackboneEncoder"):
+        encoder_plan(config(progressive_start=10), faces)
+
+
 def test_steps_follow_the_encoder(faces):
     assert encoder_plan(config(), faces).steps == 5
     one_pass = load_checkpoint(tiny_checkpoint("BackboneEncoder", input_channels=3))
