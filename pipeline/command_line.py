@@ -6,10 +6,13 @@ import argparse
 import difflib
 import json
 import re
+import signal
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
@@ -30,7 +33,7 @@ class _JobParser(argparse.ArgumentParser):
         self.print_usage(sys.stderr)
         print(f"{self.prog}: error: {text}", file=sys.stderr)
         if self.last_line is not None:
-            _print_line(self.last_line, text, 2)
+            _print_line(self.last_line, [text], 2)
         raise SystemExit(2)
 
     def _meant(self, message: str) -> str:
@@ -76,25 +79,42 @@ def exit_code_of(
     a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1; its
     other keys are those of `last_line`. One that `reads_only` prints an answer or nothing. To it,
     and to any job of a `given_table`, a damaged table is a wrong request. `stopped` is what a
-    Ctrl-C means to the user.
+    Ctrl-C, or a SIGTERM, means to the user: code 1, and a last line without errors.
     """
     wrong = (RequestError, TableError) if reads_only or given_table else (RequestError,)
     try:
-        return work()
+        with _sigterm_as_ctrl_c():
+            return work()
     except PipelineError as error:
         code = 2 if isinstance(error, wrong) else 1
         text = without_secrets(str(error))
         print(f"{type(error).__name__}: {text}", file=sys.stderr)
         if not reads_only:
-            _print_line(last_line or {}, text, code)
+            _print_line(last_line or {}, [text], code)
         return code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
+        # SystemExit: what Ray's own handlers raise, where they stand in place of ours.
         print(f"stopped: {stopped}", file=sys.stderr)
+        if not reads_only:
+            _print_line(last_line or {}, [], 1)
         return 1
 
 
-def _print_line(last_line: Mapping[str, Any], error: str, code: int) -> None:
-    print(json.dumps({**last_line, "errors": [error], "exit_code": code}), flush=True)
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM unwind the block as Ctrl-C does: no other exception gets out of `ray.get`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # which gets no signals
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print_line(last_line: Mapping[str, Any], errors: list[str], code: int) -> None:
+    print(json.dumps({**last_line, "errors": errors, "exit_code": code}), flush=True)
 
 
 def positive(text: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,30 @@ def test_an_error_keeps_the_keys_of_the_last_line(capsys: pytest.CaptureFixture[
     assert exit_code_of(work, last_line={"samples": 0}) == 2
     line = json.loads(capsys.readouterr().out)
     assert line == {"samples": 0, "errors": ["no such input"], "exit_code": 2}
+
+
+STOPPED = """
+import os, signal, time
+from pipeline.command_line import exit_code_of
+
+def work():
+    os.kill(os.getpid(), signal.{signal})
+    time.sleep(60)
+
+raise SystemExit(exit_code_of(work, stopped="run it again", {options}))
+"""
+
+
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
+def test_a_stopped_job_says_so_on_both_streams(signal: str) -> None:
+    for options, out in (
+        ("last_line={'samples': 0}", {"samples": 0, "errors": [], "exit_code": 1}),
+        ("reads_only=True", None),
+    ):
+        script = STOPPED.format(signal=signal, options=options)
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (1, "stopped: run it again\n")
+        assert (json.loads(ended.stdout) if out else ended.stdout or None) == out
 
 
 def last_line(capsys: pytest.CaptureFixture[str], job: object, *arguments: object) -> dict:
