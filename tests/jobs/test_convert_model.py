@@ -40,6 +40,14 @@ def test_what_the_options_do_not_tell_is_told_once(
     assert (model.domain, model.input_size) == ("cars", (192, 256))
 
 
+def test_a_bundle_that_is_converted_again_keeps_its_licence(tmp_path: Path) -> None:
+    bundle, other = str(tmp_path / "copy"), str(tmp_path / "other")
+    assert main(["demo", bundle, "--stored", "float16"]) == 0
+    assert load_model(bundle).licence == load_model("demo").licence != "unknown"
+    assert main([bundle, other, "--licence", "CC0-1.0"]) == 0
+    assert load_model(other).licence == "CC0-1.0"
+
+
 def test_a_file_of_another_kind_is_no_bundle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
