@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from pipeline.command_line import exit_code_of, job_parser
-from pipeline.models import PRESETS, load_model, save_bundle
+from pipeline.models import OFFICIAL_TYPES, PRESETS, load_model, save_bundle
 from pipeline.storage import check_output
 
 
@@ -33,7 +33,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", metavar="FOLDER", help="path or URI of the bundle to write")
     parser.add_argument("--name", help="the model's name (default: the folder's)")
     parser.add_argument("--licence", help="of the weights (default: the model's own, if known)")
-    parser.add_argument("--encoder-type", help="for checkpoints whose options name none")
+    parser.add_argument(
+        "--encoder-type",
+        metavar="NAME",
+        choices=OFFICIAL_TYPES,
+        help=f"for checkpoints whose options name none: {', '.join(OFFICIAL_TYPES)}",
+    )
     parser.add_argument("--domain", help=f"likewise: {', '.join(PRESETS)}, or another word")
     parser.add_argument("--stored", choices=["float32", "float16"], default="float32")
     return parser
