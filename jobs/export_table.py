@@ -31,7 +31,7 @@ from pipeline.exchange.exporting import (
     export_codes,
     export_dictionary,
 )
-from pipeline.storage import canonical_uri, check_output
+from pipeline.storage import canonical_uri, check_beside, check_output
 from pipeline.table import open_table
 
 PICTURES = ("images", "results", "coupled")
@@ -74,6 +74,9 @@ def _kind(asked: argparse.Namespace) -> str:
 def _export(asked: argparse.Namespace) -> int:
     kind = _kind(asked)
     target = canonical_uri(asked.to)
+    check_beside(
+        asked.table, target, what="table", why="where nothing may stand but what its jobs write"
+    )
     check_output(target.rpartition("/")[0] or "/" if kind == "latents" else target)
     selection = Selection(open_table(asked.table), asked.where, asked.names)
     if kind == "latents":

@@ -22,6 +22,7 @@ from pipeline.models import load_model
 from pipeline.storage import Store
 from pipeline.table import open_table
 from tests.conftest import Bucket
+from tests.jobs.running import file_bytes
 
 N_STYLES = 10
 Said = tuple[int, dict[str, Any], str]
@@ -165,6 +166,21 @@ def test_a_damaged_table_is_a_wrong_request(
     code, line, error = run(jobs.export_table, *asked)
     assert (code, line["exit_code"]) == (2, 2)
     assert "read it by the version of the code that made it" in error
+
+
+@pytest.mark.parametrize("inside", ["", "latents", "new/codes"])
+def test_nothing_is_written_into_the_table(
+    run: Any, latents: Path, tiny_bundle: str, tmp_path: Path, inside: str
+) -> None:
+    table = tmp_path / "table"
+    run(jobs.import_latents, "--from", latents, "--model", tiny_bundle, "--output", table)
+    before = file_bytes(table)
+    for asked in (("--to", table / inside, "--as", "codes"), ("--to", table / inside / "x.npy")):
+        code, line, error = run(jobs.export_table, "--table", f"{table}/", *asked)
+        assert (code, line["exit_code"]) == (2, 2)
+        assert f"lies inside the table '{table}'" in error
+        assert error.count("\n") == 1
+    assert file_bytes(table) == before
 
 
 def test_a_folder_needs_to_be_told_what_it_is_to_hold(run: Any, tmp_path: Path) -> None:
