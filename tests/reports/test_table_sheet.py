@@ -58,8 +58,8 @@ def test_a_table_without_crops_and_steps_says_how_to_get_them(make_table):
         table_sheet(make_table())
 
 
-def test_no_face_chosen_is_an_error(make_table):
-    with pytest.raises(RequestError, match="no face to show"):
+def test_a_condition_that_chooses_no_face_is_named(make_table):
+    with pytest.raises(RequestError, match=r'^--where "l2 < 0" chooses no face of the table'):
         table_sheet(make_table(**KEPT), where="l2 < 0")
 
 
