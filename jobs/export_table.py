@@ -19,6 +19,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import get_args
 
 from pipeline.choices import Device
@@ -34,6 +35,7 @@ from pipeline.exchange.exporting import (
 from pipeline.storage import canonical_uri, check_beside, check_output
 from pipeline.table import open_table
 
+FILES = (".pt", ".pth", ".npz", ".pkl", ".zip", ".tar", ".png", ".jpg", ".jpeg")  # not folders
 PICTURES = ("images", "results", "coupled")
 
 
@@ -64,11 +66,19 @@ def _report(asked: argparse.Namespace) -> int:
 
 
 def _kind(asked: argparse.Namespace) -> str:
-    if asked.kind:
-        return str(asked.kind)
-    if asked.to.endswith(".npy"):
-        return "latents"
-    raise ConfigError(f"--to {asked.to}: say with --as what the folder is to hold")
+    """What to write; `ConfigError` where `--to` is the name of something else."""
+    suffix = PurePosixPath(asked.to).suffix.lower()
+    kind = asked.kind or ("latents" if suffix == ".npy" else None)
+    if kind == "latents" and suffix != ".npy":
+        raise ConfigError(f"--to {asked.to}: the dictionary is one file, of a name ending in .npy")
+    if kind != "latents" and suffix in (".npy", *FILES):
+        raise ConfigError(
+            f"--to {asked.to}: the dictionary is a .npy file, all else a folder of files: name "
+            "one, and with --as what it is to hold (--as codes --form pt: .pt files)"
+        )
+    if kind is None:
+        raise ConfigError(f"--to {asked.to}: say with --as what the folder is to hold")
+    return str(kind)
 
 
 def _export(asked: argparse.Namespace) -> int:

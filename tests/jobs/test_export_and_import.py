@@ -189,6 +189,27 @@ def test_a_folder_needs_to_be_told_what_it_is_to_hold(run: Any, tmp_path: Path) 
     assert "say with --as" in error
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("x.npy", "codes", "all else a folder of files"),
+        ("x.pt", None, "(--as codes --form pt: .pt files)"),
+        ("x.png", "images", "all else a folder of files"),
+        ("x.pt", "latents", "of a name ending in .npy"),
+        ("folder/", "latents", "of a name ending in .npy"),
+    ],
+)
+def test_nothing_is_written_under_the_name_of_something_else(
+    run: Any, tmp_path: Path, name: str, kind: str | None, said: str
+) -> None:
+    asked = ("--table", tmp_path, "--to", f"{tmp_path}/{name}", *(("--as", kind) if kind else ()))
+    code, _, error = run(jobs.export_table, *asked)
+    assert code == 2
+    assert said in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_codes_go_from_bucket_to_bucket(
     run: Any, s3: Bucket, latents: Path, tiny_bundle: str
 ) -> None:

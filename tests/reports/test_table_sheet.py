@@ -72,6 +72,12 @@ def test_the_job_writes_a_png_and_refuses_what_is_no_table(make_table, tmp_path,
     assert "is not a table" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["sheet.jpg", "sheet.xyz", "sheet"])
+def test_a_sheet_is_never_called_what_it_is_not(tmp_path, capsys, name):
+    assert job.main(["--table", "t", "--output", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.endswith(f"{name}: the sheet is a PNG, name it *.png\n")
+
+
 def test_the_job_puts_its_picture_where_the_uri_says(make_table, tmp_path, monkeypatch, s3):
     monkeypatch.chdir(tmp_path)
     table = make_table(**KEPT).store.root
