@@ -110,6 +110,19 @@ def test_the_resumed_run_has_the_loss_curve_of_the_unbroken_one(runs: Runs) -> N
     assert runs.lines["killed"] == runs.lines["whole"]
 
 
+def test_what_was_cut_is_told_before_the_lines_of_the_log(runs: Runs) -> None:
+    first, *_, second, third, _ = map(json.loads, runs.whole.out.splitlines())
+    assert first == {
+        "event": "training_begins",
+        "samples": 40,
+        "rejects_by_reason": {},
+        "crops": 40,
+        "held_out": 8,
+        "trained_on": 32,
+    }
+    assert (second["images"], third["images"]) == (380, 400)
+
+
 def test_both_runs_end_with_the_same_model(runs: Runs) -> None:
     first, second = (load_model(str(runs.folder / run / "bundle")) for run in ("whole", "killed"))
     assert first.fingerprint == second.fingerprint
