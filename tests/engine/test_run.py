@@ -14,6 +14,7 @@ from pipeline.config import JobConfig
 from pipeline.engine import outcome as outcome_module
 from pipeline.engine import record, run
 from pipeline.engine.dataset import Stages
+from pipeline.engine.inverter import BATCH
 from pipeline.engine.logs import EventLog
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.rows import Row, failed_row
@@ -202,6 +203,19 @@ def test_a_run_is_on_record_from_its_start(
         **{"done_shards": 0, "done_bytes": 0, "done_samples": 0, "done_parts": 0},
         "limited": False,
     }
+
+
+def test_a_run_has_its_settings_on_record_as_they_were_resolved(
+    plan: Plan, config_of: Callable[..., JobConfig], outcome: Outcome
+) -> None:
+    record.RunRecord(config_of(), plan, outcome, datetime.now(UTC)).start()
+    (account,) = runs(config_of())
+    told = account["config"]
+    assert isinstance(told, dict)
+    assert told.keys() == JobConfig.model_fields.keys()
+    assert (told["steps"], told["identity"], told["prealigned"]) == (5, "none", False)
+    assert told["batch_size"] in BATCH.values()
+    assert told["bootstrap"] is told["iterations"] is None, "of no use here"
 
 
 def test_a_running_job_renews_its_record(
