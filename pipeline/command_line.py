@@ -21,6 +21,11 @@ from pydantic.fields import FieldInfo
 from pipeline.errors import PipelineError, RequestError, TableError
 from pipeline.storage import without_secrets
 
+_ONE_VALUE = (
+    "; a flag takes one value: of images one folder, file or URI, and no pattern, of which a shell "
+    "makes a list"
+)
+
 
 class _JobParser(argparse.ArgumentParser):
     """Tells a wrong flag as every other wrong request is told, with the flag that was meant."""
@@ -28,9 +33,14 @@ class _JobParser(argparse.ArgumentParser):
     last_line: Mapping[str, Any] | None = None  # what an error adds its own keys to; None: no line
 
     def error(self, message: str) -> NoReturn:
-        """One line on stderr below the usage, the JSON line where the job has one, exit code 2."""
-        text = without_secrets(message) + self._meant(message)
-        self.print_usage(sys.stderr)
+        """One line on stderr below the usage, the JSON line where the job has one, exit code 2.
+
+        Without the usage where a shell made a list of a pattern: no flag was wrong.
+        """
+        listed = re.match(r"unrecognized arguments: (?!-)", message)
+        text = without_secrets(message) + (_ONE_VALUE if listed else self._meant(message))
+        if not listed:
+            self.print_usage(sys.stderr)
         print(f"{self.prog}: error: {text}", file=sys.stderr)
         if self.last_line is not None:
             _print_line(self.last_line, [text], 2)

@@ -47,6 +47,17 @@ def test_a_flag_like_no_other_is_told_without_a_guess(capsys: pytest.CaptureFixt
     assert told.endswith("the following arguments are required: --table")
 
 
+def test_a_list_that_a_shell_made_of_a_pattern_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        invert_dataset.main(["--input", "a.jpg", "b.jpg", "c.jpg", "--output", "out"])
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "b.jpg c.jpg; a flag takes one value: of images one folder, file or URI" in said.err
+    assert json.loads(said.out)["exit_code"] == 2
+
+
 def test_a_wrong_flag_is_on_the_last_line_of_stdout_too(capsys: pytest.CaptureFixture[str]) -> None:
     told, line = wrong_flag(capsys, "--step", "3", last_line={"samples": 0})
     line = json.loads(line)
