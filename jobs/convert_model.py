@@ -40,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"for checkpoints whose options name none: {', '.join(OFFICIAL_TYPES)}",
     )
     parser.add_argument("--domain", help=f"likewise: {', '.join(PRESETS)}, or another word")
-    parser.add_argument("--stored", choices=["float32", "float16"], default="float32")
+    parser.add_argument(
+        "--stored", choices=["float32", "float16"], default="float32", help="type of the weights"
+    )
     return parser
 
 

@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--as", dest="kind", choices=["latents", "codes", *PICTURES])
     parser.add_argument("--form", choices=get_args(CodeForm), default="npy", help="of --as codes")
     parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
-    parser.add_argument("--names", choices=get_args(Naming), default="basename")
+    parser.add_argument("--names", choices=get_args(Naming), default="basename", help="of files")
     parser.add_argument("--model", help="renders pictures (default: the table's own)")
     parser.add_argument(
         "--device", default="cpu", choices=get_args(Device), help="that renders pictures"

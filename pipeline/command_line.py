@@ -56,6 +56,18 @@ class _JobParser(argparse.ArgumentParser):
         return ""
 
 
+_NO_DEFAULT: tuple[object, ...] = (None, "", [], argparse.SUPPRESS)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Ends a flag's text with its default, as `add_flags` does, where the text tells none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        nothing = action.default in _NO_DEFAULT or action.default is False
+        return text if nothing or "default" in text else f"{text} (default %(default)s)"
+
+
 def job_parser(
     description: str | None,
     *,
@@ -68,7 +80,7 @@ def job_parser(
     """
     parser = _JobParser(
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     parser.last_line = None if reads_only else last_line or {}

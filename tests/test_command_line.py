@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from jobs import convert_model, export_table, invert_dataset, query_latents, ref
 from pipeline.command_line import exit_code_of, job_parser
 from pipeline.errors import InputError
 
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
+NO_DEFAULT = ("None", "False", "", "[]", argparse.SUPPRESS)
 # What the README promises of the last line of every run.
 DOCUMENTED = {
     *("samples", "faces", "rejects", "parts", "skipped_parts", "seconds", "images_per_second"),
@@ -45,6 +49,23 @@ def test_a_flag_like_no_other_is_told_without_a_guess(capsys: pytest.CaptureFixt
     assert told.endswith("unrecognized arguments: --xyzzy 1")
     told, _ = wrong_flag(capsys)
     assert told.endswith("the following arguments are required: --table")
+
+
+@pytest.mark.parametrize("job", sorted(path.stem for path in JOBS.glob("*.py")))
+def test_help_tells_every_default(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers: list[argparse.ArgumentParser] = []
+
+    def no_parsing(parser: argparse.ArgumentParser, *_: object) -> None:
+        parsers.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", no_parsing)
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"jobs.{job}").main([])
+    (parser,) = parsers
+    texts = parser._get_formatter()._get_help_string
+    telling = [one for one in parser._actions if str(one.default) not in NO_DEFAULT]
+    assert [one.dest for one in telling if not (one.help and "default" in str(texts(one)))] == []
 
 
 def test_a_list_that_a_shell_made_of_a_pattern_is_told_in_one_line(
