@@ -62,7 +62,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--most", type=positive, default=10, metavar="N", help="steps of the longest"
     )
     parser.add_argument("--tolerance", type=float, default=0.01, help="of L2, when calibrating")
-    parser.add_argument("--batch-size", type=positive, default=16, metavar="N")
+    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="faces a pass")
     parser.add_argument(
         "--prealigned",
         choices=[name for name in PREALIGNED if name],

@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from pipeline.command_line import exit_code_of, job_parser, positive
+from pipeline.errors import ConfigError
 from pipeline.reports import table_sheet
 from pipeline.storage import Store, canonical_uri, check_output
 from pipeline.table import open_table
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> int:
 
 
 def _draw(arguments: argparse.Namespace) -> int:
+    if not arguments.output.lower().endswith(".png"):
+        raise ConfigError(f"--output {arguments.output}: the sheet is a PNG, name it *.png")
     folder, _, name = canonical_uri(arguments.output).rpartition("/")
     check_output(folder or "/")
     table = open_table(arguments.table)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from pipeline.command_line import exit_code_of, job_parser
-from pipeline.models import PRESETS, load_model, save_bundle
+from pipeline.models import OFFICIAL_TYPES, PRESETS, load_model, save_bundle
 from pipeline.storage import check_output
 
 
@@ -32,10 +32,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", metavar="OFFICIAL.pt", help="path or URI of the checkpoint")
     parser.add_argument("bundle", metavar="FOLDER", help="path or URI of the bundle to write")
     parser.add_argument("--name", help="the model's name (default: the folder's)")
-    parser.add_argument("--licence", default="unknown", help="licence of the weights")
-    parser.add_argument("--encoder-type", help="for checkpoints whose options name none")
+    parser.add_argument("--licence", help="of the weights (default: the model's own, if known)")
+    parser.add_argument(
+        "--encoder-type",
+        metavar="NAME",
+        choices=OFFICIAL_TYPES,
+        help=f"for checkpoints whose options name none: {', '.join(OFFICIAL_TYPES)}",
+    )
     parser.add_argument("--domain", help=f"likewise: {', '.join(PRESETS)}, or another word")
-    parser.add_argument("--stored", choices=["float32", "float16"], default="float32")
+    parser.add_argument(
+        "--stored", choices=["float32", "float16"], default="float32", help="type of the weights"
+    )
     return parser
 
 
@@ -43,7 +50,7 @@ def _convert(asked: argparse.Namespace) -> int:
     check_output(asked.bundle)
     model = load_model(asked.checkpoint, encoder_type=asked.encoder_type, domain=asked.domain)
     name = asked.name or PurePosixPath(asked.bundle.rstrip("/")).name
-    model.card = dataclasses.replace(model.card, name=name, licence=asked.licence)
+    model.card = dataclasses.replace(model.card, name=name, licence=asked.licence or model.licence)
     save_bundle(model, asked.bundle, stored=asked.stored)
     written = load_model(asked.bundle if "/" in asked.bundle else f"./{asked.bundle}")
     told = {"bundle": asked.bundle, **written.metadata, "fingerprint": written.fingerprint}

@@ -19,6 +19,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import get_args
 
 from pipeline.choices import Device
@@ -31,9 +32,10 @@ from pipeline.exchange.exporting import (
     export_codes,
     export_dictionary,
 )
-from pipeline.storage import canonical_uri, check_output
+from pipeline.storage import canonical_uri, check_beside, check_output
 from pipeline.table import open_table
 
+FILES = (".pt", ".pth", ".npz", ".pkl", ".zip", ".tar", ".png", ".jpg", ".jpeg")  # not folders
 PICTURES = ("images", "results", "coupled")
 
 
@@ -50,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--as", dest="kind", choices=["latents", "codes", *PICTURES])
     parser.add_argument("--form", choices=get_args(CodeForm), default="npy", help="of --as codes")
     parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
-    parser.add_argument("--names", choices=get_args(Naming), default="basename")
+    parser.add_argument("--names", choices=get_args(Naming), default="basename", help="of files")
     parser.add_argument("--model", help="renders pictures (default: the table's own)")
     parser.add_argument(
         "--device", default="cpu", choices=get_args(Device), help="that renders pictures"
@@ -64,16 +66,27 @@ def _report(asked: argparse.Namespace) -> int:
 
 
 def _kind(asked: argparse.Namespace) -> str:
-    if asked.kind:
-        return str(asked.kind)
-    if asked.to.endswith(".npy"):
-        return "latents"
-    raise ConfigError(f"--to {asked.to}: say with --as what the folder is to hold")
+    """What to write; `ConfigError` where `--to` is the name of something else."""
+    suffix = PurePosixPath(asked.to).suffix.lower()
+    kind = asked.kind or ("latents" if suffix == ".npy" else None)
+    if kind == "latents" and suffix != ".npy":
+        raise ConfigError(f"--to {asked.to}: the dictionary is one file, of a name ending in .npy")
+    if kind != "latents" and suffix in (".npy", *FILES):
+        raise ConfigError(
+            f"--to {asked.to}: the dictionary is a .npy file, all else a folder of files: name "
+            "one, and with --as what it is to hold (--as codes --form pt: .pt files)"
+        )
+    if kind is None:
+        raise ConfigError(f"--to {asked.to}: say with --as what the folder is to hold")
+    return str(kind)
 
 
 def _export(asked: argparse.Namespace) -> int:
     kind = _kind(asked)
     target = canonical_uri(asked.to)
+    check_beside(
+        asked.table, target, what="table", why="where nothing may stand but what its jobs write"
+    )
     check_output(target.rpartition("/")[0] or "/" if kind == "latents" else target)
     selection = Selection(open_table(asked.table), asked.where, asked.names)
     if kind == "latents":

@@ -59,11 +59,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--fit", choices=get_args(Fit), help="of prealigned images")
     parser.add_argument("--identity", help="identity network: dlib, none, or a weight file")
-    parser.add_argument("--latent-dtype", choices=get_args(CodeType), default="float16")
+    parser.add_argument(
+        "--latent-dtype", choices=get_args(CodeType), default="float16", help="of w_plus"
+    )
     parser.add_argument(
         "--part-size", type=positive, default=256, metavar="N", help="samples a part"
     )
-    parser.add_argument("--files-per-shard", type=positive, default=FILES_PER_SHARD, metavar="N")
+    parser.add_argument(
+        "--files-per-shard",
+        type=positive,
+        default=FILES_PER_SHARD,
+        metavar="N",
+        help="images of a folder that make one shard",
+    )
     devices = get_args(Device)
     parser.add_argument(
         "--device", default="cpu", choices=devices, help="that renders and measures"

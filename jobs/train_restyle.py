@@ -7,7 +7,8 @@
 
 Every setting is a line of the YAML file or a flag; flags win. Run the same command again to go on
 from the last checkpoint after any failure, with a higher --images to train longer; what would make
-it another training is refused. The last line of stdout is one JSON object.
+it another training is refused. stdout has a JSON object a line: what was cut, then the log's lines,
+and last how it ended.
 
 Other than in the published training, e4e's discriminator sees the codes of the batch's last step,
 not pools of 50; it learns after the encoder, and R1 is part of its step. The rate rises over the

@@ -6,10 +6,13 @@ import argparse
 import difflib
 import json
 import re
+import signal
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
@@ -18,6 +21,11 @@ from pydantic.fields import FieldInfo
 from pipeline.errors import PipelineError, RequestError, TableError
 from pipeline.storage import without_secrets
 
+_ONE_VALUE = (
+    "; a flag takes one value: of images one folder, file or URI, and no pattern, of which a shell "
+    "makes a list"
+)
+
 
 class _JobParser(argparse.ArgumentParser):
     """Tells a wrong flag as every other wrong request is told, with the flag that was meant."""
@@ -25,12 +33,17 @@ class _JobParser(argparse.ArgumentParser):
     last_line: Mapping[str, Any] | None = None  # what an error adds its own keys to; None: no line
 
     def error(self, message: str) -> NoReturn:
-        """One line on stderr below the usage, the JSON line where the job has one, exit code 2."""
-        text = without_secrets(message) + self._meant(message)
-        self.print_usage(sys.stderr)
+        """One line on stderr below the usage, the JSON line where the job has one, exit code 2.
+
+        Without the usage where a shell made a list of a pattern: no flag was wrong.
+        """
+        listed = re.match(r"unrecognized arguments: (?!-)", message)
+        text = without_secrets(message) + (_ONE_VALUE if listed else self._meant(message))
+        if not listed:
+            self.print_usage(sys.stderr)
         print(f"{self.prog}: error: {text}", file=sys.stderr)
         if self.last_line is not None:
-            _print_line(self.last_line, text, 2)
+            _print_line(self.last_line, [text], 2)
         raise SystemExit(2)
 
     def _meant(self, message: str) -> str:
@@ -41,6 +54,18 @@ class _JobParser(argparse.ArgumentParser):
             if word not in flags and close:
                 return f"; did you mean {close[0]}?"
         return ""
+
+
+_NO_DEFAULT: tuple[object, ...] = (None, "", [], argparse.SUPPRESS)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Ends a flag's text with its default, as `add_flags` does, where the text tells none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        nothing = action.default in _NO_DEFAULT or action.default is False
+        return text if nothing or "default" in text else f"{text} (default %(default)s)"
 
 
 def job_parser(
@@ -55,7 +80,7 @@ def job_parser(
     """
     parser = _JobParser(
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     parser.last_line = None if reads_only else last_line or {}
@@ -76,25 +101,42 @@ def exit_code_of(
     a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1; its
     other keys are those of `last_line`. One that `reads_only` prints an answer or nothing. To it,
     and to any job of a `given_table`, a damaged table is a wrong request. `stopped` is what a
-    Ctrl-C means to the user.
+    Ctrl-C, or a SIGTERM, means to the user: code 1, and a last line without errors.
     """
     wrong = (RequestError, TableError) if reads_only or given_table else (RequestError,)
     try:
-        return work()
+        with _sigterm_as_ctrl_c():
+            return work()
     except PipelineError as error:
         code = 2 if isinstance(error, wrong) else 1
         text = without_secrets(str(error))
         print(f"{type(error).__name__}: {text}", file=sys.stderr)
         if not reads_only:
-            _print_line(last_line or {}, text, code)
+            _print_line(last_line or {}, [text], code)
         return code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
+        # SystemExit: what Ray's own handlers raise, where they stand in place of ours.
         print(f"stopped: {stopped}", file=sys.stderr)
+        if not reads_only:
+            _print_line(last_line or {}, [], 1)
         return 1
 
 
-def _print_line(last_line: Mapping[str, Any], error: str, code: int) -> None:
-    print(json.dumps({**last_line, "errors": [error], "exit_code": code}), flush=True)
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM unwind the block as Ctrl-C does: no other exception gets out of `ray.get`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # which gets no signals
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print_line(last_line: Mapping[str, Any], errors: list[str], code: int) -> None:
+    print(json.dumps({**last_line, "errors": errors, "exit_code": code}), flush=True)
 
 
 def positive(text: str) -> int:

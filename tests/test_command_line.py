@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,8 @@ from jobs import convert_model, export_table, invert_dataset, query_latents, ref
 from pipeline.command_line import exit_code_of, job_parser
 from pipeline.errors import InputError
 
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
+NO_DEFAULT = ("None", "False", "", "[]", argparse.SUPPRESS)
 # What the README promises of the last line of every run.
 DOCUMENTED = {
     *("samples", "faces", "rejects", "parts", "skipped_parts", "seconds", "images_per_second"),
@@ -45,6 +51,34 @@ def test_a_flag_like_no_other_is_told_without_a_guess(capsys: pytest.CaptureFixt
     assert told.endswith("the following arguments are required: --table")
 
 
+@pytest.mark.parametrize("job", sorted(path.stem for path in JOBS.glob("*.py")))
+def test_help_tells_every_default(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers: list[argparse.ArgumentParser] = []
+
+    def no_parsing(parser: argparse.ArgumentParser, *_: object) -> None:
+        parsers.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", no_parsing)
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"jobs.{job}").main([])
+    (parser,) = parsers
+    texts = parser._get_formatter()._get_help_string
+    telling = [one for one in parser._actions if str(one.default) not in NO_DEFAULT]
+    assert [one.dest for one in telling if not (one.help and "default" in str(texts(one)))] == []
+
+
+def test_a_list_that_a_shell_made_of_a_pattern_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        invert_dataset.main(["--input", "a.jpg", "b.jpg", "c.jpg", "--output", "out"])
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "b.jpg c.jpg; a flag takes one value: of images one folder, file or URI" in said.err
+    assert json.loads(said.out)["exit_code"] == 2
+
+
 def test_a_wrong_flag_is_on_the_last_line_of_stdout_too(capsys: pytest.CaptureFixture[str]) -> None:
     told, line = wrong_flag(capsys, "--step", "3", last_line={"samples": 0})
     line = json.loads(line)
@@ -64,6 +98,30 @@ def test_an_error_keeps_the_keys_of_the_last_line(capsys: pytest.CaptureFixture[
     assert exit_code_of(work, last_line={"samples": 0}) == 2
     line = json.loads(capsys.readouterr().out)
     assert line == {"samples": 0, "errors": ["no such input"], "exit_code": 2}
+
+
+STOPPED = """
+import os, signal, time
+from pipeline.command_line import exit_code_of
+
+def work():
+    os.kill(os.getpid(), signal.{signal})
+    time.sleep(60)
+
+raise SystemExit(exit_code_of(work, stopped="run it again", {options}))
+"""
+
+
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
+def test_a_stopped_job_says_so_on_both_streams(signal: str) -> None:
+    for options, out in (
+        ("last_line={'samples': 0}", {"samples": 0, "errors": [], "exit_code": 1}),
+        ("reads_only=True", None),
+    ):
+        script = STOPPED.format(signal=signal, options=options)
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (1, "stopped: run it again\n")
+        assert (json.loads(ended.stdout) if out else ended.stdout or None) == out
 
 
 def last_line(capsys: pytest.CaptureFixture[str], job: object, *arguments: object) -> dict:

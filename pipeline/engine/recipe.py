@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
 from pipeline.engine.cluster import in_cluster
-from pipeline.engine.inverter import InvertSettings
+from pipeline.engine.inverter import BATCH, InvertSettings
 from pipeline.errors import ConfigError
 from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
 from pipeline.inversion.methods import OPTIMISATIONS, Method
@@ -130,6 +130,38 @@ def _from_anywhere(config: JobConfig) -> dict[str, Any]:
             if told[name] not in _NAMES:
                 told[name] = canonical_uri(told[name])
     return told
+
+
+def resolved_config(config: JobConfig, recipe: Recipe) -> dict[str, Any]:
+    """Every setting of a job with the value that `recipe` gives it; JSON-ready.
+
+    None is what the job has no use for, and the batch of a cluster whose device is not known yet.
+    """
+    method, alignment = recipe.inversion.method, recipe.alignment
+    device = config.device if in_cluster() else ready_device(config.device, config.precision)
+    found = config.model_dump() | {
+        "prealigned": alignment.prealigned,
+        "fit": alignment.fit if alignment.prealigned else None,
+        "identity": recipe.inversion.identity,
+        "batch_size": config.batch_size or BATCH.get(device),
+    }
+    if method.stop:
+        rule = method.stop
+        used: dict[str, Any] = {
+            "max_steps": rule.most,
+            "stop_gain": rule.gain,
+            "stop_residual": rule.residual,
+        }
+    else:
+        used = {"steps": method.steps}
+    if config.bootstrap:
+        used["bootstrap_steps"] = method.bootstrap_steps
+    if method.name in OPTIMISATIONS:
+        descent = method.descent
+        used |= {"iterations": descent.iterations, "space": descent.space, "seed": method.seed}
+        if method.name == "hybrid":
+            used["distance_weight"] = descent.distance_weight
+    return found | used
 
 
 def make_method(config: JobConfig, model: RestyleModel) -> Method:

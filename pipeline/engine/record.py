@@ -20,6 +20,7 @@ from pipeline.config import JobConfig
 from pipeline.engine.commit import Watch
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
+from pipeline.engine.recipe import resolved_config
 from pipeline.engine.rows import Row
 from pipeline.errors import PipelineError, RequestError
 
@@ -55,7 +56,7 @@ class RunRecord(Watch):
             "started": started.isoformat(timespec="seconds"),
             "updated": "",
             "exit_code": None,
-            "config": config.model_dump(exclude_none=True),
+            "config": resolved_config(config, plan.recipe),
             "versions": versions(),
             # Ray's, for those who look at its dashboard.
             "job": submission_id(),

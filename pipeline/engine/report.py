@@ -30,7 +30,12 @@ def _counts(outcome: Outcome) -> Table:
 
 
 def _steps(means: Mapping[str, Sequence[float | None]]) -> Table:
-    table = Table(title="mean of the whole table, per step", title_justify="left")
+    table = Table(
+        title="mean of the whole table, per step",
+        caption="the table's columns of these names are of each face's best step",
+        title_justify="left",
+        caption_justify="left",
+    )
     for name in ("step", *_SHOWN):
         table.add_column(name, justify="right")
     by_step = zip(*(means.get(name, ()) for name in _SHOWN), strict=True)

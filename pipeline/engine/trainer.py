@@ -36,3 +36,6 @@ class Trainer(TorchTrainer):
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         policy = RefusalsEndIt(cast(FailureConfig, self.run_config.failure_config))
         return super()._initialize_and_run_controller(**settings | {"failure_policy": policy})
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to the job, which tells of it: Ray Train's handler may end it with 0."""

@@ -121,6 +121,26 @@ def _lines_of(config: TrainConfig) -> Iterator[None]:
         thread.join()
 
 
+def beginning(config: TrainConfig, store: Store) -> dict[str, Any]:
+    """What was read and cut, and what is trained on: the line before those of the log.
+
+    Raises `InputError` where the crops in `store` are too few.
+    """
+    from pipeline.training.crops import Crops, read_index
+    from pipeline.training.restyle import split_counts
+
+    crops, facts = Crops(store), read_index(store) or {}
+    trained_on = sum(split_counts(crops, config.held_out, config.batch))
+    return {
+        "event": "training_begins",
+        "samples": facts["samples"],
+        "rejects_by_reason": facts["rejects_by_reason"],
+        "crops": len(crops),
+        "held_out": len(crops) - trained_on,
+        "trained_on": trained_on,
+    }
+
+
 def run_training(config: TrainConfig) -> dict[str, Any]:
     """Cut the crops, train, and give what the run came to, JSON-ready.
 
@@ -128,9 +148,6 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     training of other settings, `PipelineError` where the run failed: the same call goes on from the
     last checkpoint.
     """
-    from pipeline.training.crops import Crops
-    from pipeline.training.restyle import split_counts
-
     check_settings(config)
     if not in_cluster():
         ready_device(config.device)  # refuses a GPU that is not there
@@ -143,7 +160,7 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     with _failures(), running_ray() as resources:
         check_workers(config, resources, local=not in_cluster())
         cut_crops(config, plan, resources)
-        split_counts(Crops(plan.store), config.held_out, config.batch)  # refuses too few
+        print(json.dumps(beginning(config, plan.store)), flush=True)
         trainer = _trainer(config, plan.store, resources)
         with _lines_of(config):
             trainer.fit()

@@ -67,6 +67,11 @@ def open_codes(uri: str) -> CodeFiles:
         if is_folder(fs, path, root):
             return _Folder(root, list(walk(fs, path, root)))
         folder, _, name = root.rpartition("/")
+        if not name.endswith(_SUFFIXES):
+            raise InputError(
+                f"'{root}' is no file of codes: these end in {', '.join(_SUFFIXES[:-1])} or "
+                f"{_SUFFIXES[-1]}"
+            )
         if name.endswith(".npy") and _is_dictionary(Store(folder), name):
             return _Dictionary(root, Store(folder).get(name))
         return _Folder(folder, [file_entry(root)])

@@ -209,4 +209,9 @@ def without_suffix(name: str) -> str:
 def refuse_nothing(count: int, selection: Selection) -> None:
     """Raise `ConfigError` where nothing was exported."""
     if not count:
-        raise ConfigError(f"the table '{selection.table.store.root}' has no face to export")
+        root = selection.table.store.root
+        if selection.where:
+            raise ConfigError(
+                f"--where \"{selection.where}\" chooses no face of the table '{root}'"
+            )
+        raise ConfigError(f"the table '{root}' has no face to export")

@@ -2,7 +2,7 @@
 
 from pipeline.models.bundle import load_model, save_bundle
 from pipeline.models.checkpoint import load_checkpoint
-from pipeline.models.encoders import ENCODER_TYPES
+from pipeline.models.encoders import ENCODER_TYPES, OFFICIAL_TYPES
 from pipeline.models.files import bundle_names
 from pipeline.models.presets import (
     PRESETS,
@@ -17,6 +17,7 @@ from pipeline.models.stylegan2 import Generator
 
 __all__ = [
     "ENCODER_TYPES",
+    "OFFICIAL_TYPES",
     "PRESETS",
     "Architecture",
     "Generator",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.models.encoders import OFFICIAL_ENCODERS, fitting_encoders, official_arguments
+from pipeline.models.encoders import OFFICIAL_TYPES, fitting_encoders, official_arguments
 from pipeline.models.presets import domain_of, preset_of
 from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
 from pipeline.models.stylegan2 import LATENT_DIM
@@ -117,20 +117,23 @@ def _parts(checkpoint: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor
 
 def _encoder_type(told: object, state: Mapping[str, Tensor], source: str) -> str:
     """The type that the options name, or the only one that has weights of these names."""
-    known = [encoder.__name__ for encoder in OFFICIAL_ENCODERS]
-    if told in known:
+    if told in OFFICIAL_TYPES:
         return str(told)
     if told is not None:
-        listed = ", ".join(sorted(known))
+        listed = ", ".join(sorted(OFFICIAL_TYPES))
         into_w = "; encoders of a single w are not" if "IntoW" in str(told) else ""
         raise ModelError(f"{source}: opts.encoder_type is {told!r} (known: {listed}{into_w})")
     fitting = fitting_encoders({key[8:] for key in state if key.startswith("encoder.")})
     if len(fitting) == 1:
         return fitting[0]
-    choices = " or ".join(fitting) or "none that is known"
+    if not fitting:
+        raise ModelError(
+            f"{source}: holds no encoder weights that are known, so it is no ReStyle, pSp or e4e "
+            "checkpoint"
+        )
     raise ModelError(
-        f"{source}: opts name no encoder_type, and the weights fit {choices}; convert it once with "
-        "jobs/convert_model.py --encoder-type NAME"
+        f"{source}: opts name no encoder_type, and the weights fit {' or '.join(fitting)}; convert "
+        "it once with jobs/convert_model.py --encoder-type NAME"
     )
 
 

@@ -176,6 +176,9 @@ ENCODER_TYPES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+OFFICIAL_TYPES = tuple(encoder.__name__ for encoder in OFFICIAL_ENCODERS)
+
+
 def official_arguments(encoder_type: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Constructor arguments of an official encoder, read off its weights' shapes (no prefix).
 

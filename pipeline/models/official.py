@@ -10,7 +10,7 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.models.backbones import WIDTHS
-from pipeline.models.encoders import OFFICIAL_ENCODERS
+from pipeline.models.encoders import OFFICIAL_TYPES
 from pipeline.models.files import write_model_file
 from pipeline.models.restyle import RestyleModel
 
@@ -24,7 +24,7 @@ DATASETS = {"faces": "ffhq_encode", "toonify": "toonify"}  # others are `<domain
 def original_refuses(model: RestyleModel) -> str | None:
     """Why the original code could not load `model`, None where it can."""
     architecture = model.architecture
-    if architecture.encoder_type not in {encoder.__name__ for encoder in OFFICIAL_ENCODERS}:
+    if architecture.encoder_type not in OFFICIAL_TYPES:
         return f"the original code has no {architecture.encoder_type}"
     if architecture.mapping_layers != MAPPING_LAYERS:
         return (
@@ -48,7 +48,7 @@ def official_checkpoint(
     `ModelError` for an encoder that the original code does not know.
     """
     encoder_type = model.architecture.encoder_type
-    if encoder_type not in {encoder.__name__ for encoder in OFFICIAL_ENCODERS}:
+    if encoder_type not in OFFICIAL_TYPES:
         raise ModelError(f"the original code has no {encoder_type}: '{model.name}' has no .pt form")
     state = {
         key.replace("generator.", "decoder.", 1): value.detach()

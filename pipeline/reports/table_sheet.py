@@ -78,6 +78,8 @@ def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = 
             "make it with --keep-crops and --keep-steps"
         )
     faces = table.sql(QUERY.format(where=f"WHERE {where}" if where else "", limit=int(limit)))
+    if faces.empty and where:
+        raise RequestError(f"--where \"{where}\" chooses no face of the table '{table.store.root}'")
     if faces.empty:
         raise RequestError(f"the table '{table.store.root}' has no face to show")
     model, first = model_of(table), first_model_of(table)

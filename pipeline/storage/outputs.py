@@ -47,7 +47,13 @@ def check_output(uri: str) -> None:
                 raise ConfigError(f"the output '{root}' is an object, and is to be a folder")
 
 
-def check_beside(source: str, output: str) -> None:
+def check_beside(
+    source: str,
+    output: str,
+    *,
+    what: str = "input",
+    why: str = "where its files would be read as images",
+) -> None:
     """Raise `InputError` for an output inside its own input: the next run would read it.
 
     On a disk also where it is links that lead into the input, or out of it to the output.
@@ -59,8 +65,8 @@ def check_beside(source: str, output: str) -> None:
         inside = f"{inner}/".startswith(f"{outer}/")
     if inside:
         raise InputError(
-            f"the output '{inner}' lies inside the input '{outer}', where its files would be read "
-            "as images: choose an output beside it"
+            f"the output '{inner}' lies inside the {what} '{outer}', {why}: choose an output "
+            "beside it"
         )
 
 

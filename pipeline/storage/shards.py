@@ -25,6 +25,9 @@ _LOOKED_FOR = (
 )
 
 
+_NO_PATTERN = "one folder or file is taken, and no pattern: name the folder"
+
+
 @dataclass(frozen=True)
 class Shard:
     """One shard: what it is called, where it is, and the state it was listed in.
@@ -112,7 +115,8 @@ def _exists_as_folder(fs: Any, path: str, root: str) -> bool:
         return is_folder(fs, path, root)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise InputError(f"the input '{root}' does not exist; {_LOOKED_FOR}") from error
+            hint = _NO_PATTERN if re.search(r"[*?]", root) else _LOOKED_FOR
+            raise InputError(f"the input '{root}' does not exist; {hint}") from error
         raise
 
 

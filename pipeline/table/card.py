@@ -24,6 +24,11 @@ configs:
 ---
 """
 _SHARDS = re.compile(rb"^[\d,]+ images in ([\d,]+) shards? gave ", re.MULTILINE)
+_COLUMNS = (
+    "* these are means after each step, over all faces that have the metric; the columns `l2`, "
+    "`psnr`, `lpips` and `id_similarity` are of each face's best step (`best_step`), and the lists "
+    "`l2_per_step`, ... of every step"
+)
 _READING = """## Reading
 
 ```python
@@ -111,7 +116,8 @@ def _metrics(description: Description, totals: Totals) -> str:
     header = ("mean", *(f"step {step + 1}" for step in range(steps)))
     measured = [f"* {name}: {meaning}" for name, meaning in description.metrics.items()]
     section = _section("Metrics", header, rows, "No face was measured.")
-    return "\n".join([section, *_unidentified(description, totals), *measured, ""])
+    which = [_COLUMNS] if rows else []
+    return "\n".join([section, *which, *_unidentified(description, totals), *measured, ""])
 
 
 def _unidentified(description: Description, totals: Totals) -> list[str]:

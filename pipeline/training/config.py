@@ -46,7 +46,11 @@ class TrainConfig(BaseModel):
         None, description="instead: a StyleGAN2 .pt file (g_ema, latent_avg) for a fresh encoder"
     )
     encoder_type: str | None = Field(
-        None, description="a fresh encoder of this type for the generator, such as BackboneEncoder"
+        None,
+        description="a fresh encoder of this type for the generator: BackboneEncoder, "
+        "ProgressiveBackboneEncoder, ResNetBackboneEncoder, ResNetProgressiveBackboneEncoder, "
+        "GradualStyleEncoder, ResNetGradualStyleEncoder, Encoder4Editing; of --model also "
+        "CompactEncoder",
     )
     one_pass: bool = Field(
         False, description="a fresh encoder that sees the image alone (pSp, e4e), not ReStyle's"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from jobs.refine_dataset import second_pass
 from pipeline.config import JobConfig
 from pipeline.engine.read import ShardWork, read_parts
-from pipeline.engine.recipe import make_recipe
+from pipeline.engine.recipe import make_recipe, resolved_config
 from pipeline.errors import ConfigError
 from pipeline.inversion import StopRule
 from pipeline.models import load_model, save_bundle
@@ -117,6 +118,26 @@ def test_a_models_own_bound_decides_when_its_faces_stop(config_of: ConfigOf) -> 
     assert default.description.fingerprint != given.description.fingerprint
     zero = make_recipe(config_of(steps="auto", stop_gain=0.0)).inversion.method.stop
     assert zero == StopRule(gain=0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"method": "optimize"}, {"steps": 5, "iterations": 300, "space": "w+", "seed": 0}),
+        ({"method": "hybrid", "iterations": 3}, {"steps": 3, "distance_weight": 0.02}),
+        (
+            {"steps": "auto", "stop_gain": 0.1},
+            {"steps": "auto", "max_steps": 10, "stop_gain": 0.1, "stop_residual": 1.0},
+        ),
+        ({"prealigned": True, "batch_size": 3}, {"fit": "stretch", "batch_size": 3}),
+    ],
+)
+def test_what_a_setting_was_resolved_to_can_be_told(
+    config_of: ConfigOf, settings: dict[str, Any], told: dict[str, Any]
+) -> None:
+    config = config_of(**settings)
+    found = resolved_config(config, make_recipe(config))
+    assert {name: found[name] for name in told} == told
 
 
 def test_a_table_says_when_a_face_has_converged(config_of: ConfigOf) -> None:

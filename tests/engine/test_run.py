@@ -14,8 +14,10 @@ from pipeline.config import JobConfig
 from pipeline.engine import outcome as outcome_module
 from pipeline.engine import record, run
 from pipeline.engine.dataset import Stages
+from pipeline.engine.inverter import BATCH
 from pipeline.engine.logs import EventLog
 from pipeline.engine.plan import Plan, make_plan
+from pipeline.engine.report import print_outcome
 from pipeline.engine.rows import Row, failed_row
 from pipeline.engine.run import Committer, Outcome, run_job
 from pipeline.engine.tally import Tally
@@ -202,6 +204,30 @@ def test_a_run_is_on_record_from_its_start(
         **{"done_shards": 0, "done_bytes": 0, "done_samples": 0, "done_parts": 0},
         "limited": False,
     }
+
+
+def test_the_closing_table_says_that_the_columns_are_of_the_best_step(
+    config_of: Callable[..., JobConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [0.2, 0.1]
+    means = dict.fromkeys(("l2", "psnr", "lpips", "id_similarity"), steps)
+    print_outcome(config_of(), Outcome(Tally(), means=means))  # type: ignore[arg-type]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "0.1000" in told
+    assert told.endswith("the table's columns of these names are of each face's best step")
+
+
+def test_a_run_has_its_settings_on_record_as_they_were_resolved(
+    plan: Plan, config_of: Callable[..., JobConfig], outcome: Outcome
+) -> None:
+    record.RunRecord(config_of(), plan, outcome, datetime.now(UTC)).start()
+    (account,) = runs(config_of())
+    told = account["config"]
+    assert isinstance(told, dict)
+    assert told.keys() == JobConfig.model_fields.keys()
+    assert (told["steps"], told["identity"], told["prealigned"]) == (5, "none", False)
+    assert told["batch_size"] in BATCH.values()
+    assert told["bootstrap"] is told["iterations"] is None, "of no use here"
 
 
 def test_a_running_job_renews_its_record(

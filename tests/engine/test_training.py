@@ -11,10 +11,11 @@ import torch
 
 from pipeline.engine.cluster import Resources
 from pipeline.engine.crops import plan_crops
-from pipeline.engine.training import _failures, _trainer, check_workers, run_training
+from pipeline.engine.training import _failures, _trainer, beginning, check_workers, run_training
 from pipeline.errors import ConfigError, FingerprintError, InputError, PipelineError, RequestError
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
+from pipeline.training.crops import CropFile, put_index
 from pipeline.training.settled import keep_settings
 
 
@@ -93,6 +94,21 @@ def test_what_the_workers_would_refuse_is_refused_before_any_crop_is_cut(
     with pytest.raises(RequestError, match=told):
         run_training(five_images.model_copy(update=settings))
     assert not Path(five_images.output).exists()
+
+
+def test_what_was_cut_is_told_before_it_is_trained_on(five_images: TrainConfig) -> None:
+    store = Store(five_images.output)
+    facts = {"samples": 9, "rejects_by_reason": {"undecodable": 1}}
+    put_index(store, [CropFile("a", 5), CropFile("b", 3)], facts)
+    config = five_images.model_copy(update={"held_out": 2, "batch": 4})
+    assert beginning(config, store) == facts | {
+        "event": "training_begins",
+        "crops": 8,
+        "held_out": 2,
+        "trained_on": 6,
+    }
+    with pytest.raises(InputError, match="do not fill a batch of 7"):
+        beginning(config.model_copy(update={"batch": 7}), store)
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,11 @@ def test_a_dictionary_beyond_memory_is_refused_with_its_size(
 
 
 def test_an_empty_choice_is_refused(tmp_path: Path) -> None:
-    table = table_of(tmp_path / "t", face_row("1.jpg"))
-    with pytest.raises(ConfigError, match="no face to export"):
+    table, empty = table_of(tmp_path / "t", face_row("1.jpg")), table_of(tmp_path / "empty")
+    with pytest.raises(ConfigError, match=r'^--where "l2 > 100" chooses no face of the table'):
         export_codes(Selection(table, where="l2 > 100"), str(tmp_path / "codes"))
+    with pytest.raises(ConfigError, match=r"^the table '.*empty' has no face to export"):
+        export_codes(Selection(empty), str(tmp_path / "codes"))
 
 
 ODD = ("../evil.jpg", "/etc/evil.jpg", "a//b.jpg", "a/./b.jpg", "a/b.jpg", ".x.jpg", "%2E.jpg")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jobs.convert_model import main
-from pipeline.models import load_checkpoint, load_model
+from pipeline.models import OFFICIAL_TYPES, load_checkpoint, load_model
 from tests.models.tiny import tiny_checkpoint
 
 
@@ -38,6 +38,35 @@ def test_what_the_options_do_not_tell_is_told_once(
     assert main([str(tmp_path / "bare.pt"), bundle, *told]) == 0
     model = load_model(bundle)
     assert (model.domain, model.input_size) == ("cars", (192, 256))
+
+
+def test_weights_of_no_encoder_are_told_as_what_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": {"layer.weight": torch.zeros(2, 2)}}, tmp_path / "other.pt")
+    assert main([str(tmp_path / "other.pt"), str(tmp_path / "bundle")]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(
+        "holds no encoder weights that are known, so it is no ReStyle, pSp or e4e checkpoint\n"
+    )
+
+
+def test_the_encoders_are_named_where_one_is_to_be_chosen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for asked in (["--help"], ["a.pt", "b", "--encoder-type", "IRSE"]):
+        with pytest.raises(SystemExit):
+            main(asked)
+        said = "".join(capsys.readouterr())
+        assert [name for name in OFFICIAL_TYPES if name not in said] == []
+
+
+def test_a_bundle_that_is_converted_again_keeps_its_licence(tmp_path: Path) -> None:
+    bundle, other = str(tmp_path / "copy"), str(tmp_path / "other")
+    assert main(["demo", bundle, "--stored", "float16"]) == 0
+    assert load_model(bundle).licence == load_model("demo").licence != "unknown"
+    assert main([bundle, other, "--licence", "CC0-1.0"]) == 0
+    assert load_model(other).licence == "CC0-1.0"
 
 
 def test_a_file_of_another_kind_is_no_bundle(

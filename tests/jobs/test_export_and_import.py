@@ -22,6 +22,7 @@ from pipeline.models import load_model
 from pipeline.storage import Store
 from pipeline.table import open_table
 from tests.conftest import Bucket
+from tests.jobs.running import file_bytes
 
 N_STYLES = 10
 Said = tuple[int, dict[str, Any], str]
@@ -167,10 +168,46 @@ def test_a_damaged_table_is_a_wrong_request(
     assert "read it by the version of the code that made it" in error
 
 
+@pytest.mark.parametrize("inside", ["", "latents", "new/codes"])
+def test_nothing_is_written_into_the_table(
+    run: Any, latents: Path, tiny_bundle: str, tmp_path: Path, inside: str
+) -> None:
+    table = tmp_path / "table"
+    run(jobs.import_latents, "--from", latents, "--model", tiny_bundle, "--output", table)
+    before = file_bytes(table)
+    for asked in (("--to", table / inside, "--as", "codes"), ("--to", table / inside / "x.npy")):
+        code, line, error = run(jobs.export_table, "--table", f"{table}/", *asked)
+        assert (code, line["exit_code"]) == (2, 2)
+        assert f"lies inside the table '{table}'" in error
+        assert error.count("\n") == 1
+    assert file_bytes(table) == before
+
+
 def test_a_folder_needs_to_be_told_what_it_is_to_hold(run: Any, tmp_path: Path) -> None:
     code, _, error = run(jobs.export_table, "--table", tmp_path, "--to", tmp_path / "out")
     assert code == 2
     assert "say with --as" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("x.npy", "codes", "all else a folder of files"),
+        ("x.pt", None, "(--as codes --form pt: .pt files)"),
+        ("x.png", "images", "all else a folder of files"),
+        ("x.pt", "latents", "of a name ending in .npy"),
+        ("folder/", "latents", "of a name ending in .npy"),
+    ],
+)
+def test_nothing_is_written_under_the_name_of_something_else(
+    run: Any, tmp_path: Path, name: str, kind: str | None, said: str
+) -> None:
+    asked = ("--table", tmp_path, "--to", f"{tmp_path}/{name}", *(("--as", kind) if kind else ()))
+    code, _, error = run(jobs.export_table, *asked)
+    assert code == 2
+    assert said in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_codes_go_from_bucket_to_bucket(

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,18 @@ def reports(run: Path) -> list[dict[str, Any]]:
     return [{**json.loads(line), "seconds": 0, "total_seconds": 0} for line in lines]
 
 
-def kill_after(started: Job, run: Path, lines: int) -> int:
-    """kill -9 to every process of the job once its log has `lines`; how many it had then."""
+def wait_for_reports(started: Job, run: Path, lines: int) -> None:
+    """Wait until the log of a training has `lines`; it must run until then."""
     deadline = time.monotonic() + PATIENCE_S
     while len(reports(run)) < lines:
         assert started.process.poll() is None, started.err.read_text()
         assert time.monotonic() < deadline, started.err.read_text()
         time.sleep(0.05)
+
+
+def kill_after(started: Job, run: Path, lines: int) -> int:
+    """kill -9 to every process of the job once its log has `lines`; how many it had then."""
+    wait_for_reports(started, run, lines)
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if f"{started.mark}=".encode() in (process / "environ").read_bytes():
@@ -102,6 +108,19 @@ def test_the_resumed_run_has_the_loss_curve_of_the_unbroken_one(runs: Runs) -> N
     assert runs.resumed.code == 0, runs.resumed.err
     assert [line["images"] for line in runs.lines["whole"]] == list(range(20, 401, 20))
     assert runs.lines["killed"] == runs.lines["whole"]
+
+
+def test_what_was_cut_is_told_before_the_lines_of_the_log(runs: Runs) -> None:
+    first, *_, second, third, _ = map(json.loads, runs.whole.out.splitlines())
+    assert first == {
+        "event": "training_begins",
+        "samples": 40,
+        "rejects_by_reason": {},
+        "crops": 40,
+        "held_out": 8,
+        "trained_on": 32,
+    }
+    assert (second["images"], third["images"]) == (380, 400)
 
 
 def test_both_runs_end_with_the_same_model(runs: Runs) -> None:
@@ -160,6 +179,21 @@ def test_two_workers_train_from_bucket_to_bucket_with_moco(
     assert any("moco" in name for name in lines[-1])
     trained = load_model(str(ended.line["bundle"]))
     assert trained.fingerprint != load_model(tiny_bundle).fingerprint
+
+
+@pytest.mark.parametrize("stop", [Job.interrupt, Job.terminate])
+def test_a_training_that_is_stopped_says_so_on_both_streams(
+    tiny_bundle: str, tmp_path: Path, stop: Callable[[Job], Ended]
+) -> None:
+    images = write_images(tmp_path / "images")
+    where = ("--input", images, "--output", "run", "--model", tiny_bundle)
+    started = Job(tmp_path, *where, *SETTINGS, "--images", 400_000, job="train_restyle")
+    wait_for_reports(started, tmp_path / "run", 1)
+    ended = stop(started)
+    assert ended.code == 1, ended.err
+    assert ended.err.splitlines()[-1] == "stopped: run the same command again to continue"
+    assert "Traceback" not in ended.err
+    assert ended.line == {"errors": [], "exit_code": 1}
 
 
 def test_too_few_faces_are_told_by_the_job_itself(tiny_bundle: str, tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ def test_a_table_without_crops_and_steps_says_how_to_get_them(make_table):
         table_sheet(make_table())
 
 
-def test_no_face_chosen_is_an_error(make_table):
-    with pytest.raises(RequestError, match="no face to show"):
+def test_a_condition_that_chooses_no_face_is_named(make_table):
+    with pytest.raises(RequestError, match=r'^--where "l2 < 0" chooses no face of the table'):
         table_sheet(make_table(**KEPT), where="l2 < 0")
 
 
@@ -80,6 +80,12 @@ def test_the_job_writes_a_png_and_refuses_what_is_no_table(make_table, tmp_path,
     assert output.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert job.main(["--table", str(tmp_path / "images"), "--output", str(output)]) == 2
     assert "is not a table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sheet.jpg", "sheet.xyz", "sheet"])
+def test_a_sheet_is_never_called_what_it_is_not(tmp_path, capsys, name):
+    assert job.main(["--table", "t", "--output", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.endswith(f"{name}: the sheet is a PNG, name it *.png\n")
 
 
 def test_the_job_puts_its_picture_where_the_uri_says(make_table, tmp_path, monkeypatch, s3):

@@ -24,6 +24,13 @@ def test_the_card_counts_what_is_in_the_table(filled: str) -> None:
     assert "* lpips: AlexNet, version 0.1, 256 px" in text
 
 
+def test_the_card_says_that_the_columns_are_of_the_best_step(filled: str, tmp_path: Path) -> None:
+    told = "are of each face's best step (`best_step`)"
+    assert told in write_card(open_table(filled))
+    writer(tmp_path / "empty")
+    assert told not in write_card(open_table(str(tmp_path / "empty")))
+
+
 def test_the_models_notes_are_read_without_knowing_json(tmp_path: Path) -> None:
     encoder = {"images": 28000, "held_out_l2": [0.0383, 0.0335], "seconds": "about 10800"}
     model = {"name": "demo", "notes": {"pairs": 10200, "encoder": encoder}, "domains": ["faces"]}

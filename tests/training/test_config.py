@@ -1,7 +1,10 @@
+import re
+
 import pytest
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.training.config import load_train_config
+from pipeline.models import ENCODER_TYPES
+from pipeline.training.config import TrainConfig, load_train_config
 
 PATHS = {"input": "in", "output": "out"}
 
@@ -33,6 +36,11 @@ def test_settings_that_do_not_go_together_are_told_in_one_line(settings, told):
     with pytest.raises(ConfigError, match=told) as error:
         load_train_config(None, {**PATHS, **settings})
     assert "\n" not in str(error.value)
+
+
+def test_the_help_names_every_encoder():
+    told = str(TrainConfig.model_fields["encoder_type"].description)
+    assert set(ENCODER_TYPES) <= set(re.findall(r"\w+", told))
 
 
 def test_credentials_in_a_uri_are_refused():
