@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -36,14 +37,28 @@ def _raise_interrupted(_signum: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def _stoppable(outcome: Outcome) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM inside the block into `outcome.interrupted`."""
+    """Turn Ctrl-C and SIGTERM inside the block into `outcome.interrupted`.
+
+    One that comes while an object is finalized, such as Ray Data's executor, gets no further than
+    that: it is noted too, and the run stops at the next part.
+    """
     before = signal.signal(signal.SIGTERM, _raise_interrupted)
+    hook = sys.unraisablehook
+
+    def in_finalizer(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt | _Interrupted | SystemExit):
+            outcome.interrupted = True
+        else:
+            hook(unraisable)
+
+    sys.unraisablehook = in_finalizer
     try:
         yield
     except (KeyboardInterrupt, _Interrupted, SystemExit):
         # SystemExit: while Ray starts, SIGTERM finds its handler in place of ours.
         outcome.interrupted = True
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
 
 
@@ -81,6 +96,8 @@ def _execute(
                 for row in summaries(dataset):
                     committer.take(row)
                     progress.update()
+                    if outcome.interrupted:
+                        raise _Interrupted
                     if committer.gave_up:
                         break
             try:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,6 +161,33 @@ def test_storage_that_fails_while_planning_is_a_run_to_repeat(
 def test_a_wrong_request_is_raised(config_of: Callable[..., JobConfig]) -> None:
     with pytest.raises(InputError):
         run_job(config_of(input="/nowhere"))
+
+
+class Finalized:
+    def __del__(self) -> None:
+        raise KeyboardInterrupt
+
+
+# Ray Data sets its own deprecated settings, and warns itself of it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_a_ctrl_c_that_hits_a_finalizer_is_not_lost(
+    config_of: Callable[..., JobConfig],
+    without_ray: Callable[[list[Row]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    without_ray([])
+
+    def rows(_: object) -> Iterator[Row]:
+        Finalized()
+        yield failed_row("files-00000", 0, "align", OSError("x"))
+        raise AssertionError("the run goes on")
+
+    monkeypatch.setattr(run, "summaries", rows)
+    outcome = run_job(config_of())
+    assert outcome.interrupted
+    assert [error for error in outcome.errors if "OSError: x" not in error] == []
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_package_that_is_not_installed_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
