@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import FingerprintError, InputError, StorageError, TableError
+from pipeline.errors import FingerprintError, InputError, TableError
 from pipeline.storage import Store
 from pipeline.table import (
     Columns,
     PartIndex,
-    PartSummary,
-    ShardManifest,
     TableWriter,
     open_table,
 )
 from pipeline.table import parts as parts_module
-from pipeline.table import writer as writer_module
 from pipeline.table.states import States
 from tests.table.rows import (
     COUNTS_OF_ONE,
@@ -256,172 +252,6 @@ def test_a_planted_secret_lands_in_no_file(tmp_path: Path, monkeypatch: pytest.M
     for path in files:
         assert secret.encode() not in path.read_bytes(), path
         assert b"also-planted" not in path.read_bytes(), path
-
-
-def rival_part_size(root: object) -> TableWriter:
-    """A writer that is at work on the same shard and cuts it otherwise, into as many parts."""
-    rival = writer(root, part_size=5)
-    rival.clear(rival.state(shard()))
-    return rival
-
-
-def test_a_commit_after_a_rival_wrote_its_own_parts_is_refused(root: str) -> None:
-    table = writer(root)
-    rows = {"samples": 1, "latents": [face_row("a")], "rejects": []}
-    summary = table.write_part(shard(), 0, **rows)
-    rival = rival_part_size(root)
-    theirs = rival.write_part(shard(), 0, samples=1, latents=[face_row("b")], rejects=[])
-    with pytest.raises(TableError, match="another run has written part 0"):
-        table.commit_shard(shard(), [summary])
-    rival.commit_shard(shard(), [theirs])
-    assert open_table(root).verify()["faces"] == 1
-
-
-def test_of_two_commits_the_one_whose_files_stand_is_kept(root: str) -> None:
-    """The first run stops between its look at the files and its manifest, and then goes on."""
-    table = writer(root)
-    summary = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
-    rival = rival_part_size(root)
-    theirs = rival.write_part(shard(), 0, samples=1, latents=[face_row("b")], rejects=[])
-    assert ShardManifest.of(shard(), [summary], "fingerprint", 4).write(table.store)
-    rival.commit_shard(shard(), [theirs])
-    assert open_table(root).verify()["faces"] == 1
-
-
-def test_a_commit_that_finds_its_files_gone_is_taken_back(
-    root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = writer(root)
-    summary = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
-    write = ShardManifest.write
-
-    def with_a_rival(manifest: ShardManifest, store: Store) -> bool:
-        rival_part_size(root)
-        return write(manifest, store)
-
-    monkeypatch.setattr(ShardManifest, "write", with_a_rival)
-    with pytest.raises(TableError, match="is missing"):
-        table.commit_shard(shard(), [summary])
-    assert not table.store.exists("_shards/s-0.json")
-
-
-def test_what_was_committed_meanwhile_is_not_cleared(root: str) -> None:
-    table = writer(root)
-    write_shard(table, shard(), commit=False)
-    rival = writer(root, part_size=5)
-    state = rival.state(shard())
-    table.commit_shard(shard(), table.state(shard()).parts.values())
-    rival.clear(state)
-    assert open_table(root).verify()["faces"] == 4
-
-
-def test_a_commit_that_storage_did_not_let_check_is_taken_back(
-    root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody knows whether its parts are there: the next run looks."""
-    table = writer(root)
-    write_shard(table, shard(), commit=False)
-    parts = table.state(shard()).parts.values()
-
-    def down(*_: object) -> None:
-        raise StorageError("503")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(writer_module, "read_summary", down)
-        with pytest.raises(StorageError, match="503"):
-            table.commit_shard(shard(), parts)
-    assert not table.state(shard()).done
-    table.commit_shard(shard(), parts)
-    assert table.state(shard()).done
-
-
-def test_a_changed_shard_that_another_run_did_again_meanwhile_is_not_cleared(root: str) -> None:
-    table = writer(root)
-    write_shard(table, shard())
-    state = table.state(shard(etag="etag-2"))
-    table.clear(state)
-    write_shard(table, shard(etag="etag-2"))
-    before = table.store.names()
-    table.clear(state)
-    assert table.store.names() == before
-
-
-def test_a_commit_that_comes_while_its_parts_are_cleared_goes_as_well(
-    root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = writer(root)
-    write_shard(table, shard())
-    state = table.state(shard(etag="etag-2"))
-    remove = Store.remove
-    begun = []
-
-    def slow(store: Store, name: str) -> None:
-        if name.startswith("latents/") and not begun:
-            begun.append(name)
-            table.store.put("_shards/s-0.json", b"of another run")
-        remove(store, name)
-
-    monkeypatch.setattr(Store, "remove", slow)
-    table.clear(state)
-    assert [name for name in table.store.names() if "s-0" in name] == []
-
-
-def test_a_part_that_comes_after_the_commit_of_another_part_size_is_taken_back(root: str) -> None:
-    table, late = writer(root), writer(root, part_size=2)
-    write_shard(table, shard())
-    before = table.store.names()
-    with pytest.raises(TableError, match="another run has committed shard 's-0'"):
-        late.write_part(shard(), 2, samples=1, latents=[face_row("f")], rejects=[])
-    assert table.store.names() == before
-    assert open_table(root).verify()["samples"] == 6
-
-
-def test_a_part_beyond_the_commit_of_fewer_samples_is_taken_back(root: str) -> None:
-    """Another `--limit`, or the shards before it, left less of the shard to the later run."""
-    late, table = writer(root, part_size=2), writer(root, part_size=2)
-    few = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
-    table.commit_shard(shard(), [few])
-    with pytest.raises(TableError, match="another run has committed shard 's-0'"):
-        late.write_part(shard(), 1, samples=1, latents=[face_row("c")], rejects=[])
-    assert open_table(root).verify()["samples"] == 1
-
-
-@pytest.mark.parametrize(("dead_size", "size"), [(4, 2), (2, 4), (3, 2)])
-@pytest.mark.parametrize("written", [0, 1])
-def test_a_manifest_that_lands_when_its_run_is_dead_and_its_parts_are_gone_is_removed(
-    root: str, dead_size: int, size: int, written: int
-) -> None:
-    """It names files that are gone, and would call the shard done for ever."""
-    dead, table = writer(root, part_size=dead_size), writer(root, part_size=size)
-    parts = write_six(dead)
-    table.clear(table.state(shard()))
-    done = write_six(table, range(written))
-    ShardManifest.of(shard(), parts, dead.stamps.fingerprint, dead_size).write(table.store)
-    done += write_six(table, range(written, -(-6 // size)))
-    table.commit_shard(shard(), done)
-    assert open_table(root).verify()["faces"] == 6
-
-
-def write_six(table: TableWriter, parts: Iterable[int] | None = None) -> list[PartSummary]:
-    """The parts of these numbers, or all, of a shard of six faces."""
-    size = table.part_size
-    done = []
-    for part in range(-(-6 // size)) if parts is None else parts:
-        rows = [face_row(key) for key in "abcdef"[part * size : (part + 1) * size]]
-        done.append(table.write_part(shard(), part, samples=len(rows), latents=rows, rejects=[]))
-    return done
-
-
-def test_a_changed_shard_that_another_run_clears_while_states_are_read_is_open(root: str) -> None:
-    table = writer(root)
-    for name in ("s-0", "s-1"):
-        write_shard(table, shard(name))
-    shards = [shard("s-0"), shard("s-1", "etag-2")]
-    listed = States(table.store, table.stamps, PartIndex(table.store))
-    table.clear(table.state(shards[1]))
-    states = list(listed.of(shards))
-    assert [state.done for state in states] == [True, False]
-    assert states[1].stale == ()
 
 
 def test_a_changed_shard_on_a_disk_is_cleared_without_a_look_at_the_others(
