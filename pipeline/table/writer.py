@@ -207,8 +207,12 @@ class TableWriter:
         if ours and counts_of(summary) in [counts_of(one) for one in manifest.parts[part:][:1]]:
             return
         if not self._stands(shard, manifest):
-            # Put by a run that is dead, when its parts had been cleared for this one's.
-            self.store.remove(manifest_name(shard.shard_id))
+            # Put by a run that is dead, when its parts had been cleared for this one's. Unless it
+            # is another one since, of a run that has cleared and done the shard meanwhile.
+            if self._is_committed(shard, anyhow=True) and manifest == read_manifest(
+                self.store, shard.shard_id
+            ):
+                self.store.remove(manifest_name(shard.shard_id))
             return
         if part >= len(manifest.parts):
             remove_parts_beside(self.store, manifest)
