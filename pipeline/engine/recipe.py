@@ -77,7 +77,7 @@ def make_recipe(config: JobConfig) -> Recipe:
             # The definition has the weights' hash, whatever the file is called.
             "identity": meter.definitions["id_similarity"],
             "best_step_by": config.best_step_by,
-            **({"precision": "tf32"} if config.precision == "tf32" else {}),
+            "precision": config.precision,
         },
         layout=config.layout(),
         config=_from_anywhere(config),

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from pipeline.images.colour import to_rgb
-from pipeline.images.formats import SUPPORTED, is_cut_short, sniff
+from pipeline.images.formats import SUPPORTED, is_cut_short
 from pipeline.images.rejects import Rejection, RejectReason
+from pipeline.storage.signatures import sniff
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright

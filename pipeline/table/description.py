@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import FingerprintError, InputError, RequestError, TableError, printable
 from pipeline.storage import Store
@@ -14,6 +15,36 @@ from pipeline.table.documents import check_types, read_json, to_json
 from pipeline.table.schema import SCHEMA_VERSION, Columns
 
 DESCRIPTION_NAME = "_table.json"
+
+# Settings that earlier versions did not have, with the value that stands for what they did. A
+# setting with this value is left out of `_table.json` and of the fingerprint, so that a table made
+# before the setting existed is continued by asking for this value.
+EARLIER_VALUES: Mapping[str, Any] = {
+    "settings.precision": "float32",
+}
+
+# The flag behind each recorded setting. A refusal names it with the table's own value.
+FLAGS: Mapping[str, str] = {
+    "columns.aligned_jpeg": "--keep-crops",
+    "columns.all_steps": "--keep-steps",
+    "columns.reconstruction_jpeg": "--keep-reconstructions",
+    "columns.w_plus_dtype": "--latent-dtype",
+    "layout.files_per_shard": "--files-per-shard",
+    "layout.limit": "--limit",
+    "settings.alignment.faces": "--faces",
+    "settings.alignment.fit": "--fit",
+    "settings.alignment.max_pixels": "--max-pixels",
+    "settings.alignment.min_face_px": "--min-face",
+    "settings.alignment.prealigned": "--prealigned",
+    "settings.best_step_by": "--best-step-by",
+    "settings.identity": "--identity",
+    "settings.method.name": "--method",
+    "settings.model": "--model",
+    "settings.precision": "--precision",
+    "settings.steps": "--steps",
+}
+# These record a hash or a definition: what to pass stands in the table's config.
+_BY_CONFIG = {"settings.identity": "identity", "settings.model": "model"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +64,10 @@ class Description:
     model: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        for part in ("settings", "layout"):
+            object.__setattr__(self, part, _without_earlier(part, getattr(self, part)))
 
     @property
     def fingerprint(self) -> str:
@@ -105,26 +140,69 @@ def settle_description(store: Store, description: Description) -> Description:
 
 
 def check_same(root: str, existing: Description, asked: Description) -> None:
-    """Raise `FingerprintError` if the two would give different tables."""
-    lines = []
+    """Raise `FingerprintError` if the two would give different tables.
+
+    The message has one line per difference, and the flags that continue the table as it was made.
+    """
     old, new = existing.to_dict(), asked.to_dict()
+    differences: list[_Difference] = []
     for part in ("settings", "columns", "layout"):
-        lines += list(_differences(part, old[part], new[part]))
-    if lines:
-        listed = "\n  ".join(map(printable, lines))
+        differences += _differences(part, old[part], new[part])
+    if differences:
+        listed = "\n  ".join(printable(str(difference)) for difference in differences)
         raise FingerprintError(
             f"the table '{root}' was made with other settings; take them back or choose another "
-            f"output:\n  {listed}"
+            f"output:\n  {listed}{_continuing_flags(differences, existing.config)}"
         )
 
 
-def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
+class _Difference(NamedTuple):
+    """One recorded setting, named by its path, with the table's value and that of the request."""
+
+    name: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        label = FLAGS.get(self.name, self.name.removeprefix("settings."))
+        return f"{label}: {json.dumps(self.old)} in the table, {json.dumps(self.new)} asked for"
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[_Difference]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            yield from _differences(f"{name}.{key}", old.get(key), new.get(key))
+            path = f"{name}.{key}"
+            earlier = EARLIER_VALUES.get(path)
+            yield from _differences(path, old.get(key, earlier), new.get(key, earlier))
     elif old != new:
-        label = name.removeprefix("settings.")
-        yield f"{label}: {json.dumps(old)} in the table, {json.dumps(new)} asked for"
+        yield _Difference(name, old, new)
+
+
+def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any]) -> str:
+    """Return the line that names the flags of the table's own values; "" where there are none."""
+    flags = []
+    for name, old, _ in differences:
+        flag = FLAGS.get(name)
+        value = config.get(_BY_CONFIG[name]) if name in _BY_CONFIG else old
+        if flag and isinstance(value, bool):
+            flags.append(flag if value else f"--no-{flag.removeprefix('--')}")
+        elif flag and value is not None:
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            flags.append(f"{flag} {shlex.quote(printable(shown))}")
+        elif name == "layout.limit":
+            flags.append("no --limit")
+    return f"\nto continue it as it was made: {' '.join(flags)}" if flags else ""
+
+
+def _without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `value` without the settings that are as they were before they could be chosen."""
+    kept = {}
+    for key, item in value.items():
+        path = f"{name}.{key}"
+        if path in EARLIER_VALUES and item == EARLIER_VALUES[path]:
+            continue
+        kept[key] = _without_earlier(path, item) if isinstance(item, Mapping) else item
+    return kept
 
 
 def _plain(value: Any) -> Any:

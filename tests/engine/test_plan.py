@@ -200,12 +200,12 @@ def test_a_model_that_is_missing_is_refused_and_no_table_made(config_of: ConfigO
 @pytest.mark.parametrize(
     ("setting", "difference"),
     [
-        ({"steps": 3}, "steps: 5 in the table, 3 asked for"),
-        ({"faces": "all"}, 'alignment.faces: "largest" in the table, "all" asked for'),
-        ({"latent_dtype": "float32"}, 'columns.w_plus_dtype: "float16" in the table, "float32"'),
-        ({"limit": 2}, "layout.limit: null in the table, 2 asked for"),
-        ({"best_step_by": "last"}, 'best_step_by: "lpips" in the table, "last" asked for'),
-        ({"keep_steps": True}, "columns.all_steps: false in the table, true asked for"),
+        ({"steps": 3}, "--steps: 5 in the table, 3 asked for"),
+        ({"faces": "all"}, '--faces: "largest" in the table, "all" asked for'),
+        ({"latent_dtype": "float32"}, '--latent-dtype: "float16" in the table, "float32"'),
+        ({"limit": 2}, "--limit: null in the table, 2 asked for"),
+        ({"best_step_by": "last"}, '--best-step-by: "lpips" in the table, "last" asked for'),
+        ({"keep_steps": True}, "--keep-steps: false in the table, true asked for"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.images.formats import is_cut_short, sniff
+from pipeline.images.formats import is_cut_short
+from pipeline.storage.signatures import sniff
 from tests.images.encoded import FILES
 
 PILLOW_NAME = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "tiff": "TIFF"}

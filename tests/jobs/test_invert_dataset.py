@@ -127,7 +127,7 @@ def test_a_table_of_other_settings_is_refused_with_the_difference(
     before = file_bytes(undisturbed.table)
     run = again(undisturbed, "--faces", "all")
     assert run.refused
-    assert 'alignment.faces: "largest" in the table, "all" asked for' in run.err
+    assert '--faces: "largest" in the table, "all" asked for' in run.err
     assert "Traceback" not in run.err
     assert file_bytes(undisturbed.table) == before
 

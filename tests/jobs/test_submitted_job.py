@@ -170,7 +170,7 @@ def test_the_real_exit_code_of_a_wrong_request_is_on_the_last_line(
     run = head.submit(*command, "--output", undisturbed.table, "--steps", 3).ended()
     assert run.code == 1, "Ray turns 2 into 1"
     assert last_object(run.out)["exit_code"] == 2
-    assert "steps: 5 in the table, 3 asked for" in run.out
+    assert "--steps: 5 in the table, 3 asked for" in run.out
     assert len(accounts(undisturbed.table)) == before, "another run's table is left alone"
 
 

@@ -211,17 +211,27 @@ def test_other_settings_are_refused_and_spelled_out(root: str) -> None:
     lines = str(caught.value).splitlines()
     assert root in lines[0]
     assert [line.strip() for line in lines[1:]] == [
-        'alignment.faces: "largest" in the table, "all" asked for',
+        '--faces: "largest" in the table, "all" asked for',
         "extra: null in the table, 1 asked for",
-        "steps: 3 in the table, 5 asked for",
+        "--steps: 3 in the table, 5 asked for",
+        "to continue it as it was made: --faces largest --steps 3",
     ]
+
+
+def test_a_setting_as_before_it_existed_leaves_no_trace(root: str) -> None:
+    before = writer(root).description.fingerprint
+    settings = dict(DESCRIPTION.settings)
+    same = writer(root, settings={**settings, "precision": "float32"})
+    assert same.description.fingerprint == before
+    with pytest.raises(FingerprintError, match="as it was made: --precision float32"):
+        writer(root, settings={**settings, "precision": "tf32"})
 
 
 def test_other_columns_or_slices_are_refused(tmp_path: Path) -> None:
     writer(tmp_path)
-    with pytest.raises(FingerprintError, match=r'w_plus_dtype: "float16" in the table, "float32"'):
+    with pytest.raises(FingerprintError, match=r'--latent-dtype: "float16" in the table'):
         writer(tmp_path, columns=Columns(6, "float32"))
-    with pytest.raises(FingerprintError, match="files_per_shard: 1000 in the table, 10 asked for"):
+    with pytest.raises(FingerprintError, match="--files-per-shard: 1000 in the table, 10"):
         writer(tmp_path, layout={"files_per_shard": 10})
 
 
