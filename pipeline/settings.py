@@ -110,7 +110,7 @@ def _read(uri: str) -> _ConfigFile:
         raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
     if settings is None:
         return _ConfigFile({}, {})
-    if not isinstance(settings, dict):
+    if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
     lines = {getattr(key, "value", None): key.start_mark.line + 1 for key, _ in node.value}
     return _ConfigFile(settings, lines)
