@@ -16,7 +16,13 @@ from pipeline.storage.shards import (
 )
 from pipeline.storage.spread import spread_samples
 from pipeline.storage.store import Store
-from pipeline.storage.uris import canonical_uri, is_local, one_line, without_secrets
+from pipeline.storage.uris import (
+    canonical_uri,
+    check_credentials,
+    is_local,
+    one_line,
+    without_secrets,
+)
 
 __all__ = [
     "FILES_PER_SHARD",
@@ -28,6 +34,7 @@ __all__ = [
     "canonical_uri",
     "check_beside",
     "check_columns",
+    "check_credentials",
     "check_output",
     "count_samples",
     "is_local",
