@@ -43,6 +43,7 @@ def unknown_profile(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("AWS_PROFILE", "nobodys")
 
 
+@pytest.mark.usefixtures("fresh_sessions")
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
@@ -55,7 +56,6 @@ def unknown_profile(patch: pytest.MonkeyPatch) -> None:
 def test_credentials_that_do_not_do_are_told_with_what_to_set(
     s3: Bucket,
     monkeypatch: pytest.MonkeyPatch,
-    fresh_sessions: None,
     spoil: Callable[[pytest.MonkeyPatch], None],
     why: str,
 ) -> None:
