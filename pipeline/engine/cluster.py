@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.engine.address import check_address, in_cluster
+from pipeline.engine.progress import doing
 from pipeline.storage.uris import without_secrets
 
 # Set before ray is imported: these are read at import and inherited by the workers.
@@ -63,7 +64,8 @@ def gist(error: Exception) -> str:
     A remote error's text is its trace, of which the last line is the error itself.
     """
     # Blanked out before it is cut, as a credential may have several lines.
-    last = without_secrets(str(error)).strip().splitlines()[-1:]
+    lines = without_secrets(str(error)).strip().splitlines()
+    last = [line for line in lines if any(map(str.isalnum, line))][-1:]
     return ": ".join([type(error).__name__, *map(str.strip, last)])
 
 
@@ -125,9 +127,11 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
 
     A local Ray offers the GPUs of this machine, or as many as are to be pretended.
     """
+    doing("joining the Ray cluster" if in_cluster() else "starting Ray")
     _start(_join_cluster if in_cluster() else lambda: _start_local_patiently(pretended_gpus))
     try:
         offered = ray.cluster_resources()
         yield Resources(cpus=offered.get("CPU", 1.0), gpus=offered.get("GPU", 0.0))
     finally:
+        doing("stopping Ray")
         ray.shutdown()

@@ -21,6 +21,7 @@ class Outcome:
     errors: list[str] = field(default_factory=list)
     more_errors: int = 0
     interrupted: bool = False
+    ray_log: str | None = None  # folder of Ray's own log, where it is on this machine
     means: dict[str, list[float | None]] | None = None  # of `Figures`, where this run changed them
 
     @property

@@ -18,7 +18,7 @@ from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_cont
 from pipeline.engine.logs import EventLog
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.progress import Progress
+from pipeline.engine.progress import STARTING_WORKERS, Progress, doing, showing
 from pipeline.engine.prometheus import Meters
 from pipeline.engine.record import RunRecord, versions
 from pipeline.engine.sharing import sharing_checked
@@ -87,20 +87,22 @@ def _execute(
     log = EventLog(config.log_format == "json")
     with running_ray(stages.pretended_gpus) as resources, sharing_checked(config):
         configure_context()
+        doing(STARTING_WORKERS)
         meters = Meters()
         meters.watch()
         committer = Committer(plan, outcome, (*watches, log, meters))
         pools = Pools.of(config, resources, local=not in_cluster())
         dataset = build_dataset(plan, pools, stages)
         try:
-            with Progress(outcome.tally, plan.found, log) as progress:
-                for row in summaries(dataset):
-                    committer.take(row)
-                    progress.update()
-                    if outcome.interrupted:
-                        raise _Interrupted
-                    if committer.gave_up:
-                        break
+            for row in summaries(dataset):
+                committer.take(row)
+                if Progress.current:
+                    Progress.current.update()
+                if outcome.interrupted:
+                    raise _Interrupted
+                if committer.gave_up:
+                    break
+            doing("committing the last shards")
             try:
                 # Before the shards that are missing, of which there may be thousands.
                 with _failures(outcome):
@@ -131,10 +133,11 @@ def run_job(
     outcome = Outcome(Tally())
     record = None
     log = EventLog(config.log_format == "json")
-    with _stoppable(outcome), _failures(outcome):
+    with showing(json_lines=log.json_lines) as progress, _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
         plan = make_plan(config, shards=shards)
         log.model(plan.recipe.treatment)
+        progress.follow(outcome.tally, plan.found)
         record = RunRecord(config, plan, outcome, started)
         try:
             record.start()
@@ -162,6 +165,7 @@ def _finish(
     """Do what the table lacks; its card, when nothing is missing."""
     log = EventLog(config.log_format == "json")
     try:
+        doing("listing the input")
         to_do = bool(plan.works)
         for watch in watches:
             watch.planned()
@@ -169,6 +173,7 @@ def _finish(
         if to_do:
             _execute(config, plan, outcome, stages, watches)
         whole = plan.found.complete and not plan.found.limited
+        doing("looking for files that no shard has")
         removed = plan.strays.remove(whole_input=whole)
         if removed:
             log.event("strays_removed", files=removed)
@@ -180,6 +185,7 @@ def _finish(
 
 def _describe(uri: str, outcome: Outcome, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
+    doing("writing the table's card")
     table = open_table(uri)
     if changed or not is_card_current(table):
         totals = Totals.of(table.store)
