@@ -33,6 +33,11 @@ from pipeline.errors import InputError, StorageError
 _INSIDE_OTHERS = (AbstractArchiveFileSystem, ChainedFileSystem)
 # What serves a scheme and is not there by itself: the extra that brings it.
 _EXTRAS = {"gs": "gcp", "gcs": "gcp"}
+# What raises in file systems of other packages, which need not be installed and have no base.
+_FOREIGN = {
+    *("gcsfs", "google", "huggingface_hub", "hf_xet", "httpx", "httpx2", "httpcore", "httpcore2"),
+    *("requests", "urllib3", "adlfs", "azure"),
+}
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 # Before the host, also of a URI inside a URI (`simplecache::s3://key:secret@bucket`).
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
@@ -144,10 +149,21 @@ def storage_errors(action: str) -> Iterator[None]:
     except (OSError, EOFError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
         raise StorageError(f"cannot {action}: {one_line(error)}") from error
     except Exception as error:
-        # Google's have no base but this, and gcsfs need not be installed.
-        if type(error).__module__.split(".")[0] not in ("gcsfs", "google"):
+        if not _is_foreign(error):
             raise
-        raise StorageError(f"cannot {action}: {one_line(error)}") from error
+        kind = InputError if isinstance(error, ValueError) else StorageError
+        raise kind(f"cannot {action}: {one_line(error)}") from error
+
+
+def _is_foreign(error: Exception) -> bool:
+    """Whether `error` is of a package in `_FOREIGN`, by its type or by what raised it."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    raised_in = place.tb_frame.f_globals.get("__name__", "") if place else ""
+    return not _FOREIGN.isdisjoint(
+        name.split(".")[0] for name in (type(error).__module__, str(raised_in))
+    )
 
 
 def read_file(uri: str, at_most: int = -1) -> bytes:
