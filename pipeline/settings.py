@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import ConfigError, StorageError
+from pipeline.redaction import clean
 from pipeline.storage import is_local, one_line
 from pipeline.storage.uris import read_file
 
@@ -127,7 +128,7 @@ def _shown(value: object) -> str:
     short = reprlib.Repr()
     short.maxlevel, short.maxstring = 1, 200
     try:
-        return short.repr(value)
+        return short.repr(clean(value))  # blanked out before it is cut
     except ValueError:  # an integer of too many digits to be written
         return f"a very large {type(value).__name__}"
 
