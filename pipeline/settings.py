@@ -11,10 +11,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import ConfigError, StorageError
+from pipeline.redaction import clean
 from pipeline.storage import is_local, one_line
 from pipeline.storage.uris import read_file
 
 _LONGEST_FILE = 1 << 20  # bytes
+_MOST_VALUES = 10_000  # with all aliases and merges written out
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -55,8 +57,9 @@ def read_config_file(uri: str) -> dict[str, Any]:
         settings = _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(f"'{uri}' is not valid YAML: {' '.join(str(error).split())}") from error
-    # A date in a thirteenth month, a number of five thousand digits, a thousand lists in lists.
-    except (ValueError, LookupError, AttributeError, RecursionError) as error:
+    # A date in a thirteenth month, a number of five thousand digits or of four hundred sixtieths,
+    # a thousand lists in lists.
+    except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
     if settings is None:
         return {}
@@ -66,7 +69,21 @@ def read_config_file(uri: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a name stands once: of two values the last would be taken in silence."""
+    """YAML in which a name stands once: of two values the last would be taken in silence.
+
+    Its aliases and merges are counted before they are written out: a few lines of them stand for
+    billions of values.
+    """
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        if _count_values(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(
+                f"its aliases and merges stand for over {_MOST_VALUES} values; write them out"
+            )
+        return self.construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -75,6 +92,18 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"'{key.value}' stands there twice")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
+
+
+def _count_values(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+    """Return how many nodes `node` is when each alias in it is written out."""
+    if counts.get(node) == 0:
+        raise yaml.YAMLError("an alias stands inside what it stands for")
+    if node not in counts:
+        counts[node] = 0  # begun
+        below: list[Any] = [] if isinstance(node, yaml.ScalarNode) else node.value
+        nodes = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
+        counts[node] = 1 + sum(_count_values(part, counts) for part in nodes)
+    return counts[node]
 
 
 def _text_of(uri: str) -> str:
@@ -99,7 +128,7 @@ def _shown(value: object) -> str:
     short = reprlib.Repr()
     short.maxlevel, short.maxstring = 1, 200
     try:
-        return short.repr(value)
+        return short.repr(clean(value))  # blanked out before it is cut
     except ValueError:  # an integer of too many digits to be written
         return f"a very large {type(value).__name__}"
 

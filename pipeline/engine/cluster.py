@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
-from pipeline.storage.uris import without_secrets
+from pipeline.redaction import without_secrets
 
 # Set before ray is imported: these are read at import and inherited by the workers.
 QUIET = {

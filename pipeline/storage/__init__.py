@@ -1,5 +1,6 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
+from pipeline.redaction import without_secrets
 from pipeline.storage.counts import count_samples
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.outputs import check_beside, check_output
@@ -16,7 +17,7 @@ from pipeline.storage.shards import (
 )
 from pipeline.storage.spread import spread_samples
 from pipeline.storage.store import Store
-from pipeline.storage.uris import canonical_uri, is_local, one_line, without_secrets
+from pipeline.storage.uris import canonical_uri, is_local, one_line
 
 __all__ = [
     "FILES_PER_SHARD",

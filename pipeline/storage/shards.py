@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import InputError, StorageError
+from pipeline.redaction import known_secrets
 from pipeline.storage.columns import has_bytes, schema_of
 from pipeline.storage.formats import Kind, is_image, readable_name, shard_kind, shard_stem
 from pipeline.storage.listing import Entry, file_entry, is_folder, walk
 from pipeline.storage.sample import UniqueKeys
-from pipeline.storage.uris import canonical_uri, filesystem, join, known_secrets, refuse_secrets
+from pipeline.storage.uris import canonical_uri, filesystem, join, refuse_secrets
 
 FILES_PER_SHARD = 1024  # images of a folder that make one shard, unless told otherwise
 _PLAIN = re.compile(r"[A-Za-z0-9._-]+\.tar")
