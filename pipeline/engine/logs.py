@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.engine.commit import STAGES, Watch
 from pipeline.engine.rows import Row
 from pipeline.redaction import clean
+from pipeline.storage import LeftOut
 from pipeline.table import ShardEntry
 
 
@@ -64,6 +65,7 @@ class EventLog(Watch):
             samples=entry.samples,
             faces=entry.faces,
             rejects=entry.rejects,
+            left_out=LeftOut.from_text(entry.left_out),
         )
 
     def failed(self, shard_id: str, error: str) -> None:

@@ -2,7 +2,9 @@
 
 from pipeline.redaction import without_secrets
 from pipeline.storage.counts import count_samples
+from pipeline.storage.left_out import LeftOut
 from pipeline.storage.objects import ObjectInfo
+from pipeline.storage.options import ReadOptions
 from pipeline.storage.outputs import check_beside, check_output
 from pipeline.storage.parquets import check_columns
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
@@ -22,7 +24,9 @@ from pipeline.storage.uris import canonical_uri, is_local, one_line
 __all__ = [
     "FILES_PER_SHARD",
     "MAX_SAMPLE_BYTES",
+    "LeftOut",
     "ObjectInfo",
+    "ReadOptions",
     "Sample",
     "Shard",
     "Store",

@@ -46,6 +46,11 @@ def is_local(uri: str) -> bool:
     return not _SCHEME.match(uri) or uri.startswith(("file://", "local://"))
 
 
+def is_web(uri: str) -> bool:
+    """Whether `uri` is of the web, whose servers list no folders."""
+    return uri.startswith(("http://", "https://"))
+
+
 def canonical_uri(uri: str) -> str:
     """`uri` without a trailing slash; a local path as an absolute one, so that workers agree on it.
 
