@@ -8,6 +8,7 @@ PipelineError
 │   ├── FingerprintError    what is at the output was made with other weights or settings
 │   └── ShapeError          a tensor of the wrong shape or dtype
 ├── StorageError            a read or a put failed: exit code 1, run again to continue
+│   └── AccessError         credentials or rights are missing or wrong: at the start exit code 2
 ├── TableError              the table breaks one of its own promises
 ├── ClusterError            no node can do the work: exit code 1, run again to continue
 └── Rejection               one image or face that gives no latent, with its reason
@@ -77,6 +78,10 @@ class ShapeError(RequestError, ValueError):
 
 class StorageError(PipelineError):
     """Reading or writing an object failed."""
+
+
+class AccessError(StorageError):
+    """Storage gives nothing to these credentials, or to this user; the text says what to set."""
 
 
 class TableError(PipelineError):

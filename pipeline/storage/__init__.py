@@ -19,7 +19,7 @@ from pipeline.storage.shards import (
 )
 from pipeline.storage.spread import spread_samples
 from pipeline.storage.store import Store
-from pipeline.storage.uris import canonical_uri, is_local, one_line
+from pipeline.storage.uris import canonical_uri, check_credentials, is_local, one_line
 
 __all__ = [
     "FILES_PER_SHARD",
@@ -33,6 +33,7 @@ __all__ = [
     "canonical_uri",
     "check_beside",
     "check_columns",
+    "check_credentials",
     "check_output",
     "count_samples",
     "is_local",

@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from botocore.exceptions import (  # type: ignore[import-untyped]
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-)
+from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 from fsspec import get_filesystem_class
 from fsspec.archive import AbstractArchiveFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.chained import ChainedFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import AccessError, InputError, StorageError
 from pipeline.redaction import HARMLESS_QUERIES, carries_secrets, known_secrets, without_secrets
+from pipeline.storage.access import is_refusal, reason_of_refusal, wrong_credentials
+from pipeline.storage.buckets import is_bucket
 
 # File systems of what lies in another one: `zip://a.jpg::s3://bucket/b.zip`.
 _INSIDE_OTHERS = (AbstractArchiveFileSystem, ChainedFileSystem)
@@ -132,21 +130,23 @@ def is_local_filesystem(fs: Any) -> bool:
 
 @contextmanager
 def storage_errors(action: str) -> Iterator[None]:
-    """Turn every failure of a file system into a `StorageError`: "cannot <action>: why"."""
+    """Turn every failure of a file system into a `StorageError`: "cannot <action>: why".
+
+    An `AccessError` where credentials are missing or wrong, or rights are.
+    """
     try:
         yield
-    except NoCredentialsError as error:
-        why = "no credentials in the environment (AWS_ACCESS_KEY_ID, ~/.aws, ...)"
-        raise StorageError(f"cannot {action}: {why}") from error
     except FileNotFoundError as error:
         raise StorageError(f"cannot {action}: not found") from error
     except PermissionError as error:
         # Of a disk's files the error names one.
-        why = "access denied" if error.filename else "access denied (are the credentials right?)"
-        raise StorageError(f"cannot {action}: {why}") from error
+        denied = "access denied" if error.filename else "access denied (are the credentials right?)"
+        raise AccessError(f"cannot {action}: {wrong_credentials(error) or denied}") from error
     except NotImplementedError as error:
         raise StorageError(f"cannot {action}: this kind of storage does not do that") from error
     except (OSError, EOFError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+        if why := wrong_credentials(error):
+            raise AccessError(f"cannot {action}: {without_secrets(why)}") from error
         raise StorageError(f"cannot {action}: {one_line(error)}") from error
     except Exception as error:
         if not _is_foreign(error):
@@ -164,6 +164,25 @@ def _is_foreign(error: Exception) -> bool:
     return not _FOREIGN.isdisjoint(
         name.split(".")[0] for name in (type(error).__module__, str(raised_in))
     )
+
+
+def check_credentials(uri: str) -> None:
+    """Raise `AccessError` where S3's credentials for `uri` are missing, wrong or expired.
+
+    One request, and another one where it is refused. Says nothing of rights, nor of what is there.
+    """
+    fs, path = filesystem(uri)
+    if not is_bucket(fs):
+        return
+    try:
+        fs.info(path)
+        return
+    except FileNotFoundError:
+        return
+    except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+        why = reason_of_refusal(fs, path) if is_refusal(error) else wrong_credentials(error)
+    if why:
+        raise AccessError(f"cannot open '{uri}': {without_secrets(why)}")
 
 
 def read_file(uri: str, at_most: int = -1) -> bytes:
