@@ -28,7 +28,7 @@ from pipeline.storage.signatures import sniff
 # A key of the decoded image's `info`: why its colour profile was not applied.
 ICC_IGNORED = "icc_ignored"
 _TIFF_EXTENTS = ((273, 279), (324, 325))  # offsets and byte counts: of strips, of tiles
-# What Pillow says of a TIFF whose samples it has no mode for, and of compressions without a name.
+# What Pillow says of a TIFF whose samples it has no mode for.
 _NO_MODE = ("unknown pixel mode", "unknown data organization", "Invalid value for samples")
 
 

@@ -59,7 +59,7 @@ class Layout:
 
 
 def read_layout(content: bytes, tags: tiff.Tags) -> Layout:
-    """How the samples lie; raises `Rejection` where that is not read, or the directory lies."""
+    """How the samples lie; raises `ValueError` where that is not read."""
     one = {name: values[0] for name, values in tags.items() if values}
     width, height = one.get(tiff.WIDTH, 0), one.get(tiff.HEIGHT, 0)
     samples = one.get(tiff.SAMPLES, 1)
@@ -104,8 +104,8 @@ def read_layout(content: bytes, tags: tiff.Tags) -> Layout:
 def read_pixels(content: bytes, layout: Layout) -> Image.Image:
     """The pixels, 8 bits a channel: L, LA, RGB, RGBA, or RGBa where alpha is multiplied in.
 
-    Raises `Rejection`: `truncated`, `not_finite`, and `unsupported_format` where a sample's range
-    is not known.
+    Raises `ValueError` where the file is damaged, and `Rejection`: `truncated`, `too_large` (a
+    strip), `not_finite`, and `unsupported_format` where the samples' range is not known.
     """
     _check_chunks(content, layout)
     values = _read_samples(content, layout)
@@ -123,18 +123,16 @@ def read_pixels(content: bytes, layout: Layout) -> Image.Image:
     return Image.frombytes("RGBa", image.size, image.tobytes())
 
 
-def _not_read(one: dict[int, int], bits: set[int]) -> Rejection:
+def _not_read(one: dict[int, int], bits: set[int]) -> ValueError:
     names = {1: "integer", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
+    kind = names.get(one.get(tiff.SAMPLE_FORMAT, 1), "unknown")
     said = (
-        f"{one.get(tiff.SAMPLES, 1)} of {'/'.join(map(str, sorted(bits)[:4]))} bits a pixel",
-        names.get(one.get(tiff.SAMPLE_FORMAT, 1), "unknown"),
+        f"{one.get(tiff.SAMPLES, 1)} {kind} samples",
+        f"of {'/'.join(map(str, sorted(bits)[:4]))} bits",
         f"photometric {one.get(tiff.PHOTOMETRIC, 'not given')}",
         f"compression {one.get(tiff.COMPRESSION, 1)}",
     )
-    return Rejection(
-        RejectReason.UNSUPPORTED_FORMAT,
-        f"TIFF with pixels that are not read ({', '.join(said)}): convert it to 8 or 16 bit RGB",
-    )
+    return ValueError(f"its pixels are {', '.join(said)}: convert it to 8 or 16 bit RGB")
 
 
 def _chunks(
@@ -154,11 +152,11 @@ def _check_chunks(content: bytes, layout: Layout) -> None:
     """See that the strips or tiles are all there, before memory is taken for what they hold."""
     (width, height), (across, down) = layout.size, layout.chunk
     if across < 1 or down < 1 or across > width + 65536 or down > height + 65536:
-        raise _damaged("its strips or tiles have no size")
+        raise ValueError("its strips or tiles have no size")
     planes = layout.samples if layout.is_planar else 1
     needed = -(-width // across) * -(-height // down) * planes
     if min(len(layout.offsets), len(layout.counts)) < needed:
-        raise _damaged("strips or tiles are missing")
+        raise ValueError("strips or tiles are missing")
     ends = (start + count for start, count in zip(layout.offsets, layout.counts, strict=False))
     if any(end > len(content) for end in ends):
         raise Rejection(
@@ -220,7 +218,7 @@ def _unpacked(content: bytes, layout: Layout, group: list[int], height: int) -> 
         full = layout.chunk[1] * width
         whole = b"".join(strip[:full] for strip in packed)
         if len(whole) < height * width:
-            raise _damaged("a strip is shorter than its rows")
+            raise ValueError("a strip is shorter than its rows")
         return np.frombuffer(whole, np.uint8, height * width).reshape(height, width)
     with TiffImagePlugin.TiffImageFile(io.BytesIO(_grey_tiff(packed, layout, height)), "") as grey:
         return np.asarray(grey).reshape(height, width)
@@ -270,7 +268,3 @@ def _unpredicted(raw: NDArray[np.uint8], layout: Layout) -> NDArray[Any]:
         summed = np.add.accumulate(steps, axis=1, dtype=unsigned)
         return summed.view(layout.kind.newbyteorder("="))
     return raw.reshape(-1).view(layout.kind).reshape(height, -1, samples)
-
-
-def _damaged(what: str) -> Rejection:
-    return Rejection(RejectReason.UNDECODABLE, f"TIFF cannot be decoded ({what})")
