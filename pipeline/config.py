@@ -13,6 +13,7 @@ from pipeline.choices import (
     Device,
     Faces,
     Fit,
+    Icc,
     MethodName,
     Precision,
     Space,
@@ -98,6 +99,11 @@ class JobConfig(BaseModel):
     )
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
     max_pixels: int = Field(64_000_000, ge=1, description="largest image, checked before decoding")
+    icc: Icc = Field(
+        "apply",
+        description="embedded colour profiles: converted to sRGB, or ignored as in the reference "
+        "scripts",
+    )
     identity: str | None = Field(
         None,
         description="identity network: dlib, none, or a weight file "
