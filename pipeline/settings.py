@@ -12,10 +12,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import ConfigError, InputError, StorageError
+from pipeline.redaction import clean
 from pipeline.storage import canonical_uri, is_local, one_line
 from pipeline.storage.uris import read_file
 
 _LONGEST_FILE = 1 << 20  # bytes
+_MOST_VALUES = 10_000  # with all aliases and merges written out
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -106,7 +108,7 @@ def _read(uri: str) -> _ConfigFile:
     except yaml.YAMLError as error:
         raise ConfigError(f"'{uri}' is not valid YAML: {' '.join(str(error).split())}") from error
     # A number of five thousand digits, a thousand lists in lists.
-    except (ValueError, LookupError, AttributeError, RecursionError) as error:
+    except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
     if settings is None:
         return _ConfigFile({}, {})
@@ -125,7 +127,19 @@ class _UnreadableValueError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a name stands once: of two values the last would be taken in silence."""
+    """YAML in which a name stands once: of two values the last would be taken in silence.
+
+    Its aliases and merges are counted before they are written out: a few lines of them stand for
+    billions of values.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _count_values(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(
+                f"its aliases and merges stand for over {_MOST_VALUES} values; write them out"
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -139,8 +153,20 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError) as error:
+        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise _UnreadableValueError(node.start_mark.line + 1) from error
+
+
+def _count_values(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+    """Return how many nodes `node` is when each alias in it is written out."""
+    if counts.get(node) == 0:
+        raise yaml.YAMLError("an alias stands inside what it stands for")
+    if node not in counts:
+        counts[node] = 0  # begun
+        below: list[Any] = [] if isinstance(node, yaml.ScalarNode) else node.value
+        nodes = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
+        counts[node] = 1 + sum(_count_values(part, counts) for part in nodes)
+    return counts[node]
 
 
 def _text_of(uri: str) -> str:
@@ -165,7 +191,7 @@ def _shown(value: object) -> str:
     short = reprlib.Repr()
     short.maxlevel, short.maxstring = 1, 200
     try:
-        return short.repr(value)
+        return short.repr(clean(value))  # blanked out before it is cut
     except ValueError:  # an integer of too many digits to be written
         return f"a very large {type(value).__name__}"
 

@@ -251,17 +251,39 @@ def test_a_config_file_that_a_storage_does_not_give_may_be_asked_for_again() -> 
 
 @pytest.mark.parametrize(
     "value",
-    ["2024-13-45", "9" * 5000, "!!bool maybe", "!!timestamp soon", "[" * 3000 + "]" * 3000],
+    [
+        *("2024-13-45", "9" * 5000, "!!bool maybe", "!!timestamp soon", "[" * 3000 + "]" * 3000),
+        "1" + ":59" * 400 + ".5",
+    ],
 )
 def test_a_value_that_yaml_cannot_make_is_refused_in_a_line(file: Path, value: str) -> None:
     file.write_text(f"steps: {value}\n")
     assert "holds a value that cannot be read" in refusal(file)
 
 
-def test_aliases_that_multiply_are_not_written_out(file: Path) -> None:
-    lines = [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 30)]
-    file.write_text("x0: &x0 a\n" + "\n".join(lines) + "\nsteps: *x29\n")
+def multiplied(lines: int, form: str) -> str:
+    """Lines that each name the line before nine times."""
+    nine = [", ".join([f"*x{line - 1}"] * 9) for line in range(lines)]
+    more = [f"x{line}: &x{line} {form % nine[line]}" for line in range(1, lines)]
+    return "\n".join(["x0: &x0 {a: 1}", *more, f"steps: *x{lines - 1}\n"])
+
+
+def test_a_few_aliases_are_taken(file: Path) -> None:
+    file.write_text(multiplied(3, "[%s]"))
     assert "(got [[...], [...], [...], [...], [...], [...], ...])" in refusal(file)
+
+
+@pytest.mark.parametrize("form", ["[%s]", "{<<: [%s]}", "{? [%s] : 1}"])
+def test_aliases_and_merges_are_counted_before_they_are_written_out(file: Path, form: str) -> None:
+    file.write_text(multiplied(8, form))
+    assert file.stat().st_size < 500
+    assert "its aliases and merges stand for over 10000 values" in refusal(file)
+
+
+@pytest.mark.parametrize("form", ["&a [*a]", "&a {<<: *a}", "&a {b: {c: *a}}"])
+def test_an_alias_inside_what_it_stands_for_is_refused(file: Path, form: str) -> None:
+    file.write_text(f"steps: {form}\n")
+    assert "an alias stands inside what it stands for" in refusal(file)
 
 
 def test_an_integer_too_long_to_be_written_is_refused(file: Path) -> None:

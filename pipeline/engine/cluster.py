@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pipeline.engine.address import check_address, in_cluster
 from pipeline.engine.progress import doing
-from pipeline.storage.uris import without_secrets
+from pipeline.redaction import without_secrets
 
 # Set before ray is imported: these are read at import and inherited by the workers.
 QUIET = {

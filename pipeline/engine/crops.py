@@ -33,6 +33,7 @@ from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Shard, Store, list_shards
+from pipeline.table.description import without_earlier
 from pipeline.training.config import TrainConfig
 from pipeline.training.settled import Origin
 
@@ -113,13 +114,14 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
         prealigned=treatment.prealigned,
         fit=treatment.fit,
         min_face_px=config.min_face,
+        icc=config.icc,
         output_size=model.input_size,
     )
     if shards is None:
         shards = list_shards(config.input, files_per_shard=config.files_per_shard)
     works = [ShardWork(shard, config.part_size, take=config.limit) for shard in shards]
     asked = {
-        "alignment": asdict(alignment),
+        "alignment": without_earlier("settings.alignment", asdict(alignment)),
         "shards": [[work.shard.shard_id, work.shard.etag] for work in works],
         "part_size": config.part_size,
         "limit": config.limit,

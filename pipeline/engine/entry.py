@@ -11,7 +11,7 @@ from pipeline.config import JobConfig
 from pipeline.engine.preflight import check_request
 from pipeline.engine.progress import Progress
 from pipeline.engine.screen import event_line
-from pipeline.storage import without_secrets
+from pipeline.redaction import without_secrets
 
 # The last line of a job that did nothing: of these keys every last line has each.
 NOTHING_DONE = {

@@ -21,6 +21,7 @@ from pipeline.engine.read import ShardWork
 from pipeline.images import Rejection
 from pipeline.storage import Sample, Shard, count_samples
 from pipeline.table import ShardStarts, open_start
+from pipeline.table.statements import condition
 
 TIMED_SAMPLES = 8
 COUNTED_SHARDS = 4
@@ -32,8 +33,9 @@ ROW_OVERHEAD_BYTES = 1500  # of a latents row besides its code: boxes, landmarks
 def _count(config: JobConfig, works: list[ShardWork]) -> tuple[list[int], bool]:
     """Samples of each of `works`, and whether they are exact: some tars are weighed, not read."""
     if config.init and config.where:
+        chosen_rows = condition(config.where, one_row=True)
         query = (
-            f"SELECT shard, count(DISTINCT key) AS n FROM latents WHERE ({config.where}) GROUP BY 1"
+            f"SELECT shard, count(DISTINCT key) AS n FROM latents WHERE {chosen_rows} GROUP BY 1"
         )
         chosen = open_start(config.init).arrow(query)
         of = dict(zip(chosen["shard"].to_pylist(), chosen["n"].to_pylist(), strict=True))

@@ -21,7 +21,8 @@ from pipeline.engine.commit import STAGES, Watch
 from pipeline.engine.progress import Progress
 from pipeline.engine.rows import Row
 from pipeline.engine.screen import event_line
-from pipeline.storage import without_secrets
+from pipeline.redaction import without_secrets
+from pipeline.storage import LeftOut
 from pipeline.table import ShardEntry
 
 
@@ -40,14 +41,14 @@ class EventLog(Watch):
         if Progress.current:
             Progress.current.screen.say(text)
         else:
-            print(without_secrets(text), file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     def model(self, treatment: str) -> None:
         """`model`, or a line for people: how the model's images are treated."""
         if self.json_lines:
             self.event("model", treatment=treatment)
         else:
-            self._print(treatment)
+            self._print(without_secrets(treatment))
 
     def part(self, row: Row) -> None:
         """`part_done`."""
@@ -70,6 +71,7 @@ class EventLog(Watch):
             samples=entry.samples,
             faces=entry.faces,
             rejects=entry.rejects,
+            left_out=LeftOut.from_text(entry.left_out),
         )
 
     def failed(self, shard_id: str, error: str) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.engine.address import in_cluster
 from pipeline.engine.pace import Pace, format_seconds
 from pipeline.engine.screen import Screen, event_line
+from pipeline.redaction import without_secrets
 
 if TYPE_CHECKING:
     from pipeline.engine.plan import Found
@@ -143,7 +144,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line for people; nothing where stderr is for machines."""
         if not self.json_lines:
-            self.screen.say(text)
+            self.screen.say(without_secrets(text))
 
     def event(self, name: str, level: str = "info", **fields: Any) -> None:
         """A line for machines; nothing where stderr is for people."""
@@ -207,7 +208,7 @@ class Progress:
     def words(self, *, short: bool = False) -> list[str]:
         """The state in words, the most telling first; a `short` line leaves out what can wait."""
         doing = f"stopping ({self.stopped_by})" if self.stopped_by else self.phase or self.waiting
-        counts = self._counts(short) if self.found else []
+        counts = self._counts(short) if self.found and (self.found.shards or self._parts) else []
         return [self._elapsed, *([doing] if doing else []), *counts]
 
     @property
@@ -222,15 +223,15 @@ class Progress:
         return self.tally, self.found
 
     def _counts(self, short: bool) -> list[str]:
-        tally, left = self._followed()[0], self.seconds_left
+        tally, _ = self._followed()
         words = [self.images]
         if (share := self.share) is not None:
             words.append(f"{share:.0%}".replace("%", " %"))
-        if left is not None:
-            words.append(f"{format_seconds(left)} left")
-        if (rate := self.rate) is not None:
-            words.append(f"{rate:.1f}/s" if rate < 100 else f"{rate:.0f}/s")
-        words.append(f"faces {tally.faces}")
+        if self.phase:  # nothing is inverted yet, or any more
+            return words
+        words += self._speed()
+        if tally.parts:
+            words.append(f"faces {tally.faces}")
         if tally.rejects:
             by_reason = ", ".join(f"{name} {n}" for name, n in tally.reasons.most_common())
             words.append(f"rejects {tally.rejects}" + ("" if short else f" ({by_reason})"))
@@ -241,6 +242,13 @@ class Progress:
         if self.stages and not self.stopped_by and (work := at_work(self.stages)):
             words.append(work)
         return words
+
+    def _speed(self) -> Iterator[str]:
+        left, rate = self.seconds_left, self.rate
+        if left is not None:
+            yield f"{format_seconds(left)} left"
+        if rate is not None:
+            yield f"{rate:.1f} images/s" if rate < 100 else f"{rate:.0f} images/s"
 
     @property
     def shards(self) -> str:

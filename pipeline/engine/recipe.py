@@ -231,6 +231,7 @@ def _alignment(config: JobConfig, model: RestyleModel, treatment: Treatment) -> 
         min_face_px=config.min_face,
         output_size=model.input_size,
         max_pixels=config.max_pixels,
+        icc=config.icc,
         row_timeout_s=config.image_timeout,
     )
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-from pipeline.storage import without_secrets
+from pipeline.redaction import clean
 
 _DUMB = ("", "dumb", "unknown")
 _ERASE = "\r\x1b[K"  # the line that the cursor is on
@@ -60,10 +60,12 @@ class Screen:
             self._fd = self._width = None
 
     def say(self, text: str) -> None:
-        """Print a whole line, above the one that stands in place."""
+        """Print a whole line, above the one that stands in place; it is blanked out before."""
         with self._lock:
-            drawn = self._drawn
-            self._write(f"{_ERASE if drawn else ''}{without_secrets(text)}\n{drawn}")
+            drawn, clear = self._drawn, _ERASE if self._drawn else ""
+            if self._broken_off:
+                self._broken_off, clear = False, "\n"
+            self._write(f"{clear}{text}\n{drawn}")
 
     def draw(self, text: str) -> None:
         """Put `text`, cut to the width, in the place of what stands there; "": nothing.
@@ -75,20 +77,22 @@ class Screen:
         with self._lock:
             room = (_terminal_width(self._fd) or _WIDTH) - 1  # a full line would begin a new one
             text = set_cell_size(text, room) if cell_len(text) > room else text
-            if self._broken_off or text == self._drawn:
-                return
-            self._write(f"{_ERASE if self._drawn else ''}{text}")
+            if text != self._drawn and not self._broken_off:
+                self._write(f"{_ERASE if self._drawn else ''}{text}")
             self._drawn = text
 
     def above(self, stream: TextIO, text: str) -> None:
         """Write `text` to a `stream` of the same terminal, above the line that stands in place."""
         with self._lock:
-            if self._drawn:
+            drawn = self._drawn
+            if drawn and not self._broken_off:
                 self._write(_ERASE)
-                self._drawn = ""
             stream.write(text)
             stream.flush()
+            # `print` writes a line and its end one after another.
             self._broken_off = not text.endswith("\n") if text else self._broken_off
+            if drawn and not self._broken_off:
+                self._write(drawn)
 
     def _write(self, text: str) -> None:
         try:
@@ -146,5 +150,5 @@ def _terminal_width(fd: int | None) -> int | None:
 def event_line(name: str, level: str = "info", **fields: Any) -> str:
     """One event as a line of JSON; what looks like a credential in a URI is left out."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    line = {"time": now, "level": level, "event": name, **fields}
-    return without_secrets(json.dumps(line, default=str, allow_nan=False))
+    line = clean({"time": now, "level": level, "event": name, **fields})
+    return json.dumps(line, default=str, allow_nan=False)

@@ -136,7 +136,7 @@ def _load_bundle(folder: str) -> RestyleModel:
 def _parsed(content: bytes, folder: str) -> Mapping[str, Any]:
     try:
         record = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{folder}: {RECORD_FILE} is not JSON") from error
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:

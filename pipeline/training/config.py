@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.choices import Device, Fit, OptimiserName
+from pipeline.choices import Device, Fit, Icc, OptimiserName
 from pipeline.errors import ConfigError
 from pipeline.settings import check_uris, fill
 from pipeline.storage import FILES_PER_SHARD
@@ -21,6 +21,9 @@ MAY_CHANGE = frozenset(
         *("output", "workers", "device", "align_workers", "restarts"),
     }
 )
+
+# What stands for a setting in trainings that were begun before it existed.
+EARLIER_VALUES: Mapping[str, Any] = {"icc": "ignore"}
 
 
 def _weight(description: str) -> Any:
@@ -65,6 +68,7 @@ class TrainConfig(BaseModel):
         None, description="how a prealigned image of other proportions is resized"
     )
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
+    icc: Icc = Field("apply", description="embedded colour profiles: to sRGB, or ignored")
     files_per_shard: int = Field(
         FILES_PER_SHARD, ge=1, description="files of a folder that make one shard"
     )
