@@ -229,7 +229,8 @@ def test_a_run_is_on_record_from_its_start(
     assert started["found"] == {
         **{"shards": 1, "bytes": ended["found"]["bytes"], "complete": True},  # type: ignore[index]
         **{"done_shards": 0, "done_bytes": 0, "done_samples": 0, "done_parts": 0},
-        "limited": False,
+        **{"images": 4, "uncounted_bytes": 0, "uncounted_done": 0},
+        **{"limited": False, "limit": None, "chosen": False},
     }
 
 
