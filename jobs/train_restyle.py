@@ -29,6 +29,7 @@ import sys
 from pipeline.command_line import add_flags, exit_code_of, job_parser
 from pipeline.storage import check_beside, check_output
 from pipeline.training.config import TrainConfig, load_train_config
+from pipeline.training.settled import TRAINING_OUTPUT
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     def work() -> int:
         config = load_train_config(file, flags)
         check_beside(config.input, config.output)
-        check_output(config.output)
+        check_output(config.output, TRAINING_OUTPUT)
         # Ray is slow to import: a mistake in the flags is told before.
         from pipeline.engine.training import run_training
 

@@ -20,7 +20,7 @@ from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.images import Rejection
 from pipeline.storage import Sample, check_output, count_samples
-from pipeline.table import ShardStarts, open_start
+from pipeline.table import TABLE_OUTPUT, ShardStarts, open_start
 
 TIMED_SAMPLES = 8
 COUNTED_SHARDS = 4
@@ -93,7 +93,7 @@ def estimate_job(config: JobConfig) -> dict[str, Any]:
     Raises a `RequestError` where `run_job` would. Times are of this machine, all cores busy;
     `estimated_seconds` has the `start_seconds` of Ray in it where there is anything to do.
     """
-    check_output(config.output)
+    check_output(config.output, TABLE_OUTPUT)
     plan = make_plan(config, dry_run=True)
     works = list(plan.works)
     counts, exact = _count(config, works)

@@ -6,7 +6,7 @@ Each has `time` (ISO 8601, UTC), `level` (info, warning, error) and `event`; the
     planned          what is to do, what is done      part_failed      shard, error
     model            how its images are treated
     progress         counts, seconds_left             shard_committed  shard, counts
-    run_ended        what the last line of stdout has
+    run_ended        what the last line of stdout has        readme_kept  reason
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ class EventLog(Watch):
             self.event("model", treatment=treatment)
         else:
             print(treatment, file=sys.stderr, flush=True)
+
+    def readme_kept(self, text: str) -> None:
+        """`readme_kept`, or a line for people: the card was not written over another file."""
+        if self.json_lines:
+            self.event("readme_kept", "warning", reason=text)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def part(self, row: Row) -> None:
         """`part_done`."""

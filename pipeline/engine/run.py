@@ -24,7 +24,7 @@ from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.storage import check_output
-from pipeline.table import Totals, is_card_current, open_table, write_card
+from pipeline.table import TABLE_OUTPUT, Totals, is_card_current, kept_readme, open_table, write_card
 
 
 class _Interrupted(BaseException):
@@ -127,7 +127,7 @@ def run_job(
     with _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
         check_address()
-        check_output(config.output)
+        check_output(config.output, TABLE_OUTPUT)
         plan = make_plan(config)
         log.model(plan.recipe.treatment)
         record = RunRecord(config, plan, outcome, started)
@@ -170,13 +170,14 @@ def _finish(
     finally:
         plan.strays.stop()
     if outcome.exit_code == 0:
-        _describe(config.output, outcome, changed=bool(outcome.tally.shards or removed))
+        _describe(config.output, outcome, log, changed=bool(outcome.tally.shards or removed))
 
 
-def _describe(uri: str, outcome: Outcome, *, changed: bool) -> None:
+def _describe(uri: str, outcome: Outcome, log: EventLog, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
     table = open_table(uri)
     if changed or not is_card_current(table):
         totals = Totals.of(table.store)
         outcome.means = totals.figures.means()
-        write_card(table, totals)
+        if write_card(table, totals) is None:
+            log.readme_kept(kept_readme(table))

@@ -1,6 +1,6 @@
 """Generator, encoders, official checkpoints and model bundles."""
 
-from pipeline.models.bundle import load_model, save_bundle
+from pipeline.models.bundle import is_bundle, load_model, save_bundle
 from pipeline.models.checkpoint import load_checkpoint
 from pipeline.models.encoders import ENCODER_TYPES, OFFICIAL_TYPES
 from pipeline.models.files import bundle_names
@@ -26,6 +26,7 @@ __all__ = [
     "RestyleModel",
     "Treatment",
     "bundle_names",
+    "is_bundle",
     "load_checkpoint",
     "load_model",
     "preset_for",

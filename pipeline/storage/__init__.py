@@ -1,5 +1,6 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
+from pipeline.storage.contents import OutputKind
 from pipeline.storage.counts import count_samples
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.outputs import check_beside, check_output
@@ -22,6 +23,7 @@ __all__ = [
     "FILES_PER_SHARD",
     "MAX_SAMPLE_BYTES",
     "ObjectInfo",
+    "OutputKind",
     "Sample",
     "Shard",
     "Store",
