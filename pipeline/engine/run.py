@@ -24,7 +24,14 @@ from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.storage import check_output
-from pipeline.table import TABLE_OUTPUT, Totals, is_card_current, kept_readme, open_table, write_card
+from pipeline.table import (
+    TABLE_OUTPUT,
+    Totals,
+    is_card_current,
+    kept_readme,
+    open_table,
+    write_card,
+)
 
 
 class _Interrupted(BaseException):

@@ -26,9 +26,7 @@ def front_matter(latents: pa.Schema, rejects: pa.Schema) -> str:
         {"config_name": name, "data_files": f"{name}/*.parquet"} for name in schemas
     ]
     configs[0]["default"] = True
-    info = [
-        {"config_name": name, "features": features(schema)} for name, schema in schemas.items()
-    ]
+    info = [{"config_name": name, "features": features(schema)} for name, schema in schemas.items()]
     document = {"license": "other", "configs": configs, "dataset_info": info}
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
     return f"---\n{text}---\n"
