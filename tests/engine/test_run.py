@@ -90,6 +90,29 @@ def test_a_run_that_changes_nothing_writes_no_card(
     assert table.store.info("README.md") == card
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_run_says_once_that_a_readme_stays(
+    committer: Committer,
+    written: Callable[[int], Row],
+    config_of: Callable[..., JobConfig],
+    capsys: pytest.CaptureFixture[str],
+    log_format: str,
+) -> None:
+    for row in (written(0), written(1), end()):
+        committer.take(row)
+    committer.finish()
+    config = config_of(log_format=log_format)
+    readme = Path(config.output, "README.md")
+    assert run_job(config).exit_code == 0
+    readme.write_text("mine")
+    late = Path(config.output, "latents", "files-00000-00007.parquet")
+    late.write_bytes(late.with_name("files-00000-00001.parquet").read_bytes())
+    capsys.readouterr()
+    assert run_job(config).exit_code == run_job(config).exit_code == 0, "only one changes anything"
+    assert capsys.readouterr().err.count("README.md' is not the card that this job writes") == 1
+    assert readme.read_text() == "mine"
+
+
 def test_a_run_removes_what_came_too_late_beside_a_commit_and_a_dry_run_does_not(
     committer: Committer, written: Callable[[int], Row], config_of: Callable[..., JobConfig]
 ) -> None:
