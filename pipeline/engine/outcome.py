@@ -48,6 +48,7 @@ class Outcome:
             "faces": tally.faces,
             "rejects": tally.rejects,
             "rejects_by_reason": dict(sorted(tally.reasons.items())),
+            "icc_ignored": tally.icc_ignored,
             "identity_missed": tally.identity_missed,
             "parts": tally.parts,
             "skipped_parts": self.skipped_parts,

@@ -31,12 +31,14 @@ def blank_row(kind: str, shard_id: str, part: int) -> Row:
         "bytes": 0,  # that the samples take in the shard
         "faces": 0,
         "rejects": 0,
+        "icc_ignored": 0,  # images with faces whose colour profile was not applied
         "identity_missed": 0,  # faces without an identity at their best step, where one is measured
         "reasons": "{}",  # JSON, reject reason -> count
         "shard": "",  # JSON of the shard, without the names of its files
         "summary": "",  # JSON of the written part
         "latents_etag": "",  # of its files; empty if the storage did not say
         "rejects_etag": "",
+        "left_out": "",  # JSON of `LeftOut`: what a shard's reader passed over
         "error": "",
         "payload": b"",  # Arrow IPC: samples, then faces, then latents
         "start": b"",  # Arrow IPC: codes that the part's faces start from

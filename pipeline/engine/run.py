@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from types import FrameType
 
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import check_address, gist, in_cluster, running_ray
+from pipeline.engine.address import in_cluster
+from pipeline.engine.cluster import gist, running_ray
 from pipeline.engine.commit import Committer, Watch
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.logs import EventLog
@@ -23,15 +24,8 @@ from pipeline.engine.record import RunRecord, versions
 from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
-from pipeline.storage import check_output
-from pipeline.table import (
-    TABLE_OUTPUT,
-    Totals,
-    is_card_current,
-    kept_readme,
-    open_table,
-    write_card,
-)
+from pipeline.storage import Shard
+from pipeline.table import Totals, is_card_current, kept_readme, open_table, write_card
 
 
 class _Interrupted(BaseException):
@@ -119,9 +113,15 @@ def _execute(
 
 
 def run_job(
-    config: JobConfig, stages: Stages | None = None, watches: tuple[Watch, ...] = ()
+    config: JobConfig,
+    stages: Stages | None = None,
+    watches: tuple[Watch, ...] = (),
+    *,
+    shards: Iterator[Shard] | None = None,
 ) -> Outcome:
     """Plan, run and account for one job; `watches` hear of every part and shard.
+
+    `shards` is the listing of the input where `check_request` has begun it.
 
     Raises a `RequestError` for a request that is wrong: before any work, or, where it shows in the
     listing of an input of many thousand shards, when those before are done. What fails later is in
@@ -133,9 +133,7 @@ def run_job(
     log = EventLog(config.log_format == "json")
     with _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
-        check_address()
-        check_output(config.output, TABLE_OUTPUT)
-        plan = make_plan(config)
+        plan = make_plan(config, shards=shards)
         log.model(plan.recipe.treatment)
         record = RunRecord(config, plan, outcome, started)
         try:
