@@ -8,12 +8,15 @@ import secrets
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.engine.address import check_address, in_cluster
 from pipeline.engine.progress import doing
+from pipeline.engine.ray_output import is_shown, kept_in_file
+from pipeline.machine import whole_cpus
 from pipeline.redaction import without_secrets
 
 # Set before ray is imported: these are read at import and inherited by the workers.
@@ -30,6 +33,8 @@ QUIET = {
 
 def _prepare_environment() -> None:
     for name, value in QUIET.items():
+        if name == "RAY_BACKEND_LOG_LEVEL" and is_shown():
+            continue
         os.environ.setdefault(name, value)
     if not in_cluster() and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         # Without a token of its own, Ray saves one in the user's home, where later tools find it
@@ -52,6 +57,8 @@ class Resources:
 
     cpus: float
     gpus: float
+    nodes: tuple[Mapping[str, float], ...] = ()  # resources of each node that is there
+    grows: bool = False  # whether an autoscaler may start more nodes
 
     def on_gpu(self, device: str) -> bool:
         """Whether work that is to run on `device` (auto, cpu or cuda) gets a GPU."""
@@ -75,10 +82,9 @@ def _start_local(gpus: int | None) -> None:
         # Ray also counts GPUs that the installed PyTorch cannot use.
         num_gpus=torch.cuda.device_count() if gpus is None else gpus,
         # The stages take turns, so their pools may overlap: aligners and inverters, a core each.
-        num_cpus=2 * (os.cpu_count() or 1) + 1,
+        num_cpus=2 * whole_cpus() + 1,
         include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
+        **_loudness(),
     )
 
 
@@ -95,12 +101,21 @@ def _start_local_patiently(gpus: int | None) -> None:
 
 def _join_cluster() -> None:
     check_address()
-    ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(address="auto", **_loudness())
+
+
+def _loudness() -> Any:
+    """How much of its own Ray prints in this process."""
+    shown = is_shown()
+    return {"logging_level": logging.INFO if shown else logging.ERROR, "log_to_driver": shown}
 
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Drop what Ray's C++ side prints while it starts: a line on its own log level."""
+    if is_shown():
+        yield
+        return
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -121,6 +136,18 @@ def _start(connect: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, on_sigterm)
 
 
+def _offered() -> Resources:
+    offered = ray.cluster_resources()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return Resources(
+        cpus=offered.get("CPU", 1.0),
+        gpus=offered.get("GPU", 0.0),
+        nodes=tuple(node["Resources"] for node in alive),
+        # Named after its node type where `ray up` or KubeRay started the node, else absent.
+        grows=any(node.get("Labels", {}).get("ray.io/node-group") for node in alive),
+    )
+
+
 @contextmanager
 def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
     """Join the job's cluster, or start a quiet local Ray, for the length of the block.
@@ -130,8 +157,8 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
     doing("joining the Ray cluster" if in_cluster() else "starting Ray")
     _start(_join_cluster if in_cluster() else lambda: _start_local_patiently(pretended_gpus))
     try:
-        offered = ray.cluster_resources()
-        yield Resources(cpus=offered.get("CPU", 1.0), gpus=offered.get("GPU", 0.0))
+        with kept_in_file():
+            yield _offered()
     finally:
         doing("stopping Ray")
         ray.shutdown()

@@ -3,10 +3,11 @@
 Each has `time` (ISO 8601, UTC), `level` (info, warning, error) and `event`; the rest depends on it:
 
     run_started      table, input, versions           part_done        shard, part, counts, seconds
-    planned          what is to do, what is done      part_failed      shard, error
+    planned          what is to do, what is done      part_failed      shard, error, trace
     model            how its images are treated       shard_committed  shard, counts
+    readme_kept      why the card was not written     stopping         signal
     phase            what the job is at from now on   waiting          phase, seconds of it
-    progress         counts, stages, seconds_left     stopping         signal
+    progress         counts, stages, seconds_left
     run_ended        what the last line of stdout has, but for a wrong request:
     refused          error, exit_code                 not_started      the same; run it again
 """
@@ -50,6 +51,13 @@ class EventLog(Watch):
         else:
             self._print(without_secrets(treatment))
 
+    def readme_kept(self, text: str) -> None:
+        """`readme_kept`, or a line for people: the card was not written over another file."""
+        if self.json_lines:
+            self.event("readme_kept", "warning", reason=text)
+        else:
+            self._print(without_secrets(text))
+
     def part(self, row: Row) -> None:
         """`part_done`."""
         self.event(
@@ -74,8 +82,9 @@ class EventLog(Watch):
             left_out=LeftOut.from_text(entry.left_out),
         )
 
-    def failed(self, shard_id: str, error: str) -> None:
+    def failed(self, shard_id: str, error: str, trace: str = "") -> None:
         """`part_failed`, or a line for people: at once, as a run may go on for hours."""
-        self.event("part_failed", "error", shard=shard_id, error=error)
+        known = {"trace": trace} if trace else {}
+        self.event("part_failed", "error", shard=shard_id, error=error, **known)
         if Progress.current:
             Progress.current.failed(error)

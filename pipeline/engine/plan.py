@@ -62,7 +62,7 @@ class Found:
         self.done_parts += len(state.parts)
         done = sum(summary.samples for summary in state.parts.values())
         self.done_samples += done
-        if state.shard.kind == "folder":
+        if state.shard.names:  # a slice of a listing
             self.images += max(0, len(state.shard.names[:take]) - done)
         else:
             self.uncounted_bytes += state.shard.size

@@ -14,7 +14,7 @@ from pipeline.errors import AccessError, ConfigError, StorageError
 from pipeline.metrics.names import check_identity
 from pipeline.models.files import check_model
 from pipeline.storage import Shard, check_beside, check_columns, check_output, list_shards
-from pipeline.table import open_start
+from pipeline.table import TABLE_OUTPUT, open_start
 
 
 def check_request(config: JobConfig) -> Iterator[Shard]:
@@ -26,7 +26,7 @@ def check_request(config: JobConfig) -> Iterator[Shard]:
     try:
         check_address()
         check_beside(config.input, config.output)
-        check_output(config.output)
+        check_output(config.output, TABLE_OUTPUT)
         for model in filter(None, (config.model, config.bootstrap)):
             check_model(model)
         if config.identity:

@@ -22,24 +22,30 @@ def is_shown() -> bool:
     return os.environ.get(VARIABLE, "") not in ("", "0")
 
 
-@contextmanager
-def kept_in_file() -> Iterator[str | None]:
-    """Write what Ray prints in this process to a file; gives the folder of Ray's logs.
+def log_folder() -> str | None:
+    """The folder of the logs of the Ray that runs here; None where there is none."""
+    from ray._private import worker
 
-    None where this process has none; nothing is changed where Ray's lines are to be shown.
+    return None if worker._global_node is None else str(worker._global_node.get_logs_dir_path())
+
+
+@contextmanager
+def kept_in_file() -> Iterator[None]:
+    """Write what Ray prints in this process to a file beside its other logs.
+
+    Nothing is changed where no Ray runs, or its lines are to be shown.
     """
     from ray._private import worker
 
-    node = worker._global_node
-    folder = None if node is None else str(node.get_logs_dir_path())
+    folder = log_folder()
     if folder is None or is_shown():
-        yield folder
+        yield
         return
     handler = _handler(folder)
     printing, worker.print_to_stdstream = worker.print_to_stdstream, _printer(handler)
     removed = list(_take_consoles(handler))
     try:
-        yield folder
+        yield
     finally:
         worker.print_to_stdstream = printing
         for logger, console in removed:

@@ -18,6 +18,7 @@ from pipeline.config import JobConfig
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.pace import format_seconds
 from pipeline.engine.progress import MOST_TOLD
+from pipeline.engine.ray_output import VARIABLE
 from pipeline.redaction import without_secrets
 from pipeline.storage import canonical_uri
 
@@ -80,8 +81,8 @@ def print_outcome(
         _print(console, *next_steps(config, outcome, command))
         return
     _print(console, *_failures(outcome, told))
-    if outcome.ray_log:
-        _print(console, f"Ray's own log: {outcome.ray_log}")
+    if outcome.errors and outcome.ray_log and Path(outcome.ray_log).is_dir():
+        _print(console, f"Ray's own log: {outcome.ray_log} ({VARIABLE}=1 shows what it prints)")
     state = "stopped" if outcome.interrupted else "not finished"
     if command:
         _print(console, "to continue:", f"  {_called(command)}")

@@ -20,12 +20,14 @@ from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.progress import STARTING_WORKERS, Progress, doing, showing
 from pipeline.engine.prometheus import Meters
+from pipeline.engine.ray_output import log_folder
 from pipeline.engine.record import RunRecord, versions
 from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
+from pipeline.redaction import trace_of
 from pipeline.storage import Shard
-from pipeline.table import Totals, is_card_current, open_table, write_card
+from pipeline.table import Totals, is_card_current, kept_readme, open_table, write_card
 
 
 class _Interrupted(BaseException):
@@ -73,7 +75,7 @@ def _failures(outcome: Outcome) -> Iterator[None]:
     except PipelineError as error:
         outcome.fail(str(error))
     except Exception as error:  # noqa: BLE001 - Ray's own failures; run again continues
-        outcome.fail(gist(error))
+        outcome.fail(gist(error), trace_of(error))
 
 
 def _execute(
@@ -86,6 +88,7 @@ def _execute(
     """Run the stages over what the plan has to do."""
     log = EventLog(config.log_format == "json")
     with running_ray(stages.pretended_gpus) as resources, sharing_checked(config):
+        outcome.ray_log = log_folder()
         configure_context()
         doing(STARTING_WORKERS)
         meters = Meters()
@@ -180,14 +183,15 @@ def _finish(
     finally:
         plan.strays.stop()
     if outcome.exit_code == 0:
-        _describe(config.output, outcome, changed=bool(outcome.tally.shards or removed))
+        _describe(config.output, outcome, log, changed=bool(outcome.tally.shards or removed))
 
 
-def _describe(uri: str, outcome: Outcome, *, changed: bool) -> None:
+def _describe(uri: str, outcome: Outcome, log: EventLog, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
     doing("writing the table's card")
     table = open_table(uri)
     if changed or not is_card_current(table):
         totals = Totals.of(table.store)
         outcome.means = totals.figures.means()
-        write_card(table, totals)
+        if write_card(table, totals) is None:
+            log.readme_kept(kept_readme(table))

@@ -12,7 +12,7 @@ from pipeline.metrics.names import check_identity
 from pipeline.models.files import check_model, check_model_file
 from pipeline.storage import Shard, check_beside, check_output, count_samples, is_local, list_shards
 from pipeline.training.config import TrainConfig
-from pipeline.training.settled import check_settings
+from pipeline.training.settled import TRAINING_OUTPUT, check_settings
 
 # A packed archive, or one in a bucket, is read to be counted: not a large one.
 _READ_TO_COUNT = 16 << 20  # bytes
@@ -27,7 +27,7 @@ def check_training(config: TrainConfig) -> Iterator[Shard]:
     try:
         check_address()
         check_beside(config.input, config.output)
-        check_output(config.output)
+        check_output(config.output, TRAINING_OUTPUT)
         check_settings(config)
         _check_weights(config)
         return enough_images(config)

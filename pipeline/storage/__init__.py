@@ -1,6 +1,7 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
 from pipeline.redaction import without_secrets
+from pipeline.storage.contents import OutputKind
 from pipeline.storage.counts import count_samples
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.objects import ObjectInfo
@@ -26,6 +27,7 @@ __all__ = [
     "MAX_SAMPLE_BYTES",
     "LeftOut",
     "ObjectInfo",
+    "OutputKind",
     "ReadOptions",
     "Sample",
     "Shard",
