@@ -67,13 +67,7 @@ class Job:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env={
-                    **os.environ,
-                    "TERM": "xterm",
-                    **environment,
-                    "HOME": str(self.home),
-                    self.mark: "1",
-                },
+                env={**os.environ, **environment, **own},
                 start_new_session=True,  # so that its group can be signalled, as a terminal does
             )
 
