@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from pipeline.engine.address import in_cluster
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.engine.rows import Row
@@ -85,7 +86,8 @@ class Committer:
         shard_id, part = row["shard_id"], int(row["part"])
         shard = self._shard(shard_id)
         if row["kind"] == "failed":
-            error = f"shard '{shard_id}', part {part}: {row['error']}"
+            node = f" on node {row['node']}" if row["node"] and in_cluster() else ""
+            error = f"shard '{shard_id}', part {part}{node}: {row['error']}"
             self._fail(shard_id, shard, error, row["trace"])
             if not row["error"].startswith("read: "):
                 self._count_failure()

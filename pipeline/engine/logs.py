@@ -51,6 +51,13 @@ class EventLog(Watch):
         else:
             print(text, file=sys.stderr, flush=True)
 
+    def notice(self, text: str) -> None:
+        """`notice`, or a line for people: something of the cluster that changes what is used."""
+        if self.json_lines:
+            self.event("notice", "warning", text=text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
     def part(self, row: Row) -> None:
         """`part_done`."""
         self.event(

@@ -16,12 +16,13 @@ from pipeline.engine.cluster import gist, running_ray
 from pipeline.engine.commit import Committer, Watch
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.logs import EventLog
+from pipeline.engine.node_report import versions
+from pipeline.engine.nodes import nodes_checked
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.progress import Progress
 from pipeline.engine.prometheus import Meters
-from pipeline.engine.record import RunRecord, versions
-from pipeline.engine.sharing import sharing_checked
+from pipeline.engine.record import RunRecord
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
@@ -86,7 +87,7 @@ def _execute(
 ) -> None:
     """Run the stages over what the plan has to do."""
     log = EventLog(config.log_format == "json")
-    with running_ray(stages.pretended_gpus) as resources, sharing_checked(config):
+    with running_ray(stages.pretended_gpus) as resources, nodes_checked(config, log.notice):
         configure_context()
         meters = Meters()
         meters.watch()
