@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import in_cluster
+from pipeline.engine.address import in_cluster
 from pipeline.engine.inverter import BATCH, InvertSettings
 from pipeline.errors import ConfigError
 from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.choices import Device, Fit, Icc, OptimiserName
 from pipeline.errors import ConfigError
-from pipeline.settings import fill
-from pipeline.storage import FILES_PER_SHARD, canonical_uri
+from pipeline.settings import check_uris, fill
+from pipeline.storage import FILES_PER_SHARD
 from pipeline.training.codes import code_shards
 
 # What a training that goes on may be told anew: how long, where and how it is watched. Any other
@@ -133,9 +133,13 @@ def load_train_config(file: str | None, flags: Mapping[str, Any]) -> TrainConfig
     """
     config = fill(TrainConfig, file, flags)
     _check(config)
-    named = (config.model, config.generator, config.backbone, config.moco_weights, config.codes)
-    for uri in (config.input, config.output, config.identity_network, *filter(None, named)):
-        canonical_uri(uri)  # refuses one with credentials, before it is written anywhere
+    check_uris(
+        config,
+        (
+            *("input", "output", "model", "generator", "backbone"),
+            *("identity_network", "moco_weights", "codes"),
+        ),
+    )
     if config.codes:
         code_shards(config.codes)  # the workers read them when all crops are cut: too late to tell
     return config
