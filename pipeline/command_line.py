@@ -19,7 +19,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import AccessError, PipelineError, RequestError, TableError
-from pipeline.storage import without_secrets
+from pipeline.redaction import trace_of, without_secrets
+from pipeline.storage import one_line
 
 _ONE_VALUE = (
     "; a flag takes one value: of images one folder, file or URI, and no pattern, of which a shell "
@@ -117,6 +118,14 @@ def exit_code_of(
         if not reads_only:
             _print_line(last_line or {}, [text], code)
         return code
+    except Exception as error:  # noqa: BLE001 - a defect: one line for people, all of it below
+        text = f"{type(error).__name__}: {one_line(error)}"
+        print(f"unexpected error: {text}", file=sys.stderr)
+        if reads_only:
+            print(trace_of(error), file=sys.stderr)
+        else:
+            _print_line({**(last_line or {}), "trace": trace_of(error)}, [text], 1)
+        return 1
     except (KeyboardInterrupt, SystemExit):
         # SystemExit: what Ray's own handlers raise, where they stand in place of ours.
         print(f"stopped: {stopped}", file=sys.stderr)

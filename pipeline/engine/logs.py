@@ -3,7 +3,7 @@
 Each has `time` (ISO 8601, UTC), `level` (info, warning, error) and `event`; the rest depends on it:
 
     run_started      table, input, versions           part_done        shard, part, counts, seconds
-    planned          what is to do, what is done      part_failed      shard, error
+    planned          what is to do, what is done      part_failed      shard, error, trace
     model            how its images are treated
     progress         counts, seconds_left             shard_committed  shard, counts
     run_ended        what the last line of stdout has        readme_kept  reason
@@ -75,6 +75,7 @@ class EventLog(Watch):
             left_out=LeftOut.from_text(entry.left_out),
         )
 
-    def failed(self, shard_id: str, error: str) -> None:
+    def failed(self, shard_id: str, error: str, trace: str = "") -> None:
         """`part_failed`."""
-        self.event("part_failed", "error", shard=shard_id, error=error)
+        known = {"trace": trace} if trace else {}
+        self.event("part_failed", "error", shard=shard_id, error=error, **known)

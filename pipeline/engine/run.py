@@ -24,6 +24,7 @@ from pipeline.engine.record import RunRecord, versions
 from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
+from pipeline.redaction import trace_of
 from pipeline.storage import Shard
 from pipeline.table import Totals, is_card_current, kept_readme, open_table, write_card
 
@@ -73,7 +74,7 @@ def _failures(outcome: Outcome) -> Iterator[None]:
     except PipelineError as error:
         outcome.fail(str(error))
     except Exception as error:  # noqa: BLE001 - Ray's own failures; run again continues
-        outcome.fail(gist(error))
+        outcome.fail(gist(error), trace_of(error))
 
 
 def _execute(

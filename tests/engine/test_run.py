@@ -295,6 +295,24 @@ def test_a_running_job_renews_its_record(
     assert [one["exit_code"] for one in runs(config_of())] == [0]
 
 
+def test_an_unexpected_failure_is_on_record_with_its_trace(
+    plan: Plan, config_of: Callable[..., JobConfig], outcome: Outcome
+) -> None:
+    account = record.RunRecord(config_of(), plan, outcome, datetime.now(UTC))
+    committer = Committer(plan, outcome, (account,))
+    with pytest.raises(ZeroDivisionError) as failure:
+        divmod(1, 0)
+    row = failed_row("files-00000", 0, "invert", failure.value)
+    committer.take(row)
+    committer.take(row | {"part": 1})
+    account.end()
+    (ended,) = runs(config_of())
+    (trace,) = ended["traces"]  # type: ignore[misc]
+    assert "ZeroDivisionError: " in trace.splitlines()[-1]
+    assert "test_run.py" in trace
+    assert "traces" not in outcome.to_dict(config_of().output), "the last line stays short"
+
+
 def test_a_request_that_turns_out_wrong_is_on_record_with_its_code(
     config_of: Callable[..., JobConfig], tmp_path: Path
 ) -> None:
