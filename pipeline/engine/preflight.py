@@ -13,7 +13,14 @@ from pipeline.engine.address import check_address
 from pipeline.errors import AccessError, ConfigError, StorageError
 from pipeline.metrics.names import check_identity
 from pipeline.models.files import check_model
-from pipeline.storage import Shard, check_beside, check_columns, check_output, list_shards
+from pipeline.storage import (
+    Shard,
+    check_beside,
+    check_columns,
+    check_contents,
+    check_output,
+    list_shards,
+)
 from pipeline.table import TABLE_OUTPUT, open_start
 
 
@@ -25,8 +32,9 @@ def check_request(config: JobConfig) -> Iterator[Shard]:
     """
     try:
         check_address()
+        check_output(config.output)
         check_beside(config.input, config.output)
-        check_output(config.output, TABLE_OUTPUT)
+        check_contents(config.output, TABLE_OUTPUT)
         for model in filter(None, (config.model, config.bootstrap)):
             check_model(model)
         if config.identity:

@@ -1,7 +1,7 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
 from pipeline.redaction import without_secrets
-from pipeline.storage.contents import OutputKind
+from pipeline.storage.contents import OutputKind, check_contents
 from pipeline.storage.counts import count_samples
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.objects import ObjectInfo
@@ -35,6 +35,7 @@ __all__ = [
     "canonical_uri",
     "check_beside",
     "check_columns",
+    "check_contents",
     "check_credentials",
     "check_output",
     "count_samples",
