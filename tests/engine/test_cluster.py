@@ -43,7 +43,7 @@ This process on node 10.77.0.2 was started with:
     [
         (
             RuntimeError(MISMATCH),
-            "the cluster runs Ray 2.60.0 on Python 3.11.7, and this job Ray 2.59.0 on Python 3.12.1",
+            "the cluster runs Ray 2.60.0 on Python 3.11.7, and this job Ray 2.59.0 on",
         ),
         (
             ConnectionError("RPC error: InvalidAuthToken: Authentication token is missing"),
