@@ -27,7 +27,7 @@ import json
 import sys
 
 from pipeline.command_line import add_flags, exit_code_of, job_parser
-from pipeline.storage import check_beside, check_output
+from pipeline.storage import check_apart, check_output
 from pipeline.training.config import TrainConfig, load_train_config
 
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
     def work() -> int:
         config = load_train_config(file, flags)
-        check_beside(config.input, config.output)
+        check_apart(config.input, config.output)
         check_output(config.output)
         # Ray is slow to import: a mistake in the flags is told before.
         from pipeline.engine.training import run_training

@@ -31,7 +31,7 @@ from pipeline.engine.dataset import (
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import InputError, StorageError
-from pipeline.storage import Store, list_shards
+from pipeline.storage import ReadOptions, Store, list_shards
 from pipeline.training.config import TrainConfig
 from pipeline.training.settled import Origin
 
@@ -111,9 +111,12 @@ def plan_crops(config: TrainConfig) -> CropPlan:
         min_face_px=config.min_face,
         output_size=model.input_size,
     )
+    options = ReadOptions(sniff=config.sniff)
     works = [
-        ShardWork(shard, config.part_size, take=config.limit)
-        for shard in list_shards(config.input, files_per_shard=config.files_per_shard)
+        ShardWork(shard, config.part_size, take=config.limit, options=options)
+        for shard in list_shards(
+            config.input, files_per_shard=config.files_per_shard, options=options
+        )
     ]
     asked = {
         "alignment": asdict(alignment),

@@ -10,15 +10,17 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from pipeline.config import JobConfig
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import Recipe, make_recipe
 from pipeline.storage import (
+    LeftOut,
     Shard,
     Store,
-    check_beside,
+    check_apart,
     check_columns,
     count_samples,
     list_shards,
@@ -50,6 +52,12 @@ class Found:
     done_parts: int = 0  # of shards that are done, and those that the others have
     complete: bool = False  # whether all is listed that is to be in the table
     limited: bool = False  # whether the input may have more, which `--limit` leaves out
+    left_out: LeftOut = field(default_factory=LeftOut)  # what the listing passed over
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, at one time: the listing goes on in another thread."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return found | {"left_out": self.left_out.ordered()}
 
 
 class Works:
@@ -182,9 +190,15 @@ def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
     Raises a `RequestError` for whatever is wrong with the request. Writes `_table.json` if the
     table is new, and nothing with `dry_run`. The input is listed as `Plan.works` is used.
     """
-    check_beside(config.input, config.output)
+    check_apart(config.input, config.output)
     recipe = make_recipe(config)
-    shards = list_shards(config.input, files_per_shard=config.files_per_shard)
+    found = Found()
+    shards = list_shards(
+        config.input,
+        files_per_shard=config.files_per_shard,
+        options=config.read_options,
+        left_out=found.left_out,
+    )
     # An input that is not there, or not of images, is refused before the table is made.
     first = next(shards)
     check_columns(first)
@@ -198,7 +212,7 @@ def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
         )
     else:
         writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
-    plan = Plan(recipe, writer)
+    plan = Plan(recipe, writer, found=found)
     plan.works = Works(_compare(plan, shards, config))
     return plan
 

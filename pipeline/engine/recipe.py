@@ -279,7 +279,9 @@ def _check_layout(init: str, made: Mapping[str, Any], ours: Mapping[str, Any]) -
 
     An imported table names no input: its shards are compared one by one.
     """
-    for name in ("input", "files_per_shard"):
+    earlier = {"sniff": False} if "input" in made else {}
+    made = {**earlier, **made}
+    for name in ("input", "files_per_shard", "sniff"):
         if name in made and made[name] != ours[name]:
             raise ConfigError(
                 f"the table '{init}' was made with {name} '{made[name]}', and this run has "

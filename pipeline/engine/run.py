@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from types import FrameType
 
@@ -129,6 +128,7 @@ def run_job(
         check_address()
         check_output(config.output)
         plan = make_plan(config)
+        outcome.listed = plan.found.left_out
         log.model(plan.recipe.treatment)
         record = RunRecord(config, plan, outcome, started)
         try:
@@ -160,7 +160,7 @@ def _finish(
         to_do = bool(plan.works)
         for watch in watches:
             watch.planned()
-        log.event("planned", **asdict(plan.found))
+        log.event("planned", **plan.found.to_dict())
         if to_do:
             _execute(config, plan, outcome, stages, watches)
         whole = plan.found.complete and not plan.found.limited
@@ -170,13 +170,15 @@ def _finish(
     finally:
         plan.strays.stop()
     if outcome.exit_code == 0:
+        if not outcome.tally.samples + plan.found.done_samples:
+            outcome.warn(f"no image was found in '{config.input}'")
         _describe(config.output, outcome, changed=bool(outcome.tally.shards or removed))
 
 
 def _describe(uri: str, outcome: Outcome, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
-    table = open_table(uri)
-    if changed or not is_card_current(table):
+    table, listed = open_table(uri), outcome.listed
+    if changed or not is_card_current(table, listed):
         totals = Totals.of(table.store)
         outcome.means = totals.figures.means()
-        write_card(table, totals)
+        write_card(table, totals, listed)

@@ -1,6 +1,7 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
 from pipeline.storage.counts import count_samples
+from pipeline.storage.inputs import check_apart
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.options import ReadOptions
@@ -30,6 +31,7 @@ __all__ = [
     "Shard",
     "Store",
     "canonical_uri",
+    "check_apart",
     "check_beside",
     "check_columns",
     "check_output",

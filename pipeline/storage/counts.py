@@ -12,7 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
+from pipeline.storage.formats import readable_name
+from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import file_entry
+from pipeline.storage.options import ReadOptions
 from pipeline.storage.samples import read_samples
 from pipeline.storage.shards import Shard
 from pipeline.storage.strict_tar import DAMAGE, BoundedSource, StrictTarInfo
@@ -20,17 +23,26 @@ from pipeline.storage.tars import is_sample
 from pipeline.storage.uris import filesystem, is_local, storage_errors
 
 
-def count_samples(shard: Shard, at_most: int | None = None) -> int:
+def count_samples(
+    shard: Shard,
+    at_most: int | None = None,
+    options: ReadOptions | None = None,
+    left_out: LeftOut | None = None,
+) -> int:
     """Number of samples in `shard`, or `at_most`; of one that is damaged those before the damage.
 
     A slice of a folder is counted by its listing, Parquet by its footer, and a tar on a disk by its
-    headers; others are read. Raises `StorageError` where the storage does not answer.
+    headers; others are read. What is passed over on the way is counted in `left_out`. Raises
+    `StorageError` where the storage does not answer.
     """
-    if shard.kind == "folder":
+    if shard.is_slice:
         return len(shard.names[:at_most])
     count = 0
     try:
-        for _ in itertools.islice(_counted(shard), at_most):
+        for _ in itertools.islice(
+            _counted(shard, options or ReadOptions(), LeftOut() if left_out is None else left_out),
+            at_most,
+        ):
             count += 1
     except StorageError:
         try:
@@ -41,13 +53,13 @@ def count_samples(shard: Shard, at_most: int | None = None) -> int:
     return count
 
 
-def _counted(shard: Shard) -> Iterator[Any]:
+def _counted(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Any]:
     """As many things as `shard` has samples."""
     if shard.kind == "parquet":
         return iter(range(_rows(shard)))
     if is_local(shard.uri) and not _is_packed(shard):
-        return _members(shard)
-    return read_samples(shard)
+        return _members(shard, left_out)
+    return read_samples(shard, None, options, left_out)
 
 
 def _rows(shard: Shard) -> int:
@@ -81,7 +93,7 @@ class _Seekable(BoundedSource):
         return int(self._stream.tell())
 
 
-def _members(shard: Shard) -> Iterator[tarfile.TarInfo]:
+def _members(shard: Shard, left_out: LeftOut) -> Iterator[tarfile.TarInfo]:
     """The members of a tar on a disk that are samples, as `read_tar` takes them."""
     with storage_errors(f"read '{shard.uri}'"), Path(shard.uri).open("rb") as raw:
         try:
@@ -90,6 +102,8 @@ def _members(shard: Shard) -> Iterator[tarfile.TarInfo]:
                 for member in archive:
                     if is_sample(member):
                         yield member
+                    elif not member.isdir():
+                        left_out.add_file(readable_name(member.name.removeprefix("./")))
                     cast(Any, archive).members.clear()  # `tarfile` keeps all of them
         except DAMAGE as error:
             raise StorageError(f"the shard '{shard.uri}' is damaged") from error

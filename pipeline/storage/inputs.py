@@ -15,6 +15,7 @@ from pipeline.storage.listing import Entry, file_entry, is_folder, walk
 from pipeline.storage.local_files import present_state
 from pipeline.storage.lookups import Place, looked_up
 from pipeline.storage.objects import UNREADABLE
+from pipeline.storage.outputs import check_beside
 from pipeline.storage.patterns import (
     Glob,
     count_braces,
@@ -322,7 +323,24 @@ def _is_absolute(name: str) -> bool:
     return name.startswith("/") or "://" in name
 
 
-def folders_of(given: str) -> Iterator[tuple[str, Glob | None]]:
+def check_apart(given: str, output: str) -> None:
+    """Raise `InputError` for an output where the input's listing would come upon its files."""
+    check_beside(given, output)
+    inner = canonical_uri(output)
+    ways = {inner, os.path.realpath(inner)} if is_local(inner) else {inner}
+    for folder, glob in _folders_of(given):
+        if glob is None:
+            check_beside(folder, output)
+            continue
+        below = [way[len(folder) + 1 :] for way in ways if way.startswith(f"{folder}/")]
+        if any(glob.may_hold(name) for name in below):
+            raise InputError(
+                f"the output '{inner}' lies where the input '{given}' looks for images, and would "
+                "be read as one: choose an output beside it"
+            )
+
+
+def _folders_of(given: str) -> Iterator[tuple[str, Glob | None]]:
     """The folders that an input's listing looks into, and the pattern of what it takes there.
 
     Those of a list are guessed by the names, as nothing is looked up but the list itself.

@@ -50,11 +50,13 @@ def recognised(
     *,
     sniffing: bool,
     alone: bool = False,
+    imageless: list[str],
 ) -> Iterator[tuple[Entry, Found]]:
     """The images and shards among `entries`, in their order; the others are counted.
 
     Of Parquet files the footer is read, as one without images (`metadata.parquet`) is no shard,
-    unless it is `alone`, all that the input is: then its reader tells what is wrong. With
+    unless it is `alone`, all that the input is: then its reader tells what is wrong. The first such
+    is noted in `imageless`. With
     `sniffing`, names without a known extension (`may_be_image`) are told by their first bytes.
     Looks into files on a disk come as they are needed, others some dozens at a time. What cannot
     be read is an image, so that it becomes a reject, unless its name says that it is none.
@@ -73,6 +75,8 @@ def recognised(
                     yield entry, found
                 else:
                     left_out.add_file(readable_name(entry.name))
+                    if shard_kind(entry.name) and not imageless:
+                        imageless.append(uri_of(entry.name))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

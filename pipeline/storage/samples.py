@@ -38,7 +38,7 @@ def read_samples(
     whole and of one state or it fails, and nothing is dropped in silence.
     Raises `InputError` if a Parquet file has no column that can be told to be the images.
     """
-    if shard.kind in ("folder", "list"):
+    if shard.is_slice:
         yield from read_folder(shard, keys)
     else:
         reader = _ARCHIVES[shard.kind]
@@ -55,7 +55,7 @@ def _changed(shard: Shard, *, whole: bool) -> bool:
 
     Files in a bucket the reader compares itself; of some files of a folder, the sizes alone.
     """
-    if shard.kind not in ("folder", "list"):
+    if not shard.is_slice:
         return file_entry(shard.uri).etag != shard.etag
     uris = [shard.uri_of(name) for name in shard.names]
     if not whole or not all(map(is_local, uris)):

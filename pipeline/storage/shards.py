@@ -9,7 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.errors import InputError
+from pipeline.storage.columns import image_column, schema_of
 from pipeline.storage.formats import Kind, readable_name, shard_stem
 from pipeline.storage.inputs import LOOKED_FOR, NO_LISTING, Source, open_input, uri_in
 from pipeline.storage.left_out import LeftOut
@@ -49,6 +52,11 @@ class Shard:
     def source(self) -> str:
         """`uri` as the table has it: bytes that are not UTF-8 are written as `\\xNN`."""
         return readable_name(self.uri)
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether the shard is a run of files of a folder or list, and no file itself."""
+        return self.kind in ("folder", "list")
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -110,13 +118,17 @@ def list_shards(
     counted = LeftOut() if left_out is None else left_out
     source = open_input(root, counted)
     seen: set[str] = set()
-    for shard in _shards_of(source, files_per_shard, options or ReadOptions(), counted):
+    imageless: list[str] = []
+    found = _shards_of(source, files_per_shard, options or ReadOptions(), counted, imageless)
+    for shard in found:
         if shard.shard_id in seen:
             raise InputError(f"two shards of '{root}' have the id '{shard.shard_id}'; rename one")
         refuse_secrets(f"a shard's name in '{root}'", shard.uri, shard.shard_id, secrets=secrets)
         seen.add(shard.shard_id)
         yield shard
     if not seen:
+        for uri in imageless:  # says which columns there are
+            image_column(schema_of(uri) or pa.schema([]), uri)
         there = f" ({counted.summary()})" if counted else ""
         hint = NO_LISTING if is_web(root) else LOOKED_FOR
         raise InputError(f"the input '{root}' holds nothing to read{there}; {hint}")
@@ -138,7 +150,11 @@ def shard_id_of(relative_path: str) -> str:
 
 
 def _shards_of(
-    source: Source, length: int, options: ReadOptions, left_out: LeftOut
+    source: Source,
+    length: int,
+    options: ReadOptions,
+    left_out: LeftOut,
+    imageless: list[str],
 ) -> Iterator[Shard]:
     images: list[Entry] = []
     slices = 0
@@ -148,6 +164,7 @@ def _shards_of(
         left_out,
         sniffing=options.sniff,
         alone=source.alone,
+        imageless=imageless,
     )
     for entry, kind in found:
         if kind == "image":
