@@ -17,6 +17,7 @@ from pipeline.storage.samples import read_samples
 from pipeline.storage.shards import Shard
 from pipeline.storage.strict_tar import DAMAGE, BoundedSource, StrictTarInfo
 from pipeline.storage.tars import is_sample
+from pipeline.storage.unpacking import SIGNATURE_BYTES, packing_of
 from pipeline.storage.uris import filesystem, is_local, storage_errors
 
 
@@ -61,7 +62,7 @@ def _rows(shard: Shard) -> int:
 
 def _is_packed(shard: Shard) -> bool:
     with storage_errors(f"read '{shard.uri}'"), Path(shard.uri).open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
+        return packing_of(file.read(SIGNATURE_BYTES)) is not None
 
 
 class _Seekable(BoundedSource):

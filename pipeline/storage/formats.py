@@ -14,12 +14,11 @@ IMAGE_SUFFIXES = (
     *(".tga", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".exr", ".hdr", ".dng", ".cr2", ".nef"),
     *(".arw", ".raw"),
 )
-_SHARD_SUFFIXES: dict[str, Kind] = {
-    ".tar": "tar",
-    ".tar.gz": "tar",
-    ".tgz": "tar",
-    ".parquet": "parquet",
-}
+_TAR_SUFFIXES = (
+    *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz"),
+    *(".tar.xz", ".txz", ".tar.zst", ".tzst"),
+)
+_SHARD_SUFFIXES: dict[str, Kind] = {**dict.fromkeys(_TAR_SUFFIXES, "tar"), ".parquet": "parquet"}
 
 
 def is_image(name: str) -> bool:

@@ -21,7 +21,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9._-]+\.tar")
 _SLICE = re.compile(r"files-(\d{5,15})", re.ASCII)
 _RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|[._].*)")
 _LOOKED_FOR = (
-    "looked for .tar, .tar.gz, .tgz and .parquet shards, and for image files, at any depth"
+    "looked for .tar (also packed: .gz, .bz2, .xz, .zst) and .parquet shards, and for image files, "
+    "at any depth"
 )
 
 
