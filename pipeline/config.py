@@ -19,7 +19,7 @@ from pipeline.choices import (
 )
 from pipeline.errors import printable
 from pipeline.settings import fill
-from pipeline.storage import FILES_PER_SHARD, canonical_uri
+from pipeline.storage import FILES_PER_SHARD, ReadOptions, canonical_uri
 
 OPTIMISING = ("optimize", "hybrid")
 STEPS, AUTO_STEPS_AT_MOST, ITERATIONS = 5, 10, 300
@@ -115,6 +115,9 @@ class JobConfig(BaseModel):
         FILES_PER_SHARD, ge=1, description="files of a folder that make one shard"
     )
     limit: int | None = Field(None, ge=1, description="only the first N samples, chosen or not")
+    sniff: bool = Field(
+        True, description="files without a known extension: images by their first bytes are read"
+    )
 
     part_size: int = Field(256, ge=1, le=100_000, description="samples a part")
     device: Device = Field("auto", description="where faces are inverted")
@@ -156,7 +159,13 @@ class JobConfig(BaseModel):
             "input": printable(canonical_uri(self.input)),
             "files_per_shard": self.files_per_shard,
             "limit": self.limit,
+            "sniff": self.sniff,
         }
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How the input is listed and its shards are read."""
+        return ReadOptions(sniff=self.sniff)
 
 
 def _misfits(config: JobConfig) -> Iterator[str]:

@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.engine.rows import Row
 from pipeline.errors import PipelineError, TableError
-from pipeline.storage import Shard
+from pipeline.storage import LeftOut, Shard
 from pipeline.table import INDEXED_AT_ONCE, PartSummary, ShardEntry
 
 STAGES = ("read", "align", "invert", "write")
@@ -49,6 +49,7 @@ class _ShardInProgress:
     parts: dict[int, PartSummary]
     total: int | None = None
     samples: int = 0  # that its reader saw, once `total` is known
+    left_out: LeftOut = field(default_factory=LeftOut)  # by its reader, once `total` is known
     bytes: int = 0  # that were counted for it in this run
     failed: bool = False
 
@@ -93,6 +94,7 @@ class Committer:
         if row["kind"] == "end":
             # Its number is that of no part, unless parts of another limit were left.
             shard.total, shard.samples = part, int(row["samples"])
+            shard.left_out = LeftOut.from_text(row["left_out"])
         elif part in shard.parts:
             return
         else:
@@ -144,11 +146,12 @@ class Committer:
         del self.open[shard_id]
         whole = self.plan.states[shard_id].shard
         self.plan.close(shard_id)
-        commit = self._pool.submit(self._commit, whole, list(shard.parts.values()))
+        commit = self._pool.submit(self._commit, whole, shard)
         self._commits.append((whole, shard.bytes, commit))
 
-    def _commit(self, shard: Shard, parts: list[PartSummary]) -> ShardEntry:
-        return self.plan.writer.entry(self.plan.writer.commit_shard(shard, parts))
+    def _commit(self, shard: Shard, done: _ShardInProgress) -> ShardEntry:
+        writer = self.plan.writer
+        return writer.entry(writer.commit_shard(shard, [*done.parts.values()], done.left_out))
 
     def _settle(self, waiting: int) -> None:
         """Take note of commits that are through, and wait till at most `waiting` are not."""

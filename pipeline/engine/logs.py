@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.engine.commit import STAGES, Watch
 from pipeline.engine.rows import Row
-from pipeline.storage import without_secrets
+from pipeline.storage import LeftOut, without_secrets
 from pipeline.table import ShardEntry
 
 
@@ -65,6 +65,7 @@ class EventLog(Watch):
             samples=entry.samples,
             faces=entry.faces,
             rejects=entry.rejects,
+            left_out=LeftOut.from_text(entry.left_out),
         )
 
     def failed(self, shard_id: str, error: str) -> None:

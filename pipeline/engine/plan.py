@@ -230,5 +230,6 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
             take=take,
             init=config.init,
             where=config.where,
+            options=config.read_options,
         )
     found.complete = True

@@ -37,6 +37,7 @@ def blank_row(kind: str, shard_id: str, part: int) -> Row:
         "summary": "",  # JSON of the written part
         "latents_etag": "",  # of its files; empty if the storage did not say
         "rejects_etag": "",
+        "left_out": "",  # JSON of `LeftOut`: what a shard's reader passed over
         "error": "",
         "payload": b"",  # Arrow IPC: samples, then faces, then latents
         "start": b"",  # Arrow IPC: codes that the part's faces start from

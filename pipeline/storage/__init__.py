@@ -1,7 +1,9 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
 from pipeline.storage.counts import count_samples
+from pipeline.storage.left_out import LeftOut
 from pipeline.storage.objects import ObjectInfo
+from pipeline.storage.options import ReadOptions
 from pipeline.storage.outputs import check_beside, check_output
 from pipeline.storage.parquets import check_columns
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
@@ -21,7 +23,9 @@ from pipeline.storage.uris import canonical_uri, is_local, one_line, without_sec
 __all__ = [
     "FILES_PER_SHARD",
     "MAX_SAMPLE_BYTES",
+    "LeftOut",
     "ObjectInfo",
+    "ReadOptions",
     "Sample",
     "Shard",
     "Store",

@@ -20,6 +20,7 @@ DESCRIPTION_NAME = "_table.json"
 # setting with this value is left out of `_table.json` and of the fingerprint, so that a table made
 # before the setting existed is continued by asking for this value.
 EARLIER_VALUES: Mapping[str, Any] = {
+    "layout.sniff": False,
     "settings.precision": "float32",
 }
 
@@ -31,6 +32,7 @@ FLAGS: Mapping[str, str] = {
     "columns.w_plus_dtype": "--latent-dtype",
     "layout.files_per_shard": "--files-per-shard",
     "layout.limit": "--limit",
+    "layout.sniff": "--sniff",
     "settings.alignment.faces": "--faces",
     "settings.alignment.fit": "--fit",
     "settings.alignment.max_pixels": "--max-pixels",
