@@ -1,9 +1,11 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
 from pipeline.storage.counts import count_samples
+from pipeline.storage.kept import arrow_type, kept_array
+from pipeline.storage.kept_types import kept_types
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.objects import ObjectInfo
-from pipeline.storage.options import ReadOptions
+from pipeline.storage.options import ALL_IMAGES, ONE_IMAGE, ReadOptions
 from pipeline.storage.outputs import check_beside, check_output
 from pipeline.storage.parquets import check_columns
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
@@ -21,20 +23,25 @@ from pipeline.storage.store import Store
 from pipeline.storage.uris import canonical_uri, is_local, one_line, without_secrets
 
 __all__ = [
+    "ALL_IMAGES",
     "FILES_PER_SHARD",
     "MAX_SAMPLE_BYTES",
+    "ONE_IMAGE",
     "LeftOut",
     "ObjectInfo",
     "ReadOptions",
     "Sample",
     "Shard",
     "Store",
+    "arrow_type",
     "canonical_uri",
     "check_beside",
     "check_columns",
     "check_output",
     "count_samples",
     "is_local",
+    "kept_array",
+    "kept_types",
     "list_shards",
     "one_line",
     "read_samples",

@@ -71,7 +71,7 @@ def _groups(shard: Shard, keys: Container[str] | None) -> Iterator[list[_File]]:
 def _contents(shard: Shard, names: list[str]) -> dict[str, tuple[bytes, str]]:
     """Contents by name, with the etag that they are of; empty where the store does not say."""
     fs, root = filesystem(shard.uri)
-    found = _fetched(fs, root, names)
+    found = fetched(fs, root, names)
     contents = {}
     for name in names:
         with storage_errors(f"read '{join(shard.uri, readable_name(name))}'"):
@@ -83,7 +83,7 @@ def _contents(shard: Shard, names: list[str]) -> dict[str, tuple[bytes, str]]:
     return contents
 
 
-def _fetched(fs: Any, root: str, names: list[str]) -> Iterator[Fetched | BaseException]:
+def fetched(fs: Any, root: str, names: list[str]) -> Iterator[Fetched | BaseException]:
     """Contents, or why there is none, in the order of `names`; each is the name of one file.
 
     Not `fs.cat` of a list, which takes names with `*`, `?` or `[` for patterns.

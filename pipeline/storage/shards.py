@@ -1,4 +1,4 @@
-"""The shards of an input: `.tar` and `.parquet` files, and slices of a folder of images."""
+"""The shards of an input: `.tar`, `.zip` and `.parquet` files, and slices of a folder of images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9._-]+\.tar")
 _SLICE = re.compile(r"files-(\d{5,15})", re.ASCII)
 _RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|[._].*)")
 _LOOKED_FOR = (
-    "looked for .tar (also packed: .gz, .bz2, .xz, .zst) and .parquet shards, and for image files, "
+    "looked for .tar, .tar.gz (.bz2, .xz, .zst), .zip and .parquet shards, and for image files, "
     "at any depth"
 )
 

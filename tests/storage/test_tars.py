@@ -12,7 +12,8 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import StorageError
-from pipeline.storage import read_samples, unpacking
+from pipeline.storage import read_samples, tars, unpacking
+from pipeline.storage.members import Member
 from tests.storage.archives import (
     PACKINGS,
     only_shard,
@@ -122,7 +123,7 @@ def test_paths_out_of_an_archive_stay_words(tmp_path: Path) -> None:
 def test_a_member_that_is_too_large_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.tars.MAX_SAMPLE_BYTES", 1000)
+    monkeypatch.setattr("pipeline.storage.members.MAX_SAMPLE_BYTES", 1000)
     path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1" * 1001), ("1.jpg", b"1" * 1000)])
     large, fits = samples_of(path)
     assert (large.key, large.content, large.reject) == ("0", b"", "too_large")
@@ -277,3 +278,20 @@ def test_what_unpacks_without_end_is_left(
     path = write_packed_tar(tmp_path / "s.tar.gz", [("0.txt", b"\0" * (8 << 20))], packing)
     with pytest.raises(StorageError, match="unpacks to over 200 times its size"):
         samples_of(path)
+
+
+def test_members_that_were_read_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million members `tarfile` would hold a gigabyte."""
+    most = 0
+
+    def counted(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
+        nonlocal most
+        most = max(most, len(archive.members))  # type: ignore[attr-defined]
+        return member_of(archive, info)
+
+    member_of = tars.member_of
+    monkeypatch.setattr(tars, "member_of", counted)
+    assert keys(write_tar(tmp_path / "s.tar", MEMBERS)) == KEYS
+    assert most == 1
