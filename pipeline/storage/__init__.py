@@ -2,9 +2,11 @@
 
 from pipeline.storage.counts import count_samples
 from pipeline.storage.inputs import check_apart
+from pipeline.storage.kept import arrow_type, kept_array
+from pipeline.storage.kept_types import kept_types
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.objects import ObjectInfo
-from pipeline.storage.options import ReadOptions
+from pipeline.storage.options import ALL_IMAGES, ONE_IMAGE, ReadOptions
 from pipeline.storage.outputs import check_beside, check_output
 from pipeline.storage.parquets import check_columns
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
@@ -22,14 +24,17 @@ from pipeline.storage.store import Store
 from pipeline.storage.uris import canonical_uri, is_local, one_line, without_secrets
 
 __all__ = [
+    "ALL_IMAGES",
     "FILES_PER_SHARD",
     "MAX_SAMPLE_BYTES",
+    "ONE_IMAGE",
     "LeftOut",
     "ObjectInfo",
     "ReadOptions",
     "Sample",
     "Shard",
     "Store",
+    "arrow_type",
     "canonical_uri",
     "check_apart",
     "check_beside",
@@ -37,6 +42,8 @@ __all__ = [
     "check_output",
     "count_samples",
     "is_local",
+    "kept_array",
+    "kept_types",
     "list_shards",
     "one_line",
     "read_samples",

@@ -85,9 +85,9 @@ def _groups(shard: Shard, keys: Container[str] | None) -> Iterator[list[_File]]:
 def _contents(shard: Shard, names: Sequence[str]) -> dict[str, _Content]:
     """Contents by name, with the etag that they are of; empty where the store does not say."""
     contents = {}
-    for root, paths in _by_root(shard, names).items():
+    for root, paths in by_root(shard, names).items():
         fs, place = filesystem(root)
-        found = _fetched(fs, place, [*paths])
+        found = fetched(fs, place, [*paths])
         for path, name in paths.items():
             with storage_errors(f"read '{readable_name(shard.uri_of(name))}'"):
                 one = next(found)
@@ -103,7 +103,7 @@ def _contents(shard: Shard, names: Sequence[str]) -> dict[str, _Content]:
     return contents
 
 
-def _by_root(shard: Shard, names: Sequence[str]) -> dict[str, dict[str, str]]:
+def by_root(shard: Shard, names: Sequence[str]) -> dict[str, dict[str, str]]:
     """The files' paths below the folder, the disk, or their buckets and hosts; with their names."""
     if shard.kind == "folder":
         return {shard.uri: {name: name for name in names}}
@@ -131,7 +131,7 @@ def _why_unreadable(fs: Any, path: str, error: BaseException, kind: str) -> str:
     return "nothing is there" if kind == "list" and isinstance(error, FileNotFoundError) else ""
 
 
-def _fetched(fs: Any, root: str, names: list[str]) -> Iterator[Fetched | BaseException]:
+def fetched(fs: Any, root: str, names: list[str]) -> Iterator[Fetched | BaseException]:
     """Contents, or why there is none, in the order of `names`; each is the name of one file.
 
     Not `fs.cat` of a list, which takes names with `*`, `?` or `[` for patterns.

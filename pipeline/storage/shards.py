@@ -1,4 +1,4 @@
-"""The shards of an input: `.tar` and `.parquet` files, and slices of a folder of images."""
+"""The shards of an input: `.tar`, `.zip` and `.parquet` files, and slices of a folder of images."""
 
 from __future__ import annotations
 
@@ -118,8 +118,9 @@ def list_shards(
     counted = LeftOut() if left_out is None else left_out
     source = open_input(root, counted)
     seen: set[str] = set()
+    options = options or ReadOptions()
     imageless: list[str] = []
-    found = _shards_of(source, files_per_shard, options or ReadOptions(), counted, imageless)
+    found = _shards_of(source, files_per_shard, options, counted, imageless)
     for shard in found:
         if shard.shard_id in seen:
             raise InputError(f"two shards of '{root}' have the id '{shard.shard_id}'; rename one")
@@ -128,7 +129,7 @@ def list_shards(
         yield shard
     if not seen:
         for uri in imageless:  # says which columns there are
-            image_column(schema_of(uri) or pa.schema([]), uri)
+            image_column(schema_of(uri) or pa.schema([]), uri, options.image_column)
         there = f" ({counted.summary()})" if counted else ""
         hint = NO_LISTING if is_web(root) else LOOKED_FOR
         raise InputError(f"the input '{root}' holds nothing to read{there}; {hint}")
