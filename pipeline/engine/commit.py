@@ -203,6 +203,7 @@ class Committer:
         tally.samples += int(row["samples"])
         tally.faces += int(row["faces"])
         tally.bytes += int(row["bytes"])
+        tally.icc_ignored += int(row["icc_ignored"])
         tally.identity_missed += int(row["identity_missed"])
         tally.reasons.update(json.loads(row["reasons"]))
         tally.inversion_seconds += row["inversion_seconds"]

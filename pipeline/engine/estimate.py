@@ -21,8 +21,9 @@ from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.errors import StorageError
 from pipeline.images import Rejection
-from pipeline.storage import LeftOut, Sample, check_output, count_samples
+from pipeline.storage import LeftOut, Sample, ShardListing, count_samples
 from pipeline.table import ShardStarts, open_start
+from pipeline.table.statements import condition
 
 TIMED_SAMPLES = 8
 COUNTED_SHARDS = 4
@@ -37,8 +38,9 @@ def _count(config: JobConfig, works: list[ShardWork], left_out: LeftOut) -> tupl
     What those that are read hold besides is counted in `left_out`.
     """
     if config.init and config.where:
+        chosen_rows = condition(config.where, one_row=True)
         query = (
-            f"SELECT shard, count(DISTINCT key) AS n FROM latents WHERE ({config.where}) GROUP BY 1"
+            f"SELECT shard, count(DISTINCT key) AS n FROM latents WHERE {chosen_rows} GROUP BY 1"
         )
         chosen = open_start(config.init).arrow(query)
         of = dict(zip(chosen["shard"].to_pylist(), chosen["n"].to_pylist(), strict=True))
@@ -94,14 +96,15 @@ def _faces(aligner: Aligner, sample: Sample) -> list[dict[str, Any]]:
     return [face_row(sample.key, sample.uri, "", face) for face in found]
 
 
-def estimate_job(config: JobConfig) -> dict[str, Any]:
+def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> dict[str, Any]:
     """What `run_job(config)` would do; reads a little, writes nothing.
+
+    `shards` is the listing of the input where `check_request` has begun it.
 
     Raises a `RequestError` where `run_job` would. Times are of this machine, all cores busy;
     `estimated_seconds` has the `start_seconds` of Ray in it where there is anything to do.
     """
-    check_output(config.output)
-    plan = make_plan(config, dry_run=True)
+    plan = make_plan(config, dry_run=True, shards=shards)
     works = list(plan.works)
     left_out = LeftOut(plan.found.left_out)
     counts, exact = _count(config, works, left_out)

@@ -69,6 +69,7 @@ class Outcome:
             "rejects_by_reason": dict(sorted(tally.reasons.items())),
             "left_out": self.left_out.ordered(),
             "empty_shards": tally.empty_shards,
+            "icc_ignored": tally.icc_ignored,
             "identity_missed": tally.identity_missed,
             "parts": tally.parts,
             "skipped_parts": self.skipped_parts,

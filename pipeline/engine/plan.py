@@ -14,16 +14,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pipeline.config import JobConfig
+from pipeline.engine.preflight import check_request
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import Recipe, make_recipe
 from pipeline.storage import (
     LeftOut,
     Shard,
+    ShardListing,
     Store,
-    check_apart,
-    check_columns,
     count_samples,
-    list_shards,
 )
 from pipeline.table import (
     DESCRIPTION_NAME,
@@ -184,25 +183,18 @@ def _without_cut_parts(state: ShardState, taken: int, part_size: int) -> ShardSt
     return state.without(dropped) if dropped else state
 
 
-def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
+def make_plan(
+    config: JobConfig, *, dry_run: bool = False, shards: ShardListing | None = None
+) -> Plan:
     """Open the table and get ready to compare the input with it.
 
     Raises a `RequestError` for whatever is wrong with the request. Writes `_table.json` if the
-    table is new, and nothing with `dry_run`. The input is listed as `Plan.works` is used.
+    table is new, and nothing with `dry_run`. The input is listed as `Plan.works` is used; `shards`
+    is its listing where `check_request` has begun it.
     """
-    check_apart(config.input, config.output)
-    recipe = make_recipe(config)
-    found = Found()
-    shards = list_shards(
-        config.input,
-        files_per_shard=config.files_per_shard,
-        options=config.read_options,
-        left_out=found.left_out,
-    )
     # An input that is not there, or not of images, is refused before the table is made.
-    first = next(shards)
-    check_columns(first)
-    shards = itertools.chain([first], shards)
+    shards = check_request(config) if shards is None else shards
+    recipe = make_recipe(config)
     if dry_run:
         store = Store(config.output)
         if store.exists(DESCRIPTION_NAME):
@@ -212,7 +204,7 @@ def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
         )
     else:
         writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
-    plan = Plan(recipe, writer, found=found)
+    plan = Plan(recipe, writer, found=Found(left_out=shards.left_out))
     plan.works = Works(_compare(plan, shards, config))
     return plan
 

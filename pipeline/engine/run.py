@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from types import FrameType
 
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import check_address, gist, in_cluster, running_ray
+from pipeline.engine.address import in_cluster
+from pipeline.engine.cluster import gist, running_ray
 from pipeline.engine.commit import Committer, Watch
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.logs import EventLog
@@ -22,7 +23,7 @@ from pipeline.engine.record import RunRecord, versions
 from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
-from pipeline.storage import check_output
+from pipeline.storage import ShardListing
 from pipeline.table import Totals, is_card_current, open_table, write_card
 
 
@@ -111,9 +112,15 @@ def _execute(
 
 
 def run_job(
-    config: JobConfig, stages: Stages | None = None, watches: tuple[Watch, ...] = ()
+    config: JobConfig,
+    stages: Stages | None = None,
+    watches: tuple[Watch, ...] = (),
+    *,
+    shards: ShardListing | None = None,
 ) -> Outcome:
     """Plan, run and account for one job; `watches` hear of every part and shard.
+
+    `shards` is the listing of the input where `check_request` has begun it.
 
     Raises a `RequestError` for a request that is wrong: before any work, or, where it shows in the
     listing of an input of many thousand shards, when those before are done. What fails later is in
@@ -125,9 +132,7 @@ def run_job(
     log = EventLog(config.log_format == "json")
     with _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
-        check_address()
-        check_output(config.output)
-        plan = make_plan(config)
+        plan = make_plan(config, shards=shards)
         outcome.listed = plan.found.left_out
         log.model(plan.recipe.treatment)
         record = RunRecord(config, plan, outcome, started)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import InputError
+from pipeline.redaction import known_secrets
 from pipeline.storage.columns import image_column, schema_of
 from pipeline.storage.formats import Kind, readable_name, shard_stem
 from pipeline.storage.inputs import LOOKED_FOR, NO_LISTING, Source, open_input, uri_in
@@ -20,7 +22,7 @@ from pipeline.storage.listing import Entry
 from pipeline.storage.options import ReadOptions
 from pipeline.storage.recognition import recognised
 from pipeline.storage.sample import UniqueKeys
-from pipeline.storage.uris import canonical_uri, is_web, known_secrets, refuse_secrets
+from pipeline.storage.uris import canonical_uri, is_web, refuse_secrets
 
 FILES_PER_SHARD = 1024  # images of a folder that make one shard, unless told otherwise
 _PLAIN = re.compile(r"[A-Za-z0-9._-]+\.tar")
@@ -95,13 +97,28 @@ def slice_number(shard_id: str) -> int | None:
     return int(match[1]) if match and slice_id(int(match[1])) == shard_id else None
 
 
+class ShardListing(Iterator[Shard]):
+    """The shards of an input, and in `left_out` what was passed over on the way to them so far."""
+
+    def __init__(self, shards: Iterator[Shard], left_out: LeftOut) -> None:
+        self._shards, self.left_out = shards, left_out
+
+    def __next__(self) -> Shard:
+        return next(self._shards)
+
+    def first(self) -> Shard:
+        """The next shard, which stays the next one. Raises as `list_shards` says."""
+        shard = next(self._shards)
+        self._shards = itertools.chain([shard], self._shards)
+        return shard
+
+
 def list_shards(
     input_uri: str,
     *,
     files_per_shard: int = FILES_PER_SHARD,
     options: ReadOptions | None = None,
-    left_out: LeftOut | None = None,
-) -> Iterator[Shard]:
+) -> ShardListing:
     """The shards of `input_uri`, in the order of their paths, as the listing goes.
 
     The input is one shard file, one image, a folder with shards or images or both at any depth, a
@@ -109,18 +126,25 @@ def list_shards(
     `files_per_shard`, of a folder in the order of their relative paths; adding a file changes the
     slices after it. What is neither, by its name or its first bytes (`recognised`), is counted in
     `left_out`, complete at the end, and so are hidden files and img2dataset's own metadata.
+
     Raises `InputError` if the input does not exist or holds nothing of these, on the first
     `next()`, and if its URI or a shard's contains a credential (`refuse_secrets`).
     """
+    left_out = LeftOut()
+    shards = _listed(input_uri, files_per_shard, options or ReadOptions(), left_out)
+    return ShardListing(shards, left_out)
+
+
+def _listed(
+    input_uri: str, files_per_shard: int, options: ReadOptions, left_out: LeftOut
+) -> Iterator[Shard]:
     root = canonical_uri(input_uri)
     secrets = known_secrets()
     refuse_secrets("the input's URI", root, secrets=secrets)
-    counted = LeftOut() if left_out is None else left_out
-    source = open_input(root, counted)
+    source = open_input(root, left_out)
     seen: set[str] = set()
-    options = options or ReadOptions()
     imageless: list[str] = []
-    found = _shards_of(source, files_per_shard, options, counted, imageless)
+    found = _shards_of(source, files_per_shard, options, left_out, imageless)
     for shard in found:
         if shard.shard_id in seen:
             raise InputError(f"two shards of '{root}' have the id '{shard.shard_id}'; rename one")
@@ -130,7 +154,7 @@ def list_shards(
     if not seen:
         for uri in imageless:  # says which columns there are
             image_column(schema_of(uri) or pa.schema([]), uri, options.image_column)
-        there = f" ({counted.summary()})" if counted else ""
+        there = f" ({left_out.summary()})" if left_out else ""
         hint = NO_LISTING if is_web(root) else LOOKED_FOR
         raise InputError(f"the input '{root}' holds nothing to read{there}; {hint}")
 
