@@ -27,7 +27,10 @@ from pipeline.storage.patterns import (
 from pipeline.storage.recognition import without_metadata
 from pipeline.storage.uris import canonical_uri, filesystem, is_local, is_web, join, read_file
 
-LOOKED_FOR = "looked for .tar, .tar.gz, .tgz and .parquet shards, and for image files, at any depth"
+LOOKED_FOR = (
+    "looked for .tar, .tar.gz (.bz2, .xz, .zst), .zip and .parquet shards, and for image files, "
+    "at any depth"
+)
 NO_LISTING = (
     "a web server lists no folders: name its files in a text file, a URI a line, or by a range "
     "such as {00000..00127}.tar"
@@ -35,6 +38,7 @@ NO_LISTING = (
 _MOST_NAMES = 1_000_000  # that braces may stand for
 _MOST_GLOBS = 1000  # that braces may stand for: each is a listing of its own
 _LONGEST_KEY = 1024  # of an object in a bucket
+_SLASHES_OF_A_FILE = 3  # https://host/file
 _SHOWN = 3  # of the shards that are missing
 
 
@@ -69,6 +73,8 @@ def open_input(root: str, left_out: LeftOut) -> Source:
     What exists by that very name is no pattern. What is passed over is counted in `left_out`.
     Raises `InputError` where there is nothing, also while entries are taken.
     """
+    if is_web(root) and root.count("/") < _SLASHES_OF_A_FILE:
+        raise InputError(f"'{root}' names no file; {NO_LISTING}")
     try:
         kind = _kind_of(root)
     except StorageError as error:

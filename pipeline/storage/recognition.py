@@ -25,6 +25,7 @@ from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry
 from pipeline.storage.members import START_BYTES, is_image_start
 from pipeline.storage.objects import UNREADABLE
+from pipeline.storage.opening import read_start
 from pipeline.storage.uris import filesystem, is_local, storage_errors
 
 # Looks into files that are under way at a time, and entries that may wait for them in memory.
@@ -152,7 +153,7 @@ def read_head(uri: str) -> bytes:
         with storage_errors(f"read '{uri}'"):
             if is_bucket(fs):
                 return get_head(fs, path, START_BYTES)
-            return bytes(fs.cat_file(path, start=0, end=START_BYTES))[:START_BYTES]
+            return read_start(uri, START_BYTES)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise _GoneError from error
