@@ -42,7 +42,8 @@ def _count(config: JobConfig, works: list[ShardWork]) -> tuple[list[int], bool]:
     read = files if any(work.take for work in files) else files[:COUNTED_SHARDS]
     folders = [work for work in works if work.shard.kind == "folder"]
     exact = {
-        work.shard.shard_id: count_samples(work.shard, work.take) for work in (*folders, *read)
+        work.shard.shard_id: count_samples(work.shard, work.take, work.options)
+        for work in (*folders, *read)
     }
     weighed = sum(exact[work.shard.shard_id] for work in read)
     density = weighed / max(1, sum(work.shard.size for work in read))

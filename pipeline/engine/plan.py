@@ -10,17 +10,19 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.config import JobConfig
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import Recipe, make_recipe
 from pipeline.storage import (
+    ReadOptions,
     Shard,
     Store,
     check_beside,
     check_columns,
     count_samples,
+    kept_types,
     list_shards,
 )
 from pipeline.table import (
@@ -30,6 +32,7 @@ from pipeline.table import (
     Strays,
     TableWriter,
     check_existing,
+    check_kept,
     open_for_writing,
 )
 
@@ -110,6 +113,7 @@ class Plan:
 
     recipe: Recipe
     writer: TableWriter
+    options: ReadOptions = field(default_factory=ReadOptions)
     works: Works = field(default_factory=lambda: Works(iter(())))
     states: dict[str, ShardState] = field(default_factory=dict)  # of the works, till committed
     found: Found = field(default_factory=Found)
@@ -130,7 +134,11 @@ class Plan:
 
 
 def take_first(
-    states: Iterable[ShardState], limit: int | None, part_size: int, found: Found
+    states: Iterable[ShardState],
+    limit: int | None,
+    part_size: int,
+    found: Found,
+    options: ReadOptions | None = None,
 ) -> Iterator[tuple[ShardState, int | None]]:
     """The states that hold the first `limit` samples, with how many to take at most (None: all).
 
@@ -150,7 +158,7 @@ def take_first(
             taken = min(left, state.committed.samples)
             yield state, taken
         else:
-            taken = count_samples(state.shard, left)
+            taken = count_samples(state.shard, left, options)
             # Not `taken`: the reader has to come upon the shard's end, or upon its damage.
             yield _without_cut_parts(state, taken, part_size), left
         left -= taken
@@ -183,11 +191,14 @@ def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
     table is new, and nothing with `dry_run`. The input is listed as `Plan.works` is used.
     """
     check_beside(config.input, config.output)
-    recipe = make_recipe(config)
+    check_kept(config.kept_names)
     shards = list_shards(config.input, files_per_shard=config.files_per_shard)
     # An input that is not there, or not of images, is refused before the table is made.
     first = next(shards)
-    check_columns(first)
+    options = config.read_options
+    check_columns(first, options)
+    options = replace(options, keep_columns=kept_types(first, config.kept_names))
+    recipe = make_recipe(config, options.keep_columns)
     shards = itertools.chain([first], shards)
     if dry_run:
         store = Store(config.output)
@@ -198,7 +209,7 @@ def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
         )
     else:
         writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
-    plan = Plan(recipe, writer)
+    plan = Plan(recipe, writer, options)
     plan.works = Works(_compare(plan, shards, config))
     return plan
 
@@ -208,7 +219,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
     found = plan.found
     strays = None if plan.writer.read_only else plan.strays
     states = plan.writer.states(shards, plan.part_index, strays)
-    for state, take in take_first(states, config.limit, config.part_size, found):
+    for state, take in take_first(states, config.limit, config.part_size, found, plan.options):
         plan.strays.is_input(state.shard)
         if state.committed:
             found.done_shards += 1
@@ -230,6 +241,6 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
             take=take,
             init=config.init,
             where=config.where,
-            options=config.read_options,
+            options=plan.options,
         )
     found.complete = True
