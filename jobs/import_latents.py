@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from pipeline.alignment import AlignmentSettings
-from pipeline.choices import CodeType, Device, Fit
+from pipeline.choices import CodeType, Device, Fit, Icc
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
 from pipeline.exchange.code_files import faces_of, open_codes
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         help="images are aligned crops (default: as the model's domain asks)",
     )
     parser.add_argument("--fit", choices=get_args(Fit), help="of prealigned images")
+    parser.add_argument("--icc", choices=get_args(Icc), help="colour profiles (default apply)")
     parser.add_argument("--identity", help="identity network: dlib, none, or a weight file")
     parser.add_argument(
         "--latent-dtype", choices=get_args(CodeType), default="float16", help="of w_plus"
@@ -71,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         default=FILES_PER_SHARD,
         metavar="N",
         help="images of a folder that make one shard",
+    )
+    parser.add_argument(
+        "--sniff",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="--images without a known extension: read what are images by their first bytes",
     )
     devices = get_args(Device)
     parser.add_argument(
@@ -87,12 +94,13 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
         latent_dtype=asked.latent_dtype,
         part_size=asked.part_size,
         files_per_shard=asked.files_per_shard,
+        sniff=asked.sniff,
         images=asked.images and canonical_uri(asked.images),
     )
     device = ready_device(asked.device)
     codes, model = open_codes(asked.codes), load_model(asked.model, device)
     if not asked.images:
-        for name in ("results", "prealigned", "fit", "identity"):
+        for name in ("results", "prealigned", "fit", "icc", "identity"):
             if getattr(asked, name):
                 raise ConfigError(f"--{name} is for images, to measure by: name them with --images")
         return Importing(codes, model, settings).run(asked.output)
@@ -113,6 +121,7 @@ def _measuring(
         prealigned=treatment.prealigned,
         fit=treatment.fit,
         output_size=model.input_size,
+        icc=asked.icc or "apply",
     )
     results = Result(asked.results) if asked.results else None
     return Measuring(model, alignment, Meter(device, treatment.identity), results)

@@ -54,12 +54,14 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
     description = open_start(table).description
     made, layout = description.config, description.layout
     settings = {name: made[name] for name in KEPT if name in made}
+    settings["icc"] = made.get("icc", "ignore")  # as before there was a choice
     # An input by a relative path is where the first pass ran.
     if "input" in made and layout.get("input") != printable(canonical_uri(str(made["input"]))):
         settings["input"] = layout["input"]
     if "input" not in made:
         settings |= _of_imported(table, description)
     settings |= {name: layout[name] for name in ("files_per_shard",) if name in layout}
+    settings["sniff"] = layout.get("sniff", False)  # without it the table is of earlier times
     if layout.get("limit"):
         settings["limit"] = layout["limit"]
     settings |= {name: value for name, value in flags.items() if value is not None}
@@ -76,6 +78,7 @@ def _of_imported(table: str, description: Description) -> dict[str, Any]:
         )
     aligned = description.settings["measured"]["alignment"]
     kept = {name: aligned[name] for name in ("faces", "prealigned")}
+    kept["icc"] = aligned.get("icc", "ignore")
     fit = {"fit": aligned["fit"]} if aligned["prealigned"] else {}
     return {"input": images, "min_face": aligned["min_face_px"], **kept, **fit}
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import PipelineError, RequestError, TableError
+from pipeline.errors import AccessError, PipelineError, RequestError, TableError
 from pipeline.storage import without_secrets
 
 _ONE_VALUE = (
@@ -100,10 +100,13 @@ def exit_code_of(
     The error goes to stderr in one line. A job whose last line of stdout is a JSON object has such
     a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1; its
     other keys are those of `last_line`. One that `reads_only` prints an answer or nothing. To it,
-    and to any job of a `given_table`, a damaged table is a wrong request. `stopped` is what a
+    and to any job of a `given_table`, a damaged table is a wrong request; to all of them storage
+    that the user's credentials do not open. `stopped` is what a
     Ctrl-C, or a SIGTERM, means to the user: code 1, and a last line without errors.
     """
-    wrong = (RequestError, TableError) if reads_only or given_table else (RequestError,)
+    wrong: tuple[type[PipelineError], ...] = (RequestError, AccessError)
+    if reads_only or given_table:
+        wrong = (*wrong, TableError)
     try:
         with _sigterm_as_ctrl_c():
             return work()

@@ -110,6 +110,7 @@ class AlignStage:
             if isinstance(outcome, Rejection):
                 rejects.append(reject_row(*source, outcome))
             else:
+                row["icc_ignored"] += outcome.icc_ignored
                 fields = {"fields": sample["fields"]}
                 faces += [face_row(*source, face) | fields for face in outcome.faces]
                 rejects += [

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
-from pipeline.storage.uris import without_secrets
+from pipeline.engine.address import check_address, in_cluster
+from pipeline.redaction import without_secrets
 
 # Set before ray is imported: these are read at import and inherited by the workers.
 QUIET = {
@@ -25,21 +25,6 @@ QUIET = {
     # Spinning OpenMP threads on shared cores cost an inverter thirty times its own work.
     "OMP_WAIT_POLICY": "passive",
 }
-
-
-def in_cluster() -> bool:
-    """Whether this process was started as a Ray job, or told of a cluster by RAY_ADDRESS."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_ADDRESS" in os.environ
-
-
-def check_address() -> None:
-    """Raise `ConfigError` where RAY_ADDRESS is a dashboard's: it takes jobs, and is no cluster."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ and address.startswith("http"):
-        raise ConfigError(
-            f"RAY_ADDRESS={without_secrets(address)} is a dashboard: send the job there with "
-            "`ray job submit --working-dir . -- python …`, or unset it to run on this machine"
-        )
 
 
 def _prepare_environment() -> None:

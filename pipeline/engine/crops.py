@@ -17,8 +17,9 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.alignment import AlignmentSettings
+from pipeline.engine.address import in_cluster
 from pipeline.engine.align import AlignStage
-from pipeline.engine.cluster import Resources, in_cluster
+from pipeline.engine.cluster import Resources
 from pipeline.engine.dataset import (
     ALIGN_CPUS,
     READ_CPUS,
@@ -31,7 +32,8 @@ from pipeline.engine.dataset import (
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import InputError, StorageError
-from pipeline.storage import Store, list_shards
+from pipeline.storage import ReadOptions, Shard, Store, list_shards
+from pipeline.table.description import without_earlier
 from pipeline.training.config import TrainConfig
 from pipeline.training.settled import Origin
 
@@ -96,8 +98,11 @@ def cut_before(store: Store) -> dict[str, set[int]]:
     return parts
 
 
-def plan_crops(config: TrainConfig) -> CropPlan:
-    """List the input and see how its images are to be cut. Raises a `RequestError`."""
+def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> CropPlan:
+    """List the input and see how its images are to be cut. Raises a `RequestError`.
+
+    `shards` is the input's listing where `check_training` has begun it.
+    """
     from pipeline.models import treatment_for
     from pipeline.training.fresh import start_digest, starting_model
     from pipeline.training.restyle import check_request
@@ -109,14 +114,17 @@ def plan_crops(config: TrainConfig) -> CropPlan:
         prealigned=treatment.prealigned,
         fit=treatment.fit,
         min_face_px=config.min_face,
+        icc=config.icc,
         output_size=model.input_size,
     )
+    options = ReadOptions(sniff=config.sniff)
+    if shards is None:
+        shards = list_shards(config.input, files_per_shard=config.files_per_shard, options=options)
     works = [
-        ShardWork(shard, config.part_size, take=config.limit)
-        for shard in list_shards(config.input, files_per_shard=config.files_per_shard)
+        ShardWork(shard, config.part_size, take=config.limit, options=options) for shard in shards
     ]
     asked = {
-        "alignment": asdict(alignment),
+        "alignment": without_earlier("settings.alignment", asdict(alignment)),
         "shards": [[work.shard.shard_id, work.shard.etag] for work in works],
         "part_size": config.part_size,
         "limit": config.limit,

@@ -12,9 +12,10 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline.config import JobConfig
+from pipeline.engine.address import in_cluster
 from pipeline.engine.align import AlignStage
 from pipeline.engine.autoscaling import ask_for_backlog
-from pipeline.engine.cluster import Resources, in_cluster
+from pipeline.engine.cluster import Resources
 from pipeline.engine.invert import InvertStage
 from pipeline.engine.plan import Plan
 from pipeline.engine.read import read_parts

@@ -18,7 +18,8 @@ from typing import Any
 
 from pipeline.engine.commit import STAGES, Watch
 from pipeline.engine.rows import Row
-from pipeline.storage import LeftOut, without_secrets
+from pipeline.redaction import clean
+from pipeline.storage import LeftOut
 from pipeline.table import ShardEntry
 
 
@@ -33,9 +34,8 @@ class EventLog(Watch):
         if not self.json_lines:
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"time": now, "level": level, "event": name, **fields}
-        text = json.dumps(line, default=str, allow_nan=False)
-        print(without_secrets(text), file=sys.stderr, flush=True)
+        line = clean({"time": now, "level": level, "event": name, **fields})
+        print(json.dumps(line, default=str, allow_nan=False), file=sys.stderr, flush=True)
 
     def model(self, treatment: str) -> None:
         """`model`, or a line for people: how the model's images are treated."""
@@ -60,6 +60,7 @@ class EventLog(Watch):
         """`shard_committed`."""
         self.event(
             "shard_committed",
+            "info" if entry.samples else "warning",  # one without images may not be what was meant
             shard=entry.shard,
             parts=entry.parts,
             samples=entry.samples,

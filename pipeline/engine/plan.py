@@ -10,20 +10,20 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from pipeline.config import JobConfig
+from pipeline.engine.preflight import check_request
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import Recipe, make_recipe
 from pipeline.storage import (
+    LeftOut,
     ReadOptions,
     Shard,
+    ShardListing,
     Store,
-    check_beside,
-    check_columns,
     count_samples,
-    kept_types,
-    list_shards,
 )
 from pipeline.table import (
     DESCRIPTION_NAME,
@@ -32,7 +32,6 @@ from pipeline.table import (
     Strays,
     TableWriter,
     check_existing,
-    check_kept,
     open_for_writing,
 )
 
@@ -53,6 +52,12 @@ class Found:
     done_parts: int = 0  # of shards that are done, and those that the others have
     complete: bool = False  # whether all is listed that is to be in the table
     limited: bool = False  # whether the input may have more, which `--limit` leaves out
+    left_out: LeftOut = field(default_factory=LeftOut)  # what the listing passed over
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, at one time: the listing goes on in another thread."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return found | {"left_out": self.left_out.ordered()}
 
 
 class Works:
@@ -184,22 +189,19 @@ def _without_cut_parts(state: ShardState, taken: int, part_size: int) -> ShardSt
     return state.without(dropped) if dropped else state
 
 
-def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
+def make_plan(
+    config: JobConfig, *, dry_run: bool = False, shards: ShardListing | None = None
+) -> Plan:
     """Open the table and get ready to compare the input with it.
 
     Raises a `RequestError` for whatever is wrong with the request. Writes `_table.json` if the
-    table is new, and nothing with `dry_run`. The input is listed as `Plan.works` is used.
+    table is new, and nothing with `dry_run`. The input is listed as `Plan.works` is used; `shards`
+    is its listing where `check_request` has begun it.
     """
-    check_beside(config.input, config.output)
-    check_kept(config.kept_names)
-    shards = list_shards(config.input, files_per_shard=config.files_per_shard)
     # An input that is not there, or not of images, is refused before the table is made.
-    first = next(shards)
-    options = config.read_options
-    check_columns(first, options)
-    options = replace(options, keep_columns=kept_types(first, config.kept_names))
-    recipe = make_recipe(config, options.keep_columns)
-    shards = itertools.chain([first], shards)
+    shards = check_request(config) if shards is None else shards
+    options = replace(config.read_options, keep_columns=shards.kept)
+    recipe = make_recipe(config, shards.kept)
     if dry_run:
         store = Store(config.output)
         if store.exists(DESCRIPTION_NAME):
@@ -209,7 +211,7 @@ def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
         )
     else:
         writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
-    plan = Plan(recipe, writer, options)
+    plan = Plan(recipe, writer, options, found=Found(left_out=shards.left_out))
     plan.works = Works(_compare(plan, shards, config))
     return plan
 

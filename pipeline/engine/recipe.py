@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import in_cluster
+from pipeline.engine.address import in_cluster
 from pipeline.engine.inverter import BATCH, InvertSettings
 from pipeline.errors import ConfigError
 from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
@@ -234,6 +234,7 @@ def _alignment(config: JobConfig, model: RestyleModel, treatment: Treatment) -> 
         min_face_px=config.min_face,
         output_size=model.input_size,
         max_pixels=config.max_pixels,
+        icc=config.icc,
         row_timeout_s=config.image_timeout,
     )
 
@@ -282,7 +283,9 @@ def _check_layout(init: str, made: Mapping[str, Any], ours: Mapping[str, Any]) -
 
     An imported table names no input: its shards are compared one by one.
     """
-    for name in ("input", "files_per_shard"):
+    earlier = {"sniff": False} if "input" in made else {}
+    made = {**earlier, **made}
+    for name in ("input", "files_per_shard", "sniff"):
         if name in made and made[name] != ours[name]:
             raise ConfigError(
                 f"the table '{init}' was made with {name} '{made[name]}', and this run has "

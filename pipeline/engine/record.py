@@ -11,7 +11,6 @@ import platform
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -64,7 +63,7 @@ class RunRecord(Watch):
 
     def _write(self, **facts: Any) -> str:
         outcome = self.outcome.to_dict(self.plan.writer.store.root)
-        found = asdict(self.plan.found)
+        found = self.plan.found.to_dict()
         outcome["skipped_parts"] = self.plan.found.done_parts
         facts = self._facts | outcome | {"found": found} | facts
         facts["updated"] = datetime.now(UTC).isoformat(timespec="seconds")

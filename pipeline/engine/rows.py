@@ -31,6 +31,7 @@ def blank_row(kind: str, shard_id: str, part: int) -> Row:
         "bytes": 0,  # that the samples take in the shard
         "faces": 0,
         "rejects": 0,
+        "icc_ignored": 0,  # images with faces whose colour profile was not applied
         "identity_missed": 0,  # faces without an identity at their best step, where one is measured
         "reasons": "{}",  # JSON, reject reason -> count
         "shard": "",  # JSON of the shard, without the names of its files

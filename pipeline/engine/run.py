@@ -6,12 +6,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from types import FrameType
 
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import check_address, gist, in_cluster, running_ray
+from pipeline.engine.address import in_cluster
+from pipeline.engine.cluster import gist, running_ray
 from pipeline.engine.commit import Committer, Watch
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.logs import EventLog
@@ -23,7 +23,7 @@ from pipeline.engine.record import RunRecord, versions
 from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
-from pipeline.storage import check_output
+from pipeline.storage import ShardListing
 from pipeline.table import Totals, is_card_current, open_table, write_card
 
 
@@ -112,9 +112,15 @@ def _execute(
 
 
 def run_job(
-    config: JobConfig, stages: Stages | None = None, watches: tuple[Watch, ...] = ()
+    config: JobConfig,
+    stages: Stages | None = None,
+    watches: tuple[Watch, ...] = (),
+    *,
+    shards: ShardListing | None = None,
 ) -> Outcome:
     """Plan, run and account for one job; `watches` hear of every part and shard.
+
+    `shards` is the listing of the input where `check_request` has begun it.
 
     Raises a `RequestError` for a request that is wrong: before any work, or, where it shows in the
     listing of an input of many thousand shards, when those before are done. What fails later is in
@@ -126,9 +132,8 @@ def run_job(
     log = EventLog(config.log_format == "json")
     with _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
-        check_address()
-        check_output(config.output)
-        plan = make_plan(config)
+        plan = make_plan(config, shards=shards)
+        outcome.listed = plan.found.left_out
         log.model(plan.recipe.treatment)
         record = RunRecord(config, plan, outcome, started)
         try:
@@ -160,7 +165,7 @@ def _finish(
         to_do = bool(plan.works)
         for watch in watches:
             watch.planned()
-        log.event("planned", **asdict(plan.found))
+        log.event("planned", **plan.found.to_dict())
         if to_do:
             _execute(config, plan, outcome, stages, watches)
         whole = plan.found.complete and not plan.found.limited
@@ -170,13 +175,15 @@ def _finish(
     finally:
         plan.strays.stop()
     if outcome.exit_code == 0:
+        if not outcome.tally.samples + plan.found.done_samples:
+            outcome.warn(f"no image was found in '{config.input}'")
         _describe(config.output, outcome, changed=bool(outcome.tally.shards or removed))
 
 
 def _describe(uri: str, outcome: Outcome, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
-    table = open_table(uri)
-    if changed or not is_card_current(table):
+    table, listed = open_table(uri), outcome.listed
+    if changed or not is_card_current(table, listed):
         totals = Totals.of(table.store)
         outcome.means = totals.figures.means()
-        write_card(table, totals)
+        write_card(table, totals, listed)

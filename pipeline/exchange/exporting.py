@@ -26,6 +26,7 @@ from pipeline.storage import Store, canonical_uri, is_local
 from pipeline.storage.formats import IMAGE_SUFFIXES
 from pipeline.table.reader import Table
 from pipeline.table.schema import STYLE_DIM
+from pipeline.table.statements import condition
 
 Naming = Literal["basename", "id"]
 CodeForm = Literal["npy", "pt"]
@@ -83,7 +84,7 @@ class Selection:
 
     @property
     def _chosen(self) -> str:
-        return f"(SELECT * FROM latents{f' WHERE {self.where}' if self.where else ''})"
+        return f"(SELECT * FROM latents{f' WHERE {condition(self.where)}' if self.where else ''})"
 
     def _name(self, with_suffix: bool) -> str:
         if self.naming == "id":

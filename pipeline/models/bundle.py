@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -21,15 +21,19 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.checkpoint import load_checkpoint, read_checkpoint
-from pipeline.models.files import bundle_names, named_bundle, open_model_file, write_model_file
+from pipeline.models.files import (
+    CHECKPOINT_SUFFIXES,
+    RECORD_FILE,
+    bundle_folder,
+    open_model_file,
+    write_model_file,
+)
 from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
 from pipeline.models.weights import assemble
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
-RECORD_FILE = "model.json"
 STORED = {"float32": torch.float32, "float16": torch.float16}
-CHECKPOINT_SUFFIXES = {".pt", ".pth"}
 
 
 def load_model(
@@ -58,7 +62,7 @@ def load_model(
             checkpoint, encoder_type=encoder_type, domain=domain, source=path.name
         )
         return model.to(place)
-    return _load_bundle(named_bundle(name_or_uri) or _folder(name_or_uri)).to(place)
+    return _load_bundle(bundle_folder(name_or_uri)).to(place)
 
 
 def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32") -> None:
@@ -109,20 +113,6 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _folder(uri: str) -> str:
-    if "/" not in uri and "\\" not in uri and uri not in {".", ".."}:
-        known = ", ".join(bundle_names()) or "none is installed"
-        raise ModelError(
-            f"no model is called '{uri}' (known: {known}); "
-            "a bundle folder or a .pt file is given by its path, such as ./my-model"
-        )
-    if "://" not in uri and Path(uri).is_file():
-        raise ModelError(
-            f"'{uri}' is no model: a model is a bundle's folder, or a file that ends in .pt or .pth"
-        )
-    return uri.rstrip("/")
-
-
 def _load_bundle(folder: str) -> RestyleModel:
     with open_model_file(f"{folder}/{RECORD_FILE}") as file:
         content = file.read()
@@ -146,7 +136,7 @@ def _load_bundle(folder: str) -> RestyleModel:
 def _parsed(content: bytes, folder: str) -> Mapping[str, Any]:
     try:
         record = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{folder}: {RECORD_FILE} is not JSON") from error
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:

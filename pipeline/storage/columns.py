@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.storage.uris import filesystem, storage_errors
+from pipeline.storage.opening import opened
+from pipeline.storage.uris import storage_errors
 
 _IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "content", "jpg", "jpeg", "png", "webp")
 # Arrow also raises Python's own errors, for texts, numbers and dates that are none.
@@ -48,11 +49,10 @@ def schema_of(uri: str) -> pa.Schema | None:
 
     Raises `StorageError` where the storage does not give it.
     """
-    fs, path = filesystem(uri)
     with (
         suppress(pa.ArrowException, *NOT_PARQUET),
         storage_errors(f"read '{uri}'"),
-        fs.open(path, "rb") as file,
+        opened(uri) as file,
     ):
         return pq.read_schema(file)
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from pipeline.storage.folders import fetched
+from pipeline.storage.folders import by_root, fetched
 from pipeline.storage.kept import MAX_FIELD_BYTES, fields_of
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.options import ReadOptions
@@ -57,19 +57,25 @@ def _stem(name: str) -> str:
 
 def _contents(shard: Shard, names: list[str]) -> dict[str, bytes]:
     """Of those files that there are, and that are not too long, the contents by name."""
-    fs, root = filesystem(shard.uri)
-    found = {}
+    found: dict[str, bytes] = {}
     with storage_errors(f"read what lies beside the images of '{shard.source}'"):
-        if is_local_filesystem(fs):
-            for name in names:
-                path = Path(join(root, name))
-                if path.is_file() and path.stat().st_size <= MAX_FIELD_BYTES:
-                    found[name] = path.read_bytes()
-            return found
-        for name, one in zip(names, fetched(fs, root, names), strict=True):
-            if isinstance(one, BaseException):
-                if not isinstance(one, FileNotFoundError):
-                    raise one
-            elif len(one.content) <= MAX_FIELD_BYTES:
-                found[name] = one.content
+        for root, paths in by_root(shard, names).items():
+            for path, content in _files(root, [*paths]):
+                found[paths[path]] = content
     return found
+
+
+def _files(root: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    fs, place = filesystem(root)
+    if is_local_filesystem(fs):
+        for name in names:
+            path = Path(join(place, name))
+            if path.is_file() and path.stat().st_size <= MAX_FIELD_BYTES:
+                yield name, path.read_bytes()
+        return
+    for name, one in zip(names, fetched(fs, place, names), strict=True):
+        if isinstance(one, BaseException):
+            if not isinstance(one, FileNotFoundError):
+                raise one
+        elif len(one.content) <= MAX_FIELD_BYTES:
+            yield name, one.content

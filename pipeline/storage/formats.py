@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 from typing import Literal
 
-Kind = Literal["folder", "tar", "zip", "parquet"]
+Kind = Literal["folder", "list", "tar", "zip", "parquet"]
 
 # Formats that no decoder here reads belong too: they become `unsupported_format` rejects.
 IMAGE_SUFFIXES = (
@@ -31,6 +32,8 @@ _OTHER_SUFFIXES = frozenset(
         *(".crc", ".asc", ".part", ".partial", ".crdownload", ".tmp", ".lock"),
     )
 )
+_LIST_SUFFIXES = (".txt", ".lst", ".list")
+_WEB = ("http://", "https://")
 _TAR_SUFFIXES = (
     *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz"),
     *(".tar.xz", ".txz", ".tar.zst", ".tzst"),
@@ -72,6 +75,16 @@ def is_hidden(name: str) -> bool:
     """
     parts = [part for part in PurePosixPath(name).parts if part not in (".", "..")]
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def is_list(name: str) -> bool:
+    """Whether `name` ends as a text file of URIs does, one a line."""
+    return name.lower().endswith(_LIST_SUFFIXES)
+
+
+def plain_name(uri: str) -> str:
+    """`uri` without the query and the fragment behind the name of a file on the web."""
+    return re.split(r"[?#]", uri, maxsplit=1)[0] if uri.startswith(_WEB) else uri
 
 
 def readable_name(name: str) -> str:

@@ -13,10 +13,15 @@ HIDDEN = "(hidden)"  # `.DS_Store`, `__MACOSX/...`
 NO_EXTENSION = "(no extension)"
 NUMBERED = "(numbered)"  # `a.0001`: a label for each number would be as many as files
 SPECIAL = "(special file)"  # sockets, pipes and devices
+FOLDER_LOOP = "(folder loop)"  # links to a folder that they lie in, which is read once
+NAMED_TWICE = "(named twice)"  # files that a list or a pattern names again, read once
 OTHER = "(other)"  # extensions of odd characters or lengths, and labels beyond `MOST_LABELS`
 MOST_LABELS = 64
+_SHOWN = 8
 
 _EXTENSION = re.compile(r"\.[a-z0-9][a-z0-9_+~-]{0,15}", re.ASCII)
+# A document of the table blanks out what stands under such a name.
+_SECRET = re.compile(r"secret|passw|token|credential|_key")
 _PACKED = re.compile(r"(\.tar)(\.[a-z0-9]{1,8})$", re.ASCII)
 
 
@@ -46,6 +51,11 @@ class LeftOut(dict[str, int]):
     def ordered(self) -> dict[str, int]:
         """A copy with the largest count first; equal ones by label."""
         return dict(sorted(dict(self).items(), key=lambda item: (-item[1], item[0])))
+
+    def summary(self) -> str:
+        """The largest counts, for a person."""
+        shown = [f"{count:,} {label}" for label, count in [*self.ordered().items()][:_SHOWN]]
+        return "left out: " + ", ".join([*shown, *(["..."] if len(self) > _SHOWN else [])])
 
     def to_text(self) -> str:
         """A line of JSON; empty where nothing was counted."""
@@ -84,4 +94,5 @@ def label_of(name: str) -> str:
     if ending.isdigit():
         return NUMBERED
     extension = f".{ending}"
-    return extension if _EXTENSION.fullmatch(extension) else OTHER
+    plain = _EXTENSION.fullmatch(extension) and not _SECRET.search(extension)
+    return extension if plain else OTHER

@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.storage.disks import name_if_absent
 from pipeline.storage.uris import (
     canonical_uri,
+    check_credentials,
     filesystem,
     is_local,
     is_local_filesystem,
@@ -31,7 +32,8 @@ def check_output(uri: str) -> None:
     `InputError` where it contains a credential, as `refuse_secrets` and `canonical_uri` say.
     On a disk a hidden folder is made where the missing ones would begin, a file gets its name in it
     as a table's do, and both are removed: of /proc, or as root, permissions alone do not tell. Of
-    an object store only that no object has the name.
+    an object store only that no object has the name, and `AccessError` where credentials of S3 are
+    missing, wrong or expired.
     """
     root = canonical_uri(uri)
     refuse_secrets("the output's URI", root)
@@ -42,6 +44,7 @@ def check_output(uri: str) -> None:
     elif "http" in fs.protocol:
         raise ConfigError(f"the output '{root}' cannot be written to: the web is only read")
     else:
+        check_credentials(root)  # `isfile` takes every error for an answer
         with storage_errors(f"look up '{root}'"):
             if fs.isfile(path):
                 raise ConfigError(f"the output '{root}' is an object, and is to be a folder")

@@ -15,10 +15,11 @@ from pipeline.storage.beside import image_beside
 from pipeline.storage.columns import NOT_PARQUET, ImageColumn, image_column, schema_of
 from pipeline.storage.kept import TEXT, cell_value, to_json, type_name
 from pipeline.storage.left_out import LeftOut
+from pipeline.storage.opening import opened
 from pipeline.storage.options import ReadOptions
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_large
 from pipeline.storage.shards import Shard
-from pipeline.storage.uris import filesystem, one_line, storage_errors
+from pipeline.storage.uris import one_line, storage_errors
 
 _KEY_COLUMNS = ("key", "__key__", "image_id", "id", "path", "file_name", "filename", "file")
 # Rows of a few kilobytes can share one image of a gigabyte: a row at a time costs 70 µs and memory
@@ -40,11 +41,10 @@ def read_parquet(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Itera
     at its path is read, as `image_beside` allows; without one, or of an empty list, it is a
     `no_bytes` reject. A row is in memory as a whole. Missing fields are counted in `left_out`.
     """
-    fs, path = filesystem(shard.uri)
     count = 0
     with storage_errors(f"read '{shard.uri}'"):
         try:
-            with fs.open(path, "rb", block_size=_BUFFER, cache_type="readahead") as file:
+            with opened(shard.uri, _BUFFER) as file:
                 for sample in _samples(file, shard, options, left_out):
                     count += 1
                     yield sample
@@ -83,9 +83,8 @@ def count_rows(shard: Shard, options: ReadOptions) -> int:
 
     Of lists each of their images is one, and so is a list that is empty or null.
     """
-    fs, path = filesystem(shard.uri)
     try:
-        with storage_errors(f"read '{shard.uri}'"), fs.open(path, "rb") as file:
+        with storage_errors(f"read '{shard.uri}'"), opened(shard.uri) as file:
             found = pq.read_metadata(file)
         image = image_column(found.schema.to_arrow_schema(), shard.source, options.image_column)
     except InputError:

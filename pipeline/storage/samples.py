@@ -8,13 +8,15 @@ from pipeline.errors import StorageError
 from pipeline.storage.folder_fields import with_fields
 from pipeline.storage.folders import read_folder
 from pipeline.storage.left_out import LeftOut
-from pipeline.storage.listing import file_entry
+from pipeline.storage.listing import Entry, file_entry
+from pipeline.storage.local_files import present_state
+from pipeline.storage.objects import UNREADABLE
 from pipeline.storage.options import ReadOptions
 from pipeline.storage.parquets import read_parquet
 from pipeline.storage.sample import Sample
 from pipeline.storage.shards import Shard, folder_etag
 from pipeline.storage.tars import read_tar
-from pipeline.storage.uris import is_local, join
+from pipeline.storage.uris import is_local, storage_errors
 from pipeline.storage.zips import read_zip
 
 _ARCHIVES = {"tar": read_tar, "zip": read_zip, "parquet": read_parquet}
@@ -40,7 +42,7 @@ def read_samples(
     """
     options = options or ReadOptions()
     left_out = LeftOut() if left_out is None else left_out
-    if shard.kind == "folder":
+    if shard.is_slice:
         samples = read_folder(shard, keys)
         if options.keep_columns:
             samples = with_fields(samples, shard, options, left_out)
@@ -57,9 +59,21 @@ def _changed(shard: Shard, *, whole: bool) -> bool:
 
     Files in a bucket the reader compares itself; of some files of a folder, the sizes alone.
     """
-    if shard.kind != "folder":
+    if not shard.is_slice:
         return file_entry(shard.uri).etag != shard.etag
-    if not whole or not is_local(shard.uri):
+    uris = [shard.uri_of(name) for name in shard.names]
+    if not whole or not all(map(is_local, uris)):
         return False
-    entries = (file_entry(join(shard.uri, name))._replace(name=name) for name in shard.names)
-    return folder_etag(entries) != shard.etag
+    states = zip(shard.names, map(_state, uris), strict=True)
+    return folder_etag(Entry(name, *state) for name, state in states) != shard.etag
+
+
+def _state(uri: str) -> tuple[int, str]:
+    """Of a file on a disk, as its listing has it; of one that only a list names it is nothing."""
+    try:
+        with storage_errors(f"read '{uri}'"):
+            return present_state(uri)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return 0, UNREADABLE
+        raise

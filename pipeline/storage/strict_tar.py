@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from pipeline.storage import unpacking
-from pipeline.storage.uris import filesystem
+from pipeline.storage.opening import opened
 
 DAMAGE = (tarfile.TarError, *unpacking.DAMAGE)
 _BLOCK = 8 << 20
@@ -89,9 +89,8 @@ def open_tar(uri: str) -> Iterator[tarfile.TarFile]:
     Raises one of `DAMAGE` where it is damaged, also while the block lasts or as it ends, and what
     its storage raises.
     """
-    fs, path = filesystem(uri)
     with (
-        fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as raw,
+        opened(uri, _BLOCK) as raw,
         unpacking.unpacked(raw) as stream,
         tarfile.open(
             fileobj=cast(Any, BoundedSource(stream)), mode="r|", tarinfo=StrictTarInfo

@@ -10,10 +10,11 @@ from typing import Any
 from pipeline.errors import StorageError
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.members import Member, UnreadableError, samples_of
+from pipeline.storage.opening import opened
 from pipeline.storage.options import ReadOptions
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
 from pipeline.storage.shards import Shard
-from pipeline.storage.uris import filesystem, one_line, storage_errors
+from pipeline.storage.uris import one_line, storage_errors
 from pipeline.storage.zip_entries import (
     ZipDamageError,
     ZipEntry,
@@ -75,11 +76,7 @@ def _opened(shard: Shard) -> Iterator[tuple[Any, Any]]:
 
     Two, as each keeps what it read last, and they are read in turns.
     """
-    fs, path = filesystem(shard.uri)
-    with (
-        fs.open(path, "rb", block_size=_DIRECTORY_BLOCK, cache_type="readahead") as directory,
-        fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as data,
-    ):
+    with opened(shard.uri, _DIRECTORY_BLOCK) as directory, opened(shard.uri, _BLOCK) as data:
         yield directory, data
 
 

@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
+from pipeline.storage import LeftOut
 from pipeline.table.description import Description
 from pipeline.table.figures import METRICS, Figures
 from pipeline.table.reader import Table
+from pipeline.table.runs import listed_left_out
 from pipeline.table.totals import Totals
 
 CARD_NAME = "README.md"
@@ -41,25 +43,30 @@ Without this library: `read_parquet('latents/*.parquet')` in DuckDB, pandas, pol
 """
 
 
-def write_card(table: Table, totals: Totals | None = None) -> str:
+def write_card(table: Table, totals: Totals | None = None, listed: LeftOut | None = None) -> str:
     """Put the card into the table; its text. The same table gives the same card.
 
-    `totals` are those of the table, where they are known. No rows are read.
+    `totals` are those of the table, and `listed` is what the listing of its input passed over,
+    where they are known; else the latest run's account tells the latter. No rows are read.
     """
-    text = card_text(table, totals)
+    text = card_text(table, totals, listed)
     table.store.put(CARD_NAME, text.encode())
     return text
 
 
-def is_card_current(table: Table) -> bool:
+def is_card_current(table: Table, listed: LeftOut | None = None) -> bool:
     """Whether there is a card of as many shards as are committed, put after each of them.
 
-    By the storage's clock. A shard that was committed is removed where its input is shorter.
+    By the storage's clock. A shard that was committed is removed where its input is shorter. The
+    card of an input of which another listing passed over other files than `listed` is not current.
     """
     if not table.store.exists(CARD_NAME):
         return False
     written = table.store.info(CARD_NAME).modified
-    said = _SHARDS.search(table.store.get(CARD_NAME))
+    card = table.store.get(CARD_NAME)
+    if listed is not None and _in_listing(listed).encode() not in card:
+        return False
+    said = _SHARDS.search(card)
     shards = 0
     for _, info in table.store.infos("_shards/"):
         if not 0 < info.modified <= written:
@@ -68,7 +75,7 @@ def is_card_current(table: Table) -> bool:
     return said is not None and int(said[1].replace(b",", b"")) == shards
 
 
-def card_text(table: Table, totals: Totals | None = None) -> str:
+def card_text(table: Table, totals: Totals | None = None, listed: LeftOut | None = None) -> str:
     """The card: model and licence, counts, rejects by reason, metrics, and how to read it."""
     totals = totals or Totals.of(table.store)
     description = table.description
@@ -76,6 +83,7 @@ def card_text(table: Table, totals: Totals | None = None) -> str:
         _FRONT_MATTER,
         _summary(description, totals),
         _rejects(totals.figures),
+        _left_out(totals, listed_left_out(table.store) if listed is None else listed),
         _metrics(description, totals),
         _READING,
     )
@@ -103,6 +111,24 @@ def _rejects(figures: Figures) -> str:
     most_first = sorted(figures.reasons.items(), key=lambda item: (-item[1], item[0]))
     listed = [(reason, f"{rows:,}") for reason, rows in most_first]
     return _section("Rejects", ("reason", "rows"), listed, "Nothing was rejected.")
+
+
+def _left_out(totals: Totals, listed: LeftOut) -> str:
+    """What is not in the table: files that are no images, and shards without any."""
+    lines = ["## Left out", "", _in_listing(listed), f"* inside shards: {_counts(totals.left_out)}"]
+    if totals.empty_shards:
+        lines.append(f"* shards without an image: {totals.empty_shards:,}")
+    return "\n".join([*lines, ""])
+
+
+def _in_listing(listed: LeftOut) -> str:
+    return f"* by the listing of the input: {_counts(listed)}"
+
+
+def _counts(left_out: LeftOut) -> str:
+    """Most first, in one line; the label is what the names end in."""
+    counts = [f"{count:,} `{label}`" for label, count in left_out.ordered().items()]
+    return ", ".join(counts) or "nothing"
 
 
 def _metrics(description: Description, totals: Totals) -> str:

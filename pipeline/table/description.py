@@ -24,6 +24,8 @@ EARLIER_VALUES: Mapping[str, Any] = {
     "layout.image_column": None,
     "layout.image_field": "all",
     "layout.sniff": False,
+    "settings.alignment.icc": "ignore",
+    "settings.measured.alignment.icc": "ignore",
     "settings.precision": "float32",
 }
 
@@ -41,11 +43,13 @@ FLAGS: Mapping[str, str] = {
     "layout.sniff": "--sniff",
     "settings.alignment.faces": "--faces",
     "settings.alignment.fit": "--fit",
+    "settings.alignment.icc": "--icc",
     "settings.alignment.max_pixels": "--max-pixels",
     "settings.alignment.min_face_px": "--min-face",
     "settings.alignment.prealigned": "--prealigned",
     "settings.best_step_by": "--best-step-by",
     "settings.identity": "--identity",
+    "settings.measured.alignment.icc": "--icc",
     "settings.method.name": "--method",
     "settings.model": "--model",
     "settings.precision": "--precision",
@@ -81,7 +85,7 @@ class Description:
 
     def __post_init__(self) -> None:
         for part in ("settings", "layout"):
-            object.__setattr__(self, part, _without_earlier(part, getattr(self, part)))
+            object.__setattr__(self, part, without_earlier(part, getattr(self, part)))
 
     @property
     def fingerprint(self) -> str:
@@ -94,7 +98,7 @@ class Description:
         return {
             "schema_version": self.schema_version,
             "fingerprint": self.fingerprint,
-            "columns": _without_earlier("columns", _plain(asdict(self.columns))),
+            "columns": without_earlier("columns", _plain(asdict(self.columns))),
             "settings": _plain(self.settings),
             "layout": _plain(self.layout),
             "model": _plain(self.model),
@@ -208,14 +212,14 @@ def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any])
     return f"\nto continue it as it was made: {' '.join(flags)}" if flags else ""
 
 
-def _without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
+def without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return `value` without the settings that are as they were before they could be chosen."""
     kept = {}
     for key, item in value.items():
         path = f"{name}.{key}"
         if path in EARLIER_VALUES and item == EARLIER_VALUES[path]:
             continue
-        kept[key] = _without_earlier(path, item) if isinstance(item, Mapping) else item
+        kept[key] = without_earlier(path, item) if isinstance(item, Mapping) else item
     return kept
 
 

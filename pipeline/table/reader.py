@@ -21,9 +21,10 @@ from pipeline.storage import Store, one_line
 from pipeline.table.description import Description, read_description
 from pipeline.table.manifests import ShardManifest, manifest_ids, read_manifest
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
-from pipeline.table.queries import TableFiles, check_reads, connect, create_view
+from pipeline.table.queries import TableFiles, connect, create_view
 from pipeline.table.runs import read_runs, runs_table, seconds_per_face
 from pipeline.table.schema import STYLE_DIM, rejects_schema
+from pipeline.table.statements import QUERY_ERRORS, check_reads
 from pipeline.table.verify import verify_table
 
 if TYPE_CHECKING:
@@ -37,9 +38,6 @@ _SHARDS = pa.schema(
         ("parts", pa.int64()),
     ]
 )
-
-# Text that is no UTF-8, in a file that another program wrote, breaks DuckDB's own message.
-_QUERY_ERRORS = (duckdb.Error, UnicodeDecodeError)
 
 
 class UnknownImageError(RequestError, KeyError):
@@ -82,24 +80,24 @@ class Table:
         if re.search(r"\bruns\b", query, re.IGNORECASE):
             _ = self._runs_view
         try:
-            check_reads(connection, query)
+            check_reads(query)
             relation = connection.sql(query)
             if relation is None:
                 raise RequestError("the query failed: it gives no rows")
             return relation.to_arrow_table()
-        except _QUERY_ERRORS as error:
+        except QUERY_ERRORS as error:
             raise RequestError(f"the query failed: {one_line(error)}") from error
 
     def batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         """What `arrow` gives, `rows` rows at a time, for more than memory holds."""
         with self._database[0].cursor() as connection:
             try:
-                check_reads(connection, query)
+                check_reads(query)
                 relation = connection.sql(query)
                 if relation is None:
                     raise RequestError("the query failed: it gives no rows")
                 yield from relation.to_arrow_reader(rows)
-            except _QUERY_ERRORS as error:
+            except QUERY_ERRORS as error:
                 raise RequestError(f"the query failed: {one_line(error)}") from error
 
     def w_plus(self, ids: Sequence[str]) -> np.ndarray:
@@ -144,7 +142,7 @@ class Table:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that queries have fetched so far; 0 on a local disk, which DuckDB reads itself."""
+        """Bytes that queries have fetched so far; of a local disk they are not counted."""
         return self._database[1].bytes_read
 
     @property
@@ -159,7 +157,7 @@ class Table:
         latents = replace(self.description.columns, w_plus_dtype="float32").latents_schema()
         for kind, schema in ((LATENTS, latents), (REJECTS, rejects_schema())):
             names = [name for name in self.store.names(f"{kind}/") if parse_part_name(name)]
-            create_view(connection, kind, self.store, names, schema)
+            create_view(connection, kind, files, names, schema)
         return connection, files
 
     @cached_property

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import ConfigError, FingerprintError, printable
 from pipeline.storage import Store, canonical_uri
-from pipeline.training.config import MAY_CHANGE, TrainConfig
+from pipeline.training.config import EARLIER_VALUES, MAY_CHANGE, TrainConfig
 
 SETTINGS = "_train.json"
 ORIGIN = "origin"  # its entry beside the settings
@@ -43,7 +43,7 @@ def check_settings(config: TrainConfig, origin: Origin | None = None) -> None:
         return
     known = begun.pop(ORIGIN, None)
     try:
-        before = TrainConfig(**begun)
+        before = TrainConfig(**{**EARLIER_VALUES, **begun})
         made_from = Origin(**known) if known else None
     except (ValidationError, TypeError) as error:
         raise _unknown(store, SETTINGS, "does not hold the settings of a training") from error

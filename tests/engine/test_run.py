@@ -140,7 +140,7 @@ def test_a_signal_while_planning_is_an_interrupted_run(
     config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(run, "make_plan", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(run, "make_plan", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     outcome = run_job(config_of())
     assert (outcome.interrupted, outcome.exit_code) == (True, 1)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -149,7 +149,7 @@ def test_a_signal_while_planning_is_an_interrupted_run(
 def test_storage_that_fails_while_planning_is_a_run_to_repeat(
     config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreachable(_: JobConfig) -> Plan:
+    def unreachable(*_: object, **__: object) -> Plan:
         raise StorageError("cannot list 's3://bucket': timed out")
 
     monkeypatch.setattr(run, "make_plan", unreachable)

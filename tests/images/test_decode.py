@@ -142,7 +142,7 @@ def test_other_formats_are_unsupported(content: bytes) -> None:
 
 
 def test_a_format_that_pillow_reads_but_we_do_not_is_unsupported() -> None:
-    assert reason_of(encode(picture(), "PPM")) is RejectReason.UNSUPPORTED_FORMAT
+    assert reason_of(encode(picture(), "PCX")) is RejectReason.UNSUPPORTED_FORMAT
     assert reason_of(encode(picture(), "ICO")) is RejectReason.UNSUPPORTED_FORMAT
 
 
