@@ -21,12 +21,10 @@ from pipeline.engine.address import in_cluster
 from pipeline.engine.align import AlignStage
 from pipeline.engine.cluster import Resources
 from pipeline.engine.dataset import (
-    ALIGN_CPUS,
-    READ_CPUS,
-    WRITE_CPUS,
     configure_context,
     core_actors,
     most_readers,
+    stage_cpus,
     summaries,
 )
 from pipeline.engine.read import ShardWork, read_parts
@@ -145,16 +143,17 @@ def crop_rows(
     items, local = [work.to_row() for work in works], not in_cluster()
     aligners = core_actors(config.align_workers, resources, local)
     readers = TaskPoolStrategy(size=most_readers(local))
+    cpus = stage_cpus(None, resources, local)
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .flat_map(read_parts, num_cpus=READ_CPUS, compute=readers)
+        .flat_map(read_parts, num_cpus=cpus.read, compute=readers)
         .map(
             cast(Any, AlignStage),
             fn_constructor_args=(plan.alignment,),
             compute=ActorPoolStrategy(min_size=1, max_size=aligners),
-            num_cpus=ALIGN_CPUS,
+            num_cpus=cpus.align,
         )
-        .map(CropStage(plan.store.root, plan.alignment.output_size), num_cpus=WRITE_CPUS)
+        .map(CropStage(plan.store.root, plan.alignment.output_size), num_cpus=cpus.write)
     )
     return summaries(dataset)
 

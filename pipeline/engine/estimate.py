@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +20,7 @@ from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.errors import StorageError
 from pipeline.images import Rejection
+from pipeline.machine import cpu_limit
 from pipeline.storage import LeftOut, Sample, ShardListing, count_samples
 from pipeline.table import ShardStarts, open_start
 from pipeline.table.statements import condition
@@ -116,7 +116,7 @@ def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> di
     columns = plan.recipe.columns
     code = columns.n_styles * 512 * (2 if columns.w_plus_dtype == "float16" else 4)
     start = START_SECONDS if to_do else 0.0
-    cores = os.cpu_count() or 1
+    cores = cpu_limit()
     return {
         "dry_run": True,
         "model": plan.recipe.treatment,

@@ -10,7 +10,7 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pipeline.config import JobConfig
@@ -19,6 +19,7 @@ from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import Recipe, make_recipe
 from pipeline.storage import (
     LeftOut,
+    ReadOptions,
     Shard,
     ShardListing,
     Store,
@@ -117,6 +118,7 @@ class Plan:
 
     recipe: Recipe
     writer: TableWriter
+    options: ReadOptions = field(default_factory=ReadOptions)
     works: Works = field(default_factory=lambda: Works(iter(())))
     states: dict[str, ShardState] = field(default_factory=dict)  # of the works, till committed
     found: Found = field(default_factory=Found)
@@ -137,7 +139,11 @@ class Plan:
 
 
 def take_first(
-    states: Iterable[ShardState], limit: int | None, part_size: int, found: Found
+    states: Iterable[ShardState],
+    limit: int | None,
+    part_size: int,
+    found: Found,
+    options: ReadOptions | None = None,
 ) -> Iterator[tuple[ShardState, int | None]]:
     """The states that hold the first `limit` samples, with how many to take at most (None: all).
 
@@ -157,7 +163,7 @@ def take_first(
             taken = min(left, state.committed.samples)
             yield state, taken
         else:
-            taken = count_samples(state.shard, left)
+            taken = count_samples(state.shard, left, options)
             # Not `taken`: the reader has to come upon the shard's end, or upon its damage.
             yield _without_cut_parts(state, taken, part_size), left
         left -= taken
@@ -194,7 +200,8 @@ def make_plan(
     """
     # An input that is not there, or not of images, is refused before the table is made.
     shards = check_request(config) if shards is None else shards
-    recipe = make_recipe(config)
+    options = replace(config.read_options, keep_columns=shards.kept)
+    recipe = make_recipe(config, shards.kept)
     if dry_run:
         store = Store(config.output)
         if store.exists(DESCRIPTION_NAME):
@@ -204,7 +211,7 @@ def make_plan(
         )
     else:
         writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
-    plan = Plan(recipe, writer, found=Found(left_out=shards.left_out))
+    plan = Plan(recipe, writer, options, found=Found(left_out=shards.left_out))
     plan.works = Works(_compare(plan, shards, config))
     return plan
 
@@ -214,7 +221,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
     found = plan.found
     strays = None if plan.writer.read_only else plan.strays
     states = plan.writer.states(shards, plan.part_index, strays)
-    for state, take in take_first(states, config.limit, config.part_size, found):
+    for state, take in take_first(states, config.limit, config.part_size, found, plan.options):
         plan.strays.is_input(state.shard)
         if state.committed:
             found.done_shards += 1
@@ -236,6 +243,6 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
             take=take,
             init=config.init,
             where=config.where,
-            options=config.read_options,
+            options=plan.options,
         )
     found.complete = True

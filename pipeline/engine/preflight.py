@@ -10,8 +10,15 @@ from pipeline.engine.address import check_address
 from pipeline.errors import AccessError, ConfigError, StorageError
 from pipeline.metrics.names import check_identity
 from pipeline.models.files import check_model
-from pipeline.storage import ShardListing, check_apart, check_columns, check_output, list_shards
-from pipeline.table import open_start
+from pipeline.storage import (
+    ShardListing,
+    check_apart,
+    check_columns,
+    check_output,
+    kept_types,
+    list_shards,
+)
+from pipeline.table import check_kept, open_start
 
 
 def check_request(config: JobConfig) -> ShardListing:
@@ -22,6 +29,7 @@ def check_request(config: JobConfig) -> ShardListing:
     """
     try:
         check_address()
+        check_kept(config.kept_names)
         check_apart(config.input, config.output)
         check_output(config.output)
         for model in filter(None, (config.model, config.bootstrap)):
@@ -38,12 +46,15 @@ def check_request(config: JobConfig) -> ShardListing:
 def open_input(config: JobConfig) -> ShardListing:
     """The shards of the input, of which the first is listed: it is there, and holds images.
 
-    Raises `InputError` where it does not, and as `list_shards` and `check_columns` do.
+    Raises `InputError` where it does not, and as `list_shards`, `check_columns` and `kept_types`
+    do.
     """
     shards = list_shards(
         config.input, files_per_shard=config.files_per_shard, options=config.read_options
     )
-    check_columns(shards.first())
+    first = shards.first()
+    check_columns(first, config.read_options)
+    shards.kept = kept_types(first, config.kept_names)
     return shards
 
 

@@ -13,7 +13,7 @@ from pipeline.images.rejects import Rejection, RejectReason
 
 _WITH_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 _WIDE = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
-_GREY = {"L", "LA", "La"}
+_GREY = {"L", "LA"}
 _BLOCK = 1 << 20  # samples that are scaled at once: wide images take memory enough
 
 
@@ -27,6 +27,8 @@ def to_rgb(image: Image.Image, profile: Any = None) -> Image.Image:
     """
     if image.mode in _WIDE:
         image = _grey_from_wide(image)
+    if image.mode == "La":  # which Pillow converts to nothing else
+        image = image.convert("LA")
     if image.mode == "RGB" and _is_wide(image.info.get("transparency")):
         del image.info["transparency"]
     has_alpha = image.mode in _WITH_ALPHA or "transparency" in image.info

@@ -80,6 +80,8 @@ def _decode(content: bytes, name: str, limits: ImageLimits) -> Image.Image:
         )
     if name in UNSAFE_WHEN_CUT and is_cut_short(content, name):
         raise _ends_early(content, name, "by its own sizes")
+    if name == "TIFF" and wide_tiff.pillow_misreads(content, tags):
+        return _decode_wide(content, tags, limits)
     try:
         image = open_image(content, name)
     except SyntaxError as error:

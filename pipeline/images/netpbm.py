@@ -22,6 +22,7 @@ _NUMBER = rb"(\d{1,9})"
 _BITMAP = re.compile(rb"P([14])" + _SPACE + _NUMBER + _SPACE + _NUMBER + rb"[ \t\r\n\v\f]")
 _PIXMAP = re.compile(rb"P([2356])" + (_SPACE + _NUMBER) * 3 + rb"[ \t\r\n\v\f]")
 _FLOATMAP = re.compile(rb"P([Ff])" + (_SPACE + _NUMBER) * 2 + _SPACE + rb"([-+.\deE]{1,32})\s")
+_CUT_HEADER = re.compile(rb"P[1-6Ff](?:[\s\d.+\-eE]|#[^\r\n]*(?:[\r\n]|\Z))*\Z")
 _PAM_LINE = re.compile(rb"([A-Z]+)[ \t]+(\S+)[ \t]*\r?\n|#[^\n]*\n|\s*\n|ENDHDR[ \t]*\r?\n")
 _MOST_HEADER_LINES = 100
 _LONGEST_HEADER = 1 << 16
@@ -51,8 +52,10 @@ def read_header(content: bytes) -> NetpbmHeader:
         ),
         None,
     )
+    if found is None and len(content) < _LONGEST_HEADER and _CUT_HEADER.match(content):
+        raise _ends_early(content)
     if found is None:
-        raise Rejection(RejectReason.UNDECODABLE, "PNM cannot be decoded (its header is damaged)")
+        raise _header_is_damaged()
     kind, width, height, *last = found.groups()
     maxval = float(last[0]) if last else 1.0
     return _checked(
@@ -102,14 +105,14 @@ def _pam_header(content: bytes) -> NetpbmHeader:
             return _from_fields(fields, place)
         if found[1]:
             fields[found[1]] = found[2]
-    raise Rejection(RejectReason.UNDECODABLE, "PAM cannot be decoded (its header is damaged)")
+    raise _header_is_damaged() if b"\n" in content[place:] else _ends_early(content)
 
 
 def _from_fields(fields: dict[bytes, bytes], start: int) -> NetpbmHeader:
     names = (b"WIDTH", b"HEIGHT", b"DEPTH", b"MAXVAL")
     values = [fields.get(name, b"") for name in names]
     if not all(value.isdigit() and len(value) < 10 for value in values):
-        raise Rejection(RejectReason.UNDECODABLE, "PAM cannot be decoded (its header is damaged)")
+        raise _header_is_damaged()
     width, height, channels, maxval = map(int, values)
     if not 1 <= channels <= 4:
         raise Rejection(
@@ -161,6 +164,10 @@ def _plain_samples(content: bytes, header: NetpbmHeader) -> NDArray[Any]:
     if values.min() < 0 or values.max() > header.maxval:
         raise Rejection(RejectReason.UNDECODABLE, "PNM cannot be decoded (a sample out of range)")
     return values.astype(np.uint8 if header.maxval < 256 else np.uint16)
+
+
+def _header_is_damaged() -> Rejection:
+    return Rejection(RejectReason.UNDECODABLE, "PNM cannot be decoded (its header is damaged)")
 
 
 def _ends_early(content: bytes) -> Rejection:

@@ -16,8 +16,8 @@ from PIL import Image, ImageCms
 
 # The colour space of a profile -> the one mode of pixels that it describes.
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}
-# Of a scanner, a display, a printer, or a colour space; not links between two devices.
-_CLASSES = {"scnr", "mntr", "prtr", "spac"}
+# Of a scanner, a display, a printer, a colour space, or Lab itself; not links between devices.
+_CLASSES = {"scnr", "mntr", "prtr", "spac", "abst"}
 # Profiles of sRGB differ by one level from each other, in rounding. Adobe RGB moves some colours by
 # 135 levels, Display P3 by 105, a gamma of 2.2 by 6.
 _SAME_LEVELS = 2
@@ -26,7 +26,9 @@ _KEPT = 16  # transforms; a dataset has a few profiles, each in thousands of ima
 # Media white stays white. Black points are matched, as viewers and editors do, so that the shadows
 # of a print are not cut off. The tables of "perceptual" differ from one maker to the next.
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
-_FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
+_FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.HIGHRESPRECALC
+# A table of grey levels is made once: it need not be fast, and LittleCMS's 33 nodes are too few.
+_GREY_FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOOPTIMIZE
 _LEAST_WHITE, _LEAST_CONTRAST = 236, 64  # of what a sound profile makes of white, and of black
 
 _Transform: TypeAlias = "ImageCms.ImageCmsTransform | NDArray[np.uint8]"
@@ -65,11 +67,12 @@ def _transform(profile: bytes, mode: str) -> _Transform | str | None:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space, kind = source.profile.xcolor_space, source.profile.device_class
         if kind not in _CLASSES or space not in _MODES:
-            return "the colour profile is not of a device's colours"
+            return f"the colour profile is of class {kind.strip()} for {space.strip()}"
         if _MODES[space] != mode:
             return f"the colour profile is for {space.strip()}, the image is {mode}"
         target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-        transform = ImageCms.buildTransform(source, target, mode, "RGB", _INTENT, _FLAGS)
+        flags = _GREY_FLAGS if mode == "L" else _FLAGS
+        transform = ImageCms.buildTransform(source, target, mode, "RGB", _INTENT, flags)
         return _checked(transform, mode)
     except Exception:  # noqa: BLE001 - on damaged profiles Pillow raises several types
         return "the colour profile is damaged"

@@ -58,6 +58,28 @@ class Layout:
         return self.chunk[0] * self.kind.itemsize * (1 if self.is_planar else self.samples)
 
 
+def pillow_misreads(content: bytes, tags: tiff.Tags) -> bool:
+    """Whether Pillow opens a TIFF and makes of it other pixels than it holds.
+
+    It shows samples of more than 8 bits whose zero is white as a negative. Of separate planes it
+    knows those of RGB with 8 bits: the alpha of grey is lost, and planes that are not compressed
+    are read by one letter of their layout's name (of `RGB;16L` or `L;I`). Compressed floats and
+    signed integers it takes to be in the file's byte order, where libtiff gives the machine's.
+    """
+    one = {name: values[0] for name, values in tags.items() if values}
+    bits, photometric = one.get(tiff.BITS, 1), one.get(tiff.PHOTOMETRIC, -1)
+    compression = one.get(tiff.COMPRESSION, _NONE)
+    if bits < 8 or compression not in _COMPRESSIONS:
+        return False
+    is_signed = one.get(tiff.SAMPLE_FORMAT, 1) != 1
+    is_swapped = is_signed and tiff.byte_order(content) == ">" and compression != _NONE
+    if bits > 8 and (photometric == _WHITE_IS_ZERO or is_swapped):
+        return True
+    is_grey = photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
+    is_raw = compression == _NONE and (bits > 8 or tiff.EXTRA_SAMPLES in tags)
+    return one.get(tiff.PLANAR, 1) == 2 and (is_grey or is_raw)
+
+
 def read_layout(content: bytes, tags: tiff.Tags) -> Layout:
     """How the samples lie; raises `ValueError` where that is not read."""
     one = {name: values[0] for name, values in tags.items() if values}

@@ -20,7 +20,7 @@ from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_la
 from pipeline.storage.signatures import sniff
 from pipeline.storage.uris import join
 
-START_BYTES = 512
+START_BYTES = 1024
 _BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124)}
 # Of one key, while it is not known whether they are one sample's.
 _HELD_IMAGES, _HELD_BYTES, _HELD_SIDECARS = 16, 64 << 20, 64

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,10 +98,14 @@ def slice_number(shard_id: str) -> int | None:
 
 
 class ShardListing(Iterator[Shard]):
-    """The shards of an input, and in `left_out` what was passed over on the way to them so far."""
+    """The shards of an input, and in `left_out` what was passed over on the way to them so far.
+
+    `kept` are the types of the fields to carry over, where `kept_types` was asked for them.
+    """
 
     def __init__(self, shards: Iterator[Shard], left_out: LeftOut) -> None:
         self._shards, self.left_out = shards, left_out
+        self.kept: Mapping[str, str] = {}
 
     def __next__(self) -> Shard:
         return next(self._shards)
