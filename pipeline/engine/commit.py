@@ -172,6 +172,12 @@ class Committer:
             self.plan.part_index.close(shard.shard_id)
             tally = self.outcome.tally
             tally.shards += 1
+            left_out = LeftOut.from_text(entry.left_out)
+            tally.left_out.merge(left_out)
+            if not entry.samples:
+                tally.empty_shards += 1
+                why = f" ({left_out.summary()})" if left_out else ""
+                self.outcome.warn(f"shard '{shard.shard_id}' holds no image{why}: '{entry.uri}'")
             # Headers, sidecars, parts that were there: what the images' bytes do not say.
             tally.bytes += shard.size - counted
             for watch in self.watches:

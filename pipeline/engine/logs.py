@@ -74,6 +74,7 @@ class EventLog(Watch):
         """`shard_committed`."""
         self.event(
             "shard_committed",
+            "info" if entry.samples else "warning",  # one without images may not be what was meant
             shard=entry.shard,
             parts=entry.parts,
             samples=entry.samples,

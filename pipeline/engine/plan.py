@@ -10,14 +10,18 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from pipeline.config import JobConfig
 from pipeline.engine.preflight import check_request
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import Recipe, make_recipe
 from pipeline.storage import (
+    LeftOut,
+    ReadOptions,
     Shard,
+    ShardListing,
     Store,
     count_samples,
 )
@@ -48,6 +52,12 @@ class Found:
     done_parts: int = 0  # of shards that are done, and those that the others have
     complete: bool = False  # whether all is listed that is to be in the table
     limited: bool = False  # whether the input may have more, which `--limit` leaves out
+    left_out: LeftOut = field(default_factory=LeftOut)  # what the listing passed over
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, at one time: the listing goes on in another thread."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return found | {"left_out": self.left_out.ordered()}
 
 
 class Works:
@@ -108,6 +118,7 @@ class Plan:
 
     recipe: Recipe
     writer: TableWriter
+    options: ReadOptions = field(default_factory=ReadOptions)
     works: Works = field(default_factory=lambda: Works(iter(())))
     states: dict[str, ShardState] = field(default_factory=dict)  # of the works, till committed
     found: Found = field(default_factory=Found)
@@ -128,7 +139,11 @@ class Plan:
 
 
 def take_first(
-    states: Iterable[ShardState], limit: int | None, part_size: int, found: Found
+    states: Iterable[ShardState],
+    limit: int | None,
+    part_size: int,
+    found: Found,
+    options: ReadOptions | None = None,
 ) -> Iterator[tuple[ShardState, int | None]]:
     """The states that hold the first `limit` samples, with how many to take at most (None: all).
 
@@ -148,7 +163,7 @@ def take_first(
             taken = min(left, state.committed.samples)
             yield state, taken
         else:
-            taken = count_samples(state.shard, left)
+            taken = count_samples(state.shard, left, options)
             # Not `taken`: the reader has to come upon the shard's end, or upon its damage.
             yield _without_cut_parts(state, taken, part_size), left
         left -= taken
@@ -175,7 +190,7 @@ def _without_cut_parts(state: ShardState, taken: int, part_size: int) -> ShardSt
 
 
 def make_plan(
-    config: JobConfig, *, dry_run: bool = False, shards: Iterator[Shard] | None = None
+    config: JobConfig, *, dry_run: bool = False, shards: ShardListing | None = None
 ) -> Plan:
     """Open the table and get ready to compare the input with it.
 
@@ -185,7 +200,8 @@ def make_plan(
     """
     # An input that is not there, or not of images, is refused before the table is made.
     shards = check_request(config) if shards is None else shards
-    recipe = make_recipe(config)
+    options = replace(config.read_options, keep_columns=shards.kept)
+    recipe = make_recipe(config, shards.kept)
     if dry_run:
         store = Store(config.output)
         if store.exists(DESCRIPTION_NAME):
@@ -195,7 +211,7 @@ def make_plan(
         )
     else:
         writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
-    plan = Plan(recipe, writer)
+    plan = Plan(recipe, writer, options, found=Found(left_out=shards.left_out))
     plan.works = Works(_compare(plan, shards, config))
     return plan
 
@@ -205,7 +221,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
     found = plan.found
     strays = None if plan.writer.read_only else plan.strays
     states = plan.writer.states(shards, plan.part_index, strays)
-    for state, take in take_first(states, config.limit, config.part_size, found):
+    for state, take in take_first(states, config.limit, config.part_size, found, plan.options):
         plan.strays.is_input(state.shard)
         if state.committed:
             found.done_shards += 1
@@ -227,6 +243,6 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
             take=take,
             init=config.init,
             where=config.where,
-            options=config.read_options,
+            options=plan.options,
         )
     found.complete = True

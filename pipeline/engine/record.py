@@ -10,7 +10,6 @@ import os
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -52,7 +51,7 @@ class RunRecord(Watch):
 
     def _write(self, **facts: Any) -> str:
         outcome = self.outcome.to_dict(self.plan.writer.store.root)
-        found = asdict(self.plan.found)
+        found = self.plan.found.to_dict()
         outcome["skipped_parts"] = self.plan.found.done_parts
         outcome["traces"] = self.outcome.traces
         facts = self._facts | outcome | {"found": found} | facts

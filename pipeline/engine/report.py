@@ -10,6 +10,8 @@ from rich.table import Table
 from pipeline.config import JobConfig
 from pipeline.engine.outcome import Outcome
 
+_LABELS = 12  # of what was left out; all are in the last line of stdout
+_WARNINGS = 20
 _SHOWN = ("l2", "psnr", "lpips", "id_similarity")
 
 
@@ -28,6 +30,8 @@ def _counts(outcome: Outcome) -> Table:
         )
     for reason, count in tally.reasons.most_common():
         table.add_row(f"rejected: {reason}", str(count))
+    for label, count in [*outcome.left_out.ordered().items()][:_LABELS]:
+        table.add_row(f"left out: {label}", str(count))
     table.add_row("parts done", str(tally.parts))
     table.add_row("parts skipped, done before", str(outcome.skipped_parts))
     return table
@@ -57,6 +61,11 @@ def print_outcome(config: JobConfig, outcome: Outcome) -> None:
         return
     console = Console(stderr=True)
     console.print(_counts(outcome))
+    for warning in outcome.warnings[:_WARNINGS]:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    more = len(outcome.warnings) - _WARNINGS + outcome.more_warnings
+    if more > 0:
+        console.print(f"... and {more} more warnings")
     if outcome.exit_code == 0:
         if outcome.means is not None:
             console.print(_steps(outcome.means))
