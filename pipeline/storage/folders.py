@@ -12,7 +12,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.buckets import Fetched, get_objects, is_bucket
 from pipeline.storage.formats import readable_name
 from pipeline.storage.listing import UNKNOWN_SIZE, Entry, file_entry
-from pipeline.storage.local_files import is_lasting
+from pipeline.storage.local_files import is_lasting, is_there
 from pipeline.storage.objects import UNREADABLE, object_info
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, too_large, unreadable
 from pipeline.storage.shards import Shard, folder_etag
@@ -124,7 +124,7 @@ def _why_unreadable(fs: Any, path: str, error: BaseException, kind: str) -> str:
     """
     if is_local_filesystem(fs) and isinstance(error, OSError) and is_lasting(error):
         link = path.rstrip("/")
-        if os.path.lexists(link):
+        if is_there(link):
             if isinstance(error, FileNotFoundError):
                 return f"a link to '{readable_name(str(Path(link).readlink()))}', where nothing is"
             return os.strerror(error.errno).lower() if error.errno else str(error)

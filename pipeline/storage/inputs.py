@@ -94,7 +94,10 @@ def open_input(root: str, left_out: LeftOut) -> Source:
 def _kind_of(root: str) -> Literal["folder", "file", "pattern"]:
     fs, path = filesystem(root)
     special = has_braces(root) or has_glob(root)
-    unnamable = not os.path.lexists(path) if is_local(root) else len(path) > _LONGEST_KEY
+    if is_local(root):
+        unnamable = not os.path.lexists(path)
+    else:
+        unnamable = len(path) > _LONGEST_KEY or not literal_folder(root)
     if special and unnamable:
         return "pattern"
     try:
