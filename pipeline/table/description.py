@@ -220,7 +220,7 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[_Difference]:
 
 def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any]) -> str:
     """Return the line that names the flags of the table's own values; "" where there are none."""
-    flags = []
+    flags, absent = [], []
     for name, old, _ in differences:
         flag = FLAGS.get(name)
         value = config.get(_BY_CONFIG[name]) if name in _BY_CONFIG else old
@@ -230,8 +230,9 @@ def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any])
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             flags.append(f"{flag} {shlex.quote(printable(shown))}")
         elif name in _NONE_GIVEN:
-            flags.append(f"no {flag}")
-    return f"\nto continue it as it was made: {' '.join(flags)}" if flags else ""
+            absent.append(f"no {flag}")
+    shown = " ".join([*flags, *absent])
+    return f"\nto continue it as it was made: {shown}" if shown else ""
 
 
 def without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
