@@ -74,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images of a folder that make one shard",
     )
+    parser.add_argument(
+        "--sniff",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="--images without a known extension: read what are images by their first bytes",
+    )
     devices = get_args(Device)
     parser.add_argument(
         "--device", default="cpu", choices=devices, help="that renders and measures"
@@ -89,6 +95,7 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
         latent_dtype=asked.latent_dtype,
         part_size=asked.part_size,
         files_per_shard=asked.files_per_shard,
+        sniff=asked.sniff,
         images=asked.images and canonical_uri(asked.images),
     )
     device = ready_device(asked.device)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typing import Any
 from pipeline.engine.address import check_address, in_cluster
 from pipeline.engine.progress import doing
 from pipeline.engine.ray_output import is_shown, kept_in_file
+from pipeline.errors import ConfigError
 from pipeline.machine import whole_cpus
 from pipeline.redaction import without_secrets
 
@@ -101,13 +104,36 @@ def _start_local_patiently(gpus: int | None) -> None:
 
 def _join_cluster() -> None:
     check_address()
-    ray.init(address="auto", **_loudness())
+    with _cluster_refusals():
+        ray.init(address="auto", **_loudness())
 
 
 def _loudness() -> Any:
     """How much of its own Ray prints in this process."""
     shown = is_shown()
     return {"logging_level": logging.INFO if shown else logging.ERROR, "log_to_driver": shown}
+
+
+@contextmanager
+def _cluster_refusals() -> Iterator[None]:
+    """Turn what a cluster refuses for good into a `ConfigError` of one line."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:
+        text = "".join(traceback.format_exception(error))
+        versions = re.findall(r"^\s*(Ray|Python): (\S+)", text, re.MULTILINE)
+        if "ersion mismatch" in text and len(versions) >= 4:
+            ours, theirs = dict(versions[2:4]), dict(versions[:2])
+            raise ConfigError(
+                f"the cluster runs Ray {theirs.get('Ray')} on Python {theirs.get('Python')}, and "
+                f"this job Ray {ours.get('Ray')} on Python {ours.get('Python')}: they must be equal"
+            ) from error
+        if "InvalidAuthToken" in text or "Unauthenticated" in text:
+            raise ConfigError(
+                "the cluster wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what "
+                "its `ray start` had (or RAY_AUTH_TOKEN_PATH to a file with it)"
+            ) from error
+        raise
 
 
 @contextmanager

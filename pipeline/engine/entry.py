@@ -18,6 +18,7 @@ NOTHING_DONE = {
     "samples": 0,
     "faces": 0,
     "rejects": 0,
+    "left_out": {},
     "parts": 0,
     "skipped_parts": 0,
     "seconds": 0.0,

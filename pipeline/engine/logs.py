@@ -58,6 +58,13 @@ class EventLog(Watch):
         else:
             self._print(without_secrets(text))
 
+    def notice(self, text: str) -> None:
+        """`notice`, or a line for people: something of the cluster that changes what is used."""
+        if self.json_lines:
+            self.event("notice", "warning", text=text)
+        else:
+            self._print(without_secrets(text))
+
     def part(self, row: Row) -> None:
         """`part_done`."""
         self.event(
@@ -74,6 +81,7 @@ class EventLog(Watch):
         """`shard_committed`."""
         self.event(
             "shard_committed",
+            "info" if entry.samples else "warning",  # one without images may not be what was meant
             shard=entry.shard,
             parts=entry.parts,
             samples=entry.samples,

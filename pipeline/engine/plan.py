@@ -10,7 +10,8 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from pipeline.config import JobConfig
 from pipeline.engine.preflight import check_request
@@ -18,7 +19,10 @@ from pipeline.engine.progress import doing
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import Recipe, make_recipe
 from pipeline.storage import (
+    LeftOut,
+    ReadOptions,
     Shard,
+    ShardListing,
     Store,
     count_samples,
 )
@@ -54,6 +58,7 @@ class Found:
     uncounted_done: int = 0  # images of parts that these have
     chosen: bool = False  # whether `--where` chooses images, whose number nobody knows
     limit: int | None = None  # of the whole table
+    left_out: LeftOut = field(default_factory=LeftOut)  # what the listing passed over
 
     def add(self, state: ShardState, take: int | None) -> None:
         """Count a shard that is to do, of which at most `take` samples are."""
@@ -80,6 +85,11 @@ class Found:
         uncounted = round(samples / size * self.uncounted_bytes) - self.uncounted_done
         images = max(samples, self.images + max(0, uncounted))
         return images if self.limit is None else min(images, self.limit - self.done_samples)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, at one time: the listing goes on in another thread."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return found | {"left_out": self.left_out.ordered()}
 
 
 class Works:
@@ -140,6 +150,7 @@ class Plan:
 
     recipe: Recipe
     writer: TableWriter
+    options: ReadOptions = field(default_factory=ReadOptions)
     works: Works = field(default_factory=lambda: Works(iter(())))
     states: dict[str, ShardState] = field(default_factory=dict)  # of the works, till committed
     found: Found = field(default_factory=Found)
@@ -160,7 +171,11 @@ class Plan:
 
 
 def take_first(
-    states: Iterable[ShardState], limit: int | None, part_size: int, found: Found
+    states: Iterable[ShardState],
+    limit: int | None,
+    part_size: int,
+    found: Found,
+    options: ReadOptions | None = None,
 ) -> Iterator[tuple[ShardState, int | None]]:
     """The states that hold the first `limit` samples, with how many to take at most (None: all).
 
@@ -180,7 +195,7 @@ def take_first(
             taken = min(left, state.committed.samples)
             yield state, taken
         else:
-            taken = count_samples(state.shard, left)
+            taken = count_samples(state.shard, left, options)
             # Not `taken`: the reader has to come upon the shard's end, or upon its damage.
             yield _without_cut_parts(state, taken, part_size), left
         left -= taken
@@ -207,7 +222,7 @@ def _without_cut_parts(state: ShardState, taken: int, part_size: int) -> ShardSt
 
 
 def make_plan(
-    config: JobConfig, *, dry_run: bool = False, shards: Iterator[Shard] | None = None
+    config: JobConfig, *, dry_run: bool = False, shards: ShardListing | None = None
 ) -> Plan:
     """Open the table and get ready to compare the input with it.
 
@@ -217,8 +232,9 @@ def make_plan(
     """
     # An input that is not there, or not of images, is refused before the table is made.
     shards = check_request(config) if shards is None else shards
+    options = replace(config.read_options, keep_columns=shards.kept)
     doing("loading the model")
-    recipe = make_recipe(config)
+    recipe = make_recipe(config, shards.kept)
     if dry_run:
         store = Store(config.output)
         if store.exists(DESCRIPTION_NAME):
@@ -228,7 +244,8 @@ def make_plan(
         )
     else:
         writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
-    plan = Plan(recipe, writer, found=Found(chosen=bool(config.where), limit=config.limit))
+    found = Found(chosen=bool(config.where), limit=config.limit, left_out=shards.left_out)
+    plan = Plan(recipe, writer, options, found=found)
     plan.works = Works(_compare(plan, shards, config))
     return plan
 
@@ -238,7 +255,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
     found = plan.found
     strays = None if plan.writer.read_only else plan.strays
     states = plan.writer.states(shards, plan.part_index, strays)
-    for state, take in take_first(states, config.limit, config.part_size, found):
+    for state, take in take_first(states, config.limit, config.part_size, found, plan.options):
         plan.strays.is_input(state.shard)
         if state.committed:
             found.done_shards += 1
@@ -257,6 +274,6 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
             take=take,
             init=config.init,
             where=config.where,
-            options=config.read_options,
+            options=plan.options,
         )
     found.complete = True

@@ -79,7 +79,7 @@ class Progress:
         self.json_lines = json_lines
         self.screen = Screen()
         self.started = self._phase_began = time.monotonic()
-        self.phase = ""
+        self.phase = "starting"
         self.stopped_by = ""
         self._every_s: float | None = None
         self.tally: Tally | None = None

@@ -22,6 +22,8 @@ from pipeline.engine.ray_output import VARIABLE
 from pipeline.redaction import without_secrets
 from pipeline.storage import canonical_uri
 
+_LABELS = 12  # of what was left out; all are in the last line of stdout
+_WARNINGS = 20
 _SHOWN = ("l2", "psnr", "lpips", "id_similarity")
 
 
@@ -40,6 +42,8 @@ def _counts(outcome: Outcome) -> Table:
         )
     for reason, count in tally.reasons.most_common():
         table.add_row(f"rejected: {reason}", str(count))
+    for label, count in [*outcome.left_out.ordered().items()][:_LABELS]:
+        table.add_row(f"left out: {label}", str(count))
     table.add_row("parts done", str(tally.parts))
     table.add_row("parts skipped, done before", str(outcome.skipped_parts))
     return table
@@ -75,6 +79,11 @@ def print_outcome(
         return
     console = Console(stderr=True)
     console.print(_counts(outcome))
+    for warning in outcome.warnings[:_WARNINGS]:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    more = len(outcome.warnings) - _WARNINGS + outcome.more_warnings
+    if more > 0:
+        console.print(f"... and {more} more warnings")
     if outcome.exit_code == 0:
         if outcome.means is not None:
             console.print(_steps(outcome.means))

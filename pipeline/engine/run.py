@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from types import FrameType
 
@@ -16,17 +15,18 @@ from pipeline.engine.cluster import gist, running_ray
 from pipeline.engine.commit import Committer, Watch
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.logs import EventLog
+from pipeline.engine.node_report import versions
+from pipeline.engine.nodes import nodes_checked
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.progress import STARTING_WORKERS, Progress, doing, showing
 from pipeline.engine.prometheus import Meters
 from pipeline.engine.ray_output import log_folder
-from pipeline.engine.record import RunRecord, versions
-from pipeline.engine.sharing import sharing_checked
+from pipeline.engine.record import RunRecord
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
-from pipeline.storage import Shard
+from pipeline.storage import ShardListing
 from pipeline.table import Totals, is_card_current, kept_readme, open_table, write_card
 
 
@@ -87,7 +87,7 @@ def _execute(
 ) -> None:
     """Run the stages over what the plan has to do."""
     log = EventLog(config.log_format == "json")
-    with running_ray(stages.pretended_gpus) as resources, sharing_checked(config):
+    with running_ray(stages.pretended_gpus) as resources, nodes_checked(config, log.notice):
         outcome.ray_log = log_folder()
         configure_context()
         doing(STARTING_WORKERS)
@@ -122,7 +122,7 @@ def run_job(
     stages: Stages | None = None,
     watches: tuple[Watch, ...] = (),
     *,
-    shards: Iterator[Shard] | None = None,
+    shards: ShardListing | None = None,
 ) -> Outcome:
     """Plan, run and account for one job; `watches` hear of every part and shard.
 
@@ -139,6 +139,7 @@ def run_job(
     with showing(json_lines=log.json_lines) as progress, _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
         plan = make_plan(config, shards=shards)
+        outcome.listed = plan.found.left_out
         log.model(plan.recipe.treatment)
         progress.follow(outcome.tally, plan.found)
         record = RunRecord(config, plan, outcome, started)
@@ -172,7 +173,7 @@ def _finish(
         to_do = bool(plan.works)
         for watch in watches:
             watch.planned()
-        log.event("planned", **asdict(plan.found))
+        log.event("planned", **plan.found.to_dict())
         if to_do:
             _execute(config, plan, outcome, stages, watches)
         whole = plan.found.complete and not plan.found.limited
@@ -183,15 +184,17 @@ def _finish(
     finally:
         plan.strays.stop()
     if outcome.exit_code == 0:
+        if not outcome.tally.samples + plan.found.done_samples:
+            outcome.warn(f"no image was found in '{config.input}'")
         _describe(config.output, outcome, log, changed=bool(outcome.tally.shards or removed))
 
 
 def _describe(uri: str, outcome: Outcome, log: EventLog, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
     doing("writing the table's card")
-    table = open_table(uri)
-    if changed or not is_card_current(table):
+    table, listed = open_table(uri), outcome.listed
+    if changed or not is_card_current(table, listed):
         totals = Totals.of(table.store)
         outcome.means = totals.figures.means()
-        if write_card(table, totals) is None:
+        if write_card(table, totals, listed) is None:
             log.readme_kept(kept_readme(table))

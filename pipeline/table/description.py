@@ -27,6 +27,9 @@ DESCRIPTION_NAME = "_table.json"
 # setting with this value is left out of `_table.json` and of the fingerprint, so that a table made
 # before the setting existed is continued by asking for this value.
 EARLIER_VALUES: Mapping[str, Any] = {
+    "columns.kept": [],
+    "layout.image_column": None,
+    "layout.image_field": "all",
     "layout.sniff": False,
     "settings.alignment.icc": "ignore",
     "settings.measured.alignment.icc": "ignore",
@@ -37,9 +40,12 @@ EARLIER_VALUES: Mapping[str, Any] = {
 FLAGS: Mapping[str, str] = {
     "columns.aligned_jpeg": "--keep-crops",
     "columns.all_steps": "--keep-steps",
+    "columns.kept": "--keep-columns",
     "columns.reconstruction_jpeg": "--keep-reconstructions",
     "columns.w_plus_dtype": "--latent-dtype",
     "layout.files_per_shard": "--files-per-shard",
+    "layout.image_column": "--image-column",
+    "layout.image_field": "--image-field",
     "layout.limit": "--limit",
     "layout.sniff": "--sniff",
     "settings.alignment.faces": "--faces",
@@ -57,7 +63,13 @@ FLAGS: Mapping[str, str] = {
     "settings.steps": "--steps",
 }
 # These record a hash or a definition: what to pass stands in the table's config.
-_BY_CONFIG = {"settings.identity": "identity", "settings.model": "model"}
+_BY_CONFIG = {
+    "columns.kept": "keep_columns",
+    "settings.identity": "identity",
+    "settings.model": "model",
+}
+# Without a value these are not given at all.
+_NONE_GIVEN = ("columns.kept", "layout.image_column", "layout.limit")
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ class Description:
         return {
             "schema_version": self.schema_version,
             "fingerprint": self.fingerprint,
-            "columns": asdict(self.columns),
+            "columns": without_earlier("columns", _plain(asdict(self.columns))),
             "settings": _plain(self.settings),
             "layout": _plain(self.layout),
             "model": _plain(self.model),
@@ -208,7 +220,7 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[_Difference]:
 
 def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any]) -> str:
     """Return the line that names the flags of the table's own values; "" where there are none."""
-    flags = []
+    flags, absent = [], []
     for name, old, _ in differences:
         flag = FLAGS.get(name)
         value = config.get(_BY_CONFIG[name]) if name in _BY_CONFIG else old
@@ -217,9 +229,10 @@ def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any])
         elif flag and value is not None:
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             flags.append(f"{flag} {shlex.quote(printable(shown))}")
-        elif name == "layout.limit":
-            flags.append("no --limit")
-    return f"\nto continue it as it was made: {' '.join(flags)}" if flags else ""
+        elif name in _NONE_GIVEN:
+            absent.append(f"no {flag}")
+    shown = " ".join([*flags, *absent])
+    return f"\nto continue it as it was made: {shown}" if shown else ""
 
 
 def without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
