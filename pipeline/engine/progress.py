@@ -170,7 +170,7 @@ class Progress:
         self.stopped_by = signal_name
         self.event("stopping", "warning", signal=signal_name)
         if not self.screen.is_terminal:
-            self.say(f"{self._elapsed}  stopping ({signal_name}): what is committed stays")
+            self.say(f"{self._elapsed}  stopping ({signal_name})")
         self._show()
 
     def _tick(self) -> None:
