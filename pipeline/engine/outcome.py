@@ -28,6 +28,7 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     more_warnings: int = 0
     interrupted: bool = False
+    ray_log: str | None = None  # folder of Ray's own log, where it is on this machine
     means: dict[str, list[float | None]] | None = None  # of `Figures`, where this run changed them
 
     @property

@@ -19,8 +19,9 @@ from pipeline.engine.node_report import versions
 from pipeline.engine.nodes import nodes_checked
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.progress import Progress
+from pipeline.engine.progress import STARTING_WORKERS, Progress, doing, showing
 from pipeline.engine.prometheus import Meters
+from pipeline.engine.ray_output import log_folder
 from pipeline.engine.record import RunRecord
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
@@ -87,21 +88,24 @@ def _execute(
     """Run the stages over what the plan has to do."""
     log = EventLog(config.log_format == "json")
     with running_ray(stages.pretended_gpus) as resources, nodes_checked(config, log.notice):
+        outcome.ray_log = log_folder()
         configure_context()
+        doing(STARTING_WORKERS)
         meters = Meters()
         meters.watch()
         committer = Committer(plan, outcome, (*watches, log, meters))
         pools = Pools.of(config, resources, local=not in_cluster())
         dataset = build_dataset(plan, pools, stages)
         try:
-            with Progress(outcome.tally, plan.found, log) as progress:
-                for row in summaries(dataset):
-                    committer.take(row)
-                    progress.update()
-                    if outcome.interrupted:
-                        raise _Interrupted
-                    if committer.gave_up:
-                        break
+            for row in summaries(dataset):
+                committer.take(row)
+                if Progress.current:
+                    Progress.current.update()
+                if outcome.interrupted:
+                    raise _Interrupted
+                if committer.gave_up:
+                    break
+            doing("committing the last shards")
             try:
                 # Before the shards that are missing, of which there may be thousands.
                 with _failures(outcome):
@@ -132,11 +136,12 @@ def run_job(
     outcome = Outcome(Tally())
     record = None
     log = EventLog(config.log_format == "json")
-    with _stoppable(outcome), _failures(outcome):
+    with showing(json_lines=log.json_lines) as progress, _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
         plan = make_plan(config, shards=shards)
         outcome.listed = plan.found.left_out
         log.model(plan.recipe.treatment)
+        progress.follow(outcome.tally, plan.found)
         record = RunRecord(config, plan, outcome, started)
         try:
             record.start()
@@ -164,6 +169,7 @@ def _finish(
     """Do what the table lacks; its card, when nothing is missing."""
     log = EventLog(config.log_format == "json")
     try:
+        doing("listing the input")
         to_do = bool(plan.works)
         for watch in watches:
             watch.planned()
@@ -171,6 +177,7 @@ def _finish(
         if to_do:
             _execute(config, plan, outcome, stages, watches)
         whole = plan.found.complete and not plan.found.limited
+        doing("looking for files that no shard has")
         removed = plan.strays.remove(whole_input=whole)
         if removed:
             log.event("strays_removed", files=removed)
@@ -184,6 +191,7 @@ def _finish(
 
 def _describe(uri: str, outcome: Outcome, log: EventLog, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
+    doing("writing the table's card")
     table, listed = open_table(uri), outcome.listed
     if changed or not is_card_current(table, listed):
         totals = Totals.of(table.store)
