@@ -53,12 +53,17 @@ class Found:
     done_parts: int = 0  # of shards that are done, and those that the others have
     complete: bool = False  # whether all is listed that is to be in the table
     limited: bool = False  # whether the input may have more, which `--limit` leaves out
+    left_out: LeftOut = field(default_factory=LeftOut)  # what the listing passed over
     images: int = 0  # to do, of shards whose number of images is known from the listing
     uncounted_bytes: int = 0  # of the other shards to do
     uncounted_done: int = 0  # images of parts that these have
     chosen: bool = False  # whether `--where` chooses images, whose number nobody knows
     limit: int | None = None  # of the whole table
-    left_out: LeftOut = field(default_factory=LeftOut)  # what the listing passed over
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, at one time: the listing goes on in another thread."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return found | {"left_out": self.left_out.ordered()}
 
     def add(self, state: ShardState, take: int | None) -> None:
         """Count a shard that is to do, of which at most `take` samples are."""
@@ -85,11 +90,6 @@ class Found:
         uncounted = round(samples / size * self.uncounted_bytes) - self.uncounted_done
         images = max(samples, self.images + max(0, uncounted))
         return images if self.limit is None else min(images, self.limit - self.done_samples)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, at one time: the listing goes on in another thread."""
-        found = {one.name: getattr(self, one.name) for one in fields(self)}
-        return found | {"left_out": self.left_out.ordered()}
 
 
 class Works:
@@ -244,7 +244,7 @@ def make_plan(
         )
     else:
         writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
-    found = Found(chosen=bool(config.where), limit=config.limit, left_out=shards.left_out)
+    found = Found(left_out=shards.left_out, chosen=bool(config.where), limit=config.limit)
     plan = Plan(recipe, writer, options, found=found)
     plan.works = Works(_compare(plan, shards, config))
     return plan
