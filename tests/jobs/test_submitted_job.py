@@ -208,6 +208,33 @@ def test_what_travels_with_a_job_is_small_and_enough(package: zipfile.ZipFile) -
     assert needed <= names
 
 
+def test_data_beside_the_code_do_not_travel(tmp_path: Path) -> None:
+    data = [
+        "restyle_psp_ffhq_encode.pt",
+        "models/mine.pt",
+        "photos/a.JPG",
+        "photos/a.jpg",
+        "shards/00000.tar.gz",
+        "00000.tar",
+        "dataset.zip",
+        "latents.npy",
+        "out/latents/00000-00000.parquet",
+        "out/_shards/00000.json",
+    ]
+    code = ["jobs/job.py", "pipeline/models/bundles/demo/weights.safetensors", "mine.yaml"]
+    folder = tmp_path / "clone"
+    for name in (*data, *code):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / ".rayignore").write_text((ROOT / ".rayignore").read_text())
+    path = tmp_path / "package.zip"
+    excludes = get_runtime_env_default_excludes()
+    create_package(str(folder), path, include_gitignore=True, excludes=excludes)
+    with zipfile.ZipFile(path) as package:
+        sent = {name for name in package.namelist() if not name.endswith("/")}
+    assert sent - {".rayignore"} == set(code)
+
+
 def test_the_config_that_the_guide_submits_travels_with_the_job(
     package: zipfile.ZipFile, tmp_path: Path
 ) -> None:
