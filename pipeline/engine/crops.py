@@ -33,7 +33,7 @@ from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Store, list_shards
 from pipeline.training.config import TrainConfig
-from pipeline.training.settled import Origin
+from pipeline.training.settled import EARLIER, Origin
 
 CROPS = "crops"
 SUFFIX = ".safetensors"
@@ -108,6 +108,9 @@ def plan_crops(config: TrainConfig) -> CropPlan:
     alignment = AlignmentSettings(
         prealigned=treatment.prealigned,
         fit=treatment.fit,
+        turns=config.turns,
+        search_pixels=config.search_pixels,
+        check_below=config.check_below,
         min_face_px=config.min_face,
         output_size=model.input_size,
     )
@@ -116,7 +119,7 @@ def plan_crops(config: TrainConfig) -> CropPlan:
         for shard in list_shards(config.input, files_per_shard=config.files_per_shard)
     ]
     asked = {
-        "alignment": asdict(alignment),
+        "alignment": _without_earlier(asdict(alignment)),
         "shards": [[work.shard.shard_id, work.shard.etag] for work in works],
         "part_size": config.part_size,
         "limit": config.limit,
@@ -124,6 +127,12 @@ def plan_crops(config: TrainConfig) -> CropPlan:
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     origin = Origin(digest, start_digest(config, model))
     return CropPlan(origin, works, alignment, Store(Store(config.output).uri(f"{CROPS}/{digest}")))
+
+
+def _without_earlier(alignment: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that say what was done before they existed, so that crops are kept."""
+    unknown = object()
+    return {k: value for k, value in alignment.items() if EARLIER.get(k, unknown) != value}
 
 
 def crop_rows(

@@ -67,7 +67,7 @@ def make_recipe(config: JobConfig) -> Recipe:
     alignment = _alignment(config, model, treatment)
     meter = Meter("cpu", treatment.identity, config.best_step_by)
     description = Description(
-        columns=_columns(config, model),
+        columns=_columns(config, model, alignment),
         settings={
             "numerics": NUMERICS_VERSION,
             "model": model.fingerprint,
@@ -89,13 +89,14 @@ def make_recipe(config: JobConfig) -> Recipe:
     return Recipe(alignment, inversion, description, about)
 
 
-def _columns(config: JobConfig, model: RestyleModel) -> Columns:
+def _columns(config: JobConfig, model: RestyleModel, alignment: AlignmentSettings) -> Columns:
     return Columns(
         n_styles=model.n_styles,
         w_plus_dtype=config.latent_dtype,
         all_steps=config.keep_steps,
         aligned_jpeg=config.keep_crops,
         reconstruction_jpeg=config.keep_reconstructions,
+        turn_deg=alignment.tells_turns,
     )
 
 
@@ -145,6 +146,8 @@ def resolved_config(config: JobConfig, recipe: Recipe) -> dict[str, Any]:
         "identity": recipe.inversion.identity,
         "batch_size": config.batch_size or BATCH.get(device),
     }
+    if alignment.prealigned:
+        found |= dict.fromkeys(("turns", "search_pixels", "check_below"))
     if method.stop:
         rule = method.stop
         used: dict[str, Any] = {
@@ -228,6 +231,9 @@ def _alignment(config: JobConfig, model: RestyleModel, treatment: Treatment) -> 
         faces=config.faces,
         prealigned=treatment.prealigned,
         fit=treatment.fit,
+        turns=config.turns,
+        search_pixels=config.search_pixels,
+        check_below=config.check_below,
         min_face_px=config.min_face,
         output_size=model.input_size,
         max_pixels=config.max_pixels,

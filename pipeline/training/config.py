@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.choices import Device, Fit, OptimiserName
+from pipeline.choices import CHECK_BELOW, SEARCH_PIXELS, Device, Fit, OptimiserName
 from pipeline.errors import ConfigError
-from pipeline.settings import fill
+from pipeline.settings import CheckBelow, SearchPixels, TurnsSetting, fill
 from pipeline.storage import FILES_PER_SHARD, canonical_uri
 from pipeline.training.codes import code_shards
 
@@ -64,6 +64,9 @@ class TrainConfig(BaseModel):
     fit: Fit | None = Field(
         None, description="how a prealigned image of other proportions is resized"
     )
+    turns: TurnsSetting = "auto"
+    search_pixels: SearchPixels = SEARCH_PIXELS
+    check_below: CheckBelow = CHECK_BELOW
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
     files_per_shard: int = Field(
         FILES_PER_SHARD, ge=1, description="files of a folder that make one shard"

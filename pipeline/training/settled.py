@@ -19,6 +19,8 @@ from pipeline.training.config import MAY_CHANGE, TrainConfig
 
 SETTINGS = "_train.json"
 ORIGIN = "origin"  # its entry beside the settings
+# What stands for the trainings of versions that did not have these settings.
+EARLIER: Mapping[str, Any] = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
 ENCODER = "encoder"  # the name of its checkpoint
 
 
@@ -43,7 +45,7 @@ def check_settings(config: TrainConfig, origin: Origin | None = None) -> None:
         return
     known = begun.pop(ORIGIN, None)
     try:
-        before = TrainConfig(**begun)
+        before = TrainConfig(**{**EARLIER, **begun})
         made_from = Origin(**known) if known else None
     except (ValidationError, TypeError) as error:
         raise _unknown(store, SETTINGS, "does not hold the settings of a training") from error
