@@ -156,7 +156,8 @@ class Search:
         if turned:
             searched.append(f"{_largest(turned, size)} turned by 90, 180 and 270 degrees")
         text += f" (searched at up to {', and at up to '.join(searched)})"
-        if Try(1, 1) not in upright and asked.search_pixels < MOST_SEARCH_PIXELS:
+        most = max(each.pixels(size) for each in upright)
+        if most < Try(1, 1).pixels(size) and asked.search_pixels < MOST_SEARCH_PIXELS:
             text += f"; --search-pixels above {asked.search_pixels} searches larger copies"
         if self._refused is not None:
             text += (
