@@ -130,9 +130,16 @@ def plan_crops(config: TrainConfig) -> CropPlan:
 
 
 def _without_earlier(alignment: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that say what was done before they existed, so that crops are kept."""
-    unknown = object()
-    return {k: value for k, value in alignment.items() if EARLIER.get(k, unknown) != value}
+    """Settings without those that say what was done before they existed, so that crops are kept.
+
+    Where images are crops already no face is looked for, whatever they say.
+    """
+    unused = EARLIER if alignment["prealigned"] else {}
+    return {
+        name: value
+        for name, value in alignment.items()
+        if name not in unused and (name not in EARLIER or EARLIER[name] != value)
+    }
 
 
 def crop_rows(

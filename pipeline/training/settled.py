@@ -130,8 +130,12 @@ def _leaves(prefix: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any
 
 
 def _compared(config: TrainConfig) -> dict[str, Any]:
-    """Settings to compare: one folder may be written in several ways."""
-    return config.model_dump() | {"input": canonical_uri(config.input)}
+    """Settings to compare: one folder may be written in several ways.
+
+    How faces are looked for is of no account where images are said to be crops.
+    """
+    unused = EARLIER if config.prealigned else {}
+    return {**config.model_dump(), **unused, "input": canonical_uri(config.input)}
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import ray.data
 import torch
 
+from pipeline.alignment import AlignmentSettings
 from pipeline.engine import crops
 from pipeline.engine.align import AlignStage
 from pipeline.engine.cluster import Resources
@@ -54,6 +55,22 @@ def test_crops_that_are_not_square_keep_height_and_width(five_images: TrainConfi
         assert cut(align(part))["kind"] == "part"
     put_index(plan.store, [CropFile(plan.store.names()[0], 3)], {})
     assert Crops(plan.store).images(torch.arange(3)).shape == (3, 3, 32, 48)
+
+
+EARLIER = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
+
+
+def test_crops_cut_by_earlier_versions_are_found_again(five_images: TrainConfig) -> None:
+    """The name of their folder is a digest of the settings that they were cut with."""
+    asked = AlignmentSettings(turns="none", search_pixels=0, check_below=0.0)
+    assert set(crops._without_earlier(asdict(asked))) == set(asdict(asked)) - set(EARLIER)
+    assert crops._without_earlier(asdict(AlignmentSettings())) == asdict(AlignmentSettings())
+
+    def folder(**changes: Any) -> str:
+        return plan_crops(five_images.model_copy(update=changes)).origin.crops
+
+    assert folder(prealigned=False) != folder(prealigned=False, **EARLIER)
+    assert folder(prealigned=True) == folder(prealigned=True, **EARLIER)
 
 
 class Stages:
