@@ -141,7 +141,7 @@ def test_a_second_pass_searches_as_the_first_one_did(
     first = config_of(turns=turns, search_pixels=7, output=str(tmp_path / "first"))
     open_for_writing(first.output, make_recipe(first).description, part_size=2)
     config = second_pass(first.output, {"output": str(tmp_path / "second")})
-    assert (config.turns, config.search_pixels, config.check_below) == (turns, 7, 1.5)
+    assert (config.turns, config.search_pixels, config.check_below) == (turns, 7, 1.35)
 
 
 def test_a_second_pass_over_an_earlier_table_searches_as_then(

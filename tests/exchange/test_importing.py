@@ -294,7 +294,7 @@ def test_codes_of_turned_photos_are_measured_on_upright_faces(
         assert row["l2"] > 0
     earlier: dict[str, Any] = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
     with measuring(model, meter, prealigned=False, **earlier) as measured:
-        told = "as it was made: --check-below 1.5 --search-pixels 64000000 --turns auto"
+        told = "as it was made: --check-below 1.35 --search-pixels 64000000 --turns auto"
         with pytest.raises(FingerprintError, match=told):
             imported(source, model, tmp_path / "t", measured, **photos)
         _, table = imported(source, model, tmp_path / "u", measured, **photos)
