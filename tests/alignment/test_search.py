@@ -167,7 +167,7 @@ def small_face(
 
 @pytest.mark.parametrize(
     ("size", "side", "turn"),
-    [((4032, 3024), 100, 0), ((1600, 1200), 40, 0), ((2048, 1536), 90, 270)],
+    [((4032, 3024), 100, 0), ((1200, 900), 36, 0), ((1024, 768), 46, 270)],
 )
 def test_a_small_face_in_a_large_photo_is_found(
     sample_images: dict[str, bytes], size: tuple[int, int], side: int, turn: int
@@ -182,7 +182,7 @@ def test_a_small_face_in_a_large_photo_is_found(
 
 
 def test_a_face_too_small_for_the_search_names_the_flag(sample_images: dict[str, bytes]) -> None:
-    photo, _ = small_face(sample_images, (1600, 1200), 40)
+    photo, _ = small_face(sample_images, (1200, 900), 36)
     told = rejection(photo, search_pixels=0, turns="none")
     assert "--search-pixels above 0 searches larger copies" in told.detail
     assert align(photo, search_pixels=8_000_000, turns="none")
