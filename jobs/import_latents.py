@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from pipeline.alignment import AlignmentSettings
-from pipeline.choices import CodeType, Device, Fit
+from pipeline.choices import CodeType, Device, Fit, Icc
 from pipeline.command_line import add_flags, exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
 from pipeline.exchange.code_files import faces_of, open_codes
@@ -32,6 +32,7 @@ from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, bundle_names, load_model, treatment_for
 from pipeline.settings import FaceSearch, fill
 from pipeline.storage import FILES_PER_SHARD, canonical_uri, check_output
+from pipeline.table import TABLE_OUTPUT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--fit", choices=get_args(Fit), help="of prealigned images")
     add_flags(parser, FaceSearch)
+    parser.add_argument("--icc", choices=get_args(Icc), help="colour profiles (default apply)")
     parser.add_argument("--identity", help="identity network: dlib, none, or a weight file")
     parser.add_argument(
         "--latent-dtype", choices=get_args(CodeType), default="float16", help="of w_plus"
@@ -74,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images of a folder that make one shard",
     )
+    parser.add_argument(
+        "--sniff",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="--images without a known extension: read what are images by their first bytes",
+    )
     devices = get_args(Device)
     parser.add_argument(
         "--device", default="cpu", choices=devices, help="that renders and measures"
@@ -82,26 +90,34 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(asked: argparse.Namespace) -> dict[str, object]:
-    check_output(asked.output)
+    check_output(asked.output, TABLE_OUTPUT)
     settings = ImportSettings(
         model=asked.model if asked.model in bundle_names() else canonical_uri(asked.model),
         method=asked.method,
         latent_dtype=asked.latent_dtype,
         part_size=asked.part_size,
         files_per_shard=asked.files_per_shard,
+        sniff=asked.sniff,
         images=asked.images and canonical_uri(asked.images),
     )
     device = ready_device(asked.device)
     codes, model = open_codes(asked.codes), load_model(asked.model, device)
     if not asked.images:
-        for name in ("results", "prealigned", "fit", "identity", *FaceSearch.model_fields):
+        for name in ("results", "prealigned", "fit", "icc", "identity", *FaceSearch.model_fields):
             if getattr(asked, name):
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is for images, to measure by: name them with --images")
-        return Importing(codes, model, settings).run(asked.output)
+        return _run(Importing(codes, model, settings), asked.output)
     several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
     with _measuring(asked, model, device, several=several) as measuring:
-        return Importing(codes, model, settings, measuring).run(asked.output)
+        return _run(Importing(codes, model, settings, measuring), asked.output)
+
+
+def _run(importing: Importing, root: str) -> dict[str, object]:
+    counts = importing.run(root)
+    for note in importing.notes:
+        print(note, file=sys.stderr)
+    return counts
 
 
 def _measuring(
@@ -119,6 +135,7 @@ def _measuring(
         fit=treatment.fit,
         output_size=model.input_size,
         **search.model_dump(),
+        icc=asked.icc or "apply",
     )
     results = Result(asked.results) if asked.results else None
     return Measuring(model, alignment, Meter(device, treatment.identity), results)

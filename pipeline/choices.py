@@ -8,6 +8,7 @@ MethodName = Literal["restyle", "encoder", "optimize", "hybrid"]
 Space = Literal["w", "w+"]  # that an optimisation searches
 Faces = Literal["largest", "all"]  # of an image
 Turns = Literal["auto", "none"]  # whether faces are looked for in turned photos too
+Icc = Literal["apply", "ignore"]  # embedded colour profiles of images
 Fit = Literal["stretch", "crop", "pad"]  # how a crop of other proportions is resized
 BestStepBy = Literal["lpips", "l2", "id_similarity", "last"]
 Device = Literal["auto", "cpu", "cuda"]

@@ -14,7 +14,7 @@ from pipeline.alignment.quality import roll_deg, sharpness, yaw
 from pipeline.alignment.search import Search
 from pipeline.alignment.settings import AlignmentSettings
 from pipeline.alignment.turning import box_before, points_before
-from pipeline.images import Rejection, RejectReason, decode
+from pipeline.images import ICC_IGNORED, Rejection, RejectReason, decode
 
 
 class Aligner:
@@ -33,9 +33,9 @@ class Aligner:
         """
         image = decode(content, self.settings.limits)
         if self.settings.prealigned:
-            return Alignment([self._resized(image)])
+            return Alignment([self._resized(image)], icc_ignored=ICC_IGNORED in image.info)
         photo, found = Search(image, self.settings).find()
-        alignment = Alignment([])
+        alignment = Alignment([], icc_ignored=ICC_IGNORED in image.info)
         for index, face in enumerate(found[:1] if self.settings.faces == "largest" else found):
             try:
                 self._check_size(face)

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from pipeline.choices import CHECK_BELOW, MOST_SEARCH_PIXELS, SEARCH_PIXELS, Faces, Fit, Turns
+from pipeline.choices import (
+    CHECK_BELOW,
+    MOST_SEARCH_PIXELS,
+    SEARCH_PIXELS,
+    Faces,
+    Fit,
+    Icc,
+    Turns,
+)
 from pipeline.errors import ConfigError
 from pipeline.images import ImageLimits
 
@@ -28,6 +36,7 @@ class AlignmentSettings:
     output_size: tuple[int, int] = (FFHQ_SIZE, FFHQ_SIZE)  # (height, width) of the crops
     max_pixels: int = ImageLimits.max_pixels
     min_side: int = ImageLimits.min_side
+    icc: Icc = ImageLimits.icc  # embedded colour profiles: applied, or ignored
     detector_side: int = 448  # longest side of the copy that is searched first; twice that last
     min_score: float = 0.0  # dlib's margin; 0 is the detector's own threshold
     turns: Turns = "auto"  # "auto" looks for faces in turned photos too
@@ -50,7 +59,8 @@ class AlignmentSettings:
             f"output_size {self.output_size}: aligned faces are square; "
             "a model with other input takes prealigned images",
         )
-        for name, kind in (("faces", Faces), ("fit", Fit), ("turns", Turns)):
+        choices = (("faces", Faces), ("fit", Fit), ("icc", Icc), ("turns", Turns))
+        for name, kind in choices:
             words, given = get_args(kind), getattr(self, name)
             yield given not in words, f"{name} must be one of {', '.join(words)}, got '{given}'"
         yield (
@@ -71,10 +81,13 @@ class AlignmentSettings:
 
     def result_settings(self) -> dict[str, Any]:
         """What a table's fingerprint has to tell of them."""
-        left_out = {"row_timeout_s", "memory_limit_mib"}
-        if self.prealigned:  # nothing is searched
-            left_out |= {"turns", "search_pixels", "check_below"}
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        guards = {"row_timeout_s", "memory_limit_mib"}
+        return {name: value for name, value in self.used().items() if name not in guards}
+
+    def used(self) -> dict[str, Any]:
+        """All settings but those of a search that is not made, where images are crops."""
+        unused = {"turns", "search_pixels", "check_below"} if self.prealigned else set()
+        return {name: value for name, value in asdict(self).items() if name not in unused}
 
     @property
     def tells_turns(self) -> bool:
@@ -89,4 +102,4 @@ class AlignmentSettings:
     @property
     def limits(self) -> ImageLimits:
         """What an image may be."""
-        return ImageLimits(max_pixels=self.max_pixels, min_side=self.min_side)
+        return ImageLimits(self.max_pixels, self.min_side, self.icc)

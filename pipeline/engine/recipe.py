@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import in_cluster
+from pipeline.engine.address import in_cluster
 from pipeline.engine.inverter import BATCH, InvertSettings
 from pipeline.errors import ConfigError
 from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
@@ -49,8 +49,10 @@ class _Networks:
     origin: dict[str, Any]  # of the codes that are started from, for the fingerprint
 
 
-def make_recipe(config: JobConfig) -> Recipe:
+def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Recipe:
     """Load the model and the metric networks once to learn what the table is to say of them.
+
+    `kept` are the types of the columns that are carried over from the input.
 
     Raises a `RequestError` where the settings, the models and the tables do not go together.
     """
@@ -67,7 +69,7 @@ def make_recipe(config: JobConfig) -> Recipe:
     alignment = _alignment(config, model, treatment)
     meter = Meter("cpu", treatment.identity, config.best_step_by)
     description = Description(
-        columns=_columns(config, model, alignment),
+        columns=_columns(config, model, alignment, kept or {}),
         settings={
             "numerics": NUMERICS_VERSION,
             "model": model.fingerprint,
@@ -89,7 +91,12 @@ def make_recipe(config: JobConfig) -> Recipe:
     return Recipe(alignment, inversion, description, about)
 
 
-def _columns(config: JobConfig, model: RestyleModel, alignment: AlignmentSettings) -> Columns:
+def _columns(
+    config: JobConfig,
+    model: RestyleModel,
+    alignment: AlignmentSettings,
+    kept: Mapping[str, str],
+) -> Columns:
     return Columns(
         n_styles=model.n_styles,
         w_plus_dtype=config.latent_dtype,
@@ -97,6 +104,7 @@ def _columns(config: JobConfig, model: RestyleModel, alignment: AlignmentSetting
         aligned_jpeg=config.keep_crops,
         reconstruction_jpeg=config.keep_reconstructions,
         turn_deg=alignment.tells_turns,
+        kept=tuple(kept.items()),
     )
 
 
@@ -237,6 +245,7 @@ def _alignment(config: JobConfig, model: RestyleModel, treatment: Treatment) -> 
         min_face_px=config.min_face,
         output_size=model.input_size,
         max_pixels=config.max_pixels,
+        icc=config.icc,
         row_timeout_s=config.image_timeout,
     )
 
@@ -285,7 +294,9 @@ def _check_layout(init: str, made: Mapping[str, Any], ours: Mapping[str, Any]) -
 
     An imported table names no input: its shards are compared one by one.
     """
-    for name in ("input", "files_per_shard"):
+    earlier = {"sniff": False} if "input" in made else {}
+    made = {**earlier, **made}
+    for name in ("input", "files_per_shard", "sniff"):
         if name in made and made[name] != ours[name]:
             raise ConfigError(
                 f"the table '{init}' was made with {name} '{made[name]}', and this run has "

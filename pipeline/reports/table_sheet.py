@@ -18,6 +18,7 @@ from pipeline.models.pixels import to_pixels, to_unit
 from pipeline.reports.contact_sheet import Pixels, SheetRow, contact_sheet
 from pipeline.table import Table
 from pipeline.table.made_by import first_model_of, model_of
+from pipeline.table.statements import condition
 
 QUERY = """
 SELECT image_id, aligned_jpeg, w_plus_per_step, l2_per_step, lpips_per_step, best_step
@@ -77,7 +78,8 @@ def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = 
             f"the table '{table.store.root}' holds no crops and steps to show: "
             "make it with --keep-crops and --keep-steps"
         )
-    faces = table.sql(QUERY.format(where=f"WHERE {where}" if where else "", limit=int(limit)))
+    chosen = f"WHERE {condition(where)}" if where else ""
+    faces = table.sql(QUERY.format(where=chosen, limit=int(limit)))
     if faces.empty and where:
         raise RequestError(f"--where \"{where}\" chooses no face of the table '{table.store.root}'")
     if faces.empty:

@@ -35,6 +35,7 @@ class ShardEntry:
     parts: int
     figures: str
     manifest_etag: str
+    left_out: str = ""  # JSON of `LeftOut`
 
     @classmethod
     def of(cls, manifest: ShardManifest, manifest_etag: str) -> ShardEntry:
@@ -50,6 +51,7 @@ class ShardEntry:
             parts=len(manifest.parts),
             figures=manifest.figures.to_text(),
             manifest_etag=manifest_etag,
+            left_out=manifest.left_out.to_text(),
         )
 
 

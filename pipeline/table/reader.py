@@ -21,13 +21,16 @@ from pipeline.storage import Store, one_line
 from pipeline.table.description import Description, read_description
 from pipeline.table.manifests import ShardManifest, manifest_ids, read_manifest
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
-from pipeline.table.queries import TableFiles, check_reads, connect, create_view
+from pipeline.table.queries import TableFiles, connect, create_view
 from pipeline.table.runs import read_runs, runs_table, seconds_per_face
 from pipeline.table.schema import STYLE_DIM, rejects_schema
+from pipeline.table.statements import QUERY_ERRORS, check_reads
 from pipeline.table.verify import verify_table
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
+
+    from pipeline.engine.reading import LatentsDataset
 
 _THREADS = 8
 _SHARDS = pa.schema(
@@ -37,9 +40,6 @@ _SHARDS = pa.schema(
         ("parts", pa.int64()),
     ]
 )
-
-# Text that is no UTF-8, in a file that another program wrote, breaks DuckDB's own message.
-_QUERY_ERRORS = (duckdb.Error, UnicodeDecodeError)
 
 
 class UnknownImageError(RequestError, KeyError):
@@ -82,24 +82,24 @@ class Table:
         if re.search(r"\bruns\b", query, re.IGNORECASE):
             _ = self._runs_view
         try:
-            check_reads(connection, query)
+            check_reads(query)
             relation = connection.sql(query)
             if relation is None:
                 raise RequestError("the query failed: it gives no rows")
             return relation.to_arrow_table()
-        except _QUERY_ERRORS as error:
+        except QUERY_ERRORS as error:
             raise RequestError(f"the query failed: {one_line(error)}") from error
 
     def batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         """What `arrow` gives, `rows` rows at a time, for more than memory holds."""
         with self._database[0].cursor() as connection:
             try:
-                check_reads(connection, query)
+                check_reads(query)
                 relation = connection.sql(query)
                 if relation is None:
                     raise RequestError("the query failed: it gives no rows")
                 yield from relation.to_arrow_reader(rows)
-            except _QUERY_ERRORS as error:
+            except QUERY_ERRORS as error:
                 raise RequestError(f"the query failed: {one_line(error)}") from error
 
     def w_plus(self, ids: Sequence[str]) -> np.ndarray:
@@ -124,6 +124,18 @@ class Table:
         codes = np.array([found[image] for image in ids], dtype=np.float32)
         return codes.reshape(len(ids), *self._code_shape)
 
+    def to_ray(self, columns: Sequence[str] | None = None) -> LatentsDataset:
+        """Return the latents as a Ray dataset, in no order; `w_plus` is a tensor [n_styles, 512].
+
+        `iter_torch_batches` gives [n, n_styles, 512]. Only the `columns` are read, all by default.
+        Starts Ray where none runs. Raises `RequestError` for a column that the table does not have.
+        """
+        # The one import that goes up: the engine alone knows Ray, and users know the table.
+        from pipeline.engine.reading import read_latents
+
+        names = [name for name in self.store.names(f"{LATENTS}/") if parse_part_name(name)]
+        return read_latents(self.store, names, self.description.columns.latents_schema(), columns)
+
     def shards(self) -> list[ShardManifest]:
         """The manifests of all committed shards, by id."""
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -144,7 +156,7 @@ class Table:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that queries have fetched so far; 0 on a local disk, which DuckDB reads itself."""
+        """Bytes that queries have fetched so far; of a local disk they are not counted."""
         return self._database[1].bytes_read
 
     @property
@@ -159,7 +171,7 @@ class Table:
         latents = replace(self.description.columns, w_plus_dtype="float32").latents_schema()
         for kind, schema in ((LATENTS, latents), (REJECTS, rejects_schema())):
             names = [name for name in self.store.names(f"{kind}/") if parse_part_name(name)]
-            create_view(connection, kind, self.store, names, schema)
+            create_view(connection, kind, files, names, schema)
         return connection, files
 
     @cached_property

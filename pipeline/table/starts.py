@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
@@ -14,9 +13,10 @@ from pipeline.errors import ConfigError, InputError, RequestError, TableError
 from pipeline.storage import Shard, one_line
 from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
 from pipeline.table.parts import LATENTS, part_name
-from pipeline.table.queries import check_reads, connect, create_view
+from pipeline.table.queries import connect, create_view
 from pipeline.table.reader import Table, open_table
 from pipeline.table.schema import STYLE_DIM
+from pipeline.table.statements import condition
 
 
 def starts_schema(n_styles: int) -> pa.Schema:
@@ -35,9 +35,7 @@ def open_start(uri: str) -> Table:
 
 def check_condition(table: Table, where: str) -> None:
     """Raise `RequestError` if `where` is no SQL condition on a row of `table`'s latents."""
-    if re.search(r"\bselect\b", where, re.IGNORECASE):
-        raise RequestError(f"where must be a condition on one row, without a SELECT: {where!r}")
-    table.arrow(f"SELECT image_id FROM latents WHERE ({where}) LIMIT 0")
+    table.arrow(f"SELECT image_id FROM latents WHERE {condition(where, one_row=True)} LIMIT 0")
 
 
 class ShardStarts:
@@ -76,20 +74,19 @@ class ShardStarts:
 
     def _choose(self, names: Sequence[str], where: str) -> None:
         store, columns = self.table.store, self.table.description.columns
-        connection, _ = connect(store)
+        query = f"SELECT image_id, key FROM latents WHERE {condition(where, one_row=True)}"
+        connection, files = connect(store)
         for name in names:
-            create_view(connection, LATENTS, store, [name], columns.latents_schema())
-            query = f"SELECT image_id, key FROM latents WHERE ({where})"
+            create_view(connection, LATENTS, files, [name], columns.latents_schema())
             try:
-                check_reads(connection, query)
-                chosen = connection.sql(query)
-                rows = chosen.fetchall()
+                rows = connection.execute(query).fetchall()
             except duckdb.Error as error:
                 raise RequestError(f"where {where!r} failed: {one_line(error)}") from error
             for image, key in rows:
                 self._files[image] = name
                 self._faces[key].append(image)
         connection.close()
+        files.close()
 
     @property
     def keys(self) -> Collection[str]:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.choices import CHECK_BELOW, SEARCH_PIXELS, Device, Fit, OptimiserName
+from pipeline.choices import CHECK_BELOW, SEARCH_PIXELS, Device, Fit, Icc, OptimiserName
 from pipeline.errors import ConfigError
-from pipeline.settings import CheckBelow, SearchPixels, TurnsSetting, fill
-from pipeline.storage import FILES_PER_SHARD, canonical_uri
+from pipeline.settings import CheckBelow, SearchPixels, TurnsSetting, check_uris, fill
+from pipeline.storage import FILES_PER_SHARD
 from pipeline.training.codes import code_shards
 
 # What a training that goes on may be told anew: how long, where and how it is watched. Any other
@@ -21,6 +21,14 @@ MAY_CHANGE = frozenset(
         *("output", "workers", "device", "align_workers", "restarts"),
     }
 )
+
+# What stands for a setting in trainings that were begun before it existed.
+EARLIER_VALUES: Mapping[str, Any] = {
+    "icc": "ignore",
+    "turns": "none",
+    "search_pixels": 0,
+    "check_below": 0.0,
+}
 
 
 def _weight(description: str) -> Any:
@@ -68,8 +76,12 @@ class TrainConfig(BaseModel):
     search_pixels: SearchPixels = SEARCH_PIXELS
     check_below: CheckBelow = CHECK_BELOW
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
+    icc: Icc = Field("apply", description="embedded colour profiles: to sRGB, or ignored")
     files_per_shard: int = Field(
         FILES_PER_SHARD, ge=1, description="files of a folder that make one shard"
+    )
+    sniff: bool = Field(
+        True, description="files without a known extension: images by their first bytes are read"
     )
     part_size: int = Field(256, ge=1, le=100_000, description="samples a file of crops")
     limit: int | None = Field(None, ge=1, description="only the first N samples of each shard")
@@ -132,9 +144,13 @@ def load_train_config(file: str | None, flags: Mapping[str, Any]) -> TrainConfig
     """
     config = fill(TrainConfig, file, flags)
     _check(config)
-    named = (config.model, config.generator, config.backbone, config.moco_weights, config.codes)
-    for uri in (config.input, config.output, config.identity_network, *filter(None, named)):
-        canonical_uri(uri)  # refuses one with credentials, before it is written anywhere
+    check_uris(
+        config,
+        (
+            *("input", "output", "model", "generator", "backbone"),
+            *("identity_network", "moco_weights", "codes"),
+        ),
+    )
     if config.codes:
         code_shards(config.codes)  # the workers read them when all crops are cut: too late to tell
     return config

@@ -35,8 +35,8 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """A head that wants a token."""
-    with running_head(TOKEN) as running:
+    """A head that wants a token, with no more room than a job needs at least."""
+    with running_head(TOKEN, cpus=1) as running:
         yield running
 
 

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from threading import Barrier
 
 import duckdb
 import pytest
 
 from pipeline.errors import RequestError
+from pipeline.exchange.exporting import Selection
+from pipeline.reports.table_sheet import table_sheet
 from pipeline.storage import Store
-from pipeline.table import open_table
+from pipeline.table import ShardStarts, Table, check_condition, open_table
+from pipeline.table.queries import connect
+from pipeline.table.schema import Columns
+from pipeline.table.statements import condition
+from tests.table.rows import N_STYLES, shard, writer
 
 READS = (
     "SELECT key FROM latents",
@@ -23,12 +36,94 @@ READS = (
     "SELECT l2 FROM latents UNION ALL SELECT samples FROM shards",
     "WITH RECURSIVE t(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM t WHERE n < 3) SELECT * FROM t",
     'SELECT \'"type":"COPY_QUERY_NODE"\' AS text',
+    "SHOW ALL TABLES",
+    "SUMMARIZE latents",
+    "TABLE latents",
+    "SELECT * FROM main.latents, MEMORY.main.Rejects LIMIT 1",
+    'WITH a AS MATERIALIZED (FROM latents), "my b" AS (SELECT key FROM a) FROM "my b"',
+    "SELECT row_number() OVER (PARTITION BY shard ORDER BY l2) AS n FROM latents QUALIFY n = 1",
+    "SELECT lag(l2) OVER w FROM latents WINDOW w AS (ORDER BY key)",
+    "SELECT unnest(w_plus)[1] AS first FROM latents",
+    "SELECT list_sum(list_transform(w_plus[1], lambda x: x * x)) FROM latents",
+    "SELECT [x + 1 for x in l2_per_step if x > 0.1], list_sort(l2_per_step) FROM latents",
+    "SELECT list_cosine_similarity(a.w_plus[1], b.w_plus[1]) FROM latents a, latents b LIMIT 3",
+    "SELECT l.key, u.v FROM latents l, unnest(l.l2_per_step) AS u(v)",
+    "SELECT * FROM latents JOIN shards USING (shard) LEFT JOIN rejects USING (shard)",
+    "SELECT * FROM latents SEMI JOIN shards USING (shard)",
+    "SELECT median(psnr), quantile_cont(l2, [0.1, 0.9]), arg_min(key, l2) FROM latents",
+    "SELECT string_agg(key, ',' ORDER BY key), list(l2), count(*) FILTER (l2 > 0) FROM latents",
+    "SELECT shard, reason, count(*) FROM rejects GROUP BY ROLLUP (shard, reason) ORDER BY ALL",
+    "SELECT regexp_extract(key, '(.)$'), key ILIKE 'A%', key SIMILAR TO 'a.*', key GLOB 'a*', "
+    "upper(key) || 'x', position('a' in key), split_part(key, '/', 1), md5(key) FROM latents",
+    "SELECT if(l2 > 0, 1, 2), nullif(l2, 0), coalesce(l2, 0), l2::DOUBLE, l2 BETWEEN 0 AND 1, "
+    "width % 3, -l2, round(l2, 2), greatest(1, 2), TRY(1 / 0) FROM latents",
+    "SELECT extract(year FROM now()), current_date + INTERVAL 1 day, date_trunc('day', now())",
+    "SELECT {'a': key, 'b': l2}.a, MAP {'k': 1}['k'], to_json([1]) ->> '$[0]' FROM latents",
+    "SELECT COLUMNS('l2.*') FROM latents",
+    "SELECT * EXCLUDE (w_plus) REPLACE (l2 * 2 AS l2) FROM latents USING SAMPLE 2",
+    "SELECT * FROM latents TABLESAMPLE reservoir(2) ORDER BY random() LIMIT 50%",
+    "SELECT * FROM (UNPIVOT (SELECT key, l2, psnr FROM latents) ON l2, psnr INTO NAME n VALUE v)",
+    "SELECT key FROM latents WHERE l2 <= ALL (SELECT l2 FROM latents) AND key IN (VALUES ('a'))",
+    "SELECT * FROM range(3) CROSS JOIN generate_series(1, 2)",
+)
+HARMFUL = "COPY (SELECT 1) TO '{target}' (FORMAT parquet, USE_TMP_FILE false)"
+# What carries a statement as a text, by the text.
+CARRIERS = (
+    "SELECT * FROM json_execute_serialized_sql(json_serialize_sql({sql}))",
+    "SELECT * FROM latents WHERE (SELECT count(*) FROM "
+    "json_execute_serialized_sql(json_serialize_sql({sql}))) > 0",
+    "WITH a AS (FROM json_execute_serialized_sql(json_serialize_sql({sql}))) FROM a",
+    "FROM query({sql})",
+    "SELECT json_serialize_plan({sql})",
+    "SELECT * FROM query_table('latents')",
+    "FROM system.main.json_execute_serialized_sql(json_serialize_sql({sql}))",
+    "SUMMARIZE FROM json_execute_serialized_sql(json_serialize_sql({sql}))",
+    "SELECT [x FOR x IN (SELECT list(n) FROM query({sql}) t(n))]",
+    "FROM latents ORDER BY (SELECT 1 FROM query({sql}))",
+    "FROM (PIVOT (FROM query({sql})) ON key IN ('a') USING count(*))",
+)
+
+OTHER_STATEMENTS = (
+    "PRAGMA database_list",
+    "CALL pragma_version()",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "SET threads = 1",
+    "RESET threads",
+    "CREATE TABLE x AS SELECT 1",
+    "CREATE OR REPLACE VIEW latents AS SELECT 1",
+    "DROP VIEW latents",
+    "DELETE FROM latents",
+    "PREPARE x AS SELECT 1",
+    "BEGIN",
+    "CHECKPOINT",
+    "SHOW DATABASES",
+    "SHOW VARIABLES",
+    "SELECT current_setting('secret_directory')",
+    "SELECT getvariable('x')",
+    "SELECT getenv('HOME')",
+    "SELECT write_log('x')",
+    "SELECT sleep_ms(1)",
+    "SELECT pg_sleep(1)",
+    "SELECT nextval('x')",
+    "FROM duckdb_settings()",
+    "FROM duckdb_secrets()",
+    "FROM duckdb_views",
+    "FROM pragma_database_size()",
+    "FROM parquet_metadata('latents/s-0-00000.parquet')",
+    "FROM arrow_scan(1, 2, 3)",
+    "FROM seq_scan('latents')",
+    "FROM histogram_values('/etc/passwd', x)",
+    "FROM sniff_csv('/etc/passwd')",
+    "SELECT x.parquet FROM x.parquet",
+    'FROM \'/etc/passwd\', (WITH "/etc/passwd" AS (SELECT 1) FROM "/etc/passwd")',
+    "SELECT 1 \0; SELECT 2",
 )
 
 
-@pytest.mark.parametrize("query", READS)
-def test_every_form_of_a_query_that_reads_is_run(filled: str, query: str) -> None:
-    assert open_table(filled).arrow(query).num_rows > 0
+def test_every_form_of_a_query_that_reads_is_run(filled: str) -> None:
+    table = open_table(filled)
+    assert {query for query in READS if not table.arrow(query).num_rows} == set()
 
 
 def test_neither_the_table_nor_anything_else_is_written(filled: str, tmp_path: Path) -> None:
@@ -50,6 +145,163 @@ def test_neither_the_table_nor_anything_else_is_written(filled: str, tmp_path: P
                 list(table.batches(query, 10))
     assert Store(filled).names() == before
     assert not list(tmp_path.rglob("x.csv"))
+
+
+def test_no_text_is_run_as_a_statement(filled: str) -> None:
+    """A COPY that is carried as a text would write into the table's own folder."""
+    table, store = open_table(filled), Store(filled)
+    before = {name: store.get(name) for name in store.names()}
+    targets = (store.uri("latents/s-0-00000.parquet"), "restyle-table://latents/x.parquet")
+    for target, carrier in itertools.product(targets, CARRIERS):
+        text = "'" + HARMFUL.format(target=target.replace("'", "''")).replace("'", "''") + "'"
+        with pytest.raises(RequestError, match="is not one that a query may call"):
+            table.arrow(carrier.format(sql=text))
+    assert {name: store.get(name) for name in store.names()} == before
+
+
+def test_what_does_not_read_views_is_refused(filled: str) -> None:
+    table = open_table(filled)
+    for query in OTHER_STATEMENTS:
+        with pytest.raises(RequestError, match="the query failed") as error:
+            table.arrow(query)
+        assert "\n" not in str(error.value)
+
+
+def test_an_unknown_function_is_refused_with_a_near_one(filled: str) -> None:
+    with pytest.raises(RequestError, match=r"the function 'lowr' .*; did you mean 'lower'\?"):
+        open_table(filled).sql("SELECT lowr(key) FROM latents")
+
+
+def test_a_query_without_end_of_nesting_is_refused(filled: str) -> None:
+    with pytest.raises(RequestError, match="the query failed"):
+        open_table(filled).sql(f"SELECT {'(' * 5000}1{')' * 5000}")
+
+
+def test_the_connection_itself_opens_nothing_for_writing(filled: str, tmp_path: Path) -> None:
+    """Without the check of the statement: what the checked tree may have missed."""
+    store = Store(filled)
+    before = {name: store.get(name) for name in store.names()}
+    table = open_table(filled)
+    connection, _ = table._database
+    part = store.names("latents/")[0]
+    for target in (store.uri(part), f"restyle-table://{part}", f"{tmp_path}/x.csv"):
+        for query in (HARMFUL, "EXPORT DATABASE '{target}'"):
+            with pytest.raises((duckdb.Error, PermissionError)):
+                connection.execute(query.format(target=target.replace("'", "''")))
+    for query in ("FROM read_text('restyle-table://_table.json')", "INSTALL httpfs", "LOAD httpfs"):
+        with pytest.raises((duckdb.Error, FileNotFoundError)):
+            connection.execute(query).fetchall()
+    assert {name: store.get(name) for name in store.names()} == before
+    assert table.sql("SELECT 1 FROM latents").shape == (8, 1)
+
+
+def test_what_a_query_spills_is_private_and_removed(filled: str) -> None:
+    connection, files = connect(Store(filled))
+    (folder,) = connection.execute("SELECT current_setting('temp_directory')").fetchone() or ()
+    assert folder == str(files.spill)
+    assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
+    assert Path.cwd() not in Path(folder).parents
+    connection.close()
+    del files
+    gc.collect()
+    assert not Path(folder).exists()
+
+
+def test_threads_of_one_file_read_their_own_places(tmp_path: Path) -> None:
+    """DuckDB seeks and reads in two calls, between which another thread may seek."""
+    store = Store(str(tmp_path))
+    store.put("x", bytes(range(200)))
+    _, files = connect(store)
+    barrier = Barrier(8)
+    with closing(files.open(files.add("x"))) as file, ThreadPoolExecutor(8) as pool:
+
+        def read(place: int) -> bytes:
+            file.seek(place)
+            barrier.wait()
+            return bytes(file.read(2))
+
+        found = list(pool.map(read, range(0, 160, 20)))
+    assert found == [bytes([place, place + 1]) for place in range(0, 160, 20)]
+
+
+NO_CONDITIONS = (
+    "true) FROM latents, (SELECT 1",
+    "true) --",
+    "true) OR (true",
+    "true--\n) OR (true",
+    "true /*",
+    "true; SELECT 1",
+    "true ORDER BY l2",
+    "true LIMIT 1",
+    "true UNION ALL SELECT 1",
+    "true GROUP BY 1",
+    "true WINDOW w AS (ORDER BY l2)",
+    "true, true",
+    " ",
+    "true\0",
+    "(SELECT count(*) FROM json_execute_serialized_sql(json_serialize_sql('SELECT 1'))) = 1",
+    "(SELECT count(*) FROM read_text('/etc/passwd')) = 1",
+    "current_setting('threads') = 1",
+    "'{}",
+)
+
+
+def _of_export(table: Table, where: str) -> object:
+    return list(Selection(table, where).rows())
+
+
+def _of_counts(table: Table, where: str) -> object:
+    return Selection(table, where).counts()
+
+
+def _of_starts(table: Table, where: str) -> object:
+    return ShardStarts(table.store.root, shard("s-0"), where).keys
+
+
+CONDITIONS: list[Callable[[Table, str], object]] = [
+    *(_of_export, _of_counts, _of_starts, check_condition),
+    lambda table, where: table_sheet(table, where=where),
+]
+
+
+@pytest.fixture(scope="module")
+def with_pictures(tmp_path_factory: pytest.TempPathFactory) -> Table:
+    root = tmp_path_factory.mktemp("where")
+    table = writer(root, columns=Columns(N_STYLES, all_steps=True, aligned_jpeg=True))
+    table.commit_shard(shard(), [table.write_part(shard(), 0, samples=0, latents=[], rejects=[])])
+    return open_table(str(root))
+
+
+@pytest.mark.parametrize("run", CONDITIONS)
+def test_a_condition_is_one_condition(
+    with_pictures: Table, run: Callable[[Table, str], object]
+) -> None:
+    for where in NO_CONDITIONS:
+        with pytest.raises(RequestError, match=r"^where "):
+            run(with_pictures, where)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "true",
+        "l2 < 1 -- all",
+        "key = 'select ; ) --'",
+        "key <> $$)$$ /* x */",
+        "key = '{}' OR l2 < 1",
+    ],
+)
+def test_a_condition_with_odd_text_chooses_rows(filled: str, where: str) -> None:
+    check_condition(open_table(filled), where)
+    assert Selection(open_table(filled), where).counts()[0] in (0, 8)
+    assert condition(where).startswith(f"({where}")
+
+
+def test_a_condition_may_compare_with_other_rows(filled: str) -> None:
+    chosen = Selection(open_table(filled), "l2 = (SELECT min(l2) FROM latents) AND shard = 's-0'")
+    assert chosen.counts()[0] == 4
+    with pytest.raises(RequestError, match="condition on one row, without a SELECT"):
+        check_condition(open_table(filled), "l2 = (FROM (VALUES (1)))")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,249 @@
+"""Which SQL is run: statements and conditions that read a table's views, and do nothing else.
+
+DuckDB parses the text and hands back its tree, in which every kind of node, every table, and every
+function has its name. Each must stand in a list here. So it does not matter how the text is
+written, and what a later DuckDB adds is refused until it is added here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import difflib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import duckdb
+
+from pipeline.errors import RequestError
+from pipeline.storage import one_line
+
+VIEWS = ("latents", "rejects", "shards", "runs")
+# Text that is no UTF-8, in a file that another program wrote, breaks DuckDB's own message.
+QUERY_ERRORS = (duckdb.Error, UnicodeDecodeError)
+
+_NOT_READING = "only queries that read are run (SELECT, FROM, ...)"
+_QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+_SOURCES = {
+    *("BASE_TABLE", "SUBQUERY", "JOIN", "TABLE_FUNCTION", "EMPTY", "EXPRESSION_LIST"),
+    *("SHOW_REF", "PIVOT"),
+}
+_EXPRESSIONS = {
+    *("STAR", "CONSTANT", "COLUMN_REF", "POSITIONAL_REFERENCE", "PARAMETER", "TYPE", "DEFAULT"),
+    *("FUNCTION", "WINDOW", "LAMBDA", "LAMBDA_REF", "SUBQUERY", "OPERATOR", "COMPARISON"),
+    *("CONJUNCTION", "BETWEEN", "CASE", "CAST", "COLLATE"),
+}
+_TABLE_FUNCTIONS = {"range", "generate_series", "unnest", "repeat", "json_each", "json_tree"}
+_SHOWN = {'"tables"', "__show_tables_expanded", *VIEWS}
+# A name without a dot, slash or colon, which DuckDB therefore takes for no file.
+_PLAIN_NAME = re.compile(r"[\w -]+")
+
+# Of DuckDB's own functions those that compute: the same arguments give the same value.
+_COMPUTES = """
+    SELECT DISTINCT function_name FROM duckdb_functions()
+    WHERE function_type IN ('scalar', 'aggregate', 'window') AND stability = 'CONSISTENT'
+      AND NOT starts_with(function_name, '__internal')
+"""
+# These take a text for a query; the plan of one is made by reading its files.
+_TAKE_SQL = {"json_serialize_sql", "json_deserialize_sql", "json_serialize_plan"}
+_ALSO_HARMLESS = {
+    *("unnest", "position", "random", "uuid", "uuidv4", "uuidv7", "gen_random_uuid", "error"),
+    *("now", "today", "current_date", "get_current_time", "get_current_timestamp"),
+    # Macros, which stand for expressions of the functions above.
+    *("ago", "array_append", "array_pop_back", "array_pop_front", "array_prepend"),
+    *("array_push_back", "array_push_front", "array_reverse", "array_to_string"),
+    *("array_to_string_comma_default", "assert_true", "date_add", "days_in_month", "fdiv", "fmod"),
+    *("generate_subscripts", "geomean", "geometric_mean", "if", "json", "json_group_array"),
+    *("json_group_object", "json_group_structure", "list_any_value", "list_append"),
+    *("list_approx_count_distinct", "list_avg", "list_bit_and", "list_bit_or", "list_bit_xor"),
+    *("list_bool_and", "list_bool_or", "list_count", "list_entropy", "list_first"),
+    *("list_histogram", "list_kurtosis", "list_kurtosis_pop", "list_last", "list_mad", "list_max"),
+    *("list_median", "list_min", "list_mode", "list_prepend", "list_product", "list_reverse"),
+    *("list_sem", "list_skewness", "list_stddev_pop", "list_stddev_samp", "list_string_agg"),
+    *("list_sum", "list_var_pop", "list_var_samp", "map_contains_entry", "map_contains_value"),
+    *("md5_number_lower", "md5_number_upper", "nullif", "regexp_split_to_table", "split_part"),
+    *("wavg", "weighted_avg"),
+}
+_WHERE_IN_QUERY = re.compile(r" LINE \d+: SELECT 1 WHERE.*")
+
+
+def check_reads(query: str) -> None:
+    """Raise `RequestError` for a query that does anything but read the views, or is several.
+
+    Raises DuckDB's error for what is no SQL.
+    """
+    statements = _parsed(query)
+    if len(statements) > 1:
+        raise RequestError("the query failed: it is several, and only one gives its rows")
+    try:
+        _check(statements)
+    except RequestError as error:
+        raise RequestError(f"the query failed: {error}") from error
+
+
+def condition(where: str, *, one_row: bool = False) -> str:
+    """`where` as an SQL expression in parentheses, to stand in a query as it is.
+
+    Raises `RequestError` for what is no condition, or is one and more (a comma, ORDER BY, a closing
+    parenthesis, a second statement), or does anything but read the views; with `one_row` also for
+    one that reads other rows than the one it is asked of.
+    """
+    try:
+        expression = _expression(where)
+        _check(expression)
+    except QUERY_ERRORS as error:
+        text = _WHERE_IN_QUERY.sub("", one_line(error))
+        raise RequestError(f"where {where!r} failed: {text}") from error
+    except RequestError as error:
+        raise RequestError(f"where {where!r} failed: {error}") from error
+    if one_row and any(node.get("class") == "SUBQUERY" for node in _nodes(expression)):
+        raise RequestError(f"where must be a condition on one row, without a SELECT: {where!r}")
+    return f"({where}\n)"
+
+
+def _expression(where: str) -> dict[str, Any]:
+    """The tree of a condition."""
+    statements = _parsed(f"SELECT 1 WHERE {where}\n")
+    node = statements[0]["node"]
+    expression: dict[str, Any] | None = node.get("where_clause")
+    alone = len(statements) == 1 and {**node, "where_clause": None} == _alone()
+    if not alone or expression is None:
+        raise RequestError("it is not one condition alone")
+    _parsed(f"SELECT 1 WHERE ({where}\n)")  # refuses a clause of which the tree keeps nothing
+    return expression
+
+
+def _parsed(query: str) -> list[Any]:
+    """The trees of the statements, each of which selects."""
+    if "\0" in query:
+        raise RequestError("the query failed: it holds a null character")
+    duckdb.extract_statements(query)  # whose error shows where the text is wrong
+    with _PARSER.lock:
+        ((text,),) = _PARSER.connection.execute(
+            "SELECT json_serialize_sql(?::VARCHAR)", [query]
+        ).fetchall()
+    try:
+        tree = json.loads(text)
+    except RecursionError as error:
+        raise RequestError("the query failed: it is nested too deeply") from error
+    if tree["error"]:
+        raise RequestError(f"the query failed: {_NOT_READING}")
+    statements: list[Any] = tree["statements"]
+    return statements
+
+
+class _Parser:
+    """A connection that parses; made when it is first needed."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._connection: duckdb.DuckDBPyConnection | None = None
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        if self._connection is None:
+            atexit.register(self.close)  # or else its binding complains of a leak at the end
+            settings = {"autoload_known_extensions": False, "enable_external_access": False}
+            self._connection = duckdb.connect(config={**settings, "threads": 1})
+        return self._connection
+
+    def close(self) -> None:
+        """Forget the connection."""
+        self._connection = None
+
+
+_PARSER = _Parser()
+
+
+@cache
+def _functions() -> frozenset[str]:
+    """The names of all functions that a query may call."""
+    with _PARSER.lock:
+        rows = _PARSER.connection.execute(_COMPUTES).fetchall()
+    return frozenset({name for (name,) in rows} - _TAKE_SQL | _ALSO_HARMLESS)
+
+
+@cache
+def _alone() -> dict[str, Any]:
+    """The tree of a SELECT with a condition, but for that."""
+    node: dict[str, Any] = _parsed("SELECT 1 WHERE true\n")[0]["node"]
+    return {**node, "where_clause": None}
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every object of a tree, however deep."""
+    waiting = [tree]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            yield item
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+
+
+def _check(tree: Any) -> None:
+    """Raise `RequestError` unless all of a tree reads views and computes."""
+    named = {str(entry["key"]) for node in _nodes(tree) for entry in _entries(node)}
+    named |= {str(node["cte_name"]) for node in _nodes(tree) if "cte_name" in node}
+    tables = {*VIEWS, *(name.lower() for name in named if _PLAIN_NAME.fullmatch(name))}
+    for node in _nodes(tree):
+        kind = str(node.get("type", ""))
+        if kind.endswith("_NODE") and kind not in _QUERIES:
+            raise RequestError(_NOT_READING)
+        if node.get("class", "STAR") not in _EXPRESSIONS:
+            raise RequestError(_NOT_READING)
+        if "function_name" in node:
+            _check_function(node)
+        elif _is_source(node):
+            _check_source(node, kind, tables)
+
+
+def _entries(node: dict[str, Any]) -> list[Any]:
+    found = node.get("cte_map")
+    return found["map"] if isinstance(found, dict) else []
+
+
+def _is_source(node: dict[str, Any]) -> bool:
+    """Whether a node is of those that stand behind FROM: no other has an alias and a sample."""
+    return "sample" in node and "alias" in node and "class" not in node
+
+
+def _check_source(node: dict[str, Any], kind: str, tables: set[str]) -> None:
+    if kind not in _SOURCES:
+        raise RequestError(_NOT_READING)
+    if kind == "TABLE_FUNCTION":
+        name = _name_of(node["function"])
+        if name not in _TABLE_FUNCTIONS:
+            raise RequestError(
+                f"the table function '{name}' is not one that a query may call: it reads the views "
+                f"{', '.join(VIEWS)}, and {', '.join(sorted(_TABLE_FUNCTIONS))} make rows"
+            )
+    if kind == "BASE_TABLE" and not _is_known(node, tables):
+        raise RequestError(
+            f"Table with name {node['table_name']} does not exist: a query reads the views "
+            f"{', '.join(VIEWS)}"
+        )
+    if kind == "SHOW_REF" and node["query"] is None and node["table_name"] not in _SHOWN:
+        raise RequestError("of the SHOW statements only SHOW TABLES is run")
+
+
+def _is_known(node: dict[str, Any], tables: set[str]) -> bool:
+    *places, name = (part.lower() for part in node["qualified_name"]["path"])
+    return name in tables and set(places) <= {"", "memory", "main"}
+
+
+def _name_of(function: dict[str, Any]) -> str:
+    return str(function["qualified_name"]["path"][-1]).lower()
+
+
+def _check_function(node: dict[str, Any]) -> None:
+    name, known = _name_of(node), _functions()
+    if name in known or name in _TABLE_FUNCTIONS:
+        return
+    near = difflib.get_close_matches(name, known, 1, 0.75)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise RequestError(f"the function '{name}' is not one that a query may call{hint}")
