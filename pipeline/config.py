@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.choices import (
+    CHECK_BELOW,
+    SEARCH_PIXELS,
     BestStepBy,
     CodeType,
     Device,
@@ -20,7 +22,14 @@ from pipeline.choices import (
     Space,
 )
 from pipeline.errors import printable
-from pipeline.settings import check_uris, fill, flag_of
+from pipeline.settings import (
+    CheckBelow,
+    SearchPixels,
+    TurnsSetting,
+    check_uris,
+    fill,
+    flag_of,
+)
 from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions, canonical_uri
 
 OPTIMISING = ("optimize", "hybrid")
@@ -98,6 +107,9 @@ class JobConfig(BaseModel):
     fit: Fit | None = Field(
         None, description="how a prealigned image of other proportions is resized (default stretch)"
     )
+    turns: TurnsSetting = "auto"
+    search_pixels: SearchPixels = SEARCH_PIXELS
+    check_below: CheckBelow = CHECK_BELOW
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
     max_pixels: int = Field(64_000_000, ge=1, description="largest image, checked before decoding")
     icc: Icc = Field(

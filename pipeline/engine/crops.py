@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -110,6 +110,9 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
     alignment = AlignmentSettings(
         prealigned=treatment.prealigned,
         fit=treatment.fit,
+        turns=config.turns,
+        search_pixels=config.search_pixels,
+        check_below=config.check_below,
         min_face_px=config.min_face,
         icc=config.icc,
         output_size=model.input_size,
@@ -121,7 +124,7 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
         ShardWork(shard, config.part_size, take=config.limit, options=options) for shard in shards
     ]
     asked = {
-        "alignment": without_earlier("settings.alignment", asdict(alignment)),
+        "alignment": without_earlier("settings.alignment", alignment.used()),
         "shards": [[work.shard.shard_id, work.shard.etag] for work in works],
         "part_size": config.part_size,
         "limit": config.limit,
