@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pipeline.command_line import exit_code_of
 from pipeline.config import JobConfig
 from pipeline.engine.preflight import check_request
+from pipeline.engine.signals import ignore_to_the_end, undisturbed
 from pipeline.storage import without_secrets
 
 # The last line of a job that did nothing: of these keys every last line has each.
@@ -44,8 +45,11 @@ def run_to_exit_code(
             print(json.dumps(last_line | estimate_job(config, shards=shards)))
             return 0
         outcome = run_job(config, shards=shards)
-        print_outcome(config, outcome)
-        print(json.dumps(outcome.to_dict(config.output)), flush=True)
+        with undisturbed():
+            print_outcome(config, outcome)
+            print(json.dumps(outcome.to_dict(config.output)), flush=True)
+        if outcome.interrupted:
+            ignore_to_the_end()
         return outcome.exit_code
 
     return exit_code_of(work, stopped="nothing was started", last_line=last_line)
