@@ -61,6 +61,7 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
     if "input" not in made:
         settings |= _of_imported(table, description)
     settings |= {name: layout[name] for name in ("files_per_shard",) if name in layout}
+    settings["sniff"] = layout.get("sniff", False)  # without it the table is of earlier times
     if layout.get("limit"):
         settings["limit"] = layout["limit"]
     settings |= {name: value for name, value in flags.items() if value is not None}

@@ -34,6 +34,7 @@ FACES = pa.schema(
         ("pad_fraction", pa.float32()),
         ("detector_score", pa.float32()),
         ("pixels", pa.large_binary()),  # uint8 [h, w, 3]
+        ("fields", pa.string()),  # JSON of what is carried over from the input
     ]
 )
 REJECTS = pa.schema(
@@ -110,7 +111,8 @@ class AlignStage:
                 rejects.append(reject_row(*source, outcome))
             else:
                 row["icc_ignored"] += outcome.icc_ignored
-                faces += [face_row(*source, face) for face in outcome.faces]
+                fields = {"fields": sample["fields"]}
+                faces += [face_row(*source, face) | fields for face in outcome.faces]
                 rejects += [
                     reject_row(*source, rejection, index)
                     for index, rejection in outcome.rejects.items()

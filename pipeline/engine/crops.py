@@ -30,12 +30,11 @@ from pipeline.engine.dataset import (
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import InputError, StorageError
-from pipeline.storage import Shard, Store, list_shards
+from pipeline.storage import ReadOptions, Shard, Store, list_shards
 from pipeline.table.description import without_earlier
 from pipeline.training.config import TrainConfig
-from pipeline.training.settled import Origin
+from pipeline.training.settled import CROPS, Origin
 
-CROPS = "crops"
 SUFFIX = ".safetensors"
 READS_AT_ONCE = 16  # of headers, each a request or two
 
@@ -115,9 +114,12 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
         icc=config.icc,
         output_size=model.input_size,
     )
+    options = ReadOptions(sniff=config.sniff)
     if shards is None:
-        shards = list_shards(config.input, files_per_shard=config.files_per_shard)
-    works = [ShardWork(shard, config.part_size, take=config.limit) for shard in shards]
+        shards = list_shards(config.input, files_per_shard=config.files_per_shard, options=options)
+    works = [
+        ShardWork(shard, config.part_size, take=config.limit, options=options) for shard in shards
+    ]
     asked = {
         "alignment": without_earlier("settings.alignment", asdict(alignment)),
         "shards": [[work.shard.shard_id, work.shard.etag] for work in works],

@@ -49,8 +49,10 @@ class _Networks:
     origin: dict[str, Any]  # of the codes that are started from, for the fingerprint
 
 
-def make_recipe(config: JobConfig) -> Recipe:
+def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Recipe:
     """Load the model and the metric networks once to learn what the table is to say of them.
+
+    `kept` are the types of the columns that are carried over from the input.
 
     Raises a `RequestError` where the settings, the models and the tables do not go together.
     """
@@ -67,7 +69,7 @@ def make_recipe(config: JobConfig) -> Recipe:
     alignment = _alignment(config, model, treatment)
     meter = Meter("cpu", treatment.identity, config.best_step_by)
     description = Description(
-        columns=_columns(config, model),
+        columns=_columns(config, model, kept or {}),
         settings={
             "numerics": NUMERICS_VERSION,
             "model": model.fingerprint,
@@ -89,13 +91,14 @@ def make_recipe(config: JobConfig) -> Recipe:
     return Recipe(alignment, inversion, description, about)
 
 
-def _columns(config: JobConfig, model: RestyleModel) -> Columns:
+def _columns(config: JobConfig, model: RestyleModel, kept: Mapping[str, str]) -> Columns:
     return Columns(
         n_styles=model.n_styles,
         w_plus_dtype=config.latent_dtype,
         all_steps=config.keep_steps,
         aligned_jpeg=config.keep_crops,
         reconstruction_jpeg=config.keep_reconstructions,
+        kept=tuple(kept.items()),
     )
 
 
@@ -280,7 +283,9 @@ def _check_layout(init: str, made: Mapping[str, Any], ours: Mapping[str, Any]) -
 
     An imported table names no input: its shards are compared one by one.
     """
-    for name in ("input", "files_per_shard"):
+    earlier = {"sniff": False} if "input" in made else {}
+    made = {**earlier, **made}
+    for name in ("input", "files_per_shard", "sniff"):
         if name in made and made[name] != ours[name]:
             raise ConfigError(
                 f"the table '{init}' was made with {name} '{made[name]}', and this run has "

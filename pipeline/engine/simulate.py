@@ -70,7 +70,7 @@ class SimulatedInvert:
         return run_stage("invert", self._work, row)
 
     def _work(self, row: Row) -> Row:
-        faces = unpack(row["payload"]).drop_columns(["pixels"]).to_pylist()
+        faces = unpack(row["payload"]).drop_columns(["pixels", "fields"]).to_pylist()
         with self.turn:
             started = time.perf_counter()
             time.sleep(math.ceil(len(faces) / BATCH) * self.seconds_a_batch)

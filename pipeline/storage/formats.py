@@ -6,7 +6,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Literal
 
-Kind = Literal["folder", "list", "tar", "parquet"]
+Kind = Literal["folder", "list", "tar", "zip", "parquet"]
 
 # Formats that no decoder here reads belong too: they become `unsupported_format` rejects.
 IMAGE_SUFFIXES = (
@@ -34,10 +34,13 @@ _OTHER_SUFFIXES = frozenset(
 )
 _LIST_SUFFIXES = (".txt", ".lst", ".list")
 _WEB = ("http://", "https://")
+_TAR_SUFFIXES = (
+    *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz"),
+    *(".tar.xz", ".txz", ".tar.zst", ".tzst"),
+)
 _SHARD_SUFFIXES: dict[str, Kind] = {
-    ".tar": "tar",
-    ".tar.gz": "tar",
-    ".tgz": "tar",
+    **dict.fromkeys(_TAR_SUFFIXES, "tar"),
+    ".zip": "zip",
     ".parquet": "parquet",
 }
 

@@ -23,11 +23,11 @@ from pipeline.storage.formats import (
 )
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry
+from pipeline.storage.members import START_BYTES, is_image_start
 from pipeline.storage.objects import UNREADABLE
-from pipeline.storage.signatures import sniff
+from pipeline.storage.opening import read_start
 from pipeline.storage.uris import filesystem, is_local, storage_errors
 
-HEAD_BYTES = 512
 # Looks into files that are under way at a time, and entries that may wait for them in memory.
 _LOOKS = 32
 _BATCH_LOOKS, _BATCH_ENTRIES = 256, 4096
@@ -50,11 +50,13 @@ def recognised(
     *,
     sniffing: bool,
     alone: bool = False,
+    imageless: list[str],
 ) -> Iterator[tuple[Entry, Found]]:
     """The images and shards among `entries`, in their order; the others are counted.
 
     Of Parquet files the footer is read, as one without images (`metadata.parquet`) is no shard,
-    unless it is `alone`, all that the input is: then its reader tells what is wrong. With
+    unless it is `alone`, all that the input is: then its reader tells what is wrong. The first such
+    is noted in `imageless`. With
     `sniffing`, names without a known extension (`may_be_image`) are told by their first bytes.
     Looks into files on a disk come as they are needed, others some dozens at a time. What cannot
     be read is an image, so that it becomes a reject, unless its name says that it is none.
@@ -73,6 +75,8 @@ def recognised(
                     yield entry, found
                 else:
                     left_out.add_file(readable_name(entry.name))
+                    if shard_kind(entry.name) and not imageless:
+                        imageless.append(uri_of(entry.name))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -126,7 +130,7 @@ def _look_at_disk(path: str) -> Found | None:
     """What a file on a disk is; the folder's reader tells why one cannot be opened."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - a few microseconds for each of millions
-            return "image" if sniff(file.read(HEAD_BYTES)) else None
+            return "image" if is_image_start(file.read(START_BYTES)) else None
     except OSError:
         return "image"
 
@@ -134,7 +138,7 @@ def _look_at_disk(path: str) -> Found | None:
 def _look_at_object(uri: str) -> Found | None:
     """What a file elsewhere is; nothing if it is gone since it was listed."""
     with suppress(_GoneError):
-        return "image" if sniff(read_head(uri)) else None
+        return "image" if is_image_start(read_head(uri)) else None
     return None
 
 
@@ -148,8 +152,8 @@ def read_head(uri: str) -> bytes:
     try:
         with storage_errors(f"read '{uri}'"):
             if is_bucket(fs):
-                return get_head(fs, path, HEAD_BYTES)
-            return bytes(fs.cat_file(path, start=0, end=HEAD_BYTES))[:HEAD_BYTES]
+                return get_head(fs, path, START_BYTES)
+            return read_start(uri, START_BYTES)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise _GoneError from error

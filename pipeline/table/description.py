@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline.errors import FingerprintError, InputError, RequestError, TableError, printable
-from pipeline.storage import Store
+from pipeline.errors import (
+    ConfigError,
+    FingerprintError,
+    InputError,
+    RequestError,
+    TableError,
+    printable,
+)
+from pipeline.storage import OutputKind, Store
 from pipeline.table.documents import check_types, read_json, to_json
 from pipeline.table.schema import SCHEMA_VERSION, Columns
 
@@ -20,6 +27,9 @@ DESCRIPTION_NAME = "_table.json"
 # setting with this value is left out of `_table.json` and of the fingerprint, so that a table made
 # before the setting existed is continued by asking for this value.
 EARLIER_VALUES: Mapping[str, Any] = {
+    "columns.kept": [],
+    "layout.image_column": None,
+    "layout.image_field": "all",
     "layout.sniff": False,
     "settings.alignment.icc": "ignore",
     "settings.measured.alignment.icc": "ignore",
@@ -30,9 +40,12 @@ EARLIER_VALUES: Mapping[str, Any] = {
 FLAGS: Mapping[str, str] = {
     "columns.aligned_jpeg": "--keep-crops",
     "columns.all_steps": "--keep-steps",
+    "columns.kept": "--keep-columns",
     "columns.reconstruction_jpeg": "--keep-reconstructions",
     "columns.w_plus_dtype": "--latent-dtype",
     "layout.files_per_shard": "--files-per-shard",
+    "layout.image_column": "--image-column",
+    "layout.image_field": "--image-field",
     "layout.limit": "--limit",
     "layout.sniff": "--sniff",
     "settings.alignment.faces": "--faces",
@@ -50,7 +63,13 @@ FLAGS: Mapping[str, str] = {
     "settings.steps": "--steps",
 }
 # These record a hash or a definition: what to pass stands in the table's config.
-_BY_CONFIG = {"settings.identity": "identity", "settings.model": "model"}
+_BY_CONFIG = {
+    "columns.kept": "keep_columns",
+    "settings.identity": "identity",
+    "settings.model": "model",
+}
+# Without a value these are not given at all.
+_NONE_GIVEN = ("columns.kept", "layout.image_column", "layout.limit")
 
 
 @dataclass(frozen=True)
@@ -86,7 +105,7 @@ class Description:
         return {
             "schema_version": self.schema_version,
             "fingerprint": self.fingerprint,
-            "columns": asdict(self.columns),
+            "columns": without_earlier("columns", _plain(asdict(self.columns))),
             "settings": _plain(self.settings),
             "layout": _plain(self.layout),
             "model": _plain(self.model),
@@ -115,6 +134,21 @@ def read_description(store: Store) -> Description:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TableError(f"'{store.uri(DESCRIPTION_NAME)}' is incomplete: {error}") from error
     return Description(columns, **parts)
+
+
+def _is_table(store: Store, names: Sequence[str]) -> bool:
+    """Return whether a folder with files is a table: its description is put before all else."""
+    if store.exists(DESCRIPTION_NAME):
+        return True
+    if {"_shards/", "_runs/"} & {*names}:
+        raise ConfigError(
+            f"the output '{store.root}' is a table that has lost its {DESCRIPTION_NAME}, without "
+            "which nobody can tell how it was made: put that file back, or choose another output"
+        )
+    return False
+
+
+TABLE_OUTPUT = OutputKind("a table of latents", _is_table)
 
 
 def check_existing(store: Store, asked: Description) -> Description:
@@ -186,7 +220,7 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[_Difference]:
 
 def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any]) -> str:
     """Return the line that names the flags of the table's own values; "" where there are none."""
-    flags = []
+    flags, absent = [], []
     for name, old, _ in differences:
         flag = FLAGS.get(name)
         value = config.get(_BY_CONFIG[name]) if name in _BY_CONFIG else old
@@ -195,9 +229,10 @@ def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any])
         elif flag and value is not None:
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             flags.append(f"{flag} {shlex.quote(printable(shown))}")
-        elif name == "layout.limit":
-            flags.append("no --limit")
-    return f"\nto continue it as it was made: {' '.join(flags)}" if flags else ""
+        elif name in _NONE_GIVEN:
+            absent.append(f"no {flag}")
+    shown = " ".join([*flags, *absent])
+    return f"\nto continue it as it was made: {shown}" if shown else ""
 
 
 def without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:

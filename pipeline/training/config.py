@@ -72,6 +72,9 @@ class TrainConfig(BaseModel):
     files_per_shard: int = Field(
         FILES_PER_SHARD, ge=1, description="files of a folder that make one shard"
     )
+    sniff: bool = Field(
+        True, description="files without a known extension: images by their first bytes are read"
+    )
     part_size: int = Field(256, ge=1, le=100_000, description="samples a file of crops")
     limit: int | None = Field(None, ge=1, description="only the first N samples of each shard")
     held_out: int = Field(256, ge=1, description="the last N crops, for validation alone")
