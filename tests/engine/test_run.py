@@ -230,6 +230,7 @@ def test_a_run_is_on_record_from_its_start(
         **{"shards": 1, "bytes": ended["found"]["bytes"], "complete": True},  # type: ignore[index]
         **{"done_shards": 0, "done_bytes": 0, "done_samples": 0, "done_parts": 0},
         "limited": False,
+        "left_out": {},
     }
 
 
