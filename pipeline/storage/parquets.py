@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -79,7 +80,7 @@ def column_types(shard: Shard, names: Sequence[str]) -> dict[str, str]:
 
 
 def count_rows(shard: Shard, options: ReadOptions) -> int:
-    """The samples of a Parquet file by its footer; 0 of what is no Parquet file.
+    """The samples of a Parquet file by its footer; 0 of one that its reader refuses.
 
     Of lists each of their images is one, and so is a list that is empty or null.
     """
@@ -87,21 +88,19 @@ def count_rows(shard: Shard, options: ReadOptions) -> int:
         with storage_errors(f"read '{shard.uri}'"), opened(shard.uri) as file:
             found = pq.read_metadata(file)
         image = image_column(found.schema.to_arrow_schema(), shard.source, options.image_column)
-    except InputError:
-        return int(found.num_rows)  # as its reader says
-    except (pa.ArrowException, *NOT_PARQUET):
-        return 0
-    if not image.is_list:
+        if image.is_list:
+            groups = (found.row_group(index) for index in range(found.num_row_groups))
+            return sum(_leaf_values(group, image) for group in groups)
         return int(found.num_rows)
-    groups = (found.row_group(index) for index in range(found.num_row_groups))
-    return sum(_leaf_values(group, image) for group in groups)
+    except (InputError, pa.ArrowException, *NOT_PARQUET):
+        return 0  # its reader says why
 
 
 def _leaf_values(group: Any, image: ImageColumn) -> int:
     """How many places for a value the first leaf of a column has in a row group."""
     columns = (group.column(index) for index in range(group.num_columns))
     own = (one for one in columns if f"{one.path_in_schema}.".startswith(f"{image.name}."))
-    return int(next(own).num_values)
+    return sum(int(one.num_values) for one in itertools.islice(own, 1))
 
 
 class _Open(NamedTuple):

@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline.errors import FingerprintError, InputError, RequestError, TableError, printable
-from pipeline.storage import Store
+from pipeline.errors import (
+    ConfigError,
+    FingerprintError,
+    InputError,
+    RequestError,
+    TableError,
+    printable,
+)
+from pipeline.storage import OutputKind, Store
 from pipeline.table.documents import check_types, read_json, to_json
 from pipeline.table.schema import SCHEMA_VERSION, Columns
 
@@ -129,6 +136,21 @@ def read_description(store: Store) -> Description:
     return Description(columns, **parts)
 
 
+def _is_table(store: Store, names: Sequence[str]) -> bool:
+    """Return whether a folder with files is a table: its description is put before all else."""
+    if store.exists(DESCRIPTION_NAME):
+        return True
+    if {"_shards/", "_runs/"} & {*names}:
+        raise ConfigError(
+            f"the output '{store.root}' is a table that has lost its {DESCRIPTION_NAME}, without "
+            "which nobody can tell how it was made: put that file back, or choose another output"
+        )
+    return False
+
+
+TABLE_OUTPUT = OutputKind("a table of latents", _is_table)
+
+
 def check_existing(store: Store, asked: Description) -> Description:
     """The description of the table at `store`, which a run with `asked` may go on with.
 
@@ -198,7 +220,7 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[_Difference]:
 
 def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any]) -> str:
     """Return the line that names the flags of the table's own values; "" where there are none."""
-    flags = []
+    flags, absent = [], []
     for name, old, _ in differences:
         flag = FLAGS.get(name)
         value = config.get(_BY_CONFIG[name]) if name in _BY_CONFIG else old
@@ -208,8 +230,9 @@ def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any])
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             flags.append(f"{flag} {shlex.quote(printable(shown))}")
         elif name in _NONE_GIVEN:
-            flags.append(f"no {flag}")
-    return f"\nto continue it as it was made: {' '.join(flags)}" if flags else ""
+            absent.append(f"no {flag}")
+    shown = " ".join([*flags, *absent])
+    return f"\nto continue it as it was made: {shown}" if shown else ""
 
 
 def without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:

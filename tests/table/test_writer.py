@@ -239,7 +239,7 @@ def test_how_archives_are_read_is_continued_by_its_flags(root: str) -> None:
     with pytest.raises(FingerprintError) as caught:
         writer(root, layout=asked, columns=kept)
     assert str(caught.value).splitlines()[-1] == (
-        "to continue it as it was made: no --keep-columns no --image-column --image-field all"
+        "to continue it as it was made: --image-field all no --keep-columns no --image-column"
     )
     other = f"{root}-2"
     writer(other, layout=asked, columns=kept, config={"keep_columns": "label,caption"})
