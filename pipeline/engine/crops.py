@@ -27,6 +27,7 @@ from pipeline.engine.dataset import (
     stage_cpus,
     summaries,
 )
+from pipeline.engine.progress import doing
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import InputError, StorageError
@@ -177,6 +178,7 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
     ]
     files, samples, reasons, failures = [], 0, Counter[str](), []
     for row in crop_rows(config, plan, works, resources):
+        doing(f"cutting crops: {samples} images done")
         if row["kind"] == "failed":
             failures.append(f"shard '{row['shard_id']}', part {row['part']}: {row['error']}")
         if row["kind"] == "part":
