@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.redaction import clean
@@ -20,6 +21,23 @@ _LONGEST_FILE = 1 << 20  # bytes
 _MOST_VALUES = 10_000  # with all aliases and merges written out
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def _image_fields(text: str) -> str:
+    """Fields as webdataset names them, with its separators: `jpg;png`, `.seg.png`."""
+    fields = [name.strip(".") for name in re.split(r"[,;|\s]+", text.lower())]
+    if not all(fields):
+        raise ValueError("names of fields with commas between, such as jpg,png")
+    return ",".join(fields)
+
+
+# Settings that more than one job takes.
+ImageField = Annotated[str, AfterValidator(_image_fields)]
+IMAGE_FIELD_MEANING = (
+    "of a tar's or zip's images with one webdataset key: one, all, or the fields to take, the "
+    "preferred first (jpg,png)"
+)
+IMAGE_COLUMN_MEANING = "the Parquet column of images (default: the only one, or the usual name)"
 
 
 class _ConfigFile(NamedTuple):
