@@ -31,6 +31,7 @@ from pipeline.inversion import ready_device
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, bundle_names, load_model, treatment_for
 from pipeline.storage import FILES_PER_SHARD, canonical_uri, check_output
+from pipeline.table import TABLE_OUTPUT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(asked: argparse.Namespace) -> dict[str, object]:
-    check_output(asked.output)
+    check_output(asked.output, TABLE_OUTPUT)
     settings = ImportSettings(
         model=asked.model if asked.model in bundle_names() else canonical_uri(asked.model),
         method=asked.method,
@@ -103,10 +104,17 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
         for name in ("results", "prealigned", "fit", "icc", "identity"):
             if getattr(asked, name):
                 raise ConfigError(f"--{name} is for images, to measure by: name them with --images")
-        return Importing(codes, model, settings).run(asked.output)
+        return _run(Importing(codes, model, settings), asked.output)
     several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
     with _measuring(asked, model, device, several=several) as measuring:
-        return Importing(codes, model, settings, measuring).run(asked.output)
+        return _run(Importing(codes, model, settings, measuring), asked.output)
+
+
+def _run(importing: Importing, root: str) -> dict[str, object]:
+    counts = importing.run(root)
+    for note in importing.notes:
+        print(note, file=sys.stderr)
+    return counts
 
 
 def _measuring(

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
@@ -47,6 +48,15 @@ _VARIABLES = re.compile(
     r"|(SECRET|ACCESS|ACCOUNT|API|PRIVATE)_?KEY)"
 )
 _SHORTEST = 6
+_LONGEST_TRACE = 20_000
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the whole trace of `error`, with those of its causes, and no credential in it.
+
+    Of a trace over 20,000 characters the last ones, which are nearest to the error.
+    """
+    return without_secrets("".join(traceback.format_exception(error)))[-_LONGEST_TRACE:]
 
 
 def known_secrets() -> dict[str, str]:

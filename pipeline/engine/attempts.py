@@ -40,6 +40,12 @@ def _notes() -> Path:
     return folder
 
 
+def node_address() -> str:
+    """Return the address by which Ray knows this node; "" outside Ray."""
+    ray = _ray()
+    return "" if ray is None else str(ray.util.get_node_ip_address())
+
+
 @contextmanager
 def attempted(stage: str, shard_id: str, part: int) -> Iterator[None]:
     """Note an attempt at a part for the time of the block; outside Ray nothing is noted.

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.engine.address import check_address, in_cluster
+from pipeline.engine.progress import doing
+from pipeline.engine.ray_output import is_shown, kept_in_file
+from pipeline.errors import ConfigError
 from pipeline.machine import whole_cpus
 from pipeline.redaction import without_secrets
 
@@ -30,6 +36,8 @@ QUIET = {
 
 def _prepare_environment() -> None:
     for name, value in QUIET.items():
+        if name == "RAY_BACKEND_LOG_LEVEL" and is_shown():
+            continue
         os.environ.setdefault(name, value)
     if not in_cluster() and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         # Without a token of its own, Ray saves one in the user's home, where later tools find it
@@ -66,7 +74,8 @@ def gist(error: Exception) -> str:
     A remote error's text is its trace, of which the last line is the error itself.
     """
     # Blanked out before it is cut, as a credential may have several lines.
-    last = without_secrets(str(error)).strip().splitlines()[-1:]
+    lines = without_secrets(str(error)).strip().splitlines()
+    last = [line for line in lines if any(map(str.isalnum, line))][-1:]
     return ": ".join([type(error).__name__, *map(str.strip, last)])
 
 
@@ -78,8 +87,7 @@ def _start_local(gpus: int | None) -> None:
         # The stages take turns, so their pools may overlap: aligners and inverters, a core each.
         num_cpus=2 * whole_cpus() + 1,
         include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
+        **_loudness(),
     )
 
 
@@ -96,12 +104,44 @@ def _start_local_patiently(gpus: int | None) -> None:
 
 def _join_cluster() -> None:
     check_address()
-    ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+    with _cluster_refusals():
+        ray.init(address="auto", **_loudness())
+
+
+def _loudness() -> Any:
+    """How much of its own Ray prints in this process."""
+    shown = is_shown()
+    return {"logging_level": logging.INFO if shown else logging.ERROR, "log_to_driver": shown}
+
+
+@contextmanager
+def _cluster_refusals() -> Iterator[None]:
+    """Turn what a cluster refuses for good into a `ConfigError` of one line."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:
+        text = "".join(traceback.format_exception(error))
+        versions = re.findall(r"^\s*(Ray|Python): (\S+)", text, re.MULTILINE)
+        if "ersion mismatch" in text and len(versions) >= 4:
+            ours, theirs = dict(versions[2:4]), dict(versions[:2])
+            raise ConfigError(
+                f"the cluster runs Ray {theirs.get('Ray')} on Python {theirs.get('Python')}, and "
+                f"this job Ray {ours.get('Ray')} on Python {ours.get('Python')}: they must be equal"
+            ) from error
+        if "InvalidAuthToken" in text or "Unauthenticated" in text:
+            raise ConfigError(
+                "the cluster wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what "
+                "its `ray start` had (or RAY_AUTH_TOKEN_PATH to a file with it)"
+            ) from error
+        raise
 
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Drop what Ray's C++ side prints while it starts: a line on its own log level."""
+    if is_shown():
+        yield
+        return
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -140,8 +180,11 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
 
     A local Ray offers the GPUs of this machine, or as many as are to be pretended.
     """
+    doing("joining the Ray cluster" if in_cluster() else "starting Ray")
     _start(_join_cluster if in_cluster() else lambda: _start_local_patiently(pretended_gpus))
     try:
-        yield _offered()
+        with kept_in_file():
+            yield _offered()
     finally:
+        doing("stopping Ray")
         ray.shutdown()

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from pipeline.engine.address import in_cluster
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.engine.rows import Row
@@ -38,8 +39,8 @@ class Watch:
     def shard(self, entry: ShardEntry) -> None:
         """A shard is committed."""
 
-    def failed(self, shard_id: str, error: str) -> None:
-        """A part or the commit of a shard failed."""
+    def failed(self, shard_id: str, error: str, trace: str = "") -> None:
+        """A part or the commit of a shard failed; `trace` is that of an unexpected error."""
 
 
 @dataclass
@@ -85,7 +86,9 @@ class Committer:
         shard_id, part = row["shard_id"], int(row["part"])
         shard = self._shard(shard_id)
         if row["kind"] == "failed":
-            self._fail(shard_id, shard, f"shard '{shard_id}', part {part}: {row['error']}")
+            node = f" on node {row['node']}" if row["node"] and in_cluster() else ""
+            error = f"shard '{shard_id}', part {part}{node}: {row['error']}"
+            self._fail(shard_id, shard, error, row["trace"])
             if not row["error"].startswith("read: "):
                 self._count_failure()
             return
@@ -114,13 +117,15 @@ class Committer:
             self.open[shard_id] = _ShardInProgress(dict(state.parts))
         return self.open.get(shard_id)
 
-    def _fail(self, shard_id: str, shard: _ShardInProgress | None, error: str) -> None:
+    def _fail(
+        self, shard_id: str, shard: _ShardInProgress | None, error: str, trace: str = ""
+    ) -> None:
         if shard is not None and not shard.failed:
             shard.failed = True
             self.plan.given_up += 1
-        self.outcome.fail(error)
+        self.outcome.fail(error, trace)
         for watch in self.watches:
-            watch.failed(shard_id, error)
+            watch.failed(shard_id, error, trace)
 
     def _count_failure(self) -> None:
         now = time.monotonic()

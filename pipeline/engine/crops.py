@@ -33,9 +33,8 @@ from pipeline.errors import InputError, StorageError
 from pipeline.storage import Shard, Store, list_shards
 from pipeline.table.description import without_earlier
 from pipeline.training.config import TrainConfig
-from pipeline.training.settled import Origin
+from pipeline.training.settled import CROPS, Origin
 
-CROPS = "crops"
 SUFFIX = ".safetensors"
 READS_AT_ONCE = 16  # of headers, each a request or two
 

@@ -10,6 +10,7 @@ from pipeline.storage import LeftOut
 
 # Storage that is down fails every part; the first errors say why.
 MAX_ERRORS = 1000
+MAX_TRACES = 20  # of different errors, 20,000 characters each
 MAX_WARNINGS = 100
 
 
@@ -23,9 +24,11 @@ class Outcome:
     listed: LeftOut = field(default_factory=LeftOut)  # what the listing passed over
     errors: list[str] = field(default_factory=list)
     more_errors: int = 0
+    traces: list[str] = field(default_factory=list)  # of unexpected errors, for the run's record
     warnings: list[str] = field(default_factory=list)
     more_warnings: int = 0
     interrupted: bool = False
+    ray_log: str | None = None  # folder of Ray's own log, where it is on this machine
     means: dict[str, list[float | None]] | None = None  # of `Figures`, where this run changed them
 
     @property
@@ -33,8 +36,10 @@ class Outcome:
         """0 if every shard is committed."""
         return 1 if self.errors or self.interrupted else 0
 
-    def fail(self, error: str) -> None:
-        """Note one thing that went wrong."""
+    def fail(self, error: str, trace: str = "") -> None:
+        """Note one thing that went wrong; `trace` is that of an unexpected error."""
+        if trace and trace not in self.traces and len(self.traces) < MAX_TRACES:
+            self.traces.append(trace)
         if len(self.errors) < MAX_ERRORS:
             self.errors.append(error)
         else:

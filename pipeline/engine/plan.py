@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.config import JobConfig
 from pipeline.engine.preflight import check_request
+from pipeline.engine.progress import doing
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import Recipe, make_recipe
 from pipeline.storage import (
@@ -53,11 +54,42 @@ class Found:
     complete: bool = False  # whether all is listed that is to be in the table
     limited: bool = False  # whether the input may have more, which `--limit` leaves out
     left_out: LeftOut = field(default_factory=LeftOut)  # what the listing passed over
+    images: int = 0  # to do, of shards whose number of images is known from the listing
+    uncounted_bytes: int = 0  # of the other shards to do
+    uncounted_done: int = 0  # images of parts that these have
+    chosen: bool = False  # whether `--where` chooses images, whose number nobody knows
+    limit: int | None = None  # of the whole table
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, at one time: the listing goes on in another thread."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}
         return found | {"left_out": self.left_out.ordered()}
+
+    def add(self, state: ShardState, take: int | None) -> None:
+        """Count a shard that is to do, of which at most `take` samples are."""
+        self.shards += 1
+        self.bytes += state.shard.size
+        self.done_parts += len(state.parts)
+        done = sum(summary.samples for summary in state.parts.values())
+        self.done_samples += done
+        if state.shard.names:  # a slice of a listing
+            self.images += max(0, len(state.shard.names[:take]) - done)
+        else:
+            self.uncounted_bytes += state.shard.size
+            self.uncounted_done += done
+
+    def images_to_do(self, samples: int, size: int) -> int | None:
+        """Images that are to do, those that are done since among them; None while unknown.
+
+        Of archives estimated by how many `samples` the `size` bytes that were read hold.
+        """
+        if not self.uncounted_bytes:
+            return self.images
+        if not samples or not size:
+            return None
+        uncounted = round(samples / size * self.uncounted_bytes) - self.uncounted_done
+        images = max(samples, self.images + max(0, uncounted))
+        return images if self.limit is None else min(images, self.limit - self.done_samples)
 
 
 class Works:
@@ -201,6 +233,7 @@ def make_plan(
     # An input that is not there, or not of images, is refused before the table is made.
     shards = check_request(config) if shards is None else shards
     options = replace(config.read_options, keep_columns=shards.kept)
+    doing("loading the model")
     recipe = make_recipe(config, shards.kept)
     if dry_run:
         store = Store(config.output)
@@ -211,7 +244,8 @@ def make_plan(
         )
     else:
         writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
-    plan = Plan(recipe, writer, options, found=Found(left_out=shards.left_out))
+    found = Found(left_out=shards.left_out, chosen=bool(config.where), limit=config.limit)
+    plan = Plan(recipe, writer, options, found=found)
     plan.works = Works(_compare(plan, shards, config))
     return plan
 
@@ -231,10 +265,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
             continue
         if not plan.writer.read_only:
             plan.writer.clear(state)
-        found.shards += 1
-        found.bytes += state.shard.size
-        found.done_parts += len(state.parts)
-        found.done_samples += sum(summary.samples for summary in state.parts.values())
+        found.add(state, take)
         plan.states[state.shard.shard_id] = state
         yield ShardWork(
             shard=state.shard,

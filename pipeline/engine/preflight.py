@@ -14,11 +14,12 @@ from pipeline.storage import (
     ShardListing,
     check_apart,
     check_columns,
+    check_contents,
     check_output,
     kept_types,
     list_shards,
 )
-from pipeline.table import check_kept, open_start
+from pipeline.table import TABLE_OUTPUT, check_kept, open_start
 
 
 def check_request(config: JobConfig) -> ShardListing:
@@ -32,6 +33,7 @@ def check_request(config: JobConfig) -> ShardListing:
         check_kept(config.kept_names)
         check_apart(config.input, config.output)
         check_output(config.output)
+        check_contents(config.output, TABLE_OUTPUT)
         for model in filter(None, (config.model, config.bootstrap)):
             check_model(model)
         if config.identity:

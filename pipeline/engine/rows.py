@@ -14,8 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.engine.attempts import attempted
+from pipeline.engine.attempts import attempted, node_address
 from pipeline.errors import PipelineError
+from pipeline.redaction import trace_of
 from pipeline.storage import one_line
 
 Row = dict[str, Any]
@@ -40,6 +41,8 @@ def blank_row(kind: str, shard_id: str, part: int) -> Row:
         "rejects_etag": "",
         "left_out": "",  # JSON of `LeftOut`: what a shard's reader passed over
         "error": "",
+        "trace": "",  # of an unexpected error
+        "node": "",  # address of the node that failed
         "payload": b"",  # Arrow IPC: samples, then faces, then latents
         "start": b"",  # Arrow IPC: codes that the part's faces start from
         "rejected": b"",  # Arrow IPC: reject rows
@@ -74,6 +77,8 @@ def failed_row(shard_id: str, part: int, stage: str, error: Exception) -> Row:
     place = f" ({where[0].filename.rsplit('/', 1)[-1]}:{where[0].lineno})" if where else ""
     row = blank_row("failed", shard_id, part)
     row["error"] = f"{stage}: {type(error).__name__}: {one_line(error)}{place}"
+    row["trace"] = "" if known else trace_of(error)
+    row["node"] = node_address()
     return row
 
 

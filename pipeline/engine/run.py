@@ -15,16 +15,19 @@ from pipeline.engine.cluster import gist, running_ray
 from pipeline.engine.commit import Committer, Watch
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.logs import EventLog
+from pipeline.engine.node_report import versions
+from pipeline.engine.nodes import nodes_checked
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.progress import Progress
+from pipeline.engine.progress import STARTING_WORKERS, Progress, doing, showing
 from pipeline.engine.prometheus import Meters
-from pipeline.engine.record import RunRecord, versions
-from pipeline.engine.sharing import sharing_checked
+from pipeline.engine.ray_output import log_folder
+from pipeline.engine.record import RunRecord
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
+from pipeline.redaction import trace_of
 from pipeline.storage import ShardListing
-from pipeline.table import Totals, is_card_current, open_table, write_card
+from pipeline.table import Totals, is_card_current, kept_readme, open_table, write_card
 
 
 class _Interrupted(BaseException):
@@ -72,7 +75,7 @@ def _failures(outcome: Outcome) -> Iterator[None]:
     except PipelineError as error:
         outcome.fail(str(error))
     except Exception as error:  # noqa: BLE001 - Ray's own failures; run again continues
-        outcome.fail(gist(error))
+        outcome.fail(gist(error), trace_of(error))
 
 
 def _execute(
@@ -84,22 +87,25 @@ def _execute(
 ) -> None:
     """Run the stages over what the plan has to do."""
     log = EventLog(config.log_format == "json")
-    with running_ray(stages.pretended_gpus) as resources, sharing_checked(config):
+    with running_ray(stages.pretended_gpus) as resources, nodes_checked(config, log.notice):
+        outcome.ray_log = log_folder()
         configure_context()
+        doing(STARTING_WORKERS)
         meters = Meters()
         meters.watch()
         committer = Committer(plan, outcome, (*watches, log, meters))
         pools = Pools.of(config, resources, local=not in_cluster())
         dataset = build_dataset(plan, pools, stages)
         try:
-            with Progress(outcome.tally, plan.found, log) as progress:
-                for row in summaries(dataset):
-                    committer.take(row)
-                    progress.update()
-                    if outcome.interrupted:
-                        raise _Interrupted
-                    if committer.gave_up:
-                        break
+            for row in summaries(dataset):
+                committer.take(row)
+                if Progress.current:
+                    Progress.current.update()
+                if outcome.interrupted:
+                    raise _Interrupted
+                if committer.gave_up:
+                    break
+            doing("committing the last shards")
             try:
                 # Before the shards that are missing, of which there may be thousands.
                 with _failures(outcome):
@@ -130,11 +136,12 @@ def run_job(
     outcome = Outcome(Tally())
     record = None
     log = EventLog(config.log_format == "json")
-    with _stoppable(outcome), _failures(outcome):
+    with showing(json_lines=log.json_lines) as progress, _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
         plan = make_plan(config, shards=shards)
         outcome.listed = plan.found.left_out
         log.model(plan.recipe.treatment)
+        progress.follow(outcome.tally, plan.found)
         record = RunRecord(config, plan, outcome, started)
         try:
             record.start()
@@ -162,6 +169,7 @@ def _finish(
     """Do what the table lacks; its card, when nothing is missing."""
     log = EventLog(config.log_format == "json")
     try:
+        doing("listing the input")
         to_do = bool(plan.works)
         for watch in watches:
             watch.planned()
@@ -169,6 +177,7 @@ def _finish(
         if to_do:
             _execute(config, plan, outcome, stages, watches)
         whole = plan.found.complete and not plan.found.limited
+        doing("looking for files that no shard has")
         removed = plan.strays.remove(whole_input=whole)
         if removed:
             log.event("strays_removed", files=removed)
@@ -177,13 +186,15 @@ def _finish(
     if outcome.exit_code == 0:
         if not outcome.tally.samples + plan.found.done_samples:
             outcome.warn(f"no image was found in '{config.input}'")
-        _describe(config.output, outcome, changed=bool(outcome.tally.shards or removed))
+        _describe(config.output, outcome, log, changed=bool(outcome.tally.shards or removed))
 
 
-def _describe(uri: str, outcome: Outcome, *, changed: bool) -> None:
+def _describe(uri: str, outcome: Outcome, log: EventLog, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
+    doing("writing the table's card")
     table, listed = open_table(uri), outcome.listed
     if changed or not is_card_current(table, listed):
         totals = Totals.of(table.store)
         outcome.means = totals.figures.means()
-        write_card(table, totals, listed)
+        if write_card(table, totals, listed) is None:
+            log.readme_kept(kept_readme(table))

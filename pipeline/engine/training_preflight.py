@@ -19,7 +19,7 @@ from pipeline.storage import (
     list_shards,
 )
 from pipeline.training.config import TrainConfig
-from pipeline.training.settled import check_settings
+from pipeline.training.settled import TRAINING_OUTPUT, check_settings
 
 # A packed archive, or one in a bucket, is read to be counted: not a large one.
 _READ_TO_COUNT = 16 << 20  # bytes
@@ -34,7 +34,7 @@ def check_training(config: TrainConfig) -> Iterator[Shard]:
     try:
         check_address()
         check_apart(config.input, config.output)
-        check_output(config.output)
+        check_output(config.output, TRAINING_OUTPUT)
         check_settings(config)
         _check_weights(config)
         return enough_images(config)

@@ -142,6 +142,9 @@ def _damaged(content: bytes, name: str, error: Exception) -> Rejection:
     said = str(error) or type(error).__name__
     if is_cut_short(content, name) or "truncated" in said.lower():
         return _ends_early(content, name, said)
+    if name == "PSD" and isinstance(error.__cause__, KeyError):
+        mode, bits = error.__cause__.args[0]
+        said = f"its colour mode {mode} of {bits} bits is not read: save it as PNG or TIFF"
     if name == "JPEG" and has_arithmetic_coding(content):
         said += "; it uses arithmetic coding, which few programs read: save it again without"
     return Rejection(RejectReason.UNDECODABLE, f"{name} cannot be decoded ({said})")

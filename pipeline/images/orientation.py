@@ -51,6 +51,8 @@ def parse_orientation(value: Any) -> int:
         found = int(value)
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
         return 1
+    if ord("1") <= found <= ord("8"):  # a character whose type was lost
+        return found - ord("0")
     return found if found == value and 1 <= found <= 8 else 1
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.models.bundle import load_model, save_bundle
+    from pipeline.models.bundle import is_bundle, load_model, save_bundle
     from pipeline.models.checkpoint import load_checkpoint
     from pipeline.models.encoders import ENCODER_TYPES, OFFICIAL_TYPES
     from pipeline.models.files import bundle_names, check_model
@@ -36,6 +36,7 @@ __all__ = [
     "Treatment",
     "bundle_names",
     "check_model",
+    "is_bundle",
     "load_checkpoint",
     "load_model",
     "preset_for",
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "bundle": ("load_model", "save_bundle"),
+    "bundle": ("is_bundle", "load_model", "save_bundle"),
     "checkpoint": ("load_checkpoint",),
     "encoders": ("ENCODER_TYPES", "OFFICIAL_TYPES"),
     "files": ("bundle_names", "check_model"),

@@ -1,6 +1,7 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
 from pipeline.redaction import without_secrets
+from pipeline.storage.contents import OutputKind, check_contents
 from pipeline.storage.counts import count_samples
 from pipeline.storage.inputs import check_apart
 from pipeline.storage.kept import arrow_type, kept_array
@@ -32,6 +33,7 @@ __all__ = [
     "ONE_IMAGE",
     "LeftOut",
     "ObjectInfo",
+    "OutputKind",
     "ReadOptions",
     "Sample",
     "Shard",
@@ -42,6 +44,7 @@ __all__ = [
     "check_apart",
     "check_beside",
     "check_columns",
+    "check_contents",
     "check_credentials",
     "check_output",
     "count_samples",

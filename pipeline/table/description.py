@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline.errors import FingerprintError, InputError, RequestError, TableError, printable
-from pipeline.storage import Store
+from pipeline.errors import (
+    ConfigError,
+    FingerprintError,
+    InputError,
+    RequestError,
+    TableError,
+    printable,
+)
+from pipeline.storage import OutputKind, Store
 from pipeline.table.documents import check_types, read_json, to_json
 from pipeline.table.schema import SCHEMA_VERSION, Columns
 
@@ -127,6 +134,21 @@ def read_description(store: Store) -> Description:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TableError(f"'{store.uri(DESCRIPTION_NAME)}' is incomplete: {error}") from error
     return Description(columns, **parts)
+
+
+def _is_table(store: Store, names: Sequence[str]) -> bool:
+    """Return whether a folder with files is a table: its description is put before all else."""
+    if store.exists(DESCRIPTION_NAME):
+        return True
+    if {"_shards/", "_runs/"} & {*names}:
+        raise ConfigError(
+            f"the output '{store.root}' is a table that has lost its {DESCRIPTION_NAME}, without "
+            "which nobody can tell how it was made: put that file back, or choose another output"
+        )
+    return False
+
+
+TABLE_OUTPUT = OutputKind("a table of latents", _is_table)
 
 
 def check_existing(store: Store, asked: Description) -> Description:

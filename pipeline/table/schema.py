@@ -1,14 +1,7 @@
 """The columns of the table, and rows into Arrow.
 
-`w_plus` is a nested fixed-size list `[n_styles][512]`, by default of float16. Its shape reads as:
-
-| reader | `w_plus` of one row |
-|---|---|
-| pyarrow | `fixed_size_list<fixed_size_list<halffloat>[512]>[n_styles]` |
-| DuckDB | `FLOAT[][]` (float16 is widened; `w_plus[1][1]` is the first number) |
-| polars | `Array(Float16, (n_styles, 512))`; `to_numpy()` gives `[n, n_styles, 512]` |
-| pandas | object array of `n_styles` float16 arrays; `np.stack` gives `[n_styles, 512]` |
-| HF datasets | lists of fixed length; `with_format("numpy")` gives float32 `[n_styles, 512]` |
+`w_plus` is a nested fixed-size list `[n_styles][512]`, by default of float16. `README.md` has the
+types that each reader makes of it.
 """
 
 from __future__ import annotations

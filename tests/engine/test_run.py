@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import JobConfig
+from pipeline.engine import node_report, record, run
 from pipeline.engine import outcome as outcome_module
-from pipeline.engine import record, run
 from pipeline.engine.dataset import Stages
 from pipeline.engine.inverter import BATCH
 from pipeline.engine.logs import EventLog
@@ -88,6 +88,29 @@ def test_a_run_that_changes_nothing_writes_no_card(
     monkeypatch.delattr(run, "Totals")
     assert run_job(config_of()).means is None
     assert table.store.info("README.md") == card
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_run_says_once_that_a_readme_stays(
+    committer: Committer,
+    written: Callable[[int], Row],
+    config_of: Callable[..., JobConfig],
+    capsys: pytest.CaptureFixture[str],
+    log_format: str,
+) -> None:
+    for row in (written(0), written(1), end()):
+        committer.take(row)
+    committer.finish()
+    config = config_of(log_format=log_format)
+    readme = Path(config.output, "README.md")
+    assert run_job(config).exit_code == 0
+    readme.write_text("mine")
+    late = Path(config.output, "latents", "files-00000-00007.parquet")
+    late.write_bytes(late.with_name("files-00000-00001.parquet").read_bytes())
+    capsys.readouterr()
+    assert run_job(config).exit_code == run_job(config).exit_code == 0, "only one changes anything"
+    assert capsys.readouterr().err.count("README.md' is not the card that this job writes") == 1
+    assert readme.read_text() == "mine"
 
 
 def test_a_run_removes_what_came_too_late_beside_a_commit_and_a_dry_run_does_not(
@@ -191,8 +214,8 @@ def test_a_ctrl_c_that_hits_a_finalizer_is_not_lost(
 
 
 def test_a_package_that_is_not_installed_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "PACKAGES", ("no-such-package", "numpy"))
-    assert record.versions().keys() == {"python", "numpy"}
+    monkeypatch.setattr(node_report, "PACKAGES", ("no-such-package", "numpy"))
+    assert node_report.versions().keys() == {"python", "numpy"}
 
 
 @pytest.mark.parametrize(("limit", "left"), [(None, 3), (99, 3), (3, 4)])
@@ -229,7 +252,8 @@ def test_a_run_is_on_record_from_its_start(
     assert started["found"] == {
         **{"shards": 1, "bytes": ended["found"]["bytes"], "complete": True},  # type: ignore[index]
         **{"done_shards": 0, "done_bytes": 0, "done_samples": 0, "done_parts": 0},
-        "limited": False,
+        **{"images": 4, "uncounted_bytes": 0, "uncounted_done": 0},
+        **{"limited": False, "limit": None, "chosen": False},
     }
 
 
@@ -241,7 +265,7 @@ def test_the_closing_table_says_that_the_columns_are_of_the_best_step(
     print_outcome(config_of(), Outcome(Tally(), means=means))  # type: ignore[arg-type]
     told = " ".join(capsys.readouterr().err.split())
     assert "0.1000" in told
-    assert told.endswith("the table's columns of these names are of each face's best step")
+    assert "the table's columns of these names are of each face's best step" in told
 
 
 def test_a_run_has_its_settings_on_record_as_they_were_resolved(
@@ -270,6 +294,24 @@ def test_a_running_job_renews_its_record(
     assert [(one["parts"], one["exit_code"]) for one in runs(config_of())] == [(2, None)]
     account.end()
     assert [one["exit_code"] for one in runs(config_of())] == [0]
+
+
+def test_an_unexpected_failure_is_on_record_with_its_trace(
+    plan: Plan, config_of: Callable[..., JobConfig], outcome: Outcome
+) -> None:
+    account = record.RunRecord(config_of(), plan, outcome, datetime.now(UTC))
+    committer = Committer(plan, outcome, (account,))
+    with pytest.raises(ZeroDivisionError) as failure:
+        divmod(1, 0)
+    row = failed_row("files-00000", 0, "invert", failure.value)
+    committer.take(row)
+    committer.take(row | {"part": 1})
+    account.end()
+    (ended,) = runs(config_of())
+    (trace,) = ended["traces"]  # type: ignore[misc]
+    assert "ZeroDivisionError: " in trace.splitlines()[-1]
+    assert "test_run.py" in trace
+    assert "traces" not in outcome.to_dict(config_of().output), "the last line stays short"
 
 
 def test_a_request_that_turns_out_wrong_is_on_record_with_its_code(

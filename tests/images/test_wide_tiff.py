@@ -72,7 +72,7 @@ def test_every_layout_gives_the_same_picture(
         values = np.concatenate([PIXELS, PIXELS], axis=2)[..., :count]
         values[..., colours:] = 255  # opaque
         values[0, 0] = 255  # the top of the range
-        scaled = values / 255 if kind == "f4" else values * (257 if kind == "u2" else 1.0)
+        scaled = values / 255 if kind == "f4" else values * (257.0 if kind == "u2" else 1.0)
         content = tiff_file(
             scaled.astype(kind),
             compression=compression,

@@ -65,3 +65,26 @@ def test_a_run_that_was_killed_has_no_time_left(tmp_path: Path) -> None:
     said = status(tmp_path).stdout
     assert "left     ?: no run seems to be at work" in said
     assert "gone without a word, as it seems, ? samples" in said
+
+
+def test_a_stopped_run_is_told_with_what_it_left(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    write_shard(table, shard(), commit=False)
+    counts = {"samples": 6, "faces": 4, "rejects": 4, "parts": 2}
+    account = {"exit_code": 1, "found": FOUND, "updated": datetime.now(UTC).isoformat()}
+    table.record_run(datetime.now(UTC), "ab12", account | counts)
+    stopped = status(tmp_path)
+    assert stopped.returncode == 3
+    assert "samples  6; faces 4; rejects 4, of which 6, 4 and 4 in shards" in stopped.stdout
+    assert "left     ?: no run seems to be at work; to continue, run the same" in stopped.stdout
+    assert "stopped before its end, exit code 1, 6 samples, 4 faces, 4 rejects, 2" in stopped.stdout
+
+
+def test_a_failed_run_is_told_with_its_first_error(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    write_shard(table, shard())
+    errors = ["cannot read 'a.tar':\naccess denied", "another"]
+    table.record_run(datetime.now(UTC), "ab12", {"exit_code": 1, "errors": errors})
+    said = status(tmp_path).stdout
+    assert "failed, exit code 1, ? samples, ? faces, ? rejects, ? parts, 2 errors" in said
+    assert said.splitlines()[-1] == r"error    cannot read 'a.tar':\naccess denied"
