@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.storage import Sample, Shard, folders, spread, spread_samples
+from pipeline.storage import folders, spread, spread_samples
 from pipeline.storage.spread import evenly
 from tests.storage.archives import write_files, write_parquet, write_tar
 
