@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.choices import CHECK_BELOW, MOST_SEARCH_PIXELS, SEARCH_PIXELS, Turns
 from pipeline.errors import ConfigError, InputError, StorageError
@@ -52,6 +53,23 @@ class FaceSearch(BaseModel):
     turns: TurnsSetting = "auto"
     search_pixels: SearchPixels = SEARCH_PIXELS
     check_below: CheckBelow = CHECK_BELOW
+
+
+def _image_fields(text: str) -> str:
+    """Fields as webdataset names them, with its separators: `jpg;png`, `.seg.png`."""
+    fields = [name.strip(".") for name in re.split(r"[,;|\s]+", text.lower())]
+    if not all(fields):
+        raise ValueError("names of fields with commas between, such as jpg,png")
+    return ",".join(fields)
+
+
+# Settings that more than one job takes.
+ImageField = Annotated[str, AfterValidator(_image_fields)]
+IMAGE_FIELD_MEANING = (
+    "of a tar's or zip's images with one webdataset key: one, all, or the fields to take, the "
+    "preferred first (jpg,png)"
+)
+IMAGE_COLUMN_MEANING = "the Parquet column of images (default: the only one, or the usual name)"
 
 
 class _ConfigFile(NamedTuple):

@@ -19,6 +19,7 @@ from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
 from pipeline.storage import canonical_uri
 from pipeline.table import Columns, Description, check_condition, open_start
+from pipeline.table.description import EARLIER_VALUES
 
 # Raised by whoever changes what the same weights and settings compute.
 NUMERICS_VERSION = 2
@@ -294,9 +295,10 @@ def _check_layout(init: str, made: Mapping[str, Any], ours: Mapping[str, Any]) -
 
     An imported table names no input: its shards are compared one by one.
     """
-    earlier = {"sniff": False} if "input" in made else {}
+    names = ("sniff", "image_field", "image_column")
+    earlier = {name: EARLIER_VALUES[f"layout.{name}"] for name in names if "input" in made}
     made = {**earlier, **made}
-    for name in ("input", "files_per_shard", "sniff"):
+    for name in ("input", "files_per_shard", *names):
         if name in made and made[name] != ours[name]:
             raise ConfigError(
                 f"the table '{init}' was made with {name} '{made[name]}', and this run has "

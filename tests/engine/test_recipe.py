@@ -45,6 +45,10 @@ def test_codes_of_another_cut_of_the_input_are_refused(
     make_recipe(config_of(init=init, files_per_shard=2))
     with pytest.raises(ConfigError, match="files_per_shard '2', and this run has '3'"):
         make_recipe(config_of(init=init, where="key <> ''", files_per_shard=3))
+    with pytest.raises(ConfigError, match="image_field 'one', and this run has 'png'"):
+        make_recipe(config_of(init=init, files_per_shard=2, image_field="png"))
+    with pytest.raises(ConfigError, match="image_column 'None', and this run has 'mask'"):
+        make_recipe(config_of(init=init, files_per_shard=2, image_column="mask"))
     with pytest.raises(ConfigError, match=r"input '.*/images', and this run has '.*/other'"):
         make_recipe(config_of(init=init, files_per_shard=2, input=str(tmp_path / "other")))
 
