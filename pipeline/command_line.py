@@ -147,7 +147,9 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # Not where it was taken away meanwhile, as by a run that a first signal ended.
+        if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _print_to_stderr(text: str, _code: int) -> None:

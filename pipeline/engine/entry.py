@@ -11,6 +11,7 @@ from pipeline.config import JobConfig
 from pipeline.engine.preflight import check_request
 from pipeline.engine.progress import Progress
 from pipeline.engine.screen import event_line
+from pipeline.engine.signals import ignore_to_the_end, undisturbed
 from pipeline.redaction import without_secrets
 
 # The last line of a job that did nothing: of these keys every last line has each.
@@ -69,6 +70,9 @@ def _run(config: JobConfig, dry_run: bool, last_line: Mapping[str, object]) -> i
         print_estimate(config, found)
         print(json.dumps({**last_line, **found}))
         return 0
-    print_outcome(config, outcome, command=sys.argv, told=progress.told)
-    print(json.dumps(outcome.to_dict(config.output)), flush=True)
+    with undisturbed():
+        print_outcome(config, outcome, command=sys.argv, told=progress.told)
+        print(json.dumps(outcome.to_dict(config.output)), flush=True)
+    if outcome.interrupted:
+        ignore_to_the_end()
     return outcome.exit_code

@@ -23,6 +23,7 @@ from pipeline.engine.progress import STARTING_WORKERS, Progress, doing, showing
 from pipeline.engine.prometheus import Meters
 from pipeline.engine.ray_output import log_folder
 from pipeline.engine.record import RunRecord
+from pipeline.engine.signals import handlers_restored, ignore_further
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
@@ -35,22 +36,30 @@ class _Interrupted(BaseException):
 
 
 def _raise_interrupted(_signum: int, _frame: FrameType | None) -> None:
+    ignore_further()
     raise _Interrupted
+
+
+def _listen() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _raise_interrupted)
 
 
 @contextmanager
 def _stoppable(outcome: Outcome) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM inside the block into `outcome.interrupted`.
 
-    One that comes while an object is finalized, such as Ray Data's executor, gets no further than
-    that: it is noted too, and the run stops at the next part.
+    Further ones are ignored, until whoever called put its handlers back: the run is ending. One
+    that comes while an object is finalized, such as Ray Data's executor, gets no further than
+    that: it is noted too, and the run stops at the next part, or at the next signal.
     """
-    before = signal.signal(signal.SIGTERM, _raise_interrupted)
+    _listen()
     hook = sys.unraisablehook
 
     def in_finalizer(unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt | _Interrupted | SystemExit):
             outcome.interrupted = True
+            _listen()
         else:
             hook(unraisable)
 
@@ -61,8 +70,8 @@ def _stoppable(outcome: Outcome) -> Iterator[None]:
         # SystemExit: while Ray starts, SIGTERM finds its handler in place of ours.
         outcome.interrupted = True
     finally:
+        ignore_further()
         sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -89,7 +98,7 @@ def _execute(
     log = EventLog(config.log_format == "json")
     with running_ray(stages.pretended_gpus) as resources, nodes_checked(config, log.notice):
         outcome.ray_log = log_folder()
-        configure_context()
+        configure_context(resources.folder)
         doing(STARTING_WORKERS)
         meters = Meters()
         meters.watch()
@@ -117,6 +126,7 @@ def _execute(
             committer.abandon()
 
 
+@handlers_restored()
 def run_job(
     config: JobConfig,
     stages: Stages | None = None,

@@ -253,7 +253,8 @@ def test_a_run_is_on_record_from_its_start(
         **{"shards": 1, "bytes": ended["found"]["bytes"], "complete": True},  # type: ignore[index]
         **{"done_shards": 0, "done_bytes": 0, "done_samples": 0, "done_parts": 0},
         **{"images": 4, "uncounted_bytes": 0, "uncounted_done": 0},
-        **{"limited": False, "limit": None, "chosen": False, "left_out": {}},
+        **{"limited": False, "limit": None, "chosen": False},
+        "left_out": {},
     }
 
 
