@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,10 +206,11 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
     own = not in_cluster()
     doing("starting Ray" if own else "joining the Ray cluster")
     folder = make_private_folder() if own and not os.environ.get("RAY_TMPDIR") else None
+    output = ExitStack()
     try:
         _start((lambda: _start_local_patiently(pretended_gpus, folder)) if own else _join_cluster)
-        with kept_in_file():
-            yield _offered(folder)
+        output.enter_context(kept_in_file())
+        yield _offered(folder)
     except BaseException as error:
         if not isinstance(error, Exception):  # a signal, after which more may come
             with undisturbed():
@@ -217,7 +218,7 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
         raise
     finally:
         doing("stopping Ray")
-        with undisturbed():
+        with undisturbed(), output:  # Ray also prints while it ends
             with survived():
                 ray.shutdown()
             if folder:
