@@ -239,6 +239,7 @@ def test_the_same_bytes_give_the_same_face() -> None:
         {"faces": "last"},
         {"prealigned": True, "fit": "squeeze"},
         {"fit": "crop"},
+        {"icc": "embed"},
         {"detector_side": 40},
         {"min_face_px": 0},
         {"row_timeout_s": 0},

@@ -225,6 +225,12 @@ def test_a_setting_as_before_it_existed_leaves_no_trace(root: str) -> None:
     assert same.description.fingerprint == before
     with pytest.raises(FingerprintError, match="as it was made: --precision float32"):
         writer(root, settings={**settings, "precision": "tf32"})
+    aligned = {**settings["alignment"], "icc": "ignore"}
+    assert (
+        writer(root, settings={**settings, "alignment": aligned}).description.fingerprint == before
+    )
+    with pytest.raises(FingerprintError, match="as it was made: --icc ignore"):
+        writer(root, settings={**settings, "alignment": {**aligned, "icc": "apply"}})
 
 
 def test_other_columns_or_slices_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ def test_what_would_be_another_training_is_refused(
         check_settings(begun.model_copy(update={name: value}))
     (line,) = str(refusal.value).splitlines()[1:]
     assert told in line
+
+
+def test_a_training_begun_before_profiles_were_applied_ignores_them(begun: TrainConfig) -> None:
+    path = Path(begun.output, SETTINGS)
+    settings = json.loads(path.read_text())
+    assert settings.pop("icc") == "apply"
+    path.write_text(json.dumps(settings))
+    check_settings(begun.model_copy(update={"icc": "ignore"}))
+    with pytest.raises(FingerprintError, match='icc: "ignore" when it began, "apply" asked for'):
+        check_settings(begun)
 
 
 def test_every_difference_is_told(begun: TrainConfig) -> None:
