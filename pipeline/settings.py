@@ -6,11 +6,12 @@ import difflib
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.choices import CHECK_BELOW, MOST_SEARCH_PIXELS, SEARCH_PIXELS, Turns
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.redaction import clean
 from pipeline.storage import canonical_uri, is_local, one_line
@@ -20,6 +21,37 @@ _LONGEST_FILE = 1 << 20  # bytes
 _MOST_VALUES = 10_000  # with all aliases and merges written out
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+TurnsSetting = Annotated[
+    Turns, Field(description="whether faces are looked for in photos turned by 90, 180, 270 too")
+]
+SearchPixels = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=MOST_SEARCH_PIXELS,
+        description="of the largest copy that is searched where smaller ones show no face; "
+        "0: none of more than 1792 px a side",
+    ),
+]
+CheckBelow = Annotated[
+    float,
+    Field(
+        ge=0,
+        allow_inf_nan=False,
+        description="faces of a lower detector score are looked for again in their crop; 0: none",
+    ),
+]
+
+
+class FaceSearch(BaseModel):
+    """How faces are looked for, where a job does not take all of these settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    turns: TurnsSetting = "auto"
+    search_pixels: SearchPixels = SEARCH_PIXELS
+    check_below: CheckBelow = CHECK_BELOW
 
 
 class _ConfigFile(NamedTuple):

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ from pipeline.engine.dataset import (
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import InputError, StorageError
-from pipeline.storage import Shard, Store, list_shards
+from pipeline.storage import ReadOptions, Shard, Store, list_shards
 from pipeline.table.description import without_earlier
 from pipeline.training.config import TrainConfig
 from pipeline.training.settled import CROPS, Origin
@@ -110,15 +110,21 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
     alignment = AlignmentSettings(
         prealigned=treatment.prealigned,
         fit=treatment.fit,
+        turns=config.turns,
+        search_pixels=config.search_pixels,
+        check_below=config.check_below,
         min_face_px=config.min_face,
         icc=config.icc,
         output_size=model.input_size,
     )
+    options = ReadOptions(sniff=config.sniff)
     if shards is None:
-        shards = list_shards(config.input, files_per_shard=config.files_per_shard)
-    works = [ShardWork(shard, config.part_size, take=config.limit) for shard in shards]
+        shards = list_shards(config.input, files_per_shard=config.files_per_shard, options=options)
+    works = [
+        ShardWork(shard, config.part_size, take=config.limit, options=options) for shard in shards
+    ]
     asked = {
-        "alignment": without_earlier("settings.alignment", asdict(alignment)),
+        "alignment": without_earlier("settings.alignment", alignment.used()),
         "shards": [[work.shard.shard_id, work.shard.etag] for work in works],
         "part_size": config.part_size,
         "limit": config.limit,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_SAMPLE_BYTES = 1 << 30
 
@@ -13,8 +13,9 @@ class Sample:
 
     `key` is its path inside the shard, unique in it; `uri` says where it came from. Where the
     bytes were not read, `content` is empty and `reject` holds the value of the `RejectReason` that
-    the sample is to get, with `detail` for a person. An empty file or a null in a Parquet column is
-    a sample with empty `content` and no `reject`: the decoder refuses it.
+    the sample is to get, with `detail` for a person. An empty file is a sample with empty `content`
+    and no `reject`: the decoder refuses it. `fields` is a JSON object of what `--keep-columns`
+    names; empty where nothing is carried over.
     """
 
     key: str
@@ -22,6 +23,11 @@ class Sample:
     content: bytes
     reject: str = ""
     detail: str = ""
+    fields: str = ""
+
+    def with_key(self, key: str, fields: str) -> Sample:
+        """The same image under its key, with the fields that travel with it."""
+        return replace(self, key=key, fields=fields)
 
 
 def too_large(key: str, uri: str, size: int) -> Sample:
@@ -42,6 +48,10 @@ class UniqueKeys:
     def __init__(self) -> None:
         self._used: set[str] = set()
         self._counts: dict[str, int] = {}  # of a name, the last number that was put behind it
+
+    def has(self, key: str) -> bool:
+        """Whether a sample has this key."""
+        return key in self._used
 
     def take(self, *candidates: str) -> str:
         """The first candidate that is free, else the last one with `~2`, `~3`, ... behind it."""

@@ -39,7 +39,7 @@ def _at(shard: Shard, places: Sequence[int]) -> Iterator[Sample]:
     """The samples at `places`, ascending, of a shard; nothing behind the last is read."""
     if not places:
         return
-    if shard.kind == "folder":
+    if shard.is_slice:
         keys = shard.keys
         yield from read_samples(shard, {keys[place] for place in places})
         return

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.choices import Device, Fit, Icc, OptimiserName
+from pipeline.choices import CHECK_BELOW, SEARCH_PIXELS, Device, Fit, Icc, OptimiserName
 from pipeline.errors import ConfigError
-from pipeline.settings import check_uris, fill
+from pipeline.settings import CheckBelow, SearchPixels, TurnsSetting, check_uris, fill
 from pipeline.storage import FILES_PER_SHARD
 from pipeline.training.codes import code_shards
 
@@ -23,7 +23,12 @@ MAY_CHANGE = frozenset(
 )
 
 # What stands for a setting in trainings that were begun before it existed.
-EARLIER_VALUES: Mapping[str, Any] = {"icc": "ignore"}
+EARLIER_VALUES: Mapping[str, Any] = {
+    "icc": "ignore",
+    "turns": "none",
+    "search_pixels": 0,
+    "check_below": 0.0,
+}
 
 
 def _weight(description: str) -> Any:
@@ -67,10 +72,16 @@ class TrainConfig(BaseModel):
     fit: Fit | None = Field(
         None, description="how a prealigned image of other proportions is resized"
     )
+    turns: TurnsSetting = "auto"
+    search_pixels: SearchPixels = SEARCH_PIXELS
+    check_below: CheckBelow = CHECK_BELOW
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
     icc: Icc = Field("apply", description="embedded colour profiles: to sRGB, or ignored")
     files_per_shard: int = Field(
         FILES_PER_SHARD, ge=1, description="files of a folder that make one shard"
+    )
+    sniff: bool = Field(
+        True, description="files without a known extension: images by their first bytes are read"
     )
     part_size: int = Field(256, ge=1, le=100_000, description="samples a file of crops")
     limit: int | None = Field(None, ge=1, description="only the first N samples of each shard")

@@ -62,6 +62,17 @@ def test_every_difference_is_told(begun: TrainConfig) -> None:
     assert [line.split(":")[0].strip() for line in lines] == ["batch", "seed", "steps"]
 
 
+def test_a_training_begun_before_turns_goes_on_without_them(begun: TrainConfig) -> None:
+    store = Store(begun.output)
+    settings = json.loads(store.get(SETTINGS))
+    earlier = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
+    kept = {name: value for name, value in settings.items() if name not in earlier}
+    store.put(SETTINGS, json.dumps(kept).encode())
+    check_settings(begun.model_copy(update=earlier))
+    with pytest.raises(FingerprintError, match='turns: "none" when it began, "auto" asked for'):
+        check_settings(begun)
+
+
 def test_how_long_and_where_it_trains_may_change(begun: TrainConfig) -> None:
     changes = {
         "images": 2_000_000, "report_every": 7, "save_every": 7, "save_minutes": 1.0,
