@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.choices import (
+    CHECK_BELOW,
+    SEARCH_PIXELS,
     BestStepBy,
     CodeType,
     Device,
@@ -20,7 +21,17 @@ from pipeline.choices import (
     Space,
 )
 from pipeline.errors import printable
-from pipeline.settings import check_uris, fill, flag_of
+from pipeline.settings import (
+    IMAGE_COLUMN_MEANING,
+    IMAGE_FIELD_MEANING,
+    CheckBelow,
+    ImageField,
+    SearchPixels,
+    TurnsSetting,
+    check_uris,
+    fill,
+    flag_of,
+)
 from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions, canonical_uri
 
 OPTIMISING = ("optimize", "hybrid")
@@ -98,6 +109,9 @@ class JobConfig(BaseModel):
     fit: Fit | None = Field(
         None, description="how a prealigned image of other proportions is resized (default stretch)"
     )
+    turns: TurnsSetting = "auto"
+    search_pixels: SearchPixels = SEARCH_PIXELS
+    check_below: CheckBelow = CHECK_BELOW
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
     max_pixels: int = Field(64_000_000, ge=1, description="largest image, checked before decoding")
     icc: Icc = Field(
@@ -125,14 +139,8 @@ class JobConfig(BaseModel):
     sniff: bool = Field(
         True, description="files without a known extension: images by their first bytes are read"
     )
-    image_field: str = Field(
-        ONE_IMAGE,
-        description="of a tar's or zip's images with one webdataset key: one, all, or the fields "
-        "to take, the preferred first (jpg,png)",
-    )
-    image_column: str | None = Field(
-        None, description="the Parquet column of images (default: the only one, or the usual name)"
-    )
+    image_field: ImageField = Field(ONE_IMAGE, description=IMAGE_FIELD_MEANING)
+    image_column: str | None = Field(None, description=IMAGE_COLUMN_MEANING)
     keep_columns: str | None = Field(
         None,
         description="fields of the input that become columns of the table, with commas between: "
@@ -150,14 +158,6 @@ class JobConfig(BaseModel):
     log_format: Literal["text", "json"] = Field(
         "text", description="progress for people, or events as JSON lines, on stderr"
     )
-
-    @field_validator("image_field", mode="after")
-    @classmethod
-    def _fields_as_webdataset_names_them(cls, text: str) -> str:
-        fields = [name.strip(".") for name in re.split(r"[,;|\s]+", text.lower())]
-        if not all(fields):
-            raise ValueError("names of fields with commas between, such as jpg,png")
-        return ",".join(fields)
 
     @field_validator("keep_columns", mode="after")
     @classmethod

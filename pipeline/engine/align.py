@@ -37,6 +37,7 @@ FACES = pa.schema(
         ("fields", pa.string()),  # JSON of what is carried over from the input
     ]
 )
+FACES_TURNED = FACES.append(pa.field("turn_deg", pa.int32()))
 REJECTS = pa.schema(
     [
         ("key", pa.string()),
@@ -79,11 +80,17 @@ def count_reasons(rejects: pa.Table) -> str:
     return json.dumps(Counter(rejects["reason"].to_pylist()), sort_keys=True)
 
 
+def faces_schema(settings: AlignmentSettings) -> pa.Schema:
+    """The columns of faces that are aligned with `settings`."""
+    return FACES_TURNED if settings.tells_turns else FACES
+
+
 class AlignStage:
     """Decodes and aligns a part's samples in a child process, which may die on one of them."""
 
     def __init__(self, settings: AlignmentSettings) -> None:
         self.aligner = IsolatedAligner(settings)
+        self.faces = faces_schema(settings)
 
     def __call__(self, row: Row) -> Row:
         return run_stage("align", self._work, row)
@@ -118,7 +125,7 @@ class AlignStage:
                     for index, rejection in outcome.rejects.items()
                 ]
         rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
-        row["payload"] = pack(pa.Table.from_pylist(faces, schema=FACES))
+        row["payload"] = pack(pa.Table.from_pylist(faces, schema=self.faces))
         row["rejected"] = pack(rejected)
         row["faces"], row["rejects"] = len(faces), len(rejects)
         row["reasons"] = count_reasons(rejected)

@@ -138,7 +138,7 @@ class Committer:
         self.gave_up = True
         self.outcome.fail_first(
             f"given up: {self._failed_in_a_row} parts failed one after another in {lasted:.0f} s "
-            "(the errors below say why); run again when that is mended"
+            "(their errors say why); run again when that is mended"
         )
 
     def _close(self, shard_id: str, shard: _ShardInProgress) -> None:

@@ -63,7 +63,7 @@ class EventLog(Watch):
         if self.json_lines:
             self.event("notice", "warning", text=text)
         else:
-            print(text, file=sys.stderr, flush=True)
+            self._print(without_secrets(text))
 
     def part(self, row: Row) -> None:
         """`part_done`."""

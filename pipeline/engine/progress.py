@@ -79,8 +79,9 @@ class Progress:
         self.json_lines = json_lines
         self.screen = Screen()
         self.started = self._phase_began = time.monotonic()
-        self.phase = ""
+        self.phase = "starting"
         self.stopped_by = ""
+        self._every_s: float | None = None
         self.tally: Tally | None = None
         self.found: Found | None = None
         self.failures = 0
@@ -115,8 +116,12 @@ class Progress:
         os.close(self._wake)
         self.screen.__exit__()
 
-    def doing(self, phase: str) -> None:
-        """Say what the job is at, which is not work on images; "" where it is."""
+    def doing(self, phase: str, every_s: float | None = None) -> None:
+        """Say what the job is at, which is not work on images; "" where it is.
+
+        In a log it is told every `every_s` seconds (default `PLAIN_EVERY_S`).
+        """
+        self._every_s = every_s
         if phase == self.phase:
             return
         self.phase, self._phase_began = phase, time.monotonic()
@@ -165,7 +170,7 @@ class Progress:
         self.stopped_by = signal_name
         self.event("stopping", "warning", signal=signal_name)
         if not self.screen.is_terminal:
-            self.say(f"{self._elapsed}  stopping ({signal_name}): what is committed stays")
+            self.say(f"{self._elapsed}  stopping ({signal_name})")
         self._show()
 
     def _tick(self) -> None:
@@ -183,7 +188,12 @@ class Progress:
         """Seconds to the next tick."""
         if self.screen.is_terminal and not self.json_lines:
             return TICK_S - (time.monotonic() - self.started) % TICK_S
-        return max(0.0, PLAIN_EVERY_S - (time.monotonic() - self._last_line))
+        return max(0.0, self._due_s - (time.monotonic() - self._last_line))
+
+    @property
+    def _due_s(self) -> float:
+        """Seconds from one line of a log to the next."""
+        return PLAIN_EVERY_S if self._every_s is None else self._every_s
 
     def _show_now(self) -> None:
         if self.screen.is_terminal and not self.json_lines:
@@ -193,7 +203,7 @@ class Progress:
     def _show(self) -> None:
         if self.screen.is_terminal and not self.json_lines:
             self.screen.draw(" · ".join(self.words(short=True)))
-        elif time.monotonic() - self._last_line >= PLAIN_EVERY_S:
+        elif time.monotonic() - self._last_line >= self._due_s:
             self._last_line = time.monotonic()
             if self.json_lines:
                 self._tell_event()
@@ -340,7 +350,7 @@ def showing(*, json_lines: bool) -> Iterator[Progress]:
         yield progress
 
 
-def doing(phase: str) -> None:
-    """Say what the job of this process is at, if its progress is shown."""
+def doing(phase: str, every_s: float | None = None) -> None:
+    """Say what the job of this process is at, if its progress is shown; see `Progress.doing`."""
     if Progress.current:
-        Progress.current.doing(phase)
+        Progress.current.doing(phase, every_s)

@@ -11,7 +11,6 @@ from pipeline.errors import AccessError, InputError
 from pipeline.metrics.names import check_identity
 from pipeline.models.files import check_model, check_model_file
 from pipeline.storage import (
-    ReadOptions,
     Shard,
     check_apart,
     check_output,
@@ -61,7 +60,7 @@ def enough_images(config: TrainConfig) -> Iterator[Shard]:
 
     Raises `InputError` where they hold fewer images than `--held-out` and a batch take.
     """
-    options = ReadOptions(sniff=config.sniff)
+    options = config.read_options
     shards = list_shards(config.input, files_per_shard=config.files_per_shard, options=options)
     needed, found = config.held_out + config.batch, 0
     taken: list[Shard] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -95,7 +96,7 @@ def _by_name(entry: Entry, uri_of: Callable[[str], str], sniffing: bool, alone: 
     if not readable or not entry.size:
         return _Waiting(entry, None if readable else "image")
     if is_local(uri):
-        return _Waiting(entry, _look_at_disk(filesystem(uri)[1]))
+        return _Waiting(entry, _look_at_disk(uri))
     return _Waiting(entry, None, partial(_look_at_object, uri))
 
 
@@ -129,8 +130,13 @@ def _look_at_parquet(uri: str) -> Found | None:
 def _look_at_disk(path: str) -> Found | None:
     """What a file on a disk is; the folder's reader tells why one cannot be opened."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - a few microseconds for each of millions
-            return "image" if is_image_start(file.read(START_BYTES)) else None
+        file = os.open(
+            path, os.O_RDONLY | os.O_NONBLOCK
+        )  # in half the time of `open`, for each of millions
+        try:
+            return "image" if is_image_start(os.read(file, START_BYTES)) else None
+        finally:
+            os.close(file)
     except OSError:
         return "image"
 

@@ -28,12 +28,18 @@ DESCRIPTION_NAME = "_table.json"
 # before the setting existed is continued by asking for this value.
 EARLIER_VALUES: Mapping[str, Any] = {
     "columns.kept": [],
+    "columns.turn_deg": False,
     "layout.image_column": None,
     "layout.image_field": "all",
     "layout.sniff": False,
     "settings.alignment.icc": "ignore",
     "settings.measured.alignment.icc": "ignore",
     "settings.precision": "float32",
+    **{
+        f"{settings}.{name}": value
+        for settings in ("settings.alignment", "settings.measured.alignment")
+        for name, value in (("turns", "none"), ("search_pixels", 0), ("check_below", 0))
+    },
 }
 
 # The flag behind each recorded setting. A refusal names it with the table's own value.
@@ -48,21 +54,28 @@ FLAGS: Mapping[str, str] = {
     "layout.image_field": "--image-field",
     "layout.limit": "--limit",
     "layout.sniff": "--sniff",
+    "settings.alignment.check_below": "--check-below",
     "settings.alignment.faces": "--faces",
     "settings.alignment.fit": "--fit",
     "settings.alignment.icc": "--icc",
     "settings.alignment.max_pixels": "--max-pixels",
     "settings.alignment.min_face_px": "--min-face",
     "settings.alignment.prealigned": "--prealigned",
+    "settings.alignment.search_pixels": "--search-pixels",
+    "settings.alignment.turns": "--turns",
     "settings.best_step_by": "--best-step-by",
     "settings.identity": "--identity",
+    "settings.measured.alignment.check_below": "--check-below",
     "settings.measured.alignment.icc": "--icc",
+    "settings.measured.alignment.search_pixels": "--search-pixels",
+    "settings.measured.alignment.turns": "--turns",
     "settings.method.name": "--method",
     "settings.model": "--model",
     "settings.precision": "--precision",
     "settings.steps": "--steps",
 }
 # These record a hash or a definition: what to pass stands in the table's config.
+_FOLLOWING = {"columns.turn_deg"}  # from settings that are compared themselves
 _BY_CONFIG = {
     "columns.kept": "keep_columns",
     "settings.identity": "identity",
@@ -188,6 +201,7 @@ def check_same(root: str, existing: Description, asked: Description) -> None:
     differences: list[_Difference] = []
     for part in ("settings", "columns", "layout"):
         differences += _differences(part, old[part], new[part])
+    differences = [each for each in differences if each.name not in _FOLLOWING] or differences
     if differences:
         listed = "\n  ".join(printable(str(difference)) for difference in differences)
         raise FingerprintError(

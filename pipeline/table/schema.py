@@ -41,6 +41,9 @@ _IDENTITY = {
     "width": _INT,  # of the upright original
     "height": _INT,
 }
+_TURN = {
+    "turn_deg": _INT,  # 0, 90, 180 or 270: clockwise turn that brings the photo's face upright
+}
 _ALIGNMENT = {
     "face_box": pa.list_(_REAL, 4),  # left, top, right, bottom in pixels of the upright original
     "landmarks": _matrix(_REAL, 68, 2),
@@ -92,7 +95,7 @@ class Columns:
 
     `kept` are fields carried over from the input, each a name and the name of its Arrow type.
     `all_steps` adds `w_plus_per_step` [steps, n_styles, 512]; `aligned_jpeg` and
-    `reconstruction_jpeg` add columns of these names, of bytes.
+    `reconstruction_jpeg` add columns of these names, of bytes; `turn_deg` that of this name.
     """
 
     n_styles: int
@@ -100,6 +103,7 @@ class Columns:
     all_steps: bool = False
     aligned_jpeg: bool = False
     reconstruction_jpeg: bool = False
+    turn_deg: bool = False
     kept: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -110,7 +114,8 @@ class Columns:
         """The Arrow schema of a latents file, without metadata."""
         kind = pa.float16() if self.w_plus_dtype == "float16" else pa.float32()
         code = _matrix(kind, self.n_styles, STYLE_DIM)
-        columns = {**_IDENTITY, **_ALIGNMENT, "w_plus": code, **_METHOD, **_METRICS}
+        turn = _TURN if self.turn_deg else {}
+        columns = {**_IDENTITY, **turn, **_ALIGNMENT, "w_plus": code, **_METHOD, **_METRICS}
         if self.all_steps:
             columns["w_plus_per_step"] = pa.list_(code)
         columns |= {name: pa.binary() for name in self._pictures()}

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,7 @@ def found(**counts: object) -> Found:
 def shown(counts: Tally, known: Found, *parts: tuple[float, int]) -> Progress:
     """A progress that nobody looks at, after parts that came at a time with images in all."""
     one = Progress()
+    one.phase = ""
     one.follow(counts, known)
     one.started = counts.started
     for number, (seconds, samples) in enumerate(parts, start=1):
@@ -207,8 +209,10 @@ def piped() -> Iterator[Callable[[], str]]:
 def test_a_log_gets_lines_while_the_main_thread_is_stuck() -> None:
     with piped() as err, Progress():
         doing("starting Ray")
-        lines = wait_for_lines(err, 3)  # all that this thread does meanwhile
-    assert all(re.fullmatch(r"0:\d\d  starting Ray", line) for line in lines[:3])
+        lines: list[str] = []
+        while sum("starting Ray" in line for line in lines) < 3:
+            lines += wait_for_lines(err, 1)  # all that this thread does meanwhile
+    assert all(re.fullmatch(r"0:\d\d  starting( Ray)?", line) for line in lines)
 
 
 @pytest.mark.usefixtures("quick")
@@ -228,9 +232,12 @@ def test_progress_is_an_event_on_request() -> None:
     counts = Tally(faces=3, reasons=Counter(no_face=1))
     with piped() as err, Progress(json_lines=True) as one:
         doing("starting Ray")
-        events = [json.loads(line) for line in wait_for_lines(err, 2)]
-        assert [event["event"] for event in events[:2]] == ["phase", "waiting"]
-        assert events[0]["phase"] == events[1]["phase"] == "starting Ray"
+        events: list[dict[str, Any]] = []
+        while (
+            not events or events[-1] | {"phase": "starting Ray", "event": "waiting"} != events[-1]
+        ):
+            events += [json.loads(line) for line in wait_for_lines(err, 1)]
+        assert {"phase", "waiting"} == {event["event"] for event in events}
         one.follow(counts, found(shards=2))
         one.look([READING])
         events = []
@@ -295,7 +302,7 @@ def test_ctrl_c_is_told_before_the_main_thread_hears_of_it() -> None:
                 assert told
         finally:
             signal.signal(signal.SIGINT, before)
-    assert "stopping (Ctrl-C): what is committed stays" in told[0]
+    assert "stopping (Ctrl-C)" in told[0]
 
 
 TERMINAL = """

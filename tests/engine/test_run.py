@@ -254,6 +254,7 @@ def test_a_run_is_on_record_from_its_start(
         **{"done_shards": 0, "done_bytes": 0, "done_samples": 0, "done_parts": 0},
         **{"images": 4, "uncounted_bytes": 0, "uncounted_done": 0},
         **{"limited": False, "limit": None, "chosen": False},
+        "left_out": {},
     }
 
 

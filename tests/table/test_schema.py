@@ -68,6 +68,16 @@ def test_optional_columns_hold_every_step_and_the_pictures() -> None:
     assert table.schema.field("w_plus").type.value_type.value_type == pa.float32()
 
 
+def test_a_turn_has_a_column_only_where_turns_are_searched() -> None:
+    turned = Columns(N_STYLES, turn_deg=True)
+    table = latents_table([face_row("k", turn_deg=270)], turned, "s")
+    assert table["turn_deg"].to_pylist() == [270]
+    assert table.schema.field("turn_deg").type == pa.int32()
+    assert "turn_deg" not in COLUMNS.latents_schema().names
+    with pytest.raises(TableError, match=r"unknown \['turn_deg'\]"):
+        latents_table([face_row("k", turn_deg=270)], COLUMNS, "s")
+
+
 @pytest.mark.parametrize("shape", [(N_STYLES, 511), (N_STYLES + 1, 512), (512,)])
 def test_a_code_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(TableError, match="the table takes"):
