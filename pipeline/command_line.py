@@ -103,9 +103,9 @@ def exit_code_of(
     a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1; its
     other keys are those of `last_line`. One that `reads_only` prints an answer or nothing. To it,
     and to any job of a `given_table`, a damaged table is a wrong request; to all of them storage
-    that the user's credentials do not open. `stopped` is what a
-    Ctrl-C, or a SIGTERM, means to the user: code 1, and a last line without errors. `tell` takes
-    the line for stderr and the code, where it is not just to be printed.
+    that the user's credentials do not open. `stopped` is what a Ctrl-C, or a SIGTERM, means to the
+    user: code 1, and a last line without errors. `tell` takes the line for stderr and the code,
+    where it is not just to be printed.
     """
     tell = tell or _print_to_stderr
     wrong: tuple[type[PipelineError], ...] = (RequestError, AccessError)
@@ -123,7 +123,7 @@ def exit_code_of(
         return code
     except Exception as error:  # noqa: BLE001 - a defect: one line for people, all of it below
         text = f"{type(error).__name__}: {one_line(error)}"
-        print(f"unexpected error: {text}", file=sys.stderr)
+        tell(f"unexpected error: {text}", 1)
         if reads_only:
             print(trace_of(error), file=sys.stderr)
         else:
