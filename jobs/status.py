@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.command_line import exit_code_of, job_parser
+from pipeline.errors import printable
 from pipeline.table.status import Status, seconds_since, table_status
 
 NOT_COMPLETE = 3
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> int:
 
 def _show(asked: argparse.Namespace) -> int:
     status = table_status(asked.table, list_input=asked.list_input)
-    print(json.dumps(status.to_dict()) if asked.json else "\n".join(lines(status)))
+    print(json.dumps(status.to_dict()) if asked.json else "\n".join(map(printable, lines(status))))
     return 0 if status.complete else NOT_COMPLETE
 
 

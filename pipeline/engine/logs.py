@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.engine.commit import STAGES, Watch
 from pipeline.engine.rows import Row
+from pipeline.errors import printable
 from pipeline.storage import without_secrets
 from pipeline.table import ShardEntry
 
@@ -42,7 +43,7 @@ class EventLog(Watch):
         if self.json_lines:
             self.event("model", treatment=treatment)
         else:
-            print(treatment, file=sys.stderr, flush=True)
+            print(printable(treatment), file=sys.stderr, flush=True)
 
     def part(self, row: Row) -> None:
         """`part_done`."""

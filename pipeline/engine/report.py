@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pipeline.config import JobConfig
 from pipeline.engine.outcome import Outcome
+from pipeline.errors import printable
 
 _SHOWN = ("l2", "psnr", "lpips", "id_similarity")
 
@@ -58,7 +59,7 @@ def print_outcome(config: JobConfig, outcome: Outcome) -> None:
             console.print(_steps(outcome.means))
         return
     for error in outcome.errors[:20]:
-        console.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"failed: {printable(error)}", markup=False, highlight=False, soft_wrap=True)
     more = len(outcome.errors) - 20 + outcome.more_errors
     if more > 0:
         console.print(f"... and {more} more; the first thousand are in _runs/ of the table")
