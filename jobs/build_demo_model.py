@@ -24,7 +24,8 @@ from pathlib import Path
 
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import InputError
-from pipeline.models import RestyleModel, load_model, save_bundle
+from pipeline.models import RestyleModel, is_bundle, load_model, save_bundle
+from pipeline.storage import OutputKind, check_output
 from pipeline.training.demo import Drawn, build, draw_cartoons
 from pipeline.training.demo_plans import CARTOON, FACES, DemoPlan, check_plan
 from pipeline.training.pairs import load_pairs
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     group, plan = join_group(), planned(arguments)
     work = arguments.work or f"build/{plan.name}"
     output = arguments.output or f"pipeline/models/bundles/{plan.name}"
+    check_output(output, OutputKind("a model bundle", is_bundle))
     base: RestyleModel | None = load_model(arguments.base) if arguments.look != "photo" else None
     check_plan(plan, base, work)  # before cartoons are drawn, which takes minutes
 

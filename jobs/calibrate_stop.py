@@ -23,6 +23,7 @@ from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import printable
 from pipeline.inversion import ready_device
 from pipeline.models import RestyleModel, load_model, treatment_for
+from pipeline.reports.folders import REPORT_OUTPUT
 from pipeline.reports.plots import require_matplotlib
 from pipeline.reports.stop_calibration import (
     calibrate,
@@ -94,7 +95,7 @@ def run(asked: argparse.Namespace) -> int:
     """Read, choose on one set, draw the curve of the other."""
     require_matplotlib()
     check_request(asked.most, asked.like_steps, asked.tolerance)
-    check_output(asked.output)
+    check_output(asked.output, REPORT_OUTPUT)
     model = load_model(asked.model, ready_device())
     settings = settings_of(asked, model)
     ours = read_crops(asked.calibrate, asked.limit, settings[0])

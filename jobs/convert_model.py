@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from pipeline.command_line import exit_code_of, job_parser
-from pipeline.models import OFFICIAL_TYPES, PRESETS, load_model, save_bundle
-from pipeline.storage import check_output
+from pipeline.models import OFFICIAL_TYPES, PRESETS, is_bundle, load_model, save_bundle
+from pipeline.storage import OutputKind, check_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(asked: argparse.Namespace) -> int:
-    check_output(asked.bundle)
+    check_output(asked.bundle, OutputKind("a model bundle", is_bundle))
     model = load_model(asked.checkpoint, encoder_type=asked.encoder_type, domain=asked.domain)
     name = asked.name or PurePosixPath(asked.bundle.rstrip("/")).name
     model.card = dataclasses.replace(model.card, name=name, licence=asked.licence or model.licence)

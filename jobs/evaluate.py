@@ -63,11 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(asked: argparse.Namespace) -> int:
     # PyTorch is slow to import: a mistake in the flags is told before.
     from pipeline.inversion import ready_device
-    from pipeline.reports.comparison_report import REPORT_NAME, Options, compare_tables
+    from pipeline.reports.comparison_report import Options, compare_tables
+    from pipeline.reports.folders import REPORT_NAME, REPORT_OUTPUT
     from pipeline.storage import check_output
     from pipeline.table import open_table
 
-    check_output(asked.output)
+    check_output(asked.output, REPORT_OUTPUT)
     options = Options(
         labels=asked.label,
         common=asked.common,

@@ -26,6 +26,7 @@ from pipeline.choices import Device
 from pipeline.command_line import exit_code_of, job_parser
 from pipeline.errors import ConfigError
 from pipeline.exchange.exporting import (
+    EXPORT_OUTPUT,
     CodeForm,
     Naming,
     Selection,
@@ -87,7 +88,10 @@ def _export(asked: argparse.Namespace) -> int:
     check_beside(
         asked.table, target, what="table", why="where nothing may stand but what its jobs write"
     )
-    check_output(target.rpartition("/")[0] or "/" if kind == "latents" else target)
+    if kind == "latents":
+        check_output(target.rpartition("/")[0] or "/")
+    else:
+        check_output(target, EXPORT_OUTPUT)
     selection = Selection(open_table(asked.table), asked.where, asked.names)
     if kind == "latents":
         return export_dictionary(selection, asked.to)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from pipeline.alignment import AlignmentSettings
-from pipeline.choices import CodeType, Device, Fit
+from pipeline.choices import CodeType, Device, Fit, Icc
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError, printable
 from pipeline.exchange.code_files import faces_of, open_codes
@@ -31,6 +31,7 @@ from pipeline.inversion import ready_device
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, bundle_names, load_model, treatment_for
 from pipeline.storage import FILES_PER_SHARD, canonical_uri, check_output
+from pipeline.table import TABLE_OUTPUT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         help="images are aligned crops (default: as the model's domain asks)",
     )
     parser.add_argument("--fit", choices=get_args(Fit), help="of prealigned images")
+    parser.add_argument("--icc", choices=get_args(Icc), help="colour profiles (default apply)")
     parser.add_argument("--identity", help="identity network: dlib, none, or a weight file")
     parser.add_argument(
         "--latent-dtype", choices=get_args(CodeType), default="float16", help="of w_plus"
@@ -80,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(asked: argparse.Namespace) -> dict[str, object]:
-    check_output(asked.output)
+    check_output(asked.output, TABLE_OUTPUT)
     settings = ImportSettings(
         model=asked.model if asked.model in bundle_names() else canonical_uri(asked.model),
         method=asked.method,
@@ -92,13 +94,20 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
     device = ready_device(asked.device)
     codes, model = open_codes(asked.codes), load_model(asked.model, device)
     if not asked.images:
-        for name in ("results", "prealigned", "fit", "identity"):
+        for name in ("results", "prealigned", "fit", "icc", "identity"):
             if getattr(asked, name):
                 raise ConfigError(f"--{name} is for images, to measure by: name them with --images")
-        return Importing(codes, model, settings).run(asked.output)
+        return _run(Importing(codes, model, settings), asked.output)
     several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
     with _measuring(asked, model, device, several=several) as measuring:
-        return Importing(codes, model, settings, measuring).run(asked.output)
+        return _run(Importing(codes, model, settings, measuring), asked.output)
+
+
+def _run(importing: Importing, root: str) -> dict[str, object]:
+    counts = importing.run(root)
+    for note in importing.notes:
+        print(note, file=sys.stderr)
+    return counts
 
 
 def _measuring(
@@ -113,6 +122,7 @@ def _measuring(
         prealigned=treatment.prealigned,
         fit=treatment.fit,
         output_size=model.input_size,
+        icc=asked.icc or "apply",
     )
     results = Result(asked.results) if asked.results else None
     return Measuring(model, alignment, Meter(device, treatment.identity), results)

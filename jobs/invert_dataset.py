@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.command_line import add_flags, job_parser
+from pipeline.command_line import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
+from pipeline.rerun import run_again
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -26,6 +27,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done; write nothing"
     )
+    parser.add_argument(
+        "--attempts",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="run a job that failed again, N times in all; a wrong request is not run again",
+    )
     add_flags(parser, JobConfig)
     return parser.parse_args(argv)
 
@@ -34,6 +42,9 @@ def main(argv: list[str]) -> int:
     """Parse, plan, run, report; returns the exit code."""
     flags = vars(parse_arguments(argv))
     config_file, dry_run = flags.pop("config"), flags.pop("dry_run")
+    attempts = flags.pop("attempts")
+    if attempts > 1:  # each in a process of its own: a failed run may keep its actors
+        return run_again([sys.executable, __file__, *argv, "--attempts", "1"], attempts)
     return run_to_exit_code(
         lambda: load_config(config_file, flags), dry_run=dry_run, table=flags["output"]
     )

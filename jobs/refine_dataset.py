@@ -54,6 +54,7 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
     description = open_start(table).description
     made, layout = description.config, description.layout
     settings = {name: made[name] for name in KEPT if name in made}
+    settings["icc"] = made.get("icc", "ignore")  # as before there was a choice
     # An input by a relative path is where the first pass ran.
     if "input" in made and layout.get("input") != printable(canonical_uri(str(made["input"]))):
         settings["input"] = layout["input"]
@@ -76,6 +77,7 @@ def _of_imported(table: str, description: Description) -> dict[str, Any]:
         )
     aligned = description.settings["measured"]["alignment"]
     kept = {name: aligned[name] for name in ("faces", "prealigned")}
+    kept["icc"] = aligned.get("icc", "ignore")
     fit = {"fit": aligned["fit"]} if aligned["prealigned"] else {}
     return {"input": images, "min_face": aligned["min_face_px"], **kept, **fit}
 

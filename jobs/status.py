@@ -20,6 +20,7 @@ from pipeline.errors import printable
 from pipeline.table.status import Status, seconds_since, table_status
 
 NOT_COMPLETE = 3
+_ENDS = {0: "done", 1: "failed", 2: "refused"}
 
 
 def clock(seconds: float | None) -> str:
@@ -31,19 +32,24 @@ def clock(seconds: float | None) -> str:
 
 
 def describe_run(run: dict[str, Any], *, at_work: bool) -> str:
-    """One run in one line."""
+    """Return what a run did, how it ended and when it was last heard of, in one line."""
     code, ago = run["exit_code"], clock(seconds_since(run["updated"]))
     silent = "running, or gone without a word" if at_work else "gone without a word, as it seems"
-    state = f"exit code {code}" if code is not None else silent
-    samples = "?" if run["samples"] is None else run["samples"]
-    return f"{run['run']}: {state}, {samples} samples, {run['errors']} errors, {ago} ago"
+    state = f"{_ENDS.get(code, 'ended')}, exit code {code}" if code is not None else silent
+    if code == 1 and not run["errors"]:
+        state = f"stopped before its end, exit code {code}"
+    counts = ("samples", "faces", "rejects", "parts")
+    done = ", ".join(f"{'?' if run[name] is None else run[name]} {name}" for name in counts)
+    return f"{run['run']}: {state}, {done}, {run['errors']} errors, {ago} ago"
 
 
 def describe_left(status: Status) -> str:
     """The time left, or why nobody can tell it."""
     if status.complete:
         return "nothing"
-    return clock(status.seconds_left) if status.at_work else "?: no run seems to be at work"
+    if status.at_work:
+        return clock(status.seconds_left)
+    return "?: no run seems to be at work; to continue, run the same command again"
 
 
 def describe_shards(status: Status) -> str:
@@ -64,12 +70,16 @@ def describe_shards(status: Status) -> str:
 def lines(status: Status) -> Iterator[str]:
     """The status for people."""
     about = "" if status.exact else "about "
+    begun = (
+        f", of which {status.samples_open:,}, {status.faces_open:,} and "
+        f"{status.rejects_open:,} in shards that are begun"
+    )
     yield f"table    {status.table}"
     yield f"shards   {describe_shards(status)}; {status.shards_open:,} begun"
     yield f"parts    {status.parts:,}, of these {status.parts_open:,} of shards that are begun"
     yield (
         f"samples  {about}{status.samples:,}; faces {about}{status.faces:,}; "
-        f"rejects {about}{status.rejects:,}; in committed shards"
+        f"rejects {about}{status.rejects:,}{begun if status.parts_open else ''}"
     )
     if status.parts_per_second:
         rate = status.samples_per_second
@@ -81,6 +91,8 @@ def lines(status: Status) -> Iterator[str]:
     yield f"left     {describe_left(status)}"
     for index, run in enumerate(status.runs):
         yield f"run      {describe_run(run, at_work=status.at_work and index == 0)}"
+        if index == 0 and run["first_error"]:
+            yield f"error    {printable(run['first_error'])}"
 
 
 def main(argv: list[str]) -> int:

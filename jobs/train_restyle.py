@@ -27,7 +27,7 @@ import json
 import sys
 
 from pipeline.command_line import add_flags, exit_code_of, job_parser
-from pipeline.storage import check_beside, check_output
+from pipeline.engine.training_preflight import check_training
 from pipeline.training.config import TrainConfig, load_train_config
 
 
@@ -46,12 +46,11 @@ def main(argv: list[str]) -> int:
 
     def work() -> int:
         config = load_train_config(file, flags)
-        check_beside(config.input, config.output)
-        check_output(config.output)
-        # Ray is slow to import: a mistake in the flags is told before.
+        shards = check_training(config)
+        # Ray and PyTorch are slow to import: what is wrong is told before.
         from pipeline.engine.training import run_training
 
-        print(json.dumps(run_training(config)), flush=True)
+        print(json.dumps(run_training(config, shards)), flush=True)
         return 0
 
     return exit_code_of(work, stopped="run the same command again to continue")

@@ -7,6 +7,7 @@ from typing import Literal
 MethodName = Literal["restyle", "encoder", "optimize", "hybrid"]
 Space = Literal["w", "w+"]  # that an optimisation searches
 Faces = Literal["largest", "all"]  # of an image
+Icc = Literal["apply", "ignore"]  # embedded colour profiles of images
 Fit = Literal["stretch", "crop", "pad"]  # how a crop of other proportions is resized
 BestStepBy = Literal["lpips", "l2", "id_similarity", "last"]
 Device = Literal["auto", "cpu", "cuda"]

@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import PipelineError, RequestError, TableError, printable
-from pipeline.storage import without_secrets
+from pipeline.errors import AccessError, PipelineError, RequestError, TableError, printable
+from pipeline.redaction import trace_of, without_secrets
+from pipeline.storage import one_line
 
 _ONE_VALUE = (
     "; a flag takes one value: of images one folder, file or URI, and no pattern, of which a shell "
@@ -102,10 +103,13 @@ def exit_code_of(
     The error goes to stderr in one line. A job whose last line of stdout is a JSON object has such
     a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1; its
     other keys are those of `last_line`. One that `reads_only` prints an answer or nothing. To it,
-    and to any job of a `given_table`, a damaged table is a wrong request. `stopped` is what a
+    and to any job of a `given_table`, a damaged table is a wrong request; to all of them storage
+    that the user's credentials do not open. `stopped` is what a
     Ctrl-C, or a SIGTERM, means to the user: code 1, and a last line without errors.
     """
-    wrong = (RequestError, TableError) if reads_only or given_table else (RequestError,)
+    wrong: tuple[type[PipelineError], ...] = (RequestError, AccessError)
+    if reads_only or given_table:
+        wrong = (*wrong, TableError)
     try:
         with _sigterm_as_ctrl_c():
             return work()
@@ -116,6 +120,14 @@ def exit_code_of(
         if not reads_only:
             _print_line(last_line or {}, [text], code)
         return code
+    except Exception as error:  # noqa: BLE001 - a defect: one line for people, all of it below
+        text = f"{type(error).__name__}: {one_line(error)}"
+        print(f"unexpected error: {text}", file=sys.stderr)
+        if reads_only:
+            print(trace_of(error), file=sys.stderr)
+        else:
+            _print_line({**(last_line or {}), "trace": trace_of(error)}, [text], 1)
+        return 1
     except (KeyboardInterrupt, SystemExit):
         # SystemExit: what Ray's own handlers raise, where they stand in place of ours.
         print(f"stopped: {stopped}", file=sys.stderr)

@@ -13,13 +13,14 @@ from pipeline.choices import (
     Device,
     Faces,
     Fit,
+    Icc,
     MethodName,
     Precision,
     Space,
 )
 from pipeline.errors import printable
-from pipeline.settings import fill
-from pipeline.storage import FILES_PER_SHARD, canonical_uri
+from pipeline.settings import check_uris, fill, flag_of
+from pipeline.storage import FILES_PER_SHARD, ReadOptions, canonical_uri
 
 OPTIMISING = ("optimize", "hybrid")
 STEPS, AUTO_STEPS_AT_MOST, ITERATIONS = 5, 10, 300
@@ -98,6 +99,11 @@ class JobConfig(BaseModel):
     )
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
     max_pixels: int = Field(64_000_000, ge=1, description="largest image, checked before decoding")
+    icc: Icc = Field(
+        "apply",
+        description="embedded colour profiles: converted to sRGB, or ignored as in the reference "
+        "scripts",
+    )
     identity: str | None = Field(
         None,
         description="identity network: dlib, none, or a weight file "
@@ -115,6 +121,9 @@ class JobConfig(BaseModel):
         FILES_PER_SHARD, ge=1, description="files of a folder that make one shard"
     )
     limit: int | None = Field(None, ge=1, description="only the first N samples, chosen or not")
+    sniff: bool = Field(
+        True, description="files without a known extension: images by their first bytes are read"
+    )
 
     part_size: int = Field(256, ge=1, le=100_000, description="samples a part")
     device: Device = Field("auto", description="where faces are inverted")
@@ -156,7 +165,13 @@ class JobConfig(BaseModel):
             "input": printable(canonical_uri(self.input)),
             "files_per_shard": self.files_per_shard,
             "limit": self.limit,
+            "sniff": self.sniff,
         }
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How the input is listed and its shards are read."""
+        return ReadOptions(sniff=self.sniff)
 
 
 def _misfits(config: JobConfig) -> Iterator[str]:
@@ -164,29 +179,32 @@ def _misfits(config: JobConfig) -> Iterator[str]:
     method, auto = config.method, config.steps == "auto"
     restyles, optimises = method == "restyle", method in OPTIMISING
     rules = [
-        (auto and not restyles, f"steps auto is for --method restyle, not {method}"),
+        (auto and not restyles, f"--steps auto is for --method restyle, not {method}"),
         (method == "encoder" and config.steps not in (None, 1), "--method encoder makes one step"),
-        (config.bootstrap and not restyles, f"bootstrap is for --method restyle, not {method}"),
-        (config.bootstrap and config.init, "bootstrap and init both say where steps start"),
-        (config.bootstrap_steps and not config.bootstrap, "bootstrap_steps needs --bootstrap"),
-        (config.init and method in ("encoder", "optimize"), f"--method {method} takes no init"),
-        (config.where and not config.init, "where chooses rows of a table: name it with --init"),
+        (config.bootstrap and not restyles, f"--bootstrap is for --method restyle, not {method}"),
+        (config.bootstrap and config.init, "--bootstrap and --init both say where steps start"),
+        (config.bootstrap_steps and not config.bootstrap, "--bootstrap-steps needs --bootstrap"),
+        (config.init and method in ("encoder", "optimize"), f"--method {method} takes no --init"),
+        (config.where and not config.init, "--where chooses rows of a table: name it with --init"),
         (
             config.distance_weight is not None and method != "hybrid",
-            f"distance_weight is for --method hybrid, not {method}",
+            f"--distance-weight is for --method hybrid, not {method}",
         ),
     ]
-    rules.append((config.space and method != "optimize", f"space is not for --method {method}"))
+    rules.append((config.space and method != "optimize", f"--space is not for --method {method}"))
     if optimises and isinstance(config.steps, int):
         few = config.iteration_count
-        told = f"the code cannot be recorded {config.steps} times in {few} iterations: lower steps"
+        told = (
+            f"the code cannot be recorded {config.steps} times in {few} iterations: lower --steps"
+        )
         rules.append((config.steps > few, told))
     for name in ("max_steps", "stop_gain", "stop_residual"):
         unused = getattr(config, name) is not None and not auto
-        rules.append((unused, f"{name} is for --steps auto"))
+        rules.append((unused, f"{flag_of(name)} is for --steps auto"))
     for name in ("iterations", "seed"):
         unused = getattr(config, name) is not None and not optimises
-        rules.append((unused, f"{name} is for --method optimize or hybrid, not {method}"))
+        told = f"{flag_of(name)} is for --method optimize or hybrid, not {method}"
+        rules.append((unused, told))
     yield from (text for wrong, text in rules if wrong)
 
 
@@ -197,7 +215,5 @@ def load_config(file: str | None, flags: Mapping[str, Any]) -> JobConfig:
     a URI that is empty or carries credentials.
     """
     config = fill(JobConfig, file, flags)
-    named = (config.identity, config.bootstrap, config.init)
-    for uri in (config.input, config.output, config.model, *filter(None, named)):
-        canonical_uri(uri)  # refuses one with credentials, before it is written anywhere
+    check_uris(config, ("input", "output", "model", "identity", "bootstrap", "init"))
     return config

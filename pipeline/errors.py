@@ -8,12 +8,15 @@ PipelineError
 │   ├── FingerprintError    what is at the output was made with other weights or settings
 │   └── ShapeError          a tensor of the wrong shape or dtype
 ├── StorageError            a read or a put failed: exit code 1, run again to continue
+│   └── AccessError         credentials or rights are missing or wrong: at the start exit code 2
 ├── TableError              the table breaks one of its own promises
 ├── ClusterError            no node can do the work: exit code 1, run again to continue
 └── Rejection               one image or face that gives no latent, with its reason
 """
 
 from __future__ import annotations
+
+from pipeline.redaction import without_secrets
 
 # Enough for a path and a reason; a list of ten thousand column names hides both.
 _LONGEST = 1000
@@ -25,12 +28,12 @@ class PipelineError(Exception):
     def __str__(self) -> str:
         """The text as a terminal shows it.
 
-        Names out of archives may hold line breaks, escape sequences and marks that turn the
-        direction of writing: these are written as `\\n`, `\\x1b`, `\\u202e`. Of a longer text the
-        middle is left out.
+        Credentials are blanked out. Names out of archives may hold line breaks, escape sequences
+        and marks that turn the direction of writing: these are written as `\\n`, `\\x1b`,
+        `\\u202e`. Of a longer text the middle is left out.
         """
-        # Not super(): a KeyError would show the text in quotes.
-        text = printable(Exception.__str__(self))
+        # Not super(): a KeyError would show the text in quotes. Blanked out before it is cut.
+        text = printable(without_secrets(Exception.__str__(self)))
         if len(text) > _LONGEST:
             text = f"{text[: _LONGEST - 303]} ... {text[-298:]}"
         return text
@@ -66,7 +69,7 @@ class FingerprintError(RequestError):
 
     def __str__(self) -> str:
         """One line for what is there, and one for each setting that differs."""
-        return "\n".join(map(printable, Exception.__str__(self).split("\n")))
+        return "\n".join(map(printable, without_secrets(Exception.__str__(self)).split("\n")))
 
 
 class ShapeError(RequestError, ValueError):
@@ -75,6 +78,10 @@ class ShapeError(RequestError, ValueError):
 
 class StorageError(PipelineError):
     """Reading or writing an object failed."""
+
+
+class AccessError(StorageError):
+    """Storage gives nothing to these credentials, or to this user; the text says what to set."""
 
 
 class TableError(PipelineError):

@@ -4,44 +4,87 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import ConfigError, StorageError
-from pipeline.storage import is_local, one_line
+from pipeline.errors import ConfigError, InputError, StorageError
+from pipeline.redaction import clean
+from pipeline.storage import canonical_uri, is_local, one_line
 from pipeline.storage.uris import read_file
 
 _LONGEST_FILE = 1 << 20  # bytes
+_MOST_VALUES = 10_000  # with all aliases and merges written out
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class _ConfigFile(NamedTuple):
+    """The settings of a YAML file, and the line that each of them is on."""
+
+    settings: dict[str, Any]
+    lines: dict[Any, int]
+
+
+# From a setting's name to what a message calls it.
+_Place = Callable[[str], str]
 
 
 def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Settings:
     """The file's settings with `flags` on top; flags that are None leave the file's value.
 
-    Raises `ConfigError` that names every unknown, missing or unfit setting.
+    Raises `ConfigError` that names every unknown, missing or unfit setting: by its flag, or by the
+    line of the file that it comes from.
     """
-    settings = read_config_file(file) if file else {}
-    settings |= {name: value for name, value in flags.items() if value is not None}
-    _refuse_truths(kind, settings)
+    settings, lines = _read(file) if file else _ConfigFile({}, {})
+    given = {name: value for name, value in flags.items() if value is not None}
+    settings = settings | given
+    of_file = {name: line for name, line in lines.items() if name not in given}
+    place = partial(_place, file, of_file)
+    _refuse_truths(kind, settings, place)
     try:
         return kind(**settings)
     except ValidationError as error:
-        raise ConfigError(_explain(error, kind)) from None
+        raise ConfigError(_explain(error, kind, place)) from None
     except TypeError as error:  # keys that are not strings
         raise ConfigError(f"setting names must be text: {error}") from None
 
 
-def _refuse_truths(kind: type[Settings], settings: Mapping[str, Any]) -> None:
+def flag_of(name: str) -> str:
+    """The flag of a setting: `--max-steps` of `max_steps`."""
+    return "--" + name.replace("_", "-")
+
+
+def check_uris(settings: BaseModel, names: Iterable[str]) -> None:
+    """Raise `InputError` for a path or URI that is empty or carries credentials, by its flag.
+
+    Before it is written anywhere. A setting that is None is passed over.
+    """
+    for name in names:
+        uri = getattr(settings, name)
+        if uri is None:
+            continue
+        try:
+            canonical_uri(uri)
+        except InputError as error:
+            raise InputError(f"{flag_of(name)}: {error}") from None
+
+
+def _place(file: str | None, lines: Mapping[str, int], name: str) -> str:
+    """Where a setting was given: its flag, or `run.yaml:7: name`."""
+    return f"{file}:{lines[name]}: {name}" if name in lines else flag_of(name)
+
+
+def _refuse_truths(kind: type[Settings], settings: Mapping[str, Any], place: _Place) -> None:
     """Raise `ConfigError` for `yes` where a number is wanted: it would be taken for 1."""
     for name, value in settings.items():
         field = kind.model_fields.get(name)
         kinds = (field.annotation, *get_args(field.annotation)) if field else (bool,)
         if isinstance(value, bool) and bool not in kinds:
-            raise ConfigError(f"'{name}': input should not be a truth value (got {value})")
+            raise ConfigError(f"{place(name)}: input should not be a truth value (got {value})")
 
 
 def read_config_file(uri: str) -> dict[str, Any]:
@@ -50,31 +93,80 @@ def read_config_file(uri: str) -> dict[str, Any]:
     An empty file holds none. Raises `ConfigError` where there is no file or it is not a mapping,
     `InputError` for a URI with credentials, and `StorageError` where a storage does not give it.
     """
+    return _read(uri).settings
+
+
+def _read(uri: str) -> _ConfigFile:
     text = _text_of(uri)
     try:
-        settings = _Loader(text).get_single_data()
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        settings = None if node is None else loader.construct_document(node)
+    except _UnreadableValueError as error:
+        told = f"holds a value that cannot be read: {error.__cause__}"
+        raise ConfigError(f"{uri}:{error.line}: {told}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"'{uri}' is not valid YAML: {' '.join(str(error).split())}") from error
-    # A date in a thirteenth month, a number of five thousand digits, a thousand lists in lists.
-    except (ValueError, LookupError, AttributeError, RecursionError) as error:
+    # A number of five thousand digits, a thousand lists in lists.
+    except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
     if settings is None:
-        return {}
-    if not isinstance(settings, dict):
+        return _ConfigFile({}, {})
+    if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
-    return settings
+    lines = {getattr(key, "value", None): key.start_mark.line + 1 for key, _ in node.value}
+    return _ConfigFile(settings, lines)
+
+
+class _UnreadableValueError(Exception):
+    """A value that YAML's own rules cannot make, such as a date in a thirteenth month."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(line)
+        self.line = line
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a name stands once: of two values the last would be taken in silence."""
+    """YAML in which a name stands once: of two values the last would be taken in silence.
+
+    Its aliases and merges are counted before they are written out: a few lines of them stand for
+    billions of values.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _count_values(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(
+                f"its aliases and merges stand for over {_MOST_VALUES} values; write them out"
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.YAMLError(f"'{key.value}' stands there twice")
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line}: '{key.value}' is set twice")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise _UnreadableValueError(node.start_mark.line + 1) from error
+
+
+def _count_values(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+    """Return how many nodes `node` is when each alias in it is written out."""
+    if counts.get(node) == 0:
+        raise yaml.YAMLError("an alias stands inside what it stands for")
+    if node not in counts:
+        counts[node] = 0  # begun
+        below: list[Any] = [] if isinstance(node, yaml.ScalarNode) else node.value
+        nodes = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
+        counts[node] = 1 + sum(_count_values(part, counts) for part in nodes)
+    return counts[node]
 
 
 def _text_of(uri: str) -> str:
@@ -99,7 +191,7 @@ def _shown(value: object) -> str:
     short = reprlib.Repr()
     short.maxlevel, short.maxstring = 1, 200
     try:
-        return short.repr(value)
+        return short.repr(clean(value))  # blanked out before it is cut
     except ValueError:  # an integer of too many digits to be written
         return f"a very large {type(value).__name__}"
 
@@ -110,20 +202,23 @@ def _words(error: ValidationError, name: str) -> set[str]:
     return {str(problem["ctx"]["expected"]) for problem in told if problem["loc"][:1] == (name,)}
 
 
-def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel], place: _Place) -> str:
     lines: dict[str, str] = {}
     for problem in error.errors():
         # A setting of several types has a problem with each of them: the first one is told.
         name = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
-            line = f"unknown setting '{name}'{_nearest(name, kind)}"
+            where = place(name)  # "run.yaml:7: name", or a flag that does not exist
+            start = where.removesuffix(name) if where.endswith(f": {name}") else ""
+            line = f"{start}unknown setting '{name}'{_nearest(name, kind)}"
         elif problem["type"] == "missing":
-            line = f"'{name}' is required: pass --{name} or put it in the config file"
+            line = f"{flag_of(name)} is required: pass it, or put '{name}' into the config file"
         elif not name:
             line = problem["msg"].removeprefix("Value error, ")
         else:
             words = _words(error, name) - {problem.get("ctx", {}).get("expected")}
             fits = "".join(f", or {word}" for word in sorted(words))
-            line = f"'{name}': {problem['msg'].lower()}{fits} (got {_shown(problem['input'])})"
+            told = f"{problem['msg'].lower()}{fits} (got {_shown(problem['input'])})"
+            line = f"{place(name)}: {told}"
         lines.setdefault(name, line)
     return "; ".join(lines.values())

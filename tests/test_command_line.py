@@ -167,3 +167,21 @@ def test_the_other_jobs_tell_a_wrong_flag_alike(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         query_latents.main(["--cvs"])
     assert capsys.readouterr().out == ""
+
+
+def test_an_unexpected_error_keeps_its_trace_on_the_last_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
+
+    def work() -> int:
+        raise ZeroDivisionError("by hunter2hunter2")
+
+    assert exit_code_of(work, last_line={"samples": 0}) == 1
+    out, err = capsys.readouterr()
+    assert err == "unexpected error: ZeroDivisionError: by ***\n"
+    line = json.loads(out.splitlines()[-1])
+    assert (line["samples"], line["exit_code"]) == (0, 1)
+    assert line["errors"] == ["ZeroDivisionError: by ***"]
+    assert "in work\n" in line["trace"]
+    assert "hunter2" not in line["trace"]

@@ -48,7 +48,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name(
     file: Path, typo: str, meant: str
 ) -> None:
     file.write_text(f"{typo}: 3\n")
-    assert refusal(file) == f"unknown setting '{typo}'; did you mean '{meant}'?"
+    assert refusal(file) == f"{file}:1: unknown setting '{typo}'; did you mean '{meant}'?"
 
 
 def test_a_name_like_no_other_is_refused_without_a_guess() -> None:
@@ -79,20 +79,54 @@ def test_a_name_like_no_other_is_refused_without_a_guess() -> None:
 def test_a_value_that_does_not_fit_is_named_with_what_was_given(
     file: Path, name: str, value: object
 ) -> None:
-    file.write_text(yaml.safe_dump({"input": "in", "output": "out"} | {name: value}))
+    file.write_text(yaml.safe_dump(BOTH | {name: value}, sort_keys=False))
     with pytest.raises(ConfigError) as error:
         load_config(str(file), {})
-    assert str(error.value).startswith(f"'{name}': ")
-    assert f"(got {value!r})" in str(error.value)
+    line = {"input": 1, "output": 2}.get(name, 3)
+    told = str(error.value)
+    assert told.startswith(f"{file}:{line}: {name}: ")
+    assert f"(got {value!r})" in told
+
+
+def test_a_wrong_flag_over_the_file_is_named_as_a_flag(file: Path) -> None:
+    file.write_text("max_steps: 3\nsteps: auto\n")
+    assert refusal(file, max_steps="0").startswith("--max-steps: input should be greater")
+    file.write_text("steps: auto\n# a comment\n\nmax_steps: 0\nstop_gain: 9\n")
+    first, second = refusal(file).split("; ")
+    assert first.startswith(f"{file}:4: max_steps: input should be greater")
+    assert second.startswith(f"{file}:5: stop_gain: input should be less")
+    assert "--max-steps: " in refusal(max_steps="0", steps="auto"), "by its flag without a file"
+
+
+def test_settings_that_do_not_go_together_are_named_as_flags() -> None:
+    for flags in ({"seed": 1}, {"space": "w"}, {"bootstrap_steps": 1}, {"distance_weight": 0.1}):
+        (name,) = flags
+        assert refusal(**flags).startswith("--" + name.replace("_", "-")), refusal(**flags)
+
+
+def test_a_name_that_is_set_twice_is_told_with_its_line(file: Path) -> None:
+    file.write_text("limit: 3\nsteps: 2\nlimit: 4\n")
+    assert refusal(file).endswith("line 3: 'limit' is set twice")
+
+
+def test_a_value_that_no_yaml_makes_is_told_with_its_line(file: Path) -> None:
+    file.write_text("steps: 2\nlimit: 2024-13-45\n")
+    assert refusal(file).startswith(f"{file}:2: holds a value that cannot be read: month")
+
+
+@pytest.mark.parametrize("name", ["input", "output", "model", "init", "bootstrap", "identity"])
+def test_an_empty_path_is_named_by_its_flag(name: str) -> None:
+    with pytest.raises(InputError, match=f"^--{name}: an empty path"):
+        load_config(None, BOTH | {name: " "})
 
 
 def test_a_number_that_may_be_a_word_is_told_with_the_word() -> None:
     assert refusal(steps="many").endswith("as an integer, or 'auto' (got 'many')")
-    assert refusal(faces="some") == ("'faces': input should be 'largest' or 'all' (got 'some')")
+    assert refusal(faces="some") == "--faces: input should be 'largest' or 'all' (got 'some')"
 
 
 def test_a_code_is_recorded_no_more_often_than_there_are_iterations() -> None:
-    told = "the code cannot be recorded 4 times in 3 iterations: lower steps"
+    told = "the code cannot be recorded 4 times in 3 iterations: lower --steps"
     assert refusal(method="optimize", steps=4, iterations=3).endswith(told)
     few = load_config(None, BOTH | {"method": "hybrid", "iterations": 3})
     assert (few.step_count, few.iteration_count) == (3, 3)
@@ -102,13 +136,13 @@ def test_a_code_is_recorded_no_more_often_than_there_are_iterations() -> None:
 
 @pytest.mark.parametrize("name", ["max_steps", "stop_gain", "stop_residual"])
 def test_bounds_of_a_stop_are_refused_without_one(name: str) -> None:
-    assert refusal(**{name: 1}) == f"{name} is for --steps auto"
-    assert refusal(steps=5, **{name: 1}) == f"{name} is for --steps auto"
+    told = f"--{name.replace('_', '-')} is for --steps auto"
+    assert refusal(**{name: 1}) == refusal(steps=5, **{name: 1}) == told
     assert getattr(load_config(None, BOTH | {"steps": "auto", name: 1}), name) == 1
 
 
 def test_a_gain_of_nothing_is_a_bound_too() -> None:
-    assert refusal(stop_gain=0.0) == "stop_gain is for --steps auto"
+    assert refusal(stop_gain=0.0) == "--stop-gain is for --steps auto"
     config = load_config(None, BOTH | {"steps": "auto", "stop_gain": "-1e-05"})
     assert config.stop_gain == -1e-05
 
@@ -126,20 +160,21 @@ def test_a_gain_of_nothing_is_a_bound_too() -> None:
 )
 def test_a_bound_that_no_face_can_meet_is_refused(name: str, value: str, why: str) -> None:
     text = refusal(steps="auto", **{name: value})
-    assert text.startswith(f"'{name}': ")
+    assert text.startswith(f"--{name.replace('_', '-')}: ")
     assert why in text
     assert text.endswith(f"(got {value!r})")
 
 
 def test_all_mistakes_are_told_at_once() -> None:
     text = refusal(steps=0, stepz=1, faces="some")
-    assert [word in text for word in ("'steps'", "'stepz'", "'faces'")] == [True] * 3
+    assert [word in text for word in ("--steps: ", "'stepz'", "--faces: ")] == [True] * 3
 
 
 def test_what_is_missing_says_how_to_give_it() -> None:
     with pytest.raises(ConfigError) as error:
         load_config(None, {"input": "in"})
-    assert str(error.value) == "'output' is required: pass --output or put it in the config file"
+    told = "--output is required: pass it, or put 'output' into the config file"
+    assert str(error.value) == told
 
 
 def test_a_file_that_is_missing_is_named(file: Path) -> None:
@@ -216,17 +251,39 @@ def test_a_config_file_that_a_storage_does_not_give_may_be_asked_for_again() -> 
 
 @pytest.mark.parametrize(
     "value",
-    ["2024-13-45", "9" * 5000, "!!bool maybe", "!!timestamp soon", "[" * 3000 + "]" * 3000],
+    [
+        *("2024-13-45", "9" * 5000, "!!bool maybe", "!!timestamp soon", "[" * 3000 + "]" * 3000),
+        "1" + ":59" * 400 + ".5",
+    ],
 )
 def test_a_value_that_yaml_cannot_make_is_refused_in_a_line(file: Path, value: str) -> None:
     file.write_text(f"steps: {value}\n")
     assert "holds a value that cannot be read" in refusal(file)
 
 
-def test_aliases_that_multiply_are_not_written_out(file: Path) -> None:
-    lines = [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 30)]
-    file.write_text("x0: &x0 a\n" + "\n".join(lines) + "\nsteps: *x29\n")
+def multiplied(lines: int, form: str) -> str:
+    """Lines that each name the line before nine times."""
+    nine = [", ".join([f"*x{line - 1}"] * 9) for line in range(lines)]
+    more = [f"x{line}: &x{line} {form % nine[line]}" for line in range(1, lines)]
+    return "\n".join(["x0: &x0 {a: 1}", *more, f"steps: *x{lines - 1}\n"])
+
+
+def test_a_few_aliases_are_taken(file: Path) -> None:
+    file.write_text(multiplied(3, "[%s]"))
     assert "(got [[...], [...], [...], [...], [...], [...], ...])" in refusal(file)
+
+
+@pytest.mark.parametrize("form", ["[%s]", "{<<: [%s]}", "{? [%s] : 1}"])
+def test_aliases_and_merges_are_counted_before_they_are_written_out(file: Path, form: str) -> None:
+    file.write_text(multiplied(8, form))
+    assert file.stat().st_size < 500
+    assert "its aliases and merges stand for over 10000 values" in refusal(file)
+
+
+@pytest.mark.parametrize("form", ["&a [*a]", "&a {<<: *a}", "&a {b: {c: *a}}"])
+def test_an_alias_inside_what_it_stands_for_is_refused(file: Path, form: str) -> None:
+    file.write_text(f"steps: {form}\n")
+    assert "an alias stands inside what it stands for" in refusal(file)
 
 
 def test_an_integer_too_long_to_be_written_is_refused(file: Path) -> None:

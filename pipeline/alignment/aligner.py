@@ -19,7 +19,7 @@ from pipeline.alignment.fit import fitted
 from pipeline.alignment.quad import ffhq_quad
 from pipeline.alignment.quality import roll_deg, sharpness, yaw
 from pipeline.alignment.settings import FFHQ_SIZE, AlignmentSettings
-from pipeline.images import Rejection, RejectReason, decode
+from pipeline.images import ICC_IGNORED, Rejection, RejectReason, decode
 
 
 class Aligner:
@@ -38,9 +38,9 @@ class Aligner:
         """
         image = decode(content, self.settings.limits)
         if self.settings.prealigned:
-            return Alignment([self._resized(image)])
+            return Alignment([self._resized(image)], icc_ignored=ICC_IGNORED in image.info)
         found = self._find(image)
-        alignment = Alignment([])
+        alignment = Alignment([], icc_ignored=ICC_IGNORED in image.info)
         pixels = np.asarray(image)  # shared by all faces: the predictor reads it in place
         for index, face in enumerate(found[:1] if self.settings.faces == "largest" else found):
             try:

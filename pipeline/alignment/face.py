@@ -46,3 +46,4 @@ class Alignment:
 
     faces: list[AlignedFace]  # the largest first
     rejects: dict[int, Rejection] = field(default_factory=dict)  # by face_index
+    icc_ignored: bool = False  # its colour profile is damaged or not for such an image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from pipeline.choices import Faces, Fit
+from pipeline.choices import Faces, Fit, Icc
 from pipeline.errors import ConfigError
 from pipeline.images import ImageLimits
 
@@ -27,6 +27,7 @@ class AlignmentSettings:
     output_size: tuple[int, int] = (FFHQ_SIZE, FFHQ_SIZE)  # (height, width) of the crops
     max_pixels: int = ImageLimits.max_pixels
     min_side: int = ImageLimits.min_side
+    icc: Icc = ImageLimits.icc  # embedded colour profiles: applied, or ignored
     detector_side: int = 448  # longest side of the copy that is searched first; twice that last
     min_score: float = 0.0  # dlib's margin; 0 is the detector's own threshold
     row_timeout_s: float = 60.0  # an image that takes longer is rejected as `timed_out`
@@ -45,6 +46,8 @@ class AlignmentSettings:
             raise ConfigError(f"faces must be 'largest' or 'all', got '{self.faces}'")
         if self.fit not in get_args(Fit):
             raise ConfigError(f"fit must be one of {', '.join(get_args(Fit))}, got '{self.fit}'")
+        if self.icc not in get_args(Icc):
+            raise ConfigError(f"icc must be one of {', '.join(get_args(Icc))}, got '{self.icc}'")
         if self.fit != "stretch" and not self.prealigned:
             raise ConfigError(f"fit '{self.fit}' is for prealigned images: faces are cut square")
         if self.min_face_px <= 0:
@@ -62,4 +65,4 @@ class AlignmentSettings:
     @property
     def limits(self) -> ImageLimits:
         """What an image may be."""
-        return ImageLimits(max_pixels=self.max_pixels, min_side=self.min_side)
+        return ImageLimits(self.max_pixels, self.min_side, self.icc)

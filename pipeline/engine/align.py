@@ -109,6 +109,7 @@ class AlignStage:
             if isinstance(outcome, Rejection):
                 rejects.append(reject_row(*source, outcome))
             else:
+                row["icc_ignored"] += outcome.icc_ignored
                 faces += [face_row(*source, face) for face in outcome.faces]
                 rejects += [
                     reject_row(*source, rejection, index)

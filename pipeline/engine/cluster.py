@@ -8,12 +8,13 @@ import secrets
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
-from pipeline.storage.uris import without_secrets
+from pipeline.engine.address import check_address, in_cluster
+from pipeline.machine import whole_cpus
+from pipeline.redaction import without_secrets
 
 # Set before ray is imported: these are read at import and inherited by the workers.
 QUIET = {
@@ -25,21 +26,6 @@ QUIET = {
     # Spinning OpenMP threads on shared cores cost an inverter thirty times its own work.
     "OMP_WAIT_POLICY": "passive",
 }
-
-
-def in_cluster() -> bool:
-    """Whether this process was started as a Ray job, or told of a cluster by RAY_ADDRESS."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_ADDRESS" in os.environ
-
-
-def check_address() -> None:
-    """Raise `ConfigError` where RAY_ADDRESS is a dashboard's: it takes jobs, and is no cluster."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ and address.startswith("http"):
-        raise ConfigError(
-            f"RAY_ADDRESS={without_secrets(address)} is a dashboard: send the job there with "
-            "`ray job submit --working-dir . -- python …`, or unset it to run on this machine"
-        )
 
 
 def _prepare_environment() -> None:
@@ -66,6 +52,8 @@ class Resources:
 
     cpus: float
     gpus: float
+    nodes: tuple[Mapping[str, float], ...] = ()  # resources of each node that is there
+    grows: bool = False  # whether an autoscaler may start more nodes
 
     def on_gpu(self, device: str) -> bool:
         """Whether work that is to run on `device` (auto, cpu or cuda) gets a GPU."""
@@ -88,7 +76,7 @@ def _start_local(gpus: int | None) -> None:
         # Ray also counts GPUs that the installed PyTorch cannot use.
         num_gpus=torch.cuda.device_count() if gpus is None else gpus,
         # The stages take turns, so their pools may overlap: aligners and inverters, a core each.
-        num_cpus=2 * (os.cpu_count() or 1) + 1,
+        num_cpus=2 * whole_cpus() + 1,
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=False,
@@ -134,6 +122,18 @@ def _start(connect: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, on_sigterm)
 
 
+def _offered() -> Resources:
+    offered = ray.cluster_resources()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return Resources(
+        cpus=offered.get("CPU", 1.0),
+        gpus=offered.get("GPU", 0.0),
+        nodes=tuple(node["Resources"] for node in alive),
+        # Named after its node type where `ray up` or KubeRay started the node, else absent.
+        grows=any(node.get("Labels", {}).get("ray.io/node-group") for node in alive),
+    )
+
+
 @contextmanager
 def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
     """Join the job's cluster, or start a quiet local Ray, for the length of the block.
@@ -142,7 +142,6 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
     """
     _start(_join_cluster if in_cluster() else lambda: _start_local_patiently(pretended_gpus))
     try:
-        offered = ray.cluster_resources()
-        yield Resources(cpus=offered.get("CPU", 1.0), gpus=offered.get("GPU", 0.0))
+        yield _offered()
     finally:
         ray.shutdown()

@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.engine.rows import Row
 from pipeline.errors import PipelineError, TableError
-from pipeline.storage import Shard
+from pipeline.storage import LeftOut, Shard
 from pipeline.table import INDEXED_AT_ONCE, PartSummary, ShardEntry
 
 STAGES = ("read", "align", "invert", "write")
@@ -38,8 +38,8 @@ class Watch:
     def shard(self, entry: ShardEntry) -> None:
         """A shard is committed."""
 
-    def failed(self, shard_id: str, error: str) -> None:
-        """A part or the commit of a shard failed."""
+    def failed(self, shard_id: str, error: str, trace: str = "") -> None:
+        """A part or the commit of a shard failed; `trace` is that of an unexpected error."""
 
 
 @dataclass
@@ -49,6 +49,7 @@ class _ShardInProgress:
     parts: dict[int, PartSummary]
     total: int | None = None
     samples: int = 0  # that its reader saw, once `total` is known
+    left_out: LeftOut = field(default_factory=LeftOut)  # by its reader, once `total` is known
     bytes: int = 0  # that were counted for it in this run
     failed: bool = False
 
@@ -84,7 +85,8 @@ class Committer:
         shard_id, part = row["shard_id"], int(row["part"])
         shard = self._shard(shard_id)
         if row["kind"] == "failed":
-            self._fail(shard_id, shard, f"shard '{shard_id}', part {part}: {row['error']}")
+            error = f"shard '{shard_id}', part {part}: {row['error']}"
+            self._fail(shard_id, shard, error, row["trace"])
             if not row["error"].startswith("read: "):
                 self._count_failure()
             return
@@ -93,6 +95,7 @@ class Committer:
         if row["kind"] == "end":
             # Its number is that of no part, unless parts of another limit were left.
             shard.total, shard.samples = part, int(row["samples"])
+            shard.left_out = LeftOut.from_text(row["left_out"])
         elif part in shard.parts:
             return
         else:
@@ -112,13 +115,15 @@ class Committer:
             self.open[shard_id] = _ShardInProgress(dict(state.parts))
         return self.open.get(shard_id)
 
-    def _fail(self, shard_id: str, shard: _ShardInProgress | None, error: str) -> None:
+    def _fail(
+        self, shard_id: str, shard: _ShardInProgress | None, error: str, trace: str = ""
+    ) -> None:
         if shard is not None and not shard.failed:
             shard.failed = True
             self.plan.given_up += 1
-        self.outcome.fail(error)
+        self.outcome.fail(error, trace)
         for watch in self.watches:
-            watch.failed(shard_id, error)
+            watch.failed(shard_id, error, trace)
 
     def _count_failure(self) -> None:
         now = time.monotonic()
@@ -144,11 +149,12 @@ class Committer:
         del self.open[shard_id]
         whole = self.plan.states[shard_id].shard
         self.plan.close(shard_id)
-        commit = self._pool.submit(self._commit, whole, list(shard.parts.values()))
+        commit = self._pool.submit(self._commit, whole, shard)
         self._commits.append((whole, shard.bytes, commit))
 
-    def _commit(self, shard: Shard, parts: list[PartSummary]) -> ShardEntry:
-        return self.plan.writer.entry(self.plan.writer.commit_shard(shard, parts))
+    def _commit(self, shard: Shard, done: _ShardInProgress) -> ShardEntry:
+        writer = self.plan.writer
+        return writer.entry(writer.commit_shard(shard, [*done.parts.values()], done.left_out))
 
     def _settle(self, waiting: int) -> None:
         """Take note of commits that are through, and wait till at most `waiting` are not."""
@@ -194,6 +200,7 @@ class Committer:
         tally.samples += int(row["samples"])
         tally.faces += int(row["faces"])
         tally.bytes += int(row["bytes"])
+        tally.icc_ignored += int(row["icc_ignored"])
         tally.identity_missed += int(row["identity_missed"])
         tally.reasons.update(json.loads(row["reasons"]))
         tally.inversion_seconds += row["inversion_seconds"]

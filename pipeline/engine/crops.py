@@ -17,25 +17,24 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.alignment import AlignmentSettings
+from pipeline.engine.address import in_cluster
 from pipeline.engine.align import AlignStage
-from pipeline.engine.cluster import Resources, in_cluster
+from pipeline.engine.cluster import Resources
 from pipeline.engine.dataset import (
-    ALIGN_CPUS,
-    READ_CPUS,
-    WRITE_CPUS,
     configure_context,
     core_actors,
     most_readers,
+    stage_cpus,
     summaries,
 )
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import InputError, StorageError
-from pipeline.storage import Store, list_shards
+from pipeline.storage import Shard, Store, list_shards
+from pipeline.table.description import without_earlier
 from pipeline.training.config import TrainConfig
-from pipeline.training.settled import Origin
+from pipeline.training.settled import CROPS, Origin
 
-CROPS = "crops"
 SUFFIX = ".safetensors"
 READS_AT_ONCE = 16  # of headers, each a request or two
 
@@ -96,8 +95,11 @@ def cut_before(store: Store) -> dict[str, set[int]]:
     return parts
 
 
-def plan_crops(config: TrainConfig) -> CropPlan:
-    """List the input and see how its images are to be cut. Raises a `RequestError`."""
+def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> CropPlan:
+    """List the input and see how its images are to be cut. Raises a `RequestError`.
+
+    `shards` is the input's listing where `check_training` has begun it.
+    """
     from pipeline.models import treatment_for
     from pipeline.training.fresh import start_digest, starting_model
     from pipeline.training.restyle import check_request
@@ -109,14 +111,14 @@ def plan_crops(config: TrainConfig) -> CropPlan:
         prealigned=treatment.prealigned,
         fit=treatment.fit,
         min_face_px=config.min_face,
+        icc=config.icc,
         output_size=model.input_size,
     )
-    works = [
-        ShardWork(shard, config.part_size, take=config.limit)
-        for shard in list_shards(config.input, files_per_shard=config.files_per_shard)
-    ]
+    if shards is None:
+        shards = list_shards(config.input, files_per_shard=config.files_per_shard)
+    works = [ShardWork(shard, config.part_size, take=config.limit) for shard in shards]
     asked = {
-        "alignment": asdict(alignment),
+        "alignment": without_earlier("settings.alignment", asdict(alignment)),
         "shards": [[work.shard.shard_id, work.shard.etag] for work in works],
         "part_size": config.part_size,
         "limit": config.limit,
@@ -137,16 +139,17 @@ def crop_rows(
     items, local = [work.to_row() for work in works], not in_cluster()
     aligners = core_actors(config.align_workers, resources, local)
     readers = TaskPoolStrategy(size=most_readers(local))
+    cpus = stage_cpus(None, resources, local)
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .flat_map(read_parts, num_cpus=READ_CPUS, compute=readers)
+        .flat_map(read_parts, num_cpus=cpus.read, compute=readers)
         .map(
             cast(Any, AlignStage),
             fn_constructor_args=(plan.alignment,),
             compute=ActorPoolStrategy(min_size=1, max_size=aligners),
-            num_cpus=ALIGN_CPUS,
+            num_cpus=cpus.align,
         )
-        .map(CropStage(plan.store.root, plan.alignment.output_size), num_cpus=WRITE_CPUS)
+        .map(CropStage(plan.store.root, plan.alignment.output_size), num_cpus=cpus.write)
     )
     return summaries(dataset)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline.config import JobConfig
+from pipeline.engine.address import in_cluster
 from pipeline.engine.align import AlignStage
 from pipeline.engine.autoscaling import ask_for_backlog
-from pipeline.engine.cluster import Resources, in_cluster
+from pipeline.engine.capacity import Inverter, StageCpus, fit
+from pipeline.engine.cluster import Resources
 from pipeline.engine.invert import InvertStage
 from pipeline.engine.plan import Plan
 from pipeline.engine.read import read_parts
@@ -23,11 +25,6 @@ from pipeline.engine.source import shard_source
 from pipeline.engine.waiting import end_vain_waits
 from pipeline.engine.write import WriteStage
 
-# All different, so that Ray fuses no stage with the next: a fused shard is retried whole.
-READ_CPUS = 0.5
-ALIGN_CPUS = 1.0
-INVERT_CPUS = 0.9
-WRITE_CPUS = 0.25
 READERS, WRITERS = 4, 2
 # One reads about 100 MB/s from a bucket, what a dozen aligners take.
 CLUSTER_READERS = 16
@@ -54,17 +51,21 @@ def most_readers(local: bool) -> int:
 
 @dataclass(frozen=True)
 class Pools:
-    """How large each pool may grow, and whether inverters ask for a GPU."""
+    """How large each pool may grow, and what its workers reserve."""
 
     aligners: int
     inverters: int
     on_gpu: bool
     readers: int = READERS  # tasks, not actors
     writers: int = WRITERS
+    cpus: StageCpus = field(default_factory=StageCpus)
 
     @classmethod
     def of(cls, config: JobConfig, resources: Resources, local: bool) -> Pools:
-        """The config's sizes, else all cores and GPUs of this machine or no bound on a cluster."""
+        """The config's sizes, else all cores and GPUs of this machine or no bound on a cluster.
+
+        Raises `ConfigError` where a cluster that does not grow is too small.
+        """
         on_gpu = resources.on_gpu(config.device)
         gpus = max(1, int(resources.gpus)) if local and on_gpu else None
         return cls(
@@ -73,7 +74,13 @@ class Pools:
             on_gpu=on_gpu,
             readers=most_readers(local),
             writers=WRITERS if local else UNBOUNDED,
+            cpus=stage_cpus("gpu" if on_gpu else "cpu", resources, local),
         )
+
+
+def stage_cpus(inverter: Inverter, resources: Resources, local: bool) -> StageCpus:
+    """Return what workers reserve: less where a cluster that does not grow is small."""
+    return StageCpus() if local or resources.grows else fit(resources.nodes, inverter)
 
 
 @dataclass(frozen=True)
@@ -111,9 +118,9 @@ def configure_context() -> None:
         ask_for_backlog()
 
 
-def inverter_needs(on_gpu: bool) -> dict[str, Any]:
+def inverter_needs(on_gpu: bool, cpus: StageCpus = StageCpus()) -> dict[str, Any]:  # noqa: B008
     """What Ray reserves for one inverter; on GPU nodes no CPU, so that they need offer none."""
-    return {"num_gpus": 1, "num_cpus": 0} if on_gpu else {"num_gpus": 0, "num_cpus": INVERT_CPUS}
+    return {"num_gpus": 1, "num_cpus": 0} if on_gpu else {"num_gpus": 0, "num_cpus": cpus.invert}
 
 
 def _inverter_pool(pools: Pools) -> ActorPoolStrategy:
@@ -142,30 +149,30 @@ def _writer_pool(pools: Pools) -> ActorPoolStrategy:
 
 def build_dataset(plan: Plan, pools: Pools, stages: Stages) -> Any:
     """The lazy Ray dataset of `plan`: read, align, invert, write."""
-    recipe = plan.recipe
+    recipe, cpus = plan.recipe, pools.cpus
     # An actor that asked for a GPU must not invert on the CPU of a node whose driver is broken.
     inversion = replace(recipe.inversion, device="cuda" if pools.on_gpu else "cpu")
     return (
         shard_source(plan)
-        .flat_map(read_parts, num_cpus=READ_CPUS, compute=TaskPoolStrategy(size=pools.readers))
+        .flat_map(read_parts, num_cpus=cpus.read, compute=TaskPoolStrategy(size=pools.readers))
         .map(
             # Ray builds the class in its actors; its annotation wants a plain function.
             cast("Callable[[Row], Row]", stages.align),
             fn_constructor_args=(recipe.alignment,),
             compute=ActorPoolStrategy(min_size=1, max_size=pools.aligners),
-            num_cpus=ALIGN_CPUS,
+            num_cpus=cpus.align,
         )
         .map(
             cast("Callable[[Row], Row]", stages.invert),
             fn_constructor_args=(inversion, recipe.columns),
             compute=_inverter_pool(pools),
-            **inverter_needs(pools.on_gpu),
+            **inverter_needs(pools.on_gpu, cpus),
         )
         .map(
             cast("Callable[[Row], Row]", WriteStage),
             fn_constructor_args=(plan.writer,),
             compute=_writer_pool(pools),
-            num_cpus=WRITE_CPUS,
+            num_cpus=cpus.write,
         )
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from pipeline.command_line import exit_code_of
 from pipeline.config import JobConfig
+from pipeline.engine.preflight import check_request
 from pipeline.storage import without_secrets
 
 # The last line of a job that did nothing: of these keys every last line has each.
@@ -35,13 +36,14 @@ def run_to_exit_code(
     def work() -> int:
         config = make_config()
         last_line["table"] = config.output
-        # Ray is slow to import: a mistake in the flags is told before.
+        shards = check_request(config)
+        # Ray and PyTorch are slow to import: what is wrong is told before.
         from pipeline.engine import estimate_job, print_outcome, run_job
 
         if dry_run:
-            print(json.dumps(last_line | estimate_job(config)))
+            print(json.dumps(last_line | estimate_job(config, shards=shards)))
             return 0
-        outcome = run_job(config)
+        outcome = run_job(config, shards=shards)
         print_outcome(config, outcome)
         print(json.dumps(outcome.to_dict(config.output)), flush=True)
         return outcome.exit_code

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,8 @@ from pipeline.engine.inverter import Inverter
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.images import Rejection
-from pipeline.storage import Sample, check_output, count_samples
+from pipeline.machine import cpu_limit
+from pipeline.storage import Sample, Shard, count_samples
 from pipeline.table import ShardStarts, open_start
 from pipeline.table.statements import condition
 
@@ -89,14 +89,15 @@ def _faces(aligner: Aligner, sample: Sample) -> list[dict[str, Any]]:
     return [face_row(sample.key, sample.uri, "", face) for face in found]
 
 
-def estimate_job(config: JobConfig) -> dict[str, Any]:
+def estimate_job(config: JobConfig, *, shards: Iterator[Shard] | None = None) -> dict[str, Any]:
     """What `run_job(config)` would do; reads a little, writes nothing.
+
+    `shards` is the listing of the input where `check_request` has begun it.
 
     Raises a `RequestError` where `run_job` would. Times are of this machine, all cores busy;
     `estimated_seconds` has the `start_seconds` of Ray in it where there is anything to do.
     """
-    check_output(config.output)
-    plan = make_plan(config, dry_run=True)
+    plan = make_plan(config, dry_run=True, shards=shards)
     works = list(plan.works)
     counts, exact = _count(config, works)
     existing = sum(
@@ -107,7 +108,7 @@ def estimate_job(config: JobConfig) -> dict[str, Any]:
     columns = plan.recipe.columns
     code = columns.n_styles * 512 * (2 if columns.w_plus_dtype == "float16" else 4)
     start = START_SECONDS if to_do else 0.0
-    cores = os.cpu_count() or 1
+    cores = cpu_limit()
     return {
         "dry_run": True,
         "model": plan.recipe.treatment,

@@ -3,10 +3,10 @@
 Each has `time` (ISO 8601, UTC), `level` (info, warning, error) and `event`; the rest depends on it:
 
     run_started      table, input, versions           part_done        shard, part, counts, seconds
-    planned          what is to do, what is done      part_failed      shard, error
+    planned          what is to do, what is done      part_failed      shard, error, trace
     model            how its images are treated
     progress         counts, seconds_left             shard_committed  shard, counts
-    run_ended        what the last line of stdout has
+    run_ended        what the last line of stdout has        readme_kept  reason
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 from pipeline.engine.commit import STAGES, Watch
 from pipeline.engine.rows import Row
 from pipeline.errors import printable
-from pipeline.storage import without_secrets
+from pipeline.redaction import clean
+from pipeline.storage import LeftOut
 from pipeline.table import ShardEntry
 
 
@@ -34,9 +35,8 @@ class EventLog(Watch):
         if not self.json_lines:
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"time": now, "level": level, "event": name, **fields}
-        text = json.dumps(line, default=str, allow_nan=False)
-        print(without_secrets(text), file=sys.stderr, flush=True)
+        line = clean({"time": now, "level": level, "event": name, **fields})
+        print(json.dumps(line, default=str, allow_nan=False), file=sys.stderr, flush=True)
 
     def model(self, treatment: str) -> None:
         """`model`, or a line for people: how the model's images are treated."""
@@ -44,6 +44,13 @@ class EventLog(Watch):
             self.event("model", treatment=treatment)
         else:
             print(printable(treatment), file=sys.stderr, flush=True)
+
+    def readme_kept(self, text: str) -> None:
+        """`readme_kept`, or a line for people: the card was not written over another file."""
+        if self.json_lines:
+            self.event("readme_kept", "warning", reason=text)
+        else:
+            print(printable(text), file=sys.stderr, flush=True)
 
     def part(self, row: Row) -> None:
         """`part_done`."""
@@ -66,8 +73,10 @@ class EventLog(Watch):
             samples=entry.samples,
             faces=entry.faces,
             rejects=entry.rejects,
+            left_out=LeftOut.from_text(entry.left_out),
         )
 
-    def failed(self, shard_id: str, error: str) -> None:
+    def failed(self, shard_id: str, error: str, trace: str = "") -> None:
         """`part_failed`."""
-        self.event("part_failed", "error", shard=shard_id, error=error)
+        known = {"trace": trace} if trace else {}
+        self.event("part_failed", "error", shard=shard_id, error=error, **known)

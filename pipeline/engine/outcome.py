@@ -9,6 +9,7 @@ from pipeline.engine.tally import Tally
 
 # Storage that is down fails every part; the first errors say why.
 MAX_ERRORS = 1000
+MAX_TRACES = 20  # of different errors, 20,000 characters each
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Outcome:
     skipped_samples: int = 0
     errors: list[str] = field(default_factory=list)
     more_errors: int = 0
+    traces: list[str] = field(default_factory=list)  # of unexpected errors, for the run's record
     interrupted: bool = False
     means: dict[str, list[float | None]] | None = None  # of `Figures`, where this run changed them
 
@@ -28,8 +30,10 @@ class Outcome:
         """0 if every shard is committed."""
         return 1 if self.errors or self.interrupted else 0
 
-    def fail(self, error: str) -> None:
-        """Note one thing that went wrong."""
+    def fail(self, error: str, trace: str = "") -> None:
+        """Note one thing that went wrong; `trace` is that of an unexpected error."""
+        if trace and trace not in self.traces and len(self.traces) < MAX_TRACES:
+            self.traces.append(trace)
         if len(self.errors) < MAX_ERRORS:
             self.errors.append(error)
         else:
@@ -48,6 +52,7 @@ class Outcome:
             "faces": tally.faces,
             "rejects": tally.rejects,
             "rejects_by_reason": dict(sorted(tally.reasons.items())),
+            "icc_ignored": tally.icc_ignored,
             "identity_missed": tally.identity_missed,
             "parts": tally.parts,
             "skipped_parts": self.skipped_parts,

@@ -13,15 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.config import JobConfig
+from pipeline.engine.preflight import check_request
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import Recipe, make_recipe
 from pipeline.storage import (
     Shard,
     Store,
-    check_beside,
-    check_columns,
     count_samples,
-    list_shards,
 )
 from pipeline.table import (
     DESCRIPTION_NAME,
@@ -176,19 +174,18 @@ def _without_cut_parts(state: ShardState, taken: int, part_size: int) -> ShardSt
     return state.without(dropped) if dropped else state
 
 
-def make_plan(config: JobConfig, *, dry_run: bool = False) -> Plan:
+def make_plan(
+    config: JobConfig, *, dry_run: bool = False, shards: Iterator[Shard] | None = None
+) -> Plan:
     """Open the table and get ready to compare the input with it.
 
     Raises a `RequestError` for whatever is wrong with the request. Writes `_table.json` if the
-    table is new, and nothing with `dry_run`. The input is listed as `Plan.works` is used.
+    table is new, and nothing with `dry_run`. The input is listed as `Plan.works` is used; `shards`
+    is its listing where `check_request` has begun it.
     """
-    check_beside(config.input, config.output)
-    recipe = make_recipe(config)
-    shards = list_shards(config.input, files_per_shard=config.files_per_shard)
     # An input that is not there, or not of images, is refused before the table is made.
-    first = next(shards)
-    check_columns(first)
-    shards = itertools.chain([first], shards)
+    shards = check_request(config) if shards is None else shards
+    recipe = make_recipe(config)
     if dry_run:
         store = Store(config.output)
         if store.exists(DESCRIPTION_NAME):
@@ -230,5 +227,6 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
             take=take,
             init=config.init,
             where=config.where,
+            options=config.read_options,
         )
     found.complete = True

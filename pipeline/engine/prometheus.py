@@ -67,9 +67,9 @@ class Meters(Watch):
         del entry
         self._add("restyle_shards_total", 1)
 
-    def failed(self, shard_id: str, error: str) -> None:
+    def failed(self, shard_id: str, error: str, trace: str = "") -> None:
         """Count a failure."""
-        del shard_id, error
+        del shard_id, error, trace
         self._add("restyle_failures_total", 1)
 
     def _add(self, name: str, count: int) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.engine.attempts import attempted
 from pipeline.engine.rows import Row, blank_row, failed_row, pack
-from pipeline.storage import Sample, Shard, read_samples
+from pipeline.storage import LeftOut, ReadOptions, Sample, Shard, read_samples
 from pipeline.table import ShardStarts
 
 # A part closes early at this many bytes: an Arrow binary column ends at 2 GiB.
@@ -39,6 +39,7 @@ class ShardWork:
     take: int | None = None  # only the first so many samples
     init: str | None = None  # the table whose codes the faces start from
     where: str | None = None  # which of its faces; their samples alone are read
+    options: ReadOptions = field(default_factory=ReadOptions)
 
     def to_row(self) -> Row:
         """As the row that the reader stage gets."""
@@ -50,6 +51,7 @@ class ShardWork:
             "take": take,
             "init": self.init or "",
             "where": self.where or "",
+            "options": self.options.to_json(),
         }
 
     @classmethod
@@ -64,16 +66,22 @@ class ShardWork:
             take,
             row["init"] or None,
             row["where"] or None,
+            ReadOptions.from_json(row["options"]),
         )
 
     def starts(self) -> ShardStarts | None:
         """The codes that the shard's faces start from; None without a table of them."""
         return ShardStarts(self.init, self.shard, self.where) if self.init else None
 
-    def samples(self, starts: ShardStarts | None) -> Iterator[Sample]:
-        """The shard's samples; with a condition those that have a chosen face."""
+    def samples(
+        self, starts: ShardStarts | None, left_out: LeftOut | None = None
+    ) -> Iterator[Sample]:
+        """The shard's samples; with a condition those that have a chosen face.
+
+        What is passed over on the way to them is counted in `left_out`.
+        """
         keys = starts.keys if starts and self.where else None
-        return itertools.islice(read_samples(self.shard, keys), self.take)
+        return itertools.islice(read_samples(self.shard, keys, self.options, left_out), self.take)
 
 
 def cut_parts(
@@ -125,17 +133,19 @@ def _part_row(
 
 
 def read_parts(row: Row) -> Iterator[Row]:
-    """The parts of one shard that are to do, then its `end` row with the totals of all parts.
+    """The parts of one shard that are to do, then its `end` row with the totals of all parts, and
+    with what its reader passed over.
 
     A shard that cannot be read to its end gives the parts before the damage and a `failed` row.
     """
     work = ShardWork.from_row(row)
     parts = total = 0
+    left_out = LeftOut()
     started = time.perf_counter()
     try:
         with attempted("read", work.shard.shard_id, 0):
             starts = work.starts()
-            samples = work.samples(starts)
+            samples = work.samples(starts, left_out)
             for part, count, kept in cut_parts(samples, work.part_size, work.existing):
                 parts, total = part + 1, total + count
                 if part not in work.existing:
@@ -146,4 +156,5 @@ def read_parts(row: Row) -> Iterator[Row]:
         return
     end = blank_row("end", work.shard.shard_id, parts)
     end["samples"] = total
+    end["left_out"] = left_out.to_text()
     yield end

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import in_cluster
+from pipeline.engine.address import in_cluster
 from pipeline.engine.inverter import BATCH, InvertSettings
 from pipeline.errors import ConfigError
 from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
@@ -231,6 +231,7 @@ def _alignment(config: JobConfig, model: RestyleModel, treatment: Treatment) -> 
         min_face_px=config.min_face,
         output_size=model.input_size,
         max_pixels=config.max_pixels,
+        icc=config.icc,
         row_timeout_s=config.image_timeout,
     )
 

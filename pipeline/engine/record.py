@@ -66,6 +66,7 @@ class RunRecord(Watch):
         outcome = self.outcome.to_dict(self.plan.writer.store.root)
         found = asdict(self.plan.found)
         outcome["skipped_parts"] = self.plan.found.done_parts
+        outcome["traces"] = self.outcome.traces
         facts = self._facts | outcome | {"found": found} | facts
         facts["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
         self.written = time.monotonic()

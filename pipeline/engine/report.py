@@ -23,6 +23,10 @@ def _counts(outcome: Outcome) -> Table:
     table.add_row("faces", str(tally.faces))
     if tally.identity_missed:
         table.add_row("faces without an identity", str(tally.identity_missed))
+    if tally.icc_ignored:
+        table.add_row(
+            "colour profiles ignored: damaged or not of the image", str(tally.icc_ignored)
+        )
     for reason, count in tally.reasons.most_common():
         table.add_row(f"rejected: {reason}", str(count))
     table.add_row("parts done", str(tally.parts))

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.engine.attempts import attempted
 from pipeline.errors import PipelineError
+from pipeline.redaction import trace_of
 from pipeline.storage import one_line
 
 Row = dict[str, Any]
@@ -31,13 +32,16 @@ def blank_row(kind: str, shard_id: str, part: int) -> Row:
         "bytes": 0,  # that the samples take in the shard
         "faces": 0,
         "rejects": 0,
+        "icc_ignored": 0,  # images with faces whose colour profile was not applied
         "identity_missed": 0,  # faces without an identity at their best step, where one is measured
         "reasons": "{}",  # JSON, reject reason -> count
         "shard": "",  # JSON of the shard, without the names of its files
         "summary": "",  # JSON of the written part
         "latents_etag": "",  # of its files; empty if the storage did not say
         "rejects_etag": "",
+        "left_out": "",  # JSON of `LeftOut`: what a shard's reader passed over
         "error": "",
+        "trace": "",  # of an unexpected error
         "payload": b"",  # Arrow IPC: samples, then faces, then latents
         "start": b"",  # Arrow IPC: codes that the part's faces start from
         "rejected": b"",  # Arrow IPC: reject rows
@@ -72,6 +76,7 @@ def failed_row(shard_id: str, part: int, stage: str, error: Exception) -> Row:
     place = f" ({where[0].filename.rsplit('/', 1)[-1]}:{where[0].lineno})" if where else ""
     row = blank_row("failed", shard_id, part)
     row["error"] = f"{stage}: {type(error).__name__}: {one_line(error)}{place}"
+    row["trace"] = "" if known else trace_of(error)
     return row
 
 

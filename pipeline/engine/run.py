@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from types import FrameType
 
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import check_address, gist, in_cluster, running_ray
+from pipeline.engine.address import in_cluster
+from pipeline.engine.cluster import gist, running_ray
 from pipeline.engine.commit import Committer, Watch
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.logs import EventLog
@@ -23,8 +24,9 @@ from pipeline.engine.record import RunRecord, versions
 from pipeline.engine.sharing import sharing_checked
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
-from pipeline.storage import check_output
-from pipeline.table import Totals, is_card_current, open_table, write_card
+from pipeline.redaction import trace_of
+from pipeline.storage import Shard
+from pipeline.table import Totals, is_card_current, kept_readme, open_table, write_card
 
 
 class _Interrupted(BaseException):
@@ -72,7 +74,7 @@ def _failures(outcome: Outcome) -> Iterator[None]:
     except PipelineError as error:
         outcome.fail(str(error))
     except Exception as error:  # noqa: BLE001 - Ray's own failures; run again continues
-        outcome.fail(gist(error))
+        outcome.fail(gist(error), trace_of(error))
 
 
 def _execute(
@@ -112,9 +114,15 @@ def _execute(
 
 
 def run_job(
-    config: JobConfig, stages: Stages | None = None, watches: tuple[Watch, ...] = ()
+    config: JobConfig,
+    stages: Stages | None = None,
+    watches: tuple[Watch, ...] = (),
+    *,
+    shards: Iterator[Shard] | None = None,
 ) -> Outcome:
     """Plan, run and account for one job; `watches` hear of every part and shard.
+
+    `shards` is the listing of the input where `check_request` has begun it.
 
     Raises a `RequestError` for a request that is wrong: before any work, or, where it shows in the
     listing of an input of many thousand shards, when those before are done. What fails later is in
@@ -126,9 +134,7 @@ def run_job(
     log = EventLog(config.log_format == "json")
     with _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
-        check_address()
-        check_output(config.output)
-        plan = make_plan(config)
+        plan = make_plan(config, shards=shards)
         log.model(plan.recipe.treatment)
         record = RunRecord(config, plan, outcome, started)
         try:
@@ -170,13 +176,14 @@ def _finish(
     finally:
         plan.strays.stop()
     if outcome.exit_code == 0:
-        _describe(config.output, outcome, changed=bool(outcome.tally.shards or removed))
+        _describe(config.output, outcome, log, changed=bool(outcome.tally.shards or removed))
 
 
-def _describe(uri: str, outcome: Outcome, *, changed: bool) -> None:
+def _describe(uri: str, outcome: Outcome, log: EventLog, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
     table = open_table(uri)
     if changed or not is_card_current(table):
         totals = Totals.of(table.store)
         outcome.means = totals.figures.means()
-        write_card(table, totals)
+        if write_card(table, totals) is None:
+            log.readme_kept(kept_readme(table))

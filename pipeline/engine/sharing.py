@@ -20,7 +20,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import in_cluster
+from pipeline.engine.address import in_cluster
 from pipeline.errors import ConfigError
 from pipeline.storage import canonical_uri, is_local
 

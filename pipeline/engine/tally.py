@@ -19,6 +19,7 @@ class Tally:
     first_seconds: float = 0.0  # from the start to the first part
     first_bytes: int = 0  # of that part
     last_seconds: float = 0.0  # from the start to the latest part
+    icc_ignored: int = 0  # images with faces whose colour profile is damaged or not for them
     identity_missed: int = 0  # faces whose identity could not be measured: null in the table
     reasons: Counter[str] = field(default_factory=Counter)
     stage_seconds: Counter[str] = field(default_factory=Counter)

@@ -15,11 +15,12 @@ from typing import Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from pipeline.engine.cluster import Resources, gist, in_cluster, running_ray
+from pipeline.engine.address import in_cluster
+from pipeline.engine.cluster import Resources, gist, running_ray
 from pipeline.engine.crops import cut_crops, plan_crops
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import ready_device
-from pipeline.storage import Store
+from pipeline.storage import Shard, Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.settled import ENCODER, check_settings
 
@@ -141,8 +142,10 @@ def beginning(config: TrainConfig, store: Store) -> dict[str, Any]:
     }
 
 
-def run_training(config: TrainConfig) -> dict[str, Any]:
+def run_training(config: TrainConfig, shards: Iterator[Shard] | None = None) -> dict[str, Any]:
     """Cut the crops, train, and give what the run came to, JSON-ready.
+
+    `shards` is the input's listing where `check_training` has begun it.
 
     Raises a `RequestError` where the request is wrong, which is also where the output holds a
     training of other settings, `PipelineError` where the run failed: the same call goes on from the
@@ -151,7 +154,7 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     check_settings(config)
     if not in_cluster():
         ready_device(config.device)  # refuses a GPU that is not there
-    plan = plan_crops(config)
+    plan = plan_crops(config, shards)
     check_settings(config, plan.origin)
     output = Store(config.output)
     output.remove(DONE)

@@ -17,6 +17,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.exchange.file_names import from_file_name
 from pipeline.exchange.pickled import STYLE_DIM, Codes, read_latents
 from pipeline.storage import Store, canonical_uri
+from pipeline.storage.arrays import read_array, read_header
 from pipeline.storage.formats import is_hidden
 from pipeline.storage.listing import Entry, file_entry, is_folder, walk
 from pipeline.storage.uris import filesystem, join
@@ -193,23 +194,24 @@ def read_code(content: bytes, source: str) -> Codes:
 
 def _array(content: bytes, source: str) -> Any:
     if source.endswith(".npy"):
-        return np.load(io.BytesIO(content), allow_pickle=False)
+        return read_array(content)
     import torch  # numpy's files need none of it
 
+    from pipeline.models.checkpoint import refuse_bomb
+
+    refuse_bomb(io.BytesIO(content), source)
     found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if not isinstance(found, torch.Tensor):
         raise TypeError(f"holds a {type(found).__name__}, expected one tensor")
+    if found.numel() * found.element_size() > found.untyped_storage().nbytes():
+        raise ValueError(f"a tensor {list(found.shape)} claims more numbers than it holds")
     return found.detach().to(torch.float32 if found.is_floating_point() else None).numpy()
 
 
 def _is_dictionary(store: Store, name: str) -> bool:
     """Whether a `.npy` file holds an object, by its header."""
-    with store.open(name) as file:
-        head = io.BytesIO(file.read(4096))
     try:
-        version = np.lib.format.read_magic(head)
-        if version == (1, 0):
-            return np.lib.format.read_array_header_1_0(head)[2].hasobject
-        return np.lib.format.read_array_header_2_0(head)[2].hasobject
+        with store.open(name) as file:
+            return read_header(io.BytesIO(file.read(4096))).dtype.hasobject
     except ValueError as error:
         raise InputError(f"{store.uri(name)}: no numpy file, or damaged ({error})") from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,7 +22,7 @@ import pyarrow as pa
 from pipeline.errors import ConfigError
 from pipeline.exchange.file_names import limits_of, to_file_name
 from pipeline.exchange.pickled import Codes, latents_file
-from pipeline.storage import Store, canonical_uri
+from pipeline.storage import OutputKind, Store, canonical_uri
 from pipeline.storage.formats import IMAGE_SUFFIXES
 from pipeline.table.reader import Table
 from pipeline.table.schema import STYLE_DIM
@@ -31,6 +31,7 @@ from pipeline.table.statements import condition
 Naming = Literal["basename", "id"]
 CodeForm = Literal["npy", "pt"]
 
+EXPORTED = (".npy", ".pt", ".png")
 # Of codes in one dictionary: it is one object, which is made, pickled and read whole.
 LARGEST_DICTIONARY = 2 << 30
 _BATCH_ROWS = 32
@@ -196,15 +197,33 @@ def export_codes(selection: Selection, uri: str, form: CodeForm = "npy") -> int:
 def put_files(uri: str, files: Iterator[tuple[str, bytes]], selection: Selection) -> int:
     """Put (name, content) pairs below `uri`, a few at a time and in memory; their number.
 
-    Raises `ConfigError` where there are none; `Selection.check_files` comes before it.
+    A file that is there is left as it is. Raises `ConfigError` where it has another content, and
+    where there are no pairs; `Selection.check_files` comes before it.
     """
     store, count = Store(uri), 0
     with ThreadPoolExecutor(_PUTS) as pool:
         while group := list(itertools.islice(files, 4 * _PUTS)):
-            for _ in pool.map(lambda file: store.put(*file), group):
+            for _ in pool.map(lambda file: _put_beside(store, *file), group):
                 count += 1
     refuse_nothing(count, selection)
     return count
+
+
+def _put_beside(store: Store, name: str, content: bytes) -> None:
+    """Put a file unless the same one is there; `ConfigError` where another one is."""
+    if not store.put_if_absent(name, content) and store.get(name) != content:
+        raise ConfigError(
+            f"'{store.uri(name)}' is there already, with another content, and is not replaced: "
+            "choose another folder, or remove what earlier exports left in this one"
+        )
+
+
+def _is_export(_: Store, names: Sequence[str]) -> bool:
+    """Return whether a folder may be one of exports, by names: each file is compared when put."""
+    return all(name.endswith((*EXPORTED, "/")) for name in names)
+
+
+EXPORT_OUTPUT = OutputKind("a folder of exported codes or pictures", _is_export)
 
 
 def code_file(code: Codes, form: CodeForm) -> bytes:

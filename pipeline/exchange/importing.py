@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +27,7 @@ from pipeline.exchange.pickled import Codes
 from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.models import RestyleModel
 from pipeline.storage import FILES_PER_SHARD, Shard, list_shards, read_samples
-from pipeline.table.card import write_card
+from pipeline.table.card import kept_readme, write_card
 from pipeline.table.description import Description
 from pipeline.table.reader import open_table
 from pipeline.table.schema import Columns
@@ -76,6 +76,7 @@ class Importing:
     settings: ImportSettings
     measuring: Measuring | None = None
     unmeasured: int = 0  # faces whose image gave nothing to compare with, of this run
+    notes: list[str] = field(default_factory=list)  # sentences for people
 
     def __post_init__(self) -> None:
         schema = self.description().columns.latents_schema()
@@ -96,7 +97,8 @@ class Importing:
         with Account(writer, started) as account:
             self._write(writer, work, account)
             table = open_table(root)
-            write_card(table)
+            if write_card(table) is None:
+                self.notes.append(kept_readme(table))
             counts = {**table.verify(checksums=False), "unmeasured": self.unmeasured}
             account.facts["imported"] = counts
         return counts

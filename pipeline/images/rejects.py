@@ -10,6 +10,7 @@ from pipeline.errors import PipelineError
 class RejectReason(StrEnum):
     """The fixed list of reasons; the value is what stands in the table."""
 
+    UNREADABLE = "unreadable"  # a dead link, or a file or folder that this user may not read
     UNDECODABLE = "undecodable"  # the bytes are of a known format but cannot be decoded
     TRUNCATED = "truncated"  # the file ends before the image does
     UNSUPPORTED_FORMAT = "unsupported_format"  # not one of the formats that are read

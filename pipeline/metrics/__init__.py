@@ -1,5 +1,19 @@
 """How good an inversion is: pixel distances, LPIPS, identity, editability; per face and step."""
 
-from pipeline.metrics.meter import Measures, Meter
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.metrics.meter import Measures, Meter
 
 __all__ = ["Measures", "Meter"]
+
+
+def __getattr__(name: str) -> Any:
+    # At first use: `pipeline.metrics.names` is asked without PyTorch.
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from pipeline.metrics import meter
+
+    return getattr(meter, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
@@ -11,6 +10,7 @@ import torch
 
 from pipeline.child_process import TRIES, Child
 from pipeline.errors import PipelineError
+from pipeline.machine import whole_cpus
 from pipeline.metrics import face_child
 from pipeline.metrics.face_child import Cut, Order
 
@@ -27,7 +27,7 @@ def face_processes(device: str) -> int:
     """
     if torch.device(device).type == "cpu":
         return 0
-    return min(max(len(os.sched_getaffinity(0)) - 1, 1), MOST_PROCESSES)
+    return min(max(whole_cpus() - 1, 1), MOST_PROCESSES)
 
 
 class FacePool:

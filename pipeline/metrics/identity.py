@@ -7,9 +7,7 @@ gets the cosine, or NaN, and counts what is missing instead of dropping it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -17,6 +15,7 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.metrics.arcface import read_arcface
 from pipeline.metrics.moco import is_moco, read_moco
+from pipeline.metrics.names import refuse_word
 from pipeline.models.state_files import read_state
 
 
@@ -50,7 +49,7 @@ def load_identity(name: str, device: str = "cpu") -> IdentityNetwork | None:
     if name == "none":
         return None
     if name != "dlib":
-        _refuse_word(name)
+        refuse_word(name)
         state, sha256 = read_state(name, "identity weights")
         weights = f"{name.rsplit('/', 1)[-1]} (sha256 {sha256[:12]})"
         if is_moco(state):
@@ -65,12 +64,3 @@ def load_identity(name: str, device: str = "cpu") -> IdentityNetwork | None:
     if name == "dlib":
         return DlibIdentity(device, face_processes(device))
     return identity_of(read_arcface(state, weights, device), weights, device)
-
-
-def _refuse_word(name: str) -> None:
-    """Raise `ModelError` for what is no file and does not look like one: a mistyped word."""
-    if not re.search(r"[./\\]", name) and not Path(name).exists():
-        raise ModelError(
-            f"no identity network is called '{name}': expected dlib, none, or a weight file "
-            "(.pth, .pt, .safetensors)"
-        )

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -21,15 +22,19 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.checkpoint import load_checkpoint, read_checkpoint
-from pipeline.models.files import bundle_names, named_bundle, open_model_file, write_model_file
+from pipeline.models.files import (
+    CHECKPOINT_SUFFIXES,
+    RECORD_FILE,
+    bundle_folder,
+    open_model_file,
+    write_model_file,
+)
 from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
 from pipeline.models.weights import assemble
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
-RECORD_FILE = "model.json"
 STORED = {"float32": torch.float32, "float16": torch.float16}
-CHECKPOINT_SUFFIXES = {".pt", ".pth"}
 
 
 def load_model(
@@ -58,7 +63,7 @@ def load_model(
             checkpoint, encoder_type=encoder_type, domain=domain, source=path.name
         )
         return model.to(place)
-    return _load_bundle(named_bundle(name_or_uri) or _folder(name_or_uri)).to(place)
+    return _load_bundle(bundle_folder(name_or_uri)).to(place)
 
 
 def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32") -> None:
@@ -85,6 +90,29 @@ def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32"
     write_model_file(f"{folder}/{RECORD_FILE}", text.encode())
 
 
+class Folder(Protocol):
+    """The part of `pipeline.storage.Store` that `is_bundle` uses."""
+
+    def open(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Return the object as a binary file."""
+        ...
+
+
+def is_bundle(folder: Folder, names: Sequence[str]) -> bool:
+    """Return whether a folder, of these first names, was written by `save_bundle`.
+
+    Also where that was stopped between its two files.
+    """
+    if RECORD_FILE in names:
+        with folder.open(RECORD_FILE) as file:
+            return b'"architecture"' in file.read(1 << 20)
+    if list(names) != [WEIGHTS_FILE]:
+        return False
+    with folder.open(WEIGHTS_FILE) as file:
+        length = min(int.from_bytes(file.read(8), "little"), 16 << 20)
+        return b'"latent_avg"' in file.read(length)
+
+
 def _as_stored(key: str, tensor: Tensor, stored: str) -> Tensor:
     tensor = tensor.detach().cpu()
     if not tensor.is_floating_point():
@@ -107,20 +135,6 @@ def _device(device: str | torch.device) -> torch.device:
         gist = str(error).split("\n", 1)[0]
         raise ModelError(f"no model can be put on device '{device}': {gist}") from error
     return place
-
-
-def _folder(uri: str) -> str:
-    if "/" not in uri and "\\" not in uri and uri not in {".", ".."}:
-        known = ", ".join(bundle_names()) or "none is installed"
-        raise ModelError(
-            f"no model is called '{uri}' (known: {known}); "
-            "a bundle folder or a .pt file is given by its path, such as ./my-model"
-        )
-    if "://" not in uri and Path(uri).is_file():
-        raise ModelError(
-            f"'{uri}' is no model: a model is a bundle's folder, or a file that ends in .pt or .pth"
-        )
-    return uri.rstrip("/")
 
 
 def _load_bundle(folder: str) -> RestyleModel:
@@ -146,7 +160,7 @@ def _load_bundle(folder: str) -> RestyleModel:
 def _parsed(content: bytes, folder: str) -> Mapping[str, Any]:
     try:
         record = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{folder}: {RECORD_FILE} is not JSON") from error
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:

@@ -12,6 +12,7 @@ import errno
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -27,6 +28,8 @@ from pipeline.models.weights import assemble
 
 ADVICE = "fetch it again, or name another"
 RESTYLE_CHANNELS = 6  # target and reconstruction; one-pass encoders see 3
+# A file of weights hardly packs at all, and torch stores its parts unpacked.
+_MOST_UNPACKED, _FREE_BYTES = 4, 64 << 20
 NO_AVERAGE = "absent from the checkpoint, which does not start from it: zeros stand in its place"
 
 
@@ -34,8 +37,10 @@ def read_checkpoint(file: IO[bytes], source: str) -> dict[str, Any]:
     """The dictionary in an open official `.pt` file; runs no code from it.
 
     Raises `ModelError` if it is damaged, is no checkpoint, or holds other classes than tensors,
-    plain containers and `argparse.Namespace`. What `file` itself raises is passed on.
+    plain containers and `argparse.Namespace`, or if its parts unpack to many times its size. What
+    `file` itself raises is passed on.
     """
+    refuse_bomb(file, source)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a protocol that it then refuses
@@ -51,6 +56,27 @@ def read_checkpoint(file: IO[bytes], source: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{source}: holds a {type(content).__name__}, expected a checkpoint dict")
     return content
+
+
+def refuse_bomb(file: IO[bytes], source: str) -> None:
+    """Raise `ModelError` if the parts of a zip file, packed or shared, are many times the file."""
+    try:
+        with zipfile.ZipFile(file) as parts:
+            unpacked = sum(part.file_size for part in parts.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, LookupError, EOFError):
+        return  # torch's older layout, or damaged: torch says so
+    except OSError as error:
+        if failed := _failed_read(error):
+            raise failed from None
+        return
+    finally:
+        size = file.seek(0, 2)
+        file.seek(0)
+    if unpacked > _MOST_UNPACKED * size + _FREE_BYTES:
+        raise ModelError(
+            f"{source}: refused, its {size} bytes unpack to {unpacked}, more than any weights do; "
+            f"{ADVICE}"
+        )
 
 
 def _failed_read(error: BaseException | None) -> OSError | None:

@@ -7,11 +7,13 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from pipeline.errors import ModelError, StorageError
 
+RECORD_FILE = "model.json"  # of a bundle
+CHECKPOINT_SUFFIXES = {".pt", ".pth"}
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
@@ -20,7 +22,7 @@ def bundle_names() -> list[str]:
     home = importlib.resources.files("pipeline.models") / "bundles"
     if not home.is_dir():
         return []
-    return sorted(entry.name for entry in home.iterdir() if (entry / "model.json").is_file())
+    return sorted(entry.name for entry in home.iterdir() if (entry / RECORD_FILE).is_file())
 
 
 def named_bundle(name: str) -> str | None:
@@ -28,6 +30,49 @@ def named_bundle(name: str) -> str | None:
     if name not in bundle_names():
         return None
     return str(importlib.resources.files("pipeline.models") / "bundles" / name)
+
+
+def bundle_folder(name_or_uri: str) -> str:
+    """The folder of the bundle of this name or at this place; `ModelError` where it can be none."""
+    if folder := named_bundle(name_or_uri):
+        return folder
+    if "/" not in name_or_uri and "\\" not in name_or_uri and name_or_uri not in {".", ".."}:
+        known = ", ".join(bundle_names()) or "none is installed"
+        raise ModelError(
+            f"no model is called '{name_or_uri}' (known: {known}); "
+            "a bundle folder or a .pt file is given by its path, such as ./my-model"
+        )
+    if "://" not in name_or_uri and Path(name_or_uri).is_file():
+        raise ModelError(
+            f"'{name_or_uri}' is no model: a model is a bundle's folder, or a file that ends in "
+            ".pt or .pth"
+        )
+    return name_or_uri.rstrip("/")
+
+
+def check_model(name_or_uri: str) -> None:
+    """Raise `ModelError` where no model is called so, nor lies there; nothing is read of it."""
+    if PurePosixPath(name_or_uri).suffix in CHECKPOINT_SUFFIXES:
+        check_model_file(name_or_uri)
+    else:
+        check_model_file(f"{bundle_folder(name_or_uri)}/{RECORD_FILE}")
+
+
+def check_model_file(uri: str, what: str = "model file") -> None:
+    """Raise what `open_model_file` raises for a file that is not there, without opening it."""
+    if "://" not in uri:
+        with open_model_file(uri, what):
+            return
+    from pipeline.storage.uris import canonical_uri, filesystem, storage_errors
+
+    fs, path = filesystem(canonical_uri(uri), versions=True)
+    try:
+        with storage_errors(f"look up '{uri}'"):
+            fs.info(path)
+    except StorageError as error:
+        if isinstance(error.__cause__, _ABSENT):
+            raise ModelError(f"no {what} at {uri}") from error
+        raise
 
 
 @contextmanager

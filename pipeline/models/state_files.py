@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.models.checkpoint import ADVICE, read_checkpoint
 from pipeline.models.files import open_model_file
-from pipeline.models.weights import is_plain
+from pipeline.models.weights import check_held, is_plain
 
 
 def read_state(uri: str, what: str = "weights") -> tuple[dict[str, Tensor], str]:
@@ -31,6 +31,7 @@ def read_state(uri: str, what: str = "weights") -> tuple[dict[str, Tensor], str]
         state = state["state_dict"]
     if not all(map(_is_weight, state, state.values())):
         raise ModelError(f"{what} {uri!r}: no state dict of tensors; name another")
+    check_held(state.values(), f"{what} {uri!r}")
     return state, hashlib.sha256(content).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from pipeline.models.stylegan2 import LATENT_DIM, blur_kernel, n_styles_of
 GIVEN_BY_CODE = ".kernel"
 _MOST_LEVELS = 11  # 4096 px
 _MOST_LAYERS = 64  # official mapping networks have 8
+_INPUT_SIDES = range(16, 2049)  # pixels; the published encoders see 192 and 256
+_INPUT_CHANNELS = (3, 6)
+# Of what tensors claim, against what they hold: networks share a weight, not a thousand.
+_MOST_SHARED, _FREE_BYTES = 2, 64 << 20
 
 
 def assemble(
@@ -28,6 +32,7 @@ def assemble(
     `latent_avg` is [512], [1, 512] or [n_styles, 512]. `source` names the file in errors.
     Raises `ModelError` for a missing or unexpected key, a wrong shape or a wrong type.
     """
+    check_held((*weights.values(), latent_avg), source)
     model = _untrained(architecture, card, source)
     expected = model.state_dict()
     del expected["latent_avg"]
@@ -49,12 +54,45 @@ def _untrained(architecture: Architecture, card: ModelCard, source: str) -> Rest
         raise ModelError(f"{source}: an encoder of {rows!r} rows does not fit {sizes[-1]} px")
     if not 0 <= architecture.mapping_layers <= _MOST_LAYERS:
         raise ModelError(f"{source}: {architecture.mapping_layers} mapping layers are no model's")
+    _check_input(architecture, source)
     try:
         with torch.device("meta"):
             return RestyleModel(architecture, card)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{source}: its architecture cannot be built: {why}") from error
+
+
+def _check_input(architecture: Architecture, source: str) -> None:
+    sides, arguments = architecture.input_size, architecture.encoder_arguments
+    if not all(side in _INPUT_SIDES for side in sides):
+        raise ModelError(
+            f"{source}: an encoder cannot see {sides[0]}x{sides[1]} px; each side has "
+            f"{_INPUT_SIDES[0]} to {_INPUT_SIDES[-1]}"
+        )
+    square = arguments.get("input_size", sides[0])
+    if "input_size" in arguments and (square, square) != sides:
+        raise ModelError(f"{source}: an encoder of {square} px does not fit an input of {sides}")
+    if arguments.get("input_channels") not in _INPUT_CHANNELS:
+        raise ModelError(
+            f"{source}: an encoder of {arguments.get('input_channels')} channels, expected 3 or 6"
+        )
+
+
+def check_held(tensors: Iterable[Tensor], source: str) -> None:
+    """Raise `ModelError` where tensors claim more numbers than the memory behind them holds.
+
+    A tensor of one number, expanded, has any shape; a copy of it would take what the shape says.
+    Tensors that are no plain numbers are left to `is_plain`.
+    """
+    plain = [tensor for tensor in tensors if is_plain(tensor)]
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in plain)
+    storages = {(store := tensor.untyped_storage()).data_ptr(): store.nbytes() for tensor in plain}
+    if claimed > _MOST_SHARED * sum(storages.values()) + _FREE_BYTES:
+        raise ModelError(
+            f"{source}: its tensors claim {claimed} bytes of numbers and hold "
+            f"{sum(storages.values())}: expanded or shared, and not a model's"
+        )
 
 
 def per_row(latent_avg: Tensor, n_styles: int, source: str) -> Tensor:

@@ -20,13 +20,12 @@ from pipeline.reports.evaluation import (
     per_step,
 )
 from pipeline.reports.faces import Faces, label, read_face_scalars
+from pipeline.reports.folders import REPORT_NAME, REPORT_TITLE
 from pipeline.reports.ground_truth import DEFINITION, METRIC, GroundTruth, with_distances
 from pipeline.reports.plots import change_in_steps, quality_against_time, require_matplotlib
 from pipeline.reports.sheets import Sheet, number
 from pipeline.storage import Store
 from pipeline.table import Table
-
-REPORT_NAME = "comparison.md"
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def _text(
     remarks: Sequence[str],
     pictures: Sequence[str],
 ) -> str:
-    lines = [f"# Evaluation on {len(methods[0].faces):,} faces", ""]
+    lines = [f"{REPORT_TITLE} {len(methods[0].faces):,} faces", ""]
     for table, method in zip(tables, methods, strict=True):
         about = table.description
         model = about.model.get("name", "unknown")

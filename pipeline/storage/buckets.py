@@ -53,13 +53,20 @@ def get_objects(fs: Any, folder: str, names: Sequence[str]) -> list[Fetched | Ba
     return found
 
 
-async def _get(fs: Any, bucket: str, key: str) -> Fetched:
+def get_head(fs: Any, path: str, length: int) -> bytes:
+    """The first `length` bytes of an object; none of an empty one."""
+    bucket, key, _ = fs.split_path(path)
+    found: Fetched = sync(fs.loop, _get, fs, bucket, key, Range=f"bytes=0-{length - 1}")
+    return found.content
+
+
+async def _get(fs: Any, bucket: str, key: str, **more: str) -> Fetched:
     """One object; one whose answer is cut is asked for again, as `_call_s3` does if refused."""
     from s3fs.core import S3_RETRYABLE_ERRORS  # behind `fs`, so loaded; its import takes 0.3 s
 
     tried = 1
     while True:
-        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
+        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **more)
         try:
             async with answer["Body"] as body:
                 content = bytes(await body.read())

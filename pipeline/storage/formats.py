@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 from typing import Literal
 
-Kind = Literal["folder", "tar", "parquet"]
+Kind = Literal["folder", "list", "tar", "parquet"]
 
 # Formats that no decoder here reads belong too: they become `unsupported_format` rejects.
 IMAGE_SUFFIXES = (
@@ -14,6 +15,25 @@ IMAGE_SUFFIXES = (
     *(".tga", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".exr", ".hdr", ".dng", ".cr2", ".nef"),
     *(".arw", ".raw"),
 )
+# Whose files are no images, whatever they begin with; a file of any other extension may be one.
+_OTHER_SUFFIXES = frozenset(
+    (
+        *(".json", ".jsonl", ".ndjson", ".geojson", ".txt", ".text", ".csv", ".tsv", ".xml"),
+        *(".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf", ".md", ".rst", ".tex", ".log"),
+        *(".lst", ".list", ".html", ".htm", ".css", ".js", ".ts", ".cls", ".caption", ".srt"),
+        *(".vtt", ".bib", ".xmp", ".aae", ".url", ".lnk", ".py", ".ipynb", ".sh", ".bat", ".c"),
+        *(".h", ".cpp", ".java", ".lua", ".go", ".rs", ".npy", ".npz", ".pt", ".pth", ".ckpt"),
+        *(".safetensors", ".onnx", ".pkl", ".pickle", ".mat", ".h5", ".hdf5", ".arrow", ".orc"),
+        *(".feather", ".avro", ".db", ".sqlite", ".sqlite3", ".mdb", ".tfrecord", ".tfrecords"),
+        *(".idx", ".zip", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar", ".iso", ".mp4"),
+        *(".m4v", ".webm", ".mov", ".avi", ".mkv", ".mpg", ".mpeg", ".mp3", ".wav", ".flac"),
+        *(".ogg", ".m4a", ".aac", ".pdf", ".ps", ".eps", ".doc", ".docx", ".ppt", ".pptx"),
+        *(".xls", ".xlsx", ".odt", ".exe", ".dll", ".so", ".md5", ".sha1", ".sha256", ".sum"),
+        *(".crc", ".asc", ".part", ".partial", ".crdownload", ".tmp", ".lock"),
+    )
+)
+_LIST_SUFFIXES = (".txt", ".lst", ".list")
+_WEB = ("http://", "https://")
 _SHARD_SUFFIXES: dict[str, Kind] = {
     ".tar": "tar",
     ".tar.gz": "tar",
@@ -25,6 +45,12 @@ _SHARD_SUFFIXES: dict[str, Kind] = {
 def is_image(name: str) -> bool:
     """Whether the path `name` ends in the extension of an image, in any case."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def may_be_image(name: str) -> bool:
+    """Whether the first bytes have to tell what `name` is: it ends in no known extension."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return not is_image(name) and not shard_kind(name) and suffix not in _OTHER_SUFFIXES
 
 
 def shard_kind(name: str) -> Kind | None:
@@ -46,6 +72,16 @@ def is_hidden(name: str) -> bool:
     """
     parts = [part for part in PurePosixPath(name).parts if part not in (".", "..")]
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def is_list(name: str) -> bool:
+    """Whether `name` ends as a text file of URIs does, one a line."""
+    return name.lower().endswith(_LIST_SUFFIXES)
+
+
+def plain_name(uri: str) -> str:
+    """`uri` without the query and the fragment behind the name of a file on the web."""
+    return re.split(r"[?#]", uri, maxsplit=1)[0] if uri.startswith(_WEB) else uri
 
 
 def readable_name(name: str) -> str:

@@ -5,19 +5,28 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import InputError, StorageError
 from pipeline.storage.buckets import bucket_and_prefix, is_bucket, listing_pages
 from pipeline.storage.formats import is_hidden
-from pipeline.storage.objects import object_info
+from pipeline.storage.left_out import FOLDER_LOOP, HIDDEN, SPECIAL, LeftOut
+from pipeline.storage.local_files import Special, is_lasting, local_state
+from pipeline.storage.objects import UNREADABLE, object_info
 from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage_errors
+
+UNKNOWN_SIZE = -1
 
 
 class Entry(NamedTuple):
-    """A file: its path relative to the folder that was walked, its bytes, its etag."""
+    """A file: its path relative to the folder that was walked, its bytes, its etag.
+
+    One that cannot be read, now or by a later run, has the etag `UNREADABLE`; such a folder is an
+    entry whose name ends in "/". `size` is `UNKNOWN_SIZE` where the
+    storage does not say it.
+    """
 
     name: str
     size: int
@@ -39,40 +48,64 @@ def is_folder(fs: Any, path: str, uri: str) -> bool:
 
 
 def file_entry(uri: str) -> Entry:
-    """The entry of one file, named by its last component."""
+    """The entry of one file, named by its last component; `StorageError` if there is none."""
     fs, path = filesystem(uri)
     name = uri.rsplit("/", 1)[-1]
     with storage_errors(f"read '{uri}'"):
         if is_local_filesystem(fs):
-            return Entry(name, *_local_state(Path(path).stat()))
-        info = object_info(fs.info(path))
-    return Entry(name, info.size, info.etag)
+            return Entry(name, *local_state(path, Path(path).stat()))
+        details = fs.info(path)
+    info = object_info(details)
+    known = details.get("size") is not None or "Size" in details
+    return Entry(name, info.size if known else UNKNOWN_SIZE, info.etag)
 
 
-def walk(fs: Any, path: str, uri: str) -> Iterator[Entry]:
+def walk(
+    fs: Any,
+    path: str,
+    uri: str,
+    left_out: LeftOut | None = None,
+    descend: Callable[[str], bool] | None = None,
+) -> Iterator[Entry]:
     """Every file below `path` in the order of relative paths, hidden ones left out.
 
     Holds the listing of one folder a level at a time, so memory is that of the largest folders,
     not of the tree; of S3 two pages of it. Links to folders are followed, except back into a
-    folder they lie in.
+    folder they lie in. On a disk what cannot be read is an entry like others, with the etag
+    `UNREADABLE`. What is passed over is counted in `left_out`; of a hidden folder the folder.
+    Folders whose relative paths `descend` does not take are not looked into, nor counted.
     """
+    counted = LeftOut() if left_out is None else left_out
+    wanted = descend or (lambda _: True)
     if is_bucket(fs):
         bucket, prefix = bucket_and_prefix(fs, path)
-        yield from _walk_bucket(fs, bucket, prefix, uri, "")
+        yield from _walk_bucket(_Bucket(fs, bucket, prefix, uri, counted, wanted), "")
     else:
-        yield from _walk(fs, path, uri, "", ())
+        yield from _walk(fs, path, uri, counted, wanted)
 
 
-def _walk_bucket(fs: Any, bucket: str, root: str, uri: str, prefix: str) -> Iterator[Entry]:
+class _Bucket(NamedTuple):
+    """What is walked, and how."""
+
+    fs: Any
+    name: str
+    root: str
+    uri: str
+    left_out: LeftOut
+    descend: Callable[[str], bool]
+
+
+def _walk_bucket(bucket: _Bucket, prefix: str) -> Iterator[Entry]:
     """As `_walk`, by the keys: of `in//b.jpg` below `in/` the name is `/b.jpg`, no child `in`."""
-    with storage_errors(f"list '{uri}'"):
-        for child in _in_order(_bucket_pages(fs, bucket, root + prefix), join(uri, prefix)):
+    with storage_errors(f"list '{bucket.uri}'"):
+        pages = _bucket_pages(bucket.fs, bucket.name, bucket.root + prefix)
+        for child in _in_order(pages, join(bucket.uri, prefix)):
             if is_hidden(child.name):
-                continue
-            if child.name.endswith("/"):
-                yield from _walk_bucket(fs, bucket, root, uri, prefix + child.name)
-            else:
+                bucket.left_out.add(HIDDEN)
+            elif not child.name.endswith("/"):
                 yield Entry(prefix + child.name, child.size, child.etag)
+            elif bucket.descend(prefix + child.name[:-1]):
+                yield from _walk_bucket(bucket, prefix + child.name)
 
 
 def _bucket_pages(fs: Any, bucket: str, prefix: str) -> Iterator[list[_Child]]:
@@ -117,33 +150,58 @@ def _begins_below(page: list[_Child], bound: str) -> bool:
     return any(child.name < bound for child in page)
 
 
+class _Level(NamedTuple):
+    """A folder that is being walked: its path inside the input, and what is left of it."""
+
+    prefix: str
+    real: str  # its path without links; "" where there are none
+    children: Iterator[_Child]
+
+
 def _walk(
-    fs: Any,
-    path: str,
-    uri: str,
-    prefix: str,
-    above: tuple[str, ...],
+    fs: Any, path: str, uri: str, left_out: LeftOut, descend: Callable[[str], bool]
 ) -> Iterator[Entry]:
+    """By a stack, as folders may lie deeper in each other than calls may."""
+    with storage_errors(f"list '{uri}'"):
+        real = os.path.realpath(path) if is_local_filesystem(fs) else ""
+        levels = [_Level("", real, iter(sorted(_children(fs, path, left_out))))]
+        while levels:
+            level = levels[-1]
+            child = next(level.children, None)
+            if child is None:
+                levels.pop()
+            elif is_hidden(child.name):
+                left_out.add(HIDDEN)
+            elif not child.name.endswith("/"):
+                yield Entry(level.prefix + child.name, child.size, child.etag)
+            elif descend(level.prefix + child.name[:-1]):
+                yield from _enter(fs, path, level.prefix + child.name, levels, left_out)
+
+
+def _enter(
+    fs: Any, root: str, prefix: str, levels: list[_Level], left_out: LeftOut
+) -> Iterator[Entry]:
+    """Put the folder on top of `levels`; or give the entry of one that cannot be listed."""
+    path, real = f"{root}/{prefix[:-1]}", ""
     if is_local_filesystem(fs):
         real = os.path.realpath(path)
-        if real in above:
+        if any(level.real == real for level in levels):
+            left_out.add(FOLDER_LOOP)
             return
-        above = (*above, real)
-    with storage_errors(f"list '{uri}'"):
-        children = sorted(_children(fs, path))
-    for child in children:
-        if is_hidden(child.name):
-            continue
-        if child.name.endswith("/"):
-            name = child.name[:-1]
-            yield from _walk(fs, f"{path}/{name}", uri, prefix + child.name, above)
-        else:
-            yield Entry(prefix + child.name, child.size, child.etag)
+    try:
+        children = sorted(_children(fs, path, left_out))
+    except OSError as error:
+        if not is_local_filesystem(fs) or not is_lasting(error):
+            raise
+        if os.path.lexists(path):  # else it is gone since its parent was listed
+            yield Entry(prefix, 0, UNREADABLE)
+        return
+    levels.append(_Level(prefix, real, iter(children)))
 
 
-def _children(fs: Any, path: str) -> Iterator[_Child]:
+def _children(fs: Any, path: str, left_out: LeftOut) -> Iterator[_Child]:
     if is_local_filesystem(fs):
-        yield from _local_children(path)
+        yield from _local_children(path, left_out)
         return
     for details in fs.ls(path, detail=True):
         name = str(details["name"]).rstrip("/").rsplit("/", 1)[-1]
@@ -157,17 +215,19 @@ def _children(fs: Any, path: str) -> Iterator[_Child]:
             yield _Child(name, info.size, info.etag)
 
 
-def _local_children(path: str) -> Iterator[_Child]:
+def _local_children(path: str, left_out: LeftOut) -> Iterator[_Child]:
     """As `fs.ls`, without its dictionary of a kilobyte for each file."""
     with os.scandir(path) as children:
         for child in children:
-            if child.is_dir():
-                yield _Child(child.name + "/", 0, "")
-            elif child.is_file():
-                yield _Child(child.name, *_local_state(child.stat()))
-            elif child.is_symlink():
-                raise InputError(f"'{child.path}' is a link to nothing")
-
-
-def _local_state(status: os.stat_result) -> tuple[int, str]:
-    return status.st_size, f"{status.st_size}-{status.st_mtime_ns}"
+            try:
+                if child.is_dir():
+                    yield _Child(child.name + "/", 0, "")
+                else:
+                    yield _Child(child.name, *local_state(child.path, child.stat()))
+            except Special:
+                left_out.add(HIDDEN if is_hidden(child.name) else SPECIAL)
+            except OSError as error:
+                if not is_lasting(error):
+                    raise
+                if os.path.lexists(child.path):  # else it is gone since the folder was listed
+                    yield _Child(child.name, 0, UNREADABLE)

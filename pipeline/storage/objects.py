@@ -23,6 +23,8 @@ _ETAG_FIELDS = (
     "created",
 )
 
+UNREADABLE = "unreadable"  # in place of the etag of what this user cannot read
+
 _TIME_FIELDS = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 

@@ -8,9 +8,12 @@ import tempfile
 from pathlib import Path
 
 from pipeline.errors import ConfigError, InputError
+from pipeline.storage.contents import PROBE_PREFIX, OutputKind, check_contents
 from pipeline.storage.disks import name_if_absent
+from pipeline.storage.store import Store
 from pipeline.storage.uris import (
     canonical_uri,
+    check_credentials,
     filesystem,
     is_local,
     is_local_filesystem,
@@ -25,13 +28,16 @@ _LASTING = {
 }
 
 
-def check_output(uri: str) -> None:
+def check_output(uri: str, kind: OutputKind | None = None) -> None:
     """Raise `ConfigError` where `uri` can be no folder to write to; nothing is left behind.
+
+    Nor one that holds files and is not what `kind` says, where that is given.
 
     `InputError` where it contains a credential, as `refuse_secrets` and `canonical_uri` say.
     On a disk a hidden folder is made where the missing ones would begin, a file gets its name in it
     as a table's do, and both are removed: of /proc, or as root, permissions alone do not tell. Of
-    an object store only that no object has the name.
+    an object store only that no object has the name, and `AccessError` where credentials of S3 are
+    missing, wrong or expired.
     """
     root = canonical_uri(uri)
     refuse_secrets("the output's URI", root)
@@ -42,9 +48,13 @@ def check_output(uri: str) -> None:
     elif "http" in fs.protocol:
         raise ConfigError(f"the output '{root}' cannot be written to: the web is only read")
     else:
+        check_credentials(root)  # `isfile` takes every error for an answer
         with storage_errors(f"look up '{root}'"):
             if fs.isfile(path):
                 raise ConfigError(f"the output '{root}' is an object, and is to be a folder")
+    if kind:
+        with storage_errors(f"list '{root}'"):
+            check_contents(Store(root), kind)
 
 
 def check_beside(
@@ -81,7 +91,7 @@ def _check_disk(folder: Path) -> None:
         there = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
         if not there.is_dir():
             raise ConfigError(f"the output '{folder}' cannot be a folder: '{there}' is a file")
-        with tempfile.TemporaryDirectory(prefix=".write-test-", dir=there) as probe:
+        with tempfile.TemporaryDirectory(prefix=PROBE_PREFIX, dir=there) as probe:
             complete = Path(probe, "complete")
             complete.touch()
             name_if_absent(complete, complete.with_name("named"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, StorageError
+from pipeline.storage.arrays import read_array
 from pipeline.storage.formats import is_hidden, readable_name
 from pipeline.storage.strict_tar import DAMAGE, open_tar
 from pipeline.storage.tars import is_sample
@@ -102,8 +102,8 @@ def _opened(uri: str) -> Iterator[tarfile.TarFile]:
 
 def _code(content: bytes, where: str) -> NDArray[np.float32]:
     try:
-        code = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        code = read_array(content)
+    except ValueError as error:
         raise InputError(f"'{where}' is no array: {one_line(error)}") from error
     if code.dtype.kind != "f" or code.ndim not in (1, 2) or code.shape[-1] != _STYLE_DIM:
         raise InputError(

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
 from pipeline.storage.columns import NOT_PARQUET, image_column, schema_of
+from pipeline.storage.left_out import LeftOut
+from pipeline.storage.options import ReadOptions
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_large
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import filesystem, one_line, storage_errors
@@ -22,7 +24,7 @@ _BATCH_ROWS = 1
 _BUFFER = 4 << 20
 
 
-def read_parquet(shard: Shard) -> Iterator[Sample]:
+def read_parquet(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
     """One sample a row: bytes from the image column, key from the key column or the row number.
 
     The image column is the only one of binary type or of the Hugging Face image type (a struct
@@ -31,6 +33,7 @@ def read_parquet(shard: Shard) -> Iterator[Sample]:
     that there is, else the struct's `path`, else the row number in eight digits; a key that comes
     twice gets `~2` behind it. A null image is a sample with empty bytes.
     """
+    del options, left_out  # every row is a sample
     fs, path = filesystem(shard.uri)
     row = 0
     with storage_errors(f"read '{shard.uri}'"):

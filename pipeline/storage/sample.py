@@ -85,6 +85,11 @@ def too_large(key: str, uri: str, size: int) -> Sample:
     )
 
 
+def unreadable(key: str, uri: str, why: str) -> Sample:
+    """A sample whose bytes cannot be had, as permissions or a dead link are in the way."""
+    return Sample(key, uri, b"", "unreadable", f"cannot be read: {why}")
+
+
 class UniqueKeys:
     """Makes the keys of one shard unique in the order in which they come.
 

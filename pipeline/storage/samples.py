@@ -6,34 +6,46 @@ from collections.abc import Container, Iterator
 
 from pipeline.errors import StorageError
 from pipeline.storage.folders import read_folder
-from pipeline.storage.listing import file_entry
+from pipeline.storage.left_out import LeftOut
+from pipeline.storage.listing import Entry, file_entry
+from pipeline.storage.local_files import present_state
+from pipeline.storage.objects import UNREADABLE
+from pipeline.storage.options import ReadOptions
 from pipeline.storage.parquets import read_parquet
 from pipeline.storage.sample import Sample
 from pipeline.storage.shards import Shard, folder_etag
 from pipeline.storage.tars import read_tar
-from pipeline.storage.uris import is_local, join
+from pipeline.storage.uris import is_local, storage_errors
 
-_READERS = {"folder": read_folder, "tar": read_tar, "parquet": read_parquet}
+_ARCHIVES = {"tar": read_tar, "parquet": read_parquet}
 
 
-def read_samples(shard: Shard, keys: Container[str] | None = None) -> Iterator[Sample]:
+def read_samples(
+    shard: Shard,
+    keys: Container[str] | None = None,
+    options: ReadOptions | None = None,
+    left_out: LeftOut | None = None,
+) -> Iterator[Sample]:
     """The samples of `shard`, or those with `keys`, in the order in which they lie there, streamed.
 
     Keys: in a folder the relative path with its extension (`Shard.keys`); in a tar the member's
     path without the image extension (as webdataset has it), with it if that is taken; in Parquet
     the key column or the row number. Memory holds a few samples, never the shard, besides the keys.
+    What the shard holds besides its samples is counted in `left_out` as it is passed over.
 
     Raises `StorageError` naming the shard if it is missing, truncated or damaged, after the
     samples before the damage, and after all of them if it is not as it was listed: a shard is
     whole and of one state or it fails, and nothing is dropped in silence.
     Raises `InputError` if a Parquet file has no column that can be told to be the images.
     """
-    if keys is None:
-        yield from _READERS[shard.kind](shard)
-    elif shard.kind == "folder":
+    if shard.kind in ("folder", "list"):
         yield from read_folder(shard, keys)
     else:
-        yield from (sample for sample in _READERS[shard.kind](shard) if sample.key in keys)
+        reader = _ARCHIVES[shard.kind]
+        samples = reader(
+            shard, options or ReadOptions(), LeftOut() if left_out is None else left_out
+        )
+        yield from (sample for sample in samples if keys is None or sample.key in keys)
     if _changed(shard, whole=keys is None):
         raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")
 
@@ -43,9 +55,21 @@ def _changed(shard: Shard, *, whole: bool) -> bool:
 
     Files in a bucket the reader compares itself; of some files of a folder, the sizes alone.
     """
-    if shard.kind != "folder":
+    if shard.kind not in ("folder", "list"):
         return file_entry(shard.uri).etag != shard.etag
-    if not whole or not is_local(shard.uri):
+    uris = [shard.uri_of(name) for name in shard.names]
+    if not whole or not all(map(is_local, uris)):
         return False
-    entries = (file_entry(join(shard.uri, name))._replace(name=name) for name in shard.names)
-    return folder_etag(entries) != shard.etag
+    states = zip(shard.names, map(_state, uris), strict=True)
+    return folder_etag(Entry(name, *state) for name, state in states) != shard.etag
+
+
+def _state(uri: str) -> tuple[int, str]:
+    """Of a file on a disk, as its listing has it; of one that only a list names it is nothing."""
+    try:
+        with storage_errors(f"read '{uri}'"):
+            return present_state(uri)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return 0, UNREADABLE
+        raise

@@ -5,27 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.errors import InputError, StorageError
-from pipeline.storage.columns import has_bytes, schema_of
-from pipeline.storage.formats import Kind, is_image, readable_name, shard_kind, shard_stem
-from pipeline.storage.listing import Entry, file_entry, is_folder, walk
+from pipeline.errors import InputError
+from pipeline.redaction import known_secrets
+from pipeline.storage.formats import Kind, readable_name, shard_stem
+from pipeline.storage.inputs import LOOKED_FOR, NO_LISTING, Source, open_input, uri_in
+from pipeline.storage.left_out import LeftOut
+from pipeline.storage.listing import Entry
+from pipeline.storage.options import ReadOptions
+from pipeline.storage.recognition import recognised
 from pipeline.storage.sample import UniqueKeys
-from pipeline.storage.uris import canonical_uri, filesystem, join, known_secrets, refuse_secrets
+from pipeline.storage.uris import canonical_uri, is_web, refuse_secrets
 
 FILES_PER_SHARD = 1024  # images of a folder that make one shard, unless told otherwise
 _PLAIN = re.compile(r"[A-Za-z0-9._-]+\.tar")
 _SLICE = re.compile(r"files-(\d{5,15})", re.ASCII)
 _RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|[._].*)")
-_LOOKED_FOR = (
-    "looked for .tar, .tar.gz, .tgz and .parquet shards, and for image files, at any depth"
-)
-
-
-_NO_PATTERN = "one folder or file is taken, and no pattern: name the folder"
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,10 @@ class Shard:
 
     `shard_id` depends on the path inside the input alone and is safe as a file name. `uri` is the
     shard file or, for `kind="folder"`, the input folder, of which this shard holds the files
-    `names` (relative paths) of `sizes` bytes. `size` is in bytes. `etag` changes when the content
-    does, as far as the storage tells (on a disk: size and modification time).
+    `names` (relative paths) of `sizes` bytes; for `kind="list"` it is the text file that names
+    them, and `names` are relative to its folder, or URIs. A size of -1 is not known. `size` is in
+    bytes. `etag` changes when the content does, as far as the storage tells (on a disk: size and
+    modification time).
     """
 
     shard_id: str
@@ -59,6 +59,10 @@ class Shard:
         """
         unique = UniqueKeys()
         return tuple(unique.take(readable_name(name)) for name in self.names)
+
+    def uri_of(self, name: str) -> str:
+        """The URI of one of `names`."""
+        return uri_in(self.kind, self.uri, name)
 
     def to_json(self) -> str:
         """The shard as a line of ASCII JSON, whatever bytes its names are made of."""
@@ -84,40 +88,39 @@ def slice_number(shard_id: str) -> int | None:
     return int(match[1]) if match and slice_id(int(match[1])) == shard_id else None
 
 
-def list_shards(input_uri: str, *, files_per_shard: int = FILES_PER_SHARD) -> Iterator[Shard]:
+def list_shards(
+    input_uri: str,
+    *,
+    files_per_shard: int = FILES_PER_SHARD,
+    options: ReadOptions | None = None,
+    left_out: LeftOut | None = None,
+) -> Iterator[Shard]:
     """The shards of `input_uri`, in the order of their paths, as the listing goes.
 
-    The input is one shard file, one image, or a folder with shards or images or both at any
-    depth. Images of a folder are cut into slices of `files_per_shard` in the order of their
-    relative paths; adding a file to the folder changes the slices after it. Hidden files are left
-    out, and so is img2dataset's own metadata (`without_metadata`). Raises `InputError` if
-    the input does not exist or holds nothing of these, on the first `next()`, and if its URI or a
-    shard's contains a credential (`refuse_secrets`).
+    The input is one shard file, one image, a folder with shards or images or both at any depth, a
+    text file of these, or a pattern (`open_input`). Images are cut into slices of
+    `files_per_shard`, of a folder in the order of their relative paths; adding a file changes the
+    slices after it. What is neither, by its name or its first bytes (`recognised`), is counted in
+    `left_out`, complete at the end, and so are hidden files and img2dataset's own metadata.
+    Raises `InputError` if the input does not exist or holds nothing of these, on the first
+    `next()`, and if its URI or a shard's contains a credential (`refuse_secrets`).
     """
     root = canonical_uri(input_uri)
     secrets = known_secrets()
     refuse_secrets("the input's URI", root, secrets=secrets)
-    fs, path = filesystem(root)
-    folder = _exists_as_folder(fs, path, root)
+    counted = LeftOut() if left_out is None else left_out
+    source = open_input(root, counted)
     seen: set[str] = set()
-    for shard in _folder_shards(fs, path, root, files_per_shard) if folder else _one_file(root):
+    for shard in _shards_of(source, files_per_shard, options or ReadOptions(), counted):
         if shard.shard_id in seen:
             raise InputError(f"two shards of '{root}' have the id '{shard.shard_id}'; rename one")
         refuse_secrets(f"a shard's name in '{root}'", shard.uri, shard.shard_id, secrets=secrets)
         seen.add(shard.shard_id)
         yield shard
     if not seen:
-        raise InputError(f"the input '{root}' holds nothing to read; {_LOOKED_FOR}")
-
-
-def _exists_as_folder(fs: Any, path: str, root: str) -> bool:
-    try:
-        return is_folder(fs, path, root)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            hint = _NO_PATTERN if re.search(r"[*?]", root) else _LOOKED_FOR
-            raise InputError(f"the input '{root}' does not exist; {hint}") from error
-        raise
+        there = f" ({counted.summary()})" if counted else ""
+        hint = NO_LISTING if is_web(root) else LOOKED_FOR
+        raise InputError(f"the input '{root}' holds nothing to read{there}; {hint}")
 
 
 def shard_id_of(relative_path: str) -> str:
@@ -135,65 +138,29 @@ def shard_id_of(relative_path: str) -> str:
     return f"{safe}-{digest[:8]}"
 
 
-def _one_file(uri: str) -> Iterator[Shard]:
-    entry = file_entry(uri)
-    name = uri.rsplit("/", 1)[-1]
-    kind = shard_kind(name)
-    if kind:
-        yield Shard(shard_id_of(name), uri, kind, entry.size, entry.etag)
-    elif is_image(name):
-        yield _slice(uri.rsplit("/", 1)[0], [Entry(name, entry.size, entry.etag)], 0)
-
-
-def _folder_shards(fs: Any, path: str, root: str, length: int) -> Iterator[Shard]:
+def _shards_of(
+    source: Source, length: int, options: ReadOptions, left_out: LeftOut
+) -> Iterator[Shard]:
     images: list[Entry] = []
     slices = 0
-
-    def holds_images(entry: Entry) -> bool:
-        schema = schema_of(join(root, entry.name))
-        return schema is None or has_bytes(schema)
-
-    for entry in without_metadata(walk(fs, path, root), holds_images):
-        kind = shard_kind(entry.name)
-        if kind:
-            uri = join(root, entry.name)
-            yield Shard(shard_id_of(entry.name), uri, kind, entry.size, entry.etag)
-        elif is_image(entry.name):
+    found = recognised(
+        source.entries,
+        source.uri_of,
+        left_out,
+        sniffing=options.sniff,
+        alone=source.alone,
+    )
+    for entry, kind in found:
+        if kind == "image":
             images.append(entry)
+        else:
+            uri, size = source.uri_of(entry.name), max(0, entry.size)
+            yield Shard(shard_id_of(entry.name), uri, kind, size, entry.etag)
         if len(images) == length:
-            yield _slice(root, images, slices)
+            yield _slice(source, images, slices)
             images, slices = [], slices + 1
     if images:
-        yield _slice(root, images, slices)
-
-
-def without_metadata(
-    entries: Iterable[Entry], holds_images: Callable[[Entry], bool]
-) -> Iterator[Entry]:
-    """The sorted `entries`, but for what img2dataset writes beside its images: their URLs and
-    captions.
-
-    That is an `x.parquet` beside an `x.tar`, or one that does not hold images beside a folder `x`.
-    An `x.parquet` is given out behind what may be its tar, or before what is in the folder.
-    """
-    waiting: Entry | None = None
-    for entry in entries:
-        if waiting:
-            stem = shard_stem(waiting.name)
-            if shard_kind(entry.name) == "tar" and shard_stem(entry.name) == stem:
-                waiting = None
-            elif entry.name > f"{stem}/":
-                if not entry.name.startswith(f"{stem}/") or holds_images(waiting):
-                    yield waiting
-                waiting = None
-        if shard_kind(entry.name) != "parquet":
-            yield entry
-            continue
-        if waiting:
-            yield waiting
-        waiting = entry
-    if waiting:
-        yield waiting
+        yield _slice(source, images, slices)
 
 
 def folder_etag(entries: Iterable[Entry]) -> str:
@@ -205,12 +172,12 @@ def folder_etag(entries: Iterable[Entry]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _slice(root: str, entries: list[Entry], index: int) -> Shard:
+def _slice(source: Source, entries: list[Entry], index: int) -> Shard:
     return Shard(
         shard_id=slice_id(index),
-        uri=root,
-        kind="folder",
-        size=sum(entry.size for entry in entries),
+        uri=source.uri,
+        kind=source.kind,
+        size=sum(max(0, entry.size) for entry in entries),
         etag=folder_etag(entries),
         names=tuple(entry.name for entry in entries),
         sizes=tuple(entry.size for entry in entries),

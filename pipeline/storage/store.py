@@ -177,7 +177,7 @@ class Store:
             found = objects_of_bucket(self.fs, self.path(folder), above, last)
         else:
             found = objects_below(self.fs, self.path(folder), above)
-        return (one for one in found if one[0].startswith(prefix) and not _is_temporary(one[0]))
+        return (one for one in found if one[0].startswith(prefix) and not is_temporary(one[0]))
 
     def remove(self, name: str) -> None:
         """Delete an object; a missing one is no error, so that a removal can be repeated."""
@@ -188,7 +188,8 @@ class Store:
                 return
 
 
-def _is_temporary(name: str) -> bool:
+def is_temporary(name: str) -> bool:
+    """Return whether an object of this name is what a writer leaves that was killed in a put."""
     last = name.rsplit("/", 1)[-1]
     return last.startswith(".") and last.endswith(".tmp")
 

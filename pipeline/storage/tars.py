@@ -9,20 +9,24 @@ from typing import IO, cast
 
 from pipeline.errors import StorageError
 from pipeline.storage.formats import is_hidden, is_image, readable_name
+from pipeline.storage.left_out import LeftOut
+from pipeline.storage.options import ReadOptions
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_large
 from pipeline.storage.shards import Shard
 from pipeline.storage.strict_tar import DAMAGE, open_tar
 from pipeline.storage.uris import join, one_line, storage_errors
 
 
-def read_tar(shard: Shard) -> Iterator[Sample]:
+def read_tar(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
     """One sample for each regular file with an image extension, in the archive's order.
 
     The key is the member's path without that extension; if another member took it, the whole
     path; if that is taken too (one path stored twice), the path with `~2`, `~3`, ... behind it.
-    Sidecars (`.json`, `.txt`, `.cls`, ...) and hidden files are no samples. A link with an image's
+    Sidecars (`.json`, `.txt`, `.cls`, ...) and hidden files are no samples, but are counted in
+    `left_out`. A link with an image's
     name is a sample without content, as links are not followed.
     """
+    del options  # of members without a known extension nothing is read
     keys = UniqueKeys()
     count = 0
     with storage_errors(f"read '{shard.uri}'"):
@@ -33,6 +37,8 @@ def read_tar(shard: Shard) -> Iterator[Sample]:
                     if sample is not None:
                         count += 1
                         yield sample
+                    elif not member.isdir():
+                        left_out.add_file(readable_name(member.name.removeprefix("./")))
         except DAMAGE as error:
             raise StorageError(
                 f"the shard '{shard.uri}' is damaged after {count} samples ({one_line(error)}); "

@@ -15,38 +15,38 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import fsspec.config
-from botocore.exceptions import (  # type: ignore[import-untyped]
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-)
+from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 from fsspec import get_filesystem_class
 from fsspec.archive import AbstractArchiveFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.chained import ChainedFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import AccessError, InputError, StorageError
+from pipeline.redaction import HARMLESS_QUERIES, carries_secrets, known_secrets, without_secrets
+from pipeline.storage.access import is_refusal, reason_of_refusal, wrong_credentials
+from pipeline.storage.buckets import is_bucket
 
 # File systems of what lies in another one: `zip://a.jpg::s3://bucket/b.zip`.
 _INSIDE_OTHERS = (AbstractArchiveFileSystem, ChainedFileSystem)
 # What serves a scheme and is not there by itself: the extra that brings it.
 _EXTRAS = {"gs": "gcp", "gcs": "gcp"}
+# What raises in file systems of other packages, which need not be installed and have no base.
+_FOREIGN = {
+    *("gcsfs", "google", "huggingface_hub", "hf_xet", "httpx", "httpx2", "httpcore", "httpcore2"),
+    *("requests", "urllib3", "adlfs", "azure"),
+}
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-# Before the host, also of a URI inside a URI (`simplecache::s3://key:secret@bucket`).
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
-_SIGNED = re.compile(
-    r"([?&](?:x-amz-|x-goog-|sig=|signature=|token=|access_token=))[^\s'\"]*", re.IGNORECASE
-)
-# Not the id of an access key, which is no secret, and may be the name of a project or a folder.
-_SECRET_SETTINGS = ("secret", "token", "password", "secret_key")
-_SECRET_VARIABLES = re.compile(r".*_(SECRET|TOKEN|PASSWORD|(SECRET|ACCESS|ACCOUNT|API)_KEY)")
 
 
 def is_local(uri: str) -> bool:
     """Whether `uri` is a plain path or a `file://` URI."""
     return not _SCHEME.match(uri) or uri.startswith(("file://", "local://"))
+
+
+def is_web(uri: str) -> bool:
+    """Whether `uri` is of the web, whose servers list no folders."""
+    return uri.startswith(("http://", "https://"))
 
 
 def canonical_uri(uri: str) -> str:
@@ -61,10 +61,13 @@ def canonical_uri(uri: str) -> str:
         raise InputError("an empty path or URI was given")
     if "\0" in uri:
         raise InputError(f"'{uri}' holds a null character, which no path does")
-    if "://" in uri and (_CREDENTIALS.search(uri) or _SIGNED.search(uri)):
+    if "://" in uri and carries_secrets(uri):
+        scheme = _SCHEME.match(uri)
         raise InputError(
-            f"the {uri.split(':')[0]} URI carries credentials; "
-            "give them in the environment (e.g. AWS_ACCESS_KEY_ID) and leave them out of the URI"
+            f"the {scheme[0].removesuffix('://') if scheme else 'given'} URI carries credentials, "
+            "or a query or fragment that may be one; give credentials in the environment (e.g. "
+            "AWS_ACCESS_KEY_ID) and leave them out of the URI; download what a signed URL names "
+            f"(queries that may stay: {', '.join(HARMLESS_QUERIES)})"
         )
     if is_local(uri):
         path = re.sub(r"^(file|local)://", "", uri)
@@ -127,27 +130,59 @@ def is_local_filesystem(fs: Any) -> bool:
 
 @contextmanager
 def storage_errors(action: str) -> Iterator[None]:
-    """Turn every failure of a file system into a `StorageError`: "cannot <action>: why"."""
+    """Turn every failure of a file system into a `StorageError`: "cannot <action>: why".
+
+    An `AccessError` where credentials are missing or wrong, or rights are.
+    """
     try:
         yield
-    except NoCredentialsError as error:
-        why = "no credentials in the environment (AWS_ACCESS_KEY_ID, ~/.aws, ...)"
-        raise StorageError(f"cannot {action}: {why}") from error
     except FileNotFoundError as error:
         raise StorageError(f"cannot {action}: not found") from error
     except PermissionError as error:
         # Of a disk's files the error names one.
-        why = "access denied" if error.filename else "access denied (are the credentials right?)"
-        raise StorageError(f"cannot {action}: {why}") from error
+        denied = "access denied" if error.filename else "access denied (are the credentials right?)"
+        raise AccessError(f"cannot {action}: {wrong_credentials(error) or denied}") from error
     except NotImplementedError as error:
         raise StorageError(f"cannot {action}: this kind of storage does not do that") from error
     except (OSError, EOFError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+        if why := wrong_credentials(error):
+            raise AccessError(f"cannot {action}: {without_secrets(why)}") from error
         raise StorageError(f"cannot {action}: {one_line(error)}") from error
     except Exception as error:
-        # Google's have no base but this, and gcsfs need not be installed.
-        if type(error).__module__.split(".")[0] not in ("gcsfs", "google"):
+        if not _is_foreign(error):
             raise
-        raise StorageError(f"cannot {action}: {one_line(error)}") from error
+        kind = InputError if isinstance(error, ValueError) else StorageError
+        raise kind(f"cannot {action}: {one_line(error)}") from error
+
+
+def _is_foreign(error: Exception) -> bool:
+    """Whether `error` is of a package in `_FOREIGN`, by its type or by what raised it."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    raised_in = place.tb_frame.f_globals.get("__name__", "") if place else ""
+    return not _FOREIGN.isdisjoint(
+        name.split(".")[0] for name in (type(error).__module__, str(raised_in))
+    )
+
+
+def check_credentials(uri: str) -> None:
+    """Raise `AccessError` where S3's credentials for `uri` are missing, wrong or expired.
+
+    One request, and another one where it is refused. Says nothing of rights, nor of what is there.
+    """
+    fs, path = filesystem(uri)
+    if not is_bucket(fs):
+        return
+    try:
+        fs.info(path)
+        return
+    except FileNotFoundError:
+        return
+    except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+        why = reason_of_refusal(fs, path) if is_refusal(error) else wrong_credentials(error)
+    if why:
+        raise AccessError(f"cannot open '{uri}': {without_secrets(why)}")
 
 
 def read_file(uri: str, at_most: int = -1) -> bytes:
@@ -166,14 +201,8 @@ def read_file(uri: str, at_most: int = -1) -> bytes:
 
 def one_line(error: BaseException) -> str:
     """The text of `error` in one line, with every secret of this process blanked out."""
-    return without_secrets(" ".join(str(error).split()) or type(error).__name__)
-
-
-def without_secrets(text: str) -> str:
-    """`text` with every credential of this process, or of a URI in the text, blanked out."""
-    for secret in sorted(known_secrets(), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return _SIGNED.sub(r"\1***", _CREDENTIALS.sub("***@", text))
+    # Blanked out first: a credential may have several lines.
+    return " ".join(without_secrets(str(error)).split()) or type(error).__name__
 
 
 def refuse_secrets(what: str, *texts: str, secrets: Mapping[str, str] | None = None) -> None:
@@ -188,17 +217,3 @@ def refuse_secrets(what: str, *texts: str, secrets: Mapping[str, str] | None = N
                 f"{what} contains the value of {place}, which is blanked out wherever it is "
                 "written: rename the one or change the other"
             )
-
-
-def known_secrets() -> dict[str, str]:
-    """Every credential of this process, and where it stands; shorter ones are words."""
-    found = {
-        value: f"the environment variable {name}"
-        for name, value in os.environ.items()
-        if _SECRET_VARIABLES.fullmatch(name)
-    }
-    for protocol, settings in fsspec.config.conf.items():
-        for name in _SECRET_SETTINGS:
-            if name in settings:
-                found[str(settings[name])] = f"fsspec's setting {protocol}.{name}"
-    return {value: place for value, place in found.items() if len(value) >= 6}

@@ -1,7 +1,12 @@
 """The table of latents: schema, part files, manifests, writing and reading."""
 
-from pipeline.table.card import card_text, is_card_current, write_card
-from pipeline.table.description import DESCRIPTION_NAME, Description, check_existing
+from pipeline.table.card import card_text, is_card_current, kept_readme, write_card
+from pipeline.table.description import (
+    DESCRIPTION_NAME,
+    TABLE_OUTPUT,
+    Description,
+    check_existing,
+)
 from pipeline.table.figures import Figures
 from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry
 from pipeline.table.manifests import ShardManifest
@@ -19,6 +24,7 @@ __all__ = [
     "DESCRIPTION_NAME",
     "INDEXED_AT_ONCE",
     "SCHEMA_VERSION",
+    "TABLE_OUTPUT",
     "Columns",
     "Description",
     "Figures",
@@ -39,6 +45,7 @@ __all__ = [
     "check_existing",
     "image_id",
     "is_card_current",
+    "kept_readme",
     "latents_table",
     "open_for_writing",
     "open_start",

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
 
 from pipeline.errors import printable
+from pipeline.storage import Store
 from pipeline.table.description import Description
+from pipeline.table.features import front_matter
 from pipeline.table.figures import METRICS, Figures
 from pipeline.table.reader import Table
+from pipeline.table.schema import rejects_schema
 from pipeline.table.totals import Totals
 
 CARD_NAME = "README.md"
 NOT_MEASURED = "not measured"  # what a description says of a metric that no network measures
-# What the Hugging Face hub reads; without it the hub would take all files for one data set.
-_FRONT_MATTER = """---
+# The card's last line. A README.md without it, or one that was edited since, is somebody's own.
+_SIGNATURE = "<!-- written by restyle-pipeline, which leaves it alone once it is edited: {} -->\n"
+# What all cards have that were made before they were signed: how they begin, and each line.
+_EARLIER_BEGIN = """---
 license: other
 configs:
   - config_name: latents
@@ -23,13 +29,18 @@ configs:
   - config_name: rejects
     data_files: rejects/*.parquet
 ---
-"""
+
+# W+ codes of """
 _LONGEST_TEXT = 300
 _MOST_FACTS = 100
 _DEEPEST = 4
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 # Underscores inside a word are none of emphasis.
 _MARKUP = re.compile(r"[&<>\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
+_EARLIER_LINE = re.compile(
+    r"|( {2})?\* .*|\| .* \||## (Rejects|Metrics)|Nothing was rejected\.|No face was measured\."
+    r"|[\d,]+ images in [\d,]+ shards? gave [\d,]+ codes and [\d,]+ rejects\. A code is .*"
+)
 _SHARDS = re.compile(rb"^[\d,]+ images in ([\d,]+) shards? gave ", re.MULTILINE)
 _COLUMNS = (
     "* these are means after each step, over all faces that have the metric; the columns `l2`, "
@@ -48,25 +59,68 @@ Without this library: `read_parquet('latents/*.parquet')` in DuckDB, pandas, pol
 """
 
 
-def write_card(table: Table, totals: Totals | None = None) -> str:
-    """Put the card into the table; its text. The same table gives the same card.
+def write_card(table: Table, totals: Totals | None = None) -> str | None:
+    """Put the card into the table and return its text. The same table gives the same card.
 
-    `totals` are those of the table, where they are known. No rows are read.
+    None where a README.md is there that is not the card: it stays as it is. `totals` are those of
+    the table, where they are known. No rows are read.
     """
+    if has_other_readme(table.store):
+        return None
     text = card_text(table, totals)
     table.store.put(CARD_NAME, text.encode())
     return text
 
 
+def kept_readme(table: Table) -> str:
+    """Return the sentence for people about a card that `write_card` did not write."""
+    return (
+        f"'{table.store.uri(CARD_NAME)}' is not the card that this job writes, or was edited: it "
+        "stays as it is, and the table has no new card (to get one, rename that file and run again)"
+    )
+
+
+def has_other_readme(store: Store) -> bool:
+    """Return whether the table's README.md is not the card, or was edited."""
+    return store.exists(CARD_NAME) and not is_card(store.get(CARD_NAME))
+
+
+def is_card(content: bytes) -> bool:
+    """Return whether this is a card as `write_card`, or an earlier version of it, left it."""
+    text = content.decode(errors="replace")
+    return _is_signed(text) or _is_earlier_card(text)
+
+
+def _is_signed(text: str) -> bool:
+    body, newline, last = text.rstrip("\n").rpartition("\n")
+    return f"{last}\n" == _signature(body + newline)
+
+
+def _is_earlier_card(text: str) -> bool:
+    if not (text.startswith(_EARLIER_BEGIN) and text.endswith(_READING)):
+        return False
+    lines = text[len(_EARLIER_BEGIN) : -len(_READING)].split("\n")
+    return all(map(_EARLIER_LINE.fullmatch, lines[1:]))  # the first is the end of a title
+
+
+def _signature(text: str) -> str:
+    return _SIGNATURE.format(hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
 def is_card_current(table: Table) -> bool:
     """Whether there is a card of as many shards as are committed, put after each of them.
 
-    By the storage's clock. A shard that was committed is removed where its input is shorter.
+    By the storage's clock. A shard that was committed is removed where its input is shorter. A card
+    of an earlier version is not current, a README.md that is not the card has nothing to become so.
     """
     if not table.store.exists(CARD_NAME):
         return False
     written = table.store.info(CARD_NAME).modified
-    said = _SHARDS.search(table.store.get(CARD_NAME))
+    content = table.store.get(CARD_NAME)
+    text = content.decode(errors="replace")
+    if not _is_signed(text):
+        return not _is_earlier_card(text)
+    said = _SHARDS.search(content)
     shards = 0
     for _, info in table.store.infos("_shards/"):
         if not 0 < info.modified <= written:
@@ -80,13 +134,14 @@ def card_text(table: Table, totals: Totals | None = None) -> str:
     totals = totals or Totals.of(table.store)
     description = table.description
     parts = (
-        _FRONT_MATTER,
+        front_matter(description.columns.latents_schema(), rejects_schema()),
         _summary(description, totals),
         _rejects(totals.figures),
         _metrics(description, totals),
         _READING,
     )
-    return "\n".join(parts)
+    text = "\n".join(parts) + "\n"
+    return text + _signature(text)
 
 
 def _summary(description: Description, totals: Totals) -> str:

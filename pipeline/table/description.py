@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline.errors import FingerprintError, InputError, RequestError, TableError, printable
-from pipeline.storage import Store
+from pipeline.errors import (
+    ConfigError,
+    FingerprintError,
+    InputError,
+    RequestError,
+    TableError,
+    printable,
+)
+from pipeline.storage import OutputKind, Store
 from pipeline.table.documents import check_types, read_json, to_json
 from pipeline.table.schema import SCHEMA_VERSION, Columns
 
@@ -20,6 +27,9 @@ DESCRIPTION_NAME = "_table.json"
 # setting with this value is left out of `_table.json` and of the fingerprint, so that a table made
 # before the setting existed is continued by asking for this value.
 EARLIER_VALUES: Mapping[str, Any] = {
+    "layout.sniff": False,
+    "settings.alignment.icc": "ignore",
+    "settings.measured.alignment.icc": "ignore",
     "settings.precision": "float32",
 }
 
@@ -31,13 +41,16 @@ FLAGS: Mapping[str, str] = {
     "columns.w_plus_dtype": "--latent-dtype",
     "layout.files_per_shard": "--files-per-shard",
     "layout.limit": "--limit",
+    "layout.sniff": "--sniff",
     "settings.alignment.faces": "--faces",
     "settings.alignment.fit": "--fit",
+    "settings.alignment.icc": "--icc",
     "settings.alignment.max_pixels": "--max-pixels",
     "settings.alignment.min_face_px": "--min-face",
     "settings.alignment.prealigned": "--prealigned",
     "settings.best_step_by": "--best-step-by",
     "settings.identity": "--identity",
+    "settings.measured.alignment.icc": "--icc",
     "settings.method.name": "--method",
     "settings.model": "--model",
     "settings.precision": "--precision",
@@ -67,7 +80,7 @@ class Description:
 
     def __post_init__(self) -> None:
         for part in ("settings", "layout"):
-            object.__setattr__(self, part, _without_earlier(part, getattr(self, part)))
+            object.__setattr__(self, part, without_earlier(part, getattr(self, part)))
 
     @property
     def fingerprint(self) -> str:
@@ -109,6 +122,21 @@ def read_description(store: Store) -> Description:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TableError(f"'{store.uri(DESCRIPTION_NAME)}' is incomplete: {error}") from error
     return Description(columns, **parts)
+
+
+def _is_table(store: Store, names: Sequence[str]) -> bool:
+    """Return whether a folder with files is a table: its description is put before all else."""
+    if store.exists(DESCRIPTION_NAME):
+        return True
+    if {"_shards/", "_runs/"} & {*names}:
+        raise ConfigError(
+            f"the output '{store.root}' is a table that has lost its {DESCRIPTION_NAME}, without "
+            "which nobody can tell how it was made: put that file back, or choose another output"
+        )
+    return False
+
+
+TABLE_OUTPUT = OutputKind("a table of latents", _is_table)
 
 
 def check_existing(store: Store, asked: Description) -> Description:
@@ -194,14 +222,14 @@ def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any])
     return f"\nto continue it as it was made: {' '.join(flags)}" if flags else ""
 
 
-def _without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
+def without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return `value` without the settings that are as they were before they could be chosen."""
     kept = {}
     for key, item in value.items():
         path = f"{name}.{key}"
         if path in EARLIER_VALUES and item == EARLIER_VALUES[path]:
             continue
-        kept[key] = _without_earlier(path, item) if isinstance(item, Mapping) else item
+        kept[key] = without_earlier(path, item) if isinstance(item, Mapping) else item
     return kept
 
 

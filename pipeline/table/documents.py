@@ -8,14 +8,21 @@ from dataclasses import fields
 from typing import Any
 
 from pipeline.errors import TableError
-from pipeline.storage import Store, without_secrets
+from pipeline.redaction import HIDDEN, clean
+from pipeline.storage import Store
 
-_SECRET_NAME = re.compile(r"secret|password|passwd|token$|credential|access_key|api_key", re.I)
+_SECRET_NAME = re.compile(
+    r"secret|passw|passphrase|token$|credential|(access|api|account|private)_?key|jwt|authorization"
+    r"|connection_string",
+    re.I,
+)
 
 
 def to_json(document: dict[str, Any]) -> bytes:
     """`document` as indented UTF-8 JSON; what is or looks like a credential becomes `***`."""
-    text = json.dumps(_clean(document), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        _without_named(clean(document)), indent=2, ensure_ascii=False, allow_nan=False
+    )
     return (text + "\n").encode()
 
 
@@ -47,15 +54,16 @@ def check_types(record: Any) -> None:
             raise TypeError(f"'{field.name}' is larger than any integer of a table")
 
 
-def _clean(value: Any) -> Any:
+def _without_named(value: Any) -> Any:
+    """`value` without what stands under a credential's name, and with texts that UTF-8 can hold."""
     if isinstance(value, dict):
         return {
-            str(name): "***" if item and _SECRET_NAME.search(str(name)) else _clean(item)
+            str(name): HIDDEN if item and _SECRET_NAME.search(str(name)) else _without_named(item)
             for name, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
+        return [_without_named(item) for item in value]
     if isinstance(value, str):
         # A lone surrogate (a file name that is not UTF-8) has no UTF-8 form.
-        return without_secrets(value).encode("utf-8", "backslashreplace").decode()
+        return value.encode("utf-8", "backslashreplace").decode()
     return value

@@ -35,6 +35,7 @@ class ShardEntry:
     parts: int
     figures: str
     manifest_etag: str
+    left_out: str = ""  # JSON of `LeftOut`
 
     @classmethod
     def of(cls, manifest: ShardManifest, manifest_etag: str) -> ShardEntry:
@@ -50,6 +51,7 @@ class ShardEntry:
             parts=len(manifest.parts),
             figures=manifest.figures.to_text(),
             manifest_etag=manifest_etag,
+            left_out=manifest.left_out.to_text(),
         )
 
 
@@ -64,10 +66,13 @@ def all_entries(store: Store) -> Iterator[list[ShardEntry]]:
         yield [ShardEntry(*row) for row in rows_of(table)]
 
 
-def shard_entries(store: Store) -> Iterator[ShardEntry]:
-    """Of every committed shard, by the index, or by the manifest of one that stands in none."""
+def shard_entries(store: Store, *, by_manifests: bool = False) -> Iterator[ShardEntry]:
+    """Of every committed shard, by the index, or by the manifest of one that stands in none.
+
+    All `by_manifests` where the index is not to be believed.
+    """
     etags = dict(manifest_etags(store))
-    for entry in read_entries(store, etags):
+    for entry in () if by_manifests else read_entries(store, etags):
         del etags[entry.shard]
         yield entry
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -1,7 +1,8 @@
 """The files of the table's index: `_index/<folder>/<first shard>-<hash of the content>.parquet`.
 
 A cache: all of it or some of its files may be deleted at any time. A file that is not what its name
-says, or not of the columns asked for, is passed over, and so is all that cannot be read.
+says, or not of the columns asked for, is passed over, and so is all that cannot be read. Where a
+file lacks columns that have a default, as one of an earlier version does, the default is filled in.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 import pyarrow as pa
@@ -44,11 +45,11 @@ def put_rows(store: Store, folder: str, rows: Sequence[Any]) -> str:
 
 def read_tables(store: Store, folder: str, kind: type) -> Iterator[tuple[str, pa.Table]]:
     """The files of `folder` that hold rows of `kind`: name and content, some at a time."""
-    names, schema = _names(store, folder), schema_of(kind)
+    names, schema, defaults = _names(store, folder), schema_of(kind), _defaults(kind)
     with ThreadPoolExecutor(_THREADS) as pool:
         for first in range(0, len(names), _THREADS):
             group = names[first : first + _THREADS]
-            tables = pool.map(lambda name: _read(store, name, schema), group)
+            tables = pool.map(lambda name: _read(store, name, schema, defaults), group)
             for name, table in zip(group, tables, strict=True):
                 if table is not None:
                     yield name, table
@@ -66,7 +67,11 @@ def _names(store: Store, folder: str) -> list[str]:
         return []
 
 
-def _read(store: Store, name: str, schema: pa.Schema) -> pa.Table | None:
+def _defaults(kind: type) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+
+
+def _read(store: Store, name: str, schema: pa.Schema, defaults: dict[str, Any]) -> pa.Table | None:
     try:
         content = store.get(name)
         if not name.endswith(f"-{_digest(content)}.parquet"):
@@ -74,6 +79,10 @@ def _read(store: Store, name: str, schema: pa.Schema) -> pa.Table | None:
         table = pq.ParquetFile(io.BytesIO(content)).read()
     except (pa.ArrowException, StorageError):
         return None
+    for place, field in enumerate(schema):
+        if field.name in defaults and field.name not in table.column_names:
+            column = pa.repeat(pa.scalar(defaults[field.name], field.type), len(table))
+            table = table.add_column(place, field, column)
     return table if table.schema.equals(schema) else None
 
 

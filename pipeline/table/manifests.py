@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import TableError
-from pipeline.storage import Shard, Store
+from pipeline.storage import LeftOut, Shard, Store
 from pipeline.table.documents import check_types, read_json, to_json
 from pipeline.table.figures import Figures
 from pipeline.table.parts import PartSummary
@@ -18,7 +18,10 @@ _FOLDER = "_shards"
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """What a committed shard came from, and what it gave."""
+    """What a committed shard came from, and what it gave.
+
+    `left_out` counts what its reader passed over; a manifest without it passed over nothing.
+    """
 
     shard: str
     uri: str
@@ -33,10 +36,16 @@ class ShardManifest:
     parts: tuple[PartSummary, ...]
     figures: Figures
     schema_version: int = SCHEMA_VERSION
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @classmethod
     def of(
-        cls, shard: Shard, parts: Sequence[PartSummary], fingerprint: str, part_size: int
+        cls,
+        shard: Shard,
+        parts: Sequence[PartSummary],
+        fingerprint: str,
+        part_size: int,
+        left_out: Mapping[str, int] | None = None,
     ) -> ShardManifest:
         """The manifest of `shard` from all its parts; `TableError` if a part is missing."""
         parts = sorted(parts, key=lambda summary: summary.part)
@@ -56,6 +65,7 @@ class ShardManifest:
             rejects=sum(summary.rejects for summary in parts),
             parts=tuple(replace(summary, figures="") for summary in parts),
             figures=Figures.total(Figures.from_text(summary.figures) for summary in parts),
+            left_out=LeftOut(left_out or {}),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,7 +73,9 @@ class ShardManifest:
         fields = asdict(self)
         for part in fields["parts"]:
             del part["figures"]
-        return fields
+        left_out = self.left_out.ordered()
+        del fields["left_out"]
+        return fields | ({"left_out": left_out} if left_out else {})
 
     def write(self, store: Store, *, anyway: bool = False) -> bool:
         """Put the manifest, from here on the shard is done; whether this is what now stands there.
@@ -105,7 +117,8 @@ def read_manifest(store: Store, shard_id: str) -> ShardManifest:
     try:
         parts = tuple(PartSummary(**part) for part in fields.pop("parts"))
         figures = Figures.from_dict(fields.pop("figures"))
-        manifest = ShardManifest(**fields, parts=parts, figures=figures)
+        left_out = LeftOut.from_dict(fields.pop("left_out", {}))
+        manifest = ShardManifest(**fields, parts=parts, figures=figures, left_out=left_out)
         for record in (manifest, *parts):
             check_types(record)
     except (KeyError, TypeError) as error:

@@ -11,7 +11,7 @@ are not what was believed: the next run reads their footers.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -76,6 +76,12 @@ class PartEntry:
             rejects_sha256=self.rejects_sha256,
             figures=self.figures,
         )
+
+
+def part_entries(store: Store) -> Iterator[PartEntry]:
+    """Return all that the index says, of parts that are as they were or not."""
+    for _, table in read_tables(store, _FOLDER, PartEntry):
+        yield from (PartEntry(*row) for row in rows_of(table))
 
 
 class KnownParts:

@@ -24,7 +24,7 @@ LATENTS = "latents"
 REJECTS = "rejects"
 _PART_NAME = re.compile(r"(?:latents|rejects)/(.+)-(\d{5,})\.parquet")
 _PREFIX = "restyle."
-_COUNTS = ("samples", "faces", "rejects")
+COUNTS = ("samples", "faces", "rejects")
 # 128 codes of 18 x 512 float16 are 2.3 MB: what reading one code costs, at little loss in footers.
 _ROW_GROUP_ROWS = 128
 # What is read of a file for its footer, as Arrow does it; a longer one takes a second read.
@@ -95,7 +95,7 @@ class PartSummary:
 
 def counts_of(summary: PartSummary) -> tuple[int, ...]:
     """Samples, faces and rejects."""
-    return tuple(getattr(summary, name) for name in _COUNTS)
+    return tuple(getattr(summary, name) for name in COUNTS)
 
 
 def part_name(kind: str, shard_id: str, part: int) -> str:
@@ -135,7 +135,7 @@ def write_part(
         )
     summary = PartSummary(stamp.part, samples, latents.num_rows, rejects.num_rows)
     figures = Figures.of(latents, rejects)
-    counts = {name: getattr(summary, name) for name in _COUNTS}
+    counts = {name: getattr(summary, name) for name in COUNTS}
     metadata = {**asdict(stamp), **counts, "metrics": dict(metrics)}
     rejects_bytes = _encode(rejects, metadata)
     latents_bytes = _encode(latents, metadata | {"figures": asdict(figures)})
@@ -195,7 +195,7 @@ def read_summary(store: Store, stamp: Stamp) -> PartSummary | None:
         return None
     if any(metadata.get(name) != value for name, value in asdict(stamp).items()):
         return None
-    counts: list[Any] = [metadata.get(name) for name in _COUNTS]
+    counts: list[Any] = [metadata.get(name) for name in COUNTS]
     if not all(type(count) is int for count in counts):
         return None
     return replace(PartSummary(stamp.part, *counts), figures=figures.to_text())

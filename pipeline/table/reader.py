@@ -30,6 +30,8 @@ from pipeline.table.verify import verify_table
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
 
+    from pipeline.engine.reading import LatentsDataset
+
 _THREADS = 8
 _SHARDS = pa.schema(
     [
@@ -121,6 +123,18 @@ class Table:
             raise UnknownImageError(f"the table '{self.store.root}' has no {listed}{more}")
         codes = np.array([found[image] for image in ids], dtype=np.float32)
         return codes.reshape(len(ids), *self._code_shape)
+
+    def to_ray(self, columns: Sequence[str] | None = None) -> LatentsDataset:
+        """Return the latents as a Ray dataset, in no order; `w_plus` is a tensor [n_styles, 512].
+
+        `iter_torch_batches` gives [n, n_styles, 512]. Only the `columns` are read, all by default.
+        Starts Ray where none runs. Raises `RequestError` for a column that the table does not have.
+        """
+        # The one import that goes up: the engine alone knows Ray, and users know the table.
+        from pipeline.engine.reading import read_latents
+
+        names = [name for name in self.store.names(f"{LATENTS}/") if parse_part_name(name)]
+        return read_latents(self.store, names, self.description.columns.latents_schema(), columns)
 
     def shards(self) -> list[ShardManifest]:
         """The manifests of all committed shards, by id."""

@@ -26,6 +26,7 @@ _RUNS = pa.schema(
         ("exit_code", pa.int64()),
         *((name, pa.int64()) for name in ("samples", "faces", "rejects", "parts")),
         ("skipped_parts", pa.int64()),
+        ("icc_ignored", pa.int64()),  # images whose colour profile is damaged or not for them
         ("identity_missed", pa.int64()),  # faces in which the identity network found none
         ("seconds", pa.float64()),  # from start to end
         ("images_per_second", pa.float64()),

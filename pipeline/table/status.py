@@ -1,7 +1,7 @@
 """How far a table is, from what lies in storage alone: usable from anywhere while a job runs.
 
-Costs a listing of the manifests and of the latents, the index, the manifests that are not in it
-(a thousand at most), and the accounts of the last runs.
+Costs a listing of the manifests and of the latents, the index, what is not in it of manifests and
+of the footers of open parts (two thousand each at most), and the accounts of the last runs.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from typing import Any
 
 from pipeline.errors import PipelineError, printable
 from pipeline.storage import FILES_PER_SHARD, Shard, Store, canonical_uri, list_shards
+from pipeline.table.audit import Audit
 from pipeline.table.description import Description, read_description
 from pipeline.table.index import ShardEntry, read_entries
 from pipeline.table.manifests import manifest_name, read_manifest
-from pipeline.table.parts import LATENTS, parse_part_name
+from pipeline.table.open_parts import count_open_parts
+from pipeline.table.parts import COUNTS, LATENTS, parse_part_name
 from pipeline.table.runs import read_account
 
 _THREADS = 16
 # The index lacks fewer than that, but for a table that many short runs made.
 _READ_MANIFESTS = 2000
+_DRAWN = 16  # lines of the index for each number: a status is asked for often
 _RATE_OVER_S = 600.0
 _PARTS_MISSED = 10  # so many that should have come, and did not, are the silence of a run
 _RUNS = 3
@@ -33,7 +36,7 @@ _RUNS = 3
 
 @dataclass
 class Status:
-    """How far a table is; what is not known is None. Samples and faces are of committed shards."""
+    """How far a table is; what is not known is None. Samples and faces are all that is stored."""
 
     table: str
     shards_committed: int = 0
@@ -43,10 +46,13 @@ class Status:
     bytes_committed: int = 0
     bytes_total: int | None = None
     bytes_left: int | None = None  # of those shards
-    samples: int = 0
+    samples: int = 0  # of committed shards and of the parts of others, as the next two
     faces: int = 0
     rejects: int = 0
-    exact: bool = True  # or else the four above are of some thousand shards, scaled up
+    samples_open: int = 0  # of these, those of shards that are not committed
+    faces_open: int = 0
+    rejects_open: int = 0
+    exact: bool = True  # or else what is above is of some thousand shards or parts, scaled up
     parts: int = 0
     parts_open: int = 0  # of shards that are not committed
     parts_per_second: float | None = None  # of late, of one run
@@ -122,12 +128,16 @@ class _Commits:
 
 
 def _last_runs(store: Store) -> Iterator[dict[str, Any]]:
-    wanted = ("started", "updated", "exit_code", "samples", "faces", "seconds", "found", "job")
+    wanted = (
+        *("started", "updated", "exit_code", "samples", "faces", "rejects", "parts"),
+        *("skipped_parts", "seconds", "found", "job"),
+    )
     for name in list(reversed(store.names("_runs/")))[:_RUNS]:
         account = read_account(store, name)
         facts: dict[str, Any] = {one: account.get(one) for one in wanted}
         facts["run"] = name.removeprefix("_runs/").removesuffix(".json")
-        yield facts | {"errors": len(account.get("errors") or ())}
+        errors = account.get("errors") or []
+        yield facts | {"errors": len(errors), "first_error": str(errors[0]) if errors else None}
 
 
 def _is_listed(run: dict[str, Any]) -> bool:
@@ -161,7 +171,10 @@ def _count_committed(store: Store, status: Status, commits: _Commits) -> int:
 
 def _entries(store: Store, commits: _Commits) -> Iterator[ShardEntry]:
     """What the index says, and some of the manifests that are not in it."""
-    yield from read_entries(store, commits.etags)
+    audit = Audit(sums=True, each=_DRAWN)
+    entries = list(audit.watched(read_entries(store, commits.etags)))
+    if not audit.lies(store):
+        yield from entries
     unread = (shard for shard in commits.etags if shard not in commits.states)
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from pool.map(lambda shard: _entry(store, shard), islice(unread, _READ_MANIFESTS))
@@ -172,17 +185,22 @@ def _entry(store: Store, shard: str) -> ShardEntry:
 
 
 def _count_parts(store: Store, status: Status, commits: _Commits) -> None:
-    """Count the parts that are there, and how many came of late."""
+    """Count the parts that are there, what those of open shards hold, and how many came of late."""
     times = []
-    still_open = set()
+    still_open, etags = set(), {}
     for name, info in store.infos(f"{LATENTS}/"):
         parsed = parse_part_name(name)
         if parsed:
             times.append(info.modified)
             if parsed[0] not in commits.etags:
-                status.parts_open += 1
+                etags[name] = info.etag
                 still_open.add(parsed[0])
-    status.parts, status.shards_open = len(times), len(still_open)
+    status.parts, status.parts_open, status.shards_open = len(times), len(etags), len(still_open)
+    found = count_open_parts(store, etags)
+    status.exact = status.exact and found.exact
+    for count in COUNTS:
+        setattr(status, f"{count}_open", getattr(found, count))
+        setattr(status, count, getattr(status, count) + getattr(found, count))
     latest = max(times, default=0.0)
     if latest:
         status.seconds_since_last_part = max(0.0, round(time.time() - latest, 1))
@@ -282,10 +300,13 @@ def _estimate(status: Status, parts_committed: int) -> None:
     status.at_work = _is_at_work(status)
     if status.complete:
         status.seconds_left = 0.0
-    if not parts_committed or not status.parts_per_second:
+    parts = parts_committed + status.parts_open
+    if not parts or not status.parts_per_second:
         return
-    status.samples_per_second = status.samples / parts_committed * status.parts_per_second
+    status.samples_per_second = status.samples / parts * status.parts_per_second
     if status.complete or not status.at_work or not (status.bytes_left and status.bytes_committed):
+        return
+    if not parts_committed:
         return
     left = parts_committed * status.bytes_left / status.bytes_committed - status.parts_open
     status.seconds_left = max(0.0, round(left / status.parts_per_second, 1))

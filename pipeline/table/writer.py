@@ -155,15 +155,22 @@ class TableWriter:
         """What the part index takes of a part that was just written."""
         return PartEntry.of(self.stamps.of(shard, summary.part), summary, etags)
 
-    def commit_shard(self, shard: Shard, parts: Iterable[PartSummary]) -> ShardManifest:
+    def commit_shard(
+        self,
+        shard: Shard,
+        parts: Iterable[PartSummary],
+        left_out: Mapping[str, int] | None = None,
+    ) -> ShardManifest:
         """Write the manifest, when every part of `shard` is in the table.
 
         `parts` are the summaries that `write_part` returned and those of `ShardState.parts`; the
-        files of one without a SHA-256 are read once for it. Raises `TableError` if a part is
-        missing or a file of another part is there.
+        files of one without a SHA-256 are read once for it. `left_out` is what the shard's reader
+        passed over. Raises `TableError` if a part is missing or a file of another part is there.
         """
         complete = [self._hashed(shard.shard_id, summary) for summary in parts]
-        manifest = ShardManifest.of(shard, complete, self.stamps.fingerprint, self.part_size)
+        manifest = ShardManifest.of(
+            shard, complete, self.stamps.fingerprint, self.part_size, left_out
+        )
         self._check_names(shard, complete)
         ours = manifest.write(self.store)
         try:
@@ -262,7 +269,11 @@ class TableWriter:
             stamps = (self.stamps.of(shard, summary.part) for summary in parts)
             found = pool.map(lambda stamp: read_summary(self.store, stamp), stamps)
             for summary, there in zip(parts, found, strict=True):
-                if there is None or counts_of(there) != counts_of(summary):
+                # Figures too: the part index, which resumes believe, may say others.
+                if there is None or (*counts_of(there), there.figures) != (
+                    *counts_of(summary),
+                    summary.figures,
+                ):
                     raise TableError(
                         f"shard '{shard.shard_id}' cannot be committed: another run has written "
                         f"part {summary.part}; when no other job writes to this table, run again"

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.choices import Device, Fit, OptimiserName
+from pipeline.choices import Device, Fit, Icc, OptimiserName
 from pipeline.errors import ConfigError
-from pipeline.settings import fill
-from pipeline.storage import FILES_PER_SHARD, canonical_uri
+from pipeline.settings import check_uris, fill
+from pipeline.storage import FILES_PER_SHARD
 from pipeline.training.codes import code_shards
 
 # What a training that goes on may be told anew: how long, where and how it is watched. Any other
@@ -21,6 +21,9 @@ MAY_CHANGE = frozenset(
         *("output", "workers", "device", "align_workers", "restarts"),
     }
 )
+
+# What stands for a setting in trainings that were begun before it existed.
+EARLIER_VALUES: Mapping[str, Any] = {"icc": "ignore"}
 
 
 def _weight(description: str) -> Any:
@@ -65,6 +68,7 @@ class TrainConfig(BaseModel):
         None, description="how a prealigned image of other proportions is resized"
     )
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
+    icc: Icc = Field("apply", description="embedded colour profiles: to sRGB, or ignored")
     files_per_shard: int = Field(
         FILES_PER_SHARD, ge=1, description="files of a folder that make one shard"
     )
@@ -129,9 +133,13 @@ def load_train_config(file: str | None, flags: Mapping[str, Any]) -> TrainConfig
     """
     config = fill(TrainConfig, file, flags)
     _check(config)
-    named = (config.model, config.generator, config.backbone, config.moco_weights, config.codes)
-    for uri in (config.input, config.output, config.identity_network, *filter(None, named)):
-        canonical_uri(uri)  # refuses one with credentials, before it is written anywhere
+    check_uris(
+        config,
+        (
+            *("input", "output", "model", "generator", "backbone"),
+            *("identity_network", "moco_weights", "codes"),
+        ),
+    )
     if config.codes:
         code_shards(config.codes)  # the workers read them when all crops are cut: too late to tell
     return config

@@ -7,19 +7,23 @@ gives a model that no settings describe, whose best weights may be those of the 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError, FingerprintError, printable
-from pipeline.storage import Store, canonical_uri
-from pipeline.training.config import MAY_CHANGE, TrainConfig
+from pipeline.storage import OutputKind, Store, canonical_uri
+from pipeline.storage.contents import first_names
+from pipeline.training.config import EARLIER_VALUES, MAY_CHANGE, TrainConfig
 
 SETTINGS = "_train.json"
 ORIGIN = "origin"  # its entry beside the settings
 ENCODER = "encoder"  # the name of its checkpoint
+CROPS = "crops"  # the folder of what it is trained on, in a folder named by a digest
+_DIGEST = re.compile(r"[0-9a-f]{12}/")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,17 @@ class Origin:
 
     crops: str
     start: str  # the weights that it begins with
+
+
+def _is_training(store: Store, names: Sequence[str]) -> bool:
+    """Return whether a folder is a training's; before its settings come its crops."""
+    if store.exists(SETTINGS):
+        return True
+    crops = first_names(Store(store.uri(CROPS))) if set(names) <= {f"{CROPS}/", "_ray/"} else []
+    return bool(crops) and all(map(_DIGEST.fullmatch, crops))
+
+
+TRAINING_OUTPUT = OutputKind("a training", _is_training)
 
 
 def check_settings(config: TrainConfig, origin: Origin | None = None) -> None:
@@ -43,7 +58,7 @@ def check_settings(config: TrainConfig, origin: Origin | None = None) -> None:
         return
     known = begun.pop(ORIGIN, None)
     try:
-        before = TrainConfig(**begun)
+        before = TrainConfig(**{**EARLIER_VALUES, **begun})
         made_from = Origin(**known) if known else None
     except (ValidationError, TypeError) as error:
         raise _unknown(store, SETTINGS, "does not hold the settings of a training") from error

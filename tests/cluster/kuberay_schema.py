@@ -1,115 +1,32 @@
 """Schemas of `cluster/kuberay/`: a field that a server does not know is dropped or refused late.
 
-Pods are held against Kubernetes' own OpenAPI schema. No package brings KubeRay's: its fields that
-are in use stand here, as its API reference (v1.7.1) has them; any other is refused.
+Pods are held against Kubernetes' own OpenAPI schema, which a package brings. KubeRay's own fields
+are held against its CustomResourceDefinitions, where a copy of them lies beside the checkout.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import yaml
 from jsonschema import Draft202012Validator
 
 KUBERNETES = "1.33"
-TEXT = {"type": "string", "minLength": 1}
-COUNT = {"type": "integer", "minimum": 0}
-FLAG = {"type": "boolean"}
-# DNS label: of names that become those of pods and services.
-NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?$"}
-CPU = {"type": "string", "pattern": r"^\d+(\.\d+|m)?$"}
-BYTES = {"type": "string", "pattern": r"^\d+(Ki|Mi|Gi|Ti)?$"}
-
-
-def fields(required: str = "", **properties: Any) -> dict[str, Any]:
-    """An object of these fields alone; `required` are names between blanks."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": required.split(),
-        "additionalProperties": False,
-    }
-
-
-def items(of: dict[str, Any], at_least: int = 1) -> dict[str, Any]:
-    """A list."""
-    return {"type": "array", "items": of, "minItems": at_least}
-
-
-def mapping(of: dict[str, Any]) -> dict[str, Any]:
-    """An object of any names."""
-    return {"type": "object", "additionalProperties": of}
-
-
-RESOURCE_LIST = fields("", cpu=CPU, memory=BYTES, **{"nvidia.com/gpu": CPU})
-RESOURCES = fields("requests limits", requests=RESOURCE_LIST, limits=RESOURCE_LIST)
-CLUSTER_SPEC = fields(
-    "rayVersion authOptions headGroupSpec workerGroupSpecs",
-    rayVersion=TEXT,
-    authOptions=fields("mode", mode={"enum": ["token"]}),
-    enableInTreeAutoscaling=FLAG,
-    autoscalerOptions=fields(
-        "version",
-        version={"enum": ["v1", "v2"]},
-        upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
-        idleTimeoutSeconds=COUNT,
-        resources=RESOURCES,
-    ),
-    headGroupSpec=fields(
-        "rayStartParams template",
-        serviceType={"enum": ["ClusterIP"]},
-        rayStartParams=mapping(TEXT),
-        template={"type": "object"},
-    ),
-    workerGroupSpecs=items(
-        fields(
-            "groupName minReplicas maxReplicas rayStartParams template",
-            groupName=NAME,
-            replicas=COUNT,
-            minReplicas=COUNT,
-            maxReplicas=COUNT,
-            idleTimeoutSeconds=COUNT,
-            rayStartParams=mapping(TEXT),
-            template={"type": "object"},
-        )
-    ),
-)
-JOB_SPEC = fields(
-    "entrypoint rayClusterSpec",
-    entrypoint=TEXT,
-    backoffLimit=COUNT,
-    shutdownAfterJobFinishes=FLAG,
-    ttlSecondsAfterFinished=COUNT,
-    rayClusterSpec=CLUSTER_SPEC,
-)
-
-
-def manifest(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
-    """The whole object of `kind`."""
-    return fields(
-        "apiVersion kind metadata spec",
-        apiVersion={"const": "ray.io/v1"},
-        kind={"const": kind},
-        metadata=fields("name", name=NAME, labels=mapping(TEXT)),
-        spec=spec,
-    )
-
-
-SCHEMAS = {
-    "RayCluster": manifest("RayCluster", CLUSTER_SPEC),
-    "RayJob": manifest("RayJob", JOB_SPEC),
-}
+CRDS = {"RayCluster": "ray.io_rayclusters.yaml", "RayJob": "ray.io_rayjobs.yaml"}
 
 
 def pod_templates(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """The templates of the head's pod and of each worker group's."""
+    """Return the templates of the head's pod and of each worker group's."""
     spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
     return [group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
 
 
-def problems(manifest: dict[str, Any]) -> list[str]:
-    """What KubeRay or Kubernetes would drop or refuse: of a pod, the first thing alone."""
-    errors = list(Draft202012Validator(SCHEMAS[manifest["kind"]]).iter_errors(manifest))
+def pod_problems(manifest: dict[str, Any]) -> list[str]:
+    """Return what Kubernetes would drop or refuse, the first problem of each pod."""
+    errors = []
     for template in pod_templates(manifest):
         pod = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}
         try:
@@ -117,3 +34,43 @@ def problems(manifest: dict[str, Any]) -> list[str]:
         except kubernetes_validate.ValidationError as error:
             errors.append(error)
     return [f"{error.json_path}: {error.message}" for error in errors]
+
+
+def operator_problems(manifest: dict[str, Any], crds: Path) -> list[str]:
+    """Return what KubeRay's operator would drop or refuse, by the definitions in `crds`."""
+    schema = operator_schema(crds / CRDS[manifest["kind"]], manifest["apiVersion"])
+    errors = Draft202012Validator(schema).iter_errors(manifest)
+    return [f"{error.json_path}: {error.message}" for error in errors]
+
+
+@cache
+def operator_schema(path: Path, api_version: str) -> dict[str, Any]:
+    """Return the schema of one API version of the definition at `path`, unknown fields closed."""
+    definition = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    group, version = api_version.split("/")
+    assert definition["spec"]["group"] == group
+    (found,) = [one for one in definition["spec"]["versions"] if one["name"] == version]
+    schema = _closed(found["schema"]["openAPIV3Schema"])
+    # The API server's own: a definition says no more of it than that it is an object.
+    schema["properties"]["metadata"] = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {name: {} for name in ("name", "namespace", "labels", "annotations")},
+        "additionalProperties": False,
+    }
+    return schema
+
+
+def _closed(schema: Any) -> Any:
+    """Return `schema` with objects that take no other fields, as the API server prunes them."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {name: _closed(value) for name, value in schema.items()}
+    if schema.get("x-kubernetes-int-or-string"):
+        result.pop("type", None)
+    open_object = schema.get("x-kubernetes-preserve-unknown-fields")
+    if schema.get("type") == "object" and "properties" in schema and not open_object:
+        result.setdefault("additionalProperties", False)
+    return result

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ import ray
 
 from jobs.invert_dataset import parse_arguments
 from pipeline.config import load_config
-from pipeline.engine.dataset import ALIGN_CPUS, READ_CPUS, WRITE_CPUS, inverter_needs
+from pipeline.engine.capacity import StageCpus
+from pipeline.engine.dataset import inverter_needs
 from pipeline.engine.read import MAX_PART_BYTES
 from tests.cluster.configurations import FOLDER, MANIFESTS, load, ray_cluster
-from tests.cluster.kuberay_schema import pod_templates, problems
+from tests.cluster.kuberay_schema import operator_problems, pod_problems, pod_templates
 
 GUIDE = (FOLDER / "README.md").read_text()
 UNITS = {"Mi": 2**20, "Gi": 2**30}
@@ -26,36 +28,102 @@ def size(text: str) -> int:
     return int(text[:-2]) * UNITS[text[-2:]]
 
 
+@pytest.fixture(scope="session")
+def crds(shared: Path) -> Path:
+    """The folder of KubeRay's own CustomResourceDefinitions."""
+    folder = shared / "kuberay"
+    if not folder.is_dir():
+        pytest.skip("KubeRay's CustomResourceDefinitions are not here: no package brings them")
+    return folder
+
+
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_only_fields_that_kuberay_knows(name: str) -> None:
-    assert problems(load(name)) == []
+def test_pods_hold_only_fields_of_kubernetes(name: str) -> None:
+    assert pod_problems(load(name)) == []
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_manifests_hold_only_fields_of_the_operator(name: str, crds: Path) -> None:
+    assert operator_problems(load(name), crds) == []
+
+
+def with_slip(path: tuple[str | int, ...], slip: str) -> dict[str, Any]:
+    """Return the cluster's manifest with a field `slip` in the object at `path`."""
+    manifest = copy.deepcopy(load("kuberay/cluster.yaml"))
+    at: Any = manifest
+    for step in path:
+        at = at[step]
+    at[slip] = {}
+    return manifest
+
+
+@pytest.mark.parametrize(
+    ("path", "slip"),
+    [
+        (("spec", "workerGroupSpecs", 0, "template", "spec"), "nodeSelectors"),
+        (("spec", "workerGroupSpecs", 0, "template", "spec", "containers", 0), "resource"),
+        (("spec", "headGroupSpec", "template", "spec", "volumes", 0, "emptyDir"), "size"),
+    ],
+)
+def test_a_misspelled_pod_field_is_named(path: tuple[str | int, ...], slip: str) -> None:
+    (problem,) = pod_problems(with_slip(path, slip))
+    assert f"'{slip}' was unexpected" in problem
 
 
 @pytest.mark.parametrize(
     ("path", "slip"),
     [
         (("spec", "headGroupSpec"), "rayStartParam"),
+        (("spec", "autoscalerOptions"), "idleTimeout"),
         (("spec", "workerGroupSpecs", 1), "maxReplica"),
-        (("spec", "workerGroupSpecs", 0, "template", "spec"), "nodeSelectors"),
-        (("spec", "workerGroupSpecs", 0, "template", "spec", "containers", 0), "resource"),
-        (("spec", "headGroupSpec", "template", "spec", "volumes", 0, "emptyDir"), "size"),
+        (("metadata",), "label"),
     ],
 )
-def test_a_slip_is_named(path: tuple[str | int, ...], slip: str) -> None:
-    manifest = copy.deepcopy(load("kuberay/cluster.yaml"))
-    at: Any = manifest
-    for step in path:
-        at = at[step]
-    at[slip] = {}
-    (problem,) = problems(manifest)
+def test_a_misspelled_operator_field_is_named(
+    path: tuple[str | int, ...], slip: str, crds: Path
+) -> None:
+    (problem,) = operator_problems(with_slip(path, slip), crds)
     assert f"'{slip}' was unexpected" in problem
 
 
 def test_a_value_of_another_type_is_named() -> None:
     manifest = copy.deepcopy(load("kuberay/cluster.yaml"))
     pod_templates(manifest)[0]["spec"]["securityContext"]["runAsUser"] = "ray"
-    first, *_ = problems(manifest)  # YAML's anchor gives the same to all pods
+    first, *_ = pod_problems(manifest)  # YAML's anchor gives the same to all pods
     assert first.startswith("$.template.spec.securityContext.runAsUser: 'ray' is not of type")
+
+
+def test_the_head_stays_off_spot_nodes_and_is_not_moved() -> None:
+    head, *_ = pod_templates(load("kuberay/cluster.yaml"))
+    moved = head["metadata"]["annotations"]
+    assert moved["karpenter.sh/do-not-disrupt"] == "true"
+    assert moved["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+    affinity = head["spec"]["affinity"]["nodeAffinity"]
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    refused = {rule["key"]: rule["operator"] for rule in term["matchExpressions"]}
+    assert set(refused.values()) <= {"NotIn", "DoesNotExist"}
+    for group in ray_cluster("kuberay/cluster.yaml")["workerGroupSpecs"]:
+        assert group["template"]["spec"]["nodeSelector"].keys() <= refused.keys()
+
+
+def test_workers_stand_the_taints_of_spot_nodes() -> None:
+    _, *workers = pod_templates(load("kuberay/cluster.yaml"))
+    for worker in workers:
+        keys = {one["key"] for one in worker["spec"]["tolerations"]}
+        assert keys >= {
+            "karpenter.sh/capacity-type",
+            "cloud.google.com/gke-spot",
+            "kubernetes.azure.com/scalesetpriority",
+        }
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_every_pod_may_pull_from_a_private_registry(name: str) -> None:
+    ((secret,),) = {
+        tuple(one["name"] for one in template["spec"]["imagePullSecrets"])
+        for template in pod_templates(load(name))
+    }
+    assert f"kubectl create secret docker-registry {secret}" in GUIDE
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -82,8 +150,13 @@ def test_the_job_is_one_that_our_own_flags_allow() -> None:
     python, script, *flags = shlex.split(load("kuberay/job.yaml")["spec"]["entrypoint"])
     assert (python, script) == ("python", "/app/jobs/invert_dataset.py")
     arguments = vars(parse_arguments(flags))
+    assert arguments.pop("attempts") > 1
     given = {k: v for k, v in arguments.items() if k not in ("config", "dry_run")}
     assert load_config(None, given).device == "cuda", "a GPU may not be there at the start"
+
+
+def test_the_operator_repeats_no_wrong_request() -> None:
+    assert load("kuberay/job.yaml")["spec"]["backoffLimit"] == 0, "it cannot tell code 2 from 1"
 
 
 def test_ray_is_the_one_that_the_engine_is_built_on() -> None:
@@ -96,7 +169,7 @@ def test_the_pools_fit_on_the_pods() -> None:
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert (cpu["minReplicas"], gpu["minReplicas"]) == (0, 0)
     offered = container(cpu)["resources"]["limits"]
-    assert int(offered["cpu"]) >= ALIGN_CPUS + READ_CPUS + WRITE_CPUS
+    assert int(offered["cpu"]) >= sum(StageCpus().each("gpu").values())
     assert "nvidia.com/gpu" not in offered
     needs = inverter_needs(on_gpu=True)
     assert int(container(gpu)["resources"]["limits"]["nvidia.com/gpu"]) >= needs["num_gpus"]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipeline.engine.dataset import ALIGN_CPUS, READ_CPUS, WRITE_CPUS, inverter_needs
+from pipeline.engine.capacity import StageCpus
+from pipeline.engine.dataset import inverter_needs
 from pipeline.engine.read import MAX_PART_BYTES
 from tests.cluster.configurations import CLOUDS, FOLDER, LAUNCHED, load
 
@@ -110,7 +111,9 @@ def test_the_pools_fit_on_the_nodes(name: str) -> None:
     nodes = dict(node_types(name))
     head, cpu, gpu = (nodes[kind]["resources"] for kind in ("head", "cpu", "gpu"))
     assert head["CPU"] == 0, "work on the head is lost with more than a node"
-    assert cpu["CPU"] >= ALIGN_CPUS + READ_CPUS + WRITE_CPUS, "all CPU stages on one node at least"
+    assert cpu["CPU"] >= sum(StageCpus().each("gpu").values()), (
+        "all CPU stages on one node at least"
+    )
     assert "GPU" not in cpu
     needs = inverter_needs(on_gpu=True)
     assert gpu["GPU"] >= needs["num_gpus"]

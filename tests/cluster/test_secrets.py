@@ -9,7 +9,14 @@ import pytest
 from pipeline.config import load_config
 from tests.cluster.configurations import EVERY, FOLDER
 
-FILES = (*EVERY, "Containerfile", "README.md", "prometheus.yml", "grafana_dashboard.json")
+FILES = (
+    *EVERY,
+    "Containerfile",
+    "README.md",
+    "prometheus.yml",
+    "alerts.yml",
+    "grafana_dashboard.json",
+)
 SECRETS = {
     "AWS key id": r"\b(AKIA|ASIA)[0-9A-Z]{16}\b",
     "a key in a variable": r"(?i)(secret|password|token|access_key)\w*\s*[:=]\s*['\"]?[\w/+]{16,}",

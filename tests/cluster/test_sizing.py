@@ -8,17 +8,16 @@ import re
 import pytest
 
 from pipeline.config import JobConfig
+from pipeline.engine.capacity import StageCpus
 from pipeline.engine.dataset import (
-    ALIGN_CPUS,
     CLUSTER_READERS,
     PUTS_AT_ONCE,
-    READ_CPUS,
-    WRITE_CPUS,
 )
 from tests.cluster.configurations import FOLDER, load
 
 TEXT = (FOLDER / "README.md").read_text()
 PART = int(JobConfig.model_fields["part_size"].default)
+CPUS = StageCpus()
 DRIVER_S, ENGINE_S = 0.03, 0.25  # of a core a part: README.md, Numbers
 READER_MBPS = 100
 
@@ -69,7 +68,7 @@ def cpu_nodes(rate: float, i: dict[str, float], readers: int = CLUSTER_READERS) 
     """Nodes for all that takes a CPU of Ray's: aligners, readers and writers."""
     aligners = math.ceil(rate * i["a"] / i["v"])
     writers = math.ceil(rate / PART * i["p"] / PUTS_AT_ONCE)
-    cpus = aligners * ALIGN_CPUS + readers * READ_CPUS + writers * WRITE_CPUS
+    cpus = aligners * CPUS.align + readers * CPUS.read + writers * CPUS.write
     return math.ceil(cpus / i["V"])
 
 
@@ -96,8 +95,8 @@ def test_the_results_follow_from_the_inputs_and_the_engine(index: int, peak: str
             "images a second that one GPU inverts": each,
             "images a second": rate,
             "aligners": math.ceil(rate * i["a"] / i["v"]),
-            "CPUs of Ray for up to 16 readers": CLUSTER_READERS * READ_CPUS,
-            "CPUs of Ray for writers": math.ceil(rate / PART * i["p"] / PUTS_AT_ONCE) * WRITE_CPUS,
+            "CPUs of Ray for up to 16 readers": CLUSTER_READERS * CPUS.read,
+            "CPUs of Ray for writers": math.ceil(rate / PART * i["p"] / PUTS_AT_ONCE) * CPUS.write,
             "CPU nodes": nodes,
             "hours for a million images": hours,
             "$ a million faces": (gpus + nodes * i["pc"] + i["ph"]) * hours,
@@ -139,13 +138,13 @@ def test_sixty_four_nodes_follow_too(index: int, peak: str, faster: int) -> None
 
 def test_the_arithmetic_that_is_printed_is_the_engines() -> None:
     for term in (
-        f"`{CLUSTER_READERS} · {READ_CPUS}`",
-        f"`⌈G·R/{PART} · p / {PUTS_AT_ONCE}⌉ · {WRITE_CPUS}`",
+        f"`{CLUSTER_READERS} · {CPUS.read}`",
+        f"`⌈G·R/{PART} · p / {PUTS_AT_ONCE}⌉ · {CPUS.write}`",
         f"bound of {CLUSTER_READERS} tasks",
         f"{CLUSTER_READERS * READER_MBPS / inputs()['s']:,.0f} images of 0.5 MB a second",
     ):
         assert term in TEXT
-    assert ALIGN_CPUS == 1, "one CPU of Ray each"
+    assert CPUS.align == 1, "one CPU of Ray each"
 
 
 def test_a_gpu_is_not_taken_for_faster_than_it_is() -> None:

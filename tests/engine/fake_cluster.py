@@ -125,6 +125,8 @@ def fake_cluster(idle_minutes: float = 0.1) -> Iterator[dict[str, str]]:
                 "RAY_FAKE_CLUSTER": "1",
                 "RAY_enable_autoscaler_v2": "1",
                 "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+                # As `ray up` and KubeRay have it: by this a job knows that more nodes may come.
+                "RAY_NODE_TYPE_NAME": "ray.head.default",
                 "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",

@@ -97,7 +97,7 @@ def test_crops_are_cut_by_all_cores_of_the_machine_or_the_cluster(
     monkeypatch.setattr(crops, "summaries", lambda _: iter(()))
     config = five_images.model_copy(update={"align_workers": asked})
     plan = plan_crops(config)
-    crop_rows(config, plan, plan.works, Resources(cpus, gpus=0))
+    crop_rows(config, plan, plan.works, Resources(cpus, gpus=0, grows=True))
     assert (stages.pools[0].size, stages.pools[1].max_size) == (readers, aligners)
 
 

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.config import JobConfig
+from pipeline.engine.capacity import StageCpus
 from pipeline.engine.cluster import Resources
-from pipeline.engine.dataset import (
-    ALIGN_CPUS,
-    INVERT_CPUS,
-    READ_CPUS,
-    UNBOUNDED,
-    WRITE_CPUS,
-    Pools,
-    inverter_needs,
-)
+from pipeline.engine.dataset import UNBOUNDED, Pools, inverter_needs
+from pipeline.errors import ConfigError
 
 
 def config(**settings: object) -> JobConfig:
@@ -25,12 +21,17 @@ def config(**settings: object) -> JobConfig:
         ({}, Resources(cpus=17, gpus=0), True, Pools(8, 8, on_gpu=False)),
         ({}, Resources(cpus=3, gpus=0), True, Pools(1, 1, on_gpu=False)),
         ({}, Resources(cpus=17, gpus=2), True, Pools(8, 2, on_gpu=True)),
-        ({}, Resources(cpus=64, gpus=8), False, Pools(UNBOUNDED, UNBOUNDED, True, 16, UNBOUNDED)),
-        ({}, Resources(cpus=1, gpus=0), False, Pools(UNBOUNDED, UNBOUNDED, False, 16, UNBOUNDED)),
+        (
+            {},
+            Resources(cpus=64, gpus=8, grows=True),
+            False,
+            Pools(UNBOUNDED, UNBOUNDED, True, 16, UNBOUNDED),
+        ),
+        ({}, Resources(1, 0, grows=True), False, Pools(UNBOUNDED, UNBOUNDED, False, 16, UNBOUNDED)),
         ({"device": "cpu"}, Resources(cpus=17, gpus=2), True, Pools(8, 8, on_gpu=False)),
         (
             {"device": "cuda", "align_workers": 30, "inverters": 8},
-            Resources(cpus=0, gpus=0),
+            Resources(cpus=0, gpus=0, grows=True),
             False,
             Pools(30, 8, on_gpu=True, readers=16, writers=UNBOUNDED),
         ),
@@ -48,6 +49,15 @@ def test_pools_are_the_machine_or_what_was_asked_for(
     assert Pools.of(config(**settings), resources, local) == pools
 
 
+def test_a_small_cluster_that_does_not_grow_is_shared() -> None:
+    resources = Resources(cpus=2, gpus=0, nodes=({"CPU": 2.0},))
+    reserved = Pools.of(config(), resources, local=False).cpus
+    assert sum(reserved.each("cpu").values()) <= 2
+    assert Pools.of(config(), replace(resources, grows=True), local=False).cpus == StageCpus()
+    with pytest.raises(ConfigError, match="--device cuda"):
+        Pools.of(config(device="cuda"), resources, local=False)
+
+
 @pytest.mark.parametrize(
     ("device", "gpus", "expected"),
     [("auto", 0, False), ("auto", 1, True), ("cpu", 1, False), ("cuda", 0, True)],
@@ -56,10 +66,6 @@ def test_a_gpu_is_used_where_there_is_one_or_it_is_asked_for(
     device: str, gpus: float, expected: bool
 ) -> None:
     assert Resources(cpus=4, gpus=gpus).on_gpu(device) == expected
-
-
-def test_no_two_stages_ask_for_the_same() -> None:
-    assert len({READ_CPUS, ALIGN_CPUS, INVERT_CPUS, WRITE_CPUS}) == 4, "Ray would fuse them"
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])

@@ -24,6 +24,8 @@ def test_a_stage_that_fails_costs_its_part_alone() -> None:
     row = run_stage("align", raises, blank_row("part", "s", 3) | {"payload": b"images"})
     assert (row["kind"], row["shard_id"], row["part"], row["payload"]) == ("failed", "s", 3, b"")
     assert row["error"].startswith("align: ValueError: two lines (test_rows.py:")
+    assert row["trace"].startswith("Traceback (most recent call last):")
+    assert "in raises" in row["trace"]
 
 
 def test_an_error_that_is_raised_on_purpose_names_no_line_of_the_code() -> None:
@@ -32,6 +34,7 @@ def test_an_error_that_is_raised_on_purpose_names_no_line_of_the_code() -> None:
 
     row = run_stage("read", damaged, blank_row("part", "s", 3))
     assert row["error"] == "read: StorageError: the shard 's' is damaged"
+    assert row["trace"] == ""
 
 
 def test_what_is_no_part_passes_through() -> None:
@@ -52,4 +55,4 @@ def test_all_rows_have_one_schema() -> None:
 def test_an_error_of_several_kinds_names_no_secret(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
     row = failed_row("s", 0, "read", OSError("denied for hunter2hunter2"))
-    assert "hunter2" not in row["error"]
+    assert "hunter2" not in row["error"] + row["trace"]

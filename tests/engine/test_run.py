@@ -90,6 +90,29 @@ def test_a_run_that_changes_nothing_writes_no_card(
     assert table.store.info("README.md") == card
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_run_says_once_that_a_readme_stays(
+    committer: Committer,
+    written: Callable[[int], Row],
+    config_of: Callable[..., JobConfig],
+    capsys: pytest.CaptureFixture[str],
+    log_format: str,
+) -> None:
+    for row in (written(0), written(1), end()):
+        committer.take(row)
+    committer.finish()
+    config = config_of(log_format=log_format)
+    readme = Path(config.output, "README.md")
+    assert run_job(config).exit_code == 0
+    readme.write_text("mine")
+    late = Path(config.output, "latents", "files-00000-00007.parquet")
+    late.write_bytes(late.with_name("files-00000-00001.parquet").read_bytes())
+    capsys.readouterr()
+    assert run_job(config).exit_code == run_job(config).exit_code == 0, "only one changes anything"
+    assert capsys.readouterr().err.count("README.md' is not the card that this job writes") == 1
+    assert readme.read_text() == "mine"
+
+
 def test_a_run_removes_what_came_too_late_beside_a_commit_and_a_dry_run_does_not(
     committer: Committer, written: Callable[[int], Row], config_of: Callable[..., JobConfig]
 ) -> None:
@@ -140,7 +163,7 @@ def test_a_signal_while_planning_is_an_interrupted_run(
     config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(run, "make_plan", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(run, "make_plan", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     outcome = run_job(config_of())
     assert (outcome.interrupted, outcome.exit_code) == (True, 1)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -149,7 +172,7 @@ def test_a_signal_while_planning_is_an_interrupted_run(
 def test_storage_that_fails_while_planning_is_a_run_to_repeat(
     config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreachable(_: JobConfig) -> Plan:
+    def unreachable(*_: object, **__: object) -> Plan:
         raise StorageError("cannot list 's3://bucket': timed out")
 
     monkeypatch.setattr(run, "make_plan", unreachable)
@@ -270,6 +293,24 @@ def test_a_running_job_renews_its_record(
     assert [(one["parts"], one["exit_code"]) for one in runs(config_of())] == [(2, None)]
     account.end()
     assert [one["exit_code"] for one in runs(config_of())] == [0]
+
+
+def test_an_unexpected_failure_is_on_record_with_its_trace(
+    plan: Plan, config_of: Callable[..., JobConfig], outcome: Outcome
+) -> None:
+    account = record.RunRecord(config_of(), plan, outcome, datetime.now(UTC))
+    committer = Committer(plan, outcome, (account,))
+    with pytest.raises(ZeroDivisionError) as failure:
+        divmod(1, 0)
+    row = failed_row("files-00000", 0, "invert", failure.value)
+    committer.take(row)
+    committer.take(row | {"part": 1})
+    account.end()
+    (ended,) = runs(config_of())
+    (trace,) = ended["traces"]  # type: ignore[misc]
+    assert "ZeroDivisionError: " in trace.splitlines()[-1]
+    assert "test_run.py" in trace
+    assert "traces" not in outcome.to_dict(config_of().output), "the last line stays short"
 
 
 def test_a_request_that_turns_out_wrong_is_on_record_with_its_code(

@@ -143,3 +143,18 @@ def test_an_input_without_codes_is_refused(tmp_path: Path) -> None:
         open_codes(write(tmp_path, note_txt=b"x"))
     with pytest.raises(InputError, match="does not exist"):
         open_codes(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("claimed", [4, 1 << 20, 1 << 33])
+def test_an_array_file_holds_what_its_header_claims(claimed: int) -> None:
+    sink = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (claimed, 512)}
+    np.lib.format.write_array_header_1_0(sink, header)
+    with pytest.raises(InputError, match=rf"0 bytes for an array \[{claimed}, 512\] of float32"):
+        read_code(sink.getvalue(), "x.npy")
+
+
+def test_a_tensor_of_more_numbers_than_its_file_is_refused() -> None:
+    for size in ((1, 1 << 30, 512), (1 << 30, 512), (512 << 20,)):
+        with pytest.raises(InputError, match="claims more numbers than it holds"):
+            read_code(pt(torch.zeros(1).expand(size)), "x.pt")

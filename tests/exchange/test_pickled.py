@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import tracemalloc
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.exchange.pickled import latents_file, read_latents
 from tests.exchange.codes import Attack, codes
+from tests.exchange.hungry import HUNGRY
 
 
 def saved(value: Any, protocol: int | None = None) -> bytes:
@@ -146,3 +148,28 @@ def test_damage_anywhere_ends_in_a_refusal_or_in_codes() -> None:
             with suppress(InputError):
                 found = read_latents(bytes(damaged), "x.npy")
                 assert all(np.isfinite(steps).all() for steps in found.values())
+
+
+@pytest.mark.parametrize("name", HUNGRY)
+def test_a_small_file_never_takes_much_memory(name: str) -> None:
+    content = HUNGRY[name]
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"^x\.npy: "):
+            read_latents(content, "x.npy")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * len(content) + (16 << 20)
+
+
+def test_an_array_made_of_a_number_is_refused() -> None:
+    with pytest.raises(InputError, match="a int in place of an array's bytes"):
+        read_latents(HUNGRY["zeros from a number"], "x.npy")
+
+
+def test_a_code_may_stand_for_several_images() -> None:
+    code = codes(2)
+    given = {name: list(code) for name in ("a.jpg", "b.jpg", "c.jpg")}
+    found = read_latents(saved({**given, "d.jpg": given["a.jpg"]}), "latents.npy")
+    assert all(np.array_equal(steps, code) for steps in found.values())

@@ -19,13 +19,20 @@ def distance(image: Image.Image, other: Image.Image) -> float:
     return float(np.abs(np.asarray(image, float) - np.asarray(other.convert("RGB"), float)).mean())
 
 
-@pytest.mark.parametrize("name", ["png", "png_rgba", "webp_lossless", "tiff", "tiff_lzw", "bmp"])
+LOSSLESS = (
+    *("png", "png_rgba", "webp_lossless", "tiff", "tiff_lzw", "tiff_big", "bmp", "jp2", "j2k"),
+    *("ppm", "ppm_plain", "ppm_16", "ppm_pam", "ppm_pfm", "tga", "tga_rle", "psd"),
+)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
 def test_lossless_formats_keep_every_pixel(name: str) -> None:
     assert distance(decode(FILES[name]), picture()) == 0
 
 
 @pytest.mark.parametrize(
-    "name", ["jpeg", "jpeg_progressive", "jpeg_cmyk", "webp", "gif", "png_palette"]
+    "name",
+    ["jpeg", "jpeg_progressive", "jpeg_cmyk", "webp", "gif", "png_palette", "avif", "heif"],
 )
 def test_lossy_formats_keep_the_colours(name: str) -> None:
     image = decode(FILES[name])
@@ -114,11 +121,12 @@ def test_a_side_under_the_minimum_is_too_small() -> None:
 def test_a_file_cut_anywhere_is_truncated(name: str) -> None:
     content = FILES[name]
     # Some formats spare their end mark; a TIFF whose directory stands last loses that first.
-    for length in range(16, len(content) - 200, len(content) // 40):
+    for length in range(32, len(content) - 200, len(content) // 40):
         assert reason_of(content[:length]) is RejectReason.TRUNCATED, length
 
 
-@pytest.mark.parametrize("name", FILES)
+# The last number of a plain PPM may lose digits and is a number still.
+@pytest.mark.parametrize("name", [name for name in FILES if name != "ppm_plain"])
 def test_a_file_that_lacks_its_last_bytes_is_refused_or_whole(name: str) -> None:
     content = FILES[name]
     whole = np.asarray(decode(content))
@@ -142,7 +150,7 @@ def test_other_formats_are_unsupported(content: bytes) -> None:
 
 
 def test_a_format_that_pillow_reads_but_we_do_not_is_unsupported() -> None:
-    assert reason_of(encode(picture(), "PPM")) is RejectReason.UNSUPPORTED_FORMAT
+    assert reason_of(encode(picture(), "PCX")) is RejectReason.UNSUPPORTED_FORMAT
     assert reason_of(encode(picture(), "ICO")) is RejectReason.UNSUPPORTED_FORMAT
 
 

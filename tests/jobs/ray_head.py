@@ -125,7 +125,7 @@ def _environment(folder: Path, auth: dict[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def running_head(auth: dict[str, str]) -> Iterator[Head]:
+def running_head(auth: dict[str, str], *, cpus: int = 5) -> Iterator[Head]:
     """Start a head with this authentication; its processes end with the block, no others do."""
     # Ray's sockets lie here, and their paths must be short.
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
@@ -139,7 +139,7 @@ def running_head(auth: dict[str, str]) -> Iterator[Head]:
         "dashboard-agent-grpc-port": grpc,
         "runtime-env-agent-port": runtime,
         "metrics-export-port": metrics,
-        "num-cpus": 5,
+        "num-cpus": cpus,
         "object-store-memory": 500_000_000,
         "temp-dir": folder / "ray",
     }

@@ -136,7 +136,7 @@ def test_a_table_of_other_settings_is_refused_with_the_difference(
     ("arguments", "said"),
     [
         (("--input", "nowhere"), "InputError: the input '"),
-        (("--input", "nowhere", "--steps", "none"), "ConfigError: 'steps': "),
+        (("--input", "nowhere", "--steps", "none"), "ConfigError: --steps: "),
         (("--input", "nowhere", "--config", "missing.yaml"), "cannot read the config file"),
         (("--input", "s3://key:secret@bucket/x"), "carries credentials"),
     ],

@@ -74,5 +74,28 @@ def test_names_of_runs_are_shown_escaped(tmp_path: Path) -> None:
     table.store.put("_runs/20260101T000000Z-\x1b[2K\u202eab\n.json", b'{"exit_code": 0}')
     shown = status(root)
     assert shown.returncode in (0, 3), shown.stderr
-    assert r"20260101T000000Z-\x1b[2K\u202eab\n: exit code 0" in shown.stdout
+    assert r"20260101T000000Z-\x1b[2K\u202eab\n: " in shown.stdout
     assert all(line.isprintable() for line in shown.stdout.splitlines())
+
+
+def test_a_stopped_run_is_told_with_what_it_left(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    write_shard(table, shard(), commit=False)
+    counts = {"samples": 6, "faces": 4, "rejects": 4, "parts": 2}
+    account = {"exit_code": 1, "found": FOUND, "updated": datetime.now(UTC).isoformat()}
+    table.record_run(datetime.now(UTC), "ab12", account | counts)
+    stopped = status(tmp_path)
+    assert stopped.returncode == 3
+    assert "samples  6; faces 4; rejects 4, of which 6, 4 and 4 in shards" in stopped.stdout
+    assert "left     ?: no run seems to be at work; to continue, run the same" in stopped.stdout
+    assert "stopped before its end, exit code 1, 6 samples, 4 faces, 4 rejects, 2" in stopped.stdout
+
+
+def test_a_failed_run_is_told_with_its_first_error(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    write_shard(table, shard())
+    errors = ["cannot read 'a.tar':\naccess denied", "another"]
+    table.record_run(datetime.now(UTC), "ab12", {"exit_code": 1, "errors": errors})
+    said = status(tmp_path).stdout
+    assert "failed, exit code 1, ? samples, ? faces, ? rejects, ? parts, 2 errors" in said
+    assert said.splitlines()[-1] == r"error    cannot read 'a.tar':\naccess denied"

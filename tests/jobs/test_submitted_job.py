@@ -35,8 +35,8 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """A head that wants a token."""
-    with running_head(TOKEN) as running:
+    """A head that wants a token, with no more room than a job needs at least."""
+    with running_head(TOKEN, cpus=1) as running:
         yield running
 
 
@@ -206,6 +206,33 @@ def test_what_travels_with_a_job_is_small_and_enough(package: zipfile.ZipFile) -
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert needed <= names
+
+
+def test_data_beside_the_code_do_not_travel(tmp_path: Path) -> None:
+    data = [
+        "restyle_psp_ffhq_encode.pt",
+        "models/mine.pt",
+        "photos/a.JPG",
+        "photos/a.jpg",
+        "shards/00000.tar.gz",
+        "00000.tar",
+        "dataset.zip",
+        "latents.npy",
+        "out/latents/00000-00000.parquet",
+        "out/_shards/00000.json",
+    ]
+    code = ["jobs/job.py", "pipeline/models/bundles/demo/weights.safetensors", "mine.yaml"]
+    folder = tmp_path / "clone"
+    for name in (*data, *code):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / ".rayignore").write_text((ROOT / ".rayignore").read_text())
+    path = tmp_path / "package.zip"
+    excludes = get_runtime_env_default_excludes()
+    create_package(str(folder), path, include_gitignore=True, excludes=excludes)
+    with zipfile.ZipFile(path) as package:
+        sent = {name for name in package.namelist() if not name.endswith("/")}
+    assert sent - {".rayignore"} == set(code)
 
 
 def test_the_config_that_the_guide_submits_travels_with_the_job(

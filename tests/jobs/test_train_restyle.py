@@ -202,8 +202,8 @@ def test_too_few_faces_are_told_by_the_job_itself(tiny_bundle: str, tmp_path: Pa
     asked = (*where, *SETTINGS, "--held-out", 38)
     ended = Job(tmp_path, *asked, job="train_restyle").ended()
     assert ended.code == 2, ended.err
-    assert ended.line["errors"][0].startswith("40 faces, of which 38 are held out for validation")
-    assert not (tmp_path / "run" / "_ray").exists()  # no worker was started
+    assert ended.line["errors"][0].startswith("40 images, of which 38 are held out for validation")
+    assert not (tmp_path / "run").exists(), "no crop was cut"
 
 
 def test_what_only_a_worker_finds_out_is_told_as_it_is(tiny_bundle: str, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from pipeline.errors import ModelError, StorageError
 from pipeline.models import RestyleModel, load_checkpoint, load_model, save_bundle
 from pipeline.models.checkpoint import read_checkpoint
 from pipeline.models.restyle import Architecture
-from tests.models.tiny import tiny_checkpoint
+from tests.models.tiny import CHANNELS, tiny_checkpoint
 from tests.storage import cut_off
+
+_COMPACT = {"input_channels": 6, "n_styles": 4}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +154,12 @@ def test_an_unknown_encoder_type_is_refused_with_the_known_ones(broken: Path) ->
         ("mapping_layers", 10**30, "mapping layers are no model's"),
         ("channels", {"4": 8, "1073741824": 8}, "cannot have the resolutions"),
         ("encoder_arguments", {"input_channels": 6, "n_styles": 10**30}, "does not fit 8 px"),
-        ("encoder_arguments", {"input_channels": -1, "n_styles": 4}, "cannot be built"),
+        ("encoder_arguments", {"input_channels": -1, "n_styles": 4}, "of -1 channels"),
+        ("encoder_arguments", {"input_channels": 10**9, "n_styles": 4}, "of 1000000000 channels"),
+        ("input_size", [10**9, 10**9], "cannot see 1000000000x1000000000 px"),
+        ("input_size", [256, 4096], "cannot see 256x4096 px"),
+        ("input_size", [0, 0], "cannot see 0x0 px"),
+        ("encoder_arguments", _COMPACT | {"input_size": 64}, "64 px does not fit an input"),
     ],
 )
 def test_a_record_of_impossible_sizes_is_refused_at_once(
@@ -162,6 +169,22 @@ def test_a_record_of_impossible_sizes_is_refused_at_once(
     record["architecture"][entry] = value
     (broken / "model.json").write_text(json.dumps(record))
     with pytest.raises(ModelError, match=said):
+        load_model(str(broken))
+
+
+def test_tensors_of_more_numbers_than_they_hold_are_refused() -> None:
+    checkpoint = tiny_checkpoint()
+    state = checkpoint["state_dict"] = dict(checkpoint["state_dict"])
+    for key in ("decoder.input.input", "decoder.conv1.conv.weight"):
+        shape = [200_000 if size in CHANNELS.values() else size for size in state[key].shape]
+        state[key] = torch.zeros(1).expand(shape)
+    with pytest.raises(ModelError, match=r"its tensors claim \d{10,} bytes of numbers and hold"):
+        load_checkpoint(checkpoint)
+
+
+def test_a_record_of_lists_without_end_is_refused(broken: Path) -> None:
+    (broken / "model.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match=r"model\.json is not JSON"):
         load_model(str(broken))
 
 

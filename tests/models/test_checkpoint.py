@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,18 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"other\.pt"):
+        load_model(str(path))
+
+
+def test_a_file_that_unpacks_to_many_times_its_size_is_refused(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    torch.save({"state_dict": {"a": torch.zeros(40 << 20)}}, sink)
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(sink) as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name), compresslevel=1)
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(ModelError, match=r"its \d+ bytes unpack to 167\d{6}"):
         load_model(str(path))
 
 

@@ -127,3 +127,10 @@ def test_entries_of_another_network_are_counted_and_the_first_is_named(given):
     ):
         check_entries(STATE, given, "x.pth is no y")
     check_entries(STATE, {"layer.weight": torch.zeros(2, 3)}, "x.pth is no y")
+
+
+def test_a_tensor_of_one_number_is_no_network(tmp_path):
+    path = tmp_path / "net.pt"
+    torch.save({"weight": torch.zeros(1).expand(1 << 35)}, path)
+    with pytest.raises(ModelError, match="its tensors claim 137438953472 bytes"):
+        read_state(str(path))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import ConfigError, InputError, StorageError
-from pipeline.storage import Store, check_beside, check_output, outputs
+from pipeline.storage import OutputKind, Store, check_beside, check_output, contents, outputs
 from tests.conftest import Bucket
 
 
@@ -108,3 +110,90 @@ def test_an_output_beside_its_input_is_accepted_however_they_are_written(
         (".", "s3://bucket/out"),
     ]:
         check_beside(source, output)
+
+
+KIND = OutputKind("a box", lambda store, _: store.exists("_box.json"))
+
+
+def root_of(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place for an output on a disk or in a bucket."""
+    if request.param == "disk":
+        return str(tmp_path / "out")
+    bucket: Bucket = request.getfixturevalue("s3")
+    return f"{bucket.uri}/out"
+
+
+@pytest.fixture(params=["disk", "s3"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return Store(root_of(request, tmp_path))
+
+
+def test_a_folder_of_other_files_is_refused_with_their_names(output: Store) -> None:
+    for name in ("README.md", "photos/1.jpg", "photos/2.jpg", "x.csv", "y.csv"):
+        output.put(name, b"mine")
+    with pytest.raises(ConfigError) as refused:
+        check_output(output.root, KIND)
+    assert str(refused.value) == (
+        f"the output '{output.root}' holds 'README.md', 'photos/', 'x.csv' and more, and is not "
+        "a box: nothing is written among other files; choose a folder that is new or empty, or a "
+        "box to continue"
+    )
+    assert len(output.names()) == 5
+
+
+def test_a_folder_of_the_right_kind_may_hold_other_files(output: Store) -> None:
+    check_output(output.root, KIND)
+    output.put("notes.txt", b"mine")
+    output.put("_box.json", b"{}")
+    check_output(output.root, KIND)
+
+
+def test_what_storage_and_killed_writers_leave_is_not_content(tmp_path: Path) -> None:
+    names = (
+        ".DS_Store",
+        "lost+found/x",
+        ".nfs0001",
+        "._box.json.1-ab.tmp",
+        ".write-test-x/complete",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    check_output(str(tmp_path), KIND)
+    (tmp_path / ".env").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"holds '\.env', and is not a box"):
+        check_output(str(tmp_path), KIND)
+
+
+def test_a_marker_of_a_folder_in_a_bucket_is_not_content(s3: Bucket) -> None:
+    store = Store(s3.uri)
+    store.fs.call_s3("put_object", Bucket=s3.uri.removeprefix("s3://"), Key="out/", Body=b"")
+    Store(f"{s3.uri}/output").put("beside", b"mine")
+    check_output(f"{s3.uri}/out", KIND)
+
+
+def test_a_folder_is_told_by_one_listing_request(
+    s3: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(f"{s3.uri}/out")
+    for number in range(12):
+        store.put(f"{number % 3}/{number}", b"mine")
+    asked = []
+    pages = contents.listing_pages
+
+    def counted(fs: object, bucket: str, start: str, **more: str) -> Iterator[dict[str, Any]]:
+        for page in pages(fs, bucket, start, **{**more, "MaxKeys": 2}):  # type: ignore[arg-type]
+            asked.append(start)
+            yield page
+
+    monkeypatch.setattr(contents, "listing_pages", counted)
+    monkeypatch.setattr(contents, "_LOOKED_AT", 2)
+    with pytest.raises(ConfigError, match=r"holds '0/', '1/', and is not a box"):
+        check_output(store.root, KIND)
+    assert asked == ["out/"]
+
+
+def test_a_folder_of_an_unlisted_kind_of_storage_is_told_too() -> None:
+    Store("memory://box").put("a/b", b"mine")
+    with pytest.raises(ConfigError, match="holds 'a/', and is not a box"):
+        check_output("memory://box", KIND)

@@ -82,7 +82,7 @@ def test_error_texts_are_one_line_without_secrets(monkeypatch: pytest.MonkeyPatc
 def test_credentials_of_a_uri_inside_a_text_are_blanked_out() -> None:
     said = "cannot reach https://user:pw-1@host/x?a=1&sig=pw-2, nor 's3://key:pw-3@bucket'"
     assert without_secrets(said) == (
-        "cannot reach https://***@host/x?a=1&sig=*** nor 's3://***@bucket'"
+        "cannot reach https://***@host/x?a=***&sig=*** nor 's3://***@bucket'"
     )
     assert without_secrets("mail me@here about //x and s3://bucket/a@b") == (
         "mail me@here about //x and s3://bucket/a@b"
@@ -140,7 +140,30 @@ def test_every_failure_of_a_file_system_is_a_storage_error() -> None:
         ClientError({}, "GetObject"),
         ClientPayloadError(),
         DefaultCredentialsError("no credentials"),
-        type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})("Internal, 500"),
+        *(
+            type("SomeError", (Exception,), {"__module__": module})("Internal, 500")
+            for module in ("gcsfs.retry", "httpx2", "httpx", "huggingface_hub.errors")
+        ),
     ):
         with pytest.raises(StorageError, match="cannot read 'u': "), storage_errors("read 'u'"):
             raise error
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind"),
+    [
+        ("hf://nobody", InputError),
+        ("hf://datasets/nobody", InputError),
+        ("hf://datasets/a@@b/c", InputError),
+        ("hf://datasets/nobody/nothing/x.parquet", StorageError),
+    ],
+)
+def test_a_failure_of_the_hub_is_one_line(
+    uri: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for read in (read_file, lambda uri: list(list_shards(uri))):
+        with pytest.raises(kind, match="cannot read 'hf://"):
+            read(uri)

@@ -87,13 +87,18 @@ def writer(root: object, part_size: int = 4, **changes: Any) -> TableWriter:
     return open_for_writing(str(root), replace(DESCRIPTION, **changes), part_size=part_size)
 
 
-def write_shard(table: TableWriter, one: Shard, *, commit: bool = True) -> None:
-    """Two parts: four samples with four faces and two rejects; two samples without a face."""
+def write_shard(table: TableWriter, one: Shard, *, commit: bool = True, **more: Any) -> None:
+    """Two parts: four samples with four faces and two rejects; two samples without a face.
+
+    `more` are values of further columns.
+    """
     first = table.write_part(
         one,
         0,
         samples=4,
-        latents=[face_row("a"), face_row("x/b"), face_row("c", 0), face_row("c", 1)],
+        latents=[
+            face_row(key, face, **more) for key, face in (("a", 0), ("x/b", 0), ("c", 0), ("c", 1))
+        ],
         rejects=[reject_row("d"), reject_row("c", "face_too_small", 2)],
     )
     second = table.write_part(

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from pipeline.storage import Store
-from pipeline.table import index, is_card_current, open_table, write_card
+from pipeline.table import index, is_card_current, kept_readme, open_table, write_card
 from tests.storage.archives import let_the_disk_s_clock_move_on
 from tests.table.rows import face_row, shard, write_shard, writer
 
@@ -167,3 +167,97 @@ def test_a_folder_with_a_card_loads_as_a_dataset_by_its_name(tmp_path: Path) -> 
     latents = datasets.load_dataset(str(root), "latents", split="train", cache_dir=cache)
     rejects = datasets.load_dataset(str(root), "rejects", split="train", cache_dir=cache)
     assert (len(latents), len(rejects)) == (4, 4)
+
+
+EARLIER = """---
+license: other
+configs:
+  - config_name: latents
+    data_files: latents/*.parquet
+  - config_name: rejects
+    data_files: rejects/*.parquet
+---
+
+# W+ codes of 4 faces
+
+6 images in 1 shard gave 4 codes and 4 rejects. A code is `[6][512]` of float16 in the column ...
+
+* name: demo
+* notes:
+  * pairs: 10200
+* fingerprint of weights and settings: `f00d`
+
+## Rejects
+
+| reason | rows |
+| --- | --- |
+| no_face | 2 |
+
+## Metrics
+
+No face was measured.
+
+* l2: mean square in [-1, 1], 256 px
+
+## Reading
+
+```python
+from pipeline.table import open_table
+table = open_table("path or URI of this folder")
+table.sql("SELECT image_id, l2 FROM latents ORDER BY l2 LIMIT 10")
+```
+
+Without this library: `read_parquet('latents/*.parquet')` in DuckDB, pandas, polars or datasets.
+"""
+WITHOUT_ROWS = EARLIER.replace("1 shard", "1 shards").replace(
+    "| reason | rows |\n| --- | --- |\n| no_face | 2 |\n", "Nothing was rejected.\n"
+)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A table of one shard, without a card."""
+    write_shard(writer(tmp_path), shard())
+    return tmp_path
+
+
+@pytest.mark.parametrize("card", [EARLIER, WITHOUT_ROWS])
+def test_a_card_of_an_earlier_version_is_replaced(table: Path, card: str) -> None:
+    (table / "README.md").write_text(card)
+    assert not is_card_current(open_table(str(table)))
+    assert write_card(open_table(str(table))) == (table / "README.md").read_text() != card
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# My photos\n",
+        "",
+        EARLIER.replace("## Rejects", "## My notes\n\nNever delete this.\n\n## Rejects"),
+        EARLIER + "\nMine.\n",
+        EARLIER.replace("license: other", "license: mit"),
+        "\0\xff",
+    ],
+)
+def test_a_readme_that_is_not_the_card_is_left(table: Path, text: str) -> None:
+    (table / "README.md").write_text(text)
+    assert is_card_current(open_table(str(table)))
+    assert write_card(open_table(str(table))) is None
+    assert (table / "README.md").read_text() == text
+    assert "README.md' is not the card that this job writes" in kept_readme(open_table(str(table)))
+
+
+def test_a_card_that_was_edited_is_left(table: Path) -> None:
+    card = write_card(open_table(str(table))) or ""
+    for edited in (card.replace("# W+ codes", "# Our codes"), f"{card}\nMine.\n", card[:-90]):
+        (table / "README.md").write_text(edited)
+        assert write_card(open_table(str(table))) is None
+        assert (table / "README.md").read_text() == edited
+
+
+def test_a_card_is_written_again_as_the_table_grows(table: Path) -> None:
+    first = write_card(open_table(str(table)))
+    write_shard(writer(table), shard("s-1"))
+    second = write_card(open_table(str(table))) or ""
+    assert second != first
+    assert "12 images in 2 shards gave" in second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import datasets
@@ -10,25 +11,47 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 
+from pipeline.table import Columns, open_table, write_card
 from tests.table.rows import N_STYLES, code, reject_row, shard, write_shard, writer
 
+KINDS = [(dtype, optional) for dtype in ("float16", "float32") for optional in (False, True)]
 KEYS = ["a", "x/b", "c", "c"]
 FACES = [0, 0, 0, 1]
 CODES = np.stack([code(key, face) for key, face in zip(KEYS, FACES, strict=True)])
+STEPS = CODES[:2]
 
 
-@pytest.fixture(params=["float16", "float32"])
+def jpeg() -> bytes:
+    """A small picture."""
+    sink = io.BytesIO()
+    Image.new("RGB", (8, 6), (200, 100, 50)).save(sink, "JPEG")
+    return sink.getvalue()
+
+
+JPEG = jpeg()
+
+
+@pytest.fixture(params=KINDS, ids=[kind + "-optional" * more for kind, more in KINDS])
 def latents(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A pattern of files: one with rows, one without, and a temporary file of a killed writer."""
-    columns = writer(tmp_path / "other").description.columns
-    kind = {"w_plus_dtype": request.param}
-    table = writer(tmp_path, columns=type(columns)(N_STYLES, **kind))
-    write_shard(table, shard())
+    dtype, optional = request.param
+    more = {"w_plus_per_step": STEPS, "aligned_jpeg": JPEG, "reconstruction_jpeg": JPEG}
+    table = writer(tmp_path, columns=Columns(N_STYLES, dtype, *[optional] * len(more)))
+    write_shard(table, shard(), **(more if optional else {}))
+    write_card(open_table(str(tmp_path)))
     (tmp_path / "latents" / ".s-0-00000.parquet.1-ab.tmp").write_bytes(b"half")
     return str(tmp_path / "latents" / "*.parquet")
+
+
+def has_optional(latents: str) -> bool:
+    """Whether the table has the columns that are there on request."""
+    return open_table(str(Path(latents).parents[1])).description.columns.aligned_jpeg
 
 
 def number(latents: str) -> type:
@@ -89,6 +112,58 @@ def test_pyarrow_reads_codes_with_their_shape(latents: str) -> None:
     assert table.schema.field("w_plus").type == pa.list_(pa.list_(kind, 512), N_STYLES)
     codes = table["w_plus"].combine_chunks().flatten().flatten().to_numpy(zero_copy_only=False)
     assert (codes.reshape(CODES.shape) == CODES).all()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_gives_datasets_codes_and_pictures(
+    latents: str, tmp_path: Path, streaming: bool
+) -> None:
+    root, cache = str(Path(latents).parents[1]), str(tmp_path / "cache")
+    rows = datasets.load_dataset(root, split="train", cache_dir=cache, streaming=streaming)
+    assert list(rows.features) == pq.read_schema(str(next(Path(root).glob("l*/*.parquet")))).names
+    row, tensors = next(iter(rows)), next(iter(rows.with_format("torch")))
+    assert (np.array(row["w_plus"]) == CODES[0]).all()
+    assert (tensors["w_plus"].shape, tensors["w_plus"].dtype) == ((N_STYLES, 512), torch.float32)
+    if has_optional(latents):
+        assert {row["aligned_jpeg"].size, row["reconstruction_jpeg"].size} == {(8, 6)}
+        assert (np.array(row["w_plus_per_step"]) == STEPS).all()
+        assert tensors["w_plus_per_step"].shape == STEPS.shape
+        assert tensors["aligned_jpeg"].shape == (3, 6, 8)
+
+
+def test_the_card_names_what_datasets_would_find_but_for_pictures(latents: str) -> None:
+    """The same types, so that no column is converted when it is loaded."""
+    schema = pq.read_schema(str(next(Path(latents).parent.glob("*.parquet")))).remove_metadata()
+    found = datasets.Features.from_arrow_schema(schema)
+    named = datasets.load_dataset_builder(str(Path(latents).parents[1])).info.features
+    pictures = {name: kind for name, kind in named.items() if isinstance(kind, datasets.Image)}
+    assert set(pictures) == {name for name in found if name.endswith("_jpeg")}
+    assert named == found | pictures
+
+
+@pytest.mark.parametrize("latents", KINDS[1::2], indirect=True)
+def test_optional_columns_keep_their_bytes_and_steps(latents: str) -> None:
+    names = ["w_plus_per_step", "aligned_jpeg"]
+    frame = pd.read_parquet(Path(latents).parent, columns=names)
+    steps = np.stack([np.stack(rows) for rows in frame["w_plus_per_step"][0]])
+    assert (steps == STEPS).all()
+    assert frame["aligned_jpeg"][0] == JPEG
+    scan = pl.read_parquet(latents, columns=names)
+    assert scan.schema["w_plus_per_step"] == pl.List(
+        pl.Array(pl.Float16 if number(latents) is np.float16 else pl.Float32, (N_STYLES, 512))
+    )
+    assert scan["aligned_jpeg"][0] == JPEG
+    query = f"SELECT typeof(w_plus_per_step), w_plus_per_step, aligned_jpeg FROM '{latents}'"
+    kind, found, content = duckdb.connect().execute(query).fetchone() or ()
+    assert (kind, content) == ("FLOAT[][][]", JPEG)
+    assert (np.array(found) == STEPS).all()
+
+
+def test_a_pyarrow_dataset_and_a_single_file_have_one_schema(latents: str) -> None:
+    files = pa.dataset.dataset(Path(latents).parent)
+    single = pq.ParquetFile(str(next(Path(latents).parent.glob("*.parquet"))))
+    assert files.schema.equals(single.schema_arrow)
+    assert files.count_rows() == len(KEYS)
 
 
 def test_a_table_of_rejects_alone_reads_as_no_rows(tmp_path: Path) -> None:

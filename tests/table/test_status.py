@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.storage import Shard, list_shards
+from pipeline.storage import Shard, Store, list_shards
 from pipeline.table import TableWriter
+from pipeline.table import open_parts as open_parts_module
 from pipeline.table import status as status_module
+from pipeline.table.index_files import put_rows
+from pipeline.table.part_index import PartEntry
+from pipeline.table.parts import read_metadata
 from pipeline.table.status import table_status
 from tests.storage.archives import write_tar
-from tests.table.rows import reject_row, shard, write_shard, writer
+from tests.table.rows import face_row, reject_row, shard, write_shard, writer
 
 
 def record(table: TableWriter, **facts: object) -> None:
@@ -67,12 +73,70 @@ def test_a_table_in_the_making(root: str) -> None:
     status = table_status(root)
     assert (status.shards_committed, status.shards_open, status.shards_total) == (1, 1, 4)
     assert (status.bytes_committed, status.bytes_total) == (100, 400)
-    assert (status.samples, status.faces, status.rejects, status.exact) == (6, 4, 4, True)
+    assert (status.samples, status.faces, status.rejects, status.exact) == (12, 8, 8, True)
+    assert (status.samples_open, status.faces_open, status.rejects_open) == (6, 4, 4)
     assert (status.parts, status.parts_open) == (4, 2)
     assert not status.complete
     assert [(run["run"], run["exit_code"]) for run in status.runs] == [
         ("20260102T000000Z-ab12", None)
     ]
+
+
+def open_parts(table: TableWriter, *shard_ids: str) -> list[PartEntry]:
+    """Write two parts of each shard without a commit; what an index says of them."""
+    entries = []
+    for one in map(shard, shard_ids):
+        write_shard(table, one, commit=False)
+        parts = table.state(one).parts.values()
+        entries += [table.part_entry(one, p, table.part_etags(one, p.part)) for p in parts]
+    return entries
+
+
+def test_open_parts_are_counted_by_the_index_and_else_by_footers(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = writer(root)
+    indexed = open_parts(table, "s-0", "s-1")
+    open_parts(table, "s-2")
+    stale = replace(indexed[0], latents_etag="of another file", samples=1000)
+    put_rows(table.store, "_index/parts/", [stale, *indexed[1:]])
+    read: list[str] = []
+
+    def noted(store: Store, name: str) -> dict[str, Any]:
+        read.append(name)
+        return read_metadata(store, name)
+
+    monkeypatch.setattr(open_parts_module, "read_metadata", noted)
+    status = table_status(root)
+    assert (status.samples, status.faces, status.rejects, status.exact) == (18, 12, 12, True)
+    names = [f"latents/{part}.parquet" for part in ("s-0-00000", "s-2-00000", "s-2-00001")]
+    assert sorted(read) == names
+
+
+def test_of_many_open_parts_some_are_read_and_scaled_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_parts_module, "_READ_FOOTERS", 2)
+    table = writer(tmp_path)
+    for number in range(4):
+        part = [face_row(str(n)) for n in range(3)]
+        table.write_part(shard(f"s-{number}"), 0, samples=3, latents=part, rejects=[])
+    status = table_status(str(tmp_path))
+    assert (status.samples, status.faces, status.parts_open, status.exact) == (12, 12, 4, False)
+
+
+def test_a_damaged_open_part_counts_nothing(tmp_path: Path) -> None:
+    open_parts(writer(tmp_path), "s-0")
+    (tmp_path / "latents" / "s-0-00000.parquet").write_bytes(b"PAR1")
+    status = table_status(str(tmp_path))
+    assert (status.samples, status.faces, status.parts_open) == (2, 0, 2)
+
+
+def test_the_first_shard_of_a_table_has_a_rate(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    open_parts(table, "s-0")
+    set_times(table, time.time(), {"s-0-00000": 40, "s-0-00001": 10})
+    assert table_status(str(tmp_path)).samples_per_second == pytest.approx(3 / 30, rel=1e-3)
 
 
 def test_rate_and_time_left_are_those_of_the_last_parts(

@@ -29,7 +29,7 @@ def test_flags_win_over_the_file(tmp_path):
         ({"model": "demo", "workers": 3}, "batch of 8 does not divide among 3"),
         ({"model": "demo", "images": 7}, "--images 7 does not fill a batch of 8"),
         ({"model": "demo", "lpipz": 1}, "did you mean 'lpips'"),
-        ({"model": "demo", "rate": -1}, "'rate'"),
+        ({"model": "demo", "rate": -1}, "--rate: "),
     ],
 )
 def test_settings_that_do_not_go_together_are_told_in_one_line(settings, told):

@@ -1,0 +1,54 @@
+"""What is wrong with a request and shows at once: told before Ray and PyTorch are imported.
+
+Nothing here is done twice: the listing of the input that is begun here is gone on with.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from pipeline.config import JobConfig
+from pipeline.engine.address import check_address
+from pipeline.errors import AccessError, ConfigError, StorageError
+from pipeline.metrics.names import check_identity
+from pipeline.models.files import check_model
+from pipeline.storage import Shard, check_beside, check_columns, check_output, list_shards
+from pipeline.table import TABLE_OUTPUT, open_start
+
+
+def check_request(config: JobConfig) -> Iterator[Shard]:
+    """The shards of the input, as `open_input`, when all that a request names is there.
+
+    Raises a `RequestError` for an output that cannot be one, a model, table or input that is not
+    there, an input that holds nothing to read, and for credentials that open none of it.
+    """
+    try:
+        check_address()
+        check_beside(config.input, config.output)
+        check_output(config.output, TABLE_OUTPUT)
+        for model in filter(None, (config.model, config.bootstrap)):
+            check_model(model)
+        if config.identity:
+            check_identity(config.identity)
+        if config.init:
+            open_start(config.init)
+        return open_input(config)
+    except AccessError as error:
+        raise refused_access(error) from error
+
+
+def open_input(config: JobConfig) -> Iterator[Shard]:
+    """The shards of the input, of which the first is listed: it is there, and holds images.
+
+    Raises `InputError` where it does not, and as `list_shards` and `check_columns` do.
+    """
+    shards = list_shards(config.input, files_per_shard=config.files_per_shard)
+    first = next(shards)
+    check_columns(first)
+    return itertools.chain([first], shards)
+
+
+def refused_access(error: StorageError) -> ConfigError:
+    """`error` as what it is before any work: a wrong request, which running it again repeats."""
+    return ConfigError(str(error))

@@ -1,0 +1,166 @@
+"""Blanks credentials out of texts: those of this process, and those that URIs in a text carry.
+
+Every message of this library passes here (`PipelineError`), and every JSON document and line. It
+is told what a credential is by its place: before the host of a URI, in the query or fragment of an
+http URI, behind a name such as `token=`, and in the environment under such a name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+HIDDEN = "***"
+# Of http URIs the queries that say which state or form of a file is meant, and nothing else.
+HARMLESS_QUERIES = (
+    *("versionId", "version", "generation", "revision", "rev", "ref", "download", "dl", "raw"),
+    *("alt", "format", "export", "page", "start", "limit"),
+)
+_HARMLESS = frozenset(name.lower() for name in HARMLESS_QUERIES)
+# Of these a host is a bucket, which has no port.
+_WITHOUT_PORTS = {"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "wasbs"}
+# A URI up to white space, or to the next URI (`zip://a.jpg::s3://bucket/b.zip`).
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,20}://"
+_URI = re.compile(rf"(?P<scheme>{_SCHEME})(?P<rest>(?:(?!(?:::)?{_SCHEME})[^\s\"])*)")
+_PORT = re.compile(r"[^:]*(?::\d{0,5})?|\[[^\]]*\](?::\d{0,5})?")
+_ROW = re.compile(r"\d{1,20}(?:~\d+)?")  # of a Parquet file, behind "#"
+_END = re.compile(r"['),.;:\]}>]*\Z")  # of the sentence, not of the URI
+_SECRET_WORD = (
+    r"[\w.%-]{0,64}(?:secret|token|passw|pwd|passphrase|signature|credential|api[_.-]?key|access[_.-]?key"
+    r"|account[_.-]?key|private[_.-]?key|authorization|jwt|session)[\w.%-]{0,64}"
+    r"|x-amz-[\w-]{1,64}|x-goog-[\w-]{1,64}|sig|sas|key|pass|pw|auth|code"
+)
+_PAIR = re.compile(rf"([?&;#](?:{_SECRET_WORD})=)[^\s&;#\"]*", re.IGNORECASE)
+_HEADER = re.compile(
+    r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:[a-z0-9-]+\s+)?|\bbearer\s+)[\w.~+/=-]{6,}",
+    re.IGNORECASE,
+)
+# Not the id of an access key, which is no secret, and may be the name of a project or a folder.
+_SETTINGS = ("secret", "token", "password", "secret_key")
+_VARIABLES = re.compile(
+    r"(.*_)?(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|JWT|CONNECTION_STRING"
+    r"|(SECRET|ACCESS|ACCOUNT|API|PRIVATE)_?KEY)"
+)
+_SHORTEST = 6
+_LONGEST_TRACE = 20_000
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the whole trace of `error`, with those of its causes, and no credential in it.
+
+    Of a trace over 20,000 characters the last ones, which are nearest to the error.
+    """
+    return without_secrets("".join(traceback.format_exception(error)))[-_LONGEST_TRACE:]
+
+
+def known_secrets() -> dict[str, str]:
+    """The credentials of this process by their value, each with where it stands."""
+    found = {
+        value: f"the environment variable {name}"
+        for name, value in os.environ.items()
+        if _VARIABLES.fullmatch(name.upper())
+    }
+    # Not imported by itself: who has not imported it has read no setting of it.
+    settings = getattr(sys.modules.get("fsspec.config"), "conf", {})
+    for protocol, options in settings.items():
+        for name in _SETTINGS:
+            if name in options:
+                found[str(options[name])] = f"fsspec's setting {protocol}.{name}"
+    return {value: place for value, place in found.items() if len(value) >= _SHORTEST}
+
+
+def without_secrets(text: str) -> str:
+    """Return `text` with every credential of this process, or of a URI in the text, blanked out."""
+    return _blanked(text, _forms(known_secrets()))
+
+
+def clean(value: Any) -> Any:
+    """Return `value`, of plain lists and dictionaries, with `without_secrets` done to its texts."""
+    return _cleaned(value, _forms(known_secrets()))
+
+
+def carries_secrets(uri: str) -> bool:
+    """Return whether a URI carries what is, or may be, a credential."""
+    return _without_uri_secrets(uri) != uri
+
+
+def _cleaned(value: Any, secrets: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            _blanked(name, secrets) if isinstance(name, str) else name: _cleaned(item, secrets)
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_cleaned(item, secrets) for item in value]
+    return _blanked(value, secrets) if isinstance(value, str) else value
+
+
+def _forms(secrets: Iterable[str]) -> list[str]:
+    """Each secret as it stands, in one line, in a URI and in JSON; the longest first."""
+    forms: set[str] = set()
+    for secret in secrets:
+        forms |= {secret, " ".join(secret.split()), quote(secret), quote(secret, safe="")}
+        forms |= {json.dumps(secret)[1:-1]}
+    return sorted((form for form in forms if len(form) >= _SHORTEST), key=len, reverse=True)
+
+
+def _blanked(text: str, secrets: list[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return _HEADER.sub(rf"\1{HIDDEN}", _without_uri_secrets(text))
+
+
+def _without_uri_secrets(text: str) -> str:
+    if "://" in text:
+        text = _URI.sub(_without_those_of_one, text)
+    return _PAIR.sub(rf"\1{HIDDEN}", text)
+
+
+def _without_those_of_one(uri: re.Match[str]) -> str:
+    scheme, rest = uri["scheme"].removesuffix("://"), uri["rest"]
+    if _has_user(scheme, rest):
+        rest = f"{HIDDEN}@{rest[rest.rindex('@') + 1 :]}"
+    if scheme.lower() in ("http", "https"):
+        rest = _without_query(rest)
+    return f"{scheme}://{rest}"
+
+
+def _has_user(scheme: str, rest: str) -> bool:
+    """Whether a user stands before the host, with a password that may hold slashes."""
+    if "@" not in rest:
+        return False
+    host = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in rest.split("/", 1)[0]:
+        return True
+    if host.startswith("arn:"):  # an access point of S3
+        return False
+    return ":" in host if scheme.lower() in _WITHOUT_PORTS else not _PORT.fullmatch(host)
+
+
+def _without_query(rest: str) -> str:
+    end = _END.search(rest)
+    stop = end.start() if end else len(rest)
+    found = re.match(r"([^?#]*)(\?[^#]*)?(#.*)?\Z", rest[:stop], re.DOTALL)
+    if found is None:
+        return rest
+    path, query, fragment = found[1], found[2] or "", found[3] or ""
+    if query:
+        query = "?" + "&".join(map(_without_value, re.split("[&;]", query[1:])))
+    if len(fragment) > 1 and not _ROW.fullmatch(fragment[1:]):
+        fragment = f"#{HIDDEN}"
+    return path + query + fragment + rest[stop:]
+
+
+def _without_value(pair: str) -> str:
+    name, _, value = pair.partition("=")
+    if not pair or HIDDEN in (pair, value):
+        return pair
+    if not value or not re.fullmatch(r"[\w.\[\]-]{1,64}", name):
+        return HIDDEN  # a name without a value may be the credential itself
+    return pair if name.lower() in _HARMLESS else f"{name}={HIDDEN}"

@@ -1,0 +1,58 @@
+"""What a disk says of a file, and which of its errors a later run would meet again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from pipeline.storage.objects import UNREADABLE, local_info
+
+# Not EIO, ESTALE, EMFILE and the like: a network disk that is away gives them for every file.
+_LASTING = {
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.ENOTSUP),
+    *(errno.EOVERFLOW, errno.ENOKEY),
+}
+
+
+class Special(OSError):  # noqa: N818 - what is found, as much as what is wrong
+    """A socket, pipe or device: opening it may wait for ever."""
+
+
+def is_lasting(error: OSError) -> bool:
+    """Whether this file or folder cannot be read, and others can: no fault of the disk as such."""
+    return isinstance(error, Special) or error.errno in _LASTING
+
+
+def local_state(path: str, status: os.stat_result) -> tuple[int, str]:
+    """Size and etag of a file; `UNREADABLE` where this user may not read it.
+
+    A change of permissions changes neither size nor modification time. Raises `Special` for what
+    is no regular file.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        raise Special(f"'{path}' is a socket, a pipe or a device")
+    # Of most files the mode tells, without a call.
+    if not status.st_mode & stat.S_IROTH and not os.access(path, os.R_OK, effective_ids=True):
+        return status.st_size, UNREADABLE
+    info = local_info(status)
+    return info.size, info.etag
+
+
+def present_state(path: str) -> tuple[int, str]:
+    """Size and etag of what is at `path` at this time, as a listing has them.
+
+    `path` ends in "/" where it was a folder that could not be listed. Raises `OSError` where that
+    may pass, and where nothing is there.
+    """
+    try:
+        if not path.endswith("/"):
+            return local_state(path, Path(path).stat())
+        with os.scandir(path):
+            return 0, "folder"
+    except OSError as error:
+        if is_lasting(error) and os.path.lexists(path.rstrip("/")):
+            return 0, UNREADABLE
+        raise

@@ -1,0 +1,182 @@
+"""Which of the files that a listing shows are images or shards: by name, else by first bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from itertools import chain
+from typing import Literal, NamedTuple
+
+from pipeline.errors import StorageError
+from pipeline.storage.buckets import get_head, is_bucket
+from pipeline.storage.columns import has_bytes, schema_of
+from pipeline.storage.formats import (
+    Kind,
+    is_image,
+    may_be_image,
+    plain_name,
+    readable_name,
+    shard_kind,
+    shard_stem,
+)
+from pipeline.storage.left_out import LeftOut
+from pipeline.storage.listing import Entry
+from pipeline.storage.objects import UNREADABLE
+from pipeline.storage.signatures import sniff
+from pipeline.storage.uris import filesystem, is_local, storage_errors
+
+HEAD_BYTES = 512
+# Looks into files that are under way at a time, and entries that may wait for them in memory.
+_LOOKS = 32
+_BATCH_LOOKS, _BATCH_ENTRIES = 256, 4096
+
+Found = Kind | Literal["image"]
+
+
+class _Waiting(NamedTuple):
+    """An entry, and what tells what it is: its name, or a look into it."""
+
+    entry: Entry
+    found: Found | None
+    look: Callable[[], Found | None] | None = None
+
+
+def recognised(
+    entries: Iterable[Entry],
+    uri_of: Callable[[str], str],
+    left_out: LeftOut,
+    *,
+    sniffing: bool,
+    alone: bool = False,
+) -> Iterator[tuple[Entry, Found]]:
+    """The images and shards among `entries`, in their order; the others are counted.
+
+    Of Parquet files the footer is read, as one without images (`metadata.parquet`) is no shard,
+    unless it is `alone`, all that the input is: then its reader tells what is wrong. With
+    `sniffing`, names without a known extension (`may_be_image`) are told by their first bytes.
+    Looks into files on a disk come as they are needed, others some dozens at a time. What cannot
+    be read is an image, so that it becomes a reject, unless its name says that it is none.
+    Raises `StorageError` where a storage that is not a disk does not answer.
+    """
+    pool = ThreadPoolExecutor(_LOOKS, thread_name_prefix="look")
+    waiting = (
+        _by_name(entry, uri_of, sniffing, alone) for entry in without_metadata(entries, left_out)
+    )
+    try:
+        for batch in _batches(waiting):
+            looks = pool.map(lambda look: look(), [one.look for one in batch if one.look])
+            for entry, known, look in batch:
+                found = next(looks) if look else known
+                if found:
+                    yield entry, found
+                else:
+                    left_out.add_file(readable_name(entry.name))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _by_name(entry: Entry, uri_of: Callable[[str], str], sniffing: bool, alone: bool) -> _Waiting:
+    uri, readable = uri_of(entry.name), entry.etag != UNREADABLE
+    name = plain_name(uri)
+    if name.endswith("/") or is_image(name):
+        return _Waiting(entry, "image")
+    if kind := shard_kind(name):
+        if kind != "parquet" or alone or not readable:
+            return _Waiting(entry, kind)
+        return _Waiting(entry, None, partial(_look_at_parquet, uri))
+    if not sniffing or not may_be_image(name):
+        return _Waiting(entry, None)
+    if not readable or not entry.size:
+        return _Waiting(entry, None if readable else "image")
+    if is_local(uri):
+        return _Waiting(entry, _look_at_disk(filesystem(uri)[1]))
+    return _Waiting(entry, None, partial(_look_at_object, uri))
+
+
+def _batches(waiting: Iterable[_Waiting]) -> Iterator[list[_Waiting]]:
+    """Runs of entries that are looked into together; an entry that needs no look does not wait."""
+    batch: list[_Waiting] = []
+    looks = 0
+    for one in waiting:
+        batch.append(one)
+        looks += one.look is not None
+        if not looks or looks == _BATCH_LOOKS or len(batch) == _BATCH_ENTRIES:
+            yield batch
+            batch, looks = [], 0
+    if batch:
+        yield batch
+
+
+def _look_at_parquet(uri: str) -> Found | None:
+    """Whether a Parquet file holds images; of one that cannot be told its reader says why."""
+    try:
+        schema = schema_of(uri)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        if is_local(uri):
+            return "parquet"
+        raise
+    return "parquet" if schema is None or has_bytes(schema) else None
+
+
+def _look_at_disk(path: str) -> Found | None:
+    """What a file on a disk is; the folder's reader tells why one cannot be opened."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - a few microseconds for each of millions
+            return "image" if sniff(file.read(HEAD_BYTES)) else None
+    except OSError:
+        return "image"
+
+
+def _look_at_object(uri: str) -> Found | None:
+    """What a file elsewhere is; nothing if it is gone since it was listed."""
+    with suppress(_GoneError):
+        return "image" if sniff(read_head(uri)) else None
+    return None
+
+
+class _GoneError(Exception):
+    """There is no such file any more."""
+
+
+def read_head(uri: str) -> bytes:
+    """The first bytes of a file, by one request; `StorageError` where the storage fails."""
+    fs, path = filesystem(uri)
+    try:
+        with storage_errors(f"read '{uri}'"):
+            if is_bucket(fs):
+                return get_head(fs, path, HEAD_BYTES)
+            return bytes(fs.cat_file(path, start=0, end=HEAD_BYTES))[:HEAD_BYTES]
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise _GoneError from error
+        raise
+
+
+def without_metadata(entries: Iterable[Entry], left_out: LeftOut) -> Iterator[Entry]:
+    """The sorted `entries`, but for what img2dataset writes beside its tars: URLs and captions.
+
+    That is an `x.parquet` beside an `x.tar`, which is counted. Others are given out behind what
+    may be their tar, or before what is in the folder `x`.
+    """
+    waiting: Entry | None = None
+    for entry in chain(entries, (None,)):
+        if waiting and entry:
+            stem = shard_stem(waiting.name)
+            if shard_kind(entry.name) == "tar" and shard_stem(entry.name) == stem:
+                left_out.add_file(readable_name(waiting.name))
+                waiting = None
+            elif entry.name > f"{stem}/":
+                yield waiting
+                waiting = None
+        is_parquet = entry is not None and shard_kind(entry.name) == "parquet"
+        if waiting and (entry is None or is_parquet):
+            yield waiting
+            waiting = None
+        if is_parquet:
+            waiting = entry
+        elif entry:
+            yield entry

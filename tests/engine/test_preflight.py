@@ -1,0 +1,149 @@
+"""Promises of what is checked before Ray and PyTorch are imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import JobConfig
+from pipeline.engine.crops import plan_crops
+from pipeline.engine.plan import make_plan
+from pipeline.engine.preflight import check_request
+from pipeline.engine.training_preflight import check_training
+from pipeline.errors import InputError
+from pipeline.storage import shards as shards_module
+from pipeline.training.config import TrainConfig
+
+JOBS = {
+    "invert_dataset": [
+        (["--steps", "none"], "--steps: input should be a valid integer"),
+        (["--config", "nowhere.yaml"], "cannot read the config file 'nowhere.yaml'"),
+        (["--input", "nowhere"], "nowhere' does not exist"),
+        (["--input", "empty"], "holds nothing to read"),
+        (["--input", "s3://bucket/photos"], "there are no credentials: set AWS_ACCESS_KEY_ID"),
+        (["--output", "s3://bucket/table"], "there are no credentials: set AWS_ACCESS_KEY_ID"),
+        (["--output", "photos/table"], "lies inside the input"),
+        (["--output", "notes/table"], "cannot be a folder"),
+        (["--model", "demon"], "no model is called 'demon'"),
+        (["--model", "nowhere/model.pt"], "no model file at nowhere/model.pt"),
+        (["--model", "nowhere/bundle"], "no model file at nowhere/bundle/model.json"),
+        (["--bootstrap", "nowhere.pt"], "no model file at nowhere.pt"),
+        (["--identity", "dlip"], "no identity network is called 'dlip'"),
+        (["--identity", "nowhere.pth"], "no identity weights at nowhere.pth"),
+        (["--init", "empty"], "cannot start from codes: "),
+    ],
+    "refine_dataset": [(["--table", "empty"], "empty' is not a table")],
+    "train_restyle": [
+        (["--rate", "-1"], "--rate: input should be greater than 0"),
+        (["--input", "nowhere"], "nowhere' does not exist"),
+        (["--model", "nowhere.pt"], "no model file at nowhere.pt"),
+        (["--identity-network", "nowhere.pth"], "no identity weights at nowhere.pth"),
+        ([], "5 images, of which 256 are held out for validation"),
+        (["--held-out", "4", "--batch", "2"], "the other 1 do not fill a batch of 2"),
+    ],
+}
+GIVEN = {
+    "invert_dataset": ["--input", "photos", "--output", "out"],
+    "refine_dataset": ["--output", "out"],
+    "train_restyle": ["--input", "photos", "--output", "out", "--model", "demo"],
+}
+SCRIPT = """
+import contextlib, importlib, io, json, sys
+told = []
+for job, flags in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = importlib.import_module("jobs." + job).main(flags)
+    slow = [name for name in ("torch", "ray") if name in sys.modules]
+    told.append([code, out.getvalue(), err.getvalue(), slow])
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Any]]:
+    """Each wrong request of `JOBS`, one after another in a process of its own, and its end."""
+    folder = tmp_path_factory.mktemp("refused")
+    (folder / "empty").mkdir()
+    (folder / "photos").mkdir()
+    (folder / "notes").write_text("no folder")
+    for number in range(5):
+        (folder / "photos" / f"{number}.jpg").write_bytes(b"a picture")
+    asked = [
+        (job, GIVEN[job] + flags, told) for job, cases in JOBS.items() for flags, told in cases
+    ]
+    root = Path(__file__).resolve().parents[2]
+    requests = json.dumps([[job, flags] for job, flags, _ in asked])
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, requests],
+        cwd=folder,
+        env={"PYTHONPATH": str(root), "HOME": str(folder), "AWS_EC2_METADATA_DISABLED": "true"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["empty", "notes", "photos"]
+    return list(zip([told for *_, told in asked], json.loads(run.stdout), strict=True))
+
+
+def test_a_wrong_request_is_told_without_torch_and_ray(refusals: list[tuple[str, Any]]) -> None:
+    for told, (code, _, err, slow) in refusals:
+        assert (code, slow) == (2, []), err
+        assert told in err
+
+
+def test_a_refusal_is_printed_once_and_is_on_the_last_line(
+    refusals: list[tuple[str, Any]],
+) -> None:
+    for _, (_, out, err, _) in refusals:
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
+        line = json.loads(out)
+        assert line["exit_code"] == 2
+        assert err.rstrip("\n").endswith(line["errors"][0])
+
+
+def test_the_listing_that_is_begun_is_gone_on_with(
+    config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, walks = config_of(files_per_shard=1), []
+    walk = shards_module.walk
+    monkeypatch.setattr(shards_module, "walk", lambda *them: walks.append(1) or walk(*them))
+    plan = make_plan(config, shards=check_request(config))
+    assert len(list(plan.works)) == 4
+    assert walks == [1], "the input is listed once"
+
+
+def test_a_training_lists_and_counts_its_images_once(
+    five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = five_images.model_copy(update={"held_out": 1, "batch": 1, "files_per_shard": 2})
+    walks: list[int] = []
+    walk = shards_module.walk
+    monkeypatch.setattr(shards_module, "walk", lambda *them: walks.append(1) or walk(*them))
+    plan = plan_crops(config, check_training(config))
+    assert [len(work.shard.names) for work in plan.works] == [2, 2, 2]
+    assert walks == [1]
+
+
+def test_images_in_tars_are_counted_before_crops_are_cut(
+    five_images: TrainConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
+        tar.add(five_images.input, "images")
+    config = five_images.model_copy(
+        update={"input": str(tmp_path / "tars"), "held_out": 5, "batch": 1}
+    )
+    assert len(list(check_training(config))) == 1, "six files: five held out, one to train on"
+    with pytest.raises(InputError, match="6 images, of which 6 are held out"):
+        check_training(config.model_copy(update={"held_out": 6}))
+    with pytest.raises(InputError, match="lower --held-out or --batch"):
+        check_training(config.model_copy(update={"limit": 4}))
