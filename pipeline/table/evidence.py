@@ -97,11 +97,13 @@ def _check_input(description: Description) -> None:
 
 def _check_model(description: Description) -> None:
     """What the description says of the model is what its bundle says, of the same weights."""
+    name = description.config.get("model")
+    if not isinstance(name, str):
+        return
     from pipeline.models import load_model  # PyTorch, which nothing else here needs
     from pipeline.models.files import bundle_folder, named_bundle
 
-    name = description.config.get("model")
-    if not isinstance(name, str) or not (named_bundle(name) or name.startswith("/")):
+    if not (named_bundle(name) or name.startswith("/")):
         return  # no other place is asked for the sake of a check
     try:
         model = load_model(bundle_folder(name))
