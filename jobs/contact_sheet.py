@@ -13,7 +13,6 @@ import sys
 
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError, printable
-from pipeline.reports import table_sheet
 from pipeline.storage import Store, canonical_uri, check_output
 from pipeline.table import open_table
 
@@ -43,6 +42,9 @@ def _draw(arguments: argparse.Namespace) -> int:
     folder, _, name = canonical_uri(arguments.output).rpartition("/")
     check_output(folder or "/")
     table = open_table(arguments.table)
+    # PyTorch is slow to import: what is wrong is told before.
+    from pipeline.reports import table_sheet
+
     picture = table_sheet(
         table, where=arguments.where, limit=arguments.limit, title=arguments.title
     )

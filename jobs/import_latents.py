@@ -22,7 +22,7 @@ from typing import get_args
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.choices import CodeType, Device, Fit, Icc
-from pipeline.command_line import exit_code_of, job_parser, positive
+from pipeline.command_line import add_flags, exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError, printable
 from pipeline.exchange.code_files import faces_of, open_codes
 from pipeline.exchange.importing import Importing, ImportSettings
@@ -30,6 +30,7 @@ from pipeline.exchange.measuring import Measuring, Result
 from pipeline.inversion import ready_device
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, bundle_names, load_model, treatment_for
+from pipeline.settings import FaceSearch, fill
 from pipeline.storage import FILES_PER_SHARD, canonical_uri, check_output
 from pipeline.table import TABLE_OUTPUT
 
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         help="images are aligned crops (default: as the model's domain asks)",
     )
     parser.add_argument("--fit", choices=get_args(Fit), help="of prealigned images")
+    add_flags(parser, FaceSearch)
     parser.add_argument("--icc", choices=get_args(Icc), help="colour profiles (default apply)")
     parser.add_argument("--identity", help="identity network: dlib, none, or a weight file")
     parser.add_argument(
@@ -73,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
         default=FILES_PER_SHARD,
         metavar="N",
         help="images of a folder that make one shard",
+    )
+    parser.add_argument(
+        "--sniff",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="--images without a known extension: read what are images by their first bytes",
     )
     devices = get_args(Device)
     parser.add_argument(
@@ -89,14 +97,16 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
         latent_dtype=asked.latent_dtype,
         part_size=asked.part_size,
         files_per_shard=asked.files_per_shard,
+        sniff=asked.sniff,
         images=asked.images and canonical_uri(asked.images),
     )
     device = ready_device(asked.device)
     codes, model = open_codes(asked.codes), load_model(asked.model, device)
     if not asked.images:
-        for name in ("results", "prealigned", "fit", "icc", "identity"):
+        for name in ("results", "prealigned", "fit", "icc", "identity", *FaceSearch.model_fields):
             if getattr(asked, name):
-                raise ConfigError(f"--{name} is for images, to measure by: name them with --images")
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} is for images, to measure by: name them with --images")
         return _run(Importing(codes, model, settings), asked.output)
     several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
     with _measuring(asked, model, device, several=several) as measuring:
@@ -116,12 +126,15 @@ def _measuring(
     treatment = treatment_for(
         model, prealigned=asked.prealigned, identity=asked.identity, fit=asked.fit
     )
+    given = {name: getattr(asked, name) for name in FaceSearch.model_fields}
+    search = fill(FaceSearch, None, given)
     print(printable(treatment.description), file=sys.stderr)
     alignment = AlignmentSettings(
         faces="all" if several else "largest",
         prealigned=treatment.prealigned,
         fit=treatment.fit,
         output_size=model.input_size,
+        **search.model_dump(),
         icc=asked.icc or "apply",
     )
     results = Result(asked.results) if asked.results else None

@@ -20,18 +20,20 @@ from pipeline.command_line import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
 from pipeline.errors import ConfigError, printable
-from pipeline.storage import canonical_uri
+from pipeline.storage import ALL_IMAGES, canonical_uri
 from pipeline.table import Description, open_start
+from pipeline.table.description import EARLIER_VALUES
 
 # What a second pass keeps of the first, so that it finds the same faces in the same images.
 KEPT = (
     *("input", "model", "faces", "prealigned", "fit", "min_face", "max_pixels", "identity"),
-    *("best_step_by", "latent_dtype"),
+    *("best_step_by", "latent_dtype", "keep_columns"),
 )
+LATER = ("icc", "turns", "search_pixels", "check_below")  # kept too; earlier tables lack them
 OWN = (
     *("distance_weight", "seed", "best_step_by", "latent_dtype"),
-    *("keep_steps", "keep_crops", "keep_reconstructions", "part_size", "device", "precision"),
-    *("batch_size", "align_workers", "inverters", "image_timeout"),
+    *("keep_steps", "keep_crops", "keep_reconstructions", "keep_columns", "part_size", "device"),
+    *("precision", "batch_size", "align_workers", "inverters", "image_timeout"),
 )
 
 
@@ -54,13 +56,17 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
     description = open_start(table).description
     made, layout = description.config, description.layout
     settings = {name: made[name] for name in KEPT if name in made}
-    settings["icc"] = made.get("icc", "ignore")  # as before there was a choice
+    settings |= {name: made.get(name, _earlier(name)) for name in LATER}
     # An input by a relative path is where the first pass ran.
     if "input" in made and layout.get("input") != printable(canonical_uri(str(made["input"]))):
         settings["input"] = layout["input"]
     if "input" not in made:
         settings |= _of_imported(table, description)
     settings |= {name: layout[name] for name in ("files_per_shard",) if name in layout}
+    settings["sniff"] = layout.get("sniff", False)  # without it the table is of earlier times
+    settings["image_field"] = layout.get("image_field", ALL_IMAGES)
+    if layout.get("image_column"):
+        settings["image_column"] = layout["image_column"]
     if layout.get("limit"):
         settings["limit"] = layout["limit"]
     settings |= {name: value for name, value in flags.items() if value is not None}
@@ -77,9 +83,13 @@ def _of_imported(table: str, description: Description) -> dict[str, Any]:
         )
     aligned = description.settings["measured"]["alignment"]
     kept = {name: aligned[name] for name in ("faces", "prealigned")}
-    kept["icc"] = aligned.get("icc", "ignore")
+    kept |= {name: aligned.get(name, _earlier(name)) for name in LATER}
     fit = {"fit": aligned["fit"]} if aligned["prealigned"] else {}
     return {"input": images, "min_face": aligned["min_face_px"], **kept, **fit}
+
+
+def _earlier(name: str) -> Any:
+    return EARLIER_VALUES[f"settings.alignment.{name}"]
 
 
 def main(argv: list[str]) -> int:

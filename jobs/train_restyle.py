@@ -27,6 +27,7 @@ import json
 import sys
 
 from pipeline.command_line import add_flags, exit_code_of, job_parser
+from pipeline.engine.progress import Progress
 from pipeline.engine.training_preflight import check_training
 from pipeline.training.config import TrainConfig, load_train_config
 
@@ -46,11 +47,15 @@ def main(argv: list[str]) -> int:
 
     def work() -> int:
         config = load_train_config(file, flags)
-        shards = check_training(config)
-        # Ray and PyTorch are slow to import: what is wrong is told before.
-        from pipeline.engine.training import run_training
+        with Progress() as progress:
+            progress.doing("checking the request")
+            shards = check_training(config)
+            progress.doing("loading PyTorch and Ray")
+            # Slow to import: what is wrong is told before.
+            from pipeline.engine.training import run_training
 
-        print(json.dumps(run_training(config, shards)), flush=True)
+            done = run_training(config, shards)
+        print(json.dumps(done), flush=True)
         return 0
 
     return exit_code_of(work, stopped="run the same command again to continue")

@@ -97,6 +97,7 @@ def exit_code_of(
     given_table: bool = False,
     stopped: str = "nothing is half done",
     last_line: Mapping[str, Any] | None = None,
+    tell: Callable[[str, int], None] | None = None,
 ) -> int:
     """What `work` returns, or for its error 2 (the request is wrong) or 1 (run it again).
 
@@ -105,8 +106,10 @@ def exit_code_of(
     other keys are those of `last_line`. One that `reads_only` prints an answer or nothing. To it,
     and to any job of a `given_table`, a damaged table is a wrong request; to all of them storage
     that the user's credentials do not open. `stopped` is what a
-    Ctrl-C, or a SIGTERM, means to the user: code 1, and a last line without errors.
+    Ctrl-C, or a SIGTERM, means to the user: code 1, and a last line without errors. `tell` takes
+    the line for stderr and the code, where it is not just to be printed.
     """
+    tell = tell or _print_to_stderr
     wrong: tuple[type[PipelineError], ...] = (RequestError, AccessError)
     if reads_only or given_table:
         wrong = (*wrong, TableError)
@@ -116,7 +119,7 @@ def exit_code_of(
     except PipelineError as error:
         code = 2 if isinstance(error, wrong) else 1
         text = without_secrets(str(error))
-        print(f"{type(error).__name__}: {text}", file=sys.stderr)
+        tell(f"{type(error).__name__}: {text}", code)
         if not reads_only:
             _print_line(last_line or {}, [text], code)
         return code
@@ -130,7 +133,7 @@ def exit_code_of(
         return 1
     except (KeyboardInterrupt, SystemExit):
         # SystemExit: what Ray's own handlers raise, where they stand in place of ours.
-        print(f"stopped: {stopped}", file=sys.stderr)
+        tell(f"stopped: {stopped}", 1)
         if not reads_only:
             _print_line(last_line or {}, [], 1)
         return 1
@@ -146,7 +149,13 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # Not where it was taken away meanwhile, as by a run that a first signal ended.
+        if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _print_to_stderr(text: str, _code: int) -> None:
+    print(text, file=sys.stderr)
 
 
 def _print_line(last_line: Mapping[str, Any], errors: list[str], code: int) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.choices import (
+    CHECK_BELOW,
+    SEARCH_PIXELS,
     BestStepBy,
     CodeType,
     Device,
@@ -19,8 +21,18 @@ from pipeline.choices import (
     Space,
 )
 from pipeline.errors import printable
-from pipeline.settings import check_uris, fill, flag_of
-from pipeline.storage import FILES_PER_SHARD, ReadOptions, canonical_uri
+from pipeline.settings import (
+    IMAGE_COLUMN_MEANING,
+    IMAGE_FIELD_MEANING,
+    CheckBelow,
+    ImageField,
+    SearchPixels,
+    TurnsSetting,
+    check_uris,
+    fill,
+    flag_of,
+)
+from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions, canonical_uri
 
 OPTIMISING = ("optimize", "hybrid")
 STEPS, AUTO_STEPS_AT_MOST, ITERATIONS = 5, 10, 300
@@ -97,6 +109,9 @@ class JobConfig(BaseModel):
     fit: Fit | None = Field(
         None, description="how a prealigned image of other proportions is resized (default stretch)"
     )
+    turns: TurnsSetting = "auto"
+    search_pixels: SearchPixels = SEARCH_PIXELS
+    check_below: CheckBelow = CHECK_BELOW
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
     max_pixels: int = Field(64_000_000, ge=1, description="largest image, checked before decoding")
     icc: Icc = Field(
@@ -124,6 +139,13 @@ class JobConfig(BaseModel):
     sniff: bool = Field(
         True, description="files without a known extension: images by their first bytes are read"
     )
+    image_field: ImageField = Field(ONE_IMAGE, description=IMAGE_FIELD_MEANING)
+    image_column: str | None = Field(None, description=IMAGE_COLUMN_MEANING)
+    keep_columns: str | None = Field(
+        None,
+        description="fields of the input that become columns of the table, with commas between: "
+        "Parquet columns, sidecars (txt, cls), fields of .json sidecars, label of a dataset.zip",
+    )
 
     part_size: int = Field(256, ge=1, le=100_000, description="samples a part")
     device: Device = Field("auto", description="where faces are inverted")
@@ -136,6 +158,14 @@ class JobConfig(BaseModel):
     log_format: Literal["text", "json"] = Field(
         "text", description="progress for people, or events as JSON lines, on stderr"
     )
+
+    @field_validator("keep_columns", mode="after")
+    @classmethod
+    def _columns_once_each(cls, text: str | None) -> str | None:
+        names = [name.strip() for name in (text or "").split(",")]
+        if text is not None and (not all(names) or len({n.lower() for n in names}) < len(names)):
+            raise ValueError("names with commas between, each of them once")
+        return text and ",".join(names)
 
     @model_validator(mode="after")
     def _method_takes_what_is_set(self) -> Self:
@@ -166,12 +196,21 @@ class JobConfig(BaseModel):
             "files_per_shard": self.files_per_shard,
             "limit": self.limit,
             "sniff": self.sniff,
+            "image_field": self.image_field,
+            "image_column": self.image_column,
         }
 
     @property
     def read_options(self) -> ReadOptions:
         """How the input is listed and its shards are read."""
-        return ReadOptions(sniff=self.sniff)
+        return ReadOptions(
+            sniff=self.sniff, image_field=self.image_field, image_column=self.image_column
+        )
+
+    @property
+    def kept_names(self) -> tuple[str, ...]:
+        """The names in `keep_columns`."""
+        return tuple(self.keep_columns.split(",")) if self.keep_columns else ()
 
 
 def _misfits(config: JobConfig) -> Iterator[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.choices import CHECK_BELOW, MOST_SEARCH_PIXELS, SEARCH_PIXELS, Turns
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.redaction import clean
 from pipeline.storage import canonical_uri, is_local, one_line
@@ -20,6 +22,54 @@ _LONGEST_FILE = 1 << 20  # bytes
 _MOST_VALUES = 10_000  # with all aliases and merges written out
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+TurnsSetting = Annotated[
+    Turns, Field(description="whether faces are looked for in photos turned by 90, 180, 270 too")
+]
+SearchPixels = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=MOST_SEARCH_PIXELS,
+        description="of the largest copy that is searched where smaller ones show no face; "
+        "0: none of more than 1792 px a side",
+    ),
+]
+CheckBelow = Annotated[
+    float,
+    Field(
+        ge=0,
+        allow_inf_nan=False,
+        description="faces of a lower detector score are looked for again in their crop; 0: none",
+    ),
+]
+
+
+class FaceSearch(BaseModel):
+    """How faces are looked for, where a job does not take all of these settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    turns: TurnsSetting = "auto"
+    search_pixels: SearchPixels = SEARCH_PIXELS
+    check_below: CheckBelow = CHECK_BELOW
+
+
+def _image_fields(text: str) -> str:
+    """Fields as webdataset names them, with its separators: `jpg;png`, `.seg.png`."""
+    fields = [name.strip(".") for name in re.split(r"[,;|\s]+", text.lower())]
+    if not all(fields):
+        raise ValueError("names of fields with commas between, such as jpg,png")
+    return ",".join(fields)
+
+
+# Settings that more than one job takes.
+ImageField = Annotated[str, AfterValidator(_image_fields)]
+IMAGE_FIELD_MEANING = (
+    "of a tar's or zip's images with one webdataset key: one, all, or the fields to take, the "
+    "preferred first (jpg,png)"
+)
+IMAGE_COLUMN_MEANING = "the Parquet column of images (default: the only one, or the usual name)"
 
 
 class _ConfigFile(NamedTuple):

@@ -295,3 +295,24 @@ def test_a_path_that_no_disk_has_is_refused() -> None:
     for path, why in (("a\0b", "null character"), ("~nobody-of-this-name/x", "home of nobody")):
         with pytest.raises(InputError, match=why):
             load_config(None, {**BOTH, "input": path})
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [("one", "one"), ("ALL", "all"), ("jpg;png", "jpg,png"), (".seg.png", "seg.png")],
+)
+def test_fields_of_images_are_named_as_webdataset_does(given: str, fields: str) -> None:
+    config = load_config(None, {"input": "in", "output": "out", "image_field": given})
+    assert config.read_options.image_field == config.layout()["image_field"] == fields
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *[("image_field", ""), ("image_field", ",jpg")],
+        *[("keep_columns", "a,"), ("keep_columns", "a,A"), ("keep_columns", "")],
+    ],
+)
+def test_names_that_are_none_are_refused(setting: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{setting.replace('_', '-')}.*names"):
+        load_config(None, {"input": "in", "output": "out", setting: value})

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
+from pipeline.alignment.padding import padded
 from pipeline.images import Rejection, RejectReason
 
 _BORDER = 0.1  # of the square's side, kept around it
 _PAD = 0.3  # of the side, where the image ends inside the border
-_BLUR = 0.02  # of the side: sigma of the blur that fades mirrored content
 
 
 def crop_quad(
@@ -39,9 +39,11 @@ def crop_quad(
     corners = corners - window[:2]
     pads = _pads(region, corners, side)
     if max(pads) > _border(side) - 4:
-        pads = [max(pad, round(side * _PAD)) for pad in pads]
-        region, origin = _padded(region, pads, corners, side)
-        corners = corners - origin
+        left, top, right, bottom = (max(pad, round(side * _PAD)) for pad in pads)
+        full = region.width + left + right, region.height + top + bottom
+        window = _window(full, corners + np.array((left, top)), 3)
+        region = padded(region, (left, top, right, bottom), side, window)
+        corners = corners - (window[0] - left, window[1] - top)
     return region.transform(
         (size, size),
         Image.Transform.QUAD,
@@ -95,50 +97,3 @@ def _pads(region: Image.Image, corners: NDArray[np.float64], side: float) -> lis
     low, high = np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0))
     over = [*(border - low), *(high - region.size + border)]
     return [max(int(value), 0) for value in over]
-
-
-def _padded(
-    region: Image.Image, pads: list[int], corners: NDArray[np.float64], side: float
-) -> tuple[Image.Image, tuple[int, int]]:
-    """What `corners` span of `region` mirrored over its edges, blurred and faded to the median.
-
-    Also where it begins, in pixels of `region`. Works in 8 bits, blurs at a lower resolution and
-    finishes only what is spanned, where FFHQ's preparation works on everything in floats: a tenth
-    of the time, and a crop with a quarter of padding differs by 0.2 grey levels on average.
-    """
-    left, top, right, bottom = pads
-    mirrored = np.pad(np.asarray(region), ((top, bottom), (left, right), (0, 0)), mode="reflect")
-    height, width, _ = mirrored.shape
-    # Depths: 0 at the image's edge, 1 at the padding's outer edge, below 0 inside.
-    across, down = 1 - _distance(width, left, right), 1 - _distance(height, top, bottom)
-    sigma = side * _BLUR
-    step = max(int(sigma / 2), 1)
-    coarse = Image.fromarray(mirrored).reduce(step).filter(ImageFilter.GaussianBlur(sigma / step))
-    sampled = Image.composite(
-        coarse,
-        Image.fromarray(mirrored[::step, ::step]),
-        _mask(across[::step] * 3 + 1, down[::step] * 3 + 1),
-    )
-    median = tuple(round(float(v)) for v in np.median(np.asarray(sampled), axis=(0, 1)))
-
-    window = _window((width, height), corners + pads[:2], 3)
-    x, y = slice(window[0], window[2]), slice(window[1], window[3])
-    sharp = Image.fromarray(mirrored[y, x])
-    box = (window[0] / step, window[1] / step, window[2] / step, window[3] / step)
-    blurred = coarse.resize(sharp.size, Image.Resampling.BILINEAR, box=box)
-    faded = Image.composite(blurred, sharp, _mask(across[x] * 3 + 1, down[y] * 3 + 1))
-    plain = Image.new("RGB", sharp.size, median)
-    finished = Image.composite(plain, faded, _mask(across[x], down[y]))
-    return finished, (window[0] - left, window[1] - top)
-
-
-def _distance(length: int, before: int, after: int) -> NDArray[np.float64]:
-    """From the nearer outer edge, in units of the padding on that side: [length]."""
-    place = np.arange(length)
-    return np.minimum(place / before, (length - 1 - place) / after)
-
-
-def _mask(across: NDArray[np.float64], down: NDArray[np.float64]) -> Image.Image:
-    """The larger of a column's and a row's share, clipped to [0, 1], as an 8-bit mask."""
-    columns, rows = (np.rint(np.clip(share, 0, 1) * 255) for share in (across, down))
-    return Image.fromarray(np.maximum.outer(rows.astype(np.uint8), columns.astype(np.uint8)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from pipeline.dlib_models import dlib_model
 
 LANDMARK_MODEL = "shape_predictor_68_face_landmarks.dat"
 _WINDOW = 80  # pixels: of twelve faces that are magnified to this side, all are found
-_MOST_PIXELS = 32_000_000  # searched at once by `find_all_faces`: 2.8 s of one core and 0.6 GB
+_MOST_PIXELS = 32_000_000  # searched at once for all faces: 2.8 s of one core and 0.6 GB
 
 
 @dataclass(frozen=True)
@@ -55,53 +54,37 @@ def warm_up() -> None:
 
 def find_faces(
     image: Image.Image,  # RGB, any size
-    tries: Sequence[tuple[int, int]] = ((512, 0), (512, 1)),
+    scale: float = 1.0,  # of the copy that is searched
+    upsample: int = 0,  # how often the copy is doubled
     *,
     min_score: float = 0.0,
 ) -> list[Detection]:
-    """The faces of the first of `tries` that finds any, the largest first (then left, then top).
+    """The faces on a copy of `image`, the largest first (then left, then top).
 
-    A try is (side, upsample): detection on a copy of at most `side` pixels, doubled `upsample`
-    times. dlib sees faces from about 70 pixels of the doubled copy on.
+    dlib sees faces from about 70 pixels of the doubled copy on.
     RGB, not grey: on grey copies one of 103 sample portraits is lost for a tenth of the time.
     """
-    done: set[tuple[int, int]] = set()
-    for side, upsample in tries:
-        size = min(side, max(image.size)), upsample
-        if size in done:  # a small image is its own copy at any larger side
-            continue
-        done.add(size)
-        found = _search(image, min(side / max(image.size), 1), upsample, min_score)
-        if found:
-            return found
-    return []
-
-
-def find_all_faces(
-    image: Image.Image,  # RGB, any size
-    smallest: float,  # side of a face's box, in pixels
-    *,
-    side: int = 1024,
-    min_score: float = 0.0,
-) -> list[Detection]:
-    """Every face of a side of `smallest` or more, the largest first (then left, then top).
-
-    One search of a copy on which such a face fills the detector's window; larger ones are found
-    on the levels above. Never coarser than a copy of at most `side` pixels, doubled once. The copy
-    is held to 32 million pixels: from images of 5 million on, faces of 32 pixels begin to escape,
-    and of 12 million those under 49. Smaller faces than asked for may be among the found.
-    """
-    scale = max(_WINDOW / smallest, 2 * min(side / max(image.size), 1))
-    bound = math.sqrt(_MOST_PIXELS / (image.width * image.height))
-    return _search(image, min(scale, bound), 0, min_score)
-
-
-def _search(image: Image.Image, scale: float, upsample: int, min_score: float) -> list[Detection]:
     copy = _copy(image, scale)
     boxes, scores, _ = _detector().run(np.asarray(copy), upsample, min_score)
     x_scale, y_scale = image.width / copy.width, image.height / copy.height
     pairs = zip(boxes, scores, strict=True)
     return sorted((_scaled(box, score, x_scale, y_scale) for box, score in pairs), key=_by_size)
+
+
+def all_faces_scale(
+    size: tuple[int, int],  # (width, height) of the image
+    smallest: float,  # side of a face's box, in pixels
+    side: int = 1024,
+) -> float:
+    """The scale of a copy on which every face of a side of `smallest` or more is found.
+
+    There such a face fills the detector's window; larger ones are found on the levels above. Never
+    coarser than a copy of at most `side` pixels, doubled once. The copy is held to 32 million
+    pixels: from images of 5 million on, faces of 32 pixels begin to escape, and of 12 million those
+    under 49. Smaller faces than asked for may be among the found.
+    """
+    scale = max(_WINDOW / smallest, 2 * min(side / max(size), 1))
+    return min(scale, math.sqrt(_MOST_PIXELS / (size[0] * size[1])))
 
 
 def _copy(image: Image.Image, scale: float) -> Image.Image:

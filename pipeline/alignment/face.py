@@ -15,13 +15,16 @@ from pipeline.images import Rejection
 class AlignedFace:
     """A crop, and the alignment fields of its table row (DESIGN, section 4).
 
-    Coordinates are pixels of the upright original, x to the right, y down. Fields that only a
-    detected face has are None where images come prealigned.
+    Coordinates are pixels of the original as its EXIF orientation shows it, x to the right, y down,
+    whatever `turn_deg` is: they can be drawn on it. `landmarks` and `align_quad` count from the
+    centre of its first pixel, the edges of `face_box` from that pixel's corner. `roll_deg` and
+    `yaw` are of the photo after the turn. Fields that only a detected face has are None where
+    images come prealigned.
     """
 
     face_index: int  # 0 is the largest face of its image; rejected ones are counted too
     n_faces: int  # faces found in the image, kept or not
-    width: int  # of the upright original
+    width: int  # of the original as its EXIF orientation shows it
     height: int
     face_box: NDArray[np.float32] | None  # [4] left, top, right, bottom; may leave the image
     landmarks: NDArray[np.float32] | None  # [68, 2] x, y, in dlib's (iBUG) order
@@ -33,10 +36,12 @@ class AlignedFace:
     pad_fraction: float  # [0, 1]; share of the crop that lies outside the original
     detector_score: float | None  # margin of dlib's HOG detector
     pixels: NDArray[np.uint8]  # [height, width, 3] RGB
+    turn_deg: int | None = None  # 0, 90, 180 or 270 clockwise bring the face upright
 
     def facts(self) -> dict[str, Any]:
-        """All but the pixels, by the names of the table's columns."""
-        names = (one.name for one in fields(self) if one.name != "pixels")
+        """All but the pixels, by the names of the table's columns; a turn where one is known."""
+        left_out = {"pixels"} | ({"turn_deg"} if self.turn_deg is None else set())
+        names = (one.name for one in fields(self) if one.name not in left_out)
         return {name: getattr(self, name) for name in names}
 
 

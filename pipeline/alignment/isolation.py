@@ -92,7 +92,9 @@ class IsolatedAligner:
                 return self._ask(content)
             except TimeoutError:
                 return Rejection(
-                    RejectReason.TIMED_OUT, f"took over {self.settings.row_timeout_s:g} s"
+                    RejectReason.TIMED_OUT,
+                    f"took over {self.settings.row_timeout_s:g} s: --image-timeout gives it more, "
+                    "a lower --search-pixels needs less",
                 )
             except _ChildDiedError as death:
                 detail = str(death)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pipeline.errors import ConfigError
-from pipeline.storage import without_secrets
+from pipeline.redaction import without_secrets
 
 
 def in_cluster() -> bool:

@@ -34,8 +34,10 @@ FACES = pa.schema(
         ("pad_fraction", pa.float32()),
         ("detector_score", pa.float32()),
         ("pixels", pa.large_binary()),  # uint8 [h, w, 3]
+        ("fields", pa.string()),  # JSON of what is carried over from the input
     ]
 )
+FACES_TURNED = FACES.append(pa.field("turn_deg", pa.int32()))
 REJECTS = pa.schema(
     [
         ("key", pa.string()),
@@ -78,11 +80,17 @@ def count_reasons(rejects: pa.Table) -> str:
     return json.dumps(Counter(rejects["reason"].to_pylist()), sort_keys=True)
 
 
+def faces_schema(settings: AlignmentSettings) -> pa.Schema:
+    """The columns of faces that are aligned with `settings`."""
+    return FACES_TURNED if settings.tells_turns else FACES
+
+
 class AlignStage:
     """Decodes and aligns a part's samples in a child process, which may die on one of them."""
 
     def __init__(self, settings: AlignmentSettings) -> None:
         self.aligner = IsolatedAligner(settings)
+        self.faces = faces_schema(settings)
 
     def __call__(self, row: Row) -> Row:
         return run_stage("align", self._work, row)
@@ -110,13 +118,14 @@ class AlignStage:
                 rejects.append(reject_row(*source, outcome))
             else:
                 row["icc_ignored"] += outcome.icc_ignored
-                faces += [face_row(*source, face) for face in outcome.faces]
+                fields = {"fields": sample["fields"]}
+                faces += [face_row(*source, face) | fields for face in outcome.faces]
                 rejects += [
                     reject_row(*source, rejection, index)
                     for index, rejection in outcome.rejects.items()
                 ]
         rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
-        row["payload"] = pack(pa.Table.from_pylist(faces, schema=FACES))
+        row["payload"] = pack(pa.Table.from_pylist(faces, schema=self.faces))
         row["rejected"] = pack(rejected)
         row["faces"], row["rejects"] = len(faces), len(rejects)
         row["reasons"] = count_reasons(rejected)

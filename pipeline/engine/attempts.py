@@ -9,16 +9,20 @@ found such a part. Notes of a node that vanished went with it.
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine.private_folder import is_private
+
 # Whoever had a part at the same time is charged with it too, and workers die for other reasons.
 MOST_DEATHS = 5
+_CONFIG = "restyle_notes"  # in Ray Data's context, which every worker of a run gets
 
 
 def _ray() -> Any:
@@ -30,14 +34,36 @@ def _ray() -> Any:
     return ray if ray is not None and ray.is_initialized() else None
 
 
-@cache
-def _notes() -> Path:
-    """This node's folder of notes of this job; numbers of jobs start again in each Ray session."""
-    context = _ray().get_runtime_context()
-    name = f"restyle-{context.get_session_name()}-{context.get_job_id()}"
-    folder = Path(tempfile.gettempdir(), name)
-    folder.mkdir(exist_ok=True)
-    return folder
+def set_notes_folder(context: Any, private: Path | None) -> None:
+    """Choose where the workers of a run leave their notes, and tell them by Ray Data's `context`.
+
+    In the run's `private` folder; without one in the temp directory of each node, under a name that
+    nobody knows before it is there.
+    """
+    folder = str(private / "notes") if private else f"restyle-notes-{secrets.token_hex(16)}"
+    context.set_config(_CONFIG, folder)
+
+
+def _open_note(name: str) -> tuple[Path, int]:
+    """The note called `name`, open for appending; made with its folder where they are not there."""
+    from ray.data import DataContext
+
+    told = DataContext.get_current().get_config(_CONFIG) or f"restyle-notes-{os.geteuid()}"
+    folder = Path(tempfile.gettempdir(), told)
+    while True:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        if not is_private(folder):
+            raise RuntimeError(f"'{folder}' is not a folder that this user alone may enter")
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with suppress(FileNotFoundError):  # another worker removed the empty folder in between
+            return folder / name, os.open(folder / name, flags, 0o600)
+
+
+def node_address() -> str:
+    """Return the address by which Ray knows this node; "" outside Ray."""
+    ray = _ray()
+    return "" if ray is None else str(ray.util.get_node_ip_address())
 
 
 @contextmanager
@@ -49,9 +75,10 @@ def attempted(stage: str, shard_id: str, part: int) -> Iterator[None]:
     if _ray() is None:
         yield
         return
-    note = _notes() / hashlib.sha256(f"{stage}\0{shard_id}\0{part}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{stage}\0{shard_id}\0{part}".encode()).hexdigest()[:32]
+    note, opened = _open_note(name)
     try:
-        with note.open("ab") as file:
+        with os.fdopen(opened, "ab") as file:
             deaths = file.tell()
             file.write(b".")
         if deaths >= MOST_DEATHS:
@@ -61,3 +88,5 @@ def attempted(stage: str, shard_id: str, part: int) -> Iterator[None]:
         yield
     finally:
         note.unlink(missing_ok=True)
+        with suppress(OSError):  # the notes of others are there
+            note.parent.rmdir()

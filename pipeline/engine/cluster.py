@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
-import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from pipeline.engine.address import check_address, in_cluster
+from pipeline.engine.private_folder import make_private_folder, remove_private_folder
+from pipeline.engine.progress import doing
+from pipeline.engine.ray_output import is_shown, kept_in_file
+from pipeline.engine.signals import handlers_restored, survived, undisturbed
+from pipeline.errors import ConfigError
 from pipeline.machine import whole_cpus
 from pipeline.redaction import without_secrets
 
@@ -30,6 +38,8 @@ QUIET = {
 
 def _prepare_environment() -> None:
     for name, value in QUIET.items():
+        if name == "RAY_BACKEND_LOG_LEVEL" and is_shown():
+            continue
         os.environ.setdefault(name, value)
     if not in_cluster() and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         # Without a token of its own, Ray saves one in the user's home, where later tools find it
@@ -41,6 +51,8 @@ _prepare_environment()
 
 import ray  # noqa: E402 - after its environment
 import torch  # noqa: E402 - after OMP_WAIT_POLICY
+from ray._private import ray_constants  # noqa: E402
+from ray._private import worker as ray_worker  # noqa: E402
 
 START_TRIES = 4
 START_TIMED_OUT = "timed out during startup"
@@ -54,6 +66,7 @@ class Resources:
     gpus: float
     nodes: tuple[Mapping[str, float], ...] = ()  # resources of each node that is there
     grows: bool = False  # whether an autoscaler may start more nodes
+    folder: Path | None = None  # of this run alone, on this machine; none where others made Ray's
 
     def on_gpu(self, device: str) -> bool:
         """Whether work that is to run on `device` (auto, cpu or cuda) gets a GPU."""
@@ -66,11 +79,27 @@ def gist(error: Exception) -> str:
     A remote error's text is its trace, of which the last line is the error itself.
     """
     # Blanked out before it is cut, as a credential may have several lines.
-    last = without_secrets(str(error)).strip().splitlines()[-1:]
+    lines = without_secrets(str(error)).strip().splitlines()
+    last = [line for line in lines if any(map(str.isalnum, line))][-1:]
     return ": ".join([type(error).__name__, *map(str.strip, last)])
 
 
-def _start_local(gpus: int | None) -> None:
+@contextmanager
+def _on_the_loopback() -> Iterator[None]:
+    """Let a Ray that starts take 127.0.0.1 for its address, and listen nowhere else.
+
+    `ray.init` replaces a loopback address that it is given by that of an interface, but for this
+    switch, which stands for machines where Ray knows no clusters.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _start_local(gpus: int | None, folder: Path | None) -> None:
     ray.init(
         address="local",
         # Ray also counts GPUs that the installed PyTorch cannot use.
@@ -78,17 +107,19 @@ def _start_local(gpus: int | None) -> None:
         # The stages take turns, so their pools may overlap: aligners and inverters, a core each.
         num_cpus=2 * whole_cpus() + 1,
         include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
+        # One below the private folder, as Ray opens it to everyone.
+        _temp_dir=str(folder / "r") if folder else None,
+        **_loudness(),
     )
 
 
-def _start_local_patiently(gpus: int | None) -> None:
+def _start_local_patiently(gpus: int | None, folder: Path | None) -> None:
     """Start Ray; on a busy machine, or one that reads it off the disk first, it may take a few
     tries, as its limit of 15 s for its own agent cannot be set."""
     for tries_left in reversed(range(START_TRIES)):
         try:
-            return _start_local(gpus)
+            with _on_the_loopback():
+                return _start_local(gpus, folder)
         except Exception as error:
             if START_TIMED_OUT not in str(error) or not tries_left:
                 raise
@@ -96,12 +127,44 @@ def _start_local_patiently(gpus: int | None) -> None:
 
 def _join_cluster() -> None:
     check_address()
-    ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+    with _cluster_refusals():
+        ray.init(address="auto", **_loudness())
+
+
+def _loudness() -> Any:
+    """How much of its own Ray prints in this process."""
+    shown = is_shown()
+    return {"logging_level": logging.INFO if shown else logging.ERROR, "log_to_driver": shown}
+
+
+@contextmanager
+def _cluster_refusals() -> Iterator[None]:
+    """Turn what a cluster refuses for good into a `ConfigError` of one line."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:
+        text = "".join(traceback.format_exception(error))
+        versions = re.findall(r"^\s*(Ray|Python): (\S+)", text, re.MULTILINE)
+        if "ersion mismatch" in text and len(versions) >= 4:
+            ours, theirs = dict(versions[2:4]), dict(versions[:2])
+            raise ConfigError(
+                f"the cluster runs Ray {theirs.get('Ray')} on Python {theirs.get('Python')}, and "
+                f"this job Ray {ours.get('Ray')} on Python {ours.get('Python')}: they must be equal"
+            ) from error
+        if "InvalidAuthToken" in text or "Unauthenticated" in text:
+            raise ConfigError(
+                "the cluster wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what "
+                "its `ray start` had (or RAY_AUTH_TOKEN_PATH to a file with it)"
+            ) from error
+        raise
 
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Drop what Ray's C++ side prints while it starts: a line on its own log level."""
+    if is_shown():
+        yield
+        return
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -115,14 +178,12 @@ def _silent_stderr() -> Iterator[None]:
 
 def _start(connect: Callable[[], None]) -> None:
     # Ray puts a handler of its own in place, which ends the process without a last word.
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    with warnings.catch_warnings(), _silent_stderr():
+    with handlers_restored(), warnings.catch_warnings(), _silent_stderr():
         warnings.simplefilter("ignore")
         connect()
-    signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def _offered() -> Resources:
+def _offered(folder: Path | None) -> Resources:
     offered = ray.cluster_resources()
     alive = [node for node in ray.nodes() if node["Alive"]]
     return Resources(
@@ -131,6 +192,7 @@ def _offered() -> Resources:
         nodes=tuple(node["Resources"] for node in alive),
         # Named after its node type where `ray up` or KubeRay started the node, else absent.
         grows=any(node.get("Labels", {}).get("ray.io/node-group") for node in alive),
+        folder=folder,
     )
 
 
@@ -138,10 +200,37 @@ def _offered() -> Resources:
 def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
     """Join the job's cluster, or start a quiet local Ray, for the length of the block.
 
-    A local Ray offers the GPUs of this machine, or as many as are to be pretended.
+    A local Ray offers the GPUs of this machine, or as many as are to be pretended. What it writes
+    lies in a private folder and goes with it, unless RAY_TMPDIR says where it is to be and to stay.
     """
-    _start(_join_cluster if in_cluster() else lambda: _start_local_patiently(pretended_gpus))
+    own = not in_cluster()
+    doing("starting Ray" if own else "joining the Ray cluster")
+    folder = make_private_folder() if own and not os.environ.get("RAY_TMPDIR") else None
     try:
-        yield _offered()
+        _start((lambda: _start_local_patiently(pretended_gpus, folder)) if own else _join_cluster)
+        with kept_in_file():
+            yield _offered(folder)
+    except BaseException as error:
+        if not isinstance(error, Exception):  # a signal, after which more may come
+            with undisturbed():
+                _end_processes(folder)
+        raise
     finally:
-        ray.shutdown()
+        doing("stopping Ray")
+        with undisturbed():
+            with survived():
+                ray.shutdown()
+            if folder:
+                remove_private_folder(folder)
+
+
+def _end_processes(folder: Path | None) -> None:
+    """End what an own Ray started, and its folder, before this process can be ended itself.
+
+    `ray.shutdown` does so too, but after its core gave SIGTERM its default action back: a second
+    signal would leave the agents of the node. It then waits 5 s for those that are gone.
+    """
+    node = ray_worker._global_node
+    if folder and node is not None:
+        node.kill_all_processes(check_alive=False, allow_graceful=True)
+        remove_private_folder(folder)

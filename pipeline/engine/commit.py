@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from pipeline.engine.address import in_cluster
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.engine.rows import Row
@@ -85,7 +86,8 @@ class Committer:
         shard_id, part = row["shard_id"], int(row["part"])
         shard = self._shard(shard_id)
         if row["kind"] == "failed":
-            error = f"shard '{shard_id}', part {part}: {row['error']}"
+            node = f" on node {row['node']}" if row["node"] and in_cluster() else ""
+            error = f"shard '{shard_id}', part {part}{node}: {row['error']}"
             self._fail(shard_id, shard, error, row["trace"])
             if not row["error"].startswith("read: "):
                 self._count_failure()
@@ -136,7 +138,7 @@ class Committer:
         self.gave_up = True
         self.outcome.fail_first(
             f"given up: {self._failed_in_a_row} parts failed one after another in {lasted:.0f} s "
-            "(the errors below say why); run again when that is mended"
+            "(their errors say why); run again when that is mended"
         )
 
     def _close(self, shard_id: str, shard: _ShardInProgress) -> None:
@@ -170,6 +172,12 @@ class Committer:
             self.plan.part_index.close(shard.shard_id)
             tally = self.outcome.tally
             tally.shards += 1
+            left_out = LeftOut.from_text(entry.left_out)
+            tally.left_out.merge(left_out)
+            if not entry.samples:
+                tally.empty_shards += 1
+                why = f" ({left_out.summary()})" if left_out else ""
+                self.outcome.warn(f"shard '{shard.shard_id}' holds no image{why}: '{entry.uri}'")
             # Headers, sidecars, parts that were there: what the images' bytes do not say.
             tally.bytes += shard.size - counted
             for watch in self.watches:

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from pipeline.engine.dataset import (
     stage_cpus,
     summaries,
 )
+from pipeline.engine.progress import doing
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import InputError, StorageError
@@ -110,19 +111,29 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
     alignment = AlignmentSettings(
         prealigned=treatment.prealigned,
         fit=treatment.fit,
+        turns=config.turns,
+        search_pixels=config.search_pixels,
+        check_below=config.check_below,
         min_face_px=config.min_face,
         icc=config.icc,
         output_size=model.input_size,
     )
+    options = config.read_options
     if shards is None:
-        shards = list_shards(config.input, files_per_shard=config.files_per_shard)
-    works = [ShardWork(shard, config.part_size, take=config.limit) for shard in shards]
+        shards = list_shards(config.input, files_per_shard=config.files_per_shard, options=options)
+    works = [
+        ShardWork(shard, config.part_size, take=config.limit, options=options) for shard in shards
+    ]
     asked = {
-        "alignment": without_earlier("settings.alignment", asdict(alignment)),
+        "alignment": without_earlier("settings.alignment", alignment.used()),
         "shards": [[work.shard.shard_id, work.shard.etag] for work in works],
         "part_size": config.part_size,
         "limit": config.limit,
     }
+    if any(work.shard.kind in ("tar", "zip") for work in works):
+        asked |= without_earlier("layout", {"image_field": config.image_field})
+    if config.image_column:
+        asked["image_column"] = config.image_column
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     origin = Origin(digest, start_digest(config, model))
     return CropPlan(origin, works, alignment, Store(Store(config.output).uri(f"{CROPS}/{digest}")))
@@ -171,6 +182,7 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
     ]
     files, samples, reasons, failures = [], 0, Counter[str](), []
     for row in crop_rows(config, plan, works, resources):
+        doing(f"cutting crops: {samples} images done")
         if row["kind"] == "failed":
             failures.append(f"shard '{row['shard_id']}', part {row['part']}: {row['error']}")
         if row["kind"] == "part":

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
@@ -14,6 +15,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
 from pipeline.engine.align import AlignStage
+from pipeline.engine.attempts import set_notes_folder
 from pipeline.engine.autoscaling import ask_for_backlog
 from pipeline.engine.capacity import Inverter, StageCpus, fit
 from pipeline.engine.cluster import Resources
@@ -101,13 +103,14 @@ class _ForgetBlocks(ExecutionCallback):
                 kept.clear()
 
 
-def configure_context() -> None:
+def configure_context(folder: Path | None = None) -> None:
     """One row a block, no prints, nothing kept, no hurry, and a cluster that follows the backlog.
 
     What waits between the stages is bounded by Ray Data: half of the object store that there is at
-    the time, which it overshoots by about 30 %.
+    the time, which it overshoots by about 30 %. `folder` is the run's private one, if it has one.
     """
     context = DataContext.get_current()
+    set_notes_folder(context, folder)
     context.target_max_block_size = 1
     context.print_on_execution_start = False
     context.enable_progress_bars = False

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 
 from pipeline.command_line import exit_code_of
 from pipeline.config import JobConfig
 from pipeline.engine.preflight import check_request
-from pipeline.storage import without_secrets
+from pipeline.engine.progress import Progress
+from pipeline.engine.screen import event_line
+from pipeline.engine.signals import ignore_to_the_end, undisturbed
+from pipeline.redaction import without_secrets
 
 # The last line of a job that did nothing: of these keys every last line has each.
 NOTHING_DONE = {
     "samples": 0,
     "faces": 0,
     "rejects": 0,
+    "left_out": {},
     "parts": 0,
     "skipped_parts": 0,
     "seconds": 0.0,
@@ -32,20 +37,42 @@ def run_to_exit_code(
     the flags say that the table is to be, for the last line of a request without a config.
     """
     last_line = NOTHING_DONE | {"table": table and without_secrets(table)}
+    to_machines = [False]  # whether stderr is for machines, once the config says so
 
     def work() -> int:
         config = make_config()
         last_line["table"] = config.output
+        to_machines[0] = config.log_format == "json"
+        return _run(config, dry_run, last_line)
+
+    def tell(text: str, code: int) -> None:
+        if to_machines[0]:
+            name = "refused" if code == 2 else "not_started"
+            text = event_line(name, "error", error=text, exit_code=code)
+        print(text, file=sys.stderr, flush=True)
+
+    return exit_code_of(work, stopped="nothing was started", last_line=last_line, tell=tell)
+
+
+def _run(config: JobConfig, dry_run: bool, last_line: Mapping[str, object]) -> int:
+    with Progress(json_lines=config.log_format == "json") as progress:
+        progress.doing("checking the request")
         shards = check_request(config)
-        # Ray and PyTorch are slow to import: what is wrong is told before.
-        from pipeline.engine import estimate_job, print_outcome, run_job
+        progress.doing("loading PyTorch and Ray")
+        # Slow to import: what is wrong is told before.
+        from pipeline.engine import estimate_job, print_estimate, print_outcome, run_job
 
         if dry_run:
-            print(json.dumps(last_line | estimate_job(config, shards=shards)))
-            return 0
-        outcome = run_job(config, shards=shards)
-        print_outcome(config, outcome)
+            found = estimate_job(config, shards=shards)
+        else:
+            outcome = run_job(config, shards=shards)
+    if dry_run:
+        print_estimate(config, found)
+        print(json.dumps({**last_line, **found}))
+        return 0
+    with undisturbed():
+        print_outcome(config, outcome, command=sys.argv, told=progress.told)
         print(json.dumps(outcome.to_dict(config.output)), flush=True)
-        return outcome.exit_code
-
-    return exit_code_of(work, stopped="nothing was started", last_line=last_line)
+    if outcome.interrupted:
+        ignore_to_the_end()
+    return outcome.exit_code

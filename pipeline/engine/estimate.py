@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from pipeline.engine.invert import codes_by_image
 from pipeline.engine.inverter import Inverter
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
+from pipeline.errors import StorageError
 from pipeline.images import Rejection
 from pipeline.machine import cpu_limit
-from pipeline.storage import Sample, Shard, count_samples
+from pipeline.storage import LeftOut, Sample, ShardListing, count_samples
 from pipeline.table import ShardStarts, open_start
 from pipeline.table.statements import condition
 
@@ -30,8 +32,11 @@ START_SECONDS = 20.0
 ROW_OVERHEAD_BYTES = 1500  # of a latents row besides its code: boxes, landmarks, metrics
 
 
-def _count(config: JobConfig, works: list[ShardWork]) -> tuple[list[int], bool]:
-    """Samples of each of `works`, and whether they are exact: some tars are weighed, not read."""
+def _count(config: JobConfig, works: list[ShardWork], left_out: LeftOut) -> tuple[list[int], bool]:
+    """Samples of each of `works`, and whether they are exact: some tars are weighed, not read.
+
+    What those that are read hold besides is counted in `left_out`.
+    """
     if config.init and config.where:
         chosen_rows = condition(config.where, one_row=True)
         query = (
@@ -40,11 +45,12 @@ def _count(config: JobConfig, works: list[ShardWork]) -> tuple[list[int], bool]:
         chosen = open_start(config.init).arrow(query)
         of = dict(zip(chosen["shard"].to_pylist(), chosen["n"].to_pylist(), strict=True))
         return [of.get(work.shard.shard_id, 0) for work in works], True
-    files = [work for work in works if work.shard.kind != "folder"]
+    files = [work for work in works if not work.shard.is_slice]
     read = files if any(work.take for work in files) else files[:COUNTED_SHARDS]
-    folders = [work for work in works if work.shard.kind == "folder"]
+    folders = [work for work in works if work.shard.is_slice]
     exact = {
-        work.shard.shard_id: count_samples(work.shard, work.take) for work in (*folders, *read)
+        work.shard.shard_id: count_samples(work.shard, work.take, work.options, left_out)
+        for work in (*folders, *read)
     }
     weighed = sum(exact[work.shard.shard_id] for work in read)
     density = weighed / max(1, sum(work.shard.size for work in read))
@@ -56,8 +62,9 @@ def _samples(works: list[ShardWork]) -> Iterator[tuple[str, ShardStarts | None, 
     """The samples that the job would read, with their shard and the codes that it starts from."""
     for work in works:
         starts = work.starts()
-        for sample in work.samples(starts):
-            yield work.shard.shard_id, starts, sample
+        with suppress(StorageError):  # the job tells which shards are damaged; others it does
+            for sample in work.samples(starts):
+                yield work.shard.shard_id, starts, sample
 
 
 def _time(plan: Plan, works: list[ShardWork]) -> tuple[float, float, float]:
@@ -89,7 +96,7 @@ def _faces(aligner: Aligner, sample: Sample) -> list[dict[str, Any]]:
     return [face_row(sample.key, sample.uri, "", face) for face in found]
 
 
-def estimate_job(config: JobConfig, *, shards: Iterator[Shard] | None = None) -> dict[str, Any]:
+def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> dict[str, Any]:
     """What `run_job(config)` would do; reads a little, writes nothing.
 
     `shards` is the listing of the input where `check_request` has begun it.
@@ -99,7 +106,8 @@ def estimate_job(config: JobConfig, *, shards: Iterator[Shard] | None = None) ->
     """
     plan = make_plan(config, dry_run=True, shards=shards)
     works = list(plan.works)
-    counts, exact = _count(config, works)
+    left_out = LeftOut(plan.found.left_out)
+    counts, exact = _count(config, works, left_out)
     existing = sum(
         summary.samples for state in plan.states.values() for summary in state.parts.values()
     )
@@ -116,6 +124,7 @@ def estimate_job(config: JobConfig, *, shards: Iterator[Shard] | None = None) ->
         "shards_to_do": len(works),
         "samples_to_do": to_do,
         "samples_are_exact": exact,
+        "left_out": left_out.ordered(),
         "parts_to_do": sum(
             max(0, math.ceil(count / config.part_size) - len(work.existing))
             for count, work in zip(counts, works, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Any
@@ -36,7 +37,8 @@ class InvertStage:
             began = time.perf_counter()
             account = self.inverter.rows(faces, row["shard_id"], starts)
             row["invert_seconds"] = time.perf_counter() - began
-        row["payload"] = pack(latents_table(account.latents, self.columns, row["shard_id"]))
+        latents = _with_fields(account.latents, faces) if self.columns.kept else account.latents
+        row["payload"] = pack(latents_table(latents, self.columns, row["shard_id"]))
         row["start"] = b""
         earlier = self._wanted(unpack(row["rejected"]).to_pylist(), row["shard_id"], starts)
         rejected = pa.Table.from_pylist(_each_once(earlier, account.rejects), schema=REJECTS)
@@ -69,6 +71,14 @@ def _each_once(earlier: list[dict[str, Any]], later: list[dict[str, Any]]) -> li
     """Both lists; a face that the aligner rejected is not missed a second time for its code."""
     known = {(reject["key"], reject["face_index"]) for reject in earlier}
     return earlier + [r for r in later if (r["key"], r["face_index"]) not in known]
+
+
+def _with_fields(
+    latents: list[dict[str, Any]], faces: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Latents rows with the fields that their faces carry over from the input."""
+    fields = {face["key"]: json.loads(face["fields"]) for face in faces}
+    return [row | fields[row["key"]] for row in latents]
 
 
 def codes_by_image(starts: pa.Table) -> dict[str, NDArray[np.float32]]:

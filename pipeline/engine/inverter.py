@@ -83,6 +83,8 @@ class Account:
     seconds: float = 0.0  # of the method alone
 
 
+# Of a row of `FACES`; the fields are put into their columns where the table is written.
+_NOT_IN_ROWS = ("pixels", "fields")
 NOT_STORABLE = Rejection(RejectReason.NOT_FINITE, "the code or image is not finite, or too large")
 
 
@@ -201,7 +203,7 @@ class Inverter:
         pictures = self._pictures(images, result, torch.from_numpy(measures.best_step) - 1)
         rows = []
         for index, face in enumerate(faces):
-            row = {name: value for name, value in face.items() if name != "pixels"}
+            row = {name: value for name, value in face.items() if name not in _NOT_IN_ROWS}
             row |= self._code(index, result, measures) | _measured(index, result, measures)
             row["converged"] = ends[index]
             row["refined_from"] = names[index] if self.settings.starts != "none" else None

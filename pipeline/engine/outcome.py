@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.engine.tally import Tally
+from pipeline.storage import LeftOut
 
 # Storage that is down fails every part; the first errors say why.
 MAX_ERRORS = 1000
 MAX_TRACES = 20  # of different errors, 20,000 characters each
+MAX_WARNINGS = 100
 
 
 @dataclass
@@ -19,10 +21,14 @@ class Outcome:
     tally: Tally
     skipped_parts: int = 0
     skipped_samples: int = 0
+    listed: LeftOut = field(default_factory=LeftOut)  # what the listing passed over
     errors: list[str] = field(default_factory=list)
     more_errors: int = 0
     traces: list[str] = field(default_factory=list)  # of unexpected errors, for the run's record
+    warnings: list[str] = field(default_factory=list)
+    more_warnings: int = 0
     interrupted: bool = False
+    ray_log: str | None = None  # folder of Ray's own log, where it is on this machine
     means: dict[str, list[float | None]] | None = None  # of `Figures`, where this run changed them
 
     @property
@@ -43,6 +49,20 @@ class Outcome:
         """Note what went wrong above all, before everything else."""
         self.errors.insert(0, error)
 
+    def warn(self, warning: str) -> None:
+        """Note what is no failure, but may not be what was meant."""
+        if len(self.warnings) < MAX_WARNINGS:
+            self.warnings.append(warning)
+        else:
+            self.more_warnings += 1
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What this run passed over: as it listed the input, and in the shards that it did."""
+        counted = LeftOut(self.listed.ordered())
+        counted.merge(self.tally.left_out)
+        return counted
+
     def to_dict(self, table: str) -> dict[str, Any]:
         """The job's last line: what this run did, not what the table holds."""
         tally = self.tally
@@ -52,6 +72,8 @@ class Outcome:
             "faces": tally.faces,
             "rejects": tally.rejects,
             "rejects_by_reason": dict(sorted(tally.reasons.items())),
+            "left_out": self.left_out.ordered(),
+            "empty_shards": tally.empty_shards,
             "icc_ignored": tally.icc_ignored,
             "identity_missed": tally.identity_missed,
             "parts": tally.parts,
@@ -63,6 +85,8 @@ class Outcome:
             "inversion_seconds": round(tally.inversion_seconds, 3),
             "errors": self.errors,
             "more_errors": self.more_errors,
+            "warnings": self.warnings,
+            "more_warnings": self.more_warnings,
             "exit_code": self.exit_code,
             "table": table,
         }

@@ -10,14 +10,19 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from pipeline.config import JobConfig
 from pipeline.engine.preflight import check_request
+from pipeline.engine.progress import doing
 from pipeline.engine.read import ShardWork
 from pipeline.engine.recipe import Recipe, make_recipe
 from pipeline.storage import (
+    LeftOut,
+    ReadOptions,
     Shard,
+    ShardListing,
     Store,
     count_samples,
 )
@@ -48,6 +53,43 @@ class Found:
     done_parts: int = 0  # of shards that are done, and those that the others have
     complete: bool = False  # whether all is listed that is to be in the table
     limited: bool = False  # whether the input may have more, which `--limit` leaves out
+    left_out: LeftOut = field(default_factory=LeftOut)  # what the listing passed over
+    images: int = 0  # to do, of shards whose number of images is known from the listing
+    uncounted_bytes: int = 0  # of the other shards to do
+    uncounted_done: int = 0  # images of parts that these have
+    chosen: bool = False  # whether `--where` chooses images, whose number nobody knows
+    limit: int | None = None  # of the whole table
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, at one time: the listing goes on in another thread."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return found | {"left_out": self.left_out.ordered()}
+
+    def add(self, state: ShardState, take: int | None) -> None:
+        """Count a shard that is to do, of which at most `take` samples are."""
+        self.shards += 1
+        self.bytes += state.shard.size
+        self.done_parts += len(state.parts)
+        done = sum(summary.samples for summary in state.parts.values())
+        self.done_samples += done
+        if state.shard.names:  # a slice of a listing
+            self.images += max(0, len(state.shard.names[:take]) - done)
+        else:
+            self.uncounted_bytes += state.shard.size
+            self.uncounted_done += done
+
+    def images_to_do(self, samples: int, size: int) -> int | None:
+        """Images that are to do, those that are done since among them; None while unknown.
+
+        Of archives estimated by how many `samples` the `size` bytes that were read hold.
+        """
+        if not self.uncounted_bytes:
+            return self.images
+        if not samples or not size:
+            return None
+        uncounted = round(samples / size * self.uncounted_bytes) - self.uncounted_done
+        images = max(samples, self.images + max(0, uncounted))
+        return images if self.limit is None else min(images, self.limit - self.done_samples)
 
 
 class Works:
@@ -108,6 +150,7 @@ class Plan:
 
     recipe: Recipe
     writer: TableWriter
+    options: ReadOptions = field(default_factory=ReadOptions)
     works: Works = field(default_factory=lambda: Works(iter(())))
     states: dict[str, ShardState] = field(default_factory=dict)  # of the works, till committed
     found: Found = field(default_factory=Found)
@@ -128,7 +171,11 @@ class Plan:
 
 
 def take_first(
-    states: Iterable[ShardState], limit: int | None, part_size: int, found: Found
+    states: Iterable[ShardState],
+    limit: int | None,
+    part_size: int,
+    found: Found,
+    options: ReadOptions | None = None,
 ) -> Iterator[tuple[ShardState, int | None]]:
     """The states that hold the first `limit` samples, with how many to take at most (None: all).
 
@@ -148,7 +195,7 @@ def take_first(
             taken = min(left, state.committed.samples)
             yield state, taken
         else:
-            taken = count_samples(state.shard, left)
+            taken = count_samples(state.shard, left, options)
             # Not `taken`: the reader has to come upon the shard's end, or upon its damage.
             yield _without_cut_parts(state, taken, part_size), left
         left -= taken
@@ -175,7 +222,7 @@ def _without_cut_parts(state: ShardState, taken: int, part_size: int) -> ShardSt
 
 
 def make_plan(
-    config: JobConfig, *, dry_run: bool = False, shards: Iterator[Shard] | None = None
+    config: JobConfig, *, dry_run: bool = False, shards: ShardListing | None = None
 ) -> Plan:
     """Open the table and get ready to compare the input with it.
 
@@ -185,7 +232,9 @@ def make_plan(
     """
     # An input that is not there, or not of images, is refused before the table is made.
     shards = check_request(config) if shards is None else shards
-    recipe = make_recipe(config)
+    options = replace(config.read_options, keep_columns=shards.kept)
+    doing("loading the model")
+    recipe = make_recipe(config, shards.kept)
     if dry_run:
         store = Store(config.output)
         if store.exists(DESCRIPTION_NAME):
@@ -195,7 +244,8 @@ def make_plan(
         )
     else:
         writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
-    plan = Plan(recipe, writer)
+    found = Found(left_out=shards.left_out, chosen=bool(config.where), limit=config.limit)
+    plan = Plan(recipe, writer, options, found=found)
     plan.works = Works(_compare(plan, shards, config))
     return plan
 
@@ -205,7 +255,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
     found = plan.found
     strays = None if plan.writer.read_only else plan.strays
     states = plan.writer.states(shards, plan.part_index, strays)
-    for state, take in take_first(states, config.limit, config.part_size, found):
+    for state, take in take_first(states, config.limit, config.part_size, found, plan.options):
         plan.strays.is_input(state.shard)
         if state.committed:
             found.done_shards += 1
@@ -215,10 +265,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
             continue
         if not plan.writer.read_only:
             plan.writer.clear(state)
-        found.shards += 1
-        found.bytes += state.shard.size
-        found.done_parts += len(state.parts)
-        found.done_samples += sum(summary.samples for summary in state.parts.values())
+        found.add(state, take)
         plan.states[state.shard.shard_id] = state
         yield ShardWork(
             shard=state.shard,
@@ -227,6 +274,6 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
             take=take,
             init=config.init,
             where=config.where,
-            options=config.read_options,
+            options=plan.options,
         )
     found.complete = True

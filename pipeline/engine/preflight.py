@@ -5,19 +5,24 @@ Nothing here is done twice: the listing of the input that is begun here is gone 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
 from pipeline.config import JobConfig
 from pipeline.engine.address import check_address
 from pipeline.errors import AccessError, ConfigError, StorageError
 from pipeline.metrics.names import check_identity
 from pipeline.models.files import check_model
-from pipeline.storage import Shard, check_beside, check_columns, check_output, list_shards
-from pipeline.table import TABLE_OUTPUT, open_start
+from pipeline.storage import (
+    ShardListing,
+    check_apart,
+    check_columns,
+    check_contents,
+    check_output,
+    kept_types,
+    list_shards,
+)
+from pipeline.table import TABLE_OUTPUT, check_kept, open_start
 
 
-def check_request(config: JobConfig) -> Iterator[Shard]:
+def check_request(config: JobConfig) -> ShardListing:
     """The shards of the input, as `open_input`, when all that a request names is there.
 
     Raises a `RequestError` for an output that cannot be one, a model, table or input that is not
@@ -25,8 +30,10 @@ def check_request(config: JobConfig) -> Iterator[Shard]:
     """
     try:
         check_address()
-        check_beside(config.input, config.output)
-        check_output(config.output, TABLE_OUTPUT)
+        check_kept(config.kept_names)
+        check_apart(config.input, config.output)
+        check_output(config.output)
+        check_contents(config.output, TABLE_OUTPUT)
         for model in filter(None, (config.model, config.bootstrap)):
             check_model(model)
         if config.identity:
@@ -38,15 +45,19 @@ def check_request(config: JobConfig) -> Iterator[Shard]:
         raise refused_access(error) from error
 
 
-def open_input(config: JobConfig) -> Iterator[Shard]:
+def open_input(config: JobConfig) -> ShardListing:
     """The shards of the input, of which the first is listed: it is there, and holds images.
 
-    Raises `InputError` where it does not, and as `list_shards` and `check_columns` do.
+    Raises `InputError` where it does not, and as `list_shards`, `check_columns` and `kept_types`
+    do.
     """
-    shards = list_shards(config.input, files_per_shard=config.files_per_shard)
-    first = next(shards)
-    check_columns(first)
-    return itertools.chain([first], shards)
+    shards = list_shards(
+        config.input, files_per_shard=config.files_per_shard, options=config.read_options
+    )
+    first = shards.first()
+    check_columns(first, config.read_options)
+    shards.kept = kept_types(first, config.kept_names)
+    return shards
 
 
 def refused_access(error: StorageError) -> ConfigError:

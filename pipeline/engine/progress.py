@@ -1,117 +1,356 @@
-"""What a person sees while the job runs: a live display on a terminal, plain lines elsewhere."""
+"""What a person sees while a job works: what is awaited, what runs, how far it is.
+
+A thread of its own tells it, also while Ray starts, a model is loaded or Ray's loop waits: on a
+terminal in a line that ticks every second, elsewhere in a line (or an event) every ten.
+"""
 
 from __future__ import annotations
 
-import sys
+import os
+import select
+import signal
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
+from pipeline.engine.address import in_cluster
+from pipeline.engine.pace import Pace, format_seconds
+from pipeline.engine.screen import Screen, event_line
+from pipeline.redaction import without_secrets
 
-from pipeline.engine.logs import EventLog
-from pipeline.engine.plan import Found
-from pipeline.engine.tally import Tally
+if TYPE_CHECKING:
+    from pipeline.engine.plan import Found
+    from pipeline.engine.tally import Tally
 
-PLAIN_EVERY_S = 10.0
+TICK_S, PLAIN_EVERY_S = 1.0, 10.0
+MOST_TOLD = 20  # failures
+STARTING_WORKERS = "starting the workers"
+_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_VERBS = {"read": "reading", "align": "aligning", "invert": "inverting", "write": "writing"}
 
 
-def format_seconds(seconds: float) -> str:
-    """`75` as `1:15`, `3700` as `1:01:40`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+class StageState(NamedTuple):
+    """A stage as Ray Data's loop sees it; of readers, which are tasks, no actors."""
+
+    name: str  # of `STAGES`
+    actors: int  # that run
+    pending: int  # actors that are started, or wait for room on a node
+    queued: int  # parts that wait for it
+    active: int  # parts, of readers shards, that it has
+
+
+def awaited(stages: Sequence[StageState], parts: int) -> str:
+    """What the stages wait for; "" where all of them have, or had, something to do.
+
+    `parts` is how many are in the table.
+    """
+    by_name = {stage.name: stage for stage in stages}
+    where = "a free GPU or core" if in_cluster() else "a free core"
+    words = {
+        "invert": ("loading the model", f"waiting for an inverter ({where}, or its model)"),
+        "align": ("starting the aligners", f"waiting for an aligner ({where})"),
+        "write": ("starting the writers", f"waiting for a writer ({where})"),
+    }
+    for name, (at_first, later) in words.items():
+        stage = by_name.get(name)
+        if stage and not stage.actors and (stage.pending or stage.queued):
+            return later if in_cluster() or parts else at_first
+    reads = by_name.get("read")
+    others = sum(stage.active + stage.queued for stage in stages if stage.name != "read")
+    return "waiting for storage" if reads and reads.active and not others else ""
+
+
+def at_work(stages: Sequence[StageState]) -> str:
+    """What the stages do, such as `reading 1, inverting 2`."""
+    return ", ".join(f"{_VERBS[one.name]} {one.active}" for one in stages if one.active)
 
 
 class Progress:
-    """Shows a `Tally` on stderr; `update` is cheap and may be called for every part."""
+    """Tells how far a job is until the block ends; counts from `follow` on.
 
-    def __init__(self, tally: Tally, found: Found, log: EventLog | None = None) -> None:
-        self.tally, self.found, self.log = tally, found, log or EventLog(json_lines=False)
-        self.console = Console(stderr=True)
-        self.last_line = tally.started
-        self.live = Live(console=self.console, auto_refresh=False, transient=True)
-        self.is_live = self.console.is_terminal and not self.log.json_lines
+    A signal that stops the job is told at once, before the main thread has taken note of it.
+    """
+
+    current: Progress | None = None
+
+    def __init__(self, *, json_lines: bool = False) -> None:
+        self.json_lines = json_lines
+        self.screen = Screen()
+        self.started = self._phase_began = time.monotonic()
+        self.phase = "starting"
+        self.stopped_by = ""
+        self._every_s: float | None = None
+        self.tally: Tally | None = None
+        self.found: Found | None = None
+        self.failures = 0
+        self.stages: list[StageState] = []
+        self.pace = Pace()
+        self._parts = 0
+        self.told: set[str] = set()  # failures that were printed
+        self._last_line = self.started
+        self._thread = threading.Thread(target=self._tick, name="progress", daemon=True)
+        self._wake, self._waker = -1, -1
+        self._signals_before: int | None = None
 
     def __enter__(self) -> Progress:
-        if self.is_live:
-            self.live.start()
-            self.update()
+        self._wake, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
+        with suppress(ValueError):  # not in the main thread, which alone gets signals
+            # What the C side of Python writes a signal's number to, whatever Python is at.
+            self._signals_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        if self.screen.is_terminal and not self.json_lines:
+            self.screen.__enter__()
+        Progress.current = self
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.is_live:
-            self.live.stop()
+        Progress.current = None
+        if self._signals_before is not None:
+            signal.set_wakeup_fd(self._signals_before)
+        os.write(self._waker, b"\0")
+        self._thread.join()
+        os.close(self._waker)
+        os.close(self._wake)
+        self.screen.__exit__()
 
-    @property
-    def seconds_left(self) -> float | None:
-        """Time left, from the bytes a second since the first part: the start is no measure.
+    def doing(self, phase: str, every_s: float | None = None) -> None:
+        """Say what the job is at, which is not work on images; "" where it is.
 
-        None while that is not known, as long as the input is being listed above all.
+        In a log it is told every `every_s` seconds (default `PLAIN_EVERY_S`).
         """
-        tally = self.tally
-        left, since = self.found.bytes - tally.bytes, tally.bytes - tally.first_bytes
-        if since <= 0 or left < 0 or not self.found.complete:
-            return None
-        return (tally.seconds - tally.first_seconds) * left / since
+        self._every_s = every_s
+        if phase == self.phase:
+            return
+        self.phase, self._phase_began = phase, time.monotonic()
+        if phase:
+            self.event("phase", phase=phase)
+        self._show_now()
+
+    def follow(self, tally: Tally, found: Found) -> None:
+        """Tell these counts from here on; both are counted up by others."""
+        self.tally, self.found = tally, found
+
+    def look(self, stages: list[StageState]) -> None:
+        """Take in what Ray Data's loop sees of its stages."""
+        self.stages = stages
+        if self.phase == STARTING_WORKERS:
+            self.doing("")
+
+    def update(self) -> None:
+        """Take in the counts; cheap, and called for every row."""
+        if self.tally and self.tally.parts > self._parts:
+            self._parts = self.tally.parts
+            self.pace.part(self.tally.last_seconds, self._done())
+            self._show_now()
+
+    def say(self, text: str) -> None:
+        """A line for people; nothing where stderr is for machines."""
+        if not self.json_lines:
+            self.screen.say(without_secrets(text))
+
+    def event(self, name: str, level: str = "info", **fields: Any) -> None:
+        """A line for machines; nothing where stderr is for people."""
+        if self.json_lines:
+            self.screen.say(event_line(name, level, **fields))
+
+    def failed(self, error: str) -> None:
+        """Count a failure, and print the first of them at once."""
+        self.failures += 1
+        if not self.json_lines and len(self.told) < MOST_TOLD and error not in self.told:
+            self.told.add(error)
+            self.say(f"failed: {error}")
+
+    def stop(self, signal_name: str) -> None:
+        """Say that the job is being stopped."""
+        if self.stopped_by:
+            return
+        self.stopped_by = signal_name
+        self.event("stopping", "warning", signal=signal_name)
+        if not self.screen.is_terminal:
+            self.say(f"{self._elapsed}  stopping ({signal_name})")
+        self._show()
+
+    def _tick(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._wake], [], [], self._pause())
+            woken = os.read(self._wake, 4096) if ready else b""
+            for number, name in _SIGNALS.items():
+                if number in woken:
+                    self.stop(name)
+            if 0 in woken:
+                return
+            self._show()
+
+    def _pause(self) -> float:
+        """Seconds to the next tick."""
+        if self.screen.is_terminal and not self.json_lines:
+            return TICK_S - (time.monotonic() - self.started) % TICK_S
+        return max(0.0, self._due_s - (time.monotonic() - self._last_line))
 
     @property
-    def remaining(self) -> str:
-        """`seconds_left` for people."""
-        left = self.seconds_left
-        return "?" if left is None else format_seconds(left)
+    def _due_s(self) -> float:
+        """Seconds from one line of a log to the next."""
+        return PLAIN_EVERY_S if self._every_s is None else self._every_s
+
+    def _show_now(self) -> None:
+        if self.screen.is_terminal and not self.json_lines:
+            with suppress(OSError):  # the pipe is full: a tick is under way
+                os.write(self._waker, b"\xff")
+
+    def _show(self) -> None:
+        if self.screen.is_terminal and not self.json_lines:
+            self.screen.draw(" · ".join(self.words(short=True)))
+        elif time.monotonic() - self._last_line >= self._due_s:
+            self._last_line = time.monotonic()
+            if self.json_lines:
+                self._tell_event()
+            else:
+                first, *rest = self.words()
+                self.say(f"{first}  {' · '.join(rest)}")
+
+    @property
+    def _elapsed(self) -> str:
+        return format_seconds(int(time.monotonic() - self.started))
+
+    def words(self, *, short: bool = False) -> list[str]:
+        """The state in words, the most telling first; a `short` line leaves out what can wait."""
+        doing = f"stopping ({self.stopped_by})" if self.stopped_by else self.phase or self.waiting
+        counts = self._counts(short) if self.found and (self.found.shards or self._parts) else []
+        return [self._elapsed, *([doing] if doing else []), *counts]
+
+    @property
+    def waiting(self) -> str:
+        """What the stages wait for; "" where they work."""
+        return awaited(self.stages, self._parts)
+
+    def _followed(self) -> tuple[Tally, Found]:
+        """The counts, once there are any."""
+        if not self.tally or not self.found:
+            raise ValueError("no counts are followed yet")
+        return self.tally, self.found
+
+    def _counts(self, short: bool) -> list[str]:
+        tally, _ = self._followed()
+        words = [self.images]
+        if (share := self.share) is not None:
+            words.append(f"{share:.0%}".replace("%", " %"))
+        if self.phase:  # nothing is inverted yet, or any more
+            return words
+        words += self._speed()
+        if tally.parts:
+            words.append(f"faces {tally.faces}")
+        if tally.rejects:
+            by_reason = ", ".join(f"{name} {n}" for name, n in tally.reasons.most_common())
+            words.append(f"rejects {tally.rejects}" + ("" if short else f" ({by_reason})"))
+        if self.failures:
+            words.append(f"failed {self.failures}")
+        if not short:
+            words.append(f"shards {self.shards}")
+        if self.stages and not self.stopped_by and (work := at_work(self.stages)):
+            words.append(work)
+        return words
+
+    def _speed(self) -> Iterator[str]:
+        left, rate = self.seconds_left, self.rate
+        if left is not None:
+            yield f"{format_seconds(left)} left"
+        if rate is not None:
+            yield f"{rate:.1f} images/s" if rate < 100 else f"{rate:.0f} images/s"
 
     @property
     def shards(self) -> str:
         """Shards committed, of how many as far as the input is listed."""
-        more = "" if self.found.complete else "+"
-        return f"{self.tally.shards}/{self.found.shards}{more}"
+        tally, found = self._followed()
+        more = "" if found.complete else "+"
+        return f"{tally.shards} of {found.shards}{more}"
+
+    def _done(self) -> float:
+        """What the pace is of: images, or bytes of the input where images cannot be counted."""
+        tally, found = self._followed()
+        return tally.bytes if found.chosen else tally.samples
+
+    def _to_do(self) -> float | None:
+        tally, found = self._followed()
+        return found.bytes if found.chosen else found.images_to_do(tally.samples, tally.bytes)
 
     @property
-    def line(self) -> str:
-        """The state in one line of text."""
-        tally = self.tally
-        rejected = ", ".join(f"{name} {count}" for name, count in tally.reasons.most_common())
-        return (
-            f"{format_seconds(tally.seconds)}  shards {self.shards}  "
-            f"parts {tally.parts}  faces {tally.faces} "
-            f"({tally.faces / max(tally.seconds, 1e-9):.1f}/s)  "
-            f"rejects {tally.rejects}{f' ({rejected})' if rejected else ''}  left {self.remaining}"
-        )
+    def images(self) -> str:
+        """Images that are in the table, of how many."""
+        tally, found = self._followed()
+        before, to_do = found.done_samples, self._to_do()
+        done = f"images {before + tally.samples}"
+        if to_do is None or found.chosen:
+            return done
+        about = "about " if found.uncounted_bytes else ""
+        more = "" if found.complete else "+"
+        return f"{done} of {about}{before + int(to_do)}{more}"
 
-    def update(self) -> None:
-        """Show the present counts: at once on a terminal, every ten seconds elsewhere."""
-        if self.is_live:
-            self.live.update(self._table(), refresh=True)
-        elif time.monotonic() - self.last_line >= PLAIN_EVERY_S:
-            self.last_line = time.monotonic()
-            if self.log.json_lines:
-                self._event()
-            else:
-                print(self.line, file=sys.stderr, flush=True)
+    @property
+    def share(self) -> float | None:
+        """How much of the table is there, from 0 to 1; None while that is not known."""
+        _, found = self._followed()
+        to_do, before = self._to_do(), 0 if found.chosen else found.done_samples
+        if to_do is None or not found.complete or not before + to_do:
+            return None
+        return min(1.0, (before + self._done()) / (before + to_do))
 
-    def _event(self) -> None:
-        tally, left = self.tally, self.seconds_left
-        self.log.event(
+    @property
+    def rate(self) -> float | None:
+        """Images a second of late; None while that is not known."""
+        if not self.tally or not self.found or self.found.chosen:
+            return None
+        return self.pace.rate(self.tally.seconds)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time left; None while that is not known, as long as the input is listed above all."""
+        if not self.tally or not self.found or not self.found.complete:
+            return None
+        to_do = self._to_do()
+        left = None if to_do is None else max(0.0, to_do - self._done())
+        return self.pace.seconds_left(self.tally.seconds, left)
+
+    def _tell_event(self) -> None:
+        if not self.tally or not self.found:
+            seconds = round(time.monotonic() - self._phase_began, 1)
+            self.event("waiting", phase=self.phase, seconds=seconds)
+            return
+        tally, left, to_do = self.tally, self.seconds_left, self._to_do()
+        counted = to_do is not None and not self.found.chosen
+        self.event(
             "progress",
             shards=tally.shards,
             shards_to_do=self.found.shards,
             listed=self.found.complete,
             parts=tally.parts,
             samples=tally.samples,
+            samples_to_do=to_do if counted else None,
+            samples_are_exact=counted and not self.found.uncounted_bytes,
             faces=tally.faces,
             rejects=dict(tally.reasons),
+            failures=self.failures,
+            phase=self.phase,
+            waiting_for=self.waiting,
+            stages={stage.name: stage._asdict() for stage in self.stages},
             seconds=round(tally.seconds, 1),
             seconds_left=None if left is None else round(left),
         )
 
-    def _table(self) -> Table:
-        tally = self.tally
-        table = Table.grid(padding=(0, 2))
-        table.add_row("elapsed", format_seconds(tally.seconds), "left", self.remaining)
-        table.add_row("shards", self.shards, "parts", str(tally.parts))
-        rate = f"{tally.faces / max(tally.seconds, 1e-9):.1f} a second"
-        table.add_row("faces", str(tally.faces), "", rate)
-        for name, count in tally.reasons.most_common():
-            table.add_row("rejected", str(count), "", name)
-        return table
+
+@contextmanager
+def showing(*, json_lines: bool) -> Iterator[Progress]:
+    """The progress that is shown already, or one for the length of the block."""
+    if Progress.current:
+        yield Progress.current
+        return
+    with Progress(json_lines=json_lines) as progress:
+        yield progress
+
+
+def doing(phase: str, every_s: float | None = None) -> None:
+    """Say what the job of this process is at, if its progress is shown; see `Progress.doing`."""
+    if Progress.current:
+        Progress.current.doing(phase, every_s)

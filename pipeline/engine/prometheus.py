@@ -15,6 +15,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.metrics import Counter, Gauge
 
 from pipeline.engine.commit import STAGES, Watch
+from pipeline.engine.progress import Progress, StageState
 from pipeline.engine.rows import Row
 from pipeline.table import ShardEntry
 
@@ -92,12 +93,18 @@ class Meters(Watch):
         if now - self._looked < EVERY_S:
             return
         elapsed, self._looked = now - self._looked, now
+        states = []
         for stage, (operator, state) in zip(STAGES, list(topology.items())[1:], strict=True):
-            actors = operator.get_actor_info().running
-            self._queued.set(state.total_enqueued_input_blocks(), {"stage": stage})
-            self._workers.set(actors or operator.num_active_tasks(), {"stage": stage})
+            pool, queued = operator.get_actor_info(), state.total_enqueued_input_blocks()
+            actors, active = pool.running, operator.num_active_tasks()
+            self._queued.set(queued, {"stage": stage})
+            self._workers.set(actors or active, {"stage": stage})
+            states.append(StageState(stage, actors, pool.pending, queued, active))
             if stage == "invert":
                 self._actor_seconds += actors * elapsed
+        # Not held: Ray Data's context, and so its callbacks, are pickled.
+        if Progress.current:
+            Progress.current.look(states)
         if now - self._averaged >= BUSY_OVER_S and self._actor_seconds:
             # A part counts when it arrives, so that a short while may hold more than its time.
             self._busy.set(min(1.0, self._inverted / self._actor_seconds))

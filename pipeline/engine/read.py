@@ -25,6 +25,7 @@ SAMPLES = pa.schema(
         ("content", pa.large_binary()),
         ("reject", pa.string()),
         ("detail", pa.string()),
+        ("fields", pa.string()),  # JSON of what is carried over from the input
     ]
 )
 
@@ -95,10 +96,11 @@ def cut_parts(
     part, count, size = 0, 0, 0
     kept: list[Sample] = []
     for sample in samples:
-        if count == part_size or (count and size + len(sample.content) > MAX_PART_BYTES):
+        length = len(sample.content) + len(sample.fields)
+        if count == part_size or (count and size + length > MAX_PART_BYTES):
             yield part, count, kept
             part, count, size, kept = part + 1, 0, 0, []
-        count, size = count + 1, size + len(sample.content)
+        count, size = count + 1, size + length
         if part not in existing:
             kept.append(sample)
     if count:

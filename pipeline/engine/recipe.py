@@ -19,6 +19,7 @@ from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
 from pipeline.storage import canonical_uri
 from pipeline.table import Columns, Description, check_condition, open_start
+from pipeline.table.description import EARLIER_VALUES
 
 # Raised by whoever changes what the same weights and settings compute.
 NUMERICS_VERSION = 2
@@ -49,8 +50,10 @@ class _Networks:
     origin: dict[str, Any]  # of the codes that are started from, for the fingerprint
 
 
-def make_recipe(config: JobConfig) -> Recipe:
+def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Recipe:
     """Load the model and the metric networks once to learn what the table is to say of them.
+
+    `kept` are the types of the columns that are carried over from the input.
 
     Raises a `RequestError` where the settings, the models and the tables do not go together.
     """
@@ -67,7 +70,7 @@ def make_recipe(config: JobConfig) -> Recipe:
     alignment = _alignment(config, model, treatment)
     meter = Meter("cpu", treatment.identity, config.best_step_by)
     description = Description(
-        columns=_columns(config, model),
+        columns=_columns(config, model, alignment, kept or {}),
         settings={
             "numerics": NUMERICS_VERSION,
             "model": model.fingerprint,
@@ -89,13 +92,20 @@ def make_recipe(config: JobConfig) -> Recipe:
     return Recipe(alignment, inversion, description, about)
 
 
-def _columns(config: JobConfig, model: RestyleModel) -> Columns:
+def _columns(
+    config: JobConfig,
+    model: RestyleModel,
+    alignment: AlignmentSettings,
+    kept: Mapping[str, str],
+) -> Columns:
     return Columns(
         n_styles=model.n_styles,
         w_plus_dtype=config.latent_dtype,
         all_steps=config.keep_steps,
         aligned_jpeg=config.keep_crops,
         reconstruction_jpeg=config.keep_reconstructions,
+        turn_deg=alignment.tells_turns,
+        kept=tuple(kept.items()),
     )
 
 
@@ -145,6 +155,8 @@ def resolved_config(config: JobConfig, recipe: Recipe) -> dict[str, Any]:
         "identity": recipe.inversion.identity,
         "batch_size": config.batch_size or BATCH.get(device),
     }
+    if alignment.prealigned:
+        found |= dict.fromkeys(("turns", "search_pixels", "check_below"))
     if method.stop:
         rule = method.stop
         used: dict[str, Any] = {
@@ -228,6 +240,9 @@ def _alignment(config: JobConfig, model: RestyleModel, treatment: Treatment) -> 
         faces=config.faces,
         prealigned=treatment.prealigned,
         fit=treatment.fit,
+        turns=config.turns,
+        search_pixels=config.search_pixels,
+        check_below=config.check_below,
         min_face_px=config.min_face,
         output_size=model.input_size,
         max_pixels=config.max_pixels,
@@ -280,7 +295,10 @@ def _check_layout(init: str, made: Mapping[str, Any], ours: Mapping[str, Any]) -
 
     An imported table names no input: its shards are compared one by one.
     """
-    for name in ("input", "files_per_shard"):
+    names = ("sniff", "image_field", "image_column")
+    earlier = {name: EARLIER_VALUES[f"layout.{name}"] for name in names if "input" in made}
+    made = {**earlier, **made}
+    for name in ("input", "files_per_shard", *names):
         if name in made and made[name] != ours[name]:
             raise ConfigError(
                 f"the table '{init}' was made with {name} '{made[name]}', and this run has "

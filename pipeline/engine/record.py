@@ -7,35 +7,22 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipeline.config import JobConfig
 from pipeline.engine.commit import Watch
+from pipeline.engine.node_report import versions
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.engine.recipe import resolved_config
 from pipeline.engine.rows import Row
 from pipeline.errors import PipelineError, RequestError
 
-PACKAGES = ("restyle-pipeline", "ray", "torch", "numpy", "pyarrow", "pillow", "dlib-bin")
 EVERY_S = 60.0
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that compute and write."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        # A cluster's working directory is not an installed package.
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def submission_id() -> str | None:
@@ -64,7 +51,7 @@ class RunRecord(Watch):
 
     def _write(self, **facts: Any) -> str:
         outcome = self.outcome.to_dict(self.plan.writer.store.root)
-        found = asdict(self.plan.found)
+        found = self.plan.found.to_dict()
         outcome["skipped_parts"] = self.plan.found.done_parts
         outcome["traces"] = self.outcome.traces
         facts = self._facts | outcome | {"found": found} | facts

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.engine.attempts import attempted
+from pipeline.engine.attempts import attempted, node_address
 from pipeline.errors import PipelineError
 from pipeline.redaction import trace_of
 from pipeline.storage import one_line
@@ -42,6 +42,7 @@ def blank_row(kind: str, shard_id: str, part: int) -> Row:
         "left_out": "",  # JSON of `LeftOut`: what a shard's reader passed over
         "error": "",
         "trace": "",  # of an unexpected error
+        "node": "",  # address of the node that failed
         "payload": b"",  # Arrow IPC: samples, then faces, then latents
         "start": b"",  # Arrow IPC: codes that the part's faces start from
         "rejected": b"",  # Arrow IPC: reject rows
@@ -77,6 +78,7 @@ def failed_row(shard_id: str, part: int, stage: str, error: Exception) -> Row:
     row = blank_row("failed", shard_id, part)
     row["error"] = f"{stage}: {type(error).__name__}: {one_line(error)}{place}"
     row["trace"] = "" if known else trace_of(error)
+    row["node"] = node_address()
     return row
 
 

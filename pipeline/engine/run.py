@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from types import FrameType
 
@@ -16,16 +15,19 @@ from pipeline.engine.cluster import gist, running_ray
 from pipeline.engine.commit import Committer, Watch
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
 from pipeline.engine.logs import EventLog
+from pipeline.engine.node_report import versions
+from pipeline.engine.nodes import nodes_checked
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.progress import Progress
+from pipeline.engine.progress import STARTING_WORKERS, Progress, doing, showing
 from pipeline.engine.prometheus import Meters
-from pipeline.engine.record import RunRecord, versions
-from pipeline.engine.sharing import sharing_checked
+from pipeline.engine.ray_output import log_folder
+from pipeline.engine.record import RunRecord
+from pipeline.engine.signals import handlers_restored, ignore_further
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
-from pipeline.storage import Shard
+from pipeline.storage import ShardListing
 from pipeline.table import Totals, is_card_current, kept_readme, open_table, write_card
 
 
@@ -34,22 +36,30 @@ class _Interrupted(BaseException):
 
 
 def _raise_interrupted(_signum: int, _frame: FrameType | None) -> None:
+    ignore_further()
     raise _Interrupted
+
+
+def _listen() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _raise_interrupted)
 
 
 @contextmanager
 def _stoppable(outcome: Outcome) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM inside the block into `outcome.interrupted`.
 
-    One that comes while an object is finalized, such as Ray Data's executor, gets no further than
-    that: it is noted too, and the run stops at the next part.
+    Further ones are ignored, until whoever called put its handlers back: the run is ending. One
+    that comes while an object is finalized, such as Ray Data's executor, gets no further than
+    that: it is noted too, and the run stops at the next part, or at the next signal.
     """
-    before = signal.signal(signal.SIGTERM, _raise_interrupted)
+    _listen()
     hook = sys.unraisablehook
 
     def in_finalizer(unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt | _Interrupted | SystemExit):
             outcome.interrupted = True
+            _listen()
         else:
             hook(unraisable)
 
@@ -60,8 +70,8 @@ def _stoppable(outcome: Outcome) -> Iterator[None]:
         # SystemExit: while Ray starts, SIGTERM finds its handler in place of ours.
         outcome.interrupted = True
     finally:
+        ignore_further()
         sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -86,22 +96,25 @@ def _execute(
 ) -> None:
     """Run the stages over what the plan has to do."""
     log = EventLog(config.log_format == "json")
-    with running_ray(stages.pretended_gpus) as resources, sharing_checked(config):
-        configure_context()
+    with running_ray(stages.pretended_gpus) as resources, nodes_checked(config, log.notice):
+        outcome.ray_log = log_folder()
+        configure_context(resources.folder)
+        doing(STARTING_WORKERS)
         meters = Meters()
         meters.watch()
         committer = Committer(plan, outcome, (*watches, log, meters))
         pools = Pools.of(config, resources, local=not in_cluster())
         dataset = build_dataset(plan, pools, stages)
         try:
-            with Progress(outcome.tally, plan.found, log) as progress:
-                for row in summaries(dataset):
-                    committer.take(row)
-                    progress.update()
-                    if outcome.interrupted:
-                        raise _Interrupted
-                    if committer.gave_up:
-                        break
+            for row in summaries(dataset):
+                committer.take(row)
+                if Progress.current:
+                    Progress.current.update()
+                if outcome.interrupted:
+                    raise _Interrupted
+                if committer.gave_up:
+                    break
+            doing("committing the last shards")
             try:
                 # Before the shards that are missing, of which there may be thousands.
                 with _failures(outcome):
@@ -113,12 +126,13 @@ def _execute(
             committer.abandon()
 
 
+@handlers_restored()
 def run_job(
     config: JobConfig,
     stages: Stages | None = None,
     watches: tuple[Watch, ...] = (),
     *,
-    shards: Iterator[Shard] | None = None,
+    shards: ShardListing | None = None,
 ) -> Outcome:
     """Plan, run and account for one job; `watches` hear of every part and shard.
 
@@ -132,10 +146,12 @@ def run_job(
     outcome = Outcome(Tally())
     record = None
     log = EventLog(config.log_format == "json")
-    with _stoppable(outcome), _failures(outcome):
+    with showing(json_lines=log.json_lines) as progress, _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
         plan = make_plan(config, shards=shards)
+        outcome.listed = plan.found.left_out
         log.model(plan.recipe.treatment)
+        progress.follow(outcome.tally, plan.found)
         record = RunRecord(config, plan, outcome, started)
         try:
             record.start()
@@ -163,27 +179,32 @@ def _finish(
     """Do what the table lacks; its card, when nothing is missing."""
     log = EventLog(config.log_format == "json")
     try:
+        doing("listing the input")
         to_do = bool(plan.works)
         for watch in watches:
             watch.planned()
-        log.event("planned", **asdict(plan.found))
+        log.event("planned", **plan.found.to_dict())
         if to_do:
             _execute(config, plan, outcome, stages, watches)
         whole = plan.found.complete and not plan.found.limited
+        doing("looking for files that no shard has")
         removed = plan.strays.remove(whole_input=whole)
         if removed:
             log.event("strays_removed", files=removed)
     finally:
         plan.strays.stop()
     if outcome.exit_code == 0:
+        if not outcome.tally.samples + plan.found.done_samples:
+            outcome.warn(f"no image was found in '{config.input}'")
         _describe(config.output, outcome, log, changed=bool(outcome.tally.shards or removed))
 
 
 def _describe(uri: str, outcome: Outcome, log: EventLog, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
-    table = open_table(uri)
-    if changed or not is_card_current(table):
+    doing("writing the table's card")
+    table, listed = open_table(uri), outcome.listed
+    if changed or not is_card_current(table, listed):
         totals = Totals.of(table.store)
         outcome.means = totals.figures.means()
-        if write_card(table, totals) is None:
+        if write_card(table, totals, listed) is None:
             log.readme_kept(kept_readme(table))

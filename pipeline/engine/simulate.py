@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.alignment import AlignmentSettings
-from pipeline.engine.align import FACES, REJECTS
+from pipeline.engine.align import REJECTS, faces_schema
 from pipeline.engine.commit import Watch
 from pipeline.engine.rows import Row, pack, run_stage, unpack
 from pipeline.table import Columns, latents_table
@@ -45,11 +45,12 @@ class SimulatedAlign:
 
     def _work(self, row: Row) -> Row:
         samples = unpack(row["payload"])
-        columns = {name: pa.nulls(len(samples), FACES.field(name).type) for name in FACES.names}
+        schema = faces_schema(self.settings)
+        columns = {field.name: pa.nulls(len(samples), field.type) for field in schema}
         columns |= {"key": samples["key"], "source_uri": samples["uri"]}
         for name, number in (("face_index", 0), ("n_faces", 1)):
             columns[name] = pa.array(np.full(len(samples), number, np.int32))
-        row["payload"] = pack(pa.table(columns, schema=FACES))
+        row["payload"] = pack(pa.table(columns, schema=schema))
         row["rejected"] = pack(REJECTS.empty_table())
         row["faces"] = len(samples)
         return row
@@ -70,7 +71,7 @@ class SimulatedInvert:
         return run_stage("invert", self._work, row)
 
     def _work(self, row: Row) -> Row:
-        faces = unpack(row["payload"]).drop_columns(["pixels"]).to_pylist()
+        faces = unpack(row["payload"]).drop_columns(["pixels", "fields"]).to_pylist()
         with self.turn:
             started = time.perf_counter()
             time.sleep(math.ceil(len(faces) / BATCH) * self.seconds_a_batch)

@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from pipeline.storage import LeftOut
+
 
 @dataclass
 class Tally:
@@ -22,6 +24,8 @@ class Tally:
     icc_ignored: int = 0  # images with faces whose colour profile is damaged or not for them
     identity_missed: int = 0  # faces whose identity could not be measured: null in the table
     reasons: Counter[str] = field(default_factory=Counter)
+    empty_shards: int = 0  # that were committed without a sample
+    left_out: LeftOut = field(default_factory=LeftOut)  # by the readers of committed shards
     stage_seconds: Counter[str] = field(default_factory=Counter)
     inversion_seconds: float = 0.0  # of the method alone, without metrics and tables
     started: float = field(default_factory=time.monotonic)

@@ -18,6 +18,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from pipeline.engine.address import in_cluster
 from pipeline.engine.cluster import Resources, gist, running_ray
 from pipeline.engine.crops import cut_crops, plan_crops
+from pipeline.engine.progress import doing
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import ready_device
 from pipeline.storage import Shard, Store
@@ -26,6 +27,7 @@ from pipeline.training.settled import ENCODER, check_settings
 
 DONE = "_done.json"
 POLL_S = 2.0
+TOLD_EVERY_S = 600.0
 TRAIN_ENVIRONMENT = {
     # Paths of a config are relative to where the job was started.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -154,6 +156,7 @@ def run_training(config: TrainConfig, shards: Iterator[Shard] | None = None) -> 
     check_settings(config)
     if not in_cluster():
         ready_device(config.device)  # refuses a GPU that is not there
+    doing("loading the model and listing the images")
     plan = plan_crops(config, shards)
     check_settings(config, plan.origin)
     output = Store(config.output)
@@ -162,9 +165,11 @@ def run_training(config: TrainConfig, shards: Iterator[Shard] | None = None) -> 
         os.environ.setdefault(name, value)
     with _failures(), running_ray() as resources:
         check_workers(config, resources, local=not in_cluster())
+        doing("cutting crops")
         cut_crops(config, plan, resources)
         print(json.dumps(beginning(config, plan.store)), flush=True)
         trainer = _trainer(config, plan.store, resources)
+        doing("training", every_s=TOLD_EVERY_S)  # its own lines tell how far it is
         with _lines_of(config):
             trainer.fit()
     done: dict[str, Any] = json.loads(output.get(DONE))

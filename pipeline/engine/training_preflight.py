@@ -10,7 +10,14 @@ from pipeline.engine.preflight import refused_access
 from pipeline.errors import AccessError, InputError
 from pipeline.metrics.names import check_identity
 from pipeline.models.files import check_model, check_model_file
-from pipeline.storage import Shard, check_beside, check_output, count_samples, is_local, list_shards
+from pipeline.storage import (
+    Shard,
+    check_apart,
+    check_output,
+    count_samples,
+    is_local,
+    list_shards,
+)
 from pipeline.training.config import TrainConfig
 from pipeline.training.settled import TRAINING_OUTPUT, check_settings
 
@@ -26,7 +33,7 @@ def check_training(config: TrainConfig) -> Iterator[Shard]:
     """
     try:
         check_address()
-        check_beside(config.input, config.output)
+        check_apart(config.input, config.output)
         check_output(config.output, TRAINING_OUTPUT)
         check_settings(config)
         _check_weights(config)
@@ -53,14 +60,15 @@ def enough_images(config: TrainConfig) -> Iterator[Shard]:
 
     Raises `InputError` where they hold fewer images than `--held-out` and a batch take.
     """
-    shards = list_shards(config.input, files_per_shard=config.files_per_shard)
+    options = config.read_options
+    shards = list_shards(config.input, files_per_shard=config.files_per_shard, options=options)
     needed, found = config.held_out + config.batch, 0
     taken: list[Shard] = []
     for shard in shards:
         taken.append(shard)
         if not _is_counted_fast(shard):
             return itertools.chain(taken, shards)
-        found += count_samples(shard, min(config.limit or needed, needed - found))
+        found += count_samples(shard, min(config.limit or needed, needed - found), options)
         if found >= needed:
             return itertools.chain(taken, shards)
     rest = max(0, found - config.held_out)

@@ -26,7 +26,7 @@ from pipeline.exchange.measuring import METRICS, Measuring, match_images
 from pipeline.exchange.pickled import Codes
 from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.models import RestyleModel
-from pipeline.storage import FILES_PER_SHARD, Shard, list_shards, read_samples
+from pipeline.storage import FILES_PER_SHARD, ReadOptions, Shard, list_shards, read_samples
 from pipeline.table.card import kept_readme, write_card
 from pipeline.table.description import Description
 from pipeline.table.reader import open_table
@@ -51,6 +51,7 @@ class ImportSettings:
         FILES_PER_SHARD  # codes or, with images, files of a folder that make one shard
     )
     images: str | None = None
+    sniff: bool = True  # whether images are recognised without a known extension
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,15 @@ class Importing:
             "measured": measured,
         }
         columns = Columns(
-            self.model.n_styles, self.settings.latent_dtype, all_steps=self.codes.has_steps
+            self.model.n_styles,
+            self.settings.latent_dtype,
+            all_steps=self.codes.has_steps,
+            turn_deg=bool(self.measuring and self.measuring.settings.tells_turns),
         )
         config = {"codes": self.codes.uri, **asdict(self.settings)}
-        layout = {"files_per_shard": self.settings.files_per_shard}
+        layout: dict[str, Any] = {"files_per_shard": self.settings.files_per_shard}
+        if self.settings.images:
+            layout["sniff"] = self.settings.sniff
         return Description(columns, settings, layout, config, self.model.metadata, metrics)
 
     def _alone(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
@@ -145,19 +151,26 @@ class Importing:
 
     def _with_images(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
         """The input's own shards, of which only the samples that have codes are taken."""
+        options = ReadOptions(sniff=self.settings.sniff)
         shards = list(
-            list_shards(str(self.settings.images), files_per_shard=self.settings.files_per_shard)
+            list_shards(
+                str(self.settings.images),
+                files_per_shard=self.settings.files_per_shard,
+                options=options,
+            )
         )
-        owners = match_images(faces, shards)
+        owners = match_images(faces, shards, options)
         wanted = {shard_id for shard_id, _ in owners}
         return (
-            (shard, self._samples(shard, owners) if shard.shard_id in wanted else None)
+            (shard, self._samples(shard, owners, options) if shard.shard_id in wanted else None)
             for shard in shards
         )
 
     @staticmethod
-    def _samples(shard: Shard, owners: dict[tuple[str, str], list[FaceName]]) -> Iterator[Item]:
-        for sample in read_samples(shard):
+    def _samples(
+        shard: Shard, owners: dict[tuple[str, str], list[FaceName]], options: ReadOptions
+    ) -> Iterator[Item]:
+        for sample in read_samples(shard, None, options):
             faces = owners.get((shard.shard_id, sample.key))
             if faces:
                 yield Item(sample.key, faces, sample.uri, sample.content)

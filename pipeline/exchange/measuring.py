@@ -22,7 +22,7 @@ from pipeline.inversion.rendering import pooled, render_each
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_unit
-from pipeline.storage import Shard, Store, read_samples
+from pipeline.storage import ReadOptions, Shard, Store, read_samples
 
 _NO_FILES = ("", ".", "..")  # the last components of keys that are nobody's file name
 METRICS = ("l2", "psnr", "lpips", "id_similarity")
@@ -31,6 +31,7 @@ METRICS = ("l2", "psnr", "lpips", "id_similarity")
 def match_images(
     faces: Sequence[tuple[str, list[FaceName]]],
     shards: Iterable[Shard],
+    options: ReadOptions | None = None,
 ) -> dict[tuple[str, str], list[FaceName]]:
     """Which codes belong to which sample, (shard id, key); every code has one image.
 
@@ -42,7 +43,7 @@ def match_images(
     _refuse_twins(faces, by_name)
     owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for shard in shards:
-        for key in _keys(shard):
+        for key in _keys(shard, options):
             names = (f"{shard.shard_id}/{key}", key, key.rsplit("/", 1)[-1])
             found = next((n for n in map(without_suffix, names) if n in by_name), None)
             if found is not None:
@@ -71,10 +72,10 @@ def _refuse_twins(faces: Sequence[tuple[str, list[FaceName]]], by_name: dict[str
     raise InputError(f"names that fit one image: {listed(several)}")
 
 
-def _keys(shard: Shard) -> Iterator[str]:
-    if shard.kind == "folder":
+def _keys(shard: Shard, options: ReadOptions | None) -> Iterator[str]:
+    if shard.is_slice:
         return iter(shard.keys)
-    return (sample.key for sample in read_samples(shard))
+    return (sample.key for sample in read_samples(shard, None, options))
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,8 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         raise Rejection(
             RejectReason.TOO_LARGE,
-            f"{width}×{height} is {width * height} pixels, the limit is {limits.max_pixels}",
+            f"{width}×{height} is {width * height} pixels, the limit is {limits.max_pixels}: "
+            "--max-pixels takes larger ones",
         )
     if min(size) < limits.min_side:
         raise Rejection(

@@ -62,16 +62,14 @@ def _boxes_are_missing(content: bytes) -> bool:
 
 
 def _codestream_is_missing(content: bytes) -> bool:
+    """Whether a JPEG 2000 file ends before its codestream does, or before that begins."""
     if content.startswith(_CODESTREAM):
         return _END_OF_CODESTREAM not in content[-1024:]
-    for kind, body, stop in boxes(content):
-        if kind == b"jp2c":
-            end = min(stop, len(content))
-            return (
-                stop > len(content)
-                or content.find(_END_OF_CODESTREAM, max(body, end - 1024), end) < 0
-            )
-    return True
+    end = 0
+    for kind, body, end in boxes(content):
+        if kind == b"jp2c" and end <= len(content):
+            return content.find(_END_OF_CODESTREAM, max(body, end - 1024), end) < 0
+    return end >= len(content)
 
 
 def _sections_are_missing(content: bytes) -> bool:

@@ -13,6 +13,7 @@ class RejectReason(StrEnum):
     UNREADABLE = "unreadable"  # a dead link, or a file or folder that this user may not read
     UNDECODABLE = "undecodable"  # the bytes are of a known format but cannot be decoded
     TRUNCATED = "truncated"  # the file ends before the image does
+    NO_BYTES = "no_bytes"  # a row of the input holds no image, and no path of one that is opened
     UNSUPPORTED_FORMAT = "unsupported_format"  # not one of the formats that are read
     TOO_LARGE = "too_large"  # more pixels than the limit, by its header
     TOO_SMALL = "too_small"  # a side shorter than the smallest that is accepted

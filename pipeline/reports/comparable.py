@@ -17,6 +17,7 @@ from pipeline.table import Table
 _NOT_MEASURED = "not measured"
 # These choose which faces there are, which is checked face by face.
 _CHOICE = {"faces", "min_face_px", "max_pixels", "min_side", "detector_side", "min_score"}
+_CHOICE |= {"turns", "search_pixels", "check_below"}
 _LISTED = 5
 
 

@@ -1,11 +1,14 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
 from pipeline.redaction import without_secrets
-from pipeline.storage.contents import OutputKind
+from pipeline.storage.contents import OutputKind, check_contents
 from pipeline.storage.counts import count_samples
+from pipeline.storage.inputs import check_apart
+from pipeline.storage.kept import arrow_type, kept_array
+from pipeline.storage.kept_types import kept_types
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.objects import ObjectInfo
-from pipeline.storage.options import ReadOptions
+from pipeline.storage.options import ALL_IMAGES, ONE_IMAGE, ReadOptions
 from pipeline.storage.outputs import check_beside, check_output
 from pipeline.storage.parquets import check_columns
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
@@ -13,6 +16,7 @@ from pipeline.storage.samples import read_samples
 from pipeline.storage.shards import (
     FILES_PER_SHARD,
     Shard,
+    ShardListing,
     list_shards,
     shard_id_of,
     slice_id,
@@ -23,22 +27,30 @@ from pipeline.storage.store import Store
 from pipeline.storage.uris import canonical_uri, check_credentials, is_local, one_line
 
 __all__ = [
+    "ALL_IMAGES",
     "FILES_PER_SHARD",
     "MAX_SAMPLE_BYTES",
+    "ONE_IMAGE",
     "LeftOut",
     "ObjectInfo",
     "OutputKind",
     "ReadOptions",
     "Sample",
     "Shard",
+    "ShardListing",
     "Store",
+    "arrow_type",
     "canonical_uri",
+    "check_apart",
     "check_beside",
     "check_columns",
+    "check_contents",
     "check_credentials",
     "check_output",
     "count_samples",
     "is_local",
+    "kept_array",
+    "kept_types",
     "list_shards",
     "one_line",
     "read_samples",

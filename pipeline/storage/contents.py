@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.storage.buckets import bucket_and_prefix, is_bucket, listing_pages
 from pipeline.storage.store import Store, is_temporary
-from pipeline.storage.uris import is_local_filesystem
+from pipeline.storage.uris import is_local_filesystem, storage_errors
 
 # What a mounted disk, a desktop or a file server puts into a folder by itself.
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", ".snapshot"}
@@ -35,14 +35,16 @@ class OutputKind:
     is_ours: Callable[[Store, Sequence[str]], bool]
 
 
-def check_contents(store: Store, kind: OutputKind) -> None:
+def check_contents(uri: str, kind: OutputKind) -> None:
     """Raise `ConfigError` where a folder holds files, and is not one of `kind`.
 
     One listing request, of one level, of which the first names are read.
     """
-    names = first_names(store)
-    if not names or kind.is_ours(store, names):
-        return
+    store = Store(uri)
+    with storage_errors(f"list '{store.root}'"):
+        names = first_names(store)
+        if not names or kind.is_ours(store, names):
+            return
     named = ", ".join(f"'{name}'" for name in names[:_NAMED])
     more = " and more" if len(names) > _NAMED else ""
     raise ConfigError(

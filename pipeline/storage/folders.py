@@ -12,7 +12,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.buckets import Fetched, get_objects, is_bucket
 from pipeline.storage.formats import readable_name
 from pipeline.storage.listing import UNKNOWN_SIZE, Entry, file_entry
-from pipeline.storage.local_files import is_lasting
+from pipeline.storage.local_files import is_lasting, is_there
 from pipeline.storage.objects import UNREADABLE, object_info
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, too_large, unreadable
 from pipeline.storage.shards import Shard, folder_etag
@@ -85,9 +85,9 @@ def _groups(shard: Shard, keys: Container[str] | None) -> Iterator[list[_File]]:
 def _contents(shard: Shard, names: Sequence[str]) -> dict[str, _Content]:
     """Contents by name, with the etag that they are of; empty where the store does not say."""
     contents = {}
-    for root, paths in _by_root(shard, names).items():
+    for root, paths in by_root(shard, names).items():
         fs, place = filesystem(root)
-        found = _fetched(fs, place, [*paths])
+        found = fetched(fs, place, [*paths])
         for path, name in paths.items():
             with storage_errors(f"read '{readable_name(shard.uri_of(name))}'"):
                 one = next(found)
@@ -103,7 +103,7 @@ def _contents(shard: Shard, names: Sequence[str]) -> dict[str, _Content]:
     return contents
 
 
-def _by_root(shard: Shard, names: Sequence[str]) -> dict[str, dict[str, str]]:
+def by_root(shard: Shard, names: Sequence[str]) -> dict[str, dict[str, str]]:
     """The files' paths below the folder, the disk, or their buckets and hosts; with their names."""
     if shard.kind == "folder":
         return {shard.uri: {name: name for name in names}}
@@ -124,14 +124,14 @@ def _why_unreadable(fs: Any, path: str, error: BaseException, kind: str) -> str:
     """
     if is_local_filesystem(fs) and isinstance(error, OSError) and is_lasting(error):
         link = path.rstrip("/")
-        if os.path.lexists(link):
+        if is_there(link):
             if isinstance(error, FileNotFoundError):
                 return f"a link to '{readable_name(str(Path(link).readlink()))}', where nothing is"
             return os.strerror(error.errno).lower() if error.errno else str(error)
     return "nothing is there" if kind == "list" and isinstance(error, FileNotFoundError) else ""
 
 
-def _fetched(fs: Any, root: str, names: list[str]) -> Iterator[Fetched | BaseException]:
+def fetched(fs: Any, root: str, names: list[str]) -> Iterator[Fetched | BaseException]:
     """Contents, or why there is none, in the order of `names`; each is the name of one file.
 
     Not `fs.cat` of a list, which takes names with `*`, `?` or `[` for patterns.

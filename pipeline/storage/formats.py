@@ -6,7 +6,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Literal
 
-Kind = Literal["folder", "list", "tar", "parquet"]
+Kind = Literal["folder", "list", "tar", "zip", "parquet"]
 
 # Formats that no decoder here reads belong too: they become `unsupported_format` rejects.
 IMAGE_SUFFIXES = (
@@ -34,28 +34,42 @@ _OTHER_SUFFIXES = frozenset(
 )
 _LIST_SUFFIXES = (".txt", ".lst", ".list")
 _WEB = ("http://", "https://")
+_TAR_SUFFIXES = (
+    *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz"),
+    *(".tar.xz", ".txz", ".tar.zst", ".tzst"),
+)
 _SHARD_SUFFIXES: dict[str, Kind] = {
-    ".tar": "tar",
-    ".tar.gz": "tar",
-    ".tgz": "tar",
+    **dict.fromkeys(_TAR_SUFFIXES, "tar"),
+    ".zip": "zip",
     ".parquet": "parquet",
 }
+_ANY_SHARD = tuple(_SHARD_SUFFIXES)
+_IMAGE_SUFFIXES = frozenset(IMAGE_SUFFIXES)
 
 
 def is_image(name: str) -> bool:
     """Whether the path `name` ends in the extension of an image, in any case."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    return _suffix(name) in _IMAGE_SUFFIXES
 
 
 def may_be_image(name: str) -> bool:
     """Whether the first bytes have to tell what `name` is: it ends in no known extension."""
-    suffix = PurePosixPath(name).suffix.lower()
-    return not is_image(name) and not shard_kind(name) and suffix not in _OTHER_SUFFIXES
+    suffix = _suffix(name)
+    return suffix not in _IMAGE_SUFFIXES and suffix not in _OTHER_SUFFIXES and not shard_kind(name)
+
+
+def _suffix(name: str) -> str:
+    """As of `PurePosixPath`, in lower case, for each of millions of names."""
+    last = name[name.rfind("/") + 1 :]
+    dot = last.rfind(".")
+    return last[dot:].lower() if 0 < dot < len(last) - 1 else ""
 
 
 def shard_kind(name: str) -> Kind | None:
     """What kind of shard file `name` is by its extension; None if it is none."""
     lowered = name.lower()
+    if not lowered.endswith(_ANY_SHARD):
+        return None
     return next((kind for end, kind in _SHARD_SUFFIXES.items() if lowered.endswith(end)), None)
 
 
@@ -70,6 +84,8 @@ def is_hidden(name: str) -> bool:
 
     Such files (`.DS_Store`, `._0007.jpg`, `__MACOSX/...`) carry metadata, not images.
     """
+    if name[:1] != "." and "/." not in name and "__MACOSX" not in name:
+        return False
     parts = [part for part in PurePosixPath(name).parts if part not in (".", "..")]
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 

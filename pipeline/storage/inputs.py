@@ -15,6 +15,7 @@ from pipeline.storage.listing import Entry, file_entry, is_folder, walk
 from pipeline.storage.local_files import present_state
 from pipeline.storage.lookups import Place, looked_up
 from pipeline.storage.objects import UNREADABLE
+from pipeline.storage.outputs import check_beside
 from pipeline.storage.patterns import (
     Glob,
     count_braces,
@@ -26,7 +27,10 @@ from pipeline.storage.patterns import (
 from pipeline.storage.recognition import without_metadata
 from pipeline.storage.uris import canonical_uri, filesystem, is_local, is_web, join, read_file
 
-LOOKED_FOR = "looked for .tar, .tar.gz, .tgz and .parquet shards, and for image files, at any depth"
+LOOKED_FOR = (
+    "looked for .tar, .tar.gz (.bz2, .xz, .zst), .zip and .parquet shards, and for image files, "
+    "at any depth"
+)
 NO_LISTING = (
     "a web server lists no folders: name its files in a text file, a URI a line, or by a range "
     "such as {00000..00127}.tar"
@@ -34,6 +38,7 @@ NO_LISTING = (
 _MOST_NAMES = 1_000_000  # that braces may stand for
 _MOST_GLOBS = 1000  # that braces may stand for: each is a listing of its own
 _LONGEST_KEY = 1024  # of an object in a bucket
+_SLASHES_OF_A_FILE = 3  # https://host/file
 _SHOWN = 3  # of the shards that are missing
 
 
@@ -68,6 +73,8 @@ def open_input(root: str, left_out: LeftOut) -> Source:
     What exists by that very name is no pattern. What is passed over is counted in `left_out`.
     Raises `InputError` where there is nothing, also while entries are taken.
     """
+    if is_web(root) and root.count("/") < _SLASHES_OF_A_FILE:
+        raise InputError(f"'{root}' names no file; {NO_LISTING}")
     try:
         kind = _kind_of(root)
     except StorageError as error:
@@ -87,7 +94,10 @@ def open_input(root: str, left_out: LeftOut) -> Source:
 def _kind_of(root: str) -> Literal["folder", "file", "pattern"]:
     fs, path = filesystem(root)
     special = has_braces(root) or has_glob(root)
-    unnamable = not os.path.lexists(path) if is_local(root) else len(path) > _LONGEST_KEY
+    if is_local(root):
+        unnamable = not os.path.lexists(path)
+    else:
+        unnamable = len(path) > _LONGEST_KEY or not literal_folder(root)
     if special and unnamable:
         return "pattern"
     try:
@@ -322,7 +332,24 @@ def _is_absolute(name: str) -> bool:
     return name.startswith("/") or "://" in name
 
 
-def folders_of(given: str) -> Iterator[tuple[str, Glob | None]]:
+def check_apart(given: str, output: str) -> None:
+    """Raise `InputError` for an output where the input's listing would come upon its files."""
+    check_beside(given, output)
+    inner = canonical_uri(output)
+    ways = {inner, os.path.realpath(inner)} if is_local(inner) else {inner}
+    for folder, glob in _folders_of(given):
+        if glob is None:
+            check_beside(folder, output)
+            continue
+        below = [way[len(folder) + 1 :] for way in ways if way.startswith(f"{folder}/")]
+        if any(glob.may_hold(name) for name in below):
+            raise InputError(
+                f"the output '{inner}' lies where the input '{given}' looks for images, and would "
+                "be read as one: choose an output beside it"
+            )
+
+
+def _folders_of(given: str) -> Iterator[tuple[str, Glob | None]]:
     """The folders that an input's listing looks into, and the pattern of what it takes there.
 
     Those of a list are guessed by the names, as nothing is looked up but the list itself.

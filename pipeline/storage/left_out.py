@@ -20,6 +20,8 @@ MOST_LABELS = 64
 _SHOWN = 8
 
 _EXTENSION = re.compile(r"\.[a-z0-9][a-z0-9_+~-]{0,15}", re.ASCII)
+# A document of the table blanks out what stands under such a name.
+_SECRET = re.compile(r"secret|passw|token|credential|_key")
 _PACKED = re.compile(r"(\.tar)(\.[a-z0-9]{1,8})$", re.ASCII)
 
 
@@ -92,4 +94,5 @@ def label_of(name: str) -> str:
     if ending.isdigit():
         return NUMBERED
     extension = f".{ending}"
-    return extension if _EXTENSION.fullmatch(extension) else OTHER
+    plain = _EXTENSION.fullmatch(extension) and not _SECRET.search(extension)
+    return extension if plain else OTHER

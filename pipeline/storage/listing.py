@@ -13,7 +13,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.storage.buckets import bucket_and_prefix, is_bucket, listing_pages
 from pipeline.storage.formats import is_hidden
 from pipeline.storage.left_out import FOLDER_LOOP, HIDDEN, SPECIAL, LeftOut
-from pipeline.storage.local_files import Special, is_lasting, local_state
+from pipeline.storage.local_files import Special, is_lasting, is_there, local_state
 from pipeline.storage.objects import UNREADABLE, object_info
 from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage_errors
 
@@ -184,7 +184,9 @@ def _enter(
     """Put the folder on top of `levels`; or give the entry of one that cannot be listed."""
     path, real = f"{root}/{prefix[:-1]}", ""
     if is_local_filesystem(fs):
-        real = os.path.realpath(path)
+        inside, name = levels[-1].real, prefix[:-1].rpartition("/")[2]
+        is_link = os.path.islink(path)  # noqa: PTH114 - `Path` raises where a path is too long
+        real = os.path.realpath(path) if is_link else join(inside, name)
         if any(level.real == real for level in levels):
             left_out.add(FOLDER_LOOP)
             return
@@ -193,7 +195,7 @@ def _enter(
     except OSError as error:
         if not is_local_filesystem(fs) or not is_lasting(error):
             raise
-        if os.path.lexists(path):  # else it is gone since its parent was listed
+        if is_there(path):  # else it is gone since its parent was listed
             yield Entry(prefix, 0, UNREADABLE)
         return
     levels.append(_Level(prefix, real, iter(children)))
@@ -229,5 +231,5 @@ def _local_children(path: str, left_out: LeftOut) -> Iterator[_Child]:
             except OSError as error:
                 if not is_lasting(error):
                     raise
-                if os.path.lexists(child.path):  # else it is gone since the folder was listed
+                if is_there(child.path):  # else it is gone since the folder was listed
                     yield _Child(child.name, 0, UNREADABLE)

@@ -26,6 +26,17 @@ def is_lasting(error: OSError) -> bool:
     return isinstance(error, Special) or error.errno in _LASTING
 
 
+def is_there(path: str) -> bool:
+    """Whether the name exists, be it a dead link, too long a path, or in a closed folder."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def local_state(path: str, status: os.stat_result) -> tuple[int, str]:
     """Size and etag of a file; `UNREADABLE` where this user may not read it.
 
@@ -53,6 +64,6 @@ def present_state(path: str) -> tuple[int, str]:
         with os.scandir(path):
             return 0, "folder"
     except OSError as error:
-        if is_lasting(error) and os.path.lexists(path.rstrip("/")):
+        if is_lasting(error) and is_there(path.rstrip("/")):
             return 0, UNREADABLE
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 from pipeline.errors import StorageError
 from pipeline.storage.listing import UNKNOWN_SIZE
-from pipeline.storage.local_files import is_lasting, local_state
+from pipeline.storage.local_files import is_lasting, is_there, local_state
 from pipeline.storage.objects import UNREADABLE, object_info
 from pipeline.storage.uris import filesystem, is_local_filesystem, storage_errors
 
@@ -70,4 +69,4 @@ def _on_disk(uri: str, path: str) -> Place:
     except OSError as error:
         if not is_lasting(error):
             raise
-        return Place(uri, is_there=os.path.lexists(path))
+        return Place(uri, is_there=is_there(path))

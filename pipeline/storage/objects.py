@@ -21,6 +21,10 @@ _ETAG_FIELDS = (
     "mtime",
     "LastModified",
     "created",
+    "blob_id",  # of the Hugging Face hub
+    "Content-MD5",
+    "Digest",
+    "Last-Modified",  # of a web server without an `ETag`
 )
 
 UNREADABLE = "unreadable"  # in place of the etag of what this user cannot read

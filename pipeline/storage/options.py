@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+# Values of `image_field` that are no field's name.
+ALL_IMAGES, ONE_IMAGE = "all", "one"
 
 
 @dataclass(frozen=True)
@@ -12,10 +16,23 @@ class ReadOptions:
     """Settings of listing and reading, the same for all shards of an input.
 
     `sniff`: files and members whose names end in no known extension are recognised as images by
-    their first bytes; without it they are left out, and counted.
+    their first bytes; without it they are left out, and counted. `image_field`: of several images
+    with one webdataset key in a tar or zip, all are samples, or one, or the first of these fields
+    that there is (`jpg,png`). `image_column` names the Parquet column to read. `keep_columns` are
+    the fields that travel with each sample, each with the name of its type (`kept.arrow_type`).
     """
 
     sniff: bool = True
+    image_field: str = ALL_IMAGES
+    image_column: str | None = None
+    keep_columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def image_fields(self) -> tuple[str, ...]:
+        """The fields that are images, the preferred first; empty where any image is one."""
+        if self.image_field in (ALL_IMAGES, ONE_IMAGE):
+            return ()
+        return tuple(self.image_field.split(","))
 
     def to_json(self) -> str:
         """The options as a line of JSON."""

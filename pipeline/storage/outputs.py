@@ -10,7 +10,6 @@ from pathlib import Path
 from pipeline.errors import ConfigError, InputError
 from pipeline.storage.contents import PROBE_PREFIX, OutputKind, check_contents
 from pipeline.storage.disks import name_if_absent
-from pipeline.storage.store import Store
 from pipeline.storage.uris import (
     canonical_uri,
     check_credentials,
@@ -53,8 +52,7 @@ def check_output(uri: str, kind: OutputKind | None = None) -> None:
             if fs.isfile(path):
                 raise ConfigError(f"the output '{root}' is an object, and is to be a folder")
     if kind:
-        with storage_errors(f"list '{root}'"):
-            check_contents(Store(root), kind)
+        check_contents(root, kind)
 
 
 def check_beside(

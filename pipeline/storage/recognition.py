@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,11 +24,11 @@ from pipeline.storage.formats import (
 )
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry
+from pipeline.storage.members import START_BYTES, is_image_start
 from pipeline.storage.objects import UNREADABLE
-from pipeline.storage.signatures import sniff
+from pipeline.storage.opening import read_start
 from pipeline.storage.uris import filesystem, is_local, storage_errors
 
-HEAD_BYTES = 512
 # Looks into files that are under way at a time, and entries that may wait for them in memory.
 _LOOKS = 32
 _BATCH_LOOKS, _BATCH_ENTRIES = 256, 4096
@@ -50,11 +51,13 @@ def recognised(
     *,
     sniffing: bool,
     alone: bool = False,
+    imageless: list[str],
 ) -> Iterator[tuple[Entry, Found]]:
     """The images and shards among `entries`, in their order; the others are counted.
 
     Of Parquet files the footer is read, as one without images (`metadata.parquet`) is no shard,
-    unless it is `alone`, all that the input is: then its reader tells what is wrong. With
+    unless it is `alone`, all that the input is: then its reader tells what is wrong. The first such
+    is noted in `imageless`. With
     `sniffing`, names without a known extension (`may_be_image`) are told by their first bytes.
     Looks into files on a disk come as they are needed, others some dozens at a time. What cannot
     be read is an image, so that it becomes a reject, unless its name says that it is none.
@@ -73,6 +76,8 @@ def recognised(
                     yield entry, found
                 else:
                     left_out.add_file(readable_name(entry.name))
+                    if shard_kind(entry.name) and not imageless:
+                        imageless.append(uri_of(entry.name))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -91,7 +96,7 @@ def _by_name(entry: Entry, uri_of: Callable[[str], str], sniffing: bool, alone: 
     if not readable or not entry.size:
         return _Waiting(entry, None if readable else "image")
     if is_local(uri):
-        return _Waiting(entry, _look_at_disk(filesystem(uri)[1]))
+        return _Waiting(entry, _look_at_disk(uri))
     return _Waiting(entry, None, partial(_look_at_object, uri))
 
 
@@ -125,8 +130,13 @@ def _look_at_parquet(uri: str) -> Found | None:
 def _look_at_disk(path: str) -> Found | None:
     """What a file on a disk is; the folder's reader tells why one cannot be opened."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - a few microseconds for each of millions
-            return "image" if sniff(file.read(HEAD_BYTES)) else None
+        file = os.open(
+            path, os.O_RDONLY | os.O_NONBLOCK
+        )  # in half the time of `open`, for each of millions
+        try:
+            return "image" if is_image_start(os.read(file, START_BYTES)) else None
+        finally:
+            os.close(file)
     except OSError:
         return "image"
 
@@ -134,7 +144,7 @@ def _look_at_disk(path: str) -> Found | None:
 def _look_at_object(uri: str) -> Found | None:
     """What a file elsewhere is; nothing if it is gone since it was listed."""
     with suppress(_GoneError):
-        return "image" if sniff(read_head(uri)) else None
+        return "image" if is_image_start(read_head(uri)) else None
     return None
 
 
@@ -148,8 +158,8 @@ def read_head(uri: str) -> bytes:
     try:
         with storage_errors(f"read '{uri}'"):
             if is_bucket(fs):
-                return get_head(fs, path, HEAD_BYTES)
-            return bytes(fs.cat_file(path, start=0, end=HEAD_BYTES))[:HEAD_BYTES]
+                return get_head(fs, path, START_BYTES)
+            return read_start(uri, START_BYTES)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise _GoneError from error

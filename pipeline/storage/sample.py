@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MAX_SAMPLE_BYTES = 1 << 30
@@ -28,8 +28,9 @@ class Sample:
 
     `key` is its path inside the shard, unique in it; `uri` says where it came from. Where the
     bytes were not read, `content` is empty and `reject` holds the value of the `RejectReason` that
-    the sample is to get, with `detail` for a person. An empty file or a null in a Parquet column is
-    a sample with empty `content` and no `reject`: the decoder refuses it.
+    the sample is to get, with `detail` for a person. An empty file is a sample with empty `content`
+    and no `reject`: the decoder refuses it. `fields` is a JSON object of what `--keep-columns`
+    names; empty where nothing is carried over.
 
     One whose key had to be shortened is a reject, whatever its bytes are. A `uri` over 8,192 bytes
     and a `detail` over 1,000 are shortened too: names out of archives have no end.
@@ -40,6 +41,11 @@ class Sample:
     content: bytes
     reject: str = ""
     detail: str = ""
+    fields: str = ""
+
+    def with_key(self, key: str, fields: str) -> Sample:
+        """The same image under its key, with the fields that travel with it."""
+        return replace(self, key=key, fields=fields)
 
     def __post_init__(self) -> None:
         if isinstance(self.key, ShortenedKey):
@@ -99,6 +105,10 @@ class UniqueKeys:
     def __init__(self) -> None:
         self._used: set[str] = set()
         self._counts: dict[str, int] = {}  # of a name, the last number that was put behind it
+
+    def has(self, key: str) -> bool:
+        """Whether a sample has this key."""
+        return table_key(key) in self._used
 
     def take(self, *candidates: str) -> str:
         """The first candidate that is free, else the last one with `~2`, `~3`, ... behind it."""

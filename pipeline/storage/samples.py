@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 
 from pipeline.errors import StorageError
+from pipeline.storage.folder_fields import with_fields
 from pipeline.storage.folders import read_folder
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry, file_entry
@@ -16,8 +17,9 @@ from pipeline.storage.sample import Sample
 from pipeline.storage.shards import Shard, folder_etag
 from pipeline.storage.tars import read_tar
 from pipeline.storage.uris import is_local, storage_errors
+from pipeline.storage.zips import read_zip
 
-_ARCHIVES = {"tar": read_tar, "parquet": read_parquet}
+_ARCHIVES = {"tar": read_tar, "zip": read_zip, "parquet": read_parquet}
 
 
 def read_samples(
@@ -28,9 +30,9 @@ def read_samples(
 ) -> Iterator[Sample]:
     """The samples of `shard`, or those with `keys`, in the order in which they lie there, streamed.
 
-    Keys: in a folder the relative path with its extension (`Shard.keys`); in a tar the member's
-    path without the image extension (as webdataset has it), with it if that is taken; in Parquet
-    the key column or the row number. Memory holds a few samples, never the shard, besides the keys.
+    Keys: in a folder the relative path with its extension (`Shard.keys`); in a tar or zip the
+    member's path without the image extension, with it if that is taken; in Parquet the key column
+    or the row number. Memory holds a few samples, never the shard, besides the keys.
     What the shard holds besides its samples is counted in `left_out` as it is passed over.
 
     Raises `StorageError` naming the shard if it is missing, truncated or damaged, after the
@@ -38,13 +40,15 @@ def read_samples(
     whole and of one state or it fails, and nothing is dropped in silence.
     Raises `InputError` if a Parquet file has no column that can be told to be the images.
     """
-    if shard.kind in ("folder", "list"):
-        yield from read_folder(shard, keys)
+    options = options or ReadOptions()
+    left_out = LeftOut() if left_out is None else left_out
+    if shard.is_slice:
+        samples = read_folder(shard, keys)
+        if options.keep_columns:
+            samples = with_fields(samples, shard, options, left_out)
+        yield from samples
     else:
-        reader = _ARCHIVES[shard.kind]
-        samples = reader(
-            shard, options or ReadOptions(), LeftOut() if left_out is None else left_out
-        )
+        samples = _ARCHIVES[shard.kind](shard, options, left_out)
         yield from (sample for sample in samples if keys is None or sample.key in keys)
     if _changed(shard, whole=keys is None):
         raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")
@@ -55,7 +59,7 @@ def _changed(shard: Shard, *, whole: bool) -> bool:
 
     Files in a bucket the reader compares itself; of some files of a folder, the sizes alone.
     """
-    if shard.kind not in ("folder", "list"):
+    if not shard.is_slice:
         return file_entry(shard.uri).etag != shard.etag
     uris = [shard.uri_of(name) for name in shard.names]
     if not whole or not all(map(is_local, uris)):

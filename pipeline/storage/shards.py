@@ -1,16 +1,20 @@
-"""The shards of an input: `.tar` and `.parquet` files, and slices of a folder of images."""
+"""The shards of an input: `.tar`, `.zip` and `.parquet` files, and slices of a folder of images."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.errors import InputError
 from pipeline.redaction import known_secrets
+from pipeline.storage.columns import image_column, schema_of
 from pipeline.storage.formats import Kind, readable_name, shard_stem
 from pipeline.storage.inputs import LOOKED_FOR, NO_LISTING, Source, open_input, uri_in
 from pipeline.storage.left_out import LeftOut
@@ -52,6 +56,11 @@ class Shard:
         return readable_name(self.uri)
 
     @property
+    def is_slice(self) -> bool:
+        """Whether the shard is a run of files of a folder or list, and no file itself."""
+        return self.kind in ("folder", "list")
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """Of each of a folder's files the key of its sample: its name, made readable.
 
@@ -88,13 +97,32 @@ def slice_number(shard_id: str) -> int | None:
     return int(match[1]) if match and slice_id(int(match[1])) == shard_id else None
 
 
+class ShardListing(Iterator[Shard]):
+    """The shards of an input, and in `left_out` what was passed over on the way to them so far.
+
+    `kept` are the types of the fields to carry over, where `kept_types` was asked for them.
+    """
+
+    def __init__(self, shards: Iterator[Shard], left_out: LeftOut) -> None:
+        self._shards, self.left_out = shards, left_out
+        self.kept: Mapping[str, str] = {}
+
+    def __next__(self) -> Shard:
+        return next(self._shards)
+
+    def first(self) -> Shard:
+        """The next shard, which stays the next one. Raises as `list_shards` says."""
+        shard = next(self._shards)
+        self._shards = itertools.chain([shard], self._shards)
+        return shard
+
+
 def list_shards(
     input_uri: str,
     *,
     files_per_shard: int = FILES_PER_SHARD,
     options: ReadOptions | None = None,
-    left_out: LeftOut | None = None,
-) -> Iterator[Shard]:
+) -> ShardListing:
     """The shards of `input_uri`, in the order of their paths, as the listing goes.
 
     The input is one shard file, one image, a folder with shards or images or both at any depth, a
@@ -102,23 +130,35 @@ def list_shards(
     `files_per_shard`, of a folder in the order of their relative paths; adding a file changes the
     slices after it. What is neither, by its name or its first bytes (`recognised`), is counted in
     `left_out`, complete at the end, and so are hidden files and img2dataset's own metadata.
+
     Raises `InputError` if the input does not exist or holds nothing of these, on the first
     `next()`, and if its URI or a shard's contains a credential (`refuse_secrets`).
     """
+    left_out = LeftOut()
+    shards = _listed(input_uri, files_per_shard, options or ReadOptions(), left_out)
+    return ShardListing(shards, left_out)
+
+
+def _listed(
+    input_uri: str, files_per_shard: int, options: ReadOptions, left_out: LeftOut
+) -> Iterator[Shard]:
     root = canonical_uri(input_uri)
     secrets = known_secrets()
     refuse_secrets("the input's URI", root, secrets=secrets)
-    counted = LeftOut() if left_out is None else left_out
-    source = open_input(root, counted)
+    source = open_input(root, left_out)
     seen: set[str] = set()
-    for shard in _shards_of(source, files_per_shard, options or ReadOptions(), counted):
+    imageless: list[str] = []
+    found = _shards_of(source, files_per_shard, options, left_out, imageless)
+    for shard in found:
         if shard.shard_id in seen:
             raise InputError(f"two shards of '{root}' have the id '{shard.shard_id}'; rename one")
         refuse_secrets(f"a shard's name in '{root}'", shard.uri, shard.shard_id, secrets=secrets)
         seen.add(shard.shard_id)
         yield shard
     if not seen:
-        there = f" ({counted.summary()})" if counted else ""
+        for uri in imageless:  # says which columns there are
+            image_column(schema_of(uri) or pa.schema([]), uri, options.image_column)
+        there = f" ({left_out.summary()})" if left_out else ""
         hint = NO_LISTING if is_web(root) else LOOKED_FOR
         raise InputError(f"the input '{root}' holds nothing to read{there}; {hint}")
 
@@ -139,7 +179,11 @@ def shard_id_of(relative_path: str) -> str:
 
 
 def _shards_of(
-    source: Source, length: int, options: ReadOptions, left_out: LeftOut
+    source: Source,
+    length: int,
+    options: ReadOptions,
+    left_out: LeftOut,
+    imageless: list[str],
 ) -> Iterator[Shard]:
     images: list[Entry] = []
     slices = 0
@@ -149,6 +193,7 @@ def _shards_of(
         left_out,
         sniffing=options.sniff,
         alone=source.alone,
+        imageless=imageless,
     )
     for entry, kind in found:
         if kind == "image":

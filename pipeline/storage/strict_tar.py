@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from pipeline.storage.uris import filesystem
+from pipeline.storage import unpacking
+from pipeline.storage.opening import opened
 
-DAMAGE = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error)
+DAMAGE = (tarfile.TarError, *unpacking.DAMAGE)
 _BLOCK = 8 << 20
 _HEADER_BYTES = 1 << 20  # of one member, with its long names and its records
 _EMPTY_READS = 8  # that `tarfile` makes at an archive's honest end
-_BOMB_BYTES, _BOMB_RATIO = 256 << 20, 200
 
 
 class StrictTarInfo(tarfile.TarInfo):
@@ -86,53 +84,20 @@ _END_OF_ARCHIVE = cast(type[Exception], vars(tarfile)["EOFHeaderError"])
 
 @contextmanager
 def open_tar(uri: str) -> Iterator[tarfile.TarFile]:
-    """The archive at `uri`, to be read once and to its end; packed with gzip or not.
+    """The archive at `uri`, to be read once and to its end; packed or not, as `unpacked` tells.
 
     Raises one of `DAMAGE` where it is damaged, also while the block lasts or as it ends, and what
     its storage raises.
     """
-    fs, path = filesystem(uri)
     with (
-        fs.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as raw,
-        _plain(raw) as stream,
+        opened(uri, _BLOCK) as raw,
+        unpacking.unpacked(raw) as stream,
         tarfile.open(
             fileobj=cast(Any, BoundedSource(stream)), mode="r|", tarinfo=StrictTarInfo
         ) as archive,
     ):
         yield archive
         _refuse_rest(archive.fileobj)
-
-
-@contextmanager
-def _plain(raw: Any) -> Iterator[Any]:
-    """`raw` unpacked if it is gzip by its first bytes, whatever its name says.
-
-    `gzip` checks the length and the checksum at the end, which `tarfile`'s own "r|gz" does not.
-    """
-    packed = raw.read(2) == b"\x1f\x8b"
-    raw.seek(0)
-    if not packed:
-        yield raw
-        return
-    with gzip.GzipFile(fileobj=raw) as stream:
-        yield _Unpacked(stream, raw)
-
-
-class _Unpacked:
-    """What a gzip unpacks to, as long as it is no bomb: deflate can grow by 1032 times."""
-
-    def __init__(self, stream: Any, packed: Any) -> None:
-        self._stream = stream
-        self._packed = packed
-        self._bytes = 0
-
-    def read(self, size: int) -> bytes:
-        """At most `size` bytes."""
-        block: bytes = self._stream.read(size)
-        self._bytes += len(block)
-        if self._bytes > max(_BOMB_BYTES, _BOMB_RATIO * self._packed.tell()):
-            raise tarfile.ReadError(f"it unpacks to over {_BOMB_RATIO} times its size")
-        return block
 
 
 def _refuse_rest(stream: Any) -> None:

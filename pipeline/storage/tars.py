@@ -4,41 +4,33 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from pathlib import PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from pipeline.errors import StorageError
 from pipeline.storage.formats import is_hidden, is_image, readable_name
 from pipeline.storage.left_out import LeftOut
+from pipeline.storage.members import Member, samples_of
 from pipeline.storage.options import ReadOptions
-from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_large
+from pipeline.storage.sample import Sample
 from pipeline.storage.shards import Shard
 from pipeline.storage.strict_tar import DAMAGE, open_tar
-from pipeline.storage.uris import join, one_line, storage_errors
+from pipeline.storage.uris import one_line, storage_errors
 
 
 def read_tar(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
-    """One sample for each regular file with an image extension, in the archive's order.
+    """The images of the archive in its order, as `members.samples_of` chooses and names them.
 
-    The key is the member's path without that extension; if another member took it, the whole
-    path; if that is taken too (one path stored twice), the path with `~2`, `~3`, ... behind it.
-    Sidecars (`.json`, `.txt`, `.cls`, ...) and hidden files are no samples, but are counted in
-    `left_out`. A link with an image's
-    name is a sample without content, as links are not followed.
+    Sidecars (`.json`, `.txt`, `.cls`, ...), nested archives and hidden files are no samples, but
+    are counted in `left_out`. A link with an image's name is a sample without content, as links
+    are not followed.
     """
-    del options  # of members without a known extension nothing is read
-    keys = UniqueKeys()
     count = 0
     with storage_errors(f"read '{shard.uri}'"):
         try:
             with open_tar(shard.uri) as archive:
-                for member in archive:
-                    sample = _sample(archive, member, keys, shard.source)
-                    if sample is not None:
-                        count += 1
-                        yield sample
-                    elif not member.isdir():
-                        left_out.add_file(readable_name(member.name.removeprefix("./")))
+                for sample in samples_of(_members(archive), shard.source, options, left_out):
+                    count += 1
+                    yield sample
         except DAMAGE as error:
             raise StorageError(
                 f"the shard '{shard.uri}' is damaged after {count} samples ({one_line(error)}); "
@@ -46,24 +38,46 @@ def read_tar(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[
             ) from error
 
 
+def _members(archive: tarfile.TarFile) -> Iterator[Member]:
+    for info in archive:
+        if not info.isdir():
+            yield member_of(archive, info)
+        cast(Any, archive).members.clear()  # `tarfile` keeps all of them
+
+
 def is_sample(member: tarfile.TarInfo) -> bool:
     """Whether a member is one by its name: an image that is not hidden."""
-    name = readable_name(member.name.removeprefix("./"))
+    name = member_name(member)
     return not member.isdir() and is_image(name) and not is_hidden(name)
 
 
-def _sample(
-    archive: tarfile.TarFile, member: tarfile.TarInfo, keys: UniqueKeys, shard_uri: str
-) -> Sample | None:
-    name = readable_name(member.name.removeprefix("./"))
-    if not is_sample(member):
-        return None
-    key = keys.take(name[: -len(PurePosixPath(name).suffix)], name)
-    uri = join(shard_uri, name)
-    if not member.isfile():
-        detail = f"a link to '{readable_name(member.linkname)}' or a special file, not an image"
-        return Sample(key, uri, b"", "unsupported_format", detail)
-    if member.size > MAX_SAMPLE_BYTES:
-        return too_large(key, uri, member.size)
-    file = cast(IO[bytes], archive.extractfile(member))
-    return Sample(key, uri, file.read())
+def member_name(member: tarfile.TarInfo) -> str:
+    """The path of a member, made readable, without "./" before it."""
+    return readable_name(member.name.removeprefix("./"))
+
+
+def member_of(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
+    """A file, link or special file of `archive`, which stands at its content."""
+    name = member_name(info)
+    if not info.isfile():
+        detail = f"a link to '{readable_name(info.linkname)}' or a special file, not an image"
+        return Member(name, 0, lambda _: b"", detail)
+    return Member(name, info.size, _Content(archive, info).read)
+
+
+class _Content:
+    """What a member holds; its first bytes can be looked at before, though a stream goes on."""
+
+    def __init__(self, archive: tarfile.TarFile, info: tarfile.TarInfo) -> None:
+        self._archive, self._info = archive, info
+        self._file: IO[bytes] | None = None
+        self._start = b""
+
+    def read(self, size: int | None) -> bytes:
+        """The first `size` bytes, or all."""
+        if self._file is None:
+            self._file = cast(IO[bytes], self._archive.extractfile(self._info))
+        if size is None:
+            return self._start + self._file.read()
+        self._start += self._file.read(max(0, size - len(self._start)))
+        return self._start[:size]

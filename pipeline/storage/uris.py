@@ -29,13 +29,24 @@ from pipeline.storage.buckets import is_bucket
 
 # File systems of what lies in another one: `zip://a.jpg::s3://bucket/b.zip`.
 _INSIDE_OTHERS = (AbstractArchiveFileSystem, ChainedFileSystem)
-# What serves a scheme and is not there by itself: the extra that brings it.
-_EXTRAS = {"gs": "gcp", "gcs": "gcp"}
+# What serves a scheme and is not there by itself, as pip takes it.
+_PACKAGES = {
+    **dict.fromkeys(("gs", "gcs"), "'restyle-pipeline[gcp]'"),
+    **dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs"),
+    **dict.fromkeys(("sftp", "ssh"), "paramiko"),
+    **dict.fromkeys(("webdav", "dav"), "webdav4"),
+    **dict.fromkeys(("github", "gist", "webhdfs", "dbfs"), "requests"),
+    **{"hf": "huggingface_hub", "smb": "smbprotocol", "oci": "ocifs", "oss": "ossfs"},
+    **{"dropbox": "dropboxdrivefs", "box": "boxfs", "gdrive": "gdrive_fs", "tos": "tosfs"},
+    **{"lakefs": "lakefs-spec", "wandb": "wandbfs", "git": "pygit2", "dvc": "dvc"},
+    **dict.fromkeys(("http", "https"), "aiohttp"),
+}
 # What raises in file systems of other packages, which need not be installed and have no base.
 _FOREIGN = {
     *("gcsfs", "google", "huggingface_hub", "hf_xet", "httpx", "httpx2", "httpcore", "httpcore2"),
     *("requests", "urllib3", "adlfs", "azure"),
 }
+_WEB_NOT_FOUND, _WEB_DENIED = (404, 410), (401, 403)
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -98,17 +109,18 @@ def filesystem(uri: str, *, versions: bool = False) -> tuple[Any, str]:
     installed package serves, and says what to install where that is known.
     """
     try:
-        kind = _kind_of(uri, versions)
-        if issubclass(kind, _INSIDE_OTHERS):
-            fs, path = url_to_fs(uri, use_listings_cache=False)
-        else:  # `url_to_fs` would take `a::b` for a `b` inside which there is an `a`
-            fs = kind(**kind._get_kwargs_from_urls(uri), use_listings_cache=False)
-            path = fs._strip_protocol(uri)
+        with storage_errors(f"open '{uri}'"):
+            kind = _kind_of(uri, versions)
+            if issubclass(kind, _INSIDE_OTHERS):
+                fs, path = url_to_fs(uri, use_listings_cache=False)
+            else:  # `url_to_fs` would take `a::b` for a `b` inside which there is an `a`
+                fs = kind(**kind._get_kwargs_from_urls(uri), use_listings_cache=False)
+                path = fs._strip_protocol(uri)
     except ImportError as error:
-        extra = _EXTRAS.get(uri.split("://")[0])
-        how = f": pip install 'restyle-pipeline[{extra}]'" if extra else ""
+        package = _PACKAGES.get(uri.split("://")[0])
+        how = f": pip install {package}" if package else ""
         raise InputError(f"cannot open '{uri}': {one_line(error)}{how}") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # no such protocol; settings that it cannot do without
         raise InputError(f"cannot open '{uri}': {one_line(error)}") from error
     return fs, str(path)
 
@@ -137,6 +149,8 @@ def storage_errors(action: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if web := _answer_of_web(action, error.__cause__):
+            raise web from error.__cause__
         raise StorageError(f"cannot {action}: not found") from error
     except PermissionError as error:
         # Of a disk's files the error names one.
@@ -153,6 +167,18 @@ def storage_errors(action: str) -> Iterator[None]:
             raise
         kind = InputError if isinstance(error, ValueError) else StorageError
         raise kind(f"cannot {action}: {one_line(error)}") from error
+
+
+def _answer_of_web(action: str, error: BaseException | None) -> StorageError | None:
+    """What a web server said, or that none did: fsspec calls each of these "not found"."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        if error.status in _WEB_NOT_FOUND:
+            return None
+        kind = AccessError if error.status in _WEB_DENIED else StorageError
+        return kind(f"cannot {action}: the server answers {error.status} {error.message}")
+    if isinstance(error, aiohttp.ClientError | TimeoutError):
+        return StorageError(f"cannot {action}: {one_line(error)}")
+    return None
 
 
 def _is_foreign(error: Exception) -> bool:
@@ -185,6 +211,11 @@ def check_credentials(uri: str) -> None:
         raise AccessError(f"cannot open '{uri}': {without_secrets(why)}")
 
 
+def _streamed(uri: str) -> dict[str, int]:
+    """How a file on the web is opened to be read once, also if the server gives no ranges."""
+    return {"block_size": 0} if is_web(uri) else {}
+
+
 def read_file(uri: str, at_most: int = -1) -> bytes:
     """The file at `uri`, a path or any fsspec URI; of a longer one the first `at_most` bytes.
 
@@ -195,7 +226,7 @@ def read_file(uri: str, at_most: int = -1) -> bytes:
     """
     whole = canonical_uri(uri)
     fs, path = filesystem(whole, versions=True)
-    with storage_errors(f"read '{whole}'"), fs.open(path, "rb") as file:
+    with storage_errors(f"read '{whole}'"), fs.open(path, "rb", **_streamed(whole)) as file:
         return bytes(file.read(at_most))
 
 

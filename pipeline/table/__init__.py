@@ -13,7 +13,14 @@ from pipeline.table.manifests import ShardManifest
 from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import PartSummary
 from pipeline.table.reader import Table, UnknownImageError, as_array, open_table
-from pipeline.table.schema import SCHEMA_VERSION, Columns, image_id, latents_table, rejects_table
+from pipeline.table.schema import (
+    SCHEMA_VERSION,
+    Columns,
+    check_kept,
+    image_id,
+    latents_table,
+    rejects_table,
+)
 from pipeline.table.starts import ShardStarts, check_condition, open_start, starts_schema
 from pipeline.table.states import ShardState
 from pipeline.table.strays import Strays
@@ -43,6 +50,7 @@ __all__ = [
     "card_text",
     "check_condition",
     "check_existing",
+    "check_kept",
     "image_id",
     "is_card_current",
     "kept_readme",

@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterable, Sequence
 
 from pipeline.errors import printable
-from pipeline.storage import Store
+from pipeline.storage import LeftOut, Store
 from pipeline.table.description import Description
 from pipeline.table.features import front_matter
 from pipeline.table.figures import METRICS, Figures
 from pipeline.table.reader import Table
+from pipeline.table.runs import listed_left_out
 from pipeline.table.schema import rejects_schema
 from pipeline.table.totals import Totals
 
@@ -59,15 +60,18 @@ Without this library: `read_parquet('latents/*.parquet')` in DuckDB, pandas, pol
 """
 
 
-def write_card(table: Table, totals: Totals | None = None) -> str | None:
+def write_card(
+    table: Table, totals: Totals | None = None, listed: LeftOut | None = None
+) -> str | None:
     """Put the card into the table and return its text. The same table gives the same card.
 
     None where a README.md is there that is not the card: it stays as it is. `totals` are those of
-    the table, where they are known. No rows are read.
+    the table, and `listed` is what the listing of its input passed over, where they are known; else
+    the latest run's account tells the latter. No rows are read.
     """
     if has_other_readme(table.store):
         return None
-    text = card_text(table, totals)
+    text = card_text(table, totals, listed)
     table.store.put(CARD_NAME, text.encode())
     return text
 
@@ -107,11 +111,12 @@ def _signature(text: str) -> str:
     return _SIGNATURE.format(hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
-def is_card_current(table: Table) -> bool:
+def is_card_current(table: Table, listed: LeftOut | None = None) -> bool:
     """Whether there is a card of as many shards as are committed, put after each of them.
 
     By the storage's clock. A shard that was committed is removed where its input is shorter. A card
     of an earlier version is not current, a README.md that is not the card has nothing to become so.
+    Nor is a card current whose listing of the input passed over other files than `listed`.
     """
     if not table.store.exists(CARD_NAME):
         return False
@@ -120,6 +125,8 @@ def is_card_current(table: Table) -> bool:
     text = content.decode(errors="replace")
     if not _is_signed(text):
         return not _is_earlier_card(text)
+    if listed is not None and _in_listing(listed) not in text:
+        return False
     said = _SHARDS.search(content)
     shards = 0
     for _, info in table.store.infos("_shards/"):
@@ -129,7 +136,7 @@ def is_card_current(table: Table) -> bool:
     return said is not None and int(said[1].replace(b",", b"")) == shards
 
 
-def card_text(table: Table, totals: Totals | None = None) -> str:
+def card_text(table: Table, totals: Totals | None = None, listed: LeftOut | None = None) -> str:
     """The card: model and licence, counts, rejects by reason, metrics, and how to read it."""
     totals = totals or Totals.of(table.store)
     description = table.description
@@ -137,6 +144,7 @@ def card_text(table: Table, totals: Totals | None = None) -> str:
         front_matter(description.columns.latents_schema(), rejects_schema()),
         _summary(description, totals),
         _rejects(totals.figures),
+        _left_out(totals, listed_left_out(table.store) if listed is None else listed),
         _metrics(description, totals),
         _READING,
     )
@@ -165,6 +173,29 @@ def _rejects(figures: Figures) -> str:
     most_first = sorted(figures.reasons.items(), key=lambda item: (-item[1], item[0]))
     listed = [(card_words(reason), f"{rows:,}") for reason, rows in most_first]
     return _section("Rejects", ("reason", "rows"), listed, "Nothing was rejected.")
+
+
+def _left_out(totals: Totals, listed: LeftOut) -> str:
+    """What is not in the table: files that are no images, and shards without any."""
+    lines = ["## Left out", "", _in_listing(listed), f"* inside shards: {_counts(totals.left_out)}"]
+    if totals.empty_shards:
+        lines.append(f"* shards without an image: {totals.empty_shards:,}")
+    return "\n".join([*lines, ""])
+
+
+def _in_listing(listed: LeftOut) -> str:
+    return f"* by the listing of the input: {_counts(listed)}"
+
+
+def _code(text: str) -> str:
+    """A text as it stands between backticks, where nothing is escaped."""
+    return printable(text[:_LONGEST_TEXT]).replace("`", "'")
+
+
+def _counts(left_out: LeftOut) -> str:
+    """Most first, in one line; the label is what the names end in."""
+    counts = [f"{count:,} `{_code(label)}`" for label, count in left_out.ordered().items()]
+    return ", ".join(counts) or "nothing"
 
 
 def _metrics(description: Description, totals: Totals) -> str:

@@ -27,37 +27,62 @@ DESCRIPTION_NAME = "_table.json"
 # setting with this value is left out of `_table.json` and of the fingerprint, so that a table made
 # before the setting existed is continued by asking for this value.
 EARLIER_VALUES: Mapping[str, Any] = {
+    "columns.kept": [],
+    "columns.turn_deg": False,
+    "layout.image_column": None,
+    "layout.image_field": "all",
     "layout.sniff": False,
     "settings.alignment.icc": "ignore",
     "settings.measured.alignment.icc": "ignore",
     "settings.precision": "float32",
+    **{
+        f"{settings}.{name}": value
+        for settings in ("settings.alignment", "settings.measured.alignment")
+        for name, value in (("turns", "none"), ("search_pixels", 0), ("check_below", 0))
+    },
 }
 
 # The flag behind each recorded setting. A refusal names it with the table's own value.
 FLAGS: Mapping[str, str] = {
     "columns.aligned_jpeg": "--keep-crops",
     "columns.all_steps": "--keep-steps",
+    "columns.kept": "--keep-columns",
     "columns.reconstruction_jpeg": "--keep-reconstructions",
     "columns.w_plus_dtype": "--latent-dtype",
     "layout.files_per_shard": "--files-per-shard",
+    "layout.image_column": "--image-column",
+    "layout.image_field": "--image-field",
     "layout.limit": "--limit",
     "layout.sniff": "--sniff",
+    "settings.alignment.check_below": "--check-below",
     "settings.alignment.faces": "--faces",
     "settings.alignment.fit": "--fit",
     "settings.alignment.icc": "--icc",
     "settings.alignment.max_pixels": "--max-pixels",
     "settings.alignment.min_face_px": "--min-face",
     "settings.alignment.prealigned": "--prealigned",
+    "settings.alignment.search_pixels": "--search-pixels",
+    "settings.alignment.turns": "--turns",
     "settings.best_step_by": "--best-step-by",
     "settings.identity": "--identity",
+    "settings.measured.alignment.check_below": "--check-below",
     "settings.measured.alignment.icc": "--icc",
+    "settings.measured.alignment.search_pixels": "--search-pixels",
+    "settings.measured.alignment.turns": "--turns",
     "settings.method.name": "--method",
     "settings.model": "--model",
     "settings.precision": "--precision",
     "settings.steps": "--steps",
 }
 # These record a hash or a definition: what to pass stands in the table's config.
-_BY_CONFIG = {"settings.identity": "identity", "settings.model": "model"}
+_FOLLOWING = {"columns.turn_deg"}  # from settings that are compared themselves
+_BY_CONFIG = {
+    "columns.kept": "keep_columns",
+    "settings.identity": "identity",
+    "settings.model": "model",
+}
+# Without a value these are not given at all.
+_NONE_GIVEN = ("columns.kept", "layout.image_column", "layout.limit")
 
 
 @dataclass(frozen=True)
@@ -93,7 +118,7 @@ class Description:
         return {
             "schema_version": self.schema_version,
             "fingerprint": self.fingerprint,
-            "columns": asdict(self.columns),
+            "columns": without_earlier("columns", _plain(asdict(self.columns))),
             "settings": _plain(self.settings),
             "layout": _plain(self.layout),
             "model": _plain(self.model),
@@ -176,6 +201,7 @@ def check_same(root: str, existing: Description, asked: Description) -> None:
     differences: list[_Difference] = []
     for part in ("settings", "columns", "layout"):
         differences += _differences(part, old[part], new[part])
+    differences = [each for each in differences if each.name not in _FOLLOWING] or differences
     if differences:
         listed = "\n  ".join(printable(str(difference)) for difference in differences)
         raise FingerprintError(
@@ -208,7 +234,7 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[_Difference]:
 
 def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any]) -> str:
     """Return the line that names the flags of the table's own values; "" where there are none."""
-    flags = []
+    flags, absent = [], []
     for name, old, _ in differences:
         flag = FLAGS.get(name)
         value = config.get(_BY_CONFIG[name]) if name in _BY_CONFIG else old
@@ -217,9 +243,10 @@ def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any])
         elif flag and value is not None:
             shown = f"{value:g}" if isinstance(value, float) else str(value)
             flags.append(f"{flag} {shlex.quote(printable(shown))}")
-        elif name == "layout.limit":
-            flags.append("no --limit")
-    return f"\nto continue it as it was made: {' '.join(flags)}" if flags else ""
+        elif name in _NONE_GIVEN:
+            absent.append(f"no {flag}")
+    shown = " ".join([*flags, *absent])
+    return f"\nto continue it as it was made: {shown}" if shown else ""
 
 
 def without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import TableError
-from pipeline.storage import Store
+from pipeline.storage import LeftOut, Store
 from pipeline.table.documents import read_json
 
 _FOLDER = "_runs/"
 _THREADS = 8
+_ACCOUNTS = 10  # that are looked into for a listing
 _STAGES = ("read", "align", "invert", "write")
 _RUNS = pa.schema(
     [
@@ -63,6 +65,16 @@ def read_account(store: Store, name: str) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise TableError(f"'{store.uri(name)}' is not the account of a run: {error}") from error
     return account
+
+
+def listed_left_out(store: Store) -> LeftOut:
+    """What the latest run that has listed its input to the end passed over as it did."""
+    for name in list(reversed(store.names(_FOLDER)))[:_ACCOUNTS]:
+        with suppress(TableError, TypeError):
+            found = read_account(store, name).get("found") or {}
+            if found.get("complete"):
+                return LeftOut.from_dict(found.get("left_out", {}))
+    return LeftOut()
 
 
 def _check(fact: str, value: object, kind: type | tuple[type, ...]) -> None:

@@ -1,27 +1,21 @@
 """The columns of the table, and rows into Arrow.
 
-`w_plus` is a nested fixed-size list `[n_styles][512]`, by default of float16. Its shape reads as:
-
-| reader | `w_plus` of one row |
-|---|---|
-| pyarrow | `fixed_size_list<fixed_size_list<halffloat>[512]>[n_styles]` |
-| DuckDB | `FLOAT[][]` (float16 is widened; `w_plus[1][1]` is the first number) |
-| polars | `Array(Float16, (n_styles, 512))`; `to_numpy()` gives `[n, n_styles, 512]` |
-| pandas | object array of `n_styles` float16 arrays; `np.stack` gives `[n_styles, 512]` |
-| HF datasets | lists of fixed length; `with_format("numpy")` gives float32 `[n_styles, 512]` |
+`w_plus` is a nested fixed-size list `[n_styles][512]`, by default of float16. `README.md` has the
+types that each reader makes of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.choices import CodeType
-from pipeline.errors import TableError
+from pipeline.errors import ConfigError, TableError
+from pipeline.storage import arrow_type, kept_array
 
 SCHEMA_VERSION = 3
 STYLE_DIM = 512
@@ -46,6 +40,9 @@ _IDENTITY = {
     "source_sha256": _TEXT,  # of the encoded image, as it lies in the input
     "width": _INT,  # of the upright original
     "height": _INT,
+}
+_TURN = {
+    "turn_deg": _INT,  # 0, 90, 180 or 270: clockwise turn that brings the photo's face upright
 }
 _ALIGNMENT = {
     "face_box": pa.list_(_REAL, 4),  # left, top, right, bottom in pixels of the upright original
@@ -96,8 +93,9 @@ _REQUIRED = {"image_id", "shard", "key", "source_uri", "face_index", "n_faces", 
 class Columns:
     """What differs between tables: the size and type of the codes, and the optional columns.
 
+    `kept` are fields carried over from the input, each a name and the name of its Arrow type.
     `all_steps` adds `w_plus_per_step` [steps, n_styles, 512]; `aligned_jpeg` and
-    `reconstruction_jpeg` add columns of these names, of bytes.
+    `reconstruction_jpeg` add columns of these names, of bytes; `turn_deg` that of this name.
     """
 
     n_styles: int
@@ -105,15 +103,23 @@ class Columns:
     all_steps: bool = False
     aligned_jpeg: bool = False
     reconstruction_jpeg: bool = False
+    turn_deg: bool = False
+    kept: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        # JSON has lists.
+        object.__setattr__(self, "kept", tuple((str(name), str(kind)) for name, kind in self.kept))
 
     def latents_schema(self) -> pa.Schema:
         """The Arrow schema of a latents file, without metadata."""
         kind = pa.float16() if self.w_plus_dtype == "float16" else pa.float32()
         code = _matrix(kind, self.n_styles, STYLE_DIM)
-        columns = {**_IDENTITY, **_ALIGNMENT, "w_plus": code, **_METHOD, **_METRICS}
+        turn = _TURN if self.turn_deg else {}
+        columns = {**_IDENTITY, **turn, **_ALIGNMENT, "w_plus": code, **_METHOD, **_METRICS}
         if self.all_steps:
             columns["w_plus_per_step"] = pa.list_(code)
         columns |= {name: pa.binary() for name in self._pictures()}
+        columns |= {name: arrow_type(kind) for name, kind in self.kept}
         return _schema(columns, _REQUIRED)
 
     def _pictures(self) -> list[str]:
@@ -122,6 +128,20 @@ class Columns:
             "reconstruction_jpeg": self.reconstruction_jpeg,
         }
         return [name for name, is_wanted in wanted.items() if is_wanted]
+
+
+def check_kept(names: Iterable[str]) -> None:
+    """Raise `ConfigError` if a field to carry over has the name of a column of some table."""
+    switches: dict[str, Any] = {
+        field.name: True for field in fields(Columns) if str(field.type) == "bool"
+    }
+    own = {name.lower() for name in Columns(1, **switches).latents_schema().names}
+    taken = [name for name in names if name.lower() in own]
+    if taken:
+        raise ConfigError(
+            f"--keep-columns: '{taken[0]}' is the name of a column of the table itself: rename it "
+            "in the input or leave it out"
+        )
 
 
 def rejects_schema() -> pa.Schema:
@@ -141,12 +161,13 @@ def latents_table(
 ) -> pa.Table:
     """Rows of faces as an Arrow table.
 
+    Kept fields are as they travel (`kept_array`).
     Values are Python scalars, numpy scalars or arrays (`w_plus` [n_styles, 512], `landmarks`
     [68, 2], ...) or None. A NaN among the metrics or the alignment's figures becomes null: it was
     not measured. Raises `TableError` for a row with a missing or unknown column, or a code of the
     wrong shape or not finite.
     """
-    return _table(rows, columns.latents_schema(), shard_id)
+    return _table(rows, columns.latents_schema(), shard_id, dict(columns.kept))
 
 
 def rejects_table(rows: Sequence[Mapping[str, Any]], shard_id: str) -> pa.Table:
@@ -159,7 +180,12 @@ def _schema(columns: Mapping[str, pa.DataType], required: set[str]) -> pa.Schema
     return pa.schema(fields)
 
 
-def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, shard_id: str) -> pa.Table:
+def _table(
+    rows: Sequence[Mapping[str, Any]],
+    schema: pa.Schema,
+    shard_id: str,
+    kept: Container[str] = (),
+) -> pa.Table:
     given = set(schema.names) - {"image_id", "shard"}
     for row in rows:
         if set(row) != given:
@@ -167,7 +193,12 @@ def _table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, shard_id: str) 
                 f"a row of shard '{shard_id}' does not fit the table: "
                 f"missing {sorted(given - set(row))}, unknown {sorted(set(row) - given)}"
             )
-    arrays = [_column(field, rows, shard_id) for field in schema]
+    arrays = [
+        kept_array([row[field.name] for row in rows], field.type)
+        if field.name in kept
+        else _column(field, rows, shard_id)
+        for field in schema
+    ]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

@@ -16,14 +16,22 @@ from itertools import islice
 from typing import Any
 
 from pipeline.errors import PipelineError, printable
-from pipeline.storage import FILES_PER_SHARD, Shard, Store, canonical_uri, list_shards
+from pipeline.storage import (
+    FILES_PER_SHARD,
+    LeftOut,
+    ReadOptions,
+    Shard,
+    Store,
+    canonical_uri,
+    list_shards,
+)
 from pipeline.table.audit import Audit
 from pipeline.table.description import Description, read_description
 from pipeline.table.index import ShardEntry, read_entries
 from pipeline.table.manifests import manifest_name, read_manifest
 from pipeline.table.open_parts import count_open_parts
 from pipeline.table.parts import COUNTS, LATENTS, parse_part_name
-from pipeline.table.runs import read_account
+from pipeline.table.runs import listed_left_out, read_account
 
 _THREADS = 16
 # The index lacks fewer than that, but for a table that many short runs made.
@@ -52,6 +60,8 @@ class Status:
     samples_open: int = 0  # of these, those of shards that are not committed
     faces_open: int = 0
     rejects_open: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)  # by the listing, and by these' readers
+    empty_shards: int = 0  # of these, without a sample
     exact: bool = True  # or else what is above is of some thousand shards or parts, scaled up
     parts: int = 0
     parts_open: int = 0  # of shards that are not committed
@@ -156,12 +166,16 @@ def _begin(run: dict[str, Any]) -> float | None:
 def _count_committed(store: Store, status: Status, commits: _Commits) -> int:
     """Fill in the counts of committed shards; how many parts they have."""
     counts = dict.fromkeys(("size", "samples", "faces", "rejects", "parts"), 0)
+    left_out = listed_left_out(store)
     for entry in _entries(store, commits):
         commits.states[entry.shard] = entry.size, hash(entry.etag)
         for name in counts:
             counts[name] += getattr(entry, name)
+        status.empty_shards += not entry.samples
+        left_out.merge(LeftOut.from_text(entry.left_out))
     scale = len(commits.etags) / max(1, len(commits.states))
     status.exact = len(commits.states) == len(commits.etags)
+    status.left_out = left_out.ordered()
     status.shards_committed = len(commits.etags)
     status.bytes_committed = round(counts["size"] * scale)
     for name in ("samples", "faces", "rejects"):
@@ -270,8 +284,10 @@ def _find_listed(status: Status, commits: _Commits, description: Description) ->
         _find_told(status, commits)
         return
     length = int(layout.get("files_per_shard") or FILES_PER_SHARD)
+    options = ReadOptions(sniff=bool(layout.get("sniff", False)))
     with suppress(PipelineError):  # not reachable from here
-        _compare(status, commits, list_shards(_input_of(description), files_per_shard=length))
+        shards = list_shards(_input_of(description), files_per_shard=length, options=options)
+        _compare(status, commits, shards)
 
 
 def _compare(status: Status, commits: _Commits, shards: Iterable[Shard]) -> None:

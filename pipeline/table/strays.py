@@ -66,7 +66,7 @@ class Strays:
     def is_input(self, shard: Shard) -> None:
         """Note a shard of the input."""
         self._input.append(hash(shard.shard_id))
-        self._slices += shard.kind == "folder"
+        self._slices += shard.is_slice
 
     def remove(self, *, whole_input: bool) -> int:
         """Wait until all are found, and remove them; not while the run still writes. How many.

@@ -7,10 +7,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.choices import Device, Fit, Icc, OptimiserName
+from pipeline.choices import CHECK_BELOW, SEARCH_PIXELS, Device, Fit, Icc, OptimiserName
 from pipeline.errors import ConfigError
-from pipeline.settings import check_uris, fill
-from pipeline.storage import FILES_PER_SHARD
+from pipeline.settings import (
+    IMAGE_COLUMN_MEANING,
+    IMAGE_FIELD_MEANING,
+    CheckBelow,
+    ImageField,
+    SearchPixels,
+    TurnsSetting,
+    check_uris,
+    fill,
+)
+from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions
 from pipeline.training.codes import code_shards
 
 # What a training that goes on may be told anew: how long, where and how it is watched. Any other
@@ -23,7 +32,13 @@ MAY_CHANGE = frozenset(
 )
 
 # What stands for a setting in trainings that were begun before it existed.
-EARLIER_VALUES: Mapping[str, Any] = {"icc": "ignore"}
+EARLIER_VALUES: Mapping[str, Any] = {
+    "icc": "ignore",
+    "image_field": "all",
+    "turns": "none",
+    "search_pixels": 0,
+    "check_below": 0.0,
+}
 
 
 def _weight(description: str) -> Any:
@@ -67,11 +82,19 @@ class TrainConfig(BaseModel):
     fit: Fit | None = Field(
         None, description="how a prealigned image of other proportions is resized"
     )
+    turns: TurnsSetting = "auto"
+    search_pixels: SearchPixels = SEARCH_PIXELS
+    check_below: CheckBelow = CHECK_BELOW
     min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
     icc: Icc = Field("apply", description="embedded colour profiles: to sRGB, or ignored")
     files_per_shard: int = Field(
         FILES_PER_SHARD, ge=1, description="files of a folder that make one shard"
     )
+    sniff: bool = Field(
+        True, description="files without a known extension: images by their first bytes are read"
+    )
+    image_field: ImageField = Field(ONE_IMAGE, description=IMAGE_FIELD_MEANING)
+    image_column: str | None = Field(None, description=IMAGE_COLUMN_MEANING)
     part_size: int = Field(256, ge=1, le=100_000, description="samples a file of crops")
     limit: int | None = Field(None, ge=1, description="only the first N samples of each shard")
     held_out: int = Field(256, ge=1, description="the last N crops, for validation alone")
@@ -123,6 +146,13 @@ class TrainConfig(BaseModel):
     device: Device = Field("auto", description="where they compute")
     align_workers: int | None = Field(None, ge=1, description="most CPU actors that cut crops")
     restarts: int = Field(3, ge=0, description="how often workers that die are started again")
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How the input is listed and its shards are read."""
+        return ReadOptions(
+            sniff=self.sniff, image_field=self.image_field, image_column=self.image_column
+        )
 
 
 def load_train_config(file: str | None, flags: Mapping[str, Any]) -> TrainConfig:

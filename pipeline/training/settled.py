@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError, FingerprintError, printable
+from pipeline.settings import FaceSearch
 from pipeline.storage import OutputKind, Store, canonical_uri
 from pipeline.storage.contents import first_names
 from pipeline.training.config import EARLIER_VALUES, MAY_CHANGE, TrainConfig
@@ -143,8 +144,13 @@ def _leaves(prefix: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any
 
 
 def _compared(config: TrainConfig) -> dict[str, Any]:
-    """Settings to compare: one folder may be written in several ways."""
-    return config.model_dump() | {"input": canonical_uri(config.input)}
+    """Settings to compare: one folder may be written in several ways.
+
+    How faces are looked for is of no account where images are said to be crops.
+    """
+    names = FaceSearch.model_fields if config.prealigned else ()
+    unused = {name: EARLIER_VALUES[name] for name in names}
+    return {**config.model_dump(), **unused, "input": canonical_uri(config.input)}
 
 
 def _shown(value: Any) -> str:

@@ -165,9 +165,7 @@ def test_a_face_that_cannot_be_cut_costs_the_others_nothing(
     def landmarks_of_the_larger_outside(pixels: Any, face: Detection) -> Any:
         return find_landmarks(pixels, face) + (9000 if face.side > 130 else 0)
 
-    monkeypatch.setattr(
-        "pipeline.alignment.aligner.find_landmarks", landmarks_of_the_larger_outside
-    )
+    monkeypatch.setattr("pipeline.alignment.photo.find_landmarks", landmarks_of_the_larger_outside)
     content = encode(scene(512, 400, (0, 0, 200), (210, 80, 300)), "PNG")
     alignment = Aligner(AlignmentSettings(faces="all")).align(content)
     assert [face.face_index for face in alignment.faces] == [1]
@@ -239,6 +237,11 @@ def test_the_same_bytes_give_the_same_face() -> None:
         {"faces": "last"},
         {"prealigned": True, "fit": "squeeze"},
         {"fit": "crop"},
+        {"turns": "some"},
+        {"search_pixels": -1},
+        {"search_pixels": 1 << 40},
+        {"check_below": -0.5},
+        {"check_below": float("nan")},
         {"detector_side": 40},
         {"min_face_px": 0},
         {"row_timeout_s": 0},

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from PIL import Image
 
-from pipeline.alignment.detection import find_all_faces, find_faces, find_landmarks
+from pipeline.alignment.detection import all_faces_scale, find_faces, find_landmarks
 from tests.alignment.drawn import drawn_face, scene
 
 
@@ -23,20 +20,20 @@ def test_boxes_are_scaled_back_to_the_full_image() -> None:
     assert large.side / small.side == pytest.approx(1600 / 500, rel=0.1)
 
 
-def test_no_try_finds_a_face_in_a_plain_image() -> None:
-    assert find_faces(scene(300, 200), [(512, 0), (512, 1), (1024, 1)]) == []
+def test_no_face_is_found_in_a_plain_image() -> None:
+    assert find_faces(scene(300, 200), 1, 1) == []
 
 
-def test_a_small_face_needs_the_second_try() -> None:
+def test_a_small_face_needs_a_doubled_copy() -> None:
     image = scene(500, 400, (200, 150, 80))
-    assert find_faces(image, [(512, 0)]) == []
-    (face,) = find_faces(image, [(512, 0), (512, 1)])
+    assert find_faces(image) == []
+    (face,) = find_faces(image, 1, 1)
     assert 35 < face.side < 60
 
 
 def test_the_largest_face_comes_first_whatever_its_place() -> None:
     for small, large in [((0, 0, 200), (210, 80, 300)), ((310, 0, 200), (0, 80, 300))]:
-        faces = find_faces(scene(512, 400, small, large), [(512, 1)])
+        faces = find_faces(scene(512, 400, small, large), 1, 1)
         assert [face.side for face in faces] == sorted((f.side for f in faces), reverse=True)
         assert len(faces) == 2
         assert abs((faces[0].left + faces[0].right) / 2 - (large[0] + 150)) < 20
@@ -53,21 +50,10 @@ def test_the_largest_face_comes_first_whatever_its_place() -> None:
     ],
 )
 def test_all_faces_are_searched_on_a_copy_that_shows_the_smallest(
-    monkeypatch: pytest.MonkeyPatch,
-    size: tuple[int, int],
-    smallest: int,
-    searched: tuple[int, int],
+    size: tuple[int, int], smallest: int, searched: tuple[int, int]
 ) -> None:
-    seen = []
-
-    class Detector:
-        def run(self, pixels: np.ndarray, upsample: int, min_score: float) -> Any:
-            seen.append((pixels.shape[1], pixels.shape[0], upsample, min_score))
-            return [], [], []
-
-    monkeypatch.setattr("pipeline.alignment.detection._detector", Detector)
-    assert find_all_faces(Image.new("RGB", size), smallest, side=896, min_score=0.5) == []
-    assert seen == [(*searched, 0, 0.5)]
+    scale = all_faces_scale(size, smallest, 896)
+    assert tuple(round(edge * scale) for edge in size) == searched
 
 
 def test_a_score_threshold_drops_weak_detections() -> None:

@@ -21,20 +21,26 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.alignment import Aligner, crop_quad, ffhq_quad  # noqa: E402
+from pipeline.alignment import Aligner, AlignmentSettings, crop, crop_quad, ffhq_quad  # noqa: E402
 from pipeline.alignment.detection import LANDMARK_MODEL  # noqa: E402
+from pipeline.alignment.padding import padded  # noqa: E402
 from pipeline.dlib_models import dlib_model  # noqa: E402
-from pipeline.images import Rejection  # noqa: E402
+from pipeline.images import Rejection, decode  # noqa: E402
 from tests.alignment.drawn import scene  # noqa: E402
+from tests.alignment.plain_padding import plainly_padded  # noqa: E402
 
 REGIME = """\
 Regime: bytes in memory -> one aligned 256 px face, on one core, image by image.
   reference  decode, dlib HOG on the full image with upsample 1, 68 landmarks, FFHQ crop
   ours       decode, dlib HOG on a copy of at most 448 px with upsample 0 (where nothing is found:
-             upsample 1, then 896 px), landmarks on the full image, FFHQ crop, quality fields
-Both sides build detector and predictor once and share the crop, so the difference is detection:
+             larger ones and turned ones), landmarks on the full image, FFHQ crop, quality fields
+  untouched  the same without turns, checks of weak faces and copies over 1792 px: what these cost
+             on upright photos is the difference
+All sides build detector and predictor once and share the crop, so the difference is detection:
 scripts that rebuild the detector for each image pay half a second more.
-Seconds are CPU seconds; the two sides take turns, so a busy machine slows both alike.
+Seconds are CPU seconds; the sides take turns, so a busy machine slows all alike.
+Crops: a square that leaves a photo by 0.1 % of its side, by the plain padding that makes the whole
+padded image and by ours, whose bytes are the same; and one inside.
 """
 
 
@@ -79,9 +85,9 @@ def reference_way() -> Callable[[bytes], bool]:
     return align
 
 
-def our_way() -> Callable[[bytes], bool]:
-    """`Aligner` with its defaults."""
-    aligner = Aligner()
+def our_way(settings: AlignmentSettings) -> Callable[[bytes], bool]:
+    """`Aligner` as a job runs it."""
+    aligner = Aligner(settings)
 
     def align(content: bytes) -> bool:
         try:
@@ -112,6 +118,32 @@ def draw_photos(count: int) -> list[bytes]:
     return contents
 
 
+def crop_costs(photo: Image.Image, side: int) -> dict[str, float]:
+    """CPU milliseconds of a crop: inside, over the edge by the plain padding, and by ours."""
+    corners = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)]) * side / 2
+    inside = corners + np.array(photo.size) / 2
+    over = corners + np.array((side / 2 - side / 1000, photo.height / 2))
+    ways = {"inside": (inside, padded), "plain": (over, plainly_padded), "ours": (over, padded)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(15):
+        for name, (quad, padding) in ways.items():
+            crop.padded = padding
+            start = time.process_time()
+            crop_quad(photo, quad, 256)
+            seconds[name].append(time.process_time() - start)
+    return {name: round(1e3 * float(np.median(each)), 1) for name, each in seconds.items()}
+
+
+def report_crops(photo: Image.Image) -> dict[int, dict[str, float]]:
+    """Print what crops cost at several sizes of the square."""
+    photo = photo.resize((1300, 1300))
+    costs = {side: crop_costs(photo, side) for side in (250, 500, 750, 1000)}
+    print(f"{'side':>10} {'inside ms':>12} {'over, plain':>12} {'over, ours':>12}")
+    for side, each in costs.items():
+        print(f"{side:10} {each['inside']:12} {each['plain']:12} {each['ours']:12}")
+    return costs
+
+
 def main() -> None:
     """Parse, measure side by side, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -124,7 +156,12 @@ def main() -> None:
     contents = read_photos(options.photos, options.count) if real else draw_photos(options.count)
     print(f"Input: {len(contents)} images, {options.photos if real else 'drawn faces, 1024 px'}\n")
 
-    sides = [Side("reference", reference_way()), Side("ours", our_way())]
+    untouched = AlignmentSettings(turns="none", search_pixels=0, check_below=0)
+    sides = [
+        Side("reference", reference_way()),
+        Side("ours", our_way(AlignmentSettings())),
+        Side("untouched", our_way(untouched)),
+    ]
     for side in sides:  # the first call of each side pays for caches
         side.align(contents[0])
     for content in contents:
@@ -138,9 +175,12 @@ def main() -> None:
         print(
             f"{side.name:10} {share:>9} {mean:12.1f} {median:10.1f} {side.faces_per_second:15.1f}"
         )
-    reference, ours = sides
+    reference, ours, plain = sides
     ratio = ours.faces_per_second / reference.faces_per_second
-    print(f"\nours / reference: {ratio:.1f} times the faces per second of a core\n")
+    more = 100 * (sum(ours.seconds) / sum(plain.seconds) - 1)
+    print(f"\nours / reference: {ratio:.1f} times the faces per second of a core")
+    print(f"turns, checks and larger copies cost {more:.1f} % of the time\n")
+    crops = report_crops(decode(contents[0]))
     summary = {
         "bench": "alignment",
         "images": len(contents),
@@ -150,6 +190,8 @@ def main() -> None:
         "ratio": round(ratio, 2),
         "recall_reference": reference.found / len(contents),
         "recall_ours": ours.found / len(contents),
+        "search_cost_percent": round(more, 1),
+        "crop_ms": crops,
     }
     print(json.dumps(summary))
 

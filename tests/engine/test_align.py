@@ -89,6 +89,17 @@ def test_a_face_under_the_limit_is_a_reject_beside_its_images_other_face() -> No
     assert json.loads(row["reasons"]) == {"face_too_small": 1}
 
 
+def test_a_turned_photo_tells_its_turn(sample_images: dict[str, bytes]) -> None:
+    upside_down = of("a", sample_images["rejects/upside-down.jpg"])
+    for settings, turns in ((SETTINGS, [180]), (replace(SETTINGS, turns="none"), None)):
+        stage = AlignStage(settings)
+        with stage.aligner:
+            row = stage(part(upside_down))
+        faces = unpack(row["payload"]).to_pydict()
+        assert faces.get("turn_deg") == turns
+        assert (row["faces"], row["rejects"]) == ((1, 0) if turns else (0, 1))
+
+
 def test_a_part_without_faces_keeps_its_columns(faulty: AlignStage) -> None:
     with faulty.aligner:
         row = faulty(part(of("a", b"no image")))

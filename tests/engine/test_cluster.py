@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.engine import cluster
 from pipeline.engine.cluster import gist
+from pipeline.errors import ConfigError
 
 TRACE = 'ray::Align() (pid=7)\n  File "align.py", line 3, in work\n'
 
@@ -25,3 +27,37 @@ def test_no_line_of_a_credential_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PLANTED_SECRET_KEY", "first-line-of-it\nlast-line-of-it")
     told = gist(OSError("refused: first-line-of-it\nlast-line-of-it"))
     assert told == "OSError: refused: ***"
+
+
+MISMATCH = """Version mismatch: The cluster was started with:
+    Ray: 2.60.0
+    Python: 3.11.7
+This process on node 10.77.0.2 was started with:
+    Ray: 2.59.0
+    Python: 3.12.1
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError(MISMATCH),
+            "the cluster runs Ray 2.60.0 on Python 3.11.7, and this job Ray 2.59.0 on",
+        ),
+        (
+            ConnectionError("RPC error: InvalidAuthToken: Authentication token is missing"),
+            "the cluster wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+        ),
+    ],
+)
+def test_a_cluster_that_refuses_the_job_is_told_in_one_line(error: Exception, told: str) -> None:
+    with pytest.raises(ConfigError) as refusal, cluster._cluster_refusals():
+        raise error
+    assert str(refusal.value).startswith(told)
+    assert "\n" not in str(refusal.value)
+
+
+def test_another_failure_to_join_stays_one() -> None:
+    with pytest.raises(ConnectionError), cluster._cluster_refusals():
+        raise ConnectionError("nobody answers")

@@ -56,6 +56,19 @@ def test_crops_that_are_not_square_keep_height_and_width(five_images: TrainConfi
     assert Crops(plan.store).images(torch.arange(3)).shape == (3, 3, 32, 48)
 
 
+EARLIER = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
+
+
+def test_crops_cut_by_earlier_versions_are_found_again(five_images: TrainConfig) -> None:
+    """The name of their folder is a digest of the settings that they were cut with."""
+
+    def folder(**changes: Any) -> str:
+        return plan_crops(five_images.model_copy(update=changes)).origin.crops
+
+    assert folder(prealigned=False) != folder(prealigned=False, **EARLIER)
+    assert folder(prealigned=True) == folder(prealigned=True, **EARLIER)
+
+
 class Stages:
     """Stands for a Ray dataset, and keeps what its stages are to run on."""
 

@@ -118,3 +118,13 @@ def test_codes_to_start_from_travel_with_their_part(settings: InvertSettings) ->
     assert (done["faces"], done["start"]) == (1, b"")
     assert done["inversion_seconds"] > 0
     assert unpack(done["payload"])["refined_from"].to_pylist() == ["s/0#0"]
+
+
+def test_fields_of_a_face_s_sample_become_columns(settings: InvertSettings) -> None:
+    columns = Columns(n_styles=10, kept=(("label", "int64"), ("caption", "string")))
+    fields = ['{"label": 3, "caption": "a"}', '{"label": null, "caption": null}']
+    faces = [face(number) | {"fields": text} for number, text in enumerate(fields)]
+    latents = unpack(InvertStage(settings, columns)(part(faces))["payload"])
+    assert latents.schema.equals(columns.latents_schema())
+    rows = latents.select(["label", "caption"]).to_pylist()
+    assert rows == [{"label": 3, "caption": "a"}, {"label": None, "caption": None}]

@@ -19,7 +19,7 @@ from pipeline.errors import (
     StorageError,
 )
 from pipeline.models import load_model, save_bundle
-from pipeline.storage import Shard, list_shards
+from pipeline.storage import ReadOptions, Shard, list_shards
 from pipeline.storage.formats import Kind
 from pipeline.table import SCHEMA_VERSION, PartSummary, ShardState
 from tests.storage.archives import write_files, write_parquet, write_tar
@@ -289,6 +289,40 @@ def test_a_parquet_input_without_images_is_refused_and_no_table_made(
     with pytest.raises(InputError, match=r"no column of image bytes; its columns are url"):
         make_plan(config)
     assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"keep_columns": "key"}, "'key' is the name of a column of the table"),
+        ({"keep_columns": "colour"}, "has no column 'colour'"),
+        ({"image_column": "colour"}, "has no column 'colour'"),
+        ({}, r"several columns of images \(left, right\).*--image-column"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_columns_that_are_not_there_are_refused_and_no_table_made(
+    config_of: ConfigOf, tmp_path: Path, settings: dict[str, str], problem: str, dry_run: bool
+) -> None:
+    columns = {"left": [b"1"], "right": [b"2"], "label": [3]}
+    path = write_parquet(tmp_path / "in.parquet", columns)
+    config = config_of(**{"input": str(path), "image_column": "left"} | settings)
+    if not settings:
+        config = config_of(input=str(path))
+    with pytest.raises(RequestError, match=problem):
+        make_plan(config, dry_run=dry_run)
+    assert not Path(config.output).exists()
+
+
+def test_how_archives_are_read_travels_with_each_shard(config_of: ConfigOf, tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "in.parquet", {"left": [b"1"], "label": [3]})
+    settings = {"image_column": "left", "image_field": "PNG; .jpg", "keep_columns": "label"}
+    plan = make_plan(config_of(input=str(path), **settings))
+    (work,) = plan.works
+    assert ShardWork.from_row(work.to_row()).options == ReadOptions(
+        image_column="left", image_field="png,jpg", keep_columns={"label": "int64"}
+    )
+    assert plan.recipe.columns.kept == (("label", "int64"),)
 
 
 @pytest.mark.usefixtures("plan")

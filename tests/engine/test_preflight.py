@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,6 @@ from pipeline.engine.plan import make_plan
 from pipeline.engine.preflight import check_request
 from pipeline.engine.training_preflight import check_training
 from pipeline.errors import InputError
-from pipeline.storage import shards as shards_module
 from pipeline.training.config import TrainConfig
 
 JOBS = {
@@ -110,27 +110,36 @@ def test_a_refusal_is_printed_once_and_is_on_the_last_line(
         assert err.rstrip("\n").endswith(line["errors"][0])
 
 
+def listings(patch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that are listed from here on."""
+    listed: list[str] = []
+    scandir = os.scandir
+
+    def noting(path: str) -> Any:
+        listed.append(str(path))
+        return scandir(path)
+
+    patch.setattr(os, "scandir", noting)
+    return listed
+
+
 def test_the_listing_that_is_begun_is_gone_on_with(
     config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, walks = config_of(files_per_shard=1), []
-    walk = shards_module.walk
-    monkeypatch.setattr(shards_module, "walk", lambda *them: walks.append(1) or walk(*them))
+    config, listed = config_of(files_per_shard=1), listings(monkeypatch)
     plan = make_plan(config, shards=check_request(config))
     assert len(list(plan.works)) == 4
-    assert walks == [1], "the input is listed once"
+    assert listed.count(config.input) == 1
 
 
 def test_a_training_lists_and_counts_its_images_once(
     five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = five_images.model_copy(update={"held_out": 1, "batch": 1, "files_per_shard": 2})
-    walks: list[int] = []
-    walk = shards_module.walk
-    monkeypatch.setattr(shards_module, "walk", lambda *them: walks.append(1) or walk(*them))
+    listed = listings(monkeypatch)
     plan = plan_crops(config, check_training(config))
     assert [len(work.shard.names) for work in plan.works] == [2, 2, 2]
-    assert walks == [1]
+    assert listed.count(config.input) == 1
 
 
 def test_images_in_tars_are_counted_before_crops_are_cut(

@@ -1,35 +1,65 @@
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from pipeline.engine import progress
+from pipeline.engine import progress, screen
 from pipeline.engine import tally as tally_module
 from pipeline.engine.logs import EventLog
+from pipeline.engine.pace import Pace, format_seconds
 from pipeline.engine.plan import Found
-from pipeline.engine.progress import Progress, format_seconds
+from pipeline.engine.progress import Progress, StageState, at_work, awaited, doing, showing
 from pipeline.engine.tally import Tally
 
 NOW = 10_000.0
+pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stands still: the time between two lines of a test is no part of a run."""
-    still = SimpleNamespace(monotonic=lambda: NOW)
+    still = SimpleNamespace(now=NOW, monotonic=lambda: still.now)
     for module in (progress, tally_module):
         monkeypatch.setattr(module, "time", still)
+    return still
 
 
 def tally(seconds: float, **counts: object) -> Tally:
     return Tally(started=NOW - seconds, **counts)  # type: ignore[arg-type]
 
 
-def found(shards: int, complete: bool = True) -> Found:
-    return Found(shards=shards, bytes=1000, complete=complete)
+def found(**counts: object) -> Found:
+    given = {"shards": 3, "bytes": 1000, "images": 400, "complete": True}
+    return Found(**(given | counts))  # type: ignore[arg-type]
+
+
+def shown(counts: Tally, known: Found, *parts: tuple[float, int]) -> Progress:
+    """A progress that nobody looks at, after parts that came at a time with images in all."""
+    one = Progress()
+    one.phase = ""
+    one.follow(counts, known)
+    one.started = counts.started
+    for number, (seconds, samples) in enumerate(parts, start=1):
+        counts.parts, counts.samples, counts.last_seconds = number, samples, seconds
+        one.update()
+    return one
 
 
 @pytest.mark.parametrize(
@@ -39,63 +69,328 @@ def test_seconds_read_as_a_clock(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_line_says_it_all() -> None:
-    reasons = Counter(no_face=2, truncated=1)
-    counts = tally(100, parts=7, faces=200, shards=1, bytes=0, reasons=reasons)
-    assert Progress(counts, found(3)).line == (
-        "1:40  shards 1/3  parts 7  faces 200 (2.0/s)  rejects 3 (no_face 2, truncated 1)  left ?"
+    counts = tally(100, faces=90, shards=1, reasons=Counter(no_face=8, truncated=2))
+    one = shown(counts, found(), (40, 20), (90, 100))
+    one.look([StageState("align", 2, 0, 1, 2), StageState("invert", 1, 0, 0, 1)])
+    assert " · ".join(one.words()) == (
+        "1:40 · images 100 of 400 · 25 % · 2:58 left · 1.6 images/s · faces 90 · "
+        "rejects 10 (no_face 8, truncated 2) · shards 1 of 3 · aligning 2, inverting 1"
+    )
+    assert "rejects 10" in one.words(short=True), "a terminal's line has no room for reasons"
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_was_done_before_counts_as_done() -> None:
+    one = shown(tally(9), found(done_samples=600), (5, 100))
+    assert (one.images, one.share) == ("images 700 of 1000", 0.7)
+
+
+@pytest.mark.usefixtures("clock")
+def test_images_of_archives_are_told_as_an_estimate() -> None:
+    known = found(images=0, uncounted_bytes=1000)
+    one = shown(tally(9, bytes=0), known)
+    assert (one.images, one.share) == ("images 0", None), "nothing was read yet"
+    one = shown(tally(9, bytes=100), known, (5, 7))
+    assert (one.images, one.share) == ("images 7 of about 70", 0.1)
+    known.limit = 50
+    assert one.images == "images 7 of about 50"
+    known.limit, known.uncounted_done, known.done_samples = None, 20, 20
+    assert one.images == "images 27 of about 70"
+
+
+@pytest.mark.usefixtures("clock")
+def test_while_the_input_is_listed_the_total_and_the_end_are_not_known() -> None:
+    parts = ((40, 20), (90, 100))
+    assert shown(tally(100), found(), *parts).seconds_left is not None
+    one = shown(tally(100, shards=1), found(shards=1, complete=False), *parts)
+    assert (one.seconds_left, one.share) == (None, None)
+    assert (one.shards, one.images) == ("1 of 1+", "images 100 of 400+")
+
+
+@pytest.mark.usefixtures("clock")
+def test_of_chosen_images_the_input_s_bytes_tell_how_far() -> None:
+    counts = tally(100)
+    one = shown(counts, found(chosen=True))
+    for seconds, size in ((50, 100), (60, 200)):
+        counts.parts, counts.bytes, counts.last_seconds = counts.parts + 1, size, seconds
+        one.update()
+    assert (one.images, one.share) == ("images 0", 0.2)
+    assert one.seconds_left is not None
+
+
+def test_the_time_left_is_smooth_and_not_that_of_the_start() -> None:
+    pace = Pace()
+    assert pace.seconds_left(5, 100) is None
+    pace.part(60, 10)
+    assert pace.seconds_left(60, 90) is None, "one part is no pace"
+    for number in range(1, 9):
+        pace.part(60 + 10 * number, 10 + 10 * number)
+    assert (pace.rate(140), pace.seconds_left(140, 10)) == (1.0, 10.0)
+    assert pace.seconds_left(144, 10) == 6.0, "it counts down between two parts"
+    later, much_later = pace.seconds_left(160, 10), pace.seconds_left(1000, 10)
+    assert later is not None
+    assert much_later is not None
+    assert 0 < later < much_later, "and up where no part comes any more"
+
+
+def test_two_parts_of_one_moment_are_no_pace() -> None:
+    pace = Pace()
+    pace.part(60, 10)
+    pace.part(60.01, 20)
+    assert pace.rate(61) is None
+
+
+READING = StageState("read", 0, 0, 3, 2)
+IDLE = [StageState(name, 1, 0, 0, 0) for name in ("align", "invert", "write")]
+
+
+@pytest.mark.parametrize(
+    ("stages", "parts", "cluster", "told"),
+    [
+        ([READING, *IDLE], 0, False, "waiting for storage"),
+        ([READING, StageState("align", 1, 0, 0, 1), *IDLE[1:]], 0, False, ""),
+        ([READING, IDLE[0], StageState("invert", 0, 1, 0, 0)], 0, False, "loading the model"),
+        ([READING, StageState("align", 0, 1, 0, 0), IDLE[1]], 0, False, "starting the aligners"),
+        ([IDLE[0], StageState("invert", 0, 1, 4, 0)], 7, False, "waiting for an inverter"),
+        ([IDLE[0], StageState("invert", 0, 1, 4, 0)], 0, True, "waiting for an inverter (a free"),
+        ([], 0, False, ""),
+    ],
+)
+def test_what_is_awaited_has_a_name(
+    stages: list[StageState],
+    parts: int,
+    cluster: bool,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress, "in_cluster", lambda: cluster)
+    text = awaited(stages, parts)
+    assert text.startswith(told)
+    assert bool(text) == bool(told)
+
+
+def test_what_runs_is_counted() -> None:
+    assert at_work([READING, *IDLE]) == "reading 2"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line is due at once, and then again and again."""
+    monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.01)
+
+
+def wait_for_lines(read: Callable[[], str], count: int) -> list[str]:
+    """Whole lines, when there are so many."""
+    text = ""
+    while text.count("\n") < count:
+        text += read()
+    return text.splitlines()
+
+
+@contextmanager
+def piped() -> Iterator[Callable[[], str]]:
+    """Makes stderr a pipe for the block; gives what is written to it, as it comes.
+
+    Not a fixture: pytest puts its own stderr in place between a fixture and the test.
+    """
+    ours, theirs = os.pipe()
+    before = sys.stderr
+    with os.fdopen(theirs, "w") as sys.stderr:
+        try:
+            yield lambda: os.read(ours, 65536).decode()
+        finally:
+            sys.stderr = before
+    os.close(ours)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_log_gets_lines_while_the_main_thread_is_stuck() -> None:
+    with piped() as err, Progress():
+        doing("starting Ray")
+        lines: list[str] = []
+        while sum("starting Ray" in line for line in lines) < 3:
+            lines += wait_for_lines(err, 1)  # all that this thread does meanwhile
+    assert all(re.fullmatch(r"0:\d\d  starting( Ray)?", line) for line in lines)
+
+
+@pytest.mark.usefixtures("quick")
+def test_lines_come_also_while_stderr_is_put_aside() -> None:
+    with piped() as err, Progress():
+        doing("starting Ray")
+        kept = os.dup(sys.stderr.fileno())
+        with Path(os.devnull).open("w") as nowhere:  # as the start of Ray does
+            os.dup2(nowhere.fileno(), sys.stderr.fileno())
+            assert wait_for_lines(err, 1)
+        os.dup2(kept, sys.stderr.fileno())
+        os.close(kept)
+
+
+@pytest.mark.usefixtures("quick")
+def test_progress_is_an_event_on_request() -> None:
+    counts = Tally(faces=3, reasons=Counter(no_face=1))
+    with piped() as err, Progress(json_lines=True) as one:
+        doing("starting Ray")
+        events: list[dict[str, Any]] = []
+        while (
+            not events or events[-1] | {"phase": "starting Ray", "event": "waiting"} != events[-1]
+        ):
+            events += [json.loads(line) for line in wait_for_lines(err, 1)]
+        assert {"phase", "waiting"} == {event["event"] for event in events}
+        one.follow(counts, found(shards=2))
+        one.look([READING])
+        events = []
+        while not [event for event in events if event["event"] == "progress"]:
+            events += [json.loads(line) for line in wait_for_lines(err, 1)]
+    event = events[-1]
+    assert (event["faces"], event["shards_to_do"], event["samples_to_do"]) == (3, 2, 400)
+    assert (event["seconds_left"], event["rejects"]) == (None, {"no_face": 1})
+    assert event["stages"]["read"]["active"] == 2
+
+
+def test_a_failure_is_printed_once_as_it_happens(capfd: pytest.CaptureFixture[str]) -> None:
+    with showing(json_lines=False) as one:
+        with showing(json_lines=False) as same:
+            assert same is one
+        for _ in range(2):
+            EventLog(json_lines=False).failed("a", "shard 'a', part 0: invert: OSError: x")
+    assert capfd.readouterr().err == "failed: shard 'a', part 0: invert: OSError: x\n"
+    assert (one.failures, Progress.current) == (2, None)
+
+
+def test_no_secret_is_shown(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    with Progress() as one:
+        one.failed("the key planted-secret is wrong")
+    assert capfd.readouterr().err == "failed: the key *** is wrong\n"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_stderr_that_closes_costs_lines_and_not_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Progress() as one:
+            one.doing("starting Ray")
+            one.say("a line")
+            one.stop("Ctrl-C")
+        monkeypatch.undo()
+    monkeypatch.setattr(sys, "stderr", None)
+    with Progress() as one:
+        one.doing("starting Ray")
+
+
+def test_ctrl_c_is_told_before_the_main_thread_hears_of_it() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    told: list[str] = []
+    with piped() as err:
+
+        def hear(*_: object) -> None:
+            # The main thread comes to it, and does nothing until it is told.
+            told.append("".join(wait_for_lines(err, 1)))
+
+        signal.signal(signal.SIGINT, hear)
+        try:
+            with Progress():
+                os.kill(os.getpid(), signal.SIGINT)
+                assert told
+        finally:
+            signal.signal(signal.SIGINT, before)
+    assert "stopping (Ctrl-C)" in told[0]
+
+
+TERMINAL = """
+import sys, threading, warnings
+from pipeline.engine.progress import Progress, doing
+with Progress() as progress:
+    doing("starting Ray")
+    sys.stdin.readline()
+    doing("\\u6a21\\u578b " * 100)
+    sys.stdin.readline()
+    progress.say("a line for people")
+    print("one of a library")
+    print("and one of another", file=sys.stderr)
+    sys.stdin.readline()
+print("the end")
+"""
+
+
+class Terminal:
+    """A process at a pseudo-terminal of 40 columns."""
+
+    def __init__(self, code: str, **environment: str) -> None:
+        self.fd, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+        settings = termios.tcgetattr(theirs)
+        settings[3] &= ~termios.ECHO
+        termios.tcsetattr(theirs, termios.TCSANOW, settings)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=os.environ | {"TERM": "xterm"} | environment,
+        )
+        os.close(theirs)
+        self.text = ""
+
+    def wait_for(self, words: str) -> str:
+        """All that came since the last call, up to and with these words."""
+        while words not in self.text:
+            self.text += os.read(self.fd, 65536).decode()
+        end = self.text.index(words) + len(words)
+        came, self.text = self.text[:end], self.text[end:]
+        return came
+
+    def press_enter(self) -> None:
+        os.write(self.fd, b"\n")
+
+    def ended(self) -> str:
+        """The rest, when the process is gone."""
+        with suppress(OSError):  # EIO: the other end is closed
+            while True:
+                self.text += os.read(self.fd, 65536).decode()
+        assert self.process.wait() == 0
+        os.close(self.fd)
+        return self.text
+
+
+def test_a_terminal_has_one_line_that_ticks_in_place() -> None:
+    terminal = Terminal(TERMINAL, NO_COLOR="1")
+    assert re.fullmatch(r"0:0\d · starting Ray", terminal.wait_for(" · starting Ray"))
+    assert re.fullmatch(r"\r\x1b\[K0:\d\d · starting Ray", terminal.wait_for(" · starting Ray"))
+    terminal.press_enter()
+    terminal.wait_for("模")
+    terminal.press_enter()
+    before = terminal.wait_for("a line for people\r\n")
+    assert max(map(screen.cell_len, re.split(r"\r\x1b\[K|\r\n", before))) <= 39
+    after = terminal.wait_for("and one of another\r\n")
+    assert re.search(r"模.*\r\x1b\[Kone of a library\r\n0:\d\d · 模", after)
+    terminal.press_enter()
+    assert re.search(r"模.*\r\x1b\[Kthe end\r\n$", terminal.ended()), "the line is gone"
+
+
+def test_a_dumb_terminal_is_a_log() -> None:
+    terminal = Terminal(TERMINAL, TERM="dumb")
+    for _ in range(3):
+        terminal.press_enter()
+    assert terminal.ended() == (
+        "a line for people\r\none of a library\r\nand one of another\r\nthe end\r\n"
     )
 
 
-def test_the_time_left_is_not_that_of_the_start() -> None:
-    counts = tally(60)
-    shown = Progress(counts, found(1))
-    assert shown.remaining == "?"
-    counts.bytes, counts.first_seconds, counts.first_bytes = 100, 60, 100
-    assert shown.remaining == "?", "one part is no rate"
-    counts.started -= 10
-    counts.bytes = 200
-    assert shown.remaining == "1:20"
-
-
-def test_lines_are_plain_and_rare_where_there_is_no_terminal(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts = tally(100, faces=3)
-    with Progress(counts, found(1)) as shown:
-        shown.update()
-        shown.update()
-        monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
-        shown.update()
-    out, err = capfd.readouterr()
-    assert out == ""
-    lines = err.splitlines()
-    assert len(lines) == 2
-    assert all("faces 3" in line and "\x1b" not in line for line in lines)
-
-
-def test_a_terminal_shows_each_reason() -> None:
-    shown = Progress(tally(10, faces=3, reasons=Counter(no_face=2)), found(4))
-    with shown.console.capture() as captured:
-        shown.console.print(shown._table())
-    assert "no_face" in captured.get()
-    assert "0/4" in captured.get()
-
-
-def test_while_the_input_is_listed_the_total_and_the_end_are_not_known() -> None:
-    counts = tally(100, shards=1, bytes=200, first_seconds=60, first_bytes=100)
-    assert Progress(counts, found(1)).remaining != "?"
-    shown = Progress(counts, found(1, complete=False))
-    assert shown.remaining == "?"
-    assert shown.shards == "1/1+"
-
-
-def test_progress_is_an_event_on_request(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
-    with Progress(tally(100, faces=3), found(2), EventLog(json_lines=True)) as shown:
-        shown.update()
-    line = json.loads(capfd.readouterr().err)
-    assert (line["event"], line["faces"], line["shards_to_do"]) == ("progress", 3, 2)
-    assert line["seconds_left"] is None
+def test_nothing_of_it_is_left() -> None:
+    before = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+    streams, wakeup = (sys.stdout, sys.stderr), signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    with Progress():
+        doing("starting Ray")
+    assert (sys.stdout, sys.stderr) == streams
+    assert signal.set_wakeup_fd(wakeup) == wakeup
+    assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) == before

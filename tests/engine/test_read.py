@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,9 @@ import pytest
 from pipeline.engine import read
 from pipeline.engine.read import ShardWork, cut_parts, read_parts
 from pipeline.engine.rows import unpack
-from pipeline.storage import Shard, list_shards
+from pipeline.storage import ReadOptions, Shard, list_shards
 from tests.engine.conftest import samples
-from tests.storage.archives import write_tar
+from tests.storage.archives import only_shard, write_tar
 
 NONE: frozenset[int] = frozenset()
 
@@ -123,3 +124,18 @@ def test_a_part_of_a_tar_takes_its_blocks_and_headers(tmp_path: Path) -> None:
     taken = sum(row["bytes"] for row in read_parts(ShardWork(shard, 2).to_row()))
     assert taken == 5 * 1024
     assert taken <= shard.size, "the end of an archive is padding"
+
+
+def test_fields_of_the_input_travel_in_the_part(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1"), ("0.txt", b"a cat"), ("1.jpg", b"2")])
+    options = ReadOptions(keep_columns={"txt": "string"})
+    rows = list(read_parts(ShardWork(only_shard(path), 9, options=options).to_row()))
+    fields = unpack(rows[0]["payload"])["fields"].to_pylist()
+    assert list(map(json.loads, fields)) == [{"txt": "a cat"}, {"txt": None}]
+    assert json.loads(rows[-1]["left_out"]) == {"(no txt)": 1}
+
+
+def test_long_fields_close_a_part_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "MAX_PART_BYTES", 25)
+    long = [replace(sample, fields="x" * 10) for sample in samples(3)]
+    assert [count for _, count, _ in cut_parts(iter(long), 100, NONE)] == [2, 1]

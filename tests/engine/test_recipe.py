@@ -13,11 +13,12 @@ from jobs.refine_dataset import second_pass
 from pipeline.config import JobConfig
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.recipe import make_recipe, resolved_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FingerprintError
 from pipeline.inversion import StopRule
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import list_shards
 from pipeline.table import open_for_writing
+from pipeline.table.description import check_same
 
 ConfigOf = Callable[..., JobConfig]
 
@@ -44,6 +45,10 @@ def test_codes_of_another_cut_of_the_input_are_refused(
     make_recipe(config_of(init=init, files_per_shard=2))
     with pytest.raises(ConfigError, match="files_per_shard '2', and this run has '3'"):
         make_recipe(config_of(init=init, where="key <> ''", files_per_shard=3))
+    with pytest.raises(ConfigError, match="image_field 'one', and this run has 'png'"):
+        make_recipe(config_of(init=init, files_per_shard=2, image_field="png"))
+    with pytest.raises(ConfigError, match="image_column 'None', and this run has 'mask'"):
+        make_recipe(config_of(init=init, files_per_shard=2, image_column="mask"))
     with pytest.raises(ConfigError, match=r"input '.*/images', and this run has '.*/other'"):
         make_recipe(config_of(init=init, files_per_shard=2, input=str(tmp_path / "other")))
 
@@ -106,6 +111,52 @@ def test_a_faster_arithmetic_makes_another_table(
     assert "precision" not in exact.description.settings
     assert faster.description.settings["precision"] == "tf32"
     assert faster.description.fingerprint != exact.description.fingerprint
+
+
+EARLIER_SEARCH = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
+
+
+def test_a_table_made_before_turns_goes_on_without_them(config_of: ConfigOf) -> None:
+    old = make_recipe(config_of(**EARLIER_SEARCH)).description
+    assert not EARLIER_SEARCH.keys() & old.settings["alignment"].keys()
+    assert "turn_deg" not in old.columns.latents_schema().names
+    asked = make_recipe(config_of()).description
+    assert asked.columns.turn_deg
+    with pytest.raises(FingerprintError) as refusal:
+        check_same("table", old, asked)
+    assert "turn_deg" not in str(refusal.value)
+    told = "as it was made: --check-below 0 --search-pixels 0 --turns none"
+    assert str(refusal.value).endswith(told)
+
+
+def test_images_that_are_crops_are_searched_by_no_setting(config_of: ConfigOf) -> None:
+    crops = make_recipe(config_of(prealigned=True))
+    earlier = make_recipe(config_of(prealigned=True, **EARLIER_SEARCH))
+    assert crops.description.fingerprint == earlier.description.fingerprint
+    assert not crops.columns.turn_deg
+    told = resolved_config(config_of(prealigned=True), crops)
+    assert [told[name] for name in EARLIER_SEARCH] == [None, None, None]
+
+
+@pytest.mark.parametrize("turns", ["auto", "none"])
+def test_a_second_pass_searches_as_the_first_one_did(
+    config_of: ConfigOf, tmp_path: Path, turns: str
+) -> None:
+    first = config_of(turns=turns, search_pixels=7, output=str(tmp_path / "first"))
+    open_for_writing(first.output, make_recipe(first).description, part_size=2)
+    config = second_pass(first.output, {"output": str(tmp_path / "second")})
+    assert (config.turns, config.search_pixels, config.check_below) == (turns, 7, 1.35)
+
+
+def test_a_second_pass_over_an_earlier_table_searches_as_then(
+    config_of: ConfigOf, tmp_path: Path
+) -> None:
+    first = config_of(output=str(tmp_path / "first"), **EARLIER_SEARCH)
+    made = make_recipe(first).description
+    config = {name: value for name, value in made.config.items() if name not in EARLIER_SEARCH}
+    open_for_writing(first.output, replace(made, config=config), part_size=2)
+    again = second_pass(first.output, {"output": str(tmp_path / "second")})
+    assert {name: getattr(again, name) for name in EARLIER_SEARCH} == EARLIER_SEARCH
 
 
 def test_a_models_own_bound_decides_when_its_faces_stop(config_of: ConfigOf) -> None:

@@ -58,9 +58,11 @@ def imported(
     return counts, open_table(str(root))
 
 
-def measuring(model: RestyleModel, meter: Meter, results: Result | None = None) -> Measuring:
-    settings = AlignmentSettings(prealigned=True, output_size=model.input_size)
-    return Measuring(model, settings, meter, results)
+def measuring(
+    model: RestyleModel, meter: Meter, results: Result | None = None, **alignment: Any
+) -> Measuring:
+    given = {"prealigned": True, "output_size": model.input_size, **alignment}
+    return Measuring(model, AlignmentSettings(**given), meter, results)
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:
@@ -276,6 +278,27 @@ def test_the_scripts_own_pictures_can_be_measured_instead_of_rendering(
         pytest.raises(InputError, match=r"no picture of step 0 of 'a\.jpg'"),
     ):
         imported(source, model, tmp_path / "v", measured, images=str(tmp_path / "in"))
+
+
+def test_codes_of_turned_photos_are_measured_on_upright_faces(
+    model: RestyleModel, meter: Meter, tmp_path: Path, sample_images: dict[str, bytes]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(sample_images["rejects/upside-down.jpg"])
+    source = dictionary(tmp_path, a=steps_of(1))
+    photos = {"images": str(tmp_path / "in")}
+    with measuring(model, meter, prealigned=False) as measured:
+        _, table = imported(source, model, tmp_path / "t", measured, **photos)
+        (row,) = table.arrow("SELECT turn_deg, l2 FROM latents").to_pylist()
+        assert row["turn_deg"] == 180
+        assert row["l2"] > 0
+    earlier: dict[str, Any] = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
+    with measuring(model, meter, prealigned=False, **earlier) as measured:
+        told = "as it was made: --check-below 1.35 --search-pixels 64000000 --turns auto"
+        with pytest.raises(FingerprintError, match=told):
+            imported(source, model, tmp_path / "t", measured, **photos)
+        _, table = imported(source, model, tmp_path / "u", measured, **photos)
+    assert table.arrow("SELECT * FROM latents").to_pylist()[0]["l2"] is None
 
 
 def rows_of(table: Table) -> list[str]:

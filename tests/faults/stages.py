@@ -75,7 +75,7 @@ class HashedInvert:
 
     def _work(self, row: Row) -> Row:
         _work_a_while()
-        faces = unpack(row["payload"]).drop_columns(["pixels"]).to_pylist()
+        faces = unpack(row["payload"]).drop_columns(["pixels", "fields"]).to_pylist()
         latents = latents_table([self._row(face) for face in faces], self.columns, row["shard_id"])
         row["payload"] = pack(latents)
         return row

@@ -1,13 +1,18 @@
-"""Shards: tar archives, Parquet files, and JSON beside images."""
+"""Shards: tar and zip archives, Parquet files, and JSON beside images."""
 
 from __future__ import annotations
 
+import bz2
 import functools
 import gzip
 import io
 import json
+import lzma
 import struct
 import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.images import RejectReason
-from pipeline.storage import Sample, list_shards, read_samples
+from pipeline.storage import ReadOptions, Sample, count_samples, list_shards, read_samples
 from tests.fuzz import words
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind, write_case
 from tests.fuzz.mutate import mutated
@@ -27,20 +32,25 @@ _ENDINGS = (b".jpg", b".png", b".webp", b".JPEG", b".tif", b".json", b".txt", b"
 _TYPES = [b"0"] * 3 + [bytes([kind]) for kind in b"\x001234567SVxgLKDX"]
 
 
-def read(case: Case, folder: Path) -> list[Sample]:
-    """All samples of the input in `folder`, each of them checked."""
+def read(case: Case, folder: Path, options: ReadOptions | None = None) -> list[Sample]:
+    """All samples of the input in `folder`, each of them checked, and counted without reading."""
     write_case(case, folder)
     small = [
         mock.patch(f"pipeline.storage.{room}.MAX_SAMPLE_BYTES", _SAMPLE_BYTES)
-        for room in ("tars", "parquets", "folders")
+        for room in ("members", "parquets", "folders", "beside")
     ]
+    # As all samples are kept here.
+    small.append(mock.patch("pipeline.storage.zips._BOMB_BYTES", 4 * _SAMPLE_BYTES))
     found: list[Sample] = []
     for patch in small:
         patch.start()
     try:
-        for shard in list_shards(str(folder)):
-            samples = list(read_samples(shard))
+        for shard in list_shards(str(folder), options=options):
+            counted = count_samples(shard, None, options)
+            samples = list(read_samples(shard, None, options))
             check(samples)
+            if shard.kind != "parquet" and counted != len(samples):
+                raise BrokenPromiseError(f"{counted} samples counted and {len(samples)} read")
             found += samples
     finally:
         mock.patch.stopall()
@@ -57,12 +67,20 @@ def check(samples: list[Sample]) -> None:
             said.encode()
         if sample.reject:
             RejectReason(sample.reject)
+        if sample.fields:
+            json.loads(sample.fields)
         if not isinstance(sample.content, bytes):
             raise BrokenPromiseError(f"content of {type(sample.content).__name__}")
 
 
 def _run(case: Case, folder: Path) -> str:
-    samples = read(case, folder)
+    """By what the case is made of: the same options each time."""
+    draw = Random(sum(map(len, case.values())))
+    options = ReadOptions(
+        image_field=draw.choice(("one", "one", "all", "png,jpg")),
+        keep_columns=draw.choice(({}, {}, {"label": "int64", "txt": "string", "a.b": "string"})),
+    )
+    samples = read(case, folder, options)
     rejects = {sample.reject for sample in samples if sample.reject}
     return f"reject:{min(rejects)}" if rejects else "row"
 
@@ -187,6 +205,107 @@ def _make_tar(draw: Random) -> Case:
     return {"shard.tar": content}
 
 
+_PACK: dict[str, Callable[[bytes], bytes]] = {
+    "bz2": functools.partial(bz2.compress, compresslevel=1),
+    "xz": functools.partial(lzma.compress, preset=0),
+    "zst": functools.partial(pa.compress, codec="zstd", asbytes=True),
+}
+
+
+def _make_packed(draw: Random) -> Case:
+    """A tar packed by another program than gzip, damaged before or after it was packed."""
+    name, pack = draw.choice(tuple(_PACK.items()))
+    content = plain_tar(draw.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)))
+    if draw.random() < 0.03:
+        content = _zeros(draw)
+    elif draw.random() < 0.3:
+        content = mutated(draw, content)
+    cut = draw.choice((0, 0, 700, len(content)))
+    packed = b"".join(pack(piece) for piece in (content[:cut], content[cut:]) if piece)
+    if draw.random() < 0.7:
+        packed = mutated(draw, packed, most=3)
+    return {f"shard.tar.{name}": packed}
+
+
+# --- zip
+
+
+@functools.cache
+def plain_zip(form: int) -> bytes:
+    """A sound archive, StyleGAN's `dataset.zip`: stored, deflated, or packed in another way."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", form) as archive:
+        for index in range(3):
+            archive.writestr(f"00000/img{index:08d}.png", b"7" * 700)
+        labels = [[f"00000/img{index:08d}.png", index] for index in range(3)]
+        archive.writestr("dataset.json", json.dumps({"labels": labels}))
+    return sink.getvalue()
+
+
+def _zip_entry(draw: Random) -> tuple[bytes, bytes]:
+    """Local header with data, and an entry of the directory that may say anything else."""
+    name = words.path(draw)[:60_000] + draw.choice(_ENDINGS)
+    content = draw.randbytes(draw.choice((0, 1, 300, 5000)))
+    method = draw.choice((0, 0, 8, 8, 8, 9, 12, 99, draw.randrange(1 << 16)))
+    packed = zlib.compress(content, 1)[2:-4] if method == 8 else content
+    flags = draw.choice((0, 0, 0, 1, 8, 0x800, draw.randrange(1 << 16)))
+    numbers = [zlib.crc32(content), len(packed), len(content)]
+    extra = draw.choice((b"", b"", draw.randbytes(9), struct.pack("<2H3Q", 1, 24, 5, 2**40, 2**63)))
+    local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, flags, method, 0, 0, *numbers, len(name), 0)
+    if draw.random() < 0.3:
+        numbers[draw.randrange(3)] = draw.choice((0, 1, 2**31, 2**32 - 1, len(content) + 1))
+    mode = draw.choice((0, 0, 0o100644, 0o120777, 0o040755)) << 16
+    told = [draw.choice((20, 0x314)), 20, flags, method, 0, 0, *numbers]
+    lengths = [len(name), len(extra), 0, 0, 0, mode]
+    entry = struct.pack("<4s6H3L5HL", b"PK\1\2", *told, *lengths)
+    return local + name + packed, entry + b"\0\0\0\0" + name + extra
+
+
+def _drawn_zip(draw: Random) -> bytes:
+    data, directory = b"", b""
+    for _ in range(draw.choice((0, 1, 3, 8))):
+        body, entry = _zip_entry(draw)
+        head, rest = entry[:42], entry[46:]
+        place = draw.choice((len(data), len(data), len(data), 0, 2**32 - 1, len(data) + 1))
+        directory += head + struct.pack("<L", place) + rest
+        data += body
+    directory *= draw.choice((1, 1, 1, 2, 50))
+    entries = draw.choice((directory.count(b"PK\1\2"), 0, 0xFFFF)) & 0xFFFF
+    end = struct.pack(
+        *("<4s4H2LH", b"PK\5\6", 0, 0, entries, entries, len(directory)),
+        *(draw.choice((len(data), len(data), len(data), 0, 2**32 - 1)), 0),
+    )
+    return data + directory + end
+
+
+def _zip_bomb(draw: Random) -> bytes:
+    """Entries that share the bytes of one, which unpack to a thousand times their size."""
+    size = draw.choice((3 << 20, 5 << 20, 100 << 20))
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0.png", b"\0" * size)
+    content = sink.getvalue()
+    start, stop = content.rindex(b"PK\1\2"), content.rindex(b"PK\5\6")
+    count = draw.choice((1, 30, 300))
+    directory = content[start:stop] * count
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, len(directory), start, 0)
+    return content[:start] + directory + end
+
+
+def _make_zip(draw: Random) -> Case:
+    way = draw.random()
+    if way < 0.02:
+        content = _zip_bomb(draw)
+    elif way < 0.5:
+        form = draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2))
+        content = mutated(draw, plain_zip(form), most=4)
+    else:
+        content = _drawn_zip(draw)
+        if draw.random() < 0.2:
+            content = mutated(draw, content, most=2)
+    return {draw.choice(("dataset.zip", "images.ZIP")): content}
+
+
 # --- Parquet
 
 _HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -204,6 +323,8 @@ _IMAGES: dict[str, tuple[pa.DataType, Any]] = {
     "list": (pa.list_(pa.binary()), [b"x"]),
     "map": (pa.map_(pa.string(), pa.binary()), [("a", b"x")]),
     "dictionary": (pa.dictionary(pa.int32(), pa.binary()), b"x" * 300),
+    "images": (pa.list_(_HF), [{"bytes": b"x", "path": "a"}, {"bytes": None, "path": "../b"}]),
+    "no bytes": (_HF, {"bytes": None, "path": "/etc/passwd"}),
     "text": (pa.string(), "x"),
     "number": (pa.float64(), 1.0),
     "nothing": (pa.null(), None),
@@ -235,7 +356,7 @@ def _parquet(draw: Random) -> bytes:
         columns[name] = pa.array(values, kind)
     if draw.random() < 0.6:
         kind, value = draw.choice(_KEYS)
-        name = draw.choice(("key", "__key__", "id", "path", "file_name"))
+        name = draw.choice(("key", "__key__", "id", "path", "file_name", "label", "txt"))
         columns[name] = pa.array([value] * rows, kind)
     if draw.random() < 0.02:  # a schema that no error message should list
         columns |= {f"{words.text(draw)}{i}": pa.array([1] * rows) for i in range(500)}
@@ -334,6 +455,8 @@ def _run_sidecar(case: Case, folder: Path) -> str:
 
 KINDS = [
     Kind("tar", _make_tar, _run, share=20, memory_mib=64),
+    Kind("packed", _make_packed, _run, share=10, memory_mib=64),
+    Kind("zip", _make_zip, _run, share=20, memory_mib=64),
     Kind("parquet", _make_parquet, _run, share=20, memory_mib=256),
     Kind("sidecar", _make_sidecar, _run_sidecar, share=5, memory_mib=64),
 ]

@@ -121,7 +121,7 @@ class Worker:
             if path != self.folder
             and self.folder not in path.parents
             and path.name != "untouched"
-            # Empty ones of queries whose tables are not collected yet; killed, a worker leaves them.
+            # Empty ones of queries whose tables are not collected yet: killed, a worker leaves them
             and not (path.name.startswith("restyle-query-") and not any(path.iterdir()))
         ]
         for name in _SENTINELS:

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import struct
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from pipeline.images import ImageLimits, decode
+from pipeline.images import ImageLimits, Rejection, decode
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind
 from tests.fuzz.mutate import mutated, place
-from tests.images.encoded import encode, picture, png_file
+from tests.images.encoded import (
+    encode,
+    heif_file,
+    netpbm_file,
+    pfm_file,
+    picture,
+    png_file,
+    psd_file,
+    tiff_file,
+)
+from tests.images.icc_profiles import (
+    D50,
+    DISPLAY_P3,
+    PROPHOTO,
+    cmyk_profile,
+    gamma,
+    grey_profile,
+    rgb_profile,
+)
 
 FORMATS = ("jpeg", "png", "webp", "gif", "tiff", "bmp")
+NEWER_FORMATS = ("avif", "heif", "jp2", "j2k", "pnm", "tga", "psd", "widetiff")
 LIMITS = ImageLimits(max_pixels=2_000_000)
 # Pillow holds four bytes a pixel, twice while it converts or turns; float TIFFs are widened once
-# more. Measured on the bombs below: 26 bytes a pixel at the worst.
-BOMB_MIB = 2048
+# more, JPEG 2000 has four bytes a sample. Measured on the bombs below: 36 bytes a pixel at most.
+BOMB_MIB = 3072
 
 
 def _variants(name: str) -> list[dict[str, Any]]:
@@ -38,6 +60,11 @@ def _variants(name: str) -> list[dict[str, Any]]:
             *({}, {"exif": exif}, {"tiffinfo": {322: 16, 323: 16}}, again),
         ],
         "bmp": [{}],
+        "avif": [{"speed": 10}, {"speed": 10, "exif": exif, "quality": 95}, {"speed": 10, **again}],
+        "heif": [{}, {"exif": exif.tobytes()}, {"quality": 50, "chroma": 420}],
+        "jp2": [{}, {"irreversible": True, "tile_size": (32, 32)}, {"num_resolutions": 2}],
+        "j2k": [{"no_jp2": True}, {"no_jp2": True, "progression": "RLCP"}],
+        "tga": [{}, {"compression": "tga_rle"}, {"orientation": 1, "id_section": b"text"}],
     }
     return variants[name]
 
@@ -49,7 +76,13 @@ _MODES = {
     "gif": ("P", "L", "1"),
     "tiff": ("RGB", "L", "P", "RGBA", "CMYK", "1", "I", "F", "I;16", "YCbCr", "LAB"),
     "bmp": ("RGB", "L", "P", "1", "RGBA"),
+    "avif": ("RGB", "RGBA", "L"),
+    "heif": ("RGB", "RGBA", "L"),
+    "jp2": ("RGB", "RGBA", "L", "LA", "I;16"),
+    "j2k": ("RGB", "L"),
+    "tga": ("RGB", "L", "P", "1", "RGBA", "LA"),
 }
+_PILLOW_NAMES = {"jp2": "JPEG2000", "j2k": "JPEG2000"}
 
 
 def _in_mode(mode: str) -> Image.Image:
@@ -64,14 +97,77 @@ def _in_mode(mode: str) -> Image.Image:
 @functools.cache
 def corpus(name: str) -> tuple[bytes, ...]:
     """Whole files of one format: every pixel mode and option that it is written with."""
+    if name in _BY_HAND:
+        return tuple(_BY_HAND[name]())
     found = []
     for mode in _MODES[name]:
         for options in _variants(name):
             try:
-                found.append(encode(_in_mode(mode), name.upper(), **options))
+                found.append(_encoded(_in_mode(mode), name, options))
             except (OSError, ValueError, RuntimeError, SystemError):
                 continue  # a combination that the format does not have
     return tuple(found)
+
+
+def _encoded(image: Image.Image, name: str, options: dict[str, Any]) -> bytes:
+    if name == "heif":
+        return heif_file(image, **options)
+    return encode(image, _PILLOW_NAMES.get(name, name.upper()), **options)
+
+
+def _pnm_files() -> Iterator[bytes]:
+    pixels = np.asarray(picture())
+    for kind, maxval in itertools.product(("P3", "P6", "P7"), (100, 255, 1000, 65535)):
+        yield netpbm_file(kind, pixels * (maxval / 255), maxval)
+    yield from (netpbm_file(kind, pixels[..., 0]) for kind in ("P2", "P5"))
+    yield encode(picture().convert("1"), "PPM")
+    yield b"P1 80 96\n" + b"10" * (40 * 96)
+    for order, values in itertools.product("<>", (pixels, pixels[..., 0])):
+        yield pfm_file(values / np.float32(255), order=order)
+
+
+def _psd_files() -> Iterator[bytes]:
+    for mode in ("L", "RGB", "RGBA", "CMYK"):
+        yield psd_file(picture().convert(mode), layers=-1, profile=rgb_profile(DISPLAY_P3))
+
+
+def _wide_tiffs() -> Iterator[bytes]:
+    pixels = np.asarray(picture())
+    layouts: tuple[dict[str, Any], ...] = ({}, {"tile": (32, 16)}, {"planar": True})
+    for (kind, predictor), compression, order, layout in itertools.product(
+        (("f4", 1), ("f8", 3), ("f2", 3), ("u2", 2), ("u4", 2)), (1, 5, 8), "<>", layouts
+    ):
+        values = pixels / 255 if kind.startswith("f") else pixels
+        options = {"predictor": predictor, "compression": compression, "order": order}
+        yield tiff_file(values.astype(kind), **options, **layout)
+    alpha = np.dstack([pixels, pixels[..., 0]]) / np.float32(255)
+    yield from (tiff_file(alpha, extra=(kind,)) for kind in (0, 1, 2))
+
+
+_BY_HAND = {"pnm": _pnm_files, "psd": _psd_files, "widetiff": _wide_tiffs}
+
+
+def _make_profile(draw: Random) -> Case:
+    """A sound picture with a damaged colour profile, which must not cost it."""
+    mode, profile = draw.choice(_PROFILES)
+    damaged = mutated(draw, profile, most=draw.choice((1, 3, 20)))
+    name = draw.choice(("JPEG", "PNG", "TIFF") if mode == "RGB" else ("JPEG", "TIFF"))
+    return {"image.bin": encode(picture().convert(mode), name, icc_profile=damaged or b"x")}
+
+
+def _run_profile(case: Case, folder: Path) -> str:
+    try:
+        return _run(LIMITS, case, folder)
+    except Rejection as error:
+        raise BrokenPromiseError(f"a profile cost its picture: {error}") from error
+
+
+_PROFILES = (
+    ("RGB", rgb_profile(DISPLAY_P3)),
+    ("RGB", rgb_profile(PROPHOTO, gamma(1.8), white=D50)),
+    ("L", grey_profile(gamma(1.0))),
+    ("CMYK", cmyk_profile(lambda inks: 50 * inks[:, :3])),
+)
 
 
 def _make(name: str, draw: Random) -> Case:
@@ -190,20 +286,79 @@ def _bmp_bomb(draw: Random) -> bytes:
     return bytes(content)
 
 
+def _jpeg2000_bomb(draw: Random) -> bytes:
+    """Sizes, tiles, channels and depths that the file does not hold."""
+    content = bytearray(corpus(draw.choice(("jp2", "j2k")))[0])
+    place = content.find(b"\xff\x4f\xff\x51") + 8
+    sides = [draw.choice((80, 7999, 60_000, 2**31)) for _ in range(2)]
+    for start, values in ((place, sides), (place + 16, draw.choice((sides, [1, 1], [80, 96])))):
+        content[start : start + 8] = struct.pack(">II", *values)
+    if (header := content.find(b"ihdr")) > 0 and draw.random() < 0.7:
+        content[header + 4 : header + 12] = struct.pack(">II", *sides[::-1])
+    return bytes(content)
+
+
+def _heif_bomb(draw: Random) -> bytes:
+    """A picture of 4000 pixels that claims to be small, or a small one that claims much."""
+    name = draw.choice(("avif", "heif"))
+    content = bytearray(draw.choice(_giants(name)) if draw.random() < 0.3 else corpus(name)[0])
+    place = content.find(b"ispe") + 8
+    sides = [draw.choice((80, 7999, 16_384, 2**31 - 1)) for _ in range(2)]
+    content[place : place + 8] = struct.pack(">II", *sides)
+    return bytes(content)
+
+
+@functools.cache
+def _giants(name: str) -> tuple[bytes, ...]:
+    image = Image.new("RGB", (4000, 4000), (10, 200, 30))
+    return (_encoded(image, name, _variants(name)[0]),)
+
+
+def _raw_bomb(draw: Random) -> bytes:
+    """Headers of the uncompressed formats that claim all the pixels there may be."""
+    side = draw.choice((7999, 30_000, 65_535))
+    tga = struct.pack("<BBB9xHHBB", 0, 0, draw.choice((2, 3, 10, 11)), side, side, 24, 0x20)
+    psd = b"8BPS\x00\x01" + struct.pack(">6xHIIHH", 3, side, side, 8, 3)
+    pnm = f"P{draw.choice('123456fF')} {side} {side} {draw.choice((1, 255, 65535))} ".encode()
+    body = draw.choice((bytes(1000), bytes(40_000_000), b"1 " * 1_000_000))
+    return draw.choice((tga, psd + bytes(12), pnm)) + body
+
+
+def _wide_tiff_bomb(draw: Random) -> bytes:
+    """Strips that unpack to more than they say, or to all that there may be."""
+    side = draw.choice((3000, 7999))
+    strip = {"tile": (side, side)} if draw.random() < 0.5 else {"rows": side}
+    values = np.zeros((16, 16, 3), draw.choice((np.float32, np.float64)))
+    claims = dict.fromkeys((256, 257), (side,))
+    options = {"compression": draw.choice((1, 8)), "predictor": draw.choice((1, 3)), "tags": claims}
+    return tiff_file(values, **options, **(strip if draw.random() < 0.7 else {}))
+
+
+_NEWER_BOMBS = (_jpeg2000_bomb, _heif_bomb, _raw_bomb, _wide_tiff_bomb)
 _BOMBS = (_png_bomb, _text_bomb, _gif_bomb, _tiff_bomb, _jpeg_bomb, _webp_bomb, _bmp_bomb)
 
 
-def _make_bomb(draw: Random) -> Case:
-    content = draw.choice(_BOMBS)(draw)
+def _make_bomb(bombs: tuple[Callable[[Random], bytes], ...], draw: Random) -> Case:
+    content = draw.choice(bombs)(draw)
     return {"image.bin": mutated(draw, content, most=2) if draw.random() < 0.2 else content}
 
 
 KINDS = [
     *(
-        Kind(name, functools.partial(_make, name), functools.partial(_run, LIMITS), share=12)
-        for name in FORMATS
+        Kind(name, functools.partial(_make, name), functools.partial(_run, LIMITS), share=share)
+        for names, share in ((FORMATS, 12), (NEWER_FORMATS, 6))
+        for name in names
     ),
-    Kind(
-        "bomb", _make_bomb, functools.partial(_run, None), share=1, limit_s=60, memory_mib=BOMB_MIB
+    Kind("profile", _make_profile, _run_profile, share=6),
+    *(
+        Kind(
+            name,
+            functools.partial(_make_bomb, bombs),
+            functools.partial(_run, None),
+            share=1,
+            limit_s=60,
+            memory_mib=BOMB_MIB,
+        )
+        for name, bombs in (("bomb", _BOMBS), ("newerbomb", _NEWER_BOMBS))
     ),
 ]

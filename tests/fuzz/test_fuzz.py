@@ -13,6 +13,7 @@ import pytest
 from tests.fuzz import planted
 from tests.fuzz.catalogue import KINDS, again, plan
 from tests.fuzz.driver import ROOT, Tally, fuzz
+from tests.fuzz.images import FORMATS, NEWER_FORMATS
 
 pytestmark = pytest.mark.timeout(1200)
 CASES = 2000
@@ -48,7 +49,7 @@ def test_what_was_found_stays_mended(tmp_path: Path) -> None:
 
 
 def test_damage_is_refused_and_soundness_accepted(tallies: dict[str, Tally]) -> None:
-    for name in ("jpeg", "png", "webp", "gif", "tiff", "bmp"):
+    for name in (*FORMATS, *NEWER_FORMATS):
         outcomes = tallies[name].outcomes
         assert outcomes["row"] > 0, name
         assert outcomes.keys() & {"reject:undecodable", "reject:truncated"}, name

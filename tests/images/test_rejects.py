@@ -16,8 +16,10 @@ def test_a_rejection_survives_the_way_between_processes() -> None:
 
 def test_reasons_are_the_words_of_the_table() -> None:
     assert {reason.value for reason in RejectReason} == {
+        "unreadable",
         "undecodable",
         "truncated",
+        "no_bytes",
         "unsupported_format",
         "too_large",
         "too_small",

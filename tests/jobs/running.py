@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 PATIENCE_S = 600.0
@@ -41,26 +47,52 @@ class Job:
     """A job that runs in `folder` with its output beside it, and a home of its own."""
 
     def __init__(
-        self, folder: Path, *arguments: object, job: str = "invert_dataset", **environment: str
+        self,
+        folder: Path,
+        *arguments: object,
+        job: str = "invert_dataset",
+        terminal: bool = False,  # whether stderr is one, of 100 columns
+        **environment: str,
     ) -> None:
         self.folder, self.mark = folder, f"{_MARK}_{os.getpid()}_{time.monotonic_ns()}"
         self.home = folder / "home"
         self.home.mkdir(exist_ok=True)
         self.out, self.err = folder / "stdout", folder / "stderr"
-        with self.out.open("wb") as out, self.err.open("wb") as err:
+        own = {"HOME": str(self.home), "TERM": "xterm", self.mark: "1"}
+        self.copying: threading.Thread | None = None
+        with self.out.open("wb") as out, self._stderr(terminal) as err:
             self.process = subprocess.Popen(
                 [sys.executable, str(JOBS / f"{job}.py"), *map(str, arguments)],
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env={**os.environ, **environment, "HOME": str(self.home), self.mark: "1"},
+                env={**os.environ, **environment, **own},
                 start_new_session=True,  # so that its group can be signalled, as a terminal does
             )
+
+    def _stderr(self, terminal: bool) -> BinaryIO:
+        """The file for what it prints, or a terminal that is copied there as it comes."""
+        if not terminal:
+            return self.err.open("wb")
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+
+        def copy() -> None:
+            with self.err.open("wb", buffering=0) as sink, suppress(OSError):  # EIO: all closed it
+                while content := os.read(ours, 65536):
+                    sink.write(content)
+            os.close(ours)
+
+        self.copying = threading.Thread(target=copy, daemon=True)
+        self.copying.start()
+        return os.fdopen(theirs, "wb", buffering=0)
 
     def ended(self) -> Ended:
         """Wait for the end."""
         code = self.process.wait(PATIENCE_S)
+        if self.copying:
+            self.copying.join(PATIENCE_S)
         return Ended(code, self.out.read_text(), self.err.read_text())
 
     def wait_for_files(self, folder: Path, count: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,12 +62,12 @@ def stopped_three_times(folder: Path, where: tuple[object, ...]) -> Interrupted:
     """Ctrl-C, SIGTERM, kill -9, and a run to the end, over one table."""
     latents = folder / "table" / "latents"
 
-    def start() -> Job:
-        return Job(folder, *where, *SETTINGS, *WORKERS)
+    def start(*, terminal: bool = False) -> Job:
+        return Job(folder, *where, *SETTINGS, *WORKERS, terminal=terminal)
 
-    def started_and_at_work() -> Job:
+    def started_and_at_work(*, terminal: bool = False) -> Job:
         there = len(list(latents.glob("*.parquet")))
-        job = start()
+        job = start(terminal=terminal)
         try:
             job.wait_for_files(latents, there + 1)
         except AssertionError:
@@ -74,7 +76,7 @@ def stopped_three_times(folder: Path, where: tuple[object, ...]) -> Interrupted:
             raise
         return job
 
-    first = started_and_at_work()
+    first = started_and_at_work(terminal=True)
     ctrl_c, left_by_ctrl_c = first.interrupt(), left_after_a_moment(first)
     second = started_and_at_work()
     sigterm, left_by_sigterm = second.terminate(), left_after_a_moment(second)
@@ -110,6 +112,29 @@ def test_ctrl_c_ends_with_code_1_the_json_line_and_how_to_go_on(interrupted: Int
     assert "Traceback" not in run.err
     assert (run.line["exit_code"], run.line["errors"]) == (1, [])
     assert run.line["samples"] >= 0
+
+
+def test_a_terminal_shows_what_the_run_is_at_and_none_of_rays_lines(
+    interrupted: Interrupted,
+) -> None:
+    text = interrupted.ctrl_c.err
+    drawn = re.findall(r"(?:^|\r\x1b\[K)(\d+:\d\d · [^\r\n]*)", text)
+    steps = ("checking the request", "loading PyTorch and Ray", "loading the model", "starting Ray")
+    first_of = [next(n for n, line in enumerate(drawn) if step in line) for step in steps]
+    assert first_of == sorted(first_of)
+    assert any(re.search(r"images \d+ of 12 · \d+ %", line) for line in drawn)
+    stopping = [number for number, line in enumerate(drawn) if "stopping (Ctrl-C)" in line]
+    assert stopping[-1] == len(drawn) - 1, "from the signal to the end"
+    said = re.sub(r"\d+:\d\d · [^\r\n]*", "", text)
+    words = [word for word in ("raylet", "(pid=", "core_worker", "infinite") if word in said]
+    assert words == []
+
+
+def test_the_command_to_go_on_can_be_pasted(interrupted: Interrupted) -> None:
+    for run in (interrupted.ctrl_c, interrupted.sigterm):
+        command = shlex.split(run.err.splitlines()[-2])
+        assert command[1].endswith("invert_dataset.py")
+        assert command[command.index("--output") + 1] == "table"
 
 
 def test_sigterm_ends_with_code_1_the_json_line_and_how_to_go_on(interrupted: Interrupted) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.table import open_table
+from jobs.refine_dataset import second_pass
+from pipeline.table import Columns, open_for_writing, open_table
 from tests.jobs.conftest import WORKERS, Undisturbed
 from tests.jobs.running import Ended, file_bytes, run_job
+from tests.table.rows import DESCRIPTION, N_STYLES
 
 pytestmark = pytest.mark.timeout(900)
 WHERE = "key LIKE 'unusual/%' OR key = 'portraits/0002.jpg'"
@@ -84,3 +87,18 @@ def test_a_table_that_is_not_there_is_a_wrong_request(tmp_path: Path) -> None:
     assert run.refused
     assert "'nowhere' is not a table" in run.err or "nowhere" in run.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("chosen", [{}, {"image_field": "png", "image_column": "photo"}])
+def test_images_are_chosen_as_in_the_first_pass(tmp_path: Path, chosen: dict[str, str]) -> None:
+    config = {"input": "/in", "output": "/out", "keep_columns": "label"}
+    columns = Columns(N_STYLES, kept=(("label", "int64"),))
+    layout = {"input": "/in", "files_per_shard": 9, **chosen}
+    table = str(tmp_path / "table")
+    open_for_writing(
+        table, replace(DESCRIPTION, columns=columns, layout=layout, config=config), part_size=1
+    )
+    second = second_pass(table, {"output": str(tmp_path / "second")})
+    assert second.image_field == chosen.get("image_field", "all")
+    assert second.image_column == chosen.get("image_column")
+    assert second.kept_names == ("label",)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import tarfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,21 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w")
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+PACKINGS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": partial(gzip.compress, compresslevel=1),
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": partial(pa.compress, codec="zstd", asbytes=True),
+}
+
+
+def write_packed_tar(path: Path, members: Iterable[tuple[str, bytes]], packing: str) -> Path:
+    """A tar packed by one of `PACKINGS`, whatever its name."""
+    plain = write_tar(path, members).read_bytes()
+    path.write_bytes(PACKINGS[packing](plain))
     return path
 
 

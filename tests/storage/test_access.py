@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError, NoCredentialsError
 
+from jobs import invert_dataset
 from pipeline.command_line import exit_code_of
 from pipeline.errors import AccessError
 from pipeline.storage import Store, check_credentials, check_output
@@ -74,6 +76,27 @@ def test_credentials_that_do_not_do_are_told_with_what_to_set(
         assert SECRET not in told
     with pytest.raises(AccessError):
         Store(s3.uri).names()
+
+
+@pytest.mark.usefixtures("fresh_sessions")
+@pytest.mark.parametrize("flag", ["--input", "--output"])
+def test_a_job_with_wrong_credentials_ends_with_code_2_and_one_line(
+    s3: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    flag: str,
+) -> None:
+    (tmp_path / "0.jpg").write_bytes(b"x")
+    Store(s3.uri).put("photos/0.jpg", b"x")
+    wrong_secret(monkeypatch)
+    KeyedS3.clear_instance_cache()
+    places = {"--input": str(tmp_path), "--output": str(tmp_path.with_name("table"))}
+    places[flag] = f"{s3.uri}/photos"
+    assert invert_dataset.main([word for pair in places.items() for word in pair]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == said.out.count("\n") == 1
+    assert "(SignatureDoesNotMatch): set AWS_ACCESS_KEY_ID" in said.err
 
 
 def test_amazons_own_service_is_told_where_no_endpoint_is_set(

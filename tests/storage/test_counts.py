@@ -8,7 +8,15 @@ import pytest
 from pipeline.errors import StorageError
 from pipeline.storage import Sample, Store, count_samples, counts, read_samples
 from tests.conftest import Bucket
-from tests.storage.archives import only_shard, samples_of, write_files, write_parquet, write_tar
+from tests.storage.archives import (
+    PACKINGS,
+    only_shard,
+    samples_of,
+    write_files,
+    write_packed_tar,
+    write_parquet,
+    write_tar,
+)
 
 MEMBERS = [
     *((f"{number}.jpg", b"image" * 1000) for number in range(5)),
@@ -47,8 +55,9 @@ def test_a_slice_of_a_folder_is_counted_by_its_listing(tmp_path: Path) -> None:
     assert [count_samples(shard, at_most) for at_most in (None, 1)] == [2, 1]
 
 
-def test_a_packed_tar_is_read(tmp_path: Path) -> None:
-    assert count_samples(only_shard(write_tar(tmp_path / "a.tar.gz", MEMBERS, "w:gz"))) == 6
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_packed_tar_is_read(tmp_path: Path, packing: str) -> None:
+    assert count_samples(only_shard(write_packed_tar(tmp_path / "a.tar", MEMBERS, packing))) == 6
 
 
 @pytest.mark.parametrize(

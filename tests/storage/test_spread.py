@@ -52,7 +52,15 @@ def test_of_many_archives_few_are_opened(tmp_path: Path, monkeypatch: pytest.Mon
     opened: list[str] = []
     read = spread.read_samples
     monkeypatch.setattr(
-        spread, "read_samples", lambda shard: opened.append(shard.shard_id) or read(shard)
+        spread,
+        "read_samples",
+        lambda shard, *others: opened.append(shard.shard_id) or read(shard, *others),
     )
     assert keys(tmp_path, 3) == ["0-0", "3-0", "6-0"]
     assert opened == ["0", "3", "6"]
+
+
+def test_masks_are_not_spread(tmp_path: Path) -> None:
+    members = [(f"{n}.{end}", b"1") for n in range(4) for end in ("jpg", "seg.png")]
+    write_tar(tmp_path / "s.tar", members)
+    assert keys(tmp_path, 9) == ["0", "1", "2", "3"]

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import gzip
 import io
+import lzma
 import tarfile
 from pathlib import Path
+from random import Random
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import StorageError
-from pipeline.storage import read_samples, strict_tar
-from tests.storage.archives import only_shard, samples_of, write_tar
+from pipeline.storage import read_samples, tars, unpacking
+from pipeline.storage.members import Member
+from tests.storage.archives import (
+    PACKINGS,
+    only_shard,
+    samples_of,
+    write_packed_tar,
+    write_tar,
+)
 
+KEYS = [f"{i:04d}" for i in range(5)]
 MEMBERS = [(f"{i:04d}.jpg", bytes([i]) * 3000) for i in range(5)]
 
 
@@ -58,9 +68,37 @@ def test_an_empty_member_is_a_sample(tmp_path: Path) -> None:
     assert (found.key, found.content, found.reject) == ("0", b"", "")
 
 
-@pytest.mark.parametrize("name", ["s.tar.gz", "s.tgz", "S.TAR.GZ", "gzip-inside.tar"])
-def test_gzip_is_told_by_its_bytes(tmp_path: Path, name: str) -> None:
-    assert keys(write_tar(tmp_path / name, MEMBERS, "w:gz")) == [f"{i:04d}" for i in range(5)]
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("name", ["s.tar", "S.TAR.GZ"])
+def test_packing_is_told_by_its_bytes(tmp_path: Path, name: str, packing: str) -> None:
+    assert keys(write_packed_tar(tmp_path / name, MEMBERS, packing)) == KEYS
+
+
+@pytest.mark.parametrize(
+    ("name", "packing"),
+    [
+        *[("s.tar.gz", "gz"), ("s.tgz", "gz"), ("s.tar.bz2", "bz2"), ("s.tbz2", "bz2")],
+        *[("s.tar.xz", "xz"), ("s.txz", "xz"), ("s.tar.zst", "zst"), ("S.TZST", "zst")],
+    ],
+)
+def test_packed_tars_are_shards_by_name(tmp_path: Path, name: str, packing: str) -> None:
+    write_packed_tar(tmp_path / name, MEMBERS, packing)
+    assert keys(tmp_path) == KEYS
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_streams_one_behind_another_are_one(tmp_path: Path, packing: str) -> None:
+    """As parallel compressors write them."""
+    plain = write_tar(tmp_path / "s.tar", MEMBERS).read_bytes()
+    pieces = [PACKINGS[packing](plain[i : i + 4000]) for i in range(0, len(plain), 4000)]
+    (tmp_path / "s.tar").write_bytes(b"".join(pieces))
+    assert keys(tmp_path / "s.tar") == KEYS
+
+
+def test_a_frame_to_be_skipped_may_come_first(tmp_path: Path) -> None:
+    path = write_packed_tar(tmp_path / "s.tar.zst", MEMBERS, "zst")
+    path.write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + path.read_bytes())
+    assert keys(path) == KEYS
 
 
 def test_links_are_rejected_in_sight(tmp_path: Path) -> None:
@@ -85,7 +123,7 @@ def test_paths_out_of_an_archive_stay_words(tmp_path: Path) -> None:
 def test_a_member_that_is_too_large_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.tars.MAX_SAMPLE_BYTES", 1000)
+    monkeypatch.setattr("pipeline.storage.members.MAX_SAMPLE_BYTES", 1000)
     path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1" * 1001), ("1.jpg", b"1" * 1000)])
     large, fits = samples_of(path)
     assert (large.key, large.content, large.reject) == ("0", b"", "too_large")
@@ -101,21 +139,58 @@ def test_a_truncated_tar_fails_wherever_it_was_cut(tmp_path: Path, cut: int) -> 
         samples_of(path)
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("cut", [20, 60, -9, -4])
-def test_a_truncated_gzip_fails(tmp_path: Path, cut: int) -> None:
-    path = write_tar(tmp_path / "s.tar.gz", MEMBERS, "w:gz")
+def test_a_truncated_packed_tar_fails(tmp_path: Path, cut: int, packing: str) -> None:
+    path = write_packed_tar(tmp_path / "s.tar.gz", MEMBERS, packing)
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(StorageError, match="is damaged"):
+    with pytest.raises(StorageError, match=r"is damaged after \d samples"):
         samples_of(path)
 
 
-def test_a_flipped_bit_in_a_gzip_fails(tmp_path: Path) -> None:
-    plain = write_tar(tmp_path / "plain", MEMBERS).read_bytes()
-    packed = bytearray(gzip.compress(plain, compresslevel=0))
-    packed[700] ^= 1
-    (tmp_path / "s.tar.gz").write_bytes(packed)
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_what_follows_packed_data_is_not_passed_over(tmp_path: Path, packing: str) -> None:
+    path = write_packed_tar(tmp_path / "s.tar.gz", MEMBERS, packing)
+    path.write_bytes(path.read_bytes() + b"something else behind it")
+    with pytest.raises(StorageError, match="is damaged after 5 samples"):
+        samples_of(path)
+
+
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
+def test_a_flipped_bit_in_packed_data_fails(tmp_path: Path, packing: str) -> None:
+    """Arrow writes Zstandard without the checksum that its own program adds."""
+    noise = [("0.jpg", Random(0).randbytes(30_000))]
+    content = bytearray(write_packed_tar(tmp_path / "s.tar.gz", noise, packing).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "s.tar.gz").write_bytes(content)
     with pytest.raises(StorageError, match="is damaged"):
         samples_of(tmp_path / "s.tar.gz")
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_an_unread_storage_is_no_damage(
+    tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = only_shard(write_packed_tar(tmp_path / "s.tar.gz", MEMBERS, packing))
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell():
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    content = Path(shard.uri).read_bytes()
+    monkeypatch.setattr(LocalFileSystem, "open", lambda *_, **__: Failing(content))
+    with pytest.raises(StorageError, match=r"^cannot read '.*': .*Input/output error"):
+        list(read_samples(shard))
+
+
+def test_an_xz_that_asks_for_much_memory_is_left(tmp_path: Path) -> None:
+    plain = write_tar(tmp_path / "s.tar", MEMBERS).read_bytes()
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30}]
+    (tmp_path / "s.tar.xz").write_bytes(lzma.compress(plain, filters=filters))
+    with pytest.raises(StorageError, match=r"[Mm]emory usage limit"):
+        samples_of(tmp_path / "s.tar.xz")
 
 
 def test_a_damaged_header_fails_after_what_came_before_it(tmp_path: Path) -> None:
@@ -195,10 +270,28 @@ def test_a_header_of_many_megabytes_is_not_taken_into_memory(tmp_path: Path) -> 
         samples_of(path)
 
 
-def test_a_gzip_that_unpacks_without_end_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_what_unpacks_without_end_is_left(
+    tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strict_tar, "_BOMB_BYTES", 1 << 20)
-    path = write_tar(tmp_path / "s.tar.gz", [("0.txt", b"\0" * (8 << 20))], "w:gz")
+    monkeypatch.setattr(unpacking, "_BOMB_BYTES", 1 << 20)
+    path = write_packed_tar(tmp_path / "s.tar.gz", [("0.txt", b"\0" * (8 << 20))], packing)
     with pytest.raises(StorageError, match="unpacks to over 200 times its size"):
         samples_of(path)
+
+
+def test_members_that_were_read_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million members `tarfile` would hold a gigabyte."""
+    most = 0
+
+    def counted(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
+        nonlocal most
+        most = max(most, len(archive.members))  # type: ignore[attr-defined]
+        return member_of(archive, info)
+
+    member_of = tars.member_of
+    monkeypatch.setattr(tars, "member_of", counted)
+    assert keys(write_tar(tmp_path / "s.tar", MEMBERS)) == KEYS
+    assert most == 1

@@ -100,6 +100,7 @@ def test_a_models_words_stand_in_the_card_as_words(tmp_path: Path) -> None:
     assert [line for line in text.splitlines() if line.startswith("#")] == [
         "# W+ codes of 4 faces",
         "## Rejects",
+        "## Left out",
         "## Metrics",
         "## Reading",
     ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import Shard
-from pipeline.table import TableWriter, index
+from pipeline.table import TableWriter, Totals, index
 from pipeline.table import states as states_module
 from pipeline.table.index import read_entries
 from pipeline.table.manifests import ShardManifest, manifest_etags, manifest_name
@@ -136,3 +139,32 @@ def test_the_name_of_an_index_file_is_that_of_its_content(root: str) -> None:
     write_shard(table, SHARDS[0])
     entry = table.entry(read_one(table.store, "s-0"))
     assert index.write_entries(table.store, [entry]) == index.write_entries(table.store, [entry])
+
+
+def test_an_index_of_earlier_versions_is_believed(root: str, read: list[str]) -> None:
+    """Without the columns that came since: or a start over a million shards reads all manifests."""
+    table = writer(root)
+    for one in SHARDS:
+        write_shard(table, one)
+    committed(table)
+    (name,) = table.store.names("_index/")
+    rows = pq.read_table(io.BytesIO(table.store.get(name))).drop_columns(["left_out"])
+    sink = io.BytesIO()
+    pq.write_table(rows, sink)
+    table.store.remove(name)
+    digest = hashlib.sha256(sink.getvalue()).hexdigest()[:16]
+    table.store.put(f"_index/shards/s-0-{digest}.parquet", sink.getvalue())
+    read.clear()
+    assert committed(table) == [(6, 2)] * 4
+    assert read == []
+
+
+def test_the_index_knows_what_readers_passed_over(root: str) -> None:
+    table = writer(root)
+    entries = []
+    for one in SHARDS:
+        write_shard(table, one, commit=False)
+        parts = table.state(one).parts.values()
+        entries.append(table.entry(table.commit_shard(one, parts, {".json": 2})))
+    table.index(entries)
+    assert Totals.of(table.store).left_out == {".json": 8}

@@ -56,3 +56,30 @@ def test_a_damaged_manifest_is_named(root: str) -> None:
     store.put(manifest_name("s-0"), b"[" * 200_000)
     with pytest.raises(TableError, match=r"_shards/s-0\.json' is not JSON"):
         read_manifest(store, "s-0")
+
+
+def test_what_a_reader_passed_over_stands_in_the_manifest(root: str) -> None:
+    store = Store(root)
+    left_out = {".json": 3, "(hidden)": 1}
+    made = ShardManifest.of(shard(), PARTS, "fingerprint", 4, left_out)
+    made.write(store)
+    assert read_manifest(store, "s-0") == made
+    assert read_manifest(store, "s-0").left_out == left_out
+
+
+def test_a_manifest_of_earlier_versions_passed_over_nothing(root: str) -> None:
+    """One that passed over nothing is written as it was then, byte for byte."""
+    store = Store(root)
+    manifest().write(store)
+    assert b"left_out" not in store.get(manifest_name("s-0"))
+    assert read_manifest(store, "s-0").left_out == {}
+
+
+@pytest.mark.parametrize("wrong", ['"x"', '{".json": "3"}', "[]"])
+def test_counts_of_a_manifest_that_are_none_are_told(root: str, wrong: str) -> None:
+    store = Store(root)
+    manifest().write(store)
+    text = store.get(manifest_name("s-0")).decode().rstrip().removesuffix("}")
+    store.put(manifest_name("s-0"), f'{text}, "left_out": {wrong}}}'.encode())
+    with pytest.raises(TableError, match="'left_out' is no object of counts"):
+        read_manifest(store, "s-0")

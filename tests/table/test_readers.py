@@ -131,11 +131,14 @@ def test_a_folder_gives_datasets_codes_and_pictures(
         assert tensors["aligned_jpeg"].shape == (3, 6, 8)
 
 
-def test_the_card_names_what_datasets_would_find_but_for_pictures(latents: str) -> None:
+def test_the_card_names_what_datasets_would_find_but_for_pictures(
+    latents: str, tmp_path: Path
+) -> None:
     """The same types, so that no column is converted when it is loaded."""
     schema = pq.read_schema(str(next(Path(latents).parent.glob("*.parquet")))).remove_metadata()
     found = datasets.Features.from_arrow_schema(schema)
-    named = datasets.load_dataset_builder(str(Path(latents).parents[1])).info.features
+    root, cache = str(Path(latents).parents[1]), str(tmp_path / "cache")
+    named = datasets.load_dataset_builder(root, cache_dir=cache).info.features
     pictures = {name: kind for name, kind in named.items() if isinstance(kind, datasets.Image)}
     assert set(pictures) == {name for name in found if name.endswith("_jpeg")}
     assert named == found | pictures

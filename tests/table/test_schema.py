@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import TableError
-from pipeline.table import Columns, image_id, latents_table, rejects_table
+from pipeline.errors import ConfigError, TableError
+from pipeline.table import Columns, check_kept, image_id, latents_table, rejects_table
 from tests.table.rows import COLUMNS, N_STYLES, code, face_row, reject_row
 
 
@@ -66,6 +68,16 @@ def test_optional_columns_hold_every_step_and_the_pictures() -> None:
     assert table.schema.field("w_plus").type.value_type.value_type == pa.float32()
 
 
+def test_a_turn_has_a_column_only_where_turns_are_searched() -> None:
+    turned = Columns(N_STYLES, turn_deg=True)
+    table = latents_table([face_row("k", turn_deg=270)], turned, "s")
+    assert table["turn_deg"].to_pylist() == [270]
+    assert table.schema.field("turn_deg").type == pa.int32()
+    assert "turn_deg" not in COLUMNS.latents_schema().names
+    with pytest.raises(TableError, match=r"unknown \['turn_deg'\]"):
+        latents_table([face_row("k", turn_deg=270)], COLUMNS, "s")
+
+
 @pytest.mark.parametrize("shape", [(N_STYLES, 511), (N_STYLES + 1, 512), (512,)])
 def test_a_code_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(TableError, match="the table takes"):
@@ -90,3 +102,24 @@ def test_a_row_with_other_columns_is_refused_by_name() -> None:
 def test_a_value_of_another_type_is_refused_by_column() -> None:
     with pytest.raises(TableError, match="column 'landmarks'"):
         latents_table([face_row("k", landmarks=np.zeros((67, 2)))], COLUMNS, "s")
+
+
+def test_fields_of_the_input_are_columns_behind_the_others() -> None:
+    kept = (("label", "int64"), ("seen", "timestamp[us, tz=UTC]"), ("a.b", "string"))
+    columns = Columns(N_STYLES, kept=kept)
+    rows = [
+        face_row("k", label=2**60, seen=1_000_000, **{"a.b": "x"}),
+        face_row("l", label=None, seen=None, **{"a.b": None}),
+    ]
+    table = latents_table(rows, columns, "s")
+    assert table.schema.names == [*COLUMNS.latents_schema().names, "label", "seen", "a.b"]
+    assert table["label"].to_pylist() == [2**60, None]
+    assert table["seen"].to_pylist() == [datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), None]
+    assert table.schema.field("seen").nullable
+
+
+@pytest.mark.parametrize("name", ["key", "KEY", "l2", "aligned_jpeg", "w_plus_per_step", "shard"])
+def test_a_field_named_as_a_column_of_the_table_is_refused(name: str) -> None:
+    check_kept(["label", "caption"])
+    with pytest.raises(ConfigError, match=f"--keep-columns: '{name}' is the name of a column"):
+        check_kept(["label", name])

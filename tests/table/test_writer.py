@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from dataclasses import replace
@@ -19,6 +20,7 @@ from pipeline.table import (
     open_table,
 )
 from pipeline.table import parts as parts_module
+from pipeline.table.description import read_description
 from pipeline.table.states import States
 from tests.table.rows import (
     COUNTS_OF_ONE,
@@ -225,6 +227,40 @@ def test_a_setting_as_before_it_existed_leaves_no_trace(root: str) -> None:
     assert same.description.fingerprint == before
     with pytest.raises(FingerprintError, match="as it was made: --precision float32"):
         writer(root, settings={**settings, "precision": "tf32"})
+
+
+def test_how_archives_are_read_is_continued_by_its_flags(root: str) -> None:
+    layout = dict(DESCRIPTION.layout)
+    before = writer(root).store.get("_table.json")
+    assert b"kept" not in before
+    writer(root, layout={**layout, "image_field": "all", "image_column": None})
+    asked = {**layout, "image_field": "one", "image_column": "image"}
+    kept = Columns(6, kept=(("label", "int64"), ("caption", "string")))
+    with pytest.raises(FingerprintError) as caught:
+        writer(root, layout=asked, columns=kept)
+    assert str(caught.value).splitlines()[-1] == (
+        "to continue it as it was made: --image-field all no --keep-columns no --image-column"
+    )
+    other = f"{root}-2"
+    writer(other, layout=asked, columns=kept, config={"keep_columns": "label,caption"})
+    again = writer(other, layout=asked, columns=kept)
+    assert again.description.columns == read_description(again.store).columns == kept
+    with pytest.raises(FingerprintError) as caught:
+        writer(other)
+    assert str(caught.value).splitlines()[-1] == (
+        "to continue it as it was made: --keep-columns label,caption --image-column image "
+        "--image-field one"
+    )
+
+
+@pytest.mark.parametrize("kept", [[["a", "binary"]], [["a"]], 5, [["a", "int64", "b"]]])
+def test_fields_of_no_known_type_make_no_table(root: str, kept: object) -> None:
+    store = writer(root).store
+    document = json.loads(store.get("_table.json"))
+    document["columns"]["kept"] = kept
+    store.put("_table.json", json.dumps(document).encode())
+    with pytest.raises(TableError, match="is incomplete"):
+        read_description(store)
 
 
 def test_other_columns_or_slices_are_refused(tmp_path: Path) -> None:

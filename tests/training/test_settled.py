@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def test_every_difference_is_told(begun: TrainConfig) -> None:
         check_settings(begun.model_copy(update={"steps": 3, "seed": 1, "images": 5, "batch": 4}))
     lines = str(refusal.value).splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == ["batch", "seed", "steps"]
+
+
+def test_a_training_begun_before_turns_goes_on_without_them(begun: TrainConfig) -> None:
+    store = Store(begun.output)
+    settings = json.loads(store.get(SETTINGS))
+    earlier = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
+    kept = {name: value for name, value in settings.items() if name not in earlier}
+    store.put(SETTINGS, json.dumps(kept).encode())
+    check_settings(begun.model_copy(update=earlier))
+    with pytest.raises(FingerprintError, match='turns: "none" when it began, "auto" asked for'):
+        check_settings(begun)
 
 
 def test_how_long_and_where_it_trains_may_change(begun: TrainConfig) -> None:

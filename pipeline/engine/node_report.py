@@ -1,0 +1,81 @@
+"""What one node says of itself before it works for a job: its code, packages, paths, storage."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import pipeline
+from pipeline.errors import PipelineError
+from pipeline.storage import Store
+
+PACKAGES = ("restyle-pipeline", "ray", "torch", "numpy", "pyarrow", "pillow", "dlib-bin")
+
+
+class NodeReport(NamedTuple):
+    """The answer of a node; `storage_error` is empty where all storage is reached."""
+
+    code: str  # `code_digest`
+    versions: dict[str, str]  # of Python and of the packages that compute and write
+    absent: list[str]  # of the paths that it was asked for
+    storage_error: str = ""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that compute and write."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        # A cluster's working directory is not an installed package.
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@cache
+def code_digest() -> str:
+    """Return the SHA-256 of this package's Python files, 16 hex digits of it.
+
+    Names and bytes count, the place of the package does not.
+    """
+    root = Path(pipeline.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def node_report(
+    paths: Sequence[str],
+    stores: Sequence[tuple[str, str]],  # URIs of folders, each with a file that is looked for
+    patience_s: int,  # how long a path may take to appear: network disks show files late
+) -> NodeReport:
+    """Look at this node."""
+    return NodeReport(code_digest(), versions(), _absent(paths, patience_s), _probe(stores))
+
+
+def _absent(paths: Sequence[str], patience_s: int) -> list[str]:
+    absent = list(paths)
+    for wait in [0, *[1] * patience_s]:
+        time.sleep(wait)
+        absent = [path for path in absent if not os.path.lexists(path)]
+        if not absent:
+            break
+    return absent
+
+
+def _probe(stores: Sequence[tuple[str, str]]) -> str:
+    for uri, name in stores:
+        try:
+            Store(uri).exists(name)
+        except PipelineError as error:
+            return f"{type(error).__name__}: {error}"
+    return ""

@@ -1,0 +1,85 @@
+"""Ctrl-C and SIGTERM while a run ends: the first one stops it, further ones change nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+def ignore_further(_signum: int = 0, _frame: FrameType | None = None) -> None:
+    """Ignore Ctrl-C and SIGTERM from here on; as a handler, also this one.
+
+    By a handler and not by SIG_IGN, which the processes that are started would inherit.
+    """
+    for number in _STOPPING:
+        signal.signal(number, _ignore)
+
+
+def ignore_to_the_end() -> None:
+    """Ignore Ctrl-C and SIGTERM until this process ends, which starts no other from here on."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _ignore(_signum: int, _frame: FrameType | None) -> None:
+    pass
+
+
+@contextmanager
+def handlers_restored() -> Iterator[None]:
+    """Put the handlers of Ctrl-C and SIGTERM back at the block's end, whatever it set."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # which gets no signals
+        return
+    before = {number: signal.getsignal(number) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # one of C code, which Python cannot put back
+                signal.signal(number, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM for the length of the block: what is ended there ends whole."""
+    with handlers_restored():
+        if threading.current_thread() is threading.main_thread():
+            ignore_further()
+        yield
+
+
+@contextmanager
+def survived() -> Iterator[None]:
+    """Ignore SIGTERM for the length of the block, though C code gives it its default action back.
+
+    Ray's core does so as it shuts down, past Python, whose handler is gone from then on: a signal
+    would end this process before it has ended those that it started. So a thread takes the action
+    away again, at once. To be used inside `undisturbed`, which puts Python's handler back.
+    """
+    set_action = ctypes.CDLL(None).signal
+    set_action.argtypes, set_action.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    ended = threading.Event()
+
+    def ignore() -> None:
+        set_action(signal.SIGTERM, signal.SIG_IGN)
+
+    def keep_ignoring() -> None:
+        while not ended.is_set():
+            ignore()
+
+    thread = threading.Thread(target=keep_ignoring, name="sigterm", daemon=True)
+    ignore()
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        ignore()

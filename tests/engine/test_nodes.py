@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.data import DataContext
+
+import pipeline
+from pipeline.config import JobConfig
+from pipeline.engine import nodes
+from pipeline.engine.cluster import running_ray
+from pipeline.engine.node_report import NodeReport, code_digest, node_report, versions
+from pipeline.engine.nodes import CheckNodes, NodeChecks, local_paths, nodes_checked
+from pipeline.errors import ClusterError, ConfigError
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    # Ray Data sets its own deprecated settings, and warns itself of it.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    # Ray leaves the log files of its own processes to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def config(**settings: object) -> JobConfig:
+    return JobConfig.model_validate({"input": "s3://b/in", "output": "s3://b/out"} | settings)
+
+
+def test_only_what_lies_on_a_disk_must_be_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "model", "first"):
+        (tmp_path / name).mkdir()
+    assert local_paths(config(identity="none")) == {}
+    assert local_paths(config(input="s3://b/in", init="s3://b/first", model="s3://b/m")) == {}
+    assert local_paths(config(input="photos", model="model", init=str(tmp_path / "first"))) == {
+        str(tmp_path / "photos"): "input",
+        "model": "model",
+        str(tmp_path / "first"): "init",
+    }
+
+
+def test_outside_a_cluster_nothing_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "in_cluster", lambda: False)
+    with nodes_checked(config(output=str(tmp_path / "table"))):
+        assert not (tmp_path / "table").exists()
+
+
+@pytest.fixture(scope="module")
+def one_node() -> Iterator[None]:
+    with running_ray():
+        yield
+
+
+@pytest.fixture
+def notices() -> list[str]:
+    return []
+
+
+def own_address() -> str:
+    (node,) = [one for one in ray.nodes() if one["Alive"]]
+    return str(node["NodeManagerAddress"])
+
+
+@pytest.mark.usefixtures("one_node")
+def test_a_node_is_asked_for_each_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "PATIENCE_S", 1)
+    there, absent = str(tmp_path), str(tmp_path / "elsewhere")
+    NodeChecks({there: "output"}).wait()
+    with pytest.raises(ConfigError, match=r"the output is a local path, .* has no '.*/elsewhere'"):
+        NodeChecks({there: "input", absent: "output"}).wait()
+
+
+@pytest.mark.usefixtures("one_node")
+def test_a_node_with_other_code_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "code_digest", lambda: "0123456789abcdef")
+    with pytest.raises(
+        ConfigError, match=rf"node {own_address()} has other code .*{code_digest()}"
+    ):
+        NodeChecks({}).wait()
+
+
+@pytest.mark.usefixtures("one_node")
+def test_a_node_with_other_packages_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "versions", lambda: versions() | {"numpy": "1.0"})
+    with pytest.raises(ConfigError, match=rf"node {own_address()} .*: numpy .* \(here 1\.0\)"):
+        NodeChecks({}).wait()
+
+
+@pytest.mark.usefixtures("one_node")
+def test_a_node_without_the_package_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = ray.put("ModuleNotFoundError: No module named 'duckdb'")
+    monkeypatch.setattr(nodes, "_ask", lambda *_: answer)
+    with pytest.raises(ConfigError, match=rf"node {own_address()} lacks .*'duckdb'\): install it"):
+        NodeChecks({}).wait()
+
+
+@pytest.mark.usefixtures("one_node")
+def test_without_a_node_that_reaches_the_storage_the_run_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    stores = [("abc://bucket/table", "_table.json")]
+    with pytest.raises(ClusterError, match=rf"no node reaches the storage; node {own_address()}: "):
+        NodeChecks({}, stores).wait()
+
+
+@pytest.mark.usefixtures("one_node")
+def test_a_node_that_reaches_no_storage_is_kept_free_of_work(notices: list[str]) -> None:
+    """Another node, that is only said to be there, goes on."""
+    (node,) = [one for one in ray.nodes() if one["Alive"]]
+    checks = NodeChecks({}, notice=notices.append)
+    alive = {node["NodeID"]: node, "another": {"Resources": {"CPU": 4.0}}}
+    free = ray.available_resources()["CPU"]
+    checks._block(node["NodeID"], own_address(), "StorageError: no route", alive)
+    assert notices == [
+        f"node {own_address()} is not used, as it does not reach the storage: "
+        "StorageError: no route"
+    ]
+    wait_until(lambda: ray.available_resources().get("CPU", 0.0) == 0)
+    checks.release()
+    wait_until(lambda: ray.available_resources().get("CPU", 0.0) == free)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.usefixtures("one_node")
+def test_a_lost_node_is_named(notices: list[str]) -> None:
+    checks = NodeChecks({}, notice=notices.append)
+    checks.wait()
+    checks._alive["gone"] = "10.77.0.3"
+    checks.poll(lambda: float("inf"))
+    assert notices == ["node 10.77.0.3 is lost: its parts are repeated"]
+
+
+def test_the_same_code_has_the_same_digest_anywhere(tmp_path: Path) -> None:
+    shutil.copytree(Path(pipeline.__file__).parent, tmp_path / "pipeline", ignore=_BULKY)
+    code = "from pipeline.engine.node_report import code_digest; print(code_digest())"
+
+    def digest() -> str:
+        run = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return run.stdout.strip()
+
+    assert digest() == code_digest()
+    changed = tmp_path / "pipeline" / "metrics" / "pixel.py"
+    changed.write_text(changed.read_text().replace("mean", "sum") + "\n")
+    assert digest() != code_digest()
+
+
+_BULKY = shutil.ignore_patterns("*.safetensors", "*.tar", "*.jpg", "__pycache__")
+
+
+def test_a_report_holds_what_a_node_is_asked_for(tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    table = [(str(tmp_path), "_table.json")]
+    report = node_report([str(tmp_path), absent], table, patience_s=0)
+    assert report == NodeReport(code_digest(), versions(), [absent], "")
+
+
+@pytest.mark.usefixtures("one_node")
+def test_nodes_must_see_a_hidden_file_in_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "in_cluster", lambda: True)
+    table = tmp_path / "table"
+    with nodes_checked(config(output=str(table))):
+        (marker,) = table.iterdir()
+        assert CheckNodes.checks is not None
+        assert CheckNodes.checks.paths == {str(marker): "output"}
+        assert CheckNodes in DataContext.get_current().custom_execution_callback_classes
+        CheckNodes().on_execution_step(None)
+    assert list(table.iterdir()) == []
+    assert CheckNodes.checks is None

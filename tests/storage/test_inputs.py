@@ -1,0 +1,251 @@
+"""Promises of the forms that an input takes: lists of URIs, patterns, ranges."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import InputError, StorageError
+from pipeline.storage import Shard, Store, check_apart, list_shards, read_samples
+from tests.storage.archives import write_files, write_parquet, write_tar
+
+IMAGE = b"\xff\xd8\xff\xe0 an image by its first bytes"
+
+
+def put_tars(store: Store, *names: str, tmp_path: Path) -> None:
+    for name in names:
+        path = write_tar(tmp_path / "one.tar", [("0.jpg", name.encode())])
+        store.put(name, path.read_bytes())
+
+
+def keys(uri: str) -> list[str]:
+    return [sample.key for shard in list_shards(uri) for sample in read_samples(shard)]
+
+
+def contents(uri: str) -> list[bytes]:
+    return [sample.content for shard in list_shards(uri) for sample in read_samples(shard)]
+
+
+def ids(uri: str) -> list[str]:
+    return [shard.shard_id for shard in list_shards(uri)]
+
+
+def test_a_range_of_shards_is_read_in_its_order(store: Store, tmp_path: Path) -> None:
+    put_tars(store, "00000.tar", "00001.tar", "00002.tar", "other.tar", tmp_path=tmp_path)
+    assert ids(store.uri("{00002..00000}.tar")) == ["00002", "00001", "00000"]
+    assert contents(store.uri("{00001..00002}.tar")) == [b"00001.tar", b"00002.tar"]
+
+
+def test_a_shard_has_one_id_however_it_is_named(store: Store, tmp_path: Path) -> None:
+    """A range, a pattern or their folder: a table is continued with any of them in mind."""
+    put_tars(store, "0.tar", "1.tar", "a/0.tar", "b/0.tar", tmp_path=tmp_path)
+    whole = ids(store.root)
+    assert sorted(ids(store.uri("{0..1}.tar")) + ids(store.uri("*/0.tar"))) == sorted(whole)
+    assert sorted(ids(store.uri("**/*.tar"))) == sorted(whole)
+
+
+def test_shards_missing_from_a_range_are_named_at_once(store: Store, tmp_path: Path) -> None:
+    put_tars(store, "00.tar", "02.tar", tmp_path=tmp_path)
+    with pytest.raises(
+        InputError, match=r"5 of the 7 files that the pattern .*are not there"
+    ) as got:
+        next(list_shards(store.uri("{00..06}.tar")))
+    assert "01.tar', " in str(got.value)
+    assert "and 2 more" in str(got.value)
+
+
+def test_a_pattern_takes_what_fits_and_nothing_else(store: Store) -> None:
+    for name in ("1.jpg", "2.jpg", "3.png", "a/4.jpg", "b/c/5.jpg", "b/6.txt"):
+        store.put(name, name.encode())
+    assert keys(store.uri("*.jpg")) == ["1.jpg", "2.jpg"]
+    assert keys(store.uri("**/*.jpg")) == ["1.jpg", "2.jpg", "a/4.jpg", "b/c/5.jpg"]
+    assert keys(store.uri("[!1]*.???")) == ["2.jpg", "3.png"]
+    assert keys(store.uri("{b,a}/*")) == ["b/c/5.jpg", "a/4.jpg"]
+
+
+def test_a_pattern_that_fits_a_folder_takes_all_in_it(store: Store) -> None:
+    for name in ("2023-12/1.jpg", "2024-01/2.jpg", "2024-02/x/3.jpg"):
+        store.put(name, name.encode())
+    assert keys(store.uri("2024-*")) == ["2024-01/2.jpg", "2024-02/x/3.jpg"]
+
+
+def test_a_pattern_that_fits_nothing_says_what_was_looked_for(store: Store) -> None:
+    store.put("1.png", b"1")
+    with pytest.raises(InputError, match=r"nothing fits the pattern .*\*\.jpg'; looked for \.tar"):
+        next(list_shards(store.uri("*.jpg")))
+
+
+def test_a_file_that_is_named_like_a_pattern_is_that_file(store: Store) -> None:
+    for name in ("[1].jpg", "1.jpg", "{a,b}.jpg", "*.jpg", "d{1..2}/x.jpg"):
+        store.put(name, name.encode())
+    for name in ("[1].jpg", "{a,b}.jpg", "*.jpg"):
+        assert contents(store.uri(name)) == [name.encode()]
+    assert keys(store.uri("d{1..2}")) == ["x.jpg"]
+
+
+def test_what_a_pattern_names_twice_is_read_once_and_counted(store: Store) -> None:
+    for name in ("a1.jpg", "a2.jpg", "b1.jpg"):
+        store.put(name, name.encode())
+    shards = list_shards(store.uri("{a*,*1,a1}.jpg"))
+    assert [shard.names for shard in shards] == [("a1.jpg", "a2.jpg", "b1.jpg")]
+    assert shards.left_out == {"(named twice)": 2}
+
+
+def test_a_bucket_as_part_of_a_pattern_is_refused() -> None:
+    with pytest.raises(InputError, match=r"bucket or host of 's3://\{a,b\}/x\.tar' is part of"):
+        next(list_shards("s3://{a,b}/x.tar"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [("{0..9999999}.tar", "stands for 10,000,000 names"), ("{0..1000}*", "1,001 patterns")],
+)
+def test_braces_that_stand_for_too_much_are_refused(
+    tmp_path: Path, pattern: str, told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        next(list_shards(f"{tmp_path}/{pattern}"))
+
+
+def test_a_list_names_files_folders_and_patterns(store: Store, tmp_path: Path) -> None:
+    put_tars(store, "shards/0.tar", "shards/1.tar", tmp_path=tmp_path)
+    for name in ("photos/1.jpg", "photos/deep/2.jpg", "one.jpg", "more/x1.jpg", "more/y.jpg"):
+        store.put(name, name.encode())
+    lines = ["# what is read", "", "one.jpg", "photos", " more/x*.jpg\r", "shards/{0..1}.tar"]
+    store.put("list.txt", "\n".join(lines).encode())
+    shards = list(list_shards(store.uri("list.txt")))
+    (images,) = (shard for shard in shards if shard.kind == "list")
+    assert images.names == ("one.jpg", "photos/1.jpg", "photos/deep/2.jpg", "more/x1.jpg")
+    assert images.uri == store.uri("list.txt")
+    samples = list(read_samples(images))
+    assert [sample.content.decode() for sample in samples] == list(images.names)
+    assert [sample.uri for sample in samples] == [store.uri(name) for name in images.names]
+    assert [shard.uri for shard in shards if shard.kind == "tar"] == [
+        store.uri("shards/0.tar"),
+        store.uri("shards/1.tar"),
+    ]
+    assert Shard.from_json(images.to_json()) == images
+
+
+def test_a_list_reaches_other_folders_and_stores(store: Store, tmp_path: Path) -> None:
+    far = write_files(tmp_path / "far", "1.jpg", "2.jpg")
+    write_tar(tmp_path / "x" / "0.tar", [("a.jpg", b"x")])
+    write_tar(tmp_path / "y" / "0.tar", [("a.jpg", b"y")])
+    store.put("near.jpg", b"near")
+    paths = [f"{far}/1.jpg", "near.jpg", f"file://{far}/2.jpg"]
+    paths += [f"{tmp_path}/{folder}/0.tar" for folder in "xy"]
+    store.put("all.lst", "\n".join(paths).encode())
+    listed = list(list_shards(store.uri("all.lst")))
+    assert len({shard.shard_id for shard in listed}) == 3, "ids of 0.tar and 0.tar differ"
+    assert listed == list(list_shards(store.uri("all.lst")))
+    assert contents(store.uri("all.lst")) == [b"x", b"y", b"1.jpg", b"near", b"2.jpg"]
+    (images,) = (shard for shard in listed if shard.kind == "list")
+    assert images.keys == (f"{far}/1.jpg", "near.jpg", f"{far}/2.jpg")
+
+
+def test_an_image_missing_from_a_list_is_one_reject(store: Store) -> None:
+    store.put("1.jpg", b"1")
+    store.put("list.txt", b"gone.jpg\n1.jpg\nno-extension\n")
+    (shard,) = list_shards(store.uri("list.txt"))
+    found = [(sample.key, sample.reject) for sample in read_samples(shard)]
+    assert found == [("gone.jpg", "unreadable"), ("1.jpg", ""), ("no-extension", "unreadable")]
+    store.put("gone.jpg", b"2")
+    (now,) = list_shards(store.uri("list.txt"))
+    assert now.etag != shard.etag, "it is done again"
+    with pytest.raises(StorageError, match="changed while it was read"):
+        list(read_samples(shard))
+
+
+def test_shards_missing_from_a_list_are_refused_at_once(store: Store) -> None:
+    store.put("1.jpg", b"1")
+    store.put("list.txt", b"1.jpg\na.tar\nb.parquet\n")
+    with pytest.raises(
+        InputError, match=r"2 of the 2 shards that the list .* are not there: .*a\.tar"
+    ):
+        next(list_shards(store.uri("list.txt")))
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing\n\n", b"a.jpg\nb.jpg\n", b"\x00\xff\xfe\n"])
+def test_a_list_of_nothing_that_is_there_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(InputError, match=r"list\.txt'"):
+        next(list_shards(f"{tmp_path}/list.txt"))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("other.txt", "line 2 of .*'.*other.txt' is a list, which a list does not name"),
+        ("s3://key:secret@bucket/a.jpg", "line 2 of .*carries credentials"),
+        ("x*.tar", "nothing fits the pattern '.*x\\*.tar'"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, told: str) -> None:
+    write_files(tmp_path, "1.jpg", "other.txt")
+    (tmp_path / "list.txt").write_text(f"1.jpg\n{line}\n")
+    with pytest.raises(InputError, match=told):
+        list(list_shards(f"{tmp_path}/list.txt"))
+
+
+def test_what_a_list_names_twice_is_read_once_and_counted(tmp_path: Path) -> None:
+    write_files(tmp_path, "a/1.jpg", "a/b/2.jpg", "a/3.jpg", "c.jpg")
+    (tmp_path / "list.txt").write_text("c.jpg\na/1.jpg\nc.jpg\na/b\na\na/b/2.jpg\na/3.jpg\n./a\n")
+    shards = list_shards(f"{tmp_path}/list.txt")
+    assert [shard.names for shard in shards] == [("c.jpg", "a/1.jpg", "a/b/2.jpg", "a/3.jpg")]
+    assert shards.left_out == {"(named twice)": 6}
+
+
+def test_a_name_in_a_list_may_look_like_a_pattern(tmp_path: Path) -> None:
+    write_files(tmp_path, "a[1].jpg", "{x,y}.jpg")
+    (tmp_path / "list.txt").write_text("a[1].jpg\n{x,y}.jpg\n")
+    assert keys(f"{tmp_path}/list.txt") == ["a[1].jpg", "{x,y}.jpg"]
+
+
+def test_names_that_are_not_utf_8_can_be_listed(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.jpg")
+    (tmp_path / name).write_bytes(b"1")
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf\xff.jpg\r\n")
+    assert keys(f"{tmp_path}/list.txt") == [r"\xff.jpg"]
+
+
+def test_images_of_a_list_are_cut_as_those_of_a_folder(tmp_path: Path) -> None:
+    write_files(tmp_path, *(f"{number}.jpg" for number in range(5)))
+    (tmp_path / "list.txt").write_text("".join(f"{number}.jpg\n" for number in (4, 3, 2, 1, 0)))
+    shards = list(list_shards(f"{tmp_path}/list.txt", files_per_shard=2))
+    assert [shard.shard_id for shard in shards] == [f"files-{number:05d}" for number in range(3)]
+    assert shards[0].names == ("4.jpg", "3.jpg")
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "refused"),
+    [
+        ("in", "in/table", True),
+        ("in/*.jpg", "in/table", False),
+        ("in/*", "in/table", True),
+        ("in/**/*.jpg", "in/table", True),
+        ("in/{a,b}/*.jpg", "in/table", False),
+        ("in/{a,b}", "in/b/table", True),
+        ("in/list.txt", "in/a/table", True),
+        ("in/list.txt", "in/table", False),
+    ],
+)
+def test_the_output_lies_outside_what_is_listed(
+    tmp_path: Path, given: str, output: str, *, refused: bool
+) -> None:
+    write_files(tmp_path / "in", "a/1.jpg", "b/2.jpg", "3.jpg")
+    (tmp_path / "in" / "list.txt").write_text("a\n3.jpg\n")
+    if not refused:
+        check_apart(f"{tmp_path}/{given}", f"{tmp_path}/{output}")
+        return
+    with pytest.raises(InputError, match="choose an output beside it"):
+        check_apart(f"{tmp_path}/{given}", f"{tmp_path}/{output}")
+
+
+def test_a_parquet_file_that_a_pattern_names_alone_is_read(tmp_path: Path) -> None:
+    """Beside a tar of its name it is taken for metadata, unless it is asked for."""
+    write_tar(tmp_path / "0.tar", [])
+    write_parquet(tmp_path / "0.parquet", {"image": [IMAGE]})
+    assert [shard.kind for shard in list_shards(str(tmp_path))] == ["tar"]
+    assert [shard.kind for shard in list_shards(f"{tmp_path}/*.parquet")] == ["parquet"]

@@ -1,0 +1,249 @@
+"""Promises of what cannot be read: one reject each, and the rest is read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StorageError
+from pipeline.storage import ReadOptions, Sample, folders, list_shards, listing, read_samples
+from tests.storage.archives import only_shard, write_files, write_tar
+
+NOBODY = 65534
+
+
+def rejects(folder: Path) -> dict[str, str]:
+    """Key and detail of each reject; all other samples hold their own names."""
+    found = {}
+    for shard in list_shards(str(folder)):
+        for sample in read_samples(shard):
+            if sample.reject:
+                assert sample.reject == "unreadable"
+                found[sample.key] = sample.detail
+            else:
+                assert sample.content == sample.key.encode()
+    return found
+
+
+def test_a_dead_link_is_one_reject(tmp_path: Path) -> None:
+    write_files(tmp_path, "1.jpg", "3.jpg")
+    (tmp_path / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "no-extension").symlink_to("nowhere")
+    assert rejects(tmp_path) == {
+        "2.jpg": f"cannot be read: a link to '{tmp_path}/gone.jpg', where nothing is",
+        "no-extension": "cannot be read: a link to 'nowhere', where nothing is",
+    }
+
+
+def test_a_dead_link_of_a_sidecar_is_counted(tmp_path: Path) -> None:
+    write_files(tmp_path, "1.jpg")
+    (tmp_path / "1.json").symlink_to("nowhere")
+    (tmp_path / "noext").symlink_to("nowhere")
+    shards = list_shards(str(tmp_path), options=ReadOptions(sniff=False))
+    assert [shard.names for shard in shards] == [("1.jpg",)]
+    assert shards.left_out == {".json": 1, "(no extension)": 1}
+
+
+def test_a_link_that_is_mended_changes_its_slice(tmp_path: Path) -> None:
+    write_files(tmp_path, "1.jpg")
+    (tmp_path / "2.jpg").symlink_to(tmp_path / "far.png")
+    before = only_shard(tmp_path)
+    (tmp_path / "far.png").write_bytes(b"2.jpg")
+    with pytest.raises(StorageError, match="changed while it was read"):
+        list(read_samples(before))
+    (after,) = (shard for shard in list_shards(str(tmp_path)) if shard.kind == "folder")
+    assert after.etag != before.etag
+
+
+def test_links_in_a_circle_are_one_reject_each(tmp_path: Path) -> None:
+    write_files(tmp_path, "1.jpg")
+    (tmp_path / "a.jpg").symlink_to("b.jpg")
+    (tmp_path / "b.jpg").symlink_to("a.jpg")
+    assert rejects(tmp_path) == dict.fromkeys(
+        ("a.jpg", "b.jpg"), f"cannot be read: {os.strerror(errno.ELOOP).lower()}"
+    )
+
+
+def test_a_link_back_up_is_counted(tmp_path: Path) -> None:
+    write_files(tmp_path, "a/1.jpg")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    shards = list_shards(str(tmp_path))
+    assert [shard.names for shard in shards] == [("a/1.jpg",)]
+    assert shards.left_out == {"(folder loop)": 1}
+
+
+def test_sockets_and_pipes_are_counted_and_never_opened(tmp_path: Path) -> None:
+    write_files(tmp_path, "1.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        shards = list_shards(str(tmp_path))
+        assert [shard.names for shard in shards] == [("1.jpg",)]
+    assert shards.left_out == {"(special file)": 2}
+
+
+@pytest.fixture
+def too_deep(tmp_path: Path) -> Iterator[Path]:
+    """A folder with an image, and images so deep below it that no path names them."""
+    write_files(tmp_path / "in", "1.jpg", "z.jpg")
+    place = os.open(tmp_path / "in", os.O_RDONLY)
+    step = "d" * 250
+    opened = [place]
+    for _ in range(20):
+        os.mkdir(step, dir_fd=place)
+        place = os.open(step, os.O_RDONLY, dir_fd=place)
+        opened.append(place)
+    os.close(os.open("deep.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=place))
+    yield tmp_path / "in"
+    os.unlink("deep.jpg", dir_fd=place)
+    for above in reversed(opened[:-1]):
+        os.rmdir(step, dir_fd=above)
+    for one in opened:
+        os.close(one)
+
+
+def test_a_folder_too_deep_for_a_path_is_one_reject(too_deep: Path) -> None:
+    found = rejects(too_deep)
+    (key,) = found
+    assert key.endswith("d/"), "a folder's key ends in a slash"
+    assert found[key] == f"cannot be read: {os.strerror(errno.ENAMETOOLONG).lower()}"
+
+
+def test_folders_may_lie_deeper_than_calls_may(tmp_path: Path) -> None:
+    folder, steps = tmp_path, ["d"] * (sys.getrecursionlimit() + 100)
+    for name in steps:
+        folder = folder / name
+        folder.mkdir()
+    (folder / "1.jpg").write_bytes(b"1")
+    try:
+        assert only_shard(tmp_path).names == ("/".join([*steps, "1.jpg"]),)
+    finally:  # what clears up behind the tests calls itself for each
+        (folder / "1.jpg").unlink()
+        while folder != tmp_path:
+            folder.rmdir()
+            folder = folder.parent
+
+
+def test_a_dead_link_to_a_shard_fails_that_shard_alone(tmp_path: Path) -> None:
+    """A reject would stand for one image, and hide a thousand."""
+    write_tar(tmp_path / "a.tar", [("0.jpg", b"1")])
+    (tmp_path / "b.tar").symlink_to("nowhere")
+    good, bad = list_shards(str(tmp_path))
+    assert [sample.key for sample in read_samples(good)] == ["0"]
+    with pytest.raises(StorageError, match=r"b\.tar': not found"):
+        list(read_samples(bad))
+
+
+_READ_AS_NOBODY = """
+import json, os, sys
+from pipeline.storage import list_shards, read_samples
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+shards = list(list_shards(sys.argv[1]))
+samples = [sample for shard in shards for sample in read_samples(shard)]
+print(json.dumps([[one.key, one.reject, one.detail] for one in samples]))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")
+def test_what_permissions_forbid_is_one_reject_each(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "in", "1.jpg", "2.jpg", "3", "a/4.jpg", "b/5.jpg", "s.json")
+    (tmp_path / "far").mkdir()
+    (folder / "link.jpg").symlink_to(tmp_path / "far" / "x.jpg")
+    for name in ("2.jpg", "3", "a", "s.json"):
+        (folder / name).chmod(0)
+    (tmp_path / "far").chmod(0)
+    for path in (folder, *folder.parents):
+        if path != Path("/") and not path.stat().st_mode & 1:
+            path.chmod(path.stat().st_mode | 0o5)
+    told = subprocess.run(
+        [sys.executable, "-c", _READ_AS_NOBODY, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    denied = "cannot be read: permission denied"
+    assert json.loads(told.stdout) == [
+        ["1.jpg", "", ""],
+        ["2.jpg", "unreadable", denied],
+        ["3", "unreadable", denied],
+        ["a/", "unreadable", denied],
+        ["b/5.jpg", "", ""],
+        ["link.jpg", "unreadable", denied],
+    ]
+
+
+def test_permissions_that_are_given_change_the_slice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They change neither size nor time."""
+    write_files(tmp_path, "1.jpg")
+    (tmp_path / "1.jpg").chmod(0o600)
+    after = only_shard(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert only_shard(tmp_path).etag != after.etag
+
+
+def test_a_disk_that_is_away_fails_the_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EIO and ESTALE are of a mount, and may pass; a table of rejects would not."""
+    write_files(tmp_path, "1.jpg", "2.jpg")
+    shard = only_shard(tmp_path)
+
+    def away(_: object, path: str) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+
+    monkeypatch.setattr(folders, "_whole", away)
+    with pytest.raises(StorageError, match="Stale file handle"):
+        list(read_samples(shard))
+
+
+def test_a_file_that_vanishes_fails_its_slice(tmp_path: Path) -> None:
+    """The input has changed: the next run lists it without the file."""
+    write_files(tmp_path, "1.jpg", "2.jpg")
+    shard = only_shard(tmp_path)
+    (tmp_path / "2.jpg").unlink()
+    with pytest.raises(StorageError, match=r"2\.jpg': not found"):
+        list(read_samples(shard))
+
+
+@pytest.mark.parametrize("gone", ["a/1.jpg", "a"])
+def test_what_vanishes_while_it_is_listed_is_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    write_files(tmp_path, "a/1.jpg", "b.jpg")
+    state: Callable[..., tuple[int, str]] = listing.local_state
+
+    def vanishing(path: str, *rest: object) -> tuple[int, str]:
+        if path.endswith("a/1.jpg") or path.endswith("b.jpg"):
+            for one in ("a/1.jpg", gone)[: 1 + (gone == "a")]:
+                target = tmp_path / one
+                if target.is_dir():
+                    target.rmdir()
+                elif target.exists():
+                    target.unlink()
+        if path.endswith("a/1.jpg"):
+            raise FileNotFoundError(errno.ENOENT, "gone", path)
+        return state(path, *rest)
+
+    monkeypatch.setattr(listing, "local_state", vanishing)
+    assert only_shard(tmp_path).names == ("b.jpg",)
+
+
+def test_an_unreadable_input_alone_is_a_reject(tmp_path: Path) -> None:
+    write_files(tmp_path, "list.png")
+    (tmp_path / "list.txt").write_text("list.png\nlink.jpg\n")
+    (tmp_path / "link.jpg").symlink_to("nowhere")
+    found: list[Sample] = list(read_samples(only_shard(tmp_path / "list.txt")))
+    assert [(one.key, one.reject) for one in found] == [
+        ("list.png", ""),
+        ("link.jpg", "unreadable"),
+    ]

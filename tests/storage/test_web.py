@@ -1,0 +1,198 @@
+"""Promises of inputs on the web, and of storages that nobody serves."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import AccessError, InputError, PipelineError, StorageError
+from pipeline.storage import list_shards, read_samples
+from tests.storage.archives import write_packed_tar, write_parquet, write_tar
+
+JPEG = b"\xff\xd8\xff\xe0 an image by its first bytes"
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder: whole, in `ranges`, or without sizes and etags where `bare`."""
+
+    protocol_version = "HTTP/1.1"
+    bare = ranges = False
+    status = 200
+
+    def do_HEAD(self) -> None:
+        """As servers that generate what they send: HEAD is not allowed."""
+        if self.bare or self.status != 200:
+            self.send_error(405 if self.bare else self.status)
+        else:
+            super().do_HEAD()
+
+    def do_GET(self) -> None:
+        """One file; no listing of a folder."""
+        path = Path(self.translate_path(self.path))
+        if self.status != 200 or not path.is_file():
+            self.send_error(self.status if self.status != 200 else 404)
+        elif self.bare:
+            self.send_response(200)
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(path.read_bytes())
+        elif self.ranges and "Range" in self.headers:
+            content = path.read_bytes()
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            part = content[int(first) : int(last) + 1]
+            self.send_response(206)
+            end = int(first) + len(part) - 1
+            self.send_header("Content-Range", f"bytes {first}-{end}/{len(content)}")
+            self.send_header("Content-Length", str(len(part)))
+            self.end_headers()
+            self.wfile.write(part)
+        else:
+            super().do_GET()
+
+    def handle(self) -> None:
+        """Readers of the first bytes close the connection."""
+        try:
+            super().handle()
+        except ConnectionError:
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def served(folder: Path, **behaviour: object) -> Iterator[str]:
+    handler = type("Behaving", (Server,), behaviour)
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
+    )
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of each kind of input, larger than what is read ahead where that matters."""
+    folder = tmp_path_factory.mktemp("www")
+    noise = [(f"{n}.jpg", JPEG + bytes([n]) * 3_000_000) for n in range(4)]
+    for name in ("00", "01"):
+        write_tar(folder / f"{name}.tar", noise)
+    write_packed_tar(folder / "packed.tar.gz", noise, "gz")
+    write_parquet(folder / "p.parquet", {"image": [JPEG, JPEG]})
+    with zipfile.ZipFile(folder / "z.zip", "w") as archive:
+        archive.writestr("a.jpg", JPEG)
+    for name in ("a.jpg", "noext", "b.jpeg.1"):
+        (folder / name).write_bytes(JPEG)
+    (folder / "page.html").write_text("<html></html>")
+    (folder / "list.txt").write_text("a.jpg\n00.tar\nnoext\ngone.jpg\npage.html\n")
+    return folder
+
+
+@pytest.fixture(scope="module", params=[{}, {"ranges": True}, {"bare": True}], ids=str)
+def web(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    """A server of `folder`, once one that says and does as little as a server may."""
+    with served(folder, **request.param) as uri:
+        yield uri
+
+
+def rejects(uri: str) -> list[str]:
+    """The rejects of each sample, empty for none."""
+    return [sample.reject for shard in list_shards(uri) for sample in read_samples(shard)]
+
+
+@pytest.mark.parametrize(
+    ("name", "samples"),
+    [
+        *(("00.tar", 4), ("{00..01}.tar", 8), ("packed.tar.gz", 4), ("p.parquet", 2)),
+        *(("z.zip", 1), ("a.jpg", 1), ("noext", 1), ("b.jpeg.1", 1)),
+        ("00.tar?download=true", 4),
+    ],
+)
+def test_files_of_a_web_server_are_read(web: str, name: str, samples: int) -> None:
+    assert rejects(f"{web}/{name}") == [""] * samples
+
+
+def test_a_list_of_a_web_server_is_read(web: str) -> None:
+    shards = list_shards(f"{web}/list.txt")
+    found = [(one.key, one.reject) for shard in shards for one in read_samples(shard)]
+    assert found[:4] == [(str(number), "") for number in range(4)]
+    assert found[4:] == [("a.jpg", ""), ("noext", ""), ("gone.jpg", "unreadable")]
+    assert shards.left_out == {".html": 1}
+
+
+@pytest.mark.parametrize("name", ["*.tar", "", "page.html"])
+def test_a_web_server_lists_no_folders(web: str, name: str) -> None:
+    with pytest.raises(InputError, match=r"a web server lists no folders: name its files in a"):
+        next(list_shards(f"{web}/{name}"))
+
+
+def test_what_a_web_server_lacks_is_a_wrong_request(web: str) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        next(list_shards(f"{web}/gone.tar"))
+    with pytest.raises(InputError, match=r"1 of the 2 files .*02\.tar"):
+        next(list_shards(f"{web}/{{01..02}}.tar"))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "told"),
+    [
+        (503, StorageError, "the server answers 503"),
+        (403, AccessError, "the server answers 403"),
+        (410, InputError, "does not exist"),
+    ],
+)
+def test_what_a_server_answers_is_said(
+    folder: Path, status: int, kind: type[PipelineError], told: str
+) -> None:
+    with served(folder, status=status) as web, pytest.raises(kind, match=told) as caught:
+        next(list_shards(f"{web}/00.tar"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9/{0..9}.tar", "ftp://127.0.0.1:9/x.tar"])
+def test_a_host_that_nobody_answers_on_is_no_wrong_request(uri: str) -> None:
+    with pytest.raises(StorageError, match=r"(?i)connect") as caught:
+        next(list_shards(uri))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("sftp://host/x", "pip install paramiko"),
+        ("lakefs://repository/branch", "pip install lakefs-spec"),
+        ("nosuch://host/x", "Protocol not known: nosuch"),
+        ("dbfs://host/x", "cannot open 'dbfs://host/x'"),
+        ("zip://a.jpg::/nowhere.zip", "does not exist"),
+    ],
+)
+def test_a_missing_driver_is_named_in_one_line(uri: str, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        next(list_shards(uri))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_changed_file_of_a_web_server_has_another_etag(tmp_path: Path) -> None:
+    """By its time, where a server has no etags."""
+    path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1")])
+    with served(tmp_path) as web:
+        (before,) = list_shards(f"{web}/s.tar")
+        os.utime(path, (1, 1))
+        (after,) = list_shards(f"{web}/s.tar")
+    assert after.size == before.size
+    assert after.etag != before.etag
