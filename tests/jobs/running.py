@@ -92,7 +92,7 @@ class Job:
         """Wait for the end."""
         code = self.process.wait(PATIENCE_S)
         if self.copying:
-            self.copying.join(PATIENCE_S)
+            self.copying.join(10)  # Ray's own processes may hold the terminal for longer
         return Ended(code, self.out.read_text(), self.err.read_text())
 
     def wait_for_files(self, folder: Path, count: int) -> None:
