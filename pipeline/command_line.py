@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import AccessError, PipelineError, RequestError, TableError
+from pipeline.errors import AccessError, PipelineError, RequestError, TableError, printable
 from pipeline.redaction import trace_of, without_secrets
 from pipeline.storage import one_line
 
@@ -39,7 +39,9 @@ class _JobParser(argparse.ArgumentParser):
         Without the usage where a shell made a list of a pattern: no flag was wrong.
         """
         listed = re.match(r"unrecognized arguments: (?!-)", message)
-        text = without_secrets(message) + (_ONE_VALUE if listed else self._meant(message))
+        text = printable(without_secrets(message)) + (
+            _ONE_VALUE if listed else self._meant(message)
+        )
         if not listed:
             self.print_usage(sys.stderr)
         print(f"{self.prog}: error: {text}", file=sys.stderr)
@@ -103,9 +105,9 @@ def exit_code_of(
     a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1; its
     other keys are those of `last_line`. One that `reads_only` prints an answer or nothing. To it,
     and to any job of a `given_table`, a damaged table is a wrong request; to all of them storage
-    that the user's credentials do not open. `stopped` is what a
-    Ctrl-C, or a SIGTERM, means to the user: code 1, and a last line without errors. `tell` takes
-    the line for stderr and the code, where it is not just to be printed.
+    that the user's credentials do not open. `stopped` is what a Ctrl-C, or a SIGTERM, means to the
+    user: code 1, and a last line without errors. `tell` takes the line for stderr and the code,
+    where it is not just to be printed.
     """
     tell = tell or _print_to_stderr
     wrong: tuple[type[PipelineError], ...] = (RequestError, AccessError)
@@ -123,7 +125,7 @@ def exit_code_of(
         return code
     except Exception as error:  # noqa: BLE001 - a defect: one line for people, all of it below
         text = f"{type(error).__name__}: {one_line(error)}"
-        print(f"unexpected error: {text}", file=sys.stderr)
+        tell(f"unexpected error: {text}", 1)
         if reads_only:
             print(trace_of(error), file=sys.stderr)
         else:

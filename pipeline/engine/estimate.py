@@ -17,6 +17,7 @@ from pipeline.engine.align import face_row
 from pipeline.engine.invert import codes_by_image
 from pipeline.engine.inverter import Inverter
 from pipeline.engine.plan import Plan, make_plan
+from pipeline.engine.progress import doing
 from pipeline.engine.read import ShardWork
 from pipeline.errors import StorageError
 from pipeline.images import Rejection
@@ -105,6 +106,7 @@ def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> di
     `estimated_seconds` has the `start_seconds` of Ray in it where there is anything to do.
     """
     plan = make_plan(config, dry_run=True, shards=shards)
+    doing("listing the input")
     works = list(plan.works)
     left_out = LeftOut(plan.found.left_out)
     counts, exact = _count(config, works, left_out)
@@ -112,6 +114,7 @@ def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> di
         summary.samples for state in plan.states.values() for summary in state.parts.values()
     )
     to_do = max(0, sum(counts) - existing)
+    doing("timing a few images")
     align, invert, faces = _time(plan, works) if to_do else (0.0, 0.0, 0.0)
     columns = plan.recipe.columns
     code = columns.n_styles * 512 * (2 if columns.w_plus_dtype == "float16" else 4)

@@ -5,6 +5,9 @@ Nothing here is done twice: the listing of the input that is begun here is gone 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pipeline.config import JobConfig
 from pipeline.engine.address import check_address
 from pipeline.errors import AccessError, ConfigError, StorageError
@@ -12,9 +15,11 @@ from pipeline.metrics.names import check_identity
 from pipeline.models.files import check_model
 from pipeline.storage import (
     ShardListing,
+    canonical_uri,
     check_apart,
     check_columns,
     check_contents,
+    check_credentials,
     check_output,
     kept_types,
     list_shards,
@@ -28,7 +33,7 @@ def check_request(config: JobConfig) -> ShardListing:
     Raises a `RequestError` for an output that cannot be one, a model, table or input that is not
     there, an input that holds nothing to read, and for credentials that open none of it.
     """
-    try:
+    with access_refused(config.output, config.input):
         check_address()
         check_kept(config.kept_names)
         check_apart(config.input, config.output)
@@ -41,8 +46,6 @@ def check_request(config: JobConfig) -> ShardListing:
         if config.init:
             open_start(config.init)
         return open_input(config)
-    except AccessError as error:
-        raise refused_access(error) from error
 
 
 def open_input(config: JobConfig) -> ShardListing:
@@ -60,6 +63,21 @@ def open_input(config: JobConfig) -> ShardListing:
     return shards
 
 
-def refused_access(error: StorageError) -> ConfigError:
-    """`error` as what it is before any work: a wrong request, which running it again repeats."""
-    return ConfigError(str(error))
+@contextmanager
+def access_refused(*uris: str) -> Iterator[None]:
+    """Turn credentials that do not open `uris` into what they are before any work: a wrong request.
+
+    Raises `ConfigError` for an `AccessError`, with what is wrong with S3's credentials where that
+    is the reason: the request that failed may not have said it.
+    """
+    try:
+        yield
+    except StorageError as error:
+        try:
+            for uri in uris:
+                check_credentials(canonical_uri(uri))
+        except AccessError as known:
+            raise ConfigError(str(known)) from error
+        if isinstance(error, AccessError):
+            raise ConfigError(str(error)) from error
+        raise

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator
 
 from pipeline.engine.address import check_address
-from pipeline.engine.preflight import refused_access
-from pipeline.errors import AccessError, InputError
+from pipeline.engine.preflight import access_refused
+from pipeline.errors import InputError
 from pipeline.metrics.names import check_identity
 from pipeline.models.files import check_model, check_model_file
 from pipeline.storage import (
@@ -31,15 +31,13 @@ def check_training(config: TrainConfig) -> Iterator[Shard]:
     Raises a `RequestError` for what is not there, and for fewer images than are held out, as far
     as that shows without reading much: faces that no image gives are found out when crops are cut.
     """
-    try:
+    with access_refused(config.output, config.input):
         check_address()
         check_apart(config.input, config.output)
         check_output(config.output, TRAINING_OUTPUT)
         check_settings(config)
         _check_weights(config)
         return enough_images(config)
-    except AccessError as error:
-        raise refused_access(error) from error
 
 
 def _check_weights(config: TrainConfig) -> None:
