@@ -20,6 +20,7 @@ from typing import get_args
 from pipeline.alignment import AlignmentSettings
 from pipeline.choices import Fit
 from pipeline.command_line import exit_code_of, job_parser, positive
+from pipeline.errors import printable
 from pipeline.inversion import ready_device
 from pipeline.models import RestyleModel, load_model, treatment_for
 from pipeline.reports.folders import REPORT_OUTPUT
@@ -81,7 +82,7 @@ def settings_of(asked: argparse.Namespace, model: RestyleModel) -> list[Alignmen
         # A way to resize is of crops: where one set is named, not of the other.
         fit = asked.fit if prealigned is not None or not any(told) else None
         treatment = treatment_for(model, prealigned=prealigned, identity="none", fit=fit)
-        print(f"{name}: {treatment.description}", file=sys.stderr)
+        print(f"{name}: {printable(treatment.description)}", file=sys.stderr)
         settings.append(
             AlignmentSettings(
                 output_size=model.input_size, prealigned=treatment.prealigned, fit=treatment.fit

@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from pipeline.command_line import exit_code_of, job_parser, positive
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, printable
 from pipeline.storage import Store, canonical_uri, check_output
 from pipeline.table import open_table
 
@@ -49,7 +49,7 @@ def _draw(arguments: argparse.Namespace) -> int:
         table, where=arguments.where, limit=arguments.limit, title=arguments.title
     )
     Store(folder or "/").put(name, picture)
-    print(f"contact sheet: {arguments.output}", file=sys.stderr)
+    print(f"contact sheet: {printable(arguments.output)}", file=sys.stderr)
     return 0
 
 

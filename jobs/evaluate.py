@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.command_line import exit_code_of, job_parser, positive
+from pipeline.errors import printable
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -79,8 +80,8 @@ def _compare(asked: argparse.Namespace) -> int:
     )
     report = compare_tables([open_table(uri) for uri in asked.table], options)
     report.write(asked.output)
-    print(report.headline)
-    print(f"report: {asked.output.rstrip('/')}/{REPORT_NAME}", file=sys.stderr)
+    print("\n".join(map(printable, report.headline.split("\n"))))
+    print(f"report: {printable(asked.output.rstrip('/'))}/{REPORT_NAME}", file=sys.stderr)
     return 0
 
 

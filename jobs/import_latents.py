@@ -23,7 +23,7 @@ from typing import get_args
 from pipeline.alignment import AlignmentSettings
 from pipeline.choices import CodeType, Device, Fit, Icc
 from pipeline.command_line import add_flags, exit_code_of, job_parser, positive
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, printable
 from pipeline.exchange.code_files import faces_of, open_codes
 from pipeline.exchange.importing import Importing, ImportSettings
 from pipeline.exchange.measuring import Measuring, Result
@@ -128,7 +128,7 @@ def _measuring(
     )
     given = {name: getattr(asked, name) for name in FaceSearch.model_fields}
     search = fill(FaceSearch, None, given)
-    print(treatment.description, file=sys.stderr)
+    print(printable(treatment.description), file=sys.stderr)
     alignment = AlignmentSettings(
         faces="all" if several else "largest",
         prealigned=treatment.prealigned,

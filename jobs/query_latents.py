@@ -5,6 +5,9 @@
 Views: latents (one row a face), rejects (one row a reject), shards (one row an input shard), runs
 (one row a run, with its seconds).
 A query reads the table alone: no other file, no web, and it writes nothing.
+On a terminal, control characters in names and values are shown as `\\x1b`, `\\n`; into a file or a
+pipe, --csv writes the values as they are, in quotes where they need it. A spreadsheet takes a value
+that begins with =, +, - or @ for a formula: import such a file as text.
 Exit code: 0 done, 1 a read failed, 2 the table or the query is wrong.
 """
 
@@ -25,6 +28,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from pipeline.command_line import exit_code_of, job_parser
+from pipeline.errors import printable
 from pipeline.table import open_table
 
 _LONGEST_LIST = 8
@@ -67,7 +71,7 @@ def _show(rows: pa.Table, asked: argparse.Namespace) -> None:
             print(_json(dict(zip(names, line, strict=True))))
     elif asked.csv:
         sheet = csv.writer(sys.stdout, lineterminator="\n")
-        sheet.writerow(names)
+        sheet.writerow(map(_field, names))
         sheet.writerows([_field(value) for value in line] for line in lines)
     else:
         _draw(names, lines)
@@ -88,7 +92,7 @@ def _draw(names: list[str], rows: list[tuple[Any, ...]]) -> None:
     # Into a file or a pipe a line may be as long as it is.
     console = Console(width=None if sys.stdout.isatty() else 10_000)
     if len(names) * _NARROWEST_COLUMN <= console.width:
-        grid = Grid(*names)
+        grid = Grid(*(escape(printable(name)) for name in names))
         for row in rows:
             grid.add_row(*(escape(_cell(value)) for value in row))
         console.print(grid)
@@ -96,13 +100,15 @@ def _draw(names: list[str], rows: list[tuple[Any, ...]]) -> None:
     for row in rows:
         record = Grid(show_header=False)
         for name, value in zip(names, row, strict=True):
-            record.add_row(name, escape(_cell(value)))
+            record.add_row(escape(printable(name)), escape(_cell(value)))
         console.print(record)
 
 
 def _field(value: Any) -> Any:
-    """Lists as JSON, other values as they are."""
-    return _json(value) if isinstance(value, list | dict) else value
+    """Lists as JSON, other values as they are; on a terminal a text in one printable line."""
+    if isinstance(value, list | dict):
+        return _json(value)
+    return printable(value) if isinstance(value, str) and sys.stdout.isatty() else value
 
 
 def _json(value: Any) -> str:
@@ -135,7 +141,7 @@ def _cell(value: Any) -> str:
         return f"{len(value)} bytes"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "" if value is None else str(value)
+    return "" if value is None else printable(str(value))
 
 
 if __name__ == "__main__":

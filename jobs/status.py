@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
 
 def _show(asked: argparse.Namespace) -> int:
     status = table_status(asked.table, list_input=asked.list_input)
-    print(json.dumps(status.to_dict()) if asked.json else "\n".join(lines(status)))
+    print(json.dumps(status.to_dict()) if asked.json else "\n".join(map(printable, lines(status))))
     return 0 if status.complete else NOT_COMPLETE
 
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import AccessError, PipelineError, RequestError, TableError
+from pipeline.errors import AccessError, PipelineError, RequestError, TableError, printable
 from pipeline.redaction import trace_of, without_secrets
 from pipeline.storage import one_line
 
@@ -39,7 +39,9 @@ class _JobParser(argparse.ArgumentParser):
         Without the usage where a shell made a list of a pattern: no flag was wrong.
         """
         listed = re.match(r"unrecognized arguments: (?!-)", message)
-        text = without_secrets(message) + (_ONE_VALUE if listed else self._meant(message))
+        text = printable(without_secrets(message)) + (
+            _ONE_VALUE if listed else self._meant(message)
+        )
         if not listed:
             self.print_usage(sys.stderr)
         print(f"{self.prog}: error: {text}", file=sys.stderr)

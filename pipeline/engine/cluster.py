@@ -52,7 +52,6 @@ _prepare_environment()
 import ray  # noqa: E402 - after its environment
 import torch  # noqa: E402 - after OMP_WAIT_POLICY
 from ray._private import ray_constants  # noqa: E402
-from ray._private import worker as ray_worker  # noqa: E402
 
 START_TRIES = 4
 START_TIMED_OUT = "timed out during startup"
@@ -211,11 +210,6 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
         _start((lambda: _start_local_patiently(pretended_gpus, folder)) if own else _join_cluster)
         output.enter_context(kept_in_file())
         yield _offered(folder)
-    except BaseException as error:
-        if not isinstance(error, Exception):  # a signal, after which more may come
-            with undisturbed():
-                _end_processes(folder)
-        raise
     finally:
         doing("stopping Ray")
         with undisturbed(), output:  # Ray also prints while it ends
@@ -223,15 +217,3 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
                 ray.shutdown()
             if folder:
                 remove_private_folder(folder)
-
-
-def _end_processes(folder: Path | None) -> None:
-    """End what an own Ray started, and its folder, before this process can be ended itself.
-
-    `ray.shutdown` does so too, but after its core gave SIGTERM its default action back: a second
-    signal would leave the agents of the node. It then waits 5 s for those that are gone.
-    """
-    node = ray_worker._global_node
-    if folder and node is not None:
-        node.kill_all_processes(check_alive=False, allow_graceful=True)
-        remove_private_folder(folder)

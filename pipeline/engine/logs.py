@@ -22,6 +22,7 @@ from pipeline.engine.commit import STAGES, Watch
 from pipeline.engine.progress import Progress
 from pipeline.engine.rows import Row
 from pipeline.engine.screen import event_line
+from pipeline.errors import printable
 from pipeline.redaction import without_secrets
 from pipeline.storage import LeftOut
 from pipeline.table import ShardEntry
@@ -49,21 +50,21 @@ class EventLog(Watch):
         if self.json_lines:
             self.event("model", treatment=treatment)
         else:
-            self._print(without_secrets(treatment))
+            self._print(printable(without_secrets(treatment)))
 
     def readme_kept(self, text: str) -> None:
         """`readme_kept`, or a line for people: the card was not written over another file."""
         if self.json_lines:
             self.event("readme_kept", "warning", reason=text)
         else:
-            self._print(without_secrets(text))
+            self._print(printable(without_secrets(text)))
 
     def notice(self, text: str) -> None:
         """`notice`, or a line for people: something of the cluster that changes what is used."""
         if self.json_lines:
             self.event("notice", "warning", text=text)
         else:
-            self._print(without_secrets(text))
+            self._print(printable(without_secrets(text)))
 
     def part(self, row: Row) -> None:
         """`part_done`."""

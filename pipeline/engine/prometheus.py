@@ -92,9 +92,12 @@ class Meters(Watch):
         now = time.monotonic()
         if now - self._looked < EVERY_S:
             return
+        operators = list(topology.items())[1:]
+        if len(operators) != len(STAGES):
+            return  # another data set of this process, which Ray Data shows as well
         elapsed, self._looked = now - self._looked, now
         states = []
-        for stage, (operator, state) in zip(STAGES, list(topology.items())[1:], strict=True):
+        for stage, (operator, state) in zip(STAGES, operators, strict=True):
             pool, queued = operator.get_actor_info(), state.total_enqueued_input_blocks()
             actors, active = pool.running, operator.num_active_tasks()
             self._queued.set(queued, {"stage": stage})

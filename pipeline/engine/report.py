@@ -19,6 +19,7 @@ from pipeline.engine.outcome import Outcome
 from pipeline.engine.pace import format_seconds
 from pipeline.engine.progress import MOST_TOLD
 from pipeline.engine.ray_output import VARIABLE
+from pipeline.errors import printable
 from pipeline.redaction import without_secrets
 from pipeline.storage import canonical_uri
 
@@ -43,7 +44,7 @@ def _counts(outcome: Outcome) -> Table:
     for reason, count in tally.reasons.most_common():
         table.add_row(f"rejected: {reason}", str(count))
     for label, count in [*outcome.left_out.ordered().items()][:_LABELS]:
-        table.add_row(f"left out: {label}", str(count))
+        table.add_row(escape(printable(f"left out: {label}")), str(count))
     table.add_row("parts done", str(tally.parts))
     table.add_row("parts skipped, done before", str(outcome.skipped_parts))
     return table
@@ -80,7 +81,9 @@ def print_outcome(
     console = Console(stderr=True)
     console.print(_counts(outcome))
     for warning in outcome.warnings[:_WARNINGS]:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"warning: {printable(warning)}", markup=False, highlight=False, soft_wrap=True
+        )
     more = len(outcome.warnings) - _WARNINGS + outcome.more_warnings
     if more > 0:
         console.print(f"... and {more} more warnings")
@@ -101,7 +104,7 @@ def print_outcome(
 def _print(console: Console, *lines: str) -> None:
     """Print lines as they are: a command is pasted, and no path is a link or a colour."""
     for line in lines:
-        text = without_secrets(line)
+        text = printable(without_secrets(line))
         console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
 

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
-from pipeline.exchange.file_names import LONGEST_COMPONENT, fits, to_file_name
+from pipeline.exchange.file_names import limits_of, to_file_name
 from pipeline.exchange.pickled import Codes, latents_file
-from pipeline.storage import OutputKind, Store, canonical_uri, is_local
+from pipeline.storage import OutputKind, Store, canonical_uri
 from pipeline.storage.formats import IMAGE_SUFFIXES
 from pipeline.table.reader import Table
 from pipeline.table.schema import STYLE_DIM
@@ -64,17 +64,36 @@ class Selection:
         for batch in self.table.batches(query, _BATCH_ROWS):
             yield from _rows(batch)
 
-    def check_files(self) -> None:
-        """Raise `ConfigError` where a disk does not take the name of a face."""
-        query = f"SELECT {self._name(with_suffix=False)} AS name, image_id FROM {self._chosen}"
+    def check_files(self, uri: str, suffix: str, folder: str = "") -> None:
+        """Raise `ConfigError` unless every face can have its file at `uri`.
+
+        That is `<folder><name><suffix>`, as `to_file_name` writes it.
+
+        Refused are names that are too long or hold a null character, and a file that another one
+        needs as its folder (`a.npy` and `a.npy/b.npy`). Neighbours are compared: DuckDB sorts the
+        names by their components, on its disk where they are many, so that what lies below a name
+        comes right behind it. The same two are refused in a bucket: no disk could take a copy.
+        """
+        limits = limits_of(uri, folder)
+        query = (
+            f"SELECT name, image_id FROM (SELECT {self._name(with_suffix=False)} AS name, image_id "
+            f"FROM {self._chosen}) ORDER BY string_split(name || '{suffix}', '/')"
+        )
+        above, owner = "", ""
         for batch in self.table.batches(query, _NAME_ROWS):
             for row in batch.to_pylist():
-                if not fits(row["name"]):
+                path = f"{to_file_name(row['name'])}{suffix}"
+                if why := limits.why_not(path):
                     raise ConfigError(
-                        f"'{row['image_id']}' cannot be the name of a file: more than "
-                        f"{LONGEST_COMPONENT} bytes between slashes, or a null character; "
+                        f"'{row['image_id']}' cannot be the name of a file: {why}; "
                         "choose other faces with --where, or export the dictionary (--as latents)"
                     )
+                if above and path.startswith(f"{above}/"):
+                    raise ConfigError(
+                        f"the file of '{owner}', {above}, would have to be the folder of that of "
+                        f"'{row['image_id']}'; choose one of them with --where"
+                    )
+                above, owner = path, row["image_id"]
 
     def counts(self) -> tuple[int, int]:
         """How many faces, and how many steps all of them made."""
@@ -171,18 +190,17 @@ def export_codes(selection: Selection, uri: str, form: CodeForm = "npy") -> int:
         (f"{to_file_name(row['name'])}.{form}", code_file(row["w_plus"], form))
         for row in selection.rows("w_plus")
     )
+    selection.check_files(uri, f".{form}")
     return put_files(uri, files, selection)
 
 
 def put_files(uri: str, files: Iterator[tuple[str, bytes]], selection: Selection) -> int:
     """Put (name, content) pairs below `uri`, a few at a time and in memory; their number.
 
-    A file that is there is left as it is. Raises `ConfigError` where it has another content, and,
-    before the first put, where there are no pairs or a face's name is none for a file.
+    A file that is there is left as it is. Raises `ConfigError` where it has another content, and
+    where there are no pairs; `Selection.check_files` comes before it.
     """
     store, count = Store(uri), 0
-    if is_local(uri):
-        selection.check_files()
     with ThreadPoolExecutor(_PUTS) as pool:
         while group := list(itertools.islice(files, 4 * _PUTS)):
             for _ in pool.map(lambda file: _put_beside(store, *file), group):

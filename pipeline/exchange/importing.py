@@ -237,7 +237,7 @@ class Importing:
             unknown = [None] * len(codes)
             row |= {"steps": len(codes), "best_step": len(codes)}
             row |= {f"{metric}_per_step": unknown for metric in METRICS}
-            w_plus = torch.from_numpy(codes)[None]
+            w_plus = torch.tensor(codes)[None]
             average = self.model.latent_avg.cpu()
             row["residual_norm_per_step"] = residual_norm(w_plus, average)[0].tolist()
             row["w_plus_per_step"] = codes
@@ -245,7 +245,7 @@ class Importing:
 
     def _of_best_step(self, row: dict[str, Any], codes: Codes) -> dict[str, Any]:
         best = codes[(row["best_step"] or len(codes)) - 1]
-        code = torch.from_numpy(best)[None]
+        code = torch.tensor(best)[None]
         row["w_plus"] = best
         row["w_plus_variance"] = float(w_plus_variance(code)[0])
         row["w_avg_distance"] = float(w_avg_distance(code, self.model.latent_avg.cpu())[0])

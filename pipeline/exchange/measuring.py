@@ -135,7 +135,7 @@ class Measuring:
     def columns(self, name: str, codes: Codes, face: AlignedFace) -> dict[str, Any]:
         """Alignment and metrics of one face whose codes are [steps, n_styles, 512]."""
         target = to_unit(face.pixels)[None]
-        w_plus = torch.from_numpy(codes).to(self.model.latent_avg.device)
+        w_plus = torch.tensor(codes, device=self.model.latent_avg.device)
         steps = self._step_images(name, w_plus)
         measures = self.meter.measure(target, steps[None], w_plus[None], self.model.latent_avg)
         best = int(measures.best_step[0])

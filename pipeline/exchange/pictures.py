@@ -30,6 +30,8 @@ from pipeline.models.pixels import to_pixels
 Kind = Literal["images", "results", "coupled"]
 Pixels = NDArray[np.uint8]
 
+_MOST_STEPS = 9999  # of which the folder's name has room in a path
+
 _COLUMNS = {
     "images": "w_plus AS codes",
     "results": "w_plus_per_step AS codes",
@@ -52,6 +54,7 @@ def export_pictures(selection: Selection, model: RestyleModel, uri: str, kind: K
         for row in selection.rows(_COLUMNS[kind])
         for name, pixels in _pictures(row, model, kind)
     )
+    selection.check_files(uri, ".png", f"{_MOST_STEPS}/" if kind == "results" else "")
     return put_files(uri, files, selection)
 
 

@@ -17,6 +17,7 @@ class RejectReason(StrEnum):
     UNSUPPORTED_FORMAT = "unsupported_format"  # not one of the formats that are read
     TOO_LARGE = "too_large"  # more pixels than the limit, by its header
     TOO_SMALL = "too_small"  # a side shorter than the smallest that is accepted
+    KEY_TOO_LONG = "key_too_long"  # the key in its shard is longer than a table keeps
     NO_FACE = "no_face"  # the detector found none, at any scale that was tried
     FACE_TOO_SMALL = (
         "face_too_small"  # the face is smaller than the limit; of a sample, the largest

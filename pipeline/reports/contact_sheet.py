@@ -133,9 +133,13 @@ def _plain(char: str) -> str:
 
 
 def _fitting(text: str, width: int) -> str:
-    """`text`, or as much of its end as is not wider than `width` pixels."""
-    if _font(12).getlength(text) <= width:
+    """`text`, or as much of its end as is not wider than `width` pixels.
+
+    No character is narrower than a pixel, so the time does not grow with the text.
+    """
+    if len(text) <= width and _font(12).getlength(text) <= width:
         return text
+    text = text[-width:]
     while text and _font(12).getlength("…" + text) > width:
         text = text[1:]
     return "…" + text

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pipeline.errors import printable
 from pipeline.reports.statistics import Interval
 
 Cell = str | int | float | Interval | None
@@ -76,7 +77,7 @@ def _shown(cell: Cell) -> str:
         return MISSING
     if isinstance(cell, Interval):
         return _interval(cell)
-    return number(cell) if isinstance(cell, float) else str(cell).replace("|", "\\|")
+    return number(cell) if isinstance(cell, float) else printable(str(cell)).replace("|", "\\|")
 
 
 def _interval(cell: Interval) -> str:

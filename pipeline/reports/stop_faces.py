@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.alignment import Aligner, AlignmentSettings
-from pipeline.errors import InputError
+from pipeline.errors import InputError, printable
 from pipeline.images import Rejection, RejectReason
 from pipeline.models.pixels import to_unit
 from pipeline.storage import Sample, spread_samples
@@ -26,7 +26,7 @@ def read_crops(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
         try:
             crops.append(_crop(aligner, sample))
         except Rejection as rejection:
-            print(f"left out: {sample.key}: {rejection}", file=sys.stderr)
+            print(f"left out: {printable(sample.key)}: {rejection}", file=sys.stderr)
     if not crops:
         raise InputError(f"'{uri}' has no face to calibrate on")
     return to_unit(np.stack(crops))

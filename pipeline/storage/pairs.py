@@ -15,7 +15,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.storage.arrays import read_array
 from pipeline.storage.formats import is_hidden, readable_name
 from pipeline.storage.strict_tar import DAMAGE, open_tar
-from pipeline.storage.tars import is_sample
+from pipeline.storage.tars import is_sample, sparse_refusal
 from pipeline.storage.uris import one_line, storage_errors
 
 CODE_SUFFIX = ".w.npy"
@@ -81,6 +81,8 @@ def _members(uri: str, *, with_images: bool) -> Iterator[tuple[str, bytes]]:
             name = readable_name(member.name.removeprefix("./"))
             is_code = name.endswith(CODE_SUFFIX) and not is_hidden(name)
             if member.isfile() and (is_code or (with_images and is_sample(member))):
+                if refusal := sparse_refusal(member):
+                    raise InputError(f"'{name}' in '{uri}' is {refusal}")
                 yield name, cast(IO[bytes], archive.extractfile(member)).read()
 
 

@@ -16,8 +16,10 @@ from pipeline.storage.beside import image_beside
 from pipeline.storage.columns import NOT_PARQUET, ImageColumn, image_column, schema_of
 from pipeline.storage.kept import TEXT, cell_value, to_json, type_name
 from pipeline.storage.left_out import LeftOut
+from pipeline.storage.memory_limit import MemoryLimit
 from pipeline.storage.opening import opened
 from pipeline.storage.options import ReadOptions
+from pipeline.storage.page_headers import CheckedFile
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_large
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import one_line, storage_errors
@@ -27,6 +29,9 @@ _KEY_COLUMNS = ("key", "__key__", "image_id", "id", "path", "file_name", "filena
 # holds one of them.
 _BATCH_ROWS = 1
 _BUFFER = 4 << 20
+# What Arrow may take for one row: a page of 256 MB as it is packed, unpacked and copied; and more
+# for files that are larger.
+_FREE_MEMORY, _GROWTH = 2 << 30, 4
 _ARROW_SCHEMA, _NO_SCHEMA = b"ARROW:schema", b"arrow-schema"
 
 
@@ -117,8 +122,9 @@ def _samples(file: Any, shard: Shard, options: ReadOptions, left_out: LeftOut) -
     keys = UniqueKeys()
     columns = {opened.image.name, *opened.fields, *filter(None, [opened.key_column])}
     batches = opened.parquet.iter_batches(_BATCH_ROWS, columns=[*columns], use_threads=False)
+    limit = MemoryLimit(_FREE_MEMORY + _GROWTH * file.seek(0, 2))
     row = 0
-    for batch in batches:
+    while (batch := _next(batches, limit)) is not None:
         for index in range(batch.num_rows):
             fields = _fields(batch, index, options, left_out)
             for sample in _row(batch, index, row, opened, shard):
@@ -126,9 +132,19 @@ def _samples(file: Any, shard: Shard, options: ReadOptions, left_out: LeftOut) -
             row += 1
 
 
+def _next(batches: Iterator[pa.RecordBatch], limit: MemoryLimit) -> pa.RecordBatch | None:
+    """The next rows; `ValueError` where they need more memory than the file's size explains."""
+    try:
+        with limit:
+            return next(batches, None)
+    except MemoryError as error:
+        raise ValueError("a row needs far more memory than the file has bytes") from error
+
+
 def _open(file: Any, shard: Shard, options: ReadOptions) -> _Open:
     # Without pre_buffer Arrow reads a column page by page instead of a row group at once.
     how = {"pre_buffer": False, "buffer_size": _BUFFER, "page_checksum_verification": True}
+    file = CheckedFile(file)
     parquet = pq.ParquetFile(file, **how)
     schema = parquet.schema_arrow
     image = image_column(schema, shard.source, options.image_column)
@@ -140,6 +156,8 @@ def _open(file: Any, shard: Shard, options: ReadOptions) -> _Open:
         _check_type(schema, name, options.keep_columns[name], shard)
     if any(pa.types.is_dictionary(field.type) for field in schema) or image.is_dictionary:
         parquet = pq.ParquetFile(file, metadata=_without_dictionaries(file), **how)
+    columns = {image.path[0], *fields, *filter(None, [key_column])}
+    file.watch(parquet.metadata, columns)
     return _Open(parquet, image, key_column, fields)
 
 

@@ -28,6 +28,10 @@ from pipeline.storage.uris import (
     storage_errors,
 )
 
+# What the name of a temporary file has more than the file's own, at most: a dot before it, a dot,
+# the process's number, a dash, eight digits and ".tmp" behind it.
+TEMPORARY_BYTES = 2 + len(str(1 << 22)) + 1 + 8 + 4
+
 
 class Store:
     """Objects named by relative paths with forward slashes below `root`, a path or fsspec URI.
@@ -194,7 +198,10 @@ def is_temporary(name: str) -> bool:
 def _complete_file(target: Path, content: bytes) -> Iterator[Path]:
     """A temporary file beside `target` that holds `content` safely; the caller renames it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    # A name as long as a name may be has no room for more.
+    start = target.name.encode(errors="surrogateescape")[: 255 - TEMPORARY_BYTES]
+    kept = start.decode(errors="ignore")
+    temporary = target.with_name(f".{kept}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(content)

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
+from pipeline.errors import printable
 from pipeline.storage import LeftOut, Store
 from pipeline.table.description import Description
 from pipeline.table.features import front_matter
@@ -31,6 +32,12 @@ configs:
 ---
 
 # W+ codes of """
+_LONGEST_TEXT = 300
+_MOST_FACTS = 100
+_DEEPEST = 4
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+# Underscores inside a word are none of emphasis.
+_MARKUP = re.compile(r"[&<>\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 _EARLIER_LINE = re.compile(
     r"|( {2})?\* .*|\| .* \||## (Rejects|Metrics)|Nothing was rejected\.|No face was measured\."
     r"|[\d,]+ images in [\d,]+ shards? gave [\d,]+ codes and [\d,]+ rejects\. A code is .*"
@@ -153,7 +160,7 @@ def _summary(description: Description, totals: Totals) -> str:
         f"{totals.samples:,} images in {totals.shards:,} shard{'s' * (totals.shards != 1)} gave "
         f"{totals.faces:,} codes and "
         f"{totals.rejects:,} rejects. A code is `[{columns.n_styles}][512]` of "
-        f"{columns.w_plus_dtype} in the column `w_plus`.",
+        f"{card_words(columns.w_plus_dtype)} in the column `w_plus`.",
         "",
         *(line for name, value in description.model.items() for line in _about(name, value)),
         f"* fingerprint of weights and settings: `{description.fingerprint}`",
@@ -164,7 +171,7 @@ def _summary(description: Description, totals: Totals) -> str:
 
 def _rejects(figures: Figures) -> str:
     most_first = sorted(figures.reasons.items(), key=lambda item: (-item[1], item[0]))
-    listed = [(reason, f"{rows:,}") for reason, rows in most_first]
+    listed = [(card_words(reason), f"{rows:,}") for reason, rows in most_first]
     return _section("Rejects", ("reason", "rows"), listed, "Nothing was rejected.")
 
 
@@ -180,9 +187,14 @@ def _in_listing(listed: LeftOut) -> str:
     return f"* by the listing of the input: {_counts(listed)}"
 
 
+def _code(text: str) -> str:
+    """A text as it stands between backticks, where nothing is escaped."""
+    return printable(text[:_LONGEST_TEXT]).replace("`", "'")
+
+
 def _counts(left_out: LeftOut) -> str:
     """Most first, in one line; the label is what the names end in."""
-    counts = [f"{count:,} `{label}`" for label, count in left_out.ordered().items()]
+    counts = [f"{count:,} `{_code(label)}`" for label, count in left_out.ordered().items()]
     return ", ".join(counts) or "nothing"
 
 
@@ -195,7 +207,9 @@ def _metrics(description: Description, totals: Totals) -> str:
         if steps
     ]
     header = ("mean", *(f"step {step + 1}" for step in range(steps)))
-    measured = [f"* {name}: {meaning}" for name, meaning in description.metrics.items()]
+    measured = [
+        line for name, meaning in description.metrics.items() for line in _about(name, meaning)
+    ]
     section = _section("Metrics", header, rows, "No face was measured.")
     which = [_COLUMNS] if rows else []
     return "\n".join([section, *which, *_unidentified(description, totals), *measured, ""])
@@ -224,14 +238,28 @@ def _section(
 def _about(name: str, value: object) -> list[str]:
     """A line, or for several facts, such as a model's notes, a list of them below it."""
     if isinstance(value, dict) and value:
-        return [f"* {name}:", *(f"  * {each}: {_text(fact)}" for each, fact in value.items())]
-    return [f"* {name}: {_text(value)}"]
+        facts = [f"  * {card_words(each)}: {_text(fact)}" for each, fact in value.items()]
+        left_out = [f"  * ... and {len(facts) - _MOST_FACTS} more"][: len(facts) > _MOST_FACTS]
+        return [f"* {card_words(name)}:", *facts[:_MOST_FACTS], *left_out]
+    return [f"* {card_words(name)}: {_text(value)}"]
 
 
-def _text(value: object) -> str:
+def _text(value: object, depth: int = 0) -> str:
     """A fact in one line: what JSON gives, without its quotes and braces."""
+    if isinstance(value, dict | list) and (depth == _DEEPEST or len(value) > _MOST_FACTS):
+        return f"{len(value)} entries"
     if isinstance(value, dict):
-        return "; ".join(f"{name} {_text(fact)}" for name, fact in value.items()) or "none"
+        facts = (f"{card_words(name)} {_text(fact, depth + 1)}" for name, fact in value.items())
+        return "; ".join(facts) or "none"
     if isinstance(value, list):
-        return ", ".join(map(_text, value)) or "none"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return ", ".join(_text(item, depth + 1) for item in value) or "none"
+    return card_words(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def card_words(text: str) -> str:
+    """A text of others as words of the card: one line of at most 300 characters, in which nothing
+    is taken for Markdown, HTML or a formula.
+    """
+    if len(text) > _LONGEST_TEXT:
+        text = f"{text[:_LONGEST_TEXT]}..."
+    return _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), printable(text))

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.storage import Shard, Store, slice_number
+from pipeline.table.audit import Audit
 from pipeline.table.index import ShardEntry, all_entries
 from pipeline.table.manifests import manifest_etags
 
@@ -37,13 +38,18 @@ class Committed(NamedTuple):
 class CommittedShards:
     """The shards that have a manifest, as one listing shows them, and what the index says of them.
 
-    Of those that stand in no index ids and etags are held, some 250 bytes each.
+    Of those that stand in no index ids and etags are held, some 250 bytes each. `distrusted` is set
+    where a line of the index that `Audit` drew is not what its manifest says: all shards stand in
+    no index then.
     """
 
     def __init__(self, store: Store) -> None:
         self._unindexed: dict[str, str] = {}
         self.slices = array("q")  # numbers of a folder's slices
-        self._known = self._listed(store, *_indexed(store))
+        audit = Audit()
+        indexed = _indexed(store, audit)
+        self.distrusted = audit.lies(store)
+        self._known = self._listed(store, *(_nothing() if self.distrusted else indexed))
 
     def _listed(self, store: Store, manifests: _Integers, known: _Integers) -> _Integers:
         """The columns of `known` whose manifests are there, by shard; the rest are noted."""
@@ -90,11 +96,19 @@ class CommittedShards:
         return self._unindexed.get(shard_id)
 
 
-def _indexed(store: Store) -> tuple[_Integers, _Integers]:
+def _nothing() -> tuple[_Integers, _Integers]:
+    return _EMPTY[-1].copy(), _EMPTY[:-1]
+
+
+def _indexed(store: Store, audit: Audit) -> tuple[_Integers, _Integers]:
     """All that the index says: hashes of ids with their manifests' etags [n], sorted; the columns
     that they belong to [4, n].
     """
-    columns = np.concatenate([_EMPTY, *map(_columns, all_entries(store))], axis=1)
+    found = [_EMPTY]
+    for entries in all_entries(store):
+        audit.add(entries)
+        found.append(_columns(entries))
+    columns = np.concatenate(found, axis=1)
     columns = columns[:, np.argsort(columns[-1])]
     return columns[-1].copy(), columns[:-1]
 

@@ -66,10 +66,13 @@ def all_entries(store: Store) -> Iterator[list[ShardEntry]]:
         yield [ShardEntry(*row) for row in rows_of(table)]
 
 
-def shard_entries(store: Store) -> Iterator[ShardEntry]:
-    """Of every committed shard, by the index, or by the manifest of one that stands in none."""
+def shard_entries(store: Store, *, by_manifests: bool = False) -> Iterator[ShardEntry]:
+    """Of every committed shard, by the index, or by the manifest of one that stands in none.
+
+    All `by_manifests` where the index is not to be believed.
+    """
     etags = dict(manifest_etags(store))
-    for entry in read_entries(store, etags):
+    for entry in () if by_manifests else read_entries(store, etags):
         del etags[entry.shard]
         yield entry
     with ThreadPoolExecutor(_THREADS) as pool:

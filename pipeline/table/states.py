@@ -11,6 +11,7 @@ from itertools import islice
 
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Shard, Store
+from pipeline.table.audit import forget_index
 from pipeline.table.committed import Committed, CommittedShards
 from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry, write_entries
 from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
@@ -84,6 +85,8 @@ class States:
     ) -> None:
         self.store, self.stamps, self.read_only = store, stamps, index.read_only
         self._committed = CommittedShards(store)
+        if self._committed.distrusted and not self.read_only:
+            forget_index(store)
         self._strays = strays
         if strays:
             strays.look_beside(self._committed)

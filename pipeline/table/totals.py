@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from pipeline.errors import TableError
 from pipeline.storage import LeftOut, Store
+from pipeline.table.audit import Audit
 from pipeline.table.figures import Figures
 from pipeline.table.index import ShardEntry, shard_entries
 
@@ -23,9 +26,24 @@ class Totals:
 
     @classmethod
     def of(cls, store: Store) -> Totals:
-        """Of the table in `store`; `TableError` if its index or a manifest is damaged."""
+        """Of the table in `store`; `TableError` if a manifest is damaged.
+
+        By the index, of which `Audit` holds some lines against their manifests; by the manifests
+        alone where one of them lies, or cannot be read.
+        """
+        audit = Audit(sums=True)
+        try:
+            totals = cls._sum(audit.watched(shard_entries(store)))
+        except (TableError, ValueError):
+            return cls._sum(shard_entries(store, by_manifests=True))
+        if audit.lies(store):
+            return cls._sum(shard_entries(store, by_manifests=True))
+        return totals
+
+    @classmethod
+    def _sum(cls, entries: Iterable[ShardEntry]) -> Totals:
         totals = cls()
-        totals.figures = Figures.total(totals._counted(entry) for entry in shard_entries(store))
+        totals.figures = Figures.total(totals._counted(entry) for entry in entries)
         return totals
 
     def _counted(self, entry: ShardEntry) -> Figures:

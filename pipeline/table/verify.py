@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import StorageError, TableError
-from pipeline.storage import Store
+from pipeline.storage import Store, is_local
 from pipeline.table.committed import places_of
 from pipeline.table.description import Description
+from pipeline.table.evidence import (
+    check_description,
+    check_footer,
+    check_inputs,
+    check_manifest,
+    check_sources,
+    expect,
+    is_in_input,
+)
 from pipeline.table.figures import Figures
-from pipeline.table.manifests import ShardManifest, manifest_ids, read_manifest
+from pipeline.table.index import ShardEntry, all_entries
+from pipeline.table.manifests import ShardManifest, manifest_etags, read_manifest
 from pipeline.table.parts import LATENTS, REJECTS, PartSummary, decode_metadata, part_name
 from pipeline.table.schema import rejects_schema
 
@@ -28,16 +41,30 @@ _THREADS = 8
 _BATCH = 4096
 _AT_ONCE = 256
 _COUNTS = ("samples", "faces", "rejects")
+_NAMING = ["image_id", "shard", "key", "face_index", "source_uri"]
 
 
 def verify_table(store: Store, description: Description, *, checksums: bool) -> dict[str, int]:
     """Check everything that a table promises; the counts of what it holds.
 
-    Every shard's manifest agrees with its part files (present, SHA-256, schema, stamp, row
-    counts); samples in = samples with a latents row + samples with reject rows alone; no face is
-    there twice; no part file belongs to no committed shard; the sums that the card is made of are
-    those of the parts. Without `checksums` the codes are not read, only footers and keys. Raises
-    `TableError` with the first problem and their number.
+    * Every shard's manifest agrees with its part files (present, SHA-256, schema, stamp, metrics,
+      counts of each part), with the places that its rows came from, and with the table's
+      fingerprint; samples in = samples with a latents row + samples with reject rows alone; no
+      face is there twice; the sums that the card is made of are those of the parts.
+    * No file at any depth of `latents/` and `rejects/` belongs to no committed shard.
+    * `_table.json` agrees with itself, with the footers, and with the model's bundle, where that
+      is on this machine with the same weights.
+    * Every line of the index that a restart or the card would believe says what its manifest says.
+
+    Without `checksums` codes and weights are not read, only footers and keys. Raises `TableError`
+    with the first problem and their number.
+
+    Not checked, as nothing else in the table says the same: the rows' numbers beyond the sums;
+    `size` and `left_out` of a manifest, and its `etag` against the input, which is not read;
+    `config` but for what settings, columns and layout repeat, `sniff` of the layout, and the
+    model's notes; the accounts in `_runs/`; the card, which is written anew from the manifests;
+    `_index/parts/`, which a commit compares with the footers, and its SHA-256 only here. Who
+    writes all documents and files of a shard alike makes a table that is sound.
 
     The counts: `shards`, `parts`, `samples`, `faces`, `rejects`, `samples_with_faces`,
     `samples_rejected`.
@@ -48,10 +75,17 @@ def verify_table(store: Store, description: Description, *, checksums: bool) -> 
     problems: list[str] = []
     expected = array("q")  # hashes: 8 bytes a file, of which there are two for a few hundred images
     check = _ShardCheck(store, description, checksums)
-    shards = manifest_ids(store)
+    etags = dict(manifest_etags(store))
+    shards = sorted(etags)
+    lines = _Lines(etags)
+    try:
+        check_description(store, description, weights=checksums)
+    except TableError as error:
+        problems.append(str(error))
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(shards), _AT_ONCE):  # a pool takes all that it is given at once
-            for counts, names, found in pool.map(check, shards[start : start + _AT_ONCE]):
+            for manifest, counts, names, found in pool.map(check, shards[start : start + _AT_ONCE]):
+                lines.add(manifest)
                 expected.extend(map(hash, names))
                 problems += found
                 totals = {name: totals[name] + counts.get(name, 0) for name in totals}
@@ -59,6 +93,11 @@ def verify_table(store: Store, description: Description, *, checksums: bool) -> 
         problems.append(
             f"'{name}' belongs to no committed shard (an interrupted run? run the job again)"
         )
+    problems += [*_linked_folders(store), *lines.lies(store)]
+    try:
+        check_inputs(description, check.places)
+    except TableError as error:
+        problems.append(str(error))
     if problems:
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
         raise TableError(f"the table '{store.root}' is not sound: {problems[0]}{more}")
@@ -73,28 +112,68 @@ def _unexpected(store: Store, hashes: NDArray[np.int64]) -> Iterator[str]:
         yield from (name for name, is_known in zip(batch, known, strict=True) if not is_known)
 
 
+def _linked_folders(store: Store) -> Iterator[str]:
+    """Problems: links to folders, which some readers follow and no listing does."""
+    if not is_local(store.root):
+        return
+    for kind in (LATENTS, REJECTS):
+        for folder, below, _ in os.walk(store.path(kind)):
+            for name in below:
+                if (Path(folder) / name).is_symlink():
+                    yield f"'{kind}/{name}' is a link to a folder, which belongs to no shard"
+
+
+class _Lines:
+    """The lines that the index should have: 8 bytes a shard."""
+
+    def __init__(self, etags: Mapping[str, str]) -> None:
+        self._etags = etags
+        self._hashes = array("q")
+
+    def add(self, manifest: ShardManifest) -> None:
+        """Note what the index may say of a shard."""
+        self._hashes.append(hash(ShardEntry.of(manifest, self._etags[manifest.shard])))
+
+    def lies(self, store: Store) -> Iterator[str]:
+        """Problems: lines that a restart would believe, and that are not true."""
+        true = np.sort(np.frombuffer(self._hashes, np.int64))
+        for entries in all_entries(store):
+            believed = [one for one in entries if self._etags.get(one.shard) == one.manifest_etag]
+            _, known = places_of(true, [hash(one) for one in believed])
+            for entry, is_true in zip(believed, known, strict=True):
+                if not is_true:
+                    yield (
+                        f"the index says of shard '{entry.shard}' what its manifest does not say: "
+                        "delete the folder _index, which the next run makes again"
+                    )
+
+
 class _ShardCheck:
-    """One shard at a time: counts, the names of its files, and what is wrong."""
+    """One shard at a time: manifest, counts, the names of its files, and what is wrong."""
 
     def __init__(self, store: Store, description: Description, checksums: bool) -> None:
         self.store = store
         self.checksums = checksums
+        self.description = description
         self.fingerprint = description.fingerprint
+        self.places: dict[bool, str] = {}  # a URI of a shard, by whether it lies in the input
         self.schemas = {LATENTS: description.columns.latents_schema(), REJECTS: rejects_schema()}
 
-    def __call__(self, shard: str) -> tuple[dict[str, int], set[str], list[str]]:
+    def __call__(self, shard: str) -> tuple[ShardManifest, dict[str, int], set[str], list[str]]:
         manifest = read_manifest(self.store, shard)
         names = {
             part_name(kind, shard, part.part)
             for kind in (LATENTS, REJECTS)
             for part in manifest.parts
         }
+        self.places[is_in_input(self.description, manifest.uri)] = manifest.uri
         try:
-            return self._counts(manifest), names, []
+            check_manifest(manifest, self.description)
+            return manifest, self._counts(manifest), names, []
         except (TableError, StorageError) as error:
-            return {}, names, [str(error)]
+            return manifest, {}, names, [str(error)]
         except UnicodeDecodeError:
-            return {}, names, [f"shard '{shard}' holds text that is not UTF-8"]
+            return manifest, {}, names, [f"shard '{shard}' holds text that is not UTF-8"]
 
     def _counts(self, manifest: ShardManifest) -> dict[str, int]:
         keys: dict[str, set[str]] = {LATENTS: set(), REJECTS: set()}
@@ -102,16 +181,22 @@ class _ShardCheck:
         rows = {LATENTS: 0, REJECTS: 0}
         figures = []
         for part in manifest.parts:
+            own: set[str] = set()
             for kind in (LATENTS, REJECTS):
                 table = self._columns(manifest, part, kind)
-                keys[kind] |= set(table["key"].to_pylist())
+                keys[kind] |= (found := set(table["key"].to_pylist()))
+                own |= found
+                said = part.faces if kind == LATENTS else part.rejects
+                _expect_count(manifest.shard, part.part, kind, table.num_rows, said)
+                check_sources(manifest, pc.unique(table["source_uri"]).to_pylist())
                 ids[kind] |= _ids(table, kind)
                 rows[kind] += table.num_rows
                 if kind == LATENTS:
                     figures.append(_figures(table, part_name(kind, manifest.shard, part.part)))
+            _expect_count(manifest.shard, part.part, "samples", len(own), part.samples)
         shard = manifest.shard
         for kind in (LATENTS, REJECTS):
-            _expect(len(ids[kind]) == rows[kind], f"shard '{shard}' holds rows of {kind} twice")
+            expect(len(ids[kind]) == rows[kind], f"shard '{shard}' holds rows of {kind} twice")
         rejected = keys[REJECTS] - keys[LATENTS]
         counts = {
             "shards": 1,
@@ -124,11 +209,11 @@ class _ShardCheck:
         }
         for name in _COUNTS:
             said = getattr(manifest, name)
-            _expect(
+            expect(
                 counts[name] == said,
                 f"shard '{shard}' holds {counts[name]} {name}, its manifest says {said}",
             )
-        _expect(
+        expect(
             Figures.total(figures) == manifest.figures,
             f"the files of shard '{shard}' have other figures than its manifest",
         )
@@ -141,21 +226,25 @@ class _ShardCheck:
         with self._file(name, digest) as source:
             try:
                 parquet = pq.ParquetFile(source)
-                table = parquet.read(["image_id", "shard", "key", "face_index"], use_threads=False)
+                table = parquet.read(_NAMING, use_threads=False)
             except pa.ArrowException as error:
                 raise TableError(f"'{name}' is damaged: {error}") from error
             schema = parquet.schema_arrow
-        _expect(schema.remove_metadata().equals(self.schemas[kind]), f"'{name}' has other columns")
-        stamp = decode_metadata(schema.metadata)
+        expect(schema.remove_metadata().equals(self.schemas[kind]), f"'{name}' has other columns")
         wanted = {
+            "schema_version": manifest.schema_version,
             "fingerprint": self.fingerprint,
             "shard_etag": manifest.etag,
             "shard": manifest.shard,
             "part": part.part,
+            "part_size": manifest.part_size,
+            "samples": part.samples,
+            "faces": part.faces,
+            "rejects": part.rejects,
         }
-        for field, value in wanted.items():
-            _expect(stamp.get(field) == value, f"'{name}' was made with another {field}")
-        _expect(set(table["shard"].to_pylist()) <= {manifest.shard}, f"'{name}' has foreign rows")
+        stamp = decode_metadata(schema.metadata)
+        check_footer(name, stamp, wanted, self.description.metrics)
+        expect(set(table["shard"].to_pylist()) <= {manifest.shard}, f"'{name}' has foreign rows")
         return table
 
     @contextmanager
@@ -166,7 +255,7 @@ class _ShardCheck:
             return
         content = self.store.get(name)
         found = hashlib.sha256(content).hexdigest()
-        _expect(found == digest, f"'{name}' is not the file that its manifest names (SHA-256)")
+        expect(found == digest, f"'{name}' is not the file that its manifest names (SHA-256)")
         yield pa.BufferReader(content)
 
 
@@ -184,6 +273,8 @@ def _figures(latents: pa.Table, name: str) -> Figures:
         raise TableError(f"'{name}': {error}") from error
 
 
-def _expect(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise TableError(otherwise)
+def _expect_count(shard: str, part: int, what: str, found: int, said: int) -> None:
+    expect(
+        found == said,
+        f"part {part} of shard '{shard}' holds {found} {what}, its manifest says {said}",
+    )

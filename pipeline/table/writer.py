@@ -269,7 +269,11 @@ class TableWriter:
             stamps = (self.stamps.of(shard, summary.part) for summary in parts)
             found = pool.map(lambda stamp: read_summary(self.store, stamp), stamps)
             for summary, there in zip(parts, found, strict=True):
-                if there is None or counts_of(there) != counts_of(summary):
+                # Figures too: the part index, which resumes believe, may say others.
+                if there is None or (*counts_of(there), there.figures) != (
+                    *counts_of(summary),
+                    summary.figures,
+                ):
                     raise TableError(
                         f"shard '{shard.shard_id}' cannot be committed: another run has written "
                         f"part {summary.part}; when no other job writes to this table, run again"

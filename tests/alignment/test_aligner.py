@@ -237,6 +237,7 @@ def test_the_same_bytes_give_the_same_face() -> None:
         {"faces": "last"},
         {"prealigned": True, "fit": "squeeze"},
         {"fit": "crop"},
+        {"icc": "embed"},
         {"turns": "some"},
         {"search_pixels": -1},
         {"search_pixels": 1 << 40},

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.alignment import AlignmentSettings, IsolatedAligner
+from pipeline.choices import Icc
 from pipeline.engine.align import AlignStage
 from pipeline.engine.read import SAMPLES
 from pipeline.engine.rows import Row, blank_row, pack, unpack
@@ -17,6 +18,7 @@ from pipeline.storage import Sample
 from tests.alignment.drawn import scene
 from tests.alignment.faulty import FaultyAligner
 from tests.images.encoded import encode
+from tests.images.icc_profiles import DISPLAY_P3, rgb_profile
 
 SETTINGS = AlignmentSettings(output_size=(64, 64))
 
@@ -87,6 +89,21 @@ def test_a_face_under_the_limit_is_a_reject_beside_its_images_other_face() -> No
     assert reject["source_sha256"] == face["source_sha256"]
     assert (row["faces"], row["rejects"]) == (1, 1)
     assert json.loads(row["reasons"]) == {"face_too_small": 1}
+
+
+@pytest.mark.parametrize(("icc", "ignored"), [("apply", 1), ("ignore", 0)])
+def test_profiles_reach_the_child_and_bad_ones_are_counted(icc: Icc, ignored: int) -> None:
+    settings = replace(SETTINGS, prealigned=True, icc=icc)
+    image = Image.new("RGB", (64, 64), (60, 200, 60))
+    p3 = encode(image, "PNG", icc_profile=rgb_profile(DISPLAY_P3))
+    bad = encode(image, "PNG", icc_profile=b"not a profile")
+    stage = AlignStage(settings)
+    with stage.aligner:
+        row = stage(part(of("p3", p3), of("bad", bad), of("plain", encode(image, "PNG"))))
+    reds = [face["pixels"][0] for face in unpack(row["payload"]).to_pylist()]
+    assert (reds[0] < 30) == (icc == "apply")
+    assert reds[1:] == [60, 60]
+    assert (row["faces"], row["icc_ignored"]) == (3, ignored)
 
 
 def test_a_turned_photo_tells_its_turn(sample_images: dict[str, bytes]) -> None:

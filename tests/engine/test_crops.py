@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,18 @@ def test_other_crops_have_another_folder(five_images: TrainConfig) -> None:
     smaller = five_images.model_copy(update={"limit": 2})
     assert plan_crops(five_images).store.root == plan_crops(five_images).store.root
     assert plan_crops(five_images).store.root != plan_crops(smaller).store.root
+
+
+def test_crops_cut_before_profiles_could_be_applied_are_found(five_images: TrainConfig) -> None:
+    plan = plan_crops(five_images.model_copy(update={"icc": "ignore"}))
+    before = {name: value for name, value in asdict(plan.alignment).items() if name != "icc"}
+    shards = [[work.shard.shard_id, work.shard.etag] for work in plan.works]
+    size, limit = five_images.part_size, five_images.limit
+    asked = {"alignment": before, "shards": shards, "part_size": size, "limit": limit}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+    assert plan.store.root.endswith(digest)
+    assert plan_crops(five_images).alignment.icc == "apply"
+    assert plan_crops(five_images).store.root != plan.store.root
 
 
 def test_a_model_of_faces_is_not_trained_without_knowing_how_to_cut_them(

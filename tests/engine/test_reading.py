@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ray.data import DataContext
 
+from pipeline.engine import prometheus
 from pipeline.engine.cluster import running_ray
 from pipeline.engine.dataset import configure_context
+from pipeline.engine.prometheus import Meters
 from pipeline.errors import RequestError
 from pipeline.table import Columns, open_table
 from tests.table.rows import N_STYLES, code, face_row, shard, write_shard, writer
@@ -92,6 +95,19 @@ def test_optional_columns_and_missing_values_are_read(tmp_path: Path) -> None:
     found = dataset.take(1)[0]
     assert found["aligned_jpeg"] == b"bytes"
     assert np.array_equal(np.stack([np.stack(s) for s in found["w_plus_per_step"]]), steps)
+
+
+@pytest.mark.usefixtures("_ray")
+def test_a_table_is_read_in_the_process_of_a_run(
+    table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run leaves in Ray Data what shows its stages, which this data set does not have."""
+    context = DataContext.get_current()
+    monkeypatch.setattr(context, "custom_execution_callback_classes", [])
+    monkeypatch.setattr(prometheus, "EVERY_S", -1.0)
+    Meters().watch()
+    assert len(context.custom_execution_callback_classes) == 1
+    assert len(open_table(table).to_ray(["image_id"]).take_all()) == 4
 
 
 @pytest.mark.usefixtures("_ray")

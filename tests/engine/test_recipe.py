@@ -113,6 +113,29 @@ def test_a_faster_arithmetic_makes_another_table(
     assert faster.description.fingerprint != exact.description.fingerprint
 
 
+def test_profiles_are_applied_in_new_tables_alone(
+    config_of: ConfigOf, first_pass: JobConfig, tmp_path: Path
+) -> None:
+    new, old = (make_recipe(config_of(icc=icc)) for icc in ("apply", "ignore"))
+    assert make_recipe(config_of()).alignment.icc == "apply"
+    assert new.description.settings["alignment"]["icc"] == "apply"
+    # As tables were described before there was a choice: they are continued by --icc ignore.
+    assert "icc" not in old.description.settings["alignment"]
+    assert old.description.fingerprint != new.description.fingerprint
+    # A second pass sees the colours that the first one saw.
+    assert second_pass(first_pass.output, {"output": str(tmp_path / "second")}).icc == "apply"
+
+
+def test_a_second_pass_over_an_earlier_table_ignores_profiles(
+    first_pass: JobConfig, tmp_path: Path
+) -> None:
+    path = Path(first_pass.output, "_table.json")
+    document = json.loads(path.read_text())
+    assert document["config"].pop("icc") == "apply"
+    path.write_text(json.dumps(document))
+    assert second_pass(first_pass.output, {"output": str(tmp_path / "second")}).icc == "ignore"
+
+
 EARLIER_SEARCH = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
 
 

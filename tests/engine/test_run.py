@@ -332,17 +332,20 @@ def test_a_request_that_turns_out_wrong_is_on_record_with_its_code(
     assert "choose another output" in str(account["errors"])
 
 
-def test_missed_identities_are_in_the_last_line_and_in_the_account_of_the_run(
+def test_missed_identities_and_profiles_are_in_the_last_line_and_in_the_account_of_the_run(
     plan: Plan, config_of: Callable[..., JobConfig], written: Callable[[int], Row], outcome: Outcome
 ) -> None:
     account = record.RunRecord(config_of(), plan, outcome, datetime.now(UTC))
     committer = Committer(plan, outcome, (account,))
-    for row in (written(0) | {"identity_missed": 2}, written(1) | {"identity_missed": 1}, end()):
+    first = written(0) | {"identity_missed": 2, "icc_ignored": 4}
+    for row in (first, written(1) | {"identity_missed": 1, "icc_ignored": 1}, end()):
         committer.take(row)
     committer.finish()
     account.end()
     assert outcome.to_dict("/table")["identity_missed"] == 3
     assert [one["identity_missed"] for one in runs(config_of())] == [3]
+    assert outcome.to_dict("/table")["icc_ignored"] == 5
+    assert [one["icc_ignored"] for one in runs(config_of())] == [5]
 
 
 def test_of_very_many_errors_the_first_are_kept(

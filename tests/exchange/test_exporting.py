@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from pipeline.exchange import exporting
 from pipeline.exchange.code_files import open_codes
 from pipeline.exchange.exporting import Selection, export_codes, export_dictionary
 from pipeline.exchange.pickled import read_latents
-from pipeline.table import Columns
+from pipeline.exchange.pictures import Kind, export_pictures
+from pipeline.storage import Store
+from pipeline.table import Columns, Table
 from tests.exchange.tables import table_of
 from tests.table.rows import N_STYLES, code, face_row
 
@@ -131,3 +134,62 @@ def test_a_name_that_no_disk_takes_is_refused_before_the_first_file(tmp_path: Pa
     with pytest.raises(ConfigError, match="cannot be the name of a file"):
         export_codes(Selection(table, naming="id"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def write_codes(table: Table, out: str) -> int:
+    return export_codes(Selection(table, naming="id"), out)
+
+
+def write_torch_codes(table: Table, out: str) -> int:
+    return export_codes(Selection(table, naming="id"), out, "pt")
+
+
+def write_pictures(table: Table, out: str, kind: Kind = "images") -> int:
+    return export_pictures(Selection(table, naming="id"), None, out, kind)  # type: ignore[arg-type]
+
+
+FORMS = {
+    "npy": write_codes,
+    "pt": write_torch_codes,
+    "png": write_pictures,
+    "results": partial(write_pictures, kind="results"),
+    "coupled": partial(write_pictures, kind="coupled"),
+}
+PICTURED = Columns(N_STYLES, all_steps=True, aligned_jpeg=True)
+
+
+def pictured(key: str) -> dict[str, Any]:
+    return face_row(key, w_plus_per_step=steps_of(key, 3), aligned_jpeg=b"")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_a_file_that_would_be_a_folder_is_refused_before_the_first(
+    tmp_path: Path, form: str, place: str, request: pytest.FixtureRequest
+) -> None:
+    suffix = "npy" if form == "npy" else "pt" if form == "pt" else "png"
+    keys = ["a", "a!", f"a#0.{suffix}/x/y", "a#0-b", "b"]
+    table = table_of(tmp_path / "t", *map(pictured, keys), columns=PICTURED, part_size=10)
+    bucket = request.getfixturevalue("s3").uri if place == "s3" else str(tmp_path)
+    with pytest.raises(ConfigError, match=rf"the file of 's-0/a#0', s-0/a#0\.{suffix}, would have"):
+        FORMS[form](table, f"{bucket}/out")
+    assert Store(f"{bucket}/out").names() == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("key", ["x" * 300, "d/" * 2040 + "x", "ä" * 126])
+def test_a_path_that_no_disk_takes_is_refused_before_the_first(
+    tmp_path: Path, form: str, key: str
+) -> None:
+    rows = [pictured("1.jpg"), pictured(key)]
+    table = table_of(tmp_path / "t", *rows, columns=PICTURED, part_size=10)
+    with pytest.raises(ConfigError, match="cannot be the name of a file"):
+        FORMS[form](table, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_every_length_that_a_disk_takes_are_written(tmp_path: Path) -> None:
+    keys = ["x" * 249, "/".join(["y" * 200] * 10), "a#0", "a#0.npyx/b", "a/b"]
+    table = table_of(tmp_path / "t", *map(face_row, keys), part_size=10)
+    assert write_codes(table, str(tmp_path / "out")) == len(keys)
+    assert set(open_codes(str(tmp_path / "out")).names) == {f"s-0/{key}#0" for key in keys}

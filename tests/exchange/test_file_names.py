@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+from pathlib import Path
 
 import pytest
 
-from pipeline.exchange.file_names import LONGEST_COMPONENT, fits, from_file_name, to_file_name
+from pipeline.exchange.file_names import from_file_name, limits_of, to_file_name
+from pipeline.storage import Store
 
 PARTS = ("", ".", "..", "a", "%", "%2E", "%25", ".hidden", "%2E%2E", "..x", "ä 日")
 
@@ -30,9 +32,23 @@ def test_no_name_leaves_its_folder_or_is_another_ones_file() -> None:
         assert not any(part.startswith(".") for part in file.split("/"))
 
 
-def test_a_name_that_no_disk_takes_is_known_before() -> None:
-    assert fits("/".join(["a" * LONGEST_COMPONENT] * 3))
-    assert not fits("a" * (LONGEST_COMPONENT + 1))
-    assert not fits("." + "a" * (LONGEST_COMPONENT - 2))
-    assert not fits("ä" * LONGEST_COMPONENT)
-    assert not fits("a\0b")
+def test_a_name_that_no_disk_takes_is_known_before(tmp_path: Path) -> None:
+    limits = limits_of(str(tmp_path))
+    longest = ["a" * 251 + ".npy"] * 20
+    for length in (255, limits.path):
+        path = "/".join(longest)[-length:].lstrip("/")
+        assert not limits.why_not(path)
+        Store(str(tmp_path / str(length))).put(path[: limits_of(str(tmp_path / "4095")).path], b"x")
+    assert "more than 255 bytes between slashes" in limits.why_not("a" * 256)
+    assert "more than 255 bytes between slashes" in limits.why_not("a/" + "ä" * 128)
+    assert f"{limits.path + 1} bytes" in limits.why_not(
+        "a/" * (limits.path // 2) + "aa"[: 1 + limits.path % 2]
+    )
+    assert "null character" in limits.why_not("a\0b")
+
+
+def test_a_bucket_counts_the_bytes_of_the_whole_key() -> None:
+    limits = limits_of("s3://bucket/folder", "9999/")
+    assert limits.path == 1024 - len("folder/9999/")
+    assert not limits.why_not("a" * limits.path)
+    assert limits.why_not("a" * (limits.path + 1))

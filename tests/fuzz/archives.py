@@ -10,6 +10,7 @@ import json
 import lzma
 import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from pipeline.storage import ReadOptions, Sample, count_samples, list_shards, re
 from tests.fuzz import words
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind, write_case
 from tests.fuzz.mutate import mutated
+from tests.storage.bombs import packed_page, sparse_tar
 
 _SAMPLE_BYTES = 4 << 20  # in place of a gigabyte, so that a bomb is cheap to draw
 _ENDINGS = (b".jpg", b".png", b".webp", b".JPEG", b".tif", b".json", b".txt", b".cls", b"")
@@ -158,6 +160,12 @@ def _member(draw: Random) -> bytes:
 
 
 @functools.cache
+def _small_bomb(make: Callable[..., Path], size: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return make(Path(folder, "shard"), size=size).read_bytes()
+
+
+@functools.cache
 def plain_tar(form: int) -> bytes:
     """A sound archive in one of the three formats, with a long name and a sidecar."""
     sink = io.BytesIO()
@@ -187,6 +195,10 @@ def _zeros(draw: Random) -> bytes:
 
 def _make_tar(draw: Random) -> Case:
     way = draw.random()
+    if way < 0.02:
+        return {
+            "shard.tar": _small_bomb(sparse_tar, draw.choice((1 << 20, 20 << 20, (8 << 30) - 1)))
+        }
     if way < 0.35:
         form = draw.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
         content = mutated(draw, plain_tar(form))
@@ -400,6 +412,8 @@ def _footer(draw: Random, content: bytes) -> bytes:
 def _make_parquet(draw: Random) -> Case:
     if draw.random() < 0.01:
         return {"shard.parquet": _bomb(draw)}
+    if draw.random() < 0.01:
+        return {"shard.parquet": _small_bomb(packed_page, 300 << 20)}
     content = _parquet(draw)
     way = draw.random()
     if way < 0.35:

@@ -9,7 +9,16 @@ from tests.fuzz.kind import Kind
 
 MODULES = tuple(
     f"tests.fuzz.{name}"
-    for name in ("images", "archives", "settings", "naming", "tables", "weights", "codes")
+    for name in (
+        "images",
+        "archives",
+        "settings",
+        "naming",
+        "tables",
+        "queries",
+        "weights",
+        "codes",
+    )
 )
 _FOUND = {
     kind.name: (module, kind)

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.exchange.code_files import read_code
 from pipeline.exchange.pickled import latents_file, read_latents
+from tests.exchange.hungry import HUNGRY
 from tests.fuzz import words
 from tests.fuzz.archives import json_text
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind
@@ -52,6 +53,9 @@ def _odd_dictionary(draw: Random) -> bytes:
 
 def _make(draw: Random) -> Case:
     way = draw.random()
+    if way < 0.1:
+        content = draw.choice(sorted(HUNGRY.values()))
+        return {"latents.npy": mutated(draw, content, most=2) if draw.random() < 0.5 else content}
     if way < 0.5:
         return {"latents.npy": mutated(draw, _sound())}
     if way < 0.75:

@@ -118,7 +118,11 @@ class Worker:
             str(path.relative_to(self.scratch))
             for name in _SENTINELS
             for path in (self.scratch / name).rglob("*")
-            if path != self.folder and self.folder not in path.parents and path.name != "untouched"
+            if path != self.folder
+            and self.folder not in path.parents
+            and path.name != "untouched"
+            # Empty ones of queries whose tables are not collected yet: killed, a worker leaves them
+            and not (path.name.startswith("restyle-query-") and not any(path.iterdir()))
         ]
         for name in _SENTINELS:
             file = self.scratch / name / "untouched"

@@ -8,11 +8,13 @@ from pathlib import Path
 from random import Random
 
 from pipeline.config import JobConfig, load_config
+from pipeline.errors import PipelineError
 from pipeline.storage import canonical_uri
 from tests.fuzz import words
 from tests.fuzz.archives import json_text
-from tests.fuzz.kind import Case, Kind, write_case
+from tests.fuzz.kind import BrokenPromiseError, Case, Kind, write_case
 from tests.fuzz.mutate import mutated
+from tests.test_redaction import SECRET, URIS
 
 _NAMES = [*JobConfig.model_fields, "Input", "part-size", "", "__class__", "model_config"]
 _BOMB = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 30))
@@ -53,7 +55,23 @@ def _aliases(draw: Random) -> str:
     return f"x0: &x0 lol\n{_BOMB}{draw.choice(_NAMES)}: *x{draw.choice((3, 8, 29))}\n"
 
 
-_WAYS: tuple[Callable[[Random], str], ...] = (*(_yaml,) * 30, _nested, _aliases)
+def _merges(draw: Random) -> str:
+    """As `_aliases`, by merges, which are written out where the mapping is made."""
+    more = [f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 9)}]}}" for i in range(1, 12)]
+    return "\n".join(
+        ["x0: &x0 {a: 1}", *more, f"{draw.choice(_NAMES)}: *x{draw.choice((3, 11))}\n"]
+    )
+
+
+def _credential(draw: Random) -> str:
+    """A setting with a credential in a URI, which no message may repeat."""
+    return f"{draw.choice(_NAMES)}: {json.dumps(draw.choice(URIS))}\n"
+
+
+_WAYS: tuple[Callable[[Random], str], ...] = (
+    *(_yaml,) * 30,
+    *(_nested, _aliases, _merges, _credential, _credential),
+)
 
 
 def _make(draw: Random) -> Case:
@@ -67,6 +85,15 @@ def _make(draw: Random) -> Case:
 
 
 def _run(case: Case, folder: Path) -> str:
+    try:
+        return _loaded(case, folder)
+    except PipelineError as error:
+        if SECRET in str(error):
+            raise BrokenPromiseError(f"a credential in {error}") from error
+        raise
+
+
+def _loaded(case: Case, folder: Path) -> str:
     if "flags.json" in case:
         config = load_config(None, json.loads(case["flags.json"]))
     else:

@@ -6,16 +6,20 @@ import functools
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.storage import Store
-from pipeline.table import Table, open_for_writing, open_table
+from pipeline.table import Table, Totals, open_for_writing, open_table
+from pipeline.table.index import ShardEntry, write_entries
+from pipeline.table.manifests import manifest_etags, read_manifest
+from pipeline.table.status import table_status
 from tests.fuzz import words
 from tests.fuzz.archives import json_text
-from tests.fuzz.kind import Case, Kind, check_line, write_case
+from tests.fuzz.kind import BrokenPromiseError, Case, Kind, check_line, write_case
 from tests.fuzz.mutate import mutated
 from tests.table.rows import DESCRIPTION, shard, write_shard, writer
 
@@ -128,4 +132,87 @@ def _run(case: Case, folder: Path) -> str:
     return f"error:{type(errors[0]).__name__}" if errors else "row"
 
 
-KINDS = [Kind("table", _make, _run, share=1, memory_mib=512, limit_s=120)]
+_NUMBERS = (0, -1, 1, 7, 10**9, 2**63 - 1)
+_TEXTS = ("", "etag-2", "s3://elsewhere/s-0.tar", "{}", "[]", '{"reasons": {"x": 9}}', "\x1b[2J")
+
+
+@functools.cache
+def indexed() -> tuple[dict[str, bytes], list[ShardEntry]]:
+    """The committed part of the sound table, and the true lines of an index."""
+    case = {name: content for name, content in sound().items() if "s-2" not in name}
+    with tempfile.TemporaryDirectory() as folder:
+        write_case(case, Path(folder))
+        store = Store(folder)
+        return case, [ShardEntry.of(read_manifest(store, name), "") for name in ("s-0", "s-1")]
+
+
+def _make_lie(draw: Random) -> Case:
+    """One field of a manifest, its parts, the description or the index says something else."""
+    case = dict(indexed()[0])
+    name = draw.choice(("_shards/s-0.json", "_shards/s-1.json", "_table.json", "index", "index"))
+    if name == "index":
+        row = {"line": draw.randrange(2), "field": draw.choice(_LINE_FIELDS)}
+        odd = _NUMBERS if row["field"] in _LINE_NUMBERS else _TEXTS
+        return case | {"lie.json": json.dumps({**row, "value": draw.choice(odd)}).encode()}
+    document = json.loads(case[name])
+    places = [
+        (container, key)
+        for container, key in _places(document, [])
+        if isinstance(container[key], int | str) and not isinstance(container[key], bool)
+    ]
+    container, key = draw.choice(places)
+    is_number = isinstance(container[key], int)
+    container[key] = draw.choice(_NUMBERS if is_number else _TEXTS)
+    return case | {name: json.dumps(document).encode()}
+
+
+# Of this table: a model without a bundle, a layout that no config repeats.
+_WITHOUT_PROOF = {"size", "left_out", "config", "layout", "model"}
+_LINE_NUMBERS = ("size", "samples", "faces", "rejects", "parts")
+_LINE_FIELDS = (*_LINE_NUMBERS, "uri", "etag", "figures")
+
+
+def _run_lie(case: Case, folder: Path) -> str:
+    """A lie that is no lie is a sound table; of any other the card tells nothing."""
+    files = {name: content for name, content in case.items() if name != "lie.json"}
+    write_case(files, folder)
+    store = Store(str(folder))
+    if "lie.json" in case:
+        return _run_line(json.loads(case["lie.json"]), store)
+    table = open_table(store.root)
+    changed = [name for name, content in files.items() if content != sound()[name]]
+    try:
+        counts = table.verify()
+    except PipelineError as error:
+        check_line(error)
+        return f"error:{type(error).__name__}"
+    before, now = (json.loads(found[changed[0]]) for found in (sound(), files))
+    told = {name for name in now if now[name] != before.get(name)}
+    if not told <= _WITHOUT_PROOF and now != before:
+        raise BrokenPromiseError(f"verify() passes {changed[0]} with other {sorted(told)}")
+    if counts["faces"] != 8:
+        raise BrokenPromiseError(f"verify() counts {counts}")
+    return "row"
+
+
+def _run_line(lie: dict[str, Any], store: Store) -> str:
+    etags = dict(manifest_etags(store))
+    lines = [replace(one, manifest_etag=etags[one.shard]) for one in indexed()[1]]
+    true = lines[lie["line"]]
+    lines[lie["line"]] = forged = replace(true, **{lie["field"]: lie["value"]})
+    write_entries(store, lines)
+    totals, status = Totals.of(store), table_status(store.root)
+    if (totals.samples, totals.faces, totals.rejects, status.faces) != (12, 8, 8, 8):
+        raise BrokenPromiseError(f"a line of the index makes the totals {totals}")
+    one = shard(true.shard)
+    changed = replace(one, etag=forged.etag, size=forged.size)
+    (state,) = writer(store.root).states([changed])
+    if state.done and changed != one:
+        raise BrokenPromiseError("a changed input is committed by a line of the index")
+    return "row"
+
+
+KINDS = [
+    Kind("lie", _make_lie, _run_lie, share=1, memory_mib=512, limit_s=120),
+    Kind("table", _make, _run, share=1, memory_mib=512, limit_s=120),
+]

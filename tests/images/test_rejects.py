@@ -23,6 +23,7 @@ def test_reasons_are_the_words_of_the_table() -> None:
         "unsupported_format",
         "too_large",
         "too_small",
+        "key_too_long",
         "no_face",
         "face_too_small",
         "not_finite",

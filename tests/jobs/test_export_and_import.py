@@ -251,6 +251,7 @@ def test_what_was_imported_is_refined_by_the_images_that_it_was_measured_with(
     assert run(jobs.import_latents, *given, "--output", "blind")[0] == 0
     monkeypatch.chdir("/")
     config = second_pass(str(tmp_path / "table"), {"output": str(tmp_path / "refined")})
+    assert config.icc == "apply"
     assert (config.input, config.prealigned, config.fit) == (str(photos), True, "stretch")
     with pytest.raises(ConfigError, match="import them again with --images"):
         second_pass(str(tmp_path / "blind"), {"output": str(tmp_path / "refined")})

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs import query_latents
 from tests.conftest import Bucket
-from tests.table.rows import shard, write_shard, writer
+from tests.table.rows import face_row, reject_row, shard, write_shard, writer
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "query_latents.py"
 
@@ -113,3 +114,54 @@ def test_what_is_no_table_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     run = ask(tmp_path, "SELECT 1")
     assert run.returncode == 2
     assert run.stderr == f"InputError: '{tmp_path}' is not a table: it has no _table.json\n"
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2K=cmd|' /C calc'!A0\u202e[red]\n"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table whose keys and details do things to a terminal, as names in an archive may."""
+    root = tmp_path_factory.mktemp("hostile") / "table"
+    table = writer(root)
+    reject = {**reject_row(f"r{HOSTILE}"), "detail": HOSTILE}
+    part = table.write_part(shard(), 0, samples=2, latents=[face_row(HOSTILE)], rejects=[reject])
+    table.commit_shard(shard(), [part])
+    return root
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT key, [key], {'a': key} FROM latents",
+        "SELECT key, detail FROM rejects",
+        f'SELECT 1 AS "{HOSTILE}"',
+        f'SELECT * EXCLUDE (w_plus), 1 AS "{HOSTILE}" FROM latents',
+    ],
+)
+def test_a_grid_shows_names_and_cells_escaped(
+    hostile: Path, query: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert query_latents.main([str(hostile), query]) == 0
+    shown = capsys.readouterr().out
+    assert r"\x1b[2K=cmd" in shown
+    assert r"\u202e[red]\n" in shown
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+def test_csv_and_json_keep_the_data_by_their_own_rules(hostile: Path) -> None:
+    query = f'SELECT key AS "{HOSTILE}", detail FROM rejects'
+    lines = ask(hostile, query, "--json").stdout.splitlines()
+    assert all(line.isascii() and line.isprintable() for line in lines)
+    assert [json.loads(line) for line in lines] == [{HOSTILE: f"r{HOSTILE}", "detail": HOSTILE}]
+    sheet = io.StringIO(ask(hostile, query, "--csv").stdout)
+    assert list(csv.reader(sheet)) == [[HOSTILE, "detail"], [f"r{HOSTILE}", HOSTILE]]
+
+
+def test_csv_on_a_terminal_is_printable(
+    hostile: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    query = f'SELECT key AS "{HOSTILE}", detail FROM rejects'
+    assert query_latents.main([str(hostile), query, "--csv"]) == 0
+    assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())

@@ -67,6 +67,17 @@ def test_a_run_that_was_killed_has_no_time_left(tmp_path: Path) -> None:
     assert "gone without a word, as it seems, ? samples" in said
 
 
+def test_names_of_runs_are_shown_escaped(tmp_path: Path) -> None:
+    """A file in `_runs/` is called what its writer likes."""
+    root = tmp_path / "a\x1b[31mtable"
+    table = writer(root)
+    table.store.put("_runs/20260101T000000Z-\x1b[2K\u202eab\n.json", b'{"exit_code": 0}')
+    shown = status(root)
+    assert shown.returncode in (0, 3), shown.stderr
+    assert r"20260101T000000Z-\x1b[2K\u202eab\n: " in shown.stdout
+    assert all(line.isprintable() for line in shown.stdout.splitlines())
+
+
 def test_a_stopped_run_is_told_with_what_it_left(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write_shard(table, shard(), commit=False)

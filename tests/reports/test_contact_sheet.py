@@ -1,3 +1,4 @@
+import importlib
 import io
 
 import numpy as np
@@ -90,6 +91,24 @@ def test_a_long_label_keeps_its_end_and_leaves_the_neighbours_alone():
     sheet = pixels(contact_sheet([row(label=label)], cell_width=100))
     gap = sheet[:, MARGIN + 100 : MARGIN + 100 + GAP]
     assert (gap[60:] == PAPER).all()
+
+
+def test_a_label_of_any_length_is_measured_a_few_times(monkeypatch):
+    """A key of 8,000 characters took 30 s."""
+    module = importlib.import_module("pipeline.reports.contact_sheet")
+    font, measured = module._font(12), []
+
+    class Measuring:
+        def getlength(self, text):
+            measured.append(len(text))
+            return font.getlength(text)
+
+    monkeypatch.setattr(module, "_font", lambda _: Measuring())
+    short = module._fitting("k" * 200 + "end", 100)
+    assert short.startswith("…")
+    assert short.endswith("kend")
+    assert module._fitting("k" * 1_000_000 + "end", 100) == short
+    assert sum(measured) < 50_000
 
 
 def test_the_same_rows_give_the_same_bytes():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
 
 import datasets
@@ -66,6 +68,47 @@ def test_no_identity_is_missed_where_none_is_measured(
 ) -> None:
     write_shard(writer(tmp_path, metrics=metrics), shard())
     assert "id_similarity is null" not in write_card(open_table(str(tmp_path)))
+
+
+HOSTILE = (
+    "x\n---\n# heading\n[link](http://evil) <script>alert(1)</script> ![i](j) `c` *e* _u_ "
+    "a|b ~~s~~ $$\\frac$$ &amp; \x1b[2J \u202e \r\n\n***\n"
+)
+
+
+def test_a_models_words_stand_in_the_card_as_words(tmp_path: Path) -> None:
+    """A bundle's record, and `_table.json`, are written by others."""
+    model = {
+        "name": HOSTILE,
+        "licence": f"MIT{HOSTILE}" + "z" * 10**6,
+        "notes": {HOSTILE: [HOSTILE, {HOSTILE: HOSTILE}], "many": list(range(1000))},
+        HOSTILE: {str(number): number for number in range(1000)},
+        "deep": functools.reduce(lambda inner, _: [inner], range(300), "x"),
+    }
+    table = writer(tmp_path, model=model, metrics={HOSTILE: HOSTILE, "l2": HOSTILE})
+    write_shard(table, shard())
+    manifest = json.loads(table.store.get("_shards/s-0.json"))
+    reasons = {HOSTILE: 1, "no_face": 3}
+    manifest["figures"]["reasons"] = reasons
+    table.store.put("_shards/s-0.json", json.dumps(manifest).encode())
+    document = json.loads(table.store.get("_table.json"))
+    document["columns"]["w_plus_dtype"] = HOSTILE
+    table.store.put("_table.json", json.dumps(document).encode())
+    text = write_card(open_table(str(tmp_path)))
+    assert all(line.isprintable() for line in text.splitlines())
+    assert text.count("\n---\n") == 1, "the front matter is the card's own"
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# W+ codes of 4 faces",
+        "## Rejects",
+        "## Left out",
+        "## Metrics",
+        "## Reading",
+    ]
+    body = text.split("\n---\n", 1)[1].split("## Reading")[0]
+    for raw in ("[link]", "<script", "![i", "`c`", " *e*", " _u_", " a|b", "~~s", "$$", " &amp; "):
+        assert raw not in body
+    assert r"\[link\](http://evil) &lt;script&gt;" in body
+    assert len(text) < 60_000
 
 
 def test_the_same_table_gives_the_same_card(tmp_path: Path) -> None:

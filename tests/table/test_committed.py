@@ -6,10 +6,10 @@ import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.storage import Shard, Store
 from pipeline.table.committed import Committed, CommittedShards
-from pipeline.table.index import ShardEntry, write_entries
-from pipeline.table.manifests import manifest_name
+from pipeline.table.documents import to_json
+from pipeline.table.index import write_entries
+from pipeline.table.manifests import ShardManifest, manifest_name
 from tests.table.rows import shard, write_shard, writer
 
 SHARDS = [shard(f"s-{number}") for number in range(3)]
@@ -64,9 +64,12 @@ def test_a_table_without_a_shard_has_none(tmp_path: Path) -> None:
 def test_an_indexed_shard_costs_less_than_a_hundred_bytes(tmp_path: Path) -> None:
     table, shards = writer(tmp_path), [shard(f"s-{number:05d}") for number in range(6000)]
     (tmp_path / "_shards").mkdir()
+    entries = []
     for one in shards:
-        (tmp_path / manifest_name(one.shard_id)).touch()
-    write_entries(table.store, [entry_of(one, table.store) for one in shards])
+        manifest = ShardManifest.of(one, [], table.description.fingerprint, 4)
+        (tmp_path / manifest_name(one.shard_id)).write_bytes(to_json(manifest.to_dict()))
+        entries.append(table.entry(manifest))
+    write_entries(table.store, entries)
     CommittedShards(table.store)  # what the first call of its libraries leaves behind
     tracemalloc.start()
     committed = CommittedShards(table.store)
@@ -74,8 +77,3 @@ def test_an_indexed_shard_costs_less_than_a_hundred_bytes(tmp_path: Path) -> Non
     tracemalloc.stop()
     assert all(committed.find(shards))
     assert held / len(shards) < 100
-
-
-def entry_of(one: Shard, store: Store) -> ShardEntry:
-    etag = store.info(manifest_name(one.shard_id)).etag
-    return ShardEntry(one.shard_id, one.source, one.etag, one.size, 6, 4, 4, 2, "{}", etag)

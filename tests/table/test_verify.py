@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.errors import TableError
+from pipeline.models import load_model
 from pipeline.storage import Store
 from pipeline.table import open_table
-from tests.table.rows import COUNTS_OF_ONE, face_row, reject_row, shard, write_shard, writer
+from pipeline.table.index import write_entries
+from pipeline.table.manifests import ShardManifest, read_manifest
+from pipeline.table.parts import PartSummary
+from tests.fuzz.kind import write_case
+from tests.table.rows import (
+    COUNTS_OF_ONE,
+    DESCRIPTION,
+    face_row,
+    reject_row,
+    shard,
+    write_shard,
+    writer,
+)
+from tests.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture
@@ -127,3 +142,184 @@ def test_a_stray_file_is_found(store: Store) -> None:
 def test_a_leftover_of_a_killed_writer_is_no_stray_file(store: Store) -> None:
     (Path(store.root) / "latents" / ".s-0-00000.parquet.1-ab.tmp").write_bytes(b"half")
     assert open_table(store.root).verify() == COUNTS_OF_ONE
+
+
+MANIFEST = {
+    "shard": "s-1",
+    "uri": "s3://elsewhere/s-0.tar",
+    "kind": "parquet",
+    "etag": "etag-2",
+    "fingerprint": "0" * 64,
+    "part_size": 5,
+    "samples": 7,
+    "faces": 7,
+    "rejects": 7,
+    "parts": [],
+    "figures": {"reasons": {}, "identified": 0, "sums": {}, "counts": {}},
+    "schema_version": 2,
+}
+NO_PROOF_OF_MANIFEST = {"size", "left_out"}
+PART = {
+    "part": 1,
+    "samples": 3,
+    "faces": 3,
+    "rejects": 1,
+    "latents_sha256": "0" * 64,
+    "rejects_sha256": "0" * 64,
+}
+
+
+def test_every_field_of_a_manifest_is_forged_here_or_has_no_proof() -> None:
+    names = {field.name for field in fields(ShardManifest)}
+    assert set(MANIFEST) | NO_PROOF_OF_MANIFEST == names
+    assert set(PART) | {"figures"} == {field.name for field in fields(PartSummary)}
+
+
+@pytest.mark.parametrize("field", MANIFEST)
+def test_a_forged_field_of_a_manifest_is_found(store: Store, field: str) -> None:
+    change_manifest(store, **{field: MANIFEST[field]})
+    with pytest.raises(TableError):
+        open_table(store.root).verify()
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "zip", "x"])
+def test_a_shard_of_another_kind_is_found(store: Store, kind: str) -> None:
+    change_manifest(store, kind=kind)
+    broken(store, f"is of kind '{kind}'", checksums=False)
+
+
+@pytest.mark.parametrize("field", PART)
+def test_a_forged_field_of_a_part_is_found(store: Store, field: str) -> None:
+    """The sum over the parts stays right."""
+    parts = json.loads(store.get("_shards/s-0.json"))["parts"]
+    before, parts[0][field] = parts[0][field], PART[field]
+    if field in ("samples", "faces", "rejects"):
+        parts[1][field] += before - PART[field]
+    change_manifest(store, parts=parts)
+    with pytest.raises(TableError):
+        open_table(store.root).verify()
+
+
+@pytest.mark.parametrize("uri", ["s3://in/s-1.tar", "s3://in2/s-0.tar", "s3://in/s-0.tar.gz"])
+def test_a_shard_from_another_place_is_found(tmp_path: Path, uri: str) -> None:
+    table = writer(tmp_path)
+    rows = [face_row(key, source_uri=f"s3://in/s-0.tar/{key}.jpg") for key in "ab"]
+    part = table.write_part(shard(), 0, samples=2, latents=rows, rejects=[])
+    table.commit_shard(shard(), [part])
+    assert open_table(str(tmp_path)).verify()["faces"] == 2
+    change_manifest(table.store, uri=uri)
+    broken(table.store, "has a row from 's3://in/s-0.tar/a.jpg'", checksums=False)
+
+
+def test_a_shard_outside_the_input_is_found(tmp_path: Path) -> None:
+    layout = {"input": "s3://in/a", "files_per_shard": 1000}
+    table = writer(tmp_path, layout=layout)
+    for one in (shard("s-0", uri="s3://in/a/s-0.tar"), shard("s-1", uri="s3://in/a/s-1.tar")):
+        row = face_row("a", source_uri=f"{one.uri}/a.jpg")
+        part = table.write_part(one, 0, samples=1, latents=[row], rejects=[])
+        table.commit_shard(one, [part])
+    assert open_table(str(tmp_path)).verify()["shards"] == 2
+    document = json.loads(table.store.get("_table.json"))
+    document["layout"]["input"] = "s3://in/a/s-0.tar"
+    table.store.put("_table.json", json.dumps(document).encode())
+    broken(table.store, "is not in the table's input", checksums=False)
+
+
+MODELLED = {
+    "config": {
+        "input": "s3://in",
+        "keep_crops": False,
+        "keep_steps": False,
+        "keep_reconstructions": False,
+        "latent_dtype": "float16",
+        "files_per_shard": 1000,
+        "limit": 10,
+        "best_step_by": "lpips",
+        "precision": "float32",
+        "faces": "largest",
+    },
+    "layout": {"input": "s3://in", "files_per_shard": 1000, "limit": 10},
+    "metrics": {"lpips": "AlexNet, version 0.1, 256 px", "l2": "mean square"},
+}
+
+
+@pytest.fixture(scope="module")
+def modelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a table whose model's bundle is on this machine."""
+    folder = tmp_path_factory.mktemp("modelled")
+    write_tiny_bundle(str(folder / "bundle"))
+    model = load_model(str(folder / "bundle"))
+    settings = {**DESCRIPTION.settings, "model": model.fingerprint, "best_step_by": "lpips"}
+    config = {**MODELLED["config"], "model": str(folder / "bundle")}
+    changes = {**MODELLED, "config": config, "settings": settings, "model": model.metadata}
+    write_shard(writer(folder / "table", **changes), shard())
+    store = Store(str(folder / "table"))
+    assert open_table(store.root).verify()["faces"] == 4
+    return {name: store.get(name) for name in store.names()}
+
+
+FORGED = [
+    *(("config", name, "x") for name in MODELLED["config"]),
+    *(("layout", name, 7) for name in MODELLED["layout"]),
+    *(("columns", name, True) for name in ("all_steps", "aligned_jpeg", "reconstruction_jpeg")),
+    *(("columns", *pair) for pair in (("n_styles", 7), ("w_plus_dtype", "float32"))),
+    ("columns", "w_plus_dtype", "float64"),
+    *(("settings", *pair) for pair in (("steps", 4), ("weights", "x"), ("precision", "bf16"))),
+    *(("model", name, "x") for name in ("name", "domain", "source", "licence")),
+    *(("metrics", *pair) for pair in (("lpips", "VGG"), ("l2", ""), ("more", "x"))),
+]
+
+
+@pytest.mark.parametrize(("part", "name", "value"), FORGED)
+def test_a_forged_field_of_the_description_is_found(
+    tmp_path: Path, modelled: dict[str, bytes], part: str, name: str, value: Any
+) -> None:
+    write_case(modelled, tmp_path)
+    document = json.loads(modelled["_table.json"])
+    document[part][name] = value
+    (tmp_path / "_table.json").write_text(json.dumps(document))
+    with pytest.raises(TableError):
+        open_table(str(tmp_path)).verify()
+
+
+@pytest.mark.parametrize("name", ["schema_version", "fingerprint"])
+def test_a_forged_name_of_the_settings_is_found(
+    tmp_path: Path, modelled: dict[str, bytes], name: str
+) -> None:
+    write_case(modelled, tmp_path)
+    document = {**json.loads(modelled["_table.json"]), name: "0"}
+    (tmp_path / "_table.json").write_text(json.dumps(document))
+    with pytest.raises(TableError):
+        open_table(str(tmp_path)).verify(checksums=False)
+
+
+@pytest.mark.parametrize("name", ["latents/more/s-0-00000.parquet", "rejects/a/b/x.parquet"])
+def test_a_nested_file_is_found(store: Store, name: str) -> None:
+    store.put(name, store.get("latents/s-0-00000.parquet"))
+    broken(store, f"'{name}' belongs to no committed shard", checksums=False)
+
+
+def test_a_link_to_a_folder_is_found(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "rejects" / "more").symlink_to(tmp_path / "latents")
+    broken(store, "'rejects/more' is a link to a folder", checksums=False)
+
+
+LINE = {
+    "uri": "s3://in/x.tar",
+    "etag": "etag-2",
+    "size": 101,
+    "samples": 10**9,
+    "faces": 5,
+    "rejects": 5,
+    "parts": 3,
+    "figures": '{"reasons":{}}',
+}
+
+
+@pytest.mark.parametrize("field", LINE)
+def test_a_forged_line_of_the_index_is_found(store: Store, field: str) -> None:
+    entry = writer(store.root).entry(read_manifest(store, "s-0"))
+    write_entries(store, [entry])
+    assert open_table(store.root).verify() == COUNTS_OF_ONE
+    write_entries(store, [replace(entry, **{field: LINE[field]})])
+    broken(store, "the index says of shard 's-0' what its manifest does not", checksums=False)

@@ -227,6 +227,12 @@ def test_a_setting_as_before_it_existed_leaves_no_trace(root: str) -> None:
     assert same.description.fingerprint == before
     with pytest.raises(FingerprintError, match="as it was made: --precision float32"):
         writer(root, settings={**settings, "precision": "tf32"})
+    aligned = {**settings["alignment"], "icc": "ignore"}
+    assert (
+        writer(root, settings={**settings, "alignment": aligned}).description.fingerprint == before
+    )
+    with pytest.raises(FingerprintError, match="as it was made: --icc ignore"):
+        writer(root, settings={**settings, "alignment": {**aligned, "icc": "apply"}})
 
 
 def test_how_archives_are_read_is_continued_by_its_flags(root: str) -> None:

@@ -45,6 +45,16 @@ def test_what_would_be_another_training_is_refused(
     assert told in line
 
 
+def test_a_training_begun_before_profiles_were_applied_ignores_them(begun: TrainConfig) -> None:
+    path = Path(begun.output, SETTINGS)
+    settings = json.loads(path.read_text())
+    assert settings.pop("icc") == "apply"
+    path.write_text(json.dumps(settings))
+    check_settings(begun.model_copy(update={"icc": "ignore"}))
+    with pytest.raises(FingerprintError, match='icc: "ignore" when it began, "apply" asked for'):
+        check_settings(begun)
+
+
 def test_every_difference_is_told(begun: TrainConfig) -> None:
     with pytest.raises(FingerprintError) as refusal:
         check_settings(begun.model_copy(update={"steps": 3, "seed": 1, "images": 5, "batch": 4}))

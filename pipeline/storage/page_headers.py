@@ -1,0 +1,232 @@
+"""Checks what the pages of a Parquet file claim before Arrow makes room for it.
+
+A page's header says how many bytes it unpacks to and how many values it holds; two kilobytes of
+file can claim two gigabytes of either. The headers lie between the pages, so they are read as Arrow
+reads them by: no byte is fetched twice. The footer's own sums are checked first, but may lie.
+
+Headers are Thrift structures in the compact protocol (parquet.thrift, `PageHeader`).
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from typing import Any
+
+import pyarrow.parquet as pq
+
+# A page of 1,024 placeholder images packs well: what is small is allowed, whatever its ratio.
+_FREE_BYTES, _RATIO = 256 << 20, 200
+_FREE_VALUES = 1 << 20
+_LONGEST_HEADER = 1 << 20  # with the statistics of its values
+_USUAL_HEADER = 256
+_HEADS = {5: "data", 7: "dictionary", 8: "data"}  # fields of PageHeader that count values
+
+
+class PageBombError(ValueError):
+    """A page claims more than its bytes can stand for."""
+
+
+class CheckedFile:
+    """A file as Arrow reads it, column chunk by column chunk, with every page header checked."""
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._position = 0
+        self._chunks: list[_Chunk] = []  # in the order of their beginnings
+        self._starts: list[int] = []
+        self._ends: list[int] = []  # the furthest end up to each of them
+
+    def watch(self, metadata: pq.FileMetaData, columns: set[str]) -> None:
+        """Check from here on the pages of `columns`, by the first part of their paths.
+
+        Raises `PageBombError` where the footer itself claims too much of one.
+        """
+        for group in range(metadata.num_row_groups):
+            rows = metadata.row_group(group)
+            for index in range(metadata.num_columns):
+                column = rows.column(index)
+                if column.path_in_schema.split(".")[0] in columns:
+                    repeated = metadata.schema.column(index).max_repetition_level > 0
+                    most = None if repeated else rows.num_rows
+                    self._chunks.append(_Chunk(column, most))
+        self._chunks.sort(key=lambda chunk: chunk.start)
+        self._starts = [chunk.start for chunk in self._chunks]
+        self._ends = list(itertools.accumulate((chunk.end for chunk in self._chunks), max))
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next bytes; raises `PageBombError` where a page among them claims too much."""
+        content: bytes = self._file.read(-1 if size is None else size)
+        behind = bisect.bisect_left(self._starts, self._position + len(content))
+        first = bisect.bisect_right(self._ends, self._position)
+        for chunk in self._chunks[first:behind]:
+            chunk.see(self._position, content)
+        self._position += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As any file's."""
+        self._position = int(self._file.seek(offset, whence))
+        return self._position
+
+    def tell(self) -> int:
+        """As any file's."""
+        return self._position
+
+    def readable(self) -> bool:
+        """As any file's."""
+        return True
+
+    def seekable(self) -> bool:
+        """As any file's."""
+        return True
+
+    def close(self) -> None:
+        """Leave the file open: it is not Arrow's."""
+
+
+class _Chunk:
+    """A column chunk, read from its beginning to its end: where its next header is to be."""
+
+    def __init__(self, column: Any, most_values: int | None) -> None:
+        dictionary = column.dictionary_page_offset
+        self.start = min(filter(None, (column.data_page_offset, dictionary)), default=0)
+        self._next = self.start
+        self.end = self.start + column.total_compressed_size
+        self._most_values = most_values
+        self._rest = b""  # of a header that goes on in the bytes to come
+
+    def see(self, start: int, content: bytes) -> None:
+        """Check the headers that begin in `content`, the file's bytes from `start` on."""
+        end = start + len(content)
+        while self._next < self.end and start <= self._next + len(self._rest) < end:
+            known = self._next + len(self._rest) - start
+            try:
+                header, length = _read_header(self._rest, content, known)
+            except IndexError as error:  # it goes on behind these bytes
+                self._rest += content[known : known + _LONGEST_HEADER]
+                if len(self._rest) >= _LONGEST_HEADER:
+                    raise PageBombError(f"a page header of over {_LONGEST_HEADER} bytes") from error
+                return
+            self._rest = b""
+            _check(header, self._most_values)
+            self._next += length + header.get("packed", 0)
+
+
+def _read_header(rest: bytes, content: bytes, start: int) -> tuple[dict[str, int], int]:
+    """As `read_page_header`, of `rest` and of `content` from `start` on; few bytes are copied."""
+    try:
+        return read_page_header(rest + content[start : start + _USUAL_HEADER])
+    except IndexError:
+        return read_page_header(rest + content[start : start + _LONGEST_HEADER])
+
+
+def _check(header: dict[str, int], most_values: int | None) -> None:
+    packed, unpacked = header.get("packed", 0), header.get("unpacked", 0)
+    if packed < 0 or unpacked < 0:
+        raise PageBombError("a page of negative size")
+    if unpacked > max(_FREE_BYTES, _RATIO * packed):
+        raise PageBombError(
+            f"a page of {packed} bytes claims to unpack to {unpacked}, over {_RATIO} times as many"
+        )
+    values, most = header.get("data", 0), most_values
+    if most is None:
+        most = max(_FREE_VALUES, 8 * packed)
+    if values > most:
+        raise PageBombError(f"a page of {packed} bytes claims {values} values, of at most {most}")
+    # Each value of a dictionary has its length in four bytes, or a byte at least.
+    if header.get("dictionary", 0) > max(unpacked, 1):
+        raise PageBombError(
+            f"a dictionary of {unpacked} bytes claims {header['dictionary']} values"
+        )
+
+
+def read_page_header(content: bytes) -> tuple[dict[str, int], int]:
+    """Return what a page header claims, and its length in bytes.
+
+    The claims are `unpacked` and `packed` bytes, and the number of values under `data` or
+    `dictionary`. Raises `IndexError` where `content` ends inside it, `PageBombError` where it is no
+    header.
+    """
+    found: dict[str, int] = {}
+    reader = _Reader(content)
+    for field, kind in reader.fields():
+        if field in (2, 3) and kind == _I32:
+            found["unpacked" if field == 2 else "packed"] = reader.integer()
+        elif field in _HEADS and kind == _STRUCT:
+            for inner, inner_kind in reader.fields():
+                if inner == 1 and inner_kind == _I32:
+                    found[_HEADS[field]] = reader.integer()
+                else:
+                    reader.skip(inner_kind)
+        else:
+            reader.skip(kind)
+    return found, reader.position
+
+
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+_DEEPEST = 16
+
+
+class _Reader:
+    """Thrift's compact protocol, as far as a page header needs it."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.position = 0
+        self._depth = 0
+
+    def fields(self) -> Any:
+        """Yield number and type of each field of a structure; each must be read or skipped."""
+        number = 0
+        while head := self._byte():
+            delta, kind = head >> 4, head & 15
+            number = number + delta if delta else self.integer()
+            yield number, kind
+
+    def integer(self) -> int:
+        """A zigzag integer of 64 bits at most."""
+        value = self._unsigned()
+        return (value >> 1) ^ -(value & 1)
+
+    def skip(self, kind: int) -> None:
+        """Pass over a value."""
+        if kind in (_I16, _I32, _I64):
+            self._unsigned()
+        elif kind == _BINARY:
+            self._pass(self._unsigned())
+        elif kind in (_BYTE, _DOUBLE):
+            self._pass(1 if kind == _BYTE else 8)
+        elif kind == _STRUCT:
+            self._depth += 1
+            if self._depth > _DEEPEST:
+                raise PageBombError("a page header of structures in structures without end")
+            for _, inner in self.fields():
+                self.skip(inner)
+            self._depth -= 1
+        elif kind not in (_TRUE, _FALSE):
+            # Lists, sets and maps, of which Parquet's page headers have none.
+            raise PageBombError(f"a page header with a value of the type {kind}")
+
+    def _pass(self, count: int) -> None:
+        self.position += count
+        if self.position > len(self._content):
+            raise IndexError
+
+    def _byte(self) -> int:
+        value = self._content[self.position]
+        self.position += 1
+        return value
+
+    def _unsigned(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+            if shift > 63:
+                raise PageBombError("a page header with an integer of over 64 bits")

@@ -1,0 +1,115 @@
+"""A shard that claims more than its bytes can hold costs itself, or a reject, and no memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import StorageError
+from pipeline.storage import Sample, list_shards, read_samples
+from pipeline.storage.memory_limit import MemoryLimit
+from pipeline.storage.page_headers import PageBombError, read_page_header
+from tests.fuzz.guard import forget_peak, memory_mib
+from tests.storage import bombs
+
+MOST_MIB = 64  # beyond what the process had
+
+
+def read(path: Path) -> list[Sample]:
+    return [sample for shard in list_shards(str(path)) for sample in read_samples(shard)]
+
+
+def grown_while(path: Path, said: str) -> int:
+    """MiB that refusing a shard took at most."""
+    shards = list(list_shards(str(path)))
+    forget_peak()
+    before = memory_mib("VmRSS")
+    with pytest.raises(StorageError, match=said):
+        list(read_samples(shards[0]))
+    return memory_mib("VmHWM") - before
+
+
+@pytest.mark.parametrize("compression", ["brotli", "zstd", "gzip"])
+def test_a_page_that_unpacks_to_many_times_its_size_is_refused(
+    tmp_path: Path, compression: str
+) -> None:
+    path = bombs.packed_page(tmp_path / "a.parquet", compression)
+    assert path.stat().st_size < 400_000
+    assert grown_while(path, r"claims to unpack to 3145728\d\d, over 200 times") < MOST_MIB
+
+
+def test_a_list_of_more_values_than_its_page_can_hold_is_refused(tmp_path: Path) -> None:
+    path = bombs.long_list(tmp_path / "a.parquet")
+    assert path.stat().st_size < 100_000
+    assert grown_while(path, r"bytes claims \d+ values, of at most 1048576") < MOST_MIB
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_a_sparse_file_of_holes_is_one_reject(tmp_path: Path, form: str) -> None:
+    path = bombs.sparse_tar(tmp_path / "a.tar", form=form)
+    forget_peak()
+    before = memory_mib("VmRSS")
+    found = {sample.key: sample for sample in read(path)}
+    assert memory_mib("VmHWM") - before < MOST_MIB
+    assert {key: sample.content for key, sample in found.items()} == {
+        "a": b"before",
+        "b": b"",
+        "c": b"behind",
+    }
+    assert found["b"].reject == "unsupported_format"
+    assert "sparse file of 1073741824 bytes, of which the archive holds 1" in found["b"].detail
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_a_sparse_file_with_a_small_hole_is_read(tmp_path: Path, form: str) -> None:
+    path = bombs.sparse_tar(tmp_path / "a.tar", size=200_000, form=form)
+    (found,) = (sample for sample in read(path) if sample.key == "b")
+    assert found.content == bytes(199_999) + b"x"
+
+
+def test_images_alike_are_read_though_they_pack_well(tmp_path: Path) -> None:
+    image = os.urandom(20_000)
+    table = pa.table({"image": [image] * 2000})
+    for number, codec in enumerate(("zstd", "brotli", "snappy")):
+        pq.write_table(table, tmp_path / f"{number}.parquet", compression=codec)
+        plain = tmp_path / f"{number}-plain.parquet"
+        pq.write_table(table, plain, compression=codec, use_dictionary=False)
+    assert [sample.content == image for sample in read(tmp_path)] == [True] * 12_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_limit_on_memory_ends_with_its_block() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MemoryLimit(256 << 20)
+    for _ in range(3):
+        with pytest.raises(MemoryError), limit:
+            bytearray(1 << 30)
+        assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    with limit:
+        bytearray(1 << 20)
+    bytearray(512 << 20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_what_no_page_header_shows_is_stopped_by_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.storage.parquets._FREE_MEMORY", 1 << 20)
+    path = bombs.packed_page(tmp_path / "a.parquet", "none", 600 << 20)
+    monkeypatch.setattr("pipeline.storage.parquets._GROWTH", 0)
+    grown_while(path, "a row needs far more memory than the file has bytes")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x15\x00" * 0 + b"\x1c" * 100, b"\x19\xff" + b"\x00" * 50, b"\x16" + b"\xff" * 40],
+)
+def test_a_header_that_is_none_is_refused(content: bytes) -> None:
+    with pytest.raises(PageBombError):
+        read_page_header(content)
