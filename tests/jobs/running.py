@@ -93,7 +93,7 @@ class Job:
         code = self.process.wait(PATIENCE_S)
         if self.copying:
             self.copying.join(10)  # Ray's own processes may hold the terminal for longer
-        return Ended(code, self.out.read_text(), self.err.read_text())
+        return Ended(code, self.out.read_text(), self.err.read_bytes().decode())
 
     def wait_for_files(self, folder: Path, count: int) -> None:
         """Wait until `folder` holds `count` Parquet files; the job must run until then."""
