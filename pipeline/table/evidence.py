@@ -139,7 +139,7 @@ def check_manifest(manifest: ShardManifest, description: Description) -> None:
             f"{of} has {part.samples} samples in part {part.part}, of {manifest.part_size} at most",
         )
     by_name = shard_kind(manifest.uri)
-    if manifest.kind == "folder":
+    if manifest.kind in ("folder", "list"):
         is_slice = slice_number(shard) is not None or shard.startswith("codes-")
         fits = is_slice or by_name is None
     else:
@@ -151,8 +151,11 @@ def check_sources(manifest: ShardManifest, sources: Iterable[str]) -> None:
     """Raise `TableError` where rows came from another place than their shard's manifest says.
 
     Every reader puts the place of the shard before that of the image. Where a row's place names no
-    shard file, as that of a single image does not, it lies in the shard's folder all the same.
+    shard file, as that of a single image does not, it lies in the shard's folder all the same. The
+    lines of a list name any place.
     """
+    if manifest.kind == "list":
+        return
     folder = manifest.uri.rpartition("/")[0] + "/"
     for source in sources:
         if source.startswith((f"{manifest.uri}/", f"{manifest.uri}#")) or source == manifest.uri:

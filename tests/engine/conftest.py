@@ -107,7 +107,8 @@ def written(plan: Plan, work: ShardWork) -> Callable[[int], Row]:
 
     def write(part: int) -> Row:
         rejects = [
-            {"key": name, "face_index": None, "source_uri": "", "source_sha256": ""}
+            {"key": name, "face_index": None, "source_sha256": ""}
+            | {"source_uri": work.shard.uri_of(name)}
             | {"reason": "no_face", "detail": ""}
             for name in work.shard.names[2 * part : 2 * part + 2]
         ]

@@ -136,7 +136,7 @@ def test_a_folder_that_lost_files_keeps_each_face_once(
     plan = make_plan(config)
     for work in plan.works:
         rejects = [
-            {"key": name, "face_index": None, "source_uri": "", "source_sha256": ""}
+            {"key": name, "face_index": None, "source_uri": f"{images}/x", "source_sha256": ""}
             | {"reason": "no_face", "detail": ""}
             for name in work.shard.names
         ]
