@@ -30,9 +30,20 @@ _WITH_NAMES = {
     *("abfs", "abfss", "wasb", "wasbs", "sftp", "ssh", "ftp", "ftps", "smb", "hdfs", "webhdfs"),
 }
 _NAME = re.compile(r"[\w.$-]{1,64}@")
-# A URI up to white space, or to the next URI (`zip://a.jpg::s3://bucket/b.zip`).
+# Of these every URI names a host: behind an empty one the next name is looked at as the host.
+_WITH_HOSTS = _WITHOUT_PORTS | _WITH_NAMES - {"hdfs"} | {"http", "https"}
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,20}://"
-_URI = re.compile(rf"(?P<scheme>{_SCHEME})(?P<rest>(?:(?!(?:::)?{_SCHEME})[^\s\"])*)")
+# What a text goes on with inside a URI: a quotation mark only where a word does not end with it.
+_INSIDE = r"(?:[^\s\"]|\"(?=[\w%+/=~$-]))"
+# A URI up to white space, or to the next URI (`zip://a.jpg::s3://bucket/b.zip`).
+_URI = re.compile(rf"(?P<scheme>{_SCHEME})(?P<rest>(?:(?!(?:::)?{_SCHEME}){_INSIDE})*)")
+# The same where the text is known to be one URI, or a chain of them.
+_WHOLE_URI = re.compile(rf"(?P<scheme>{_SCHEME})(?P<rest>(?:(?!(?:::)?{_SCHEME}).)*)", re.DOTALL)
+# A password with white space or quotation marks: what no port begins with, up to an "@" near by.
+_ODD_PASSWORD = re.compile(
+    rf"({_SCHEME})(?!arn:)[^\s\"'/?#@:\[]{{1,128}}:(?=\S)(?!\d{{0,5}}(?:[/?#'\"\s),.;:]|\Z))"
+    rf"(?:(?!{_SCHEME})[^@]){{0,256}}@"
+)
 _PORT = re.compile(r"[^:]*(?::\d{0,5})?|\[[^\]]*\](?::\d{0,5})?")
 _ROW = re.compile(r"\d{1,20}(?:~\d+)?")  # of a Parquet file, behind "#"
 _END = re.compile(r"['),.;:\]}>]*\Z")  # of the sentence, not of the URI
@@ -41,7 +52,7 @@ _SECRET_WORD = (
     r"|account[_.-]?key|private[_.-]?key|authorization|jwt|session)[\w.%-]{0,64}"
     r"|x-amz-[\w-]{1,64}|x-goog-[\w-]{1,64}|sig|sas|key|pass|pw|auth|code"
 )
-_PAIR = re.compile(rf"([?&;#](?:{_SECRET_WORD})=)[^\s&;#\"]*", re.IGNORECASE)
+_PAIR = re.compile(rf"([?&;#](?:{_SECRET_WORD})=)(?:(?![&;#]){_INSIDE})*", re.IGNORECASE)
 _HEADER = re.compile(
     r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:[a-z0-9-]+\s+)?|\bbearer\s+)[\w.~+/=-]{6,}",
     re.IGNORECASE,
@@ -91,8 +102,12 @@ def clean(value: Any) -> Any:
 
 
 def carries_secrets(uri: str) -> bool:
-    """Return whether a URI carries what is, or may be, a credential."""
-    return _without_uri_secrets(uri) != uri
+    """Return whether `uri`, one URI or a chain of them, carries what may be a credential.
+
+    White space and quotation marks do not end it, as they end a URI in a text.
+    """
+    whole = _WHOLE_URI.sub(_without_those_of_one, uri)
+    return _PAIR.sub(rf"\1{HIDDEN}", whole) != uri
 
 
 def _cleaned(value: Any, secrets: list[str]) -> Any:
@@ -123,6 +138,7 @@ def _blanked(text: str, secrets: list[str]) -> str:
 
 def _without_uri_secrets(text: str) -> str:
     if "://" in text:
+        text = _ODD_PASSWORD.sub(rf"\1{HIDDEN}@", text)
         text = _URI.sub(_without_those_of_one, text)
     return _PAIR.sub(rf"\1{HIDDEN}", text)
 
@@ -141,6 +157,8 @@ def _has_user(scheme: str, rest: str) -> bool:
     if scheme.lower() in _WITH_NAMES:
         name = _NAME.match(rest)
         rest = rest[name.end() :] if name else rest
+    if scheme.lower() in _WITH_HOSTS:
+        rest = rest.lstrip("/")
     if "@" not in rest:
         return False
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]

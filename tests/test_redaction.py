@@ -29,6 +29,14 @@ URIS = [
     f"sftp://user@host:{SECRET}/x@host/x.tar",
     f"abfs://container:{SECRET}@account.dfs.core.windows.net/x.tar",
     f"abfs://container%3A{SECRET}@account.dfs.core.windows.net/x.tar",
+    f's3://AKIA0:x"{SECRET}@bucket/x.tar',
+    f's3://AKIA0:x"y/{SECRET}@bucket/x.tar',
+    f"https://user:p {SECRET}@host/x.tar",
+    f"https://user:p\n{SECRET} x@host/x.tar",
+    f"https:///user:{SECRET}@host/x.tar",
+    f"s3:////AKIA0:{SECRET}@bucket/x.tar",
+    f'https://host/x?key=a"{SECRET}',
+    f's3://bucket/x?token="{SECRET}',
     f"HTTPS://user:{SECRET}@host/x.tar",
     f"s3://AKIA0:{SECRET}@bucket/x.tar",
     f"s3://AKIA0:1234/{SECRET}@bucket/x.tar",
@@ -65,6 +73,7 @@ KEPT = [
     *("zip://a.jpg::s3://bucket/me@here.zip", "file:///a:b/c@d", "memory://x#y?z=1"),
     *("abfs://container@acct.dfs.core.windows.net/x", "abfss://c@acct.dfs.core.windows.net/me@x"),
     *("sftp://user@host/data", "sftp://user@host:22/me@here", "hdfs://me@namenode/x"),
+    *('s3://bucket/my "file" a@b', "s3:///bucket/a@b"),
     *("no URI: me@host and a?b=c#d", "http://host:/x", "https://host/x.tar"),
 ]
 
@@ -123,6 +132,18 @@ def test_what_is_no_credential_is_kept(text: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("https://host: refused, ask me@host", "https://host:8080: refused, ask me@host"),
+        *("'https://host:', me@host", '{"a": "https://host:80", "b": "c:d@e"}'),
+        *('{"a":"https://host/x?page=1","b":"c@d"}', "s3://bucket/x: asked by a:b@c"),
+    ],
+)
+def test_an_address_behind_a_uri_is_no_credential(text: str) -> None:
+    assert without_secrets(text) == text
+
+
 def test_a_value_of_a_config_is_blanked_before_it_is_cut(tmp_path: Path) -> None:
     uri = f"https://user:{'x' * 90}{SECRET}{'x' * 190}@host/x"
     (tmp_path / "run.yaml").write_text(f"steps: [{uri!r}]\ninput: a\noutput: b\n")
@@ -172,6 +193,8 @@ LONG = {
     "pairs": "a?",
     "spaces": " ",
     "queries": "a&",
+    "passwords": "a://b:c ",
+    "marks": '"a',
 }
 
 
