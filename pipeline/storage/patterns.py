@@ -83,6 +83,8 @@ class Glob:
     def _places(self, path: str) -> frozenset[int] | bool:
         """Where in the pattern one is behind `path`; True once all of the pattern fitted."""
         places = self._skip(frozenset({0}))
+        if len(self._steps) in places:
+            return True  # nothing but `**`
         for name in path.split("/"):
             places = self._skip(frozenset(self._after(places, name)))
             if len(self._steps) in places:

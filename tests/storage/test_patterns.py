@@ -53,6 +53,8 @@ def test_names_are_counted_without_being_made() -> None:
         ("a/**", ["a/b", "a/b/c"], ["b", "b/a"]),
         ("train-?/[0-4]*.tar", ["train-a/0.tar", "train-b/4x.tar"], ["train-a/5.tar", "0.tar"]),
         ("2024-*", ["2024-01", "2024-01/a/b.jpg"], ["2023-01/a.jpg"]),
+        ("**", ["a", "b/c/d.jpg"], []),
+        ("**/**", ["a", "b/c/d.jpg"], []),
         ("a/**/b/*.jpg", ["a/b/1.jpg", "a/x/y/b/1.jpg"], ["a/1.jpg", "b/1.jpg"]),
     ],
 )
