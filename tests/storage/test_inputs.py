@@ -100,13 +100,23 @@ def test_a_bucket_as_part_of_a_pattern_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "told"),
-    [("{0..9999999}.tar", "stands for 10,000,000 names"), ("{0..1000}*", "1,001 patterns")],
+    [
+        ("{0..9999999}.tar", "stands for 10,000,000 names"),
+        ("{0..1000}*", "1,001 patterns"),
+        (f"{{1..{10**20}}}.tar", "stands for 100,000,000,000,000,000,000 names"),
+        (f"{{0..{'9' * 5000}}}.tar", r"stands for over [10,]+ names, of at most 1,000,000: cut"),
+        ("{0..N}".replace("N", "9" * 900) * 6, "stands for over"),
+    ],
 )
 def test_braces_that_stand_for_too_much_are_refused(
     tmp_path: Path, pattern: str, told: str
 ) -> None:
     with pytest.raises(InputError, match=told):
         next(list_shards(f"{tmp_path}/{pattern}"))
+    check_apart(f"{tmp_path}/{pattern}", f"{tmp_path}/out")
+    (tmp_path / "list.txt").write_text(f"{pattern}\n")
+    with pytest.raises(InputError, match=told):
+        next(list_shards(f"{tmp_path}/list.txt"))
 
 
 def test_a_list_names_files_folders_and_patterns(store: Store, tmp_path: Path) -> None:
