@@ -24,7 +24,7 @@ from pipeline.storage.patterns import (
     has_glob,
     literal_folder,
 )
-from pipeline.storage.recognition import without_metadata
+from pipeline.storage.recognition import mark_beside_tars
 from pipeline.storage.uris import canonical_uri, filesystem, is_local, is_web, join, read_file
 
 LOOKED_FOR = (
@@ -111,7 +111,7 @@ def _kind_of(root: str) -> Literal["folder", "file", "pattern"]:
 
 def _below(folder: str, left_out: LeftOut) -> Iterator[Entry]:
     fs, path = filesystem(folder)
-    return without_metadata(walk(fs, path, folder, left_out), left_out)
+    return mark_beside_tars(walk(fs, path, folder, left_out))
 
 
 def _pattern(root: str, left_out: LeftOut) -> Source:
@@ -291,7 +291,7 @@ class _Taken:
         fitting = (entry for entry in entries if _fits(glob, entry.name))
         empty = True
         try:
-            for entry in without_metadata(fitting, self.left_out):
+            for entry in fitting:
                 empty = False
                 yield from self._entries(folder, iter([entry]), names)
         except StorageError as error:
