@@ -24,6 +24,7 @@ from pipeline.storage.formats import (
 )
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry
+from pipeline.storage.local_files import is_dead_link
 from pipeline.storage.members import START_BYTES, is_image_start
 from pipeline.storage.objects import UNREADABLE
 from pipeline.storage.opening import read_start
@@ -59,7 +60,8 @@ def recognised(
     unless it is `alone`, all that the input is: then its reader tells what is wrong. The first such
     is noted in `imageless`. With
     `sniffing`, names without a known extension (`may_be_image`) are told by their first bytes;
-    without it, what is `beside_tar` is metadata by its name alone.
+    without it, what is `beside_tar` is metadata by its name alone, and a dead link of a shard's
+    name a shard, which fails.
     Looks into files on a disk come as they are needed, others some dozens at a time. What cannot
     be read is an image, so that it becomes a reject, unless its name says that it is none.
     Raises `StorageError` where a storage that is not a disk does not answer.
@@ -87,6 +89,8 @@ def _by_name(entry: Entry, uri_of: Callable[[str], str], sniffing: bool, alone: 
     if name.endswith("/") or is_image(name):
         return _Waiting(entry, "image")
     if kind := shard_kind(name):
+        if sniffing and not readable and is_local(uri) and is_dead_link(uri):
+            return _Waiting(entry, "image")  # a reject, as a shard it would fail for ever
         if entry.beside_tar:
             look = partial(_look_beside_tar, uri) if sniffing and readable else None
             return _Waiting(entry, None, look)
