@@ -14,7 +14,7 @@ import pytest
 import ray.data
 import torch
 
-from pipeline.engine import crops
+from pipeline.engine import crops, dataset
 from pipeline.engine.align import AlignStage
 from pipeline.engine.cluster import Resources
 from pipeline.engine.crops import CropPlan, CropStage, crop_rows, cut_crops, plan_crops
@@ -105,6 +105,7 @@ def test_crops_are_cut_by_all_cores_of_the_machine_or_the_cluster(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(dataset, "memory_limit", lambda: 10**12)
     stages = Stages()
     monkeypatch.setattr(ray.data, "from_items", lambda *_, **_options: stages)
     monkeypatch.setattr(crops, "configure_context", lambda: None)
