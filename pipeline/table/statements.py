@@ -47,6 +47,11 @@ _COMPUTES = """
     WHERE function_type IN ('scalar', 'aggregate', 'window') AND stability = 'CONSISTENT'
       AND NOT starts_with(function_name, '__internal')
 """
+# Views of DuckDB's own that a plain name reaches, as its search path holds their schemas.
+_CATALOG = """
+    SELECT DISTINCT lower(view_name) FROM duckdb_views()
+    WHERE internal AND schema_name <> 'information_schema'
+"""
 # These take a text for a query; the plan of one is made by reading its files.
 _TAKE_SQL = {"json_serialize_sql", "json_deserialize_sql", "json_serialize_plan"}
 _ALSO_HARMLESS = {
@@ -167,6 +172,14 @@ def _functions() -> frozenset[str]:
 
 
 @cache
+def _catalog() -> frozenset[str]:
+    """The names of DuckDB's own views, which tell of the connection and not of the table."""
+    with _PARSER.lock:
+        rows = _PARSER.connection.execute(_CATALOG).fetchall()
+    return frozenset(name for (name,) in rows)
+
+
+@cache
 def _alone() -> dict[str, Any]:
     """The tree of a SELECT with a condition, but for that."""
     node: dict[str, Any] = _parsed("SELECT 1 WHERE true\n")[0]["node"]
@@ -187,9 +200,7 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 def _check(tree: Any) -> None:
     """Raise `RequestError` unless all of a tree reads views and computes."""
-    named = {str(entry["key"]) for node in _nodes(tree) for entry in _entries(node)}
-    named |= {str(node["cte_name"]) for node in _nodes(tree) if "cte_name" in node}
-    tables = {*VIEWS, *(name.lower() for name in named if _PLAIN_NAME.fullmatch(name))}
+    tables = _named_tables(tree)
     for node in _nodes(tree):
         kind = str(node.get("type", ""))
         if kind.endswith("_NODE") and kind not in _QUERIES:
@@ -200,6 +211,23 @@ def _check(tree: Any) -> None:
             _check_function(node)
         elif _is_source(node):
             _check_source(node, kind, tables)
+
+
+def _named_tables(tree: Any) -> set[str]:
+    """The names that WITH gives to tables, anywhere in a tree.
+
+    Outside of its scope such a name reaches what DuckDB has by that name: so none may be that of a
+    file or of a view of DuckDB's own.
+    """
+    named = {str(entry["key"]) for node in _nodes(tree) for entry in _entries(node)}
+    named |= {str(node["cte_name"]) for node in _nodes(tree) if "cte_name" in node}
+    tables = {name.lower() for name in named if _PLAIN_NAME.fullmatch(name)}
+    if taken := sorted(tables & _catalog()):
+        raise RequestError(
+            f"WITH names a table '{taken[0]}', as DuckDB names a view of its own: choose another "
+            "name"
+        )
+    return tables
 
 
 def _entries(node: dict[str, Any]) -> list[Any]:
@@ -233,7 +261,9 @@ def _check_source(node: dict[str, Any], kind: str, tables: set[str]) -> None:
 
 def _is_known(node: dict[str, Any], tables: set[str]) -> bool:
     *places, name = (part.lower() for part in node["qualified_name"]["path"])
-    return name in tables and set(places) <= {"", "memory", "main"}
+    if name in VIEWS:
+        return set(places) <= {"", "memory", "main"}
+    return name in tables and not any(places)  # WITH gives a name without a place
 
 
 def _name_of(function: dict[str, Any]) -> str:
