@@ -26,6 +26,10 @@ VIEWS = ("latents", "rejects", "shards", "runs")
 QUERY_ERRORS = (duckdb.Error, UnicodeDecodeError)
 
 _NOT_READING = "only queries that read are run (SELECT, FROM, ...)"
+_PIVOT_LISTS = (
+    "a PIVOT that looks up its columns first is several statements, and "
+    f"{_NOT_READING}: list the values, as in PIVOT rejects ON reason IN ('no_face') USING count(*)"
+)
 _QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 _SOURCES = {
     *("BASE_TABLE", "SUBQUERY", "JOIN", "TABLE_FUNCTION", "EMPTY", "EXPRESSION_LIST"),
@@ -125,7 +129,9 @@ def _parsed(query: str) -> list[Any]:
     """The trees of the statements, each of which selects."""
     if "\0" in query:
         raise RequestError("the query failed: it holds a null character")
-    duckdb.extract_statements(query)  # whose error shows where the text is wrong
+    if any("\ud800" <= char <= "\udfff" for char in query):  # as Python takes other arguments
+        raise RequestError("the query failed: it is not UTF-8 text")
+    found = duckdb.extract_statements(query)  # whose error shows where the text is wrong
     with _PARSER.lock:
         ((text,),) = _PARSER.connection.execute(
             "SELECT json_serialize_sql(?::VARCHAR)", [query]
@@ -135,6 +141,9 @@ def _parsed(query: str) -> list[Any]:
     except RecursionError as error:
         raise RequestError("the query failed: it is nested too deeply") from error
     if tree["error"]:
+        several = any(one.type == duckdb.StatementType.MULTI for one in found)
+        if several and "pivot" in query.lower():
+            raise RequestError(f"the query failed: {_PIVOT_LISTS}")
         raise RequestError(f"the query failed: {_NOT_READING}")
     statements: list[Any] = tree["statements"]
     return statements
@@ -168,7 +177,7 @@ def _functions() -> frozenset[str]:
     """The names of all functions that a query may call."""
     with _PARSER.lock:
         rows = _PARSER.connection.execute(_COMPUTES).fetchall()
-    return frozenset({name for (name,) in rows} - _TAKE_SQL | _ALSO_HARMLESS)
+    return frozenset({name.lower() for (name,) in rows} - _TAKE_SQL | _ALSO_HARMLESS)
 
 
 @cache

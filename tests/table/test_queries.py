@@ -188,6 +188,33 @@ def test_no_name_of_with_reaches_the_catalog(filled: str, view: str) -> None:
         assert table.arrow(query).num_rows
 
 
+def test_a_date_beyond_python_is_refused_as_a_frame(filled: str) -> None:
+    query = "SELECT 1 AS a, 'infinity'::DATE AS b"
+    with pytest.raises(RequestError, match=r"column 'b' has a value .* CAST"):
+        open_table(filled).sql(query)
+    assert open_table(filled).arrow(query).num_rows == 1
+
+
+def test_a_function_with_capitals_is_called(filled: str) -> None:
+    for name in ("formatReadableSize", "formatreadablesize", "FORMATREADABLEDECIMALSIZE"):
+        assert "5 bytes" in str(open_table(filled).sql(f"SELECT {name}(5)"))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "PIVOT rejects ON reason USING count(*)",
+        "FROM (PIVOT rejects ON reason USING count(*))",
+        "WITH a AS (PIVOT rejects ON reason USING count(*)) FROM a",
+    ],
+)
+def test_a_pivot_without_its_values_is_told_to_list_them(filled: str, query: str) -> None:
+    with pytest.raises(RequestError, match=r"PIVOT .* list the values"):
+        open_table(filled).arrow(query)
+    listed = query.replace("ON reason", "ON reason IN ('no_face')")
+    assert open_table(filled).arrow(listed).num_rows
+
+
 def test_an_unknown_function_is_refused_with_a_near_one(filled: str) -> None:
     with pytest.raises(RequestError, match=r"the function 'lowr' .*; did you mean 'lower'\?"):
         open_table(filled).sql("SELECT lowr(key) FROM latents")
