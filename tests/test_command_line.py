@@ -104,6 +104,10 @@ STOPPED = """
 import os, signal, time
 from pipeline.command_line import exit_code_of
 
+# As at a terminal: a shell's background job, such as a whole test run, has Ctrl-C ignored, and
+# hands that down to its programs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def work():
     os.kill(os.getpid(), signal.{signal})
     time.sleep(60)

@@ -113,7 +113,7 @@ def too_deep(tmp_path: Path) -> Iterator[Path]:
 def test_a_folder_too_deep_for_a_path_is_one_reject(too_deep: Path) -> None:
     found = rejects(too_deep)
     (key,) = found
-    assert key.endswith("d/"), "a folder's key ends in a slash"
+    assert key.startswith("d" * 200), "of so long a path the beginning is kept"
     assert found[key] == f"cannot be read: {os.strerror(errno.ENAMETOOLONG).lower()}"
 
 
