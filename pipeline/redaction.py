@@ -25,6 +25,11 @@ HARMLESS_QUERIES = (
 _HARMLESS = frozenset(name.lower() for name in HARMLESS_QUERIES)
 # Of these a host is a bucket, which has no port.
 _WITHOUT_PORTS = {"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "wasbs"}
+# Of these a user may stand before the host without a password, or the container of an account.
+_WITH_NAMES = {
+    *("abfs", "abfss", "wasb", "wasbs", "sftp", "ssh", "ftp", "ftps", "smb", "hdfs", "webhdfs"),
+}
+_NAME = re.compile(r"[\w.$-]{1,64}@")
 # A URI up to white space, or to the next URI (`zip://a.jpg::s3://bucket/b.zip`).
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,20}://"
 _URI = re.compile(rf"(?P<scheme>{_SCHEME})(?P<rest>(?:(?!(?:::)?{_SCHEME})[^\s\"])*)")
@@ -132,7 +137,10 @@ def _without_those_of_one(uri: re.Match[str]) -> str:
 
 
 def _has_user(scheme: str, rest: str) -> bool:
-    """Whether a user stands before the host, with a password that may hold slashes."""
+    """Whether a user with a password, which may hold slashes, or a token stands before the host."""
+    if scheme.lower() in _WITH_NAMES:
+        name = _NAME.match(rest)
+        rest = rest[name.end() :] if name else rest
     if "@" not in rest:
         return False
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]

@@ -20,6 +20,7 @@ from pipeline.storage.uris import read_file
 
 _LONGEST_FILE = 1 << 20  # bytes
 _MOST_VALUES = 10_000  # with all aliases and merges written out
+_TEXT = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -99,8 +100,6 @@ def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Se
         return kind(**settings)
     except ValidationError as error:
         raise ConfigError(_explain(error, kind, place)) from None
-    except TypeError as error:  # keys that are not strings
-        raise ConfigError(f"setting names must be text: {error}") from None
 
 
 def flag_of(name: str) -> str:
@@ -164,8 +163,21 @@ def _read(uri: str) -> _ConfigFile:
         return _ConfigFile({}, {})
     if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
-    lines = {getattr(key, "value", None): key.start_mark.line + 1 for key, _ in node.value}
-    return _ConfigFile(settings, lines)
+    names = [key for key, _ in node.value]
+    _refuse_names_that_are_no_text(uri, names)
+    return _ConfigFile(settings, {name.value: name.start_mark.line + 1 for name in names})
+
+
+def _refuse_names_that_are_no_text(uri: str, names: Iterable[yaml.Node]) -> None:
+    """Raise `ConfigError` for each name that is a number, a date, a null or a truth in YAML."""
+    wrong = [
+        f"{uri}:{name.start_mark.line + 1}: setting names must be text, and "
+        f"{_shown(name.value)} is of YAML's type {name.tag.rpartition(':')[2]}"
+        for name in names
+        if name.tag != _TEXT
+    ]
+    if wrong:
+        raise ConfigError("; ".join(wrong))
 
 
 class _UnreadableValueError(Exception):
@@ -185,7 +197,10 @@ class _Loader(yaml.SafeLoader):
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
-        if node is not None and _count_values(node, {}) > _MOST_VALUES:
+        counts: dict[yaml.Node, int] = {}
+        if node is not None and _count_values(node, counts) > _MOST_VALUES:
+            if len(counts) > _MOST_VALUES:  # without what aliases repeat
+                raise yaml.YAMLError(f"it holds over {_MOST_VALUES} names and values")
             raise yaml.YAMLError(
                 f"its aliases and merges stand for over {_MOST_VALUES} values; write them out"
             )

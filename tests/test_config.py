@@ -204,9 +204,13 @@ def test_a_file_without_settings_is_as_good_as_none(file: Path, content: str) ->
     assert load_config(str(file), BOTH) == load_config(None, BOTH)
 
 
-def test_a_name_that_is_no_text_is_refused(file: Path) -> None:
-    file.write_text("1: 2\n")
-    assert "setting names must be text" in refusal(file)
+@pytest.mark.parametrize(
+    ("name", "kind"), [("1", "int"), ("~", "null"), ("yes", "bool"), ("2024-01-01", "timestamp")]
+)
+def test_a_name_that_is_no_text_is_refused_by_its_line(file: Path, name: str, kind: str) -> None:
+    file.write_text(f"steps: 3\n{name}: 2\n")
+    told = f"{file}:2: setting names must be text, and '{name}' is of YAML's type {kind}"
+    assert told in refusal(file)
 
 
 def test_yaml_builds_no_objects(file: Path) -> None:
@@ -278,6 +282,13 @@ def test_aliases_and_merges_are_counted_before_they_are_written_out(file: Path, 
     file.write_text(multiplied(8, form))
     assert file.stat().st_size < 500
     assert "its aliases and merges stand for over 10000 values" in refusal(file)
+
+
+def test_too_many_names_are_told_as_such(file: Path) -> None:
+    file.write_text("".join(f"x{number}: 1\n" for number in range(20_000)))
+    told = refusal(file)
+    assert "holds over 10000 names and values" in told
+    assert "merges" not in told
 
 
 @pytest.mark.parametrize("form", ["&a [*a]", "&a {<<: *a}", "&a {b: {c: *a}}"])

@@ -25,6 +25,10 @@ URIS = [
     f"https://user:a/b/{SECRET}@host/x.tar",
     f"https://user:{SECRET}/c@host:8080/x.tar",
     f"https://user:x@{SECRET}@host/x.tar",
+    f"sftp://user:{SECRET}@host/x.tar",
+    f"sftp://user@host:{SECRET}/x@host/x.tar",
+    f"abfs://container:{SECRET}@account.dfs.core.windows.net/x.tar",
+    f"abfs://container%3A{SECRET}@account.dfs.core.windows.net/x.tar",
     f"HTTPS://user:{SECRET}@host/x.tar",
     f"s3://AKIA0:{SECRET}@bucket/x.tar",
     f"s3://AKIA0:1234/{SECRET}@bucket/x.tar",
@@ -59,6 +63,8 @@ KEPT = [
     *("https://[::1]:8080/a@b", "https://host/x.tar?versionId=abc.-_1", "https://host/?download=1"),
     *("https://host/x.parquet#12", "https://host/x.parquet#12~2", "hf://datasets/a/b@main/c.tar"),
     *("zip://a.jpg::s3://bucket/me@here.zip", "file:///a:b/c@d", "memory://x#y?z=1"),
+    *("abfs://container@acct.dfs.core.windows.net/x", "abfss://c@acct.dfs.core.windows.net/me@x"),
+    *("sftp://user@host/data", "sftp://user@host:22/me@here", "hdfs://me@namenode/x"),
     *("no URI: me@host and a?b=c#d", "http://host:/x", "https://host/x.tar"),
 ]
 

@@ -15,7 +15,9 @@ class MemoryLimit:
     """Lets this process grow by about `headroom` bytes at most in a `with` block, again and again.
 
     Beyond it an allocation fails, as a `MemoryError` where the library says so. Counted is private
-    memory (RLIMIT_DATA), so that Ray's shared object store does not count. Other threads share the
+    memory (RLIMIT_DATA), so that Ray's shared object store does not count. Not stopped is what fits
+    into memory that the process has mapped before and does not use, such as what an allocator keeps
+    of what was freed: resident memory can grow by that, and by `headroom`. Other threads share the
     limit while the block lasts. On Linux; elsewhere, and under a lower limit, nothing is limited.
     """
 
