@@ -29,7 +29,7 @@ from rich.table import Table as Grid
 
 from pipeline.command_line import exit_code_of, job_parser
 from pipeline.errors import printable
-from pipeline.table import open_table
+from pipeline.table import as_python, open_table
 
 _LONGEST_LIST = 8
 _NARROWEST_COLUMN = 12
@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
 def _show(rows: pa.Table, asked: argparse.Namespace) -> None:
     # Values out of Arrow keep a null inside a list, for which a pandas frame has no value.
     names = _distinct(rows.column_names)
-    lines = list(zip(*(column.to_pylist() for column in rows.columns), strict=True))
+    columns = as_python(rows, lambda: [column.to_pylist() for column in rows.columns])
+    lines = list(zip(*columns, strict=True))
     if asked.json:
         for line in lines:
             print(_json(dict(zip(names, line, strict=True))))
@@ -117,7 +118,7 @@ def _json(value: Any) -> str:
 
 def _numbers(value: Any) -> Any:
     """`value` with null for what is no number to JSON: the PSNR of equal images is infinite."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # of a map the pairs, of an interval its parts
         return [_numbers(item) for item in value]
     if isinstance(value, dict):
         return {name: _numbers(item) for name, item in value.items()}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine.private_folder import is_private
+from pipeline.machine import memory_limit
 
 # Whoever had a part at the same time is charged with it too, and workers die for other reasons.
 MOST_DEATHS = 5
@@ -83,7 +84,9 @@ def attempted(stage: str, shard_id: str, part: int) -> Iterator[None]:
             file.write(b".")
         if deaths >= MOST_DEATHS:
             raise RuntimeError(
-                f"{deaths} worker processes died at it on this node, of a crash or for memory"
+                f"{deaths} worker processes died at it on this node, of a crash below Python or as "
+                f"memory ran out ({memory_limit() / 1e9:.1f} GB may be used): lower "
+                "--align-workers or --inverters, --batch-size, --max-pixels"
             )
         yield
     finally:

@@ -26,6 +26,7 @@ from pipeline.engine.rows import Row
 from pipeline.engine.source import shard_source
 from pipeline.engine.waiting import end_vain_waits
 from pipeline.engine.write import WriteStage
+from pipeline.machine import memory_limit
 
 READERS, WRITERS = 4, 2
 # One reads about 100 MB/s from a bucket, what a dozen aligners take.
@@ -37,13 +38,23 @@ PUTS_AT_ONCE = 4
 UNBOUNDED = 10_000
 
 
+# Private memory in bytes, measured: the driver 0.5 GB, Ray itself 0.6, four readers and two writers
+# 0.3 each. An aligner has 0.28 and 0.12 in its child, an inverter 0.65 with the demo model and 1.9
+# with one of 1024 px.
+SHARED_BYTES, PAIR_BYTES = 3_000_000_000, 2_400_000_000
+
+
 def core_actors(asked: int | None, resources: Resources, local: bool) -> int:
     """How many actors of a core each there may be: `asked`, else as many as this machine has cores.
 
-    On a cluster no bound, as nodes may come later. A local Ray counts twice the machine's cores and
-    one more (`running_ray`).
+    Fewer where its memory does not hold an aligner and an inverter for each core. On a cluster no
+    bound, as nodes may come later. A local Ray counts twice the machine's cores and one more
+    (`running_ray`).
     """
-    return asked or (max(1, int((resources.cpus - 1) / 2)) if local else UNBOUNDED)
+    if asked or not local:
+        return asked or UNBOUNDED
+    by_memory = (memory_limit() - SHARED_BYTES) // PAIR_BYTES
+    return max(1, min(int((resources.cpus - 1) / 2), by_memory))
 
 
 def most_readers(local: bool) -> int:

@@ -36,8 +36,8 @@ def check_request(config: JobConfig) -> ShardListing:
     with access_refused(config.output, config.input):
         check_address()
         check_kept(config.kept_names)
-        check_apart(config.input, config.output)
         check_output(config.output)
+        check_apart(config.input, config.output)
         check_contents(config.output, TABLE_OUTPUT)
         for model in filter(None, (config.model, config.bootstrap)):
             check_model(model)

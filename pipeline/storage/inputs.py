@@ -24,7 +24,7 @@ from pipeline.storage.patterns import (
     has_glob,
     literal_folder,
 )
-from pipeline.storage.recognition import without_metadata
+from pipeline.storage.recognition import mark_beside_tars
 from pipeline.storage.uris import canonical_uri, filesystem, is_local, is_web, join, read_file
 
 LOOKED_FOR = (
@@ -37,6 +37,7 @@ NO_LISTING = (
 )
 _MOST_NAMES = 1_000_000  # that braces may stand for
 _MOST_GLOBS = 1000  # that braces may stand for: each is a listing of its own
+_LARGEST_SHOWN = 10**30  # of the counts of names: Python writes none of over 4300 digits
 _LONGEST_KEY = 1024  # of an object in a bucket
 _SLASHES_OF_A_FILE = 3  # https://host/file
 _SHOWN = 3  # of the shards that are missing
@@ -110,7 +111,7 @@ def _kind_of(root: str) -> Literal["folder", "file", "pattern"]:
 
 def _below(folder: str, left_out: LeftOut) -> Iterator[Entry]:
     fs, path = filesystem(folder)
-    return without_metadata(walk(fs, path, folder, left_out), left_out)
+    return mark_beside_tars(walk(fs, path, folder, left_out))
 
 
 def _pattern(root: str, left_out: LeftOut) -> Source:
@@ -134,7 +135,9 @@ def _check_count(pattern: str, count: int) -> None:
     most = _MOST_GLOBS if has_glob(pattern) else _MOST_NAMES
     if count > most:
         kind = "patterns" if has_glob(pattern) else "names"
-        raise InputError(f"'{pattern}' stands for {count:,} {kind}, of at most {most:,}: cut it")
+        shown = pattern if len(pattern) <= _LONGEST_KEY else f"{pattern[:_LONGEST_KEY]}..."
+        number = f"{count:,}" if count <= _LARGEST_SHOWN else f"over {_LARGEST_SHOWN:,}"
+        raise InputError(f"'{shown}' stands for {number} {kind}, of at most {most:,}: cut it")
 
 
 def _list(uri: str, left_out: LeftOut) -> Source:
@@ -288,7 +291,7 @@ class _Taken:
         fitting = (entry for entry in entries if _fits(glob, entry.name))
         empty = True
         try:
-            for entry in without_metadata(fitting, self.left_out):
+            for entry in fitting:
                 empty = False
                 yield from self._entries(folder, iter([entry]), names)
         except StorageError as error:

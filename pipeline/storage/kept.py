@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import InputError
 from pipeline.storage.left_out import LeftOut
 
 # Of one value, and of a sidecar: longer ones are taken for missing.
@@ -100,8 +99,8 @@ def fields_of(
     """The fields of one image as `Sample.fields` has them.
 
     A name is looked up in `values`, then as the extension of a sidecar, then as a field of the
-    `.json` sidecar; `json.a.b` looks for a field in a field. One that is missing is null, and
-    counted in `left_out` as "(no <name>)".
+    `.json` sidecar; `json.a.b` looks for a field in a field. One that is missing, or not of the
+    table's type, is null, and counted in `left_out` as "(no <name>)".
     """
     described = {**_json_object(sidecars.get("json", b"")), **values}
     found = {}
@@ -110,7 +109,7 @@ def fields_of(
             found[name] = _sidecar_text(sidecars[name])
         else:
             found[name] = _described(described, name)
-        found[name] = to_type(found[name], kind, name)
+        found[name] = to_type(found[name], kind)
     return to_json(found, left_out)
 
 
@@ -122,20 +121,18 @@ def to_json(fields: Mapping[str, Any], left_out: LeftOut) -> str:
     return json.dumps(fields)
 
 
-def to_type(value: Any, wanted: str, name: str) -> Any:
-    """A value of an archive as the table's type takes it; `InputError` where it does not."""
+def to_type(value: Any, wanted: str) -> Any:
+    """A value of an archive as the table's type takes it; None where it does not."""
     if wanted == TEXT:
         return text_of(value)
-    if value is None:
+    kind = arrow_type(wanted)
+    cut = pa.types.is_integer(kind) and isinstance(value, float) and not value.is_integer()
+    if value is None or cut:  # Arrow makes 1 of 1.5
         return None
     try:
-        made = pa.array([value], arrow_type(wanted))[0]
-        return cell_value(made, wanted)
-    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        raise InputError(
-            f"--keep-columns: '{name}' is {value!r:.60} in one shard and {wanted} in the first; "
-            "make them the same type or leave the column out"
-        ) from error
+        return cell_value(pa.array([value], kind)[0], wanted)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        return None
 
 
 def kept_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

@@ -25,12 +25,14 @@ class Entry(NamedTuple):
 
     One that cannot be read, now or by a later run, has the etag `UNREADABLE`; such a folder is an
     entry whose name ends in "/". `size` is `UNKNOWN_SIZE` where the
-    storage does not say it.
+    storage does not say it. `beside_tar` is an `x.parquet` beside an `x.tar` of a folder:
+    img2dataset writes URLs and captions so.
     """
 
     name: str
     size: int
     etag: str
+    beside_tar: bool = False
 
 
 class _Child(NamedTuple):

@@ -37,6 +37,16 @@ def is_there(path: str) -> bool:
     return True
 
 
+def is_dead_link(path: str) -> bool:
+    """Whether `path` is a link to nothing, or in a circle; not one into a closed folder."""
+    try:
+        os.stat(path)  # noqa: PTH116 - `Path` raises where a path is too long
+    except OSError as error:
+        nowhere = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        return nowhere and os.path.islink(path)  # noqa: PTH114 - as above
+    return False
+
+
 def local_state(path: str, status: os.stat_result) -> tuple[int, str]:
     """Size and etag of a file; `UNREADABLE` where this user may not read it.
 

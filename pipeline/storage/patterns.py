@@ -12,8 +12,11 @@ from pipeline.storage.formats import plain_name
 
 _GLOB = re.compile(r"[*?\[]")
 _MOST_BRACES = 64  # more are a name that happens to hold them
-_NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?", re.ASCII)
-_LETTERS = re.compile(r"([a-zA-Z])\.\.([a-zA-Z])", re.ASCII)
+_MOST_DIGITS = 1000  # of a number in braces: a longer one is no part of a file's name
+_TOO_LARGE = int("1" + "0" * _MOST_DIGITS)
+_STEP = r"(?:\.\.([+-]?\d+))?"
+_NUMBERS = re.compile(rf"([+-]?\d+)\.\.([+-]?\d+){_STEP}", re.ASCII)
+_LETTERS = re.compile(rf"([a-zA-Z])\.\.([a-zA-Z]){_STEP}", re.ASCII)
 
 
 def has_glob(text: str) -> bool:
@@ -59,7 +62,10 @@ def count_braces(text: str) -> int:
     begin, end = group
     body = text[begin + 1 : end]
     numbers = _range(body)
-    here = len(numbers) if numbers else sum(count_braces(part) for part in _parts(body))
+    if numbers:  # `len` takes none above 2**63
+        here = (numbers[-1] - numbers[0]) // numbers.step + 1
+    else:
+        here = sum(count_braces(part) for part in _parts(body))
     return here * count_braces(text[end + 1 :])
 
 
@@ -83,6 +89,8 @@ class Glob:
     def _places(self, path: str) -> frozenset[int] | bool:
         """Where in the pattern one is behind `path`; True once all of the pattern fitted."""
         places = self._skip(frozenset({0}))
+        if len(self._steps) in places:
+            return True  # nothing but `**`
         for name in path.split("/"):
             places = self._skip(frozenset(self._after(places, name)))
             if len(self._steps) in places:
@@ -138,14 +146,22 @@ def _choices(body: str) -> Iterator[str]:
 
 
 def _range(body: str) -> range | None:
-    """The numbers, or the codes of the letters, of `1..9`, `01..99..2` or `a..e`."""
+    """The numbers, or the codes of the letters, of `1..9`, `01..99..2` or `a..e..2`."""
     if match := _LETTERS.fullmatch(body):
-        first, last, step = ord(match[1]), ord(match[2]), 1
+        first, last = ord(match[1]), ord(match[2])
     elif match := _NUMBERS.fullmatch(body):
-        first, last, step = int(match[1]), int(match[2]), abs(int(match[3] or 1)) or 1
+        first, last = _number(match[1]), _number(match[2])
     else:
         return None
+    step = abs(_number(match[3] or "1")) or 1
     return range(first, last + 1, step) if last >= first else range(first, last - 1, -step)
+
+
+def _number(text: str) -> int:
+    """The number; one of over `_MOST_DIGITS` as the smallest such, as Python reads none so long."""
+    if len(text) <= _MOST_DIGITS:
+        return int(text)
+    return -_TOO_LARGE if text.startswith("-") else _TOO_LARGE
 
 
 def _writer(body: str) -> Callable[[int], str]:

@@ -24,6 +24,7 @@ from pipeline.storage.formats import (
 )
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry
+from pipeline.storage.local_files import is_dead_link
 from pipeline.storage.members import START_BYTES, is_image_start
 from pipeline.storage.objects import UNREADABLE
 from pipeline.storage.opening import read_start
@@ -58,15 +59,15 @@ def recognised(
     Of Parquet files the footer is read, as one without images (`metadata.parquet`) is no shard,
     unless it is `alone`, all that the input is: then its reader tells what is wrong. The first such
     is noted in `imageless`. With
-    `sniffing`, names without a known extension (`may_be_image`) are told by their first bytes.
+    `sniffing`, names without a known extension (`may_be_image`) are told by their first bytes;
+    without it, what is `beside_tar` is metadata by its name alone, and a dead link of a shard's
+    name a shard, which fails.
     Looks into files on a disk come as they are needed, others some dozens at a time. What cannot
     be read is an image, so that it becomes a reject, unless its name says that it is none.
     Raises `StorageError` where a storage that is not a disk does not answer.
     """
     pool = ThreadPoolExecutor(_LOOKS, thread_name_prefix="look")
-    waiting = (
-        _by_name(entry, uri_of, sniffing, alone) for entry in without_metadata(entries, left_out)
-    )
+    waiting = (_by_name(entry, uri_of, sniffing, alone) for entry in entries)
     try:
         for batch in _batches(waiting):
             looks = pool.map(lambda look: look(), [one.look for one in batch if one.look])
@@ -88,6 +89,11 @@ def _by_name(entry: Entry, uri_of: Callable[[str], str], sniffing: bool, alone: 
     if name.endswith("/") or is_image(name):
         return _Waiting(entry, "image")
     if kind := shard_kind(name):
+        if sniffing and not readable and is_local(uri) and is_dead_link(uri):
+            return _Waiting(entry, "image")  # a reject, as a shard it would fail for ever
+        if entry.beside_tar:
+            look = partial(_look_beside_tar, uri) if sniffing and readable else None
+            return _Waiting(entry, None, look)
         if kind != "parquet" or alone or not readable:
             return _Waiting(entry, kind)
         return _Waiting(entry, None, partial(_look_at_parquet, uri))
@@ -125,6 +131,17 @@ def _look_at_parquet(uri: str) -> Found | None:
             return "parquet"
         raise
     return "parquet" if schema is None or has_bytes(schema) else None
+
+
+def _look_beside_tar(uri: str) -> Found | None:
+    """As `_look_at_parquet`, of what is metadata where it is not known to hold images."""
+    try:
+        schema = schema_of(uri)
+    except StorageError as error:
+        if is_local(uri) or isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    return "parquet" if schema is not None and has_bytes(schema) else None
 
 
 def _look_at_disk(path: str) -> Found | None:
@@ -166,19 +183,17 @@ def read_head(uri: str) -> bytes:
         raise
 
 
-def without_metadata(entries: Iterable[Entry], left_out: LeftOut) -> Iterator[Entry]:
-    """The sorted `entries`, but for what img2dataset writes beside its tars: URLs and captions.
+def mark_beside_tars(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The sorted `entries` of a folder, with `beside_tar` where an `x.tar` is beside `x.parquet`.
 
-    That is an `x.parquet` beside an `x.tar`, which is counted. Others are given out behind what
-    may be their tar, or before what is in the folder `x`.
+    A Parquet file is given out behind what may be its tar, or before what is in the folder `x`.
     """
     waiting: Entry | None = None
     for entry in chain(entries, (None,)):
         if waiting and entry:
             stem = shard_stem(waiting.name)
             if shard_kind(entry.name) == "tar" and shard_stem(entry.name) == stem:
-                left_out.add_file(readable_name(waiting.name))
-                waiting = None
+                waiting = waiting._replace(beside_tar=True)
             elif entry.name > f"{stem}/":
                 yield waiting
                 waiting = None

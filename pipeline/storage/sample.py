@@ -32,7 +32,8 @@ class Sample:
     and no `reject`: the decoder refuses it. `fields` is a JSON object of what `--keep-columns`
     names; empty where nothing is carried over.
 
-    One whose key had to be shortened is a reject, whatever its bytes are. A `uri` over 8,192 bytes
+    One whose key had to be shortened is a reject, whatever its bytes are; a reason that it had
+    stays. A `uri` over 8,192 bytes
     and a `detail` over 1,000 are shortened too: names out of archives have no end.
     """
 
@@ -48,7 +49,7 @@ class Sample:
         return replace(self, key=key, fields=fields)
 
     def __post_init__(self) -> None:
-        if isinstance(self.key, ShortenedKey):
+        if isinstance(self.key, ShortenedKey) and not self.reject:
             detail = f"a key of {self.key.size} bytes, of at most {MAX_KEY_BYTES} that are kept"
             self._set(content=b"", reject="key_too_long", detail=detail)
         self._set(

@@ -25,6 +25,7 @@ from pipeline.storage.zip_entries import (
 
 LABEL = "label"
 _LABELS_NAME = "dataset.json"
+_PAIR = 2  # elements of an entry of its labels: a name and a label
 _MOST_LABEL_BYTES = 64 << 20  # of `dataset.json`: 1.9 million labels as StyleGAN writes them
 # Of the archive's own size, for all entries: several may share the same bytes.
 _BOMB_BYTES, _BOMB_RATIO = 256 << 20, 200
@@ -139,10 +140,19 @@ def _labels(files: tuple[Any, Any], shard: Shard) -> Mapping[str, Any] | None:
         )
     try:
         document = json.loads(read_entry(data, entry))
-        pairs = document.get("labels") if isinstance(document, dict) else None
-        return {str(name): label for name, label in pairs} if pairs else None
+        return _by_name(document.get("labels") if isinstance(document, dict) else None)
     except (ZipEntryError, ValueError, TypeError, RecursionError) as error:
         raise StorageError(
             f"'{_LABELS_NAME}' in '{shard.uri}' cannot be read ({one_line(error)}): replace it, or "
             "leave the label out of --keep-columns"
         ) from error
+
+
+def _by_name(entries: Any) -> Mapping[str, Any] | None:
+    """The labels of the entries that are pairs of a name and a label; `TypeError` without lists."""
+    if not entries:
+        return None
+    lists = [entry for entry in entries if isinstance(entry, list)]
+    if not lists:
+        raise TypeError("its labels are no pairs of a name and a label")
+    return {str(entry[0]): entry[1] for entry in lists if len(entry) == _PAIR}

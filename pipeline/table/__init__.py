@@ -12,7 +12,7 @@ from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry
 from pipeline.table.manifests import ShardManifest
 from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import PartSummary
-from pipeline.table.reader import Table, UnknownImageError, as_array, open_table
+from pipeline.table.reader import Table, UnknownImageError, as_array, as_python, open_table
 from pipeline.table.schema import (
     SCHEMA_VERSION,
     Columns,
@@ -47,6 +47,7 @@ __all__ = [
     "Totals",
     "UnknownImageError",
     "as_array",
+    "as_python",
     "card_text",
     "check_condition",
     "check_existing",

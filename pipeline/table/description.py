@@ -143,7 +143,10 @@ def read_description(store: Store) -> Description:
         columns = Columns(**document["columns"])
         check_types(columns)
         columns.latents_schema()
-        parts: dict[str, Any] = {name: dict(document[name]) for name in names}
+        parts: dict[str, Any] = {name: document[name] for name in names}
+        for name, part in parts.items():
+            if not isinstance(part, dict):
+                raise TypeError(f"its {name} is no JSON object")  # noqa: TRY301
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TableError(f"'{store.uri(DESCRIPTION_NAME)}' is incomplete: {error}") from error
     return Description(columns, **parts)

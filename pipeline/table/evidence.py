@@ -15,7 +15,8 @@ from typing import Any
 
 from pipeline.errors import PipelineError, TableError, printable
 from pipeline.storage import Store, canonical_uri, slice_number
-from pipeline.storage.formats import shard_kind
+from pipeline.storage.formats import is_list, plain_name, shard_kind
+from pipeline.storage.patterns import has_braces, has_glob
 from pipeline.table.description import DESCRIPTION_NAME, EARLIER_VALUES, Description
 from pipeline.table.documents import read_json, to_json
 from pipeline.table.manifests import ShardManifest
@@ -28,7 +29,10 @@ _REPEATED = {
     "columns.reconstruction_jpeg": "keep_reconstructions",
     "columns.w_plus_dtype": "latent_dtype",
     "layout.files_per_shard": "files_per_shard",
+    "layout.image_column": "image_column",
+    "layout.image_field": "image_field",
     "layout.limit": "limit",
+    "layout.sniff": "sniff",
     "settings.best_step_by": "best_step_by",
     "settings.precision": "precision",
     "settings.alignment.faces": "faces",
@@ -59,7 +63,8 @@ def check_description(store: Store, description: Description, *, weights: bool) 
     )
     for path, name in _REPEATED.items():
         given = description.config.get(name)
-        if given is not None:
+        # Codes that were imported without images have nothing to recognise.
+        if given is not None and (path != "layout.sniff" or _has_images(description)):
             found = _at(document, path, EARLIER_VALUES.get(path))
             expect(
                 found is None or found == given,
@@ -68,6 +73,11 @@ def check_description(store: Store, description: Description, *, weights: bool) 
     _check_input(description)
     if weights:
         _check_model(description)
+
+
+def _has_images(description: Description) -> bool:
+    """Whether the table was made from images: the `input` of a job, the `images` of an import."""
+    return any(description.config.get(name) is not None for name in ("input", "images"))
 
 
 def _at(document: Mapping[str, Any], path: str, otherwise: Any) -> Any:
@@ -180,21 +190,27 @@ def check_footer(
     expect(said == metrics, f"'{name}' was measured by other metrics than {DESCRIPTION_NAME} says")
 
 
-def check_inputs(description: Description, places: Mapping[bool, str]) -> None:
-    """Raise `TableError` where some shards lie in the table's input and others do not.
+def check_inputs(description: Description, outside: str | None) -> None:
+    """Raise `TableError` where a shard came from `outside` the table's input.
 
-    `places` are URIs by whether they do. An input that is a list or a pattern has none in it.
+    A list names any place, and of a pattern it is not known what it stood for: they prove nothing,
+    nor does a name that was no UTF-8, which is written otherwise there.
     """
-    if len(places) == 2:
-        raise TableError(
-            f"a shard came from '{places[False]}', which is not in the table's input "
-            f"'{description.layout.get('input')}'"
-        )
+    place = str(description.layout.get("input"))
+    named = has_glob(place) or has_braces(place) or is_list(plain_name(place))
+    expect(
+        outside is None or named or "\\udc" in place,
+        f"a shard came from '{outside}', which is not in the table's input '{place}'",
+    )
 
 
 def is_in_input(description: Description, uri: str) -> bool:
-    """Whether a shard at `uri` lies in the input of the table, by its name."""
-    place = description.layout.get("input")
+    """Whether a shard at `uri` lies in the input of the table, by its name.
+
+    The shard of an input that is one image is at the folder of the image.
+    """
+    place, uri = description.layout.get("input"), printable(uri)
     if not isinstance(place, str):
         return True
-    return printable(uri) == place or printable(uri).startswith(f"{place.rstrip('/')}/")
+    folder = plain_name(place).rpartition("/")[0] or "/"
+    return uri in (place, folder) or uri.startswith(f"{place.rstrip('/')}/")

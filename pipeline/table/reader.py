@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import RequestError, TableError
+from pipeline.errors import RequestError, TableError, printable
 from pipeline.storage import Store, one_line
 from pipeline.table.description import Description, read_description
 from pipeline.table.manifests import ShardManifest, manifest_ids, read_manifest
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
     from pipeline.engine.reading import LatentsDataset
 
+_Form = TypeVar("_Form")
 _THREADS = 8
+# What Arrow and pandas raise for a value without a form in Python, by its type and its unit.
+_NO_FORM = (ValueError, OverflowError, NotImplementedError, pa.ArrowException)
 _SHARDS = pa.schema(
     [
         *((name, pa.string()) for name in ("shard", "uri", "kind", "etag")),
@@ -70,9 +73,10 @@ class Table:
         Only the columns and row groups that it needs are read. `w_plus` comes as FLOAT[][], in
         the frame as an array of `n_styles` arrays of 512; nulls inside lists come as NaN.
         Raises `RequestError` with DuckDB's reason if the query is wrong, or reads or writes
-        anything but the table.
+        anything but the table, and for values that pandas has no form for (`arrow` gives them).
         """
-        return self.arrow(query).to_pandas()
+        rows = self.arrow(query)
+        return as_python(rows, rows.to_pandas)
 
     def arrow(self, query: str) -> pa.Table:
         """What `sql` gives, as an Arrow table."""
@@ -220,6 +224,32 @@ class Table:
 def open_table(uri: str) -> Table:
     """The table at a path or fsspec URI; `TableError` naming it if there is none."""
     return Table(uri)
+
+
+def as_python(rows: pa.Table, convert: Callable[[], _Form]) -> _Form:
+    """What `convert` makes of a query's rows or of a part of them.
+
+    Raises `RequestError` naming the columns that hold a value which Python has none for: its dates
+    go from year 1 to 9999, those of Arrow further and to infinity.
+    """
+    try:
+        return convert()
+    except _NO_FORM as error:
+        held = ", ".join(f"'{printable(name)}'" for name in _odd_columns(rows))
+        raise RequestError(
+            f"the query failed: column {held} has a value that Python has no form for "
+            f"({one_line(error)}): ask for it as text, by CAST(... AS VARCHAR)"
+        ) from error
+
+
+def _odd_columns(rows: pa.Table) -> Iterator[str]:
+    """The names of the columns of which Python has not every value."""
+    for name, column in zip(rows.column_names, rows.columns, strict=True):
+        try:
+            column.to_pylist()
+            column.to_pandas()
+        except _NO_FORM:
+            yield name
 
 
 def as_array(column: pa.ChunkedArray) -> np.ndarray:

@@ -26,6 +26,10 @@ VIEWS = ("latents", "rejects", "shards", "runs")
 QUERY_ERRORS = (duckdb.Error, UnicodeDecodeError)
 
 _NOT_READING = "only queries that read are run (SELECT, FROM, ...)"
+_PIVOT_LISTS = (
+    "a PIVOT that looks up its columns first is several statements, and "
+    f"{_NOT_READING}: list the values, as in PIVOT rejects ON reason IN ('no_face') USING count(*)"
+)
 _QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 _SOURCES = {
     *("BASE_TABLE", "SUBQUERY", "JOIN", "TABLE_FUNCTION", "EMPTY", "EXPRESSION_LIST"),
@@ -46,6 +50,11 @@ _COMPUTES = """
     SELECT DISTINCT function_name FROM duckdb_functions()
     WHERE function_type IN ('scalar', 'aggregate', 'window') AND stability = 'CONSISTENT'
       AND NOT starts_with(function_name, '__internal')
+"""
+# Views of DuckDB's own that a plain name reaches, as its search path holds their schemas.
+_CATALOG = """
+    SELECT DISTINCT lower(view_name) FROM duckdb_views()
+    WHERE internal AND schema_name <> 'information_schema'
 """
 # These take a text for a query; the plan of one is made by reading its files.
 _TAKE_SQL = {"json_serialize_sql", "json_deserialize_sql", "json_serialize_plan"}
@@ -120,7 +129,9 @@ def _parsed(query: str) -> list[Any]:
     """The trees of the statements, each of which selects."""
     if "\0" in query:
         raise RequestError("the query failed: it holds a null character")
-    duckdb.extract_statements(query)  # whose error shows where the text is wrong
+    if any("\ud800" <= char <= "\udfff" for char in query):  # as Python takes other arguments
+        raise RequestError("the query failed: it is not UTF-8 text")
+    found = duckdb.extract_statements(query)  # whose error shows where the text is wrong
     with _PARSER.lock:
         ((text,),) = _PARSER.connection.execute(
             "SELECT json_serialize_sql(?::VARCHAR)", [query]
@@ -130,6 +141,9 @@ def _parsed(query: str) -> list[Any]:
     except RecursionError as error:
         raise RequestError("the query failed: it is nested too deeply") from error
     if tree["error"]:
+        several = any(one.type == duckdb.StatementType.MULTI for one in found)
+        if several and "pivot" in query.lower():
+            raise RequestError(f"the query failed: {_PIVOT_LISTS}")
         raise RequestError(f"the query failed: {_NOT_READING}")
     statements: list[Any] = tree["statements"]
     return statements
@@ -163,7 +177,15 @@ def _functions() -> frozenset[str]:
     """The names of all functions that a query may call."""
     with _PARSER.lock:
         rows = _PARSER.connection.execute(_COMPUTES).fetchall()
-    return frozenset({name for (name,) in rows} - _TAKE_SQL | _ALSO_HARMLESS)
+    return frozenset({name.lower() for (name,) in rows} - _TAKE_SQL | _ALSO_HARMLESS)
+
+
+@cache
+def _catalog() -> frozenset[str]:
+    """The names of DuckDB's own views, which tell of the connection and not of the table."""
+    with _PARSER.lock:
+        rows = _PARSER.connection.execute(_CATALOG).fetchall()
+    return frozenset(name for (name,) in rows)
 
 
 @cache
@@ -187,9 +209,7 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 def _check(tree: Any) -> None:
     """Raise `RequestError` unless all of a tree reads views and computes."""
-    named = {str(entry["key"]) for node in _nodes(tree) for entry in _entries(node)}
-    named |= {str(node["cte_name"]) for node in _nodes(tree) if "cte_name" in node}
-    tables = {*VIEWS, *(name.lower() for name in named if _PLAIN_NAME.fullmatch(name))}
+    tables = _named_tables(tree)
     for node in _nodes(tree):
         kind = str(node.get("type", ""))
         if kind.endswith("_NODE") and kind not in _QUERIES:
@@ -200,6 +220,23 @@ def _check(tree: Any) -> None:
             _check_function(node)
         elif _is_source(node):
             _check_source(node, kind, tables)
+
+
+def _named_tables(tree: Any) -> set[str]:
+    """The names that WITH gives to tables, anywhere in a tree.
+
+    Outside of its scope such a name reaches what DuckDB has by that name: so none may be that of a
+    file or of a view of DuckDB's own.
+    """
+    named = {str(entry["key"]) for node in _nodes(tree) for entry in _entries(node)}
+    named |= {str(node["cte_name"]) for node in _nodes(tree) if "cte_name" in node}
+    tables = {name.lower() for name in named if _PLAIN_NAME.fullmatch(name)}
+    if taken := sorted(tables & _catalog()):
+        raise RequestError(
+            f"WITH names a table '{taken[0]}', as DuckDB names a view of its own: choose another "
+            "name"
+        )
+    return tables
 
 
 def _entries(node: dict[str, Any]) -> list[Any]:
@@ -233,7 +270,9 @@ def _check_source(node: dict[str, Any], kind: str, tables: set[str]) -> None:
 
 def _is_known(node: dict[str, Any], tables: set[str]) -> bool:
     *places, name = (part.lower() for part in node["qualified_name"]["path"])
-    return name in tables and set(places) <= {"", "memory", "main"}
+    if name in VIEWS:
+        return set(places) <= {"", "memory", "main"}
+    return name in tables and not any(places)  # WITH gives a name without a place
 
 
 def _name_of(function: dict[str, Any]) -> str:

@@ -52,6 +52,7 @@ def verify_table(store: Store, description: Description, *, checksums: bool) -> 
       fingerprint; samples in = samples with a latents row + samples with reject rows alone; no
       face is there twice; the sums that the card is made of are those of the parts.
     * No file at any depth of `latents/` and `rejects/` belongs to no committed shard.
+    * Every shard came from the table's input, where that is a folder, a shard file or an image.
     * `_table.json` agrees with itself, with the footers, and with the model's bundle, where that
       is on this machine with the same weights.
     * Every line of the index that a restart or the card would believe says what its manifest says.
@@ -61,10 +62,11 @@ def verify_table(store: Store, description: Description, *, checksums: bool) -> 
 
     Not checked, as nothing else in the table says the same: the rows' numbers beyond the sums;
     `size` and `left_out` of a manifest, and its `etag` against the input, which is not read;
-    `config` but for what settings, columns and layout repeat, `sniff` of the layout, and the
-    model's notes; the accounts in `_runs/`; the card, which is written anew from the manifests;
-    `_index/parts/`, which a commit compares with the footers, and its SHA-256 only here. Who
-    writes all documents and files of a shard alike makes a table that is sound.
+    `config` but for what settings, columns and layout repeat, and the model's notes; an input that
+    is a pattern, a list, or no UTF-8; `limit`, which an input that grew at its front exceeds; the
+    accounts in `_runs/`; the card, which is written anew from the manifests; `_index/parts/`, which
+    a commit compares with the footers, and its SHA-256 only here. Who writes all documents and
+    files of a shard alike makes a table that is sound.
 
     The counts: `shards`, `parts`, `samples`, `faces`, `rejects`, `samples_with_faces`,
     `samples_rejected`.
@@ -95,7 +97,7 @@ def verify_table(store: Store, description: Description, *, checksums: bool) -> 
         )
     problems += [*_linked_folders(store), *lines.lies(store)]
     try:
-        check_inputs(description, check.places)
+        check_inputs(description, check.outside)
     except TableError as error:
         problems.append(str(error))
     if problems:
@@ -156,7 +158,7 @@ class _ShardCheck:
         self.checksums = checksums
         self.description = description
         self.fingerprint = description.fingerprint
-        self.places: dict[bool, str] = {}  # a URI of a shard, by whether it lies in the input
+        self.outside: str | None = None  # the URI of a shard that does not lie in the input
         self.schemas = {LATENTS: description.columns.latents_schema(), REJECTS: rejects_schema()}
 
     def __call__(self, shard: str) -> tuple[ShardManifest, dict[str, int], set[str], list[str]]:
@@ -166,7 +168,8 @@ class _ShardCheck:
             for kind in (LATENTS, REJECTS)
             for part in manifest.parts
         }
-        self.places[is_in_input(self.description, manifest.uri)] = manifest.uri
+        if not is_in_input(self.description, manifest.uri):
+            self.outside = manifest.uri
         try:
             check_manifest(manifest, self.description)
             return manifest, self._counts(manifest), names, []

@@ -14,7 +14,7 @@ import pytest
 import ray.data
 import torch
 
-from pipeline.engine import crops
+from pipeline.engine import crops, dataset
 from pipeline.engine.align import AlignStage
 from pipeline.engine.cluster import Resources
 from pipeline.engine.crops import CropPlan, CropStage, crop_rows, cut_crops, plan_crops
@@ -105,6 +105,7 @@ def test_crops_are_cut_by_all_cores_of_the_machine_or_the_cluster(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(dataset, "memory_limit", lambda: 10**12)
     stages = Stages()
     monkeypatch.setattr(ray.data, "from_items", lambda *_, **_options: stages)
     monkeypatch.setattr(crops, "configure_context", lambda: None)
@@ -169,9 +170,11 @@ def test_other_crops_have_another_folder(five_images: TrainConfig) -> None:
     assert plan_crops(five_images).store.root != plan_crops(smaller).store.root
 
 
-def test_crops_cut_before_profiles_could_be_applied_are_found(five_images: TrainConfig) -> None:
-    plan = plan_crops(five_images.model_copy(update={"icc": "ignore"}))
-    before = {name: value for name, value in asdict(plan.alignment).items() if name != "icc"}
+def test_crops_of_earlier_versions_are_found(five_images: TrainConfig) -> None:
+    earlier = {"icc": "ignore", "turns": "none", "search_pixels": 0, "check_below": 0.0}
+    plan = plan_crops(five_images.model_copy(update=earlier))
+    settings = asdict(plan.alignment)
+    before = {name: value for name, value in settings.items() if name not in earlier}
     shards = [[work.shard.shard_id, work.shard.etag] for work in plan.works]
     size, limit = five_images.part_size, five_images.limit
     asked = {"alignment": before, "shards": shards, "part_size": size, "limit": limit}

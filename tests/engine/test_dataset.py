@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from pipeline.config import JobConfig
+from pipeline.engine import dataset
 from pipeline.engine.capacity import StageCpus
 from pipeline.engine.cluster import Resources
-from pipeline.engine.dataset import UNBOUNDED, Pools, inverter_needs
+from pipeline.engine.dataset import UNBOUNDED, Pools, core_actors, inverter_needs
 from pipeline.errors import ConfigError
 
 
@@ -44,9 +45,24 @@ def config(**settings: object) -> JobConfig:
     ],
 )
 def test_pools_are_the_machine_or_what_was_asked_for(
-    settings: dict[str, object], resources: Resources, local: bool, pools: Pools
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, object],
+    resources: Resources,
+    local: bool,
+    pools: Pools,
 ) -> None:
+    monkeypatch.setattr(dataset, "memory_limit", lambda: 10**12)
     assert Pools.of(config(**settings), resources, local) == pools
+
+
+@pytest.mark.parametrize(("gigabytes", "actors"), [(200, 31), (64, 25), (16, 5), (6, 1), (1, 1)])
+def test_memory_limits_the_actors_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: int, actors: int
+) -> None:
+    monkeypatch.setattr(dataset, "memory_limit", lambda: gigabytes * 10**9)
+    many_cores = Resources(cpus=63, gpus=0)
+    assert core_actors(None, many_cores, local=True) == actors
+    assert core_actors(40, many_cores, local=True) == 40, "who asks for more gets it"
 
 
 def test_a_small_cluster_that_does_not_grow_is_shared() -> None:

@@ -88,6 +88,48 @@ def test_json_has_null_for_what_is_no_number(table: Path) -> None:
     assert line == '{"x": null, "y": [null, 1.0], "s": {"z": null}}\n'
 
 
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_a_map_has_null_for_what_is_no_number(
+    table: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = "SELECT map([1], ['nan'::DOUBLE]) AS x, [map(['a'], [[1.5::DOUBLE]])] AS y"
+    assert query_latents.main([str(table), query, form]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        shown
+        == {
+            "--json": '{"x": [[1, null]], "y": [[["a", [1.5]]]]}\n',
+            "--csv": 'x,y\n"[[1, null]]","[[[""a"", [1.5]]]]"\n',
+        }[form]
+    )
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT 1, 'infinity'::DATE AS odd",
+        "SELECT DATE '9999-12-31' + INTERVAL 1000000 DAY AS odd",
+        "SELECT {'a': ['-infinity'::DATE]} AS odd",
+        "SELECT '0044-01-01 (BC)'::DATE AS odd",
+    ],
+)
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
+def test_a_date_beyond_python_is_one_line_and_exit_code_2(
+    table: Path, query: str, form: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert query_latents.main([str(table), query, *form]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert "column 'odd' has a value that Python has no form for" in told.err
+
+
+def test_a_query_that_is_not_utf8_is_one_line_and_exit_code_2(table: Path) -> None:
+    run = ask(table, os.fsdecode(b"SELECT '\xff'"))
+    assert run.returncode == 2
+    assert run.stderr == "RequestError: the query failed: it is not UTF-8 text\n"
+
+
 def test_a_table_in_a_bucket_through_the_environment_alone(s3: Bucket) -> None:
     root = f"{s3.uri}/table"
     write_shard(writer(root), shard())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError, StorageError
-from pipeline.storage import Shard, Store, check_apart, list_shards, read_samples
+from pipeline.storage import ReadOptions, Shard, Store, check_apart, list_shards, read_samples
 from tests.storage.archives import write_files, write_parquet, write_tar
 
 IMAGE = b"\xff\xd8\xff\xe0 an image by its first bytes"
@@ -100,13 +100,23 @@ def test_a_bucket_as_part_of_a_pattern_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "told"),
-    [("{0..9999999}.tar", "stands for 10,000,000 names"), ("{0..1000}*", "1,001 patterns")],
+    [
+        ("{0..9999999}.tar", "stands for 10,000,000 names"),
+        ("{0..1000}*", "1,001 patterns"),
+        (f"{{1..{10**20}}}.tar", "stands for 100,000,000,000,000,000,000 names"),
+        (f"{{0..{'9' * 5000}}}.tar", r"stands for over [10,]+ names, of at most 1,000,000: cut"),
+        ("{0..N}".replace("N", "9" * 900) * 6, "stands for over"),
+    ],
 )
 def test_braces_that_stand_for_too_much_are_refused(
     tmp_path: Path, pattern: str, told: str
 ) -> None:
     with pytest.raises(InputError, match=told):
         next(list_shards(f"{tmp_path}/{pattern}"))
+    check_apart(f"{tmp_path}/{pattern}", f"{tmp_path}/out")
+    (tmp_path / "list.txt").write_text(f"{pattern}\n")
+    with pytest.raises(InputError, match=told):
+        next(list_shards(f"{tmp_path}/list.txt"))
 
 
 def test_a_list_names_files_folders_and_patterns(store: Store, tmp_path: Path) -> None:
@@ -243,9 +253,19 @@ def test_the_output_lies_outside_what_is_listed(
         check_apart(f"{tmp_path}/{given}", f"{tmp_path}/{output}")
 
 
-def test_a_parquet_file_that_a_pattern_names_alone_is_read(tmp_path: Path) -> None:
-    """Beside a tar of its name it is taken for metadata, unless it is asked for."""
-    write_tar(tmp_path / "0.tar", [])
-    write_parquet(tmp_path / "0.parquet", {"image": [IMAGE]})
-    assert [shard.kind for shard in list_shards(str(tmp_path))] == ["tar"]
-    assert [shard.kind for shard in list_shards(f"{tmp_path}/*.parquet")] == ["parquet"]
+@pytest.mark.parametrize("sniff", [True, False])
+def test_a_parquet_file_of_images_that_is_named_is_read(tmp_path: Path, *, sniff: bool) -> None:
+    """Without sniffing one beside a tar of its name is metadata in a folder, but where named."""
+    write_tar(tmp_path / "in/0.tar", [])
+    write_parquet(tmp_path / "in/0.parquet", {"image": [IMAGE]})
+    write_parquet(tmp_path / "in/1.parquet", {"url": ["http://x/1.jpg"]})
+    (tmp_path / "list.txt").write_text("in/0.parquet\nin/0.tar\n")
+
+    def kinds(given: str) -> list[str]:
+        shards = list_shards(f"{tmp_path}/{given}", options=ReadOptions(sniff=sniff))
+        return sorted(shard.kind for shard in shards)
+
+    assert kinds("in") == (["parquet", "tar"] if sniff else ["tar"])
+    for given in ("list.txt", "in/0.{parquet,tar}", "in/0.{tar,parquet}", "in/0.*", "in/*"):
+        assert kinds(given) == ["parquet", "tar"]
+    assert kinds("in/*.parquet") == ["parquet"]

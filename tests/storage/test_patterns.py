@@ -21,7 +21,11 @@ from pipeline.storage.patterns import (
         ("{008..010}", ["008", "009", "010"]),
         ("{1..10..4}", ["1", "5", "9"]),
         ("{3..1}", ["3", "2", "1"]),
+        ("{+1..3}", ["1", "2", "3"]),
+        ("{+001..02}", ["0001", "0002"]),
         ("{a..c}", ["a", "b", "c"]),
+        ("{a..e..2}", ["a", "c", "e"]),
+        ("{z..a..-9}", ["z", "q", "h"]),
         ("{train,val}-{0..1}", ["train-0", "train-1", "val-0", "val-1"]),
         ("a{b,c{1..2},}d", ["abd", "ac1d", "ac2d", "ad"]),
         ("{{a,b}", ["{a", "{b"]),
@@ -43,6 +47,8 @@ def test_braces_that_stand_for_one_text_are_a_name(text: str) -> None:
 
 def test_names_are_counted_without_being_made() -> None:
     assert count_braces("{0..99999}/{0..99999}.jpg") == 10**10
+    assert count_braces(f"{{0..{10**20}}}") == 10**20 + 1
+    assert count_braces(f"{{{10**20}..1..3}}") == 10**20 // 3 + 1
 
 
 @pytest.mark.parametrize(
@@ -53,6 +59,8 @@ def test_names_are_counted_without_being_made() -> None:
         ("a/**", ["a/b", "a/b/c"], ["b", "b/a"]),
         ("train-?/[0-4]*.tar", ["train-a/0.tar", "train-b/4x.tar"], ["train-a/5.tar", "0.tar"]),
         ("2024-*", ["2024-01", "2024-01/a/b.jpg"], ["2023-01/a.jpg"]),
+        ("**", ["a", "b/c/d.jpg"], []),
+        ("**/**", ["a", "b/c/d.jpg"], []),
         ("a/**/b/*.jpg", ["a/b/1.jpg", "a/x/y/b/1.jpg"], ["a/1.jpg", "b/1.jpg"]),
     ],
 )

@@ -113,6 +113,21 @@ def test_img2dataset_s_metadata_is_counted(tmp_path: Path) -> None:
     assert left_out(str(tmp_path)) == {".parquet": 1, ".json": 1}
 
 
+def test_images_beside_a_tar_of_their_name_are_read(store: Store, tmp_path: Path) -> None:
+    """One that cannot be told is metadata, as img2dataset leaves it where it was stopped."""
+    images = write_parquet(tmp_path / "i.parquet", {"jpg": [JPEG, PNG], "key": ["a", "b"]})
+    for name in ("0.tar", "1.tar", "2.tar"):
+        store.put(name, write_tar(tmp_path / "s.tar", [("0.jpg", JPEG)]).read_bytes())
+    store.put("0.parquet", images.read_bytes())
+    store.put("1.parquet", b"PAR1 cut off")
+    shards = list_shards(store.root)
+    assert sorted(sample.key for shard in shards for sample in read_samples(shard)) == [
+        *("0", "0", "0", "a", "b")
+    ]
+    assert shards.left_out == {".parquet": 1}
+    assert left_out(store.root, NO_SNIFF) == {".parquet": 2}
+
+
 def test_a_file_named_like_a_shard_is_one(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"<html>not found</html>")
     (shard,) = list_shards(str(tmp_path))

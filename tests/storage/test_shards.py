@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.storage import Shard, Store, list_shards, read_samples, shard_id_of
+from pipeline.storage import ReadOptions, Shard, Store, list_shards, read_samples, shard_id_of
 from tests.conftest import Bucket
 from tests.storage.archives import only_shard, write_files, write_parquet, write_tar
 
@@ -75,9 +75,12 @@ def test_what_img2dataset_writes_beside_its_tars_is_no_shard(tmp_path: Path) -> 
     write_tar(tmp_path / "a.tgz", [], "w:gz")
     for stem in ("a", "00000.more", "alone", "z"):
         write_parquet(tmp_path / f"{stem}.parquet", {"image": [b"x"]})
-    names = [shard.uri.removeprefix(f"{tmp_path}/") for shard in list_shards(str(tmp_path))]
-    tars = ["00000.tar", "00001.tar", "a.tgz", "sub/00000.tar"]
-    assert sorted(names) == sorted([*tars, "00000.more.parquet", "alone.parquet", "z.parquet"])
+    found = ["00000.tar", "00001.tar", "a.tgz", "sub/00000.tar"]
+    found += ["00000.more.parquet", "alone.parquet", "z.parquet"]
+    for sniff, more in ((True, ["a.parquet"]), (False, [])):
+        shards = list_shards(str(tmp_path), options=ReadOptions(sniff=sniff))
+        names = [shard.uri.removeprefix(f"{tmp_path}/") for shard in shards]
+        assert sorted(names) == sorted([*found, *more]), "by the name alone without sniffing"
 
 
 def test_what_img2dataset_writes_beside_its_folders_of_files_is_no_shard(tmp_path: Path) -> None:

@@ -250,6 +250,21 @@ def test_a_dataset_without_labels_is_told_before_the_work(tmp_path: Path, docume
     assert [sample.fields for sample in samples] == ['{"label": null}'] * 2
 
 
+@pytest.mark.parametrize("odd", [[1, 2], "cat", {}, None])
+def test_one_odd_label_is_null_and_counted(tmp_path: Path, odd: object) -> None:
+    first, second = MEMBERS
+    pair = [second] if odd is None else [second, odd]
+    document = {"labels": [[first, 1], pair, 5, "ab", []]}
+    shard = only_shard(write_zip(tmp_path / "s.zip", labels(document)))
+    if odd is None:
+        assert kept_types(shard, ["label"]) == {"label": "int64"}
+    left_out = LeftOut()
+    options = ReadOptions(keep_columns={"label": "int64"})
+    samples = list(read_samples(shard, None, options, left_out))
+    assert [json.loads(sample.fields)["label"] for sample in samples] == [1, None]
+    assert left_out["(no label)"] == 1
+
+
 @pytest.mark.parametrize("content", [b"{", b'{"labels": [1, 2]}', b'{"labels": 5}', b"[" * 100_000])
 def test_labels_that_cannot_be_read_are_one_clear_error(tmp_path: Path, content: bytes) -> None:
     shard = only_shard(write_zip(tmp_path / "s.zip", {**MEMBERS, "dataset.json": content}))

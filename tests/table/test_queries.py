@@ -167,6 +167,54 @@ def test_what_does_not_read_views_is_refused(filled: str) -> None:
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "view", ["sqlite_master", "DuckDB_Views", "duckdb_databases", "pragma_database_list"]
+)
+def test_no_name_of_with_reaches_the_catalog(filled: str, view: str) -> None:
+    table = open_table(filled)
+    for query in (
+        f"WITH x AS (WITH {view} AS (SELECT 1) FROM {view}) FROM {view}",
+        f"FROM {view}, (WITH {view} AS (SELECT 1) FROM {view})",
+        f"WITH a AS (FROM {view}), {view} AS (SELECT 1) FROM a",
+        f"WITH {view} AS (SELECT 1) FROM main.{view}",
+        f"WITH RECURSIVE {view} AS (FROM {view} UNION SELECT 1) FROM {view}",
+    ):
+        with pytest.raises(RequestError, match="the query failed: WITH names a table"):
+            table.arrow(query)
+    for query in (
+        "WITH tables AS (FROM latents) FROM tables",
+        "WITH latents AS (VALUES (1)) FROM latents",
+    ):
+        assert table.arrow(query).num_rows
+
+
+def test_a_date_beyond_python_is_refused_as_a_frame(filled: str) -> None:
+    query = "SELECT 1 AS a, 'infinity'::DATE AS b"
+    with pytest.raises(RequestError, match=r"column 'b' has a value .* CAST"):
+        open_table(filled).sql(query)
+    assert open_table(filled).arrow(query).num_rows == 1
+
+
+def test_a_function_with_capitals_is_called(filled: str) -> None:
+    for name in ("formatReadableSize", "formatreadablesize", "FORMATREADABLEDECIMALSIZE"):
+        assert "5 bytes" in str(open_table(filled).sql(f"SELECT {name}(5)"))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "PIVOT rejects ON reason USING count(*)",
+        "FROM (PIVOT rejects ON reason USING count(*))",
+        "WITH a AS (PIVOT rejects ON reason USING count(*)) FROM a",
+    ],
+)
+def test_a_pivot_without_its_values_is_told_to_list_them(filled: str, query: str) -> None:
+    with pytest.raises(RequestError, match=r"PIVOT .* list the values"):
+        open_table(filled).arrow(query)
+    listed = query.replace("ON reason", "ON reason IN ('no_face')")
+    assert open_table(filled).arrow(listed).num_rows
+
+
 def test_an_unknown_function_is_refused_with_a_near_one(filled: str) -> None:
     with pytest.raises(RequestError, match=r"the function 'lowr' .*; did you mean 'lower'\?"):
         open_table(filled).sql("SELECT lowr(key) FROM latents")

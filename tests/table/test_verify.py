@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import TableError
+from pipeline.errors import TableError, printable
 from pipeline.models import load_model
-from pipeline.storage import Store
+from pipeline.storage import Shard, Store
 from pipeline.table import open_table
 from pipeline.table.index import write_entries
 from pipeline.table.manifests import ShardManifest, read_manifest
@@ -223,6 +223,85 @@ def test_a_shard_outside_the_input_is_found(tmp_path: Path) -> None:
     document["layout"]["input"] = "s3://in/a/s-0.tar"
     table.store.put("_table.json", json.dumps(document).encode())
     broken(table.store, "is not in the table's input", checksums=False)
+
+
+def table_from(root: Path, place: str, *shards: Shard, **config: Any) -> Store:
+    """A sound table of the input `place`."""
+    layout = {"input": place, "files_per_shard": 1000}
+    table = writer(root, layout=layout, config={"input": place, **config})
+    for one in shards:
+        source = one.source if one.kind == "list" else f"{one.source.removesuffix('/')}/a.jpg"
+        part = table.write_part(
+            one, 0, samples=1, latents=[face_row("a", source_uri=source)], rejects=[]
+        )
+        table.commit_shard(one, [part])
+    return table.store
+
+
+INPUTS = {
+    "folder of shards": ("/in/a", shard("s-0", uri="/in/a/b/s-0.tar")),
+    "folder of images": ("/in/a", shard("files-00000", uri="/in/a", kind="folder")),
+    "whole disk": ("/", shard("s-0", uri="/s-0.tar"), shard("files-00000", uri="/", kind="folder")),
+    "shard file": ("s3://in/s-0.tar", shard("s-0", uri="s3://in/s-0.tar")),
+    "image": ("/in/a/0.jpg", shard("files-00000", uri="/in/a", kind="folder")),
+    "image on the web": (
+        "https://host/a/0.jpg?width=64",
+        shard("files-00000", uri="https://host/a", kind="folder"),
+    ),
+    "pattern": ("s3://in/*/{0..3}.tar", shard("s-0", uri="s3://in/x/0.tar")),
+    "list": (
+        "/in/all.txt",
+        shard("files-00000", uri="/in/all.txt", kind="list"),
+        shard("s-0", uri="s3://other/s-0.tar"),
+    ),
+    "no UTF-8": ("/in/\udcff", shard("s-0", uri="/in/\udcff/s-0.tar")),
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_every_kind_of_input_is_sound(tmp_path: Path, kind: str) -> None:
+    place, *shards = INPUTS[kind]
+    store = table_from(tmp_path, printable(place), *shards)
+    assert open_table(store.root).verify()["shards"] == len(shards)
+
+
+@pytest.mark.parametrize("kind", ["folder of shards", "folder of images", "shard file", "image"])
+def test_an_input_that_no_shard_came_from_is_found(tmp_path: Path, kind: str) -> None:
+    _, *shards = INPUTS[kind]
+    store = table_from(tmp_path, "/other/place", *shards)
+    broken(store, "is not in the table's input '/other/place'", checksums=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "otherwise"),
+    [("sniff", True, False), ("image_field", "all", "one"), ("image_column", "png", "jpg")],
+)
+def test_a_layout_that_reads_otherwise_than_the_config_is_found(
+    tmp_path: Path, name: str, value: Any, otherwise: Any
+) -> None:
+    place, *shards = INPUTS["folder of shards"]
+    store = table_from(tmp_path, place, *shards, **{name: value})
+    for found, sound in ((value, True), (otherwise, False)):
+        document = json.loads(store.get("_table.json"))
+        document["layout"][name] = found
+        store.put("_table.json", json.dumps(document).encode())
+        if sound:
+            assert open_table(store.root).verify()["shards"] == 1
+        else:
+            broken(store, f"the config has {name}", checksums=False)
+
+
+def test_codes_imported_without_images_sniff_nothing(tmp_path: Path) -> None:
+    write_shard(writer(tmp_path, config={"images": None, "sniff": True}), shard())
+    assert open_table(str(tmp_path)).verify() == COUNTS_OF_ONE
+
+
+@pytest.mark.parametrize("part", ["layout", "config", "settings", "model", "metrics"])
+def test_a_part_of_the_description_that_is_a_list_is_found(store: Store, part: str) -> None:
+    document = {**json.loads(store.get("_table.json")), part: []}
+    store.put("_table.json", json.dumps(document).encode())
+    with pytest.raises(TableError, match=f"incomplete: its {part} is no JSON object"):
+        open_table(store.root)
 
 
 MODELLED = {
