@@ -155,7 +155,7 @@ def _read(uri: str) -> _ConfigFile:
         told = f"holds a value that cannot be read: {error.__cause__}"
         raise ConfigError(f"{uri}:{error.line}: {told}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"'{uri}' is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"'{uri}' is not valid YAML: {_problem(error)}") from error
     # A number of five thousand digits, a thousand lists in lists.
     except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
@@ -178,6 +178,14 @@ def _refuse_names_that_are_no_text(uri: str, names: Iterable[yaml.Node]) -> None
     ]
     if wrong:
         raise ConfigError("; ".join(wrong))
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """Return what is wrong and in which line; not the lines that YAML shows, cut out of a URI."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}: {error.problem}" if mark else str(error.problem)
+    return " ".join(str(error).split())
 
 
 class _UnreadableValueError(Exception):

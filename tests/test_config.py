@@ -327,3 +327,11 @@ def test_fields_of_images_are_named_as_webdataset_does(given: str, fields: str) 
 def test_names_that_are_none_are_refused(setting: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"--{setting.replace('_', '-')}.*names"):
         load_config(None, {"input": "in", "output": "out", setting: value})
+
+
+def test_a_wrong_yaml_file_is_told_without_its_text(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text('input: photos\noutput: "https://host/x?a=1&\nignature=hunter22+hunter22"x\n')
+    with pytest.raises(ConfigError, match=r"is not valid YAML: line 3: ") as caught:
+        load_config(str(file), {})
+    assert "hunter22" not in str(caught.value)
