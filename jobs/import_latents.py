@@ -2,12 +2,17 @@
 
     python jobs/import_latents.py --from latents.npy --model restyle.pt --output URI
     python jobs/import_latents.py --from codes/ --model demo --output URI --images photos/
+    python jobs/import_latents.py --from codes.npy --names names.txt --model FILE --output URI
 
---from is the published scripts' latents.npy, whose pickle is read without running it, a folder of
-.npy and .pt files of one code each, or one such file. Without --images what nobody measured is
-null. With them every code is matched to its image by name, rendered (or compared with the scripts'
-own pictures, --results FOLDER) and measured as the inversion job does, under the same shards and
-keys. Ambiguous names are refused with the list. Run the same command again to continue.
+--from is the published scripts' latents.npy, whose pickle is read without running it; one array of
+many codes [n, n_styles, 512] (e4e's latents.pt, InterFaceGAN's .npy, the `w` of NVIDIA's .npz),
+which --names names one a line, else they are numbered; or a folder of .npy, .pt and .npz files of
+one code each, or one such file. --refined-from TABLE says what the codes began as: each row's
+`refined_from` is the face of that table whose image id, key or file name it has.
+Without --images what nobody measured is null. With them every code is matched to its image by name,
+rendered (or compared with the scripts' own pictures, --results FOLDER) and measured as the
+inversion job does, under the same shards and keys. Ambiguous names are refused with the list. Run
+the same command again to continue.
 
 exit code  0 done   1 a read or a write failed, run again   2 the request is wrong
 """
@@ -26,6 +31,7 @@ from pipeline.command_line import add_flags, exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError, printable
 from pipeline.exchange.code_files import faces_of, open_codes
 from pipeline.exchange.importing import Importing, ImportSettings
+from pipeline.exchange.lineage import lineage_of
 from pipeline.exchange.measuring import Measuring, Result
 from pipeline.inversion import ready_device
 from pipeline.metrics import Meter
@@ -49,6 +55,8 @@ def _report(asked: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
     parser.add_argument("--from", dest="codes", required=True, metavar="URI")
+    parser.add_argument("--names", metavar="FILE", help="of an array's codes: one a line")
+    parser.add_argument("--refined-from", metavar="TABLE", help="the table that they began as")
     parser.add_argument("--model", required=True, help="that the codes belong to")
     parser.add_argument("--output", required=True, metavar="URI", help="the table's folder")
     parser.add_argument("--method", default="imported", help="the word in the column `method`")
@@ -101,16 +109,18 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
         images=asked.images and canonical_uri(asked.images),
     )
     device = ready_device(asked.device)
-    codes, model = open_codes(asked.codes), load_model(asked.model, device)
+    codes = open_codes(asked.codes, asked.names)
+    lineage = lineage_of(codes.names, asked.refined_from) if asked.refined_from else None
+    model = load_model(asked.model, device)
     if not asked.images:
         for name in ("results", "prealigned", "fit", "icc", "identity", *FaceSearch.model_fields):
             if getattr(asked, name):
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is for images, to measure by: name them with --images")
-        return _run(Importing(codes, model, settings), asked.output)
+        return _run(Importing(codes, model, settings, lineage=lineage), asked.output)
     several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
     with _measuring(asked, model, device, several=several) as measuring:
-        return _run(Importing(codes, model, settings, measuring), asked.output)
+        return _run(Importing(codes, model, settings, measuring, lineage), asked.output)
 
 
 def _run(importing: Importing, root: str) -> dict[str, object]:

@@ -22,6 +22,7 @@ from pipeline.choices import CodeType
 from pipeline.errors import InputError
 from pipeline.exchange.account import Account
 from pipeline.exchange.code_files import CodeFiles, FaceName, faces_of
+from pipeline.exchange.lineage import Lineage
 from pipeline.exchange.measuring import METRICS, Measuring, match_images
 from pipeline.exchange.pickled import Codes
 from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
@@ -76,6 +77,7 @@ class Importing:
     model: RestyleModel
     settings: ImportSettings
     measuring: Measuring | None = None
+    lineage: Lineage | None = None  # which rows of another table the codes began as
     unmeasured: int = 0  # faces whose image gave nothing to compare with, of this run
     notes: list[str] = field(default_factory=list)  # sentences for people
 
@@ -101,6 +103,9 @@ class Importing:
             if write_card(table) is None:
                 self.notes.append(kept_readme(table))
             counts = {**table.verify(checksums=False), "unmeasured": self.unmeasured}
+            if self.lineage:
+                counts["refined_from"] = len(self.lineage.image_ids)
+                counts["without_ancestor"] = self.lineage.unmatched
             account.facts["imported"] = counts
         return counts
 
@@ -124,13 +129,16 @@ class Importing:
             "method": self.settings.method,
             "measured": measured,
         }
+        config = {"codes": self.codes.uri, **asdict(self.settings)}
+        if self.lineage:
+            settings["refined_from"] = self.lineage.digest
+            config["refined_from"] = self.lineage.uri
         columns = Columns(
             self.model.n_styles,
             self.settings.latent_dtype,
             all_steps=self.codes.has_steps,
             turn_deg=bool(self.measuring and self.measuring.settings.tells_turns),
         )
-        config = {"codes": self.codes.uri, **asdict(self.settings)}
         layout: dict[str, Any] = {"files_per_shard": self.settings.files_per_shard}
         if self.settings.images:
             layout["sniff"] = self.settings.sniff
@@ -232,6 +240,7 @@ class Importing:
             "n_faces": max(other.face_index for other in item.faces) + 1,
             "source_uri": item.uri,
             "method": self.settings.method,
+            "refined_from": self.lineage and self.lineage.image_ids.get(face.name),
         }
         if self.codes.has_steps:
             unknown = [None] * len(codes)
