@@ -49,6 +49,7 @@ class CropPlan:
     alignment: AlignmentSettings
     store: Store
     samples: int | None = None
+    going_on: dict[str, Any] | None = None  # what the training goes on with, for the log
 
 
 class CropStage:
@@ -106,7 +107,7 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
     from pipeline.training.restyle import check_request
 
     model = starting_model(config)
-    check_request(config, model)
+    going_on = check_request(config, model)
     treatment = treatment_for(model, prealigned=config.prealigned, identity="none", fit=config.fit)
     alignment = AlignmentSettings(
         prealigned=treatment.prealigned,
@@ -136,7 +137,8 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
         asked["image_column"] = config.image_column
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     origin = Origin(digest, start_digest(config, model))
-    return CropPlan(origin, works, alignment, Store(Store(config.output).uri(f"{CROPS}/{digest}")))
+    store = Store(Store(config.output).uri(f"{CROPS}/{digest}"))
+    return CropPlan(origin, works, alignment, store, going_on=going_on)
 
 
 def crop_rows(

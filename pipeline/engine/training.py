@@ -124,8 +124,12 @@ def _lines_of(config: TrainConfig) -> Iterator[None]:
         thread.join()
 
 
-def beginning(config: TrainConfig, store: Store) -> dict[str, Any]:
+def beginning(
+    config: TrainConfig, store: Store, going_on: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """What was read and cut, and what is trained on: the line before those of the log.
+
+    `going_on` is what the model's own training has left, told where this one begins with it.
 
     Raises `InputError` where the crops in `store` are too few.
     """
@@ -134,8 +138,10 @@ def beginning(config: TrainConfig, store: Store) -> dict[str, Any]:
 
     crops, facts = Crops(store), read_index(store) or {}
     trained_on = sum(split_counts(crops, config.held_out, config.batch))
+    begins = not Store(config.output).exists(f"{ENCODER}.pt")
     return {
         "event": "training_begins",
+        **({"goes_on_with": going_on} if going_on and begins else {}),
         "samples": facts["samples"],
         "rejects_by_reason": facts["rejects_by_reason"],
         "crops": len(crops),
@@ -167,7 +173,7 @@ def run_training(config: TrainConfig, shards: Iterator[Shard] | None = None) -> 
         check_workers(config, resources, local=not in_cluster())
         doing("cutting crops")
         cut_crops(config, plan, resources)
-        print(json.dumps(beginning(config, plan.store)), flush=True)
+        print(json.dumps(beginning(config, plan.store, plan.going_on)), flush=True)
         trainer = _trainer(config, plan.store, resources)
         doing("training", every_s=TOLD_EVERY_S)  # its own lines tell how far it is
         with _lines_of(config):

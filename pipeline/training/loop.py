@@ -95,6 +95,9 @@ class Task(ABC, Generic[BatchT]):
         """What comes after the network's own step, an adversary's for one; scalars to log."""
         return {}
 
+    def begin(self, optimiser: torch.optim.Optimizer) -> None:
+        """Called before the first batch of a training that has no checkpoint to go on from."""
+
     def state(self) -> dict[str, Any]:
         """What else a checkpoint has to hold: tensors and plain values."""
         return {}
@@ -141,6 +144,7 @@ class _Run(Generic[BatchT]):
         """Go on from the last checkpoint, if there is one."""
         state = self.checkpoints.load()
         if not state or not state["batches"]:
+            self.task.begin(self.optimiser)
             return
         self.batches = int(state["batches"])
         try:

@@ -21,6 +21,7 @@ from pipeline.training.board import Board, summary_writer
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.codes import read_codes
 from pipeline.training.config import TrainConfig
+from pipeline.training.continuation import continuation_of
 from pipeline.training.crops import Crops, windowed
 from pipeline.training.encoder import EncoderTask, Faces
 from pipeline.training.fresh import mapped_codes, start_digest, starting_model
@@ -29,7 +30,12 @@ from pipeline.training.loop import LoopPlan, Trained, train
 from pipeline.training.optimisers import make_optimiser
 from pipeline.training.order import random_batches
 from pipeline.training.parallel import Group
-from pipeline.training.published import adversary_plan, encoder_plan, feature_networks
+from pipeline.training.published import (
+    adversary_plan,
+    earlier_plan,
+    encoder_plan,
+    feature_networks,
+)
 from pipeline.training.settled import ENCODER, Origin, check_settings, keep_settings
 
 BUNDLE, OFFICIAL = "bundle", "official.pt"
@@ -106,25 +112,33 @@ def _real_codes(config: TrainConfig, model: RestyleModel) -> Callable[[int], Ten
     return lambda count: codes[torch.randint(len(codes), (count,))]
 
 
-def check_request(config: TrainConfig, model: RestyleModel) -> None:
+def check_request(config: TrainConfig, model: RestyleModel) -> dict[str, Any] | None:
     """Refuse what the workers could not do, before any crop is cut for them.
+
+    Returns what the training goes on with, for the log; None for a new one.
 
     Raises `ConfigError` for steps that the encoder cannot make and packages that are not installed,
     `ModelError` for weight files that are missing or do not fit, and where there is nothing to draw
     real codes from.
     """
-    plan = encoder_plan(config, model)
+    previous = continuation_of(config, model)
+    plan = encoder_plan(config, model, previous)
     make_optimiser(config.optimiser, [nn.Parameter(torch.zeros(1))], config.rate)
     if config.tensorboard:
         summary_writer()
     if adversary_plan(config, model) and not config.codes:
         mapped_codes(model, 1)
     feature_networks(config, plan.images, "cpu")
+    if previous is None:
+        return None
+    rival = adversary_plan(config, model) is not None
+    return previous.facts(plan.stages, model.n_styles, adversary=rival)
 
 
 def make_task(config: TrainConfig, model: RestyleModel, held_out: Tensor) -> EncoderTask:
     """The training of `model`'s encoder; `held_out` is uint8 [n, 3, h, w]."""
-    plan, device = encoder_plan(config, model), str(model.latent_avg.device)
+    previous, device = continuation_of(config, model), str(model.latent_avg.device)
+    plan = encoder_plan(config, model, previous)
     rival = adversary_plan(config, model)
     images = from_levels(held_out)
     return EncoderTask(
@@ -134,6 +148,8 @@ def make_task(config: TrainConfig, model: RestyleModel, held_out: Tensor) -> Enc
         augment=augmentation(config),
         networks=feature_networks(config, plan.images, device),
         adversary=Adversary(rival, _real_codes(config, model), device) if rival else None,
+        previous=previous,
+        earlier_plan=earlier_plan(config, model),
     )
 
 
@@ -166,11 +182,12 @@ def train_restyle(
         Journal(store, ENCODER, open_board),
         group,
     )
-    return write_models(config, model, trained, len(crops)) if group.leads else {}
+    before = task.plan.images_before
+    return write_models(config, model, trained, len(crops), before) if group.leads else {}
 
 
 def write_models(
-    config: TrainConfig, model: RestyleModel, trained: Trained, crops: int
+    config: TrainConfig, model: RestyleModel, trained: Trained, crops: int, images_before: int = 0
 ) -> dict[str, Any]:
     """Put the best encoder into `model` and write it as a bundle.
 
@@ -178,12 +195,15 @@ def write_models(
     """
     model.encoder.load_state_dict(trained.best.state_dict())
     model.requires_grad_(False).eval()
+    notes = {"trained_images": trained.best_images, "crops": crops, "from": model.card.name}
+    if images_before:  # of the training that this one went on with
+        notes["images_before"] = images_before
     model.card = ModelCard(
         model.card.name,
         model.domain,
         model.card.source,
         model.card.licence,
-        {"trained_images": trained.best_images, "crops": crops, "from": model.card.name},
+        notes,
     )
     store = Store(config.output)
     save_bundle(model, store.uri(BUNDLE))
@@ -205,7 +225,7 @@ def _official_options(config: TrainConfig, model: RestyleModel) -> dict[str, Any
         "lpips_lambda": weights["lpips"],
         "id_lambda": weights["identity"],
         "moco_lambda": weights["moco"],
-        "w_norm_lambda": config.w_norm or 0.0,
+        "w_norm_lambda": plan.w_norm,
         "n_iters_per_batch": plan.steps,
         "max_steps": config.images // config.batch,
     }

@@ -84,7 +84,8 @@ def test_pictures_are_rendered_by_the_tables_own_model(
         *("--size", 16, "--truncate-pixels"),
     )
     assert (code, told["written"]) == (0, 4)
-    assert Image.open(tmp_path / "out" / "1" / "2.png").size == (16, 16)
+    with Image.open(tmp_path / "out" / "1" / "2.png") as picture:
+        assert picture.size == (16, 16)
     code, _, said = run(
         jobs.export_table, "--table", table, "--to", tmp_path / "c", "--as", "codes", "--size", 16
     )
