@@ -287,11 +287,13 @@ class EncoderTask(Task[Faces]):
 
     @torch.no_grad()
     def pictures(self, network: nn.Module) -> Tensor:
-        """Rows of target, start and every step, for six held-out faces."""
+        """Rows of input, start, every step, and target where it is another, of six faces."""
         seen = self.held_out.seen[:6].to(self.latent_avg.device)
         _, begun = self.start(seen)
         steps = [made for _, made in self._refined(network, seen)]
-        return torch.stack([seen, begun, *steps], dim=1)
+        wanted = self.held_out.wanted
+        apart = [] if wanted is self.held_out.seen else [wanted[:6].to(seen.device)]
+        return torch.stack([seen, begun, *steps, *apart], dim=1)
 
 
 def distances(made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

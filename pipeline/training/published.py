@@ -22,6 +22,7 @@ from pipeline.training.losses import ImageWeights
 from pipeline.training.progressive import Stages
 
 STEPS = 5
+ADAM_BETA2 = 0.999
 L2, LPIPS, IDENTITY, MOCO = 1.0, 0.8, 0.1, 0.5
 # Of cartoons, whose encoder is shown photographs: pSp's published command, which ReStyle follows.
 TOONIFY_IDENTITY, TOONIFY_W_NORM = 1.0, 0.025

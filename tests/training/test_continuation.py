@@ -21,12 +21,14 @@ from pipeline.training.continuation import (
     optimiser_state,
     restore_optimiser,
 )
+from pipeline.training.encoder import Faces
 from pipeline.training.loop import Moment
 from pipeline.training.progressive import Stages, late_heads
 from pipeline.training.published import encoder_plan
 from pipeline.training.restyle import make_task
 from tests.models.tiny import tiny_checkpoint
 
+FACES = Faces(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
 Saved = Callable[..., TrainConfig]
 
 
@@ -93,7 +95,7 @@ def test_stage_and_discriminator_are_those_of_the_file(saved: Saved) -> None:
         "discriminator": "restored",
         "optimiser": "new: the file holds none",
     }
-    task = make_task(config, model, torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
+    task = make_task(config, model, FACES)
     task.begin(torch.optim.SGD(model.encoder.parameters(), lr=1.0))
     assert task.adversary is not None
     mine: dict[str, Tensor] = task.adversary.network.state_dict()
@@ -188,7 +190,7 @@ def test_other_starts_have_no_training_before_them(saved: Saved, tmp_path: Path)
 
 def test_an_earlier_checkpoint_keeps_its_stages(saved: Saved) -> None:
     config = saved()
-    task = make_task(config, load_model(str(config.model)), torch.zeros(1, 3, 8, 8).byte())
+    task = make_task(config, load_model(str(config.model)), FACES)
     task.restore({})
     assert (task.plan.images_before, task._stage(Moment(0, 1000, 2000))) == (0, 0)
     assert task.state()["defaults"] == 2
