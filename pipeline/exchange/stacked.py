@@ -331,6 +331,6 @@ def _in_form(array: Path, suffix: str) -> Path:
         return formed
     import torch  # numpy's files need none of it
 
-    mapped = np.load(array, mmap_mode="r+")
+    mapped = np.lib.format.open_memmap(array, mode="r+")
     torch.save(torch.from_numpy(mapped), formed)
     return formed

@@ -36,7 +36,8 @@ from pipeline.training.crops import CropFile, Crops, put_index, read_index, read
 
 
 def stages_of(plan: CropPlan) -> tuple[AlignStage, CropStage]:
-    return AlignStage(plan.alignment), CropStage(plan.store.root, plan.alignment.output_size)
+    root, size = plan.store.root, plan.alignment.output_size
+    return AlignStage(plan.alignment), CropStage(root, size, keeps_keys=plan.keeps_keys)
 
 
 def test_images_become_files_of_crops_in_the_order_of_the_input(five_images: TrainConfig) -> None:

@@ -75,7 +75,7 @@ def test_workers_that_no_node_has_room_for_are_not_awaited_for_ever(
     five_images: TrainConfig,
 ) -> None:
     asked = five_images.model_copy(update={"restarts": 2})
-    trainer = _trainer(asked, Store(five_images.output), Resources(cpus=2, gpus=0))
+    trainer = _trainer(asked, plan_crops(asked), Resources(cpus=2, gpus=0))
     assert trainer.run_config.failure_config.controller_failure_limit == 2
 
 
