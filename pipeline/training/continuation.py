@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models import RestyleModel
 from pipeline.models.checkpoint import read_checkpoint
-from pipeline.models.files import CHECKPOINT_SUFFIXES, open_model_file
+from pipeline.models.files import open_model_file
 from pipeline.models.state_files import check_entries
 from pipeline.training import optimisers
 from pipeline.training.adversary import LatentDiscriminator
 from pipeline.training.config import TrainConfig
 from pipeline.training.progressive import Stages, late_heads
 
+_TRAINING_FILES = (".pt", ".pth")
 _BATCH = 8  # of the published commands, where a file does not say
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KEPT = {"adam": _MOMENTS, "ranger": (*_MOMENTS, "slow_buffer")}
@@ -62,12 +63,14 @@ def continuation_of(config: TrainConfig, model: RestyleModel) -> Continuation | 
     """
     if config.encoder_type or not config.model:
         return None
-    if PurePosixPath(config.model).suffix in CHECKPOINT_SUFFIXES:
+    if PurePosixPath(config.model).suffix in _TRAINING_FILES:
         with open_model_file(config.model) as file:
             content = read_checkpoint(file, config.model)
         return _of_official(content, config, model)
     notes = model.card.notes
-    images = int(notes.get("trained_images", 0)) + int(notes.get("images_before", 0))
+    if "trained_images" not in notes:
+        return None
+    images = int(notes["trained_images"]) + int(notes.get("images_before", 0))
     return Continuation(images, official=False, without_optimiser="a bundle holds none")
 
 

@@ -166,6 +166,9 @@ def test_uneven_stages_are_asked_for(saved: Saved) -> None:
 
 def test_a_bundle_goes_on_where_it_was_trained_to(saved: Saved, tmp_path: Path) -> None:
     model: RestyleModel = load_model(str(saved().model))
+    save_bundle(model, str(tmp_path / "finished"))
+    finished = TrainConfig(input="in", output="out", model=str(tmp_path / "finished"))
+    assert continuation_of(finished, model) is None  # all rows are free, as in a published file
     model.card.notes.update({"trained_images": 170_000, "images_before": 10})  # type: ignore[attr-defined]
     save_bundle(model, str(tmp_path / "bundle"))
     config = TrainConfig(input="in", output="out", model=str(tmp_path / "bundle"))
