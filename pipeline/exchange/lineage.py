@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TableError
 from pipeline.exchange.code_files import FaceName, faces_of
 from pipeline.exchange.exporting import without_suffix
 from pipeline.table.reader import open_table
@@ -36,14 +36,18 @@ def lineage_of(names: Iterable[str], uri: str) -> Lineage:
 
     A name is an image id, a key or a file name, with or without an image's extension and `#<face>`:
     what an export calls the faces. A name that fits several faces has no ancestor.
-    Raises `ConfigError` where no name fits any.
+    Raises `ConfigError` where no name fits any, or there is no table.
     """
     faces = [face for _, chosen in faces_of(names) for face in chosen]
     wanted = {form for face in faces for form in _forms(face)}
     owners: dict[str, str] = {}
     fits: Counter[str] = Counter()
+    try:
+        table = open_table(uri)
+    except TableError as error:
+        raise ConfigError(f"--refined-from: {error}") from error
     query = "SELECT image_id, key, face_index FROM latents"
-    for batch in open_table(uri).batches(query, _ROWS):
+    for batch in table.batches(query, _ROWS):
         for row in batch.to_pylist():
             for form in _forms_of_row(row["image_id"], row["key"], row["face_index"]) & wanted:
                 owners[form] = row["image_id"]
@@ -59,7 +63,7 @@ def lineage_of(names: Iterable[str], uri: str) -> Lineage:
             f"--refined-from: no code ({listed}, ...) has the name of a face of the table '{uri}': "
             "its image ids, keys or file names"
         )
-    return Lineage(uri, found, len(faces) - len(found))
+    return Lineage(table.store.root, found, len(faces) - len(found))
 
 
 def _forms(face: FaceName) -> list[str]:

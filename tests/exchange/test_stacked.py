@@ -173,3 +173,5 @@ def test_names_lead_back_to_their_faces(tmp_path: Path) -> None:
     assert found.unmatched == 3
     with pytest.raises(ConfigError, match="no code"):
         lineage_of(["new"], str(tmp_path / "t"))
+    with pytest.raises(ConfigError, match="--refined-from: "):
+        lineage_of(["new"], str(tmp_path / "nowhere"))
