@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError, TableError
+from pipeline.errors import ConfigError, InputError, TableError
 from pipeline.exchange.code_files import FaceName, faces_of
 from pipeline.exchange.exporting import without_suffix
 from pipeline.table.reader import open_table
@@ -44,7 +44,7 @@ def lineage_of(names: Iterable[str], uri: str) -> Lineage:
     fits: Counter[str] = Counter()
     try:
         table = open_table(uri)
-    except TableError as error:
+    except (InputError, TableError) as error:
         raise ConfigError(f"--refined-from: {error}") from error
     query = "SELECT image_id, key, face_index FROM latents"
     for batch in table.batches(query, _ROWS):
