@@ -19,10 +19,11 @@ from typing import get_args
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.choices import Fit
-from pipeline.command_line import exit_code_of, job_parser, positive
+from pipeline.command_line import add_flags, exit_code_of, job_parser, positive
 from pipeline.errors import printable
 from pipeline.inversion import ready_device
 from pipeline.models import RestyleModel, load_model, treatment_for
+from pipeline.models.files import hints_of
 from pipeline.reports.folders import REPORT_OUTPUT
 from pipeline.reports.plots import require_matplotlib
 from pipeline.reports.stop_calibration import (
@@ -34,6 +35,7 @@ from pipeline.reports.stop_calibration import (
 )
 from pipeline.reports.stop_faces import read_crops
 from pipeline.reports.stop_report import StopCurve, stop_files, stop_flags
+from pipeline.settings import ModelFlags, fill
 from pipeline.storage import Store, check_output
 
 # Of the two sets whether they are crops; None: as the model's domain has it.
@@ -54,6 +56,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--report", required=True, metavar="URI", help="other faces, to report on")
     parser.add_argument("--output", required=True, metavar="URI", help="folder of the curve")
     parser.add_argument("--model", default="demo", help="a bundle's name or URI, or a .pt file")
+    add_flags(parser, ModelFlags)
     parser.add_argument(
         "--limit", type=positive, default=100, metavar="N", help="samples of each set"
     )
@@ -96,7 +99,9 @@ def run(asked: argparse.Namespace) -> int:
     require_matplotlib()
     check_request(asked.most, asked.like_steps, asked.tolerance)
     check_output(asked.output, REPORT_OUTPUT)
-    model = load_model(asked.model, ready_device())
+    given = {name: getattr(asked, name) for name in ModelFlags.model_fields}
+    hints = hints_of(fill(ModelFlags, None, given).model_dump())
+    model = load_model(asked.model, ready_device(), **hints)
     settings = settings_of(asked, model)
     ours = read_crops(asked.calibrate, asked.limit, settings[0])
     theirs = read_crops(asked.report, asked.limit, settings[1])

@@ -30,7 +30,8 @@ from pipeline.exchange.measuring import Measuring, Result
 from pipeline.inversion import ready_device
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, bundle_names, load_model, treatment_for
-from pipeline.settings import FaceSearch, fill
+from pipeline.models.files import ModelHints, hints_of
+from pipeline.settings import FaceSearch, ModelFlags, fill
 from pipeline.storage import FILES_PER_SHARD, canonical_uri, check_output
 from pipeline.table import TABLE_OUTPUT
 
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
     parser.add_argument("--from", dest="codes", required=True, metavar="URI")
     parser.add_argument("--model", required=True, help="that the codes belong to")
+    add_flags(parser, ModelFlags)
     parser.add_argument("--output", required=True, metavar="URI", help="the table's folder")
     parser.add_argument("--method", default="imported", help="the word in the column `method`")
     parser.add_argument("--images", metavar="URI", help="what was inverted: measure against it")
@@ -99,9 +101,10 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
         files_per_shard=asked.files_per_shard,
         sniff=asked.sniff,
         images=asked.images and canonical_uri(asked.images),
+        **_hints(asked),
     )
     device = ready_device(asked.device)
-    codes, model = open_codes(asked.codes), load_model(asked.model, device)
+    codes, model = open_codes(asked.codes), load_model(asked.model, device, **_hints(asked))
     if not asked.images:
         for name in ("results", "prealigned", "fit", "icc", "identity", *FaceSearch.model_fields):
             if getattr(asked, name):
@@ -111,6 +114,12 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
     several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
     with _measuring(asked, model, device, several=several) as measuring:
         return _run(Importing(codes, model, settings, measuring), asked.output)
+
+
+def _hints(asked: argparse.Namespace) -> ModelHints:
+    """What the flags say of the model, checked."""
+    given = {name: getattr(asked, name) for name in ModelFlags.model_fields}
+    return hints_of(fill(ModelFlags, None, given).model_dump())
 
 
 def _run(importing: Importing, root: str) -> dict[str, object]:

@@ -52,6 +52,10 @@ class ImportSettings:
     )
     images: str | None = None
     sniff: bool = True  # whether images are recognised without a known extension
+    # What the model's file does not tell, as `load_model` takes it.
+    encoder_type: str | None = None
+    domain: str | None = None
+    estimate_latent_avg: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ _BATCH = 4096
 
 
 @torch.no_grad()
-def estimated_average(generator: Generator, source: str, codes: int = CODES) -> Tensor:
-    """Return the mean [512] of `codes` z codes mapped to W, float32, on the CPU.
+def estimated_average(generator: Generator, source: str) -> Tensor:
+    """Return the mean [512] of `CODES` z codes mapped to W, float32, on the CPU.
 
     Drawn by numpy and mapped in float64, so that every machine gets the same numbers: they are part
     of the model's fingerprint. Takes about ten seconds of two cores. Raises `ModelError` for a
@@ -32,7 +32,7 @@ def estimated_average(generator: Generator, source: str, codes: int = CODES) -> 
     mapping = copy.deepcopy(generator.style).cpu().double()
     draws = np.random.Generator(np.random.PCG64(SEED))
     total = torch.zeros(LATENT_DIM, dtype=torch.float64)
-    for first in range(0, codes, _BATCH):
-        z = draws.standard_normal((min(_BATCH, codes - first), LATENT_DIM))
+    for first in range(0, CODES, _BATCH):
+        z = draws.standard_normal((min(_BATCH, CODES - first), LATENT_DIM))
         total += mapping(torch.from_numpy(z)).sum(dim=0)
-    return (total / codes).float()
+    return (total / CODES).float()

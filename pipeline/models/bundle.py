@@ -32,6 +32,7 @@ from pipeline.models.files import (
     write_model_file,
 )
 from pipeline.models.model_file import read_model_file
+from pipeline.models.presets import preset_of
 from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
 from pipeline.models.weights import assemble
 
@@ -80,6 +81,13 @@ def _with_hints(model: RestyleModel, hints: ModelHints, folder: str) -> RestyleM
             f"--encoder-type {encoder_type}"
         )
     if domain and domain != model.domain:
+        (height, width), (tall, wide) = model.input_size, preset_of(domain).input_size
+        if height * wide != width * tall:
+            raise ModelError(
+                f"{folder}: its encoder takes {height}x{width}, and images of {domain} are cut to "
+                f"{tall}x{wide}: choose another --domain, or convert the official checkpoint again "
+                "with jobs/convert_model.py --domain"
+            )
         notes = {name: note for name, note in model.card.notes.items() if name != "domain"}
         model.card = dataclasses.replace(model.card, domain=domain, notes=notes)
     return model

@@ -177,8 +177,8 @@ def _encoder_type(told: object, state: Mapping[str, Tensor], source: str) -> str
             "checkpoint"
         )
     raise ModelError(
-        f"{source}: opts name no encoder_type, and the weights fit {' or '.join(fitting)}: name it "
-        "with --encoder-type NAME"
+        f"{source}: opts name no encoder_type, and the weights fit {' or '.join(fitting)}: "
+        "jobs/convert_model.py, once for all, and jobs/invert_dataset.py take --encoder-type NAME"
     )
 
 
@@ -198,8 +198,9 @@ def _latent_avg(
     if estimate or not architecture.starts_from_average:
         return None
     raise ModelError(
-        f"{source}: no 'latent_avg', and without the average latent there is no start: add "
-        "--estimate-latent-avg to take the mean of mapped z codes, as the official scripts do"
+        f"{source}: no 'latent_avg', and without the average latent there is no start: "
+        "jobs/convert_model.py, once for all, and jobs/invert_dataset.py take "
+        "--estimate-latent-avg, which puts the mean of mapped z codes in its place"
     )
 
 

@@ -40,7 +40,7 @@ class Parts:
     @property
     def generator_alone(self) -> bool:
         """Whether there are weights of a generator and none of an encoder."""
-        return all(key.startswith("decoder.") for key in self.state)
+        return bool(self.state) and all(key.startswith("decoder.") for key in self.state)
 
     @property
     def heads(self) -> int:
@@ -69,7 +69,7 @@ def read_parts(checkpoint: Mapping[str, Any], source: str) -> Parts:
             raise ModelError(f"{source}: weight '{key}' is a {type(value).__name__}, not a tensor")
     ignored = [key for key in entries if key not in state]
     parts = Parts(state, options, average, _notes(ignored))
-    if state and parts.generator_alone:
+    if parts.generator_alone:
         # What is not known of it is told by its file's name.
         return Parts(state, {"stylegan_weights": source, **options}, average, parts.notes)
     return parts
@@ -93,16 +93,16 @@ def _entries(checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]:
         if isinstance(generator := checkpoint.get("g_ema"), Mapping) and generator:
             return _as_decoder(_unwrapped(generator, source))
         bare = _unwrapped(checkpoint, source)
-        if any(key.startswith(_NETWORKS) for key in bare):
-            bare.pop("opts", None)
-            return bare
-        if _GENERATOR_INPUT in bare:
-            return _as_decoder(bare)
         if any(key.startswith("generator.") for key in bare):
             raise ModelError(
                 f"{source}: these are the weights of a bundle; name the bundle's folder, which has "
                 "their record too"
             )
+        if any(key.startswith(_NETWORKS) for key in bare):
+            bare.pop("opts", None)
+            return bare
+        if _GENERATOR_INPUT in bare:
+            return _as_decoder(bare)
     have = ", ".join(map(repr, list(checkpoint)[:4])) or "nothing"
     raise ModelError(f"{source}: no 'state_dict', so not a ReStyle checkpoint (found {have})")
 

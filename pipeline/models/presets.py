@@ -165,11 +165,10 @@ def treatment_for(
     """What is asked for, and where nothing is (None) what the model's preset says.
 
     Images of a domain that is not among the presets are taken as they are. Raises `ConfigError`
-    where faces are to be aligned for a model of something else, where nothing tells whether a
-    model's images have faces, and for a domain whose images have other proportions.
+    where faces are to be aligned for a model of something else, or where nothing tells whether a
+    model's images have faces.
     """
     preset = preset_for(model)
-    _check_proportions(model, preset)
     if model.domain == UNKNOWN and prealigned is None:
         reason = model.card.notes.get("domain")
         known = ", ".join(name for name in PRESETS if name not in ("faces", UNKNOWN))
@@ -192,20 +191,6 @@ def treatment_for(
     return Treatment(as_they_are, chosen, resized, description)
 
 
-def _check_proportions(model: RestyleModel, preset: Preset) -> None:
-    """Raise `ConfigError` for a model whose encoder sees images of another shape than its domain's.
-
-    Such a model is a bundle that `--domain` gives another domain than it was converted with.
-    """
-    (height, width), (tall, wide) = model.input_size, preset.input_size
-    if height * wide != width * tall:
-        raise ConfigError(
-            f"images of {model.domain} are cut to {tall}x{wide}, but the encoder of "
-            f"'{model.name}' takes {height}x{width}: choose another --domain, or convert the "
-            "official checkpoint again with jobs/convert_model.py --domain"
-        )
-
-
 def _described(
     model: RestyleModel, prealigned: bool, identity: str, fit: Fit, *, guessed: bool
 ) -> str:
@@ -221,8 +206,9 @@ def _described(
         for name, text in _TOLD.items()
         if name in model.card.notes
     )
+    encoder = "generator alone" if model.generator_alone else model.architecture.encoder_type
     return (
-        f"{model.domain} model '{model.name}' ({model.architecture.encoder_type}): "
+        f"{model.domain} model '{model.name}' ({encoder}): "
         f"{images} to {height}x{width}, frames of {rows}x{columns}, {measured}{told}"
     )
 

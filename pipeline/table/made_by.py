@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.errors import ModelError
 from pipeline.models import RestyleModel, load_model
+from pipeline.models.files import ModelHints, hints_of
 from pipeline.table.reader import Table
 
 
@@ -13,7 +14,8 @@ def model_of(table: Table, name: str | None = None, device: str = "cpu") -> Rest
     Raises `ModelError` where its weights are not those that the table names.
     """
     name = name or str(table.description.config.get("model", ""))
-    return _checked(table, name, table.description.settings.get("model"), device)
+    hints = hints_of(table.description.config)
+    return _checked(table, name, table.description.settings.get("model"), device, hints)
 
 
 def first_model_of(table: Table, device: str = "cpu") -> RestyleModel | None:
@@ -25,11 +27,11 @@ def first_model_of(table: Table, device: str = "cpu") -> RestyleModel | None:
     if not name:
         return None
     told = table.description.settings.get("method", {}).get("bootstrap")
-    return _checked(table, str(name), told, device)
+    return _checked(table, str(name), told, device, ModelHints())
 
 
-def _checked(table: Table, name: str, told: object, device: str) -> RestyleModel:
-    model = load_model(name, device)
+def _checked(table: Table, name: str, told: object, device: str, hints: ModelHints) -> RestyleModel:
+    model = load_model(name, device, **hints)
     if told != model.fingerprint:
         raise ModelError(
             f"the codes of '{table.store.root}' belong to another model than '{name}' is "

@@ -74,7 +74,7 @@ def nvidias_names() -> Iterator[None]:
     persistence, util = types.ModuleType("torch_utils.persistence"), types.ModuleType("dnnlib.util")
 
     def _reconstruct_persistent_obj(meta: Any) -> None:
-        raise AssertionError("a pickle was run")
+        raise AssertionError(f"a pickle was run: {meta}")
 
     _reconstruct_persistent_obj.__module__ = persistence.__name__
     _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"

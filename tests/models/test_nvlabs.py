@@ -1,4 +1,4 @@
-"""NVIDIA's pickles are read as data: equal pictures, nothing run, and refusals that name a cause."""
+"""NVIDIA's pickles read as data: equal pictures, nothing run, refusals that name a cause."""
 
 from __future__ import annotations
 
