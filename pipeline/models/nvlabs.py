@@ -168,7 +168,10 @@ def read_network(file: IO[bytes], source: str) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch warns of storages that have a type
             return _generator(_averaged(_unpickled(content, source)))
     except (InputError, ModelError) as error:
-        reason = Exception.__str__(error).removeprefix(f"{source}: refused, ")
+        reason = Exception.__str__(error)
+        if reason.startswith(f"{source}: damaged"):
+            raise
+        reason = reason.removeprefix(f"{source}: refused, ")
         advice = "" if CONVERT in reason or EXPORT in reason else f"; {EXPORT}"
         raise ModelError(f"{source}: refused, {reason}{advice}") from error
     except Exception as error:  # a damaged pickle raises any type there is

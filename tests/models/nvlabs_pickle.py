@@ -120,19 +120,22 @@ def blur() -> Tensor:
     return torch.outer(taps, taps) / 64
 
 
-def network(mapping_layers: int = 2, rate: float = 0.01) -> Layer:
-    """A generator of 16 px whose weights follow from their names."""
-    generator = Layer("Generator", z_dim=512, c_dim=0, w_dim=512, img_resolution=16)
-    generator.state |= {"img_channels": 3, "num_ws": 6}
+def network(
+    mapping_layers: int = 2, rate: float = 0.01, channels: dict[int, int] = CHANNELS
+) -> Layer:
+    """A generator whose weights follow from their names."""
+    size = max(channels)
+    generator = Layer("Generator", z_dim=512, c_dim=0, w_dim=512, img_resolution=size)
+    generator.state |= {"img_channels": 3, "num_ws": 2 * len(channels)}
     mapping = generator.child("mapping", Layer("MappingNetwork", z_dim=512, c_dim=0, w_dim=512))
     mapping.state |= {"num_layers": mapping_layers, "w_avg_beta": 0.995}
     for index in range(mapping_layers):
         mapping.child(f"fc{index}", linear(f"fc{index}", 512, 512, rate, "lrelu"))
     mapping.buffer("w_avg", filled("decoder.w_avg", (512,)) * 0.3)
-    synthesis = generator.child("synthesis", Layer("SynthesisNetwork", img_resolution=16))
+    synthesis = generator.child("synthesis", Layer("SynthesisNetwork", img_resolution=size))
     synthesis.state |= {"img_channels": 3, "w_dim": 512, "num_fp16_res": 0}
     below = 0
-    for size, width in CHANNELS.items():
+    for size, width in channels.items():
         block = synthesis.child(f"b{size}", Layer("SynthesisBlock", architecture="skip"))
         block.buffer("resample_filter", blur())
         if size == 4:
