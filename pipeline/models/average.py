@@ -22,7 +22,7 @@ def estimated_average(generator: Generator, source: str) -> Tensor:
     """Return the mean [512] of `CODES` z codes mapped to W, float32, on the CPU.
 
     Drawn by numpy and mapped in float64, so that every machine gets the same numbers: they are part
-    of the model's fingerprint. Takes about ten seconds of two cores. Raises `ModelError` for a
+    of the model's fingerprint. Takes 20 s of one core. Raises `ModelError` for a
     generator without a mapping network; `source` names its file.
     """
     if not any(key.startswith("style.") for key in generator.state_dict()):
