@@ -37,7 +37,6 @@ class InvertSettings:
     """What an inverter actor is built from."""
 
     model: str
-    hints: ModelHints = field(default_factory=lambda: ModelHints())
     method: Method = field(default_factory=Method)
     first: str | None = None  # the model that a bootstrapped inversion begins with
     starts: Literal["none", "all", "chosen"] = "none"  # which faces have a code to start from
@@ -50,6 +49,7 @@ class InvertSettings:
     keep_steps: bool = False
     keep_crops: bool = False
     keep_reconstructions: bool = False
+    hints: ModelHints = field(default_factory=lambda: ModelHints())  # what the file does not tell
 
 
 def even_batches(count: int, largest: int) -> list[slice]:
