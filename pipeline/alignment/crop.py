@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.alignment.mirroring import Box
-from pipeline.alignment.padding import padded
+from pipeline.alignment.padding import MARGIN, padded
 from pipeline.images import Rejection, RejectReason
 
 _BORDER = 0.1  # of the square's side, kept around it
@@ -43,7 +43,7 @@ def crop_quad(
     if max(pads) > _border(side) - 4:
         left, top, right, bottom = (max(pad, round(side * _PAD)) for pad in pads)
         full = size_inside[0] + left + right, size_inside[1] + top + bottom
-        window = _window(full, corners + np.array((left, top)), 3)
+        window = _window(full, corners + np.array((left, top)), MARGIN)
         region = padded(image, box, (left, top, right, bottom), side, window)
         corners = corners - (window[0] - left, window[1] - top)
     else:

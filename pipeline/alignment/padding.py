@@ -9,6 +9,7 @@ byte, is `tests/alignment/plain_padding.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from pipeline.alignment.mirroring import Axis, Box, mirrored_window, reduced
-from pipeline.alignment.resampling import resized_columns, resized_rows
+from pipeline.alignment.resampling import resized_part
 
 BLUR = 0.02  # of the side: sigma of the blur that fades mirrored content
+MARGIN = 3  # pixels of the window around the square's corners; a crop reads the first at its end
 
 _Floats = NDArray[np.float64]
 _Levels = NDArray[np.uint8]
@@ -64,17 +66,13 @@ class _Fade:
         box = axis.start / step, axis.stop / step
         return cls(_levels(_blur_share(depth)), _levels(depth), box)
 
-    @property
-    def clear(self) -> tuple[int, int]:
-        """Begin and end of the pixels that are not faded; twice the length where all are."""
-        clear = np.flatnonzero(self.blur == 0)
-        length = len(self.blur)
-        return (int(clear[0]), int(clear[-1]) + 1) if len(clear) else (length, length)
-
 
 @dataclass(frozen=True)
 class _Fading:
-    """Fades the strips along the edges of a window; `window` is changed."""
+    """Fades the strips along the edges of a window; `window` is changed.
+
+    The outermost pixels, which no crop reads (`MARGIN`), stay as they are.
+    """
 
     window: Image.Image
     coarse: Image.Image  # the whole padded image, blurred, at a lower resolution
@@ -82,38 +80,43 @@ class _Fading:
     median: tuple[int, int, int]
 
     def run(self) -> None:
-        """Fade the left and right strips over the whole height, and those between them."""
+        """Fade to the blurred image, and that to the median."""
         across, down = self.fades
-        width, height = self.window.size
-        left, right = across.clear
-        for begin, end in ((0, left), (right, width)):
-            if begin < end:
-                self._fade(slice(begin, end), slice(0, height), self._blurred_columns(begin, end))
-        top, bottom = down.clear
-        for begin, end in ((0, top), (bottom, height)):
-            if begin < end and left < right:
-                blurred = self._blurred_rows(slice(left, right), slice(begin, end))
-                self._fade(slice(left, right), slice(begin, end), blurred)
+        for columns, rows in _strips(across.blur, down.blur):
+            mask = _mask(across.blur[columns], down.blur[rows])
+            self.window.paste(self._blurred(columns, rows), _box(columns, rows), mask)
+        for columns, rows in _strips(across.median, down.median):
+            mask = _mask(across.median[columns], down.median[rows])
+            self.window.paste(self.median, _box(columns, rows), mask)
 
-    def _blurred_columns(self, begin: int, end: int) -> Image.Image:
-        across, down = self.fades
-        width, height = self.window.size
-        part = resized_columns(self.coarse, across.box, width, slice(begin, end))
-        box = (0, down.box[0], end - begin, down.box[1])
-        return part.resize((end - begin, height), Image.Resampling.BILINEAR, box=box)
+    def _blurred(self, columns: slice, rows: slice) -> Image.Image:
+        """Return a part of the blurred image at the window's resolution."""
+        across, down = (fade.box for fade in self.fades)
+        box = (across[0], down[0], across[1], down[1])
+        return resized_part(self.coarse, box, self.window.size, (columns, rows))
 
-    def _blurred_rows(self, columns: slice, rows: slice) -> Image.Image:
-        across, down = self.fades
-        box = (across.box[0], down.box[0], across.box[1], down.box[1])
-        return resized_rows(self.coarse, box, self.window.size, columns, rows)
 
-    def _fade(self, columns: slice, rows: slice, blurred: Image.Image) -> None:
-        """Fade a part of the window to `blurred`, and that to the median."""
-        box = (columns.start, rows.start, columns.stop, rows.stop)
-        across, down = self.fades
-        self.window.paste(blurred, box, _mask(across.blur[columns], down.blur[rows]))
-        if across.median[columns].any() or down.median[rows].any():
-            self.window.paste(self.median, box, _mask(across.median[columns], down.median[rows]))
+def _strips(across: _Levels, down: _Levels) -> Iterator[tuple[slice, slice]]:
+    """Columns and rows of the parts that are faded: left, right, and above and below between."""
+    (x0, left), (right, x1) = _faded_ends(across)
+    (y0, top), (bottom, y1) = _faded_ends(down)
+    strips = ((x0, left, y0, y1), (right, x1, y0, y1), (left, right, y0, top), (left, right, bottom, y1))
+    for begin, end, low, high in strips:
+        if begin < end and low < high:
+            yield slice(begin, end), slice(low, high)
+
+
+def _faded_ends(levels: _Levels) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Begin and end of what is faded before the clear pixels of an axis, and behind them."""
+    first, last = MARGIN, len(levels) - MARGIN + 1
+    clear = np.flatnonzero(levels == 0)
+    if not len(clear):
+        return (first, last), (last, last)
+    return (first, max(int(clear[0]), first)), (min(int(clear[-1]) + 1, last), last)
+
+
+def _box(columns: slice, rows: slice) -> Box:
+    return columns.start, rows.start, columns.stop, rows.stop
 
 
 def _blur_share(depth: _Floats) -> _Floats:

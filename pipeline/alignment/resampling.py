@@ -1,4 +1,4 @@
-"""Some rows or columns of what Pillow's bilinear resize gives, to the byte.
+"""A part of what Pillow's bilinear resize gives, to the byte.
 
 Pillow rounds the box that it resizes to 32-bit floats, so that resizing a part by its own box gives
 pixels that differ. Here the weights are of the whole axis. Pillow too resizes an axis at a time,
@@ -7,7 +7,7 @@ rows after columns, and rounds to 8 bits between them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,37 +17,47 @@ _BITS = 22  # of a weight, behind the point
 _TAPS = 3  # of enlarging
 _CHUNK = 1 << 15  # values of an output that are summed at once: they stay in the cache
 
+_Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
-def resized_columns(
+
+def resized_part(
     image: Image.Image,  # RGB
-    box: tuple[float, float],  # the first column and the end of what is resized
-    width: int,  # of the whole result; no less than that of the box
-    columns: slice,  # of the result
+    box: _Box,  # what is resized
+    size: tuple[int, int],  # of the whole result; no less than that of the box
+    part: tuple[slice, slice],  # columns and rows of the result
 ) -> Image.Image:
-    """Return `columns` of `image.resize((width, image.height), BILINEAR, box=(box[0], 0, …))`."""
-    first, weights = _weights(image.width, box, width, columns)
+    """Return a part of `image.resize(size, BILINEAR, box=box)`."""
+    columns, rows = part
+    if 2 * (rows.stop - rows.start) > size[1]:
+        return _tall_part(image, box, size, columns, rows)
+    return _wide_part(image, box, size, columns, rows)
+
+
+def _tall_part(
+    image: Image.Image, box: _Box, size: tuple[int, int], columns: slice, rows: slice
+) -> Image.Image:
+    first, weights = _weights(image.width, (box[0], box[2]), size[0], columns)
     low, high = _span(first, image.width)
     values = np.asarray(image.crop((low, 0, high, image.height)))
-    # Taps as the first axis: the rows of a strip are short.
+    # Columns come first: the rows of a strip are short.
     turned = np.ascontiguousarray(values.swapaxes(0, 1))
-    return Image.fromarray(_summed(turned, first - low, weights).swapaxes(0, 1))
+    widened = Image.fromarray(_summed(turned, first - low, weights).swapaxes(0, 1))
+    width = columns.stop - columns.start
+    whole = (0, box[1], width, box[3])
+    resized = widened.resize((width, size[1]), Image.Resampling.BILINEAR, box=whole)
+    return resized.crop((0, rows.start, width, rows.stop))
 
 
-def resized_rows(
-    image: Image.Image,  # RGB
-    box: tuple[float, float, float, float],  # left, top, right, bottom of what is resized
-    size: tuple[int, int],  # of the whole result; no less than that of the box
-    columns: slice,  # of the result
-    rows: slice,
+def _wide_part(
+    image: Image.Image, box: _Box, size: tuple[int, int], columns: slice, rows: slice
 ) -> Image.Image:
-    """Return `rows` and `columns` of `image.resize(size, BILINEAR, box=box)`."""
     first, weights = _weights(image.height, (box[1], box[3]), size[1], rows)
     low, high = _span(first, image.height)
     # Only the rows that are read are widened.
-    part = image.crop((0, low, image.width, high)).resize(
+    widened = image.crop((0, low, image.width, high)).resize(
         (size[0], high - low), Image.Resampling.BILINEAR, box=(box[0], 0, box[2], high - low)
     )
-    values = np.asarray(part.crop((columns.start, 0, columns.stop, high - low)))
+    values = np.asarray(widened.crop((columns.start, 0, columns.stop, high - low)))
     return Image.fromarray(_summed(values, first - low, weights))
 
 

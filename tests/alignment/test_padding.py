@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.alignment import crop_quad
 from pipeline.alignment.detection import find_faces, find_landmarks
 from pipeline.alignment.quad import ffhq_quad
-from pipeline.alignment.resampling import resized_columns, resized_rows
+from pipeline.alignment.resampling import resized_part
 from pipeline.images import Rejection, decode
 from tests.alignment.plain_padding import plainly_padded
 
@@ -93,16 +93,14 @@ def test_an_image_of_one_row_is_padded(twin: Callable[..., bytes | str]) -> None
         assert outcome(image, quad, 64) == twin(image, quad, 64)
 
 
-@pytest.mark.parametrize("length", [7, 30, 41])
+@pytest.mark.parametrize("height", [7, 30, 41])
 @pytest.mark.parametrize("box", [(0.0, 7.0), (1 / 3, 6 + 2 / 3), (0.1, 5.7)])
-def test_resized_rows_and_columns_are_pillows_own(length: int, box: tuple[float, float]) -> None:
+def test_resized_parts_are_pillows_own(height: int, box: tuple[float, float]) -> None:
     image = noise(np.random.default_rng(3), 11, 7, 1)
-    edges, size = (0.2, box[0], 9.9, box[1]), (21, length)
+    edges, size = (0.2, box[0], 9.9, box[1]), (21, height)
     whole = image.resize(size, Image.Resampling.BILINEAR, box=edges)
-    turned = image.transpose(Image.Transpose.TRANSPOSE)
-    wide = turned.resize((length, 11), Image.Resampling.BILINEAR, box=(box[0], 0, box[1], 11))
-    for part in (slice(0, length), slice(2, 5), slice(length - 1, length)):
-        rows = resized_rows(image, edges, size, slice(4, 15), part)
-        assert rows.tobytes() == whole.crop((4, part.start, 15, part.stop)).tobytes()
-        columns = resized_columns(turned, box, length, part)
-        assert columns.tobytes() == wide.crop((part.start, 0, part.stop, 11)).tobytes()
+    for rows in (slice(0, height), slice(1, height - 1), slice(2, 5), slice(height - 1, height)):
+        for columns in (slice(0, 21), slice(2, 7)):
+            part = resized_part(image, edges, size, (columns, rows))
+            expected = whole.crop((columns.start, rows.start, columns.stop, rows.stop))
+            assert part.tobytes() == expected.tobytes()
