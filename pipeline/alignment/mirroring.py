@@ -79,7 +79,9 @@ def mirrored_window(
     """Return the window of what `box` of `image` looks like, mirrored."""
     across, down = axes
     left, top = box[0] - across.before + across.start, box[1] - down.before + down.start
-    window = image.crop((left, top, left + across.stop - across.start, top + down.stop - down.start))
+    window = image.crop(
+        (left, top, left + across.stop - across.start, top + down.stop - down.start)
+    )
     (x0, x1), (y0, y1) = across.inner, down.inner
     width, height = window.size
     # The crop shows what lies beside the box, or black, where the mirrored strips go.
@@ -98,7 +100,7 @@ def reduced(
     axes: tuple[Axis, Axis],
     step: int,
 ) -> tuple[Image.Image, Image.Image]:
-    """Return the mirrored image reduced by `step` as Pillow does it, and its every `step`-th pixel."""
+    """Return the mirrored image reduced by `step`, as Pillow does it, and every `step`-th pixel."""
     pixels = _channels(image, box)
     height, width, _ = pixels.shape
     columns, rows = (axis.places for axis in axes)
@@ -111,9 +113,9 @@ def reduced(
     lanes = np.ascontiguousarray(lanes.swapaxes(0, 1))
     totals = np.empty((size[0], *lanes.shape[1:]), np.uint64)
     _sum_blocks(lanes, columns, step, totals)
-    means = _means(totals.view(lane).swapaxes(0, 1), (len(columns), len(rows)), step)
-    firsts = pixels[rows[::step]].view(np.uint32)[:, columns[::step]]
-    return _image(means, size), _image(firsts, size)
+    means = _means(totals.view(lane), (len(columns), len(rows)), step)
+    firsts = pixels.view(np.uint32)[rows[::step, None], columns[::step], 0]
+    return _image(means.view(np.uint32)[:, :, 0].T, size), _image(firsts, size)
 
 
 def _channels(image: Image.Image, box: Box) -> NDArray[np.uint8]:
@@ -182,18 +184,18 @@ def _sum_blocks(
 
 
 def _means(totals: NDArray[Any], lengths: tuple[int, int], step: int) -> NDArray[np.uint8]:
-    """Return the means of blocks, rounded as Pillow's `reduce` rounds them."""
+    """Return the means of blocks [x, y, 4], rounded as Pillow's `reduce` rounds them."""
     means = np.empty(totals.shape, np.uint8)
-    for rows, high in _block_lengths(lengths[1], step):
-        for columns, wide in _block_lengths(lengths[0], step):
+    for columns, wide in _block_lengths(lengths[0], step):
+        for rows, high in _block_lengths(lengths[1], step):
             area = wide * high
             # Pillow divides by a product with a 32-bit float's reciprocal, cut to an integer.
             reciprocal = int(np.float32(1 << 32) / np.float32(256 * area))
-            values = totals[rows, columns].astype(np.uint32)
+            values = totals[columns, rows].astype(np.uint32)
             values += area // 2
             values *= reciprocal
             values >>= 24
-            means[rows, columns] = values
+            means[columns, rows] = values
     return means
 
 

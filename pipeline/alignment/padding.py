@@ -100,7 +100,12 @@ def _strips(across: _Levels, down: _Levels) -> Iterator[tuple[slice, slice]]:
     """Columns and rows of the parts that are faded: left, right, and above and below between."""
     (x0, left), (right, x1) = _faded_ends(across)
     (y0, top), (bottom, y1) = _faded_ends(down)
-    strips = ((x0, left, y0, y1), (right, x1, y0, y1), (left, right, y0, top), (left, right, bottom, y1))
+    strips = (
+        (x0, left, y0, y1),
+        (right, x1, y0, y1),
+        (left, right, y0, top),
+        (left, right, bottom, y1),
+    )
     for begin, end, low, high in strips:
         if begin < end and low < high:
             yield slice(begin, end), slice(low, high)

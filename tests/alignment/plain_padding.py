@@ -16,7 +16,7 @@ def plainly_padded(
     side: float,
     window: tuple[int, int, int, int],  # left, top, right, bottom, of the padded image
 ) -> Image.Image:
-    """`box` of `image` mirrored over its edges, blurred, faded to the median; of it the `window`."""
+    """Return the `window` of `box` of `image` mirrored over its edges, blurred and faded."""
     region = image.crop(box)
     left, top, right, bottom = pads
     mirrored = np.pad(np.asarray(region), ((top, bottom), (left, right), (0, 0)), mode="reflect")
