@@ -183,7 +183,8 @@ def _signals_left_alone() -> Iterator[None]:
     action in their place, past Python: a SIGTERM that comes then ends this process at once, and
     leaves processes of Ray behind. The workers keep them.
     """
-    before = ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
+    # Older releases of Ray lack the setting, and keep their handlers.
+    before = getattr(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", False)
     ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     try:
         yield
