@@ -8,6 +8,8 @@
 null. With them every code is matched to its image by name, rendered (or compared with the scripts'
 own pictures, --results FOLDER) and measured as the inversion job does, under the same shards and
 keys. Ambiguous names are refused with the list. Run the same command again to continue.
+--refined-from is the table that jobs/export_table.py wrote the codes out of: each row names its
+face there in `refined_from`.
 
 exit code  0 done   1 a read or a write failed, run again   2 the request is wrong
 """
@@ -24,6 +26,7 @@ from pipeline.choices import CodeType, Device, Fit, Icc
 from pipeline.command_line import add_flags, exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError, printable
 from pipeline.exchange.code_files import CodeFiles, faces_of, open_codes
+from pipeline.exchange.lineage import exported_from
 from pipeline.metrics.names import check_identity
 from pipeline.models.files import bundle_names, check_model
 from pipeline.models.presets import treatment_for
@@ -35,7 +38,7 @@ from pipeline.storage import (
     check_output,
     list_shards,
 )
-from pipeline.table import TABLE_OUTPUT
+from pipeline.table import TABLE_OUTPUT, open_table
 
 if TYPE_CHECKING:
     from pipeline.exchange.importing import Importing
@@ -59,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="codes", required=True, metavar="URI")
     parser.add_argument("--model", required=True, help="that the codes belong to")
     parser.add_argument("--output", required=True, metavar="URI", help="the table's folder")
+    parser.add_argument(
+        "--refined-from", metavar="URI", help="table that the codes were exported from, by name"
+    )
     parser.add_argument("--method", default="imported", help="the word in the column `method`")
     parser.add_argument("--images", metavar="URI", help="what was inverted: measure against it")
     parser.add_argument("--results", metavar="URI", help="pictures, <step>/<name>; not rendered")
@@ -112,14 +118,18 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
         files_per_shard=asked.files_per_shard,
         sniff=asked.sniff,
         images=asked.images and canonical_uri(asked.images),
+        refined_from=asked.refined_from and canonical_uri(asked.refined_from),
     )
+    origins: dict[str, str] = {}
+    if asked.refined_from:
+        origins = exported_from(open_table(asked.refined_from), codes.names)
     device = ready_device(asked.device)
     model = load_model(asked.model, device)
     if not asked.images:
-        return _run(Importing(codes, model, settings), asked.output)
+        return _run(Importing(codes, model, settings, origins=origins), asked.output)
     several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
     with _measuring(asked, model, device, several=several) as measuring:
-        return _run(Importing(codes, model, settings, measuring), asked.output)
+        return _run(Importing(codes, model, settings, measuring, origins), asked.output)
 
 
 def _check(asked: argparse.Namespace) -> CodeFiles:
@@ -135,6 +145,8 @@ def _check(asked: argparse.Namespace) -> CodeFiles:
         check_identity(asked.identity)
     if asked.images:
         list_shards(asked.images, options=ReadOptions(sniff=asked.sniff)).first()
+    if asked.refined_from:
+        open_table(asked.refined_from)
     codes = open_codes(asked.codes)
     faces_of(codes.names)
     return codes

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -52,6 +53,7 @@ class ImportSettings:
     )
     images: str | None = None
     sniff: bool = True  # whether images are recognised without a known extension
+    refined_from: str | None = None  # URI of the table that the codes were exported from
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Importing:
     model: RestyleModel
     settings: ImportSettings
     measuring: Measuring | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)  # name of a code -> `refined_from`
     unmeasured: int = 0  # faces whose image gave nothing to compare with, of this run
     left_out: LeftOut = field(default_factory=LeftOut)  # by the listing of the images
     notes: list[str] = field(default_factory=list)  # sentences for people
@@ -130,6 +133,9 @@ class Importing:
             "method": self.settings.method,
             "measured": measured,
         }
+        if self.origins:
+            pairs = json.dumps(sorted(self.origins.items()))
+            settings["refined_from"] = hashlib.sha256(pairs.encode()).hexdigest()
         columns = Columns(
             self.model.n_styles,
             self.settings.latent_dtype,
@@ -239,6 +245,7 @@ class Importing:
             "n_faces": max(other.face_index for other in item.faces) + 1,
             "source_uri": item.uri,
             "method": self.settings.method,
+            "refined_from": self.origins.get(face.name),
         }
         if self.codes.has_steps:
             unknown = [None] * len(codes)
