@@ -155,17 +155,32 @@ def exit_code_of(
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM unwind the block as Ctrl-C does: no other exception gets out of `ray.get`."""
+    """Let SIGTERM unwind the block as Ctrl-C does: no other exception gets out of `ray.get`.
+
+    Further ones are ignored from there on, until the process ends.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # which gets no signals
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, _stop_once)
     try:
         yield
     finally:
         # Not where it was taken away meanwhile, as by a run that a first signal ended.
-        if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        if signal.getsignal(signal.SIGTERM) is _stop_once:
             signal.signal(signal.SIGTERM, before)
+        elif signal.getsignal(signal.SIGTERM) is _ignore:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _stop_once(number: int, frame: types.FrameType | None) -> None:
+    # By a handler and not by SIG_IGN, which processes that are started meanwhile would inherit.
+    signal.signal(signal.SIGTERM, _ignore)
+    signal.default_int_handler(number, frame)
+
+
+def _ignore(_number: int, _frame: types.FrameType | None) -> None:
+    pass
 
 
 def _print_to_stderr(text: str, _code: int) -> None:

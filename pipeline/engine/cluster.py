@@ -19,7 +19,7 @@ from pipeline.engine.address import check_address, in_cluster
 from pipeline.engine.private_folder import make_private_folder, remove_private_folder
 from pipeline.engine.progress import doing
 from pipeline.engine.ray_output import is_shown, kept_in_file
-from pipeline.engine.signals import handlers_restored, survived, undisturbed
+from pipeline.engine.signals import handlers_restored, ignore_further, undisturbed
 from pipeline.errors import ConfigError
 from pipeline.machine import whole_cpus
 from pipeline.redaction import without_secrets
@@ -175,11 +175,33 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+@contextmanager
+def _signals_left_alone() -> Iterator[None]:
+    """Let a Ray that starts install no handlers of its C++ side in this process.
+
+    They print a trace of a crash. As Ray shuts down it gives SIGTERM and others their default
+    action in their place, past Python: a SIGTERM that comes then ends this process at once, and
+    leaves processes of Ray behind. The workers keep them.
+    """
+    # Older releases of Ray lack the setting, and keep their handlers.
+    before = getattr(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", False)
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    try:
+        yield
+    finally:
+        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = before
+
+
 def _start(connect: Callable[[], None]) -> None:
-    # Ray puts a handler of its own in place, which ends the process without a last word.
-    with handlers_restored(), warnings.catch_warnings(), _silent_stderr():
-        warnings.simplefilter("ignore")
-        connect()
+    try:
+        # Ray puts a handler of its own in place, which ends the process without a last word.
+        with handlers_restored(), warnings.catch_warnings(), _silent_stderr():
+            warnings.simplefilter("ignore")
+            with _signals_left_alone():
+                connect()
+    except SystemExit:  # which that handler raises: the run is ending
+        ignore_further()
+        raise
 
 
 def _offered(folder: Path | None) -> Resources:
@@ -211,9 +233,8 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
         output.enter_context(kept_in_file())
         yield _offered(folder)
     finally:
-        doing("stopping Ray")
         with undisturbed(), output:  # Ray also prints while it ends
-            with survived():
-                ray.shutdown()
+            doing("stopping Ray")
+            ray.shutdown()
             if folder:
                 remove_private_folder(folder)

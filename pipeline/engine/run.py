@@ -126,8 +126,19 @@ def _execute(
             committer.abandon()
 
 
-@handlers_restored()
 def run_job(
+    config: JobConfig,
+    stages: Stages | None = None,
+    watches: tuple[Watch, ...] = (),
+    *,
+    shards: ShardListing | None = None,
+) -> Outcome:
+    """Run one job as `run_and_ignore_signals` does, and put the handlers of signals back."""
+    with handlers_restored():
+        return run_and_ignore_signals(config, stages, watches, shards=shards)
+
+
+def run_and_ignore_signals(
     config: JobConfig,
     stages: Stages | None = None,
     watches: tuple[Watch, ...] = (),
@@ -141,6 +152,7 @@ def run_job(
     Raises a `RequestError` for a request that is wrong: before any work, or, where it shows in the
     listing of an input of many thousand shards, when those before are done. What fails later is in
     `Outcome.errors`: the parts that were committed stay, and the same call finishes the rest.
+    Ctrl-C and SIGTERM are ignored when it returns, so that a caller can end undisturbed.
     """
     started = datetime.now(UTC)
     outcome = Outcome(Tally())

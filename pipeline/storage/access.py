@@ -61,6 +61,11 @@ def is_refusal(error: BaseException | None) -> bool:
     return isinstance(error, PermissionError) or bad_request
 
 
+def is_denied(error: BaseException | None) -> bool:
+    """Return whether S3 knows the credentials behind `error`, and gives them no such right."""
+    return isinstance(error, PermissionError) and wrong_credentials(error) is None
+
+
 def reason_of_refusal(fs: Any, path: str) -> str | None:
     """What `wrong_credentials` says when the bucket of `path` is listed, whose answer has a body.
 

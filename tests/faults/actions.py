@@ -9,7 +9,13 @@ from collections.abc import Callable
 
 from tests.faults.proxy import Action, Exchange
 
-_NAMES = {500: "InternalError", 501: "NotImplemented", 503: "SlowDown", 507: "InsufficientStorage"}
+_NAMES = {
+    403: "AccessDenied",
+    500: "InternalError",
+    501: "NotImplemented",
+    503: "SlowDown",
+    507: "InsufficientStorage",
+}
 _CONDITION = re.compile(rb"\r\nif-none-match:[^\r]*", re.IGNORECASE)
 
 
