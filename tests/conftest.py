@@ -7,7 +7,6 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -51,10 +50,7 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]
 @pytest.fixture
 def proxy(s3: Bucket) -> Iterator[FaultProxy]:
     """A proxy in front of the server of `s3`, which this process's environment does not name."""
-    address = urlsplit(s3.server.endpoint)
-    assert address.hostname
-    assert address.port
-    with running_proxy((address.hostname, address.port)) as running:
+    with running_proxy(s3.server.address) as running:
         yield running
 
 

@@ -43,6 +43,12 @@ class S3Server:
         """The server's URL."""
         return self.env["AWS_ENDPOINT_URL"]
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where the server listens."""
+        host, _, port = self.endpoint.removeprefix("http://").partition(":")
+        return host, int(port)
+
     def profile(self, name: str, **settings: str) -> str:
         """A section of an AWS configuration file: the keys of the identity `name`, and settings."""
         keys = {"aws_access_key_id": f"key-of-{name}", "aws_secret_access_key": self.secrets[name]}
