@@ -83,8 +83,25 @@ def is_bare_refusal(error: BaseException | None) -> bool:
 def error_code(error: BaseException | None) -> str:
     """Return S3's own code of an error, such as `ExpiredToken`; "" where `error` has none."""
     cause = error if isinstance(error, ClientError) else getattr(error, "__cause__", None)
-    response: dict[str, Any] = getattr(cause, "response", None) or {}
+    response: Any = getattr(cause, "response", None)
+    if not isinstance(response, dict):  # other packages' errors have a response of another kind
+        return ""
     return str(response.get("Error", {}).get("Code", ""))
+
+
+def refused_status(error: BaseException) -> str | None:
+    """Return what another service's driver says of credentials that are refused; None otherwise.
+
+    Drivers have no base in common: their errors carry an HTTP status, of the error or its response,
+    or come from `google.auth`, which raises for credentials alone.
+    """
+    if type(error).__module__.startswith("google.auth."):
+        return "there are no credentials, or they cannot be renewed"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    for code in (getattr(error, "code", None), getattr(error, "status_code", None), status):
+        if code in (401, 403):
+            return f"the server answers {code}: access denied"
+    return None
 
 
 def _what_to_set() -> str:

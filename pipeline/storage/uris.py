@@ -31,7 +31,13 @@ from pipeline.errors import (
     StorageError,
 )
 from pipeline.redaction import HARMLESS_QUERIES, carries_secrets, known_secrets, without_secrets
-from pipeline.storage.access import error_code, is_bare_refusal, is_expired, wrong_credentials
+from pipeline.storage.access import (
+    error_code,
+    is_bare_refusal,
+    is_expired,
+    refused_status,
+    wrong_credentials,
+)
 from pipeline.storage.buckets import is_bucket
 from pipeline.storage.profiles import s3_options
 
@@ -174,7 +180,7 @@ def storage_errors(action: str) -> Iterator[None]:
     except PipelineError:
         raise
     except Exception as error:
-        if wrong := wrong_credentials(error):
+        if wrong := wrong_credentials(error) or _refusal_elsewhere(error):
             raise _access_error(action, wrong, error) from error
         if isinstance(error, _FAILED):
             why = _UNEXPLAINED if is_bare_refusal(error) else one_line(error)
@@ -188,6 +194,12 @@ def storage_errors(action: str) -> Iterator[None]:
 def _access_error(action: str, why: str, error: BaseException) -> AccessError:
     kind = CredentialsExpiredError if is_expired(error) else AccessError
     return kind(f"cannot {action}: {without_secrets(why)}")
+
+
+def _refusal_elsewhere(error: Exception) -> str | None:
+    """What the driver of another service than S3 says of credentials that it refuses."""
+    why = refused_status(error) if _is_foreign(error) else None
+    return why and f"{why} ({one_line(error)}): set the credentials of this service"
 
 
 def _denied(error: PermissionError) -> str:
