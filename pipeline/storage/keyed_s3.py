@@ -53,29 +53,31 @@ class ExplainedS3(S3FileSystem):  # type: ignore[misc]
         except OSError as error:
             if not (method.startswith("head_") and is_bare_refusal(error)):
                 raise
-            reason = await self._reason(kwargs)
-            if reason is None:
+            reason, page = await self._asked_by_get(kwargs)
+            if reason:
+                raise reason from reason.__cause__
+            if page is None:
                 raise
-            raise reason from reason.__cause__
+            return page  # HeadBucket knows no payer: a bucket that can be listed is there
 
-    async def _reason(self, asked: dict[str, Any]) -> OSError | None:
-        """Return S3's error to a GET of what a HEAD `asked` for; None where it says no more."""
+    async def _asked_by_get(self, asked: dict[str, Any]) -> tuple[OSError | None, Any]:
+        """S3's error to a GET of what a HEAD `asked` for, if it says more; a page of a bucket."""
         names = {name: asked[name] for name in ("Bucket", "Key", "VersionId") if name in asked}
         try:
-            if "Key" in asked:
-                answer = await super()._call_s3("get_object", **names, Range="bytes=0-0")
-                answer["Body"].close()
-            else:
-                await super()._call_s3("list_objects_v2", **names, MaxKeys=1)
+            if "Key" not in asked:
+                return None, await super()._call_s3("list_objects_v2", **names, MaxKeys=1)
+            answer = await super()._call_s3("get_object", **names, Range="bytes=0-0")
+            answer["Body"].close()
         except FileNotFoundError:
-            return None
+            pass
         except OSError as error:
             told = error_code(error) not in (
                 "",
                 "InvalidRange",
             )  # an empty object has no first byte
-            return error if told and not is_bare_refusal(error) else None
-        return None
+            if told and not is_bare_refusal(error):
+                return error, None
+        return None, None
 
 
 class KeyedS3(ExplainedS3):
