@@ -19,7 +19,13 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import AccessError, PipelineError, RequestError, TableError, printable
+from pipeline.errors import (
+    AccessError,
+    PipelineError,
+    RequestError,
+    TableError,
+    printable,
+)
 from pipeline.redaction import trace_of, without_secrets
 from pipeline.storage import one_line
 
@@ -119,9 +125,9 @@ def exit_code_of(
     a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1; its
     other keys are those of `last_line`. One that `reads_only` prints an answer or nothing. To it,
     and to any job of a `given_table`, a damaged table is a wrong request; to all of them storage
-    that the user's credentials do not open. `stopped` is what a Ctrl-C, or a SIGTERM, means to the
-    user: code 1, and a last line without errors. `tell` takes the line for stderr and the code,
-    where it is not just to be printed.
+    that the user's credentials do not open. `stopped` is what a Ctrl-C,
+    or a SIGTERM, means to the user: code 1, and a last line without errors. `tell` takes the line
+    for stderr and the code, where it is not just to be printed.
     """
     tell = tell or _print_to_stderr
     wrong: tuple[type[PipelineError], ...] = (RequestError, AccessError)

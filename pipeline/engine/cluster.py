@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -23,6 +24,7 @@ from pipeline.engine.signals import handlers_restored, ignore_further, undisturb
 from pipeline.errors import ConfigError
 from pipeline.machine import whole_cpus
 from pipeline.redaction import without_secrets
+from pipeline.storage import S3_PROFILES
 
 # Set before ray is imported: these are read at import and inherited by the workers.
 QUIET = {
@@ -127,7 +129,21 @@ def _start_local_patiently(gpus: int | None, folder: Path | None) -> None:
 def _join_cluster() -> None:
     check_address()
     with _cluster_refusals():
-        ray.init(address="auto", **_loudness())
+        ray.init(address="auto", runtime_env=shipped_environment(), **_loudness())
+
+
+def shipped_environment() -> dict[str, Any] | None:
+    """Return the runtime environment that gives every worker the driver's choice of S3 profiles.
+
+    None where there is no choice, or where the job was submitted with a value, which its workers
+    have: Ray refuses to be told twice.
+    """
+    profiles = os.environ.get(S3_PROFILES)
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
+    if not profiles or S3_PROFILES in submitted:
+        return None
+    return {"env_vars": {S3_PROFILES: profiles}}
 
 
 def _loudness() -> Any:

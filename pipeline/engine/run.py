@@ -27,7 +27,7 @@ from pipeline.engine.signals import handlers_restored, ignore_further
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
-from pipeline.storage import ShardListing
+from pipeline.storage import ShardListing, canonical_uri, literal_folder
 from pipeline.table import Totals, is_card_current, kept_readme, open_table, write_card
 
 
@@ -174,6 +174,9 @@ def run_and_ignore_signals(
         finally:
             outcome.skipped_parts = plan.found.done_parts
             outcome.skipped_samples = plan.found.done_samples
+    given = canonical_uri(config.input)
+    folder = literal_folder(f"{given}/") or given  # of a pattern the part before it
+    outcome.explain_expired(input=folder, output=canonical_uri(config.output))
     if record:
         record.end()
     level = "error" if outcome.errors else "warning" if outcome.interrupted else "info"

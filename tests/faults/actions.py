@@ -34,6 +34,18 @@ def error(status: int) -> Action:
     return act
 
 
+def refusing(status: int, code: str) -> Action:
+    """Answer as S3 does to credentials that it does not take: its reason, but none to a HEAD."""
+    xml = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>on purpose</Message></Error>"
+    head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/xml\r\nConnection: close\r\n"
+
+    async def act(exchange: Exchange) -> None:
+        body = b"" if exchange.method == "HEAD" else xml.encode()
+        await exchange.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    return act
+
+
 def slow(seconds: float) -> Action:
     """Pass on, and answer after `seconds`."""
 
