@@ -18,12 +18,12 @@ import sys
 from typing import TYPE_CHECKING, get_args
 
 from pipeline.choices import Fit
-from pipeline.command_line import exit_code_of, job_parser, positive
+from pipeline.cli import exit_code_of, job_parser, positive
 from pipeline.errors import printable
 from pipeline.models.files import check_model
 from pipeline.models.presets import treatment_for
-from pipeline.reports.folders import REPORT_OUTPUT
 from pipeline.reports.requirements import check_calibration, require_matplotlib
+from pipeline.reports.sheets import REPORT_OUTPUT
 from pipeline.storage import Store, check_output, list_shards
 
 if TYPE_CHECKING:
@@ -93,8 +93,13 @@ def run(asked: argparse.Namespace) -> int:
     # PyTorch is slow to import: what is wrong is told before.
     from pipeline.inversion import ready_device
     from pipeline.models import load_model
-    from pipeline.reports.stop_calibration import calibrate, curve, seconds_a_face, trace
-    from pipeline.reports.stop_faces import read_crops
+    from pipeline.reports.stop_calibration import (
+        calibrate,
+        curve,
+        read_crops,
+        seconds_a_face,
+        trace,
+    )
     from pipeline.reports.stop_report import StopCurve, stop_files, stop_flags
 
     model = load_model(asked.model, ready_device())

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from pipeline.choices import OFFICIAL_TYPES
-from pipeline.command_line import add_place, exit_code_of, job_parser, parse_places
+from pipeline.cli import add_place, exit_code_of, job_parser, parse_places
 from pipeline.models.files import check_model, is_bundle
 from pipeline.models.presets import PRESETS
 from pipeline.storage import OutputKind, check_output

@@ -23,7 +23,7 @@ from pathlib import PurePosixPath
 from typing import get_args
 
 from pipeline.choices import Device
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.cli import exit_code_of, job_parser
 from pipeline.errors import ConfigError
 from pipeline.exchange.exporting import (
     EXPORT_OUTPUT,

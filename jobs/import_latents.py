@@ -23,14 +23,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
 from pipeline.choices import CodeType, Device, Fit, Icc
-from pipeline.command_line import add_flags, exit_code_of, job_parser, positive
+from pipeline.cli import add_flags, exit_code_of, job_parser, positive
+from pipeline.config_loading import FaceSearch, fill
 from pipeline.errors import ConfigError, printable
 from pipeline.exchange.code_files import CodeFiles, faces_of, open_codes
 from pipeline.exchange.lineage import exported_from
 from pipeline.metrics.names import check_identity
 from pipeline.models.files import bundle_names, check_model
 from pipeline.models.presets import treatment_for
-from pipeline.settings import FaceSearch, fill
 from pipeline.storage import (
     FILES_PER_SHARD,
     ReadOptions,

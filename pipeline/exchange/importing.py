@@ -25,7 +25,7 @@ from pipeline.exchange.account import Account
 from pipeline.exchange.code_files import CodeFiles, FaceName, faces_of
 from pipeline.exchange.measuring import METRICS, Measuring, match_images
 from pipeline.exchange.pickled import Codes
-from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
+from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.models import RestyleModel
 from pipeline.storage import FILES_PER_SHARD, LeftOut, ReadOptions, Shard, list_shards, read_samples
 from pipeline.table.card import kept_readme, write_card
