@@ -20,23 +20,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from pipeline.command_line import add_flags, exit_code_of, job_parser
-from pipeline.models import is_bundle, load_model, save_bundle
-from pipeline.models.files import hints_of
-from pipeline.settings import ModelFlags, fill
+from pipeline.cli import add_flags, add_place, exit_code_of, job_parser, parse_places
+from pipeline.config_loading import ModelFlags, fill
+from pipeline.models.files import check_model, hints_of, is_bundle
 from pipeline.storage import OutputKind, check_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert; print one JSON line about the bundle; the exit code."""
-    asked = _parser().parse_args(arguments)
+    asked = parse_places(_parser(), arguments, "checkpoint", "bundle")
     return exit_code_of(lambda: _convert(asked))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
-    parser.add_argument("checkpoint", metavar="FILE", help="path or URI of what is converted")
-    parser.add_argument("bundle", metavar="FOLDER", help="path or URI of the bundle to write")
+    add_place(
+        parser, "checkpoint", "--model", metavar="FILE", text="path or URI of what is converted"
+    )
+    add_place(parser, "bundle", "--output", metavar="FOLDER", text="path or URI of the bundle")
     parser.add_argument("--name", help="the model's name (default: the folder's)")
     parser.add_argument("--licence", help="of the weights (default: the model's own, if known)")
     add_flags(parser, ModelFlags)
@@ -48,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _convert(asked: argparse.Namespace) -> int:
     check_output(asked.bundle, OutputKind("a model bundle", is_bundle))
+    check_model(asked.checkpoint)
+    # PyTorch is slow to import: what is wrong is told before.
+    from pipeline.models import load_model, save_bundle
+
     given = {name: getattr(asked, name) for name in ModelFlags.model_fields}
     hints = hints_of(fill(ModelFlags, None, given).model_dump())
     model = load_model(asked.checkpoint, **hints)

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.choices import OFFICIAL_TYPES as OFFICIAL_TYPES
 from pipeline.errors import ModelError
 from pipeline.models.backbones import IRSE50, WIDTHS, ResNet34, stage_ends
 from pipeline.models.compact import CompactEncoder
@@ -189,9 +190,6 @@ ENCODER_TYPES: dict[str, Callable[..., nn.Module]] = {
     encoder.__name__: encoder for encoder in (*OFFICIAL_ENCODERS, CompactEncoder)
 }
 NO_ENCODER = NoEncoder.__name__
-
-
-OFFICIAL_TYPES = tuple(encoder.__name__ for encoder in OFFICIAL_ENCODERS)
 
 
 def official_arguments(encoder_type: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
