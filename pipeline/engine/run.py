@@ -96,9 +96,10 @@ def _execute(
 ) -> None:
     """Run the stages over what the plan has to do."""
     log = EventLog(config.log_format == "json")
-    with running_ray(stages.pretended_gpus) as resources, nodes_checked(config, log.notice):
+    with running_ray(stages.pretended_gpus) as joined, nodes_checked(config, log.notice) as unused:
         outcome.ray_log = log_folder()
-        configure_context(resources.folder)
+        resources = joined.without(unused)
+        configure_context(resources.folder, resources.grows)
         doing(STARTING_WORKERS)
         meters = Meters()
         meters.watch()
