@@ -54,7 +54,7 @@ def start_registry(context: Any) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     name = f"restyle-nodes-{secrets.token_hex(8)}"
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(NodeRegistry).options(name=name, num_cpus=0, scheduling_strategy=here)
     handle = actor.remote()
     context.set_config(_CONFIG, name)

@@ -18,9 +18,9 @@ from typing import Any
 from tests.hosts.namespaces import ADDRESSES, ROOT, Host, running_hosts
 
 _BIN = Path(sys.executable).parent
-_START_S, JOB_S = 180.0, 300.0
+_START_S, JOB_S = 180.0, 900.0
 _START_TRIES = 3
-STEPS, PART_SIZE = 20, 4
+STEPS, PART_SIZE = 10, 4
 _REGION = {"AWS_DEFAULT_REGION": "us-east-1"}
 _NO_FILES = {
     "AWS_CONFIG_FILE": "/nonexistent/config",
@@ -64,17 +64,19 @@ class Job:
 
     def _read(self) -> None:
         assert self.process.stderr
-        for line in self.process.stderr:
-            with self._change:
-                try:
-                    self.events.append(json.loads(line))
-                except ValueError:
-                    self.other_lines.append(line.rstrip())
-                self._change.notify_all()
+        with self.process.stderr as stderr:
+            for line in stderr:
+                with self._change:
+                    try:
+                        self.events.append(json.loads(line))
+                    except ValueError:
+                        self.other_lines.append(line.rstrip())
+                    self._change.notify_all()
 
     def _keep(self) -> None:
         assert self.process.stdout
-        self.out = self.process.stdout.read()
+        with self.process.stdout as stdout:
+            self.out = stdout.read()
 
     def named(self, event: str) -> list[dict[str, Any]]:
         """Return the events of this name so far."""
@@ -129,6 +131,7 @@ class Cluster:
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     secret: str = field(default_factory=lambda: "planted-" + secrets.token_hex(12))
     jobs: int = 0
+    s3: subprocess.Popen[bytes] | None = None
 
     @property
     def keys(self) -> dict[str, str]:
@@ -166,11 +169,14 @@ class Cluster:
         (self.hosts["s3"].disk / "data").mkdir()
         environment = self.environment | self.keys | {"TMPDIR": "/tmp"}
         with (self.logs / "s3.log").open("w") as log:
-            subprocess.Popen(
-                self.hosts["s3"].command([_BIN / "weed", "mini", *options], environment),
-                stdout=log,
-                stderr=log,
-            )
+            command = self.hosts["s3"].command([_BIN / "weed", "mini", *options], environment)
+            self.s3 = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def stop_s3(self) -> None:
+        """End the S3 server."""
+        if self.s3:
+            self.s3.kill()
+            self.s3.wait()
 
     def upload(self, folder: Path) -> None:
         """Put the files of `folder`, which is on the head's disk, under s3://data/shards."""
@@ -188,7 +194,7 @@ class Cluster:
     def start_ray(self, host: str, *, with_keys: bool = True) -> None:
         """Start Ray's processes on a host: the head's without CPUs, others with two."""
         own = ADDRESSES[host]
-        joins = ["--head", "--port=6379", "--num-cpus=0", "--dashboard-host=127.0.0.1"]
+        joins = ["--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false"]
         if host != "head":
             joins = [f"--address={ADDRESSES['head']}:6379", "--num-cpus=2"]
         options = [f"--node-ip-address={own}", "--num-gpus=0", "--object-store-memory=150000000"]
@@ -268,15 +274,18 @@ def running_cluster(folder: Path, dataset: Callable[[Path], None]) -> Iterator[C
         logs = folder / "logs"
         logs.mkdir()
         cluster = Cluster(hosts, logs)
-        cluster.start_s3()
-        cluster.start_ray("head")
-        shards = hosts["head"].disk / "shards"
-        shards.mkdir()
-        dataset(shards)
-        cluster.upload(Path("/tmp/shards"))
-        for host in ("a", "b"):
-            cluster.start_ray(host)
-        yield cluster
+        try:
+            cluster.start_s3()
+            cluster.start_ray("head")
+            shards = hosts["head"].disk / "shards"
+            shards.mkdir()
+            dataset(shards)
+            cluster.upload(Path("/tmp/shards"))
+            for host in ("a", "b"):
+                cluster.start_ray(host)
+            yield cluster
+        finally:
+            cluster.stop_s3()
 
 
 def changed_copy(path: Path, old: str, new: str, folder: Path) -> Path:

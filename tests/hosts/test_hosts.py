@@ -17,7 +17,7 @@ from tests.hosts.cluster import Cluster, Job, changed_copy, running_cluster
 from tests.hosts.namespaces import ADDRESSES, ROOT, why_not
 from tests.storage.archives import write_tar
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SHARDS, IMAGES = 5, 8
 A, B = ADDRESSES["a"], ADDRESSES["b"]
