@@ -225,7 +225,8 @@ class Progress:
     def _obstacles(self) -> Iterator[str]:
         """Yield what may keep the job from going on: silence, nodes that are missing, storage."""
         quiet = self.quiet_seconds
-        if quiet >= QUIET_S:
+        # Before the first part the line says what starts.
+        if quiet >= QUIET_S and (self._parts or not self.waiting):
             yield f"no part for {format_seconds(quiet)}"
         missing = "" if self.phase or self.waiting else describe_missing(self.stages)
         if missing and self.cluster:
