@@ -69,7 +69,7 @@ def test_requests_that_are_repeated_are_counted(
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     KeyedS3.clear_instance_cache()  # which holds clients of the server itself
     store, before = Store(s3.uri), storage_retries()
-    for action in (actions.error(503), actions.reset_before):
+    for action in (actions.error(503), actions.error(500)):
         with proxy.breaking(Rule("PUT", "latents/", action)):
             store.put("latents/0", b"0")
     assert storage_retries() == before + 2
