@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -13,22 +11,13 @@ from botocore.exceptions import BotoCoreError
 
 from pipeline.errors import StorageError
 from pipeline.storage import Store
-from pipeline.storage.keyed_s3 import KeyedS3
 from pipeline.storage.retries import storage_retries
+from pipeline.storage.s3_filesystem import KeyedS3
 from tests.conftest import Bucket
 from tests.faults import actions
-from tests.faults.proxy import FaultProxy, Rule, running_proxy
+from tests.faults.proxy import FaultProxy, Rule
 
 BROKEN = (OSError, BotoCoreError, aiohttp.ClientError)
-
-
-@pytest.fixture
-def proxy(s3: Bucket) -> Iterator[FaultProxy]:
-    address = urlsplit(s3.env["AWS_ENDPOINT_URL"])
-    assert address.hostname
-    assert address.port
-    with running_proxy((address.hostname, address.port)) as running:
-        yield running
 
 
 @pytest.fixture
