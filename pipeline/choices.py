@@ -15,6 +15,26 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "tf32"]  # of a GPU's multiplications
 CodeType = Literal["float16", "float32"]  # of stored W+ codes
 OptimiserName = Literal["adam", "ranger"]
+EncoderType = Literal[  # of official checkpoints
+    "BackboneEncoder",
+    "ProgressiveBackboneEncoder",
+    "ResNetBackboneEncoder",
+    "ResNetProgressiveBackboneEncoder",
+    "GradualStyleEncoder",
+    "ResNetGradualStyleEncoder",
+    "Encoder4Editing",
+]
+
+# The encoders of published checkpoints, by their classes in `pipeline.models.encoders`.
+OFFICIAL_TYPES = (
+    "BackboneEncoder",
+    "ProgressiveBackboneEncoder",
+    "ResNetBackboneEncoder",
+    "ResNetProgressiveBackboneEncoder",
+    "GradualStyleEncoder",
+    "ResNetGradualStyleEncoder",
+    "Encoder4Editing",
+)
 
 # Pixels of the largest copy that is searched for a face. The default holds an image of 16 million
 # doubled once, as the reference scripts search it; the bound takes 2 GB.

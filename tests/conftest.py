@@ -11,9 +11,36 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from tests.faults.proxy import FaultProxy, running_proxy
 from tests.s3_server import S3Server, WeedMissingError, drop_bucket, make_bucket, run_server
 
 _BUCKETS = itertools.count()
+
+
+# Modules that run for minutes, in the order in which two processes (`make test`) begin them.
+_LONGEST = (
+    "faults/test_schedules",
+    "jobs/test_interrupted_job",
+    "jobs/test_inputs",
+    "jobs/test_submitted_job",
+    "engine/test_pipeline",
+    "jobs/",
+    "engine/",
+    "faults/",
+    "fuzz/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest modules first, so that no process is left with one of them at the end."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next(
+            (i for i, start in enumerate(_LONGEST) if name.startswith(start)), len(_LONGEST)
+        )
+
+    items.sort(key=place)
 
 
 @dataclass(frozen=True)
@@ -44,6 +71,13 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]
     yield Bucket(make_bucket(s3_server, name), s3_server.env, s3_server)
     # Each bucket holds volumes of the server, which has about seventy.
     drop_bucket(s3_server, name)
+
+
+@pytest.fixture
+def proxy(s3: Bucket) -> Iterator[FaultProxy]:
+    """A proxy in front of the server of `s3`, which this process's environment does not name."""
+    with running_proxy(s3.server.address) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline.engine.address import in_cluster
+from pipeline.engine.attempts import DIED
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.engine.rows import Row
 from pipeline.errors import PipelineError, TableError
-from pipeline.storage import LeftOut, Shard
+from pipeline.storage import CREDENTIALS_EXPIRED, LeftOut, Shard
 from pipeline.table import INDEXED_AT_ONCE, PartSummary, ShardEntry
 
 STAGES = ("read", "align", "invert", "write")
 # So many parts, over so long a time, that all failed behind their reader: the next will fail too.
-# A shard that cannot be read costs no GPU, and others may be whole.
+# A shard that cannot be read costs no GPU, and others may be whole, unless credentials expired.
 GIVE_UP_PARTS, GIVE_UP_S = 20, 60.0
 # A commit is a few requests to an object store, each of which takes its time.
 _COMMITS_AT_ONCE = 8
@@ -80,6 +81,8 @@ class Committer:
         self._failed_in_a_row = 0
         self._first_of_row = 0.0  # when that one failed
         self.gave_up = False  # nothing is to be taken any more
+        # Takes the address of a node on which workers died; what is known of why, or "".
+        self.explain_deaths: Callable[[str], str] = lambda _: ""
 
     def take(self, row: Row) -> None:
         """Count one row; what comes a second time, after a node was lost, is the same again."""
@@ -88,8 +91,10 @@ class Committer:
         if row["kind"] == "failed":
             node = f" on node {row['node']}" if row["node"] and in_cluster() else ""
             error = f"shard '{shard_id}', part {part}{node}: {row['error']}"
+            if DIED in error and (why := self.explain_deaths(row["node"])):
+                error = f"{error}; {why}"
             self._fail(shard_id, shard, error, row["trace"])
-            if not row["error"].startswith("read: "):
+            if not row["error"].startswith("read: ") or CREDENTIALS_EXPIRED in row["error"]:
                 self._count_failure()
             return
         if shard is None:

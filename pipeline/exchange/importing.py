@@ -25,9 +25,9 @@ from pipeline.exchange.code_files import CodeFiles, FaceName, faces_of
 from pipeline.exchange.lineage import Lineage
 from pipeline.exchange.measuring import METRICS, Measuring, match_images
 from pipeline.exchange.pickled import Codes
-from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
+from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.models import RestyleModel
-from pipeline.storage import FILES_PER_SHARD, ReadOptions, Shard, list_shards, read_samples
+from pipeline.storage import FILES_PER_SHARD, LeftOut, ReadOptions, Shard, list_shards, read_samples
 from pipeline.table.card import kept_readme, write_card
 from pipeline.table.description import Description
 from pipeline.table.reader import open_table
@@ -53,6 +53,10 @@ class ImportSettings:
     )
     images: str | None = None
     sniff: bool = True  # whether images are recognised without a known extension
+    # What the model's file does not tell, as `load_model` takes it.
+    encoder_type: str | None = None
+    domain: str | None = None
+    estimate_latent_avg: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Importing:
     measuring: Measuring | None = None
     lineage: Lineage | None = None  # which rows of another table the codes began as
     unmeasured: int = 0  # faces whose image gave nothing to compare with, of this run
+    left_out: LeftOut = field(default_factory=LeftOut)  # by the listing of the images
     notes: list[str] = field(default_factory=list)  # sentences for people
 
     def __post_init__(self) -> None:
@@ -97,12 +102,17 @@ class Importing:
         first = faces[0][1][0].name
         self._checked(self.codes.read(first), first)
         writer = open_for_writing(root, self.description(), part_size=self.settings.part_size)
-        with Account(writer, started) as account:
+        with Account(writer, started, left_out=self.left_out) as account:
             self._write(writer, work, account)
             table = open_table(root)
-            if write_card(table) is None:
+            if write_card(table, listed=self.left_out) is None:
                 self.notes.append(kept_readme(table))
-            counts = {**table.verify(checksums=False), "unmeasured": self.unmeasured}
+            counts = {
+                **table.verify(checksums=False),
+                "unmeasured": self.unmeasured,
+                "icc_ignored": account.icc_ignored,
+                "left_out": self.left_out.ordered(),
+            }
             if self.lineage:
                 counts["refined_from"] = len(self.lineage.image_ids)
                 counts["without_ancestor"] = self.lineage.unmatched
@@ -160,13 +170,13 @@ class Importing:
     def _with_images(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
         """The input's own shards, of which only the samples that have codes are taken."""
         options = ReadOptions(sniff=self.settings.sniff)
-        shards = list(
-            list_shards(
-                str(self.settings.images),
-                files_per_shard=self.settings.files_per_shard,
-                options=options,
-            )
+        listing = list_shards(
+            str(self.settings.images),
+            files_per_shard=self.settings.files_per_shard,
+            options=options,
         )
+        shards = list(listing)
+        self.left_out = listing.left_out
         owners = match_images(faces, shards, options)
         wanted = {shard_id for shard_id, _ in owners}
         return (
@@ -213,6 +223,7 @@ class Importing:
                 rows = [row for item in few for row in self._rows(item)]
                 found = writer.write_part(shard, part, samples=len(few), latents=rows, rejects=[])
                 account.part(found)
+                account.icc_ignored = self.measuring.icc_ignored if self.measuring else 0
             summaries.append(found)
         writer.commit_shard(shard, summaries)
 

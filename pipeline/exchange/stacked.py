@@ -26,8 +26,8 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.exchange.exporting import Selection, refuse_nothing
 from pipeline.exchange.pickled import STYLE_DIM, Codes
 from pipeline.storage import Store, canonical_uri, is_local
-from pipeline.storage.arrays import ArrayHeader, read_header
-from pipeline.storage.opening import opened
+from pipeline.storage.readers.npy import ArrayHeader, read_header
+from pipeline.storage.seekable import opened
 from pipeline.storage.uris import storage_errors
 
 STACK_SUFFIXES = (".npy", ".npz", ".pt", ".pth")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipeline.errors import ModelError
-from pipeline.models import RestyleModel, load_model
+from pipeline.models.files import ModelHints, check_model, hints_of
 from pipeline.table.reader import Table
+
+if TYPE_CHECKING:
+    from pipeline.models import RestyleModel  # PyTorch is slow to import
 
 
 def model_of(table: Table, name: str | None = None, device: str = "cpu") -> RestyleModel:
@@ -12,8 +17,14 @@ def model_of(table: Table, name: str | None = None, device: str = "cpu") -> Rest
 
     Raises `ModelError` where its weights are not those that the table names.
     """
-    name = name or str(table.description.config.get("model", ""))
-    return _checked(table, name, table.description.settings.get("model"), device)
+    name = name or _name_of(table)
+    hints = hints_of(table.description.config)
+    return _checked(table, name, table.description.settings.get("model"), device, hints)
+
+
+def check_model_of(table: Table, name: str | None = None) -> None:
+    """Raise `ModelError` where the model that `model_of` would load is not there."""
+    check_model(name or _name_of(table))
 
 
 def first_model_of(table: Table, device: str = "cpu") -> RestyleModel | None:
@@ -25,11 +36,17 @@ def first_model_of(table: Table, device: str = "cpu") -> RestyleModel | None:
     if not name:
         return None
     told = table.description.settings.get("method", {}).get("bootstrap")
-    return _checked(table, str(name), told, device)
+    return _checked(table, str(name), told, device, ModelHints())
 
 
-def _checked(table: Table, name: str, told: object, device: str) -> RestyleModel:
-    model = load_model(name, device)
+def _name_of(table: Table) -> str:
+    return str(table.description.config.get("model", ""))
+
+
+def _checked(table: Table, name: str, told: object, device: str, hints: ModelHints) -> RestyleModel:
+    from pipeline.models import load_model
+
+    model = load_model(name, device, **hints)
     if told != model.fingerprint:
         raise ModelError(
             f"the codes of '{table.store.root}' belong to another model than '{name}' is "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.storage import Store
-from pipeline.storage.formats import IMAGE_SUFFIXES
+from pipeline.storage.file_types import IMAGE_SUFFIXES
 
 WINDOW = 8  # files whose crops are mixed; so many are in memory
 INDEX = "index.json"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.errors import ConfigError
-from pipeline.inversion.restyle import check_steps
+from pipeline.inversion.restyle_loop import check_steps
 from pipeline.models import RestyleModel, preset_for
 from pipeline.models.state_files import read_state
 from pipeline.training.adversary import AdversaryPlan

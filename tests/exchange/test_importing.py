@@ -257,6 +257,25 @@ def test_the_card_tells_what_codes_without_steps_are_worth(
     assert table.verify()["faces"] == 2
 
 
+def test_an_import_counts_what_it_left_out_and_profiles_that_it_ignored(
+    model: RestyleModel, meter: Meter, tmp_path: Path
+) -> None:
+    pixels = 255 - frames_of(model, steps_of(1))[0]
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "a.png", icc_profile=b"damaged")
+    (tmp_path / "in" / "notes.txt").write_text("")
+    source = dictionary(tmp_path, a=steps_of(1))
+    with measuring(model, meter) as measured:
+        counts, table = imported(
+            source, model, tmp_path / "t", measured, images=str(tmp_path / "in")
+        )
+    assert (counts["icc_ignored"], counts["left_out"]) == (1, {".txt": 1})
+    (run,) = table.sql("SELECT icc_ignored FROM runs")["icc_ignored"]
+    assert run == 1
+    assert "* by the listing of the input: 1 `.txt`" in card_text(table).splitlines()
+    assert table.store.get("README.md").decode() == card_text(table)
+
+
 def test_the_scripts_own_pictures_can_be_measured_instead_of_rendering(
     model: RestyleModel, meter: Meter, tmp_path: Path
 ) -> None:

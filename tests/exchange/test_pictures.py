@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.errors import ConfigError, ModelError
 from pipeline.exchange.exporting import Selection
 from pipeline.exchange.pictures import Drawing, export_pictures
-from pipeline.inversion.rendering import render_each
+from pipeline.inversion.render import render_each
 from pipeline.models import RestyleModel, load_model
 from pipeline.table import Columns, Table
 from pipeline.table.made_by import model_of
