@@ -204,7 +204,7 @@ def test_a_folder_needs_to_be_told_what_it_is_to_hold(run: Any, tmp_path: Path) 
         ("x.png", "images", "all else a folder of files"),
         ("x.pt", "latents", "of a name ending in .npy"),
         ("folder/", "latents", "of a name ending in .npy"),
-        ("folder/", "stacked", "stacked codes are one file, ending in .npy, .npz, .pt"),
+        ("folder/", "stacked", "stacked codes are one file: name it"),
     ],
 )
 def test_nothing_is_written_under_the_name_of_something_else(
