@@ -21,8 +21,8 @@ from pipeline.choices import Fit
 from pipeline.cli import add_flags, exit_code_of, job_parser, positive
 from pipeline.config_loading import ModelFlags, fill
 from pipeline.errors import printable
+from pipeline.models.domains import treatment_for
 from pipeline.models.files import check_model, hints_of
-from pipeline.models.presets import treatment_for
 from pipeline.reports.requirements import check_calibration, require_matplotlib
 from pipeline.reports.sheets import REPORT_OUTPUT
 from pipeline.storage import Store, check_output, list_shards

@@ -30,7 +30,7 @@ from typing import get_args
 from pipeline.choices import Device
 from pipeline.cli import exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
-from pipeline.exchange.exporting import (
+from pipeline.interop.exporting import (
     EXPORT_OUTPUT,
     CodeForm,
     Naming,
@@ -38,7 +38,7 @@ from pipeline.exchange.exporting import (
     export_codes,
     export_dictionary,
 )
-from pipeline.exchange.stacked import export_stacked
+from pipeline.interop.stacked import export_stacked
 from pipeline.storage import canonical_uri, check_beside, check_output
 from pipeline.table import open_table
 from pipeline.table.made_by import check_model_of, model_of
@@ -132,7 +132,7 @@ def _export(asked: argparse.Namespace) -> dict[str, object]:
         return {"written": export_codes(selection, asked.to, asked.form)}
     check_model_of(selection.table, asked.model)
     # PyTorch is slow to import, and codes need no networks.
-    from pipeline.exchange.pictures import Drawing, export_pictures
+    from pipeline.interop.pictures import Drawing, export_pictures
     from pipeline.inversion import ready_device
 
     model = model_of(selection.table, asked.model, ready_device(asked.device))

@@ -29,11 +29,11 @@ from pipeline.choices import CodeType, Device, Fit, Icc
 from pipeline.cli import add_flags, exit_code_of, job_parser, positive
 from pipeline.config_loading import FaceSearch, ModelFlags, fill
 from pipeline.errors import ConfigError, printable
-from pipeline.exchange.code_files import CodeFiles, faces_of, open_codes
-from pipeline.exchange.lineage import lineage_of
+from pipeline.interop.code_files import CodeFiles, faces_of, open_codes
+from pipeline.interop.lineage import lineage_of
 from pipeline.metrics.names import check_identity
+from pipeline.models.domains import treatment_for
 from pipeline.models.files import ModelHints, bundle_names, check_model, hints_of
-from pipeline.models.presets import treatment_for
 from pipeline.storage import (
     FILES_PER_SHARD,
     ReadOptions,
@@ -44,8 +44,8 @@ from pipeline.storage import (
 from pipeline.table import TABLE_OUTPUT, open_table
 
 if TYPE_CHECKING:
-    from pipeline.exchange.importing import Importing
-    from pipeline.exchange.measuring import Measuring
+    from pipeline.interop.importing import Importing
+    from pipeline.interop.measuring import Measuring
     from pipeline.models import RestyleModel
 
 
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 def _import(asked: argparse.Namespace) -> dict[str, object]:
     codes = _check(asked)
     # PyTorch is slow to import: what is wrong is told before.
-    from pipeline.exchange.importing import Importing, ImportSettings
+    from pipeline.interop.importing import Importing, ImportSettings
     from pipeline.inversion import ready_device
     from pipeline.models import load_model
 
@@ -170,7 +170,7 @@ def _measuring(
     asked: argparse.Namespace, model: RestyleModel, device: str, *, several: bool
 ) -> Measuring:
     from pipeline.alignment import AlignmentSettings
-    from pipeline.exchange.measuring import Measuring, Result
+    from pipeline.interop.measuring import Measuring, Result
     from pipeline.metrics import Meter
 
     treatment = treatment_for(

@@ -16,8 +16,8 @@ import jobs.import_latents
 import jobs.status
 from jobs.refine_dataset import second_pass
 from pipeline.errors import ConfigError
-from pipeline.exchange.pickled import latents_file
-from pipeline.exchange.pictures import frames_of
+from pipeline.interop.pickled_codes import latents_file
+from pipeline.interop.pictures import frames_of
 from pipeline.models import load_model
 from pipeline.storage import Store
 from pipeline.table import open_table
