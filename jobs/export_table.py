@@ -100,7 +100,7 @@ def _export(asked: argparse.Namespace) -> int:
     # Codes need no networks.
     from pipeline.exchange.pictures import export_pictures
     from pipeline.inversion import ready_device
-    from pipeline.table.made_by import model_of
+    from pipeline.table.model_lookup import model_of
 
     model = model_of(selection.table, asked.model, ready_device(asked.device))
     return export_pictures(selection, model, asked.to, kind)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, FingerprintError, InputError, StorageEr
 from pipeline.redaction import carries_secrets, clean, without_secrets
 from pipeline.settings import read_config_file
 from pipeline.storage import canonical_uri, one_line
-from pipeline.table.documents import to_json
+from pipeline.table.spec import to_json
 
 SECRET = "hunter22+hunter22"
 URIS = [

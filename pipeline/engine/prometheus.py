@@ -17,7 +17,7 @@ from ray.util.metrics import Counter, Gauge
 from pipeline.engine.commit import STAGES, Watch
 from pipeline.engine.progress import Progress, StageState
 from pipeline.engine.rows import Row
-from pipeline.table import ShardEntry
+from pipeline.table import ShardRecord
 
 COUNTERS = {
     "restyle_parts_total": "parts in the table",
@@ -63,9 +63,9 @@ class Meters(Watch):
                 self._seconds.inc(row[f"{stage}_seconds"], {"stage": stage})
         self._inverted += row["invert_seconds"]
 
-    def shard(self, entry: ShardEntry) -> None:
+    def shard(self, record: ShardRecord) -> None:
         """Count a committed shard."""
-        del entry
+        del record
         self._add("restyle_shards_total", 1)
 
     def failed(self, shard_id: str, error: str, trace: str = "") -> None:

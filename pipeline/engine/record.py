@@ -62,7 +62,7 @@ class RunRecord(Watch):
     def start(self) -> None:
         """Say that the run has begun; fails where nothing can be written."""
         name = self._write(exit_code=None)
-        self.plan.strays.began = self.plan.writer.store.info(name).modified
+        self.plan.orphans.began = self.plan.writer.store.info(name).modified
 
     def planned(self) -> None:
         """Say what is to do."""

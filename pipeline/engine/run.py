@@ -28,7 +28,7 @@ from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
 from pipeline.storage import ShardListing
-from pipeline.table import Totals, is_card_current, kept_readme, open_table, write_card
+from pipeline.table import is_card_current, kept_readme, open_table, table_stats, write_card
 
 
 class _Interrupted(BaseException):
@@ -188,11 +188,11 @@ def _finish(
             _execute(config, plan, outcome, stages, watches)
         whole = plan.found.complete and not plan.found.limited
         doing("looking for files that no shard has")
-        removed = plan.strays.remove(whole_input=whole)
+        removed = plan.orphans.remove(whole_input=whole)
         if removed:
             log.event("strays_removed", files=removed)
     finally:
-        plan.strays.stop()
+        plan.orphans.stop()
     if outcome.exit_code == 0:
         if not outcome.tally.samples + plan.found.done_samples:
             outcome.warn(f"no image was found in '{config.input}'")
@@ -204,7 +204,7 @@ def _describe(uri: str, outcome: Outcome, log: EventLog, *, changed: bool) -> No
     doing("writing the table's card")
     table, listed = open_table(uri), outcome.listed
     if changed or not is_card_current(table, listed):
-        totals = Totals.of(table.store)
-        outcome.means = totals.figures.means()
-        if write_card(table, totals, listed) is None:
+        stats = table_stats(table.store)
+        outcome.means = stats.sums.means()
+        if write_card(table, stats, listed) is None:
             log.readme_kept(kept_readme(table))

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import PipelineError, RequestError
-from pipeline.table.parts import PartSummary
-from pipeline.table.states import ShardState
+from pipeline.table.parts import PartRecord
+from pipeline.table.resume import ShardState
 from pipeline.table.writer import TableWriter
 
 EVERY_S = 60.0
@@ -66,7 +66,7 @@ class Account:
         self.listed = True
         self._write(None)
 
-    def part(self, summary: PartSummary) -> None:
+    def part(self, summary: PartRecord) -> None:
         """Count a part that was written; say how far it is, once a minute."""
         self.parts += 1
         self.samples += summary.samples
@@ -91,6 +91,6 @@ class Account:
             "found": {**self.found, "complete": self.listed},
         }
         self.written = time.monotonic()
-        described = self.writer.description.to_dict()
+        described = self.writer.spec.to_dict()
         facts = told | self.facts | facts | described
         return self.writer.record_run(self.started, self.run_id, facts)

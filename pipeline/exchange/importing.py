@@ -28,11 +28,11 @@ from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_varianc
 from pipeline.models import RestyleModel
 from pipeline.storage import FILES_PER_SHARD, ReadOptions, Shard, list_shards, read_samples
 from pipeline.table.card import kept_readme, write_card
-from pipeline.table.description import Description
+from pipeline.table.cleanup import Orphans
 from pipeline.table.reader import open_table
+from pipeline.table.resume import ShardState
 from pipeline.table.schema import Columns
-from pipeline.table.states import ShardState
-from pipeline.table.strays import Strays
+from pipeline.table.spec import TableSpec
 from pipeline.table.writer import TableWriter, open_for_writing
 
 IMPORT_VERSION = 1
@@ -80,7 +80,7 @@ class Importing:
     notes: list[str] = field(default_factory=list)  # sentences for people
 
     def __post_init__(self) -> None:
-        schema = self.description().columns.latents_schema()
+        schema = self.spec().columns.latents_schema()
         self._columns = [name for name in schema.names if name not in ("image_id", "shard")]
 
     def run(self, root: str) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Importing:
         work = self._with_images(faces) if self.settings.images else self._alone(faces)
         first = faces[0][1][0].name
         self._checked(self.codes.read(first), first)
-        writer = open_for_writing(root, self.description(), part_size=self.settings.part_size)
+        writer = open_for_writing(root, self.spec(), part_size=self.settings.part_size)
         with Account(writer, started) as account:
             self._write(writer, work, account)
             table = open_table(root)
@@ -104,7 +104,7 @@ class Importing:
             account.facts["imported"] = counts
         return counts
 
-    def description(self) -> Description:
+    def spec(self) -> TableSpec:
         """What the table says of itself; `codes` is the hash of what was read."""
         measured: dict[str, Any] = {}
         metrics = {"best_step": "the last one: nothing was measured"}
@@ -134,7 +134,7 @@ class Importing:
         layout: dict[str, Any] = {"files_per_shard": self.settings.files_per_shard}
         if self.settings.images:
             layout["sniff"] = self.settings.sniff
-        return Description(columns, settings, layout, config, self.model.metadata, metrics)
+        return TableSpec(columns, settings, layout, config, self.model.metadata, metrics)
 
     def _alone(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
         """Shards of consecutive keys, without images."""
@@ -177,22 +177,22 @@ class Importing:
 
     def _write(self, writer: TableWriter, work: Iterable[_Work], account: Account) -> None:
         """Do what the table lacks, and remove what no other import comes back to."""
-        shards, strays = list(work), Strays(writer.store)
-        strays.began = account.began
+        shards, orphans = list(work), Orphans(writer.store)
+        orphans.began = account.began
         try:
-            states = list(writer.states((shard for shard, _ in shards), strays=strays))
+            states = list(writer.states((shard for shard, _ in shards), orphans=orphans))
             pairs = list(zip(states, (items for _, items in shards), strict=True))
             account.planned(state for state, items in pairs if items is not None)
             for state, items in pairs:
-                strays.is_input(state.shard)
+                orphans.is_input(state.shard)
                 if items is None:
                     # Of another state of a folder, whose images are in other slices since.
                     writer.clear(state.without(state.parts))
                 elif not state.done:
                     self._write_shard(writer, state, items, account)
-            strays.remove(whole_input=True)
+            orphans.remove(whole_input=True)
         finally:
-            strays.stop()
+            orphans.stop()
 
     def _write_shard(
         self, writer: TableWriter, state: ShardState, items: Iterable[Item], account: Account

@@ -21,7 +21,7 @@ from pipeline.reports.frequency import band_names, laplacian_bands
 from pipeline.reports.statistics import Floats, Interval, interval_of_sums
 from pipeline.table import Table
 from pipeline.table.code_arrays import step_codes_of
-from pipeline.table.made_by import model_of
+from pipeline.table.model_lookup import model_of
 
 # Rows of a W+ code by the resolution that they drive: 4 to 8, 16 to 32, 64 px and more.
 GROUPS = {"coarse": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}
@@ -114,7 +114,7 @@ def change_by_step(table: Table, *, images: int, device: str = "cpu") -> Change:
 
 def require_steps(table: Table) -> None:
     """Raise `RequestError` if the table does not keep the code of every step."""
-    if not table.description.columns.all_steps:
+    if not table.spec.columns.all_steps:
         raise RequestError(
             f"the table '{table.store.root}' keeps no code of single steps: make it with "
             "--keep-steps to see what each step changes"

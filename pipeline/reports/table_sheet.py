@@ -17,7 +17,7 @@ from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_pixels, to_unit
 from pipeline.reports.contact_sheet import Pixels, SheetRow, contact_sheet
 from pipeline.table import Table
-from pipeline.table.made_by import first_model_of, model_of
+from pipeline.table.model_lookup import first_model_of, model_of
 from pipeline.table.statements import condition
 
 QUERY = """
@@ -72,7 +72,7 @@ def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = 
     Of a bootstrapped table it shows the first model's steps too. Raises `RequestError` if the table
     keeps no crops and steps, or no face is chosen, and `ModelError` if its model is another one.
     """
-    columns = table.description.columns
+    columns = table.spec.columns
     if not (columns.all_steps and columns.aligned_jpeg):
         raise RequestError(
             f"the table '{table.store.root}' holds no crops and steps to show: "
@@ -86,7 +86,7 @@ def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = 
         raise RequestError(f"the table '{table.store.root}' has no face to show")
     model, first = model_of(table), first_model_of(table)
     if first:
-        steps = int(table.description.config.get("bootstrap_steps") or 1)
+        steps = int(table.spec.config.get("bootstrap_steps") or 1)
         average = to_pixels(average_image(first))
         draw = partial(_bootstrapped_row, model, first, steps, average)
     else:

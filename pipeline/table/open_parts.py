@@ -2,65 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.storage import Store
-from pipeline.table.part_index import part_entries
+from pipeline.table.part_index import indexed_parts
 from pipeline.table.parts import COUNTS, LATENTS, part_name, read_metadata
+from pipeline.table.stats import Counts
 
 _THREADS = 16
 # The index lacks fewer than a thousand parts of a run, which are read in about a second.
 _READ_FOOTERS = 2000
 
 
-@dataclass
-class OpenCounts:
-    """Sums over open parts; scaled up, and not `exact`, where not all of them were read."""
+def count_open_parts(store: Store, etags: Mapping[str, str]) -> tuple[Counts, bool]:
+    """Add up latents files and their rejects; `etags` are those of their names.
 
-    samples: int = 0
-    faces: int = 0
-    rejects: int = 0
-    exact: bool = True
-
-
-def count_open_parts(store: Store, etags: Mapping[str, str]) -> OpenCounts:
-    """Return what latents files and their rejects add up to; `etags` are those of their names.
-
-    A part that is gone meanwhile, or damaged, counts nothing: the next run does it again.
+    Returns the counts, and whether they are exact: scaled up where not all of them were read. A
+    part that is gone meanwhile, or damaged, counts nothing: the next run does it again.
     """
-    if not etags:
-        return OpenCounts()
-    unread, found = dict(etags), OpenCounts()
-    for entry in part_entries(store):
-        name = part_name(LATENTS, entry.shard, entry.part)
-        if unread.get(name) == entry.latents_etag:
+    unread, total = dict(etags), Counts()
+    for part in indexed_parts(store) if unread else ():
+        name = part_name(LATENTS, part.shard, part.part)
+        if unread.get(name) == part.latents_etag:
             del unread[name]
-            _add(found, (getattr(entry, count) for count in COUNTS))
+            total += part.counts
     with ThreadPoolExecutor(_THREADS) as pool:
-        for counts in pool.map(partial(_footer_counts, store), islice(unread, _READ_FOOTERS)):
-            _add(found, counts)
+        total = sum(pool.map(partial(_footer_counts, store), islice(unread, _READ_FOOTERS)), total)
     left = max(0, len(unread) - _READ_FOOTERS)
-    return _scaled(found, len(etags) / (len(etags) - left)) if left else found
+    return total.scaled(len(etags) / (len(etags) - left)) if left else total, not left
 
 
-def _footer_counts(store: Store, name: str) -> Iterable[int]:
+def _footer_counts(store: Store, name: str) -> Counts:
     try:
         metadata = read_metadata(store, name)
     except PipelineError:
-        return (0,) * len(COUNTS)
-    return (int(metadata.get(count) or 0) for count in COUNTS)
-
-
-def _add(found: OpenCounts, counts: Iterable[int]) -> None:
-    for name, count in zip(COUNTS, counts, strict=True):
-        setattr(found, name, getattr(found, name) + count)
-
-
-def _scaled(found: OpenCounts, scale: float) -> OpenCounts:
-    counts = {name: round(getattr(found, name) * scale) for name in COUNTS}
-    return OpenCounts(**counts, exact=False)
+        return Counts()
+    counts: dict[str, Any] = {name: int(metadata.get(name) or 0) for name in COUNTS}
+    return Counts(**counts)

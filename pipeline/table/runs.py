@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.errors import TableError
 from pipeline.storage import LeftOut, Store
-from pipeline.table.documents import read_json
+from pipeline.table.spec import read_json
 
 _FOLDER = "_runs/"
 _THREADS = 8

@@ -172,7 +172,7 @@ def test_bad_items_are_rejects_and_stop_nothing(config_of: ConfigOf, images: Pat
 def test_a_table_from_before_sniffing_goes_on_as_it_was(config_of: ConfigOf, mixed: Path) -> None:
     old = config_of(input=str(mixed), sniff=False)
     run_hashed(old)
-    assert "sniff" not in open_table(old.output).description.layout, "as in a table of then"
+    assert "sniff" not in open_table(old.output).spec.layout, "as in a table of then"
     with pytest.raises(FingerprintError, match=r"continue it as it was made: --no-sniff"):
         make_plan(config_of(input=str(mixed)))
     again = run_hashed(old)

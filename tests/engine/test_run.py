@@ -85,7 +85,7 @@ def test_a_run_that_changes_nothing_writes_no_card(
     assert not table.store.exists("README.md"), "as a run that is killed after its last commit"
     assert run_job(config_of()).means is not None
     card = table.store.info("README.md")
-    monkeypatch.delattr(run, "Totals")
+    monkeypatch.delattr(run, "table_stats")
     assert run_job(config_of()).means is None
     assert table.store.info("README.md") == card
 

@@ -149,7 +149,7 @@ def test_an_import_that_was_stopped_goes_on_and_other_codes_are_refused(
     counts, _ = imported(source, model, tmp_path / "t", **cut)
     assert counts["faces"] == 5
     assert [part.read_bytes() for part in parts] == before
-    assert whole.description.settings["codes"] == open_codes(source).digest
+    assert whole.spec.settings["codes"] == open_codes(source).digest
     with pytest.raises(FingerprintError, match="codes"):
         imported(dictionary(tmp_path, a=steps_of(1)), model, tmp_path / "t", **cut)
 

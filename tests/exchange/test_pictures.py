@@ -16,7 +16,7 @@ from pipeline.exchange.exporting import Selection
 from pipeline.exchange.pictures import export_pictures
 from pipeline.models import RestyleModel, load_model
 from pipeline.table import Columns, Table
-from pipeline.table.made_by import model_of
+from pipeline.table.model_lookup import model_of
 from tests.exchange.tables import table_of
 from tests.table.rows import face_row
 

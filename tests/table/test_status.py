@@ -14,11 +14,10 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.storage import Shard, Store, list_shards
-from pipeline.table import TableWriter
+from pipeline.table import PartRecord, TableWriter
 from pipeline.table import open_parts as open_parts_module
 from pipeline.table import status as status_module
-from pipeline.table.index_files import put_rows
-from pipeline.table.part_index import PartEntry
+from pipeline.table.part_index import write_part_index
 from pipeline.table.parts import read_metadata
 from pipeline.table.status import table_status
 from tests.storage.archives import write_tar
@@ -82,14 +81,13 @@ def test_a_table_in_the_making(root: str) -> None:
     ]
 
 
-def open_parts(table: TableWriter, *shard_ids: str) -> list[PartEntry]:
+def open_parts(table: TableWriter, *shard_ids: str) -> list[PartRecord]:
     """Write two parts of each shard without a commit; what an index says of them."""
-    entries = []
+    written: list[PartRecord] = []
     for one in map(shard, shard_ids):
         write_shard(table, one, commit=False)
-        parts = table.state(one).parts.values()
-        entries += [table.part_entry(one, p, table.part_etags(one, p.part)) for p in parts]
-    return entries
+        written += map(table.with_etags, table.state(one).parts.values())
+    return written
 
 
 def test_open_parts_are_counted_by_the_index_and_else_by_footers(
@@ -99,7 +97,7 @@ def test_open_parts_are_counted_by_the_index_and_else_by_footers(
     indexed = open_parts(table, "s-0", "s-1")
     open_parts(table, "s-2")
     stale = replace(indexed[0], latents_etag="of another file", samples=1000)
-    put_rows(table.store, "_index/parts/", [stale, *indexed[1:]])
+    write_part_index(table.store, [stale, *indexed[1:]])
     read: list[str] = []
 
     def noted(store: Store, name: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ def model_of(table: Table, name: str | None = None, device: str = "cpu") -> Rest
 
     Raises `ModelError` where its weights are not those that the table names.
     """
-    name = name or str(table.description.config.get("model", ""))
-    return _checked(table, name, table.description.settings.get("model"), device)
+    name = name or str(table.spec.config.get("model", ""))
+    return _checked(table, name, table.spec.settings.get("model"), device)
 
 
 def first_model_of(table: Table, device: str = "cpu") -> RestyleModel | None:
@@ -21,10 +21,10 @@ def first_model_of(table: Table, device: str = "cpu") -> RestyleModel | None:
 
     Raises `ModelError` where its weights are not those that the table names.
     """
-    name = table.description.config.get("bootstrap")
+    name = table.spec.config.get("bootstrap")
     if not name:
         return None
-    told = table.description.settings.get("method", {}).get("bootstrap")
+    told = table.spec.settings.get("method", {}).get("bootstrap")
     return _checked(table, str(name), told, device)
 
 
