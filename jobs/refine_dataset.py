@@ -18,10 +18,10 @@ from typing import Any
 
 from pipeline.command_line import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
-from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
+from pipeline.engine.entry import run_to_exit_code
 from pipeline.errors import ConfigError, printable
 from pipeline.storage import ALL_IMAGES, canonical_uri
-from pipeline.table import TableSpec, open_initial_table
+from pipeline.table import RunRecord, TableSpec, open_initial_table
 from pipeline.table.spec import EARLIER_VALUES
 
 # What a second pass keeps of the first, so that it finds the same faces in the same images.
@@ -39,7 +39,7 @@ OWN = (
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags as given, all text; exits with 2 on an unknown one."""
-    parser = job_parser(__doc__, last_line=NOTHING_DONE)
+    parser = job_parser(__doc__, last_line=RunRecord().to_dict(None))
     parser.add_argument("--table", required=True, metavar="URI", help="the table of the first pass")
     parser.add_argument("--where", metavar="SQL", help="condition on its rows (default: all)")
     parser.add_argument(

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.engine.estimate import estimate_job
-    from pipeline.engine.outcome import Outcome
     from pipeline.engine.report import print_estimate, print_outcome
     from pipeline.engine.run import run_job
 
-__all__ = ["Outcome", "estimate_job", "print_estimate", "print_outcome", "run_job"]
+__all__ = ["estimate_job", "print_estimate", "print_outcome", "run_job"]
 
 _HOMES = {
-    "Outcome": "outcome",
     "estimate_job": "estimate",
     "print_estimate": "report",
     "print_outcome": "report",

@@ -11,12 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline.engine.address import in_cluster
-from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.engine.rows import Row
 from pipeline.errors import PipelineError, TableError
 from pipeline.storage import LeftOut, Shard
-from pipeline.table import INDEXED_AT_ONCE, PartRecord, ShardRecord
+from pipeline.table import INDEXED_AT_ONCE, Counts, PartRecord, RunRecord, ShardRecord
 
 STAGES = ("read", "align", "invert", "write")
 # So many parts, over so long a time, that all failed behind their reader: the next will fail too.
@@ -71,7 +70,7 @@ class Committer:
     for them.
     """
 
-    def __init__(self, plan: Plan, outcome: Outcome, watches: Sequence[Watch] = ()) -> None:
+    def __init__(self, plan: Plan, outcome: RunRecord, watches: Sequence[Watch] = ()) -> None:
         self.plan, self.outcome, self.watches = plan, outcome, watches
         self.open: dict[str, _ShardInProgress] = {}
         self._pool = ThreadPoolExecutor(_COMMITS_AT_ONCE, thread_name_prefix="commit")
@@ -172,16 +171,17 @@ class Committer:
                     self.plan.part_index.forget(shard.shard_id)
                 continue
             self.plan.part_index.close(shard.shard_id)
-            tally = self.outcome.tally
-            tally.shards += 1
             left_out = record.counts.left_out
-            tally.left_out.merge(left_out)
+            # Headers, sidecars, parts that were there: what the images' bytes do not say.
+            self.outcome.counts += Counts(
+                shards=1,
+                empty_shards=int(not record.samples),
+                bytes=shard.size - counted,
+                left_out=left_out,
+            )
             if not record.samples:
-                tally.empty_shards += 1
                 why = f" ({left_out.summary()})" if left_out else ""
                 self.outcome.warn(f"shard '{shard.shard_id}' holds no image{why}: '{record.uri}'")
-            # Headers, sidecars, parts that were there: what the images' bytes do not say.
-            tally.bytes += shard.size - counted
             for watch in self.watches:
                 watch.shard(record)
             self._note(record)
@@ -195,20 +195,7 @@ class Committer:
             self._records.clear()
 
     def _count(self, row: Row) -> None:
-        tally = self.outcome.tally
-        if not tally.parts:
-            tally.first_seconds, tally.first_bytes = tally.seconds, int(row["bytes"])
-        tally.last_seconds = tally.seconds
-        tally.parts += 1
-        tally.samples += int(row["samples"])
-        tally.faces += int(row["faces"])
-        tally.bytes += int(row["bytes"])
-        tally.icc_ignored += int(row["icc_ignored"])
-        tally.identity_missed += int(row["identity_missed"])
-        tally.reasons.update(json.loads(row["reasons"]))
-        tally.inversion_seconds += row["inversion_seconds"]
-        for stage in STAGES:
-            tally.stage_seconds[stage] += row[f"{stage}_seconds"]
+        self.outcome.add_part(Counts.from_row(row))
         for watch in self.watches:
             watch.part(row)
 

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from types import FrameType
 
 from pipeline.config import JobConfig
@@ -17,18 +16,23 @@ from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_cont
 from pipeline.engine.logs import EventLog
 from pipeline.engine.node_report import versions
 from pipeline.engine.nodes import nodes_checked
-from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.progress import STARTING_WORKERS, Progress, doing, showing
 from pipeline.engine.prometheus import Meters
 from pipeline.engine.ray_output import log_folder
-from pipeline.engine.record import RunRecord
+from pipeline.engine.record import RunRecorder
 from pipeline.engine.signals import handlers_restored, ignore_further
-from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
 from pipeline.storage import ShardListing
-from pipeline.table import is_card_current, kept_readme, open_table, table_stats, write_card
+from pipeline.table import (
+    RunRecord,
+    is_card_current,
+    kept_readme,
+    open_table,
+    table_stats,
+    write_card,
+)
 
 
 class _Interrupted(BaseException):
@@ -46,7 +50,7 @@ def _listen() -> None:
 
 
 @contextmanager
-def _stoppable(outcome: Outcome) -> Iterator[None]:
+def _stoppable(outcome: RunRecord) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM inside the block into `outcome.interrupted`.
 
     Further ones are ignored, until whoever called put its handlers back: the run is ending. One
@@ -75,7 +79,7 @@ def _stoppable(outcome: Outcome) -> Iterator[None]:
 
 
 @contextmanager
-def _failures(outcome: Outcome) -> Iterator[None]:
+def _failures(outcome: RunRecord) -> Iterator[None]:
     """Turn what fails inside the block, but for a wrong request, into `outcome.errors`."""
     try:
         yield
@@ -90,7 +94,7 @@ def _failures(outcome: Outcome) -> Iterator[None]:
 def _execute(
     config: JobConfig,
     plan: Plan,
-    outcome: Outcome,
+    outcome: RunRecord,
     stages: Stages,
     watches: tuple[Watch, ...] = (),
 ) -> None:
@@ -133,37 +137,36 @@ def run_job(
     watches: tuple[Watch, ...] = (),
     *,
     shards: ShardListing | None = None,
-) -> Outcome:
+) -> RunRecord:
     """Plan, run and account for one job; `watches` hear of every part and shard.
 
     `shards` is the listing of the input where `check_request` has begun it.
 
     Raises a `RequestError` for a request that is wrong: before any work, or, where it shows in the
     listing of an input of many thousand shards, when those before are done. What fails later is in
-    `Outcome.errors`: the parts that were committed stay, and the same call finishes the rest.
+    `RunRecord.errors`: the parts that were committed stay, and the same call finishes the rest.
     """
-    started = datetime.now(UTC)
-    outcome = Outcome(Tally())
-    record = None
+    outcome = RunRecord()
+    recorder = None
     log = EventLog(config.log_format == "json")
     with showing(json_lines=log.json_lines) as progress, _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
         plan = make_plan(config, shards=shards)
         outcome.listed = plan.found.left_out
         log.model(plan.recipe.treatment)
-        progress.follow(outcome.tally, plan.found)
-        record = RunRecord(config, plan, outcome, started)
+        progress.follow(outcome, plan.found)
+        recorder = RunRecorder(config, plan, outcome)
         try:
-            record.start()
-            _finish(config, plan, outcome, stages or Stages(), (record, *watches))
+            recorder.start()
+            _finish(config, plan, outcome, stages or Stages(), (recorder, *watches))
         except RequestError as error:
-            record.refuse(error)
+            recorder.refuse(error)
             raise
         finally:
             outcome.skipped_parts = plan.found.done_parts
             outcome.skipped_samples = plan.found.done_samples
-    if record:
-        record.end()
+    if recorder:
+        recorder.end()
     level = "error" if outcome.errors else "warning" if outcome.interrupted else "info"
     log.event("run_ended", level, **outcome.to_dict(config.output))
     return outcome
@@ -172,7 +175,7 @@ def run_job(
 def _finish(
     config: JobConfig,
     plan: Plan,
-    outcome: Outcome,
+    outcome: RunRecord,
     stages: Stages,
     watches: tuple[Watch, ...],
 ) -> None:
@@ -194,12 +197,12 @@ def _finish(
     finally:
         plan.orphans.stop()
     if outcome.exit_code == 0:
-        if not outcome.tally.samples + plan.found.done_samples:
+        if not outcome.counts.samples + plan.found.done_samples:
             outcome.warn(f"no image was found in '{config.input}'")
-        _describe(config.output, outcome, log, changed=bool(outcome.tally.shards or removed))
+        _describe(config.output, outcome, log, changed=bool(outcome.counts.shards or removed))
 
 
-def _describe(uri: str, outcome: Outcome, log: EventLog, *, changed: bool) -> None:
+def _describe(uri: str, outcome: RunRecord, log: EventLog, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
     doing("writing the table's card")
     table, listed = open_table(uri), outcome.listed

@@ -12,6 +12,7 @@ from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import PartRecord
 from pipeline.table.reader import Table, UnknownImageError, as_array, as_python, open_table
 from pipeline.table.resume import ShardState
+from pipeline.table.runs import RunRecord
 from pipeline.table.schema import (
     SCHEMA_VERSION,
     Columns,
@@ -38,6 +39,7 @@ __all__ = [
     "Orphans",
     "PartIndex",
     "PartRecord",
+    "RunRecord",
     "ShardRecord",
     "ShardState",
     "Stats",

@@ -28,7 +28,7 @@ from pipeline.storage import (
 from pipeline.table.audit import Audit
 from pipeline.table.open_parts import count_open_parts
 from pipeline.table.parts import COUNTS, LATENTS, parse_part_name
-from pipeline.table.runs import listed_left_out, read_account
+from pipeline.table.runs import latest_runs, listed_left_out
 from pipeline.table.shard_index import indexed_records
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 from pipeline.table.spec import TableSpec, read_spec
@@ -98,7 +98,7 @@ def table_status(uri: str, *, list_input: bool = False) -> Status:
     """
     store = Store(uri)
     spec = read_spec(store)
-    status = Status(table=store.root, runs=list(_last_runs(store)))
+    status = Status(table=store.root, runs=list(latest_runs(store, _RUNS)))
     commits = _Commits.of(store)
     parts_committed = _count_committed(store, status, commits)
     _count_parts(store, status, commits)
@@ -136,19 +136,6 @@ class _Commits:
         state = self.states.get(shard.shard_id)
         now = shard.size, hash(shard.etag)
         return shard.shard_id in self.etags and state in (None, now)
-
-
-def _last_runs(store: Store) -> Iterator[dict[str, Any]]:
-    wanted = (
-        *("started", "updated", "exit_code", "samples", "faces", "rejects", "parts"),
-        *("skipped_parts", "seconds", "found", "job"),
-    )
-    for name in list(reversed(store.names("_runs/")))[:_RUNS]:
-        account = read_account(store, name)
-        facts: dict[str, Any] = {one: account.get(one) for one in wanted}
-        facts["run"] = name.removeprefix("_runs/").removesuffix(".json")
-        errors = account.get("errors") or []
-        yield facts | {"errors": len(errors), "first_error": str(errors[0]) if errors else None}
 
 
 def _is_listed(run: dict[str, Any]) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +29,7 @@ from pipeline.table.resume import ShardState, States, state_of
 from pipeline.table.schema import latents_table, rejects_table
 from pipeline.table.shard_index import write_index
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
-from pipeline.table.spec import TableSpec, create_or_check_spec, to_json
+from pipeline.table.spec import TableSpec, create_or_check_spec
 
 # Footers that are read at a time before a commit.
 _THREADS = 16
@@ -195,12 +194,6 @@ class TableWriter:
     def index(self, records: Sequence[ShardRecord]) -> None:
         """Spare the next run the manifests of these shards; worth it for a thousand or so."""
         write_index(self.store, records)
-
-    def record_run(self, started: datetime, run_id: str, facts: Mapping[str, Any]) -> str:
-        """Put `_runs/<start>-<id>.json`, what one run did; its name."""
-        name = f"_runs/{started:%Y%m%dT%H%M%SZ}-{run_id}.json"
-        self.store.put(name, to_json(dict(facts)))
-        return name
 
     def _withdraw_if_committed(self, shard: Shard, part: PartRecord) -> None:
         """Take back a part that came too late, which readers would find beside a whole shard.

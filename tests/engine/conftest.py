@@ -16,13 +16,12 @@ from pipeline.engine import run
 from pipeline.engine.cluster import Resources
 from pipeline.engine.commit import Committer
 from pipeline.engine.inverter import InvertSettings
-from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.engine.rows import Row, blank_row
-from pipeline.engine.tally import Tally
 from pipeline.inversion.methods import Method
 from pipeline.storage import Sample
+from pipeline.table import RunRecord
 from pipeline.training.config import TrainConfig
 
 
@@ -122,12 +121,12 @@ def written(plan: Plan, work: ShardWork) -> Callable[[int], Row]:
 
 
 @pytest.fixture
-def outcome() -> Outcome:
-    return Outcome(Tally())
+def outcome() -> RunRecord:
+    return RunRecord()
 
 
 @pytest.fixture
-def committer(plan: Plan, outcome: Outcome) -> Committer:
+def committer(plan: Plan, outcome: RunRecord) -> Committer:
     return Committer(plan, outcome)
 
 

@@ -175,7 +175,7 @@ def test_an_import_is_told_as_a_run_while_it_goes_on(
     model: RestyleModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And as one that failed when it has."""
-    monkeypatch.setattr("pipeline.exchange.account.EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.table.runs.WRITE_EVERY_S", 0.0)
     source = dictionary(tmp_path, **{f"f{n}": steps_of(n, 1) for n in range(4)})
     commit, seen = TableWriter.commit_shard, []
 

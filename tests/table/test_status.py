@@ -19,6 +19,7 @@ from pipeline.table import open_parts as open_parts_module
 from pipeline.table import status as status_module
 from pipeline.table.part_index import write_part_index
 from pipeline.table.parts import read_metadata
+from pipeline.table.runs import put_run
 from pipeline.table.status import table_status
 from tests.storage.archives import write_tar
 from tests.table.rows import face_row, reject_row, shard, write_shard, writer
@@ -27,7 +28,7 @@ from tests.table.rows import face_row, reject_row, shard, write_shard, writer
 def record(table: TableWriter, **facts: object) -> None:
     started = datetime(2026, 1, 2, tzinfo=UTC)
     account = {"started": started.isoformat(), "exit_code": None, "found": found(3, 1)} | facts
-    table.record_run(started, "ab12", account)
+    put_run(table.store, started, "ab12", account)
 
 
 def committed_ago(table: TableWriter, seconds: float, *shard_ids: str) -> None:
@@ -161,8 +162,10 @@ def test_the_rate_is_not_that_of_the_time_between_two_runs(tmp_path: Path) -> No
     for name in ("s-0", "s-1"):
         write_shard(table, shard(name), commit=name == "s-0")
     now = datetime.now(UTC)
-    table.record_run(now - timedelta(hours=1), "one", {"exit_code": None, "found": found(4, 0)})
-    table.record_run(now - timedelta(seconds=60), "two", {"exit_code": None, "found": found(4, 0)})
+    put_run(table.store, now - timedelta(hours=1), "one", {"exit_code": None, "found": found(4, 0)})
+    put_run(
+        table.store, now - timedelta(seconds=60), "two", {"exit_code": None, "found": found(4, 0)}
+    )
     ages = {"s-0-00000": 540, "s-0-00001": 500, "s-1-00000": 30, "s-1-00001": 10}
     set_times(table, now.timestamp(), ages)
     assert table_status(str(tmp_path)).parts_per_second == pytest.approx(1 / 20, rel=1e-3)
@@ -188,7 +191,7 @@ def test_time_is_left_only_while_a_run_is_at_work(
     write_shard(table, shard("s-0"))
     said = updated and (datetime.now(UTC) - timedelta(seconds=updated)).isoformat()
     account = {"exit_code": exit_code, "updated": said, "found": found(2, 0)}
-    table.record_run(datetime.now(UTC) - timedelta(hours=3), "run", account)
+    put_run(table.store, datetime.now(UTC) - timedelta(hours=3), "run", account)
     set_times(table, time.time(), {"s-0-00000": age + 20, "s-0-00001": age})
     status = table_status(str(tmp_path))
     assert (status.complete, status.at_work) == (False, at_work)
@@ -198,7 +201,7 @@ def test_time_is_left_only_while_a_run_is_at_work(
 def test_a_run_of_slow_parts_may_be_silent_for_long(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write_shard(table, shard("s-0"))
-    table.record_run(datetime.now(UTC) - timedelta(hours=3), "run", {"exit_code": None})
+    put_run(table.store, datetime.now(UTC) - timedelta(hours=3), "run", {"exit_code": None})
     set_times(table, time.time(), {"s-0-00000": 1400, "s-0-00001": 900})
     assert table_status(str(tmp_path)).at_work
     set_times(table, time.time(), {"s-0-00000": 910})
@@ -243,7 +246,7 @@ def test_a_run_that_failed_leaves_no_table_complete(tmp_path: Path) -> None:
     part = table.write_part(only, 0, samples=1, latents=[], rejects=[reject_row("0")])
     table.commit_shard(only, [part])
     for code, complete in ((1, False), (0, True)):
-        table.record_run(datetime.now(UTC), f"run-{1 - code}", {"exit_code": code})
+        put_run(table.store, datetime.now(UTC), f"run-{1 - code}", {"exit_code": code})
         assert table_status(str(tmp_path / "table")).complete is complete
 
 
@@ -251,10 +254,10 @@ def test_a_run_that_is_still_listing_has_more_to_do_than_the_run_before(tmp_path
     table = writer(tmp_path, config={"input": str(tmp_path / "nowhere")})
     write_shard(table, shard("s-0"))
     began = datetime.now(UTC) - timedelta(hours=2)
-    table.record_run(began, "one", {"exit_code": 0, "found": found(1, 0)})
+    put_run(table.store, began, "one", {"exit_code": 0, "found": found(1, 0)})
     assert table_status(str(tmp_path)).complete
     account = {"exit_code": None, "found": found(4096, 1, complete=False)}
-    table.record_run(began + timedelta(hours=1), "two", account)
+    put_run(table.store, began + timedelta(hours=1), "two", account)
     status = table_status(str(tmp_path))
     assert (status.complete, status.shards_total, status.seconds_left) == (False, None, None)
 
@@ -264,9 +267,9 @@ def test_a_run_that_has_just_begun_leaves_no_table_complete(tmp_path: Path) -> N
     table = writer(tmp_path)
     write_shard(table, shard("s-0"))
     began = datetime.now(UTC) - timedelta(hours=2)
-    table.record_run(began, "one", {"exit_code": 0, "found": found(1, 0)})
+    put_run(table.store, began, "one", {"exit_code": 0, "found": found(1, 0)})
     account = {"exit_code": None, "found": found(0, 0, complete=False)}
-    table.record_run(began + timedelta(hours=1), "two", account)
+    put_run(table.store, began + timedelta(hours=1), "two", account)
     status = table_status(str(tmp_path))
     assert (status.complete, status.shards_total, status.seconds_left) == (False, 1, None)
 
@@ -281,7 +284,7 @@ def test_a_shard_that_left_does_not_stand_for_one_that_a_run_is_at_work_on(
     committed_ago(table, 3600, "a", "b", "c")
     Path(shards[0].uri).unlink()
     account = {"exit_code": None, "found": found(1, 2)}
-    table.record_run(datetime.now(UTC) - timedelta(minutes=1), "run", account)
+    put_run(table.store, datetime.now(UTC) - timedelta(minutes=1), "run", account)
     status = table_status(str(tmp_path / "table"), list_input=list_input)
     assert (status.shards_committed, status.shards_total, status.shards_left) == (3, 3, 1)
     assert not status.complete
@@ -296,7 +299,7 @@ def test_the_bytes_left_are_those_that_the_run_has_still_to_do(tmp_path: Path) -
         write_shard(table, shard(name))
     committed_ago(table, 3600, "gone", "old")
     account = {"exit_code": None, "found": found(3, 1)}
-    table.record_run(datetime.now(UTC) - timedelta(minutes=1), "run", account)
+    put_run(table.store, datetime.now(UTC) - timedelta(minutes=1), "run", account)
     status = table_status(str(tmp_path))
     assert (status.shards_left, status.bytes_total, status.bytes_left) == (2, 400, 200)
 
@@ -306,7 +309,7 @@ def test_a_listing_finds_a_shard_that_changed_since_it_was_committed(tmp_path: P
     table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")})
     commit(table, *shards)
     began = datetime.now(UTC)
-    table.record_run(began, "run", {"exit_code": 0, "found": found(2, 0)})
+    put_run(table.store, began, "run", {"exit_code": 0, "found": found(2, 0)})
     assert table_status(str(tmp_path / "table"), list_input=True).complete
     write_tar(tmp_path / "in" / "b.tar", [("0.jpg", b"another image")])
     status = table_status(str(tmp_path / "table"), list_input=True)
@@ -322,7 +325,7 @@ def test_a_table_of_a_limit_is_complete_by_what_its_run_has_found(
     layout = {"files_per_shard": 1000, "limit": 1}
     table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")}, layout=layout)
     commit(table, shards[0])
-    table.record_run(datetime.now(UTC), "run", {"exit_code": 0, "found": found(1, 0)})
+    put_run(table.store, datetime.now(UTC), "run", {"exit_code": 0, "found": found(1, 0)})
     status = table_status(str(tmp_path / "table"), list_input=list_input)
     assert (status.complete, status.shards_total) == (True, 1)
 

@@ -22,6 +22,7 @@ from pipeline.table import (
 )
 from pipeline.table import parts as parts_module
 from pipeline.table.resume import States
+from pipeline.table.runs import put_run
 from pipeline.table.spec import read_spec
 from tests.table.rows import (
     COUNTS_OF_ONE,
@@ -286,7 +287,7 @@ def test_the_fingerprint_follows_the_settings_alone() -> None:
 
 def test_runs_are_recorded_by_start_and_id(tmp_path: Path) -> None:
     start = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    name = writer(tmp_path).record_run(start, "ab12", {"exit_code": 0})
+    name = put_run(writer(tmp_path).store, start, "ab12", {"exit_code": 0})
     assert name == "_runs/20260102T030405Z-ab12.json"
     assert b'"exit_code": 0' in Store(str(tmp_path)).get(name)
 
@@ -297,7 +298,7 @@ def test_a_planted_secret_lands_in_no_file(tmp_path: Path, monkeypatch: pytest.M
     config = {"endpoint": f"http://x?k={secret}", "nested": [{"password": "also-planted"}]}
     table = writer(tmp_path, config=config)
     write_shard(table, shard())
-    table.record_run(datetime.now(UTC), "x", {"error": f"denied for {secret}"})
+    put_run(table.store, datetime.now(UTC), "x", {"error": f"denied for {secret}"})
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 7
     for path in files:
