@@ -19,13 +19,13 @@ from pipeline.engine.pace import format_seconds
 from pipeline.engine.progress import MOST_TOLD
 from pipeline.engine.ray_output import VARIABLE
 from pipeline.errors import printable
+from pipeline.metrics.registry import QUALITY
 from pipeline.redaction import without_secrets
 from pipeline.storage import canonical_uri
 from pipeline.table.runs import RunRecord
 
 _LABELS = 12  # of what was left out; all are in the last line of stdout
 _WARNINGS = 20
-_SHOWN = ("l2", "psnr", "lpips", "id_similarity")
 
 
 def _counts(outcome: RunRecord) -> Table:
@@ -57,9 +57,9 @@ def _steps(means: Mapping[str, Sequence[float | None]]) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("step", *_SHOWN):
+    for name in ("step", *QUALITY):
         table.add_column(name, justify="right")
-    by_step = zip(*(means.get(name, ()) for name in _SHOWN), strict=True)
+    by_step = zip(*(means.get(name, ()) for name in QUALITY), strict=True)
     for step, values in enumerate(by_step, start=1):
         table.add_row(str(step), *("-" if one is None else f"{one:.4f}" for one in values))
     return table

@@ -22,9 +22,10 @@ from pipeline.alignment import AlignedFace
 from pipeline.choices import CodeType
 from pipeline.errors import InputError, PipelineError, RequestError
 from pipeline.exchange.code_files import CodeFiles, FaceName, faces_of
-from pipeline.exchange.measuring import METRICS, Measuring, match_images
+from pipeline.exchange.measuring import Measuring, match_images
 from pipeline.exchange.pickled import Codes
 from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
+from pipeline.metrics.registry import QUALITY
 from pipeline.models import RestyleModel
 from pipeline.storage import FILES_PER_SHARD, ReadOptions, Shard, list_shards, read_samples
 from pipeline.table.card import kept_readme, write_card
@@ -239,7 +240,7 @@ class Importing:
         if self.codes.has_steps:
             unknown = [None] * len(codes)
             row |= {"steps": len(codes), "best_step": len(codes)}
-            row |= {f"{metric}_per_step": unknown for metric in METRICS}
+            row |= {f"{metric}_per_step": unknown for metric in QUALITY}
             w_plus = torch.tensor(codes)[None]
             average = self.model.latent_avg.cpu()
             row["residual_norm_per_step"] = residual_norm(w_plus, average)[0].tolist()

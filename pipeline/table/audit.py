@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import PipelineError, TableError
+from pipeline.metrics.registry import PER_STEP
 from pipeline.storage import Store
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
-from pipeline.table.stats import METRICS
 
 EACH = 128
 _THREADS = 16
@@ -101,11 +101,11 @@ def _figures(text: str) -> list[float]:
         by_metric = [
             max(map(abs, facts[part].get(name, [0])), default=0)
             for part in ("sums", "counts")
-            for name in METRICS
+            for name in PER_STEP
         ]
         return [float(one) for one in (facts["identified"], reasons, *by_metric)]
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        return [_LARGEST] * (2 + 2 * len(METRICS))  # damaged: drawn first
+        return [_LARGEST] * (2 + 2 * len(PER_STEP))  # damaged: drawn first
 
 
 def _is_true(store: Store, record: ShardRecord) -> bool:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from pipeline.errors import printable
+from pipeline.metrics.registry import PER_STEP
 from pipeline.storage import LeftOut, Store
 from pipeline.table.features import front_matter
 from pipeline.table.reader import Table
@@ -15,7 +16,7 @@ from pipeline.table.runs import listed_left_out
 from pipeline.table.schema import rejects_schema
 from pipeline.table.shard_index import table_stats
 from pipeline.table.spec import TableSpec
-from pipeline.table.stats import METRICS, Counts, Stats
+from pipeline.table.stats import Counts, Stats
 
 CARD_NAME = "README.md"
 NOT_MEASURED = "not measured"  # what a description says of a metric that no network measures
@@ -203,7 +204,7 @@ def _metrics(spec: TableSpec, stats: Stats) -> str:
     steps, means = stats.sums.steps, stats.sums.means()
     rows = [
         (name, *("" if mean is None else f"{mean:.4f}" for mean in means[name]))
-        for name in METRICS
+        for name in PER_STEP
         if steps
     ]
     header = ("mean", *(f"step {step + 1}" for step in range(steps)))

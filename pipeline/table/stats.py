@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import TableError
+from pipeline.metrics.registry import PER_STEP
 from pipeline.storage import LeftOut
 
-METRICS = ("l2", "psnr", "lpips", "id_similarity", "residual_norm")
 _DIGITS = 9  # of a sum: what the float32 numbers of a part give it
 _STAGE_SUFFIX = "_seconds"
 _METHOD_SECONDS = "inversion_seconds"
@@ -106,7 +106,7 @@ class MetricSums:
         """Add up the rows of a part."""
         steps = _steps(latents)
         sums, counts = {}, {}
-        for name in METRICS:
+        for name in PER_STEP:
             values = _every_step(_lists(latents, name, steps), steps)
             sums[name] = [float(f"{one:.{_DIGITS}g}") for one in np.nansum(values, axis=0)]
             counts[name] = (~np.isnan(values)).sum(axis=0).tolist()
@@ -212,7 +212,7 @@ def _sorted(counts: Counter[str]) -> Counter[str]:
 
 def _steps(latents: pa.Table) -> list[int]:
     """Return the steps of each face: 1 where only final values are known, 0 where nothing is."""
-    finals = [latents[name].to_pylist() for name in METRICS if name in latents.column_names]
+    finals = [latents[name].to_pylist() for name in PER_STEP if name in latents.column_names]
     measured = [any(one is not None for one in several) for several in zip(*finals, strict=True)]
     made = latents["steps"].to_pylist()
     return [one or int(is_measured) for one, is_measured in zip(made, measured, strict=True)]
@@ -257,7 +257,7 @@ def _check_counts(counts: Iterable[Any]) -> None:
 
 
 def _check_metrics(sums: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
-    if not sums.keys() == counts.keys() <= set(METRICS) or (sums and len(sums) < len(METRICS)):
+    if not sums.keys() == counts.keys() <= set(PER_STEP) or (sums and len(sums) < len(PER_STEP)):
         raise TypeError(f"sums of {sorted(sums)} and counts of {sorted(counts)}")
     if len({len(one) for one in (*sums.values(), *counts.values())}) > 1:
         raise TypeError("not as many steps in each metric")

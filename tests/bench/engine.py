@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from pipeline.metrics.registry import PER_STEP  # noqa: E402
 from pipeline.storage import Shard, list_shards  # noqa: E402
 from pipeline.table import (  # noqa: E402
     Counts,
@@ -39,7 +40,6 @@ from pipeline.table import (  # noqa: E402
 )
 from pipeline.table.shard_records import manifest_name  # noqa: E402
 from pipeline.table.spec import to_json  # noqa: E402
-from pipeline.table.stats import METRICS  # noqa: E402
 from pipeline.table.status import table_status  # noqa: E402
 from tests.s3_server import make_bucket, run_server  # noqa: E402
 from tests.table.rows import DESCRIPTION, face_row  # noqa: E402
@@ -58,7 +58,7 @@ Ray. What is timed is what `make_plan` does before the first image is read.
   resident  how much the process grew over these, and what that is a shard
 """
 NOTHING = "0" * 64
-MEANS = "SELECT " + ", ".join(f"avg({name}_per_step[1])" for name in METRICS) + " FROM latents"
+MEANS = "SELECT " + ", ".join(f"avg({name}_per_step[1])" for name in PER_STEP) + " FROM latents"
 
 
 def resident() -> float:
@@ -68,8 +68,8 @@ def resident() -> float:
 
 def figures(draws: random.Random) -> str:
     """Those of a part of five steps, as no other part has them."""
-    sums = {name: [float(f"{draws.random():.9g}") for _ in range(5)] for name in METRICS}
-    counts = {name: [250] * 5 for name in METRICS}
+    sums = {name: [float(f"{draws.random():.9g}") for _ in range(5)] for name in PER_STEP}
+    counts = {name: [250] * 5 for name in PER_STEP}
     counted = Counts(reasons=Counter({"no_face": 6}))
     return Stats(counted, MetricSums(250, sums, counts)).figures_text()
 

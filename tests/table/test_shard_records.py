@@ -7,15 +7,15 @@ from collections import Counter
 import pytest
 
 from pipeline.errors import TableError
+from pipeline.metrics.registry import PER_STEP
 from pipeline.storage import Store
 from pipeline.table import Counts, MetricSums, PartRecord, ShardRecord, Stats
 from pipeline.table.shard_records import manifest_ids, manifest_name, read_shard_record
-from pipeline.table.stats import METRICS
 from tests.table.rows import shard
 
 FIGURES = Stats(
     Counts(reasons=Counter({"no_face": 1})),
-    MetricSums(3, dict.fromkeys(METRICS, (0.5,)), dict.fromkeys(METRICS, (3,))),
+    MetricSums(3, dict.fromkeys(PER_STEP, (0.5,)), dict.fromkeys(PER_STEP, (3,))),
 ).figures_text()
 PARTS = [
     PartRecord("s-0", 0, "key", 4, 3, 1, "aa", "bb", figures=FIGURES),

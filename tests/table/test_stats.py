@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from pipeline.errors import TableError
+from pipeline.metrics.registry import PER_STEP
 from pipeline.table import MetricSums, Stats, latents_table, open_table, rejects_table, table_stats
 from pipeline.table.parts import read_metadata
 from pipeline.table.shard_records import read_shard_record
-from pipeline.table.stats import METRICS
 from tests.table.rows import COLUMNS, face_row, reject_row, shard, write_shard, writer
 
 FINAL = ("l2", "psnr", "lpips", "id_similarity")
-OF_STEPS = ("steps", "best_step", *(f"{name}_per_step" for name in METRICS))
-EVERY = {name: [1] for name in METRICS}
+OF_STEPS = ("steps", "best_step", *(f"{name}_per_step" for name in PER_STEP))
+EVERY = {name: [1] for name in PER_STEP}
 
 
 def row(key: str, *l2: float) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def test_a_table_adds_up_to_what_sql_says_of_its_rows(tmp_path: Path) -> None:
     table.commit_shard(shard("s-2"), [early])
     found = table_stats(table.store)
     opened = open_table(str(tmp_path))
-    for name in METRICS:
+    for name in PER_STEP:
         expected = opened.sql(
             f"SELECT avg({name}_per_step[least(step, steps)]) AS mean, step FROM latents,"
             " (SELECT unnest(range(1, 4)) AS step) GROUP BY step ORDER BY step"
