@@ -16,21 +16,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from pipeline.command_line import exit_code_of, job_parser
-from pipeline.models import OFFICIAL_TYPES, PRESETS, is_bundle, load_model, save_bundle
+from pipeline.choices import OFFICIAL_TYPES
+from pipeline.cli import add_place, exit_code_of, job_parser, parse_places
+from pipeline.models.files import check_model, is_bundle
+from pipeline.models.presets import PRESETS
 from pipeline.storage import OutputKind, check_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert; print one JSON line about the bundle; the exit code."""
-    asked = _parser().parse_args(arguments)
+    asked = parse_places(_parser(), arguments, "checkpoint", "bundle")
     return exit_code_of(lambda: _convert(asked))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
-    parser.add_argument("checkpoint", metavar="OFFICIAL.pt", help="path or URI of the checkpoint")
-    parser.add_argument("bundle", metavar="FOLDER", help="path or URI of the bundle to write")
+    add_place(
+        parser, "checkpoint", "--model", metavar="OFFICIAL.pt", text="path or URI of the checkpoint"
+    )
+    add_place(parser, "bundle", "--output", metavar="FOLDER", text="path or URI of the bundle")
     parser.add_argument("--name", help="the model's name (default: the folder's)")
     parser.add_argument("--licence", help="of the weights (default: the model's own, if known)")
     parser.add_argument(
@@ -48,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _convert(asked: argparse.Namespace) -> int:
     check_output(asked.bundle, OutputKind("a model bundle", is_bundle))
+    check_model(asked.checkpoint)
+    # PyTorch is slow to import: what is wrong is told before.
+    from pipeline.models import load_model, save_bundle
+
     model = load_model(asked.checkpoint, encoder_type=asked.encoder_type, domain=asked.domain)
     name = asked.name or PurePosixPath(asked.bundle.rstrip("/")).name
     model.card = dataclasses.replace(model.card, name=name, licence=asked.licence or model.licence)

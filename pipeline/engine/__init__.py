@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.engine.estimate import estimate_job
     from pipeline.engine.report import print_estimate, print_outcome
-    from pipeline.engine.run import run_job
+    from pipeline.engine.run import run_and_ignore_signals, run_job
 
-__all__ = ["estimate_job", "print_estimate", "print_outcome", "run_job"]
+__all__ = [
+    "estimate_job",
+    "print_estimate",
+    "print_outcome",
+    "run_and_ignore_signals",
+    "run_job",
+]
 
 _HOMES = {
     "estimate_job": "estimate",
     "print_estimate": "report",
     "print_outcome": "report",
+    "run_and_ignore_signals": "run",
     "run_job": "run",
 }
 

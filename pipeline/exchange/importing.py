@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,10 +25,10 @@ from pipeline.errors import InputError, PipelineError, RequestError
 from pipeline.exchange.code_files import CodeFiles, FaceName, faces_of
 from pipeline.exchange.measuring import Measuring, match_images
 from pipeline.exchange.pickled import Codes
-from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
+from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.metrics.registry import QUALITY
 from pipeline.models import RestyleModel
-from pipeline.storage import FILES_PER_SHARD, ReadOptions, Shard, list_shards, read_samples
+from pipeline.storage import FILES_PER_SHARD, LeftOut, ReadOptions, Shard, list_shards, read_samples
 from pipeline.table.card import kept_readme, write_card
 from pipeline.table.cleanup import Orphans
 from pipeline.table.parts import PartRecord
@@ -56,6 +57,7 @@ class ImportSettings:
     )
     images: str | None = None
     sniff: bool = True  # whether images are recognised without a known extension
+    refined_from: str | None = None  # URI of the table that the codes were exported from
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Importing:
     model: RestyleModel
     settings: ImportSettings
     measuring: Measuring | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)  # name of a code -> `refined_from`
     unmeasured: int = 0  # faces whose image gave nothing to compare with, of this run
+    left_out: LeftOut = field(default_factory=LeftOut)  # by the listing of the images
     notes: list[str] = field(default_factory=list)  # sentences for people
 
     def __post_init__(self) -> None:
@@ -99,14 +103,24 @@ class Importing:
         first = faces[0][1][0].name
         self._checked(self.codes.read(first), first)
         writer = open_for_writing(root, self.spec(), part_size=self.settings.part_size)
+        record.listed = self.left_out
         with _ImportRun(writer, record) as run:
             self._write(writer, work, run)
             table = open_table(root)
-            if write_card(table) is None:
+            if write_card(table, listed=self.left_out) is None:
                 self.notes.append(kept_readme(table))
-            counts = {**table.verify(checksums=False), "unmeasured": self.unmeasured}
+            counts = {
+                **table.verify(checksums=False),
+                "unmeasured": self.unmeasured,
+                "icc_ignored": record.counts.icc_ignored,
+                "left_out": self.left_out.ordered(),
+            }
             run.file.facts["imported"] = counts
         return counts
+
+    @property
+    def _icc_ignored(self) -> int:
+        return self.measuring.icc_ignored if self.measuring else 0
 
     def spec(self) -> TableSpec:
         """What the table says of itself; `codes` is the hash of what was read."""
@@ -128,6 +142,9 @@ class Importing:
             "method": self.settings.method,
             "measured": measured,
         }
+        if self.origins:
+            pairs = json.dumps(sorted(self.origins.items()))
+            settings["refined_from"] = hashlib.sha256(pairs.encode()).hexdigest()
         columns = Columns(
             self.model.n_styles,
             self.settings.latent_dtype,
@@ -156,13 +173,13 @@ class Importing:
     def _with_images(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
         """The input's own shards, of which only the samples that have codes are taken."""
         options = ReadOptions(sniff=self.settings.sniff)
-        shards = list(
-            list_shards(
-                str(self.settings.images),
-                files_per_shard=self.settings.files_per_shard,
-                options=options,
-            )
+        listing = list_shards(
+            str(self.settings.images),
+            files_per_shard=self.settings.files_per_shard,
+            options=options,
         )
+        shards = list(listing)
+        self.left_out = listing.left_out
         owners = match_images(faces, shards, options)
         wanted = {shard_id for shard_id, _ in owners}
         return (
@@ -207,8 +224,10 @@ class Importing:
             part = state.parts.get(number)
             if part is None:
                 rows = [row for item in few for row in self._rows(item)]
+                before = self._icc_ignored
+                rows = [row for item in few for row in self._rows(item)]
                 part = writer.write_part(shard, number, samples=len(few), latents=rows, rejects=[])
-                run.add(part)
+                run.add(part, self._icc_ignored - before)
             parts.append(part)
         writer.commit_shard(shard, parts)
 
@@ -236,6 +255,7 @@ class Importing:
             "n_faces": max(other.face_index for other in item.faces) + 1,
             "source_uri": item.uri,
             "method": self.settings.method,
+            "refined_from": self.origins.get(face.name),
         }
         if self.codes.has_steps:
             unknown = [None] * len(codes)
@@ -300,9 +320,9 @@ class _ImportRun:
         self._listed = True
         self._write(None)
 
-    def add(self, part: PartRecord) -> None:
+    def add(self, part: PartRecord, icc_ignored: int) -> None:
         """Count a part that was written; write the counts, once a minute."""
-        self.record.add_part(part.counts)
+        self.record.add_part(part.counts + Counts(icc_ignored=icc_ignored))
         if self.file.is_due:
             with suppress(PipelineError):  # the next minute's, or the end's, will do
                 self._write(None)
@@ -316,6 +336,7 @@ class _ImportRun:
             "done_samples": self._done.samples,
             "done_parts": self._done.parts,
             "complete": self._listed,
+            "left_out": self.record.listed.ordered(),
         }
         return self.file.write(found, exit_code)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.errors import TableError
-from pipeline.storage import LeftOut, Store
+from pipeline.storage import CREDENTIALS_EXPIRED, LeftOut, Store
 from pipeline.table.spec import read_json, to_json
 from pipeline.table.stats import Counts
 
@@ -118,6 +118,24 @@ class RunRecord:
     def fail_first(self, error: str) -> None:
         """Note the error that matters most, before all others."""
         self.errors.insert(0, error)
+
+    def explain_expired(self, **places: str) -> None:
+        """Say first whose credentials expired, where errors name them as the reason.
+
+        `places` are the URIs of the run by what they are: the input, the output.
+        """
+        expired = [error for error in self.errors if CREDENTIALS_EXPIRED in error]
+        if not expired:
+            return
+        of = [
+            f"the {name} '{uri}'"
+            for name, uri in places.items()
+            if any(f"'{uri}/" in error or f"'{uri}'" in error for error in expired)
+        ]
+        self.fail_first(
+            f"{CREDENTIALS_EXPIRED} for {' and '.join(of) or 'the storage'}: get new ones and run "
+            "the same command again, which goes on with what is missing"
+        )
 
     def warn(self, warning: str) -> None:
         """Note what is no failure, but may not be intended."""

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError, StorageError, TableError
 from pipeline.storage import Shard, Store, slice_number
-from pipeline.table.audit import Audit
+from pipeline.table.audit import WHOLE, Audit
 from pipeline.table.shard_records import ShardRecord, manifest_etags, read_shard_record
 from pipeline.table.stats import Counts, Stats
 
@@ -99,7 +99,7 @@ def table_stats(store: Store) -> Stats:
     From the index, of which `Audit` compares some rows with their manifests; from the manifests
     alone where one of these rows is false, or a row cannot be read. No part file is read.
     """
-    audit = Audit(sums=True)
+    audit = Audit(sums=True, whole=WHOLE)
     try:
         stats = _sum(audit.watched(shard_records(store)))
     except TableError:

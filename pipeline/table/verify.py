@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import StorageError, TableError
+from pipeline.errors import AccessError, StorageError, TableError
 from pipeline.storage import Store, is_local
 from pipeline.table.evidence import (
     check_footer,
@@ -177,6 +177,8 @@ class _ShardCheck:
         try:
             check_manifest(record, self.spec)
             return record, self._counts(record), names, []
+        except AccessError:
+            raise  # which says nothing of the table
         except (TableError, StorageError) as error:
             return record, {}, names, [str(error)]
         except UnicodeDecodeError:

@@ -1,0 +1,250 @@
+"""All quality numbers of a batch of inversions: per face and per step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.choices import BestStepBy
+from pipeline.errors import ConfigError, ShapeError
+from pipeline.metrics import pixel
+from pipeline.metrics.identity import load_identity
+from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_variance
+from pipeline.metrics.lpips import load_lpips
+from pipeline.metrics.pixel import enlarged, peak_signal_to_noise
+from pipeline.metrics.registry import BY_NAME, METRICS, OF_CODE, PER_STEP, QUALITY
+
+Floats = NDArray[np.float32]
+
+# Faces whose AlexNet maps are held at once, 2.5 MB each.
+CHUNK = {"cpu": 16, "cuda": 128}
+
+_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    metric.name: getattr(pixel, metric.function) for metric in METRICS if metric.function
+}
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What `Meter.measure` found by metric; NaN where a number does not exist.
+
+    `measures[name]` is float32 [n, steps], or [n] of the best step's code. Steps are columns; step
+    numbers count from 1, as in the table. PSNR is infinite where a reconstruction is exact.
+    """
+
+    values: Mapping[str, Floats]
+    best_step: NDArray[np.int32]  # [n], 1..steps
+    identity_missed: int  # (face, step) pairs whose similarity is NaN as no face was found
+
+    def __getitem__(self, name: str) -> Floats:
+        return self.values[name]
+
+    def row(self, face: int, steps: int) -> dict[str, Any]:
+        """Return the table's columns of one face that made `steps`; None where NaN."""
+        best = int(self.best_step[face]) - 1
+        row: dict[str, Any] = {}
+        for name in PER_STEP:
+            values = self[name][face, :steps]
+            row[f"{name}_per_step"] = [_optional(value) for value in values]
+            if name in QUALITY:
+                row[name] = _optional(values[best])
+        return row | {name: float(self[name][face]) for name in OF_CODE}
+
+
+def _optional(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def best_step(
+    measures: Floats,
+    last: NDArray[np.int32],  # [n], each row's last step, from 1
+    higher_is_better: bool = False,
+) -> NDArray[np.int32]:
+    """Number (from 1) of each row's best column, the earliest of equals; `last` if all NaN.
+
+    `measures` [n, steps] of a distance, or of a similarity with `higher_is_better`.
+    """
+    distances = -measures if higher_is_better else measures
+    missing = np.isnan(distances)
+    best = np.where(missing, np.inf, distances).argmin(axis=1) + 1
+    numbers: NDArray[np.int32] = np.where(missing.all(axis=1), last, best).astype("i4")
+    return numbers
+
+
+class Meter:
+    """Measures inversions with LPIPS and a face network loaded once.
+
+    `identity` is `dlib`, `none` (similarities are NaN) or the URI of a weight file of
+    CurricularFace, ArcFace or, for what is no face, MoCo; `best_step_by` the metric that chooses
+    the best step, or `last`.
+    """
+
+    def __init__(
+        self,
+        device: str = "cpu",
+        identity: str = "dlib",
+        best_step_by: BestStepBy = "lpips",
+    ) -> None:
+        if best_step_by not in get_args(BestStepBy):
+            choices = ", ".join(get_args(BestStepBy))
+            raise ConfigError(f"best step by {best_step_by!r} is unknown: choose one of {choices}")
+        if best_step_by == "id_similarity" and identity == "none":
+            raise ConfigError("best step by id_similarity needs an identity network, not 'none'")
+        self.device = torch.device(device)
+        self.best_step_by = best_step_by
+        self.lpips = load_lpips(device)
+        self.identity = load_identity(identity, device)
+        chosen = f"step {best_step_by}, counted from 1; the last one where no step has a number"
+        self.definitions: dict[str, str] = {
+            **{metric.name: metric.definition for metric in METRICS if metric.definition},
+            "id_similarity": self.identity.definition if self.identity else "not measured",
+            "best_step": chosen,
+        }
+
+    @torch.inference_mode()
+    def measure(
+        self,
+        targets: Tensor,  # [n, 3, h, w] in [-1, 1]
+        step_images: Tensor,  # [n, steps, 3, h, w], any range, any float dtype
+        w_plus: Tensor,  # [n, steps, n_styles, 512]
+        latent_avg: Tensor,  # [n_styles, 512]
+        start: Tensor | None = None,  # [n, n_styles, 512], codes before step 1: the average
+        steps_made: Tensor | None = None,  # int [n], 1..steps: all of them
+    ) -> Measures:
+        """Every metric of `n` faces; raises `ShapeError` where the tensors do not fit together.
+
+        A target or reconstruction with NaN or infinite values gets NaN, its neighbours do not.
+        Steps beyond a face's `steps_made` are not looked at: their numbers are NaN.
+        """
+        _check_shapes(targets, step_images, w_plus, latent_avg)
+        made = _made(w_plus, steps_made).to(self.device)
+        chunk = CHUNK.get(self.device.type, CHUNK["cpu"])
+        rows = [
+            self._compare(x.to(self.device, torch.float32), y.to(self.device, torch.float32), few)
+            for x, y, few in zip(
+                targets.split(chunk), step_images.split(chunk), made.split(chunk), strict=True
+            )
+        ]
+        missed = sum(int(missing.sum()) for _, missing in rows)
+        values = {
+            name: torch.cat([measured[name] for measured, _ in rows]).cpu().numpy()
+            for name in QUALITY
+        }
+        last = _to_numpy(made.sum(dim=1)).astype("i4")
+        best = best_step(
+            values.get(self.best_step_by, np.full(made.shape, np.nan, np.float32)),
+            last,
+            higher_is_better=self._higher_is_better,
+        )
+        codes, average = w_plus.float(), latent_avg.to(w_plus.device, torch.float32)
+        begin = average if start is None else start.to(average)
+        steps = torch.from_numpy(best - 1).long().to(codes.device)
+        kept = codes[torch.arange(len(codes), device=codes.device), steps]
+        values |= {
+            "residual_norm": _to_numpy(_residuals(codes, begin, made)),
+            "w_plus_variance": _to_numpy(w_plus_variance(kept)),
+            "w_avg_distance": _to_numpy(w_avg_distance(kept, average)),
+        }
+        return Measures(values, best, missed)
+
+    def _compare(
+        self, targets: Tensor, step_images: Tensor, made: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Measure one chunk: each metric of images, and where no face was found, [n, steps]."""
+        target_finite, finite = _finite(targets), _finite(step_images)
+        usable = finite & target_finite[:, None] & made
+        # What is not finite is measured as grey, so that networks see numbers, and blanked below.
+        targets = _where(target_finite, targets)
+        faces = [rows for step in made.T if len(rows := step.nonzero()[:, 0])]
+
+        def shown(step: int) -> Tensor:
+            rows = faces[step]
+            return _where(usable[rows, step], step_images[rows, step]).clamp(-1, 1)
+
+        begun = self._begin(itertools.chain([targets], map(shown, range(len(faces)))))
+        wanted = self._embed(targets)
+        measures = {name: targets.new_full(made.shape, float("nan")) for name in QUALITY}
+        for step, rows in enumerate(faces):
+            images = shown(step)  # again: to hold them for all steps takes as much as step_images
+            for name, function in _FUNCTIONS.items():
+                measures[name][rows, step] = function(images, targets[rows])
+            whole = len(rows) == len(targets)
+            features = wanted if whole else [layer[rows] for layer in wanted]
+            measures["lpips"][rows, step] = self.lpips.compare(features, self._embed(images))
+        if begun:
+            wanted_face, *step_faces = [descriptors() for descriptors in begun]
+            for step, rows in enumerate(faces):
+                cosines = (step_faces[step] * wanted_face[rows]).sum(dim=1)
+                measures["id_similarity"][rows, step] = cosines.clamp(-1, 1)
+        missed = usable & measures["id_similarity"].isnan() & (self.identity is not None)
+        found = {name: _blanked(values, usable) for name, values in measures.items()}
+        return found | {"psnr": peak_signal_to_noise(found["l2"])}, missed
+
+    @property
+    def _higher_is_better(self) -> bool:
+        return self.best_step_by in BY_NAME and BY_NAME[self.best_step_by].higher_is_better
+
+    def _begin(self, batches: Iterable[Tensor]) -> list[Callable[[], Tensor]]:
+        """Begin with the identity of each batch, before LPIPS: beside a GPU both run at once."""
+        return [] if self.identity is None else [self.identity.begin(batch) for batch in batches]
+
+    def _embed(self, images: Tensor) -> list[Tensor]:
+        # A fifth faster than with channels first, on a CPU.
+        return self.lpips.embed(enlarged(images).contiguous(memory_format=torch.channels_last))
+
+
+def _made(w_plus: Tensor, steps_made: Tensor | None) -> Tensor:
+    """Which steps each face made, bool [n, steps]."""
+    n, steps = w_plus.shape[:2]
+    if steps_made is None:
+        return torch.ones(n, steps, dtype=torch.bool)
+    return torch.arange(steps)[None] < steps_made.cpu()[:, None]
+
+
+def _residuals(codes: Tensor, begin: Tensor, made: Tensor) -> Tensor:
+    """Return `residual_norm` of the steps that were made; NaN where it is not finite."""
+    norms = _blanked(residual_norm(codes, begin), made.to(codes.device))
+    return _blanked(norms, ~norms.isinf())
+
+
+def _blanked(values: Tensor, keep: Tensor) -> Tensor:
+    """`values` with NaN where they are not kept."""
+    return torch.where(keep, values, torch.full_like(values, float("nan")))
+
+
+def _finite(images: Tensor) -> Tensor:
+    """Which images, the last three axes, hold only finite numbers."""
+    return images.isfinite().flatten(-3).all(dim=-1)
+
+
+def _where(keep: Tensor, images: Tensor) -> Tensor:
+    """`images` with zeros in place of those that are not kept."""
+    return torch.where(keep[..., None, None, None], images, torch.zeros_like(images))
+
+
+def _to_numpy(values: Tensor) -> Floats:
+    array: Floats = values.cpu().numpy()
+    return array
+
+
+def _check_shapes(targets: Tensor, step_images: Tensor, w_plus: Tensor, latent_avg: Tensor) -> None:
+    n, steps = w_plus.shape[:2] if w_plus.ndim == 4 else (-1, -1)
+    if (
+        steps < 1
+        or targets.shape[0] != n
+        or targets.shape[1:2] != (3,)
+        or step_images.shape != (n, steps, *targets.shape[1:])
+        or latent_avg.shape != w_plus.shape[2:]
+    ):
+        raise ShapeError(
+            "metrics need targets [n, 3, h, w], step_images [n, steps, 3, h, w], w_plus "
+            "[n, steps, n_styles, 512] and latent_avg [n_styles, 512], not "
+            + ", ".join(str(list(t.shape)) for t in (targets, step_images, w_plus, latent_avg))
+        )
