@@ -50,8 +50,8 @@ _HOMES = {
     "checkpoint": ("load_checkpoint",),
     "encoders": ("ENCODER_TYPES", "OFFICIAL_TYPES"),
     "files": ("bundle_names", "check_model", "is_bundle"),
-    "domains": ("PRESETS", "Preset", "Treatment", "preset_for", "preset_of", "treatment_for"),
-    "model": ("Architecture", "ModelCard", "RestyleModel"),
+    "presets": ("PRESETS", "Preset", "Treatment", "preset_for", "preset_of", "treatment_for"),
+    "restyle": ("Architecture", "ModelCard", "RestyleModel"),
     "stylegan2": ("Generator",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
