@@ -223,7 +223,6 @@ class Importing:
         for number, few in enumerate(_runs(items, self.settings.part_size)):
             part = state.parts.get(number)
             if part is None:
-                rows = [row for item in few for row in self._rows(item)]
                 before = self._icc_ignored
                 rows = [row for item in few for row in self._rows(item)]
                 part = writer.write_part(shard, number, samples=len(few), latents=rows, rejects=[])
