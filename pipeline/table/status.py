@@ -26,7 +26,7 @@ from pipeline.storage import (
     list_shards,
 )
 from pipeline.table.audit import Audit
-from pipeline.table.open_parts import count_open_parts
+from pipeline.table.part_index import count_open_parts
 from pipeline.table.parts import COUNTS, LATENTS, parse_part_name
 from pipeline.table.runs import latest_runs, listed_left_out
 from pipeline.table.shard_index import indexed_records

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,16 @@ import pytest
 
 from pipeline.errors import TableError
 from pipeline.metrics.registry import PER_STEP
-from pipeline.table import MetricSums, Stats, latents_table, open_table, rejects_table, table_stats
+from pipeline.storage import LeftOut
+from pipeline.table import (
+    Counts,
+    MetricSums,
+    Stats,
+    latents_table,
+    open_table,
+    rejects_table,
+    table_stats,
+)
 from pipeline.table.parts import read_metadata
 from pipeline.table.shard_records import read_shard_record
 from tests.table.rows import COLUMNS, face_row, reject_row, shard, write_shard, writer
@@ -183,3 +193,23 @@ def test_what_are_no_figures_is_refused(facts: Any) -> None:
 def test_damaged_text_is_refused(text: str) -> None:
     with pytest.raises(TableError, match="index is damaged"):
         Stats.from_text(text)
+
+
+def test_counts_travel_in_a_row_and_add_up() -> None:
+    part = Counts(
+        parts=1,
+        samples=4,
+        faces=3,
+        rejects=2,
+        reasons=Counter(no_face=2),
+        bytes=90,
+        stage_seconds=Counter(read=0.5, write=1.5),
+        inversion_seconds=0.25,
+    )
+    assert Counts.from_row(json.loads(json.dumps(part.to_row(("read", "write"))))) == part
+    shard = Counts(shards=1, left_out=LeftOut({".json": 1}))
+    total = part + shard + part + shard
+    assert (total.shards, total.parts, total.rejects, total.bytes) == (2, 2, 4, 180)
+    assert (total.reasons, total.left_out) == ({"no_face": 4}, {".json": 2})
+    assert total.stage_seconds == {"read": 1.0, "write": 3.0}
+    assert part.reasons == {"no_face": 2}, "the summands stay"

@@ -15,7 +15,7 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.storage import Shard, Store, list_shards
 from pipeline.table import PartRecord, TableWriter
-from pipeline.table import open_parts as open_parts_module
+from pipeline.table import part_index as part_index_module
 from pipeline.table import status as status_module
 from pipeline.table.part_index import write_part_index
 from pipeline.table.parts import read_metadata
@@ -105,7 +105,7 @@ def test_open_parts_are_counted_by_the_index_and_else_by_footers(
         read.append(name)
         return read_metadata(store, name)
 
-    monkeypatch.setattr(open_parts_module, "read_metadata", noted)
+    monkeypatch.setattr(part_index_module, "read_metadata", noted)
     status = table_status(root)
     assert (status.samples, status.faces, status.rejects, status.exact) == (18, 12, 12, True)
     names = [f"latents/{part}.parquet" for part in ("s-0-00000", "s-2-00000", "s-2-00001")]
@@ -115,7 +115,7 @@ def test_open_parts_are_counted_by_the_index_and_else_by_footers(
 def test_of_many_open_parts_some_are_read_and_scaled_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(open_parts_module, "_READ_FOOTERS", 2)
+    monkeypatch.setattr(part_index_module, "_READ_FOOTERS", 2)
     table = writer(tmp_path)
     for number in range(4):
         part = [face_row(str(n)) for n in range(3)]
