@@ -112,17 +112,20 @@ def run_commands(checkout: Path, inputs: Path, tables: Path, names: list[str]) -
 
 
 def make_tables(checkout: Path, inputs: Path, tables: Path, names: list[str]) -> None:
-    """Run `run_commands` with the code and the interpreter of `checkout`."""
+    """Run `run_commands` with the code and the interpreter of `checkout`; exit where it fails."""
     own = checkout / ".venv" / "bin" / "python"
     python = str(own) if own.exists() else sys.executable
     arguments = (str(checkout), str(inputs), str(tables), *names)
-    subprocess.run(
+    ended = subprocess.run(
         [python, str(Path(__file__).resolve()), "--run", *arguments],
-        check=True,
+        check=False,
         cwd=checkout,
         env={**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
+    if ended.returncode:
+        sys.exit(f"{checkout}: {ended.stderr}")
 
 
 def digests(table: Path) -> dict[str, str]:
