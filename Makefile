@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := demo-output
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-toonify test test-slow faults fuzz check audit bench clean
+.PHONY: help demo demo-toonify test test-slow hosts faults fuzz check audit bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test: .venv/installed ## run the tests: no network, no GPU
 
 test-slow: .venv/installed ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
+
+hosts: .venv/installed ## run jobs over hosts that are apart, on this machine: root, Linux, five minutes
+	@$(BIN)/python -m pytest -m slow tests/hosts
 
 faults: .venv/installed ## break running jobs by SCHEDULES=100 seeded schedules
 	@$(BIN)/python -m tests.faults --schedules $(or $(SCHEDULES),100)

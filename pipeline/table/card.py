@@ -15,11 +15,10 @@ from pipeline.table.reader import Table
 from pipeline.table.runs import listed_left_out
 from pipeline.table.schema import rejects_schema
 from pipeline.table.shard_index import table_stats
-from pipeline.table.spec import TableSpec
+from pipeline.table.spec import NOT_MEASURED, TableSpec
 from pipeline.table.stats import Counts, Stats
 
 CARD_NAME = "README.md"
-NOT_MEASURED = "not measured"  # what a description says of a metric that no network measures
 # The card's last line. A README.md without it, or one that was edited since, is somebody's own.
 _SIGNATURE = "<!-- written by restyle-pipeline, which leaves it alone once it is edited: {} -->\n"
 # What all cards have that were made before they were signed: how they begin, and each line.

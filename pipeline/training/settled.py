@@ -150,7 +150,10 @@ def _compared(config: TrainConfig) -> dict[str, Any]:
     """
     names = FaceSearch.model_fields if config.prealigned else ()
     unused = {name: EARLIER_VALUES[name] for name in names}
-    return {**config.model_dump(), **unused, "input": canonical_uri(config.input)}
+    places = {"input": canonical_uri(config.input)}
+    if config.target:
+        places["target"] = canonical_uri(config.target)
+    return {**config.model_dump(), **unused, **places}
 
 
 def _shown(value: Any) -> str:

@@ -19,10 +19,10 @@ _BYTES_PER_STEP, _FREE_STEPS = 16, 10_000
 
 _VALUES = {
     *("BININT", "BININT1", "BININT2", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINFLOAT", "LONG1"),
 }
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_NEW: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
+_NEW: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _NOTHING = {"PROTO", "FRAME", "STOP"}
 
@@ -34,32 +34,38 @@ class Record(Protocol):
 
 
 def read_pickle(
-    content: bytes, names: Mapping[str, Callable[..., Any]], records: tuple[type[Record], ...]
+    content: bytes,
+    names: Mapping[str, Callable[..., Any]],
+    records: tuple[type[Record], ...],
+    purpose: str = "a dictionary of codes",
 ) -> Any:
     """Return the object in the pickle `content` (protocol 2 and later).
 
     `names` holds what stands for each name (`module.name`) that the pickle may call; the calls are
-    the only code that runs. `records` are the types that may be given a state. Every other name
-    and instruction is refused with an `InputError`; a damaged pickle raises `ValueError`,
-    `LookupError` or `TypeError`.
+    the only code that runs. `records` are the types that may be given a state, and `purpose` says
+    in errors what is read. Every other name and instruction is refused with an `InputError`; a
+    damaged pickle raises `ValueError`, `LookupError` or `TypeError`.
     """
-    machine = _Machine(names, records)
+    machine = _Machine(names, records, purpose)
     left = len(content) // _BYTES_PER_STEP + _FREE_STEPS
     for code, argument, _ in pickletools.genops(content):
         machine.step(code.name, argument)
         left -= 1
         if left < 0:
-            raise InputError(f"it has more instructions than {len(content)} bytes of codes need")
+            raise InputError(f"it has more instructions than {len(content)} bytes of data need")
     (found,) = machine.stack
     return found
 
 
 class _Machine:
     def __init__(
-        self, names: Mapping[str, Callable[..., Any]], records: tuple[type[Record], ...]
+        self,
+        names: Mapping[str, Callable[..., Any]],
+        records: tuple[type[Record], ...],
+        purpose: str,
     ) -> None:
         self.stack: list[Any] = []
-        self._names, self._records = names, records
+        self._names, self._records, self._purpose = names, records, purpose
         self._below: list[list[Any]] = []  # the stacks under each mark
         self._memo: dict[int, Any] = {}
         self._steps: dict[str, Callable[[Any], None]] = {
@@ -76,7 +82,9 @@ class _Machine:
             "LONG_BINGET": lambda slot: self.stack.append(self._memo[slot]),
             "GLOBAL": lambda name: self._name(*name.split(" ", 1)),
             "STACK_GLOBAL": lambda _: self._name(self.stack.pop(-2), self.stack.pop()),
+            "ADDITEMS": lambda _: self._add(self._to_mark()),
             "REDUCE": self._call,
+            "NEWOBJ": self._call,
             "BUILD": self._give_state,
         }
 
@@ -96,7 +104,7 @@ class _Machine:
         elif code in self._steps:
             self._steps[code](argument)
         elif code not in _NOTHING:
-            raise InputError(f"it has the instruction {code}, which codes have no use of")
+            raise InputError(f"it has the instruction {code}, which {self._purpose} has no use of")
 
     def _mark(self, _: Any) -> None:
         self._below.append(self.stack)
@@ -115,6 +123,12 @@ class _Machine:
             raise TypeError("items for what is no list")
         self.stack[-1].extend(items)
 
+    def _add(self, items: list[Any]) -> None:
+        # Texts alone: numbers can be chosen so that each of them collides with all others.
+        if type(self.stack[-1]) is not set or not all(type(item) is str for item in items):
+            raise TypeError("items for what is not a set of names")
+        self.stack[-1].update(items)
+
     def _set(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not dict:
             raise TypeError("items for what is no dictionary")
@@ -129,7 +143,7 @@ class _Machine:
             raise TypeError("a name that is no text")
         called = self._names.get(f"{module}.{name}")
         if called is None:
-            raise InputError(f"it names {module}.{name}, which a dictionary of codes has no use of")
+            raise InputError(f"it names {module}.{name}, which {self._purpose} has no use of")
         self.stack.append(called)
 
     def _call(self, _: Any) -> None:
