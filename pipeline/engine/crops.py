@@ -32,7 +32,7 @@ from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.storage import Shard, Store, list_shards
-from pipeline.table.description import without_earlier
+from pipeline.table.spec import without_earlier
 from pipeline.training.config import TrainConfig
 from pipeline.training.resume_check import CROPS, Origin
 

@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.storage import Shard, Store
-from pipeline.table import Strays, TableWriter, open_table, part_files
-from pipeline.table import states as states_module
-from pipeline.table import strays as strays_module
+from pipeline.table import Orphans, TableWriter, open_table, part_files
+from pipeline.table import cleanup as cleanup_module
+from pipeline.table import resume as resume_module
 from tests.table.rows import COUNTS_OF_ONE, face_row, shard, write_shard, writer
 
 SHARDS = [shard(f"s-{number}") for number in range(4)]
@@ -47,11 +47,11 @@ def commit_three(table: TableWriter, one: Shard) -> None:
 
 
 def run(table: TableWriter, shards: list[Shard] = SHARDS, *, whole_input: bool = False) -> bool:
-    strays = Strays(table.store)
-    done = all(state.done for state in table.states(shards, strays=strays))
+    orphans = Orphans(table.store)
+    done = all(state.done for state in table.states(shards, orphans=orphans))
     for one in shards:
-        strays.is_input(one)
-    strays.remove(whole_input=whole_input)
+        orphans.is_input(one)
+    orphans.remove(whole_input=whole_input)
     return done
 
 
@@ -63,7 +63,7 @@ def names_of(table: TableWriter, shard_id: str) -> list[str]:
 def test_a_part_beside_a_commit_is_removed_by_the_next_run(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch, indexed: bool
 ) -> None:
-    monkeypatch.setattr(states_module, "INDEXED_AT_ONCE", 3 if indexed else 1000)
+    monkeypatch.setattr(resume_module, "INDEXED_AT_ONCE", 3 if indexed else 1000)
     assert run(table)
     assert bool(table.store.names("_index/shards/")) == indexed
     before = [name for name in table.store.names() if not name.startswith("_index/")]
@@ -93,39 +93,39 @@ def test_a_commit_that_came_after_the_listing_keeps_its_parts(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the index says of a shard is old when another run has done it again since."""
-    monkeypatch.setattr(states_module, "INDEXED_AT_ONCE", 3)
+    monkeypatch.setattr(resume_module, "INDEXED_AT_ONCE", 3)
     run(table)
-    known = states_module.CommittedShards(table.store)
+    known = resume_module.CommittedShards(table.store)
     table.store.remove("_shards/s-1.json")
     again = writer(table.store.root, part_size=2)
     for part in (0, 1):
         for kind in ("latents", "rejects"):
             table.store.remove(f"{kind}/s-1-{part:05d}.parquet")
     commit_three(again, SHARDS[1])
-    strays = Strays(table.store)
-    strays.look_beside(known)
-    strays.remove(whole_input=False)
+    orphans = Orphans(table.store)
+    orphans.start(known)
+    orphans.remove(whole_input=False)
     assert open_table(table.store.root).verify()["parts"] == 9
 
 
 def test_a_shard_that_is_done_again_meanwhile_keeps_its_parts(table: TableWriter) -> None:
     """It is whole when what the listing found is looked at."""
     again = writer(table.store.root, part_size=2)
-    strays = Strays(table.store)
-    (state,) = again.states([shard("s-1", "etag-2")], strays=strays)
+    orphans = Orphans(table.store)
+    (state,) = again.states([shard("s-1", "etag-2")], orphans=orphans)
     again.clear(state)
     commit_three(again, state.shard)
-    strays.remove(whole_input=False)
+    orphans.remove(whole_input=False)
     assert open_table(table.store.root).verify()["parts"] == 9
 
 
 def test_a_run_that_is_stopped_looks_no_further(table: TableWriter) -> None:
     arrive_late(table, SHARDS[1], 2)
     before = table.store.names()
-    strays = Strays(table.store)
-    strays.stop()
-    strays.look_beside(states_module.CommittedShards(table.store))
-    strays.remove(whole_input=False)
+    orphans = Orphans(table.store)
+    orphans.stop()
+    orphans.start(resume_module.CommittedShards(table.store))
+    orphans.remove(whole_input=False)
     assert table.store.names() == before
 
 
@@ -138,7 +138,7 @@ def test_slices_behind_the_end_of_a_shorter_folder_are_removed(
     root: str, monkeypatch: pytest.MonkeyPatch, indexed: bool
 ) -> None:
     """Their files moved into the slices before them: readers would find those twice."""
-    monkeypatch.setattr(states_module, "INDEXED_AT_ONCE", 2 if indexed else 1000)
+    monkeypatch.setattr(resume_module, "INDEXED_AT_ONCE", 2 if indexed else 1000)
     table = writer(root)
     for one in (*slices(4), shard("a")):
         write_shard(table, one)
@@ -173,11 +173,11 @@ def test_a_committed_shard_that_left_keeps_its_rows(table: TableWriter) -> None:
 def test_a_shard_that_another_run_commits_meanwhile_stays(table: TableWriter) -> None:
     """Its input has a shard that this run's listing came too early for."""
     write_shard(table, shard("new"), commit=False)
-    strays = Strays(table.store)
-    list(table.states(SHARDS, strays=strays))
+    orphans = Orphans(table.store)
+    list(table.states(SHARDS, orphans=orphans))
     state = table.state(shard("new"))
     table.commit_shard(shard("new"), state.parts.values())
-    strays.remove(whole_input=True)
+    orphans.remove(whole_input=True)
     assert open_table(table.store.root).verify()["shards"] == 5
 
 
@@ -187,30 +187,30 @@ def test_a_commit_that_comes_while_its_parts_are_removed_goes_as_well(
     """Without its parts it would stand for ever, and its faces be lost."""
     write_shard(table, shard("new"), commit=False)
     parts = table.state(shard("new")).parts.values()
-    real = strays_module.remove_parts_from
+    real = cleanup_module.remove_parts_from
 
     def slow(store: Store, files: Iterable[str], first: int) -> int:
         table.commit_shard(shard("new"), parts)
         return real(store, files, first)
 
-    monkeypatch.setattr(strays_module, "remove_parts_from", slow)
+    monkeypatch.setattr(cleanup_module, "remove_parts_from", slow)
     run(table, whole_input=True)
     assert not table.state(shard("new")).done, "so that it is done again"
 
 
 def test_what_another_run_of_a_newer_input_is_at_work_on_stays(table: TableWriter) -> None:
     write_shard(table, shard("left"), commit=False)
-    strays = Strays(table.store)
+    orphans = Orphans(table.store)
     infos = dict(table.store.infos("latents/"))
-    strays.began = max(info.modified for info in infos.values())
-    list(table.states(SHARDS, strays=strays))
+    orphans.began = max(info.modified for info in infos.values())
+    list(table.states(SHARDS, orphans=orphans))
     time.sleep(1.1)  # a bucket's times are whole seconds
     write_shard(table, shard("new"), commit=False)
-    for look in strays._looks:
-        look.join()
-    strays._looks = []
-    strays.look_beside(strays._committed)
-    strays.remove(whole_input=True)
+    for scan in orphans._scans:
+        scan.join()
+    orphans._scans = []
+    orphans.start(orphans._committed)
+    orphans.remove(whole_input=True)
     assert len(names_of(table, "new")) == 4
     assert not names_of(table, "left")
 
@@ -221,10 +221,10 @@ def test_a_disk_is_listed_once_for_all_that_is_removed(
     table = writer(tmp_path)
     for number in range(20):
         write_shard(table, shard(f"left-{number}"), commit=False)
-    strays = Strays(table.store)
-    list(table.states([], strays=strays))
-    for look in strays._looks:
-        look.join()
+    orphans = Orphans(table.store)
+    list(table.states([], orphans=orphans))
+    for scan in orphans._scans:
+        scan.join()
     listed: list[str] = []
     real = os.scandir
 
@@ -233,7 +233,7 @@ def test_a_disk_is_listed_once_for_all_that_is_removed(
         return real(path)
 
     monkeypatch.setattr(os, "scandir", counted)
-    assert strays.remove(whole_input=True) == 80
+    assert orphans.remove(whole_input=True) == 80
     assert len(listed) == 2
 
 
@@ -242,24 +242,24 @@ def test_a_listing_that_failed_at_the_start_is_done_again_at_the_end(
 ) -> None:
     """A run of days does not fail for what storage said in its first minute."""
     arrive_late(table, SHARDS[1], 2)
-    strays = Strays(table.store)
+    orphans = Orphans(table.store)
     with monkeypatch.context() as patch:
         patch.setattr(Store, "each_name", refuse)
-        strays.look_beside(states_module.CommittedShards(table.store))
-        for look in strays._looks:
-            look.join()
-    assert strays.remove(whole_input=False) == 2
+        orphans.start(resume_module.CommittedShards(table.store))
+        for scan in orphans._scans:
+            scan.join()
+    assert orphans.remove(whole_input=False) == 2
     assert open_table(table.store.root).verify()["parts"] == 8
 
 
 def test_a_storage_that_stays_down_is_told(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strays = Strays(table.store)
+    orphans = Orphans(table.store)
     monkeypatch.setattr(Store, "each_name", refuse)
-    strays.look_beside(states_module.CommittedShards(table.store))
+    orphans.start(resume_module.CommittedShards(table.store))
     with pytest.raises(StorageError, match="503"):
-        strays.remove(whole_input=False)
+        orphans.remove(whole_input=False)
 
 
 def refuse(*_: object) -> Iterator[str]:

@@ -18,8 +18,8 @@ def model_of(table: Table, name: str | None = None, device: str = "cpu") -> Rest
     Raises `ModelError` where its weights are not those that the table names.
     """
     name = name or _name_of(table)
-    hints = hints_of(table.description.config)
-    return _checked(table, name, table.description.settings.get("model"), device, hints)
+    hints = hints_of(table.spec.config)
+    return _checked(table, name, table.spec.settings.get("model"), device, hints)
 
 
 def check_model_of(table: Table, name: str | None = None) -> None:
@@ -32,15 +32,15 @@ def first_model_of(table: Table, device: str = "cpu") -> RestyleModel | None:
 
     Raises `ModelError` where its weights are not those that the table names.
     """
-    name = table.description.config.get("bootstrap")
+    name = table.spec.config.get("bootstrap")
     if not name:
         return None
-    told = table.description.settings.get("method", {}).get("bootstrap")
+    told = table.spec.settings.get("method", {}).get("bootstrap")
     return _checked(table, str(name), told, device, ModelHints())
 
 
 def _name_of(table: Table) -> str:
-    return str(table.description.config.get("model", ""))
+    return str(table.spec.config.get("model", ""))
 
 
 def _checked(table: Table, name: str, told: object, device: str, hints: ModelHints) -> RestyleModel:

@@ -1,7 +1,7 @@
-"""Files that readers find and no run comes back to, and their removal.
+"""Find and delete orphaned part files: files that readers see but that no commit owns.
 
 * Late parts: a put that was in flight when its driver died, or a writer that was killed between its
-  put and the look at the manifest, may land beside a commit of another state or part size under a
+  put and its check of the manifest, may land beside a commit of another state or part size under a
   number that it does not have. Its faces are there twice.
 * Parts of a shard that left the input before it was committed.
 * Slices of a folder that has fewer files than it had: the files that are left stand in the slices
@@ -21,10 +21,10 @@ import numpy as np
 
 from pipeline.errors import StorageError
 from pipeline.storage import ObjectInfo, Shard, Store, slice_id
-from pipeline.table.committed import CommittedShards
-from pipeline.table.manifests import manifest_name, read_manifest
 from pipeline.table.part_files import infos_of, remove_parts_beside, remove_parts_from
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
+from pipeline.table.shard_index import CommittedShards
+from pipeline.table.shard_records import manifest_name, read_shard_record
 
 _BATCH = 4096
 _THREADS = 16
@@ -32,8 +32,8 @@ _THREADS = 16
 _Infos = Mapping[str, ObjectInfo]
 
 
-class Strays:
-    """The strays that a run finds when it begins, which it removes when it is through.
+class Orphans:
+    """The orphans that a run finds when it begins and removes when it ends.
 
     Of part files there are two for a few hundred images: threads list their names while the run is
     at work. Of each shard of the input 8 bytes are held.
@@ -46,18 +46,18 @@ class Strays:
         self.began = math.inf
         self._stopped = threading.Event()
         self._committed: CommittedShards | None = None
-        self._looks: list[_Look] = []
+        self._scans: list[_Scan] = []
         self._parts: dict[str, int] = {}  # of committed shards that stand in no index
         self._input = array("q")  # hashes of ids
         self._slices = 0
 
-    def look_beside(self, committed: CommittedShards) -> None:
-        """Begin to look for parts."""
+    def start(self, committed: CommittedShards) -> None:
+        """Start to list the part files."""
         self._committed = committed
         kinds = (LATENTS, REJECTS)
-        self._looks = [_Look(self.store, kind, committed, self._stopped) for kind in kinds]
-        for look in self._looks:
-            look.start()
+        self._scans = [_Scan(self.store, kind, committed, self._stopped) for kind in kinds]
+        for scan in self._scans:
+            scan.start()
 
     def has_parts(self, shard_id: str, count: int) -> None:
         """Note what the manifest of a shard says that no index knows: it need not be read again."""
@@ -76,8 +76,8 @@ class Strays:
         """
         late: dict[str, int] = {}
         still_open: set[str] = set()
-        for look in self._looks:
-            found, unknown = look.result()
+        for scan in self._scans:
+            found, unknown = scan.result()
             still_open |= unknown
             for shard_id, part in found.items():
                 late[shard_id] = max(part, late.get(shard_id, 0))
@@ -90,7 +90,7 @@ class Strays:
             removed += self._each(self._remove_uncommitted, left)
             slices = [slice_id(n) for n in self._committed.slices if n >= self._slices]
             removed += self._each(self._remove_committed, slices)
-        self._looks = []
+        self._scans = []
         return removed
 
     def _not_in_the_input(self, shard_ids: list[str]) -> list[str]:
@@ -99,7 +99,7 @@ class Strays:
         return [one for one, is_ours in zip(shard_ids, ours, strict=True) if not is_ours]
 
     def stop(self) -> None:
-        """Look no further."""
+        """Stop listing."""
         self._stopped.set()
 
     def _each(self, remove: Callable[[str, _Infos], int], shard_ids: Sequence[str]) -> int:
@@ -117,7 +117,7 @@ class Strays:
         """
         if not self.store.exists(manifest_name(shard_id)):
             return 0
-        return remove_parts_beside(self.store, read_manifest(self.store, shard_id), files)
+        return remove_parts_beside(self.store, read_shard_record(self.store, shard_id), files)
 
     def _remove_uncommitted(self, shard_id: str, files: _Infos) -> int:
         """Nothing where another run, of an input that has the shard, is at work on it or was."""
@@ -134,36 +134,36 @@ class Strays:
     def _remove_all(self, shard_id: str, files: _Infos) -> int:
         removed = remove_parts_from(self.store, files, 0)
         if removed:
-            # One that was put between the look and the removal names files that are gone.
+            # One that was put between the listing and the removal names files that are gone.
             self.store.remove(manifest_name(shard_id))
         return removed
 
 
-class _Look(threading.Thread):
+class _Scan(threading.Thread):
     """One listing of all names of a kind; a daemon, so that no end waits for a slow one."""
 
     def __init__(
         self, store: Store, kind: str, committed: CommittedShards, stopped: threading.Event
     ) -> None:
-        super().__init__(name=f"strays-{kind}", daemon=True)
+        super().__init__(name=f"orphans-{kind}", daemon=True)
         self.store, self.kind, self.committed = store, kind, committed
         self.stopped = stopped
         self._found: tuple[dict[str, int], set[str]] | None = None
 
     def run(self) -> None:
         try:
-            self._found = self._look()
+            self._found = self._list()
         except StorageError:
-            self._found = None  # `result` looks again, when the storage may be back
+            self._found = None  # `result` lists again, when the storage may be back
 
     def result(self) -> tuple[dict[str, int], set[str]]:
         """The highest part of each committed shard that has one too many, or that may have, as no
         index tells; the shards that are not committed.
         """
         self.join()
-        return self._look() if self._found is None else self._found
+        return self._list() if self._found is None else self._found
 
-    def _look(self) -> tuple[dict[str, int], set[str]]:
+    def _list(self) -> tuple[dict[str, int], set[str]]:
         highest: dict[str, int] = {}
         still_open: set[str] = set()
         listing = self._parts()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from pipeline.errors import (
@@ -17,11 +18,11 @@ from pipeline.errors import (
     TableError,
     printable,
 )
+from pipeline.redaction import HIDDEN, clean
 from pipeline.storage import OutputKind, Store
-from pipeline.table.documents import check_types, read_json, to_json
 from pipeline.table.schema import SCHEMA_VERSION, Columns
 
-DESCRIPTION_NAME = "_table.json"
+SPEC_NAME = "_table.json"
 
 # Settings that earlier versions did not have, with the value that stands for what they did. A
 # setting with this value is left out of `_table.json` and of the fingerprint, so that a table made
@@ -87,7 +88,7 @@ _NONE_GIVEN = ("columns.kept", "layout.image_column", "layout.limit")
 
 
 @dataclass(frozen=True)
-class Description:
+class TableSpec:
     """All that a table says of itself.
 
     `settings` is everything that changes a result (weights, steps, alignment, version of the
@@ -128,11 +129,11 @@ class Description:
         }
 
 
-def read_description(store: Store) -> Description:
-    """The description of the table at `store`; `InputError` naming it if there is no table."""
-    if not store.exists(DESCRIPTION_NAME):
-        raise InputError(f"'{store.root}' is not a table: it has no {DESCRIPTION_NAME}")
-    document = read_json(store, DESCRIPTION_NAME)
+def read_spec(store: Store) -> TableSpec:
+    """Read the spec of the table at `store`; `InputError` naming it if there is no table."""
+    if not store.exists(SPEC_NAME):
+        raise InputError(f"'{store.root}' is not a table: it has no {SPEC_NAME}")
+    document = read_json(store, SPEC_NAME)
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
         raise TableError(
@@ -149,17 +150,17 @@ def read_description(store: Store) -> Description:
             if not isinstance(part, dict):
                 raise TypeError(f"its {name} is no JSON object")  # noqa: TRY301
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise TableError(f"'{store.uri(DESCRIPTION_NAME)}' is incomplete: {error}") from error
-    return Description(columns, **parts)
+        raise TableError(f"'{store.uri(SPEC_NAME)}' is incomplete: {error}") from error
+    return TableSpec(columns, **parts)
 
 
 def _is_table(store: Store, names: Sequence[str]) -> bool:
-    """Return whether a folder with files is a table: its description is put before all else."""
-    if store.exists(DESCRIPTION_NAME):
+    """Return whether a folder with files is a table: its spec is written before all else."""
+    if store.exists(SPEC_NAME):
         return True
     if {"_shards/", "_runs/"} & {*names}:
         raise ConfigError(
-            f"the output '{store.root}' is a table that has lost its {DESCRIPTION_NAME}, without "
+            f"the output '{store.root}' is a table that has lost its {SPEC_NAME}, without "
             "which nobody can tell how it was made: put that file back, or choose another output"
         )
     return False
@@ -168,35 +169,35 @@ def _is_table(store: Store, names: Sequence[str]) -> bool:
 TABLE_OUTPUT = OutputKind("a table of latents", _is_table)
 
 
-def check_existing(store: Store, asked: Description) -> Description:
-    """The description of the table at `store`, which a run with `asked` may go on with.
+def check_existing(store: Store, asked: TableSpec) -> TableSpec:
+    """Return the spec of the table at `store`, which a run with `asked` may continue.
 
     Raises `FingerprintError` with one line for each setting that differs if the table was made
     with other settings, columns or layout, and `RequestError` if nobody can tell: then the same
     command again does not help.
     """
     try:
-        existing = read_description(store)
+        existing = read_spec(store)
     except TableError as error:
         raise RequestError(
             f"{error}; choose another output, or go on with this table by the version of the code "
-            f"that made it, its {DESCRIPTION_NAME} as it was"
+            f"that made it, its {SPEC_NAME} as it was"
         ) from error
     check_same(store.root, existing, asked)
     return existing
 
 
-def settle_description(store: Store, description: Description) -> Description:
-    """Write `_table.json` if there is none; what stands there in the end.
+def create_or_check_spec(store: Store, spec: TableSpec) -> TableSpec:
+    """Write `_table.json` if there is none; return what is stored.
 
     Raises what `check_existing` raises.
     """
-    if store.put_if_absent(DESCRIPTION_NAME, to_json(description.to_dict())):
-        return description
-    return check_existing(store, description)
+    if store.put_if_absent(SPEC_NAME, to_json(spec.to_dict())):
+        return spec
+    return check_existing(store, spec)
 
 
-def check_same(root: str, existing: Description, asked: Description) -> None:
+def check_same(root: str, existing: TableSpec, asked: TableSpec) -> None:
     """Raise `FingerprintError` if the two would give different tables.
 
     The message has one line per difference, and the flags that continue the table as it was made.
@@ -269,3 +270,61 @@ def without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
 def _plain(value: Any) -> Any:
     """As JSON would give it back, so that tuples and integer keys compare equal."""
     return json.loads(json.dumps(value, default=str))
+
+
+_SECRET_NAME = re.compile(
+    r"secret|passw|passphrase|token$|credential|(access|api|account|private)_?key|jwt|authorization"
+    r"|connection_string",
+    re.I,
+)
+
+
+def to_json(document: dict[str, Any]) -> bytes:
+    """`document` as indented UTF-8 JSON; what is or looks like a credential becomes `***`."""
+    text = json.dumps(
+        _without_named(clean(document)), indent=2, ensure_ascii=False, allow_nan=False
+    )
+    return (text + "\n").encode()
+
+
+def read_json(store: Store, name: str) -> dict[str, Any]:
+    """The JSON object under `name`; `TableError` if it is something else."""
+    content = store.get(name)
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise TableError(f"'{store.uri(name)}' is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise TableError(f"'{store.uri(name)}' is not a JSON object")
+    return document
+
+
+_PLAIN = {"str": str, "int": int, "bool": bool}
+
+
+def check_types(record: Any) -> None:
+    """Raise `TypeError` if a dataclass's text, integer (of 64 bits) or truth value is none.
+
+    JSON that another program wrote fills any type into any field.
+    """
+    for each in fields(record):
+        value, expected = getattr(record, each.name), _PLAIN.get(str(each.type))
+        if expected and type(value) is not expected:
+            raise TypeError(f"'{each.name}' is a {type(value).__name__}")
+        if expected is int and not -(2**63) <= value < 2**63:
+            raise TypeError(f"'{each.name}' is larger than any integer of a table")
+
+
+def _without_named(value: Any) -> Any:
+    """`value` without what stands under a credential's name, and with texts that UTF-8 can hold."""
+    if isinstance(value, dict):
+        return {
+            str(name): HIDDEN if item and _SECRET_NAME.search(str(name)) else _without_named(item)
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without_named(item) for item in value]
+    if isinstance(value, str):
+        # A lone surrogate (a file name that is not UTF-8) has no UTF-8 form.
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value

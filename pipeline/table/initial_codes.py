@@ -11,21 +11,21 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, InputError, RequestError, TableError
 from pipeline.storage import Shard, one_line
-from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
 from pipeline.table.parts import LATENTS, part_name
 from pipeline.table.queries import connect, create_view
 from pipeline.table.reader import Table, open_table
 from pipeline.table.schema import STYLE_DIM
+from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 from pipeline.table.statements import condition
 
 
-def starts_schema(n_styles: int) -> pa.Schema:
+def initial_codes_schema(n_styles: int) -> pa.Schema:
     """Columns of the codes that travel with a part: `image_id` and `w_plus`, float32."""
     code = pa.list_(pa.list_(pa.float32(), STYLE_DIM), n_styles)
     return pa.schema([("image_id", pa.string()), ("w_plus", code)])
 
 
-def open_start(uri: str) -> Table:
+def open_initial_table(uri: str) -> Table:
     """The table that codes are to start from; `ConfigError` if there is none at `uri`."""
     try:
         return open_table(uri)
@@ -38,7 +38,7 @@ def check_condition(table: Table, where: str) -> None:
     table.arrow(f"SELECT image_id FROM latents WHERE {condition(where, one_row=True)} LIMIT 0")
 
 
-class ShardStarts:
+class InitialCodes:
     """The codes of one committed shard of the table at `uri`, or those that `where` chooses.
 
     Holds the ids of the shard's chosen faces; codes are read when they are asked for.
@@ -47,33 +47,33 @@ class ShardStarts:
     def __init__(self, uri: str, shard: Shard, where: str | None = None) -> None:
         """Raises `TableError` where the table has not finished the shard as it stands."""
         self.table = open_table(uri)
-        made = self._checked_shard(uri, shard)
-        self.n_styles = self.table.description.columns.n_styles
+        record = self._checked_shard(uri, shard)
+        self.n_styles = self.table.spec.columns.n_styles
         self._files: dict[str, str] = {}  # image_id -> name of its file
         self._faces: dict[str, list[str]] = defaultdict(list)  # key -> image_ids
-        names = [part_name(LATENTS, made.shard, one.part) for one in made.parts]
+        names = [part_name(LATENTS, record.shard, part.part) for part in record.parts]
         self._choose(names, where or "true")
 
-    def _checked_shard(self, uri: str, shard: Shard) -> ShardManifest:
+    def _checked_shard(self, uri: str, shard: Shard) -> ShardRecord:
         """A shard of the same id may hold other images: their codes would not be missed."""
         name = f"shard '{shard.shard_id}'"
         if not self.table.store.exists(manifest_name(shard.shard_id)):
             raise TableError(f"the table '{uri}' has not finished {name}: run its own job first")
-        made = read_manifest(self.table.store, shard.shard_id)
-        if made.uri != shard.source:
+        record = read_shard_record(self.table.store, shard.shard_id)
+        if record.uri != shard.source:
             raise TableError(
-                f"the table '{uri}' has {name} from '{made.uri}', and it is to be read from "
+                f"the table '{uri}' has {name} from '{record.uri}', and it is to be read from "
                 f"'{shard.source}'"
             )
-        if (made.etag, made.size) != (shard.etag, shard.size):
+        if (record.etag, record.size) != (shard.etag, shard.size):
             raise TableError(
-                f"{name} changed since the table '{uri}' was made from it (etag '{made.etag}' "
+                f"{name} changed since the table '{uri}' was made from it (etag '{record.etag}' "
                 f"then, '{shard.etag}' when it was listed): run its own job first"
             )
-        return made
+        return record
 
     def _choose(self, names: Sequence[str], where: str) -> None:
-        store, columns = self.table.store, self.table.description.columns
+        store, columns = self.table.store, self.table.spec.columns
         query = f"SELECT image_id, key FROM latents WHERE {condition(where, one_row=True)}"
         connection, files = connect(store)
         for name in names:
@@ -95,7 +95,7 @@ class ShardStarts:
         return self._faces.keys()
 
     def of(self, keys: Sequence[str]) -> pa.Table:
-        """The codes of all chosen faces of the samples `keys`, as `starts_schema` has it."""
+        """The codes of all chosen faces of the samples `keys`, as `initial_codes_schema` has it."""
         ids = [image for key in keys for image in self._faces.get(key, ())]
         wanted: dict[str, set[str]] = defaultdict(set)
         for image in ids:
@@ -103,7 +103,7 @@ class ShardStarts:
         found: dict[str, np.ndarray] = {}
         for name, images in wanted.items():
             found |= self.table.codes_in(name, images)
-        schema = starts_schema(self.n_styles)
+        schema = initial_codes_schema(self.n_styles)
         numbers = pa.array(
             np.concatenate([np.empty((0,), np.float32), *(found[image].ravel() for image in ids)])
         )

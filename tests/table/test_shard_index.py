@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import Shard
-from pipeline.table import TableWriter, Totals, index
-from pipeline.table import states as states_module
-from pipeline.table.index import read_entries
-from pipeline.table.manifests import ShardManifest, manifest_etags, manifest_name
-from pipeline.table.manifests import read_manifest as read_one
-from tests.table.rows import shard, write_shard, writer
+from pipeline.table import Counts, TableWriter, table_stats
+from pipeline.table import resume as resume_module
+from pipeline.table.shard_index import CommittedShards, indexed_records, write_index
+from pipeline.table.shard_records import ShardRecord, manifest_etags, manifest_name
+from pipeline.table.shard_records import read_shard_record as read_one
+from pipeline.table.spec import to_json
+from tests.table.rows import commit, shard, write_shard, writer
 
 SHARDS = [shard(f"s-{number}") for number in range(4)]
 
@@ -23,7 +26,7 @@ SHARDS = [shard(f"s-{number}") for number in range(4)]
 @pytest.fixture(autouse=True)
 def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three shards are many."""
-    monkeypatch.setattr(states_module, "INDEXED_AT_ONCE", 3)
+    monkeypatch.setattr(resume_module, "INDEXED_AT_ONCE", 3)
 
 
 @pytest.fixture
@@ -31,20 +34,23 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards whose manifests were read."""
     shards: list[str] = []
 
-    def counting(store: object, shard_id: str) -> ShardManifest:
+    def counting(store: object, shard_id: str) -> ShardRecord:
         shards.append(shard_id)
         return read_one(store, shard_id)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(states_module, "read_manifest", counting)
+    monkeypatch.setattr(resume_module, "read_shard_record", counting)
     return shards
 
 
 def committed(table: TableWriter, shards: list[Shard] = SHARDS) -> list[tuple[int, int] | None]:
-    return [state.committed for state in table.states(shards)]
+    done = [state.committed for state in table.states(shards)]
+    return [one and (one.samples, one.parts) for one in done]
 
 
 def indexed(table: TableWriter) -> set[str]:
-    return {entry.shard for entry in read_entries(table.store, dict(manifest_etags(table.store)))}
+    return {
+        entry.shard for entry in indexed_records(table.store, dict(manifest_etags(table.store)))
+    }
 
 
 def test_manifests_that_were_read_once_are_not_read_again(root: str, read: list[str]) -> None:
@@ -70,7 +76,7 @@ def test_a_dry_run_writes_no_index(root: str) -> None:
     table = writer(root)
     for one in SHARDS:
         write_shard(table, one)
-    committed(TableWriter(root, table.description, part_size=table.part_size, read_only=True))
+    committed(TableWriter(root, table.spec, part_size=table.part_size, read_only=True))
     assert indexed(table) == set()
 
 
@@ -79,7 +85,7 @@ def test_entries_of_commits_are_true_of_the_manifests(root: str, read: list[str]
     entries = []
     for one in SHARDS:
         write_shard(table, one, commit=False)
-        entries.append(table.entry(table.commit_shard(one, table.state(one).parts.values())))
+        entries.append(commit(table, one))
     table.index(entries)
     assert committed(table) == [(6, 2)] * 4
     assert read == []
@@ -137,8 +143,8 @@ def test_an_index_without_the_table_is_worth_nothing(root: str) -> None:
 def test_the_name_of_an_index_file_is_that_of_its_content(root: str) -> None:
     table = writer(root)
     write_shard(table, SHARDS[0])
-    entry = table.entry(read_one(table.store, "s-0"))
-    assert index.write_entries(table.store, [entry]) == index.write_entries(table.store, [entry])
+    entry = table.with_manifest_etag(read_one(table.store, "s-0"))
+    assert write_index(table.store, [entry]) == write_index(table.store, [entry])
 
 
 def test_an_index_of_earlier_versions_is_believed(root: str, read: list[str]) -> None:
@@ -164,7 +170,70 @@ def test_the_index_knows_what_readers_passed_over(root: str) -> None:
     entries = []
     for one in SHARDS:
         write_shard(table, one, commit=False)
-        parts = table.state(one).parts.values()
-        entries.append(table.entry(table.commit_shard(one, parts, {".json": 2})))
+        entries.append(commit(table, one, {".json": 2}))
     table.index(entries)
-    assert Totals.of(table.store).left_out == {".json": 8}
+    assert table_stats(table.store).counts.left_out == {".json": 8}
+
+
+def test_what_the_index_knows_of_a_shard_is_found_as_it_was_committed(root: str) -> None:
+    table = writer(root)
+    for one in SHARDS[:2]:
+        write_shard(table, one, commit=False)
+    manifests = [table.commit_shard(one, table.state(one).parts.values()) for one in SHARDS[:2]]
+    table.index([table.with_manifest_etag(manifests[0])])
+    committed = CommittedShards(table.store)
+    assert committed.among(["s-2", "s-1", "s-0"]) == [False, True, True]
+    assert [one.shard_id in committed for one in SHARDS[:3]] == [True, True, False]
+    assert committed.find(SHARDS[:3]) == [Counts(shards=1, samples=6, parts=2), None, None]
+    changed = [{"etag": "etag-2"}, {"size": 101}, {"uri": "s3://elsewhere/s-0.tar"}]
+    assert committed.find([replace(SHARDS[0], **one) for one in changed]) == [None] * 3
+    etags = [committed.unindexed_etag(one.shard_id) for one in SHARDS[:3]]
+    assert etags == [None, table.store.info(manifest_name("s-1")).etag, None]
+
+
+def test_an_entry_of_another_manifest_is_not_believed(root: str) -> None:
+    table = writer(root)
+    write_shard(table, SHARDS[0])
+    table.index([table.with_manifest_etag(table.commit_shard(SHARDS[1], []))])
+    table.store.put(manifest_name("s-1"), b"{}")
+    committed = CommittedShards(table.store)
+    assert committed.find(SHARDS[1:2]) == [None]
+    assert "s-1" in committed
+    assert committed.unindexed_etag("s-1")
+
+
+def test_of_two_entries_of_a_shard_the_one_of_its_manifest_is_believed(root: str) -> None:
+    table = writer(root)
+    old = table.with_manifest_etag(table.commit_shard(SHARDS[0], []))
+    table.index([old])
+    table.store.remove(manifest_name("s-0"))
+    changed = replace(SHARDS[0], etag="etag-2")
+    write_shard(table, changed, commit=False)
+    table.index([commit(table, changed)])
+    committed = CommittedShards(table.store)
+    assert committed.find([changed, SHARDS[0]]) == [Counts(shards=1, samples=6, parts=2), None]
+
+
+def test_a_table_without_a_shard_has_none(tmp_path: Path) -> None:
+    committed = CommittedShards(writer(tmp_path).store)
+    assert committed.among([]) == []
+    assert "s-0" not in committed
+    assert committed.find([shard()]) == [None]
+
+
+def test_an_indexed_shard_costs_less_than_a_hundred_bytes(tmp_path: Path) -> None:
+    table, shards = writer(tmp_path), [shard(f"s-{number:05d}") for number in range(6000)]
+    (tmp_path / "_shards").mkdir()
+    entries = []
+    for one in shards:
+        manifest = ShardRecord.of(one, [], table.spec.fingerprint, 4)
+        (tmp_path / manifest_name(one.shard_id)).write_bytes(to_json(manifest.to_dict()))
+        entries.append(table.with_manifest_etag(manifest))
+    write_index(table.store, entries)
+    CommittedShards(table.store)  # what the first call of its libraries leaves behind
+    tracemalloc.start()
+    committed = CommittedShards(table.store)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert all(committed.find(shards))
+    assert held / len(shards) < 100
