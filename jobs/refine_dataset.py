@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.command_line import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
-from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
+from pipeline.engine.job import NOTHING_DONE, run_to_exit_code
 from pipeline.errors import ConfigError, printable
 from pipeline.storage import ALL_IMAGES, canonical_uri
 from pipeline.table import Description, open_start

@@ -6,13 +6,10 @@ import argparse
 import difflib
 import json
 import re
-import signal
 import sys
-import threading
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
@@ -20,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline.errors import AccessError, PipelineError, RequestError, TableError, printable
 from pipeline.redaction import trace_of, without_secrets
+from pipeline.signals import sigterm_as_ctrl_c
 from pipeline.storage import one_line
 
 _ONE_VALUE = (
@@ -114,7 +112,7 @@ def exit_code_of(
     if reads_only or given_table:
         wrong = (*wrong, TableError)
     try:
-        with _sigterm_as_ctrl_c():
+        with sigterm_as_ctrl_c():
             return work()
     except PipelineError as error:
         code = 2 if isinstance(error, wrong) else 1
@@ -137,21 +135,6 @@ def exit_code_of(
         if not reads_only:
             _print_line(last_line or {}, [], 1)
         return 1
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM unwind the block as Ctrl-C does: no other exception gets out of `ray.get`."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # which gets no signals
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        # Not where it was taken away meanwhile, as by a run that a first signal ended.
-        if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _print_to_stderr(text: str, _code: int) -> None:

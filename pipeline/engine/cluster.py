@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine.address import check_address, in_cluster
+from pipeline.engine.address import check_address, in_cluster, shows_ray_log
 from pipeline.engine.private_folder import make_private_folder, remove_private_folder
 from pipeline.engine.progress import doing
-from pipeline.engine.ray_output import is_shown, kept_in_file
-from pipeline.engine.signals import handlers_restored, survived, undisturbed
 from pipeline.errors import ConfigError
 from pipeline.machine import whole_cpus
 from pipeline.redaction import without_secrets
+from pipeline.signals import handlers_restored, survived, undisturbed
 
 # Set before ray is imported: these are read at import and inherited by the workers.
 QUIET = {
@@ -38,7 +37,7 @@ QUIET = {
 
 def _prepare_environment() -> None:
     for name, value in QUIET.items():
-        if name == "RAY_BACKEND_LOG_LEVEL" and is_shown():
+        if name == "RAY_BACKEND_LOG_LEVEL" and shows_ray_log():
             continue
         os.environ.setdefault(name, value)
     if not in_cluster() and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
@@ -51,7 +50,8 @@ _prepare_environment()
 
 import ray  # noqa: E402 - after its environment
 import torch  # noqa: E402 - after OMP_WAIT_POLICY
-from ray._private import ray_constants  # noqa: E402
+
+from pipeline.engine.ray_callbacks import loopback_only, ray_lines_in_file  # noqa: E402
 
 START_TRIES = 4
 START_TIMED_OUT = "timed out during startup"
@@ -83,21 +83,6 @@ def gist(error: Exception) -> str:
     return ": ".join([type(error).__name__, *map(str.strip, last)])
 
 
-@contextmanager
-def _on_the_loopback() -> Iterator[None]:
-    """Let a Ray that starts take 127.0.0.1 for its address, and listen nowhere else.
-
-    `ray.init` replaces a loopback address that it is given by that of an interface, but for this
-    switch, which stands for machines where Ray knows no clusters.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
 def _start_local(gpus: int | None, folder: Path | None) -> None:
     ray.init(
         address="local",
@@ -117,7 +102,7 @@ def _start_local_patiently(gpus: int | None, folder: Path | None) -> None:
     tries, as its limit of 15 s for its own agent cannot be set."""
     for tries_left in reversed(range(START_TRIES)):
         try:
-            with _on_the_loopback():
+            with loopback_only():
                 return _start_local(gpus, folder)
         except Exception as error:
             if START_TIMED_OUT not in str(error) or not tries_left:
@@ -132,7 +117,7 @@ def _join_cluster() -> None:
 
 def _loudness() -> Any:
     """How much of its own Ray prints in this process."""
-    shown = is_shown()
+    shown = shows_ray_log()
     return {"logging_level": logging.INFO if shown else logging.ERROR, "log_to_driver": shown}
 
 
@@ -161,7 +146,7 @@ def _cluster_refusals() -> Iterator[None]:
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Drop what Ray's C++ side prints while it starts: a line on its own log level."""
-    if is_shown():
+    if shows_ray_log():
         yield
         return
     sys.stderr.flush()
@@ -208,7 +193,7 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
     output = ExitStack()
     try:
         _start((lambda: _start_local_patiently(pretended_gpus, folder)) if own else _join_cluster)
-        output.enter_context(kept_in_file())
+        output.enter_context(ray_lines_in_file())
         yield _offered(folder)
     finally:
         doing("stopping Ray")

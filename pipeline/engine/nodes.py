@@ -13,11 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import ray
-from ray.data import DataContext
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import JobConfig
@@ -197,31 +195,18 @@ class _Blocker:
     """An actor that does nothing on a node that is not used."""
 
 
-class CheckNodes(ExecutionCallback):
-    """Has the nodes of an execution asked."""
-
-    checks: ClassVar[NodeChecks | None] = None
-
-    def on_execution_step(self, executor: Any) -> None:
-        """Called by Ray Data."""
-        del executor
-        if self.checks:
-            self.checks.poll()
-
-
 @contextmanager
 def nodes_checked(
     config: JobConfig, notice: Callable[[str], None] = lambda _: None
-) -> Iterator[None]:
-    """Within the block, the nodes of a cluster are asked whether they may work for the job.
+) -> Iterator[Callable[[], None]]:
+    """Ask the nodes of a cluster whether they may work for the job; yields what asks new ones.
 
     Those that are there at first answer before the block begins. Raises `ConfigError` where one
-    must not, also in executions inside the block, and `ClusterError` where none reaches the
+    must not, also from the function that it yields, and `ClusterError` where none reaches the
     storage. A hidden file in a local output is what nodes must see; it is gone after the block.
-    Enter it before the dataset is made, which takes a copy of Ray Data's settings.
     """
     if not in_cluster():
-        yield
+        yield lambda: None
         return
     paths, marker = local_paths(config), None
     if is_local(config.output):
@@ -229,16 +214,11 @@ def nodes_checked(
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
         paths[str(marker)] = "output"
-    classes = DataContext.get_current().custom_execution_callback_classes
     checks = NodeChecks(paths, remote_stores(config), notice)
     try:
         checks.wait()
-        CheckNodes.checks = checks
-        if CheckNodes not in classes:
-            classes.append(CheckNodes)
-        yield
+        yield checks.poll
     finally:
-        CheckNodes.checks = None
         checks.release()
         if marker:
             marker.unlink(missing_ok=True)

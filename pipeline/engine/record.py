@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.config import JobConfig
-from pipeline.engine.commit import Watch
+from pipeline.engine.events import Listener
+from pipeline.engine.messages import PartDone
 from pipeline.engine.node_report import versions
 from pipeline.engine.outcome import Outcome
-from pipeline.engine.plan import Plan
-from pipeline.engine.recipe import resolved_config
-from pipeline.engine.rows import Row
+from pipeline.engine.plan import Found, Plan
+from pipeline.engine.resolve import resolved_config
 from pipeline.errors import PipelineError, RequestError
 
 EVERY_S = 60.0
@@ -32,7 +32,7 @@ def submission_id() -> str | None:
     return None if found is None else str(found)
 
 
-class RunRecord(Watch):
+class RunRecord(Listener):
     """The account of one run; its file is written again and again under one name."""
 
     def __init__(self, config: JobConfig, plan: Plan, outcome: Outcome, started: datetime) -> None:
@@ -64,13 +64,14 @@ class RunRecord(Watch):
         name = self._write(exit_code=None)
         self.plan.strays.began = self.plan.writer.store.info(name).modified
 
-    def planned(self) -> None:
+    def on_plan(self, found: Found) -> None:
         """Say what is to do."""
+        del found
         self._write(exit_code=None)
 
-    def part(self, row: Row) -> None:
+    def on_part(self, done: PartDone) -> None:
         """Say how far it is, once a minute."""
-        del row
+        del done
         if time.monotonic() - self.written >= EVERY_S:
             with suppress(PipelineError):  # the next minute's, or the end's, will do
                 self._write(exit_code=None)
@@ -80,8 +81,9 @@ class RunRecord(Watch):
         with suppress(PipelineError):  # the request is what the user must hear about
             self._write(exit_code=2, errors=[str(error)])
 
-    def end(self) -> None:
+    def on_end(self, outcome: Outcome, table: str) -> None:
         """Say how the run ended."""
+        del outcome, table
         try:
             self._write()
         except PipelineError as error:

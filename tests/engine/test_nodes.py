@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.data import DataContext
 
 import pipeline
 from pipeline.config import JobConfig
 from pipeline.engine import nodes
 from pipeline.engine.cluster import running_ray
 from pipeline.engine.node_report import NodeReport, code_digest, node_report, versions
-from pipeline.engine.nodes import CheckNodes, NodeChecks, local_paths, nodes_checked
+from pipeline.engine.nodes import NodeChecks, local_paths, nodes_checked
 from pipeline.errors import ClusterError, ConfigError
 
 pytestmark = [
@@ -180,11 +179,8 @@ def test_nodes_must_see_a_hidden_file_in_the_output(
 ) -> None:
     monkeypatch.setattr(nodes, "in_cluster", lambda: True)
     table = tmp_path / "table"
-    with nodes_checked(config(output=str(table))):
+    with nodes_checked(config(output=str(table))) as poll:
         (marker,) = table.iterdir()
-        assert CheckNodes.checks is not None
-        assert CheckNodes.checks.paths == {str(marker): "output"}
-        assert CheckNodes in DataContext.get_current().custom_execution_callback_classes
-        CheckNodes().on_execution_step(None)
+        assert poll.__self__.paths == {str(marker): "output"}  # type: ignore[attr-defined]
+        poll()
     assert list(table.iterdir()) == []
-    assert CheckNodes.checks is None

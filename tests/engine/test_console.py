@@ -13,10 +13,10 @@ import pytest
 
 from jobs import contact_sheet, query_latents
 from pipeline.config import JobConfig
-from pipeline.engine import report
+from pipeline.engine import console
+from pipeline.engine.address import RAY_LOG
+from pipeline.engine.console import print_estimate, print_outcome
 from pipeline.engine.outcome import Outcome
-from pipeline.engine.ray_output import VARIABLE
-from pipeline.engine.report import print_estimate, print_outcome
 from pipeline.engine.tally import Tally
 
 COMMAND = ("my jobs/invert_dataset.py", "--input", "my photos", "--output", "a b")
@@ -62,7 +62,7 @@ def test_what_failed_ends_with_the_command_to_go_on(
     outcome.ray_log = str(tmp_path)
     lines = said(capsys, config_of(), outcome=outcome)
     assert lines[-5].startswith("failed: the disk is full")
-    assert lines[-4] == f"Ray's own log: {tmp_path} ({VARIABLE}=1 shows what it prints)"
+    assert lines[-4] == f"Ray's own log: {tmp_path} ({RAY_LOG}=1 shows what it prints)"
     assert lines[-3] == "to continue:"
     assert shlex.split(lines[-2])[1:] == list(COMMAND)
     assert lines[-1].endswith("run the same command again to continue")
@@ -80,10 +80,10 @@ def test_each_failure_is_printed_once(
 
 
 def test_the_python_that_is_not_on_the_path_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report.shutil, "which", lambda _: sys.executable)
-    assert report._python() == "python"
-    monkeypatch.setattr(report.shutil, "which", lambda _: "/usr/bin/python")
-    assert report._python() == shlex.quote(sys.executable)
+    monkeypatch.setattr(console.shutil, "which", lambda _: sys.executable)
+    assert console._python() == "python"
+    monkeypatch.setattr(console.shutil, "which", lambda _: "/usr/bin/python")
+    assert console._python() == shlex.quote(sys.executable)
 
 
 def test_a_dry_run_prints_a_table_for_people(

@@ -11,8 +11,10 @@ import torch
 
 from jobs.refine_dataset import second_pass
 from pipeline.config import JobConfig
-from pipeline.engine.read import ShardWork, read_parts
-from pipeline.engine.recipe import make_recipe, resolved_config
+from pipeline.engine.messages import Failure, ShardEnd, ShardTask
+from pipeline.engine.resolve import make_recipe, resolved_config
+from pipeline.engine.stages import Read
+from pipeline.engine.stages.base import results
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.inversion import StopRule
 from pipeline.models import load_model, save_bundle
@@ -56,12 +58,13 @@ def test_codes_of_another_cut_of_the_input_are_refused(
 def test_a_shard_that_changed_since_its_codes_were_found_fails(first_pass: JobConfig) -> None:
     """In silence it would give fewer samples: its new keys are none that a condition chose."""
     (shard, _) = list_shards(first_pass.input, files_per_shard=2)
-    work = ShardWork(shard, 2, init=first_pass.output, where="true")
-    assert [row["kind"] for row in read_parts(work.to_row())] == ["end"]
+    work = ShardTask(shard, 2, init=first_pass.output, where="true")
+    (end,) = results(Read(), work)
+    assert isinstance(end, ShardEnd)
     changed = replace(work, shard=replace(shard, etag="another"))
-    (row,) = read_parts(changed.to_row())
-    assert row["kind"] == "failed"
-    assert "changed since the table" in row["error"]
+    (failure,) = results(Read(), changed)
+    assert isinstance(failure, Failure)
+    assert "changed since the table" in failure.error
 
 
 def test_a_second_pass_reads_the_input_as_the_first_one_did(
@@ -106,7 +109,7 @@ def test_a_faster_arithmetic_makes_another_table(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="--precision tf32 is of GPUs"):
         make_recipe(config_of(precision="tf32"))
-    monkeypatch.setattr("pipeline.engine.recipe.in_cluster", lambda: True)
+    monkeypatch.setattr("pipeline.engine.resolve.in_cluster", lambda: True)
     exact, faster = (make_recipe(config_of(precision=name)) for name in ("float32", "tf32"))
     assert "precision" not in exact.description.settings
     assert faster.description.settings["precision"] == "tf32"

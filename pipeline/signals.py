@@ -1,11 +1,12 @@
-"""Ctrl-C and SIGTERM while a run ends: the first one stops it, further ones change nothing."""
+"""Ctrl-C and SIGTERM: the first one stops a job, further ones change nothing while it ends."""
 
 from __future__ import annotations
 
 import ctypes
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -83,3 +84,61 @@ def survived() -> Iterator[None]:
         ended.set()
         thread.join()
         ignore()
+
+
+class Interrupted(BaseException):
+    """SIGTERM or Ctrl-C, in the form that unwinds a run."""
+
+
+def _raise_interrupted(_signum: int, _frame: FrameType | None) -> None:
+    ignore_further()
+    raise Interrupted
+
+
+def _raise_on_signals() -> None:
+    for number in _STOPPING:
+        signal.signal(number, _raise_interrupted)
+
+
+@contextmanager
+def interruptible(on_interrupt: Callable[[], None]) -> Iterator[None]:
+    """End the block at Ctrl-C or SIGTERM, after `on_interrupt`; nothing is raised.
+
+    Further signals are ignored until the caller restores its handlers: the run is ending. One that
+    comes while an object is finalized, such as Ray Data's executor, gets no further than that: it
+    calls `on_interrupt` too, and the run has to stop by itself, or stops at the next signal.
+    """
+    _raise_on_signals()
+    hook = sys.unraisablehook
+
+    def in_finalizer(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt | Interrupted | SystemExit):
+            on_interrupt()
+            _raise_on_signals()
+        else:
+            hook(unraisable)
+
+    sys.unraisablehook = in_finalizer
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted, SystemExit):
+        # SystemExit: while Ray starts, SIGTERM finds its handler in place of ours.
+        on_interrupt()
+    finally:
+        ignore_further()
+        sys.unraisablehook = hook
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM unwind the block as Ctrl-C does: no other exception gets out of `ray.get`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # which gets no signals
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        # Not where it was taken away meanwhile, as by a run that a first signal ended.
+        if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+            signal.signal(signal.SIGTERM, before)

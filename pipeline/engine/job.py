@@ -11,8 +11,8 @@ from pipeline.config import JobConfig
 from pipeline.engine.preflight import check_request
 from pipeline.engine.progress import Progress
 from pipeline.engine.screen import event_line
-from pipeline.engine.signals import ignore_to_the_end, undisturbed
 from pipeline.redaction import without_secrets
+from pipeline.signals import ignore_to_the_end, undisturbed
 
 # The last line of a job that did nothing: of these keys every last line has each.
 NOTHING_DONE = {

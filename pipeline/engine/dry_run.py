@@ -13,12 +13,12 @@ import torch
 
 from pipeline.alignment import Aligner
 from pipeline.config import JobConfig
-from pipeline.engine.align import face_row
-from pipeline.engine.invert import codes_by_image
 from pipeline.engine.inverter import Inverter
+from pipeline.engine.messages import ShardTask
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.progress import doing
-from pipeline.engine.read import ShardWork
+from pipeline.engine.stages.align import face_row
+from pipeline.engine.stages.invert import codes_by_image
 from pipeline.errors import StorageError
 from pipeline.images import Rejection
 from pipeline.machine import cpu_limit
@@ -33,8 +33,8 @@ START_SECONDS = 20.0
 ROW_OVERHEAD_BYTES = 1500  # of a latents row besides its code: boxes, landmarks, metrics
 
 
-def _count(config: JobConfig, works: list[ShardWork], left_out: LeftOut) -> tuple[list[int], bool]:
-    """Samples of each of `works`, and whether they are exact: some tars are weighed, not read.
+def _count(config: JobConfig, tasks: list[ShardTask], left_out: LeftOut) -> tuple[list[int], bool]:
+    """Samples of each of `tasks`, and whether they are exact: some tars are weighed, not read.
 
     What those that are read hold besides is counted in `left_out`.
     """
@@ -45,36 +45,36 @@ def _count(config: JobConfig, works: list[ShardWork], left_out: LeftOut) -> tupl
         )
         chosen = open_start(config.init).arrow(query)
         of = dict(zip(chosen["shard"].to_pylist(), chosen["n"].to_pylist(), strict=True))
-        return [of.get(work.shard.shard_id, 0) for work in works], True
-    files = [work for work in works if not work.shard.is_slice]
-    read = files if any(work.take for work in files) else files[:COUNTED_SHARDS]
-    folders = [work for work in works if work.shard.is_slice]
+        return [of.get(task.shard.shard_id, 0) for task in tasks], True
+    files = [task for task in tasks if not task.shard.is_slice]
+    read = files if any(task.take for task in files) else files[:COUNTED_SHARDS]
+    folders = [task for task in tasks if task.shard.is_slice]
     exact = {
-        work.shard.shard_id: count_samples(work.shard, work.take, work.options, left_out)
-        for work in (*folders, *read)
+        task.shard.shard_id: count_samples(task.shard, task.take, task.options, left_out)
+        for task in (*folders, *read)
     }
-    weighed = sum(exact[work.shard.shard_id] for work in read)
-    density = weighed / max(1, sum(work.shard.size for work in read))
-    counts = [exact.get(work.shard.shard_id, round(density * work.shard.size)) for work in works]
+    weighed = sum(exact[task.shard.shard_id] for task in read)
+    density = weighed / max(1, sum(task.shard.size for task in read))
+    counts = [exact.get(task.shard.shard_id, round(density * task.shard.size)) for task in tasks]
     return counts, len(read) == len(files)
 
 
-def _samples(works: list[ShardWork]) -> Iterator[tuple[str, ShardStarts | None, Sample]]:
+def _samples(tasks: list[ShardTask]) -> Iterator[tuple[str, ShardStarts | None, Sample]]:
     """The samples that the job would read, with their shard and the codes that it starts from."""
-    for work in works:
-        starts = work.starts()
+    for task in tasks:
+        starts = task.starts()
         with suppress(StorageError):  # the job tells which shards are damaged; others it does
-            for sample in work.samples(starts):
-                yield work.shard.shard_id, starts, sample
+            for sample in task.samples(starts):
+                yield task.shard.shard_id, starts, sample
 
 
-def _time(plan: Plan, works: list[ShardWork]) -> tuple[float, float, float]:
+def _time(plan: Plan, tasks: list[ShardTask]) -> tuple[float, float, float]:
     """Seconds a sample to align and to invert, and codes a sample, on the first few images."""
     torch.set_num_threads(1)  # as in the job's actors
     aligner, inverter = Aligner(plan.recipe.alignment), Inverter(plan.recipe.inversion)
     count = codes = 0
     align = invert = 0.0
-    timed = itertools.islice(_samples(works), TIMED_SAMPLES)
+    timed = itertools.islice(_samples(tasks), TIMED_SAMPLES)
     for shard_id, group in itertools.groupby(timed, key=lambda one: one[0]):
         _, sources, samples = zip(*group, strict=True)
         began = time.perf_counter()
@@ -107,15 +107,15 @@ def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> di
     """
     plan = make_plan(config, dry_run=True, shards=shards)
     doing("listing the input")
-    works = list(plan.works)
+    tasks = list(plan.tasks)
     left_out = LeftOut(plan.found.left_out)
-    counts, exact = _count(config, works, left_out)
+    counts, exact = _count(config, tasks, left_out)
     existing = sum(
         summary.samples for state in plan.states.values() for summary in state.parts.values()
     )
     to_do = max(0, sum(counts) - existing)
     doing("timing a few images")
-    align, invert, faces = _time(plan, works) if to_do else (0.0, 0.0, 0.0)
+    align, invert, faces = _time(plan, tasks) if to_do else (0.0, 0.0, 0.0)
     columns = plan.recipe.columns
     code = columns.n_styles * 512 * (2 if columns.w_plus_dtype == "float16" else 4)
     start = START_SECONDS if to_do else 0.0
@@ -123,14 +123,14 @@ def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> di
     return {
         "dry_run": True,
         "model": plan.recipe.treatment,
-        "shards": len(works) + plan.found.done_shards,
-        "shards_to_do": len(works),
+        "shards": len(tasks) + plan.found.done_shards,
+        "shards_to_do": len(tasks),
         "samples_to_do": to_do,
         "samples_are_exact": exact,
         "left_out": left_out.ordered(),
         "parts_to_do": sum(
-            max(0, math.ceil(count / config.part_size) - len(work.existing))
-            for count, work in zip(counts, works, strict=True)
+            max(0, math.ceil(count / config.part_size) - len(task.existing))
+            for count, task in zip(counts, tasks, strict=True)
         ),
         "skipped_parts": plan.found.done_parts,
         "align_seconds_a_sample": round(align, 4),

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import JobConfig
-from pipeline.engine.attempts import MOST_DEATHS
-from pipeline.engine.dataset import Stages
-from pipeline.engine.rows import Row, run_stage
+from pipeline.engine.messages import FaceBatch, LatentBatch
 from pipeline.engine.run import run_job
 from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
+from pipeline.engine.stages import Read, Write
+from pipeline.engine.stages.base import MAX_CRASHES
 from pipeline.table import open_table
 from tests.storage.archives import write_tar
 
@@ -20,10 +20,10 @@ DEADLY = 2
 class DeadlyInvert(SimulatedInvert):
     """Ends its process at one part, as a fault below Python does."""
 
-    def _work(self, row: Row) -> Row:
-        if row["part"] == DEADLY:
+    def process(self, batch: FaceBatch) -> LatentBatch:
+        if batch.part == DEADLY:
             os._exit(139)
-        return super()._work(row)
+        return super().process(batch)
 
 
 @pytest.mark.timeout(600)
@@ -42,17 +42,10 @@ def test_a_part_that_kills_its_worker_ends_alone(tiny_bundle: str, tmp_path: Pat
         part_size=1,
         inverters=1,
     )
-    outcome = run_job(config, Stages(SimulatedAlign, DeadlyInvert))
+    outcome = run_job(config, (Read, SimulatedAlign, DeadlyInvert, Write))
     assert outcome.exit_code == 1
     (error,) = outcome.errors
-    assert f"shard 'a', part {DEADLY}: invert: RuntimeError: {MOST_DEATHS} worker" in error
+    assert f"shard 'a', part {DEADLY}: invert: RuntimeError: {MAX_CRASHES} worker" in error
     found = open_table(str(tmp_path / "table")).sql("SELECT image_id FROM latents ORDER BY 1")
     others = [f"a/{number}#0" for number in range(6) if number != DEADLY]
     assert list(found["image_id"]) == [*others, "b/0#0"]
-
-
-def test_outside_ray_nothing_is_noted() -> None:
-    done = run_stage(
-        "align", lambda row: row, {"kind": "part", "shard_id": "a", "part": 0, "align_seconds": 1.0}
-    )
-    assert done["kind"] == "part"

@@ -12,24 +12,24 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
 
 import numpy as np
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.engine.address import in_cluster
-from pipeline.engine.align import AlignStage
+from pipeline.engine.capacity import Pools, max_cpu_actors
 from pipeline.engine.cluster import Resources
-from pipeline.engine.dataset import (
-    configure_context,
-    core_actors,
-    most_readers,
-    stage_cpus,
-    summaries,
+from pipeline.engine.messages import (
+    FaceBatch,
+    Failure,
+    Message,
+    PartDone,
+    ShardTask,
+    to_row,
 )
 from pipeline.engine.progress import doing
-from pipeline.engine.read import ShardWork, read_parts
-from pipeline.engine.rows import Row, blank_row, run_stage, unpack
+from pipeline.engine.stages import Align, Read, Stage
+from pipeline.engine.stages.base import StageResources
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Shard, Store, list_shards
 from pipeline.table.description import without_earlier
@@ -45,14 +45,18 @@ class CropPlan:
     """What crops a config asks for, where they are kept, and what is made of them."""
 
     origin: Origin
-    works: list[ShardWork]
+    tasks: list[ShardTask]
     alignment: AlignmentSettings
     store: Store
     samples: int | None = None
 
 
-class CropStage:
-    """Turns a part of aligned faces into one file of crops."""
+class WriteCrops(Stage):
+    """Writes the aligned faces of a part into one file of crops."""
+
+    name = "write"
+    takes = FaceBatch
+    resources = StageResources("writer", cpus=0.25)
 
     def __init__(
         self,
@@ -61,29 +65,24 @@ class CropStage:
     ) -> None:
         self.root, self.size = root, size
 
-    def __call__(self, row: Row) -> Row:
-        return run_stage("write", self._work, row)
-
-    def _work(self, row: Row) -> Row:
+    def process(self, batch: FaceBatch) -> PartDone:
+        """Write a part; only its counts go on."""
         import torch
 
         from pipeline.training.crops import put_crops
 
-        faces = unpack(row["payload"])["pixels"].to_pylist()
-        pixels = [np.frombuffer(content, np.uint8) for content in faces]
-        done = blank_row("part", row["shard_id"], row["part"])
-        for name in ("samples", "faces", "rejects", "reasons"):
-            done[name] = row[name]
+        counts = batch.counts
+        pixels = [np.frombuffer(one, np.uint8) for one in batch.faces["pixels"].to_pylist()]
         images = np.stack(pixels) if pixels else np.empty(0, np.uint8)
         crops = torch.from_numpy(images.reshape(-1, *self.size, 3)).permute(0, 3, 1, 2)
-        facts = {"samples": row["samples"], "reasons": json.loads(row["reasons"])}
-        put_crops(Store(self.root), file_name(row), crops, facts)
-        return done
+        facts = {"samples": counts.samples, "reasons": dict(sorted(counts.reasons.items()))}
+        put_crops(Store(self.root), file_name(batch.shard_id, batch.part), crops, facts)
+        return PartDone(batch.shard, batch.part, counts)
 
 
-def file_name(row: Row) -> str:
-    """The name of a part's crops: a function of the input alone."""
-    return f"{row['shard_id']}-{int(row['part']):05d}{SUFFIX}"
+def file_name(shard_id: str, part: int) -> str:
+    """Return the name of a part's crops: a function of the input alone."""
+    return f"{shard_id}-{part:05d}{SUFFIX}"
 
 
 def cut_before(store: Store) -> dict[str, set[int]]:
@@ -121,48 +120,42 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
     options = config.read_options
     if shards is None:
         shards = list_shards(config.input, files_per_shard=config.files_per_shard, options=options)
-    works = [
-        ShardWork(shard, config.part_size, take=config.limit, options=options) for shard in shards
+    tasks = [
+        ShardTask(shard, config.part_size, take=config.limit, options=options) for shard in shards
     ]
     asked = {
         "alignment": without_earlier("settings.alignment", alignment.used()),
-        "shards": [[work.shard.shard_id, work.shard.etag] for work in works],
+        "shards": [[task.shard_id, task.shard.etag] for task in tasks],
         "part_size": config.part_size,
         "limit": config.limit,
     }
-    if any(work.shard.kind in ("tar", "zip") for work in works):
+    if any(task.shard.kind in ("tar", "zip") for task in tasks):
         asked |= without_earlier("layout", {"image_field": config.image_field})
     if config.image_column:
         asked["image_column"] = config.image_column
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     origin = Origin(digest, start_digest(config, model))
-    return CropPlan(origin, works, alignment, Store(Store(config.output).uri(f"{CROPS}/{digest}")))
+    return CropPlan(origin, tasks, alignment, Store(Store(config.output).uri(f"{CROPS}/{digest}")))
 
 
-def crop_rows(
-    config: TrainConfig, plan: CropPlan, works: Sequence[ShardWork], resources: Resources
-) -> Iterator[Row]:
-    """Read, align and write what `works` leave to do; a row a part, as they are finished."""
+def run_stages(
+    config: TrainConfig, plan: CropPlan, tasks: Sequence[ShardTask], resources: Resources
+) -> Iterator[Message]:
+    """Read, align and write what `tasks` leave to do; yields each message as it is finished."""
     import ray.data
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    configure_context()
-    items, local = [work.to_row() for work in works], not in_cluster()
-    aligners = core_actors(config.align_workers, resources, local)
-    readers = TaskPoolStrategy(size=most_readers(local))
-    cpus = stage_cpus(None, resources, local)
-    dataset = (
-        ray.data.from_items(items, override_num_blocks=len(items))
-        .flat_map(read_parts, num_cpus=cpus.read, compute=readers)
-        .map(
-            cast(Any, AlignStage),
-            fn_constructor_args=(plan.alignment,),
-            compute=ActorPoolStrategy(min_size=1, max_size=aligners),
-            num_cpus=cpus.align,
-        )
-        .map(CropStage(plan.store.root, plan.alignment.output_size), num_cpus=cpus.write)
-    )
-    return summaries(dataset)
+    from pipeline.engine.pipeline import build_pipeline, run_pipeline
+    from pipeline.engine.ray_callbacks import run_settings
+
+    local = not in_cluster()
+    aligners = max_cpu_actors(config.align_workers, resources, local)
+    crops = WriteCrops(plan.store.root, plan.alignment.output_size)
+    stages: tuple[Stage, ...] = (Read(), Align(plan.alignment), crops)
+    pools = Pools.for_stages([type(stage) for stage in stages], resources, local, align=aligners)
+    with run_settings():
+        rows = [to_row(task) for task in tasks]
+        source = ray.data.from_items(rows, override_num_blocks=len(rows))
+        yield from run_pipeline(build_pipeline(source, stages, pools))
 
 
 def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None:
@@ -176,30 +169,26 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
     if read_index(plan.store) is not None:
         return
     before = cut_before(plan.store)
-    works = [
-        replace(work, existing=frozenset(before.get(work.shard.shard_id, ())))
-        for work in plan.works
+    tasks = [
+        replace(task, existing=frozenset(before.get(task.shard_id, ()))) for task in plan.tasks
     ]
     files, samples, reasons, failures = [], 0, Counter[str](), []
-    for row in crop_rows(config, plan, works, resources):
+    for message in run_stages(config, plan, tasks, resources):
         doing(f"cutting crops: {samples} images done")
-        if row["kind"] == "failed":
-            failures.append(f"shard '{row['shard_id']}', part {row['part']}: {row['error']}")
-        if row["kind"] == "part":
-            files.append(CropFile(file_name(row), int(row["faces"])))
-            samples += int(row["samples"])
-            reasons.update(json.loads(row["reasons"]))
+        if isinstance(message, Failure):
+            where = f"shard '{message.shard_id}', part {message.part}"
+            failures.append(f"{where}: {message.stage}: {message.error}")
+        if isinstance(message, PartDone):
+            files.append(CropFile(file_name(message.shard_id, message.part), message.counts.faces))
+            samples += message.counts.samples
+            reasons.update(message.counts.reasons)
     if failures:
         raise StorageError(
             f"not all crops are cut, run again to go on; failed: {len(failures)}, "
             f"first {'; '.join(failures[:3])}"
         )
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        names = (
-            file_name({"shard_id": work.shard.shard_id, "part": part})
-            for work in works
-            for part in work.existing
-        )
+        names = (file_name(task.shard_id, part) for task in tasks for part in task.existing)
         for file, facts in pool.map(partial(read_header, plan.store), names):
             files.append(file)
             samples += int(facts["samples"])

@@ -1,4 +1,4 @@
-"""The closing words of a run: counts, rejects by reason, mean metrics of each step."""
+"""The console of a run: its progress, and at its end counts, rejects by reason, mean metrics."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from rich import filesize
-from rich.console import Console
+from rich.console import Console as Terminal
 from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import JobConfig
+from pipeline.engine.address import RAY_LOG
+from pipeline.engine.events import Listener
+from pipeline.engine.messages import PartDone
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.pace import format_seconds
-from pipeline.engine.progress import MOST_TOLD
-from pipeline.engine.ray_output import VARIABLE
+from pipeline.engine.progress import MOST_TOLD, Progress
 from pipeline.errors import printable
 from pipeline.redaction import without_secrets
 from pipeline.storage import canonical_uri
@@ -26,6 +28,22 @@ from pipeline.storage import canonical_uri
 _LABELS = 12  # of what was left out; all are in the last line of stdout
 _WARNINGS = 20
 _SHOWN = ("l2", "psnr", "lpips", "id_similarity")
+
+
+class Console(Listener):
+    """Shows how far a run is, where its progress is shown."""
+
+    def on_part(self, done: PartDone) -> None:
+        """Show the counts with this part."""
+        del done
+        if Progress.current:
+            Progress.current.update()
+
+    def on_failure(self, shard_id: str, error: str, trace: str = "") -> None:
+        """Show the first failures at once, as a run may take hours."""
+        del shard_id, trace
+        if Progress.current:
+            Progress.current.failed(error)
 
 
 def _counts(outcome: Outcome) -> Table:
@@ -78,7 +96,7 @@ def print_outcome(
     """
     if config.log_format == "json":
         return
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     console.print(_counts(outcome))
     for warning in outcome.warnings[:_WARNINGS]:
         console.print(
@@ -94,14 +112,14 @@ def print_outcome(
         return
     _print(console, *_failures(outcome, told))
     if outcome.errors and outcome.ray_log and Path(outcome.ray_log).is_dir():
-        _print(console, f"Ray's own log: {outcome.ray_log} ({VARIABLE}=1 shows what it prints)")
+        _print(console, f"Ray's own log: {outcome.ray_log} ({RAY_LOG}=1 shows what it prints)")
     state = "stopped" if outcome.interrupted else "not finished"
     if command:
         _print(console, "to continue:", f"  {_called(command)}")
     _print(console, f"{state}: what is committed stays; run the same command again to continue")
 
 
-def _print(console: Console, *lines: str) -> None:
+def _print(console: Terminal, *lines: str) -> None:
     """Print lines as they are: a command is pasted, and no path is a link or a colour."""
     for line in lines:
         text = printable(without_secrets(line))
@@ -179,7 +197,7 @@ def print_estimate(config: JobConfig, found: Mapping[str, Any]) -> None:
         if name in found and found[name] not in (None, {}, []):
             text = _estimated(name, found[name], exact=bool(found.get("samples_are_exact", True)))
             table.add_row(_ESTIMATED.get(name, name.replace("_", " ")), escape(text))
-    Console(stderr=True).print(table, highlight=False)
+    Terminal(stderr=True).print(table, highlight=False)
 
 
 def _estimated(name: str, value: Any, *, exact: bool) -> str:

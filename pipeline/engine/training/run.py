@@ -17,8 +17,8 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pipeline.engine.address import in_cluster
 from pipeline.engine.cluster import Resources, gist, running_ray
-from pipeline.engine.crops import cut_crops, plan_crops
 from pipeline.engine.progress import doing
+from pipeline.engine.training.crops import cut_crops, plan_crops
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import ready_device
 from pipeline.storage import Shard, Store
@@ -73,7 +73,7 @@ def check_workers(config: TrainConfig, resources: Resources, *, local: bool) -> 
 def _trainer(config: TrainConfig, crops: Store, resources: Resources) -> Any:
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
-    from pipeline.engine.trainer import Trainer
+    from pipeline.engine.training.trainer import Trainer
 
     output = Store(config.output)
     with_gpu = resources.on_gpu(config.device)
@@ -187,7 +187,7 @@ def _failures() -> Iterator[None]:
     except PipelineError:
         raise
     except Exception as error:
-        from pipeline.engine.trainer import refusal_in
+        from pipeline.engine.training.trainer import refusal_in
 
         if refused := refusal_in(error):
             raise refused from error

@@ -1,17 +1,19 @@
-"""Ray Train's trainer, which does not start workers again that refused what was asked of them.
+"""Ray Train's trainer, which does not restart workers that refused the request.
 
-Apart from `pipeline.engine.training`, which sets Ray Train's environment before it is imported.
+Apart from `training.run`, which sets Ray Train's environment before this is imported.
 """
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
+from pipeline.engine.ray_callbacks import failure_handling
 from pipeline.errors import RequestError
+
+_policy = failure_handling()
 
 
 def refusal_in(error: Exception) -> RequestError | None:
@@ -20,13 +22,13 @@ def refusal_in(error: Exception) -> RequestError | None:
     return next((failure for failure in failures if isinstance(failure, RequestError)), None)
 
 
-class RefusalsEndIt(DefaultFailurePolicy):
+class RefusalsEndIt(_policy.DefaultFailurePolicy):  # type: ignore[misc,name-defined]
     """Starts workers again as often as is asked for, but not to be refused once more."""
 
-    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+    def make_decision(self, training_failed_error: Any) -> Any:
         """Raise a refusal, else what Ray Train decides."""
         if refusal_in(training_failed_error):
-            return FailureDecision.RAISE
+            return _policy.FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
 

@@ -10,17 +10,15 @@ from typing import Any
 
 import pytest
 import ray
-from ray.data import DataContext, ExecutionResources
+from ray.data import ExecutionResources
 
-from pipeline.engine.autoscaling import (
-    AskForBacklog,
+from pipeline.engine.cluster import running_ray
+from pipeline.engine.ray_autoscaler import (
+    Debounced,
     Placeholders,
-    Sustained,
     actors_wanted,
-    ask_for_backlog,
     missing,
 )
-from pipeline.engine.cluster import running_ray
 from tests.engine.fake_cluster import NODE_TYPES, fake_cluster
 from tests.storage.archives import write_tar
 from tests.tiny_bundle import write_tiny_bundle
@@ -101,21 +99,13 @@ def test_what_is_there_is_not_asked_for(operator: Operator, queued: int, count: 
 
 
 def test_a_count_is_followed_only_when_it_lasts() -> None:
-    sustained = Sustained(seconds=20)
-    told = [sustained.observe(count, 5.0 * step) for step, count in enumerate([1, 1, 9, 1, 1, 1])]
+    debounced = Debounced(seconds=20)
+    told = [debounced.observe(count, 5.0 * step) for step, count in enumerate([1, 1, 9, 1, 1, 1])]
     assert told == [1] * 6, "one peak"
-    told = [sustained.observe(9, 30.0 + 5 * step) for step in range(6)]
+    told = [debounced.observe(9, 30.0 + 5 * step) for step in range(6)]
     assert told == [1, 1, 1, 1, 9, 9]
-    told = [sustained.observe(2, 60.0 + 5 * step) for step in range(6)]
+    told = [debounced.observe(2, 60.0 + 5 * step) for step in range(6)]
     assert told == [9, 9, 9, 9, 2, 2]
-
-
-# Ray Data sets its own deprecated settings, and warns itself of it.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-def test_it_is_put_into_executions_once() -> None:
-    ask_for_backlog()
-    ask_for_backlog()
-    assert DataContext.get_current().custom_execution_callback_classes.count(AskForBacklog) == 1
 
 
 @pytest.mark.timeout(600)

@@ -10,7 +10,8 @@ import pytest
 from ray._private import worker
 
 from pipeline.engine import cluster
-from pipeline.engine.ray_output import VARIABLE, kept_in_file, log_folder
+from pipeline.engine.address import RAY_LOG
+from pipeline.engine.ray_callbacks import ray_lines_in_file, ray_log_folder
 
 DIED = {"lines": ["A worker died or was killed"], "pid": "raylet", "is_err": False}
 
@@ -20,7 +21,7 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of logs of a Ray that seems to run here."""
     node = SimpleNamespace(get_logs_dir_path=lambda: str(tmp_path), node_ip_address="127.0.0.1")
     monkeypatch.setattr(worker, "_global_node", node)
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(RAY_LOG, raising=False)
     return tmp_path
 
 
@@ -35,14 +36,14 @@ def test_rays_lines_are_in_a_file_and_not_on_the_terminal(
     logs: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     printing, logger, console = worker.print_to_stdstream, *a_logger_of_ray()
-    with kept_in_file():
+    with ray_lines_in_file():
         worker.print_to_stdstream(DIED, ignore_prefix=False)
         logger.error("a trace\nof many lines")
     assert capfd.readouterr() == ("", "")
     (file,) = logs.iterdir()
     assert "(raylet) A worker died or was killed" in file.read_text()
     assert "a trace\nof many lines" in file.read_text()
-    assert log_folder() == str(logs)
+    assert ray_log_folder() == str(logs)
     assert worker.print_to_stdstream is printing
     assert logger.handlers == [console]
 
@@ -50,8 +51,8 @@ def test_rays_lines_are_in_a_file_and_not_on_the_terminal(
 def test_on_request_rays_lines_are_shown(
     logs: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(VARIABLE, "1")
-    with kept_in_file():
+    monkeypatch.setenv(RAY_LOG, "1")
+    with ray_lines_in_file():
         worker.print_to_stdstream(DIED, ignore_prefix=False)
     assert "A worker died or was killed" in "".join(capfd.readouterr())
     assert list(logs.iterdir()) == []
@@ -63,6 +64,6 @@ def test_a_folder_that_cannot_be_written_to_costs_no_run(
 ) -> None:
     node = SimpleNamespace(get_logs_dir_path=lambda: "/proc/no/such/folder")
     monkeypatch.setattr(worker, "_global_node", node)
-    with kept_in_file():
+    with ray_lines_in_file():
         worker.print_to_stdstream(DIED, ignore_prefix=False)
     assert capfd.readouterr() == ("", "")

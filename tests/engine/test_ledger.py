@@ -1,34 +1,35 @@
-"""What the driver counts and commits of the rows that come out of the stages."""
+"""What the ledger counts and commits of the messages that come out of the stages."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from pipeline.config import JobConfig
-from pipeline.engine import commit, run
-from pipeline.engine.dataset import Stages
+from pipeline.engine import ledger as ledger_module
+from pipeline.engine import run
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.messages import Failure, Message, PartDone
+from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.rows import Row, failed_row
-from pipeline.engine.run import Committer, Outcome
 from pipeline.engine.tally import Tally
 from pipeline.errors import StorageError
 from pipeline.table import open_table, part_index
-from tests.engine.conftest import end, is_committed
+from tests.engine.conftest import end, failure, is_committed
 
 
 def test_a_shard_is_committed_when_all_its_parts_are_there_in_any_order(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    plan: Plan, outcome: Outcome, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
-    for row in (written(1), end()):
-        committer.take(row)
+    for message in (written(1), end()):
+        ledger.take(message)
     assert list(plan.states) == ["files-00000"]
-    committer.take(written(0))
+    ledger.take(written(0))
     assert list(plan.states) == [], "what is whole is forgotten"
-    committer.finish()
+    ledger.finish()
     assert is_committed(plan)
     assert (outcome.errors, outcome.exit_code, outcome.tally.shards) == ([], 0, 1)
     assert outcome.tally.stage_seconds["align"] == 3.0
@@ -36,11 +37,11 @@ def test_a_shard_is_committed_when_all_its_parts_are_there_in_any_order(
 
 
 def test_a_part_that_comes_twice_counts_once(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    plan: Plan, outcome: Outcome, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
-    for row in (written(0), written(0), written(1), end(), written(1), end()):
-        committer.take(row)
-    committer.finish()
+    for message in (written(0), written(0), written(1), end(), written(1), end()):
+        ledger.take(message)
+    ledger.finish()
     assert is_committed(plan)
     tally = outcome.tally
     assert (tally.parts, tally.samples, tally.rejects, tally.shards) == (2, 4, 4, 1)
@@ -48,41 +49,41 @@ def test_a_part_that_comes_twice_counts_once(
 
 
 def test_an_end_whose_number_a_part_has_is_no_part_that_came_twice(
-    outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    outcome: Outcome, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
     """Of a shard that the limit cuts, once more was taken than is."""
-    for row in (written(0), written(1), end(parts=1, samples=2)):
-        committer.take(row)
-    committer.finish()
+    for message in (written(0), written(1), end(parts=1, samples=2)):
+        ledger.take(message)
+    ledger.finish()
     assert outcome.errors == ["shard 'files-00000': 2 of 1 of parts arrived"]
 
 
 def test_a_part_that_never_arrives_is_reported(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    plan: Plan, outcome: Outcome, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
-    for row in (written(0), end()):
-        committer.take(row)
-    committer.finish()
+    for message in (written(0), end()):
+        ledger.take(message)
+    ledger.finish()
     assert outcome.errors == ["shard 'files-00000': 1 of 2 of parts arrived"]
     assert outcome.exit_code == 1
     assert not is_committed(plan)
 
 
 def test_a_shard_whose_reader_never_ends_is_reported(
-    outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    outcome: Outcome, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
-    committer.take(written(0))
-    committer.finish()
+    ledger.take(written(0))
+    ledger.finish()
     assert outcome.errors == ["shard 'files-00000': 1 of an unknown number of parts arrived"]
 
 
 def test_a_failed_part_is_reported_once_with_its_stage(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    plan: Plan, outcome: Outcome, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
-    committer.take(written(0))
-    committer.take(failed_row("files-00000", 1, "invert", ValueError("no memory")))
-    committer.take(end())
-    committer.finish()
+    ledger.take(written(0))
+    ledger.take(failure(1, "invert", ValueError("no memory")))
+    ledger.take(end())
+    ledger.finish()
     assert outcome.errors == ["shard 'files-00000', part 1: invert: ValueError: no memory"]
     assert not is_committed(plan)
 
@@ -90,12 +91,12 @@ def test_a_failed_part_is_reported_once_with_its_stage(
 @pytest.fixture
 def given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two failures in no time are enough."""
-    monkeypatch.setattr(commit, "GIVE_UP_PARTS", 2)
-    monkeypatch.setattr(commit, "GIVE_UP_S", 0.0)
+    monkeypatch.setattr(ledger_module, "GIVE_UP_PARTS", 2)
+    monkeypatch.setattr(ledger_module, "GIVE_UP_S", 0.0)
 
 
-def failure(part: int, stage: str = "write") -> Row:
-    return failed_row("files-00000", part, stage, StorageError("expired"))
+def expired(part: int, stage: str = "write") -> Failure:
+    return failure(part, stage, StorageError("expired"))
 
 
 @pytest.mark.usefixtures("given_up")
@@ -105,11 +106,11 @@ def test_a_run_whose_parts_all_fail_gives_up(
     plan: Plan,
     outcome: Outcome,
     config_of: Callable[..., JobConfig],
-    without_ray: Callable[[list[Row]], None],
+    without_ray: Callable[[list[Message]], None],
 ) -> None:
-    assert plan.works
-    without_ray([failure(0), failure(1), failure(2), failure(3)])
-    run._execute(config_of(), plan, outcome, Stages())
+    assert plan.tasks
+    without_ray([expired(0), expired(1), expired(2), expired(3)])
+    run._execute(config_of(), plan, outcome)
     first, *others = outcome.errors
     assert first.startswith("given up: 2 parts failed one after another")
     parts = [f"shard 'files-00000', part {n}: write: StorageError: expired" for n in (0, 1)]
@@ -119,46 +120,46 @@ def test_a_run_whose_parts_all_fail_gives_up(
 
 @pytest.mark.usefixtures("given_up")
 def test_failures_with_a_success_between_them_are_no_reason_to_give_up(
-    committer: Committer, written: Callable[[int], Row]
+    ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
-    for row in (failure(1), written(0), failure(1)):
-        committer.take(row)
-    assert not committer.gave_up
-    committer.take(failure(1))
-    assert committer.gave_up
+    for message in (expired(1), written(0), expired(1)):
+        ledger.take(message)
+    assert not ledger.gave_up
+    ledger.take(expired(1))
+    assert ledger.gave_up
 
 
 @pytest.mark.usefixtures("given_up")
-def test_damaged_shards_are_no_reason_to_give_up(committer: Committer) -> None:
+def test_damaged_shards_are_no_reason_to_give_up(ledger: Ledger) -> None:
     for part in range(5):
-        committer.take(failure(part, "read"))
-    assert not committer.gave_up
+        ledger.take(expired(part, "read"))
+    assert not ledger.gave_up
 
 
-def test_an_outage_of_seconds_is_no_reason_to_give_up(committer: Committer) -> None:
+def test_an_outage_of_seconds_is_no_reason_to_give_up(ledger: Ledger) -> None:
     for part in range(100):
-        committer.take(failure(part))
-    assert not committer.gave_up
+        ledger.take(expired(part))
+    assert not ledger.gave_up
 
 
 def test_samples_that_no_part_accounts_for_are_reported(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    plan: Plan, outcome: Outcome, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
-    for row in (written(0), written(1), end(samples=5)):
-        committer.take(row)
+    for message in (written(0), written(1), end(samples=5)):
+        ledger.take(message)
     assert outcome.errors == ["shard 'files-00000': 5 samples in, 4 accounted for"]
     assert not is_committed(plan)
 
 
 def test_a_commit_that_fails_costs_its_shard_and_not_the_run(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    plan: Plan, outcome: Outcome, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
-    committer.take(written(0))
-    row = written(1)
+    ledger.take(written(0))
+    done = written(1)
     plan.writer.store.remove("rejects/files-00000-00001.parquet")
-    committer.take(row)
-    committer.take(end())
-    committer.finish()
+    ledger.take(done)
+    ledger.take(end())
+    ledger.finish()
     (error,) = outcome.errors
     assert "'rejects/files-00000-00001.parquet' is missing" in error
 
@@ -172,30 +173,30 @@ def indexed(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> Callable[[], list[st
 
 def test_a_part_is_indexed_until_its_shard_is_committed(
     plan: Plan,
-    committer: Committer,
-    written: Callable[[int], Row],
+    ledger: Ledger,
+    written: Callable[..., PartDone],
     indexed: Callable[[], list[str]],
 ) -> None:
-    committer.take(written(0))
+    ledger.take(written(0))
     assert len(indexed()) == 1
-    for row in (written(1), end()):
-        committer.take(row)
-    committer.finish()
+    for message in (written(1), end()):
+        ledger.take(message)
+    ledger.finish()
     assert is_committed(plan)
     assert indexed() == []
 
 
 def test_a_part_whose_etags_are_unknown_is_not_indexed(
-    committer: Committer, written: Callable[[int], Row], indexed: Callable[[], list[str]]
+    ledger: Ledger, written: Callable[..., PartDone], indexed: Callable[[], list[str]]
 ) -> None:
-    committer.take(written(0) | {"rejects_etag": ""})
+    ledger.take(replace(written(0), etags=("e", "")))
     assert indexed() == []
 
 
 @pytest.mark.parametrize("untrue", [{"faces": 1}, {"samples": 1}])
 def test_a_failed_commit_forgets_the_index_of_its_shard(
     plan: Plan,
-    written: Callable[[int], Row],
+    written: Callable[..., PartDone],
     indexed: Callable[[], list[str]],
     config_of: Callable[..., JobConfig],
     untrue: dict[str, int],
@@ -204,16 +205,17 @@ def test_a_failed_commit_forgets_the_index_of_its_shard(
 
     def resume() -> list[str]:
         again, outcome = make_plan(config_of()), Outcome(Tally())
-        assert [work.existing for work in again.works] == [{0}]
-        committer = Committer(again, outcome)
-        for row in (written(1), end()):
-            committer.take(row)
-        committer.finish()
+        assert [work.existing for work in again.tasks] == [{0}]
+        ledger = Ledger(again, outcome)
+        for message in (written(1), end()):
+            ledger.take(message)
+        ledger.finish()
         return outcome.errors
 
-    row = written(0)
-    row["summary"] = json.dumps(json.loads(row["summary"]) | untrue)
-    Committer(plan, Outcome(Tally())).take(row)
+    done = written(0)
+    assert done.summary
+    done.summary = replace(done.summary, **untrue)
+    Ledger(plan, Outcome(Tally())).take(done)
     assert len(indexed()) == 1
     (error,) = resume()
     assert re.search("cannot be committed: another run|4 samples in, 3 accounted for", error)
@@ -225,14 +227,17 @@ def test_a_failed_commit_forgets_the_index_of_its_shard(
 
 
 def test_the_parts_of_an_earlier_run_need_not_come_again(
-    plan: Plan, outcome: Outcome, written: Callable[[int], Row], config_of: Callable[..., JobConfig]
+    plan: Plan,
+    outcome: Outcome,
+    written: Callable[..., PartDone],
+    config_of: Callable[..., JobConfig],
 ) -> None:
     written(0)
     again = make_plan(config_of())
-    assert [work.existing for work in again.works] == [{0}]
-    committer = Committer(again, outcome)
-    committer.take(written(1))
-    committer.take(end())
-    committer.finish()
+    assert [work.existing for work in again.tasks] == [{0}]
+    ledger = Ledger(again, outcome)
+    ledger.take(written(1))
+    ledger.take(end())
+    ledger.finish()
     assert is_committed(plan)
     assert outcome.tally.parts == 1

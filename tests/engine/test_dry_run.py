@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import JobConfig
-from pipeline.engine import estimate
-from pipeline.engine.dataset import Stages
-from pipeline.engine.estimate import estimate_job
+from pipeline.engine import dry_run
+from pipeline.engine.dry_run import estimate_job
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import make_plan
 from pipeline.engine.tally import Tally
 from pipeline.table import open_table
 from tests.faults.light import execute_in_order
-from tests.faults.stages import HashedAlign, HashedInvert
+from tests.faults.stages import HASHED
 from tests.storage.archives import write_tar
 
 
@@ -33,7 +32,7 @@ def test_an_estimate_counts_times_and_writes_nothing(config_of: Callable[..., Jo
 
 def test_parts_that_are_there_are_not_to_do(config_of: Callable[..., JobConfig]) -> None:
     plan = make_plan(config_of())
-    (work,) = plan.works
+    (work,) = plan.tasks
     rejects = [
         {"key": name, "face_index": None, "source_uri": "", "source_sha256": ""}
         | {"reason": "no_face", "detail": ""}
@@ -53,13 +52,13 @@ def test_archives_beyond_the_first_are_weighed_and_not_read(
     samples: int,
     exact: bool,
 ) -> None:
-    monkeypatch.setattr(estimate, "COUNTED_SHARDS", 1)
-    monkeypatch.setattr(estimate, "_time", lambda *_: (1.0, 2.0, 1.0))
+    monkeypatch.setattr(dry_run, "COUNTED_SHARDS", 1)
+    monkeypatch.setattr(dry_run, "_time", lambda *_: (1.0, 2.0, 1.0))
     for name in "abc":
         write_tar(tmp_path / "tars" / f"{name}.tar", [(f"{n}.jpg", b"image") for n in range(4)])
     told = estimate_job(config_of(input=str(tmp_path / "tars"), limit=limit))
     assert (told["samples_to_do"], told["samples_are_exact"]) == (samples, exact)
-    start = estimate.START_SECONDS
+    start = dry_run.START_SECONDS
     assert (told["start_seconds"], start > 0) == (start, True)
     assert told["estimated_seconds"] == pytest.approx(
         start + 3 * samples / (os.cpu_count() or 1), abs=0.1
@@ -71,7 +70,7 @@ def first_pass(config_of: Callable[..., JobConfig], tmp_path: Path) -> JobConfig
     """A table of the photos as crops, two a shard."""
     config = config_of(output=str(tmp_path / "first"), files_per_shard=2, prealigned=True)
     plan, outcome = make_plan(config), Outcome(Tally())
-    execute_in_order(config, plan, outcome, Stages(HashedAlign, HashedInvert))
+    execute_in_order(config, plan, outcome, stages=HASHED)
     assert outcome.errors == []
     return config
 
@@ -87,7 +86,7 @@ def test_faces_that_start_from_a_table_are_inverted_to_be_timed(
     told = estimate_job(config_of(**shared, **few))
     assert told["samples_to_do"] == 4
     assert told["invert_seconds_a_sample"] > 0
-    bytes_of_a_code = 10 * 512 * 2 + estimate.ROW_OVERHEAD_BYTES
+    bytes_of_a_code = 10 * 512 * 2 + dry_run.ROW_OVERHEAD_BYTES
     assert told["estimated_table_bytes"] == len(codes) * bytes_of_a_code
     one = codes["key"][0]
     told = estimate_job(config_of(**shared, **few, where=f"key = '{one}'"))

@@ -1,7 +1,7 @@
 """The head of the pipeline: shards go to the readers as the plan finds them, a bounded number open.
 
 `ray.data.from_items` takes a list: all shards would have to be listed first, and kept. This hands
-them out one by one. It is built on Ray Data's internal operators, for which Ray is pinned.
+them out one by one. It is built on Ray Data's internal operators.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ray.data._internal.planner.planner import Planner
 from ray.data._internal.stats import DatasetStats
 from ray.data.block import BlockMetadata
 
-from pipeline.engine.plan import Plan
-from pipeline.engine.read import ShardWork
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.messages import ShardTask, to_row
 
 # Shards that are read, in the stages, or about to be: of ten images each they still fill 500 GPUs.
 OPEN_SHARDS = 2048
@@ -40,9 +40,9 @@ _WAIT_S = 0.05
 class Feed:
     """Takes shards from the plan in a thread, so that Ray Data's loop never waits for a listing."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self._ready: deque[ShardWork] = deque()
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._ready: deque[ShardTask] = deque()
         self._change = threading.Condition()
         self._ended = self._stopped = False
         self.given = 0  # shards handed out
@@ -56,16 +56,16 @@ class Feed:
 
     def _pull(self) -> None:
         try:
-            for work in self.plan.works:
+            for task in self.ledger.plan.tasks:
                 with self._change:
-                    self._ready.append(work)
+                    self._ready.append(task)
                     self._change.notify_all()
                     while len(self._ready) >= _READY and not self._stopped:
                         self._change.wait()
                     if self._stopped:
                         return
         except Exception as error:  # noqa: BLE001 - raised by the run when all that was read is done
-            self.plan.error = error
+            self.ledger.plan.error = error
         finally:
             with self._change:
                 self._ended = True
@@ -80,7 +80,7 @@ class Feed:
     @property
     def open_shards(self) -> int:
         """Shards that were handed out and are not committed, but for those that failed."""
-        return len(self._rows) - self.plan.given_up
+        return len(self._rows) - self.ledger.failed_shards
 
     @property
     def ended(self) -> bool:
@@ -89,8 +89,8 @@ class Feed:
 
     def ready(self) -> bool:
         """Whether a shard can be handed out; waits a little where there is nothing else to do."""
-        while self.plan.committed:
-            self._rows.pop(self.plan.committed.popleft(), None)
+        while self.ledger.closed:
+            self._rows.pop(self.ledger.closed.popleft(), None)
         if self.open_shards >= OPEN_SHARDS:
             return False
         if not self._ready and not self._ended and not self._rows:
@@ -101,11 +101,11 @@ class Feed:
     def next_bundle(self) -> RefBundle:
         """The next shard as Ray Data takes it: one row, one block."""
         with self._change:
-            work = self._ready.popleft()
+            task = self._ready.popleft()
             self._change.notify_all()
-        block = pa.Table.from_pylist([work.to_row()])
+        block = pa.Table.from_pylist([to_row(task)])
         row: Any = ray.put(block)
-        self._rows[work.shard.shard_id] = row
+        self._rows[task.shard_id] = row
         self.given += 1
         metadata = BlockMetadata(
             num_rows=1, size_bytes=block.nbytes, input_files=None, exec_stats=None
@@ -181,8 +181,8 @@ Planner._DEFAULT_PLAN_FNS[ShardSource] = lambda operator, _, context: _ShardOper
 )
 
 
-def shard_source(plan: Plan) -> Any:
-    """The lazy Ray dataset of the plan's shards, a row each; it can be run once."""
+def shard_source(ledger: Ledger) -> Any:
+    """Return the lazy Ray dataset of the plan's shards, one row each; it can be run once."""
     context = DataContext.get_current().copy()
-    logical = LogicalPlan(ShardSource(Feed(plan)), context)
+    logical = LogicalPlan(ShardSource(Feed(ledger)), context)
     return ray.data.Dataset(logical, context, DatasetStats(metadata={}, parent=None))

@@ -1,8 +1,7 @@
-"""The driver's part of the work: counts what comes out of the stages, commits shards when whole."""
+"""The ledger of a run: what was planned, what came out of the stages, what may be committed."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -11,36 +10,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline.engine.address import in_cluster
+from pipeline.engine.events import Listener
+from pipeline.engine.messages import Failure, Message, PartDone, ShardEnd
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
-from pipeline.engine.rows import Row
 from pipeline.errors import PipelineError, TableError
 from pipeline.storage import LeftOut, Shard
 from pipeline.table import INDEXED_AT_ONCE, PartSummary, ShardEntry
 
-STAGES = ("read", "align", "invert", "write")
 # So many parts, over so long a time, that all failed behind their reader: the next will fail too.
 # A shard that cannot be read costs no GPU, and others may be whole.
 GIVE_UP_PARTS, GIVE_UP_S = 20, 60.0
 # A commit is a few requests to an object store, each of which takes its time.
 _COMMITS_AT_ONCE = 8
 _COMMITS_WAITING = 64
-
-
-class Watch:
-    """Hears what a run learns; of each part and each shard once."""
-
-    def planned(self) -> None:
-        """The input is compared with the table, or the first few thousand of its shards are."""
-
-    def part(self, row: Row) -> None:
-        """A part is in the table."""
-
-    def shard(self, entry: ShardEntry) -> None:
-        """A shard is committed."""
-
-    def failed(self, shard_id: str, error: str, trace: str = "") -> None:
-        """A part or the commit of a shard failed; `trace` is that of an unexpected error."""
 
 
 @dataclass
@@ -64,51 +47,55 @@ class _ShardInProgress:
         return sum(summary.samples for summary in self.parts.values())
 
 
-class Committer:
-    """Takes the rows that come out of the stages and commits each shard when it is whole.
+class Ledger:
+    """Books each message of the stages, and commits each shard when all its parts are there.
 
     Holds the shards that are open, not those that are done. Commits run in threads; `finish` waits
     for them.
     """
 
-    def __init__(self, plan: Plan, outcome: Outcome, watches: Sequence[Watch] = ()) -> None:
-        self.plan, self.outcome, self.watches = plan, outcome, watches
+    def __init__(self, plan: Plan, outcome: Outcome, listeners: Sequence[Listener] = ()) -> None:
+        self.plan, self.outcome, self.listeners = plan, outcome, listeners
         self.open: dict[str, _ShardInProgress] = {}
+        self.closed: deque[str] = deque()  # shards that are done, until the feed takes note
+        self.failed_shards = 0
         self._pool = ThreadPoolExecutor(_COMMITS_AT_ONCE, thread_name_prefix="commit")
         self._commits: deque[tuple[Shard, int, Future[ShardEntry]]] = deque()
         self._entries: list[ShardEntry] = []
         self._failed_in_a_row = 0
         self._first_of_row = 0.0  # when that one failed
-        self.gave_up = False  # nothing is to be taken any more
+        self.gave_up = False  # no further message is to be taken
 
-    def take(self, row: Row) -> None:
-        """Count one row; what comes a second time, after a node was lost, is the same again."""
-        shard_id, part = row["shard_id"], int(row["part"])
-        shard = self._shard(shard_id)
-        if row["kind"] == "failed":
-            node = f" on node {row['node']}" if row["node"] and in_cluster() else ""
-            error = f"shard '{shard_id}', part {part}{node}: {row['error']}"
-            self._fail(shard_id, shard, error, row["trace"])
-            if not row["error"].startswith("read: "):
-                self._count_failure()
+    def take(self, message: Message) -> None:
+        """Book one message; one that comes again, after a node was lost, changes nothing."""
+        shard = self._shard(message.shard_id)
+        if isinstance(message, Failure):
+            self._book_failure(message, shard)
             return
         if shard is None:
             return
-        if row["kind"] == "end":
-            # Its number is that of no part, unless parts of another limit were left.
-            shard.total, shard.samples = part, int(row["samples"])
-            shard.left_out = LeftOut.from_text(row["left_out"])
-        elif part in shard.parts:
-            return
-        else:
+        if isinstance(message, ShardEnd):
+            shard.total, shard.samples = message.part, message.samples
+            shard.left_out = message.left_out
+        elif isinstance(message, PartDone) and message.summary:
+            if message.part in shard.parts:
+                return
             self._failed_in_a_row = 0
-            shard.parts[part] = PartSummary(**json.loads(row["summary"]))
-            shard.bytes += int(row["bytes"])
-            self._index_part(row, shard.parts[part])
-            self._count(row)
+            shard.parts[message.part] = message.summary
+            shard.bytes += message.counts.bytes
+            self._index_part(message.summary, message)
+            self._count(message)
         if shard.complete and not shard.failed:
-            self._close(shard_id, shard)
+            self._close(message.shard_id, shard)
         self._settle(_COMMITS_WAITING)
+
+    def _book_failure(self, failure: Failure, shard: _ShardInProgress | None) -> None:
+        node = f" on node {failure.node}" if failure.node and in_cluster() else ""
+        error = f"shard '{failure.shard_id}', part {failure.part}{node}: "
+        error += f"{failure.stage}: {failure.error}"
+        self._fail(failure.shard_id, shard, error, failure.trace)
+        if failure.stage != "read":
+            self._count_failure()
 
     def _shard(self, shard_id: str) -> _ShardInProgress | None:
         """The shard, which is open from its first row to its commit; None after that."""
@@ -122,10 +109,10 @@ class Committer:
     ) -> None:
         if shard is not None and not shard.failed:
             shard.failed = True
-            self.plan.given_up += 1
+            self.failed_shards += 1
         self.outcome.fail(error, trace)
-        for watch in self.watches:
-            watch.failed(shard_id, error, trace)
+        for listener in self.listeners:
+            listener.on_failure(shard_id, error, trace)
 
     def _count_failure(self) -> None:
         now = time.monotonic()
@@ -149,8 +136,8 @@ class Committer:
             self.plan.part_index.forget(shard_id)
             return
         del self.open[shard_id]
-        whole = self.plan.states[shard_id].shard
-        self.plan.close(shard_id)
+        whole = self.plan.states.pop(shard_id).shard
+        self.closed.append(shard_id)
         commit = self._pool.submit(self._commit, whole, shard)
         self._commits.append((whole, shard.bytes, commit))
 
@@ -180,16 +167,15 @@ class Committer:
                 self.outcome.warn(f"shard '{shard.shard_id}' holds no image{why}: '{entry.uri}'")
             # Headers, sidecars, parts that were there: what the images' bytes do not say.
             tally.bytes += shard.size - counted
-            for watch in self.watches:
-                watch.shard(entry)
+            for listener in self.listeners:
+                listener.on_shard(entry)
             self._note(entry)
 
-    def _index_part(self, row: Row, summary: PartSummary) -> None:
+    def _index_part(self, summary: PartSummary, done: PartDone) -> None:
         """Spare the next run the footer of a part, if its shard is still open then."""
-        etags = row["latents_etag"], row["rejects_etag"]
-        if all(etags):
-            shard = self.plan.states[row["shard_id"]].shard
-            self.plan.part_index.add(self.plan.writer.part_entry(shard, summary, etags))
+        if all(done.etags):
+            shard = self.plan.states[done.shard_id].shard
+            self.plan.part_index.add(self.plan.writer.part_entry(shard, summary, done.etags))
 
     def _note(self, entry: ShardEntry) -> None:
         self._entries.append(entry)
@@ -199,23 +185,23 @@ class Committer:
                 self.plan.writer.index(self._entries)
             self._entries.clear()
 
-    def _count(self, row: Row) -> None:
-        tally = self.outcome.tally
+    def _count(self, done: PartDone) -> None:
+        tally, counts = self.outcome.tally, done.counts
         if not tally.parts:
-            tally.first_seconds, tally.first_bytes = tally.seconds, int(row["bytes"])
+            tally.first_seconds, tally.first_bytes = tally.seconds, counts.bytes
         tally.last_seconds = tally.seconds
         tally.parts += 1
-        tally.samples += int(row["samples"])
-        tally.faces += int(row["faces"])
-        tally.bytes += int(row["bytes"])
-        tally.icc_ignored += int(row["icc_ignored"])
-        tally.identity_missed += int(row["identity_missed"])
-        tally.reasons.update(json.loads(row["reasons"]))
-        tally.inversion_seconds += row["inversion_seconds"]
-        for stage in STAGES:
-            tally.stage_seconds[stage] += row[f"{stage}_seconds"]
-        for watch in self.watches:
-            watch.part(row)
+        tally.samples += counts.samples
+        tally.faces += counts.faces
+        tally.bytes += counts.bytes
+        tally.icc_ignored += counts.icc_ignored
+        tally.identity_missed += counts.identity_missed
+        tally.reasons.update(counts.reasons)
+        tally.inversion_seconds += counts.inversion_seconds
+        for stage, seconds in counts.seconds.items():
+            tally.stage_seconds[stage] += seconds  # type: ignore[assignment]
+        for listener in self.listeners:
+            listener.on_part(done)
 
     def finish(self) -> None:
         """Wait for commits, and report the shards that never became whole though none said why."""

@@ -1,18 +1,23 @@
-"""Stage 2, a pool of CPU actors: decode, detect, align. Samples in, faces and rejects out."""
+"""Stage 2, a pool of CPU actors: decode, detect, align."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
 from pipeline.alignment import AlignedFace, Alignment, AlignmentSettings, IsolatedAligner
-from pipeline.engine.rows import Row, pack, run_stage, unpack
+from pipeline.engine.messages import FaceBatch, SampleBatch
+from pipeline.engine.stages.base import JobStage, StageResources
 from pipeline.images import Rejection, RejectReason
+
+if TYPE_CHECKING:
+    from pipeline.choices import Device
+    from pipeline.engine.resolve import Recipe
+    from pipeline.table import TableWriter
 
 _POINTS = pa.list_(pa.list_(pa.float32(), 2))
 FACES = pa.schema(
@@ -75,29 +80,66 @@ def reject_row(
     }
 
 
-def count_reasons(rejects: pa.Table) -> str:
-    """JSON object of reject reason to count."""
-    return json.dumps(Counter(rejects["reason"].to_pylist()), sort_keys=True)
+def count_reasons(rejects: pa.Table) -> Counter[str]:
+    """Return how often each reject reason occurs."""
+    return Counter(rejects["reason"].to_pylist())
 
 
 def faces_schema(settings: AlignmentSettings) -> pa.Schema:
-    """The columns of faces that are aligned with `settings`."""
+    """Return the columns of faces that are aligned with `settings`."""
     return FACES_TURNED if settings.tells_turns else FACES
 
 
-class AlignStage:
-    """Decodes and aligns a part's samples in a child process, which may die on one of them."""
+class Align(JobStage):
+    """Decodes and aligns the samples of a part in a child process, which may die on one of them."""
+
+    name = "align"
+    takes = SampleBatch
+    resources = StageResources("aligner", cpus=1.0)
 
     def __init__(self, settings: AlignmentSettings) -> None:
-        self.aligner = IsolatedAligner(settings)
-        self.faces = faces_schema(settings)
+        self.settings = settings
+        self.aligner: IsolatedAligner | None = None
 
-    def __call__(self, row: Row) -> Row:
-        return run_stage("align", self._work, row)
+    @classmethod
+    def of(cls, recipe: Recipe, writer: TableWriter, device: Device) -> Self:
+        """Return the stage of a job."""
+        del writer, device
+        return cls(recipe.alignment)
 
-    def _outcomes(
+    def setup(self) -> None:
+        """Start no child yet: it starts with the first part."""
+        self.aligner = self.aligner or IsolatedAligner(self.settings)
+
+    def process(self, batch: SampleBatch) -> FaceBatch:
+        """Return the faces of a part; each sample gives a face or a reject at least."""
+        faces: list[dict[str, Any]] = []
+        rejects: list[dict[str, Any]] = []
+        counts = batch.counts
+        for sample, result in self._align(batch.samples.to_pylist()):
+            # Of a sample that was not read no hash is known.
+            sha256 = "" if sample["reject"] else hashlib.sha256(sample["content"]).hexdigest()
+            source = (sample["key"], sample["uri"], sha256)
+            if isinstance(result, Rejection):
+                rejects.append(reject_row(*source, result))
+            else:
+                counts.icc_ignored += result.icc_ignored
+                fields = {"fields": sample["fields"]}
+                faces += [face_row(*source, face) | fields for face in result.faces]
+                rejects += [
+                    reject_row(*source, rejection, index)
+                    for index, rejection in result.rejects.items()
+                ]
+        rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
+        counts.faces, counts.reasons = len(faces), count_reasons(rejected)
+        table = pa.Table.from_pylist(faces, schema=faces_schema(self.settings))
+        return FaceBatch(batch.shard, batch.part, counts, table, rejected, batch.start)
+
+    def _align(
         self, samples: list[dict[str, Any]]
     ) -> Iterator[tuple[dict[str, Any], Alignment | Rejection]]:
+        if self.aligner is None:
+            raise ValueError("setup() was not called")
         readable = [sample["content"] for sample in samples if not sample["reject"]]
         results = iter(self.aligner.process(readable))
         for sample in samples:
@@ -105,28 +147,3 @@ class AlignStage:
                 yield sample, Rejection(RejectReason(sample["reject"]), sample["detail"])
             else:
                 yield sample, next(results)
-
-    def _work(self, row: Row) -> Row:
-        samples = unpack(row["payload"]).to_pylist()
-        faces: list[dict[str, Any]] = []
-        rejects: list[dict[str, Any]] = []
-        for sample, outcome in self._outcomes(samples):
-            # Of a sample that was not read no hash is known.
-            sha256 = "" if sample["reject"] else hashlib.sha256(sample["content"]).hexdigest()
-            source = (sample["key"], sample["uri"], sha256)
-            if isinstance(outcome, Rejection):
-                rejects.append(reject_row(*source, outcome))
-            else:
-                row["icc_ignored"] += outcome.icc_ignored
-                fields = {"fields": sample["fields"]}
-                faces += [face_row(*source, face) | fields for face in outcome.faces]
-                rejects += [
-                    reject_row(*source, rejection, index)
-                    for index, rejection in outcome.rejects.items()
-                ]
-        rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
-        row["payload"] = pack(pa.Table.from_pylist(faces, schema=self.faces))
-        row["rejected"] = pack(rejected)
-        row["faces"], row["rejects"] = len(faces), len(rejects)
-        row["reasons"] = count_reasons(rejected)
-        return row

@@ -18,27 +18,25 @@ from collections import deque
 from typing import Any
 
 import ray
-from ray.data import DataContext
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 ASK_EVERY_S = 5.0
 # A node takes minutes to come: what is wanted for less than this is not asked for.
-SUSTAINED_S = 20.0
+DEBOUNCE_S = 20.0
 # Of one pool at a time: where nothing comes, they wait in vain.
-MOST_PLACEHOLDERS = 256
+MAX_PLACEHOLDERS = 256
 
 
-class Sustained:
-    """A count that follows the observed one once that has stayed above, or below, for `seconds`."""
+class Debounced:
+    """A count that follows the observed one after that stayed above, or below, for `seconds`."""
 
     def __init__(self, seconds: float | None = None) -> None:
-        self.seconds = SUSTAINED_S if seconds is None else seconds
+        self.seconds = DEBOUNCE_S if seconds is None else seconds
         self.seen: deque[tuple[float, int]] = deque()
         self.value = 0
 
     def observe(self, count: int, now: float) -> int:
-        """Take in the count of `now` (s); returns the sustained one, at first that count."""
+        """Take in the count of `now` (s); returns the debounced one, at first that count."""
         self.seen.append((now, count))
         while self.seen[0][0] < now - self.seconds:
             self.seen.popleft()
@@ -99,7 +97,7 @@ class BacklogAutoscaler(ClusterAutoscaler):
         self.placeholders = {
             operator: Placeholders(need) for operator, need in needs.items() if need.cpu or need.gpu
         }
-        self.sustained = {operator: Sustained() for operator in self.placeholders}
+        self.debounced = {operator: Debounced() for operator in self.placeholders}
         self.asked = -math.inf
 
     def try_trigger_scaling(self) -> None:
@@ -112,8 +110,8 @@ class BacklogAutoscaler(ClusterAutoscaler):
         self.ray_own._send_resource_request([])
         for operator, placeholders in self.placeholders.items():
             queued = self.topology[operator].total_enqueued_input_blocks()
-            count = min(missing(operator, queued), MOST_PLACEHOLDERS)
-            placeholders.hold(self.sustained[operator].observe(count, now))
+            count = min(missing(operator, queued), MAX_PLACEHOLDERS)
+            placeholders.hold(self.debounced[operator].observe(count, now))
 
     def on_executor_shutdown(self) -> None:
         """Withdraw whatever is asked for."""
@@ -126,18 +124,8 @@ class BacklogAutoscaler(ClusterAutoscaler):
         return self.ray_own.get_total_resources()
 
 
-class AskForBacklog(ExecutionCallback):
-    """Puts a `BacklogAutoscaler` into each execution before it starts."""
-
-    def before_execution_starts(self, executor: Any) -> None:
-        """Called by Ray Data."""
-        executor._cluster_autoscaler = BacklogAutoscaler(
-            executor._cluster_autoscaler, executor._topology
-        )
-
-
-def ask_for_backlog() -> None:
-    """Size the cluster by the backlog in the executions of this process."""
-    classes = DataContext.get_current().custom_execution_callback_classes
-    if AskForBacklog not in classes:
-        classes.append(AskForBacklog)
+def scale_by_backlog(executor: Any) -> None:
+    """Size the cluster by the backlog in an execution that is about to start."""
+    executor._cluster_autoscaler = BacklogAutoscaler(
+        executor._cluster_autoscaler, executor._topology
+    )
