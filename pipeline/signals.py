@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -142,3 +143,22 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         # Not where it was taken away meanwhile, as by a run that a first signal ended.
         if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def forwarding_sigterm(stop: threading.Event) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Set `stop` at SIGTERM or Ctrl-C and hand a SIGTERM on to the process in the list."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        # A terminal sends Ctrl-C to the whole group, the running process included.
+        if number == signal.SIGTERM and running and running[0].poll() is None:
+            running[0].terminate()
+
+    before = {number: signal.signal(number, on_signal) for number in _STOPPING}
+    try:
+        yield running
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray._private import ray_constants, worker
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -25,6 +26,8 @@ from pipeline.engine.address import in_cluster, shows_ray_log
 from pipeline.engine.stages.base import set_crash_folder
 from pipeline.errors import ClusterError
 
+# The releases of Ray on which the engine is tested, as pyproject.toml has them.
+TESTED_RAY = ((2, 57), (2, 60))
 Hook = Callable[[Any], None]  # takes Ray Data's executor
 
 # A pool without an actor for so long ends the run; a node takes minutes to come and load a model.
@@ -142,6 +145,15 @@ def failure_handling() -> Any:
     from ray.train.v2._internal.execution import failure_handling
 
     return failure_handling
+
+
+def untested_ray(version: str = ray.__version__) -> str:
+    """Return one line about a Ray outside the releases that were tested; "" for one inside."""
+    first, last = TESTED_RAY
+    if first <= tuple(map(int, version.split(".")[:2])) <= last:
+        return ""
+    tested = " to ".join(".".join(map(str, release)) for release in TESTED_RAY)
+    return f"Ray {version} is not tested with this package, {tested} are"
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pipeline.engine.pipeline import build_pipeline, run_pipeline
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.progress import STARTING_WORKERS, doing, showing
 from pipeline.engine.prometheus import PrometheusMetrics
-from pipeline.engine.ray_callbacks import ray_log_folder, run_settings
+from pipeline.engine.ray_callbacks import ray_log_folder, run_settings, untested_ray
 from pipeline.engine.record import RunRecord
 from pipeline.engine.shard_source import shard_source
 from pipeline.engine.stages import STAGES, JobStage
@@ -69,6 +69,8 @@ def _execute(
         nodes_checked(config, _notice) as poll,
     ):
         outcome.ray_log = ray_log_folder()
+        if untested := untested_ray():
+            _notice(untested)
         pools = Pools.of(config, resources, local=not in_cluster())
         device: Device = "cuda" if pools.on_gpu else "cpu"
         built = [stage.of(plan.recipe, plan.writer, device) for stage in stages]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,13 @@ from pipeline.images import Rejection, RejectReason
 from pipeline.models.pixels import to_unit
 from pipeline.storage import Sample, spread_samples
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def read_crops(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
     """The faces of up to `limit` samples of an input, [n, 3, h, w] in [-1, 1], a face a sample.
 
-    Rejects are left out, and named on stderr. Raises `InputError` where no face is left.
+    Rejects are left out, and logged. Raises `InputError` where no face is left.
     """
     aligner = Aligner(settings)
     crops = []
@@ -26,7 +28,7 @@ def read_crops(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
         try:
             crops.append(_crop(aligner, sample))
         except Rejection as rejection:
-            print(f"left out: {printable(sample.key)}: {rejection}", file=sys.stderr)
+            _LOGGER.warning("left out: %s: %s", printable(sample.key), rejection)
     if not crops:
         raise InputError(f"'{uri}' has no face to calibrate on")
     return to_unit(np.stack(crops))

@@ -319,7 +319,7 @@ def test_how_archives_are_read_travels_with_each_shard(config_of: ConfigOf, tmp_
     settings = {"image_column": "left", "image_field": "PNG; .jpg", "keep_columns": "label"}
     plan = make_plan(config_of(input=str(path), **settings))
     (work,) = plan.tasks
-    assert ShardTask.from_row(work.to_row()).options == ReadOptions(
+    assert work.options == ReadOptions(
         image_column="left", image_field="png,jpg", keep_columns={"label": "int64"}
     )
     assert plan.recipe.columns.kept == (("label", "int64"),)
