@@ -16,21 +16,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.command_line import add_place, exit_code_of, job_parser, parse_places
 from pipeline.models import OFFICIAL_TYPES, PRESETS, is_bundle, load_model, save_bundle
 from pipeline.storage import OutputKind, check_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert; print one JSON line about the bundle; the exit code."""
-    asked = _parser().parse_args(arguments)
+    asked = parse_places(_parser(), arguments, "checkpoint", "bundle")
     return exit_code_of(lambda: _convert(asked))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
-    parser.add_argument("checkpoint", metavar="OFFICIAL.pt", help="path or URI of the checkpoint")
-    parser.add_argument("bundle", metavar="FOLDER", help="path or URI of the bundle to write")
+    add_place(
+        parser, "checkpoint", "--model", metavar="OFFICIAL.pt", text="path or URI of the checkpoint"
+    )
+    add_place(parser, "bundle", "--output", metavar="FOLDER", text="path or URI of the bundle")
     parser.add_argument("--name", help="the model's name (default: the folder's)")
     parser.add_argument("--licence", help="of the weights (default: the model's own, if known)")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """Write the codes or pictures of a table of latents as files that other programs read.
 
-    python jobs/export_table.py --table URI --to latents.npy
-    python jobs/export_table.py --table URI --to codes/ --as codes [--where "lpips < 0.2"]
-    python jobs/export_table.py --table URI --to results/ --as images|results|coupled [--model FILE]
+    python jobs/export_table.py --table URI --output latents.npy
+    python jobs/export_table.py --table URI --output codes/ --as codes [--where "lpips < 0.2"]
+    python jobs/export_table.py --table URI --output results/ --as images|results|coupled
 
 latents: the published scripts' dictionary {file name: [code of each step]}, one object in memory.
 codes: a .npy or .pt file [n_styles, 512] a face. images: a PNG of each face's best step.
@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
     parser.add_argument("--table", required=True, metavar="URI")
-    parser.add_argument("--to", required=True, metavar="URI", help="a .npy file, or a folder")
+    parser.add_argument(
+        "--output", "--to", dest="to", required=True, metavar="URI", help="a .npy file, or a folder"
+    )
     parser.add_argument("--as", dest="kind", choices=["latents", "codes", *PICTURES])
     parser.add_argument("--form", choices=get_args(CodeForm), default="npy", help="of --as codes")
     parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
@@ -67,18 +69,20 @@ def _report(asked: argparse.Namespace) -> int:
 
 
 def _kind(asked: argparse.Namespace) -> str:
-    """What to write; `ConfigError` where `--to` is the name of something else."""
+    """What to write; `ConfigError` where `--output` is the name of something else."""
     suffix = PurePosixPath(asked.to).suffix.lower()
     kind = asked.kind or ("latents" if suffix == ".npy" else None)
     if kind == "latents" and suffix != ".npy":
-        raise ConfigError(f"--to {asked.to}: the dictionary is one file, of a name ending in .npy")
+        raise ConfigError(
+            f"--output {asked.to}: the dictionary is one file, of a name ending in .npy"
+        )
     if kind != "latents" and suffix in (".npy", *FILES):
         raise ConfigError(
-            f"--to {asked.to}: the dictionary is a .npy file, all else a folder of files: name "
+            f"--output {asked.to}: the dictionary is a .npy file, all else a folder of files: name "
             "one, and with --as what it is to hold (--as codes --form pt: .pt files)"
         )
     if kind is None:
-        raise ConfigError(f"--to {asked.to}: say with --as what the folder is to hold")
+        raise ConfigError(f"--output {asked.to}: say with --as what the folder is to hold")
     return str(kind)
 
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.command_line import add_place, exit_code_of, job_parser, parse_places
 from pipeline.errors import printable
 from pipeline.table import as_python, open_table
 
@@ -37,7 +37,7 @@ _NARROWEST_COLUMN = 12
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the query and print its rows; the exit code."""
-    asked = _parser().parse_args(arguments)
+    asked = parse_places(_parser(), arguments, "table")
     return exit_code_of(lambda: _answer(asked), reads_only=True)
 
 
@@ -52,7 +52,7 @@ def _answer(asked: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__, reads_only=True)
-    parser.add_argument("table", metavar="TABLE", help="path or URI of the table")
+    add_place(parser, "table", "--table", metavar="TABLE", text="path or URI of the table")
     parser.add_argument(
         "query", metavar="SQL", help="over the views latents, rejects, shards and runs"
     )

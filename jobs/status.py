@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.command_line import add_place, exit_code_of, job_parser, parse_places
 from pipeline.errors import printable
 from pipeline.table.status import Status, seconds_since, table_status
 
@@ -98,10 +98,10 @@ def lines(status: Status) -> Iterator[str]:
 def main(argv: list[str]) -> int:
     """Read, show."""
     parser = job_parser(__doc__, reads_only=True)
-    parser.add_argument("table", help="the table's URI")
+    add_place(parser, "table", "--table", metavar="TABLE", text="path or URI of the table")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--list-input", action="store_true", help="count the input's shards anew")
-    asked = parser.parse_args(argv)
+    asked = parse_places(parser, argv, "table")
     return exit_code_of(lambda: _show(asked), reads_only=True)
 
 

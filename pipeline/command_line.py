@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
@@ -30,6 +31,11 @@ class _JobParser(argparse.ArgumentParser):
     """Tells a wrong flag as every other wrong request is told, with the flag that was meant."""
 
     last_line: Mapping[str, Any] | None = None  # what an error adds its own keys to; None: no line
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does; where a shell asks for completions, print these and exit."""
+        _complete(self)
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """One line on stderr below the usage, the JSON line where the job has one, exit code 2.
@@ -88,6 +94,14 @@ def job_parser(
     return parser
 
 
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Print the completions that a shell asks for (argcomplete) and exit; else do nothing."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+
+
 def exit_code_of(
     work: Callable[[], int],
     *,
@@ -143,6 +157,26 @@ def _print_to_stderr(text: str, _code: int) -> None:
 
 def _print_line(last_line: Mapping[str, Any], errors: list[str], code: int) -> None:
     print(json.dumps({**last_line, "errors": errors, "exit_code": code}), flush=True)
+
+
+def add_place(
+    parser: argparse.ArgumentParser, name: str, flag: str, *, metavar: str, text: str
+) -> None:
+    """Add an argument that is given by its place or by its `flag`; read it with `parse_places`."""
+    parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, metavar=metavar, help=text)
+    parser.add_argument(flag, dest=name, metavar=metavar, help=f"the same as {metavar}")
+
+
+def parse_places(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *names: str
+) -> argparse.Namespace:
+    """Parse `argv`, where words and flags may alternate; exit with 2 where one of `names` lacks."""
+    _complete(parser)
+    args = parser.parse_intermixed_args(argv)
+    lacking = [name for name in names if getattr(args, name) is None]
+    if lacking:
+        parser.error(f"the following arguments are required: {', '.join(lacking)}")
+    return args
 
 
 def positive(text: str) -> int:

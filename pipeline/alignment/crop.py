@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.alignment.padding import padded
+from pipeline.alignment.mirroring import Box
+from pipeline.alignment.padding import MARGIN, padded
 from pipeline.images import Rejection, RejectReason
 
 _BORDER = 0.1  # of the square's side, kept around it
@@ -34,16 +35,19 @@ def crop_quad(
     corners, side = corners / shrink, side / shrink
 
     shrunk = round(image.width / shrink), round(image.height / shrink)
-    window = _window(shrunk, corners, _border(side))
-    region = _shrunk_region(image, window, shrink)
-    corners = corners - window[:2]
-    pads = _pads(region, corners, side)
+    box = _window(shrunk, corners, _border(side))
+    corners = corners - box[:2]
+    image, box = _shrunk(image, box, shrink)
+    size_inside = box[2] - box[0], box[3] - box[1]
+    pads = _pads(size_inside, corners, side)
     if max(pads) > _border(side) - 4:
         left, top, right, bottom = (max(pad, round(side * _PAD)) for pad in pads)
-        full = region.width + left + right, region.height + top + bottom
-        window = _window(full, corners + np.array((left, top)), 3)
-        region = padded(region, (left, top, right, bottom), side, window)
+        full = size_inside[0] + left + right, size_inside[1] + top + bottom
+        window = _window(full, corners + np.array((left, top)), MARGIN)
+        region = padded(image, box, (left, top, right, bottom), side, window)
         corners = corners - (window[0] - left, window[1] - top)
+    else:
+        region = image.crop(box)
     return region.transform(
         (size, size),
         Image.Transform.QUAD,
@@ -66,9 +70,7 @@ def _border(side: float) -> int:
     return max(round(side * _BORDER), 3)
 
 
-def _window(
-    size: tuple[int, int], corners: NDArray[np.float64], border: int
-) -> tuple[int, int, int, int]:
+def _window(size: tuple[int, int], corners: NDArray[np.float64], border: int) -> Box:
     """The box around `corners` and a border, within an image: left, top, right, bottom."""
     low, high = np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0))
     left, top = (max(int(value) - border, 0) for value in low)
@@ -78,22 +80,22 @@ def _window(
     return left, top, right, bottom
 
 
-def _shrunk_region(
-    image: Image.Image, window: tuple[int, int, int, int], shrink: int
-) -> Image.Image:
+def _shrunk(image: Image.Image, box: Box, shrink: int) -> tuple[Image.Image, Box]:
+    """Return an image that has `box` of the shrunk `image`, and where."""
     if shrink == 1:
-        return image.crop(window)
-    # Only the window is resampled; its pixels are those of the whole image resampled.
-    left, top, right, bottom = window
+        return image, box
+    # Only the box is resampled; its pixels are those of the whole image resampled.
+    left, top, right, bottom = box
     x = image.width / round(image.width / shrink)
     y = image.height / round(image.height / shrink)
-    box = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
-    return image.resize((right - left, bottom - top), Image.Resampling.LANCZOS, box=box)
+    source = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
+    size = right - left, bottom - top
+    return image.resize(size, Image.Resampling.LANCZOS, box=source), (0, 0, *size)
 
 
-def _pads(region: Image.Image, corners: NDArray[np.float64], side: float) -> list[int]:
+def _pads(size: tuple[int, int], corners: NDArray[np.float64], side: float) -> list[int]:
     """How far the square and its border reach over each edge: left, top, right, bottom."""
     border = _border(side)
     low, high = np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0))
-    over = [*(border - low), *(high - region.size + border)]
+    over = [*(border - low), *(high - size + border)]
     return [max(int(value), 0) for value in over]

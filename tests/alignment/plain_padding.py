@@ -10,12 +10,14 @@ from pipeline.alignment.padding import BLUR
 
 
 def plainly_padded(
-    region: Image.Image,  # RGB
+    image: Image.Image,  # RGB
+    box: tuple[int, int, int, int],  # the part of `image` that is padded
     pads: tuple[int, int, int, int],  # left, top, right, bottom
     side: float,
     window: tuple[int, int, int, int],  # left, top, right, bottom, of the padded image
 ) -> Image.Image:
-    """`region` mirrored over its edges, blurred and faded to the median; of it the `window`."""
+    """Return the `window` of `box` of `image` mirrored over its edges, blurred and faded."""
+    region = image.crop(box)
     left, top, right, bottom = pads
     mirrored = np.pad(np.asarray(region), ((top, bottom), (left, right), (0, 0)), mode="reflect")
     height, width, _ = mirrored.shape

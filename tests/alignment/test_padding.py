@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.alignment import crop_quad
 from pipeline.alignment.detection import find_faces, find_landmarks
 from pipeline.alignment.quad import ffhq_quad
-from pipeline.alignment.resampling import resized_rows
+from pipeline.alignment.resampling import resized_part
 from pipeline.images import Rejection, decode
 from tests.alignment.plain_padding import plainly_padded
 
@@ -95,9 +95,12 @@ def test_an_image_of_one_row_is_padded(twin: Callable[..., bytes | str]) -> None
 
 @pytest.mark.parametrize("height", [7, 30, 41])
 @pytest.mark.parametrize("box", [(0.0, 7.0), (1 / 3, 6 + 2 / 3), (0.1, 5.7)])
-def test_resized_rows_are_pillows_own(height: int, box: tuple[float, float]) -> None:
+def test_resized_parts_are_pillows_own(height: int, box: tuple[float, float]) -> None:
     image = noise(np.random.default_rng(3), 11, 7, 1)
-    whole = image.resize((11, height), Image.Resampling.BILINEAR, box=(0, box[0], 11, box[1]))
-    for rows in (slice(0, height), slice(2, 5), slice(height - 1, height)):
-        expected = whole.crop((0, rows.start, 11, rows.stop))
-        assert resized_rows(image, box, height, rows).tobytes() == expected.tobytes()
+    edges, size = (0.2, box[0], 9.9, box[1]), (21, height)
+    whole = image.resize(size, Image.Resampling.BILINEAR, box=edges)
+    for rows in (slice(0, height), slice(1, height - 1), slice(2, 5), slice(height - 1, height)):
+        for columns in (slice(0, 21), slice(2, 7)):
+            part = resized_part(image, edges, size, (columns, rows))
+            expected = whole.crop((columns.start, rows.start, columns.stop, rows.stop))
+            assert part.tobytes() == expected.tobytes()
