@@ -16,7 +16,7 @@ import argparse
 import sys
 from typing import Any
 
-from pipeline.command_line import add_flags, job_parser, positive
+from pipeline.cli import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.job import NOTHING_DONE, run_to_exit_code
 from pipeline.errors import ConfigError, printable

@@ -26,7 +26,7 @@ import argparse
 import json
 import sys
 
-from pipeline.command_line import add_flags, exit_code_of, job_parser
+from pipeline.cli import add_flags, exit_code_of, job_parser
 from pipeline.engine.progress import Progress
 from pipeline.engine.training.preflight import check_training
 from pipeline.training.config import TrainConfig, load_train_config

@@ -20,8 +20,7 @@ from pipeline.choices import (
     Precision,
     Space,
 )
-from pipeline.errors import printable
-from pipeline.settings import (
+from pipeline.config_loading import (
     IMAGE_COLUMN_MEANING,
     IMAGE_FIELD_MEANING,
     CheckBelow,
@@ -32,6 +31,7 @@ from pipeline.settings import (
     fill,
     flag_of,
 )
+from pipeline.errors import printable
 from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions, canonical_uri
 
 OPTIMISING = ("optimize", "hybrid")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -21,7 +22,8 @@ from pipeline.engine.progress import doing
 from pipeline.errors import ConfigError
 from pipeline.machine import whole_cpus
 from pipeline.redaction import without_secrets
-from pipeline.signals import handlers_restored, survived, undisturbed
+from pipeline.signals import handlers_restored, ignore_further, undisturbed
+from pipeline.storage import S3_PROFILES
 
 # Set before ray is imported: these are read at import and inherited by the workers.
 QUIET = {
@@ -51,7 +53,11 @@ _prepare_environment()
 import ray  # noqa: E402 - after its environment
 import torch  # noqa: E402 - after OMP_WAIT_POLICY
 
-from pipeline.engine.ray_callbacks import loopback_only, ray_lines_in_file  # noqa: E402
+from pipeline.engine.ray_callbacks import (  # noqa: E402
+    loopback_only,
+    ray_lines_in_file,
+    ray_without_signal_handlers,
+)
 
 START_TRIES = 4
 START_TIMED_OUT = "timed out during startup"
@@ -112,7 +118,21 @@ def _start_local_patiently(gpus: int | None, folder: Path | None) -> None:
 def _join_cluster() -> None:
     check_address()
     with _cluster_refusals():
-        ray.init(address="auto", **_loudness())
+        ray.init(address="auto", runtime_env=shipped_environment(), **_loudness())
+
+
+def shipped_environment() -> dict[str, Any] | None:
+    """Return the runtime environment that gives every worker the driver's choice of S3 profiles.
+
+    None where there is no choice, or where the job was submitted with a value, which its workers
+    have: Ray refuses to be told twice.
+    """
+    profiles = os.environ.get(S3_PROFILES)
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
+    if not profiles or S3_PROFILES in submitted:
+        return None
+    return {"env_vars": {S3_PROFILES: profiles}}
 
 
 def _loudness() -> Any:
@@ -161,10 +181,15 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def _start(connect: Callable[[], None]) -> None:
-    # Ray puts a handler of its own in place, which ends the process without a last word.
-    with handlers_restored(), warnings.catch_warnings(), _silent_stderr():
-        warnings.simplefilter("ignore")
-        connect()
+    try:
+        # Ray puts a handler of its own in place, which ends the process without a last word.
+        with handlers_restored(), warnings.catch_warnings(), _silent_stderr():
+            warnings.simplefilter("ignore")
+            with ray_without_signal_handlers():
+                connect()
+    except SystemExit:  # which that handler raises: the run is ending
+        ignore_further()
+        raise
 
 
 def _offered(folder: Path | None) -> Resources:
@@ -196,9 +221,8 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
         output.enter_context(ray_lines_in_file())
         yield _offered(folder)
     finally:
-        doing("stopping Ray")
         with undisturbed(), output:  # Ray also prints while it ends
-            with survived():
-                ray.shutdown()
+            doing("stopping Ray")
+            ray.shutdown()
             if folder:
                 remove_private_folder(folder)

@@ -20,7 +20,7 @@ from pipeline.engine.stages.align import reject_row
 from pipeline.images import Rejection, RejectReason
 from pipeline.inversion import Inversion, keep_freed_memory, ready_device
 from pipeline.inversion.methods import Method, Models, find_codes, found_its_end
-from pipeline.inversion.rendering import render_each
+from pipeline.inversion.render import render_each
 from pipeline.metrics import Measures, Meter
 from pipeline.models import RestyleModel, load_model
 from pipeline.models.pixels import to_pixels, to_unit

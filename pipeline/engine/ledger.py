@@ -15,11 +15,11 @@ from pipeline.engine.messages import Failure, Message, PartDone, ShardEnd
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.errors import PipelineError, TableError
-from pipeline.storage import LeftOut, Shard
+from pipeline.storage import CREDENTIALS_EXPIRED, LeftOut, Shard
 from pipeline.table import INDEXED_AT_ONCE, PartSummary, ShardEntry
 
 # So many parts, over so long a time, that all failed behind their reader: the next will fail too.
-# A shard that cannot be read costs no GPU, and others may be whole.
+# A shard that cannot be read costs no GPU, and others may be whole, unless credentials expired.
 GIVE_UP_PARTS, GIVE_UP_S = 20, 60.0
 # A commit is a few requests to an object store, each of which takes its time.
 _COMMITS_AT_ONCE = 8
@@ -94,7 +94,7 @@ class Ledger:
         error = f"shard '{failure.shard_id}', part {failure.part}{node}: "
         error += f"{failure.stage}: {failure.error}"
         self._fail(failure.shard_id, shard, error, failure.trace)
-        if failure.stage != "read":
+        if failure.stage != "read" or CREDENTIALS_EXPIRED in failure.error:
             self._count_failure()
 
     def _shard(self, shard_id: str) -> _ShardInProgress | None:

@@ -171,6 +171,23 @@ def loopback_only() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+@contextmanager
+def ray_without_signal_handlers() -> Iterator[None]:
+    """Let a Ray that starts in the block install no C++ signal handlers in this process.
+
+    They print a trace of a crash. As Ray shuts down it gives SIGTERM and others their default
+    action in their place, past Python: a SIGTERM that comes then ends this process at once, and
+    leaves processes of Ray behind. The workers keep them.
+    """
+    # Older releases of Ray lack the setting, and keep their handlers.
+    before = getattr(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", False)
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    try:
+        yield
+    finally:
+        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = before
+
+
 def ray_log_folder() -> str | None:
     """Return the folder of the logs of the Ray that runs here; None where there is none."""
     return None if worker._global_node is None else str(worker._global_node.get_logs_dir_path())

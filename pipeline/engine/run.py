@@ -29,7 +29,7 @@ from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
 from pipeline.signals import Interrupted, handlers_restored, interruptible
-from pipeline.storage import ShardListing
+from pipeline.storage import ShardListing, canonical_uri, literal_folder
 from pipeline.table import Totals, is_card_current, kept_readme, open_table, write_card
 
 StageTypes = Sequence[type[JobStage]]
@@ -103,8 +103,22 @@ def _book(dataset: object, ledger: Ledger) -> None:
         ledger.finish()
 
 
-@handlers_restored()
 def run_job(
+    config: JobConfig,
+    stages: StageTypes = STAGES,
+    listeners: Listeners = (),
+    *,
+    shards: ShardListing | None = None,
+    pretended_gpus: int | None = None,
+) -> Outcome:
+    """Run one job as `run_and_ignore_signals` does, and put the handlers of signals back."""
+    with handlers_restored():
+        return run_and_ignore_signals(
+            config, stages, listeners, shards=shards, pretended_gpus=pretended_gpus
+        )
+
+
+def run_and_ignore_signals(
     config: JobConfig,
     stages: StageTypes = STAGES,
     listeners: Listeners = (),
@@ -120,6 +134,7 @@ def run_job(
     Raises a `RequestError` for a request that is wrong: before any work, or, where it shows in the
     listing of an input of many thousand shards, when those before are done. What fails later is in
     `Outcome.errors`: the parts that were committed stay, and the same call finishes the rest.
+    Ctrl-C and SIGTERM are ignored when it returns, so that a caller can end undisturbed.
     """
     started = datetime.now(UTC)
     outcome = Outcome(Tally())
@@ -152,9 +167,16 @@ def run_job(
             finally:
                 outcome.skipped_parts = plan.found.done_parts
                 outcome.skipped_samples = plan.found.done_samples
+        outcome.explain_expired(input=_folder_of(config), output=canonical_uri(config.output))
         for listener in listeners:
             listener.on_end(outcome, config.output)
     return outcome
+
+
+def _folder_of(config: JobConfig) -> str:
+    """Return the URI of the input, of a pattern the part before it."""
+    given = canonical_uri(config.input)
+    return literal_folder(f"{given}/") or given
 
 
 def _finish(

@@ -17,9 +17,9 @@ from pipeline.errors import InputError, StorageError
 from pipeline.exchange.file_names import from_file_name
 from pipeline.exchange.pickled import STYLE_DIM, Codes, read_latents
 from pipeline.storage import Store, canonical_uri
-from pipeline.storage.arrays import read_array, read_header
-from pipeline.storage.formats import is_hidden
+from pipeline.storage.file_types import is_hidden
 from pipeline.storage.listing import Entry, file_entry, is_folder, walk
+from pipeline.storage.readers.npy import read_array, read_header
 from pipeline.storage.uris import filesystem, join
 
 _SUFFIXES = (".npy", ".pt", ".pth")

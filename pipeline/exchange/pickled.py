@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.exchange.inert_pickle import read_pickle
-from pipeline.storage.arrays import read_header
+from pipeline.storage.readers.npy import read_header
 
 STYLE_DIM = 512
 Codes = NDArray[np.float32]

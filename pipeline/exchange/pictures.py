@@ -23,7 +23,7 @@ from PIL import Image
 from pipeline.errors import ConfigError
 from pipeline.exchange.exporting import Selection, put_files
 from pipeline.exchange.file_names import to_file_name
-from pipeline.inversion.rendering import render_each
+from pipeline.inversion.render import render_each
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_pixels
 

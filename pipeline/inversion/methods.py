@@ -14,10 +14,10 @@ from pipeline.choices import MethodName
 from pipeline.errors import ConfigError
 from pipeline.inversion.adaptive import invert_adaptively
 from pipeline.inversion.optimize import check_one_row, optimize
-from pipeline.inversion.rendering import pooled, render_each
-from pipeline.inversion.restyle import invert
+from pipeline.inversion.optimize_settings import OptimizeSettings, Perceptual
+from pipeline.inversion.render import pooled, render_each
+from pipeline.inversion.restyle_loop import invert
 from pipeline.inversion.result import Inversion
-from pipeline.inversion.settings import OptimizeSettings, Perceptual
 from pipeline.inversion.stopping import StopRule, converged
 from pipeline.models.restyle import RestyleModel
 

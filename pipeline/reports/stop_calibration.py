@@ -6,14 +6,19 @@ that stops earlier has the same steps before.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import ConfigError, ShapeError
+from pipeline.alignment import Aligner, AlignmentSettings
+from pipeline.errors import InputError, ShapeError, printable
+from pipeline.images import Rejection, RejectReason
 from pipeline.inversion import (
     StepMeasures,
     StopRule,
@@ -24,9 +29,36 @@ from pipeline.inversion import (
 )
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel
+from pipeline.models.pixels import to_unit
+from pipeline.storage import Sample, spread_samples
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def read_crops(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
+    """The faces of up to `limit` samples of an input, [n, 3, h, w] in [-1, 1], a face a sample.
+
+    Rejects are left out, and named on stderr. Raises `InputError` where no face is left.
+    """
+    aligner = Aligner(settings)
+    crops = []
+    for sample in spread_samples(uri, limit):
+        try:
+            crops.append(_crop(aligner, sample))
+        except Rejection as rejection:
+            _LOGGER.warning("left out: %s: %s", printable(sample.key), rejection)
+    if not crops:
+        raise InputError(f"'{uri}' has no face to calibrate on")
+    return to_unit(np.stack(crops))
+
+
+def _crop(aligner: Aligner, sample: Sample) -> NDArray[np.uint8]:
+    if sample.reject:
+        raise Rejection(RejectReason(sample.reject), sample.detail)
+    return aligner.align(sample.content).faces[0].pixels
+
 
 GAINS = 48  # bounds that are tried, quantiles of the gains that were met
-MOST = 100  # steps that jobs/invert_dataset.py lets a face make
 RESIDUALS = (1.0, 0.5, 0.35, 0.25, 0.2, 0.17, 0.14, 0.12, 0.1)  # 1: a whole row may change
 
 
@@ -66,16 +98,6 @@ class Trace:
         at = steps[:, None] - 1
         kept, last = (float(l2.gather(1, at).mean()) for l2 in (self.kept_l2, self.l2))
         return Point(rule, float(steps.double().mean()), kept, last)
-
-
-def check_request(most: int, like_steps: int, tolerance: float) -> None:
-    """Raise `ConfigError` where no rule of at most `most` steps can be compared as asked."""
-    if not 2 <= most <= MOST:
-        raise ConfigError(f"the longest loop is to have 2 to {MOST} steps, not {most}")
-    if like_steps > most:
-        raise ConfigError(f"a loop of {most} steps cannot be compared with one of {like_steps}")
-    if not 0 <= tolerance < float("inf"):
-        raise ConfigError(f"the tolerance is to be a share of L2, 0 or more, not {tolerance}")
 
 
 def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -> Trace:

@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from pipeline.errors import InputError
 from pipeline.redaction import known_secrets
-from pipeline.storage.columns import image_column, schema_of
-from pipeline.storage.formats import Kind, readable_name, shard_stem
-from pipeline.storage.inputs import LOOKED_FOR, NO_LISTING, Source, open_input, uri_in
+from pipeline.storage.file_types import Kind, readable_name, shard_stem
+from pipeline.storage.input_files import LOOKED_FOR, NO_LISTING, Source, open_input, uri_in
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry
-from pipeline.storage.options import ReadOptions
+from pipeline.storage.objects import UNREADABLE
+from pipeline.storage.parquet_columns import image_column, schema_of
+from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.recognition import recognised
 from pipeline.storage.sample import UniqueKeys
 from pipeline.storage.uris import canonical_uri, is_web, refuse_secrets
@@ -200,6 +201,8 @@ def _shards_of(
             images.append(entry)
         else:
             uri, size = source.uri_of(entry.name), max(0, entry.size)
+            if source.alone and entry.etag == UNREADABLE:
+                raise InputError(f"the input '{source.uri_of(entry.name)}' may not be read")
             yield Shard(shard_id_of(entry.name), uri, kind, size, entry.etag)
         if len(images) == length:
             yield _slice(source, images, slices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import secrets
@@ -11,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from pipeline.errors import StorageError
-from pipeline.storage.disks import name_if_absent
 from pipeline.storage.objects import (
     ObjectInfo,
     files_below,
@@ -27,6 +27,48 @@ from pipeline.storage.uris import (
     join,
     storage_errors,
 )
+
+# What a file system says that has no hard links, or no flags of a rename: not one that is full.
+_UNKNOWN = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+
+
+def name_if_absent(temporary: Path, target: Path) -> None:
+    """Give a complete file its name; `FileExistsError` where there is one.
+
+    By a link, which unlike a rename refuses a name that is taken; where the file system has none
+    (FUSE, exFAT, some network mounts), by Linux's rename that refuses it too. Where there is
+    neither, by a look and a rename: the file is whole as ever, but of two writers that look in the
+    same moment the second replaces what the first wrote.
+    """
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+        if not _renamed(temporary, target):
+            if os.path.lexists(target):
+                raise FileExistsError(
+                    errno.EEXIST, os.strerror(errno.EEXIST), str(target)
+                ) from None
+            temporary.rename(target)
+
+
+def _renamed(temporary: Path, target: Path) -> bool:
+    """Whether the kernel and the file system know a rename that replaces nothing, and made it."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    paths = (os.fsencode(temporary), os.fsencode(target))
+    if rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNKNOWN:
+        return False
+    raise OSError(number, os.strerror(number), str(target))
+
 
 # What the name of a temporary file has more than the file's own, at most: a dot before it, a dot,
 # the process's number, a dash, eight digits and ".tmp" behind it.
@@ -118,6 +160,11 @@ class Store:
         with storage_errors(f"read '{self.uri(name)}'"):
             return bytes(self.fs.cat_file(self.path(name)))
 
+    def get_range(self, name: str, start: int, end: int) -> bytes:
+        """The bytes of an object from `start` up to `end`."""
+        with storage_errors(f"read '{self.uri(name)}'"):
+            return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
+
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """The object as a seekable binary file; each read fetches what it asks for, no more."""
@@ -165,7 +212,11 @@ class Store:
     def has(self, prefix: str) -> bool:
         """Whether there is any object below the folder `prefix`: one request."""
         with storage_errors(f"list '{self.uri(prefix)}'"):
-            return bool(self.fs.exists(self.path(prefix.rstrip("/"))))
+            try:  # `fs.exists` says of a bucket that it is not there, whatever the error is
+                self.fs.info(self.path(prefix.rstrip("/")))
+            except FileNotFoundError:
+                return False
+            return True
 
     def _find(self, prefix: str, *, detail: bool) -> Iterator[tuple[str, ObjectInfo | None]]:
         """Names with what is known of them, one by one; `detail` asks for it where it costs."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError, TableError, printable
 from pipeline.storage import Store, canonical_uri, slice_number
-from pipeline.storage.formats import is_list, plain_name, shard_kind
+from pipeline.storage.file_types import is_list, plain_name, shard_kind
 from pipeline.storage.patterns import has_braces, has_glob
 from pipeline.table.description import DESCRIPTION_NAME, EARLIER_VALUES, Description
 from pipeline.table.documents import read_json, to_json

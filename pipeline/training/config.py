@@ -8,8 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.choices import CHECK_BELOW, SEARCH_PIXELS, Device, Fit, Icc, OptimiserName
-from pipeline.errors import ConfigError
-from pipeline.settings import (
+from pipeline.config_loading import (
     IMAGE_COLUMN_MEANING,
     IMAGE_FIELD_MEANING,
     CheckBelow,
@@ -19,6 +18,7 @@ from pipeline.settings import (
     check_uris,
     fill,
 )
+from pipeline.errors import ConfigError
 from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions
 from pipeline.training.codes import code_shards
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.inversion import average_image, invert
-from pipeline.inversion.rendering import pooled, render_each
-from pipeline.inversion.restyle import start_codes
+from pipeline.inversion.render import pooled, render_each
+from pipeline.inversion.restyle_loop import start_codes
 from pipeline.metrics.lpips import load_lpips
 from pipeline.models import RestyleModel
 from pipeline.training.adversary import Adversary

@@ -7,7 +7,7 @@ options count batches of 8: 20,000 of them with a single w, 2,000 more for each 
 from __future__ import annotations
 
 from pipeline.errors import ConfigError
-from pipeline.inversion.restyle import check_steps
+from pipeline.inversion.restyle_loop import check_steps
 from pipeline.models import RestyleModel, preset_for
 from pipeline.models.state_files import read_state
 from pipeline.training.adversary import AdversaryPlan

@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.config_loading import FaceSearch
 from pipeline.errors import ConfigError, FingerprintError, printable
-from pipeline.settings import FaceSearch
 from pipeline.storage import OutputKind, Store, canonical_uri
-from pipeline.storage.contents import first_names
+from pipeline.storage.output_check import first_names
 from pipeline.training.config import EARLIER_VALUES, MAY_CHANGE, TrainConfig
 
 SETTINGS = "_train.json"

@@ -17,6 +17,7 @@ from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.tally import Tally
 from pipeline.errors import StorageError
+from pipeline.storage import CREDENTIALS_EXPIRED
 from pipeline.table import open_table, part_index
 from tests.engine.conftest import end, failure, is_committed
 
@@ -241,3 +242,15 @@ def test_the_parts_of_an_earlier_run_need_not_come_again(
     ledger.finish()
     assert is_committed(plan)
     assert outcome.tally.parts == 1
+
+
+def test_whose_credentials_expired_is_said_first() -> None:
+    outcome = Outcome(Tally())
+    outcome.fail("shard 'a': 1 of 2 of parts arrived")
+    outcome.explain_expired(input="s3://in", output="s3://out/table")
+    assert len(outcome.errors) == 1, "nothing expired"
+    for uri in ("s3://in/a.tar", "s3://out/table-2/x"):
+        outcome.fail(f"read: cannot read '{uri}': {CREDENTIALS_EXPIRED} (ExpiredToken): renew")
+    outcome.explain_expired(input="s3://in", output="s3://out/table")
+    assert outcome.errors[0].startswith("credentials expired for the input 's3://in': get new ones")
+    assert outcome.exit_code == 1
