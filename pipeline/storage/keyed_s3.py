@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from s3fs import S3FileSystem
+
+from pipeline.storage.retries import count_if_failed
 
 
 class KeyedS3(S3FileSystem):  # type: ignore[misc]
@@ -19,3 +23,10 @@ class KeyedS3(S3FileSystem):  # type: ignore[misc]
         before, mark, after = path.partition("?versionId=")
         bucket, key, _ = super().split_path(before)
         return bucket, key + mark + after, None
+
+    async def set_session(self, refresh: bool = False, **options: Any) -> Any:
+        """Return the client, whose answers that are asked for again are counted."""
+        client = await super().set_session(refresh, **options)
+        # By its name it is registered once.
+        client.meta.events.register("needs-retry.s3", count_if_failed, unique_id="restyle-retries")
+        return client
