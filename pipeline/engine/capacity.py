@@ -146,7 +146,7 @@ class Pools:
         if local or resources.grows:
             cpus = reserved_cpus(stages, on_gpu=on_gpu)
         else:
-            cpus = fit(resources.nodes, stages, on_gpu=on_gpu)
+            cpus = fit([node.resources for node in resources.nodes], stages, on_gpu=on_gpu)
         return cls(usual | workers, cpus, on_gpu)
 
     def needs(self, stage: type[Stage] | Stage) -> dict[str, Any]:

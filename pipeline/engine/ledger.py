@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from pipeline.engine.events import Listener
 from pipeline.engine.messages import Failure, Message, PartDone, ShardEnd
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
+from pipeline.engine.stages.base import DIED
 from pipeline.errors import PipelineError, TableError
 from pipeline.storage import CREDENTIALS_EXPIRED, LeftOut, Shard
 from pipeline.table import INDEXED_AT_ONCE, PartSummary, ShardEntry
@@ -65,6 +66,8 @@ class Ledger:
         self._failed_in_a_row = 0
         self._first_of_row = 0.0  # when that one failed
         self.gave_up = False  # no further message is to be taken
+        # Takes the address of a node on which workers died; returns what is known of why, or "".
+        self.explain_deaths: Callable[[str], str] = lambda _: ""
 
     def take(self, message: Message) -> None:
         """Book one message; one that comes again, after a node was lost, changes nothing."""
@@ -93,6 +96,8 @@ class Ledger:
         node = f" on node {failure.node}" if failure.node and in_cluster() else ""
         error = f"shard '{failure.shard_id}', part {failure.part}{node}: "
         error += f"{failure.stage}: {failure.error}"
+        if DIED in error and (why := self.explain_deaths(failure.node)):
+            error = f"{error}; {why}"
         self._fail(failure.shard_id, shard, error, failure.trace)
         if failure.stage != "read" or CREDENTIALS_EXPIRED in failure.error:
             self._count_failure()

@@ -48,10 +48,9 @@ def _worker_class(stage: Stage) -> Any:
 
 def _task(stage: Stage) -> Callable[[Row], Iterator[Row]]:
     """Return the function that Ray calls in its tasks; Ray names the operator after it."""
-    worker = Worker(stage)
 
     def work(row: Row) -> Iterator[Row]:
-        yield from worker.rows(row)
+        yield from Worker(stage).rows(row)
 
     work.__name__ = type(stage).__name__
     return work

@@ -14,8 +14,10 @@ from ray.util.metrics import Counter, Gauge
 
 from pipeline.engine.events import Listener
 from pipeline.engine.messages import PartDone
+from pipeline.engine.pending import StageState
 from pipeline.engine.pipeline import stage_of
-from pipeline.engine.progress import Progress, StageState
+from pipeline.engine.progress import Progress
+from pipeline.engine.ray_autoscaler import requested_workers
 from pipeline.engine.stages import Invert, Stage
 from pipeline.table import ShardEntry
 
@@ -86,7 +88,7 @@ class PrometheusMetrics(Listener):
         if now - self._looked < EVERY_S:
             return
         elapsed, self._looked = now - self._looked, now
-        states = []
+        states, requested = [], requested_workers(executor)
         for operator, state in executor._topology.items():
             stage = stage_of(operator.name, self.stages)
             if stage is None:
@@ -95,7 +97,19 @@ class PrometheusMetrics(Listener):
             actors, active = pool.running, operator.num_active_tasks()
             self._queued.set(queued, {"stage": stage.name})
             self._workers.set(actors or active, {"stage": stage.name})
-            states.append(StageState(stage.name, actors, pool.pending, queued, active))
+            needs = operator.min_scheduling_resources()
+            states.append(
+                StageState(
+                    stage.name,
+                    actors,
+                    pool.pending + pool.restarting,
+                    queued,
+                    active,
+                    requested=requested.get(operator, 0),
+                    cpus=needs.cpu or 0.0,
+                    gpus=needs.gpu or 0.0,
+                )
+            )
             if stage.name == Invert.name:
                 self._actor_seconds += actors * elapsed
         if Progress.current:

@@ -91,8 +91,8 @@ class Placeholders:
 class BacklogAutoscaler(ClusterAutoscaler):
     """Takes the place of `ray_own`, the autoscaler that a Ray Data execution begins with."""
 
-    def __init__(self, ray_own: Any, topology: Any) -> None:
-        self.ray_own, self.topology = ray_own, topology
+    def __init__(self, ray_own: Any, topology: Any, *, nodes_may_come: bool = True) -> None:
+        self.ray_own, self.topology, self.nodes_may_come = ray_own, topology, nodes_may_come
         needs = {operator: operator.min_scheduling_resources() for operator in topology}
         self.placeholders = {
             operator: Placeholders(need) for operator, need in needs.items() if need.cpu or need.gpu
@@ -124,8 +124,22 @@ class BacklogAutoscaler(ClusterAutoscaler):
         return self.ray_own.get_total_resources()
 
 
-def scale_by_backlog(executor: Any) -> None:
-    """Size the cluster by the backlog in an execution that is about to start."""
+def scale_by_backlog(executor: Any, *, nodes_may_come: bool) -> None:
+    """Size the cluster by the backlog in an execution that is about to start.
+
+    `nodes_may_come` says whether Ray's autoscaler is there to hear of it.
+    """
     executor._cluster_autoscaler = BacklogAutoscaler(
-        executor._cluster_autoscaler, executor._topology
+        executor._cluster_autoscaler, executor._topology, nodes_may_come=nodes_may_come
     )
+
+
+def requested_workers(executor: Any) -> dict[Any, int]:
+    """Return for each operator of an execution how many workers an autoscaler is asked for.
+
+    Empty where no autoscaler may start a node: no one hears what is asked for.
+    """
+    scaler = executor._cluster_autoscaler
+    if not isinstance(scaler, BacklogAutoscaler) or not scaler.nodes_may_come:
+        return {}
+    return {operator: len(held.waiting) for operator, held in scaler.placeholders.items()}

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,16 @@ def _hooks(executor: Any) -> _Hooks | None:
 
 
 @contextmanager
-def run_settings(folder: Path | None = None, steps: Sequence[Hook] = ()) -> Iterator[None]:
+def run_settings(
+    folder: Path | None = None, steps: Sequence[Hook] = (), *, nodes_may_come: bool = False
+) -> Iterator[None]:
     """Configure Ray Data for the datasets that are made, and run, inside the block.
 
     One row per block, no progress bars, no per-block statistics, no limit of Ray's on the time
     without progress, and on a cluster an autoscaler that follows the backlog. What waits between
     the stages is bounded by Ray Data: half of the object store that there is at the time, which it
     overshoots by about 30 %. `folder` is the run's private one, if it has one; `steps` are called
-    at each step of Ray Data's loop.
+    at each step of Ray Data's loop; `nodes_may_come` says whether an autoscaler may start nodes.
     """
     context, key = DataContext.get_current().copy(), secrets.token_hex(8)
     set_crash_folder(context, folder)
@@ -85,7 +88,7 @@ def run_settings(folder: Path | None = None, steps: Sequence[Hook] = ()) -> Iter
     if RunCallbacks not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(RunCallbacks)
     own_steps = (_forget_block_stats, StallDetector().check)
-    _runs[key] = _Hooks(_starts(), (*own_steps, *steps))
+    _runs[key] = _Hooks(_starts(nodes_may_come), (*own_steps, *steps))
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -97,12 +100,12 @@ def run_settings(folder: Path | None = None, steps: Sequence[Hook] = ()) -> Iter
         del _runs[key]
 
 
-def _starts() -> tuple[Hook, ...]:
+def _starts(nodes_may_come: bool) -> tuple[Hook, ...]:
     if not in_cluster():
         return ()
     from pipeline.engine.ray_autoscaler import scale_by_backlog
 
-    return (scale_by_backlog,)
+    return (partial(scale_by_backlog, nodes_may_come=nodes_may_come),)
 
 
 def _forget_block_stats(executor: Any) -> None:

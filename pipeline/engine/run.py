@@ -13,13 +13,15 @@ from pipeline.engine.capacity import Pools
 from pipeline.engine.cluster import gist, running_ray
 from pipeline.engine.console import Console
 from pipeline.engine.events import EventLog, Listener, log_event, logging_to_stderr
+from pipeline.engine.inverter import BATCH
 from pipeline.engine.ledger import Ledger
+from pipeline.engine.memory_kills import MemoryKills, advice
 from pipeline.engine.node_report import versions
 from pipeline.engine.nodes import nodes_checked
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.pipeline import build_pipeline, run_pipeline
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.progress import STARTING_WORKERS, doing, showing
+from pipeline.engine.progress import STARTING_WORKERS, Progress, doing, showing
 from pipeline.engine.prometheus import PrometheusMetrics
 from pipeline.engine.ray_callbacks import ray_log_folder, run_settings, untested_ray
 from pipeline.engine.record import RunRecord
@@ -64,25 +66,47 @@ def _execute(
     pretended_gpus: int | None = None,
 ) -> None:
     """Run the stages over what the plan has to do."""
-    with (
-        running_ray(pretended_gpus) as resources,
-        nodes_checked(config, _notice) as poll,
-    ):
+    with running_ray(pretended_gpus) as joined, nodes_checked(config, _notice) as checks:
         outcome.ray_log = ray_log_folder()
         if untested := untested_ray():
             _notice(untested)
+        resources = joined.without(checks.unused) if checks else joined
         pools = Pools.of(config, resources, local=not in_cluster())
         device: Device = "cuda" if pools.on_gpu else "cpu"
         built = [stage.of(plan.recipe, plan.writer, device) for stage in stages]
         metrics = PrometheusMetrics(built)
         ledger = Ledger(plan, outcome, (*listeners, metrics))
-        with run_settings(resources.folder, (metrics.observe, lambda _: poll())):
+        steps = [metrics.observe, *([lambda _: checks.poll()] if checks else [])]
+        with (
+            run_settings(resources.folder, steps, nodes_may_come=resources.grows),
+            _memory_watched(config, pools, ledger),
+        ):
             doing(STARTING_WORKERS)
             dataset = build_pipeline(shard_source(ledger), built, pools)
             try:
                 _book(dataset, ledger)
             finally:
                 ledger.abandon()
+
+
+@contextmanager
+def _memory_watched(config: JobConfig, pools: Pools, ledger: Ledger) -> Iterator[None]:
+    """Tell within the block, and in the outcome, of workers that Ray ends for want of memory."""
+    batch = BATCH["cuda" if pools.on_gpu else "cpu"]
+
+    def advise(stage: str) -> str:
+        stages = Progress.current.stages if Progress.current else []
+        workers = {state.name: state.actors + state.pending for state in stages}
+        return advice(stage, workers, config, batch)
+
+    kills = MemoryKills(advise, _notice)
+    ledger.explain_deaths = kills.explain_now
+    kills.start()
+    try:
+        yield
+    finally:
+        for text in kills.stop():
+            ledger.outcome.warn(text)
 
 
 def _book(dataset: object, ledger: Ledger) -> None:

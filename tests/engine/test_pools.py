@@ -7,7 +7,7 @@ import pytest
 from pipeline.config import JobConfig
 from pipeline.engine import capacity
 from pipeline.engine.capacity import UNBOUNDED, Pools, max_cpu_actors, reserved_cpus
-from pipeline.engine.cluster import Resources
+from pipeline.engine.cluster import Node, Resources
 from pipeline.engine.stages import STAGES, Invert
 from pipeline.errors import ConfigError
 
@@ -64,7 +64,7 @@ def test_memory_limits_the_actors_of_a_machine(
 
 
 def test_a_small_cluster_that_does_not_grow_is_shared() -> None:
-    resources = Resources(cpus=2, gpus=0, nodes=({"CPU": 2.0},))
+    resources = Resources(cpus=2, gpus=0, nodes=(Node("one", {"CPU": 2.0}),))
     assert sum(Pools.of(config(), resources, local=False).cpus.values()) <= 2
     growing = Pools.of(config(), replace(resources, grows=True), local=False)
     assert growing.cpus == reserved_cpus(on_gpu=False)

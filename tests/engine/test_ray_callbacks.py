@@ -31,10 +31,13 @@ class Pool:
         return self.finished
 
     def get_actor_info(self) -> Any:
-        return SimpleNamespace(running=self.running, pending=0)
+        return SimpleNamespace(running=self.running, pending=0, restarting=0)
 
     def num_active_tasks(self) -> int:
         return 0
+
+    def min_scheduling_resources(self) -> ExecutionResources:
+        return ExecutionResources(cpu=1)
 
 
 class Recorder:
@@ -134,5 +137,6 @@ def test_the_gauges_of_a_run_are_set_by_its_own_stages() -> None:
     metrics._workers, metrics._queued, metrics._looked = gauge, Recorder(), 0.0
     state = SimpleNamespace(total_enqueued_input_blocks=lambda: 0)
     operators = [Pool(name="Map(Other)", running=5), Pool(name="Map(Align)", running=2)]
-    metrics.observe(SimpleNamespace(_topology=dict.fromkeys(operators, state)))
+    executor = SimpleNamespace(_topology=dict.fromkeys(operators, state), _cluster_autoscaler=None)
+    metrics.observe(executor)
     assert gauge.values == [(2, {"stage": "align"})]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pipeline.engine.messages import Batch, Failure, Message, Row, from_row, kind_of, to_row
+from pipeline.engine.node_registry import wait_for_verdict
 from pipeline.engine.private_folder import is_private
 from pipeline.machine import memory_limit
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 # A crash also counts for parts that shared the worker, and workers die for other reasons.
 MAX_CRASHES = 5
+DIED = "worker processes died at it on this node"  # by this the driver knows such a failure
 _CONFIG = "restyle_crashes"  # in Ray Data's context, which every worker of a run gets
 
 
@@ -79,6 +81,7 @@ class Worker:
     """A stage as Ray calls it, row by row."""
 
     def __init__(self, stage: Stage) -> None:
+        wait_for_verdict()
         stage.setup()
         self.stage = stage
 
@@ -173,8 +176,8 @@ def crash_counter(stage: str, shard_id: str, part: int) -> Iterator[None]:
             file.write(b".")
         if crashes >= MAX_CRASHES:
             raise RuntimeError(
-                f"{crashes} worker processes died at it on this node, of a crash below Python or "
-                f"as memory ran out ({memory_limit() / 1e9:.1f} GB may be used): lower "
+                f"{crashes} {DIED}, of a crash below Python or as memory ran out "
+                f"({memory_limit() / 1e9:.1f} GB may be used): lower "
                 "--align-workers or --inverters, --batch-size, --max-pixels"
             )
         yield
