@@ -8,11 +8,11 @@ import aiohttp
 import pytest
 import s3fs
 from botocore.exceptions import BotoCoreError
-from pipeline.storage.keyed_s3 import KeyedS3
 
 from pipeline.errors import StorageError
 from pipeline.storage import Store
 from pipeline.storage.retries import storage_retries
+from pipeline.storage.s3_filesystem import KeyedS3
 from tests.conftest import Bucket
 from tests.faults import actions
 from tests.faults.proxy import FaultProxy, Rule
