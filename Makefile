@@ -36,7 +36,7 @@ demo-toonify: .venv/installed ## draw the sample faces as cartoons: a face model
 	  --limit 12 --title "Photo, average, inversion, cartoon: encoder bootstrapping"
 
 test: .venv/installed ## run the tests: no network, no GPU
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow

@@ -107,6 +107,8 @@ class Stages:
     map = flat_map
 
 
+# Ray Data sets its own deprecated settings, and warns itself of it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 @pytest.mark.parametrize(
     ("address", "asked", "cpus", "readers", "aligners"),
     [
