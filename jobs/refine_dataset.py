@@ -28,6 +28,7 @@ from pipeline.table.description import EARLIER_VALUES
 KEPT = (
     *("input", "model", "faces", "prealigned", "fit", "min_face", "max_pixels", "identity"),
     *("best_step_by", "latent_dtype", "keep_columns"),
+    *("domain", "encoder_type", "estimate_latent_avg"),
 )
 LATER = ("icc", "turns", "search_pixels", "check_below")  # kept too; earlier tables lack them
 OWN = (

@@ -29,6 +29,13 @@ class ExplainedS3(S3FileSystem):  # type: ignore[misc]
         self._renewing = asyncio.Lock()
         self._renewed = -RENEW_EVERY_S
 
+    async def set_session(self, refresh: bool = False, **options: Any) -> Any:
+        """Return the client, whose requests that are repeated are counted."""
+        client = await super().set_session(refresh, **options)
+        # By its name it is registered once.
+        client.meta.events.register("needs-retry.s3", count_if_failed, unique_id="restyle-retries")
+        return client
+
     async def _call_s3(self, method: str, *akwarglist: dict[str, Any], **kwargs: Any) -> Any:
         client = await self.set_session()
         try:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import ray.data
 import torch
+from PIL import Image
 
 from pipeline.engine import capacity, pipeline
 from pipeline.engine.capacity import CLUSTER_READERS, READERS, UNBOUNDED
@@ -30,17 +31,27 @@ from pipeline.engine.messages import (
 from pipeline.engine.stages import Align, Read
 from pipeline.engine.stages.base import Worker, results
 from pipeline.engine.training import crops
-from pipeline.engine.training.crops import CropPlan, WriteCrops, cut_crops, plan_crops, run_stages
-from pipeline.errors import ConfigError, StorageError
+from pipeline.engine.training.crops import (
+    CropPlan,
+    WriteCrops,
+    cut_crops,
+    cut_pairs,
+    plan_crops,
+    run_stages,
+)
+from pipeline.engine.training.run import beginning
+from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.training.config import TrainConfig
-from pipeline.training.crops import CropFile, Crops, put_index, read_index
+from pipeline.training.data import CropFile, Crops, put_index, read_index, read_pairs
 
 
 @contextmanager
 def cutting(plan: CropPlan) -> Iterator[Callable[[Message], Message]]:
     """Aligns and cuts a part, in this process."""
     align = Align(plan.alignment)
-    workers = [Worker(align), Worker(WriteCrops(plan.store.root, plan.alignment.output_size))]
+    root, size = plan.store.root, plan.alignment.output_size
+    write = WriteCrops(root, size, keeps_keys=plan.keeps_keys)
+    workers = [Worker(align), Worker(write)]
 
     def cut(message: Message) -> Message:
         row = to_row(message)
@@ -185,6 +196,35 @@ def test_one_part_that_fails_ends_no_other_and_cutting_goes_on_where_it_ended(
     assert resumed == read_index(whole.store)
     assert resumed is not None
     assert (resumed["samples"], sum(count for _, count in resumed["files"])) == (9, 5)
+
+
+def test_sources_and_targets_are_paired_by_their_keys(
+    five_images: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "targets"
+    folder.mkdir()
+    for number, name in enumerate(("4.jpg", "2.PNG", "0.png", "other.png")):
+        Image.new("RGB", (80, 80), (10 * number,) * 3).save(folder / name)
+    config = five_images.model_copy(update={"target": str(folder), "held_out": 1, "batch": 1})
+    plan, room = plan_crops(config), Resources(cpus=2, gpus=0)
+    assert plan.targets is not None
+    assert plan.store.root != plan_crops(five_images).store.root
+    monkeypatch.setattr(crops, "crop_rows", crops_in_place([]))
+    cut_pairs(config, plan, room)
+    pairs = read_pairs(Crops(plan.store), Crops(plan.targets.store))
+    index = torch.arange(3)
+    assert pairs.images(index)[:, 0, 0, 0].tolist() == [0, 80, 160]
+    assert pairs.wanted(index)[:, 0, 0, 0].tolist() == [20, 10, 0]
+    assert plan.origin.crops == pairs.name
+    told = beginning(config, plan.store, targets=plan.targets.store)
+    assert [told[name] for name in ("pairs", "without_target", "without_source")] == [3, 2, 1]
+    for name in ("4.jpg", "2.PNG", "0.png"):
+        (folder / name).rename(folder / f"x{name}")
+    plan = plan_crops(config)
+    with pytest.raises(InputError, match=r"no image in .* has the key of one in"):
+        cut_pairs(config, plan, room)
+    with pytest.raises(ConfigError, match=r"--target is for pairs of crops.*--prealigned"):
+        plan_crops(config.model_copy(update={"prealigned": False}))
 
 
 def test_other_crops_have_another_folder(five_images: TrainConfig) -> None:

@@ -50,8 +50,8 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 class Job:
     """A job that runs on a host; its events are read as they come."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+    def __init__(self, log: Path, process: subprocess.Popen[str]) -> None:
+        self.log, self.process = log, process
         self.events: list[dict[str, Any]] = []
         self.other_lines: list[str] = []
         self.out = ""
@@ -103,6 +103,7 @@ class Job:
             self.process.kill()
             for thread in self._threads:
                 thread.join(30)
+            self.log.write_text(self.told)
         return code
 
     @property
@@ -147,7 +148,6 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_BACKEND_LOG_LEVEL": "warning",
             "OMP_NUM_THREADS": "1",
             "AWS_ENDPOINT_URL": f"http://{ADDRESSES['s3']}:8333",
             **_REGION,
@@ -198,7 +198,8 @@ class Cluster:
         if host != "head":
             joins = [f"--address={ADDRESSES['head']}:6379", "--num-cpus=2"]
         options = [f"--node-ip-address={own}", "--num-gpus=0", "--object-store-memory=150000000"]
-        environment = self.environment | (self.keys if with_keys else {})
+        environment = self.environment | {"RAY_BACKEND_LOG_LEVEL": "warning"}
+        environment |= self.keys if with_keys else {}
         command = self.hosts[host].command([_BIN / "ray", "start", *joins, *options], environment)
         for tries_left in reversed(range(_START_TRIES)):
             with (self.logs / f"{host}.log").open("a") as log:
@@ -218,11 +219,12 @@ class Cluster:
     def nodes(self) -> set[str]:
         """Return the addresses of the nodes that the cluster has."""
         code = (
-            "import json, ray; ray.init(address='auto', logging_level='ERROR', log_to_driver=False)"
-            "; print(json.dumps([n['NodeManagerAddress'] for n in ray.nodes() if n['Alive']]))"
+            "import ray; ray.init(address='auto', logging_level='ERROR', log_to_driver=False)"
+            "; print('nodes', *(n['NodeManagerAddress'] for n in ray.nodes() if n['Alive']))"
         )
         said = self.run("head", "env", "RAY_ADDRESS=10.77.0.1:6379", sys.executable, "-c", code)
-        return set(json.loads(said.splitlines()[-1]))
+        (line,) = (line for line in said.splitlines() if line.startswith("nodes"))
+        return set(line.split()[1:])
 
     def settle(self) -> None:
         """Have both workers in the cluster, with credentials, whatever was done to them."""
@@ -240,12 +242,13 @@ class Cluster:
         given = {"RAY_ADDRESS": f"{ADDRESSES['head']}:6379"}
         given = self.environment | self.keys | given | environment
         return Job(
+            self.logs / f"job-{self.jobs}.log",
             subprocess.Popen(
                 self.hosts[driver].command(words, given),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-            )
+            ),
         )
 
     def table(self, job: Job) -> dict[str, Any]:

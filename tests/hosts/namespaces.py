@@ -107,9 +107,11 @@ class Host:
 
     @contextmanager
     def covered(self, path: Path, by: Path) -> Iterator[None]:
-        """Put another file or folder in the place of `path`, on this host alone."""
+        """Put a copy of another file or folder in the place of `path`, on this host alone."""
         inside = ("nsenter", "-t", self.holder, "-m")
-        _run(*inside, "mount", "--bind", by, path)
+        copied = shutil.copytree if by.is_dir() else shutil.copy
+        copied(by, self.disk / by.name)
+        _run(*inside, "mount", "--bind", Path("/tmp") / by.name, path)
         try:
             yield
         finally:

@@ -65,7 +65,7 @@ def test_a_job_uses_both_workers(settled: Cluster, undisturbed: dict[str, Any]) 
 
 
 def cut_link(cluster: Cluster) -> None:
-    """A worker's link is cut for 40 seconds, after which Ray has given its node up."""
+    """A worker's link is cut for 40 seconds, about as long as Ray waits for a node."""
     with cluster.hosts["b"].link_down():
         time.sleep(40)
 
@@ -93,7 +93,7 @@ def test_a_disturbed_job_gives_equal_bytes(
     assert job.end() == 0, job.told
     assert settled.table(job) == undisturbed
     assert job.other_lines == [], "Ray's own lines are not the user's news"
-    if disturb is cut_link:
+    if disturb is kill_worker:
         assert f"node {B} is lost: its parts are repeated" in job.notices
 
 

@@ -15,7 +15,7 @@ import duckdb
 import pytest
 
 from pipeline.errors import RequestError
-from pipeline.exchange.exporting import Selection
+from pipeline.interop.exporting import Selection
 from pipeline.reports.table_sheet import table_sheet
 from pipeline.storage import Store
 from pipeline.table import ShardStarts, Table, check_condition, open_table

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.training.pairs import Pairs
+from pipeline.training.latent_pairs import Pairs
 
 
 def write_shard(path: Path, count: int, seed: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -30,11 +31,11 @@ from pipeline.engine.messages import (
 from pipeline.engine.progress import doing
 from pipeline.engine.stages import Align, Read, Stage
 from pipeline.engine.stages.base import StageResources
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.storage import Shard, Store, list_shards
 from pipeline.table.description import without_earlier
 from pipeline.training.config import TrainConfig
-from pipeline.training.settled import CROPS, Origin
+from pipeline.training.resume_check import CROPS, Origin
 
 SUFFIX = ".safetensors"
 READS_AT_ONCE = 16  # of headers, each a request or two
@@ -49,6 +50,9 @@ class CropPlan:
     alignment: AlignmentSettings
     store: Store
     samples: int | None = None
+    going_on: dict[str, Any] | None = None  # what the training goes on with, for the log
+    targets: CropPlan | None = None  # what the encoder is to give for these, where it is not these
+    keeps_keys: bool = False
 
 
 class WriteCrops(Stage):
@@ -62,20 +66,27 @@ class WriteCrops(Stage):
         self,
         root: str,  # of the store that keeps them
         size: tuple[int, int],  # (height, width) of the faces
+        *,
+        keeps_keys: bool = False,  # whether the file says what the images are called
     ) -> None:
-        self.root, self.size = root, size
+        self.root, self.size, self.keeps_keys = root, size, keeps_keys
 
     def process(self, batch: FaceBatch) -> PartDone:
         """Write a part; only its counts go on."""
         import torch
 
-        from pipeline.training.crops import put_crops
+        from pipeline.training.data import put_crops
 
         counts = batch.counts
         pixels = [np.frombuffer(one, np.uint8) for one in batch.faces["pixels"].to_pylist()]
         images = np.stack(pixels) if pixels else np.empty(0, np.uint8)
         crops = torch.from_numpy(images.reshape(-1, *self.size, 3)).permute(0, 3, 1, 2)
-        facts = {"samples": counts.samples, "reasons": dict(sorted(counts.reasons.items()))}
+        facts: dict[str, Any] = {
+            "samples": counts.samples,
+            "reasons": dict(sorted(counts.reasons.items())),
+        }
+        if self.keeps_keys:
+            facts["keys"] = batch.faces["key"].to_pylist()
         put_crops(Store(self.root), file_name(batch.shard_id, batch.part), crops, facts)
         return PartDone(batch.shard, batch.part, counts)
 
@@ -101,11 +112,11 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
     `shards` is the input's listing where `check_training` has begun it.
     """
     from pipeline.models import treatment_for
-    from pipeline.training.fresh import start_digest, starting_model
-    from pipeline.training.restyle import check_request
+    from pipeline.training.initial_model import start_digest, starting_model
+    from pipeline.training.run import check_request
 
     model = starting_model(config)
-    check_request(config, model)
+    going_on = check_request(config, model)
     treatment = treatment_for(model, prealigned=config.prealigned, identity="none", fit=config.fit)
     alignment = AlignmentSettings(
         prealigned=treatment.prealigned,
@@ -117,9 +128,33 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
         icc=config.icc,
         output_size=model.input_size,
     )
+    if config.target and not treatment.prealigned:
+        raise ConfigError(
+            "--target is for pairs of crops, which belong together pixel by pixel: align both "
+            "before and add --prealigned"
+        )
+    plan = replace(
+        _crop_plan(config, alignment, config.input, shards, start_digest(config, model)),
+        going_on=going_on,
+    )
+    if not config.target:
+        return plan
+    targets = _crop_plan(config, alignment, config.target, None, plan.origin.start)
+    crops = f"{plan.origin.crops}+{targets.origin.crops}"
+    return replace(plan, origin=replace(plan.origin, crops=crops), targets=targets)
+
+
+def _crop_plan(
+    config: TrainConfig,
+    alignment: AlignmentSettings,
+    uri: str,
+    shards: Iterator[Shard] | None,
+    start: str,
+) -> CropPlan:
+    """How the images at `uri` are cut, and where their crops are kept."""
     options = config.read_options
     if shards is None:
-        shards = list_shards(config.input, files_per_shard=config.files_per_shard, options=options)
+        shards = list_shards(uri, files_per_shard=config.files_per_shard, options=options)
     tasks = [
         ShardTask(shard, config.part_size, take=config.limit, options=options) for shard in shards
     ]
@@ -133,9 +168,12 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
         asked |= without_earlier("layout", {"image_field": config.image_field})
     if config.image_column:
         asked["image_column"] = config.image_column
+    if config.target:
+        asked["keys"] = True
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
-    origin = Origin(digest, start_digest(config, model))
-    return CropPlan(origin, tasks, alignment, Store(Store(config.output).uri(f"{CROPS}/{digest}")))
+    store = Store(Store(config.output).uri(f"{CROPS}/{digest}"))
+    origin = Origin(digest, start)
+    return CropPlan(origin, tasks, alignment, store, keeps_keys=bool(config.target))
 
 
 def run_stages(
@@ -149,7 +187,7 @@ def run_stages(
 
     local = not in_cluster()
     aligners = max_cpu_actors(config.align_workers, resources, local)
-    crops = WriteCrops(plan.store.root, plan.alignment.output_size)
+    crops = WriteCrops(plan.store.root, plan.alignment.output_size, keeps_keys=plan.keeps_keys)
     stages: tuple[Stage, ...] = (Read(), Align(plan.alignment), crops)
     pools = Pools.for_stages([type(stage) for stage in stages], resources, local, align=aligners)
     with run_settings():
@@ -164,7 +202,7 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
     Raises `StorageError` where some could not be cut, when the others are, and `InputError` where
     no image gives any.
     """
-    from pipeline.training.crops import CropFile, put_index, read_header, read_index
+    from pipeline.training.data import CropFile, put_index, read_header, read_index
 
     if read_index(plan.store) is not None:
         return
@@ -198,3 +236,40 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
         raise InputError(f"'{config.input}' holds no image that could be cut: {dict(reasons)}")
     facts = {"samples": samples, "rejects_by_reason": dict(sorted(reasons.items()))}
     put_index(plan.store, filled, facts)
+
+
+def cut_pairs(config: TrainConfig, plan: CropPlan, resources: Resources) -> None:
+    """Cut the sources and their targets, and write down which belong together.
+
+    Raises as `cut_crops` does, and `InputError` where no key is in both sets, or several images of
+    one have the same.
+    """
+    from pipeline.training.data import match_keys, put_pairs
+
+    cut_crops(config, plan, resources)
+    if plan.targets is None:
+        return
+    target = str(config.target)
+    cut_crops(config.model_copy(update={"input": target}), plan.targets, resources)
+    numbers, several = match_keys(_keys(plan.store), _keys(plan.targets.store))
+    if several:
+        listed = "; ".join(
+            f"'{name}' ({', '.join(keys[:3])})" for name, keys in list(several.items())[:3]
+        )
+        raise InputError(f"--target: {len(several)} names that several images have: {listed}")
+    if not len(numbers):
+        raise InputError(
+            f"no image in '{target}' has the key of one in '{config.input}': pairs are called "
+            "alike, up to their extensions"
+        )
+    put_pairs(plan.store, numbers)
+
+
+def _keys(store: Store) -> list[str]:
+    """The keys of all crops in `store`, in their order."""
+    from pipeline.training.data import read_header, read_index
+
+    names = [name for name, _ in (read_index(store) or {"files": []})["files"]]
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        found = pool.map(partial(read_header, store), names)
+        return [key for _, facts in found for key in facts["keys"]]
