@@ -209,7 +209,7 @@ def test_sources_and_targets_are_paired_by_their_keys(
     plan, room = plan_crops(config), Resources(cpus=2, gpus=0)
     assert plan.targets is not None
     assert plan.store.root != plan_crops(five_images).store.root
-    monkeypatch.setattr(crops, "crop_rows", crops_in_place([]))
+    monkeypatch.setattr(crops, "run_stages", crops_in_place([]))
     cut_pairs(config, plan, room)
     pairs = read_pairs(Crops(plan.store), Crops(plan.targets.store))
     index = torch.arange(3)
