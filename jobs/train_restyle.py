@@ -24,7 +24,7 @@ import json
 import sys
 
 from pipeline.cli import add_flags, exit_code_of, job_parser
-from pipeline.engine.progress import Progress
+from pipeline.engine.console.progress import Progress
 from pipeline.engine.training.preflight import check_training
 from pipeline.training.config import TrainConfig, load_train_config
 
@@ -45,9 +45,9 @@ def main(argv: list[str]) -> int:
     def work() -> int:
         config = load_train_config(file, flags)
         with Progress() as progress:
-            progress.doing("checking the request")
+            progress.enter_phase("checking the request")
             shards = check_training(config)
-            progress.doing("loading PyTorch and Ray")
+            progress.enter_phase("loading PyTorch and Ray")
             # Slow to import: what is wrong is told before.
             from pipeline.engine.training.run import run_training
 

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.engine.console import print_estimate, print_outcome
+    from pipeline.engine.console.summary import print_estimate, print_outcome
     from pipeline.engine.dry_run import estimate_job
     from pipeline.engine.run import run_and_ignore_signals, run_job
 
@@ -20,8 +20,8 @@ __all__ = [
 
 _HOMES = {
     "estimate_job": "dry_run",
-    "print_estimate": "console",
-    "print_outcome": "console",
+    "print_estimate": "console.summary",
+    "print_outcome": "console.summary",
     "run_and_ignore_signals": "run",
     "run_job": "run",
 }

@@ -13,10 +13,10 @@ import torch
 
 from pipeline.alignment import Aligner
 from pipeline.config import JobConfig
+from pipeline.engine.console.progress import enter_phase
 from pipeline.engine.inverter import Inverter
 from pipeline.engine.messages import ShardTask
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.progress import doing
 from pipeline.engine.stages.align import face_row
 from pipeline.engine.stages.invert import codes_by_image
 from pipeline.errors import StorageError
@@ -62,16 +62,16 @@ def _count(config: JobConfig, tasks: list[ShardTask], left_out: LeftOut) -> tupl
 def _samples(tasks: list[ShardTask]) -> Iterator[tuple[str, InitialCodes | None, Sample]]:
     """The samples that the job would read, with their shard and the codes that it starts from."""
     for task in tasks:
-        starts = task.starts()
+        codes = task.initial_codes()
         with suppress(StorageError):  # the job tells which shards are damaged; others it does
-            for sample in task.samples(starts):
-                yield task.shard.shard_id, starts, sample
+            for sample in task.samples(codes):
+                yield task.shard.shard_id, codes, sample
 
 
 def _time(plan: Plan, tasks: list[ShardTask]) -> tuple[float, float, float]:
     """Seconds a sample to align and to invert, and codes a sample, on the first few images."""
     torch.set_num_threads(1)  # as in the job's actors
-    aligner, inverter = Aligner(plan.recipe.alignment), Inverter(plan.recipe.inversion)
+    aligner, inverter = Aligner(plan.job.alignment), Inverter(plan.job.inversion)
     count = codes = 0
     align = invert = 0.0
     timed = itertools.islice(_samples(tasks), TIMED_SAMPLES)
@@ -106,24 +106,24 @@ def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> di
     `estimated_seconds` has the `start_seconds` of Ray in it where there is anything to do.
     """
     plan = make_plan(config, dry_run=True, shards=shards)
-    doing("listing the input")
+    enter_phase("listing the input")
     tasks = list(plan.tasks)
-    left_out = LeftOut(plan.found.left_out)
+    left_out = LeftOut(plan.backlog.left_out)
     counts, exact = _count(config, tasks, left_out)
     existing = sum(
         summary.samples for state in plan.states.values() for summary in state.parts.values()
     )
     to_do = max(0, sum(counts) - existing)
-    doing("timing a few images")
+    enter_phase("timing a few images")
     align, invert, faces = _time(plan, tasks) if to_do else (0.0, 0.0, 0.0)
-    columns = plan.recipe.columns
+    columns = plan.job.columns
     code = columns.n_styles * 512 * (2 if columns.w_plus_dtype == "float16" else 4)
     start = START_SECONDS if to_do else 0.0
     cores = cpu_limit()
     return {
         "dry_run": True,
-        "model": plan.recipe.treatment,
-        "shards": len(tasks) + plan.found.done_shards,
+        "model": plan.job.treatment,
+        "shards": len(tasks) + plan.backlog.done_shards,
         "shards_to_do": len(tasks),
         "samples_to_do": to_do,
         "samples_are_exact": exact,
@@ -132,7 +132,7 @@ def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> di
             max(0, math.ceil(count / config.part_size) - len(task.existing))
             for count, task in zip(counts, tasks, strict=True)
         ),
-        "skipped_parts": plan.found.done_parts,
+        "skipped_parts": plan.backlog.done_parts,
         "align_seconds_a_sample": round(align, 4),
         "invert_seconds_a_sample": round(invert, 4),
         "start_seconds": start,

@@ -26,15 +26,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pipeline.engine.console.progress import Progress
+from pipeline.engine.console.screen import event_line
 from pipeline.engine.messages import PartDone
-from pipeline.engine.progress import Progress
-from pipeline.engine.screen import event_line
 from pipeline.errors import printable
 from pipeline.redaction import without_secrets
 from pipeline.table import RunRecord, ShardRecord
 
 if TYPE_CHECKING:
-    from pipeline.engine.plan import Found
+    from pipeline.engine.plan import Backlog
 
 _LIBRARY = logging.getLogger("pipeline")
 _EVENTS = logging.getLogger("pipeline.events")
@@ -43,7 +43,7 @@ _EVENTS = logging.getLogger("pipeline.events")
 class Listener:
     """Interface of all that follows a run; each method does nothing by default."""
 
-    def on_plan(self, found: Found) -> None:
+    def on_plan(self, backlog: Backlog) -> None:
         """Take note that the input, or the first few thousand of its shards, are compared."""
 
     def on_part(self, done: PartDone) -> None:
@@ -68,9 +68,9 @@ def log_event(name: str, level: str = "info", line: str = "", **fields: Any) -> 
 class EventLog(Listener):
     """Logs what happens."""
 
-    def on_plan(self, found: Found) -> None:
+    def on_plan(self, backlog: Backlog) -> None:
         """Log `planned`."""
-        log_event("planned", **found.to_dict())
+        log_event("planned", **backlog.to_dict())
 
     def on_part(self, done: PartDone) -> None:
         """Log `part_done`."""

@@ -28,7 +28,9 @@ from pipeline.models.pixels import to_pixels, to_unit
 from pipeline.table import image_id
 
 BATCH = {"cpu": 16, "cuda": 32}
-TURNS = 8  # batches of faces that share one adaptive batch: bounds the images of all their steps
+BATCHES_PER_WINDOW = (
+    8  # batches of faces that share one adaptive batch: bounds the images of all their steps
+)
 JPEG_QUALITY = 95
 
 
@@ -39,7 +41,9 @@ class InvertSettings:
     model: str
     method: Method = field(default_factory=Method)
     first: str | None = None  # the model that a bootstrapped inversion begins with
-    starts: Literal["none", "all", "chosen"] = "none"  # which faces have a code to start from
+    initial_codes: Literal["none", "all", "chosen"] = (
+        "none"  # which faces have a code to start from
+    )
     identity: str = "dlib"
     best_step_by: BestStepBy = "lpips"
     device: Device = "auto"
@@ -52,7 +56,7 @@ class InvertSettings:
     hints: ModelHints = field(default_factory=lambda: ModelHints())  # what the file does not tell
 
 
-def even_batches(count: int, largest: int) -> list[slice]:
+def split_evenly(count: int, largest: int) -> list[slice]:
     """Cut `count` rows into the fewest batches of at most `largest`, of nearly equal length."""
     batches = -(-count // largest)
     edges = [round(i * count / batches) for i in range(batches + 1)] if batches else [0]
@@ -72,7 +76,7 @@ def to_jpeg(image: Tensor) -> bytes:
 
 
 @dataclass
-class Account:
+class InversionResult:
     """What a part's faces became."""
 
     latents: list[dict[str, Any]] = field(default_factory=list)  # rows of the latents table
@@ -103,27 +107,27 @@ class Inverter:
         self,
         faces: list[dict[str, Any]],  # rows of `FACES`
         shard_id: str = "",
-        starts: dict[str, NDArray[np.float32]] | None = None,  # image_id -> [n_styles, 512]
-    ) -> Account:
+        initial_codes: dict[str, NDArray[np.float32]] | None = None,  # image_id -> [n_styles, 512]
+    ) -> InversionResult:
         """Latents of `faces`, and rejects for what has no code or nothing to start from."""
         named = [(image_id(shard_id, face["key"], face["face_index"]), face) for face in faces]
-        account = Account()
-        if self.settings.starts != "none":
-            named = self._that_start(named, starts or {}, account.rejects)
+        result = InversionResult()
+        if self.settings.initial_codes != "none":
+            named = self._with_initial_codes(named, initial_codes or {}, result.rejects)
         # Faces of an adaptive stop take turns, so that their batch stays full.
-        window = self.batch_size * (TURNS if self.settings.method.stop else 1)
-        for batch in even_batches(len(named), window):
-            names, few = zip(*named[batch], strict=True)
-            begun = None
-            if starts is not None:
-                begun = torch.from_numpy(np.stack([starts[name] for name in names]))
-            self._add_batch(account, names, few, begun)
-        return account
+        window_size = self.batch_size * (BATCHES_PER_WINDOW if self.settings.method.stop else 1)
+        for batch in split_evenly(len(named), window_size):
+            names, batch_faces = zip(*named[batch], strict=True)
+            start = None
+            if initial_codes is not None:
+                start = torch.from_numpy(np.stack([initial_codes[name] for name in names]))
+            self._add_batch(result, names, batch_faces, start)
+        return result
 
-    def _that_start(
+    def _with_initial_codes(
         self,
         named: list[tuple[str, dict[str, Any]]],
-        starts: dict[str, NDArray[np.float32]],
+        initial_codes: dict[str, NDArray[np.float32]],
         rejects: list[dict[str, Any]],
     ) -> list[tuple[str, dict[str, Any]]]:
         """The faces that have a code to start from; what does not pair up becomes a reject.
@@ -132,21 +136,21 @@ class Inverter:
         """
         found = {name for name, _ in named}
         sources = {face["key"]: face for _, face in named}
-        for name in sorted(starts.keys() - found):
+        for name in sorted(initial_codes.keys() - found):
             key, index = name.split("/", 1)[1].rsplit("#", 1)
             if key in sources:
                 rejection = Rejection(
                     RejectReason.NO_START, f"face {index}, which has a code, was not found again"
                 )
                 rejects.append(_reject(sources[key] | {"face_index": int(index)}, rejection))
-        if self.settings.starts == "all":
+        if self.settings.initial_codes == "all":
             missing = Rejection(RejectReason.NO_START, "the table to start from has no code of it")
-            rejects += [_reject(face, missing) for name, face in named if name not in starts]
-        return [(name, face) for name, face in named if name in starts]
+            rejects += [_reject(face, missing) for name, face in named if name not in initial_codes]
+        return [(name, face) for name, face in named if name in initial_codes]
 
     def _add_batch(
         self,
-        account: Account,
+        result: InversionResult,
         names: Sequence[str],
         faces: Sequence[dict[str, Any]],
         start: Tensor | None,
@@ -154,7 +158,7 @@ class Inverter:
         images = to_tensor([face["pixels"] for face in faces], self.model.input_size)
         images = images.to(self.device)
         began = self._clock()
-        result = find_codes(
+        inversion = find_codes(
             self.settings.method,
             self.models,
             images,
@@ -163,12 +167,12 @@ class Inverter:
             start=start,
             full_size=self.settings.keep_reconstructions,
         )
-        account.seconds += self._clock() - began
-        for face, row in zip(faces, self._rows(names, faces, images, result), strict=True):
+        result.seconds += self._clock() - began
+        for face, row in zip(faces, self._rows(names, faces, images, inversion), strict=True):
             if self._storable(row):
-                account.latents.append(row)
+                result.latents.append(row)
             else:
-                account.rejects.append(_reject(face, NOT_STORABLE))
+                result.rejects.append(_reject(face, NOT_STORABLE))
 
     def _storable(self, row: dict[str, Any]) -> bool:
         """Whether what the table keeps of a face are numbers; a later step may have gone astray."""
@@ -185,53 +189,55 @@ class Inverter:
         names: Sequence[str],
         faces: Sequence[dict[str, Any]],
         images: Tensor,
-        result: Inversion,
+        inversion: Inversion,
     ) -> list[dict[str, Any]]:
         """The latents row of each face."""
         measures = self.meter.measure(
             images,
-            result.step_images,
-            result.w_plus,
+            inversion.step_images,
+            inversion.w_plus,
             self.model.latent_avg,
-            start=result.start,
-            steps_made=result.steps_made,
+            start=inversion.start,
+            steps_made=inversion.steps_made,
         )
-        ends = found_its_end(result, images, self.settings.method)
-        pictures = self._pictures(images, result, torch.from_numpy(measures.best_step) - 1)
+        ends = found_its_end(inversion, images, self.settings.method)
+        pictures = self._pictures(images, inversion, torch.from_numpy(measures.best_step) - 1)
         rows = []
         for index, face in enumerate(faces):
             row = {name: value for name, value in face.items() if name not in _NOT_IN_ROWS}
-            row |= self._code(index, result, measures)
-            row |= measures.row(index, int(result.steps_made[index]))
+            row |= self._code(index, inversion, measures)
+            row |= measures.row(index, int(inversion.steps_made[index]))
             row["converged"] = ends[index]
-            row["refined_from"] = names[index] if self.settings.starts != "none" else None
+            row["refined_from"] = names[index] if self.settings.initial_codes != "none" else None
             rows.append(row | {name: jpegs[index] for name, jpegs in pictures.items()})
         return rows
 
-    def _code(self, index: int, result: Inversion, measures: Measures) -> dict[str, Any]:
+    def _code(self, index: int, inversion: Inversion, measures: Measures) -> dict[str, Any]:
         """A face's code, and what it took to find it."""
-        best, made = int(measures.best_step[index]), int(result.steps_made[index])
+        best, made = int(measures.best_step[index]), int(inversion.steps_made[index])
         row = {
-            "w_plus": result.w_plus[index, best - 1].cpu().numpy(),
+            "w_plus": inversion.w_plus[index, best - 1].cpu().numpy(),
             "method": self.settings.method.name,
             "steps": made,
             "best_step": best,
-            "generator_passes": int(result.generator_passes[index]),
+            "generator_passes": int(inversion.generator_passes[index]),
         }
         if self.settings.keep_steps:
-            row["w_plus_per_step"] = result.w_plus[index, :made].cpu().numpy()
+            row["w_plus_per_step"] = inversion.w_plus[index, :made].cpu().numpy()
         return row
 
-    def _pictures(self, images: Tensor, result: Inversion, best: Tensor) -> dict[str, list[bytes]]:
+    def _pictures(
+        self, images: Tensor, inversion: Inversion, best: Tensor
+    ) -> dict[str, list[bytes]]:
         """The pictures that are kept, of each face: its crop, and what its code looks like."""
         kept = {}
         if self.settings.keep_crops:
             kept["aligned_jpeg"] = [to_jpeg(image) for image in images]
         if self.settings.keep_reconstructions:
-            frames = list(result.images)
-            earlier = (best < result.steps_made.cpu() - 1).nonzero()[:, 0].tolist()
+            frames = list(inversion.images)
+            earlier = (best < inversion.steps_made.cpu() - 1).nonzero()[:, 0].tolist()
             if earlier:
-                codes = result.w_plus[earlier, best[earlier]]
+                codes = inversion.w_plus[earlier, best[earlier]]
                 with torch.no_grad():
                     made = list(render_each(self.model, codes))
                 for face, frame in zip(earlier, made, strict=True):

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 from pipeline.cli import exit_code_of
 from pipeline.config import JobConfig
+from pipeline.engine.console.progress import Progress
+from pipeline.engine.console.screen import event_line
 from pipeline.engine.preflight import check_request
-from pipeline.engine.progress import Progress
-from pipeline.engine.screen import event_line
 from pipeline.redaction import without_secrets
 from pipeline.signals import handlers_restored, ignore_to_the_end
 from pipeline.table import RunRecord
@@ -50,10 +50,10 @@ def _run(config: JobConfig, dry_run: bool, last_line: Mapping[str, object]) -> i
 
 def _run_and_print(config: JobConfig, dry_run: bool, last_line: Mapping[str, object]) -> int:
     with Progress(json_lines=config.log_format == "json") as progress:
-        progress.doing("checking the request")
+        progress.enter_phase("checking the request")
         shards = check_request(config)
-        progress.doing("loading PyTorch and Ray")
-        # Slow to import: what is wrong is told before.
+        progress.enter_phase("loading PyTorch and Ray")
+        # Slow to import: what is wrong is reported before.
         from pipeline.engine import (
             estimate_job,
             print_estimate,
@@ -69,7 +69,7 @@ def _run_and_print(config: JobConfig, dry_run: bool, last_line: Mapping[str, obj
         print_estimate(config, found)
         print(json.dumps({**last_line, **found}))
         return 0
-    print_outcome(config, outcome, command=sys.argv, told=progress.told)
+    print_outcome(config, outcome, command=sys.argv, reported=progress.reported)
     print(json.dumps(outcome.to_dict(config.output)), flush=True)
     if outcome.interrupted:
         ignore_to_the_end()

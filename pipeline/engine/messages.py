@@ -27,7 +27,7 @@ from pipeline.table import Counts, InitialCodes, PartRecord
 
 Row = dict[str, Any]
 
-_TABLES = ("samples", "faces", "latents", "start", "rejects")
+_TABLES = ("samples", "faces", "latents", "initial_codes", "rejects")
 
 
 class Message:
@@ -55,18 +55,18 @@ class ShardTask(Message):
     options: ReadOptions = field(default_factory=ReadOptions)
     part: int = 0  # that its reader is at
 
-    def starts(self) -> InitialCodes | None:
+    def initial_codes(self) -> InitialCodes | None:
         """Return the initial codes of the shard's faces; None without a table of them."""
         return InitialCodes(self.init, self.shard, self.where) if self.init else None
 
     def samples(
-        self, starts: InitialCodes | None, left_out: LeftOut | None = None
+        self, codes: InitialCodes | None, left_out: LeftOut | None = None
     ) -> Iterator[Sample]:
         """Yield the shard's samples; with a condition those that have a chosen face.
 
         What is passed over on the way is counted in `left_out`.
         """
-        keys = starts.keys if starts and self.where else None
+        keys = codes.keys if codes and self.where else None
         return itertools.islice(read_samples(self.shard, keys, self.options, left_out), self.take)
 
 
@@ -84,7 +84,7 @@ class SampleBatch(Batch):
     """Samples of a part, as read."""
 
     samples: pa.Table  # of stages.read.SAMPLES
-    start: pa.Table | None = None  # initial codes, where the job has them
+    initial_codes: pa.Table | None = None  # initial codes, where the job has them
 
 
 @dataclass
@@ -93,7 +93,7 @@ class FaceBatch(Batch):
 
     faces: pa.Table  # of stages.align.FACES
     rejects: pa.Table  # of stages.align.REJECTS
-    start: pa.Table | None = None
+    initial_codes: pa.Table | None = None
 
 
 @dataclass

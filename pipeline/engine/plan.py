@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pipeline.config import JobConfig
+from pipeline.engine.console.progress import enter_phase
 from pipeline.engine.messages import ShardTask
 from pipeline.engine.preflight import check_request
-from pipeline.engine.progress import doing
-from pipeline.engine.resolve import Recipe, make_recipe
+from pipeline.engine.resolve import ResolvedJob, resolve_job
 from pipeline.storage import (
     LeftOut,
     ReadOptions,
@@ -41,7 +41,7 @@ WINDOW_NAMES = 200_000
 
 
 @dataclass
-class Found:
+class Backlog:
     """What comparing the input with the table has found so far."""
 
     shards: int = 0  # to do
@@ -147,12 +147,12 @@ class TaskQueue:
 class Plan:
     """The shards that are to do, how far each is, and what is done already."""
 
-    recipe: Recipe
+    job: ResolvedJob
     writer: TableWriter
     options: ReadOptions = field(default_factory=ReadOptions)
     tasks: TaskQueue = field(default_factory=lambda: TaskQueue(iter(())))
     states: dict[str, ShardState] = field(default_factory=dict)  # of the tasks, until committed
-    found: Found = field(default_factory=Found)
+    backlog: Backlog = field(default_factory=Backlog)
     error: Exception | None = None  # what ended `tasks`
     part_index: PartIndex = field(init=False)
     orphans: Orphans = field(init=False)
@@ -166,12 +166,12 @@ def take_first(
     states: Iterable[ShardState],
     limit: int | None,
     part_size: int,
-    found: Found,
+    backlog: Backlog,
     options: ReadOptions | None = None,
 ) -> Iterator[tuple[ShardState, int | None]]:
     """The states that hold the first `limit` samples, with how many to take at most (None: all).
 
-    `found.limited` is set where the input may hold more samples than that.
+    `backlog.limited` is set where the input may hold more samples than that.
 
     A shard that is damaged is one of them, so that it fails alone, with the samples before the
     damage; what lies behind it is taken as if it held no more.
@@ -191,7 +191,7 @@ def take_first(
             # Not `taken`: the reader has to come upon the shard's end, or upon its damage.
             yield _without_cut_parts(state, taken, part_size), left
         left -= taken
-    found.limited = left == 0
+    backlog.limited = left == 0
 
 
 def _without_cut_parts(state: ShardState, taken: int, part_size: int) -> ShardState:
@@ -225,37 +225,37 @@ def make_plan(
     # An input that is not there, or not of images, is refused before the table is made.
     shards = check_request(config) if shards is None else shards
     options = replace(config.read_options, keep_columns=shards.kept)
-    doing("loading the model")
-    recipe = make_recipe(config, shards.kept)
+    enter_phase("loading the model")
+    job = resolve_job(config, shards.kept)
     if dry_run:
         store = Store(config.output)
         if store.exists(SPEC_NAME):
-            check_existing(store, recipe.spec)
-        writer = TableWriter(config.output, recipe.spec, part_size=config.part_size, read_only=True)
+            check_existing(store, job.spec)
+        writer = TableWriter(config.output, job.spec, part_size=config.part_size, read_only=True)
     else:
-        writer = open_for_writing(config.output, recipe.spec, part_size=config.part_size)
-    found = Found(left_out=shards.left_out, chosen=bool(config.where), limit=config.limit)
-    plan = Plan(recipe, writer, options, found=found)
+        writer = open_for_writing(config.output, job.spec, part_size=config.part_size)
+    backlog = Backlog(left_out=shards.left_out, chosen=bool(config.where), limit=config.limit)
+    plan = Plan(job, writer, options, backlog=backlog)
     plan.tasks = TaskQueue(_compare(plan, shards, config))
     return plan
 
 
 def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator[ShardTask]:
     """What is to do of each shard; files that another state of it left are removed first."""
-    found = plan.found
+    backlog = plan.backlog
     orphans = None if plan.writer.read_only else plan.orphans
     states = plan.writer.states(shards, plan.part_index, orphans)
-    for state, take in take_first(states, config.limit, config.part_size, found, plan.options):
+    for state, take in take_first(states, config.limit, config.part_size, backlog, plan.options):
         plan.orphans.is_input(state.shard)
         if state.committed:
-            found.done_shards += 1
-            found.done_bytes += state.shard.size
-            found.done_samples += state.committed.samples
-            found.done_parts += state.committed.parts
+            backlog.done_shards += 1
+            backlog.done_bytes += state.shard.size
+            backlog.done_samples += state.committed.samples
+            backlog.done_parts += state.committed.parts
             continue
         if not plan.writer.read_only:
             plan.writer.clear(state)
-        found.add(state, take)
+        backlog.add(state, take)
         plan.states[state.shard.shard_id] = state
         yield ShardTask(
             shard=state.shard,
@@ -266,4 +266,4 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
             where=config.where,
             options=plan.options,
         )
-    found.complete = True
+    backlog.complete = True

@@ -12,11 +12,11 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
+from pipeline.engine.console.pending import StageState
+from pipeline.engine.console.progress import Progress
 from pipeline.engine.events import Listener
 from pipeline.engine.messages import PartDone
-from pipeline.engine.pending import StageState
 from pipeline.engine.pipeline import stage_of
-from pipeline.engine.progress import Progress
 from pipeline.engine.ray_autoscaler import requested_workers
 from pipeline.engine.stages import Invert, Stage
 from pipeline.table import ShardRecord
@@ -51,7 +51,7 @@ class PrometheusMetrics(Listener):
         self._busy = Gauge(BUSY, "share of time that inverters worked, of late")
         self._queued = Gauge(QUEUED, "parts before a stage", tag_keys=("stage",))
         self._workers = Gauge(WORKERS, "workers of a stage", tag_keys=("stage",))
-        self._looked = self._averaged = time.monotonic()
+        self._polled = self._averaged = time.monotonic()
         self._inverted = self._actor_seconds = 0.0
 
     def on_part(self, done: PartDone) -> None:
@@ -85,9 +85,9 @@ class PrometheusMetrics(Listener):
     def observe(self, executor: Any) -> None:
         """Export the queues and workers of the stages; called many times a second."""
         now = time.monotonic()
-        if now - self._looked < EVERY_S:
+        if now - self._polled < EVERY_S:
             return
-        elapsed, self._looked = now - self._looked, now
+        elapsed, self._polled = now - self._polled, now
         states, requested = [], requested_workers(executor)
         for operator, state in executor._topology.items():
             stage = stage_of(operator.name, self.stages)
@@ -113,7 +113,7 @@ class PrometheusMetrics(Listener):
             if stage.name == Invert.name:
                 self._actor_seconds += actors * elapsed
         if Progress.current:
-            Progress.current.look(states)
+            Progress.current.set_stages(states)
         if now - self._averaged >= BUSY_OVER_S and self._actor_seconds:
             # A part counts when it arrives, so that a short while may hold more than its time.
             self._busy.set(min(1.0, self._inverted / self._actor_seconds))

@@ -24,7 +24,7 @@ ASK_EVERY_S = 5.0
 # A node takes minutes to come: what is wanted for less than this is not asked for.
 DEBOUNCE_S = 20.0
 # Of one pool at a time: where nothing comes, they wait in vain.
-MAX_PLACEHOLDERS = 256
+MAX_PENDING_REQUESTS = 256
 
 
 class Debounced:
@@ -32,20 +32,20 @@ class Debounced:
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = DEBOUNCE_S if seconds is None else seconds
-        self.seen: deque[tuple[float, int]] = deque()
+        self.observed: deque[tuple[float, int]] = deque()
         self.value = 0
 
     def observe(self, count: int, now: float) -> int:
         """Take in the count of `now` (s); returns the debounced one, at first that count."""
-        self.seen.append((now, count))
-        while self.seen[0][0] < now - self.seconds:
-            self.seen.popleft()
-        counts = [count for _, count in self.seen]
+        self.observed.append((now, count))
+        while self.observed[0][0] < now - self.seconds:
+            self.observed.popleft()
+        counts = [count for _, count in self.observed]
         self.value = min(max(self.value, min(counts)), max(counts))
         return self.value
 
 
-def actors_wanted(pool: Any) -> int:
+def target_actors(pool: Any) -> int:
     """One actor for each part that a Ray Data actor pool has, worked on or next in line.
 
     Ray Data gives an actor two parts at a time, so a pool that is full wants to double.
@@ -54,7 +54,7 @@ def actors_wanted(pool: Any) -> int:
     return int(min(max(parts, pool.min_size()), pool.max_size()))
 
 
-def missing(operator: Any, queued: int) -> int:
+def missing_workers(operator: Any, queued: int) -> int:
     """How many more actors, or tasks, of a Ray Data `operator` there is work for.
 
     Tasks start wherever there is room, so one is missing only if none runs and blocks are `queued`.
@@ -64,28 +64,28 @@ def missing(operator: Any, queued: int) -> int:
     pools = operator.get_autoscaling_actor_pools()
     if not pools:
         return int(queued > 0 and operator.num_active_tasks() == 0)
-    return sum(max(0, actors_wanted(pool) - pool.current_size()) for pool in pools)
+    return sum(max(0, target_actors(pool) - pool.current_size()) for pool in pools)
 
 
-class Placeholders:
+class PendingRequests:
     """Tasks that wait for room, to be seen by Ray's autoscaler."""
 
     def __init__(self, needs: Any) -> None:
         # A lambda, as a worker would have to import this module for a function of it.
         nothing = ray.remote(lambda: None)
         self.task = nothing.options(num_cpus=needs.cpu, num_gpus=needs.gpu, max_retries=0)
-        self.waiting: list[Any] = []
+        self.tasks: list[Any] = []
 
-    def hold(self, count: int) -> None:
+    def keep(self, count: int) -> None:
         """Let `count` tasks wait: those that found room are replaced, surplus ones cancelled."""
-        if self.waiting:
-            _, self.waiting = ray.wait(
-                self.waiting, num_returns=len(self.waiting), timeout=0, fetch_local=False
+        if self.tasks:
+            _, self.tasks = ray.wait(
+                self.tasks, num_returns=len(self.tasks), timeout=0, fetch_local=False
             )
-        for task in self.waiting[count:]:
+        for task in self.tasks[count:]:
             ray.cancel(task)
-        self.waiting = self.waiting[:count]
-        self.waiting += [self.task.remote() for _ in range(count - len(self.waiting))]
+        self.tasks = self.tasks[:count]
+        self.tasks += [self.task.remote() for _ in range(count - len(self.tasks))]
 
 
 class BacklogAutoscaler(ClusterAutoscaler):
@@ -94,29 +94,31 @@ class BacklogAutoscaler(ClusterAutoscaler):
     def __init__(self, ray_own: Any, topology: Any, *, nodes_may_come: bool = True) -> None:
         self.ray_own, self.topology, self.nodes_may_come = ray_own, topology, nodes_may_come
         needs = {operator: operator.min_scheduling_resources() for operator in topology}
-        self.placeholders = {
-            operator: Placeholders(need) for operator, need in needs.items() if need.cpu or need.gpu
+        self.pending_requests = {
+            operator: PendingRequests(need)
+            for operator, need in needs.items()
+            if need.cpu or need.gpu
         }
-        self.debounced = {operator: Debounced() for operator in self.placeholders}
-        self.asked = -math.inf
+        self.debounced = {operator: Debounced() for operator in self.pending_requests}
+        self.last_request = -math.inf
 
     def try_trigger_scaling(self) -> None:
         """Ask for what is missing; called many times a second."""
         now = time.monotonic()
-        if now - self.asked < ASK_EVERY_S:
+        if now - self.last_request < ASK_EVERY_S:
             return
-        self.asked = now
+        self.last_request = now
         # An empty request keeps this execution's share of the cluster, which is dropped otherwise.
         self.ray_own._send_resource_request([])
-        for operator, placeholders in self.placeholders.items():
+        for operator, pending_requests in self.pending_requests.items():
             queued = self.topology[operator].total_enqueued_input_blocks()
-            count = min(missing(operator, queued), MAX_PLACEHOLDERS)
-            placeholders.hold(self.debounced[operator].observe(count, now))
+            count = min(missing_workers(operator, queued), MAX_PENDING_REQUESTS)
+            pending_requests.keep(self.debounced[operator].observe(count, now))
 
     def on_executor_shutdown(self) -> None:
         """Withdraw whatever is asked for."""
-        for placeholders in self.placeholders.values():
-            placeholders.hold(0)
+        for pending_requests in self.pending_requests.values():
+            pending_requests.keep(0)
         self.ray_own.on_executor_shutdown()
 
     def get_total_resources(self) -> Any:
@@ -142,4 +144,4 @@ def requested_workers(executor: Any) -> dict[Any, int]:
     scaler = executor._cluster_autoscaler
     if not isinstance(scaler, BacklogAutoscaler) or not scaler.nodes_may_come:
         return {}
-    return {operator: len(held.waiting) for operator, held in scaler.placeholders.items()}
+    return {operator: len(held.tasks) for operator, held in scaler.pending_requests.items()}

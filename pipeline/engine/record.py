@@ -9,8 +9,8 @@ from contextlib import suppress
 from pipeline.config import JobConfig
 from pipeline.engine.events import Listener
 from pipeline.engine.messages import PartDone
-from pipeline.engine.node_report import versions
-from pipeline.engine.plan import Found, Plan
+from pipeline.engine.nodes.node_report import versions
+from pipeline.engine.plan import Backlog, Plan
 from pipeline.engine.resolve import resolved_config
 from pipeline.errors import PipelineError, RequestError
 from pipeline.table.runs import RunFile, RunRecord
@@ -28,7 +28,7 @@ class RunRecorder(Listener):
 
     def __init__(self, config: JobConfig, plan: Plan, record: RunRecord) -> None:
         facts = {
-            "config": resolved_config(config, plan.recipe),
+            "config": resolved_config(config, plan.job),
             "versions": versions(),
             # Ray's, for those who look at its dashboard.
             "job": submission_id(),
@@ -37,15 +37,15 @@ class RunRecorder(Listener):
         self.file = RunFile(plan.writer.store, record, facts)
 
     def _write(self, exit_code: int | None, **changes: object) -> str:
-        return self.file.write(self.plan.found.to_dict(), exit_code, **changes)
+        return self.file.write(self.plan.backlog.to_dict(), exit_code, **changes)
 
     def start(self) -> None:
         """Write that the run has begun; fails where nothing can be written."""
         self.plan.orphans.began = self.plan.writer.store.info(self._write(None)).modified
 
-    def on_plan(self, found: Found) -> None:
+    def on_plan(self, backlog: Backlog) -> None:
         """Write what is to do."""
-        del found
+        del backlog
         self._write(None)
 
     def on_part(self, done: PartDone) -> None:

@@ -28,7 +28,7 @@ _NAMES = {"dlib", "none", *bundle_names()}  # of networks, which are no paths
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ResolvedJob:
     """How every part of the table is made; small, and the same in every process."""
 
     alignment: AlignmentSettings
@@ -51,7 +51,7 @@ class _Networks:
     origin: dict[str, Any]  # of the codes that are started from, for the fingerprint
 
 
-def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Recipe:
+def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> ResolvedJob:
     """Load the model and the metric networks once to learn what the table is to say of them.
 
     `kept` are the types of the columns that are carried over from the input.
@@ -90,7 +90,7 @@ def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Rec
     )
     inversion = _inversion(config, method, networks.first, treatment.identity)
     about = treatment.description + _borrowed_bound(config)
-    return Recipe(alignment, inversion, spec, about)
+    return ResolvedJob(alignment, inversion, spec, about)
 
 
 def _columns(
@@ -118,7 +118,7 @@ def _inversion(
         hints=hints_of(config.model_dump()),
         method=method,
         first=first,
-        starts="none" if not config.init else "chosen" if config.where else "all",
+        initial_codes="none" if not config.init else "chosen" if config.where else "all",
         identity=identity,
         best_step_by=config.best_step_by,
         device=config.device,
@@ -144,17 +144,17 @@ def _from_anywhere(config: JobConfig) -> dict[str, Any]:
     return told
 
 
-def resolved_config(config: JobConfig, recipe: Recipe) -> dict[str, Any]:
-    """Every setting of a job with the value that `recipe` gives it; JSON-ready.
+def resolved_config(config: JobConfig, job: ResolvedJob) -> dict[str, Any]:
+    """Every setting of a job with the value that `job` gives it; JSON-ready.
 
     None is what the job has no use for, and the batch of a cluster whose device is not known yet.
     """
-    method, alignment = recipe.inversion.method, recipe.alignment
+    method, alignment = job.inversion.method, job.alignment
     device = config.device if in_cluster() else ready_device(config.device, config.precision)
     found = config.model_dump() | {
         "prealigned": alignment.prealigned,
         "fit": alignment.fit if alignment.prealigned else None,
-        "identity": recipe.inversion.identity,
+        "identity": job.inversion.identity,
         "batch_size": config.batch_size or BATCH.get(device),
     }
     if alignment.prealigned:

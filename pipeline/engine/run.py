@@ -9,19 +9,24 @@ from pipeline.choices import Device
 from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
 from pipeline.engine.capacity import Pools
-from pipeline.engine.cluster import gist, running_ray
-from pipeline.engine.console import Console
+from pipeline.engine.console.progress import (
+    STARTING_WORKERS,
+    Progress,
+    enter_phase,
+    shared_progress,
+)
+from pipeline.engine.console.summary import Console
 from pipeline.engine.events import EventLog, Listener, log_event, logging_to_stderr
 from pipeline.engine.inverter import BATCH
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.memory_kills import MemoryKills, advice
-from pipeline.engine.node_report import versions
-from pipeline.engine.nodes import nodes_checked
+from pipeline.engine.nodes.memory_kills import MemoryKills, advice
+from pipeline.engine.nodes.node_checks import nodes_checked
+from pipeline.engine.nodes.node_report import versions
 from pipeline.engine.pipeline import build_pipeline, run_pipeline
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.progress import STARTING_WORKERS, Progress, doing, showing
 from pipeline.engine.prometheus import PrometheusMetrics
 from pipeline.engine.ray_callbacks import ray_log_folder, run_settings, untested_ray
+from pipeline.engine.ray_session import running_ray, summarize_error
 from pipeline.engine.record import RunRecorder
 from pipeline.engine.shard_source import shard_source
 from pipeline.engine.stages import STAGES, JobStage
@@ -52,7 +57,7 @@ def _failures(outcome: RunRecord) -> Iterator[None]:
     except PipelineError as error:
         outcome.fail(str(error))
     except Exception as error:  # noqa: BLE001 - Ray's own failures; run again continues
-        outcome.fail(gist(error), trace_of(error))
+        outcome.fail(summarize_error(error), trace_of(error))
 
 
 def _notice(text: str) -> None:
@@ -77,7 +82,7 @@ def _execute(
         resources = joined.without(checks.unused) if checks else joined
         pools = Pools.of(config, resources, local=not in_cluster())
         device: Device = "cuda" if pools.on_gpu else "cpu"
-        built = [stage.of(plan.recipe, plan.writer, device) for stage in stages]
+        built = [stage.of(plan.job, plan.writer, device) for stage in stages]
         metrics = PrometheusMetrics(built)
         ledger = Ledger(plan, outcome, (*listeners, metrics))
         steps = [metrics.observe, *([lambda _: checks.poll()] if checks else [])]
@@ -85,7 +90,7 @@ def _execute(
             run_settings(resources.folder, steps, nodes_may_come=resources.grows),
             _memory_watched(config, pools, ledger),
         ):
-            doing(STARTING_WORKERS)
+            enter_phase(STARTING_WORKERS)
             dataset = build_pipeline(shard_source(ledger), built, pools)
             try:
                 _book(dataset, ledger)
@@ -121,7 +126,7 @@ def _book(dataset: object, ledger: Ledger) -> None:
             raise Interrupted
         if ledger.gave_up:
             break
-    doing("committing the last shards")
+    enter_phase("committing the last shards")
     try:
         # Before the shards that are missing, of which there may be thousands.
         with _failures(ledger.outcome):
@@ -173,16 +178,16 @@ def run_and_ignore_signals(
     json_lines = config.log_format == "json"
     with logging_to_stderr(json_lines=json_lines):
         with (
-            showing(json_lines=json_lines) as progress,
+            shared_progress(json_lines=json_lines) as progress,
             interruptible(interrupt),
             _failures(outcome),
         ):
             log_event("run_started", input=config.input, table=config.output, versions=versions())
             plan = make_plan(config, shards=shards)
-            outcome.listed = plan.found.left_out
-            treatment = plan.recipe.treatment
+            outcome.listed = plan.backlog.left_out
+            treatment = plan.job.treatment
             log_event("model", line=treatment, treatment=treatment)
-            progress.follow(outcome, plan.found)
+            progress.follow(outcome, plan.backlog)
             recorder = RunRecorder(config, plan, outcome)
             listeners = (recorder, *listeners)
             try:
@@ -192,8 +197,8 @@ def run_and_ignore_signals(
                 recorder.refuse(error)
                 raise
             finally:
-                outcome.skipped_parts = plan.found.done_parts
-                outcome.skipped_samples = plan.found.done_samples
+                outcome.skipped_parts = plan.backlog.done_parts
+                outcome.skipped_samples = plan.backlog.done_samples
         outcome.explain_expired(input=_folder_of(config), output=canonical_uri(config.output))
         for listener in listeners:
             listener.on_end(outcome, config.output)
@@ -216,28 +221,28 @@ def _finish(
 ) -> None:
     """Do what the table lacks; write its card when nothing is missing."""
     try:
-        doing("listing the input")
+        enter_phase("listing the input")
         to_do = bool(plan.tasks)
         for listener in listeners:
-            listener.on_plan(plan.found)
+            listener.on_plan(plan.backlog)
         if to_do:
             _execute(config, plan, outcome, listeners, stages=stages, pretended_gpus=pretended_gpus)
-        whole = plan.found.complete and not plan.found.limited
-        doing("looking for files that no shard has")
+        whole = plan.backlog.complete and not plan.backlog.limited
+        enter_phase("looking for files that no shard has")
         removed = plan.orphans.remove(whole_input=whole)
         if removed:
             log_event("strays_removed", files=removed)
     finally:
         plan.orphans.stop()
     if outcome.exit_code == 0:
-        if not outcome.counts.samples + plan.found.done_samples:
+        if not outcome.counts.samples + plan.backlog.done_samples:
             outcome.warn(f"no image was found in '{config.input}'")
         _describe(config.output, outcome, changed=bool(outcome.counts.shards or removed))
 
 
 def _describe(uri: str, outcome: RunRecord, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
-    doing("writing the table's card")
+    enter_phase("writing the table's card")
     table, listed = open_table(uri), outcome.listed
     if changed or not is_card_current(table, listed):
         stats = table_stats(table.store)

@@ -38,10 +38,10 @@ Regime: decoded photos -> where their face is, on one core; CPU seconds. Every p
 MOST = (0, 4_000_000, 16_000_000, 64_000_000)  # --search-pixels
 LANDSCAPES = {(1024, 768): (30, 44, 60), (2048, 1536): (44, 60, 90), (4032, 3024): (44, 60, 100)}
 
-Found = tuple[int, Detection]
+Backlog = tuple[int, Detection]
 
 
-def find(image: Image.Image, most: int = MOST[-1]) -> Found | None:
+def find(image: Image.Image, most: int = MOST[-1]) -> Backlog | None:
     """The turn and the face of `image`."""
     try:
         photo, faces = Search(image, AlignmentSettings(search_pixels=most)).find()

@@ -18,7 +18,6 @@ from PIL import Image
 
 from pipeline.engine import capacity, pipeline
 from pipeline.engine.capacity import CLUSTER_READERS, READERS, UNBOUNDED
-from pipeline.engine.cluster import Resources
 from pipeline.engine.messages import (
     Failure,
     Message,
@@ -28,6 +27,7 @@ from pipeline.engine.messages import (
     from_row,
     to_row,
 )
+from pipeline.engine.ray_session import Resources
 from pipeline.engine.stages import Align, Read
 from pipeline.engine.stages.base import Worker, results
 from pipeline.engine.training import crops
@@ -39,7 +39,7 @@ from pipeline.engine.training.crops import (
     plan_crops,
     run_stages,
 )
-from pipeline.engine.training.run import beginning
+from pipeline.engine.training.run import begin_event
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.training.config import TrainConfig
 from pipeline.training.data import CropFile, Crops, put_index, read_index, read_pairs
@@ -216,7 +216,7 @@ def test_sources_and_targets_are_paired_by_their_keys(
     assert pairs.images(index)[:, 0, 0, 0].tolist() == [0, 80, 160]
     assert pairs.wanted(index)[:, 0, 0, 0].tolist() == [20, 10, 0]
     assert plan.origin.crops == pairs.name
-    told = beginning(config, plan.store, targets=plan.targets.store)
+    told = begin_event(config, plan.store, targets=plan.targets.store)
     assert [told[name] for name in ("pairs", "without_target", "without_source")] == [3, 2, 1]
     for name in ("4.jpg", "2.PNG", "0.png"):
         (folder / name).rename(folder / f"x{name}")

@@ -99,16 +99,16 @@ def test_a_failure_while_inverting_costs_its_part(
     assert stage.process(part([face(0)])).counts.faces == 1, "the actor goes on"
 
 
-@pytest.mark.parametrize(("starts", "codes", "left"), [("all", 2, [1]), ("chosen", 1, [])])
+@pytest.mark.parametrize(("chosen", "codes", "left"), [("all", 2, [1]), ("chosen", 1, [])])
 def test_a_face_that_the_aligner_rejected_is_a_reject_once_and_only_where_it_is_wanted(
-    settings: InvertSettings, starts: Any, codes: int, left: list[int]
+    settings: InvertSettings, chosen: Any, codes: int, left: list[int]
 ) -> None:
     names = [f"s/0#{index}" for index in range(codes)]
     columns = {"image_id": names, "w_plus": np.zeros((codes, 10, 512), np.float32).tolist()}
     small = Rejection(RejectReason.FACE_TOO_SMALL, "the face is 20 pixels wide")
     start = pa.table(columns, schema=initial_codes_schema(10))
     batch = part([face(0)], [reject_row("0", "", "", small, 1)], start)
-    done = stage_of(replace(settings, starts=starts)).process(batch)
+    done = stage_of(replace(settings, initial_codes=chosen)).process(batch)
     rejects = done.rejects.to_pylist()
     assert [r["face_index"] for r in rejects] == left
     assert [r["reason"] for r in rejects] == ["face_too_small"] * len(left)
@@ -116,10 +116,12 @@ def test_a_face_that_the_aligner_rejected_is_a_reject_once_and_only_where_it_is_
 
 
 def test_codes_to_start_from_travel_with_their_part(settings: InvertSettings) -> None:
-    stage = stage_of(replace(settings, starts="all"))
+    stage = stage_of(replace(settings, initial_codes="all"))
     starts = start_of(0)
     columns = {"image_id": list(starts), "w_plus": [code.tolist() for code in starts.values()]}
-    done = stage.process(part([face(0)], start=pa.table(columns, schema=initial_codes_schema(10))))
+    done = stage.process(
+        part([face(0)], initial_codes=pa.table(columns, schema=initial_codes_schema(10)))
+    )
     assert done.counts.faces == 1
     assert done.counts.inversion_seconds > 0
     assert done.latents["refined_from"].to_pylist() == ["s/0#0"]

@@ -15,7 +15,7 @@ from pipeline.choices import MethodName
 from pipeline.engine.inverter import (
     Inverter,
     InvertSettings,
-    even_batches,
+    split_evenly,
     to_jpeg,
     to_tensor,
 )
@@ -42,7 +42,7 @@ def other_bundle(tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> 
     ("count", "lengths"), [(0, []), (1, [1]), (16, [16]), (17, [8, 9]), (33, [11, 11, 11])]
 )
 def test_batches_are_few_and_nearly_equal(count: int, lengths: list[int]) -> None:
-    batches = even_batches(count, 16)
+    batches = split_evenly(count, 16)
     assert sorted(batch.stop - batch.start for batch in batches) == lengths
     rows = list(range(count))
     assert [row for batch in batches for row in rows[batch]] == rows
@@ -179,7 +179,7 @@ def test_no_work_is_left_on_a_gpu_whose_clock_was_read(settings: InvertSettings)
 
 
 def test_faces_start_from_the_codes_of_their_own_ids(settings: InvertSettings) -> None:
-    inverter = Inverter(replace(settings, starts="all", method=Method(steps=1)))
+    inverter = Inverter(replace(settings, initial_codes="all", method=Method(steps=1)))
     starts = start_of(2, 0)
     rows = inverter.rows([face(0), face(2)], "s", starts).latents
     assert [row["refined_from"] for row in rows] == ["s/0#0", "s/2#0"]
@@ -191,7 +191,7 @@ def test_faces_start_from_the_codes_of_their_own_ids(settings: InvertSettings) -
 
 
 def test_a_face_without_a_code_to_start_from_is_a_reject(settings: InvertSettings) -> None:
-    inverter = Inverter(replace(settings, starts="all"))
+    inverter = Inverter(replace(settings, initial_codes="all"))
     account = inverter.rows([face(0), face(1)], "s", start_of(1))
     assert [row["key"] for row in account.latents] == ["1"]
     assert [(r["key"], r["face_index"], r["reason"]) for r in account.rejects] == [
@@ -200,7 +200,7 @@ def test_a_face_without_a_code_to_start_from_is_a_reject(settings: InvertSetting
 
 
 def test_of_an_image_of_chosen_faces_the_others_are_left_out(settings: InvertSettings) -> None:
-    inverter = Inverter(replace(settings, starts="chosen"))
+    inverter = Inverter(replace(settings, initial_codes="chosen"))
     other = face(0) | {"face_index": 1}
     account = inverter.rows([face(0), other], "s", start_of(0))
     assert [(row["key"], row["face_index"]) for row in account.latents] == [("0", 0)]
@@ -208,7 +208,7 @@ def test_of_an_image_of_chosen_faces_the_others_are_left_out(settings: InvertSet
 
 
 def test_a_chosen_face_that_is_not_found_again_is_a_reject(settings: InvertSettings) -> None:
-    inverter = Inverter(replace(settings, starts="chosen"))
+    inverter = Inverter(replace(settings, initial_codes="chosen"))
     gone = {"s/0#1": np.zeros((10, 512), np.float32)}
     account = inverter.rows([face(0)], "s", gone)
     assert account.latents == []
@@ -284,7 +284,7 @@ def test_a_table_of_the_first_models_codes_starts_the_same_bootstrapping(
 ) -> None:
     (begun,) = Inverter(replace(settings, method=Method(steps=1))).rows([face(0)], "s").latents
     going_on = replace(settings, model=other_bundle, first=tiny_bundle, keep_steps=True)
-    from_table = Inverter(replace(going_on, method=Method(steps=2), starts="all"))
+    from_table = Inverter(replace(going_on, method=Method(steps=2), initial_codes="all"))
     (row,) = from_table.rows([face(0)], "s", {"s/0#0": begun["w_plus"]}).latents
     in_one_job = Inverter(replace(going_on, method=Method(steps=2, bootstrap_steps=1)))
     (same,) = in_one_job.rows([face(0)], "s").latents

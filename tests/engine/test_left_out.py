@@ -11,7 +11,7 @@ import pytest
 from jobs import invert_dataset
 from pipeline.config import JobConfig
 from pipeline.engine import dry_run, run
-from pipeline.engine.console import print_outcome
+from pipeline.engine.console.summary import print_outcome
 from pipeline.engine.dry_run import estimate_job
 from pipeline.engine.events import EventLog, logging_to_stderr
 from pipeline.engine.plan import make_plan

@@ -30,7 +30,7 @@ BATCH = SampleBatch(SHARD, 3, Counts(samples=2), TABLE)
 MESSAGES = (
     ShardTask(SHARD, 7, frozenset({2, 1}), 3, options=ReadOptions(keep_columns={"a": "int64"})),
     BATCH,
-    replace(BATCH, start=EMPTY),
+    replace(BATCH, initial_codes=EMPTY),
     FaceBatch(SHARD, 3, Counts(samples=2, stage_seconds=Counter({"read": 1})), EMPTY, TABLE),
     PartDone(SHARD, 3, Counts()),
     ShardEnd(SHARD, 4, 5, LeftOut({".json": 1})),

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config import JobConfig
 from pipeline.engine import plan as plan_module
-from pipeline.engine.plan import Found, Plan, TaskQueue, make_plan, take_first
+from pipeline.engine.plan import Backlog, Plan, TaskQueue, make_plan, take_first
 from pipeline.engine.stages.read import ShardTask
 from pipeline.errors import (
     FingerprintError,
@@ -44,7 +44,7 @@ def reject_of(name: str) -> dict[str, str | None]:
 
 
 def taken(states: list[ShardState], limit: int | None) -> list[tuple[str, int | None]]:
-    return [(state.shard.shard_id, take) for state, take in take_first(states, limit, 2, Found())]
+    return [(state.shard.shard_id, take) for state, take in take_first(states, limit, 2, Backlog())]
 
 
 def test_without_a_limit_all_is_taken(states: list[ShardState]) -> None:
@@ -71,9 +71,9 @@ def test_a_limit_takes_the_first_samples(
 def test_whether_a_limit_may_have_left_something_out_is_known(
     states: list[ShardState], limit: int | None, limited: bool
 ) -> None:
-    found = Found()
-    list(take_first(states, limit, 2, found))
-    assert found.limited is limited
+    backlog = Backlog()
+    list(take_first(states, limit, 2, backlog))
+    assert backlog.limited is limited
 
 
 def test_shards_behind_the_limit_are_not_read(states: list[ShardState]) -> None:
@@ -105,7 +105,7 @@ def test_parts_that_another_limit_cut_are_done_again(
     states: list[ShardState], samples: dict[int, int], limit: int | None, kept: set[int]
 ) -> None:
     parts = {number: PartRecord(number, count, 0, count) for number, count in samples.items()}
-    (state, _), *_ = take_first([replace(states[0], parts=parts)], limit, 2, Found())
+    (state, _), *_ = take_first([replace(states[0], parts=parts)], limit, 2, Backlog())
     assert state.parts.keys() == kept
     stale = {f"{kind}/a-{n:05d}.parquet" for n in parts.keys() - kept for kind in KINDS}
     assert set(state.stale) == stale
@@ -169,10 +169,10 @@ def test_a_new_table_is_described_before_any_work(plan: Plan) -> None:
     assert plan.writer.store.exists("_table.json")
     (work,) = plan.tasks
     assert work.shard.shard_id == "files-00000"
-    found = plan.found
-    assert (found.done_shards, found.done_parts, found.done_samples) == (0, 0, 0)
-    assert found.complete
-    assert found.bytes == work.shard.size > 0
+    backlog = plan.backlog
+    assert (backlog.done_shards, backlog.done_parts, backlog.done_samples) == (0, 0, 0)
+    assert backlog.complete
+    assert backlog.bytes == work.shard.size > 0
 
 
 def test_a_dry_run_plans_without_a_trace(config_of: ConfigOf) -> None:
@@ -322,7 +322,7 @@ def test_how_archives_are_read_travels_with_each_shard(config_of: ConfigOf, tmp_
     assert work.options == ReadOptions(
         image_column="left", image_field="png,jpg", keep_columns={"label": "int64"}
     )
-    assert plan.recipe.columns.kept == (("label", "int64"),)
+    assert plan.job.columns.kept == (("label", "int64"),)
 
 
 @pytest.mark.usefixtures("plan")
@@ -366,12 +366,12 @@ def test_a_committed_shard_is_not_planned_again(
     ]
     half = make_plan(config_of())
     assert next(half.tasks).existing == {0, 1}
-    assert half.found == Found(
+    assert half.backlog == Backlog(
         shards=1, bytes=work.shard.size, done_samples=4, done_parts=2, complete=True
     )
     plan.writer.commit_shard(work.shard, parts)
     again = make_plan(config_of())
     assert not again.tasks
-    found = again.found
-    assert (found.done_shards, found.done_parts, found.done_samples) == (1, 2, 4)
-    assert (found.shards, found.bytes) == (0, 0)
+    backlog = again.backlog
+    assert (backlog.done_shards, backlog.done_parts, backlog.done_samples) == (1, 2, 4)
+    assert (backlog.shards, backlog.bytes) == (0, 0)

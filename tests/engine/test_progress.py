@@ -21,12 +21,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine import progress, screen
-from pipeline.engine.console import Console
-from pipeline.engine.pace import Pace, format_seconds
-from pipeline.engine.pending import ClusterState, StageState
-from pipeline.engine.plan import Found
-from pipeline.engine.progress import QUIET_S, Progress, at_work, awaited, doing, showing
+from pipeline.engine.console import progress, screen
+from pipeline.engine.console.pace import Pace, format_seconds
+from pipeline.engine.console.pending import ClusterState, StageState
+from pipeline.engine.console.progress import (
+    QUIET_S,
+    Progress,
+    describe_active,
+    describe_waiting,
+    enter_phase,
+    shared_progress,
+)
+from pipeline.engine.console.summary import Console
+from pipeline.engine.plan import Backlog
 from pipeline.table import Counts, RunRecord
 from pipeline.table import runs as runs_module
 
@@ -47,22 +54,22 @@ def run(seconds: float, **counts: object) -> RunRecord:
     return RunRecord(Counts(**counts), clock=NOW - seconds)  # type: ignore[arg-type]
 
 
-def found(**counts: object) -> Found:
+def found(**counts: object) -> Backlog:
     given = {"shards": 3, "bytes": 1000, "images": 400, "complete": True}
-    return Found(**(given | counts))  # type: ignore[arg-type]
+    return Backlog(**(given | counts))  # type: ignore[arg-type]
 
 
-def shown(record: RunRecord, known: Found, *parts: tuple[float, int]) -> Progress:
+def display_after(record: RunRecord, known: Backlog, *parts: tuple[float, int]) -> Progress:
     """A progress that nobody looks at, after parts that came at a time with images in all."""
-    one = Progress()
-    one.phase = ""
-    one.follow(record, known)
-    one.started = record.clock
+    display = Progress()
+    display.phase = ""
+    display.follow(record, known)
+    display.started = record.clock
     for number, (seconds, samples) in enumerate(parts, start=1):
         record.counts = replace(record.counts, parts=number, samples=samples)
         record.last_part_seconds = seconds
-        one.update()
-    return one
+        display.update()
+    return display
 
 
 @pytest.mark.parametrize(
@@ -75,61 +82,61 @@ def test_seconds_read_as_a_clock(seconds: float, text: str) -> None:
 @pytest.mark.usefixtures("clock")
 def test_a_line_says_it_all() -> None:
     record = run(100, faces=90, shards=1, rejects=10, reasons=Counter(no_face=8, truncated=2))
-    one = shown(record, found(), (40, 20), (90, 100))
-    one.look([StageState("align", 2, 0, 1, 2), StageState("invert", 1, 0, 0, 1)])
-    assert " · ".join(one.words()) == (
+    display = display_after(record, found(), (40, 20), (90, 100))
+    display.set_stages([StageState("align", 2, 0, 1, 2), StageState("invert", 1, 0, 0, 1)])
+    assert " · ".join(display.words()) == (
         "1:40 · images 100 of 400 · 25 % · 2:58 left · 1.6 images/s · faces 90 · "
         "rejects 10 (no_face 8, truncated 2) · shards 1 of 3 · aligning 2, inverting 1"
     )
-    assert "rejects 10" in one.words(short=True), "a terminal's line has no room for reasons"
+    assert "rejects 10" in display.words(short=True), "a terminal's line has no room for reasons"
 
 
 @pytest.mark.usefixtures("clock")
 def test_what_was_done_before_counts_as_done() -> None:
-    one = shown(run(9), found(done_samples=600), (5, 100))
-    assert (one.images, one.share) == ("images 700 of 1000", 0.7)
+    display = display_after(run(9), found(done_samples=600), (5, 100))
+    assert (display.images, display.share) == ("images 700 of 1000", 0.7)
 
 
 @pytest.mark.usefixtures("clock")
 def test_images_of_archives_are_told_as_an_estimate() -> None:
     known = found(images=0, uncounted_bytes=1000)
-    one = shown(run(9, bytes=0), known)
-    assert (one.images, one.share) == ("images 0", None), "nothing was read yet"
-    one = shown(run(9, bytes=100), known, (5, 7))
-    assert (one.images, one.share) == ("images 7 of about 70", 0.1)
+    display = display_after(run(9, bytes=0), known)
+    assert (display.images, display.share) == ("images 0", None), "nothing was read yet"
+    display = display_after(run(9, bytes=100), known, (5, 7))
+    assert (display.images, display.share) == ("images 7 of about 70", 0.1)
     known.limit = 50
-    assert one.images == "images 7 of about 50"
+    assert display.images == "images 7 of about 50"
     known.limit, known.uncounted_done, known.done_samples = None, 20, 20
-    assert one.images == "images 27 of about 70"
+    assert display.images == "images 27 of about 70"
 
 
 @pytest.mark.usefixtures("clock")
 def test_while_the_input_is_listed_the_total_and_the_end_are_not_known() -> None:
     parts = ((40, 20), (90, 100))
-    assert shown(run(100), found(), *parts).seconds_left is not None
-    one = shown(run(100, shards=1), found(shards=1, complete=False), *parts)
-    assert (one.seconds_left, one.share) == (None, None)
-    assert (one.shards, one.images) == ("1 of 1+", "images 100 of 400+")
+    assert display_after(run(100), found(), *parts).seconds_left is not None
+    display = display_after(run(100, shards=1), found(shards=1, complete=False), *parts)
+    assert (display.seconds_left, display.share) == (None, None)
+    assert (display.shards, display.images) == ("1 of 1+", "images 100 of 400+")
 
 
 @pytest.mark.usefixtures("clock")
 def test_of_chosen_images_the_input_s_bytes_tell_how_far() -> None:
     record = run(100)
-    one = shown(record, found(chosen=True))
+    display = display_after(record, found(chosen=True))
     for seconds, size in ((50, 100), (60, 200)):
         parts = record.counts.parts + 1
         record.counts = replace(record.counts, parts=parts, bytes=size)
         record.last_part_seconds = seconds
-        one.update()
-    assert (one.images, one.share) == ("images 0", 0.2)
-    assert one.seconds_left is not None
+        display.update()
+    assert (display.images, display.share) == ("images 0", 0.2)
+    assert display.seconds_left is not None
 
 
 def test_the_time_left_is_smooth_and_not_that_of_the_start() -> None:
     pace = Pace()
     assert pace.seconds_left(5, 100) is None
     pace.part(60, 10)
-    assert pace.seconds_left(60, 90) is None, "one part is no pace"
+    assert pace.seconds_left(60, 90) is None, "one part gives no pace"
     for number in range(1, 9):
         pace.part(60 + 10 * number, 10 + 10 * number)
     assert (pace.rate(140), pace.seconds_left(140, 10)) == (1.0, 10.0)
@@ -172,7 +179,7 @@ def test_what_is_awaited_has_a_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(progress, "in_cluster", lambda: cluster)
-    text = awaited(stages, parts)
+    text = describe_waiting(stages, parts)
     assert text.startswith(told)
     assert bool(text) == bool(told)
 
@@ -182,25 +189,25 @@ def test_a_cluster_names_what_is_pending_in_numbers(
 ) -> None:
     monkeypatch.setattr(progress, "in_cluster", lambda: True)
     monkeypatch.setattr(progress, "storage_retries", lambda: 1)
-    one = shown(run(100), found(), (90, 100))
-    one.look([IDLE[0], StageState("invert", 0, 1, 3, 0, requested=3, gpus=1.0)])
-    one.cluster = ClusterState(alive=2, seen=3, unused=1, cpus=4.0, gpus=0.0, retries=2)
-    assert one.words()[1:5] == [
+    display = display_after(run(100), found(), (90, 100))
+    display.set_stages([IDLE[0], StageState("invert", 0, 1, 3, 0, requested=3, gpus=1.0)])
+    display.cluster = ClusterState(alive=2, seen=3, unused=1, cpus=4.0, gpus=0.0, retries=2)
+    assert display.words()[1:5] == [
         "waiting for 4 of 4 inverters (1 GPU each)",
         "2 of 3 nodes alive, 1 not used",
         "4 CPUs, 0 GPUs",
         "storage: 3 retries",
     ]
-    one.look([IDLE[0], StageState("invert", 2, 0, 3, 2, requested=2, gpus=1.0)])
-    assert one.words()[1] == "asked for 2 of 4 inverters (1 GPU each)"
-    one.look(IDLE)
-    assert one.words()[1].startswith("images"), "nothing is awaited"
+    display.set_stages([IDLE[0], StageState("invert", 2, 0, 3, 2, requested=2, gpus=1.0)])
+    assert display.words()[1] == "asked for 2 of 4 inverters (1 GPU each)"
+    display.set_stages(IDLE)
+    assert display.words()[1].startswith("images"), "nothing is awaited"
     clock.now += QUIET_S
-    assert one.words()[1:3] == ["no part for 0:30", "2 of 3 nodes alive, 1 not used"]
+    assert display.words()[1:3] == ["no part for 0:30", "2 of 3 nodes alive, 1 not used"]
 
 
 def test_what_runs_is_counted() -> None:
-    assert at_work([READING, *IDLE]) == "reading 2"
+    assert describe_active([READING, *IDLE]) == "reading 2"
 
 
 @pytest.fixture
@@ -236,7 +243,7 @@ def piped() -> Iterator[Callable[[], str]]:
 @pytest.mark.usefixtures("quick")
 def test_a_log_gets_lines_while_the_main_thread_is_stuck() -> None:
     with piped() as err, Progress():
-        doing("starting Ray")
+        enter_phase("starting Ray")
         lines: list[str] = []
         while sum("starting Ray" in line for line in lines) < 3:
             lines += wait_for_lines(err, 1)  # all that this thread does meanwhile
@@ -246,7 +253,7 @@ def test_a_log_gets_lines_while_the_main_thread_is_stuck() -> None:
 @pytest.mark.usefixtures("quick")
 def test_lines_come_also_while_stderr_is_put_aside() -> None:
     with piped() as err, Progress():
-        doing("starting Ray")
+        enter_phase("starting Ray")
         kept = os.dup(sys.stderr.fileno())
         with Path(os.devnull).open("w") as nowhere:  # as the start of Ray does
             os.dup2(nowhere.fileno(), sys.stderr.fileno())
@@ -258,16 +265,16 @@ def test_lines_come_also_while_stderr_is_put_aside() -> None:
 @pytest.mark.usefixtures("quick")
 def test_progress_is_an_event_on_request() -> None:
     record = RunRecord(Counts(faces=3, rejects=1, reasons=Counter(no_face=1)))
-    with piped() as err, Progress(json_lines=True) as one:
-        doing("starting Ray")
+    with piped() as err, Progress(json_lines=True) as display:
+        enter_phase("starting Ray")
         events: list[dict[str, Any]] = []
         while (
             not events or events[-1] | {"phase": "starting Ray", "event": "waiting"} != events[-1]
         ):
             events += [json.loads(line) for line in wait_for_lines(err, 1)]
         assert {"phase", "waiting"} == {event["event"] for event in events}
-        one.follow(record, found(shards=2))
-        one.look([READING])
+        display.follow(record, found(shards=2))
+        display.set_stages([READING])
         events = []
         while not [event for event in events if event["event"] == "progress"]:
             events += [json.loads(line) for line in wait_for_lines(err, 1)]
@@ -278,21 +285,21 @@ def test_progress_is_an_event_on_request() -> None:
 
 
 def test_a_failure_is_printed_once_as_it_happens(capfd: pytest.CaptureFixture[str]) -> None:
-    with showing(json_lines=False) as one:
-        with showing(json_lines=False) as same:
-            assert same is one
+    with shared_progress(json_lines=False) as display:
+        with shared_progress(json_lines=False) as same:
+            assert same is display
         for _ in range(2):
             Console().on_failure("a", "shard 'a', part 0: invert: OSError: x")
     assert capfd.readouterr().err == "failed: shard 'a', part 0: invert: OSError: x\n"
-    assert (one.failures, Progress.current) == (2, None)
+    assert (display.failures, Progress.current) == (2, None)
 
 
 def test_no_secret_is_shown(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
-    with Progress() as one:
-        one.failed("the key planted-secret is wrong")
+    with Progress() as display:
+        display.failed("the key planted-secret is wrong")
     assert capfd.readouterr().err == "failed: the key *** is wrong\n"
 
 
@@ -304,14 +311,14 @@ def test_a_stderr_that_closes_costs_lines_and_not_the_job(
     os.close(ours)
     with os.fdopen(theirs, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        with Progress() as one:
-            one.doing("starting Ray")
-            one.say("a line")
-            one.stop("Ctrl-C")
+        with Progress() as display:
+            display.enter_phase("starting Ray")
+            display.say("a line")
+            display.stop("Ctrl-C")
         monkeypatch.undo()
     monkeypatch.setattr(sys, "stderr", None)
-    with Progress() as one:
-        one.doing("starting Ray")
+    with Progress() as display:
+        display.enter_phase("starting Ray")
 
 
 def test_ctrl_c_is_told_before_the_main_thread_hears_of_it() -> None:
@@ -335,11 +342,11 @@ def test_ctrl_c_is_told_before_the_main_thread_hears_of_it() -> None:
 
 TERMINAL = """
 import sys, threading, warnings
-from pipeline.engine.progress import Progress, doing
+from pipeline.engine.console.progress import Progress, enter_phase
 with Progress() as progress:
-    doing("starting Ray")
+    enter_phase("starting Ray")
     sys.stdin.readline()
-    doing("\\u6a21\\u578b " * 100)
+    enter_phase("\\u6a21\\u578b " * 100)
     sys.stdin.readline()
     progress.say("a line for people")
     print("one of a library")
@@ -418,7 +425,7 @@ def test_nothing_of_it_is_left() -> None:
     streams, wakeup = (sys.stdout, sys.stderr), signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(wakeup)
     with Progress():
-        doing("starting Ray")
+        enter_phase("starting Ray")
     assert (sys.stdout, sys.stderr) == streams
     assert signal.set_wakeup_fd(wakeup) == wakeup
     assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) == before

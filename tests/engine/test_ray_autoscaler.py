@@ -12,13 +12,13 @@ import pytest
 import ray
 from ray.data import ExecutionResources
 
-from pipeline.engine.cluster import running_ray
 from pipeline.engine.ray_autoscaler import (
     Debounced,
-    Placeholders,
-    actors_wanted,
-    missing,
+    PendingRequests,
+    missing_workers,
+    target_actors,
 )
+from pipeline.engine.ray_session import running_ray
 from tests.engine.fake_cluster import NODE_TYPES, fake_cluster
 from tests.storage.archives import write_tar
 from tests.tiny_bundle import write_tiny_bundle
@@ -80,7 +80,7 @@ class Operator:
     ],
 )
 def test_a_part_claims_an_actor(pool: Pool, wanted: int) -> None:
-    assert actors_wanted(pool) == wanted
+    assert target_actors(pool) == wanted
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_part_claims_an_actor(pool: Pool, wanted: int) -> None:
     ],
 )
 def test_what_is_there_is_not_asked_for(operator: Operator, queued: int, count: int) -> None:
-    assert missing(operator, queued) == count
+    assert missing_workers(operator, queued) == count
 
 
 def test_a_count_is_followed_only_when_it_lasts() -> None:
@@ -114,22 +114,22 @@ def test_a_count_is_followed_only_when_it_lasts() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_placeholders_wait_for_room_until_they_are_not_wanted() -> None:
     with running_ray(pretended_gpus=1):
-        placeholders = Placeholders(ExecutionResources(gpu=2, cpu=0))
-        placeholders.hold(3)
-        first, *others = placeholders.waiting
+        pending_requests = PendingRequests(ExecutionResources(gpu=2, cpu=0))
+        pending_requests.keep(3)
+        first, *others = pending_requests.tasks
         assert ray.wait([first, *others], timeout=1)[0] == []
-        placeholders.hold(1)
-        assert placeholders.waiting == [first]
+        pending_requests.keep(1)
+        assert pending_requests.tasks == [first]
         for task in others:
             with pytest.raises(ray.exceptions.TaskCancelledError):
                 ray.get(task, timeout=60)
-        placeholders.hold(0)
-        fitting = Placeholders(ExecutionResources(gpu=1, cpu=0))
-        fitting.hold(1)
-        (ran,) = fitting.waiting
+        pending_requests.keep(0)
+        fitting = PendingRequests(ExecutionResources(gpu=1, cpu=0))
+        fitting.keep(1)
+        (ran,) = fitting.tasks
         assert ray.get(ran, timeout=120) is None
-        fitting.hold(1)
-        assert fitting.waiting != [ran], "one that found room makes place for the next"
+        fitting.keep(1)
+        assert fitting.tasks != [ran], "one that found room makes place for the next"
 
 
 @pytest.fixture

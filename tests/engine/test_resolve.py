@@ -13,7 +13,7 @@ from jobs.refine_dataset import second_pass
 from pipeline.config import JobConfig
 from pipeline.engine.inverter import Inverter
 from pipeline.engine.messages import Failure, ShardEnd, ShardTask
-from pipeline.engine.resolve import make_recipe, resolved_config
+from pipeline.engine.resolve import resolve_job, resolved_config
 from pipeline.engine.stages import Read
 from pipeline.engine.stages.base import results
 from pipeline.errors import ConfigError, FingerprintError, ModelError
@@ -30,7 +30,7 @@ ConfigOf = Callable[..., JobConfig]
 def first_pass(config_of: ConfigOf, tmp_path: Path) -> JobConfig:
     """A table of two files a shard, both shards committed."""
     config = config_of(output=str(tmp_path / "first"), files_per_shard=2, prealigned=True)
-    writer = open_for_writing(config.output, make_recipe(config).spec, part_size=2)
+    writer = open_for_writing(config.output, resolve_job(config).spec, part_size=2)
     for shard in list_shards(config.input, files_per_shard=2):
         source = dict.fromkeys(("source_uri", "source_sha256", "detail"), "")
         rejects = [
@@ -45,15 +45,15 @@ def test_codes_of_another_cut_of_the_input_are_refused(
     config_of: ConfigOf, first_pass: JobConfig, tmp_path: Path
 ) -> None:
     init = first_pass.output
-    make_recipe(config_of(init=init, files_per_shard=2))
+    resolve_job(config_of(init=init, files_per_shard=2))
     with pytest.raises(ConfigError, match="files_per_shard '2', and this run has '3'"):
-        make_recipe(config_of(init=init, where="key <> ''", files_per_shard=3))
+        resolve_job(config_of(init=init, where="key <> ''", files_per_shard=3))
     with pytest.raises(ConfigError, match="image_field 'one', and this run has 'png'"):
-        make_recipe(config_of(init=init, files_per_shard=2, image_field="png"))
+        resolve_job(config_of(init=init, files_per_shard=2, image_field="png"))
     with pytest.raises(ConfigError, match="image_column 'None', and this run has 'mask'"):
-        make_recipe(config_of(init=init, files_per_shard=2, image_column="mask"))
+        resolve_job(config_of(init=init, files_per_shard=2, image_column="mask"))
     with pytest.raises(ConfigError, match=r"input '.*/images', and this run has '.*/other'"):
-        make_recipe(config_of(init=init, files_per_shard=2, input=str(tmp_path / "other")))
+        resolve_job(config_of(init=init, files_per_shard=2, input=str(tmp_path / "other")))
 
 
 def test_a_shard_that_changed_since_its_codes_were_found_fails(first_pass: JobConfig) -> None:
@@ -73,7 +73,7 @@ def test_a_second_pass_reads_the_input_as_the_first_one_did(
 ) -> None:
     config = second_pass(first_pass.output, {"output": str(tmp_path / "second")})
     assert config.layout() == first_pass.layout()
-    make_recipe(config)
+    resolve_job(config)
 
 
 @pytest.mark.parametrize(("where", "limit"), [(None, 3), ("lpips > 0", 3)])
@@ -83,7 +83,7 @@ def test_a_second_pass_over_a_limited_table_has_its_limit(
     """And an input by a relative path is found from anywhere."""
     monkeypatch.chdir(tmp_path)
     first = config_of(output="first", input="images", limit=3)
-    open_for_writing(first.output, make_recipe(first).spec, part_size=2)
+    open_for_writing(first.output, resolve_job(first).spec, part_size=2)
     table, other = str(tmp_path / "first"), tmp_path / "elsewhere"
     other.mkdir()
     monkeypatch.chdir(other)
@@ -101,7 +101,7 @@ def test_a_named_domain_changes_no_more_of_a_table_than_it_has_to(
         (folder / path.name).write_bytes(text)
 
     def described(**settings: Any) -> TableSpec:
-        return make_recipe(config_of(model=str(folder), identity=None, **settings)).spec
+        return resolve_job(config_of(model=str(folder), identity=None, **settings)).spec
 
     with pytest.raises(ConfigError, match="add --domain faces"):
         described()
@@ -123,12 +123,12 @@ def test_a_generators_file_is_inverted_by_optimisation(
     path = str(tmp_path / "generator.pt")
     torch.save(generator, path)
     with pytest.raises(ConfigError, match="generator alone, and --method restyle"):
-        make_recipe(config_of(model=path, domain="faces"))
+        resolve_job(config_of(model=path, domain="faces"))
     given = {"model": path, "domain": "faces", "method": "optimize", "iterations": 1}
-    recipe = make_recipe(config_of(**given))
-    assert (recipe.alignment.output_size, recipe.alignment.prealigned) == ((256, 256), False)
-    inverter = Inverter(recipe.inversion)
-    assert inverter.model.fingerprint == recipe.spec.settings["model"]
+    job = resolve_job(config_of(**given))
+    assert (job.alignment.output_size, job.alignment.prealigned) == ((256, 256), False)
+    inverter = Inverter(job.inversion)
+    assert inverter.model.fingerprint == job.spec.settings["model"]
     assert (inverter.model.domain, inverter.model.generator_alone) == ("faces", True)
 
 
@@ -138,11 +138,11 @@ def test_cars_are_taken_as_they_are(config_of: ConfigOf, tiny_bundle: str, tmp_p
     for path in Path(tiny_bundle).iterdir():
         text = path.read_bytes().replace(b'"domain": "faces"', b'"domain": "cars"')
         (folder / path.name).write_bytes(text)
-    recipe = make_recipe(config_of(model=str(folder), identity=None))
-    assert recipe.alignment.prealigned
-    assert recipe.inversion.identity == "none"
+    job = resolve_job(config_of(model=str(folder), identity=None))
+    assert job.alignment.prealigned
+    assert job.inversion.identity == "none"
     with pytest.raises(ConfigError, match="no faces to align"):
-        make_recipe(config_of(model=str(folder), prealigned=False))
+        resolve_job(config_of(model=str(folder), prealigned=False))
 
 
 def test_a_faster_arithmetic_makes_another_table(
@@ -150,9 +150,9 @@ def test_a_faster_arithmetic_makes_another_table(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="--precision tf32 is of GPUs"):
-        make_recipe(config_of(precision="tf32"))
+        resolve_job(config_of(precision="tf32"))
     monkeypatch.setattr("pipeline.engine.resolve.in_cluster", lambda: True)
-    exact, faster = (make_recipe(config_of(precision=name)) for name in ("float32", "tf32"))
+    exact, faster = (resolve_job(config_of(precision=name)) for name in ("float32", "tf32"))
     assert "precision" not in exact.spec.settings
     assert faster.spec.settings["precision"] == "tf32"
     assert faster.spec.fingerprint != exact.spec.fingerprint
@@ -161,8 +161,8 @@ def test_a_faster_arithmetic_makes_another_table(
 def test_profiles_are_applied_in_new_tables_alone(
     config_of: ConfigOf, first_pass: JobConfig, tmp_path: Path
 ) -> None:
-    new, old = (make_recipe(config_of(icc=icc)) for icc in ("apply", "ignore"))
-    assert make_recipe(config_of()).alignment.icc == "apply"
+    new, old = (resolve_job(config_of(icc=icc)) for icc in ("apply", "ignore"))
+    assert resolve_job(config_of()).alignment.icc == "apply"
     assert new.spec.settings["alignment"]["icc"] == "apply"
     # As tables were described before there was a choice: they are continued by --icc ignore.
     assert "icc" not in old.spec.settings["alignment"]
@@ -185,10 +185,10 @@ EARLIER_SEARCH = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
 
 
 def test_a_table_made_before_turns_goes_on_without_them(config_of: ConfigOf) -> None:
-    old = make_recipe(config_of(**EARLIER_SEARCH)).spec
+    old = resolve_job(config_of(**EARLIER_SEARCH)).spec
     assert not EARLIER_SEARCH.keys() & old.settings["alignment"].keys()
     assert "turn_deg" not in old.columns.latents_schema().names
-    asked = make_recipe(config_of()).spec
+    asked = resolve_job(config_of()).spec
     assert asked.columns.turn_deg
     with pytest.raises(FingerprintError) as refusal:
         check_same("table", old, asked)
@@ -198,8 +198,8 @@ def test_a_table_made_before_turns_goes_on_without_them(config_of: ConfigOf) -> 
 
 
 def test_images_that_are_crops_are_searched_by_no_setting(config_of: ConfigOf) -> None:
-    crops = make_recipe(config_of(prealigned=True))
-    earlier = make_recipe(config_of(prealigned=True, **EARLIER_SEARCH))
+    crops = resolve_job(config_of(prealigned=True))
+    earlier = resolve_job(config_of(prealigned=True, **EARLIER_SEARCH))
     assert crops.spec.fingerprint == earlier.spec.fingerprint
     assert not crops.columns.turn_deg
     told = resolved_config(config_of(prealigned=True), crops)
@@ -211,7 +211,7 @@ def test_a_second_pass_searches_as_the_first_one_did(
     config_of: ConfigOf, tmp_path: Path, turns: str
 ) -> None:
     first = config_of(turns=turns, search_pixels=7, output=str(tmp_path / "first"))
-    open_for_writing(first.output, make_recipe(first).spec, part_size=2)
+    open_for_writing(first.output, resolve_job(first).spec, part_size=2)
     config = second_pass(first.output, {"output": str(tmp_path / "second")})
     assert (config.turns, config.search_pixels, config.check_below) == (turns, 7, 1.35)
 
@@ -220,7 +220,7 @@ def test_a_second_pass_over_an_earlier_table_searches_as_then(
     config_of: ConfigOf, tmp_path: Path
 ) -> None:
     first = config_of(output=str(tmp_path / "first"), **EARLIER_SEARCH)
-    made = make_recipe(first).spec
+    made = resolve_job(first).spec
     config = {name: value for name, value in made.config.items() if name not in EARLIER_SEARCH}
     open_for_writing(first.output, replace(made, config=config), part_size=2)
     again = second_pass(first.output, {"output": str(tmp_path / "second")})
@@ -228,14 +228,14 @@ def test_a_second_pass_over_an_earlier_table_searches_as_then(
 
 
 def test_a_models_own_bound_decides_when_its_faces_stop(config_of: ConfigOf) -> None:
-    given = make_recipe(config_of(steps="auto", stop_gain=0.02, stop_residual=0.5, max_steps=7))
+    given = resolve_job(config_of(steps="auto", stop_gain=0.02, stop_residual=0.5, max_steps=7))
     assert given.inversion.method.stop == StopRule(gain=0.02, residual=0.5, most=7)
     settings = json.loads(json.dumps(given.spec.to_dict(), allow_nan=False))["settings"]
     assert settings["method"]["stop"] == {"gain": 0.02, "residual": 0.5, "least": 1, "most": 7}
-    default = make_recipe(config_of(steps="auto", max_steps=7))
+    default = resolve_job(config_of(steps="auto", max_steps=7))
     assert default.inversion.method.stop == StopRule(most=7)
     assert default.spec.fingerprint != given.spec.fingerprint
-    zero = make_recipe(config_of(steps="auto", stop_gain=0.0)).inversion.method.stop
+    zero = resolve_job(config_of(steps="auto", stop_gain=0.0)).inversion.method.stop
     assert zero == StopRule(gain=0.0)
 
 
@@ -255,13 +255,13 @@ def test_what_a_setting_was_resolved_to_can_be_told(
     config_of: ConfigOf, settings: dict[str, Any], told: dict[str, Any]
 ) -> None:
     config = config_of(**settings)
-    found = resolved_config(config, make_recipe(config))
+    found = resolved_config(config, resolve_job(config))
     assert {name: found[name] for name in told} == told
 
 
 def test_a_table_says_when_a_face_has_converged(config_of: ConfigOf) -> None:
     def told(**settings: object) -> str | None:
-        return make_recipe(config_of(**settings)).spec.metrics.get("converged")
+        return resolve_job(config_of(**settings)).spec.metrics.get("converged")
 
     assert "less than 0.02 and" in str(told(steps="auto", stop_gain=0.02))
     assert "less than 0.00167 and" in str(told(steps=3))
@@ -275,11 +275,11 @@ def test_help_tells_the_bounds_that_hold_by_default() -> None:
 
 
 def test_a_bound_of_another_model_is_told(config_of: ConfigOf) -> None:
-    borrowed = make_recipe(config_of(steps="auto"))
+    borrowed = resolve_job(config_of(steps="auto"))
     assert "under 0.00167, which was calibrated on the demo model" in borrowed.treatment
     assert "pass it as --stop-gain" in borrowed.treatment
     for quiet in ({}, {"steps": "auto", "stop_gain": 0.01}, {"steps": "auto", "model": "demo"}):
-        assert "calibrated" not in make_recipe(config_of(**quiet)).treatment
+        assert "calibrated" not in resolve_job(config_of(**quiet)).treatment
 
 
 def test_rows_that_differ_are_no_start_in_w(config_of: ConfigOf, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_rows_that_differ_are_no_start_in_w(config_of: ConfigOf, tmp_path: Path)
         model.latent_avg[1].add_(1)
     save_bundle(model, str(tmp_path / "uneven"))
     with pytest.raises(ConfigError, match="rows that differ"):
-        make_recipe(config_of(model=str(tmp_path / "uneven"), method="optimize", space="w"))
+        resolve_job(config_of(model=str(tmp_path / "uneven"), method="optimize", space="w"))
 
 
 def test_a_gpu_that_is_not_there_is_refused_at_once(
@@ -296,7 +296,7 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no GPU"):
-        make_recipe(config_of(device="cuda"))
+        resolve_job(config_of(device="cuda"))
 
 
 def test_the_table_names_its_model_and_images_for_every_working_directory(
@@ -305,6 +305,6 @@ def test_the_table_names_its_model_and_images_for_every_working_directory(
     config = config_of(identity="none")
     folder = Path(config.model)
     monkeypatch.chdir(folder.parent)
-    told = make_recipe(config_of(identity="none", model=f"./{folder.name}")).spec.config
+    told = resolve_job(config_of(identity="none", model=f"./{folder.name}")).spec.config
     assert (told["model"], told["identity"]) == (str(folder), "none")
     assert Path(told["input"]).is_absolute()

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import JobConfig
-from pipeline.engine import node_report, record, run
-from pipeline.engine.console import print_outcome
+from pipeline.engine import record, run
+from pipeline.engine.console.summary import print_outcome
 from pipeline.engine.events import EventLog, log_event, logging_to_stderr
 from pipeline.engine.inverter import BATCH
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.messages import Message, PartDone
+from pipeline.engine.nodes import node_report
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.run import run_job
 from pipeline.errors import ConfigError, InputError, StorageError

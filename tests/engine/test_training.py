@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.engine.cluster import Resources
+from pipeline.engine.ray_session import Resources
 from pipeline.engine.training.crops import plan_crops
-from pipeline.engine.training.run import _failures, _trainer, beginning, check_workers, run_training
+from pipeline.engine.training.run import (
+    _failures,
+    _trainer,
+    begin_event,
+    check_workers,
+    run_training,
+)
 from pipeline.errors import ConfigError, FingerprintError, InputError, PipelineError, RequestError
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
@@ -101,17 +107,17 @@ def test_what_was_cut_is_told_before_it_is_trained_on(five_images: TrainConfig) 
     facts = {"samples": 9, "rejects_by_reason": {"undecodable": 1}}
     put_index(store, [CropFile("a", 5), CropFile("b", 3)], facts)
     config = five_images.model_copy(update={"held_out": 2, "batch": 4})
-    assert beginning(config, store) == facts | {
+    assert begin_event(config, store) == facts | {
         "event": "training_begins",
         "crops": 8,
         "held_out": 2,
         "trained_on": 6,
     }
-    assert beginning(config, store, {"stage": 2})["goes_on_with"] == {"stage": 2}
+    assert begin_event(config, store, {"stage": 2})["goes_on_with"] == {"stage": 2}
     store.put("encoder.pt", b"")  # from its own checkpoint it goes on with nothing else
-    assert "goes_on_with" not in beginning(config, store, {"stage": 2})
+    assert "goes_on_with" not in begin_event(config, store, {"stage": 2})
     with pytest.raises(InputError, match="do not fill a batch of 7"):
-        beginning(config.model_copy(update={"batch": 7}), store)
+        begin_event(config.model_copy(update={"batch": 7}), store)
 
 
 @pytest.mark.parametrize(
@@ -135,10 +141,10 @@ def test_a_worker_that_refuses_is_not_started_again_and_its_refusal_is_raised() 
     from ray.train.v2.api.config import FailureConfig
     from ray.train.v2.api.exceptions import WorkerGroupError
 
-    from pipeline.engine.training.trainer import RefusalsEndIt
+    from pipeline.engine.training.trainer import RetryUnlessRefused
 
     refused = WorkerGroupError("x", {0: OSError("collateral"), 1: InputError("too few")})
-    policy = RefusalsEndIt(FailureConfig(max_failures=3))
+    policy = RetryUnlessRefused(FailureConfig(max_failures=3))
     assert policy.make_decision(refused) == FailureDecision.RAISE
     died = WorkerGroupError("x", {0: OSError("the node is gone")})
     assert policy.make_decision(died) == FailureDecision.RETRY

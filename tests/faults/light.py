@@ -62,7 +62,7 @@ def execute_in_order(
     """Stands in for the engine's `_execute`: the same stages and ledger, no Ray."""
     del config, pretended_gpus
     ledger = Ledger(plan, outcome, listeners)
-    read, *others = [stage.of(plan.recipe, plan.writer, "cpu") for stage in stages]
+    read, *others = [stage.of(plan.job, plan.writer, "cpu") for stage in stages]
     workers = [Worker(stage) for stage in others]
     try:
         for task in plan.tasks:

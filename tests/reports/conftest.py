@@ -31,13 +31,13 @@ def make_table(
         plan = make_plan(
             JobConfig.model_validate({**given, "identity": "none", "steps": 2, **settings})
         )
-        aligner = Aligner(plan.recipe.alignment)
+        aligner = Aligner(plan.job.alignment)
         faces = [
             face_row(Path(name).name, name, "", face)
             for name in names
             for face in aligner.align(sample_images[name]).faces
         ]
-        account = Inverter(plan.recipe.inversion).rows(faces)
+        account = Inverter(plan.job.inversion).rows(faces)
         plan.writer.write_part(
             next(plan.tasks).shard, 0, samples=2, latents=account.latents, rejects=account.rejects
         )

@@ -17,7 +17,7 @@ from pipeline.images import Rejection, RejectReason
 
 if TYPE_CHECKING:
     from pipeline.choices import Device
-    from pipeline.engine.resolve import Recipe
+    from pipeline.engine.resolve import ResolvedJob
     from pipeline.table import TableWriter
 
 _POINTS = pa.list_(pa.list_(pa.float32(), 2))
@@ -103,10 +103,10 @@ class Align(JobStage):
         self.aligner: IsolatedAligner | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, writer: TableWriter, device: Device) -> Self:
+    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
         """Return the stage of a job."""
         del writer, device
-        return cls(recipe.alignment)
+        return cls(job.alignment)
 
     def setup(self) -> None:
         """Start no child yet: it starts with the first part."""
@@ -140,7 +140,7 @@ class Align(JobStage):
             icc_ignored=icc_ignored,
         )
         table = pa.Table.from_pylist(faces, schema=faces_schema(self.settings))
-        return FaceBatch(batch.shard, batch.part, counts, table, rejected, batch.start)
+        return FaceBatch(batch.shard, batch.part, counts, table, rejected, batch.initial_codes)
 
     def _align(
         self, samples: list[dict[str, Any]]

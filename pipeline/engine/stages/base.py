@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pipeline.engine.messages import Batch, Failure, Message, Row, from_row, kind_of, to_row
-from pipeline.engine.node_registry import wait_for_verdict
+from pipeline.engine.nodes.node_registry import wait_for_verdict
 from pipeline.engine.private_folder import is_private
 from pipeline.machine import memory_limit
 
 if TYPE_CHECKING:
     from pipeline.choices import Device
-    from pipeline.engine.resolve import Recipe
+    from pipeline.engine.resolve import ResolvedJob
     from pipeline.table import TableWriter
 
 # A crash also counts for parts that shared the worker, and workers die for other reasons.
@@ -73,7 +73,7 @@ class JobStage(Stage):
 
     @classmethod
     @abstractmethod
-    def of(cls, recipe: Recipe, writer: TableWriter, device: Device) -> Self:
+    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
         """Return the stage of a job; it is built on the driver and sent to the workers."""
 
 
@@ -121,7 +121,7 @@ def results(stage: Stage, message: Message) -> Iterator[Message]:
 def _ray() -> Any:
     """Return Ray in a process that it started or that joined it, else None.
 
-    Importing it here would come before `pipeline.engine.cluster` has set its environment.
+    Importing it here would come before `pipeline.engine.ray_session` has set its environment.
     """
     ray = sys.modules.get("ray")
     return ray if ray is not None and ray.is_initialized() else None

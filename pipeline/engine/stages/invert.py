@@ -20,7 +20,7 @@ from pipeline.table import Columns, as_array, image_id, latents_table
 if TYPE_CHECKING:
     from pipeline.choices import Device
     from pipeline.engine.inverter import Inverter, InvertSettings
-    from pipeline.engine.resolve import Recipe
+    from pipeline.engine.resolve import ResolvedJob
     from pipeline.table import TableWriter
 
 Codes = dict[str, NDArray[np.float32]]  # image id -> [n_styles, 512]
@@ -38,11 +38,11 @@ class Invert(JobStage):
         self.settings, self.columns = settings, columns
 
     @classmethod
-    def of(cls, recipe: Recipe, writer: TableWriter, device: Device) -> Self:
+    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
         """Return the stage of a job."""
         del writer
         # An actor with a GPU must not invert on the CPU of a node whose driver is broken.
-        return cls(replace(recipe.inversion, device=device), recipe.columns)
+        return cls(replace(job.inversion, device=device), job.columns)
 
     def setup(self) -> None:
         """Load the models and the metric networks."""
@@ -54,21 +54,21 @@ class Invert(JobStage):
     def process(self, batch: FaceBatch) -> LatentBatch:
         """Return the latents rows of a part; faces without a code become rejects."""
         faces = batch.faces.to_pylist()
-        starts = None if batch.start is None else codes_by_image(batch.start)
+        codes = None if batch.initial_codes is None else codes_by_image(batch.initial_codes)
         with self.lock:
             began = time.perf_counter()
-            account = self.inverter.rows(faces, batch.shard_id, starts)
+            result = self.inverter.rows(faces, batch.shard_id, codes)
             seconds = time.perf_counter() - began
-        latents = _with_fields(account.latents, faces) if self.columns.kept else account.latents
-        earlier = self._of_chosen(batch.rejects.to_pylist(), batch.shard_id, starts)
-        rejects = pa.Table.from_pylist(_each_once(earlier, account.rejects), schema=REJECTS)
+        latents = _with_fields(result.latents, faces) if self.columns.kept else result.latents
+        earlier = self._of_chosen(batch.rejects.to_pylist(), batch.shard_id, codes)
+        rejects = pa.Table.from_pylist(_each_once(earlier, result.rejects), schema=REJECTS)
         counts = replace(
             batch.counts,
-            faces=len(account.latents),
+            faces=len(result.latents),
             rejects=rejects.num_rows,
             reasons=count_reasons(rejects),
-            identity_missed=self._identity_missed(account.latents),
-            inversion_seconds=account.seconds,
+            identity_missed=self._identity_missed(result.latents),
+            inversion_seconds=result.seconds,
         )
         counts.stage_seconds[self.name] = seconds  # type: ignore[assignment]
         table = latents_table(latents, self.columns, batch.shard_id)
@@ -81,16 +81,16 @@ class Invert(JobStage):
         return sum(face["id_similarity"] is None for face in latents)
 
     def _of_chosen(
-        self, rejects: list[dict[str, Any]], shard_id: str, starts: Codes | None
+        self, rejects: list[dict[str, Any]], shard_id: str, codes: Codes | None
     ) -> list[dict[str, Any]]:
         """Return the aligner's rejects without the faces that were not chosen."""
-        if self.settings.starts != "chosen":
+        if self.settings.initial_codes != "chosen":
             return rejects
         names = [image_id(shard_id, reject["key"], reject["face_index"]) for reject in rejects]
         return [
             reject
             for name, reject in zip(names, rejects, strict=True)
-            if reject["face_index"] is None or name in (starts or {})
+            if reject["face_index"] is None or name in (codes or {})
         ]
 
 
@@ -108,6 +108,6 @@ def _with_fields(
     return [row | fields[row["key"]] for row in latents]
 
 
-def codes_by_image(starts: pa.Table) -> Codes:
+def codes_by_image(table: pa.Table) -> Codes:
     """The codes [n_styles, 512] of a table as `initial_codes_schema` has it, by image id."""
-    return dict(zip(starts["image_id"].to_pylist(), as_array(starts["w_plus"]), strict=True))
+    return dict(zip(table["image_id"].to_pylist(), as_array(table["w_plus"]), strict=True))

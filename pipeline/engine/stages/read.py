@@ -15,7 +15,7 @@ from pipeline.table import Counts, InitialCodes
 
 if TYPE_CHECKING:
     from pipeline.choices import Device
-    from pipeline.engine.resolve import Recipe
+    from pipeline.engine.resolve import ResolvedJob
     from pipeline.table import TableWriter
 
 # A part closes early at this many bytes: an Arrow binary column ends at 2 GiB.
@@ -72,9 +72,9 @@ class Read(JobStage):
     resources = StageResources("reader", cpus=0.5, is_pool=False)
 
     @classmethod
-    def of(cls, recipe: Recipe, writer: TableWriter, device: Device) -> Self:
+    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
         """Return the stage; what is read stands in the tasks."""
-        del recipe, writer, device
+        del job, writer, device
         return cls()
 
     def process(self, task: ShardTask) -> Iterator[SampleBatch | ShardEnd]:
@@ -84,17 +84,17 @@ class Read(JobStage):
         """
         total, left_out = 0, LeftOut()
         bare = replace(task.shard, names=(), sizes=())
-        starts = task.starts()
-        samples = task.samples(starts, left_out)
+        codes = task.initial_codes()
+        samples = task.samples(codes, left_out)
         for part, count, kept in cut_parts(samples, task.part_size, task.existing):
             task.part, total = part + 1, total + count
             if part not in task.existing:
-                yield _batch(bare, part, kept, starts)
+                yield _batch(bare, part, kept, codes)
         yield ShardEnd(bare, task.part, total, left_out)
 
 
 def _batch(
-    shard: Shard, part: int, samples: list[Sample], starts: InitialCodes | None
+    shard: Shard, part: int, samples: list[Sample], codes: InitialCodes | None
 ) -> SampleBatch:
     columns = {name: [getattr(sample, name) for sample in samples] for name in SAMPLES.names}
     return SampleBatch(
@@ -102,5 +102,5 @@ def _batch(
         part,
         Counts(parts=1, samples=len(samples), bytes=_bytes_of(samples, shard)),
         pa.table(columns, schema=SAMPLES),
-        starts.of(columns["key"]) if starts else None,
+        codes.of(columns["key"]) if codes else None,
     )

@@ -10,7 +10,7 @@ from pipeline.table import TableWriter, rejects_table
 
 if TYPE_CHECKING:
     from pipeline.choices import Device
-    from pipeline.engine.resolve import Recipe
+    from pipeline.engine.resolve import ResolvedJob
 
 
 class Write(JobStage):
@@ -25,9 +25,9 @@ class Write(JobStage):
         self.writer = writer
 
     @classmethod
-    def of(cls, recipe: Recipe, writer: TableWriter, device: Device) -> Self:
+    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
         """Return the stage of a job."""
-        del recipe, device
+        del job, device
         return cls(writer)
 
     def process(self, batch: LatentBatch) -> PartDone:

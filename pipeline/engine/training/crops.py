@@ -19,7 +19,7 @@ import numpy as np
 from pipeline.alignment import AlignmentSettings
 from pipeline.engine.address import in_cluster
 from pipeline.engine.capacity import Pools, max_cpu_actors
-from pipeline.engine.cluster import Resources
+from pipeline.engine.console.progress import enter_phase
 from pipeline.engine.messages import (
     FaceBatch,
     Failure,
@@ -28,7 +28,7 @@ from pipeline.engine.messages import (
     ShardTask,
     to_row,
 )
-from pipeline.engine.progress import doing
+from pipeline.engine.ray_session import Resources
 from pipeline.engine.stages import Align, Read, Stage
 from pipeline.engine.stages.base import StageResources
 from pipeline.errors import ConfigError, InputError, StorageError
@@ -50,7 +50,7 @@ class CropPlan:
     alignment: AlignmentSettings
     store: Store
     samples: int | None = None
-    going_on: dict[str, Any] | None = None  # what the training goes on with, for the log
+    continued_from: dict[str, Any] | None = None  # what the training goes on with, for the log
     targets: CropPlan | None = None  # what the encoder is to give for these, where it is not these
     keeps_keys: bool = False
 
@@ -96,7 +96,7 @@ def file_name(shard_id: str, part: int) -> str:
     return f"{shard_id}-{part:05d}{SUFFIX}"
 
 
-def cut_before(store: Store) -> dict[str, set[int]]:
+def existing_parts(store: Store) -> dict[str, set[int]]:
     """The parts of each shard whose files are there."""
     parts: dict[str, set[int]] = {}
     for name in store.names():
@@ -116,7 +116,7 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
     from pipeline.training.run import check_request
 
     model = starting_model(config)
-    going_on = check_request(config, model)
+    continued_from = check_request(config, model)
     treatment = treatment_for(model, prealigned=config.prealigned, identity="none", fit=config.fit)
     alignment = AlignmentSettings(
         prealigned=treatment.prealigned,
@@ -135,7 +135,7 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
         )
     plan = replace(
         _crop_plan(config, alignment, config.input, shards, start_digest(config, model)),
-        going_on=going_on,
+        continued_from=continued_from,
     )
     if not config.target:
         return plan
@@ -206,13 +206,13 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
 
     if read_index(plan.store) is not None:
         return
-    before = cut_before(plan.store)
+    before = existing_parts(plan.store)
     tasks = [
         replace(task, existing=frozenset(before.get(task.shard_id, ()))) for task in plan.tasks
     ]
     files, samples, reasons, failures = [], 0, Counter[str](), []
     for message in run_stages(config, plan, tasks, resources):
-        doing(f"cutting crops: {samples} images done")
+        enter_phase(f"cutting crops: {samples} images done")
         if isinstance(message, Failure):
             where = f"shard '{message.shard_id}', part {message.part}"
             failures.append(f"{where}: {message.stage}: {message.error}")

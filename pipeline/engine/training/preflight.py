@@ -40,8 +40,8 @@ def check_training(config: TrainConfig) -> Iterator[Shard]:
         check_settings(config)
         _check_weights(config)
         if config.target:
-            enough_images(config.model_copy(update={"input": config.target}))
-        return enough_images(config)
+            check_image_count(config.model_copy(update={"input": config.target}))
+        return check_image_count(config)
 
 
 def _check_weights(config: TrainConfig) -> None:
@@ -57,7 +57,7 @@ def _check_weights(config: TrainConfig) -> None:
     check_identity(config.identity_network)
 
 
-def enough_images(config: TrainConfig) -> Iterator[Shard]:
+def check_image_count(config: TrainConfig) -> Iterator[Shard]:
     """The shards of the input; no more of them are listed than it takes to know that they do.
 
     Raises `InputError` where they hold fewer images than `--held-out` and a batch take.

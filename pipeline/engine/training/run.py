@@ -16,8 +16,8 @@ from typing import Any
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pipeline.engine.address import in_cluster
-from pipeline.engine.cluster import Resources, gist, running_ray
-from pipeline.engine.progress import doing
+from pipeline.engine.console.progress import enter_phase
+from pipeline.engine.ray_session import Resources, running_ray, summarize_error
 from pipeline.engine.training.crops import CropPlan, cut_pairs, plan_crops
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import ready_device
@@ -27,7 +27,7 @@ from pipeline.training.resume_check import ENCODER, check_settings
 
 DONE = "_done.json"
 POLL_S = 2.0
-TOLD_EVERY_S = 600.0
+REPORT_EVERY_S = 600.0
 TRAIN_ENVIRONMENT = {
     # Paths of a config are relative to where the job was started.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -128,15 +128,15 @@ def _lines_of(config: TrainConfig) -> Iterator[None]:
         thread.join()
 
 
-def beginning(
+def begin_event(
     config: TrainConfig,
     store: Store,
-    going_on: dict[str, Any] | None = None,
+    continued_from: dict[str, Any] | None = None,
     targets: Store | None = None,
 ) -> dict[str, Any]:
     """What was read and cut, and what is trained on: the line before those of the log.
 
-    `going_on` is what the model's own training has left, told where this one begins with it.
+    `continued_from` is what the model's own training has left, told where this one begins with it.
 
     Raises `InputError` where the crops in `store` are too few.
     """
@@ -157,7 +157,7 @@ def beginning(
     begins = not Store(config.output).exists(f"{ENCODER}.pt")
     return {
         "event": "training_begins",
-        **({"goes_on_with": going_on} if going_on and begins else {}),
+        **({"goes_on_with": continued_from} if continued_from and begins else {}),
         "samples": facts["samples"],
         "rejects_by_reason": facts["rejects_by_reason"],
         "crops": len(crops),
@@ -179,7 +179,7 @@ def run_training(config: TrainConfig, shards: Iterator[Shard] | None = None) -> 
     check_settings(config)
     if not in_cluster():
         ready_device(config.device)  # refuses a GPU that is not there
-    doing("loading the model and listing the images")
+    enter_phase("loading the model and listing the images")
     plan = plan_crops(config, shards)
     check_settings(config, plan.origin)
     output = Store(config.output)
@@ -188,13 +188,13 @@ def run_training(config: TrainConfig, shards: Iterator[Shard] | None = None) -> 
         os.environ.setdefault(name, value)
     with _failures(), running_ray() as resources:
         check_workers(config, resources, local=not in_cluster())
-        doing("cutting crops")
+        enter_phase("cutting crops")
         cut_pairs(config, plan, resources)
         targets = plan.targets.store if plan.targets else None
-        begins = beginning(config, plan.store, plan.going_on, targets)
+        begins = begin_event(config, plan.store, plan.continued_from, targets)
         print(json.dumps(begins), flush=True)
         trainer = _trainer(config, plan, resources)
-        doing("training", every_s=TOLD_EVERY_S)  # its own lines tell how far it is
+        enter_phase("training", every_s=REPORT_EVERY_S)  # its own lines tell how far it is
         with _lines_of(config):
             trainer.fit()
     done: dict[str, Any] = json.loads(output.get(DONE))
@@ -216,4 +216,4 @@ def _failures() -> Iterator[None]:
 
         if refused := refusal_in(error):
             raise refused from error
-        raise PipelineError(f"{gist(error)}; run again to go on") from error
+        raise PipelineError(f"{summarize_error(error)}; run again to go on") from error

@@ -22,7 +22,7 @@ def refusal_in(error: Exception) -> RequestError | None:
     return next((failure for failure in failures if isinstance(failure, RequestError)), None)
 
 
-class RefusalsEndIt(_policy.DefaultFailurePolicy):  # type: ignore[misc,name-defined]
+class RetryUnlessRefused(_policy.DefaultFailurePolicy):  # type: ignore[misc,name-defined]
     """Starts workers again as often as is asked for, but not to be refused once more."""
 
     def make_decision(self, training_failed_error: Any) -> Any:
@@ -36,7 +36,7 @@ class Trainer(TorchTrainer):
     """Ray Train's, with a say in which failures are final, which its settings do not give."""
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        policy = RefusalsEndIt(cast(FailureConfig, self.run_config.failure_config))
+        policy = RetryUnlessRefused(cast(FailureConfig, self.run_config.failure_config))
         return super()._initialize_and_run_controller(**settings | {"failure_policy": policy})
 
     def _register_sigint_handler(self, controller: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees while a job works: what is awaited, what runs, how far it is.
+"""What a person sees while a job works: what is describe_waiting, what runs, how far it is.
 
 A thread of its own tells it, also while Ray starts, a model is loaded or Ray's loop waits: on a
 terminal in a line that ticks every second, elsewhere in a line (or an event) every ten.
@@ -16,31 +16,31 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.address import in_cluster
-from pipeline.engine.pace import Pace, format_seconds
-from pipeline.engine.pending import (
+from pipeline.engine.console.pace import Pace, format_seconds
+from pipeline.engine.console.pending import (
     ClusterState,
     StageState,
     describe_cluster,
     describe_missing,
     describe_retries,
 )
-from pipeline.engine.screen import Screen, event_line
+from pipeline.engine.console.screen import Screen, event_line
 from pipeline.redaction import without_secrets
 from pipeline.storage.retries import storage_retries
 
 if TYPE_CHECKING:
-    from pipeline.engine.plan import Found
+    from pipeline.engine.plan import Backlog
     from pipeline.table import Counts, RunRecord
 
 TICK_S, PLAIN_EVERY_S = 1.0, 10.0
-MOST_TOLD = 20  # failures
+MAX_REPORTED = 20  # failures
 QUIET_S = 30.0  # without a part: from here on a line says for how long, and what may be why
 STARTING_WORKERS = "starting the workers"
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _VERBS = {"read": "reading", "align": "aligning", "invert": "inverting", "write": "writing"}
 
 
-def awaited(stages: Sequence[StageState], parts: int) -> str:
+def describe_waiting(stages: Sequence[StageState], parts: int) -> str:
     """What the stages wait for; "" where all of them have, or had, something to do.
 
     `parts` is how many are in the table.
@@ -62,7 +62,7 @@ def awaited(stages: Sequence[StageState], parts: int) -> str:
     return "waiting for storage" if reads and reads.active and not others else ""
 
 
-def at_work(stages: Sequence[StageState]) -> str:
+def describe_active(stages: Sequence[StageState]) -> str:
     """What the stages do, such as `reading 1, inverting 2`."""
     return ", ".join(f"{_VERBS[one.name]} {one.active}" for one in stages if one.active)
 
@@ -70,7 +70,7 @@ def at_work(stages: Sequence[StageState]) -> str:
 class Progress:
     """Tells how far a job is until the block ends; counts from `follow` on.
 
-    A signal that stops the job is told at once, before the main thread has taken note of it.
+    A signal that stops the job is reported at once, before the main thread has taken note of it.
     """
 
     current: Progress | None = None
@@ -83,13 +83,13 @@ class Progress:
         self.stopped_by = ""
         self._every_s: float | None = None
         self.record: RunRecord | None = None
-        self.found: Found | None = None
+        self.backlog: Backlog | None = None
         self.failures = 0
         self.stages: list[StageState] = []
         self.cluster: ClusterState | None = None  # where the job is in one
         self.pace = Pace()
         self._parts = 0
-        self.told: set[str] = set()  # failures that were printed
+        self.reported: set[str] = set()  # failures that were printed
         self._last_line = self.started
         self._thread = threading.Thread(target=self._tick, name="progress", daemon=True)
         self._wake, self._waker = -1, -1
@@ -117,10 +117,10 @@ class Progress:
         os.close(self._wake)
         self.screen.__exit__()
 
-    def doing(self, phase: str, every_s: float | None = None) -> None:
+    def enter_phase(self, phase: str, every_s: float | None = None) -> None:
         """Say what the job is at, which is not work on images; "" where it is.
 
-        In a log it is told every `every_s` seconds (default `PLAIN_EVERY_S`).
+        In a log it is reported every `every_s` seconds (default `PLAIN_EVERY_S`).
         """
         self._every_s = every_s
         if phase == self.phase:
@@ -130,15 +130,15 @@ class Progress:
             self.event("phase", phase=phase)
         self._show_now()
 
-    def follow(self, record: RunRecord, found: Found) -> None:
+    def follow(self, record: RunRecord, backlog: Backlog) -> None:
         """Tell the counts of this run from here on."""
-        self.record, self.found = record, found
+        self.record, self.backlog = record, backlog
 
-    def look(self, stages: list[StageState]) -> None:
+    def set_stages(self, stages: list[StageState]) -> None:
         """Take in what Ray Data's loop sees of its stages."""
         self.stages = stages
         if self.phase == STARTING_WORKERS:
-            self.doing("")
+            self.enter_phase("")
 
     def update(self) -> None:
         """Take in the counts; cheap, and called for every row."""
@@ -160,8 +160,8 @@ class Progress:
     def failed(self, error: str) -> None:
         """Count a failure, and print the first of them at once."""
         self.failures += 1
-        if not self.json_lines and len(self.told) < MOST_TOLD and error not in self.told:
-            self.told.add(error)
+        if not self.json_lines and len(self.reported) < MAX_REPORTED and error not in self.reported:
+            self.reported.add(error)
             self.say(f"failed: {error}")
 
     def stop(self, signal_name: str) -> None:
@@ -219,7 +219,9 @@ class Progress:
     def words(self, *, short: bool = False) -> list[str]:
         """The state in words, the most telling first; a `short` line leaves out what can wait."""
         doing = f"stopping ({self.stopped_by})" if self.stopped_by else self.phase or self.waiting
-        counts = self._counts(short) if self.found and (self.found.shards or self._parts) else []
+        counts = (
+            self._counts(short) if self.backlog and (self.backlog.shards or self._parts) else []
+        )
         return [self._elapsed, *([doing] if doing else []), *self._obstacles(), *counts]
 
     def _obstacles(self) -> Iterator[str]:
@@ -254,13 +256,13 @@ class Progress:
     @property
     def waiting(self) -> str:
         """What the stages wait for; "" where they work."""
-        return awaited(self.stages, self._parts)
+        return describe_waiting(self.stages, self._parts)
 
-    def _followed(self) -> tuple[Counts, Found]:
+    def _followed(self) -> tuple[Counts, Backlog]:
         """The counts, once there are any."""
-        if not self.record or not self.found:
+        if not self.record or not self.backlog:
             raise ValueError("no counts are followed yet")
-        return self.record.counts, self.found
+        return self.record.counts, self.backlog
 
     def _counts(self, short: bool) -> list[str]:
         counts, _ = self._followed()
@@ -279,7 +281,7 @@ class Progress:
             words.append(f"failed {self.failures}")
         if not short:
             words.append(f"shards {self.shards}")
-        if self.stages and not self.stopped_by and (work := at_work(self.stages)):
+        if self.stages and not self.stopped_by and (work := describe_active(self.stages)):
             words.append(work)
         return words
 
@@ -293,72 +295,74 @@ class Progress:
     @property
     def shards(self) -> str:
         """Shards committed, of how many as far as the input is listed."""
-        counts, found = self._followed()
-        more = "" if found.complete else "+"
-        return f"{counts.shards} of {found.shards}{more}"
+        counts, backlog = self._followed()
+        more = "" if backlog.complete else "+"
+        return f"{counts.shards} of {backlog.shards}{more}"
 
     def _done(self) -> float:
         """What the pace is of: images, or bytes of the input where images cannot be counted."""
-        counts, found = self._followed()
-        return counts.bytes if found.chosen else counts.samples
+        counts, backlog = self._followed()
+        return counts.bytes if backlog.chosen else counts.samples
 
     def _to_do(self) -> float | None:
-        counts, found = self._followed()
-        return found.bytes if found.chosen else found.images_to_do(counts.samples, counts.bytes)
+        counts, backlog = self._followed()
+        return (
+            backlog.bytes if backlog.chosen else backlog.images_to_do(counts.samples, counts.bytes)
+        )
 
     @property
     def images(self) -> str:
         """Images that are in the table, of how many."""
-        counts, found = self._followed()
-        before, to_do = found.done_samples, self._to_do()
+        counts, backlog = self._followed()
+        before, to_do = backlog.done_samples, self._to_do()
         done = f"images {before + counts.samples}"
-        if to_do is None or found.chosen:
+        if to_do is None or backlog.chosen:
             return done
-        about = "about " if found.uncounted_bytes else ""
-        more = "" if found.complete else "+"
+        about = "about " if backlog.uncounted_bytes else ""
+        more = "" if backlog.complete else "+"
         return f"{done} of {about}{before + int(to_do)}{more}"
 
     @property
     def share(self) -> float | None:
         """How much of the table is there, from 0 to 1; None while that is not known."""
-        _, found = self._followed()
-        to_do, before = self._to_do(), 0 if found.chosen else found.done_samples
-        if to_do is None or not found.complete or not before + to_do:
+        _, backlog = self._followed()
+        to_do, before = self._to_do(), 0 if backlog.chosen else backlog.done_samples
+        if to_do is None or not backlog.complete or not before + to_do:
             return None
         return min(1.0, (before + self._done()) / (before + to_do))
 
     @property
     def rate(self) -> float | None:
         """Images a second of late; None while that is not known."""
-        if not self.record or not self.found or self.found.chosen:
+        if not self.record or not self.backlog or self.backlog.chosen:
             return None
         return self.pace.rate(self.record.seconds)
 
     @property
     def seconds_left(self) -> float | None:
         """Time left; None while that is not known, as long as the input is listed above all."""
-        if not self.record or not self.found or not self.found.complete:
+        if not self.record or not self.backlog or not self.backlog.complete:
             return None
         to_do = self._to_do()
         left = None if to_do is None else max(0.0, to_do - self._done())
         return self.pace.seconds_left(self.record.seconds, left)
 
     def _tell_event(self) -> None:
-        if not self.record or not self.found:
+        if not self.record or not self.backlog:
             seconds = round(time.monotonic() - self._phase_began, 1)
             self.event("waiting", phase=self.phase, seconds=seconds, **self._surroundings())
             return
         counts, left, to_do = self.record.counts, self.seconds_left, self._to_do()
-        counted = to_do is not None and not self.found.chosen
+        counted = to_do is not None and not self.backlog.chosen
         self.event(
             "progress",
             shards=counts.shards,
-            shards_to_do=self.found.shards,
-            listed=self.found.complete,
+            shards_to_do=self.backlog.shards,
+            listed=self.backlog.complete,
             parts=counts.parts,
             samples=counts.samples,
             samples_to_do=to_do if counted else None,
-            samples_are_exact=counted and not self.found.uncounted_bytes,
+            samples_are_exact=counted and not self.backlog.uncounted_bytes,
             faces=counts.faces,
             rejects=dict(counts.reasons),
             failures=self.failures,
@@ -378,7 +382,7 @@ class Progress:
 
 
 @contextmanager
-def showing(*, json_lines: bool) -> Iterator[Progress]:
+def shared_progress(*, json_lines: bool) -> Iterator[Progress]:
     """The progress that is shown already, or one for the length of the block."""
     if Progress.current:
         yield Progress.current
@@ -387,7 +391,7 @@ def showing(*, json_lines: bool) -> Iterator[Progress]:
         yield progress
 
 
-def doing(phase: str, every_s: float | None = None) -> None:
-    """Say what the job of this process is at, if its progress is shown; see `Progress.doing`."""
+def enter_phase(phase: str, every_s: float | None = None) -> None:
+    """Show the job's phase where progress is shown; see `Progress.enter_phase`."""
     if Progress.current:
-        Progress.current.doing(phase, every_s)
+        Progress.current.enter_phase(phase, every_s)

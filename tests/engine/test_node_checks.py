@@ -13,16 +13,16 @@ from ray.data import DataContext
 
 import pipeline
 from pipeline.config import JobConfig
-from pipeline.engine import nodes
-from pipeline.engine.cluster import running_ray
-from pipeline.engine.node_registry import start_registry, stop_registry, wait_for_verdict
-from pipeline.engine.node_report import NodeReport, code_digest, node_report, versions
-from pipeline.engine.nodes import (
+from pipeline.engine.nodes import node_checks
+from pipeline.engine.nodes.node_checks import (
     NodeChecks,
     blocker_needs,
     local_paths,
     nodes_checked,
 )
+from pipeline.engine.nodes.node_registry import start_registry, stop_registry, wait_for_verdict
+from pipeline.engine.nodes.node_report import NodeReport, code_digest, node_report, versions
+from pipeline.engine.ray_session import running_ray
 from pipeline.errors import ClusterError, ConfigError
 
 pytestmark = [
@@ -57,7 +57,7 @@ def test_only_what_lies_on_a_disk_must_be_shared(
 def test_outside_a_cluster_nothing_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nodes, "in_cluster", lambda: False)
+    monkeypatch.setattr(node_checks, "in_cluster", lambda: False)
     with nodes_checked(config(output=str(tmp_path / "table"))):
         assert not (tmp_path / "table").exists()
 
@@ -80,7 +80,7 @@ def own_address() -> str:
 
 @pytest.mark.usefixtures("one_node")
 def test_a_node_is_asked_for_each_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "PATIENCE_S", 1)
+    monkeypatch.setattr(node_checks, "PATIENCE_S", 1)
     there, absent = str(tmp_path), str(tmp_path / "elsewhere")
     NodeChecks({there: "output"}).wait()
     with pytest.raises(ConfigError, match=r"the output is a local path, .* has no '.*/elsewhere'"):
@@ -89,7 +89,7 @@ def test_a_node_is_asked_for_each_path(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("one_node")
 def test_a_node_with_other_code_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "code_digest", lambda: "0123456789abcdef")
+    monkeypatch.setattr(node_checks, "code_digest", lambda: "0123456789abcdef")
     with pytest.raises(
         ConfigError, match=rf"node {own_address()} has other code .*{code_digest()}"
     ):
@@ -98,7 +98,7 @@ def test_a_node_with_other_code_is_refused_by_name(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("one_node")
 def test_a_node_with_other_packages_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "versions", lambda: versions() | {"numpy": "1.0"})
+    monkeypatch.setattr(node_checks, "versions", lambda: versions() | {"numpy": "1.0"})
     with pytest.raises(ConfigError, match=rf"node {own_address()} .*: numpy .* \(here 1\.0\)"):
         NodeChecks({}).wait()
 
@@ -106,7 +106,7 @@ def test_a_node_with_other_packages_is_refused_by_name(monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("one_node")
 def test_a_node_without_the_package_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = ray.put("ModuleNotFoundError: No module named 'duckdb'")
-    monkeypatch.setattr(nodes, "_ask", lambda *_: answer)
+    monkeypatch.setattr(node_checks, "_ask", lambda *_: answer)
     with pytest.raises(ConfigError, match=rf"node {own_address()} lacks .*'duckdb'\): install it"):
         NodeChecks({}).wait()
 
@@ -199,7 +199,7 @@ def test_a_lost_node_is_named(notices: list[str]) -> None:
 
 def test_the_same_code_has_the_same_digest_anywhere(tmp_path: Path) -> None:
     shutil.copytree(Path(pipeline.__file__).parent, tmp_path / "pipeline", ignore=_BULKY)
-    code = "from pipeline.engine.node_report import code_digest; print(code_digest())"
+    code = "from pipeline.engine.nodes.node_report import code_digest; print(code_digest())"
 
     def digest() -> str:
         run = subprocess.run(
@@ -227,7 +227,7 @@ def test_a_report_holds_what_a_node_is_asked_for(tmp_path: Path) -> None:
 def test_nodes_must_see_a_hidden_file_in_the_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nodes, "in_cluster", lambda: True)
+    monkeypatch.setattr(node_checks, "in_cluster", lambda: True)
     table = tmp_path / "table"
     with nodes_checked(config(output=str(table))) as checks:
         (marker,) = table.iterdir()

@@ -21,10 +21,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
-from pipeline.engine.node_registry import start_registry, stop_registry
-from pipeline.engine.node_report import NodeReport, code_digest, versions
-from pipeline.engine.pending import ClusterState
-from pipeline.engine.progress import Progress, doing
+from pipeline.engine.console.pending import ClusterState
+from pipeline.engine.console.progress import Progress, enter_phase
+from pipeline.engine.nodes.node_registry import start_registry, stop_registry
+from pipeline.engine.nodes.node_report import NodeReport, code_digest, versions
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.storage import canonical_uri, is_local, one_line
 from pipeline.table import SPEC_NAME
@@ -34,7 +34,7 @@ POLL_EVERY_S = 5.0
 FIRST_ANSWERS_S = 120.0
 # A network disk may show a new file that much later.
 PATIENCE_S = 10
-MOST_BLOCKERS = 32  # of a node, for its CPUs; each is a process
+MAX_BLOCKERS = 32  # of a node, for its CPUs; each is a process
 
 
 def local_paths(config: JobConfig) -> dict[str, str]:
@@ -68,7 +68,7 @@ def _ask(node: str, paths: Sequence[str], stores: Sequence[tuple[str, str]]) -> 
         paths: Sequence[str], stores: Sequence[tuple[str, str]], patience_s: int
     ) -> NodeReport | str:
         try:
-            from pipeline.engine.node_report import node_report
+            from pipeline.engine.nodes.node_report import node_report
         except ImportError as error:
             return f"{type(error).__name__}: {error}"
         return node_report(paths, stores, patience_s)
@@ -242,7 +242,7 @@ def blocker_needs(cpus: float, gpus: float) -> Iterator[tuple[float, float]]:
     Small ones: workers that have part of the node leave it one by one, and Ray would give what
     they leave to other workers while one large blocker waits for all of it.
     """
-    each = max(1.0, math.ceil(cpus / MOST_BLOCKERS))
+    each = max(1.0, math.ceil(cpus / MAX_BLOCKERS))
     while cpus > 0:
         yield min(each, cpus), 0.0
         cpus -= each
@@ -270,7 +270,7 @@ def nodes_checked(
     if not in_cluster():
         yield None
         return
-    doing("asking the nodes whether they may work")
+    enter_phase("asking the nodes whether they may work")
     paths, marker = local_paths(config), None
     if is_local(config.output):
         marker = Path(canonical_uri(config.output), f".shared-{secrets.token_hex(4)}.tmp")

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import ray
 
-LOOK_EVERY_S = 10.0  # as often as Ray exports
+POLL_EVERY_S = 10.0  # as often as Ray exports
 _ANSWER_WITHIN_S = 2.0
 _LINE = re.compile(r'^ray_memory_manager_worker_eviction_total\{.*?Name="([^"]*)".*\} (\S+)$')
 # What Ray calls the workers of each stage, the benchmark's too.
@@ -95,7 +95,7 @@ class MemoryKills:
     def start(self) -> None:
         """Note what was counted before this run, and look around from here on."""
         self._at_first = {node["NodeID"] for node in _alive_nodes()}
-        self._look()
+        self._poll()
         self._thread.start()
 
     def stop(self) -> list[str]:
@@ -105,15 +105,15 @@ class MemoryKills:
         return [self.explain(address) for address in sorted(self.by_node)]
 
     def _follow(self) -> None:
-        while not self._ended.wait(LOOK_EVERY_S):
-            self._look()
+        while not self._ended.wait(POLL_EVERY_S):
+            self._poll()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         with self._lock:
             for node in _alive_nodes():
-                self._look_at(node)
+                self._poll_node(node)
 
-    def _look_at(self, node: Mapping[str, Any]) -> None:
+    def _poll_node(self, node: Mapping[str, Any]) -> None:
         address = str(node["NodeManagerAddress"])
         counts = fetch_kills(address, int(node["MetricsExportPort"]))
         if counts is None:
@@ -138,5 +138,5 @@ class MemoryKills:
 
     def explain_now(self, address: str) -> str:
         """Look around first, for a failure that is to be told."""
-        self._look()
+        self._poll()
         return self.explain(address)

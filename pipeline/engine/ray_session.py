@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.engine.address import check_address, in_cluster, shows_ray_log
+from pipeline.engine.console.progress import enter_phase
 from pipeline.engine.private_folder import make_private_folder, remove_private_folder
-from pipeline.engine.progress import doing
 from pipeline.errors import ConfigError
 from pipeline.machine import whole_cpus
 from pipeline.redaction import without_secrets
@@ -92,7 +92,7 @@ class Resources:
         return replace(self, cpus=self.cpus - cpus, gpus=self.gpus - gpus, nodes=left)
 
 
-def gist(error: Exception) -> str:
+def summarize_error(error: Exception) -> str:
     """What failed of Ray, or in a worker of its, in one line: the error's type and its last words.
 
     A remote error's text is its trace, of which the last line is the error itself.
@@ -227,7 +227,7 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
     lies in a private folder and goes with it, unless RAY_TMPDIR says where it is to be and to stay.
     """
     own = not in_cluster()
-    doing("starting Ray" if own else "joining the Ray cluster")
+    enter_phase("starting Ray" if own else "joining the Ray cluster")
     folder = make_private_folder() if own and not os.environ.get("RAY_TMPDIR") else None
     output = ExitStack()
     try:
@@ -236,7 +236,7 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
         yield _offered(folder)
     finally:
         with undisturbed(), output:  # Ray also prints while it ends
-            doing("stopping Ray")
+            enter_phase("stopping Ray")
             ray.shutdown()
             if folder:
                 remove_private_folder(folder)

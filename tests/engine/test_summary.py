@@ -13,9 +13,9 @@ import pytest
 
 from jobs import contact_sheet, query_latents
 from pipeline.config import JobConfig
-from pipeline.engine import console
 from pipeline.engine.address import RAY_LOG
-from pipeline.engine.console import print_estimate, print_outcome
+from pipeline.engine.console import summary
+from pipeline.engine.console.summary import print_estimate, print_outcome
 from pipeline.table import Counts, RunRecord
 
 COMMAND = ("my jobs/invert_dataset.py", "--input", "my photos", "--output", "a b")
@@ -72,17 +72,17 @@ def test_each_failure_is_printed_once(
 ) -> None:
     errors = [f"error {number % 25}" for number in range(30)]
     outcome = RunRecord(errors=errors)
-    lines = said(capsys, config_of(), outcome=outcome, told={"error 0", "error 1"})
+    lines = said(capsys, config_of(), outcome=outcome, reported={"error 0", "error 1"})
     failed = [line for line in lines if line.startswith("failed: ")]
     assert failed == [f"failed: error {number}" for number in range(2, 22)]
     assert any(line.startswith("... and 3 more") for line in lines)
 
 
 def test_the_python_that_is_not_on_the_path_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console.shutil, "which", lambda _: sys.executable)
-    assert console._python() == "python"
-    monkeypatch.setattr(console.shutil, "which", lambda _: "/usr/bin/python")
-    assert console._python() == shlex.quote(sys.executable)
+    monkeypatch.setattr(summary.shutil, "which", lambda _: sys.executable)
+    assert summary._python() == "python"
+    monkeypatch.setattr(summary.shutil, "which", lambda _: "/usr/bin/python")
+    assert summary._python() == shlex.quote(sys.executable)
 
 
 def test_a_dry_run_prints_a_table_for_people(

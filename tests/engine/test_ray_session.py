@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline.engine import cluster
-from pipeline.engine.cluster import gist, shipped_environment
+from pipeline.engine import ray_session
+from pipeline.engine.ray_session import shipped_environment, summarize_error
 from pipeline.errors import ConfigError
 from pipeline.storage import S3_PROFILES
 
@@ -23,12 +23,12 @@ TRACE = 'ray::Align() (pid=7)\n  File "align.py", line 3, in work\n'
     ],
 )
 def test_of_a_remote_error_the_last_line_with_words_is_told(text: str, told: str) -> None:
-    assert gist(RuntimeError(text)) == told
+    assert summarize_error(RuntimeError(text)) == told
 
 
 def test_no_line_of_a_credential_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANTED_SECRET_KEY", "first-line-of-it\nlast-line-of-it")
-    told = gist(OSError("refused: first-line-of-it\nlast-line-of-it"))
+    told = summarize_error(OSError("refused: first-line-of-it\nlast-line-of-it"))
     assert told == "OSError: refused: ***"
 
 
@@ -55,14 +55,14 @@ This process on node 10.77.0.2 was started with:
     ],
 )
 def test_a_cluster_that_refuses_the_job_is_told_in_one_line(error: Exception, told: str) -> None:
-    with pytest.raises(ConfigError) as refusal, cluster._cluster_refusals():
+    with pytest.raises(ConfigError) as refusal, ray_session._cluster_refusals():
         raise error
     assert str(refusal.value).startswith(told)
     assert "\n" not in str(refusal.value)
 
 
 def test_another_failure_to_join_stays_one() -> None:
-    with pytest.raises(ConnectionError), cluster._cluster_refusals():
+    with pytest.raises(ConnectionError), ray_session._cluster_refusals():
         raise ConnectionError("nobody answers")
 
 

@@ -16,10 +16,10 @@ from rich.table import Table
 
 from pipeline.config import JobConfig
 from pipeline.engine.address import RAY_LOG
+from pipeline.engine.console.pace import format_seconds
+from pipeline.engine.console.progress import MAX_REPORTED, Progress
 from pipeline.engine.events import Listener
 from pipeline.engine.messages import PartDone
-from pipeline.engine.pace import format_seconds
-from pipeline.engine.progress import MOST_TOLD, Progress
 from pipeline.errors import printable
 from pipeline.redaction import without_secrets
 from pipeline.storage import canonical_uri
@@ -88,7 +88,7 @@ def print_outcome(
     outcome: RunRecord,
     *,
     command: Sequence[str] = (),  # the job as it was called, `sys.argv`
-    told: Collection[str] = (),  # failures that were printed as they happened
+    reported: Collection[str] = (),  # failures that were printed as they happened
 ) -> None:
     """Print the account of a run to stderr; what failed, and how to go on, comes last.
 
@@ -110,7 +110,7 @@ def print_outcome(
             console.print(_steps(outcome.means))
         _print(console, *next_steps(config, outcome, command))
         return
-    _print(console, *_failures(outcome, told))
+    _print(console, *_failures(outcome, reported))
     if outcome.errors and outcome.ray_log and Path(outcome.ray_log).is_dir():
         _print(console, f"Ray's own log: {outcome.ray_log} ({RAY_LOG}=1 shows what it prints)")
     state = "stopped" if outcome.interrupted else "not finished"
@@ -126,12 +126,12 @@ def _print(console: Terminal, *lines: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
 
-def _failures(outcome: RunRecord, told: Collection[str]) -> Iterator[str]:
+def _failures(outcome: RunRecord, reported: Collection[str]) -> Iterator[str]:
     """What failed and was not printed yet, each once."""
     first = list(dict.fromkeys(outcome.errors))
-    left = [error for error in first if error not in told]
-    yield from (f"failed: {error}" for error in left[:MOST_TOLD])
-    more = len(left[MOST_TOLD:]) + outcome.more_errors
+    left = [error for error in first if error not in reported]
+    yield from (f"failed: {error}" for error in left[:MAX_REPORTED])
+    more = len(left[MAX_REPORTED:]) + outcome.more_errors
     if more > 0:
         yield f"... and {more} more; the first thousand are in _runs/ of the table"
 

@@ -1,0 +1,1 @@
+"""Console of a job: its progress while it runs, and its summary at the end."""
