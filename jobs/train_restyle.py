@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 
 from pipeline.cli import add_flags, exit_code_of, job_parser
 from pipeline.engine.console.progress import Progress
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
             # Slow to import: what is wrong is told before.
             from pipeline.engine.training.run import run_training
 
-            done = run_training(config, shards)
+            done = run_training(config, shards, report=partial(print, flush=True))
         print(json.dumps(done), flush=True)
         return 0
 

@@ -1,4 +1,4 @@
-"""The engine: plan, Ray Data pipeline, commits, progress. The only package that imports Ray."""
+"""Engine: plan, Ray Data pipeline, commits, progress. No other package imports Ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
     "run_job",
 ]
 
-_HOMES = {
+_MODULES = {
     "estimate_job": "dry_run",
     "print_estimate": "console.summary",
     "print_outcome": "console.summary",
@@ -28,8 +28,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Importing at first use: a worker that reads, aligns or writes imports its stage out of this
-    # package, and PyTorch would cost each of them seconds and hundreds of megabytes.
-    if name not in _HOMES:
+    # Import on first use: workers that read, align or write import their stage from this package,
+    # and PyTorch would cost each of them seconds and hundreds of megabytes.
+    if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What the environment says of Ray, read before Ray is imported: a cluster, and its own lines."""
+"""Environment variables about Ray, read before Ray is imported."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ RAY_LOG = "RESTYLE_RAY_LOG"
 
 
 def shows_ray_log() -> bool:
-    """Return whether the user asked for the lines that Ray itself prints."""
+    """Return whether RESTYLE_RAY_LOG asks for the lines that Ray itself prints."""
     return os.environ.get(RAY_LOG, "") not in ("", "0")
 
 
 def in_cluster() -> bool:
-    """Whether this process was started as a Ray job, or told of a cluster by RAY_ADDRESS."""
+    """Return whether this process is a Ray job, or RAY_ADDRESS names a cluster."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ or "RAY_ADDRESS" in os.environ
 
 
 def check_address() -> None:
-    """Raise `ConfigError` where RAY_ADDRESS is a dashboard's: it takes jobs, and is no cluster."""
+    """Raise `ConfigError` if RAY_ADDRESS is the URL of a dashboard, which only takes jobs."""
     address = os.environ.get("RAY_ADDRESS", "")
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ and address.startswith("http"):
         raise ConfigError(
-            f"RAY_ADDRESS={without_secrets(address)} is a dashboard: send the job there with "
-            "`ray job submit --working-dir . -- python …`, or unset it to run on this machine"
+            f"RAY_ADDRESS={without_secrets(address)} is a dashboard's URL: submit the job to it "
+            "with `ray job submit --working-dir . -- python …`, or unset it to run on this machine"
         )

@@ -1,6 +1,6 @@
-"""How many workers each stage may have, what one of them reserves, and whether a cluster has room.
+"""Worker pools: size per stage, CPUs and GPUs per worker, and whether a cluster fits them.
 
-Raises nothing but `ConfigError`, before any work; knows of Ray only its counts of resources.
+Errors are `ConfigError`s, raised before any work. Does not import Ray: takes its resource counts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 StageTypes = Sequence[type[Stage]]
 
-MIN_CPUS = 1.0  # of a cluster, for all stages
+MIN_CPUS = 1.0  # that a cluster needs for all stages together
 READERS, WRITERS = 4, 2
-# One reads about 100 MB/s from a bucket, what a dozen aligners take.
+# One reader gets about 100 MB/s from a bucket, enough for a dozen aligners.
 CLUSTER_READERS = 16
-# A bound of no meaning: on a cluster Ray Data starts an actor only where there is room for it, and
-# nodes come as the backlog asks for them. #59144: a pool without any bound did not grow.
+# Larger than any cluster: there Ray Data starts an actor only where its resources are free, and
+# nodes start as the backlog requests them. Ray issue 59144: a pool without a bound did not grow.
 UNBOUNDED = 10_000
 # Private memory in bytes, measured: the driver 0.5 GB, Ray itself 0.6, four readers and two writers
 # 0.3 each. An aligner has 0.28 and 0.12 in its child, an inverter 0.65 with the demo model and 1.9
@@ -37,7 +37,7 @@ def reserved_cpus(
 ) -> dict[str, float]:
     """Return the CPUs that one worker of each stage reserves, in steps of 0.001 as Ray counts them.
 
-    A worker with a GPU reserves none, so that GPU nodes need offer none.
+    A worker with a GPU reserves no CPU, so GPU nodes do not have to offer any.
     """
     return {
         stage.name: 0 if on_gpu and stage.resources.takes_gpu else round(cpus * scale, 3)
@@ -49,19 +49,19 @@ def reserved_cpus(
 def fit(
     nodes: Iterable[Mapping[str, float]], stages: StageTypes = STAGES, *, on_gpu: bool
 ) -> dict[str, float]:
-    """Return reservations with which one worker of each stage fits on `nodes` at once.
+    """Return CPU reservations with which one worker of each stage fits on `nodes` at the same time.
 
     `nodes` are Ray's resources ("CPU", "GPU") of each node of a cluster that does not grow. On
-    small nodes workers reserve less than they use at most, and take turns. Raises `ConfigError`
-    with the arithmetic where the nodes offer less than one CPU, or no GPU for an inverter on one.
+    small nodes workers reserve less than their peak use and share the CPUs. Raises `ConfigError`
+    with the numbers if the nodes offer less than one CPU, or no GPU for an inverter that needs one.
     """
     nodes = list(nodes)
     cpus = [float(node.get("CPU", 0.0)) for node in nodes]
     offered = f"the cluster's nodes ({len(nodes)}) offer {sum(cpus):g} CPUs"
     if on_gpu and sum(node.get("GPU", 0.0) for node in nodes) < 1:
         raise ConfigError(
-            f"--device cuda: an inverter takes a GPU, {offered} and none; no autoscaler is there "
-            "to start a node: join one with a GPU by `ray start`, or pass --device cpu"
+            f"--device cuda: an inverter takes a GPU, {offered} and none; no autoscaler can start "
+            "a node: join one with a GPU by `ray start`, or pass --device cpu"
         )
     if sum(cpus) < MIN_CPUS:
         needs = reserved_cpus(stages, on_gpu=on_gpu)
@@ -70,8 +70,8 @@ def fit(
         listed = ", ".join(f"{name} {need:g}" for need, name in largest)
         raise ConfigError(
             f"{offered}; one worker of each stage takes {sum(needs.values()):g} ({listed}), or "
-            f"{MIN_CPUS:g} where they take turns; no autoscaler is there to start a node: join "
-            "one with CPUs by `ray start`"
+            f"{MIN_CPUS:g} where they share; no autoscaler can start a node: join one with CPUs by "
+            "`ray start`"
         )
     percent = 100
     while not _fits(reserved_cpus(stages, on_gpu=on_gpu, scale=percent / 100), cpus):
@@ -80,7 +80,7 @@ def fit(
 
 
 def _fits(needs: Mapping[str, float], cpus: list[float]) -> bool:
-    """Return whether the first worker of each stage finds room, the largest placed first."""
+    """Return whether one worker of each stage fits; the largest is placed first."""
     free = list(cpus)
     for need in sorted(needs.values(), reverse=True):
         free.sort(reverse=True)
@@ -90,22 +90,22 @@ def _fits(needs: Mapping[str, float], cpus: list[float]) -> bool:
     return True
 
 
-def max_cpu_actors(asked: int | None, resources: Resources, local: bool) -> int:
-    """Return how many actors of one core each there may be: `asked`, else as many as cores.
+def max_cpu_actors(requested: int | None, resources: Resources, local: bool) -> int:
+    """Return the maximum number of one-core actors: `requested`, else the number of cores.
 
-    Fewer where the memory does not hold an aligner and an inverter for each core. On a cluster no
-    bound, as nodes may come later. A local Ray counts twice the machine's cores and one more
+    Lower if the memory does not hold an aligner and an inverter per core. Unbounded on a cluster,
+    where nodes may join later. A local Ray offers twice the machine's cores plus one
     (`running_ray`).
     """
-    if asked or not local:
-        return asked or UNBOUNDED
+    if requested or not local:
+        return requested or UNBOUNDED
     by_memory = (memory_limit() - SHARED_BYTES) // PAIR_BYTES
     return max(1, min(int((resources.cpus - 1) / 2), by_memory))
 
 
 @dataclass(frozen=True)
 class Pools:
-    """How many workers each stage may have, and what one of them reserves."""
+    """Worker pools of a run: maximum size and reserved CPUs, by stage."""
 
     workers: Mapping[str, int]  # by stage
     cpus: Mapping[str, float]  # by stage
@@ -113,9 +113,9 @@ class Pools:
 
     @classmethod
     def of(cls, config: JobConfig, resources: Resources, local: bool) -> Pools:
-        """Return the config's sizes, else all cores and GPUs of this machine, or no bound.
+        """Return pools of the config's sizes, else of all local cores and GPUs, or unbounded.
 
-        Raises `ConfigError` where a cluster that does not grow is too small.
+        Raises `ConfigError` if a cluster without an autoscaler is too small.
         """
         on_gpu = resources.on_gpu(config.device)
         gpus = max(1, int(resources.gpus)) if local and on_gpu else None
@@ -138,8 +138,8 @@ class Pools:
         on_gpu: bool = False,
         **workers: int,  # by stage
     ) -> Pools:
-        """Return the pools of `stages`; readers and writers have a default number."""
-        usual = {
+        """Return the pools of `stages`; readers and writers have a default size."""
+        defaults = {
             "read": READERS if local else CLUSTER_READERS,
             "write": WRITERS if local else UNBOUNDED,
         }
@@ -147,14 +147,14 @@ class Pools:
             cpus = reserved_cpus(stages, on_gpu=on_gpu)
         else:
             cpus = fit([node.resources for node in resources.nodes], stages, on_gpu=on_gpu)
-        return cls(usual | workers, cpus, on_gpu)
+        return cls(defaults | workers, cpus, on_gpu)
 
     def needs(self, stage: type[Stage] | Stage) -> dict[str, Any]:
-        """Return what Ray reserves for one worker of `stage`."""
+        """Return the Ray options that reserve the resources of one worker of `stage`."""
         gpus = int(self.on_gpu and stage.resources.takes_gpu)
         return {"num_cpus": self.cpus[stage.name], **({"num_gpus": gpus} if gpus else {})}
 
     def parts_at_once(self, stage: Stage) -> int:
-        """Return how many parts one worker has: some more where it shares its time with a GPU."""
-        alone = stage.resources.takes_gpu and not self.on_gpu
-        return 1 if alone else stage.resources.parts_at_once
+        """Return how many parts one worker takes at once: more than one if a GPU does the work."""
+        cpu_only = stage.resources.takes_gpu and not self.on_gpu
+        return 1 if cpu_only else stage.resources.parts_at_once

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a job would do, from the listing and a few images timed in this process."""
+"""Dry run: estimate what a job would do from the listing and a few images timed in this process."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ ROW_OVERHEAD_BYTES = 1500  # of a latents row besides its code: boxes, landmarks
 
 
 def _count(config: JobConfig, tasks: list[ShardTask], left_out: LeftOut) -> tuple[list[int], bool]:
-    """Samples of each of `tasks`, and whether they are exact: some tars are weighed, not read.
+    """Return the samples of each task, and whether all counts are exact.
 
-    What those that are read hold besides is counted in `left_out`.
+    Of many archives a few are read and the others are estimated by size. Files that the reader
+    skips are counted in `left_out`.
     """
     if config.init and config.where:
         chosen_rows = condition(config.where, one_row=True)
@@ -44,8 +45,8 @@ def _count(config: JobConfig, tasks: list[ShardTask], left_out: LeftOut) -> tupl
             f"SELECT shard, count(DISTINCT key) AS n FROM latents WHERE {chosen_rows} GROUP BY 1"
         )
         chosen = open_initial_table(config.init).arrow(query)
-        of = dict(zip(chosen["shard"].to_pylist(), chosen["n"].to_pylist(), strict=True))
-        return [of.get(task.shard.shard_id, 0) for task in tasks], True
+        by_shard = dict(zip(chosen["shard"].to_pylist(), chosen["n"].to_pylist(), strict=True))
+        return [by_shard.get(task.shard.shard_id, 0) for task in tasks], True
     files = [task for task in tasks if not task.shard.is_slice]
     read = files if any(task.take for task in files) else files[:COUNTED_SHARDS]
     folders = [task for task in tasks if task.shard.is_slice]
@@ -53,36 +54,36 @@ def _count(config: JobConfig, tasks: list[ShardTask], left_out: LeftOut) -> tupl
         task.shard.shard_id: count_samples(task.shard, task.take, task.options, left_out)
         for task in (*folders, *read)
     }
-    weighed = sum(exact[task.shard.shard_id] for task in read)
-    density = weighed / max(1, sum(task.shard.size for task in read))
+    sampled = sum(exact[task.shard.shard_id] for task in read)
+    density = sampled / max(1, sum(task.shard.size for task in read))
     counts = [exact.get(task.shard.shard_id, round(density * task.shard.size)) for task in tasks]
     return counts, len(read) == len(files)
 
 
 def _samples(tasks: list[ShardTask]) -> Iterator[tuple[str, InitialCodes | None, Sample]]:
-    """The samples that the job would read, with their shard and the codes that it starts from."""
+    """Yield the samples that the job would read: (shard id, initial codes, sample)."""
     for task in tasks:
         codes = task.initial_codes()
-        with suppress(StorageError):  # the job tells which shards are damaged; others it does
+        with suppress(StorageError):  # the job reports damaged shards
             for sample in task.samples(codes):
                 yield task.shard.shard_id, codes, sample
 
 
 def _time(plan: Plan, tasks: list[ShardTask]) -> tuple[float, float, float]:
-    """Seconds a sample to align and to invert, and codes a sample, on the first few images."""
+    """Return seconds per sample to align and to invert, and codes per sample; from a few images."""
     torch.set_num_threads(1)  # as in the job's actors
     aligner, inverter = Aligner(plan.job.alignment), Inverter(plan.job.inversion)
     count = codes = 0
     align = invert = 0.0
     timed = itertools.islice(_samples(tasks), TIMED_SAMPLES)
-    for shard_id, group in itertools.groupby(timed, key=lambda one: one[0]):
+    for shard_id, group in itertools.groupby(timed, key=lambda item: item[0]):
         _, sources, samples = zip(*group, strict=True)
         began = time.perf_counter()
         faces = [row for sample in samples for row in _faces(aligner, sample)]
         aligned = time.perf_counter()
         keys = [sample.key for sample in samples]
-        begin = codes_by_image(sources[0].of(keys)) if sources[0] else None
-        codes += len(inverter.rows(faces, shard_id, begin).latents)
+        initial = codes_by_image(sources[0].of(keys)) if sources[0] else None
+        codes += len(inverter.rows(faces, shard_id, initial).latents)
         align, invert = align + aligned - began, invert + time.perf_counter() - aligned
         count += len(samples)
     count = max(1, count)
@@ -91,19 +92,19 @@ def _time(plan: Plan, tasks: list[ShardTask]) -> tuple[float, float, float]:
 
 def _faces(aligner: Aligner, sample: Sample) -> list[dict[str, Any]]:
     try:
-        found = aligner.align(sample.content).faces
+        faces = aligner.align(sample.content).faces
     except Rejection:
         return []
-    return [face_row(sample.key, sample.uri, "", face) for face in found]
+    return [face_row(sample.key, sample.uri, "", face) for face in faces]
 
 
 def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> dict[str, Any]:
-    """What `run_job(config)` would do; reads a little, writes nothing.
+    """Estimate what `run_job(config)` would do; reads a little, writes nothing.
 
-    `shards` is the listing of the input where `check_request` has begun it.
+    `shards` is the listing of the input, if `check_request` has already started it.
 
-    Raises a `RequestError` where `run_job` would. Times are of this machine, all cores busy;
-    `estimated_seconds` has the `start_seconds` of Ray in it where there is anything to do.
+    Raises the `RequestError`s of `run_job`. Times are for this machine with all cores busy;
+    `estimated_seconds` includes `start_seconds`, the start of Ray.
     """
     plan = make_plan(config, dry_run=True, shards=shards)
     enter_phase("listing the input")

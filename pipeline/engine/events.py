@@ -1,20 +1,20 @@
-"""What a run tells: the listener interface, and its log.
+"""Events of a run: the listener interface and the log.
 
-Listeners hear of each part and each shard once. `EventLog` is the one that logs, through the
-logger `pipeline.events`; the other loggers are named after their modules. A run attaches a handler
-to the logger `pipeline`: JSON lines on request, else the few lines that are for people. Set that
-logger's level to hear less (`logging.getLogger("pipeline").setLevel(logging.ERROR)`).
+Listeners are called once per part and once per shard. `EventLog` logs through the logger
+`pipeline.events`; the other loggers are named after their modules. A run attaches a handler to the
+logger `pipeline`: JSON lines on request, else the few lines that are for people. Raise the level of
+that logger to see less (`logging.getLogger("pipeline").setLevel(logging.ERROR)`).
 
 A JSON line has `time` (ISO 8601, UTC), `level` (info, warning, error) and `event`; the rest depends
 on it:
 
     run_started      table, input, versions           part_done        shard, part, counts, seconds
-    planned          what is to do, what is done      part_failed      shard, error, trace
+    planned          work to do, work done             part_failed      shard, error, trace
     model            how its images are treated       shard_committed  shard, counts
     readme_kept      why the card was not written     stopping         signal
-    phase            what the job is at from now on   waiting          phase, seconds of it
+    phase            what the job does from now on   waiting           phase, seconds of it
     progress         counts, stages, seconds_left     log              logger, text
-    run_ended        what the last line of stdout has, but for a wrong request:
+    run_ended        the keys of the last line of stdout; for a wrong request instead:
     refused          error, exit_code                 not_started      the same; run it again
 """
 
@@ -41,32 +41,32 @@ _EVENTS = logging.getLogger("pipeline.events")
 
 
 class Listener:
-    """Interface of all that follows a run; each method does nothing by default."""
+    """Interface of what follows a run; each method does nothing by default."""
 
     def on_plan(self, backlog: Backlog) -> None:
-        """Take note that the input, or the first few thousand of its shards, are compared."""
+        """Handle that the input, or its first few thousand shards, is compared with the table."""
 
     def on_part(self, done: PartDone) -> None:
-        """Take note of a part that is in the table."""
+        """Handle a part that is written."""
 
     def on_shard(self, record: ShardRecord) -> None:
-        """Take note of a committed shard."""
+        """Handle a committed shard."""
 
     def on_failure(self, shard_id: str, error: str, trace: str = "") -> None:
-        """Take note that a part or a commit failed; an unexpected error has a `trace`."""
+        """Handle a failed part or commit; an unexpected error has a `trace`."""
 
     def on_end(self, outcome: RunRecord, table: str) -> None:
-        """Take note of how the run ended."""
+        """Handle the end of the run."""
 
 
 def log_event(name: str, level: str = "info", line: str = "", **fields: Any) -> None:
-    """Log one event; people see its `line`, where it has one, and machines its `fields`."""
+    """Log one event: its `line`, if any, is for people, its `fields` are for machines."""
     number = logging.getLevelNamesMapping()[level.upper()]
     _EVENTS.log(number, line or name, extra={"event": name, "fields": fields, "line": line})
 
 
 class EventLog(Listener):
-    """Logs what happens."""
+    """Listener that logs each event."""
 
     def on_plan(self, backlog: Backlog) -> None:
         """Log `planned`."""
@@ -89,7 +89,7 @@ class EventLog(Listener):
         """Log `shard_committed`."""
         log_event(
             "shard_committed",
-            "info" if record.samples else "warning",  # one without images may not be what was meant
+            "info" if record.samples else "warning",  # a shard without images may be a mistake
             shard=record.shard,
             parts=record.n_parts,
             samples=record.samples,
@@ -100,8 +100,8 @@ class EventLog(Listener):
 
     def on_failure(self, shard_id: str, error: str, trace: str = "") -> None:
         """Log `part_failed`."""
-        known = {"trace": trace} if trace else {}
-        log_event("part_failed", "error", shard=shard_id, error=error, **known)
+        traced = {"trace": trace} if trace else {}
+        log_event("part_failed", "error", shard=shard_id, error=error, **traced)
 
     def on_end(self, outcome: RunRecord, table: str) -> None:
         """Log `run_ended`."""
@@ -137,7 +137,7 @@ def _print(line: str) -> None:
 
 @contextmanager
 def logging_to_stderr(*, json_lines: bool) -> Iterator[None]:
-    """Write what this library logs inside the block to stderr, from INFO on if no level is set."""
+    """Write the library's log to stderr inside the block, from level INFO if none is set."""
     handler = JsonHandler() if json_lines else TextHandler()
     level, propagates = _LIBRARY.level, _LIBRARY.propagate
     if level == logging.NOTSET:

@@ -1,4 +1,4 @@
-"""Faces to rows of the latents table: codes, their measures, and pictures of them."""
+"""Turn faces into rows of the latents table: codes, metrics, and images of them."""
 
 from __future__ import annotations
 
@@ -36,40 +36,42 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class InvertSettings:
-    """What an inverter actor is built from."""
+    """Settings of an inverter actor."""
 
     model: str
     method: Method = field(default_factory=Method)
-    first: str | None = None  # the model that a bootstrapped inversion begins with
-    initial_codes: Literal["none", "all", "chosen"] = (
-        "none"  # which faces have a code to start from
-    )
+    first: str | None = None  # model of the first steps in encoder bootstrapping
+    initial_codes: Literal["none", "all", "chosen"] = "none"  # faces that have one
     identity: str = "dlib"
     best_step_by: BestStepBy = "lpips"
     device: Device = "auto"
     precision: Precision = "float32"
-    largest_code: float = float(np.finfo(np.float16).max)  # of a number in a code, for the table
+    largest_code: float = float(
+        np.finfo(np.float16).max
+    )  # that the table's dtype holds, for each number of a code
     batch_size: int | None = None
     keep_steps: bool = False
     keep_crops: bool = False
     keep_reconstructions: bool = False
-    hints: ModelHints = field(default_factory=lambda: ModelHints())  # what the file does not tell
+    hints: ModelHints = field(
+        default_factory=lambda: ModelHints()
+    )  # what the model's file does not say
 
 
 def split_evenly(count: int, largest: int) -> list[slice]:
-    """Cut `count` rows into the fewest batches of at most `largest`, of nearly equal length."""
+    """Split `count` rows into the fewest batches of at most `largest`, of nearly equal length."""
     batches = -(-count // largest)
     edges = [round(i * count / batches) for i in range(batches + 1)] if batches else [0]
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def to_tensor(pixels: list[bytes], size: tuple[int, int]) -> Tensor:
-    """uint8 crops of (height, width) `size` to float32 [n, 3, h, w] in [-1, 1]."""
+    """Convert uint8 crops of (height, width) `size` to float32 [n, 3, h, w] in [-1, 1]."""
     return to_unit(np.stack([np.frombuffer(crop, np.uint8).reshape(*size, 3) for crop in pixels]))
 
 
 def to_jpeg(image: Tensor) -> bytes:
-    """One image [3, h, w] in [-1, 1] as JPEG bytes, rounded to 8 bits."""
+    """Encode an image [3, h, w] in [-1, 1] as JPEG bytes, rounded to 8 bits."""
     sink = io.BytesIO()
     Image.fromarray(to_pixels(image)).save(sink, "JPEG", quality=JPEG_QUALITY)
     return sink.getvalue()
@@ -77,14 +79,14 @@ def to_jpeg(image: Tensor) -> bytes:
 
 @dataclass
 class InversionResult:
-    """What a part's faces became."""
+    """Result of a part's faces: rows for the table, and rejects."""
 
     latents: list[dict[str, Any]] = field(default_factory=list)  # rows of the latents table
     rejects: list[dict[str, Any]] = field(default_factory=list)  # rows of `REJECTS`
-    seconds: float = 0.0  # of the method alone
+    seconds: float = 0.0  # of the inversion method alone
 
 
-# Of a row of `FACES`; the fields are put into their columns where the table is written.
+# Keys of a `FACES` row that are not columns; `fields` is split into columns by the stage.
 _NOT_IN_ROWS = ("pixels", "fields")
 NOT_STORABLE = Rejection(RejectReason.NOT_FINITE, "the code or image is not finite, or too large")
 
@@ -109,12 +111,12 @@ class Inverter:
         shard_id: str = "",
         initial_codes: dict[str, NDArray[np.float32]] | None = None,  # image_id -> [n_styles, 512]
     ) -> InversionResult:
-        """Latents of `faces`, and rejects for what has no code or nothing to start from."""
+        """Invert `faces`; one without a finite code, or without its initial code, is a reject."""
         named = [(image_id(shard_id, face["key"], face["face_index"]), face) for face in faces]
         result = InversionResult()
         if self.settings.initial_codes != "none":
             named = self._with_initial_codes(named, initial_codes or {}, result.rejects)
-        # Faces of an adaptive stop take turns, so that their batch stays full.
+        # With an adaptive stop, faces of later batches fill the places of those that stopped.
         window_size = self.batch_size * (BATCHES_PER_WINDOW if self.settings.method.stop else 1)
         for batch in split_evenly(len(named), window_size):
             names, batch_faces = zip(*named[batch], strict=True)
@@ -130,13 +132,13 @@ class Inverter:
         initial_codes: dict[str, NDArray[np.float32]],
         rejects: list[dict[str, Any]],
     ) -> list[tuple[str, dict[str, Any]]]:
-        """The faces that have a code to start from; what does not pair up becomes a reject.
+        """Return the faces that have an initial code; faces and codes without a match are rejects.
 
-        Where only some faces were chosen, another face of the same image is none of ours.
+        If only some faces were chosen, other faces of the same image are skipped silently.
         """
-        found = {name for name, _ in named}
+        names = {name for name, _ in named}
         sources = {face["key"]: face for _, face in named}
-        for name in sorted(initial_codes.keys() - found):
+        for name in sorted(initial_codes.keys() - names):
             key, index = name.split("/", 1)[1].rsplit("#", 1)
             if key in sources:
                 rejection = Rejection(
@@ -175,7 +177,7 @@ class Inverter:
                 result.rejects.append(_reject(face, NOT_STORABLE))
 
     def _storable(self, row: dict[str, Any]) -> bool:
-        """Whether what the table keeps of a face are numbers; a later step may have gone astray."""
+        """Return whether all stored values of a face are finite and fit the column's dtype."""
         codes = row.get("w_plus_per_step", row["w_plus"])
         return row["l2"] is not None and bool((np.abs(codes) <= self.settings.largest_code).all())
 
@@ -191,7 +193,7 @@ class Inverter:
         images: Tensor,
         inversion: Inversion,
     ) -> list[dict[str, Any]]:
-        """The latents row of each face."""
+        """Return the latents row of each face."""
         measures = self.meter.measure(
             images,
             inversion.step_images,
@@ -213,37 +215,37 @@ class Inverter:
         return rows
 
     def _code(self, index: int, inversion: Inversion, measures: Measures) -> dict[str, Any]:
-        """A face's code, and what it took to find it."""
-        best, made = int(measures.best_step[index]), int(inversion.steps_made[index])
+        """Return the columns of a face's code and its cost."""
+        best, steps = int(measures.best_step[index]), int(inversion.steps_made[index])
         row = {
             "w_plus": inversion.w_plus[index, best - 1].cpu().numpy(),
             "method": self.settings.method.name,
-            "steps": made,
+            "steps": steps,
             "best_step": best,
             "generator_passes": int(inversion.generator_passes[index]),
         }
         if self.settings.keep_steps:
-            row["w_plus_per_step"] = inversion.w_plus[index, :made].cpu().numpy()
+            row["w_plus_per_step"] = inversion.w_plus[index, :steps].cpu().numpy()
         return row
 
     def _pictures(
         self, images: Tensor, inversion: Inversion, best: Tensor
     ) -> dict[str, list[bytes]]:
-        """The pictures that are kept, of each face: its crop, and what its code looks like."""
-        kept = {}
+        """Return the JPEG columns that are kept: crops, and reconstructions at the best step."""
+        columns = {}
         if self.settings.keep_crops:
-            kept["aligned_jpeg"] = [to_jpeg(image) for image in images]
+            columns["aligned_jpeg"] = [to_jpeg(image) for image in images]
         if self.settings.keep_reconstructions:
             frames = list(inversion.images)
             earlier = (best < inversion.steps_made.cpu() - 1).nonzero()[:, 0].tolist()
             if earlier:
                 codes = inversion.w_plus[earlier, best[earlier]]
                 with torch.no_grad():
-                    made = list(render_each(self.model, codes))
-                for face, frame in zip(earlier, made, strict=True):
+                    rendered = list(render_each(self.model, codes))
+                for face, frame in zip(earlier, rendered, strict=True):
                     frames[face] = frame
-            kept["reconstruction_jpeg"] = [to_jpeg(frame) for frame in frames]
-        return kept
+            columns["reconstruction_jpeg"] = [to_jpeg(frame) for frame in frames]
+        return columns
 
 
 def _reject(face: dict[str, Any], rejection: Rejection) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the jobs that run the engine share: a config in, a run, its account, an exit code out."""
+"""Shared body of the jobs that write a table: config, run, summary, exit code."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pipeline.table import RunRecord
 def run_to_exit_code(
     make_config: Callable[[], JobConfig], *, dry_run: bool = False, table: str | None = None
 ) -> int:
-    """Run what `make_config` gives and tell how it went: 0 done, 1 run again, 2 wrong request.
+    """Run the config of `make_config`; return 0 (done), 1 (run again) or 2 (wrong request).
 
-    Errors go to stderr in one line; the last line of stdout is one JSON object. `table` is where
-    the flags say that the table is to be, for the last line of a request without a config.
+    An error is one line on stderr; the last line of stdout is one JSON object. `table` is the
+    output in the flags, for that line if there is no valid config.
     """
-    # That of a job that did nothing; an error adds its own.
+    # The line of a job that did nothing; an error adds its keys.
     last_line = RunRecord().to_dict(table and without_secrets(table))
-    to_machines = [False]  # whether stderr is for machines, once the config says so
+    to_machines = [False]  # whether stderr is for JSON lines, once the config is read
 
     def work() -> int:
         config = make_config()
@@ -34,13 +34,13 @@ def run_to_exit_code(
         to_machines[0] = config.log_format == "json"
         return _run(config, dry_run, last_line)
 
-    def tell(text: str, code: int) -> None:
+    def report(text: str, code: int) -> None:
         if to_machines[0]:
             name = "refused" if code == 2 else "not_started"
             text = event_line(name, "error", error=text, exit_code=code)
         print(text, file=sys.stderr, flush=True)
 
-    return exit_code_of(work, stopped="nothing was started", last_line=last_line, tell=tell)
+    return exit_code_of(work, stopped="nothing was started", last_line=last_line, tell=report)
 
 
 def _run(config: JobConfig, dry_run: bool, last_line: Mapping[str, object]) -> int:
@@ -53,7 +53,7 @@ def _run_and_print(config: JobConfig, dry_run: bool, last_line: Mapping[str, obj
         progress.enter_phase("checking the request")
         shards = check_request(config)
         progress.enter_phase("loading PyTorch and Ray")
-        # Slow to import: what is wrong is reported before.
+        # Slow to import: a wrong request is reported before.
         from pipeline.engine import (
             estimate_job,
             print_estimate,
@@ -62,12 +62,12 @@ def _run_and_print(config: JobConfig, dry_run: bool, last_line: Mapping[str, obj
         )
 
         if dry_run:
-            found = estimate_job(config, shards=shards)
+            estimate = estimate_job(config, shards=shards)
         else:
             outcome = run_and_ignore_signals(config, shards=shards)
     if dry_run:
-        print_estimate(config, found)
-        print(json.dumps({**last_line, **found}))
+        print_estimate(config, estimate)
+        print(json.dumps({**last_line, **estimate}))
         return 0
     print_outcome(config, outcome, command=sys.argv, reported=progress.reported)
     print(json.dumps(outcome.to_dict(config.output)), flush=True)

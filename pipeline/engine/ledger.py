@@ -1,4 +1,4 @@
-"""The ledger of a run: what was planned, what came out of the stages, what may be committed."""
+"""Ledger of a run: takes the messages of the stages, and commits shards that are complete."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from pipeline.errors import PipelineError, TableError
 from pipeline.storage import CREDENTIALS_EXPIRED, LeftOut, Shard
 from pipeline.table import INDEXED_AT_ONCE, Counts, PartRecord, RunRecord, ShardRecord
 
-# So many parts, over so long a time, that all failed behind their reader: the next will fail too.
-# A shard that cannot be read costs no GPU, and others may be whole, unless credentials expired.
+# The run gives up when this many parts fail in a row after the reader, over at least this time.
+# Failures of readers do not count: they cost no GPU time, and other shards may be readable. Expired
+# credentials do.
 GIVE_UP_PARTS, GIVE_UP_S = 20, 60.0
-# A commit is a few requests to an object store, each of which takes its time.
+# A commit is a few requests to object storage, bound by latency.
 _COMMITS_AT_ONCE = 8
 _COMMITS_WAITING = 64
 
 
 @dataclass
 class _ShardInProgress:
-    """The parts of one shard that are in the table, and what it has in all once known."""
+    """Progress of one open shard: its written parts, and its totals once they are known."""
 
     parts: dict[int, PartRecord]
     total: int | None = None
     samples: int = 0  # that its reader saw, once `total` is known
     left_out: LeftOut = field(default_factory=LeftOut)  # by its reader, once `total` is known
-    bytes: int = 0  # that were counted for it in this run
+    bytes: int = 0  # counted in this run
     failed: bool = False
 
     @property
@@ -43,33 +44,32 @@ class _ShardInProgress:
 
     @property
     def accounted(self) -> int:
-        """Samples that its parts account for."""
+        """Return the samples of its written parts."""
         return sum(part.samples for part in self.parts.values())
 
 
 class Ledger:
-    """Books each message of the stages, and commits each shard when all its parts are there.
+    """Records each message of the stages, and commits each shard when all its parts are written.
 
-    Holds the shards that are open, not those that are done. Commits run in threads; `finish` waits
-    for them.
+    Holds open shards only. Commits run in threads; `finish` waits for them.
     """
 
     def __init__(self, plan: Plan, outcome: RunRecord, listeners: Sequence[Listener] = ()) -> None:
         self.plan, self.outcome, self.listeners = plan, outcome, listeners
         self.open: dict[str, _ShardInProgress] = {}
-        self.closed: deque[str] = deque()  # shards that are done, until the feed takes note
+        self.closed: deque[str] = deque()  # done shards, until the feed removes them
         self.failed_shards = 0
         self._pool = ThreadPoolExecutor(_COMMITS_AT_ONCE, thread_name_prefix="commit")
         self._commits: deque[tuple[Shard, int, Future[ShardRecord]]] = deque()
         self._records: list[ShardRecord] = []
-        self._failed_in_a_row = 0
-        self._first_of_row = 0.0  # when that one failed
-        self.gave_up = False  # no further message is to be taken
-        # Takes the address of a node on which workers died; returns what is known of why, or "".
+        self._failures_in_a_row = 0
+        self._first_failure_s = 0.0  # time of the first of them
+        self.gave_up = False  # the caller takes no further message
+        # Takes the address of a node on which workers died; returns the known reason, or "".
         self.explain_deaths: Callable[[str], str] = lambda _: ""
 
     def take(self, message: Message) -> None:
-        """Book one message; one that comes again, after a node was lost, changes nothing."""
+        """Record one message; a repeated one, after a node was lost, changes nothing."""
         shard = self._shard(message.shard_id)
         if isinstance(message, Failure):
             self._book_failure(message, shard)
@@ -82,10 +82,10 @@ class Ledger:
         elif isinstance(message, PartDone) and message.record:
             if message.part in shard.parts:
                 return
-            self._failed_in_a_row = 0
+            self._failures_in_a_row = 0
             shard.parts[message.part] = message.record
             shard.bytes += message.counts.bytes
-            # Spares the next run the part's footer, if its shard is still open then.
+            # Saves the next run reading the part's footer if the shard stays open.
             self.plan.part_index.add(message.record)
             self._count(message)
         if shard.complete and not shard.failed:
@@ -103,7 +103,7 @@ class Ledger:
             self._count_failure()
 
     def _shard(self, shard_id: str) -> _ShardInProgress | None:
-        """The shard, which is open from its first row to its commit; None after that."""
+        """Return the open shard, from its first message to its commit; None after that."""
         if shard_id not in self.open and shard_id in self.plan.states:
             state = self.plan.states[shard_id]
             self.open[shard_id] = _ShardInProgress(dict(state.parts))
@@ -121,22 +121,22 @@ class Ledger:
 
     def _count_failure(self) -> None:
         now = time.monotonic()
-        if not self._failed_in_a_row:
-            self._first_of_row = now
-        self._failed_in_a_row += 1
-        lasted = now - self._first_of_row
-        if self._failed_in_a_row < GIVE_UP_PARTS or lasted < GIVE_UP_S or self.gave_up:
+        if not self._failures_in_a_row:
+            self._first_failure_s = now
+        self._failures_in_a_row += 1
+        lasted = now - self._first_failure_s
+        if self._failures_in_a_row < GIVE_UP_PARTS or lasted < GIVE_UP_S or self.gave_up:
             return
         self.gave_up = True
         self.outcome.fail_first(
-            f"given up: {self._failed_in_a_row} parts failed one after another in {lasted:.0f} s "
-            "(their errors say why); run again when that is mended"
+            f"given up: {self._failures_in_a_row} parts failed one after another in {lasted:.0f} s "
+            "(their errors say why); fix that and run again"
         )
 
     def _close(self, shard_id: str, shard: _ShardInProgress) -> None:
-        """Have a whole shard committed; where that fails it costs this shard, not the others."""
+        """Start the commit of a complete shard; a mismatch fails this shard only."""
         if shard.accounted != shard.samples:
-            counts = f"{shard.samples} samples in, {shard.accounted} accounted for"
+            counts = f"{shard.samples} samples were read, but its parts hold {shard.accounted}"
             self._fail(shard_id, shard, f"shard '{shard_id}': {counts}")
             self.plan.part_index.forget(shard_id)
             return
@@ -152,7 +152,7 @@ class Ledger:
         return writer.with_manifest_etag(record)
 
     def _settle(self, waiting: int) -> None:
-        """Take note of commits that are through, and wait till at most `waiting` are not."""
+        """Record finished commits, and wait until at most `waiting` are unfinished."""
         while self._commits and (self._commits[0][2].done() or len(self._commits) > waiting):
             shard, counted, commit = self._commits.popleft()
             try:
@@ -164,7 +164,7 @@ class Ledger:
                 continue
             self.plan.part_index.close(shard.shard_id)
             left_out = record.counts.left_out
-            # Headers, sidecars, parts that were there: what the images' bytes do not say.
+            # The bytes besides this run's images: headers, sidecars, earlier parts.
             self.outcome.counts += Counts(
                 shards=1,
                 empty_shards=int(not record.samples),
@@ -181,7 +181,7 @@ class Ledger:
     def _note(self, record: ShardRecord) -> None:
         self._records.append(record)
         if len(self._records) >= INDEXED_AT_ONCE:
-            # Without it the next run reads these manifests; what matters fails on its own.
+            # The index only saves the next run reading these manifests.
             with suppress(PipelineError):
                 self.plan.writer.index(self._records)
             self._records.clear()
@@ -192,7 +192,7 @@ class Ledger:
             listener.on_part(done)
 
     def finish(self) -> None:
-        """Wait for commits, and report the shards that never became whole though none said why."""
+        """Wait for commits, then report shards that are incomplete without a recorded failure."""
         self._settle(0)
         self._pool.shutdown()
         if self.gave_up:
@@ -202,11 +202,11 @@ class Ledger:
         for shard_id, shard in sorted(self.open.items()):
             if not shard.failed:
                 self.plan.part_index.forget(shard_id)
-                known = "an unknown number" if shard.total is None else shard.total
+                total = "an unknown number of" if shard.total is None else shard.total
                 self.outcome.fail(
-                    f"shard '{shard_id}': {len(shard.parts)} of {known} of parts arrived"
+                    f"shard '{shard_id}': {len(shard.parts)} of {total} parts finished"
                 )
 
     def abandon(self) -> None:
-        """Start no more commits; those that run end on their own."""
+        """Start no more commits; running ones finish in their threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,9 +1,9 @@
-"""The messages between the stages, and how they travel through Ray.
+"""Messages between the stages, and their encoding as Ray rows.
 
     ShardTask -> [read] SampleBatch -> [align] FaceBatch -> [invert] LatentBatch -> [write] PartDone
 
-A reader ends each shard with a `ShardEnd`. A stage that fails sends a `Failure` in place of its
-part. Both pass through the later stages.
+A reader ends each shard with a `ShardEnd`. A stage that fails sends a `Failure` instead of its
+part. Both pass through the later stages unchanged.
 
 Ray merges, splits and drops blocks of many rows, so each message is one row. Its Arrow tables are
 columns of IPC bytes, which Ray moves as they are; everything else is one small pickled column.
@@ -31,29 +31,29 @@ _TABLES = ("samples", "faces", "latents", "initial_codes", "rejects")
 
 
 class Message:
-    """Base of all messages; each names the shard and the part that it is about."""
+    """Base of all messages: each has a shard and a part number."""
 
     part: int
     shard: Shard
 
     @property
     def shard_id(self) -> str:
-        """Id of the shard."""
+        """Return the id of the shard."""
         return self.shard.shard_id
 
 
 @dataclass
 class ShardTask(Message):
-    """Work to do on one shard: all parts but those in `existing`."""
+    """Task to process one shard: all parts except those in `existing`."""
 
     shard: Shard
     part_size: int
     existing: frozenset[int] = frozenset()
-    take: int | None = None  # only the first so many samples
+    take: int | None = None  # number of first samples to process; None: all
     init: str | None = None  # table with the initial codes of the faces
     where: str | None = None  # condition on its faces; only their samples are read
     options: ReadOptions = field(default_factory=ReadOptions)
-    part: int = 0  # that its reader is at
+    part: int = 0  # current part of its reader
 
     def initial_codes(self) -> InitialCodes | None:
         """Return the initial codes of the shard's faces; None without a table of them."""
@@ -64,7 +64,7 @@ class ShardTask(Message):
     ) -> Iterator[Sample]:
         """Yield the shard's samples; with a condition those that have a chosen face.
 
-        What is passed over on the way is counted in `left_out`.
+        Files that are skipped are counted in `left_out`.
         """
         keys = codes.keys if codes and self.where else None
         return itertools.islice(read_samples(self.shard, keys, self.options, left_out), self.take)
@@ -72,7 +72,7 @@ class ShardTask(Message):
 
 @dataclass
 class Batch(Message):
-    """A part on its way; `shard` does not list its files."""
+    """Part of a shard between two stages; `shard` does not list its files."""
 
     shard: Shard
     part: int
@@ -84,7 +84,7 @@ class SampleBatch(Batch):
     """Samples of a part, as read."""
 
     samples: pa.Table  # of stages.read.SAMPLES
-    initial_codes: pa.Table | None = None  # initial codes, where the job has them
+    initial_codes: pa.Table | None = None  # None if the job has none
 
 
 @dataclass
@@ -106,9 +106,9 @@ class LatentBatch(Batch):
 
 @dataclass
 class PartDone(Batch):
-    """A part that is written."""
+    """Written part."""
 
-    record: PartRecord | None = None  # of its files in the table; None: of no table (crops)
+    record: PartRecord | None = None  # of its files in the table; None for crops
 
 
 @dataclass
@@ -118,7 +118,7 @@ class ShardEnd(Message):
     shard: Shard
     part: int
     samples: int
-    left_out: LeftOut = field(default_factory=LeftOut)  # files that its reader passed over
+    left_out: LeftOut = field(default_factory=LeftOut)  # files that its reader skipped
 
 
 @dataclass
@@ -134,9 +134,9 @@ class Failure(Message):
 
     @classmethod
     def of(cls, message: Message, stage: str, error: Exception, node: str = "") -> Failure:
-        """Report `error` of `stage` about `message`.
+        """Create the failure for an `error` of `stage` on `message`.
 
-        An error that is not raised on purpose names its place in the code.
+        An unexpected error names its place in the code.
         """
         expected = isinstance(error, PipelineError)
         frames = [] if expected else traceback.extract_tb(error.__traceback__)[-1:]
@@ -158,7 +158,7 @@ def kind_of(row: Row) -> type[Message]:
 
 
 def to_row(message: Message) -> Row:
-    """Return `message` as a Ray row; all messages have the same columns."""
+    """Encode `message` as a Ray row; all messages have the same columns."""
     values = vars(message)
     tables = {name: value for name, value in values.items() if isinstance(value, pa.Table)}
     facts = {name: value for name, value in values.items() if name not in tables}
@@ -169,7 +169,7 @@ def to_row(message: Message) -> Row:
 
 
 def from_row(row: Row) -> Message:
-    """Return the message in `row`; its tables share the row's memory."""
+    """Decode the message in `row`; its tables share the row's memory."""
     tables = {name: _unpack(row[name]) for name in _TABLES if row[name]}
     return _KINDS[row["kind"]](**pickle.loads(row["facts"]), **tables)
 

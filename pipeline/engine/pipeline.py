@@ -1,4 +1,4 @@
-"""The stages as one Ray Data pipeline: shards in, one small message per part out."""
+"""Build and run the stages as one Ray Data pipeline: shards in, one small message per part out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def build_pipeline(source: Any, stages: Sequence[Stage], pools: Pools) -> Any:
 def stage_of(operator: str, stages: Sequence[Stage]) -> Stage | None:
     """Return the stage that the Ray Data operator of this name runs; None for the source."""
     named = re.fullmatch(r"(?:Flat)?Map\((\w+)\)", operator)
-    return next((one for one in stages if named and type(one).__name__ == named[1]), None)
+    return next((each for each in stages if named and type(each).__name__ == named[1]), None)
 
 
 def _worker_class(stage: Stage) -> Any:
@@ -57,10 +57,10 @@ def _task(stage: Stage) -> Callable[[Row], Iterator[Row]]:
 
 
 def _actor_pool(size: int, parts_at_once: int) -> tuple[ActorPoolStrategy, dict[str, Any]]:
-    """Return a pool of up to `size` actors with so many calls at once each.
+    """Return a pool of up to `size` actors, each with `parts_at_once` concurrent calls.
 
-    A pool and not tasks: Ray ends a process that had no task for a second, and starting another
-    takes seconds of a core. Ray 2.57 and 2.58 take the number of calls as an option of the actor.
+    Tasks would be slower: Ray ends a process that is idle for a second, and starting one takes
+    seconds of a core. Ray 2.57 and 2.58 take the number of calls as an option of the actor.
     """
     if parts_at_once == 1:
         return ActorPoolStrategy(min_size=1, max_size=size), {}
@@ -72,7 +72,7 @@ def _actor_pool(size: int, parts_at_once: int) -> tuple[ActorPoolStrategy, dict[
 
 
 def run_pipeline(dataset: Any) -> Iterator[Message]:
-    """Yield the messages that come out, as they are finished."""
+    """Run the pipeline; yield the messages of the last stage as they arrive."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for row in dataset.iter_rows():

@@ -1,7 +1,7 @@
-"""What is to be done: the table opened, the input compared with it, shard by shard as it is listed.
+"""Plan of a run: opens the table and compares the input with it, shard by shard during the listing.
 
-Nothing here grows with the images of the input: of shards that are done only numbers are kept, and
-of those to do a window of a few thousand.
+Memory does not grow with the input: done shards are only counted, and a window of a few thousand
+shards to do is held.
 """
 
 from __future__ import annotations
@@ -35,37 +35,37 @@ from pipeline.table import (
     open_for_writing,
 )
 
-# Shards that wait for their turn, and names of files in them: about 10 MB and 30 MB.
+# Shards in the queue, and names of files in them: about 10 MB and 30 MB.
 WINDOW_SHARDS = 4096
 WINDOW_NAMES = 200_000
 
 
 @dataclass
 class Backlog:
-    """What comparing the input with the table has found so far."""
+    """Work to do and work done, as far as the input is compared with the table."""
 
     shards: int = 0  # to do
-    bytes: int = 0  # of these
+    bytes: int = 0  # of the shards to do
     done_shards: int = 0
     done_bytes: int = 0
     done_samples: int = 0
-    done_parts: int = 0  # of shards that are done, and those that the others have
-    complete: bool = False  # whether all is listed that is to be in the table
-    limited: bool = False  # whether the input may have more, which `--limit` leaves out
-    left_out: LeftOut = field(default_factory=LeftOut)  # what the listing passed over
-    images: int = 0  # to do, of shards whose number of images is known from the listing
+    done_parts: int = 0  # of done shards, and existing parts of the others
+    complete: bool = False  # whether the listing is finished
+    limited: bool = False  # whether `--limit` may leave out samples
+    left_out: LeftOut = field(default_factory=LeftOut)  # files that the listing skipped
+    images: int = 0  # to do, in shards whose number of images is known from the listing
     uncounted_bytes: int = 0  # of the other shards to do
-    uncounted_done: int = 0  # images of parts that these have
-    chosen: bool = False  # whether `--where` chooses images, whose number nobody knows
+    uncounted_done: int = 0  # images in existing parts of those shards
+    chosen: bool = False  # whether `--where` chooses images: their number is unknown
     limit: int | None = None  # of the whole table
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, at one time: the listing goes on in another thread."""
-        found = {one.name: getattr(self, one.name) for one in fields(self)}
-        return found | {"left_out": self.left_out.ordered()}
+        """Return a JSON-ready snapshot; another thread goes on changing the numbers."""
+        numbers = {field.name: getattr(self, field.name) for field in fields(self)}
+        return numbers | {"left_out": self.left_out.ordered()}
 
     def add(self, state: ShardState, take: int | None) -> None:
-        """Count a shard that is to do, of which at most `take` samples are."""
+        """Count a shard to do, with at most `take` of its samples."""
         self.shards += 1
         self.bytes += state.shard.size
         self.done_parts += len(state.parts)
@@ -78,9 +78,9 @@ class Backlog:
             self.uncounted_done += done
 
     def images_to_do(self, samples: int, size: int) -> int | None:
-        """Images that are to do, those that are done since among them; None while unknown.
+        """Return the images to do, including those done in this run; None while unknown.
 
-        Of archives estimated by how many `samples` the `size` bytes that were read hold.
+        Archives are estimated from the `samples` per `size` bytes read so far.
         """
         if not self.uncounted_bytes:
             return self.images
@@ -92,12 +92,12 @@ class Backlog:
 
 
 class TaskQueue:
-    """The shards to do, as an iterator that is used up.
+    """One-pass iterator over the shards to do.
 
-    Of the next few thousand the largest comes first, so that a shard that is a hundred times the
-    others is not what everything waits for in the end. An input of fewer is compared with the
-    table to its end before the first shard is given out, and what is wrong with it is raised then;
-    an error that comes later is raised when all that was found before it is given out.
+    It yields the largest of the next few thousand shards first, so that the run does not end with
+    one shard that is a hundred times larger than the others. A smaller input is compared with the
+    table completely before the first shard is yielded, and its errors are raised then; a later
+    error is raised after all shards before it were yielded.
     """
 
     def __init__(self, source: Iterator[ShardTask]) -> None:
@@ -106,7 +106,7 @@ class TaskQueue:
         self._names = 0
         self._count = itertools.count()
         self._given = False
-        self._error: Exception | None = None  # that ended the source while shards were waiting
+        self._error: Exception | None = None  # of the source, raised after the queued shards
 
     def __iter__(self) -> Iterator[ShardTask]:
         return self
@@ -134,7 +134,7 @@ class TaskQueue:
                 self._source = None
                 if not self._given:
                     raise
-                self._error = error  # raised behind the shards that were found before
+                self._error = error  # raised after the queued shards
                 return
             if work is None:
                 self._source = None
@@ -145,7 +145,7 @@ class TaskQueue:
 
 @dataclass
 class Plan:
-    """The shards that are to do, how far each is, and what is done already."""
+    """Plan of a run: tasks, state of each shard, backlog, writer."""
 
     job: ResolvedJob
     writer: TableWriter
@@ -153,7 +153,7 @@ class Plan:
     tasks: TaskQueue = field(default_factory=lambda: TaskQueue(iter(())))
     states: dict[str, ShardState] = field(default_factory=dict)  # of the tasks, until committed
     backlog: Backlog = field(default_factory=Backlog)
-    error: Exception | None = None  # what ended `tasks`
+    error: Exception | None = None  # that ended `tasks`
     part_index: PartIndex = field(init=False)
     orphans: Orphans = field(init=False)
 
@@ -169,12 +169,12 @@ def take_first(
     backlog: Backlog,
     options: ReadOptions | None = None,
 ) -> Iterator[tuple[ShardState, int | None]]:
-    """The states that hold the first `limit` samples, with how many to take at most (None: all).
+    """Yield (state, maximum samples to take) of the shards with the first `limit` samples.
 
-    `backlog.limited` is set where the input may hold more samples than that.
+    None as the maximum means all. Sets `backlog.limited` if the input may hold more samples.
 
-    A shard that is damaged is one of them, so that it fails alone, with the samples before the
-    damage; what lies behind it is taken as if it held no more.
+    A damaged shard counts with the samples before its damage, so that it alone fails and the
+    shards after it are used as if it ended there.
     """
     left = limit
     for state in states:
@@ -195,20 +195,20 @@ def take_first(
 
 
 def _without_cut_parts(state: ShardState, taken: int, part_size: int) -> ShardState:
-    """`state` without the parts that end where another limit cut the shard, which become stale.
+    """Return `state` without the parts that another limit cut short; those become stale.
 
-    How much is taken of a shard changes with the shards before it. A part is sure to be right if it
-    is full and ends within the samples that are `taken`, or if it ends with the last of them.
+    The shards before this one decide how much of it is taken. A part is valid if it is full and
+    ends within the `taken` samples, or if it ends with the last of them.
     """
     dropped: list[int] = []
     contiguous = end = 0
     for number, summary in sorted(state.parts.items()):
-        known = number == contiguous
-        contiguous += known
-        # Where parts before it are not known it ends there at the latest.
-        end = (end if known else number * part_size) + summary.samples
+        follows = number == contiguous  # on an unbroken row of parts
+        contiguous += follows
+        # After a gap this is the latest possible end.
+        end = (end if follows else number * part_size) + summary.samples
         full = summary.samples == part_size and end <= taken
-        if not full and not (known and end == taken):
+        if not full and not (follows and end == taken):
             dropped.append(number)
     return state.without(dropped) if dropped else state
 
@@ -216,13 +216,13 @@ def _without_cut_parts(state: ShardState, taken: int, part_size: int) -> ShardSt
 def make_plan(
     config: JobConfig, *, dry_run: bool = False, shards: ShardListing | None = None
 ) -> Plan:
-    """Open the table and get ready to compare the input with it.
+    """Open the table and prepare the comparison of the input with it.
 
-    Raises a `RequestError` for whatever is wrong with the request. Writes `_table.json` if the
-    table is new, and nothing with `dry_run`. The input is listed as `Plan.tasks` is used; `shards`
-    is its listing where `check_request` has begun it.
+    Raises a `RequestError` for a wrong request. Writes `_table.json` if the table is new, and
+    nothing with `dry_run`. Iterating `Plan.tasks` lists the input; `shards` is its listing, if
+    `check_request` has already started it.
     """
-    # An input that is not there, or not of images, is refused before the table is made.
+    # A missing input, or one without images, is refused before the table is created.
     shards = check_request(config) if shards is None else shards
     options = replace(config.read_options, keep_columns=shards.kept)
     enter_phase("loading the model")
@@ -241,7 +241,7 @@ def make_plan(
 
 
 def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator[ShardTask]:
-    """What is to do of each shard; files that another state of it left are removed first."""
+    """Yield the task of each shard to do, after deleting its stale files."""
     backlog = plan.backlog
     orphans = None if plan.writer.read_only else plan.orphans
     states = plan.writer.states(shards, plan.part_index, orphans)

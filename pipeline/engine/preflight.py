@@ -1,6 +1,6 @@
-"""What is wrong with a request and shows at once: told before Ray and PyTorch are imported.
+"""Check a request before Ray and PyTorch are imported, so that a mistake is reported at once.
 
-Nothing here is done twice: the listing of the input that is begun here is gone on with.
+The listing of the input that starts here is continued by the run.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pipeline.table import TABLE_OUTPUT, check_kept, open_initial_table
 
 
 def check_request(config: JobConfig) -> ShardListing:
-    """The shards of the input, as `open_input`, when all that a request names is there.
+    """Check all that a request names, and return the listing of its input, as `open_input` does.
 
-    Raises a `RequestError` for an output that cannot be one, a model, table or input that is not
-    there, an input that holds nothing to read, and for credentials that open none of it.
+    Raises a `RequestError` for an unusable output, a missing model, table or input, an input
+    without images, and for credentials without access.
     """
-    with access_refused(config.output, config.input):
+    with access_errors_as_config_errors(config.output, config.input):
         check_address()
         check_kept(config.kept_names)
         check_output(config.output)
@@ -49,10 +49,9 @@ def check_request(config: JobConfig) -> ShardListing:
 
 
 def open_input(config: JobConfig) -> ShardListing:
-    """The shards of the input, of which the first is listed: it is there, and holds images.
+    """Start to list the input; the first shard proves that it exists and holds images.
 
-    Raises `InputError` where it does not, and as `list_shards`, `check_columns` and `kept_types`
-    do.
+    Raises `InputError` if not, and the errors of `list_shards`, `check_columns` and `kept_types`.
     """
     shards = list_shards(
         config.input, files_per_shard=config.files_per_shard, options=config.read_options
@@ -64,11 +63,11 @@ def open_input(config: JobConfig) -> ShardListing:
 
 
 @contextmanager
-def access_refused(*uris: str) -> Iterator[None]:
-    """Turn credentials that do not open `uris` into what they are before any work: a wrong request.
+def access_errors_as_config_errors(*uris: str) -> Iterator[None]:
+    """Turn an `AccessError` about `uris` into a `ConfigError`, as no work has started.
 
-    Raises `ConfigError` for an `AccessError`, with what is wrong with S3's credentials where that
-    is the reason: the request that failed may not have said it.
+    The text says what is wrong with the S3 credentials, if that is the reason: the error of the
+    failed request may not say so.
     """
     try:
         yield
@@ -76,8 +75,8 @@ def access_refused(*uris: str) -> Iterator[None]:
         try:
             for uri in uris:
                 check_credentials(canonical_uri(uri))
-        except AccessError as known:
-            raise ConfigError(str(known)) from error
+        except AccessError as reason:
+            raise ConfigError(str(reason)) from error
         if isinstance(error, AccessError):
             raise ConfigError(str(error)) from error
         raise

@@ -1,8 +1,8 @@
-"""A folder of this run alone, for the sockets, logs and notes of a Ray of its own.
+"""Private folder of a run, for the sockets, logs and crash counts of its own Ray.
 
-Ray makes its own folders writable for everyone. They lie in one that only this user enters, that
-nobody can guess or make before, and that goes at the end. A driver that was killed leaves its
-folder; the next run of the same user removes it, as the lock on it went with the driver.
+Ray makes its folders writable for everyone. They are inside a folder that only this user can
+enter, with a name that others cannot predict, and that is removed at the end. A killed driver
+leaves its folder behind; the next run of the same user removes it, as the lock on it is free.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _PREFIX = "restyle-"
 _LOCK = "lock"
 # A socket's path has at most 107 bytes: below the folder up to 70 of Ray's session, 18 of ours.
 _LONGEST_PARENT = 18
-_UNLOCKED_S = 3600.0  # a folder without its lock is that of a driver killed as it began
+_UNLOCKED_S = 3600.0  # after this a folder without a lock is one of a killed driver
 _REMOVE_S = 10.0  # Ray's processes write their last lines while they end
 
 _held: dict[str, int] = {}  # folders of this process, and the open files that lock them
 
 
 def make_private_folder() -> Path:
-    """Make a folder, 0700, in the temp directory, or in /tmp where its path is too long."""
+    """Create a folder with mode 0700 in the temp directory, or in /tmp if that path is too long."""
     parent = tempfile.gettempdir()
     if len(os.fsencode(parent)) > _LONGEST_PARENT:
         parent = "/tmp"
@@ -35,13 +35,13 @@ def make_private_folder() -> Path:
     new = folder / "new"
     lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    new.rename(folder / _LOCK)  # seen only when it is locked
+    new.rename(folder / _LOCK)  # other runs see it only when it is locked
     _held[str(folder)] = lock
     return folder
 
 
 def remove_private_folder(folder: Path) -> None:
-    """Remove the folder and all in it; waits a few seconds for who still writes there."""
+    """Delete the folder; waits a few seconds for processes that still write there."""
     deadline = time.monotonic() + _REMOVE_S
     while folder.exists() and time.monotonic() < deadline:
         shutil.rmtree(folder, ignore_errors=True)
@@ -52,7 +52,7 @@ def remove_private_folder(folder: Path) -> None:
 
 
 def is_private(folder: Path) -> bool:
-    """Return whether a path is a folder, not a link, that this user alone may enter."""
+    """Return whether a path is a folder, not a link, that only this user may enter."""
     status = folder.lstat()
     return (
         stat.S_ISDIR(status.st_mode)
@@ -62,7 +62,7 @@ def is_private(folder: Path) -> bool:
 
 
 def _remove_left_over(parent: Path) -> None:
-    """Remove the folders of this user's drivers that were killed."""
+    """Delete the folders of this user's killed drivers."""
     for folder in parent.glob(f"{_PREFIX}????????"):
         try:
             if is_private(folder) and _is_left_over(folder):

@@ -1,7 +1,7 @@
-"""Prometheus metrics of a running job, through Ray's own exporter on every node.
+"""Prometheus metrics of a running job, exported by Ray on every node.
 
-Ray puts `ray_` before the names and adds labels of its own. What the driver counts, it counts from
-the rows that it takes, each part once, so that the numbers are those of the table.
+Ray adds the prefix `ray_` and labels. The driver counts each part once, from the messages that it
+receives, so the numbers equal those of the table.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ BUSY = "restyle_inverter_busy_fraction"
 QUEUED = "restyle_queued_parts"  # {stage}; before readers: shards
 WORKERS = "restyle_workers"  # {stage}: actors, or running tasks
 NAMES = (*COUNTERS, REJECTS, STAGE_SECONDS, BUSY, QUEUED, WORKERS)
-# How often the pipeline is looked at, and over how long its inverters' work is averaged.
+# Interval of the observations, and the time over which the inverters' work is averaged.
 EVERY_S = 2.0
 BUSY_OVER_S = 20.0
 
 
 class PrometheusMetrics(Listener):
-    """The metrics of one run; Ray must be running."""
+    """Metrics of one run; Ray must be running."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = stages
@@ -55,7 +55,7 @@ class PrometheusMetrics(Listener):
         self._inverted = self._actor_seconds = 0.0
 
     def on_part(self, done: PartDone) -> None:
-        """Count a part that is in the table."""
+        """Count a written part."""
         counts = done.counts
         self._add("restyle_samples_total", counts.samples)
         self._add("restyle_faces_total", counts.faces)
@@ -79,11 +79,11 @@ class PrometheusMetrics(Listener):
         self._add("restyle_failures_total", 1)
 
     def _add(self, name: str, count: int) -> None:
-        if count:  # Ray refuses to add nothing
+        if count:  # Ray refuses to add 0
             self._counters[name].inc(count)
 
     def observe(self, executor: Any) -> None:
-        """Export the queues and workers of the stages; called many times a second."""
+        """Export the queues and workers of the stages; called many times per second."""
         now = time.monotonic()
         if now - self._polled < EVERY_S:
             return
@@ -115,6 +115,6 @@ class PrometheusMetrics(Listener):
         if Progress.current:
             Progress.current.set_stages(states)
         if now - self._averaged >= BUSY_OVER_S and self._actor_seconds:
-            # A part counts when it arrives, so that a short while may hold more than its time.
+            # A part counts when it arrives, so a short interval may hold more work than time.
             self._busy.set(min(1.0, self._inverted / self._actor_seconds))
             self._averaged, self._inverted, self._actor_seconds = now, 0.0, 0.0

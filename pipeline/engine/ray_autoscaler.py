@@ -1,13 +1,13 @@
-"""How many nodes a running job asks for: room for each part that its pools of actors hold.
+"""Autoscaling by backlog: request resources for one actor per part that the actor pools hold.
 
-Ray Data 2.60 asks by itself (`RateBasedClusterAutoscaler`), but for twice the present throughput as
-long as the job runs, and repeats the last request when the cluster idles: nodes with GPUs stay up
-while the last parts are aligned, though no inverter has work. And its request is one for all: if it
-names one GPU more than the cluster may ever have, Ray's autoscaler drops the whole, CPUs too.
+The autoscaler of Ray Data 2.60 (`RateBasedClusterAutoscaler`) requests twice the current throughput
+for the whole job and repeats its last request while the cluster idles: GPU nodes stay up while the
+last parts are aligned, although no inverter has work. It sends one request for everything: if that
+names one GPU more than the cluster may have, Ray drops all of it, the CPUs too.
 
-Here each actor that is missing is asked for by a task that does nothing and needs what the actor
-needs. Ray's autoscaler, of any version, sees each one by itself: it starts nodes for those that it
-may, and leaves the others waiting. A node that nobody uses goes down, as nothing holds it.
+Here each missing actor is represented by a pending task that does nothing and reserves the same
+resources. Ray's autoscaler, in every version, handles each task alone: it starts nodes for those
+that it can, and leaves the others pending. Unused nodes shut down, as nothing reserves them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import ray
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 
 ASK_EVERY_S = 5.0
-# A node takes minutes to come: what is wanted for less than this is not asked for.
+# A node takes minutes to start: a shorter demand is not requested.
 DEBOUNCE_S = 20.0
-# Of one pool at a time: where nothing comes, they wait in vain.
+# Per pool: pending tasks cost Ray work if no node ever starts.
 MAX_PENDING_REQUESTS = 256
 
 
 class Debounced:
-    """A count that follows the observed one after that stayed above, or below, for `seconds`."""
+    """Debounced count: changes after the observed one was above, or below, it for `seconds`."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = DEBOUNCE_S if seconds is None else seconds
@@ -36,7 +36,7 @@ class Debounced:
         self.value = 0
 
     def observe(self, count: int, now: float) -> int:
-        """Take in the count of `now` (s); returns the debounced one, at first that count."""
+        """Add the count at time `now` (s); return the debounced count, initially the first one."""
         self.observed.append((now, count))
         while self.observed[0][0] < now - self.seconds:
             self.observed.popleft()
@@ -46,18 +46,19 @@ class Debounced:
 
 
 def target_actors(pool: Any) -> int:
-    """One actor for each part that a Ray Data actor pool has, worked on or next in line.
+    """Return one actor per part that a Ray Data actor pool has in work or queued at an actor.
 
-    Ray Data gives an actor two parts at a time, so a pool that is full wants to double.
+    Ray Data gives each actor two parts, so a full pool doubles.
     """
     parts = math.ceil(pool.num_tasks_in_flight() / pool.max_actor_concurrency())
     return int(min(max(parts, pool.min_size()), pool.max_size()))
 
 
 def missing_workers(operator: Any, queued: int) -> int:
-    """How many more actors, or tasks, of a Ray Data `operator` there is work for.
+    """Return how many more actors, or tasks, of a Ray Data `operator` there is work for.
 
-    Tasks start wherever there is room, so one is missing only if none runs and blocks are `queued`.
+    Tasks start wherever resources are free: one is missing only if none runs and blocks are
+    `queued`.
     """
     if operator.has_completed():
         return 0
@@ -68,16 +69,16 @@ def missing_workers(operator: Any, queued: int) -> int:
 
 
 class PendingRequests:
-    """Tasks that wait for room, to be seen by Ray's autoscaler."""
+    """Pending tasks that request resources from Ray's autoscaler."""
 
     def __init__(self, needs: Any) -> None:
-        # A lambda, as a worker would have to import this module for a function of it.
+        # A lambda is pickled by value; for a function a worker would import this module.
         nothing = ray.remote(lambda: None)
         self.task = nothing.options(num_cpus=needs.cpu, num_gpus=needs.gpu, max_retries=0)
         self.tasks: list[Any] = []
 
     def keep(self, count: int) -> None:
-        """Let `count` tasks wait: those that found room are replaced, surplus ones cancelled."""
+        """Keep `count` tasks pending: replace those that have run, cancel surplus ones."""
         if self.tasks:
             _, self.tasks = ray.wait(
                 self.tasks, num_returns=len(self.tasks), timeout=0, fetch_local=False
@@ -89,7 +90,7 @@ class PendingRequests:
 
 
 class BacklogAutoscaler(ClusterAutoscaler):
-    """Takes the place of `ray_own`, the autoscaler that a Ray Data execution begins with."""
+    """Replaces `ray_own`, the autoscaler that a Ray Data execution starts with."""
 
     def __init__(self, ray_own: Any, topology: Any, *, nodes_may_come: bool = True) -> None:
         self.ray_own, self.topology, self.nodes_may_come = ray_own, topology, nodes_may_come
@@ -103,12 +104,12 @@ class BacklogAutoscaler(ClusterAutoscaler):
         self.last_request = -math.inf
 
     def try_trigger_scaling(self) -> None:
-        """Ask for what is missing; called many times a second."""
+        """Request the missing workers; called many times per second."""
         now = time.monotonic()
         if now - self.last_request < ASK_EVERY_S:
             return
         self.last_request = now
-        # An empty request keeps this execution's share of the cluster, which is dropped otherwise.
+        # An empty request keeps this execution's share of the cluster, which expires otherwise.
         self.ray_own._send_resource_request([])
         for operator, pending_requests in self.pending_requests.items():
             queued = self.topology[operator].total_enqueued_input_blocks()
@@ -116,20 +117,20 @@ class BacklogAutoscaler(ClusterAutoscaler):
             pending_requests.keep(self.debounced[operator].observe(count, now))
 
     def on_executor_shutdown(self) -> None:
-        """Withdraw whatever is asked for."""
+        """Withdraw all requests."""
         for pending_requests in self.pending_requests.values():
             pending_requests.keep(0)
         self.ray_own.on_executor_shutdown()
 
     def get_total_resources(self) -> Any:
-        """What the cluster has for this execution, as Ray counts it."""
+        """Return the resources of the cluster for this execution, as Ray counts them."""
         return self.ray_own.get_total_resources()
 
 
 def scale_by_backlog(executor: Any, *, nodes_may_come: bool) -> None:
-    """Size the cluster by the backlog in an execution that is about to start.
+    """Install the backlog autoscaler in an execution that is about to start.
 
-    `nodes_may_come` says whether Ray's autoscaler is there to hear of it.
+    `nodes_may_come` says whether Ray's own autoscaler runs and can start nodes.
     """
     executor._cluster_autoscaler = BacklogAutoscaler(
         executor._cluster_autoscaler, executor._topology, nodes_may_come=nodes_may_come
@@ -137,9 +138,9 @@ def scale_by_backlog(executor: Any, *, nodes_may_come: bool) -> None:
 
 
 def requested_workers(executor: Any) -> dict[Any, int]:
-    """Return for each operator of an execution how many workers an autoscaler is asked for.
+    """Return, for each operator of an execution, how many workers are requested.
 
-    Empty where no autoscaler may start a node: no one hears what is asked for.
+    Empty if no autoscaler can start nodes.
     """
     scaler = executor._cluster_autoscaler
     if not isinstance(scaler, BacklogAutoscaler) or not scaler.nodes_may_come:

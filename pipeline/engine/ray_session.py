@@ -1,4 +1,4 @@
-"""Where the work runs: a Ray of its own on this machine, or the cluster that the job is in."""
+"""Ray session of a job: a private Ray on this machine, or the cluster that the job belongs to."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +26,12 @@ from pipeline.redaction import without_secrets
 from pipeline.signals import handlers_restored, ignore_further, undisturbed
 from pipeline.storage import S3_PROFILES
 
-# Set before ray is imported: these are read at import and inherited by the workers.
+# Set before ray is imported: it reads them at import, and the workers inherit them.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Ray's C++ side prints an error line for every pool of actors, about nothing.
+    # Ray's C++ side prints a harmless error line for every actor pool.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Spinning OpenMP threads on shared cores cost an inverter thirty times its own work.
     "OMP_WAIT_POLICY": "passive",
@@ -43,8 +44,8 @@ def _prepare_environment() -> None:
             continue
         os.environ.setdefault(name, value)
     if not in_cluster() and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
-        # Without a token of its own, Ray saves one in the user's home, where later tools find it
-        # and refuse to work without it.
+        # Without a given token Ray saves one in the user's home directory, and later Ray commands
+        # of this user then require it.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
 
 
@@ -72,20 +73,20 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster offers in all; `cpus` and `gpus` as Ray counts them."""
+    """Total resources of the cluster; `cpus` and `gpus` as Ray counts them."""
 
     cpus: float
     gpus: float
-    nodes: tuple[Node, ...] = ()  # that are there
+    nodes: tuple[Node, ...] = ()  # alive
     grows: bool = False  # whether an autoscaler may start more nodes
-    folder: Path | None = None  # of this run alone, on this machine; none where others made Ray's
+    folder: Path | None = None  # private to this run; None if Ray uses a folder of others
 
     def on_gpu(self, device: str) -> bool:
-        """Whether work that is to run on `device` (auto, cpu or cuda) gets a GPU."""
+        """Return whether work on `device` (auto, cpu or cuda) gets a GPU."""
         return device == "cuda" or (device == "auto" and self.gpus > 0)
 
     def without(self, unused: Collection[str]) -> Resources:
-        """Return what is left without the nodes of these ids."""
+        """Return the resources of the nodes whose ids are not in `unused`."""
         left = tuple(node for node in self.nodes if node.node_id not in unused)
         gone = [node.resources for node in self.nodes if node.node_id in unused]
         cpus, gpus = (sum(node.get(name, 0.0) for node in gone) for name in ("CPU", "GPU"))
@@ -93,11 +94,11 @@ class Resources:
 
 
 def summarize_error(error: Exception) -> str:
-    """What failed of Ray, or in a worker of its, in one line: the error's type and its last words.
+    """Summarize an error of Ray or of a worker as `Type: last line of its message`.
 
-    A remote error's text is its trace, of which the last line is the error itself.
+    The message of a remote error is a traceback, whose last line is the error itself.
     """
-    # Blanked out before it is cut, as a credential may have several lines.
+    # Remove secrets before cutting: a credential may span several lines.
     lines = without_secrets(str(error)).strip().splitlines()
     last = [line for line in lines if any(map(str.isalnum, line))][-1:]
     return ": ".join([type(error).__name__, *map(str.strip, last)])
@@ -108,18 +109,18 @@ def _start_local(gpus: int | None, folder: Path | None) -> None:
         address="local",
         # Ray also counts GPUs that the installed PyTorch cannot use.
         num_gpus=torch.cuda.device_count() if gpus is None else gpus,
-        # The stages take turns, so their pools may overlap: aligners and inverters, a core each.
+        # Aligners and inverters are rarely busy together, so their pools overlap: a core each.
         num_cpus=2 * whole_cpus() + 1,
         include_dashboard=False,
-        # One below the private folder, as Ray opens it to everyone.
+        # A subfolder of the private one, as Ray makes its own folder writable for everyone.
         _temp_dir=str(folder / "r") if folder else None,
-        **_loudness(),
+        **_log_options(),
     )
 
 
-def _start_local_patiently(gpus: int | None, folder: Path | None) -> None:
-    """Start Ray; on a busy machine, or one that reads it off the disk first, it may take a few
-    tries, as its limit of 15 s for its own agent cannot be set."""
+def _start_local_with_retries(gpus: int | None, folder: Path | None) -> None:
+    """Start Ray with retries: on a busy machine or a cold disk its agent may take longer than 15 s,
+    a limit that cannot be configured."""
     for tries_left in reversed(range(START_TRIES)):
         try:
             with loopback_only():
@@ -131,15 +132,15 @@ def _start_local_patiently(gpus: int | None, folder: Path | None) -> None:
 
 def _join_cluster() -> None:
     check_address()
-    with _cluster_refusals():
-        ray.init(address="auto", runtime_env=shipped_environment(), **_loudness())
+    with _readable_join_errors():
+        ray.init(address="auto", runtime_env=shipped_environment(), **_log_options())
 
 
 def shipped_environment() -> dict[str, Any] | None:
     """Return the runtime environment that gives every worker the driver's choice of S3 profiles.
 
-    None where there is no choice, or where the job was submitted with a value, which its workers
-    have: Ray refuses to be told twice.
+    None if the driver sets no profiles, or if the job was submitted with a value: workers have it
+    then, and Ray refuses a second one.
     """
     profiles = os.environ.get(S3_PROFILES)
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
@@ -149,15 +150,15 @@ def shipped_environment() -> dict[str, Any] | None:
     return {"env_vars": {S3_PROFILES: profiles}}
 
 
-def _loudness() -> Any:
-    """How much of its own Ray prints in this process."""
-    shown = shows_ray_log()
-    return {"logging_level": logging.INFO if shown else logging.ERROR, "log_to_driver": shown}
+def _log_options() -> Any:
+    """Return the options of `ray.init` that set how much Ray prints in this process."""
+    verbose = shows_ray_log()
+    return {"logging_level": logging.INFO if verbose else logging.ERROR, "log_to_driver": verbose}
 
 
 @contextmanager
-def _cluster_refusals() -> Iterator[None]:
-    """Turn what a cluster refuses for good into a `ConfigError` of one line."""
+def _readable_join_errors() -> Iterator[None]:
+    """Turn errors of joining a cluster that retries cannot fix into a one-line `ConfigError`."""
     try:
         yield
     except (RuntimeError, ConnectionError) as error:
@@ -171,15 +172,15 @@ def _cluster_refusals() -> Iterator[None]:
             ) from error
         if "InvalidAuthToken" in text or "Unauthenticated" in text:
             raise ConfigError(
-                "the cluster wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what "
-                "its `ray start` had (or RAY_AUTH_TOKEN_PATH to a file with it)"
+                "the cluster requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the "
+                "values of its `ray start` (or RAY_AUTH_TOKEN_PATH to a file with it)"
             ) from error
         raise
 
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Drop what Ray's C++ side prints while it starts: a line on its own log level."""
+    """Drop the line about its log level that Ray's C++ side prints while it starts."""
     if shows_ray_log():
         yield
         return
@@ -196,24 +197,24 @@ def _silent_stderr() -> Iterator[None]:
 
 def _start(connect: Callable[[], None]) -> None:
     try:
-        # Ray puts a handler of its own in place, which ends the process without a last word.
+        # Ray installs a SIGTERM handler that ends the process without a final message.
         with handlers_restored(), warnings.catch_warnings(), _silent_stderr():
             warnings.simplefilter("ignore")
             with ray_without_signal_handlers():
                 connect()
-    except SystemExit:  # which that handler raises: the run is ending
+    except SystemExit:  # raised by that handler: the run is ending
         ignore_further()
         raise
 
 
-def _offered(folder: Path | None) -> Resources:
+def _cluster_resources(folder: Path | None) -> Resources:
     offered = ray.cluster_resources()
     alive = [node for node in ray.nodes() if node["Alive"]]
     return Resources(
         cpus=offered.get("CPU", 1.0),
         gpus=offered.get("GPU", 0.0),
         nodes=tuple(Node(node["NodeID"], node["Resources"]) for node in alive),
-        # Named after its node type where `ray up` or KubeRay started the node, else absent.
+        # The label exists only on nodes that `ray up` or KubeRay started.
         grows=any(node.get("Labels", {}).get("ray.io/node-group") for node in alive),
         folder=folder,
     )
@@ -223,17 +224,17 @@ def _offered(folder: Path | None) -> Resources:
 def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
     """Join the job's cluster, or start a quiet local Ray, for the length of the block.
 
-    A local Ray offers the GPUs of this machine, or as many as are to be pretended. What it writes
-    lies in a private folder and goes with it, unless RAY_TMPDIR says where it is to be and to stay.
+    A local Ray offers the GPUs of this machine, or `pretended_gpus` if given. Its files are in a
+    private folder that is removed at the end; with RAY_TMPDIR set they are there, and stay.
     """
     own = not in_cluster()
     enter_phase("starting Ray" if own else "joining the Ray cluster")
     folder = make_private_folder() if own and not os.environ.get("RAY_TMPDIR") else None
     output = ExitStack()
     try:
-        _start((lambda: _start_local_patiently(pretended_gpus, folder)) if own else _join_cluster)
+        _start(partial(_start_local_with_retries, pretended_gpus, folder) if own else _join_cluster)
         output.enter_context(ray_lines_in_file())
-        yield _offered(folder)
+        yield _cluster_resources(folder)
     finally:
         with undisturbed(), output:  # Ray also prints while it ends
             enter_phase("stopping Ray")

@@ -1,4 +1,4 @@
-"""Ray Data over the latents of a table, with codes as tensors."""
+"""Read the latents of a table as a Ray dataset, with codes as tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_latents(
     schema: pa.Schema,  # of each of them
     columns: Sequence[str] | None = None,  # None or empty: all
 ) -> LatentsDataset:
-    """Return the rows of part files, in no order, as a Ray dataset; starts Ray where none runs.
+    """Return the rows of part files, unordered, as a Ray dataset; starts Ray if none runs.
 
     Columns of float arrays of one shape, `w_plus` above all, are tensors, where a missing array is
     NaN. Only the `columns` are read. Raises `RequestError` for one that the table does not have.
@@ -39,15 +39,15 @@ def read_latents(
 
 
 class LatentsDataset(Dataset):
-    """Rows of a table's latents, of which `iter_torch_batches` takes what torch has a type for."""
+    """Ray dataset of latents; its `iter_torch_batches` takes only columns with a torch dtype."""
 
     source: tuple[Store, Sequence[str], pa.Schema, list[str]]
 
     def iter_torch_batches(self, *, collate_fn: Any = None, **options: Any) -> Iterable[Any]:
         """Yield batches as `Dataset.iter_torch_batches` does; `w_plus` is [n, n_styles, 512].
 
-        Without a `collate_fn` a batch has the numbers and the tensors alone: Ray raises an error
-        for texts, bytes, truth values and lists of several lengths. A missing number is NaN.
+        Without a `collate_fn` a batch has only numbers and tensors: Ray raises an error for
+        strings, bytes, booleans and lists of unequal lengths. A missing number is NaN.
         """
         if collate_fn is not None or not self.source[-1]:
             return super().iter_torch_batches(collate_fn=collate_fn, **options)
@@ -59,7 +59,7 @@ def _read(store: Store, names: Sequence[str], schema: pa.Schema, columns: Sequen
         empty = schema.empty_table().select(columns)
         return ray.data.from_arrow(_with_tensors(empty))
     paths = [store.path(name) for name in names]
-    # The default would make columns of folders that are called `name=value`.
+    # The default would turn folders named `name=value` into columns.
     rows = ray.data.read_parquet(paths, filesystem=_arrow_filesystem(store), partitioning=None)
     rows = rows.select_columns(list(columns))
     return rows.map_batches(_with_tensors, batch_format="pyarrow", batch_size=None)
@@ -80,7 +80,7 @@ def _with_tensors(rows: pa.Table) -> pa.Table:
 
 def _tensors(column: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
     """Return a column of nested lists as [n, *shape]; NaN for a null."""
-    if isinstance(column, pa.ChunkedArray):  # what no rows or one chunk are combined to
+    if isinstance(column, pa.ChunkedArray):  # the result of combine_chunks for no rows or one chunk
         column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     flat = column
     for _ in shape:

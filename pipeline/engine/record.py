@@ -1,4 +1,4 @@
-"""The run's document, `_runs/<start>-<id>.json`: written at the start, each minute, at the end."""
+"""Write a run's record, `_runs/<start>-<id>.json`, at the start, each minute and at the end."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pipeline.table.runs import RunFile, RunRecord
 def submission_id() -> str | None:
     """Return the id that `ray job submit` printed; None outside a Ray job."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    found = config.get("metadata", {}).get("job_submission_id")
-    return None if found is None else str(found)
+    submission = config.get("metadata", {}).get("job_submission_id")
+    return None if submission is None else str(submission)
 
 
 class RunRecorder(Listener):
-    """Writes the document of one run."""
+    """Listener that writes the record of one run."""
 
     def __init__(self, config: JobConfig, plan: Plan, record: RunRecord) -> None:
         facts = {
             "config": resolved_config(config, plan.job),
             "versions": versions(),
-            # Ray's, for those who look at its dashboard.
+            # The id in Ray's dashboard.
             "job": submission_id(),
         }
         self.plan, self.record = plan, record
@@ -40,24 +40,24 @@ class RunRecorder(Listener):
         return self.file.write(self.plan.backlog.to_dict(), exit_code, **changes)
 
     def start(self) -> None:
-        """Write that the run has begun; fails where nothing can be written."""
+        """Write the first record; raises if the output cannot be written."""
         self.plan.orphans.began = self.plan.writer.store.info(self._write(None)).modified
 
     def on_plan(self, backlog: Backlog) -> None:
-        """Write what is to do."""
+        """Write the backlog."""
         del backlog
         self._write(None)
 
     def on_part(self, done: PartDone) -> None:
-        """Write the counts, once a minute."""
+        """Write the counts, once per minute."""
         del done
         if self.file.is_due:
-            with suppress(PipelineError):  # the next minute's, or the end's, will do
+            with suppress(PipelineError):  # the next write has them too
                 self._write(None)
 
     def refuse(self, error: RequestError) -> None:
-        """Write that the request turned out to be wrong."""
-        with suppress(PipelineError):  # the request is what the user must hear about
+        """Write that the request is wrong."""
+        with suppress(PipelineError):  # the user must see the error of the request
             self._write(2, errors=[str(error)])
 
     def on_end(self, outcome: RunRecord, table: str) -> None:
@@ -66,4 +66,4 @@ class RunRecorder(Listener):
         try:
             self._write(self.record.exit_code)
         except PipelineError as error:
-            self.record.fail(f"the account of this run could not be written: {error}")
+            self.record.fail(f"the record of this run could not be written: {error}")

@@ -1,4 +1,4 @@
-"""How every part of a table is made: settings, model and metrics as the table records them."""
+"""Resolve a config to settings, models and metrics: what all workers use and the table records."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from pipeline.storage import canonical_uri
 from pipeline.table import Columns, TableSpec, check_condition, open_initial_table
 from pipeline.table.spec import EARLIER_VALUES
 
-# Raised by whoever changes what the same weights and settings compute.
+# Increase it with each change of what the same weights and settings compute.
 NUMERICS_VERSION = 2
-_NAMES = {"dlib", "none", *bundle_names()}  # of networks, which are no paths
+_NAMES = {"dlib", "none", *bundle_names()}  # of networks; other values are paths
 
 
 @dataclass(frozen=True)
 class ResolvedJob:
-    """How every part of the table is made; small, and the same in every process."""
+    """Resolved settings of all stages; small, and equal in every process."""
 
     alignment: AlignmentSettings
     inversion: InvertSettings
     spec: TableSpec
-    treatment: str = ""  # how the model's images are treated, in one line
+    treatment: str = ""  # how images are prepared for the model, in one line
 
     @property
     def columns(self) -> Columns:
-        """The table's columns."""
+        """Return the columns of the table."""
         return self.spec.columns
 
 
 @dataclass(frozen=True)
 class _Networks:
-    """The model of a job and what it starts from."""
+    """Model of a job, and the origin of its initial codes."""
 
     model: RestyleModel
-    first: str | None  # the model that begins, where it is another one
-    origin: dict[str, Any]  # of the codes that are started from, for the fingerprint
+    first: str | None  # model of the first steps, if another one
+    origin: dict[str, Any]  # of the initial codes, for the fingerprint
 
 
 def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> ResolvedJob:
-    """Load the model and the metric networks once to learn what the table is to say of them.
+    """Resolve a config; loads the model and the metric networks once for what the table records.
 
-    `kept` are the types of the columns that are carried over from the input.
+    `kept` are the types of the columns that are copied from the input.
 
-    Raises a `RequestError` where the settings, the models and the tables do not go together.
+    Raises a `RequestError` if settings, models and tables do not fit together.
     """
     if not in_cluster():
         device = ready_device(config.device, config.precision)
         if config.precision == "tf32" and device == "cpu":
-            raise ConfigError("--precision tf32 is of GPUs, and the faces are inverted on the CPU")
+            raise ConfigError("--precision tf32 needs a GPU, but the faces are inverted on the CPU")
     networks = _networks(config)
     model = networks.model
     method = make_method(config, model)
@@ -78,7 +78,7 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
             "method": method.to_dict() | networks.origin,
             "steps": "auto" if method.stop else method.steps,
             "alignment": alignment.result_settings(),
-            # The definition has the weights' hash, whatever the file is called.
+            # The definition contains the hash of the weights, not the file name.
             "identity": meter.definitions["id_similarity"],
             "best_step_by": config.best_step_by,
             "precision": config.precision,
@@ -132,33 +132,33 @@ def _inversion(
 
 
 def _from_anywhere(config: JobConfig) -> dict[str, Any]:
-    """The config as the table tells it: with paths that hold in every working directory.
+    """Return the config for the table, with absolute paths.
 
-    That of a Ray job is a copy, whose place says nothing: there they stay as they were given.
+    In a Ray job relative paths stay: the working directory is a temporary copy.
     """
-    told = config.model_dump(exclude_none=True)
+    values = config.model_dump(exclude_none=True)
     if not in_cluster():
-        for name in {"input", "output", "init", "model", "bootstrap", "identity"} & told.keys():
-            if told[name] not in _NAMES:
-                told[name] = canonical_uri(told[name])
-    return told
+        for name in {"input", "output", "init", "model", "bootstrap", "identity"} & values.keys():
+            if values[name] not in _NAMES:
+                values[name] = canonical_uri(values[name])
+    return values
 
 
 def resolved_config(config: JobConfig, job: ResolvedJob) -> dict[str, Any]:
-    """Every setting of a job with the value that `job` gives it; JSON-ready.
+    """Return every setting of a config with the value that `job` resolved; JSON-ready.
 
-    None is what the job has no use for, and the batch of a cluster whose device is not known yet.
+    None for unused settings, and for the batch size on a cluster whose device is not known yet.
     """
     method, alignment = job.inversion.method, job.alignment
     device = config.device if in_cluster() else ready_device(config.device, config.precision)
-    found = config.model_dump() | {
+    values = config.model_dump() | {
         "prealigned": alignment.prealigned,
         "fit": alignment.fit if alignment.prealigned else None,
         "identity": job.inversion.identity,
         "batch_size": config.batch_size or BATCH.get(device),
     }
     if alignment.prealigned:
-        found |= dict.fromkeys(("turns", "search_pixels", "check_below"))
+        values |= dict.fromkeys(("turns", "search_pixels", "check_below"))
     if method.stop:
         rule = method.stop
         used: dict[str, Any] = {
@@ -175,11 +175,11 @@ def resolved_config(config: JobConfig, job: ResolvedJob) -> dict[str, Any]:
         used |= {"iterations": descent.iterations, "space": descent.space, "seed": method.seed}
         if method.name == "hybrid":
             used["distance_weight"] = descent.distance_weight
-    return found | used
+    return values | used
 
 
 def make_method(config: JobConfig, model: RestyleModel) -> Method:
-    """The method that the config names, with its settings; `ConfigError` if `model` has no use."""
+    """Return the method of the config with its settings; `ConfigError` if `model` cannot use it."""
     method = Method(
         config.method,
         config.step_count,
@@ -203,7 +203,7 @@ def _stop_rule(config: JobConfig) -> StopRule:
 
 
 def _end_of_faces(method: Method) -> dict[str, str]:
-    """What the table's column `converged` says, if anything."""
+    """Return the definition of the column `converged`, if the method has one."""
     if method.name != "restyle":
         return {}
     rule = method.rule
@@ -215,7 +215,7 @@ def _end_of_faces(method: Method) -> dict[str, str]:
 
 
 def _borrowed_bound(config: JobConfig) -> str:
-    """What a user of another model than those of this package must know of `--steps auto`."""
+    """Return a warning about the bound of `--steps auto`, which is calibrated on bundled models."""
     if config.steps != "auto" or config.stop_gain is not None or config.model in bundle_names():
         return ""
     return (
@@ -232,7 +232,7 @@ def _descent(config: JobConfig, model: RestyleModel) -> OptimizeSettings:
         space=config.space or own.space,
         iterations=config.iteration_count,
         distance_weight=own.distance_weight if pull is None else pull,
-        # Rounded, so that another machine's last digit does not make another table.
+        # Rounded, as the last digits differ between machines and would change the fingerprint.
         spread=float(f"{latent_spread(model):.3g}"),
     )
 
@@ -254,7 +254,7 @@ def _alignment(config: JobConfig, model: RestyleModel, treatment: Treatment) -> 
 
 
 def _networks(config: JobConfig) -> _Networks:
-    """Load the model, and see that what it starts from fits it."""
+    """Load the model, and check that its initial codes fit it."""
     model = load_model(config.model, **hints_of(config.model_dump()))
     if config.bootstrap:
         first = load_model(config.bootstrap)
@@ -270,50 +270,50 @@ def _started_from_table(config: JobConfig, model: RestyleModel, init: str) -> _N
     table = open_initial_table(init)
     if config.where:
         check_condition(table, config.where)
-    made = table.spec
-    _check_layout(init, made.layout, config.layout())
-    origin = {"init": made.fingerprint, "where": config.where}
-    if made.columns.n_styles != model.n_styles:
+    spec = table.spec
+    _check_layout(init, spec.layout, config.layout())
+    origin = {"init": spec.fingerprint, "where": config.where}
+    if spec.columns.n_styles != model.n_styles:
         raise ConfigError(
-            f"the table '{init}' has codes of {made.columns.n_styles} rows, the model "
+            f"the table '{init}' has codes of {spec.columns.n_styles} rows, the model "
             f"'{model.name}' takes {model.n_styles}"
         )
-    if made.settings["model"] == model.fingerprint or config.method == "hybrid":
+    if spec.settings["model"] == model.fingerprint or config.method == "hybrid":
         return _Networks(model, None, origin)
-    # The first step sees the face as the model of the table renders it.
-    uri = str(made.config["model"])
-    first = load_model(uri, **hints_of(made.config))
+    # The input of the first step is the image that the model of the table renders.
+    uri = str(spec.config["model"])
+    first = load_model(uri, **hints_of(spec.config))
     _check_pair(model, first)
-    if first.fingerprint != made.settings["model"]:
+    if first.fingerprint != spec.settings["model"]:
         raise ConfigError(
-            f"the table '{init}' was made with other weights than '{uri}' has today: its faces "
-            "cannot be rendered to start from"
+            f"the table '{init}' was made with other weights than '{uri}' has today: its codes "
+            "cannot be rendered as initial images"
         )
     return _Networks(model, uri, origin)
 
 
-def _check_layout(init: str, made: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` where shards of one id hold other images in the table `init`.
+def _check_layout(init: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if shards of the same id hold other images in the table `init`.
 
-    An imported table names no input: its shards are compared one by one.
+    An imported table has no input in its layout: its shards are compared one by one.
     """
     names = ("sniff", "image_field", "image_column")
-    earlier = {name: EARLIER_VALUES[f"layout.{name}"] for name in names if "input" in made}
-    made = {**earlier, **made}
+    earlier = {name: EARLIER_VALUES[f"layout.{name}"] for name in names if "input" in theirs}
+    theirs = {**earlier, **theirs}
     for name in ("input", "files_per_shard", *names):
-        if name in made and made[name] != ours[name]:
+        if name in theirs and theirs[name] != ours[name]:
             raise ConfigError(
-                f"the table '{init}' was made with {name} '{made[name]}', and this run has "
+                f"the table '{init}' was made with {name} '{theirs[name]}', and this run has "
                 f"'{ours[name]}': its codes belong to other images"
             )
 
 
 def _check_pair(model: RestyleModel, first: RestyleModel) -> None:
-    """Raise `ConfigError` where one model cannot go on from the other's codes."""
+    """Raise `ConfigError` if `model` cannot refine the codes of `first`."""
     for name in ("n_styles", "input_size"):
         ours, theirs = getattr(model, name), getattr(first, name)
         if ours != theirs:
             raise ConfigError(
-                f"the model '{model.name}' ({name} {ours}) cannot go on from '{first.name}' "
+                f"the model '{model.name}' ({name} {ours}) cannot refine codes of '{first.name}' "
                 f"({name} {theirs})"
             )

@@ -1,4 +1,4 @@
-"""Run one job: plan, stages, commits, and how it ended."""
+"""Run one job: plan, stages, commits, record."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ Listeners = tuple[Listener, ...]
 
 @contextmanager
 def _failures(outcome: RunRecord) -> Iterator[None]:
-    """Turn what fails inside the block, but for a wrong request, into `outcome.errors`."""
+    """Add errors of the block to `outcome.errors`; a `RequestError` is raised."""
     try:
         yield
     except RequestError:
         raise
     except PipelineError as error:
         outcome.fail(str(error))
-    except Exception as error:  # noqa: BLE001 - Ray's own failures; run again continues
+    except Exception as error:  # noqa: BLE001 - Ray's own failures; the next run continues
         outcome.fail(summarize_error(error), trace_of(error))
 
 
 def _notice(text: str) -> None:
-    """Log something of the cluster that changes what is used."""
+    """Log a warning about the cluster."""
     log_event("notice", "warning", line=text, text=text)
 
 
@@ -74,7 +74,7 @@ def _execute(
     stages: StageTypes = STAGES,
     pretended_gpus: int | None = None,
 ) -> None:
-    """Run the stages over what the plan has to do."""
+    """Run the stages over the tasks of the plan."""
     with running_ray(pretended_gpus) as joined, nodes_checked(config, _notice) as checks:
         outcome.ray_log = ray_log_folder()
         if untested := untested_ray():
@@ -93,14 +93,14 @@ def _execute(
             enter_phase(STARTING_WORKERS)
             dataset = build_pipeline(shard_source(ledger), built, pools)
             try:
-                _book(dataset, ledger)
+                _take_messages(dataset, ledger)
             finally:
                 ledger.abandon()
 
 
 @contextmanager
 def _memory_watched(config: JobConfig, pools: Pools, ledger: Ledger) -> Iterator[None]:
-    """Tell within the block, and in the outcome, of workers that Ray ends for want of memory."""
+    """Report workers that Ray kills for lack of memory, at once and in the outcome."""
     batch = BATCH["cuda" if pools.on_gpu else "cpu"]
 
     def advise(stage: str) -> str:
@@ -118,8 +118,8 @@ def _memory_watched(config: JobConfig, pools: Pools, ledger: Ledger) -> Iterator
             ledger.outcome.warn(text)
 
 
-def _book(dataset: object, ledger: Ledger) -> None:
-    """Book what comes out of the stages until nothing comes any more."""
+def _take_messages(dataset: object, ledger: Ledger) -> None:
+    """Pass the messages of the stages to the ledger, until the last one."""
     for message in run_pipeline(dataset):
         ledger.take(message)
         if ledger.outcome.interrupted:
@@ -128,7 +128,7 @@ def _book(dataset: object, ledger: Ledger) -> None:
             break
     enter_phase("committing the last shards")
     try:
-        # Before the shards that are missing, of which there may be thousands.
+        # Before `finish` reports incomplete shards, of which there may be thousands.
         with _failures(ledger.outcome):
             if ledger.plan.error:
                 raise ledger.plan.error
@@ -144,7 +144,7 @@ def run_job(
     shards: ShardListing | None = None,
     pretended_gpus: int | None = None,
 ) -> RunRecord:
-    """Run one job as `run_and_ignore_signals` does, and put the handlers of signals back."""
+    """Run one job as `run_and_ignore_signals` does, then restore the signal handlers."""
     with handlers_restored():
         return run_and_ignore_signals(
             config, stages, listeners, shards=shards, pretended_gpus=pretended_gpus
@@ -159,15 +159,15 @@ def run_and_ignore_signals(
     shards: ShardListing | None = None,
     pretended_gpus: int | None = None,
 ) -> RunRecord:
-    """Plan and run one job, and return how it ended; `listeners` follow it.
+    """Plan and run one job; return its record. `listeners` are called during the run.
 
-    `shards` is the listing of the input where `check_request` has begun it; `pretended_gpus` is how
-    many GPUs a local Ray offers, whatever the machine has.
+    `shards` is the listing of the input, if `check_request` has already started it;
+    `pretended_gpus` is the number of GPUs that a local Ray offers, whatever the machine has.
 
-    Raises a `RequestError` for a request that is wrong: before any work, or, where it shows in the
-    listing of an input of many thousand shards, when those before are done. What fails later is in
-    `RunRecord.errors`: the parts that were committed stay, and the same call finishes the rest.
-    Ctrl-C and SIGTERM are ignored when it returns, so that a caller can end undisturbed.
+    Raises a `RequestError` for a wrong request: before any work or, if it shows late in a listing
+    of many thousand shards, after the shards before it are done. Later failures are in
+    `RunRecord.errors`: committed parts stay, and the same call finishes the rest. Ctrl-C and
+    SIGTERM are ignored after the return, so that the caller can end undisturbed.
     """
     outcome = RunRecord()
     listeners = (EventLog(), Console(), *listeners)
@@ -206,7 +206,7 @@ def run_and_ignore_signals(
 
 
 def _folder_of(config: JobConfig) -> str:
-    """Return the URI of the input, of a pattern the part before it."""
+    """Return the URI of the input; of a pattern, the part before its first wildcard."""
     given = canonical_uri(config.input)
     return literal_folder(f"{given}/") or given
 
@@ -219,7 +219,7 @@ def _finish(
     stages: StageTypes,
     pretended_gpus: int | None,
 ) -> None:
-    """Do what the table lacks; write its card when nothing is missing."""
+    """Process the missing parts; write the table's card if it is complete."""
     try:
         enter_phase("listing the input")
         to_do = bool(plan.tasks)
@@ -228,7 +228,7 @@ def _finish(
         if to_do:
             _execute(config, plan, outcome, listeners, stages=stages, pretended_gpus=pretended_gpus)
         whole = plan.backlog.complete and not plan.backlog.limited
-        enter_phase("looking for files that no shard has")
+        enter_phase("looking for orphaned files")
         removed = plan.orphans.remove(whole_input=whole)
         if removed:
             log_event("strays_removed", files=removed)
@@ -241,7 +241,7 @@ def _finish(
 
 
 def _describe(uri: str, outcome: RunRecord, *, changed: bool) -> None:
-    """Write the table's card, unless it says how the table stands."""
+    """Write the table's card, unless it is up to date."""
     enter_phase("writing the table's card")
     table, listed = open_table(uri), outcome.listed
     if changed or not is_card_current(table, listed):

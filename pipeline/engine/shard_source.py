@@ -1,7 +1,7 @@
-"""The head of the pipeline: shards go to the readers as the plan finds them, a bounded number open.
+"""Streaming source of the pipeline: emits the plan's shards one by one, bounds open shards.
 
-`ray.data.from_items` takes a list: all shards would have to be listed first, and kept. This hands
-them out one by one. It is built on Ray Data's internal operators.
+`ray.data.from_items` takes a list: it would need the complete listing in memory first. This source
+is built on Ray Data's internal operators.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from ray.data.block import BlockMetadata
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.messages import ShardTask, to_row
 
-# Shards that are read, in the stages, or about to be: of ten images each they still fill 500 GPUs.
+# Shards between source and commit: with ten images each they still keep 500 GPUs busy.
 OPEN_SHARDS = 2048
-# Parts between reader and table: each is 40 KB to the driver, and what Ray Data bounds is the bytes
-# of blocks, which are few where images are small.
-PARTS_AHEAD, PARTS_AHEAD_A_WORKER = 1024, 8
-# Shards that are open at any number of parts, so that a run cannot stand still; and those that may
-# wait for a reader.
-_FEW_SHARDS, _UNREAD_SHARDS = 32, 64
+# Parts between reader and table: each takes 40 KB in the driver, and Ray Data bounds only the bytes
+# of blocks, which are few if images are small.
+PARTS_AHEAD, PARTS_AHEAD_PER_WORKER = 1024, 8
+# Shards that may be open however many parts they have, so that a run cannot stall; and shards that
+# may wait for a reader.
+_MIN_OPEN_SHARDS, _MAX_UNREAD_SHARDS = 32, 64
 _READY = 64
 _WAIT_S = 0.05
 
 
 class Feed:
-    """Takes shards from the plan in a thread, so that Ray Data's loop never waits for a listing."""
+    """Pulls tasks from the plan in a thread, so that Ray Data's loop never waits for a listing."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self._ready: deque[ShardTask] = deque()
         self._change = threading.Condition()
         self._ended = self._stopped = False
-        self.given = 0  # shards handed out
-        # Ray reads a shard again from its row when a node with its parts is lost.
+        self.emitted = 0  # shards
+        # Ray repeats a shard from its row if a node with its parts is lost.
         self._rows: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._pull, name="plan", daemon=True)
 
     def start(self) -> None:
-        """Begin to take shards."""
+        """Start the thread."""
         self._thread.start()
 
     def _pull(self) -> None:
@@ -64,7 +64,7 @@ class Feed:
                         self._change.wait()
                     if self._stopped:
                         return
-        except Exception as error:  # noqa: BLE001 - raised by the run when all that was read is done
+        except Exception as error:  # noqa: BLE001 - raised by the run after all emitted shards are done
             self.ledger.plan.error = error
         finally:
             with self._change:
@@ -72,23 +72,23 @@ class Feed:
                 self._change.notify_all()
 
     def stop(self) -> None:
-        """Take no more; what is handed out goes on."""
+        """Pull no more tasks; emitted ones continue."""
         with self._change:
             self._stopped = True
             self._change.notify_all()
 
     @property
     def open_shards(self) -> int:
-        """Shards that were handed out and are not committed, but for those that failed."""
+        """Return how many emitted shards are neither committed nor failed."""
         return len(self._rows) - self.ledger.failed_shards
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to hand out."""
+        """Return whether no task is left to emit."""
         return (self._ended or self._stopped) and not self._ready
 
     def ready(self) -> bool:
-        """Whether a shard can be handed out; waits a little where there is nothing else to do."""
+        """Return whether a shard can be emitted; waits briefly if nothing else is open."""
         while self.ledger.closed:
             self._rows.pop(self.ledger.closed.popleft(), None)
         if self.open_shards >= OPEN_SHARDS:
@@ -99,14 +99,14 @@ class Feed:
         return bool(self._ready)
 
     def next_bundle(self) -> RefBundle:
-        """The next shard as Ray Data takes it: one row, one block."""
+        """Return the next task as a Ray Data bundle: one block of one row."""
         with self._change:
             task = self._ready.popleft()
             self._change.notify_all()
         block = pa.Table.from_pylist([to_row(task)])
         row: Any = ray.put(block)
         self._rows[task.shard_id] = row
-        self.given += 1
+        self.emitted += 1
         metadata = BlockMetadata(
             num_rows=1, size_bytes=block.nbytes, input_files=None, exec_stats=None
         )
@@ -115,24 +115,24 @@ class Feed:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ShardSource(LogicalOperator, SourceOperator):
-    """The logical operator: where a dataset starts."""
+    """Logical operator: the start of a dataset."""
 
     feed: Any = None
 
     def output_data(self) -> None:
-        """Nothing is known before the run."""
+        """Return None: nothing is known before the run."""
 
     def infer_metadata(self) -> BlockMetadata:
-        """Nothing is known before the run."""
+        """Return empty metadata: nothing is known before the run."""
         return BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
 
     def is_lineage_serializable(self) -> bool:
-        """It holds a thread."""
+        """Return False: the feed holds a thread."""
         return False
 
 
 class _ShardOperator(InputDataBuffer):
-    """The physical operator: Ray Data's own for given input, with a feed in place of a list."""
+    """Physical operator: Ray Data's own for given input, with a feed instead of a list."""
 
     def __init__(self, context: DataContext, feed: Feed) -> None:
         super().__init__(context, input_data=[])
@@ -145,23 +145,25 @@ class _ShardOperator(InputDataBuffer):
         self._feed.start()
 
     def throttling_disabled(self) -> bool:
-        """True: it runs nothing, but would be given a share of the GPUs that inverters lack."""
+        """Return True: it runs nothing, but Ray would reserve a share of the GPUs for it."""
         return True
 
     def has_next(self) -> bool:
-        return self._feed.ready() and (self._feed.open_shards < _FEW_SHARDS or not self._ahead())
+        return self._feed.ready() and (
+            self._feed.open_shards < _MIN_OPEN_SHARDS or not self._ahead()
+        )
 
     def _ahead(self) -> bool:
-        """Whether enough shards wait for a reader, or the readers are far ahead of the writers."""
+        """Return whether enough shards wait for a reader, or readers are far ahead of writers."""
         stages: list[Any] = [*self.output_dependencies]
         while stages[-1].output_dependencies:
             stages += stages[-1].output_dependencies
         reader, writer = stages[0]._metrics, stages[-1]._metrics
-        if self._feed.given - reader.num_tasks_finished >= _UNREAD_SHARDS:
+        if self._feed.emitted - reader.num_tasks_finished >= _MAX_UNREAD_SHARDS:
             return True
         parts = reader.num_task_outputs_generated - writer.num_task_outputs_generated
         workers = sum(stage.get_actor_info().running for stage in stages)
-        return bool(parts > PARTS_AHEAD + PARTS_AHEAD_A_WORKER * workers)
+        return bool(parts > PARTS_AHEAD + PARTS_AHEAD_PER_WORKER * workers)
 
     def _get_next_inner(self) -> RefBundle:
         bundle = self._feed.next_bundle()
@@ -182,7 +184,7 @@ Planner._DEFAULT_PLAN_FNS[ShardSource] = lambda operator, _, context: _ShardOper
 
 
 def shard_source(ledger: Ledger) -> Any:
-    """Return the lazy Ray dataset of the plan's shards, one row each; it can be run once."""
+    """Return the lazy Ray dataset of the plan's shards, one row each; it can run only once."""
     context = DataContext.get_current().copy()
     logical = LogicalPlan(ShardSource(Feed(ledger)), context)
     return ray.data.Dataset(logical, context, DatasetStats(metadata={}, parent=None))

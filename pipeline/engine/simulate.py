@@ -1,7 +1,7 @@
-"""The real engine without its work: measured is the engine, and how full it keeps inverters.
+"""Simulated stages for benchmarks of the engine: its overhead, and how busy it keeps inverters.
 
-The simulated aligner decodes nothing. The simulated inverter sleeps as long as a GPU would take,
-then gives random codes, as codes of zeros would be written in no time.
+The simulated aligner decodes nothing. The simulated inverter sleeps as long as a GPU would work,
+then returns random codes, as zeros would compress and be written much faster.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pipeline.table import latents_table
 
 BATCH = 32
 MEMBER_BYTES = 100
-PARTS_TO_JUDGE = 8  # an inverter, of how busy it was
+MIN_PARTS = 8  # per inverter, for a figure of how busy it was
 
 
 class SimulatedAlign(Align):
-    """Takes every sample for one face of no pixels."""
+    """Aligner that returns one face without pixels per sample."""
 
     def setup(self) -> None:
         """Start no child."""
@@ -50,9 +50,9 @@ class SimulatedAlign(Align):
 
 
 class SimulatedInvert(Invert):
-    """Gives every face a random code, after the time that a GPU would take for its batches."""
+    """Inverter that sleeps for the GPU time of its batches, then returns random codes."""
 
-    seconds_a_batch = 0.0
+    seconds_per_batch = 0.0
 
     def setup(self) -> None:
         """Load no model."""
@@ -65,7 +65,7 @@ class SimulatedInvert(Invert):
         faces = batch.faces.drop_columns(["pixels", "fields"]).to_pylist()
         with self.lock:
             started = time.perf_counter()
-            time.sleep(math.ceil(len(faces) / BATCH) * self.seconds_a_batch)
+            time.sleep(math.ceil(len(faces) / BATCH) * self.seconds_per_batch)
             seconds = time.perf_counter() - started
         batch.counts.stage_seconds[self.name] = seconds  # type: ignore[assignment]
         counts = replace(batch.counts, inversion_seconds=seconds)
@@ -78,10 +78,10 @@ class SimulatedInvert(Invert):
         return LatentBatch(batch.shard, batch.part, counts, latents, batch.rejects)
 
 
-def simulated_stages(seconds_a_batch: float = 0.0) -> tuple[type[JobStage], ...]:
-    """Return stages whose inverter sleeps so long for 32 faces."""
-    # A class that no module has: it travels as it is, and carries the time to the actors.
-    sleeping = type("Sleeping", (SimulatedInvert,), {"seconds_a_batch": seconds_a_batch})
+def simulated_stages(seconds_per_batch: float = 0.0) -> tuple[type[JobStage], ...]:
+    """Return stages whose inverter sleeps `seconds_per_batch` for 32 faces."""
+    # Ray pickles a class that is in no module by value, with this attribute.
+    sleeping = type("Sleeping", (SimulatedInvert,), {"seconds_per_batch": seconds_per_batch})
     return (Read, SimulatedAlign, sleeping, Write)
 
 
@@ -93,7 +93,7 @@ def write_shards(
     skew: int = 1,
     image_bytes: int = MEMBER_BYTES,
 ) -> None:
-    """Tars of no images, `images` in all; the last by name holds `skew` times as many."""
+    """Write tars with `images` members that are not images; the last holds `skew` times as many."""
     content = bytes(image_bytes)
     folder.mkdir(parents=True)
     shards = max(1, math.ceil(images / shard_images) - (skew - 1))
@@ -109,7 +109,7 @@ def write_shards(
 
 
 class Trace(Listener):
-    """At each part: seconds, busy and inverting seconds so far, the driver's CPU and memory."""
+    """Listener that records, per part, time, busy and inverting seconds, driver CPU and memory."""
 
     def __init__(self) -> None:
         self.points: list[tuple[float, float, float, float, float]] = []
@@ -117,7 +117,7 @@ class Trace(Listener):
         self._page = os.sysconf("SC_PAGE_SIZE")
 
     def on_part(self, done: PartDone) -> None:
-        """Note a part."""
+        """Record a part."""
         self._busy += done.counts.stage_seconds[Invert.name]
         self._inverting += done.counts.inversion_seconds
         use = resource.getrusage(resource.RUSAGE_SELF)
@@ -127,10 +127,10 @@ class Trace(Listener):
         self.points.append((now, self._busy, self._inverting, cpu, megabytes))
 
     def summary(self, inverters: int) -> dict[str, Any]:
-        """Means over the middle of the run, from a fifth of its parts to nine tenths; none of none.
+        """Return means over 20 % to 90 % of the run's parts; {} without parts.
 
         `inverter_busy` is the share of time that inverters had a part, `gpu_busy` that they slept;
-        null where so few parts came that those begun before the middle would count for much.
+        None if there are too few parts for a mean.
         """
         count = len(self.points)
         if not count:
@@ -139,7 +139,7 @@ class Trace(Listener):
         parts = max(1, count * 9 // 10 - 1 - count // 5)
         elapsed, busy, inverting, cpu, _ = (b - a for a, b in zip(first, last, strict=True))
         capacity = max(1e-9, elapsed * inverters)
-        enough = parts >= PARTS_TO_JUDGE * inverters
+        enough = parts >= MIN_PARTS * inverters
         memory = [point[4] for point in self.points]
         return {
             "parts": count,
@@ -155,6 +155,6 @@ class Trace(Listener):
         }
 
     def idle_end(self, inverters: int) -> float:
-        """Seconds from when the last part but one an inverter came in to the end: a slow tail."""
+        """Return the seconds from the last part but one per inverter to the end: the slow tail."""
         times = [point[0] for point in self.points]
         return times[-1] - times[max(0, len(times) - 1 - inverters)] if times else 0.0

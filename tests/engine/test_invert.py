@@ -119,9 +119,7 @@ def test_codes_to_start_from_travel_with_their_part(settings: InvertSettings) ->
     stage = stage_of(replace(settings, initial_codes="all"))
     starts = start_of(0)
     columns = {"image_id": list(starts), "w_plus": [code.tolist() for code in starts.values()]}
-    done = stage.process(
-        part([face(0)], initial_codes=pa.table(columns, schema=initial_codes_schema(10)))
-    )
+    done = stage.process(part([face(0)], start=pa.table(columns, schema=initial_codes_schema(10))))
     assert done.counts.faces == 1
     assert done.counts.inversion_seconds > 0
     assert done.latents["refined_from"].to_pylist() == ["s/0#0"]

@@ -54,7 +54,7 @@ def test_an_end_whose_number_a_part_has_is_no_part_that_came_twice(
     for message in (written(0), written(1), end(parts=1, samples=2)):
         ledger.take(message)
     ledger.finish()
-    assert outcome.errors == ["shard 'files-00000': 2 of 1 of parts arrived"]
+    assert outcome.errors == ["shard 'files-00000': 2 of 1 parts finished"]
 
 
 def test_a_part_that_never_arrives_is_reported(
@@ -63,7 +63,7 @@ def test_a_part_that_never_arrives_is_reported(
     for message in (written(0), end()):
         ledger.take(message)
     ledger.finish()
-    assert outcome.errors == ["shard 'files-00000': 1 of 2 of parts arrived"]
+    assert outcome.errors == ["shard 'files-00000': 1 of 2 parts finished"]
     assert outcome.exit_code == 1
     assert not is_committed(plan)
 
@@ -73,7 +73,7 @@ def test_a_shard_whose_reader_never_ends_is_reported(
 ) -> None:
     ledger.take(written(0))
     ledger.finish()
-    assert outcome.errors == ["shard 'files-00000': 1 of an unknown number of parts arrived"]
+    assert outcome.errors == ["shard 'files-00000': 1 of an unknown number of parts finished"]
 
 
 def test_a_failed_part_is_reported_once_with_its_stage(
@@ -146,7 +146,7 @@ def test_samples_that_no_part_accounts_for_are_reported(
 ) -> None:
     for message in (written(0), written(1), end(samples=5)):
         ledger.take(message)
-    assert outcome.errors == ["shard 'files-00000': 5 samples in, 4 accounted for"]
+    assert outcome.errors == ["shard 'files-00000': 5 samples were read, but its parts hold 4"]
     assert not is_committed(plan)
 
 
@@ -219,7 +219,9 @@ def test_a_failed_commit_forgets_the_index_of_its_shard(
     Ledger(plan, RunRecord()).take(done)
     assert len(indexed()) == 1
     (error,) = resume()
-    assert re.search("cannot be committed: another run|4 samples in, 3 accounted for", error)
+    assert re.search(
+        "cannot be committed: another run|4 samples were read, but its parts hold 3", error
+    )
     assert indexed() == []
     for kind in ("latents", "rejects"):
         plan.writer.store.remove(f"{kind}/files-00000-00001.parquet")
@@ -246,7 +248,7 @@ def test_the_parts_of_an_earlier_run_need_not_come_again(
 
 def test_whose_credentials_expired_is_said_first() -> None:
     outcome = RunRecord()
-    outcome.fail("shard 'a': 1 of 2 of parts arrived")
+    outcome.fail("shard 'a': 1 of 2 parts finished")
     outcome.explain_expired(input="s3://in", output="s3://out/table")
     assert len(outcome.errors) == 1, "nothing expired"
     for uri in ("s3://in/a.tar", "s3://out/table-2/x"):

@@ -56,7 +56,7 @@ def test_on_request_rays_lines_are_shown(
         worker.print_to_stdstream(DIED, ignore_prefix=False)
     assert "A worker died or was killed" in "".join(capfd.readouterr())
     assert list(logs.iterdir()) == []
-    assert ray_session._loudness() == {"logging_level": logging.INFO, "log_to_driver": True}
+    assert ray_session._log_options() == {"logging_level": logging.INFO, "log_to_driver": True}
 
 
 def test_a_folder_that_cannot_be_written_to_costs_no_run(

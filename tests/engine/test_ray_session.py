@@ -50,19 +50,19 @@ This process on node 10.77.0.2 was started with:
         ),
         (
             ConnectionError("RPC error: InvalidAuthToken: Authentication token is missing"),
-            "the cluster wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+            "the cluster requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
         ),
     ],
 )
 def test_a_cluster_that_refuses_the_job_is_told_in_one_line(error: Exception, told: str) -> None:
-    with pytest.raises(ConfigError) as refusal, ray_session._cluster_refusals():
+    with pytest.raises(ConfigError) as refusal, ray_session._readable_join_errors():
         raise error
     assert str(refusal.value).startswith(told)
     assert "\n" not in str(refusal.value)
 
 
 def test_another_failure_to_join_stays_one() -> None:
-    with pytest.raises(ConnectionError), ray_session._cluster_refusals():
+    with pytest.raises(ConnectionError), ray_session._readable_join_errors():
         raise ConnectionError("nobody answers")
 
 

@@ -149,7 +149,7 @@ def test_a_faster_arithmetic_makes_another_table(
     config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="--precision tf32 is of GPUs"):
+    with pytest.raises(ConfigError, match="--precision tf32 needs a GPU"):
         resolve_job(config_of(precision="tf32"))
     monkeypatch.setattr("pipeline.engine.resolve.in_cluster", lambda: True)
     exact, faster = (resolve_job(config_of(precision=name)) for name in ("float32", "tf32"))

@@ -53,7 +53,7 @@ def test_why_the_listing_ended_is_said_before_the_shards_that_are_missing(
     plan.error = StorageError("SlowDown")
     without_ray([])
     run._execute(config_of(), plan, outcome)
-    missing = "shard 'files-00000': 0 of an unknown number of parts arrived"
+    missing = "shard 'files-00000': 0 of an unknown number of parts finished"
     assert outcome.errors == ["SlowDown", missing]
 
 

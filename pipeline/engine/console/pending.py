@@ -1,4 +1,4 @@
-"""What a job waits for, in numbers: workers of each stage, nodes of the cluster, storage."""
+"""State of stages, cluster and storage, and texts about what a job waits for."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ _PLURALS = {"read": "readers", "align": "aligners", "invert": "inverters", "writ
 
 
 class StageState(NamedTuple):
-    """A stage as Ray Data's loop sees it; of readers, which are tasks, no actors."""
+    """State of a stage in Ray Data's loop; readers are tasks and have no actors."""
 
     name: str  # of `STAGES`
-    actors: int  # that run
-    pending: int  # actors that are started, or wait for room on a node
-    queued: int  # parts that wait for it
-    active: int  # parts, of readers shards, that it has
-    requested: int = 0  # workers more that an autoscaler is asked for
-    cpus: float = 0.0  # that one worker reserves
+    actors: int  # running
+    pending: int  # actors that start, or wait for a node with free resources
+    queued: int  # parts that wait for the stage
+    active: int  # parts in work; for readers shards
+    requested: int = 0  # further workers that are requested from an autoscaler
+    cpus: float = 0.0  # per worker
     gpus: float = 0.0
 
     @property
     def missing(self) -> int:
-        """Workers that it waits for."""
+        """Return the number of workers that the stage waits for."""
         return self.pending + self.requested
 
 
 class ClusterState(NamedTuple):
-    """The nodes of a cluster that this run has seen, and what those offer that it may use."""
+    """Nodes of a cluster during this run; `cpus` and `gpus` are of the used ones."""
 
     alive: int
-    seen: int  # those that were lost included
-    unused: int  # alive, but not used as they do not reach the storage
+    seen: int  # lost ones included
+    unused: int  # alive, but without access to the storage
     cpus: float
     gpus: float
     retries: int = 0  # of requests to storage, by the workers
@@ -55,7 +55,7 @@ def _reserved(stage: StageState) -> str:
 
 
 def describe_cluster(state: ClusterState) -> Iterator[str]:
-    """Yield the nodes that are alive of those seen, and what they offer."""
+    """Yield how many nodes are alive, and the CPUs and GPUs that they offer."""
     unused = f", {state.unused} not used" if state.unused else ""
     nodes = "node" if state.seen == 1 else "nodes"
     yield f"{state.alive} of {state.seen} {nodes} alive{unused}"
@@ -63,5 +63,5 @@ def describe_cluster(state: ClusterState) -> Iterator[str]:
 
 
 def describe_retries(count: int) -> str:
-    """Return how often requests to storage were repeated; "" for never."""
+    """Return a text about repeated requests to storage; "" for none."""
     return f"storage: {count} {'retry' if count == 1 else 'retries'}" if count else ""

@@ -1,7 +1,7 @@
-"""What a person sees while a job works: what is describe_waiting, what runs, how far it is.
+"""Progress of a job on stderr: its phase, what it waits for, what runs, how much is done.
 
-A thread of its own tells it, also while Ray starts, a model is loaded or Ray's loop waits: on a
-terminal in a line that ticks every second, elsewhere in a line (or an event) every ten.
+A thread writes it, also while Ray starts, a model loads or Ray's loop waits: on a terminal one line
+that is updated every second, elsewhere a line (or a JSON event) every ten seconds.
 """
 
 from __future__ import annotations
@@ -33,17 +33,16 @@ if TYPE_CHECKING:
     from pipeline.table import Counts, RunRecord
 
 TICK_S, PLAIN_EVERY_S = 1.0, 10.0
-MAX_REPORTED = 20  # failures
-QUIET_S = 30.0  # without a part: from here on a line says for how long, and what may be why
+MAX_REPORTED = 20  # failures that are printed
+QUIET_S = 30.0  # without a part; after it a line says for how long, and possible reasons
 STARTING_WORKERS = "starting the workers"
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-_VERBS = {"read": "reading", "align": "aligning", "invert": "inverting", "write": "writing"}
 
 
 def describe_waiting(stages: Sequence[StageState], parts: int) -> str:
-    """What the stages wait for; "" where all of them have, or had, something to do.
+    """Return what the stages wait for; "" if all of them work or have worked.
 
-    `parts` is how many are in the table.
+    `parts` is the number of parts written so far.
     """
     by_name = {stage.name: stage for stage in stages}
     words = {
@@ -63,14 +62,15 @@ def describe_waiting(stages: Sequence[StageState], parts: int) -> str:
 
 
 def describe_active(stages: Sequence[StageState]) -> str:
-    """What the stages do, such as `reading 1, inverting 2`."""
-    return ", ".join(f"{_VERBS[one.name]} {one.active}" for one in stages if one.active)
+    """Return what the stages do, such as `reading 1, inverting 2`."""
+    active = (stage for stage in stages if stage.active)
+    return ", ".join(f"{stage.name.removesuffix('e')}ing {stage.active}" for stage in active)
 
 
 class Progress:
-    """Tells how far a job is until the block ends; counts from `follow` on.
+    """Shows the progress of a job until the block ends; with counts after `follow`.
 
-    A signal that stops the job is reported at once, before the main thread has taken note of it.
+    A signal that stops the job is shown at once, before the main thread handles it.
     """
 
     current: Progress | None = None
@@ -86,7 +86,7 @@ class Progress:
         self.backlog: Backlog | None = None
         self.failures = 0
         self.stages: list[StageState] = []
-        self.cluster: ClusterState | None = None  # where the job is in one
+        self.cluster: ClusterState | None = None  # None outside a cluster
         self.pace = Pace()
         self._parts = 0
         self.reported: set[str] = set()  # failures that were printed
@@ -98,8 +98,8 @@ class Progress:
     def __enter__(self) -> Progress:
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
-        with suppress(ValueError):  # not in the main thread, which alone gets signals
-            # What the C side of Python writes a signal's number to, whatever Python is at.
+        with suppress(ValueError):  # not the main thread, the only one that gets signals
+            # Python's C code writes the number of each signal here, whatever Python code runs.
             self._signals_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         if self.screen.is_terminal and not self.json_lines:
             self.screen.__enter__()
@@ -118,9 +118,9 @@ class Progress:
         self.screen.__exit__()
 
     def enter_phase(self, phase: str, every_s: float | None = None) -> None:
-        """Say what the job is at, which is not work on images; "" where it is.
+        """Show the phase that the job enters; "" for the work of the stages.
 
-        In a log it is reported every `every_s` seconds (default `PLAIN_EVERY_S`).
+        A log repeats it every `every_s` seconds (default `PLAIN_EVERY_S`).
         """
         self._every_s = every_s
         if phase == self.phase:
@@ -131,41 +131,41 @@ class Progress:
         self._show_now()
 
     def follow(self, record: RunRecord, backlog: Backlog) -> None:
-        """Tell the counts of this run from here on."""
+        """Show the counts of this run from here on."""
         self.record, self.backlog = record, backlog
 
     def set_stages(self, stages: list[StageState]) -> None:
-        """Take in what Ray Data's loop sees of its stages."""
+        """Set the current state of the stages."""
         self.stages = stages
         if self.phase == STARTING_WORKERS:
             self.enter_phase("")
 
     def update(self) -> None:
-        """Take in the counts; cheap, and called for every row."""
+        """Take over the counts of the run; cheap, called for every row."""
         if self.record and self.record.counts.parts > self._parts:
             self._parts = self.record.counts.parts
             self.pace.part(self.record.last_part_seconds, self._done())
             self._show_now()
 
     def say(self, text: str) -> None:
-        """A line for people; nothing where stderr is for machines."""
+        """Print a line for people; nothing if stderr is for JSON lines."""
         if not self.json_lines:
             self.screen.say(without_secrets(text))
 
     def event(self, name: str, level: str = "info", **fields: Any) -> None:
-        """A line for machines; nothing where stderr is for people."""
+        """Print an event as a JSON line; nothing if stderr is for people."""
         if self.json_lines:
             self.screen.say(event_line(name, level, **fields))
 
     def failed(self, error: str) -> None:
-        """Count a failure, and print the first of them at once."""
+        """Count a failure; the first ones are printed at once."""
         self.failures += 1
         if not self.json_lines and len(self.reported) < MAX_REPORTED and error not in self.reported:
             self.reported.add(error)
             self.say(f"failed: {error}")
 
     def stop(self, signal_name: str) -> None:
-        """Say that the job is being stopped."""
+        """Show that the job is being stopped."""
         if self.stopped_by:
             return
         self.stopped_by = signal_name
@@ -186,19 +186,19 @@ class Progress:
             self._show()
 
     def _pause(self) -> float:
-        """Seconds to the next tick."""
+        """Return the seconds to the next tick."""
         if self.screen.is_terminal and not self.json_lines:
             return TICK_S - (time.monotonic() - self.started) % TICK_S
         return max(0.0, self._due_s - (time.monotonic() - self._last_line))
 
     @property
     def _due_s(self) -> float:
-        """Seconds from one line of a log to the next."""
+        """Return the seconds between two lines of a log."""
         return PLAIN_EVERY_S if self._every_s is None else self._every_s
 
     def _show_now(self) -> None:
         if self.screen.is_terminal and not self.json_lines:
-            with suppress(OSError):  # the pipe is full: a tick is under way
+            with suppress(OSError):  # the pipe is full: a tick follows anyway
                 os.write(self._waker, b"\xff")
 
     def _show(self) -> None:
@@ -217,17 +217,17 @@ class Progress:
         return format_seconds(int(time.monotonic() - self.started))
 
     def words(self, *, short: bool = False) -> list[str]:
-        """The state in words, the most telling first; a `short` line leaves out what can wait."""
-        doing = f"stopping ({self.stopped_by})" if self.stopped_by else self.phase or self.waiting
+        """Return the state in words, the most important first; `short` leaves out details."""
+        phase = f"stopping ({self.stopped_by})" if self.stopped_by else self.phase or self.waiting
         counts = (
             self._counts(short) if self.backlog and (self.backlog.shards or self._parts) else []
         )
-        return [self._elapsed, *([doing] if doing else []), *self._obstacles(), *counts]
+        return [self._elapsed, *([phase] if phase else []), *self._obstacles(), *counts]
 
     def _obstacles(self) -> Iterator[str]:
-        """Yield what may keep the job from going on: silence, nodes that are missing, storage."""
+        """Yield what may delay the job: no parts for a while, missing workers, storage retries."""
         quiet = self.quiet_seconds
-        # Before the first part the line says what starts.
+        # Before the first part `waiting` says what starts.
         if quiet >= QUIET_S and (self._parts or not self.waiting):
             yield f"no part for {format_seconds(quiet)}"
         missing = "" if self.phase or self.waiting else describe_missing(self.stages)
@@ -241,7 +241,7 @@ class Progress:
 
     @property
     def quiet_seconds(self) -> float:
-        """Seconds since the last part, or since the stages began; 0 where none is expected."""
+        """Return the seconds since the last part, or the start of the stages; 0 if none is due."""
         if self.phase or self.stopped_by or not self.record:
             return 0.0
         record = self.record
@@ -250,18 +250,18 @@ class Progress:
 
     @property
     def retries(self) -> int:
-        """Requests to storage that were repeated, by this process and by a cluster's workers."""
+        """Return how many requests to storage this process and the cluster's workers repeated."""
         return storage_retries() + (self.cluster.retries if self.cluster else 0)
 
     @property
     def waiting(self) -> str:
-        """What the stages wait for; "" where they work."""
+        """Return what the stages wait for; "" if they work."""
         return describe_waiting(self.stages, self._parts)
 
     def _followed(self) -> tuple[Counts, Backlog]:
-        """The counts, once there are any."""
+        """Return the counts of the run and its backlog."""
         if not self.record or not self.backlog:
-            raise ValueError("no counts are followed yet")
+            raise ValueError("follow() was not called")
         return self.record.counts, self.backlog
 
     def _counts(self, short: bool) -> list[str]:
@@ -269,7 +269,7 @@ class Progress:
         words = [self.images]
         if (share := self.share) is not None:
             words.append(f"{share:.0%}".replace("%", " %"))
-        if self.phase:  # nothing is inverted yet, or any more
+        if self.phase:  # the stages do not run
             return words
         words += self._speed()
         if counts.parts:
@@ -294,13 +294,13 @@ class Progress:
 
     @property
     def shards(self) -> str:
-        """Shards committed, of how many as far as the input is listed."""
+        """Return committed shards of those listed so far, such as `2 of 10+`."""
         counts, backlog = self._followed()
         more = "" if backlog.complete else "+"
         return f"{counts.shards} of {backlog.shards}{more}"
 
     def _done(self) -> float:
-        """What the pace is of: images, or bytes of the input where images cannot be counted."""
+        """Return the work done: images, or bytes of the input if images cannot be counted."""
         counts, backlog = self._followed()
         return counts.bytes if backlog.chosen else counts.samples
 
@@ -312,7 +312,7 @@ class Progress:
 
     @property
     def images(self) -> str:
-        """Images that are in the table, of how many."""
+        """Return the images in the table of those in the input, such as `images 7 of about 70`."""
         counts, backlog = self._followed()
         before, to_do = backlog.done_samples, self._to_do()
         done = f"images {before + counts.samples}"
@@ -324,7 +324,7 @@ class Progress:
 
     @property
     def share(self) -> float | None:
-        """How much of the table is there, from 0 to 1; None while that is not known."""
+        """Return the completed share of the table, from 0 to 1; None while unknown."""
         _, backlog = self._followed()
         to_do, before = self._to_do(), 0 if backlog.chosen else backlog.done_samples
         if to_do is None or not backlog.complete or not before + to_do:
@@ -333,14 +333,14 @@ class Progress:
 
     @property
     def rate(self) -> float | None:
-        """Images a second of late; None while that is not known."""
+        """Return the recent images per second; None while unknown."""
         if not self.record or not self.backlog or self.backlog.chosen:
             return None
         return self.pace.rate(self.record.seconds)
 
     @property
     def seconds_left(self) -> float | None:
-        """Time left; None while that is not known, as long as the input is listed above all."""
+        """Return the remaining seconds; None while unknown, such as during the listing."""
         if not self.record or not self.backlog or not self.backlog.complete:
             return None
         to_do = self._to_do()
@@ -376,14 +376,14 @@ class Progress:
         )
 
     def _surroundings(self) -> dict[str, Any]:
-        """Return what an event says of storage, and of the cluster where there is one."""
+        """Return the fields of an event about storage and, if there is one, the cluster."""
         cluster = {"cluster": self.cluster._asdict()} if self.cluster else {}
         return {"storage_retries": self.retries, **cluster}
 
 
 @contextmanager
 def shared_progress(*, json_lines: bool) -> Iterator[Progress]:
-    """The progress that is shown already, or one for the length of the block."""
+    """Yield the current progress, or a new one for the length of the block."""
     if Progress.current:
         yield Progress.current
         return

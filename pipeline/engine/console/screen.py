@@ -1,4 +1,4 @@
-"""stderr while a job works: whole lines and, on a terminal, a last one that is drawn in place."""
+"""stderr of a running job: whole lines and, on a terminal, a status line that is drawn in place."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from pipeline.redaction import clean
 
 _DUMB = ("", "dumb", "unknown")
 _ERASE = "\r\x1b[K"  # the line that the cursor is on
-_WIDTH = 80  # of a terminal that does not tell
+_WIDTH = 80  # columns of a terminal that does not report them
 
 
 class Screen:
-    """Writes to the stderr that there is when it is made, also while another one is put in place.
+    """Writes to the stderr of the time when it is created, even if `sys.stderr` is replaced later.
 
-    What goes wrong with it (closed, full, a terminal that is gone) costs lines, never the job. From
-    several threads, and from a signal handler.
+    An error of stderr (closed, disk full, terminal gone) loses lines, but never stops the job. Safe
+    to call from several threads and from a signal handler.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._fd = _duplicate(sys.stderr)
         self._width = _terminal_width(self._fd)
-        self._drawn = ""  # what stands in place
-        self._broken_off = False  # somebody printed half a line
+        self._drawn = ""  # the status line
+        self._broken_off = False  # other code printed a line without its end
         self._kept: list[tuple[str, Any, Any]] = []
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a line can be drawn in place."""
+        """Return whether a line can be drawn in place."""
         return self._width is not None
 
     def __enter__(self) -> Screen:
@@ -60,7 +60,7 @@ class Screen:
             self._fd = self._width = None
 
     def say(self, text: str) -> None:
-        """Print a whole line, above the one that stands in place; it is blanked out before."""
+        """Print a whole line above the status line, which is erased and drawn again."""
         with self._lock:
             drawn, clear = self._drawn, _ERASE if self._drawn else ""
             if self._broken_off:
@@ -68,28 +68,28 @@ class Screen:
             self._write(f"{clear}{text}\n{drawn}")
 
     def draw(self, text: str) -> None:
-        """Put `text`, cut to the width, in the place of what stands there; "": nothing.
+        """Replace the status line by `text`, cut to the terminal's width; "" erases it.
 
-        Does nothing where there is no terminal.
+        Does nothing without a terminal.
         """
         if not self.is_terminal:
             return
         with self._lock:
-            room = (_terminal_width(self._fd) or _WIDTH) - 1  # a full line would begin a new one
-            text = set_cell_size(text, room) if cell_len(text) > room else text
+            width = (_terminal_width(self._fd) or _WIDTH) - 1  # a full line would wrap
+            text = set_cell_size(text, width) if cell_len(text) > width else text
             if text != self._drawn and not self._broken_off:
                 self._write(f"{_ERASE if self._drawn else ''}{text}")
             self._drawn = text
 
     def above(self, stream: TextIO, text: str) -> None:
-        """Write `text` to a `stream` of the same terminal, above the line that stands in place."""
+        """Write `text` to a `stream` of the same terminal, above the status line."""
         with self._lock:
             drawn = self._drawn
             if drawn and not self._broken_off:
                 self._write(_ERASE)
             stream.write(text)
             stream.flush()
-            # `print` writes a line and its end one after another.
+            # `print` writes a line and its line end in two calls.
             self._broken_off = not text.endswith("\n") if text else self._broken_off
             if drawn and not self._broken_off:
                 self._write(drawn)
@@ -103,17 +103,17 @@ class Screen:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except (OSError, ValueError, AttributeError):
-            return  # nobody looks
+            return  # stderr is gone
 
 
 class _Above:
-    """A stream of the terminal whose text is printed above the line that stands in place."""
+    """Stream of the terminal whose text is printed above the status line."""
 
     def __init__(self, screen: Screen, stream: TextIO) -> None:
         self._screen, self._stream = screen, stream
 
     def write(self, text: str) -> int:
-        """As of a file."""
+        """Write `text` as a file does; returns its length."""
         self._screen.above(self._stream, text)
         return len(text)
 
@@ -122,7 +122,7 @@ class _Above:
 
 
 def _duplicate(stream: TextIO | None) -> int | None:
-    """A file descriptor of the stream's own; None where it has none."""
+    """Return a duplicate of the stream's file descriptor; None if it has none."""
     try:
         return None if stream is None else os.dup(stream.fileno())
     except (OSError, ValueError, AttributeError):
@@ -137,18 +137,22 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _terminal_width(fd: int | None) -> int | None:
-    """Columns of the terminal that `fd` is; None where it is none, or one that only prints on."""
+    """Return the columns of the terminal `fd`; None if it is not one that can redraw a line."""
     if fd is None or not os.isatty(fd) or os.environ.get("TERM", "") in _DUMB:
         return None
     try:
-        told = os.environ.get("COLUMNS", "")
-        return (int(told) if told.isdecimal() else 0) or os.get_terminal_size(fd).columns or _WIDTH
+        columns = os.environ.get("COLUMNS", "")
+        return (
+            (int(columns) if columns.isdecimal() else 0)
+            or os.get_terminal_size(fd).columns
+            or _WIDTH
+        )
     except OSError:
         return _WIDTH
 
 
 def event_line(name: str, level: str = "info", **fields: Any) -> str:
-    """One event as a line of JSON; what looks like a credential in a URI is left out."""
+    """Return one event as a line of JSON, without credentials."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = clean({"time": now, "level": level, "event": name, **fields})
     return json.dumps(line, default=str, allow_nan=False)

@@ -1,4 +1,4 @@
-"""The console of a run: its progress, and at its end counts, rejects by reason, mean metrics."""
+"""Summary of a run on stderr: counts, rejects by reason, mean metrics, next commands."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from pipeline.redaction import without_secrets
 from pipeline.storage import canonical_uri
 from pipeline.table import RunRecord
 
-_LABELS = 12  # of what was left out; all are in the last line of stdout
+_LABELS = 12  # of files left out; all are in the last line of stdout
 _WARNINGS = 20
 _SHOWN = ("l2", "psnr", "lpips", "id_similarity")
 
 
 class Console(Listener):
-    """Shows how far a run is, where its progress is shown."""
+    """Listener that updates the progress of this process, if there is one."""
 
     def on_part(self, done: PartDone) -> None:
-        """Show the counts with this part."""
+        """Update the counts."""
         del done
         if Progress.current:
             Progress.current.update()
 
     def on_failure(self, shard_id: str, error: str, trace: str = "") -> None:
-        """Show the first failures at once, as a run may take hours."""
+        """Print the first failures at once, as a run may take hours."""
         del shard_id, trace
         if Progress.current:
             Progress.current.failed(error)
@@ -79,7 +79,7 @@ def _steps(means: Mapping[str, Sequence[float | None]]) -> Table:
         table.add_column(name, justify="right")
     by_step = zip(*(means.get(name, ()) for name in _SHOWN), strict=True)
     for step, values in enumerate(by_step, start=1):
-        table.add_row(str(step), *("-" if one is None else f"{one:.4f}" for one in values))
+        table.add_row(str(step), *("-" if value is None else f"{value:.4f}" for value in values))
     return table
 
 
@@ -90,9 +90,9 @@ def print_outcome(
     command: Sequence[str] = (),  # the job as it was called, `sys.argv`
     reported: Collection[str] = (),  # failures that were printed as they happened
 ) -> None:
-    """Print the account of a run to stderr; what failed, and how to go on, comes last.
+    """Print the summary of a run to stderr; failures and how to continue come last.
 
-    Nothing where stderr is for machines: `run_ended` says the same.
+    Prints nothing with `--log-format json`, where the event `run_ended` has the same.
     """
     if config.log_format == "json":
         return
@@ -120,16 +120,16 @@ def print_outcome(
 
 
 def _print(console: Terminal, *lines: str) -> None:
-    """Print lines as they are: a command is pasted, and no path is a link or a colour."""
+    """Print lines without markup or colours, so that commands can be pasted."""
     for line in lines:
         text = printable(without_secrets(line))
         console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
 
 def _failures(outcome: RunRecord, reported: Collection[str]) -> Iterator[str]:
-    """What failed and was not printed yet, each once."""
-    first = list(dict.fromkeys(outcome.errors))
-    left = [error for error in first if error not in reported]
+    """Yield each failure that was not printed yet, once."""
+    errors = list(dict.fromkeys(outcome.errors))
+    left = [error for error in errors if error not in reported]
     yield from (f"failed: {error}" for error in left[:MAX_REPORTED])
     more = len(left[MAX_REPORTED:]) + outcome.more_errors
     if more > 0:
@@ -137,7 +137,7 @@ def _failures(outcome: RunRecord, reported: Collection[str]) -> Iterator[str]:
 
 
 def next_steps(config: JobConfig, outcome: RunRecord, command: Sequence[str]) -> Iterator[str]:
-    """Where the table is, and what can be done with it: commands to paste."""
+    """Yield where the table is, and commands to query it, ready to paste."""
     table = canonical_uri(config.output)
     yield f"table: {table}"
     best = "SELECT image_id, l2, lpips FROM latents ORDER BY lpips LIMIT 10"
@@ -155,7 +155,7 @@ def _quoted(query: str) -> str:
 
 
 def _python() -> str:
-    """How this Python is called: `python` where a shell finds this one by that name."""
+    """Return `python` if a shell finds this interpreter by that name, else its path."""
     return "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
 
 
@@ -164,7 +164,7 @@ def _called(command: Sequence[str]) -> str:
 
 
 def _job(name: str, command: Sequence[str]) -> str:
-    """How another job is called from where this one was."""
+    """Return the command of another job, as called from the same place as this one."""
     script = Path(command[0] if command else "jobs/it.py").with_name(f"{name}.py")
     return f"{_python()} {shlex.quote(str(script))}"
 
@@ -183,19 +183,20 @@ _ESTIMATED = {
     "estimated_table_bytes": "size of what is added",
     "table": "table",
 }
-_UNSAID = {"dry_run", "samples_are_exact"}
+_NOT_PRINTED = {"dry_run", "samples_are_exact"}
 
 
-def print_estimate(config: JobConfig, found: Mapping[str, Any]) -> None:
-    """Print what `estimate_job` found to stderr; nothing where stderr is for machines."""
+def print_estimate(config: JobConfig, estimate: Mapping[str, Any]) -> None:
+    """Print the result of `estimate_job` to stderr; nothing with `--log-format json`."""
     if config.log_format == "json":
         return
     table = Table(title="what would be done", title_justify="left", show_header=False)
     table.add_column("")
     table.add_column("", overflow="fold")
-    for name in (*_ESTIMATED, *(found.keys() - _ESTIMATED.keys() - _UNSAID)):
-        if name in found and found[name] not in (None, {}, []):
-            text = _estimated(name, found[name], exact=bool(found.get("samples_are_exact", True)))
+    for name in (*_ESTIMATED, *(estimate.keys() - _ESTIMATED.keys() - _NOT_PRINTED)):
+        if name in estimate and estimate[name] not in (None, {}, []):
+            exact = bool(estimate.get("samples_are_exact", True))
+            text = _estimated(name, estimate[name], exact=exact)
             table.add_row(_ESTIMATED.get(name, name.replace("_", " ")), escape(text))
     Terminal(stderr=True).print(table, highlight=False)
 

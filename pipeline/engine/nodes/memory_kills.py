@@ -1,7 +1,7 @@
-"""Workers that Ray ends because the memory of their node runs out: counted, and what to lower.
+"""Count workers that Ray kills when their node runs out of memory, and advise which flag to lower.
 
-Ray repeats what they had without end and says of an actor only that it was restarted. Each node's
-exporter counts them by the name of the worker (`ray_memory_manager_worker_eviction_total`).
+Ray repeats their work without limit and reports only that an actor was restarted. The exporter of
+each node counts the kills by the name of the worker (`ray_memory_manager_worker_eviction_total`).
 """
 
 from __future__ import annotations
@@ -15,34 +15,44 @@ from typing import Any, Protocol
 
 import ray
 
-POLL_EVERY_S = 10.0  # as often as Ray exports
+from pipeline.engine.stages import STAGES, JobStage
+
+POLL_EVERY_S = 10.0  # the interval at which Ray exports
 _ANSWER_WITHIN_S = 2.0
 _LINE = re.compile(r'^ray_memory_manager_worker_eviction_total\{.*?Name="([^"]*)".*\} (\S+)$')
-# What Ray calls the workers of each stage, the benchmark's too.
-_STAGES = {"read": "FlatMap(Read)", "align": "Align", "invert": "Invert", "write": "Map(Write)"}
-_WORKERS = {"read": "a reader", "align": "an aligner", "invert": "an inverter", "write": "a writer"}
 
 
 class Sizes(Protocol):
-    """What of a job's config bounds the memory of its workers."""
+    """Settings of a job that bound the memory of its workers."""
 
     batch_size: int | None
     max_pixels: int
 
 
+def _ray_name(stage: type[JobStage]) -> str:
+    """Return the part of a Ray worker's name that identifies the stage, in a benchmark too."""
+    return f"{stage.__name__})" if stage.resources.is_pool else f"FlatMap({stage.__name__})"
+
+
+def _worker(stage: str) -> str:
+    """Return what a worker of a stage is called, with its article."""
+    (name,) = (each.resources.worker for each in STAGES if each.name == stage)
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
 def parse_kills(text: str) -> Counter[str]:
-    """Return how many workers of each stage were ended, from the text of a node's exporter."""
-    found: Counter[str] = Counter()
+    """Return how many workers of each stage were killed, from the text of a node's exporter."""
+    kills: Counter[str] = Counter()
     for line in text.splitlines():
         if match := _LINE.match(line):
-            for stage, name in _STAGES.items():
-                if name in match[1]:
-                    found[stage] += int(float(match[2]))
-    return found
+            for stage in STAGES:
+                if _ray_name(stage) in match[1]:
+                    kills[stage.name] += int(float(match[2]))
+    return kills
 
 
 def fetch_kills(address: str, port: int) -> Counter[str] | None:
-    """Return the counts of a node; None where its exporter does not answer."""
+    """Return the counts of a node; None if its exporter does not answer."""
     connection = http.client.HTTPConnection(address, port, timeout=_ANSWER_WITHIN_S)
     try:
         connection.request("GET", "/metrics")
@@ -54,10 +64,10 @@ def fetch_kills(address: str, port: int) -> Counter[str] | None:
 
 
 def advice(stage: str, workers: Mapping[str, int], sizes: Sizes, batch: int) -> str:
-    """Return the flag to lower and its next value, for a stage whose worker was ended.
+    """Return the flag to lower and its next value, for a stage whose worker was killed.
 
-    `workers` are the actors that each stage has, `batch` the default of `--batch-size`. Readers and
-    writers are small: what takes the memory beside them is the largest pool.
+    `workers` are the actors of each stage, `batch` the default of `--batch-size`. Readers and
+    writers are small: for them the larger pool is the one to shrink.
     """
     if stage not in ("align", "invert"):
         stage = max(("invert", "align"), key=lambda name: workers.get(name, 0))
@@ -77,7 +87,7 @@ def _alive_nodes() -> list[dict[str, Any]]:
 
 
 class MemoryKills:
-    """Counts the workers of a run that were ended so; looks around in a thread of its own."""
+    """Counts the killed workers of a run; a thread polls the nodes' exporters."""
 
     def __init__(
         self,
@@ -85,21 +95,21 @@ class MemoryKills:
         notice: Callable[[str], None],  # takes a line for the user
     ) -> None:
         self._advise, self._notice = advise, notice
-        self._at_first: set[str] = set()  # ids of the nodes that were there when the run began
-        self._before: dict[str, Counter[str]] = {}  # node id -> its counts then
-        self.by_node: dict[str, Counter[str]] = {}  # address -> ended since, by stage
-        self._said: set[str] = set()
+        self._first_nodes: set[str] = set()  # ids of the nodes at the start of the run
+        self._before: dict[str, Counter[str]] = {}  # node id -> its counts at the start
+        self.by_node: dict[str, Counter[str]] = {}  # address -> kills since, by stage
+        self._reported: set[str] = set()  # addresses
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="memory", daemon=True)
 
     def start(self) -> None:
-        """Note what was counted before this run, and look around from here on."""
-        self._at_first = {node["NodeID"] for node in _alive_nodes()}
+        """Record the counts from before this run, and start to poll."""
+        self._first_nodes = {node["NodeID"] for node in _alive_nodes()}
         self._poll()
         self._thread.start()
 
     def stop(self) -> list[str]:
-        """Look around no more; return what is to be told of each node."""
+        """Stop polling; return one message per node with kills."""
         self._ended.set()
         self._thread.join(_ANSWER_WITHIN_S)
         return [self.explain(address) for address in sorted(self.by_node)]
@@ -118,25 +128,25 @@ class MemoryKills:
         counts = fetch_kills(address, int(node["MetricsExportPort"]))
         if counts is None:
             return
-        # A node that comes later begins with none.
-        at_first = node["NodeID"] in self._at_first
-        before = self._before.setdefault(node["NodeID"], counts if at_first else Counter())
+        # A node that joins later starts at zero.
+        is_first = node["NodeID"] in self._first_nodes
+        before = self._before.setdefault(node["NodeID"], counts if is_first else Counter())
         if since := counts - before:
             self.by_node[address] = since
-            if address not in self._said:
-                self._said.add(address)
+            if address not in self._reported:
+                self._reported.add(address)
                 self._notice(self.explain(address))
 
     def explain(self, address: str) -> str:
-        """Return how many workers of which stages were ended on a node, and what to lower."""
+        """Return how many workers of each stage were killed on a node, and the flag to lower."""
         counts = self.by_node.get(address)
         if not counts:
             return ""
-        listed = ", ".join(f"{_WORKERS[stage]} {count} times" for stage, count in counts.items())
+        listed = ", ".join(f"{_worker(stage)} {count} times" for stage, count in counts.items())
         stage = max(counts, key=lambda name: (name in ("align", "invert"), counts[name]))
         return f"node {address} ran out of memory, and Ray ended {listed}: {self._advise(stage)}"
 
     def explain_now(self, address: str) -> str:
-        """Look around first, for a failure that is to be told."""
+        """Poll first, then explain; for a failure that is about to be reported."""
         self._poll()
         return self.explain(address)

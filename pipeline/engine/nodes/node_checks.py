@@ -1,8 +1,8 @@
-"""On a cluster, whether each node may work for a job: asked before it does, or as it comes.
+"""Check each node of a cluster, at the start or when it joins, before it works for a job.
 
 A node with other code or packages would write other numbers, one that lacks a local path would
-write to a disk of its own: such a node ends the run, named. One that does not reach the storage is
-not used: the run goes on with the others.
+write to its own disk: such a node ends the run with an error that names it. A node that cannot
+reach the storage is not used, and the run continues on the others.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ from pipeline.storage import canonical_uri, is_local, one_line
 from pipeline.table import SPEC_NAME
 
 POLL_EVERY_S = 5.0
-# How long the nodes that are there at first may take to answer before the stages start.
+# The stages start when the first nodes have answered, or after this time.
 FIRST_ANSWERS_S = 120.0
-# A network disk may show a new file that much later.
+# A network disk may show a new file with this delay.
 PATIENCE_S = 10
-MAX_BLOCKERS = 32  # of a node, for its CPUs; each is a process
+MAX_BLOCKERS = 32  # per node, for its CPUs; each is a process
 
 
 def local_paths(config: JobConfig) -> dict[str, str]:
-    """The paths that the nodes of a cluster must see, and the settings that name them.
+    """Return the local paths that every node must have, each with the setting that names it.
 
-    All but the output, which nodes that have it see a marker in. A relative path of a model or a
-    table is one in the job's working directory, of which each node has a copy.
+    The output is not among them: it is checked by a marker file. A relative path of a model or a
+    table is in the job's working directory, which each node has a copy of.
     """
     paths = {"input": canonical_uri(config.input)}
     for name in ("model", "bootstrap", "init", "identity"):
         if given := getattr(config, name):
             paths[name] = str(Path(given).expanduser()) if is_local(given) else given
-    # A model's name is no path.
+    # A setting may also be the name of a bundled model.
     return {path: name for name, path in paths.items() if is_local(path) and Path(path).exists()}
 
 
 def remote_stores(config: JobConfig) -> list[tuple[str, str]]:
-    """The folders in object storage that every node must reach, each with a file that is there.
+    """Return the folders in object storage that every node must reach, each with an existing file.
 
-    S3 answers for a name that is not there as for one without rights, so the input is not asked
-    for any: its names are not known here.
+    The input is not among them, as no name in it is known here, and S3 answers for a missing name
+    as for one without access rights.
     """
     return [] if is_local(config.output) else [(config.output, SPEC_NAME)]
 
 
 def _ask(node: str, paths: Sequence[str], stores: Sequence[tuple[str, str]]) -> Any:
-    """Return the reference of a task on the node: its `NodeReport`, or why it gives none."""
+    """Start a task on the node; its result is the `NodeReport`, or the text of an import error."""
 
-    # An inner function travels as it is: the package may not be there.
+    # Ray pickles an inner function by value: the node may lack the package.
     def report(
         paths: Sequence[str], stores: Sequence[tuple[str, str]], patience_s: int
     ) -> NodeReport | str:
@@ -79,28 +79,28 @@ def _ask(node: str, paths: Sequence[str], stores: Sequence[tuple[str, str]]) -> 
 
 
 class NodeChecks:
-    """Asks each node of a cluster, as it comes, and keeps work off those that reach no storage."""
+    """Checks each node of a cluster as it joins; keeps work off nodes without access to storage."""
 
     def __init__(
         self,
         paths: Mapping[str, str],  # local path -> the setting that names it
         stores: Sequence[tuple[str, str]] = (),
         notice: Callable[[str], None] = lambda _: None,  # takes a line for the user
-        registry: Any = None,  # of `NodeRegistry`, where workers wait for a verdict
+        registry: Any = None,  # handle of a `NodeRegistry`, where workers wait for a verdict
     ) -> None:
         self.paths, self.stores, self.notice = dict(paths), list(stores), notice
         self.registry = registry
         self._seen: set[str] = set()
-        self._retries_asked: Any = None
+        self._retries_request: Any = None
         self._retries = 0
-        self._alive: dict[str, str] = {}  # id -> address of the nodes that were seen
-        self._asked: dict[Any, str] = {}  # task -> its node
-        self._unusable: dict[str, str] = {}  # node -> why
+        self._alive: dict[str, str] = {}  # id -> address
+        self._pending: dict[Any, str] = {}  # task -> id of its node
+        self._unusable: dict[str, str] = {}  # node id -> reason
         self._blockers: list[Any] = []
         self._polled = -math.inf
 
     def poll(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Ask new nodes and hear what the others said; called many times a second.
+        """Check new nodes and handle the answers of others; called many times per second.
 
         Raises `ConfigError` if a node must not work for this job, `ClusterError` if none can.
         """
@@ -114,31 +114,31 @@ class NodeChecks:
         for node_id in alive.keys() - self._alive.keys():
             self._seen.add(node_id)
             self._alive[node_id] = str(alive[node_id]["NodeManagerAddress"])
-            self._asked[_ask(node_id, list(self.paths), self.stores)] = node_id
-        if self._asked:
-            waiting = list(self._asked)
+            self._pending[_ask(node_id, list(self.paths), self.stores)] = node_id
+        if self._pending:
+            waiting = list(self._pending)
             answered, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
             for task in answered:
-                self._hear(task, self._asked.pop(task), alive)
+                self._handle_answer(task, self._pending.pop(task), alive)
         self._count_retries()
         if Progress.current:
             Progress.current.cluster = self._state(alive)
 
     @property
     def unused(self) -> frozenset[str]:
-        """Ids of the nodes that are not used."""
+        """Return the ids of the nodes that are not used."""
         return frozenset(self._unusable)
 
     def _count_retries(self) -> None:
-        """Take in how often workers repeated requests to storage, without waiting for it."""
+        """Update the number of storage retries of the workers, without waiting."""
         if self.registry is None:
             return
-        if self._retries_asked is not None:
-            if not ray.wait([self._retries_asked], timeout=0)[0]:
+        if self._retries_request is not None:
+            if not ray.wait([self._retries_request], timeout=0)[0]:
                 return
-            with suppress(ray.exceptions.RayError):  # what counts is said in numbers, or not
-                self._retries = ray.get(self._retries_asked)
-        self._retries_asked = self.registry.retries.remote()
+            with suppress(ray.exceptions.RayError):  # the count is for display only
+                self._retries = ray.get(self._retries_request)
+        self._retries_request = self.registry.retries.remote()
 
     def _state(self, alive: Mapping[str, Mapping[str, Any]]) -> ClusterState:
         used = [node["Resources"] for key, node in alive.items() if key not in self._unusable]
@@ -152,22 +152,24 @@ class NodeChecks:
         )
 
     def wait(self, seconds: float = FIRST_ANSWERS_S) -> None:
-        """Poll until every node that is there has answered, `seconds` at most."""
+        """Poll until every current node has answered, for at most `seconds`."""
         deadline = time.monotonic() + seconds
         self.poll(lambda: math.inf)
-        while self._asked and time.monotonic() < deadline:
-            ray.wait(list(self._asked), num_returns=1, timeout=deadline - time.monotonic())
+        while self._pending and time.monotonic() < deadline:
+            ray.wait(list(self._pending), num_returns=1, timeout=deadline - time.monotonic())
             self._polled = -math.inf
             self.poll()
 
-    def _hear(self, task: Any, node_id: str, alive: Mapping[str, Mapping[str, Any]]) -> None:
+    def _handle_answer(
+        self, task: Any, node_id: str, alive: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         address = self._alive.get(node_id, node_id)
         try:
             report = ray.get(task)
         except ray.exceptions.RayError as error:
             if node_id in alive and isinstance(error, ray.exceptions.RayTaskError):
                 raise ConfigError(f"node {address} cannot work: {one_line(error)}") from error
-            self._alive.pop(node_id, None)  # it is gone, or is asked again
+            self._alive.pop(node_id, None)  # lost, or checked again if still alive
             return
         if isinstance(report, str):
             raise ConfigError(
@@ -180,7 +182,7 @@ class NodeChecks:
             self._block(node_id, address, report.storage_error, alive)
 
     def _judge(self, node_id: str, may_work: bool) -> None:
-        """Tell the workers of a node, which wait for it, whether they may begin."""
+        """Send the verdict on a node to its workers, which wait for it."""
         if self.registry is not None:
             self.registry.judge.remote(node_id, may_work)
 
@@ -211,7 +213,7 @@ class NodeChecks:
     def _block(
         self, node_id: str, address: str, why: str, alive: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """Hold what the node has to offer, so that no worker is started there."""
+        """Occupy the resources of a node, so that no worker starts there."""
         self._unusable[node_id] = f"node {address}: {why}"
         useful = {
             other
@@ -230,17 +232,17 @@ class NodeChecks:
             self._blockers.append(blocker.remote())
 
     def release(self) -> None:
-        """Give up what is held."""
+        """Kill the blockers."""
         for blocker in self._blockers:
             ray.kill(blocker)
         self._blockers.clear()
 
 
 def blocker_needs(cpus: float, gpus: float) -> Iterator[tuple[float, float]]:
-    """Yield the (CPUs, GPUs) of the blockers that hold a node.
+    """Yield (CPUs, GPUs) of each blocker that helps to occupy a node.
 
-    Small ones: workers that have part of the node leave it one by one, and Ray would give what
-    they leave to other workers while one large blocker waits for all of it.
+    Blockers are small: workers leave the node one by one, and Ray would give their resources to
+    other workers while one large blocker waits for all of them.
     """
     each = max(1.0, math.ceil(cpus / MAX_BLOCKERS))
     while cpus > 0:
@@ -251,21 +253,20 @@ def blocker_needs(cpus: float, gpus: float) -> Iterator[tuple[float, float]]:
 
 
 class _Blocker:
-    """An actor that does nothing on a node that is not used."""
+    """Idle actor that occupies resources of an unused node."""
 
 
 @contextmanager
 def nodes_checked(
     config: JobConfig, notice: Callable[[str], None] = lambda _: None
 ) -> Iterator[NodeChecks | None]:
-    """Ask the nodes of a cluster within the block whether they may work for the job.
+    """Check the nodes of a cluster for the length of the block; yields None outside a cluster.
 
-    Those that are there at first answer before the block begins. Workers on a node that comes later
-    wait for the answer of theirs, for which the block polls the checks that it gets; it gets None
-    outside a cluster. Raises `ConfigError` where one must not work, also from the poll, and
-    `ClusterError` where none reaches the storage. A hidden file in a local output is what nodes
-    must see; it is gone after the block. Enter it before `run_settings`, which takes a copy of Ray
-    Data's settings.
+    The first nodes answer before the block begins. The block must poll the yielded checks: workers
+    on a node that joins later wait for its verdict. Raises `ConfigError`, also from a poll, if a
+    node must not work for this job, and `ClusterError` if none reaches the storage. A local output
+    holds a hidden marker file meanwhile, which the nodes must see. Enter it before `run_settings`,
+    which copies Ray Data's settings.
     """
     if not in_cluster():
         yield None

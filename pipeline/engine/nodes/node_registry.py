@@ -1,8 +1,8 @@
-"""What the driver and the workers of a cluster tell each other about its nodes.
+"""Registry of a cluster's nodes: verdicts from the driver, storage retries from the workers.
 
-A worker that starts on a node asks here whether the node may work, and waits until that is known:
-one that does not reach the storage would fail each part that it takes. The other way it tells how
-often it had to repeat requests to storage.
+A worker waits here for the driver's verdict on its node before it takes its first part: on a node
+that cannot reach the storage it would fail each part. Workers report here how often they repeated
+requests to storage.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from typing import Any
 from pipeline.storage.retries import on_storage_retry
 
 _CONFIG = "restyle_node_registry"  # in Ray Data's context, which every worker of a run gets
-# The driver asks a node within seconds; one that gets no answer from its storage takes minutes.
+# The driver checks a node within seconds; storage that does not answer takes minutes to time out.
 VERDICT_WITHIN_S = 300.0
 _ASK_EVERY_S = 0.5
-# Before a worker leaves a node that is not used: its blockers are to be there first.
+# Delay before a worker leaves an unused node, so that the blockers start first.
 _LEAVE_AFTER_S = 2.0
 
 
 class NodeRegistry:
-    """The actor that holds it, on the driver's node."""
+    """Actor on the driver's node that holds the verdicts and counts the retries."""
 
     def __init__(self) -> None:
         self._may_work: dict[str, bool] = {}  # by node id
         self._retries = 0
 
     def judge(self, node_id: str, may_work: bool) -> None:
-        """Take the driver's verdict on a node."""
+        """Store the driver's verdict on a node."""
         self._may_work[node_id] = may_work
 
     def may_work(self, node_id: str) -> bool | None:
-        """Return whether a node may work; None while the driver does not know."""
+        """Return whether a node may work; None while it is being checked."""
         return self._may_work.get(node_id)
 
     def add_retry(self) -> None:
-        """Count one request to storage that is repeated."""
+        """Count one repeated request to storage."""
         self._retries += 1
 
     def retries(self) -> int:
-        """Return how many requests to storage were repeated by workers."""
+        """Return how many requests to storage the workers repeated."""
         return self._retries
 
 
@@ -62,7 +62,7 @@ def start_registry(context: Any) -> Any:
 
 
 def stop_registry(context: Any, registry: Any) -> None:
-    """End the registry, and let later runs of this process be without it."""
+    """Kill the registry and remove it from the `context` of later runs."""
     import ray
 
     context.set_config(_CONFIG, "")
@@ -73,11 +73,11 @@ def stop_registry(context: Any, registry: Any) -> None:
 def wait_for_verdict() -> None:
     """Return once this worker's node may work; end the process if the node must not.
 
-    Ray starts an actor that ended so again, and repeats a task, where there is room: not here, as
-    the driver holds what the node offers. Called before a worker takes its first part. Returns at
-    once outside a cluster, and where no registry answers.
+    Ray then starts the actor, or repeats the task, on another node, as the driver occupies the
+    resources of this one. Called before a worker takes its first part. Returns at once outside a
+    cluster, and if no registry answers.
     """
-    ray = sys.modules.get("ray")  # imported here it would come before its environment is set
+    ray = sys.modules.get("ray")  # an import here could precede its environment
     if ray is None or not ray.is_initialized():
         return
     from ray.data import DataContext
@@ -101,7 +101,7 @@ def _report(registry: Any) -> None:
 
 
 def _verdict(registry: Any, node_id: str) -> bool:
-    """Return whether the node may work; yes if the driver does not say in time."""
+    """Return whether the node may work; True if the driver does not answer in time."""
     import ray
 
     deadline = time.monotonic() + VERDICT_WITHIN_S

@@ -1,4 +1,4 @@
-"""What one node says of itself before it works for a job: its code, packages, paths, storage."""
+"""Report of one node before it works for a job: its code, packages, paths, storage."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ PACKAGES = ("restyle-pipeline", "ray", "torch", "numpy", "pyarrow", "pillow", "d
 
 
 class NodeReport(NamedTuple):
-    """The answer of a node; `storage_error` is empty where all storage is reached."""
+    """Report of a node; `storage_error` is empty if all storage answers."""
 
     code: str  # `code_digest`
     versions: dict[str, str]  # of Python and of the packages that compute and write
-    absent: list[str]  # of the paths that it was asked for
+    absent: list[str]  # those of the requested paths that do not exist
     storage_error: str = ""
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that compute and write."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in PACKAGES:
-        # A cluster's working directory is not an installed package.
+        # On a cluster this package may be a working directory, not an installation.
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            result[name] = version(name)
+    return result
 
 
 @cache
 def code_digest() -> str:
-    """Return the SHA-256 of this package's Python files, 16 hex digits of it.
+    """Return the first 16 hex digits of the SHA-256 of this package's Python files.
 
-    Names and bytes count, the place of the package does not.
+    It covers relative paths and contents, not the location of the package.
     """
     root = Path(pipeline.__file__).parent
     digest = hashlib.sha256()
@@ -55,10 +55,10 @@ def code_digest() -> str:
 
 def node_report(
     paths: Sequence[str],
-    stores: Sequence[tuple[str, str]],  # URIs of folders, each with a file that is looked for
-    patience_s: int,  # how long a path may take to appear: network disks show files late
+    stores: Sequence[tuple[str, str]],  # (folder URI, name of a file to look up)
+    patience_s: int,  # how long to wait for a path: network disks show files late
 ) -> NodeReport:
-    """Look at this node."""
+    """Return the report of the node that this runs on."""
     return NodeReport(code_digest(), versions(), _absent(paths, patience_s), _probe(stores))
 
 

@@ -1,4 +1,4 @@
-"""The stages of a job, in order. None of them imports PyTorch before its `setup`."""
+"""Stages of a job, in order. None of them imports PyTorch before its `setup`."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ FACES = pa.schema(
         ("pad_fraction", pa.float32()),
         ("detector_score", pa.float32()),
         ("pixels", pa.large_binary()),  # uint8 [h, w, 3]
-        ("fields", pa.string()),  # JSON of what is carried over from the input
+        ("fields", pa.string()),  # JSON of the columns that are copied from the input
     ]
 )
 FACES_TURNED = FACES.append(pa.field("turn_deg", pa.int32()))
@@ -61,7 +61,7 @@ def _plain(value: Any) -> Any:
 
 
 def face_row(key: str, uri: str, sha256: str, face: AlignedFace) -> dict[str, Any]:
-    """One aligned face as a row of `FACES`."""
+    """Return an aligned face as a row of `FACES`."""
     facts = {name: _plain(value) for name, value in face.facts().items()}
     source = {"key": key, "source_uri": uri, "source_sha256": sha256}
     return {**source, **facts, "pixels": face.pixels.tobytes()}
@@ -70,7 +70,7 @@ def face_row(key: str, uri: str, sha256: str, face: AlignedFace) -> dict[str, An
 def reject_row(
     key: str, uri: str, sha256: str, rejection: Rejection, face_index: int | None = None
 ) -> dict[str, Any]:
-    """One rejected sample or face as a row of `REJECTS`."""
+    """Return a rejected sample or face as a row of `REJECTS`."""
     return {
         "key": key,
         "face_index": face_index,
@@ -87,12 +87,12 @@ def count_reasons(rejects: pa.Table) -> Counter[str]:
 
 
 def faces_schema(settings: AlignmentSettings) -> pa.Schema:
-    """Return the columns of faces that are aligned with `settings`."""
+    """Return the schema of faces that are aligned with `settings`."""
     return FACES_TURNED if settings.tells_turns else FACES
 
 
 class Align(JobStage):
-    """Decodes and aligns the samples of a part in a child process, which may die on one of them."""
+    """Decodes and aligns the samples of a part in a child process, which an image may crash."""
 
     name = "align"
     takes = SampleBatch
@@ -109,16 +109,16 @@ class Align(JobStage):
         return cls(job.alignment)
 
     def setup(self) -> None:
-        """Start no child yet: it starts with the first part."""
+        """Create the aligner; its child process starts with the first part."""
         self.aligner = self.aligner or IsolatedAligner(self.settings)
 
     def process(self, batch: SampleBatch) -> FaceBatch:
-        """Return the faces of a part; each sample gives a face or a reject at least."""
+        """Return the faces of a part; each sample gives at least one face or reject."""
         faces: list[dict[str, Any]] = []
         rejects: list[dict[str, Any]] = []
         icc_ignored = 0
         for sample, result in self._align(batch.samples.to_pylist()):
-            # Of a sample that was not read no hash is known.
+            # A sample that could not be read has no hash.
             sha256 = "" if sample["reject"] else hashlib.sha256(sample["content"]).hexdigest()
             source = (sample["key"], sample["uri"], sha256)
             if isinstance(result, Rejection):

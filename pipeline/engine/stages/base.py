@@ -1,10 +1,10 @@
-"""The stage interface, and the one adapter that runs a stage in Ray's workers.
+"""Stage interface, and the adapter that runs a stage in Ray's workers.
 
-The adapter times a stage, turns an exception into a `Failure`, and counts crashes: Ray repeats the
-work of a lost worker without end, which is right where a node is lost and wrong for a poison part,
-one that kills each process that works on it (a crash below Python, or no memory left). So each
-attempt keeps one byte in a file on its node's disk for as long as it lasts. A worker that finds
-several bytes refuses the part. Those of a lost node are lost with it.
+The adapter times a stage, turns an exception into a `Failure`, and counts crashes. Ray repeats the
+work of a dead worker without limit. That is right for a lost node, but wrong for a poison part: one
+that kills each process that works on it (a crash in native code, or out of memory). So each attempt
+appends one byte to a file on its node's disk, and deletes the file at its end. A worker that finds
+`MAX_CRASHES` bytes refuses the part. The files of a lost node are lost with it.
 """
 
 from __future__ import annotations
@@ -32,53 +32,53 @@ if TYPE_CHECKING:
     from pipeline.engine.resolve import ResolvedJob
     from pipeline.table import TableWriter
 
-# A crash also counts for parts that shared the worker, and workers die for other reasons.
+# Above 1, as a crash also counts for other parts in the worker, and workers die for other reasons.
 MAX_CRASHES = 5
-DIED = "worker processes died at it on this node"  # by this the driver knows such a failure
+DIED = "worker processes died at it on this node"  # the driver recognizes the failure by it
 _CONFIG = "restyle_crashes"  # in Ray Data's context, which every worker of a run gets
 
 
 @dataclass(frozen=True)
 class StageResources:
-    """What Ray reserves for one worker of a stage, and how many parts it has at once.
+    """Resources that Ray reserves for one worker of a stage, and its number of parts at once.
 
-    The CPUs of all stages differ: Ray fuses stages that reserve the same, and a fused shard is
-    retried whole.
+    Each stage reserves another number of CPUs: Ray fuses stages that reserve the same, and would
+    then retry a whole shard.
     """
 
-    worker: str  # what a worker is called in messages
+    worker: str  # name of a worker in messages
     cpus: float
-    takes_gpu: bool = False  # in place of the CPUs, where the job runs on GPUs
+    takes_gpu: bool = False  # instead of CPUs, if the job runs on GPUs
     parts_at_once: int = 1
-    is_pool: bool = True  # of actors; else tasks
+    is_pool: bool = True  # a pool of actors; else tasks
 
 
 class Stage(ABC):
-    """One step of the pipeline: a batch in, a batch out."""
+    """Step of the pipeline: takes a batch, returns a batch."""
 
     name: ClassVar[str]
     takes: ClassVar[type[Message]]  # other messages pass through
     resources: ClassVar[StageResources]
 
     def setup(self) -> None:  # noqa: B027 - most stages need none
-        """Load what is slow to load; called once in each worker."""
+        """Load models and other slow parts; called once per worker."""
 
     @abstractmethod
     def process(self, batch: Any) -> Message | Iterator[Message]:
-        """Return the next stage's batch, or several of them."""
+        """Return the batch for the next stage, or yield several."""
 
 
 class JobStage(Stage):
-    """A stage of a job that writes a table."""
+    """Stage of a job that writes a table."""
 
     @classmethod
     @abstractmethod
     def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
-        """Return the stage of a job; it is built on the driver and sent to the workers."""
+        """Create the stage of a job on the driver; Ray sends it to the workers."""
 
 
 class Worker:
-    """A stage as Ray calls it, row by row."""
+    """Adapter that Ray calls row by row."""
 
     def __init__(self, stage: Stage) -> None:
         wait_for_verdict()
@@ -86,7 +86,7 @@ class Worker:
         self.stage = stage
 
     def rows(self, row: Row) -> Iterator[Row]:
-        """Yield the rows that the stage makes of `row`."""
+        """Yield the output rows of the stage for `row`."""
         if kind_of(row) is not self.stage.takes:
             yield row
             return
@@ -94,21 +94,21 @@ class Worker:
             yield to_row(message)
 
     def __call__(self, row: Row) -> Row:
-        """Return the one row that the stage makes of `row`."""
+        """Return the single output row of the stage for `row`."""
         (result,) = self.rows(row)
         return result
 
 
 def results(stage: Stage, message: Message) -> Iterator[Message]:
-    """Yield what `stage` makes of `message`, timed; an error becomes a `Failure`.
+    """Yield the outputs of `stage` for `message`, with its seconds; an error becomes a `Failure`.
 
-    A stage that notes its own seconds is not timed.
+    Seconds that the stage has set itself stay.
     """
     started = time.perf_counter()
     try:
         with crash_counter(stage.name, message.shard_id, message.part):
-            made = stage.process(message)
-            for result in [made] if isinstance(made, Message) else made:
+            outputs = stage.process(message)
+            for result in [outputs] if isinstance(outputs, Message) else outputs:
                 if isinstance(result, Batch):
                     seconds = time.perf_counter() - started
                     result.counts.stage_seconds.setdefault(stage.name, seconds)  # type: ignore[arg-type]
@@ -119,32 +119,32 @@ def results(stage: Stage, message: Message) -> Iterator[Message]:
 
 
 def _ray() -> Any:
-    """Return Ray in a process that it started or that joined it, else None.
+    """Return the module `ray` if Ray is running in this process, else None.
 
-    Importing it here would come before `pipeline.engine.ray_session` has set its environment.
+    An import here could precede `pipeline.engine.ray_session`, which sets Ray's environment.
     """
     ray = sys.modules.get("ray")
     return ray if ray is not None and ray.is_initialized() else None
 
 
 def node_address() -> str:
-    """Return the address by which Ray knows this node; "" outside Ray."""
+    """Return this node's address in Ray; "" outside Ray."""
     ray = _ray()
     return "" if ray is None else str(ray.util.get_node_ip_address())
 
 
 def set_crash_folder(context: Any, private: Path | None) -> None:
-    """Tell the workers of a run, by Ray Data's `context`, where to count crashes.
+    """Set in Ray Data's `context` the folder in which the workers of a run count crashes.
 
-    In the run's `private` folder; without one in the temp directory of each node, under a name that
-    no one can guess.
+    It is in the run's `private` folder; without one it is in the temp directory of each node, under
+    a random name.
     """
     folder = str(private / "notes") if private else f"restyle-notes-{secrets.token_hex(16)}"
     context.set_config(_CONFIG, folder)
 
 
 def _open_attempts(name: str) -> tuple[Path, int]:
-    """Open the file called `name` for appending; create it and its folder where missing."""
+    """Open the file `name` for appending; create it and its folder if missing."""
     from ray.data import DataContext
 
     chosen = DataContext.get_current().get_config(_CONFIG) or f"restyle-notes-{os.geteuid()}"
@@ -153,17 +153,19 @@ def _open_attempts(name: str) -> tuple[Path, int]:
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)
         if not is_private(folder):
-            raise RuntimeError(f"'{folder}' is not a folder that this user alone may enter")
+            raise RuntimeError(
+                f"'{folder}' is not a folder that only this user may enter; delete it"
+            )
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with suppress(FileNotFoundError):  # another worker removed the empty folder in between
+        with suppress(FileNotFoundError):  # another worker removed the empty folder meanwhile
             return folder / name, os.open(folder / name, flags, 0o600)
 
 
 @contextmanager
 def crash_counter(stage: str, shard_id: str, part: int) -> Iterator[None]:
-    """Count the attempt at a part for the length of the block; outside Ray nothing is counted.
+    """Count one attempt at a part for the length of the block; does nothing outside Ray.
 
-    Raises `RuntimeError` for a poison part: `MAX_CRASHES` workers of this node died at it.
+    Raises `RuntimeError` for a poison part, at which `MAX_CRASHES` workers of this node died.
     """
     if _ray() is None:
         yield
@@ -176,12 +178,12 @@ def crash_counter(stage: str, shard_id: str, part: int) -> Iterator[None]:
             file.write(b".")
         if crashes >= MAX_CRASHES:
             raise RuntimeError(
-                f"{crashes} {DIED}, of a crash below Python or as memory ran out "
+                f"{crashes} {DIED}, by a crash in native code or out of memory "
                 f"({memory_limit() / 1e9:.1f} GB may be used): lower "
                 "--align-workers or --inverters, --batch-size, --max-pixels"
             )
         yield
     finally:
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # other attempts are there
+        with suppress(OSError):  # it holds other attempts
             path.parent.rmdir()

@@ -1,4 +1,4 @@
-"""Stage 3, a pool of inverter actors, one per GPU: faces to latents."""
+"""Stage 3, a pool of inverter actors, one per GPU: turn faces into latents."""
 
 from __future__ import annotations
 
@@ -95,19 +95,19 @@ class Invert(JobStage):
 
 
 def _each_once(earlier: list[dict[str, Any]], later: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Both lists; a face that the aligner rejected is not missed a second time for its code."""
-    known = {(reject["key"], reject["face_index"]) for reject in earlier}
-    return earlier + [r for r in later if (r["key"], r["face_index"]) not in known]
+    """Return both lists; a face that the aligner rejected is not rejected again for its code."""
+    rejected = {(reject["key"], reject["face_index"]) for reject in earlier}
+    return earlier + [r for r in later if (r["key"], r["face_index"]) not in rejected]
 
 
 def _with_fields(
     latents: list[dict[str, Any]], faces: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Latents rows with the fields that their faces carry over from the input."""
+    """Return latents rows with the fields of their faces that are copied from the input."""
     fields = {face["key"]: json.loads(face["fields"]) for face in faces}
     return [row | fields[row["key"]] for row in latents]
 
 
 def codes_by_image(table: pa.Table) -> Codes:
-    """The codes [n_styles, 512] of a table as `initial_codes_schema` has it, by image id."""
+    """Return the codes [n_styles, 512] of an `initial_codes_schema` table by image id."""
     return dict(zip(table["image_id"].to_pylist(), as_array(table["w_plus"]), strict=True))

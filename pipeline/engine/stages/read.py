@@ -1,4 +1,4 @@
-"""Stage 1, one streaming task per shard: bytes out of storage, cut into parts."""
+"""Stage 1, one streaming task per shard: read samples from storage, cut them into parts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SAMPLES = pa.schema(
         ("content", pa.large_binary()),
         ("reject", pa.string()),
         ("detail", pa.string()),
-        ("fields", pa.string()),  # JSON of what is carried over from the input
+        ("fields", pa.string()),  # JSON of the columns that are copied from the input
     ]
 )
 
@@ -57,7 +57,7 @@ def cut_parts(
 
 
 def _bytes_of(samples: list[Sample], shard: Shard) -> int:
-    """What the samples take in the shard: in a tar, whole blocks and a header each."""
+    """Return the bytes of the samples in the shard; in a tar with headers and padding."""
     sizes = (len(sample.content) for sample in samples)
     if shard.kind == "tar":
         return sum(_TAR_BLOCK + -(-size // _TAR_BLOCK) * _TAR_BLOCK for size in sizes)
@@ -73,14 +73,14 @@ class Read(JobStage):
 
     @classmethod
     def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
-        """Return the stage; what is read stands in the tasks."""
+        """Create the stage; its settings are in the tasks."""
         del job, writer, device
         return cls()
 
     def process(self, task: ShardTask) -> Iterator[SampleBatch | ShardEnd]:
-        """Yield the parts to do, then the totals of all parts and what the reader passed over.
+        """Yield the parts to do, then a `ShardEnd`.
 
-        A shard that cannot be read to its end gives the parts before the damage, then an error.
+        A damaged shard gives the parts before the damage, then raises an error.
         """
         total, left_out = 0, LeftOut()
         bare = replace(task.shard, names=(), sizes=())

@@ -1,4 +1,4 @@
-"""Stage 4, a pool of actors: rejects, then latents, into the table."""
+"""Stage 4, a pool of actors: write rejects, then latents, to the table."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Write(JobStage):
-    """Writes the two files of a part; several threads call it."""
+    """Writes the two files of a part; thread-safe."""
 
     name = "write"
     takes = LatentBatch
-    # Packing a part takes 0.05 s of a core, a put to a bucket several times that.
+    # Encoding a part takes 0.05 s of a core, an upload to a bucket several times that.
     resources = StageResources("writer", cpus=0.25, parts_at_once=4)
 
     def __init__(self, writer: TableWriter) -> None:
@@ -31,7 +31,7 @@ class Write(JobStage):
         return cls(writer)
 
     def process(self, batch: LatentBatch) -> PartDone:
-        """Write a part; only its counts go on."""
+        """Write a part; only its counts are passed on."""
         record = self.writer.write_tables(
             batch.shard,
             batch.part,

@@ -1,6 +1,6 @@
-"""Cutting the crops that a training reads: read, align and write, all of it through Ray Data.
+"""Cut the crops of a training with Ray Data: read, align, write.
 
-A part becomes one file, also where it holds no face, so that what is there need not be cut again.
+Each part becomes one file, even without a face, so that an interrupted run can skip it.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.resume_check import CROPS, Origin
 
 SUFFIX = ".safetensors"
-READS_AT_ONCE = 16  # of headers, each a request or two
+READS_AT_ONCE = 16  # headers, one or two requests each
 
 
 @dataclass(frozen=True)
 class CropPlan:
-    """What crops a config asks for, where they are kept, and what is made of them."""
+    """Plan of the crops of a config: tasks, settings, and the store that holds them."""
 
     origin: Origin
     tasks: list[ShardTask]
     alignment: AlignmentSettings
     store: Store
     samples: int | None = None
-    continued_from: dict[str, Any] | None = None  # what the training goes on with, for the log
-    targets: CropPlan | None = None  # what the encoder is to give for these, where it is not these
+    continued_from: dict[str, Any] | None = None  # state of an official training, for the log
+    targets: CropPlan | None = None  # target images, if they differ from the inputs
     keeps_keys: bool = False
 
 
@@ -64,21 +64,21 @@ class WriteCrops(Stage):
 
     def __init__(
         self,
-        root: str,  # of the store that keeps them
+        root: str,  # of the store
         size: tuple[int, int],  # (height, width) of the faces
         *,
-        keeps_keys: bool = False,  # whether the file says what the images are called
+        keeps_keys: bool = False,  # whether the file lists the keys of the images
     ) -> None:
         self.root, self.size, self.keeps_keys = root, size, keeps_keys
 
     def process(self, batch: FaceBatch) -> PartDone:
-        """Write a part; only its counts go on."""
+        """Write a part; only its counts are passed on."""
         import torch
 
         from pipeline.training.data import put_crops
 
         counts = batch.counts
-        pixels = [np.frombuffer(one, np.uint8) for one in batch.faces["pixels"].to_pylist()]
+        pixels = [np.frombuffer(face, np.uint8) for face in batch.faces["pixels"].to_pylist()]
         images = np.stack(pixels) if pixels else np.empty(0, np.uint8)
         crops = torch.from_numpy(images.reshape(-1, *self.size, 3)).permute(0, 3, 1, 2)
         facts: dict[str, Any] = {
@@ -92,12 +92,12 @@ class WriteCrops(Stage):
 
 
 def file_name(shard_id: str, part: int) -> str:
-    """Return the name of a part's crops: a function of the input alone."""
+    """Return the file name of a part's crops; it depends on the input only."""
     return f"{shard_id}-{part:05d}{SUFFIX}"
 
 
 def existing_parts(store: Store) -> dict[str, set[int]]:
-    """The parts of each shard whose files are there."""
+    """Return the parts of each shard whose files exist."""
     parts: dict[str, set[int]] = {}
     for name in store.names():
         if name.endswith(SUFFIX):
@@ -107,9 +107,9 @@ def existing_parts(store: Store) -> dict[str, set[int]]:
 
 
 def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> CropPlan:
-    """List the input and see how its images are to be cut. Raises a `RequestError`.
+    """List the input and plan its crops. Raises a `RequestError`.
 
-    `shards` is the input's listing where `check_training` has begun it.
+    `shards` is the listing of the input, if `check_training` has already started it.
     """
     from pipeline.models import treatment_for
     from pipeline.training.initial_model import start_digest, starting_model
@@ -130,8 +130,8 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
     )
     if config.target and not treatment.prealigned:
         raise ConfigError(
-            "--target is for pairs of crops, which belong together pixel by pixel: align both "
-            "before and add --prealigned"
+            "--target needs pairs of crops that match pixel by pixel: align both sets first and "
+            "add --prealigned"
         )
     plan = replace(
         _crop_plan(config, alignment, config.input, shards, start_digest(config, model)),
@@ -151,26 +151,26 @@ def _crop_plan(
     shards: Iterator[Shard] | None,
     start: str,
 ) -> CropPlan:
-    """How the images at `uri` are cut, and where their crops are kept."""
+    """Return the plan of the images at `uri`; its store is named after the settings' digest."""
     options = config.read_options
     if shards is None:
         shards = list_shards(uri, files_per_shard=config.files_per_shard, options=options)
     tasks = [
         ShardTask(shard, config.part_size, take=config.limit, options=options) for shard in shards
     ]
-    asked = {
+    settings = {
         "alignment": without_earlier("settings.alignment", alignment.used()),
         "shards": [[task.shard_id, task.shard.etag] for task in tasks],
         "part_size": config.part_size,
         "limit": config.limit,
     }
     if any(task.shard.kind in ("tar", "zip") for task in tasks):
-        asked |= without_earlier("layout", {"image_field": config.image_field})
+        settings |= without_earlier("layout", {"image_field": config.image_field})
     if config.image_column:
-        asked["image_column"] = config.image_column
+        settings["image_column"] = config.image_column
     if config.target:
-        asked["keys"] = True
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+        settings["keys"] = True
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     store = Store(Store(config.output).uri(f"{CROPS}/{digest}"))
     origin = Origin(digest, start)
     return CropPlan(origin, tasks, alignment, store, keeps_keys=bool(config.target))
@@ -179,7 +179,7 @@ def _crop_plan(
 def run_stages(
     config: TrainConfig, plan: CropPlan, tasks: Sequence[ShardTask], resources: Resources
 ) -> Iterator[Message]:
-    """Read, align and write what `tasks` leave to do; yields each message as it is finished."""
+    """Run read, align and write on `tasks`; yield each message as it arrives."""
     import ray.data
 
     from pipeline.engine.pipeline import build_pipeline, run_pipeline
@@ -197,10 +197,10 @@ def run_stages(
 
 
 def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None:
-    """Cut the crops that are not there, and write their index when all are.
+    """Cut the missing crops, then write the index of all.
 
-    Raises `StorageError` where some could not be cut, when the others are, and `InputError` where
-    no image gives any.
+    Raises `StorageError` if some failed, after the others are cut, and `InputError` if no image
+    gives a crop.
     """
     from pipeline.training.data import CropFile, put_index, read_header, read_index
 
@@ -222,7 +222,7 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
             reasons.update(message.counts.reasons)
     if failures:
         raise StorageError(
-            f"not all crops are cut, run again to go on; failed: {len(failures)}, "
+            f"not all crops are cut, run again to continue; failed: {len(failures)}, "
             f"first {'; '.join(failures[:3])}"
         )
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
@@ -239,10 +239,10 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
 
 
 def cut_pairs(config: TrainConfig, plan: CropPlan, resources: Resources) -> None:
-    """Cut the sources and their targets, and write down which belong together.
+    """Cut the crops of sources and targets, and write which belong together.
 
-    Raises as `cut_crops` does, and `InputError` where no key is in both sets, or several images of
-    one have the same.
+    Raises the errors of `cut_crops`, and `InputError` if no key is in both sets, or if a key is not
+    unique in its set.
     """
     from pipeline.training.data import match_keys, put_pairs
 
@@ -251,25 +251,25 @@ def cut_pairs(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
         return
     target = str(config.target)
     cut_crops(config.model_copy(update={"input": target}), plan.targets, resources)
-    numbers, several = match_keys(_keys(plan.store), _keys(plan.targets.store))
-    if several:
+    numbers, ambiguous = match_keys(_keys(plan.store), _keys(plan.targets.store))
+    if ambiguous:
         listed = "; ".join(
-            f"'{name}' ({', '.join(keys[:3])})" for name, keys in list(several.items())[:3]
+            f"'{name}' ({', '.join(keys[:3])})" for name, keys in list(ambiguous.items())[:3]
         )
-        raise InputError(f"--target: {len(several)} names that several images have: {listed}")
+        raise InputError(f"--target: {len(ambiguous)} names are of several images: {listed}")
     if not len(numbers):
         raise InputError(
             f"no image in '{target}' has the key of one in '{config.input}': pairs are called "
-            "alike, up to their extensions"
+            "alike, except for their extensions"
         )
     put_pairs(plan.store, numbers)
 
 
 def _keys(store: Store) -> list[str]:
-    """The keys of all crops in `store`, in their order."""
+    """Return the keys of all crops in `store`, in order."""
     from pipeline.training.data import read_header, read_index
 
     names = [name for name, _ in (read_index(store) or {"files": []})["files"]]
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        found = pool.map(partial(read_header, store), names)
-        return [key for _, facts in found for key in facts["keys"]]
+        headers = pool.map(partial(read_header, store), names)
+        return [key for _, facts in headers for key in facts["keys"]]

@@ -1,4 +1,4 @@
-"""What is wrong with a training and shows before Ray and PyTorch are imported."""
+"""Check a training request before Ray and PyTorch are imported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 from pipeline.engine.address import check_address
-from pipeline.engine.preflight import access_refused
+from pipeline.engine.preflight import access_errors_as_config_errors
 from pipeline.errors import InputError
 from pipeline.metrics.names import check_identity
 from pipeline.models.files import check_model, check_model_file
@@ -21,18 +21,18 @@ from pipeline.storage import (
 from pipeline.training.config import TrainConfig
 from pipeline.training.resume_check import TRAINING_OUTPUT, check_settings
 
-# A packed archive, or one in a bucket, is read to be counted: not a large one.
+# A compressed archive, or one in a bucket, must be read to be counted: only small ones are.
 _READ_TO_COUNT = 16 << 20  # bytes
 
 
 def check_training(config: TrainConfig) -> Iterator[Shard]:
-    """The shards of the input, when all that the request names is there, and images enough.
+    """Check all that a training request names; return the shards of its input.
 
-    Raises a `RequestError` for what is not there, and for fewer images than are held out, as far
-    as that shows without reading much: faces that no image gives are found out when crops are cut.
+    Raises a `RequestError` for what is missing, and for too few images, as far as a quick count
+    shows: images without a face are known only after the crops are cut.
     """
     inputs = [config.input, *([config.target] if config.target else [])]
-    with access_refused(config.output, *inputs):
+    with access_errors_as_config_errors(config.output, *inputs):
         check_address()
         for uri in inputs:
             check_apart(uri, config.output)
@@ -45,7 +45,7 @@ def check_training(config: TrainConfig) -> Iterator[Shard]:
 
 
 def _check_weights(config: TrainConfig) -> None:
-    """Raise `ModelError` for a model or a file of weights that is not there."""
+    """Raise `ModelError` for a missing model or file of weights."""
     if config.model:
         check_model(config.model)
     if config.generator:
@@ -58,24 +58,24 @@ def _check_weights(config: TrainConfig) -> None:
 
 
 def check_image_count(config: TrainConfig) -> Iterator[Shard]:
-    """The shards of the input; no more of them are listed than it takes to know that they do.
+    """Check that the input holds enough images; return its shards. Lists no more than needed.
 
-    Raises `InputError` where they hold fewer images than `--held-out` and a batch take.
+    Raises `InputError` if it holds fewer images than `--held-out` plus one batch.
     """
     options = config.read_options
     shards = list_shards(config.input, files_per_shard=config.files_per_shard, options=options)
-    needed, found = config.held_out + config.batch, 0
+    needed, count = config.held_out + config.batch, 0
     taken: list[Shard] = []
     for shard in shards:
         taken.append(shard)
         if not _is_counted_fast(shard):
             return itertools.chain(taken, shards)
-        found += count_samples(shard, min(config.limit or needed, needed - found), options)
-        if found >= needed:
+        count += count_samples(shard, min(config.limit or needed, needed - count), options)
+        if count >= needed:
             return itertools.chain(taken, shards)
-    rest = max(0, found - config.held_out)
+    rest = max(0, count - config.held_out)
     raise InputError(
-        f"{found} images, of which {config.held_out} are held out for validation: the other {rest} "
+        f"{count} images, of which {config.held_out} are held out for validation: the other {rest} "
         f"do not fill a batch of {config.batch}; lower --held-out or --batch, or give more images"
     )
 

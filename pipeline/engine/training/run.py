@@ -1,15 +1,16 @@
-"""Training on a cluster: Ray Data cuts the crops, Ray Train runs the processes.
+"""Train with Ray: Ray Data cuts the crops, Ray Train runs the processes.
 
-Crops are cut once and kept in the run's folder: a run that goes on does not align again, and which
-image is in which batch depends on their order there, not on what Ray happens to finish first.
+Crops are cut once and stored in the run's folder: a resumed run does not align again, and the order
+of the images in batches depends on the stored order, not on the order in which Ray finishes parts.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.storage import Shard, Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.resume_check import ENCODER, check_settings
 
+_LOGGER = logging.getLogger(__name__)
 DONE = "_done.json"
 POLL_S = 2.0
 REPORT_EVERY_S = 600.0
@@ -38,7 +40,7 @@ TRAIN_ENVIRONMENT = {
 
 
 def train_in_worker(settings: dict[str, Any]) -> None:
-    """What each of Ray Train's processes does."""
+    """Train in one of Ray Train's processes."""
     import ray.train
     import ray.train.torch
 
@@ -58,9 +60,9 @@ def train_in_worker(settings: dict[str, Any]) -> None:
 
 
 def check_workers(config: TrainConfig, resources: Resources, *, local: bool) -> None:
-    """Raise `ConfigError` for more workers than there is room for, which Ray Train would await.
+    """Raise `ConfigError` if this machine cannot run all workers: Ray Train would wait for ever.
 
-    A cluster may start nodes when they are asked for, and has none at first.
+    Not checked on a cluster, which may start nodes on request.
     """
     if not local:
         return
@@ -95,7 +97,7 @@ def _trainer(config: TrainConfig, plan: CropPlan, resources: Resources) -> Any:
             storage_filesystem=PyFileSystem(FSSpecHandler(output.fs)),
             failure_config=FailureConfig(
                 max_failures=config.restarts,
-                # Its default is to wait without end for workers that no node has room for.
+                # The default waits without limit for workers that fit on no node.
                 controller_failure_limit=config.restarts,
             ),
         ),
@@ -103,21 +105,21 @@ def _trainer(config: TrainConfig, plan: CropPlan, resources: Resources) -> Any:
 
 
 @contextmanager
-def _lines_of(config: TrainConfig) -> Iterator[None]:
-    """Print each line of the log that the block adds: the workers have no terminal."""
+def _reporting_log(config: TrainConfig, report: Callable[[str], None]) -> Iterator[None]:
+    """Report each line that the block adds to the training log: the workers have no terminal."""
     from pipeline.training.train_log import read_reports
 
     store, ended = Store(config.output), threading.Event()
-    seen = {json.dumps(line) for line in read_reports(store, ENCODER)}
+    reported = {json.dumps(line) for line in read_reports(store, ENCODER)}
 
     def follow() -> None:
         last = False
         while not last:
             last = ended.wait(POLL_S)
             for line in map(json.dumps, read_reports(store, ENCODER)):
-                if line not in seen:
-                    seen.add(line)
-                    print(line, flush=True)
+                if line not in reported:
+                    reported.add(line)
+                    report(line)
 
     thread = threading.Thread(target=follow, name="log", daemon=True)
     thread.start()
@@ -134,11 +136,11 @@ def begin_event(
     continued_from: dict[str, Any] | None = None,
     targets: Store | None = None,
 ) -> dict[str, Any]:
-    """What was read and cut, and what is trained on: the line before those of the log.
+    """Return the event `training_begins`: numbers of samples, crops, pairs and held-out crops.
 
-    `continued_from` is what the model's own training has left, told where this one begins with it.
+    `continued_from` is the state of the official training that this one continues, if any.
 
-    Raises `InputError` where the crops in `store` are too few.
+    Raises `InputError` if `store` holds too few crops.
     """
     from pipeline.training.data import Crops, Pairs, read_index, read_pairs
     from pipeline.training.run import split_counts
@@ -167,14 +169,19 @@ def begin_event(
     }
 
 
-def run_training(config: TrainConfig, shards: Iterator[Shard] | None = None) -> dict[str, Any]:
-    """Cut the crops, train, and give what the run came to, JSON-ready.
+def run_training(
+    config: TrainConfig,
+    shards: Iterator[Shard] | None = None,
+    report: Callable[[str], None] = _LOGGER.info,
+) -> dict[str, Any]:
+    """Cut the crops and train; return the JSON-ready result.
 
-    `shards` is the input's listing where `check_training` has begun it.
+    `shards` is the listing of the input, if `check_training` has already started it. `report` takes
+    each line of the training log, JSON.
 
-    Raises a `RequestError` where the request is wrong, which is also where the output holds a
-    training of other settings, `PipelineError` where the run failed: the same call goes on from the
-    last checkpoint.
+    Raises a `RequestError` for a wrong request, such as an output with a training of other
+    settings, and `PipelineError` if the run failed: the same call continues from the last
+    checkpoint.
     """
     check_settings(config)
     if not in_cluster():
@@ -191,11 +198,11 @@ def run_training(config: TrainConfig, shards: Iterator[Shard] | None = None) -> 
         enter_phase("cutting crops")
         cut_pairs(config, plan, resources)
         targets = plan.targets.store if plan.targets else None
-        begins = begin_event(config, plan.store, plan.continued_from, targets)
-        print(json.dumps(begins), flush=True)
+        event = begin_event(config, plan.store, plan.continued_from, targets)
+        report(json.dumps(event))
         trainer = _trainer(config, plan, resources)
-        enter_phase("training", every_s=REPORT_EVERY_S)  # its own lines tell how far it is
-        with _lines_of(config):
+        enter_phase("training", every_s=REPORT_EVERY_S)  # the log's lines show the progress
+        with _reporting_log(config, report):
             trainer.fit()
     done: dict[str, Any] = json.loads(output.get(DONE))
     return done | {"output": output.root}
@@ -203,9 +210,9 @@ def run_training(config: TrainConfig, shards: Iterator[Shard] | None = None) -> 
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Turn Ray's own failures, and those of its workers, into a `PipelineError` of one line.
+    """Turn failures of Ray and of its workers into a `PipelineError` of one line.
 
-    What a worker refused is raised as it was in the worker.
+    A `RequestError` of a worker is raised unchanged.
     """
     try:
         yield
@@ -216,4 +223,4 @@ def _failures() -> Iterator[None]:
 
         if refused := refusal_in(error):
             raise refused from error
-        raise PipelineError(f"{summarize_error(error)}; run again to go on") from error
+        raise PipelineError(f"{summarize_error(error)}; run again to continue") from error

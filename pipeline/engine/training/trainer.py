@@ -1,6 +1,6 @@
-"""Ray Train's trainer, which does not restart workers that refused the request.
+"""Ray Train trainer that does not restart workers after a `RequestError`.
 
-Apart from `training.run`, which sets Ray Train's environment before this is imported.
+It is a module of its own: `training.run` sets Ray Train's environment before it is imported.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ _policy = failure_handling()
 
 
 def refusal_in(error: Exception) -> RequestError | None:
-    """What a worker refused, of an error of Ray Train's; None where it failed otherwise."""
+    """Return the `RequestError` of a worker inside an error of Ray Train; None if there is none."""
     failures = getattr(error, "worker_failures", {}).values()
     return next((failure for failure in failures if isinstance(failure, RequestError)), None)
 
 
 class RetryUnlessRefused(_policy.DefaultFailurePolicy):  # type: ignore[misc,name-defined]
-    """Starts workers again as often as is asked for, but not to be refused once more."""
+    """Failure policy that restarts workers as configured, but not after a `RequestError`."""
 
     def make_decision(self, training_failed_error: Any) -> Any:
-        """Raise a refusal, else what Ray Train decides."""
+        """Return RAISE for a `RequestError`, else the decision of Ray Train."""
         if refusal_in(training_failed_error):
             return _policy.FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
 
 class Trainer(TorchTrainer):
-    """Ray Train's, with a say in which failures are final, which its settings do not give."""
+    """Torch trainer with our failure policy, which Ray Train has no setting for."""
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         policy = RetryUnlessRefused(cast(FailureConfig, self.run_config.failure_config))
         return super()._initialize_and_run_controller(**settings | {"failure_policy": policy})
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave Ctrl-C to the job, which tells of it: Ray Train's handler may end it with 0."""
+        """Leave Ctrl-C to the job, which reports it: Ray Train's handler may exit with 0."""
