@@ -22,7 +22,7 @@ def run_to_exit_code(
     """Run the config of `make_config`; return 0 (done), 1 (run again) or 2 (wrong request).
 
     An error is one line on stderr; the last line of stdout is one JSON object. `table` is the
-    output in the flags, for that line if there is no valid config.
+    output in the flags, for that line if the config is invalid.
     """
     # The line of a job that did nothing; an error adds its keys.
     last_line = RunRecord().to_dict(table and without_secrets(table))

@@ -90,7 +90,7 @@ class Ledger:
             self._count(message)
         if shard.complete and not shard.failed:
             self._close(message.shard_id, shard)
-        self._settle(_COMMITS_WAITING)
+        self._finish_commits(_COMMITS_WAITING)
 
     def _book_failure(self, failure: Failure, shard: _ShardInProgress | None) -> None:
         node = f" on node {failure.node}" if failure.node and in_cluster() else ""
@@ -151,7 +151,7 @@ class Ledger:
         record = writer.commit_shard(shard, [*done.parts.values()], done.left_out)
         return writer.with_manifest_etag(record)
 
-    def _settle(self, waiting: int) -> None:
+    def _finish_commits(self, waiting: int) -> None:
         """Record finished commits, and wait until at most `waiting` are unfinished."""
         while self._commits and (self._commits[0][2].done() or len(self._commits) > waiting):
             shard, counted, commit = self._commits.popleft()
@@ -193,7 +193,7 @@ class Ledger:
 
     def finish(self) -> None:
         """Wait for commits, then report shards that are incomplete without a recorded failure."""
-        self._settle(0)
+        self._finish_commits(0)
         self._pool.shutdown()
         if self.gave_up:
             return

@@ -60,7 +60,7 @@ class Backlog:
     limit: int | None = None  # of the whole table
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready snapshot; another thread goes on changing the numbers."""
+        """Return a JSON-ready snapshot; another thread keeps changing the numbers."""
         numbers = {field.name: getattr(self, field.name) for field in fields(self)}
         return numbers | {"left_out": self.left_out.ordered()}
 
@@ -92,7 +92,7 @@ class Backlog:
 
 
 class TaskQueue:
-    """One-pass iterator over the shards to do.
+    """Single-pass iterator over the shards to do.
 
     It yields the largest of the next few thousand shards first, so that the run does not end with
     one shard that is a hundred times larger than the others. A smaller input is compared with the

@@ -9,7 +9,7 @@ from pipeline.table import open_table
 from tests.bench.evaluate import PART, STEPS, write_table
 
 
-def test_two_tables_hold_the_same_faces_with_numbers_of_their_own(tmp_path: Path) -> None:
+def test_two_tables_share_faces_but_not_numbers(tmp_path: Path) -> None:
     for seed, name in enumerate(("one", "two")):
         write_table(tmp_path / name, PART + 1, seed)
     one, two = (open_table(str(tmp_path / name)) for name in ("one", "two"))

@@ -45,7 +45,7 @@ class SleepingAlign(SimulatedAlign):
 class SleepingInvert(SimulatedInvert):
     """Slower than an aligner, so that both pools want to grow."""
 
-    seconds_a_batch = INVERT_S
+    seconds_per_batch = INVERT_S
 
 
 def _nodes() -> dict[str, int]:

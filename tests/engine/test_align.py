@@ -59,7 +59,7 @@ def faulty() -> Iterator[Align]:
         yield stage
 
 
-def test_an_image_that_kills_its_process_costs_one_reject(faulty: Align) -> None:
+def test_a_crashing_image_costs_one_reject(faulty: Align) -> None:
     done = faulty.process(part(of("a", photo(1)), of("poison", b"!segfault"), of("b", photo(2))))
     assert (done.counts.faces, done.counts.rejects) == (2, 1)
     assert done.faces["key"].to_pylist() == ["a", "b"]
@@ -86,7 +86,7 @@ def test_every_sample_is_a_face_or_a_reject(sample_images: dict[str, bytes]) -> 
     assert rejects[-1]["source_sha256"] == "", "the hash of what was not read"
 
 
-def test_a_face_under_the_limit_is_a_reject_beside_its_images_other_face() -> None:
+def test_a_small_face_is_rejected_alone() -> None:
     name, content = "a.png", encode(scene(512, 400, (0, 0, 200), (210, 80, 300)), "PNG")
     done = aligned(replace(SETTINGS, faces="all", min_face_px=130), of(name, content))
     (face,), (reject,) = done.faces.to_pylist(), done.rejects.to_pylist()
@@ -97,7 +97,7 @@ def test_a_face_under_the_limit_is_a_reject_beside_its_images_other_face() -> No
 
 
 @pytest.mark.parametrize(("icc", "ignored"), [("apply", 1), ("ignore", 0)])
-def test_profiles_reach_the_child_and_bad_ones_are_counted(icc: Icc, ignored: int) -> None:
+def test_bad_colour_profiles_are_counted(icc: Icc, ignored: int) -> None:
     settings = replace(SETTINGS, prealigned=True, icc=icc)
     image = Image.new("RGB", (64, 64), (60, 200, 60))
     p3 = encode(image, "PNG", icc_profile=rgb_profile(DISPLAY_P3))

@@ -11,15 +11,13 @@ def nodes(*cpus: float, gpus: float = 0) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("cpus", [(4,), (3,), (2, 2), (64, 64), (1, 1, 1)])
-def test_a_cluster_with_room_is_asked_for_whole_workers(cpus: tuple[float, ...]) -> None:
+def test_a_large_cluster_reserves_whole_workers(cpus: tuple[float, ...]) -> None:
     assert fit(nodes(*cpus), on_gpu=False) == reserved_cpus(on_gpu=False)
 
 
 @pytest.mark.parametrize("cpus", [(1,), (2,), (1, 1), (0, 1), (2.5,), (0.5, 0.5)])
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_a_small_cluster_holds_a_worker_of_each_stage(
-    cpus: tuple[float, ...], on_gpu: bool
-) -> None:
+def test_a_small_cluster_fits_every_stage(cpus: tuple[float, ...], on_gpu: bool) -> None:
     reserved = fit(nodes(*cpus, gpus=1), on_gpu=on_gpu)
     assert sum(reserved.values()) <= sum(cpus)
     assert len(set(reserved.values())) == 4, "Ray fuses stages that ask for the same"
@@ -36,7 +34,7 @@ def test_a_small_cluster_holds_a_worker_of_each_stage(
         ([], False, r"nodes \(0\) offer 0 CPUs"),
     ],
 )
-def test_a_cluster_without_room_is_refused_with_the_numbers(
+def test_a_too_small_cluster_is_refused_with_numbers(
     offered: list[dict[str, float]], on_gpu: bool, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

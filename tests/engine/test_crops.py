@@ -68,7 +68,7 @@ def read(tasks: Sequence[ShardTask]) -> Iterator[Message]:
     return (message for task in tasks for message in results(Read(), task))
 
 
-def test_images_become_files_of_crops_in_the_order_of_the_input(five_images: TrainConfig) -> None:
+def test_crops_keep_the_order_of_the_input(five_images: TrainConfig) -> None:
     plan = plan_crops(five_images)
     with cutting(plan) as cut:
         done = [cut(message) for message in read(plan.tasks)]
@@ -83,7 +83,7 @@ def test_images_become_files_of_crops_in_the_order_of_the_input(five_images: Tra
     assert np.array_equal(images[:, 0, 0, 0].numpy(), [0, 40, 80, 120, 160])
 
 
-def test_crops_that_are_not_square_keep_height_and_width(five_images: TrainConfig) -> None:
+def test_rectangular_crops_keep_height_and_width(five_images: TrainConfig) -> None:
     plan = plan_crops(five_images)
     plan = replace(plan, alignment=replace(plan.alignment, output_size=(32, 48)))
     with cutting(plan) as cut:
@@ -130,7 +130,7 @@ class Stages:
         ("head:6379", 3, 17, CLUSTER_READERS, 3),
     ],
 )
-def test_crops_are_cut_by_all_cores_of_the_machine_or_the_cluster(
+def test_crops_are_cut_by_all_cores(
     five_images: TrainConfig,
     monkeypatch: pytest.MonkeyPatch,
     address: str | None,
@@ -175,7 +175,7 @@ def crops_in_place(
     return messages
 
 
-def test_one_part_that_fails_ends_no_other_and_cutting_goes_on_where_it_ended(
+def test_cutting_resumes_after_a_failed_part(
     five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3, 6):  # a part without a face
@@ -247,9 +247,7 @@ def test_crops_of_earlier_versions_are_found(five_images: TrainConfig) -> None:
     assert plan_crops(five_images).store.root != plan.store.root
 
 
-def test_a_model_of_faces_is_not_trained_without_knowing_how_to_cut_them(
-    five_images: TrainConfig, tmp_path: Path
-) -> None:
+def test_a_face_model_needs_known_crops(five_images: TrainConfig, tmp_path: Path) -> None:
     record = Path(str(five_images.model)) / "model.json"
     other = tmp_path / "other"
     other.mkdir()

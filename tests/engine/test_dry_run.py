@@ -42,7 +42,7 @@ def test_parts_that_are_there_are_not_to_do(config_of: Callable[..., JobConfig])
 
 
 @pytest.mark.parametrize(("limit", "samples", "exact"), [(None, 12, False), (5, 5, True)])
-def test_archives_beyond_the_first_are_weighed_and_not_read(
+def test_later_archives_are_estimated_by_size(
     config_of: Callable[..., JobConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -74,7 +74,7 @@ def first_pass(config_of: Callable[..., JobConfig], tmp_path: Path) -> JobConfig
 
 
 @pytest.mark.parametrize("method", ["restyle", "hybrid"])
-def test_faces_that_start_from_a_table_are_inverted_to_be_timed(
+def test_refined_faces_are_timed_with_their_codes(
     config_of: Callable[..., JobConfig], first_pass: JobConfig, method: str
 ) -> None:
     table = open_table(first_pass.output)

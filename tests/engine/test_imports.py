@@ -22,7 +22,7 @@ def test_a_stage_without_networks_does_not_import_them(stage: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", [r"ray(\.\w+)*\._\w+", r"_internal\.\w+ import"])
-def test_private_parts_of_ray_are_imported_in_three_modules(pattern: str) -> None:
+def test_private_ray_imports_are_in_three_modules(pattern: str) -> None:
     package = Path(pipeline.__file__).parent
     allowed = {"ray_autoscaler.py", "ray_callbacks.py", "shard_source.py"}
     imports = re.compile(rf"^\s*(from|import) .*{pattern}", re.MULTILINE)
@@ -30,7 +30,7 @@ def test_private_parts_of_ray_are_imported_in_three_modules(pattern: str) -> Non
     assert found == allowed
 
 
-def test_the_ledger_and_the_plan_do_not_import_ray() -> None:
+def test_the_ledger_does_not_import_ray() -> None:
     code = "import sys, pipeline.engine.ledger; print('ray' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

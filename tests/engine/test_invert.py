@@ -65,9 +65,7 @@ def test_no_identity_is_missed_where_none_is_measured(settings: InvertSettings) 
     assert (counts.faces, counts.identity_missed) == (1, 0)
 
 
-def test_a_code_that_is_not_finite_is_a_reject(
-    settings: InvertSettings, broken_bundle: str
-) -> None:
+def test_a_nonfinite_code_is_a_reject(settings: InvertSettings, broken_bundle: str) -> None:
     done = stage_of(replace(settings, model=broken_bundle)).process(part([face(0), face(1)]))
     rejects = done.rejects.to_pylist()
     assert [(r["key"], r["face_index"], r["reason"]) for r in rejects] == [
@@ -100,7 +98,7 @@ def test_a_failure_while_inverting_costs_its_part(
 
 
 @pytest.mark.parametrize(("chosen", "codes", "left"), [("all", 2, [1]), ("chosen", 1, [])])
-def test_a_face_that_the_aligner_rejected_is_a_reject_once_and_only_where_it_is_wanted(
+def test_a_face_rejected_by_the_aligner_counts_once(
     settings: InvertSettings, chosen: Any, codes: int, left: list[int]
 ) -> None:
     names = [f"s/0#{index}" for index in range(codes)]

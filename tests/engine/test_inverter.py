@@ -61,7 +61,7 @@ def test_a_stored_picture_is_rounded_not_cut() -> None:
     assert np.asarray(Image.open(io.BytesIO(to_jpeg(image)))).mean() == 101
 
 
-def test_a_face_gets_the_same_code_whatever_its_neighbours(settings: InvertSettings) -> None:
+def test_a_code_does_not_depend_on_neighbours(settings: InvertSettings) -> None:
     faces = [face(number) for number in range(5)]
     together = Inverter(settings).rows(faces).latents
     alone = Inverter(replace(settings, batch_size=1)).rows(faces).latents
@@ -71,7 +71,7 @@ def test_a_face_gets_the_same_code_whatever_its_neighbours(settings: InvertSetti
         np.testing.assert_allclose(one["lpips_per_step"], other["lpips_per_step"], atol=1e-5)
 
 
-def test_the_code_and_the_measures_are_of_the_best_step(settings: InvertSettings) -> None:
+def test_code_and_metrics_are_of_the_best_step(settings: InvertSettings) -> None:
     (row,) = Inverter(replace(settings, keep_steps=True)).rows([face(0)]).latents
     best = row["best_step"] - 1
     assert row["lpips"] == min(row["lpips_per_step"]) == row["lpips_per_step"][best]
@@ -89,7 +89,7 @@ def test_pictures_are_kept_on_request(settings: InvertSettings) -> None:
         assert Image.open(io.BytesIO(row[name])).size == (64, 64)
 
 
-def test_the_kept_reconstruction_is_of_the_code_in_the_row(settings: InvertSettings) -> None:
+def test_the_reconstruction_matches_the_rows_code(settings: InvertSettings) -> None:
     inverter = Inverter(replace(settings, keep_reconstructions=True))
     measure, best = inverter.meter.measure, np.array([1, 3, 2], np.int32)
     inverter.meter.measure = lambda *a, **k: replace(measure(*a, **k), best_step=best)  # type: ignore[method-assign]
@@ -103,7 +103,7 @@ def test_the_kept_reconstruction_is_of_the_code_in_the_row(settings: InvertSetti
 
 
 @pytest.mark.parametrize("keep_steps", [False, True])
-def test_a_step_that_goes_astray_costs_no_face_whose_best_step_is_kept(
+def test_a_diverged_later_step_costs_no_face(
     settings: InvertSettings, monkeypatch: pytest.MonkeyPatch, keep_steps: bool
 ) -> None:
     inverter = Inverter(replace(settings, keep_steps=keep_steps))
@@ -131,20 +131,20 @@ def test_a_step_that_goes_astray_costs_no_face_whose_best_step_is_kept(
     )
 
 
-def test_a_code_beyond_float16_is_a_reject_and_not_a_failed_part(settings: InvertSettings) -> None:
+def test_a_code_beyond_float16_is_a_reject(settings: InvertSettings) -> None:
     account = Inverter(replace(settings, largest_code=1e-6)).rows([face(0)])
     reasons = [reject["reason"] for reject in account.rejects]
     assert (account.latents, reasons) == ([], ["not_finite"])
 
 
-def test_the_cpu_is_used_where_the_cpu_is_asked_for(
+def test_the_cpu_is_used_when_requested(
     settings: InvertSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert Inverter(replace(settings, device="cpu")).device == "cpu"
 
 
-def test_a_gpu_that_is_asked_for_and_not_there_is_no_reason_to_use_the_cpu(
+def test_a_missing_gpu_is_an_error_when_requested(
     settings: InvertSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -153,7 +153,7 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_no_reason_to_use_the_cpu(
     assert Inverter(replace(settings, device="auto")).device == "cpu"
 
 
-def test_a_gpu_is_waited_for_before_the_clock_is_read(
+def test_the_gpu_is_synchronized_before_timing(
     settings: InvertSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inverter, calls = Inverter(settings), list[str]()
@@ -169,7 +169,7 @@ def test_a_gpu_is_waited_for_before_the_clock_is_read(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_work_is_left_on_a_gpu_whose_clock_was_read(settings: InvertSettings) -> None:
+def test_the_gpu_is_idle_when_the_clock_is_read(settings: InvertSettings) -> None:
     inverter = Inverter(replace(settings, device="cuda"))
     square = torch.ones(8192, 8192, device="cuda")
     for _ in range(50):
@@ -178,7 +178,7 @@ def test_no_work_is_left_on_a_gpu_whose_clock_was_read(settings: InvertSettings)
     assert torch.cuda.current_stream().query()
 
 
-def test_faces_start_from_the_codes_of_their_own_ids(settings: InvertSettings) -> None:
+def test_faces_start_from_their_own_codes(settings: InvertSettings) -> None:
     inverter = Inverter(replace(settings, initial_codes="all", method=Method(steps=1)))
     starts = start_of(2, 0)
     rows = inverter.rows([face(0), face(2)], "s", starts).latents
@@ -190,7 +190,7 @@ def test_faces_start_from_the_codes_of_their_own_ids(settings: InvertSettings) -
         assert row["generator_passes"] == 2  # the start's image, and the step's
 
 
-def test_a_face_without_a_code_to_start_from_is_a_reject(settings: InvertSettings) -> None:
+def test_a_face_without_initial_code_is_a_reject(settings: InvertSettings) -> None:
     inverter = Inverter(replace(settings, initial_codes="all"))
     account = inverter.rows([face(0), face(1)], "s", start_of(1))
     assert [row["key"] for row in account.latents] == ["1"]
@@ -199,7 +199,7 @@ def test_a_face_without_a_code_to_start_from_is_a_reject(settings: InvertSetting
     ]
 
 
-def test_of_an_image_of_chosen_faces_the_others_are_left_out(settings: InvertSettings) -> None:
+def test_other_faces_of_a_chosen_image_are_skipped(settings: InvertSettings) -> None:
     inverter = Inverter(replace(settings, initial_codes="chosen"))
     other = face(0) | {"face_index": 1}
     account = inverter.rows([face(0), other], "s", start_of(0))
@@ -207,7 +207,7 @@ def test_of_an_image_of_chosen_faces_the_others_are_left_out(settings: InvertSet
     assert account.rejects == []
 
 
-def test_a_chosen_face_that_is_not_found_again_is_a_reject(settings: InvertSettings) -> None:
+def test_a_chosen_face_that_is_missing_is_a_reject(settings: InvertSettings) -> None:
     inverter = Inverter(replace(settings, initial_codes="chosen"))
     gone = {"s/0#1": np.zeros((10, 512), np.float32)}
     account = inverter.rows([face(0)], "s", gone)
@@ -217,7 +217,7 @@ def test_a_chosen_face_that_is_not_found_again_is_a_reject(settings: InvertSetti
     ]
 
 
-def test_lists_are_as_long_as_the_steps_that_a_face_made(settings: InvertSettings) -> None:
+def test_lists_have_one_entry_per_step(settings: InvertSettings) -> None:
     rule = StopRule(gain=0.01, residual=10.0, least=1, most=6)
     inverter = Inverter(replace(settings, method=Method(stop=rule), keep_steps=True, batch_size=2))
     rows = inverter.rows([face(number) for number in range(6)]).latents
@@ -245,7 +245,7 @@ def in_full(settings: InvertSettings) -> tuple[StopRule, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("most", [2, 3, 4])
-def test_of_faces_that_stop_alone_those_that_met_the_most_steps_did_not_converge(
+def test_faces_that_reach_the_step_limit_did_not_converge(
     settings: InvertSettings, in_full: tuple[StopRule, list[dict[str, Any]]], most: int
 ) -> None:
     rule, unbounded = in_full
@@ -279,7 +279,7 @@ def test_a_bootstrapped_inversion_goes_on_from_another_models(
     assert (row["steps"], row["generator_passes"], row["refined_from"]) == (2, 3, None)
 
 
-def test_a_table_of_the_first_models_codes_starts_the_same_bootstrapping(
+def test_bootstrapping_from_a_table_equals_direct_bootstrapping(
     settings: InvertSettings, tiny_bundle: str, other_bundle: str
 ) -> None:
     (begun,) = Inverter(replace(settings, method=Method(steps=1))).rows([face(0)], "s").latents

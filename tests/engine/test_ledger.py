@@ -20,7 +20,7 @@ from pipeline.table import RunRecord, open_table, part_index
 from tests.engine.conftest import end, failure, is_committed
 
 
-def test_a_shard_is_committed_when_all_its_parts_are_there_in_any_order(
+def test_a_shard_commits_with_parts_in_any_order(
     plan: Plan, outcome: RunRecord, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
     for message in (written(1), end()):
@@ -47,7 +47,7 @@ def test_a_part_that_comes_twice_counts_once(
     assert outcome.errors == []
 
 
-def test_an_end_whose_number_a_part_has_is_no_part_that_came_twice(
+def test_a_shard_end_is_not_a_repeated_part(
     outcome: RunRecord, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
     """Of a shard that the limit cuts, once more was taken than is."""
@@ -76,7 +76,7 @@ def test_a_shard_whose_reader_never_ends_is_reported(
     assert outcome.errors == ["shard 'files-00000': 1 of an unknown number of parts finished"]
 
 
-def test_a_failed_part_is_reported_once_with_its_stage(
+def test_a_failed_part_is_reported_once(
     plan: Plan, outcome: RunRecord, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
     ledger.take(written(0))
@@ -118,7 +118,7 @@ def test_a_run_whose_parts_all_fail_gives_up(
 
 
 @pytest.mark.usefixtures("given_up")
-def test_failures_with_a_success_between_them_are_no_reason_to_give_up(
+def test_a_success_resets_the_failures_in_a_row(
     ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
     for message in (expired(1), written(0), expired(1)):
@@ -135,7 +135,7 @@ def test_damaged_shards_are_no_reason_to_give_up(ledger: Ledger) -> None:
     assert not ledger.gave_up
 
 
-def test_an_outage_of_seconds_is_no_reason_to_give_up(ledger: Ledger) -> None:
+def test_a_short_outage_does_not_end_the_run(ledger: Ledger) -> None:
     for part in range(100):
         ledger.take(expired(part))
     assert not ledger.gave_up
@@ -150,7 +150,7 @@ def test_samples_that_no_part_accounts_for_are_reported(
     assert not is_committed(plan)
 
 
-def test_a_commit_that_fails_costs_its_shard_and_not_the_run(
+def test_a_failed_commit_costs_only_its_shard(
     plan: Plan, outcome: RunRecord, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
     ledger.take(written(0))
@@ -170,7 +170,7 @@ def indexed(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> Callable[[], list[st
     return lambda: plan.writer.store.names("_index/parts/")
 
 
-def test_a_part_is_indexed_until_its_shard_is_committed(
+def test_parts_are_indexed_until_the_commit(
     plan: Plan,
     ledger: Ledger,
     written: Callable[..., PartDone],
@@ -185,7 +185,7 @@ def test_a_part_is_indexed_until_its_shard_is_committed(
     assert indexed() == []
 
 
-def test_a_part_whose_etags_are_unknown_is_not_indexed(
+def test_a_part_without_etags_is_not_indexed(
     ledger: Ledger, written: Callable[..., PartDone], indexed: Callable[[], list[str]]
 ) -> None:
     done = written(0)
@@ -195,7 +195,7 @@ def test_a_part_whose_etags_are_unknown_is_not_indexed(
 
 
 @pytest.mark.parametrize("untrue", [{"faces": 1}, {"samples": 1}])
-def test_a_failed_commit_forgets_the_index_of_its_shard(
+def test_a_failed_commit_drops_the_shards_index(
     plan: Plan,
     written: Callable[..., PartDone],
     indexed: Callable[[], list[str]],
@@ -229,7 +229,7 @@ def test_a_failed_commit_forgets_the_index_of_its_shard(
     assert is_committed(plan)
 
 
-def test_the_parts_of_an_earlier_run_need_not_come_again(
+def test_parts_of_an_earlier_run_are_kept(
     plan: Plan,
     outcome: RunRecord,
     written: Callable[..., PartDone],

@@ -61,9 +61,7 @@ def accounts(uri: str) -> list[dict[str, object]]:
     return [json.loads(store.get(name)) for name in store.names("_runs/")]
 
 
-def test_what_is_left_out_is_counted_wherever_a_run_tells_of_itself(
-    config_of: ConfigOf, mixed: Path
-) -> None:
+def test_left_out_files_are_counted_in_every_report(config_of: ConfigOf, mixed: Path) -> None:
     config = config_of(input=str(mixed))
     told = estimate_job(config)
     assert (told["left_out"], told["samples_to_do"]) == (COUNTS, 4)
@@ -127,7 +125,7 @@ def test_an_input_without_any_image_is_warned_of(config_of: ConfigOf, tmp_path: 
     assert warnings[-1] == f"no image was found in '{tmp_path}/in.tar'"
 
 
-def test_a_shard_without_an_image_is_an_event_that_warns(
+def test_a_shard_without_images_logs_a_warning(
     config_of: ConfigOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tar(tmp_path / "in" / "empty.tar", [("a.json", b"{}")])
@@ -166,7 +164,7 @@ def test_bad_items_are_rejects_and_stop_nothing(config_of: ConfigOf, images: Pat
     assert "a link to 'nowhere', where nothing is" in rows["detail"][0]
 
 
-def test_a_table_from_before_sniffing_goes_on_as_it_was(config_of: ConfigOf, mixed: Path) -> None:
+def test_an_earlier_table_continues_without_sniffing(config_of: ConfigOf, mixed: Path) -> None:
     old = config_of(input=str(mixed), sniff=False)
     run_hashed(old)
     assert "sniff" not in open_table(old.output).spec.layout, "as in a table of then"
@@ -201,7 +199,7 @@ def test_a_lists_table_is_continued_line_by_line(config_of: ConfigOf, tmp_path: 
         ("https://127.0.0.1", 2, "a web server lists no folders"),
     ],
 )
-def test_an_input_that_nobody_serves_ends_in_one_line_and_json(
+def test_an_unreachable_input_is_one_line_and_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str, code: int, told: str
 ) -> None:
     argv = ["--input", given, "--output", str(tmp_path / "table")]

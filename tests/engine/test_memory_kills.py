@@ -48,14 +48,14 @@ def test_workers_are_counted_by_stage() -> None:
         ("read", {"align": 6, "invert": 2}, {}, "lower --align-workers to 3 (it is at 6)"),
     ],
 )
-def test_what_to_lower_has_a_flag_and_a_number(
+def test_advice_names_a_flag_and_value(
     stage: str, workers: dict[str, int], settings: dict[str, int], told: str
 ) -> None:
     config = JobConfig.model_validate({"input": "in", "output": "out"} | settings)
     assert advice(stage, workers, config, batch=16) == told
 
 
-def test_what_was_counted_before_the_run_is_no_part_of_it(
+def test_kills_before_the_run_do_not_count(
     monkeypatch: pytest.MonkeyPatch, ledger: Ledger, outcome: RunRecord
 ) -> None:
     counts = {"Invert": 3}

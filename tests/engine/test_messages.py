@@ -62,7 +62,7 @@ def test_a_message_survives_the_way_between_stages(message: Message) -> None:
     assert row.keys() == to_row(BATCH).keys(), "all blocks have one schema"
 
 
-def test_an_error_becomes_a_failure_of_its_part_alone() -> None:
+def test_an_error_fails_only_its_part() -> None:
     _, failure = results(Double(ValueError("two\nlines")), BATCH)
     assert isinstance(failure, Failure)
     assert (failure.shard_id, failure.part, failure.stage) == ("s", 3, "align")
@@ -71,7 +71,7 @@ def test_an_error_becomes_a_failure_of_its_part_alone() -> None:
     assert "in process" in failure.trace
 
 
-def test_an_error_raised_on_purpose_names_no_line_of_the_code() -> None:
+def test_an_expected_error_names_no_code_line() -> None:
     failure = Failure.of(BATCH, "read", StorageError("the shard 's' is damaged"))
     assert (failure.error, failure.trace) == ("StorageError: the shard 's' is damaged", "")
 
@@ -83,7 +83,7 @@ def test_other_messages_pass_through() -> None:
         assert worker(row) is row
 
 
-def test_a_stage_is_timed_unless_it_notes_its_own_seconds() -> None:
+def test_a_stage_may_set_its_own_seconds() -> None:
     first, _ = results(Double(), replace(BATCH, counts=Counts()))
     assert isinstance(first, SampleBatch)
     assert first.counts.stage_seconds["align"] > 0

@@ -39,9 +39,7 @@ def config(**settings: object) -> JobConfig:
     return JobConfig.model_validate({"input": "s3://b/in", "output": "s3://b/out"} | settings)
 
 
-def test_only_what_lies_on_a_disk_must_be_shared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_local_paths_must_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("photos", "model", "first"):
         (tmp_path / name).mkdir()
@@ -88,7 +86,7 @@ def test_a_node_is_asked_for_each_path(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("one_node")
-def test_a_node_with_other_code_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_with_other_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_checks, "code_digest", lambda: "0123456789abcdef")
     with pytest.raises(
         ConfigError, match=rf"node {own_address()} has other code .*{code_digest()}"
@@ -97,14 +95,14 @@ def test_a_node_with_other_code_is_refused_by_name(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("one_node")
-def test_a_node_with_other_packages_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_with_other_packages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_checks, "versions", lambda: versions() | {"numpy": "1.0"})
     with pytest.raises(ConfigError, match=rf"node {own_address()} .*: numpy .* \(here 1\.0\)"):
         NodeChecks({}).wait()
 
 
 @pytest.mark.usefixtures("one_node")
-def test_a_node_without_the_package_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_without_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = ray.put("ModuleNotFoundError: No module named 'duckdb'")
     monkeypatch.setattr(node_checks, "_ask", lambda *_: answer)
     with pytest.raises(ConfigError, match=rf"node {own_address()} lacks .*'duckdb'\): install it"):
@@ -112,7 +110,7 @@ def test_a_node_without_the_package_is_told_in_one_line(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("one_node")
-def test_without_a_node_that_reaches_the_storage_the_run_ends(
+def test_a_run_ends_without_any_usable_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
@@ -122,7 +120,7 @@ def test_without_a_node_that_reaches_the_storage_the_run_ends(
 
 
 @pytest.mark.usefixtures("one_node")
-def test_a_node_that_reaches_no_storage_is_kept_free_of_work(notices: list[str]) -> None:
+def test_a_node_without_storage_gets_no_work(notices: list[str]) -> None:
     """Another node, that is only said to be there, goes on."""
     (node,) = [one for one in ray.nodes() if one["Alive"]]
     checks = NodeChecks({}, notice=notices.append)
@@ -216,7 +214,7 @@ def test_the_same_code_has_the_same_digest_anywhere(tmp_path: Path) -> None:
 _BULKY = shutil.ignore_patterns("*.safetensors", "*.tar", "*.jpg", "__pycache__")
 
 
-def test_a_report_holds_what_a_node_is_asked_for(tmp_path: Path) -> None:
+def test_a_report_names_code_versions_and_paths(tmp_path: Path) -> None:
     absent = str(tmp_path / "absent")
     table = [(str(tmp_path), "_table.json")]
     report = node_report([str(tmp_path), absent], table, patience_s=0)
@@ -224,9 +222,7 @@ def test_a_report_holds_what_a_node_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_node")
-def test_nodes_must_see_a_hidden_file_in_the_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nodes_must_see_the_outputs_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_checks, "in_cluster", lambda: True)
     table = tmp_path / "table"
     with nodes_checked(config(output=str(table))) as checks:

@@ -89,7 +89,7 @@ def executed(
         yield Executed(list(run_pipeline(dataset)), blocks, max(ahead), sharing)
 
 
-def test_a_part_is_one_row_and_no_stage_is_fused_with_another(
+def test_stages_are_not_fused_and_parts_are_rows(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the workers
@@ -115,14 +115,19 @@ def test_a_part_is_one_row_and_no_stage_is_fused_with_another(
 class SlowInvert(SimulatedInvert):
     """Slower than any reader."""
 
-    seconds_a_batch = 0.1
+    seconds_per_batch = 0.1
 
 
 def test_readers_do_not_run_far_ahead_of_writers(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    bounds = {"PARTS_AHEAD": 6, "PARTS_AHEAD_A_WORKER": 0, "_FEW_SHARDS": 2, "_UNREAD_SHARDS": 3}
+    bounds = {
+        "PARTS_AHEAD": 6,
+        "PARTS_AHEAD_PER_WORKER": 0,
+        "_MIN_OPEN_SHARDS": 2,
+        "_MAX_UNREAD_SHARDS": 3,
+    }
     for name, bound in bounds.items():
         monkeypatch.setattr(shard_source, name, bound)
     for number in range(60):
@@ -138,10 +143,10 @@ def test_readers_do_not_run_far_ahead_of_writers(
 class LongInvert(SimulatedInvert):
     """Longer at one part than Ray Data waits for any sign of progress."""
 
-    seconds_a_batch = 12.0
+    seconds_per_batch = 12.0
 
 
-def test_a_part_may_take_longer_than_ray_data_waits(
+def test_a_part_may_outlast_ray_datas_timeout(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -151,7 +156,7 @@ def test_a_part_may_take_longer_than_ray_data_waits(
         assert sorted(type(one).__name__ for one in run.messages) == ["PartDone", "ShardEnd"]
 
 
-def test_a_run_that_can_write_nothing_gives_up_at_once(
+def test_a_run_without_write_access_gives_up(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -199,7 +204,9 @@ def test_a_run_for_which_no_node_comes_ends(
     write_tar(tmp_path / "tars" / "a.tar", [("0.jpg", b"image")])
     config = config_of(input=str(tmp_path / "tars"))
     with (
-        pytest.raises(ClusterError, match=r"no node with a GPU .*Invert.* came in 30 minutes"),
+        pytest.raises(
+            ClusterError, match=r"no node with a GPU .*Invert.* joined within 30 minutes"
+        ),
         executed(config, on_gpu=True),
     ):
         pass

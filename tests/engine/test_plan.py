@@ -68,7 +68,7 @@ def test_a_limit_takes_the_first_samples(
 
 
 @pytest.mark.parametrize(("limit", "limited"), [(None, False), (6, True), (12, True), (13, False)])
-def test_whether_a_limit_may_have_left_something_out_is_known(
+def test_a_limit_knows_whether_it_cut_the_input(
     states: list[ShardState], limit: int | None, limited: bool
 ) -> None:
     backlog = Backlog()
@@ -125,7 +125,7 @@ def test_the_largest_shards_come_first() -> None:
 
 
 @pytest.mark.parametrize(("window", "names"), [("WINDOW_SHARDS", 0), ("WINDOW_NAMES", 1)])
-def test_of_a_long_listing_only_a_window_is_held(
+def test_a_long_listing_holds_only_a_window(
     window: str, names: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan_module, window, 3)
@@ -149,7 +149,7 @@ def failing(sizes: range) -> Iterator[ShardTask]:
     raise StorageError("SlowDown")
 
 
-def test_a_listing_that_fails_later_costs_nothing_that_it_found(
+def test_a_late_listing_error_keeps_earlier_shards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(plan_module, "WINDOW_SHARDS", 3)
@@ -160,7 +160,7 @@ def test_a_listing_that_fails_later_costs_nothing_that_it_found(
         next(tasks)
 
 
-def test_a_listing_that_fails_before_any_work_is_raised_at_once() -> None:
+def test_an_early_listing_error_is_raised_at_once() -> None:
     with pytest.raises(StorageError, match="SlowDown"):
         bool(TaskQueue(failing(range(5))))
 
@@ -181,16 +181,14 @@ def test_a_dry_run_plans_without_a_trace(config_of: ConfigOf) -> None:
     assert not Path(config.output).exists()
 
 
-def test_an_input_that_is_missing_is_refused_and_no_table_made(
-    config_of: ConfigOf, tmp_path: Path
-) -> None:
+def test_a_missing_input_is_refused_without_a_table(config_of: ConfigOf, tmp_path: Path) -> None:
     config = config_of(input=str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="nowhere' does not exist"):
         make_plan(config)
     assert not Path(config.output).exists()
 
 
-def test_a_model_that_is_missing_is_refused_and_no_table_made(config_of: ConfigOf) -> None:
+def test_a_missing_model_is_refused_without_a_table(config_of: ConfigOf) -> None:
     config = config_of(model="no-such-model")
     with pytest.raises(ModelError, match="no-such-model"):
         make_plan(config)
@@ -209,7 +207,7 @@ def test_a_model_that_is_missing_is_refused_and_no_table_made(config_of: ConfigO
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_a_table_of_other_settings_is_refused_with_the_difference(
+def test_other_settings_are_refused_with_the_difference(
     plan: Plan, config_of: ConfigOf, setting: dict[str, object], difference: str, dry_run: bool
 ) -> None:
     before = plan.writer.store.get("_table.json")
@@ -229,7 +227,7 @@ def test_a_table_of_other_settings_is_refused_with_the_difference(
         (f'{{"schema_version": {SCHEMA_VERSION}}}'.encode(), "is incomplete"),
     ],
 )
-def test_a_table_that_this_code_cannot_read_is_a_wrong_request(
+def test_an_unreadable_table_is_a_wrong_request(
     plan: Plan, config_of: ConfigOf, content: bytes, problem: str, dry_run: bool
 ) -> None:
     """The same command again would not help, and the table is not written over."""
@@ -240,7 +238,7 @@ def test_a_table_that_this_code_cannot_read_is_a_wrong_request(
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_another_input_is_refused_and_leaves_unfinished_parts_alone(
+def test_another_input_is_refused_without_deleting_parts(
     plan: Plan, config_of: ConfigOf, tmp_path: Path, dry_run: bool
 ) -> None:
     (work,) = plan.tasks
@@ -253,7 +251,7 @@ def test_another_input_is_refused_and_leaves_unfinished_parts_alone(
     assert plan.writer.store.names() == before
 
 
-def test_an_input_named_as_an_access_key_s_id_is_continued_and_as_a_secret_refused(
+def test_only_secrets_are_refused_in_input_names(
     config_of: ConfigOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = config_of(
@@ -281,9 +279,7 @@ def test_a_table_inside_its_own_input_is_refused(
     make_plan(config_of(output=f"{photos}-latents"), dry_run=True)
 
 
-def test_a_parquet_input_without_images_is_refused_and_no_table_made(
-    config_of: ConfigOf, tmp_path: Path
-) -> None:
+def test_a_parquet_without_images_is_refused(config_of: ConfigOf, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "in" / "captions.parquet", {"url": ["http://x/0.jpg"]})
     config = config_of(input=str(path.parent))
     with pytest.raises(InputError, match=r"no column of image bytes; its columns are url"):
@@ -301,7 +297,7 @@ def test_a_parquet_input_without_images_is_refused_and_no_table_made(
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_columns_that_are_not_there_are_refused_and_no_table_made(
+def test_missing_columns_are_refused_without_a_table(
     config_of: ConfigOf, tmp_path: Path, settings: dict[str, str], problem: str, dry_run: bool
 ) -> None:
     columns = {"left": [b"1"], "right": [b"2"], "label": [3]}

@@ -39,7 +39,7 @@ NO_BOUND = (16, UNBOUNDED, UNBOUNDED, UNBOUNDED)
         ({"align_workers": 3, "inverters": 5}, Resources(17, gpus=1), True, (4, 3, 5, 2), True),
     ],
 )
-def test_pools_are_the_machine_or_what_was_asked_for(
+def test_pools_default_to_the_machines_size(
     monkeypatch: pytest.MonkeyPatch,
     settings: dict[str, object],
     resources: Resources,
@@ -63,7 +63,7 @@ def test_memory_limits_the_actors_of_a_machine(
     assert max_cpu_actors(40, many_cores, local=True) == 40, "who asks for more gets it"
 
 
-def test_a_small_cluster_that_does_not_grow_is_shared() -> None:
+def test_stages_share_a_small_fixed_cluster() -> None:
     resources = Resources(cpus=2, gpus=0, nodes=(Node("one", {"CPU": 2.0}),))
     assert sum(Pools.of(config(), resources, local=False).cpus.values()) <= 2
     growing = Pools.of(config(), replace(resources, grows=True), local=False)
@@ -76,9 +76,7 @@ def test_a_small_cluster_that_does_not_grow_is_shared() -> None:
     ("device", "gpus", "expected"),
     [("auto", 0, False), ("auto", 1, True), ("cpu", 1, False), ("cuda", 0, True)],
 )
-def test_a_gpu_is_used_where_there_is_one_or_it_is_asked_for(
-    device: str, gpus: float, expected: bool
-) -> None:
+def test_a_gpu_is_used_when_present_or_requested(device: str, gpus: float, expected: bool) -> None:
     assert Resources(cpus=4, gpus=gpus).on_gpu(device) == expected
 
 

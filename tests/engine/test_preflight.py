@@ -144,7 +144,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> Refusals:
     return list(zip(told, json.loads(run.stdout), strict=True))
 
 
-def test_a_wrong_request_is_told_without_torch_and_ray(
+def test_a_wrong_request_needs_no_torch_or_ray(
     refusals: Refusals,
 ) -> None:
     for (job, told), (code, _, err, slow) in refusals:
@@ -152,12 +152,12 @@ def test_a_wrong_request_is_told_without_torch_and_ray(
         assert told in err
 
 
-def test_every_job_is_asked_for_what_is_not_there() -> None:
+def test_every_job_has_a_case_of_missing_files() -> None:
     jobs = Path(__file__).resolve().parents[2] / "jobs"
     assert {path.stem for path in jobs.glob("[a-z]*.py")} == {*JOBS, "restyle"}
 
 
-def test_a_refusal_is_printed_once_and_is_on_the_last_line(
+def test_a_refusal_is_printed_once(
     refusals: Refusals,
 ) -> None:
     for (job, _), (_, out, err, _) in refusals:
@@ -184,7 +184,7 @@ def listings(patch: pytest.MonkeyPatch) -> list[str]:
     return listed
 
 
-def test_the_listing_that_is_begun_is_gone_on_with(
+def test_a_started_listing_is_continued(
     config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, listed = config_of(files_per_shard=1), listings(monkeypatch)
@@ -203,9 +203,7 @@ def test_a_training_lists_and_counts_its_images_once(
     assert listed.count(config.input) == 1
 
 
-def test_images_in_tars_are_counted_before_crops_are_cut(
-    five_images: TrainConfig, tmp_path: Path
-) -> None:
+def test_images_in_tars_are_counted_first(five_images: TrainConfig, tmp_path: Path) -> None:
     (tmp_path / "tars").mkdir()
     with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
         tar.add(five_images.input, "images")

@@ -57,7 +57,7 @@ def test_only_its_user_enters_the_folder(temp: Path) -> None:
     assert list(temp.iterdir()) == []
 
 
-def test_runs_at_the_same_time_have_folders_of_their_own(temp: Path) -> None:
+def test_concurrent_runs_have_separate_folders(temp: Path) -> None:
     first, second = make_private_folder(), make_private_folder()
     assert first != second
     assert {first, second} == set(temp.iterdir())
@@ -66,7 +66,7 @@ def test_runs_at_the_same_time_have_folders_of_their_own(temp: Path) -> None:
     remove_private_folder(second)
 
 
-def test_the_folder_of_a_killed_driver_is_removed_by_the_next(temp: Path) -> None:
+def test_a_killed_drivers_folder_is_removed_later(temp: Path) -> None:
     left = left_by_a_killed_driver()
     folder = make_private_folder()
     assert not left.exists()

@@ -111,7 +111,7 @@ def test_images_of_archives_are_told_as_an_estimate() -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_while_the_input_is_listed_the_total_and_the_end_are_not_known() -> None:
+def test_totals_are_unknown_during_the_listing() -> None:
     parts = ((40, 20), (90, 100))
     assert display_after(run(100), found(), *parts).seconds_left is not None
     display = display_after(run(100, shards=1), found(shards=1, complete=False), *parts)
@@ -120,7 +120,7 @@ def test_while_the_input_is_listed_the_total_and_the_end_are_not_known() -> None
 
 
 @pytest.mark.usefixtures("clock")
-def test_of_chosen_images_the_input_s_bytes_tell_how_far() -> None:
+def test_chosen_images_use_bytes_as_progress() -> None:
     record = run(100)
     display = display_after(record, found(chosen=True))
     for seconds, size in ((50, 100), (60, 200)):
@@ -132,7 +132,7 @@ def test_of_chosen_images_the_input_s_bytes_tell_how_far() -> None:
     assert display.seconds_left is not None
 
 
-def test_the_time_left_is_smooth_and_not_that_of_the_start() -> None:
+def test_the_time_left_follows_the_recent_pace() -> None:
     pace = Pace()
     assert pace.seconds_left(5, 100) is None
     pace.part(60, 10)
@@ -241,7 +241,7 @@ def piped() -> Iterator[Callable[[], str]]:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_log_gets_lines_while_the_main_thread_is_stuck() -> None:
+def test_a_log_continues_while_the_main_thread_blocks() -> None:
     with piped() as err, Progress():
         enter_phase("starting Ray")
         lines: list[str] = []
@@ -304,7 +304,7 @@ def test_no_secret_is_shown(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_stderr_that_closes_costs_lines_and_not_the_job(
+def test_a_closed_stderr_does_not_stop_the_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours, theirs = os.pipe()
@@ -321,7 +321,7 @@ def test_a_stderr_that_closes_costs_lines_and_not_the_job(
         display.enter_phase("starting Ray")
 
 
-def test_ctrl_c_is_told_before_the_main_thread_hears_of_it() -> None:
+def test_ctrl_c_is_shown_before_the_main_thread_handles_it() -> None:
     before = signal.getsignal(signal.SIGINT)
     told: list[str] = []
     with piped() as err:
@@ -396,7 +396,7 @@ class Terminal:
         return self.text
 
 
-def test_a_terminal_has_one_line_that_ticks_in_place() -> None:
+def test_a_terminal_has_one_ticking_line() -> None:
     terminal = Terminal(TERMINAL, NO_COLOR="1")
     assert re.fullmatch(r"0:0\d · starting Ray", terminal.wait_for(" · starting Ray"))
     assert re.fullmatch(r"\r\x1b\[K0:\d\d · starting Ray", terminal.wait_for(" · starting Ray"))

@@ -112,7 +112,7 @@ def test_a_count_is_followed_only_when_it_lasts() -> None:
 # Ray leaves the log files of its own processes to the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_placeholders_wait_for_room_until_they_are_not_wanted() -> None:
+def test_requests_stay_pending_until_withdrawn() -> None:
     with running_ray(pretended_gpus=1):
         pending_requests = PendingRequests(ExecutionResources(gpu=2, cpu=0))
         pending_requests.keep(3)
@@ -160,7 +160,7 @@ def run_growing_job(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(700)
-def test_nodes_come_with_the_backlog_and_go_without_it(shards: Path) -> None:
+def test_nodes_follow_the_backlog(shards: Path) -> None:
     """From a head alone; no size is given, and GPUs are wanted beyond what the cluster may have."""
     told = run_growing_job(shards)
     print(json.dumps(told))

@@ -88,7 +88,7 @@ def test_who_works_may_take_any_time(detector: StallDetector, clock: Clock, oper
 
 
 @pytest.mark.parametrize(("gpu", "wanted"), [(1, "a GPU"), (0, "1 CPUs")])
-def test_a_pool_that_gets_no_actor_ends_the_run(
+def test_a_pool_without_actors_ends_the_run(
     detector: StallDetector, clock: Clock, gpu: int, wanted: str
 ) -> None:
     alone = Pool(gpu=gpu)
@@ -100,7 +100,7 @@ def test_a_pool_that_gets_no_actor_ends_the_run(
         detector.check(of(alone))
 
 
-def test_the_wait_begins_anew_when_an_actor_is_lost(detector: StallDetector, clock: Clock) -> None:
+def test_a_lost_actor_restarts_the_wait(detector: StallDetector, clock: Clock) -> None:
     pool = Pool(running=1)
     clock.now = 2 * NO_ACTOR_S
     detector.check(of(pool))
@@ -114,7 +114,7 @@ def test_the_wait_begins_anew_when_an_actor_is_lost(detector: StallDetector, clo
 
 # Ray Data sets its own deprecated settings, and warns itself of it.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-def test_two_runs_of_a_process_do_not_call_each_other() -> None:
+def test_two_runs_do_not_share_callbacks() -> None:
     before, called = DataContext.get_current(), []
     executions = []
     for number in (1, 2):
@@ -131,7 +131,7 @@ def test_two_runs_of_a_process_do_not_call_each_other() -> None:
     assert before.target_max_block_size != 1
 
 
-def test_the_gauges_of_a_run_are_set_by_its_own_stages() -> None:
+def test_each_run_sets_its_own_gauges() -> None:
     align = Align(AlignmentSettings())
     metrics, gauge = PrometheusMetrics([align]), Recorder()
     metrics._workers, metrics._queued, metrics._looked = gauge, Recorder(), 0.0

@@ -32,9 +32,7 @@ def a_logger_of_ray() -> tuple[logging.Logger, logging.Handler]:
     return logger, console
 
 
-def test_rays_lines_are_in_a_file_and_not_on_the_terminal(
-    logs: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_rays_lines_go_to_a_file(logs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     printing, logger, console = worker.print_to_stdstream, *a_logger_of_ray()
     with ray_lines_in_file():
         worker.print_to_stdstream(DIED, ignore_prefix=False)
@@ -59,7 +57,7 @@ def test_on_request_rays_lines_are_shown(
     assert ray_session._log_options() == {"logging_level": logging.INFO, "log_to_driver": True}
 
 
-def test_a_folder_that_cannot_be_written_to_costs_no_run(
+def test_an_unwritable_log_folder_costs_no_run(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     node = SimpleNamespace(get_logs_dir_path=lambda: "/proc/no/such/folder")

@@ -22,7 +22,7 @@ TRACE = 'ray::Align() (pid=7)\n  File "align.py", line 3, in work\n'
         ("", "RuntimeError"),
     ],
 )
-def test_of_a_remote_error_the_last_line_with_words_is_told(text: str, told: str) -> None:
+def test_a_remote_error_is_summarized_by_its_last_line(text: str, told: str) -> None:
     assert summarize_error(RuntimeError(text)) == told
 
 
@@ -54,7 +54,7 @@ This process on node 10.77.0.2 was started with:
         ),
     ],
 )
-def test_a_cluster_that_refuses_the_job_is_told_in_one_line(error: Exception, told: str) -> None:
+def test_a_clusters_refusal_is_one_line(error: Exception, told: str) -> None:
     with pytest.raises(ConfigError) as refusal, ray_session._readable_join_errors():
         raise error
     assert str(refusal.value).startswith(told)
@@ -66,7 +66,7 @@ def test_another_failure_to_join_stays_one() -> None:
         raise ConnectionError("nobody answers")
 
 
-def test_the_choice_of_profiles_goes_to_every_worker_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profiles_are_sent_to_workers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     job = "RAY_JOB_CONFIG_JSON_ENV_VAR"
     monkeypatch.delenv(S3_PROFILES, raising=False)
     assert shipped_environment() is None

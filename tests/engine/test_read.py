@@ -57,13 +57,13 @@ def test_no_samples_make_no_part() -> None:
     assert list(cut_parts(iter([]), 3, NONE)) == []
 
 
-def test_a_part_closes_before_it_outgrows_an_arrow_column(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_closes_before_arrows_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read, "MAX_PART_BYTES", 25)
     parts = [count for _, count, _ in cut_parts(iter(samples(5, size=10)), 100, NONE)]
     assert parts == [2, 2, 1]
 
 
-def test_a_sample_over_the_byte_limit_is_a_part_of_its_own(
+def test_an_oversized_sample_is_its_own_part(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(read, "MAX_PART_BYTES", 25)
@@ -82,7 +82,7 @@ def test_existing_parts_are_counted_and_not_kept(monkeypatch: pytest.MonkeyPatch
     assert [sample.key for sample in cut[2][2]] == ["4", "5"]
 
 
-def test_a_shard_ends_with_the_totals_of_all_parts(tmp_path: Path) -> None:
+def test_a_shard_ends_with_its_totals(tmp_path: Path) -> None:
     work = ShardTask(tar_shard(tmp_path / "s.tar", 5), 2, frozenset({0}))
     assert kinds(work) == [("part", 1, 2), ("part", 2, 1), ("end", 3, 5)]
 
@@ -98,7 +98,7 @@ def test_an_archive_without_images_is_an_end_alone(tmp_path: Path) -> None:
     assert kinds(ShardTask(shard, 2)) == [("end", 0, 0)]
 
 
-def test_a_damaged_shard_gives_the_parts_before_the_damage_and_says_so(tmp_path: Path) -> None:
+def test_a_damaged_shard_gives_its_first_parts(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     tar_shard(path, 5)
     path.write_bytes(path.read_bytes()[: 3 * 1024 + 700])  # into the fourth member
@@ -115,7 +115,7 @@ def test_a_shard_that_vanished_fails_in_a_row(tmp_path: Path) -> None:
     assert kinds(ShardTask(shard, 2)) == [("failed", 0, 0)]
 
 
-def test_a_part_carries_its_samples_and_a_shard_without_its_file_names(tmp_path: Path) -> None:
+def test_a_part_carries_no_file_names(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(name.encode())
     shard = next(iter(list_shards(str(tmp_path))))
@@ -127,7 +127,7 @@ def test_a_part_carries_its_samples_and_a_shard_without_its_file_names(tmp_path:
     assert (carried.shard_id, carried.etag, carried.names) == ("files-00000", shard.etag, ())
 
 
-def test_a_part_of_a_tar_takes_its_blocks_and_headers(tmp_path: Path) -> None:
+def test_tar_parts_count_blocks_and_headers(tmp_path: Path) -> None:
     """The time left is told from bytes, and tiny members are mostly header."""
     shard = tar_shard(tmp_path / "s.tar", 5)
     taken = sum(batch.counts.bytes for batch in batches(ShardTask(shard, 2)))

@@ -94,7 +94,7 @@ def test_optional_columns_and_missing_values_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
-def test_a_table_is_read_while_a_run_watches_its_stages(table: str) -> None:
+def test_a_table_is_readable_during_a_run(table: str) -> None:
     """A run follows the stages of Ray Data; this data set has others."""
     polls: list[object] = []
     with run_settings(steps=[polls.append]):

@@ -41,7 +41,7 @@ def first_pass(config_of: ConfigOf, tmp_path: Path) -> JobConfig:
     return config
 
 
-def test_codes_of_another_cut_of_the_input_are_refused(
+def test_codes_of_another_sharding_are_refused(
     config_of: ConfigOf, first_pass: JobConfig, tmp_path: Path
 ) -> None:
     init = first_pass.output
@@ -56,7 +56,7 @@ def test_codes_of_another_cut_of_the_input_are_refused(
         resolve_job(config_of(init=init, files_per_shard=2, input=str(tmp_path / "other")))
 
 
-def test_a_shard_that_changed_since_its_codes_were_found_fails(first_pass: JobConfig) -> None:
+def test_a_shard_changed_since_its_codes_fails(first_pass: JobConfig) -> None:
     """In silence it would give fewer samples: its new keys are none that a condition chose."""
     (shard, _) = list_shards(first_pass.input, files_per_shard=2)
     work = ShardTask(shard, 2, init=first_pass.output, where="true")
@@ -68,16 +68,14 @@ def test_a_shard_that_changed_since_its_codes_were_found_fails(first_pass: JobCo
     assert "changed since the table" in failure.error
 
 
-def test_a_second_pass_reads_the_input_as_the_first_one_did(
-    first_pass: JobConfig, tmp_path: Path
-) -> None:
+def test_a_second_pass_reads_the_same_input(first_pass: JobConfig, tmp_path: Path) -> None:
     config = second_pass(first_pass.output, {"output": str(tmp_path / "second")})
     assert config.layout() == first_pass.layout()
     resolve_job(config)
 
 
 @pytest.mark.parametrize(("where", "limit"), [(None, 3), ("lpips > 0", 3)])
-def test_a_second_pass_over_a_limited_table_has_its_limit(
+def test_a_second_pass_keeps_the_limit(
     config_of: ConfigOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, limit: int
 ) -> None:
     """And an input by a relative path is found from anywhere."""
@@ -91,7 +89,7 @@ def test_a_second_pass_over_a_limited_table_has_its_limit(
     assert (config.input, config.limit) == (str(tmp_path / "images"), limit)
 
 
-def test_a_named_domain_changes_no_more_of_a_table_than_it_has_to(
+def test_a_named_domain_keeps_the_fingerprint(
     config_of: ConfigOf, tiny_bundle: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "custom"
@@ -171,9 +169,7 @@ def test_profiles_are_applied_in_new_tables_alone(
     assert second_pass(first_pass.output, {"output": str(tmp_path / "second")}).icc == "apply"
 
 
-def test_a_second_pass_over_an_earlier_table_ignores_profiles(
-    first_pass: JobConfig, tmp_path: Path
-) -> None:
+def test_refining_an_earlier_table_ignores_profiles(first_pass: JobConfig, tmp_path: Path) -> None:
     path = Path(first_pass.output, "_table.json")
     document = json.loads(path.read_text())
     assert document["config"].pop("icc") == "apply"
@@ -184,7 +180,7 @@ def test_a_second_pass_over_an_earlier_table_ignores_profiles(
 EARLIER_SEARCH = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
 
 
-def test_a_table_made_before_turns_goes_on_without_them(config_of: ConfigOf) -> None:
+def test_an_earlier_table_continues_without_turns(config_of: ConfigOf) -> None:
     old = resolve_job(config_of(**EARLIER_SEARCH)).spec
     assert not EARLIER_SEARCH.keys() & old.settings["alignment"].keys()
     assert "turn_deg" not in old.columns.latents_schema().names
@@ -197,7 +193,7 @@ def test_a_table_made_before_turns_goes_on_without_them(config_of: ConfigOf) -> 
     assert str(refusal.value).endswith(told)
 
 
-def test_images_that_are_crops_are_searched_by_no_setting(config_of: ConfigOf) -> None:
+def test_search_settings_do_not_apply_to_crops(config_of: ConfigOf) -> None:
     crops = resolve_job(config_of(prealigned=True))
     earlier = resolve_job(config_of(prealigned=True, **EARLIER_SEARCH))
     assert crops.spec.fingerprint == earlier.spec.fingerprint
@@ -207,7 +203,7 @@ def test_images_that_are_crops_are_searched_by_no_setting(config_of: ConfigOf) -
 
 
 @pytest.mark.parametrize("turns", ["auto", "none"])
-def test_a_second_pass_searches_as_the_first_one_did(
+def test_a_second_pass_searches_like_the_first(
     config_of: ConfigOf, tmp_path: Path, turns: str
 ) -> None:
     first = config_of(turns=turns, search_pixels=7, output=str(tmp_path / "first"))
@@ -216,9 +212,7 @@ def test_a_second_pass_searches_as_the_first_one_did(
     assert (config.turns, config.search_pixels, config.check_below) == (turns, 7, 1.35)
 
 
-def test_a_second_pass_over_an_earlier_table_searches_as_then(
-    config_of: ConfigOf, tmp_path: Path
-) -> None:
+def test_refining_an_earlier_table_searches_as_then(config_of: ConfigOf, tmp_path: Path) -> None:
     first = config_of(output=str(tmp_path / "first"), **EARLIER_SEARCH)
     made = resolve_job(first).spec
     config = {name: value for name, value in made.config.items() if name not in EARLIER_SEARCH}
@@ -227,7 +221,7 @@ def test_a_second_pass_over_an_earlier_table_searches_as_then(
     assert {name: getattr(again, name) for name in EARLIER_SEARCH} == EARLIER_SEARCH
 
 
-def test_a_models_own_bound_decides_when_its_faces_stop(config_of: ConfigOf) -> None:
+def test_stop_bounds_come_from_the_config(config_of: ConfigOf) -> None:
     given = resolve_job(config_of(steps="auto", stop_gain=0.02, stop_residual=0.5, max_steps=7))
     assert given.inversion.method.stop == StopRule(gain=0.02, residual=0.5, most=7)
     settings = json.loads(json.dumps(given.spec.to_dict(), allow_nan=False))["settings"]
@@ -251,7 +245,7 @@ def test_a_models_own_bound_decides_when_its_faces_stop(config_of: ConfigOf) -> 
         ({"prealigned": True, "batch_size": 3}, {"fit": "stretch", "batch_size": 3}),
     ],
 )
-def test_what_a_setting_was_resolved_to_can_be_told(
+def test_resolved_settings_name_every_value(
     config_of: ConfigOf, settings: dict[str, Any], told: dict[str, Any]
 ) -> None:
     config = config_of(**settings)
@@ -291,7 +285,7 @@ def test_rows_that_differ_are_no_start_in_w(config_of: ConfigOf, tmp_path: Path)
         resolve_job(config_of(model=str(tmp_path / "uneven"), method="optimize", space="w"))
 
 
-def test_a_gpu_that_is_not_there_is_refused_at_once(
+def test_a_missing_gpu_is_refused_at_once(
     config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -299,7 +293,7 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(
         resolve_job(config_of(device="cuda"))
 
 
-def test_the_table_names_its_model_and_images_for_every_working_directory(
+def test_the_table_holds_absolute_paths(
     config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(identity="none")

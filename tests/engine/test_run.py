@@ -43,7 +43,7 @@ def test_a_dashboards_address_is_no_cluster(
 
 # Ray Data sets its own deprecated settings, and warns itself of it.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-def test_why_the_listing_ended_is_said_before_the_shards_that_are_missing(
+def test_the_listing_error_precedes_incomplete_shards(
     plan: Plan,
     outcome: RunRecord,
     config_of: Callable[..., JobConfig],
@@ -59,7 +59,7 @@ def test_why_the_listing_ended_is_said_before_the_shards_that_are_missing(
 
 # Ray Data sets its own deprecated settings, and warns itself of it.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-def test_a_wrong_request_that_shows_late_is_raised_when_commits_are_through(
+def test_a_late_wrong_request_waits_for_commits(
     plan: Plan,
     outcome: RunRecord,
     written: Callable[..., PartDone],
@@ -115,7 +115,7 @@ def test_a_run_says_once_that_a_readme_stays(
     assert readme.read_text() == "mine"
 
 
-def test_a_run_removes_what_came_too_late_beside_a_commit_and_a_dry_run_does_not(
+def test_only_a_real_run_removes_late_files(
     ledger: Ledger, written: Callable[..., PartDone], config_of: Callable[..., JobConfig]
 ) -> None:
     for message in (written(0), written(1), end()):
@@ -131,7 +131,7 @@ def test_a_run_removes_what_came_too_late_beside_a_commit_and_a_dry_run_does_not
     open_table(config_of().output).verify()
 
 
-def test_a_folder_that_lost_files_keeps_each_face_once(
+def test_a_shrunk_folder_keeps_each_face_once(
     config_of: Callable[..., JobConfig], images: Path
 ) -> None:
     config = config_of(files_per_shard=2)
@@ -171,7 +171,7 @@ def test_a_signal_while_planning_is_an_interrupted_run(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_storage_that_fails_while_planning_is_a_run_to_repeat(
+def test_a_storage_error_while_planning_is_retryable(
     config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*_: object, **__: object) -> Plan:
@@ -195,7 +195,7 @@ class Finalized:
 
 # Ray Data sets its own deprecated settings, and warns itself of it.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-def test_a_ctrl_c_that_hits_a_finalizer_is_not_lost(
+def test_ctrl_c_inside_a_finalizer_is_not_lost(
     config_of: Callable[..., JobConfig],
     without_ray: Callable[[list[Message]], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -215,13 +215,13 @@ def test_a_ctrl_c_that_hits_a_finalizer_is_not_lost(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_package_that_is_not_installed_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_not_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_report, "PACKAGES", ("no-such-package", "numpy"))
     assert node_report.versions().keys() == {"python", "numpy"}
 
 
 @pytest.mark.parametrize(("limit", "left"), [(None, 3), (99, 3), (3, 4)])
-def test_the_slice_behind_a_shorter_folders_end_goes_unless_a_limit_hides_that_end(
+def test_a_slice_past_the_folders_end_is_removed(
     config_of: Callable[..., JobConfig], images: Path, limit: int | None, left: int
 ) -> None:
     config = config_of(limit=limit, files_per_shard=1)
@@ -260,7 +260,7 @@ def test_a_run_is_on_record_from_its_start(
     }
 
 
-def test_the_closing_table_says_that_the_columns_are_of_the_best_step(
+def test_the_summary_names_the_best_steps_columns(
     config_of: Callable[..., JobConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = [0.2, 0.1]
@@ -271,7 +271,7 @@ def test_the_closing_table_says_that_the_columns_are_of_the_best_step(
     assert "the table's columns of these names are of each face's best step" in told
 
 
-def test_a_run_has_its_settings_on_record_as_they_were_resolved(
+def test_a_run_records_its_resolved_settings(
     plan: Plan, config_of: Callable[..., JobConfig], outcome: RunRecord
 ) -> None:
     record.RunRecorder(config_of(), plan, outcome).start()
@@ -302,7 +302,7 @@ def test_a_running_job_renews_its_record(
     assert [one["exit_code"] for one in runs(config_of())] == [0]
 
 
-def test_an_unexpected_failure_is_on_record_with_its_trace(
+def test_an_unexpected_failure_is_recorded_with_trace(
     plan: Plan, config_of: Callable[..., JobConfig], outcome: RunRecord
 ) -> None:
     account = record.RunRecorder(config_of(), plan, outcome)
@@ -319,7 +319,7 @@ def test_an_unexpected_failure_is_on_record_with_its_trace(
     assert "traces" not in outcome.to_dict(config_of().output), "the last line stays short"
 
 
-def test_a_request_that_turns_out_wrong_is_on_record_with_its_code(
+def test_a_wrong_request_is_recorded_with_its_code(
     config_of: Callable[..., JobConfig], tmp_path: Path
 ) -> None:
     plan = make_plan(config_of())
@@ -336,7 +336,7 @@ def test_a_request_that_turns_out_wrong_is_on_record_with_its_code(
     assert "choose another output" in str(account["errors"])
 
 
-def test_missed_identities_and_profiles_are_in_the_last_line_and_in_the_account_of_the_run(
+def test_missed_identities_and_profiles_are_reported(
     plan: Plan,
     config_of: Callable[..., JobConfig],
     written: Callable[..., PartDone],

@@ -51,7 +51,7 @@ def test_a_table_without_crops_gets_no_contact_sheet(
 
 
 @pytest.mark.parametrize("interrupted", [True, False])
-def test_what_failed_ends_with_the_command_to_go_on(
+def test_failures_end_with_the_resume_command(
     config_of: Callable[..., JobConfig],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -78,7 +78,7 @@ def test_each_failure_is_printed_once(
     assert any(line.startswith("... and 3 more") for line in lines)
 
 
-def test_the_python_that_is_not_on_the_path_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_outside_the_path_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary.shutil, "which", lambda _: sys.executable)
     assert summary._python() == "python"
     monkeypatch.setattr(summary.shutil, "which", lambda _: "/usr/bin/python")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.engine.simulate import PARTS_TO_JUDGE, Trace
+from pipeline.engine.simulate import MIN_PARTS, Trace
 
 
 def trace(parts: int) -> Trace:
@@ -26,7 +26,7 @@ def test_how_busy_the_inverters_were() -> None:
 @pytest.mark.parametrize("inverters", [1, 4])
 def test_a_few_parts_do_not_tell_how_busy(inverters: int) -> None:
     """Of four parts two were begun before the clock, and the share would be above one."""
-    middle = PARTS_TO_JUDGE * inverters
+    middle = MIN_PARTS * inverters
     assert trace(middle).summary(inverters)["gpu_busy"] is None
     assert trace(2 * middle).summary(inverters)["gpu_busy"] is not None
 

@@ -46,7 +46,7 @@ def test_other_images_are_refused_before_they_are_cut(five_images: TrainConfig) 
     assert sorted(path.name for path in run.iterdir()) == ["_train.json", "encoder.pt"]
 
 
-def test_a_gpu_that_is_not_there_is_refused_before_any_work(
+def test_a_missing_gpu_is_refused_before_any_work(
     five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -63,21 +63,21 @@ def test_a_gpu_that_is_not_there_is_refused_before_any_work(
         ({"workers": 4}, Resources(cpus=2, gpus=0), "4 workers, but Ray offers 2 cores"),
     ],
 )
-def test_more_workers_than_there_is_room_for_are_refused(
+def test_more_workers_than_fit_are_refused(
     five_images: TrainConfig, settings: dict[str, Any], offered: Resources, told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):
         check_workers(five_images.model_copy(update=settings), offered, local=True)
 
 
-def test_a_cluster_may_have_its_nodes_yet_to_start(five_images: TrainConfig) -> None:
+def test_a_cluster_may_still_start_its_nodes(five_images: TrainConfig) -> None:
     asked = five_images.model_copy(update={"workers": 2, "device": "cuda"})
     check_workers(asked, Resources(cpus=8, gpus=0), local=False)
     check_workers(asked, Resources(cpus=1, gpus=0), local=False)
     check_workers(asked.model_copy(update={"device": "cpu"}), Resources(cpus=8, gpus=1), local=True)
 
 
-def test_workers_that_no_node_has_room_for_are_not_awaited_for_ever(
+def test_workers_that_fit_nowhere_are_not_awaited_forever(
     five_images: TrainConfig,
 ) -> None:
     asked = five_images.model_copy(update={"restarts": 2})
@@ -94,7 +94,7 @@ def test_workers_that_no_node_has_room_for_are_not_awaited_for_ever(
         ({"backbone": "gone.pth", "encoder_type": "BackboneEncoder"}, "gone.pth"),
     ],
 )
-def test_what_the_workers_would_refuse_is_refused_before_any_crop_is_cut(
+def test_wrong_requests_are_refused_before_cutting_crops(
     five_images: TrainConfig, settings: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(RequestError, match=told):
@@ -102,7 +102,7 @@ def test_what_the_workers_would_refuse_is_refused_before_any_crop_is_cut(
     assert not Path(five_images.output).exists()
 
 
-def test_what_was_cut_is_told_before_it_is_trained_on(five_images: TrainConfig) -> None:
+def test_the_start_event_counts_the_crops(five_images: TrainConfig) -> None:
     store = Store(five_images.output)
     facts = {"samples": 9, "rejects_by_reason": {"undecodable": 1}}
     put_index(store, [CropFile("a", 5), CropFile("b", 3)], facts)
@@ -127,7 +127,7 @@ def test_what_was_cut_is_told_before_it_is_trained_on(five_images: TrainConfig) 
         ("torch.utils.tensorboard", r"restyle-pipeline\[train\]', or train with --no-tensorboard"),
     ],
 )
-def test_packages_that_are_not_installed_are_named_before_any_crop_is_cut(
+def test_missing_packages_are_named_before_cutting_crops(
     five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch, package: str, told: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -136,7 +136,7 @@ def test_packages_that_are_not_installed_are_named_before_any_crop_is_cut(
     assert not Path(five_images.output).exists()
 
 
-def test_a_worker_that_refuses_is_not_started_again_and_its_refusal_is_raised() -> None:
+def test_a_workers_refusal_is_raised_without_restarts() -> None:
     from ray.train.v2._internal.execution.failure_handling import FailureDecision
     from ray.train.v2.api.config import FailureConfig
     from ray.train.v2.api.exceptions import WorkerGroupError
@@ -150,6 +150,6 @@ def test_a_worker_that_refuses_is_not_started_again_and_its_refusal_is_raised() 
     assert policy.make_decision(died) == FailureDecision.RETRY
     with pytest.raises(InputError, match=r"^too few$"), _failures():
         raise refused
-    with pytest.raises(PipelineError, match="run again to go on") as failure, _failures():
+    with pytest.raises(PipelineError, match="run again to continue") as failure, _failures():
         raise died
     assert not isinstance(failure.value, RequestError)

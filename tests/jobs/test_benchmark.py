@@ -35,9 +35,7 @@ def test_lists_are_numbers_with_commas() -> None:
     assert (asked.images, asked.gpus, asked.speed) == ([1000, 20_000], [1], [100])
 
 
-def test_a_run_that_is_refused_is_told_in_one_line(
-    capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_refused_run_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, error = ended(capfd, "--input", tmp_path / "nowhere")
     assert code == 2
     assert "does not exist" in error

@@ -20,7 +20,7 @@ from tests.conftest import Bucket
 SAMPLES = str(Path(__file__).parents[2] / "pipeline" / "samples")
 
 
-def test_it_chooses_on_one_set_and_reports_on_another(
+def test_it_chooses_and_reports_on_different_sets(
     tiny_bundle: str, tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
@@ -38,9 +38,7 @@ def test_it_chooses_on_one_set_and_reports_on_another(
     assert names == {"stop_curve.md", "stop_curve.csv", "stop_curve.png"}
 
 
-def test_an_input_that_is_not_there_is_the_users_mistake(
-    tmp_path: Path, capsys: CaptureFixture[str]
-) -> None:
+def test_a_missing_input_is_a_wrong_request(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
     nowhere = str(tmp_path / "nowhere")
     asked = ["--calibrate", nowhere, "--report", nowhere, "--output", str(tmp_path / "out")]
     assert main(asked) == 2
@@ -73,7 +71,7 @@ def views(tmp_path: Path, sample_images: dict[str, bytes]) -> list[str]:
     return ["--calibrate", str(folder), "--report", str(folder)]
 
 
-def test_a_model_of_no_faces_takes_its_images_as_they_are(
+def test_a_non_face_model_takes_whole_images(
     church: str, views: list[str], tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:
     asked = [*views, *few("--model", church, "--output", str(tmp_path / "curve"))]
@@ -86,7 +84,7 @@ def test_a_model_of_no_faces_takes_its_images_as_they_are(
     assert "have no faces to align" in capsys.readouterr().err
 
 
-def test_a_way_to_resize_is_of_the_crops_alone(
+def test_a_fit_applies_to_crops_only(
     tiny_bundle: str, views: list[str], tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:
     asked = [*views, *few("--model", tiny_bundle, "--output", str(tmp_path / "curve"))]
@@ -116,7 +114,7 @@ def test_the_curve_goes_to_a_bucket(church: str, views: list[str], s3: Bucket) -
         (["--model", "no-such-model"], "no-such-model"),
     ],
 )
-def test_what_cannot_be_calibrated_is_refused_before_any_work(
+def test_impossible_calibrations_are_refused_early(
     views: list[str], wrong: list[str], why: str, tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:
     assert main([*views, "--output", str(tmp_path / "curve"), *wrong]) == 2

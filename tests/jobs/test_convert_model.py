@@ -31,7 +31,7 @@ def test_a_converted_checkpoint_is_the_same_model(
     assert told["fingerprint"] == model.fingerprint == load_checkpoint(checkpoint).fingerprint
 
 
-def test_what_the_options_do_not_tell_is_told_once(
+def test_missing_options_are_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = tiny_checkpoint("ResNetBackboneEncoder")
@@ -45,7 +45,7 @@ def test_what_the_options_do_not_tell_is_told_once(
     assert (model.domain, model.input_size) == ("cars", (192, 256))
 
 
-def test_weights_of_no_encoder_are_told_as_what_they_are(
+def test_weights_without_an_encoder_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"state_dict": {"layer.weight": torch.zeros(2, 2)}}, tmp_path / "other.pt")
@@ -56,13 +56,13 @@ def test_weights_of_no_encoder_are_told_as_what_they_are(
     )
 
 
-def test_every_flag_about_the_model_is_one_of_the_main_job_too() -> None:
+def test_model_flags_are_shared_with_the_main_job() -> None:
     assert get_args(EncoderType) == OFFICIAL_TYPES
     for name, field in ModelFlags.model_fields.items():
         assert JobConfig.model_fields[name].annotation == field.annotation
 
 
-def test_a_network_of_nvidias_becomes_a_bundle_without_an_encoder(
+def test_an_nvidia_network_becomes_a_generator_bundle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "afhqcat.pkl").write_bytes(pickled(network()))
@@ -74,7 +74,7 @@ def test_a_network_of_nvidias_becomes_a_bundle_without_an_encoder(
     assert (model.domain, model.generator_alone, model.generator_size) == ("afhq_cat", True, 16)
 
 
-def test_the_encoders_are_named_where_one_is_to_be_chosen(
+def test_the_choice_of_encoders_is_listed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for asked in (["--help"], ["a.pt", "b", "--encoder-type", "IRSE"]):
@@ -84,7 +84,7 @@ def test_the_encoders_are_named_where_one_is_to_be_chosen(
         assert [name for name in OFFICIAL_TYPES if name not in said] == []
 
 
-def test_a_bundle_that_is_converted_again_keeps_its_licence(tmp_path: Path) -> None:
+def test_converting_a_bundle_again_keeps_its_licence(tmp_path: Path) -> None:
     bundle, other = str(tmp_path / "copy"), str(tmp_path / "other")
     assert main(["demo", bundle, "--stored", "float16"]) == 0
     assert load_model(bundle).licence == load_model("demo").licence != "unknown"
@@ -100,7 +100,7 @@ def test_a_file_of_another_kind_is_no_bundle(
     assert "notes.md' is no model: a model is a bundle's folder, or" in capsys.readouterr().err
 
 
-def test_a_file_that_does_not_fit_is_one_line_and_exit_code_2(
+def test_a_file_that_does_not_fit_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"g_ema": {}}, tmp_path / "generator.pt")

@@ -63,7 +63,7 @@ def test_a_dictionary_goes_in_and_comes_out(
     assert again.read_bytes() == latents.read_bytes()
 
 
-def test_the_status_of_an_imported_table_is_that_of_a_finished_one(
+def test_an_imported_table_has_a_finished_status(
     run: Any, latents: Path, tiny_bundle: str, tmp_path: Path
 ) -> None:
     table = tmp_path / "table"
@@ -117,7 +117,7 @@ def test_images_beside_the_codes_are_measured(
 @pytest.mark.parametrize(
     ("source", "said"), [("nowhere.npy", "does not exist"), ("", "no code, or damaged")]
 )
-def test_codes_that_cannot_be_read_are_one_line_and_exit_code_2(
+def test_unreadable_codes_are_refused_in_one_line(
     run: Any, tmp_path: Path, latents: Path, tiny_bundle: str, source: str, said: str
 ) -> None:
     code, _, error = run(
@@ -190,7 +190,7 @@ def test_nothing_is_written_into_the_table(
     assert file_bytes(table) == before
 
 
-def test_a_folder_needs_to_be_told_what_it_is_to_hold(run: Any, tmp_path: Path) -> None:
+def test_an_export_to_a_folder_needs_a_kind(run: Any, tmp_path: Path) -> None:
     code, _, error = run(jobs.export_table, "--table", tmp_path, "--to", tmp_path / "out")
     assert code == 2
     assert "say with --as" in error
@@ -207,7 +207,7 @@ def test_a_folder_needs_to_be_told_what_it_is_to_hold(run: Any, tmp_path: Path) 
         ("folder/", "stacked", "stacked codes are one file: name it"),
     ],
 )
-def test_nothing_is_written_under_the_name_of_something_else(
+def test_an_export_does_not_overwrite_another_kind(
     run: Any, tmp_path: Path, name: str, kind: str | None, said: str
 ) -> None:
     asked = ("--table", tmp_path, "--to", f"{tmp_path}/{name}", *(("--as", kind) if kind else ()))
@@ -257,7 +257,7 @@ def test_codes_go_from_bucket_to_bucket(
         assert np.array_equal(np.stack(one), np.stack(other))
 
 
-def test_what_was_imported_is_refined_by_the_images_that_it_was_measured_with(
+def test_an_imported_table_is_refined_by_its_images(
     run: Any, latents: Path, tiny_bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = tmp_path / "photos"

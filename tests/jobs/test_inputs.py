@@ -106,9 +106,7 @@ def on_s3(
         yield OnS3(s3_server, one, codes, counts, before, two, after, proxy.requests)
 
 
-def test_archives_in_a_bucket_give_the_codes_of_a_folder_on_a_disk(
-    on_s3: OnS3, undisturbed: Undisturbed
-) -> None:
+def test_archives_in_a_bucket_equal_a_local_folder(on_s3: OnS3, undisturbed: Undisturbed) -> None:
     assert on_s3.first.code == 0, on_s3.first.err
     theirs = codes_by_content(open_table(str(undisturbed.table)))
     assert len(theirs) == 7
@@ -126,7 +124,7 @@ def test_a_table_in_a_bucket_keeps_its_promises(on_s3: OnS3) -> None:
     assert on_s3.first.line["table"] == "s3://results-inverted/table"
 
 
-def test_no_secret_is_in_the_bucket_or_the_output(on_s3: OnS3) -> None:
+def test_no_secret_is_in_bucket_or_output(on_s3: OnS3) -> None:
     said = {"stdout": on_s3.first.out.encode(), "stderr": on_s3.first.err.encode()}
     secrets = [secret.encode() for secret in on_s3.server.secrets.values()]
     found = on_s3.before | on_s3.after | said
@@ -147,7 +145,7 @@ def shard_files(found: dict[str, bytes], shard: str) -> dict[str, bytes]:
     return {name: found[name] for name in names}
 
 
-def test_a_shard_that_did_not_change_is_not_touched(on_s3: OnS3) -> None:
+def test_an_unchanged_shard_is_not_touched(on_s3: OnS3) -> None:
     unchanged = shard_files(on_s3.before, "a")
     assert len(unchanged) == 13  # six parts of two files, and the manifest
     assert shard_files(on_s3.after, "a") == unchanged
@@ -160,7 +158,7 @@ def test_a_changed_shard_is_redone_whole(on_s3: OnS3) -> None:
     assert [name for name in after if after[name] == before[name]] == []
 
 
-def test_a_damaged_shard_fails_by_its_name_and_leaves_the_others_committed(on_s3: OnS3) -> None:
+def test_a_damaged_shard_fails_alone_by_name(on_s3: OnS3) -> None:
     run = on_s3.second
     assert run.code == 1
     (error,) = run.line["errors"]

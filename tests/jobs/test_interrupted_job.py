@@ -105,7 +105,7 @@ def test_the_runs_were_stopped_in_the_middle(interrupted: Interrupted) -> None:
     assert interrupted.shards_at_kill < 2
 
 
-def test_ctrl_c_ends_with_code_1_the_json_line_and_how_to_go_on(interrupted: Interrupted) -> None:
+def test_ctrl_c_gives_code_1_and_the_resume_command(interrupted: Interrupted) -> None:
     run = interrupted.ctrl_c
     assert run.code == 1, run.err
     assert run.err.splitlines()[-1].endswith(HOW_TO_GO_ON)
@@ -114,7 +114,7 @@ def test_ctrl_c_ends_with_code_1_the_json_line_and_how_to_go_on(interrupted: Int
     assert run.line["samples"] >= 0
 
 
-def test_a_terminal_shows_what_the_run_is_at_and_none_of_rays_lines(
+def test_a_terminal_shows_progress_without_rays_lines(
     interrupted: Interrupted,
 ) -> None:
     text = interrupted.ctrl_c.err
@@ -137,7 +137,7 @@ def test_the_command_to_go_on_can_be_pasted(interrupted: Interrupted) -> None:
         assert command[command.index("--output") + 1] == "table"
 
 
-def test_sigterm_ends_with_code_1_the_json_line_and_how_to_go_on(interrupted: Interrupted) -> None:
+def test_sigterm_gives_code_1_and_the_resume_command(interrupted: Interrupted) -> None:
     run = interrupted.sigterm
     assert run.code == 1, run.err
     assert run.err.splitlines()[-1].endswith(HOW_TO_GO_ON)
@@ -158,7 +158,7 @@ def test_the_last_run_does_only_what_is_missing(interrupted: Interrupted) -> Non
     assert run.line["skipped_parts"] >= interrupted.parts_at_kill - 1
 
 
-def test_the_table_is_that_of_an_undisturbed_run_byte_for_byte(
+def test_the_table_equals_an_undisturbed_runs_bytes(
     interrupted: Interrupted, undisturbed: Undisturbed
 ) -> None:
     for kind in ("latents", "rejects"):
@@ -171,7 +171,7 @@ def test_the_table_is_that_of_an_undisturbed_run_byte_for_byte(
     assert table.verify() == open_table(str(undisturbed.table)).verify()
 
 
-def test_every_run_left_its_account_and_the_killed_one_how_far_it_was(
+def test_every_run_leaves_a_record(
     interrupted: Interrupted,
 ) -> None:
     runs = sorted((interrupted.table / "_runs").glob("*.json"))

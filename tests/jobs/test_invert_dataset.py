@@ -21,7 +21,7 @@ def again(undisturbed: Undisturbed, *arguments: object) -> Ended:
     return run_job(undisturbed.folder, *config, *arguments)
 
 
-def test_a_run_ends_with_code_0_and_one_json_line(undisturbed: Undisturbed) -> None:
+def test_a_run_ends_with_one_json_line(undisturbed: Undisturbed) -> None:
     run = undisturbed.run
     assert run.code == 0, run.err
     assert len(run.out.splitlines()) == 1
@@ -97,7 +97,7 @@ def test_no_secret_is_written_or_said(undisturbed: Undisturbed) -> None:
     assert [name for name, content in (files | said).items() if SECRET.encode() in content] == []
 
 
-def test_a_second_run_skips_all_and_changes_no_byte(undisturbed: Undisturbed) -> None:
+def test_a_second_run_changes_no_byte(undisturbed: Undisturbed) -> None:
     before = file_bytes(undisturbed.table)
     run = again(undisturbed)
     assert (run.code, run.line["parts"], run.line["skipped_parts"]) == (0, 0, 12)
@@ -108,7 +108,7 @@ def test_a_second_run_skips_all_and_changes_no_byte(undisturbed: Undisturbed) ->
     assert {name: after[name] for name in before} == before
 
 
-def test_a_dry_run_says_what_is_to_do_and_writes_nothing(undisturbed: Undisturbed) -> None:
+def test_a_dry_run_estimates_and_writes_nothing(undisturbed: Undisturbed) -> None:
     before = file_bytes(undisturbed.folder / "table")
     run = again(undisturbed, "--dry-run")
     assert run.code == 0
@@ -121,7 +121,7 @@ def test_a_dry_run_says_what_is_to_do_and_writes_nothing(undisturbed: Undisturbe
     assert file_bytes(undisturbed.folder / "table") == before
 
 
-def test_a_table_of_other_settings_is_refused_with_the_difference(
+def test_other_settings_are_refused_with_the_difference(
     undisturbed: Undisturbed,
 ) -> None:
     before = file_bytes(undisturbed.table)
@@ -141,7 +141,7 @@ def test_a_table_of_other_settings_is_refused_with_the_difference(
         (("--input", "s3://key:secret@bucket/x"), "carries credentials"),
     ],
 )
-def test_a_wrong_request_is_one_line_and_code_2(
+def test_a_wrong_request_is_refused_in_one_line(
     tmp_path: Path, tiny_bundle: str, arguments: tuple[str, ...], said: str
 ) -> None:
     run = run_job(tmp_path, "--output", "table", "--model", tiny_bundle, *arguments)
@@ -164,7 +164,7 @@ def test_a_damaged_identity_network_is_a_wrong_request(tmp_path: Path, tiny_bund
 
 @pytest.mark.parametrize("mode", [(), ("--dry-run",)])
 @pytest.mark.parametrize("output", ["/proc/x", "photo.jpg", "photo.jpg/table"])
-def test_an_output_that_cannot_be_is_a_wrong_request(
+def test_an_impossible_output_is_a_wrong_request(
     tmp_path: Path, tiny_bundle: str, output: str, mode: tuple[str, ...]
 ) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"a picture")

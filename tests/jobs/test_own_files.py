@@ -60,7 +60,7 @@ def latents(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", WRITING, ids=lambda command: "-".join(command[:2]))
-def test_a_folder_of_other_files_is_refused_by_each_job(
+def test_every_job_refuses_a_folder_of_other_files(
     command: tuple[str, ...], own: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = importlib.import_module(f"jobs.{command[0]}")
@@ -73,7 +73,7 @@ def test_a_folder_of_other_files_is_refused_by_each_job(
     assert len(file_bytes(own)) == 4
 
 
-def test_a_table_that_lost_its_description_is_told_as_one(
+def test_a_table_without_its_spec_is_recognized(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shard(writer(tmp_path / "table"), shard())
@@ -119,7 +119,7 @@ def test_an_export_replaces_no_file_of_another_content(
     assert (codes / "1.npy").read_bytes() == sink.getvalue() != exported
 
 
-def test_a_bundle_is_written_again_and_no_other_weights(
+def test_only_a_bundle_is_overwritten(
     tiny_bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = importlib.import_module("jobs.convert_model")

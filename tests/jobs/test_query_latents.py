@@ -43,7 +43,7 @@ def test_a_grid_by_default(table: Path) -> None:
     assert "│ s-0/a#0   │ 6×512 numbers │ 0.125 │ [, 0.25, 0.5]" in run.stdout
 
 
-def test_a_grid_a_row_where_there_are_many_columns(table: Path) -> None:
+def test_many_columns_print_one_grid_per_row(table: Path) -> None:
     run = ask(table, "SELECT * FROM latents LIMIT 1", COLUMNS="80")
     assert "detector_score" in run.stdout
 
@@ -89,7 +89,7 @@ def test_json_has_null_for_what_is_no_number(table: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv"])
-def test_a_map_has_null_for_what_is_no_number(
+def test_a_map_has_null_for_invalid_numbers(
     table: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     query = "SELECT map([1], ['nan'::DOUBLE]) AS x, [map(['a'], [[1.5::DOUBLE]])] AS y"
@@ -114,7 +114,7 @@ def test_a_map_has_null_for_what_is_no_number(
     ],
 )
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
-def test_a_date_beyond_python_is_one_line_and_exit_code_2(
+def test_a_date_beyond_python_is_refused(
     table: Path, query: str, form: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert query_latents.main([str(table), query, *form]) == 2
@@ -124,13 +124,13 @@ def test_a_date_beyond_python_is_one_line_and_exit_code_2(
     assert "column 'odd' has a value that Python has no form for" in told.err
 
 
-def test_a_query_that_is_not_utf8_is_one_line_and_exit_code_2(table: Path) -> None:
+def test_a_query_that_is_not_utf8_is_refused(table: Path) -> None:
     run = ask(table, os.fsdecode(b"SELECT '\xff'"))
     assert run.returncode == 2
     assert run.stderr == "RequestError: the query failed: it is not UTF-8 text\n"
 
 
-def test_a_table_in_a_bucket_through_the_environment_alone(s3: Bucket) -> None:
+def test_a_table_in_a_bucket_needs_only_environment(s3: Bucket) -> None:
     root = f"{s3.uri}/table"
     write_shard(writer(root), shard())
     run = ask(root, "SELECT count(*) AS n FROM latents", "--json", **s3.env)
@@ -146,13 +146,13 @@ def test_a_table_in_a_bucket_through_the_environment_alone(s3: Bucket) -> None:
         "SELECT * FROM read_text('/etc/hostname')",
     ],
 )
-def test_a_wrong_query_is_one_line_and_exit_code_2(table: Path, query: str) -> None:
+def test_a_wrong_query_is_refused_in_one_line(table: Path, query: str) -> None:
     run = ask(table, query)
     assert (run.returncode, run.stdout) == (2, "")
     assert len(run.stderr.splitlines()) == 1
 
 
-def test_what_is_no_table_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_a_folder_without_a_table_is_refused(tmp_path: Path) -> None:
     run = ask(tmp_path, "SELECT 1")
     assert run.returncode == 2
     assert run.stderr == f"InputError: '{tmp_path}' is not a table: it has no _table.json\n"
@@ -191,7 +191,7 @@ def test_a_grid_shows_names_and_cells_escaped(
     assert all(line.isprintable() for line in shown.splitlines())
 
 
-def test_csv_and_json_keep_the_data_by_their_own_rules(hostile: Path) -> None:
+def test_csv_and_json_keep_the_data(hostile: Path) -> None:
     query = f'SELECT key AS "{HOSTILE}", detail FROM rejects'
     lines = ask(hostile, query, "--json").stdout.splitlines()
     assert all(line.isascii() and line.isprintable() for line in lines)

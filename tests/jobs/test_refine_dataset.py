@@ -34,7 +34,7 @@ def refined(undisturbed: Undisturbed) -> Path:
     return undisturbed.folder / "refined"
 
 
-def test_the_second_pass_holds_the_chosen_faces_and_where_they_came_from(refined: Path) -> None:
+def test_the_second_pass_holds_the_chosen_faces(refined: Path) -> None:
     table = open_table(str(refined))
     rows = table.sql("SELECT image_id, refined_from, method, generator_passes FROM latents")
     assert set(rows["image_id"]) == {
@@ -82,7 +82,7 @@ def test_another_condition_is_refused(
     assert file_bytes(refined) == before
 
 
-def test_a_table_that_is_not_there_is_a_wrong_request(tmp_path: Path) -> None:
+def test_a_missing_table_is_a_wrong_request(tmp_path: Path) -> None:
     run = run_job(tmp_path, "--table", "nowhere", "--output", "out", job="refine_dataset")
     assert run.refused
     assert "'nowhere' is not a table" in run.err or "nowhere" in run.err

@@ -38,7 +38,7 @@ def test_every_job_has_a_short_name() -> None:
     }
 
 
-def test_a_job_runs_with_its_flags_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_subcommand_keeps_flags_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert restyle.main(["status", "/no/such/table"]) == 2
     assert "'/no/such/table' is not a table" in capsys.readouterr().err
 

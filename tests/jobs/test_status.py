@@ -19,7 +19,7 @@ def status(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_status_of_a_table_in_lines_and_as_json(tmp_path: Path) -> None:
+def test_status_is_printed_as_lines_or_json(tmp_path: Path) -> None:
     table = writer(tmp_path)
     now = datetime.now(UTC)
     account = {"exit_code": None, "found": FOUND, "samples": 4, "updated": now.isoformat()}
@@ -37,14 +37,14 @@ def test_the_status_of_a_table_in_lines_and_as_json(tmp_path: Path) -> None:
     assert (line["complete"], line["samples"], line["seconds_left"]) == (True, 6, 0.0)
 
 
-def test_no_table_is_a_wrong_request_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_table_is_refused_in_one_line(tmp_path: Path) -> None:
     refused = status(tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "is not a table" in refused.stderr
 
 
-def test_a_shard_that_the_input_has_lost_is_told_apart(tmp_path: Path) -> None:
+def test_a_shard_missing_in_the_input_is_shown(tmp_path: Path) -> None:
     """Three are committed, and one of them is not among the three of the input."""
     table = writer(tmp_path)
     for name in ("gone", "b", "c"):
@@ -56,7 +56,7 @@ def test_a_shard_that_the_input_has_lost_is_told_apart(tmp_path: Path) -> None:
     assert "2 of 3 committed (and 1 that left the input or changed in it), 66.7 %" in line
 
 
-def test_a_run_that_was_killed_has_no_time_left(tmp_path: Path) -> None:
+def test_status_of_a_killed_run_has_no_time(tmp_path: Path) -> None:
     """Nor does it say that it has made no samples where it says nothing of them."""
     table = writer(tmp_path)
     write_shard(table, shard(), commit=False)
@@ -79,7 +79,7 @@ def test_names_of_runs_are_shown_escaped(tmp_path: Path) -> None:
     assert all(line.isprintable() for line in shown.stdout.splitlines())
 
 
-def test_a_stopped_run_is_told_with_what_it_left(tmp_path: Path) -> None:
+def test_status_shows_a_stopped_run_and_its_rest(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write_shard(table, shard(), commit=False)
     counts = {"samples": 6, "faces": 4, "rejects": 4, "parts": 2}
@@ -92,7 +92,7 @@ def test_a_stopped_run_is_told_with_what_it_left(tmp_path: Path) -> None:
     assert "stopped before its end, exit code 1, 6 samples, 4 faces, 4 rejects, 2" in stopped.stdout
 
 
-def test_a_failed_run_is_told_with_its_first_error(tmp_path: Path) -> None:
+def test_status_shows_a_failed_runs_first_error(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write_shard(table, shard())
     errors = ["cannot read 'a.tar':\naccess denied", "another"]

@@ -77,7 +77,7 @@ def value_of(text: str, name: str, label: str = "") -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if label in line)
 
 
-def test_a_job_streams_its_log_and_ends_with_its_line(
+def test_a_job_streams_its_log_and_last_line(
     head: Head, command: tuple[object, ...], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     job = head.submit(*command)
@@ -100,7 +100,7 @@ def test_a_job_streams_its_log_and_ends_with_its_line(
     assert ours == theirs
 
 
-def test_a_running_job_shows_its_log_its_metrics_and_where_prometheus_finds_them(
+def test_a_running_job_exposes_its_log_and_metrics(
     head: Head, command: tuple[object, ...], dataset: dict[str, bytes], tmp_path: Path
 ) -> None:
     """The job has work for minutes, and is stopped when all shows: how busy it was, after 20 s."""
@@ -137,7 +137,7 @@ def test_without_the_token_nothing_is_submitted(head: Head, command: tuple[objec
 
 
 @pytest.mark.slow
-def test_a_stopped_job_leaves_a_table_that_the_next_one_finishes(
+def test_the_next_job_finishes_a_stopped_one(
     head: Head, command: tuple[object, ...], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     table = tmp_path / "table"
@@ -163,7 +163,7 @@ def test_a_stopped_job_leaves_a_table_that_the_next_one_finishes(
 
 
 @pytest.mark.slow
-def test_the_real_exit_code_of_a_wrong_request_is_on_the_last_line(
+def test_the_last_line_has_the_real_exit_code(
     head: Head, command: tuple[object, ...], undisturbed: Undisturbed
 ) -> None:
     before = len(accounts(undisturbed.table))
@@ -194,7 +194,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def test_what_travels_with_a_job_is_small_and_enough(package: zipfile.ZipFile) -> None:
+def test_a_submitted_working_directory_is_small_but_sufficient(package: zipfile.ZipFile) -> None:
     names = set(package.namelist())
     assert Path(str(package.filename)).stat().st_size < 50e6, "Ray's limit is 100 MiB"
     folders = {name.split("/")[0] for name in names if "/" in name}
@@ -235,9 +235,7 @@ def test_data_beside_the_code_do_not_travel(tmp_path: Path) -> None:
     assert sent - {".rayignore"} == set(code)
 
 
-def test_the_config_that_the_guide_submits_travels_with_the_job(
-    package: zipfile.ZipFile, tmp_path: Path
-) -> None:
+def test_the_guides_config_travels_with_the_job(package: zipfile.ZipFile, tmp_path: Path) -> None:
     guide = (ROOT / "cluster" / "README.md").read_text()
     (config,) = set(re.findall(r"--config (\S+\.yaml)", guide))
     assert [name for name in package.namelist() if name.startswith("cluster/")] == [config]

@@ -103,14 +103,14 @@ def test_it_was_killed_in_the_middle(runs: Runs) -> None:
     assert 3 <= runs.lines_at_kill < 20
 
 
-def test_the_resumed_run_has_the_loss_curve_of_the_unbroken_one(runs: Runs) -> None:
+def test_a_resumed_run_has_the_same_loss_curve(runs: Runs) -> None:
     assert runs.whole.code == 0, runs.whole.err
     assert runs.resumed.code == 0, runs.resumed.err
     assert [line["images"] for line in runs.lines["whole"]] == list(range(20, 401, 20))
     assert runs.lines["killed"] == runs.lines["whole"]
 
 
-def test_what_was_cut_is_told_before_the_lines_of_the_log(runs: Runs) -> None:
+def test_the_cut_crops_are_reported_before_the_log(runs: Runs) -> None:
     first, *_, second, third, _ = map(json.loads, runs.whole.out.splitlines())
     assert first == {
         "event": "training_begins",
@@ -140,7 +140,7 @@ def test_crops_are_cut_once(runs: Runs) -> None:
     assert sum(count for _, count in index["files"]) == index["samples"] == 40
 
 
-def test_another_training_does_not_go_on_from_its_checkpoint(
+def test_another_training_does_not_use_the_checkpoint(
     runs: Runs, tiny_bundle: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = runs.folder / "whole"
@@ -154,7 +154,7 @@ def test_another_training_does_not_go_on_from_its_checkpoint(
     assert reports(run) == runs.lines["whole"]
 
 
-def test_two_workers_train_from_bucket_to_bucket_with_moco(
+def test_two_workers_train_between_buckets_with_moco(
     s3: Bucket, tiny_bundle: str, tmp_path: Path
 ) -> None:
     bucket = Store(s3.uri)
@@ -186,7 +186,7 @@ def test_two_workers_train_from_bucket_to_bucket_with_moco(
 
 
 @pytest.mark.parametrize("stop", [Job.interrupt, Job.terminate])
-def test_a_training_that_is_stopped_says_so_on_both_streams(
+def test_a_stopped_training_reports_on_both_streams(
     tiny_bundle: str, tmp_path: Path, stop: Callable[[Job], Ended]
 ) -> None:
     images = write_images(tmp_path / "images")
@@ -200,7 +200,7 @@ def test_a_training_that_is_stopped_says_so_on_both_streams(
     assert ended.line == {"errors": [], "exit_code": 1}
 
 
-def test_too_few_faces_are_told_by_the_job_itself(tiny_bundle: str, tmp_path: Path) -> None:
+def test_too_few_faces_are_reported_by_the_job(tiny_bundle: str, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images")
     where = ("--input", images, "--output", "run", "--model", tiny_bundle)
     asked = (*where, *SETTINGS, "--held-out", 38)
@@ -210,7 +210,7 @@ def test_too_few_faces_are_told_by_the_job_itself(tiny_bundle: str, tmp_path: Pa
     assert not (tmp_path / "run").exists(), "no crop was cut"
 
 
-def test_what_only_a_worker_finds_out_is_told_as_it_is(tiny_bundle: str, tmp_path: Path) -> None:
+def test_a_workers_own_error_is_reported_unchanged(tiny_bundle: str, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images")
     (tmp_path / "pairs-00000.tar").write_bytes(b"no tar")
     where = ("--input", images, "--output", "run", "--model", tiny_bundle)
@@ -222,7 +222,7 @@ def test_what_only_a_worker_finds_out_is_told_as_it_is(tiny_bundle: str, tmp_pat
     assert "pairs-00000.tar' is no tar, or damaged" in last
 
 
-def test_an_output_inside_the_input_is_refused_before_any_work(
+def test_an_output_inside_the_input_is_refused(
     tiny_bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its pictures would be images of the next start, which would then refuse to go on."""

@@ -17,7 +17,7 @@ _policy = failure_handling()
 
 
 def refusal_in(error: Exception) -> RequestError | None:
-    """Return the `RequestError` of a worker inside an error of Ray Train; None if there is none."""
+    """Return the `RequestError` of a worker inside an error of Ray Train, else None."""
     failures = getattr(error, "worker_failures", {}).values()
     return next((failure for failure in failures if isinstance(failure, RequestError)), None)
 
