@@ -46,7 +46,7 @@ padded image and by ours, whose bytes are the same; and one inside.
 
 @dataclass
 class Side:
-    """One way to align, and what it took."""
+    """Way to align, with its results and seconds."""
 
     name: str
     align: Callable[[bytes], bool]
@@ -54,14 +54,14 @@ class Side:
     found: int = 0
 
     def run(self, content: bytes) -> None:
-        """Align one image and note the outcome."""
+        """Align one image and record the outcome."""
         start = time.process_time()
         self.found += self.align(content)
         self.seconds.append(time.process_time() - start)
 
     @property
     def faces_per_second(self) -> float:
-        """Of one core."""
+        """Return the faces per second of one core."""
         return self.found / sum(self.seconds)
 
 

@@ -1,4 +1,4 @@
-"""What it costs to start again over a table that is large: shards listed, compared, skipped.
+"""Cost of resuming a large table: shards listed, compared, skipped.
 
 python tests/bench/engine.py [--shards 100000] [--open-parts 20000] [--s3-shards 5000]
 
@@ -67,7 +67,7 @@ def resident() -> float:
 
 
 def figures(draws: random.Random) -> str:
-    """Those of a part of five steps, as no other part has them."""
+    """Return random sums of a part of five steps, as JSON."""
     sums = {name: [float(f"{draws.random():.9g}") for _ in range(5)] for name in PER_STEP}
     counts = {name: [250] * 5 for name in PER_STEP}
     counted = Counts(reasons=Counter({"no_face": 6}))
@@ -130,7 +130,7 @@ def on_disk(count: int) -> dict[str, Any]:
 
 
 def resume(root: str, source: str) -> dict[str, Any]:
-    """The states of all shards of a table, in this process, as a job's start reads them."""
+    """Read the states of all shards of a table in this process, as the start of a job does."""
     listing, _ = timed(lambda: sum(1 for _ in list_shards(source)))
     before = resident()
     table = TableWriter(root, DESCRIPTION, part_size=256)
@@ -151,7 +151,7 @@ def resume(root: str, source: str) -> dict[str, Any]:
 
 
 def open_parts(count: int) -> dict[str, Any]:
-    """One shard that was stopped after `count` parts of one face each."""
+    """Measure one shard that was stopped after `count` parts of one face each."""
     with tempfile.TemporaryDirectory() as folder:
         table = open_for_writing(folder, DESCRIPTION, part_size=1)
         index = PartIndex(table.store)

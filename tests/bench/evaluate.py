@@ -50,7 +50,7 @@ def template() -> pa.Table:
 
 
 def drawn(part: pa.Table, number: int, seed: int) -> pa.Table:
-    """The part with keys of its own, and numbers that `seed` chooses."""
+    """Return the part with unique keys, and random numbers from `seed`."""
     rng = np.random.default_rng([seed, number])
     keys = [f"{number:06}-{face:04}" for face in range(part.num_rows)]
     columns: dict[str, Any] = {"key": keys}
@@ -59,9 +59,9 @@ def drawn(part: pa.Table, number: int, seed: int) -> pa.Table:
         steps = rng.random((part.num_rows, STEPS))
         if name == "id_similarity":
             steps[rng.random(part.num_rows) < 0.1] = np.nan
-        known = pa.array(steps.ravel(), from_pandas=True)
+        expected = pa.array(steps.ravel(), from_pandas=True)
         columns[f"{name}_per_step"] = pa.ListArray.from_arrays(
-            np.arange(len(steps) + 1) * STEPS, known
+            np.arange(len(steps) + 1) * STEPS, expected
         )
         columns[name] = pa.array(steps[:, -1], from_pandas=True)
     for name in TRAITS:
@@ -89,7 +89,7 @@ def write_table(root: Path, faces: int, seed: int) -> None:
 
 
 def compare(roots: list[str], output: str, *, plots: bool) -> dict[str, Any]:
-    """What the comparison takes in this process."""
+    """Measure the comparison in this process."""
     import torch  # noqa: F401 - the job imports it to look for a GPU
 
     from pipeline.reports.comparison_report import Options, compare_tables
@@ -123,11 +123,11 @@ def main() -> None:
         for seed, root in enumerate(paths[:2]):
             write_table(root, options.faces, seed)
         command = [sys.executable, __file__, "--compare", *map(str, paths)]
-        found = json.loads(subprocess.check_output(command + ["--plots"] * options.plots))
-    for name, value in found.items():
+        result = json.loads(subprocess.check_output(command + ["--plots"] * options.plots))
+    for name, value in result.items():
         print(f"{name:20} {value:8}")
     print(
-        json.dumps({"bench": "evaluate", "faces": options.faces, "plots": options.plots, **found})
+        json.dumps({"bench": "evaluate", "faces": options.faces, "plots": options.plots, **result})
     )
 
 

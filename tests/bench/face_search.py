@@ -1,4 +1,4 @@
-"""Which faces are found, and at what cost: turned photos, small faces, photos without one.
+"""Benchmark of the face search, rate and cost: turned photos, small faces, photos without one.
 
 python tests/bench/face_search.py [--photos DIR] [--count N]
 """
@@ -38,11 +38,11 @@ Regime: decoded photos -> where their face is, on one core; CPU seconds. Every p
 MOST = (0, 4_000_000, 16_000_000, 64_000_000)  # --search-pixels
 LANDSCAPES = {(1024, 768): (30, 44, 60), (2048, 1536): (44, 60, 90), (4032, 3024): (44, 60, 100)}
 
-Backlog = tuple[int, Detection]
+Match = tuple[int, Detection]  # (turn in degrees, face)
 
 
-def find(image: Image.Image, most: int = MOST[-1]) -> Backlog | None:
-    """The turn and the face of `image`."""
+def find(image: Image.Image, most: int = MOST[-1]) -> Match | None:
+    """Return the turn and the face of `image`."""
     try:
         photo, faces = Search(image, AlignmentSettings(search_pixels=most)).find()
     except Rejection:
@@ -51,18 +51,18 @@ def find(image: Image.Image, most: int = MOST[-1]) -> Backlog | None:
 
 
 def count_turns(photos: Sequence[Image.Image]) -> dict[str, dict[str, int]]:
-    """How many of the photos come out right, for each turn."""
+    """Count, for each turn, the photos that come out right, wrong or rejected."""
     counts = {str(turn): Counter(right=0, rejected=0, wrong=0) for turn in TURNS}
     for photo in photos:
         for turn in TURNS:
-            found = find(turned(photo, 360 - turn))
-            outcome = "rejected" if found is None else "right" if found[0] == turn else "wrong"
+            match = find(turned(photo, 360 - turn))
+            outcome = "rejected" if match is None else "right" if match[0] == turn else "wrong"
             counts[str(turn)][outcome] += 1
     return {turn: dict(each) for turn, each in counts.items()}
 
 
 def count_beside(photos: Sequence[Image.Image], faces: Sequence[Detection]) -> dict[str, int]:
-    """How many parts of the photos, without their face, there are and give one."""
+    """Count crops of the photos that exclude the face, and those in which a face is found."""
     counts = Counter(parts=0, faces=0)
     for photo, face in zip(photos, faces, strict=True):
         left, right = face.left - 0.35 * face.side, face.right + 0.35 * face.side
@@ -76,7 +76,7 @@ def count_beside(photos: Sequence[Image.Image], faces: Sequence[Detection]) -> d
 
 
 def landscape(size: tuple[int, int]) -> Image.Image:
-    """The sample landscape, which holds no face, at `size`."""
+    """Return the sample landscape, which holds no face, at `size`."""
     with tarfile.open(ROOT / "pipeline/samples/samples-0000.tar") as tar:
         file = tar.extractfile("rejects/landscape.jpg")
         content = file.read() if file else b""
@@ -84,7 +84,7 @@ def landscape(size: tuple[int, int]) -> Image.Image:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What `work` returns, and the CPU seconds that it took."""
+    """Return the result of `work` and its CPU seconds."""
     start = time.process_time()
     result = work()
     return result, time.process_time() - start
@@ -93,7 +93,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 def small_faces(
     photos: Sequence[Image.Image], faces: Sequence[Detection], size: tuple[int, int], side: int
 ) -> dict[str, Any]:
-    """How many faces of `side` pixels are found in landscapes of `size`, and in what time."""
+    """Count the faces of `side` pixels found in landscapes of `size`, with the seconds."""
     rng = np.random.default_rng(side)
     ways: dict[str, Callable[[Image.Image], Detection | None]] = {
         f"dlib{n}": lambda image, n=n: next(iter(find_faces(image, 1, n)), None) for n in (0, 1)
@@ -108,8 +108,8 @@ def small_faces(
         image.paste(small, (left, top))
         middle = left + (face.left + face.right) / 2 * scale
         for name, way in ways.items():
-            found, seconds = timed(lambda way=way, image=image: way(image))
-            near = found and abs((found.left + found.right) / 2 - middle) < side / 2
+            result, seconds = timed(lambda way=way, image=image: way(image))
+            near = result and abs((result.left + result.right) / 2 - middle) < side / 2
             counts[name]["found"] += bool(near)
             counts[name]["seconds"] += seconds / len(photos)
     return {"of": len(photos), **counts}
@@ -127,15 +127,15 @@ def main() -> None:
     paths = sorted(path for path in options.photos.rglob("*") if path.suffix in (".jpg", ".png"))
     chosen = np.linspace(0, len(paths) - 1, min(options.count, len(paths))).round().astype(int)
     photos = [decode(paths[index].read_bytes()) for index in chosen]
-    found = [find_faces(photo, min(448 / max(photo.size), 1)) for photo in photos]
-    faces = [each[0] for each in found]
+    result = [find_faces(photo, min(448 / max(photo.size), 1)) for photo in photos]
+    faces = [each[0] for each in result]
 
     summary: dict[str, Any] = {"bench": "face_search", "photos": len(photos)}
     summary["turned"] = count_turns(photos)
     print("turned", summary["turned"])
     summary["beside"] = count_beside(photos, faces)
     print("beside", summary["beside"])
-    few = slice(0, options.small)
+    batch = slice(0, options.small)
     for size, sides in LANDSCAPES.items():
         name = f"{size[0]}x{size[1]}"
         costs = {f"{m // 10**6}M": timed(lambda m=m, s=size: find(landscape(s), m)) for m in MOST}
@@ -148,7 +148,7 @@ def main() -> None:
             sum(f is not None for f, _ in costs.values()),
         )
         for side in sides:
-            small = small_faces(photos[few], faces[few], size, side)
+            small = small_faces(photos[batch], faces[batch], size, side)
             summary[f"small {name} {side}"] = small
             print("small", name, side, small)
     print(json.dumps(summary))

@@ -74,7 +74,7 @@ def filtered(x: Tensor, kernel: Tensor, pad: tuple[int, int, int, int]) -> Tenso
 
 
 def styled(layer: StyledConv, x: Tensor, code: Tensor, noise: Tensor) -> Tensor:
-    """One style layer."""
+    """Apply a style layer."""
     y = modulated(layer.conv, x, code) + layer.noise.weight * noise
     return F.leaky_relu(y + layer.activate.bias.view(1, -1, 1, 1), 0.2) * 2**0.5
 
@@ -105,17 +105,17 @@ def synthesised(generator: Generator, codes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def published_loop(model: RestyleModel, images: Tensor, steps: int) -> tuple[Tensor, list[Tensor]]:
-    """Codes of every step [n, steps, n_styles, 512] and every step's images at full size."""
-    beside = average_image(model).repeat(len(images), 1, 1, 1)
+    """Return codes of every step [n, steps, n_styles, 512] and every step's images at full size."""
+    reconstruction = average_image(model).repeat(len(images), 1, 1, 1)
     codes = model.latent_avg.repeat(len(images), 1, 1)
-    found, made = [], []
+    step_codes, step_images = [], []
     for _ in range(steps):
-        codes = model.encoder(torch.cat([images, beside], dim=1)) + codes
+        codes = model.encoder(torch.cat([images, reconstruction], dim=1)) + codes
         full = synthesised(model.generator, codes)
-        beside = F.adaptive_avg_pool2d(full, model.input_size)
-        found.append(codes)
-        made.append(full)
-    return torch.stack(found, dim=1), made
+        reconstruction = F.adaptive_avg_pool2d(full, model.input_size)
+        step_codes.append(codes)
+        step_images.append(full)
+    return torch.stack(step_codes, dim=1), step_images
 
 
 # Measuring ------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def seeded_model() -> RestyleModel:
 
 
 def measure(side: str, batch: int, steps: int, threads: int) -> dict[str, Any]:
-    """One row, in this process."""
+    """Measure one row in this process."""
     torch.set_num_threads(threads)
     model = seeded_model()
     images = torch.rand(batch, 3, *model.input_size) * 2 - 1
@@ -147,11 +147,11 @@ def measure(side: str, batch: int, steps: int, threads: int) -> dict[str, Any]:
     }
 
 
-def in_a_process(side: str, batch: int, kept: bool, asked: argparse.Namespace) -> dict[str, Any]:
-    """One row, measured in a new process with or without the allocator's settings."""
+def in_a_process(side: str, batch: int, kept: bool, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure one row in a new process, with or without the allocator's settings."""
     environment = {key: value for key, value in os.environ.items() if key not in KEPT}
     command = [sys.executable, __file__, "--measure", side, "--batches", str(batch)]
-    command += ["--steps", str(asked.steps), "--threads", str(asked.threads)]
+    command += ["--steps", str(args.steps), "--threads", str(args.threads)]
     done = subprocess.run(
         command,
         env=environment | (KEPT if kept else {}),
@@ -164,12 +164,12 @@ def in_a_process(side: str, batch: int, kept: bool, asked: argparse.Namespace) -
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many times faster and smaller ours is, for each batch and allocator."""
+    """Return the speed-up and the memory ratio of our loop, by batch and allocator."""
     ratios = {}
-    found = {(row["side"], row["batch"], row["allocator"]): row for row in rows}
-    for (side, batch, allocator), ours in found.items():
+    by_case = {(row["side"], row["batch"], row["allocator"]): row for row in rows}
+    for (side, batch, allocator), ours in by_case.items():
         if side == "ours":
-            theirs = found["published", batch, allocator]
+            theirs = by_case["published", batch, allocator]
             ratios[f"batch {batch}, allocator {allocator}"] = {
                 name: round(theirs[key] / ours[key], 2)
                 for name, key in (
@@ -187,17 +187,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", choices=["ours", "published"], help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    batches = [int(batch) for batch in asked.batches.split(",")]
-    if asked.measure:
-        print(json.dumps(measure(asked.measure, batches[0], asked.steps, asked.threads)))
+    args = parser.parse_args()
+    batches = [int(batch) for batch in args.batches.split(",")]
+    if args.measure:
+        print(json.dumps(measure(args.measure, batches[0], args.steps, args.threads)))
         return
     print(REGIME)
     rows = []
     for batch in batches:
         for kept in (False, True):
             for side in ("published", "ours"):
-                rows.append(in_a_process(side, batch, kept, asked))
+                rows.append(in_a_process(side, batch, kept, args))
                 print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     print(json.dumps(summary(rows)))
 

@@ -1,4 +1,4 @@
-"""The inverter's bench compares with something that computes the same."""
+"""Check that the inverter benchmark compares equal computations."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.models.tiny import portrait, tiny_checkpoint
 def test_the_published_loop_gives_equal_results() -> None:
     model = load_checkpoint(tiny_checkpoint("ResNetBackboneEncoder"))
     faces = torch.cat([portrait(), portrait().flip(3)])
-    codes, made = published_loop(model, faces, steps=2)
-    found = invert(model, faces, steps=2)
-    assert torch.allclose(found.w_plus, codes, atol=1e-5)
-    assert torch.allclose(found.images, made[-1], atol=1e-5)
+    codes, created = published_loop(model, faces, steps=2)
+    result = invert(model, faces, steps=2)
+    assert torch.allclose(result.w_plus, codes, atol=1e-5)
+    assert torch.allclose(result.images, created[-1], atol=1e-5)
 
 
 def test_ratios_say_how_many_times_ours_is_better() -> None:

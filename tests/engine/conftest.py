@@ -73,20 +73,20 @@ def config_of(tiny_bundle: str, images: Path, tmp_path: Path) -> Callable[..., J
 
 @pytest.fixture
 def plan(config_of: Callable[..., JobConfig]) -> Plan:
-    """The plan of that job: one shard, `files-00000`, of two parts."""
+    """Return the plan of that job: one shard, `files-00000`, of two parts."""
     return make_plan(config_of())
 
 
 @pytest.fixture
 def work(plan: Plan) -> ShardTask:
-    """What the plan has to do."""
+    """Return the only task of the plan."""
     (only,) = plan.tasks
     return only
 
 
 @pytest.fixture
 def five_images(tmp_path: Path, tiny_bundle: str) -> TrainConfig:
-    """A training on five grey images and one file that is none, three a part."""
+    """A training on five grey images and one invalid file, three per part."""
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(5):
@@ -107,19 +107,19 @@ SHARD = Shard("files-00000", "/in", "folder", 0, "e")
 
 
 def end(parts: int = 2, samples: int = 4) -> ShardEnd:
-    """What the reader of the plan's shard sends last."""
+    """Return the last message of the reader of the plan's shard."""
     return ShardEnd(SHARD, parts, samples)
 
 
 def failure(part: int, stage: str, error: Exception) -> Failure:
-    """What `stage` sends of a part of the plan's shard that fails with `error`."""
+    """Return the message of `stage` for a part of the plan's shard that fails with `error`."""
     empty = pa.table({})
     return Failure.of(LatentBatch(SHARD, part, Counts(), empty, empty), stage, error)
 
 
 @pytest.fixture
 def written(plan: Plan, work: ShardTask) -> Callable[..., PartDone]:
-    """Writes a part of the plan's shard, all rejects; the message that its writer sends."""
+    """Return a function that writes a part of the plan's shard, all rejects."""
 
     def write(part: int, **counts: int) -> PartDone:
         rejects = [
@@ -130,9 +130,9 @@ def written(plan: Plan, work: ShardTask) -> Callable[..., PartDone]:
         ]
         record = plan.writer.write_part(work.shard, part, samples=2, latents=[], rejects=rejects)
         record = plan.writer.with_etags(record)
-        found = Counts(parts=1, samples=2, rejects=2, bytes=9, reasons=Counter(no_face=2))
-        found.stage_seconds["align"] = 1.5  # type: ignore[assignment]
-        return PartDone(SHARD, part, replace(found, **counts), record)
+        sums = Counts(parts=1, samples=2, rejects=2, bytes=9, reasons=Counter(no_face=2))
+        sums.stage_seconds["align"] = 1.5  # type: ignore[assignment]
+        return PartDone(SHARD, part, replace(sums, **counts), record)
 
     return write
 
@@ -148,13 +148,13 @@ def ledger(plan: Plan, outcome: RunRecord) -> Ledger:
 
 
 def is_committed(plan: Plan) -> bool:
-    """Whether the plan's shard is."""
+    """Return whether the plan's shard is committed."""
     return plan.writer.store.exists("_shards/files-00000.json")
 
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Message]], None]:
-    """Puts given messages in the place of what comes out of the stages."""
+    """Return a function that replaces the output of the stages by given messages."""
 
     def put(messages: list[Message]) -> None:
         monkeypatch.setattr(run, "running_ray", lambda _: nullcontext(Resources(4, 0)))

@@ -21,7 +21,7 @@ from tests.ports import free_ports
 
 HEAD_ID = "f" * 51 + "00000"
 STARTS_WITHIN_S = 180.0
-# As in cluster/*.yaml: the head works for nobody but the driver, and GPU nodes offer no CPU.
+# As in cluster/*.yaml: the head runs only the driver, and GPU nodes offer no CPU.
 NODE_TYPES: dict[str, dict[str, Any]] = {
     "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
     "cpu": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},
@@ -44,7 +44,7 @@ COMMANDS = (
 
 
 def _own_ip() -> str:
-    """The address that Ray gives this machine's nodes."""
+    """Return the address that Ray gives this machine's nodes."""
     return str(ray.util.get_node_ip_address())
 
 
@@ -88,14 +88,14 @@ def _wait_for(head: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _started_from(folder: str) -> list[int]:
-    """Processes that name `folder` in their command line: this cluster's, and nobody else's."""
-    found = []
+    """Processes that name `folder` in their command line: of this cluster only."""
+    result = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with suppress(OSError):
                 if folder.encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-    return found
+                    result.append(int(entry.name))
+    return result
 
 
 def _end(folder: str) -> None:

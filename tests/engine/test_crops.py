@@ -1,4 +1,4 @@
-"""The cutting of crops, stage by stage, without Ray; tests/jobs has the whole."""
+"""Cut crops stage by stage, without Ray; tests/jobs runs the whole job."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_crops_keep_the_order_of_the_input(five_images: TrainConfig) -> None:
     plan = plan_crops(five_images)
     with cutting(plan) as cut:
         done = [cut(message) for message in read(plan.tasks)]
-    parts = [one.counts for one in done if isinstance(one, PartDone)]
+    parts = [item.counts for item in done if isinstance(item, PartDone)]
     assert [(counts.samples, counts.faces) for counts in parts] == [(3, 3), (3, 2)]
     assert parts[1].reasons == {"unsupported_format": 1}
     names = plan.store.names()
@@ -96,7 +96,7 @@ EARLIER = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
 
 
 def test_crops_cut_by_earlier_versions_are_found_again(five_images: TrainConfig) -> None:
-    """The name of their folder is a digest of the settings that they were cut with."""
+    """Check the digest of the settings, which is the name of the folder."""
 
     def folder(**changes: Any) -> str:
         return plan_crops(five_images.model_copy(update=changes)).origin.crops
@@ -121,7 +121,7 @@ class Stages:
 # Ray Data sets its own deprecated settings, and warns itself of it.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 @pytest.mark.parametrize(
-    ("address", "asked", "cpus", "readers", "aligners"),
+    ("address", "args", "cpus", "readers", "aligners"),
     [
         (None, None, 17, READERS, 8),
         (None, 3, 17, READERS, 3),
@@ -134,7 +134,7 @@ def test_crops_are_cut_by_all_cores(
     five_images: TrainConfig,
     monkeypatch: pytest.MonkeyPatch,
     address: str | None,
-    asked: int | None,
+    args: int | None,
     cpus: float,
     readers: int,
     aligners: int,
@@ -146,7 +146,7 @@ def test_crops_are_cut_by_all_cores(
     stages = Stages()
     monkeypatch.setattr(ray.data, "from_items", lambda *_, **_options: stages)
     monkeypatch.setattr(pipeline, "run_pipeline", lambda _: iter(()))
-    config = five_images.model_copy(update={"align_workers": asked})
+    config = five_images.model_copy(update={"align_workers": args})
     plan = plan_crops(config)
     assert not list(run_stages(config, plan, plan.tasks, Resources(cpus, gpus=0, grows=True)))
     assert (stages.pools[0].size, stages.pools[1].max_size) == (readers, aligners)
@@ -155,7 +155,7 @@ def test_crops_are_cut_by_all_cores(
 def crops_in_place(
     aligned: list[int], fails_at: int | None = None
 ) -> Callable[..., Iterator[Message]]:
-    """The stages without Ray; parts are added to `aligned`, and one may fail."""
+    """Return the stages without Ray; they append parts to `aligned`, and one may fail."""
 
     def messages(
         config: TrainConfig,  # noqa: ARG001
@@ -180,18 +180,18 @@ def test_cutting_resumes_after_a_failed_part(
 ) -> None:
     for number in range(3, 6):  # a part without a face
         Path(five_images.input, f"2{number}.png").write_bytes(b"no image")
-    plan, room = plan_crops(five_images), Resources(cpus=2, gpus=0)
+    plan, resources = plan_crops(five_images), Resources(cpus=2, gpus=0)
     monkeypatch.setattr(crops, "run_stages", crops_in_place([], fails_at=0))
     with pytest.raises(StorageError, match=r"failed: 1, .* part 0: .* the disk is full"):
-        cut_crops(five_images, plan, room)
+        cut_crops(five_images, plan, resources)
     assert read_index(plan.store) is None
     aligned: list[int] = []
     monkeypatch.setattr(crops, "run_stages", crops_in_place(aligned))
-    cut_crops(five_images, plan, room)
+    cut_crops(five_images, plan, resources)
     assert aligned == [0]
     resumed = read_index(plan.store)
     whole = plan_crops(five_images.model_copy(update={"output": f"{five_images.output}-2"}))
-    cut_crops(five_images, whole, room)
+    cut_crops(five_images, whole, resources)
     assert aligned == [0, 0, 1, 2]
     assert resumed == read_index(whole.store)
     assert resumed is not None
@@ -206,23 +206,23 @@ def test_sources_and_targets_are_paired_by_their_keys(
     for number, name in enumerate(("4.jpg", "2.PNG", "0.png", "other.png")):
         Image.new("RGB", (80, 80), (10 * number,) * 3).save(folder / name)
     config = five_images.model_copy(update={"target": str(folder), "held_out": 1, "batch": 1})
-    plan, room = plan_crops(config), Resources(cpus=2, gpus=0)
+    plan, resources = plan_crops(config), Resources(cpus=2, gpus=0)
     assert plan.targets is not None
     assert plan.store.root != plan_crops(five_images).store.root
     monkeypatch.setattr(crops, "run_stages", crops_in_place([]))
-    cut_pairs(config, plan, room)
+    cut_pairs(config, plan, resources)
     pairs = read_pairs(Crops(plan.store), Crops(plan.targets.store))
     index = torch.arange(3)
     assert pairs.images(index)[:, 0, 0, 0].tolist() == [0, 80, 160]
     assert pairs.wanted(index)[:, 0, 0, 0].tolist() == [20, 10, 0]
     assert plan.origin.crops == pairs.name
-    told = begin_event(config, plan.store, targets=plan.targets.store)
-    assert [told[name] for name in ("pairs", "without_target", "without_source")] == [3, 2, 1]
+    result = begin_event(config, plan.store, targets=plan.targets.store)
+    assert [result[name] for name in ("pairs", "without_target", "without_source")] == [3, 2, 1]
     for name in ("4.jpg", "2.PNG", "0.png"):
         (folder / name).rename(folder / f"x{name}")
     plan = plan_crops(config)
     with pytest.raises(InputError, match=r"no image in .* has the key of one in"):
-        cut_pairs(config, plan, room)
+        cut_pairs(config, plan, resources)
     with pytest.raises(ConfigError, match=r"--target is for pairs of crops.*--prealigned"):
         plan_crops(config.model_copy(update={"prealigned": False}))
 
@@ -240,8 +240,8 @@ def test_crops_of_earlier_versions_are_found(five_images: TrainConfig) -> None:
     before = {name: value for name, value in settings.items() if name not in earlier}
     shards = [[work.shard.shard_id, work.shard.etag] for work in plan.tasks]
     size, limit = five_images.part_size, five_images.limit
-    asked = {"alignment": before, "shards": shards, "part_size": size, "limit": limit}
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+    args = {"alignment": before, "shards": shards, "part_size": size, "limit": limit}
+    digest = hashlib.sha256(json.dumps(args, sort_keys=True).encode()).hexdigest()[:12]
     assert plan.store.root.endswith(digest)
     assert plan_crops(five_images).alignment.icc == "apply"
     assert plan_crops(five_images).store.root != plan.store.root

@@ -18,13 +18,13 @@ from tests.storage.archives import write_tar
 
 def test_an_estimate_counts_times_and_writes_nothing(config_of: Callable[..., JobConfig]) -> None:
     config = config_of(part_size=3)
-    told = estimate_job(config)
-    assert (told["shards"], told["shards_to_do"], told["samples_to_do"]) == (1, 1, 4)
-    assert (told["parts_to_do"], told["skipped_parts"]) == (2, 0)
-    assert told["samples_are_exact"] is True
-    assert min(told["align_seconds_a_sample"], told["invert_seconds_a_sample"]) > 0
+    result = estimate_job(config)
+    assert (result["shards"], result["shards_to_do"], result["samples_to_do"]) == (1, 1, 4)
+    assert (result["parts_to_do"], result["skipped_parts"]) == (2, 0)
+    assert result["samples_are_exact"] is True
+    assert min(result["align_seconds_a_sample"], result["invert_seconds_a_sample"]) > 0
     codes = 3 * 10 * 512 * 2  # three of the four have a face
-    assert codes < told["estimated_table_bytes"] < 2 * codes
+    assert codes < result["estimated_table_bytes"] < 2 * codes
     assert not Path(config.output).exists()
 
 
@@ -37,8 +37,8 @@ def test_parts_that_are_there_are_not_to_do(config_of: Callable[..., JobConfig])
         for name in work.shard.names[:2]
     ]
     plan.writer.write_part(work.shard, 0, samples=2, latents=[], rejects=rejects)
-    told = estimate_job(config_of())
-    assert (told["samples_to_do"], told["parts_to_do"], told["skipped_parts"]) == (2, 1, 1)
+    result = estimate_job(config_of())
+    assert (result["samples_to_do"], result["parts_to_do"], result["skipped_parts"]) == (2, 1, 1)
 
 
 @pytest.mark.parametrize(("limit", "samples", "exact"), [(None, 12, False), (5, 5, True)])
@@ -54,11 +54,11 @@ def test_later_archives_are_estimated_by_size(
     monkeypatch.setattr(dry_run, "_time", lambda *_: (1.0, 2.0, 1.0))
     for name in "abc":
         write_tar(tmp_path / "tars" / f"{name}.tar", [(f"{n}.jpg", b"image") for n in range(4)])
-    told = estimate_job(config_of(input=str(tmp_path / "tars"), limit=limit))
-    assert (told["samples_to_do"], told["samples_are_exact"]) == (samples, exact)
+    result = estimate_job(config_of(input=str(tmp_path / "tars"), limit=limit))
+    assert (result["samples_to_do"], result["samples_are_exact"]) == (samples, exact)
     start = dry_run.START_SECONDS
-    assert (told["start_seconds"], start > 0) == (start, True)
-    assert told["estimated_seconds"] == pytest.approx(
+    assert (result["start_seconds"], start > 0) == (start, True)
+    assert result["estimated_seconds"] == pytest.approx(
         start + 3 * samples / (os.cpu_count() or 1), abs=0.1
     )
 
@@ -79,15 +79,15 @@ def test_refined_faces_are_timed_with_their_codes(
 ) -> None:
     table = open_table(first_pass.output)
     codes = table.sql("SELECT key FROM latents WHERE face_index = 0")
-    few = {"method": method} | ({"iterations": 5} if method == "hybrid" else {})
+    batch = {"method": method} | ({"iterations": 5} if method == "hybrid" else {})
     shared = {"init": first_pass.output, "files_per_shard": 2, "prealigned": True}
-    told = estimate_job(config_of(**shared, **few))
-    assert told["samples_to_do"] == 4
-    assert told["invert_seconds_a_sample"] > 0
+    result = estimate_job(config_of(**shared, **batch))
+    assert result["samples_to_do"] == 4
+    assert result["invert_seconds_a_sample"] > 0
     bytes_of_a_code = 10 * 512 * 2 + dry_run.ROW_OVERHEAD_BYTES
-    assert told["estimated_table_bytes"] == len(codes) * bytes_of_a_code
-    one = codes["key"][0]
-    told = estimate_job(config_of(**shared, **few, where=f"key = '{one}'"))
-    assert (told["samples_to_do"], told["samples_are_exact"]) == (1, True)
-    assert told["invert_seconds_a_sample"] > 0
-    assert told["estimated_table_bytes"] == bytes_of_a_code
+    assert result["estimated_table_bytes"] == len(codes) * bytes_of_a_code
+    item = codes["key"][0]
+    result = estimate_job(config_of(**shared, **batch, where=f"key = '{item}'"))
+    assert (result["samples_to_do"], result["samples_are_exact"]) == (1, True)
+    assert result["invert_seconds_a_sample"] > 0
+    assert result["estimated_table_bytes"] == bytes_of_a_code

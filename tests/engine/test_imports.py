@@ -26,8 +26,8 @@ def test_private_ray_imports_are_in_three_modules(pattern: str) -> None:
     package = Path(pipeline.__file__).parent
     allowed = {"ray_autoscaler.py", "ray_callbacks.py", "shard_source.py"}
     imports = re.compile(rf"^\s*(from|import) .*{pattern}", re.MULTILINE)
-    found = {path.name for path in package.rglob("*.py") if imports.search(path.read_text())}
-    assert found == allowed
+    result = {path.name for path in package.rglob("*.py") if imports.search(path.read_text())}
+    assert result == allowed
 
 
 def test_the_ledger_does_not_import_ray() -> None:

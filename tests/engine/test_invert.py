@@ -115,8 +115,8 @@ def test_a_face_rejected_by_the_aligner_counts_once(
 
 def test_codes_to_start_from_travel_with_their_part(settings: InvertSettings) -> None:
     stage = stage_of(replace(settings, initial_codes="all"))
-    starts = start_of(0)
-    columns = {"image_id": list(starts), "w_plus": [code.tolist() for code in starts.values()]}
+    codes = start_of(0)
+    columns = {"image_id": list(codes), "w_plus": [code.tolist() for code in codes.values()]}
     done = stage.process(part([face(0)], start=pa.table(columns, schema=initial_codes_schema(10))))
     assert done.counts.faces == 1
     assert done.counts.inversion_seconds > 0

@@ -65,10 +65,10 @@ def test_a_code_does_not_depend_on_neighbours(settings: InvertSettings) -> None:
     faces = [face(number) for number in range(5)]
     together = Inverter(settings).rows(faces).latents
     alone = Inverter(replace(settings, batch_size=1)).rows(faces).latents
-    for one, other in zip(together, alone, strict=True):
-        assert (one["key"], one["best_step"]) == (other["key"], other["best_step"])
-        np.testing.assert_allclose(one["w_plus"], other["w_plus"], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(one["lpips_per_step"], other["lpips_per_step"], atol=1e-5)
+    for item, other in zip(together, alone, strict=True):
+        assert (item["key"], item["best_step"]) == (other["key"], other["best_step"])
+        np.testing.assert_allclose(item["w_plus"], other["w_plus"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(item["lpips_per_step"], other["lpips_per_step"], atol=1e-5)
 
 
 def test_code_and_metrics_are_of_the_best_step(settings: InvertSettings) -> None:
@@ -83,8 +83,8 @@ def test_code_and_metrics_are_of_the_best_step(settings: InvertSettings) -> None
 
 
 def test_pictures_are_kept_on_request(settings: InvertSettings) -> None:
-    wanted = replace(settings, keep_crops=True, keep_reconstructions=True)
-    (row,) = Inverter(wanted).rows([face(0)]).latents
+    expected = replace(settings, keep_crops=True, keep_reconstructions=True)
+    (row,) = Inverter(expected).rows([face(0)]).latents
     for name in ("aligned_jpeg", "reconstruction_jpeg"):
         assert Image.open(io.BytesIO(row[name])).size == (64, 64)
 
@@ -98,8 +98,8 @@ def test_the_reconstruction_matches_the_rows_code(settings: InvertSettings) -> N
     for row in rows:
         frame = inverter.model.generator(torch.from_numpy(row["w_plus"])[None])[0]
         kept = np.asarray(Image.open(io.BytesIO(row["reconstruction_jpeg"])), np.float32)
-        wanted = np.asarray(Image.open(io.BytesIO(to_jpeg(frame.detach()))), np.float32)
-        assert np.abs(kept - wanted).mean() < 0.5
+        expected = np.asarray(Image.open(io.BytesIO(to_jpeg(frame.detach()))), np.float32)
+        assert np.abs(kept - expected).mean() < 0.5
 
 
 @pytest.mark.parametrize("keep_steps", [False, True])
@@ -111,10 +111,10 @@ def test_a_diverged_later_step_costs_no_face(
     step = restyle_loop.restyle_step
 
     def astray(*inputs: Any) -> tuple[Tensor, Tensor]:
-        codes, seen = step(*inputs)
+        codes, observed = step(*inputs)
         if inputs[4] is not None:  # frames are asked for at the last step
-            codes[0], seen[0] = float("inf"), float("nan")
-        return codes, seen
+            codes[0], observed[0] = float("inf"), float("nan")
+        return codes, observed
 
     monkeypatch.setattr(restyle_loop, "restyle_step", astray)
     account = inverter.rows([face(0), face(1)])
@@ -180,13 +180,13 @@ def test_the_gpu_is_idle_when_the_clock_is_read(settings: InvertSettings) -> Non
 
 def test_faces_start_from_their_own_codes(settings: InvertSettings) -> None:
     inverter = Inverter(replace(settings, initial_codes="all", method=Method(steps=1)))
-    starts = start_of(2, 0)
-    rows = inverter.rows([face(0), face(2)], "s", starts).latents
+    codes = start_of(2, 0)
+    rows = inverter.rows([face(0), face(2)], "s", codes).latents
     assert [row["refined_from"] for row in rows] == ["s/0#0", "s/2#0"]
     for row in rows:
-        moved = row["w_plus"] - starts[row["refined_from"]]
-        wanted = float(np.sqrt(np.square(moved).mean()))
-        assert row["residual_norm_per_step"] == [pytest.approx(wanted, rel=1e-4)]
+        moved = row["w_plus"] - codes[row["refined_from"]]
+        expected = float(np.sqrt(np.square(moved).mean()))
+        assert row["residual_norm_per_step"] == [pytest.approx(expected, rel=1e-4)]
         assert row["generator_passes"] == 2  # the start's image, and the step's
 
 
@@ -271,8 +271,8 @@ def test_a_bootstrapped_inversion_goes_on_from_another_models(
     settings: InvertSettings, tiny_bundle: str, other_bundle: str
 ) -> None:
     method = Method(steps=2, bootstrap_steps=1)
-    wanted = replace(settings, model=other_bundle, first=tiny_bundle, method=method)
-    (row,) = Inverter(replace(wanted, keep_steps=True)).rows([face(0)]).latents
+    expected = replace(settings, model=other_bundle, first=tiny_bundle, method=method)
+    (row,) = Inverter(replace(expected, keep_steps=True)).rows([face(0)]).latents
     images = to_tensor([face(0)["pixels"]], (64, 64))
     _, second = bootstrap(load_model(tiny_bundle), load_model(other_bundle), images, steps=(1, 2))
     np.testing.assert_array_equal(row["w_plus_per_step"], second.w_plus[0].numpy())
@@ -282,10 +282,10 @@ def test_a_bootstrapped_inversion_goes_on_from_another_models(
 def test_bootstrapping_from_a_table_equals_direct_bootstrapping(
     settings: InvertSettings, tiny_bundle: str, other_bundle: str
 ) -> None:
-    (begun,) = Inverter(replace(settings, method=Method(steps=1))).rows([face(0)], "s").latents
+    (initial,) = Inverter(replace(settings, method=Method(steps=1))).rows([face(0)], "s").latents
     going_on = replace(settings, model=other_bundle, first=tiny_bundle, keep_steps=True)
     from_table = Inverter(replace(going_on, method=Method(steps=2), initial_codes="all"))
-    (row,) = from_table.rows([face(0)], "s", {"s/0#0": begun["w_plus"]}).latents
+    (row,) = from_table.rows([face(0)], "s", {"s/0#0": initial["w_plus"]}).latents
     in_one_job = Inverter(replace(going_on, method=Method(steps=2, bootstrap_steps=1)))
     (same,) = in_one_job.rows([face(0)], "s").latents
     np.testing.assert_allclose(row["w_plus_per_step"], same["w_plus_per_step"], atol=1e-5)

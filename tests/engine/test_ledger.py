@@ -1,4 +1,4 @@
-"""What the ledger counts and commits of the messages that come out of the stages."""
+"""Check what the ledger counts and commits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_part_that_comes_twice_counts_once(
 def test_a_shard_end_is_not_a_repeated_part(
     outcome: RunRecord, ledger: Ledger, written: Callable[..., PartDone]
 ) -> None:
-    """Of a shard that the limit cuts, once more was taken than is."""
+    """A shard that is cut by a limit may have more parts than its end says."""
     for message in (written(0), written(1), end(parts=1, samples=2)):
         ledger.take(message)
     ledger.finish()
@@ -165,7 +165,7 @@ def test_a_failed_commit_costs_only_its_shard(
 
 @pytest.fixture
 def indexed(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> Callable[[], list[str]]:
-    """One part is many; the files of the part index."""
+    """Write the index after each part; return a function that lists its files."""
     monkeypatch.setattr(part_index, "PARTS_INDEXED_AT_ONCE", 1)
     return lambda: plan.writer.store.names("_index/parts/")
 
@@ -202,7 +202,7 @@ def test_a_failed_commit_drops_the_shards_index(
     config_of: Callable[..., JobConfig],
     untrue: dict[str, int],
 ) -> None:
-    """What the index says wrongly costs one run, and the next one is right."""
+    """A wrong index fails one run; the next run is right."""
 
     def resume() -> list[str]:
         again, outcome = make_plan(config_of()), RunRecord()

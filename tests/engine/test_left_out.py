@@ -32,14 +32,14 @@ COUNTS = {".json": 3, "(hidden)": 1, ".parquet": 1, ".tar.rar": 1, "(no extensio
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stages one after another, in this process."""
+    """Run the stages one after another in this process."""
     monkeypatch.setattr(run, "_execute", execute_in_order)
     monkeypatch.setattr(dry_run, "_time", lambda *_: (1.0, 1.0, 1.0))
 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Images by name and by content, a tar, and what is none of these: `COUNTS`."""
+    """Images by name and by content, a tar, and other files: `COUNTS`."""
     folder = write_files(tmp_path / "in", "1.jpg", "1.json", ".DS_Store", "a/x.tar.rar", "README")
     (folder / "a" / "noext").write_bytes(JPEG)
     write_parquet(folder / "metadata.parquet", {"url": ["http://x/1.jpg"]})
@@ -63,8 +63,8 @@ def accounts(uri: str) -> list[dict[str, object]]:
 
 def test_left_out_files_are_counted_in_every_report(config_of: ConfigOf, mixed: Path) -> None:
     config = config_of(input=str(mixed))
-    told = estimate_job(config)
-    assert (told["left_out"], told["samples_to_do"]) == (COUNTS, 4)
+    result = estimate_job(config)
+    assert (result["left_out"], result["samples_to_do"]) == (COUNTS, 4)
     outcome = run_hashed(config)
     line = outcome.to_dict(config.output)
     assert (line["left_out"], line["samples"], line["exit_code"]) == (COUNTS, 4, 0)
@@ -139,7 +139,7 @@ def test_a_shard_without_images_logs_a_warning(
 
 
 class Aligner(Align):
-    """The real one; the last that was made can be closed."""
+    """Real aligner; the last instance can be closed."""
 
     last: Align
 
@@ -192,7 +192,7 @@ def test_a_lists_table_is_continued_line_by_line(config_of: ConfigOf, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("given", "code", "told"),
+    ("given", "code", "expected"),
     [
         ("http://127.0.0.1:9/x.tar", 1, "Cannot connect to host"),
         ("sftp://host/x", 2, "pip install paramiko"),
@@ -200,13 +200,13 @@ def test_a_lists_table_is_continued_line_by_line(config_of: ConfigOf, tmp_path: 
     ],
 )
 def test_an_unreachable_input_is_one_line_and_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str, code: int, told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str, code: int, expected: str
 ) -> None:
     argv = ["--input", given, "--output", str(tmp_path / "table")]
     for extra in ([], ["--dry-run"]):
         assert invert_dataset.main([*argv, *extra]) == code
         captured = capsys.readouterr()
-        assert told in captured.err
+        assert expected in captured.err
         assert "Traceback" not in captured.err
         line = json.loads(captured.out.splitlines()[-1])
         assert (line["samples"], line["left_out"]) == (0, {})

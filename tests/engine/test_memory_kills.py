@@ -23,7 +23,7 @@ METRIC = "ray_memory_manager_worker_eviction_total"
 
 
 def exported(**counts: int) -> str:
-    """What an exporter of Ray 2.60 says of workers that were ended, by their names."""
+    """Return the text of a Ray 2.60 exporter for killed workers, by name."""
     lines = [f"# HELP {METRIC} Total worker eviction events", f"# TYPE {METRIC} counter"]
     for name, count in counts.items():
         labels = f'Component="raylet",Name="MapWorker(Map({name})).__init__",Type="Actor"'
@@ -38,7 +38,7 @@ def test_workers_are_counted_by_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "workers", "settings", "told"),
+    ("stage", "workers", "settings", "expected"),
     [
         ("invert", {"invert": 4}, {}, "lower --inverters to 2 (it is at 4)"),
         ("invert", {"invert": 1}, {}, "lower --batch-size to 8 (it is at 16)"),
@@ -49,10 +49,10 @@ def test_workers_are_counted_by_stage() -> None:
     ],
 )
 def test_advice_names_a_flag_and_value(
-    stage: str, workers: dict[str, int], settings: dict[str, int], told: str
+    stage: str, workers: dict[str, int], settings: dict[str, int], expected: str
 ) -> None:
     config = JobConfig.model_validate({"input": "in", "output": "out"} | settings)
-    assert advice(stage, workers, config, batch=16) == told
+    assert advice(stage, workers, config, batch=16) == expected
 
 
 def test_kills_before_the_run_do_not_count(
@@ -83,9 +83,9 @@ def test_kills_before_the_run_do_not_count(
         died = failure(0, "invert", RuntimeError(f"5 {DIED}"))
         ledger.take(replace(died, node="127.0.0.1"))
         server.shutdown()
-    told = "node 127.0.0.1 ran out of memory, and Ray ended an inverter 5 times: lower invert"
-    assert said == kills.stop() == [told]
-    assert outcome.errors[0].endswith(f"; {told}")
+    result = "node 127.0.0.1 ran out of memory, and Ray ended an inverter 5 times: lower invert"
+    assert said == kills.stop() == [result]
+    assert outcome.errors[0].endswith(f"; {result}")
 
 
 @pytest.mark.slow  # Ray counts for ten seconds before it exports
@@ -117,5 +117,5 @@ def test_ray_counts_an_actor_that_it_ends(monkeypatch: pytest.MonkeyPatch) -> No
             assert time.monotonic() < deadline
             time.sleep(1)
         ray.kill(actor)
-        (told,) = kills.stop()
-    assert "ran out of memory, and Ray ended an inverter" in told
+        (result,) = kills.stop()
+    assert "ran out of memory, and Ray ended an inverter" in result

@@ -55,7 +55,7 @@ class Double(Stage):
         yield batch
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda item: type(item).__name__)
 def test_a_message_survives_the_way_between_stages(message: Message) -> None:
     row = to_row(message)
     assert from_row(row) == message
@@ -88,7 +88,7 @@ def test_a_stage_may_set_its_own_seconds() -> None:
     assert isinstance(first, SampleBatch)
     assert first.counts.stage_seconds["align"] > 0
     noted = replace(BATCH, counts=Counts(stage_seconds=Counter(align=9)))
-    assert [one.counts.stage_seconds for one in results(Double(), noted)] == [  # type: ignore[attr-defined]
+    assert [item.counts.stage_seconds for item in results(Double(), noted)] == [  # type: ignore[attr-defined]
         {"align": 9}
     ] * 2
 

@@ -72,7 +72,7 @@ def notices() -> list[str]:
 
 
 def own_address() -> str:
-    (node,) = [one for one in ray.nodes() if one["Alive"]]
+    (node,) = [item for item in ray.nodes() if item["Alive"]]
     return str(node["NodeManagerAddress"])
 
 
@@ -122,7 +122,7 @@ def test_a_run_ends_without_any_usable_node(
 @pytest.mark.usefixtures("one_node")
 def test_a_node_without_storage_gets_no_work(notices: list[str]) -> None:
     """Another node, that is only said to be there, goes on."""
-    (node,) = [one for one in ray.nodes() if one["Alive"]]
+    (node,) = [item for item in ray.nodes() if item["Alive"]]
     checks = NodeChecks({}, notice=notices.append)
     alive = {node["NodeID"]: node, "another": {"Resources": {"CPU": 4.0}}}
     free = ray.available_resources()["CPU"]

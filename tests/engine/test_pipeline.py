@@ -1,4 +1,4 @@
-"""The pipeline on a real Ray, with stages that do no work."""
+"""Run the pipeline on a real Ray, with simulated stages."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Executed:
-    """What came out of a pipeline, and how many blocks each operator gave out.
+    """Output of a pipeline: messages, and blocks by operator.
 
-    `ahead` is how many of the readers' blocks were not written yet, at the most. `sharing` names
-    the operators among which cores and GPUs were divided.
+    `ahead` is the maximum number of the readers' blocks that were not written yet. `sharing` names
+    the operators that shared cores and GPUs.
     """
 
     messages: list[Message]
@@ -59,7 +59,7 @@ def executed(
     invert: type[SimulatedInvert] = SimulatedInvert,
     on_gpu: bool = False,
 ) -> Iterator[Executed]:
-    """The pipeline run to its end, on a Ray that is there till the block ends."""
+    """Run the pipeline to its end, on a Ray that runs until the block ends."""
     blocks: dict[str, int] = {}
     ahead: list[int] = []
     sharing: set[str] = set()
@@ -98,13 +98,13 @@ def test_stages_are_not_fused_and_parts_are_rows(
         members = [(f"{number}.jpg", b"image") for number in range(count)]
         write_tar(tars / f"{name}.tar", [*members, ("readme.txt", b"no image")])
     with executed(config_of(input=str(tars))) as run:
-        done = [one for one in run.messages if isinstance(one, PartDone)]
-        parts = sorted((one.shard_id, one.part) for one in done)
-        ends = {one.shard_id: one.samples for one in run.messages if isinstance(one, ShardEnd)}
+        done = [item for item in run.messages if isinstance(item, PartDone)]
+        parts = sorted((item.shard_id, item.part) for item in done)
+        ends = {item.shard_id: item.samples for item in run.messages if isinstance(item, ShardEnd)}
     assert parts == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)]
     assert ends == {"a": 5, "b": 3, "empty": 0}
     assert len(run.messages) == 8
-    assert all(len(str(to_row(one))) < 4000 for one in run.messages), "only counts return"
+    assert all(len(str(to_row(item))) < 4000 for item in run.messages), "only counts return"
     names = [name for name in run.blocks if "Map" in name]
     assert not [name for name in names if "->" in name], "a fused shard is retried whole"
     stages = ("FlatMap(Read)", "Map(SimulatedAlign)", "Map(SimulatedInvert)", "Map(Write)")
@@ -153,7 +153,7 @@ def test_a_part_may_outlast_ray_datas_timeout(
     monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 6.0)
     write_tar(tmp_path / "tars" / "a.tar", [("0.jpg", b"image")])
     with executed(config_of(input=str(tmp_path / "tars")), LongInvert) as run:
-        assert sorted(type(one).__name__ for one in run.messages) == ["PartDone", "ShardEnd"]
+        assert sorted(type(item).__name__ for item in run.messages) == ["PartDone", "ShardEnd"]
 
 
 def test_a_run_without_write_access_gives_up(

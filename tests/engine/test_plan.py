@@ -38,7 +38,7 @@ def states(tmp_path: Path) -> list[ShardState]:
 
 
 def reject_of(name: str) -> dict[str, str | None]:
-    """The row of a sample without a face."""
+    """Return the row of a sample without a face."""
     source = dict.fromkeys(("source_uri", "source_sha256", "detail"), "")
     return {"key": name, "face_index": None, "reason": "no_face", **source}
 
@@ -63,7 +63,7 @@ def test_without_a_limit_all_is_taken(states: list[ShardState]) -> None:
 def test_a_limit_takes_the_first_samples(
     states: list[ShardState], limit: int, expected: list[tuple[str, int]]
 ) -> None:
-    """Of each shard at most what is left: its reader comes upon its end, or its damage."""
+    """Each shard may take all that is left: its reader stops at its end, or at damage."""
     assert taken(states, limit) == expected
 
 
@@ -230,7 +230,7 @@ def test_other_settings_are_refused_with_the_difference(
 def test_an_unreadable_table_is_a_wrong_request(
     plan: Plan, config_of: ConfigOf, content: bytes, problem: str, dry_run: bool
 ) -> None:
-    """The same command again would not help, and the table is not written over."""
+    """Repeating the command cannot help, and the table is not overwritten."""
     plan.writer.store.put("_table.json", content)
     with pytest.raises(RequestError, match=f"{problem}.*choose another output"):
         make_plan(config_of(), dry_run=dry_run)
@@ -254,17 +254,17 @@ def test_another_input_is_refused_without_deleting_parts(
 def test_only_secrets_are_refused_in_input_names(
     config_of: ConfigOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = config_of(
+    args = config_of(
         input=str(write_files(tmp_path / "facedata", "1.jpg")), output=str(tmp_path / "table")
     )
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "facedata")
     with pytest.raises(InputError, match="value of the environment variable AWS_SECRET_ACCESS_KEY"):
-        make_plan(asked)
+        make_plan(args)
     assert not (tmp_path / "table").exists()
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "facedata")
     for _ in range(2):
-        assert len(list(make_plan(asked).tasks)) == 1
+        assert len(list(make_plan(args).tasks)) == 1
 
 
 @pytest.mark.parametrize("place", ["", "latents", "a/b"])

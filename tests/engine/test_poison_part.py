@@ -46,6 +46,6 @@ def test_a_part_that_kills_its_worker_ends_alone(tiny_bundle: str, tmp_path: Pat
     assert outcome.exit_code == 1
     (error,) = outcome.errors
     assert f"shard 'a', part {DEADLY}: invert: RuntimeError: {MAX_CRASHES} worker" in error
-    found = open_table(str(tmp_path / "table")).sql("SELECT image_id FROM latents ORDER BY 1")
+    result = open_table(str(tmp_path / "table")).sql("SELECT image_id FROM latents ORDER BY 1")
     others = [f"a/{number}#0" for number in range(6) if number != DEADLY]
-    assert list(found["image_id"]) == [*others, "b/0#0"]
+    assert list(result["image_id"]) == [*others, "b/0#0"]

@@ -124,13 +124,13 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> Refusals:
     (folder / "notes").write_text("no folder")
     for number in range(5):
         (folder / "photos" / f"{number}.jpg").write_bytes(b"a picture")
-    asked = [
-        (job, GIVEN.get(job, []) + flags, told)
+    args = [
+        (job, GIVEN.get(job, []) + flags, result)
         for job, cases in JOBS.items()
-        for flags, told in cases
+        for flags, result in cases
     ]
     root = Path(__file__).resolve().parents[2]
-    requests = json.dumps([[job, flags] for job, flags, _ in asked])
+    requests = json.dumps([[job, flags] for job, flags, _ in args])
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, requests],
         cwd=folder,
@@ -140,16 +140,16 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> Refusals:
         check=True,
     )
     assert sorted(path.name for path in folder.iterdir()) == ["empty", "notes", "photos"]
-    told = [(job, text) for job, _, text in asked]
-    return list(zip(told, json.loads(run.stdout), strict=True))
+    result = [(job, text) for job, _, text in args]
+    return list(zip(result, json.loads(run.stdout), strict=True))
 
 
 def test_a_wrong_request_needs_no_torch_or_ray(
     refusals: Refusals,
 ) -> None:
-    for (job, told), (code, _, err, slow) in refusals:
+    for (job, result), (code, _, err, slow) in refusals:
         assert (code, slow) == (2, []), (job, err)
-        assert told in err
+        assert result in err
 
 
 def test_every_job_has_a_case_of_missing_files() -> None:
@@ -172,15 +172,15 @@ def test_a_refusal_is_printed_once(
 
 
 def listings(patch: pytest.MonkeyPatch) -> list[str]:
-    """The folders that are listed from here on."""
+    """Return a list that collects the folders listed from here on."""
     listed: list[str] = []
     scandir = os.scandir
 
-    def noting(path: str) -> Any:
+    def record(path: str) -> Any:
         listed.append(str(path))
         return scandir(path)
 
-    patch.setattr(os, "scandir", noting)
+    patch.setattr(os, "scandir", record)
     return listed
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run's own Ray: private, short, and gone with its run."""
+"""Check the private folder of a run: mode, path length, removal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def temp(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The temp directory of the test and its processes; as short as they are."""
+    """Create a short temp directory for the test and its processes."""
     folder = tempfile.mkdtemp(prefix="t", dir="/tmp")
     monkeypatch.setenv("TMPDIR", folder)
     monkeypatch.setattr(tempfile, "tempdir", folder)

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Stands still: the time between two lines of a test is no part of a run."""
+    """Clock that stands still, as the time between two lines of a test must not count."""
     still = SimpleNamespace(now=NOW, monotonic=lambda: still.now)
     for module in (progress, runs_module):
         monkeypatch.setattr(module, "time", still)
@@ -59,11 +59,11 @@ def found(**counts: object) -> Backlog:
     return Backlog(**(given | counts))  # type: ignore[arg-type]
 
 
-def display_after(record: RunRecord, known: Backlog, *parts: tuple[float, int]) -> Progress:
-    """A progress that nobody looks at, after parts that came at a time with images in all."""
+def display_after(record: RunRecord, expected: Backlog, *parts: tuple[float, int]) -> Progress:
+    """Return a hidden progress after `parts`: (seconds, images so far)."""
     display = Progress()
     display.phase = ""
-    display.follow(record, known)
+    display.follow(record, expected)
     display.started = record.clock
     for number, (seconds, samples) in enumerate(parts, start=1):
         record.counts = replace(record.counts, parts=number, samples=samples)
@@ -88,7 +88,7 @@ def test_a_line_says_it_all() -> None:
         "1:40 · images 100 of 400 · 25 % · 2:58 left · 1.6 images/s · faces 90 · "
         "rejects 10 (no_face 8, truncated 2) · shards 1 of 3 · aligning 2, inverting 1"
     )
-    assert "rejects 10" in display.words(short=True), "a terminal's line has no room for reasons"
+    assert "rejects 10" in display.words(short=True), "a terminal's line leaves out reasons"
 
 
 @pytest.mark.usefixtures("clock")
@@ -99,14 +99,14 @@ def test_what_was_done_before_counts_as_done() -> None:
 
 @pytest.mark.usefixtures("clock")
 def test_images_of_archives_are_told_as_an_estimate() -> None:
-    known = found(images=0, uncounted_bytes=1000)
-    display = display_after(run(9, bytes=0), known)
+    expected = found(images=0, uncounted_bytes=1000)
+    display = display_after(run(9, bytes=0), expected)
     assert (display.images, display.share) == ("images 0", None), "nothing was read yet"
-    display = display_after(run(9, bytes=100), known, (5, 7))
+    display = display_after(run(9, bytes=100), expected, (5, 7))
     assert (display.images, display.share) == ("images 7 of about 70", 0.1)
-    known.limit = 50
+    expected.limit = 50
     assert display.images == "images 7 of about 50"
-    known.limit, known.uncounted_done, known.done_samples = None, 20, 20
+    expected.limit, expected.uncounted_done, expected.done_samples = None, 20, 20
     assert display.images == "images 27 of about 70"
 
 
@@ -159,7 +159,7 @@ IDLE = [StageState(name, 1, 0, 0, 0) for name in ("align", "invert", "write")]
 
 
 @pytest.mark.parametrize(
-    ("stages", "parts", "cluster", "told"),
+    ("stages", "parts", "cluster", "expected"),
     [
         ([READING, *IDLE], 0, False, "waiting for storage"),
         ([READING, StageState("align", 1, 0, 0, 1), *IDLE[1:]], 0, False, ""),
@@ -175,13 +175,13 @@ def test_what_is_awaited_has_a_name(
     stages: list[StageState],
     parts: int,
     cluster: bool,
-    told: str,
+    expected: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(progress, "in_cluster", lambda: cluster)
     text = describe_waiting(stages, parts)
-    assert text.startswith(told)
-    assert bool(text) == bool(told)
+    assert text.startswith(expected)
+    assert bool(text) == bool(expected)
 
 
 def test_a_cluster_names_what_is_pending_in_numbers(
@@ -323,21 +323,21 @@ def test_a_closed_stderr_does_not_stop_the_job(
 
 def test_ctrl_c_is_shown_before_the_main_thread_handles_it() -> None:
     before = signal.getsignal(signal.SIGINT)
-    told: list[str] = []
+    result: list[str] = []
     with piped() as err:
 
         def hear(*_: object) -> None:
             # The main thread comes to it, and does nothing until it is told.
-            told.append("".join(wait_for_lines(err, 1)))
+            result.append("".join(wait_for_lines(err, 1)))
 
         signal.signal(signal.SIGINT, hear)
         try:
             with Progress():
                 os.kill(os.getpid(), signal.SIGINT)
-                assert told
+                assert result
         finally:
             signal.signal(signal.SIGINT, before)
-    assert "stopping (Ctrl-C)" in told[0]
+    assert "stopping (Ctrl-C)" in result[0]
 
 
 TERMINAL = """
@@ -376,7 +376,7 @@ class Terminal:
         self.text = ""
 
     def wait_for(self, words: str) -> str:
-        """All that came since the last call, up to and with these words."""
+        """Return the output since the last call, up to and including `words`."""
         while words not in self.text:
             self.text += os.read(self.fd, 65536).decode()
         end = self.text.index(words) + len(words)
@@ -387,7 +387,7 @@ class Terminal:
         os.write(self.fd, b"\n")
 
     def ended(self) -> str:
-        """The rest, when the process is gone."""
+        """Wait for the process; return the rest of its output."""
         with suppress(OSError):  # EIO: the other end is closed
             while True:
                 self.text += os.read(self.fd, 65536).decode()

@@ -28,11 +28,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Pool:
-    """What is asked of a Ray Data actor pool."""
+    """Used methods of a Ray Data actor pool."""
 
     parts: int
     actors: int = 1
-    most: int = 100
+    largest: int = 100
     concurrency: int = 1
 
     def num_tasks_in_flight(self) -> int:
@@ -45,7 +45,7 @@ class Pool:
         return 1
 
     def max_size(self) -> int:
-        return self.most
+        return self.largest
 
     def max_actor_concurrency(self) -> int:
         return self.concurrency
@@ -53,7 +53,7 @@ class Pool:
 
 @dataclass
 class Operator:
-    """What is asked of a Ray Data operator."""
+    """Used methods of a Ray Data operator."""
 
     pools: list[Pool] = field(default_factory=list)
     running: int = 0
@@ -70,7 +70,7 @@ class Operator:
 
 
 @pytest.mark.parametrize(
-    ("pool", "wanted"),
+    ("pool", "expected"),
     [
         (Pool(parts=0), 1),
         (Pool(parts=8, actors=4), 8),
@@ -79,8 +79,8 @@ class Operator:
         (Pool(parts=16, actors=4, concurrency=2), 8),
     ],
 )
-def test_a_part_claims_an_actor(pool: Pool, wanted: int) -> None:
-    assert target_actors(pool) == wanted
+def test_a_part_claims_an_actor(pool: Pool, expected: int) -> None:
+    assert target_actors(pool) == expected
 
 
 @pytest.mark.parametrize(
@@ -100,12 +100,12 @@ def test_what_is_there_is_not_asked_for(operator: Operator, queued: int, count: 
 
 def test_a_count_is_followed_only_when_it_lasts() -> None:
     debounced = Debounced(seconds=20)
-    told = [debounced.observe(count, 5.0 * step) for step, count in enumerate([1, 1, 9, 1, 1, 1])]
-    assert told == [1] * 6, "one peak"
-    told = [debounced.observe(9, 30.0 + 5 * step) for step in range(6)]
-    assert told == [1, 1, 1, 1, 9, 9]
-    told = [debounced.observe(2, 60.0 + 5 * step) for step in range(6)]
-    assert told == [9, 9, 9, 9, 2, 2]
+    result = [debounced.observe(count, 5.0 * step) for step, count in enumerate([1, 1, 9, 1, 1, 1])]
+    assert result == [1] * 6, "one peak"
+    result = [debounced.observe(9, 30.0 + 5 * step) for step in range(6)]
+    assert result == [1, 1, 1, 1, 9, 9]
+    result = [debounced.observe(2, 60.0 + 5 * step) for step in range(6)]
+    assert result == [9, 9, 9, 9, 2, 2]
 
 
 @pytest.mark.timeout(600)
@@ -161,18 +161,18 @@ def run_growing_job(folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(700)
 def test_nodes_follow_the_backlog(shards: Path) -> None:
-    """From a head alone; no size is given, and GPUs are wanted beyond what the cluster may have."""
-    told = run_growing_job(shards)
-    print(json.dumps(told))
-    assert (told["outcome"]["exit_code"], told["outcome"]["faces"]) == (0, 62)
-    gpus = [nodes.get("gpu", 0) for _, nodes in told["trace"]]
-    cpus = [nodes.get("cpu", 0) for _, nodes in told["trace"]]
+    """Start with a head only; the job needs more GPUs than the cluster may have."""
+    result = run_growing_job(shards)
+    print(json.dumps(result))
+    assert (result["outcome"]["exit_code"], result["outcome"]["faces"]) == (0, 62)
+    gpus = [nodes.get("gpu", 0) for _, nodes in result["trace"]]
+    cpus = [nodes.get("cpu", 0) for _, nodes in result["trace"]]
     assert max(gpus) == NODE_TYPES["gpu"]["max_workers"], "asking for more stopped nothing"
     assert max(cpus) == NODE_TYPES["cpu"]["max_workers"]
     in_tail = [
         nodes
-        for seconds, nodes in told["trace"][gpus.index(max(gpus)) :]
-        if seconds < told["job_end"]
+        for seconds, nodes in result["trace"][gpus.index(max(gpus)) :]
+        if seconds < result["job_end"]
     ]
     assert min(nodes.get("gpu", 0) for nodes in in_tail) == 1, "GPU nodes go before the job ends"
     assert in_tail[-1].get("cpu", 0) >= 1, "and those that align the tail stay"

@@ -16,7 +16,7 @@ from pipeline.errors import ClusterError
 
 @dataclass(eq=False)
 class Pool:
-    """What is asked of a Ray Data operator, and of its pool of actors."""
+    """Used methods of a Ray Data operator, and of its actor pool."""
 
     running: int = 0
     finished: bool = False
@@ -87,16 +87,16 @@ def test_who_works_may_take_any_time(detector: StallDetector, clock: Clock, oper
         detector.check(of(operator))
 
 
-@pytest.mark.parametrize(("gpu", "wanted"), [(1, "a GPU"), (0, "1 CPUs")])
+@pytest.mark.parametrize(("gpu", "expected"), [(1, "a GPU"), (0, "1 CPUs")])
 def test_a_pool_without_actors_ends_the_run(
-    detector: StallDetector, clock: Clock, gpu: int, wanted: str
+    detector: StallDetector, clock: Clock, gpu: int, expected: str
 ) -> None:
     alone = Pool(gpu=gpu)
     detector.check(of(Pool(running=1), alone))
     clock.now = NO_ACTOR_S - 1
     detector.check(of(alone))
     clock.now = NO_ACTOR_S
-    with pytest.raises(ClusterError, match=f"no node with {wanted} .* 30 minutes .* run again"):
+    with pytest.raises(ClusterError, match=f"no node with {expected} .* 30 minutes .* run again"):
         detector.check(of(alone))
 
 

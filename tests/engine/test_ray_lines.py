@@ -18,7 +18,7 @@ DIED = {"lines": ["A worker died or was killed"], "pid": "raylet", "is_err": Fal
 
 @pytest.fixture
 def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of logs of a Ray that seems to run here."""
+    """Return the log folder of a Ray that seems to run here."""
     node = SimpleNamespace(get_logs_dir_path=lambda: str(tmp_path), node_ip_address="127.0.0.1")
     monkeypatch.setattr(worker, "_global_node", node)
     monkeypatch.delenv(RAY_LOG, raising=False)
@@ -26,7 +26,7 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def a_logger_of_ray() -> tuple[logging.Logger, logging.Handler]:
-    """One with a console, as Ray's have."""
+    """Return a logger with a console handler, as Ray's have."""
     logger, console = logging.getLogger("ray.of_a_test"), logging.StreamHandler()
     logger.handlers, logger.propagate = [console], False
     return logger, console

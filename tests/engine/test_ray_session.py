@@ -13,7 +13,7 @@ TRACE = 'ray::Align() (pid=7)\n  File "align.py", line 3, in work\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (TRACE + "OSError: the disk is full", "RuntimeError: OSError: the disk is full"),
         (TRACE + "OSError: the disk is full\r\n \t\n\n", "RuntimeError: OSError: the disk is full"),
@@ -22,14 +22,14 @@ TRACE = 'ray::Align() (pid=7)\n  File "align.py", line 3, in work\n'
         ("", "RuntimeError"),
     ],
 )
-def test_a_remote_error_is_summarized_by_its_last_line(text: str, told: str) -> None:
-    assert summarize_error(RuntimeError(text)) == told
+def test_a_remote_error_is_summarized_by_its_last_line(text: str, expected: str) -> None:
+    assert summarize_error(RuntimeError(text)) == expected
 
 
 def test_no_line_of_a_credential_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANTED_SECRET_KEY", "first-line-of-it\nlast-line-of-it")
-    told = summarize_error(OSError("refused: first-line-of-it\nlast-line-of-it"))
-    assert told == "OSError: refused: ***"
+    result = summarize_error(OSError("refused: first-line-of-it\nlast-line-of-it"))
+    assert result == "OSError: refused: ***"
 
 
 MISMATCH = """Version mismatch: The cluster was started with:
@@ -42,7 +42,7 @@ This process on node 10.77.0.2 was started with:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (
             RuntimeError(MISMATCH),
@@ -54,10 +54,10 @@ This process on node 10.77.0.2 was started with:
         ),
     ],
 )
-def test_a_clusters_refusal_is_one_line(error: Exception, told: str) -> None:
+def test_a_clusters_refusal_is_one_line(error: Exception, expected: str) -> None:
     with pytest.raises(ConfigError) as refusal, ray_session._readable_join_errors():
         raise error
-    assert str(refusal.value).startswith(told)
+    assert str(refusal.value).startswith(expected)
     assert "\n" not in str(refusal.value)
 
 

@@ -27,20 +27,20 @@ def read_all(task: ShardTask) -> list[Message]:
 
 
 def batches(task: ShardTask) -> list[SampleBatch]:
-    return [one for one in read_all(task) if isinstance(one, SampleBatch)]
+    return [item for item in read_all(task) if isinstance(item, SampleBatch)]
 
 
 def kinds(task: ShardTask) -> list[tuple[str, int, int]]:
     """Kind, part and number of samples of each message."""
     return [
-        ("part", one.part, one.counts.samples)
-        if isinstance(one, SampleBatch)
+        ("part", item.part, item.counts.samples)
+        if isinstance(item, SampleBatch)
         else (
-            "end" if isinstance(one, ShardEnd) else "failed",
-            one.part,
-            getattr(one, "samples", 0),
+            "end" if isinstance(item, ShardEnd) else "failed",
+            item.part,
+            getattr(item, "samples", 0),
         )
-        for one in read_all(task)
+        for item in read_all(task)
     ]
 
 
@@ -128,7 +128,7 @@ def test_a_part_carries_no_file_names(tmp_path: Path) -> None:
 
 
 def test_tar_parts_count_blocks_and_headers(tmp_path: Path) -> None:
-    """The time left is told from bytes, and tiny members are mostly header."""
+    """The remaining time follows bytes, and tiny members are mostly header."""
     shard = tar_shard(tmp_path / "s.tar", 5)
     taken = sum(batch.counts.bytes for batch in batches(ShardTask(shard, 2)))
     assert taken == 5 * 1024

@@ -88,9 +88,9 @@ def test_optional_columns_and_missing_values_are_read(tmp_path: Path) -> None:
     assert (batch["w_plus"].dtype, batch["w_plus"].shape) == (torch.float32, (2, N_STYLES, 512))
     assert batch["landmarks"].isnan().all(dim=(1, 2)).sum() == 1
     assert batch["l2"].isnan().sum() == batch["width"].isnan().sum() == 1
-    found = dataset.take(1)[0]
-    assert found["aligned_jpeg"] == b"bytes"
-    assert np.array_equal(np.stack([np.stack(s) for s in found["w_plus_per_step"]]), steps)
+    result = dataset.take(1)[0]
+    assert result["aligned_jpeg"] == b"bytes"
+    assert np.array_equal(np.stack([np.stack(s) for s in result["w_plus_per_step"]]), steps)
 
 
 @pytest.mark.usefixtures("_ray")

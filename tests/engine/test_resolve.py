@@ -57,7 +57,7 @@ def test_codes_of_another_sharding_are_refused(
 
 
 def test_a_shard_changed_since_its_codes_fails(first_pass: JobConfig) -> None:
-    """In silence it would give fewer samples: its new keys are none that a condition chose."""
+    """Otherwise it would silently give fewer samples: no condition chose its new keys."""
     (shard, _) = list_shards(first_pass.input, files_per_shard=2)
     work = ShardTask(shard, 2, init=first_pass.output, where="true")
     (end,) = results(Read(), work)
@@ -184,10 +184,10 @@ def test_an_earlier_table_continues_without_turns(config_of: ConfigOf) -> None:
     old = resolve_job(config_of(**EARLIER_SEARCH)).spec
     assert not EARLIER_SEARCH.keys() & old.settings["alignment"].keys()
     assert "turn_deg" not in old.columns.latents_schema().names
-    asked = resolve_job(config_of()).spec
-    assert asked.columns.turn_deg
+    args = resolve_job(config_of()).spec
+    assert args.columns.turn_deg
     with pytest.raises(FingerprintError) as refusal:
-        check_same("table", old, asked)
+        check_same("table", old, args)
     assert "turn_deg" not in str(refusal.value)
     told = "as it was made: --check-below 0 --search-pixels 0 --turns none"
     assert str(refusal.value).endswith(told)
@@ -214,9 +214,9 @@ def test_a_second_pass_searches_like_the_first(
 
 def test_refining_an_earlier_table_searches_as_then(config_of: ConfigOf, tmp_path: Path) -> None:
     first = config_of(output=str(tmp_path / "first"), **EARLIER_SEARCH)
-    made = resolve_job(first).spec
-    config = {name: value for name, value in made.config.items() if name not in EARLIER_SEARCH}
-    open_for_writing(first.output, replace(made, config=config), part_size=2)
+    created = resolve_job(first).spec
+    config = {name: value for name, value in created.config.items() if name not in EARLIER_SEARCH}
+    open_for_writing(first.output, replace(created, config=config), part_size=2)
     again = second_pass(first.output, {"output": str(tmp_path / "second")})
     assert {name: getattr(again, name) for name in EARLIER_SEARCH} == EARLIER_SEARCH
 
@@ -249,8 +249,8 @@ def test_resolved_settings_name_every_value(
     config_of: ConfigOf, settings: dict[str, Any], told: dict[str, Any]
 ) -> None:
     config = config_of(**settings)
-    found = resolved_config(config, resolve_job(config))
-    assert {name: found[name] for name in told} == told
+    result = resolved_config(config, resolve_job(config))
+    assert {name: result[name] for name in told} == told
 
 
 def test_a_table_says_when_a_face_has_converged(config_of: ConfigOf) -> None:

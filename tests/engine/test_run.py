@@ -226,11 +226,11 @@ def test_a_slice_past_the_folders_end_is_removed(
 ) -> None:
     config = config_of(limit=limit, files_per_shard=1)
     writer = make_plan(config).writer
-    for one in list_shards(config.input, files_per_shard=1):
+    for item in list_shards(config.input, files_per_shard=1):
         source = dict.fromkeys(("source_uri", "source_sha256", "detail"), "")
-        reject = {"key": one.names[0], "face_index": None, "reason": "no_face", **source}
-        part = writer.write_part(one, 0, samples=1, latents=[], rejects=[reject])
-        writer.commit_shard(one, [part])
+        reject = {"key": item.names[0], "face_index": None, "reason": "no_face", **source}
+        part = writer.write_part(item, 0, samples=1, latents=[], rejects=[reject])
+        writer.commit_shard(item, [part])
     max(images.iterdir()).unlink()
     assert run_job(config).exit_code == 0
     assert len(writer.store.names("_shards/")) == left
@@ -245,10 +245,10 @@ def test_a_run_is_on_record_from_its_start(
     config_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of()
-    seen: list[dict[str, object]] = []
-    monkeypatch.setattr(run, "_execute", lambda *_, **__: seen.extend(runs(config)))
+    observed: list[dict[str, object]] = []
+    monkeypatch.setattr(run, "_execute", lambda *_, **__: observed.extend(runs(config)))
     run_job(config)
-    (started,), (ended,) = seen, runs(config)
+    (started,), (ended,) = observed, runs(config)
     assert (started["exit_code"], ended["exit_code"]) == (None, 0)
     assert started["versions"] == ended["versions"]
     assert started["found"] == {
@@ -266,9 +266,9 @@ def test_the_summary_names_the_best_steps_columns(
     steps = [0.2, 0.1]
     means = dict.fromkeys(("l2", "psnr", "lpips", "id_similarity"), steps)
     print_outcome(config_of(), RunRecord(means=means))  # type: ignore[arg-type]
-    told = " ".join(capsys.readouterr().err.split())
-    assert "0.1000" in told
-    assert "the table's columns of these names are of each face's best step" in told
+    result = " ".join(capsys.readouterr().err.split())
+    assert "0.1000" in result
+    assert "the table's columns of these names are of each face's best step" in result
 
 
 def test_a_run_records_its_resolved_settings(
@@ -276,12 +276,12 @@ def test_a_run_records_its_resolved_settings(
 ) -> None:
     record.RunRecorder(config_of(), plan, outcome).start()
     (account,) = runs(config_of())
-    told = account["config"]
-    assert isinstance(told, dict)
-    assert told.keys() == JobConfig.model_fields.keys()
-    assert (told["steps"], told["identity"], told["prealigned"]) == (5, "none", False)
-    assert told["batch_size"] in BATCH.values()
-    assert told["bootstrap"] is told["iterations"] is None, "of no use here"
+    result = account["config"]
+    assert isinstance(result, dict)
+    assert result.keys() == JobConfig.model_fields.keys()
+    assert (result["steps"], result["identity"], result["prealigned"]) == (5, "none", False)
+    assert result["batch_size"] in BATCH.values()
+    assert result["bootstrap"] is result["iterations"] is None, "of no use here"
 
 
 def test_a_running_job_renews_its_record(
@@ -294,12 +294,12 @@ def test_a_running_job_renews_its_record(
     account.start()
     ledger = Ledger(plan, outcome, (account,))
     ledger.take(written(0))
-    assert [one["parts"] for one in runs(config_of())] == [0], "not with every part"
+    assert [item["parts"] for item in runs(config_of())] == [0], "not with every part"
     account.file._written -= WRITE_EVERY_S
     ledger.take(written(1))
-    assert [(one["parts"], one["exit_code"]) for one in runs(config_of())] == [(2, None)]
+    assert [(item["parts"], item["exit_code"]) for item in runs(config_of())] == [(2, None)]
     account.on_end(outcome, "")
-    assert [one["exit_code"] for one in runs(config_of())] == [0]
+    assert [item["exit_code"] for item in runs(config_of())] == [0]
 
 
 def test_an_unexpected_failure_is_recorded_with_trace(
@@ -350,9 +350,9 @@ def test_missed_identities_and_profiles_are_reported(
     ledger.finish()
     account.on_end(outcome, "")
     assert outcome.to_dict("/table")["identity_missed"] == 3
-    assert [one["identity_missed"] for one in runs(config_of())] == [3]
+    assert [item["identity_missed"] for item in runs(config_of())] == [3]
     assert outcome.to_dict("/table")["icc_ignored"] == 5
-    assert [one["icc_ignored"] for one in runs(config_of())] == [5]
+    assert [item["icc_ignored"] for item in runs(config_of())] == [5]
 
 
 def test_of_very_many_errors_the_first_are_kept(

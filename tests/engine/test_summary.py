@@ -37,9 +37,9 @@ def test_the_next_commands_are_printed_to_be_pasted(
     for words, job in ((best, "query_latents"), (why, "query_latents"), (sheet, "contact_sheet")):
         assert words[1] == f"my jobs/{job}.py", "beside the job that ran"
     for words in (best, why):
-        asked = query_latents._parser().parse_args(words[2:])
-        assert asked.table == str(place)
-        assert asked.query.startswith("SELECT ")
+        args = query_latents._parser().parse_args(words[2:])
+        assert args.table == str(place)
+        assert args.query.startswith("SELECT ")
     assert contact_sheet.parse_arguments(sheet[2:]).table == str(place)
 
 
@@ -88,14 +88,14 @@ def test_a_python_outside_the_path_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_dry_run_prints_a_table_for_people(
     config_of: Callable[..., JobConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = {"samples_to_do": 1200, "samples_are_exact": False, "shards": 3, "dry_run": True}
-    found |= {"estimated_seconds": 3700.0, "estimated_table_bytes": 2_000_000}
-    print_estimate(config_of(), found | {"left_out": {".txt": 2}, "model": "[faces]"})
-    told = capsys.readouterr()
-    assert told.out == "", "stdout is the JSON line's"
-    text = " ".join(told.err.split())
+    result = {"samples_to_do": 1200, "samples_are_exact": False, "shards": 3, "dry_run": True}
+    result |= {"estimated_seconds": 3700.0, "estimated_table_bytes": 2_000_000}
+    print_estimate(config_of(), result | {"left_out": {".txt": 2}, "model": "[faces]"})
+    output = capsys.readouterr()
+    assert output.out == "", "stdout is the JSON line's"
+    text = " ".join(output.err.split())
     for words in ("images to do │ about 1200", "about 1:01:40", "2.0 MB", ".txt 2", "[faces]"):
         assert words in text
     assert "dry_run" not in text
-    print_estimate(config_of(log_format="json"), found)
+    print_estimate(config_of(log_format="json"), result)
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""What a benchmark says of a run, from its parts."""
+"""Check the figures of a benchmark."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pipeline.engine.simulate import MIN_PARTS, Trace
 
 
 def trace(parts: int) -> Trace:
-    """A part a second, each of 0.9 s in an inverter and 0.5 s on its GPU."""
-    made = Trace()
-    made.points = [(n, 0.9 * n, 0.5 * n, 0.03 * n, 500.0 + n) for n in range(parts)]
-    return made
+    """Return one part per second, each of 0.9 s in an inverter and 0.5 s on its GPU."""
+    result = Trace()
+    result.points = [(n, 0.9 * n, 0.5 * n, 0.03 * n, 500.0 + n) for n in range(parts)]
+    return result
 
 
 def test_how_busy_the_inverters_were() -> None:
@@ -25,7 +25,7 @@ def test_how_busy_the_inverters_were() -> None:
 
 @pytest.mark.parametrize("inverters", [1, 4])
 def test_a_few_parts_do_not_tell_how_busy(inverters: int) -> None:
-    """Of four parts two were begun before the clock, and the share would be above one."""
+    """With four parts, two started before the clock, and the share would be above one."""
     middle = MIN_PARTS * inverters
     assert trace(middle).summary(inverters)["gpu_busy"] is None
     assert trace(2 * middle).summary(inverters)["gpu_busy"] is not None

@@ -1,4 +1,4 @@
-"""What a training refuses, and when, without Ray; tests/jobs has the whole."""
+"""Check what a training refuses, without Ray; tests/jobs runs the whole job."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_missing_gpu_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize(
-    ("settings", "offered", "told"),
+    ("settings", "offered", "expected"),
     [
         ({"workers": 2}, Resources(cpus=8, gpus=1), "--workers 2, each with a GPU"),
         ({"device": "cuda"}, Resources(cpus=8, gpus=0), "this machine has 0"),
@@ -64,29 +64,29 @@ def test_a_missing_gpu_is_refused_before_any_work(
     ],
 )
 def test_more_workers_than_fit_are_refused(
-    five_images: TrainConfig, settings: dict[str, Any], offered: Resources, told: str
+    five_images: TrainConfig, settings: dict[str, Any], offered: Resources, expected: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         check_workers(five_images.model_copy(update=settings), offered, local=True)
 
 
 def test_a_cluster_may_still_start_its_nodes(five_images: TrainConfig) -> None:
-    asked = five_images.model_copy(update={"workers": 2, "device": "cuda"})
-    check_workers(asked, Resources(cpus=8, gpus=0), local=False)
-    check_workers(asked, Resources(cpus=1, gpus=0), local=False)
-    check_workers(asked.model_copy(update={"device": "cpu"}), Resources(cpus=8, gpus=1), local=True)
+    args = five_images.model_copy(update={"workers": 2, "device": "cuda"})
+    check_workers(args, Resources(cpus=8, gpus=0), local=False)
+    check_workers(args, Resources(cpus=1, gpus=0), local=False)
+    check_workers(args.model_copy(update={"device": "cpu"}), Resources(cpus=8, gpus=1), local=True)
 
 
 def test_workers_that_fit_nowhere_are_not_awaited_forever(
     five_images: TrainConfig,
 ) -> None:
-    asked = five_images.model_copy(update={"restarts": 2})
-    trainer = _trainer(asked, plan_crops(asked), Resources(cpus=2, gpus=0))
+    args = five_images.model_copy(update={"restarts": 2})
+    trainer = _trainer(args, plan_crops(args), Resources(cpus=2, gpus=0))
     assert trainer.run_config.failure_config.controller_failure_limit == 2
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [
         ({"identity": 0.1, "identity_network": "gone.pth"}, "gone.pth"),
         ({"moco": 0.5, "moco_weights": "gone.pth.tar"}, "gone.pth.tar"),
@@ -95,9 +95,9 @@ def test_workers_that_fit_nowhere_are_not_awaited_forever(
     ],
 )
 def test_wrong_requests_are_refused_before_cutting_crops(
-    five_images: TrainConfig, settings: dict[str, Any], told: str
+    five_images: TrainConfig, settings: dict[str, Any], expected: str
 ) -> None:
-    with pytest.raises(RequestError, match=told):
+    with pytest.raises(RequestError, match=expected):
         run_training(five_images.model_copy(update=settings))
     assert not Path(five_images.output).exists()
 
@@ -121,17 +121,17 @@ def test_the_start_event_counts_the_crops(five_images: TrainConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "told"),
+    ("package", "expected"),
     [
         ("pytorch_optimizer", r"restyle-pipeline\[train\]', or --optimiser adam"),
         ("torch.utils.tensorboard", r"restyle-pipeline\[train\]', or train with --no-tensorboard"),
     ],
 )
 def test_missing_packages_are_named_before_cutting_crops(
-    five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch, package: str, told: str
+    five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch, package: str, expected: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         run_training(five_images)
     assert not Path(five_images.output).exists()
 

@@ -1,4 +1,4 @@
-"""What the writer leaves of a part."""
+"""Check the result of the write stage."""
 
 from __future__ import annotations
 

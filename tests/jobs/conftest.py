@@ -42,19 +42,19 @@ class Undisturbed:
 
     @property
     def table(self) -> Path:
-        """The table that it made."""
+        """Return the folder of its table."""
         return self.folder / "table"
 
 
 @pytest.fixture(scope="session")
 def dataset(sample_images: dict[str, bytes]) -> dict[str, bytes]:
-    """The images by name, in the order of their names: two shards of six parts of one image."""
+    """Return the images by name, sorted: two shards of six parts of one image."""
     return {name: sample_images[name] for name in NAMES}
 
 
 @pytest.fixture(scope="session")
 def photos(dataset: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset as a folder."""
+    """Write the dataset as a folder."""
     folder = tmp_path_factory.mktemp("dataset") / "photos"
     for name, content in dataset.items():
         path = folder / name
@@ -65,7 +65,7 @@ def photos(dataset: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def undisturbed(photos: Path, tiny_bundle: str) -> Undisturbed:
-    """The job over the folder, by a config file, flags, and paths relative to where it runs."""
+    """Run the job over the folder with a config file, flags and relative paths."""
     folder = photos.parent
     (folder / "model").symlink_to(tiny_bundle)
     config = {"input": "photos", "model": "./model", "steps": 2, "part_size": 1}

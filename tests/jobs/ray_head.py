@@ -36,7 +36,7 @@ class Submitted:
         self.lines: list[str] = []
 
     def wait_for(self, pattern: str) -> str:
-        """The first line from here on in which `pattern` is found, while the job runs."""
+        """Return the next line that matches `pattern`, while the job runs."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
@@ -85,7 +85,7 @@ class Head:
         return Submitted(self.ray(*words, **environment))
 
     def stop(self, job: str) -> None:
-        """What `ray job stop` asks of the head, without the seconds that it takes to start."""
+        """Send the request of `ray job stop`, without the start of the client."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.dashboard}/api/jobs/{job}/stop",
             method="POST",
@@ -95,7 +95,7 @@ class Head:
             assert json.load(answer) == {"stopped": True}
 
     def get(self, path: str) -> str:
-        """What the dashboard answers."""
+        """Return the dashboard's answer."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.dashboard}{path}",
             headers={"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"},
@@ -104,7 +104,7 @@ class Head:
             return str(answer.read().decode())
 
     def scrape(self) -> str:
-        """What the node's metrics endpoint says; empty while it does not listen."""
+        """Return the text of the node's metrics endpoint; "" while it does not listen."""
         address = f"http://127.0.0.1:{self.metrics}/metrics"
         with suppress(OSError), urllib.request.urlopen(address, timeout=30) as answer:
             return str(answer.read().decode())

@@ -33,13 +33,13 @@ class Ended:
 
     @property
     def line(self) -> dict[str, Any]:
-        """The last line of stdout."""
-        found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
-        return found
+        """Return the last line of stdout."""
+        result: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return result
 
     @property
     def refused(self) -> bool:
-        """Whether it ended as a wrong request does: code 2, said on the only line of stdout too."""
+        """Return whether it ended as a wrong request: code 2, also on the only line of stdout."""
         return self.code == self.line["exit_code"] == 2 and self.out.count("\n") == 1
 
 
@@ -72,7 +72,7 @@ class Job:
             )
 
     def _stderr(self, terminal: bool) -> BinaryIO:
-        """The file for what it prints, or a terminal that is copied there as it comes."""
+        """Open the file for its stderr, or a terminal that is copied to that file."""
         if not terminal:
             return self.err.open("wb")
         ours, theirs = pty.openpty()
@@ -109,25 +109,25 @@ class Job:
         return self.ended()
 
     def terminate(self) -> Ended:
-        """What a cluster sends before it takes the machine away."""
+        """Send SIGTERM, as a cluster does before it removes the machine."""
         self.process.terminate()
         return self.ended()
 
     def kill(self) -> None:
-        """The driver is gone without a word; what it started may go on for a while."""
+        """Kill the driver; its child processes may live for a while."""
         self.process.kill()
         self.process.wait()
 
     def left_running(self) -> list[str]:
         """Command lines of processes that this job started and that still run."""
-        found = []
+        result = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 if f"{self.mark}=".encode() in (process / "environ").read_bytes():
-                    found.append((process / "cmdline").read_text().replace("\0", " "))
+                    result.append((process / "cmdline").read_text().replace("\0", " "))
             except OSError:  # it ended meanwhile, or is not ours
                 continue
-        return found
+        return result
 
 
 def run_job(

@@ -1,4 +1,4 @@
-"""The benchmark's own promises; its figures are what it is run for."""
+"""Check the benchmark job, not its figures."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def ended(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, 
 def test_what_is_no_number_of_anything_is_refused(
     capsys: pytest.CaptureFixture[str], flag: str, value: str
 ) -> None:
-    told = f"argument {flag}: '{value}' is no whole number above 0"
-    assert ended(capsys, "--simulate", f"{flag}={value}") == (2, told)
+    result = f"argument {flag}: '{value}' is no whole number above 0"
+    assert ended(capsys, "--simulate", f"{flag}={value}") == (2, result)
 
 
 def test_lists_are_numbers_with_commas() -> None:
-    asked = benchmark.parse_arguments(["--simulate", "--images", "1000, 20000"])
-    assert (asked.images, asked.gpus, asked.speed) == ([1000, 20_000], [1], [100])
+    args = benchmark.parse_arguments(["--simulate", "--images", "1000, 20000"])
+    assert (args.images, args.gpus, args.speed) == ([1000, 20_000], [1], [100])
 
 
 def test_a_refused_run_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

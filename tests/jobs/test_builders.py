@@ -1,4 +1,4 @@
-"""The jobs that build what the package brings along: what is missing is told in one line."""
+"""Check that the jobs which build bundled files report what is missing in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calibration as a user runs it."""
+"""Run the calibration as a user does."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_it_chooses_and_reports_on_different_sets(
 
 def test_a_missing_input_is_a_wrong_request(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
     nowhere = str(tmp_path / "nowhere")
-    asked = ["--calibrate", nowhere, "--report", nowhere, "--output", str(tmp_path / "out")]
-    assert main(asked) == 2
+    args = ["--calibrate", nowhere, "--report", nowhere, "--output", str(tmp_path / "out")]
+    assert main(args) == 2
     assert "nowhere" in capsys.readouterr().err
 
 
 @pytest.fixture
 def church(tiny_bundle: str, tmp_path: Path) -> str:
-    """The tiny model as one of images without faces."""
+    """Return the tiny model as one of images without faces."""
     folder = tmp_path / "church"
     folder.mkdir()
     for path in Path(tiny_bundle).iterdir():
@@ -56,8 +56,8 @@ def church(tiny_bundle: str, tmp_path: Path) -> str:
     return str(folder)
 
 
-def few(*more: str) -> list[str]:
-    """The flags of the smallest calibration, and more."""
+def smallest(*more: str) -> list[str]:
+    """Return the flags of the smallest calibration, and more."""
     return ["--limit", "2", "--most", "2", "--like-steps", "2", *more]
 
 
@@ -74,31 +74,31 @@ def views(tmp_path: Path, sample_images: dict[str, bytes]) -> list[str]:
 def test_a_non_face_model_takes_whole_images(
     church: str, views: list[str], tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:
-    asked = [*views, *few("--model", church, "--output", str(tmp_path / "curve"))]
-    assert main([*asked, "--fit", "crop"]) == 0
-    told = capsys.readouterr().err
-    assert "report: church model 'tiny'" in told
-    assert "no face alignment, each image resized (crop) to 64x64" in told
-    assert "2 faces to choose on, 2 to report on" in told
-    assert main([*asked, "--prealigned", "none"]) == 2
+    args = [*views, *smallest("--model", church, "--output", str(tmp_path / "curve"))]
+    assert main([*args, "--fit", "crop"]) == 0
+    result = capsys.readouterr().err
+    assert "report: church model 'tiny'" in result
+    assert "no face alignment, each image resized (crop) to 64x64" in result
+    assert "2 faces to choose on, 2 to report on" in result
+    assert main([*args, "--prealigned", "none"]) == 2
     assert "have no faces to align" in capsys.readouterr().err
 
 
 def test_a_fit_applies_to_crops_only(
     tiny_bundle: str, views: list[str], tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:
-    asked = [*views, *few("--model", tiny_bundle, "--output", str(tmp_path / "curve"))]
-    assert main([*asked, "--fit", "crop"]) == 2
+    args = [*views, *smallest("--model", tiny_bundle, "--output", str(tmp_path / "curve"))]
+    assert main([*args, "--fit", "crop"]) == 2
     assert "fit 'crop' is for prealigned images" in capsys.readouterr().err
-    assert main([*asked, "--fit", "crop", "--prealigned", "calibrate"]) == 2
-    told = capsys.readouterr().err
-    assert "calibrate: faces model 'tiny' (CompactEncoder): no face alignment" in told
-    assert "report: faces model 'tiny' (CompactEncoder): faces aligned" in told
-    assert told.endswith("views' has no face to calibrate on\n")
+    assert main([*args, "--fit", "crop", "--prealigned", "calibrate"]) == 2
+    result = capsys.readouterr().err
+    assert "calibrate: faces model 'tiny' (CompactEncoder): no face alignment" in result
+    assert "report: faces model 'tiny' (CompactEncoder): faces aligned" in result
+    assert result.endswith("views' has no face to calibrate on\n")
 
 
 def test_the_curve_goes_to_a_bucket(church: str, views: list[str], s3: Bucket) -> None:
-    assert main([*views, *few("--model", church, "--output", f"{s3.uri}/curve")]) == 0
+    assert main([*views, *smallest("--model", church, "--output", f"{s3.uri}/curve")]) == 0
     store = Store(f"{s3.uri}/curve")
     assert sorted(store.names()) == ["stop_curve.csv", "stop_curve.md", "stop_curve.png"]
     assert b"--stop-gain=" in store.get("stop_curve.md")
@@ -127,10 +127,10 @@ def test_the_clock_waits_for_the_gpu(tiny_bundle: str) -> None:
     model = load_model(tiny_bundle, "cuda")
     square = torch.randn(4096, 4096, device="cuda")
     torch.mm(square, square)  # what the first call sets up is no work
-    begun, start, end = clock(model), torch.cuda.Event(True), torch.cuda.Event(True)
+    initial, start, end = clock(model), torch.cuda.Event(True), torch.cuda.Event(True)
     start.record()
     for _ in range(50):
         torch.mm(square, square)
     end.record()
-    seconds = clock(model) - begun
+    seconds = clock(model) - initial
     assert seconds >= start.elapsed_time(end) / 1000

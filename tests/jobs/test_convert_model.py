@@ -1,4 +1,4 @@
-"""The conversion of an official checkpoint to a bundle."""
+"""Convert official checkpoints to bundles."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def test_a_converted_checkpoint_is_the_same_model(
     torch.save(checkpoint, tmp_path / "official.pt")
     bundle = str(tmp_path / "horses")
     assert main([str(tmp_path / "official.pt"), bundle, "--licence", "CC-BY-NC-4.0"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     model = load_model(bundle)
     assert (model.name, model.domain, model.licence) == ("horses", "horse", "CC-BY-NC-4.0")
-    assert told["fingerprint"] == model.fingerprint == load_checkpoint(checkpoint).fingerprint
+    assert result["fingerprint"] == model.fingerprint == load_checkpoint(checkpoint).fingerprint
 
 
 def test_missing_options_are_reported_once(
@@ -39,8 +39,8 @@ def test_missing_options_are_reported_once(
     bundle = str(tmp_path / "cars")
     assert main([str(tmp_path / "bare.pt"), bundle]) == 2
     assert "--encoder-type NAME" in capsys.readouterr().err
-    told = ["--encoder-type", "ResNetBackboneEncoder", "--domain", "cars"]
-    assert main([str(tmp_path / "bare.pt"), bundle, *told]) == 0
+    result = ["--encoder-type", "ResNetBackboneEncoder", "--domain", "cars"]
+    assert main([str(tmp_path / "bare.pt"), bundle, *result]) == 0
     model = load_model(bundle)
     assert (model.domain, model.input_size) == ("cars", (192, 256))
 
@@ -68,8 +68,8 @@ def test_an_nvidia_network_becomes_a_generator_bundle(
     (tmp_path / "afhqcat.pkl").write_bytes(pickled(network()))
     bundle = str(tmp_path / "cats")
     assert main([str(tmp_path / "afhqcat.pkl"), bundle]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["fingerprint"] == load_model(str(tmp_path / "afhqcat.pkl")).fingerprint
+    result = json.loads(capsys.readouterr().out)
+    assert result["fingerprint"] == load_model(str(tmp_path / "afhqcat.pkl")).fingerprint
     model = load_model(bundle)
     assert (model.domain, model.generator_alone, model.generator_size) == ("afhq_cat", True, 16)
 
@@ -77,9 +77,9 @@ def test_an_nvidia_network_becomes_a_generator_bundle(
 def test_the_choice_of_encoders_is_listed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for asked in (["--help"], ["a.pt", "b", "--encoder-type", "IRSE"]):
+    for args in (["--help"], ["a.pt", "b", "--encoder-type", "IRSE"]):
         with pytest.raises(SystemExit):
-            main(asked)
+            main(args)
         said = "".join(capsys.readouterr())
         assert [name for name in OFFICIAL_TYPES if name not in said] == []
 

@@ -54,12 +54,12 @@ def test_a_dictionary_goes_in_and_comes_out(
     run: Any, latents: Path, tiny_bundle: str, tmp_path: Path
 ) -> None:
     table, again = tmp_path / "table", tmp_path / "again.npy"
-    code, told, _ = run(
+    code, result, _ = run(
         jobs.import_latents, "--from", latents, "--model", tiny_bundle, "--output", table
     )
-    assert (code, told["faces"], told["table"]) == (0, 2, str(table))
-    code, told, _ = run(jobs.export_table, "--table", table, "--to", again)
-    assert (code, told) == (0, {"to": str(again), "as": "latents", "written": 2})
+    assert (code, result["faces"], result["table"]) == (0, 2, str(table))
+    code, result, _ = run(jobs.export_table, "--table", table, "--to", again)
+    assert (code, result) == (0, {"to": str(again), "as": "latents", "written": 2})
     assert again.read_bytes() == latents.read_bytes()
 
 
@@ -68,9 +68,9 @@ def test_an_imported_table_has_a_finished_status(
 ) -> None:
     table = tmp_path / "table"
     run(jobs.import_latents, "--from", latents, "--model", tiny_bundle, "--output", table)
-    code, told, _ = run(jobs.status, table, "--json")
-    assert (code, told["complete"], told["runs"][0]["exit_code"]) == (0, True, 0)
-    assert told["runs"][0]["samples"] == 2
+    code, result, _ = run(jobs.status, table, "--json")
+    assert (code, result["complete"], result["runs"][0]["exit_code"]) == (0, True, 0)
+    assert result["runs"][0]["samples"] == 2
 
 
 def test_pictures_are_rendered_by_the_tables_own_model(
@@ -78,12 +78,12 @@ def test_pictures_are_rendered_by_the_tables_own_model(
 ) -> None:
     table = tmp_path / "table"
     run(jobs.import_latents, "--from", latents, "--model", tiny_bundle, "--output", table)
-    code, told, _ = run(
+    code, result, _ = run(
         jobs.export_table,
         *("--table", table, "--to", tmp_path / "out", "--as", "results"),
         *("--size", 16, "--truncate-pixels"),
     )
-    assert (code, told["written"]) == (0, 4)
+    assert (code, result["written"]) == (0, 4)
     with Image.open(tmp_path / "out" / "1" / "2.png") as picture:
         assert picture.size == (16, 16)
     code, _, said = run(
@@ -102,12 +102,12 @@ def test_images_beside_the_codes_are_measured(
         sink = io.BytesIO()
         Image.fromarray(frames_of(load_model(tiny_bundle), codes.read(name))[1]).save(sink, "PNG")
         (folder / f"{name[0]}.png").write_bytes(sink.getvalue())
-    code, told, said = run(
+    code, result, said = run(
         jobs.import_latents,
         *("--from", latents, "--model", tiny_bundle, "--output", tmp_path / "table"),
         *("--images", folder, "--prealigned", "--identity", "none"),
     )
-    assert (code, told["unmeasured"]) == (0, 0)
+    assert (code, result["unmeasured"]) == (0, 0)
     assert "no face alignment, each image resized to 64x64" in said
     rows = open_table(str(tmp_path / "table")).sql("SELECT best_step, l2 FROM latents")
     assert rows["best_step"].tolist() == [2, 2]
@@ -169,8 +169,8 @@ def test_a_damaged_table_is_a_wrong_request(
     table = tmp_path / "table"
     run(jobs.import_latents, "--from", latents, "--model", tiny_bundle, "--output", table)
     (table / "_table.json").write_text('{"schema_version": 1}')
-    asked = ("--table", table, "--to", tmp_path / "out", "--as", "codes")
-    code, line, error = run(jobs.export_table, *asked)
+    args = ("--table", table, "--to", tmp_path / "out", "--as", "codes")
+    code, line, error = run(jobs.export_table, *args)
     assert (code, line["exit_code"]) == (2, 2)
     assert "read it by the version of the code that made it" in error
 
@@ -182,8 +182,8 @@ def test_nothing_is_written_into_the_table(
     table = tmp_path / "table"
     run(jobs.import_latents, "--from", latents, "--model", tiny_bundle, "--output", table)
     before = file_bytes(table)
-    for asked in (("--to", table / inside, "--as", "codes"), ("--to", table / inside / "x.npy")):
-        code, line, error = run(jobs.export_table, "--table", f"{table}/", *asked)
+    for args in (("--to", table / inside, "--as", "codes"), ("--to", table / inside / "x.npy")):
+        code, line, error = run(jobs.export_table, "--table", f"{table}/", *args)
         assert (code, line["exit_code"]) == (2, 2)
         assert f"lies inside the table '{table}'" in error
         assert error.count("\n") == 1
@@ -210,8 +210,8 @@ def test_an_export_to_a_folder_needs_a_kind(run: Any, tmp_path: Path) -> None:
 def test_an_export_does_not_overwrite_another_kind(
     run: Any, tmp_path: Path, name: str, kind: str | None, said: str
 ) -> None:
-    asked = ("--table", tmp_path, "--to", f"{tmp_path}/{name}", *(("--as", kind) if kind else ()))
-    code, _, error = run(jobs.export_table, *asked)
+    args = ("--table", tmp_path, "--to", f"{tmp_path}/{name}", *(("--as", kind) if kind else ()))
+    code, _, error = run(jobs.export_table, *args)
     assert code == 2
     assert said in error
     assert error.count("\n") == 1
@@ -224,37 +224,37 @@ def test_codes_go_from_bucket_to_bucket(
     bucket = Store(s3.uri)
     bucket.put("latents.npy", latents.read_bytes())
     source, again, table, out = map(bucket.uri, ("latents.npy", "again.npy", "table", "out"))
-    code, told, said = run(
+    code, result, said = run(
         jobs.import_latents, "--from", source, "--model", tiny_bundle, "--output", table
     )
-    assert (code, told["faces"]) == (0, 2), said
-    code, told, said = run(jobs.export_table, "--table", table, "--to", again)
-    assert (code, told["written"]) == (0, 2), said
+    assert (code, result["faces"]) == (0, 2), said
+    code, result, said = run(jobs.export_table, "--table", table, "--to", again)
+    assert (code, result["written"]) == (0, 2), said
     assert bucket.get("again.npy") == latents.read_bytes()
     for kind, written in (("codes", 2), ("results", 4)):
-        code, told, said = run(jobs.export_table, "--table", table, "--to", out, "--as", kind)
-        assert (code, told["written"]) == (0, written), said
+        code, result, said = run(jobs.export_table, "--table", table, "--to", out, "--as", kind)
+        assert (code, result["written"]) == (0, written), said
     stack = bucket.uri("stack.npz")
-    code, told, said = run(jobs.export_table, "--table", table, "--to", stack, "--as", "stacked")
-    assert (code, told["written"]) == (0, 2), said
-    code, told, said = run(
+    code, result, said = run(jobs.export_table, "--table", table, "--to", stack, "--as", "stacked")
+    assert (code, result["written"]) == (0, 2), said
+    code, result, said = run(
         jobs.import_latents,
-        *("--from", stack, "--names", told["names"], "--refined-from", table),
+        *("--from", stack, "--names", result["names"], "--refined-from", table),
         *("--model", tiny_bundle, "--output", f"{table}-3"),
     )
-    assert (code, told["refined_from"], told["without_ancestor"]) == (0, 2, 0), said
+    assert (code, result["refined_from"], result["without_ancestor"]) == (0, 2, 0), said
     third = open_table(f"{table}-3").sql("SELECT key, refined_from FROM latents ORDER BY key")
     assert third["key"].tolist() == ["1", "2"]
     assert third["refined_from"].tolist() == [f"codes-00000/{n}.jpg#0" for n in (1, 2)]
     names = bucket.names("out/")
     assert {name.rsplit(".", 1)[1] for name in names} == {"npy", "png"}
-    code, told, said = run(
+    code, result, said = run(
         jobs.import_latents, "--from", out, "--model", tiny_bundle, "--output", f"{table}-2"
     )
-    assert (code, told["faces"]) == (0, 2), said
+    assert (code, result["faces"]) == (0, 2), said
     first, second = (open_table(uri).sql("SELECT * FROM latents") for uri in (table, f"{table}-2"))
-    for one, other in zip(first["w_plus"], second["w_plus"], strict=True):
-        assert np.array_equal(np.stack(one), np.stack(other))
+    for item, other in zip(first["w_plus"], second["w_plus"], strict=True):
+        assert np.array_equal(np.stack(item), np.stack(other))
 
 
 def test_an_imported_table_is_refined_by_its_images(
@@ -266,8 +266,8 @@ def test_an_imported_table_is_refined_by_its_images(
         Image.new("RGB", (64, 64), (80 * number, 90, 100)).save(photos / f"{number}.jpg")
     monkeypatch.chdir(tmp_path)
     given = ("--from", latents, "--model", tiny_bundle)
-    shown = ("--images", "photos", "--prealigned", "--identity", "none")
-    assert run(jobs.import_latents, *given, "--output", "table", *shown)[0] == 0
+    output = ("--images", "photos", "--prealigned", "--identity", "none")
+    assert run(jobs.import_latents, *given, "--output", "table", *output)[0] == 0
     assert run(jobs.import_latents, *given, "--output", "blind")[0] == 0
     monkeypatch.chdir("/")
     config = second_pass(str(tmp_path / "table"), {"output": str(tmp_path / "refined")})

@@ -1,4 +1,4 @@
-"""The same images out of archives in a bucket, with the table in the bucket too."""
+"""Run the job on the same images from archives in a bucket, with the table in the bucket."""
 
 from __future__ import annotations
 
@@ -96,14 +96,14 @@ def on_s3(
         )
         photos.put("a.tar", tar_of(first))
         photos.put("b.tar", tar_of(second))
-        one = run(photos.root, table.root)
+        item = run(photos.root, table.root)
         opened = open_table(table.root)
         codes, counts, before = codes_by_content(opened), opened.verify(), objects(table)
         photos.put("b.tar", tar_of(dict(islice(second.items(), 1, None))))
         photos.put("c.tar", tar_of(second)[:-60_000])
         two = run(photos.root, table.root)
         after = objects(table)
-        yield OnS3(s3_server, one, codes, counts, before, two, after, proxy.requests)
+        yield OnS3(s3_server, item, codes, counts, before, two, after, proxy.requests)
 
 
 def test_archives_in_a_bucket_equal_a_local_folder(on_s3: OnS3, undisturbed: Undisturbed) -> None:
@@ -127,8 +127,8 @@ def test_a_table_in_a_bucket_keeps_its_promises(on_s3: OnS3) -> None:
 def test_no_secret_is_in_bucket_or_output(on_s3: OnS3) -> None:
     said = {"stdout": on_s3.first.out.encode(), "stderr": on_s3.first.err.encode()}
     secrets = [secret.encode() for secret in on_s3.server.secrets.values()]
-    found = on_s3.before | on_s3.after | said
-    leaks = [name for name, content in found.items() if any(one in content for one in secrets)]
+    result = on_s3.before | on_s3.after | said
+    leaks = [name for name, content in result.items() if any(item in content for item in secrets)]
     assert leaks == []
 
 
@@ -140,9 +140,9 @@ def test_the_input_has_its_own_credentials_and_endpoint(on_s3: OnS3) -> None:
     assert b"writer" not in description
 
 
-def shard_files(found: dict[str, bytes], shard: str) -> dict[str, bytes]:
-    names = [name for name in found if Path(name).name.startswith((f"{shard}-", f"{shard}."))]
-    return {name: found[name] for name in names}
+def shard_files(result: dict[str, bytes], shard: str) -> dict[str, bytes]:
+    names = [name for name in result if Path(name).name.startswith((f"{shard}-", f"{shard}."))]
+    return {name: result[name] for name in names}
 
 
 def test_an_unchanged_shard_is_not_touched(on_s3: OnS3) -> None:

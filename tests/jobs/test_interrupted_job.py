@@ -35,7 +35,7 @@ class Interrupted:
 
 
 def left_after_a_moment(job: Job) -> list[str]:
-    """What still runs of a job when the last of its processes had a minute to end."""
+    """Return the processes of a job that still run after a minute."""
     deadline = time.monotonic() + 60
     while (left := job.left_running()) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -43,7 +43,7 @@ def left_after_a_moment(job: Job) -> list[str]:
 
 
 class TooFast(Exception):  # noqa: N818 - no error of the job's
-    """A run was through before it could be stopped."""
+    """The run ended before it could be stopped."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def interrupted(
     photos: Path, tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Interrupted:
     where = ("--input", photos, "--output", "table", "--model", tiny_bundle)
-    # On busy cores this process may sleep while the twelve parts are done: then it begins anew.
+    # On busy cores this process may sleep while the twelve parts are done: then it starts again.
     for _ in range(4):
         with suppress(TooFast):
             return stopped_three_times(tmp_path_factory.mktemp("interrupted"), where)

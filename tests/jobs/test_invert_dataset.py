@@ -1,4 +1,4 @@
-"""The job as a user runs it, undisturbed."""
+"""Run the job as a user does, undisturbed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def again(undisturbed: Undisturbed, *arguments: object) -> Ended:
-    """The same command once more, with more arguments."""
+    """Run the same command again, with more arguments."""
     config = ("--config", "run.yaml", "--output", "table", "--steps", 5, *SETTINGS)
     return run_job(undisturbed.folder, *config, *arguments)
 
@@ -44,8 +44,8 @@ def test_the_table_keeps_its_promises(undisturbed: Undisturbed) -> None:
 
 
 def test_every_reject_has_its_reason(undisturbed: Undisturbed) -> None:
-    found = open_table(str(undisturbed.table)).sql("SELECT key, reason FROM rejects")
-    assert dict(zip(found["key"], found["reason"], strict=True)) == {
+    result = open_table(str(undisturbed.table)).sql("SELECT key, reason FROM rejects")
+    assert dict(zip(result["key"], result["reason"], strict=True)) == {
         "rejects/corrupt.jpg": "undecodable",
         "rejects/cut-short.jpg": "truncated",
         "rejects/landscape.jpg": "no_face",
@@ -179,6 +179,6 @@ def test_an_impossible_output_is_a_wrong_request(
 def test_an_unknown_flag_is_told_by_its_name(tmp_path: Path) -> None:
     run = run_job(tmp_path, "--output", "table", "--input", "in", "--stepz", "3")
     assert run.refused
-    told = "unrecognized arguments: --stepz 3; did you mean --steps?"
-    assert run.err.splitlines()[-1].endswith(told)
-    assert run.line["errors"] == [told]
+    result = "unrecognized arguments: --stepz 3; did you mean --steps?"
+    assert run.err.splitlines()[-1].endswith(result)
+    assert run.line["errors"] == [result]

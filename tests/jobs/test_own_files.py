@@ -1,4 +1,4 @@
-"""What lies in an output folder already is left alone, by every job that writes a folder."""
+"""Check that jobs leave existing files in an output folder alone."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_every_job_refuses_a_folder_of_other_files(
     command: tuple[str, ...], own: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = importlib.import_module(f"jobs.{command[0]}")
-    asked = [part.format(photos=photos) for part in command[1:]]
-    assert job.main([*asked, str(own)]) == 2
+    args = [part.format(photos=photos) for part in command[1:]]
+    assert job.main([*args, str(own)]) == 2
     said = capsys.readouterr().err
     assert f"the output '{own}' holds '1.jpg', 'README.md', 'comparison.md' and more" in said
     assert "choose a folder that is new or empty, or" in said
@@ -89,11 +89,11 @@ def test_an_import_says_once_that_a_readme_stays(
     latents: Path, tiny_bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     readme = tmp_path / "table" / "README.md"
-    asked = ["--from", str(latents), "--model", tiny_bundle, "--output", str(tmp_path / "table")]
-    assert jobs.import_latents.main(asked) == 0
+    args = ["--from", str(latents), "--model", tiny_bundle, "--output", str(tmp_path / "table")]
+    assert jobs.import_latents.main(args) == 0
     assert "README.md' is not the card" not in capsys.readouterr().err
     readme.write_bytes(b"mine")
-    assert jobs.import_latents.main(asked) == 0
+    assert jobs.import_latents.main(args) == 0
     said = capsys.readouterr()
     assert said.err.count("README.md' is not the card that this job writes") == 1
     assert json.loads(said.out.splitlines()[-1])["faces"] == 1
@@ -104,17 +104,17 @@ def test_an_export_replaces_no_file_of_another_content(
     latents: Path, tiny_bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table, codes = tmp_path / "table", tmp_path / "codes"
-    made = ["--from", str(latents), "--model", tiny_bundle, "--output", str(table)]
-    assert jobs.import_latents.main(made) == 0
-    asked = ["--table", str(table), "--to", str(codes), "--as", "codes"]
-    assert jobs.export_table.main(asked) == 0
+    created = ["--from", str(latents), "--model", tiny_bundle, "--output", str(table)]
+    assert jobs.import_latents.main(created) == 0
+    args = ["--table", str(table), "--to", str(codes), "--as", "codes"]
+    assert jobs.export_table.main(args) == 0
     exported = (codes / "1.npy").read_bytes()
-    assert jobs.export_table.main(asked) == 0, "the same again"
+    assert jobs.export_table.main(args) == 0, "the same again"
     sink = io.BytesIO()
     np.save(sink, np.ones(3))
     (codes / "1.npy").write_bytes(sink.getvalue())
     capsys.readouterr()
-    assert jobs.export_table.main(asked) == 2
+    assert jobs.export_table.main(args) == 2
     assert "1.npy' is there already, with another content" in capsys.readouterr().err
     assert (codes / "1.npy").read_bytes() == sink.getvalue() != exported
 

@@ -23,7 +23,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 
 
 def listening(pids: list[int]) -> set[str]:
-    """The addresses, as the kernel writes them, on which these processes take connections."""
+    """Return the addresses, as the kernel writes them, on which the processes listen."""
     inodes = set()
     for pid in pids:
         for opened in Path(f"/proc/{pid}/fd").glob("*"):
@@ -33,29 +33,29 @@ def listening(pids: list[int]) -> set[str]:
                 continue
             if target.startswith("socket:["):
                 inodes.add(target[8:-1])
-    found = set()
+    result = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             words = line.split()
             if words[3] == LISTENING and words[9] in inodes:
-                found.add(words[1].split(":")[0])
-    return found
+                result.add(words[1].split(":")[0])
+    return result
 
 
 def processes(job: Job) -> list[int]:
-    found = []
+    result = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if f"{job.mark}=".encode() in (process / "environ").read_bytes():
-                found.append(int(process.name))
+                result.append(int(process.name))
         except OSError:
             continue
-    return found
+    return result
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """What a run showed at work, and left after signals every few milliseconds."""
+    """State of a running job, and what it left after signals every few milliseconds."""
 
     run: Ended
     listened_on: set[str]

@@ -1,4 +1,4 @@
-"""The query job as a user runs it."""
+"""Run the query job as a user does."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def test_columns_of_one_name_keep_their_own_values(table: Path) -> None:
         "SELECT a.l2, b.l2, a.l2 <> b.l2 AS differ FROM latents a JOIN latents b "
         "ON a.image_id < b.image_id ORDER BY a.image_id, b.image_id LIMIT 1"
     )
-    known = json.loads(ask(table, query, "--json").stdout)
-    assert list(known) == ["l2", "l2_1", "differ"]
-    assert (known["l2"] != known["l2_1"]) is known["differ"]
+    expected = json.loads(ask(table, query, "--json").stdout)
+    assert list(expected) == ["l2", "l2_1", "differ"]
+    assert (expected["l2"] != expected["l2_1"]) is expected["differ"]
     lines = ask(table, "SELECT 1 AS a, 2 AS a, 3 AS a_1", "--csv").stdout.splitlines()
     assert lines == ["a,a_1,a_1_1", "1,2,3"]
     assert "│ 1 │ 2   │ 3     │" in ask(table, "SELECT 1 AS a, 2 AS a, 3 AS a_1").stdout
@@ -94,9 +94,9 @@ def test_a_map_has_null_for_invalid_numbers(
 ) -> None:
     query = "SELECT map([1], ['nan'::DOUBLE]) AS x, [map(['a'], [[1.5::DOUBLE]])] AS y"
     assert query_latents.main([str(table), query, form]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        shown
+        output
         == {
             "--json": '{"x": [[1, null]], "y": [[["a", [1.5]]]]}\n',
             "--csv": 'x,y\n"[[1, null]]","[[[""a"", [1.5]]]]"\n',
@@ -118,10 +118,10 @@ def test_a_date_beyond_python_is_refused(
     table: Path, query: str, form: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert query_latents.main([str(table), query, *form]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert len(told.err.splitlines()) == 1
-    assert "column 'odd' has a value that Python has no form for" in told.err
+    result = capsys.readouterr()
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1
+    assert "column 'odd' has a value that Python has no form for" in result.err
 
 
 def test_a_query_that_is_not_utf8_is_refused(table: Path) -> None:
@@ -185,10 +185,10 @@ def test_a_grid_shows_names_and_cells_escaped(
     hostile: Path, query: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert query_latents.main([str(hostile), query]) == 0
-    shown = capsys.readouterr().out
-    assert r"\x1b[2K=cmd" in shown
-    assert r"\u202e[red]\n" in shown
-    assert all(line.isprintable() for line in shown.splitlines())
+    output = capsys.readouterr().out
+    assert r"\x1b[2K=cmd" in output
+    assert r"\u202e[red]\n" in output
+    assert all(line.isprintable() for line in output.splitlines())
 
 
 def test_csv_and_json_keep_the_data(hostile: Path) -> None:

@@ -27,7 +27,7 @@ def refine(undisturbed: Undisturbed, where: str, output: str = "refined") -> End
 
 @pytest.fixture(scope="module")
 def refined(undisturbed: Undisturbed) -> Path:
-    """The table of the second pass."""
+    """Return the table of the second pass."""
     run = refine(undisturbed, WHERE)
     assert run.code == 0, run.err
     assert (run.line["samples"], run.line["faces"], run.line["rejects"]) == (2, 2, 0)

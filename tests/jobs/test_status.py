@@ -25,10 +25,10 @@ def test_status_is_printed_as_lines_or_json(tmp_path: Path) -> None:
     account = {"exit_code": None, "found": FOUND, "samples": 4, "updated": now.isoformat()}
     put_run(table.store, now, "ab12", account)
     write_shard(table, shard(), commit=False)
-    begun = status(tmp_path)
-    assert begun.returncode == 3, begun.stderr
-    assert "0 of 1 committed, 0.0 % of the bytes; 1 begun" in begun.stdout
-    assert "running, or gone without a word" in begun.stdout
+    initial = status(tmp_path)
+    assert initial.returncode == 3, initial.stderr
+    assert "0 of 1 committed, 0.0 % of the bytes; 1 begun" in initial.stdout
+    assert "running, or gone without a word" in initial.stdout
     table.commit_shard(shard(), table.state(shard()).parts.values())
     done = status(tmp_path)
     assert done.returncode == 0
@@ -50,8 +50,8 @@ def test_a_shard_missing_in_the_input_is_shown(tmp_path: Path) -> None:
     for name in ("gone", "b", "c"):
         write_shard(table, shard(name))
     began = datetime.now(UTC) + timedelta(seconds=2)
-    told = FOUND | {"done_shards": 2, "done_bytes": 200}
-    put_run(table.store, began, "ab12", {"exit_code": None, "found": told})
+    result = FOUND | {"done_shards": 2, "done_bytes": 200}
+    put_run(table.store, began, "ab12", {"exit_code": None, "found": result})
     line = status(tmp_path).stdout.splitlines()[1]
     assert "2 of 3 committed (and 1 that left the input or changed in it), 66.7 %" in line
 
@@ -73,10 +73,10 @@ def test_names_of_runs_are_shown_escaped(tmp_path: Path) -> None:
     root = tmp_path / "a\x1b[31mtable"
     table = writer(root)
     table.store.put("_runs/20260101T000000Z-\x1b[2K\u202eab\n.json", b'{"exit_code": 0}')
-    shown = status(root)
-    assert shown.returncode in (0, 3), shown.stderr
-    assert r"20260101T000000Z-\x1b[2K\u202eab\n: " in shown.stdout
-    assert all(line.isprintable() for line in shown.stdout.splitlines())
+    output = status(root)
+    assert output.returncode in (0, 3), output.stderr
+    assert r"20260101T000000Z-\x1b[2K\u202eab\n: " in output.stdout
+    assert all(line.isprintable() for line in output.stdout.splitlines())
 
 
 def test_status_shows_a_stopped_run_and_its_rest(tmp_path: Path) -> None:

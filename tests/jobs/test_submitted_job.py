@@ -35,37 +35,37 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """A head that wants a token, with no more room than a job needs at least."""
+    """Start a head that requires a token, with the minimum of CPUs for a job."""
     with running_head(TOKEN, cpus=1) as running:
         yield running
 
 
 @pytest.fixture
 def command(undisturbed: Undisturbed, tmp_path: Path) -> tuple[object, ...]:
-    """The job of the undisturbed run, into a table of this test."""
+    """Return the command of the undisturbed run, into a table of this test."""
     config = ("--input", undisturbed.folder / "photos", "--model", undisturbed.folder / "model")
     output = ("--output", tmp_path / "table", "--steps", 5, "--log-format", "json")
     return ("python", "jobs/invert_dataset.py", *config, *output, *SETTINGS)
 
 
-def accounts(table: Path) -> list[dict[str, object]]:
-    found = sorted((table / "_runs").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    return [json.loads(path.read_text()) for path in found]
+def run_records(table: Path) -> list[dict[str, object]]:
+    paths = sorted((table / "_runs").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def last_object(text: str) -> dict[str, object]:
-    """The last line of a job's stdout; the client's own words come after it."""
+    """Return the last JSON line of a job's stdout; the client prints more after it."""
     lines = [line for line in text.splitlines() if line.startswith("{")]
-    found: dict[str, object] = json.loads(lines[-1])
-    return found
+    result: dict[str, object] = json.loads(lines[-1])
+    return result
 
 
-def scraped(head: Head, wanted: set[str]) -> str:
-    """The metrics, once all `wanted` are there."""
+def scraped(head: Head, expected: set[str]) -> str:
+    """Return the metrics once all `expected` ones are exported."""
     deadline = time.monotonic() + 120
     while True:
         text = head.scrape()
-        missing = {name for name in wanted if f"\nray_{name}" not in text}
+        missing = {name for name in expected if f"\nray_{name}" not in text}
         if not missing:
             return text
         assert time.monotonic() < deadline, f"no {missing} among the metrics"
@@ -90,7 +90,7 @@ def test_a_job_streams_its_log_and_last_line(
     assert (line["exit_code"], line["samples"], line["errors"]) == (0, 12, [])
     ended = json.loads(next(text for text in job.lines if '"event": "run_ended"' in text))
     assert ended["rejects_by_reason"] == REASONS
-    (account,) = accounts(tmp_path / "table")
+    (account,) = run_records(tmp_path / "table")
     assert (account["exit_code"], account["samples"]) == (0, 12)
     assert str(account["job"]).startswith("test-")
     assert "ray" in account["versions"]  # type: ignore[operator]
@@ -103,7 +103,7 @@ def test_a_job_streams_its_log_and_last_line(
 def test_a_running_job_exposes_its_log_and_metrics(
     head: Head, command: tuple[object, ...], dataset: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """The job has work for minutes, and is stopped when all shows: how busy it was, after 20 s."""
+    """The job has work for minutes and is stopped when all metrics are exported, after 20 s."""
     for copy, (name, content) in itertools.product(range(200), dataset.items()):
         path = tmp_path / "many" / f"{copy:03d}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,8 +123,8 @@ def test_a_running_job_exposes_its_log_and_metrics(
     assert all(0 <= float(share) <= 1 for share in shares)
     config = yaml.safe_load((ROOT / "cluster" / "prometheus.yml").read_text())
     (source,) = config["scrape_configs"][0]["http_sd_configs"]
-    told = head.get(source["url"].removeprefix("http://localhost:8265"))
-    targets = [target for group in json.loads(told) for target in group["targets"]]
+    result = head.get(source["url"].removeprefix("http://localhost:8265"))
+    targets = [target for group in json.loads(result) for target in group["targets"]]
     assert head.metrics in {int(target.rsplit(":", 1)[1]) for target in targets}
     head.stop("busy")
     job.ended()
@@ -148,7 +148,7 @@ def test_the_next_job_finishes_a_stopped_one(
         time.sleep(0.02)
     head.stop("stopped")
     job.ended()
-    (account,) = accounts(table)
+    (account,) = run_records(table)
     # Null where three seconds were not enough for its last words.
     assert account["exit_code"] in (1, None)
     done = len(list((table / "latents").glob("*.parquet")))
@@ -159,19 +159,19 @@ def test_the_next_job_finishes_a_stopped_one(
     assert 0 < int(str(line["skipped_parts"])) < 12
     assert open_table(str(table)).verify()["samples"] == 12
     assert file_bytes(table, "latents") == file_bytes(undisturbed.table, "latents")
-    assert accounts(table)[-1]["exit_code"] == 0
+    assert run_records(table)[-1]["exit_code"] == 0
 
 
 @pytest.mark.slow
 def test_the_last_line_has_the_real_exit_code(
     head: Head, command: tuple[object, ...], undisturbed: Undisturbed
 ) -> None:
-    before = len(accounts(undisturbed.table))
+    before = len(run_records(undisturbed.table))
     run = head.submit(*command, "--output", undisturbed.table, "--steps", 3).ended()
     assert run.code == 1, "Ray turns 2 into 1"
     assert last_object(run.out)["exit_code"] == 2
     assert "--steps: 5 in the table, 3 asked for" in run.out
-    assert len(accounts(undisturbed.table)) == before, "another run's table is left alone"
+    assert len(run_records(undisturbed.table)) == before, "another run's table is left alone"
 
 
 @pytest.mark.slow
@@ -187,7 +187,7 @@ def test_where_authentication_is_off_no_token_is_needed(undisturbed: Undisturbed
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """What `--working-dir .` sends to the cluster."""
+    """Return what `--working-dir .` sends to the cluster."""
     path = tmp_path_factory.mktemp("package") / "package.zip"
     excludes = get_runtime_env_default_excludes()
     create_package(str(ROOT), path, include_gitignore=True, excludes=excludes)
@@ -246,7 +246,7 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     text = (ROOT / "cluster" / "grafana_dashboard.json").read_text()
     board = json.loads(text)
     queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    asked = {name for name in NAMES if any(f"ray_{name}" in query for query in queries)}
-    assert asked == set(NAMES), "each metric is on the board"
+    args = {name for name in NAMES if any(f"ray_{name}" in query for query in queries)}
+    assert args == set(NAMES), "each metric is on the board"
     for query in queries:
         assert any(f"ray_{name}" in query for name in NAMES), query

@@ -34,7 +34,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Runs:
-    """The same training twice: unbroken, and killed in the middle."""
+    """Results of one training, run twice: uninterrupted, and killed in the middle."""
 
     whole: Ended
     resumed: Ended
@@ -54,7 +54,7 @@ def write_images(folder: Path) -> Path:
 
 
 def reports(run: Path) -> list[dict[str, Any]]:
-    """The log's lines without their seconds."""
+    """Return the log's lines without their seconds."""
     path = run / "encoder.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [{**json.loads(line), "seconds": 0, "total_seconds": 0} for line in lines]
@@ -175,8 +175,8 @@ def test_two_workers_train_between_buckets_with_moco(
         **s3.env,
     ).ended()
     assert ended.code == 0, ended.err
-    told = json.loads(ended.out.splitlines()[0])
-    assert (told["pairs"], told["without_target"], told["without_source"]) == (40, 0, 0)
+    result = json.loads(ended.out.splitlines()[0])
+    assert (result["pairs"], result["without_target"], result["without_source"]) == (40, 0, 0)
     lines = [json.loads(line) for line in bucket.get("run/encoder.jsonl").splitlines()]
     assert [line["images"] for line in lines] == [20, 40]
     assert all(np.isfinite(value) for value in lines[-1]["held_out_l2"])
@@ -203,8 +203,8 @@ def test_a_stopped_training_reports_on_both_streams(
 def test_too_few_faces_are_reported_by_the_job(tiny_bundle: str, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images")
     where = ("--input", images, "--output", "run", "--model", tiny_bundle)
-    asked = (*where, *SETTINGS, "--held-out", 38)
-    ended = Job(tmp_path, *asked, job="train_restyle").ended()
+    args = (*where, *SETTINGS, "--held-out", 38)
+    ended = Job(tmp_path, *args, job="train_restyle").ended()
     assert ended.code == 2, ended.err
     assert ended.line["errors"][0].startswith("40 images, of which 38 are held out for validation")
     assert not (tmp_path / "run").exists(), "no crop was cut"
@@ -214,8 +214,8 @@ def test_a_workers_own_error_is_reported_unchanged(tiny_bundle: str, tmp_path: P
     images = write_images(tmp_path / "images")
     (tmp_path / "pairs-00000.tar").write_bytes(b"no tar")
     where = ("--input", images, "--output", "run", "--model", tiny_bundle)
-    asked = (*where, *SETTINGS, "--realness", 0.1, "--codes", tmp_path)
-    ended = Job(tmp_path, *asked, job="train_restyle").ended()
+    args = (*where, *SETTINGS, "--realness", 0.1, "--codes", tmp_path)
+    ended = Job(tmp_path, *args, job="train_restyle").ended()
     assert ended.code == 2, ended.err
     last = ended.err.splitlines()[-1]
     assert last.startswith("InputError: ")
@@ -225,9 +225,9 @@ def test_a_workers_own_error_is_reported_unchanged(tiny_bundle: str, tmp_path: P
 def test_an_output_inside_the_input_is_refused(
     tiny_bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its pictures would be images of the next start, which would then refuse to go on."""
-    asked = ["--input", str(tmp_path), "--output", str(tmp_path / "out"), "--model", tiny_bundle]
-    assert job.main(asked) == 2
+    """The next start would read the output's pictures as input and refuse to continue."""
+    args = ["--input", str(tmp_path), "--output", str(tmp_path / "out"), "--model", tiny_bundle]
+    assert job.main(args) == 2
     assert "lies inside the input" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
