@@ -14,13 +14,13 @@ def face(number: int) -> dict[str, Any]:
     y, x = np.mgrid[0:64, 0:64] / 64
     waves = np.stack([np.sin((number + 2) * x + c * y) for c in range(3)], axis=-1)
     pixels = ((waves + 1) * 127.5).astype(np.uint8)
-    expected = {
+    facts = {
         "key": str(number),
         "source_uri": f"/in/{number}",
         "source_sha256": "",
         "face_index": 0,
     }
-    return dict.fromkeys(FACES.names) | expected | {"n_faces": 1, "pixels": pixels.tobytes()}
+    return dict.fromkeys(FACES.names) | facts | {"n_faces": 1, "pixels": pixels.tobytes()}
 
 
 def start_of(*numbers: int) -> dict[str, np.ndarray]:

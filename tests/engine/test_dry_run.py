@@ -79,15 +79,15 @@ def test_refined_faces_are_timed_with_their_codes(
 ) -> None:
     table = open_table(first_pass.output)
     codes = table.sql("SELECT key FROM latents WHERE face_index = 0")
-    batch = {"method": method} | ({"iterations": 5} if method == "hybrid" else {})
+    method_settings = {"method": method} | ({"iterations": 5} if method == "hybrid" else {})
     shared = {"init": first_pass.output, "files_per_shard": 2, "prealigned": True}
-    result = estimate_job(config_of(**shared, **batch))
+    result = estimate_job(config_of(**shared, **method_settings))
     assert result["samples_to_do"] == 4
     assert result["invert_seconds_a_sample"] > 0
     bytes_of_a_code = 10 * 512 * 2 + dry_run.ROW_OVERHEAD_BYTES
     assert result["estimated_table_bytes"] == len(codes) * bytes_of_a_code
     item = codes["key"][0]
-    result = estimate_job(config_of(**shared, **batch, where=f"key = '{item}'"))
+    result = estimate_job(config_of(**shared, **method_settings, where=f"key = '{item}'"))
     assert (result["samples_to_do"], result["samples_are_exact"]) == (1, True)
     assert result["invert_seconds_a_sample"] > 0
     assert result["estimated_table_bytes"] == bytes_of_a_code

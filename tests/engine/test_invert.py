@@ -94,7 +94,7 @@ def test_a_failure_while_inverting_costs_its_part(
     assert isinstance(failure, Failure)
     assert failure.stage == "invert"
     assert "OutOfMemoryError: no memory for 3 GiB" in failure.error
-    assert stage.process(part([face(0)])).counts.faces == 1, "the actor goes on"
+    assert stage.process(part([face(0)])).counts.faces == 1, "the actor continues"
 
 
 @pytest.mark.parametrize(("chosen", "codes", "left"), [("all", 2, [1]), ("chosen", 1, [])])

@@ -39,7 +39,7 @@ MESSAGES = (
 
 
 class Double(Stage):
-    """Gives each batch of samples twice; fails where it is told to."""
+    """Gives each batch of samples twice; fails on request."""
 
     name = "align"
     takes = SampleBatch

@@ -121,7 +121,7 @@ def test_a_run_ends_without_any_usable_node(
 
 @pytest.mark.usefixtures("one_node")
 def test_a_node_without_storage_gets_no_work(notices: list[str]) -> None:
-    """Another node, that is only said to be there, goes on."""
+    """A second node that is only reported continues."""
     (node,) = [item for item in ray.nodes() if item["Alive"]]
     checks = NodeChecks({}, notice=notices.append)
     alive = {node["NodeID"]: node, "another": {"Resources": {"CPU": 4.0}}}

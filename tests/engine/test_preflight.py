@@ -104,14 +104,14 @@ ANSWERS = {"evaluate", "contact_sheet", "query_latents", "status", "build_sample
 Refusals = list[tuple[tuple[str, str], Any]]  # (job, what is said), how it ended
 SCRIPT = """
 import contextlib, importlib, io, json, sys
-told = []
+results = []
 for job, flags in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = importlib.import_module("jobs." + job).main(flags)
     slow = [name for name in ("torch", "ray") if name in sys.modules]
-    told.append([code, out.getvalue(), err.getvalue(), slow])
-print(json.dumps(told))
+    results.append([code, out.getvalue(), err.getvalue(), slow])
+print(json.dumps(results))
 """
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine.console import progress, screen
+from pipeline.engine.console import pending, progress, screen
 from pipeline.engine.console.pace import Pace, format_seconds
 from pipeline.engine.console.pending import ClusterState, StageState
 from pipeline.engine.console.progress import (
@@ -34,6 +34,7 @@ from pipeline.engine.console.progress import (
 )
 from pipeline.engine.console.summary import Console
 from pipeline.engine.plan import Backlog
+from pipeline.engine.stages import STAGES
 from pipeline.table import Counts, RunRecord
 from pipeline.table import runs as runs_module
 
@@ -54,7 +55,7 @@ def run(seconds: float, **counts: object) -> RunRecord:
     return RunRecord(Counts(**counts), clock=NOW - seconds)  # type: ignore[arg-type]
 
 
-def found(**counts: object) -> Backlog:
+def backlog_of(**counts: object) -> Backlog:
     given = {"shards": 3, "bytes": 1000, "images": 400, "complete": True}
     return Backlog(**(given | counts))  # type: ignore[arg-type]
 
@@ -82,7 +83,7 @@ def test_seconds_read_as_a_clock(seconds: float, text: str) -> None:
 @pytest.mark.usefixtures("clock")
 def test_a_line_says_it_all() -> None:
     record = run(100, faces=90, shards=1, rejects=10, reasons=Counter(no_face=8, truncated=2))
-    display = display_after(record, found(), (40, 20), (90, 100))
+    display = display_after(record, backlog_of(), (40, 20), (90, 100))
     display.set_stages([StageState("align", 2, 0, 1, 2), StageState("invert", 1, 0, 0, 1)])
     assert " · ".join(display.words()) == (
         "1:40 · images 100 of 400 · 25 % · 2:58 left · 1.6 images/s · faces 90 · "
@@ -93,13 +94,13 @@ def test_a_line_says_it_all() -> None:
 
 @pytest.mark.usefixtures("clock")
 def test_what_was_done_before_counts_as_done() -> None:
-    display = display_after(run(9), found(done_samples=600), (5, 100))
+    display = display_after(run(9), backlog_of(done_samples=600), (5, 100))
     assert (display.images, display.share) == ("images 700 of 1000", 0.7)
 
 
 @pytest.mark.usefixtures("clock")
 def test_images_of_archives_are_told_as_an_estimate() -> None:
-    expected = found(images=0, uncounted_bytes=1000)
+    expected = backlog_of(images=0, uncounted_bytes=1000)
     display = display_after(run(9, bytes=0), expected)
     assert (display.images, display.share) == ("images 0", None), "nothing was read yet"
     display = display_after(run(9, bytes=100), expected, (5, 7))
@@ -113,8 +114,8 @@ def test_images_of_archives_are_told_as_an_estimate() -> None:
 @pytest.mark.usefixtures("clock")
 def test_totals_are_unknown_during_the_listing() -> None:
     parts = ((40, 20), (90, 100))
-    assert display_after(run(100), found(), *parts).seconds_left is not None
-    display = display_after(run(100, shards=1), found(shards=1, complete=False), *parts)
+    assert display_after(run(100), backlog_of(), *parts).seconds_left is not None
+    display = display_after(run(100, shards=1), backlog_of(shards=1, complete=False), *parts)
     assert (display.seconds_left, display.share) == (None, None)
     assert (display.shards, display.images) == ("1 of 1+", "images 100 of 400+")
 
@@ -122,7 +123,7 @@ def test_totals_are_unknown_during_the_listing() -> None:
 @pytest.mark.usefixtures("clock")
 def test_chosen_images_use_bytes_as_progress() -> None:
     record = run(100)
-    display = display_after(record, found(chosen=True))
+    display = display_after(record, backlog_of(chosen=True))
     for seconds, size in ((50, 100), (60, 200)):
         parts = record.counts.parts + 1
         record.counts = replace(record.counts, parts=parts, bytes=size)
@@ -189,7 +190,7 @@ def test_a_cluster_names_what_is_pending_in_numbers(
 ) -> None:
     monkeypatch.setattr(progress, "in_cluster", lambda: True)
     monkeypatch.setattr(progress, "storage_retries", lambda: 1)
-    display = display_after(run(100), found(), (90, 100))
+    display = display_after(run(100), backlog_of(), (90, 100))
     display.set_stages([IDLE[0], StageState("invert", 0, 1, 3, 0, requested=3, gpus=1.0)])
     display.cluster = ClusterState(alive=2, seen=3, unused=1, cpus=4.0, gpus=0.0, retries=2)
     assert display.words()[1:5] == [
@@ -273,7 +274,7 @@ def test_progress_is_an_event_on_request() -> None:
         ):
             events += [json.loads(line) for line in wait_for_lines(err, 1)]
         assert {"phase", "waiting"} == {event["event"] for event in events}
-        display.follow(record, found(shards=2))
+        display.follow(record, backlog_of(shards=2))
         display.set_stages([READING])
         events = []
         while not [event for event in events if event["event"] == "progress"]:
@@ -327,7 +328,7 @@ def test_ctrl_c_is_shown_before_the_main_thread_handles_it() -> None:
     with piped() as err:
 
         def hear(*_: object) -> None:
-            # The main thread comes to it, and does nothing until it is told.
+            # The main thread comes to it, and does nothing until the line is there.
             result.append("".join(wait_for_lines(err, 1)))
 
         signal.signal(signal.SIGINT, hear)
@@ -429,3 +430,7 @@ def test_nothing_of_it_is_left() -> None:
     assert (sys.stdout, sys.stderr) == streams
     assert signal.set_wakeup_fd(wakeup) == wakeup
     assert (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) == before
+
+
+def test_every_stage_has_a_plural() -> None:
+    assert pending.PLURALS == {stage.name: f"{stage.resources.worker}s" for stage in STAGES}

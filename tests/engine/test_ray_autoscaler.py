@@ -129,7 +129,7 @@ def test_requests_stay_pending_until_withdrawn() -> None:
         (ran,) = fitting.tasks
         assert ray.get(ran, timeout=120) is None
         fitting.keep(1)
-        assert fitting.tasks != [ran], "one that found room makes place for the next"
+        assert fitting.tasks != [ran], "a task that has run is replaced"
 
 
 @pytest.fixture

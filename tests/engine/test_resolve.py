@@ -189,8 +189,8 @@ def test_an_earlier_table_continues_without_turns(config_of: ConfigOf) -> None:
     with pytest.raises(FingerprintError) as refusal:
         check_same("table", old, args)
     assert "turn_deg" not in str(refusal.value)
-    told = "as it was made: --check-below 0 --search-pixels 0 --turns none"
-    assert str(refusal.value).endswith(told)
+    expected = "as it was made: --check-below 0 --search-pixels 0 --turns none"
+    assert str(refusal.value).endswith(expected)
 
 
 def test_search_settings_do_not_apply_to_crops(config_of: ConfigOf) -> None:
@@ -198,8 +198,8 @@ def test_search_settings_do_not_apply_to_crops(config_of: ConfigOf) -> None:
     earlier = resolve_job(config_of(prealigned=True, **EARLIER_SEARCH))
     assert crops.spec.fingerprint == earlier.spec.fingerprint
     assert not crops.columns.turn_deg
-    told = resolved_config(config_of(prealigned=True), crops)
-    assert [told[name] for name in EARLIER_SEARCH] == [None, None, None]
+    values = resolved_config(config_of(prealigned=True), crops)
+    assert [values[name] for name in EARLIER_SEARCH] == [None, None, None]
 
 
 @pytest.mark.parametrize("turns", ["auto", "none"])
@@ -234,7 +234,7 @@ def test_stop_bounds_come_from_the_config(config_of: ConfigOf) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [
         ({"method": "optimize"}, {"steps": 5, "iterations": 300, "space": "w+", "seed": 0}),
         ({"method": "hybrid", "iterations": 3}, {"steps": 3, "distance_weight": 0.02}),
@@ -246,29 +246,31 @@ def test_stop_bounds_come_from_the_config(config_of: ConfigOf) -> None:
     ],
 )
 def test_resolved_settings_name_every_value(
-    config_of: ConfigOf, settings: dict[str, Any], told: dict[str, Any]
+    config_of: ConfigOf, settings: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     config = config_of(**settings)
     result = resolved_config(config, resolve_job(config))
-    assert {name: result[name] for name in told} == told
+    assert {name: result[name] for name in expected} == expected
 
 
 def test_a_table_says_when_a_face_has_converged(config_of: ConfigOf) -> None:
-    def told(**settings: object) -> str | None:
+    def definition(**settings: object) -> str | None:
         return resolve_job(config_of(**settings)).spec.metrics.get("converged")
 
-    assert "less than 0.02 and" in str(told(steps="auto", stop_gain=0.02))
-    assert "less than 0.00167 and" in str(told(steps=3))
-    assert told(method="optimize") is None
+    assert "less than 0.02 and" in str(definition(steps="auto", stop_gain=0.02))
+    assert "less than 0.00167 and" in str(definition(steps=3))
+    assert definition(method="optimize") is None
 
 
 def test_help_tells_the_bounds_that_hold_by_default() -> None:
-    told = {name: str(JobConfig.model_fields[name].description) for name in JobConfig.model_fields}
-    assert f"(default {StopRule().gain}, " in told["stop_gain"]
-    assert f"(default {StopRule().residual:g})" in told["stop_residual"]
+    descriptions = {
+        name: str(JobConfig.model_fields[name].description) for name in JobConfig.model_fields
+    }
+    assert f"(default {StopRule().gain}, " in descriptions["stop_gain"]
+    assert f"(default {StopRule().residual:g})" in descriptions["stop_residual"]
 
 
-def test_a_bound_of_another_model_is_told(config_of: ConfigOf) -> None:
+def test_the_stop_bound_of_another_model_warns(config_of: ConfigOf) -> None:
     borrowed = resolve_job(config_of(steps="auto"))
     assert "under 0.00167, which was calibrated on the demo model" in borrowed.treatment
     assert "pass it as --stop-gain" in borrowed.treatment
@@ -299,6 +301,6 @@ def test_the_table_holds_absolute_paths(
     config = config_of(identity="none")
     folder = Path(config.model)
     monkeypatch.chdir(folder.parent)
-    told = resolve_job(config_of(identity="none", model=f"./{folder.name}")).spec.config
-    assert (told["model"], told["identity"]) == (str(folder), "none")
-    assert Path(told["input"]).is_absolute()
+    config = resolve_job(config_of(identity="none", model=f"./{folder.name}")).spec.config
+    assert (config["model"], config["identity"]) == (str(folder), "none")
+    assert Path(config["input"]).is_absolute()

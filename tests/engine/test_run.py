@@ -206,7 +206,7 @@ def test_ctrl_c_inside_a_finalizer_is_not_lost(
     def messages(_: object) -> Iterator[Message]:
         Finalized()
         yield failure(0, "align", OSError("x"))
-        raise AssertionError("the run goes on")
+        raise AssertionError("the run continues")
 
     monkeypatch.setattr(run, "run_pipeline", messages)
     outcome = run_job(config_of())

@@ -39,8 +39,8 @@ def test_missing_options_are_reported_once(
     bundle = str(tmp_path / "cars")
     assert main([str(tmp_path / "bare.pt"), bundle]) == 2
     assert "--encoder-type NAME" in capsys.readouterr().err
-    result = ["--encoder-type", "ResNetBackboneEncoder", "--domain", "cars"]
-    assert main([str(tmp_path / "bare.pt"), bundle, *result]) == 0
+    flags = ["--encoder-type", "ResNetBackboneEncoder", "--domain", "cars"]
+    assert main([str(tmp_path / "bare.pt"), bundle, *flags]) == 0
     model = load_model(bundle)
     assert (model.domain, model.input_size) == ("cars", (192, 256))
 

@@ -96,14 +96,14 @@ def on_s3(
         )
         photos.put("a.tar", tar_of(first))
         photos.put("b.tar", tar_of(second))
-        item = run(photos.root, table.root)
+        first = run(photos.root, table.root)
         opened = open_table(table.root)
         codes, counts, before = codes_by_content(opened), opened.verify(), objects(table)
         photos.put("b.tar", tar_of(dict(islice(second.items(), 1, None))))
         photos.put("c.tar", tar_of(second)[:-60_000])
         two = run(photos.root, table.root)
         after = objects(table)
-        yield OnS3(s3_server, item, codes, counts, before, two, after, proxy.requests)
+        yield OnS3(s3_server, first, codes, counts, before, two, after, proxy.requests)
 
 
 def test_archives_in_a_bucket_equal_a_local_folder(on_s3: OnS3, undisturbed: Undisturbed) -> None:

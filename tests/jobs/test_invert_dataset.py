@@ -179,6 +179,6 @@ def test_an_impossible_output_is_a_wrong_request(
 def test_an_unknown_flag_is_told_by_its_name(tmp_path: Path) -> None:
     run = run_job(tmp_path, "--output", "table", "--input", "in", "--stepz", "3")
     assert run.refused
-    result = "unrecognized arguments: --stepz 3; did you mean --steps?"
-    assert run.err.splitlines()[-1].endswith(result)
-    assert run.line["errors"] == [result]
+    message = "unrecognized arguments: --stepz 3; did you mean --steps?"
+    assert run.err.splitlines()[-1].endswith(message)
+    assert run.line["errors"] == [message]

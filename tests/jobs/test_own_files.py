@@ -104,8 +104,8 @@ def test_an_export_replaces_no_file_of_another_content(
     latents: Path, tiny_bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table, codes = tmp_path / "table", tmp_path / "codes"
-    created = ["--from", str(latents), "--model", tiny_bundle, "--output", str(table)]
-    assert jobs.import_latents.main(created) == 0
+    args = ["--from", str(latents), "--model", tiny_bundle, "--output", str(table)]
+    assert jobs.import_latents.main(args) == 0
     args = ["--table", str(table), "--to", str(codes), "--as", "codes"]
     assert jobs.export_table.main(args) == 0
     exported = (codes / "1.npy").read_bytes()

@@ -25,10 +25,10 @@ def test_status_is_printed_as_lines_or_json(tmp_path: Path) -> None:
     account = {"exit_code": None, "found": FOUND, "samples": 4, "updated": now.isoformat()}
     put_run(table.store, now, "ab12", account)
     write_shard(table, shard(), commit=False)
-    initial = status(tmp_path)
-    assert initial.returncode == 3, initial.stderr
-    assert "0 of 1 committed, 0.0 % of the bytes; 1 begun" in initial.stdout
-    assert "running, or gone without a word" in initial.stdout
+    output = status(tmp_path)
+    assert output.returncode == 3, output.stderr
+    assert "0 of 1 committed, 0.0 % of the bytes; 1 begun" in output.stdout
+    assert "running, or gone without a word" in output.stdout
     table.commit_shard(shard(), table.state(shard()).parts.values())
     done = status(tmp_path)
     assert done.returncode == 0
@@ -50,8 +50,8 @@ def test_a_shard_missing_in_the_input_is_shown(tmp_path: Path) -> None:
     for name in ("gone", "b", "c"):
         write_shard(table, shard(name))
     began = datetime.now(UTC) + timedelta(seconds=2)
-    result = FOUND | {"done_shards": 2, "done_bytes": 200}
-    put_run(table.store, began, "ab12", {"exit_code": None, "found": result})
+    backlog = FOUND | {"done_shards": 2, "done_bytes": 200}
+    put_run(table.store, began, "ab12", {"exit_code": None, "found": backlog})
     line = status(tmp_path).stdout.splitlines()[1]
     assert "2 of 3 committed (and 1 that left the input or changed in it), 66.7 %" in line
 

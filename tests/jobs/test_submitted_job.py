@@ -90,10 +90,10 @@ def test_a_job_streams_its_log_and_last_line(
     assert (line["exit_code"], line["samples"], line["errors"]) == (0, 12, [])
     ended = json.loads(next(text for text in job.lines if '"event": "run_ended"' in text))
     assert ended["rejects_by_reason"] == REASONS
-    (account,) = run_records(tmp_path / "table")
-    assert (account["exit_code"], account["samples"]) == (0, 12)
-    assert str(account["job"]).startswith("test-")
-    assert "ray" in account["versions"]  # type: ignore[operator]
+    (record,) = run_records(tmp_path / "table")
+    assert (record["exit_code"], record["samples"]) == (0, 12)
+    assert str(record["job"]).startswith("test-")
+    assert "ray" in record["versions"]  # type: ignore[operator]
     ours, theirs = (
         file_bytes(table, "latents", "rejects") for table in (tmp_path / "table", undisturbed.table)
     )
@@ -123,8 +123,8 @@ def test_a_running_job_exposes_its_log_and_metrics(
     assert all(0 <= float(share) <= 1 for share in shares)
     config = yaml.safe_load((ROOT / "cluster" / "prometheus.yml").read_text())
     (source,) = config["scrape_configs"][0]["http_sd_configs"]
-    result = head.get(source["url"].removeprefix("http://localhost:8265"))
-    targets = [target for group in json.loads(result) for target in group["targets"]]
+    answer = head.get(source["url"].removeprefix("http://localhost:8265"))
+    targets = [target for group in json.loads(answer) for target in group["targets"]]
     assert head.metrics in {int(target.rsplit(":", 1)[1]) for target in targets}
     head.stop("busy")
     job.ended()
@@ -148,9 +148,9 @@ def test_the_next_job_finishes_a_stopped_one(
         time.sleep(0.02)
     head.stop("stopped")
     job.ended()
-    (account,) = run_records(table)
+    (record,) = run_records(table)
     # Null where three seconds were not enough for its last words.
-    assert account["exit_code"] in (1, None)
+    assert record["exit_code"] in (1, None)
     done = len(list((table / "latents").glob("*.parquet")))
     assert 0 < done < 12, "stopped in the middle"
     again = head.submit(*command).ended()
@@ -246,7 +246,7 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     text = (ROOT / "cluster" / "grafana_dashboard.json").read_text()
     board = json.loads(text)
     queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    args = {name for name in NAMES if any(f"ray_{name}" in query for query in queries)}
-    assert args == set(NAMES), "each metric is on the board"
+    queried = {name for name in NAMES if any(f"ray_{name}" in query for query in queries)}
+    assert queried == set(NAMES), "each metric is on the board"
     for query in queries:
         assert any(f"ray_{name}" in query for name in NAMES), query

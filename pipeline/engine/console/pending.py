@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-_PLURALS = {"read": "readers", "align": "aligners", "invert": "inverters", "write": "writers"}
+PLURALS = {"read": "readers", "align": "aligners", "invert": "inverters", "write": "writers"}
 
 
 class StageState(NamedTuple):
@@ -45,7 +45,7 @@ def describe_missing(stages: Sequence[StageState]) -> str:
 
 def _count(stage: StageState) -> str:
     running = stage.active if stage.name == "read" else stage.actors
-    return f"{stage.missing} of {running + stage.missing} {_PLURALS[stage.name]}"
+    return f"{stage.missing} of {running + stage.missing} {PLURALS[stage.name]}"
 
 
 def _reserved(stage: StageState) -> str:
