@@ -82,7 +82,7 @@ def count_reasons(rejects: pa.Table) -> str:
 
 def faces_schema(settings: AlignmentSettings) -> pa.Schema:
     """The columns of faces that are aligned with `settings`."""
-    return FACES_TURNED if settings.tells_turns else FACES
+    return FACES_TURNED if settings.records_turns else FACES
 
 
 class AlignStage:

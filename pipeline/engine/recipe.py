@@ -104,7 +104,7 @@ def _columns(
         all_steps=config.keep_steps,
         aligned_jpeg=config.keep_crops,
         reconstruction_jpeg=config.keep_reconstructions,
-        turn_deg=alignment.tells_turns,
+        turn_deg=alignment.records_turns,
         kept=tuple(kept.items()),
     )
 
