@@ -22,7 +22,7 @@ _TURNED_SHARE = 0.25
 
 @dataclass(frozen=True)
 class SearchPass:
-    """Pass of a search: a copy of the image at `scale`, doubled `upsample` times, upright or in all three turns."""
+    """Search of one copy: `scale`, doubled `upsample` times, upright or in all three turns."""
 
     scale: float
     upsample: int

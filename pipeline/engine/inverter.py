@@ -19,7 +19,7 @@ from pipeline.choices import BestStepBy, Device, Precision
 from pipeline.engine.align import reject_row
 from pipeline.images import Rejection, RejectReason
 from pipeline.inversion import Inversion, keep_freed_memory, ready_device
-from pipeline.inversion.methods import Method, Models, find_codes, found_its_end
+from pipeline.inversion.methods import Method, Models, convergence_flags, find_codes
 from pipeline.inversion.render import render_each
 from pipeline.metrics import Measures, Meter
 from pipeline.models import RestyleModel, load_model
@@ -199,7 +199,7 @@ class Inverter:
             start=result.start,
             steps_made=result.steps_made,
         )
-        ends = found_its_end(result, images, self.settings.method)
+        ends = convergence_flags(result, images, self.settings.method)
         pictures = self._pictures(images, result, torch.from_numpy(measures.best_step) - 1)
         rows = []
         for index, face in enumerate(faces):

@@ -160,8 +160,8 @@ def resolved_config(config: JobConfig, recipe: Recipe) -> dict[str, Any]:
     if method.stop:
         rule = method.stop
         used: dict[str, Any] = {
-            "max_steps": rule.most,
-            "stop_gain": rule.gain,
+            "max_steps": rule.max_steps,
+            "stop_gain": rule.improvement,
             "stop_residual": rule.residual,
         }
     else:
@@ -194,9 +194,9 @@ def _stop_rule(config: JobConfig) -> StopRule:
     own = StopRule()
     return replace(
         own,
-        gain=own.gain if config.stop_gain is None else config.stop_gain,
+        improvement=own.improvement if config.stop_gain is None else config.stop_gain,
         residual=own.residual if config.stop_residual is None else config.stop_residual,
-        most=config.step_count,
+        max_steps=config.step_count,
     )
 
 
@@ -206,8 +206,8 @@ def _end_of_faces(method: Method) -> dict[str, str]:
         return {}
     rule = method.rule
     return {
-        "converged": f"a step lowered the face's L2 by less than {rule.gain:g} and changed its "
-        f"code's median row by a share under {rule.residual:g}, where --steps auto with these "
+        "converged": f"a step lowered the face's L2 by less than {rule.improvement:g} and changed "
+        f"its code's median row by a share under {rule.residual:g}, where --steps auto with these "
         "bounds stops"
     }
 
@@ -217,8 +217,8 @@ def _borrowed_bound(config: JobConfig) -> str:
     if config.steps != "auto" or config.stop_gain is not None or config.model in bundle_names():
         return ""
     return (
-        f"; --steps auto stops at a gain under {StopRule().gain:g}, which was calibrated on the "
-        "demo model: find this model's own with jobs/calibrate_stop.py, pass it as --stop-gain"
+        f"; --steps auto stops at a gain under {StopRule().improvement:g}, which was calibrated on "
+        "the demo model: find this model's own with jobs/calibrate_stop.py, pass it as --stop-gain"
     )
 
 

@@ -30,7 +30,7 @@ def test_it_chooses_on_one_set_and_reports_on_another(
     printed = capsys.readouterr()
     record = json.loads(printed.out.splitlines()[-1])
     rule = StopRule(record["gain"], record["residual"], record["least"], record["most"])
-    assert rule.most == 3
+    assert rule.max_steps == 3
     assert record["flags"] == stop_flags(rule)
     assert f"jobs/invert_dataset.py {stop_flags(rule)}\n" in printed.err
     assert 1 <= record["steps"] <= 3
