@@ -19,7 +19,7 @@ from pipeline.inversion.restyle_loop import (
 )
 from pipeline.inversion.result import Inversion, check_tensor
 from pipeline.inversion.stopping import StopRule, improvement, residual
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 from pipeline.models.stylegan2 import LATENT_DIM
 
 

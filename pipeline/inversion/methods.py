@@ -23,7 +23,7 @@ from pipeline.inversion.render import pooled, render_each
 from pipeline.inversion.restyle_loop import invert
 from pipeline.inversion.result import Inversion
 from pipeline.inversion.stopping import StopRule, converged
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 
 # A hybrid starts near its result: no noise for exploration, but a penalty on the distance.
 OPTIMISATIONS = {
@@ -76,8 +76,18 @@ class Method:
             used |= {"optimisation": self.descent.to_dict(), "seed": self.seed}
         return used
 
-    def check(self, model: RestyleModel) -> None:
-        """Raise `ConfigError` if `model` lacks the encoder that the method needs."""
+    def check(self, model: RestyleModel, *, started: bool = False) -> None:
+        """Raise `ConfigError` if `model` lacks the encoder that the method needs.
+
+        `started`: every face has a code to start from.
+        """
+        if model.generator_alone and not (
+            self.name == "optimize" or (self.name == "hybrid" and started)
+        ):
+            raise ConfigError(
+                f"the model '{model.name}' is a generator alone, and --method {self.name} needs "
+                "an encoder: use --method optimize, or a model that has an encoder"
+            )
         if self.name == "restyle" and model.one_pass:
             raise ConfigError(
                 f"the model '{model.name}' has a one-pass encoder: use --method encoder"

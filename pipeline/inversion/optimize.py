@@ -26,7 +26,7 @@ from pipeline.choices import Space
 from pipeline.errors import ConfigError
 from pipeline.inversion.render import Version, pooled, render_each, version_of
 from pipeline.inversion.result import Inversion, check_tensor
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 from pipeline.models.stylegan2 import LATENT_DIM
 
 # Smallest and largest value of each setting.

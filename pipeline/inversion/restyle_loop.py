@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.inversion.render import average_image, pooled, render_each
 from pipeline.inversion.result import Inversion, check_tensor
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 from pipeline.models.stylegan2 import LATENT_DIM
 
 # Faces per encoder pass: the largest feature maps take 17 MB per face, and several coexist.

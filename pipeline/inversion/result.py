@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ShapeError
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -73,6 +74,7 @@ def _renamed(temporary: Path, target: Path) -> bool:
 # What the name of a temporary file has more than the file's own, at most: a dot before it, a dot,
 # the process's number, a dash, eight digits and ".tmp" behind it.
 TEMPORARY_BYTES = 2 + len(str(1 << 22)) + 1 + 8 + 4
+_COPIED = 8 << 20  # bytes at a time of a file that is put
 
 
 class Store:
@@ -123,6 +125,18 @@ class Store:
                     temporary.replace(self.path(name))
             else:
                 self.fs.pipe_file(self.path(name), content)
+
+    def put_file(self, name: str, source: Path) -> None:
+        """Write the local file `source` under `name`, replacing what was there.
+
+        Memory holds a few blocks of it; an object store is sent large files in several pieces.
+        """
+        with storage_errors(f"write '{self.uri(name)}'"):
+            if is_local_filesystem(self.fs):
+                with _complete_file(Path(self.path(name)), source) as temporary:
+                    temporary.replace(self.path(name))
+            else:
+                self.fs.put_file(str(source), self.path(name))
 
     def put_if_absent(self, name: str, content: bytes) -> bool:
         """Write `content` under `name` unless it exists; whether it was written.
@@ -246,8 +260,11 @@ def is_temporary(name: str) -> bool:
 
 
 @contextmanager
-def _complete_file(target: Path, content: bytes) -> Iterator[Path]:
-    """A temporary file beside `target` that holds `content` safely; the caller renames it."""
+def _complete_file(target: Path, content: bytes | Path) -> Iterator[Path]:
+    """A temporary file beside `target` that holds `content` safely; the caller renames it.
+
+    Of a path the content is that of the file there.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name as long as a name may be has no room for more.
     start = target.name.encode(errors="surrogateescape")[: 255 - TEMPORARY_BYTES]
@@ -255,7 +272,11 @@ def _complete_file(target: Path, content: bytes) -> Iterator[Path]:
     temporary = target.with_name(f".{kept}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            if isinstance(content, Path):
+                with content.open("rb") as source:
+                    shutil.copyfileobj(source, file, _COPIED)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
         yield temporary
