@@ -15,7 +15,7 @@ from pipeline.engine.inverter import BATCH, InvertSettings
 from pipeline.errors import ConfigError
 from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
 from pipeline.inversion.methods import OPTIMISATIONS, Method
-from pipeline.metrics import Meter
+from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
 from pipeline.models.files import hints_of
 from pipeline.storage import canonical_uri
@@ -69,7 +69,7 @@ def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Rec
         model, prealigned=config.prealigned, identity=config.identity, fit=config.fit
     )
     alignment = _alignment(config, model, treatment)
-    meter = Meter("cpu", treatment.identity, config.best_step_by)
+    meter = MetricEvaluator("cpu", treatment.identity, config.best_step_by)
     spec = TableSpec(
         columns=_columns(config, model, alignment, kept or {}),
         settings={

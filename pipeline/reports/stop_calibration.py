@@ -27,7 +27,7 @@ from pipeline.inversion import (
     step_measures,
     step_of,
 )
-from pipeline.metrics import Meter
+from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_unit
 from pipeline.storage import Sample, spread_samples
@@ -105,7 +105,7 @@ def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -
 
     Faces whose code or image is not finite are left out. Raises `ShapeError` where none is left.
     """
-    meter = Meter(model.latent_avg.device.type, identity="none")
+    meter = MetricEvaluator(model.latent_avg.device.type, identity="none")
     l2, lpips, gains, residuals = [], [], [], []
     for batch in images.split(batch_size):
         found = invert(model, batch, steps=steps)

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from pipeline.images import Rejection, RejectReason, decode
-from pipeline.images.foreign import describe_foreign
+from pipeline.images.formats import describe_foreign
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
 DENIED = b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>'
