@@ -133,7 +133,7 @@ _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.HIGHRESPRECALC
 # A grey table is computed once per profile: it need not be fast, and 33 nodes are too few.
 _GREY_FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOOPTIMIZE
-_MIN_WHITE, _MIN_CONTRAST = 236, 64  # of a valid profile: level of white, and its distance to black
+_MIN_WHITE, _MIN_CONTRAST = 236, 64  # of a valid profile: level of white, and distance to black
 
 _Transform: TypeAlias = "ImageCms.ImageCmsTransform | NDArray[np.uint8]"
 

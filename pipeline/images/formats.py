@@ -181,9 +181,8 @@ _MAGICS_AT: tuple[tuple[int, bytes, str, str], ...] = (  # offset, bytes, descri
     (8, b"WAVE", "a sound (WAVE)", "leave it out"),
 )
 _RAW_BRANDS, _MOVIE_BRANDS = {b"crx "}, {b"qt  "}
-_TEXTS: tuple[
-    tuple[re.Pattern[str], str, str], ...
-] = (  # pattern of the beginning in lower case, description, advice
+# Pattern of the beginning in lower case, description, advice.
+_TEXTS: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
         re.compile(r"version https://git-lfs\.github\.com/"),
         "a Git LFS pointer, not the file that it stands for",
