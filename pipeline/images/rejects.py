@@ -24,6 +24,7 @@ class RejectReason(StrEnum):
     )
     NOT_FINITE = "not_finite"  # a NaN or an infinity in the pixels, the landmarks or the code
     NO_START = "no_start"  # a face without the initial code that it needs
+    NO_TARGET = "no_target"  # no counterpart under --target, or one that cannot be used
     TIMED_OUT = "timed_out"  # the image took longer than the limit
     CRASHED = "crashed"  # the image killed its process, exceeded its memory, or hit a bug
 
