@@ -46,6 +46,7 @@ FACES = pa.schema(
     ]
 )
 FACES_TURNED = FACES.append(pa.field("turn_deg", pa.int32()))
+_TARGET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 REJECTS = pa.schema(
     [
         ("key", pa.string()),
@@ -92,6 +93,15 @@ def faces_schema(settings: AlignmentSettings, *, targets: bool = False) -> pa.Sc
     """Return the columns of faces that are aligned with `settings`, with their targets if asked."""
     schema = FACES_TURNED if settings.records_turns else FACES
     return schema.append(pa.field("target", pa.large_binary())) if targets else schema
+
+
+def _target_name(targets: Store, key: str) -> str | None:
+    """Return the object that belongs to `key`: of its name, or with another image extension."""
+    path = PurePosixPath(key)
+    if path.is_absolute() or ".." in path.parts:  # a key out of an archive: it may lead anywhere
+        return None
+    names = (key, *(str(path.with_suffix(suffix)) for suffix in _TARGET_SUFFIXES))
+    return next((name for name in names if targets.exists(name)), None)
 
 
 class Align(JobStage):
@@ -156,14 +166,14 @@ class Align(JobStage):
         """Return `result` and the column of its target; a reject where it has no usable one."""
         if self.targets is None or self.aligner is None or isinstance(result, Rejection):
             return result, {}
-        uri = self.targets.uri(key)
-        path = PurePosixPath(key)
-        # Keys come out of archives: none leads out of the folder.
-        if path.is_absolute() or ".." in path.parts or not self.targets.exists(key):
-            return Rejection(RejectReason.NO_TARGET, f"there is no '{uri}'"), {}
-        (target,) = self.aligner.process([self.targets.get(key)])
+        name = _target_name(self.targets, key)
+        if name is None:
+            detail = f"there is no '{self.targets.uri(key)}', and none with another extension"
+            return Rejection(RejectReason.NO_TARGET, detail), {}
+        (target,) = self.aligner.process([self.targets.get(name)])
         if isinstance(target, Rejection):
-            return Rejection(RejectReason.NO_TARGET, f"'{uri}': {target}"), {}
+            detail = f"'{self.targets.uri(name)}': {target}"
+            return Rejection(RejectReason.NO_TARGET, detail), {}
         return result, {"target": target.faces[0].pixels.tobytes()}
 
     def _align(
