@@ -91,7 +91,7 @@ def test_a_way_to_resize_is_of_the_crops_alone(
 ) -> None:
     asked = [*views, *few("--model", tiny_bundle, "--output", str(tmp_path / "curve"))]
     assert main([*asked, "--fit", "crop"]) == 2
-    assert "fit 'crop' is for prealigned images" in capsys.readouterr().err
+    assert "fit 'crop' needs prealigned images" in capsys.readouterr().err
     assert main([*asked, "--fit", "crop", "--prealigned", "calibrate"]) == 2
     told = capsys.readouterr().err
     assert "calibrate: faces model 'tiny' (CompactEncoder): no face alignment" in told
