@@ -127,7 +127,7 @@ def run(asked: argparse.Namespace) -> int:
         store.put(name, content)
     chosen, flags = drawn.chosen, stop_flags(rule)
     record = {
-        "gain": rule.gain, "residual": rule.residual, "least": rule.least, "most": rule.most,
+        **rule.to_dict(),
         "calibration_steps": fitted.steps, "steps": chosen.steps, "l2": chosen.l2,
         f"l2_of_{like}": seen.fixed(like).l2, "relative_l2": drawn.relative(chosen),
         "share_of_steps": chosen.steps / like,

@@ -171,7 +171,7 @@ def _measuring(
 ) -> Measuring:
     from pipeline.alignment import AlignmentSettings
     from pipeline.interop.measuring import Measuring, Result
-    from pipeline.metrics import Meter
+    from pipeline.metrics import MetricEvaluator
 
     treatment = treatment_for(
         model, prealigned=asked.prealigned, identity=asked.identity, fit=asked.fit
@@ -188,7 +188,7 @@ def _measuring(
         icc=asked.icc or "apply",
     )
     results = Result(asked.results) if asked.results else None
-    return Measuring(model, alignment, Meter(device, treatment.identity), results)
+    return Measuring(model, alignment, MetricEvaluator(device, treatment.identity), results)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def check_request(config: JobConfig) -> ShardListing:
     Raises a `RequestError` for an unusable output, a missing model, table or input, an input
     without images, and for credentials without access.
     """
-    with access_errors_as_config_errors(config.output, config.input):
+    with access_errors_as_config_errors(
+        config.output, config.input, *([config.target] if config.target else [])
+    ):
         check_address()
         check_kept(config.kept_names)
         check_output(config.output)
@@ -45,6 +47,9 @@ def check_request(config: JobConfig) -> ShardListing:
             check_identity(config.identity)
         if config.init:
             open_initial_table(config.init)
+        if config.target:
+            check_apart(config.target, config.output)
+            list_shards(config.target, options=config.read_options).first()
         return open_input(config)
 
 

@@ -433,4 +433,4 @@ def test_nothing_of_it_is_left() -> None:
 
 
 def test_every_stage_has_a_plural() -> None:
-    assert pending.PLURALS == {stage.name: f"{stage.resources.worker}s" for stage in STAGES}
+    assert {stage.name: f"{stage.resources.worker}s" for stage in STAGES} == pending.PLURALS

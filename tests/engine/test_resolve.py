@@ -223,14 +223,14 @@ def test_refining_an_earlier_table_searches_as_then(config_of: ConfigOf, tmp_pat
 
 def test_stop_bounds_come_from_the_config(config_of: ConfigOf) -> None:
     given = resolve_job(config_of(steps="auto", stop_gain=0.02, stop_residual=0.5, max_steps=7))
-    assert given.inversion.method.stop == StopRule(gain=0.02, residual=0.5, most=7)
+    assert given.inversion.method.stop == StopRule(improvement=0.02, residual=0.5, max_steps=7)
     settings = json.loads(json.dumps(given.spec.to_dict(), allow_nan=False))["settings"]
     assert settings["method"]["stop"] == {"gain": 0.02, "residual": 0.5, "least": 1, "most": 7}
     default = resolve_job(config_of(steps="auto", max_steps=7))
-    assert default.inversion.method.stop == StopRule(most=7)
+    assert default.inversion.method.stop == StopRule(max_steps=7)
     assert default.spec.fingerprint != given.spec.fingerprint
     zero = resolve_job(config_of(steps="auto", stop_gain=0.0)).inversion.method.stop
-    assert zero == StopRule(gain=0.0)
+    assert zero == StopRule(improvement=0.0)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_help_tells_the_bounds_that_hold_by_default() -> None:
     descriptions = {
         name: str(JobConfig.model_fields[name].description) for name in JobConfig.model_fields
     }
-    assert f"(default {StopRule().gain}, " in descriptions["stop_gain"]
+    assert f"(default {StopRule().improvement}, " in descriptions["stop_gain"]
     assert f"(default {StopRule().residual:g})" in descriptions["stop_residual"]
 
 
