@@ -110,7 +110,7 @@ def test_bad_colour_profiles_are_counted(icc: Icc, ignored: int) -> None:
     assert (done.counts.faces, done.counts.icc_ignored) == (3, ignored)
 
 
-def test_a_turned_photo_tells_its_turn(sample_images: dict[str, bytes]) -> None:
+def test_a_turned_photo_records_its_turn(sample_images: dict[str, bytes]) -> None:
     upside_down = of("a", sample_images["rejects/upside-down.jpg"])
     for settings, turns in ((SETTINGS, [180]), (replace(SETTINGS, turns="none"), None)):
         done = aligned(settings, upside_down)

@@ -181,7 +181,7 @@ def test_the_gpu_is_synchronized_before_timing(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpu_is_idle_when_the_clock_is_read(settings: InvertSettings) -> None:
+def test_the_gpu_is_idle_when_timed(settings: InvertSettings) -> None:
     inverter = Inverter(replace(settings, device="cuda"))
     square = torch.ones(8192, 8192, device="cuda")
     for _ in range(50):
@@ -219,7 +219,7 @@ def test_other_faces_of_a_chosen_image_are_skipped(settings: InvertSettings) -> 
     assert account.rejects == []
 
 
-def test_a_chosen_face_that_is_missing_is_a_reject(settings: InvertSettings) -> None:
+def test_a_missing_chosen_face_is_a_reject(settings: InvertSettings) -> None:
     inverter = Inverter(replace(settings, initial_codes="chosen"))
     gone = {"s/0#1": np.zeros((10, 512), np.float32)}
     account = inverter.rows([face(0)], "s", gone)
@@ -257,7 +257,7 @@ def in_full(settings: InvertSettings) -> tuple[StopRule, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("most", [2, 3, 4])
-def test_faces_that_reach_the_step_limit_did_not_converge(
+def test_faces_at_the_step_limit_did_not_converge(
     settings: InvertSettings, in_full: tuple[StopRule, list[dict[str, Any]]], most: int
 ) -> None:
     rule, unbounded = in_full
@@ -279,7 +279,7 @@ def test_optimised_rows_say_what_they_cost(settings: InvertSettings, name: Metho
         assert row["generator_passes"] >= 4 + (2 if name == "hybrid" else 0)
 
 
-def test_a_bootstrapped_inversion_goes_on_from_another_models(
+def test_bootstrapping_continues_from_another_models_codes(
     settings: InvertSettings, tiny_bundle: str, other_bundle: str
 ) -> None:
     method = Method(steps=2, bootstrap_steps=1)

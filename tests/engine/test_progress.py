@@ -99,7 +99,7 @@ def test_what_was_done_before_counts_as_done() -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_images_of_archives_are_told_as_an_estimate() -> None:
+def test_images_of_archives_are_estimated() -> None:
     expected = backlog_of(images=0, uncounted_bytes=1000)
     display = display_after(run(9, bytes=0), expected)
     assert (display.images, display.share) == ("images 0", None), "nothing was read yet"
@@ -322,7 +322,7 @@ def test_a_closed_stderr_does_not_stop_the_job(
         display.enter_phase("starting Ray")
 
 
-def test_ctrl_c_is_shown_before_the_main_thread_handles_it() -> None:
+def test_ctrl_c_is_shown_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     result: list[str] = []
     with piped() as err:

@@ -22,11 +22,11 @@ TRACE = 'ray::Align() (pid=7)\n  File "align.py", line 3, in work\n'
         ("", "RuntimeError"),
     ],
 )
-def test_a_remote_error_is_summarized_by_its_last_line(text: str, expected: str) -> None:
+def test_a_remote_error_becomes_its_last_line(text: str, expected: str) -> None:
     assert summarize_error(RuntimeError(text)) == expected
 
 
-def test_no_line_of_a_credential_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_credential_of_several_lines_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANTED_SECRET_KEY", "first-line-of-it\nlast-line-of-it")
     result = summarize_error(OSError("refused: first-line-of-it\nlast-line-of-it"))
     assert result == "OSError: refused: ***"

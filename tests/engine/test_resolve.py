@@ -262,7 +262,7 @@ def test_a_table_says_when_a_face_has_converged(config_of: ConfigOf) -> None:
     assert definition(method="optimize") is None
 
 
-def test_help_tells_the_bounds_that_hold_by_default() -> None:
+def test_help_names_the_default_bounds() -> None:
     descriptions = {
         name: str(JobConfig.model_fields[name].description) for name in JobConfig.model_fields
     }

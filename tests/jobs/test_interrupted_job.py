@@ -105,7 +105,7 @@ def test_the_runs_were_stopped_in_the_middle(interrupted: Interrupted) -> None:
     assert interrupted.shards_at_kill < 2
 
 
-def test_ctrl_c_gives_code_1_and_the_resume_command(interrupted: Interrupted) -> None:
+def test_ctrl_c_ends_with_the_resume_command(interrupted: Interrupted) -> None:
     run = interrupted.ctrl_c
     assert run.code == 1, run.err
     assert run.err.splitlines()[-1].endswith(HOW_TO_GO_ON)
@@ -130,14 +130,14 @@ def test_a_terminal_shows_progress_without_rays_lines(
     assert words == []
 
 
-def test_the_command_to_go_on_can_be_pasted(interrupted: Interrupted) -> None:
+def test_the_resume_command_can_be_pasted(interrupted: Interrupted) -> None:
     for run in (interrupted.ctrl_c, interrupted.sigterm):
         command = shlex.split(run.err.splitlines()[-2])
         assert command[1].endswith("invert_dataset.py")
         assert command[command.index("--output") + 1] == "table"
 
 
-def test_sigterm_gives_code_1_and_the_resume_command(interrupted: Interrupted) -> None:
+def test_sigterm_ends_with_the_resume_command(interrupted: Interrupted) -> None:
     run = interrupted.sigterm
     assert run.code == 1, run.err
     assert run.err.splitlines()[-1].endswith(HOW_TO_GO_ON)

@@ -176,7 +176,7 @@ def test_an_impossible_output_is_a_wrong_request(
     assert run.line["table"] == output
 
 
-def test_an_unknown_flag_is_told_by_its_name(tmp_path: Path) -> None:
+def test_an_unknown_flag_is_named(tmp_path: Path) -> None:
     run = run_job(tmp_path, "--output", "table", "--input", "in", "--stepz", "3")
     assert run.refused
     message = "unrecognized arguments: --stepz 3; did you mean --steps?"

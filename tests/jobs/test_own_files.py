@@ -137,7 +137,7 @@ def test_only_a_bundle_is_overwritten(
 
 
 @pytest.mark.parametrize("left", ["_train.json", "crops/0123456789ab/index.json"])
-def test_a_training_that_was_begun_may_go_on(tmp_path: Path, left: str) -> None:
+def test_a_started_training_may_continue(tmp_path: Path, left: str) -> None:
     (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / left).write_bytes(b"{}")
     check_output(str(tmp_path), TRAINING_OUTPUT)

@@ -48,7 +48,7 @@ def test_many_columns_print_one_grid_per_row(table: Path) -> None:
     assert "detector_score" in run.stdout
 
 
-def test_json_lines(table: Path) -> None:
+def test_json_prints_one_line_per_row(table: Path) -> None:
     query = "SELECT key, id_similarity_per_step AS s, w_plus[1][:2] AS w FROM latents ORDER BY 1"
     run = ask(table, query, "--json")
     rows = [json.loads(line) for line in run.stdout.splitlines()]
@@ -82,7 +82,7 @@ def test_columns_of_one_name_keep_their_own_values(table: Path) -> None:
     assert "│ 1 │ 2   │ 3     │" in ask(table, "SELECT 1 AS a, 2 AS a, 3 AS a_1").stdout
 
 
-def test_json_has_null_for_what_is_no_number(table: Path) -> None:
+def test_json_has_null_for_invalid_numbers(table: Path) -> None:
     query = "SELECT 'nan'::FLOAT AS x, ['inf'::FLOAT, 1] AS y, {'z': '-inf'::DOUBLE} AS s"
     line = ask(table, query, "--json").stdout
     assert line == '{"x": null, "y": [null, 1.0], "s": {"z": null}}\n'

@@ -232,6 +232,6 @@ def test_an_output_inside_the_input_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_request_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_request_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert job.main(["--input", "in", "--output", "out"]) == 2
     assert capsys.readouterr().err == "ConfigError: pass --model or --generator to start from\n"
