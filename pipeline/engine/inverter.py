@@ -28,9 +28,8 @@ from pipeline.models.pixels import to_pixels, to_unit
 from pipeline.table import image_id
 
 BATCH = {"cpu": 16, "cuda": 32}
-BATCHES_PER_WINDOW = (
-    8  # batches of faces that share one adaptive batch: bounds the images of all their steps
-)
+# Batches of faces that share one adaptive batch: bounds the memory for images of all their steps.
+BATCHES_PER_WINDOW = 8
 JPEG_QUALITY = 95
 
 
@@ -46,16 +45,14 @@ class InvertSettings:
     best_step_by: BestStepBy = "lpips"
     device: Device = "auto"
     precision: Precision = "float32"
-    largest_code: float = float(
-        np.finfo(np.float16).max
-    )  # that the table's dtype holds, for each number of a code
+    # Largest number of a code that the table's dtype holds.
+    largest_code: float = float(np.finfo(np.float16).max)
     batch_size: int | None = None
     keep_steps: bool = False
     keep_crops: bool = False
     keep_reconstructions: bool = False
-    hints: ModelHints = field(
-        default_factory=lambda: ModelHints()
-    )  # what the model's file does not say
+    # What the model's file does not say.
+    hints: ModelHints = field(default_factory=lambda: ModelHints())
 
 
 def split_evenly(count: int, largest: int) -> list[slice]:

@@ -188,7 +188,7 @@ def take_first(
             yield state, taken
         else:
             taken = count_samples(state.shard, left, options)
-            # Not `taken`: the reader has to come upon the shard's end, or upon its damage.
+            # `left` and not `taken`: the reader must reach the shard's end, or its damage.
             yield _without_cut_parts(state, taken, part_size), left
         left -= taken
     backlog.limited = left == 0

@@ -67,7 +67,7 @@ def _remove_left_over(parent: Path) -> None:
         try:
             if is_private(folder) and _is_left_over(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # gone in between, or of someone else
+        except OSError:  # removed meanwhile, or owned by another user
             continue
 
 

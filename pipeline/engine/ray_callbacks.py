@@ -124,9 +124,8 @@ class StallDetector:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last_active: dict[
-            Any, float
-        ] = {}  # operator -> time when it last had an actor, or began
+        # Operator -> time when it last had an actor, or began.
+        self._last_active: dict[Any, float] = {}
 
     def check(self, executor: Any) -> None:
         """Raise `ClusterError` if a pool had no actor for `NO_ACTOR_S`."""

@@ -71,7 +71,7 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
     )
     if config.target and not treatment.prealigned:
         raise ConfigError(
-            "--target is for pairs of crops, which belong together pixel by pixel: align both "
+            "--target needs pairs of crops that match pixel by pixel: align both "
             "first (--keep-crops keeps crops), and add --prealigned"
         )
     alignment = _alignment(config, model, treatment)

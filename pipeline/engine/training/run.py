@@ -185,7 +185,7 @@ def run_training(
     """
     check_settings(config)
     if not in_cluster():
-        ready_device(config.device)  # refuses a GPU that is not there
+        ready_device(config.device)  # raises if the GPU is missing
     enter_phase("loading the model and listing the images")
     plan = plan_crops(config, shards)
     check_settings(config, plan.origin)
