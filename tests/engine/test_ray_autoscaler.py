@@ -74,7 +74,7 @@ class Operator:
     [
         (Pool(parts=0), 1),
         (Pool(parts=8, actors=4), 8),
-        (Pool(parts=8, actors=4, most=6), 6),
+        (Pool(parts=8, actors=4, largest=6), 6),
         (Pool(parts=3, actors=8), 3),
         (Pool(parts=16, actors=4, concurrency=2), 8),
     ],
