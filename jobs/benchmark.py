@@ -26,6 +26,8 @@ from typing import Any
 from pipeline.command_line import exit_code_of, job_parser, positive, positives
 from pipeline.config import JobConfig
 from pipeline.errors import PipelineError, RequestError
+from pipeline.models.files import check_model
+from pipeline.storage import list_shards
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -103,6 +105,12 @@ def measure(request: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
     return measured
 
 
+def check_input(uri: str, model: str) -> None:
+    """Raise a `RequestError` where the input or the model of the runs is not there."""
+    check_model(model)
+    list_shards(uri).first()
+
+
 def describe(run: dict[str, Any]) -> str:
     """A run in one line."""
     simulated = f"{run['gpus']:>3} GPUs x {run['speed']:>5}/s  " if run["speed"] else ""
@@ -133,6 +141,8 @@ def run_all(arguments: argparse.Namespace) -> int:
     """Run each combination, report."""
     names = ("gpus", "speed", "images")
     runs = []
+    if arguments.input:
+        check_input(arguments.input, arguments.model)
     for chosen in itertools.product(*(getattr(arguments, name) for name in names)):
         request: dict[str, Any] = dict.fromkeys(names)
         if arguments.simulate:

@@ -21,17 +21,19 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import InputError
-from pipeline.models import RestyleModel, is_bundle, load_model, save_bundle
+from pipeline.models.files import check_model, is_bundle
 from pipeline.storage import OutputKind, check_output
-from pipeline.training.demo import Drawn, build, draw_cartoons
-from pipeline.training.demo_plans import CARTOON, FACES, DemoPlan, check_plan
-from pipeline.training.pairs import load_pairs
-from pipeline.training.parallel import join_group, leave_group
 
-LOOKS = {"photo": FACES, "cartoon": CARTOON}
+if TYPE_CHECKING:
+    from pipeline.models import RestyleModel
+    from pipeline.training.demo import Drawn
+    from pipeline.training.demo_plans import DemoPlan
+
+LOOKS = {"photo": "demo", "cartoon": "demo-toonify"}  # and the models that render them
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -49,7 +51,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def planned(arguments: argparse.Namespace) -> DemoPlan:
     """The look's plan with the lengths asked for."""
-    plan = LOOKS[arguments.look]
+    from pipeline.training.demo_plans import CARTOON, FACES
+
+    plan = CARTOON if arguments.look == "cartoon" else FACES
     generator_images = arguments.generator_images or plan.generator.images
     encoder_images = arguments.encoder_images or plan.encoder.images
     return replace(
@@ -69,6 +73,9 @@ def find_shards(folder: Path) -> list[Path]:
 
 def read_data(arguments: argparse.Namespace, shards: list[Path], size: int, work: str) -> Drawn:
     """Pairs at `size` with what the generator is to render; cartoons are drawn twice as large."""
+    from pipeline.training.demo import Drawn, draw_cartoons
+    from pipeline.training.pairs import load_pairs
+
     if arguments.look == "cartoon":
         return draw_cartoons(load_pairs(shards, 2 * size), size, work)
     return Drawn(load_pairs(shards, size))
@@ -77,10 +84,19 @@ def read_data(arguments: argparse.Namespace, shards: list[Path], size: int, work
 def run(arguments: argparse.Namespace) -> int:
     """Pairs, generator, encoder, bundle."""
     shards = find_shards(arguments.pairs)
-    group, plan = join_group(), planned(arguments)
-    work = arguments.work or f"build/{plan.name}"
-    output = arguments.output or f"pipeline/models/bundles/{plan.name}"
+    name = LOOKS[arguments.look]
+    work = arguments.work or f"build/{name}"
+    output = arguments.output or f"pipeline/models/bundles/{name}"
     check_output(output, OutputKind("a model bundle", is_bundle))
+    if arguments.look != "photo":
+        check_model(arguments.base)
+    # PyTorch is slow to import: what is wrong is told before.
+    from pipeline.models import load_model, save_bundle
+    from pipeline.training.demo import build
+    from pipeline.training.demo_plans import check_plan
+    from pipeline.training.parallel import join_group, leave_group
+
+    group, plan = join_group(), planned(arguments)
     base: RestyleModel | None = load_model(arguments.base) if arguments.look != "photo" else None
     check_plan(plan, base, work)  # before cartoons are drawn, which takes minutes
 

@@ -15,26 +15,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from pipeline.alignment import AlignmentSettings
 from pipeline.choices import Fit
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import printable
-from pipeline.inversion import ready_device
-from pipeline.models import RestyleModel, load_model, treatment_for
+from pipeline.models.files import check_model
+from pipeline.models.presets import treatment_for
 from pipeline.reports.folders import REPORT_OUTPUT
-from pipeline.reports.plots import require_matplotlib
-from pipeline.reports.stop_calibration import (
-    calibrate,
-    check_request,
-    curve,
-    seconds_a_face,
-    trace,
-)
-from pipeline.reports.stop_faces import read_crops
-from pipeline.reports.stop_report import StopCurve, stop_files, stop_flags
-from pipeline.storage import Store, check_output
+from pipeline.reports.requirements import check_calibration, require_matplotlib
+from pipeline.storage import Store, check_output, list_shards
+
+if TYPE_CHECKING:
+    from pipeline.alignment import AlignmentSettings
+    from pipeline.models import RestyleModel
 
 # Of the two sets whether they are crops; None: as the model's domain has it.
 PREALIGNED = {
@@ -76,6 +70,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def settings_of(asked: argparse.Namespace, model: RestyleModel) -> list[AlignmentSettings]:
     """How the images of the two sets are treated: as jobs/invert_dataset.py would."""
+    from pipeline.alignment import AlignmentSettings
+
     told = PREALIGNED[asked.prealigned]
     settings = []
     for name, prealigned in zip(("calibrate", "report"), told, strict=True):
@@ -93,9 +89,14 @@ def settings_of(asked: argparse.Namespace, model: RestyleModel) -> list[Alignmen
 
 def run(asked: argparse.Namespace) -> int:
     """Read, choose on one set, draw the curve of the other."""
-    require_matplotlib()
-    check_request(asked.most, asked.like_steps, asked.tolerance)
-    check_output(asked.output, REPORT_OUTPUT)
+    _check(asked)
+    # PyTorch is slow to import: what is wrong is told before.
+    from pipeline.inversion import ready_device
+    from pipeline.models import load_model
+    from pipeline.reports.stop_calibration import calibrate, curve, seconds_a_face, trace
+    from pipeline.reports.stop_faces import read_crops
+    from pipeline.reports.stop_report import StopCurve, stop_files, stop_flags
+
     model = load_model(asked.model, ready_device())
     settings = settings_of(asked, model)
     ours = read_crops(asked.calibrate, asked.limit, settings[0])
@@ -126,6 +127,16 @@ def run(asked: argparse.Namespace) -> int:
     print(f"to stop by this rule: jobs/invert_dataset.py {flags}", file=sys.stderr)
     print(json.dumps(record))
     return 0
+
+
+def _check(asked: argparse.Namespace) -> None:
+    """Raise a `RequestError` for what is wrong with the request, without importing PyTorch."""
+    require_matplotlib()
+    check_calibration(asked.most, asked.like_steps, asked.tolerance)
+    check_output(asked.output, REPORT_OUTPUT)
+    check_model(asked.model)
+    for uri in (asked.calibrate, asked.report):
+        list_shards(uri).first()
 
 
 def main(argv: list[str]) -> int:

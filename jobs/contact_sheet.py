@@ -13,8 +13,10 @@ import sys
 
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError, printable
+from pipeline.reports.requirements import require_crops_and_steps
 from pipeline.storage import Store, canonical_uri, check_output
 from pipeline.table import open_table
+from pipeline.table.made_by import check_model_of
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -42,8 +44,10 @@ def _draw(arguments: argparse.Namespace) -> int:
     folder, _, name = canonical_uri(arguments.output).rpartition("/")
     check_output(folder or "/")
     table = open_table(arguments.table)
+    require_crops_and_steps(table)
+    check_model_of(table)
     # PyTorch is slow to import: what is wrong is told before.
-    from pipeline.reports import table_sheet
+    from pipeline.reports.table_sheet import table_sheet
 
     picture = table_sheet(
         table, where=arguments.where, limit=arguments.limit, title=arguments.title

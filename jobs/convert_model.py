@@ -16,8 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from pipeline.choices import OFFICIAL_TYPES
 from pipeline.command_line import add_place, exit_code_of, job_parser, parse_places
-from pipeline.models import OFFICIAL_TYPES, PRESETS, is_bundle, load_model, save_bundle
+from pipeline.models.files import check_model, is_bundle
+from pipeline.models.presets import PRESETS
 from pipeline.storage import OutputKind, check_output
 
 
@@ -50,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _convert(asked: argparse.Namespace) -> int:
     check_output(asked.bundle, OutputKind("a model bundle", is_bundle))
+    check_model(asked.checkpoint)
+    # PyTorch is slow to import: what is wrong is told before.
+    from pipeline.models import load_model, save_bundle
+
     model = load_model(asked.checkpoint, encoder_type=asked.encoder_type, domain=asked.domain)
     name = asked.name or PurePosixPath(asked.bundle.rstrip("/")).name
     model.card = dataclasses.replace(model.card, name=name, licence=asked.licence or model.licence)

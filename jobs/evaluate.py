@@ -16,6 +16,11 @@ from collections.abc import Sequence
 
 from pipeline.command_line import exit_code_of, job_parser, positive
 from pipeline.errors import printable
+from pipeline.reports.folders import REPORT_NAME, REPORT_OUTPUT
+from pipeline.reports.requirements import check_comparison
+from pipeline.storage import check_output
+from pipeline.table import open_table
+from pipeline.table.made_by import check_model_of
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -61,14 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(asked: argparse.Namespace) -> int:
-    # PyTorch is slow to import: a mistake in the flags is told before.
+    check_output(asked.output, REPORT_OUTPUT)
+    tables = [open_table(uri) for uri in asked.table]
+    check_comparison(
+        tables,
+        labels=asked.label,
+        ground_truth=asked.ground_truth,
+        coarse_to_fine=asked.coarse_to_fine,
+        plots=asked.plots,
+    )
+    if asked.coarse_to_fine:  # which renders the codes
+        for table in tables:
+            check_model_of(table)
+    # PyTorch is slow to import: what is wrong is told before.
     from pipeline.inversion import ready_device
     from pipeline.reports.comparison_report import Options, compare_tables
-    from pipeline.reports.folders import REPORT_NAME, REPORT_OUTPUT
-    from pipeline.storage import check_output
-    from pipeline.table import open_table
 
-    check_output(asked.output, REPORT_OUTPUT)
     options = Options(
         labels=asked.label,
         common=asked.common,
@@ -78,7 +91,7 @@ def _compare(asked: argparse.Namespace) -> int:
         device=ready_device(),
         plots=asked.plots,
     )
-    report = compare_tables([open_table(uri) for uri in asked.table], options)
+    report = compare_tables(tables, options)
     report.write(asked.output)
     print("\n".join(map(printable, report.headline.split("\n"))))
     print(f"report: {printable(asked.output.rstrip('/'))}/{REPORT_NAME}", file=sys.stderr)

@@ -35,6 +35,7 @@ from pipeline.exchange.exporting import (
 )
 from pipeline.storage import canonical_uri, check_beside, check_output
 from pipeline.table import open_table
+from pipeline.table.made_by import check_model_of, model_of
 
 FILES = (".pt", ".pth", ".npz", ".pkl", ".zip", ".tar", ".png", ".jpg", ".jpeg")  # not folders
 PICTURES = ("images", "results", "coupled")
@@ -101,10 +102,10 @@ def _export(asked: argparse.Namespace) -> int:
         return export_dictionary(selection, asked.to)
     if kind == "codes":
         return export_codes(selection, asked.to, asked.form)
-    # Codes need no networks.
+    check_model_of(selection.table, asked.model)
+    # PyTorch is slow to import, and codes need no networks.
     from pipeline.exchange.pictures import export_pictures
     from pipeline.inversion import ready_device
-    from pipeline.table.made_by import model_of
 
     model = model_of(selection.table, asked.model, ready_device(asked.device))
     return export_pictures(selection, model, asked.to, kind)  # type: ignore[arg-type]

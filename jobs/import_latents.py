@@ -8,6 +8,8 @@
 null. With them every code is matched to its image by name, rendered (or compared with the scripts'
 own pictures, --results FOLDER) and measured as the inversion job does, under the same shards and
 keys. Ambiguous names are refused with the list. Run the same command again to continue.
+--refined-from is the table that jobs/export_table.py wrote the codes out of: each row names its
+face there in `refined_from`.
 
 exit code  0 done   1 a read or a write failed, run again   2 the request is wrong
 """
@@ -18,21 +20,30 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from pipeline.alignment import AlignmentSettings
 from pipeline.choices import CodeType, Device, Fit, Icc
 from pipeline.command_line import add_flags, exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError, printable
-from pipeline.exchange.code_files import faces_of, open_codes
-from pipeline.exchange.importing import Importing, ImportSettings
-from pipeline.exchange.measuring import Measuring, Result
-from pipeline.inversion import ready_device
-from pipeline.metrics import Meter
-from pipeline.models import RestyleModel, bundle_names, load_model, treatment_for
+from pipeline.exchange.code_files import CodeFiles, faces_of, open_codes
+from pipeline.exchange.lineage import exported_from
+from pipeline.metrics.names import check_identity
+from pipeline.models.files import bundle_names, check_model
+from pipeline.models.presets import treatment_for
 from pipeline.settings import FaceSearch, fill
-from pipeline.storage import FILES_PER_SHARD, canonical_uri, check_output
-from pipeline.table import TABLE_OUTPUT
+from pipeline.storage import (
+    FILES_PER_SHARD,
+    ReadOptions,
+    canonical_uri,
+    check_output,
+    list_shards,
+)
+from pipeline.table import TABLE_OUTPUT, open_table
+
+if TYPE_CHECKING:
+    from pipeline.exchange.importing import Importing
+    from pipeline.exchange.measuring import Measuring
+    from pipeline.models import RestyleModel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="codes", required=True, metavar="URI")
     parser.add_argument("--model", required=True, help="that the codes belong to")
     parser.add_argument("--output", required=True, metavar="URI", help="the table's folder")
+    parser.add_argument(
+        "--refined-from", metavar="URI", help="table that the codes were exported from, by name"
+    )
     parser.add_argument("--method", default="imported", help="the word in the column `method`")
     parser.add_argument("--images", metavar="URI", help="what was inverted: measure against it")
     parser.add_argument("--results", metavar="URI", help="pictures, <step>/<name>; not rendered")
@@ -90,7 +104,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(asked: argparse.Namespace) -> dict[str, object]:
-    check_output(asked.output, TABLE_OUTPUT)
+    codes = _check(asked)
+    # PyTorch is slow to import: what is wrong is told before.
+    from pipeline.exchange.importing import Importing, ImportSettings
+    from pipeline.inversion import ready_device
+    from pipeline.models import load_model
+
     settings = ImportSettings(
         model=asked.model if asked.model in bundle_names() else canonical_uri(asked.model),
         method=asked.method,
@@ -99,18 +118,38 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
         files_per_shard=asked.files_per_shard,
         sniff=asked.sniff,
         images=asked.images and canonical_uri(asked.images),
+        refined_from=asked.refined_from and canonical_uri(asked.refined_from),
     )
+    origins: dict[str, str] = {}
+    if asked.refined_from:
+        origins = exported_from(open_table(asked.refined_from), codes.names)
     device = ready_device(asked.device)
-    codes, model = open_codes(asked.codes), load_model(asked.model, device)
+    model = load_model(asked.model, device)
+    if not asked.images:
+        return _run(Importing(codes, model, settings, origins=origins), asked.output)
+    several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
+    with _measuring(asked, model, device, several=several) as measuring:
+        return _run(Importing(codes, model, settings, measuring, origins), asked.output)
+
+
+def _check(asked: argparse.Namespace) -> CodeFiles:
+    """Return the codes; raise a `RequestError` for what is wrong, without importing PyTorch."""
+    check_output(asked.output, TABLE_OUTPUT)
     if not asked.images:
         for name in ("results", "prealigned", "fit", "icc", "identity", *FaceSearch.model_fields):
             if getattr(asked, name):
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is for images, to measure by: name them with --images")
-        return _run(Importing(codes, model, settings), asked.output)
-    several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
-    with _measuring(asked, model, device, several=several) as measuring:
-        return _run(Importing(codes, model, settings, measuring), asked.output)
+    check_model(asked.model)
+    if asked.identity:
+        check_identity(asked.identity)
+    if asked.images:
+        list_shards(asked.images, options=ReadOptions(sniff=asked.sniff)).first()
+    if asked.refined_from:
+        open_table(asked.refined_from)
+    codes = open_codes(asked.codes)
+    faces_of(codes.names)
+    return codes
 
 
 def _run(importing: Importing, root: str) -> dict[str, object]:
@@ -123,6 +162,10 @@ def _run(importing: Importing, root: str) -> dict[str, object]:
 def _measuring(
     asked: argparse.Namespace, model: RestyleModel, device: str, *, several: bool
 ) -> Measuring:
+    from pipeline.alignment import AlignmentSettings
+    from pipeline.exchange.measuring import Measuring, Result
+    from pipeline.metrics import Meter
+
     treatment = treatment_for(
         model, prealigned=asked.prealigned, identity=asked.identity, fit=asked.fit
     )

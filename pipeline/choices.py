@@ -16,6 +16,17 @@ Precision = Literal["float32", "tf32"]  # of a GPU's multiplications
 CodeType = Literal["float16", "float32"]  # of stored W+ codes
 OptimiserName = Literal["adam", "ranger"]
 
+# The encoders of published checkpoints, by their classes in `pipeline.models.encoders`.
+OFFICIAL_TYPES = (
+    "BackboneEncoder",
+    "ProgressiveBackboneEncoder",
+    "ResNetBackboneEncoder",
+    "ResNetProgressiveBackboneEncoder",
+    "GradualStyleEncoder",
+    "ResNetGradualStyleEncoder",
+    "Encoder4Editing",
+)
+
 # Pixels of the largest copy that is searched for a face. The default holds an image of 16 million
 # doubled once, as the reference scripts search it; the bound takes 2 GB.
 SEARCH_PIXELS, MOST_SEARCH_PIXELS = 64_000_000, 128_000_000

@@ -19,7 +19,13 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import AccessError, PipelineError, RequestError, TableError, printable
+from pipeline.errors import (
+    AccessError,
+    PipelineError,
+    RequestError,
+    TableError,
+    printable,
+)
 from pipeline.redaction import trace_of, without_secrets
 from pipeline.storage import one_line
 
@@ -119,9 +125,9 @@ def exit_code_of(
     a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1; its
     other keys are those of `last_line`. One that `reads_only` prints an answer or nothing. To it,
     and to any job of a `given_table`, a damaged table is a wrong request; to all of them storage
-    that the user's credentials do not open. `stopped` is what a Ctrl-C, or a SIGTERM, means to the
-    user: code 1, and a last line without errors. `tell` takes the line for stderr and the code,
-    where it is not just to be printed.
+    that the user's credentials do not open. `stopped` is what a Ctrl-C,
+    or a SIGTERM, means to the user: code 1, and a last line without errors. `tell` takes the line
+    for stderr and the code, where it is not just to be printed.
     """
     tell = tell or _print_to_stderr
     wrong: tuple[type[PipelineError], ...] = (RequestError, AccessError)
@@ -155,17 +161,32 @@ def exit_code_of(
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM unwind the block as Ctrl-C does: no other exception gets out of `ray.get`."""
+    """Let SIGTERM unwind the block as Ctrl-C does: no other exception gets out of `ray.get`.
+
+    Further ones are ignored from there on, until the process ends.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # which gets no signals
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, _stop_once)
     try:
         yield
     finally:
         # Not where it was taken away meanwhile, as by a run that a first signal ended.
-        if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+        if signal.getsignal(signal.SIGTERM) is _stop_once:
             signal.signal(signal.SIGTERM, before)
+        elif signal.getsignal(signal.SIGTERM) is _ignore:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _stop_once(number: int, frame: types.FrameType | None) -> None:
+    # By a handler and not by SIG_IGN, which processes that are started meanwhile would inherit.
+    signal.signal(signal.SIGTERM, _ignore)
+    signal.default_int_handler(number, frame)
+
+
+def _ignore(_number: int, _frame: types.FrameType | None) -> None:
+    pass
 
 
 def _print_to_stderr(text: str, _code: int) -> None:

@@ -9,6 +9,7 @@ PipelineError
 │   └── ShapeError          a tensor of the wrong shape or dtype
 ├── StorageError            a read or a put failed: exit code 1, run again to continue
 │   └── AccessError         credentials or rights are missing or wrong: at the start exit code 2
+│       └── CredentialsExpiredError  they were good: later than the start exit code 1, run again
 ├── TableError              the table breaks one of its own promises
 ├── ClusterError            no node can do the work: exit code 1, run again to continue
 └── Rejection               one image or face that gives no latent, with its reason
@@ -82,6 +83,10 @@ class StorageError(PipelineError):
 
 class AccessError(StorageError):
     """Storage gives nothing to these credentials, or to this user; the text says what to set."""
+
+
+class CredentialsExpiredError(AccessError):
+    """Storage gives nothing to these credentials any more; the text says how to renew them."""
 
 
 class TableError(PipelineError):

@@ -35,13 +35,25 @@ _WITH_HOSTS = _WITHOUT_PORTS | _WITH_NAMES - {"hdfs"} | {"http", "https"}
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,20}://"
 # What a text goes on with inside a URI: a quotation mark only where a word does not end with it.
 _INSIDE = r"(?:[^\s\"]|\"(?=[\w%+/=~$-]))"
+_NOT_NEXT = rf"(?!(?:::)?{_SCHEME})"
+# White space in the value of a query: another `&name=` is near by, in the same line.
+_SPACED = r"\s[^\n\"'&;:]{0,256}(?=[&;][\w.-]{1,64}=)"
 # A URI up to white space, or to the next URI (`zip://a.jpg::s3://bucket/b.zip`).
-_URI = re.compile(rf"(?P<scheme>{_SCHEME})(?P<rest>(?:(?!(?:::)?{_SCHEME}){_INSIDE})*)")
+_URI = re.compile(
+    rf"(?P<scheme>{_SCHEME})(?P<rest>(?:{_NOT_NEXT}{_INSIDE})*"
+    rf"(?:(?:{_SPACED})(?:{_NOT_NEXT}{_INSIDE})*)*)"
+)
+# One between quotation marks, which may hold white space.
+_QUOTED_URI = re.compile(
+    rf"(?P<mark>['\"])(?P<uri>{_SCHEME}(?:(?!(?P=mark)(?!\w)).){{0,2048}})(?P=mark)",
+    re.DOTALL,
+)
 # The same where the text is known to be one URI, or a chain of them.
 _WHOLE_URI = re.compile(rf"(?P<scheme>{_SCHEME})(?P<rest>(?:(?!(?:::)?{_SCHEME}).)*)", re.DOTALL)
 # A password with white space or quotation marks: what no port begins with, up to an "@" near by.
 _ODD_PASSWORD = re.compile(
-    rf"({_SCHEME})(?!arn:)[^\s\"'/?#@:\[]{{1,128}}:(?=\S)(?!\d{{0,5}}(?:[/?#'\"\s),.;:]|\Z))"
+    rf"({_SCHEME})(?!arn:)[^\s\"'/?#@:\[]{{1,128}}:(?=\S)(?!\d{{1,5}}(?:[/?#'\"\s),.;:]|\Z))"
+    r"(?!['\"]?(?:[/?#),.;:]|\Z))"
     rf"(?:(?!{_SCHEME})[^@]){{0,256}}@"
 )
 _PORT = re.compile(r"[^:]*(?::\d{0,5})?|\[[^\]]*\](?::\d{0,5})?")
@@ -52,7 +64,11 @@ _SECRET_WORD = (
     r"|account[_.-]?key|private[_.-]?key|authorization|jwt|session)[\w.%-]{0,64}"
     r"|x-amz-[\w-]{1,64}|x-goog-[\w-]{1,64}|sig|sas|key|pass|pw|auth|code"
 )
-_PAIR = re.compile(rf"([?&;#](?:{_SECRET_WORD})=)(?:(?![&;#]){_INSIDE})*", re.IGNORECASE)
+_BLANKED = rf"{re.escape(HIDDEN)}(?:['\"\s&;#:,).]|\Z)"
+_PAIR = re.compile(
+    rf"([?&;#](?:{_SECRET_WORD})=)(?!{_BLANKED})(?:(?![&;#]){_INSIDE})*(?:{_SPACED})?",
+    re.IGNORECASE,
+)
 _HEADER = re.compile(
     r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:[a-z0-9-]+\s+)?|\bbearer\s+)[\w.~+/=-]{6,}",
     re.IGNORECASE,
@@ -139,8 +155,14 @@ def _blanked(text: str, secrets: list[str]) -> str:
 def _without_uri_secrets(text: str) -> str:
     if "://" in text:
         text = _ODD_PASSWORD.sub(rf"\1{HIDDEN}@", text)
+        text = _QUOTED_URI.sub(_without_those_of_quoted, text)
         text = _URI.sub(_without_those_of_one, text)
     return _PAIR.sub(rf"\1{HIDDEN}", text)
+
+
+def _without_those_of_quoted(quoted: re.Match[str]) -> str:
+    whole = _WHOLE_URI.sub(_without_those_of_one, quoted["uri"])
+    return f"{quoted['mark']}{whole}{quoted['mark']}"
 
 
 def _without_those_of_one(uri: re.Match[str]) -> str:

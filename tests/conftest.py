@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from tests.faults.proxy import FaultProxy, running_proxy
 from tests.s3_server import S3Server, WeedMissingError, drop_bucket, make_bucket, run_server
 
 _BUCKETS = itertools.count()
@@ -44,6 +45,13 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]
     yield Bucket(make_bucket(s3_server, name), s3_server.env, s3_server)
     # Each bucket holds volumes of the server, which has about seventy.
     drop_bucket(s3_server, name)
+
+
+@pytest.fixture
+def proxy(s3: Bucket) -> Iterator[FaultProxy]:
+    """A proxy in front of the server of `s3`, which this process's environment does not name."""
+    with running_proxy(s3.server.address) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

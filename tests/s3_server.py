@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
 import s3fs
 from botocore.exceptions import BotoCoreError
@@ -20,6 +21,12 @@ from tests.ports import free_ports
 
 _START_LIMIT_S = 240.0
 _GRPC = 10_000  # each of the servers also listens so much higher
+# What each may do: the writer in buckets of these names alone. Without credentials, see below.
+_IDENTITIES = {
+    "owner": ["Admin", "Read", "List", "Tagging", "Write"],
+    "reader": ["Read", "List"],
+    "writer": [f"{action}:results-*" for action in ("Read", "List", "Tagging", "Write")],
+}
 _SERVERS = ("master", "volume", "filer", "s3", "admin")
 
 
@@ -29,6 +36,24 @@ class S3Server:
 
     env: dict[str, str]
     folder: Path
+    secrets: dict[str, str]  # of each identity: `owner`, `reader`, `writer`
+
+    @property
+    def endpoint(self) -> str:
+        """The server's URL."""
+        return self.env["AWS_ENDPOINT_URL"]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where the server listens."""
+        host, _, port = self.endpoint.removeprefix("http://").partition(":")
+        return host, int(port)
+
+    def profile(self, name: str, **settings: str) -> str:
+        """A section of an AWS configuration file: the keys of the identity `name`, and settings."""
+        keys = {"aws_access_key_id": f"key-of-{name}", "aws_secret_access_key": self.secrets[name]}
+        lines = [f"{key} = {value}" for key, value in (keys | settings).items()]
+        return "\n".join([f"[profile {name}]", *lines, ""])
 
     @property
     def secret(self) -> str:
@@ -47,10 +72,12 @@ def run_server(folder: Path) -> Iterator[S3Server]:
     Raises `WeedMissingError` where the binary does not run.
     """
     weed = _binary()
+    secrets = {name: f"planted-{token_hex(12)}" for name in _IDENTITIES}
+    (folder / "identities.json").write_text(json.dumps(_identities(secrets)))
     ports = dict(zip(_SERVERS, free_ports(len(_SERVERS), beside=_GRPC), strict=True))
     env = {
-        "AWS_ACCESS_KEY_ID": "test-access-key",
-        "AWS_SECRET_ACCESS_KEY": "planted-" + "".join(random.choices("abcdefgh", k=24)),
+        "AWS_ACCESS_KEY_ID": "key-of-owner",
+        "AWS_SECRET_ACCESS_KEY": secrets["owner"],
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_CONFIG_FILE": str(folder / "no-config"),
@@ -65,7 +92,7 @@ def run_server(folder: Path) -> Iterator[S3Server]:
         )
         try:
             _wait(process, env, folder)
-            yield S3Server(env, folder)
+            yield S3Server(env, folder, secrets)
         finally:
             process.terminate()
             try:
@@ -111,10 +138,26 @@ def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
         "master.telemetry": "false",
         "s3.port.iceberg": "0",
         "s3.port.lance": "0",
+        "s3.config": str(folder / "identities.json"),
+        "s3.domainName": "localhost",
         **{f"{name}.port": str(port) for name, port in ports.items()},
     }
     (folder / "data").mkdir()
     return [weed, "mini", *(f"-{name}={value}" for name, value in options.items())]
+
+
+def _identities(secrets: dict[str, str]) -> dict[str, object]:
+    """The server's own configuration: who may do what."""
+    found: list[dict[str, object]] = [
+        {
+            "name": name,
+            "credentials": [{"accessKey": f"key-of-{name}", "secretKey": secrets[name]}],
+            "actions": actions,
+        }
+        for name, actions in _IDENTITIES.items()
+    ]
+    found.append({"name": "anonymous", "actions": ["Read:open-*", "List:open-*"]})
+    return {"identities": found}
 
 
 def _wait(process: subprocess.Popen[bytes], env: dict[str, str], folder: Path) -> None:

@@ -129,6 +129,32 @@ def test_a_stopped_job_says_so_on_both_streams(signal: str) -> None:
         assert (json.loads(ended.stdout) if out else ended.stdout or None) == out
 
 
+DISTURBED = """
+import os, signal, time
+from pipeline.command_line import exit_code_of
+
+def disturb():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def work():
+    try:
+        disturb()
+        time.sleep(60)
+    finally:
+        disturb()
+        print("all is put away", flush=True)
+
+code = exit_code_of(work, reads_only=True)
+disturb()
+raise SystemExit(code)
+"""
+
+
+def test_a_job_that_was_stopped_ends_whatever_signals_follow() -> None:
+    ended = subprocess.run([sys.executable, "-c", DISTURBED], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "all is put away\n"), ended.stderr
+
+
 def last_line(capsys: pytest.CaptureFixture[str], job: object, *arguments: object) -> dict:
     try:
         code = job.main(list(map(str, arguments)))  # type: ignore[attr-defined]

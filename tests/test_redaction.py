@@ -144,6 +144,22 @@ def test_an_address_behind_a_uri_is_no_credential(text: str) -> None:
     assert without_secrets(text) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "blanked"),
+    [
+        ("no 'https://h/x?sig=one two three': gone", "no 'https://h/x?sig=***': gone"),
+        ('no "zip://a::https://h/x?q=one two"', 'no "zip://a::https://h/x?q=***"'),
+        ("https://h/x?q=one two&page=2 is", "https://h/x?q=***&page=2 is"),
+        ("?token=one two three&page=2 is", "?token=***&page=2 is"),
+        ("see https://u:'one two'@h/x", "see https://***@h/x"),
+        ('see postgres://u:" one two"@h/x', "see postgres://***@h/x"),
+        ("no 's3://b/it's here' nor 's3://b/y'", "no 's3://b/it's here' nor 's3://b/y'"),
+    ],
+)
+def test_white_space_and_quotes_do_not_end_a_credential(text: str, blanked: str) -> None:
+    assert without_secrets(text) == blanked
+
+
 def test_a_value_of_a_config_is_blanked_before_it_is_cut(tmp_path: Path) -> None:
     uri = f"https://user:{'x' * 90}{SECRET}{'x' * 190}@host/x"
     (tmp_path / "run.yaml").write_text(f"steps: [{uri!r}]\ninput: a\noutput: b\n")

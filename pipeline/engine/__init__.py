@@ -9,15 +9,23 @@ if TYPE_CHECKING:
     from pipeline.engine.estimate import estimate_job
     from pipeline.engine.outcome import Outcome
     from pipeline.engine.report import print_estimate, print_outcome
-    from pipeline.engine.run import run_job
+    from pipeline.engine.run import run_and_ignore_signals, run_job
 
-__all__ = ["Outcome", "estimate_job", "print_estimate", "print_outcome", "run_job"]
+__all__ = [
+    "Outcome",
+    "estimate_job",
+    "print_estimate",
+    "print_outcome",
+    "run_and_ignore_signals",
+    "run_job",
+]
 
 _HOMES = {
     "Outcome": "outcome",
     "estimate_job": "estimate",
     "print_estimate": "report",
     "print_outcome": "report",
+    "run_and_ignore_signals": "run",
     "run_job": "run",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -19,10 +20,11 @@ from pipeline.engine.address import check_address, in_cluster
 from pipeline.engine.private_folder import make_private_folder, remove_private_folder
 from pipeline.engine.progress import doing
 from pipeline.engine.ray_output import is_shown, kept_in_file
-from pipeline.engine.signals import handlers_restored, survived, undisturbed
+from pipeline.engine.signals import handlers_restored, ignore_further, undisturbed
 from pipeline.errors import ConfigError
 from pipeline.machine import whole_cpus
 from pipeline.redaction import without_secrets
+from pipeline.storage import S3_PROFILES
 
 # Set before ray is imported: these are read at import and inherited by the workers.
 QUIET = {
@@ -127,7 +129,21 @@ def _start_local_patiently(gpus: int | None, folder: Path | None) -> None:
 def _join_cluster() -> None:
     check_address()
     with _cluster_refusals():
-        ray.init(address="auto", **_loudness())
+        ray.init(address="auto", runtime_env=shipped_environment(), **_loudness())
+
+
+def shipped_environment() -> dict[str, Any] | None:
+    """Return the runtime environment that gives every worker the driver's choice of S3 profiles.
+
+    None where there is no choice, or where the job was submitted with a value, which its workers
+    have: Ray refuses to be told twice.
+    """
+    profiles = os.environ.get(S3_PROFILES)
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
+    if not profiles or S3_PROFILES in submitted:
+        return None
+    return {"env_vars": {S3_PROFILES: profiles}}
 
 
 def _loudness() -> Any:
@@ -175,11 +191,33 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+@contextmanager
+def _signals_left_alone() -> Iterator[None]:
+    """Let a Ray that starts install no handlers of its C++ side in this process.
+
+    They print a trace of a crash. As Ray shuts down it gives SIGTERM and others their default
+    action in their place, past Python: a SIGTERM that comes then ends this process at once, and
+    leaves processes of Ray behind. The workers keep them.
+    """
+    # Older releases of Ray lack the setting, and keep their handlers.
+    before = getattr(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", False)
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    try:
+        yield
+    finally:
+        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = before
+
+
 def _start(connect: Callable[[], None]) -> None:
-    # Ray puts a handler of its own in place, which ends the process without a last word.
-    with handlers_restored(), warnings.catch_warnings(), _silent_stderr():
-        warnings.simplefilter("ignore")
-        connect()
+    try:
+        # Ray puts a handler of its own in place, which ends the process without a last word.
+        with handlers_restored(), warnings.catch_warnings(), _silent_stderr():
+            warnings.simplefilter("ignore")
+            with _signals_left_alone():
+                connect()
+    except SystemExit:  # which that handler raises: the run is ending
+        ignore_further()
+        raise
 
 
 def _offered(folder: Path | None) -> Resources:
@@ -211,9 +249,8 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
         output.enter_context(kept_in_file())
         yield _offered(folder)
     finally:
-        doing("stopping Ray")
         with undisturbed(), output:  # Ray also prints while it ends
-            with survived():
-                ray.shutdown()
+            doing("stopping Ray")
+            ray.shutdown()
             if folder:
                 remove_private_folder(folder)

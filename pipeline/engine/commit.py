@@ -15,12 +15,12 @@ from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.engine.rows import Row
 from pipeline.errors import PipelineError, TableError
-from pipeline.storage import LeftOut, Shard
+from pipeline.storage import CREDENTIALS_EXPIRED, LeftOut, Shard
 from pipeline.table import INDEXED_AT_ONCE, PartSummary, ShardEntry
 
 STAGES = ("read", "align", "invert", "write")
 # So many parts, over so long a time, that all failed behind their reader: the next will fail too.
-# A shard that cannot be read costs no GPU, and others may be whole.
+# A shard that cannot be read costs no GPU, and others may be whole, unless credentials expired.
 GIVE_UP_PARTS, GIVE_UP_S = 20, 60.0
 # A commit is a few requests to an object store, each of which takes its time.
 _COMMITS_AT_ONCE = 8
@@ -89,7 +89,7 @@ class Committer:
             node = f" on node {row['node']}" if row["node"] and in_cluster() else ""
             error = f"shard '{shard_id}', part {part}{node}: {row['error']}"
             self._fail(shard_id, shard, error, row["trace"])
-            if not row["error"].startswith("read: "):
+            if not row["error"].startswith("read: ") or CREDENTIALS_EXPIRED in row["error"]:
                 self._count_failure()
             return
         if shard is None:

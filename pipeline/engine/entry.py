@@ -11,7 +11,7 @@ from pipeline.config import JobConfig
 from pipeline.engine.preflight import check_request
 from pipeline.engine.progress import Progress
 from pipeline.engine.screen import event_line
-from pipeline.engine.signals import ignore_to_the_end, undisturbed
+from pipeline.engine.signals import handlers_restored, ignore_to_the_end
 from pipeline.redaction import without_secrets
 
 # The last line of a job that did nothing: of these keys every last line has each.
@@ -55,24 +55,33 @@ def run_to_exit_code(
 
 
 def _run(config: JobConfig, dry_run: bool, last_line: Mapping[str, object]) -> int:
+    with handlers_restored():
+        return _run_and_print(config, dry_run, last_line)
+
+
+def _run_and_print(config: JobConfig, dry_run: bool, last_line: Mapping[str, object]) -> int:
     with Progress(json_lines=config.log_format == "json") as progress:
         progress.doing("checking the request")
         shards = check_request(config)
         progress.doing("loading PyTorch and Ray")
         # Slow to import: what is wrong is told before.
-        from pipeline.engine import estimate_job, print_estimate, print_outcome, run_job
+        from pipeline.engine import (
+            estimate_job,
+            print_estimate,
+            print_outcome,
+            run_and_ignore_signals,
+        )
 
         if dry_run:
             found = estimate_job(config, shards=shards)
         else:
-            outcome = run_job(config, shards=shards)
+            outcome = run_and_ignore_signals(config, shards=shards)
     if dry_run:
         print_estimate(config, found)
         print(json.dumps({**last_line, **found}))
         return 0
-    with undisturbed():
-        print_outcome(config, outcome, command=sys.argv, told=progress.told)
-        print(json.dumps(outcome.to_dict(config.output)), flush=True)
+    print_outcome(config, outcome, command=sys.argv, told=progress.told)
+    print(json.dumps(outcome.to_dict(config.output)), flush=True)
     if outcome.interrupted:
         ignore_to_the_end()
     return outcome.exit_code

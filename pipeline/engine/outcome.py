@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.engine.tally import Tally
-from pipeline.storage import LeftOut
+from pipeline.storage import CREDENTIALS_EXPIRED, LeftOut
 
 # Storage that is down fails every part; the first errors say why.
 MAX_ERRORS = 1000
@@ -48,6 +48,24 @@ class Outcome:
     def fail_first(self, error: str) -> None:
         """Note what went wrong above all, before everything else."""
         self.errors.insert(0, error)
+
+    def explain_expired(self, **places: str) -> None:
+        """Say first whose credentials expired, where errors name them as the reason.
+
+        `places` are the URIs of the run by what they are: the input, the output.
+        """
+        expired = [error for error in self.errors if CREDENTIALS_EXPIRED in error]
+        if not expired:
+            return
+        of = [
+            f"the {name} '{uri}'"
+            for name, uri in places.items()
+            if any(f"'{uri}/" in error or f"'{uri}'" in error for error in expired)
+        ]
+        self.fail_first(
+            f"{CREDENTIALS_EXPIRED} for {' and '.join(of) or 'the storage'}: get new ones and run "
+            "the same command again, which goes on with what is missing"
+        )
 
     def warn(self, warning: str) -> None:
         """Note what is no failure, but may not be what was meant."""

@@ -27,7 +27,7 @@ from pipeline.engine.signals import handlers_restored, ignore_further
 from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
-from pipeline.storage import ShardListing
+from pipeline.storage import ShardListing, canonical_uri, literal_folder
 from pipeline.table import Totals, is_card_current, kept_readme, open_table, write_card
 
 
@@ -126,8 +126,19 @@ def _execute(
             committer.abandon()
 
 
-@handlers_restored()
 def run_job(
+    config: JobConfig,
+    stages: Stages | None = None,
+    watches: tuple[Watch, ...] = (),
+    *,
+    shards: ShardListing | None = None,
+) -> Outcome:
+    """Run one job as `run_and_ignore_signals` does, and put the handlers of signals back."""
+    with handlers_restored():
+        return run_and_ignore_signals(config, stages, watches, shards=shards)
+
+
+def run_and_ignore_signals(
     config: JobConfig,
     stages: Stages | None = None,
     watches: tuple[Watch, ...] = (),
@@ -141,6 +152,7 @@ def run_job(
     Raises a `RequestError` for a request that is wrong: before any work, or, where it shows in the
     listing of an input of many thousand shards, when those before are done. What fails later is in
     `Outcome.errors`: the parts that were committed stay, and the same call finishes the rest.
+    Ctrl-C and SIGTERM are ignored when it returns, so that a caller can end undisturbed.
     """
     started = datetime.now(UTC)
     outcome = Outcome(Tally())
@@ -162,6 +174,9 @@ def run_job(
         finally:
             outcome.skipped_parts = plan.found.done_parts
             outcome.skipped_samples = plan.found.done_samples
+    given = canonical_uri(config.input)
+    folder = literal_folder(f"{given}/") or given  # of a pattern the part before it
+    outcome.explain_expired(input=folder, output=canonical_uri(config.output))
     if record:
         record.end()
     level = "error" if outcome.errors else "warning" if outcome.interrupted else "info"

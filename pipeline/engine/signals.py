@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import threading
 from collections.abc import Iterator
@@ -33,7 +32,10 @@ def _ignore(_signum: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def handlers_restored() -> Iterator[None]:
-    """Put the handlers of Ctrl-C and SIGTERM back at the block's end, whatever it set."""
+    """Put the handlers of Ctrl-C and SIGTERM back at the block's end, whatever it set.
+
+    What `ignore_to_the_end` ignores in the block stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # which gets no signals
         return
@@ -42,7 +44,9 @@ def handlers_restored() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # one of C code, which Python cannot put back
+            if handler is None:  # one of C code, which Python cannot put back
+                continue
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
 
 
@@ -53,33 +57,3 @@ def undisturbed() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             ignore_further()
         yield
-
-
-@contextmanager
-def survived() -> Iterator[None]:
-    """Ignore SIGTERM for the length of the block, though C code gives it its default action back.
-
-    Ray's core does so as it shuts down, past Python, whose handler is gone from then on: a signal
-    would end this process before it has ended those that it started. So a thread takes the action
-    away again, at once. To be used inside `undisturbed`, which puts Python's handler back.
-    """
-    set_action = ctypes.CDLL(None).signal
-    set_action.argtypes, set_action.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-    ended = threading.Event()
-
-    def ignore() -> None:
-        set_action(signal.SIGTERM, signal.SIG_IGN)
-
-    def keep_ignoring() -> None:
-        while not ended.is_set():
-            ignore()
-
-    thread = threading.Thread(target=keep_ignoring, name="sigterm", daemon=True)
-    ignore()
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        ignore()

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import PipelineError, RequestError
+from pipeline.storage import LeftOut
 from pipeline.table.parts import PartSummary
 from pipeline.table.states import ShardState
 from pipeline.table.writer import TableWriter
@@ -33,6 +34,8 @@ class Account:
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))
     found: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_FOUND, 0))
     listed: bool = False  # whether `found` is of everything
+    left_out: LeftOut = field(default_factory=LeftOut)  # by the listing of the images
+    icc_ignored: int = 0  # images of this run whose colour profile was not applied
     samples: int = 0  # of this run
     faces: int = 0
     parts: int = 0
@@ -88,7 +91,13 @@ class Account:
             "skipped_parts": self.found["done_parts"],
             "seconds": round((moment - self.started).total_seconds(), 2),
             "errors": [],
-            "found": {**self.found, "complete": self.listed},
+            "left_out": self.left_out.ordered(),
+            "icc_ignored": self.icc_ignored,
+            "found": {
+                **self.found,
+                "complete": self.listed,
+                "left_out": self.left_out.ordered(),
+            },
         }
         self.written = time.monotonic()
         described = self.writer.description.to_dict()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -26,7 +27,7 @@ from pipeline.exchange.measuring import METRICS, Measuring, match_images
 from pipeline.exchange.pickled import Codes
 from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.models import RestyleModel
-from pipeline.storage import FILES_PER_SHARD, ReadOptions, Shard, list_shards, read_samples
+from pipeline.storage import FILES_PER_SHARD, LeftOut, ReadOptions, Shard, list_shards, read_samples
 from pipeline.table.card import kept_readme, write_card
 from pipeline.table.description import Description
 from pipeline.table.reader import open_table
@@ -52,6 +53,7 @@ class ImportSettings:
     )
     images: str | None = None
     sniff: bool = True  # whether images are recognised without a known extension
+    refined_from: str | None = None  # URI of the table that the codes were exported from
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ class Importing:
     model: RestyleModel
     settings: ImportSettings
     measuring: Measuring | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)  # name of a code -> `refined_from`
     unmeasured: int = 0  # faces whose image gave nothing to compare with, of this run
+    left_out: LeftOut = field(default_factory=LeftOut)  # by the listing of the images
     notes: list[str] = field(default_factory=list)  # sentences for people
 
     def __post_init__(self) -> None:
@@ -95,12 +99,17 @@ class Importing:
         first = faces[0][1][0].name
         self._checked(self.codes.read(first), first)
         writer = open_for_writing(root, self.description(), part_size=self.settings.part_size)
-        with Account(writer, started) as account:
+        with Account(writer, started, left_out=self.left_out) as account:
             self._write(writer, work, account)
             table = open_table(root)
-            if write_card(table) is None:
+            if write_card(table, listed=self.left_out) is None:
                 self.notes.append(kept_readme(table))
-            counts = {**table.verify(checksums=False), "unmeasured": self.unmeasured}
+            counts = {
+                **table.verify(checksums=False),
+                "unmeasured": self.unmeasured,
+                "icc_ignored": account.icc_ignored,
+                "left_out": self.left_out.ordered(),
+            }
             account.facts["imported"] = counts
         return counts
 
@@ -124,6 +133,9 @@ class Importing:
             "method": self.settings.method,
             "measured": measured,
         }
+        if self.origins:
+            pairs = json.dumps(sorted(self.origins.items()))
+            settings["refined_from"] = hashlib.sha256(pairs.encode()).hexdigest()
         columns = Columns(
             self.model.n_styles,
             self.settings.latent_dtype,
@@ -152,13 +164,13 @@ class Importing:
     def _with_images(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
         """The input's own shards, of which only the samples that have codes are taken."""
         options = ReadOptions(sniff=self.settings.sniff)
-        shards = list(
-            list_shards(
-                str(self.settings.images),
-                files_per_shard=self.settings.files_per_shard,
-                options=options,
-            )
+        listing = list_shards(
+            str(self.settings.images),
+            files_per_shard=self.settings.files_per_shard,
+            options=options,
         )
+        shards = list(listing)
+        self.left_out = listing.left_out
         owners = match_images(faces, shards, options)
         wanted = {shard_id for shard_id, _ in owners}
         return (
@@ -205,6 +217,7 @@ class Importing:
                 rows = [row for item in few for row in self._rows(item)]
                 found = writer.write_part(shard, part, samples=len(few), latents=rows, rejects=[])
                 account.part(found)
+                account.icc_ignored = self.measuring.icc_ignored if self.measuring else 0
             summaries.append(found)
         writer.commit_shard(shard, summaries)
 
@@ -232,6 +245,7 @@ class Importing:
             "n_faces": max(other.face_index for other in item.faces) + 1,
             "source_uri": item.uri,
             "method": self.settings.method,
+            "refined_from": self.origins.get(face.name),
         }
         if self.codes.has_steps:
             unknown = [None] * len(codes)

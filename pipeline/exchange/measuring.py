@@ -116,6 +116,7 @@ class Measuring:
     ) -> None:
         self.model, self.settings, self.meter = model, settings, meter
         self.results = results
+        self.icc_ignored = 0  # images with a face whose colour profile was not applied
         self._aligner = IsolatedAligner(settings)
 
     def __enter__(self) -> Measuring:
@@ -129,6 +130,7 @@ class Measuring:
         outcome = next(self._aligner.process([content]))
         if isinstance(outcome, Rejection):
             return {}
+        self.icc_ignored += outcome.icc_ignored
         return {face.face_index: face for face in outcome.faces}
 
     @torch.no_grad()

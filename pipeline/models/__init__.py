@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.models.bundle import is_bundle, load_model, save_bundle
+    from pipeline.models.bundle import load_model, save_bundle
     from pipeline.models.checkpoint import load_checkpoint
     from pipeline.models.encoders import ENCODER_TYPES, OFFICIAL_TYPES
-    from pipeline.models.files import bundle_names, check_model
+    from pipeline.models.files import bundle_names, check_model, is_bundle
     from pipeline.models.presets import (
         PRESETS,
         Preset,
@@ -46,10 +46,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "bundle": ("is_bundle", "load_model", "save_bundle"),
+    "bundle": ("load_model", "save_bundle"),
     "checkpoint": ("load_checkpoint",),
     "encoders": ("ENCODER_TYPES", "OFFICIAL_TYPES"),
-    "files": ("bundle_names", "check_model"),
+    "files": ("bundle_names", "check_model", "is_bundle"),
     "presets": ("PRESETS", "Preset", "Treatment", "preset_for", "preset_of", "treatment_for"),
     "restyle": ("Architecture", "ModelCard", "RestyleModel"),
     "stylegan2": ("Generator",),

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +24,7 @@ from pipeline.models.checkpoint import load_checkpoint, read_checkpoint
 from pipeline.models.files import (
     CHECKPOINT_SUFFIXES,
     RECORD_FILE,
+    WEIGHTS_FILE,
     bundle_folder,
     open_model_file,
     write_model_file,
@@ -33,7 +33,6 @@ from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
 from pipeline.models.weights import assemble
 
 FORMAT = 1
-WEIGHTS_FILE = "model.safetensors"
 STORED = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -88,29 +87,6 @@ def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32"
     write_model_file(f"{folder}/{WEIGHTS_FILE}", content)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     write_model_file(f"{folder}/{RECORD_FILE}", text.encode())
-
-
-class Folder(Protocol):
-    """The part of `pipeline.storage.Store` that `is_bundle` uses."""
-
-    def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """Return the object as a binary file."""
-        ...
-
-
-def is_bundle(folder: Folder, names: Sequence[str]) -> bool:
-    """Return whether a folder, of these first names, was written by `save_bundle`.
-
-    Also where that was stopped between its two files.
-    """
-    if RECORD_FILE in names:
-        with folder.open(RECORD_FILE) as file:
-            return b'"architecture"' in file.read(1 << 20)
-    if list(names) != [WEIGHTS_FILE]:
-        return False
-    with folder.open(WEIGHTS_FILE) as file:
-        length = min(int.from_bytes(file.read(8), "little"), 16 << 20)
-        return b'"latent_avg"' in file.read(length)
 
 
 def _as_stored(key: str, tensor: Tensor, stored: str) -> Tensor:

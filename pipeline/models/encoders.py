@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.choices import OFFICIAL_TYPES as OFFICIAL_TYPES
 from pipeline.models.backbones import IRSE50, WIDTHS, ResNet34, stage_ends
 from pipeline.models.compact import CompactEncoder
 from pipeline.models.stylegan2 import LATENT_DIM, EqualLinear
@@ -174,9 +175,6 @@ OFFICIAL_ENCODERS: tuple[type[IRSE50] | type[ResNet34], ...] = (
 ENCODER_TYPES: dict[str, Callable[..., nn.Module]] = {
     encoder.__name__: encoder for encoder in (*OFFICIAL_ENCODERS, CompactEncoder)
 }
-
-
-OFFICIAL_TYPES = tuple(encoder.__name__ for encoder in OFFICIAL_ENCODERS)
 
 
 def official_arguments(encoder_type: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:

@@ -5,16 +5,39 @@ from __future__ import annotations
 import importlib.resources
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, BinaryIO, Protocol
 
 from pipeline.errors import ModelError, StorageError
 
-RECORD_FILE = "model.json"  # of a bundle
+RECORD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"  # of a bundle
 CHECKPOINT_SUFFIXES = {".pt", ".pth"}
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+class Folder(Protocol):
+    """The part of `pipeline.storage.Store` that `is_bundle` uses."""
+
+    def open(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Return the object as a binary file."""
+        ...
+
+
+def is_bundle(folder: Folder, names: Sequence[str]) -> bool:
+    """Return whether a folder, of these first names, was written by `save_bundle`.
+
+    Also where that was stopped between its two files.
+    """
+    if RECORD_FILE in names:
+        with folder.open(RECORD_FILE) as file:
+            return b'"architecture"' in file.read(1 << 20)
+    if list(names) != [WEIGHTS_FILE]:
+        return False
+    with folder.open(WEIGHTS_FILE) as file:
+        length = min(int.from_bytes(file.read(8), "little"), 16 << 20)
+        return b'"latent_avg"' in file.read(length)
 
 
 def bundle_names() -> list[str]:

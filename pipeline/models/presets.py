@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.choices import Fit
 from pipeline.errors import ConfigError
-from pipeline.models.restyle import RestyleModel
+
+if TYPE_CHECKING:
+    from pipeline.models.restyle import RestyleModel  # PyTorch is slow to import
 
 UNKNOWN = "unknown"
 

@@ -1,6 +1,4 @@
-"""Pictures of what is in a table."""
+"""Pictures and figures of what is in tables: contact sheets, evaluations, stop rules.
 
-from pipeline.reports.contact_sheet import Pixels, SheetRow, contact_sheet
-from pipeline.reports.table_sheet import table_sheet
-
-__all__ = ["Pixels", "SheetRow", "contact_sheet", "table_sheet"]
+Nothing is imported here: a job checks its request by the light modules before PyTorch is imported.
+"""

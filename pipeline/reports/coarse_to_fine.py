@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import RequestError
 from pipeline.inversion.rendering import render_each
 from pipeline.models import RestyleModel
 from pipeline.reports.frequency import band_names, laplacian_bands
+from pipeline.reports.requirements import require_steps
 from pipeline.reports.statistics import Floats, Interval, interval_of_sums
 from pipeline.table import Table
 from pipeline.table.code_arrays import step_codes_of
@@ -110,15 +110,6 @@ def change_by_step(table: Table, *, images: int, device: str = "cpu") -> Change:
         rendered=len(chosen),
         without_start=without_start,
     )
-
-
-def require_steps(table: Table) -> None:
-    """Raise `RequestError` if the table does not keep the code of every step."""
-    if not table.description.columns.all_steps:
-        raise RequestError(
-            f"the table '{table.store.root}' keeps no code of single steps: make it with "
-            "--keep-steps to see what each step changes"
-        )
 
 
 def _sample(table: Table, count: int) -> set[str]:

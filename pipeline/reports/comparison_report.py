@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import RequestError
 from pipeline.reports.change_sheets import bands_sheet, groups_sheet, layers_sheet
-from pipeline.reports.coarse_to_fine import Change, change_by_step, require_steps
+from pipeline.reports.coarse_to_fine import Change, change_by_step
 from pipeline.reports.comparable import check_measured_alike, same_faces
 from pipeline.reports.evaluation import (
     Method,
@@ -22,7 +21,8 @@ from pipeline.reports.evaluation import (
 from pipeline.reports.faces import Faces, label, read_face_scalars
 from pipeline.reports.folders import REPORT_NAME, REPORT_TITLE
 from pipeline.reports.ground_truth import DEFINITION, METRIC, GroundTruth, with_distances
-from pipeline.reports.plots import change_in_steps, quality_against_time, require_matplotlib
+from pipeline.reports.plots import change_in_steps, quality_against_time
+from pipeline.reports.requirements import check_comparison
 from pipeline.reports.sheets import Sheet, number
 from pipeline.storage import Store
 from pipeline.table import Table
@@ -61,11 +61,13 @@ def compare_tables(tables: Sequence[Table], options: Options) -> Report:
     Raises `RequestError` if they do not hold the same faces, are not measured alike, or do not
     have what `options` asks for.
     """
-    if options.plots:
-        require_matplotlib()
-    if options.coarse_to_fine:
-        for table in tables:
-            require_steps(table)
+    check_comparison(
+        tables,
+        labels=options.labels,
+        ground_truth=options.ground_truth,
+        coarse_to_fine=options.coarse_to_fine,
+        plots=options.plots,
+    )
     everything = [read_face_scalars(table) for table in tables]
     labels = _labels(tables, everything, options.labels)
     check_measured_alike(tables, labels)
@@ -146,10 +148,6 @@ def _about_truth(
 def _labels(tables: Sequence[Table], faces: Sequence[Faces], given: Sequence[str]) -> list[str]:
     """A name for each table, no two the same."""
     if given:
-        if len(given) != len(tables) or len(set(given)) != len(given):
-            raise RequestError(
-                f"{len(given)} labels for {len(tables)} tables: give each table one of its own"
-            )
         return list(given)
     models = [str(table.description.model.get("name", "")) for table in tables]
     names = []

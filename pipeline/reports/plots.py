@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import RequestError
 from pipeline.reports.coarse_to_fine import GROUPS, Change
 from pipeline.reports.evaluation import Method, metrics_of
 from pipeline.reports.faces import label
+from pipeline.reports.requirements import require_matplotlib
 from pipeline.reports.statistics import Floats, Interval, interval
 
 if TYPE_CHECKING:
@@ -23,16 +23,6 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 _STEPS = ("#08306b", "#2171b5", "#4292c6", "#6baed6", "#9ecae1", "#c6dbef")  # dark is early
 _GREY, _SIZE, _APART = "#6e7278", 8, 0.055  # _APART: of the height, between two labels
-
-
-def require_matplotlib() -> None:
-    """Raise `RequestError` that says what to install if there is no matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise RequestError(
-            "plots need matplotlib: pip install 'restyle-pipeline[reports]', or add --no-plots"
-        ) from error
 
 
 def quality_against_time(methods: Sequence[Method]) -> bytes:

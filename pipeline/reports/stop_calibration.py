@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError, ShapeError
+from pipeline.errors import ShapeError
 from pipeline.inversion import (
     StepMeasures,
     StopRule,
@@ -26,7 +26,6 @@ from pipeline.metrics import Meter
 from pipeline.models import RestyleModel
 
 GAINS = 48  # bounds that are tried, quantiles of the gains that were met
-MOST = 100  # steps that jobs/invert_dataset.py lets a face make
 RESIDUALS = (1.0, 0.5, 0.35, 0.25, 0.2, 0.17, 0.14, 0.12, 0.1)  # 1: a whole row may change
 
 
@@ -66,16 +65,6 @@ class Trace:
         at = steps[:, None] - 1
         kept, last = (float(l2.gather(1, at).mean()) for l2 in (self.kept_l2, self.l2))
         return Point(rule, float(steps.double().mean()), kept, last)
-
-
-def check_request(most: int, like_steps: int, tolerance: float) -> None:
-    """Raise `ConfigError` where no rule of at most `most` steps can be compared as asked."""
-    if not 2 <= most <= MOST:
-        raise ConfigError(f"the longest loop is to have 2 to {MOST} steps, not {most}")
-    if like_steps > most:
-        raise ConfigError(f"a loop of {most} steps cannot be compared with one of {like_steps}")
-    if not 0 <= tolerance < float("inf"):
-        raise ConfigError(f"the tolerance is to be a share of L2, 0 or more, not {tolerance}")
 
 
 def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -> Trace:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.inversion import StopRule
-from pipeline.reports.plots import require_matplotlib
+from pipeline.reports.requirements import require_matplotlib
 from pipeline.reports.stop_calibration import Point, Trace
 
 # Okabe and Ito's colours, as in the other plots.

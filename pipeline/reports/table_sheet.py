@@ -16,6 +16,7 @@ from pipeline.inversion.rendering import pooled, render_each
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_pixels, to_unit
 from pipeline.reports.contact_sheet import Pixels, SheetRow, contact_sheet
+from pipeline.reports.requirements import require_crops_and_steps
 from pipeline.table import Table
 from pipeline.table.made_by import first_model_of, model_of
 from pipeline.table.statements import condition
@@ -72,12 +73,7 @@ def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = 
     Of a bootstrapped table it shows the first model's steps too. Raises `RequestError` if the table
     keeps no crops and steps, or no face is chosen, and `ModelError` if its model is another one.
     """
-    columns = table.description.columns
-    if not (columns.all_steps and columns.aligned_jpeg):
-        raise RequestError(
-            f"the table '{table.store.root}' holds no crops and steps to show: "
-            "make it with --keep-crops and --keep-steps"
-        )
+    require_crops_and_steps(table)
     chosen = f"WHERE {condition(where)}" if where else ""
     faces = table.sql(QUERY.format(where=chosen, limit=int(limit)))
     if faces.empty and where:

@@ -1,6 +1,7 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
 from pipeline.redaction import without_secrets
+from pipeline.storage.access import CREDENTIALS_EXPIRED
 from pipeline.storage.contents import OutputKind, check_contents
 from pipeline.storage.counts import count_samples
 from pipeline.storage.inputs import check_apart
@@ -11,6 +12,8 @@ from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.options import ALL_IMAGES, ONE_IMAGE, ReadOptions
 from pipeline.storage.outputs import check_beside, check_output
 from pipeline.storage.parquets import check_columns
+from pipeline.storage.patterns import literal_folder
+from pipeline.storage.profiles import S3_PROFILES
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
 from pipeline.storage.samples import read_samples
 from pipeline.storage.shards import (
@@ -28,9 +31,11 @@ from pipeline.storage.uris import canonical_uri, check_credentials, is_local, on
 
 __all__ = [
     "ALL_IMAGES",
+    "CREDENTIALS_EXPIRED",
     "FILES_PER_SHARD",
     "MAX_SAMPLE_BYTES",
     "ONE_IMAGE",
+    "S3_PROFILES",
     "LeftOut",
     "ObjectInfo",
     "OutputKind",
@@ -52,6 +57,7 @@ __all__ = [
     "kept_array",
     "kept_types",
     "list_shards",
+    "literal_folder",
     "one_line",
     "read_samples",
     "shard_id_of",

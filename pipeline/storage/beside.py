@@ -41,7 +41,7 @@ def image_beside(file_uri: str, path: str | None, key: str, row_uri: str) -> Sam
     try:
         return _read(uri, key)
     except StorageError as error:
-        if not _is_final(error.__cause__):
+        if not _is_final(uri, error.__cause__):
             raise
         return _no_bytes(
             key, row_uri, f"the row holds no bytes, and there is no file to read at '{shown}'"
@@ -72,9 +72,14 @@ def _name_inside(folder: str, path: str) -> str | None:
     return name
 
 
-def _is_final(error: BaseException | None) -> bool:
-    """Whether there is no such file, or none that may be read: another try would meet the same."""
-    known = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+def _is_final(uri: str, error: BaseException | None) -> bool:
+    """Return whether there is no file at `uri`, or none that may be read, for later runs either.
+
+    A bucket also denies access when credentials have expired: that is not final.
+    """
+    if isinstance(error, PermissionError):
+        return is_local(uri)
+    known = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
     return isinstance(error, known) or getattr(error, "errno", None) == errno.ENAMETOOLONG
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from fsspec.asyn import sync
+
+_MOST_TRIED = 8  # objects beside one that is denied
 
 
 class Fetched(NamedTuple):
@@ -58,6 +62,22 @@ def get_head(fs: Any, path: str, length: int) -> bytes:
     bucket, key, _ = fs.split_path(path)
     found: Fetched = sync(fs.loop, _get, fs, bucket, key, Range=f"bytes=0-{length - 1}")
     return found.content
+
+
+def reads_beside(fs: Any, path: str) -> bool:
+    """Return whether the bucket gives some other object of the folder that `path` is in.
+
+    The first few that it lists are tried, a byte each. Where all are denied, so is the folder.
+    """
+    bucket, key, _ = fs.split_path(path)
+    folder = key.rpartition("/")[0]
+    page = next(listing_pages(fs, bucket, f"{folder}/" if folder else "", Delimiter="/"))
+    others = (item["Key"] for item in page.get("Contents", ()) if item["Key"] != key)
+    for other in itertools.islice(others, _MOST_TRIED):
+        with suppress(PermissionError):
+            sync(fs.loop, _get, fs, bucket, other, Range="bytes=0-0")
+            return True
+    return False
 
 
 async def _get(fs: Any, bucket: str, key: str, **more: str) -> Fetched:

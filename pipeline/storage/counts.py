@@ -13,6 +13,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import file_entry
 from pipeline.storage.members import Member, samples_of
+from pipeline.storage.objects import UNREADABLE
 from pipeline.storage.options import ReadOptions
 from pipeline.storage.parquets import count_rows
 from pipeline.storage.sample import Sample
@@ -34,11 +35,12 @@ def count_samples(
     """Number of samples in `shard`, or `at_most`; of one that is damaged those before the damage.
 
     A slice of a folder is counted by its listing, Parquet by its footer, a zip by its directory,
-    and a tar on a disk by its headers; others are read. What is passed over on the way is counted
-    in `left_out`. Raises `StorageError` where the storage does not answer.
+    and a tar on a disk by its headers; others are read. A shard file on a disk that may not be read
+    is one sample. What is passed over on the way is counted in `left_out`. Raises `StorageError`
+    where the storage does not answer.
     """
-    if shard.is_slice:
-        return len(shard.names[:at_most])
+    if shard.is_slice or shard.etag == UNREADABLE:
+        return len((shard.names or (shard.uri,))[:at_most])
     count = 0
     # What is carried over has no influence on which samples there are.
     options = replace(options or ReadOptions(), keep_columns={})

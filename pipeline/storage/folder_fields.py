@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from pipeline.storage.folder_metadata import FolderMetadata
 from pipeline.storage.folders import by_root, fetched
 from pipeline.storage.kept import MAX_FIELD_BYTES, fields_of
 from pipeline.storage.left_out import LeftOut
@@ -22,19 +23,22 @@ def with_fields(
 ) -> Iterator[Sample]:
     """The samples of a folder's slice with the fields of `options.keep_columns`.
 
-    A field is the file of the same stem with its name for extension, or stands in the `.json` of
-    that stem. Raises `StorageError` where the storage does not answer.
+    A field stands in a `metadata.csv` or `metadata.jsonl` (`FolderMetadata`), is the file of the
+    same stem with its name for extension, or stands in the `.json` of that stem. Raises
+    `StorageError` where the storage does not answer.
     """
     names = dict(zip(shard.keys, shard.names, strict=True))
+    metadata = FolderMetadata(shard)
     for group in _groups(samples):
+        rows = metadata.rows(names[sample.key] for sample in group)
         stems = [_stem(names[sample.key]) for sample in group]
         wanted = {*options.keep_columns, "json"}
         contents = _contents(shard, [f"{stem}.{end}" for stem in stems for end in sorted(wanted)])
-        for sample, stem in zip(group, stems, strict=True):
+        for sample, stem, row in zip(group, stems, rows, strict=True):
             there = {
                 end: contents[f"{stem}.{end}"] for end in wanted if f"{stem}.{end}" in contents
             }
-            fields = fields_of(there, {}, options.keep_columns, left_out)
+            fields = fields_of(there, row, options.keep_columns, left_out)
             yield sample.with_key(sample.key, fields)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Iterator, Sequence
 from itertools import starmap
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import StorageError
-from pipeline.storage.buckets import Fetched, get_objects, is_bucket
+from pipeline.storage.access import is_denied
+from pipeline.storage.buckets import Fetched, get_objects, is_bucket, reads_beside
 from pipeline.storage.formats import readable_name
 from pipeline.storage.listing import UNKNOWN_SIZE, Entry, file_entry
-from pipeline.storage.local_files import is_lasting, is_there
+from pipeline.storage.local_files import why_unreadable
 from pipeline.storage.objects import UNREADABLE, object_info
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, too_large, unreadable
 from pipeline.storage.shards import Shard, folder_etag
@@ -99,7 +99,8 @@ def _contents(shard: Shard, names: Sequence[str]) -> dict[str, _Content]:
                 if not why_not:
                     raise one
                 # Of a bucket all files' etags are known, or the state of none is compared.
-                contents[name] = _Content(b"", UNREADABLE if is_bucket(fs) else "", why_not)
+                gone = is_bucket(fs) and isinstance(one, FileNotFoundError)
+                contents[name] = _Content(b"", UNREADABLE if gone else "", why_not)
     return contents
 
 
@@ -122,12 +123,12 @@ def _why_unreadable(fs: Any, path: str, error: BaseException, kind: str) -> str:
 
     What was found in a folder and is gone has changed; what only a list names was never there.
     """
-    if is_local_filesystem(fs) and isinstance(error, OSError) and is_lasting(error):
-        link = path.rstrip("/")
-        if is_there(link):
-            if isinstance(error, FileNotFoundError):
-                return f"a link to '{readable_name(str(Path(link).readlink()))}', where nothing is"
-            return os.strerror(error.errno).lower() if error.errno else str(error)
+    if is_local_filesystem(fs) and isinstance(error, OSError):
+        why = why_unreadable(path, error)
+        if why:
+            return why
+    if is_denied(error) and is_bucket(fs) and reads_beside(fs, path):
+        return "access denied"
     return "nothing is there" if kind == "list" and isinstance(error, FileNotFoundError) else ""
 
 

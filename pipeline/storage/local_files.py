@@ -7,6 +7,7 @@ import os
 import stat
 from pathlib import Path
 
+from pipeline.storage.formats import readable_name
 from pipeline.storage.objects import UNREADABLE, local_info
 
 # Not EIO, ESTALE, EMFILE and the like: a network disk that is away gives them for every file.
@@ -45,6 +46,19 @@ def is_dead_link(path: str) -> bool:
         nowhere = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
         return nowhere and os.path.islink(path)  # noqa: PTH114 - as above
     return False
+
+
+def why_unreadable(path: str, error: OSError) -> str:
+    """Return why a file or folder that is there cannot be read; "" where that may pass.
+
+    Of a path that ends in "/" a folder is meant, or a link to one.
+    """
+    link = path.rstrip("/")
+    if not is_lasting(error) or not is_there(link):
+        return ""
+    if isinstance(error, FileNotFoundError):
+        return f"a link to '{readable_name(str(Path(link).readlink()))}', where nothing is"
+    return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
 def local_state(path: str, status: os.stat_result) -> tuple[int, str]:

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Literal, NamedTuple
 
 from pipeline.errors import StorageError
+from pipeline.storage.access import is_denied
 from pipeline.storage.buckets import get_head, is_bucket
 from pipeline.storage.columns import has_bytes, schema_of
 from pipeline.storage.formats import (
@@ -127,7 +128,7 @@ def _look_at_parquet(uri: str) -> Found | None:
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
-        if is_local(uri):
+        if is_local(uri) or is_denied(error.__cause__):
             return "parquet"
         raise
     return "parquet" if schema is None or has_bytes(schema) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterator
 
 from pipeline.errors import StorageError
@@ -9,11 +10,11 @@ from pipeline.storage.folder_fields import with_fields
 from pipeline.storage.folders import read_folder
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry, file_entry
-from pipeline.storage.local_files import present_state
+from pipeline.storage.local_files import present_state, why_unreadable
 from pipeline.storage.objects import UNREADABLE
 from pipeline.storage.options import ReadOptions
 from pipeline.storage.parquets import read_parquet
-from pipeline.storage.sample import Sample
+from pipeline.storage.sample import Sample, unreadable
 from pipeline.storage.shards import Shard, folder_etag
 from pipeline.storage.tars import read_tar
 from pipeline.storage.uris import is_local, storage_errors
@@ -37,7 +38,8 @@ def read_samples(
 
     Raises `StorageError` naming the shard if it is missing, truncated or damaged, after the
     samples before the damage, and after all of them if it is not as it was listed: a shard is
-    whole and of one state or it fails, and nothing is dropped in silence.
+    whole and of one state or it fails, and nothing is dropped in silence. A shard file on a disk
+    that may not be read when it is listed is one sample with the reject `unreadable`.
     Raises `InputError` if a Parquet file has no column that can be told to be the images.
     """
     options = options or ReadOptions()
@@ -47,6 +49,8 @@ def read_samples(
         if options.keep_columns:
             samples = with_fields(samples, shard, options, left_out)
         yield from samples
+    elif shard.etag == UNREADABLE:
+        yield from (sample for sample in _unreadable(shard) if keys is None or sample.key in keys)
     else:
         samples = _ARCHIVES[shard.kind](shard, options, left_out)
         yield from (sample for sample in samples if keys is None or sample.key in keys)
@@ -54,11 +58,30 @@ def read_samples(
         raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")
 
 
+def _unreadable(shard: Shard) -> Iterator[Sample]:
+    """The one reject of a shard file that this user may not read, called as the file is.
+
+    Raises `StorageError` where it can be read by now, or where the disk is away.
+    """
+    with storage_errors(f"read '{shard.uri}'"):
+        try:
+            os.close(os.open(shard.uri, os.O_RDONLY | os.O_NONBLOCK))
+        except OSError as error:
+            why = why_unreadable(shard.uri, error)
+            if not why:
+                raise
+            yield unreadable(shard.source.rsplit("/", 1)[-1], shard.source, why)
+            return
+    raise StorageError(f"the shard '{shard.uri}' changed since it was listed; run again")
+
+
 def _changed(shard: Shard, *, whole: bool) -> bool:
     """Whether the input is not as it was listed, as far as that can be told at little cost.
 
     Files in a bucket the reader compares itself; of some files of a folder, the sizes alone.
     """
+    if shard.etag == UNREADABLE:
+        return False  # its reader looked
     if not shard.is_slice:
         return file_entry(shard.uri).etag != shard.etag
     uris = [shard.uri_of(name) for name in shard.names]

@@ -19,6 +19,7 @@ from pipeline.storage.formats import Kind, readable_name, shard_stem
 from pipeline.storage.inputs import LOOKED_FOR, NO_LISTING, Source, open_input, uri_in
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry
+from pipeline.storage.objects import UNREADABLE
 from pipeline.storage.options import ReadOptions
 from pipeline.storage.recognition import recognised
 from pipeline.storage.sample import UniqueKeys
@@ -200,6 +201,8 @@ def _shards_of(
             images.append(entry)
         else:
             uri, size = source.uri_of(entry.name), max(0, entry.size)
+            if source.alone and entry.etag == UNREADABLE:
+                raise InputError(f"the input '{source.uri_of(entry.name)}' may not be read")
             yield Shard(shard_id_of(entry.name), uri, kind, size, entry.etag)
         if len(images) == length:
             yield _slice(source, images, slices)

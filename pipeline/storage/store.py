@@ -118,6 +118,11 @@ class Store:
         with storage_errors(f"read '{self.uri(name)}'"):
             return bytes(self.fs.cat_file(self.path(name)))
 
+    def get_range(self, name: str, start: int, end: int) -> bytes:
+        """The bytes of an object from `start` up to `end`."""
+        with storage_errors(f"read '{self.uri(name)}'"):
+            return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
+
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         """The object as a seekable binary file; each read fetches what it asks for, no more."""
@@ -165,7 +170,11 @@ class Store:
     def has(self, prefix: str) -> bool:
         """Whether there is any object below the folder `prefix`: one request."""
         with storage_errors(f"list '{self.uri(prefix)}'"):
-            return bool(self.fs.exists(self.path(prefix.rstrip("/"))))
+            try:  # `fs.exists` says of a bucket that it is not there, whatever the error is
+                self.fs.info(self.path(prefix.rstrip("/")))
+            except FileNotFoundError:
+                return False
+            return True
 
     def _find(self, prefix: str, *, detail: bool) -> Iterator[tuple[str, ObjectInfo | None]]:
         """Names with what is known of them, one by one; `detail` asks for it where it costs."""

@@ -2,7 +2,8 @@
 
 Endpoint and credentials come from the environment and the config files of fsspec and of the file
 system behind it (for S3: `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `~/.aws`, `FSSPEC_S3_...`), never
-through this library: what is never passed cannot land in a table or a log.
+through this library: what is never passed cannot land in a table or a log. Which profile of those
+files a bucket is opened with may be said as well (`profiles`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,23 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.chained import ChainedFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import AccessError, InputError, StorageError
+from pipeline.errors import (
+    AccessError,
+    CredentialsExpiredError,
+    InputError,
+    PipelineError,
+    StorageError,
+)
 from pipeline.redaction import HARMLESS_QUERIES, carries_secrets, known_secrets, without_secrets
-from pipeline.storage.access import is_refusal, reason_of_refusal, wrong_credentials
+from pipeline.storage.access import (
+    error_code,
+    is_bare_refusal,
+    is_expired,
+    refused_status,
+    wrong_credentials,
+)
 from pipeline.storage.buckets import is_bucket
+from pipeline.storage.profiles import s3_options
 
 # File systems of what lies in another one: `zip://a.jpg::s3://bucket/b.zip`.
 _INSIDE_OTHERS = (AbstractArchiveFileSystem, ChainedFileSystem)
@@ -46,7 +60,11 @@ _FOREIGN = {
     *("gcsfs", "google", "huggingface_hub", "hf_xet", "httpx", "httpx2", "httpcore", "httpcore2"),
     *("requests", "urllib3", "adlfs", "azure"),
 }
+_UNEXPLAINED = (
+    "the storage refuses it and says no reason (400 Bad Request), as for credentials that expired"
+)
 _WEB_NOT_FOUND, _WEB_DENIED = (404, 410), (401, 403)
+_FAILED = (OSError, EOFError, BotoCoreError, ClientError, aiohttp.ClientError)
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -112,9 +130,11 @@ def filesystem(uri: str, *, versions: bool = False) -> tuple[Any, str]:
         with storage_errors(f"open '{uri}'"):
             kind = _kind_of(uri, versions)
             if issubclass(kind, _INSIDE_OTHERS):
-                fs, path = url_to_fs(uri, use_listings_cache=False)
+                outer = {"s3": s3_options(uri.rpartition("::")[2])}
+                fs, path = url_to_fs(uri, use_listings_cache=False, **outer)
             else:  # `url_to_fs` would take `a::b` for a `b` inside which there is an `a`
-                fs = kind(**kind._get_kwargs_from_urls(uri), use_listings_cache=False)
+                own = {**kind._get_kwargs_from_urls(uri), **s3_options(uri)}
+                fs = kind(**own, use_listings_cache=False)
                 path = fs._strip_protocol(uri)
     except ImportError as error:
         package = _PACKAGES.get(uri.split("://")[0])
@@ -128,10 +148,10 @@ def filesystem(uri: str, *, versions: bool = False) -> tuple[Any, str]:
 def _kind_of(uri: str, versions: bool) -> Any:
     scheme = _SCHEME.match(uri)
     protocol = scheme[0].removesuffix("://") if scheme else "file"
-    if protocol in ("s3", "s3a") and not versions:
-        from pipeline.storage.keyed_s3 import KeyedS3  # its import takes 0.3 s
+    if protocol in ("s3", "s3a"):
+        from pipeline.storage.keyed_s3 import ExplainedS3, KeyedS3  # its import takes 0.3 s
 
-        return KeyedS3
+        return ExplainedS3 if versions else KeyedS3
     return get_filesystem_class(protocol)
 
 
@@ -144,7 +164,8 @@ def is_local_filesystem(fs: Any) -> bool:
 def storage_errors(action: str) -> Iterator[None]:
     """Turn every failure of a file system into a `StorageError`: "cannot <action>: why".
 
-    An `AccessError` where credentials are missing or wrong, or rights are.
+    An `AccessError` where credentials are missing or wrong, or rights are; where they have expired
+    a `CredentialsExpiredError`.
     """
     try:
         yield
@@ -153,20 +174,43 @@ def storage_errors(action: str) -> Iterator[None]:
             raise web from error.__cause__
         raise StorageError(f"cannot {action}: not found") from error
     except PermissionError as error:
-        # Of a disk's files the error names one.
-        denied = "access denied" if error.filename else "access denied (are the credentials right?)"
-        raise AccessError(f"cannot {action}: {wrong_credentials(error) or denied}") from error
+        raise _access_error(action, wrong_credentials(error) or _denied(error), error) from error
     except NotImplementedError as error:
         raise StorageError(f"cannot {action}: this kind of storage does not do that") from error
-    except (OSError, EOFError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
-        if why := wrong_credentials(error):
-            raise AccessError(f"cannot {action}: {without_secrets(why)}") from error
-        raise StorageError(f"cannot {action}: {one_line(error)}") from error
+    except PipelineError:
+        raise
     except Exception as error:
+        if wrong := wrong_credentials(error) or _refusal_elsewhere(error):
+            raise _access_error(action, wrong, error) from error
+        if isinstance(error, _FAILED):
+            why = _UNEXPLAINED if is_bare_refusal(error) else one_line(error)
+            raise StorageError(f"cannot {action}: {why}") from error
         if not _is_foreign(error):
             raise
         kind = InputError if isinstance(error, ValueError) else StorageError
         raise kind(f"cannot {action}: {one_line(error)}") from error
+
+
+def _access_error(action: str, why: str, error: BaseException) -> AccessError:
+    kind = CredentialsExpiredError if is_expired(error) else AccessError
+    return kind(f"cannot {action}: {without_secrets(why)}")
+
+
+def _refusal_elsewhere(error: Exception) -> str | None:
+    """What the driver of another service than S3 says of credentials that it refuses."""
+    why = refused_status(error) if _is_foreign(error) else None
+    return why and f"{why} ({one_line(error)}): set the credentials of this service"
+
+
+def _denied(error: PermissionError) -> str:
+    if error.filename:  # of a file on a disk
+        return "access denied"
+    if error_code(error) == "AccessDenied":
+        return (
+            "access denied (AccessDenied): the credentials have no right to it; of a bucket whose "
+            "reader pays, set FSSPEC_S3_REQUESTER_PAYS=true"
+        )
+    return "access denied (are the credentials right?)"
 
 
 def _answer_of_web(action: str, error: BaseException | None) -> StorageError | None:
@@ -195,7 +239,7 @@ def _is_foreign(error: Exception) -> bool:
 def check_credentials(uri: str) -> None:
     """Raise `AccessError` where S3's credentials for `uri` are missing, wrong or expired.
 
-    One request, and another one where it is refused. Says nothing of rights, nor of what is there.
+    One request, and another one where it is refused. Rights and what is there are not looked at.
     """
     fs, path = filesystem(uri)
     if not is_bucket(fs):
@@ -205,10 +249,10 @@ def check_credentials(uri: str) -> None:
         return
     except FileNotFoundError:
         return
-    except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
-        why = reason_of_refusal(fs, path) if is_refusal(error) else wrong_credentials(error)
-    if why:
-        raise AccessError(f"cannot open '{uri}': {without_secrets(why)}")
+    except (OSError, RuntimeError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+        why = wrong_credentials(error)
+        if why:
+            raise _access_error(f"open '{uri}'", why, error) from error
 
 
 def _streamed(uri: str) -> dict[str, int]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipeline.errors import ModelError
-from pipeline.models import RestyleModel, load_model
+from pipeline.models.files import check_model
 from pipeline.table.reader import Table
+
+if TYPE_CHECKING:
+    from pipeline.models import RestyleModel  # PyTorch is slow to import
 
 
 def model_of(table: Table, name: str | None = None, device: str = "cpu") -> RestyleModel:
@@ -12,8 +17,13 @@ def model_of(table: Table, name: str | None = None, device: str = "cpu") -> Rest
 
     Raises `ModelError` where its weights are not those that the table names.
     """
-    name = name or str(table.description.config.get("model", ""))
+    name = name or _name_of(table)
     return _checked(table, name, table.description.settings.get("model"), device)
+
+
+def check_model_of(table: Table, name: str | None = None) -> None:
+    """Raise `ModelError` where the model that `model_of` would load is not there."""
+    check_model(name or _name_of(table))
 
 
 def first_model_of(table: Table, device: str = "cpu") -> RestyleModel | None:
@@ -28,7 +38,13 @@ def first_model_of(table: Table, device: str = "cpu") -> RestyleModel | None:
     return _checked(table, str(name), told, device)
 
 
+def _name_of(table: Table) -> str:
+    return str(table.description.config.get("model", ""))
+
+
 def _checked(table: Table, name: str, told: object, device: str) -> RestyleModel:
+    from pipeline.models import load_model
+
     model = load_model(name, device)
     if told != model.fingerprint:
         raise ModelError(

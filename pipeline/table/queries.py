@@ -20,17 +20,18 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 from fsspec.spec import AbstractFileSystem
 
-from pipeline.errors import TableError
+from pipeline.errors import StorageError, TableError
 from pipeline.storage import Store, is_local, one_line
 
 _PROTOCOL = "restyle-table"
@@ -65,23 +66,33 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
         self.spill = Path(tempfile.mkdtemp(prefix="restyle-query-"))
         self._end = weakref.finalize(self, shutil.rmtree, self.spill, ignore_errors=True)
         self._on_disk = is_local(store.root)
-        self._paths: dict[str, str] = {}
+        self._names: dict[str, str] = {}  # what DuckDB calls a file -> its name in the store
         self._states: dict[str, tuple[int, Any]] = {}
+        self._failure: StorageError | None = None
+
+    def raise_failure(self) -> None:
+        """Raise the error of the storage where one is the reason that a query failed.
+
+        DuckDB gives its text in an error of its own, as if the query or the file were wrong.
+        """
+        failure, self._failure = self._failure, None
+        if failure:
+            raise failure
 
     def add(self, name: str) -> str:
         """Make a file of the store readable; what DuckDB calls it."""
         path = f"{_PROTOCOL}://{name}"
-        self._paths[path] = self.store.path(name)
+        self._names[path] = name
         return path
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> Any:
         """The file, for reading alone."""
         if mode != "rb":
             raise PermissionError(f"the table is only read, not opened with mode {mode!r}")
-        inside = self._inside(path)
+        name = self._name_of(path)
         if self._on_disk:
-            return _DiskFile(inside)
-        return _RangedFile(partial(self._fetch, inside), self.size(path))
+            return _DiskFile(self.store.path(name))
+        return _RangedFile(partial(self._fetch, name), self.size(path))
 
     def size(self, path: str) -> int:
         """Bytes of a file."""
@@ -101,34 +112,40 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
 
     def exists(self, path: str, **_: Any) -> bool:
         """Whether a view names the file."""
-        return path in self._paths
+        return path in self._names
 
     def close(self) -> None:
         """Remove what was spilled; the connection is closed by then."""
         self._end()
 
-    def _inside(self, path: str) -> str:
-        if path not in self._paths:
+    def _name_of(self, path: str) -> str:
+        if path not in self._names:
             raise FileNotFoundError(f"{path!r} is not a file of the table's views")
-        return self._paths[path]
+        return self._names[path]
 
     def _state(self, path: str) -> tuple[int, Any]:
         """Size and time; asked for once, as a part file never changes its meaning."""
         if path not in self._states:
-            inside = self._inside(path)
-            if self._on_disk:
-                found = Path(inside).stat()
-                modified = datetime.fromtimestamp(found.st_mtime, UTC)
-                self._states[path] = found.st_size, modified
-            else:
-                fs = self.store.fs
-                self._states[path] = int(fs.info(inside)["size"]), fs.modified(inside)
+            name = self._name_of(path)
+            with self._noted():
+                found = self.store.info(name)
+            self._states[path] = found.size, datetime.fromtimestamp(found.modified, UTC)
         return self._states[path]
 
-    def _fetch(self, path: str, start: int, end: int) -> bytes:
-        content = cast(bytes, self.store.fs.cat_file(path, start=start, end=end))
+    def _fetch(self, name: str, start: int, end: int) -> bytes:
+        with self._noted():
+            content = self.store.get_range(name, start, end)
         self.bytes_read += len(content)
         return content
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Keep a failure of the storage for `raise_failure`."""
+        try:
+            yield
+        except StorageError as error:
+            self._failure = error
+            raise
 
 
 class _RangedFile:
@@ -214,7 +231,8 @@ def create_view(
 ) -> None:
     """A view of the Parquet files `names`; of none, an empty view with the columns of `schema`.
 
-    `TableError` if the first of them, which gives the columns, cannot be read.
+    `TableError` if the first of them, which gives the columns, is damaged, and `StorageError` if
+    it cannot be read.
     """
     if names:
         paths = ", ".join(_quoted(files.add(name)) for name in names)
@@ -226,6 +244,7 @@ def create_view(
     try:
         connection.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {source}")
     except duckdb.Error as error:
+        files.raise_failure()
         raise TableError(
             f"'{files.store.root}' has a damaged file among its {view}: {one_line(error)}"
         ) from error

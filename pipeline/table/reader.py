@@ -80,7 +80,7 @@ class Table:
 
     def arrow(self, query: str) -> pa.Table:
         """What `sql` gives, as an Arrow table."""
-        connection, _ = self._database
+        connection, files = self._database
         if re.search(r"\bshards\b", query, re.IGNORECASE):
             _ = self._shards_view
         if re.search(r"\bruns\b", query, re.IGNORECASE):
@@ -92,11 +92,13 @@ class Table:
                 raise RequestError("the query failed: it gives no rows")
             return relation.to_arrow_table()
         except QUERY_ERRORS as error:
+            files.raise_failure()
             raise RequestError(f"the query failed: {one_line(error)}") from error
 
     def batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         """What `arrow` gives, `rows` rows at a time, for more than memory holds."""
-        with self._database[0].cursor() as connection:
+        database, files = self._database
+        with database.cursor() as connection:
             try:
                 check_reads(query)
                 relation = connection.sql(query)
@@ -104,6 +106,7 @@ class Table:
                     raise RequestError("the query failed: it gives no rows")
                 yield from relation.to_arrow_reader(rows)
             except QUERY_ERRORS as error:
+                files.raise_failure()
                 raise RequestError(f"the query failed: {one_line(error)}") from error
 
     def w_plus(self, ids: Sequence[str]) -> np.ndarray:

@@ -81,6 +81,7 @@ class ShardStarts:
             try:
                 rows = connection.execute(query).fetchall()
             except duckdb.Error as error:
+                files.raise_failure()
                 raise RequestError(f"where {where!r} failed: {one_line(error)}") from error
             for image, key in rows:
                 self._files[image] = name

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import TableError
 from pipeline.storage import LeftOut, Store
-from pipeline.table.audit import Audit
+from pipeline.table.audit import WHOLE, Audit
 from pipeline.table.figures import Figures
 from pipeline.table.index import ShardEntry, shard_entries
 
@@ -31,7 +31,7 @@ class Totals:
         By the index, of which `Audit` holds some lines against their manifests; by the manifests
         alone where one of them lies, or cannot be read.
         """
-        audit = Audit(sums=True)
+        audit = Audit(sums=True, whole=WHOLE)
         try:
             totals = cls._sum(audit.watched(shard_entries(store)))
         except (TableError, ValueError):

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import StorageError, TableError
+from pipeline.errors import AccessError, StorageError, TableError
 from pipeline.storage import Store, is_local
 from pipeline.table.committed import places_of
 from pipeline.table.description import Description
@@ -173,6 +173,8 @@ class _ShardCheck:
         try:
             check_manifest(manifest, self.description)
             return manifest, self._counts(manifest), names, []
+        except AccessError:
+            raise  # which says nothing of the table
         except (TableError, StorageError) as error:
             return manifest, {}, names, [str(error)]
         except UnicodeDecodeError:

@@ -67,7 +67,7 @@ def test_what_is_installed_is_pinned() -> None:
         packages = re.findall(r"(?<= )[a-z][\w-]*(?:==[\d.]+)?(?= |$)", text.split("install", 1)[1])
         pinned = [package for package in packages if "==" in package]
         assert pinned, text
-    assert "-c .constraints.txt '.[gcp,reports,train]'" in installs[1], "gs:// needs gcsfs"
+    assert "-c .constraints.txt '.[gcp,heic,reports,train]'" in installs[1], "gs:// needs gcsfs"
     (image,) = re.findall(r"PYTHON_IMAGE=(\S+)", PATH.read_text())[-1:]
     assert re.search(r":3\.11\.\d+-slim-\w+$", dict(instructions_args())["PYTHON_IMAGE"]), image
 
@@ -75,7 +75,7 @@ def test_what_is_installed_is_pinned() -> None:
 def test_the_image_has_what_jobs_need_by_default() -> None:
     (wanted,) = re.findall(r"'\.\[(.*)\]'", PATH.read_text())
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {"train", "reports"} <= set(wanted.split(",")) <= set(known)
+    assert {"train", "reports", "heic"} <= set(wanted.split(",")) <= set(known)
 
 
 def instructions_args() -> list[tuple[str, str]]:

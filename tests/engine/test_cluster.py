@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pipeline.engine import cluster
-from pipeline.engine.cluster import gist
+from pipeline.engine.cluster import gist, shipped_environment
 from pipeline.errors import ConfigError
+from pipeline.storage import S3_PROFILES
 
 TRACE = 'ray::Align() (pid=7)\n  File "align.py", line 3, in work\n'
 
@@ -61,3 +64,15 @@ def test_a_cluster_that_refuses_the_job_is_told_in_one_line(error: Exception, to
 def test_another_failure_to_join_stays_one() -> None:
     with pytest.raises(ConnectionError), cluster._cluster_refusals():
         raise ConnectionError("nobody answers")
+
+
+def test_the_choice_of_profiles_goes_to_every_worker_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+    monkeypatch.delenv(S3_PROFILES, raising=False)
+    assert shipped_environment() is None
+    monkeypatch.setenv(S3_PROFILES, "s3://photos=reader")
+    assert shipped_environment() == {"env_vars": {S3_PROFILES: "s3://photos=reader"}}
+    monkeypatch.setenv(job, json.dumps({"runtime_env": {"env_vars": {"OTHER": "1"}}}))
+    assert shipped_environment() == {"env_vars": {S3_PROFILES: "s3://photos=reader"}}
+    monkeypatch.setenv(job, json.dumps({"runtime_env": {"env_vars": {S3_PROFILES: "x"}}}))
+    assert shipped_environment() is None

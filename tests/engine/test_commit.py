@@ -16,6 +16,7 @@ from pipeline.engine.rows import Row, failed_row
 from pipeline.engine.run import Committer, Outcome
 from pipeline.engine.tally import Tally
 from pipeline.errors import StorageError
+from pipeline.storage import CREDENTIALS_EXPIRED
 from pipeline.table import open_table, part_index
 from tests.engine.conftest import end, is_committed
 
@@ -236,3 +237,15 @@ def test_the_parts_of_an_earlier_run_need_not_come_again(
     committer.finish()
     assert is_committed(plan)
     assert outcome.tally.parts == 1
+
+
+def test_whose_credentials_expired_is_said_first() -> None:
+    outcome = Outcome(Tally())
+    outcome.fail("shard 'a': 1 of 2 of parts arrived")
+    outcome.explain_expired(input="s3://in", output="s3://out/table")
+    assert len(outcome.errors) == 1, "nothing expired"
+    for uri in ("s3://in/a.tar", "s3://out/table-2/x"):
+        outcome.fail(f"read: cannot read '{uri}': {CREDENTIALS_EXPIRED} (ExpiredToken): renew")
+    outcome.explain_expired(input="s3://in", output="s3://out/table")
+    assert outcome.errors[0].startswith("credentials expired for the input 's3://in': get new ones")
+    assert outcome.exit_code == 1

@@ -48,12 +48,60 @@ JOBS = {
         ([], "5 images, of which 256 are held out for validation"),
         (["--held-out", "4", "--batch", "2"], "the other 1 do not fill a batch of 2"),
     ],
+    "import_latents": [
+        (["--from", "nowhere.npy"], "nowhere.npy' does not exist"),
+        (["--from", "empty"], "empty' holds no codes"),
+        (["--model", "nowhere.pt"], "no model file at nowhere.pt"),
+        (["--images", "nowhere"], "nowhere' does not exist"),
+        (["--images", "photos", "--identity", "dlip"], "no identity network is called 'dlip'"),
+        (["--icc", "ignore"], "--icc is for images"),
+        (["--output", "photos"], "nothing is written among other files"),
+    ],
+    "export_table": [
+        (["--table", "empty"], "empty' is not a table"),
+        (["--to", "out.png"], "the dictionary is a .npy file"),
+    ],
+    "convert_model": [
+        (["nowhere.pt", "bundle"], "no model file at nowhere.pt"),
+        (["demo", "photos"], "nothing is written among other files"),
+    ],
+    "calibrate_stop": [
+        (["--most", "1"], "2 to 100 steps, not 1"),
+        (["--calibrate", "nowhere"], "nowhere' does not exist"),
+        (["--report", "nowhere"], "nowhere' does not exist"),
+        (["--model", "nowhere.pt"], "no model file at nowhere.pt"),
+    ],
+    "benchmark": [
+        (["--input", "nowhere"], "nowhere' does not exist"),
+        (["--input", "photos", "--model", "nowhere.pt"], "no model file at nowhere.pt"),
+    ],
+    "build_demo_model": [
+        (["--pairs", "empty"], "holds no pairs-*.tar"),
+    ],
+    "evaluate": [
+        (["--table", "empty"], "empty' is not a table"),
+        (["--table", "photos", "--output", "photos"], "nothing is written among other files"),
+    ],
+    "contact_sheet": [
+        (["--table", "empty", "--output", "sheet.png"], "empty' is not a table"),
+        (["--table", "empty", "--output", "sheet.gif"], "the sheet is a PNG"),
+    ],
+    "query_latents": [(["empty", "SELECT 1"], "empty' is not a table")],
+    "status": [(["empty"], "empty' is not a table")],
+    "build_samples": [(["--wheel", "nowhere.whl"], "there is no wheel 'nowhere.whl'")],
 }
 GIVEN = {
     "invert_dataset": ["--input", "photos", "--output", "out"],
     "refine_dataset": ["--output", "out"],
     "train_restyle": ["--input", "photos", "--output", "out", "--model", "demo"],
+    "import_latents": ["--from", "empty", "--model", "demo", "--output", "out"],
+    "export_table": ["--table", "empty", "--to", "codes.npy"],
+    "calibrate_stop": ["--calibrate", "photos", "--report", "photos", "--output", "out"],
+    "evaluate": ["--output", "out"],
 }
+# Jobs that print an answer, or nothing, and no JSON line.
+ANSWERS = {"evaluate", "contact_sheet", "query_latents", "status", "build_samples"}
+Refusals = list[tuple[tuple[str, str], Any]]  # (job, what is said), how it ended
 SCRIPT = """
 import contextlib, importlib, io, json, sys
 told = []
@@ -68,7 +116,7 @@ print(json.dumps(told))
 
 
 @pytest.fixture(scope="module")
-def refusals(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Any]]:
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> Refusals:
     """Each wrong request of `JOBS`, one after another in a process of its own, and its end."""
     folder = tmp_path_factory.mktemp("refused")
     (folder / "empty").mkdir()
@@ -77,7 +125,9 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Any]]:
     for number in range(5):
         (folder / "photos" / f"{number}.jpg").write_bytes(b"a picture")
     asked = [
-        (job, GIVEN[job] + flags, told) for job, cases in JOBS.items() for flags, told in cases
+        (job, GIVEN.get(job, []) + flags, told)
+        for job, cases in JOBS.items()
+        for flags, told in cases
     ]
     root = Path(__file__).resolve().parents[2]
     requests = json.dumps([[job, flags] for job, flags, _ in asked])
@@ -90,21 +140,32 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Any]]:
         check=True,
     )
     assert sorted(path.name for path in folder.iterdir()) == ["empty", "notes", "photos"]
-    return list(zip([told for *_, told in asked], json.loads(run.stdout), strict=True))
+    told = [(job, text) for job, _, text in asked]
+    return list(zip(told, json.loads(run.stdout), strict=True))
 
 
-def test_a_wrong_request_is_told_without_torch_and_ray(refusals: list[tuple[str, Any]]) -> None:
-    for told, (code, _, err, slow) in refusals:
-        assert (code, slow) == (2, []), err
+def test_a_wrong_request_is_told_without_torch_and_ray(
+    refusals: Refusals,
+) -> None:
+    for (job, told), (code, _, err, slow) in refusals:
+        assert (code, slow) == (2, []), (job, err)
         assert told in err
 
 
+def test_every_job_is_asked_for_what_is_not_there() -> None:
+    jobs = Path(__file__).resolve().parents[2] / "jobs"
+    assert {path.stem for path in jobs.glob("*.py")} == set(JOBS)
+
+
 def test_a_refusal_is_printed_once_and_is_on_the_last_line(
-    refusals: list[tuple[str, Any]],
+    refusals: Refusals,
 ) -> None:
-    for _, (_, out, err, _) in refusals:
+    for (job, _), (_, out, err, _) in refusals:
         assert err.count("\n") == 1
         assert "Traceback" not in err
+        if job in ANSWERS:
+            assert out == ""
+            continue
         line = json.loads(out)
         assert line["exit_code"] == 2
         assert err.rstrip("\n").endswith(line["errors"][0])

@@ -9,7 +9,13 @@ from collections.abc import Callable
 
 from tests.faults.proxy import Action, Exchange
 
-_NAMES = {500: "InternalError", 501: "NotImplemented", 503: "SlowDown", 507: "InsufficientStorage"}
+_NAMES = {
+    403: "AccessDenied",
+    500: "InternalError",
+    501: "NotImplemented",
+    503: "SlowDown",
+    507: "InsufficientStorage",
+}
 _CONDITION = re.compile(rb"\r\nif-none-match:[^\r]*", re.IGNORECASE)
 
 
@@ -24,6 +30,18 @@ def error(status: int) -> Action:
 
     async def act(exchange: Exchange) -> None:
         await exchange.send(head.encode() + (b"" if exchange.method == "HEAD" else xml.encode()))
+
+    return act
+
+
+def refusing(status: int, code: str) -> Action:
+    """Answer as S3 does to credentials that it does not take: its reason, but none to a HEAD."""
+    xml = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>on purpose</Message></Error>"
+    head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/xml\r\nConnection: close\r\n"
+
+    async def act(exchange: Exchange) -> None:
+        body = b"" if exchange.method == "HEAD" else xml.encode()
+        await exchange.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
 
     return act
 

@@ -62,6 +62,7 @@ KINDS = (
     Kind("ray-machine-stopped", ray_kinds.machine_stopped, 3, on_s3=True),
     Kind("ray-two-jobs", ray_kinds.two_jobs, 3, on_s3=True),
     Kind("ray-store-stutters", ray_kinds.store_stutters, 1, on_s3=True),
+    Kind("s3-expired", storage_kinds.expired, 2, on_s3=True),
 )
 
 

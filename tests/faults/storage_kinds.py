@@ -86,6 +86,25 @@ def outage(arena: Arena) -> None:
         arena.finish(arena.light())
 
 
+def expired(arena: Arena) -> None:
+    """The credentials of the input or of the output expire; the next run has new ones."""
+    place = arena.rng.choice(["photos", "table"])
+    name, uri = ("input", arena.input) if place == "photos" else ("output", arena.output)
+    skip = arena.rng.randint(4, 8) if place == "photos" else arena.rng.randint(10, 60)
+    rule = Rule(
+        ".*", under(arena, f"{place}/"), actions.refusing(400, "ExpiredToken"), skip, ALWAYS
+    )
+    with arena.world.proxy.breaking(rule):
+        run = arena.light()
+        rule.hit.wait(60)
+        arena.struck(f"from request {skip + 1} of {place}/ on")
+        ended = arena.end(run)
+    must_have_struck(rule)
+    if ended.code != 1 or f"credentials expired for the {name} '{uri}'" not in ended.said:
+        raise BrokenPromiseError(f"credentials expired, and the run said: {ended.said[-2000:]}")
+    arena.finish(arena.light())
+
+
 def stalled(arena: Arena) -> None:
     """One request is answered after the client's patience of 15 s, or all of them slowly."""
     if arena.rng.random() < 0.5:

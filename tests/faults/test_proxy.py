@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -13,18 +11,9 @@ from botocore.exceptions import BotoCoreError
 
 from tests.conftest import Bucket
 from tests.faults import actions
-from tests.faults.proxy import FaultProxy, Rule, running_proxy
+from tests.faults.proxy import FaultProxy, Rule
 
 BROKEN = (OSError, BotoCoreError, aiohttp.ClientError)
-
-
-@pytest.fixture
-def proxy(s3: Bucket) -> Iterator[FaultProxy]:
-    address = urlsplit(s3.env["AWS_ENDPOINT_URL"])
-    assert address.hostname
-    assert address.port
-    with running_proxy((address.hostname, address.port)) as running:
-        yield running
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ WITHOUT_RAY = (
     "s3-truncated",
     "s3-late-put-new-input",
     "s3-late-put-recut",
+    "s3-expired",
 )
 ON_RAY = ("ray-raylet", "ray-driver-killed", "ray-writer-stopped")
 SEED_OF = {kind.name: seed for seed, kind in enumerate(KINDS)}

@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import s3fs
 
@@ -49,10 +48,7 @@ class World:
     @cached_property
     def proxy(self) -> FaultProxy:
         """The proxy in front of it, which runs reach."""
-        address = urlsplit(self.server.env["AWS_ENDPOINT_URL"])
-        assert address.hostname
-        assert address.port
-        return self._stack.enter_context(running_proxy((address.hostname, address.port)))
+        return self._stack.enter_context(running_proxy(self.server.address))
 
     @property
     def s3_environment(self) -> dict[str, str]:

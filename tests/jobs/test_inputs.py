@@ -6,6 +6,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.storage import Store
+from pipeline.storage import S3_PROFILES, Store
 from pipeline.table import Table, open_table
 from tests.conftest import S3Server, make_bucket
+from tests.faults.proxy import running_proxy
 from tests.jobs.conftest import FILES_PER_SHARD, SETTINGS, WORKERS, Undisturbed
 from tests.jobs.running import Ended, run_job
 
@@ -43,6 +45,7 @@ class OnS3:
     before: dict[str, bytes]
     second: Ended
     after: dict[str, bytes]
+    read_requests: int  # that came to the endpoint of the input
 
 
 def objects(store: Store) -> dict[str, bytes]:
@@ -67,25 +70,40 @@ def on_s3(
     images = iter(dataset.items())
     first, second = (dict(islice(images, FILES_PER_SHARD)) for _ in range(2))
 
-    def run(bucket: str) -> Ended:
-        where = ("--input", f"{bucket}/photos", "--output", f"{bucket}/table")
-        model = ("--model", tiny_bundle)
-        return run_job(folder, *where, *model, *SETTINGS, *WORKERS, **s3_server.env)
+    # No credentials in the environment: the input and the output have their own, which open no
+    # more, and their own endpoints.
+    config = folder / "aws-config"
+    environment = {
+        "AWS_CONFIG_FILE": str(config),
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "none"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
 
-    with pytest.MonkeyPatch.context() as patch:
+    def run(photos: str, table: str) -> Ended:
+        where = ("--input", photos, "--output", table, "--model", tiny_bundle)
+        profiles = {S3_PROFILES: f"{photos}=reader {table}=writer"}
+        return run_job(folder, *where, *SETTINGS, *WORKERS, **environment, **profiles)
+
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as through:
         for name, value in s3_server.env.items():
             patch.setenv(name, value)
-        bucket = make_bucket(s3_server, "inverted")
-        photos, table = Store(f"{bucket}/photos"), Store(f"{bucket}/table")
+        photos = Store(f"{make_bucket(s3_server, 'portraits')}/photos")
+        table = Store(f"{make_bucket(s3_server, 'results-inverted')}/table")
+        proxy = through.enter_context(running_proxy(s3_server.address))
+        config.write_text(
+            s3_server.profile("reader", endpoint_url=proxy.url)
+            + s3_server.profile("writer", endpoint_url=s3_server.endpoint)
+        )
         photos.put("a.tar", tar_of(first))
         photos.put("b.tar", tar_of(second))
-        one = run(bucket)
+        one = run(photos.root, table.root)
         opened = open_table(table.root)
         codes, counts, before = codes_by_content(opened), opened.verify(), objects(table)
         photos.put("b.tar", tar_of(dict(islice(second.items(), 1, None))))
         photos.put("c.tar", tar_of(second)[:-60_000])
-        two = run(bucket)
-        yield OnS3(s3_server, one, codes, counts, before, two, objects(table))
+        two = run(photos.root, table.root)
+        after = objects(table)
+        yield OnS3(s3_server, one, codes, counts, before, two, after, proxy.requests)
 
 
 def test_archives_in_a_bucket_give_the_codes_of_a_folder_on_a_disk(
@@ -105,14 +123,23 @@ def test_codes_belong_to_their_images(on_s3: OnS3, dataset: dict[str, bytes]) ->
 
 def test_a_table_in_a_bucket_keeps_its_promises(on_s3: OnS3) -> None:
     assert (on_s3.counts["samples"], on_s3.counts["shards"], on_s3.counts["parts"]) == (12, 2, 12)
-    assert on_s3.first.line["table"] == "s3://inverted/table"
+    assert on_s3.first.line["table"] == "s3://results-inverted/table"
 
 
 def test_no_secret_is_in_the_bucket_or_the_output(on_s3: OnS3) -> None:
     said = {"stdout": on_s3.first.out.encode(), "stderr": on_s3.first.err.encode()}
-    secret = on_s3.server.secret.encode()
+    secrets = [secret.encode() for secret in on_s3.server.secrets.values()]
     found = on_s3.before | on_s3.after | said
-    assert [name for name, content in found.items() if secret in content] == []
+    leaks = [name for name, content in found.items() if any(one in content for one in secrets)]
+    assert leaks == []
+
+
+def test_the_input_has_its_own_credentials_and_endpoint(on_s3: OnS3) -> None:
+    assert on_s3.first.code == 0, on_s3.first.err
+    assert on_s3.read_requests > 0
+    description = on_s3.before["_table.json"]
+    assert b"reader" not in description
+    assert b"writer" not in description
 
 
 def shard_files(found: dict[str, bytes], shard: str) -> dict[str, bytes]:
@@ -137,7 +164,7 @@ def test_a_damaged_shard_fails_by_its_name_and_leaves_the_others_committed(on_s3
     run = on_s3.second
     assert run.code == 1
     (error,) = run.line["errors"]
-    assert "s3://inverted/photos/c.tar" in error
+    assert "s3://portraits/photos/c.tar" in error
     assert "run the same command again" in run.err.splitlines()[-1]
     assert "Traceback" not in run.err
     committed = {name for name in on_s3.after if name.startswith("_shards/")}

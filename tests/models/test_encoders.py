@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.choices import OFFICIAL_TYPES
 from pipeline.models import ENCODER_TYPES, load_checkpoint
-from pipeline.models.encoders import official_arguments, progressive
+from pipeline.models.encoders import OFFICIAL_ENCODERS, official_arguments, progressive
 from tests.models.float64_reference import encode
 from tests.models.tiny import ALL_LEVELS, CHANNELS, WIDTHS, portrait, tiny_checkpoint
 
@@ -55,3 +56,7 @@ def test_arguments_are_read_off_the_weights() -> None:
         "n_styles": 4,
         "widths": WIDTHS,
     }
+
+
+def test_the_names_to_choose_from_are_those_of_the_classes() -> None:
+    assert tuple(encoder.__name__ for encoder in OFFICIAL_ENCODERS) == OFFICIAL_TYPES

@@ -6,8 +6,15 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ShapeError
-from pipeline.reports import SheetRow, contact_sheet
-from pipeline.reports.contact_sheet import ACCENT, GAP, MARGIN, PAPER, drawable
+from pipeline.reports.contact_sheet import (
+    ACCENT,
+    GAP,
+    MARGIN,
+    PAPER,
+    SheetRow,
+    contact_sheet,
+    drawable,
+)
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)]
 

@@ -1,5 +1,5 @@
-import builtins
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ from pipeline.reports.coarse_to_fine import Change
 from pipeline.reports.evaluation import Method
 from pipeline.reports.faces import read_face_scalars
 from pipeline.reports.frequency import band_names
-from pipeline.reports.plots import change_in_steps, quality_against_time, require_matplotlib
+from pipeline.reports.plots import change_in_steps, quality_against_time
+from pipeline.reports.requirements import require_matplotlib
 from pipeline.reports.statistics import Interval
 from tests.reports.compared import face, write_table
 
@@ -72,13 +73,6 @@ def test_change_has_a_row_of_panels_a_table():
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
-    real = builtins.__import__
-
-    def absent(name, *arguments):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(RequestError, match=r"restyle-pipeline\[reports\]"):
         require_matplotlib()

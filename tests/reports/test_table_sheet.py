@@ -6,7 +6,7 @@ from PIL import Image
 
 from jobs import contact_sheet as job
 from pipeline.errors import ModelError, RequestError
-from pipeline.reports import table_sheet
+from pipeline.reports.table_sheet import table_sheet
 from pipeline.storage import Store
 
 KEPT = {"keep_steps": True, "keep_crops": True}

@@ -10,11 +10,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from pipeline.errors import StorageError
-from pipeline.storage import ReadOptions, Sample, folders, list_shards, listing, read_samples
+from pipeline.errors import AccessError, StorageError
+from pipeline.storage import (
+    ReadOptions,
+    Sample,
+    Store,
+    folders,
+    list_shards,
+    listing,
+    read_samples,
+)
+from pipeline.storage.keyed_s3 import KeyedS3
+from tests.conftest import Bucket
+from tests.faults import actions
+from tests.faults.proxy import FaultProxy, Rule, running_proxy
 from tests.storage.archives import only_shard, write_files, write_tar
 
 NOBODY = 65534
@@ -145,21 +158,26 @@ def test_a_dead_link_of_a_shard_is_one_reject(tmp_path: Path) -> None:
     assert len(only_shard(tmp_path).names) == 6
 
 
-def test_a_dead_link_to_a_shard_fails_that_shard_alone_without_sniffing(tmp_path: Path) -> None:
+def test_without_sniffing_a_dead_link_to_a_shard_is_a_shard_of_one_reject(tmp_path: Path) -> None:
     """As in tables made before, whose slices stay as they are."""
     write_tar(tmp_path / "a.tar", [("0.jpg", b"1")])
     (tmp_path / "b.tar").symlink_to("nowhere")
     good, bad = list_shards(str(tmp_path), options=ReadOptions(sniff=False))
     assert [sample.key for sample in read_samples(good)] == ["0"]
-    with pytest.raises(StorageError, match=r"b\.tar': not found"):
+    (reject,) = read_samples(bad)
+    assert (reject.key, reject.reject) == ("b.tar", "unreadable")
+    (tmp_path / "nowhere").write_bytes((tmp_path / "a.tar").read_bytes())
+    with pytest.raises(StorageError, match="changed since it was listed"):
         list(read_samples(bad))
 
 
 _READ_AS_NOBODY = """
 import json, os, sys
-from pipeline.storage import list_shards, read_samples
+from pipeline.storage import count_samples, list_shards, read_samples
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 shards = list(list_shards(sys.argv[1]))
+counts = [count_samples(shard) for shard in shards]
+assert counts == [len(list(read_samples(shard))) for shard in shards], counts
 samples = [sample for shard in shards for sample in read_samples(shard)]
 print(json.dumps([[one.key, one.reject, one.detail] for one in samples]))
 """
@@ -168,9 +186,10 @@ print(json.dumps([[one.key, one.reject, one.detail] for one in samples]))
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")
 def test_what_permissions_forbid_is_one_reject_each(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "in", "1.jpg", "2.jpg", "3", "a/4.jpg", "b/5.jpg", "s.json")
+    write_files(folder, "c.tar", "d.parquet", "e.zip", "f.tar.gz")
     (tmp_path / "far").mkdir()
     (folder / "link.jpg").symlink_to(tmp_path / "far" / "x.jpg")
-    for name in ("2.jpg", "3", "a", "s.json"):
+    for name in ("2.jpg", "3", "a", "s.json", "c.tar", "d.parquet", "e.zip", "f.tar.gz"):
         (folder / name).chmod(0)
     (tmp_path / "far").chmod(0)
     for path in (folder, *folder.parents):
@@ -183,12 +202,13 @@ def test_what_permissions_forbid_is_one_reject_each(tmp_path: Path) -> None:
         check=True,
     )
     denied = "cannot be read: permission denied"
-    assert json.loads(told.stdout) == [
+    assert sorted(json.loads(told.stdout)) == [
         ["1.jpg", "", ""],
         ["2.jpg", "unreadable", denied],
         ["3", "unreadable", denied],
         ["a/", "unreadable", denied],
         ["b/5.jpg", "", ""],
+        *([name, "unreadable", denied] for name in ("c.tar", "d.parquet", "e.zip", "f.tar.gz")),
         ["link.jpg", "unreadable", denied],
     ]
 
@@ -260,3 +280,42 @@ def test_an_unreadable_input_alone_is_a_reject(tmp_path: Path) -> None:
         ("list.png", ""),
         ("link.jpg", "unreadable"),
     ]
+
+
+@pytest.fixture
+def denying(s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """The server behind a proxy; in its bucket lie `in/` and, alone, `one/`."""
+    for name in ("in/1.jpg", "in/2.jpg", "one/1.jpg"):
+        Store(s3.uri).put(name, b"an image")
+    archive = write_tar(tmp_path / "a.tar", [("0.jpg", b"0")])
+    Store(s3.uri).put("in/a.tar", archive.read_bytes())
+    address = urlsplit(s3.env["AWS_ENDPOINT_URL"])
+    with running_proxy((str(address.hostname), int(address.port or 0))) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        KeyedS3.clear_instance_cache()
+        yield proxy
+    KeyedS3.clear_instance_cache()
+
+
+def denial(path: str) -> Rule:
+    """Answer 403 to each request of the objects at `path`, a pattern."""
+    return Rule("GET", path, actions.error(403), times=1000)
+
+
+def test_an_object_that_a_bucket_denies_is_one_reject(s3: Bucket, denying: FaultProxy) -> None:
+    with denying.breaking(denial(r"in/2\.jpg")):
+        *shards, folder = list_shards(f"{s3.uri}/in")
+        assert [one.content for one in read_samples(shards[0])] == [b"0"]
+        found = list(read_samples(folder))
+    assert [(one.key, one.reject, one.detail) for one in found] == [
+        ("1.jpg", "", ""),
+        ("2.jpg", "unreadable", "cannot be read: access denied"),
+    ]
+
+
+def test_a_folder_or_shard_that_a_bucket_denies_fails(s3: Bucket, denying: FaultProxy) -> None:
+    with denying.breaking(denial(r"\.(jpg|tar)")):
+        for folder in ("in", "one"):
+            for shard in list_shards(f"{s3.uri}/{folder}"):
+                with pytest.raises(AccessError, match="access denied"):
+                    list(read_samples(shard))

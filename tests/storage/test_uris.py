@@ -82,7 +82,7 @@ def test_error_texts_are_one_line_without_secrets(monkeypatch: pytest.MonkeyPatc
 def test_credentials_of_a_uri_inside_a_text_are_blanked_out() -> None:
     said = "cannot reach https://user:pw-1@host/x?a=1&sig=pw-2, nor 's3://key:pw-3@bucket'"
     assert without_secrets(said) == (
-        "cannot reach https://***@host/x?a=***&sig=*** nor 's3://***@bucket'"
+        "cannot reach https://***@host/x?a=***&sig=***, nor 's3://***@bucket'"
     )
     assert without_secrets("mail me@here about //x and s3://bucket/a@b") == (
         "mail me@here about //x and s3://bucket/a@b"

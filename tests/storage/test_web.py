@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec.config
 import pytest
 
+from jobs import invert_dataset
 from pipeline.errors import AccessError, InputError, PipelineError, StorageError
 from pipeline.storage import list_shards, read_samples
+from pipeline.storage.uris import storage_errors
 from tests.storage.archives import write_packed_tar, write_parquet, write_tar
 
 JPEG = b"\xff\xd8\xff\xe0 an image by its first bytes"
@@ -161,6 +164,36 @@ def test_what_a_server_answers_is_said(
     with served(folder, status=status) as web, pytest.raises(kind, match=told) as caught:
         next(list_shards(f"{web}/00.tar"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "hf"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_service_that_refuses_the_user_is_a_wrong_request(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    scheme: str,
+    status: int,
+) -> None:
+    with served(folder, status=status) as web:
+        uri = f"{web}/00.tar"
+        if scheme == "hf":
+            pytest.importorskip("huggingface_hub").HfFileSystem.clear_instance_cache()
+            uri = "hf://datasets/a/b@main/00.tar"
+            monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": web, "token": False})
+        assert invert_dataset.main(["--input", uri, "--output", str(tmp_path / "table")]) == 2
+    told = capsys.readouterr().err
+    assert f"cannot read '{uri}': the server answers {status}" in told
+    assert told.count("\n") == 1
+
+
+def test_missing_credentials_of_google_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    auth = pytest.importorskip("google.auth")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+    missing = pytest.raises(AccessError, match=r"there are no credentials, .*nowhere/key\.json")
+    with missing, storage_errors("read 'gs://bucket/x'"):
+        auth.default()
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9/{0..9}.tar", "ftp://127.0.0.1:9/x.tar"])

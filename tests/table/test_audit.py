@@ -72,6 +72,18 @@ def test_true_lines_are_believed(tmp_path: Path, entries: list[ShardEntry]) -> N
     assert not audit.lies(writer(tmp_path).store)
 
 
+def test_of_few_lines_every_one_is_compared(tmp_path: Path, entries: list[ShardEntry]) -> None:
+    lie = replace(entries[1], left_out='{".txt": 1}')  # by no number that lines are drawn by
+    for whole, found in ((3, {True}), (2, {True, False})):
+        answers = set()
+        for _ in range(40):
+            audit = Audit(each=1, whole=whole)
+            audit.add([entries[0], lie])
+            audit.add([entries[2]])
+            answers.add(audit.lies(writer(tmp_path).store))
+        assert answers == found
+
+
 def test_a_manifest_that_another_run_replaced_is_no_lie(
     tmp_path: Path, entries: list[ShardEntry]
 ) -> None:
