@@ -33,7 +33,7 @@ from pipeline.training.config import TrainConfig, load_train_config
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The flags as given, all text; exits with 2 on an unknown one."""
+    """Parse the flags into texts; exit with 2 on an unknown one."""
     parser = job_parser(__doc__)
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
     add_flags(parser, TrainConfig)
@@ -41,7 +41,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, train, report; returns the exit code."""
+    """Parse, check, train, report; return the exit code."""
     flags = vars(parse_arguments(argv))
     file = flags.pop("config")
 
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
             progress.doing("checking the request")
             shards = check_training(config)
             progress.doing("loading PyTorch and Ray")
-            # Slow to import: what is wrong is told before.
+            # Slow to import, so the request is checked first.
             from pipeline.engine.training import run_training
 
             done = run_training(config, shards)
