@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.command_line import exit_code_of, job_parser, positive, positives
+from pipeline.cli import exit_code_of, job_parser, positive, positives
 from pipeline.config import JobConfig
 from pipeline.errors import PipelineError, RequestError
 from pipeline.models.files import check_model

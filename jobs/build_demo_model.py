@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import exit_code_of, job_parser, positive
+from pipeline.cli import exit_code_of, job_parser, positive
 from pipeline.errors import InputError
 from pipeline.models.files import check_model, is_bundle
 from pipeline.storage import OutputKind, check_output

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from pipeline.command_line import exit_code_of, job_parser
+from pipeline.cli import exit_code_of, job_parser
 from pipeline.errors import ConfigError, InputError
 
 SAMPLES = Path(__file__).parents[1] / "pipeline" / "samples"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.command_line import exit_code_of, job_parser, positive
+from pipeline.cli import exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError, printable
 from pipeline.reports.requirements import require_crops_and_steps
 from pipeline.storage import Store, canonical_uri, check_output

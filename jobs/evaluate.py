@@ -14,10 +14,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipeline.command_line import exit_code_of, job_parser, positive
+from pipeline.cli import exit_code_of, job_parser, positive
 from pipeline.errors import printable
-from pipeline.reports.folders import REPORT_NAME, REPORT_OUTPUT
 from pipeline.reports.requirements import check_comparison
+from pipeline.reports.sheets import REPORT_NAME, REPORT_OUTPUT
 from pipeline.storage import check_output
 from pipeline.table import open_table
 from pipeline.table.made_by import check_model_of

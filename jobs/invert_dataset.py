@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.command_line import add_flags, job_parser, positive
+from pipeline.cli import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
 from pipeline.rerun import run_again

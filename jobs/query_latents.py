@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from pipeline.command_line import add_place, exit_code_of, job_parser, parse_places
+from pipeline.cli import add_place, exit_code_of, job_parser, parse_places
 from pipeline.errors import printable
 from pipeline.table import as_python, open_table
 

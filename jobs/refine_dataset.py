@@ -16,7 +16,7 @@ import argparse
 import sys
 from typing import Any
 
-from pipeline.command_line import add_flags, job_parser, positive
+from pipeline.cli import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
 from pipeline.errors import ConfigError, printable
@@ -28,6 +28,7 @@ from pipeline.table.description import EARLIER_VALUES
 KEPT = (
     *("input", "model", "faces", "prealigned", "fit", "min_face", "max_pixels", "identity"),
     *("best_step_by", "latent_dtype", "keep_columns"),
+    *("domain", "encoder_type", "estimate_latent_avg"),
 )
 LATER = ("icc", "turns", "search_pixels", "check_below")  # kept too; older tables lack them
 OWN = (

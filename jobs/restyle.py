@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from pipeline import __version__
-from pipeline.command_line import job_parser
+from pipeline.cli import job_parser
 
 # Name of a job: its module beside this one, and what it does.
 JOBS = {

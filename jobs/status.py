@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.command_line import add_place, exit_code_of, job_parser, parse_places
+from pipeline.cli import add_place, exit_code_of, job_parser, parse_places
 from pipeline.errors import printable
 from pipeline.table.status import Status, seconds_since, table_status
 

@@ -20,11 +20,13 @@ from pipeline.choices import (
     Precision,
     Space,
 )
-from pipeline.errors import printable
-from pipeline.settings import (
+from pipeline.config_loading import (
     IMAGE_COLUMN_MEANING,
     IMAGE_FIELD_MEANING,
     CheckBelow,
+    DomainSetting,
+    EncoderTypeSetting,
+    EstimateLatentAvg,
     ImageField,
     SearchPixels,
     TurnsSetting,
@@ -32,6 +34,7 @@ from pipeline.settings import (
     fill,
     flag_of,
 )
+from pipeline.errors import printable
 from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions, canonical_uri
 
 OPTIMISING = ("optimize", "hybrid")
@@ -52,6 +55,9 @@ class JobConfig(BaseModel):
     output: str = Field(description="the table's folder; any fsspec URI")
 
     model: str = Field("demo", description="a bundle's name or URI, or an official .pt file")
+    domain: DomainSetting = None
+    encoder_type: EncoderTypeSetting = None
+    estimate_latent_avg: EstimateLatentAvg = False
     method: MethodName = Field("restyle", description="how codes are found")
     steps: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] | None = Field(
         None,

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from pipeline.config import JobConfig, load_config
+from pipeline.config_loading import read_config_file
 from pipeline.errors import ConfigError, InputError, StorageError
-from pipeline.settings import read_config_file
 from tests.storage import cut_off
 
 BOTH = {"input": "in", "output": "out"}

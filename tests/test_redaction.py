@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command_line import job_parser
+from pipeline.cli import job_parser
+from pipeline.config_loading import read_config_file
 from pipeline.engine.logs import EventLog
 from pipeline.errors import ConfigError, FingerprintError, InputError, StorageError
 from pipeline.redaction import carries_secrets, clean, without_secrets
-from pipeline.settings import read_config_file
 from pipeline.storage import canonical_uri, one_line
 from pipeline.table.documents import to_json
 

@@ -1,11 +1,10 @@
 """Faces: detection, landmarks, the FFHQ crop, alignment quality, and a child process for it all."""
 
 from pipeline.alignment.aligner import Aligner
-from pipeline.alignment.crop import crop_quad, pad_fraction
+from pipeline.alignment.crop import crop_quad, ffhq_quad, pad_fraction
 from pipeline.alignment.face import AlignedFace, Alignment
-from pipeline.alignment.isolation import IsolatedAligner, Outcome
-from pipeline.alignment.quad import ffhq_quad
 from pipeline.alignment.settings import AlignmentSettings
+from pipeline.alignment.worker import IsolatedAligner, Outcome
 
 __all__ = [
     "AlignedFace",

@@ -11,9 +11,9 @@ from pipeline.alignment.face import AlignedFace, Alignment
 from pipeline.alignment.fit import fitted
 from pipeline.alignment.photo import Photo
 from pipeline.alignment.quality import roll_deg, sharpness, yaw
+from pipeline.alignment.rotation import box_before, points_before
 from pipeline.alignment.search import Search
 from pipeline.alignment.settings import AlignmentSettings
-from pipeline.alignment.turning import box_before, points_before
 from pipeline.images import ICC_IGNORED, Rejection, RejectReason, decode
 
 

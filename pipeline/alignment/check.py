@@ -11,8 +11,8 @@ from __future__ import annotations
 from PIL import Image
 
 from pipeline.alignment.detection import find_faces
+from pipeline.alignment.rotation import turned
 from pipeline.alignment.settings import FFHQ_SIZE
-from pipeline.alignment.turning import turned
 
 PLAUSIBLE = 0.25  # the least score in the crop that counts; of 412 upright photos' faces: 0.32
 CERTAIN = 1.25  # from here on the crop is not turned over: of wrongly turned faces none has 1

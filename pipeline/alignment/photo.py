@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.alignment.check import score_in_crop
-from pipeline.alignment.crop import crop_quad
+from pipeline.alignment.crop import crop_quad, ffhq_quad
 from pipeline.alignment.detection import Detection, find_landmarks
-from pipeline.alignment.quad import ffhq_quad
-from pipeline.alignment.turning import turned
+from pipeline.alignment.rotation import turned
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from PIL import Image
 from pipeline.alignment.check import CLEAR, PLAUSIBLE
 from pipeline.alignment.detection import Detection, all_faces_scale, find_faces
 from pipeline.alignment.photo import Photo
+from pipeline.alignment.rotation import TURNS
+from pipeline.alignment.search_order import Try, plan_tries
 from pipeline.alignment.settings import FFHQ_SIZE, AlignmentSettings
-from pipeline.alignment.tries import Try, plan_tries
-from pipeline.alignment.turning import TURNS
 from pipeline.choices import MOST_SEARCH_PIXELS
 from pipeline.images import Rejection, RejectReason
 

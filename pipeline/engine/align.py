@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.alignment import AlignedFace, Alignment, AlignmentSettings, IsolatedAligner
+from pipeline.engine.node_registry import wait_for_verdict
 from pipeline.engine.rows import Row, pack, run_stage, unpack
 from pipeline.images import Rejection, RejectReason
 
@@ -89,6 +90,7 @@ class AlignStage:
     """Decodes and aligns a part's samples in a child process, which may die on one of them."""
 
     def __init__(self, settings: AlignmentSettings) -> None:
+        wait_for_verdict()
         self.aligner = IsolatedAligner(settings)
         self.faces = faces_schema(settings)
 

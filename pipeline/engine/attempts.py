@@ -23,6 +23,7 @@ from pipeline.machine import memory_limit
 
 # Whoever had a part at the same time is charged with it too, and workers die for other reasons.
 MOST_DEATHS = 5
+DIED = "worker processes died at it on this node"  # by this the driver knows such a failure
 _CONFIG = "restyle_notes"  # in Ray Data's context, which every worker of a run gets
 
 
@@ -84,7 +85,7 @@ def attempted(stage: str, shard_id: str, part: int) -> Iterator[None]:
             file.write(b".")
         if deaths >= MOST_DEATHS:
             raise RuntimeError(
-                f"{deaths} worker processes died at it on this node, of a crash below Python or as "
+                f"{deaths} {DIED}, of a crash below Python or as "
                 f"memory ran out ({memory_limit() / 1e9:.1f} GB may be used): lower "
                 "--align-workers or --inverters, --batch-size, --max-pixels"
             )

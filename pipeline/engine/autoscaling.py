@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from ray.data import DataContext
@@ -126,8 +126,21 @@ class BacklogAutoscaler(ClusterAutoscaler):
         return self.ray_own.get_total_resources()
 
 
+def requested_workers(executor: Any) -> dict[Any, int]:
+    """Return for each operator of an execution how many workers an autoscaler is asked for.
+
+    Empty where no autoscaler may start a node: nobody hears what is asked for.
+    """
+    scaler = executor._cluster_autoscaler
+    if not isinstance(scaler, BacklogAutoscaler) or not AskForBacklog.nodes_may_come:
+        return {}
+    return {operator: len(held.waiting) for operator, held in scaler.placeholders.items()}
+
+
 class AskForBacklog(ExecutionCallback):
     """Puts a `BacklogAutoscaler` into each execution before it starts."""
+
+    nodes_may_come: ClassVar[bool] = False
 
     def before_execution_starts(self, executor: Any) -> None:
         """Called by Ray Data."""
@@ -136,8 +149,12 @@ class AskForBacklog(ExecutionCallback):
         )
 
 
-def ask_for_backlog() -> None:
-    """Size the cluster by the backlog in the executions of this process."""
+def ask_for_backlog(nodes_may_come: bool = False) -> None:
+    """Size the cluster by the backlog in the executions of this process.
+
+    `nodes_may_come` says whether an autoscaler is there to hear of it.
+    """
+    AskForBacklog.nodes_may_come = nodes_may_come
     classes = DataContext.get_current().custom_execution_callback_classes
     if AskForBacklog not in classes:
         classes.append(AskForBacklog)

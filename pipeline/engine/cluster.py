@@ -10,11 +10,11 @@ import secrets
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.engine.address import check_address, in_cluster
 from pipeline.engine.private_folder import make_private_folder, remove_private_folder
@@ -59,19 +59,33 @@ START_TRIES = 4
 START_TIMED_OUT = "timed out during startup"
 
 
+class Node(NamedTuple):
+    """A node of the cluster."""
+
+    node_id: str
+    resources: Mapping[str, float]  # as Ray names them
+
+
 @dataclass(frozen=True)
 class Resources:
     """What the cluster offers in all; `cpus` and `gpus` as Ray counts them."""
 
     cpus: float
     gpus: float
-    nodes: tuple[Mapping[str, float], ...] = ()  # resources of each node that is there
+    nodes: tuple[Node, ...] = ()  # that are there
     grows: bool = False  # whether an autoscaler may start more nodes
     folder: Path | None = None  # of this run alone, on this machine; none where others made Ray's
 
     def on_gpu(self, device: str) -> bool:
         """Whether work that is to run on `device` (auto, cpu or cuda) gets a GPU."""
         return device == "cuda" or (device == "auto" and self.gpus > 0)
+
+    def without(self, unused: Collection[str]) -> Resources:
+        """Return what is left without the nodes of these ids."""
+        left = tuple(node for node in self.nodes if node.node_id not in unused)
+        gone = [node.resources for node in self.nodes if node.node_id in unused]
+        cpus, gpus = (sum(node.get(name, 0.0) for node in gone) for name in ("CPU", "GPU"))
+        return replace(self, cpus=self.cpus - cpus, gpus=self.gpus - gpus, nodes=left)
 
 
 def gist(error: Exception) -> str:
@@ -226,7 +240,7 @@ def _offered(folder: Path | None) -> Resources:
     return Resources(
         cpus=offered.get("CPU", 1.0),
         gpus=offered.get("GPU", 0.0),
-        nodes=tuple(node["Resources"] for node in alive),
+        nodes=tuple(Node(node["NodeID"], node["Resources"]) for node in alive),
         # Named after its node type where `ray up` or KubeRay started the node, else absent.
         grows=any(node.get("Labels", {}).get("ray.io/node-group") for node in alive),
         folder=folder,

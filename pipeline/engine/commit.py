@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline.engine.address import in_cluster
+from pipeline.engine.attempts import DIED
 from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.engine.rows import Row
@@ -80,6 +81,8 @@ class Committer:
         self._failed_in_a_row = 0
         self._first_of_row = 0.0  # when that one failed
         self.gave_up = False  # nothing is to be taken any more
+        # Takes the address of a node on which workers died; what is known of why, or "".
+        self.explain_deaths: Callable[[str], str] = lambda _: ""
 
     def take(self, row: Row) -> None:
         """Count one row; what comes a second time, after a node was lost, is the same again."""
@@ -88,6 +91,8 @@ class Committer:
         if row["kind"] == "failed":
             node = f" on node {row['node']}" if row["node"] and in_cluster() else ""
             error = f"shard '{shard_id}', part {part}{node}: {row['error']}"
+            if DIED in error and (why := self.explain_deaths(row["node"])):
+                error = f"{error}; {why}"
             self._fail(shard_id, shard, error, row["trace"])
             if not row["error"].startswith("read: ") or CREDENTIALS_EXPIRED in row["error"]:
                 self._count_failure()

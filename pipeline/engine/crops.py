@@ -30,7 +30,7 @@ from pipeline.engine.dataset import (
 from pipeline.engine.progress import doing
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, blank_row, run_stage, unpack
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.storage import Shard, Store, list_shards
 from pipeline.table.description import without_earlier
 from pipeline.training.config import TrainConfig
@@ -49,6 +49,9 @@ class CropPlan:
     alignment: AlignmentSettings
     store: Store
     samples: int | None = None
+    going_on: dict[str, Any] | None = None  # what the training goes on with, for the log
+    targets: CropPlan | None = None  # what the encoder is to give for these, where it is not these
+    keeps_keys: bool = False
 
 
 class CropStage:
@@ -58,8 +61,10 @@ class CropStage:
         self,
         root: str,  # of the store that keeps them
         size: tuple[int, int],  # (height, width) of the faces
+        *,
+        keeps_keys: bool = False,  # whether the file says what the images are called
     ) -> None:
-        self.root, self.size = root, size
+        self.root, self.size, self.keeps_keys = root, size, keeps_keys
 
     def __call__(self, row: Row) -> Row:
         return run_stage("write", self._work, row)
@@ -69,7 +74,8 @@ class CropStage:
 
         from pipeline.training.crops import put_crops
 
-        faces = unpack(row["payload"])["pixels"].to_pylist()
+        payload = unpack(row["payload"])
+        faces = payload["pixels"].to_pylist()
         pixels = [np.frombuffer(content, np.uint8) for content in faces]
         done = blank_row("part", row["shard_id"], row["part"])
         for name in ("samples", "faces", "rejects", "reasons"):
@@ -77,6 +83,8 @@ class CropStage:
         images = np.stack(pixels) if pixels else np.empty(0, np.uint8)
         crops = torch.from_numpy(images.reshape(-1, *self.size, 3)).permute(0, 3, 1, 2)
         facts = {"samples": row["samples"], "reasons": json.loads(row["reasons"])}
+        if self.keeps_keys:
+            facts["keys"] = payload["key"].to_pylist()
         put_crops(Store(self.root), file_name(row), crops, facts)
         return done
 
@@ -106,7 +114,7 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
     from pipeline.training.restyle import check_request
 
     model = starting_model(config)
-    check_request(config, model)
+    going_on = check_request(config, model)
     treatment = treatment_for(model, prealigned=config.prealigned, identity="none", fit=config.fit)
     alignment = AlignmentSettings(
         prealigned=treatment.prealigned,
@@ -118,9 +126,33 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
         icc=config.icc,
         output_size=model.input_size,
     )
+    if config.target and not treatment.prealigned:
+        raise ConfigError(
+            "--target is for pairs of crops, which belong together pixel by pixel: align both "
+            "before and add --prealigned"
+        )
+    plan = replace(
+        _crop_plan(config, alignment, config.input, shards, start_digest(config, model)),
+        going_on=going_on,
+    )
+    if not config.target:
+        return plan
+    targets = _crop_plan(config, alignment, config.target, None, plan.origin.start)
+    crops = f"{plan.origin.crops}+{targets.origin.crops}"
+    return replace(plan, origin=replace(plan.origin, crops=crops), targets=targets)
+
+
+def _crop_plan(
+    config: TrainConfig,
+    alignment: AlignmentSettings,
+    uri: str,
+    shards: Iterator[Shard] | None,
+    start: str,
+) -> CropPlan:
+    """How the images at `uri` are cut, and where their crops are kept."""
     options = config.read_options
     if shards is None:
-        shards = list_shards(config.input, files_per_shard=config.files_per_shard, options=options)
+        shards = list_shards(uri, files_per_shard=config.files_per_shard, options=options)
     works = [
         ShardWork(shard, config.part_size, take=config.limit, options=options) for shard in shards
     ]
@@ -134,9 +166,12 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
         asked |= without_earlier("layout", {"image_field": config.image_field})
     if config.image_column:
         asked["image_column"] = config.image_column
+    if config.target:
+        asked["keys"] = True
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
-    origin = Origin(digest, start_digest(config, model))
-    return CropPlan(origin, works, alignment, Store(Store(config.output).uri(f"{CROPS}/{digest}")))
+    store = Store(Store(config.output).uri(f"{CROPS}/{digest}"))
+    origin = Origin(digest, start)
+    return CropPlan(origin, works, alignment, store, keeps_keys=bool(config.target))
 
 
 def crop_rows(
@@ -160,7 +195,10 @@ def crop_rows(
             compute=ActorPoolStrategy(min_size=1, max_size=aligners),
             num_cpus=cpus.align,
         )
-        .map(CropStage(plan.store.root, plan.alignment.output_size), num_cpus=cpus.write)
+        .map(
+            CropStage(plan.store.root, plan.alignment.output_size, keeps_keys=plan.keeps_keys),
+            num_cpus=cpus.write,
+        )
     )
     return summaries(dataset)
 
@@ -209,3 +247,40 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
         raise InputError(f"'{config.input}' holds no image that could be cut: {dict(reasons)}")
     facts = {"samples": samples, "rejects_by_reason": dict(sorted(reasons.items()))}
     put_index(plan.store, filled, facts)
+
+
+def cut_pairs(config: TrainConfig, plan: CropPlan, resources: Resources) -> None:
+    """Cut the sources and their targets, and write down which belong together.
+
+    Raises as `cut_crops` does, and `InputError` where no key is in both sets, or several images of
+    one have the same.
+    """
+    from pipeline.training.crops import match_keys, put_pairs
+
+    cut_crops(config, plan, resources)
+    if plan.targets is None:
+        return
+    target = str(config.target)
+    cut_crops(config.model_copy(update={"input": target}), plan.targets, resources)
+    numbers, several = match_keys(_keys(plan.store), _keys(plan.targets.store))
+    if several:
+        listed = "; ".join(
+            f"'{name}' ({', '.join(keys[:3])})" for name, keys in list(several.items())[:3]
+        )
+        raise InputError(f"--target: {len(several)} names that several images have: {listed}")
+    if not len(numbers):
+        raise InputError(
+            f"no image in '{target}' has the key of one in '{config.input}': pairs are called "
+            "alike, up to their extensions"
+        )
+    put_pairs(plan.store, numbers)
+
+
+def _keys(store: Store) -> list[str]:
+    """The keys of all crops in `store`, in their order."""
+    from pipeline.training.crops import read_header, read_index
+
+    names = [name for name, _ in (read_index(store) or {"files": []})["files"]]
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        found = pool.map(partial(read_header, store), names)
+        return [key for _, facts in found for key in facts["keys"]]

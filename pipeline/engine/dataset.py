@@ -93,7 +93,11 @@ class Pools:
 
 def stage_cpus(inverter: Inverter, resources: Resources, local: bool) -> StageCpus:
     """Return what workers reserve: less where a cluster that does not grow is small."""
-    return StageCpus() if local or resources.grows else fit(resources.nodes, inverter)
+    return (
+        StageCpus()
+        if local or resources.grows
+        else fit([node.resources for node in resources.nodes], inverter)
+    )
 
 
 @dataclass(frozen=True)
@@ -114,11 +118,12 @@ class _ForgetBlocks(ExecutionCallback):
                 kept.clear()
 
 
-def configure_context(folder: Path | None = None) -> None:
+def configure_context(folder: Path | None = None, nodes_may_come: bool = False) -> None:
     """One row a block, no prints, nothing kept, no hurry, and a cluster that follows the backlog.
 
     What waits between the stages is bounded by Ray Data: half of the object store that there is at
-    the time, which it overshoots by about 30 %. `folder` is the run's private one, if it has one.
+    the time, which it overshoots by about 30 %. `folder` is the run's private one, if it has one;
+    `nodes_may_come` says whether an autoscaler may start nodes.
     """
     context = DataContext.get_current()
     set_notes_folder(context, folder)
@@ -129,7 +134,7 @@ def configure_context(folder: Path | None = None) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     end_vain_waits()
     if in_cluster():
-        ask_for_backlog()
+        ask_for_backlog(nodes_may_come)
 
 
 def inverter_needs(on_gpu: bool, cpus: StageCpus = StageCpus()) -> dict[str, Any]:  # noqa: B008

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 
-from pipeline.command_line import exit_code_of
+from pipeline.cli import exit_code_of
 from pipeline.config import JobConfig
 from pipeline.engine.preflight import check_request
 from pipeline.engine.progress import Progress

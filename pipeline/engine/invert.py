@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.engine.align import REJECTS, count_reasons
 from pipeline.engine.inverter import Inverter, InvertSettings
+from pipeline.engine.node_registry import wait_for_verdict
 from pipeline.engine.rows import Row, pack, run_stage, unpack
 from pipeline.table import Columns, as_array, image_id, latents_table
 
@@ -21,6 +22,7 @@ class InvertStage:
     """The inverter over parts: forms batches inside a part, so that a retry sees the same ones."""
 
     def __init__(self, settings: InvertSettings, columns: Columns) -> None:
+        wait_for_verdict()
         self.inverter = Inverter(settings)
         self.columns = columns
         # An actor with a GPU has two parts: one is unpacked or packed while the other is inverted.

@@ -20,9 +20,10 @@ from pipeline.engine.align import reject_row
 from pipeline.images import Rejection, RejectReason
 from pipeline.inversion import Inversion, keep_freed_memory, ready_device
 from pipeline.inversion.methods import Method, Models, find_codes, found_its_end
-from pipeline.inversion.rendering import render_each
+from pipeline.inversion.render import render_each
 from pipeline.metrics import Measures, Meter
 from pipeline.models import RestyleModel, load_model
+from pipeline.models.files import ModelHints
 from pipeline.models.pixels import to_pixels, to_unit
 from pipeline.table import image_id
 
@@ -48,6 +49,7 @@ class InvertSettings:
     keep_steps: bool = False
     keep_crops: bool = False
     keep_reconstructions: bool = False
+    hints: ModelHints = field(default_factory=lambda: ModelHints())  # what the file does not tell
 
 
 def even_batches(count: int, largest: int) -> list[slice]:
@@ -96,7 +98,7 @@ class Inverter:
         self.device = ready_device(settings.device, settings.precision)
         if self.device == "cpu":
             keep_freed_memory()
-        self.model: RestyleModel = load_model(settings.model, device=self.device)
+        self.model: RestyleModel = load_model(settings.model, device=self.device, **settings.hints)
         self.meter = Meter(self.device, settings.identity, settings.best_step_by)
         first = load_model(settings.first, device=self.device) if settings.first else None
         self.models = Models(self.model, first, perceptual=self.meter.lpips)

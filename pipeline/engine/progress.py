@@ -13,12 +13,20 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.address import in_cluster
 from pipeline.engine.pace import Pace, format_seconds
+from pipeline.engine.pending import (
+    ClusterState,
+    StageState,
+    describe_cluster,
+    describe_missing,
+    describe_retries,
+)
 from pipeline.engine.screen import Screen, event_line
 from pipeline.redaction import without_secrets
+from pipeline.storage.retries import storage_retries
 
 if TYPE_CHECKING:
     from pipeline.engine.plan import Found
@@ -26,19 +34,10 @@ if TYPE_CHECKING:
 
 TICK_S, PLAIN_EVERY_S = 1.0, 10.0
 MOST_TOLD = 20  # failures
+QUIET_S = 30.0  # without a part: from here on a line says for how long, and what may be why
 STARTING_WORKERS = "starting the workers"
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _VERBS = {"read": "reading", "align": "aligning", "invert": "inverting", "write": "writing"}
-
-
-class StageState(NamedTuple):
-    """A stage as Ray Data's loop sees it; of readers, which are tasks, no actors."""
-
-    name: str  # of `STAGES`
-    actors: int  # that run
-    pending: int  # actors that are started, or wait for room on a node
-    queued: int  # parts that wait for it
-    active: int  # parts, of readers shards, that it has
 
 
 def awaited(stages: Sequence[StageState], parts: int) -> str:
@@ -47,15 +46,16 @@ def awaited(stages: Sequence[StageState], parts: int) -> str:
     `parts` is how many are in the table.
     """
     by_name = {stage.name: stage for stage in stages}
-    where = "a free GPU or core" if in_cluster() else "a free core"
     words = {
-        "invert": ("loading the model", f"waiting for an inverter ({where}, or its model)"),
-        "align": ("starting the aligners", f"waiting for an aligner ({where})"),
-        "write": ("starting the writers", f"waiting for a writer ({where})"),
+        "invert": ("loading the model", "waiting for an inverter (a free core, or its model)"),
+        "align": ("starting the aligners", "waiting for an aligner (a free core)"),
+        "write": ("starting the writers", "waiting for a writer (a free core)"),
     }
     for name, (at_first, later) in words.items():
         stage = by_name.get(name)
         if stage and not stage.actors and (stage.pending or stage.queued):
+            if in_cluster() and (missing := describe_missing(stages)):
+                return f"waiting for {missing}"
             return later if in_cluster() or parts else at_first
     reads = by_name.get("read")
     others = sum(stage.active + stage.queued for stage in stages if stage.name != "read")
@@ -86,6 +86,7 @@ class Progress:
         self.found: Found | None = None
         self.failures = 0
         self.stages: list[StageState] = []
+        self.cluster: ClusterState | None = None  # where the job is in one
         self.pace = Pace()
         self._parts = 0
         self.told: set[str] = set()  # failures that were printed
@@ -219,7 +220,35 @@ class Progress:
         """The state in words, the most telling first; a `short` line leaves out what can wait."""
         doing = f"stopping ({self.stopped_by})" if self.stopped_by else self.phase or self.waiting
         counts = self._counts(short) if self.found and (self.found.shards or self._parts) else []
-        return [self._elapsed, *([doing] if doing else []), *counts]
+        return [self._elapsed, *([doing] if doing else []), *self._obstacles(), *counts]
+
+    def _obstacles(self) -> Iterator[str]:
+        """Yield what may keep the job from going on: silence, nodes that are missing, storage."""
+        quiet = self.quiet_seconds
+        # Before the first part the line says what starts.
+        if quiet >= QUIET_S and (self._parts or not self.waiting):
+            yield f"no part for {format_seconds(quiet)}"
+        missing = "" if self.phase or self.waiting else describe_missing(self.stages)
+        if missing and self.cluster:
+            yield f"asked for {missing}"
+        if self.waiting or missing or quiet >= QUIET_S:
+            if self.cluster:
+                yield from describe_cluster(self.cluster)
+            if retries := describe_retries(self.retries):
+                yield retries
+
+    @property
+    def quiet_seconds(self) -> float:
+        """Seconds since the last part, or since the stages began; 0 where none is expected."""
+        if self.phase or self.stopped_by or not self.tally:
+            return 0.0
+        last = self.tally.started + self.tally.last_seconds if self.tally.parts else 0.0
+        return time.monotonic() - max(last, self._phase_began)
+
+    @property
+    def retries(self) -> int:
+        """Requests to storage that were repeated, by this process and by a cluster's workers."""
+        return storage_retries() + (self.cluster.retries if self.cluster else 0)
 
     @property
     def waiting(self) -> str:
@@ -316,7 +345,7 @@ class Progress:
     def _tell_event(self) -> None:
         if not self.tally or not self.found:
             seconds = round(time.monotonic() - self._phase_began, 1)
-            self.event("waiting", phase=self.phase, seconds=seconds)
+            self.event("waiting", phase=self.phase, seconds=seconds, **self._surroundings())
             return
         tally, left, to_do = self.tally, self.seconds_left, self._to_do()
         counted = to_do is not None and not self.found.chosen
@@ -335,9 +364,16 @@ class Progress:
             phase=self.phase,
             waiting_for=self.waiting,
             stages={stage.name: stage._asdict() for stage in self.stages},
+            quiet_seconds=round(self.quiet_seconds, 1),
+            **self._surroundings(),
             seconds=round(tally.seconds, 1),
             seconds_left=None if left is None else round(left),
         )
+
+    def _surroundings(self) -> dict[str, Any]:
+        """Return what an event says of storage, and of the cluster where there is one."""
+        cluster = {"cluster": self.cluster._asdict()} if self.cluster else {}
+        return {"storage_retries": self.retries, **cluster}
 
 
 @contextmanager

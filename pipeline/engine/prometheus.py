@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.metrics import Counter, Gauge
 
+from pipeline.engine.autoscaling import requested_workers
 from pipeline.engine.commit import STAGES, Watch
-from pipeline.engine.progress import Progress, StageState
+from pipeline.engine.pending import StageState
+from pipeline.engine.progress import Progress
 from pipeline.engine.rows import Row
 from pipeline.table import ShardEntry
 
@@ -83,12 +87,15 @@ class Meters(Watch):
 
         class Look(ExecutionCallback):
             def on_execution_step(self, executor: Any) -> None:
-                meters.look(executor._topology)
+                meters.look(executor._topology, requested_workers(executor))
 
         DataContext.get_current().custom_execution_callback_classes.append(Look)
 
-    def look(self, topology: Any) -> None:
-        """Show the queues and workers of the stages; called many times a second."""
+    def look(self, topology: Any, requested: Mapping[Any, int] = MappingProxyType({})) -> None:
+        """Show the queues and workers of the stages; called many times a second.
+
+        `requested` is how many workers an autoscaler is asked for, by operator.
+        """
         now = time.monotonic()
         if now - self._looked < EVERY_S:
             return
@@ -102,7 +109,19 @@ class Meters(Watch):
             actors, active = pool.running, operator.num_active_tasks()
             self._queued.set(queued, {"stage": stage})
             self._workers.set(actors or active, {"stage": stage})
-            states.append(StageState(stage, actors, pool.pending, queued, active))
+            needs = operator.min_scheduling_resources()
+            states.append(
+                StageState(
+                    stage,
+                    actors,
+                    pool.pending + pool.restarting,
+                    queued,
+                    active,
+                    requested=requested.get(operator, 0),
+                    cpus=needs.cpu or 0.0,
+                    gpus=needs.gpu or 0.0,
+                )
+            )
             if stage == "invert":
                 self._actor_seconds += actors * elapsed
         # Not held: Ray Data's context, and so its callbacks, are pickled.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from pipeline.engine.attempts import attempted
+from pipeline.engine.node_registry import wait_for_verdict
 from pipeline.engine.rows import Row, blank_row, failed_row, pack
 from pipeline.storage import LeftOut, ReadOptions, Sample, Shard, read_samples
 from pipeline.table import ShardStarts
@@ -140,6 +141,7 @@ def read_parts(row: Row) -> Iterator[Row]:
 
     A shard that cannot be read to its end gives the parts before the damage and a `failed` row.
     """
+    wait_for_verdict()
     work = ShardWork.from_row(row)
     parts = total = 0
     left_out = LeftOut()

@@ -17,6 +17,7 @@ from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_
 from pipeline.inversion.methods import OPTIMISATIONS, Method
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
+from pipeline.models.files import hints_of
 from pipeline.storage import canonical_uri
 from pipeline.table import Columns, Description, check_condition, open_start
 from pipeline.table.description import EARLIER_VALUES
@@ -114,6 +115,7 @@ def _inversion(
 ) -> InvertSettings:
     return InvertSettings(
         model=config.model,
+        hints=hints_of(config.model_dump()),
         method=method,
         first=first,
         starts="none" if not config.init else "chosen" if config.where else "all",
@@ -186,7 +188,7 @@ def make_method(config: JobConfig, model: RestyleModel) -> Method:
         optimisation=_descent(config, model) if config.method in OPTIMISATIONS else None,
         seed=config.seed or 0,
     )
-    method.check(model)
+    method.check(model, started=bool(config.init))
     return method
 
 
@@ -253,7 +255,7 @@ def _alignment(config: JobConfig, model: RestyleModel, treatment: Treatment) -> 
 
 def _networks(config: JobConfig) -> _Networks:
     """Load the model, and see that what it starts from fits it."""
-    model = load_model(config.model)
+    model = load_model(config.model, **hints_of(config.model_dump()))
     if config.bootstrap:
         first = load_model(config.bootstrap)
         _check_pair(model, first)
@@ -280,7 +282,7 @@ def _started_from_table(config: JobConfig, model: RestyleModel, init: str) -> _N
         return _Networks(model, None, origin)
     # The first step sees the face as the model of the table renders it.
     uri = str(made.config["model"])
-    first = load_model(uri)
+    first = load_model(uri, **hints_of(made.config))
     _check_pair(model, first)
     if first.fingerprint != made.settings["model"]:
         raise ConfigError(

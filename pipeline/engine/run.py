@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import FrameType
+from typing import Any
 
 from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
 from pipeline.engine.cluster import gist, running_ray
 from pipeline.engine.commit import Committer, Watch
 from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
+from pipeline.engine.inverter import BATCH
 from pipeline.engine.logs import EventLog
+from pipeline.engine.memory_kills import MemoryKills, advice
 from pipeline.engine.node_report import versions
 from pipeline.engine.nodes import nodes_checked
 from pipeline.engine.outcome import Outcome
@@ -96,34 +99,63 @@ def _execute(
 ) -> None:
     """Run the stages over what the plan has to do."""
     log = EventLog(config.log_format == "json")
-    with running_ray(stages.pretended_gpus) as resources, nodes_checked(config, log.notice):
+    with running_ray(stages.pretended_gpus) as joined, nodes_checked(config, log.notice) as unused:
         outcome.ray_log = log_folder()
-        configure_context(resources.folder)
+        resources = joined.without(unused)
+        configure_context(resources.folder, resources.grows)
         doing(STARTING_WORKERS)
         meters = Meters()
         meters.watch()
         committer = Committer(plan, outcome, (*watches, log, meters))
         pools = Pools.of(config, resources, local=not in_cluster())
         dataset = build_dataset(plan, pools, stages)
+        with _memory_watched(config, pools, committer, log):
+            _take_rows(dataset, plan, committer, outcome)
+
+
+@contextmanager
+def _memory_watched(
+    config: JobConfig, pools: Pools, committer: Committer, log: EventLog
+) -> Iterator[None]:
+    """Tell within the block, and in the outcome, of workers that Ray ends for want of memory."""
+    batch = BATCH["cuda" if pools.on_gpu else "cpu"]
+
+    def advise(stage: str) -> str:
+        stages = Progress.current.stages if Progress.current else []
+        workers = {state.name: state.actors + state.pending for state in stages}
+        return advice(stage, workers, config, batch)
+
+    kills = MemoryKills(advise, log.notice)
+    committer.explain_deaths = kills.explain_now
+    kills.start()
+    try:
+        yield
+    finally:
+        for text in kills.stop():
+            committer.outcome.warn(text)
+
+
+def _take_rows(dataset: Any, plan: Plan, committer: Committer, outcome: Outcome) -> None:
+    """Run the stages; commit what comes out of them."""
+    try:
+        for row in summaries(dataset):
+            committer.take(row)
+            if Progress.current:
+                Progress.current.update()
+            if outcome.interrupted:
+                raise _Interrupted
+            if committer.gave_up:
+                break
+        doing("committing the last shards")
         try:
-            for row in summaries(dataset):
-                committer.take(row)
-                if Progress.current:
-                    Progress.current.update()
-                if outcome.interrupted:
-                    raise _Interrupted
-                if committer.gave_up:
-                    break
-            doing("committing the last shards")
-            try:
-                # Before the shards that are missing, of which there may be thousands.
-                with _failures(outcome):
-                    if plan.error:
-                        raise plan.error
-            finally:
-                committer.finish()
+            # Before the shards that are missing, of which there may be thousands.
+            with _failures(outcome):
+                if plan.error:
+                    raise plan.error
         finally:
-            committer.abandon()
+            committer.finish()
+    finally:
+        committer.abandon()
 
 
 def run_job(

@@ -17,7 +17,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pipeline.engine.address import in_cluster
 from pipeline.engine.cluster import Resources, gist, running_ray
-from pipeline.engine.crops import cut_crops, plan_crops
+from pipeline.engine.crops import CropPlan, cut_pairs, plan_crops
 from pipeline.engine.progress import doing
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import ready_device
@@ -42,14 +42,17 @@ def train_in_worker(settings: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    from pipeline.training.crops import Crops
+    from pipeline.training.crops import Crops, read_pairs
     from pipeline.training.parallel import join_group
     from pipeline.training.restyle import train_restyle
 
     config = TrainConfig(**settings["config"])
     device = str(ray.train.torch.get_device()) if settings["on_gpu"] else "cpu"
     group = join_group()
-    done = train_restyle(config, Crops(Store(settings["crops"])), group, device)
+    crops = Crops(Store(settings["crops"]))
+    targets = settings["targets"]
+    pairs = read_pairs(crops, Crops(Store(targets))) if targets else crops
+    done = train_restyle(config, pairs, group, device)
     if group.leads:
         Store(config.output).put(DONE, json.dumps(done).encode())
 
@@ -70,7 +73,7 @@ def check_workers(config: TrainConfig, resources: Resources, *, local: bool) -> 
         raise ConfigError(f"{config.workers} workers, but Ray offers {resources.cpus:.0f} cores")
 
 
-def _trainer(config: TrainConfig, crops: Store, resources: Resources) -> Any:
+def _trainer(config: TrainConfig, plan: CropPlan, resources: Resources) -> Any:
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
     from pipeline.engine.trainer import Trainer
@@ -81,7 +84,8 @@ def _trainer(config: TrainConfig, crops: Store, resources: Resources) -> Any:
         train_in_worker,
         train_loop_config={
             "config": config.model_dump(),
-            "crops": crops.root,
+            "crops": plan.store.root,
+            "targets": plan.targets.store.root if plan.targets else None,
             "on_gpu": with_gpu,
         },
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=with_gpu),
@@ -124,21 +128,40 @@ def _lines_of(config: TrainConfig) -> Iterator[None]:
         thread.join()
 
 
-def beginning(config: TrainConfig, store: Store) -> dict[str, Any]:
+def beginning(
+    config: TrainConfig,
+    store: Store,
+    going_on: dict[str, Any] | None = None,
+    targets: Store | None = None,
+) -> dict[str, Any]:
     """What was read and cut, and what is trained on: the line before those of the log.
+
+    `going_on` is what the model's own training has left, told where this one begins with it.
 
     Raises `InputError` where the crops in `store` are too few.
     """
-    from pipeline.training.crops import Crops, read_index
+    from pipeline.training.crops import Crops, Pairs, read_index, read_pairs
     from pipeline.training.restyle import split_counts
 
-    crops, facts = Crops(store), read_index(store) or {}
+    crops: Crops | Pairs = Crops(store)
+    facts, partners = read_index(store) or {}, {}
+    if targets:
+        alone, others = len(crops), Crops(targets)
+        crops = read_pairs(Crops(store), others)
+        partners = {
+            "pairs": len(crops),
+            "without_target": alone - len(crops),
+            "without_source": len(others) - len(crops),
+        }
     trained_on = sum(split_counts(crops, config.held_out, config.batch))
+    begins = not Store(config.output).exists(f"{ENCODER}.pt")
     return {
         "event": "training_begins",
+        **({"goes_on_with": going_on} if going_on and begins else {}),
         "samples": facts["samples"],
         "rejects_by_reason": facts["rejects_by_reason"],
         "crops": len(crops),
+        **partners,
         "held_out": len(crops) - trained_on,
         "trained_on": trained_on,
     }
@@ -166,9 +189,11 @@ def run_training(config: TrainConfig, shards: Iterator[Shard] | None = None) -> 
     with _failures(), running_ray() as resources:
         check_workers(config, resources, local=not in_cluster())
         doing("cutting crops")
-        cut_crops(config, plan, resources)
-        print(json.dumps(beginning(config, plan.store)), flush=True)
-        trainer = _trainer(config, plan.store, resources)
+        cut_pairs(config, plan, resources)
+        targets = plan.targets.store if plan.targets else None
+        begins = beginning(config, plan.store, plan.going_on, targets)
+        print(json.dumps(begins), flush=True)
+        trainer = _trainer(config, plan, resources)
         doing("training", every_s=TOLD_EVERY_S)  # its own lines tell how far it is
         with _lines_of(config):
             trainer.fit()

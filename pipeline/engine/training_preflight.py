@@ -31,12 +31,16 @@ def check_training(config: TrainConfig) -> Iterator[Shard]:
     Raises a `RequestError` for what is not there, and for fewer images than are held out, as far
     as that shows without reading much: faces that no image gives are found out when crops are cut.
     """
-    with access_refused(config.output, config.input):
+    inputs = [config.input, *([config.target] if config.target else [])]
+    with access_refused(config.output, *inputs):
         check_address()
-        check_apart(config.input, config.output)
+        for uri in inputs:
+            check_apart(uri, config.output)
         check_output(config.output, TRAINING_OUTPUT)
         check_settings(config)
         _check_weights(config)
+        if config.target:
+            enough_images(config.model_copy(update={"input": config.target}))
         return enough_images(config)
 
 

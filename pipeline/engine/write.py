@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from pipeline.engine.node_registry import wait_for_verdict
 from pipeline.engine.rows import Row, run_stage, unpack
 from pipeline.storage import Shard
 from pipeline.table import TableWriter, rejects_table
@@ -13,6 +14,7 @@ class WriteStage:
     """Puts a part's two files and leaves of the part a row of counts; several threads call it."""
 
     def __init__(self, writer: TableWriter) -> None:
+        wait_for_verdict()
         self.writer = writer
 
     def __call__(self, row: Row) -> Row:

@@ -1,4 +1,4 @@
-"""W+ codes in files: a `latents.npy` dictionary, a folder of `.npy` and `.pt` files, or one."""
+"""W+ codes in files: a `latents.npy` dictionary, one array of many codes, or a file a code."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import numpy as np
 from pipeline.errors import InputError, StorageError
 from pipeline.exchange.file_names import from_file_name
 from pipeline.exchange.pickled import STYLE_DIM, Codes, read_latents
+from pipeline.exchange.stacked import STACK_SUFFIXES, open_entry, open_stack
 from pipeline.storage import Store, canonical_uri
-from pipeline.storage.arrays import read_array, read_header
-from pipeline.storage.formats import is_hidden
+from pipeline.storage.file_types import is_hidden
 from pipeline.storage.listing import Entry, file_entry, is_folder, walk
+from pipeline.storage.readers.npy import read_array, read_header
 from pipeline.storage.uris import filesystem, join
 
-_SUFFIXES = (".npy", ".pt", ".pth")
 _FACE = re.compile(r"(.*)#(\d{1,6})", re.DOTALL)
 _LISTED = 5
 
@@ -60,26 +60,36 @@ class CodeFiles(Protocol):
         ...
 
 
-def open_codes(uri: str) -> CodeFiles:
-    """The codes at a path or URI. Raises `InputError` where there are none, in one line."""
+def open_codes(uri: str, names: str | None = None) -> CodeFiles:
+    """The codes at a path or URI; the list at `names` names those of one array, one a line.
+
+    Raises `InputError` where there are none, in one line.
+    """
     root = canonical_uri(uri)
     fs, path = filesystem(root)
     try:
         if is_folder(fs, path, root):
+            _refuse_names(names, f"'{root}' is a folder, whose files have names")
             return _Folder(root, list(walk(fs, path, root)))
         folder, _, name = root.rpartition("/")
-        if not name.endswith(_SUFFIXES):
+        if not name.endswith(STACK_SUFFIXES):
             raise InputError(
-                f"'{root}' is no file of codes: these end in {', '.join(_SUFFIXES[:-1])} or "
-                f"{_SUFFIXES[-1]}"
+                f"'{root}' is no file of codes: these end in {', '.join(STACK_SUFFIXES[:-1])} or "
+                f"{STACK_SUFFIXES[-1]}"
             )
         if name.endswith(".npy") and _is_dictionary(Store(folder), name):
+            _refuse_names(names, f"'{root}' is a dictionary, which has the names of its codes")
             return _Dictionary(root, Store(folder).get(name))
-        return _Folder(folder, [file_entry(root)])
+        return open_stack(root, names) or _Folder(folder, [file_entry(root)])
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise InputError(f"'{root}' does not exist") from error
         raise
+
+
+def _refuse_names(names: str | None, why: str) -> None:
+    if names:
+        raise InputError(f"--names is for an array of many codes in one file: {why}")
 
 
 def faces_of(names: Iterable[str]) -> list[tuple[str, list[FaceName]]]:
@@ -140,9 +150,11 @@ class _Folder:
 
     def __init__(self, uri: str, entries: list[Entry]) -> None:
         self.uri, self._store = uri, Store(uri)
-        chosen = [e for e in entries if e.name.endswith(_SUFFIXES) and not is_hidden(e.name)]
+        chosen = [e for e in entries if e.name.endswith(STACK_SUFFIXES) and not is_hidden(e.name)]
         if not chosen:
-            raise InputError(f"'{uri}' holds no codes: looked for {', '.join(_SUFFIXES)} files")
+            raise InputError(
+                f"'{uri}' holds no codes: looked for {', '.join(STACK_SUFFIXES)} files"
+            )
         self._files: dict[str, str] = {}
         digest = hashlib.sha256()
         for entry in chosen:
@@ -166,7 +178,7 @@ class _Folder:
 
 
 def read_code(content: bytes, source: str) -> Codes:
-    """The one code in a `.npy` or `.pt` file, [1, n_styles, 512]; a W code has one row.
+    """The one code in a `.npy`, `.pt` or `.npz` file, [1, n_styles, 512]; a W code has one row.
 
     Accepts [n, 512], [1, n, 512] and [512], of any float type. Runs nothing of what is in the
     file. Raises `InputError` in one line.
@@ -185,7 +197,8 @@ def read_code(content: bytes, source: str) -> Codes:
     code = code[None] if code.ndim == 2 else code
     if code.ndim != 3 or code.shape[0] != 1 or code.shape[2] != STYLE_DIM or not code.shape[1]:
         raise InputError(
-            f"{source}: has shape {list(array.shape)}, expected one code [n_styles, {STYLE_DIM}]"
+            f"{source}: has shape {list(array.shape)}, expected one code [n_styles, {STYLE_DIM}]; "
+            "a file of many codes is imported by itself, as --from"
         )
     if not np.isfinite(code).all():
         raise InputError(f"{source}: holds numbers that are not finite")
@@ -195,6 +208,9 @@ def read_code(content: bytes, source: str) -> Codes:
 def _array(content: bytes, source: str) -> Any:
     if source.endswith(".npy"):
         return read_array(content)
+    if source.endswith(".npz"):
+        with open_entry(io.BytesIO(content), source) as entry:
+            return read_array(entry.read())
     import torch  # numpy's files need none of it
 
     from pipeline.models.checkpoint import refuse_bomb

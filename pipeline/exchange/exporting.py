@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.exchange.file_names import limits_of, to_file_name
 from pipeline.exchange.pickled import Codes, latents_file
 from pipeline.storage import OutputKind, Store, canonical_uri
-from pipeline.storage.formats import IMAGE_SUFFIXES
+from pipeline.storage.file_types import IMAGE_SUFFIXES
 from pipeline.table.reader import Table
 from pipeline.table.schema import STYLE_DIM
 from pipeline.table.statements import condition

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -23,9 +22,10 @@ from pipeline.choices import CodeType
 from pipeline.errors import InputError
 from pipeline.exchange.account import Account
 from pipeline.exchange.code_files import CodeFiles, FaceName, faces_of
+from pipeline.exchange.lineage import Lineage
 from pipeline.exchange.measuring import METRICS, Measuring, match_images
 from pipeline.exchange.pickled import Codes
-from pipeline.metrics.codes import residual_norm, w_avg_distance, w_plus_variance
+from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.models import RestyleModel
 from pipeline.storage import FILES_PER_SHARD, LeftOut, ReadOptions, Shard, list_shards, read_samples
 from pipeline.table.card import kept_readme, write_card
@@ -53,7 +53,10 @@ class ImportSettings:
     )
     images: str | None = None
     sniff: bool = True  # whether images are recognised without a known extension
-    refined_from: str | None = None  # URI of the table that the codes were exported from
+    # What the model's file does not tell, as `load_model` takes it.
+    encoder_type: str | None = None
+    domain: str | None = None
+    estimate_latent_avg: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Importing:
     model: RestyleModel
     settings: ImportSettings
     measuring: Measuring | None = None
-    origins: Mapping[str, str] = field(default_factory=dict)  # name of a code -> `refined_from`
+    lineage: Lineage | None = None  # which rows of another table the codes began as
     unmeasured: int = 0  # faces whose image gave nothing to compare with, of this run
     left_out: LeftOut = field(default_factory=LeftOut)  # by the listing of the images
     notes: list[str] = field(default_factory=list)  # sentences for people
@@ -110,6 +113,9 @@ class Importing:
                 "icc_ignored": account.icc_ignored,
                 "left_out": self.left_out.ordered(),
             }
+            if self.lineage:
+                counts["refined_from"] = len(self.lineage.image_ids)
+                counts["without_ancestor"] = self.lineage.unmatched
             account.facts["imported"] = counts
         return counts
 
@@ -133,16 +139,16 @@ class Importing:
             "method": self.settings.method,
             "measured": measured,
         }
-        if self.origins:
-            pairs = json.dumps(sorted(self.origins.items()))
-            settings["refined_from"] = hashlib.sha256(pairs.encode()).hexdigest()
+        config = {"codes": self.codes.uri, **asdict(self.settings)}
+        if self.lineage:
+            settings["refined_from"] = self.lineage.digest
+            config["refined_from"] = self.lineage.uri
         columns = Columns(
             self.model.n_styles,
             self.settings.latent_dtype,
             all_steps=self.codes.has_steps,
             turn_deg=bool(self.measuring and self.measuring.settings.tells_turns),
         )
-        config = {"codes": self.codes.uri, **asdict(self.settings)}
         layout: dict[str, Any] = {"files_per_shard": self.settings.files_per_shard}
         if self.settings.images:
             layout["sniff"] = self.settings.sniff
@@ -245,7 +251,7 @@ class Importing:
             "n_faces": max(other.face_index for other in item.faces) + 1,
             "source_uri": item.uri,
             "method": self.settings.method,
-            "refined_from": self.origins.get(face.name),
+            "refined_from": self.lineage and self.lineage.image_ids.get(face.name),
         }
         if self.codes.has_steps:
             unknown = [None] * len(codes)

@@ -18,7 +18,7 @@ from pipeline.exchange.exporting import without_suffix
 from pipeline.exchange.file_names import to_file_name
 from pipeline.exchange.pickled import Codes
 from pipeline.images import Rejection, decode
-from pipeline.inversion.rendering import pooled, render_each
+from pipeline.inversion.render import pooled, render_each
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_unit

@@ -12,7 +12,6 @@ The dictionary is {file name: [code of step 1, code of step 2, ...]}, each code 
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -20,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.exchange.inert_pickle import read_pickle
-from pipeline.storage.arrays import read_header
+from pipeline.inert_numpy import NUMPY_NAMES, InertArray, InertType
+from pipeline.inert_pickle import read_pickle
+from pipeline.storage.readers.npy import read_header
 
 STYLE_DIM = 512
 Codes = NDArray[np.float32]
@@ -32,92 +32,14 @@ _GROWTH, _FREE_BYTES, _NODE_BYTES = 4, 1 << 16, 64
 _DEEPEST = 3  # a list of steps, an array of objects, an array of numbers
 
 
-class _Type:
-    """A numpy dtype as the pickle tells it: a kind, then a byte order."""
-
-    def __init__(self, kind: str, *_: object) -> None:
-        self.kind, self.order = kind, "="
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = state[1]
-
-    @property
-    def is_object(self) -> bool:
-        return self.kind in ("O", "O8")
-
-    def numbers(self) -> np.dtype[Any]:
-        """The float type; `ValueError` for anything else."""
-        if self.kind not in ("f2", "f4", "f8") or self.order not in ("<", ">", "=", "|"):
-            raise ValueError(f"an array of type {self.kind!r:.20}, expected floats")
-        return np.dtype(self.kind).newbyteorder(cast(Any, self.order))
-
-
-class _Latin1:
-    """Bytes as protocol 2 writes them, as text; made once, where they are used."""
-
-    def __init__(self, text: str, codec: str) -> None:
-        if not isinstance(text, str) or codec != "latin1":
-            raise ValueError("bytes in another codec than latin1")
-        self.text = text
-
-    def __len__(self) -> int:
-        return len(self.text)
-
-
-class _Array:
-    """A numpy array as the pickle tells it: shape, type, and bytes or a list."""
-
-    def __init__(self, *_: object) -> None:
-        self.__setstate__((1, (), _Type("f4"), False, b""))
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, self.shape, self.kind, self.is_fortran, self.raw = state
-        if not isinstance(self.kind, _Type):
-            raise TypeError("an array without a type")
-        if type(self.shape) is not tuple or not all(map(_is_length, self.shape)):
-            raise TypeError("an array without a shape")
-
-    def items(self) -> list[Any]:
-        """What an array of objects holds."""
-        if not isinstance(self.raw, list) or math.prod(self.shape) != len(self.raw):
-            raise ValueError("an array of objects without its objects")
-        return self.raw
-
-    def numbers(self) -> NDArray[Any]:
-        """The numbers of an array of floats."""
-        kind = self.kind.numbers()
-        if not isinstance(self.raw, bytes | bytearray | _Latin1):
-            raise TypeError(f"a {type(self.raw).__name__} in place of an array's bytes")
-        if math.prod(self.shape) * kind.itemsize != len(self.raw):
-            raise ValueError(f"{len(self.raw)} bytes for an array {list(self.shape)}")
-        raw = self.raw.text.encode("latin1") if isinstance(self.raw, _Latin1) else self.raw
-        flat: NDArray[Any] = np.frombuffer(raw, kind)
-        return flat.reshape(self.shape, order="F" if self.is_fortran else "C")
-
-
-def _is_length(length: object) -> bool:
-    return isinstance(length, int) and length >= 0
-
-
-def _from_buffer(raw: Any, kind: _Type, shape: tuple[int, ...], order: str) -> _Array:
-    array = _Array()
-    array.__setstate__((1, shape, kind, order == "F", raw))
-    return array
-
-
 def _empty_dictionary() -> dict[Any, Any]:
     return {}
 
 
 _STANDS_FOR: dict[str, Callable[..., Any]] = {
-    "numpy.ndarray": _Array,
-    "numpy.dtype": _Type,
-    "_codecs.encode": _Latin1,
+    **NUMPY_NAMES,
     "collections.OrderedDict": _empty_dictionary,
 }
-for _core in ("core", "_core"):  # numpy 1 and 2
-    _STANDS_FOR[f"numpy.{_core}.multiarray._reconstruct"] = _Array
-    _STANDS_FOR[f"numpy.{_core}.numeric._frombuffer"] = _from_buffer
 
 
 class _Budget:
@@ -166,8 +88,8 @@ def _unpickled(content: bytes) -> dict[Any, Any]:
     shape, _, kind = read_header(file)
     if kind != np.dtype(object) or shape != ():
         raise InputError(f"it holds an array {list(shape)} of {kind}, expected a dictionary")
-    array = read_pickle(content[file.tell() :], _STANDS_FOR, (_Array, _Type))
-    if not isinstance(array, _Array):
+    array = read_pickle(content[file.tell() :], _STANDS_FOR, (InertArray, InertType))
+    if not isinstance(array, InertArray):
         raise InputError(f"it holds a {_named(array)}, expected a dictionary of codes")
     (dictionary,) = array.items()
     if not isinstance(dictionary, dict) or not dictionary:
@@ -190,7 +112,7 @@ def _codes(name: str, value: Any, budget: _Budget) -> Codes:
 def _floats(value: Any, budget: _Budget, depth: int = 0) -> Codes:
     """A list of arrays, an array, or an array of arrays, as float32."""
     budget.take(_NODE_BYTES)
-    if isinstance(value, _Array):
+    if isinstance(value, InertArray):
         if not value.kind.is_object:
             numbers = value.numbers()
             budget.take(numbers.size * np.dtype(np.float32).itemsize)
@@ -202,4 +124,4 @@ def _floats(value: Any, budget: _Budget, depth: int = 0) -> Codes:
 
 
 def _named(value: object) -> str:
-    return "numpy array" if isinstance(value, _Array) else type(value).__name__
+    return "numpy array" if isinstance(value, InertArray) else type(value).__name__

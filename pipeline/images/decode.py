@@ -10,20 +10,20 @@ from typing import Any
 from PIL import Image
 
 from pipeline.choices import Icc
-from pipeline.images import netpbm, tiff, wide_tiff
+from pipeline.images import netpbm, tiff
 from pipeline.images.colour import to_rgb
 from pipeline.images.foreign import describe_foreign
 from pipeline.images.formats import UNSAFE_WHEN_CUT, is_cut_short
-from pipeline.images.opening import (
+from pipeline.images.orientation import orientation_of, parse_orientation, turned_upright
+from pipeline.images.pillow_open import (
     embedded_profile,
     has_arithmetic_coding,
     load_pixels,
     open_image,
 )
-from pipeline.images.orientation import orientation_of, parse_orientation, turned_upright
 from pipeline.images.profiles import BadProfileError
 from pipeline.images.rejects import Rejection, RejectReason
-from pipeline.storage.signatures import sniff
+from pipeline.storage.file_types import sniff
 
 # A key of the decoded image's `info`: why its colour profile was not applied.
 ICC_IGNORED = "icc_ignored"
@@ -80,7 +80,7 @@ def _decode(content: bytes, name: str, limits: ImageLimits) -> Image.Image:
         )
     if name in UNSAFE_WHEN_CUT and is_cut_short(content, name):
         raise _ends_early(content, name, "by its own sizes")
-    if name == "TIFF" and wide_tiff.pillow_misreads(content, tags):
+    if name == "TIFF" and tiff.pillow_misreads(content, tags):
         return _decode_wide(content, tags, limits)
     try:
         image = open_image(content, name)
@@ -97,9 +97,9 @@ def _decode(content: bytes, name: str, limits: ImageLimits) -> Image.Image:
 
 
 def _decode_wide(content: bytes, tags: tiff.Tags, limits: ImageLimits) -> Image.Image:
-    layout = wide_tiff.read_layout(content, tags)
+    layout = tiff.read_layout(content, tags)
     _check_size(layout.size, limits)
-    pixels = wide_tiff.read_pixels(content, layout)
+    pixels = tiff.read_pixels(content, layout)
     profile = bytes(tags.get(tiff.PROFILE, ())) if limits.icc == "apply" else None
     return _finished(pixels, profile or None, parse_orientation(tags.get(tiff.ORIENTATION, 1)))
 

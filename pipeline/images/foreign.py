@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from pipeline.images.formats import SUPPORTED
-from pipeline.storage.signatures import brands
+from pipeline.storage.file_types import brands
 
 _CONVERT = "convert it to PNG or JPEG first"
 _UNPACK = "unpack it, or pack the images as .tar"

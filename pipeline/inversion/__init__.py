@@ -3,12 +3,11 @@
 from pipeline.inversion.adaptive import invert_adaptively
 from pipeline.inversion.allocator import keep_freed_memory
 from pipeline.inversion.device import ready_device
-from pipeline.inversion.optimize import optimize
-from pipeline.inversion.rendering import average_image
-from pipeline.inversion.restyle import bootstrap, invert
+from pipeline.inversion.optimize import latent_spread, optimize
+from pipeline.inversion.optimize_settings import OptimizeSettings, Perceptual
+from pipeline.inversion.render import average_image
+from pipeline.inversion.restyle_loop import bootstrap, invert
 from pipeline.inversion.result import Inversion
-from pipeline.inversion.settings import OptimizeSettings, Perceptual
-from pipeline.inversion.spread import latent_spread
 from pipeline.inversion.stopping import (
     StepMeasures,
     StopRule,

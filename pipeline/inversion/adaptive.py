@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.inversion.restyle import (
+from pipeline.inversion.restyle_loop import (
     check_steps,
     restyle_step,
     start_beside,

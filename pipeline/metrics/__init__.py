@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.metrics.meter import Measures, Meter
+    from pipeline.metrics.evaluator import Measures, Meter
 
 __all__ = ["Measures", "Meter"]
 
@@ -14,6 +14,6 @@ def __getattr__(name: str) -> Any:
     # At first use: `pipeline.metrics.names` is asked without PyTorch.
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from pipeline.metrics import meter
+    from pipeline.metrics import evaluator
 
-    return getattr(meter, name)
+    return getattr(evaluator, name)

@@ -11,6 +11,8 @@
 | `Encoder4Editing`                  | IR-SE50  | a feature pyramid (e4e, sec. 4)    | w + delta |
 | `CompactEncoder` (compact.py)      | residual | the last map; the demo model's own | separate  |
 
+A model of a generator alone has `NoEncoder`, which only optimisation can do with.
+
 Every encoder maps `[n, input_channels, h, w]` in [-1, 1] to codes `[n, n_styles, 512]`.
 `ENCODER_TYPES` finds a class by its name; its keyword arguments are plain JSON, and a model bundle
 stores them.
@@ -27,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.choices import OFFICIAL_TYPES as OFFICIAL_TYPES
+from pipeline.errors import ModelError
 from pipeline.models.backbones import IRSE50, WIDTHS, ResNet34, stage_ends
 from pipeline.models.compact import CompactEncoder
 from pipeline.models.stylegan2 import LATENT_DIM, EqualLinear
@@ -162,6 +165,17 @@ class ResNetGradualStyleEncoder(ResNet34):
         return pyramid_rows(self.styles, self.features(x), self.latlayer1, self.latlayer2)
 
 
+class NoEncoder(nn.Module):
+    """Takes the place of the encoder in a model of a generator alone; it has no weights."""
+
+    def __init__(self, input_channels: int, n_styles: int) -> None:
+        super().__init__()
+        self.input_channels, self.n_styles = input_channels, n_styles
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise ModelError(f"a generator alone has no encoder to find codes of {len(x)} images with")
+
+
 OFFICIAL_ENCODERS: tuple[type[IRSE50] | type[ResNet34], ...] = (
     BackboneEncoder,
     ProgressiveBackboneEncoder,
@@ -175,6 +189,7 @@ OFFICIAL_ENCODERS: tuple[type[IRSE50] | type[ResNet34], ...] = (
 ENCODER_TYPES: dict[str, Callable[..., nn.Module]] = {
     encoder.__name__: encoder for encoder in (*OFFICIAL_ENCODERS, CompactEncoder)
 }
+NO_ENCODER = NoEncoder.__name__
 
 
 def official_arguments(encoder_type: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pipeline.errors import ModelError
 from pipeline.models.backbones import WIDTHS
 from pipeline.models.encoders import OFFICIAL_TYPES
 from pipeline.models.files import write_model_file
+from pipeline.models.presets import OWN_DOMAIN, PRESETS
 from pipeline.models.restyle import RestyleModel
 
 # The original code builds these, and loads a file only where every weight fits.
@@ -73,7 +74,10 @@ def _options(model: RestyleModel) -> dict[str, Any]:
     """Every option that the original scripts read when they load a model or go on with it."""
     # Those of pSp's and of e4e's own repositories, beside ReStyle's.
     one_pass = {"label_nc": 0, "stylegan_size": model.generator_size} if model.one_pass else {}
-    return one_pass | {
+    own = {} if model.domain in PRESETS else {OWN_DOMAIN: model.domain}
+    return {
+        **one_pass,
+        **own,
         "exp_dir": "experiment",
         "batch_size": 8,
         "test_batch_size": 8,

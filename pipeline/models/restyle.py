@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.models.encoders import ENCODER_TYPES
+from pipeline.models.encoders import ENCODER_TYPES, NO_ENCODER, NoEncoder
 from pipeline.models.stylegan2 import LATENT_DIM, Generator, n_styles_of
 
 
@@ -148,6 +148,11 @@ class RestyleModel(nn.Module):
         return self.input_channels == 3
 
     @property
+    def generator_alone(self) -> bool:
+        """Whether there is no encoder, as in a model of a StyleGAN2 generator's file."""
+        return self.architecture.encoder_type == NO_ENCODER
+
+    @property
     def fingerprint(self) -> str:
         """sha256 over the architecture and every weight: equal for equal results' sake.
 
@@ -177,7 +182,7 @@ def digest_of(weights: Mapping[str, Tensor], head: str = "") -> str:
 
 def build_encoder(architecture: Architecture) -> nn.Module:
     """The encoder that `architecture` names, untrained. Raises `ModelError` for an unknown one."""
-    build = ENCODER_TYPES.get(architecture.encoder_type)
+    build = {**ENCODER_TYPES, NO_ENCODER: NoEncoder}.get(architecture.encoder_type)
     if build is None:
         known = ", ".join(sorted(ENCODER_TYPES))
         raise ModelError(f"unknown encoder_type '{architecture.encoder_type}' (known: {known})")

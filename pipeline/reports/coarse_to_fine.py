@@ -1,4 +1,4 @@
-"""Where a step changes what: mean absolute change of style layers and of image frequencies.
+"""Coarse-to-fine analysis: what each step changes, by style layer and image frequency.
 
 ReStyle's first step settles pose and shape and later ones add detail; seen in the codes as change
 moving to later rows, and in the images as change moving to higher frequencies.
@@ -6,22 +6,51 @@ moving to later rows, and in the images as change moving to higher frequencies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.inversion.rendering import render_each
+from pipeline.inversion.render import render_each
 from pipeline.models import RestyleModel
-from pipeline.reports.frequency import band_names, laplacian_bands
 from pipeline.reports.requirements import require_steps
+from pipeline.reports.sheets import Cell, Sheet
 from pipeline.reports.statistics import Floats, Interval, interval_of_sums
 from pipeline.table import Table
 from pipeline.table.code_arrays import step_codes_of
 from pipeline.table.made_by import model_of
+
+_COARSEST = 4  # side in pixels under which an image is not divided further
+
+
+def laplacian_bands(images: Tensor) -> list[Tensor]:
+    """Bands of images [n, c, h, w], fine to coarse; each an octave, [n, c, h / 2ᵏ, w / 2ᵏ].
+
+    A band is what an image of that size loses when it is halved (means of 2×2) and enlarged again
+    (bilinear); the last one is the image that is left.
+    """
+    bands = []
+    while min(images.shape[-2:]) >= 2 * _COARSEST:
+        half = F.avg_pool2d(images, 2)
+        again = F.interpolate(half, images.shape[-2:], mode="bilinear", align_corners=False)
+        bands.append(images - again)
+        images = half
+    return [*bands, images]
+
+
+def band_names(side: int) -> list[str]:
+    """Cycles an image side of the bands of an image whose shorter side has `side` pixels."""
+    names = []
+    while side >= 2 * _COARSEST:
+        names.append(f"{side // 4}–{side // 2}")
+        side //= 2
+    return [*names, f"0–{side // 2}"]
+
 
 # Rows of a W+ code by the resolution that they drive: 4 to 8, 16 to 32, 64 px and more.
 GROUPS = {"coarse": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}
@@ -140,3 +169,56 @@ def _band_changes(model: RestyleModel, codes: NDArray[np.float32]) -> list[Float
     bands = laplacian_bands(frames.diff(dim=0))
     changes = torch.stack([band.abs().mean(dim=(1, 2, 3)) for band in bands], dim=1)
     return list(changes.cpu().double().numpy())
+
+
+_NOTE = (
+    "Mean absolute change of the code in each step, over all faces of a table that made it: rows "
+    "1–4 (coarse), 5–8 (medium), 9 and up (fine). `coarse_to_fine_layers.csv` has each row; "
+    "`coarse_to_fine_bands.csv` has octaves of a Laplacian pyramid of the images, [-1, 1], that "
+    "the model renders from the stored codes; faces rendered: {}."
+)
+
+
+def groups_sheet(changes: Mapping[str, Change]) -> Sheet:
+    """A row a table and step, a column a group of rows of the code."""
+    rows: list[list[Cell]] = [
+        [name, step, *groups]
+        for name, change in changes.items()
+        for step, groups in enumerate(change.groups, 1)
+    ]
+    note = _NOTE.format(_counts({name: change.rendered for name, change in changes.items()}))
+    left_out = {name: each.without_start for name, each in changes.items() if each.without_start}
+    if left_out:
+        note += (
+            " First steps that did not start from the average code are left out, faces: "
+            f"{_counts(left_out)}."
+        )
+    return Sheet("coarse_to_fine", "Coarse to fine", ["method", "step", *GROUPS], rows, note)
+
+
+def layers_sheet(changes: Mapping[str, Change]) -> Sheet:
+    """A row a table, step and style layer."""
+    rows: list[list[Cell]] = [
+        [name, step, layer, mean]
+        for name, change in changes.items()
+        for step, layers in enumerate(change.layers, 1)
+        for layer, mean in enumerate(layers, 1)
+    ]
+    header = ["method", "step", "layer", "mean absolute change"]
+    return Sheet("coarse_to_fine_layers", "Style layers", header, rows)
+
+
+def bands_sheet(changes: Mapping[str, Change]) -> Sheet:
+    """A row a table, step and frequency band."""
+    rows: list[list[Cell]] = [
+        [name, step, band, mean]
+        for name, change in changes.items()
+        for step, bands in enumerate(change.bands, 1)
+        for band, mean in zip(change.band_names, bands, strict=True)
+    ]
+    header = ["method", "step", "cycles an image side", "mean absolute change"]
+    return Sheet("coarse_to_fine_bands", "Image frequencies", header, rows)
+
+
+def _counts(faces: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in faces.items())

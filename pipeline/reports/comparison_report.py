@@ -6,24 +6,29 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.reports.change_sheets import bands_sheet, groups_sheet, layers_sheet
-from pipeline.reports.coarse_to_fine import Change, change_by_step
-from pipeline.reports.comparable import check_measured_alike, same_faces
+from pipeline.reports.coarse_to_fine import (
+    Change,
+    bands_sheet,
+    change_by_step,
+    groups_sheet,
+    layers_sheet,
+)
 from pipeline.reports.evaluation import (
     Method,
+    check_measured_alike,
     comparison,
     metrics_of,
     notes,
     paired,
     per_bucket,
     per_step,
+    same_faces,
 )
 from pipeline.reports.faces import Faces, label, read_face_scalars
-from pipeline.reports.folders import REPORT_NAME, REPORT_TITLE
 from pipeline.reports.ground_truth import DEFINITION, METRIC, GroundTruth, with_distances
 from pipeline.reports.plots import change_in_steps, quality_against_time
 from pipeline.reports.requirements import check_comparison
-from pipeline.reports.sheets import Sheet, number
+from pipeline.reports.sheets import REPORT_NAME, REPORT_TITLE, Sheet, number
 from pipeline.storage import Store
 from pipeline.table import Table
 

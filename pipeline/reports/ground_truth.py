@@ -16,7 +16,7 @@ from pipeline.errors import InputError, RequestError
 from pipeline.reports.faces import Faces, last_kept
 from pipeline.reports.statistics import Floats
 from pipeline.storage import Shard, list_shards
-from pipeline.storage.pairs import CODE_SUFFIX, WANTED, code_members
+from pipeline.storage.readers.pairs import CODE_SUFFIX, WANTED, code_members
 from pipeline.table import Table
 from pipeline.table.code_arrays import codes_of, step_codes_of
 

@@ -6,14 +6,19 @@ that stops earlier has the same steps before.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import ShapeError
+from pipeline.alignment import Aligner, AlignmentSettings
+from pipeline.errors import InputError, ShapeError, printable
+from pipeline.images import Rejection, RejectReason
 from pipeline.inversion import (
     StepMeasures,
     StopRule,
@@ -24,6 +29,32 @@ from pipeline.inversion import (
 )
 from pipeline.metrics import Meter
 from pipeline.models import RestyleModel
+from pipeline.models.pixels import to_unit
+from pipeline.storage import Sample, spread_samples
+
+
+def read_crops(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
+    """The faces of up to `limit` samples of an input, [n, 3, h, w] in [-1, 1], a face a sample.
+
+    Rejects are left out, and named on stderr. Raises `InputError` where no face is left.
+    """
+    aligner = Aligner(settings)
+    crops = []
+    for sample in spread_samples(uri, limit):
+        try:
+            crops.append(_crop(aligner, sample))
+        except Rejection as rejection:
+            print(f"left out: {printable(sample.key)}: {rejection}", file=sys.stderr)
+    if not crops:
+        raise InputError(f"'{uri}' has no face to calibrate on")
+    return to_unit(np.stack(crops))
+
+
+def _crop(aligner: Aligner, sample: Sample) -> NDArray[np.uint8]:
+    if sample.reject:
+        raise Rejection(RejectReason(sample.reject), sample.detail)
+    return aligner.align(sample.content).faces[0].pixels
+
 
 GAINS = 48  # bounds that are tried, quantiles of the gains that were met
 RESIDUALS = (1.0, 0.5, 0.35, 0.25, 0.2, 0.17, 0.14, 0.12, 0.1)  # 1: a whole row may change

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.errors import RequestError
 from pipeline.inversion import average_image, invert
-from pipeline.inversion.rendering import pooled, render_each
+from pipeline.inversion.render import pooled, render_each
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_pixels, to_unit
 from pipeline.reports.contact_sheet import Pixels, SheetRow, contact_sheet

@@ -1,21 +1,19 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
 from pipeline.redaction import without_secrets
-from pipeline.storage.access import CREDENTIALS_EXPIRED
-from pipeline.storage.contents import OutputKind, check_contents
-from pipeline.storage.counts import count_samples
-from pipeline.storage.inputs import check_apart
-from pipeline.storage.kept import arrow_type, kept_array
-from pipeline.storage.kept_types import kept_types
+from pipeline.storage.credentials import CREDENTIALS_EXPIRED
+from pipeline.storage.input_files import check_apart
+from pipeline.storage.kept_columns import arrow_type, kept_array
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.objects import ObjectInfo
-from pipeline.storage.options import ALL_IMAGES, ONE_IMAGE, ReadOptions
-from pipeline.storage.outputs import check_beside, check_output
-from pipeline.storage.parquets import check_columns
+from pipeline.storage.output_check import OutputKind, check_beside, check_contents, check_output
 from pipeline.storage.patterns import literal_folder
-from pipeline.storage.profiles import S3_PROFILES
+from pipeline.storage.read_options import ALL_IMAGES, ONE_IMAGE, ReadOptions
+from pipeline.storage.readers.dispatch import kept_types, read_samples
+from pipeline.storage.readers.parquet import check_columns
+from pipeline.storage.s3_profiles import S3_PROFILES
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
-from pipeline.storage.samples import read_samples
+from pipeline.storage.sampling import count_samples, spread_samples
 from pipeline.storage.shards import (
     FILES_PER_SHARD,
     Shard,
@@ -25,7 +23,6 @@ from pipeline.storage.shards import (
     slice_id,
     slice_number,
 )
-from pipeline.storage.spread import spread_samples
 from pipeline.storage.store import Store
 from pipeline.storage.uris import canonical_uri, check_credentials, is_local, one_line
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.storage.formats import is_hidden
+from pipeline.storage.file_types import is_hidden
 
 HIDDEN = "(hidden)"  # `.DS_Store`, `__MACOSX/...`
 NO_EXTENSION = "(no extension)"

@@ -1,20 +1,29 @@
-"""The files below a folder, in one order on every storage."""
+"""List the files below a folder in one order on every storage; look up many URIs at once."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
 import os
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import InputError, StorageError
-from pipeline.storage.buckets import bucket_and_prefix, is_bucket, listing_pages
-from pipeline.storage.formats import is_hidden
+from pipeline.storage.file_types import is_hidden
 from pipeline.storage.left_out import FOLDER_LOOP, HIDDEN, SPECIAL, LeftOut
-from pipeline.storage.local_files import Special, is_lasting, is_there, local_state
-from pipeline.storage.objects import UNREADABLE, object_info
+from pipeline.storage.objects import (
+    UNREADABLE,
+    Special,
+    is_lasting,
+    is_there,
+    local_state,
+    object_info,
+)
+from pipeline.storage.s3 import bucket_and_prefix, is_bucket, listing_pages
 from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage_errors
 
 UNKNOWN_SIZE = -1
@@ -235,3 +244,60 @@ def _local_children(path: str, left_out: LeftOut) -> Iterator[_Child]:
                     raise
                 if is_there(child.path):  # else it is gone since the folder was listed
                     yield _Child(child.name, 0, UNREADABLE)
+
+
+_LOOKS = 32
+_BATCH = 256
+
+
+class Place(NamedTuple):
+    """What is at a URI; `size` and `etag` are of a file, as a listing has them."""
+
+    uri: str
+    is_there: bool
+    is_folder: bool = False
+    size: int = 0
+    etag: str = UNREADABLE
+
+
+def looked_up(uris: Iterable[str]) -> Iterator[Place]:
+    """What is at each of `uris`, in their order. Raises `StorageError` where nobody answers."""
+    pool = ThreadPoolExecutor(_LOOKS, thread_name_prefix="look")
+    source = iter(uris)
+    try:
+        while batch := list(islice(source, _BATCH)):
+            yield from pool.map(look_up, batch)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def look_up(uri: str) -> Place:
+    """What is at `uri`. A file that this user cannot read is there, with the etag `UNREADABLE`."""
+    fs, path = filesystem(uri)
+    if is_local_filesystem(fs):
+        with storage_errors(f"read '{uri}'"):
+            return _on_disk(uri, path)
+    try:
+        with storage_errors(f"read '{uri}'"):
+            details = fs.info(path)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return Place(uri, is_there=False)
+        raise
+    if details["type"] == "directory":
+        return Place(uri, is_there=True, is_folder=True)
+    info = object_info(details)
+    known = details.get("size") is not None or "Size" in details
+    return Place(uri, True, False, info.size if known else UNKNOWN_SIZE, info.etag)
+
+
+def _on_disk(uri: str, path: str) -> Place:
+    try:
+        status = Path(path).stat()
+        if stat.S_ISDIR(status.st_mode):
+            return Place(uri, is_there=True, is_folder=True)
+        return Place(uri, True, False, *local_state(path, status))
+    except OSError as error:
+        if not is_lasting(error):
+            raise
+        return Place(uri, is_there=is_there(path))

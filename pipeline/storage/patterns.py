@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
-from pipeline.storage.formats import plain_name
+from pipeline.storage.file_types import plain_name
 
 _GLOB = re.compile(r"[*?\[]")
 _MOST_BRACES = 64  # more are a name that happens to hold them

@@ -11,10 +11,8 @@ from itertools import chain
 from typing import Literal, NamedTuple
 
 from pipeline.errors import StorageError
-from pipeline.storage.access import is_denied
-from pipeline.storage.buckets import get_head, is_bucket
-from pipeline.storage.columns import has_bytes, schema_of
-from pipeline.storage.formats import (
+from pipeline.storage.credentials import is_denied
+from pipeline.storage.file_types import (
     Kind,
     is_image,
     may_be_image,
@@ -25,10 +23,11 @@ from pipeline.storage.formats import (
 )
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry
-from pipeline.storage.local_files import is_dead_link
-from pipeline.storage.members import START_BYTES, is_image_start
-from pipeline.storage.objects import UNREADABLE
-from pipeline.storage.opening import read_start
+from pipeline.storage.objects import UNREADABLE, is_dead_link
+from pipeline.storage.parquet_columns import has_bytes, schema_of
+from pipeline.storage.readers.archive_members import START_BYTES, is_image_start
+from pipeline.storage.s3 import get_head, is_bucket
+from pipeline.storage.seekable import read_start
 from pipeline.storage.uris import filesystem, is_local, storage_errors
 
 # Looks into files that are under way at a time, and entries that may wait for them in memory.

@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from pipeline.errors import InputError
 from pipeline.redaction import known_secrets
-from pipeline.storage.columns import image_column, schema_of
-from pipeline.storage.formats import Kind, readable_name, shard_stem
-from pipeline.storage.inputs import LOOKED_FOR, NO_LISTING, Source, open_input, uri_in
+from pipeline.storage.file_types import Kind, readable_name, shard_stem
+from pipeline.storage.input_files import LOOKED_FOR, NO_LISTING, Source, open_input, uri_in
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry
 from pipeline.storage.objects import UNREADABLE
-from pipeline.storage.options import ReadOptions
+from pipeline.storage.parquet_columns import image_column, schema_of
+from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.recognition import recognised
 from pipeline.storage.sample import UniqueKeys
 from pipeline.storage.uris import canonical_uri, is_web, refuse_secrets

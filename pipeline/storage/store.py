@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from pipeline.errors import StorageError
-from pipeline.storage.disks import name_if_absent
 from pipeline.storage.objects import (
     ObjectInfo,
     files_below,
@@ -28,9 +29,52 @@ from pipeline.storage.uris import (
     storage_errors,
 )
 
+# What a file system says that has no hard links, or no flags of a rename: not one that is full.
+_UNKNOWN = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+
+
+def name_if_absent(temporary: Path, target: Path) -> None:
+    """Give a complete file its name; `FileExistsError` where there is one.
+
+    By a link, which unlike a rename refuses a name that is taken; where the file system has none
+    (FUSE, exFAT, some network mounts), by Linux's rename that refuses it too. Where there is
+    neither, by a look and a rename: the file is whole as ever, but of two writers that look in the
+    same moment the second replaces what the first wrote.
+    """
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
+        if not _renamed(temporary, target):
+            if os.path.lexists(target):
+                raise FileExistsError(
+                    errno.EEXIST, os.strerror(errno.EEXIST), str(target)
+                ) from None
+            temporary.rename(target)
+
+
+def _renamed(temporary: Path, target: Path) -> bool:
+    """Whether the kernel and the file system know a rename that replaces nothing, and made it."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    paths = (os.fsencode(temporary), os.fsencode(target))
+    if rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNKNOWN:
+        return False
+    raise OSError(number, os.strerror(number), str(target))
+
+
 # What the name of a temporary file has more than the file's own, at most: a dot before it, a dot,
 # the process's number, a dash, eight digits and ".tmp" behind it.
 TEMPORARY_BYTES = 2 + len(str(1 << 22)) + 1 + 8 + 4
+_COPIED = 8 << 20  # bytes at a time of a file that is put
 
 
 class Store:
@@ -81,6 +125,18 @@ class Store:
                     temporary.replace(self.path(name))
             else:
                 self.fs.pipe_file(self.path(name), content)
+
+    def put_file(self, name: str, source: Path) -> None:
+        """Write the local file `source` under `name`, replacing what was there.
+
+        Memory holds a few blocks of it; an object store is sent large files in several pieces.
+        """
+        with storage_errors(f"write '{self.uri(name)}'"):
+            if is_local_filesystem(self.fs):
+                with _complete_file(Path(self.path(name)), source) as temporary:
+                    temporary.replace(self.path(name))
+            else:
+                self.fs.put_file(str(source), self.path(name))
 
     def put_if_absent(self, name: str, content: bytes) -> bool:
         """Write `content` under `name` unless it exists; whether it was written.
@@ -204,8 +260,11 @@ def is_temporary(name: str) -> bool:
 
 
 @contextmanager
-def _complete_file(target: Path, content: bytes) -> Iterator[Path]:
-    """A temporary file beside `target` that holds `content` safely; the caller renames it."""
+def _complete_file(target: Path, content: bytes | Path) -> Iterator[Path]:
+    """A temporary file beside `target` that holds `content` safely; the caller renames it.
+
+    Of a path the content is that of the file there.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name as long as a name may be has no room for more.
     start = target.name.encode(errors="surrogateescape")[: 255 - TEMPORARY_BYTES]
@@ -213,7 +272,11 @@ def _complete_file(target: Path, content: bytes) -> Iterator[Path]:
     temporary = target.with_name(f".{kept}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            if isinstance(content, Path):
+                with content.open("rb") as source:
+                    shutil.copyfileobj(source, file, _COPIED)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
         yield temporary

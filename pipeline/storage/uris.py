@@ -31,15 +31,15 @@ from pipeline.errors import (
     StorageError,
 )
 from pipeline.redaction import HARMLESS_QUERIES, carries_secrets, known_secrets, without_secrets
-from pipeline.storage.access import (
+from pipeline.storage.credentials import (
     error_code,
     is_bare_refusal,
     is_expired,
     refused_status,
     wrong_credentials,
 )
-from pipeline.storage.buckets import is_bucket
-from pipeline.storage.profiles import s3_options
+from pipeline.storage.s3 import is_bucket
+from pipeline.storage.s3_profiles import s3_options
 
 # File systems of what lies in another one: `zip://a.jpg::s3://bucket/b.zip`.
 _INSIDE_OTHERS = (AbstractArchiveFileSystem, ChainedFileSystem)
@@ -149,7 +149,7 @@ def _kind_of(uri: str, versions: bool) -> Any:
     scheme = _SCHEME.match(uri)
     protocol = scheme[0].removesuffix("://") if scheme else "file"
     if protocol in ("s3", "s3a"):
-        from pipeline.storage.keyed_s3 import ExplainedS3, KeyedS3  # its import takes 0.3 s
+        from pipeline.storage.s3_filesystem import ExplainedS3, KeyedS3  # its import takes 0.3 s
 
         return ExplainedS3 if versions else KeyedS3
     return get_filesystem_class(protocol)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.errors import printable
 from pipeline.storage import LeftOut, Store
-from pipeline.table.description import Description
+from pipeline.table.description import NOT_MEASURED, Description
 from pipeline.table.features import front_matter
 from pipeline.table.figures import METRICS, Figures
 from pipeline.table.reader import Table
@@ -18,7 +18,6 @@ from pipeline.table.schema import rejects_schema
 from pipeline.table.totals import Totals
 
 CARD_NAME = "README.md"
-NOT_MEASURED = "not measured"  # what a description says of a metric that no network measures
 # The card's last line. A README.md without it, or one that was edited since, is somebody's own.
 _SIGNATURE = "<!-- written by restyle-pipeline, which leaves it alone once it is edited: {} -->\n"
 # What all cards have that were made before they were signed: how they begin, and each line.

@@ -74,6 +74,7 @@ FLAGS: Mapping[str, str] = {
     "settings.precision": "--precision",
     "settings.steps": "--steps",
 }
+NOT_MEASURED = "not measured"  # of a metric, in its definition
 # These record a hash or a definition: what to pass stands in the table's config.
 _FOLLOWING = {"columns.turn_deg"}  # from settings that are compared themselves
 _BY_CONFIG = {
@@ -241,6 +242,8 @@ def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any])
     for name, old, _ in differences:
         flag = FLAGS.get(name)
         value = config.get(_BY_CONFIG[name]) if name in _BY_CONFIG else old
+        if name == "settings.identity" and value is None and old == NOT_MEASURED:
+            value = "none"  # the default of the domain that the model had then
         if flag and isinstance(value, bool):
             flags.append(flag if value else f"--no-{flag.removeprefix('--')}")
         elif flag and value is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.errors import PipelineError, TableError, printable
 from pipeline.storage import Store, canonical_uri, slice_number
-from pipeline.storage.formats import is_list, plain_name, shard_kind
+from pipeline.storage.file_types import is_list, plain_name, shard_kind
 from pipeline.storage.patterns import has_braces, has_glob
 from pipeline.table.description import DESCRIPTION_NAME, EARLIER_VALUES, Description
 from pipeline.table.documents import read_json, to_json
@@ -111,12 +111,12 @@ def _check_model(description: Description) -> None:
     if not isinstance(name, str):
         return
     from pipeline.models import load_model  # PyTorch, which nothing else here needs
-    from pipeline.models.files import bundle_folder, named_bundle
+    from pipeline.models.files import bundle_folder, hints_of, named_bundle
 
     if not (named_bundle(name) or name.startswith("/")):
         return  # no other place is asked for the sake of a check
     try:
-        model = load_model(bundle_folder(name))
+        model = load_model(bundle_folder(name), **hints_of(description.config))
     except (PipelineError, OSError):
         return
     if model.fingerprint != description.settings.get("model"):

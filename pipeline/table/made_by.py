@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelError
-from pipeline.models.files import check_model
+from pipeline.models.files import ModelHints, check_model, hints_of
 from pipeline.table.reader import Table
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ def model_of(table: Table, name: str | None = None, device: str = "cpu") -> Rest
     Raises `ModelError` where its weights are not those that the table names.
     """
     name = name or _name_of(table)
-    return _checked(table, name, table.description.settings.get("model"), device)
+    hints = hints_of(table.description.config)
+    return _checked(table, name, table.description.settings.get("model"), device, hints)
 
 
 def check_model_of(table: Table, name: str | None = None) -> None:
@@ -35,17 +36,17 @@ def first_model_of(table: Table, device: str = "cpu") -> RestyleModel | None:
     if not name:
         return None
     told = table.description.settings.get("method", {}).get("bootstrap")
-    return _checked(table, str(name), told, device)
+    return _checked(table, str(name), told, device, ModelHints())
 
 
 def _name_of(table: Table) -> str:
     return str(table.description.config.get("model", ""))
 
 
-def _checked(table: Table, name: str, told: object, device: str) -> RestyleModel:
+def _checked(table: Table, name: str, told: object, device: str, hints: ModelHints) -> RestyleModel:
     from pipeline.models import load_model
 
-    model = load_model(name, device)
+    model = load_model(name, device, **hints)
     if told != model.fingerprint:
         raise ModelError(
             f"the codes of '{table.store.root}' belong to another model than '{name}' is "

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.errors import ModelError
 from pipeline.models.stylegan2 import LATENT_DIM
 from pipeline.training.parallel import Group
 
@@ -82,6 +83,21 @@ class Adversary:
         group.average_gradients(self.network)
         self.optimiser.step()
         return {"discriminator": lost.detach()}
+
+    def take_over(self, network: Mapping[str, Tensor], optimiser: Mapping[str, Any] | None) -> None:
+        """Go on with a discriminator of an official training, and with its Adam where it is there.
+
+        Raises `ModelError` where the optimiser's state is that of another network.
+        """
+        self.network.load_state_dict(network)
+        if optimiser is None:
+            return
+        try:
+            self.optimiser.load_state_dict(dict(optimiser))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"the official file's discriminator_optimizer_state_dict does not fit ({error})"
+            ) from error
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""

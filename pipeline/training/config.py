@@ -8,8 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.choices import CHECK_BELOW, SEARCH_PIXELS, Device, Fit, Icc, OptimiserName
-from pipeline.errors import ConfigError
-from pipeline.settings import (
+from pipeline.config_loading import (
     IMAGE_COLUMN_MEANING,
     IMAGE_FIELD_MEANING,
     CheckBelow,
@@ -19,8 +18,10 @@ from pipeline.settings import (
     check_uris,
     fill,
 )
+from pipeline.errors import ConfigError
 from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions
 from pipeline.training.codes import code_shards
+from pipeline.training.degradations import parse_degradations
 
 # What a training that goes on may be told anew: how long, where and how it is watched. Any other
 # setting would make it another training.
@@ -55,6 +56,17 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     input: str = Field(description="images: folder, .tar, .parquet or a folder of these; any URI")
+    target: str | None = Field(
+        None,
+        description="images of the same keys that the encoder is to give for those of the input "
+        "(both are crops); any URI",
+    )
+    degrade: str | None = Field(
+        None,
+        description="what is done to what the encoder is shown, the target staying whole: "
+        "downsample:8, blur:SIGMA, mask:PART, noise:SIGMA, gray, jpeg:QUALITY, or several, "
+        "with commas between",
+    )
     output: str = Field(description="the run's folder: checkpoints, log, pictures, models; any URI")
 
     model: str | None = Field(
@@ -166,10 +178,12 @@ def load_train_config(file: str | None, flags: Mapping[str, Any]) -> TrainConfig
     check_uris(
         config,
         (
-            *("input", "output", "model", "generator", "backbone"),
+            *("input", "target", "output", "model", "generator", "backbone"),
             *("identity_network", "moco_weights", "codes"),
         ),
     )
+    if config.degrade:
+        parse_degradations(config.degrade)
     if config.codes:
         code_shards(config.codes)  # the workers read them when all crops are cut: too late to tell
     return config

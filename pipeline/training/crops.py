@@ -15,9 +15,11 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.storage import Store
+from pipeline.storage.file_types import IMAGE_SUFFIXES
 
 WINDOW = 8  # files whose crops are mixed; so many are in memory
 INDEX = "index.json"
+PAIRS = "pairs.safetensors"
 FACTS = "facts"
 
 
@@ -76,6 +78,10 @@ class Crops:
     def __len__(self) -> int:
         return sum(self.counts)
 
+    def wanted(self, index: Tensor) -> Tensor:
+        """What the encoder is to give for the crops at `index`: these."""
+        return self.images(index)
+
     @property
     def name(self) -> str:
         """That of their folder, which tells what they were cut from and how."""
@@ -98,6 +104,83 @@ class Crops:
             while len(self._loaded) > self.window + 1:
                 self._loaded.popitem(last=False)
         return self._loaded[number]
+
+
+class Pairs:
+    """Two sets of crops, and which of the one belongs to which of the other.
+
+    `numbers` is int64 [n, 2]: numbers in `sources` and in `targets`, in the order of the sources.
+    What has no partner is left out.
+    """
+
+    def __init__(self, sources: Crops, targets: Crops, numbers: Tensor) -> None:
+        self.sources, self.targets, self.numbers = sources, targets, numbers
+        self.window = sources.window
+        edges = torch.tensor(sources.counts).cumsum(0)
+        files = torch.searchsorted(edges, numbers[:, 0].contiguous(), right=True)
+        self.counts: list[int] = torch.bincount(files, minlength=len(edges)).tolist()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def name(self) -> str:
+        """What tells what both were cut from and how."""
+        return f"{self.sources.name}+{self.targets.name}"
+
+    def images(self, index: Tensor) -> Tensor:
+        """What the encoder is shown, uint8 [b, 3, h, w]."""
+        return self.sources.images(self.numbers[index, 0])
+
+    def wanted(self, index: Tensor) -> Tensor:
+        """What it is to give for them, uint8 [b, 3, h, w]."""
+        return self.targets.images(self.numbers[index, 1])
+
+
+def put_pairs(store: Store, numbers: Tensor) -> None:
+    """Keep which crops belong together, int64 [n, 2], beside the sources' crops."""
+    store.put(PAIRS, save_safetensors({"numbers": numbers.contiguous()}))
+
+
+def read_pairs(sources: Crops, targets: Crops) -> Pairs:
+    """The pairs that `put_pairs` wrote."""
+    numbers = load_safetensors(sources.store.get(PAIRS))["numbers"]
+    return Pairs(sources, targets, numbers)
+
+
+def match_keys(
+    sources: Sequence[str], targets: Sequence[str]
+) -> tuple[Tensor, dict[str, list[str]]]:
+    """Pair crops by the keys of their images, without an image's extension: numbers [n, 2].
+
+    Also the names that several images of one set have, with their keys: such have no partner that
+    can be told.
+    """
+    places: list[dict[str, list[int]]] = []
+    for keys in (sources, targets):
+        found: dict[str, list[int]] = {}
+        for number, key in enumerate(keys):
+            found.setdefault(without_image_suffix(key), []).append(number)
+        places.append(found)
+    several = {
+        name: [keys[number] for number in numbers]
+        for keys, found in zip((sources, targets), places, strict=True)
+        for name, numbers in found.items()
+        if len(numbers) > 1
+    }
+    first, second = places
+    pairs = [
+        (numbers[0], second[name][0])
+        for name, numbers in first.items()
+        if name in second and name not in several
+    ]
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), several
+
+
+def without_image_suffix(key: str) -> str:
+    """`key` without the extension of an image; members of archives have none."""
+    stem, dot, suffix = key.rpartition(".")
+    return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else key
 
 
 def windowed(counts: Sequence[int], window: int = WINDOW) -> Callable[[torch.Generator], Tensor]:

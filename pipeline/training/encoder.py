@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.inversion import average_image, invert
-from pipeline.inversion.rendering import pooled, render_each
-from pipeline.inversion.restyle import start_codes
+from pipeline.inversion.render import pooled, render_each
+from pipeline.inversion.restyle_loop import start_codes
 from pipeline.metrics.lpips import load_lpips
 from pipeline.models import RestyleModel
 from pipeline.training.adversary import Adversary
+from pipeline.training.continuation import Continuation, restore_optimiser
 from pipeline.training.features import FeatureNetwork
 from pipeline.training.loop import Moment, Task, Validation
 from pipeline.training.losses import ImageLoss, ImageWeights
@@ -33,6 +34,7 @@ from pipeline.training.progressive import (
     w_norm,
 )
 
+DEFAULTS = 2  # version of the weights and stages that hold where no setting names them
 VALIDATION_BATCH = 50  # faces that the encoder is shown at once
 
 
@@ -93,6 +95,7 @@ class EncoderPlan:
     w_norm: float = 0.0
     delta_norm: float = 0.0  # e4e: 2e-4
     stages: Stages | None = None  # e4e: one row after another
+    images_before: int = 0  # seen by the training that this one goes on with; stages count them
     spread: float = 1.0  # unit of the encoder's output; a fresh encoder learns faster in W's own
 
     def steps_at(self, moment: Moment) -> int:
@@ -157,11 +160,16 @@ class EncoderTask(Task[Faces]):
         augment: Callable[[Faces], Faces] | None = None,
         networks: Mapping[str, FeatureNetwork] | None = None,
         adversary: Adversary | None = None,
+        previous: Continuation | None = None,  # the training that the model comes from
+        earlier_plan: EncoderPlan | None = None,  # of checkpoints that say no defaults; see `state`
     ) -> None:
         model.generator.requires_grad_(False)
         self.network: nn.Module = model.encoder.requires_grad_(True)
         self.plan, self.held_out, self.adversary = plan, held_out, adversary
-        self.late = late_heads(self.network) if plan.stages else []
+        self.previous, self.earlier_plan = previous, earlier_plan
+        staged_plans = [one for one in (plan, earlier_plan) if one and one.stages]
+        late = staged_plans or (previous and previous.optimiser)
+        self.late = late_heads(self.network) if late else []
         self.networks, self.augment = networks or {}, augment
         self.start = start or AverageStart.of(model)
         self.render, self.render_few = rendering(model), rendering_few(model)
@@ -171,7 +179,8 @@ class EncoderTask(Task[Faces]):
 
     def _stage(self, moment: Moment) -> int | None:
         stages = self.plan.stages
-        return stages.at(moment.images, self.n_styles) if stages else None
+        images = moment.images + self.plan.images_before
+        return stages.at(images, self.n_styles) if stages else None
 
     def accumulate(self, batch: Faces, moment: Moment) -> dict[str, Tensor]:
         """See `Task.accumulate`; the losses of the first and of the last step."""
@@ -227,12 +236,24 @@ class EncoderTask(Task[Faces]):
         judged = self._judged(self._codes, self._stage(moment))
         return self.adversary.learn(judged, moment.batches, group)
 
+    def begin(self, optimiser: torch.optim.Optimizer) -> None:
+        """See `Task.begin`: take over what the model's own training has left."""
+        if not self.previous:
+            return
+        if self.previous.optimiser:
+            restore_optimiser(optimiser, self.previous.optimiser)
+        if self.adversary and self.previous.discriminator:
+            found = self.previous.discriminator_optimiser
+            self.adversary.take_over(self.previous.discriminator, found)
+
     def state(self) -> dict[str, Any]:
-        """See `Task.state`."""
-        return self.adversary.state() if self.adversary else {}
+        """See `Task.state`; also the version of the default weights and stages."""
+        return {"defaults": DEFAULTS, **(self.adversary.state() if self.adversary else {})}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See `Task.restore`."""
+        """See `Task.restore`; a training of earlier defaults goes on under these."""
+        if "defaults" not in state and self.earlier_plan:
+            self.plan = self.earlier_plan
         if self.adversary:
             self.adversary.restore(state)
 
@@ -266,11 +287,13 @@ class EncoderTask(Task[Faces]):
 
     @torch.no_grad()
     def pictures(self, network: nn.Module) -> Tensor:
-        """Rows of target, start and every step, for six held-out faces."""
+        """Rows of input, start, every step, and target where it is another, of six faces."""
         seen = self.held_out.seen[:6].to(self.latent_avg.device)
         _, begun = self.start(seen)
         steps = [made for _, made in self._refined(network, seen)]
-        return torch.stack([seen, begun, *steps], dim=1)
+        wanted = self.held_out.wanted
+        apart = [] if wanted is self.held_out.seen else [wanted[:6].to(seen.device)]
+        return torch.stack([seen, begun, *steps, *apart], dim=1)
 
 
 def distances(made: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

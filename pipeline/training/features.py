@@ -42,13 +42,17 @@ class FaceFeatures:
     window: tuple[float, float, float, float]
     side: int  # pixels of the network's input
     levels: tuple[float, float] = (-1.0, 1.0)  # what black and white are to it
+    averaged: bool = False  # whether the window is pooled adaptively, not resized smoothly
 
     def embed(self, images: Tensor) -> Tensor:
         """See `FeatureNetwork.embed`."""
         inner = window_of(images, self.window)
-        face = F.interpolate(
-            inner, size=self.side, mode="bilinear", antialias=True, align_corners=False
-        )
+        if self.averaged:  # as the published loss and `ArcFaceIdentity` do it
+            face = F.adaptive_avg_pool2d(inner, self.side)
+        else:
+            face = F.interpolate(
+                inner, size=self.side, mode="bilinear", antialias=True, align_corners=False
+            )
         black, white = self.levels
         return F.normalize(self.network((face + 1) / 2 * (white - black) + black))
 
@@ -61,7 +65,8 @@ def load_face_features(name: str, device: str = "cpu") -> FaceFeatures:
     """
     if name != "dlib":
         state, _ = read_state(name, "identity weights")
-        return FaceFeatures(read_arcface(state, name, device), FFHQ_WINDOW, WARP)
+        arcface = read_arcface(state, name, device)
+        return FaceFeatures(arcface, FFHQ_WINDOW, WARP, averaged=True)
     try:
         from pipeline.metrics.dlib_identity import WEIGHTS
         from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet

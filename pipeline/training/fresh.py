@@ -21,8 +21,9 @@ from pipeline.models import (
     preset_of,
 )
 from pipeline.models.backbones import WIDTHS
-from pipeline.models.checkpoint import generator_channels, read_checkpoint
-from pipeline.models.files import open_model_file
+from pipeline.models.checkpoint import generator_channels
+from pipeline.models.files import CHECKPOINT_SUFFIXES
+from pipeline.models.model_file import read_model_file
 from pipeline.models.restyle import build_encoder, digest_of
 from pipeline.models.state_files import read_state
 from pipeline.models.stylegan2 import n_styles_of
@@ -41,11 +42,18 @@ def starting_model(config: TrainConfig) -> RestyleModel:
     if config.generator:
         model = _from_generator(config)
     else:
-        model = load_model(str(config.model), domain=config.domain)
+        # A bundle's encoder has its input size whatever the domain; a checkpoint's follows it.
+        is_file = PurePosixPath(str(config.model)).suffix in CHECKPOINT_SUFFIXES
+        model = load_model(str(config.model), domain=config.domain if is_file else None)
         if config.domain:
             model.card = dataclasses.replace(model.card, domain=config.domain)
         if config.encoder_type:
             model = _with_fresh_encoder(model, config)
+        elif model.generator_alone:
+            raise ConfigError(
+                f"the model '{model.name}' is a generator alone: choose the encoder to train "
+                "with --encoder-type"
+            )
     if config.backbone:
         load_backbone(model.encoder, config.backbone)
     _check_shape(model)
@@ -104,8 +112,7 @@ def _with_fresh_encoder(model: RestyleModel, config: TrainConfig) -> RestyleMode
 def _from_generator(config: TrainConfig) -> RestyleModel:
     """A StyleGAN2 in the published `.pt` layout (`g_ema`, `latent_avg`) with a fresh encoder."""
     source = str(config.generator)
-    with open_model_file(source) as file:
-        content = read_checkpoint(file, source)
+    content = read_model_file(source)
     state = content.get("g_ema")
     if not isinstance(state, Mapping):
         raise ModelError(f"{source}: no 'g_ema', so not a StyleGAN2 generator's file")

@@ -40,6 +40,7 @@ class LoopPlan:
     batch: int
     peak_rate: float
     optimiser: OptimiserName = "adam"
+    beta2: float = 0.99  # of Adam; a checkpoint keeps its own
     warm_up: int = 100  # batches until the rate is at its peak
     decay: bool = True  # cosine to zero over the second half; off: constant after the warm-up
     clip: float | None = None  # largest norm of the gradient
@@ -95,6 +96,9 @@ class Task(ABC, Generic[BatchT]):
         """What comes after the network's own step, an adversary's for one; scalars to log."""
         return {}
 
+    def begin(self, optimiser: torch.optim.Optimizer) -> None:
+        """Called before the first batch of a training that has no checkpoint to go on from."""
+
     def state(self) -> dict[str, Any]:
         """What else a checkpoint has to hold: tensors and plain values."""
         return {}
@@ -129,7 +133,9 @@ class _Run(Generic[BatchT]):
         group.share_weights(self.live)
         self.average = copy.deepcopy(self.live).requires_grad_(False).eval()
         groups = optimisers.groups_of(self.live, task.late)
-        self.optimiser = optimisers.make_optimiser(plan.optimiser, groups, plan.peak_rate)
+        self.optimiser = optimisers.make_optimiser(
+            plan.optimiser, groups, plan.peak_rate, plan.beta2
+        )
         self.batches, self.best_score, self.best_images = 0, float("inf"), 0
         self.saved_at = time.monotonic()
 
@@ -141,6 +147,7 @@ class _Run(Generic[BatchT]):
         """Go on from the last checkpoint, if there is one."""
         state = self.checkpoints.load()
         if not state or not state["batches"]:
+            self.task.begin(self.optimiser)
             return
         self.batches = int(state["batches"])
         try:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.models.pixels import from_levels
-from pipeline.storage.pairs import code_members, pair_members
+from pipeline.storage.readers.pairs import code_members, pair_members
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,12 +17,14 @@ from pipeline.models.official import original_refuses, save_official
 from pipeline.models.pixels import from_levels
 from pipeline.storage import Store
 from pipeline.training.adversary import Adversary
-from pipeline.training.augment import augment, flip_half
+from pipeline.training.augment import augment, augment_alike, flip_alike, flip_half
 from pipeline.training.board import Board, summary_writer
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.codes import read_codes
 from pipeline.training.config import TrainConfig
-from pipeline.training.crops import Crops, windowed
+from pipeline.training.continuation import continuation_of
+from pipeline.training.crops import Crops, Pairs, windowed
+from pipeline.training.degradations import Degrader
 from pipeline.training.encoder import EncoderTask, Faces
 from pipeline.training.fresh import mapped_codes, start_digest, starting_model
 from pipeline.training.journal import Journal
@@ -29,7 +32,13 @@ from pipeline.training.loop import LoopPlan, Trained, train
 from pipeline.training.optimisers import make_optimiser
 from pipeline.training.order import random_batches
 from pipeline.training.parallel import Group
-from pipeline.training.published import adversary_plan, encoder_plan, feature_networks
+from pipeline.training.published import (
+    ADAM_BETA2,
+    adversary_plan,
+    earlier_plan,
+    encoder_plan,
+    feature_networks,
+)
 from pipeline.training.settled import ENCODER, Origin, check_settings, keep_settings
 
 BUNDLE, OFFICIAL = "bundle", "official.pt"
@@ -42,6 +51,7 @@ def loop_plan(config: TrainConfig) -> LoopPlan:
         batch=config.batch,
         peak_rate=config.rate,
         optimiser=config.optimiser,
+        beta2=ADAM_BETA2,
         warm_up=config.warm_up,
         decay=config.decay,
         clip=config.clip,
@@ -53,8 +63,16 @@ def loop_plan(config: TrainConfig) -> LoopPlan:
     )
 
 
+def is_paired(config: TrainConfig) -> bool:
+    """Whether the encoder is shown something else than it is to give."""
+    return bool(config.target or config.degrade)
+
+
 def augmentation(config: TrainConfig) -> Callable[[Faces], Faces]:
-    """What is done to a batch: the target is what the encoder sees."""
+    """What is done to a batch: the target is what the encoder sees, or is changed like it."""
+    if is_paired(config):
+        alike = flip_alike if config.augment == "flip" else augment_alike
+        return lambda faces: Faces(*alike(*faces))
     change = flip_half if config.augment == "flip" else augment
 
     def changed(faces: Faces) -> Faces:
@@ -64,7 +82,7 @@ def augmentation(config: TrainConfig) -> Callable[[Faces], Faces]:
     return changed
 
 
-def split_counts(crops: Crops, held_out: int, batch: int = 1) -> list[int]:
+def split_counts(crops: Crops | Pairs, held_out: int, batch: int = 1) -> list[int]:
     """Crops of each file that are trained on: all but the last `held_out`.
 
     Raises `InputError` where they do not fill a batch.
@@ -83,16 +101,39 @@ def split_counts(crops: Crops, held_out: int, batch: int = 1) -> list[int]:
     return counts
 
 
+def faces_at(crops: Crops | Pairs, index: Tensor, degrader: Degrader | None = None) -> Faces:
+    """What the encoder is shown of the crops at `index` [b], and what it is to give."""
+    seen = crops.images(index)
+    if isinstance(crops, Crops) and degrader is None:
+        images = from_levels(seen)
+        return Faces(images, images)
+    wanted = crops.wanted(index)
+    if degrader:
+        seen = torch.stack(
+            [_degraded(image, degrader, int(n)) for image, n in zip(seen, index, strict=True)]
+        )
+    return Faces(from_levels(seen), from_levels(wanted))
+
+
+def _degraded(image: Tensor, degrader: Degrader, number: int) -> Tensor:
+    """One crop, uint8 [3, h, w], damaged."""
+    damaged = degrader(image.permute(1, 2, 0).contiguous().numpy(), number)
+    return torch.from_numpy(np.array(damaged)).permute(2, 0, 1)
+
+
 def crop_batches(
-    crops: Crops, counts: list[int], plan: LoopPlan, group: Group
+    crops: Crops | Pairs,
+    counts: list[int],
+    plan: LoopPlan,
+    group: Group,
+    degrader: Degrader | None = None,
 ) -> Callable[[int], Iterator[Faces]]:
     """This process's share of every batch from a given one on."""
 
     def batches(first: int) -> Iterator[Faces]:
         order = windowed(counts, crops.window)
         for index in random_batches(sum(counts), plan.batch, plan.seed, first, order):
-            images = from_levels(crops.images(group.share(index)))
-            yield Faces(images, images)
+            yield faces_at(crops, group.share(index), degrader)
 
     return batches
 
@@ -106,39 +147,48 @@ def _real_codes(config: TrainConfig, model: RestyleModel) -> Callable[[int], Ten
     return lambda count: codes[torch.randint(len(codes), (count,))]
 
 
-def check_request(config: TrainConfig, model: RestyleModel) -> None:
+def check_request(config: TrainConfig, model: RestyleModel) -> dict[str, Any] | None:
     """Refuse what the workers could not do, before any crop is cut for them.
+
+    Returns what the training goes on with, for the log; None for a new one.
 
     Raises `ConfigError` for steps that the encoder cannot make and packages that are not installed,
     `ModelError` for weight files that are missing or do not fit, and where there is nothing to draw
     real codes from.
     """
-    plan = encoder_plan(config, model)
+    previous = continuation_of(config, model)
+    plan = encoder_plan(config, model, previous)
     make_optimiser(config.optimiser, [nn.Parameter(torch.zeros(1))], config.rate)
     if config.tensorboard:
         summary_writer()
     if adversary_plan(config, model) and not config.codes:
         mapped_codes(model, 1)
     feature_networks(config, plan.images, "cpu")
+    if previous is None:
+        return None
+    rival = adversary_plan(config, model) is not None
+    return previous.facts(plan.stages, model.n_styles, adversary=rival)
 
 
-def make_task(config: TrainConfig, model: RestyleModel, held_out: Tensor) -> EncoderTask:
-    """The training of `model`'s encoder; `held_out` is uint8 [n, 3, h, w]."""
-    plan, device = encoder_plan(config, model), str(model.latent_avg.device)
+def make_task(config: TrainConfig, model: RestyleModel, held_out: Faces) -> EncoderTask:
+    """The training of `model`'s encoder, validated on `held_out`."""
+    previous, device = continuation_of(config, model), str(model.latent_avg.device)
+    plan = encoder_plan(config, model, previous)
     rival = adversary_plan(config, model)
-    images = from_levels(held_out)
     return EncoderTask(
         model,
         plan,
-        Faces(images, images),
+        held_out,
         augment=augmentation(config),
         networks=feature_networks(config, plan.images, device),
         adversary=Adversary(rival, _real_codes(config, model), device) if rival else None,
+        previous=previous,
+        earlier_plan=earlier_plan(config, model),
     )
 
 
 def train_restyle(
-    config: TrainConfig, crops: Crops, group: Group, device: str = "cpu"
+    config: TrainConfig, crops: Crops | Pairs, group: Group, device: str = "cpu"
 ) -> dict[str, Any]:
     """Train, going on from the last checkpoint in the output; returns what the run came to.
 
@@ -155,22 +205,24 @@ def train_restyle(
         keep_settings(config, origin)
     model = model.to(device)
     counts = split_counts(crops, config.held_out, config.batch)
-    held_out = crops.images(torch.arange(sum(counts), len(crops)))
+    degrader = Degrader(config.degrade, config.seed) if config.degrade else None
+    held_out = faces_at(crops, torch.arange(sum(counts), len(crops)), degrader)
     task = make_task(config, model, held_out)
     open_board = partial(Board, store) if config.tensorboard and group.leads else None
     trained = train(
         plan,
         task,
-        crop_batches(crops, counts, plan, group),
+        crop_batches(crops, counts, plan, group, degrader),
         Checkpoints(store, ENCODER),
         Journal(store, ENCODER, open_board),
         group,
     )
-    return write_models(config, model, trained, len(crops)) if group.leads else {}
+    before = task.plan.images_before
+    return write_models(config, model, trained, len(crops), before) if group.leads else {}
 
 
 def write_models(
-    config: TrainConfig, model: RestyleModel, trained: Trained, crops: int
+    config: TrainConfig, model: RestyleModel, trained: Trained, crops: int, images_before: int = 0
 ) -> dict[str, Any]:
     """Put the best encoder into `model` and write it as a bundle.
 
@@ -178,12 +230,15 @@ def write_models(
     """
     model.encoder.load_state_dict(trained.best.state_dict())
     model.requires_grad_(False).eval()
+    notes = {"trained_images": trained.best_images, "crops": crops, "from": model.card.name}
+    if images_before:  # of the training that this one went on with
+        notes["images_before"] = images_before
     model.card = ModelCard(
         model.card.name,
         model.domain,
         model.card.source,
         model.card.licence,
-        {"trained_images": trained.best_images, "crops": crops, "from": model.card.name},
+        notes,
     )
     store = Store(config.output)
     save_bundle(model, store.uri(BUNDLE))
@@ -205,7 +260,7 @@ def _official_options(config: TrainConfig, model: RestyleModel) -> dict[str, Any
         "lpips_lambda": weights["lpips"],
         "id_lambda": weights["identity"],
         "moco_lambda": weights["moco"],
-        "w_norm_lambda": config.w_norm or 0.0,
+        "w_norm_lambda": plan.w_norm,
         "n_iters_per_batch": plan.steps,
         "max_steps": config.images // config.batch,
     }

@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.config_loading import FaceSearch
 from pipeline.errors import ConfigError, FingerprintError, printable
-from pipeline.settings import FaceSearch
 from pipeline.storage import OutputKind, Store, canonical_uri
-from pipeline.storage.contents import first_names
+from pipeline.storage.output_check import first_names
 from pipeline.training.config import EARLIER_VALUES, MAY_CHANGE, TrainConfig
 
 SETTINGS = "_train.json"
@@ -150,7 +150,10 @@ def _compared(config: TrainConfig) -> dict[str, Any]:
     """
     names = FaceSearch.model_fields if config.prealigned else ()
     unused = {name: EARLIER_VALUES[name] for name in names}
-    return {**config.model_dump(), **unused, "input": canonical_uri(config.input)}
+    places = {"input": canonical_uri(config.input)}
+    if config.target:
+        places["target"] = canonical_uri(config.target)
+    return {**config.model_dump(), **unused, **places}
 
 
 def _shown(value: Any) -> str:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.alignment import crop_quad
+from pipeline.alignment.crop import ffhq_quad
 from pipeline.alignment.detection import find_faces, find_landmarks
-from pipeline.alignment.quad import ffhq_quad
 from pipeline.alignment.resampling import resized_part
 from pipeline.images import Rejection, decode
 from tests.alignment.plain_padding import plainly_padded

@@ -19,7 +19,7 @@ from pipeline.alignment import (
 )
 from pipeline.alignment.check import CLEAR, score_in_crop
 from pipeline.alignment.detection import find_faces
-from pipeline.alignment.turning import box_before, points_before, turned
+from pipeline.alignment.rotation import box_before, points_before, turned
 from pipeline.images import Rejection, RejectReason, decode
 from tests.alignment.drawn import drawn_face, scene
 from tests.images.encoded import encode, picture

@@ -142,7 +142,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Row]], None]:
 
     def put(rows: list[Row]) -> None:
         monkeypatch.setattr(run, "running_ray", lambda _: nullcontext(Resources(4, 0)))
-        monkeypatch.setattr(run, "configure_context", lambda _: None)
+        monkeypatch.setattr(run, "configure_context", lambda *_: None)
         monkeypatch.setattr(run, "build_dataset", lambda *_: None)
         monkeypatch.setattr(run, "summaries", lambda _: iter(rows))
 

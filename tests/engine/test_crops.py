@@ -13,21 +13,31 @@ import numpy as np
 import pytest
 import ray.data
 import torch
+from PIL import Image
 
 from pipeline.engine import crops, dataset
 from pipeline.engine.align import AlignStage
 from pipeline.engine.cluster import Resources
-from pipeline.engine.crops import CropPlan, CropStage, crop_rows, cut_crops, plan_crops
+from pipeline.engine.crops import (
+    CropPlan,
+    CropStage,
+    crop_rows,
+    cut_crops,
+    cut_pairs,
+    plan_crops,
+)
 from pipeline.engine.dataset import CLUSTER_READERS, READERS, UNBOUNDED
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, failed_row
-from pipeline.errors import ConfigError, StorageError
+from pipeline.engine.training import beginning
+from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.training.config import TrainConfig
-from pipeline.training.crops import CropFile, Crops, put_index, read_index
+from pipeline.training.crops import CropFile, Crops, put_index, read_index, read_pairs
 
 
 def stages_of(plan: CropPlan) -> tuple[AlignStage, CropStage]:
-    return AlignStage(plan.alignment), CropStage(plan.store.root, plan.alignment.output_size)
+    root, size = plan.store.root, plan.alignment.output_size
+    return AlignStage(plan.alignment), CropStage(root, size, keeps_keys=plan.keeps_keys)
 
 
 def test_images_become_files_of_crops_in_the_order_of_the_input(five_images: TrainConfig) -> None:
@@ -162,6 +172,35 @@ def test_one_part_that_fails_ends_no_other_and_cutting_goes_on_where_it_ended(
     assert resumed == read_index(whole.store)
     assert resumed is not None
     assert (resumed["samples"], sum(count for _, count in resumed["files"])) == (9, 5)
+
+
+def test_sources_and_targets_are_paired_by_their_keys(
+    five_images: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "targets"
+    folder.mkdir()
+    for number, name in enumerate(("4.jpg", "2.PNG", "0.png", "other.png")):
+        Image.new("RGB", (80, 80), (10 * number,) * 3).save(folder / name)
+    config = five_images.model_copy(update={"target": str(folder), "held_out": 1, "batch": 1})
+    plan, room = plan_crops(config), Resources(cpus=2, gpus=0)
+    assert plan.targets is not None
+    assert plan.store.root != plan_crops(five_images).store.root
+    monkeypatch.setattr(crops, "crop_rows", crops_in_place([]))
+    cut_pairs(config, plan, room)
+    pairs = read_pairs(Crops(plan.store), Crops(plan.targets.store))
+    index = torch.arange(3)
+    assert pairs.images(index)[:, 0, 0, 0].tolist() == [0, 80, 160]
+    assert pairs.wanted(index)[:, 0, 0, 0].tolist() == [20, 10, 0]
+    assert plan.origin.crops == pairs.name
+    told = beginning(config, plan.store, targets=plan.targets.store)
+    assert [told[name] for name in ("pairs", "without_target", "without_source")] == [3, 2, 1]
+    for name in ("4.jpg", "2.PNG", "0.png"):
+        (folder / name).rename(folder / f"x{name}")
+    plan = plan_crops(config)
+    with pytest.raises(InputError, match=r"no image in .* has the key of one in"):
+        cut_pairs(config, plan, room)
+    with pytest.raises(ConfigError, match=r"--target is for pairs of crops.*--prealigned"):
+        plan_crops(config.model_copy(update={"prealigned": False}))
 
 
 def test_other_crops_have_another_folder(five_images: TrainConfig) -> None:

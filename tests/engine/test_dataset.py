@@ -7,7 +7,7 @@ import pytest
 from pipeline.config import JobConfig
 from pipeline.engine import dataset
 from pipeline.engine.capacity import StageCpus
-from pipeline.engine.cluster import Resources
+from pipeline.engine.cluster import Node, Resources
 from pipeline.engine.dataset import UNBOUNDED, Pools, core_actors, inverter_needs
 from pipeline.errors import ConfigError
 
@@ -66,7 +66,7 @@ def test_memory_limits_the_actors_of_a_machine(
 
 
 def test_a_small_cluster_that_does_not_grow_is_shared() -> None:
-    resources = Resources(cpus=2, gpus=0, nodes=({"CPU": 2.0},))
+    resources = Resources(cpus=2, gpus=0, nodes=(Node("one", {"CPU": 2.0}),))
     reserved = Pools.of(config(), resources, local=False).cpus
     assert sum(reserved.each("cpu").values()) <= 2
     assert Pools.of(config(), replace(resources, grows=True), local=False).cpus == StageCpus()

@@ -20,7 +20,7 @@ from pipeline.engine.inverter import (
     to_tensor,
 )
 from pipeline.errors import ConfigError
-from pipeline.inversion import OptimizeSettings, StopRule, bootstrap, restyle
+from pipeline.inversion import OptimizeSettings, StopRule, bootstrap, restyle_loop
 from pipeline.inversion.methods import Method
 from pipeline.models import load_model, save_bundle
 from tests.engine.faces import face, start_of
@@ -108,7 +108,7 @@ def test_a_step_that_goes_astray_costs_no_face_whose_best_step_is_kept(
 ) -> None:
     inverter = Inverter(replace(settings, keep_steps=keep_steps))
     whole = inverter.rows([face(0), face(1)]).latents
-    step = restyle.restyle_step
+    step = restyle_loop.restyle_step
 
     def astray(*inputs: Any) -> tuple[Tensor, Tensor]:
         codes, seen = step(*inputs)
@@ -116,7 +116,7 @@ def test_a_step_that_goes_astray_costs_no_face_whose_best_step_is_kept(
             codes[0], seen[0] = float("inf"), float("nan")
         return codes, seen
 
-    monkeypatch.setattr(restyle, "restyle_step", astray)
+    monkeypatch.setattr(restyle_loop, "restyle_step", astray)
     account = inverter.rows([face(0), face(1)])
     if keep_steps:
         assert [reject["reason"] for reject in account.rejects] == ["not_finite"]

@@ -20,7 +20,7 @@ from pipeline.errors import (
 )
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import ReadOptions, Shard, list_shards
-from pipeline.storage.formats import Kind
+from pipeline.storage.file_types import Kind
 from pipeline.table import SCHEMA_VERSION, PartSummary, ShardState
 from tests.storage.archives import write_files, write_parquet, write_tar
 

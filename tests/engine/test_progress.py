@@ -24,8 +24,9 @@ from pipeline.engine import progress, screen
 from pipeline.engine import tally as tally_module
 from pipeline.engine.logs import EventLog
 from pipeline.engine.pace import Pace, format_seconds
+from pipeline.engine.pending import ClusterState, StageState
 from pipeline.engine.plan import Found
-from pipeline.engine.progress import Progress, StageState, at_work, awaited, doing, showing
+from pipeline.engine.progress import QUIET_S, Progress, at_work, awaited, doing, showing
 from pipeline.engine.tally import Tally
 
 NOW = 10_000.0
@@ -154,7 +155,8 @@ IDLE = [StageState(name, 1, 0, 0, 0) for name in ("align", "invert", "write")]
         ([READING, IDLE[0], StageState("invert", 0, 1, 0, 0)], 0, False, "loading the model"),
         ([READING, StageState("align", 0, 1, 0, 0), IDLE[1]], 0, False, "starting the aligners"),
         ([IDLE[0], StageState("invert", 0, 1, 4, 0)], 7, False, "waiting for an inverter"),
-        ([IDLE[0], StageState("invert", 0, 1, 4, 0)], 0, True, "waiting for an inverter (a free"),
+        ([IDLE[0], StageState("invert", 0, 1, 4, 0)], 0, True, "waiting for 1 of 1 inverters"),
+        ([IDLE[0], StageState("invert", 0, 0, 4, 0)], 0, True, "waiting for an inverter"),
         ([], 0, False, ""),
     ],
 )
@@ -169,6 +171,28 @@ def test_what_is_awaited_has_a_name(
     text = awaited(stages, parts)
     assert text.startswith(told)
     assert bool(text) == bool(told)
+
+
+def test_a_cluster_names_what_is_pending_in_numbers(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "in_cluster", lambda: True)
+    monkeypatch.setattr(progress, "storage_retries", lambda: 1)
+    one = shown(tally(100), found(), (90, 100))
+    one.look([IDLE[0], StageState("invert", 0, 1, 3, 0, requested=3, gpus=1.0)])
+    one.cluster = ClusterState(alive=2, seen=3, unused=1, cpus=4.0, gpus=0.0, retries=2)
+    assert one.words()[1:5] == [
+        "waiting for 4 of 4 inverters (1 GPU each)",
+        "2 of 3 nodes alive, 1 not used",
+        "4 CPUs, 0 GPUs",
+        "storage: 3 retries",
+    ]
+    one.look([IDLE[0], StageState("invert", 2, 0, 3, 2, requested=2, gpus=1.0)])
+    assert one.words()[1] == "asked for 2 of 4 inverters (1 GPU each)"
+    one.look(IDLE)
+    assert one.words()[1].startswith("images"), "nothing is awaited"
+    clock.now += QUIET_S
+    assert one.words()[1:3] == ["no part for 0:30", "2 of 3 nodes alive, 1 not used"]
 
 
 def test_what_runs_is_counted() -> None:

@@ -11,14 +11,15 @@ import torch
 
 from jobs.refine_dataset import second_pass
 from pipeline.config import JobConfig
+from pipeline.engine.inverter import Inverter
 from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.recipe import make_recipe, resolved_config
-from pipeline.errors import ConfigError, FingerprintError
+from pipeline.errors import ConfigError, FingerprintError, ModelError
 from pipeline.inversion import StopRule
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import list_shards
 from pipeline.table import open_for_writing
-from pipeline.table.description import check_same
+from pipeline.table.description import Description, check_same
 
 ConfigOf = Callable[..., JobConfig]
 
@@ -85,6 +86,47 @@ def test_a_second_pass_over_a_limited_table_has_its_limit(
     monkeypatch.chdir(other)
     config = second_pass(table, {"output": "second", "where": where})
     assert (config.input, config.limit) == (str(tmp_path / "images"), limit)
+
+
+def test_a_named_domain_changes_no_more_of_a_table_than_it_has_to(
+    config_of: ConfigOf, tiny_bundle: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "custom"
+    folder.mkdir()
+    for path in Path(tiny_bundle).iterdir():
+        text = path.read_bytes().replace(b'"domain": "faces"', b'"domain": "unknown"')
+        (folder / path.name).write_bytes(text)
+
+    def described(**settings: Any) -> Description:
+        return make_recipe(config_of(model=str(folder), identity=None, **settings)).description
+
+    with pytest.raises(ConfigError, match="add --domain faces"):
+        described()
+    earlier, faces = described(prealigned=True), described(domain="faces")
+    assert described(domain="my_data").fingerprint == earlier.fingerprint
+    assert described(prealigned=False).fingerprint == faces.fingerprint
+    assert (faces.model["domain"], faces.config["domain"]) == ("faces", "faces")
+    with pytest.raises(FingerprintError, match=r"as it was made: .*--identity none"):
+        check_same("table", earlier, faces)
+    with pytest.raises(ModelError, match=r"takes 64x64, and images of cars are cut to 192x256"):
+        described(domain="cars")
+
+
+def test_a_generators_file_is_inverted_by_optimisation(
+    config_of: ConfigOf, tiny_bundle: str, tmp_path: Path
+) -> None:
+    model = load_model(tiny_bundle)
+    generator = {"g_ema": model.generator.state_dict(), "latent_avg": model.latent_avg[0]}
+    path = str(tmp_path / "generator.pt")
+    torch.save(generator, path)
+    with pytest.raises(ConfigError, match="generator alone, and --method restyle"):
+        make_recipe(config_of(model=path, domain="faces"))
+    given = {"model": path, "domain": "faces", "method": "optimize", "iterations": 1}
+    recipe = make_recipe(config_of(**given))
+    assert (recipe.alignment.output_size, recipe.alignment.prealigned) == ((256, 256), False)
+    inverter = Inverter(recipe.inversion)
+    assert inverter.model.fingerprint == recipe.description.settings["model"]
+    assert (inverter.model.domain, inverter.model.generator_alone) == ("faces", True)
 
 
 def test_cars_are_taken_as_they_are(config_of: ConfigOf, tiny_bundle: str, tmp_path: Path) -> None:

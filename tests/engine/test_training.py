@@ -75,7 +75,7 @@ def test_workers_that_no_node_has_room_for_are_not_awaited_for_ever(
     five_images: TrainConfig,
 ) -> None:
     asked = five_images.model_copy(update={"restarts": 2})
-    trainer = _trainer(asked, Store(five_images.output), Resources(cpus=2, gpus=0))
+    trainer = _trainer(asked, plan_crops(asked), Resources(cpus=2, gpus=0))
     assert trainer.run_config.failure_config.controller_failure_limit == 2
 
 
@@ -107,6 +107,9 @@ def test_what_was_cut_is_told_before_it_is_trained_on(five_images: TrainConfig) 
         "held_out": 2,
         "trained_on": 6,
     }
+    assert beginning(config, store, {"stage": 2})["goes_on_with"] == {"stage": 2}
+    store.put("encoder.pt", b"")  # from its own checkpoint it goes on with nothing else
+    assert "goes_on_with" not in beginning(config, store, {"stage": 2})
     with pytest.raises(InputError, match="do not fill a batch of 7"):
         beginning(config.model_copy(update={"batch": 7}), store)
 

@@ -134,7 +134,9 @@ def test_two_files_of_one_code_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_of_another_type_is_named_and_not_its_folder(tmp_path: Path) -> None:
     root = write(tmp_path, notes_txt=b"x", face_npy=npy(codes(1)))
-    with pytest.raises(InputError, match=r"notes.txt' is no file of codes: .*npy, .pt or .pth$"):
+    with pytest.raises(
+        InputError, match=r"notes.txt' is no file of codes: .*npy, .npz, .pt or .pth$"
+    ):
         open_codes(f"{root}/notes.txt")
 
 

@@ -15,7 +15,6 @@ from pipeline.errors import FingerprintError, InputError, StorageError
 from pipeline.exchange.code_files import FaceName, open_codes
 from pipeline.exchange.exporting import Selection, export_codes, export_dictionary
 from pipeline.exchange.importing import Importing, ImportSettings
-from pipeline.exchange.lineage import exported_from
 from pipeline.exchange.measuring import Measuring, Result, match_images
 from pipeline.exchange.pickled import latents_file
 from pipeline.exchange.pictures import export_pictures, frames_of
@@ -275,26 +274,6 @@ def test_an_import_counts_what_it_left_out_and_profiles_that_it_ignored(
     assert run == 1
     assert "* by the listing of the input: 1 `.txt`" in card_text(table).splitlines()
     assert table.store.get("README.md").decode() == card_text(table)
-
-
-def test_codes_that_were_exported_name_the_faces_that_they_come_from(
-    model: RestyleModel, tmp_path: Path
-) -> None:
-    _, first = imported(dictionary(tmp_path, a=steps_of(1), b=steps_of(2)), model, tmp_path / "t")
-    ids = list(first.sql("SELECT image_id FROM latents ORDER BY key")["image_id"])
-    for naming in ("id", "basename"):
-        export_codes(Selection(first, "key = 'a.jpg'", naming), str(tmp_path / naming))
-        codes = open_codes(str(tmp_path / naming))
-        origins = exported_from(first, [*codes.names, "edited-elsewhere"])
-        assert origins == {next(iter(codes.names)): ids[0]}
-        made = ImportSettings(model="tiny", refined_from=first.store.root)
-        Importing(codes, model, made, origins=origins).run(str(tmp_path / f"from-{naming}"))
-        (origin,) = open_table(str(tmp_path / f"from-{naming}")).sql(
-            "SELECT refined_from FROM latents"
-        )["refined_from"]
-        assert origin == ids[0]
-    with pytest.raises(InputError, match="no code is called as a face of"):
-        exported_from(first, ["c"])
 
 
 def test_the_scripts_own_pictures_can_be_measured_instead_of_rendering(

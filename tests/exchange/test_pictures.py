@@ -13,7 +13,8 @@ from PIL import Image
 
 from pipeline.errors import ConfigError, ModelError
 from pipeline.exchange.exporting import Selection
-from pipeline.exchange.pictures import export_pictures
+from pipeline.exchange.pictures import Drawing, export_pictures
+from pipeline.inversion.render import render_each
 from pipeline.models import RestyleModel, load_model
 from pipeline.table import Columns, Table
 from pipeline.table.made_by import model_of
@@ -133,3 +134,25 @@ def test_pictures_of_names_that_are_other_places_stay_inside(
     )
     (picture,) = tmp_path.rglob("*.png")
     assert picture == tmp_path / "out/0/s-0/%2E./%2E./evil.jpg#0.png"
+
+
+def test_small_truncated_pictures_are_the_published_ones(
+    model: RestyleModel, table: Table, tmp_path: Path
+) -> None:
+    side = model.generator_size // 2
+    drawing = Drawing(side, truncate=True)
+    assert export_pictures(Selection(table), model, str(tmp_path), "images", drawing) == 2
+    with torch.no_grad():
+        (frame,) = render_each(model, torch.from_numpy(code(1))[None])
+        # What `tensor2im` does to a pooled frame, written as its authors do, in numpy.
+        small = torch.nn.AdaptiveAvgPool2d((side, side))(frame[None])[0].numpy()
+    levels = (np.clip((small + 1) / 2, 0, 1) * 255).astype("uint8").transpose(1, 2, 0)
+    np.testing.assert_array_equal(read(tmp_path / "1.png"), levels)
+
+
+@pytest.mark.parametrize("width", [48, 128])
+def test_other_sizes_keep_the_proportions(width: int) -> None:
+    frame = torch.linspace(-1, 1, 3 * 48 * 64).reshape(3, 48, 64)
+    assert Drawing(width).pixels(frame).shape == (width * 3 // 4, width, 3)
+    flat = Drawing(width).pixels(torch.full((3, 48, 64), 0.5))
+    assert (flat == 191).all()

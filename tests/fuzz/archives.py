@@ -38,11 +38,11 @@ def read(case: Case, folder: Path, options: ReadOptions | None = None) -> list[S
     """All samples of the input in `folder`, each of them checked, and counted without reading."""
     write_case(case, folder)
     small = [
-        mock.patch(f"pipeline.storage.{room}.MAX_SAMPLE_BYTES", _SAMPLE_BYTES)
-        for room in ("members", "parquets", "folders", "beside")
+        mock.patch(f"pipeline.storage.readers.{module}.MAX_SAMPLE_BYTES", _SAMPLE_BYTES)
+        for module in ("archive_members", "parquet", "folder", "referenced_images")
     ]
     # As all samples are kept here.
-    small.append(mock.patch("pipeline.storage.zips._BOMB_BYTES", 4 * _SAMPLE_BYTES))
+    small.append(mock.patch("pipeline.storage.readers.zip._BOMB_BYTES", 4 * _SAMPLE_BYTES))
     found: list[Sample] = []
     for patch in small:
         patch.start()

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from pipeline.images.formats import is_cut_short
-from pipeline.storage.signatures import sniff
+from pipeline.storage.file_types import sniff
 from tests.images.encoded import FILES, encode, picture
 
 PILLOW_NAME = {"jp2": "JPEG2000", "j2k": "JPEG2000"}

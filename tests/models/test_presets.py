@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.models import PRESETS, load_checkpoint, preset_for, preset_of, treatment_for
+from pipeline.models.official import official_checkpoint
 from pipeline.models.presets import domain_of
 from tests.models.tiny import tiny_checkpoint
 
@@ -61,9 +62,48 @@ def test_a_cartoon_generator_makes_a_face_model_toonify() -> None:
     assert domain_of(options) == "toonify"
 
 
-def test_another_data_set_is_a_domain_without_faces() -> None:
-    assert domain_of({"dataset_type": "bedroom_encode"}) == "bedroom"
-    assert preset_of("bedroom").has_faces is False
+UNKNOWN_NAMES = [
+    *("my_data_encode", "metfaces", "portrait", "people", "humanface", "bedroom_encode"),
+    *("bird_faces_encode", "faces_in_the_wild", "face_wild"),
+]
+
+
+@pytest.mark.parametrize("dataset", UNKNOWN_NAMES)
+def test_an_unknown_data_set_leaves_it_to_the_generator(dataset: str) -> None:
+    options = {"dataset_type": dataset, "stylegan_weights": "m/stylegan2-ffhq-config-f.pt"}
+    assert domain_of({"dataset_type": dataset}) == "unknown"
+    assert domain_of(options) == "faces"
+    faces = treatment_for(model(dataset, stylegan_weights=options["stylegan_weights"]))
+    assert (faces.prealigned, faces.identity) == (False, "dlib")
+    assert "domain: by the name of the generator, 'stylegan2-ffhq-config-f.pt'" in faces.description
+
+
+def test_drawn_faces_are_never_taken_for_photos() -> None:
+    options = {"dataset_type": "anime_face_encode", "stylegan_weights": "ffhq.pt"}
+    assert domain_of(options) == "unknown"
+    assert domain_of({"stylegan_weights": "anime-faces.pt"}) == "unknown"
+    with pytest.raises(ConfigError, match=r"the data set 'anime_face_encode' and the generator"):
+        treatment_for(model(**options))
+
+
+def test_one_line_asks_for_the_domain_of_an_unknown_name() -> None:
+    with pytest.raises(
+        ConfigError, match=r"\(no domain is known by .* 'my_data_encode'\): add --domain faces"
+    ):
+        treatment_for(model("my_data_encode"))
+    named = load_checkpoint(tiny_checkpoint(dataset_type="my_data_encode"), domain="faces")
+    assert treatment_for(named).prealigned is False
+
+
+def test_a_word_of_the_users_own_is_no_fact_about_faces() -> None:
+    own = load_checkpoint(tiny_checkpoint(dataset_type="bedroom_encode"), domain="bedroom")
+    assert preset_of("bedroom").has_faces is None
+    found = treatment_for(own)
+    assert (found.prealigned, found.identity) == (True, "none")
+    assert "taken for images without faces (--domain faces aligns them)" in found.description
+    assert treatment_for(own, prealigned=False).identity == "dlib"
+    again = load_checkpoint(official_checkpoint(own))
+    assert again.domain == "bedroom"
 
 
 def test_every_published_layout_has_the_preset_that_it_was_trained_with(shared: Path) -> None:
@@ -116,7 +156,7 @@ def test_faces_are_not_aligned_for_a_model_of_cars() -> None:
 def test_a_model_of_nobody_knows_what_asks_once() -> None:
     unknown = model(None)
     assert preset_for(unknown).has_faces is None
-    with pytest.raises(ConfigError, match=r"add --prealigned .* or --no-prealigned"):
+    with pytest.raises(ConfigError, match=r"--prealigned .* or --no-prealigned"):
         treatment_for(unknown)
     assert treatment_for(unknown, prealigned=False).identity == "dlib"
     assert treatment_for(unknown, prealigned=True).identity == "none"

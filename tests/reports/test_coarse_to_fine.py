@@ -7,9 +7,14 @@ import torch
 
 from pipeline.errors import ModelError, RequestError
 from pipeline.models import load_model
-from pipeline.reports.change_sheets import bands_sheet, groups_sheet, layers_sheet
-from pipeline.reports.coarse_to_fine import Change, change_by_step
-from pipeline.reports.frequency import laplacian_bands
+from pipeline.reports.coarse_to_fine import (
+    Change,
+    bands_sheet,
+    change_by_step,
+    groups_sheet,
+    laplacian_bands,
+    layers_sheet,
+)
 from pipeline.table import Columns
 from tests.reports.compared import face, write_table
 

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.errors import RequestError
-from pipeline.reports.comparable import check_measured_alike, same_faces
+from pipeline.reports.evaluation import check_measured_alike, same_faces
 from pipeline.reports.faces import read_face_scalars
 from tests.reports.compared import face, write_table
 from tests.table.rows import DESCRIPTION

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pipeline.reports.frequency import band_names, laplacian_bands
+from pipeline.reports.coarse_to_fine import band_names, laplacian_bands
 
 
 def energies(image: torch.Tensor) -> list[float]:

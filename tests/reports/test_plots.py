@@ -6,10 +6,9 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import RequestError
-from pipeline.reports.coarse_to_fine import Change
+from pipeline.reports.coarse_to_fine import Change, band_names
 from pipeline.reports.evaluation import Method
 from pipeline.reports.faces import read_face_scalars
-from pipeline.reports.frequency import band_names
 from pipeline.reports.plots import change_in_steps, quality_against_time
 from pipeline.reports.requirements import require_matplotlib
 from pipeline.reports.statistics import Interval

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.config_loading import read_config_file
 from pipeline.errors import InputError
 from pipeline.models import load_model, save_bundle
 from pipeline.models.state_files import read_state
-from pipeline.settings import read_config_file
 from tests.table.rows import shard, write_shard, writer
 
 SECRET = "SECRETWORD"

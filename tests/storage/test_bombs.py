@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.storage import Sample, list_shards, read_samples
-from pipeline.storage.memory_limit import MemoryLimit
-from pipeline.storage.page_headers import PageBombError, read_page_header
+from pipeline.storage.readers.memory_limit import MemoryLimit
+from pipeline.storage.readers.parquet_pages import PageBombError, read_page_header
 from tests.fuzz.guard import forget_peak, memory_mib
 from tests.storage import bombs
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage import Sample, Store, count_samples, counts, read_samples
+from pipeline.storage import Sample, Store, count_samples, read_samples, sampling
 from tests.conftest import Bucket
 from tests.storage.archives import (
     PACKINGS,
@@ -33,7 +33,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise AssertionError("a sample was read")
 
-    monkeypatch.setattr(counts, "read_samples", refuse)
+    monkeypatch.setattr(sampling, "read_samples", refuse)
 
 
 @pytest.mark.usefixtures("unread")
@@ -105,7 +105,7 @@ def test_a_storage_that_does_not_answer_is_no_damage(
     def down(_: str) -> Any:
         raise StorageError("down")
 
-    monkeypatch.setattr(counts, "file_entry", down)
+    monkeypatch.setattr(sampling, "file_entry", down)
     with pytest.raises(StorageError, match="down"):
         count_samples(shard)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage import Store, check_output, disks
+from pipeline.storage import Store, check_output, store
 
 
 @pytest.fixture(params=["links", "renames", "neither"])
@@ -19,7 +19,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     if request.param != "links":
         monkeypatch.setattr(os, "link", fails(errno.EPERM))
     if request.param == "neither":
-        monkeypatch.setattr(disks, "_renamed", lambda *_: False)
+        monkeypatch.setattr(store, "_renamed", lambda *_: False)
     return tmp_path
 
 

@@ -11,8 +11,8 @@ from s3fs import S3FileSystem
 
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Store
-from pipeline.storage.buckets import Fetched, get_objects
 from pipeline.storage.listing import walk
+from pipeline.storage.s3 import Fetched, get_objects
 
 
 class Keys:

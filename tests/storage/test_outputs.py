@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError, InputError, StorageError
-from pipeline.storage import OutputKind, Store, check_beside, check_output, contents, outputs
+from pipeline.storage import OutputKind, Store, check_beside, check_output, output_check
 from tests.conftest import Bucket
 
 
@@ -42,7 +42,7 @@ def test_a_disk_on_which_no_file_gets_its_name_is_refused(
     def refused(*_: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(outputs, "name_if_absent", refused)
+    monkeypatch.setattr(output_check, "name_if_absent", refused)
     with pytest.raises(ConfigError, match="cannot be written to: Operation not permitted"):
         check_output(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -52,7 +52,7 @@ def test_a_full_disk_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.Monk
     def full(**_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(outputs.tempfile, "TemporaryDirectory", full)
+    monkeypatch.setattr(output_check.tempfile, "TemporaryDirectory", full)
     with pytest.raises(StorageError, match="No space left"):
         check_output(str(tmp_path))
 
@@ -179,15 +179,15 @@ def test_a_folder_is_told_by_one_listing_request(
     for number in range(12):
         store.put(f"{number % 3}/{number}", b"mine")
     asked = []
-    pages = contents.listing_pages
+    pages = output_check.listing_pages
 
     def counted(fs: object, bucket: str, start: str, **more: str) -> Iterator[dict[str, Any]]:
         for page in pages(fs, bucket, start, **{**more, "MaxKeys": 2}):  # type: ignore[arg-type]
             asked.append(start)
             yield page
 
-    monkeypatch.setattr(contents, "listing_pages", counted)
-    monkeypatch.setattr(contents, "_LOOKED_AT", 2)
+    monkeypatch.setattr(output_check, "listing_pages", counted)
+    monkeypatch.setattr(output_check, "_LOOKED_AT", 2)
     with pytest.raises(ConfigError, match=r"holds '0/', '1/', and is not a box"):
         check_output(store.root, KIND)
     assert asked == ["out/"]

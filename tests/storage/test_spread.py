@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import folders, spread, spread_samples
-from pipeline.storage.spread import evenly
+from pipeline.storage import sampling, spread_samples
+from pipeline.storage.readers import folder
+from pipeline.storage.sampling import evenly
 from tests.storage.archives import write_files, write_parquet, write_tar
 
 
@@ -39,9 +40,9 @@ def test_files_that_are_not_chosen_are_not_read(
 ) -> None:
     write_files(tmp_path, *(f"{number}.jpg" for number in range(9)))
     fetched: list[str] = []
-    contents = folders._contents
+    contents = folder._contents
     monkeypatch.setattr(
-        folders, "_contents", lambda shard, names: fetched.extend(names) or contents(shard, names)
+        folder, "_contents", lambda shard, names: fetched.extend(names) or contents(shard, names)
     )
     assert keys(tmp_path, 3) == fetched == ["0.jpg", "4.jpg", "8.jpg"]
 
@@ -50,9 +51,9 @@ def test_of_many_archives_few_are_opened(tmp_path: Path, monkeypatch: pytest.Mon
     for number in range(7):
         write_tar(tmp_path / f"{number}.tar", [(f"{number}-{n}.jpg", b"image") for n in range(3)])
     opened: list[str] = []
-    read = spread.read_samples
+    read = sampling.read_samples
     monkeypatch.setattr(
-        spread,
+        sampling,
         "read_samples",
         lambda shard, *others: opened.append(shard.shard_id) or read(shard, *others),
     )

@@ -15,16 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from pipeline.errors import AccessError, StorageError
-from pipeline.storage import (
-    ReadOptions,
-    Sample,
-    Store,
-    folders,
-    list_shards,
-    listing,
-    read_samples,
-)
-from pipeline.storage.keyed_s3 import KeyedS3
+from pipeline.storage import ReadOptions, Sample, Store, list_shards, listing, read_samples
+from pipeline.storage.readers import folder
+from pipeline.storage.s3_filesystem import KeyedS3
 from tests.conftest import Bucket
 from tests.faults import actions
 from tests.faults.proxy import FaultProxy, Rule, running_proxy
@@ -234,7 +227,7 @@ def test_a_disk_that_is_away_fails_the_shard(
     def away(_: object, path: str) -> bytes:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
-    monkeypatch.setattr(folders, "_whole", away)
+    monkeypatch.setattr(folder, "_whole", away)
     with pytest.raises(StorageError, match="Stale file handle"):
         list(read_samples(shard))
 

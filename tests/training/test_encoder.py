@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.inversion import invert
-from pipeline.inversion.rendering import PIXELS_AT_ONCE
+from pipeline.inversion.render import PIXELS_AT_ONCE
 from pipeline.models import Architecture, RestyleModel, load_checkpoint
 from pipeline.training.adversary import Adversary, AdversaryPlan
 from pipeline.training.encoder import (

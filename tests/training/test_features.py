@@ -54,6 +54,11 @@ def test_a_weight_file_gives_its_own_network(tmp_path, faces):
     features = load_face_features(str(tmp_path / "ir_se50.safetensors"))
     assert features.side == 112
     assert torch.allclose(features.embed(faces[:1]).norm(dim=1), torch.ones(1))
+    # The published loss pools rows 35 to 222 and columns 32 to 219 of a crop of 256 px.
+    inner = torch.nn.AdaptiveAvgPool2d((112, 112))(faces[:1, :, 35:223, 32:220])
+    network = ArcFaceIRSE50().eval()
+    network.load_state_dict(state)
+    assert torch.allclose(features.embed(faces[:1]), network(inner), atol=1e-5)
 
 
 def test_only_the_network_of_dlib_needs_dlib(tmp_path):

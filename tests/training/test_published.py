@@ -8,6 +8,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.published import (
     STAGES,
     adversary_plan,
+    earlier_plan,
     encoder_plan,
     feature_networks,
     image_weights,
@@ -38,7 +39,7 @@ def test_faces_are_trained_for_identity_and_others_for_content(faces, churches):
 
 
 def test_e4e_has_stages_offsets_and_an_adversary_and_psp_has_none(faces, churches):
-    e4e = encoder_plan(config(), churches)
+    e4e = encoder_plan(config(encoder_type="fresh"), churches)
     assert e4e.stages == STAGES
     assert e4e.delta_norm == 2e-4
     assert adversary_plan(config(r1=5.0), churches).r1 == 5.0
@@ -55,7 +56,7 @@ def test_every_encoder_whose_rows_are_offsets_is_trained_as_e4e(encoder):
     with torch.no_grad():
         rows = model.encoder(torch.rand(1, 3, 64, 64))
     of_e4e = torch.equal(rows[:, 1:], rows[:, :1].expand(-1, 3, -1))
-    plan = encoder_plan(config(), model)
+    plan = encoder_plan(config(encoder_type=encoder), model)
     assert (plan.stages is not None) == (plan.delta_norm > 0) == of_e4e
     assert (adversary_plan(config(), model) is not None) == of_e4e
 
@@ -89,3 +90,20 @@ def test_a_missing_moco_file_is_called_by_its_kind(churches):
     asked = config(moco_weights="nowhere.pth")
     with pytest.raises(ModelError, match=r"no MoCo weights at nowhere\.pth"):
         feature_networks(asked, image_weights(asked, churches), "cpu")
+
+
+def test_cartoons_are_trained_as_published(faces):
+    cartoons = load_checkpoint(tiny_checkpoint(dataset_type="toonify"))
+    plan = encoder_plan(config(), cartoons)
+    assert (plan.images.identity, plan.w_norm) == (1.0, 0.025)
+    asked = encoder_plan(config(identity=0.5, w_norm=0), cartoons)
+    assert (asked.images.identity, asked.w_norm) == (0.5, 0)
+    assert encoder_plan(config(), faces).w_norm == 0
+    before = earlier_plan(config(), cartoons)
+    assert (before.images.identity, before.w_norm) == (0.1, 0)
+
+
+def test_a_finished_e4e_encoder_keeps_its_rows(churches):
+    plan = encoder_plan(config(), churches)
+    assert (plan.stages, plan.images_before) == (None, 0)
+    assert earlier_plan(config(), churches).stages == STAGES

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ from pipeline.models import load_model
 from pipeline.storage import Store
 from pipeline.training import restyle
 from pipeline.training.config import TrainConfig
-from pipeline.training.crops import CropFile, Crops, put_crops, put_index
+from pipeline.training.crops import CropFile, Crops, put_crops, put_index, put_pairs, read_pairs
+from pipeline.training.degradations import Degrader
 from pipeline.training.journal import read_reports
 from pipeline.training.parallel import Group
-from pipeline.training.restyle import split_counts, train_restyle
+from pipeline.training.restyle import augmentation, faces_at, split_counts, train_restyle
 from tests.models.tiny import tiny_checkpoint
 
 TINY = {
@@ -90,3 +92,35 @@ def test_the_last_crops_are_held_out(tmp_path):
         split_counts(crops, 9)
     with pytest.raises(InputError, match=r"9 faces, of which 6 are held out .* a batch of 4"):
         split_counts(crops, 6, batch=4)
+
+
+def test_damaged_images_are_shown_and_whole_ones_wanted(tmp_path):
+    crops, index = crops_of(tmp_path, 16, 6), torch.tensor([4, 1])
+    plain = faces_at(crops, index)
+    assert plain.seen is plain.wanted
+    damaged = faces_at(crops, index, Degrader("noise:20", 1))
+    assert torch.equal(damaged.wanted, plain.wanted)
+    assert not torch.equal(damaged.seen, damaged.wanted)
+    later = faces_at(crops, torch.tensor([1, 5, 4]), Degrader("noise:20", 1))
+    assert torch.equal(later.seen[[2, 0]], damaged.seen)
+    config = TrainConfig(input="in", output="out", model="m", degrade="noise:20")
+    torch.manual_seed(0)
+    flipped = augmentation(config)(damaged)
+    assert torch.equal(flipped.wanted, plain.wanted)  # flat colours
+    assert flipped.seen.shape == damaged.seen.shape
+
+
+def test_an_encoder_learns_to_give_the_targets(tmp_path, tiny_bundle):
+    sources, targets = (crops_of(tmp_path / name, 64, 20) for name in ("sources", "targets"))
+    numbers = torch.arange(16)
+    put_pairs(sources.store, torch.stack([numbers, 19 - numbers], dim=1))
+    pairs = read_pairs(sources, targets)
+    config = TrainConfig(
+        input="in", target="to", output=str(tmp_path / "run"), model=tiny_bundle,
+        degrade="downsample:4", **TINY,
+    )  # fmt: skip
+    train_restyle(config, pairs, Group())
+    first, last = read_reports(Store(config.output), "encoder")
+    assert last["held_out_l2"][-1] < first["held_out_l2"][-1]
+    settings = json.loads((tmp_path / "run" / "_train.json").read_text())
+    assert (settings["degrade"], settings["origin"]["crops"]) == ("downsample:4", "sources+targets")

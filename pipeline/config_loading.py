@@ -1,0 +1,333 @@
+"""Settings of a job: a pydantic model filled from a YAML file and then from flags."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.choices import (
+    CHECK_BELOW,
+    MOST_SEARCH_PIXELS,
+    SEARCH_PIXELS,
+    EncoderType,
+    Turns,
+)
+from pipeline.errors import ConfigError, InputError, StorageError
+from pipeline.redaction import clean
+from pipeline.storage import canonical_uri, is_local, one_line
+from pipeline.storage.uris import read_file
+
+_LONGEST_FILE = 1 << 20  # bytes
+_MOST_VALUES = 10_000  # with all aliases and merges written out
+_TEXT = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+TurnsSetting = Annotated[
+    Turns, Field(description="whether faces are looked for in photos turned by 90, 180, 270 too")
+]
+SearchPixels = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=MOST_SEARCH_PIXELS,
+        description="of the largest copy that is searched where smaller ones show no face; "
+        "0: none of more than 1792 px a side",
+    ),
+]
+CheckBelow = Annotated[
+    float,
+    Field(
+        ge=0,
+        allow_inf_nan=False,
+        description="faces of a lower detector score are looked for again in their crop; 0: none",
+    ),
+]
+
+
+DomainSetting = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        description="what the model's images show: faces, cars, church, ...; any other word: "
+        "images without faces (default: what the model's file tells)",
+    ),
+]
+EncoderTypeSetting = Annotated[
+    EncoderType | None, Field(description="of a checkpoint whose options name no encoder type")
+]
+EstimateLatentAvg = Annotated[
+    bool,
+    Field(
+        description="of a checkpoint without an average latent: take the mean of 100,000 mapped "
+        "z codes"
+    ),
+]
+
+
+class ModelFlags(BaseModel):
+    """What a model's file does not tell, where a job does not take all settings of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    domain: DomainSetting = None
+    encoder_type: EncoderTypeSetting = None
+    estimate_latent_avg: EstimateLatentAvg = False
+
+
+class FaceSearch(BaseModel):
+    """How faces are looked for, where a job does not take all of these settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    turns: TurnsSetting = "auto"
+    search_pixels: SearchPixels = SEARCH_PIXELS
+    check_below: CheckBelow = CHECK_BELOW
+
+
+def _image_fields(text: str) -> str:
+    """Fields as webdataset names them, with its separators: `jpg;png`, `.seg.png`."""
+    fields = [name.strip(".") for name in re.split(r"[,;|\s]+", text.lower())]
+    if not all(fields):
+        raise ValueError("names of fields with commas between, such as jpg,png")
+    return ",".join(fields)
+
+
+# Settings that more than one job takes.
+ImageField = Annotated[str, AfterValidator(_image_fields)]
+IMAGE_FIELD_MEANING = (
+    "of a tar's or zip's images with one webdataset key: one, all, or the fields to take, the "
+    "preferred first (jpg,png)"
+)
+IMAGE_COLUMN_MEANING = "the Parquet column of images (default: the only one, or the usual name)"
+
+
+class _ConfigFile(NamedTuple):
+    """The settings of a YAML file, and the line that each of them is on."""
+
+    settings: dict[str, Any]
+    lines: dict[Any, int]
+
+
+# From a setting's name to what a message calls it.
+_Place = Callable[[str], str]
+
+
+def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Settings:
+    """The file's settings with `flags` on top; flags that are None leave the file's value.
+
+    Raises `ConfigError` that names every unknown, missing or unfit setting: by its flag, or by the
+    line of the file that it comes from.
+    """
+    settings, lines = _read(file) if file else _ConfigFile({}, {})
+    given = {name: value for name, value in flags.items() if value is not None}
+    settings = settings | given
+    of_file = {name: line for name, line in lines.items() if name not in given}
+    place = partial(_place, file, of_file)
+    _refuse_truths(kind, settings, place)
+    try:
+        return kind(**settings)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, kind, place)) from None
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting: `--max-steps` of `max_steps`."""
+    return "--" + name.replace("_", "-")
+
+
+def check_uris(settings: BaseModel, names: Iterable[str]) -> None:
+    """Raise `InputError` for a path or URI that is empty or carries credentials, by its flag.
+
+    Before it is written anywhere. A setting that is None is passed over.
+    """
+    for name in names:
+        uri = getattr(settings, name)
+        if uri is None:
+            continue
+        try:
+            canonical_uri(uri)
+        except InputError as error:
+            raise InputError(f"{flag_of(name)}: {error}") from None
+
+
+def _place(file: str | None, lines: Mapping[str, int], name: str) -> str:
+    """Where a setting was given: its flag, or `run.yaml:7: name`."""
+    return f"{file}:{lines[name]}: {name}" if name in lines else flag_of(name)
+
+
+def _refuse_truths(kind: type[Settings], settings: Mapping[str, Any], place: _Place) -> None:
+    """Raise `ConfigError` for `yes` where a number is wanted: it would be taken for 1."""
+    for name, value in settings.items():
+        field = kind.model_fields.get(name)
+        kinds = (field.annotation, *get_args(field.annotation)) if field else (bool,)
+        if isinstance(value, bool) and bool not in kinds:
+            raise ConfigError(f"{place(name)}: input should not be a truth value (got {value})")
+
+
+def read_config_file(uri: str) -> dict[str, Any]:
+    """The settings in the YAML file at `uri` (any fsspec URI).
+
+    An empty file holds none. Raises `ConfigError` where there is no file or it is not a mapping,
+    `InputError` for a URI with credentials, and `StorageError` where a storage does not give it.
+    """
+    return _read(uri).settings
+
+
+def _read(uri: str) -> _ConfigFile:
+    text = _text_of(uri)
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        settings = None if node is None else loader.construct_document(node)
+    except _UnreadableValueError as error:
+        told = f"holds a value that cannot be read: {error.__cause__}"
+        raise ConfigError(f"{uri}:{error.line}: {told}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{uri}' is not valid YAML: {_problem(error)}") from error
+    # A number of five thousand digits, a thousand lists in lists.
+    except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
+    if settings is None:
+        return _ConfigFile({}, {})
+    if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
+    names = [key for key, _ in node.value]
+    _refuse_names_that_are_no_text(uri, names)
+    return _ConfigFile(settings, {name.value: name.start_mark.line + 1 for name in names})
+
+
+def _refuse_names_that_are_no_text(uri: str, names: Iterable[yaml.Node]) -> None:
+    """Raise `ConfigError` for each name that is a number, a date, a null or a truth in YAML."""
+    wrong = [
+        f"{uri}:{name.start_mark.line + 1}: setting names must be text, and "
+        f"{_shown(name.value)} is of YAML's type {name.tag.rpartition(':')[2]}"
+        for name in names
+        if name.tag != _TEXT
+    ]
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """Return what is wrong and in which line; not the lines that YAML shows, cut out of a URI."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}: {error.problem}" if mark else str(error.problem)
+    return " ".join(str(error).split())
+
+
+class _UnreadableValueError(Exception):
+    """A value that YAML's own rules cannot make, such as a date in a thirteenth month."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(line)
+        self.line = line
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a name stands once: of two values the last would be taken in silence.
+
+    Its aliases and merges are counted before they are written out: a few lines of them stand for
+    billions of values.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        counts: dict[yaml.Node, int] = {}
+        if node is not None and _count_values(node, counts) > _MOST_VALUES:
+            if len(counts) > _MOST_VALUES:  # without what aliases repeat
+                raise yaml.YAMLError(f"it holds over {_MOST_VALUES} names and values")
+            raise yaml.YAMLError(
+                f"its aliases and merges stand for over {_MOST_VALUES} values; write them out"
+            )
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line}: '{key.value}' is set twice")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise _UnreadableValueError(node.start_mark.line + 1) from error
+
+
+def _count_values(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+    """Return how many nodes `node` is when each alias in it is written out."""
+    if counts.get(node) == 0:
+        raise yaml.YAMLError("an alias stands inside what it stands for")
+    if node not in counts:
+        counts[node] = 0  # begun
+        below: list[Any] = [] if isinstance(node, yaml.ScalarNode) else node.value
+        nodes = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
+        counts[node] = 1 + sum(_count_values(part, counts) for part in nodes)
+    return counts[node]
+
+
+def _text_of(uri: str) -> str:
+    try:
+        return read_file(uri, _LONGEST_FILE).decode()
+    except StorageError as error:
+        if not is_local(uri) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        why = one_line(error.__cause__ or error)
+        raise ConfigError(f"cannot read the config file '{uri}': {why}") from error
+    except ValueError as error:
+        raise ConfigError(f"cannot read the config file '{uri}': {error}") from error
+
+
+def _nearest(name: str, kind: type[BaseModel]) -> str:
+    close = difflib.get_close_matches(name, kind.model_fields, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _shown(value: object) -> str:
+    """A value that does not fit; a few lines of aliases make lists in lists without end."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring = 1, 200
+    try:
+        return short.repr(clean(value))  # blanked out before it is cut
+    except ValueError:  # an integer of too many digits to be written
+        return f"a very large {type(value).__name__}"
+
+
+def _words(error: ValidationError, name: str) -> set[str]:
+    """What the setting takes word for word, such as `'auto'`."""
+    told = (problem for problem in error.errors() if problem["type"] == "literal_error")
+    return {str(problem["ctx"]["expected"]) for problem in told if problem["loc"][:1] == (name,)}
+
+
+def _explain(error: ValidationError, kind: type[BaseModel], place: _Place) -> str:
+    lines: dict[str, str] = {}
+    for problem in error.errors():
+        # A setting of several types has a problem with each of them: the first one is told.
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            where = place(name)  # "run.yaml:7: name", or a flag that does not exist
+            start = where.removesuffix(name) if where.endswith(f": {name}") else ""
+            line = f"{start}unknown setting '{name}'{_nearest(name, kind)}"
+        elif problem["type"] == "missing":
+            line = f"{flag_of(name)} is required: pass it, or put '{name}' into the config file"
+        elif not name:
+            line = problem["msg"].removeprefix("Value error, ")
+        else:
+            words = _words(error, name) - {problem.get("ctx", {}).get("expected")}
+            fits = "".join(f", or {word}" for word in sorted(words))
+            told = f"{problem['msg'].lower()}{fits} (got {_shown(problem['input'])})"
+            line = f"{place(name)}: {told}"
+        lines.setdefault(name, line)
+    return "; ".join(lines.values())

@@ -1,0 +1,1 @@
+"""Readers of shards: one module per container format."""

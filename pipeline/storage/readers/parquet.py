@@ -1,0 +1,266 @@
+"""Samples out of a Parquet file with a column of image bytes."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError, StorageError
+from pipeline.storage.kept_columns import TEXT, cell_value, to_json, type_name
+from pipeline.storage.left_out import LeftOut
+from pipeline.storage.parquet_columns import NOT_PARQUET, ImageColumn, image_column, schema_of
+from pipeline.storage.read_options import ReadOptions
+from pipeline.storage.readers.memory_limit import MemoryLimit
+from pipeline.storage.readers.parquet_pages import CheckedFile
+from pipeline.storage.readers.referenced_images import image_beside
+from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_large
+from pipeline.storage.seekable import opened
+from pipeline.storage.shards import Shard
+from pipeline.storage.uris import one_line, storage_errors
+
+_KEY_COLUMNS = ("key", "__key__", "image_id", "id", "path", "file_name", "filename", "file")
+# Rows of a few kilobytes can share one image of a gigabyte: a row at a time costs 70 µs and memory
+# holds one of them.
+_BATCH_ROWS = 1
+_BUFFER = 4 << 20
+# What Arrow may take for one row: a page of 256 MB as it is packed, unpacked and copied; and more
+# for files that are larger.
+_FREE_MEMORY, _GROWTH = 2 << 30, 4
+_ARROW_SCHEMA, _NO_SCHEMA = b"ARROW:schema", b"arrow-schema"
+
+
+def read_parquet(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
+    """One sample a row, or one an image where a row holds a list of them.
+
+    The image column is `options.image_column`, else the only one of binary type or of the Hugging
+    Face image type (a struct with `bytes` and `path`), or the only one of them with a usual name
+    (`image`, `bytes`, `jpg`, `content`, ...); else one with a dictionary of these, else with lists.
+    The key is the first of `key`, `__key__`, `image_id`, `id`, `path`, `file_name` that there is,
+    else the struct's `path`, else the row number in eight digits; a key that comes twice gets `~2`
+    behind it. Images of a list are `key/0`, `key/1`, ... Where an image is null or empty the file
+    at its path is read, as `image_beside` allows; without one, or of an empty list, it is a
+    `no_bytes` reject. A row is in memory as a whole. Missing fields are counted in `left_out`.
+    """
+    count = 0
+    with storage_errors(f"read '{shard.uri}'"):
+        try:
+            with opened(shard.uri, _BUFFER) as file:
+                for sample in _samples(file, shard, options, left_out):
+                    count += 1
+                    yield sample
+        except (pa.ArrowException, *NOT_PARQUET) as error:
+            raise StorageError(
+                f"the shard '{shard.uri}' is damaged after {count} samples ({one_line(error)}); "
+                "replace it and run again"
+            ) from error
+
+
+def check_columns(shard: Shard, options: ReadOptions | None = None) -> None:
+    """Raise `InputError` if `shard` is a Parquet file without one clear column of image bytes.
+
+    Reads its footer; one that cannot be read is told of when its samples are.
+    """
+    if shard.kind != "parquet":
+        return
+    schema = None
+    with suppress(StorageError):
+        schema = schema_of(shard.uri)
+    if schema is not None:
+        image_column(schema, shard.source, options.image_column if options else None)
+
+
+def column_types(shard: Shard, names: Sequence[str]) -> dict[str, str]:
+    """The types that the columns `names` of a Parquet file have in the table.
+
+    Raises `InputError` for a column that is not there or holds bytes.
+    """
+    schema = schema_of(shard.uri)
+    return {} if schema is None else {name: _type_of(schema, name, shard) for name in names}
+
+
+def count_rows(shard: Shard, options: ReadOptions) -> int:
+    """The samples of a Parquet file by its footer; 0 of one that its reader refuses.
+
+    Of lists each of their images is one, and so is a list that is empty or null.
+    """
+    try:
+        with storage_errors(f"read '{shard.uri}'"), opened(shard.uri) as file:
+            found = pq.read_metadata(file)
+        image = image_column(found.schema.to_arrow_schema(), shard.source, options.image_column)
+        if image.is_list:
+            groups = (found.row_group(index) for index in range(found.num_row_groups))
+            return sum(_leaf_values(group, image) for group in groups)
+        return int(found.num_rows)
+    except (InputError, pa.ArrowException, *NOT_PARQUET):
+        return 0  # its reader says why
+
+
+def _leaf_values(group: Any, image: ImageColumn) -> int:
+    """How many places for a value the first leaf of a column has in a row group."""
+    columns = (group.column(index) for index in range(group.num_columns))
+    own = (one for one in columns if f"{one.path_in_schema}.".startswith(f"{image.name}."))
+    return sum(int(one.num_values) for one in itertools.islice(own, 1))
+
+
+class _Open(NamedTuple):
+    """A Parquet file, and what is read of it."""
+
+    parquet: pq.ParquetFile
+    image: ImageColumn
+    key_column: str | None
+    fields: tuple[str, ...]
+
+
+def _samples(file: Any, shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
+    opened = _open(file, shard, options)
+    keys = UniqueKeys()
+    columns = {opened.image.name, *opened.fields, *filter(None, [opened.key_column])}
+    batches = opened.parquet.iter_batches(_BATCH_ROWS, columns=[*columns], use_threads=False)
+    limit = MemoryLimit(_FREE_MEMORY + _GROWTH * file.seek(0, 2))
+    row = 0
+    while (batch := _next(batches, limit)) is not None:
+        for index in range(batch.num_rows):
+            fields = _fields(batch, index, options, left_out)
+            for sample in _row(batch, index, row, opened, shard):
+                yield sample.with_key(keys.take(sample.key), fields)
+            row += 1
+
+
+def _next(batches: Iterator[pa.RecordBatch], limit: MemoryLimit) -> pa.RecordBatch | None:
+    """The next rows; `ValueError` where they need more memory than the file's size explains."""
+    try:
+        with limit:
+            return next(batches, None)
+    except MemoryError as error:
+        raise ValueError("a row needs far more memory than the file has bytes") from error
+
+
+def _open(file: Any, shard: Shard, options: ReadOptions) -> _Open:
+    # Without pre_buffer Arrow reads a column page by page instead of a row group at once.
+    how = {"pre_buffer": False, "buffer_size": _BUFFER, "page_checksum_verification": True}
+    file = CheckedFile(file)
+    parquet = pq.ParquetFile(file, **how)
+    schema = parquet.schema_arrow
+    image = image_column(schema, shard.source, options.image_column)
+    key_column = next((name for name in _KEY_COLUMNS if name in schema.names), None)
+    if key_column == image.path[0]:
+        key_column = None
+    fields = tuple(name for name in options.keep_columns if name in schema.names)
+    for name in fields:
+        _check_type(schema, name, options.keep_columns[name], shard)
+    if any(pa.types.is_dictionary(field.type) for field in schema) or image.is_dictionary:
+        parquet = pq.ParquetFile(file, metadata=_without_dictionaries(file), **how)
+    columns = {image.path[0], *fields, *filter(None, [key_column])}
+    file.watch(parquet.metadata, columns)
+    return _Open(parquet, image, key_column, fields)
+
+
+def _without_dictionaries(file: Any) -> pq.FileMetaData:
+    """The file's footer without Arrow's types, by which every row would bring a whole dictionary.
+
+    Parquet's own types say the same of all that is read here, but for dictionaries.
+    """
+    size = file.seek(0, 2)
+    file.seek(size - 8)
+    length = int.from_bytes(file.read(8)[:4], "little")
+    file.seek(max(0, size - 8 - length))
+    footer = file.read(length).replace(_ARROW_SCHEMA, _NO_SCHEMA)
+    tail = length.to_bytes(4, "little") + b"PAR1"
+    return pq.read_metadata(io.BytesIO(b"PAR1" + footer + tail))
+
+
+def _check_type(schema: pa.Schema, name: str, wanted: str, shard: Shard) -> None:
+    found = _type_of(schema, name, shard)
+    if wanted not in (found, TEXT) and not pa.types.is_null(schema.field(name).type):
+        raise InputError(
+            f"--keep-columns: '{name}' is {found} in '{shard.source}' and {wanted} in the input's "
+            "first shard; make them the same type or leave the column out"
+        )
+
+
+def _type_of(schema: pa.Schema, name: str, shard: Shard) -> str:
+    if name not in schema.names:
+        known = ", ".join(schema.names)
+        raise InputError(
+            f"--keep-columns: '{shard.source}' has no column '{name}'; its columns are {known}"
+        )
+    kind = schema.field(name).type
+    found = type_name(kind)
+    if found is None:
+        raise InputError(
+            f"--keep-columns: '{name}' of '{shard.source}' is {kind}, and bytes are not "
+            "carried over"
+        )
+    return found
+
+
+def _fields(batch: pa.RecordBatch, index: int, options: ReadOptions, left_out: LeftOut) -> str:
+    if not options.keep_columns:
+        return ""
+    names = batch.schema.names
+    values = {
+        name: cell_value(batch.column(name)[index], kind) if name in names else None
+        for name, kind in options.keep_columns.items()
+    }
+    return to_json(values, left_out)
+
+
+def _row(
+    batch: pa.RecordBatch, index: int, row: int, opened: _Open, shard: Shard
+) -> Iterator[Sample]:
+    """The images of one row, each with the key that it would have alone."""
+    cell: Any = batch.column(opened.image.path[0])[index]
+    for name in opened.image.path[1:]:
+        cell = cell[name] if cell.is_valid else cell
+    uri = f"{shard.source}#{row}"
+    given = _key(batch.column(opened.key_column)[index]) if opened.key_column else ""
+    if not opened.image.is_list:
+        content, path = _image(cell)
+        key = given or ("" if opened.key_column else _text(path)) or f"{row:08d}"
+        yield _sample(key, uri, content, path, shard)
+        return
+    given = given or f"{row:08d}"
+    images = cell.values if cell.is_valid else ()
+    if not len(images):
+        yield Sample(given, uri, b"", "no_bytes", "the row's list of images is empty or null")
+    for place, image in enumerate(images):
+        content, path = _image(image)
+        yield _sample(f"{given}/{place}", f"{uri}/{place}", content, path, shard)
+
+
+def _image(cell: Any) -> tuple[bytes | None, Any]:
+    """Bytes, None for a null, and path."""
+    if not cell.is_valid:
+        return None, None
+    if isinstance(cell, pa.StructScalar):
+        names = [field.name for field in cell.type]
+        return cell["bytes"].as_py(), cell["path"].as_py() if "path" in names else None
+    return cell.as_py(), None
+
+
+def _key(cell: pa.Scalar) -> str:
+    """Empty for a null, and for a date or a text that is none."""
+    try:
+        return _text(cell.as_py())
+    except (ValueError, ArithmeticError):
+        return ""
+
+
+def _text(key: Any) -> str:
+    if isinstance(key, bytes):
+        return key.decode("utf-8", "backslashreplace")
+    return "" if key is None else str(key)
+
+
+def _sample(key: str, uri: str, content: bytes | None, path: Any, shard: Shard) -> Sample:
+    if not content:
+        return image_beside(shard.uri, path if isinstance(path, str) else None, key, uri)
+    if len(content) > MAX_SAMPLE_BYTES:
+        return too_large(key, uri, len(content))
+    return Sample(key, uri, content)

@@ -1,0 +1,203 @@
+"""Read samples from a tar archive as a stream; a damaged archive is an error, not an early end."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+from pipeline.errors import StorageError
+from pipeline.storage.file_types import is_hidden, is_image, readable_name
+from pipeline.storage.left_out import LeftOut
+from pipeline.storage.read_options import ReadOptions
+from pipeline.storage.readers import decompression
+from pipeline.storage.readers.archive_members import Member, samples_of
+from pipeline.storage.sample import Sample
+from pipeline.storage.seekable import opened
+from pipeline.storage.shards import Shard
+from pipeline.storage.uris import one_line, storage_errors
+
+DAMAGE = (tarfile.TarError, *decompression.DAMAGE)
+_BLOCK = 8 << 20
+_HEADER_BYTES = 1 << 20  # of one member, with its long names and its records
+_EMPTY_READS = 8  # that `tarfile` makes at an archive's honest end
+
+
+class StrictTarInfo(tarfile.TarInfo):
+    """Headers that cannot be read are errors.
+
+    `tarfile` takes a damaged header, or an archive that ends between two members, for the end
+    of the archive; the samples behind it would be lost in silence.
+    """
+
+    @classmethod
+    def fromtarfile(
+        cls, tarfile: tarfile.TarFile
+    ) -> StrictTarInfo:  # the parameter's name is given
+        source: BoundedSource = cast(Any, tarfile.fileobj).fileobj
+        try:
+            with source.header():
+                return super().fromtarfile(tarfile)
+        except _END_OF_ARCHIVE:
+            raise
+        except _HEADER_ERROR as error:
+            raise _READ_ERROR(f"no end-of-archive mark: {error or 'unexpected end'}") from error
+        # Records with lengths, numbers or texts that are none; headers that announce headers.
+        except (ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            raise _READ_ERROR(f"a header that cannot be read: {error}") from error
+
+
+class BoundedSource:
+    """The archive's bytes as `tarfile` takes them, with an end to what a header can ask for.
+
+    `tarfile` skips a member by reading to its end, although the file ended long before, and takes
+    a header's records into memory whatever their size.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._empty_reads = 0
+        self._header_left: int | None = None
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; `tarfile.ReadError` where the archive asks for too much."""
+        block: bytes = self._stream.read(size)
+        self._empty_reads += not block
+        if self._empty_reads > _EMPTY_READS:
+            raise tarfile.ReadError("it ends inside a member")
+        if self._header_left is not None:
+            self._header_left -= len(block)
+            if self._header_left < 0:
+                raise tarfile.ReadError(f"a header of over {_HEADER_BYTES} bytes")
+        return block
+
+    @contextmanager
+    def header(self) -> Iterator[None]:
+        """While a member's headers are read; the headers that they announce count in."""
+        outermost = self._header_left is None
+        if outermost:
+            self._header_left = _HEADER_BYTES
+        try:
+            yield
+        finally:
+            if outermost:
+                self._header_left = None
+
+
+_READ_ERROR = tarfile.ReadError
+_HEADER_ERROR = tarfile.HeaderError
+_END_OF_ARCHIVE = cast(type[Exception], vars(tarfile)["EOFHeaderError"])
+
+
+@contextmanager
+def open_tar(uri: str) -> Iterator[tarfile.TarFile]:
+    """The archive at `uri`, to be read once and to its end; packed or not, as `unpacked` tells.
+
+    Raises one of `DAMAGE` where it is damaged, also while the block lasts or as it ends, and what
+    its storage raises.
+    """
+    with (
+        opened(uri, _BLOCK) as raw,
+        decompression.unpacked(raw) as stream,
+        tarfile.open(
+            fileobj=cast(Any, BoundedSource(stream)), mode="r|", tarinfo=StrictTarInfo
+        ) as archive,
+    ):
+        yield archive
+        _refuse_rest(archive.fileobj)
+
+
+def _refuse_rest(stream: Any) -> None:
+    """Read to the end: a second archive behind the first one's end mark would go unread."""
+    while rest := stream.read(1 << 20):
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError("there is data behind the end-of-archive mark")
+
+
+_MOST_HOLES = 16 << 20  # bytes of a sparse file that are not in the archive
+_SPARSE_BLOCK = 64 << 10
+
+
+def read_tar(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
+    """The images of the archive in its order, as `members.samples_of` chooses and names them.
+
+    Sidecars (`.json`, `.txt`, `.cls`, ...), nested archives and hidden files are no samples, but
+    are counted in `left_out`. A link with an image's name is a sample without content, as links
+    are not followed.
+    """
+    count = 0
+    with storage_errors(f"read '{shard.uri}'"):
+        try:
+            with open_tar(shard.uri) as archive:
+                for sample in samples_of(_members(archive), shard.source, options, left_out):
+                    count += 1
+                    yield sample
+        except DAMAGE as error:
+            raise StorageError(
+                f"the shard '{shard.uri}' is damaged after {count} samples ({one_line(error)}); "
+                "replace it and run again"
+            ) from error
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[Member]:
+    for info in archive:
+        if not info.isdir():
+            yield member_of(archive, info)
+        cast(Any, archive).members.clear()  # `tarfile` keeps all of them
+
+
+def is_sample(member: tarfile.TarInfo) -> bool:
+    """Whether a member is one by its name: an image that is not hidden."""
+    name = member_name(member)
+    return not member.isdir() and is_image(name) and not is_hidden(name)
+
+
+def member_name(member: tarfile.TarInfo) -> str:
+    """The path of a member, made readable, without "./" before it."""
+    return readable_name(member.name.removeprefix("./"))
+
+
+def member_of(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
+    """A file, link or special file of `archive`, which stands at its content."""
+    name = member_name(info)
+    if not info.isfile():
+        detail = f"a link to '{readable_name(info.linkname)}' or a special file, not an image"
+        return Member(name, 0, lambda _: b"", detail)
+    if detail := sparse_refusal(info):
+        return Member(name, 0, lambda _: b"", detail)
+    return Member(name, info.size, _Content(archive, info).read)
+
+
+def sparse_refusal(info: tarfile.TarInfo) -> str:
+    """Why a sparse file is not read: most of it is holes, which a kilobyte of archive can claim."""
+    parts = cast(list[tuple[int, int]] | None, info.sparse)
+    if parts is None:
+        return ""
+    stored = sum(max(0, size) for _, size in parts)
+    if info.size - stored <= _MOST_HOLES:
+        return ""
+    return (
+        f"a sparse file of {info.size} bytes, of which the archive holds {stored}; store it whole"
+    )
+
+
+class _Content:
+    """What a member holds; its first bytes can be looked at before, though a stream goes on."""
+
+    def __init__(self, archive: tarfile.TarFile, info: tarfile.TarInfo) -> None:
+        self._archive, self._info = archive, info
+        self._file: IO[bytes] | None = None
+        self._start = b""
+
+    def read(self, size: int | None) -> bytes:
+        """The first `size` bytes, or all."""
+        if self._file is None:
+            self._file = cast(IO[bytes], self._archive.extractfile(self._info))
+        if size is None:
+            file = self._file
+            # In blocks: `tarfile` joins the parts of a sparse file in quadratic time.
+            rest = iter(lambda: file.read(_SPARSE_BLOCK), b"")
+            return self._start + (b"".join(rest) if self._info.sparse else self._file.read())
+        self._start += self._file.read(max(0, size - len(self._start)))
+        return self._start[:size]

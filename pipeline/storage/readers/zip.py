@@ -1,0 +1,158 @@
+"""Samples out of a zip archive, StyleGAN's `dataset.zip` among them; nothing is ever unpacked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.errors import StorageError
+from pipeline.storage.left_out import LeftOut
+from pipeline.storage.read_options import ReadOptions
+from pipeline.storage.readers.archive_members import Member, UnreadableError, samples_of
+from pipeline.storage.readers.zip_entries import (
+    ZipDamageError,
+    ZipEntry,
+    ZipEntryError,
+    entries_of,
+    read_entry,
+)
+from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
+from pipeline.storage.seekable import opened
+from pipeline.storage.shards import Shard
+from pipeline.storage.uris import one_line, storage_errors
+
+LABEL = "label"
+_LABELS_NAME = "dataset.json"
+_PAIR = 2  # elements of an entry of its labels: a name and a label
+_MOST_LABEL_BYTES = 64 << 20  # of `dataset.json`: 1.9 million labels as StyleGAN writes them
+# Of the archive's own size, for all entries: several may share the same bytes.
+_BOMB_BYTES, _BOMB_RATIO = 256 << 20, 200
+_DIRECTORY_BLOCK, _BLOCK = 1 << 20, 4 << 20
+
+
+def read_zip(
+    shard: Shard, options: ReadOptions, left_out: LeftOut, *, content: bool = True
+) -> Iterator[Sample]:
+    """The images of the archive in the order of its central directory, as `samples_of` names them.
+
+    With `label` among `options.keep_columns`, each has its label of StyleGAN's `dataset.json`.
+    What is encrypted, packed in another way than deflate, or damaged, is a reject by itself; an
+    archive without a sound directory raises `StorageError` after the samples before the damage.
+    Without `content` the samples are empty: to be counted.
+    """
+    count = 0
+    with storage_errors(f"read '{shard.uri}'"):
+        try:
+            with _opened(shard) as files:
+                labels = _labels(files, shard) if LABEL in options.keep_columns else None
+                members = _members(files, labels, content=content)
+                for sample in samples_of(members, shard.source, options, left_out):
+                    count += 1
+                    yield sample
+        except ZipDamageError as error:
+            raise StorageError(
+                f"the shard '{shard.uri}' is damaged after {count} samples ({one_line(error)}); "
+                "replace it and run again"
+            ) from error
+
+
+def labels_of(shard: Shard) -> Mapping[str, Any] | None:
+    """The labels of StyleGAN's `dataset.json` by image; None where the archive has none.
+
+    Raises `StorageError` where it cannot be read.
+    """
+    with storage_errors(f"read '{shard.uri}'"):
+        try:
+            with _opened(shard) as files:
+                return _labels(files, shard)
+        except ZipDamageError as error:
+            raise StorageError(f"the shard '{shard.uri}' is damaged: {error}") from error
+
+
+@contextmanager
+def _opened(shard: Shard) -> Iterator[tuple[Any, Any]]:
+    """The archive opened twice: for its directory, and for what its entries hold.
+
+    Two, as each keeps what it read last, and they are read in turns.
+    """
+    with opened(shard.uri, _DIRECTORY_BLOCK) as directory, opened(shard.uri, _BLOCK) as data:
+        yield directory, data
+
+
+def _members(
+    files: tuple[Any, Any], labels: Mapping[str, Any] | None, *, content: bool
+) -> Iterator[Member]:
+    directory, data = files
+    budget = _Budget(max(_BOMB_BYTES, _BOMB_RATIO * data.seek(0, 2)))
+    for entry in entries_of(directory):
+        if entry.is_folder:
+            continue
+        name = entry.name.removeprefix("./")
+        reader = _Reader(data, entry, budget, content=content)
+        values = {LABEL: labels.get(name)} if labels is not None else {}
+        yield Member(name, entry.size, reader.read, entry.refusal, values)
+
+
+class _Budget:
+    """What the entries of an archive may unpack to, all together."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def spend(self, size: int) -> None:
+        """Take note of an entry; `ZipDamageError` where they are too much for their archive."""
+        self.left -= size
+        if self.left < 0:
+            raise ZipDamageError(f"it unpacks to over {_BOMB_RATIO} times its size")
+
+
+class _Reader:
+    """What an entry holds."""
+
+    def __init__(self, data: Any, entry: ZipEntry, budget: _Budget, *, content: bool) -> None:
+        self._data, self._entry, self._budget, self._content = data, entry, budget, content
+
+    def read(self, size: int | None) -> bytes:
+        """The first `size` bytes, or all; `UnreadableError` where they cannot be read."""
+        if size is None and not self._content:
+            return b""
+        self._budget.spend(self._entry.size if size is None else size)
+        try:
+            return read_entry(self._data, self._entry, size)
+        except ZipEntryError as error:
+            raise UnreadableError(str(error)) from error
+
+
+def _labels(files: tuple[Any, Any], shard: Shard) -> Mapping[str, Any] | None:
+    """`{"labels": [["00000/img00000000.png", 3], ...]}` by name; an entry is null without any."""
+    directory, data = files
+    for entry in entries_of(directory):
+        if entry.name.removeprefix("./") == _LABELS_NAME:
+            break
+    else:
+        return None
+    if entry.size > min(_MOST_LABEL_BYTES, MAX_SAMPLE_BYTES):
+        raise StorageError(
+            f"'{_LABELS_NAME}' in '{shard.uri}' has {entry.size} bytes, of at most "
+            f"{_MOST_LABEL_BYTES} that are read: leave the label out of --keep-columns"
+        )
+    try:
+        document = json.loads(read_entry(data, entry))
+        return _by_name(document.get("labels") if isinstance(document, dict) else None)
+    except (ZipEntryError, ValueError, TypeError, RecursionError) as error:
+        raise StorageError(
+            f"'{_LABELS_NAME}' in '{shard.uri}' cannot be read ({one_line(error)}): replace it, or "
+            "leave the label out of --keep-columns"
+        ) from error
+
+
+def _by_name(entries: Any) -> Mapping[str, Any] | None:
+    """The labels of the entries that are pairs of a name and a label; `TypeError` without lists."""
+    if not entries:
+        return None
+    lists = [entry for entry in entries if isinstance(entry, list)]
+    if not lists:
+        raise TypeError("its labels are no pairs of a name and a label")
+    return {str(entry[0]): entry[1] for entry in lists if len(entry) == _PAIR}

@@ -1,0 +1,298 @@
+"""Promises of reading tar shards."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import tarfile
+from pathlib import Path
+from random import Random
+
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import StorageError
+from pipeline.storage import read_samples
+from pipeline.storage.readers import decompression, tar
+from pipeline.storage.readers.archive_members import Member
+from tests.storage.archives import (
+    PACKINGS,
+    only_shard,
+    samples_of,
+    write_packed_tar,
+    write_tar,
+)
+
+KEYS = [f"{i:04d}" for i in range(5)]
+MEMBERS = [(f"{i:04d}.jpg", bytes([i]) * 3000) for i in range(5)]
+
+
+def keys(path: Path) -> list[str]:
+    return [found.key for found in samples_of(path)]
+
+
+def test_keys_are_member_paths_without_the_image_extension(tmp_path: Path) -> None:
+    names = ["0007.jpg", "x/0007.jpg", "./y/0007.JPEG", "a.b.png"]
+    path = write_tar(tmp_path / "s.tar", [(name, b"1") for name in names])
+    assert keys(path) == ["0007", "x/0007", "y/0007", "a.b"]
+    assert samples_of(path)[1].uri == f"{path}/x/0007.jpg"
+
+
+def test_keys_never_collide_and_nothing_is_dropped(tmp_path: Path) -> None:
+    names = ["0.jpg", "0.png", "0.jpg", "0.jpg", "0.jpg.webp", "0.jpg~2.gif"]
+    path = write_tar(tmp_path / "s.tar", [(name, bytes([i])) for i, name in enumerate(names)])
+    found = [(one.key, one.content[0]) for one in samples_of(path)]
+    assert found == [
+        ("0", 0),
+        ("0.png", 1),
+        ("0.jpg", 2),
+        ("0.jpg~2", 3),
+        ("0.jpg.webp", 4),
+        ("0.jpg~2.gif", 5),
+    ]
+
+
+def test_sidecars_and_hidden_files_are_no_samples(tmp_path: Path) -> None:
+    names = ["0.jpg", "0.json", "0.txt", "0.cls", "0.npy", "._0.jpg", "__MACOSX/0.jpg", "0"]
+    path = write_tar(tmp_path / "s.tar", [(name, b"1") for name in names])
+    assert keys(path) == ["0"]
+
+
+def test_formats_that_nobody_decodes_are_samples_all_the_same(tmp_path: Path) -> None:
+    names = ["0.heic", "1.avif", "2.jp2", "3.svg"]
+    path = write_tar(tmp_path / "s.tar", [(name, b"1") for name in names])
+    assert keys(path) == ["0", "1", "2", "3"]
+
+
+def test_an_empty_member_is_a_sample(tmp_path: Path) -> None:
+    (found,) = samples_of(write_tar(tmp_path / "s.tar", [("0.jpg", b"")]))
+    assert (found.key, found.content, found.reject) == ("0", b"", "")
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("name", ["s.tar", "S.TAR.GZ"])
+def test_packing_is_told_by_its_bytes(tmp_path: Path, name: str, packing: str) -> None:
+    assert keys(write_packed_tar(tmp_path / name, MEMBERS, packing)) == KEYS
+
+
+@pytest.mark.parametrize(
+    ("name", "packing"),
+    [
+        *[("s.tar.gz", "gz"), ("s.tgz", "gz"), ("s.tar.bz2", "bz2"), ("s.tbz2", "bz2")],
+        *[("s.tar.xz", "xz"), ("s.txz", "xz"), ("s.tar.zst", "zst"), ("S.TZST", "zst")],
+    ],
+)
+def test_packed_tars_are_shards_by_name(tmp_path: Path, name: str, packing: str) -> None:
+    write_packed_tar(tmp_path / name, MEMBERS, packing)
+    assert keys(tmp_path) == KEYS
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_streams_one_behind_another_are_one(tmp_path: Path, packing: str) -> None:
+    """As parallel compressors write them."""
+    plain = write_tar(tmp_path / "s.tar", MEMBERS).read_bytes()
+    pieces = [PACKINGS[packing](plain[i : i + 4000]) for i in range(0, len(plain), 4000)]
+    (tmp_path / "s.tar").write_bytes(b"".join(pieces))
+    assert keys(tmp_path / "s.tar") == KEYS
+
+
+def test_a_frame_to_be_skipped_may_come_first(tmp_path: Path) -> None:
+    path = write_packed_tar(tmp_path / "s.tar.zst", MEMBERS, "zst")
+    path.write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + path.read_bytes())
+    assert keys(path) == KEYS
+
+
+def test_links_are_rejected_in_sight(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as archive:
+        member = tarfile.TarInfo("0.jpg")
+        member.type = tarfile.SYMTYPE
+        member.linkname = "/etc/passwd"
+        archive.addfile(member)
+    (found,) = samples_of(path)
+    assert (found.content, found.reject) == (b"", "unsupported_format")
+    assert "/etc/passwd" in found.detail
+
+
+def test_paths_out_of_an_archive_stay_words(tmp_path: Path) -> None:
+    names = ["../../up.jpg", "/etc/abs.jpg"]
+    path = write_tar(tmp_path / "in" / "s.tar", [(name, b"1") for name in names])
+    assert keys(path) == ["../../up", "/etc/abs"]
+    assert [item.name for item in tmp_path.rglob("*")] == ["in", "s.tar"]
+
+
+def test_a_member_that_is_too_large_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.storage.readers.archive_members.MAX_SAMPLE_BYTES", 1000)
+    path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1" * 1001), ("1.jpg", b"1" * 1000)])
+    large, fits = samples_of(path)
+    assert (large.key, large.content, large.reject) == ("0", b"", "too_large")
+    assert (fits.key, len(fits.content), fits.reject) == ("1", 1000, "")
+
+
+@pytest.mark.parametrize("cut", [100, 512, 2000, 3584, 3600, 4096, 10752])
+def test_a_truncated_tar_fails_wherever_it_was_cut(tmp_path: Path, cut: int) -> None:
+    """3584 lies between two members, which `tarfile` by itself takes for the end."""
+    path = write_tar(tmp_path / "s.tar", MEMBERS)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(StorageError, match=r"s\.tar' is damaged after \d samples"):
+        samples_of(path)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("cut", [20, 60, -9, -4])
+def test_a_truncated_packed_tar_fails(tmp_path: Path, cut: int, packing: str) -> None:
+    path = write_packed_tar(tmp_path / "s.tar.gz", MEMBERS, packing)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(StorageError, match=r"is damaged after \d samples"):
+        samples_of(path)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_what_follows_packed_data_is_not_passed_over(tmp_path: Path, packing: str) -> None:
+    path = write_packed_tar(tmp_path / "s.tar.gz", MEMBERS, packing)
+    path.write_bytes(path.read_bytes() + b"something else behind it")
+    with pytest.raises(StorageError, match="is damaged after 5 samples"):
+        samples_of(path)
+
+
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
+def test_a_flipped_bit_in_packed_data_fails(tmp_path: Path, packing: str) -> None:
+    """Arrow writes Zstandard without the checksum that its own program adds."""
+    noise = [("0.jpg", Random(0).randbytes(30_000))]
+    content = bytearray(write_packed_tar(tmp_path / "s.tar.gz", noise, packing).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "s.tar.gz").write_bytes(content)
+    with pytest.raises(StorageError, match="is damaged"):
+        samples_of(tmp_path / "s.tar.gz")
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_an_unread_storage_is_no_damage(
+    tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = only_shard(write_packed_tar(tmp_path / "s.tar.gz", MEMBERS, packing))
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell():
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    content = Path(shard.uri).read_bytes()
+    monkeypatch.setattr(LocalFileSystem, "open", lambda *_, **__: Failing(content))
+    with pytest.raises(StorageError, match=r"^cannot read '.*': .*Input/output error"):
+        list(read_samples(shard))
+
+
+def test_an_xz_that_asks_for_much_memory_is_left(tmp_path: Path) -> None:
+    plain = write_tar(tmp_path / "s.tar", MEMBERS).read_bytes()
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30}]
+    (tmp_path / "s.tar.xz").write_bytes(lzma.compress(plain, filters=filters))
+    with pytest.raises(StorageError, match=r"[Mm]emory usage limit"):
+        samples_of(tmp_path / "s.tar.xz")
+
+
+def test_a_damaged_header_fails_after_what_came_before_it(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", MEMBERS)
+    content = bytearray(path.read_bytes())
+    content[3584:3600] = b"\xff" * 16
+    path.write_bytes(content)
+    samples = read_samples(only_shard(path))
+    assert next(samples).key == "0000"
+    with pytest.raises(StorageError, match="damaged after 1 samples"):
+        next(samples)
+
+
+def test_a_second_archive_behind_the_first_is_not_lost_in_silence(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", MEMBERS[:1])
+    content = io.BytesIO(path.read_bytes())
+    path.write_bytes(content.getvalue() * 2)
+    with pytest.raises(StorageError, match="data behind the end-of-archive mark"):
+        samples_of(path)
+
+
+def test_a_file_that_is_no_tar_fails(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(b"<html>404</html>" * 100)
+    with pytest.raises(StorageError, match="damaged after 0 samples"):
+        samples_of(tmp_path / "s.tar")
+
+
+def test_a_shard_that_vanished_is_named(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", MEMBERS)
+    shard = only_shard(path)
+    path.unlink()
+    with pytest.raises(StorageError, match=r"cannot read '.*s\.tar': not found"):
+        list(read_samples(shard))
+
+
+def records(text: bytes) -> tarfile.TarInfo:
+    """A header that holds `text` in place of pax records."""
+    member = tarfile.TarInfo("h")
+    member.type, member.size = tarfile.XHDTYPE, len(text)
+    return member
+
+
+def test_records_that_are_none_damage_the_archive(tmp_path: Path) -> None:
+    text = b"22 GNU.sparse.map=1,x\n"
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(records(text), io.BytesIO(text))
+        archive.addfile(tarfile.TarInfo("0.jpg"))
+    with pytest.raises(StorageError, match="is damaged after 0 samples"):
+        samples_of(path)
+
+
+def test_headers_that_only_announce_headers_come_to_an_end(tmp_path: Path) -> None:
+    text = b"11 path=ab\n"
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as archive:
+        for _ in range(3000):
+            archive.addfile(records(text), io.BytesIO(text))
+    with pytest.raises(StorageError, match="a header"):
+        samples_of(path)
+
+
+def test_a_member_larger_than_the_archive_is_not_waited_for(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("0.txt")
+    member.size = 1 << 62
+    (tmp_path / "s.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + b"0" * 5000)
+    with pytest.raises(StorageError, match="ends inside a member"):
+        samples_of(tmp_path / "s.tar")
+
+
+def test_a_header_of_many_megabytes_is_not_taken_into_memory(tmp_path: Path) -> None:
+    text = b"\0" * (5 << 20)
+    path = tmp_path / "s.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(records(text), io.BytesIO(text))
+    with pytest.raises(StorageError, match="a header of over 1048576 bytes"):
+        samples_of(path)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_what_unpacks_without_end_is_left(
+    tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decompression, "_BOMB_BYTES", 1 << 20)
+    path = write_packed_tar(tmp_path / "s.tar.gz", [("0.txt", b"\0" * (8 << 20))], packing)
+    with pytest.raises(StorageError, match="unpacks to over 200 times its size"):
+        samples_of(path)
+
+
+def test_members_that_were_read_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million members `tarfile` would hold a gigabyte."""
+    most = 0
+
+    def counted(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
+        nonlocal most
+        most = max(most, len(archive.members))  # type: ignore[attr-defined]
+        return member_of(archive, info)
+
+    member_of = tar.member_of
+    monkeypatch.setattr(tar, "member_of", counted)
+    assert keys(write_tar(tmp_path / "s.tar", MEMBERS)) == KEYS
+    assert most == 1
