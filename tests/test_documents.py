@@ -25,7 +25,11 @@ FOREIGN = {
     *("install", "curl", "grep", "tail", "tee", "sleep", "base64", "$EDITOR"),
     *(".", "export", "set", "for", "done", "fi", "break"),
 }
-OTHERS_FLAGS = {"--require-hashes", "--no-deps", "--nproc-per-node"}  # of pip and torchrun
+OTHERS_FLAGS = {
+    "--require-hashes",
+    "--no-deps",
+    "--start_from_latent_avg",
+}  # of pip, restyle-encoder
 # Blocks that `tests/table/test_readme.py` runs, each with the codes that it has to give.
 RUN_ELSEWHERE = "pipeline/table/README.md"
 PROGRAMS = [
