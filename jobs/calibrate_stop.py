@@ -21,8 +21,8 @@ from pipeline.choices import Fit
 from pipeline.cli import add_flags, exit_code_of, job_parser, positive
 from pipeline.config_loading import ModelFlags, fill
 from pipeline.errors import printable
+from pipeline.models.domains import treatment_for
 from pipeline.models.files import check_model, hints_of
-from pipeline.models.presets import treatment_for
 from pipeline.reports.requirements import check_calibration, require_matplotlib
 from pipeline.reports.sheets import REPORT_OUTPUT
 from pipeline.storage import Store, check_output, list_shards
@@ -80,15 +80,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def settings_of(asked: argparse.Namespace, model: RestyleModel) -> list[AlignmentSettings]:
+def settings_of(args: argparse.Namespace, model: RestyleModel) -> list[AlignmentSettings]:
     """Return the settings of the two sets, as jobs/invert_dataset.py would choose them."""
     from pipeline.alignment import AlignmentSettings
 
-    told = PREALIGNED[asked.prealigned]
+    are_crops = PREALIGNED[args.prealigned]
     settings = []
-    for name, prealigned in zip(("calibrate", "report"), told, strict=True):
+    for name, prealigned in zip(("calibrate", "report"), are_crops, strict=True):
         # --fit is for crops only: where one set is named, not for the other.
-        fit = asked.fit if prealigned is not None or not any(told) else None
+        fit = args.fit if prealigned is not None or not any(are_crops) else None
         treatment = treatment_for(model, prealigned=prealigned, identity="none", fit=fit)
         print(f"{name}: {printable(treatment.description)}", file=sys.stderr)
         settings.append(
@@ -99,9 +99,9 @@ def settings_of(asked: argparse.Namespace, model: RestyleModel) -> list[Alignmen
     return settings
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Check, read both sets, choose the rule on one, write the curve of the other."""
-    _check(asked)
+    _check(args)
     # PyTorch is slow to import, so the request is checked first.
     from pipeline.inversion import ready_device
     from pipeline.models import load_model
@@ -114,32 +114,32 @@ def run(asked: argparse.Namespace) -> int:
     )
     from pipeline.reports.stop_report import StopCurve, stop_files, stop_flags
 
-    given = {name: getattr(asked, name) for name in ModelFlags.model_fields}
+    given = {name: getattr(args, name) for name in ModelFlags.model_fields}
     hints = hints_of(fill(ModelFlags, None, given).model_dump())
-    model = load_model(asked.model, ready_device(), **hints)
-    settings = settings_of(asked, model)
-    ours = read_crops(asked.calibrate, asked.limit, settings[0])
-    theirs = read_crops(asked.report, asked.limit, settings[1])
+    model = load_model(args.model, ready_device(), **hints)
+    settings = settings_of(args, model)
+    ours = read_crops(args.calibrate, args.limit, settings[0])
+    theirs = read_crops(args.report, args.limit, settings[1])
     print(f"{len(ours)} faces to choose on, {len(theirs)} to report on", file=sys.stderr)
 
-    how = {"steps": asked.most, "batch_size": asked.batch_size}
+    how = {"steps": args.most, "batch_size": args.batch_size}
     fitted = calibrate(
         trace(model, ours, **how),
-        most=asked.most, like_steps=asked.like_steps, tolerance=asked.tolerance,
+        most=args.most, like_steps=args.like_steps, tolerance=args.tolerance,
     )  # fmt: skip
-    seen = trace(model, theirs, **how)
-    rule, like = fitted.rule, asked.like_steps
-    drawn = StopCurve(seen, seen.tried(rule), curve(seen, rule, GAINS), like)
-    fixed_s, auto_s = seconds_a_face(model, theirs, rule, like, asked.batch_size)
+    traced = trace(model, theirs, **how)
+    rule, like = fitted.rule, args.like_steps
+    drawn = StopCurve(traced, traced.tried(rule), curve(traced, rule, GAINS), like)
+    fixed_s, auto_s = seconds_a_face(model, theirs, rule, like, args.batch_size)
 
-    store = Store(asked.output)
+    store = Store(args.output)
     for name, content in stop_files(drawn).items():
         store.put(name, content)
     chosen, flags = drawn.chosen, stop_flags(rule)
     record = {
         "gain": rule.gain, "residual": rule.residual, "least": rule.least, "most": rule.most,
         "calibration_steps": fitted.steps, "steps": chosen.steps, "l2": chosen.l2,
-        f"l2_of_{like}": seen.fixed(like).l2, "relative_l2": drawn.relative(chosen),
+        f"l2_of_{like}": traced.fixed(like).l2, "relative_l2": drawn.relative(chosen),
         "share_of_steps": chosen.steps / like,
         "seconds_fixed": fixed_s, "seconds_auto": auto_s, "flags": flags,
     }  # fmt: skip
@@ -148,20 +148,20 @@ def run(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _check(asked: argparse.Namespace) -> None:
-    """Raise a `RequestError` for what is wrong with the request, without importing PyTorch."""
+def _check(args: argparse.Namespace) -> None:
+    """Raise a `RequestError` for a wrong request, without importing PyTorch."""
     require_matplotlib()
-    check_calibration(asked.most, asked.like_steps, asked.tolerance)
-    check_output(asked.output, REPORT_OUTPUT)
-    check_model(asked.model)
-    for uri in (asked.calibrate, asked.report):
+    check_calibration(args.most, args.like_steps, args.tolerance)
+    check_output(args.output, REPORT_OUTPUT)
+    check_model(args.model)
+    for uri in (args.calibrate, args.report):
         list_shards(uri).first()
 
 
 def main(argv: list[str]) -> int:
     """Parse, check, run, report; return the exit code."""
-    asked = parse_arguments(argv)
-    return exit_code_of(lambda: run(asked))
+    args = parse_arguments(argv)
+    return exit_code_of(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from typing import Any
 
 from pipeline.cli import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
-from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
+from pipeline.engine.entry import run_to_exit_code
 from pipeline.errors import ConfigError, printable
 from pipeline.storage import ALL_IMAGES, canonical_uri
-from pipeline.table import Description, open_start
-from pipeline.table.description import EARLIER_VALUES
+from pipeline.table import RunRecord, TableSpec, open_initial_table
+from pipeline.table.spec import EARLIER_VALUES
 
 # Settings kept from the first pass, so that the same faces are found in the same images.
 KEPT = (
@@ -40,7 +40,7 @@ OWN = (
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the flags into texts; exit with 2 on an unknown one."""
-    parser = job_parser(__doc__, last_line=NOTHING_DONE)
+    parser = job_parser(__doc__, last_line=RunRecord().to_dict(None))
     parser.add_argument("--table", required=True, metavar="URI", help="the table of the first pass")
     parser.add_argument("--where", metavar="SQL", help="condition on its rows (default: all)")
     parser.add_argument(
@@ -59,15 +59,17 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
 
     Raises `RequestError` where that is not a table of images.
     """
-    description = open_start(table).description
-    made, layout = description.config, description.layout
-    settings = {name: made[name] for name in KEPT if name in made}
-    settings |= {name: made.get(name, _earlier(name)) for name in LATER}
+    spec = open_initial_table(table).spec
+    first_config, layout = spec.config, spec.layout
+    settings = {name: first_config[name] for name in KEPT if name in first_config}
+    settings |= {name: first_config.get(name, _earlier(name)) for name in LATER}
     # A relative path of the input is relative to where the first pass ran.
-    if "input" in made and layout.get("input") != printable(canonical_uri(str(made["input"]))):
+    if "input" in first_config and layout.get("input") != printable(
+        canonical_uri(str(first_config["input"]))
+    ):
         settings["input"] = layout["input"]
-    if "input" not in made:
-        settings |= _of_imported(table, description)
+    if "input" not in first_config:
+        settings |= _of_imported(table, spec)
     settings |= {name: layout[name] for name in ("files_per_shard",) if name in layout}
     settings["sniff"] = layout.get("sniff", False)  # older tables have none
     settings["image_field"] = layout.get("image_field", ALL_IMAGES)
@@ -79,15 +81,15 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
     return load_config(None, settings | {"method": "hybrid", "init": table})
 
 
-def _of_imported(table: str, description: Description) -> dict[str, Any]:
+def _of_imported(table: str, spec: TableSpec) -> dict[str, Any]:
     """Return the settings of an imported table's images: `jobs/import_latents.py --images`."""
-    images = description.config.get("images")
+    images = spec.config.get("images")
     if not images:
         raise ConfigError(
             f"the table '{table}' has codes without images, so there is nothing to refine them "
             "by: import them again with --images"
         )
-    aligned = description.settings["measured"]["alignment"]
+    aligned = spec.settings["measured"]["alignment"]
     kept = {name: aligned[name] for name in ("faces", "prealigned")}
     kept |= {name: aligned.get(name, _earlier(name)) for name in LATER}
     fit = {"fit": aligned["fit"]} if aligned["prealigned"] else {}

@@ -6,15 +6,15 @@
     ray job submit --working-dir . -- python jobs/train_restyle.py --config train.yaml
 
 Every setting is a line of the YAML file or a flag; flags win. Run the same command again to go on
-from the last checkpoint after any failure, with a higher --images to train longer; what would make
-it another training is refused. stdout has a JSON object a line: what was cut, then the log's lines,
-and last how it ended.
+from the last checkpoint after any failure, with a higher --images to train longer; settings that
+would make it another training are refused. stdout has one JSON object per line: the crops, then the
+lines of the log, and last how the training ended.
 
 pipeline/training/README.md has the defaults, what a training can start from, pairs (--target) and
 damaged inputs (--degrade), and every difference from the published training.
 
 exit code  0 done   1 failed or stopped, run again to continue   2 the request is wrong,
-or the training diverged, which running it again would repeat
+or the training diverged, which another run would repeat
 """
 
 from __future__ import annotations

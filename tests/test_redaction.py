@@ -16,7 +16,7 @@ from pipeline.engine.logs import EventLog
 from pipeline.errors import ConfigError, FingerprintError, InputError, StorageError
 from pipeline.redaction import carries_secrets, clean, without_secrets
 from pipeline.storage import canonical_uri, one_line
-from pipeline.table.documents import to_json
+from pipeline.table.spec import to_json
 
 SECRET = "hunter22+hunter22"
 URIS = [

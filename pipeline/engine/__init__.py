@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.engine.estimate import estimate_job
-    from pipeline.engine.outcome import Outcome
     from pipeline.engine.report import print_estimate, print_outcome
     from pipeline.engine.run import run_and_ignore_signals, run_job
 
 __all__ = [
-    "Outcome",
     "estimate_job",
     "print_estimate",
     "print_outcome",
@@ -21,7 +19,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Outcome": "outcome",
     "estimate_job": "estimate",
     "print_estimate": "report",
     "print_outcome": "report",

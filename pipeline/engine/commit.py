@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 
 from pipeline.engine.address import in_cluster
 from pipeline.engine.attempts import DIED
-from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan
 from pipeline.engine.rows import Row
 from pipeline.errors import PipelineError, TableError
 from pipeline.storage import CREDENTIALS_EXPIRED, LeftOut, Shard
-from pipeline.table import INDEXED_AT_ONCE, PartSummary, ShardEntry
+from pipeline.table import INDEXED_AT_ONCE, Counts, PartRecord, RunRecord, ShardRecord
 
 STAGES = ("read", "align", "invert", "write")
 # So many parts, over so long a time, that all failed behind their reader: the next will fail too.
@@ -37,7 +36,7 @@ class Watch:
     def part(self, row: Row) -> None:
         """A part is in the table."""
 
-    def shard(self, entry: ShardEntry) -> None:
+    def shard(self, record: ShardRecord) -> None:
         """A shard is committed."""
 
     def failed(self, shard_id: str, error: str, trace: str = "") -> None:
@@ -48,7 +47,7 @@ class Watch:
 class _ShardInProgress:
     """The parts of one shard that are in the table, and what it has in all once known."""
 
-    parts: dict[int, PartSummary]
+    parts: dict[int, PartRecord]
     total: int | None = None
     samples: int = 0  # that its reader saw, once `total` is known
     left_out: LeftOut = field(default_factory=LeftOut)  # by its reader, once `total` is known
@@ -62,7 +61,7 @@ class _ShardInProgress:
     @property
     def accounted(self) -> int:
         """Samples that its parts account for."""
-        return sum(summary.samples for summary in self.parts.values())
+        return sum(part.samples for part in self.parts.values())
 
 
 class Committer:
@@ -72,12 +71,12 @@ class Committer:
     for them.
     """
 
-    def __init__(self, plan: Plan, outcome: Outcome, watches: Sequence[Watch] = ()) -> None:
+    def __init__(self, plan: Plan, outcome: RunRecord, watches: Sequence[Watch] = ()) -> None:
         self.plan, self.outcome, self.watches = plan, outcome, watches
         self.open: dict[str, _ShardInProgress] = {}
         self._pool = ThreadPoolExecutor(_COMMITS_AT_ONCE, thread_name_prefix="commit")
-        self._commits: deque[tuple[Shard, int, Future[ShardEntry]]] = deque()
-        self._entries: list[ShardEntry] = []
+        self._commits: deque[tuple[Shard, int, Future[ShardRecord]]] = deque()
+        self._records: list[ShardRecord] = []
         self._failed_in_a_row = 0
         self._first_of_row = 0.0  # when that one failed
         self.gave_up = False  # nothing is to be taken any more
@@ -107,9 +106,10 @@ class Committer:
             return
         else:
             self._failed_in_a_row = 0
-            shard.parts[part] = PartSummary(**json.loads(row["summary"]))
+            shard.parts[part] = PartRecord(**json.loads(row["summary"]))
             shard.bytes += int(row["bytes"])
-            self._index_part(row, shard.parts[part])
+            # Spares the next run the part's footer, if its shard is still open then.
+            self.plan.part_index.add(shard.parts[part])
             self._count(row)
         if shard.complete and not shard.failed:
             self._close(shard_id, shard)
@@ -159,66 +159,48 @@ class Committer:
         commit = self._pool.submit(self._commit, whole, shard)
         self._commits.append((whole, shard.bytes, commit))
 
-    def _commit(self, shard: Shard, done: _ShardInProgress) -> ShardEntry:
+    def _commit(self, shard: Shard, done: _ShardInProgress) -> ShardRecord:
         writer = self.plan.writer
-        return writer.entry(writer.commit_shard(shard, [*done.parts.values()], done.left_out))
+        record = writer.commit_shard(shard, [*done.parts.values()], done.left_out)
+        return writer.with_manifest_etag(record)
 
     def _settle(self, waiting: int) -> None:
         """Take note of commits that are through, and wait till at most `waiting` are not."""
         while self._commits and (self._commits[0][2].done() or len(self._commits) > waiting):
             shard, counted, commit = self._commits.popleft()
             try:
-                entry = commit.result()
+                record = commit.result()
             except PipelineError as error:
                 self._fail(shard.shard_id, None, f"shard '{shard.shard_id}': {error}")
                 if isinstance(error, TableError):
                     self.plan.part_index.forget(shard.shard_id)
                 continue
             self.plan.part_index.close(shard.shard_id)
-            tally = self.outcome.tally
-            tally.shards += 1
-            left_out = LeftOut.from_text(entry.left_out)
-            tally.left_out.merge(left_out)
-            if not entry.samples:
-                tally.empty_shards += 1
-                why = f" ({left_out.summary()})" if left_out else ""
-                self.outcome.warn(f"shard '{shard.shard_id}' holds no image{why}: '{entry.uri}'")
+            left_out = record.counts.left_out
             # Headers, sidecars, parts that were there: what the images' bytes do not say.
-            tally.bytes += shard.size - counted
+            self.outcome.counts += Counts(
+                shards=1,
+                empty_shards=int(not record.samples),
+                bytes=shard.size - counted,
+                left_out=left_out,
+            )
+            if not record.samples:
+                why = f" ({left_out.summary()})" if left_out else ""
+                self.outcome.warn(f"shard '{shard.shard_id}' holds no image{why}: '{record.uri}'")
             for watch in self.watches:
-                watch.shard(entry)
-            self._note(entry)
+                watch.shard(record)
+            self._note(record)
 
-    def _index_part(self, row: Row, summary: PartSummary) -> None:
-        """Spare the next run the footer of a part, if its shard is still open then."""
-        etags = row["latents_etag"], row["rejects_etag"]
-        if all(etags):
-            shard = self.plan.states[row["shard_id"]].shard
-            self.plan.part_index.add(self.plan.writer.part_entry(shard, summary, etags))
-
-    def _note(self, entry: ShardEntry) -> None:
-        self._entries.append(entry)
-        if len(self._entries) >= INDEXED_AT_ONCE:
+    def _note(self, record: ShardRecord) -> None:
+        self._records.append(record)
+        if len(self._records) >= INDEXED_AT_ONCE:
             # Without it the next run reads these manifests; what matters fails on its own.
             with suppress(PipelineError):
-                self.plan.writer.index(self._entries)
-            self._entries.clear()
+                self.plan.writer.index(self._records)
+            self._records.clear()
 
     def _count(self, row: Row) -> None:
-        tally = self.outcome.tally
-        if not tally.parts:
-            tally.first_seconds, tally.first_bytes = tally.seconds, int(row["bytes"])
-        tally.last_seconds = tally.seconds
-        tally.parts += 1
-        tally.samples += int(row["samples"])
-        tally.faces += int(row["faces"])
-        tally.bytes += int(row["bytes"])
-        tally.icc_ignored += int(row["icc_ignored"])
-        tally.identity_missed += int(row["identity_missed"])
-        tally.reasons.update(json.loads(row["reasons"]))
-        tally.inversion_seconds += row["inversion_seconds"]
-        for stage in STAGES:
-            tally.stage_seconds[stage] += row[f"{stage}_seconds"]
+        self.outcome.add_part(Counts.from_row(row))
         for watch in self.watches:
             watch.part(row)
 

@@ -32,9 +32,9 @@ from pipeline.engine.read import ShardWork, read_parts
 from pipeline.engine.rows import Row, blank_row, run_stage, unpack
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.storage import Shard, Store, list_shards
-from pipeline.table.description import without_earlier
+from pipeline.table.spec import without_earlier
 from pipeline.training.config import TrainConfig
-from pipeline.training.settled import CROPS, Origin
+from pipeline.training.resume_check import CROPS, Origin
 
 SUFFIX = ".safetensors"
 READS_AT_ONCE = 16  # of headers, each a request or two
@@ -72,7 +72,7 @@ class CropStage:
     def _work(self, row: Row) -> Row:
         import torch
 
-        from pipeline.training.crops import put_crops
+        from pipeline.training.data import put_crops
 
         payload = unpack(row["payload"])
         faces = payload["pixels"].to_pylist()
@@ -110,8 +110,8 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
     `shards` is the input's listing where `check_training` has begun it.
     """
     from pipeline.models import treatment_for
-    from pipeline.training.fresh import start_digest, starting_model
-    from pipeline.training.restyle import check_request
+    from pipeline.training.initial_model import start_digest, starting_model
+    from pipeline.training.run import check_request
 
     model = starting_model(config)
     going_on = check_request(config, model)
@@ -209,7 +209,7 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
     Raises `StorageError` where some could not be cut, when the others are, and `InputError` where
     no image gives any.
     """
-    from pipeline.training.crops import CropFile, put_index, read_header, read_index
+    from pipeline.training.data import CropFile, put_index, read_header, read_index
 
     if read_index(plan.store) is not None:
         return
@@ -255,7 +255,7 @@ def cut_pairs(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
     Raises as `cut_crops` does, and `InputError` where no key is in both sets, or several images of
     one have the same.
     """
-    from pipeline.training.crops import match_keys, put_pairs
+    from pipeline.training.data import match_keys, put_pairs
 
     cut_crops(config, plan, resources)
     if plan.targets is None:
@@ -278,7 +278,7 @@ def cut_pairs(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
 
 def _keys(store: Store) -> list[str]:
     """The keys of all crops in `store`, in their order."""
-    from pipeline.training.crops import read_header, read_index
+    from pipeline.training.data import read_header, read_index
 
     names = [name for name, _ in (read_index(store) or {"files": []})["files"]]
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:

@@ -13,19 +13,7 @@ from pipeline.engine.progress import Progress
 from pipeline.engine.screen import event_line
 from pipeline.engine.signals import handlers_restored, ignore_to_the_end
 from pipeline.redaction import without_secrets
-
-# The last line of a job that did nothing: of these keys every last line has each.
-NOTHING_DONE = {
-    "samples": 0,
-    "faces": 0,
-    "rejects": 0,
-    "left_out": {},
-    "parts": 0,
-    "skipped_parts": 0,
-    "seconds": 0.0,
-    "images_per_second": 0.0,
-    "table": None,
-}
+from pipeline.table import RunRecord
 
 
 def run_to_exit_code(
@@ -36,7 +24,8 @@ def run_to_exit_code(
     Errors go to stderr in one line; the last line of stdout is one JSON object. `table` is where
     the flags say that the table is to be, for the last line of a request without a config.
     """
-    last_line = NOTHING_DONE | {"table": table and without_secrets(table)}
+    # That of a job that did nothing; an error adds its own.
+    last_line = RunRecord().to_dict(table and without_secrets(table))
     to_machines = [False]  # whether stderr is for machines, once the config says so
 
     def work() -> int:

@@ -23,7 +23,7 @@ from pipeline.errors import StorageError
 from pipeline.images import Rejection
 from pipeline.machine import cpu_limit
 from pipeline.storage import LeftOut, Sample, ShardListing, count_samples
-from pipeline.table import ShardStarts, open_start
+from pipeline.table import InitialCodes, open_initial_table
 from pipeline.table.statements import condition
 
 TIMED_SAMPLES = 8
@@ -43,7 +43,7 @@ def _count(config: JobConfig, works: list[ShardWork], left_out: LeftOut) -> tupl
         query = (
             f"SELECT shard, count(DISTINCT key) AS n FROM latents WHERE {chosen_rows} GROUP BY 1"
         )
-        chosen = open_start(config.init).arrow(query)
+        chosen = open_initial_table(config.init).arrow(query)
         of = dict(zip(chosen["shard"].to_pylist(), chosen["n"].to_pylist(), strict=True))
         return [of.get(work.shard.shard_id, 0) for work in works], True
     files = [work for work in works if not work.shard.is_slice]
@@ -59,7 +59,7 @@ def _count(config: JobConfig, works: list[ShardWork], left_out: LeftOut) -> tupl
     return counts, len(read) == len(files)
 
 
-def _samples(works: list[ShardWork]) -> Iterator[tuple[str, ShardStarts | None, Sample]]:
+def _samples(works: list[ShardWork]) -> Iterator[tuple[str, InitialCodes | None, Sample]]:
     """The samples that the job would read, with their shard and the codes that it starts from."""
     for work in works:
         starts = work.starts()

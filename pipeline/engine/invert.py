@@ -84,5 +84,5 @@ def _with_fields(
 
 
 def codes_by_image(starts: pa.Table) -> dict[str, NDArray[np.float32]]:
-    """The codes [n_styles, 512] of a table as `starts_schema` has it, by image id."""
+    """The codes [n_styles, 512] of a table as `initial_codes_schema` has it, by image id."""
     return dict(zip(starts["image_id"].to_pylist(), as_array(starts["w_plus"]), strict=True))

@@ -24,8 +24,7 @@ from pipeline.engine.rows import Row
 from pipeline.engine.screen import event_line
 from pipeline.errors import printable
 from pipeline.redaction import without_secrets
-from pipeline.storage import LeftOut
-from pipeline.table import ShardEntry
+from pipeline.table import ShardRecord
 
 
 class EventLog(Watch):
@@ -78,17 +77,17 @@ class EventLog(Watch):
             seconds={stage: round(row[f"{stage}_seconds"], 3) for stage in STAGES},
         )
 
-    def shard(self, entry: ShardEntry) -> None:
+    def shard(self, record: ShardRecord) -> None:
         """`shard_committed`."""
         self.event(
             "shard_committed",
-            "info" if entry.samples else "warning",  # one without images may not be what was meant
-            shard=entry.shard,
-            parts=entry.parts,
-            samples=entry.samples,
-            faces=entry.faces,
-            rejects=entry.rejects,
-            left_out=LeftOut.from_text(entry.left_out),
+            "info" if record.samples else "warning",  # one without images may not be what was meant
+            shard=record.shard,
+            parts=record.n_parts,
+            samples=record.samples,
+            faces=record.faces,
+            rejects=record.rejects,
+            left_out=record.counts.left_out,
         )
 
     def failed(self, shard_id: str, error: str, trace: str = "") -> None:

@@ -28,7 +28,7 @@ from pipeline.engine.pending import ClusterState
 from pipeline.engine.progress import Progress, doing
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.storage import canonical_uri, is_local, one_line
-from pipeline.table import DESCRIPTION_NAME
+from pipeline.table import SPEC_NAME
 
 POLL_EVERY_S = 5.0
 # How long the nodes that are there at first may take to answer before the stages start.
@@ -58,7 +58,7 @@ def remote_stores(config: JobConfig) -> list[tuple[str, str]]:
     S3 answers for a name that is not there as for one without rights, so the input is not asked
     for any: its names are not known here.
     """
-    return [] if is_local(config.output) else [(config.output, DESCRIPTION_NAME)]
+    return [] if is_local(config.output) else [(config.output, SPEC_NAME)]
 
 
 def _ask(node: str, paths: Sequence[str], stores: Sequence[tuple[str, str]]) -> Any:

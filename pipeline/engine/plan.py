@@ -27,10 +27,10 @@ from pipeline.storage import (
     count_samples,
 )
 from pipeline.table import (
-    DESCRIPTION_NAME,
+    SPEC_NAME,
+    Orphans,
     PartIndex,
     ShardState,
-    Strays,
     TableWriter,
     check_existing,
     open_for_writing,
@@ -158,11 +158,11 @@ class Plan:
     given_up: int = 0  # shards with a part that failed
     error: Exception | None = None  # what ended `works`
     part_index: PartIndex = field(init=False)
-    strays: Strays = field(init=False)
+    orphans: Orphans = field(init=False)
 
     def __post_init__(self) -> None:
         self.part_index = PartIndex(self.writer.store, read_only=self.writer.read_only)
-        self.strays = Strays(self.writer.store)
+        self.orphans = Orphans(self.writer.store)
 
     def close(self, shard_id: str) -> None:
         """Forget a shard that is committed."""
@@ -237,13 +237,11 @@ def make_plan(
     recipe = make_recipe(config, shards.kept)
     if dry_run:
         store = Store(config.output)
-        if store.exists(DESCRIPTION_NAME):
-            check_existing(store, recipe.description)
-        writer = TableWriter(
-            config.output, recipe.description, part_size=config.part_size, read_only=True
-        )
+        if store.exists(SPEC_NAME):
+            check_existing(store, recipe.spec)
+        writer = TableWriter(config.output, recipe.spec, part_size=config.part_size, read_only=True)
     else:
-        writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
+        writer = open_for_writing(config.output, recipe.spec, part_size=config.part_size)
     found = Found(left_out=shards.left_out, chosen=bool(config.where), limit=config.limit)
     plan = Plan(recipe, writer, options, found=found)
     plan.works = Works(_compare(plan, shards, config))
@@ -253,10 +251,10 @@ def make_plan(
 def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator[ShardWork]:
     """What is to do of each shard; files that another state of it left are removed first."""
     found = plan.found
-    strays = None if plan.writer.read_only else plan.strays
-    states = plan.writer.states(shards, plan.part_index, strays)
+    orphans = None if plan.writer.read_only else plan.orphans
+    states = plan.writer.states(shards, plan.part_index, orphans)
     for state, take in take_first(states, config.limit, config.part_size, found, plan.options):
-        plan.strays.is_input(state.shard)
+        plan.orphans.is_input(state.shard)
         if state.committed:
             found.done_shards += 1
             found.done_bytes += state.shard.size

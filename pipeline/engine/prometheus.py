@@ -21,7 +21,7 @@ from pipeline.engine.commit import STAGES, Watch
 from pipeline.engine.pending import StageState
 from pipeline.engine.progress import Progress
 from pipeline.engine.rows import Row
-from pipeline.table import ShardEntry
+from pipeline.table import ShardRecord
 
 COUNTERS = {
     "restyle_parts_total": "parts in the table",
@@ -67,9 +67,9 @@ class Meters(Watch):
                 self._seconds.inc(row[f"{stage}_seconds"], {"stage": stage})
         self._inverted += row["invert_seconds"]
 
-    def shard(self, entry: ShardEntry) -> None:
+    def shard(self, record: ShardRecord) -> None:
         """Count a committed shard."""
-        del entry
+        del record
         self._add("restyle_shards_total", 1)
 
     def failed(self, shard_id: str, error: str, trace: str = "") -> None:

@@ -13,7 +13,7 @@ from pipeline.engine.attempts import attempted
 from pipeline.engine.node_registry import wait_for_verdict
 from pipeline.engine.rows import Row, blank_row, failed_row, pack
 from pipeline.storage import LeftOut, ReadOptions, Sample, Shard, read_samples
-from pipeline.table import ShardStarts
+from pipeline.table import InitialCodes
 
 # A part closes early at this many bytes: an Arrow binary column ends at 2 GiB.
 MAX_PART_BYTES = 256 << 20
@@ -71,12 +71,12 @@ class ShardWork:
             ReadOptions.from_json(row["options"]),
         )
 
-    def starts(self) -> ShardStarts | None:
+    def starts(self) -> InitialCodes | None:
         """The codes that the shard's faces start from; None without a table of them."""
-        return ShardStarts(self.init, self.shard, self.where) if self.init else None
+        return InitialCodes(self.init, self.shard, self.where) if self.init else None
 
     def samples(
-        self, starts: ShardStarts | None, left_out: LeftOut | None = None
+        self, starts: InitialCodes | None, left_out: LeftOut | None = None
     ) -> Iterator[Sample]:
         """The shard's samples; with a condition those that have a chosen face.
 
@@ -120,7 +120,7 @@ def _part_row(
     work: ShardWork,
     part: int,
     samples: list[Sample],
-    starts: ShardStarts | None,
+    starts: InitialCodes | None,
     seconds: float,
 ) -> Row:
     columns = {name: [getattr(sample, name) for sample in samples] for name in SAMPLES.names}

@@ -19,8 +19,8 @@ from pipeline.metrics import Meter
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
 from pipeline.models.files import hints_of
 from pipeline.storage import canonical_uri
-from pipeline.table import Columns, Description, check_condition, open_start
-from pipeline.table.description import EARLIER_VALUES
+from pipeline.table import Columns, TableSpec, check_condition, open_initial_table
+from pipeline.table.spec import EARLIER_VALUES
 
 # Raised by whoever changes what the same weights and settings compute.
 NUMERICS_VERSION = 2
@@ -33,13 +33,13 @@ class Recipe:
 
     alignment: AlignmentSettings
     inversion: InvertSettings
-    description: Description
+    spec: TableSpec
     treatment: str = ""  # how the model's images are treated, in one line
 
     @property
     def columns(self) -> Columns:
         """The table's columns."""
-        return self.description.columns
+        return self.spec.columns
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Rec
     )
     alignment = _alignment(config, model, treatment)
     meter = Meter("cpu", treatment.identity, config.best_step_by)
-    description = Description(
+    spec = TableSpec(
         columns=_columns(config, model, alignment, kept or {}),
         settings={
             "numerics": NUMERICS_VERSION,
@@ -90,7 +90,7 @@ def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Rec
     )
     inversion = _inversion(config, method, networks.first, treatment.identity)
     about = treatment.description + _borrowed_bound(config)
-    return Recipe(alignment, inversion, description, about)
+    return Recipe(alignment, inversion, spec, about)
 
 
 def _columns(
@@ -267,10 +267,10 @@ def _networks(config: JobConfig) -> _Networks:
 
 
 def _started_from_table(config: JobConfig, model: RestyleModel, init: str) -> _Networks:
-    table = open_start(init)
+    table = open_initial_table(init)
     if config.where:
         check_condition(table, config.where)
-    made = table.description
+    made = table.spec
     _check_layout(init, made.layout, config.layout())
     origin = {"init": made.fingerprint, "where": config.where}
     if made.columns.n_styles != model.n_styles:

@@ -15,37 +15,37 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import JobConfig
-from pipeline.engine.outcome import Outcome
 from pipeline.engine.pace import format_seconds
 from pipeline.engine.progress import MOST_TOLD
 from pipeline.engine.ray_output import VARIABLE
 from pipeline.errors import printable
+from pipeline.metrics.registry import QUALITY
 from pipeline.redaction import without_secrets
 from pipeline.storage import canonical_uri
+from pipeline.table.runs import RunRecord
 
 _LABELS = 12  # of what was left out; all are in the last line of stdout
 _WARNINGS = 20
-_SHOWN = ("l2", "psnr", "lpips", "id_similarity")
 
 
-def _counts(outcome: Outcome) -> Table:
-    tally = outcome.tally
+def _counts(outcome: RunRecord) -> Table:
+    counts = outcome.counts
     table = Table(title="this run", title_justify="left")
     table.add_column("")
     table.add_column("count", justify="right")
-    table.add_row("samples", str(tally.samples))
-    table.add_row("faces", str(tally.faces))
-    if tally.identity_missed:
-        table.add_row("faces without an identity", str(tally.identity_missed))
-    if tally.icc_ignored:
+    table.add_row("samples", str(counts.samples))
+    table.add_row("faces", str(counts.faces))
+    if counts.identity_missed:
+        table.add_row("faces without an identity", str(counts.identity_missed))
+    if counts.icc_ignored:
         table.add_row(
-            "colour profiles ignored: damaged or not of the image", str(tally.icc_ignored)
+            "colour profiles ignored: damaged or not of the image", str(counts.icc_ignored)
         )
-    for reason, count in tally.reasons.most_common():
+    for reason, count in counts.reasons.most_common():
         table.add_row(f"rejected: {reason}", str(count))
     for label, count in [*outcome.left_out.ordered().items()][:_LABELS]:
         table.add_row(escape(printable(f"left out: {label}")), str(count))
-    table.add_row("parts done", str(tally.parts))
+    table.add_row("parts done", str(counts.parts))
     table.add_row("parts skipped, done before", str(outcome.skipped_parts))
     return table
 
@@ -57,9 +57,9 @@ def _steps(means: Mapping[str, Sequence[float | None]]) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("step", *_SHOWN):
+    for name in ("step", *QUALITY):
         table.add_column(name, justify="right")
-    by_step = zip(*(means.get(name, ()) for name in _SHOWN), strict=True)
+    by_step = zip(*(means.get(name, ()) for name in QUALITY), strict=True)
     for step, values in enumerate(by_step, start=1):
         table.add_row(str(step), *("-" if one is None else f"{one:.4f}" for one in values))
     return table
@@ -67,7 +67,7 @@ def _steps(means: Mapping[str, Sequence[float | None]]) -> Table:
 
 def print_outcome(
     config: JobConfig,
-    outcome: Outcome,
+    outcome: RunRecord,
     *,
     command: Sequence[str] = (),  # the job as it was called, `sys.argv`
     told: Collection[str] = (),  # failures that were printed as they happened
@@ -108,7 +108,7 @@ def _print(console: Console, *lines: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
 
-def _failures(outcome: Outcome, told: Collection[str]) -> Iterator[str]:
+def _failures(outcome: RunRecord, told: Collection[str]) -> Iterator[str]:
     """What failed and was not printed yet, each once."""
     first = list(dict.fromkeys(outcome.errors))
     left = [error for error in first if error not in told]
@@ -118,13 +118,13 @@ def _failures(outcome: Outcome, told: Collection[str]) -> Iterator[str]:
         yield f"... and {more} more; the first thousand are in _runs/ of the table"
 
 
-def next_steps(config: JobConfig, outcome: Outcome, command: Sequence[str]) -> Iterator[str]:
+def next_steps(config: JobConfig, outcome: RunRecord, command: Sequence[str]) -> Iterator[str]:
     """Where the table is, and what can be done with it: commands to paste."""
     table = canonical_uri(config.output)
     yield f"table: {table}"
     best = "SELECT image_id, l2, lpips FROM latents ORDER BY lpips LIMIT 10"
     yield f"  {_job('query_latents', command)} {shlex.quote(table)} {_quoted(best)}"
-    if outcome.tally.rejects:
+    if outcome.counts.rejects:
         why = "SELECT reason, count(*) AS n FROM rejects GROUP BY reason ORDER BY n DESC"
         yield f"  {_job('query_latents', command)} {shlex.quote(table)} {_quoted(why)}"
     if config.keep_crops and config.keep_steps:

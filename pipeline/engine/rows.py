@@ -37,8 +37,6 @@ def blank_row(kind: str, shard_id: str, part: int) -> Row:
         "reasons": "{}",  # JSON, reject reason -> count
         "shard": "",  # JSON of the shard, without the names of its files
         "summary": "",  # JSON of the written part
-        "latents_etag": "",  # of its files; empty if the storage did not say
-        "rejects_etag": "",
         "left_out": "",  # JSON of `LeftOut`: what a shard's reader passed over
         "error": "",
         "trace": "",  # of an unexpected error

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
@@ -20,18 +19,23 @@ from pipeline.engine.logs import EventLog
 from pipeline.engine.memory_kills import MemoryKills, advice
 from pipeline.engine.node_report import versions
 from pipeline.engine.nodes import nodes_checked
-from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.progress import STARTING_WORKERS, Progress, doing, showing
 from pipeline.engine.prometheus import Meters
 from pipeline.engine.ray_output import log_folder
-from pipeline.engine.record import RunRecord
+from pipeline.engine.record import RunRecorder
 from pipeline.engine.signals import handlers_restored, ignore_further
-from pipeline.engine.tally import Tally
 from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
 from pipeline.storage import ShardListing, canonical_uri, literal_folder
-from pipeline.table import Totals, is_card_current, kept_readme, open_table, write_card
+from pipeline.table import (
+    RunRecord,
+    is_card_current,
+    kept_readme,
+    open_table,
+    table_stats,
+    write_card,
+)
 
 
 class _Interrupted(BaseException):
@@ -49,7 +53,7 @@ def _listen() -> None:
 
 
 @contextmanager
-def _stoppable(outcome: Outcome) -> Iterator[None]:
+def _stoppable(outcome: RunRecord) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM inside the block into `outcome.interrupted`.
 
     Further ones are ignored, until whoever called put its handlers back: the run is ending. One
@@ -78,7 +82,7 @@ def _stoppable(outcome: Outcome) -> Iterator[None]:
 
 
 @contextmanager
-def _failures(outcome: Outcome) -> Iterator[None]:
+def _failures(outcome: RunRecord) -> Iterator[None]:
     """Turn what fails inside the block, but for a wrong request, into `outcome.errors`."""
     try:
         yield
@@ -93,7 +97,7 @@ def _failures(outcome: Outcome) -> Iterator[None]:
 def _execute(
     config: JobConfig,
     plan: Plan,
-    outcome: Outcome,
+    outcome: RunRecord,
     stages: Stages,
     watches: tuple[Watch, ...] = (),
 ) -> None:
@@ -135,7 +139,7 @@ def _memory_watched(
             committer.outcome.warn(text)
 
 
-def _take_rows(dataset: Any, plan: Plan, committer: Committer, outcome: Outcome) -> None:
+def _take_rows(dataset: Any, plan: Plan, committer: Committer, outcome: RunRecord) -> None:
     """Run the stages; commit what comes out of them."""
     try:
         for row in summaries(dataset):
@@ -164,7 +168,7 @@ def run_job(
     watches: tuple[Watch, ...] = (),
     *,
     shards: ShardListing | None = None,
-) -> Outcome:
+) -> RunRecord:
     """Run one job as `run_and_ignore_signals` does, and put the handlers of signals back."""
     with handlers_restored():
         return run_and_ignore_signals(config, stages, watches, shards=shards)
@@ -176,32 +180,31 @@ def run_and_ignore_signals(
     watches: tuple[Watch, ...] = (),
     *,
     shards: ShardListing | None = None,
-) -> Outcome:
+) -> RunRecord:
     """Plan, run and account for one job; `watches` hear of every part and shard.
 
     `shards` is the listing of the input where `check_request` has begun it.
 
     Raises a `RequestError` for a request that is wrong: before any work, or, where it shows in the
     listing of an input of many thousand shards, when those before are done. What fails later is in
-    `Outcome.errors`: the parts that were committed stay, and the same call finishes the rest.
+    `RunRecord.errors`: the parts that were committed stay, and the same call finishes the rest.
     Ctrl-C and SIGTERM are ignored when it returns, so that a caller can end undisturbed.
     """
-    started = datetime.now(UTC)
-    outcome = Outcome(Tally())
-    record = None
+    outcome = RunRecord()
+    recorder = None
     log = EventLog(config.log_format == "json")
     with showing(json_lines=log.json_lines) as progress, _stoppable(outcome), _failures(outcome):
         log.event("run_started", input=config.input, table=config.output, versions=versions())
         plan = make_plan(config, shards=shards)
         outcome.listed = plan.found.left_out
         log.model(plan.recipe.treatment)
-        progress.follow(outcome.tally, plan.found)
-        record = RunRecord(config, plan, outcome, started)
+        progress.follow(outcome, plan.found)
+        recorder = RunRecorder(config, plan, outcome)
         try:
-            record.start()
-            _finish(config, plan, outcome, stages or Stages(), (record, *watches))
+            recorder.start()
+            _finish(config, plan, outcome, stages or Stages(), (recorder, *watches))
         except RequestError as error:
-            record.refuse(error)
+            recorder.refuse(error)
             raise
         finally:
             outcome.skipped_parts = plan.found.done_parts
@@ -209,8 +212,8 @@ def run_and_ignore_signals(
     given = canonical_uri(config.input)
     folder = literal_folder(f"{given}/") or given  # of a pattern the part before it
     outcome.explain_expired(input=folder, output=canonical_uri(config.output))
-    if record:
-        record.end()
+    if recorder:
+        recorder.end()
     level = "error" if outcome.errors else "warning" if outcome.interrupted else "info"
     log.event("run_ended", level, **outcome.to_dict(config.output))
     return outcome
@@ -219,7 +222,7 @@ def run_and_ignore_signals(
 def _finish(
     config: JobConfig,
     plan: Plan,
-    outcome: Outcome,
+    outcome: RunRecord,
     stages: Stages,
     watches: tuple[Watch, ...],
 ) -> None:
@@ -235,23 +238,23 @@ def _finish(
             _execute(config, plan, outcome, stages, watches)
         whole = plan.found.complete and not plan.found.limited
         doing("looking for files that no shard has")
-        removed = plan.strays.remove(whole_input=whole)
+        removed = plan.orphans.remove(whole_input=whole)
         if removed:
             log.event("strays_removed", files=removed)
     finally:
-        plan.strays.stop()
+        plan.orphans.stop()
     if outcome.exit_code == 0:
-        if not outcome.tally.samples + plan.found.done_samples:
+        if not outcome.counts.samples + plan.found.done_samples:
             outcome.warn(f"no image was found in '{config.input}'")
-        _describe(config.output, outcome, log, changed=bool(outcome.tally.shards or removed))
+        _describe(config.output, outcome, log, changed=bool(outcome.counts.shards or removed))
 
 
-def _describe(uri: str, outcome: Outcome, log: EventLog, *, changed: bool) -> None:
+def _describe(uri: str, outcome: RunRecord, log: EventLog, *, changed: bool) -> None:
     """Write the table's card, unless it says how the table stands."""
     doing("writing the table's card")
     table, listed = open_table(uri), outcome.listed
     if changed or not is_card_current(table, listed):
-        totals = Totals.of(table.store)
-        outcome.means = totals.figures.means()
-        if write_card(table, totals, listed) is None:
+        stats = table_stats(table.store)
+        outcome.means = stats.sums.means()
+        if write_card(table, stats, listed) is None:
             log.readme_kept(kept_readme(table))

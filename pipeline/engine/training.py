@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import ready_device
 from pipeline.storage import Shard, Store
 from pipeline.training.config import TrainConfig
-from pipeline.training.settled import ENCODER, check_settings
+from pipeline.training.resume_check import ENCODER, check_settings
 
 DONE = "_done.json"
 POLL_S = 2.0
@@ -42,9 +42,9 @@ def train_in_worker(settings: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    from pipeline.training.crops import Crops, read_pairs
-    from pipeline.training.parallel import join_group
-    from pipeline.training.restyle import train_restyle
+    from pipeline.training.data import Crops, read_pairs
+    from pipeline.training.distributed import join_group
+    from pipeline.training.run import train_restyle
 
     config = TrainConfig(**settings["config"])
     device = str(ray.train.torch.get_device()) if settings["on_gpu"] else "cpu"
@@ -105,7 +105,7 @@ def _trainer(config: TrainConfig, plan: CropPlan, resources: Resources) -> Any:
 @contextmanager
 def _lines_of(config: TrainConfig) -> Iterator[None]:
     """Print each line of the log that the block adds: the workers have no terminal."""
-    from pipeline.training.journal import read_reports
+    from pipeline.training.train_log import read_reports
 
     store, ended = Store(config.output), threading.Event()
     seen = {json.dumps(line) for line in read_reports(store, ENCODER)}
@@ -140,8 +140,8 @@ def beginning(
 
     Raises `InputError` where the crops in `store` are too few.
     """
-    from pipeline.training.crops import Crops, Pairs, read_index, read_pairs
-    from pipeline.training.restyle import split_counts
+    from pipeline.training.data import Crops, Pairs, read_index, read_pairs
+    from pipeline.training.run import split_counts
 
     crops: Crops | Pairs = Crops(store)
     facts, partners = read_index(store) or {}, {}

@@ -19,7 +19,7 @@ from pipeline.storage import (
     list_shards,
 )
 from pipeline.training.config import TrainConfig
-from pipeline.training.settled import TRAINING_OUTPUT, check_settings
+from pipeline.training.resume_check import TRAINING_OUTPUT, check_settings
 
 # A packed archive, or one in a bucket, is read to be counted: not a large one.
 _READ_TO_COUNT = 16 << 20  # bytes

@@ -23,14 +23,13 @@ class WriteStage:
         return done
 
     def _work(self, row: Row) -> Row:
-        shard, part = Shard.from_json(row["shard"]), row["part"]
-        summary = self.writer.write_tables(
+        shard = Shard.from_json(row["shard"])
+        part = self.writer.write_tables(
             shard,
-            part,
+            row["part"],
             samples=row["samples"],
             latents=unpack(row["payload"]),
             rejects=rejects_table(unpack(row["rejected"]).to_pylist(), row["shard_id"]),
         )
-        row["summary"] = json.dumps(summary.to_dict())
-        row["latents_etag"], row["rejects_etag"] = self.writer.part_etags(shard, part)
+        row["summary"] = json.dumps(self.writer.with_etags(part).to_dict())
         return row

@@ -19,7 +19,7 @@ from pipeline.inversion.render import pooled, render_each
 from pipeline.inversion.restyle_loop import invert
 from pipeline.inversion.result import Inversion
 from pipeline.inversion.stopping import StopRule, converged
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 
 # A hybrid begins near its end: it needs no noise to find the way, and a reason to stay close.
 OPTIMISATIONS = {

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.models.bundle import load_model, save_bundle
     from pipeline.models.checkpoint import load_checkpoint
-    from pipeline.models.encoders import ENCODER_TYPES, OFFICIAL_TYPES
-    from pipeline.models.files import bundle_names, check_model, is_bundle
-    from pipeline.models.presets import (
+    from pipeline.models.domains import (
         PRESETS,
         Preset,
         Treatment,
@@ -21,7 +19,9 @@ if TYPE_CHECKING:
         preset_of,
         treatment_for,
     )
-    from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
+    from pipeline.models.encoders import ENCODER_TYPES, OFFICIAL_TYPES
+    from pipeline.models.files import bundle_names, check_model, is_bundle
+    from pipeline.models.model import Architecture, ModelCard, RestyleModel
     from pipeline.models.stylegan2 import Generator
 
 __all__ = [
@@ -50,8 +50,8 @@ _HOMES = {
     "checkpoint": ("load_checkpoint",),
     "encoders": ("ENCODER_TYPES", "OFFICIAL_TYPES"),
     "files": ("bundle_names", "check_model", "is_bundle"),
-    "presets": ("PRESETS", "Preset", "Treatment", "preset_for", "preset_of", "treatment_for"),
-    "restyle": ("Architecture", "ModelCard", "RestyleModel"),
+    "domains": ("PRESETS", "Preset", "Treatment", "preset_for", "preset_of", "treatment_for"),
+    "model": ("Architecture", "ModelCard", "RestyleModel"),
     "stylegan2": ("Generator",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

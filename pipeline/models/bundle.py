@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.checkpoint import load_checkpoint
+from pipeline.models.domains import preset_of
 from pipeline.models.files import (
     CHECKPOINT_SUFFIXES,
     RECORD_FILE,
@@ -31,9 +32,8 @@ from pipeline.models.files import (
     open_model_file,
     write_model_file,
 )
+from pipeline.models.model import Architecture, ModelCard, RestyleModel
 from pipeline.models.model_file import read_model_file
-from pipeline.models.presets import preset_of
-from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
 from pipeline.models.weights import assemble
 
 FORMAT = 1

@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.models.average import ESTIMATED, estimated_average
+from pipeline.models.average_latent import ESTIMATED, estimated_average
+from pipeline.models.domains import domain_note, domain_of, preset_of
 from pipeline.models.encoders import (
     NO_ENCODER,
     OFFICIAL_TYPES,
     fitting_encoders,
     official_arguments,
 )
-from pipeline.models.inert import safe_names
-from pipeline.models.parts import Parts, read_parts
-from pipeline.models.presets import domain_note, domain_of, preset_of
-from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
+from pipeline.models.model import Architecture, ModelCard, RestyleModel
+from pipeline.models.official_layout import Parts, read_parts
+from pipeline.models.safe_globals import safe_names
 from pipeline.models.stylegan2 import LATENT_DIM
 from pipeline.models.weights import assemble
 
@@ -49,8 +49,8 @@ def read_checkpoint(
 ) -> dict[str, Any]:
     """Return the dictionary in an open official `.pt` file; runs no code from it.
 
-    numpy's numbers and arrays and paths come as inert records (`pipeline.models.inert`), and so do
-    the classes that `stand_ins` has records for. Raises
+    numpy's numbers and arrays and paths come as inert records (`pipeline.models.safe_globals`), and
+    so do the classes that `stand_ins` has records for. Raises
     `ModelError` if it is damaged, is no checkpoint, or holds other classes than these, tensors,
     plain containers and `argparse.Namespace`, or if its parts unpack to many times its size. What
     `file` itself raises is passed on.

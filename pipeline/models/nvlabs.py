@@ -25,7 +25,7 @@ from pipeline.errors import InputError, ModelError
 from pipeline.inert_numpy import NUMPY_NAMES, InertArray, InertType, bytes_of
 from pipeline.inert_pickle import read_pickle
 from pipeline.models.checkpoint import read_checkpoint, refuse_bomb
-from pipeline.models.inert import plain
+from pipeline.models.safe_globals import plain
 from pipeline.models.stylegan2 import LATENT_DIM, blur_kernel
 from pipeline.models.weights import is_plain
 

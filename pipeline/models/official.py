@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from pipeline.errors import ModelError
-from pipeline.models.backbones import WIDTHS
-from pipeline.models.encoders import OFFICIAL_TYPES
+from pipeline.models.domains import OWN_DOMAIN, PRESETS
+from pipeline.models.encoders import OFFICIAL_TYPES, WIDTHS
 from pipeline.models.files import write_model_file
-from pipeline.models.presets import OWN_DOMAIN, PRESETS
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 
 # The original code builds these, and loads a file only where every weight fits.
 MAPPING_LAYERS = 8

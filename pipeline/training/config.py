@@ -20,8 +20,8 @@ from pipeline.config_loading import (
 )
 from pipeline.errors import ConfigError
 from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions
-from pipeline.training.codes import code_shards
 from pipeline.training.degradations import parse_degradations
+from pipeline.training.real_codes import code_shards
 
 # What a training that goes on may be told anew: how long, where and how it is watched. Any other
 # setting would make it another training.
@@ -50,7 +50,7 @@ class TrainConfig(BaseModel):
     """Everything that the training of an encoder can be told.
 
     Weights and stages that are left out are the published ones of the domain and the encoder's
-    type (`pipeline.training.published`). Numbers of images count over all workers.
+    type (`pipeline.training.paper_defaults`). Numbers of images count over all workers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -16,13 +16,12 @@ from pipeline.engine import run
 from pipeline.engine.cluster import Resources
 from pipeline.engine.commit import Committer
 from pipeline.engine.inverter import InvertSettings
-from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.read import ShardWork
 from pipeline.engine.rows import Row, blank_row
-from pipeline.engine.tally import Tally
 from pipeline.inversion.methods import Method
 from pipeline.storage import Sample
+from pipeline.table import RunRecord
 from pipeline.training.config import TrainConfig
 
 
@@ -112,22 +111,22 @@ def written(plan: Plan, work: ShardWork) -> Callable[[int], Row]:
             | {"reason": "no_face", "detail": ""}
             for name in work.shard.names[2 * part : 2 * part + 2]
         ]
-        summary = plan.writer.write_part(work.shard, part, samples=2, latents=[], rejects=rejects)
+        done = plan.writer.write_part(work.shard, part, samples=2, latents=[], rejects=rejects)
+        done = plan.writer.with_etags(done)
         row = blank_row("part", work.shard.shard_id, part)
         counts = {"samples": 2, "rejects": 2, "reasons": '{"no_face": 2}', "bytes": 9}
-        row["latents_etag"], row["rejects_etag"] = plan.writer.part_etags(work.shard, part)
-        return row | counts | {"summary": json.dumps(summary.to_dict()), "align_seconds": 1.5}
+        return row | counts | {"summary": json.dumps(done.to_dict()), "align_seconds": 1.5}
 
     return write
 
 
 @pytest.fixture
-def outcome() -> Outcome:
-    return Outcome(Tally())
+def outcome() -> RunRecord:
+    return RunRecord()
 
 
 @pytest.fixture
-def committer(plan: Plan, outcome: Outcome) -> Committer:
+def committer(plan: Plan, outcome: RunRecord) -> Committer:
     return Committer(plan, outcome)
 
 

@@ -13,16 +13,15 @@ from pipeline.engine import commit, run
 from pipeline.engine.dataset import Stages
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.rows import Row, failed_row
-from pipeline.engine.run import Committer, Outcome
-from pipeline.engine.tally import Tally
+from pipeline.engine.run import Committer
 from pipeline.errors import StorageError
 from pipeline.storage import CREDENTIALS_EXPIRED
-from pipeline.table import open_table, part_index
+from pipeline.table import RunRecord, open_table, part_index
 from tests.engine.conftest import end, is_committed
 
 
 def test_a_shard_is_committed_when_all_its_parts_are_there_in_any_order(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    plan: Plan, outcome: RunRecord, committer: Committer, written: Callable[[int], Row]
 ) -> None:
     for row in (written(1), end()):
         committer.take(row)
@@ -31,25 +30,25 @@ def test_a_shard_is_committed_when_all_its_parts_are_there_in_any_order(
     assert list(plan.states) == [], "what is whole is forgotten"
     committer.finish()
     assert is_committed(plan)
-    assert (outcome.errors, outcome.exit_code, outcome.tally.shards) == ([], 0, 1)
-    assert outcome.tally.stage_seconds["align"] == 3.0
+    assert (outcome.errors, outcome.exit_code, outcome.counts.shards) == ([], 0, 1)
+    assert outcome.counts.stage_seconds["align"] == 3.0
     assert open_table(plan.writer.store.root).verify()["samples"] == 4
 
 
 def test_a_part_that_comes_twice_counts_once(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    plan: Plan, outcome: RunRecord, committer: Committer, written: Callable[[int], Row]
 ) -> None:
     for row in (written(0), written(0), written(1), end(), written(1), end()):
         committer.take(row)
     committer.finish()
     assert is_committed(plan)
-    tally = outcome.tally
-    assert (tally.parts, tally.samples, tally.rejects, tally.shards) == (2, 4, 4, 1)
+    counts = outcome.counts
+    assert (counts.parts, counts.samples, counts.rejects, counts.shards) == (2, 4, 4, 1)
     assert outcome.errors == []
 
 
 def test_an_end_whose_number_a_part_has_is_no_part_that_came_twice(
-    outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    outcome: RunRecord, committer: Committer, written: Callable[[int], Row]
 ) -> None:
     """Of a shard that the limit cuts, once more was taken than is."""
     for row in (written(0), written(1), end(parts=1, samples=2)):
@@ -59,7 +58,7 @@ def test_an_end_whose_number_a_part_has_is_no_part_that_came_twice(
 
 
 def test_a_part_that_never_arrives_is_reported(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    plan: Plan, outcome: RunRecord, committer: Committer, written: Callable[[int], Row]
 ) -> None:
     for row in (written(0), end()):
         committer.take(row)
@@ -70,7 +69,7 @@ def test_a_part_that_never_arrives_is_reported(
 
 
 def test_a_shard_whose_reader_never_ends_is_reported(
-    outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    outcome: RunRecord, committer: Committer, written: Callable[[int], Row]
 ) -> None:
     committer.take(written(0))
     committer.finish()
@@ -78,7 +77,7 @@ def test_a_shard_whose_reader_never_ends_is_reported(
 
 
 def test_a_failed_part_is_reported_once_with_its_stage(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    plan: Plan, outcome: RunRecord, committer: Committer, written: Callable[[int], Row]
 ) -> None:
     committer.take(written(0))
     committer.take(failed_row("files-00000", 1, "invert", ValueError("no memory")))
@@ -104,7 +103,7 @@ def failure(part: int, stage: str = "write") -> Row:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_a_run_whose_parts_all_fail_gives_up(
     plan: Plan,
-    outcome: Outcome,
+    outcome: RunRecord,
     config_of: Callable[..., JobConfig],
     without_ray: Callable[[list[Row]], None],
 ) -> None:
@@ -143,7 +142,7 @@ def test_an_outage_of_seconds_is_no_reason_to_give_up(committer: Committer) -> N
 
 
 def test_samples_that_no_part_accounts_for_are_reported(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    plan: Plan, outcome: RunRecord, committer: Committer, written: Callable[[int], Row]
 ) -> None:
     for row in (written(0), written(1), end(samples=5)):
         committer.take(row)
@@ -152,7 +151,7 @@ def test_samples_that_no_part_accounts_for_are_reported(
 
 
 def test_a_commit_that_fails_costs_its_shard_and_not_the_run(
-    plan: Plan, outcome: Outcome, committer: Committer, written: Callable[[int], Row]
+    plan: Plan, outcome: RunRecord, committer: Committer, written: Callable[[int], Row]
 ) -> None:
     committer.take(written(0))
     row = written(1)
@@ -189,7 +188,9 @@ def test_a_part_is_indexed_until_its_shard_is_committed(
 def test_a_part_whose_etags_are_unknown_is_not_indexed(
     committer: Committer, written: Callable[[int], Row], indexed: Callable[[], list[str]]
 ) -> None:
-    committer.take(written(0) | {"rejects_etag": ""})
+    row = written(0)
+    row["summary"] = json.dumps(json.loads(row["summary"]) | {"rejects_etag": ""})
+    committer.take(row)
     assert indexed() == []
 
 
@@ -204,7 +205,7 @@ def test_a_failed_commit_forgets_the_index_of_its_shard(
     """What the index says wrongly costs one run, and the next one is right."""
 
     def resume() -> list[str]:
-        again, outcome = make_plan(config_of()), Outcome(Tally())
+        again, outcome = make_plan(config_of()), RunRecord()
         assert [work.existing for work in again.works] == [{0}]
         committer = Committer(again, outcome)
         for row in (written(1), end()):
@@ -214,7 +215,7 @@ def test_a_failed_commit_forgets_the_index_of_its_shard(
 
     row = written(0)
     row["summary"] = json.dumps(json.loads(row["summary"]) | untrue)
-    Committer(plan, Outcome(Tally())).take(row)
+    Committer(plan, RunRecord()).take(row)
     assert len(indexed()) == 1
     (error,) = resume()
     assert re.search("cannot be committed: another run|4 samples in, 3 accounted for", error)
@@ -226,7 +227,10 @@ def test_a_failed_commit_forgets_the_index_of_its_shard(
 
 
 def test_the_parts_of_an_earlier_run_need_not_come_again(
-    plan: Plan, outcome: Outcome, written: Callable[[int], Row], config_of: Callable[..., JobConfig]
+    plan: Plan,
+    outcome: RunRecord,
+    written: Callable[[int], Row],
+    config_of: Callable[..., JobConfig],
 ) -> None:
     written(0)
     again = make_plan(config_of())
@@ -236,11 +240,11 @@ def test_the_parts_of_an_earlier_run_need_not_come_again(
     committer.take(end())
     committer.finish()
     assert is_committed(plan)
-    assert outcome.tally.parts == 1
+    assert outcome.counts.parts == 1
 
 
 def test_whose_credentials_expired_is_said_first() -> None:
-    outcome = Outcome(Tally())
+    outcome = RunRecord()
     outcome.fail("shard 'a': 1 of 2 of parts arrived")
     outcome.explain_expired(input="s3://in", output="s3://out/table")
     assert len(outcome.errors) == 1, "nothing expired"

@@ -32,7 +32,7 @@ from pipeline.engine.rows import Row, failed_row
 from pipeline.engine.training import beginning
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.training.config import TrainConfig
-from pipeline.training.crops import CropFile, Crops, put_index, read_index, read_pairs
+from pipeline.training.data import CropFile, Crops, put_index, read_index, read_pairs
 
 
 def stages_of(plan: CropPlan) -> tuple[AlignStage, CropStage]:

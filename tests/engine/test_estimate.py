@@ -10,10 +10,8 @@ from pipeline.config import JobConfig
 from pipeline.engine import estimate
 from pipeline.engine.dataset import Stages
 from pipeline.engine.estimate import estimate_job
-from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import make_plan
-from pipeline.engine.tally import Tally
-from pipeline.table import open_table
+from pipeline.table import RunRecord, open_table
 from tests.faults.light import execute_in_order
 from tests.faults.stages import HashedAlign, HashedInvert
 from tests.storage.archives import write_tar
@@ -70,7 +68,7 @@ def test_archives_beyond_the_first_are_weighed_and_not_read(
 def first_pass(config_of: Callable[..., JobConfig], tmp_path: Path) -> JobConfig:
     """A table of the photos as crops, two a shard."""
     config = config_of(output=str(tmp_path / "first"), files_per_shard=2, prealigned=True)
-    plan, outcome = make_plan(config), Outcome(Tally())
+    plan, outcome = make_plan(config), RunRecord()
     execute_in_order(config, plan, outcome, Stages(HashedAlign, HashedInvert))
     assert outcome.errors == []
     return config

@@ -18,7 +18,7 @@ from pipeline.engine.rows import Row, blank_row, pack, unpack
 from pipeline.images import Rejection, RejectReason
 from pipeline.inversion.methods import Method
 from pipeline.models import load_model, save_bundle
-from pipeline.table import Columns, starts_schema
+from pipeline.table import Columns, initial_codes_schema
 from tests.engine.faces import face, start_of
 
 
@@ -100,7 +100,7 @@ def test_a_face_that_the_aligner_rejected_is_a_reject_once_and_only_where_it_is_
     small = Rejection(RejectReason.FACE_TOO_SMALL, "the face is 20 pixels wide")
     row = part([face(0)])
     row["rejected"] = pack(pa.Table.from_pylist([reject_row("0", "", "", small, 1)], REJECTS))
-    row["start"] = pack(pa.table(columns, schema=starts_schema(10)))
+    row["start"] = pack(pa.table(columns, schema=initial_codes_schema(10)))
     done = InvertStage(replace(settings, starts=starts), Columns(n_styles=10))(row)
     rejects = unpack(done["rejected"]).to_pylist()
     assert [r["face_index"] for r in rejects] == left
@@ -113,7 +113,7 @@ def test_codes_to_start_from_travel_with_their_part(settings: InvertSettings) ->
     starts = start_of(0)
     columns = {"image_id": list(starts), "w_plus": [code.tolist() for code in starts.values()]}
     row = part([face(0)])
-    row["start"] = pack(pa.table(columns, schema=starts_schema(10)))
+    row["start"] = pack(pa.table(columns, schema=initial_codes_schema(10)))
     done = stage(row)
     assert (done["faces"], done["start"]) == (1, b"")
     assert done["inversion_seconds"] > 0

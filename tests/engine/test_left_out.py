@@ -16,14 +16,12 @@ from pipeline.engine.align import AlignStage
 from pipeline.engine.dataset import Stages
 from pipeline.engine.estimate import estimate_job
 from pipeline.engine.logs import EventLog
-from pipeline.engine.outcome import Outcome
 from pipeline.engine.plan import make_plan
 from pipeline.engine.report import print_outcome
 from pipeline.engine.run import run_job
-from pipeline.engine.tally import Tally
 from pipeline.errors import FingerprintError
 from pipeline.storage import Store, list_shards
-from pipeline.table import Table, open_table, write_card
+from pipeline.table import RunRecord, Table, open_table, write_card
 from pipeline.table.status import table_status
 from tests.faults.light import execute_in_order
 from tests.faults.stages import HashedAlign, HashedInvert
@@ -52,7 +50,7 @@ def mixed(tmp_path: Path) -> Path:
     return folder
 
 
-def run_hashed(config: JobConfig) -> Outcome:
+def run_hashed(config: JobConfig) -> RunRecord:
     return run_job(config, Stages(HashedAlign, HashedInvert))
 
 
@@ -102,7 +100,7 @@ def test_another_listing_changes_the_card_alone(config_of: ConfigOf, mixed: Path
     run_hashed(config)
     (mixed / "more.csv").write_text("1")
     outcome = run_hashed(config)
-    assert outcome.tally.parts == 0
+    assert outcome.counts.parts == 0
     assert "1 `.csv`" in card_of(open_table(config.output))
 
 
@@ -136,7 +134,7 @@ def test_a_shard_without_an_image_is_an_event_that_warns(
 ) -> None:
     write_tar(tmp_path / "in" / "empty.tar", [("a.json", b"{}")])
     config = config_of(input=str(tmp_path / "in"), log_format="json")
-    plan, outcome = make_plan(config), Outcome(Tally())
+    plan, outcome = make_plan(config), RunRecord()
     stages, log = Stages(HashedAlign, HashedInvert), EventLog(json_lines=True)
     execute_in_order(config, plan, outcome, stages, (log,))
     (event,) = (json.loads(line) for line in capsys.readouterr().err.splitlines())
@@ -160,8 +158,8 @@ def test_bad_items_are_rejects_and_stop_nothing(config_of: ConfigOf, images: Pat
     config = config_of(prealigned=True)
     outcome = run_job(config, Stages(Aligner, HashedInvert))
     Aligner.last.aligner.close()
-    assert (outcome.exit_code, outcome.tally.samples) == (0, 6)
-    assert outcome.tally.reasons == {"unreadable": 2}
+    assert (outcome.exit_code, outcome.counts.samples) == (0, 6)
+    assert outcome.counts.reasons == {"unreadable": 2}
     table = open_table(config.output)
     assert table.verify()["samples"] == 6
     rows = table.sql("SELECT key, detail FROM rejects ORDER BY key").to_dict("list")
@@ -172,11 +170,11 @@ def test_bad_items_are_rejects_and_stop_nothing(config_of: ConfigOf, images: Pat
 def test_a_table_from_before_sniffing_goes_on_as_it_was(config_of: ConfigOf, mixed: Path) -> None:
     old = config_of(input=str(mixed), sniff=False)
     run_hashed(old)
-    assert "sniff" not in open_table(old.output).description.layout, "as in a table of then"
+    assert "sniff" not in open_table(old.output).spec.layout, "as in a table of then"
     with pytest.raises(FingerprintError, match=r"continue it as it was made: --no-sniff"):
         make_plan(config_of(input=str(mixed)))
     again = run_hashed(old)
-    assert (again.exit_code, again.tally.parts) == (0, 0)
+    assert (again.exit_code, again.counts.parts) == (0, 0)
     names = [
         name for shard in list_shards(str(mixed), options=old.read_options) for name in shard.names
     ]
@@ -188,11 +186,11 @@ def test_a_lists_table_is_continued_line_by_line(config_of: ConfigOf, tmp_path: 
     given = tmp_path / "in" / "list.txt"
     given.write_text("0.jpg\n1.jpg\n2.jpg\n")
     config = config_of(input=str(given), files_per_shard=2)
-    assert run_hashed(config).tally.samples == 3
+    assert run_hashed(config).counts.samples == 3
     given.write_text("0.jpg\n1.jpg\n2.jpg\n3.jpg\n")
     outcome = run_hashed(config)
     assert outcome.errors == []
-    assert outcome.tally.samples == 2, "the first slice is as it was"
+    assert outcome.counts.samples == 2, "the first slice is as it was"
     assert open_table(config.output).verify()["samples"] == 4
 
 

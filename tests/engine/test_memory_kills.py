@@ -15,8 +15,8 @@ from pipeline.engine.attempts import DIED
 from pipeline.engine.cluster import running_ray
 from pipeline.engine.commit import Committer
 from pipeline.engine.memory_kills import MemoryKills, advice, parse_kills
-from pipeline.engine.outcome import Outcome
 from pipeline.engine.rows import blank_row
+from pipeline.table import RunRecord
 
 METRIC = "ray_memory_manager_worker_eviction_total"
 
@@ -55,7 +55,7 @@ def test_what_to_lower_has_a_flag_and_a_number(
 
 
 def test_what_was_counted_before_the_run_is_no_part_of_it(
-    monkeypatch: pytest.MonkeyPatch, committer: Committer, outcome: Outcome
+    monkeypatch: pytest.MonkeyPatch, committer: Committer, outcome: RunRecord
 ) -> None:
     counts = {"InvertStage": 3}
 

@@ -21,7 +21,7 @@ from pipeline.errors import (
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import ReadOptions, Shard, list_shards
 from pipeline.storage.file_types import Kind
-from pipeline.table import SCHEMA_VERSION, PartSummary, ShardState
+from pipeline.table import SCHEMA_VERSION, PartRecord, ShardState
 from tests.storage.archives import write_files, write_parquet, write_tar
 
 ConfigOf = Callable[..., JobConfig]
@@ -104,7 +104,7 @@ def test_a_damaged_shard_fails_alone(states: list[ShardState]) -> None:
 def test_parts_that_another_limit_cut_are_done_again(
     states: list[ShardState], samples: dict[int, int], limit: int | None, kept: set[int]
 ) -> None:
-    parts = {number: PartSummary(number, count, 0, count) for number, count in samples.items()}
+    parts = {number: PartRecord(number, count, 0, count) for number, count in samples.items()}
     (state, _), *_ = take_first([replace(states[0], parts=parts)], limit, 2, Found())
     assert state.parts.keys() == kept
     stale = {f"{kind}/a-{n:05d}.parquet" for n in parts.keys() - kept for kind in KINDS}

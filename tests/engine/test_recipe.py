@@ -19,7 +19,7 @@ from pipeline.inversion import StopRule
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import list_shards
 from pipeline.table import open_for_writing
-from pipeline.table.description import Description, check_same
+from pipeline.table.spec import TableSpec, check_same
 
 ConfigOf = Callable[..., JobConfig]
 
@@ -28,7 +28,7 @@ ConfigOf = Callable[..., JobConfig]
 def first_pass(config_of: ConfigOf, tmp_path: Path) -> JobConfig:
     """A table of two files a shard, both shards committed."""
     config = config_of(output=str(tmp_path / "first"), files_per_shard=2, prealigned=True)
-    writer = open_for_writing(config.output, make_recipe(config).description, part_size=2)
+    writer = open_for_writing(config.output, make_recipe(config).spec, part_size=2)
     for shard in list_shards(config.input, files_per_shard=2):
         source = dict.fromkeys(("source_uri", "source_sha256", "detail"), "")
         rejects = [
@@ -80,7 +80,7 @@ def test_a_second_pass_over_a_limited_table_has_its_limit(
     """And an input by a relative path is found from anywhere."""
     monkeypatch.chdir(tmp_path)
     first = config_of(output="first", input="images", limit=3)
-    open_for_writing(first.output, make_recipe(first).description, part_size=2)
+    open_for_writing(first.output, make_recipe(first).spec, part_size=2)
     table, other = str(tmp_path / "first"), tmp_path / "elsewhere"
     other.mkdir()
     monkeypatch.chdir(other)
@@ -97,8 +97,8 @@ def test_a_named_domain_changes_no_more_of_a_table_than_it_has_to(
         text = path.read_bytes().replace(b'"domain": "faces"', b'"domain": "unknown"')
         (folder / path.name).write_bytes(text)
 
-    def described(**settings: Any) -> Description:
-        return make_recipe(config_of(model=str(folder), identity=None, **settings)).description
+    def described(**settings: Any) -> TableSpec:
+        return make_recipe(config_of(model=str(folder), identity=None, **settings)).spec
 
     with pytest.raises(ConfigError, match="add --domain faces"):
         described()
@@ -125,7 +125,7 @@ def test_a_generators_file_is_inverted_by_optimisation(
     recipe = make_recipe(config_of(**given))
     assert (recipe.alignment.output_size, recipe.alignment.prealigned) == ((256, 256), False)
     inverter = Inverter(recipe.inversion)
-    assert inverter.model.fingerprint == recipe.description.settings["model"]
+    assert inverter.model.fingerprint == recipe.spec.settings["model"]
     assert (inverter.model.domain, inverter.model.generator_alone) == ("faces", True)
 
 
@@ -150,9 +150,9 @@ def test_a_faster_arithmetic_makes_another_table(
         make_recipe(config_of(precision="tf32"))
     monkeypatch.setattr("pipeline.engine.recipe.in_cluster", lambda: True)
     exact, faster = (make_recipe(config_of(precision=name)) for name in ("float32", "tf32"))
-    assert "precision" not in exact.description.settings
-    assert faster.description.settings["precision"] == "tf32"
-    assert faster.description.fingerprint != exact.description.fingerprint
+    assert "precision" not in exact.spec.settings
+    assert faster.spec.settings["precision"] == "tf32"
+    assert faster.spec.fingerprint != exact.spec.fingerprint
 
 
 def test_profiles_are_applied_in_new_tables_alone(
@@ -160,10 +160,10 @@ def test_profiles_are_applied_in_new_tables_alone(
 ) -> None:
     new, old = (make_recipe(config_of(icc=icc)) for icc in ("apply", "ignore"))
     assert make_recipe(config_of()).alignment.icc == "apply"
-    assert new.description.settings["alignment"]["icc"] == "apply"
+    assert new.spec.settings["alignment"]["icc"] == "apply"
     # As tables were described before there was a choice: they are continued by --icc ignore.
-    assert "icc" not in old.description.settings["alignment"]
-    assert old.description.fingerprint != new.description.fingerprint
+    assert "icc" not in old.spec.settings["alignment"]
+    assert old.spec.fingerprint != new.spec.fingerprint
     # A second pass sees the colours that the first one saw.
     assert second_pass(first_pass.output, {"output": str(tmp_path / "second")}).icc == "apply"
 
@@ -182,10 +182,10 @@ EARLIER_SEARCH = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
 
 
 def test_a_table_made_before_turns_goes_on_without_them(config_of: ConfigOf) -> None:
-    old = make_recipe(config_of(**EARLIER_SEARCH)).description
+    old = make_recipe(config_of(**EARLIER_SEARCH)).spec
     assert not EARLIER_SEARCH.keys() & old.settings["alignment"].keys()
     assert "turn_deg" not in old.columns.latents_schema().names
-    asked = make_recipe(config_of()).description
+    asked = make_recipe(config_of()).spec
     assert asked.columns.turn_deg
     with pytest.raises(FingerprintError) as refusal:
         check_same("table", old, asked)
@@ -197,7 +197,7 @@ def test_a_table_made_before_turns_goes_on_without_them(config_of: ConfigOf) -> 
 def test_images_that_are_crops_are_searched_by_no_setting(config_of: ConfigOf) -> None:
     crops = make_recipe(config_of(prealigned=True))
     earlier = make_recipe(config_of(prealigned=True, **EARLIER_SEARCH))
-    assert crops.description.fingerprint == earlier.description.fingerprint
+    assert crops.spec.fingerprint == earlier.spec.fingerprint
     assert not crops.columns.turn_deg
     told = resolved_config(config_of(prealigned=True), crops)
     assert [told[name] for name in EARLIER_SEARCH] == [None, None, None]
@@ -208,7 +208,7 @@ def test_a_second_pass_searches_as_the_first_one_did(
     config_of: ConfigOf, tmp_path: Path, turns: str
 ) -> None:
     first = config_of(turns=turns, search_pixels=7, output=str(tmp_path / "first"))
-    open_for_writing(first.output, make_recipe(first).description, part_size=2)
+    open_for_writing(first.output, make_recipe(first).spec, part_size=2)
     config = second_pass(first.output, {"output": str(tmp_path / "second")})
     assert (config.turns, config.search_pixels, config.check_below) == (turns, 7, 1.35)
 
@@ -217,7 +217,7 @@ def test_a_second_pass_over_an_earlier_table_searches_as_then(
     config_of: ConfigOf, tmp_path: Path
 ) -> None:
     first = config_of(output=str(tmp_path / "first"), **EARLIER_SEARCH)
-    made = make_recipe(first).description
+    made = make_recipe(first).spec
     config = {name: value for name, value in made.config.items() if name not in EARLIER_SEARCH}
     open_for_writing(first.output, replace(made, config=config), part_size=2)
     again = second_pass(first.output, {"output": str(tmp_path / "second")})
@@ -227,11 +227,11 @@ def test_a_second_pass_over_an_earlier_table_searches_as_then(
 def test_a_models_own_bound_decides_when_its_faces_stop(config_of: ConfigOf) -> None:
     given = make_recipe(config_of(steps="auto", stop_gain=0.02, stop_residual=0.5, max_steps=7))
     assert given.inversion.method.stop == StopRule(gain=0.02, residual=0.5, most=7)
-    settings = json.loads(json.dumps(given.description.to_dict(), allow_nan=False))["settings"]
+    settings = json.loads(json.dumps(given.spec.to_dict(), allow_nan=False))["settings"]
     assert settings["method"]["stop"] == {"gain": 0.02, "residual": 0.5, "least": 1, "most": 7}
     default = make_recipe(config_of(steps="auto", max_steps=7))
     assert default.inversion.method.stop == StopRule(most=7)
-    assert default.description.fingerprint != given.description.fingerprint
+    assert default.spec.fingerprint != given.spec.fingerprint
     zero = make_recipe(config_of(steps="auto", stop_gain=0.0)).inversion.method.stop
     assert zero == StopRule(gain=0.0)
 
@@ -258,7 +258,7 @@ def test_what_a_setting_was_resolved_to_can_be_told(
 
 def test_a_table_says_when_a_face_has_converged(config_of: ConfigOf) -> None:
     def told(**settings: object) -> str | None:
-        return make_recipe(config_of(**settings)).description.metrics.get("converged")
+        return make_recipe(config_of(**settings)).spec.metrics.get("converged")
 
     assert "less than 0.02 and" in str(told(steps="auto", stop_gain=0.02))
     assert "less than 0.00167 and" in str(told(steps=3))
@@ -302,6 +302,6 @@ def test_the_table_names_its_model_and_images_for_every_working_directory(
     config = config_of(identity="none")
     folder = Path(config.model)
     monkeypatch.chdir(folder.parent)
-    told = make_recipe(config_of(identity="none", model=f"./{folder.name}")).description.config
+    told = make_recipe(config_of(identity="none", model=f"./{folder.name}")).spec.config
     assert (told["model"], told["identity"]) == (str(folder), "none")
     assert Path(told["input"]).is_absolute()

@@ -14,16 +14,15 @@ import pytest
 from jobs import contact_sheet, query_latents
 from pipeline.config import JobConfig
 from pipeline.engine import report
-from pipeline.engine.outcome import Outcome
 from pipeline.engine.ray_output import VARIABLE
 from pipeline.engine.report import print_estimate, print_outcome
-from pipeline.engine.tally import Tally
+from pipeline.table import Counts, RunRecord
 
 COMMAND = ("my jobs/invert_dataset.py", "--input", "my photos", "--output", "a b")
 
 
 def said(capsys: pytest.CaptureFixture[str], config: JobConfig, **how: Any) -> list[str]:
-    outcome = how.pop("outcome", None) or Outcome(Tally(reasons=Counter(no_face=1)))
+    outcome = how.pop("outcome", None) or RunRecord(Counts(rejects=1, reasons=Counter(no_face=1)))
     print_outcome(config, outcome, command=COMMAND, **how)
     return capsys.readouterr().err.splitlines()
 
@@ -47,7 +46,7 @@ def test_the_next_commands_are_printed_to_be_pasted(
 def test_a_table_without_crops_gets_no_contact_sheet(
     config_of: Callable[..., JobConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = said(capsys, config_of(keep_crops=True), outcome=Outcome(Tally()))
+    lines = said(capsys, config_of(keep_crops=True), outcome=RunRecord())
     assert not any("contact_sheet" in line or "FROM rejects" in line for line in lines)
 
 
@@ -58,7 +57,7 @@ def test_what_failed_ends_with_the_command_to_go_on(
     tmp_path: Path,
     interrupted: bool,
 ) -> None:
-    outcome = Outcome(Tally(), errors=["the disk is full"], interrupted=interrupted)
+    outcome = RunRecord(errors=["the disk is full"], interrupted=interrupted)
     outcome.ray_log = str(tmp_path)
     lines = said(capsys, config_of(), outcome=outcome)
     assert lines[-5].startswith("failed: the disk is full")
@@ -72,7 +71,7 @@ def test_each_failure_is_printed_once(
     config_of: Callable[..., JobConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     errors = [f"error {number % 25}" for number in range(30)]
-    outcome = Outcome(Tally(), errors=errors)
+    outcome = RunRecord(errors=errors)
     lines = said(capsys, config_of(), outcome=outcome, told={"error 0", "error 1"})
     failed = [line for line in lines if line.startswith("failed: ")]
     assert failed == [f"failed: error {number}" for number in range(2, 22)]

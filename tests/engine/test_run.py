@@ -5,25 +5,25 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import JobConfig
 from pipeline.engine import node_report, record, run
-from pipeline.engine import outcome as outcome_module
 from pipeline.engine.dataset import Stages
 from pipeline.engine.inverter import BATCH
 from pipeline.engine.logs import EventLog
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.report import print_outcome
 from pipeline.engine.rows import Row, failed_row
-from pipeline.engine.run import Committer, Outcome, run_job
-from pipeline.engine.tally import Tally
+from pipeline.engine.run import Committer, run_job
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.storage import list_shards
-from pipeline.table import open_table
+from pipeline.table import Counts, RunRecord, open_table
+from pipeline.table import runs as runs_module
+from pipeline.table.runs import WRITE_EVERY_S
 from tests.engine.conftest import end, is_committed
 
 KINDS = ("latents", "rejects")
@@ -43,7 +43,7 @@ def test_a_dashboards_address_is_no_cluster(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_why_the_listing_ended_is_said_before_the_shards_that_are_missing(
     plan: Plan,
-    outcome: Outcome,
+    outcome: RunRecord,
     config_of: Callable[..., JobConfig],
     without_ray: Callable[[list[Row]], None],
 ) -> None:
@@ -59,7 +59,7 @@ def test_why_the_listing_ended_is_said_before_the_shards_that_are_missing(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_a_wrong_request_that_shows_late_is_raised_when_commits_are_through(
     plan: Plan,
-    outcome: Outcome,
+    outcome: RunRecord,
     written: Callable[[int], Row],
     config_of: Callable[..., JobConfig],
     without_ray: Callable[[list[Row]], None],
@@ -85,7 +85,7 @@ def test_a_run_that_changes_nothing_writes_no_card(
     assert not table.store.exists("README.md"), "as a run that is killed after its last commit"
     assert run_job(config_of()).means is not None
     card = table.store.info("README.md")
-    monkeypatch.delattr(run, "Totals")
+    monkeypatch.delattr(run, "table_stats")
     assert run_job(config_of()).means is None
     assert table.store.info("README.md") == card
 
@@ -153,7 +153,7 @@ def test_a_folder_that_lost_files_keeps_each_face_once(
 
 def test_the_last_line_has_the_documented_keys() -> None:
     documented = "samples faces rejects parts skipped_parts seconds images_per_second table"
-    line = Outcome(Tally(samples=3), skipped_parts=2).to_dict("/table")
+    line = RunRecord(Counts(samples=3), skipped_parts=2).to_dict("/table")
     assert set(documented.split()) <= line.keys()
     assert (line["samples"], line["skipped_parts"], line["table"]) == (3, 2, "/table")
     json.dumps(line, allow_nan=False)
@@ -263,16 +263,16 @@ def test_the_closing_table_says_that_the_columns_are_of_the_best_step(
 ) -> None:
     steps = [0.2, 0.1]
     means = dict.fromkeys(("l2", "psnr", "lpips", "id_similarity"), steps)
-    print_outcome(config_of(), Outcome(Tally(), means=means))  # type: ignore[arg-type]
+    print_outcome(config_of(), RunRecord(means=means))  # type: ignore[arg-type]
     told = " ".join(capsys.readouterr().err.split())
     assert "0.1000" in told
     assert "the table's columns of these names are of each face's best step" in told
 
 
 def test_a_run_has_its_settings_on_record_as_they_were_resolved(
-    plan: Plan, config_of: Callable[..., JobConfig], outcome: Outcome
+    plan: Plan, config_of: Callable[..., JobConfig], outcome: RunRecord
 ) -> None:
-    record.RunRecord(config_of(), plan, outcome, datetime.now(UTC)).start()
+    record.RunRecorder(config_of(), plan, outcome).start()
     (account,) = runs(config_of())
     told = account["config"]
     assert isinstance(told, dict)
@@ -283,14 +283,17 @@ def test_a_run_has_its_settings_on_record_as_they_were_resolved(
 
 
 def test_a_running_job_renews_its_record(
-    plan: Plan, config_of: Callable[..., JobConfig], written: Callable[[int], Row], outcome: Outcome
+    plan: Plan,
+    config_of: Callable[..., JobConfig],
+    written: Callable[[int], Row],
+    outcome: RunRecord,
 ) -> None:
-    account = record.RunRecord(config_of(), plan, outcome, datetime.now(UTC))
+    account = record.RunRecorder(config_of(), plan, outcome)
     account.start()
     committer = Committer(plan, outcome, (account,))
     committer.take(written(0))
     assert [one["parts"] for one in runs(config_of())] == [0], "not with every part"
-    account.written -= record.EVERY_S
+    account.file._written -= WRITE_EVERY_S
     committer.take(written(1))
     assert [(one["parts"], one["exit_code"]) for one in runs(config_of())] == [(2, None)]
     account.end()
@@ -298,9 +301,9 @@ def test_a_running_job_renews_its_record(
 
 
 def test_an_unexpected_failure_is_on_record_with_its_trace(
-    plan: Plan, config_of: Callable[..., JobConfig], outcome: Outcome
+    plan: Plan, config_of: Callable[..., JobConfig], outcome: RunRecord
 ) -> None:
-    account = record.RunRecord(config_of(), plan, outcome, datetime.now(UTC))
+    account = record.RunRecorder(config_of(), plan, outcome)
     committer = Committer(plan, outcome, (account,))
     with pytest.raises(ZeroDivisionError) as failure:
         divmod(1, 0)
@@ -333,9 +336,12 @@ def test_a_request_that_turns_out_wrong_is_on_record_with_its_code(
 
 
 def test_missed_identities_and_profiles_are_in_the_last_line_and_in_the_account_of_the_run(
-    plan: Plan, config_of: Callable[..., JobConfig], written: Callable[[int], Row], outcome: Outcome
+    plan: Plan,
+    config_of: Callable[..., JobConfig],
+    written: Callable[[int], Row],
+    outcome: RunRecord,
 ) -> None:
-    account = record.RunRecord(config_of(), plan, outcome, datetime.now(UTC))
+    account = record.RunRecorder(config_of(), plan, outcome)
     committer = Committer(plan, outcome, (account,))
     first = written(0) | {"identity_missed": 2, "icc_ignored": 4}
     for row in (first, written(1) | {"identity_missed": 1, "icc_ignored": 1}, end()):
@@ -349,9 +355,9 @@ def test_missed_identities_and_profiles_are_in_the_last_line_and_in_the_account_
 
 
 def test_of_very_many_errors_the_first_are_kept(
-    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+    outcome: RunRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outcome_module, "MAX_ERRORS", 2)
+    monkeypatch.setattr(runs_module, "MAX_ERRORS", 2)
     for number in range(5):
         outcome.fail(f"error {number}")
     line = outcome.to_dict("/table")
@@ -361,7 +367,7 @@ def test_of_very_many_errors_the_first_are_kept(
 
 def test_events_are_json_lines_without_credentials(
     plan: Plan,
-    outcome: Outcome,
+    outcome: RunRecord,
     written: Callable[[int], Row],
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -383,7 +389,7 @@ def test_events_are_json_lines_without_credentials(
 
 
 def test_without_the_request_nothing_is_logged(
-    plan: Plan, outcome: Outcome, written: Callable[[int], Row], capfd: pytest.CaptureFixture[str]
+    plan: Plan, outcome: RunRecord, written: Callable[[int], Row], capfd: pytest.CaptureFixture[str]
 ) -> None:
     Committer(plan, outcome, (EventLog(json_lines=False),)).take(written(0))
     assert capfd.readouterr().err == ""

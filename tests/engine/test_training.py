@@ -15,8 +15,8 @@ from pipeline.engine.training import _failures, _trainer, beginning, check_worke
 from pipeline.errors import ConfigError, FingerprintError, InputError, PipelineError, RequestError
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
-from pipeline.training.crops import CropFile, put_index
-from pipeline.training.settled import keep_settings
+from pipeline.training.data import CropFile, put_index
+from pipeline.training.resume_check import keep_settings
 
 
 def test_other_settings_are_refused_before_any_work(five_images: TrainConfig) -> None:

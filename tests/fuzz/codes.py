@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.exchange.code_files import read_code
-from pipeline.exchange.pickled import latents_file, read_latents
-from tests.exchange.hungry import HUNGRY
+from pipeline.interop.code_files import read_code
+from pipeline.interop.pickled_codes import latents_file, read_latents
 from tests.fuzz import words
 from tests.fuzz.archives import json_text
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind
 from tests.fuzz.mutate import mutated
+from tests.interop.hungry import HUNGRY
 
 
 class _Command:

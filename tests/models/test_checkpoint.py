@@ -20,7 +20,7 @@ from pipeline.inversion import OptimizeSettings, optimize
 from pipeline.inversion.methods import Method
 from pipeline.models import load_checkpoint, load_model, save_bundle, treatment_for
 from pipeline.models.checkpoint import read_checkpoint
-from pipeline.models.inert import plain
+from pipeline.models.safe_globals import plain
 from tests.models.tiny import ALL_LEVELS, portrait, tiny_checkpoint
 
 Checkpoint = dict[str, Any]
@@ -366,7 +366,7 @@ def test_an_average_among_the_weights_is_used(checkpoint: Checkpoint) -> None:
 def test_a_missing_average_is_estimated_on_request(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.models.average.CODES", 3000)
+    monkeypatch.setattr("pipeline.models.average_latent.CODES", 3000)
     for lacking in (_without_average(checkpoint), {**checkpoint, "latent_avg": None}):
         with pytest.raises(ModelError, match="take --estimate-latent-avg"):
             load_checkpoint(lacking)

@@ -3,7 +3,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.storage import Store
-from pipeline.training.crops import (
+from pipeline.training.data import (
     CropFile,
     Crops,
     match_keys,

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from pipeline.metrics.arcface import ArcFaceIRSE50
 from pipeline.metrics.identity import load_identity
-from pipeline.training.features import central_crop, load_face_features
+from pipeline.training.losses import central_crop, load_face_features
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_only_the_network_of_dlib_needs_dlib(tmp_path):
 import sys
 sys.modules["dlib"] = None
 from pipeline.errors import ModelError
-from pipeline.training.features import load_face_features
+from pipeline.training.losses import load_face_features
 print(load_face_features({str(tmp_path / "ir_se50.safetensors")!r}).side)
 try:
     load_face_features("dlib")
