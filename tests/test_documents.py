@@ -11,7 +11,7 @@ import yaml
 
 from jobs.restyle import JOBS
 from pipeline.config import load_config
-from pipeline.table import open_table
+from pipeline.table import Columns, open_table
 from pipeline.training.config import load_train_config
 from tests.documents import ROOT, Document, all_documents, flags_of, parser_of, program_of
 from tests.models.test_official import empty_model
@@ -122,6 +122,20 @@ def test_named_flags_are_flags_of_a_program(document: Document) -> None:
         for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)
     ]
     assert sorted(set(named) - known) == []
+
+
+def test_every_flag_of_the_job_is_described() -> None:
+    named = {flag for one in DOCUMENTS for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", one.text)}
+    flags = {flag.replace("--no-", "--") for flag in flags_of("jobs.invert_dataset")} - {"-h"}
+    negated = {flag.replace("--no-", "--") for flag in named}
+    assert sorted(flags - named - negated) == []
+
+
+def test_every_column_is_described() -> None:
+    (document,) = [one for one in DOCUMENTS if one.name == RUN_ELSEWHERE]
+    switches = {"all_steps": True, "aligned_jpeg": True, "reconstruction_jpeg": True}
+    schema = Columns(6, **switches, turn_deg=True).latents_schema()
+    assert [name for name in schema.names if f"`{name}`" not in document.text] == []
 
 
 @ours
