@@ -138,6 +138,13 @@ def test_every_column_is_described() -> None:
     assert [name for name in schema.names if f"`{name}`" not in document.text] == []
 
 
+@pytest.mark.parametrize("folder", ["pipeline", "tests"])
+def test_every_package_is_described(folder: str) -> None:
+    text = (ROOT / folder / "README.md").read_text()
+    packages = [path.parent.name for path in sorted((ROOT / folder).glob("*/__init__.py"))]
+    assert [name for name in packages if not re.search(rf"`{name}/?`", text)] == []
+
+
 @ours
 def test_queries_and_conditions_are_answered(document: Document, folder: Path) -> None:
     table = open_table(str(folder / "table"))
