@@ -99,8 +99,8 @@ def _kind(args: argparse.Namespace) -> str:
     kind = args.kind or ("latents" if suffix == ".npy" else None)
     if kind == "stacked":
         if suffix not in STACKED:
-            listed = ", ".join(STACKED)
-            raise ConfigError(f"--output {args.to}: stacked codes are one file, ending in {listed}")
+            listed = ", ".join(f"*{ending}" for ending in STACKED)
+            raise ConfigError(f"--output {args.to}: stacked codes are one file: name it {listed}")
         return "stacked"
     if kind == "latents" and suffix != ".npy":
         raise ConfigError(
