@@ -16,7 +16,7 @@ import sys
 
 from pipeline.cli import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
-from pipeline.engine.entry import run_to_exit_code
+from pipeline.engine.job import run_to_exit_code
 from pipeline.rerun import run_again
 from pipeline.table import RunRecord
 

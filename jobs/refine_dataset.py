@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.cli import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
-from pipeline.engine.entry import run_to_exit_code
+from pipeline.engine.job import run_to_exit_code
 from pipeline.errors import ConfigError, printable
 from pipeline.storage import ALL_IMAGES, canonical_uri
 from pipeline.table import RunRecord, TableSpec, open_initial_table

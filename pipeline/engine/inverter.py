@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.choices import BestStepBy, Device, Precision
-from pipeline.engine.align import reject_row
+from pipeline.engine.stages.align import reject_row
 from pipeline.images import Rejection, RejectReason
 from pipeline.inversion import Inversion, keep_freed_memory, ready_device
 from pipeline.inversion.methods import Method, Models, find_codes, found_its_end

@@ -7,11 +7,11 @@ import os
 from contextlib import suppress
 
 from pipeline.config import JobConfig
-from pipeline.engine.commit import Watch
+from pipeline.engine.events import Listener
+from pipeline.engine.messages import PartDone
 from pipeline.engine.node_report import versions
-from pipeline.engine.plan import Plan
-from pipeline.engine.recipe import resolved_config
-from pipeline.engine.rows import Row
+from pipeline.engine.plan import Found, Plan
+from pipeline.engine.resolve import resolved_config
 from pipeline.errors import PipelineError, RequestError
 from pipeline.table.runs import RunFile, RunRecord
 
@@ -23,7 +23,7 @@ def submission_id() -> str | None:
     return None if found is None else str(found)
 
 
-class RunRecorder(Watch):
+class RunRecorder(Listener):
     """Writes the document of one run."""
 
     def __init__(self, config: JobConfig, plan: Plan, record: RunRecord) -> None:
@@ -43,13 +43,14 @@ class RunRecorder(Watch):
         """Write that the run has begun; fails where nothing can be written."""
         self.plan.orphans.began = self.plan.writer.store.info(self._write(None)).modified
 
-    def planned(self) -> None:
+    def on_plan(self, found: Found) -> None:
         """Write what is to do."""
+        del found
         self._write(None)
 
-    def part(self, row: Row) -> None:
+    def on_part(self, done: PartDone) -> None:
         """Write the counts, once a minute."""
-        del row
+        del done
         if self.file.is_due:
             with suppress(PipelineError):  # the next minute's, or the end's, will do
                 self._write(None)
@@ -59,8 +60,9 @@ class RunRecorder(Watch):
         with suppress(PipelineError):  # the request is what the user must hear about
             self._write(2, errors=[str(error)])
 
-    def end(self) -> None:
+    def on_end(self, outcome: RunRecord, table: str) -> None:
         """Write how the run ended."""
+        del outcome, table
         try:
             self._write(self.record.exit_code)
         except PipelineError as error:

@@ -1,4 +1,4 @@
-"""Promises of what is left out, from the reader to the card: by the real reader and committer."""
+"""Promises of what is left out, from the reader to the card: by the real reader and ledger."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from pathlib import Path
 import pytest
 
 from jobs import invert_dataset
-from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
-from pipeline.engine import estimate, run
-from pipeline.engine.align import AlignStage
-from pipeline.engine.dataset import Stages
-from pipeline.engine.estimate import estimate_job
-from pipeline.engine.logs import EventLog
+from pipeline.engine import dry_run, run
+from pipeline.engine.console import print_outcome
+from pipeline.engine.dry_run import estimate_job
+from pipeline.engine.events import EventLog, logging_to_stderr
 from pipeline.engine.plan import make_plan
-from pipeline.engine.report import print_outcome
 from pipeline.engine.run import run_job
+from pipeline.engine.stages import Align, Read, Write
 from pipeline.errors import FingerprintError
 from pipeline.storage import Store, list_shards
 from pipeline.table import RunRecord, Table, open_table, write_card
 from pipeline.table.status import table_status
 from tests.faults.light import execute_in_order
-from tests.faults.stages import HashedAlign, HashedInvert
+from tests.faults.stages import HASHED, HashedInvert
 from tests.storage.archives import write_files, write_parquet, write_tar
 
 ConfigOf = Callable[..., JobConfig]
@@ -36,7 +34,7 @@ COUNTS = {".json": 3, "(hidden)": 1, ".parquet": 1, ".tar.rar": 1, "(no extensio
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages one after another, in this process."""
     monkeypatch.setattr(run, "_execute", execute_in_order)
-    monkeypatch.setattr(estimate, "_time", lambda *_: (1.0, 1.0, 1.0))
+    monkeypatch.setattr(dry_run, "_time", lambda *_: (1.0, 1.0, 1.0))
 
 
 @pytest.fixture
@@ -51,7 +49,7 @@ def mixed(tmp_path: Path) -> Path:
 
 
 def run_hashed(config: JobConfig) -> RunRecord:
-    return run_job(config, Stages(HashedAlign, HashedInvert))
+    return run_job(config, HASHED)
 
 
 def card_of(table: Table) -> str:
@@ -135,20 +133,20 @@ def test_a_shard_without_an_image_is_an_event_that_warns(
     write_tar(tmp_path / "in" / "empty.tar", [("a.json", b"{}")])
     config = config_of(input=str(tmp_path / "in"), log_format="json")
     plan, outcome = make_plan(config), RunRecord()
-    stages, log = Stages(HashedAlign, HashedInvert), EventLog(json_lines=True)
-    execute_in_order(config, plan, outcome, stages, (log,))
+    with logging_to_stderr(json_lines=True):
+        execute_in_order(config, plan, outcome, (EventLog(),), stages=HASHED)
     (event,) = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert (event["event"], event["level"]) == ("shard_committed", "warning")
     assert event["left_out"] == {".json": 1}
 
 
-class Aligner(AlignStage):
+class Aligner(Align):
     """The real one; the last that was made can be closed."""
 
-    last: AlignStage
+    last: Align
 
-    def __init__(self, settings: AlignmentSettings) -> None:
-        super().__init__(settings)
+    def setup(self) -> None:
+        super().setup()
         Aligner.last = self
 
 
@@ -156,7 +154,8 @@ def test_bad_items_are_rejects_and_stop_nothing(config_of: ConfigOf, images: Pat
     (images / "0000.jpg").symlink_to("nowhere")
     (images / "loop.png").symlink_to("loop.png")
     config = config_of(prealigned=True)
-    outcome = run_job(config, Stages(Aligner, HashedInvert))
+    outcome = run_job(config, (Read, Aligner, HashedInvert, Write))
+    assert Aligner.last.aligner
     Aligner.last.aligner.close()
     assert (outcome.exit_code, outcome.counts.samples) == (0, 6)
     assert outcome.counts.reasons == {"unreadable": 2}

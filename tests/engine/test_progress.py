@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from pipeline.engine import progress, screen
-from pipeline.engine.logs import EventLog
+from pipeline.engine.console import Console
 from pipeline.engine.pace import Pace, format_seconds
 from pipeline.engine.pending import ClusterState, StageState
 from pipeline.engine.plan import Found
@@ -282,7 +282,7 @@ def test_a_failure_is_printed_once_as_it_happens(capfd: pytest.CaptureFixture[st
         with showing(json_lines=False) as same:
             assert same is one
         for _ in range(2):
-            EventLog(json_lines=False).failed("a", "shard 'a', part 0: invert: OSError: x")
+            Console().on_failure("a", "shard 'a', part 0: invert: OSError: x")
     assert capfd.readouterr().err == "failed: shard 'a', part 0: invert: OSError: x\n"
     assert (one.failures, Progress.current) == (2, None)
 
@@ -363,7 +363,7 @@ class Terminal:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env=os.environ | {"TERM": "xterm"} | environment,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": ""} | environment,
         )
         os.close(theirs)
         self.text = ""
