@@ -63,8 +63,6 @@ def test_links_lead_to_files_and_headings(document: Document) -> None:
 
 @ours
 def test_named_files_exist(document: Document) -> None:
-    if document.name == "pipeline/README.md" and not (ROOT / "pipeline/engine/stages").is_dir():
-        pytest.skip("names the modules after the move of the tree")
     for code in document.inline_code():
         if FILE.fullmatch(code):
             places = (ROOT, ROOT / "pipeline", document.path.parent)
