@@ -37,6 +37,8 @@ PROGRAMS = [
     *("jobs.restyle", "jobs.build_samples", "jobs.build_demo_model"),
     *("tests.faults.__main__", "tests.fuzz.__main__"),
 ]
+FOLDERS = ("pipeline", "jobs", "tests")
+MODULES = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
 FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)+\.(?:py|md|ya?ml|toml|txt|json|safetensors)")
 
 ours = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
@@ -67,6 +69,8 @@ def test_named_files_exist(document: Document) -> None:
         if FILE.fullmatch(code):
             places = (ROOT, ROOT / "pipeline", document.path.parent)
             assert any((place / code).is_file() for place in places), f"there is no {code}"
+        if re.fullmatch(r"\w+\.py", code):
+            assert code in MODULES, f"there is no {code}"
 
 
 def test_docstrings_name_documents_that_exist() -> None:
