@@ -28,6 +28,7 @@ def test_reasons_are_the_words_of_the_table() -> None:
         "face_too_small",
         "not_finite",
         "no_start",
+        "no_target",
         "timed_out",
         "crashed",
     }
