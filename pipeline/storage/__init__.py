@@ -1,7 +1,7 @@
 """URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
 
 from pipeline.redaction import without_secrets
-from pipeline.storage.credentials import CREDENTIALS_EXPIRED
+from pipeline.storage.credentials import CREDENTIALS_EXPIRED, S3_PROFILES
 from pipeline.storage.input_files import check_apart
 from pipeline.storage.kept_columns import arrow_type, kept_array
 from pipeline.storage.left_out import LeftOut
@@ -11,7 +11,6 @@ from pipeline.storage.patterns import literal_folder
 from pipeline.storage.read_options import ALL_IMAGES, ONE_IMAGE, ReadOptions
 from pipeline.storage.readers.dispatch import kept_types, read_samples
 from pipeline.storage.readers.parquet import check_columns
-from pipeline.storage.s3_profiles import S3_PROFILES
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
 from pipeline.storage.sampling import count_samples, spread_samples
 from pipeline.storage.shards import (

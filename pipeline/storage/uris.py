@@ -36,10 +36,10 @@ from pipeline.storage.credentials import (
     is_bare_refusal,
     is_expired,
     refused_status,
+    s3_options,
     wrong_credentials,
 )
 from pipeline.storage.s3 import is_bucket
-from pipeline.storage.s3_profiles import s3_options
 
 # File systems of what lies in another one: `zip://a.jpg::s3://bucket/b.zip`.
 _INSIDE_OTHERS = (AbstractArchiveFileSystem, ChainedFileSystem)

@@ -101,10 +101,10 @@ def test_a_limit_on_memory_ends_with_its_block() -> None:
 GROWN_WITHOUT_HEADROOM = """
 import sys
 from pathlib import Path
-from pipeline.storage import parquets
+from pipeline.storage.readers import parquet
 from tests.storage.test_bombs import grown_while
 
-parquets._FREE_MEMORY, parquets._GROWTH = 1 << 20, 0
+parquet._FREE_MEMORY, parquet._GROWTH = 1 << 20, 0
 print(grown_while(Path(sys.argv[1]), "a row needs far more memory than the file has bytes"))
 """
 

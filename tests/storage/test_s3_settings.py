@@ -13,8 +13,8 @@ import pytest
 
 from pipeline.errors import AccessError, InputError
 from pipeline.storage import S3_PROFILES, Store, list_shards, read_samples
+from pipeline.storage.credentials import s3_options
 from pipeline.storage.s3_filesystem import KeyedS3
-from pipeline.storage.s3_profiles import s3_options
 from tests.conftest import Bucket
 from tests.faults import actions
 from tests.faults.proxy import Exchange, FaultProxy, Rule

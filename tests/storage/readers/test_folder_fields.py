@@ -88,7 +88,7 @@ def test_rows_of_the_nearest_metadata_file_are_fields(tmp_path: Path, s3: Bucket
 def test_a_metadata_file_is_read_up_to_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.readers.folder_metadata.MAX_METADATA_BYTES", 99)
+    monkeypatch.setattr("pipeline.storage.readers.folder_fields.MAX_METADATA_BYTES", 99)
     (tmp_path / "a.jpg").write_bytes(b"1")
     (tmp_path / "metadata.csv").write_bytes(b"x" * 100)
     with pytest.raises(InputError, match="has 100 bytes, of at most 99 that --keep-columns reads"):
