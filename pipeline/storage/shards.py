@@ -21,7 +21,7 @@ from pipeline.storage.listing import Entry
 from pipeline.storage.objects import UNREADABLE
 from pipeline.storage.parquet_columns import image_column, schema_of
 from pipeline.storage.read_options import ReadOptions
-from pipeline.storage.recognition import recognised
+from pipeline.storage.recognition import recognise
 from pipeline.storage.sample import UniqueKeys
 from pipeline.storage.uris import canonical_uri, is_web, refuse_secrets
 
@@ -129,7 +129,7 @@ def list_shards(
     The input is one shard file, one image, a folder with shards or images or both at any depth, a
     text file of these, or a pattern (`open_input`). Images are cut into slices of
     `files_per_shard`, of a folder in the order of their relative paths; adding a file changes the
-    slices after it. What is neither, by its name or its first bytes (`recognised`), is counted in
+    slices after it. What is neither, by its name or its first bytes (`recognise`), is counted in
     `left_out`, complete at the end, and so are hidden files and img2dataset's own metadata.
 
     Raises `InputError` if the input does not exist or holds nothing of these, on the first
@@ -188,7 +188,7 @@ def _shards_of(
 ) -> Iterator[Shard]:
     images: list[Entry] = []
     slices = 0
-    found = recognised(
+    found = recognise(
         source.entries,
         source.uri_of,
         left_out,

@@ -25,7 +25,7 @@ from pipeline.storage import (
     s3_filesystem,
 )
 from pipeline.storage.credentials import wrong_credentials
-from pipeline.storage.listing import looked_up
+from pipeline.storage.listing import look_up_all
 from pipeline.storage.recognition import read_head
 from pipeline.storage.s3_filesystem import KeyedS3
 from pipeline.storage.uris import read_file, storage_errors
@@ -71,7 +71,7 @@ def unknown_profile(patch: pytest.MonkeyPatch) -> None:
     [
         (missing, "there are no credentials: "),
         (unknown_key, r"the access key is not known there \(InvalidAccessKeyId\): "),
-        (wrong_secret, r"the secret key is not the access key's \(SignatureDoesNotMatch\): "),
+        (wrong_secret, r"the secret key does not belong to the access key \(SignatureDoesNotMatch\): "),
         (unknown_profile, "The config profile .nobodys. could not be found: "),
     ],
 )
@@ -154,7 +154,7 @@ def every_use(root: str) -> dict[str, Callable[[], object]]:
         "read_file": lambda: read_file(f"{store.root}/a.jpg"),
         "list_shards": lambda: list_shards(store.root).first(),
         "sniffing": lambda: read_head(f"{store.root}/a.jpg"),
-        "a range": lambda: [*looked_up([f"{store.root}/{{a,b}}.tar"])],
+        "a range": lambda: [*look_up_all([f"{store.root}/{{a,b}}.tar"])],
         "check_output": lambda: check_output(root),
         "check_credentials": lambda: check_credentials(root),
         "status": lambda: table_status(f"{root}/table"),

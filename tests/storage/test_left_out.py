@@ -8,7 +8,7 @@ import string
 import pytest
 
 from pipeline.storage import LeftOut
-from pipeline.storage.left_out import MOST_LABELS, OTHER, label_of
+from pipeline.storage.left_out import MAX_LABELS, OTHER, label_of
 from pipeline.table.documents import to_json
 
 
@@ -42,7 +42,7 @@ def test_labels_are_few_short_and_printable_whatever_names_are() -> None:
     for _ in range(5000):
         counts.add_file("a." + "".join(random_.choices(string.printable + "é\u202e/", k=5)))
     assert counts.total == 5000
-    assert len(counts) <= MOST_LABELS + 1
+    assert len(counts) <= MAX_LABELS + 1
     assert all(label.isprintable() and label.isascii() and len(label) <= 18 for label in counts)
 
 
@@ -67,7 +67,7 @@ def test_what_are_no_counts_is_told(text: str) -> None:
 
 def test_labels_beyond_the_most_are_counted_together() -> None:
     counts = LeftOut()
-    for number in range(MOST_LABELS + 10):
+    for number in range(MAX_LABELS + 10):
         counts.add(f".x{number}")
     assert counts[OTHER] == 10
 

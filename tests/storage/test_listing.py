@@ -133,7 +133,7 @@ def test_a_store_that_loses_its_order_late_is_told_of() -> None:
         def in_order(self, children: set[str]) -> list[str]:
             return [*sorted(children)[1:], *sorted(children)[:1]]
 
-    with pytest.raises(StorageError, match="'s3://bucket/in' is listed in no order"):
+    with pytest.raises(StorageError, match="'s3://bucket/in' is not listed in a consistent"):
         names(Late(*(f"in/{number}.jpg" for number in range(10)), page=2))
 
 
@@ -145,5 +145,5 @@ def test_another_store_s_folder_without_a_name_is_refused(monkeypatch: pytest.Mo
     store = Store("memory://nameless")
     details = [{"name": "/nameless", "type": "directory", "size": 0}]
     monkeypatch.setattr(type(store.fs), "ls", lambda *_, **__: details)
-    with pytest.raises(InputError, match="'/nameless//' is a folder without a name"):
+    with pytest.raises(InputError, match="'/nameless//' is a folder with an empty name"):
         list(walk(store.fs, "/nameless", store.root))

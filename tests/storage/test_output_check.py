@@ -32,7 +32,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 def test_what_cannot_be_created_is_refused() -> None:
     with pytest.raises(ConfigError, match="'/proc/x/y' cannot be written to: No such file"):
         check_output("/proc/x/y")
-    with pytest.raises(ConfigError, match="the web is only read"):
+    with pytest.raises(ConfigError, match="the web is read-only"):
         check_output("https://localhost:1/table")
 
 
@@ -187,7 +187,7 @@ def test_a_folder_is_told_by_one_listing_request(
             yield page
 
     monkeypatch.setattr(output_check, "listing_pages", counted)
-    monkeypatch.setattr(output_check, "_LOOKED_AT", 2)
+    monkeypatch.setattr(output_check, "_MAX_NAMES", 2)
     with pytest.raises(ConfigError, match=r"holds '0/', '1/', and is not a box"):
         check_output(store.root, KIND)
     assert asked == ["out/"]

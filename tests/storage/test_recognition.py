@@ -69,7 +69,7 @@ def test_without_sniffing_names_alone_decide(store: Store) -> None:
 
 
 def test_many_unknown_names_keep_their_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognition, "_BATCH_LOOKS", 7)
+    monkeypatch.setattr(recognition, "_BATCH_READS", 7)
     monkeypatch.setattr(recognition, "_BATCH_ENTRIES", 16)
     given = {f"{number:03d}{'.jpg' if number % 3 else ''}": number % 5 for number in range(60)}
     for name, is_text in given.items():
@@ -158,12 +158,12 @@ def test_what_is_gone_when_it_is_looked_into_is_left_out(
 ) -> None:
     store.put("a.jpg", JPEG)
     store.put("noext", JPEG)
-    look = recognition._look_at_object
+    look = recognition._inspect_object
 
     def late(uri: str) -> object:
         store.remove("noext")
         return look(uri)
 
-    monkeypatch.setattr(recognition, "_look_at_object", late)
+    monkeypatch.setattr(recognition, "_inspect_object", late)
     found = names(store.root)
     assert found == (["a.jpg"] if store.root.startswith("s3://") else ["a.jpg", "noext"])

@@ -12,7 +12,7 @@ from pipeline.storage.credentials import is_denied
 from pipeline.storage.file_types import readable_name
 from pipeline.storage.listing import UNKNOWN_SIZE, Entry, file_entry
 from pipeline.storage.objects import UNREADABLE, object_info, why_unreadable
-from pipeline.storage.s3 import Fetched, get_objects, is_bucket, reads_beside
+from pipeline.storage.s3 import Fetched, can_read_siblings, get_objects, is_bucket
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, too_large, unreadable
 from pipeline.storage.shards import Shard, folder_etag
 from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage_errors
@@ -126,7 +126,7 @@ def _why_unreadable(fs: Any, path: str, error: BaseException, kind: str) -> str:
         why = why_unreadable(path, error)
         if why:
             return why
-    if is_denied(error) and is_bucket(fs) and reads_beside(fs, path):
+    if is_denied(error) and is_bucket(fs) and can_read_siblings(fs, path):
         return "access denied"
     return "nothing is there" if kind == "list" and isinstance(error, FileNotFoundError) else ""
 

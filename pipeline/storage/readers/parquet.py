@@ -20,7 +20,7 @@ from pipeline.storage.readers.memory_limit import MemoryLimit
 from pipeline.storage.readers.parquet_pages import CheckedFile
 from pipeline.storage.readers.referenced_images import image_beside
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_large
-from pipeline.storage.seekable import opened
+from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import one_line, storage_errors
 
@@ -50,7 +50,7 @@ def read_parquet(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Itera
     count = 0
     with storage_errors(f"read '{shard.uri}'"):
         try:
-            with opened(shard.uri, _BUFFER) as file:
+            with open_seekable(shard.uri, _BUFFER) as file:
                 for sample in _samples(file, shard, options, left_out):
                     count += 1
                     yield sample
@@ -90,7 +90,7 @@ def count_rows(shard: Shard, options: ReadOptions) -> int:
     Of lists each of their images is one, and so is a list that is empty or null.
     """
     try:
-        with storage_errors(f"read '{shard.uri}'"), opened(shard.uri) as file:
+        with storage_errors(f"read '{shard.uri}'"), open_seekable(shard.uri) as file:
             found = pq.read_metadata(file)
         image = image_column(found.schema.to_arrow_schema(), shard.source, options.image_column)
         if image.is_list:

@@ -14,7 +14,7 @@ from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.readers import decompression
 from pipeline.storage.readers.archive_members import Member, samples_of
 from pipeline.storage.sample import Sample
-from pipeline.storage.seekable import opened
+from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import one_line, storage_errors
 
@@ -98,7 +98,7 @@ def open_tar(uri: str) -> Iterator[tarfile.TarFile]:
     its storage raises.
     """
     with (
-        opened(uri, _BLOCK) as raw,
+        open_seekable(uri, _BLOCK) as raw,
         decompression.unpacked(raw) as stream,
         tarfile.open(
             fileobj=cast(Any, BoundedSource(stream)), mode="r|", tarinfo=StrictTarInfo

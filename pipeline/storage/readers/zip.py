@@ -19,7 +19,7 @@ from pipeline.storage.readers.zip_entries import (
     read_entry,
 )
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
-from pipeline.storage.seekable import opened
+from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import one_line, storage_errors
 
@@ -77,7 +77,10 @@ def _opened(shard: Shard) -> Iterator[tuple[Any, Any]]:
 
     Two, as each keeps what it read last, and they are read in turns.
     """
-    with opened(shard.uri, _DIRECTORY_BLOCK) as directory, opened(shard.uri, _BLOCK) as data:
+    with (
+        open_seekable(shard.uri, _DIRECTORY_BLOCK) as directory,
+        open_seekable(shard.uri, _BLOCK) as data,
+    ):
         yield directory, data
 
 
