@@ -71,7 +71,7 @@ def unknown_profile(patch: pytest.MonkeyPatch) -> None:
     [
         (missing, "there are no credentials: "),
         (unknown_key, r"the access key is not known there \(InvalidAccessKeyId\): "),
-        (wrong_secret, r"the secret key does not belong to the access key \(SignatureDoesNotMatch\): "),
+        (wrong_secret, r"the secret key does not belong .* \(SignatureDoesNotMatch\): "),
         (unknown_profile, "The config profile .nobodys. could not be found: "),
     ],
 )
@@ -230,7 +230,7 @@ def test_a_refusal_without_any_reason_says_so(s3: Bucket, through: FaultProxy) -
         Rule("HEAD", "", actions.refusing(400, "ExpiredToken"), times=1_000_000)
     )
     with only_heads:
-        with pytest.raises(StorageError, match=r"refuses it and says no reason .*expired"):
+        with pytest.raises(StorageError, match=r"without a reason .*expired"):
             Store(s3.uri).exists("nowhere")
         assert Store(s3.uri).has(""), "a bucket that can be listed is there"
 

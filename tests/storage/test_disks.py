@@ -19,7 +19,7 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     if request.param != "links":
         monkeypatch.setattr(os, "link", fails(errno.EPERM))
     if request.param == "neither":
-        monkeypatch.setattr(store, "_renamed", lambda *_: False)
+        monkeypatch.setattr(store, "_rename_exclusively", lambda *_: False)
     return tmp_path
 
 
