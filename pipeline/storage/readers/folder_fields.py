@@ -21,7 +21,7 @@ from pipeline.storage.kept_columns import MAX_FIELD_BYTES, fields_of
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import file_entry
 from pipeline.storage.read_options import ReadOptions
-from pipeline.storage.readers.folder import by_root, fetched
+from pipeline.storage.readers.folder import by_root, fetch_files
 from pipeline.storage.sample import Sample
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import filesystem, is_local_filesystem, join, read_file, storage_errors
@@ -97,7 +97,7 @@ def _files(root: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
             if path.is_file() and path.stat().st_size <= MAX_FIELD_BYTES:
                 yield name, path.read_bytes()
         return
-    for name, one in zip(names, fetched(fs, place, names), strict=True):
+    for name, one in zip(names, fetch_files(fs, place, names), strict=True):
         if isinstance(one, BaseException):
             if not isinstance(one, FileNotFoundError):
                 raise one

@@ -99,7 +99,7 @@ def open_tar(uri: str) -> Iterator[tarfile.TarFile]:
     """
     with (
         open_seekable(uri, _BLOCK) as raw,
-        decompression.unpacked(raw) as stream,
+        decompression.open_unpacked(raw) as stream,
         tarfile.open(
             fileobj=cast(Any, BoundedSource(stream)), mode="r|", tarinfo=StrictTarInfo
         ) as archive,
