@@ -28,37 +28,37 @@ from pipeline.storage.uris import filesystem, is_local_filesystem, join, read_fi
 
 # Images whose sidecars are fetched together.
 _IMAGES, _BYTES = 16, 64 << 20
-FILES = ("metadata.csv", "metadata.jsonl")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 MAX_METADATA_BYTES = 64 << 20
 _FILE_NAME = "file_name"
-_LOOKS = 16  # under way at a time
-_CACHED = 4  # files that a process holds: the slices of one folder are read one after another
+_READ_THREADS = 16
+_CACHED = 4  # metadata files in memory: the slices of one folder are read one after another
 
-# A row as it stands in the file: the cells of a CSV file with their names, or a line of JSON.
+# A row as the file holds it: header and cells of a CSV file, or a line of JSON.
 _Row = tuple[tuple[str, ...], list[str]] | str
 
 
 def with_fields(
     samples: Iterable[Sample], shard: Shard, options: ReadOptions, left_out: LeftOut
 ) -> Iterator[Sample]:
-    """The samples of a folder's slice with the fields of `options.keep_columns`.
+    """Add the fields of `options.keep_columns` to the samples of a folder's slice.
 
-    A field stands in a `metadata.csv` or `metadata.jsonl` (`FolderMetadata`), is the file of the
-    same stem with its name for extension, or stands in the `.json` of that stem. Raises
-    `StorageError` where the storage does not answer.
+    The field `f` of `a.jpg` comes from a metadata file (`FolderMetadata`), else from the file
+    `a.f`, else from the field `f` of `a.json`. Raises `StorageError` if the storage does not
+    answer.
     """
     names = dict(zip(shard.keys, shard.names, strict=True))
     metadata = FolderMetadata(shard)
     for group in _groups(samples):
         rows = metadata.rows(names[sample.key] for sample in group)
         stems = [_stem(names[sample.key]) for sample in group]
-        wanted = {*options.keep_columns, "json"}
-        contents = _contents(shard, [f"{stem}.{end}" for stem in stems for end in sorted(wanted)])
+        extensions = sorted({*options.keep_columns, "json"})
+        contents = _contents(shard, [f"{stem}.{end}" for stem in stems for end in extensions])
         for sample, stem, row in zip(group, stems, rows, strict=True):
-            there = {
-                end: contents[f"{stem}.{end}"] for end in wanted if f"{stem}.{end}" in contents
+            sidecars = {
+                end: contents[f"{stem}.{end}"] for end in extensions if f"{stem}.{end}" in contents
             }
-            fields = fields_of(there, row, options.keep_columns, left_out)
+            fields = fields_of(sidecars, row, options.keep_columns, left_out)
             yield sample.with_key(sample.key, fields)
 
 
@@ -80,54 +80,54 @@ def _stem(name: str) -> str:
 
 
 def _contents(shard: Shard, names: list[str]) -> dict[str, bytes]:
-    """Of those files that there are, and that are not too long, the contents by name."""
-    found: dict[str, bytes] = {}
-    with storage_errors(f"read what lies beside the images of '{shard.source}'"):
+    """Read the files that exist and are not too long; return the contents by name."""
+    contents: dict[str, bytes] = {}
+    with storage_errors(f"read the sidecars of the images of '{shard.source}'"):
         for root, paths in by_root(shard, names).items():
             for path, content in _files(root, [*paths]):
-                found[paths[path]] = content
-    return found
+                contents[paths[path]] = content
+    return contents
 
 
 def _files(root: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    fs, place = filesystem(root)
+    fs, root_path = filesystem(root)
     if is_local_filesystem(fs):
         for name in names:
-            path = Path(join(place, name))
+            path = Path(join(root_path, name))
             if path.is_file() and path.stat().st_size <= MAX_FIELD_BYTES:
                 yield name, path.read_bytes()
         return
-    for name, one in zip(names, fetch_files(fs, place, names), strict=True):
-        if isinstance(one, BaseException):
-            if not isinstance(one, FileNotFoundError):
-                raise one
-        elif len(one.content) <= MAX_FIELD_BYTES:
-            yield name, one.content
+    for name, result in zip(names, fetch_files(fs, root_path, names), strict=True):
+        if isinstance(result, BaseException):
+            if not isinstance(result, FileNotFoundError):
+                raise result
+        elif len(result.content) <= MAX_FIELD_BYTES:
+            yield name, result.content
 
 
 class FolderMetadata:
-    """The rows about the images of one shard."""
+    """The metadata rows of the images of one shard."""
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._known: dict[str, list[Mapping[str, _Row]]] = {}  # by folder
+        self._files: dict[str, list[Mapping[str, _Row]]] = {}  # folder -> its metadata files
 
     def rows(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        """Return the fields of each of the images `names`; none for one without a row.
+        """Return the fields of each of the images `names`; none for an image without a row.
 
-        The file in the nearest folder that has a row counts, a CSV file before the other. Empty
-        cells and nulls are left out. Raises `InputError` for a file of more than 64 MB, and
-        `StorageError` where the storage does not answer.
+        The row in the nearest folder is used, of the CSV file first. Empty cells and nulls are left
+        out. Raises `InputError` for a file of more than 64 MB, and `StorageError` if the storage
+        does not answer.
         """
-        wanted = list(names)
-        folders = {folder for name in wanted for folder in self._folders(name)}
-        unknown = sorted(folders - self._known.keys())
-        with ThreadPoolExecutor(_LOOKS) as pool:
-            self._known.update(zip(unknown, pool.map(self._read, unknown), strict=True))
-        return [self._fields(name) for name in wanted]
+        images = list(names)
+        folders = {folder for name in images for folder in self._folders(name)}
+        unread = sorted(folders - self._files.keys())
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            self._files.update(zip(unread, pool.map(self._read, unread), strict=True))
+        return [self._fields(name) for name in images]
 
     def _folders(self, name: str) -> Iterator[str]:
-        """The folders that `name` lies in, the nearest first; of a list only that one."""
+        """Yield the folders that contain `name`, the nearest first; for a list only that one."""
         folder = name.rpartition("/")[0]
         yield folder
         while folder and self._shard.kind == "folder":
@@ -135,8 +135,10 @@ class FolderMetadata:
             yield folder
 
     def _read(self, folder: str) -> list[Mapping[str, _Row]]:
-        uris = [self._shard.uri_of(f"{folder}/{name}" if folder else name) for name in FILES]
-        found = []
+        uris = [
+            self._shard.uri_of(f"{folder}/{name}" if folder else name) for name in METADATA_FILES
+        ]
+        files = []
         for uri in uris:
             try:
                 entry = file_entry(uri)
@@ -147,15 +149,15 @@ class FolderMetadata:
             if entry.size > MAX_METADATA_BYTES:
                 raise InputError(
                     f"'{uri}' has {entry.size} bytes, of at most {MAX_METADATA_BYTES} that "
-                    "--keep-columns reads: split the folder, or put its images into Parquet files"
+                    "--keep-columns reads: split the folder, or store its images in Parquet files"
                 )
-            found.append(_rows(uri, entry.etag))
-        return found
+            files.append(_rows(uri, entry.etag))
+        return files
 
     def _fields(self, name: str) -> dict[str, Any]:
         for folder in self._folders(name):
             relative = name[len(folder) + 1 :] if folder else name
-            for rows in self._known[folder]:
+            for rows in self._files[folder]:
                 if relative in rows:
                     return _parsed(rows[relative])
         return {}
@@ -163,7 +165,10 @@ class FolderMetadata:
 
 @lru_cache(maxsize=_CACHED)
 def _rows(uri: str, _etag: str) -> Mapping[str, _Row]:
-    """The rows of one file by the `file_name` of each; what is no row of an image is left out."""
+    """Read one metadata file; return `file_name` -> row, without rows that name no file.
+
+    `_etag` is part of the cache key: a changed file is read again.
+    """
     text = read_file(uri, MAX_METADATA_BYTES).decode("utf-8-sig", "replace")
     pairs = _of_csv(text) if uri.endswith(".csv") else _of_lines(text)
     return dict(pairs)
@@ -180,7 +185,7 @@ def _of_csv(text: str) -> Iterator[tuple[str, _Row]]:
             if len(cells) > place:
                 yield cells[place], (header, cells)
     except csv.Error:
-        return  # the images whose rows stand behind it have no fields, which is counted
+        return  # the images of later rows have no fields, which is counted
 
 
 def _of_lines(text: str) -> Iterator[tuple[str, _Row]]:
