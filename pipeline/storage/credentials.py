@@ -2,7 +2,7 @@
 
 `RESTYLE_S3_PROFILES` names a profile for each bucket or folder that needs other credentials than
 the environment's: `s3://photos=reader s3://results/tables=writer`. A URI is opened with the profile
-of the longest prefix that contains it. A profile's name is no secret; keys stay in the AWS
+of the longest prefix that contains it. The name of a profile is not secret; keys stay in the AWS
 configuration files of each node.
 """
 

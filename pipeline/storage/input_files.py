@@ -43,7 +43,7 @@ _MAX_SHOWN_NAMES = 3  # of missing shards, in a message
 
 @dataclass(frozen=True)
 class Source:
-    """The files of an input, as entries in the input's order.
+    """Files of an input, as entries in the input's order.
 
     For `kind="folder"` the names are relative to `uri`. For `kind="list"`, where `uri` is a text
     file, they are relative to the folder of that file, or URIs. `alone` says that the input is one
@@ -180,7 +180,7 @@ def _check_line(uri: str) -> None:
 
 @dataclass(frozen=True)
 class _Names:
-    """The URIs (files, folders, patterns) that an input names, and their names in its shards."""
+    """URIs (files, folders, patterns) that an input names, and their names in its shards."""
 
     uris: Callable[[], Iterator[str]]
     what: str  # for messages: "the pattern 'x'"
@@ -251,7 +251,7 @@ def _places(names: _Names, required: dict[str, Place]) -> Iterator[Place]:
 
 
 class _Taken:
-    """The files, folders and patterns listed so far: a file named again is counted, not listed."""
+    """Files, folders and patterns listed so far: a file named again is counted, not listed."""
 
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out

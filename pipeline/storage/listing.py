@@ -260,7 +260,7 @@ _LOOKUP_BATCH = 256
 
 
 class Place(NamedTuple):
-    """The result of looking up a URI. `size` and `etag` are those of a file, as in a listing."""
+    """Result of looking up a URI. `size` and `etag` are those of a file, as in a listing."""
 
     uri: str
     is_there: bool

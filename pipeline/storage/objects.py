@@ -133,7 +133,7 @@ _LASTING = {
 
 
 class Special(OSError):  # noqa: N818 - names the kind of file, not only the error
-    """The file is a socket, pipe or device, and opening it may block for ever."""
+    """Socket, pipe or device: opening it may block for ever."""
 
 
 def is_lasting(error: OSError) -> bool:

@@ -36,7 +36,7 @@ _MAX_SHOWN_NAMES = 3
 
 @dataclass(frozen=True)
 class OutputKind:
-    """The kind of output that a job writes, and a function that recognises such a folder.
+    """Kind of output that a job writes, and a function that recognises such a folder.
 
     `is_ours` is called with the folder and the first names in it, sorted, where folders end in a
     slash. It is not called for a folder without files.
@@ -119,7 +119,7 @@ _LASTING = {
 
 
 def check_output(uri: str, kind: OutputKind | None = None) -> None:
-    """Raise `ConfigError` if the folder `uri` cannot be written to, or is no output of `kind`.
+    """Raise `ConfigError` if the folder `uri` cannot be written to, or holds files not of `kind`.
 
     Raises `InputError` if `uri` contains a credential (`refuse_secrets`, `canonical_uri`), and
     `AccessError` if the credentials of S3 are missing, wrong or expired.

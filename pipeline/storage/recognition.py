@@ -171,7 +171,7 @@ def _inspect_object(uri: str) -> FileKind | None:
 
 
 class _GoneError(Exception):
-    """The file no longer exists."""
+    """File that was deleted since it was listed."""
 
 
 def read_head(uri: str) -> bytes:

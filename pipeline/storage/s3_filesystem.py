@@ -1,4 +1,4 @@
-"""The S3 file systems of this package. Imported with the first bucket: s3fs takes 0.3 s."""
+"""S3 file systems of this package, imported with the first bucket: s3fs takes 0.3 s."""
 
 from __future__ import annotations
 

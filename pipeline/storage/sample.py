@@ -1,4 +1,4 @@
-"""One input image as bytes, and the unique keys of a shard."""
+"""Define `Sample`, an input image as bytes, and the unique keys of a shard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEPT_BYTES = 200  # from the start of a text that is too long
 
 
 class ShortenedKey(str):
-    """The replacement of a key longer than `MAX_KEY_BYTES`: its start and its SHA-256."""
+    """Replacement of a key longer than `MAX_KEY_BYTES`: its start and its SHA-256."""
 
     __slots__ = ("size",)
 
@@ -25,7 +25,7 @@ class ShortenedKey(str):
 
 @dataclass(frozen=True)
 class Sample:
-    """One input image, not decoded.
+    """Input image as bytes, not decoded.
 
     `key` is its path inside the shard, unique there; `uri` says where it came from. If the bytes
     were not read, `content` is empty, `reject` is the value of the sample's `RejectReason`, and

@@ -64,7 +64,7 @@ class Shard:
     def keys(self) -> tuple[str, ...]:
         """Return the key of each file of a slice: its name, made readable and unique.
 
-        Two names may read alike: the byte `\\xff`, and the four characters that stand for it.
+        Two names may read alike: the byte `\\xff`, and the four characters that it is written as.
         """
         unique = UniqueKeys()
         return tuple(unique.take(readable_name(name)) for name in self.names)
@@ -98,7 +98,7 @@ def slice_number(shard_id: str) -> int | None:
 
 
 class ShardListing(Iterator[Shard]):
-    """The shards of an input; `left_out` counts the files that were skipped so far.
+    """Iterator over the shards of an input; `left_out` counts the files skipped so far.
 
     `kept` maps the names of kept columns to their types (`kept_types`); it is set by the caller.
     """

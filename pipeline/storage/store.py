@@ -249,7 +249,7 @@ def is_temporary(name: str) -> bool:
 def _complete_file(target: Path, content: bytes) -> Iterator[Path]:
     """Write and sync `content` to a temporary file beside `target`, which the caller renames."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A name of the maximal length leaves no room for the additions.
+    # A name of the maximal length must be cut for the additions.
     start = target.name.encode(errors="surrogateescape")[: 255 - TEMPORARY_BYTES]
     kept = start.decode(errors="ignore")
     temporary = target.with_name(f".{kept}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

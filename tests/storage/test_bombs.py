@@ -38,22 +38,20 @@ def grown_while(path: Path, said: str) -> int:
 
 
 @pytest.mark.parametrize("compression", ["brotli", "zstd", "gzip"])
-def test_a_page_that_unpacks_to_many_times_its_size_is_refused(
-    tmp_path: Path, compression: str
-) -> None:
+def test_page_that_unpacks_too_far_is_refused(tmp_path: Path, compression: str) -> None:
     path = bombs.packed_page(tmp_path / "a.parquet", compression)
     assert path.stat().st_size < 400_000
     assert grown_while(path, r"claims to unpack to 3145728\d\d, over 200 times") < MOST_MIB
 
 
-def test_a_list_of_more_values_than_its_page_can_hold_is_refused(tmp_path: Path) -> None:
+def test_list_with_too_many_values_is_refused(tmp_path: Path) -> None:
     path = bombs.long_list(tmp_path / "a.parquet")
     assert path.stat().st_size < 100_000
     assert grown_while(path, r"bytes claims \d+ values, of at most 1048576") < MOST_MIB
 
 
 @pytest.mark.parametrize("form", ["gnu", "pax"])
-def test_a_sparse_file_of_holes_is_one_reject(tmp_path: Path, form: str) -> None:
+def test_sparse_file_of_holes_is_one_reject(tmp_path: Path, form: str) -> None:
     path = bombs.sparse_tar(tmp_path / "a.tar", form=form)
     forget_peak()
     before = memory_mib("VmRSS")
@@ -69,13 +67,13 @@ def test_a_sparse_file_of_holes_is_one_reject(tmp_path: Path, form: str) -> None
 
 
 @pytest.mark.parametrize("form", ["gnu", "pax"])
-def test_a_sparse_file_with_a_small_hole_is_read(tmp_path: Path, form: str) -> None:
+def test_sparse_file_with_a_small_hole_is_read(tmp_path: Path, form: str) -> None:
     path = bombs.sparse_tar(tmp_path / "a.tar", size=200_000, form=form)
     (found,) = (sample for sample in read(path) if sample.key == "b")
     assert found.content == bytes(199_999) + b"x"
 
 
-def test_images_alike_are_read_though_they_pack_well(tmp_path: Path) -> None:
+def test_highly_compressible_equal_images_are_read(tmp_path: Path) -> None:
     image = os.urandom(20_000)
     table = pa.table({"image": [image] * 2000})
     for number, codec in enumerate(("zstd", "brotli", "snappy")):
@@ -86,7 +84,7 @@ def test_images_alike_are_read_though_they_pack_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_limit_on_memory_ends_with_its_block() -> None:
+def test_memory_limit_ends_with_its_block() -> None:
     before = resource.getrlimit(resource.RLIMIT_DATA)
     limit = MemoryLimit(256 << 20)
     for _ in range(3):
@@ -110,7 +108,7 @@ print(grown_while(Path(sys.argv[1]), "a row needs far more memory than the file 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_what_no_page_header_shows_is_stopped_by_the_limit(tmp_path: Path) -> None:
+def test_memory_limit_stops_rows_without_page_claims(tmp_path: Path) -> None:
     path = bombs.packed_page(tmp_path / "a.parquet", "none", 200 << 20)
     # In a process of its own: this one may have freed, and kept, more than the page needs.
     command = [sys.executable, "-c", GROWN_WITHOUT_HEADROOM, str(path)]
@@ -123,6 +121,6 @@ def test_what_no_page_header_shows_is_stopped_by_the_limit(tmp_path: Path) -> No
     "content",
     [b"\x15\x00" * 0 + b"\x1c" * 100, b"\x19\xff" + b"\x00" * 50, b"\x16" + b"\xff" * 40],
 )
-def test_a_header_that_is_none_is_refused(content: bytes) -> None:
+def test_invalid_page_header_is_refused(content: bytes) -> None:
     with pytest.raises(PageBombError):
         read_page_header(content)

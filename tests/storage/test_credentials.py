@@ -75,7 +75,7 @@ def unknown_profile(patch: pytest.MonkeyPatch) -> None:
         (unknown_profile, "The config profile .nobodys. could not be found: "),
     ],
 )
-def test_credentials_that_do_not_do_are_told_with_what_to_set(
+def test_invalid_credentials_are_reported_with_what_to_set(
     s3: Bucket,
     monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[pytest.MonkeyPatch], None],
@@ -100,7 +100,7 @@ def test_credentials_that_do_not_do_are_told_with_what_to_set(
 
 @pytest.mark.usefixtures("fresh_sessions")
 @pytest.mark.parametrize("flag", ["--input", "--output"])
-def test_a_job_with_wrong_credentials_ends_with_code_2_and_one_line(
+def test_job_with_wrong_credentials_exits_with_2(
     s3: Bucket,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -119,7 +119,7 @@ def test_a_job_with_wrong_credentials_ends_with_code_2_and_one_line(
     assert "(SignatureDoesNotMatch): set AWS_ACCESS_KEY_ID" in said.err
 
 
-def test_amazons_own_service_is_told_where_no_endpoint_is_set(
+def test_message_names_amazon_without_an_endpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
@@ -186,7 +186,7 @@ def fill(root: str, folder: Path) -> None:
     write_shard(writer(f"{root}/table"), shard())
 
 
-def test_expired_credentials_are_told_wherever_storage_is_used(
+def test_expired_credentials_are_reported_by_every_operation(
     s3: Bucket, through: FaultProxy, tmp_path: Path
 ) -> None:
     fill(s3.uri, tmp_path)
@@ -216,7 +216,7 @@ def test_expired_credentials_are_told_wherever_storage_is_used(
         (403, "AccessDenied", r"access denied \(AccessDenied\): the credentials have no right"),
     ],
 )
-def test_the_reason_of_a_refused_lookup_is_asked_for(
+def test_reason_of_a_refused_head_is_requested(
     s3: Bucket, through: FaultProxy, status: int, code: str, why: str
 ) -> None:
     with through.breaking(Rule(".*", "", actions.refusing(status, code), times=1_000_000)):
@@ -225,7 +225,7 @@ def test_the_reason_of_a_refused_lookup_is_asked_for(
                 look()
 
 
-def test_a_refusal_without_any_reason_says_so(s3: Bucket, through: FaultProxy) -> None:
+def test_refusal_without_a_reason_says_so(s3: Bucket, through: FaultProxy) -> None:
     only_heads = through.breaking(
         Rule("HEAD", "", actions.refusing(400, "ExpiredToken"), times=1_000_000)
     )
@@ -249,7 +249,7 @@ def void(_: object) -> None:
     """Take a value and give none."""
 
 
-def test_renewed_credentials_are_taken_up_without_a_new_run(
+def test_renewed_credentials_are_used_without_a_restart(
     s3: Bucket,
     through: FaultProxy,
     aws_files: Callable[[str], None],
@@ -273,7 +273,7 @@ def test_renewed_credentials_are_taken_up_without_a_new_run(
         assert store.get("a") == b"1"
 
 
-def test_a_program_that_gives_expired_credentials_is_told(
+def test_expired_credentials_of_a_program_are_reported(
     s3: Bucket,
     through: FaultProxy,
     aws_files: Callable[[str], None],
@@ -295,7 +295,7 @@ def raise_in(error: Exception) -> None:
         raise error
 
 
-def test_rights_that_are_missing_are_no_wrong_credentials() -> None:
+def test_missing_rights_are_not_wrong_credentials() -> None:
     denied = PermissionError("Access Denied")
     denied.__cause__ = ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject")  # type: ignore[arg-type]
     assert wrong_credentials(denied) is None
@@ -303,7 +303,7 @@ def test_rights_that_are_missing_are_no_wrong_credentials() -> None:
         raise_in(denied)
 
 
-def test_storage_that_is_closed_to_the_user_is_a_wrong_request(
+def test_access_error_exits_with_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def work() -> int:

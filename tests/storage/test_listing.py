@@ -66,7 +66,7 @@ def names(bucket: Keys, folder: str = "bucket/in") -> list[str]:
     return [entry.name for entry in walk(bucket, folder, f"s3://{folder}")]
 
 
-def test_a_key_with_an_empty_component_is_read_by_its_whole_name() -> None:
+def test_empty_components_of_keys_are_listed() -> None:
     keys = Keys("in/b.jpg", "in//b.jpg", "in//in/b.jpg", "in///", "in///b.jpg", "in/a//c/1.jpg")
     found = names(keys)
     assert found == ["//b.jpg", "/b.jpg", "/in/b.jpg", "a//c/1.jpg", "b.jpg"]
@@ -77,7 +77,7 @@ def asked(fs: S3FileSystem, folder: str, *files: str) -> list[bytes]:
     return [found.content for found in get_objects(fs, folder, files) if isinstance(found, Fetched)]
 
 
-def test_the_key_that_is_asked_for_has_its_empty_components(
+def test_requested_keys_keep_their_empty_components(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Body(SimpleNamespace):
@@ -102,9 +102,7 @@ def test_the_key_that_is_asked_for_has_its_empty_components(
 
 @pytest.mark.parametrize("server", [Keys, ByComponent])
 @pytest.mark.parametrize("page", [1, 2, 3, 1000])
-def test_whatever_order_a_server_has_files_come_in_the_order_of_paths(
-    server: type[Keys], page: int
-) -> None:
+def test_files_come_in_path_order_from_any_server(server: type[Keys], page: int) -> None:
     components = ["a", "a-", "a-b", "a.b", "a b", "a0", "ab", "b", "é", "\U0001f600", "\uffee", ""]
     random_ = random.Random(page)
     for _ in range(50):
@@ -115,12 +113,12 @@ def test_whatever_order_a_server_has_files_come_in_the_order_of_paths(
         assert set(found) == files
 
 
-def test_a_server_that_keeps_no_order_is_listed_to_its_end_first() -> None:
+def test_unordered_server_is_listed_to_its_end_first() -> None:
     files = [f"{number:02d}.jpg" for number in range(50)]
     assert names(InNoOrder(*(f"in/{name}" for name in files), page=10)) == files
 
 
-def test_the_first_files_come_before_the_last_page_is_asked_for() -> None:
+def test_first_files_come_before_the_last_page() -> None:
     bucket = Keys(*(f"in/{number:03d}.jpg" for number in range(100)), page=10)
     entries = walk(bucket, "bucket/in", "s3://bucket/in")
     assert next(entries).name == "000.jpg"
@@ -128,7 +126,7 @@ def test_the_first_files_come_before_the_last_page_is_asked_for() -> None:
     assert [entry.name for entry in entries] == [f"{number:03d}.jpg" for number in range(1, 100)]
 
 
-def test_a_store_that_loses_its_order_late_is_told_of() -> None:
+def test_order_lost_on_later_pages_is_an_error() -> None:
     class Late(Keys):
         def in_order(self, children: set[str]) -> list[str]:
             return [*sorted(children)[1:], *sorted(children)[:1]]
@@ -137,11 +135,11 @@ def test_a_store_that_loses_its_order_late_is_told_of() -> None:
         names(Late(*(f"in/{number}.jpg" for number in range(10)), page=2))
 
 
-def test_folder_markers_are_no_files() -> None:
+def test_folder_markers_are_not_files() -> None:
     assert names(Keys("in/", "in/a/", "in/a/1.jpg", "in/b/")) == ["a/1.jpg"]
 
 
-def test_another_store_s_folder_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_with_an_empty_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store("memory://nameless")
     details = [{"name": "/nameless", "type": "directory", "size": 0}]
     monkeypatch.setattr(type(store.fs), "ls", lambda *_, **__: details)

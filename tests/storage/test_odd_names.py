@@ -20,7 +20,7 @@ odd = pytest.mark.parametrize("name", NAMES)
 
 
 @odd
-def test_an_input_is_read_whatever_it_is_called(store: Store, tmp_path: Path, name: str) -> None:
+def test_input_is_read_whatever_its_name(store: Store, tmp_path: Path, name: str) -> None:
     tar = write_tar(tmp_path / "one.tar", [("0.jpg", b"in a tar")]).read_bytes()
     store.put(f"{name}/{name}.tar", tar)
     store.put(f"{name}/{name}/{name}.jpg", b"a file")
@@ -37,7 +37,7 @@ def test_an_input_is_read_whatever_it_is_called(store: Store, tmp_path: Path, na
 
 
 @odd
-def test_a_store_keeps_to_its_own_folder(store: Store, name: str) -> None:
+def test_store_stays_in_its_own_folder(store: Store, name: str) -> None:
     check_output(store.uri(name))
     here = Store(store.uri(name))
     assert here.put_if_absent(f"{name}/x", b"1")
@@ -51,19 +51,19 @@ def test_a_store_keeps_to_its_own_folder(store: Store, name: str) -> None:
 
 
 @odd
-def test_a_table_is_queried_wherever_it_lies(store: Store, name: str) -> None:
+def test_table_with_an_odd_name_can_be_queried(store: Store, name: str) -> None:
     write_shard(writer(store.uri(name)), shard())
     table = open_table(store.uri(name))
     assert table.arrow("SELECT count(*) AS n FROM latents").to_pylist() == [{"n": 4}]
 
 
-def test_a_file_is_read_by_its_whole_name(tmp_path: Path) -> None:
+def test_file_is_read_by_its_whole_name(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"another's")
     (tmp_path / "a::b").write_bytes(b"settings")
     assert read_file(f"{tmp_path}/a::b") == b"settings"
 
 
-def test_a_file_inside_an_archive_is_still_found(tmp_path: Path) -> None:
+def test_file_inside_an_archive_can_be_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "models.zip", "w") as archive:
         archive.writestr("x/model.pt", b"weights")
     assert read_file(f"zip://x/model.pt::{tmp_path}/models.zip") == b"weights"

@@ -42,7 +42,7 @@ def test_images_are_recognised_whatever_their_names(store: Store) -> None:
     }
 
 
-def test_what_is_no_image_is_counted_by_its_extension(store: Store) -> None:
+def test_other_files_are_counted_by_extension(store: Store) -> None:
     store.put("a.jpg", JPEG)
     for name in ("README", "b.jpg?w=1", "c.html", "d.json", "e.tar.rar", "f.0001", "g/h.jsonl"):
         store.put(name, b"<html>no image")
@@ -54,7 +54,9 @@ def test_what_is_no_image_is_counted_by_its_extension(store: Store) -> None:
     assert left_out(store.root) == counted | {"(no extension)": 2, "(hidden)": 2}
 
 
-def test_known_extensions_cost_no_look(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_extensions_are_recognised_without_reading(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a.jpg", "b.json", "c.txt", "d.tar", "e.mp4"):
         store.put(name, JPEG)
     monkeypatch.delattr(recognition, "is_image_start")
@@ -68,7 +70,9 @@ def test_without_sniffing_names_alone_decide(store: Store) -> None:
     assert sum(left_out(store.root, NO_SNIFF).values()) == len(ODD_NAMES)
 
 
-def test_many_unknown_names_keep_their_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_unknown_names_keep_their_order(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recognition, "_BATCH_READS", 7)
     monkeypatch.setattr(recognition, "_BATCH_ENTRIES", 16)
     given = {f"{number:03d}{'.jpg' if number % 3 else ''}": number % 5 for number in range(60)}
@@ -79,7 +83,7 @@ def test_many_unknown_names_keep_their_order(store: Store, monkeypatch: pytest.M
     assert left_out(store.root) == {"(no extension)": 60 - len(images)}
 
 
-def test_one_file_of_unknown_name_is_an_input(store: Store) -> None:
+def test_one_file_without_extension_is_an_input(store: Store) -> None:
     store.put("photo", JPEG)
     store.put("notes", b"text")
     assert names(store.uri("photo")) == ["photo"]
@@ -87,7 +91,7 @@ def test_one_file_of_unknown_name_is_an_input(store: Store) -> None:
         next(list_shards(store.uri("notes")))
 
 
-def test_a_parquet_file_without_images_is_counted(store: Store, tmp_path: Path) -> None:
+def test_parquet_file_without_images_is_counted(store: Store, tmp_path: Path) -> None:
     captions = write_parquet(tmp_path / "c.parquet", {"url": ["http://x/1.jpg"]}).read_bytes()
     images = write_parquet(tmp_path / "i.parquet", {"image": [JPEG]}).read_bytes()
     store.put("0001.jpg", JPEG)
@@ -100,7 +104,7 @@ def test_a_parquet_file_without_images_is_counted(store: Store, tmp_path: Path) 
     assert shards.left_out == {".parquet": 1}
 
 
-def test_parquet_files_without_images_alone_are_refused(tmp_path: Path) -> None:
+def test_input_of_parquet_without_images_is_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "metadata.parquet", {"url": ["http://x/1.jpg"]})
     with pytest.raises(InputError, match="no column of image bytes; its columns are url"):
         next(list_shards(str(path.parent)))
@@ -113,7 +117,7 @@ def test_img2dataset_s_metadata_is_counted(tmp_path: Path) -> None:
     assert left_out(str(tmp_path)) == {".parquet": 1, ".json": 1}
 
 
-def test_images_beside_a_tar_of_their_name_are_read(store: Store, tmp_path: Path) -> None:
+def test_parquet_images_beside_their_tar_are_read(store: Store, tmp_path: Path) -> None:
     """One that cannot be told is metadata, as img2dataset leaves it where it was stopped."""
     images = write_parquet(tmp_path / "i.parquet", {"jpg": [JPEG, PNG], "key": ["a", "b"]})
     for name in ("0.tar", "1.tar", "2.tar"):
@@ -128,14 +132,14 @@ def test_images_beside_a_tar_of_their_name_are_read(store: Store, tmp_path: Path
     assert left_out(store.root, NO_SNIFF) == {".parquet": 2}
 
 
-def test_a_file_named_like_a_shard_is_one(tmp_path: Path) -> None:
+def test_file_named_like_a_shard_is_one(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"<html>not found</html>")
     (shard,) = list_shards(str(tmp_path))
     with pytest.raises(StorageError, match="damaged after 0 samples"):
         list(read_samples(shard))
 
 
-def test_a_storage_that_fails_while_it_is_asked_fails_the_listing(
+def test_storage_failure_during_recognition_fails_the_listing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names that nobody could look into are not counted as no images."""
@@ -153,7 +157,7 @@ def test_a_storage_that_fails_while_it_is_asked_fails_the_listing(
         assert names(store.root) == ["a.jpg", "noext"], "a disk is read directly"
 
 
-def test_what_is_gone_when_it_is_looked_into_is_left_out(
+def test_file_deleted_before_sniffing_is_left_out(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put("a.jpg", JPEG)

@@ -73,7 +73,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     ],
     ids=["defaults", "checksums", "region", "virtual host", "endpoint of S3 alone"],
 )
-def test_a_setting_of_the_environment_or_profile_is_sent(
+def test_settings_of_environment_and_profile_are_sent(
     s3: Bucket,
     proxy: FaultProxy,
     config: Callable[[str], None],
@@ -116,7 +116,7 @@ def set_fsspec(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     KeyedS3.clear_instance_cache()
 
 
-def test_a_bucket_whose_reader_pays_is_read_where_that_is_said(
+def test_requester_pays_bucket_is_read_if_set(
     s3: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ask_for_payer(exchange: Exchange) -> None:
@@ -160,7 +160,7 @@ def buckets(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[di
         drop_bucket(s3_server, bucket)
 
 
-def test_each_bucket_is_opened_with_its_own_profile(
+def test_each_bucket_uses_its_own_profile(
     s3_server: S3Server,
     s3: Bucket,
     proxy: FaultProxy,
@@ -195,7 +195,7 @@ def test_each_bucket_is_opened_with_its_own_profile(
     assert Store(f"{buckets['photos']}/deeper").names() == []
 
 
-def test_a_profile_that_is_not_there_is_told_with_the_variable(
+def test_missing_profile_is_reported_with_the_variable(
     config: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config("")

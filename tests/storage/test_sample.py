@@ -20,7 +20,7 @@ def first_free(used: list[str], *candidates: str) -> str:
     return next(name for name in (*candidates, *numbered) if name and name not in used)
 
 
-def test_a_key_is_the_first_that_is_free() -> None:
+def test_key_is_the_first_free_candidate() -> None:
     words = ["a", "a~2", "a~3", "a~2~2", "b", "b~4"]
     for seed in range(50):
         chosen = random.Random(seed)
@@ -33,7 +33,7 @@ def test_a_key_is_the_first_that_is_free() -> None:
 
 
 @pytest.mark.timeout(10)
-def test_equal_keys_cost_no_more_than_others() -> None:
+def test_many_equal_keys_are_fast() -> None:
     keys = UniqueKeys()
     assert [keys.take("a") for _ in range(30_000)][-1] == "a~30000"
 
@@ -54,7 +54,7 @@ def in_parquet(folder: Path, names: list[str]) -> Shard:
 
 
 @pytest.mark.parametrize("write", [in_a_tar, in_parquet])
-def test_a_key_over_the_limit_is_a_reject(
+def test_key_over_the_limit_is_a_reject(
     tmp_path: Path, write: Callable[[Path, list[str]], Shard]
 ) -> None:
     for length in (MAX_KEY_BYTES + 1, 300_000):
@@ -72,7 +72,7 @@ def test_a_key_over_the_limit_is_a_reject(
 
 
 @pytest.mark.parametrize("write", [in_a_tar, in_parquet])
-def test_a_key_of_the_limit_is_kept(
+def test_key_at_the_limit_is_kept(
     tmp_path: Path, write: Callable[[Path, list[str]], Shard]
 ) -> None:
     names = names_of(MAX_KEY_BYTES)[:3]
@@ -88,14 +88,14 @@ def test_keys_of_a_folder_have_the_same_limit() -> None:
     assert (long.size, short) == (5000, "c")
 
 
-def test_the_same_long_key_is_shortened_alike() -> None:
+def test_equal_long_keys_are_shortened_equally() -> None:
     """A shard that is read again has the keys that it had."""
     keys = [UniqueKeys().take("k" * 5000), UniqueKeys().take("k" * 5000)]
     assert keys[0] == keys[1]
     assert keys[0] != UniqueKeys().take("k" * 5001)
 
 
-def test_texts_out_of_an_archive_end_somewhere() -> None:
+def test_long_uris_and_details_are_shortened() -> None:
     sample = Sample(
         "a", "s3://" + "u" * 10**6, b"", "unsupported_format", "a link to " + "l" * 10**6
     )

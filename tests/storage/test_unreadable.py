@@ -39,7 +39,7 @@ def rejects(folder: Path) -> dict[str, str]:
     return found
 
 
-def test_a_dead_link_is_one_reject(tmp_path: Path) -> None:
+def test_dead_link_is_one_reject(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg", "3.jpg")
     (tmp_path / "2.jpg").symlink_to(tmp_path / "gone.jpg")
     (tmp_path / "no-extension").symlink_to("nowhere")
@@ -49,7 +49,7 @@ def test_a_dead_link_is_one_reject(tmp_path: Path) -> None:
     }
 
 
-def test_a_dead_link_of_a_sidecar_is_counted(tmp_path: Path) -> None:
+def test_dead_link_of_a_sidecar_is_counted(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg")
     (tmp_path / "1.json").symlink_to("nowhere")
     (tmp_path / "noext").symlink_to("nowhere")
@@ -58,7 +58,7 @@ def test_a_dead_link_of_a_sidecar_is_counted(tmp_path: Path) -> None:
     assert shards.left_out == {".json": 1, "(no extension)": 1}
 
 
-def test_a_link_that_is_mended_changes_its_slice(tmp_path: Path) -> None:
+def test_repaired_link_changes_its_slice(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg")
     (tmp_path / "2.jpg").symlink_to(tmp_path / "far.png")
     before = only_shard(tmp_path)
@@ -69,7 +69,7 @@ def test_a_link_that_is_mended_changes_its_slice(tmp_path: Path) -> None:
     assert after.etag != before.etag
 
 
-def test_links_in_a_circle_are_one_reject_each(tmp_path: Path) -> None:
+def test_circular_links_are_one_reject_each(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg")
     (tmp_path / "a.jpg").symlink_to("b.jpg")
     (tmp_path / "b.jpg").symlink_to("a.jpg")
@@ -78,7 +78,7 @@ def test_links_in_a_circle_are_one_reject_each(tmp_path: Path) -> None:
     )
 
 
-def test_a_link_back_up_is_counted(tmp_path: Path) -> None:
+def test_link_to_a_parent_is_counted(tmp_path: Path) -> None:
     write_files(tmp_path, "a/1.jpg")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     shards = list_shards(str(tmp_path))
@@ -86,7 +86,7 @@ def test_a_link_back_up_is_counted(tmp_path: Path) -> None:
     assert shards.left_out == {"(folder loop)": 1}
 
 
-def test_sockets_and_pipes_are_counted_and_never_opened(tmp_path: Path) -> None:
+def test_sockets_and_pipes_are_counted_not_opened(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     with socket.socket(socket.AF_UNIX) as server:
@@ -116,14 +116,14 @@ def too_deep(tmp_path: Path) -> Iterator[Path]:
         os.close(one)
 
 
-def test_a_folder_too_deep_for_a_path_is_one_reject(too_deep: Path) -> None:
+def test_folder_too_deep_for_paths_is_one_reject(too_deep: Path) -> None:
     found = rejects(too_deep)
     (key,) = found
     assert key.startswith("d" * 200), "of so long a path the beginning is kept"
     assert found[key] == f"cannot be read: {os.strerror(errno.ENAMETOOLONG).lower()}"
 
 
-def test_folders_may_lie_deeper_than_calls_may(tmp_path: Path) -> None:
+def test_folders_may_exceed_the_recursion_limit(tmp_path: Path) -> None:
     folder, steps = tmp_path, ["d"] * (sys.getrecursionlimit() + 100)
     for name in steps:
         folder = folder / name
@@ -138,7 +138,7 @@ def test_folders_may_lie_deeper_than_calls_may(tmp_path: Path) -> None:
             folder = folder.parent
 
 
-def test_a_dead_link_of_a_shard_is_one_reject(tmp_path: Path) -> None:
+def test_dead_link_of_a_shard_is_one_reject(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg")
     for name in ("a.tar", "a.parquet", "b.parquet", "c.zip"):
         (tmp_path / name).symlink_to("nowhere")
@@ -151,7 +151,7 @@ def test_a_dead_link_of_a_shard_is_one_reject(tmp_path: Path) -> None:
     assert len(only_shard(tmp_path).names) == 6
 
 
-def test_without_sniffing_a_dead_link_to_a_shard_is_a_shard_of_one_reject(tmp_path: Path) -> None:
+def test_dead_shard_link_stays_a_shard_without_sniffing(tmp_path: Path) -> None:
     """As in tables made before, whose slices stay as they are."""
     write_tar(tmp_path / "a.tar", [("0.jpg", b"1")])
     (tmp_path / "b.tar").symlink_to("nowhere")
@@ -177,7 +177,7 @@ print(json.dumps([[one.key, one.reject, one.detail] for one in samples]))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")
-def test_what_permissions_forbid_is_one_reject_each(tmp_path: Path) -> None:
+def test_files_without_permission_are_rejects(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "in", "1.jpg", "2.jpg", "3", "a/4.jpg", "b/5.jpg", "s.json")
     write_files(folder, "c.tar", "d.parquet", "e.zip", "f.tar.gz")
     (tmp_path / "far").mkdir()
@@ -206,7 +206,7 @@ def test_what_permissions_forbid_is_one_reject_each(tmp_path: Path) -> None:
     ]
 
 
-def test_permissions_that_are_given_change_the_slice(
+def test_changed_permissions_change_the_slice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They change neither size nor time."""
@@ -217,9 +217,7 @@ def test_permissions_that_are_given_change_the_slice(
     assert only_shard(tmp_path).etag != after.etag
 
 
-def test_a_disk_that_is_away_fails_the_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unavailable_disk_fails_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """EIO and ESTALE are of a mount, and may pass; a table of rejects would not."""
     write_files(tmp_path, "1.jpg", "2.jpg")
     shard = only_shard(tmp_path)
@@ -232,7 +230,7 @@ def test_a_disk_that_is_away_fails_the_shard(
         list(read_samples(shard))
 
 
-def test_a_file_that_vanishes_fails_its_slice(tmp_path: Path) -> None:
+def test_deleted_file_fails_its_slice(tmp_path: Path) -> None:
     """The input has changed: the next run lists it without the file."""
     write_files(tmp_path, "1.jpg", "2.jpg")
     shard = only_shard(tmp_path)
@@ -242,7 +240,7 @@ def test_a_file_that_vanishes_fails_its_slice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", ["a/1.jpg", "a"])
-def test_what_vanishes_while_it_is_listed_is_no_entry(
+def test_file_deleted_while_listing_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     write_files(tmp_path, "a/1.jpg", "b.jpg")
@@ -264,7 +262,7 @@ def test_what_vanishes_while_it_is_listed_is_no_entry(
     assert only_shard(tmp_path).names == ("b.jpg",)
 
 
-def test_an_unreadable_input_alone_is_a_reject(tmp_path: Path) -> None:
+def test_unreadable_file_of_a_list_is_a_reject(tmp_path: Path) -> None:
     write_files(tmp_path, "list.png")
     (tmp_path / "list.txt").write_text("list.png\nlink.jpg\n")
     (tmp_path / "link.jpg").symlink_to("nowhere")
@@ -295,7 +293,7 @@ def denial(path: str) -> Rule:
     return Rule("GET", path, actions.error(403), times=1000)
 
 
-def test_an_object_that_a_bucket_denies_is_one_reject(s3: Bucket, denying: FaultProxy) -> None:
+def test_denied_object_is_one_reject(s3: Bucket, denying: FaultProxy) -> None:
     with denying.breaking(denial(r"in/2\.jpg")):
         *shards, folder = list_shards(f"{s3.uri}/in")
         assert [one.content for one in read_samples(shards[0])] == [b"0"]
@@ -306,7 +304,7 @@ def test_an_object_that_a_bucket_denies_is_one_reject(s3: Bucket, denying: Fault
     ]
 
 
-def test_a_folder_or_shard_that_a_bucket_denies_fails(s3: Bucket, denying: FaultProxy) -> None:
+def test_denied_folder_or_shard_fails(s3: Bucket, denying: FaultProxy) -> None:
     with denying.breaking(denial(r"\.(jpg|tar)")):
         for folder in ("in", "one"):
             for shard in list_shards(f"{s3.uri}/{folder}"):

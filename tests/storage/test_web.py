@@ -129,7 +129,7 @@ def test_files_of_a_web_server_are_read(web: str, name: str, samples: int) -> No
     assert rejects(f"{web}/{name}") == [""] * samples
 
 
-def test_a_list_of_a_web_server_is_read(web: str) -> None:
+def test_list_on_a_web_server_is_read(web: str) -> None:
     shards = list_shards(f"{web}/list.txt")
     found = [(one.key, one.reject) for shard in shards for one in read_samples(shard)]
     assert found[:4] == [(str(number), "") for number in range(4)]
@@ -138,12 +138,12 @@ def test_a_list_of_a_web_server_is_read(web: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["*.tar", "", "page.html"])
-def test_a_web_server_lists_no_folders(web: str, name: str) -> None:
+def test_folder_or_pattern_of_the_web_is_refused(web: str, name: str) -> None:
     with pytest.raises(InputError, match=r"a web server lists no folders: name its files in a"):
         next(list_shards(f"{web}/{name}"))
 
 
-def test_what_a_web_server_lacks_is_a_wrong_request(web: str) -> None:
+def test_missing_web_file_is_an_input_error(web: str) -> None:
     with pytest.raises(InputError, match="does not exist"):
         next(list_shards(f"{web}/gone.tar"))
     with pytest.raises(InputError, match=r"1 of the 2 files .*02\.tar"):
@@ -151,24 +151,24 @@ def test_what_a_web_server_lacks_is_a_wrong_request(web: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "told"),
+    ("status", "kind", "message"),
     [
         (503, StorageError, "the server answers 503"),
         (403, AccessError, "the server answers 403"),
         (410, InputError, "does not exist"),
     ],
 )
-def test_what_a_server_answers_is_said(
-    folder: Path, status: int, kind: type[PipelineError], told: str
+def test_status_of_a_web_server_is_reported(
+    folder: Path, status: int, kind: type[PipelineError], message: str
 ) -> None:
-    with served(folder, status=status) as web, pytest.raises(kind, match=told) as caught:
+    with served(folder, status=status) as web, pytest.raises(kind, match=message) as caught:
         next(list_shards(f"{web}/00.tar"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["http", "hf"])
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_service_that_refuses_the_user_is_a_wrong_request(
+def test_refused_service_user_exits_with_2(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -183,12 +183,12 @@ def test_a_service_that_refuses_the_user_is_a_wrong_request(
             uri = "hf://datasets/a/b@main/00.tar"
             monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": web, "token": False})
         assert invert_dataset.main(["--input", uri, "--output", str(tmp_path / "table")]) == 2
-    told = capsys.readouterr().err
-    assert f"cannot read '{uri}': the server answers {status}" in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert f"cannot read '{uri}': the server answers {status}" in message
+    assert message.count("\n") == 1
 
 
-def test_missing_credentials_of_google_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_google_credentials_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     auth = pytest.importorskip("google.auth")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
     missing = pytest.raises(AccessError, match=r"there are no credentials, .*nowhere/key\.json")
@@ -197,14 +197,14 @@ def test_missing_credentials_of_google_are_told(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9/{0..9}.tar", "ftp://127.0.0.1:9/x.tar"])
-def test_a_host_that_nobody_answers_on_is_no_wrong_request(uri: str) -> None:
+def test_host_without_answer_is_a_storage_error(uri: str) -> None:
     with pytest.raises(StorageError, match=r"(?i)connect") as caught:
         next(list_shards(uri))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "message"),
     [
         ("sftp://host/x", "pip install paramiko"),
         ("lakefs://repository/branch", "pip install lakefs-spec"),
@@ -213,14 +213,14 @@ def test_a_host_that_nobody_answers_on_is_no_wrong_request(uri: str) -> None:
         ("zip://a.jpg::/nowhere.zip", "does not exist"),
     ],
 )
-def test_a_missing_driver_is_named_in_one_line(uri: str, told: str) -> None:
+def test_missing_driver_is_named_in_one_line(uri: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         next(list_shards(uri))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_changed_file_of_a_web_server_has_another_etag(tmp_path: Path) -> None:
+def test_changed_web_file_has_another_etag(tmp_path: Path) -> None:
     """By its time, where a server has no etags."""
     path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1")])
     with served(tmp_path) as web:

@@ -46,7 +46,7 @@ class Member:
 
 
 class UnreadableError(Exception):
-    """The content of one member cannot be read, for the reason in the message."""
+    """Content of one member that cannot be read, with the reason as message."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class _Held:
 
 @dataclass
 class _Group:
-    """The adjacent members of one key."""
+    """Adjacent members of one key."""
 
     key: str = ""
     named: bool = False  # a member's name is the key and one extension

@@ -157,7 +157,7 @@ class _Zstandard:
 
 
 class _Source:
-    """The part of a file's interface that Arrow uses."""
+    """Minimal file object for Arrow around a `read` function."""
 
     closed = False
 
@@ -165,4 +165,4 @@ class _Source:
         self.read = read
 
     def close(self) -> None:
-        """Leave the file open: whoever opened it closes it."""
+        """Leave the file open: the caller that opened it closes it."""

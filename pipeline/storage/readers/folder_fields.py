@@ -106,7 +106,7 @@ def _files(root: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 
 class FolderMetadata:
-    """The metadata rows of the images of one shard."""
+    """Metadata rows of the images of one shard."""
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard

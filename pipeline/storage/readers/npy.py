@@ -18,7 +18,7 @@ _HEADERS: dict[tuple[int, int], Callable[..., Any]] = {
 
 
 class ArrayHeader(NamedTuple):
-    """The header of a numpy file."""
+    """Header of a numpy file: shape, memory order and type."""
 
     shape: tuple[int, ...]
     is_fortran: bool
@@ -28,7 +28,7 @@ class ArrayHeader(NamedTuple):
 def read_header(file: IO[bytes]) -> ArrayHeader:
     """Read the header of a `.npy` file; the position of `file` is then at the array's data.
 
-    Raises `ValueError` if there is no valid header.
+    Raises `ValueError` if the header is invalid.
     """
     try:
         version = np.lib.format.read_magic(file)

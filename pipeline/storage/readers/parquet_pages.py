@@ -81,11 +81,11 @@ class CheckedFile:
         return True
 
     def close(self) -> None:
-        """Leave the file open: whoever opened it closes it."""
+        """Leave the file open: the caller that opened it closes it."""
 
 
 class _Chunk:
-    """The pages of a column chunk, and the position of the next page header."""
+    """Pages of a column chunk, with the position of the next page header."""
 
     def __init__(self, column: Any, max_values: int | None) -> None:
         dictionary = column.dictionary_page_offset

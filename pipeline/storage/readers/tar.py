@@ -49,7 +49,7 @@ class StrictTarInfo(tarfile.TarInfo):
 
 
 class BoundedSource:
-    """The archive's bytes for `tarfile`, with limits on what a header can request.
+    """Source of an archive's bytes for `tarfile`, with limits on what a header can request.
 
     `tarfile` skips a member by reading up to its claimed end even if the file ends long before, and
     reads a header's records into memory whatever their size.
@@ -185,7 +185,7 @@ def sparse_refusal(info: tarfile.TarInfo) -> str:
 
 
 class _Content:
-    """The content of a member of a stream, whose first bytes can be read before the rest."""
+    """Content of a member of a stream, whose first bytes can be read before the rest."""
 
     def __init__(self, archive: tarfile.TarFile, info: tarfile.TarInfo) -> None:
         self._archive, self._info = archive, info

@@ -99,7 +99,7 @@ def _members(
 
 
 class _Budget:
-    """The bytes that all entries of an archive together may still unpack to."""
+    """Number of bytes that all entries of an archive together may still unpack to."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -112,7 +112,7 @@ class _Budget:
 
 
 class _Reader:
-    """The content of one entry."""
+    """Content of one entry, within the budget of the archive."""
 
     def __init__(self, data: Any, entry: ZipEntry, budget: _Budget, *, content: bool) -> None:
         self._data, self._entry, self._budget, self._content = data, entry, budget, content

@@ -29,11 +29,11 @@ _UNIX, _TYPE, _LINK, _FOLDER = 3, 0o170000, 0o120000, 0o040000
 
 
 class ZipDamageError(Exception):
-    """The directory of the archive cannot be read, or the archive is a bomb."""
+    """Damaged directory of an archive, or an archive that is a bomb."""
 
 
 class ZipEntryError(Exception):
-    """The content of one entry cannot be read."""
+    """Content of one entry that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class ZipEntry:
 
 @dataclass(frozen=True)
 class _Directory:
-    """The position and size of the central directory, and the number of its entries."""
+    """Position and size of the central directory, and the number of its entries."""
 
     start: int
     size: int

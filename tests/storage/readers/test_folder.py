@@ -15,14 +15,14 @@ from tests.conftest import Bucket
 from tests.storage.archives import only_shard, samples_of, write_files
 
 
-def test_files_of_one_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
+def test_equal_names_in_two_folders_stay_apart(tmp_path: Path) -> None:
     write_files(tmp_path, "a/1.jpg", "b/1.jpg", "1.jpg", "1.png")
     found = {one.key: one.content.decode() for one in samples_of(tmp_path)}
     assert found == {name: name for name in ("a/1.jpg", "b/1.jpg", "1.jpg", "1.png")}
     assert samples_of(tmp_path)[2].uri == f"{tmp_path}/a/1.jpg"
 
 
-def test_of_chosen_keys_no_other_file_is_touched(tmp_path: Path) -> None:
+def test_reading_by_keys_touches_no_other_file(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg", "2.jpg", "a/1.jpg")
     shard = only_shard(tmp_path)
     (tmp_path / "2.jpg").unlink()
@@ -30,7 +30,7 @@ def test_of_chosen_keys_no_other_file_is_touched(tmp_path: Path) -> None:
     assert [one.key for one in read_samples(shard, chosen)] == ["1.jpg", "a/1.jpg"]
 
 
-def test_files_whose_names_read_alike_have_keys_of_their_own(tmp_path: Path) -> None:
+def test_names_that_read_alike_get_unique_keys(tmp_path: Path) -> None:
     """Bytes that are no text are written as the text that the other name is."""
     for name in (b"\xff.jpg", rb"\xff.jpg", b"0.jpg", b"z.jpg"):
         (tmp_path / os.fsdecode(name)).write_bytes(name)
@@ -54,15 +54,13 @@ def test_files_whose_names_read_alike_have_keys_of_their_own(tmp_path: Path) -> 
     ], "unique in a slice, and of it alone"
 
 
-def test_an_empty_file_is_a_sample(tmp_path: Path) -> None:
+def test_empty_file_is_a_sample(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").touch()
     (found,) = samples_of(tmp_path)
     assert (found.key, found.content, found.reject) == ("1.jpg", b"", "")
 
 
-def test_a_file_that_is_too_large_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.readers.folder.MAX_SAMPLE_BYTES", 5)
     write_files(tmp_path, "1.jpg", "12.jpg")
     large, fits = sorted(samples_of(tmp_path), key=lambda one: len(one.content))
@@ -70,7 +68,7 @@ def test_a_file_that_is_too_large_is_not_read(
     assert (fits.key, fits.content, fits.reject) == ("1.jpg", b"1.jpg", "")
 
 
-def test_a_file_that_vanished_fails_its_shard(tmp_path: Path) -> None:
+def test_deleted_file_fails_its_shard(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg", "2.jpg")
     shard = only_shard(tmp_path)
     (tmp_path / "2.jpg").unlink()
@@ -78,7 +76,7 @@ def test_a_file_that_vanished_fails_its_shard(tmp_path: Path) -> None:
         list(read_samples(shard))
 
 
-def test_an_object_that_vanished_fails_its_shard(s3: Bucket) -> None:
+def test_deleted_object_fails_its_shard(s3: Bucket) -> None:
     store = Store(f"{s3.uri}/in")
     for name in ("1.jpg", "2.jpg"):
         store.put(name, b"1")
@@ -88,7 +86,7 @@ def test_an_object_that_vanished_fails_its_shard(s3: Bucket) -> None:
         list(read_samples(shard))
 
 
-def test_a_name_is_a_name_and_no_pattern(store: Store) -> None:
+def test_names_are_not_treated_as_patterns(store: Store) -> None:
     names = ("a*.jpg", "a1.jpg", "photo[1].jpg", "photo1.jpg", "what?.jpg", "whats.jpg", "{x}.jpg")
     for name in names:
         store.put(f"[0]/{name}", name.encode())
@@ -96,7 +94,7 @@ def test_a_name_is_a_name_and_no_pattern(store: Store) -> None:
     assert found == {f"[0]/{name}": name for name in names}
 
 
-def test_an_object_that_cannot_be_read_is_named(s3: Bucket) -> None:
+def test_error_names_the_object_that_failed(s3: Bucket) -> None:
     store = Store(f"{s3.uri}/in")
     for name in ("photo[1].jpg", "photo[2].jpg"):
         store.put(name, b"1")
@@ -106,7 +104,7 @@ def test_an_object_that_cannot_be_read_is_named(s3: Bucket) -> None:
         list(read_samples(shard))
 
 
-def test_an_answer_of_a_bucket_that_is_cut_is_asked_for_again(
+def test_truncated_answer_of_a_bucket_is_requested_again(
     s3: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(f"{s3.uri}/in")
@@ -132,16 +130,14 @@ def test_an_answer_of_a_bucket_that_is_cut_is_asked_for_again(
         list(read_samples(shard))
 
 
-def test_other_stores_are_read_by_name_too() -> None:
+def test_other_storages_read_literal_names_too() -> None:
     store = Store("memory://by-name")
     for name in ("a[1].jpg", "a1.jpg"):
         store.put(name, name.encode())
     assert [one.content for one in samples_of(store.root)] == [b"a1.jpg", b"a[1].jpg"]
 
 
-def test_one_slice_is_read_a_few_files_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slice_is_read_in_small_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a slice that does not fit into memory only the present group is held."""
     monkeypatch.setattr("pipeline.storage.readers.folder._BYTES_AHEAD", 20)
     write_files(tmp_path, *(f"{i}.jpg" for i in range(9)))

@@ -25,7 +25,7 @@ def packed(code: Any) -> bytes:
 CODE = packed(np.arange(512, dtype=np.float16))
 
 
-def test_names_may_begin_with_a_dot_and_hold_folders_and_dots(tmp_path: Path) -> None:
+def test_pair_names_may_have_folders_and_dots(tmp_path: Path) -> None:
     members = [
         *(("./0001.w.npy", CODE), ("./0001.jpg", b"first")),
         *(("a/v1.2.png", b"second"), ("./a/._v1.2.w.npy", b"of macOS"), ("a/v1.2.w.npy", CODE)),
@@ -50,7 +50,7 @@ def test_a_tar_without_codes_is_refused(tmp_path: Path) -> None:
         list(code_members(str(path)))
 
 
-def test_a_packed_tar_in_a_bucket_is_read_like_one_on_a_disk(tmp_path: Path, s3: Bucket) -> None:
+def test_packed_tar_in_a_bucket_is_read(tmp_path: Path, s3: Bucket) -> None:
     path = write_tar(tmp_path / "p.tar.gz", [("0.jpg", b"image"), ("0.w.npy", CODE)], "w:gz")
     Store(s3.uri).put("p.tar.gz", path.read_bytes())
     assert [pair.key for pair in pair_members(f"{s3.uri}/p.tar.gz")] == ["0"]
@@ -70,7 +70,7 @@ def test_a_packed_tar_in_a_bucket_is_read_like_one_on_a_disk(tmp_path: Path, s3:
         ([("0.w.npy", packed(np.float32(1)))], r"float32 \[\], not a code"),
     ],
 )
-def test_what_is_no_pair_is_refused(
+def test_incomplete_or_invalid_pairs_are_refused(
     tmp_path: Path, members: list[tuple[str, bytes]], said: str
 ) -> None:
     path = write_tar(tmp_path / "p.tar", members)
@@ -79,7 +79,7 @@ def test_what_is_no_pair_is_refused(
     assert "p.tar" in str(error.value)
 
 
-def test_a_missing_tar_is_a_wrong_input_and_a_failed_read_is_not(tmp_path: Path) -> None:
+def test_missing_tar_and_failed_read_are_distinguished(tmp_path: Path) -> None:
     for place in (f"{tmp_path}/none.tar", "memory://pairs/none.tar"):
         with pytest.raises(InputError, match=r"there is no '.*none\.tar': pass a tar of pairs"):
             list(pair_members(place))
@@ -92,7 +92,7 @@ def test_a_missing_tar_is_a_wrong_input_and_a_failed_read_is_not(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
-def test_damage_is_told_with_the_file(tmp_path: Path, content: bytes) -> None:
+def test_damaged_tar_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p.tar").write_bytes(content)
     with pytest.raises(InputError, match=r"p\.tar' is no tar, or damaged: .*; replace it"):
         list(pair_members(str(tmp_path / "p.tar")))
