@@ -1,4 +1,4 @@
-"""Promises about credentials: what is missing or wrong is said, with what to set."""
+"""Promises about credentials: errors say what is missing or wrong, and what to set."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SECRET = "no-such-secret-key"
 
 @pytest.fixture
 def fresh_sessions() -> Iterator[None]:
-    """No session of these credentials is left to other tests."""
+    """Drop the sessions of these credentials after the test."""
     yield
     KeyedS3.clear_instance_cache()
 
@@ -85,15 +85,15 @@ def test_invalid_credentials_are_reported_with_what_to_set(
     check_credentials(f"{s3.uri}/photos")
     check_credentials(f"{s3.uri}/nowhere")
     spoil(monkeypatch)
-    KeyedS3.clear_instance_cache()  # which holds a session of the good credentials
+    KeyedS3.clear_instance_cache()  # it holds a session with the valid credentials
     endpoint = s3.env["AWS_ENDPOINT_URL"]
     for check in (check_credentials, check_output):
         with pytest.raises(AccessError, match=why) as error:
             check(f"{s3.uri}/photos")
-        told = str(error.value)
-        assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in told
-        assert f"AWS_ENDPOINT_URL (now {endpoint})" in told
-        assert SECRET not in told
+        message = str(error.value)
+        assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in message
+        assert f"AWS_ENDPOINT_URL (now {endpoint})" in message
+        assert SECRET not in message
     with pytest.raises(AccessError):
         Store(s3.uri).names()
 
@@ -114,9 +114,9 @@ def test_job_with_wrong_credentials_exits_with_2(
     places = {"--input": str(tmp_path), "--output": str(tmp_path.with_name("table"))}
     places[flag] = f"{s3.uri}/photos"
     assert invert_dataset.main([word for pair in places.items() for word in pair]) == 2
-    said = capsys.readouterr()
-    assert said.err.count("\n") == said.out.count("\n") == 1
-    assert "(SignatureDoesNotMatch): set AWS_ACCESS_KEY_ID" in said.err
+    output = capsys.readouterr()
+    assert output.err.count("\n") == output.out.count("\n") == 1
+    assert "(SignatureDoesNotMatch): set AWS_ACCESS_KEY_ID" in output.err
 
 
 def test_message_names_amazon_without_an_endpoint(
@@ -128,7 +128,7 @@ def test_message_names_amazon_without_an_endpoint(
 
 @pytest.fixture
 def through(s3: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The proxy, which this process's S3 requests go through; with sessions of its own."""
+    """Send this process's S3 requests through the proxy, with separate sessions."""
     del s3
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     KeyedS3.clear_instance_cache()
@@ -137,7 +137,7 @@ def through(s3: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def every_use(root: str) -> dict[str, Callable[[], object]]:
-    """Every way in which this package reads and writes a bucket, of one that holds a table."""
+    """Return every operation of this package on a bucket, for a bucket that `fill` has filled."""
     store, table = Store(f"{root}/in"), open_table(f"{root}/table")
     tar, packed, parquet, folder = list_shards(store.root)
     uses: dict[str, Callable[[], object]] = {
@@ -164,18 +164,18 @@ def every_use(root: str) -> dict[str, Callable[[], object]]:
         "codes": lambda: table.w_plus(["x"]),
         "verify": table.verify,
     }
-    for one in (tar, packed, parquet, folder):
-        uses[f"reading {one.kind}"] = partial(lambda one: [*read_samples(one)], one)
+    for item in (tar, packed, parquet, folder):
+        uses[f"reading {item.kind}"] = partial(lambda item: [*read_samples(item)], item)
     return uses
 
 
 def fill(root: str, folder: Path) -> None:
-    """Shards of every kind below `in/`, and a table."""
+    """Write shards of every kind below `in/`, and a table."""
     store = Store(f"{root}/in")
     write_tar(folder / "1.tar", [("a.jpg", b"x")])
     with zipfile.ZipFile(folder / "2.zip", "w") as packed:
         packed.writestr("a.jpg", b"x")
-    # A row without bytes, whose image lies beside the file: what is not there is a reject.
+    # A row without bytes, whose image is read from another file.
     images = pa.array(
         [{"bytes": None, "path": "a.jpg"}], pa.struct({"bytes": "binary", "path": "string"})
     )
@@ -191,19 +191,19 @@ def test_expired_credentials_are_reported_by_every_operation(
 ) -> None:
     fill(s3.uri, tmp_path)
     uses = every_use(s3.uri)
-    told = {}
+    messages = {}
     with through.breaking(Rule(".*", "", actions.refusing(400, "ExpiredToken"), times=1_000_000)):
         for name, use in uses.items():
             try:
-                told[name] = repr(use())
+                messages[name] = repr(use())
             except CredentialsExpiredError as error:
-                told[name] = str(error).replace(s3.uri, "s3://b")
-            except Exception as error:  # noqa: BLE001 - which is what must not be
-                told[name] = repr(error)
-    right = re.compile(
+                messages[name] = str(error).replace(s3.uri, "s3://b")
+            except Exception as error:  # noqa: BLE001 - reported below as a failure of the test
+                messages[name] = repr(error)
+    expected = re.compile(
         r"cannot \w+( \w+)? 's3://b.*': credentials expired \(ExpiredToken\): get new"
     )
-    assert {name: text for name, text in told.items() if not right.match(text)} == {}
+    assert {name: text for name, text in messages.items() if not expected.match(text)} == {}
 
 
 @pytest.mark.parametrize(
@@ -220,9 +220,9 @@ def test_reason_of_a_refused_head_is_requested(
     s3: Bucket, through: FaultProxy, status: int, code: str, why: str
 ) -> None:
     with through.breaking(Rule(".*", "", actions.refusing(status, code), times=1_000_000)):
-        for look in (lambda: Store(s3.uri).exists("a"), lambda: Store(s3.uri).has("")):
+        for request in (lambda: Store(s3.uri).exists("a"), lambda: Store(s3.uri).has("")):
             with pytest.raises(AccessError, match=why):
-                look()
+                request()
 
 
 def test_refusal_without_a_reason_says_so(s3: Bucket, through: FaultProxy) -> None:
@@ -232,12 +232,12 @@ def test_refusal_without_a_reason_says_so(s3: Bucket, through: FaultProxy) -> No
     with only_heads:
         with pytest.raises(StorageError, match=r"without a reason .*expired"):
             Store(s3.uri).exists("nowhere")
-        assert Store(s3.uri).has(""), "a bucket that can be listed is there"
+        assert Store(s3.uri).has(""), "a bucket that can be listed exists"
 
 
 @pytest.fixture
 def aws_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Writes an AWS configuration file that alone holds credentials: no variable does."""
+    """Return a writer of the AWS configuration file, the only place with credentials."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     path = tmp_path / "aws-config"
@@ -246,7 +246,7 @@ def aws_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 
 
 def void(_: object) -> None:
-    """Take a value and give none."""
+    """Discard a value."""
 
 
 def test_renewed_credentials_are_used_without_a_restart(

@@ -1,4 +1,4 @@
-"""Promises of files that get a name which none has, on disks of every kind."""
+"""Promises of exclusive writes on disks with and without hard links."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.storage import Store, check_output, store
 
 @pytest.fixture(params=["links", "renames", "neither"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on a file system that has hard links, an exclusive rename, or neither."""
+    """Return a folder on a file system with hard links, with an exclusive rename, or neither."""
     if request.param != "links":
         monkeypatch.setattr(os, "link", fails(errno.EPERM))
     if request.param == "neither":
@@ -38,7 +38,7 @@ def test_first_file_of_a_name_is_kept(disk: Path) -> None:
     store = Store(str(disk))
     assert store.put_if_absent("latents/a.parquet", b"first")
     assert not store.put_if_absent("latents/a.parquet", b"second")
-    with pytest.raises(FileExistsError):  # as where another wrote it after the look
+    with pytest.raises(FileExistsError):  # as if another writer came between check and write
         store._create("latents/a.parquet", b"second")
     assert store.get("latents/a.parquet") == b"first"
     assert files(disk) == ["latents/a.parquet"]

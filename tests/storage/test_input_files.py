@@ -1,4 +1,4 @@
-"""Promises of the forms that an input takes: lists of URIs, patterns, ranges."""
+"""Promises of inputs that are lists of URIs, patterns or ranges."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_range_of_shards_is_read_in_its_order(store: Store, tmp_path: Path) -> N
 
 
 def test_shard_has_one_id_however_it_is_named(store: Store, tmp_path: Path) -> None:
-    """A range, a pattern or their folder: a table is continued with any of them in mind."""
+    """A table can be continued with a range, a pattern or their folder."""
     put_tars(store, "0.tar", "1.tar", "a/0.tar", "b/0.tar", tmp_path=tmp_path)
     whole = ids(store.root)
     assert sorted(ids(store.uri("{0..1}.tar")) + ids(store.uri("*/0.tar"))) == sorted(whole)
@@ -159,11 +159,11 @@ def test_image_missing_from_a_list_is_one_reject(store: Store) -> None:
     store.put("1.jpg", b"1")
     store.put("list.txt", b"gone.jpg\n1.jpg\nno-extension\n")
     (shard,) = list_shards(store.uri("list.txt"))
-    found = [(sample.key, sample.reject) for sample in read_samples(shard)]
-    assert found == [("gone.jpg", "unreadable"), ("1.jpg", ""), ("no-extension", "unreadable")]
+    samples = [(sample.key, sample.reject) for sample in read_samples(shard)]
+    assert samples == [("gone.jpg", "unreadable"), ("1.jpg", ""), ("no-extension", "unreadable")]
     store.put("gone.jpg", b"2")
     (now,) = list_shards(store.uri("list.txt"))
-    assert now.etag != shard.etag, "it is done again"
+    assert now.etag != shard.etag, "the slice is processed again"
     with pytest.raises(StorageError, match="changed while it was read"):
         list(read_samples(shard))
 
@@ -255,7 +255,7 @@ def test_output_inside_the_listed_files_is_refused(
 
 @pytest.mark.parametrize("sniff", [True, False])
 def test_named_parquet_file_of_images_is_read(tmp_path: Path, *, sniff: bool) -> None:
-    """Without sniffing one beside a tar of its name is metadata in a folder, but where named."""
+    """Without sniffing, a Parquet file beside its tar is metadata, unless it is named."""
     write_tar(tmp_path / "in/0.tar", [])
     write_parquet(tmp_path / "in/0.parquet", {"image": [IMAGE]})
     write_parquet(tmp_path / "in/1.parquet", {"url": ["http://x/1.jpg"]})

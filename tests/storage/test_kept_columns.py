@@ -1,4 +1,4 @@
-"""Promises of the fields that travel with an image."""
+"""Promises of the fields that are copied with an image."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def fields_of(path: Path, *names: str, image_field: str = "one") -> list[dict[st
 
 @pytest.mark.parametrize("image_field", ["one", "all", "jpg"])
 @pytest.mark.parametrize("order", [1, -1])
-def test_sidecars_are_fields_in_any_order(
-    tmp_path: Path, image_field: str, order: int
-) -> None:
+def test_sidecars_are_fields_in_any_order(tmp_path: Path, image_field: str, order: int) -> None:
     members = [("0.jpg", b"1"), ("0.json", DESCRIBED), ("0.cls", b"7\n"), ("1.jpg", b"2")]
     path = write_tar(tmp_path / "s.tar", members[::order])
     names = ("caption", "tags", "from.site", "cls", "json.cls", "txt")
@@ -93,8 +91,8 @@ def test_type_names_can_be_read_back() -> None:
 def test_timestamps_keep_their_nanoseconds() -> None:
     kind = pa.timestamp("ns", "UTC")
     cells = pa.array([1_700_000_000_123_456_789, -(2**63) + 1, None], kind)
-    travelled = [cell_value(cell, str(kind)) for cell in cells]
-    assert kept_array(json.loads(json.dumps(travelled)), kind) == cells
+    values = [cell_value(cell, str(kind)) for cell in cells]
+    assert kept_array(json.loads(json.dumps(values)), kind) == cells
 
 
 @pytest.mark.parametrize("odd", ["cat", [1, 2], {"a": 1}, 1.5, 2**70])

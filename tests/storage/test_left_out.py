@@ -1,4 +1,4 @@
-"""Promises of the counts of what is passed over."""
+"""Promises of the counts of files that are left out."""
 
 from __future__ import annotations
 

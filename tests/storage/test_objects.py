@@ -1,4 +1,4 @@
-"""What storages say of their objects."""
+"""Promises of the metadata of stored objects."""
 
 from __future__ import annotations
 

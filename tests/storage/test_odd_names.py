@@ -1,4 +1,4 @@
-"""Promises of names in which fsspec and s3fs see more than a name."""
+"""Promises of names that fsspec and s3fs would interpret."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.table import open_table
 from tests.storage.archives import only_shard, samples_of, write_tar
 from tests.table.rows import shard, write_shard, writer
 
-# To fsspec the first two are chains of file systems, to s3fs the last one is a version of `v`.
+# fsspec reads the first two as chains of file systems, s3fs reads the last one as a version of `v`.
 NAMES = ("shots::2024", "zip::s3", "v?versionId=3")
 odd = pytest.mark.parametrize("name", NAMES)
 
@@ -26,13 +26,15 @@ def test_input_is_read_whatever_its_name(store: Store, tmp_path: Path, name: str
     store.put(f"{name}/{name}/{name}.jpg", b"a file")
     store.put(f"{re.split('::|[?]', name)[0]}/decoy.jpg", b"another's")
     shards = list(list_shards(store.uri(name)))
-    samples = [one for each in shards for one in read_samples(each)]
-    assert {(one.key, one.content) for one in samples} == {
+    samples = [sample for each in shards for sample in read_samples(each)]
+    assert {(sample.key, sample.content) for sample in samples} == {
         ("0", b"in a tar"),
         (f"{name}/{name}.jpg", b"a file"),
     }
     assert [count_samples(each) for each in shards] == [1, 1]
-    assert [one.content for one in samples_of(store.uri(f"{name}/{name}.tar"))] == [b"in a tar"]
+    assert [sample.content for sample in samples_of(store.uri(f"{name}/{name}.tar"))] == [
+        b"in a tar"
+    ]
     assert only_shard(store.uri(f"{name}/{name}/{name}.jpg")).names == (f"{name}.jpg",)
 
 

@@ -1,4 +1,4 @@
-"""Promises of the look at an output before the work."""
+"""Promises of the check of an output before the work."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ KIND = OutputKind("a box", lambda store, _: store.exists("_box.json"))
 
 
 def root_of(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place for an output on a disk or in a bucket."""
+    """Return the URI of an output on a disk or in a bucket."""
     if request.param == "disk":
         return str(tmp_path / "out")
     bucket: Bucket = request.getfixturevalue("s3")
@@ -178,19 +178,19 @@ def test_output_check_costs_one_listing_request(
     store = Store(f"{s3.uri}/out")
     for number in range(12):
         store.put(f"{number % 3}/{number}", b"mine")
-    asked = []
+    requests = []
     pages = output_check.listing_pages
 
     def counted(fs: object, bucket: str, start: str, **more: str) -> Iterator[dict[str, Any]]:
         for page in pages(fs, bucket, start, **{**more, "MaxKeys": 2}):  # type: ignore[arg-type]
-            asked.append(start)
+            requests.append(start)
             yield page
 
     monkeypatch.setattr(output_check, "listing_pages", counted)
     monkeypatch.setattr(output_check, "_MAX_NAMES", 2)
     with pytest.raises(ConfigError, match=r"holds '0/', '1/', and is not a box"):
         check_output(store.root, KIND)
-    assert asked == ["out/"]
+    assert requests == ["out/"]
 
 
 def test_output_check_works_on_other_storages() -> None:

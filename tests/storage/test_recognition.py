@@ -1,4 +1,4 @@
-"""Promises of what discovery recognises, and of what it counts."""
+"""Promises of recognising images and shards, and of counting other files."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def test_images_are_recognised_whatever_their_names(store: Store) -> None:
     for name in ODD_NAMES:
         store.put(name, JPEG + name.encode())
     store.put("c.png", PNG)
-    found = names(store.root)
-    assert found == sorted([*ODD_NAMES, "c.png"])
+    recognised = names(store.root)
+    assert recognised == sorted([*ODD_NAMES, "c.png"])
     assert left_out(store.root) == {}
-    samples = [one for shard in list_shards(store.root) for one in read_samples(shard)]
-    assert {one.key: one.content for one in samples if one.key in ODD_NAMES} == {
+    samples = [sample for shard in list_shards(store.root) for sample in read_samples(shard)]
+    assert {sample.key: sample.content for sample in samples if sample.key in ODD_NAMES} == {
         name: JPEG + name.encode() for name in ODD_NAMES
     }
 
@@ -98,9 +98,9 @@ def test_parquet_file_without_images_is_counted(store: Store, tmp_path: Path) ->
     store.put("metadata.parquet", captions)
     store.put("more/images.parquet", images)
     shards = list_shards(store.root)
-    found = [(shard.kind, shard.uri.rsplit("/", 1)[-1]) for shard in shards]
-    assert [kind for kind, _ in found] == ["parquet", "folder"]
-    assert found[0][1] == "images.parquet"
+    listed = [(shard.kind, shard.uri.rsplit("/", 1)[-1]) for shard in shards]
+    assert [kind for kind, _ in listed] == ["parquet", "folder"]
+    assert listed[0][1] == "images.parquet"
     assert shards.left_out == {".parquet": 1}
 
 
@@ -118,7 +118,7 @@ def test_img2dataset_s_metadata_is_counted(tmp_path: Path) -> None:
 
 
 def test_parquet_images_beside_their_tar_are_read(store: Store, tmp_path: Path) -> None:
-    """One that cannot be told is metadata, as img2dataset leaves it where it was stopped."""
+    """A damaged file beside its tar is metadata: a stopped img2dataset leaves such files."""
     images = write_parquet(tmp_path / "i.parquet", {"jpg": [JPEG, PNG], "key": ["a", "b"]})
     for name in ("0.tar", "1.tar", "2.tar"):
         store.put(name, write_tar(tmp_path / "s.tar", [("0.jpg", JPEG)]).read_bytes())
@@ -142,7 +142,7 @@ def test_file_named_like_a_shard_is_one(tmp_path: Path) -> None:
 def test_storage_failure_during_recognition_fails_the_listing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Names that nobody could look into are not counted as no images."""
+    """Files that could not be read are not counted as other files."""
 
     def fails(*_: object) -> bytes:
         raise StorageError("cannot read: SlowDown")
@@ -162,12 +162,12 @@ def test_file_deleted_before_sniffing_is_left_out(
 ) -> None:
     store.put("a.jpg", JPEG)
     store.put("noext", JPEG)
-    look = recognition._inspect_object
+    inspect = recognition._inspect_object
 
     def late(uri: str) -> object:
         store.remove("noext")
-        return look(uri)
+        return inspect(uri)
 
     monkeypatch.setattr(recognition, "_inspect_object", late)
-    found = names(store.root)
-    assert found == (["a.jpg"] if store.root.startswith("s3://") else ["a.jpg", "noext"])
+    listed = names(store.root)
+    assert listed == (["a.jpg"] if store.root.startswith("s3://") else ["a.jpg", "noext"])

@@ -1,4 +1,4 @@
-"""Promises of the S3 page in `pipeline/storage/README.md`, each against the real server."""
+"""Promises of the section on S3 in `pipeline/storage/README.md`, against a real server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEAD = "http://127.0.0.1:9"
 
 @pytest.fixture(autouse=True)
 def _fresh_sessions() -> Iterator[None]:
-    """No session is kept from one environment to another."""
+    """Drop all S3 sessions before and after each test."""
     KeyedS3.clear_instance_cache()
     yield
     KeyedS3.clear_instance_cache()
@@ -34,7 +34,7 @@ def _fresh_sessions() -> Iterator[None]:
 
 @contextmanager
 def heads_of(proxy: FaultProxy) -> Iterator[list[str]]:
-    """The heads of the requests that pass, in lower case."""
+    """Collect the heads of the requests through the proxy, in lower case."""
     heads: list[str] = []
 
     async def pass_on(exchange: Exchange) -> None:
@@ -47,7 +47,7 @@ def heads_of(proxy: FaultProxy) -> Iterator[list[str]]:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Writes the AWS configuration file of this process."""
+    """Return a writer of this process's AWS configuration file."""
     path = tmp_path / "aws-config"
     monkeypatch.setenv("AWS_CONFIG_FILE", str(path))
 
@@ -97,18 +97,18 @@ def test_settings_of_environment_and_profile_are_sent(
 
 
 def resolve_below_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resolve `bucket.localhost` as RFC 6761 has it, which not every machine does."""
-    found = socket.getaddrinfo
+    """Resolve `bucket.localhost` as RFC 6761 says; not every machine does."""
+    resolve = socket.getaddrinfo
 
     def look_up(host: Any, *arguments: Any, **more: Any) -> Any:
         name = host if isinstance(host, str) else ""
-        return found("127.0.0.1" if name.endswith("localhost") else host, *arguments, **more)
+        return resolve("127.0.0.1" if name.endswith("localhost") else host, *arguments, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
 
 def set_fsspec(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
-    """Have fsspec read its variables, which it does once a process."""
+    """Make fsspec read its variables, which it does once per process."""
     settings: dict[str, Any] = {}
     fsspec.config.set_conf_env(settings, variables)
     for protocol, options in settings.items():
@@ -143,19 +143,19 @@ def test_requester_pays_bucket_is_read_if_set(
 
 @pytest.fixture
 def buckets(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Three buckets with a file; and an environment without keys, and without an endpoint."""
+    """Yield three buckets with a file, in an environment without keys and endpoint."""
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
     names = {name: f"{name}-settings" for name in ("photos", "results", "open")}
-    found = {name: make_bucket(s3_server, bucket) for name, bucket in names.items()}
-    for uri in found.values():
+    uris = {name: make_bucket(s3_server, bucket) for name, bucket in names.items()}
+    for uri in uris.values():
         Store(uri).put("a.jpg", b"x")
     KeyedS3.clear_instance_cache()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL", DEAD)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    yield found
+    yield uris
     for bucket in names.values():
         drop_bucket(s3_server, bucket)
 

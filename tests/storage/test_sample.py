@@ -1,4 +1,4 @@
-"""Promises of the keys of a shard."""
+"""Promises of samples and of the keys of a shard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.storage.archives import only_shard, write_parquet, write_tar
 
 
 def first_free(used: list[str], *candidates: str) -> str:
-    """The key as it is defined, by looking through all numbers."""
+    """Return the key by its definition, trying all numbers."""
     numbered = [f"{candidates[-1]}~{count}" for count in range(2, len(used) + 3)]
     return next(name for name in (*candidates, *numbered) if name and name not in used)
 
@@ -39,7 +39,7 @@ def test_many_equal_keys_are_fast() -> None:
 
 
 def names_of(length: int) -> list[str]:
-    """Names of so many bytes that differ in their last character alone, and one twice."""
+    """Return four names of `length` bytes that differ in the last character, two of them equal."""
     stem = "a" * (length - 2 - 3 * ((length - 2) // 6)) + "語" * ((length - 2) // 6)
     return [f"{stem}/{last}" for last in "xyzz"]
 
@@ -89,7 +89,7 @@ def test_keys_of_a_folder_have_the_same_limit() -> None:
 
 
 def test_equal_long_keys_are_shortened_equally() -> None:
-    """A shard that is read again has the keys that it had."""
+    """A shard that is read again gets the same keys."""
     keys = [UniqueKeys().take("k" * 5000), UniqueKeys().take("k" * 5000)]
     assert keys[0] == keys[1]
     assert keys[0] != UniqueKeys().take("k" * 5001)

@@ -32,7 +32,7 @@ MEMBERS = [
 
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No sample may be read."""
+    """Fail the test if a sample is read."""
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("a sample was read")
@@ -79,7 +79,7 @@ def test_damaged_tar_counts_the_samples_before_damage(
     shard, read = only_shard(path), list[Sample]()
     with pytest.raises(StorageError):
         read.extend(read_samples(shard))
-    assert count_samples(shard) - len(read) in (0, 1), "one that is cut off inside"
+    assert count_samples(shard) - len(read) in (0, 1), "a sample that is cut off may count"
 
 
 def test_unreadable_header_ends_the_count(tmp_path: Path) -> None:

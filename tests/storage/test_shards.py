@@ -1,4 +1,4 @@
-"""Promises of the listing."""
+"""Promises of listing the shards of an input."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_id_is_equal_for_file_and_folder(tmp_path: Path) -> None:
 
 def test_other_paths_get_a_digest() -> None:
     paths = ["0.tar.gz", "0.tgz", "0.parquet", "a/0.tar", "b/0.tar", "ü.tar", "o.tar", "a b.tar"]
-    found = [shard_id_of(path) for path in paths]
-    assert len(set(found)) == len(paths)
-    assert [name for name in found if not re.fullmatch(r"[A-Za-z0-9._-]+", name)] == []
-    assert found[6] == "o"
-    assert all(re.search(r"-[0-9a-f]{8}$", name) for name in found if name != "o")
+    ids = [shard_id_of(path) for path in paths]
+    assert len(set(ids)) == len(paths)
+    assert [name for name in ids if not re.fullmatch(r"[A-Za-z0-9._-]+", name)] == []
+    assert ids[6] == "o"
+    assert all(re.search(r"-[0-9a-f]{8}$", name) for name in ids if name != "o")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_name_like_a_generated_id_gets_a_digest(name: str) -> None:
 
 
 def test_no_shard_id_is_hidden_from_folder_readers(tmp_path: Path) -> None:
-    """They pass over names that begin with `_` or `.`, as those of metadata do."""
+    """Readers of a folder skip names that begin with `_` or `.`."""
     names = ["_train-0.tar", "._.tar", "_x/0.tar", "-_/0.tar", f"_{'x' * 79}.tgz", "train-0.tar"]
     for name in names:
         write_parquet(tmp_path / f"{shard_id_of(name)}-00000.parquet", {"name": [name]})
@@ -75,16 +75,16 @@ def test_metadata_beside_tars_of_img2dataset_is_skipped(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tgz", [], "w:gz")
     for stem in ("a", "00000.more", "alone", "z"):
         write_parquet(tmp_path / f"{stem}.parquet", {"image": [b"x"]})
-    found = ["00000.tar", "00001.tar", "a.tgz", "sub/00000.tar"]
-    found += ["00000.more.parquet", "alone.parquet", "z.parquet"]
+    expected = ["00000.tar", "00001.tar", "a.tgz", "sub/00000.tar"]
+    expected += ["00000.more.parquet", "alone.parquet", "z.parquet"]
     for sniff, more in ((True, ["a.parquet"]), (False, [])):
         shards = list_shards(str(tmp_path), options=ReadOptions(sniff=sniff))
         names = [shard.uri.removeprefix(f"{tmp_path}/") for shard in shards]
-        assert sorted(names) == sorted([*found, *more]), "by the name alone without sniffing"
+        assert sorted(names) == sorted([*expected, *more]), "by the name alone without sniffing"
 
 
 def test_metadata_beside_folders_of_img2dataset_is_skipped(tmp_path: Path) -> None:
-    """`--output_format files`, its default. Parquet that holds images is a shard all the same."""
+    """img2dataset's default is `--output_format files`. Parquet files with images are shards."""
     for stem in ("00000", "00001", "both"):
         write_files(tmp_path, f"{stem}/0.jpg", f"{stem}/0.json", f"{stem}_stats.json")
         write_parquet(tmp_path / f"{stem}.parquet", {"url": ["http://x/0.jpg"]})
@@ -93,7 +93,7 @@ def test_metadata_beside_folders_of_img2dataset_is_skipped(tmp_path: Path) -> No
     write_files(tmp_path, "damaged/0.jpg", "damaged.parquet")
     shards = list(list_shards(str(tmp_path)))
     files = [Path(shard.uri).name for shard in shards if shard.kind == "parquet"]
-    assert files == ["both.parquet", "damaged.parquet"], "the reader tells what is wrong with it"
+    assert files == ["both.parquet", "damaged.parquet"], "the reader reports what is wrong with it"
     assert shards[-1].names == ("00000/0.jpg", "00001/0.jpg", "both/0.jpg", "damaged/0.jpg")
 
 
@@ -223,5 +223,5 @@ def test_whole_bucket_is_an_input(s3: Bucket) -> None:
     store.put("a/1.jpg", b"1")
     store.put("2.jpg", b"2")
     assert store.names() == ["2.jpg", "a/1.jpg"]
-    found = [(one.key, one.uri) for one in read_samples(only_shard(s3.uri))]
-    assert found == [("2.jpg", f"{s3.uri}/2.jpg"), ("a/1.jpg", f"{s3.uri}/a/1.jpg")]
+    samples = [(sample.key, sample.uri) for sample in read_samples(only_shard(s3.uri))]
+    assert samples == [("2.jpg", f"{s3.uri}/2.jpg"), ("a/1.jpg", f"{s3.uri}/a/1.jpg")]

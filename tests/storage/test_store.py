@@ -1,4 +1,4 @@
-"""Promises of the store."""
+"""Promises of the store, on a disk and in a bucket."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_names_stay_inside_the_store(store: Store, name: str) -> None:
 
 
 def test_killed_put_leaves_nothing_visible(tmp_path: Path) -> None:
-    """The child kills itself where the file is complete and has not got its name yet."""
+    """Kill the child process when the file is complete but not renamed yet."""
     program = f"""
         import os, signal
         os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
@@ -116,13 +116,13 @@ def test_wrong_credentials_are_reported_without_repeating_them(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret-key")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-wrong-access-key")
     store = Store(s3.uri)
-    # fsspec hands out one client a process for the same arguments; a user's process has one too.
+    # fsspec caches one client per process for equal arguments.
     store.fs.clear_instance_cache()
     try:
         with pytest.raises(AccessError) as caught:
             Store(s3.uri).put("a", b"1")
     finally:
-        store.fs.clear_instance_cache()  # no later test is to meet this client
+        store.fs.clear_instance_cache()  # later tests must not get this client
     text = str(caught.value)
     assert "the access key is not known there (InvalidAccessKeyId)" in text
     assert "\n" not in text

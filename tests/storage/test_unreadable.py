@@ -1,4 +1,4 @@
-"""Promises of what cannot be read: one reject each, and the rest is read."""
+"""Promises of files that cannot be read: one reject each, and the rest is read."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ NOBODY = 65534
 
 
 def rejects(folder: Path) -> dict[str, str]:
-    """Key and detail of each reject; all other samples hold their own names."""
-    found = {}
+    """Return key and detail of each reject; check that other samples hold their own names."""
+    details = {}
     for shard in list_shards(str(folder)):
         for sample in read_samples(shard):
             if sample.reject:
                 assert sample.reject == "unreadable"
-                found[sample.key] = sample.detail
+                details[sample.key] = sample.detail
             else:
                 assert sample.content == sample.key.encode()
-    return found
+    return details
 
 
 def test_dead_link_is_one_reject(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_sockets_and_pipes_are_counted_not_opened(tmp_path: Path) -> None:
 
 @pytest.fixture
 def too_deep(tmp_path: Path) -> Iterator[Path]:
-    """A folder with an image, and images so deep below it that no path names them."""
+    """Yield a folder with two images, and one too deep below it for any path."""
     write_files(tmp_path / "in", "1.jpg", "z.jpg")
     place = os.open(tmp_path / "in", os.O_RDONLY)
     step = "d" * 250
@@ -112,15 +112,15 @@ def too_deep(tmp_path: Path) -> Iterator[Path]:
     os.unlink("deep.jpg", dir_fd=place)
     for above in reversed(opened[:-1]):
         os.rmdir(step, dir_fd=above)
-    for one in opened:
-        os.close(one)
+    for descriptor in opened:
+        os.close(descriptor)
 
 
 def test_folder_too_deep_for_paths_is_one_reject(too_deep: Path) -> None:
-    found = rejects(too_deep)
-    (key,) = found
-    assert key.startswith("d" * 200), "of so long a path the beginning is kept"
-    assert found[key] == f"cannot be read: {os.strerror(errno.ENAMETOOLONG).lower()}"
+    details = rejects(too_deep)
+    (key,) = details
+    assert key.startswith("d" * 200), "the start of a long path is kept"
+    assert details[key] == f"cannot be read: {os.strerror(errno.ENAMETOOLONG).lower()}"
 
 
 def test_folders_may_exceed_the_recursion_limit(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_folders_may_exceed_the_recursion_limit(tmp_path: Path) -> None:
     (folder / "1.jpg").write_bytes(b"1")
     try:
         assert only_shard(tmp_path).names == ("/".join([*steps, "1.jpg"]),)
-    finally:  # what clears up behind the tests calls itself for each
+    finally:  # pytest's own cleanup is recursive
         (folder / "1.jpg").unlink()
         while folder != tmp_path:
             folder.rmdir()
@@ -152,7 +152,7 @@ def test_dead_link_of_a_shard_is_one_reject(tmp_path: Path) -> None:
 
 
 def test_dead_shard_link_stays_a_shard_without_sniffing(tmp_path: Path) -> None:
-    """As in tables made before, whose slices stay as they are."""
+    """Existing tables made with `--no-sniff` keep their slices."""
     write_tar(tmp_path / "a.tar", [("0.jpg", b"1")])
     (tmp_path / "b.tar").symlink_to("nowhere")
     good, bad = list_shards(str(tmp_path), options=ReadOptions(sniff=False))
@@ -172,11 +172,11 @@ shards = list(list_shards(sys.argv[1]))
 counts = [count_samples(shard) for shard in shards]
 assert counts == [len(list(read_samples(shard))) for shard in shards], counts
 samples = [sample for shard in shards for sample in read_samples(shard)]
-print(json.dumps([[one.key, one.reject, one.detail] for one in samples]))
+print(json.dumps([[sample.key, sample.reject, sample.detail] for sample in samples]))
 """
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can change its user id")
 def test_files_without_permission_are_rejects(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "in", "1.jpg", "2.jpg", "3", "a/4.jpg", "b/5.jpg", "s.json")
     write_files(folder, "c.tar", "d.parquet", "e.zip", "f.tar.gz")
@@ -188,14 +188,14 @@ def test_files_without_permission_are_rejects(tmp_path: Path) -> None:
     for path in (folder, *folder.parents):
         if path != Path("/") and not path.stat().st_mode & 1:
             path.chmod(path.stat().st_mode | 0o5)
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", _READ_AS_NOBODY, str(folder)],
         capture_output=True,
         text=True,
         check=True,
     )
     denied = "cannot be read: permission denied"
-    assert sorted(json.loads(told.stdout)) == [
+    assert sorted(json.loads(result.stdout)) == [
         ["1.jpg", "", ""],
         ["2.jpg", "unreadable", denied],
         ["3", "unreadable", denied],
@@ -209,7 +209,7 @@ def test_files_without_permission_are_rejects(tmp_path: Path) -> None:
 def test_changed_permissions_change_the_slice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They change neither size nor time."""
+    """Permissions change neither size nor time."""
     write_files(tmp_path, "1.jpg")
     (tmp_path / "1.jpg").chmod(0o600)
     after = only_shard(tmp_path)
@@ -218,7 +218,7 @@ def test_changed_permissions_change_the_slice(
 
 
 def test_unavailable_disk_fails_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EIO and ESTALE are of a mount, and may pass; a table of rejects would not."""
+    """EIO and ESTALE concern the whole mount and may pass, but rejects would stay."""
     write_files(tmp_path, "1.jpg", "2.jpg")
     shard = only_shard(tmp_path)
 
@@ -231,7 +231,7 @@ def test_unavailable_disk_fails_the_shard(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_deleted_file_fails_its_slice(tmp_path: Path) -> None:
-    """The input has changed: the next run lists it without the file."""
+    """A deleted file changes the input: the next run lists it without the file."""
     write_files(tmp_path, "1.jpg", "2.jpg")
     shard = only_shard(tmp_path)
     (tmp_path / "2.jpg").unlink()
@@ -248,8 +248,8 @@ def test_file_deleted_while_listing_is_skipped(
 
     def vanishing(path: str, *rest: object) -> tuple[int, str]:
         if path.endswith("a/1.jpg") or path.endswith("b.jpg"):
-            for one in ("a/1.jpg", gone)[: 1 + (gone == "a")]:
-                target = tmp_path / one
+            for name in ("a/1.jpg", gone)[: 1 + (gone == "a")]:
+                target = tmp_path / name
                 if target.is_dir():
                     target.rmdir()
                 elif target.exists():
@@ -266,8 +266,8 @@ def test_unreadable_file_of_a_list_is_a_reject(tmp_path: Path) -> None:
     write_files(tmp_path, "list.png")
     (tmp_path / "list.txt").write_text("list.png\nlink.jpg\n")
     (tmp_path / "link.jpg").symlink_to("nowhere")
-    found: list[Sample] = list(read_samples(only_shard(tmp_path / "list.txt")))
-    assert [(one.key, one.reject) for one in found] == [
+    samples: list[Sample] = list(read_samples(only_shard(tmp_path / "list.txt")))
+    assert [(sample.key, sample.reject) for sample in samples] == [
         ("list.png", ""),
         ("link.jpg", "unreadable"),
     ]
@@ -275,7 +275,7 @@ def test_unreadable_file_of_a_list_is_a_reject(tmp_path: Path) -> None:
 
 @pytest.fixture
 def denying(s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The server behind a proxy; in its bucket lie `in/` and, alone, `one/`."""
+    """Yield a proxy of the server, whose bucket holds `in/`, and `one/` with a single image."""
     for name in ("in/1.jpg", "in/2.jpg", "one/1.jpg"):
         Store(s3.uri).put(name, b"an image")
     archive = write_tar(tmp_path / "a.tar", [("0.jpg", b"0")])
@@ -289,16 +289,16 @@ def denying(s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def denial(path: str) -> Rule:
-    """Answer 403 to each request of the objects at `path`, a pattern."""
+    """Return a rule that answers 403 to each request for a path that matches `path`."""
     return Rule("GET", path, actions.error(403), times=1000)
 
 
 def test_denied_object_is_one_reject(s3: Bucket, denying: FaultProxy) -> None:
     with denying.breaking(denial(r"in/2\.jpg")):
         *shards, folder = list_shards(f"{s3.uri}/in")
-        assert [one.content for one in read_samples(shards[0])] == [b"0"]
-        found = list(read_samples(folder))
-    assert [(one.key, one.reject, one.detail) for one in found] == [
+        assert [sample.content for sample in read_samples(shards[0])] == [b"0"]
+        samples = list(read_samples(folder))
+    assert [(sample.key, sample.reject, sample.detail) for sample in samples] == [
         ("1.jpg", "", ""),
         ("2.jpg", "unreadable", "cannot be read: access denied"),
     ]

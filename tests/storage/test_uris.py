@@ -78,8 +78,8 @@ def test_error_texts_are_one_line_without_secrets(monkeypatch: pytest.MonkeyPatc
 
 
 def test_credentials_in_texts_are_blanked_out() -> None:
-    said = "cannot reach https://user:pw-1@host/x?a=1&sig=pw-2, nor 's3://key:pw-3@bucket'"
-    assert without_secrets(said) == (
+    text = "cannot reach https://user:pw-1@host/x?a=1&sig=pw-2, nor 's3://key:pw-3@bucket'"
+    assert without_secrets(text) == (
         "cannot reach https://***@host/x?a=***&sig=***, nor 's3://***@bucket'"
     )
     assert without_secrets("mail me@here about //x and s3://bucket/a@b") == (
@@ -94,7 +94,7 @@ def test_access_key_id_is_not_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_path_with_a_secret_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is blanked out in the table, which the next run would find to be another's."""
+    """Blanked out in the table, the path would not be recognised by the next run."""
     write_files(tmp_path / "of-hunter22", "1.jpg")
     write_tar(tmp_path / "in" / "000.tar", [])
     write_tar(tmp_path / "in" / "hunter22.tar", [])

@@ -1,4 +1,4 @@
-"""Promises of inputs on the web, and of storages that nobody serves."""
+"""Promises of inputs on the web, and of storages without a server or driver."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ JPEG = b"\xff\xd8\xff\xe0 an image by its first bytes"
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Files of a folder: whole, in `ranges`, or without sizes and etags where `bare`."""
+    """Server of a folder's files: whole, in `ranges`, or `bare`, without sizes and etags."""
 
     protocol_version = "HTTP/1.1"
     bare = ranges = False
     status = 200
 
     def do_HEAD(self) -> None:
-        """As servers that generate what they send: HEAD is not allowed."""
+        """Refuse HEAD if `bare`, as servers do that generate their answers."""
         if self.bare or self.status != 200:
             self.send_error(405 if self.bare else self.status)
         else:
             super().do_HEAD()
 
     def do_GET(self) -> None:
-        """One file; no listing of a folder."""
+        """Send one file; folders are not listed."""
         path = Path(self.translate_path(self.path))
         if self.status != 200 or not path.is_file():
             self.send_error(self.status if self.status != 200 else 404)
@@ -61,14 +61,14 @@ class Server(http.server.SimpleHTTPRequestHandler):
             super().do_GET()
 
     def handle(self) -> None:
-        """Readers of the first bytes close the connection."""
+        """Handle a request; readers of the first bytes close the connection early."""
         try:
             super().handle()
         except ConnectionError:
             self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def served(folder: Path, **behaviour: object) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of each kind of input, larger than what is read ahead where that matters."""
+    """Return a folder with each kind of input; the tars are larger than the read-ahead."""
     folder = tmp_path_factory.mktemp("www")
     noise = [(f"{n}.jpg", JPEG + bytes([n]) * 3_000_000) for n in range(4)]
     for name in ("00", "01"):
@@ -107,13 +107,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=[{}, {"ranges": True}, {"bare": True}], ids=str)
 def web(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    """A server of `folder`, once one that says and does as little as a server may."""
+    """Yield a server of `folder`: a plain one, one with ranges, and a bare one."""
     with served(folder, **request.param) as uri:
         yield uri
 
 
 def rejects(uri: str) -> list[str]:
-    """The rejects of each sample, empty for none."""
+    """Return the reject reason of each sample, "" for a readable image."""
     return [sample.reject for shard in list_shards(uri) for sample in read_samples(shard)]
 
 
@@ -131,9 +131,9 @@ def test_files_of_a_web_server_are_read(web: str, name: str, samples: int) -> No
 
 def test_list_on_a_web_server_is_read(web: str) -> None:
     shards = list_shards(f"{web}/list.txt")
-    found = [(one.key, one.reject) for shard in shards for one in read_samples(shard)]
-    assert found[:4] == [(str(number), "") for number in range(4)]
-    assert found[4:] == [("a.jpg", ""), ("noext", ""), ("gone.jpg", "unreadable")]
+    samples = [(sample.key, sample.reject) for shard in shards for sample in read_samples(shard)]
+    assert samples[:4] == [(str(number), "") for number in range(4)]
+    assert samples[4:] == [("a.jpg", ""), ("noext", ""), ("gone.jpg", "unreadable")]
     assert shards.left_out == {".html": 1}
 
 
@@ -221,7 +221,7 @@ def test_missing_driver_is_named_in_one_line(uri: str, message: str) -> None:
 
 
 def test_changed_web_file_has_another_etag(tmp_path: Path) -> None:
-    """By its time, where a server has no etags."""
+    """A server without etags gives the modification time."""
     path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1")])
     with served(tmp_path) as web:
         (before,) = list_shards(f"{web}/s.tar")

@@ -27,7 +27,7 @@ def write_zip(path: Path, content: Iterable[tuple[str, bytes]]) -> Path:
 
 @pytest.fixture(params=[("s.tar", write_tar), ("s.zip", write_zip)], ids=["tar", "zip"])
 def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Path]:
-    """Writes an archive of members that hold their own names, or what is given."""
+    """Return a writer of archives whose members hold their own names, or the given content."""
     name, write = request.param
 
     def of(*names: str, **content: bytes) -> Path:
@@ -39,11 +39,11 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Pat
 
 
 def chosen(path: Path, image_field: str = ONE, **options: bool) -> tuple[list[str], LeftOut]:
-    """The keys of the samples, and what is left out; counted alike without reading them."""
+    """Return the keys of the samples and the left-out counts, and check that counting agrees."""
     left_out, counted = LeftOut(), LeftOut()
-    asked = ReadOptions(image_field=image_field, **options)
-    samples = list(read_samples(only_shard(path), None, asked, left_out))
-    assert count_samples(only_shard(path), None, asked, counted) == len(samples)
+    read_options = ReadOptions(image_field=image_field, **options)
+    samples = list(read_samples(only_shard(path), None, read_options, left_out))
+    assert count_samples(only_shard(path), None, read_options, counted) == len(samples)
     assert counted == left_out
     return [sample.key for sample in samples], left_out
 
@@ -128,8 +128,8 @@ def test_image_field_all_reads_every_image(archive: Callable[..., Path]) -> None
 def test_only_the_named_image_fields_are_read(
     archive: Callable[..., Path], fields: str, keys: list[str], left_out: dict[str, int]
 ) -> None:
-    found, passed_over = chosen(archive("0.jpg", "0.seg.png", "1.seg.png", "1.png"), fields)
-    assert sorted(found) == sorted(keys)
+    chosen_keys, passed_over = chosen(archive("0.jpg", "0.seg.png", "1.seg.png", "1.png"), fields)
+    assert sorted(chosen_keys) == sorted(keys)
     assert left_out.items() <= passed_over.items()
 
 
@@ -182,10 +182,10 @@ def test_same_path_twice_gives_two_samples(tmp_path: Path) -> None:
 def test_samples_before_the_damage_are_yielded(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", [(f"{number}.jpg", b"1" * 600) for number in range(4)])
     path.write_bytes(path.read_bytes()[: 2 * 1536 + 100])
-    found = list[str]()
+    keys = list[str]()
     with pytest.raises(StorageError, match="is damaged after 2 samples"):
-        found.extend(
+        keys.extend(
             sample.key
             for sample in read_samples(only_shard(path), None, ReadOptions(image_field=ONE))
         )
-    assert found == ["0", "1"]
+    assert keys == ["0", "1"]

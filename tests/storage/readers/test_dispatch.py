@@ -1,4 +1,4 @@
-"""A shard is of one state, or it fails."""
+"""Promises of reading shards: a shard is read in one state, or it fails."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_folder_with_a_changed_file_fails(tmp_path: Path, change: Callable[[Path
 def test_object_replaced_at_equal_size_fails_its_shard(
     s3: Bucket, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    """One that is too large to be read is looked at instead."""
+    """Compare etags also of objects that are too large to be read, as all are with `limit` 3."""
     monkeypatch.setattr("pipeline.storage.readers.folder.MAX_SAMPLE_BYTES", limit)
     store = Store(f"{s3.uri}/in")
     for name in ("a.jpg", "b.jpg", "c.jpg"):

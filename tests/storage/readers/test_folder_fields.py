@@ -1,4 +1,4 @@
-"""Promises of the fields that lie beside the images of a folder."""
+"""Promises of the fields in sidecars and metadata files of a folder."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_fields_come_from_the_nearest_metadata_file(tmp_path: Path, s3: Bucket) 
             Store(root).put(name, content)
     assert fields_of(str(tmp_path)) == fields_of(f"{s3.uri}/in") == BY_ROWS
     (tmp_path / "metadata.csv").write_bytes(b"file_name,score\nx.jpg,5\n")
-    assert fields_of(str(tmp_path))["x.jpg"]["score"] == "5", "a file that changed is read anew"
+    assert fields_of(str(tmp_path))["x.jpg"]["score"] == "5", "a changed file is read again"
 
 
 def test_too_large_metadata_file_is_refused(

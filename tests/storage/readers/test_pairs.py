@@ -39,9 +39,9 @@ def test_pair_names_may_have_folders_and_dots(tmp_path: Path) -> None:
 
 def test_codes_are_read_with_images_or_without(tmp_path: Path) -> None:
     members = [("0.jpg", b"image"), ("./a/0.w.npy", CODE), ("1.w.npy", CODE)]
-    found = list(code_members(str(write_tar(tmp_path / "p.tar", members))))
-    assert [key for key, _ in found] == ["a/0", "1"]
-    assert found[0][1].tolist() == list(range(512))
+    codes = list(code_members(str(write_tar(tmp_path / "p.tar", members))))
+    assert [key for key, _ in codes] == ["a/0", "1"]
+    assert codes[0][1].tolist() == list(range(512))
 
 
 def test_a_tar_without_codes_is_refused(tmp_path: Path) -> None:

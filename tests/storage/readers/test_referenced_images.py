@@ -17,7 +17,7 @@ HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def sample_of(folder: Path, path: str) -> Sample:
-    """What a row without bytes gives that has this path."""
+    """Return the sample of a row without bytes that has this path."""
     images = pa.array([{"bytes": None, "path": path}], HF)
     write_parquet(folder / "p.parquet", {"image": images})
     (sample,) = read_samples(only_shard(folder / "p.parquet"))
@@ -26,7 +26,7 @@ def sample_of(folder: Path, path: str) -> Sample:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder with two images, beside another that is none of its business."""
+    """Return a folder with two images; a folder beside it holds a secret image."""
     write_files(tmp_path, "elsewhere/secret.jpg")
     return write_files(tmp_path / "data", "a.jpg", "more/b c.jpg")
 

@@ -28,7 +28,7 @@ MEMBERS = [(f"{i:04d}.jpg", bytes([i]) * 3000) for i in range(5)]
 
 
 def keys(path: Path) -> list[str]:
-    return [found.key for found in samples_of(path)]
+    return [sample.key for sample in samples_of(path)]
 
 
 def test_keys_are_member_paths_without_the_image_extension(tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_keys_are_member_paths_without_the_image_extension(tmp_path: Path) -> No
 def test_keys_never_collide_and_nothing_is_dropped(tmp_path: Path) -> None:
     names = ["0.jpg", "0.png", "0.jpg", "0.jpg", "0.jpg.webp", "0.jpg~2.gif"]
     path = write_tar(tmp_path / "s.tar", [(name, bytes([i])) for i, name in enumerate(names)])
-    found = [(one.key, one.content[0]) for one in samples_of(path)]
-    assert found == [
+    samples = [(sample.key, sample.content[0]) for sample in samples_of(path)]
+    assert samples == [
         ("0", 0),
         ("0.png", 1),
         ("0.jpg", 2),
@@ -65,8 +65,8 @@ def test_undecodable_image_formats_are_samples(tmp_path: Path) -> None:
 
 
 def test_empty_member_is_a_sample(tmp_path: Path) -> None:
-    (found,) = samples_of(write_tar(tmp_path / "s.tar", [("0.jpg", b"")]))
-    assert (found.key, found.content, found.reject) == ("0", b"", "")
+    (sample,) = samples_of(write_tar(tmp_path / "s.tar", [("0.jpg", b"")]))
+    assert (sample.key, sample.content, sample.reject) == ("0", b"", "")
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -89,7 +89,7 @@ def test_packed_tars_are_shards_by_name(tmp_path: Path, name: str, packing: str)
 
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_concatenated_streams_are_read_as_one(tmp_path: Path, packing: str) -> None:
-    """As parallel compressors write them."""
+    """Parallel compressors write such files."""
     plain = write_tar(tmp_path / "s.tar", MEMBERS).read_bytes()
     pieces = [PACKINGS[packing](plain[i : i + 4000]) for i in range(0, len(plain), 4000)]
     (tmp_path / "s.tar").write_bytes(b"".join(pieces))
@@ -109,9 +109,9 @@ def test_links_are_rejects(tmp_path: Path) -> None:
         member.type = tarfile.SYMTYPE
         member.linkname = "/etc/passwd"
         archive.addfile(member)
-    (found,) = samples_of(path)
-    assert (found.content, found.reject) == (b"", "unsupported_format")
-    assert "/etc/passwd" in found.detail
+    (sample,) = samples_of(path)
+    assert (sample.content, sample.reject) == (b"", "unsupported_format")
+    assert "/etc/passwd" in sample.detail
 
 
 def test_paths_out_of_an_archive_write_nothing(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_too_large_member_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("cut", [100, 512, 2000, 3584, 3600, 4096, 10752])
 def test_truncated_tar_fails_at_any_cut(tmp_path: Path, cut: int) -> None:
-    """3584 lies between two members, which `tarfile` by itself takes for the end."""
+    """Byte 3584 lies between two members, where `tarfile` would silently stop."""
     path = write_tar(tmp_path / "s.tar", MEMBERS)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(StorageError, match=r"s\.tar' is damaged after \d samples"):
@@ -157,7 +157,7 @@ def test_data_behind_packed_data_is_damage(tmp_path: Path, packing: str) -> None
 
 @pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
 def test_flipped_bit_in_packed_data_fails(tmp_path: Path, packing: str) -> None:
-    """Arrow writes Zstandard without the checksum that its own program adds."""
+    """Zstandard is not tested: Arrow writes it without the checksum that `zstd` adds."""
     noise = [("0.jpg", Random(0).randbytes(30_000))]
     content = bytearray(write_packed_tar(tmp_path / "s.tar.gz", noise, packing).read_bytes())
     content[len(content) // 2] ^= 1
@@ -226,7 +226,7 @@ def test_deleted_shard_is_named(tmp_path: Path) -> None:
 
 
 def records(text: bytes) -> tarfile.TarInfo:
-    """A header that holds `text` in place of pax records."""
+    """Return a header that holds `text` as pax records."""
     member = tarfile.TarInfo("h")
     member.type, member.size = tarfile.XHDTYPE, len(text)
     return member
@@ -280,7 +280,7 @@ def test_decompression_bomb_is_refused(
 
 
 def test_members_already_read_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a million members `tarfile` would hold a gigabyte."""
+    """`tarfile` would hold a gigabyte for a million members."""
     most = 0
 
     def counted(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:

@@ -32,7 +32,7 @@ def write_zip(
     return path
 
 
-def found(path: Path) -> dict[str, bytes]:
+def contents_of(path: Path) -> dict[str, bytes]:
     return {sample.key: sample.content for sample in samples_of(path)}
 
 
@@ -45,7 +45,7 @@ def test_stored_and_deflated_images_are_read(tmp_path: Path, packing: int) -> No
     path = write_zip(tmp_path / "dataset.zip", {"a/": b"", **MEMBERS, "0.txt": b"x"}, packing)
     left_out = LeftOut()
     samples = list(read_samples(only_shard(path), None, ReadOptions(), left_out))
-    assert [(one.key, one.content) for one in samples] == [
+    assert [(sample.key, sample.content) for sample in samples] == [
         ("00000/img00000000", b"0" * 3000),
         ("00000/img00000001", NOISE),
     ]
@@ -59,7 +59,7 @@ def test_zip64_archives_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
     path = write_zip(tmp_path / "s.zip", {f"{n}.png": NOISE + bytes([n]) for n in range(5)})
     assert b"PK\6\6" in path.read_bytes()
-    assert list(found(path).values()) == [NOISE + bytes([n]) for n in range(5)]
+    assert list(contents_of(path).values()) == [NOISE + bytes([n]) for n in range(5)]
 
 
 def test_directory_longer_than_a_piece_is_read(
@@ -67,13 +67,13 @@ def test_directory_longer_than_a_piece_is_read(
 ) -> None:
     monkeypatch.setattr(zip_entries, "_PIECE", 300)
     path = write_zip(tmp_path / "s.zip", {f"{n:03d}.png": NOISE for n in range(300)})
-    assert len(found(path)) == 300
+    assert len(contents_of(path)) == 300
 
 
 def test_program_before_an_archive_is_skipped(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "s.zip", MEMBERS)
     path.write_bytes(b"#!/bin/sh\nexec unzip $0\n" + path.read_bytes())
-    assert list(found(path).values()) == list(MEMBERS.values())
+    assert list(contents_of(path).values()) == list(MEMBERS.values())
 
 
 def test_names_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -81,18 +81,18 @@ def test_names_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_zip(path, {"ä.png": b"1", "日/0.png": b"2", "../up.png": b"3", "/etc/abs.png": b"4"})
     content = path.read_bytes().replace("ä.png".encode(), b"\xff8.png")
     path.write_bytes(content)
-    assert sorted(found(path)) == ["../up", "/etc/abs", "\\xff8", "日/0"]
+    assert sorted(contents_of(path)) == ["../up", "/etc/abs", "\\xff8", "日/0"]
     assert [item.name for item in tmp_path.rglob("*")] == ["s.zip"]
 
 
 def test_backslashes_of_windows_become_slashes(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "s.zip", {"a_b.png": b"1"})
     path.write_bytes(path.read_bytes().replace(b"a_b.png", rb"a\b.png"))
-    assert list(found(path)) == ["a/b"]
+    assert list(contents_of(path)) == ["a/b"]
 
 
 def flagged(path: Path, name: bytes, at: int, value: int) -> None:
-    """Set a 16-bit number of the central directory's entry `name`."""
+    """Set the 16-bit number at `at` in the central directory's entry `name`."""
     content = bytearray(path.read_bytes())
     place = content.rindex(name) - 46 + at
     struct.pack_into("<H", content, place, value)
@@ -174,16 +174,16 @@ def test_entry_larger_than_its_claim_is_a_reject(
     path = write_zip(tmp_path / "s.zip", {"00000/img00000000.png": b"0" * (64 << 20)})
     flagged(path, b"00000/img00000000.png", 24, 100)
     flagged(path, b"00000/img00000000.png", 26, 0)
-    made = 0
+    unpacked = 0
 
     class Counted:
         def __init__(self, bits: int) -> None:
             self.inner = zlib.decompressobj(bits)
 
         def decompress(self, content: bytes, most: int) -> bytes:
-            nonlocal made
+            nonlocal unpacked
             block = self.inner.decompress(content, most)
-            made += len(block)
+            unpacked += len(block)
             return block
 
         def __getattr__(self, name: str) -> Any:
@@ -191,13 +191,13 @@ def test_entry_larger_than_its_claim_is_a_reject(
 
     monkeypatch.setattr(zip_entries, "_inflater", Counted)
     (bad,) = samples_of(path)
-    assert (bad.reject, made) == ("undecodable", 101)
+    assert (bad.reject, unpacked) == ("undecodable", 101)
 
 
 def test_bomb_of_overlapping_entries_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bomb of overlapping entries: each one honest, all together without end."""
+    """Each entry is valid, but 300 of them share the same bytes."""
     monkeypatch.setattr(zip_reader, "_BOMB_BYTES", 1 << 20)
     path = write_zip(tmp_path / "s.zip", {"0.png": b"0" * (1 << 20)})
     content = path.read_bytes()
@@ -259,7 +259,7 @@ def test_unreadable_labels_give_one_clear_error(tmp_path: Path, content: bytes) 
     shard = only_shard(write_zip(tmp_path / "s.zip", {**MEMBERS, "dataset.json": content}))
     with pytest.raises(StorageError, match=r"'dataset\.json' in .* cannot be read"):
         kept_types(shard, ["label"])
-    assert len(list(read_samples(shard))) == 2, "where they are not asked for"
+    assert len(list(read_samples(shard))) == 2, "labels are not read if they are not kept"
 
 
 def test_zip_in_a_bucket_is_read_by_ranges(s3: Bucket, tmp_path: Path) -> None:
@@ -273,4 +273,4 @@ def test_zip_in_a_bucket_is_read_by_ranges(s3: Bucket, tmp_path: Path) -> None:
 
 
 def test_empty_archive_has_no_samples(tmp_path: Path) -> None:
-    assert found(write_zip(tmp_path / "s.zip", {})) == {}
+    assert contents_of(write_zip(tmp_path / "s.zip", {})) == {}
