@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := demo-output
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-toonify test test-slow faults fuzz check audit bench clean
+.PHONY: help demo demo-toonify test test-slow compat hosts faults fuzz check audit bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,10 +36,16 @@ demo-toonify: .venv/installed ## draw the sample faces as cartoons: a face model
 	  --limit 12 --title "Photo, average, inversion, cartoon: encoder bootstrapping"
 
 test: .venv/installed ## run the tests: no network, no GPU
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
+
+compat: .venv/installed ## run the tests on other releases of Ray and Python (COMPAT="--ray 2.59.0")
+	@$(BIN)/python -m tests.compat $(COMPAT)
+
+hosts: .venv/installed ## run jobs over hosts that are apart, on this machine: root, Linux, five minutes
+	@$(BIN)/python -m pytest -m slow tests/hosts
 
 faults: .venv/installed ## break running jobs by SCHEDULES=100 seeded schedules
 	@$(BIN)/python -m tests.faults --schedules $(or $(SCHEDULES),100)

@@ -29,9 +29,9 @@ from pipeline.models.files import check_model, is_bundle
 from pipeline.storage import OutputKind, check_output
 
 if TYPE_CHECKING:
+    from pipeline.demo.build import Drawn
+    from pipeline.demo.plans import DemoPlan
     from pipeline.models import RestyleModel
-    from pipeline.training.demo import Drawn
-    from pipeline.training.demo_plans import DemoPlan
 
 LOOKS = {"photo": "demo", "cartoon": "demo-toonify"}  # and the models that render them
 
@@ -51,7 +51,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def planned(arguments: argparse.Namespace) -> DemoPlan:
     """The look's plan with the lengths asked for."""
-    from pipeline.training.demo_plans import CARTOON, FACES
+    from pipeline.demo.plans import CARTOON, FACES
 
     plan = CARTOON if arguments.look == "cartoon" else FACES
     generator_images = arguments.generator_images or plan.generator.images
@@ -73,8 +73,8 @@ def find_shards(folder: Path) -> list[Path]:
 
 def read_data(arguments: argparse.Namespace, shards: list[Path], size: int, work: str) -> Drawn:
     """Pairs at `size` with what the generator is to render; cartoons are drawn twice as large."""
-    from pipeline.training.demo import Drawn, draw_cartoons
-    from pipeline.training.pairs import load_pairs
+    from pipeline.demo.build import Drawn, draw_cartoons
+    from pipeline.training.latent_pairs import load_pairs
 
     if arguments.look == "cartoon":
         return draw_cartoons(load_pairs(shards, 2 * size), size, work)
@@ -91,10 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.look != "photo":
         check_model(arguments.base)
     # PyTorch is slow to import: what is wrong is told before.
+    from pipeline.demo.build import build
+    from pipeline.demo.plans import check_plan
     from pipeline.models import load_model, save_bundle
-    from pipeline.training.demo import build
-    from pipeline.training.demo_plans import check_plan
-    from pipeline.training.parallel import join_group, leave_group
+    from pipeline.training.distributed import join_group, leave_group
 
     group, plan = join_group(), planned(arguments)
     base: RestyleModel | None = load_model(arguments.base) if arguments.look != "photo" else None

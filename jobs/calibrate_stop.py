@@ -18,10 +18,11 @@ import sys
 from typing import TYPE_CHECKING, get_args
 
 from pipeline.choices import Fit
-from pipeline.cli import exit_code_of, job_parser, positive
+from pipeline.cli import add_flags, exit_code_of, job_parser, positive
+from pipeline.config_loading import ModelFlags, fill
 from pipeline.errors import printable
-from pipeline.models.files import check_model
-from pipeline.models.presets import treatment_for
+from pipeline.models.domains import treatment_for
+from pipeline.models.files import check_model, hints_of
 from pipeline.reports.requirements import check_calibration, require_matplotlib
 from pipeline.reports.sheets import REPORT_OUTPUT
 from pipeline.storage import Store, check_output, list_shards
@@ -48,6 +49,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--report", required=True, metavar="URI", help="other faces, to report on")
     parser.add_argument("--output", required=True, metavar="URI", help="folder of the curve")
     parser.add_argument("--model", default="demo", help="a bundle's name or URI, or a .pt file")
+    add_flags(parser, ModelFlags)
     parser.add_argument(
         "--limit", type=positive, default=100, metavar="N", help="samples of each set"
     )
@@ -102,7 +104,9 @@ def run(asked: argparse.Namespace) -> int:
     )
     from pipeline.reports.stop_report import StopCurve, stop_files, stop_flags
 
-    model = load_model(asked.model, ready_device())
+    given = {name: getattr(asked, name) for name in ModelFlags.model_fields}
+    hints = hints_of(fill(ModelFlags, None, given).model_dump())
+    model = load_model(asked.model, ready_device(), **hints)
     settings = settings_of(asked, model)
     ours = read_crops(asked.calibrate, asked.limit, settings[0])
     theirs = read_crops(asked.report, asked.limit, settings[1])

@@ -1,6 +1,10 @@
-"""Convert an official ReStyle, pSp or e4e checkpoint into a model bundle, once.
+"""Convert an official ReStyle, pSp or e4e checkpoint, or a generator, into a model bundle, once.
 
     python jobs/convert_model.py restyle_psp_ffhq_encode.pt s3://bucket/models/restyle-psp-ffhq
+
+FILE is a checkpoint (.pt, .pth, .safetensors), a StyleGAN2 generator alone (`g_ema` in a .pt), or
+NVIDIA's network pickle (.pkl), which is read without running it; of a generator alone the bundle
+has no encoder, and serves --method optimize.
 
 The bundle (safetensors + JSON) loads without unpickling, faster, and with its sha256 verified; at
 float32 it has the checkpoint's fingerprint, so a table may go on with either.
@@ -16,10 +20,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from pipeline.choices import OFFICIAL_TYPES
-from pipeline.cli import add_place, exit_code_of, job_parser, parse_places
-from pipeline.models.files import check_model, is_bundle
-from pipeline.models.presets import PRESETS
+from pipeline.cli import add_flags, add_place, exit_code_of, job_parser, parse_places
+from pipeline.config_loading import ModelFlags, fill
+from pipeline.models.files import check_model, hints_of, is_bundle
 from pipeline.storage import OutputKind, check_output
 
 
@@ -32,18 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
     add_place(
-        parser, "checkpoint", "--model", metavar="OFFICIAL.pt", text="path or URI of the checkpoint"
+        parser, "checkpoint", "--model", metavar="FILE", text="path or URI of what is converted"
     )
     add_place(parser, "bundle", "--output", metavar="FOLDER", text="path or URI of the bundle")
     parser.add_argument("--name", help="the model's name (default: the folder's)")
     parser.add_argument("--licence", help="of the weights (default: the model's own, if known)")
-    parser.add_argument(
-        "--encoder-type",
-        metavar="NAME",
-        choices=OFFICIAL_TYPES,
-        help=f"for checkpoints whose options name none: {', '.join(OFFICIAL_TYPES)}",
-    )
-    parser.add_argument("--domain", help=f"likewise: {', '.join(PRESETS)}, or another word")
+    add_flags(parser, ModelFlags)
     parser.add_argument(
         "--stored", choices=["float32", "float16"], default="float32", help="type of the weights"
     )
@@ -56,7 +53,9 @@ def _convert(asked: argparse.Namespace) -> int:
     # PyTorch is slow to import: what is wrong is told before.
     from pipeline.models import load_model, save_bundle
 
-    model = load_model(asked.checkpoint, encoder_type=asked.encoder_type, domain=asked.domain)
+    given = {name: getattr(asked, name) for name in ModelFlags.model_fields}
+    hints = hints_of(fill(ModelFlags, None, given).model_dump())
+    model = load_model(asked.checkpoint, **hints)
     name = asked.name or PurePosixPath(asked.bundle.rstrip("/")).name
     model.card = dataclasses.replace(model.card, name=name, licence=asked.licence or model.licence)
     save_bundle(model, asked.bundle, stored=asked.stored)

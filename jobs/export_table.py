@@ -2,13 +2,18 @@
 
     python jobs/export_table.py --table URI --output latents.npy
     python jobs/export_table.py --table URI --output codes/ --as codes [--where "lpips < 0.2"]
+    python jobs/export_table.py --table URI --output stack.npy --as stacked
     python jobs/export_table.py --table URI --output results/ --as images|results|coupled
 
 latents: the published scripts' dictionary {file name: [code of each step]}, one object in memory.
-codes: a .npy or .pt file [n_styles, 512] a face. images: a PNG of each face's best step.
-results: <step>/<name>.png. coupled: all steps and the input side by side. All but the dictionary
-are written as the table is read, whatever its size. Names are the images' own; where one stands
-for several faces it is refused with the list, and --names id takes image ids instead.
+codes: a .npy or .pt file [n_styles, 512] a face. stacked: all codes in one array [n, n_styles, 512]
+of a .npy, .pt or .npz file (there as `w`), and their names, one a line, in <name>.names.txt.
+images: a PNG of each face's best step. results: <step>/<name>.png. coupled: all steps and the input
+side by side. Pictures have the generator's size and are rounded to 8 bits; with --size 256 and
+--truncate-pixels they are those that the published scripts write with --resize_outputs.
+All but the dictionary are written as the table is read, whatever its size. Names are the images'
+own; where one stands for several faces it is refused with the list, and --names id takes image ids
+instead.
 
 exit code  0 done   1 a read or a write failed   2 the request is wrong
 """
@@ -23,9 +28,9 @@ from pathlib import PurePosixPath
 from typing import get_args
 
 from pipeline.choices import Device
-from pipeline.cli import exit_code_of, job_parser
+from pipeline.cli import exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
-from pipeline.exchange.exporting import (
+from pipeline.interop.exporting import (
     EXPORT_OUTPUT,
     CodeForm,
     Naming,
@@ -33,11 +38,13 @@ from pipeline.exchange.exporting import (
     export_codes,
     export_dictionary,
 )
+from pipeline.interop.stacked import export_stacked
 from pipeline.storage import canonical_uri, check_beside, check_output
 from pipeline.table import open_table
-from pipeline.table.made_by import check_model_of, model_of
+from pipeline.table.model_lookup import check_model_of, model_of
 
 FILES = (".pt", ".pth", ".npz", ".pkl", ".zip", ".tar", ".png", ".jpg", ".jpeg")  # not folders
+STACKED = (".npy", ".npz", ".pt")
 PICTURES = ("images", "results", "coupled")
 
 
@@ -51,9 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
     parser.add_argument("--table", required=True, metavar="URI")
     parser.add_argument(
-        "--output", "--to", dest="to", required=True, metavar="URI", help="a .npy file, or a folder"
+        "--output", "--to", dest="to", required=True, metavar="URI", help="a file, or a folder"
     )
-    parser.add_argument("--as", dest="kind", choices=["latents", "codes", *PICTURES])
+    kinds = ["latents", "codes", "stacked", *PICTURES]
+    parser.add_argument("--as", dest="kind", choices=kinds)
     parser.add_argument("--form", choices=get_args(CodeForm), default="npy", help="of --as codes")
     parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
     parser.add_argument("--names", choices=get_args(Naming), default="basename", help="of files")
@@ -61,11 +69,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", default="cpu", choices=get_args(Device), help="that renders pictures"
     )
+    parser.add_argument(
+        "--size", type=positive, metavar="N", help="width of pictures (default: the generator's)"
+    )
+    parser.add_argument(
+        "--truncate-pixels",
+        action="store_true",
+        help="8 bits of pictures by cutting down, as the published scripts do, not by rounding",
+    )
     return parser
 
 
 def _report(asked: argparse.Namespace) -> int:
-    print(json.dumps({"to": asked.to, "as": _kind(asked), "written": _export(asked)}))
+    print(json.dumps({"to": asked.to, "as": _kind(asked), **_export(asked)}))
     return 0
 
 
@@ -73,6 +89,13 @@ def _kind(asked: argparse.Namespace) -> str:
     """What to write; `ConfigError` where `--output` is the name of something else."""
     suffix = PurePosixPath(asked.to).suffix.lower()
     kind = asked.kind or ("latents" if suffix == ".npy" else None)
+    if kind == "stacked":
+        if suffix not in STACKED:
+            listed = ", *".join(STACKED)
+            raise ConfigError(
+                f"--output {asked.to}: stacked codes are one file, ending in {listed}"
+            )
+        return "stacked"
     if kind == "latents" and suffix != ".npy":
         raise ConfigError(
             f"--output {asked.to}: the dictionary is one file, of a name ending in .npy"
@@ -87,28 +110,44 @@ def _kind(asked: argparse.Namespace) -> str:
     return str(kind)
 
 
-def _export(asked: argparse.Namespace) -> int:
+def _export(asked: argparse.Namespace) -> dict[str, object]:
+    """Write what is asked for; the rest of the JSON line."""
     kind = _kind(asked)
+    _refuse_for_pictures(asked, kind)
     target = canonical_uri(asked.to)
     check_beside(
         asked.table, target, what="table", why="where nothing may stand but what its jobs write"
     )
-    if kind == "latents":
+    if kind in ("latents", "stacked"):
         check_output(target.rpartition("/")[0] or "/")
     else:
         check_output(target, EXPORT_OUTPUT)
     selection = Selection(open_table(asked.table), asked.where, asked.names)
     if kind == "latents":
-        return export_dictionary(selection, asked.to)
+        return {"written": export_dictionary(selection, asked.to)}
+    if kind == "stacked":
+        written, names = export_stacked(selection, asked.to)
+        return {"written": written, "names": names}
     if kind == "codes":
-        return export_codes(selection, asked.to, asked.form)
+        return {"written": export_codes(selection, asked.to, asked.form)}
     check_model_of(selection.table, asked.model)
     # PyTorch is slow to import, and codes need no networks.
-    from pipeline.exchange.pictures import export_pictures
+    from pipeline.interop.pictures import Drawing, export_pictures
     from pipeline.inversion import ready_device
 
     model = model_of(selection.table, asked.model, ready_device(asked.device))
-    return export_pictures(selection, model, asked.to, kind)  # type: ignore[arg-type]
+    drawing = Drawing(asked.size, asked.truncate_pixels)
+    written = export_pictures(selection, model, asked.to, kind, drawing)  # type: ignore[arg-type]
+    return {"written": written}
+
+
+def _refuse_for_pictures(asked: argparse.Namespace, kind: str) -> None:
+    if kind in PICTURES:
+        return
+    for flag in ("size", "truncate_pixels"):
+        if getattr(asked, flag):
+            name = flag.replace("_", "-")
+            raise ConfigError(f"--{name} is for pictures ({', '.join(PICTURES)}), not for {kind}")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
     python jobs/import_latents.py --from latents.npy --model restyle.pt --output URI
     python jobs/import_latents.py --from codes/ --model demo --output URI --images photos/
+    python jobs/import_latents.py --from codes.npy --names names.txt --model FILE --output URI
 
---from is the published scripts' latents.npy, whose pickle is read without running it, a folder of
-.npy and .pt files of one code each, or one such file. Without --images what nobody measured is
-null. With them every code is matched to its image by name, rendered (or compared with the scripts'
-own pictures, --results FOLDER) and measured as the inversion job does, under the same shards and
-keys. Ambiguous names are refused with the list. Run the same command again to continue.
---refined-from is the table that jobs/export_table.py wrote the codes out of: each row names its
-face there in `refined_from`.
+--from is the published scripts' latents.npy, whose pickle is read without running it; one array of
+many codes [n, n_styles, 512] (e4e's latents.pt, InterFaceGAN's .npy, the `w` of NVIDIA's .npz),
+which --names names one a line, else they are numbered; or a folder of .npy, .pt and .npz files of
+one code each, or one such file. --refined-from TABLE says what the codes began as: each row's
+`refined_from` is the face of that table whose image id, key or file name it has.
+Without --images what nobody measured is null. With them every code is matched to its image by name,
+rendered (or compared with the scripts' own pictures, --results FOLDER) and measured as the
+inversion job does, under the same shards and keys. Ambiguous names are refused with the list. Run
+the same command again to continue.
 
 exit code  0 done   1 a read or a write failed, run again   2 the request is wrong
 """
@@ -24,13 +27,13 @@ from typing import TYPE_CHECKING, get_args
 
 from pipeline.choices import CodeType, Device, Fit, Icc
 from pipeline.cli import add_flags, exit_code_of, job_parser, positive
-from pipeline.config_loading import FaceSearch, fill
+from pipeline.config_loading import FaceSearch, ModelFlags, fill
 from pipeline.errors import ConfigError, printable
-from pipeline.exchange.code_files import CodeFiles, faces_of, open_codes
-from pipeline.exchange.lineage import exported_from
+from pipeline.interop.code_files import CodeFiles, faces_of, open_codes
+from pipeline.interop.lineage import lineage_of
 from pipeline.metrics.names import check_identity
-from pipeline.models.files import bundle_names, check_model
-from pipeline.models.presets import treatment_for
+from pipeline.models.domains import treatment_for
+from pipeline.models.files import ModelHints, bundle_names, check_model, hints_of
 from pipeline.storage import (
     FILES_PER_SHARD,
     ReadOptions,
@@ -41,8 +44,8 @@ from pipeline.storage import (
 from pipeline.table import TABLE_OUTPUT, open_table
 
 if TYPE_CHECKING:
-    from pipeline.exchange.importing import Importing
-    from pipeline.exchange.measuring import Measuring
+    from pipeline.interop.importing import Importing
+    from pipeline.interop.measuring import Measuring
     from pipeline.models import RestyleModel
 
 
@@ -60,11 +63,11 @@ def _report(asked: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
     parser.add_argument("--from", dest="codes", required=True, metavar="URI")
+    parser.add_argument("--names", metavar="FILE", help="of an array's codes: one a line")
+    parser.add_argument("--refined-from", metavar="TABLE", help="the table that they began as")
     parser.add_argument("--model", required=True, help="that the codes belong to")
+    add_flags(parser, ModelFlags)
     parser.add_argument("--output", required=True, metavar="URI", help="the table's folder")
-    parser.add_argument(
-        "--refined-from", metavar="URI", help="table that the codes were exported from, by name"
-    )
     parser.add_argument("--method", default="imported", help="the word in the column `method`")
     parser.add_argument("--images", metavar="URI", help="what was inverted: measure against it")
     parser.add_argument("--results", metavar="URI", help="pictures, <step>/<name>; not rendered")
@@ -106,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 def _import(asked: argparse.Namespace) -> dict[str, object]:
     codes = _check(asked)
     # PyTorch is slow to import: what is wrong is told before.
-    from pipeline.exchange.importing import Importing, ImportSettings
+    from pipeline.interop.importing import Importing, ImportSettings
     from pipeline.inversion import ready_device
     from pipeline.models import load_model
 
@@ -118,18 +121,16 @@ def _import(asked: argparse.Namespace) -> dict[str, object]:
         files_per_shard=asked.files_per_shard,
         sniff=asked.sniff,
         images=asked.images and canonical_uri(asked.images),
-        refined_from=asked.refined_from and canonical_uri(asked.refined_from),
+        **_hints(asked),
     )
-    origins: dict[str, str] = {}
-    if asked.refined_from:
-        origins = exported_from(open_table(asked.refined_from), codes.names)
     device = ready_device(asked.device)
-    model = load_model(asked.model, device)
+    lineage = lineage_of(codes.names, asked.refined_from) if asked.refined_from else None
+    model = load_model(asked.model, device, **_hints(asked))
     if not asked.images:
-        return _run(Importing(codes, model, settings, origins=origins), asked.output)
+        return _run(Importing(codes, model, settings, lineage=lineage), asked.output)
     several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
     with _measuring(asked, model, device, several=several) as measuring:
-        return _run(Importing(codes, model, settings, measuring, origins), asked.output)
+        return _run(Importing(codes, model, settings, measuring, lineage), asked.output)
 
 
 def _check(asked: argparse.Namespace) -> CodeFiles:
@@ -147,9 +148,15 @@ def _check(asked: argparse.Namespace) -> CodeFiles:
         list_shards(asked.images, options=ReadOptions(sniff=asked.sniff)).first()
     if asked.refined_from:
         open_table(asked.refined_from)
-    codes = open_codes(asked.codes)
+    codes = open_codes(asked.codes, asked.names)
     faces_of(codes.names)
     return codes
+
+
+def _hints(asked: argparse.Namespace) -> ModelHints:
+    """What the flags say of the model, checked."""
+    given = {name: getattr(asked, name) for name in ModelFlags.model_fields}
+    return hints_of(fill(ModelFlags, None, given).model_dump())
 
 
 def _run(importing: Importing, root: str) -> dict[str, object]:
@@ -163,7 +170,7 @@ def _measuring(
     asked: argparse.Namespace, model: RestyleModel, device: str, *, several: bool
 ) -> Measuring:
     from pipeline.alignment import AlignmentSettings
-    from pipeline.exchange.measuring import Measuring, Result
+    from pipeline.interop.measuring import Measuring, Result
     from pipeline.metrics import Meter
 
     treatment = treatment_for(

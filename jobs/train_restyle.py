@@ -10,11 +10,8 @@ from the last checkpoint after any failure, with a higher --images to train long
 it another training is refused. stdout has a JSON object a line: what was cut, then the log's lines,
 and last how it ended.
 
-Other than in the published training, e4e's discriminator sees the codes of the batch's last step,
-not pools of 50; it learns after the encoder, and R1 is part of its step. The rate rises over the
-first 100 batches (--warm-up 1: it does not). Noise maps are the generator's fixed ones, not drawn;
-LPIPS compares images that are shifted alike by 0 to 7 px, at 256 px too; validation has all rows
-free at every stage.
+pipeline/training/README.md has the defaults, what a training can start from, pairs (--target) and
+damaged inputs (--degrade), and every difference from the published training.
 
 exit code  0 done   1 failed or stopped, run again to continue   2 the request is wrong,
 or the training diverged, which running it again would repeat
@@ -28,7 +25,7 @@ import sys
 
 from pipeline.cli import add_flags, exit_code_of, job_parser
 from pipeline.engine.progress import Progress
-from pipeline.engine.training_preflight import check_training
+from pipeline.engine.training.preflight import check_training
 from pipeline.training.config import TrainConfig, load_train_config
 
 
@@ -52,7 +49,7 @@ def main(argv: list[str]) -> int:
             shards = check_training(config)
             progress.doing("loading PyTorch and Ray")
             # Slow to import: what is wrong is told before.
-            from pipeline.engine.training import run_training
+            from pipeline.engine.training.run import run_training
 
             done = run_training(config, shards)
         print(json.dumps(done), flush=True)

@@ -15,6 +15,15 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "tf32"]  # of a GPU's multiplications
 CodeType = Literal["float16", "float32"]  # of stored W+ codes
 OptimiserName = Literal["adam", "ranger"]
+EncoderType = Literal[  # of official checkpoints
+    "BackboneEncoder",
+    "ProgressiveBackboneEncoder",
+    "ResNetBackboneEncoder",
+    "ResNetProgressiveBackboneEncoder",
+    "GradualStyleEncoder",
+    "ResNetGradualStyleEncoder",
+    "Encoder4Editing",
+]
 
 # The encoders of published checkpoints, by their classes in `pipeline.models.encoders`.
 OFFICIAL_TYPES = (

@@ -24,6 +24,9 @@ from pipeline.config_loading import (
     IMAGE_COLUMN_MEANING,
     IMAGE_FIELD_MEANING,
     CheckBelow,
+    DomainSetting,
+    EncoderTypeSetting,
+    EstimateLatentAvg,
     ImageField,
     SearchPixels,
     TurnsSetting,
@@ -52,6 +55,9 @@ class JobConfig(BaseModel):
     output: str = Field(description="the table's folder; any fsspec URI")
 
     model: str = Field("demo", description="a bundle's name or URI, or an official .pt file")
+    domain: DomainSetting = None
+    encoder_type: EncoderTypeSetting = None
+    estimate_latent_avg: EstimateLatentAvg = False
     method: MethodName = Field("restyle", description="how codes are found")
     steps: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] | None = Field(
         None,

@@ -12,7 +12,13 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.choices import CHECK_BELOW, MOST_SEARCH_PIXELS, SEARCH_PIXELS, Turns
+from pipeline.choices import (
+    CHECK_BELOW,
+    MOST_SEARCH_PIXELS,
+    SEARCH_PIXELS,
+    EncoderType,
+    Turns,
+)
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.redaction import clean
 from pipeline.storage import canonical_uri, is_local, one_line
@@ -44,6 +50,36 @@ CheckBelow = Annotated[
         description="faces of a lower detector score are looked for again in their crop; 0: none",
     ),
 ]
+
+
+DomainSetting = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        description="what the model's images show: faces, cars, church, ...; any other word: "
+        "images without faces (default: what the model's file tells)",
+    ),
+]
+EncoderTypeSetting = Annotated[
+    EncoderType | None, Field(description="of a checkpoint whose options name no encoder type")
+]
+EstimateLatentAvg = Annotated[
+    bool,
+    Field(
+        description="of a checkpoint without an average latent: take the mean of 100,000 mapped "
+        "z codes"
+    ),
+]
+
+
+class ModelFlags(BaseModel):
+    """What a model's file does not tell, where a job does not take all settings of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    domain: DomainSetting = None
+    encoder_type: EncoderTypeSetting = None
+    estimate_latent_avg: EstimateLatentAvg = False
 
 
 class FaceSearch(BaseModel):

@@ -17,6 +17,32 @@ from tests.s3_server import S3Server, WeedMissingError, drop_bucket, make_bucket
 _BUCKETS = itertools.count()
 
 
+# Modules that run for minutes, in the order in which two processes (`make test`) begin them.
+_LONGEST = (
+    "faults/test_schedules",
+    "jobs/test_interrupted_job",
+    "jobs/test_inputs",
+    "jobs/test_submitted_job",
+    "engine/test_pipeline",
+    "jobs/",
+    "engine/",
+    "faults/",
+    "fuzz/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest modules first, so that no process is left with one of them at the end."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next(
+            (i for i, start in enumerate(_LONGEST) if name.startswith(start)), len(_LONGEST)
+        )
+
+    items.sort(key=place)
+
+
 @dataclass(frozen=True)
 class Bucket:
     """An empty bucket on a real server: its URI, and the environment that reaches it."""

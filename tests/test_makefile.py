@@ -48,3 +48,7 @@ def test_the_drivers_memory_is_measured_at_a_thousand_and_at_a_hundred_thousand_
 
 def test_cleaning_up_leaves_checkpoints_of_hours() -> None:
     assert not re.search(r"\sbuild\b", make("-n", "clean"))
+
+
+def test_the_hosts_target_runs_the_tests_of_hosts() -> None:
+    assert make("-n", "hosts").split()[-4:] == ["pytest", "-m", "slow", "tests/hosts"]

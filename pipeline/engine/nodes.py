@@ -11,27 +11,30 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import ray
 from ray.data import DataContext
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
+from pipeline.engine.node_registry import start_registry, stop_registry
 from pipeline.engine.node_report import NodeReport, code_digest, versions
+from pipeline.engine.pending import ClusterState
+from pipeline.engine.progress import Progress, doing
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.storage import canonical_uri, is_local, one_line
-from pipeline.table import DESCRIPTION_NAME
+from pipeline.table import SPEC_NAME
 
 POLL_EVERY_S = 5.0
 # How long the nodes that are there at first may take to answer before the stages start.
 FIRST_ANSWERS_S = 120.0
 # A network disk may show a new file that much later.
 PATIENCE_S = 10
+MOST_BLOCKERS = 32  # of a node, for its CPUs; each is a process
 
 
 def local_paths(config: JobConfig) -> dict[str, str]:
@@ -54,7 +57,7 @@ def remote_stores(config: JobConfig) -> list[tuple[str, str]]:
     S3 answers for a name that is not there as for one without rights, so the input is not asked
     for any: its names are not known here.
     """
-    return [] if is_local(config.output) else [(config.output, DESCRIPTION_NAME)]
+    return [] if is_local(config.output) else [(config.output, SPEC_NAME)]
 
 
 def _ask(node: str, paths: Sequence[str], stores: Sequence[tuple[str, str]]) -> Any:
@@ -83,8 +86,13 @@ class NodeChecks:
         paths: Mapping[str, str],  # local path -> the setting that names it
         stores: Sequence[tuple[str, str]] = (),
         notice: Callable[[str], None] = lambda _: None,  # takes a line for the user
+        registry: Any = None,  # of `NodeRegistry`, where workers wait for a verdict
     ) -> None:
         self.paths, self.stores, self.notice = dict(paths), list(stores), notice
+        self.registry = registry
+        self._seen: set[str] = set()
+        self._retries_asked: Any = None
+        self._retries = 0
         self._alive: dict[str, str] = {}  # id -> address of the nodes that were seen
         self._asked: dict[Any, str] = {}  # task -> its node
         self._unusable: dict[str, str] = {}  # node -> why
@@ -104,6 +112,7 @@ class NodeChecks:
             self.notice(f"node {self._alive.pop(lost)} is lost: its parts are repeated")
             self._unusable.pop(lost, None)
         for node_id in alive.keys() - self._alive.keys():
+            self._seen.add(node_id)
             self._alive[node_id] = str(alive[node_id]["NodeManagerAddress"])
             self._asked[_ask(node_id, list(self.paths), self.stores)] = node_id
         if self._asked:
@@ -111,6 +120,36 @@ class NodeChecks:
             answered, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
             for task in answered:
                 self._hear(task, self._asked.pop(task), alive)
+        self._count_retries()
+        if Progress.current:
+            Progress.current.cluster = self._state(alive)
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Ids of the nodes that are not used."""
+        return frozenset(self._unusable)
+
+    def _count_retries(self) -> None:
+        """Take in how often workers repeated requests to storage, without waiting for it."""
+        if self.registry is None:
+            return
+        if self._retries_asked is not None:
+            if not ray.wait([self._retries_asked], timeout=0)[0]:
+                return
+            with suppress(ray.exceptions.RayError):  # what counts is said in numbers, or not
+                self._retries = ray.get(self._retries_asked)
+        self._retries_asked = self.registry.retries.remote()
+
+    def _state(self, alive: Mapping[str, Mapping[str, Any]]) -> ClusterState:
+        used = [node["Resources"] for key, node in alive.items() if key not in self._unusable]
+        return ClusterState(
+            alive=len(alive),
+            seen=len(self._seen),
+            unused=len(alive) - len(used),
+            cpus=sum(node.get("CPU", 0.0) for node in used),
+            gpus=sum(node.get("GPU", 0.0) for node in used),
+            retries=self._retries,
+        )
 
     def wait(self, seconds: float = FIRST_ANSWERS_S) -> None:
         """Poll until every node that is there has answered, `seconds` at most."""
@@ -136,8 +175,14 @@ class NodeChecks:
                 "there, or send the code along by `ray job submit --working-dir .`"
             )
         self._compare(address, report)
+        self._judge(node_id, not report.storage_error)
         if report.storage_error:
             self._block(node_id, address, report.storage_error, alive)
+
+    def _judge(self, node_id: str, may_work: bool) -> None:
+        """Tell the workers of a node, which wait for it, whether they may begin."""
+        if self.registry is not None:
+            self.registry.judge.remote(node_id, may_work)
 
     def _compare(self, address: str, report: NodeReport) -> None:
         ours = versions()
@@ -178,13 +223,11 @@ class NodeChecks:
             raise ClusterError(f"no node reaches the storage; {'; '.join(self._unusable.values())}")
         self.notice(f"node {address} is not used, as it does not reach the storage: {why}")
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        blocker = ray.remote(_Blocker).options(
-            num_cpus=offered.get("CPU", 0),
-            num_gpus=offered.get("GPU", 0),
-            max_restarts=0,
-            scheduling_strategy=strategy,
-        )
-        self._blockers.append(blocker.remote())
+        for cpus, gpus in blocker_needs(offered.get("CPU", 0), offered.get("GPU", 0)):
+            blocker = ray.remote(_Blocker).options(
+                num_cpus=cpus, num_gpus=gpus, max_restarts=0, scheduling_strategy=strategy
+            )
+            self._blockers.append(blocker.remote())
 
     def release(self) -> None:
         """Give up what is held."""
@@ -193,52 +236,55 @@ class NodeChecks:
         self._blockers.clear()
 
 
+def blocker_needs(cpus: float, gpus: float) -> Iterator[tuple[float, float]]:
+    """Yield the (CPUs, GPUs) of the blockers that hold a node.
+
+    Small ones: workers that have part of the node leave it one by one, and Ray would give what
+    they leave to other workers while one large blocker waits for all of it.
+    """
+    each = max(1.0, math.ceil(cpus / MOST_BLOCKERS))
+    while cpus > 0:
+        yield min(each, cpus), 0.0
+        cpus -= each
+    for _ in range(int(gpus)):
+        yield 0.0, 1.0
+
+
 class _Blocker:
     """An actor that does nothing on a node that is not used."""
-
-
-class CheckNodes(ExecutionCallback):
-    """Has the nodes of an execution asked."""
-
-    checks: ClassVar[NodeChecks | None] = None
-
-    def on_execution_step(self, executor: Any) -> None:
-        """Called by Ray Data."""
-        del executor
-        if self.checks:
-            self.checks.poll()
 
 
 @contextmanager
 def nodes_checked(
     config: JobConfig, notice: Callable[[str], None] = lambda _: None
-) -> Iterator[None]:
-    """Within the block, the nodes of a cluster are asked whether they may work for the job.
+) -> Iterator[NodeChecks | None]:
+    """Ask the nodes of a cluster within the block whether they may work for the job.
 
-    Those that are there at first answer before the block begins. Raises `ConfigError` where one
-    must not, also in executions inside the block, and `ClusterError` where none reaches the
-    storage. A hidden file in a local output is what nodes must see; it is gone after the block.
-    Enter it before the dataset is made, which takes a copy of Ray Data's settings.
+    Those that are there at first answer before the block begins. Workers on a node that comes later
+    wait for the answer of theirs, for which the block polls the checks that it gets; it gets None
+    outside a cluster. Raises `ConfigError` where one must not work, also from the poll, and
+    `ClusterError` where none reaches the storage. A hidden file in a local output is what nodes
+    must see; it is gone after the block. Enter it before `run_settings`, which takes a copy of Ray
+    Data's settings.
     """
     if not in_cluster():
-        yield
+        yield None
         return
+    doing("asking the nodes whether they may work")
     paths, marker = local_paths(config), None
     if is_local(config.output):
         marker = Path(canonical_uri(config.output), f".shared-{secrets.token_hex(4)}.tmp")
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
         paths[str(marker)] = "output"
-    classes = DataContext.get_current().custom_execution_callback_classes
-    checks = NodeChecks(paths, remote_stores(config), notice)
+    context = DataContext.get_current()
+    registry = start_registry(context)
+    checks = NodeChecks(paths, remote_stores(config), notice, registry)
     try:
         checks.wait()
-        CheckNodes.checks = checks
-        if CheckNodes not in classes:
-            classes.append(CheckNodes)
-        yield
+        yield checks
     finally:
-        CheckNodes.checks = None
         checks.release()
+        stop_registry(context, registry)
         if marker:
             marker.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from pipeline.inversion.restyle_loop import (
 from pipeline.inversion.result import Inversion
 from pipeline.inversion.shapes import of_shape
 from pipeline.inversion.stopping import StopRule, gain, residual
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 from pipeline.models.stylegan2 import LATENT_DIM
 
 

@@ -19,7 +19,7 @@ from pipeline.inversion.render import pooled, render_each
 from pipeline.inversion.restyle_loop import invert
 from pipeline.inversion.result import Inversion
 from pipeline.inversion.stopping import StopRule, converged
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 
 # A hybrid begins near its end: it needs no noise to find the way, and a reason to stay close.
 OPTIMISATIONS = {
@@ -72,8 +72,18 @@ class Method:
             used |= {"optimisation": asdict(self.descent), "seed": self.seed}
         return used
 
-    def check(self, model: RestyleModel) -> None:
-        """Raise `ConfigError` where `model` has not the encoder that the method needs."""
+    def check(self, model: RestyleModel, *, started: bool = False) -> None:
+        """Raise `ConfigError` where `model` has not the encoder that the method needs.
+
+        `started`: every face has a code to start from.
+        """
+        if model.generator_alone and not (
+            self.name == "optimize" or (self.name == "hybrid" and started)
+        ):
+            raise ConfigError(
+                f"the model '{model.name}' is a generator alone, and --method {self.name} finds "
+                "codes with an encoder: use --method optimize, or a model that has an encoder"
+            )
         if self.name == "restyle" and model.one_pass:
             raise ConfigError(
                 f"the model '{model.name}' has a one-pass encoder: use --method encoder"

@@ -25,7 +25,7 @@ from pipeline.inversion.optimize_settings import OptimizeSettings, Perceptual
 from pipeline.inversion.render import Version, pooled, render_each, version_of
 from pipeline.inversion.result import Inversion
 from pipeline.inversion.shapes import of_shape
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 from pipeline.models.stylegan2 import LATENT_DIM
 
 DRAWS, SEED = 4096, 2020

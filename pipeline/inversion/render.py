@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 
 # Output pixels per generator call: one face of 256 px or more on a CPU, sixteen of 64 px.
 PIXELS_AT_ONCE = {"cpu": 256 * 256, "cuda": 16 * 1024 * 1024}

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.inversion.render import average_image, pooled, render_each
 from pipeline.inversion.result import Inversion
 from pipeline.inversion.shapes import of_shape
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 from pipeline.models.stylegan2 import LATENT_DIM
 
 # Faces the encoder sees at once: its largest maps are 17 MB a face, and several are alive.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ShapeError
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 
 
 def of_shape(

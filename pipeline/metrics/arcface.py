@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.backbones import IRSE50, IRSEBlock
+from pipeline.models.encoders import IRSE50, IRSEBlock
 from pipeline.models.state_files import check_entries
 
 WARP = 112  # pixels of the networks' input

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.models.bundle import load_model, save_bundle
     from pipeline.models.checkpoint import load_checkpoint
-    from pipeline.models.encoders import ENCODER_TYPES, OFFICIAL_TYPES
-    from pipeline.models.files import bundle_names, check_model, is_bundle
-    from pipeline.models.presets import (
+    from pipeline.models.domains import (
         PRESETS,
         Preset,
         Treatment,
@@ -21,7 +19,9 @@ if TYPE_CHECKING:
         preset_of,
         treatment_for,
     )
-    from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
+    from pipeline.models.encoders import ENCODER_TYPES, OFFICIAL_TYPES
+    from pipeline.models.files import bundle_names, check_model, is_bundle
+    from pipeline.models.model import Architecture, ModelCard, RestyleModel
     from pipeline.models.stylegan2 import Generator
 
 __all__ = [

@@ -7,6 +7,7 @@ are always computed with in float32.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -20,16 +21,19 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.models.checkpoint import load_checkpoint, read_checkpoint
+from pipeline.models.checkpoint import load_checkpoint
+from pipeline.models.domains import preset_of
 from pipeline.models.files import (
     CHECKPOINT_SUFFIXES,
     RECORD_FILE,
     WEIGHTS_FILE,
+    ModelHints,
     bundle_folder,
     open_model_file,
     write_model_file,
 )
-from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
+from pipeline.models.model import Architecture, ModelCard, RestyleModel
+from pipeline.models.model_file import read_model_file
 from pipeline.models.weights import assemble
 
 FORMAT = 1
@@ -42,27 +46,50 @@ def load_model(
     *,
     encoder_type: str | None = None,
     domain: str | None = None,
+    estimate_latent_avg: bool = False,
 ) -> RestyleModel:
-    """The model called `name_or_uri`: a name, a bundle folder or an official `.pt`, any fsspec URI.
+    """Return the model called `name_or_uri`: a name, a bundle folder or a file, at any fsspec URI.
 
-    Or the official dictionary itself, whose tensors the model shares on a CPU. In evaluation mode,
-    float32, without gradients. `encoder_type` and `domain` are for checkpoints whose options name
-    none. Raises `ModelError` if there is no such model or device, or if the file is damaged or
-    does not fit, and `StorageError` if it cannot be read.
+    Or of the official dictionary itself, whose tensors the model shares on a CPU. In evaluation
+    mode, float32, without gradients. `encoder_type` is for checkpoints whose options name none,
+    `domain` takes the place of what the file says, and with `estimate_latent_avg` an average
+    latent that is missing is estimated. Raises `ModelError` if there is no such model or device,
+    or if the file is damaged or does not fit, and `StorageError` if it cannot be read.
     """
     place = _device(device)
+    hints = ModelHints(
+        encoder_type=encoder_type, domain=domain, estimate_latent_avg=estimate_latent_avg
+    )
     if isinstance(name_or_uri, Mapping):
-        return load_checkpoint(name_or_uri, encoder_type=encoder_type, domain=domain).to(place)
+        return load_checkpoint(name_or_uri, **hints).to(place)
     name_or_uri = str(name_or_uri)
     path = PurePosixPath(name_or_uri)
     if path.suffix in CHECKPOINT_SUFFIXES:
-        with open_model_file(name_or_uri) as file:
-            checkpoint = read_checkpoint(file, name_or_uri)
-        model = load_checkpoint(
-            checkpoint, encoder_type=encoder_type, domain=domain, source=path.name
+        content = read_model_file(name_or_uri)
+        return load_checkpoint(content, source=path.name, **hints).to(place)
+    folder = bundle_folder(name_or_uri)
+    return _with_hints(_load_bundle(folder), hints, folder).to(place)
+
+
+def _with_hints(model: RestyleModel, hints: ModelHints, folder: str) -> RestyleModel:
+    """Give a bundle's model the domain that a user names; its encoder and average are known."""
+    encoder_type, domain = hints["encoder_type"], hints["domain"]
+    if encoder_type and encoder_type != model.architecture.encoder_type:
+        raise ModelError(
+            f"{folder}: its encoder is a {model.architecture.encoder_type}: leave out "
+            f"--encoder-type {encoder_type}"
         )
-        return model.to(place)
-    return _load_bundle(bundle_folder(name_or_uri)).to(place)
+    if domain and domain != model.domain:
+        (height, width), (tall, wide) = model.input_size, preset_of(domain).input_size
+        if height * wide != width * tall:
+            raise ModelError(
+                f"{folder}: its encoder takes {height}x{width}, and images of {domain} are cut to "
+                f"{tall}x{wide}: choose another --domain, or convert the official checkpoint again "
+                "with jobs/convert_model.py --domain"
+            )
+        notes = {name: note for name, note in model.card.notes.items() if name != "domain"}
+        model.card = dataclasses.replace(model.card, domain=domain, notes=notes)
+    return model
 
 
 def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32") -> None:

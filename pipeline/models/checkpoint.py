@@ -1,30 +1,41 @@
 """Reads official ReStyle, pSp and e4e checkpoints: `{"state_dict", "latent_avg", "opts"}`.
 
 The weights decide: channel widths, output size, input channels and number of rows come from their
-shapes. `opts` must agree, and tells what shapes cannot: the encoder's type and the domain.
+shapes. `opts` must agree, and tells what shapes cannot: the encoder's type and the domain. Files
+of a StyleGAN2 generator alone are read too.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import errno
+import logging
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.models.encoders import OFFICIAL_TYPES, fitting_encoders, official_arguments
-from pipeline.models.presets import domain_of, preset_of
-from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
+from pipeline.models.average_latent import ESTIMATED, estimated_average
+from pipeline.models.domains import domain_note, domain_of, preset_of
+from pipeline.models.encoders import (
+    NO_ENCODER,
+    OFFICIAL_TYPES,
+    fitting_encoders,
+    official_arguments,
+)
+from pipeline.models.model import Architecture, ModelCard, RestyleModel
+from pipeline.models.official_layout import Parts, read_parts
+from pipeline.models.safe_globals import safe_names
 from pipeline.models.stylegan2 import LATENT_DIM
 from pipeline.models.weights import assemble
+
+_LOG = logging.getLogger(__name__)
 
 ADVICE = "fetch it again, or name another"
 RESTYLE_CHANNELS = 6  # target and reconstruction; one-pass encoders see 3
@@ -33,16 +44,23 @@ _MOST_UNPACKED, _FREE_BYTES = 4, 64 << 20
 NO_AVERAGE = "absent from the checkpoint, which does not start from it: zeros stand in its place"
 
 
-def read_checkpoint(file: IO[bytes], source: str) -> dict[str, Any]:
-    """The dictionary in an open official `.pt` file; runs no code from it.
+def read_checkpoint(
+    file: IO[bytes], source: str, stand_ins: Mapping[str, Callable[..., Any]] | None = None
+) -> dict[str, Any]:
+    """Return the dictionary in an open official `.pt` file; runs no code from it.
 
-    Raises `ModelError` if it is damaged, is no checkpoint, or holds other classes than tensors,
+    numpy's numbers and arrays and paths come as inert records (`pipeline.models.safe_globals`), and
+    so do the classes that `stand_ins` has records for. Raises
+    `ModelError` if it is damaged, is no checkpoint, or holds other classes than these, tensors,
     plain containers and `argparse.Namespace`, or if its parts unpack to many times its size. What
     `file` itself raises is passed on.
     """
     refuse_bomb(file, source)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with (
+            torch.serialization.safe_globals(safe_names(stand_ins or {})),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # torch warns of a protocol that it then refuses
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -94,51 +112,52 @@ def load_checkpoint(
     *,
     encoder_type: str | None = None,
     domain: str | None = None,
+    estimate_latent_avg: bool = False,
     card: ModelCard | None = None,
     source: str = "checkpoint",
 ) -> RestyleModel:
-    """A model from an official dictionary; it shares the memory of the dictionary's tensors.
+    """Return the model in an official dictionary; it shares the memory of the dictionary's tensors.
 
-    `encoder_type` and `domain` are for checkpoints whose `opts` do not name them; the domain
-    decides the shape of the encoder's input, which is wide for cars. Raises `ModelError`.
+    Keys are read as the official loader reads them: `encoder.*` and `decoder.*` have to fit, others
+    are ignored, and the card's notes say so. A generator alone (`g_ema`) becomes a model without an
+    encoder. `encoder_type` and `domain` are for checkpoints whose `opts` do not name them; the
+    domain decides the shape of the encoder's input, which is wide for cars. With
+    `estimate_latent_avg` an average latent that is missing is estimated. Raises `ModelError`.
     """
-    state, options = _parts(checkpoint, source)
-    domain = domain or (card.domain if card else domain_of(options))
+    parts = read_parts(checkpoint, source)
+    notes = dict(parts.notes)
+    told = card.domain if card else None
+    if not (domain or told) and (note := domain_note(parts.options)):
+        notes["domain"] = note
+    domain = domain or told or domain_of(parts.options)
+    architecture, state = _fitted(parts, encoder_type, domain, source)
+    latent_avg = _latent_avg(parts, architecture, source, estimate=estimate_latent_avg)
+    weights = {re.sub(r"^decoder\.", "generator.", key): value for key, value in state.items()}
+    if latent_avg is None:
+        notes["latent_avg"] = ESTIMATED if estimate_latent_avg else NO_AVERAGE
+    average = torch.zeros(LATENT_DIM) if latent_avg is None else latent_avg
+    made = card or ModelCard(name=source, domain=domain, source=source)
+    made = dataclasses.replace(made, notes={**made.notes, **notes})
+    model = assemble(architecture, weights, average, made, source)
+    if latent_avg is None and estimate_latent_avg:
+        model.latent_avg.copy_(estimated_average(model.generator, source))
+    if "ignored" in notes:
+        _LOG.info("%s: %s", source, notes["ignored"])
+    return model
+
+
+def _fitted(
+    parts: Parts, encoder_type: str | None, domain: str, source: str
+) -> tuple[Architecture, dict[str, Tensor]]:
+    """Return the architecture that the weights have, and those of them that it takes."""
+    state, options = parts.state, parts.options
+    if parts.generator_alone:
+        return _of_generator(state, domain, source), state
     encoder_type = _encoder_type(encoder_type or options.get("encoder_type"), state, source)
     architecture = _architecture(encoder_type, state, options, domain, source)
-    latent_avg = _latent_avg(checkpoint, architecture, source)
-    n_heads = architecture.encoder_arguments["n_styles"]
     architecture, state = _without_idle_heads(architecture, state)
     _agree(architecture, options, source)
-    if latent_avg is not None and latent_avg.shape == (n_heads, LATENT_DIM):
-        latent_avg = latent_avg[: architecture.encoder_arguments["n_styles"]]
-    weights = {re.sub(r"^decoder\.", "generator.", key): value for key, value in state.items()}
-    notes = {} if latent_avg is not None else {"latent_avg": NO_AVERAGE}
-    average = torch.zeros(LATENT_DIM) if latent_avg is None else latent_avg
-    made = card or ModelCard(name=source, domain=domain, source=source, notes=notes)
-    return assemble(architecture, weights, average, made, source)
-
-
-def _parts(checkpoint: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not isinstance(checkpoint, Mapping):
-        kind = type(checkpoint).__name__
-        raise ModelError(f"{source}: is a {kind}, expected the official dictionary")
-    state = checkpoint.get("state_dict")
-    if not isinstance(state, Mapping) or not state:
-        have = ", ".join(map(repr, list(checkpoint)[:4])) or "nothing"
-        raise ModelError(f"{source}: no 'state_dict', so not a ReStyle checkpoint (found {have})")
-    for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ModelError(f"{source}: weight '{key}' is a {type(value).__name__}, not a tensor")
-    options = checkpoint.get("opts")
-    options = {} if options is None else options
-    options = vars(options) if isinstance(options, argparse.Namespace) else options
-    if not isinstance(options, Mapping):
-        raise ModelError(f"{source}: 'opts' is a {type(options).__name__}, not a dict")
-    for name, value in options.items():
-        if isinstance(value, Tensor):
-            raise ModelError(f"{source}: option '{name}' is a tensor, expected text or a number")
-    return dict(state), dict(options)
+    return architecture, state
 
 
 def _encoder_type(told: object, state: Mapping[str, Tensor], source: str) -> str:
@@ -158,24 +177,40 @@ def _encoder_type(told: object, state: Mapping[str, Tensor], source: str) -> str
             "checkpoint"
         )
     raise ModelError(
-        f"{source}: opts name no encoder_type, and the weights fit {' or '.join(fitting)}; convert "
-        "it once with jobs/convert_model.py --encoder-type NAME"
+        f"{source}: opts name no encoder_type, and the weights fit {' or '.join(fitting)}: "
+        "jobs/convert_model.py, once for all, and jobs/invert_dataset.py take --encoder-type NAME"
     )
 
 
 def _latent_avg(
-    checkpoint: Mapping[str, Any], architecture: Architecture, source: str
+    parts: Parts, architecture: Architecture, source: str, *, estimate: bool
 ) -> Tensor | None:
-    """The average latent as it stands; None only where the model does without it."""
-    latent_avg = checkpoint.get("latent_avg")
+    """Return the average latent of the file; None where the model does without, or estimates it."""
+    latent_avg = parts.latent_avg
     if isinstance(latent_avg, Tensor):
-        return latent_avg
-    if latent_avg is None and not architecture.starts_from_average:
+        rows = architecture.encoder_arguments["n_styles"]
+        # A one-pass encoder's average has a row for each head, of which some may be idle.
+        longer = latent_avg.dim() == 2 and len(latent_avg) == parts.heads > rows
+        return latent_avg[:rows] if longer else latent_avg
+    if latent_avg is not None:
+        kind = type(latent_avg).__name__
+        raise ModelError(f"{source}: 'latent_avg' is a {kind}, expected a tensor")
+    if estimate or not architecture.starts_from_average:
         return None
     raise ModelError(
-        f"{source}: no 'latent_avg', and without the average latent ReStyle has no start; "
-        "add it to the dictionary, for example the mean of mapped z codes"
+        f"{source}: no 'latent_avg', and without the average latent there is no start: "
+        "jobs/convert_model.py, once for all, and jobs/invert_dataset.py take "
+        "--estimate-latent-avg, which puts the mean of mapped z codes in its place"
     )
+
+
+def _of_generator(state: Mapping[str, Tensor], domain: str, source: str) -> Architecture:
+    """Return the architecture of a generator without an encoder."""
+    shapes = {key: list(value.shape) for key, value in state.items()}
+    channels = _channels(shapes, "generator", source)
+    arguments = {"n_styles": 2 * len(channels), "input_channels": RESTYLE_CHANNELS}
+    input_size = preset_of(domain).input_size
+    return Architecture(NO_ENCODER, arguments, channels, _mapping_layers(shapes), input_size)
 
 
 def _architecture(
@@ -189,19 +224,33 @@ def _architecture(
     encoder = {key[8:]: shape for key, shape in shapes.items() if key.startswith("encoder.")}
     try:
         arguments = official_arguments(encoder_type, encoder)
-        channels = generator_channels(shapes)
     except KeyError as error:
-        raise ModelError(
-            f"{source}: weight '{error.args[0]}' is missing for a {encoder_type} model"
-        ) from error
+        raise _missing(error, f"{encoder_type} model", source) from error
     except IndexError as error:
         raise ModelError(f"{source}: a weight that gives widths has too few dimensions") from error
-    mapping = [key for key in shapes if re.match(r"decoder\.style\.\d+\.weight", key)]
+    channels = _channels(shapes, f"{encoder_type} model", source)
     one_pass = arguments["input_channels"] != RESTYLE_CHANNELS
     starts = not one_pass or bool(options.get("start_from_latent_avg", True))
-    return Architecture(
-        encoder_type, arguments, channels, len(mapping), preset_of(domain).input_size, starts
-    )
+    input_size = preset_of(domain).input_size
+    layers = _mapping_layers(shapes)
+    return Architecture(encoder_type, arguments, channels, layers, input_size, starts)
+
+
+def _mapping_layers(shapes: Mapping[str, list[int]]) -> int:
+    return sum(bool(re.fullmatch(r"decoder\.style\.\d+\.weight", key)) for key in shapes)
+
+
+def _channels(shapes: Mapping[str, list[int]], what: str, source: str) -> dict[int, int]:
+    try:
+        return generator_channels(shapes)
+    except KeyError as error:
+        raise _missing(error, what, source) from error
+    except IndexError as error:
+        raise ModelError(f"{source}: a weight that gives widths has too few dimensions") from error
+
+
+def _missing(error: KeyError, what: str, source: str) -> ModelError:
+    return ModelError(f"{source}: weight '{error.args[0]}' is missing for a {what}")
 
 
 def generator_channels(shapes: Mapping[str, list[int]]) -> dict[int, int]:

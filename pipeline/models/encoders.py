@@ -1,4 +1,12 @@
-"""The published encoders, in the layout that official checkpoints carry under `encoder.`.
+"""ReStyle encoders: the published ones in the layout of official checkpoints, and a compact one.
+
+IR-SE50: residual blocks with batch normalisation first and squeeze-and-excitation last (ArcFace,
+Deng et al. 2019, sec. 3.2.2; Hu et al. 2018), which faces use. ResNet34 (He et al. 2016, table 1)
+without its first pooling, which the other domains use. Both turn 256 px into a 16x16 map.
+
+Like ReStyle's simplified encoders (Alaluf et al. 2021, sec. 3.3) all style heads read one last map.
+It is a twelfth of their cost: heads are grouped convolutions of a few channels a style row, and the
+image is the generator's own size.
 
 | encoder type                       | body     | style heads read                   | rows      |
 |------------------------------------|----------|------------------------------------|-----------|
@@ -11,6 +19,8 @@
 | `Encoder4Editing`                  | IR-SE50  | a feature pyramid (e4e, sec. 4)    | w + delta |
 | `CompactEncoder` (compact.py)      | residual | the last map; the demo model's own | separate  |
 
+A model of a generator alone has `NoEncoder`, which only optimisation can do with.
+
 Every encoder maps `[n, input_channels, h, w]` in [-1, 1] to codes `[n, n_styles, 512]`.
 `ENCODER_TYPES` finds a class by its name; its keyword arguments are plain JSON, and a model bundle
 stores them.
@@ -18,8 +28,9 @@ stores them.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,9 +38,214 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.choices import OFFICIAL_TYPES as OFFICIAL_TYPES
-from pipeline.models.backbones import IRSE50, WIDTHS, ResNet34, stage_ends
-from pipeline.models.compact import CompactEncoder
+from pipeline.errors import ModelError
 from pipeline.models.stylegan2 import LATENT_DIM, EqualLinear
+
+IR_SE50_DEPTHS = (3, 4, 14, 3)
+RESNET34_DEPTHS = (3, 4, 6, 3)
+WIDTHS = (64, 128, 256, 512)
+SQUEEZE = 16
+
+
+def stage_ends(depths: Sequence[int]) -> tuple[int, ...]:
+    """Index of the last block of each stage: (2, 6, 20, 23) for IR-SE50."""
+    return tuple(end - 1 for end in itertools.accumulate(depths))
+
+
+def _units(depths: Sequence[int], widths: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
+    """(inputs, outputs, first of its stage) of every block."""
+    inputs = widths[0]
+    for depth, outputs in zip(depths, widths, strict=True):
+        for unit in range(depth):
+            yield inputs, outputs, unit == 0
+            inputs = outputs
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate computed from all channel means."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // SQUEEZE, 1, bias=False)
+        self.fc2 = nn.Conv2d(channels // SQUEEZE, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # [n, c, h, w]
+        means = x.mean(dim=(2, 3), keepdim=True)
+        gate = torch.sigmoid(self.fc2(torch.relu(self.fc1(means))))
+        return x * gate
+
+
+class IRSEBlock(nn.Module):
+    """Batch norm, conv, PReLU, strided conv, batch norm, squeeze-and-excitation; plus shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.shortcut_layer: nn.Sequential | None = None
+        if inputs != outputs:
+            self.shortcut_layer = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+        self.res_layer = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
+            nn.PReLU(outputs),
+            nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            SqueezeExcite(outputs),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shortcut_layer is None:
+            shortcut = x[:, :, :: self.stride, :: self.stride]
+        else:
+            shortcut = self.shortcut_layer(x)
+        residual: Tensor = self.res_layer(x)
+        return residual + shortcut
+
+
+class IRSE50(nn.Module):
+    """Input layer at full size, then 24 blocks; every stage starts with a stride of 2."""
+
+    depths = IR_SE50_DEPTHS
+
+    def __init__(self, input_channels: int, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(input_channels, widths[0], 3, 1, 1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.PReLU(widths[0]),
+        )
+        self.body = nn.Sequential(
+            *(IRSEBlock(i, o, 2 if first else 1) for i, o, first in _units(self.depths, widths))
+        )
+
+    def features(self, x: Tensor) -> Iterator[Tensor]:  # [n, c, h, w]
+        """The map at the end of each of the four stages, largest first."""
+        x = self.input_layer(x)
+        ends = stage_ends(self.depths)
+        for index, block in enumerate(self.body):
+            x = block(x)
+            if index in ends:
+                yield x
+
+
+class ResNetBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm, ReLU; plus shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(residual + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet34(nn.Module):
+    """A 7x7 convolution of stride 2, then 16 blocks; the later three stages start with stride 2."""
+
+    depths = RESNET34_DEPTHS
+
+    def __init__(self, input_channels: int, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(input_channels, widths[0], 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.PReLU(widths[0])
+        first_of_all = itertools.chain([False], itertools.repeat(True))
+        self.body = nn.Sequential()
+        for (i, o, first), later in zip(_units(self.depths, widths), first_of_all, strict=False):
+            self.body.append(ResNetBlock(i, o, 2 if first and later else 1))
+
+    def features(self, x: Tensor) -> Iterator[Tensor]:  # [n, c, h, w]
+        """The map at the end of each of the four stages, largest first."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        ends = stage_ends(self.depths)
+        for index, block in enumerate(self.body):
+            x = block(x)
+            if index in ends:
+                yield x
+
+
+LEAK = 0.2
+HEAD_CHANNELS = 64
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a 1x1 shortcut; starts as the shortcut alone."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.gain = nn.Parameter(torch.zeros(1))
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.second(F.leaky_relu(self.first(x), LEAK)) * self.gain
+        passed = F.avg_pool2d(x, self.stride) if self.stride > 1 else x
+        return F.leaky_relu(self.shortcut(passed) + branch, LEAK)
+
+
+class StyleHeads(nn.Module):
+    """One code row from each group of channels: 16x16 to 1x1, then a [64, 512] matrix a row."""
+
+    def __init__(self, inputs: int, n_styles: int) -> None:
+        super().__init__()
+        channels = n_styles * HEAD_CHANNELS
+        self.n_styles = n_styles
+        self.spread = nn.Conv2d(inputs, channels, 3, stride=2, padding=1)
+        self.reduce = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=n_styles) for _ in range(2)
+        )
+        self.gather = nn.Conv2d(channels, channels, 2, groups=n_styles)
+        self.matrix = nn.Parameter(torch.randn(n_styles, HEAD_CHANNELS, LATENT_DIM) * 0.01)
+        self.bias = nn.Parameter(torch.zeros(n_styles, LATENT_DIM))
+
+    def forward(self, x: Tensor) -> Tensor:  # [n, c, 16, 16] -> [n, n_styles, 512]
+        x = F.leaky_relu(self.spread(x), LEAK)
+        for convolution in self.reduce:
+            x = F.leaky_relu(convolution(x), LEAK)
+        x = F.leaky_relu(self.gather(x), LEAK).reshape(-1, self.n_styles, HEAD_CHANNELS)
+        return torch.einsum("nsc,scd->nsd", x, self.matrix) + self.bias
+
+
+class CompactEncoder(nn.Module):
+    """Target and present reconstruction to a residual in W+.
+
+    The images are `input_size` pixels square, a power of two from 32 on; `width` is the channel
+    count at full size.
+    """
+
+    def __init__(
+        self, n_styles: int, input_size: int = 64, input_channels: int = 6, width: int = 32
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(input_channels, width, 3, padding=1)
+        blocks: list[nn.Module] = []
+        size, channels = input_size, width
+        while size > 16:
+            wider = min(2 * channels, 4 * width)
+            blocks += [ResidualBlock(channels, wider, stride=2), ResidualBlock(wider, wider)]
+            size, channels = size // 2, wider
+        blocks.append(ResidualBlock(channels, channels))
+        self.body = nn.Sequential(*blocks)
+        self.heads = StyleHeads(channels, n_styles)
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """[n, 6, s, s] in [-1, 1] (target, then reconstruction) to [n, n_styles, 512]."""
+        residual: Tensor = self.heads(self.body(F.leaky_relu(self.stem(pair), LEAK)))
+        return residual
+
 
 COARSE_ROWS = 3  # the first rows read the 16x16 map,
 MIDDLE_ROWS = 7  # those up to here the 32x32 map, the others the 64x64 map (pSp, sec. 3.1)
@@ -162,6 +378,17 @@ class ResNetGradualStyleEncoder(ResNet34):
         return pyramid_rows(self.styles, self.features(x), self.latlayer1, self.latlayer2)
 
 
+class NoEncoder(nn.Module):
+    """Takes the place of the encoder in a model of a generator alone; it has no weights."""
+
+    def __init__(self, input_channels: int, n_styles: int) -> None:
+        super().__init__()
+        self.input_channels, self.n_styles = input_channels, n_styles
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise ModelError(f"a generator alone has no encoder to find codes of {len(x)} images with")
+
+
 OFFICIAL_ENCODERS: tuple[type[IRSE50] | type[ResNet34], ...] = (
     BackboneEncoder,
     ProgressiveBackboneEncoder,
@@ -175,6 +402,7 @@ OFFICIAL_ENCODERS: tuple[type[IRSE50] | type[ResNet34], ...] = (
 ENCODER_TYPES: dict[str, Callable[..., nn.Module]] = {
     encoder.__name__: encoder for encoder in (*OFFICIAL_ENCODERS, CompactEncoder)
 }
+NO_ENCODER = NoEncoder.__name__
 
 
 def official_arguments(encoder_type: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:

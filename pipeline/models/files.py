@@ -5,16 +5,34 @@ from __future__ import annotations
 import importlib.resources
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, Protocol
+from typing import IO, Any, BinaryIO, Protocol, TypedDict
 
 from pipeline.errors import ModelError, StorageError
 
 RECORD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"  # of a bundle
-CHECKPOINT_SUFFIXES = {".pt", ".pth"}
+CHECKPOINT_SUFFIXES = {".pt", ".pth", ".safetensors", ".pkl"}
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+class ModelHints(TypedDict, total=False):
+    """Arguments of `load_model` for what a model's file does not tell."""
+
+    encoder_type: str | None
+    domain: str | None
+    estimate_latent_avg: bool
+
+
+def hints_of(settings: Mapping[str, Any]) -> ModelHints:
+    """Return the hints among the settings of a job, or of the config that a table has."""
+    encoder_type, domain = settings.get("encoder_type"), settings.get("domain")
+    return ModelHints(
+        encoder_type=None if encoder_type is None else str(encoder_type),
+        domain=None if domain is None else str(domain),
+        estimate_latent_avg=bool(settings.get("estimate_latent_avg")),
+    )
 
 
 class Folder(Protocol):
@@ -68,7 +86,7 @@ def bundle_folder(name_or_uri: str) -> str:
     if "://" not in name_or_uri and Path(name_or_uri).is_file():
         raise ModelError(
             f"'{name_or_uri}' is no model: a model is a bundle's folder, or a file that ends in "
-            ".pt or .pth"
+            ".pt, .pth, .safetensors or .pkl"
         )
     return name_or_uri.rstrip("/")
 

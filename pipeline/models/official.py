@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from pipeline.errors import ModelError
-from pipeline.models.backbones import WIDTHS
-from pipeline.models.encoders import OFFICIAL_TYPES
+from pipeline.models.domains import OWN_DOMAIN, PRESETS
+from pipeline.models.encoders import OFFICIAL_TYPES, WIDTHS
 from pipeline.models.files import write_model_file
-from pipeline.models.restyle import RestyleModel
+from pipeline.models.model import RestyleModel
 
 # The original code builds these, and loads a file only where every weight fits.
 MAPPING_LAYERS = 8
@@ -73,7 +73,10 @@ def _options(model: RestyleModel) -> dict[str, Any]:
     """Every option that the original scripts read when they load a model or go on with it."""
     # Those of pSp's and of e4e's own repositories, beside ReStyle's.
     one_pass = {"label_nc": 0, "stylegan_size": model.generator_size} if model.one_pass else {}
-    return one_pass | {
+    own = {} if model.domain in PRESETS else {OWN_DOMAIN: model.domain}
+    return {
+        **one_pass,
+        **own,
         "exp_dir": "experiment",
         "batch_size": 8,
         "test_batch_size": 8,

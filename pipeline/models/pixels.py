@@ -18,6 +18,15 @@ def to_levels(values: Tensor) -> Tensor:
     return values.clamp(-1, 1).add(1).mul(127.5).round().byte()
 
 
+def to_truncated_levels(values: Tensor) -> Tensor:
+    """Values in [-1, 1] as uint8 by the published scripts' `tensor2im`: cut down, not rounded.
+
+    Each step is one of theirs in float32, so that equal values give equal levels. On average an
+    image is half a level darker than by `to_levels`.
+    """
+    return values.float().add(1).div(2).clamp(0, 1).mul(255).byte()
+
+
 def to_unit(pixels: NDArray[np.uint8]) -> Tensor:
     """Pictures uint8 [..., h, w, 3] as float32 [..., 3, h, w] in [-1, 1].
 
@@ -28,7 +37,11 @@ def to_unit(pixels: NDArray[np.uint8]) -> Tensor:
     return from_levels(torch.from_numpy(writable).movedim(-1, -3))
 
 
-def to_pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Images [..., 3, h, w] in [-1, 1], on any device, as uint8 [..., h, w, 3] as `to_levels`."""
-    pixels: NDArray[np.uint8] = to_levels(images).movedim(-3, -1).contiguous().cpu().numpy()
+def to_pixels(images: Tensor, *, truncate: bool = False) -> NDArray[np.uint8]:
+    """Images [..., 3, h, w] in [-1, 1], on any device, as uint8 [..., h, w, 3].
+
+    As `to_levels` makes them, or to `truncate` as `to_truncated_levels` does.
+    """
+    levels = to_truncated_levels(images) if truncate else to_levels(images)
+    pixels: NDArray[np.uint8] = levels.movedim(-3, -1).contiguous().cpu().numpy()
     return pixels

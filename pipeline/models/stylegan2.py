@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.synthesis import render_one
+from pipeline.models.stylegan2_cpu import render_one
 
 LATENT_DIM = 512
 BLUR_TAPS = (1.0, 3.0, 3.0, 1.0)

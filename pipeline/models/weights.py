@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.models.restyle import Architecture, ModelCard, RestyleModel
+from pipeline.models.model import Architecture, ModelCard, RestyleModel
 from pipeline.models.stylegan2 import LATENT_DIM, blur_kernel, n_styles_of
 
 GIVEN_BY_CODE = ".kernel"

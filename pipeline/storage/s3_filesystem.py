@@ -10,6 +10,7 @@ from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
 from pipeline.storage.credentials import error_code, is_bare_refusal, is_expired
+from pipeline.storage.retries import count_if_failed
 
 # Shortest time between two sessions for renewed credentials: each leaves a connection pool behind.
 RENEW_EVERY_S = 60.0
@@ -27,6 +28,13 @@ class ExplainedS3(S3FileSystem):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._renewing = asyncio.Lock()
         self._renewed = -RENEW_EVERY_S
+
+    async def set_session(self, refresh: bool = False, **options: Any) -> Any:
+        """Return the client, with a handler that counts failed requests (`retries`)."""
+        client = await super().set_session(refresh, **options)
+        # The id prevents a second registration.
+        client.meta.events.register("needs-retry.s3", count_if_failed, unique_id="restyle-retries")
+        return client
 
     async def _call_s3(self, method: str, *akwarglist: dict[str, Any], **kwargs: Any) -> Any:
         client = await self.set_session()

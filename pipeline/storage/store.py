@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -73,6 +74,7 @@ def _rename_exclusively(temporary: Path, target: Path) -> bool:
 # Maximal number of bytes that a temporary file's name adds to the target's: two dots, the process
 # id, a dash, eight digits and ".tmp".
 TEMPORARY_BYTES = 2 + len(str(1 << 22)) + 1 + 8 + 4
+_COPY_BLOCK = 8 << 20  # bytes; of a file that `put_file` copies
 
 
 class Store:
@@ -123,6 +125,18 @@ class Store:
                     temporary.replace(self.path(name))
             else:
                 self.fs.pipe_file(self.path(name), content)
+
+    def put_file(self, name: str, source: Path) -> None:
+        """Write the local file `source` under `name`, replacing an existing object.
+
+        Memory holds a few blocks. Large files are uploaded to an object store in several parts.
+        """
+        with storage_errors(f"write '{self.uri(name)}'"):
+            if is_local_filesystem(self.fs):
+                with _complete_file(Path(self.path(name)), source) as temporary:
+                    temporary.replace(self.path(name))
+            else:
+                self.fs.put_file(str(source), self.path(name))
 
     def put_if_absent(self, name: str, content: bytes) -> bool:
         """Write `content` under `name` unless it exists; return whether it was written.
@@ -246,8 +260,11 @@ def is_temporary(name: str) -> bool:
 
 
 @contextmanager
-def _complete_file(target: Path, content: bytes) -> Iterator[Path]:
-    """Write and sync `content` to a temporary file beside `target`, which the caller renames."""
+def _complete_file(target: Path, content: bytes | Path) -> Iterator[Path]:
+    """Write and sync a temporary file beside `target`, which the caller renames.
+
+    `content` is its content, or the path of the file to copy.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name of the maximal length must be cut for the additions.
     start = target.name.encode(errors="surrogateescape")[: 255 - TEMPORARY_BYTES]
@@ -255,7 +272,11 @@ def _complete_file(target: Path, content: bytes) -> Iterator[Path]:
     temporary = target.with_name(f".{kept}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            if isinstance(content, Path):
+                with content.open("rb") as source:
+                    shutil.copyfileobj(source, file, _COPY_BLOCK)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
         yield temporary

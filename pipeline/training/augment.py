@@ -69,6 +69,14 @@ def augment_alike(images: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
     return augment(images), changed_looks
 
 
+def flip_alike(images: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, [n, 3, h, w], with the same random half mirrored."""
+    drawn = torch.get_rng_state()
+    flipped = flip_half(looks)
+    torch.set_rng_state(drawn)
+    return flip_half(images), flipped
+
+
 def flip_half(images: Tensor) -> Tensor:
     """Mirror a random half of a batch [n, 3, h, w]: what the published encoders were trained on."""
     chosen = (torch.rand(len(images)) < 0.5)[:, None, None, None]

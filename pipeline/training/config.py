@@ -20,7 +20,8 @@ from pipeline.config_loading import (
 )
 from pipeline.errors import ConfigError
 from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions
-from pipeline.training.codes import code_shards
+from pipeline.training.degradations import parse_degradations
+from pipeline.training.real_codes import code_shards
 
 # What a training that goes on may be told anew: how long, where and how it is watched. Any other
 # setting would make it another training.
@@ -49,12 +50,23 @@ class TrainConfig(BaseModel):
     """Everything that the training of an encoder can be told.
 
     Weights and stages that are left out are the published ones of the domain and the encoder's
-    type (`pipeline.training.published`). Numbers of images count over all workers.
+    type (`pipeline.training.paper_defaults`). Numbers of images count over all workers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     input: str = Field(description="images: folder, .tar, .parquet or a folder of these; any URI")
+    target: str | None = Field(
+        None,
+        description="images of the same keys that the encoder is to give for those of the input "
+        "(both are crops); any URI",
+    )
+    degrade: str | None = Field(
+        None,
+        description="what is done to what the encoder is shown, the target staying whole: "
+        "downsample:8, blur:SIGMA, mask:PART, noise:SIGMA, gray, jpeg:QUALITY, or several, "
+        "with commas between",
+    )
     output: str = Field(description="the run's folder: checkpoints, log, pictures, models; any URI")
 
     model: str | None = Field(
@@ -166,10 +178,12 @@ def load_train_config(file: str | None, flags: Mapping[str, Any]) -> TrainConfig
     check_uris(
         config,
         (
-            *("input", "output", "model", "generator", "backbone"),
+            *("input", "target", "output", "model", "generator", "backbone"),
             *("identity_network", "moco_weights", "codes"),
         ),
     )
+    if config.degrade:
+        parse_degradations(config.degrade)
     if config.codes:
         code_shards(config.codes)  # the workers read them when all crops are cut: too late to tell
     return config

@@ -21,14 +21,15 @@ def make_optimiser(
     name: OptimiserName,
     parameters: list[nn.Parameter] | list[dict[str, Any]],  # or groups of them
     rate: float,
+    beta2: float = 0.99,  # of Adam
 ) -> torch.optim.Optimizer:
-    """Adam with betas 0.9 and 0.99, or Ranger with its author's defaults.
+    """Adam with betas 0.9 and `beta2`, or Ranger with its author's defaults.
 
     Ranger is RAdam with Lookahead (every 6 steps, halfway) and centralised gradients. It comes
     from the package pytorch-optimizer; `ConfigError` says how to get it where it is missing.
     """
     if name == "adam":
-        return torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
+        return torch.optim.Adam(parameters, lr=rate, betas=(0.9, beta2))
     try:
         from pytorch_optimizer import Ranger
     except ImportError as error:

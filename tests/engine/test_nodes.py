@@ -15,8 +15,14 @@ import pipeline
 from pipeline.config import JobConfig
 from pipeline.engine import nodes
 from pipeline.engine.cluster import running_ray
+from pipeline.engine.node_registry import start_registry, stop_registry, wait_for_verdict
 from pipeline.engine.node_report import NodeReport, code_digest, node_report, versions
-from pipeline.engine.nodes import CheckNodes, NodeChecks, local_paths, nodes_checked
+from pipeline.engine.nodes import (
+    NodeChecks,
+    blocker_needs,
+    local_paths,
+    nodes_checked,
+)
 from pipeline.errors import ClusterError, ConfigError
 
 pytestmark = [
@@ -140,6 +146,49 @@ def wait_until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 @pytest.mark.usefixtures("one_node")
+def test_workers_wait_until_their_node_may_work() -> None:
+    registry = start_registry(DataContext.get_current())
+    node_id = ray.get_runtime_context().get_node_id()
+    actor = ray.remote(AfterVerdict).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+    began = actor.remote(DataContext.get_current()).began.remote()
+    try:
+        assert ray.wait([began], timeout=1)[0] == []
+        registry.judge.remote(node_id, False)  # the worker ends, is started again, and so on
+        assert ray.wait([began], timeout=5)[0] == []
+        NodeChecks({}, registry=registry).wait()
+        assert ray.get(began, timeout=60)
+        registry.add_retry.remote()
+        assert ray.get(registry.retries.remote()) == 1
+    finally:
+        stop_registry(DataContext.get_current(), registry)
+
+
+class AfterVerdict:
+    """An actor that begins as the stages do."""
+
+    def __init__(self, context: DataContext) -> None:
+        DataContext._set_current(context)  # as Ray Data's actors do
+        wait_for_verdict()
+
+    def began(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "needs"),
+    [
+        (2.5, 0.0, [(1.0, 0.0), (1.0, 0.0), (0.5, 0.0)]),
+        (0.0, 2.0, [(0.0, 1.0)] * 2),
+        (64.0, 0.0, [(2.0, 0.0)] * 32),
+    ],
+)
+def test_a_node_is_held_in_small_shares(
+    cpus: float, gpus: float, needs: list[tuple[float, float]]
+) -> None:
+    assert list(blocker_needs(cpus, gpus)) == needs
+
+
+@pytest.mark.usefixtures("one_node")
 def test_a_lost_node_is_named(notices: list[str]) -> None:
     checks = NodeChecks({}, notice=notices.append)
     checks.wait()
@@ -180,11 +229,9 @@ def test_nodes_must_see_a_hidden_file_in_the_output(
 ) -> None:
     monkeypatch.setattr(nodes, "in_cluster", lambda: True)
     table = tmp_path / "table"
-    with nodes_checked(config(output=str(table))):
+    with nodes_checked(config(output=str(table))) as checks:
         (marker,) = table.iterdir()
-        assert CheckNodes.checks is not None
-        assert CheckNodes.checks.paths == {str(marker): "output"}
-        assert CheckNodes in DataContext.get_current().custom_execution_callback_classes
-        CheckNodes().on_execution_step(None)
+        assert checks is not None
+        assert checks.paths == {str(marker): "output"}
+        checks.poll()
     assert list(table.iterdir()) == []
-    assert CheckNodes.checks is None

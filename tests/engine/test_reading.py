@@ -14,7 +14,7 @@ from ray.data import DataContext
 
 from pipeline.engine import prometheus
 from pipeline.engine.cluster import running_ray
-from pipeline.engine.dataset import configure_context
+from pipeline.engine.pipeline import configure_context
 from pipeline.engine.prometheus import Meters
 from pipeline.errors import RequestError
 from pipeline.table import Columns, open_table

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from pipeline.engine.cluster import Resources
-from pipeline.engine.crops import plan_crops
-from pipeline.engine.training import _failures, _trainer, beginning, check_workers, run_training
+from pipeline.engine.training.crops import plan_crops
+from pipeline.engine.training.run import _failures, _trainer, beginning, check_workers, run_training
 from pipeline.errors import ConfigError, FingerprintError, InputError, PipelineError, RequestError
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
-from pipeline.training.crops import CropFile, put_index
-from pipeline.training.settled import keep_settings
+from pipeline.training.data import CropFile, put_index
+from pipeline.training.resume_check import keep_settings
 
 
 def test_other_settings_are_refused_before_any_work(five_images: TrainConfig) -> None:
@@ -75,7 +75,7 @@ def test_workers_that_no_node_has_room_for_are_not_awaited_for_ever(
     five_images: TrainConfig,
 ) -> None:
     asked = five_images.model_copy(update={"restarts": 2})
-    trainer = _trainer(asked, Store(five_images.output), Resources(cpus=2, gpus=0))
+    trainer = _trainer(asked, plan_crops(asked), Resources(cpus=2, gpus=0))
     assert trainer.run_config.failure_config.controller_failure_limit == 2
 
 
@@ -107,6 +107,9 @@ def test_what_was_cut_is_told_before_it_is_trained_on(five_images: TrainConfig) 
         "held_out": 2,
         "trained_on": 6,
     }
+    assert beginning(config, store, {"stage": 2})["goes_on_with"] == {"stage": 2}
+    store.put("encoder.pt", b"")  # from its own checkpoint it goes on with nothing else
+    assert "goes_on_with" not in beginning(config, store, {"stage": 2})
     with pytest.raises(InputError, match="do not fill a batch of 7"):
         beginning(config.model_copy(update={"batch": 7}), store)
 
@@ -132,7 +135,7 @@ def test_a_worker_that_refuses_is_not_started_again_and_its_refusal_is_raised() 
     from ray.train.v2.api.config import FailureConfig
     from ray.train.v2.api.exceptions import WorkerGroupError
 
-    from pipeline.engine.trainer import RefusalsEndIt
+    from pipeline.engine.training.trainer import RefusalsEndIt
 
     refused = WorkerGroupError("x", {0: OSError("collateral"), 1: InputError("too few")})
     policy = RefusalsEndIt(FailureConfig(max_failures=3))

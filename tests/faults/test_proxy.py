@@ -9,6 +9,10 @@ import pytest
 import s3fs
 from botocore.exceptions import BotoCoreError
 
+from pipeline.errors import StorageError
+from pipeline.storage import Store
+from pipeline.storage.retries import storage_retries
+from pipeline.storage.s3_filesystem import KeyedS3
 from tests.conftest import Bucket
 from tests.faults import actions
 from tests.faults.proxy import FaultProxy, Rule
@@ -46,6 +50,22 @@ def test_a_rule_takes_the_nth_of_its_requests_alone(
             client.pipe_file(f"{s3.uri}/latents/1", b"1")
         client.pipe_file(f"{s3.uri}/latents/2", b"2")
     assert len(client.find(s3.uri)) == 3
+
+
+def test_requests_that_are_repeated_are_counted(
+    s3: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    KeyedS3.clear_instance_cache()  # which holds clients of the server itself
+    store, before = Store(s3.uri), storage_retries()
+    for action in (actions.error(503), actions.error(500)):
+        with proxy.breaking(Rule("PUT", "latents/", action)):
+            store.put("latents/0", b"0")
+    assert storage_retries() == before + 2
+    with pytest.raises(StorageError):
+        store.get("latents/1")
+    assert storage_retries() == before + 2, "what is not there is asked for once"
+    KeyedS3.clear_instance_cache()
 
 
 def test_a_reset_before_writes_nothing_and_a_reset_after_has_written(

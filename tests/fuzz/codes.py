@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.exchange.code_files import read_code
-from pipeline.exchange.pickled import latents_file, read_latents
-from tests.exchange.hungry import HUNGRY
+from pipeline.interop.code_files import read_code
+from pipeline.interop.pickled_codes import latents_file, read_latents
 from tests.fuzz import words
 from tests.fuzz.archives import json_text
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind
 from tests.fuzz.mutate import mutated
+from tests.interop.hungry import HUNGRY
 
 
 class _Command:
@@ -65,6 +65,9 @@ def _make(draw: Random) -> Case:
     if way < 0.87:
         torch.save(draw.choice((torch.zeros(4, 512), _Command(), [1], {"a": 1})), sink)
         return {"code.pt": mutated(draw, sink.getvalue(), most=2)}
+    if way < 0.92:
+        np.savez_compressed(sink, **{draw.choice(("w", "z")): np.ones((1, 4, 512), np.float32)})
+        return {"code.npz": mutated(draw, sink.getvalue(), most=2)}
     shape = draw.choice(((4, 512), (512,), (70_000,), (0,), (3, 4)))
     np.save(sink, np.broadcast_to(np.float32(1), shape)[:4])
     content = sink.getvalue()[: 20_000 if draw.random() < 0.9 else 128]

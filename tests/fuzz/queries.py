@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from pipeline.errors import PipelineError, RequestError
-from pipeline.exchange.exporting import Selection
+from pipeline.interop.exporting import Selection
 from pipeline.storage import Store
 from pipeline.table import Table, check_condition, open_table
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind, check_line, write_case

@@ -28,6 +28,7 @@ from tests.fuzz.archives import json_text
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind, write_case
 from tests.fuzz.mutate import mutated
 from tests.fuzz.tables import changed_json
+from tests.models.nvlabs_pickle import network, pickled, saved_by_torch
 from tests.models.tiny import CHANNELS, tiny_checkpoint
 
 
@@ -143,6 +144,29 @@ def _run_dictionary(case: Case, _: Path) -> str:
     return "model"
 
 
+@functools.cache
+def _networks() -> tuple[bytes, ...]:
+    """NVIDIA's pickles of a generator without a mapping network, as small as one can be."""
+    generator = network(mapping_layers=0, channels={4: 2, 8: 2})
+    plain = [pickled(generator, protocol) for protocol in (2, 4)]
+    return (*plain, *(saved_by_torch(generator, zipped=zipped) for zipped in (True, False)))
+
+
+def _make_network(draw: Random) -> Case:
+    content = draw.choice(_networks())
+    if draw.random() < 0.5:
+        return {"model.pkl": mutated(draw, content)}
+    changed = bytearray(content)
+    changed[draw.randrange(len(changed))] = draw.randrange(256)
+    return {"model.pkl": bytes(changed)}
+
+
+def _run_network(case: Case, folder: Path) -> str:
+    write_case(case, folder)
+    load_model(str(folder / "model.pkl"), domain="faces")
+    return "model"
+
+
 # --- bundles
 
 
@@ -234,5 +258,6 @@ KINDS = [
         share=1,
         limit_s=180,
     ),
+    Kind("network", _make_network, functools.partial(_strict, _run_network), share=1, limit_s=180),
     Kind("bundle", _make_bundle, functools.partial(_strict, _run_bundle), share=1, limit_s=180),
 ]

@@ -66,7 +66,7 @@ def zip_file() -> bytes:
         (b"v/1\x01\x02\x00", "an OpenEXR image"),
         (b"FUJIFILMCCD-RAW 0201", "a camera raw file (RAF)"),
         (zip_file(), "a ZIP archive"),
-        (gzip.compress(b"x"), "a gzip file"),
+        (gzip.compress(b"x", mtime=0), "a gzip file"),
         (tar_file(), "a tar archive"),
         (b"\x93NUMPY\x01\x00", "a NumPy array"),
         (b"PAR1\x15\x04", "a Parquet file"),

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from jobs.convert_model import main
+from pipeline.choices import EncoderType
+from pipeline.config import JobConfig
+from pipeline.config_loading import ModelFlags
 from pipeline.models import OFFICIAL_TYPES, load_checkpoint, load_model
+from tests.models.nvlabs_pickle import network, pickled
 from tests.models.tiny import tiny_checkpoint
 
 
@@ -49,6 +54,24 @@ def test_weights_of_no_encoder_are_told_as_what_they_are(
     assert said.endswith(
         "holds no encoder weights that are known, so it is no ReStyle, pSp or e4e checkpoint\n"
     )
+
+
+def test_every_flag_about_the_model_is_one_of_the_main_job_too() -> None:
+    assert get_args(EncoderType) == OFFICIAL_TYPES
+    for name, field in ModelFlags.model_fields.items():
+        assert JobConfig.model_fields[name].annotation == field.annotation
+
+
+def test_a_network_of_nvidias_becomes_a_bundle_without_an_encoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "afhqcat.pkl").write_bytes(pickled(network()))
+    bundle = str(tmp_path / "cats")
+    assert main([str(tmp_path / "afhqcat.pkl"), bundle]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["fingerprint"] == load_model(str(tmp_path / "afhqcat.pkl")).fingerprint
+    model = load_model(bundle)
+    assert (model.domain, model.generator_alone, model.generator_size) == ("afhq_cat", True, 16)
 
 
 def test_the_encoders_are_named_where_one_is_to_be_chosen(

@@ -16,8 +16,8 @@ import jobs.import_latents
 import jobs.status
 from jobs.refine_dataset import second_pass
 from pipeline.errors import ConfigError
-from pipeline.exchange.pickled import latents_file
-from pipeline.exchange.pictures import frames_of
+from pipeline.interop.pickled_codes import latents_file
+from pipeline.interop.pictures import frames_of
 from pipeline.models import load_model
 from pipeline.storage import Store
 from pipeline.table import open_table
@@ -79,10 +79,17 @@ def test_pictures_are_rendered_by_the_tables_own_model(
     table = tmp_path / "table"
     run(jobs.import_latents, "--from", latents, "--model", tiny_bundle, "--output", table)
     code, told, _ = run(
-        jobs.export_table, "--table", table, "--to", tmp_path / "out", "--as", "results"
+        jobs.export_table,
+        *("--table", table, "--to", tmp_path / "out", "--as", "results"),
+        *("--size", 16, "--truncate-pixels"),
     )
     assert (code, told["written"]) == (0, 4)
-    assert (tmp_path / "out" / "1" / "2.png").is_file()
+    with Image.open(tmp_path / "out" / "1" / "2.png") as picture:
+        assert picture.size == (16, 16)
+    code, _, said = run(
+        jobs.export_table, "--table", table, "--to", tmp_path / "c", "--as", "codes", "--size", 16
+    )
+    assert (code, "--size is for pictures" in said) == (2, True)
 
 
 def test_images_beside_the_codes_are_measured(
@@ -197,6 +204,7 @@ def test_a_folder_needs_to_be_told_what_it_is_to_hold(run: Any, tmp_path: Path) 
         ("x.png", "images", "all else a folder of files"),
         ("x.pt", "latents", "of a name ending in .npy"),
         ("folder/", "latents", "of a name ending in .npy"),
+        ("folder/", "stacked", "stacked codes are one file: name it"),
     ],
 )
 def test_nothing_is_written_under_the_name_of_something_else(
@@ -226,6 +234,18 @@ def test_codes_go_from_bucket_to_bucket(
     for kind, written in (("codes", 2), ("results", 4)):
         code, told, said = run(jobs.export_table, "--table", table, "--to", out, "--as", kind)
         assert (code, told["written"]) == (0, written), said
+    stack = bucket.uri("stack.npz")
+    code, told, said = run(jobs.export_table, "--table", table, "--to", stack, "--as", "stacked")
+    assert (code, told["written"]) == (0, 2), said
+    code, told, said = run(
+        jobs.import_latents,
+        *("--from", stack, "--names", told["names"], "--refined-from", table),
+        *("--model", tiny_bundle, "--output", f"{table}-3"),
+    )
+    assert (code, told["refined_from"], told["without_ancestor"]) == (0, 2, 0), said
+    third = open_table(f"{table}-3").sql("SELECT key, refined_from FROM latents ORDER BY key")
+    assert third["key"].tolist() == ["1", "2"]
+    assert third["refined_from"].tolist() == [f"codes-00000/{n}.jpg#0" for n in (1, 2)]
     names = bucket.names("out/")
     assert {name.rsplit(".", 1)[1] for name in names} == {"npy", "png"}
     code, told, said = run(

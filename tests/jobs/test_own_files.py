@@ -12,9 +12,9 @@ import pytest
 
 import jobs.export_table
 import jobs.import_latents
-from pipeline.exchange.pickled import latents_file
+from pipeline.interop.pickled_codes import latents_file
 from pipeline.storage import check_output
-from pipeline.training.settled import TRAINING_OUTPUT
+from pipeline.training.resume_check import TRAINING_OUTPUT
 from tests.jobs.running import file_bytes
 from tests.table.rows import shard, write_shard, writer
 

@@ -160,6 +160,7 @@ def test_two_workers_train_from_bucket_to_bucket_with_moco(
     bucket = Store(s3.uri)
     for image in write_images(tmp_path / "images").iterdir():
         bucket.put(f"images/{image.name}", image.read_bytes())
+        bucket.put(f"targets/{image.stem}.jpeg", image.read_bytes())
     moco = {f"module.encoder_q.{key}": value for key, value in ResNet50().state_dict().items()}
     sink = io.BytesIO()
     torch.save({"state_dict": moco}, sink)
@@ -169,10 +170,13 @@ def test_two_workers_train_from_bucket_to_bucket_with_moco(
         tmp_path,
         *("--input", source, "--output", run, "--model", tiny_bundle, *SETTINGS),
         *("--images", 40, "--workers", 2, "--moco", 0.5, "--moco-weights", weights),
+        *("--target", bucket.uri("targets"), "--degrade", "downsample:4,jpeg:50"),
         job="train_restyle",
         **s3.env,
     ).ended()
     assert ended.code == 0, ended.err
+    told = json.loads(ended.out.splitlines()[0])
+    assert (told["pairs"], told["without_target"], told["without_source"]) == (40, 0, 0)
     lines = [json.loads(line) for line in bucket.get("run/encoder.jsonl").splitlines()]
     assert [line["images"] for line in lines] == [20, 40]
     assert all(np.isfinite(value) for value in lines[-1]["held_out_l2"])

@@ -13,7 +13,7 @@ import torch
 from pipeline.errors import ModelError, StorageError
 from pipeline.models import RestyleModel, load_checkpoint, load_model, save_bundle
 from pipeline.models.checkpoint import read_checkpoint
-from pipeline.models.restyle import Architecture
+from pipeline.models.model import Architecture
 from tests.models.tiny import CHANNELS, tiny_checkpoint
 from tests.storage import cut_off
 

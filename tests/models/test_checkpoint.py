@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import collections
 import io
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from pipeline.errors import ModelError
-from pipeline.models import load_checkpoint, load_model
-from tests.models.tiny import ALL_LEVELS, tiny_checkpoint
+from pipeline.errors import ConfigError, ModelError
+from pipeline.inversion import OptimizeSettings, optimize
+from pipeline.inversion.methods import Method
+from pipeline.models import load_checkpoint, load_model, save_bundle, treatment_for
+from pipeline.models.checkpoint import read_checkpoint
+from pipeline.models.safe_globals import plain
+from tests.models.tiny import ALL_LEVELS, portrait, tiny_checkpoint
 
 Checkpoint = dict[str, Any]
 
@@ -120,7 +127,6 @@ TO_RGB = "decoder.to_rgbs.0.conv.weight"
             _with("encoder.extra.weight", torch.zeros(2)),
             r"'encoder\.extra\.weight' does not belong",
         ),
-        (_with("latent_avg", torch.zeros(2)), r"'latent_avg' does not belong"),
         (_with(TO_RGB, torch.zeros(1, 3, 5, 1, 1)), r"shape \[1, 3, 5, 1, 1\], expected"),
         (_with(BLUR, torch.ones(4, 4)), r"not the binomial blur"),
         (_with("decoder.input.input", "text"), r"is a str, not a tensor"),
@@ -160,7 +166,8 @@ def test_a_missing_head_is_a_disagreement_of_encoder_and_decoder(checkpoint: Che
 def test_an_encoder_type_can_be_given_where_options_lack_one(checkpoint: Checkpoint) -> None:
     del checkpoint["opts"].encoder_type
     with pytest.raises(
-        ModelError, match="the weights fit BackboneEncoder or ProgressiveBackboneEncoder; convert"
+        ModelError,
+        match="weights fit BackboneEncoder or ProgressiveBackboneEncoder: jobs/convert",
     ):
         load_checkpoint(checkpoint)
     model = load_checkpoint(checkpoint, encoder_type="BackboneEncoder")
@@ -243,6 +250,173 @@ def test_a_file_of_something_else_is_no_checkpoint(tmp_path: Path) -> None:
         load_model(saved([1, 2], tmp_path))
 
 
-def test_a_bare_generator_is_no_checkpoint(tmp_path: Path) -> None:
+def test_an_empty_generator_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no 'state_dict'.*'g_ema'"):
         load_model(saved({"g_ema": {}}, tmp_path))
+
+
+# --- what the official loaders take too
+
+
+def _wrapped(checkpoint: Checkpoint) -> Checkpoint:
+    """Weights of networks inside DataParallel and torch.compile."""
+    state = checkpoint["state_dict"].items()
+    encoder = {f"module.{key}": value for key, value in state if key.startswith("encoder.")}
+    decoder = {
+        key.replace("decoder.", "decoder._orig_mod.module."): value
+        for key, value in state
+        if key.startswith("decoder.")
+    }
+    return {**checkpoint, "state_dict": encoder | decoder}
+
+
+def _with_others(checkpoint: Checkpoint) -> Checkpoint:
+    """Weights of other networks, and things that are no tensors, beside the model's own."""
+    others = {"lpips_loss.net.0.weight": torch.zeros(2), "step": 7, "latent_avg": torch.zeros(3)}
+    return {**checkpoint, "state_dict": {**checkpoint["state_dict"], **others}}
+
+
+def _bare(checkpoint: Checkpoint) -> Checkpoint:
+    """A state dict by itself, the average latent among its weights."""
+    return {**checkpoint["state_dict"], "latent_avg": checkpoint["latent_avg"]}
+
+
+def _of_numpy(checkpoint: Checkpoint) -> Checkpoint:
+    """Numbers and an average of numpy's types, and options that are paths."""
+    options = argparse.Namespace(
+        **vars(checkpoint["opts"]), exp_dir=Path("runs/a"), lr=np.float64(1e-4), best=np.int64(3)
+    )
+    options.output_size = np.int64(8)
+    return {**checkpoint, "latent_avg": checkpoint["latent_avg"].numpy(), "opts": options}
+
+
+@pytest.mark.parametrize("change", [_wrapped, _with_others, _bare, _of_numpy])
+@pytest.mark.parametrize("as_file", [True, False])
+def test_what_the_official_loader_takes_is_the_same_model(
+    checkpoint: Checkpoint, change: Any, as_file: bool, tmp_path: Path
+) -> None:
+    given = change(checkpoint)
+    place = saved(given, tmp_path) if as_file else given
+    model = load_model(place, encoder_type="BackboneEncoder", domain="faces")
+    assert model.fingerprint == load_checkpoint(checkpoint).fingerprint
+
+
+def test_ignored_entries_are_told_once(
+    checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "pipeline.models"):
+        model = load_checkpoint(_with_others(checkpoint), source="psp.pt")
+    told = "ignored 3 entries beside encoder and decoder (lpips_loss.net.0.weight, step, ...)"
+    assert model.metadata["notes"]["ignored"] == told
+    assert caplog.messages == [f"psp.pt: {told}"]
+    assert told in treatment_for(model).description
+
+
+def test_safetensors_hold_a_bare_state_dict(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = str(tmp_path / "psp.safetensors")
+    save_file(_bare(checkpoint), path)
+    with pytest.raises(ModelError, match="BackboneEncoder or ProgressiveBackboneEncoder"):
+        load_model(path)
+    model = load_model(path, encoder_type="BackboneEncoder")
+    assert model.fingerprint == load_checkpoint(checkpoint).fingerprint
+    save_file(load_model("demo").state_dict(), path)
+    with pytest.raises(ModelError, match="weights of a bundle; name the bundle's folder"):
+        load_model(path)
+    Path(path).write_bytes(b"\0" * 100)
+    with pytest.raises(ModelError, match=r"psp\.safetensors: damaged, or not a safetensors file"):
+        load_model(path)
+
+
+def test_two_weights_of_one_name_are_refused(checkpoint: Checkpoint) -> None:
+    state = checkpoint["state_dict"]
+    state["module.decoder.input.input"] = state["decoder.input.input"]
+    with pytest.raises(ModelError, match=r"holds 'decoder\.input\.input' twice"):
+        load_checkpoint(checkpoint)
+
+
+def test_no_class_of_numpy_or_pathlib_is_built_from_a_file(tmp_path: Path) -> None:
+    content = {"path": Path("a"), "number": np.float32(0.5), "array": np.arange(3)}
+    torch.save(content, tmp_path / "x.pt")
+    with (tmp_path / "x.pt").open("rb") as file:
+        found = read_checkpoint(file, "x.pt")
+    assert {type(value).__name__ for value in found.values()} == {
+        *("InertPath", "InertScalar", "InertArray"),
+    }
+    values = {name: plain(value) for name, value in found.items()}
+    assert (values["path"], values["number"]) == ("a", 0.5)
+    assert values["array"].tolist() == [0, 1, 2]
+
+
+# --- the average latent
+
+
+def _without_average(checkpoint: Checkpoint) -> Checkpoint:
+    return {name: value for name, value in checkpoint.items() if name != "latent_avg"}
+
+
+def test_an_average_among_the_weights_is_used(checkpoint: Checkpoint) -> None:
+    average = checkpoint["latent_avg"]
+    inside = {**_without_average(checkpoint)}
+    inside["state_dict"] = {**checkpoint["state_dict"], "latent_avg": average}
+    model = load_checkpoint(inside)
+    assert model.fingerprint == load_checkpoint(checkpoint).fingerprint
+    assert model.metadata["notes"] == {}
+
+
+def test_a_missing_average_is_estimated_on_request(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.models.average_latent.CODES", 3000)
+    for lacking in (_without_average(checkpoint), {**checkpoint, "latent_avg": None}):
+        with pytest.raises(ModelError, match="take --estimate-latent-avg"):
+            load_checkpoint(lacking)
+    first, again = (load_checkpoint(lacking, estimate_latent_avg=True) for _ in range(2))
+    assert first.fingerprint == again.fingerprint != load_checkpoint(checkpoint).fingerprint
+    z = torch.randn(3000, 512, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        codes = first.generator.map_z(z)
+    error = codes.std(dim=0) / len(codes) ** 0.5
+    assert float((codes.mean(dim=0) - first.latent_avg[0]).abs().div(error).mean()) < 2
+    assert first.latent_avg.std(dim=0).max() == 0
+    assert "estimated from 100000 mapped z codes" in first.metadata["notes"]["latent_avg"]
+    stored = load_checkpoint(checkpoint, estimate_latent_avg=True)
+    assert stored.fingerprint == load_checkpoint(checkpoint).fingerprint
+
+
+def test_an_average_needs_a_mapping_network(checkpoint: Checkpoint) -> None:
+    state = checkpoint["state_dict"]
+    lacking = _without_average(checkpoint)
+    lacking["state_dict"] = {k: v for k, v in state.items() if "decoder.style" not in k}
+    with pytest.raises(ModelError, match="no mapping network"):
+        load_checkpoint(lacking, estimate_latent_avg=True)
+
+
+# --- generators alone
+
+
+def test_a_generator_alone_is_optimised_and_no_more(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    state = checkpoint["state_dict"].items()
+    generator = {key[8:]: value for key, value in state if key.startswith("decoder.")}
+    content = {"g_ema": generator, "latent_avg": checkpoint["latent_avg"][0]}
+    torch.save(content, tmp_path / "stylegan2-ffhq-config-f.pt")
+    model = load_model(str(tmp_path / "stylegan2-ffhq-config-f.pt"))
+    assert (model.domain, model.generator_size, model.generator_alone) == ("faces", 8, True)
+    with pytest.raises(ModelError, match="take --estimate-latent-avg"):
+        load_checkpoint({"g_ema": generator})
+    for name in ("restyle", "encoder", "hybrid"):
+        with pytest.raises(ConfigError, match=f"generator alone, and --method {name} .*optimize"):
+            Method(name).check(model)
+    Method("hybrid").check(model, started=True)
+    Method("optimize").check(model)
+    save_bundle(model, str(tmp_path / "bundle"))
+    model = load_model(str(tmp_path / "bundle"))
+    found = optimize(
+        model,
+        portrait(),
+        seeds=[1],
+        settings=OptimizeSettings(iterations=2, lpips_weight=0, spread=0.1),
+        steps=2,
+    )
+    assert found.w_plus.shape == (1, 2, 4, 512)
+    bare = load_checkpoint({**generator, "latent_avg": checkpoint["latent_avg"][0]})
+    assert bare.fingerprint == model.fingerprint

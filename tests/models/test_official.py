@@ -11,8 +11,8 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.models import Architecture, RestyleModel, load_checkpoint, load_model
+from pipeline.models.domains import preset_of
 from pipeline.models.official import official_checkpoint, original_refuses, save_official
-from pipeline.models.presets import preset_of
 from tests.models.tiny import tiny_checkpoint
 from tests.tiny_bundle import write_tiny_bundle
 

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.models import Generator, load_checkpoint
 from pipeline.models.stylegan2 import n_styles_of
-from pipeline.models.synthesis import render_one
+from pipeline.models.stylegan2_cpu import render_one
 from tests.models.float64_reference import synthesise
 from tests.models.tiny import ALL_LEVELS, filled, tiny_checkpoint
 

@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
-from pipeline.training.adversary import Adversary, AdversaryPlan, gradient_penalty
-from pipeline.training.parallel import Group
+from pipeline.training.distributed import Group
+from pipeline.training.e4e import Adversary, AdversaryPlan, gradient_penalty
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import torch
 from pipeline.training.augment import (
     augment,
     augment_alike,
+    flip_alike,
     flip_half,
     jitter_colour,
     jitter_geometry,
@@ -48,3 +49,10 @@ def test_half_of_the_images_are_mirrored():
     ramp = torch.linspace(-1, 1, 8).expand(40, 3, 8, 8)
     mirrored = (flip_half(ramp)[:, 0, 0, 0] > 0).sum()
     assert 8 < int(mirrored) < 32
+
+
+def test_both_of_a_pair_are_mirrored_alike():
+    ramp = torch.linspace(-1, 1, 8).expand(40, 3, 8, 8)
+    one, other = flip_alike(ramp, -ramp)
+    assert torch.equal(one, -other)
+    assert 0 < int((one[:, 0, 0, 0] > 0).sum()) < 40

@@ -28,6 +28,7 @@ def test_flags_win_over_the_file(tmp_path):
         ({"model": "demo", "progressive_every": 5}, "--progressive-start"),
         ({"model": "demo", "workers": 3}, "batch of 8 does not divide among 3"),
         ({"model": "demo", "images": 7}, "--images 7 does not fill a batch of 8"),
+        ({"model": "demo", "degrade": "fog:2"}, "'fog' is not a degradation"),
         ({"model": "demo", "lpipz": 1}, "did you mean 'lpips'"),
         ({"model": "demo", "rate": -1}, "--rate: "),
     ],

@@ -3,7 +3,17 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.storage import Store
-from pipeline.training.crops import CropFile, Crops, put_crops, put_index, read_index, windowed
+from pipeline.training.data import (
+    CropFile,
+    Crops,
+    match_keys,
+    put_crops,
+    put_index,
+    put_pairs,
+    read_index,
+    read_pairs,
+    windowed,
+)
 
 
 @pytest.fixture
@@ -49,3 +59,21 @@ def test_the_order_holds_each_sample_once_and_stays_within_a_window():
             files = files[inside:]
     again = windowed(counts, window=2)(torch.Generator().manual_seed(seed))
     assert torch.equal(order, again)
+
+
+def test_pairs_have_the_same_key_whatever_their_extension():
+    numbers, several = match_keys(["a/1.jpg", "2", "3.png", "x.v2"], ["x.v2", "3.JPG", "a/1", "9"])
+    assert numbers.tolist() == [[0, 2], [2, 1], [3, 0]]
+    assert several == {}
+    _, several = match_keys(["1.jpg", "1.png"], ["1"])
+    assert several == {"1": ["1.jpg", "1.png"]}
+
+
+def test_pairs_are_found_in_both_sets(crops):
+    put_pairs(crops.store, torch.tensor([[1, 6], [3, 0], [4, 4], [6, 5]]))
+    pairs = read_pairs(crops, crops)
+    assert (len(pairs), pairs.counts) == (4, [1, 1, 2])
+    index = torch.tensor([3, 0])
+    assert pairs.images(index)[:, 0, 0, 0].tolist() == [6, 1]
+    assert pairs.wanted(index)[:, 0, 0, 0].tolist() == [5, 6]
+    assert torch.equal(crops.wanted(index), crops.images(index))

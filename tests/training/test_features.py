@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from pipeline.metrics.arcface import ArcFaceIRSE50
 from pipeline.metrics.identity import load_identity
-from pipeline.training.features import central_crop, load_face_features
+from pipeline.training.losses import central_crop, load_face_features
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,11 @@ def test_a_weight_file_gives_its_own_network(tmp_path, faces):
     features = load_face_features(str(tmp_path / "ir_se50.safetensors"))
     assert features.side == 112
     assert torch.allclose(features.embed(faces[:1]).norm(dim=1), torch.ones(1))
+    # The published loss pools rows 35 to 222 and columns 32 to 219 of a crop of 256 px.
+    inner = torch.nn.AdaptiveAvgPool2d((112, 112))(faces[:1, :, 35:223, 32:220])
+    network = ArcFaceIRSE50().eval()
+    network.load_state_dict(state)
+    assert torch.allclose(features.embed(faces[:1]), network(inner), atol=1e-5)
 
 
 def test_only_the_network_of_dlib_needs_dlib(tmp_path):
@@ -62,7 +67,7 @@ def test_only_the_network_of_dlib_needs_dlib(tmp_path):
 import sys
 sys.modules["dlib"] = None
 from pipeline.errors import ModelError
-from pipeline.training.features import load_face_features
+from pipeline.training.losses import load_face_features
 print(load_face_features({str(tmp_path / "ir_se50.safetensors")!r}).side)
 try:
     load_face_features("dlib")

@@ -7,9 +7,8 @@ import torch
 from PIL import Image
 
 from pipeline.storage import Store
-from pipeline.training import journal as journal_module
-from pipeline.training.board import Board
-from pipeline.training.journal import Journal, grid, read_reports, total_seconds
+from pipeline.training import train_log as journal_module
+from pipeline.training.train_log import Board, Journal, grid, read_reports, total_seconds
 
 
 def test_lines_hold_the_means_since_the_line_before(tmp_path, capsys):

@@ -8,8 +8,8 @@ from torch import nn
 from pipeline.errors import ConfigError, ModelError
 from pipeline.storage import Store
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.journal import Journal, read_reports
-from pipeline.training.loop import LoopPlan, Task, train
+from pipeline.training.train_log import Journal, read_reports
+from pipeline.training.trainer import LoopPlan, Task, train
 
 PLAN = LoopPlan(
     images=80, batch=4, peak_rate=0.2, warm_up=4, horizon=5, report_every=8, save_every=12

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from pipeline.training.order import random_batches
+from pipeline.training.data import random_batches
 
 
 def test_an_epoch_shows_each_sample_at_most_once_and_the_next_has_another_order():

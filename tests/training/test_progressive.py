@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.training.progressive import Stages, delta_norms, staged, w_norm
+from pipeline.training.e4e import Stages, delta_norms, staged, w_norm
 
 
 def test_rows_are_set_free_one_after_another():

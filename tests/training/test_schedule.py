@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.training.schedule import average_into, learning_rate
+from pipeline.training.trainer import average_into, learning_rate
 
 
 def test_the_rate_warms_up_holds_and_falls_to_zero():

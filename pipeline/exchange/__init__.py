@@ -1,1 +1,0 @@
-"""Codes and pictures of tables in the layouts of the published scripts: out of a table, and in."""

@@ -1,0 +1,159 @@
+"""Reads a pickle without running it: a machine for the few instructions that data need.
+
+Python's own unpickler, with every name refused, still lets a file of a hundred bytes ask for
+gigabytes: a slot of its memo far behind the others, `bytes(10**9)`, one text encoded a thousand
+times. Here a file makes nothing but small records and parts of itself.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from pipeline.errors import InputError
+
+# A file of data has kilobytes of numbers for each few instructions. One of a small file may be
+# mostly names and shapes.
+_BYTES_PER_STEP, _FREE_STEPS = 16, 10_000
+
+_VALUES = {
+    *("BININT", "BININT1", "BININT2", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINFLOAT", "LONG1"),
+}
+_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_NEW: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_NOTHING = {"PROTO", "FRAME", "STOP"}
+
+
+class Record(Protocol):
+    """What stands for an object: it takes the state that the pickle gives it."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None: ...
+
+
+def read_pickle(
+    content: bytes,
+    names: Mapping[str, Callable[..., Any]],
+    records: tuple[type[Record], ...],
+    purpose: str = "a dictionary of codes",
+) -> Any:
+    """Return the object in the pickle `content` (protocol 2 and later).
+
+    `names` holds what stands for each name (`module.name`) that the pickle may call; the calls are
+    the only code that runs. `records` are the types that may be given a state, and `purpose` says
+    in errors what is read. Every other name and instruction is refused with an `InputError`; a
+    damaged pickle raises `ValueError`, `LookupError` or `TypeError`.
+    """
+    machine = _Machine(names, records, purpose)
+    left = len(content) // _BYTES_PER_STEP + _FREE_STEPS
+    for code, argument, _ in pickletools.genops(content):
+        machine.step(code.name, argument)
+        left -= 1
+        if left < 0:
+            raise InputError(f"it has more instructions than {len(content)} bytes of data need")
+    (found,) = machine.stack
+    return found
+
+
+class _Machine:
+    def __init__(
+        self,
+        names: Mapping[str, Callable[..., Any]],
+        records: tuple[type[Record], ...],
+        purpose: str,
+    ) -> None:
+        self.stack: list[Any] = []
+        self._names, self._records, self._purpose = names, records, purpose
+        self._below: list[list[Any]] = []  # the stacks under each mark
+        self._memo: dict[int, Any] = {}
+        self._steps: dict[str, Callable[[Any], None]] = {
+            "MARK": self._mark,
+            "TUPLE": self._tuple,
+            "APPEND": lambda _: self._append([self.stack.pop()]),
+            "APPENDS": lambda _: self._append(self._to_mark()),
+            "SETITEM": lambda _: self._set([self.stack.pop(-2), self.stack.pop()]),
+            "SETITEMS": lambda _: self._set(self._to_mark()),
+            "MEMOIZE": lambda _: self._memo.update({len(self._memo): self.stack[-1]}),
+            "BINPUT": lambda slot: self._memo.update({slot: self.stack[-1]}),
+            "LONG_BINPUT": lambda slot: self._memo.update({slot: self.stack[-1]}),
+            "BINGET": lambda slot: self.stack.append(self._memo[slot]),
+            "LONG_BINGET": lambda slot: self.stack.append(self._memo[slot]),
+            "GLOBAL": lambda name: self._name(*name.split(" ", 1)),
+            "STACK_GLOBAL": lambda _: self._name(self.stack.pop(-2), self.stack.pop()),
+            "ADDITEMS": lambda _: self._add(self._to_mark()),
+            "REDUCE": self._call,
+            "NEWOBJ": self._call,
+            "BUILD": self._give_state,
+        }
+
+    def step(self, code: str, argument: Any) -> None:
+        """Do one instruction."""
+        if code in _VALUES:
+            self.stack.append(argument)
+        elif code in _CONSTANTS:
+            self.stack.append(_CONSTANTS[code])
+        elif code in _NEW:
+            self.stack.append(_NEW[code]())
+        elif code in _TUPLES:
+            count = _TUPLES[code]
+            if len(self.stack) < count:
+                raise ValueError("a tuple of more than there is")
+            self.stack[-count:] = [tuple(self.stack[-count:])]
+        elif code in self._steps:
+            self._steps[code](argument)
+        elif code not in _NOTHING:
+            raise InputError(f"it has the instruction {code}, which {self._purpose} has no use of")
+
+    def _mark(self, _: Any) -> None:
+        self._below.append(self.stack)
+        self.stack = []
+
+    def _to_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self._below.pop()
+        return items
+
+    def _tuple(self, _: Any) -> None:
+        items = self._to_mark()
+        self.stack.append(tuple(items))
+
+    def _append(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise TypeError("items for what is no list")
+        self.stack[-1].extend(items)
+
+    def _add(self, items: list[Any]) -> None:
+        # Texts alone: numbers can be chosen so that each of them collides with all others.
+        if type(self.stack[-1]) is not set or not all(type(item) is str for item in items):
+            raise TypeError("items for what is not a set of names")
+        self.stack[-1].update(items)
+
+    def _set(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not dict:
+            raise TypeError("items for what is no dictionary")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, str):
+                told = str(key) if isinstance(key, int) else f"a {type(key).__name__}"
+                raise InputError(f"it has the key {told}, expected a file's name")
+            self.stack[-1][key] = value
+
+    def _name(self, module: object, name: object) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError("a name that is no text")
+        called = self._names.get(f"{module}.{name}")
+        if called is None:
+            raise InputError(f"it names {module}.{name}, which {self._purpose} has no use of")
+        self.stack.append(called)
+
+    def _call(self, _: Any) -> None:
+        arguments, called = self.stack.pop(), self.stack.pop()
+        if not callable(called) or type(arguments) is not tuple:
+            raise TypeError("a call of what cannot be called")
+        self.stack.append(called(*arguments))
+
+    def _give_state(self, _: Any) -> None:
+        state, record = self.stack.pop(), self.stack[-1]
+        if not isinstance(record, self._records) or type(state) is not tuple:
+            raise TypeError("a state for what has none")
+        record.__setstate__(state)

@@ -1,0 +1,1 @@
+"""Exchange W+ codes with other programs: export, import, and their file formats."""

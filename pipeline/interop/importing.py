@@ -1,0 +1,360 @@
+"""Codes that another program found, as a table like every other.
+
+What nobody measured is null. A code alone tells its spread and its distance to the average; with
+the images beside it, it is rendered and measured as in every table, under the shards and keys that
+inverting the same input gives, so that such tables compare face by face.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.alignment import AlignedFace
+from pipeline.choices import CodeType
+from pipeline.errors import InputError, PipelineError, RequestError
+from pipeline.interop.code_files import CodeFiles, FaceName, faces_of
+from pipeline.interop.lineage import Lineage
+from pipeline.interop.measuring import Measuring, match_images
+from pipeline.interop.pickled_codes import Codes
+from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_variance
+from pipeline.metrics.registry import QUALITY
+from pipeline.models import RestyleModel
+from pipeline.storage import FILES_PER_SHARD, LeftOut, ReadOptions, Shard, list_shards, read_samples
+from pipeline.table.card import kept_readme, write_card
+from pipeline.table.cleanup import Orphans
+from pipeline.table.parts import PartRecord
+from pipeline.table.reader import open_table
+from pipeline.table.resume import ShardState
+from pipeline.table.runs import RunFile, RunRecord
+from pipeline.table.schema import Columns
+from pipeline.table.spec import TableSpec
+from pipeline.table.stats import Counts
+from pipeline.table.writer import TableWriter, open_for_writing
+
+IMPORT_VERSION = 1
+_NO_STEPS = "nobody knows how many led to a code: what was measured stands under step 1"
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """How codes become a table; `method` is the word that its column gets."""
+
+    model: str  # name or URI, for whoever renders the codes
+    method: str = "imported"
+    latent_dtype: CodeType = "float16"
+    part_size: int = 256
+    files_per_shard: int = (
+        FILES_PER_SHARD  # codes or, with images, files of a folder that make one shard
+    )
+    images: str | None = None
+    sniff: bool = True  # whether images are recognised without a known extension
+    # What the model's file does not tell, as `load_model` takes it.
+    encoder_type: str | None = None
+    domain: str | None = None
+    estimate_latent_avg: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    """The codes of one image, and the image where there is one."""
+
+    key: str
+    faces: Sequence[FaceName]
+    uri: str
+    content: bytes | None = None
+
+
+# A shard of the input, and what of it has codes, if anything has.
+_Work = tuple[Shard, Iterable[Item] | None]
+
+
+@dataclass
+class Importing:
+    """One import: codes, the model that they belong to, and what measures them."""
+
+    codes: CodeFiles
+    model: RestyleModel
+    settings: ImportSettings
+    measuring: Measuring | None = None
+    lineage: Lineage | None = None  # which rows of another table the codes began as
+    unmeasured: int = 0  # faces whose image gave nothing to compare with, of this run
+    left_out: LeftOut = field(default_factory=LeftOut)  # by the listing of the images
+    notes: list[str] = field(default_factory=list)  # sentences for people
+
+    def __post_init__(self) -> None:
+        schema = self.spec().columns.latents_schema()
+        self._columns = [name for name in schema.names if name not in ("image_id", "shard")]
+
+    def run(self, root: str) -> dict[str, Any]:
+        """Write the table at `root`, or finish it; the counts of the table.
+
+        Raises a `RequestError` before anything is written where names are ambiguous, codes have no
+        image, or the table was made from other codes or settings.
+        """
+        record = RunRecord()
+        faces = faces_of(self.codes.names)
+        work = self._with_images(faces) if self.settings.images else self._alone(faces)
+        first = faces[0][1][0].name
+        self._checked(self.codes.read(first), first)
+        writer = open_for_writing(root, self.spec(), part_size=self.settings.part_size)
+        record.listed = self.left_out
+        with _ImportRun(writer, record) as run:
+            self._write(writer, work, run)
+            table = open_table(root)
+            if write_card(table, listed=self.left_out) is None:
+                self.notes.append(kept_readme(table))
+            counts = {
+                **table.verify(checksums=False),
+                "unmeasured": self.unmeasured,
+                "icc_ignored": record.counts.icc_ignored,
+                "left_out": self.left_out.ordered(),
+            }
+            if self.lineage:
+                counts["refined_from"] = len(self.lineage.image_ids)
+                counts["without_ancestor"] = self.lineage.unmatched
+            run.file.facts["imported"] = counts
+        return counts
+
+    @property
+    def _icc_ignored(self) -> int:
+        return self.measuring.icc_ignored if self.measuring else 0
+
+    def spec(self) -> TableSpec:
+        """What the table says of itself; `codes` is the hash of what was read."""
+        measured: dict[str, Any] = {}
+        metrics = {"best_step": "the last one: nothing was measured"}
+        if self.measuring:
+            measured = {
+                "alignment": self.measuring.settings.result_settings(),
+                "identity": self.measuring.meter.definitions["id_similarity"],
+                "images": "rendered" if self.measuring.results is None else "given",
+            }
+            metrics = dict(self.measuring.meter.definitions)
+            if not self.codes.has_steps:
+                metrics["steps"] = _NO_STEPS
+        settings = {
+            "import": IMPORT_VERSION,
+            "model": self.model.fingerprint,
+            "codes": self.codes.digest,
+            "method": self.settings.method,
+            "measured": measured,
+        }
+        config = {"codes": self.codes.uri, **asdict(self.settings)}
+        if self.lineage:
+            settings["refined_from"] = self.lineage.digest
+            config["refined_from"] = self.lineage.uri
+        columns = Columns(
+            self.model.n_styles,
+            self.settings.latent_dtype,
+            all_steps=self.codes.has_steps,
+            turn_deg=bool(self.measuring and self.measuring.settings.tells_turns),
+        )
+        layout: dict[str, Any] = {"files_per_shard": self.settings.files_per_shard}
+        if self.settings.images:
+            layout["sniff"] = self.settings.sniff
+        return TableSpec(columns, settings, layout, config, self.model.metadata, metrics)
+
+    def _alone(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
+        """Shards of consecutive keys, without images."""
+        for index, chosen in enumerate(_runs(faces, self.settings.files_per_shard)):
+            names = "\n".join(face.name for _, several in chosen for face in several)
+            etag = hashlib.sha256(f"{self.codes.digest}\n{names}".encode("utf-8", "replace"))
+            shard = Shard(
+                f"codes-{index:05d}", self.codes.uri, "folder", len(chosen), etag.hexdigest()[:32]
+            )
+            yield (
+                shard,
+                (Item(key, few, self.codes.uri_of(few[0].name)) for key, few in chosen),
+            )
+
+    def _with_images(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
+        """The input's own shards, of which only the samples that have codes are taken."""
+        options = ReadOptions(sniff=self.settings.sniff)
+        listing = list_shards(
+            str(self.settings.images),
+            files_per_shard=self.settings.files_per_shard,
+            options=options,
+        )
+        shards = list(listing)
+        self.left_out = listing.left_out
+        owners = match_images(faces, shards, options)
+        wanted = {shard_id for shard_id, _ in owners}
+        return (
+            (shard, self._samples(shard, owners, options) if shard.shard_id in wanted else None)
+            for shard in shards
+        )
+
+    @staticmethod
+    def _samples(
+        shard: Shard, owners: dict[tuple[str, str], list[FaceName]], options: ReadOptions
+    ) -> Iterator[Item]:
+        for sample in read_samples(shard, None, options):
+            faces = owners.get((shard.shard_id, sample.key))
+            if faces:
+                yield Item(sample.key, faces, sample.uri, sample.content)
+
+    def _write(self, writer: TableWriter, work: Iterable[_Work], run: _ImportRun) -> None:
+        """Do what the table lacks, and remove what no other import comes back to."""
+        shards, orphans = list(work), Orphans(writer.store)
+        orphans.began = run.began
+        try:
+            states = list(writer.states((shard for shard, _ in shards), orphans=orphans))
+            pairs = list(zip(states, (items for _, items in shards), strict=True))
+            run.planned(state for state, items in pairs if items is not None)
+            for state, items in pairs:
+                orphans.is_input(state.shard)
+                if items is None:
+                    # Of another state of a folder, whose images are in other slices since.
+                    writer.clear(state.without(state.parts))
+                elif not state.done:
+                    self._write_shard(writer, state, items, run)
+            orphans.remove(whole_input=True)
+        finally:
+            orphans.stop()
+
+    def _write_shard(
+        self, writer: TableWriter, state: ShardState, items: Iterable[Item], run: _ImportRun
+    ) -> None:
+        writer.clear(state)
+        shard, parts = state.shard, []
+        for number, few in enumerate(_runs(items, self.settings.part_size)):
+            part = state.parts.get(number)
+            if part is None:
+                before = self._icc_ignored
+                rows = [row for item in few for row in self._rows(item)]
+                part = writer.write_part(shard, number, samples=len(few), latents=rows, rejects=[])
+                run.add(part, self._icc_ignored - before)
+            parts.append(part)
+        writer.commit_shard(shard, parts)
+
+    def _rows(self, item: Item) -> Iterator[dict[str, Any]]:
+        aligned: dict[int, AlignedFace] = {}
+        if self.measuring and item.content is not None:
+            aligned = self.measuring.align(item.content)
+        sha256 = hashlib.sha256(item.content).hexdigest() if item.content is not None else None
+        for face in item.faces:
+            codes = self._checked(self.codes.read(face.name), face.name)
+            row = self._bare(item, face, codes) | {"source_sha256": sha256}
+            if face.face_index in aligned and self.measuring:
+                found = self.measuring.columns(face.name, codes, aligned[face.face_index])
+                row |= found if self.codes.has_steps else _without_steps(found)
+            elif self.measuring:
+                self.unmeasured += 1
+            yield self._of_best_step(row, codes)
+
+    def _bare(self, item: Item, face: FaceName, codes: Codes) -> dict[str, Any]:
+        """What the code alone tells; every other column is null."""
+        row = dict.fromkeys(self._columns)
+        row |= {
+            "key": item.key,
+            "face_index": face.face_index,
+            "n_faces": max(other.face_index for other in item.faces) + 1,
+            "source_uri": item.uri,
+            "method": self.settings.method,
+            "refined_from": self.lineage and self.lineage.image_ids.get(face.name),
+        }
+        if self.codes.has_steps:
+            unknown = [None] * len(codes)
+            row |= {"steps": len(codes), "best_step": len(codes)}
+            row |= {f"{metric}_per_step": unknown for metric in QUALITY}
+            w_plus = torch.tensor(codes)[None]
+            average = self.model.latent_avg.cpu()
+            row["residual_norm_per_step"] = residual_norm(w_plus, average)[0].tolist()
+            row["w_plus_per_step"] = codes
+        return row
+
+    def _of_best_step(self, row: dict[str, Any], codes: Codes) -> dict[str, Any]:
+        best = codes[(row["best_step"] or len(codes)) - 1]
+        code = torch.tensor(best)[None]
+        row["w_plus"] = best
+        row["w_plus_variance"] = float(w_plus_variance(code)[0])
+        row["w_avg_distance"] = float(w_avg_distance(code, self.model.latent_avg.cpu())[0])
+        return row
+
+    def _checked(self, codes: Codes, name: str) -> Codes:
+        """Codes with the model's number of rows; a W code stands in each of them."""
+        if codes.shape[1] == 1:
+            return np.repeat(codes, self.model.n_styles, axis=1)
+        if codes.shape[1] != self.model.n_styles:
+            raise InputError(
+                f"the code of '{name}' has {codes.shape[1]} rows, the model '{self.model.name}' "
+                f"takes {self.model.n_styles}"
+            )
+        return codes
+
+
+class _ImportRun:
+    """One import as its document in `_runs/` tells it, from its start to its end."""
+
+    def __init__(self, writer: TableWriter, record: RunRecord) -> None:
+        self.record = record
+        self.file = RunFile(writer.store, record, writer.spec.to_dict())
+        self.began = math.inf  # by the storage's clock
+        self._to_do, self._done, self._listed = Counts(), Counts(), False
+
+    def __enter__(self) -> _ImportRun:
+        self.began = self.file.store.info(self._write(None)).modified
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
+        if error is None:
+            self._write(0)
+            return
+        with suppress(PipelineError):  # the first error is what the user must hear about
+            self.record.fail(str(error) or type(error).__name__)
+            self._write(2 if isinstance(error, RequestError) else 1)
+
+    def planned(self, states: Iterable[ShardState]) -> None:
+        """Write what is to do and what is done."""
+        for state in states:
+            size = Counts(bytes=state.shard.size)
+            if state.committed:
+                self._done += state.committed + size
+            else:
+                self._to_do += size + Counts(shards=1)
+                self._done = sum((part.counts for part in state.parts.values()), self._done)
+        self._listed = True
+        self._write(None)
+
+    def add(self, part: PartRecord, icc_ignored: int) -> None:
+        """Count a part that was written; write the counts, once a minute."""
+        self.record.add_part(part.counts + Counts(icc_ignored=icc_ignored))
+        if self.file.is_due:
+            with suppress(PipelineError):  # the next minute's, or the end's, will do
+                self._write(None)
+
+    def _write(self, exit_code: int | None) -> str:
+        found = {
+            "shards": self._to_do.shards,
+            "bytes": self._to_do.bytes,
+            "done_shards": self._done.shards,
+            "done_bytes": self._done.bytes,
+            "done_samples": self._done.samples,
+            "done_parts": self._done.parts,
+            "complete": self._listed,
+            "left_out": self.record.listed.ordered(),
+        }
+        return self.file.write(found, exit_code)
+
+
+def _without_steps(row: dict[str, Any]) -> dict[str, Any]:
+    """Measures of one code, of which nobody knows how many steps led to it."""
+    return {
+        name: None if name == "best_step" or name.endswith("_per_step") else value
+        for name, value in row.items()
+    }
+
+
+def _runs(items: Iterable[Any], length: int) -> Iterator[list[Any]]:
+    source = iter(items)
+    while run := list(itertools.islice(source, length)):
+        yield run

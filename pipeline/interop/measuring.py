@@ -1,0 +1,152 @@
+"""What imported codes are worth: their images found, rendered and measured as in every table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.alignment import AlignedFace, AlignmentSettings, IsolatedAligner
+from pipeline.errors import InputError
+from pipeline.images import Rejection, decode
+from pipeline.interop.code_files import FaceName, listed
+from pipeline.interop.exporting import without_suffix
+from pipeline.interop.file_names import to_file_name
+from pipeline.interop.pickled_codes import Codes
+from pipeline.inversion.render import pooled, render_each
+from pipeline.metrics import Meter
+from pipeline.models import RestyleModel
+from pipeline.models.pixels import to_unit
+from pipeline.storage import ReadOptions, Shard, Store, read_samples
+
+_NO_FILES = ("", ".", "..")  # the last components of keys that are nobody's file name
+
+
+def match_images(
+    faces: Sequence[tuple[str, list[FaceName]]],
+    shards: Iterable[Shard],
+    options: ReadOptions | None = None,
+) -> dict[tuple[str, str], list[FaceName]]:
+    """Which codes belong to which sample, (shard id, key); every code has one image.
+
+    A code's name is an image id, a key or a file name, with or without an image's extension. Keys
+    of archives are found by reading them. Raises `InputError` with the list where a name fits
+    several images, several names fit one image, or a code has no image.
+    """
+    by_name = {without_suffix(key): key for key, _ in faces}
+    _refuse_twins(faces, by_name)
+    owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for shard in shards:
+        for key in _keys(shard, options):
+            names = (f"{shard.shard_id}/{key}", key, key.rsplit("/", 1)[-1])
+            found = next((n for n in map(without_suffix, names) if n in by_name), None)
+            if found is not None:
+                owners[by_name[found]].append((shard.shard_id, key))
+    several = {
+        name: [f"{shard}/{key}" for shard, key in samples]
+        for name, samples in owners.items()
+        if len(samples) > 1
+    }
+    if several:
+        raise InputError(f"names that fit several images: {listed(several)}")
+    alone = [key for key, _ in faces if key not in owners]
+    if alone:
+        more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
+        raise InputError(f"codes without an image: {', '.join(alone[:5])}{more}")
+    return {owners[key][0]: names for key, names in faces}
+
+
+def _refuse_twins(faces: Sequence[tuple[str, list[FaceName]]], by_name: dict[str, str]) -> None:
+    if len(by_name) == len(faces):
+        return
+    twins: dict[str, list[str]] = defaultdict(list)
+    for key, _ in faces:
+        twins[without_suffix(key)].append(key)
+    several = {name: keys for name, keys in twins.items() if len(keys) > 1}
+    raise InputError(f"names that fit one image: {listed(several)}")
+
+
+def _keys(shard: Shard, options: ReadOptions | None) -> Iterator[str]:
+    if shard.is_slice:
+        return iter(shard.keys)
+    return (sample.key for sample in read_samples(shard, None, options))
+
+
+@dataclass(frozen=True)
+class Result:
+    """Step images out of the published scripts' folder `<root>/<step>/<file name>`."""
+
+    root: str
+
+    def read(self, name: str, steps: int, size: tuple[int, int]) -> Tensor:
+        """[steps, 3, *size] in [-1, 1]; `InputError` where a picture is missing or damaged."""
+        store = Store(self.root)
+        return torch.stack([self._picture(store, name, step, size) for step in range(steps)])
+
+    def _picture(self, store: Store, name: str, step: int, size: tuple[int, int]) -> Tensor:
+        base = name.rsplit("/", 1)[-1]
+        stem = without_suffix(base)
+        names = (to_file_name(base) if base in _NO_FILES else base, f"{stem}.png", f"{stem}.jpg")
+        paths = [f"{step}/{file}" for file in (*names, f"{to_file_name(stem)}.png")]
+        path = next((path for path in paths if store.exists(path)), None)
+        if path is None:
+            raise InputError(f"no picture of step {step} of '{name}' in '{self.root}'")
+        try:
+            image = decode(store.get(path))
+        except Rejection as error:
+            raise InputError(f"'{store.uri(path)}': {error}") from error
+        return pooled(to_unit(np.asarray(image)), size)
+
+
+class Measuring:
+    """Aligns images and measures codes against them; use as a context manager."""
+
+    def __init__(
+        self,
+        model: RestyleModel,
+        settings: AlignmentSettings,
+        meter: Meter,
+        results: Result | None = None,
+    ) -> None:
+        self.model, self.settings, self.meter = model, settings, meter
+        self.results = results
+        self.icc_ignored = 0  # images with a face whose colour profile was not applied
+        self._aligner = IsolatedAligner(settings)
+
+    def __enter__(self) -> Measuring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._aligner.close()
+
+    def align(self, content: bytes) -> dict[int, AlignedFace]:
+        """The faces of an encoded image by their index; none where it gives none."""
+        outcome = next(self._aligner.process([content]))
+        if isinstance(outcome, Rejection):
+            return {}
+        self.icc_ignored += outcome.icc_ignored
+        return {face.face_index: face for face in outcome.faces}
+
+    @torch.no_grad()
+    def columns(self, name: str, codes: Codes, face: AlignedFace) -> dict[str, Any]:
+        """Alignment and metrics of one face whose codes are [steps, n_styles, 512]."""
+        target = to_unit(face.pixels)[None]
+        w_plus = torch.tensor(codes, device=self.model.latent_avg.device)
+        steps = self._step_images(name, w_plus)
+        measures = self.meter.measure(target, steps[None], w_plus[None], self.model.latent_avg)
+        return {
+            **face.facts(),
+            "best_step": int(measures.best_step[0]),
+            **measures.row(0, len(codes)),
+        }
+
+    def _step_images(self, name: str, codes: Tensor) -> Tensor:
+        size = self.model.input_size
+        if self.results is not None:
+            return self.results.read(name, len(codes), size).to(codes.device)
+        return torch.stack([pooled(frame, size) for frame in render_each(self.model, codes)])

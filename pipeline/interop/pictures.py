@@ -1,0 +1,120 @@
+"""Pictures of a table's codes, rendered through their model, in the published scripts' layout.
+
+| kind      | files                                  | as in                                |
+|-----------|----------------------------------------|--------------------------------------|
+| `images`  | `<name>.png`, the best step            |                                      |
+| `results` | `<step>/<name>.png`, steps from 0      | `inference_iterative.py`             |
+| `coupled` | `<name>.png`: all steps, then the input | `inference_iterative_save_coupled.py` |
+
+They are PNG files of frames at the generator's size, rounded to 8 bits. `Drawing` makes them those
+of the scripts: a size of 256 is their `--resize_outputs`, and their `tensor2im` truncates.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.interop.exporting import Selection, put_files
+from pipeline.interop.file_names import to_file_name
+from pipeline.inversion.render import pooled, render_each
+from pipeline.models import RestyleModel
+from pipeline.models.pixels import to_pixels
+
+Kind = Literal["images", "results", "coupled"]
+Pixels = NDArray[np.uint8]
+
+_MOST_STEPS = 9999  # of which the folder's name has room in a path
+
+_COLUMNS = {
+    "images": "w_plus AS codes",
+    "results": "w_plus_per_step AS codes",
+    "coupled": "w_plus_per_step AS codes, aligned_jpeg AS target",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How codes become pixels."""
+
+    width: int | None = None  # of the pictures, heights in proportion; None: the frame's own
+    truncate: bool = False  # levels cut down as the published scripts do, not rounded
+
+    def pixels(self, frame: Tensor) -> Pixels:
+        """A frame [3, H, W] in [-1, 1] as uint8 [h, w, 3].
+
+        Reduced by a whole number it is averaged over blocks before it becomes levels, which is
+        the scripts' pooling; by any other it is resized by Pillow's Lanczos afterwards.
+        """
+        rows, columns = frame.shape[-2:]
+        width = self.width or columns
+        height = max(1, round(rows * width / columns))
+        if columns % width == 0 and rows % height == 0:
+            small = pooled(frame, (height, width)) if width != columns else frame
+            return to_pixels(small, truncate=self.truncate)
+        picture = Image.fromarray(to_pixels(frame, truncate=self.truncate))
+        return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+
+
+FULL_SIZE = Drawing()
+
+
+def export_pictures(
+    selection: Selection, model: RestyleModel, uri: str, kind: Kind, drawing: Drawing = FULL_SIZE
+) -> int:
+    """Write pictures of the faces below `uri`; the number of files.
+
+    Raises `ConfigError` where the table does not keep what `kind` shows.
+    """
+    columns = selection.table.spec.columns
+    if kind != "images" and not columns.all_steps:
+        raise ConfigError(f"{kind} show every step: make the table with --keep-steps")
+    if kind == "coupled" and not columns.aligned_jpeg:
+        raise ConfigError("coupled pictures show the input: make the table with --keep-crops")
+    files = (
+        (f"{name}.png", png(pixels))
+        for row in selection.rows(_COLUMNS[kind])
+        for name, pixels in _pictures(row, model, kind, drawing)
+    )
+    selection.check_files(uri, ".png", f"{_MOST_STEPS}/" if kind == "results" else "")
+    return put_files(uri, files, selection)
+
+
+def png(pixels: Pixels) -> bytes:
+    """One picture uint8 [h, w, 3] as PNG bytes."""
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    return sink.getvalue()
+
+
+@torch.no_grad()
+def frames_of(
+    model: RestyleModel, codes: NDArray[np.float32], drawing: Drawing = FULL_SIZE
+) -> Pixels:
+    """Pictures of codes [n, n_styles, 512], uint8 [n, h, w, 3]; by default of `frame_size`."""
+    tensor = torch.from_numpy(np.array(codes)).to(model.latent_avg.device)
+    return np.stack([drawing.pixels(frame) for frame in render_each(model, tensor)])
+
+
+def _pictures(
+    row: dict[str, Any], model: RestyleModel, kind: Kind, drawing: Drawing
+) -> Iterator[tuple[str, Pixels]]:
+    name, codes = to_file_name(row["name"]), row["codes"]
+    frames = frames_of(model, codes[None] if kind == "images" else codes, drawing)
+    if kind == "results":
+        yield from ((f"{step}/{name}", frame) for step, frame in enumerate(frames))
+    elif kind == "images":
+        yield name, frames[0]
+    else:
+        height, width = frames.shape[1:3]
+        target = Image.open(io.BytesIO(row["target"])).convert("RGB").resize((width, height))
+        yield name, np.concatenate([*frames, np.asarray(target)], axis=1)

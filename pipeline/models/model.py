@@ -1,0 +1,194 @@
+"""One model: an encoder, a generator, the average latent, and what is known about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+from pipeline.models.encoders import ENCODER_TYPES, NO_ENCODER, NoEncoder
+from pipeline.models.stylegan2 import LATENT_DIM, Generator, n_styles_of
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything but the weights that decides what a model computes; plain JSON values.
+
+    `channels` is the generator's width per resolution, `input_size` the encoder's (height, width).
+    A model whose codes are not offsets from the average latent has `starts_from_average` off.
+    """
+
+    encoder_type: str
+    encoder_arguments: Mapping[str, Any]
+    channels: Mapping[int, int]
+    mapping_layers: int = 0
+    input_size: tuple[int, int] = (256, 256)
+    starts_from_average: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; JSON turns the keys of `channels` into text."""
+        return {
+            "encoder_type": self.encoder_type,
+            "encoder_arguments": dict(self.encoder_arguments),
+            "channels": {str(size): width for size, width in sorted(self.channels.items())},
+            "mapping_layers": self.mapping_layers,
+            "input_size": list(self.input_size),
+            "starts_from_average": self.starts_from_average,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Architecture:
+        """The inverse of `to_json`. Raises `KeyError` for a missing or unknown entry."""
+        unknown = set(record) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise KeyError(sorted(unknown)[0])
+        height, width = record["input_size"]
+        return cls(
+            encoder_type=str(record["encoder_type"]),
+            encoder_arguments=dict(record["encoder_arguments"]),
+            channels={int(size): int(wide) for size, wide in record["channels"].items()},
+            mapping_layers=int(record["mapping_layers"]),
+            input_size=(int(height), int(width)),
+            starts_from_average=bool(record["starts_from_average"]),
+        )
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Who made a model, from what, and under which licence; changes no result."""
+
+    name: str = "unnamed"
+    domain: str = "unknown"
+    source: str = "unknown"
+    licence: str = "unknown"
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RestyleModel(nn.Module):
+    """`encoder` and `generator` in evaluation mode, and the `latent_avg` that both start from.
+
+    The encoder takes `[n, input_channels, h, w]` in [-1, 1], with 6 channels the target beside the
+    present reconstruction, and gives `[n, n_styles, 512]`.
+    """
+
+    latent_avg: Tensor
+
+    def __init__(self, architecture: Architecture, card: ModelCard | None = None) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.card = card or ModelCard()
+        self.encoder = build_encoder(architecture)
+        self.generator = Generator(architecture.channels, architecture.mapping_layers)
+        self.register_buffer("latent_avg", torch.zeros(self.n_styles, LATENT_DIM))
+        self.eval()
+
+    @property
+    def name(self) -> str:
+        """The name that the model's bundle goes by."""
+        return self.card.name
+
+    @property
+    def domain(self) -> str:
+        """What the images show: `faces`, `cars`, `church`, ..."""
+        return self.card.domain
+
+    @property
+    def licence(self) -> str:
+        """Licence of the weights."""
+        return self.card.licence
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The model's card as plain JSON values."""
+        return {
+            "name": self.card.name,
+            "domain": self.card.domain,
+            "source": self.card.source,
+            "licence": self.card.licence,
+            "notes": dict(self.card.notes),
+        }
+
+    @property
+    def n_styles(self) -> int:
+        """Rows of a W+ code."""
+        return n_styles_of(self.generator_size)
+
+    @property
+    def generator_size(self) -> int:
+        """Side of the generator's square output in pixels."""
+        return max(self.architecture.channels)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the encoder's input."""
+        return self.architecture.input_size
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(height, width) of the output that shows the image: 384x512 of 512x512 for cars."""
+        height, width = self.input_size
+        longest = max(height, width)
+        return self.generator_size * height // longest, self.generator_size * width // longest
+
+    @property
+    def input_channels(self) -> int:
+        """6 for a ReStyle encoder, 3 for a one-pass encoder."""
+        return int(self.architecture.encoder_arguments["input_channels"])
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether the encoder sees the target alone, as pSp's and e4e's own do."""
+        return self.input_channels == 3
+
+    @property
+    def generator_alone(self) -> bool:
+        """Whether there is no encoder, as in a model of a StyleGAN2 generator's file."""
+        return self.architecture.encoder_type == NO_ENCODER
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the architecture and every weight: equal for equal results' sake.
+
+        Does not depend on the order of keys, the file format, the device or the card. Reads every
+        byte of the weights: about a second a gigabyte.
+        """
+        return digest_of(self.state_dict(), json.dumps(self.architecture.to_json(), sort_keys=True))
+
+    def frame(self, images: Tensor) -> Tensor:
+        """The visible part of [n, 3, size, size], a view [n, 3, *frame_size]."""
+        height, width = self.frame_size
+        top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+        return images[:, :, top : top + height, left : left + width]
+
+
+def digest_of(weights: Mapping[str, Tensor], head: str = "") -> str:
+    """sha256 over `head`, and every name, shape, type and value of `weights`."""
+    digest = hashlib.sha256(head.encode())
+    for key, tensor in sorted(weights.items()):
+        if key.endswith("num_batches_tracked"):
+            continue  # counts training steps, takes no part in evaluation
+        digest.update(f"{key}{list(tensor.shape)}{tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(np.ascontiguousarray(flat.numpy()).data)
+    return digest.hexdigest()
+
+
+def build_encoder(architecture: Architecture) -> nn.Module:
+    """The encoder that `architecture` names, untrained. Raises `ModelError` for an unknown one."""
+    build = {**ENCODER_TYPES, NO_ENCODER: NoEncoder}.get(architecture.encoder_type)
+    if build is None:
+        known = ", ".join(sorted(ENCODER_TYPES))
+        raise ModelError(f"unknown encoder_type '{architecture.encoder_type}' (known: {known})")
+    try:
+        return build(**architecture.encoder_arguments)
+    except TypeError as error:
+        raise ModelError(
+            f"encoder arguments do not fit {architecture.encoder_type}: {error}"
+        ) from error

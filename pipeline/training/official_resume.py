@@ -1,0 +1,187 @@
+"""The training that a model comes from: its stage, its discriminator and its optimiser's state.
+
+The official e4e programs keep these beside the weights (`global_step`, `discriminator_state_dict`,
+`optimizer` and theirs), and a bundle of this project says how many images it was trained on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError, ModelError
+from pipeline.models import RestyleModel
+from pipeline.models.checkpoint import read_checkpoint
+from pipeline.models.files import open_model_file
+from pipeline.models.state_files import check_entries
+from pipeline.training import optimisers
+from pipeline.training.config import TrainConfig
+from pipeline.training.e4e import LatentDiscriminator, Stages, late_heads
+
+_TRAINING_FILES = (".pt", ".pth")
+_BATCH = 8  # of the published commands, where a file does not say
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_KEPT = {"adam": _MOMENTS, "ranger": (*_MOMENTS, "slow_buffer")}
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What is known of the training so far; `None` for what the file does not hold or fit."""
+
+    images: int  # that it has seen
+    official: bool  # of an official file; else of a bundle of this project
+    stages: Stages | None = None  # as its options say, in images
+    discriminator: Mapping[str, Tensor] | None = None
+    discriminator_optimiser: Mapping[str, Any] | None = None
+    optimiser: Mapping[str, Any] | None = None  # in the form of this project's own
+    without_optimiser: str = ""  # why it is not restored
+
+    def facts(self, stages: Stages | None, n_styles: int, *, adversary: bool) -> dict[str, Any]:
+        """What is gone on with, for the log, under the stages that are in force."""
+        restored = "restored" if self.discriminator else "new: the file holds none"
+        return {
+            "images": self.images,
+            "stage": stages.at(self.images, n_styles) if stages else None,
+            "last_stage": n_styles - 1,
+            "discriminator": restored if adversary else "none in this training",
+            "optimiser": "restored" if self.optimiser else f"new: {self.without_optimiser}",
+        }
+
+
+def continuation_of(config: TrainConfig, model: RestyleModel) -> Continuation | None:
+    """The training that `model`, as the config names it, comes from; None where nothing tells.
+
+    Nothing is gone on with under a fresh encoder. Raises `ModelError` for a discriminator of
+    another shape, and `ConfigError` for stages that do not follow at even distances.
+    """
+    if config.encoder_type or not config.model:
+        return None
+    if PurePosixPath(config.model).suffix in _TRAINING_FILES:
+        with open_model_file(config.model) as file:
+            content = read_checkpoint(file, config.model)
+        return _of_official(content, config, model)
+    notes = model.card.notes
+    if "trained_images" not in notes:
+        return None
+    images = int(notes["trained_images"]) + int(notes.get("images_before", 0))
+    return Continuation(images, official=False, without_optimiser="a bundle holds none")
+
+
+def _of_official(
+    content: Mapping[str, Any], config: TrainConfig, model: RestyleModel
+) -> Continuation | None:
+    step = content.get("global_step")
+    if step is None:
+        return None
+    options = content.get("opts") or {}
+    options = options if isinstance(options, Mapping) else vars(options)
+    source, batch = str(config.model), int(options.get("batch_size") or _BATCH)
+    state, why = optimiser_state(content.get("optimizer"), options, config.optimiser, model.encoder)
+    return Continuation(
+        images=(int(step) + 1) * batch,  # the file is written before the step is counted
+        official=True,
+        stages=_stages(options, batch, config, source),
+        discriminator=_discriminator(content.get("discriminator_state_dict"), source),
+        discriminator_optimiser=content.get("discriminator_optimizer_state_dict"),
+        optimiser=state,
+        without_optimiser=why,
+    )
+
+
+def _stages(
+    options: Mapping[str, Any], batch: int, config: TrainConfig, source: str
+) -> Stages | None:
+    """The stages of the options, whose steps count batches; None where it had none."""
+    steps = [int(step) for step in options.get("progressive_steps") or ()]
+    if len(steps) < 2 or config.progressive_start is not None:
+        start = options.get("progressive_start")
+        every = options.get("progressive_step_every") or 2_000
+        return None if start is None else Stages(int(start) * batch, int(every) * batch)
+    gaps = {after - before for before, after in itertools.pairwise(steps[1:])}
+    if len(gaps) > 1 or steps[0] != 0:
+        raise ConfigError(
+            f"{source}: its progressive_steps are not evenly spaced: say with --progressive-start "
+            "and --progressive-every, in images, which stages to go on with"
+        )
+    return Stages(steps[1] * batch, max(1, *gaps, 1) * batch)
+
+
+def _discriminator(state: Any, source: str) -> Mapping[str, Tensor] | None:
+    if state is None:
+        return None
+    refusal = f"{source}: its discriminator is not e4e's"
+    if not isinstance(state, Mapping):
+        raise ModelError(f"{refusal}: a {type(state).__name__}")
+    check_entries(LatentDiscriminator().state_dict(), state, refusal)
+    return state
+
+
+def optimiser_state(
+    given: Any, options: Mapping[str, Any], asked: str, encoder: nn.Module
+) -> tuple[dict[str, Any] | None, str]:
+    """An official optimiser's state for `restore_optimiser`, or why there is none."""
+    if not isinstance(given, Mapping) or not isinstance(given.get("state"), Mapping):
+        return None, "the file holds none"
+    name = str(options.get("optim_name", "ranger"))
+    if name != asked:
+        return None, f"the file's is {name}, this training's {asked}"
+    encoder.requires_grad_(True)  # as the training has it
+    groups = optimisers.groups_of(encoder, late_heads(encoder))
+    state = given["state"]
+    order = {id(weight): place for place, weight in enumerate(encoder.parameters())}
+    for group in groups:
+        for weight in group["params"]:
+            if not _fits(state.get(order[id(weight)]), weight, _KEPT[name]):
+                return None, "the file's is of other weights"
+    return _converted(state, groups, order, name)
+
+
+def _fits(entry: Any, weight: nn.Parameter, kept: Sequence[str]) -> bool:
+    """Whether what an optimiser holds of a weight, if anything, is of this one."""
+    if entry is None:
+        return True
+    shapes = [getattr(entry.get(key), "shape", None) for key in kept]
+    return "step" in entry and all(shape == weight.shape for shape in shapes)
+
+
+def _converted(
+    state: Mapping[int, Mapping[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
+    order: Mapping[int, int],
+    name: str,
+) -> tuple[dict[str, Any] | None, str]:
+    """The state by this project's groups: Ranger here counts the steps of a group."""
+    entries: dict[int, dict[str, Any]] = {}
+    steps, number = [], 0
+    for group in groups:
+        counts = set()
+        for weight in group["params"]:
+            entry = state.get(order[id(weight)])
+            if entry is not None:
+                counts.add(int(entry["step"]))
+                entries[number] = {key: entry[key] for key in _KEPT[name]}
+                if name == "adam":
+                    entries[number]["step"] = torch.tensor(float(entry["step"]))
+            else:
+                counts.add(0)
+            number += 1
+        if name == "ranger" and len(counts) > 1:
+            return None, "the file's has weights of one part at different steps"
+        steps.append(counts.pop())
+    return {"state": entries, "steps": steps}, ""
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, found: Mapping[str, Any]) -> None:
+    """Give `optimiser`, whose groups are those of `groups_of`, the state of a continuation."""
+    state = optimiser.state_dict()
+    groups = [
+        {**group, "step": steps} if "step_counter" in group else group
+        for group, steps in zip(state["param_groups"], found["steps"], strict=True)
+    ]
+    optimiser.load_state_dict({"state": found["state"], "param_groups": groups})

@@ -1,0 +1,137 @@
+"""What the published encoders were trained with, where a config does not say otherwise.
+
+ReStyle (arXiv 2104.02699), sec. 4 and supplement; e4e (arXiv 2102.02766), sec. 4; for cartoons pSp
+(arXiv 2008.00951) and its repository's command. `README.md` says what differs. The published
+options count batches of 8: 20,000 of them with a single w, 2,000 more for each row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipeline.errors import ConfigError
+from pipeline.inversion.restyle_loop import check_steps
+from pipeline.models import RestyleModel, preset_for
+from pipeline.models.state_files import read_state
+from pipeline.training.config import TrainConfig
+from pipeline.training.e4e import AdversaryPlan, Stages
+from pipeline.training.encoder_task import EncoderPlan
+from pipeline.training.losses import FeatureNetwork, ImageWeights, load_face_features
+from pipeline.training.official_resume import Continuation
+
+STEPS = 5
+ADAM_BETA2 = 0.999
+L2, LPIPS, IDENTITY, MOCO = 1.0, 0.8, 0.1, 0.5
+# Of cartoons, whose encoder is shown photographs: pSp's published command, which ReStyle follows.
+TOONIFY_IDENTITY, TOONIFY_W_NORM = 1.0, 0.025
+DELTA_NORM, REALNESS = 2e-4, 0.1
+BATCH = 8
+STAGES = Stages(start=20_000 * BATCH, every=2_000 * BATCH)
+PROGRESSIVE = (
+    "ProgressiveBackboneEncoder",
+    "ResNetProgressiveBackboneEncoder",
+    "Encoder4Editing",  # in one pass
+)
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def image_weights(config: TrainConfig, model: RestyleModel) -> ImageWeights:
+    """Weights of the image terms: identity for faces, MoCo for others if its weights are given."""
+    faces = bool(preset_for(model).has_faces)
+    identity = TOONIFY_IDENTITY if is_toonify(model) else IDENTITY
+    moco = MOCO if config.moco_weights and not faces else 0.0
+    return ImageWeights(
+        l2=_or(config.l2, L2),
+        l2_crop=_or(config.l2_crop, 0.0),
+        lpips=_or(config.lpips, LPIPS),
+        lpips_crop=_or(config.lpips_crop, 0.0),
+        identity=_or(config.identity, identity if faces else 0.0),
+        moco=_or(config.moco, moco),
+    )
+
+
+def is_toonify(model: RestyleModel) -> bool:
+    """Whether the generator draws cartoons of the faces that the encoder is shown."""
+    return model.domain == "toonify"
+
+
+def is_progressive(model: RestyleModel) -> bool:
+    """Whether the encoder is e4e's: a w, and offsets from it."""
+    return model.architecture.encoder_type in PROGRESSIVE
+
+
+def encoder_plan(
+    config: TrainConfig, model: RestyleModel, previous: Continuation | None = None
+) -> EncoderPlan:
+    """Steps, weights and stages; `previous` is the training that the model comes from.
+
+    Raises `ConfigError` for steps that the encoder cannot make, and for stages of one that is not
+    e4e's: they would hold its rows, which are no offsets from the first, to a single w.
+    """
+    steps = config.steps or (1 if model.one_pass else STEPS)
+    check_steps(model, steps)
+    e4e = is_progressive(model)
+    stages = _stages(config, previous) if e4e else None
+    if config.progressive_start is not None:
+        if not e4e:
+            raise ConfigError(
+                f"--progressive-start is for e4e's encoders ({', '.join(PROGRESSIVE)}), "
+                f"not for '{model.name}' with its {model.architecture.encoder_type}"
+            )
+        stages = Stages(config.progressive_start, config.progressive_every or STAGES.every)
+    return EncoderPlan(
+        steps=steps,
+        images=image_weights(config, model),
+        w_norm=_or(config.w_norm, TOONIFY_W_NORM if is_toonify(model) else 0.0),
+        delta_norm=_or(config.delta_norm, DELTA_NORM if e4e else 0.0),
+        stages=stages,
+        images_before=previous.images if previous else 0,
+    )
+
+
+def _stages(config: TrainConfig, previous: Continuation | None) -> Stages | None:
+    """The stages where the config names none: a finished e4e encoder has all rows free."""
+    if config.encoder_type:
+        return STAGES
+    if previous is None:
+        return None
+    return previous.stages if previous.official else STAGES
+
+
+def earlier_plan(config: TrainConfig, model: RestyleModel) -> EncoderPlan:
+    """What a training runs under whose checkpoint does not say the version of its defaults.
+
+    Those had the weights of faces for cartoons, and each e4e encoder began with a single w.
+    """
+    plan = encoder_plan(config, model)
+    faces = bool(preset_for(model).has_faces)
+    return replace(
+        plan,
+        images=replace(plan.images, identity=_or(config.identity, IDENTITY if faces else 0.0)),
+        w_norm=_or(config.w_norm, 0.0),
+        stages=plan.stages or (STAGES if is_progressive(model) else None),
+    )
+
+
+def adversary_plan(config: TrainConfig, model: RestyleModel) -> AdversaryPlan | None:
+    """The latent discriminator's, None where there is none."""
+    weight = _or(config.realness, REALNESS if is_progressive(model) else 0.0)
+    return AdversaryPlan(weight=weight, r1=config.r1) if weight else None
+
+
+def feature_networks(
+    config: TrainConfig, weights: ImageWeights, device: str
+) -> dict[str, FeatureNetwork]:
+    """The networks that the weights ask for. Raises `ModelError` where a file does not fit."""
+    networks: dict[str, FeatureNetwork] = {}
+    if weights.identity:
+        networks["identity"] = load_face_features(config.identity_network, device)
+    if weights.moco and config.moco_weights:
+        from pipeline.metrics.moco import read_moco
+
+        state, _ = read_state(config.moco_weights, "MoCo weights")
+        networks["moco"] = read_moco(state, config.moco_weights, device)
+    return networks

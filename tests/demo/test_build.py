@@ -1,0 +1,103 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from pipeline.demo.build import Drawn, build, draw_cartoons
+from pipeline.demo.plans import CARTOON, FACES
+from pipeline.errors import FingerprintError
+from pipeline.storage import Store
+from pipeline.training.latent_pairs import Pairs
+from pipeline.training.losses import ImageWeights
+from pipeline.training.train_log import read_reports
+from pipeline.training.trainer import LoopPlan
+
+# On a machine with much else to do its trainings take minutes.
+pytestmark = pytest.mark.timeout(900)
+CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
+GENERATOR = LoopPlan(images=8, batch=4, peak_rate=2e-2, report_every=8, save_every=8)
+ENCODER = LoopPlan(images=48, batch=4, peak_rate=3e-3, warm_up=4, report_every=48, save_every=48)
+
+
+def small(plan):
+    rounds = dataclasses.replace(plan.rounds, steps=2, images=ImageWeights(l2=1.0))
+    return dataclasses.replace(
+        plan, generator=GENERATOR, encoder=ENCODER, rounds=rounds, channels=CHANNELS, held_out=8
+    )
+
+
+@pytest.fixture(scope="module")
+def photos() -> Drawn:
+    torch.manual_seed(0)
+    w = torch.randn(24, 512)
+    colour = (127 + 60 * w[:, :3]).clamp(0, 255).byte()
+    return Drawn(Pairs(w, colour[:, :, None, None].expand(-1, -1, 32, 32).contiguous()))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("faces"))
+
+
+@pytest.fixture(scope="module")
+def base(photos, folder):
+    """A demo model of a minute part of the real one's training."""
+    return build(small(FACES), photos, folder)
+
+
+def test_both_stages_leave_their_figures_on_the_card(base):
+    model, seconds = base
+    assert model.name == "demo"
+    assert "research" in model.licence
+    assert model.card.notes["pairs"] == 16
+    assert len(model.card.notes["encoder"]["held_out_l2"]) == 2
+    assert model.card.notes["generator"]["images"] == 8
+    assert set(seconds) == {"generator", "encoder"}
+    for stage, took in seconds.items():
+        assert model.card.notes[stage]["seconds"] == took
+
+
+def test_a_stage_that_was_done_before_has_the_seconds_that_it_took(base, photos, folder):
+    store, (_, seconds) = Store(folder), base
+    log = read_reports(store, "encoder")
+    slow = [{"images": 4, "seconds": 1_000.0}, *log]
+    store.put("encoder.jsonl", "".join(json.dumps(line) + "\n" for line in slow).encode())
+    model, again = build(small(FACES), photos, folder)
+    assert again["generator"] == seconds["generator"] > 0
+    assert again["encoder"] == pytest.approx(seconds["encoder"] + 1_000)
+    assert model.card.notes["encoder"]["seconds"] == again["encoder"]
+
+
+def test_a_folder_of_another_plan_is_refused(base, photos, folder):
+    assert base
+    faster = dataclasses.replace(GENERATOR, peak_rate=3e-2)
+    with pytest.raises(FingerprintError, match="peak_rate"):
+        build(dataclasses.replace(small(FACES), generator=faster), photos, folder)
+
+
+def test_refinement_was_learnt(base):
+    curve = base[0].card.notes["encoder"]["held_out_l2"]
+    assert curve[-1] < curve[0]
+
+
+def test_cartoons_are_kept_for_their_own_images_and_size_alone(photos, tmp_path):
+    dark = Pairs(photos.pairs.w, 255 - photos.pairs.images)
+    expected = draw_cartoons(dark, 16, str(tmp_path / "fresh")).looks
+    draw_cartoons(photos.pairs, 16, str(tmp_path / "used"))
+    assert torch.equal(draw_cartoons(dark, 16, str(tmp_path / "used")).looks, expected)
+    assert draw_cartoons(dark, 8, str(tmp_path / "used")).looks.shape == (24, 3, 8, 8)
+
+
+def test_a_cartoon_model_stays_in_the_w_space_that_it_starts_from(base, photos, tmp_path):
+    model, _ = base
+    large = photos.pairs.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    drawn = draw_cartoons(Pairs(photos.pairs.w, large), 32, str(tmp_path))
+    assert drawn.looks is not None
+    assert drawn.looks.shape == (24, 3, 32, 32)
+    again = draw_cartoons(Pairs(photos.pairs.w, large), 32, str(tmp_path))
+    assert torch.equal(again.looks, drawn.looks)
+    toon, _ = build(small(CARTOON), drawn, str(tmp_path), model)
+    assert toon.name == "demo-toonify"
+    assert torch.equal(toon.latent_avg, model.latent_avg)
+    assert len(toon.card.notes["encoder"]["held_out_l2"]) == 2

@@ -1,0 +1,54 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.demo import convert_lpips
+from pipeline.metrics import lpips
+
+
+class Attack:
+    def __reduce__(self):
+        return (os.getcwd, ())
+
+
+def arrays() -> dict[str, object]:
+    """flax's tree of LPIPS-AlexNet, every kernel [h, w, in, out] a running number."""
+    kernels = [(11, 11, 3, 64), (5, 5, 64, 192), (3, 3, 192, 384), (3, 3, 384, 256)]
+    tree: dict[str, object] = {"AlexNet_0": {}}
+    for index, shape in enumerate([*kernels, (3, 3, 256, 256)]):
+        kernel = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        layer = {"kernel": kernel, "bias": np.arange(shape[-1], dtype=np.float32)}
+        tree["AlexNet_0"][f"Conv_{index}"] = layer
+        head = np.ones((1, 1, shape[-1], 1), np.float32)
+        tree[f"NetLinLayer_{index}"] = {"Conv_0": {"kernel": head}}
+    return tree
+
+
+def as_numpy_1_wrote_it(tree: object) -> bytes:
+    """numpy 2 pickles the same records under another module name."""
+    return pickle.dumps(tree, protocol=3).replace(b"numpy._core", b"numpy.core")
+
+
+def test_kernels_are_turned_into_the_layout_of_torch():
+    tree = arrays()
+    state = convert_lpips.to_state_dict(convert_lpips.read_arrays(as_numpy_1_wrote_it(tree)))
+    kernel = tree["AlexNet_0"]["Conv_1"]["kernel"]
+    assert state["features.3.weight"][7, 5, 2, 1].item() == kernel[2, 1, 5, 7]
+    lpips.Lpips().load_state_dict(state)
+
+
+def test_a_pickle_that_names_anything_else_is_refused_unexecuted():
+    with pytest.raises(pickle.UnpicklingError, match=r"getcwd: refused"):
+        convert_lpips.read_arrays(pickle.dumps(Attack()))
+
+
+def test_the_shipped_file_is_what_the_network_loads():
+    path = convert_lpips.Path(lpips.__file__).parent / "weights" / lpips.WEIGHTS
+    shipped = load_file(path)
+    loaded = lpips.load_lpips().state_dict()
+    assert shipped.keys() == loaded.keys()
+    assert all(torch.equal(shipped[key], loaded[key]) for key in shipped)

@@ -1,0 +1,66 @@
+"""A demo model is built on in its own folder, by its own plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs import build_demo_model as job
+from pipeline.demo.plans import CARTOON, FACES, check_plan, keep_plan
+from pipeline.errors import FingerprintError
+from pipeline.models import load_model
+from pipeline.storage import Store
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> str:
+    """A folder in which the faces' generator is under way."""
+    folder = str(tmp_path / "work")
+    keep_plan(FACES, None, folder, pairs=24)
+    Store(folder).put("generator.pt", b"")
+    return folder
+
+
+def test_a_stage_may_be_made_longer_and_looked_at_more_often(work: str) -> None:
+    generator = replace(FACES.generator, images=90_000, report_every=10, save_every=10)
+    encoder = replace(FACES.encoder, images=50_000, save_minutes=1.0)
+    check_plan(replace(FACES, generator=generator, encoder=encoder), None, work, pairs=24)
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        (CARTOON, 'name: "demo" when it began, "demo-toonify" asked for'),
+        (replace(FACES, channels={**FACES.channels, 64: 24}), "channels.64: 48 when it began, 24"),
+        (
+            replace(FACES, encoder=replace(FACES.encoder, peak_rate=1e-3)),
+            "encoder.peak_rate: 0.0015 when it began, 0.001 asked for",
+        ),
+        (replace(FACES, rounds=replace(FACES.rounds, steps=3)), "rounds.steps: 5 when it began, 3"),
+    ],
+)
+def test_another_plan_is_refused(work: str, plan, told: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(FingerprintError) as refusal:
+        check_plan(plan, None, work)
+    assert told in str(refusal.value)
+
+
+def test_another_base_or_other_pairs_are_refused(work: str, tiny_bundle: str) -> None:
+    with pytest.raises(FingerprintError, match="base: not set when it began"):
+        check_plan(FACES, load_model(tiny_bundle), work)
+    with pytest.raises(FingerprintError, match="pairs: 24 when it began, 30 asked for"):
+        check_plan(FACES, None, work, pairs=30)
+
+
+def test_the_job_refuses_a_folder_of_another_look_before_it_reads_pairs(
+    work: str, tiny_bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    look = ["--look", "cartoon", "--base", tiny_bundle]
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    (pairs / "pairs-00000.tar").write_bytes(b"never read")
+    assert job.main(["--pairs", str(pairs), "--work", work, *look]) == 2
+    assert "choose another output or the same settings" in capsys.readouterr().err
+    assert Store(work).names() == ["_plan.json", "generator.pt"]

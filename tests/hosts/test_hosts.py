@@ -1,0 +1,170 @@
+"""One job over several hosts that are apart, undisturbed and with each of them failing in turn.
+
+Slow (about five minutes): each scenario is a whole job on a Ray cluster of three hosts. Skips, with
+the reason, where network namespaces are not allowed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hosts.cluster import Cluster, Job, changed_copy, running_cluster
+from tests.hosts.namespaces import ADDRESSES, ROOT, why_not
+from tests.storage.archives import write_tar
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SHARDS, IMAGES = 5, 8
+A, B = ADDRESSES["a"], ADDRESSES["b"]
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, sample_images: dict[str, bytes]
+) -> Iterator[Cluster]:
+    """The hosts, with S3 and Ray on them, and forty portraits in five archives in a bucket."""
+    if reason := why_not():
+        pytest.skip(reason)
+    portraits = [image for name, image in sample_images.items() if name.startswith("portraits/")]
+
+    def dataset(folder: Path) -> None:
+        for shard in range(SHARDS):
+            images = [portraits[(shard * IMAGES + n) % len(portraits)] for n in range(IMAGES)]
+            names = [(f"{n:03d}.jpg", image) for n, image in enumerate(images)]
+            write_tar(folder / f"shard-{shard}.tar", names)
+
+    with running_cluster(tmp_path_factory.mktemp("hosts"), dataset) as running:
+        yield running
+
+
+@pytest.fixture
+def settled(cluster: Cluster) -> Cluster:
+    """The cluster with both workers, whatever the test before did to them."""
+    cluster.settle()
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster) -> dict[str, Any]:
+    """The table of a job that nothing disturbs."""
+    job = cluster.start_job()
+    assert job.end() == 0, job.told
+    assert job.line["samples"] == SHARDS * IMAGES
+    return cluster.table(job)
+
+
+def test_a_job_uses_both_workers(settled: Cluster, undisturbed: dict[str, Any]) -> None:
+    assert undisturbed["counts"]["samples"] == SHARDS * IMAGES
+    assert len(undisturbed["files"]) > SHARDS * IMAGES // 4
+    assert settled.nodes() == {ADDRESSES[name] for name in ("head", "a", "b")}
+
+
+def cut_link(cluster: Cluster) -> None:
+    """A worker's link is cut for 40 seconds, about as long as Ray waits for a node."""
+    with cluster.hosts["b"].link_down():
+        time.sleep(40)
+
+
+def kill_worker(cluster: Cluster) -> None:
+    """A worker fails and is started again."""
+    cluster.stop_raylet("b")
+    time.sleep(5)
+    cluster.restart_ray("b")
+
+
+def storage_away(cluster: Cluster) -> None:
+    """The storage is off the network for 25 seconds."""
+    with cluster.hosts["s3"].link_down():
+        time.sleep(25)
+
+
+@pytest.mark.parametrize("disturb", [cut_link, kill_worker, storage_away])
+def test_a_disturbed_job_gives_equal_bytes(
+    settled: Cluster, undisturbed: dict[str, Any], disturb: Callable[[Cluster], None]
+) -> None:
+    job = settled.start_job()
+    job.wait_for_parts(2)
+    disturb(settled)
+    assert job.end() == 0, job.told
+    assert settled.table(job) == undisturbed
+    assert job.other_lines == [], "Ray's own lines are not the user's news"
+    if disturb is kill_worker:
+        assert f"node {B} is lost: its parts are repeated" in job.notices
+
+
+@pytest.mark.parametrize("when", ["at first", "later"])
+def test_a_worker_without_keys_is_not_used(
+    settled: Cluster, undisturbed: dict[str, Any], when: str
+) -> None:
+    settled.hosts["b"].kill()
+    wait_for(lambda: B not in settled.nodes())
+    if when == "at first":
+        settled.start_ray("b", with_keys=False)
+    job = settled.start_job()
+    if when == "later":
+        job.wait_for_parts(1)
+        settled.start_ray("b", with_keys=False)
+    try:
+        assert job.end() == 0, job.told
+        assert settled.table(job) == undisturbed
+        assert f"node {B} is not used, as it does not reach the storage" in job.notices, job.told
+        assert job.named("part_failed") == []
+        assert job.line["errors"] == []
+    finally:
+        settled.hosts["b"].kill()
+        wait_for(lambda: B not in settled.nodes())
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Wait until `holds` does."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+def refusal(job: Job) -> str:
+    """What a job that is refused says, on its only line."""
+    assert job.end() == 2, job.told
+    assert job.other_lines == []
+    (event,) = job.named("refused")
+    return str(event["error"])
+
+
+def test_a_worker_with_other_code_is_refused(settled: Cluster, tmp_path: Path) -> None:
+    path = Path("pipeline/metrics/pixel.py")
+    other = changed_copy(path, "(a - b).square()", "(a - b).abs()", tmp_path)
+    with settled.hosts["b"].covered(ROOT / path, other):
+        text = refusal(settled.start_job())
+    assert f"node {B} has other code of this package" in text
+
+
+def test_a_worker_that_lacks_a_package_is_refused(settled: Cluster, tmp_path: Path) -> None:
+    import duckdb
+
+    with settled.hosts["b"].covered(Path(duckdb.__file__).parent, tmp_path):
+        text = refusal(settled.start_job())
+    assert f"node {B} lacks this package or one that it needs" in text
+    assert "duckdb" in text
+
+
+def test_a_driver_without_the_token_is_told_so(settled: Cluster) -> None:
+    text = refusal(settled.start_job(RAY_AUTH_TOKEN="0" * 32))
+    assert "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in text
+
+
+def test_a_driver_of_another_ray_is_refused(settled: Cluster, tmp_path: Path) -> None:
+    import ray._version
+
+    path = Path(ray._version.__file__)
+    other = tmp_path / path.name
+    other.write_text(path.read_text().replace(f'"{ray.__version__}"', '"2.59.0"'))
+    with settled.hosts["a"].covered(path, other):
+        text = refusal(settled.start_job(driver="a"))
+    assert f"the cluster runs Ray {ray.__version__}" in text
+    assert "this job Ray 2.59.0" in text

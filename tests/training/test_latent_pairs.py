@@ -1,0 +1,56 @@
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from pipeline.training.latent_pairs import load_codes, load_pairs
+from tests.storage.archives import write_tar
+
+
+def test_every_pair_of_every_shard_is_read_with_its_own_code(pair_shards):
+    pairs = load_pairs(pair_shards, 32)
+    assert pairs.images.shape == (24, 3, 32, 32)
+    assert pairs.images.dtype == torch.uint8
+    expected = np.clip(127 + 60 * pairs.w[:, :3].numpy(), 0, 255)
+    assert np.abs(pairs.images.float().mean(dim=(2, 3)).numpy() - expected).max() < 4
+
+
+def test_held_out_pairs_are_the_last_and_in_neither_part_twice(pair_shards):
+    pairs = load_pairs(pair_shards, 32)
+    train, held_out = pairs.split(5)
+    assert (len(train), len(held_out)) == (19, 5)
+    assert torch.equal(torch.cat([train.w, held_out.w]), pairs.w)
+
+
+def test_no_shards_is_an_error_that_says_what_to_pass():
+    with pytest.raises(InputError, match=r"pairs-\*\.tar"):
+        load_pairs([], 32)
+    with pytest.raises(InputError, match=r"pairs-\*\.tar"):
+        load_codes([])
+
+
+def test_names_as_tar_writes_them_are_pairs_too(pair_shards, tmp_path):
+    with tarfile.open(pair_shards[0]) as archive:
+        members = [(f"./{m.name}", archive.extractfile(m).read()) for m in archive]
+    path = write_tar(tmp_path / "pairs-0.tar", members)
+    expected, found = load_pairs(pair_shards[:1], 32), load_pairs([path], 32)
+    assert torch.equal(found.w, expected.w)
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(load_codes([path]), expected.w)
+
+
+@pytest.mark.parametrize("load", [load_codes, lambda shards: load_pairs(shards, 32)])
+def test_shards_without_pairs_are_refused_in_one_line(tmp_path, load):
+    sink = io.BytesIO()
+    np.save(sink, np.zeros((10, 512), np.float16))
+    members = [("0.w.npy", sink.getvalue()), ("0.jpg", b"image")]
+    for shard, said in (
+        (write_tar(tmp_path / "empty.tar", []), r"empty\.tar' holds no (pairs|codes)"),
+        (tmp_path / "none.tar", r"there is no '.*none\.tar'"),
+        (write_tar(tmp_path / "plus.tar", members), r"'0' in '.*plus\.tar' is \[10, 512\]"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load([shard])

@@ -1,0 +1,50 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError, InputError
+from pipeline.storage import Store
+from pipeline.training.config import load_train_config
+from pipeline.training.latent_pairs import load_codes
+from pipeline.training.real_codes import code_shards, read_codes
+
+PATHS = {"input": "in", "output": "out", "model": "demo"}
+
+
+def test_codes_come_from_a_disk_and_from_a_bucket_alike(pair_shards, s3):
+    folder, bucket = pair_shards[0].parent, Store(f"{s3.uri}/pairs")
+    for shard in pair_shards:
+        bucket.put(shard.name, shard.read_bytes())
+    bucket.put("pairs-notes.txt", b"no tar")
+    bucket.put("pairs-more/pairs-0.tar", b"of another folder")
+    assert code_shards(bucket.root) == code_shards(str(folder))
+    expected = load_codes(pair_shards)
+    assert torch.equal(read_codes(bucket.root), expected)
+    assert torch.equal(read_codes(str(folder)), expected)
+
+
+def test_a_folder_without_codes_is_refused_with_the_config(tmp_path, pair_shards):
+    for nowhere in (str(tmp_path), "/nope", "memory://nope"):
+        with pytest.raises(InputError, match=r"holds no codes: looked for pairs-\*\.tar"):
+            load_train_config(None, {**PATHS, "codes": nowhere})
+    assert load_train_config(None, {**PATHS, "codes": str(pair_shards[0].parent)}).codes
+    with pytest.raises(ConfigError):
+        load_train_config(None, {"codes": "/nope"})
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, bytes(10_240)])
+def test_a_damaged_tar_is_told_in_one_line(tmp_path, content):
+    (tmp_path / "pairs-0.tar").write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"pairs-0\.tar' (is no tar, or damaged|holds no codes)"
+    ) as error:
+        read_codes(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_is_checked_without_pytorch():
+    code = "import sys, pipeline.training.config; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
