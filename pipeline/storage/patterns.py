@@ -90,9 +90,10 @@ class Glob:
         return bool(self._places(folder))
 
     def _places(self, path: str) -> frozenset[int] | bool:
-        """Return the steps of the pattern that may follow `path`; True if the pattern is complete.
+        """Return the indices of the steps that may match next, behind `path`.
 
-        An empty set means that nothing below `path` can fit.
+        Returns True if `path` or a folder above it fits the whole pattern. An empty set means that
+        nothing below `path` can fit.
         """
         places = self._skip(frozenset({0}))
         if len(self._steps) in places:
@@ -164,7 +165,7 @@ def _range(body: str) -> range | None:
 
 
 def _number(text: str) -> int:
-    """Return the number in `text`, cut to `_MAX_DIGITS` digits: Python parses no longer ones."""
+    """Parse `text`; numbers that are too long for Python become plus or minus `_TOO_LARGE`."""
     if len(text) <= _MAX_DIGITS:
         return int(text)
     return -_TOO_LARGE if text.startswith("-") else _TOO_LARGE

@@ -120,6 +120,6 @@ def kept_types(first: Shard, names: Sequence[str]) -> dict[str, str]:
         elif not labels and len(types) == 1:
             raise InputError(
                 f"--keep-columns: '{first.source}' has no labels: its dataset.json is missing or "
-                "names none"
+                "lists none; leave `label` out"
             )
     return types
