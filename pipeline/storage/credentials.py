@@ -81,11 +81,11 @@ def _profile_of(uri: str) -> str | None:
 
 
 def _profiles() -> Mapping[str, str]:
-    return _parsed(os.environ.get(S3_PROFILES, ""))
+    return _parse_profiles(os.environ.get(S3_PROFILES, ""))
 
 
 @lru_cache(maxsize=8)
-def _parsed(text: str) -> Mapping[str, str]:
+def _parse_profiles(text: str) -> Mapping[str, str]:
     """Parse `RESTYLE_S3_PROFILES` into a mapping from bucket or path to profile."""
     profiles = {}
     for pair in text.split():

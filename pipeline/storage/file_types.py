@@ -129,7 +129,7 @@ _MAX_BRANDS = 64
 _NETPBM = re.compile(
     rb"P[1-6Ff]\s+(?:#[^\r\n]*[\r\n]\s*)*\d|P7\s*\n(?:#|WIDTH|HEIGHT|DEPTH|MAXVAL|TUPL)"
 )
-_NETPBM_SEARCHED = 1024
+_NETPBM_BYTES = 1024
 _TGA_HEADER = struct.Struct("<BBBHHBHHHHBB")
 _TGA_FOOTER = b"TRUEVISION-XFILE.\x00"
 _TGA_MAPPED, _TGA_DEPTHS = (1, 9), {2: (16, 24, 32), 3: (1, 8, 16), 10: (16, 24, 32), 11: (8, 16)}
@@ -148,7 +148,7 @@ def sniff(content: bytes) -> str | None:
             return name
     if content[4:8] == b"ftyp":
         return _codec_of(brands(content))
-    if _NETPBM.match(content, 0, _NETPBM_SEARCHED):
+    if _NETPBM.match(content, 0, _NETPBM_BYTES):
         return "PPM"
     return "TGA" if _is_tga(content) else None
 

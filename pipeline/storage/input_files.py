@@ -199,7 +199,7 @@ def _named(names: _Names, left_out: LeftOut) -> Iterator[Entry]:
     taken, missing = _Taken(left_out), list[Entry]()
     any_exists = False
     for place in _places(names, required):
-        if place.is_there or has_glob(place.uri):
+        if place.exists or has_glob(place.uri):
             any_exists = True
             yield from missing
             missing = []
@@ -229,7 +229,7 @@ def _look_up_required(names: _Names) -> dict[str, Place]:
     places, missing = {}, []
     for place in look_up_all(dict.fromkeys(required)):
         places[place.uri] = place
-        if not place.is_there:
+        if not place.exists:
             missing.append(f"'{place.uri}'")
     if missing:
         more = (
@@ -283,7 +283,7 @@ class _Taken:
 
     def once(self, place: Place, names: _Names) -> Iterator[Entry]:
         """Yield the entries of one file, folder or pattern that are not listed yet."""
-        if not place.is_there:
+        if not place.exists:
             yield from self._fitting(place.uri, names)
         elif not place.is_folder:
             if not self.covers(place.uri, count=True):

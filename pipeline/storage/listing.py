@@ -18,10 +18,10 @@ from pipeline.storage.left_out import FOLDER_LOOP, HIDDEN, SPECIAL, LeftOut
 from pipeline.storage.objects import (
     UNREADABLE,
     Special,
-    is_lasting,
-    is_there,
+    is_permanent,
     local_state,
     object_info,
+    path_exists,
 )
 from pipeline.storage.s3 import bucket_and_prefix, is_bucket, listing_pages
 from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage_errors
@@ -211,9 +211,9 @@ def _enter(
     try:
         children = sorted(_children(fs, path, left_out))
     except OSError as error:
-        if not is_local_filesystem(fs) or not is_lasting(error):
+        if not is_local_filesystem(fs) or not is_permanent(error):
             raise
-        if is_there(path):  # otherwise it was deleted since its parent was listed
+        if path_exists(path):  # otherwise it was deleted since its parent was listed
             yield Entry(prefix, 0, UNREADABLE)
         return
     levels.append(_Level(prefix, real, iter(children)))
@@ -249,9 +249,9 @@ def _local_children(path: str, left_out: LeftOut) -> Iterator[_Child]:
             except Special:
                 left_out.add(HIDDEN if is_hidden(child.name) else SPECIAL)
             except OSError as error:
-                if not is_lasting(error):
+                if not is_permanent(error):
                     raise
-                if is_there(child.path):  # otherwise it was deleted since the folder was listed
+                if path_exists(child.path):  # otherwise it was deleted since the folder was listed
                     yield _Child(child.name, 0, UNREADABLE)
 
 
@@ -263,7 +263,7 @@ class Place(NamedTuple):
     """Result of looking up a URI. `size` and `etag` are those of a file, as in a listing."""
 
     uri: str
-    is_there: bool
+    exists: bool
     is_folder: bool = False
     size: int = 0
     etag: str = UNREADABLE
@@ -294,10 +294,10 @@ def look_up(uri: str) -> Place:
             details = fs.info(path)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            return Place(uri, is_there=False)
+            return Place(uri, exists=False)
         raise
     if details["type"] == "directory":
-        return Place(uri, is_there=True, is_folder=True)
+        return Place(uri, exists=True, is_folder=True)
     info = object_info(details)
     has_size = details.get("size") is not None or "Size" in details
     return Place(uri, True, False, info.size if has_size else UNKNOWN_SIZE, info.etag)
@@ -307,9 +307,9 @@ def _look_up_on_disk(uri: str, path: str) -> Place:
     try:
         status = Path(path).stat()
         if stat.S_ISDIR(status.st_mode):
-            return Place(uri, is_there=True, is_folder=True)
+            return Place(uri, exists=True, is_folder=True)
         return Place(uri, True, False, *local_state(path, status))
     except OSError as error:
-        if not is_lasting(error):
+        if not is_permanent(error):
             raise
-        return Place(uri, is_there=is_there(path))
+        return Place(uri, exists=path_exists(path))

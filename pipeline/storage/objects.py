@@ -125,7 +125,7 @@ def objects_below(fs: Any, folder: str, above: str) -> Iterator[tuple[str, Objec
 
 # Errors of one file. EIO, ESTALE or EMFILE are not among them: a network disk that is away raises
 # them for every file.
-_LASTING = {
+_PERMANENT = {
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.ENOTSUP),
     *(errno.EOVERFLOW, errno.ENOKEY),
@@ -136,12 +136,12 @@ class Special(OSError):  # noqa: N818 - names the kind of file, not only the err
     """Socket, pipe or device: opening it may block for ever."""
 
 
-def is_lasting(error: OSError) -> bool:
+def is_permanent(error: OSError) -> bool:
     """Return whether `error` concerns one file or folder and stays, unlike a fault of the disk."""
-    return isinstance(error, Special) or error.errno in _LASTING
+    return isinstance(error, Special) or error.errno in _PERMANENT
 
 
-def is_there(path: str) -> bool:
+def path_exists(path: str) -> bool:
     """Return whether `path` exists, also as a dead link, too long a path or in a closed folder."""
     try:
         os.lstat(path)
@@ -168,7 +168,7 @@ def why_unreadable(path: str, error: OSError) -> str:
     A path that ends in "/" names a folder, or a link to one.
     """
     link = path.rstrip("/")
-    if not is_lasting(error) or not is_there(link):
+    if not is_permanent(error) or not path_exists(link):
         return ""
     if isinstance(error, FileNotFoundError):
         return f"a link to '{readable_name(str(Path(link).readlink()))}', where nothing is"
@@ -202,6 +202,6 @@ def present_state(path: str) -> tuple[int, str]:
         with os.scandir(path):
             return 0, "folder"
     except OSError as error:
-        if is_lasting(error) and is_there(path.rstrip("/")):
+        if is_permanent(error) and path_exists(path.rstrip("/")):
             return 0, UNREADABLE
         raise

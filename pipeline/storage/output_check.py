@@ -112,7 +112,7 @@ def _is_content(name: str) -> bool:
 
 
 # Errors that another attempt would meet again; a full disk is not among them.
-_LASTING = {
+_PERMANENT = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EINVAL),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTSUP),
 }
@@ -184,7 +184,7 @@ def _check_disk(folder: Path) -> None:
             complete.touch()
             name_if_absent(complete, complete.with_name("named"))
     except OSError as error:
-        if error.errno not in _LASTING:
+        if error.errno not in _PERMANENT:
             raise
         why = os.strerror(error.errno or errno.EINVAL)
         raise ConfigError(f"the output '{folder}' cannot be written to: {why}") from error

@@ -125,12 +125,12 @@ def spread_samples(input_uri: str, limit: int) -> Iterator[Sample]:
     shards = list(list_shards(input_uri))
     if len(shards) > limit:
         for index in evenly(len(shards), limit):
-            yield from _at(shards[index], [0])
+            yield from _samples_at(shards[index], [0])
         return
     ends = list(accumulate((count_samples(shard, None, _OPTIONS) for shard in shards), initial=0))
     chosen = evenly(ends[-1], limit)
     for shard, begin, end in zip(shards, ends, ends[1:], strict=False):
-        yield from _at(shard, [place - begin for place in chosen if begin <= place < end])
+        yield from _samples_at(shard, [place - begin for place in chosen if begin <= place < end])
 
 
 def evenly(count: int, limit: int) -> list[int]:
@@ -139,7 +139,7 @@ def evenly(count: int, limit: int) -> list[int]:
     return [step * (count - 1) // max(1, length - 1) for step in range(length)]
 
 
-def _at(shard: Shard, places: Sequence[int]) -> Iterator[Sample]:
+def _samples_at(shard: Shard, places: Sequence[int]) -> Iterator[Sample]:
     """Yield the samples at the ascending indices `places`; nothing after the last one is read."""
     if not places:
         return

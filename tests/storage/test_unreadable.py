@@ -225,7 +225,7 @@ def test_unavailable_disk_fails_the_shard(tmp_path: Path, monkeypatch: pytest.Mo
     def away(_: object, path: str) -> bytes:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
-    monkeypatch.setattr(folder, "_whole", away)
+    monkeypatch.setattr(folder, "_read_whole", away)
     with pytest.raises(StorageError, match="Stale file handle"):
         list(read_samples(shard))
 

@@ -83,7 +83,7 @@ def _groups(shard: Shard, keys: Container[str] | None) -> Iterator[list[_File]]:
 def _contents(shard: Shard, names: Sequence[str]) -> dict[str, _Content]:
     """Fetch files and return their contents by name; the etag is "" if the storage gives none."""
     contents = {}
-    for root, paths in by_root(shard, names).items():
+    for root, paths in group_by_root(shard, names).items():
         fs, root_path = filesystem(root)
         results = fetch_files(fs, root_path, [*paths])
         for path, name in paths.items():
@@ -103,7 +103,7 @@ def _contents(shard: Shard, names: Sequence[str]) -> dict[str, _Content]:
     return contents
 
 
-def by_root(shard: Shard, names: Sequence[str]) -> dict[str, dict[str, str]]:
+def group_by_root(shard: Shard, names: Sequence[str]) -> dict[str, dict[str, str]]:
     """Group files by the root of their storage: the input folder, the disk, a bucket or a host.
 
     Returns root -> path below the root -> name in the shard.
@@ -148,12 +148,12 @@ def fetch_files(fs: Any, root: str, names: list[str]) -> Iterator[Fetched | Base
     else:
         for name in names:
             try:
-                yield Fetched(_whole(fs, join(root, name)), {})
+                yield Fetched(_read_whole(fs, join(root, name)), {})
             except OSError as error:
                 yield error
 
 
-def _whole(fs: Any, path: str) -> bytes:
+def _read_whole(fs: Any, path: str) -> bytes:
     """Read a file. A `path` that ends in "/" is a folder that could not be listed."""
     if is_local_filesystem(fs) and path.endswith("/"):
         with os.scandir(path):

@@ -21,7 +21,7 @@ from pipeline.storage.kept_columns import MAX_FIELD_BYTES, fields_of
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import file_entry
 from pipeline.storage.read_options import ReadOptions
-from pipeline.storage.readers.folder import by_root, fetch_files
+from pipeline.storage.readers.folder import fetch_files, group_by_root
 from pipeline.storage.sample import Sample
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import filesystem, is_local_filesystem, join, read_file, storage_errors
@@ -83,7 +83,7 @@ def _contents(shard: Shard, names: list[str]) -> dict[str, bytes]:
     """Read the files that exist and are not too long; return the contents by name."""
     contents: dict[str, bytes] = {}
     with storage_errors(f"read the sidecars of the images of '{shard.source}'"):
-        for root, paths in by_root(shard, names).items():
+        for root, paths in group_by_root(shard, names).items():
             for path, content in _files(root, [*paths]):
                 contents[paths[path]] = content
     return contents
@@ -159,7 +159,7 @@ class FolderMetadata:
             relative = name[len(folder) + 1 :] if folder else name
             for rows in self._files[folder]:
                 if relative in rows:
-                    return _parsed(rows[relative])
+                    return _parse_row(rows[relative])
         return {}
 
 
@@ -195,7 +195,7 @@ def _of_lines(text: str) -> Iterator[tuple[str, _Row]]:
             yield name, line
 
 
-def _parsed(row: _Row) -> dict[str, Any]:
+def _parse_row(row: _Row) -> dict[str, Any]:
     if isinstance(row, str):
         return {name: value for name, value in _json_object(row).items() if value is not None}
     return {name: cell for name, cell in zip(*row, strict=False) if cell}

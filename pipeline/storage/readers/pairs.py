@@ -77,7 +77,7 @@ def code_members(uri: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 def _members(uri: str, *, with_images: bool) -> Iterator[tuple[str, bytes]]:
     """Yield `readable_name`s, without a leading "./", and contents of codes and images."""
-    with _opened(uri) as archive:
+    with _open_archive(uri) as archive:
         for member in archive:
             name = readable_name(member.name.removeprefix("./"))
             is_code = name.endswith(CODE_SUFFIX) and not is_hidden(name)
@@ -88,7 +88,7 @@ def _members(uri: str, *, with_images: bool) -> Iterator[tuple[str, bytes]]:
 
 
 @contextmanager
-def _opened(uri: str) -> Iterator[tarfile.TarFile]:
+def _open_archive(uri: str) -> Iterator[tarfile.TarFile]:
     try:
         with storage_errors(f"read '{uri}'"):
             try:

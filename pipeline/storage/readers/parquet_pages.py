@@ -164,7 +164,7 @@ def read_page_header(content: bytes) -> tuple[dict[str, int], int]:
 
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
-_DEEPEST = 16
+_MAX_DEPTH = 16
 
 
 class _Reader:
@@ -198,7 +198,7 @@ class _Reader:
             self._advance(1 if kind == _BYTE else 8)
         elif kind == _STRUCT:
             self._depth += 1
-            if self._depth > _DEEPEST:
+            if self._depth > _MAX_DEPTH:
                 raise PageBombError("a page header with too deeply nested structures")
             for _, inner in self.fields():
                 self.skip(inner)

@@ -105,10 +105,10 @@ def open_tar(uri: str) -> Iterator[tarfile.TarFile]:
         ) as archive,
     ):
         yield archive
-        _refuse_rest(archive.fileobj)
+        _check_end(archive.fileobj)
 
 
-def _refuse_rest(stream: Any) -> None:
+def _check_end(stream: Any) -> None:
     """Raise an error if data follow the end mark, such as a second archive."""
     while rest := stream.read(1 << 20):
         if rest.strip(b"\0"):

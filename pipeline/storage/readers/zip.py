@@ -45,7 +45,7 @@ def read_zip(
     count = 0
     with storage_errors(f"read '{shard.uri}'"):
         try:
-            with _opened(shard) as files:
+            with _open_archive(shard) as files:
                 labels = _labels(files, shard) if LABEL in options.keep_columns else None
                 members = _members(files, labels, content=content)
                 for sample in samples_of(members, shard.source, options, left_out):
@@ -65,14 +65,14 @@ def labels_of(shard: Shard) -> Mapping[str, Any] | None:
     """
     with storage_errors(f"read '{shard.uri}'"):
         try:
-            with _opened(shard) as files:
+            with _open_archive(shard) as files:
                 return _labels(files, shard)
         except ZipDamageError as error:
             raise StorageError(f"the shard '{shard.uri}' is damaged: {error}") from error
 
 
 @contextmanager
-def _opened(shard: Shard) -> Iterator[tuple[Any, Any]]:
+def _open_archive(shard: Shard) -> Iterator[tuple[Any, Any]]:
     """Open the archive twice, for its directory and for its entries.
 
     The two are read alternately, and each file keeps its own read-ahead block.

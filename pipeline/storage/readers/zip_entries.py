@@ -117,13 +117,13 @@ def _find_directory(file: Any) -> _Directory:
     zip64 = _find_zip64(file, end)
     if zip64:
         end, entries, size, offset = zip64
-        return _checked(end, entries, size, offset, wraps=False)
+        return _directory(end, entries, size, offset, wraps=False)
     if disk or first:
         raise ZipDamageError("it is one part of an archive in several files")
-    return _checked(end, entries, size, offset, wraps=True)
+    return _directory(end, entries, size, offset, wraps=True)
 
 
-def _checked(end: int, entries: int, size: int, offset: int, *, wraps: bool) -> _Directory:
+def _directory(end: int, entries: int, size: int, offset: int, *, wraps: bool) -> _Directory:
     shift = end - size - offset
     if shift < 0:
         raise ZipDamageError("its end-of-archive record gives a wrong place of the directory")
@@ -164,7 +164,7 @@ def _entry(piece: bytes, at: int, directory: _Directory) -> tuple[ZipEntry, int]
     if end > len(piece):
         raise ZipDamageError("an entry of its directory cannot be read")
     extra = piece[middle : middle + extra_length]
-    size, packed, offset = _wide(extra, size, packed, offset)
+    size, packed, offset = _widen(extra, size, packed, offset)
     name = _name(piece[begin:middle], utf8=bool(flags & _UTF8))
     mode = attributes >> 16 & _TYPE if made_by >> 8 == _UNIX else 0
     if mode == _FOLDER and not name.endswith("/"):
@@ -175,7 +175,7 @@ def _entry(piece: bytes, at: int, directory: _Directory) -> tuple[ZipEntry, int]
     return entry, end
 
 
-def _wide(extra: bytes, *narrow: int) -> tuple[int, ...]:
+def _widen(extra: bytes, *narrow: int) -> tuple[int, ...]:
     """Replace each `_FULL` number of `narrow` by the next one of the zip64 record in `extra`."""
     if _FULL not in narrow:
         return narrow
