@@ -27,7 +27,6 @@ from pipeline.storage import (
 from pipeline.storage.credentials import wrong_credentials
 from pipeline.storage.listing import look_up_all
 from pipeline.storage.recognition import read_head
-from pipeline.storage.s3_filesystem import KeyedS3
 from pipeline.storage.uris import read_file, storage_errors
 from pipeline.table import open_table
 from pipeline.table.status import table_status
@@ -35,6 +34,7 @@ from tests.conftest import Bucket
 from tests.faults import actions
 from tests.faults.proxy import Exchange, FaultProxy, Rule
 from tests.storage.archives import write_parquet, write_tar
+from tests.storage.s3_sessions import forget_s3_sessions
 from tests.table.rows import shard, write_shard, writer
 
 SECRET = "no-such-secret-key"
@@ -44,7 +44,7 @@ SECRET = "no-such-secret-key"
 def fresh_sessions() -> Iterator[None]:
     """Drop the sessions of these credentials after the test."""
     yield
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
 
 
 def missing(patch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_invalid_credentials_are_reported_with_what_to_set(
     check_credentials(f"{s3.uri}/photos")
     check_credentials(f"{s3.uri}/nowhere")
     spoil(monkeypatch)
-    KeyedS3.clear_instance_cache()  # it holds a session with the valid credentials
+    forget_s3_sessions()  # it holds a session with the valid credentials
     endpoint = s3.env["AWS_ENDPOINT_URL"]
     for check in (check_credentials, check_output):
         with pytest.raises(AccessError, match=why) as error:
@@ -110,7 +110,7 @@ def test_job_with_wrong_credentials_exits_with_2(
     (tmp_path / "0.jpg").write_bytes(b"x")
     Store(s3.uri).put("photos/0.jpg", b"x")
     wrong_secret(monkeypatch)
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
     places = {"--input": str(tmp_path), "--output": str(tmp_path.with_name("table"))}
     places[flag] = f"{s3.uri}/photos"
     assert invert_dataset.main([word for pair in places.items() for word in pair]) == 2
@@ -131,9 +131,9 @@ def through(s3: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> I
     """Send this process's S3 requests through the proxy, with separate sessions."""
     del s3
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
     yield proxy
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
 
 
 def every_use(root: str) -> dict[str, Callable[[], object]]:

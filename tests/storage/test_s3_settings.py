@@ -14,11 +14,11 @@ import pytest
 from pipeline.errors import AccessError, InputError
 from pipeline.storage import S3_PROFILES, Store, list_shards, read_samples
 from pipeline.storage.credentials import s3_options
-from pipeline.storage.s3_filesystem import KeyedS3
 from tests.conftest import Bucket
 from tests.faults import actions
 from tests.faults.proxy import Exchange, FaultProxy, Rule
 from tests.s3_server import S3Server, drop_bucket, make_bucket
+from tests.storage.s3_sessions import forget_s3_sessions
 
 ALWAYS = 1_000_000
 DEAD = "http://127.0.0.1:9"
@@ -27,9 +27,9 @@ DEAD = "http://127.0.0.1:9"
 @pytest.fixture(autouse=True)
 def _fresh_sessions() -> Iterator[None]:
     """Drop all S3 sessions before and after each test."""
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
     yield
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def set_fsspec(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     fsspec.config.set_conf_env(settings, variables)
     for protocol, options in settings.items():
         monkeypatch.setitem(fsspec.config.conf, protocol, options)
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
 
 
 def test_requester_pays_bucket_is_read_if_set(
@@ -128,7 +128,7 @@ def test_requester_pays_bucket_is_read_if_set(
     for name in ("a.jpg", "b.jpg"):
         Store(s3.uri).put(name, b"x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
     with proxy.breaking(Rule(".*", "", ask_for_payer, times=ALWAYS)):
         with pytest.raises(AccessError, match="whose reader pays, set FSSPEC_S3_REQUESTER_PAYS="):
             list_shards(s3.uri).first()
@@ -150,7 +150,7 @@ def buckets(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[di
     uris = {name: make_bucket(s3_server, bucket) for name, bucket in names.items()}
     for uri in uris.values():
         Store(uri).put("a.jpg", b"x")
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL", DEAD)

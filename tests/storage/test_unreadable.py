@@ -17,11 +17,11 @@ import pytest
 from pipeline.errors import AccessError, StorageError
 from pipeline.storage import ReadOptions, Sample, Store, list_shards, listing, read_samples
 from pipeline.storage.readers import folder
-from pipeline.storage.s3_filesystem import KeyedS3
 from tests.conftest import Bucket
 from tests.faults import actions
 from tests.faults.proxy import FaultProxy, Rule, running_proxy
 from tests.storage.archives import only_shard, write_files, write_tar
+from tests.storage.s3_sessions import forget_s3_sessions
 
 NOBODY = 65534
 
@@ -283,9 +283,9 @@ def denying(s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     address = urlsplit(s3.env["AWS_ENDPOINT_URL"])
     with running_proxy((str(address.hostname), int(address.port or 0))) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        KeyedS3.clear_instance_cache()
+        forget_s3_sessions()
         yield proxy
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
 
 
 def denial(path: str) -> Rule:
