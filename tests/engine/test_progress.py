@@ -363,7 +363,7 @@ class Terminal:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env=os.environ | {"TERM": "xterm"} | environment,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": ""} | environment,
         )
         os.close(theirs)
         self.text = ""
