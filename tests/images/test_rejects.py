@@ -34,7 +34,7 @@ def test_reasons_are_the_tables_words() -> None:
     }
 
 
-def test_the_readme_lists_every_reason() -> None:
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+def test_the_tables_document_lists_every_reason() -> None:
+    text = (Path(__file__).resolve().parents[2] / "pipeline/table/README.md").read_text()
     (listed,) = re.findall(r"a `reason`: (.*?)\.\n", text, re.DOTALL)
     assert re.findall(r"`(\w+)`", listed) == [reason.value for reason in RejectReason]
