@@ -134,7 +134,7 @@ def test_two_runs_do_not_share_callbacks() -> None:
 def test_each_run_sets_its_own_gauges() -> None:
     align = Align(AlignmentSettings())
     metrics, gauge = PrometheusMetrics([align]), Recorder()
-    metrics._workers, metrics._queued, metrics._looked = gauge, Recorder(), 0.0
+    metrics._workers, metrics._queued, metrics._polled = gauge, Recorder(), 0.0
     state = SimpleNamespace(total_enqueued_input_blocks=lambda: 0)
     operators = [Pool(name="Map(Other)", running=5), Pool(name="Map(Align)", running=2)]
     executor = SimpleNamespace(_topology=dict.fromkeys(operators, state), _cluster_autoscaler=None)
