@@ -15,7 +15,7 @@ from pipeline.machine import memory_limit
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
-    from pipeline.engine.ray_session import Resources
+    from pipeline.engine.cluster import Resources
 
 StageTypes = Sequence[type[Stage]]
 

@@ -9,6 +9,7 @@ from pipeline.choices import Device
 from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
 from pipeline.engine.capacity import Pools
+from pipeline.engine.cluster import running_ray, summarize_error
 from pipeline.engine.console.progress import (
     STARTING_WORKERS,
     Progress,
@@ -26,7 +27,6 @@ from pipeline.engine.pipeline import build_pipeline, run_pipeline
 from pipeline.engine.plan import Plan, make_plan
 from pipeline.engine.prometheus import PrometheusMetrics
 from pipeline.engine.ray_callbacks import ray_log_folder, run_settings, untested_ray
-from pipeline.engine.ray_session import running_ray, summarize_error
 from pipeline.engine.record import RunRecorder
 from pipeline.engine.shard_source import shard_source
 from pipeline.engine.stages import STAGES, JobStage

@@ -1,3 +1,3 @@
 """Ray reads its environment when it is first imported: the engine's comes before these tests."""
 
-import pipeline.engine.ray_session  # noqa: F401 - sets the environment
+import pipeline.engine.cluster  # noqa: F401 - sets the environment

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.config import JobConfig
 from pipeline.engine import run
+from pipeline.engine.cluster import Resources
 from pipeline.engine.inverter import InvertSettings
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.messages import (
@@ -26,7 +27,6 @@ from pipeline.engine.messages import (
     ShardTask,
 )
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.ray_session import Resources
 from pipeline.inversion.methods import Method
 from pipeline.storage import Sample, Shard
 from pipeline.table import Counts, RunRecord

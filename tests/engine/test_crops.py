@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipeline.engine import capacity, pipeline
 from pipeline.engine.capacity import CLUSTER_READERS, READERS, UNBOUNDED
+from pipeline.engine.cluster import Resources
 from pipeline.engine.messages import (
     Failure,
     Message,
@@ -27,7 +28,6 @@ from pipeline.engine.messages import (
     from_row,
     to_row,
 )
-from pipeline.engine.ray_session import Resources
 from pipeline.engine.stages import Align, Read
 from pipeline.engine.stages.base import Worker, results
 from pipeline.engine.training import crops

@@ -11,10 +11,10 @@ import pytest
 import ray
 
 from pipeline.config import JobConfig
+from pipeline.engine.cluster import running_ray
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.nodes import memory_kills
 from pipeline.engine.nodes.memory_kills import MemoryKills, advice, parse_kills
-from pipeline.engine.ray_session import running_ray
 from pipeline.engine.stages.base import DIED
 from pipeline.table import RunRecord
 from tests.engine.conftest import failure

@@ -13,6 +13,7 @@ from ray.data import DataContext
 
 import pipeline
 from pipeline.config import JobConfig
+from pipeline.engine.cluster import running_ray
 from pipeline.engine.nodes import node_checks
 from pipeline.engine.nodes.node_checks import (
     NodeChecks,
@@ -22,7 +23,6 @@ from pipeline.engine.nodes.node_checks import (
 )
 from pipeline.engine.nodes.node_registry import start_registry, stop_registry, wait_for_verdict
 from pipeline.engine.nodes.node_report import NodeReport, code_digest, node_report, versions
-from pipeline.engine.ray_session import running_ray
 from pipeline.errors import ClusterError, ConfigError
 
 pytestmark = [

@@ -16,12 +16,12 @@ from pipeline.config import JobConfig
 from pipeline.engine import ledger as ledger_module
 from pipeline.engine import ray_callbacks, run_job, shard_source
 from pipeline.engine.capacity import Pools, reserved_cpus
+from pipeline.engine.cluster import running_ray
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.messages import Message, PartDone, ShardEnd, to_row
 from pipeline.engine.pipeline import build_pipeline, run_pipeline
 from pipeline.engine.plan import make_plan
 from pipeline.engine.ray_callbacks import StallDetector, run_settings
-from pipeline.engine.ray_session import running_ray
 from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
 from pipeline.engine.stages import Read, Write
 from pipeline.errors import ClusterError

@@ -7,7 +7,7 @@ import pytest
 from pipeline.config import JobConfig
 from pipeline.engine import capacity
 from pipeline.engine.capacity import UNBOUNDED, Pools, max_cpu_actors, reserved_cpus
-from pipeline.engine.ray_session import Node, Resources
+from pipeline.engine.cluster import Node, Resources
 from pipeline.engine.stages import STAGES, Invert
 from pipeline.errors import ConfigError
 

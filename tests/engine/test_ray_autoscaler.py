@@ -12,13 +12,13 @@ import pytest
 import ray
 from ray.data import ExecutionResources
 
+from pipeline.engine.cluster import running_ray
 from pipeline.engine.ray_autoscaler import (
     Debounced,
     PendingRequests,
     missing_workers,
     target_actors,
 )
-from pipeline.engine.ray_session import running_ray
 from tests.engine.fake_cluster import NODE_TYPES, fake_cluster
 from tests.storage.archives import write_tar
 from tests.tiny_bundle import write_tiny_bundle

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from ray._private import worker
 
-from pipeline.engine import ray_session
+from pipeline.engine import cluster
 from pipeline.engine.address import RAY_LOG
 from pipeline.engine.ray_callbacks import ray_lines_in_file, ray_log_folder
 
@@ -54,7 +54,7 @@ def test_on_request_rays_lines_are_shown(
         worker.print_to_stdstream(DIED, ignore_prefix=False)
     assert "A worker died or was killed" in "".join(capfd.readouterr())
     assert list(logs.iterdir()) == []
-    assert ray_session._log_options() == {"logging_level": logging.INFO, "log_to_driver": True}
+    assert cluster._log_options() == {"logging_level": logging.INFO, "log_to_driver": True}
 
 
 def test_an_unwritable_log_folder_costs_no_run(

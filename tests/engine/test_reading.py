@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.engine.cluster import running_ray
 from pipeline.engine.ray_callbacks import run_settings
-from pipeline.engine.ray_session import running_ray
 from pipeline.errors import RequestError
 from pipeline.table import Columns, open_table
 from tests.table.rows import N_STYLES, code, face_row, shard, write_shard, writer

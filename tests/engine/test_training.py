@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.engine.ray_session import Resources
+from pipeline.engine.cluster import Resources
 from pipeline.engine.training.crops import plan_crops
 from pipeline.engine.training.run import (
     _failures,

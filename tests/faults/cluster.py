@@ -97,7 +97,7 @@ def running_cluster(folder: Path, environment: Mapping[str, str]) -> Iterator[Ra
 def main() -> None:
     """The program."""
     # Before ray, which takes its environment from here.
-    from pipeline.engine import ray_session as _environment  # noqa: F401
+    from pipeline.engine import cluster as _environment  # noqa: F401
 
     import ray.cluster_utils  # isort: skip
 

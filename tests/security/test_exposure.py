@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_ray_of_the_jobs_own_has_no_dashboard_and_wants_a_token() -> None:
-    path = ROOT / "pipeline" / "engine" / "ray_session.py"
+    path = ROOT / "pipeline" / "engine" / "cluster.py"
     tree = ast.parse(path.read_text())
     started = [
         {given.arg: ast.unparse(given.value) for given in call.keywords}

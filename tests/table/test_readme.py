@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import pipeline.table
+from pipeline.engine.cluster import running_ray
 from pipeline.engine.ray_callbacks import run_settings
-from pipeline.engine.ray_session import running_ray
 from pipeline.table import open_table, write_card
 from tests.table.rows import N_STYLES, code, shard, write_shard, writer
 

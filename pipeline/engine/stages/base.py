@@ -121,7 +121,7 @@ def results(stage: Stage, message: Message) -> Iterator[Message]:
 def _ray() -> Any:
     """Return the module `ray` if Ray is running in this process, else None.
 
-    An import here could precede `pipeline.engine.ray_session`, which sets Ray's environment.
+    An import here could precede `pipeline.engine.cluster`, which sets Ray's environment.
     """
     ray = sys.modules.get("ray")
     return ray if ray is not None and ray.is_initialized() else None

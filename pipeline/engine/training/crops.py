@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.alignment import AlignmentSettings
 from pipeline.engine.address import in_cluster
 from pipeline.engine.capacity import Pools, max_cpu_actors
+from pipeline.engine.cluster import Resources
 from pipeline.engine.console.progress import enter_phase
 from pipeline.engine.messages import (
     FaceBatch,
@@ -28,7 +29,6 @@ from pipeline.engine.messages import (
     ShardTask,
     to_row,
 )
-from pipeline.engine.ray_session import Resources
 from pipeline.engine.stages import Align, Read, Stage
 from pipeline.engine.stages.base import StageResources
 from pipeline.errors import ConfigError, InputError, StorageError

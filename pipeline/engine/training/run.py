@@ -17,8 +17,8 @@ from typing import Any
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pipeline.engine.address import in_cluster
+from pipeline.engine.cluster import Resources, running_ray, summarize_error
 from pipeline.engine.console.progress import enter_phase
-from pipeline.engine.ray_session import Resources, running_ray, summarize_error
 from pipeline.engine.training.crops import CropPlan, cut_pairs, plan_crops
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.inversion import ready_device

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline.engine import ray_session
-from pipeline.engine.ray_session import shipped_environment, summarize_error
+from pipeline.engine import cluster
+from pipeline.engine.cluster import shipped_environment, summarize_error
 from pipeline.errors import ConfigError
 from pipeline.storage import S3_PROFILES
 
@@ -55,14 +55,14 @@ This process on node 10.77.0.2 was started with:
     ],
 )
 def test_a_clusters_refusal_is_one_line(error: Exception, expected: str) -> None:
-    with pytest.raises(ConfigError) as refusal, ray_session._readable_join_errors():
+    with pytest.raises(ConfigError) as refusal, cluster._readable_join_errors():
         raise error
     assert str(refusal.value).startswith(expected)
     assert "\n" not in str(refusal.value)
 
 
 def test_another_failure_to_join_stays_one() -> None:
-    with pytest.raises(ConnectionError), ray_session._readable_join_errors():
+    with pytest.raises(ConnectionError), cluster._readable_join_errors():
         raise ConnectionError("nobody answers")
 
 
