@@ -9,7 +9,7 @@ from pipeline.training.trainer import LoopPlan
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
 HELD_OUT = 8
 PLAN = LoopPlan(
-    images=64, batch=8, peak_rate=2e-2, warm_up=4, horizon=4, report_every=64, save_every=64
+    images=64, batch=8, max_lr=2e-2, warmup_steps=4, ema_window=4, report_every=64, save_every=64
 )
 IDENTITY = LatentScale(torch.zeros(512), 1.0)
 
@@ -41,7 +41,7 @@ def test_a_fit_goes_on_from_a_finished_generator(colours, tmp_path):
     torch.manual_seed(1)
     start = Generator(CHANNELS)
     before = {name: value.clone() for name, value in start.state_dict().items()}
-    plan = dataclasses.replace(PLAN, images=8, peak_rate=0.0)
+    plan = dataclasses.replace(PLAN, images=8, max_lr=0.0)
     kept = fit_generator(plan, colours, str(tmp_path), start=start, held_out=HELD_OUT)
     w = torch.randn(2, 512)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs import build_demo_model as job
-from pipeline.demo.plans import CARTOON, FACES, check_plan, keep_plan
+from pipeline.demo.plans import CARTOON, FACES, check_plan, save_plan
 from pipeline.errors import FingerprintError
 from pipeline.models import load_model
 from pipeline.storage import Store
@@ -18,7 +18,7 @@ from pipeline.storage import Store
 def work(tmp_path: Path) -> str:
     """A folder in which the faces' generator is under way."""
     folder = str(tmp_path / "work")
-    keep_plan(FACES, None, folder, pairs=24)
+    save_plan(FACES, None, folder, pairs=24)
     Store(folder).put("generator.pt", b"")
     return folder
 
@@ -32,13 +32,13 @@ def test_a_stage_may_be_made_longer_and_looked_at_more_often(work: str) -> None:
 @pytest.mark.parametrize(
     ("plan", "told"),
     [
-        (CARTOON, 'name: "demo" when it began, "demo-toonify" asked for'),
-        (replace(FACES, channels={**FACES.channels, 64: 24}), "channels.64: 48 when it began, 24"),
+        (CARTOON, 'name: "demo" at the start, "demo-toonify" now'),
+        (replace(FACES, channels={**FACES.channels, 64: 24}), "channels.64: 48 at the start, 24"),
         (
-            replace(FACES, encoder=replace(FACES.encoder, peak_rate=1e-3)),
-            "encoder.peak_rate: 0.0015 when it began, 0.001 asked for",
+            replace(FACES, encoder=replace(FACES.encoder, max_lr=1e-3)),
+            "encoder.peak_rate: 0.0015 at the start, 0.001 now",
         ),
-        (replace(FACES, rounds=replace(FACES.rounds, steps=3)), "rounds.steps: 5 when it began, 3"),
+        (replace(FACES, rounds=replace(FACES.rounds, steps=3)), "rounds.steps: 5 at the start, 3"),
     ],
 )
 def test_another_plan_is_refused(work: str, plan, told: str) -> None:  # type: ignore[no-untyped-def]
@@ -48,9 +48,9 @@ def test_another_plan_is_refused(work: str, plan, told: str) -> None:  # type: i
 
 
 def test_another_base_or_other_pairs_are_refused(work: str, tiny_bundle: str) -> None:
-    with pytest.raises(FingerprintError, match="base: not set when it began"):
+    with pytest.raises(FingerprintError, match="base: not set at the start"):
         check_plan(FACES, load_model(tiny_bundle), work)
-    with pytest.raises(FingerprintError, match="pairs: 24 when it began, 30 asked for"):
+    with pytest.raises(FingerprintError, match="pairs: 24 at the start, 30 now"):
         check_plan(FACES, None, work, pairs=30)
 
 

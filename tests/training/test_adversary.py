@@ -17,7 +17,7 @@ def test_it_learns_to_tell_codes_from_real_ones(adversary):
     codes = torch.randn(8, 2, 512) - 1
     before = adversary.penalty(codes)
     for batches in range(20):
-        adversary.learn(codes, batches, Group())
+        adversary.step(codes, batches, Group())
     assert adversary.penalty(codes) > 2 * before
     assert adversary.penalty(torch.randn(8, 2, 512) + 1) < before
 
@@ -52,7 +52,7 @@ def test_every_few_batches_half_of_r1_counts_for_all_of_them(batches, factor):
     (loss + factor * torch.stack(squares).mean()).backward()
 
     before = copy.deepcopy(adversary.network.state_dict())
-    told = adversary.learn(codes, batches, Group())
+    told = adversary.step(codes, batches, Group())
     assert told["discriminator"] == pytest.approx(loss.item())
     for name, weight in judge.named_parameters():
         moved = before[name] - adversary.network.state_dict()[name]
@@ -61,7 +61,7 @@ def test_every_few_batches_half_of_r1_counts_for_all_of_them(batches, factor):
 
 def test_it_goes_on_from_its_state(adversary):
     codes = torch.randn(4, 1, 512)
-    adversary.learn(codes, 0, Group())
+    adversary.step(codes, 0, Group())
     other = Adversary(AdversaryPlan(rate=1e-3), adversary.real)
     other.restore(adversary.state())
     assert other.penalty(codes) == adversary.penalty(codes)

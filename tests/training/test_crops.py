@@ -75,5 +75,5 @@ def test_pairs_are_found_in_both_sets(crops):
     assert (len(pairs), pairs.counts) == (4, [1, 1, 2])
     index = torch.tensor([3, 0])
     assert pairs.images(index)[:, 0, 0, 0].tolist() == [6, 1]
-    assert pairs.wanted(index)[:, 0, 0, 0].tolist() == [5, 6]
-    assert torch.equal(crops.wanted(index), crops.images(index))
+    assert pairs.target_images(index)[:, 0, 0, 0].tolist() == [5, 6]
+    assert torch.equal(crops.target_images(index), crops.images(index))

@@ -51,7 +51,7 @@ def test_several_are_done_one_after_the_other(image: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("fog:2", "'fog' is not a degradation; these are: downsample"),
+        ("fog:2", "'fog' is not a degradation; valid: downsample"),
         ("blur", "blur takes a number from 0 to 256"),
         ("mask:1.5", "mask takes a number from 0 to 1"),
         ("jpeg:nan", "jpeg takes a number from 1 to 95"),

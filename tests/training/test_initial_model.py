@@ -66,7 +66,7 @@ def test_a_domain_decides_the_shape_that_an_official_encoder_is_shown(tiny_bundl
     torch.save(tiny_checkpoint("ResNetBackboneEncoder"), tmp_path / "any.pt")
     wide = starting_model(config(model=str(tmp_path / "any.pt"), domain="cars"))
     assert wide.input_size == (192, 256)
-    with pytest.raises(ConfigError, match=r"cars are cut to 192x256, but .* 'tiny' takes 64x64"):
+    with pytest.raises(ConfigError, match=r"are cropped to 192x256, but .* 'tiny' takes 64x64"):
         starting_model(config(model=tiny_bundle, domain="cars"))
     fresh = config(model=tiny_bundle, domain="cars", encoder_type="ResNetBackboneEncoder")
     assert starting_model(fresh).input_size == (192, 256)
@@ -86,7 +86,7 @@ def test_the_weights_of_a_start_are_told_apart_but_not_what_is_drawn(tiny_bundle
 def test_a_generator_without_g_ema_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "x.pt")
     asked = config(generator=str(tmp_path / "x.pt"), encoder_type="ResNetBackboneEncoder")
-    with pytest.raises(ModelError, match="no 'g_ema'"):
+    with pytest.raises(ModelError, match="has no 'g_ema'"):
         starting_model(asked)
 
 
@@ -133,7 +133,7 @@ def test_a_body_starts_from_torchs_resnet34(tmp_path):
 
 def test_weights_of_another_body_are_refused(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "x.pth")
-    with pytest.raises(ModelError, match=r"x\.pth': 'conv1\.weight' is missing or of another"):
+    with pytest.raises(ModelError, match=r"x\.pth': 'conv1\.weight' is missing or has another"):
         load_backbone(ResNetBackboneEncoder(6, 1, WIDTHS), str(tmp_path / "x.pth"))
 
 

@@ -8,11 +8,11 @@ from PIL import Image
 
 from pipeline.storage import Store
 from pipeline.training import train_log as journal_module
-from pipeline.training.train_log import Board, Journal, grid, read_reports, total_seconds
+from pipeline.training.train_log import TensorBoard, TrainLog, grid, read_reports, total_seconds
 
 
 def test_lines_hold_the_means_since_the_line_before(tmp_path, capsys):
-    log = Journal(Store(str(tmp_path)), "log")
+    log = TrainLog(Store(str(tmp_path)), "log")
     log.add({"l1": torch.tensor(1.0)})
     log.add({"l1": torch.tensor(3.0)})
     log.report(32, {"held_out_l2": [0.5, 0.25]})
@@ -28,7 +28,7 @@ def test_a_number_that_is_not_finite_is_null(tmp_path, capsys):
     def no_literal(text):
         raise AssertionError(text)
 
-    log = Journal(Store(str(tmp_path)), "log")
+    log = TrainLog(Store(str(tmp_path)), "log")
     log.report(8, {"l2": float("nan"), "lpips": [0.5, float("inf")]})
     for text in (capsys.readouterr().out, (tmp_path / "log.jsonl").read_text()):
         line = json.loads(text, parse_constant=no_literal)
@@ -37,11 +37,11 @@ def test_a_number_that_is_not_finite_is_null(tmp_path, capsys):
 
 def test_a_resumed_journal_forgets_what_a_kill_undid(tmp_path):
     store = Store(str(tmp_path))
-    first = Journal(store, "log")
+    first = TrainLog(store, "log")
     for images, loss in ((8, 1.0), (16, 2.0)):
         first.add({"l1": torch.tensor(loss)})
         first.report(images, {})
-    second = Journal(store, "log")
+    second = TrainLog(store, "log")
     second.resume(12, {"sums": {"l1": 3.0}, "count": 1})
     second.add({"l1": torch.tensor(5.0)})
     second.report(16, {})
@@ -57,7 +57,7 @@ def test_seconds_are_those_of_all_runs_without_what_a_kill_undid(tmp_path, monke
     store = Store(str(tmp_path))
     lines = [{"images": images, "seconds": 50.0} for images in (8, 16)]
     store.put("log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
-    resumed = Journal(store, "log")
+    resumed = TrainLog(store, "log")
     resumed.resume(12, {"seconds": 20.0})
     assert resumed.pending["seconds"] == 20
     clock.now += 4
@@ -75,7 +75,7 @@ def test_cells_stand_side_by_side_in_a_picture(tmp_path):
     cells[1, 2] = 1
     assert grid(cells).shape == (8, 12, 3)
     assert grid(cells)[4:, 8:].min() == 255
-    Journal(Store(str(tmp_path)), "log").picture(40, cells)
+    TrainLog(Store(str(tmp_path)), "log").picture(40, cells)
     with Image.open(tmp_path / "pictures" / "log-000000040.png") as picture:
         assert picture.size == (12, 8)
 
@@ -88,12 +88,12 @@ def events_in(folder):
 
 def test_tensorboard_reads_back_a_curve_for_each_step(tmp_path):
     store = Store(str(tmp_path))
-    journal = Journal(store, "log", partial(Board, store))
-    journal.begin(0)
-    journal.add({"loss": torch.tensor(0.5)})
-    journal.report(64, {"held_out_l2": [0.25, 0.125]})
-    journal.picture(64, torch.zeros(1, 2, 3, 4, 4))
-    journal.close()
+    train_log = TrainLog(store, "log", partial(TensorBoard, store))
+    train_log.begin(0)
+    train_log.add({"loss": torch.tensor(0.5)})
+    train_log.report(64, {"held_out_l2": [0.25, 0.125]})
+    train_log.picture(64, torch.zeros(1, 2, 3, 4, 4))
+    train_log.close()
     events = events_in(tmp_path)
     (point,) = events.Scalars("held_out_l2/step_2")
     assert (point.step, point.value) == (64, 0.125)
@@ -104,11 +104,11 @@ def test_tensorboard_reads_back_a_curve_for_each_step(tmp_path):
 @pytest.mark.parametrize("resumed_at", [0, 10])
 def test_tensorboard_does_not_show_what_a_kill_undid(tmp_path, resumed_at):
     store = Store(str(tmp_path))
-    killed = Board(store)
+    killed = TensorBoard(store)
     for images in (10, 20, 30):
         killed.scalars(images, {"loss": 1.0})
     killed.close()  # which adds nothing to its file
-    resumed = Board(store, resumed_at)
+    resumed = TensorBoard(store, resumed_at)
     for images in range(resumed_at + 10, 50, 10):
         resumed.scalars(images, {"loss": 2.0})
     resumed.close()

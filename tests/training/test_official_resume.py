@@ -20,7 +20,7 @@ from pipeline.training.encoder_task import Faces
 from pipeline.training.official_resume import continuation_of, optimiser_state, restore_optimiser
 from pipeline.training.paper_defaults import encoder_plan
 from pipeline.training.run import make_task
-from pipeline.training.trainer import Moment
+from pipeline.training.trainer import TrainState
 from tests.models.tiny import tiny_checkpoint
 
 FACES = Faces(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
@@ -88,7 +88,7 @@ def test_stage_and_discriminator_are_those_of_the_file(saved: Saved) -> None:
         "stage": 2,
         "last_stage": 3,
         "discriminator": "restored",
-        "optimiser": "new: the file holds none",
+        "optimiser": "new: the file has none",
     }
     task = make_task(config, model, FACES)
     task.begin(torch.optim.SGD(model.encoder.parameters(), lr=1.0))
@@ -97,7 +97,7 @@ def test_stage_and_discriminator_are_those_of_the_file(saved: Saved) -> None:
     assert found.discriminator is not None
     assert all(torch.equal(mine[key], value) for key, value in found.discriminator.items())
     assert len(task.adversary.optimiser.state_dict()["state"]) == len(mine)
-    assert [task._stage(Moment(0, images, 100)) for images in (0, 5, 6, 100)] == [2, 2, 3, 3]
+    assert [task._stage(TrainState(0, images, 100)) for images in (0, 5, 6, 100)] == [2, 2, 3, 3]
 
 
 class Heads(nn.Module):
@@ -135,16 +135,16 @@ def test_what_does_not_fit_is_left_new_and_said(saved: Saved) -> None:
     found = continuation_of(config, model)
     assert found is not None
     facts = found.facts(found.stages, 4, adversary=True)
-    assert facts["discriminator"] == "new: the file holds none"
-    assert facts["optimiser"] == "new: the file's is of other weights"
+    assert facts["discriminator"] == "new: the file has none"
+    assert facts["optimiser"] == "new: the file's belongs to other weights"
     adam = continuation_of(config.model_copy(update={"optimiser": "adam"}), model)
     assert adam is not None
-    assert adam.without_optimiser == "the file's is ranger, this training's adam"
+    assert adam.without_optimiser == "the file's is ranger, this training's is adam"
 
 
 def test_a_foreign_discriminator_is_refused(saved: Saved) -> None:
     config = saved({"discriminator_state_dict": {"mlp.0.weight": torch.zeros(2, 2)}})
-    with pytest.raises(ModelError, match="its discriminator is not e4e's: 8 of 8 entries differ"):
+    with pytest.raises(ModelError, match="not of e4e's architecture: 8 of 8 entries differ"):
         continuation_of(config, load_model(str(config.model)))
 
 
@@ -152,7 +152,7 @@ def test_uneven_stages_are_asked_for(saved: Saved) -> None:
     uneven = tiny_checkpoint("ProgressiveBackboneEncoder", progressive_steps=[0, 5, 6, 9])
     config = saved({"opts": uneven["opts"]})
     model = load_model(str(config.model))
-    with pytest.raises(ConfigError, match="say with --progressive-start"):
+    with pytest.raises(ConfigError, match="give the stages with"):
         continuation_of(config, model)
     asked = config.model_copy(update={"progressive_start": 10, "progressive_every": 5})
     found = continuation_of(asked, model)
@@ -190,5 +190,5 @@ def test_an_earlier_checkpoint_keeps_its_stages(saved: Saved) -> None:
     config = saved()
     task = make_task(config, load_model(str(config.model)), FACES)
     task.restore({})
-    assert (task.plan.images_before, task._stage(Moment(0, 1000, 2000))) == (0, 0)
+    assert (task.plan.images_before, task._stage(TrainState(0, 1000, 2000))) == (0, 0)
     assert task.state()["defaults"] == 2

@@ -27,7 +27,7 @@ def test_codes_come_from_a_disk_and_from_a_bucket_alike(pair_shards, s3):
 
 def test_a_folder_without_codes_is_refused_with_the_config(tmp_path, pair_shards):
     for nowhere in (str(tmp_path), "/nope", "memory://nope"):
-        with pytest.raises(InputError, match=r"holds no codes: looked for pairs-\*\.tar"):
+        with pytest.raises(InputError, match=r"has no codes: expected pairs-\*\.tar"):
             load_train_config(None, {**PATHS, "codes": nowhere})
     assert load_train_config(None, {**PATHS, "codes": str(pair_shards[0].parent)}).codes
     with pytest.raises(ConfigError):

@@ -14,9 +14,9 @@ from pipeline.training.config import MAY_CHANGE, TrainConfig
 from pipeline.training.resume_check import (
     SETTINGS,
     Origin,
+    check_same_settings,
     check_settings,
-    keep_settings,
-    refuse_others,
+    save_settings,
 )
 
 
@@ -24,7 +24,7 @@ from pipeline.training.resume_check import (
 def begun(tmp_path: Path) -> TrainConfig:
     """The settings of a training that has left a checkpoint."""
     config = TrainConfig(input="faces", output=str(tmp_path / "run"), model="demo", rate=1e-3)
-    keep_settings(config)
+    save_settings(config)
     Store(config.output).put("encoder.pt", b"")
     return config
 
@@ -32,13 +32,13 @@ def begun(tmp_path: Path) -> TrainConfig:
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("steps", 3, "steps: not set when it began, 3 asked for"),
-        ("seed", 1, "seed: 0 when it began, 1 asked for"),
-        ("l2", 0.5, "l2: not set when it began, 0.5 asked for"),
-        ("rate", 2e-3, "rate: 0.001 when it began, 0.002 asked for"),
-        ("augment", "photo", 'augment: "flip" when it began, "photo" asked for'),
-        ("model", "other", 'model: "demo" when it began, "other" asked for'),
-        ("held_out", 8, "held_out: 256 when it began, 8 asked for"),
+        ("steps", 3, "steps: not set at the start, 3 now"),
+        ("seed", 1, "seed: 0 at the start, 1 now"),
+        ("l2", 0.5, "l2: not set at the start, 0.5 now"),
+        ("rate", 2e-3, "rate: 0.001 at the start, 0.002 now"),
+        ("augment", "photo", 'augment: "flip" at the start, "photo" now'),
+        ("model", "other", 'model: "demo" at the start, "other" now'),
+        ("held_out", 8, "held_out: 256 at the start, 8 now"),
         ("input", "cats", "/cats"),
     ],
 )
@@ -57,7 +57,7 @@ def test_a_training_begun_before_profiles_were_applied_ignores_them(begun: Train
     assert settings.pop("icc") == "apply"
     path.write_text(json.dumps(settings))
     check_settings(begun.model_copy(update={"icc": "ignore"}))
-    with pytest.raises(FingerprintError, match='icc: "ignore" when it began, "apply" asked for'):
+    with pytest.raises(FingerprintError, match='icc: "ignore" at the start, "apply" now'):
         check_settings(begun)
 
 
@@ -75,7 +75,7 @@ def test_a_training_begun_before_turns_goes_on_without_them(begun: TrainConfig) 
     kept = {name: value for name, value in settings.items() if name not in earlier}
     store.put(SETTINGS, json.dumps(kept).encode())
     check_settings(begun.model_copy(update=earlier))
-    with pytest.raises(FingerprintError, match='turns: "none" when it began, "auto" asked for'):
+    with pytest.raises(FingerprintError, match='turns: "none" at the start, "auto" now'):
         check_settings(begun)
 
 
@@ -100,15 +100,15 @@ def test_a_moved_run_goes_on_where_it_is(begun: TrainConfig, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("origin", "told"),
     [
-        (Origin("other", "weights"), "the images in 'faces' are others than when"),
-        (Origin("crops", "other"), "the weights in 'demo' are others than when"),
-        (Origin("other", "other"), "the images in 'faces' and the weights in 'demo' are others"),
+        (Origin("other", "weights"), "the images in 'faces' have changed since"),
+        (Origin("crops", "other"), "the weights in 'demo' have changed since"),
+        (Origin("other", "other"), "the images in 'faces' and the weights in 'demo' have changed"),
     ],
 )
 def test_other_images_or_weights_under_the_same_name_are_refused(
     begun: TrainConfig, origin: Origin, told: str
 ) -> None:
-    keep_settings(begun, Origin("crops", "weights"))
+    save_settings(begun, Origin("crops", "weights"))
     check_settings(begun)
     check_settings(begun, Origin("crops", "weights"))
     with pytest.raises(FingerprintError, match=told) as refusal:
@@ -128,9 +128,9 @@ def test_without_a_checkpoint_there_is_nothing_to_spoil(begun: TrainConfig) -> N
         (b'{"input": "fa', "is not JSON"),
         (b"\xff", "is not JSON"),
         (b"[]", "is not a JSON object"),
-        (b'{"input": "faces"}', "does not hold the settings of a training"),
-        (b'{"input": "a", "output": "b", "colour": 1}', "does not hold the settings"),
-        (b'{"input": "a", "output": "b", "origin": {"a": 1}}', "does not hold the settings"),
+        (b'{"input": "faces"}', "does not have the settings of a training"),
+        (b'{"input": "a", "output": "b", "colour": 1}', "does not have the settings"),
+        (b'{"input": "a", "output": "b", "origin": {"a": 1}}', "does not have the settings"),
     ],
 )
 def test_a_checkpoint_of_unknown_settings_is_refused(
@@ -148,6 +148,6 @@ def test_a_checkpoint_of_unknown_settings_is_refused(
 def test_nested_settings_are_told_by_their_dotted_names() -> None:
     begun = {"generator": {"images": 8, "batch": 4}, "channels": {4: 8}}
     same = {"generator": {"images": 16, "batch": 4}, "channels": {"4": 8}}
-    refuse_others("work", begun, same, {"generator.images"})
-    with pytest.raises(FingerprintError, match=r"generator\.batch: 4 when it began, 8 asked for"):
-        refuse_others("work", begun, {"generator": {"batch": 8}, "channels": {4: 8}}, ())
+    check_same_settings("work", begun, same, {"generator.images"})
+    with pytest.raises(FingerprintError, match=r"generator\.batch: 4 at the start, 8 now"):
+        check_same_settings("work", begun, {"generator": {"batch": 8}, "channels": {4: 8}}, ())

@@ -75,9 +75,9 @@ def test_a_training_goes_on_for_longer_but_not_under_other_settings(tmp_path, ti
     train_restyle(config, crops, Group())
     checkpoint = (tmp_path / "run" / "encoder.pt").read_bytes()
     longer = config.model_copy(update={"images": 16})
-    with pytest.raises(FingerprintError, match="seed: 0 when it began, 1 asked for"):
+    with pytest.raises(FingerprintError, match="seed: 0 at the start, 1 now"):
         train_restyle(longer.model_copy(update={"seed": 1}), crops, Group())
-    with pytest.raises(FingerprintError, match="the images in 'in' are others"):
+    with pytest.raises(FingerprintError, match="the images in 'in' have changed"):
         train_restyle(longer, crops_of(tmp_path / "other_crops", 64, 12), Group())
     assert (tmp_path / "run" / "encoder.pt").read_bytes() == checkpoint
     train_restyle(longer, crops, Group())
@@ -90,24 +90,24 @@ def test_the_last_crops_are_held_out(tmp_path):
     assert split_counts(crops, 6) == [3]
     with pytest.raises(InputError, match="the other 0 do not fill a batch of 1"):
         split_counts(crops, 9)
-    with pytest.raises(InputError, match=r"9 faces, of which 6 are held out .* a batch of 4"):
+    with pytest.raises(InputError, match=r"9 faces, 6 of them held out .* a batch of 4"):
         split_counts(crops, 6, batch=4)
 
 
 def test_damaged_images_are_shown_and_whole_ones_wanted(tmp_path):
     crops, index = crops_of(tmp_path, 16, 6), torch.tensor([4, 1])
     plain = faces_at(crops, index)
-    assert plain.seen is plain.wanted
+    assert plain.input is plain.target
     damaged = faces_at(crops, index, Degrader("noise:20", 1))
-    assert torch.equal(damaged.wanted, plain.wanted)
-    assert not torch.equal(damaged.seen, damaged.wanted)
+    assert torch.equal(damaged.target, plain.target)
+    assert not torch.equal(damaged.input, damaged.target)
     later = faces_at(crops, torch.tensor([1, 5, 4]), Degrader("noise:20", 1))
-    assert torch.equal(later.seen[[2, 0]], damaged.seen)
+    assert torch.equal(later.input[[2, 0]], damaged.input)
     config = TrainConfig(input="in", output="out", model="m", degrade="noise:20")
     torch.manual_seed(0)
     flipped = augmentation(config)(damaged)
-    assert torch.equal(flipped.wanted, plain.wanted)  # flat colours
-    assert flipped.seen.shape == damaged.seen.shape
+    assert torch.equal(flipped.target, plain.target)  # flat colours
+    assert flipped.input.shape == damaged.input.shape
 
 
 def test_an_encoder_learns_to_give_the_targets(tmp_path, tiny_bundle):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.training.trainer import average_into, learning_rate
+from pipeline.training.trainer import learning_rate, update_average
 
 
 def test_the_rate_warms_up_holds_and_falls_to_zero():
@@ -16,7 +16,7 @@ def test_the_average_approaches_the_model():
     model, average = nn.Linear(2, 2), nn.Linear(2, 2)
     before = (average.weight - model.weight).abs().max()
     for batches in range(20):
-        average_into(average, model, batches)
+        update_average(average, model, batches)
     assert (average.weight - model.weight).abs().max() < 0.01 * before
 
 
@@ -24,6 +24,6 @@ def test_without_a_horizon_the_average_is_the_model():
     model, average = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
     model(torch.randn(4, 2))
     nn.init.normal_(model.weight)
-    average_into(average, model, 3, horizon=0)
+    update_average(average, model, 3, ema_window=0)
     assert torch.equal(average.weight, model.weight)
     assert torch.equal(average.running_mean, model.running_mean)
