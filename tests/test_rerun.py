@@ -51,10 +51,10 @@ def test_only_a_failure_is_run_again(
 
 
 def test_a_failure_says_when_it_is_run_again(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs(tmp_path, "1 0", 2)
-    assert "attempt 1 of 2 ended with exit code 1: again in 0.01 s" in capfd.readouterr().err
+    assert "attempt 1 of 2 ended with exit code 1: again in 0.01 s" in caplog.text
 
 
 @pytest.mark.parametrize("while_waiting", [False, True])

@@ -24,7 +24,7 @@ from pipeline.storage import (
     kept_types,
     list_shards,
 )
-from pipeline.table import TABLE_OUTPUT, check_kept, open_start
+from pipeline.table import TABLE_OUTPUT, check_kept, open_initial_table
 
 
 def check_request(config: JobConfig) -> ShardListing:
@@ -44,7 +44,7 @@ def check_request(config: JobConfig) -> ShardListing:
         if config.identity:
             check_identity(config.identity)
         if config.init:
-            open_start(config.init)
+            open_initial_table(config.init)
         return open_input(config)
 
 

@@ -66,7 +66,7 @@ class Run(Protocol):
 def prepare_forks() -> Any:
     """The context that forks light runs; everything is imported once, before the first."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.light", "pipeline.engine.recipe"])
+    context.set_forkserver_preload(["tests.faults.light", "pipeline.engine.resolve"])
     return context
 
 
