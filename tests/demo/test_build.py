@@ -42,11 +42,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(photos, folder):
-    """A demo model of a minute part of the real one's training."""
+    """Build a demo model with a very short training."""
     return build(small(FACES), photos, folder)
 
 
-def test_both_stages_leave_their_figures_on_the_card(base):
+def test_card_has_the_metrics_of_both_stages(base):
     model, seconds = base
     assert model.name == "demo"
     assert "research" in model.licence
@@ -58,7 +58,7 @@ def test_both_stages_leave_their_figures_on_the_card(base):
         assert model.card.notes[stage]["seconds"] == took
 
 
-def test_a_stage_that_was_done_before_has_the_seconds_that_it_took(base, photos, folder):
+def test_finished_stage_keeps_its_seconds(base, photos, folder):
     store, (_, seconds) = Store(folder), base
     log = read_reports(store, "encoder")
     slow = [{"images": 4, "seconds": 1_000.0}, *log]
@@ -69,19 +69,19 @@ def test_a_stage_that_was_done_before_has_the_seconds_that_it_took(base, photos,
     assert model.card.notes["encoder"]["seconds"] == again["encoder"]
 
 
-def test_a_folder_of_another_plan_is_refused(base, photos, folder):
+def test_folder_of_another_plan_is_refused(base, photos, folder):
     assert base
     faster = dataclasses.replace(GENERATOR, max_lr=3e-2)
-    with pytest.raises(FingerprintError, match="max_lr"):
+    with pytest.raises(FingerprintError, match="peak_rate"):
         build(dataclasses.replace(small(FACES), generator=faster), photos, folder)
 
 
-def test_refinement_was_learnt(base):
+def test_later_steps_lower_the_distance(base):
     curve = base[0].card.notes["encoder"]["held_out_l2"]
     assert curve[-1] < curve[0]
 
 
-def test_cartoons_are_kept_for_their_own_images_and_size_alone(photos, tmp_path):
+def test_cached_cartoons_match_images_and_size(photos, tmp_path):
     dark = Pairs(photos.pairs.w, 255 - photos.pairs.images)
     expected = draw_cartoons(dark, 16, str(tmp_path / "fresh")).targets
     draw_cartoons(photos.pairs, 16, str(tmp_path / "used"))
@@ -89,7 +89,7 @@ def test_cartoons_are_kept_for_their_own_images_and_size_alone(photos, tmp_path)
     assert draw_cartoons(dark, 8, str(tmp_path / "used")).targets.shape == (24, 3, 8, 8)
 
 
-def test_a_cartoon_model_stays_in_the_w_space_that_it_starts_from(base, photos, tmp_path):
+def test_cartoon_model_keeps_the_base_w_space(base, photos, tmp_path):
     model, _ = base
     large = photos.pairs.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
     drawn = draw_cartoons(Pairs(photos.pairs.w, large), 32, str(tmp_path))

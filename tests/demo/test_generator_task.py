@@ -14,7 +14,7 @@ PLAN = LoopPlan(
 IDENTITY = LatentScale(torch.zeros(512), 1.0)
 
 
-def test_folding_the_scale_gives_the_same_images_from_w_as_it_is():
+def test_folded_scale_gives_the_same_images():
     torch.manual_seed(0)
     generator = Generator(CHANNELS)
     w = torch.randn(5, 512) * 0.3 + torch.randn(512)
@@ -29,7 +29,7 @@ def test_folding_the_scale_gives_the_same_images_from_w_as_it_is():
     assert torch.allclose(before, again, atol=1e-4)
 
 
-def test_fitting_brings_the_distance_to_its_pairs_down(colours, tmp_path):
+def test_fitting_lowers_the_distance_to_pairs(colours, tmp_path):
     torch.manual_seed(PLAN.seed)
     train, _ = colours.split(HELD_OUT)
     untrained = evaluate_generator(Generator(CHANNELS), train, LatentScale.of(train.w))
@@ -37,7 +37,7 @@ def test_fitting_brings_the_distance_to_its_pairs_down(colours, tmp_path):
     assert evaluate_generator(fitted, train, IDENTITY)["l1"] < 0.8 * untrained["l1"]
 
 
-def test_a_fit_goes_on_from_a_finished_generator(colours, tmp_path):
+def test_fit_starts_from_a_given_generator(colours, tmp_path):
     torch.manual_seed(1)
     start = Generator(CHANNELS)
     before = {name: value.clone() for name, value in start.state_dict().items()}

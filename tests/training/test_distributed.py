@@ -24,7 +24,7 @@ leave_group()
 """
 
 
-def test_one_process_is_a_group_of_one():
+def test_single_process_forms_a_group_of_one():
     assert join_group() == Group(rank=0, size=1)
     model = nn.Linear(2, 1)
     model(torch.ones(1, 2)).sum().backward()
@@ -35,7 +35,7 @@ def test_one_process_is_a_group_of_one():
     assert not Group().all_reduce_any(False, model)
 
 
-def test_two_processes_split_a_batch_and_average_their_gradients(tmp_path):
+def test_two_processes_average_their_gradients(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
