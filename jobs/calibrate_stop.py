@@ -99,7 +99,7 @@ def run(asked: argparse.Namespace) -> int:
         calibrate,
         curve,
         read_crops,
-        seconds_a_face,
+        seconds_per_face,
         trace,
     )
     from pipeline.reports.stop_report import StopCurve, stop_files, stop_flags
@@ -119,8 +119,8 @@ def run(asked: argparse.Namespace) -> int:
     )  # fmt: skip
     seen = trace(model, theirs, **how)
     rule, like = fitted.rule, asked.like_steps
-    drawn = StopCurve(seen, seen.tried(rule), curve(seen, rule, GAINS), like)
-    fixed_s, auto_s = seconds_a_face(model, theirs, rule, like, asked.batch_size)
+    drawn = StopCurve(seen, seen.with_rule(rule), curve(seen, rule, GAINS), like)
+    fixed_s, auto_s = seconds_per_face(model, theirs, rule, like, asked.batch_size)
 
     store = Store(asked.output)
     for name, content in stop_files(drawn).items():
@@ -129,7 +129,7 @@ def run(asked: argparse.Namespace) -> int:
     record = {
         "gain": rule.gain, "residual": rule.residual, "least": rule.least, "most": rule.most,
         "calibration_steps": fitted.steps, "steps": chosen.steps, "l2": chosen.l2,
-        f"l2_of_{like}": seen.fixed(like).l2, "relative_l2": drawn.relative(chosen),
+        f"l2_of_{like}": seen.with_steps(like).l2, "relative_l2": drawn.relative(chosen),
         "share_of_steps": chosen.steps / like,
         "seconds_fixed": fixed_s, "seconds_auto": auto_s, "flags": flags,
     }  # fmt: skip

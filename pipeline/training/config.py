@@ -47,7 +47,7 @@ def _weight(description: str) -> Any:
 
 
 class TrainConfig(BaseModel):
-    """All settings of an encoder's training.
+    """Settings of an encoder's training.
 
     Weights and stages that are not set have the published values for the domain and the encoder
     type (`pipeline.training.paper_defaults`). Numbers of images count over all workers.

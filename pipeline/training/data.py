@@ -216,14 +216,14 @@ def windowed(counts: Sequence[int], window: int = WINDOW) -> Callable[[torch.Gen
 
     It shuffles the files, and then the samples of each `window` files.
     """
-    starts = torch.tensor([0, *counts]).cumsum(0)[:-1].tolist()
+    offsets = torch.tensor([0, *counts]).cumsum(0)[:-1].tolist()
 
     def shuffled(generator: torch.Generator) -> Tensor:
         files = torch.randperm(len(counts), generator=generator).tolist()
         pieces = []
         for first in range(0, len(files), window):
             chosen = files[first : first + window]
-            inside = torch.cat([torch.arange(counts[f]) + starts[f] for f in chosen])
+            inside = torch.cat([torch.arange(counts[f]) + offsets[f] for f in chosen])
             pieces.append(inside[torch.randperm(len(inside), generator=generator)])
         return torch.cat(pieces)
 

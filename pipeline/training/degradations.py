@@ -23,7 +23,7 @@ GREY = (128, 128, 128)  # colour of a mask: the middle of the range
 
 @dataclass(frozen=True)
 class Degradation:
-    """One kind of damage to an RGB image, and the meaning and bounds of its amount."""
+    """Kind of damage to an RGB image, and the meaning and bounds of its amount."""
 
     meaning: str
     minimum: float
@@ -81,7 +81,7 @@ DEGRADATIONS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One kind of damage and its amount."""
+    """Kind of damage and its amount."""
 
     name: str
     amount: float

@@ -57,10 +57,10 @@ def test_another_base_or_number_of_pairs_is_refused(work: str, tiny_bundle: str)
 def test_job_refuses_another_look_before_reading_pairs(
     work: str, tiny_bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    look = ["--look", "cartoon", "--base", tiny_bundle]
+    flags = ["--look", "cartoon", "--base", tiny_bundle]
     pairs = tmp_path / "pairs"
     pairs.mkdir()
     (pairs / "pairs-00000.tar").write_bytes(b"never read")
-    assert job.main(["--pairs", str(pairs), "--work", work, *look]) == 2
+    assert job.main(["--pairs", str(pairs), "--work", work, *flags]) == 2
     assert "choose another output or the same settings" in capsys.readouterr().err
     assert Store(work).names() == ["_plan.json", "generator.pt"]

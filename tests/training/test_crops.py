@@ -62,11 +62,13 @@ def test_windowed_order_has_each_sample_once():
 
 
 def test_pairs_match_keys_without_image_extension():
-    numbers, several = match_keys(["a/1.jpg", "2", "3.png", "x.v2"], ["x.v2", "3.JPG", "a/1", "9"])
+    numbers, ambiguous = match_keys(
+        ["a/1.jpg", "2", "3.png", "x.v2"], ["x.v2", "3.JPG", "a/1", "9"]
+    )
     assert numbers.tolist() == [[0, 2], [2, 1], [3, 0]]
-    assert several == {}
-    _, several = match_keys(["1.jpg", "1.png"], ["1"])
-    assert several == {"1": ["1.jpg", "1.png"]}
+    assert ambiguous == {}
+    _, ambiguous = match_keys(["1.jpg", "1.png"], ["1"])
+    assert ambiguous == {"1": ["1.jpg", "1.png"]}
 
 
 def test_pairs_index_both_sets_of_crops(crops):

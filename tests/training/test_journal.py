@@ -112,5 +112,7 @@ def test_tensorboard_hides_events_of_lost_batches(tmp_path, resumed_at):
     for images in range(resumed_at + 10, 50, 10):
         resumed.scalars(images, {"loss": 2.0})
     resumed.close()
-    shown = [(point.step, point.value) for point in events_in(tmp_path).Scalars("loss")]
-    assert shown == [(images, 1.0 if images <= resumed_at else 2.0) for images in (10, 20, 30, 40)]
+    visible = [(point.step, point.value) for point in events_in(tmp_path).Scalars("loss")]
+    assert visible == [
+        (images, 1.0 if images <= resumed_at else 2.0) for images in (10, 20, 30, 40)
+    ]
