@@ -78,7 +78,7 @@ _Work = tuple[Shard, Iterable[Item] | None]
 
 @dataclass
 class Importing:
-    """One import: the codes, their model, and the measuring against images."""
+    """Import of codes with their model and the measuring against images."""
 
     codes: CodeFiles
     model: RestyleModel
@@ -334,7 +334,7 @@ class _ImportRun:
                 self._write(None)
 
     def _write(self, exit_code: int | None) -> str:
-        found = {
+        counts = {
             "shards": self._to_do.shards,
             "bytes": self._to_do.bytes,
             "done_shards": self._done.shards,
@@ -344,7 +344,7 @@ class _ImportRun:
             "complete": self._listed,
             "left_out": self.record.listed.ordered(),
         }
-        return self.file.write(found, exit_code)
+        return self.file.write(counts, exit_code)
 
 
 def _without_steps(row: dict[str, Any]) -> dict[str, Any]:

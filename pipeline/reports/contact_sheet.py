@@ -53,7 +53,7 @@ class SheetRow:
 
     @property
     def pictures(self) -> list[Pixels]:
-        """All pictures, from left to right."""
+        """Pictures of the row, from left to right."""
         return [self.target, self.average, *self.bootstrap, *self.steps]
 
 

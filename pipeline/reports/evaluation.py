@@ -1,4 +1,4 @@
-"""The paper's comparison: quality and cost of several tables over the same faces."""
+"""Compare quality and cost of several tables over the same faces, as in the paper."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ _TRAIT_UNITS = {
 
 @dataclass(frozen=True)
 class Method:
-    """One table of a comparison; `seconds` per face of the inversions alone, over all runs."""
+    """Table of a comparison; `seconds` per face of the inversions alone, over all runs."""
 
     label: str
     faces: Faces

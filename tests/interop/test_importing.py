@@ -341,7 +341,7 @@ def numbered(model: RestyleModel, meter: Meter, tmp_path: Path) -> Any:
 
 
 def test_slices_beyond_the_folders_end_are_removed(numbered: Any) -> None:
-    """When an image without a code is removed, later codes move one slice forward."""
+    """Remove an image without a code: later codes move one slice forward."""
     _, table = numbered("a/0", "b/1", "b/2", "b/3")
     assert len(rows_of(table)) == 3
     counts, table = numbered("b/1", "b/2", "b/3")
@@ -350,7 +350,7 @@ def test_slices_beyond_the_folders_end_are_removed(numbered: Any) -> None:
 
 
 def test_slices_without_codes_are_removed(numbered: Any) -> None:
-    """When images without codes are added, they get the slices of others."""
+    """Add images without codes: they get the slices of others."""
     numbered("b/1", "b/2", "b/3")
     counts, table = numbered("a/0", "b/00", "b/1", "b/2", "b/3")
     assert counts["faces"] == 3

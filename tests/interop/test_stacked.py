@@ -96,7 +96,7 @@ def test_list_is_refused_for_named_codes(tmp_path: Path) -> None:
 
 def test_damaged_stacks_are_refused_in_one_line(tmp_path: Path) -> None:
     bad: dict[str, Any] = {
-        "ints.npy": (codes(2).astype(np.int32), "holds int32"),
+        "ints.npy": (codes(2).astype(np.int32), "values of type int32"),
         "thin.npy": (codes(2)[..., :100], r"expected \[n, n_styles, 512\]"),
         "turned.npy": (np.asfortranarray(codes(2)), "numpy.ascontiguousarray"),
     }
