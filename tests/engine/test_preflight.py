@@ -50,7 +50,7 @@ JOBS = {
     ],
     "import_latents": [
         (["--from", "nowhere.npy"], "nowhere.npy' does not exist"),
-        (["--from", "empty"], "empty' holds no codes"),
+        (["--from", "empty"], "empty' has no codes"),
         (["--model", "nowhere.pt"], "no model file at nowhere.pt"),
         (["--images", "nowhere"], "nowhere' does not exist"),
         (["--images", "photos", "--identity", "dlip"], "no identity network is called 'dlip'"),

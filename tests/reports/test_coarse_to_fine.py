@@ -92,7 +92,7 @@ def test_report_tables_have_all_rows(kept):
 
 def test_note_counts_excluded_first_steps():
     change = Change([], [], [], [], faces=5, rendered=0, without_start=5)
-    assert "left out, faces: m 5." in groups_table({"m": change}).note
+    assert "not included, faces: m 5." in groups_table({"m": change}).note
 
 
 def test_first_step_from_another_code_is_excluded(tmp_path, tiny_bundle):

@@ -75,13 +75,13 @@ def test_common_compares_only_shared_faces(
     args = [*two_tables, "--table", str(tmp_path / "three"), "--output", str(tmp_path / "report")]
     assert job.main(args) == 2
     refusal = capsys.readouterr().err
-    assert "RequestError: the tables do not hold the same faces: 5 are not in all" in refusal
+    assert "RequestError: the tables do not have the same faces: 5 are not in all" in refusal
     assert len(refusal.splitlines()) == 1
     assert not (tmp_path / "report").exists()
     assert job.main([*args, "--common", "--no-plots"]) == 0
     text = (tmp_path / "report" / "comparison.md").read_text()
     assert "# Evaluation on 2 faces" in text
-    assert "2 of its 4 faces, those that all tables hold." in text
+    assert "2 of its 4 faces, those that all tables have." in text
 
 
 def test_coarse_to_fine_without_steps_is_refused_early(

@@ -122,7 +122,7 @@ def test_unknown_trait_is_a_separate_bucket(method):
 def test_refined_table_notes_the_missing_cost(method):
     refined = method({"a": face([0.1], method="hybrid", refined_from="s-0/a#0")}, seconds=1.0)
     assert notes([refined]) == [
-        "m: started from codes of another table, whose cost is not counted in seconds, steps and "
+        "m: started from codes of another table, whose cost is not included in seconds, steps and "
         "generator passes."
     ]
 

@@ -32,7 +32,7 @@ def test_markdown_has_the_rule_and_fixed_steps(stop_curve: StopCurve) -> None:
     text = stop_markdown(stop_curve)
     assert "| **0.095** (chosen) | 2.50 | 0.31000 | +3.3% | +3.3% | +3.3% |" in text
     assert "| N=4 for all | 4.00 | 0.30000 | +0.0% | +0.0% | +0.0% |" in text
-    assert "the residual's is 0.2." in text
+    assert "the bound of the residual is 0.2." in text
     assert f"--model MODEL {stop_flags(stop_curve.chosen.rule)} ...\n" in text
 
 
