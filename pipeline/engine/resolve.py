@@ -12,10 +12,10 @@ from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
 from pipeline.engine.inverter import BATCH, InvertSettings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, printable
 from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
 from pipeline.inversion.methods import OPTIMISATIONS, Method
-from pipeline.metrics import Meter
+from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
 from pipeline.models.files import hints_of
 from pipeline.storage import canonical_uri
@@ -35,6 +35,7 @@ class Recipe:
     inversion: InvertSettings
     spec: TableSpec
     treatment: str = ""  # how the model's images are treated, in one line
+    target: str | None = None  # folder of the images to compare with, where not the input itself
 
     @property
     def columns(self) -> Columns:
@@ -68,8 +69,13 @@ def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Rec
     treatment = treatment_for(
         model, prealigned=config.prealigned, identity=config.identity, fit=config.fit
     )
+    if config.target and not treatment.prealigned:
+        raise ConfigError(
+            "--target is for pairs of crops, which belong together pixel by pixel: align both "
+            "first (--keep-crops keeps crops), and add --prealigned"
+        )
     alignment = _alignment(config, model, treatment)
-    meter = Meter("cpu", treatment.identity, config.best_step_by)
+    meter = MetricEvaluator("cpu", treatment.identity, config.best_step_by)
     spec = TableSpec(
         columns=_columns(config, model, alignment, kept or {}),
         settings={
@@ -82,6 +88,7 @@ def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Rec
             "identity": meter.definitions["id_similarity"],
             "best_step_by": config.best_step_by,
             "precision": config.precision,
+            **({"target": printable(canonical_uri(config.target))} if config.target else {}),
         },
         layout=config.layout(),
         config=_from_anywhere(config),
@@ -90,7 +97,7 @@ def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Rec
     )
     inversion = _inversion(config, method, networks.first, treatment.identity)
     about = treatment.description + _borrowed_bound(config)
-    return Recipe(alignment, inversion, spec, about)
+    return Recipe(alignment, inversion, spec, about, config.target)
 
 
 def _columns(
@@ -105,7 +112,7 @@ def _columns(
         all_steps=config.keep_steps,
         aligned_jpeg=config.keep_crops,
         reconstruction_jpeg=config.keep_reconstructions,
-        turn_deg=alignment.tells_turns,
+        turn_deg=alignment.records_turns,
         kept=tuple(kept.items()),
     )
 
@@ -138,7 +145,15 @@ def _from_anywhere(config: JobConfig) -> dict[str, Any]:
     """
     told = config.model_dump(exclude_none=True)
     if not in_cluster():
-        for name in {"input", "output", "init", "model", "bootstrap", "identity"} & told.keys():
+        for name in {
+            "input",
+            "output",
+            "target",
+            "init",
+            "model",
+            "bootstrap",
+            "identity",
+        } & told.keys():
             if told[name] not in _NAMES:
                 told[name] = canonical_uri(told[name])
     return told
@@ -162,8 +177,8 @@ def resolved_config(config: JobConfig, recipe: Recipe) -> dict[str, Any]:
     if method.stop:
         rule = method.stop
         used: dict[str, Any] = {
-            "max_steps": rule.most,
-            "stop_gain": rule.gain,
+            "max_steps": rule.max_steps,
+            "stop_gain": rule.improvement,
             "stop_residual": rule.residual,
         }
     else:
@@ -196,9 +211,9 @@ def _stop_rule(config: JobConfig) -> StopRule:
     own = StopRule()
     return replace(
         own,
-        gain=own.gain if config.stop_gain is None else config.stop_gain,
+        improvement=own.improvement if config.stop_gain is None else config.stop_gain,
         residual=own.residual if config.stop_residual is None else config.stop_residual,
-        most=config.step_count,
+        max_steps=config.step_count,
     )
 
 
@@ -208,8 +223,8 @@ def _end_of_faces(method: Method) -> dict[str, str]:
         return {}
     rule = method.rule
     return {
-        "converged": f"a step lowered the face's L2 by less than {rule.gain:g} and changed its "
-        f"code's median row by a share under {rule.residual:g}, where --steps auto with these "
+        "converged": f"a step lowered the face's L2 by less than {rule.improvement:g} and changed "
+        f"its code's median row by a share under {rule.residual:g}, where --steps auto with these "
         "bounds stops"
     }
 
@@ -219,8 +234,8 @@ def _borrowed_bound(config: JobConfig) -> str:
     if config.steps != "auto" or config.stop_gain is not None or config.model in bundle_names():
         return ""
     return (
-        f"; --steps auto stops at a gain under {StopRule().gain:g}, which was calibrated on the "
-        "demo model: find this model's own with jobs/calibrate_stop.py, pass it as --stop-gain"
+        f"; --steps auto stops at a gain under {StopRule().improvement:g}, which was calibrated on "
+        "the demo model: find this model's own with jobs/calibrate_stop.py, pass it as --stop-gain"
     )
 
 

@@ -27,7 +27,7 @@ from pipeline.inversion import (
     step_measures,
     step_of,
 )
-from pipeline.metrics import Meter
+from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_unit
 from pipeline.storage import Sample, spread_samples
@@ -91,7 +91,7 @@ class Trace:
 
     def with_steps(self, steps: int) -> Point:
         """Return the result of `steps` steps for every face."""
-        rule = StopRule(gain=float("-inf"), least=steps, most=steps)
+        rule = StopRule(improvement=float("-inf"), min_steps=steps, max_steps=steps)
         return self._point(rule, torch.full((len(self.l2),), steps))
 
     def _point(self, rule: StopRule, steps: Tensor) -> Point:
@@ -106,7 +106,7 @@ def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -
     Faces whose code or image has NaN or infinity are left out. Raises `ShapeError` when none is
     left.
     """
-    meter = Meter(model.latent_avg.device.type, identity="none")
+    meter = MetricEvaluator(model.latent_avg.device.type, identity="none")
     l2, lpips, gains, residuals = [], [], [], []
     for batch in images.split(batch_size):
         result = invert(model, batch, steps=steps)
@@ -114,7 +114,7 @@ def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -
         changes, finite = step_measures(result, batch), result.finite.cpu()
         l2.append(torch.from_numpy(measures["l2"])[finite])
         lpips.append(torch.from_numpy(measures["lpips"])[finite])
-        gains.append(changes.gain.cpu()[finite])
+        gains.append(changes.improvement.cpu()[finite])
         residuals.append(changes.residual.cpu()[finite])
     measured = StepMeasures(torch.cat(gains), torch.cat(residuals))
     joined = Trace(torch.cat(l2), torch.cat(lpips), measured)
@@ -125,12 +125,12 @@ def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -
 
 def candidates(traced: Trace, most: int) -> Iterator[StopRule]:
     """Yield the rules to try: quantiles of the gains after the first step, and all residuals."""
-    gains = traced.measured.gain[:, 1:most].flatten()
+    gains = traced.measured.improvement[:, 1:most].flatten()
     quantiles = torch.linspace(0.02, 0.98, GAINS)
     for gain in torch.quantile(gains, quantiles).tolist():
         for residual in RESIDUALS:
             # More than three digits would be noise with a hundred faces.
-            yield StopRule(gain=float(f"{gain:.3g}"), residual=residual, most=most)
+            yield StopRule(improvement=float(f"{gain:.3g}"), residual=residual, max_steps=most)
 
 
 def calibrate(traced: Trace, *, most: int, like_steps: int, tolerance: float) -> Point:
@@ -150,7 +150,7 @@ def calibrate(traced: Trace, *, most: int, like_steps: int, tolerance: float) ->
 def curve(traced: Trace, rule: StopRule, gains: Sequence[float]) -> list[Point]:
     """Return the results of `rule` with other bounds on the gain, in rising order."""
     return [
-        traced.with_rule(StopRule(gain, rule.residual, rule.least, rule.most))
+        traced.with_rule(StopRule(gain, rule.residual, rule.min_steps, rule.max_steps))
         for gain in sorted(set(gains))
     ]
 

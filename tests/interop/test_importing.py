@@ -18,7 +18,7 @@ from pipeline.interop.importing import Importing, ImportSettings
 from pipeline.interop.measuring import Measuring, Result, match_images
 from pipeline.interop.pickled_codes import latents_file
 from pipeline.interop.pictures import export_pictures, frames_of
-from pipeline.metrics import Meter
+from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel, load_model
 from pipeline.storage import Shard
 from pipeline.table import Table, TableWriter, card_text, open_table
@@ -33,8 +33,8 @@ def model(tiny_bundle: str) -> RestyleModel:
 
 
 @pytest.fixture(scope="module")
-def meter() -> Meter:
-    return Meter(identity="none")
+def meter() -> MetricEvaluator:
+    return MetricEvaluator(identity="none")
 
 
 def steps_of(seed: int, count: int = 2) -> np.ndarray:
@@ -59,7 +59,7 @@ def imported(
 
 
 def measuring(
-    model: RestyleModel, meter: Meter, results: Result | None = None, **alignment: Any
+    model: RestyleModel, meter: MetricEvaluator, results: Result | None = None, **alignment: Any
 ) -> Measuring:
     given = {"prealigned": True, "output_size": model.input_size, **alignment}
     return Measuring(model, AlignmentSettings(**given), meter, results)
@@ -193,7 +193,7 @@ def test_running_import_updates_its_run_record(
 
 
 def test_codes_with_images_are_measured_by_key(
-    model: RestyleModel, meter: Meter, tmp_path: Path
+    model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     good, bad = steps_of(1, 1), steps_of(2, 1)
     save_image(tmp_path / "in" / "x" / "a.png", frames_of(model, good)[0])
@@ -216,7 +216,7 @@ def test_codes_with_images_are_measured_by_key(
 
 
 def test_code_of_a_broken_image_stays_unmeasured(
-    model: RestyleModel, meter: Meter, tmp_path: Path
+    model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(b"no image")
@@ -233,7 +233,7 @@ def test_code_of_a_broken_image_stays_unmeasured(
 
 
 def test_card_reports_metrics_of_codes_without_steps(
-    model: RestyleModel, meter: Meter, tmp_path: Path
+    model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     pixels = 255 - frames_of(model, steps_of(1, 1))[0]
     save_image(tmp_path / "in" / "a.png", pixels)
@@ -254,7 +254,7 @@ def test_card_reports_metrics_of_codes_without_steps(
 
 
 def test_import_counts_skipped_files_and_ignored_profiles(
-    model: RestyleModel, meter: Meter, tmp_path: Path
+    model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     pixels = 255 - frames_of(model, steps_of(1))[0]
     (tmp_path / "in").mkdir()
@@ -273,7 +273,7 @@ def test_import_counts_skipped_files_and_ignored_profiles(
 
 
 def test_given_pictures_are_measured_instead_of_renders(
-    model: RestyleModel, meter: Meter, tmp_path: Path
+    model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     save_image(tmp_path / "in" / "a.png", frames_of(model, steps_of(1))[1])
     source = dictionary(tmp_path, a=steps_of(1))
@@ -296,7 +296,7 @@ def test_given_pictures_are_measured_instead_of_renders(
 
 
 def test_codes_of_turned_photos_are_measured_upright(
-    model: RestyleModel, meter: Meter, tmp_path: Path, sample_images: dict[str, bytes]
+    model: RestyleModel, meter: MetricEvaluator, tmp_path: Path, sample_images: dict[str, bytes]
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(sample_images["rejects/upside-down.jpg"])
@@ -321,7 +321,7 @@ def rows_of(table: Table) -> list[str]:
 
 
 @pytest.fixture
-def numbered(model: RestyleModel, meter: Meter, tmp_path: Path) -> Any:
+def numbered(model: RestyleModel, meter: MetricEvaluator, tmp_path: Path) -> Any:
     """Return a function that imports codes 1 to 3 with given images, one slice per image."""
     source = dictionary(tmp_path, **{name: steps_of(int(name), 1) for name in "123"})
 

@@ -108,7 +108,7 @@ def test_damaged_stacks_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="damaged"):
         open_codes(str(cut))
     np.savez(tmp_path / "other.npz", z=codes(2))
-    with pytest.raises(InputError, match=r"has no array 'w' \(opened z\)"):
+    with pytest.raises(InputError, match=r"has no array 'w' \(found z\)"):
         open_codes(str(tmp_path / "other.npz"))
     torch.save([torch.zeros(2, 4, 512)], tmp_path / "list.pt")
     with pytest.raises(InputError, match="has a list"):
