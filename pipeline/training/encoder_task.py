@@ -175,7 +175,7 @@ class EncoderTask(Task[Faces]):
         self.start = start or AverageStart.of(model)
         self.render, self.chunked_render = make_render(model), make_chunked_render(model)
         self.latent_avg, self.n_styles = model.latent_avg, model.n_styles
-        self.single_pass = model.one_pass
+        self.single_pass = model.single_pass
         self._codes: Tensor | None = None
 
     def _stage(self, train_state: TrainState) -> int | None:

@@ -74,7 +74,7 @@ def encoder_plan(
     Raises `ConfigError` for steps that the encoder cannot make, and for stages with an encoder
     other than e4e's: its rows are not offsets from the first row.
     """
-    steps = config.steps or (1 if model.one_pass else STEPS)
+    steps = config.steps or (1 if model.single_pass else STEPS)
     check_steps(model, steps)
     e4e = is_progressive(model)
     stages = _stages(config, previous) if e4e else None

@@ -51,7 +51,7 @@ def test_new_single_pass_encoder_takes_three_channels(generator_file, tiny_bundl
     from_file = starting_model(config(generator=generator_file, **settings))
     from_model = starting_model(config(model=tiny_bundle, **settings))
     for model in (from_file, from_model):
-        assert model.one_pass
+        assert model.single_pass
         assert model.encoder.conv1.weight.shape[1] == 3
 
 
