@@ -95,7 +95,7 @@ def test_pairs_of_another_input_are_refused(tmp_path):
     [
         (np.zeros(100, np.float32), r"float32 \[100\], not a code"),
         (np.zeros((3, 512), np.float32), "has 3 rows, but the table.s have 6"),
-        (np.array([{"a": 1}], object), "no array"),
+        (np.array([{"a": 1}], object), "not a numpy array"),
     ],
 )
 def test_invalid_codes_are_refused(tmp_path, code, message):
