@@ -25,7 +25,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 class Child:
-    """Running child `python ARGUMENTS FD`; FD is its end of the socket pair, `connection` the other.
+    """Running child `python ARGUMENTS FD`: FD is its end of a socket pair, `connection` the other.
 
     Sending and receiving raise `OSError` if a message makes no progress for `patience_s`; a
     `Connection` alone would wait forever for a child that hangs in the middle of one.
@@ -70,7 +70,7 @@ class Child:
         try:
             code = self._process.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            return "sent an incomplete answer and kept running"
+            return "broke off its answer and lived on"
         if code >= 0:
             return f"ended with exit code {code}"
         return f"died with signal {-code} ({signal.Signals(-code).name})"

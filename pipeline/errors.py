@@ -33,7 +33,7 @@ class PipelineError(Exception):
         marks that reverse the direction of writing: these are written as `\\n`, `\\x1b`, `\\u202e`.
         The middle of a long text is omitted.
         """
-        # Not super(): a KeyError would quote the text. Credentials are blanked before the text is cut.
+        # Not super(): a KeyError would quote the text. Credentials are blanked before it is cut.
         text = printable(without_secrets(Exception.__str__(self)))
         if len(text) > _LONGEST:
             text = f"{text[: _LONGEST - 303]} ... {text[-298:]}"

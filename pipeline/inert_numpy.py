@@ -44,7 +44,7 @@ class Latin1:
 
     def __init__(self, text: str, codec: str) -> None:
         if not isinstance(text, str) or codec != "latin1":
-            raise ValueError("bytes in another codec than latin1")
+            raise ValueError("bytes in a codec other than latin1")
         self.text = text
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ def bytes_of(raw: object) -> bytes | bytearray:
         return raw.text.encode("latin1")
     if isinstance(raw, bytes | bytearray):
         return raw
-    raise TypeError(f"a {type(raw).__name__} in place of bytes")
+    raise TypeError(f"a {type(raw).__name__} instead of bytes")
 
 
 class InertArray:
@@ -69,7 +69,7 @@ class InertArray:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.shape, self.kind, self.is_fortran, self.raw = state
         if not isinstance(self.kind, InertType):
-            raise TypeError("an array without a type")
+            raise TypeError("an array without a dtype")
         if type(self.shape) is not tuple or not all(map(_is_length, self.shape)):
             raise TypeError("an array without a shape")
 
@@ -83,7 +83,7 @@ class InertArray:
         """Return the numbers of an array whose dtype is in `allowed`."""
         kind = self.kind.dtype(allowed)
         if not isinstance(self.raw, bytes | bytearray | Latin1):
-            raise TypeError(f"a {type(self.raw).__name__} in place of an array's bytes")
+            raise TypeError(f"a {type(self.raw).__name__} instead of an array's bytes")
         if math.prod(self.shape) * kind.itemsize != len(self.raw):
             raise ValueError(f"{len(self.raw)} bytes for an array {list(self.shape)}")
         flat: NDArray[Any] = np.frombuffer(bytes_of(self.raw), kind)
@@ -95,7 +95,7 @@ class InertScalar:
 
     def __init__(self, kind: object = None, raw: object = b"") -> None:
         if not isinstance(kind, InertType):
-            raise TypeError("a number without a type")
+            raise TypeError("a number without a dtype")
         self.kind, self.raw = kind, raw
 
     def value(self) -> bool | int | float:

@@ -51,7 +51,7 @@ def read_pickle(
         machine.step(code.name, argument)
         left -= 1
         if left < 0:
-            raise InputError(f"it has more instructions than {len(content)} bytes of data need")
+            raise InputError(f"it has more opcodes than {len(content)} bytes of data need")
     (result,) = machine.stack
     return result
 
@@ -98,12 +98,12 @@ class _Machine:
         elif code in _TUPLES:
             count = _TUPLES[code]
             if len(self.stack) < count:
-                raise ValueError("a tuple of more than there is")
+                raise ValueError("a tuple of more items than the stack has")
             self.stack[-count:] = [tuple(self.stack[-count:])]
         elif code in self._steps:
             self._steps[code](argument)
         elif code not in _NOTHING:
-            raise InputError(f"it has the instruction {code}, which {self._purpose} has no use of")
+            raise InputError(f"it has the opcode {code}, which {self._purpose} does not need")
 
     def _mark(self, _: Any) -> None:
         self._below.append(self.stack)
@@ -119,18 +119,18 @@ class _Machine:
 
     def _append(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
-            raise TypeError("items for what is no list")
+            raise TypeError("items for something that is not a list")
         self.stack[-1].extend(items)
 
     def _add(self, items: list[Any]) -> None:
         # Only texts: numbers can be chosen so that all of their hashes collide.
         if type(self.stack[-1]) is not set or not all(type(item) is str for item in items):
-            raise TypeError("items for what is not a set of names")
+            raise TypeError("items for something that is not a set of names")
         self.stack[-1].update(items)
 
     def _set(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not dict:
-            raise TypeError("items for what is no dictionary")
+            raise TypeError("items for something that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str):
                 description = str(key) if isinstance(key, int) else f"a {type(key).__name__}"
@@ -139,20 +139,20 @@ class _Machine:
 
     def _name(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise TypeError("a name that is no text")
+            raise TypeError("a name that is not text")
         stand_in = self._names.get(f"{module}.{name}")
         if stand_in is None:
-            raise InputError(f"it names {module}.{name}, which {self._purpose} has no use of")
+            raise InputError(f"it names {module}.{name}, which {self._purpose} does not need")
         self.stack.append(stand_in)
 
     def _call(self, _: Any) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not callable(function) or type(arguments) is not tuple:
-            raise TypeError("a call of what cannot be called")
+            raise TypeError("a call of something that is not callable")
         self.stack.append(function(*arguments))
 
     def _give_state(self, _: Any) -> None:
         state, record = self.stack.pop(), self.stack[-1]
         if not isinstance(record, self._records) or type(state) is not tuple:
-            raise TypeError("a state for what has none")
+            raise TypeError("a state for an object that has none")
         record.__setstate__(state)

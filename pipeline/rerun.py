@@ -1,4 +1,4 @@
-"""Runs a job again when it failed: what `--attempts N` asks for."""
+"""Run a job again after it failed: `--attempts N`."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ WRONG_REQUEST = 2
 
 def run_again(
     command: Sequence[str],
-    attempts: int,  # how often it is run in all, 1 or more
+    attempts: int,  # runs in total, at least 1
     *,
     first_wait_s: float = FIRST_WAIT_S,  # before the second run; doubled each time, 300 s at most
 ) -> int:
-    """Run `command` in a process of its own until it is done; return its last exit code.
+    """Run `command` in a separate process until it succeeds; return its last exit code.
 
-    Exit code 0 (done) and 2 (the request is wrong) end it, and so does SIGTERM or Ctrl-C, which
-    the running process gets too. Every other end, also by a signal that nobody asked for, is
-    followed by another run. Streams are inherited, so the last line is that of the last run.
+    Exit codes 0 (done) and 2 (wrong request) end the attempts, and so does SIGTERM or Ctrl-C, which
+    the running process receives too. After any other end, including death by another signal, it is
+    run again. Streams are inherited, so the last line is that of the last run.
     """
     stop = threading.Event()
     wait = first_wait_s
     for attempt in range(1, attempts + 1):
         with _forwarding(stop) as started:
             started.append(subprocess.Popen(command))
-            if stop.is_set():  # the signal came while the process was being started
+            if stop.is_set():  # the signal arrived while the process was being started
                 started[0].terminate()
             code = started[0].wait()
             if code in (0, WRONG_REQUEST) or stop.is_set() or attempt == attempts:
                 break
             print(
                 f"attempt {attempt} of {attempts} ended with exit code {code}: "
-                f"again in {wait:g} s, where the table ends",
+                f"trying again in {wait:g} s, continuing the table",
                 file=sys.stderr,
                 flush=True,
             )
@@ -50,7 +50,7 @@ def run_again(
 
 @contextmanager
 def _forwarding(stop: threading.Event) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Set `stop` at SIGTERM or Ctrl-C and hand a SIGTERM on to the process in the list."""
+    """Set `stop` at SIGTERM or Ctrl-C and forward a SIGTERM to the process in the list."""
     running: list[subprocess.Popen[bytes]] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
