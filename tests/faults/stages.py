@@ -1,4 +1,4 @@
-"""Stages whose results are a function of the bytes of an image alone, and cost nothing."""
+"""Stages whose results depend only on the bytes of an image, and need no computation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.table import Columns, latents_table
 if TYPE_CHECKING:
     from pipeline.engine.inverter import InvertSettings
 
-PACE = "FAULTS_PACE_S"  # seconds that a part takes in each stage, so that there is a middle
+PACE = "FAULTS_PACE_S"  # seconds per part in each stage, so that faults can strike in the middle
 
 
 def _work_a_while() -> None:
@@ -27,7 +27,7 @@ def _work_a_while() -> None:
 
 
 class HashedAlign:
-    """By the first byte of its hash a sample has no face, one or two."""
+    """Aligner: the first byte of a sample's hash decides whether it has no face, one or two."""
 
     def __init__(self, settings: AlignmentSettings) -> None:
         self.settings = settings
@@ -57,7 +57,7 @@ class HashedAlign:
 
 
 class HashedInvert:
-    """The code of a face is random numbers that its image's hash seeds."""
+    """Inverter: the code of a face is random numbers seeded by the hash of its image."""
 
     def __init__(self, settings: InvertSettings, columns: Columns) -> None:
         self.settings, self.columns = settings, columns
