@@ -83,7 +83,7 @@ class InertArray:
         """Return the numbers of an array whose dtype is in `allowed`."""
         kind = self.kind.dtype(allowed)
         if not isinstance(self.raw, bytes | bytearray | Latin1):
-            raise TypeError(f"a {type(self.raw).__name__} instead of an array's bytes")
+            raise TypeError(f"a {type(self.raw).__name__} in place of an array's bytes")
         if math.prod(self.shape) * kind.itemsize != len(self.raw):
             raise ValueError(f"{len(self.raw)} bytes for an array {list(self.shape)}")
         flat: NDArray[Any] = np.frombuffer(bytes_of(self.raw), kind)
