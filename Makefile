@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := demo-output
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-toonify test test-slow hosts faults fuzz check audit bench clean
+.PHONY: help demo demo-toonify test test-slow compat hosts faults fuzz check audit bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ test: .venv/installed ## run the tests: no network, no GPU
 
 test-slow: .venv/installed ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
+
+compat: .venv/installed ## run the tests on other releases of Ray and Python (COMPAT="--ray 2.59.0")
+	@$(BIN)/python -m tests.compat $(COMPAT)
 
 hosts: .venv/installed ## run jobs over hosts that are apart, on this machine: root, Linux, five minutes
 	@$(BIN)/python -m pytest -m slow tests/hosts

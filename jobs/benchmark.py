@@ -62,14 +62,15 @@ def run_once(request: dict[str, Any]) -> dict[str, Any]:
     """One run in this process; what it took."""
     from pipeline.engine import run_job
     from pipeline.engine.simulate import BATCH, Trace, simulated_stages
+    from pipeline.engine.stages import STAGES
 
     gpus, speed = request["gpus"], request["speed"]
     names = ("input", "output", "model", "part_size")
     settings = {name: request[name] for name in names} | {"inverters": gpus}
     config = JobConfig.model_validate(settings | ({"identity": "none"} if speed else {}))
-    stages = simulated_stages(BATCH / speed, gpus=gpus) if speed else None
+    stages = simulated_stages(BATCH / speed) if speed else STAGES
     trace = Trace()
-    outcome = run_job(config, stages, (trace,))
+    outcome = run_job(config, stages, (trace,), pretended_gpus=gpus)
     return {
         **request,
         **outcome.to_dict(config.output),

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, printable
 from pipeline.reports.requirements import require_crops_and_steps
 from pipeline.storage import Store, canonical_uri, check_output
 from pipeline.table import open_table
-from pipeline.table.made_by import check_model_of
+from pipeline.table.model_lookup import check_model_of
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

@@ -20,7 +20,7 @@ from pipeline.reports.requirements import check_comparison
 from pipeline.reports.sheets import REPORT_NAME, REPORT_OUTPUT
 from pipeline.storage import check_output
 from pipeline.table import open_table
-from pipeline.table.made_by import check_model_of
+from pipeline.table.model_lookup import check_model_of
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

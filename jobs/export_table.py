@@ -41,7 +41,7 @@ from pipeline.interop.exporting import (
 from pipeline.interop.stacked import export_stacked
 from pipeline.storage import canonical_uri, check_beside, check_output
 from pipeline.table import open_table
-from pipeline.table.made_by import check_model_of, model_of
+from pipeline.table.model_lookup import check_model_of, model_of
 
 FILES = (".pt", ".pth", ".npz", ".pkl", ".zip", ".tar", ".png", ".jpg", ".jpeg")  # not folders
 STACKED = (".npy", ".npz", ".pt")

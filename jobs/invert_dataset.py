@@ -16,13 +16,14 @@ import sys
 
 from pipeline.cli import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
-from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
+from pipeline.engine.job import run_to_exit_code
 from pipeline.rerun import run_again
+from pipeline.table import RunRecord
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags as given, all text; exits with 2 on an unknown one."""
-    parser = job_parser(__doc__, last_line=NOTHING_DONE)
+    parser = job_parser(__doc__, last_line=RunRecord().to_dict(None))
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done; write nothing"

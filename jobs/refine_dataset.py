@@ -18,11 +18,11 @@ from typing import Any
 
 from pipeline.cli import add_flags, job_parser, positive
 from pipeline.config import JobConfig, load_config
-from pipeline.engine.entry import NOTHING_DONE, run_to_exit_code
+from pipeline.engine.job import run_to_exit_code
 from pipeline.errors import ConfigError, printable
 from pipeline.storage import ALL_IMAGES, canonical_uri
-from pipeline.table import Description, open_start
-from pipeline.table.description import EARLIER_VALUES
+from pipeline.table import RunRecord, TableSpec, open_initial_table
+from pipeline.table.spec import EARLIER_VALUES
 
 # What a second pass keeps of the first, so that it finds the same faces in the same images.
 KEPT = (
@@ -40,7 +40,7 @@ OWN = (
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags as given, all text; exits with 2 on an unknown one."""
-    parser = job_parser(__doc__, last_line=NOTHING_DONE)
+    parser = job_parser(__doc__, last_line=RunRecord().to_dict(None))
     parser.add_argument("--table", required=True, metavar="URI", help="the table of the first pass")
     parser.add_argument("--where", metavar="SQL", help="condition on its rows (default: all)")
     parser.add_argument(
@@ -54,15 +54,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
     """The config of the job that refines `table`; raises `RequestError` if it is none."""
-    description = open_start(table).description
-    made, layout = description.config, description.layout
+    spec = open_initial_table(table).spec
+    made, layout = spec.config, spec.layout
     settings = {name: made[name] for name in KEPT if name in made}
     settings |= {name: made.get(name, _earlier(name)) for name in LATER}
     # An input by a relative path is where the first pass ran.
     if "input" in made and layout.get("input") != printable(canonical_uri(str(made["input"]))):
         settings["input"] = layout["input"]
     if "input" not in made:
-        settings |= _of_imported(table, description)
+        settings |= _of_imported(table, spec)
     settings |= {name: layout[name] for name in ("files_per_shard",) if name in layout}
     settings["sniff"] = layout.get("sniff", False)  # without it the table is of earlier times
     settings["image_field"] = layout.get("image_field", ALL_IMAGES)
@@ -74,15 +74,15 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
     return load_config(None, settings | {"method": "hybrid", "init": table})
 
 
-def _of_imported(table: str, description: Description) -> dict[str, Any]:
+def _of_imported(table: str, spec: TableSpec) -> dict[str, Any]:
     """What an imported table says of its images: `jobs/import_latents.py --images`."""
-    images = description.config.get("images")
+    images = spec.config.get("images")
     if not images:
         raise ConfigError(
             f"the table '{table}' has codes without images, so there is nothing to refine them "
             "by: import them again with --images"
         )
-    aligned = description.settings["measured"]["alignment"]
+    aligned = spec.settings["measured"]["alignment"]
     kept = {name: aligned[name] for name in ("faces", "prealigned")}
     kept |= {name: aligned.get(name, _earlier(name)) for name in LATER}
     fit = {"fit": aligned["fit"]} if aligned["prealigned"] else {}

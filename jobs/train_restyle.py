@@ -25,7 +25,7 @@ import sys
 
 from pipeline.cli import add_flags, exit_code_of, job_parser
 from pipeline.engine.progress import Progress
-from pipeline.engine.training_preflight import check_training
+from pipeline.engine.training.preflight import check_training
 from pipeline.training.config import TrainConfig, load_train_config
 
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
             shards = check_training(config)
             progress.doing("loading PyTorch and Ray")
             # Slow to import: what is wrong is told before.
-            from pipeline.engine.training import run_training
+            from pipeline.engine.training.run import run_training
 
             done = run_training(config, shards)
         print(json.dumps(done), flush=True)

@@ -7,13 +7,10 @@ import difflib
 import json
 import os
 import re
-import signal
 import sys
-import threading
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
@@ -27,6 +24,7 @@ from pipeline.errors import (
     printable,
 )
 from pipeline.redaction import trace_of, without_secrets
+from pipeline.signals import sigterm_as_ctrl_c
 from pipeline.storage import one_line
 
 _ONE_VALUE = (
@@ -135,7 +133,7 @@ def exit_code_of(
     if reads_only or given_table:
         wrong = (*wrong, TableError)
     try:
-        with _sigterm_as_ctrl_c():
+        with sigterm_as_ctrl_c():
             return work()
     except PipelineError as error:
         code = 2 if isinstance(error, wrong) else 1
@@ -158,36 +156,6 @@ def exit_code_of(
         if not reads_only:
             _print_line(last_line or {}, [], 1)
         return 1
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Make SIGTERM raise KeyboardInterrupt, the only exception that leaves `ray.get`.
-
-    Further signals are ignored from then on, until the process ends.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread receives signals
-        return
-    before = signal.signal(signal.SIGTERM, _stop_once)
-    try:
-        yield
-    finally:
-        # Unless it was replaced meanwhile, as by a run that a first signal ended.
-        if signal.getsignal(signal.SIGTERM) is _stop_once:
-            signal.signal(signal.SIGTERM, before)
-        elif signal.getsignal(signal.SIGTERM) is _ignore:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _stop_once(number: int, frame: types.FrameType | None) -> None:
-    # A handler instead of SIG_IGN, which processes started from now on would inherit.
-    signal.signal(signal.SIGTERM, _ignore)
-    signal.default_int_handler(number, frame)
-
-
-def _ignore(_number: int, _frame: types.FrameType | None) -> None:
-    pass
 
 
 def _print_to_stderr(text: str, _code: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import signal
+import logging
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
+
+from pipeline.signals import forwarding_sigterm
+
+_LOGGER = logging.getLogger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 300.0
 WRONG_REQUEST = 2
@@ -29,42 +30,22 @@ def run_again(
     stop = threading.Event()
     wait = first_wait_s
     for attempt in range(1, attempts + 1):
-        with _forwarding(stop) as started:
+        with forwarding_sigterm(stop) as started:
             started.append(subprocess.Popen(command))
             if stop.is_set():  # the signal arrived while the process was being started
                 started[0].terminate()
             code = started[0].wait()
             if code in (0, WRONG_REQUEST) or stop.is_set() or attempt == attempts:
                 break
-            print(
-                f"attempt {attempt} of {attempts} ended with exit code {code}: "
-                f"trying again in {wait:g} s, continuing the table",
-                file=sys.stderr,
-                flush=True,
+            _LOGGER.warning(
+                "attempt %d of %d ended with exit code %d: trying again in %g s, continuing the "
+                "table",
+                attempt,
+                attempts,
+                code,
+                wait,
             )
             if stop.wait(wait):
                 break
             wait = min(2 * wait, LONGEST_WAIT_S)
     return code if code in (0, WRONG_REQUEST) else 1
-
-
-@contextmanager
-def _forwarding(stop: threading.Event) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Set `stop` at SIGTERM or Ctrl-C and forward a SIGTERM to the process in the list."""
-    running: list[subprocess.Popen[bytes]] = []
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del frame
-        stop.set()
-        # A terminal sends Ctrl-C to the whole group, the running process included.
-        if number == signal.SIGTERM and running and running[0].poll() is None:
-            running[0].terminate()
-
-    before = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield running
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,11 +12,11 @@ import pytest
 
 from pipeline.cli import job_parser
 from pipeline.config_loading import read_config_file
-from pipeline.engine.logs import EventLog
+from pipeline.engine.events import log_event, logging_to_stderr
 from pipeline.errors import ConfigError, FingerprintError, InputError, StorageError
 from pipeline.redaction import carries_secrets, clean, without_secrets
 from pipeline.storage import canonical_uri, one_line
-from pipeline.table.documents import to_json
+from pipeline.table.spec import to_json
 
 SECRET = "hunter22+hunter22"
 URIS = [
@@ -93,8 +93,8 @@ def _refused(uri: str) -> str:
 
 def _event(uri: str) -> str:
     said = io.StringIO()
-    with redirect_stderr(said):
-        EventLog(json_lines=True).event("x", table=uri, list=[{"uri": uri}], more={uri: 1})
+    with redirect_stderr(said), logging_to_stderr(json_lines=True):
+        log_event("x", table=uri, list=[{"uri": uri}], more={uri: 1})
     assert json.loads(said.getvalue())["event"] == "x"
     return said.getvalue()
 

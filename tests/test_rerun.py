@@ -51,10 +51,10 @@ def test_only_failed_runs_are_repeated(
 
 
 def test_failed_run_reports_the_next_attempt(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs(tmp_path, "1 0", 2)
-    assert "attempt 1 of 2 ended with exit code 1: trying again in 0.01 s" in capfd.readouterr().err
+    assert "attempt 1 of 2 ended with exit code 1: trying again in 0.01 s" in caplog.text
 
 
 @pytest.mark.parametrize("while_waiting", [False, True])

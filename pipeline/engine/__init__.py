@@ -1,4 +1,4 @@
-"""The engine: plan, Ray Data pipeline, commits, progress. The one room that knows Ray."""
+"""The engine: plan, Ray Data pipeline, commits, progress. The only package that imports Ray."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.engine.estimate import estimate_job
-    from pipeline.engine.outcome import Outcome
-    from pipeline.engine.report import print_estimate, print_outcome
+    from pipeline.engine.console import print_estimate, print_outcome
+    from pipeline.engine.dry_run import estimate_job
     from pipeline.engine.run import run_and_ignore_signals, run_job
 
 __all__ = [
-    "Outcome",
     "estimate_job",
     "print_estimate",
     "print_outcome",
@@ -21,10 +19,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Outcome": "outcome",
-    "estimate_job": "estimate",
-    "print_estimate": "report",
-    "print_outcome": "report",
+    "estimate_job": "dry_run",
+    "print_estimate": "console",
+    "print_outcome": "console",
     "run_and_ignore_signals": "run",
     "run_job": "run",
 }

@@ -1,4 +1,4 @@
-"""Whether a job runs on this machine or on a cluster; asked before Ray is imported."""
+"""What the environment says of Ray, read before Ray is imported: a cluster, and its own lines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import os
 
 from pipeline.errors import ConfigError
 from pipeline.redaction import without_secrets
+
+RAY_LOG = "RESTYLE_RAY_LOG"
+
+
+def shows_ray_log() -> bool:
+    """Return whether the user asked for the lines that Ray itself prints."""
+    return os.environ.get(RAY_LOG, "") not in ("", "0")
 
 
 def in_cluster() -> bool:

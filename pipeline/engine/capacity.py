@@ -1,45 +1,54 @@
-"""Whether a job fits into its cluster, and how much of it each stage asks for."""
+"""How many workers each stage may have, what one of them reserves, and whether a cluster has room.
+
+Raises nothing but `ConfigError`, before any work; knows of Ray only its counts of resources.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from pipeline.engine.stages import STAGES, Stage
 from pipeline.errors import ConfigError
+from pipeline.machine import memory_limit
 
-# Where faces are inverted; None: the job inverts none (crops for training).
-Inverter = Literal["cpu", "gpu", None]
+if TYPE_CHECKING:
+    from pipeline.config import JobConfig
+    from pipeline.engine.cluster import Resources
 
-LEAST_CPUS = 1.0  # of a cluster, for all stages
+StageTypes = Sequence[type[Stage]]
+
+MIN_CPUS = 1.0  # of a cluster, for all stages
+READERS, WRITERS = 4, 2
+# One reads about 100 MB/s from a bucket, what a dozen aligners take.
+CLUSTER_READERS = 16
+# A bound of no meaning: on a cluster Ray Data starts an actor only where there is room for it, and
+# nodes come as the backlog asks for them. #59144: a pool without any bound did not grow.
+UNBOUNDED = 10_000
+# Private memory in bytes, measured: the driver 0.5 GB, Ray itself 0.6, four readers and two writers
+# 0.3 each. An aligner has 0.28 and 0.12 in its child, an inverter 0.65 with the demo model and 1.9
+# with one of 1024 px.
+SHARED_BYTES, PAIR_BYTES = 3_000_000_000, 2_400_000_000
 
 
-@dataclass(frozen=True)
-class StageCpus:
-    """CPUs that one worker of each stage reserves.
+def reserved_cpus(
+    stages: StageTypes = STAGES, *, on_gpu: bool, scale: float = 1.0
+) -> dict[str, float]:
+    """Return the CPUs that one worker of each stage reserves, in steps of 0.001 as Ray counts them.
 
-    All are different, so that Ray fuses no stage with the next: a fused shard is retried whole.
-    An inverter with a GPU reserves no CPU.
+    A worker with a GPU reserves none, so that GPU nodes need offer none.
     """
-
-    align: float = 1.0
-    invert: float = 0.9
-    read: float = 0.5
-    write: float = 0.25
-
-    def scaled(self, factor: float) -> StageCpus:
-        """Return the reservations times `factor`, in the steps of 0.001 that Ray can count."""
-        return StageCpus(*(round(cpus * factor, 3) for cpus in astuple(self)))
-
-    def each(self, inverter: Inverter) -> dict[str, float]:
-        """Return the CPUs that each stage reserves for its first worker, the largest first."""
-        needs = {"aligner": self.align, "reader": self.read, "writer": self.write}
-        if inverter == "cpu":
-            needs["inverter"] = self.invert
-        return dict(sorted(needs.items(), key=lambda need: -need[1]))
+    return {
+        stage.name: 0 if on_gpu and stage.resources.takes_gpu else round(cpus * scale, 3)
+        for stage in stages
+        for cpus in [stage.resources.cpus]
+    }
 
 
-def fit(nodes: Iterable[Mapping[str, float]], inverter: Inverter) -> StageCpus:
+def fit(
+    nodes: Iterable[Mapping[str, float]], stages: StageTypes = STAGES, *, on_gpu: bool
+) -> dict[str, float]:
     """Return reservations with which one worker of each stage fits on `nodes` at once.
 
     `nodes` are Ray's resources ("CPU", "GPU") of each node of a cluster that does not grow. On
@@ -49,31 +58,103 @@ def fit(nodes: Iterable[Mapping[str, float]], inverter: Inverter) -> StageCpus:
     nodes = list(nodes)
     cpus = [float(node.get("CPU", 0.0)) for node in nodes]
     offered = f"the cluster's nodes ({len(nodes)}) offer {sum(cpus):g} CPUs"
-    if inverter == "gpu" and sum(node.get("GPU", 0.0) for node in nodes) < 1:
+    if on_gpu and sum(node.get("GPU", 0.0) for node in nodes) < 1:
         raise ConfigError(
             f"--device cuda: an inverter takes a GPU, {offered} and none; no autoscaler is there "
             "to start a node: join one with a GPU by `ray start`, or pass --device cpu"
         )
-    if sum(cpus) < LEAST_CPUS:
-        needs = StageCpus().each(inverter)
-        listed = ", ".join(f"{name} {need:g}" for name, need in needs.items())
+    if sum(cpus) < MIN_CPUS:
+        needs = reserved_cpus(stages, on_gpu=on_gpu)
+        workers = {stage.resources.worker: needs[stage.name] for stage in stages}
+        largest = sorted(((need, name) for name, need in workers.items() if need), reverse=True)
+        listed = ", ".join(f"{name} {need:g}" for need, name in largest)
         raise ConfigError(
             f"{offered}; one worker of each stage takes {sum(needs.values()):g} ({listed}), or "
-            f"{LEAST_CPUS:g} where they take turns; no autoscaler is there to start a node: join "
+            f"{MIN_CPUS:g} where they take turns; no autoscaler is there to start a node: join "
             "one with CPUs by `ray start`"
         )
     percent = 100
-    while not _fits(StageCpus().scaled(percent / 100), cpus, inverter):
+    while not _fits(reserved_cpus(stages, on_gpu=on_gpu, scale=percent / 100), cpus):
         percent -= 1
-    return StageCpus().scaled(percent / 100)
+    return reserved_cpus(stages, on_gpu=on_gpu, scale=percent / 100)
 
 
-def _fits(stages: StageCpus, cpus: list[float], inverter: Inverter) -> bool:
+def _fits(needs: Mapping[str, float], cpus: list[float]) -> bool:
     """Return whether the first worker of each stage finds room, the largest placed first."""
     free = list(cpus)
-    for need in stages.each(inverter).values():
+    for need in sorted(needs.values(), reverse=True):
         free.sort(reverse=True)
         if free[0] < need:
             return False
         free[0] -= need
     return True
+
+
+def max_cpu_actors(asked: int | None, resources: Resources, local: bool) -> int:
+    """Return how many actors of one core each there may be: `asked`, else as many as cores.
+
+    Fewer where the memory does not hold an aligner and an inverter for each core. On a cluster no
+    bound, as nodes may come later. A local Ray counts twice the machine's cores and one more
+    (`running_ray`).
+    """
+    if asked or not local:
+        return asked or UNBOUNDED
+    by_memory = (memory_limit() - SHARED_BYTES) // PAIR_BYTES
+    return max(1, min(int((resources.cpus - 1) / 2), by_memory))
+
+
+@dataclass(frozen=True)
+class Pools:
+    """How many workers each stage may have, and what one of them reserves."""
+
+    workers: Mapping[str, int]  # by stage
+    cpus: Mapping[str, float]  # by stage
+    on_gpu: bool = False
+
+    @classmethod
+    def of(cls, config: JobConfig, resources: Resources, local: bool) -> Pools:
+        """Return the config's sizes, else all cores and GPUs of this machine, or no bound.
+
+        Raises `ConfigError` where a cluster that does not grow is too small.
+        """
+        on_gpu = resources.on_gpu(config.device)
+        gpus = max(1, int(resources.gpus)) if local and on_gpu else None
+        return cls.for_stages(
+            STAGES,
+            resources,
+            local,
+            on_gpu=on_gpu,
+            align=max_cpu_actors(config.align_workers, resources, local),
+            invert=max_cpu_actors(config.inverters or gpus, resources, local),
+        )
+
+    @classmethod
+    def for_stages(
+        cls,
+        stages: StageTypes,
+        resources: Resources,
+        local: bool,
+        *,
+        on_gpu: bool = False,
+        **workers: int,  # by stage
+    ) -> Pools:
+        """Return the pools of `stages`; readers and writers have a default number."""
+        usual = {
+            "read": READERS if local else CLUSTER_READERS,
+            "write": WRITERS if local else UNBOUNDED,
+        }
+        if local or resources.grows:
+            cpus = reserved_cpus(stages, on_gpu=on_gpu)
+        else:
+            cpus = fit([node.resources for node in resources.nodes], stages, on_gpu=on_gpu)
+        return cls(usual | workers, cpus, on_gpu)
+
+    def needs(self, stage: type[Stage] | Stage) -> dict[str, Any]:
+        """Return what Ray reserves for one worker of `stage`."""
+        gpus = int(self.on_gpu and stage.resources.takes_gpu)
+        return {"num_cpus": self.cpus[stage.name], **({"num_gpus": gpus} if gpus else {})}
+
+    def parts_at_once(self, stage: Stage) -> int:
+        """Return how many parts one worker has: some more where it shares its time with a GPU."""
+        alone = stage.resources.takes_gpu and not self.on_gpu
+        return 1 if alone else stage.resources.parts_at_once

@@ -16,14 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.engine.address import check_address, in_cluster
+from pipeline.engine.address import check_address, in_cluster, shows_ray_log
 from pipeline.engine.private_folder import make_private_folder, remove_private_folder
 from pipeline.engine.progress import doing
-from pipeline.engine.ray_output import is_shown, kept_in_file
-from pipeline.engine.signals import handlers_restored, ignore_further, undisturbed
 from pipeline.errors import ConfigError
 from pipeline.machine import whole_cpus
 from pipeline.redaction import without_secrets
+from pipeline.signals import handlers_restored, ignore_further, undisturbed
 from pipeline.storage import S3_PROFILES
 
 # Set before ray is imported: these are read at import and inherited by the workers.
@@ -40,7 +39,7 @@ QUIET = {
 
 def _prepare_environment() -> None:
     for name, value in QUIET.items():
-        if name == "RAY_BACKEND_LOG_LEVEL" and is_shown():
+        if name == "RAY_BACKEND_LOG_LEVEL" and shows_ray_log():
             continue
         os.environ.setdefault(name, value)
     if not in_cluster() and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
@@ -53,7 +52,12 @@ _prepare_environment()
 
 import ray  # noqa: E402 - after its environment
 import torch  # noqa: E402 - after OMP_WAIT_POLICY
-from ray._private import ray_constants  # noqa: E402
+
+from pipeline.engine.ray_callbacks import (  # noqa: E402
+    loopback_only,
+    ray_lines_in_file,
+    ray_without_signal_handlers,
+)
 
 START_TRIES = 4
 START_TIMED_OUT = "timed out during startup"
@@ -99,21 +103,6 @@ def gist(error: Exception) -> str:
     return ": ".join([type(error).__name__, *map(str.strip, last)])
 
 
-@contextmanager
-def _on_the_loopback() -> Iterator[None]:
-    """Let a Ray that starts take 127.0.0.1 for its address, and listen nowhere else.
-
-    `ray.init` replaces a loopback address that it is given by that of an interface, but for this
-    switch, which stands for machines where Ray knows no clusters.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
 def _start_local(gpus: int | None, folder: Path | None) -> None:
     ray.init(
         address="local",
@@ -133,7 +122,7 @@ def _start_local_patiently(gpus: int | None, folder: Path | None) -> None:
     tries, as its limit of 15 s for its own agent cannot be set."""
     for tries_left in reversed(range(START_TRIES)):
         try:
-            with _on_the_loopback():
+            with loopback_only():
                 return _start_local(gpus, folder)
         except Exception as error:
             if START_TIMED_OUT not in str(error) or not tries_left:
@@ -162,7 +151,7 @@ def shipped_environment() -> dict[str, Any] | None:
 
 def _loudness() -> Any:
     """How much of its own Ray prints in this process."""
-    shown = is_shown()
+    shown = shows_ray_log()
     return {"logging_level": logging.INFO if shown else logging.ERROR, "log_to_driver": shown}
 
 
@@ -191,7 +180,7 @@ def _cluster_refusals() -> Iterator[None]:
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Drop what Ray's C++ side prints while it starts: a line on its own log level."""
-    if is_shown():
+    if shows_ray_log():
         yield
         return
     sys.stderr.flush()
@@ -205,29 +194,12 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-@contextmanager
-def _signals_left_alone() -> Iterator[None]:
-    """Let a Ray that starts install no handlers of its C++ side in this process.
-
-    They print a trace of a crash. As Ray shuts down it gives SIGTERM and others their default
-    action in their place, past Python: a SIGTERM that comes then ends this process at once, and
-    leaves processes of Ray behind. The workers keep them.
-    """
-    # Older releases of Ray lack the setting, and keep their handlers.
-    before = getattr(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", False)
-    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
-    try:
-        yield
-    finally:
-        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = before
-
-
 def _start(connect: Callable[[], None]) -> None:
     try:
         # Ray puts a handler of its own in place, which ends the process without a last word.
         with handlers_restored(), warnings.catch_warnings(), _silent_stderr():
             warnings.simplefilter("ignore")
-            with _signals_left_alone():
+            with ray_without_signal_handlers():
                 connect()
     except SystemExit:  # which that handler raises: the run is ending
         ignore_further()
@@ -260,7 +232,7 @@ def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
     output = ExitStack()
     try:
         _start((lambda: _start_local_patiently(pretended_gpus, folder)) if own else _join_cluster)
-        output.enter_context(kept_in_file())
+        output.enter_context(ray_lines_in_file())
         yield _offered(folder)
     finally:
         with undisturbed(), output:  # Ray also prints while it ends

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.choices import BestStepBy, Device, Precision
-from pipeline.engine.align import reject_row
+from pipeline.engine.stages.align import reject_row
 from pipeline.images import Rejection, RejectReason
 from pipeline.inversion import Inversion, keep_freed_memory, ready_device
 from pipeline.inversion.methods import Method, Models, find_codes, found_its_end
@@ -71,11 +71,6 @@ def to_jpeg(image: Tensor) -> bytes:
     return sink.getvalue()
 
 
-def _optional(value: float) -> float | None:
-    """A measure as the table has it: null where there is no number."""
-    return None if np.isnan(value) else float(value)
-
-
 @dataclass
 class Account:
     """What a part's faces became."""
@@ -86,7 +81,7 @@ class Account:
 
 
 # Of a row of `FACES`; the fields are put into their columns where the table is written.
-_NOT_IN_ROWS = ("pixels", "fields")
+_NOT_IN_ROWS = ("pixels", "target", "fields")
 NOT_STORABLE = Rejection(RejectReason.NOT_FINITE, "the code or image is not finite, or too large")
 
 
@@ -193,8 +188,11 @@ class Inverter:
         result: Inversion,
     ) -> list[dict[str, Any]]:
         """The latents row of each face."""
+        targets = images
+        if "target" in faces[0]:
+            targets = to_tensor([face["target"] for face in faces], self.model.input_size)
         measures = self.meter.measure(
-            images,
+            targets.to(self.device),
             result.step_images,
             result.w_plus,
             self.model.latent_avg,
@@ -206,7 +204,8 @@ class Inverter:
         rows = []
         for index, face in enumerate(faces):
             row = {name: value for name, value in face.items() if name not in _NOT_IN_ROWS}
-            row |= self._code(index, result, measures) | _measured(index, result, measures)
+            row |= self._code(index, result, measures)
+            row |= measures.row(index, int(result.steps_made[index]))
             row["converged"] = ends[index]
             row["refined_from"] = names[index] if self.settings.starts != "none" else None
             rows.append(row | {name: jpegs[index] for name, jpegs in pictures.items()})
@@ -247,18 +246,3 @@ class Inverter:
 def _reject(face: dict[str, Any], rejection: Rejection) -> dict[str, Any]:
     source = (face["key"], face["source_uri"], face["source_sha256"])
     return reject_row(*source, rejection, face["face_index"])
-
-
-def _measured(index: int, result: Inversion, measures: Measures) -> dict[str, Any]:
-    """A face's measures of the best step, and lists of those of every step that it made."""
-    best, made = int(measures.best_step[index]) - 1, int(result.steps_made[index])
-    row: dict[str, Any] = {}
-    for name in ("l2", "psnr", "lpips", "id_similarity"):
-        values = getattr(measures, name)[index, :made]
-        row[name] = _optional(values[best])
-        row[f"{name}_per_step"] = [_optional(value) for value in values]
-    norms = measures.residual_norm[index, :made]
-    row["residual_norm_per_step"] = [_optional(v) for v in np.where(np.isinf(norms), np.nan, norms)]
-    row["w_plus_variance"] = float(measures.w_plus_variance[index])
-    row["w_avg_distance"] = float(measures.w_avg_distance[index])
-    return row

@@ -19,7 +19,7 @@ LOOK_EVERY_S = 10.0  # as often as Ray exports
 _ANSWER_WITHIN_S = 2.0
 _LINE = re.compile(r'^ray_memory_manager_worker_eviction_total\{.*?Name="([^"]*)".*\} (\S+)$')
 # What Ray calls the workers of each stage, the benchmark's too.
-_STAGES = {"read": "read_parts", "align": "Align", "invert": "Invert", "write": "WriteStage"}
+_STAGES = {"read": "FlatMap(Read)", "align": "Align", "invert": "Invert", "write": "Map(Write)"}
 _WORKERS = {"read": "a reader", "align": "an aligner", "invert": "an inverter", "write": "a writer"}
 
 

@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import ray
 from ray.data import DataContext
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import JobConfig
@@ -28,7 +27,7 @@ from pipeline.engine.pending import ClusterState
 from pipeline.engine.progress import Progress, doing
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.storage import canonical_uri, is_local, one_line
-from pipeline.table import DESCRIPTION_NAME
+from pipeline.table import SPEC_NAME
 
 POLL_EVERY_S = 5.0
 # How long the nodes that are there at first may take to answer before the stages start.
@@ -58,7 +57,7 @@ def remote_stores(config: JobConfig) -> list[tuple[str, str]]:
     S3 answers for a name that is not there as for one without rights, so the input is not asked
     for any: its names are not known here.
     """
-    return [] if is_local(config.output) else [(config.output, DESCRIPTION_NAME)]
+    return [] if is_local(config.output) else [(config.output, SPEC_NAME)]
 
 
 def _ask(node: str, paths: Sequence[str], stores: Sequence[tuple[str, str]]) -> Any:
@@ -255,32 +254,21 @@ class _Blocker:
     """An actor that does nothing on a node that is not used."""
 
 
-class CheckNodes(ExecutionCallback):
-    """Has the nodes of an execution asked."""
-
-    checks: ClassVar[NodeChecks | None] = None
-
-    def on_execution_step(self, executor: Any) -> None:
-        """Called by Ray Data."""
-        del executor
-        if self.checks:
-            self.checks.poll()
-
-
 @contextmanager
 def nodes_checked(
     config: JobConfig, notice: Callable[[str], None] = lambda _: None
-) -> Iterator[frozenset[str]]:
+) -> Iterator[NodeChecks | None]:
     """Ask the nodes of a cluster within the block whether they may work for the job.
 
-    Those that are there at first answer before the block begins, which gets the ids of those that
-    are not used. Workers on a node that comes later wait for the answer of theirs. Raises
-    `ConfigError` where one must not, also in executions inside the block, and `ClusterError` where
-    none reaches the storage. A hidden file in a local output is what nodes must see; it is gone
-    after the block. Enter it before the dataset is made, which takes a copy of Ray Data's settings.
+    Those that are there at first answer before the block begins. Workers on a node that comes later
+    wait for the answer of theirs, for which the block polls the checks that it gets; it gets None
+    outside a cluster. Raises `ConfigError` where one must not work, also from the poll, and
+    `ClusterError` where none reaches the storage. A hidden file in a local output is what nodes
+    must see; it is gone after the block. Enter it before `run_settings`, which takes a copy of Ray
+    Data's settings.
     """
     if not in_cluster():
-        yield frozenset()
+        yield None
         return
     doing("asking the nodes whether they may work")
     paths, marker = local_paths(config), None
@@ -290,17 +278,12 @@ def nodes_checked(
         marker.touch()
         paths[str(marker)] = "output"
     context = DataContext.get_current()
-    classes = context.custom_execution_callback_classes
     registry = start_registry(context)
     checks = NodeChecks(paths, remote_stores(config), notice, registry)
     try:
         checks.wait()
-        CheckNodes.checks = checks
-        if CheckNodes not in classes:
-            classes.append(CheckNodes)
-        yield checks.unused
+        yield checks
     finally:
-        CheckNodes.checks = None
         checks.release()
         stop_registry(context, registry)
         if marker:

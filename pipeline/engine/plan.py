@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pipeline.config import JobConfig
+from pipeline.engine.messages import ShardTask
 from pipeline.engine.preflight import check_request
 from pipeline.engine.progress import doing
-from pipeline.engine.read import ShardWork
-from pipeline.engine.recipe import Recipe, make_recipe
+from pipeline.engine.resolve import Recipe, make_recipe
 from pipeline.storage import (
     LeftOut,
     ReadOptions,
@@ -27,10 +26,10 @@ from pipeline.storage import (
     count_samples,
 )
 from pipeline.table import (
-    DESCRIPTION_NAME,
+    SPEC_NAME,
+    Orphans,
     PartIndex,
     ShardState,
-    Strays,
     TableWriter,
     check_existing,
     open_for_writing,
@@ -92,7 +91,7 @@ class Found:
         return images if self.limit is None else min(images, self.limit - self.done_samples)
 
 
-class Works:
+class TaskQueue:
     """The shards to do, as an iterator that is used up.
 
     Of the next few thousand the largest comes first, so that a shard that is a hundred times the
@@ -101,22 +100,22 @@ class Works:
     an error that comes later is raised when all that was found before it is given out.
     """
 
-    def __init__(self, source: Iterator[ShardWork]) -> None:
-        self._source: Iterator[ShardWork] | None = source
-        self._heap: list[tuple[int, int, ShardWork]] = []
+    def __init__(self, source: Iterator[ShardTask]) -> None:
+        self._source: Iterator[ShardTask] | None = source
+        self._heap: list[tuple[int, int, ShardTask]] = []
         self._names = 0
         self._count = itertools.count()
         self._given = False
         self._error: Exception | None = None  # that ended the source while shards were waiting
 
-    def __iter__(self) -> Iterator[ShardWork]:
+    def __iter__(self) -> Iterator[ShardTask]:
         return self
 
     def __bool__(self) -> bool:
         self._fill()
         return bool(self._heap)
 
-    def __next__(self) -> ShardWork:
+    def __next__(self) -> ShardTask:
         self._fill()
         if not self._heap:
             if self._error:
@@ -151,23 +150,16 @@ class Plan:
     recipe: Recipe
     writer: TableWriter
     options: ReadOptions = field(default_factory=ReadOptions)
-    works: Works = field(default_factory=lambda: Works(iter(())))
-    states: dict[str, ShardState] = field(default_factory=dict)  # of the works, till committed
+    tasks: TaskQueue = field(default_factory=lambda: TaskQueue(iter(())))
+    states: dict[str, ShardState] = field(default_factory=dict)  # of the tasks, until committed
     found: Found = field(default_factory=Found)
-    committed: deque[str] = field(default_factory=deque)  # shards that Ray need not keep
-    given_up: int = 0  # shards with a part that failed
-    error: Exception | None = None  # what ended `works`
+    error: Exception | None = None  # what ended `tasks`
     part_index: PartIndex = field(init=False)
-    strays: Strays = field(init=False)
+    orphans: Orphans = field(init=False)
 
     def __post_init__(self) -> None:
         self.part_index = PartIndex(self.writer.store, read_only=self.writer.read_only)
-        self.strays = Strays(self.writer.store)
-
-    def close(self, shard_id: str) -> None:
-        """Forget a shard that is committed."""
-        self.states.pop(shard_id, None)
-        self.committed.append(shard_id)
+        self.orphans = Orphans(self.writer.store)
 
 
 def take_first(
@@ -227,7 +219,7 @@ def make_plan(
     """Open the table and get ready to compare the input with it.
 
     Raises a `RequestError` for whatever is wrong with the request. Writes `_table.json` if the
-    table is new, and nothing with `dry_run`. The input is listed as `Plan.works` is used; `shards`
+    table is new, and nothing with `dry_run`. The input is listed as `Plan.tasks` is used; `shards`
     is its listing where `check_request` has begun it.
     """
     # An input that is not there, or not of images, is refused before the table is made.
@@ -237,26 +229,24 @@ def make_plan(
     recipe = make_recipe(config, shards.kept)
     if dry_run:
         store = Store(config.output)
-        if store.exists(DESCRIPTION_NAME):
-            check_existing(store, recipe.description)
-        writer = TableWriter(
-            config.output, recipe.description, part_size=config.part_size, read_only=True
-        )
+        if store.exists(SPEC_NAME):
+            check_existing(store, recipe.spec)
+        writer = TableWriter(config.output, recipe.spec, part_size=config.part_size, read_only=True)
     else:
-        writer = open_for_writing(config.output, recipe.description, part_size=config.part_size)
+        writer = open_for_writing(config.output, recipe.spec, part_size=config.part_size)
     found = Found(left_out=shards.left_out, chosen=bool(config.where), limit=config.limit)
     plan = Plan(recipe, writer, options, found=found)
-    plan.works = Works(_compare(plan, shards, config))
+    plan.tasks = TaskQueue(_compare(plan, shards, config))
     return plan
 
 
-def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator[ShardWork]:
+def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator[ShardTask]:
     """What is to do of each shard; files that another state of it left are removed first."""
     found = plan.found
-    strays = None if plan.writer.read_only else plan.strays
-    states = plan.writer.states(shards, plan.part_index, strays)
+    orphans = None if plan.writer.read_only else plan.orphans
+    states = plan.writer.states(shards, plan.part_index, orphans)
     for state, take in take_first(states, config.limit, config.part_size, found, plan.options):
-        plan.strays.is_input(state.shard)
+        plan.orphans.is_input(state.shard)
         if state.committed:
             found.done_shards += 1
             found.done_bytes += state.shard.size
@@ -267,7 +257,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
             plan.writer.clear(state)
         found.add(state, take)
         plan.states[state.shard.shard_id] = state
-        yield ShardWork(
+        yield ShardTask(
             shard=state.shard,
             part_size=config.part_size,
             existing=frozenset(state.parts),

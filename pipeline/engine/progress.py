@@ -30,7 +30,7 @@ from pipeline.storage.retries import storage_retries
 
 if TYPE_CHECKING:
     from pipeline.engine.plan import Found
-    from pipeline.engine.tally import Tally
+    from pipeline.table import Counts, RunRecord
 
 TICK_S, PLAIN_EVERY_S = 1.0, 10.0
 MOST_TOLD = 20  # failures
@@ -82,7 +82,7 @@ class Progress:
         self.phase = "starting"
         self.stopped_by = ""
         self._every_s: float | None = None
-        self.tally: Tally | None = None
+        self.record: RunRecord | None = None
         self.found: Found | None = None
         self.failures = 0
         self.stages: list[StageState] = []
@@ -130,9 +130,9 @@ class Progress:
             self.event("phase", phase=phase)
         self._show_now()
 
-    def follow(self, tally: Tally, found: Found) -> None:
-        """Tell these counts from here on; both are counted up by others."""
-        self.tally, self.found = tally, found
+    def follow(self, record: RunRecord, found: Found) -> None:
+        """Tell the counts of this run from here on."""
+        self.record, self.found = record, found
 
     def look(self, stages: list[StageState]) -> None:
         """Take in what Ray Data's loop sees of its stages."""
@@ -142,9 +142,9 @@ class Progress:
 
     def update(self) -> None:
         """Take in the counts; cheap, and called for every row."""
-        if self.tally and self.tally.parts > self._parts:
-            self._parts = self.tally.parts
-            self.pace.part(self.tally.last_seconds, self._done())
+        if self.record and self.record.counts.parts > self._parts:
+            self._parts = self.record.counts.parts
+            self.pace.part(self.record.last_part_seconds, self._done())
             self._show_now()
 
     def say(self, text: str) -> None:
@@ -240,9 +240,10 @@ class Progress:
     @property
     def quiet_seconds(self) -> float:
         """Seconds since the last part, or since the stages began; 0 where none is expected."""
-        if self.phase or self.stopped_by or not self.tally:
+        if self.phase or self.stopped_by or not self.record:
             return 0.0
-        last = self.tally.started + self.tally.last_seconds if self.tally.parts else 0.0
+        record = self.record
+        last = record.clock + record.last_part_seconds if record.counts.parts else 0.0
         return time.monotonic() - max(last, self._phase_began)
 
     @property
@@ -255,25 +256,25 @@ class Progress:
         """What the stages wait for; "" where they work."""
         return awaited(self.stages, self._parts)
 
-    def _followed(self) -> tuple[Tally, Found]:
+    def _followed(self) -> tuple[Counts, Found]:
         """The counts, once there are any."""
-        if not self.tally or not self.found:
+        if not self.record or not self.found:
             raise ValueError("no counts are followed yet")
-        return self.tally, self.found
+        return self.record.counts, self.found
 
     def _counts(self, short: bool) -> list[str]:
-        tally, _ = self._followed()
+        counts, _ = self._followed()
         words = [self.images]
         if (share := self.share) is not None:
             words.append(f"{share:.0%}".replace("%", " %"))
         if self.phase:  # nothing is inverted yet, or any more
             return words
         words += self._speed()
-        if tally.parts:
-            words.append(f"faces {tally.faces}")
-        if tally.rejects:
-            by_reason = ", ".join(f"{name} {n}" for name, n in tally.reasons.most_common())
-            words.append(f"rejects {tally.rejects}" + ("" if short else f" ({by_reason})"))
+        if counts.parts:
+            words.append(f"faces {counts.faces}")
+        if counts.rejects:
+            by_reason = ", ".join(f"{name} {n}" for name, n in counts.reasons.most_common())
+            words.append(f"rejects {counts.rejects}" + ("" if short else f" ({by_reason})"))
         if self.failures:
             words.append(f"failed {self.failures}")
         if not short:
@@ -292,25 +293,25 @@ class Progress:
     @property
     def shards(self) -> str:
         """Shards committed, of how many as far as the input is listed."""
-        tally, found = self._followed()
+        counts, found = self._followed()
         more = "" if found.complete else "+"
-        return f"{tally.shards} of {found.shards}{more}"
+        return f"{counts.shards} of {found.shards}{more}"
 
     def _done(self) -> float:
         """What the pace is of: images, or bytes of the input where images cannot be counted."""
-        tally, found = self._followed()
-        return tally.bytes if found.chosen else tally.samples
+        counts, found = self._followed()
+        return counts.bytes if found.chosen else counts.samples
 
     def _to_do(self) -> float | None:
-        tally, found = self._followed()
-        return found.bytes if found.chosen else found.images_to_do(tally.samples, tally.bytes)
+        counts, found = self._followed()
+        return found.bytes if found.chosen else found.images_to_do(counts.samples, counts.bytes)
 
     @property
     def images(self) -> str:
         """Images that are in the table, of how many."""
-        tally, found = self._followed()
+        counts, found = self._followed()
         before, to_do = found.done_samples, self._to_do()
-        done = f"images {before + tally.samples}"
+        done = f"images {before + counts.samples}"
         if to_do is None or found.chosen:
             return done
         about = "about " if found.uncounted_bytes else ""
@@ -329,44 +330,44 @@ class Progress:
     @property
     def rate(self) -> float | None:
         """Images a second of late; None while that is not known."""
-        if not self.tally or not self.found or self.found.chosen:
+        if not self.record or not self.found or self.found.chosen:
             return None
-        return self.pace.rate(self.tally.seconds)
+        return self.pace.rate(self.record.seconds)
 
     @property
     def seconds_left(self) -> float | None:
         """Time left; None while that is not known, as long as the input is listed above all."""
-        if not self.tally or not self.found or not self.found.complete:
+        if not self.record or not self.found or not self.found.complete:
             return None
         to_do = self._to_do()
         left = None if to_do is None else max(0.0, to_do - self._done())
-        return self.pace.seconds_left(self.tally.seconds, left)
+        return self.pace.seconds_left(self.record.seconds, left)
 
     def _tell_event(self) -> None:
-        if not self.tally or not self.found:
+        if not self.record or not self.found:
             seconds = round(time.monotonic() - self._phase_began, 1)
             self.event("waiting", phase=self.phase, seconds=seconds, **self._surroundings())
             return
-        tally, left, to_do = self.tally, self.seconds_left, self._to_do()
+        counts, left, to_do = self.record.counts, self.seconds_left, self._to_do()
         counted = to_do is not None and not self.found.chosen
         self.event(
             "progress",
-            shards=tally.shards,
+            shards=counts.shards,
             shards_to_do=self.found.shards,
             listed=self.found.complete,
-            parts=tally.parts,
-            samples=tally.samples,
+            parts=counts.parts,
+            samples=counts.samples,
             samples_to_do=to_do if counted else None,
             samples_are_exact=counted and not self.found.uncounted_bytes,
-            faces=tally.faces,
-            rejects=dict(tally.reasons),
+            faces=counts.faces,
+            rejects=dict(counts.reasons),
             failures=self.failures,
             phase=self.phase,
             waiting_for=self.waiting,
             stages={stage.name: stage._asdict() for stage in self.stages},
             quiet_seconds=round(self.quiet_seconds, 1),
             **self._surroundings(),
-            seconds=round(tally.seconds, 1),
+            seconds=round(self.record.seconds, 1),
             seconds_left=None if left is None else round(left),
         )
 

@@ -6,22 +6,20 @@ the rows that it takes, each part once, so that the numbers are those of the tab
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
-from ray.data import DataContext
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.engine.autoscaling import requested_workers
-from pipeline.engine.commit import STAGES, Watch
+from pipeline.engine.events import Listener
+from pipeline.engine.messages import PartDone
 from pipeline.engine.pending import StageState
+from pipeline.engine.pipeline import stage_of
 from pipeline.engine.progress import Progress
-from pipeline.engine.rows import Row
-from pipeline.table import ShardEntry
+from pipeline.engine.ray_autoscaler import requested_workers
+from pipeline.engine.stages import Invert, Stage
+from pipeline.table import ShardRecord
 
 COUNTERS = {
     "restyle_parts_total": "parts in the table",
@@ -42,10 +40,11 @@ EVERY_S = 2.0
 BUSY_OVER_S = 20.0
 
 
-class Meters(Watch):
+class PrometheusMetrics(Listener):
     """The metrics of one run; Ray must be running."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.stages = stages
         self._counters = {name: Counter(name, text) for name, text in COUNTERS.items()}
         self._rejects = Counter(REJECTS, "reject rows", tag_keys=("reason",))
         self._seconds = Counter(STAGE_SECONDS, "seconds of work", tag_keys=("stage",))
@@ -55,24 +54,26 @@ class Meters(Watch):
         self._looked = self._averaged = time.monotonic()
         self._inverted = self._actor_seconds = 0.0
 
-    def part(self, row: Row) -> None:
+    def on_part(self, done: PartDone) -> None:
         """Count a part that is in the table."""
-        for name, column in (("samples", "samples"), ("faces", "faces"), ("input_bytes", "bytes")):
-            self._add(f"restyle_{name}_total", int(row[column]))
+        counts = done.counts
+        self._add("restyle_samples_total", counts.samples)
+        self._add("restyle_faces_total", counts.faces)
+        self._add("restyle_input_bytes_total", counts.bytes)
         self._add("restyle_parts_total", 1)
-        for reason, count in json.loads(row["reasons"]).items():
+        for reason, count in counts.reasons.items():
             self._rejects.inc(count, {"reason": reason})
-        for stage in STAGES:
-            if row[f"{stage}_seconds"] > 0:
-                self._seconds.inc(row[f"{stage}_seconds"], {"stage": stage})
-        self._inverted += row["invert_seconds"]
+        for stage, seconds in counts.stage_seconds.items():
+            if seconds > 0:
+                self._seconds.inc(seconds, {"stage": stage})
+        self._inverted += counts.stage_seconds.get(Invert.name, 0.0)
 
-    def shard(self, entry: ShardEntry) -> None:
+    def on_shard(self, record: ShardRecord) -> None:
         """Count a committed shard."""
-        del entry
+        del record
         self._add("restyle_shards_total", 1)
 
-    def failed(self, shard_id: str, error: str, trace: str = "") -> None:
+    def on_failure(self, shard_id: str, error: str, trace: str = "") -> None:
         """Count a failure."""
         del shard_id, error, trace
         self._add("restyle_failures_total", 1)
@@ -81,38 +82,25 @@ class Meters(Watch):
         if count:  # Ray refuses to add nothing
             self._counters[name].inc(count)
 
-    def watch(self) -> None:
-        """Have Ray Data show its queues and workers as it goes."""
-        meters = self
-
-        class Look(ExecutionCallback):
-            def on_execution_step(self, executor: Any) -> None:
-                meters.look(executor._topology, requested_workers(executor))
-
-        DataContext.get_current().custom_execution_callback_classes.append(Look)
-
-    def look(self, topology: Any, requested: Mapping[Any, int] = MappingProxyType({})) -> None:
-        """Show the queues and workers of the stages; called many times a second.
-
-        `requested` is how many workers an autoscaler is asked for, by operator.
-        """
+    def observe(self, executor: Any) -> None:
+        """Export the queues and workers of the stages; called many times a second."""
         now = time.monotonic()
         if now - self._looked < EVERY_S:
             return
-        operators = list(topology.items())[1:]
-        if len(operators) != len(STAGES):
-            return  # another data set of this process, which Ray Data shows as well
         elapsed, self._looked = now - self._looked, now
-        states = []
-        for stage, (operator, state) in zip(STAGES, operators, strict=True):
+        states, requested = [], requested_workers(executor)
+        for operator, state in executor._topology.items():
+            stage = stage_of(operator.name, self.stages)
+            if stage is None:
+                continue
             pool, queued = operator.get_actor_info(), state.total_enqueued_input_blocks()
             actors, active = pool.running, operator.num_active_tasks()
-            self._queued.set(queued, {"stage": stage})
-            self._workers.set(actors or active, {"stage": stage})
+            self._queued.set(queued, {"stage": stage.name})
+            self._workers.set(actors or active, {"stage": stage.name})
             needs = operator.min_scheduling_resources()
             states.append(
                 StageState(
-                    stage,
+                    stage.name,
                     actors,
                     pool.pending + pool.restarting,
                     queued,
@@ -122,9 +110,8 @@ class Meters(Watch):
                     gpus=needs.gpu or 0.0,
                 )
             )
-            if stage == "invert":
+            if stage.name == Invert.name:
                 self._actor_seconds += actors * elapsed
-        # Not held: Ray Data's context, and so its callbacks, are pickled.
         if Progress.current:
             Progress.current.look(states)
         if now - self._averaged >= BUSY_OVER_S and self._actor_seconds:

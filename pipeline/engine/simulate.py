@@ -13,86 +13,76 @@ import resource
 import tarfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.alignment import AlignmentSettings
-from pipeline.engine.align import REJECTS, faces_schema
-from pipeline.engine.commit import Watch
-from pipeline.engine.rows import Row, pack, run_stage, unpack
-from pipeline.table import Columns, latents_table
-
-if TYPE_CHECKING:
-    from pipeline.engine.dataset import Stages
-    from pipeline.engine.inverter import InvertSettings
+from pipeline.engine.events import Listener
+from pipeline.engine.messages import FaceBatch, LatentBatch, PartDone, SampleBatch
+from pipeline.engine.stages import Align, Invert, JobStage, Read, Write
+from pipeline.engine.stages.align import REJECTS, faces_schema
+from pipeline.table import latents_table
 
 BATCH = 32
 MEMBER_BYTES = 100
 PARTS_TO_JUDGE = 8  # an inverter, of how busy it was
 
 
-class SimulatedAlign:
+class SimulatedAlign(Align):
     """Takes every sample for one face of no pixels."""
 
-    def __init__(self, settings: AlignmentSettings) -> None:
-        self.settings = settings
+    def setup(self) -> None:
+        """Start no child."""
 
-    def __call__(self, row: Row) -> Row:
-        return run_stage("align", self._work, row)
-
-    def _work(self, row: Row) -> Row:
-        samples = unpack(row["payload"])
-        schema = faces_schema(self.settings)
+    def process(self, batch: SampleBatch) -> FaceBatch:
+        """Return the faces of a part."""
+        samples, schema = batch.samples, faces_schema(self.settings)
         columns = {field.name: pa.nulls(len(samples), field.type) for field in schema}
         columns |= {"key": samples["key"], "source_uri": samples["uri"]}
         for name, number in (("face_index", 0), ("n_faces", 1)):
             columns[name] = pa.array(np.full(len(samples), number, np.int32))
-        row["payload"] = pack(pa.table(columns, schema=schema))
-        row["rejected"] = pack(REJECTS.empty_table())
-        row["faces"] = len(samples)
-        return row
+        counts = replace(batch.counts, faces=len(samples))
+        faces = pa.table(columns, schema=schema)
+        return FaceBatch(batch.shard, batch.part, counts, faces, REJECTS.empty_table())
 
 
-class SimulatedInvert:
+class SimulatedInvert(Invert):
     """Gives every face a random code, after the time that a GPU would take for its batches."""
 
     seconds_a_batch = 0.0
 
-    def __init__(self, settings: InvertSettings, columns: Columns) -> None:
-        self.settings, self.columns = settings, columns
-        self.turn = threading.Lock()
-        names = set(columns.latents_schema().names) - {"image_id", "shard"}
+    def setup(self) -> None:
+        """Load no model."""
+        self.lock = threading.Lock()
+        names = set(self.columns.latents_schema().names) - {"image_id", "shard"}
         self.measures: dict[str, Any] = dict.fromkeys(names) | {"steps": 0, "best_step": 0}
 
-    def __call__(self, row: Row) -> Row:
-        return run_stage("invert", self._work, row)
-
-    def _work(self, row: Row) -> Row:
-        faces = unpack(row["payload"]).drop_columns(["pixels", "fields"]).to_pylist()
-        with self.turn:
+    def process(self, batch: FaceBatch) -> LatentBatch:
+        """Return the latents of a part."""
+        faces = batch.faces.drop_columns(["pixels", "fields"]).to_pylist()
+        with self.lock:
             started = time.perf_counter()
             time.sleep(math.ceil(len(faces) / BATCH) * self.seconds_a_batch)
-            row["inversion_seconds"] = time.perf_counter() - started
-        row["invert_seconds"] = row["inversion_seconds"]
+            seconds = time.perf_counter() - started
+        batch.counts.stage_seconds[self.name] = seconds  # type: ignore[assignment]
+        counts = replace(batch.counts, inversion_seconds=seconds)
         shape = (len(faces), self.columns.n_styles, 512)
-        codes = np.random.default_rng(row["part"]).standard_normal(shape, np.float32)
+        codes = np.random.default_rng(batch.part).standard_normal(shape, np.float32)
         rows = [
             self.measures | face | {"w_plus": code} for face, code in zip(faces, codes, strict=True)
         ]
-        row["payload"] = pack(latents_table(rows, self.columns, row["shard_id"]))
-        return row
+        latents = latents_table(rows, self.columns, batch.shard_id)
+        return LatentBatch(batch.shard, batch.part, counts, latents, batch.rejects)
 
 
-def simulated_stages(seconds_a_batch: float = 0.0, *, gpus: int | None = None) -> Stages:
-    """Stages whose inverter sleeps so long for 32 faces, on `gpus` that need not be there."""
-    from pipeline.engine.dataset import Stages
-
+def simulated_stages(seconds_a_batch: float = 0.0) -> tuple[type[JobStage], ...]:
+    """Return stages whose inverter sleeps so long for 32 faces."""
     # A class that no module has: it travels as it is, and carries the time to the actors.
     sleeping = type("Sleeping", (SimulatedInvert,), {"seconds_a_batch": seconds_a_batch})
-    return Stages(SimulatedAlign, sleeping, pretended_gpus=gpus)
+    return (Read, SimulatedAlign, sleeping, Write)
 
 
 def write_shards(
@@ -118,7 +108,7 @@ def write_shards(
                 tar.addfile(member, io.BytesIO(content))
 
 
-class Trace(Watch):
+class Trace(Listener):
     """At each part: seconds, busy and inverting seconds so far, the driver's CPU and memory."""
 
     def __init__(self) -> None:
@@ -126,10 +116,10 @@ class Trace(Watch):
         self._busy = self._inverting = 0.0
         self._page = os.sysconf("SC_PAGE_SIZE")
 
-    def part(self, row: Row) -> None:
+    def on_part(self, done: PartDone) -> None:
         """Note a part."""
-        self._busy += row["invert_seconds"]
-        self._inverting += row["inversion_seconds"]
+        self._busy += done.counts.stage_seconds[Invert.name]
+        self._inverting += done.counts.inversion_seconds
         use = resource.getrusage(resource.RUSAGE_SELF)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         megabytes = pages * self._page / 2**20

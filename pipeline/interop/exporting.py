@@ -162,9 +162,9 @@ def export_dictionary(selection: Selection, uri: str) -> int:
     Raises `ConfigError` where the codes take more than 2 GiB: export single files then.
     """
     table = selection.table
-    all_steps = table.description.columns.all_steps
+    all_steps = table.spec.columns.all_steps
     faces, steps = selection.counts()
-    size = (steps if all_steps else faces) * table.description.columns.n_styles * STYLE_DIM * 4
+    size = (steps if all_steps else faces) * table.spec.columns.n_styles * STYLE_DIM * 4
     if size > LARGEST_DICTIONARY:
         raise ConfigError(
             f"the codes of {faces:,} faces take {size / 2**30:.1f} GiB, and a latents.npy is one "

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -19,21 +20,24 @@ import torch
 
 from pipeline.alignment import AlignedFace
 from pipeline.choices import CodeType
-from pipeline.errors import InputError
-from pipeline.interop.account import Account
+from pipeline.errors import InputError, PipelineError, RequestError
 from pipeline.interop.code_files import CodeFiles, FaceName, faces_of
 from pipeline.interop.lineage import Lineage
-from pipeline.interop.measuring import METRICS, Measuring, match_images
+from pipeline.interop.measuring import Measuring, match_images
 from pipeline.interop.pickled_codes import Codes
 from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_variance
+from pipeline.metrics.registry import QUALITY
 from pipeline.models import RestyleModel
 from pipeline.storage import FILES_PER_SHARD, LeftOut, ReadOptions, Shard, list_shards, read_samples
 from pipeline.table.card import kept_readme, write_card
-from pipeline.table.description import Description
+from pipeline.table.cleanup import Orphans
+from pipeline.table.parts import PartRecord
 from pipeline.table.reader import open_table
+from pipeline.table.resume import ShardState
+from pipeline.table.runs import RunFile, RunRecord
 from pipeline.table.schema import Columns
-from pipeline.table.states import ShardState
-from pipeline.table.strays import Strays
+from pipeline.table.spec import TableSpec
+from pipeline.table.stats import Counts
 from pipeline.table.writer import TableWriter, open_for_writing
 
 IMPORT_VERSION = 1
@@ -87,7 +91,7 @@ class Importing:
     notes: list[str] = field(default_factory=list)  # sentences for people
 
     def __post_init__(self) -> None:
-        schema = self.description().columns.latents_schema()
+        schema = self.spec().columns.latents_schema()
         self._columns = [name for name in schema.names if name not in ("image_id", "shard")]
 
     def run(self, root: str) -> dict[str, Any]:
@@ -96,30 +100,35 @@ class Importing:
         Raises a `RequestError` before anything is written where names are ambiguous, codes have no
         image, or the table was made from other codes or settings.
         """
-        started = datetime.now(UTC)
+        record = RunRecord()
         faces = faces_of(self.codes.names)
         work = self._with_images(faces) if self.settings.images else self._alone(faces)
         first = faces[0][1][0].name
         self._checked(self.codes.read(first), first)
-        writer = open_for_writing(root, self.description(), part_size=self.settings.part_size)
-        with Account(writer, started, left_out=self.left_out) as account:
-            self._write(writer, work, account)
+        writer = open_for_writing(root, self.spec(), part_size=self.settings.part_size)
+        record.listed = self.left_out
+        with _ImportRun(writer, record) as run:
+            self._write(writer, work, run)
             table = open_table(root)
             if write_card(table, listed=self.left_out) is None:
                 self.notes.append(kept_readme(table))
             counts = {
                 **table.verify(checksums=False),
                 "unmeasured": self.unmeasured,
-                "icc_ignored": account.icc_ignored,
+                "icc_ignored": record.counts.icc_ignored,
                 "left_out": self.left_out.ordered(),
             }
             if self.lineage:
                 counts["refined_from"] = len(self.lineage.image_ids)
                 counts["without_ancestor"] = self.lineage.unmatched
-            account.facts["imported"] = counts
+            run.file.facts["imported"] = counts
         return counts
 
-    def description(self) -> Description:
+    @property
+    def _icc_ignored(self) -> int:
+        return self.measuring.icc_ignored if self.measuring else 0
+
+    def spec(self) -> TableSpec:
         """What the table says of itself; `codes` is the hash of what was read."""
         measured: dict[str, Any] = {}
         metrics = {"best_step": "the last one: nothing was measured"}
@@ -152,7 +161,7 @@ class Importing:
         layout: dict[str, Any] = {"files_per_shard": self.settings.files_per_shard}
         if self.settings.images:
             layout["sniff"] = self.settings.sniff
-        return Description(columns, settings, layout, config, self.model.metadata, metrics)
+        return TableSpec(columns, settings, layout, config, self.model.metadata, metrics)
 
     def _alone(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
         """Shards of consecutive keys, without images."""
@@ -193,39 +202,39 @@ class Importing:
             if faces:
                 yield Item(sample.key, faces, sample.uri, sample.content)
 
-    def _write(self, writer: TableWriter, work: Iterable[_Work], account: Account) -> None:
+    def _write(self, writer: TableWriter, work: Iterable[_Work], run: _ImportRun) -> None:
         """Do what the table lacks, and remove what no other import comes back to."""
-        shards, strays = list(work), Strays(writer.store)
-        strays.began = account.began
+        shards, orphans = list(work), Orphans(writer.store)
+        orphans.began = run.began
         try:
-            states = list(writer.states((shard for shard, _ in shards), strays=strays))
+            states = list(writer.states((shard for shard, _ in shards), orphans=orphans))
             pairs = list(zip(states, (items for _, items in shards), strict=True))
-            account.planned(state for state, items in pairs if items is not None)
+            run.planned(state for state, items in pairs if items is not None)
             for state, items in pairs:
-                strays.is_input(state.shard)
+                orphans.is_input(state.shard)
                 if items is None:
                     # Of another state of a folder, whose images are in other slices since.
                     writer.clear(state.without(state.parts))
                 elif not state.done:
-                    self._write_shard(writer, state, items, account)
-            strays.remove(whole_input=True)
+                    self._write_shard(writer, state, items, run)
+            orphans.remove(whole_input=True)
         finally:
-            strays.stop()
+            orphans.stop()
 
     def _write_shard(
-        self, writer: TableWriter, state: ShardState, items: Iterable[Item], account: Account
+        self, writer: TableWriter, state: ShardState, items: Iterable[Item], run: _ImportRun
     ) -> None:
         writer.clear(state)
-        shard, summaries = state.shard, []
-        for part, few in enumerate(_runs(items, self.settings.part_size)):
-            found = state.parts.get(part)
-            if found is None:
+        shard, parts = state.shard, []
+        for number, few in enumerate(_runs(items, self.settings.part_size)):
+            part = state.parts.get(number)
+            if part is None:
+                before = self._icc_ignored
                 rows = [row for item in few for row in self._rows(item)]
-                found = writer.write_part(shard, part, samples=len(few), latents=rows, rejects=[])
-                account.part(found)
-                account.icc_ignored = self.measuring.icc_ignored if self.measuring else 0
-            summaries.append(found)
-        writer.commit_shard(shard, summaries)
+                part = writer.write_part(shard, number, samples=len(few), latents=rows, rejects=[])
+                run.add(part, self._icc_ignored - before)
+            parts.append(part)
+        writer.commit_shard(shard, parts)
 
     def _rows(self, item: Item) -> Iterator[dict[str, Any]]:
         aligned: dict[int, AlignedFace] = {}
@@ -256,7 +265,7 @@ class Importing:
         if self.codes.has_steps:
             unknown = [None] * len(codes)
             row |= {"steps": len(codes), "best_step": len(codes)}
-            row |= {f"{metric}_per_step": unknown for metric in METRICS}
+            row |= {f"{metric}_per_step": unknown for metric in QUALITY}
             w_plus = torch.tensor(codes)[None]
             average = self.model.latent_avg.cpu()
             row["residual_norm_per_step"] = residual_norm(w_plus, average)[0].tolist()
@@ -281,6 +290,60 @@ class Importing:
                 f"takes {self.model.n_styles}"
             )
         return codes
+
+
+class _ImportRun:
+    """One import as its document in `_runs/` tells it, from its start to its end."""
+
+    def __init__(self, writer: TableWriter, record: RunRecord) -> None:
+        self.record = record
+        self.file = RunFile(writer.store, record, writer.spec.to_dict())
+        self.began = math.inf  # by the storage's clock
+        self._to_do, self._done, self._listed = Counts(), Counts(), False
+
+    def __enter__(self) -> _ImportRun:
+        self.began = self.file.store.info(self._write(None)).modified
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
+        if error is None:
+            self._write(0)
+            return
+        with suppress(PipelineError):  # the first error is what the user must hear about
+            self.record.fail(str(error) or type(error).__name__)
+            self._write(2 if isinstance(error, RequestError) else 1)
+
+    def planned(self, states: Iterable[ShardState]) -> None:
+        """Write what is to do and what is done."""
+        for state in states:
+            size = Counts(bytes=state.shard.size)
+            if state.committed:
+                self._done += state.committed + size
+            else:
+                self._to_do += size + Counts(shards=1)
+                self._done = sum((part.counts for part in state.parts.values()), self._done)
+        self._listed = True
+        self._write(None)
+
+    def add(self, part: PartRecord, icc_ignored: int) -> None:
+        """Count a part that was written; write the counts, once a minute."""
+        self.record.add_part(part.counts + Counts(icc_ignored=icc_ignored))
+        if self.file.is_due:
+            with suppress(PipelineError):  # the next minute's, or the end's, will do
+                self._write(None)
+
+    def _write(self, exit_code: int | None) -> str:
+        found = {
+            "shards": self._to_do.shards,
+            "bytes": self._to_do.bytes,
+            "done_shards": self._done.shards,
+            "done_bytes": self._done.bytes,
+            "done_samples": self._done.samples,
+            "done_parts": self._done.parts,
+            "complete": self._listed,
+            "left_out": self.record.listed.ordered(),
+        }
+        return self.file.write(found, exit_code)
 
 
 def _without_steps(row: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from pipeline.models.pixels import to_unit
 from pipeline.storage import ReadOptions, Shard, Store, read_samples
 
 _NO_FILES = ("", ".", "..")  # the last components of keys that are nobody's file name
-METRICS = ("l2", "psnr", "lpips", "id_similarity")
 
 
 def match_images(
@@ -140,12 +139,11 @@ class Measuring:
         w_plus = torch.tensor(codes, device=self.model.latent_avg.device)
         steps = self._step_images(name, w_plus)
         measures = self.meter.measure(target, steps[None], w_plus[None], self.model.latent_avg)
-        best = int(measures.best_step[0])
-        row = face.facts() | {"best_step": best}
-        for metric in METRICS:
-            values = getattr(measures, metric)[0]
-            row[metric], row[f"{metric}_per_step"] = values[best - 1], values
-        return row
+        return {
+            **face.facts(),
+            "best_step": int(measures.best_step[0]),
+            **measures.row(0, len(codes)),
+        }
 
     def _step_images(self, name: str, codes: Tensor) -> Tensor:
         size = self.model.input_size

@@ -75,7 +75,7 @@ def export_pictures(
 
     Raises `ConfigError` where the table does not keep what `kind` shows.
     """
-    columns = selection.table.description.columns
+    columns = selection.table.spec.columns
     if kind != "images" and not columns.all_steps:
         raise ConfigError(f"{kind} show every step: make the table with --keep-steps")
     if kind == "coupled" and not columns.aligned_jpeg:

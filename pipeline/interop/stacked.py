@@ -285,7 +285,7 @@ def export_stacked(selection: Selection, uri: str) -> tuple[int, str]:
     """
     count, _ = selection.counts()
     refuse_nothing(count, selection)
-    n_styles = selection.table.description.columns.n_styles
+    n_styles = selection.table.spec.columns.n_styles
     folder, _, name = canonical_uri(uri).rpartition("/")
     stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
     store = Store(folder or "/")

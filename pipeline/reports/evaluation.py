@@ -40,7 +40,7 @@ def check_measured_alike(tables: Sequence[Table], labels: Sequence[str]) -> None
 
 
 def _differences(one: Table, its: str, other: Table, their: str) -> Iterator[str]:
-    first, second = one.description.metrics, other.description.metrics
+    first, second = one.spec.metrics, other.spec.metrics
     for name in [*compared_metrics(one), "best_step"]:
         definitions = {
             m[name] for m in (first, second) if m.get(name, _NOT_MEASURED) != _NOT_MEASURED
@@ -57,7 +57,7 @@ def _differences(one: Table, its: str, other: Table, their: str) -> Iterator[str
 
 
 def _crop_settings(table: Table) -> dict[str, Any]:
-    settings = table.description.settings
+    settings = table.spec.settings
     # A table of imported codes says how it cut the faces that it was measured on.
     alignment = settings.get("alignment") or settings.get("measured", {}).get("alignment")
     settings = alignment if isinstance(alignment, dict) else {}

@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
+from pipeline.metrics.registry import METRICS
 from pipeline.reports.statistics import Floats
 from pipeline.table import Table
 
@@ -17,7 +18,7 @@ _NOT_COMPARED = {"psnr", "residual_norm"}
 _SUFFIX = "_per_step"
 # As the paper's tables have them: identity first, then distances.
 _ORDER = ("id_similarity", "l2", "lpips")
-_LABELS = {"id_similarity": "ID", "l2": "L2", "lpips": "LPIPS", "w_plus_distance": "W+ distance"}
+_LABELS = {"w_plus_distance": "W+ distance"} | {each.name: each.label for each in METRICS}
 # What makes a face hard; of the yaw, how far the head is turned to either side.
 TRAITS = {"face_px": "face_px", "yaw": "abs(yaw)", "sharpness": "sharpness"}
 

@@ -84,7 +84,7 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, Groun
                 if shard_id != codes[0]:
                     codes = shard_id, read_codes(shards[shard_id])
                 own = batch.filter(pc.equal(batch["shard"], shard_id))
-                found.append(_measure(own, codes[1], table.description.columns.n_styles, truth))
+                found.append(_measure(own, codes[1], table.spec.columns.n_styles, truth))
     if not truth.n:
         raise RequestError(
             f"'{pairs}' has no pair (<key>{CODE_SUFFIX}) for any face of '{table.store.root}': "
@@ -110,7 +110,7 @@ def read_codes(shard: Shard) -> Codes:
 
 def _batches(table: Table) -> Iterator[pa.RecordBatch]:
     """Ids and codes, in the order of part files: the faces of a shard stand together."""
-    stored = table.description.columns.all_steps
+    stored = table.spec.columns.all_steps
     steps = ", w_plus_per_step" if stored else ""
     return table.batches(f"SELECT image_id, shard, key, w_plus{steps} FROM latents", _ROWS)
 

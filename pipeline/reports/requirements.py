@@ -22,7 +22,7 @@ def require_matplotlib() -> None:
 
 def require_steps(table: Table) -> None:
     """Raise `RequestError` if the table does not keep the code of every step."""
-    if not table.description.columns.all_steps:
+    if not table.spec.columns.all_steps:
         raise RequestError(
             f"the table '{table.store.root}' keeps no code of single steps: make it with "
             "--keep-steps to see what each step changes"
@@ -31,7 +31,7 @@ def require_steps(table: Table) -> None:
 
 def require_crops_and_steps(table: Table) -> None:
     """Raise `RequestError` if the table does not keep what a contact sheet shows."""
-    columns = table.description.columns
+    columns = table.spec.columns
     if not (columns.all_steps and columns.aligned_jpeg):
         raise RequestError(
             f"the table '{table.store.root}' holds no crops and steps to show: "

@@ -6,7 +6,7 @@ that stops earlier has the same steps before.
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +32,8 @@ from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_unit
 from pipeline.storage import Sample, spread_samples
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def read_crops(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
     """The faces of up to `limit` samples of an input, [n, 3, h, w] in [-1, 1], a face a sample.
@@ -44,7 +46,7 @@ def read_crops(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
         try:
             crops.append(_crop(aligner, sample))
         except Rejection as rejection:
-            print(f"left out: {printable(sample.key)}: {rejection}", file=sys.stderr)
+            _LOGGER.warning("left out: %s: %s", printable(sample.key), rejection)
     if not crops:
         raise InputError(f"'{uri}' has no face to calibrate on")
     return to_unit(np.stack(crops))
@@ -109,8 +111,8 @@ def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -
         found = invert(model, batch, steps=steps)
         measures = meter.measure(batch, found.step_images, found.w_plus, found.latent_avg)
         seen, whole = step_measures(found, batch), found.finite.cpu()
-        l2.append(torch.from_numpy(measures.l2)[whole])
-        lpips.append(torch.from_numpy(measures.lpips)[whole])
+        l2.append(torch.from_numpy(measures["l2"])[whole])
+        lpips.append(torch.from_numpy(measures["lpips"])[whole])
         gains.append(seen.gain.cpu()[whole])
         residuals.append(seen.residual.cpu()[whole])
     measured = StepMeasures(torch.cat(gains), torch.cat(residuals))

@@ -18,7 +18,7 @@ from pipeline.models.pixels import to_pixels, to_unit
 from pipeline.reports.contact_sheet import Pixels, SheetRow, contact_sheet
 from pipeline.reports.requirements import require_crops_and_steps
 from pipeline.table import Table
-from pipeline.table.made_by import first_model_of, model_of
+from pipeline.table.model_lookup import first_model_of, model_of
 from pipeline.table.statements import condition
 
 QUERY = """
@@ -82,7 +82,7 @@ def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = 
         raise RequestError(f"the table '{table.store.root}' has no face to show")
     model, first = model_of(table), first_model_of(table)
     if first:
-        steps = int(table.description.config.get("bootstrap_steps") or 1)
+        steps = int(table.spec.config.get("bootstrap_steps") or 1)
         average = to_pixels(average_image(first))
         draw = partial(_bootstrapped_row, model, first, steps, average)
     else:

@@ -102,3 +102,10 @@ class KeyedS3(ExplainedS3):
         before, mark, after = path.partition("?versionId=")
         bucket, key, _ = super().split_path(before)
         return bucket, key + mark + after, None
+
+    async def set_session(self, refresh: bool = False, **options: Any) -> Any:
+        """Return the client, whose answers that are asked for again are counted."""
+        client = await super().set_session(refresh, **options)
+        # By its name it is registered once.
+        client.meta.events.register("needs-retry.s3", count_if_failed, unique_id="restyle-retries")
+        return client

@@ -1,18 +1,18 @@
 """The table of latents: schema, part files, manifests, writing and reading."""
 
 from pipeline.table.card import card_text, is_card_current, kept_readme, write_card
-from pipeline.table.description import (
-    DESCRIPTION_NAME,
-    TABLE_OUTPUT,
-    Description,
-    check_existing,
+from pipeline.table.cleanup import Orphans
+from pipeline.table.initial_codes import (
+    InitialCodes,
+    check_condition,
+    initial_codes_schema,
+    open_initial_table,
 )
-from pipeline.table.figures import Figures
-from pipeline.table.index import INDEXED_AT_ONCE, ShardEntry
-from pipeline.table.manifests import ShardManifest
 from pipeline.table.part_index import PartIndex
-from pipeline.table.parts import PartSummary
+from pipeline.table.parts import PartRecord
 from pipeline.table.reader import Table, UnknownImageError, as_array, as_python, open_table
+from pipeline.table.resume import ShardState
+from pipeline.table.runs import RunRecord
 from pipeline.table.schema import (
     SCHEMA_VERSION,
     Columns,
@@ -21,30 +21,31 @@ from pipeline.table.schema import (
     latents_table,
     rejects_table,
 )
-from pipeline.table.starts import ShardStarts, check_condition, open_start, starts_schema
-from pipeline.table.states import ShardState
-from pipeline.table.strays import Strays
-from pipeline.table.totals import Totals
+from pipeline.table.shard_index import INDEXED_AT_ONCE, table_stats
+from pipeline.table.shard_records import ShardRecord
+from pipeline.table.spec import SPEC_NAME, TABLE_OUTPUT, TableSpec, check_existing
+from pipeline.table.stats import Counts, MetricSums, Stats
 from pipeline.table.writer import TableWriter, open_for_writing
 
 __all__ = [
-    "DESCRIPTION_NAME",
     "INDEXED_AT_ONCE",
     "SCHEMA_VERSION",
+    "SPEC_NAME",
     "TABLE_OUTPUT",
     "Columns",
-    "Description",
-    "Figures",
+    "Counts",
+    "InitialCodes",
+    "MetricSums",
+    "Orphans",
     "PartIndex",
-    "PartSummary",
-    "ShardEntry",
-    "ShardManifest",
-    "ShardStarts",
+    "PartRecord",
+    "RunRecord",
+    "ShardRecord",
     "ShardState",
-    "Strays",
+    "Stats",
     "Table",
+    "TableSpec",
     "TableWriter",
-    "Totals",
     "UnknownImageError",
     "as_array",
     "as_python",
@@ -53,13 +54,14 @@ __all__ = [
     "check_existing",
     "check_kept",
     "image_id",
+    "initial_codes_schema",
     "is_card_current",
     "kept_readme",
     "latents_table",
     "open_for_writing",
-    "open_start",
+    "open_initial_table",
     "open_table",
     "rejects_table",
-    "starts_schema",
+    "table_stats",
     "write_card",
 ]

@@ -8,14 +8,15 @@ import re
 from collections.abc import Iterable, Sequence
 
 from pipeline.errors import printable
+from pipeline.metrics.registry import PER_STEP
 from pipeline.storage import LeftOut, Store
-from pipeline.table.description import NOT_MEASURED, Description
 from pipeline.table.features import front_matter
-from pipeline.table.figures import METRICS, Figures
 from pipeline.table.reader import Table
 from pipeline.table.runs import listed_left_out
 from pipeline.table.schema import rejects_schema
-from pipeline.table.totals import Totals
+from pipeline.table.shard_index import table_stats
+from pipeline.table.spec import NOT_MEASURED, TableSpec
+from pipeline.table.stats import Counts, Stats
 
 CARD_NAME = "README.md"
 # The card's last line. A README.md without it, or one that was edited since, is somebody's own.
@@ -60,17 +61,17 @@ Without this library: `read_parquet('latents/*.parquet')` in DuckDB, pandas, pol
 
 
 def write_card(
-    table: Table, totals: Totals | None = None, listed: LeftOut | None = None
+    table: Table, stats: Stats | None = None, listed: LeftOut | None = None
 ) -> str | None:
     """Put the card into the table and return its text. The same table gives the same card.
 
-    None where a README.md is there that is not the card: it stays as it is. `totals` are those of
+    None where a README.md is there that is not the card: it stays as it is. `stats` are those of
     the table, and `listed` is what the listing of its input passed over, where they are known; else
     the latest run's account tells the latter. No rows are read.
     """
     if has_other_readme(table.store):
         return None
-    text = card_text(table, totals, listed)
+    text = card_text(table, stats, listed)
     table.store.put(CARD_NAME, text.encode())
     return text
 
@@ -135,50 +136,50 @@ def is_card_current(table: Table, listed: LeftOut | None = None) -> bool:
     return said is not None and int(said[1].replace(b",", b"")) == shards
 
 
-def card_text(table: Table, totals: Totals | None = None, listed: LeftOut | None = None) -> str:
+def card_text(table: Table, stats: Stats | None = None, listed: LeftOut | None = None) -> str:
     """The card: model and licence, counts, rejects by reason, metrics, and how to read it."""
-    totals = totals or Totals.of(table.store)
-    description = table.description
+    stats = stats or table_stats(table.store)
+    spec = table.spec
     parts = (
-        front_matter(description.columns.latents_schema(), rejects_schema()),
-        _summary(description, totals),
-        _rejects(totals.figures),
-        _left_out(totals, listed_left_out(table.store) if listed is None else listed),
-        _metrics(description, totals),
+        front_matter(spec.columns.latents_schema(), rejects_schema()),
+        _summary(spec, stats.counts),
+        _rejects(stats.counts),
+        _left_out(stats.counts, listed_left_out(table.store) if listed is None else listed),
+        _metrics(spec, stats),
         _READING,
     )
     text = "\n".join(parts) + "\n"
     return text + _signature(text)
 
 
-def _summary(description: Description, totals: Totals) -> str:
-    columns = description.columns
+def _summary(spec: TableSpec, counts: Counts) -> str:
+    columns = spec.columns
     lines = [
-        f"# W+ codes of {totals.faces:,} faces",
+        f"# W+ codes of {counts.faces:,} faces",
         "",
-        f"{totals.samples:,} images in {totals.shards:,} shard{'s' * (totals.shards != 1)} gave "
-        f"{totals.faces:,} codes and "
-        f"{totals.rejects:,} rejects. A code is `[{columns.n_styles}][512]` of "
+        f"{counts.samples:,} images in {counts.shards:,} shard{'s' * (counts.shards != 1)} gave "
+        f"{counts.faces:,} codes and "
+        f"{counts.rejects:,} rejects. A code is `[{columns.n_styles}][512]` of "
         f"{card_words(columns.w_plus_dtype)} in the column `w_plus`.",
         "",
-        *(line for name, value in description.model.items() for line in _about(name, value)),
-        f"* fingerprint of weights and settings: `{description.fingerprint}`",
+        *(line for name, value in spec.model.items() for line in _about(name, value)),
+        f"* fingerprint of weights and settings: `{spec.fingerprint}`",
         "",
     ]
     return "\n".join(lines)
 
 
-def _rejects(figures: Figures) -> str:
-    most_first = sorted(figures.reasons.items(), key=lambda item: (-item[1], item[0]))
+def _rejects(counts: Counts) -> str:
+    most_first = sorted(counts.reasons.items(), key=lambda item: (-item[1], item[0]))
     listed = [(card_words(reason), f"{rows:,}") for reason, rows in most_first]
     return _section("Rejects", ("reason", "rows"), listed, "Nothing was rejected.")
 
 
-def _left_out(totals: Totals, listed: LeftOut) -> str:
+def _left_out(counts: Counts, listed: LeftOut) -> str:
     """What is not in the table: files that are no images, and shards without any."""
-    lines = ["## Left out", "", _in_listing(listed), f"* inside shards: {_counts(totals.left_out)}"]
-    if totals.empty_shards:
-        lines.append(f"* shards without an image: {totals.empty_shards:,}")
+    lines = ["## Left out", "", _in_listing(listed), f"* inside shards: {_counts(counts.left_out)}"]
+    if counts.empty_shards:
+        lines.append(f"* shards without an image: {counts.empty_shards:,}")
     return "\n".join([*lines, ""])
 
 
@@ -197,30 +198,29 @@ def _counts(left_out: LeftOut) -> str:
     return ", ".join(counts) or "nothing"
 
 
-def _metrics(description: Description, totals: Totals) -> str:
+def _metrics(spec: TableSpec, stats: Stats) -> str:
     """Mean of each metric by step, counting only the faces that it could be measured on."""
-    steps, means = totals.figures.steps, totals.figures.means()
+    steps, means = stats.sums.steps, stats.sums.means()
     rows = [
         (name, *("" if mean is None else f"{mean:.4f}" for mean in means[name]))
-        for name in METRICS
+        for name in PER_STEP
         if steps
     ]
     header = ("mean", *(f"step {step + 1}" for step in range(steps)))
-    measured = [
-        line for name, meaning in description.metrics.items() for line in _about(name, meaning)
-    ]
+    measured = [line for name, meaning in spec.metrics.items() for line in _about(name, meaning)]
     section = _section("Metrics", header, rows, "No face was measured.")
     which = [_COLUMNS] if rows else []
-    return "\n".join([section, *which, *_unidentified(description, totals), *measured, ""])
+    return "\n".join([section, *which, *_unidentified(spec, stats), *measured, ""])
 
 
-def _unidentified(description: Description, totals: Totals) -> list[str]:
+def _unidentified(spec: TableSpec, stats: Stats) -> list[str]:
     """How many faces are missing from the mean identity, where there is one."""
-    if description.metrics.get("id_similarity", NOT_MEASURED) == NOT_MEASURED:
+    if spec.metrics.get("id_similarity", NOT_MEASURED) == NOT_MEASURED:
         return []
-    missed = totals.faces - totals.figures.identified
+    faces = stats.counts.faces
+    missed = faces - stats.sums.identified
     return [
-        f"* id_similarity is null for {missed:,} of {totals.faces:,} faces: the "
+        f"* id_similarity is null for {missed:,} of {faces:,} faces: the "
         "identity network found no face in the crop or in the best step's image"
     ]
 

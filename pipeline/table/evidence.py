@@ -17,10 +17,9 @@ from pipeline.errors import PipelineError, TableError, printable
 from pipeline.storage import Store, canonical_uri, slice_number
 from pipeline.storage.file_types import is_list, plain_name, shard_kind
 from pipeline.storage.patterns import has_braces, has_glob
-from pipeline.table.description import DESCRIPTION_NAME, EARLIER_VALUES, Description
-from pipeline.table.documents import read_json, to_json
-from pipeline.table.manifests import ShardManifest
 from pipeline.table.schema import SCHEMA_VERSION
+from pipeline.table.shard_records import ShardRecord
+from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, TableSpec, read_json, to_json
 
 # Where the config repeats a setting, as it was asked for.
 _REPEATED = {
@@ -47,37 +46,37 @@ def expect(holds: bool, otherwise: str) -> None:
         raise TableError(otherwise)
 
 
-def check_description(store: Store, description: Description, *, weights: bool) -> None:
+def check_spec(store: Store, spec: TableSpec, *, weights: bool) -> None:
     """Raise `TableError` where `_table.json` contradicts itself or, with `weights`, its model.
 
     The model is loaded where it is a bundle on this machine; one of other weights proves nothing.
     """
-    document = read_json(store, DESCRIPTION_NAME)
+    document = read_json(store, SPEC_NAME)
     expect(
-        document.get("fingerprint") == description.fingerprint,
-        f"{DESCRIPTION_NAME} has another fingerprint than its settings have",
+        document.get("fingerprint") == spec.fingerprint,
+        f"{SPEC_NAME} has another fingerprint than its settings have",
     )
     expect(
-        description.columns.w_plus_dtype in ("float16", "float32"),
-        f"{DESCRIPTION_NAME}: w_plus_dtype is '{description.columns.w_plus_dtype}'",
+        spec.columns.w_plus_dtype in ("float16", "float32"),
+        f"{SPEC_NAME}: w_plus_dtype is '{spec.columns.w_plus_dtype}'",
     )
     for path, name in _REPEATED.items():
-        given = description.config.get(name)
+        given = spec.config.get(name)
         # Codes that were imported without images have nothing to recognise.
-        if given is not None and (path != "layout.sniff" or _has_images(description)):
+        if given is not None and (path != "layout.sniff" or _has_images(spec)):
             found = _at(document, path, EARLIER_VALUES.get(path))
             expect(
                 found is None or found == given,
-                f"{DESCRIPTION_NAME}: the config has {name} {given!r}, {path} is {found!r}",
+                f"{SPEC_NAME}: the config has {name} {given!r}, {path} is {found!r}",
             )
-    _check_input(description)
+    _check_input(spec)
     if weights:
-        _check_model(description)
+        _check_model(spec)
 
 
-def _has_images(description: Description) -> bool:
+def _has_images(spec: TableSpec) -> bool:
     """Whether the table was made from images: the `input` of a job, the `images` of an import."""
-    return any(description.config.get(name) is not None for name in ("input", "images"))
+    return any(spec.config.get(name) is not None for name in ("input", "images"))
 
 
 def _at(document: Mapping[str, Any], path: str, otherwise: Any) -> Any:
@@ -87,12 +86,12 @@ def _at(document: Mapping[str, Any], path: str, otherwise: Any) -> Any:
     return otherwise if value is None else value
 
 
-def _check_input(description: Description) -> None:
+def _check_input(spec: TableSpec) -> None:
     """The config's input is the layout's."""
-    given, place = description.config.get("input"), description.layout.get("input")
+    given, place = spec.config.get("input"), spec.layout.get("input")
     expect(
         place is None or isinstance(place, str),
-        f"{DESCRIPTION_NAME}: the layout's input is {place!r}",
+        f"{SPEC_NAME}: the layout's input is {place!r}",
     )
     if not isinstance(given, str) or place is None:
         return
@@ -102,12 +101,12 @@ def _check_input(description: Description) -> None:
         holds = printable(canonical_uri(given)) == place
     else:  # as it was given to a cluster's job, whose folder is not known here
         holds = last in (".", "..") or given.startswith("~") or place.endswith(printable(last))
-    expect(holds, f"{DESCRIPTION_NAME}: the config's input is '{given}', the layout's '{place}'")
+    expect(holds, f"{SPEC_NAME}: the config's input is '{given}', the layout's '{place}'")
 
 
-def _check_model(description: Description) -> None:
+def _check_model(spec: TableSpec) -> None:
     """What the description says of the model is what its bundle says, of the same weights."""
-    name = description.config.get("model")
+    name = spec.config.get("model")
     if not isinstance(name, str):
         return
     from pipeline.models import load_model  # PyTorch, which nothing else here needs
@@ -116,21 +115,21 @@ def _check_model(description: Description) -> None:
     if not (named_bundle(name) or name.startswith("/")):
         return  # no other place is asked for the sake of a check
     try:
-        model = load_model(bundle_folder(name), **hints_of(description.config))
+        model = load_model(bundle_folder(name), **hints_of(spec.config))
     except (PipelineError, OSError):
         return
-    if model.fingerprint != description.settings.get("model"):
+    if model.fingerprint != spec.settings.get("model"):
         return
     told = json.loads(to_json(model.metadata))
     for word in _MODEL_WORDS:
-        said = description.model.get(word)
+        said = spec.model.get(word)
         expect(
             said == told[word],
-            f"{DESCRIPTION_NAME}: the model's {word} is '{said}', its bundle says '{told[word]}'",
+            f"{SPEC_NAME}: the model's {word} is '{said}', its bundle says '{told[word]}'",
         )
 
 
-def check_manifest(manifest: ShardManifest, description: Description) -> None:
+def check_manifest(manifest: ShardRecord, spec: TableSpec) -> None:
     """Raise `TableError` where a manifest is not of this table, or contradicts itself."""
     shard, of = manifest.shard, f"the manifest of shard '{manifest.shard}'"
     expect(
@@ -138,7 +137,7 @@ def check_manifest(manifest: ShardManifest, description: Description) -> None:
         f"{of} has schema version {manifest.schema_version}",
     )
     expect(
-        manifest.fingerprint == description.fingerprint,
+        manifest.fingerprint == spec.fingerprint,
         f"{of} was made with another fingerprint than the table",
     )
     numbers = [part.part for part in manifest.parts]
@@ -157,7 +156,7 @@ def check_manifest(manifest: ShardManifest, description: Description) -> None:
     expect(fits, f"{of}, from '{manifest.uri}', is of kind '{manifest.kind}'")
 
 
-def check_sources(manifest: ShardManifest, sources: Iterable[str]) -> None:
+def check_sources(manifest: ShardRecord, sources: Iterable[str]) -> None:
     """Raise `TableError` where rows came from another place than their shard's manifest says.
 
     Every reader puts the place of the shard before that of the image. Where a row's place names no
@@ -187,16 +186,16 @@ def check_footer(
     for field, value in wanted.items():
         expect(stamp.get(field) == value, f"'{name}' was made with another {field}")
     said = json.loads(to_json({"metrics": stamp.get("metrics", dict(metrics))}))["metrics"]
-    expect(said == metrics, f"'{name}' was measured by other metrics than {DESCRIPTION_NAME} says")
+    expect(said == metrics, f"'{name}' was measured by other metrics than {SPEC_NAME} says")
 
 
-def check_inputs(description: Description, outside: str | None) -> None:
+def check_inputs(spec: TableSpec, outside: str | None) -> None:
     """Raise `TableError` where a shard came from `outside` the table's input.
 
     A list names any place, and of a pattern it is not known what it stood for: they prove nothing,
     nor does a name that was no UTF-8, which is written otherwise there.
     """
-    place = str(description.layout.get("input"))
+    place = str(spec.layout.get("input"))
     named = has_glob(place) or has_braces(place) or is_list(plain_name(place))
     expect(
         outside is None or named or "\\udc" in place,
@@ -204,12 +203,12 @@ def check_inputs(description: Description, outside: str | None) -> None:
     )
 
 
-def is_in_input(description: Description, uri: str) -> bool:
+def is_in_input(spec: TableSpec, uri: str) -> bool:
     """Whether a shard at `uri` lies in the input of the table, by its name.
 
     The shard of an input that is one image is at the folder of the image.
     """
-    place, uri = description.layout.get("input"), printable(uri)
+    place, uri = spec.layout.get("input"), printable(uri)
     if not isinstance(place, str):
         return True
     folder = plain_name(place).rpartition("/")[0] or "/"

@@ -9,9 +9,9 @@ from functools import partial
 from itertools import islice
 
 from pipeline.storage import ObjectInfo, Store, is_local
-from pipeline.table.committed import CommittedShards
-from pipeline.table.manifests import ShardManifest, manifest_name, read_manifest
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name, part_name
+from pipeline.table.shard_index import CommittedShards
+from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 
 _BATCH = 4096
 _THREADS = 16
@@ -64,7 +64,7 @@ def remove_parts_from(store: Store, files: Iterable[str], first: int) -> int:
 
 
 def remove_parts_beside(
-    store: Store, manifest: ShardManifest, files: Iterable[str] | None = None
+    store: Store, record: ShardRecord, files: Iterable[str] | None = None
 ) -> int:
     """Remove the parts of a shard that its manifest does not have; how many files these were.
 
@@ -72,11 +72,11 @@ def remove_parts_beside(
     meanwhile, of more parts, goes as well if it lost one of them: the shard is done again, and no
     commit stands without its parts.
     """
-    count = len(manifest.parts)
-    names = files_of(store, manifest.shard) if files is None else files
+    count = record.n_parts
+    names = files_of(store, record.shard) if files is None else files
     removed = remove_parts_from(store, names, count)
-    name = manifest_name(manifest.shard)
-    if removed and store.exists(name) and len(read_manifest(store, manifest.shard).parts) > count:
+    name = manifest_name(record.shard)
+    if removed and store.exists(name) and read_shard_record(store, record.shard).n_parts > count:
         store.remove(name)
     return removed
 
@@ -126,11 +126,11 @@ class PartFiles:
             return self._listed().pop(shard_id, {})
         return self._by_prefix(shard_id)
 
-    def of_committed(self, manifest: ShardManifest) -> Files:
+    def of_committed(self, record: ShardRecord) -> Files:
         """The files of a committed shard; on a disk their names alone."""
         if not self._on_disk:
-            return self._by_prefix(manifest.shard)
-        return dict.fromkeys(names_beside(self.store, manifest.shard, len(manifest.parts)), "")
+            return self._by_prefix(record.shard)
+        return dict.fromkeys(names_beside(self.store, record.shard, record.n_parts), "")
 
     def _by_prefix(self, shard_id: str) -> Files:
         if not self._any:

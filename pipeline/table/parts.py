@@ -1,6 +1,6 @@
-"""Part files: names, bytes, and what is known of a part without reading its rows.
+"""Part files: names, bytes, and the record of a part, which is read without its rows.
 
-The bytes are a function of the rows, the stamp and the version of Arrow: no time, no host.
+The bytes are a function of the rows, the key and the version of Arrow: no time, no host.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import TableError
-from pipeline.storage import Shard, Store, one_line
-from pipeline.table.figures import Figures
+from pipeline.storage import Store, one_line
+from pipeline.table.stats import Counts, Stats
 
 LATENTS = "latents"
 REJECTS = "rejects"
@@ -32,10 +32,10 @@ _TAIL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """What a part was made from; it stands in the file metadata under `restyle.<name>`.
+class PartKey:
+    """What a part is made from; its fields are in the file metadata under `restyle.<name>`.
 
-    A part is used again only if the whole stamp is the same. `part_size` is in it because it fixes
+    A part is used again only if its whole key is the same. `part_size` is in it because it fixes
     which samples are in which part.
     """
 
@@ -48,63 +48,62 @@ class Stamp:
 
     @property
     def digest(self) -> str:
-        """The whole stamp in 32 hex digits."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:32]
+        """The whole key in 32 hex digits, as the part index of every version has it."""
+        text = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return hashlib.sha256(f"Stamp({text})".encode()).hexdigest()[:32]
+
+    def name(self, kind: str) -> str:
+        """Return the name of the part's file; `kind` is `latents` or `rejects`."""
+        return part_name(kind, self.shard, self.part)
 
 
 @dataclass(frozen=True)
-class Stamps:
-    """The stamps of the parts that a run with certain settings writes."""
+class PartRecord:
+    """One part of a shard in the table; the fields are a row of the part index.
 
-    schema_version: int
-    fingerprint: str
-    part_size: int
-
-    def of(self, shard: Shard, part: int) -> Stamp:
-        """The stamp of part number `part` of the shard as it stands in the input."""
-        return Stamp(
-            schema_version=self.schema_version,
-            fingerprint=self.fingerprint,
-            shard=shard.shard_id,
-            shard_etag=shard.etag,
-            part=part,
-            part_size=self.part_size,
-        )
-
-
-@dataclass(frozen=True)
-class PartSummary:
-    """The counts of one part: samples that came in, rows of faces, rows of rejects.
-
-    The SHA-256 of its two files is empty where they were found, and their footers read. `figures`
-    are a line of `Figures.to_text`, empty in a manifest, which has them for all parts together.
+    What is not known is empty: `stamp` (the digest of a `PartKey`) and `figures` in a manifest, the
+    SHA-256 where a footer was read, the etags where the storage has not told them. `figures` is
+    JSON text, which `stats` decodes: a restart may read many parts and decodes none.
     """
 
-    part: int
-    samples: int
-    faces: int
-    rejects: int
+    shard: str = ""
+    part: int = 0
+    stamp: str = ""
+    samples: int = 0  # that came in
+    faces: int = 0  # rows of latents
+    rejects: int = 0  # rows of rejects
     latents_sha256: str = ""
     rejects_sha256: str = ""
+    latents_etag: str = field(default="", compare=False)
+    rejects_etag: str = field(default="", compare=False)
     figures: str = ""
 
+    @property
+    def counts(self) -> Counts:
+        """The part's counts, without rejects by reason, which `stats` has."""
+        return Counts(parts=1, samples=self.samples, faces=self.faces, rejects=self.rejects)
+
+    @property
+    def stats(self) -> Stats:
+        """The part's counts and metric sums; `TableError` if `figures` is damaged."""
+        return Stats.from_text(self.figures, self.counts)
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
+        """Return the fields by name, as `PartRecord(**fields)` takes them."""
         return asdict(self)
 
-
-def counts_of(summary: PartSummary) -> tuple[int, ...]:
-    """Samples, faces and rejects."""
-    return tuple(getattr(summary, name) for name in COUNTS)
+    def has_counts_of(self, other: PartRecord) -> bool:
+        """Return whether both hold as many samples, faces and rejects."""
+        return self.counts == other.counts
 
 
 def part_name(kind: str, shard_id: str, part: int) -> str:
-    """The name of a part's file; `kind` is `latents` or `rejects`."""
+    """Return the name of a part's file; `kind` is `latents` or `rejects`."""
     return f"{kind}/{shard_id}-{part:05d}.parquet"
 
 
 def parse_part_name(name: str) -> tuple[str, int] | None:
-    """The shard's id and the part's number; None for a name that no part has."""
+    """Return the shard's id and the part's number; None for a name that no part has."""
     match = _PART_NAME.fullmatch(name)
     if not match or name != part_name(name.split("/", 1)[0], match[1], int(match[2])):
         return None
@@ -113,13 +112,13 @@ def parse_part_name(name: str) -> tuple[str, int] | None:
 
 def write_part(
     store: Store,
-    stamp: Stamp,
+    key: PartKey,
     latents: pa.Table,
     rejects: pa.Table,
     *,
     samples: int,
     metrics: Mapping[str, str],
-) -> PartSummary:
+) -> PartRecord:
     """Put the two files of a part: rejects first, then latents, which is the part's commit.
 
     A file that is there is never written over: a writer that was late, or a second run beside this
@@ -130,50 +129,48 @@ def write_part(
     keys = set(latents["key"].to_pylist()) | set(rejects["key"].to_pylist())
     if len(keys) != samples:
         raise TableError(
-            f"part {stamp.part} of shard '{stamp.shard}' took {samples} samples in and its rows "
+            f"part {key.part} of shard '{key.shard}' took {samples} samples in and its rows "
             f"account for {len(keys)}"
         )
-    summary = PartSummary(stamp.part, samples, latents.num_rows, rejects.num_rows)
-    figures = Figures.of(latents, rejects)
-    counts = {name: getattr(summary, name) for name in COUNTS}
-    metadata = {**asdict(stamp), **counts, "metrics": dict(metrics)}
+    stats = Stats.of(latents, rejects)
+    counts = {"samples": samples, "faces": latents.num_rows, "rejects": rejects.num_rows}
+    metadata = {**asdict(key), **counts, "metrics": dict(metrics)}
     rejects_bytes = _encode(rejects, metadata)
-    latents_bytes = _encode(latents, metadata | {"figures": asdict(figures)})
-    rejects_name = part_name(REJECTS, stamp.shard, stamp.part)
-    latents_name = part_name(LATENTS, stamp.shard, stamp.part)
+    latents_bytes = _encode(latents, metadata | {"figures": stats.figures()})
     # Other rejects would not go with these latents; other numbers of the same faces do, and another
     # kind of GPU gives them.
-    found = _put_once(store, rejects_name, rejects_bytes)
-    if found != rejects_bytes:
-        raise _other_writer(store, rejects_name)
-    found = _put_once(store, latents_name, latents_bytes)
-    if found != latents_bytes:
-        figures = _figures_beside(store, latents_name, found, metadata)
-    return replace(
-        summary,
-        latents_sha256=hashlib.sha256(found).hexdigest(),
+    stored = _put_once(store, key.name(REJECTS), rejects_bytes)
+    if stored != rejects_bytes:
+        raise _other_writer(store, key.name(REJECTS))
+    stored = _put_once(store, key.name(LATENTS), latents_bytes)
+    if stored != latents_bytes:
+        stats = _stored_stats(store, key.name(LATENTS), stored, metadata)
+    return PartRecord(
+        shard=key.shard,
+        part=key.part,
+        stamp=key.digest,
+        latents_sha256=hashlib.sha256(stored).hexdigest(),
         rejects_sha256=hashlib.sha256(rejects_bytes).hexdigest(),
-        figures=figures.to_text(),
+        figures=stats.figures_text(),
+        **counts,
     )
 
 
 def _put_once(store: Store, name: str, content: bytes) -> bytes:
-    """What stands under `name` in the end: `content`, unless something stood there before."""
+    """Return what is stored under `name` then: `content`, unless something else was there."""
     return content if store.put_if_absent(name, content) else store.get(name)
 
 
-def _figures_beside(
-    store: Store, name: str, content: bytes, metadata: Mapping[str, Any]
-) -> Figures:
-    """The figures of a file of latents; `TableError` unless the rest of its metadata is this."""
+def _stored_stats(store: Store, name: str, content: bytes, metadata: Mapping[str, Any]) -> Stats:
+    """Return the stats of a stored latents file; `TableError` unless its other metadata is this."""
     try:
         found = decode_metadata(pq.read_metadata(pa.BufferReader(content)).metadata)
-        figures = Figures.from_dict(found.pop("figures", None))
+        stats = Stats.from_figures(found.pop("figures", None))
     except (pa.ArrowException, TableError, TypeError, UnicodeDecodeError) as error:
         raise _other_writer(store, name) from error
     if found != metadata:
         raise _other_writer(store, name)
-    return figures
+    return stats
 
 
 def _other_writer(store: Store, name: str) -> TableError:
@@ -183,31 +180,37 @@ def _other_writer(store: Store, name: str) -> TableError:
     )
 
 
-def read_summary(store: Store, stamp: Stamp) -> PartSummary | None:
-    """The counts and figures of a part that was written, from its footer.
+def read_part_record(store: Store, key: PartKey) -> PartRecord | None:
+    """Read the record of a part from its footer.
 
-    None if its stamp is another or its footer cannot be read: the part has to be done again.
+    None if it was made from another key or its footer is damaged: the part has to be done again.
     """
     try:
-        metadata = read_metadata(store, part_name(LATENTS, stamp.shard, stamp.part))
-        figures = Figures.from_dict(metadata.get("figures"))
+        metadata = read_metadata(store, key.name(LATENTS))
+        stats = Stats.from_figures(metadata.get("figures"))
     except (TableError, TypeError):
         return None
-    if any(metadata.get(name) != value for name, value in asdict(stamp).items()):
+    if any(metadata.get(name) != value for name, value in asdict(key).items()):
         return None
-    counts: list[Any] = [metadata.get(name) for name in COUNTS]
-    if not all(type(count) is int for count in counts):
+    counts: dict[str, Any] = {name: metadata.get(name) for name in COUNTS}
+    if not all(type(count) is int for count in counts.values()):
         return None
-    return replace(PartSummary(stamp.part, *counts), figures=figures.to_text())
+    return PartRecord(
+        shard=key.shard,
+        part=key.part,
+        stamp=key.digest,
+        figures=stats.figures_text(),
+        **counts,
+    )
 
 
 def read_metadata(store: Store, name: str) -> dict[str, Any]:
-    """The `restyle.` entries of a file's metadata; `TableError` if it is no Parquet file."""
+    """Return the `restyle.` entries of a file's metadata; `TableError` if it is damaged."""
     return decode_metadata(read_footer(store, name).metadata)
 
 
 def read_footer(store: Store, name: str) -> pq.FileMetaData:
-    """The footer of a Parquet file of the table: a few KB from its end.
+    """Read the footer of a Parquet file of the table: a few KB from its end.
 
     Raises `TableError` if it is damaged, and `StorageError` if it cannot be read.
     """
@@ -222,7 +225,7 @@ def read_footer(store: Store, name: str) -> pq.FileMetaData:
 
 
 def _tail(file: BinaryIO) -> bytes:
-    """The end of a Parquet file, its footer in it if it has one."""
+    """Read the end of a Parquet file, its footer in it if it has one."""
     size = file.seek(0, io.SEEK_END)
     length = min(size, _TAIL_BYTES)
     file.seek(size - length)
@@ -236,14 +239,14 @@ def _tail(file: BinaryIO) -> bytes:
 
 
 def decode_metadata(pairs: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """The `restyle.` entries among a file's key-value pairs; `TableError` if one is no JSON."""
+    """Return the `restyle.` entries of a file's metadata; `TableError` if one is not JSON."""
     decoded = {}
     for name, value in (pairs or {}).items():
         if name.startswith(_PREFIX.encode()):
             try:
                 decoded[name.decode().removeprefix(_PREFIX)] = json.loads(value)
             except (ValueError, RecursionError) as error:
-                raise TableError(f"the metadata {name!r} of a part is no JSON") from error
+                raise TableError(f"the metadata {name!r} of a part is not JSON") from error
     return decoded
 
 

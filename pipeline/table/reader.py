@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RequestError, TableError, printable
 from pipeline.storage import Store, one_line
-from pipeline.table.description import Description, read_description
-from pipeline.table.manifests import ShardManifest, manifest_ids, read_manifest
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
 from pipeline.table.queries import TableFiles, connect, create_view
 from pipeline.table.runs import read_runs, runs_table, seconds_per_face
 from pipeline.table.schema import STYLE_DIM, rejects_schema
+from pipeline.table.shard_records import ShardRecord, manifest_ids, read_shard_record
+from pipeline.table.spec import TableSpec, read_spec
 from pipeline.table.statements import QUERY_ERRORS, check_reads
 from pipeline.table.verify import verify_table
 
@@ -61,7 +61,7 @@ class Table:
     def __init__(self, uri: str) -> None:
         """Raises `TableError` naming the URI if there is no table."""
         self.store = Store(uri)
-        self.description: Description = read_description(self.store)
+        self.spec: TableSpec = read_spec(self.store)
 
     def __repr__(self) -> str:
         return f"Table({self.store.root!r})"
@@ -141,13 +141,13 @@ class Table:
         from pipeline.engine.reading import read_latents
 
         names = [name for name in self.store.names(f"{LATENTS}/") if parse_part_name(name)]
-        return read_latents(self.store, names, self.description.columns.latents_schema(), columns)
+        return read_latents(self.store, names, self.spec.columns.latents_schema(), columns)
 
-    def shards(self) -> list[ShardManifest]:
+    def shards(self) -> list[ShardRecord]:
         """The manifests of all committed shards, by id."""
         with ThreadPoolExecutor(_THREADS) as pool:
             ids = manifest_ids(self.store)
-            return list(pool.map(lambda shard: read_manifest(self.store, shard), ids))
+            return list(pool.map(lambda shard: read_shard_record(self.store, shard), ids))
 
     def runs(self) -> list[dict[str, Any]]:
         """The accounts of all runs that worked on the table, by their start."""
@@ -159,7 +159,7 @@ class Table:
 
     def verify(self, *, checksums: bool = True) -> dict[str, int]:
         """The table's counts, after checking every promise that it makes; see `verify_table`."""
-        return verify_table(self.store, self.description, checksums=checksums)
+        return verify_table(self.store, self.spec, checksums=checksums)
 
     @property
     def bytes_read(self) -> int:
@@ -168,14 +168,14 @@ class Table:
 
     @property
     def _code_shape(self) -> tuple[int, int]:
-        return self.description.columns.n_styles, STYLE_DIM
+        return self.spec.columns.n_styles, STYLE_DIM
 
     @cached_property
     def _database(self) -> tuple[duckdb.DuckDBPyConnection, TableFiles]:
         connection, files = connect(self.store)
         weakref.finalize(self, connection.close)
         # DuckDB takes no float16 out of Arrow; out of Parquet it makes it FLOAT.
-        latents = replace(self.description.columns, w_plus_dtype="float32").latents_schema()
+        latents = replace(self.spec.columns, w_plus_dtype="float32").latents_schema()
         for kind, schema in ((LATENTS, latents), (REJECTS, rejects_schema())):
             names = [name for name in self.store.names(f"{kind}/") if parse_part_name(name)]
             create_view(connection, kind, files, names, schema)

@@ -1,107 +1,298 @@
-"""The accounts of the runs that made a table, `_runs/*.json`: the only place that knows time.
+"""What each run of a job or an import did, `_runs/*.json`: the only place that knows time.
 
-Seconds stand in no row, since a clock would give a repeated part other bytes.
+Seconds are in no row of the table, since a clock would give a repeated part other bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime
-from typing import Any
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from pipeline.errors import TableError
-from pipeline.storage import LeftOut, Store
-from pipeline.table.documents import read_json
+from pipeline.storage import CREDENTIALS_EXPIRED, LeftOut, Store
+from pipeline.table.spec import read_json, to_json
+from pipeline.table.stats import Counts
 
+WRITE_EVERY_S = 60.0
+# Storage that is down fails every part; the first errors say why.
+MAX_ERRORS = 1000
+MAX_TRACES = 20  # of different errors, 20,000 characters each
+MAX_WARNINGS = 100
 _FOLDER = "_runs/"
 _THREADS = 8
-_ACCOUNTS = 10  # that are looked into for a listing
-_STAGES = ("read", "align", "invert", "write")
-_RUNS = pa.schema(
+_LISTED_RUNS = 10  # the latest ones, that are read for what a listing passed over
+_STAGES = ("read", "align", "invert", "write")  # with a column of seconds in the view `runs`
+_FOUND = ("shards", "done_shards", "bytes", "done_bytes")
+
+
+class _Field(NamedTuple):
+    """A field of a run's document that is read again."""
+
+    name: str
+    kinds: tuple[type, ...]
+    column: pa.DataType | None = None  # in the view `runs`
+    in_status: bool = False
+
+
+_NUMBER = (int, float)
+_FIELDS = (
+    _Field("started", (str,), pa.string(), True),  # ISO 8601, UTC
+    _Field("updated", (str,), None, True),
+    _Field("exit_code", _NUMBER, pa.int64(), True),
+    *(_Field(name, _NUMBER, pa.int64(), True) for name in ("samples", "faces", "rejects", "parts")),
+    _Field("skipped_parts", _NUMBER, pa.int64(), True),
+    _Field("icc_ignored", _NUMBER, pa.int64()),
+    _Field("identity_missed", _NUMBER, pa.int64()),
+    _Field("seconds", _NUMBER, pa.float64(), True),  # from start to end
+    _Field("images_per_second", _NUMBER, pa.float64()),
+    _Field("inversion_seconds", _NUMBER, pa.float64()),
+    _Field("stage_seconds", (dict,)),
+    _Field("found", (dict,), None, True),
+    _Field("errors", (list,)),
+)
+_SCHEMA = pa.schema(
     [
         ("run", pa.string()),  # the file's name
-        ("started", pa.string()),  # ISO 8601, UTC
-        ("exit_code", pa.int64()),
-        *((name, pa.int64()) for name in ("samples", "faces", "rejects", "parts")),
-        ("skipped_parts", pa.int64()),
-        ("icc_ignored", pa.int64()),  # images whose colour profile is damaged or not for them
-        ("identity_missed", pa.int64()),  # faces in which the identity network found none
-        ("seconds", pa.float64()),  # from start to end
-        ("images_per_second", pa.float64()),
-        ("inversion_seconds", pa.float64()),  # of the method alone, summed over workers
+        *((each.name, each.column) for each in _FIELDS if each.column),
         *((f"{stage}_seconds", pa.float64()) for stage in _STAGES),  # summed over workers
         ("errors", pa.int64()),
     ]
 )
 
 
-_NUMBERS = tuple(name for name in _RUNS.names if name not in ("run", "started", "errors"))
-_OF_TYPE = {"started": str, "updated": str, "errors": list, "stage_seconds": dict, "found": dict}
-_FOUND = ("shards", "done_shards", "bytes", "done_bytes")
+@dataclass
+class RunRecord:
+    """What one run did so far, and how it ended; `exit_code` 0 is done, 1 is to be run again."""
+
+    counts: Counts = field(default_factory=Counts)
+    skipped_parts: int = 0
+    skipped_samples: int = 0
+    listed: LeftOut = field(default_factory=LeftOut)  # what the listing of the input passed over
+    first_part_seconds: float = 0.0  # from the start to the first part
+    last_part_seconds: float = 0.0
+    errors: list[str] = field(default_factory=list)
+    more_errors: int = 0
+    traces: list[str] = field(default_factory=list)  # of unexpected errors
+    warnings: list[str] = field(default_factory=list)
+    more_warnings: int = 0
+    interrupted: bool = False
+    ray_log: str | None = None  # folder of Ray's own log, where it is on this machine
+    means: dict[str, list[float | None]] | None = None  # of the metrics, if this run changed them
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    clock: float = field(default_factory=time.monotonic)  # at the start
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.clock
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every shard is committed."""
+        return 1 if self.errors or self.interrupted else 0
+
+    def add_part(self, counts: Counts) -> None:
+        """Count a part that is in the table."""
+        self.last_part_seconds = self.seconds
+        if not self.counts.parts:
+            self.first_part_seconds = self.last_part_seconds
+        self.counts += counts
+
+    def fail(self, error: str, trace: str = "") -> None:
+        """Note an error; `trace` is that of an unexpected one."""
+        if trace and trace not in self.traces and len(self.traces) < MAX_TRACES:
+            self.traces.append(trace)
+        if len(self.errors) < MAX_ERRORS:
+            self.errors.append(error)
+        else:
+            self.more_errors += 1
+
+    def fail_first(self, error: str) -> None:
+        """Note the error that matters most, before all others."""
+        self.errors.insert(0, error)
+
+    def explain_expired(self, **places: str) -> None:
+        """Say first whose credentials expired, where errors name them as the reason.
+
+        `places` are the URIs of the run by what they are: the input, the output.
+        """
+        expired = [error for error in self.errors if CREDENTIALS_EXPIRED in error]
+        if not expired:
+            return
+        of = [
+            f"the {name} '{uri}'"
+            for name, uri in places.items()
+            if any(f"'{uri}/" in error or f"'{uri}'" in error for error in expired)
+        ]
+        self.fail_first(
+            f"{CREDENTIALS_EXPIRED} for {' and '.join(of) or 'the storage'}: get new ones and run "
+            "the same command again, which goes on with what is missing"
+        )
+
+    def warn(self, warning: str) -> None:
+        """Note what is no failure, but may not be intended."""
+        if len(self.warnings) < MAX_WARNINGS:
+            self.warnings.append(warning)
+        else:
+            self.more_warnings += 1
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What this run passed over: as it listed the input, and in the shards that it did."""
+        return (Counts(left_out=self.listed) + Counts(left_out=self.counts.left_out)).left_out
+
+    def to_dict(self, table: str | None) -> dict[str, Any]:
+        """Return the job's last line: what this run did, not what the table holds."""
+        counts, seconds = self.counts, self.seconds
+        stages = sorted(counts.stage_seconds.items())
+        return {
+            "samples": counts.samples,
+            "faces": counts.faces,
+            "rejects": counts.rejects,
+            "rejects_by_reason": dict(sorted(counts.reasons.items())),
+            "left_out": self.left_out.ordered(),
+            "empty_shards": counts.empty_shards,
+            "icc_ignored": counts.icc_ignored,
+            "identity_missed": counts.identity_missed,
+            "parts": counts.parts,
+            "skipped_parts": self.skipped_parts,
+            "seconds": round(seconds, 2),
+            "first_part_seconds": round(self.first_part_seconds, 2),
+            "images_per_second": round(counts.samples / seconds, 3) if seconds else 0.0,
+            "stage_seconds": {stage: round(value, 2) for stage, value in stages},
+            "inversion_seconds": round(counts.inversion_seconds, 3),
+            "errors": self.errors,
+            "more_errors": self.more_errors,
+            "warnings": self.warnings,
+            "more_warnings": self.more_warnings,
+            "exit_code": self.exit_code,
+            "table": table,
+        }
 
 
-def read_account(store: Store, name: str) -> dict[str, Any]:
-    """What one run did; what it does not say is not there.
+class RunFile:
+    """The document of one run, written again and again under one name.
 
-    Raises `TableError` if what it says is none of its kind, whoever wrote it.
+    A run that is killed leaves the document of its last minute, with `exit_code` null.
     """
-    account = read_json(store, name)
-    given = {fact: value for fact, value in account.items() if value is not None}
+
+    def __init__(self, store: Store, record: RunRecord, facts: Mapping[str, Any]) -> None:
+        """`facts` are what else the document is to say, such as the config and versions."""
+        self.store, self.record, self.facts = store, record, dict(facts)
+        self.run_id = secrets.token_hex(4)
+        self._written = time.monotonic()
+
+    def write(self, found: Mapping[str, Any], exit_code: int | None, **changes: Any) -> str:
+        """Put the document; `found` is what comparing the input with the table has found.
+
+        Returns its name.
+        """
+        record = replace(self.record, skipped_parts=int(found.get("done_parts", 0)))
+        document = {
+            "started": record.started.isoformat(timespec="seconds"),
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+            **self.facts,
+            **record.to_dict(self.store.root),
+            "traces": record.traces,
+            "found": dict(found),
+            **changes,
+        }
+        document["exit_code"] = exit_code
+        self._written = time.monotonic()
+        return put_run(self.store, record.started, self.run_id, document)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the document is a minute old."""
+        return time.monotonic() - self._written >= WRITE_EVERY_S
+
+
+def put_run(store: Store, started: datetime, run_id: str, document: Mapping[str, Any]) -> str:
+    """Put `_runs/<start>-<id>.json`, what one run did; return its name."""
+    name = f"{_FOLDER}{started:%Y%m%dT%H%M%SZ}-{run_id}.json"
+    store.put(name, to_json(dict(document)))
+    return name
+
+
+def read_run(store: Store, name: str) -> dict[str, Any]:
+    """Read the document of one run; what it does not say is not there.
+
+    Raises `TableError` if it is something else.
+    """
+    document = read_json(store, name)
+    given = {name: value for name, value in document.items() if value is not None}
     try:
-        for fact, kind in _OF_TYPE.items():
-            _check(fact, given.get(fact, kind()), kind)
-        for fact in _NUMBERS:
-            _check(fact, given.get(fact, 0), (int, float))
+        for each in _FIELDS:
+            if each.name in given:
+                _check(each.name, given[each.name], each.kinds)
         if given.get("updated"):
             datetime.fromisoformat(given["updated"])
         for stage, seconds in given.get("stage_seconds", {}).items():
-            _check(stage, seconds, (int, float))
-        for fact in _FOUND if given.get("found") else ():
-            _check(fact, given["found"].get(fact), int)
+            _check(stage, seconds, _NUMBER)
+        for name_ in _FOUND if given.get("found") else ():
+            _check(name_, given["found"].get(name_), (int,))
     except (TypeError, ValueError) as error:
         raise TableError(f"'{store.uri(name)}' is not the account of a run: {error}") from error
-    return account
+    return document
+
+
+def latest_runs(store: Store, most: int) -> Iterator[dict[str, Any]]:
+    """Yield the latest runs as a status tells them, the latest first."""
+    for name in list(reversed(store.names(_FOLDER)))[:most]:
+        document = read_run(store, name)
+        facts = {each.name: document.get(each.name) for each in _FIELDS if each.in_status}
+        errors = document.get("errors") or []
+        yield facts | {
+            "job": document.get("job"),
+            "run": name.removeprefix(_FOLDER).removesuffix(".json"),
+            "errors": len(errors),
+            "first_error": str(errors[0]) if errors else None,
+        }
 
 
 def listed_left_out(store: Store) -> LeftOut:
-    """What the latest run that has listed its input to the end passed over as it did."""
-    for name in list(reversed(store.names(_FOLDER)))[:_ACCOUNTS]:
+    """Return what the latest run that listed its whole input passed over as it did."""
+    for name in list(reversed(store.names(_FOLDER)))[:_LISTED_RUNS]:
         with suppress(TableError, TypeError):
-            found = read_account(store, name).get("found") or {}
+            found = read_run(store, name).get("found") or {}
             if found.get("complete"):
                 return LeftOut.from_dict(found.get("left_out", {}))
     return LeftOut()
 
 
-def _check(fact: str, value: object, kind: type | tuple[type, ...]) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"'{fact}' is a {type(value).__name__}")
+def _check(name: str, value: object, kinds: tuple[type, ...]) -> None:
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise TypeError(f"'{name}' is a {type(value).__name__}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError(f"'{fact}' is larger than any integer of a table")
+        raise ValueError(f"'{name}' is larger than any integer of a table")
 
 
 def read_runs(store: Store) -> list[dict[str, Any]]:
-    """The accounts by start; each with its file's name as `run`."""
+    """Read all runs in the order of their start; each with its file's name as `run`."""
     names = [name for name in store.names(_FOLDER) if name.endswith(".json")]
     with ThreadPoolExecutor(_THREADS) as pool:
-        accounts = pool.map(lambda name: read_account(store, name), names)
+        documents = pool.map(lambda name: read_run(store, name), names)
         return [
-            {**account, "run": name.removeprefix(_FOLDER)}
-            for name, account in zip(names, accounts, strict=True)
+            {**document, "run": name.removeprefix(_FOLDER)}
+            for name, document in zip(names, documents, strict=True)
         ]
 
 
 def runs_table(runs: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The accounts as rows; what an account does not say is null."""
-    return pa.Table.from_pylist([_row(run) for run in runs], schema=_RUNS)
+    """Return the runs as rows; what a document does not say is null."""
+    return pa.Table.from_pylist([_row(run) for run in runs], schema=_SCHEMA)
 
 
 def seconds_per_face(runs: Sequence[Mapping[str, Any]]) -> float | None:
-    """Seconds of the method, without metrics, for each face, over all runs.
+    """Return the seconds of the method, without metrics, per face over all runs.
 
     Failed runs count with what they did. None where no run says how long its inversions took.
     """
@@ -112,6 +303,6 @@ def seconds_per_face(runs: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _row(run: Mapping[str, Any]) -> dict[str, Any]:
     stages = run.get("stage_seconds") or {}
-    row = {name: run.get(name) for name in _RUNS.names}
+    row = {name: run.get(name) for name in _SCHEMA.names}
     row |= {f"{stage}_seconds": stages.get(stage) for stage in _STAGES}
     return row | {"errors": len(run.get("errors") or ())}

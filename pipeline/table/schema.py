@@ -15,6 +15,13 @@ import pyarrow as pa
 
 from pipeline.choices import CodeType
 from pipeline.errors import ConfigError, TableError
+from pipeline.face_columns import (
+    ALIGNMENT_COLUMNS,
+    REJECT_COLUMNS,
+    SOURCE_COLUMNS,
+    TURN_COLUMN,
+)
+from pipeline.metrics.registry import metric_columns
 from pipeline.storage import arrow_type, kept_array
 
 SCHEMA_VERSION = 3
@@ -30,30 +37,9 @@ def _matrix(kind: pa.DataType, rows: int, columns: int) -> pa.DataType:
     return pa.list_(pa.list_(kind, columns), rows)
 
 
-_IDENTITY = {
-    "image_id": _TEXT,  # <shard>/<key>#<face_index>
+_IDS = {
+    "image_id": _TEXT,  # <shard>/<key>, with #<face_index> for a face
     "shard": _TEXT,
-    "key": _TEXT,  # path inside the shard
-    "face_index": _INT,  # from 0, in the aligner's order
-    "n_faces": _INT,  # faces found in the sample
-    "source_uri": _TEXT,
-    "source_sha256": _TEXT,  # of the encoded image, as it lies in the input
-    "width": _INT,  # of the upright original
-    "height": _INT,
-}
-_TURN = {
-    "turn_deg": _INT,  # 0, 90, 180 or 270: clockwise turn that brings the photo's face upright
-}
-_ALIGNMENT = {
-    "face_box": pa.list_(_REAL, 4),  # left, top, right, bottom in pixels of the upright original
-    "landmarks": _matrix(_REAL, 68, 2),
-    "align_quad": _matrix(_REAL, 4, 2),
-    "face_px": _REAL,
-    "roll_deg": _REAL,
-    "yaw": _REAL,
-    "sharpness": _REAL,
-    "pad_fraction": _REAL,
-    "detector_score": _REAL,
 }
 _METHOD = {
     "method": _TEXT,  # restyle, encoder, optimize, hybrid, or what an import calls it
@@ -63,29 +49,7 @@ _METHOD = {
     "converged": pa.bool_(),  # whether --steps auto would have stopped it by then; null: not known
     "refined_from": _TEXT,  # image_id, in the table of --init, of the code it started from
 }
-_METRICS = {
-    "l2": _REAL,  # these four are of the best step
-    "psnr": _REAL,
-    "lpips": _REAL,
-    "id_similarity": _REAL,  # null where the identity network finds no face
-    "l2_per_step": _REALS,
-    "psnr_per_step": _REALS,
-    "lpips_per_step": _REALS,
-    "id_similarity_per_step": _REALS,
-    "residual_norm_per_step": _REALS,
-    "w_plus_variance": _REAL,  # spread between the rows of the code
-    "w_avg_distance": _REAL,
-}
-_REJECTS = {
-    "image_id": _TEXT,  # <shard>/<key>, with #<face_index> where one face was rejected
-    "shard": _TEXT,
-    "key": _TEXT,
-    "face_index": _INT,  # null: the whole sample
-    "source_uri": _TEXT,
-    "source_sha256": _TEXT,
-    "reason": _TEXT,
-    "detail": _TEXT,
-}
+_METRICS = {name: _REALS if name.endswith("_per_step") else _REAL for name in metric_columns()}
 _REQUIRED = {"image_id", "shard", "key", "source_uri", "face_index", "n_faces", "w_plus", "reason"}
 
 
@@ -114,8 +78,9 @@ class Columns:
         """The Arrow schema of a latents file, without metadata."""
         kind = pa.float16() if self.w_plus_dtype == "float16" else pa.float32()
         code = _matrix(kind, self.n_styles, STYLE_DIM)
-        turn = _TURN if self.turn_deg else {}
-        columns = {**_IDENTITY, **turn, **_ALIGNMENT, "w_plus": code, **_METHOD, **_METRICS}
+        turn = TURN_COLUMN if self.turn_deg else {}
+        face = {**SOURCE_COLUMNS, **turn, **ALIGNMENT_COLUMNS}
+        columns = {**_IDS, **face, "w_plus": code, **_METHOD, **_METRICS}
         if self.all_steps:
             columns["w_plus_per_step"] = pa.list_(code)
         columns |= {name: pa.binary() for name in self._pictures()}
@@ -146,7 +111,7 @@ def check_kept(names: Iterable[str]) -> None:
 
 def rejects_schema() -> pa.Schema:
     """The Arrow schema of a rejects file, without metadata."""
-    return _schema(_REJECTS, _REQUIRED - {"face_index"})
+    return _schema(_IDS | REJECT_COLUMNS, _REQUIRED - {"face_index"})
 
 
 def image_id(shard_id: str, key: str, face_index: int | None) -> str:

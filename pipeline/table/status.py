@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from pipeline.errors import PipelineError, printable
 from pipeline.storage import (
     FILES_PER_SHARD,
-    LeftOut,
     ReadOptions,
     Shard,
     Store,
@@ -26,12 +26,13 @@ from pipeline.storage import (
     list_shards,
 )
 from pipeline.table.audit import Audit
-from pipeline.table.description import Description, read_description
-from pipeline.table.index import ShardEntry, read_entries
-from pipeline.table.manifests import manifest_name, read_manifest
-from pipeline.table.open_parts import count_open_parts
+from pipeline.table.part_index import count_open_parts
 from pipeline.table.parts import COUNTS, LATENTS, parse_part_name
-from pipeline.table.runs import listed_left_out, read_account
+from pipeline.table.runs import latest_runs, listed_left_out
+from pipeline.table.shard_index import indexed_records
+from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
+from pipeline.table.spec import TableSpec, read_spec
+from pipeline.table.stats import Counts
 
 _THREADS = 16
 # The index lacks fewer than that, but for a table that many short runs made.
@@ -96,13 +97,13 @@ def table_status(uri: str, *, list_input: bool = False) -> Status:
     reached from here and is the table's as a whole.
     """
     store = Store(uri)
-    description = read_description(store)
-    status = Status(table=store.root, runs=list(_last_runs(store)))
+    spec = read_spec(store)
+    status = Status(table=store.root, runs=list(latest_runs(store, _RUNS)))
     commits = _Commits.of(store)
     parts_committed = _count_committed(store, status, commits)
     _count_parts(store, status, commits)
     if list_input or not _find_told(status, commits):
-        _find_listed(status, commits, description)
+        _find_listed(status, commits, spec)
     _estimate(status, parts_committed)
     return status
 
@@ -137,19 +138,6 @@ class _Commits:
         return shard.shard_id in self.etags and state in (None, now)
 
 
-def _last_runs(store: Store) -> Iterator[dict[str, Any]]:
-    wanted = (
-        *("started", "updated", "exit_code", "samples", "faces", "rejects", "parts"),
-        *("skipped_parts", "seconds", "found", "job"),
-    )
-    for name in list(reversed(store.names("_runs/")))[:_RUNS]:
-        account = read_account(store, name)
-        facts: dict[str, Any] = {one: account.get(one) for one in wanted}
-        facts["run"] = name.removeprefix("_runs/").removesuffix(".json")
-        errors = account.get("errors") or []
-        yield facts | {"errors": len(errors), "first_error": str(errors[0]) if errors else None}
-
-
 def _is_listed(run: dict[str, Any]) -> bool:
     """Whether the run has listed its input to the end."""
     return bool((run["found"] or {}).get("complete"))
@@ -165,37 +153,32 @@ def _begin(run: dict[str, Any]) -> float | None:
 
 def _count_committed(store: Store, status: Status, commits: _Commits) -> int:
     """Fill in the counts of committed shards; how many parts they have."""
-    counts = dict.fromkeys(("size", "samples", "faces", "rejects", "parts"), 0)
-    left_out = listed_left_out(store)
-    for entry in _entries(store, commits):
-        commits.states[entry.shard] = entry.size, hash(entry.etag)
-        for name in counts:
-            counts[name] += getattr(entry, name)
-        status.empty_shards += not entry.samples
-        left_out.merge(LeftOut.from_text(entry.left_out))
+    total = Counts(left_out=listed_left_out(store))
+    for record in _records(store, commits):
+        commits.states[record.shard] = record.size, hash(record.etag)
+        total += record.counts
     scale = len(commits.etags) / max(1, len(commits.states))
+    scaled = total.scaled(scale)
     status.exact = len(commits.states) == len(commits.etags)
-    status.left_out = left_out.ordered()
+    status.left_out = total.left_out.ordered()
+    status.empty_shards = total.empty_shards
     status.shards_committed = len(commits.etags)
-    status.bytes_committed = round(counts["size"] * scale)
-    for name in ("samples", "faces", "rejects"):
-        setattr(status, name, round(counts[name] * scale))
-    return round(counts["parts"] * scale)
+    status.bytes_committed = scaled.bytes
+    for name in COUNTS:
+        setattr(status, name, getattr(scaled, name))
+    return scaled.parts
 
 
-def _entries(store: Store, commits: _Commits) -> Iterator[ShardEntry]:
-    """What the index says, and some of the manifests that are not in it."""
+def _records(store: Store, commits: _Commits) -> Iterator[ShardRecord]:
+    """Yield what the index says, and some of the manifests that are not in it."""
     audit = Audit(sums=True, each=_DRAWN)
-    entries = list(audit.watched(read_entries(store, commits.etags)))
+    records = list(audit.watched(indexed_records(store, commits.etags)))
     if not audit.lies(store):
-        yield from entries
+        yield from records
     unread = (shard for shard in commits.etags if shard not in commits.states)
     with ThreadPoolExecutor(_THREADS) as pool:
-        yield from pool.map(lambda shard: _entry(store, shard), islice(unread, _READ_MANIFESTS))
-
-
-def _entry(store: Store, shard: str) -> ShardEntry:
-    return ShardEntry.of(read_manifest(store, shard), "")
+        read = partial(read_shard_record, store)
+        yield from pool.map(read, islice(unread, _READ_MANIFESTS))
 
 
 def _count_parts(store: Store, status: Status, commits: _Commits) -> None:
@@ -210,11 +193,11 @@ def _count_parts(store: Store, status: Status, commits: _Commits) -> None:
                 etags[name] = info.etag
                 still_open.add(parsed[0])
     status.parts, status.parts_open, status.shards_open = len(times), len(etags), len(still_open)
-    found = count_open_parts(store, etags)
-    status.exact = status.exact and found.exact
-    for count in COUNTS:
-        setattr(status, f"{count}_open", getattr(found, count))
-        setattr(status, count, getattr(status, count) + getattr(found, count))
+    counts, exact = count_open_parts(store, etags)
+    status.exact = status.exact and exact
+    for name in COUNTS:
+        setattr(status, f"{name}_open", getattr(counts, name))
+        setattr(status, name, getattr(status, name) + getattr(counts, name))
     latest = max(times, default=0.0)
     if latest:
         status.seconds_since_last_part = max(0.0, round(time.time() - latest, 1))
@@ -273,20 +256,20 @@ def _find_told(status: Status, commits: _Commits) -> bool:
     return True
 
 
-def _find_listed(status: Status, commits: _Commits, description: Description) -> None:
+def _find_listed(status: Status, commits: _Commits, spec: TableSpec) -> None:
     """Fill in what there is in all and what is left by listing the input.
 
     Of a part of it, which a limit or the codes of an import choose, a listing does not tell: what
     runs say has to do.
     """
-    layout = description.layout
-    if layout.get("limit") is not None or "input" not in description.config:
+    layout = spec.layout
+    if layout.get("limit") is not None or "input" not in spec.config:
         _find_told(status, commits)
         return
     length = int(layout.get("files_per_shard") or FILES_PER_SHARD)
     options = ReadOptions(sniff=bool(layout.get("sniff", False)))
     with suppress(PipelineError):  # not reachable from here
-        shards = list_shards(_input_of(description), files_per_shard=length, options=options)
+        shards = list_shards(_input_of(spec), files_per_shard=length, options=options)
         _compare(status, commits, shards)
 
 
@@ -302,9 +285,9 @@ def _compare(status: Status, commits: _Commits, shards: Iterable[Shard]) -> None
         setattr(status, name, count)
 
 
-def _input_of(description: Description) -> str:
+def _input_of(spec: TableSpec) -> str:
     """Where the input is: a relative path is that of where the job ran."""
-    given, place = str(description.config["input"]), description.layout.get("input")
+    given, place = str(spec.config["input"]), spec.layout.get("input")
     return given if place in (None, printable(canonical_uri(given))) else str(place)
 
 

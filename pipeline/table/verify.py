@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,21 @@ from numpy.typing import NDArray
 
 from pipeline.errors import AccessError, StorageError, TableError
 from pipeline.storage import Store, is_local
-from pipeline.table.committed import places_of
-from pipeline.table.description import Description
 from pipeline.table.evidence import (
-    check_description,
     check_footer,
     check_inputs,
     check_manifest,
     check_sources,
+    check_spec,
     expect,
     is_in_input,
 )
-from pipeline.table.figures import Figures
-from pipeline.table.index import ShardEntry, all_entries
-from pipeline.table.manifests import ShardManifest, manifest_etags, read_manifest
-from pipeline.table.parts import LATENTS, REJECTS, PartSummary, decode_metadata, part_name
+from pipeline.table.parts import LATENTS, REJECTS, PartRecord, decode_metadata, part_name
 from pipeline.table.schema import rejects_schema
+from pipeline.table.shard_index import index_rows, places_of
+from pipeline.table.shard_records import ShardRecord, manifest_etags, read_shard_record
+from pipeline.table.spec import TableSpec
+from pipeline.table.stats import Stats
 
 _THREADS = 8
 _BATCH = 4096
@@ -44,7 +44,7 @@ _COUNTS = ("samples", "faces", "rejects")
 _NAMING = ["image_id", "shard", "key", "face_index", "source_uri"]
 
 
-def verify_table(store: Store, description: Description, *, checksums: bool) -> dict[str, int]:
+def verify_table(store: Store, spec: TableSpec, *, checksums: bool) -> dict[str, int]:
     """Check everything that a table promises; the counts of what it holds.
 
     * Every shard's manifest agrees with its part files (present, SHA-256, schema, stamp, metrics,
@@ -61,7 +61,7 @@ def verify_table(store: Store, description: Description, *, checksums: bool) -> 
     with the first problem and their number.
 
     Not checked, as nothing else in the table says the same: the rows' numbers beyond the sums;
-    `size` and `left_out` of a manifest, and its `etag` against the input, which is not read;
+    `size` and `left_out` of a record, and its `etag` against the input, which is not read;
     `config` but for what settings, columns and layout repeat, and the model's notes; an input that
     is a pattern, a list, or no UTF-8; `limit`, which an input that grew at its front exceeds; the
     accounts in `_runs/`; the card, which is written anew from the manifests; `_index/parts/`, which
@@ -76,18 +76,18 @@ def verify_table(store: Store, description: Description, *, checksums: bool) -> 
     )
     problems: list[str] = []
     expected = array("q")  # hashes: 8 bytes a file, of which there are two for a few hundred images
-    check = _ShardCheck(store, description, checksums)
+    check = _ShardCheck(store, spec, checksums)
     etags = dict(manifest_etags(store))
     shards = sorted(etags)
     lines = _Lines(etags)
     try:
-        check_description(store, description, weights=checksums)
+        check_spec(store, spec, weights=checksums)
     except TableError as error:
         problems.append(str(error))
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(shards), _AT_ONCE):  # a pool takes all that it is given at once
-            for manifest, counts, names, found in pool.map(check, shards[start : start + _AT_ONCE]):
-                lines.add(manifest)
+            for record, counts, names, found in pool.map(check, shards[start : start + _AT_ONCE]):
+                lines.add(record)
                 expected.extend(map(hash, names))
                 problems += found
                 totals = {name: totals[name] + counts.get(name, 0) for name in totals}
@@ -97,7 +97,7 @@ def verify_table(store: Store, description: Description, *, checksums: bool) -> 
         )
     problems += [*_linked_folders(store), *lines.lies(store)]
     try:
-        check_inputs(description, check.outside)
+        check_inputs(spec, check.outside)
     except TableError as error:
         problems.append(str(error))
     if problems:
@@ -132,80 +132,84 @@ class _Lines:
         self._etags = etags
         self._hashes = array("q")
 
-    def add(self, manifest: ShardManifest) -> None:
+    def add(self, record: ShardRecord) -> None:
         """Note what the index may say of a shard."""
-        self._hashes.append(hash(ShardEntry.of(manifest, self._etags[manifest.shard])))
+        self._hashes.append(_row_hash(replace(record, manifest_etag=self._etags[record.shard])))
 
     def lies(self, store: Store) -> Iterator[str]:
         """Problems: lines that a restart would believe, and that are not true."""
         true = np.sort(np.frombuffer(self._hashes, np.int64))
-        for entries in all_entries(store):
-            believed = [one for one in entries if self._etags.get(one.shard) == one.manifest_etag]
-            _, known = places_of(true, [hash(one) for one in believed])
-            for entry, is_true in zip(believed, known, strict=True):
+        for records in index_rows(store):
+            believed = [one for one in records if self._etags.get(one.shard) == one.manifest_etag]
+            _, known = places_of(true, list(map(_row_hash, believed)))
+            for record, is_true in zip(believed, known, strict=True):
                 if not is_true:
                     yield (
-                        f"the index says of shard '{entry.shard}' what its manifest does not say: "
+                        f"the index says of shard '{record.shard}' what its manifest does not say: "
                         "delete the folder _index, which the next run makes again"
                     )
 
 
-class _ShardCheck:
-    """One shard at a time: manifest, counts, the names of its files, and what is wrong."""
+def _row_hash(record: ShardRecord) -> int:
+    return hash(tuple(record.to_row().values()))
 
-    def __init__(self, store: Store, description: Description, checksums: bool) -> None:
+
+class _ShardCheck:
+    """One shard at a time: record, counts, the names of its files, and what is wrong."""
+
+    def __init__(self, store: Store, spec: TableSpec, checksums: bool) -> None:
         self.store = store
         self.checksums = checksums
-        self.description = description
-        self.fingerprint = description.fingerprint
+        self.spec = spec
+        self.fingerprint = spec.fingerprint
         self.outside: str | None = None  # the URI of a shard that does not lie in the input
-        self.schemas = {LATENTS: description.columns.latents_schema(), REJECTS: rejects_schema()}
+        self.schemas = {LATENTS: spec.columns.latents_schema(), REJECTS: rejects_schema()}
 
-    def __call__(self, shard: str) -> tuple[ShardManifest, dict[str, int], set[str], list[str]]:
-        manifest = read_manifest(self.store, shard)
+    def __call__(self, shard: str) -> tuple[ShardRecord, dict[str, int], set[str], list[str]]:
+        record = read_shard_record(self.store, shard)
         names = {
             part_name(kind, shard, part.part)
             for kind in (LATENTS, REJECTS)
-            for part in manifest.parts
+            for part in record.parts
         }
-        if not is_in_input(self.description, manifest.uri):
-            self.outside = manifest.uri
+        if not is_in_input(self.spec, record.uri):
+            self.outside = record.uri
         try:
-            check_manifest(manifest, self.description)
-            return manifest, self._counts(manifest), names, []
+            check_manifest(record, self.spec)
+            return record, self._counts(record), names, []
         except AccessError:
             raise  # which says nothing of the table
         except (TableError, StorageError) as error:
-            return manifest, {}, names, [str(error)]
+            return record, {}, names, [str(error)]
         except UnicodeDecodeError:
-            return manifest, {}, names, [f"shard '{shard}' holds text that is not UTF-8"]
+            return record, {}, names, [f"shard '{shard}' holds text that is not UTF-8"]
 
-    def _counts(self, manifest: ShardManifest) -> dict[str, int]:
+    def _counts(self, record: ShardRecord) -> dict[str, int]:
         keys: dict[str, set[str]] = {LATENTS: set(), REJECTS: set()}
         ids: dict[str, set[Any]] = {LATENTS: set(), REJECTS: set()}
         rows = {LATENTS: 0, REJECTS: 0}
-        figures = []
-        for part in manifest.parts:
+        total = Stats()
+        for part in record.parts:
             own: set[str] = set()
             for kind in (LATENTS, REJECTS):
-                table = self._columns(manifest, part, kind)
+                table = self._columns(record, part, kind)
                 keys[kind] |= (found := set(table["key"].to_pylist()))
                 own |= found
                 said = part.faces if kind == LATENTS else part.rejects
-                _expect_count(manifest.shard, part.part, kind, table.num_rows, said)
-                check_sources(manifest, pc.unique(table["source_uri"]).to_pylist())
+                _expect_count(record.shard, part.part, kind, table.num_rows, said)
+                check_sources(record, pc.unique(table["source_uri"]).to_pylist())
                 ids[kind] |= _ids(table, kind)
                 rows[kind] += table.num_rows
                 if kind == LATENTS:
-                    figures.append(_figures(table, part_name(kind, manifest.shard, part.part)))
-            _expect_count(manifest.shard, part.part, "samples", len(own), part.samples)
-        shard = manifest.shard
+                    total += _stats(table, part_name(kind, record.shard, part.part))
+            _expect_count(record.shard, part.part, "samples", len(own), part.samples)
+        shard = record.shard
         for kind in (LATENTS, REJECTS):
             expect(len(ids[kind]) == rows[kind], f"shard '{shard}' holds rows of {kind} twice")
         rejected = keys[REJECTS] - keys[LATENTS]
         counts = {
             "shards": 1,
-            "parts": len(manifest.parts),
+            "parts": len(record.parts),
             "samples": len(keys[LATENTS]) + len(rejected),
             "faces": rows[LATENTS],
             "rejects": rows[REJECTS],
@@ -213,20 +217,20 @@ class _ShardCheck:
             "samples_rejected": len(rejected),
         }
         for name in _COUNTS:
-            said = getattr(manifest, name)
+            said = getattr(record, name)
             expect(
                 counts[name] == said,
                 f"shard '{shard}' holds {counts[name]} {name}, its manifest says {said}",
             )
         expect(
-            Figures.total(figures) == manifest.figures,
+            total.figures_text() == record.figures,
             f"the files of shard '{shard}' have other figures than its manifest",
         )
         return counts
 
-    def _columns(self, manifest: ShardManifest, part: PartSummary, kind: str) -> pa.Table:
+    def _columns(self, record: ShardRecord, part: PartRecord, kind: str) -> pa.Table:
         """What names the rows of a part file, once its bytes, schema and stamp are found right."""
-        name = part_name(kind, manifest.shard, part.part)
+        name = part_name(kind, record.shard, part.part)
         digest = part.latents_sha256 if kind == LATENTS else part.rejects_sha256
         with self._file(name, digest) as source:
             try:
@@ -237,19 +241,19 @@ class _ShardCheck:
             schema = parquet.schema_arrow
         expect(schema.remove_metadata().equals(self.schemas[kind]), f"'{name}' has other columns")
         wanted = {
-            "schema_version": manifest.schema_version,
+            "schema_version": record.schema_version,
             "fingerprint": self.fingerprint,
-            "shard_etag": manifest.etag,
-            "shard": manifest.shard,
+            "shard_etag": record.etag,
+            "shard": record.shard,
             "part": part.part,
-            "part_size": manifest.part_size,
+            "part_size": record.part_size,
             "samples": part.samples,
             "faces": part.faces,
             "rejects": part.rejects,
         }
         stamp = decode_metadata(schema.metadata)
-        check_footer(name, stamp, wanted, self.description.metrics)
-        expect(set(table["shard"].to_pylist()) <= {manifest.shard}, f"'{name}' has foreign rows")
+        check_footer(name, stamp, wanted, self.spec.metrics)
+        expect(set(table["shard"].to_pylist()) <= {record.shard}, f"'{name}' has foreign rows")
         return table
 
     @contextmanager
@@ -271,9 +275,9 @@ def _ids(table: pa.Table, kind: str) -> set[Any]:
     return set(zip(table["key"].to_pylist(), table["face_index"].to_pylist(), strict=True))
 
 
-def _figures(latents: pa.Table, name: str) -> Figures:
+def _stats(latents: pa.Table, name: str) -> Stats:
     try:
-        return Figures.from_dict(decode_metadata(latents.schema.metadata).get("figures"))
+        return Stats.from_figures(decode_metadata(latents.schema.metadata).get("figures"))
     except TypeError as error:
         raise TableError(f"'{name}': {error}") from error
 

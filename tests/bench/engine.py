@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from pipeline.metrics.registry import PER_STEP  # noqa: E402
 from pipeline.storage import Shard, list_shards  # noqa: E402
 from pipeline.table import (  # noqa: E402
-    Figures,
+    Counts,
+    MetricSums,
     PartIndex,
-    PartSummary,
-    ShardManifest,
+    PartRecord,
+    ShardRecord,
+    Stats,
     TableWriter,
-    Totals,
     open_for_writing,
     open_table,
+    table_stats,
 )
-from pipeline.table.documents import to_json  # noqa: E402
-from pipeline.table.figures import METRICS  # noqa: E402
-from pipeline.table.manifests import manifest_name  # noqa: E402
+from pipeline.table.shard_records import manifest_name  # noqa: E402
+from pipeline.table.spec import to_json  # noqa: E402
 from pipeline.table.status import table_status  # noqa: E402
 from tests.s3_server import make_bucket, run_server  # noqa: E402
 from tests.table.rows import DESCRIPTION, face_row  # noqa: E402
@@ -55,7 +58,7 @@ Ray. What is timed is what `make_plan` does before the first image is read.
   resident  how much the process grew over these, and what that is a shard
 """
 NOTHING = "0" * 64
-MEANS = "SELECT " + ", ".join(f"avg({name}_per_step[1])" for name in METRICS) + " FROM latents"
+MEANS = "SELECT " + ", ".join(f"avg({name}_per_step[1])" for name in PER_STEP) + " FROM latents"
 
 
 def resident() -> float:
@@ -65,17 +68,25 @@ def resident() -> float:
 
 def figures(draws: random.Random) -> str:
     """Those of a part of five steps, as no other part has them."""
-    sums = {name: [float(f"{draws.random():.9g}") for _ in range(5)] for name in METRICS}
-    counts = {name: [250] * 5 for name in METRICS}
-    return Figures({"no_face": 6}, 250, sums, counts).to_text()
+    sums = {name: [float(f"{draws.random():.9g}") for _ in range(5)] for name in PER_STEP}
+    counts = {name: [250] * 5 for name in PER_STEP}
+    counted = Counts(reasons=Counter({"no_face": 6}))
+    return Stats(counted, MetricSums(250, sums, counts)).figures_text()
 
 
 def committed(table: TableWriter, shards: Iterator[Shard]) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of the manifests."""
     draws = random.Random(0)
     for shard in shards:
-        part = PartSummary(0, 256, 250, 6, NOTHING, NOTHING, figures(draws))
-        manifest = ShardManifest.of(shard, [part], table.description.fingerprint, table.part_size)
+        part = PartRecord(
+            samples=256,
+            faces=250,
+            rejects=6,
+            latents_sha256=NOTHING,
+            rejects_sha256=NOTHING,
+            figures=figures(draws),
+        )
+        manifest = ShardRecord.of(shard, [part], table.spec.fingerprint, table.part_size)
         yield manifest_name(shard.shard_id), to_json(manifest.to_dict())
 
 
@@ -126,7 +137,7 @@ def resume(root: str, source: str) -> dict[str, Any]:
     again, done = timed(lambda: sum(state.done for state in table.states(list_shards(source))))
     grown = resident() - before
     showing, status = timed(lambda: table_status(root))
-    card, _ = timed(lambda: Totals.of(table.store))
+    card, _ = timed(lambda: table_stats(table.store))
     return {
         "done": done,
         "list": listing,
@@ -149,7 +160,7 @@ def open_parts(count: int) -> dict[str, Any]:
         for part in range(count):
             rows = [face_row(str(part))]
             summary = table.write_part(shard, part, samples=1, latents=rows, rejects=[])
-            index.add(table.part_entry(shard, summary, table.part_etags(shard, part)))
+            index.add(table.with_etags(summary))
         indexed, _ = timed(lambda: list(table.states([shard])))
         for name in table.store.names("_index/parts/"):
             table.store.remove(name)

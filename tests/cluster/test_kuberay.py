@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from jobs.invert_dataset import parse_arguments
 from pipeline.config import load_config
-from pipeline.engine.capacity import StageCpus
-from pipeline.engine.dataset import inverter_needs
-from pipeline.engine.read import MAX_PART_BYTES
+from pipeline.engine.capacity import Pools, reserved_cpus
+from pipeline.engine.stages import Invert
+from pipeline.engine.stages.read import MAX_PART_BYTES
 from tests.cluster.configurations import FOLDER, MANIFESTS, load, ray_cluster
 from tests.cluster.kuberay_schema import operator_problems, pod_problems, pod_templates
 
@@ -159,8 +158,9 @@ def test_operator_never_retries_a_wrong_request() -> None:
     assert load("kuberay/job.yaml")["spec"]["backoffLimit"] == 0, "it cannot tell code 2 from 1"
 
 
-def test_ray_version_equals_the_installed_one() -> None:
-    assert ray_cluster("kuberay/cluster.yaml")["rayVersion"] == ray.__version__
+def test_ray_version_equals_the_pinned_one() -> None:
+    pins = (FOLDER.parent / ".constraints.txt").read_text().splitlines()
+    assert f"ray=={ray_cluster('kuberay/cluster.yaml')['rayVersion']}" in pins
 
 
 def test_actor_pools_fit_on_the_pods() -> None:
@@ -169,9 +169,9 @@ def test_actor_pools_fit_on_the_pods() -> None:
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert (cpu["minReplicas"], gpu["minReplicas"]) == (0, 0)
     offered = container(cpu)["resources"]["limits"]
-    assert int(offered["cpu"]) >= sum(StageCpus().each("gpu").values())
+    assert int(offered["cpu"]) >= sum(reserved_cpus(on_gpu=True).values())
     assert "nvidia.com/gpu" not in offered
-    needs = inverter_needs(on_gpu=True)
+    needs = Pools({}, reserved_cpus(on_gpu=True), on_gpu=True).needs(Invert)
     assert int(container(gpu)["resources"]["limits"]["nvidia.com/gpu"]) >= needs["num_gpus"]
     assert float(gpu["rayStartParams"]["num-cpus"]) == needs["num_cpus"] == 0
 

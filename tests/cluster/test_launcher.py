@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipeline.engine.capacity import StageCpus
-from pipeline.engine.dataset import inverter_needs
-from pipeline.engine.read import MAX_PART_BYTES
+from pipeline.engine.capacity import Pools, reserved_cpus
+from pipeline.engine.stages import Invert
+from pipeline.engine.stages.read import MAX_PART_BYTES
 from tests.cluster.configurations import CLOUDS, FOLDER, LAUNCHED, load
 
 # vCPUs, memory in GiB, GPUs, from the providers' documentation.
@@ -115,11 +115,11 @@ def test_actor_pools_fit_on_the_nodes(name: str) -> None:
     nodes = dict(node_types(name))
     head, cpu, gpu = (nodes[kind]["resources"] for kind in ("head", "cpu", "gpu"))
     assert head["CPU"] == 0, "losing the head loses the run"
-    assert cpu["CPU"] >= sum(StageCpus().each("gpu").values()), (
+    assert cpu["CPU"] >= sum(reserved_cpus(on_gpu=True).values()), (
         "all CPU stages on one node at least"
     )
     assert "GPU" not in cpu
-    needs = inverter_needs(on_gpu=True)
+    needs = Pools({}, reserved_cpus(on_gpu=True), on_gpu=True).needs(Invert)
     assert gpu["GPU"] >= needs["num_gpus"]
     assert gpu["CPU"] == needs["num_cpus"] == 0, "an aligner would keep a GPU node busy"
     for offered in (cpu, gpu):

@@ -8,16 +8,12 @@ import re
 import pytest
 
 from pipeline.config import JobConfig
-from pipeline.engine.capacity import StageCpus
-from pipeline.engine.dataset import (
-    CLUSTER_READERS,
-    PUTS_AT_ONCE,
-)
+from pipeline.engine.capacity import CLUSTER_READERS
+from pipeline.engine.stages import Align, Read, Write
 from tests.cluster.configurations import FOLDER, load
 
 TEXT = (FOLDER / "README.md").read_text()
 PART = int(JobConfig.model_fields["part_size"].default)
-CPUS = StageCpus()
 DRIVER_S, ENGINE_S = 0.03, 0.25  # core seconds per part: README.md, Numbers
 READER_MBPS = 100
 
@@ -67,8 +63,12 @@ def column(text: str, index: int, skipped: int) -> dict[str, str]:
 def cpu_nodes(rate: float, i: dict[str, float], readers: int = CLUSTER_READERS) -> int:
     """Return the nodes for everything that uses Ray's CPUs: aligners, readers and writers."""
     aligners = math.ceil(rate * i["a"] / i["v"])
-    writers = math.ceil(rate / PART * i["p"] / PUTS_AT_ONCE)
-    cpus = aligners * CPUS.align + readers * CPUS.read + writers * CPUS.write
+    writers = math.ceil(rate / PART * i["p"] / Write.resources.parts_at_once)
+    cpus = (
+        aligners * Align.resources.cpus
+        + readers * Read.resources.cpus
+        + writers * Write.resources.cpus
+    )
     return math.ceil(cpus / i["V"])
 
 
@@ -95,8 +95,11 @@ def test_results_follow_from_inputs_and_engine(index: int, peak: str) -> None:
             "images a second that one GPU inverts": each,
             "images a second": rate,
             "aligners": math.ceil(rate * i["a"] / i["v"]),
-            "CPUs of Ray for up to 16 readers": CLUSTER_READERS * CPUS.read,
-            "CPUs of Ray for writers": math.ceil(rate / PART * i["p"] / PUTS_AT_ONCE) * CPUS.write,
+            "CPUs of Ray for up to 16 readers": CLUSTER_READERS * Read.resources.cpus,
+            "CPUs of Ray for writers": math.ceil(
+                rate / PART * i["p"] / Write.resources.parts_at_once
+            )
+            * Write.resources.cpus,
             "CPU nodes": nodes,
             "hours for a million images": hours,
             "$ a million faces": (gpus + nodes * i["pc"] + i["ph"]) * hours,
@@ -138,13 +141,13 @@ def test_results_of_sixty_four_nodes_follow(index: int, peak: str, faster: int) 
 
 def test_printed_formulas_use_the_engines_constants() -> None:
     for term in (
-        f"`{CLUSTER_READERS} · {CPUS.read}`",
-        f"`⌈G·R/{PART} · p / {PUTS_AT_ONCE}⌉ · {CPUS.write}`",
+        f"`{CLUSTER_READERS} · {Read.resources.cpus}`",
+        f"`⌈G·R/{PART} · p / {Write.resources.parts_at_once}⌉ · {Write.resources.cpus}`",
         f"bound of {CLUSTER_READERS} tasks",
         f"{CLUSTER_READERS * READER_MBPS / inputs()['s']:,.0f} images of 0.5 MB a second",
     ):
         assert term in TEXT
-    assert CPUS.align == 1, "one CPU of Ray each"
+    assert Align.resources.cpus == 1, "one CPU of Ray each"
 
 
 def test_gpu_speed_is_below_half_of_the_peak() -> None:

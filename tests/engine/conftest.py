@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import io
-import json
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from pipeline.config import JobConfig
 from pipeline.engine import run
 from pipeline.engine.cluster import Resources
-from pipeline.engine.commit import Committer
 from pipeline.engine.inverter import InvertSettings
-from pipeline.engine.outcome import Outcome
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.messages import (
+    Failure,
+    LatentBatch,
+    Message,
+    PartDone,
+    ShardEnd,
+    ShardTask,
+)
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.read import ShardWork
-from pipeline.engine.rows import Row, blank_row
-from pipeline.engine.tally import Tally
 from pipeline.inversion.methods import Method
-from pipeline.storage import Sample
+from pipeline.storage import Sample, Shard
+from pipeline.table import Counts, RunRecord
 from pipeline.training.config import TrainConfig
 
 
@@ -71,9 +78,9 @@ def plan(config_of: Callable[..., JobConfig]) -> Plan:
 
 
 @pytest.fixture
-def work(plan: Plan) -> ShardWork:
+def work(plan: Plan) -> ShardTask:
     """What the plan has to do."""
-    (only,) = plan.works
+    (only,) = plan.tasks
     return only
 
 
@@ -96,39 +103,48 @@ def five_images(tmp_path: Path, tiny_bundle: str) -> TrainConfig:
     )
 
 
-def end(parts: int = 2, samples: int = 4) -> Row:
+SHARD = Shard("files-00000", "/in", "folder", 0, "e")
+
+
+def end(parts: int = 2, samples: int = 4) -> ShardEnd:
     """What the reader of the plan's shard sends last."""
-    return blank_row("end", "files-00000", parts) | {"samples": samples}
+    return ShardEnd(SHARD, parts, samples)
+
+
+def failure(part: int, stage: str, error: Exception) -> Failure:
+    """What `stage` sends of a part of the plan's shard that fails with `error`."""
+    empty = pa.table({})
+    return Failure.of(LatentBatch(SHARD, part, Counts(), empty, empty), stage, error)
 
 
 @pytest.fixture
-def written(plan: Plan, work: ShardWork) -> Callable[[int], Row]:
-    """Writes a part of the plan's shard, all rejects; the row that its writer sends."""
+def written(plan: Plan, work: ShardTask) -> Callable[..., PartDone]:
+    """Writes a part of the plan's shard, all rejects; the message that its writer sends."""
 
-    def write(part: int) -> Row:
+    def write(part: int, **counts: int) -> PartDone:
         rejects = [
             {"key": name, "face_index": None, "source_sha256": ""}
             | {"source_uri": work.shard.uri_of(name)}
             | {"reason": "no_face", "detail": ""}
             for name in work.shard.names[2 * part : 2 * part + 2]
         ]
-        summary = plan.writer.write_part(work.shard, part, samples=2, latents=[], rejects=rejects)
-        row = blank_row("part", work.shard.shard_id, part)
-        counts = {"samples": 2, "rejects": 2, "reasons": '{"no_face": 2}', "bytes": 9}
-        row["latents_etag"], row["rejects_etag"] = plan.writer.part_etags(work.shard, part)
-        return row | counts | {"summary": json.dumps(summary.to_dict()), "align_seconds": 1.5}
+        record = plan.writer.write_part(work.shard, part, samples=2, latents=[], rejects=rejects)
+        record = plan.writer.with_etags(record)
+        found = Counts(parts=1, samples=2, rejects=2, bytes=9, reasons=Counter(no_face=2))
+        found.stage_seconds["align"] = 1.5  # type: ignore[assignment]
+        return PartDone(SHARD, part, replace(found, **counts), record)
 
     return write
 
 
 @pytest.fixture
-def outcome() -> Outcome:
-    return Outcome(Tally())
+def outcome() -> RunRecord:
+    return RunRecord()
 
 
 @pytest.fixture
-def committer(plan: Plan, outcome: Outcome) -> Committer:
-    return Committer(plan, outcome)
+def ledger(plan: Plan, outcome: RunRecord) -> Ledger:
+    return Ledger(plan, outcome)
 
 
 def is_committed(plan: Plan) -> bool:
@@ -137,13 +153,12 @@ def is_committed(plan: Plan) -> bool:
 
 
 @pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Row]], None]:
-    """Puts given rows in the place of what comes out of the stages."""
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Message]], None]:
+    """Puts given messages in the place of what comes out of the stages."""
 
-    def put(rows: list[Row]) -> None:
+    def put(messages: list[Message]) -> None:
         monkeypatch.setattr(run, "running_ray", lambda _: nullcontext(Resources(4, 0)))
-        monkeypatch.setattr(run, "configure_context", lambda *_: None)
-        monkeypatch.setattr(run, "build_dataset", lambda *_: None)
-        monkeypatch.setattr(run, "summaries", lambda _: iter(rows))
+        monkeypatch.setattr(run, "build_pipeline", lambda *_: None)
+        monkeypatch.setattr(run, "run_pipeline", lambda _: iter(messages))
 
     return put

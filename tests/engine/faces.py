@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.engine.align import FACES
+from pipeline.engine.stages.align import FACES
 
 
 def face(number: int) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from typing import Any
 import ray
 
 from pipeline.config import JobConfig
-from pipeline.engine import autoscaling, run_job
-from pipeline.engine.dataset import Stages
-from pipeline.engine.rows import Row
+from pipeline.engine import ray_autoscaler, run_job
+from pipeline.engine.messages import FaceBatch, SampleBatch
 from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
+from pipeline.engine.stages import Read, Write
 
 EVERY_S = 0.5
 ALIGN_S, INVERT_S = 1.5, 2.0
@@ -37,9 +37,9 @@ Trace = list[tuple[float, dict[str, int]]]
 class SleepingAlign(SimulatedAlign):
     """Much longer for the parts of the tail."""
 
-    def __call__(self, row: Row) -> Row:
-        time.sleep(TAIL_S if row["shard_id"].startswith(TAIL_SHARD) else ALIGN_S)
-        return super().__call__(row)
+    def process(self, batch: SampleBatch) -> FaceBatch:
+        time.sleep(TAIL_S if batch.shard_id.startswith(TAIL_SHARD) else ALIGN_S)
+        return super().process(batch)
 
 
 class SleepingInvert(SimulatedInvert):
@@ -88,7 +88,10 @@ def _wait_for_none() -> None:
 
 def main(folder: str) -> dict[str, Any]:
     """Run the job, then wait for the nodes to go."""
-    autoscaling.ASK_EVERY_S, autoscaling.SUSTAINED_S = 2.0, 6.0  # nodes of this machine come soon
+    ray_autoscaler.ASK_EVERY_S, ray_autoscaler.DEBOUNCE_S = (
+        2.0,
+        6.0,
+    )  # nodes of this machine come soon
     config = JobConfig(
         input=f"{folder}/in",
         output=f"{folder}/table",
@@ -99,7 +102,7 @@ def main(folder: str) -> dict[str, Any]:
     )
     with _traced() as trace:
         started = time.monotonic()
-        outcome = run_job(config, Stages(SleepingAlign, SleepingInvert))
+        outcome = run_job(config, (Read, SleepingAlign, SleepingInvert, Write))
         seconds = round(time.monotonic() - started, 1)
         _wait_for_none()
     return {"outcome": outcome.to_dict("table"), "job_end": seconds, "trace": trace}

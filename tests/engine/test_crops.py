@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,39 +16,65 @@ import ray.data
 import torch
 from PIL import Image
 
-from pipeline.engine import crops, dataset
-from pipeline.engine.align import AlignStage
+from pipeline.engine import capacity, pipeline
+from pipeline.engine.capacity import CLUSTER_READERS, READERS, UNBOUNDED
 from pipeline.engine.cluster import Resources
-from pipeline.engine.crops import (
+from pipeline.engine.messages import (
+    Failure,
+    Message,
+    PartDone,
+    ShardEnd,
+    ShardTask,
+    from_row,
+    to_row,
+)
+from pipeline.engine.stages import Align, Read
+from pipeline.engine.stages.base import Worker, results
+from pipeline.engine.training import crops
+from pipeline.engine.training.crops import (
     CropPlan,
-    CropStage,
-    crop_rows,
+    WriteCrops,
     cut_crops,
     cut_pairs,
     plan_crops,
+    run_stages,
 )
-from pipeline.engine.dataset import CLUSTER_READERS, READERS, UNBOUNDED
-from pipeline.engine.read import ShardWork, read_parts
-from pipeline.engine.rows import Row, failed_row
-from pipeline.engine.training import beginning
+from pipeline.engine.training.run import beginning
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.training.config import TrainConfig
 from pipeline.training.data import CropFile, Crops, put_index, read_index, read_pairs
 
 
-def stages_of(plan: CropPlan) -> tuple[AlignStage, CropStage]:
+@contextmanager
+def cutting(plan: CropPlan) -> Iterator[Callable[[Message], Message]]:
+    """Aligns and cuts a part, in this process."""
+    align = Align(plan.alignment)
     root, size = plan.store.root, plan.alignment.output_size
-    return AlignStage(plan.alignment), CropStage(root, size, keeps_keys=plan.keeps_keys)
+    write = WriteCrops(root, size, keeps_keys=plan.keeps_keys)
+    workers = [Worker(align), Worker(write)]
+
+    def cut(message: Message) -> Message:
+        row = to_row(message)
+        for worker in workers:
+            row = worker(row)
+        return from_row(row)
+
+    assert align.aligner
+    with align.aligner:
+        yield cut
+
+
+def read(tasks: Sequence[ShardTask]) -> Iterator[Message]:
+    return (message for task in tasks for message in results(Read(), task))
 
 
 def test_images_become_files_of_crops_in_the_order_of_the_input(five_images: TrainConfig) -> None:
     plan = plan_crops(five_images)
-    align, cut = stages_of(plan)
-    with align.aligner:
-        rows = [cut(align(row)) for work in plan.works for row in read_parts(work.to_row())]
-    parts = [row for row in rows if row["kind"] == "part"]
-    assert [(row["samples"], row["faces"]) for row in parts] == [(3, 3), (3, 2)]
-    assert json.loads(parts[1]["reasons"]) == {"unsupported_format": 1}
+    with cutting(plan) as cut:
+        done = [cut(message) for message in read(plan.tasks)]
+    parts = [one.counts for one in done if isinstance(one, PartDone)]
+    assert [(counts.samples, counts.faces) for counts in parts] == [(3, 3), (3, 2)]
+    assert parts[1].reasons == {"unsupported_format": 1}
     names = plan.store.names()
     assert names == ["files-00000-00000.safetensors", "files-00000-00001.safetensors"]
     put_index(plan.store, [CropFile(names[0], 3), CropFile(names[1], 2)], {})
@@ -59,10 +86,8 @@ def test_images_become_files_of_crops_in_the_order_of_the_input(five_images: Tra
 def test_crops_that_are_not_square_keep_height_and_width(five_images: TrainConfig) -> None:
     plan = plan_crops(five_images)
     plan = replace(plan, alignment=replace(plan.alignment, output_size=(32, 48)))
-    align, cut = stages_of(plan)
-    with align.aligner:
-        part = next(read_parts(plan.works[0].to_row()))
-        assert cut(align(part))["kind"] == "part"
+    with cutting(plan) as cut:
+        assert isinstance(cut(next(read(plan.tasks))), PartDone)
     put_index(plan.store, [CropFile(plan.store.names()[0], 3)], {})
     assert Crops(plan.store).images(torch.arange(3)).shape == (3, 3, 32, 48)
 
@@ -93,6 +118,8 @@ class Stages:
     map = flat_map
 
 
+# Ray Data sets its own deprecated settings, and warns itself of it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 @pytest.mark.parametrize(
     ("address", "asked", "cpus", "readers", "aligners"),
     [
@@ -115,40 +142,37 @@ def test_crops_are_cut_by_all_cores_of_the_machine_or_the_cluster(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(dataset, "memory_limit", lambda: 10**12)
+    monkeypatch.setattr(capacity, "memory_limit", lambda: 10**12)
     stages = Stages()
     monkeypatch.setattr(ray.data, "from_items", lambda *_, **_options: stages)
-    monkeypatch.setattr(crops, "configure_context", lambda: None)
-    monkeypatch.setattr(crops, "summaries", lambda _: iter(()))
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda _: iter(()))
     config = five_images.model_copy(update={"align_workers": asked})
     plan = plan_crops(config)
-    crop_rows(config, plan, plan.works, Resources(cpus, gpus=0, grows=True))
+    assert not list(run_stages(config, plan, plan.tasks, Resources(cpus, gpus=0, grows=True)))
     assert (stages.pools[0].size, stages.pools[1].max_size) == (readers, aligners)
 
 
-def crops_in_place(aligned: list[int], fails_at: int | None = None) -> Callable[..., Iterator[Row]]:
+def crops_in_place(
+    aligned: list[int], fails_at: int | None = None
+) -> Callable[..., Iterator[Message]]:
     """The stages without Ray; parts are added to `aligned`, and one may fail."""
 
-    def rows(
+    def messages(
         config: TrainConfig,  # noqa: ARG001
         plan: CropPlan,
-        works: Sequence[ShardWork],
+        tasks: Sequence[ShardTask],
         resources: Resources,  # noqa: ARG001
-    ) -> Iterator[Row]:
-        align, cut = stages_of(plan)
-        with align.aligner:
-            for row in (row for work in works for row in read_parts(work.to_row())):
-                if row["kind"] == "part":
-                    aligned.append(int(row["part"]))
-                failed = row["kind"] == "part" and row["part"] == fails_at
+    ) -> Iterator[Message]:
+        with cutting(plan) as cut:
+            for message in read(tasks):
+                if isinstance(message, ShardEnd):
+                    continue
+                aligned.append(message.part)
                 error = OSError("the disk is full")
-                yield (
-                    failed_row(row["shard_id"], row["part"], "write", error)
-                    if failed
-                    else cut(align(row))
-                )
+                failed = message.part == fails_at
+                yield Failure.of(message, "write", error) if failed else cut(message)
 
-    return rows
+    return messages
 
 
 def test_one_part_that_fails_ends_no_other_and_cutting_goes_on_where_it_ended(
@@ -157,12 +181,12 @@ def test_one_part_that_fails_ends_no_other_and_cutting_goes_on_where_it_ended(
     for number in range(3, 6):  # a part without a face
         Path(five_images.input, f"2{number}.png").write_bytes(b"no image")
     plan, room = plan_crops(five_images), Resources(cpus=2, gpus=0)
-    monkeypatch.setattr(crops, "crop_rows", crops_in_place([], fails_at=0))
+    monkeypatch.setattr(crops, "run_stages", crops_in_place([], fails_at=0))
     with pytest.raises(StorageError, match=r"failed: 1, .* part 0: .* the disk is full"):
         cut_crops(five_images, plan, room)
     assert read_index(plan.store) is None
     aligned: list[int] = []
-    monkeypatch.setattr(crops, "crop_rows", crops_in_place(aligned))
+    monkeypatch.setattr(crops, "run_stages", crops_in_place(aligned))
     cut_crops(five_images, plan, room)
     assert aligned == [0]
     resumed = read_index(plan.store)
@@ -185,7 +209,7 @@ def test_sources_and_targets_are_paired_by_their_keys(
     plan, room = plan_crops(config), Resources(cpus=2, gpus=0)
     assert plan.targets is not None
     assert plan.store.root != plan_crops(five_images).store.root
-    monkeypatch.setattr(crops, "crop_rows", crops_in_place([]))
+    monkeypatch.setattr(crops, "run_stages", crops_in_place([]))
     cut_pairs(config, plan, room)
     pairs = read_pairs(Crops(plan.store), Crops(plan.targets.store))
     index = torch.arange(3)
@@ -214,7 +238,7 @@ def test_crops_of_earlier_versions_are_found(five_images: TrainConfig) -> None:
     plan = plan_crops(five_images.model_copy(update=earlier))
     settings = asdict(plan.alignment)
     before = {name: value for name, value in settings.items() if name not in earlier}
-    shards = [[work.shard.shard_id, work.shard.etag] for work in plan.works]
+    shards = [[work.shard.shard_id, work.shard.etag] for work in plan.tasks]
     size, limit = five_images.part_size, five_images.limit
     asked = {"alignment": before, "shards": shards, "part_size": size, "limit": limit}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]

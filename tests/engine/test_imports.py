@@ -1,19 +1,53 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 import pipeline.engine
 
+ROOT = Path(__file__).resolve().parents[2]
 
-@pytest.mark.parametrize("stage", ["read", "align", "write"])
+
+@pytest.mark.parametrize("stage", ["read", "align", "invert", "write"])
 def test_a_stage_without_networks_does_not_import_them(stage: str) -> None:
     """Every reader, aligner and writer is a process that imports its stage."""
-    code = f"import sys, pipeline.engine.{stage}; print('torch' in sys.modules)"
+    code = f"import sys, pipeline.engine.stages.{stage}; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("pattern", [r"ray(\.\w+)*\._\w+", r"_internal\.\w+ import"])
+def test_private_parts_of_ray_are_imported_in_three_modules(pattern: str) -> None:
+    package = Path(pipeline.__file__).parent
+    allowed = {"ray_autoscaler.py", "ray_callbacks.py", "shard_source.py"}
+    imports = re.compile(rf"^\s*(from|import) .*{pattern}", re.MULTILINE)
+    found = {path.name for path in package.rglob("*.py") if imports.search(path.read_text())}
+    assert found == allowed
+
+
+def test_the_ledger_and_the_plan_do_not_import_ray() -> None:
+    code = "import sys, pipeline.engine.ledger; print('ray' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+def test_a_ray_outside_the_tested_releases_is_named() -> None:
+    from pipeline.engine.ray_callbacks import TESTED_RAY, untested_ray
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (ray,) = [line for line in project["dependencies"] if line.startswith("ray")]
+    ((first, last),) = [re.findall(r"2\.\d+", ray)]
+    assert first == ".".join(map(str, TESTED_RAY[0]))
+    assert last == f"2.{TESTED_RAY[1][1] + 1}"
+    assert untested_ray("2.58.1") == ""
+    assert untested_ray("2.61.0.dev0") == (
+        "Ray 2.61.0.dev0 is not tested with this package, 2.57 to 2.60 are"
+    )
 
 
 def test_the_door_opens_all_the_same() -> None:

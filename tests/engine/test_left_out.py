@@ -1,4 +1,4 @@
-"""Promises of what is left out, from the reader to the card: by the real reader and committer."""
+"""Promises of what is left out, from the reader to the card: by the real reader and ledger."""
 
 from __future__ import annotations
 
@@ -9,24 +9,20 @@ from pathlib import Path
 import pytest
 
 from jobs import invert_dataset
-from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
-from pipeline.engine import estimate, run
-from pipeline.engine.align import AlignStage
-from pipeline.engine.dataset import Stages
-from pipeline.engine.estimate import estimate_job
-from pipeline.engine.logs import EventLog
-from pipeline.engine.outcome import Outcome
+from pipeline.engine import dry_run, run
+from pipeline.engine.console import print_outcome
+from pipeline.engine.dry_run import estimate_job
+from pipeline.engine.events import EventLog, logging_to_stderr
 from pipeline.engine.plan import make_plan
-from pipeline.engine.report import print_outcome
 from pipeline.engine.run import run_job
-from pipeline.engine.tally import Tally
+from pipeline.engine.stages import Align, Read, Write
 from pipeline.errors import FingerprintError
 from pipeline.storage import Store, list_shards
-from pipeline.table import Table, open_table, write_card
+from pipeline.table import RunRecord, Table, open_table, write_card
 from pipeline.table.status import table_status
 from tests.faults.light import execute_in_order
-from tests.faults.stages import HashedAlign, HashedInvert
+from tests.faults.stages import HASHED, HashedInvert
 from tests.storage.archives import write_files, write_parquet, write_tar
 
 ConfigOf = Callable[..., JobConfig]
@@ -38,7 +34,7 @@ COUNTS = {".json": 3, "(hidden)": 1, ".parquet": 1, ".tar.rar": 1, "(no extensio
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages one after another, in this process."""
     monkeypatch.setattr(run, "_execute", execute_in_order)
-    monkeypatch.setattr(estimate, "_time", lambda *_: (1.0, 1.0, 1.0))
+    monkeypatch.setattr(dry_run, "_time", lambda *_: (1.0, 1.0, 1.0))
 
 
 @pytest.fixture
@@ -52,8 +48,8 @@ def mixed(tmp_path: Path) -> Path:
     return folder
 
 
-def run_hashed(config: JobConfig) -> Outcome:
-    return run_job(config, Stages(HashedAlign, HashedInvert))
+def run_hashed(config: JobConfig) -> RunRecord:
+    return run_job(config, HASHED)
 
 
 def card_of(table: Table) -> str:
@@ -102,7 +98,7 @@ def test_another_listing_changes_the_card_alone(config_of: ConfigOf, mixed: Path
     run_hashed(config)
     (mixed / "more.csv").write_text("1")
     outcome = run_hashed(config)
-    assert outcome.tally.parts == 0
+    assert outcome.counts.parts == 0
     assert "1 `.csv`" in card_of(open_table(config.output))
 
 
@@ -136,21 +132,21 @@ def test_a_shard_without_an_image_is_an_event_that_warns(
 ) -> None:
     write_tar(tmp_path / "in" / "empty.tar", [("a.json", b"{}")])
     config = config_of(input=str(tmp_path / "in"), log_format="json")
-    plan, outcome = make_plan(config), Outcome(Tally())
-    stages, log = Stages(HashedAlign, HashedInvert), EventLog(json_lines=True)
-    execute_in_order(config, plan, outcome, stages, (log,))
+    plan, outcome = make_plan(config), RunRecord()
+    with logging_to_stderr(json_lines=True):
+        execute_in_order(config, plan, outcome, (EventLog(),), stages=HASHED)
     (event,) = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert (event["event"], event["level"]) == ("shard_committed", "warning")
     assert event["left_out"] == {".json": 1}
 
 
-class Aligner(AlignStage):
+class Aligner(Align):
     """The real one; the last that was made can be closed."""
 
-    last: AlignStage
+    last: Align
 
-    def __init__(self, settings: AlignmentSettings) -> None:
-        super().__init__(settings)
+    def setup(self) -> None:
+        super().setup()
         Aligner.last = self
 
 
@@ -158,10 +154,11 @@ def test_bad_items_are_rejects_and_stop_nothing(config_of: ConfigOf, images: Pat
     (images / "0000.jpg").symlink_to("nowhere")
     (images / "loop.png").symlink_to("loop.png")
     config = config_of(prealigned=True)
-    outcome = run_job(config, Stages(Aligner, HashedInvert))
+    outcome = run_job(config, (Read, Aligner, HashedInvert, Write))
+    assert Aligner.last.aligner
     Aligner.last.aligner.close()
-    assert (outcome.exit_code, outcome.tally.samples) == (0, 6)
-    assert outcome.tally.reasons == {"unreadable": 2}
+    assert (outcome.exit_code, outcome.counts.samples) == (0, 6)
+    assert outcome.counts.reasons == {"unreadable": 2}
     table = open_table(config.output)
     assert table.verify()["samples"] == 6
     rows = table.sql("SELECT key, detail FROM rejects ORDER BY key").to_dict("list")
@@ -172,11 +169,11 @@ def test_bad_items_are_rejects_and_stop_nothing(config_of: ConfigOf, images: Pat
 def test_a_table_from_before_sniffing_goes_on_as_it_was(config_of: ConfigOf, mixed: Path) -> None:
     old = config_of(input=str(mixed), sniff=False)
     run_hashed(old)
-    assert "sniff" not in open_table(old.output).description.layout, "as in a table of then"
+    assert "sniff" not in open_table(old.output).spec.layout, "as in a table of then"
     with pytest.raises(FingerprintError, match=r"continue it as it was made: --no-sniff"):
         make_plan(config_of(input=str(mixed)))
     again = run_hashed(old)
-    assert (again.exit_code, again.tally.parts) == (0, 0)
+    assert (again.exit_code, again.counts.parts) == (0, 0)
     names = [
         name for shard in list_shards(str(mixed), options=old.read_options) for name in shard.names
     ]
@@ -188,11 +185,11 @@ def test_a_lists_table_is_continued_line_by_line(config_of: ConfigOf, tmp_path: 
     given = tmp_path / "in" / "list.txt"
     given.write_text("0.jpg\n1.jpg\n2.jpg\n")
     config = config_of(input=str(given), files_per_shard=2)
-    assert run_hashed(config).tally.samples == 3
+    assert run_hashed(config).counts.samples == 3
     given.write_text("0.jpg\n1.jpg\n2.jpg\n3.jpg\n")
     outcome = run_hashed(config)
     assert outcome.errors == []
-    assert outcome.tally.samples == 2, "the first slice is as it was"
+    assert outcome.counts.samples == 2, "the first slice is as it was"
     assert open_table(config.output).verify()["samples"] == 4
 
 

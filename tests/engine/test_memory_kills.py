@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -11,12 +12,12 @@ import ray
 
 from pipeline.config import JobConfig
 from pipeline.engine import memory_kills
-from pipeline.engine.attempts import DIED
 from pipeline.engine.cluster import running_ray
-from pipeline.engine.commit import Committer
+from pipeline.engine.ledger import Ledger
 from pipeline.engine.memory_kills import MemoryKills, advice, parse_kills
-from pipeline.engine.outcome import Outcome
-from pipeline.engine.rows import blank_row
+from pipeline.engine.stages.base import DIED
+from pipeline.table import RunRecord
+from tests.engine.conftest import failure
 
 METRIC = "ray_memory_manager_worker_eviction_total"
 
@@ -31,8 +32,8 @@ def exported(**counts: int) -> str:
 
 
 def test_workers_are_counted_by_stage() -> None:
-    text = exported(InvertStage=11, AlignStage=2, OfAnotherJob=5)
-    text += f'\n{METRIC}{{Name="FlatMap(read_parts)",Type="Task"}} 3.0\nray_other 7'
+    text = exported(Invert=11, Align=2, OfAnotherJob=5)
+    text += f'\n{METRIC}{{Name="FlatMap(Read)",Type="Task"}} 3.0\nray_other 7'
     assert parse_kills(text) == {"invert": 11, "align": 2, "read": 3}
 
 
@@ -55,9 +56,9 @@ def test_what_to_lower_has_a_flag_and_a_number(
 
 
 def test_what_was_counted_before_the_run_is_no_part_of_it(
-    monkeypatch: pytest.MonkeyPatch, committer: Committer, outcome: Outcome
+    monkeypatch: pytest.MonkeyPatch, ledger: Ledger, outcome: RunRecord
 ) -> None:
-    counts = {"InvertStage": 3}
+    counts = {"Invert": 3}
 
     class Exporter(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -75,12 +76,12 @@ def test_what_was_counted_before_the_run_is_no_part_of_it(
         node |= {"MetricsExportPort": str(server.server_port)}
         monkeypatch.setattr(memory_kills, "_alive_nodes", lambda: [node])
         kills = MemoryKills(lambda stage: f"lower {stage}", said.append)
-        committer.explain_deaths = kills.explain_now
+        ledger.explain_deaths = kills.explain_now
         kills.start()
         assert (kills.by_node, said) == ({}, [])
-        counts["InvertStage"] = 8
-        row = blank_row("failed", "files-00000", 0) | {"node": "127.0.0.1"}
-        committer.take(row | {"error": f"invert: RuntimeError: 5 {DIED}"})
+        counts["Invert"] = 8
+        died = failure(0, "invert", RuntimeError(f"5 {DIED}"))
+        ledger.take(replace(died, node="127.0.0.1"))
         server.shutdown()
     told = "node 127.0.0.1 ran out of memory, and Ray ended an inverter 5 times: lower invert"
     assert said == kills.stop() == [told]

@@ -18,7 +18,6 @@ from pipeline.engine.cluster import running_ray
 from pipeline.engine.node_registry import start_registry, stop_registry, wait_for_verdict
 from pipeline.engine.node_report import NodeReport, code_digest, node_report, versions
 from pipeline.engine.nodes import (
-    CheckNodes,
     NodeChecks,
     blocker_needs,
     local_paths,
@@ -230,11 +229,9 @@ def test_nodes_must_see_a_hidden_file_in_the_output(
 ) -> None:
     monkeypatch.setattr(nodes, "in_cluster", lambda: True)
     table = tmp_path / "table"
-    with nodes_checked(config(output=str(table))):
+    with nodes_checked(config(output=str(table))) as checks:
         (marker,) = table.iterdir()
-        assert CheckNodes.checks is not None
-        assert CheckNodes.checks.paths == {str(marker): "output"}
-        assert CheckNodes in DataContext.get_current().custom_execution_callback_classes
-        CheckNodes().on_execution_step(None)
+        assert checks is not None
+        assert checks.paths == {str(marker): "output"}
+        checks.poll()
     assert list(table.iterdir()) == []
-    assert CheckNodes.checks is None

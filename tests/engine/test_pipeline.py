@@ -13,14 +13,19 @@ from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline.config import JobConfig
-from pipeline.engine import commit, run_job, source, waiting
+from pipeline.engine import ledger as ledger_module
+from pipeline.engine import ray_callbacks, run_job, shard_source
+from pipeline.engine.capacity import Pools, reserved_cpus
 from pipeline.engine.cluster import running_ray
-from pipeline.engine.dataset import Pools, Stages, build_dataset, configure_context, summaries
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.messages import Message, PartDone, ShardEnd, to_row
+from pipeline.engine.pipeline import build_pipeline, run_pipeline
 from pipeline.engine.plan import make_plan
-from pipeline.engine.rows import Row
+from pipeline.engine.ray_callbacks import StallDetector, run_settings
 from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
-from pipeline.engine.waiting import Vigil
+from pipeline.engine.stages import Read, Write
 from pipeline.errors import ClusterError
+from pipeline.table import RunRecord
 from tests.storage.archives import write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +47,7 @@ class Executed:
     the operators among which cores and GPUs were divided.
     """
 
-    rows: list[Row]
+    messages: list[Message]
     blocks: dict[str, int]
     ahead: int
     sharing: set[str]
@@ -52,7 +57,7 @@ class Executed:
 def executed(
     config: JobConfig,
     invert: type[SimulatedInvert] = SimulatedInvert,
-    pools: Pools = Pools(1, 1, on_gpu=False),  # noqa: B008 - frozen
+    on_gpu: bool = False,
 ) -> Iterator[Executed]:
     """The pipeline run to its end, on a Ray that is there till the block ends."""
     blocks: dict[str, int] = {}
@@ -72,11 +77,16 @@ def executed(
             _, read, *_, written = blocks.values()
             ahead.append(read - written)
 
-    with running_ray():
-        configure_context()
+    plan = make_plan(config)
+    types = (Read, SimulatedAlign, invert, Write)
+    stages = [stage.of(plan.recipe, plan.writer, "cpu") for stage in types]
+    workers = {"read": 4, "align": 1, "invert": 1, "write": 2}
+    pools = Pools(workers, reserved_cpus(on_gpu=on_gpu), on_gpu)
+    with running_ray(), run_settings():
         DataContext.get_current().custom_execution_callback_classes.append(Count)
-        dataset: Any = build_dataset(make_plan(config), pools, Stages(SimulatedAlign, invert))
-        yield Executed(list(summaries(dataset)), blocks, max(ahead), sharing)
+        ledger = Ledger(plan, RunRecord())
+        dataset: Any = build_pipeline(shard_source.shard_source(ledger), stages, pools)
+        yield Executed(list(run_pipeline(dataset)), blocks, max(ahead), sharing)
 
 
 def test_a_part_is_one_row_and_no_stage_is_fused_with_another(
@@ -88,16 +98,17 @@ def test_a_part_is_one_row_and_no_stage_is_fused_with_another(
         members = [(f"{number}.jpg", b"image") for number in range(count)]
         write_tar(tars / f"{name}.tar", [*members, ("readme.txt", b"no image")])
     with executed(config_of(input=str(tars))) as run:
-        parts = sorted((row["shard_id"], row["part"]) for row in run.rows if row["kind"] == "part")
-        ends = {row["shard_id"]: row["samples"] for row in run.rows if row["kind"] == "end"}
+        done = [one for one in run.messages if isinstance(one, PartDone)]
+        parts = sorted((one.shard_id, one.part) for one in done)
+        ends = {one.shard_id: one.samples for one in run.messages if isinstance(one, ShardEnd)}
     assert parts == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)]
     assert ends == {"a": 5, "b": 3, "empty": 0}
-    assert len(run.rows) == 8
-    assert all(row["payload"] == row["rejected"] == b"" for row in run.rows), "only counts return"
+    assert len(run.messages) == 8
+    assert all(len(str(to_row(one))) < 4000 for one in run.messages), "only counts return"
     names = [name for name in run.blocks if "Map" in name]
     assert not [name for name in names if "->" in name], "a fused shard is retried whole"
-    stages = ("FlatMap(", "SimulatedAlign", "SimulatedInvert", "WriteStage")
-    assert [stage in name for stage, name in zip(stages, names, strict=True)] == [True] * 4
+    stages = ("FlatMap(Read)", "Map(SimulatedAlign)", "Map(SimulatedInvert)", "Map(Write)")
+    assert names == list(stages)
     assert [run.blocks[name] for name in names] == [8] * 4, "one block a row in every stage"
 
 
@@ -113,11 +124,11 @@ def test_readers_do_not_run_far_ahead_of_writers(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     bounds = {"PARTS_AHEAD": 6, "PARTS_AHEAD_A_WORKER": 0, "_FEW_SHARDS": 2, "_UNREAD_SHARDS": 3}
     for name, bound in bounds.items():
-        monkeypatch.setattr(source, name, bound)
+        monkeypatch.setattr(shard_source, name, bound)
     for number in range(60):
         write_tar(tmp_path / "tars" / f"{number:02d}.tar", [("0.jpg", b"image")])
     with executed(config_of(input=str(tmp_path / "tars")), SlowInvert) as run:
-        assert len(run.rows) == 120
+        assert len(run.messages) == 120
     # What is set aside for the source, which computes nothing, is a GPU without an inverter.
     assert run.sharing == {name for name in run.blocks if "Map" in name}
     # A shard is a part and an end: what waits for a reader comes on top.
@@ -137,27 +148,27 @@ def test_a_part_may_take_longer_than_ray_data_waits(
     monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 6.0)
     write_tar(tmp_path / "tars" / "a.tar", [("0.jpg", b"image")])
     with executed(config_of(input=str(tmp_path / "tars")), LongInvert) as run:
-        assert sorted(row["kind"] for row in run.rows) == ["end", "part"]
+        assert sorted(type(one).__name__ for one in run.messages) == ["PartDone", "ShardEnd"]
 
 
 def test_a_run_that_can_write_nothing_gives_up_at_once(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(commit, "GIVE_UP_PARTS", 3)
-    monkeypatch.setattr(commit, "GIVE_UP_S", 0.0)
+    monkeypatch.setattr(ledger_module, "GIVE_UP_PARTS", 3)
+    monkeypatch.setattr(ledger_module, "GIVE_UP_S", 0.0)
     for number in range(60):
         write_tar(tmp_path / "tars" / f"{number:02d}.tar", [("0.jpg", b"image")])
     config = config_of(input=str(tmp_path / "tars"))
     make_plan(config)
     Path(config.output, "latents").write_text("in the way of the folder")
-    outcome = run_job(config, Stages(SimulatedAlign, SlowInvert))
+    outcome = run_job(config, (Read, SimulatedAlign, SlowInvert, Write))
     assert outcome.exit_code == 1
     assert outcome.errors[0].startswith("given up: 3 parts failed one after another")
     assert len(outcome.errors) == 4, "57 are neither inverted nor listed"
 
 
-class Hurried(Vigil):
+class Hurried(StallDetector):
     """Half an hour passes with each look, once no pool but that of the inverters is without actor.
 
     How long the others need to start is this machine's business.
@@ -167,28 +178,28 @@ class Hurried(Vigil):
         super().__init__(lambda: self.now)
         self.now = 0.0
 
-    def look(self, operators: list[Any]) -> None:
+    def check(self, executor: Any) -> None:
         waiting_for = [
             operator.name
-            for operator in operators
+            for operator in executor._topology
             if operator.get_autoscaling_actor_pools()
             and not operator.has_execution_finished()
             and not operator.get_actor_info().running
         ]
         if len(waiting_for) == 1 and "Invert" in waiting_for[0]:
-            self.now += waiting.NO_ACTOR_S
-        super().look(operators)
+            self.now += ray_callbacks.NO_ACTOR_S
+        super().check(executor)
 
 
 def test_a_run_for_which_no_node_comes_ends(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(waiting, "Vigil", Hurried)
+    monkeypatch.setattr(ray_callbacks, "StallDetector", Hurried)
     write_tar(tmp_path / "tars" / "a.tar", [("0.jpg", b"image")])
-    config, nowhere = config_of(input=str(tmp_path / "tars")), Pools(1, 1, on_gpu=True)
+    config = config_of(input=str(tmp_path / "tars"))
     with (
         pytest.raises(ClusterError, match=r"no node with a GPU .*Invert.* came in 30 minutes"),
-        executed(config, pools=nowhere),
+        executed(config, on_gpu=True),
     ):
         pass

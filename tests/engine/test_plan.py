@@ -9,8 +9,8 @@ import torch
 
 from pipeline.config import JobConfig
 from pipeline.engine import plan as plan_module
-from pipeline.engine.plan import Found, Plan, Works, make_plan, take_first
-from pipeline.engine.read import ShardWork
+from pipeline.engine.plan import Found, Plan, TaskQueue, make_plan, take_first
+from pipeline.engine.stages.read import ShardTask
 from pipeline.errors import (
     FingerprintError,
     InputError,
@@ -21,7 +21,7 @@ from pipeline.errors import (
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import ReadOptions, Shard, list_shards
 from pipeline.storage.file_types import Kind
-from pipeline.table import SCHEMA_VERSION, PartSummary, ShardState
+from pipeline.table import SCHEMA_VERSION, PartRecord, ShardState
 from tests.storage.archives import write_files, write_parquet, write_tar
 
 ConfigOf = Callable[..., JobConfig]
@@ -104,24 +104,24 @@ def test_a_damaged_shard_fails_alone(states: list[ShardState]) -> None:
 def test_parts_that_another_limit_cut_are_done_again(
     states: list[ShardState], samples: dict[int, int], limit: int | None, kept: set[int]
 ) -> None:
-    parts = {number: PartSummary(number, count, 0, count) for number, count in samples.items()}
+    parts = {number: PartRecord(number, count, 0, count) for number, count in samples.items()}
     (state, _), *_ = take_first([replace(states[0], parts=parts)], limit, 2, Found())
     assert state.parts.keys() == kept
     stale = {f"{kind}/a-{n:05d}.parquet" for n in parts.keys() - kept for kind in KINDS}
     assert set(state.stale) == stale
 
 
-def work_of(size: int, names: int = 0) -> ShardWork:
+def work_of(size: int, names: int = 0) -> ShardTask:
     kind: Kind = "folder" if names else "tar"
     shard = Shard(f"s-{size}", "/in", kind, size, "e", ("x",) * names, (1,) * names)
-    return ShardWork(shard, 2)
+    return ShardTask(shard, 2)
 
 
 def test_the_largest_shards_come_first() -> None:
-    works = Works(work_of(size) for size in (3, 9, 1, 7))
-    assert works
-    assert [work.shard.size for work in works] == [9, 7, 3, 1]
-    assert not works
+    tasks = TaskQueue(work_of(size) for size in (3, 9, 1, 7))
+    assert tasks
+    assert [work.shard.size for work in tasks] == [9, 7, 3, 1]
+    assert not tasks
 
 
 @pytest.mark.parametrize(("window", "names"), [("WINDOW_SHARDS", 0), ("WINDOW_NAMES", 1)])
@@ -131,19 +131,19 @@ def test_of_a_long_listing_only_a_window_is_held(
     monkeypatch.setattr(plan_module, window, 3)
     listed: list[int] = []
 
-    def listing() -> Iterator[ShardWork]:
+    def listing() -> Iterator[ShardTask]:
         for size in (1, 2, 3, 9, 8, 7):
             listed.append(size)
             yield work_of(size, names)
 
-    works = Works(listing())
-    assert next(works).shard.size == 3
+    tasks = TaskQueue(listing())
+    assert next(tasks).shard.size == 3
     assert listed == [1, 2, 3]
-    assert [next(works).shard.size for _ in range(2)] == [9, 8]
+    assert [next(tasks).shard.size for _ in range(2)] == [9, 8]
     assert listed == [1, 2, 3, 9, 8]
 
 
-def failing(sizes: range) -> Iterator[ShardWork]:
+def failing(sizes: range) -> Iterator[ShardTask]:
     """A listing that ends with an error."""
     yield from map(work_of, sizes)
     raise StorageError("SlowDown")
@@ -153,21 +153,21 @@ def test_a_listing_that_fails_later_costs_nothing_that_it_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(plan_module, "WINDOW_SHARDS", 3)
-    works = Works(failing(range(5)))
-    assert works
-    assert sorted(next(works).shard.size for _ in range(5)) == [0, 1, 2, 3, 4]
+    tasks = TaskQueue(failing(range(5)))
+    assert tasks
+    assert sorted(next(tasks).shard.size for _ in range(5)) == [0, 1, 2, 3, 4]
     with pytest.raises(StorageError, match="SlowDown"):
-        next(works)
+        next(tasks)
 
 
 def test_a_listing_that_fails_before_any_work_is_raised_at_once() -> None:
     with pytest.raises(StorageError, match="SlowDown"):
-        bool(Works(failing(range(5))))
+        bool(TaskQueue(failing(range(5))))
 
 
 def test_a_new_table_is_described_before_any_work(plan: Plan) -> None:
     assert plan.writer.store.exists("_table.json")
-    (work,) = plan.works
+    (work,) = plan.tasks
     assert work.shard.shard_id == "files-00000"
     found = plan.found
     assert (found.done_shards, found.done_parts, found.done_samples) == (0, 0, 0)
@@ -177,7 +177,7 @@ def test_a_new_table_is_described_before_any_work(plan: Plan) -> None:
 
 def test_a_dry_run_plans_without_a_trace(config_of: ConfigOf) -> None:
     config = config_of()
-    assert len(list(make_plan(config, dry_run=True).works)) == 1
+    assert len(list(make_plan(config, dry_run=True).tasks)) == 1
     assert not Path(config.output).exists()
 
 
@@ -243,13 +243,13 @@ def test_a_table_that_this_code_cannot_read_is_a_wrong_request(
 def test_another_input_is_refused_and_leaves_unfinished_parts_alone(
     plan: Plan, config_of: ConfigOf, tmp_path: Path, dry_run: bool
 ) -> None:
-    (work,) = plan.works
+    (work,) = plan.tasks
     rejects = [reject_of(name) for name in work.shard.names[:2]]
     plan.writer.write_part(work.shard, 0, samples=2, latents=[], rejects=rejects)
     before = plan.writer.store.names()
     other = write_files(tmp_path / "other", "another.jpg")
     with pytest.raises(FingerprintError, match=r"layout\.input: .* in the table, .*/other. asked"):
-        list(make_plan(config_of(input=str(other)), dry_run=dry_run).works)
+        list(make_plan(config_of(input=str(other)), dry_run=dry_run).tasks)
     assert plan.writer.store.names() == before
 
 
@@ -266,7 +266,7 @@ def test_an_input_named_as_an_access_key_s_id_is_continued_and_as_a_secret_refus
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "facedata")
     for _ in range(2):
-        assert len(list(make_plan(asked).works)) == 1
+        assert len(list(make_plan(asked).tasks)) == 1
 
 
 @pytest.mark.parametrize("place", ["", "latents", "a/b"])
@@ -318,8 +318,8 @@ def test_how_archives_are_read_travels_with_each_shard(config_of: ConfigOf, tmp_
     path = write_parquet(tmp_path / "in.parquet", {"left": [b"1"], "label": [3]})
     settings = {"image_column": "left", "image_field": "PNG; .jpg", "keep_columns": "label"}
     plan = make_plan(config_of(input=str(path), **settings))
-    (work,) = plan.works
-    assert ShardWork.from_row(work.to_row()).options == ReadOptions(
+    (work,) = plan.tasks
+    assert work.options == ReadOptions(
         image_column="left", image_field="png,jpg", keep_columns={"label": "int64"}
     )
     assert plan.recipe.columns.kept == (("label", "int64"),)
@@ -351,11 +351,11 @@ def test_other_weights_are_other_settings(
 def test_how_the_work_is_done_changes_no_table(
     config_of: ConfigOf, setting: dict[str, object]
 ) -> None:
-    assert len(list(make_plan(config_of(**setting)).works)) == 1
+    assert len(list(make_plan(config_of(**setting)).tasks)) == 1
 
 
 def test_a_committed_shard_is_not_planned_again(
-    plan: Plan, work: ShardWork, config_of: ConfigOf
+    plan: Plan, work: ShardTask, config_of: ConfigOf
 ) -> None:
     rejects = [reject_of(name) for name in work.shard.names]
     parts = [
@@ -365,13 +365,13 @@ def test_a_committed_shard_is_not_planned_again(
         for part in range(2)
     ]
     half = make_plan(config_of())
-    assert next(half.works).existing == {0, 1}
+    assert next(half.tasks).existing == {0, 1}
     assert half.found == Found(
         shards=1, bytes=work.shard.size, done_samples=4, done_parts=2, complete=True
     )
     plan.writer.commit_shard(work.shard, parts)
     again = make_plan(config_of())
-    assert not again.works
+    assert not again.tasks
     found = again.found
     assert (found.done_shards, found.done_parts, found.done_samples) == (1, 2, 4)
     assert (found.shards, found.bytes) == (0, 0)

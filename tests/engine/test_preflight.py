@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from pipeline.config import JobConfig
-from pipeline.engine.crops import plan_crops
 from pipeline.engine.plan import make_plan
 from pipeline.engine.preflight import check_request
-from pipeline.engine.training_preflight import check_training
+from pipeline.engine.training.crops import plan_crops
+from pipeline.engine.training.preflight import check_training
 from pipeline.errors import InputError
 from pipeline.training.config import TrainConfig
 
@@ -189,7 +189,7 @@ def test_the_listing_that_is_begun_is_gone_on_with(
 ) -> None:
     config, listed = config_of(files_per_shard=1), listings(monkeypatch)
     plan = make_plan(config, shards=check_request(config))
-    assert len(list(plan.works)) == 4
+    assert len(list(plan.tasks)) == 4
     assert listed.count(config.input) == 1
 
 
@@ -199,7 +199,7 @@ def test_a_training_lists_and_counts_its_images_once(
     config = five_images.model_copy(update={"held_out": 1, "batch": 1, "files_per_shard": 2})
     listed = listings(monkeypatch)
     plan = plan_crops(config, check_training(config))
-    assert [len(work.shard.names) for work in plan.works] == [2, 2, 2]
+    assert [len(work.shard.names) for work in plan.tasks] == [2, 2, 2]
     assert listed.count(config.input) == 1
 
 

@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +22,13 @@ from typing import Any
 import pytest
 
 from pipeline.engine import progress, screen
-from pipeline.engine import tally as tally_module
-from pipeline.engine.logs import EventLog
+from pipeline.engine.console import Console
 from pipeline.engine.pace import Pace, format_seconds
 from pipeline.engine.pending import ClusterState, StageState
 from pipeline.engine.plan import Found
 from pipeline.engine.progress import QUIET_S, Progress, at_work, awaited, doing, showing
-from pipeline.engine.tally import Tally
+from pipeline.table import Counts, RunRecord
+from pipeline.table import runs as runs_module
 
 NOW = 10_000.0
 pytestmark = pytest.mark.timeout(120)
@@ -37,13 +38,13 @@ pytestmark = pytest.mark.timeout(120)
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stands still: the time between two lines of a test is no part of a run."""
     still = SimpleNamespace(now=NOW, monotonic=lambda: still.now)
-    for module in (progress, tally_module):
+    for module in (progress, runs_module):
         monkeypatch.setattr(module, "time", still)
     return still
 
 
-def tally(seconds: float, **counts: object) -> Tally:
-    return Tally(started=NOW - seconds, **counts)  # type: ignore[arg-type]
+def run(seconds: float, **counts: object) -> RunRecord:
+    return RunRecord(Counts(**counts), clock=NOW - seconds)  # type: ignore[arg-type]
 
 
 def found(**counts: object) -> Found:
@@ -51,14 +52,15 @@ def found(**counts: object) -> Found:
     return Found(**(given | counts))  # type: ignore[arg-type]
 
 
-def shown(counts: Tally, known: Found, *parts: tuple[float, int]) -> Progress:
+def shown(record: RunRecord, known: Found, *parts: tuple[float, int]) -> Progress:
     """A progress that nobody looks at, after parts that came at a time with images in all."""
     one = Progress()
     one.phase = ""
-    one.follow(counts, known)
-    one.started = counts.started
+    one.follow(record, known)
+    one.started = record.clock
     for number, (seconds, samples) in enumerate(parts, start=1):
-        counts.parts, counts.samples, counts.last_seconds = number, samples, seconds
+        record.counts = replace(record.counts, parts=number, samples=samples)
+        record.last_part_seconds = seconds
         one.update()
     return one
 
@@ -72,8 +74,8 @@ def test_seconds_read_as_a_clock(seconds: float, text: str) -> None:
 
 @pytest.mark.usefixtures("clock")
 def test_a_line_says_it_all() -> None:
-    counts = tally(100, faces=90, shards=1, reasons=Counter(no_face=8, truncated=2))
-    one = shown(counts, found(), (40, 20), (90, 100))
+    record = run(100, faces=90, shards=1, rejects=10, reasons=Counter(no_face=8, truncated=2))
+    one = shown(record, found(), (40, 20), (90, 100))
     one.look([StageState("align", 2, 0, 1, 2), StageState("invert", 1, 0, 0, 1)])
     assert " · ".join(one.words()) == (
         "1:40 · images 100 of 400 · 25 % · 2:58 left · 1.6 images/s · faces 90 · "
@@ -84,16 +86,16 @@ def test_a_line_says_it_all() -> None:
 
 @pytest.mark.usefixtures("clock")
 def test_what_was_done_before_counts_as_done() -> None:
-    one = shown(tally(9), found(done_samples=600), (5, 100))
+    one = shown(run(9), found(done_samples=600), (5, 100))
     assert (one.images, one.share) == ("images 700 of 1000", 0.7)
 
 
 @pytest.mark.usefixtures("clock")
 def test_images_of_archives_are_told_as_an_estimate() -> None:
     known = found(images=0, uncounted_bytes=1000)
-    one = shown(tally(9, bytes=0), known)
+    one = shown(run(9, bytes=0), known)
     assert (one.images, one.share) == ("images 0", None), "nothing was read yet"
-    one = shown(tally(9, bytes=100), known, (5, 7))
+    one = shown(run(9, bytes=100), known, (5, 7))
     assert (one.images, one.share) == ("images 7 of about 70", 0.1)
     known.limit = 50
     assert one.images == "images 7 of about 50"
@@ -104,18 +106,20 @@ def test_images_of_archives_are_told_as_an_estimate() -> None:
 @pytest.mark.usefixtures("clock")
 def test_while_the_input_is_listed_the_total_and_the_end_are_not_known() -> None:
     parts = ((40, 20), (90, 100))
-    assert shown(tally(100), found(), *parts).seconds_left is not None
-    one = shown(tally(100, shards=1), found(shards=1, complete=False), *parts)
+    assert shown(run(100), found(), *parts).seconds_left is not None
+    one = shown(run(100, shards=1), found(shards=1, complete=False), *parts)
     assert (one.seconds_left, one.share) == (None, None)
     assert (one.shards, one.images) == ("1 of 1+", "images 100 of 400+")
 
 
 @pytest.mark.usefixtures("clock")
 def test_of_chosen_images_the_input_s_bytes_tell_how_far() -> None:
-    counts = tally(100)
-    one = shown(counts, found(chosen=True))
+    record = run(100)
+    one = shown(record, found(chosen=True))
     for seconds, size in ((50, 100), (60, 200)):
-        counts.parts, counts.bytes, counts.last_seconds = counts.parts + 1, size, seconds
+        parts = record.counts.parts + 1
+        record.counts = replace(record.counts, parts=parts, bytes=size)
+        record.last_part_seconds = seconds
         one.update()
     assert (one.images, one.share) == ("images 0", 0.2)
     assert one.seconds_left is not None
@@ -178,7 +182,7 @@ def test_a_cluster_names_what_is_pending_in_numbers(
 ) -> None:
     monkeypatch.setattr(progress, "in_cluster", lambda: True)
     monkeypatch.setattr(progress, "storage_retries", lambda: 1)
-    one = shown(tally(100), found(), (90, 100))
+    one = shown(run(100), found(), (90, 100))
     one.look([IDLE[0], StageState("invert", 0, 1, 3, 0, requested=3, gpus=1.0)])
     one.cluster = ClusterState(alive=2, seen=3, unused=1, cpus=4.0, gpus=0.0, retries=2)
     assert one.words()[1:5] == [
@@ -253,7 +257,7 @@ def test_lines_come_also_while_stderr_is_put_aside() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_progress_is_an_event_on_request() -> None:
-    counts = Tally(faces=3, reasons=Counter(no_face=1))
+    record = RunRecord(Counts(faces=3, rejects=1, reasons=Counter(no_face=1)))
     with piped() as err, Progress(json_lines=True) as one:
         doing("starting Ray")
         events: list[dict[str, Any]] = []
@@ -262,7 +266,7 @@ def test_progress_is_an_event_on_request() -> None:
         ):
             events += [json.loads(line) for line in wait_for_lines(err, 1)]
         assert {"phase", "waiting"} == {event["event"] for event in events}
-        one.follow(counts, found(shards=2))
+        one.follow(record, found(shards=2))
         one.look([READING])
         events = []
         while not [event for event in events if event["event"] == "progress"]:
@@ -278,7 +282,7 @@ def test_a_failure_is_printed_once_as_it_happens(capfd: pytest.CaptureFixture[st
         with showing(json_lines=False) as same:
             assert same is one
         for _ in range(2):
-            EventLog(json_lines=False).failed("a", "shard 'a', part 0: invert: OSError: x")
+            Console().on_failure("a", "shard 'a', part 0: invert: OSError: x")
     assert capfd.readouterr().err == "failed: shard 'a', part 0: invert: OSError: x\n"
     assert (one.failures, Progress.current) == (2, None)
 
@@ -359,7 +363,7 @@ class Terminal:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env=os.environ | {"TERM": "xterm"} | environment,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": ""} | environment,
         )
         os.close(theirs)
         self.text = ""

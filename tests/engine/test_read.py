@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import read
-from pipeline.engine.read import ShardWork, cut_parts, read_parts
-from pipeline.engine.rows import unpack
+from pipeline.engine.messages import Failure, Message, SampleBatch, ShardEnd, ShardTask
+from pipeline.engine.stages import read
+from pipeline.engine.stages.base import results
+from pipeline.engine.stages.read import Read, cut_parts
 from pipeline.storage import ReadOptions, Shard, list_shards
 from tests.engine.conftest import samples
 from tests.storage.archives import only_shard, write_tar
@@ -21,8 +22,26 @@ def tar_shard(path: Path, count: int) -> Shard:
     return next(iter(list_shards(str(path))))
 
 
-def kinds(work: ShardWork) -> list[tuple[str, int, int]]:
-    return [(row["kind"], row["part"], row["samples"]) for row in read_parts(work.to_row())]
+def read_all(task: ShardTask) -> list[Message]:
+    return list(results(Read(), task))
+
+
+def batches(task: ShardTask) -> list[SampleBatch]:
+    return [one for one in read_all(task) if isinstance(one, SampleBatch)]
+
+
+def kinds(task: ShardTask) -> list[tuple[str, int, int]]:
+    """Kind, part and number of samples of each message."""
+    return [
+        ("part", one.part, one.counts.samples)
+        if isinstance(one, SampleBatch)
+        else (
+            "end" if isinstance(one, ShardEnd) else "failed",
+            one.part,
+            getattr(one, "samples", 0),
+        )
+        for one in read_all(task)
+    ]
 
 
 def test_parts_are_full_but_the_last() -> None:
@@ -64,64 +83,54 @@ def test_existing_parts_are_counted_and_not_kept(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_shard_ends_with_the_totals_of_all_parts(tmp_path: Path) -> None:
-    work = ShardWork(tar_shard(tmp_path / "s.tar", 5), 2, frozenset({0}))
+    work = ShardTask(tar_shard(tmp_path / "s.tar", 5), 2, frozenset({0}))
     assert kinds(work) == [("part", 1, 2), ("part", 2, 1), ("end", 3, 5)]
 
 
 def test_only_so_many_samples_are_taken(tmp_path: Path) -> None:
-    work = ShardWork(tar_shard(tmp_path / "s.tar", 5), 2, take=3)
+    work = ShardTask(tar_shard(tmp_path / "s.tar", 5), 2, take=3)
     assert kinds(work) == [("part", 0, 2), ("part", 1, 1), ("end", 2, 3)]
 
 
 def test_an_archive_without_images_is_an_end_alone(tmp_path: Path) -> None:
     write_tar(tmp_path / "s.tar", [("readme.txt", b"nothing here")])
     shard = next(iter(list_shards(str(tmp_path / "s.tar"))))
-    assert kinds(ShardWork(shard, 2)) == [("end", 0, 0)]
+    assert kinds(ShardTask(shard, 2)) == [("end", 0, 0)]
 
 
 def test_a_damaged_shard_gives_the_parts_before_the_damage_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     tar_shard(path, 5)
     path.write_bytes(path.read_bytes()[: 3 * 1024 + 700])  # into the fourth member
-    rows = list(read_parts(ShardWork(next(iter(list_shards(str(path)))), 2).to_row()))
-    assert [(row["kind"], row["part"]) for row in rows] == [("part", 0), ("failed", 1)]
-    assert str(path) in rows[-1]["error"]
-    assert rows[-1]["error"].startswith("read: StorageError: ")
+    part, failure = read_all(ShardTask(next(iter(list_shards(str(path)))), 2))
+    assert isinstance(failure, Failure)
+    assert (part.part, failure.part, failure.stage) == (0, 1, "read")
+    assert str(path) in failure.error
+    assert failure.error.startswith("StorageError: ")
 
 
 def test_a_shard_that_vanished_fails_in_a_row(tmp_path: Path) -> None:
     shard = tar_shard(tmp_path / "s.tar", 1)
     (tmp_path / "s.tar").unlink()
-    assert kinds(ShardWork(shard, 2)) == [("failed", 0, 0)]
+    assert kinds(ShardTask(shard, 2)) == [("failed", 0, 0)]
 
 
 def test_a_part_carries_its_samples_and_a_shard_without_its_file_names(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(name.encode())
     shard = next(iter(list_shards(str(tmp_path))))
-    row = next(iter(read_parts(ShardWork(shard, 2).to_row())))
-    payload = unpack(row["payload"])
-    assert payload["key"].to_pylist() == ["a.jpg", "b.jpg"]
-    assert payload["content"].to_pylist() == [b"a.jpg", b"b.jpg"]
-    assert row["bytes"] == 10
-    carried = json.loads(row["shard"])
-    assert (carried["shard_id"], carried["etag"], carried["names"]) == (
-        "files-00000",
-        shard.etag,
-        [],
-    )
-
-
-def test_work_survives_the_way_to_its_reader(tmp_path: Path) -> None:
-    shard = tar_shard(tmp_path / "s.tar", 1)
-    for work in (ShardWork(shard, 7, frozenset({2, 1}), 3), ShardWork(shard, 7)):
-        assert ShardWork.from_row(work.to_row()) == work
+    (batch,) = batches(ShardTask(shard, 2))
+    assert batch.samples["key"].to_pylist() == ["a.jpg", "b.jpg"]
+    assert batch.samples["content"].to_pylist() == [b"a.jpg", b"b.jpg"]
+    assert batch.counts.bytes == 10
+    carried = batch.shard
+    assert (carried.shard_id, carried.etag, carried.names) == ("files-00000", shard.etag, ())
 
 
 def test_a_part_of_a_tar_takes_its_blocks_and_headers(tmp_path: Path) -> None:
     """The time left is told from bytes, and tiny members are mostly header."""
     shard = tar_shard(tmp_path / "s.tar", 5)
-    taken = sum(row["bytes"] for row in read_parts(ShardWork(shard, 2).to_row()))
+    taken = sum(batch.counts.bytes for batch in batches(ShardTask(shard, 2)))
     assert taken == 5 * 1024
     assert taken <= shard.size, "the end of an archive is padding"
 
@@ -129,10 +138,12 @@ def test_a_part_of_a_tar_takes_its_blocks_and_headers(tmp_path: Path) -> None:
 def test_fields_of_the_input_travel_in_the_part(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1"), ("0.txt", b"a cat"), ("1.jpg", b"2")])
     options = ReadOptions(keep_columns={"txt": "string"})
-    rows = list(read_parts(ShardWork(only_shard(path), 9, options=options).to_row()))
-    fields = unpack(rows[0]["payload"])["fields"].to_pylist()
+    batch, end = read_all(ShardTask(only_shard(path), 9, options=options))
+    assert isinstance(batch, SampleBatch)
+    assert isinstance(end, ShardEnd)
+    fields = batch.samples["fields"].to_pylist()
     assert list(map(json.loads, fields)) == [{"txt": "a cat"}, {"txt": None}]
-    assert json.loads(rows[-1]["left_out"]) == {"(no txt)": 1}
+    assert end.left_out == {"(no txt)": 1}
 
 
 def test_long_fields_close_a_part_too(monkeypatch: pytest.MonkeyPatch) -> None:

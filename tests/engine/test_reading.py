@@ -10,12 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ray.data import DataContext
 
-from pipeline.engine import prometheus
 from pipeline.engine.cluster import running_ray
-from pipeline.engine.dataset import configure_context
-from pipeline.engine.prometheus import Meters
+from pipeline.engine.ray_callbacks import run_settings
 from pipeline.errors import RequestError
 from pipeline.table import Columns, open_table
 from tests.table.rows import N_STYLES, code, face_row, shard, write_shard, writer
@@ -32,8 +29,7 @@ CODES = np.stack([code("a"), code("c"), code("c", 1), code("x/b")])
 
 @pytest.fixture(scope="module")
 def _ray() -> Iterator[None]:
-    with running_ray():
-        configure_context()
+    with running_ray(), run_settings():
         yield
 
 
@@ -98,16 +94,12 @@ def test_optional_columns_and_missing_values_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_ray")
-def test_a_table_is_read_in_the_process_of_a_run(
-    table: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run leaves in Ray Data what shows its stages, which this data set does not have."""
-    context = DataContext.get_current()
-    monkeypatch.setattr(context, "custom_execution_callback_classes", [])
-    monkeypatch.setattr(prometheus, "EVERY_S", -1.0)
-    Meters().watch()
-    assert len(context.custom_execution_callback_classes) == 1
-    assert len(open_table(table).to_ray(["image_id"]).take_all()) == 4
+def test_a_table_is_read_while_a_run_watches_its_stages(table: str) -> None:
+    """A run follows the stages of Ray Data; this data set has others."""
+    polls: list[object] = []
+    with run_settings(steps=[polls.append]):
+        assert len(open_table(table).to_ray(["image_id"]).take_all()) == 4
+    assert polls
 
 
 @pytest.mark.usefixtures("_ray")

@@ -1,30 +1,31 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import JobConfig
 from pipeline.engine import node_report, record, run
-from pipeline.engine import outcome as outcome_module
-from pipeline.engine.dataset import Stages
+from pipeline.engine.console import print_outcome
+from pipeline.engine.events import EventLog, log_event, logging_to_stderr
 from pipeline.engine.inverter import BATCH
-from pipeline.engine.logs import EventLog
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.messages import Message, PartDone
 from pipeline.engine.plan import Plan, make_plan
-from pipeline.engine.report import print_outcome
-from pipeline.engine.rows import Row, failed_row
-from pipeline.engine.run import Committer, Outcome, run_job
-from pipeline.engine.tally import Tally
+from pipeline.engine.run import run_job
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.storage import list_shards
-from pipeline.table import open_table
-from tests.engine.conftest import end, is_committed
+from pipeline.table import Counts, RunRecord, open_table
+from pipeline.table import runs as runs_module
+from pipeline.table.runs import WRITE_EVERY_S
+from tests.engine.conftest import end, failure, is_committed
 
 KINDS = ("latents", "rejects")
 
@@ -43,14 +44,14 @@ def test_a_dashboards_address_is_no_cluster(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_why_the_listing_ended_is_said_before_the_shards_that_are_missing(
     plan: Plan,
-    outcome: Outcome,
+    outcome: RunRecord,
     config_of: Callable[..., JobConfig],
-    without_ray: Callable[[list[Row]], None],
+    without_ray: Callable[[list[Message]], None],
 ) -> None:
-    assert plan.works
+    assert plan.tasks
     plan.error = StorageError("SlowDown")
     without_ray([])
-    run._execute(config_of(), plan, outcome, Stages())
+    run._execute(config_of(), plan, outcome)
     missing = "shard 'files-00000': 0 of an unknown number of parts arrived"
     assert outcome.errors == ["SlowDown", missing]
 
@@ -59,48 +60,48 @@ def test_why_the_listing_ended_is_said_before_the_shards_that_are_missing(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_a_wrong_request_that_shows_late_is_raised_when_commits_are_through(
     plan: Plan,
-    outcome: Outcome,
-    written: Callable[[int], Row],
+    outcome: RunRecord,
+    written: Callable[..., PartDone],
     config_of: Callable[..., JobConfig],
-    without_ray: Callable[[list[Row]], None],
+    without_ray: Callable[[list[Message]], None],
 ) -> None:
     plan.error = InputError("two shards have one id")
     without_ray([written(0), written(1), end()])
     with pytest.raises(InputError):
-        run._execute(config_of(), plan, outcome, Stages())
+        run._execute(config_of(), plan, outcome)
     assert is_committed(plan)
     assert outcome.errors == []
 
 
 def test_a_run_that_changes_nothing_writes_no_card(
-    committer: Committer,
-    written: Callable[[int], Row],
+    ledger: Ledger,
+    written: Callable[..., PartDone],
     config_of: Callable[..., JobConfig],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for row in (written(0), written(1), end()):
-        committer.take(row)
-    committer.finish()
+    for message in (written(0), written(1), end()):
+        ledger.take(message)
+    ledger.finish()
     table = open_table(config_of().output)
     assert not table.store.exists("README.md"), "as a run that is killed after its last commit"
     assert run_job(config_of()).means is not None
     card = table.store.info("README.md")
-    monkeypatch.delattr(run, "Totals")
+    monkeypatch.delattr(run, "table_stats")
     assert run_job(config_of()).means is None
     assert table.store.info("README.md") == card
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_run_says_once_that_a_readme_stays(
-    committer: Committer,
-    written: Callable[[int], Row],
+    ledger: Ledger,
+    written: Callable[..., PartDone],
     config_of: Callable[..., JobConfig],
     capsys: pytest.CaptureFixture[str],
     log_format: str,
 ) -> None:
-    for row in (written(0), written(1), end()):
-        committer.take(row)
-    committer.finish()
+    for message in (written(0), written(1), end()):
+        ledger.take(message)
+    ledger.finish()
     config = config_of(log_format=log_format)
     readme = Path(config.output, "README.md")
     assert run_job(config).exit_code == 0
@@ -114,15 +115,15 @@ def test_a_run_says_once_that_a_readme_stays(
 
 
 def test_a_run_removes_what_came_too_late_beside_a_commit_and_a_dry_run_does_not(
-    committer: Committer, written: Callable[[int], Row], config_of: Callable[..., JobConfig]
+    ledger: Ledger, written: Callable[..., PartDone], config_of: Callable[..., JobConfig]
 ) -> None:
-    for row in (written(0), written(1), end()):
-        committer.take(row)
-    committer.finish()
+    for message in (written(0), written(1), end()):
+        ledger.take(message)
+    ledger.finish()
     late = [Path(config_of().output, kind, "files-00000-00007.parquet") for kind in KINDS]
     for file in late:
         file.write_bytes(file.with_name("files-00000-00001.parquet").read_bytes())
-    assert list(make_plan(config_of(), dry_run=True).works) == []
+    assert list(make_plan(config_of(), dry_run=True).tasks) == []
     assert all(file.exists() for file in late)
     assert run_job(config_of()).exit_code == 0
     assert not any(file.exists() for file in late)
@@ -134,7 +135,7 @@ def test_a_folder_that_lost_files_keeps_each_face_once(
 ) -> None:
     config = config_of(files_per_shard=2)
     plan = make_plan(config)
-    for work in plan.works:
+    for work in plan.tasks:
         rejects = [
             {"key": name, "face_index": None, "source_uri": f"{images}/x", "source_sha256": ""}
             | {"reason": "no_face", "detail": ""}
@@ -153,7 +154,7 @@ def test_a_folder_that_lost_files_keeps_each_face_once(
 
 def test_the_last_line_has_the_documented_keys() -> None:
     documented = "samples faces rejects parts skipped_parts seconds images_per_second table"
-    line = Outcome(Tally(samples=3), skipped_parts=2).to_dict("/table")
+    line = RunRecord(Counts(samples=3), skipped_parts=2).to_dict("/table")
     assert set(documented.split()) <= line.keys()
     assert (line["samples"], line["skipped_parts"], line["table"]) == (3, 2, "/table")
     json.dumps(line, allow_nan=False)
@@ -195,18 +196,18 @@ class Finalized:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_a_ctrl_c_that_hits_a_finalizer_is_not_lost(
     config_of: Callable[..., JobConfig],
-    without_ray: Callable[[list[Row]], None],
+    without_ray: Callable[[list[Message]], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     without_ray([])
 
-    def rows(_: object) -> Iterator[Row]:
+    def messages(_: object) -> Iterator[Message]:
         Finalized()
-        yield failed_row("files-00000", 0, "align", OSError("x"))
+        yield failure(0, "align", OSError("x"))
         raise AssertionError("the run goes on")
 
-    monkeypatch.setattr(run, "summaries", rows)
+    monkeypatch.setattr(run, "run_pipeline", messages)
     outcome = run_job(config_of())
     assert outcome.interrupted
     assert [error for error in outcome.errors if "OSError: x" not in error] == []
@@ -244,7 +245,7 @@ def test_a_run_is_on_record_from_its_start(
 ) -> None:
     config = config_of()
     seen: list[dict[str, object]] = []
-    monkeypatch.setattr(run, "_execute", lambda *_: seen.extend(runs(config)))
+    monkeypatch.setattr(run, "_execute", lambda *_, **__: seen.extend(runs(config)))
     run_job(config)
     (started,), (ended,) = seen, runs(config)
     assert (started["exit_code"], ended["exit_code"]) == (None, 0)
@@ -263,16 +264,16 @@ def test_the_closing_table_says_that_the_columns_are_of_the_best_step(
 ) -> None:
     steps = [0.2, 0.1]
     means = dict.fromkeys(("l2", "psnr", "lpips", "id_similarity"), steps)
-    print_outcome(config_of(), Outcome(Tally(), means=means))  # type: ignore[arg-type]
+    print_outcome(config_of(), RunRecord(means=means))  # type: ignore[arg-type]
     told = " ".join(capsys.readouterr().err.split())
     assert "0.1000" in told
     assert "the table's columns of these names are of each face's best step" in told
 
 
 def test_a_run_has_its_settings_on_record_as_they_were_resolved(
-    plan: Plan, config_of: Callable[..., JobConfig], outcome: Outcome
+    plan: Plan, config_of: Callable[..., JobConfig], outcome: RunRecord
 ) -> None:
-    record.RunRecord(config_of(), plan, outcome, datetime.now(UTC)).start()
+    record.RunRecorder(config_of(), plan, outcome).start()
     (account,) = runs(config_of())
     told = account["config"]
     assert isinstance(told, dict)
@@ -283,31 +284,33 @@ def test_a_run_has_its_settings_on_record_as_they_were_resolved(
 
 
 def test_a_running_job_renews_its_record(
-    plan: Plan, config_of: Callable[..., JobConfig], written: Callable[[int], Row], outcome: Outcome
+    plan: Plan,
+    config_of: Callable[..., JobConfig],
+    written: Callable[..., PartDone],
+    outcome: RunRecord,
 ) -> None:
-    account = record.RunRecord(config_of(), plan, outcome, datetime.now(UTC))
+    account = record.RunRecorder(config_of(), plan, outcome)
     account.start()
-    committer = Committer(plan, outcome, (account,))
-    committer.take(written(0))
+    ledger = Ledger(plan, outcome, (account,))
+    ledger.take(written(0))
     assert [one["parts"] for one in runs(config_of())] == [0], "not with every part"
-    account.written -= record.EVERY_S
-    committer.take(written(1))
+    account.file._written -= WRITE_EVERY_S
+    ledger.take(written(1))
     assert [(one["parts"], one["exit_code"]) for one in runs(config_of())] == [(2, None)]
-    account.end()
+    account.on_end(outcome, "")
     assert [one["exit_code"] for one in runs(config_of())] == [0]
 
 
 def test_an_unexpected_failure_is_on_record_with_its_trace(
-    plan: Plan, config_of: Callable[..., JobConfig], outcome: Outcome
+    plan: Plan, config_of: Callable[..., JobConfig], outcome: RunRecord
 ) -> None:
-    account = record.RunRecord(config_of(), plan, outcome, datetime.now(UTC))
-    committer = Committer(plan, outcome, (account,))
-    with pytest.raises(ZeroDivisionError) as failure:
+    account = record.RunRecorder(config_of(), plan, outcome)
+    ledger = Ledger(plan, outcome, (account,))
+    with pytest.raises(ZeroDivisionError) as error:
         divmod(1, 0)
-    row = failed_row("files-00000", 0, "invert", failure.value)
-    committer.take(row)
-    committer.take(row | {"part": 1})
-    account.end()
+    for part in (0, 1):
+        ledger.take(failure(part, "invert", error.value))
+    account.on_end(outcome, "")
     (ended,) = runs(config_of())
     (trace,) = ended["traces"]  # type: ignore[misc]
     assert "ZeroDivisionError: " in trace.splitlines()[-1]
@@ -319,7 +322,7 @@ def test_a_request_that_turns_out_wrong_is_on_record_with_its_code(
     config_of: Callable[..., JobConfig], tmp_path: Path
 ) -> None:
     plan = make_plan(config_of())
-    (work,) = plan.works
+    (work,) = plan.tasks
     shard = replace(work.shard, uri=str(tmp_path / "elsewhere"))
     reject = {"key": "a.jpg", "face_index": None, "source_uri": "", "source_sha256": ""}
     rejects = [reject | {"reason": "no_face", "detail": ""}]
@@ -333,15 +336,18 @@ def test_a_request_that_turns_out_wrong_is_on_record_with_its_code(
 
 
 def test_missed_identities_and_profiles_are_in_the_last_line_and_in_the_account_of_the_run(
-    plan: Plan, config_of: Callable[..., JobConfig], written: Callable[[int], Row], outcome: Outcome
+    plan: Plan,
+    config_of: Callable[..., JobConfig],
+    written: Callable[..., PartDone],
+    outcome: RunRecord,
 ) -> None:
-    account = record.RunRecord(config_of(), plan, outcome, datetime.now(UTC))
-    committer = Committer(plan, outcome, (account,))
-    first = written(0) | {"identity_missed": 2, "icc_ignored": 4}
-    for row in (first, written(1) | {"identity_missed": 1, "icc_ignored": 1}, end()):
-        committer.take(row)
-    committer.finish()
-    account.end()
+    account = record.RunRecorder(config_of(), plan, outcome)
+    ledger = Ledger(plan, outcome, (account,))
+    first = written(0, identity_missed=2, icc_ignored=4)
+    for message in (first, written(1, identity_missed=1, icc_ignored=1), end()):
+        ledger.take(message)
+    ledger.finish()
+    account.on_end(outcome, "")
     assert outcome.to_dict("/table")["identity_missed"] == 3
     assert [one["identity_missed"] for one in runs(config_of())] == [3]
     assert outcome.to_dict("/table")["icc_ignored"] == 5
@@ -349,9 +355,9 @@ def test_missed_identities_and_profiles_are_in_the_last_line_and_in_the_account_
 
 
 def test_of_very_many_errors_the_first_are_kept(
-    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+    outcome: RunRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outcome_module, "MAX_ERRORS", 2)
+    monkeypatch.setattr(runs_module, "MAX_ERRORS", 2)
     for number in range(5):
         outcome.fail(f"error {number}")
     line = outcome.to_dict("/table")
@@ -361,17 +367,18 @@ def test_of_very_many_errors_the_first_are_kept(
 
 def test_events_are_json_lines_without_credentials(
     plan: Plan,
-    outcome: Outcome,
-    written: Callable[[int], Row],
+    outcome: RunRecord,
+    written: Callable[..., PartDone],
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
-    committer = Committer(plan, outcome, (EventLog(json_lines=True),))
-    committer.take(written(0))
-    committer.take(failed_row("files-00000", 1, "read", OSError("key planted-secret is wrong")))
-    committer.take(written(1))
-    committer.finish()
+    ledger = Ledger(plan, outcome, (EventLog(),))
+    with logging_to_stderr(json_lines=True):
+        ledger.take(written(0))
+        ledger.take(failure(1, "read", OSError("key planted-secret is wrong")))
+        ledger.take(written(1))
+        ledger.finish()
     done, failed, again = map(json.loads, capfd.readouterr().err.splitlines())
     assert (done["event"], done["shard"], done["part"]) == ("part_done", "files-00000", 0)
     assert (done["samples"], done["rejects"]) == (2, {"no_face": 2})
@@ -383,7 +390,29 @@ def test_events_are_json_lines_without_credentials(
 
 
 def test_without_the_request_nothing_is_logged(
-    plan: Plan, outcome: Outcome, written: Callable[[int], Row], capfd: pytest.CaptureFixture[str]
+    plan: Plan,
+    outcome: RunRecord,
+    written: Callable[..., PartDone],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    Committer(plan, outcome, (EventLog(json_lines=False),)).take(written(0))
+    ledger = Ledger(plan, outcome, (EventLog(),))
+    with logging_to_stderr(json_lines=False):
+        ledger.take(written(0))
     assert capfd.readouterr().err == ""
+
+
+def test_a_level_quietens_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    library = logging.getLogger("pipeline")
+    with logging_to_stderr(json_lines=True):
+        log_event("x")
+        logging.getLogger("pipeline.table").warning("in %s", "words")
+    first, second = map(json.loads, capfd.readouterr().err.splitlines())
+    assert (first["event"], second["event"], second["text"]) == ("x", "log", "in words")
+    library.setLevel(logging.ERROR)
+    try:
+        with logging_to_stderr(json_lines=False):
+            log_event("notice", "warning", line="not shown")
+            log_event("notice", "error", line="shown")
+    finally:
+        library.setLevel(logging.NOTSET)
+    assert capfd.readouterr().err == "shown\n"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipeline.engine.cluster import Resources
-from pipeline.engine.crops import plan_crops
-from pipeline.engine.training import _failures, _trainer, beginning, check_workers, run_training
+from pipeline.engine.training.crops import plan_crops
+from pipeline.engine.training.run import _failures, _trainer, beginning, check_workers, run_training
 from pipeline.errors import ConfigError, FingerprintError, InputError, PipelineError, RequestError
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
@@ -135,7 +135,7 @@ def test_a_worker_that_refuses_is_not_started_again_and_its_refusal_is_raised() 
     from ray.train.v2.api.config import FailureConfig
     from ray.train.v2.api.exceptions import WorkerGroupError
 
-    from pipeline.engine.trainer import RefusalsEndIt
+    from pipeline.engine.training.trainer import RefusalsEndIt
 
     refused = WorkerGroupError("x", {0: OSError("collateral"), 1: InputError("too few")})
     policy = RefusalsEndIt(FailureConfig(max_failures=3))

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
-
 import pyarrow as pa
 
-from pipeline.engine.align import REJECTS, reject_row
+from pipeline.engine.messages import LatentBatch, SampleBatch, ShardTask
 from pipeline.engine.plan import Plan
-from pipeline.engine.read import ShardWork, read_parts
-from pipeline.engine.rows import pack
-from pipeline.engine.write import WriteStage
+from pipeline.engine.stages import Read, Write
+from pipeline.engine.stages.align import REJECTS, reject_row
 from pipeline.images.rejects import Rejection, RejectReason
 from pipeline.table import latents_table
 
 
-def test_a_written_part_leaves_its_counts_and_the_etags_of_its_files(
-    plan: Plan, work: ShardWork
-) -> None:
-    row = next(iter(read_parts(work.to_row())))
-    row["payload"] = pack(latents_table([], plan.writer.description.columns, row["shard_id"]))
-    rejected = [
-        reject_row(key, "", "", Rejection(RejectReason.NO_FACE, "")) for key in work.shard.names[:2]
-    ]
-    row["rejected"] = pack(pa.Table.from_pylist(rejected, schema=REJECTS))
-    done = WriteStage(plan.writer)(row)
-    assert json.loads(done["summary"])["rejects"] == 2
-    assert (done["payload"], done["rejected"]) == (b"", b"")
+def test_a_written_part_leaves_its_counts_and_etags(plan: Plan, work: ShardTask) -> None:
+    read = next(Read().process(work))
+    assert isinstance(read, SampleBatch)
+    latents = latents_table([], plan.writer.spec.columns, read.shard_id)
+    none = Rejection(RejectReason.NO_FACE, "")
+    rejects = [reject_row(key, "", "", none) for key in work.shard.names[:2]]
+    rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
+    done = Write(plan.writer).process(LatentBatch(read.shard, 0, read.counts, latents, rejected))
+    assert done.record
+    assert done.record.rejects == 2
     listed = {name: info.etag for name, info in plan.writer.store.infos()}
     names = [f"{kind}/files-00000-00000.parquet" for kind in ("latents", "rejects")]
-    assert [done["latents_etag"], done["rejects_etag"]] == [listed[name] for name in names]
+    assert [done.record.latents_etag, done.record.rejects_etag] == [listed[name] for name in names]

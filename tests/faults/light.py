@@ -1,4 +1,4 @@
-"""Run without Ray: the real plan, reader, writer and committer in one process, in order.
+"""Run without Ray: the real plan, reader, writer and ledger in one process, in order.
 
 It is forked from a process that has everything imported, so that it starts in a tenth of a second
 and can be killed, stopped or starved like a driver.
@@ -19,14 +19,13 @@ from typing import Any
 
 from pipeline.config import JobConfig
 from pipeline.engine import run as engine_run
-from pipeline.engine.commit import Committer
-from pipeline.engine.dataset import Stages
-from pipeline.engine.read import read_parts
-from pipeline.engine.write import WriteStage
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.messages import from_row, to_row
+from pipeline.engine.stages.base import Worker, results
 from pipeline.errors import PipelineError, RequestError
 from pipeline.storage import store as disk
 from pipeline.table import part_index
-from tests.faults.stages import HashedAlign, HashedInvert
+from tests.faults.stages import HASHED
 
 FILE_LIMIT = "FAULTS_FILE_LIMIT"  # maximum bytes of a file
 POINTS = ("before", "torn", "whole", "after")
@@ -52,21 +51,29 @@ class Wreck:
 
 
 def execute_in_order(
-    config: JobConfig, plan: Any, outcome: Any, stages: Stages, watches: tuple[Any, ...] = ()
+    config: JobConfig,
+    plan: Any,
+    outcome: Any,
+    listeners: tuple[Any, ...] = (),
+    *,
+    stages: Any,
+    pretended_gpus: int | None = None,
 ) -> None:
-    """Replacement of the engine's `_execute`: the same stages and committer, without Ray."""
-    del config
-    committer = Committer(plan, outcome, watches)
-    recipe = plan.recipe
-    align, invert = stages.align(recipe.alignment), stages.invert(recipe.inversion, recipe.columns)
-    write = WriteStage(plan.writer)
+    """Replacement of the engine's `_execute`: the same stages and ledger, without Ray."""
+    del config, pretended_gpus
+    ledger = Ledger(plan, outcome, listeners)
+    read, *others = [stage.of(plan.recipe, plan.writer, "cpu") for stage in stages]
+    workers = [Worker(stage) for stage in others]
     try:
-        for work in plan.works:
-            for row in read_parts(work.to_row()):
-                committer.take(write(invert(align(row))))
-        committer.finish()
+        for task in plan.tasks:
+            for message in results(read, task):
+                row = to_row(message)
+                for worker in workers:
+                    row = worker(row)
+                ledger.take(from_row(row))
+        ledger.finish()
     finally:
-        committer.abandon()
+        ledger.abandon()
     if plan.error:
         raise plan.error
 
@@ -122,7 +129,7 @@ def main(
 def _run(settings: Mapping[str, Any], report: Path) -> int:
     config = JobConfig.model_validate(settings)
     try:
-        outcome = engine_run.run_job(config, Stages(HashedAlign, HashedInvert))
+        outcome = engine_run.run_job(config, HASHED)
     except PipelineError as error:
         report.write_text(f"{type(error).__name__}: {error}")
         return 2 if isinstance(error, RequestError) else 1

@@ -6,17 +6,16 @@ import json
 import sys
 
 from pipeline.config import JobConfig
-from pipeline.engine.dataset import Stages
 from pipeline.engine.run import run_job
 from pipeline.errors import PipelineError, RequestError
-from tests.faults.stages import HashedAlign, HashedInvert
+from tests.faults.stages import HASHED
 
 
 def main(settings: str) -> int:
     """Run to the end and print the last line of `jobs/invert_dataset.py`."""
     config = JobConfig.model_validate(json.loads(settings))
     try:
-        outcome = run_job(config, Stages(HashedAlign, HashedInvert))
+        outcome = run_job(config, HASHED)
     except PipelineError as error:
         print(f"{type(error).__name__}: {error}")
         return 2 if isinstance(error, RequestError) else 1

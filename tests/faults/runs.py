@@ -66,7 +66,7 @@ class Run(Protocol):
 def prepare_forks() -> Any:
     """Return the context that forks light runs, after importing everything once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.light", "pipeline.engine.recipe"])
+    context.set_forkserver_preload(["tests.faults.light", "pipeline.engine.resolve"])
     return context
 
 

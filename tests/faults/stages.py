@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.alignment import AlignmentSettings
-from pipeline.engine.align import FACES, REJECTS, count_reasons, reject_row
-from pipeline.engine.rows import Row, pack, run_stage, unpack
+from pipeline.engine.messages import FaceBatch, LatentBatch, SampleBatch
+from pipeline.engine.stages import Align, Invert, Read, Write
+from pipeline.engine.stages.align import FACES, REJECTS, count_reasons, reject_row
 from pipeline.images import Rejection, RejectReason
-from pipeline.table import Columns, latents_table
-
-if TYPE_CHECKING:
-    from pipeline.engine.inverter import InvertSettings
+from pipeline.table import latents_table
 
 PACE = "FAULTS_PACE_S"  # seconds per part in each stage, so that faults can strike in the middle
 
@@ -26,20 +24,18 @@ def _work_a_while() -> None:
     time.sleep(float(os.environ.get(PACE, "0")))
 
 
-class HashedAlign:
+class HashedAlign(Align):
     """Aligner: the first byte of a sample's hash decides whether it has no face, one or two."""
 
-    def __init__(self, settings: AlignmentSettings) -> None:
-        self.settings = settings
+    def setup(self) -> None:
+        """Start no child."""
 
-    def __call__(self, row: Row) -> Row:
-        return run_stage("align", self._work, row)
-
-    def _work(self, row: Row) -> Row:
+    def process(self, batch: SampleBatch) -> FaceBatch:
+        """Return the faces of a part."""
         _work_a_while()
         faces: list[dict[str, Any]] = []
         rejects: list[dict[str, Any]] = []
-        for sample in unpack(row["payload"]).to_pylist():
+        for sample in batch.samples.to_pylist():
             sha256 = hashlib.sha256(sample["content"]).hexdigest()
             source = (sample["key"], sample["uri"], sha256)
             count = (0, 1, 1, 1, 2)[int(sha256[:2], 16) % 5]
@@ -49,22 +45,22 @@ class HashedAlign:
                 fields = dict(zip(("key", "source_uri", "source_sha256"), source, strict=True))
                 faces.append(fields | {"face_index": index, "n_faces": count})
         rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
-        row["payload"] = pack(pa.Table.from_pylist(faces, schema=FACES))
-        row["rejected"] = pack(rejected)
-        row["faces"], row["rejects"] = len(faces), len(rejects)
-        row["reasons"] = count_reasons(rejected)
-        return row
+        counts = replace(
+            batch.counts,
+            faces=len(faces),
+            rejects=len(rejects),
+            reasons=count_reasons(rejected),
+        )
+        table = pa.Table.from_pylist(faces, schema=FACES)
+        return FaceBatch(batch.shard, batch.part, counts, table, rejected)
 
 
-class HashedInvert:
+class HashedInvert(Invert):
     """Inverter: the code of a face is random numbers seeded by the hash of its image."""
 
-    def __init__(self, settings: InvertSettings, columns: Columns) -> None:
-        self.settings, self.columns = settings, columns
-        self.names = set(columns.latents_schema().names) - {"image_id", "shard"}
-
-    def __call__(self, row: Row) -> Row:
-        return run_stage("invert", self._work, row)
+    def setup(self) -> None:
+        """Load no model."""
+        self.names = set(self.columns.latents_schema().names) - {"image_id", "shard"}
 
     def _row(self, face: dict[str, Any]) -> dict[str, Any]:
         seed = int(face["source_sha256"][:12], 16) + face["face_index"]
@@ -73,9 +69,13 @@ class HashedInvert:
         measured = {"w_plus": code, "steps": 1, "best_step": 1, "method": "restyle"}
         return dict.fromkeys(self.names) | measured | face
 
-    def _work(self, row: Row) -> Row:
+    def process(self, batch: FaceBatch) -> LatentBatch:
+        """Return the latents of a part."""
         _work_a_while()
-        faces = unpack(row["payload"]).drop_columns(["pixels", "fields"]).to_pylist()
-        latents = latents_table([self._row(face) for face in faces], self.columns, row["shard_id"])
-        row["payload"] = pack(latents)
-        return row
+        faces = batch.faces.drop_columns(["pixels", "fields"]).to_pylist()
+        rows = [self._row(face) for face in faces]
+        latents = latents_table(rows, self.columns, batch.shard_id)
+        return LatentBatch(batch.shard, batch.part, batch.counts, latents, batch.rejects)
+
+
+HASHED = (Read, HashedAlign, HashedInvert, Write)

@@ -13,9 +13,9 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.storage import Store
-from pipeline.table import Table, Totals, open_for_writing, open_table
-from pipeline.table.index import ShardEntry, write_entries
-from pipeline.table.manifests import manifest_etags, read_manifest
+from pipeline.table import Table, open_for_writing, open_table, table_stats
+from pipeline.table.shard_index import ShardRecord, write_index
+from pipeline.table.shard_records import manifest_etags, read_shard_record
 from pipeline.table.status import table_status
 from tests.fuzz import words
 from tests.fuzz.archives import json_text
@@ -137,13 +137,13 @@ _TEXTS = ("", "etag-2", "s3://elsewhere/s-0.tar", "{}", "[]", '{"reasons": {"x":
 
 
 @functools.cache
-def indexed() -> tuple[dict[str, bytes], list[ShardEntry]]:
+def indexed() -> tuple[dict[str, bytes], list[ShardRecord]]:
     """Return the committed part of the valid table, and the correct rows of its index."""
     case = {name: content for name, content in sound().items() if "s-2" not in name}
     with tempfile.TemporaryDirectory() as folder:
         write_case(case, Path(folder))
         store = Store(folder)
-        return case, [ShardEntry.of(read_manifest(store, name), "") for name in ("s-0", "s-1")]
+        return case, [read_shard_record(store, name) for name in ("s-0", "s-1")]
 
 
 def _make_lie(draw: Random) -> Case:
@@ -168,7 +168,7 @@ def _make_lie(draw: Random) -> Case:
 
 # Fields that no other file of this table repeats: it has no bundle and no config with a layout.
 _WITHOUT_PROOF = {"size", "left_out", "config", "layout", "model"}
-_LINE_NUMBERS = ("size", "samples", "faces", "rejects", "parts")
+_LINE_NUMBERS = ("size", "samples", "faces", "rejects", "n_parts")
 _LINE_FIELDS = (*_LINE_NUMBERS, "uri", "etag", "figures")
 
 
@@ -202,8 +202,8 @@ def _run_line(lie: dict[str, Any], store: Store) -> str:
     lines = [replace(entry, manifest_etag=etags[entry.shard]) for entry in indexed()[1]]
     true = lines[lie["line"]]
     lines[lie["line"]] = forged = replace(true, **{lie["field"]: lie["value"]})
-    write_entries(store, lines)
-    totals, status = Totals.of(store), table_status(store.root)
+    write_index(store, lines)
+    totals, status = table_stats(store).counts, table_status(store.root)
     if (totals.samples, totals.faces, totals.rejects, status.faces) != (12, 8, 8, 8):
         raise BrokenPromiseError(f"a line of the index makes the totals {totals}")
     unchanged = shard(true.shard)

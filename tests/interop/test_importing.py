@@ -149,7 +149,7 @@ def test_an_import_that_was_stopped_goes_on_and_other_codes_are_refused(
     counts, _ = imported(source, model, tmp_path / "t", **cut)
     assert counts["faces"] == 5
     assert [part.read_bytes() for part in parts] == before
-    assert whole.description.settings["codes"] == open_codes(source).digest
+    assert whole.spec.settings["codes"] == open_codes(source).digest
     with pytest.raises(FingerprintError, match="codes"):
         imported(dictionary(tmp_path, a=steps_of(1)), model, tmp_path / "t", **cut)
 
@@ -175,7 +175,7 @@ def test_an_import_is_told_as_a_run_while_it_goes_on(
     model: RestyleModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And as one that failed when it has."""
-    monkeypatch.setattr("pipeline.interop.account.EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.table.runs.WRITE_EVERY_S", 0.0)
     source = dictionary(tmp_path, **{f"f{n}": steps_of(n, 1) for n in range(4)})
     commit, seen = TableWriter.commit_shard, []
 

@@ -17,7 +17,7 @@ from pipeline.interop.pictures import Drawing, export_pictures
 from pipeline.inversion.render import render_each
 from pipeline.models import RestyleModel, load_model
 from pipeline.table import Columns, Table
-from pipeline.table.made_by import model_of
+from pipeline.table.model_lookup import model_of
 from tests.interop.tables import table_of
 from tests.table.rows import face_row
 

@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pipeline.table.runs import put_run
 from tests.jobs.ray_head import ROOT
 from tests.table.rows import shard, write_shard, writer
 
@@ -22,7 +23,7 @@ def test_the_status_of_a_table_in_lines_and_as_json(tmp_path: Path) -> None:
     table = writer(tmp_path)
     now = datetime.now(UTC)
     account = {"exit_code": None, "found": FOUND, "samples": 4, "updated": now.isoformat()}
-    table.record_run(now, "ab12", account)
+    put_run(table.store, now, "ab12", account)
     write_shard(table, shard(), commit=False)
     begun = status(tmp_path)
     assert begun.returncode == 3, begun.stderr
@@ -50,7 +51,7 @@ def test_a_shard_that_the_input_has_lost_is_told_apart(tmp_path: Path) -> None:
         write_shard(table, shard(name))
     began = datetime.now(UTC) + timedelta(seconds=2)
     told = FOUND | {"done_shards": 2, "done_bytes": 200}
-    table.record_run(began, "ab12", {"exit_code": None, "found": told})
+    put_run(table.store, began, "ab12", {"exit_code": None, "found": told})
     line = status(tmp_path).stdout.splitlines()[1]
     assert "2 of 3 committed (and 1 that left the input or changed in it), 66.7 %" in line
 
@@ -61,7 +62,7 @@ def test_a_run_that_was_killed_has_no_time_left(tmp_path: Path) -> None:
     write_shard(table, shard(), commit=False)
     for name in ("s-0-00000", "s-0-00001"):
         os.utime(tmp_path / "latents" / f"{name}.parquet", (0, 1_700_000_000 + int(name[-1])))
-    table.record_run(datetime.now(UTC) - timedelta(hours=3), "ab12", {"exit_code": None})
+    put_run(table.store, datetime.now(UTC) - timedelta(hours=3), "ab12", {"exit_code": None})
     said = status(tmp_path).stdout
     assert "left     ?: no run seems to be at work" in said
     assert "gone without a word, as it seems, ? samples" in said
@@ -83,7 +84,7 @@ def test_a_stopped_run_is_told_with_what_it_left(tmp_path: Path) -> None:
     write_shard(table, shard(), commit=False)
     counts = {"samples": 6, "faces": 4, "rejects": 4, "parts": 2}
     account = {"exit_code": 1, "found": FOUND, "updated": datetime.now(UTC).isoformat()}
-    table.record_run(datetime.now(UTC), "ab12", account | counts)
+    put_run(table.store, datetime.now(UTC), "ab12", account | counts)
     stopped = status(tmp_path)
     assert stopped.returncode == 3
     assert "samples  6; faces 4; rejects 4, of which 6, 4 and 4 in shards" in stopped.stdout
@@ -95,7 +96,7 @@ def test_a_failed_run_is_told_with_its_first_error(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write_shard(table, shard())
     errors = ["cannot read 'a.tar':\naccess denied", "another"]
-    table.record_run(datetime.now(UTC), "ab12", {"exit_code": 1, "errors": errors})
+    put_run(table.store, datetime.now(UTC), "ab12", {"exit_code": 1, "errors": errors})
     said = status(tmp_path).stdout
     assert "failed, exit code 1, ? samples, ? faces, ? rejects, ? parts, 2 errors" in said
     assert said.splitlines()[-1] == r"error    cannot read 'a.tar':\naccess denied"

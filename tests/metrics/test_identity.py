@@ -86,18 +86,18 @@ def test_missed_faces_are_null_and_counted_for_target_and_steps(people):
     steps[0, 0] = 0
     meter = Meter(best_step_by="id_similarity")
     measures = meter.measure(targets, steps, torch.zeros(3, 2, 10, 512), torch.zeros(10, 512))
-    missing = np.isnan(measures.id_similarity)
+    missing = np.isnan(measures["id_similarity"])
     assert missing.tolist() == [[True, False], [False, False], [True, True]]
     assert measures.identity_missed == 3
     assert measures.best_step.tolist() == [2, 1, 2]
-    np.testing.assert_allclose(measures.id_similarity[1], 1, atol=1e-5)
+    np.testing.assert_allclose(measures["id_similarity"][1], 1, atol=1e-5)
 
 
 def test_a_reconstruction_that_is_no_picture_does_not_count_as_a_missed_face(people):
     steps = people[:, None].clone()
     steps[0, 0, 0, 0, 0] = float("nan")
     measures = Meter().measure(people, steps, torch.zeros(3, 1, 10, 512), torch.zeros(10, 512))
-    assert np.isnan(measures.id_similarity).tolist() == [[True], [False], [False]]
+    assert np.isnan(measures["id_similarity"]).tolist() == [[True], [False], [False]]
     assert measures.identity_missed == 0
 
 

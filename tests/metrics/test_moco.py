@@ -97,8 +97,8 @@ def test_a_meter_knows_the_file_by_its_keys(state: dict[str, Tensor], tmp_path: 
     pictures = images()
     steps = torch.stack([pictures, torch.ones_like(pictures)], dim=1)
     measures = meter.measure(pictures, steps, torch.zeros(2, 2, 10, 512), torch.zeros(10, 512))
-    np.testing.assert_allclose(measures.id_similarity[:, 0], 1, atol=1e-5)
-    assert (measures.id_similarity[:, 1] < measures.id_similarity[:, 0] - 1e-5).all()
+    np.testing.assert_allclose(measures["id_similarity"][:, 0], 1, atol=1e-5)
+    assert (measures["id_similarity"][:, 1] < measures["id_similarity"][:, 0] - 1e-5).all()
     assert measures.identity_missed == 0
 
 

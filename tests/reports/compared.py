@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.table import Table, open_table
+from pipeline.table.runs import put_run
 from tests.table.rows import face_row, shard, writer
 
 
@@ -38,5 +39,5 @@ def write_table(
     summary = table.write_part(shard(), 0, samples=len(rows), latents=rows, rejects=[])
     table.commit_shard(shard(), [summary])
     run = {"faces": len(rows), "inversion_seconds": inversion_seconds}
-    table.record_run(datetime(2026, 1, 1, tzinfo=UTC), "ab", run)
+    put_run(table.store, datetime(2026, 1, 1, tzinfo=UTC), "ab", run)
     return open_table(str(root))

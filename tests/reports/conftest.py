@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import JobConfig
-from pipeline.engine.align import face_row
 from pipeline.engine.inverter import Inverter
 from pipeline.engine.plan import make_plan
+from pipeline.engine.stages.align import face_row
 from pipeline.table import Table, open_table
 
 
@@ -39,7 +39,7 @@ def make_table(
         ]
         account = Inverter(plan.recipe.inversion).rows(faces)
         plan.writer.write_part(
-            next(plan.works).shard, 0, samples=2, latents=account.latents, rejects=account.rejects
+            next(plan.tasks).shard, 0, samples=2, latents=account.latents, rejects=account.rejects
         )
         return open_table(str(tmp_path / "table"))
 

@@ -56,7 +56,7 @@ def test_faces_of_a_table_may_have_made_different_numbers_of_steps(make_table, b
 @pytest.mark.parametrize("changed", ["model", "bootstrap"])
 def test_a_model_whose_weights_have_changed_draws_nothing(make_table, tiny_bundle, changed):
     table = make_table(**KEPT, bootstrap=tiny_bundle)
-    settings = table.description.settings
+    settings = table.spec.settings
     told = settings if changed == "model" else settings["method"]
     told[changed] = "0" * 64
     with pytest.raises(ModelError, match="belong to another model than"):

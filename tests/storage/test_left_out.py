@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.storage import LeftOut
 from pipeline.storage.left_out import MOST_LABELS, OTHER, label_of
-from pipeline.table.documents import to_json
+from pipeline.table.spec import to_json
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.storage import Shard
-from pipeline.table import Columns, Description, TableWriter, open_for_writing
+from pipeline.table import Columns, ShardRecord, TableSpec, TableWriter, open_for_writing
 
 N_STYLES = 6
 COLUMNS = Columns(N_STYLES)
-DESCRIPTION = Description(
+DESCRIPTION = TableSpec(
     columns=COLUMNS,
     settings={"weights": "abc", "steps": 3, "alignment": {"faces": "largest"}},
     layout={"files_per_shard": 1000},
@@ -106,6 +106,12 @@ def write_shard(table: TableWriter, one: Shard, *, commit: bool = True, **more: 
     )
     if commit:
         table.commit_shard(one, [second, first])
+
+
+def commit(table: TableWriter, one: Shard, left_out: dict[str, int] | None = None) -> ShardRecord:
+    """Commit a shard whose parts are written; its record as an index takes it."""
+    record = table.commit_shard(one, table.state(one).parts.values(), left_out)
+    return table.with_manifest_etag(record)
 
 
 COUNTS_OF_ONE = {

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.table import Totals, open_table, write_card
+from pipeline.table import Counts, open_table, table_stats, write_card
 from pipeline.table.audit import Audit
-from pipeline.table.index import ShardEntry, write_entries
-from pipeline.table.manifests import manifest_etags, manifest_name, read_manifest
+from pipeline.table.shard_index import ShardRecord, write_index
+from pipeline.table.shard_records import manifest_etags, manifest_name, read_shard_record
 from pipeline.table.status import table_status
 from tests.table.rows import shard, write_shard, writer
 
@@ -30,49 +30,52 @@ LIES: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def entries(tmp_path: Path) -> list[ShardEntry]:
+def entries(tmp_path: Path) -> list[ShardRecord]:
     """True lines of three shards; no index is written yet."""
     table = writer(tmp_path)
     for one in SHARDS:
         write_shard(table, one)
-    return [table.entry(read_manifest(table.store, one.shard_id)) for one in SHARDS]
+    return [
+        table.with_manifest_etag(read_shard_record(table.store, one.shard_id)) for one in SHARDS
+    ]
 
 
-def forge(root: Path, entries: list[ShardEntry], **lie: Any) -> None:
-    write_entries(writer(root).store, [entries[0], replace(entries[1], **lie), entries[2]])
+def forge(root: Path, entries: list[ShardRecord], **lie: Any) -> None:
+    write_index(writer(root).store, [entries[0], replace(entries[1], **lie), entries[2]])
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_the_card_and_the_status_count_what_manifests_say(
-    tmp_path: Path, entries: list[ShardEntry], lie: dict[str, Any]
+    tmp_path: Path, entries: list[ShardRecord], lie: dict[str, Any]
 ) -> None:
     without = write_card(open_table(str(tmp_path)))
     forge(tmp_path, entries, **lie)
-    assert Totals.of(writer(tmp_path).store).samples == 18
+    assert table_stats(writer(tmp_path).store).counts.samples == 18
     assert write_card(open_table(str(tmp_path))) == without
     status = table_status(str(tmp_path))
     assert (status.samples, status.faces, status.rejects) == (18, 12, 12)
 
 
-@pytest.mark.parametrize("lie", [{"etag": "etag-2"}, {"size": 101}, {"parts": 3}, {"samples": 7}])
+@pytest.mark.parametrize("lie", [{"etag": "etag-2"}, {"size": 101}, {"n_parts": 3}, {"samples": 7}])
 def test_an_input_that_changed_is_not_committed_by_a_line(
-    tmp_path: Path, entries: list[ShardEntry], lie: dict[str, Any]
+    tmp_path: Path, entries: list[ShardRecord], lie: dict[str, Any]
 ) -> None:
     forge(tmp_path, entries, **lie)
     state = {name: value for name, value in lie.items() if name in ("etag", "size")}
     table, changed = writer(tmp_path), replace(SHARDS[1], **state)
     states = list(table.states([SHARDS[0], changed, SHARDS[2]]))
-    assert [one.committed for one in states] == [(6, 2), None if state else (6, 2), (6, 2)]
+    done = Counts(shards=1, samples=6, parts=2)
+    assert [one.committed for one in states] == [done, None if state else done, done]
     assert table.store.names("_index/") == [], "the next run has no lie to find"
 
 
-def test_true_lines_are_believed(tmp_path: Path, entries: list[ShardEntry]) -> None:
+def test_true_lines_are_believed(tmp_path: Path, entries: list[ShardRecord]) -> None:
     audit = Audit(sums=True)
     assert list(audit.watched(entries)) == entries
     assert not audit.lies(writer(tmp_path).store)
 
 
-def test_of_few_lines_every_one_is_compared(tmp_path: Path, entries: list[ShardEntry]) -> None:
+def test_of_few_lines_every_one_is_compared(tmp_path: Path, entries: list[ShardRecord]) -> None:
     lie = replace(entries[1], left_out='{".txt": 1}')  # by no number that lines are drawn by
     for whole, found in ((3, {True}), (2, {True, False})):
         answers = set()
@@ -85,12 +88,12 @@ def test_of_few_lines_every_one_is_compared(tmp_path: Path, entries: list[ShardE
 
 
 def test_a_manifest_that_another_run_replaced_is_no_lie(
-    tmp_path: Path, entries: list[ShardEntry]
+    tmp_path: Path, entries: list[ShardRecord]
 ) -> None:
     """Between the listing and the look."""
     table = writer(tmp_path)
     table.store.remove(manifest_name("s-0"))
-    manifest = replace(read_manifest(table.store, "s-1"), etag="etag-20")
+    manifest = replace(read_shard_record(table.store, "s-1"), etag="etag-20")
     manifest.write(table.store, anyway=True)
     assert dict(manifest_etags(table.store))["s-1"] != entries[1].manifest_etag
     audit = Audit()
@@ -98,7 +101,7 @@ def test_a_manifest_that_another_run_replaced_is_no_lie(
     assert not audit.lies(table.store)
 
 
-def test_a_line_is_drawn_by_its_share_of_a_sum(tmp_path: Path, entries: list[ShardEntry]) -> None:
+def test_a_line_is_drawn_by_its_share_of_a_sum(tmp_path: Path, entries: list[ShardRecord]) -> None:
     """One of 50,000 lines, which says that it has half of all faces."""
     audit = Audit(sums=True, each=64)
     many = [replace(entries[0], shard=f"x-{number}") for number in range(1000)]

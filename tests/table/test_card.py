@@ -10,9 +10,9 @@ import datasets
 import pytest
 
 from pipeline.storage import Store
-from pipeline.table import index, is_card_current, kept_readme, open_table, write_card
+from pipeline.table import is_card_current, kept_readme, open_table, shard_index, write_card
 from tests.storage.archives import let_the_disk_s_clock_move_on
-from tests.table.rows import face_row, shard, write_shard, writer
+from tests.table.rows import commit, face_row, shard, write_shard, writer
 
 
 def test_the_card_counts_what_is_in_the_table(filled: str) -> None:
@@ -125,9 +125,9 @@ def test_the_counts_come_from_the_index(root: str, monkeypatch: pytest.MonkeyPat
     entries = []
     for one in (shard("s-0"), shard("s-1")):
         write_shard(table, one, commit=False)
-        entries.append(table.entry(table.commit_shard(one, table.state(one).parts.values())))
+        entries.append(commit(table, one))
     table.index(entries)
-    monkeypatch.delattr(index, "read_manifest")
+    monkeypatch.delattr(shard_index, "read_shard_record")
     assert "12 images in 2 shards gave 8 codes" in write_card(open_table(root))
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from pipeline.errors import TableError
 from pipeline.storage import Shard, Store
-from pipeline.table import Figures, PartIndex, PartSummary, TableWriter, open_table, part_index
-from pipeline.table import states as states_module
+from pipeline.table import PartIndex, PartRecord, Stats, TableWriter, open_table, part_index
+from pipeline.table import resume as resume_module
 from pipeline.table import writer as writer_module
-from pipeline.table.index_files import put_rows
-from pipeline.table.parts import Stamp, read_summary
+from pipeline.table.parts import PartKey, read_part_record
+from pipeline.table.shard_index import write_index
 from tests.table.rows import face_row, shard, writer
 
 FOLDER = "_index/parts/"
@@ -33,24 +33,24 @@ def footers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The shards and parts whose footers were read for their states."""
     read: list[tuple[str, int]] = []
 
-    def counting(store: Store, stamp: Stamp) -> PartSummary | None:
-        read.append((stamp.shard, stamp.part))
-        return read_summary(store, stamp)
+    def counting(store: Store, key: PartKey) -> PartRecord | None:
+        read.append((key.shard, key.part))
+        return read_part_record(store, key)
 
-    monkeypatch.setattr(states_module, "read_summary", counting)
+    monkeypatch.setattr(resume_module, "read_part_record", counting)
     return read
 
 
 def write(
     table: TableWriter, index: PartIndex, parts: int, one: Shard | None = None
-) -> list[PartSummary]:
+) -> list[PartRecord]:
     """So many parts of a shard, one face each, as a run writes and indexes them."""
     one = one or shard()
     summaries = []
     for part in range(parts):
         rows = [face_row(f"{part}")]
         summary = table.write_part(one, part, samples=1, latents=rows, rejects=[])
-        index.add(table.part_entry(one, summary, table.part_etags(one, part)))
+        index.add(table.with_etags(summary))
         summaries.append(summary)
     return summaries
 
@@ -108,7 +108,7 @@ def test_an_entry_of_another_stamp_is_not_believed(tmp_path: Path, change: str) 
     elif change == "part_size":
         table = writer(tmp_path, part_size=5)
     else:
-        other = replace(table.description, settings={"weights": "other"})
+        other = replace(table.spec, settings={"weights": "other"})
         table = TableWriter(str(tmp_path), other, part_size=4)
     (state,) = table.states([one])
     assert state == table.state(one)
@@ -161,7 +161,7 @@ def test_a_dry_run_leaves_the_part_index_as_it_is(tmp_path: Path) -> None:
     table = writer(tmp_path)
     table.commit_shard(shard(), write(table, PartIndex(table.store), 2))
     before = table.store.names(FOLDER)
-    dry = TableWriter(str(tmp_path), table.description, part_size=4, read_only=True)
+    dry = TableWriter(str(tmp_path), table.spec, part_size=4, read_only=True)
     assert [state.done for state in dry.states([shard()])] == [True]
     assert table.store.names(FOLDER) == before != []
 
@@ -174,8 +174,9 @@ def test_what_a_commit_finds_untrue_is_forgotten_with_all_that_was_said_of_the_s
     rival = writer(root, part_size=5)
     write(rival, PartIndex(rival.store, read_only=True), 2)
     for part in range(2):
-        summary = PartSummary(part, 1, 1, 0, "ab" * 32, "cd" * 32, Figures().to_text())
-        index.add(table.part_entry(shard(), summary, table.part_etags(shard(), part)))
+        key, figures = table.part_key(shard(), part).digest, Stats().figures_text()
+        record = PartRecord("s-0", part, key, 1, 1, 0, "ab" * 32, "cd" * 32, figures=figures)
+        index.add(table.with_etags(record))
     index = PartIndex(table.store)
     (state,) = table.states([shard()], index)
     with pytest.raises(TableError, match="another run has written part 0"):
@@ -207,7 +208,8 @@ def test_damaged_and_foreign_files_are_passed_over_and_left(
 def test_rows_of_another_kind_are_passed_over(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write(table, PartIndex(table.store, read_only=True), 2)
-    put_rows(table.store, FOLDER, [table.entry(table.commit_shard(shard("s-1"), []))])
+    other = write_index(table.store, [table.commit_shard(shard("s-1"), [])])
+    table.store.put(f"{FOLDER}{other.rsplit('/', 1)[1]}", table.store.get(other))
     (state,) = table.states([shard()])
     assert sorted(state.parts) == [0, 1]
 
@@ -244,8 +246,9 @@ def test_a_part_that_was_written_twice_is_known_by_the_files_that_stand(
     rows = [face_row("a"), face_row("b")]
     again = table.write_part(shard(), 0, samples=2, latents=rows, rejects=[])
     index = PartIndex(table.store)
-    for one in (shard(), shard("s-1")):
-        index.add(table.part_entry(one, again, table.part_etags(shard(), 0)))
+    again = table.with_etags(again)
+    for one in (again, replace(again, shard="s-1")):
+        index.add(one)
     (state,) = table.states([shard()])
     assert footers == []
     assert state.parts == {0: again}
@@ -253,8 +256,10 @@ def test_a_part_that_was_written_twice_is_known_by_the_files_that_stand(
 
 def test_etags_of_a_part_are_those_that_a_listing_shows(root: str) -> None:
     table = writer(root)
-    assert table.part_etags(shard(), 0) == ("", "")
-    write(table, PartIndex(table.store), 1)
+    (part,) = write(table, PartIndex(table.store), 1)
     listed = {name: info.etag for name, info in table.store.infos()}
     names = ("latents/s-0-00000.parquet", "rejects/s-0-00000.parquet")
-    assert table.part_etags(shard(), 0) == tuple(listed[name] for name in names)
+    found = table.with_etags(part)
+    assert (found.latents_etag, found.rejects_etag) == tuple(listed[name] for name in names)
+    table.store.remove(names[0])
+    assert table.with_etags(part).latents_etag == ""

@@ -116,7 +116,7 @@ def test_metric_definitions_and_the_stamp_stand_in_the_file(tmp_path: Path) -> N
     write_shard(table, shard())
     metadata = read_metadata(table.store, "latents/s-0-00001.parquet")
     assert metadata["metrics"]["lpips"] == "AlexNet, version 0.1, 256 px"
-    assert metadata["fingerprint"] == table.description.fingerprint
+    assert metadata["fingerprint"] == table.spec.fingerprint
     assert (metadata["shard"], metadata["shard_etag"]) == ("s-0", "etag-1")
     assert (metadata["part"], metadata["part_size"], metadata["samples"]) == (1, 4, 2)
 

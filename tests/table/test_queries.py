@@ -18,7 +18,7 @@ from pipeline.errors import RequestError
 from pipeline.interop.exporting import Selection
 from pipeline.reports.table_sheet import table_sheet
 from pipeline.storage import Store
-from pipeline.table import ShardStarts, Table, check_condition, open_table
+from pipeline.table import InitialCodes, Table, check_condition, open_table
 from pipeline.table.queries import connect
 from pipeline.table.schema import Columns
 from pipeline.table.statements import condition
@@ -303,7 +303,7 @@ def _of_counts(table: Table, where: str) -> object:
 
 
 def _of_starts(table: Table, where: str) -> object:
-    return ShardStarts(table.store.root, shard("s-0"), where).keys
+    return InitialCodes(table.store.root, shard("s-0"), where).keys
 
 
 CONDITIONS: list[Callable[[Table, str], object]] = [

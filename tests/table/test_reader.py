@@ -108,8 +108,8 @@ def test_a_damaged_description_is_named(root: str) -> None:
 
 def test_the_description_comes_back(filled: str) -> None:
     table = open_table(filled)
-    assert table.description.to_dict() == writer(filled).description.to_dict()
-    assert table.description.model["licence"] == "MIT"
+    assert table.spec.to_dict() == writer(filled).spec.to_dict()
+    assert table.spec.model["licence"] == "MIT"
     assert [manifest.shard for manifest in table.shards()] == ["s-0", "s-0-00000"]
 
 

@@ -51,7 +51,7 @@ def latents(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def has_optional(latents: str) -> bool:
     """Whether the table has the columns that are there on request."""
-    return open_table(str(Path(latents).parents[1])).description.columns.aligned_jpeg
+    return open_table(str(Path(latents).parents[1])).spec.columns.aligned_jpeg
 
 
 def number(latents: str) -> type:
@@ -176,6 +176,6 @@ def test_a_table_of_rejects_alone_reads_as_no_rows(tmp_path: Path) -> None:
     folder = tmp_path / "latents"
     pattern = str(folder / "*.parquet")
     assert duckdb.connect().execute(f"SELECT count(*) FROM '{pattern}'").fetchall() == [(0,)]
-    assert pd.read_parquet(folder).shape == (0, len(table.description.columns.latents_schema()))
+    assert pd.read_parquet(folder).shape == (0, len(table.spec.columns.latents_schema()))
     assert pl.read_parquet(pattern).schema["w_plus"] == pl.Array(pl.Float16, (N_STYLES, 512))
     assert pq.read_table(folder).num_rows == 0

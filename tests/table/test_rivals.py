@@ -7,16 +7,16 @@ from collections.abc import Iterable
 import pytest
 
 from pipeline.errors import StorageError, TableError
-from pipeline.storage import Shard, Store
+from pipeline.storage import Store
 from pipeline.table import (
     PartIndex,
-    PartSummary,
-    ShardManifest,
+    PartRecord,
+    ShardRecord,
     TableWriter,
     open_table,
 )
 from pipeline.table import writer as writer_module
-from pipeline.table.states import States
+from pipeline.table.resume import States
 from tests.table.rows import (
     face_row,
     shard,
@@ -50,7 +50,7 @@ def test_of_two_commits_the_one_whose_files_stand_is_kept(root: str) -> None:
     summary = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
     rival = rival_part_size(root)
     theirs = rival.write_part(shard(), 0, samples=1, latents=[face_row("b")], rejects=[])
-    assert ShardManifest.of(shard(), [summary], "fingerprint", 4).write(table.store)
+    assert ShardRecord.of(shard(), [summary], "fingerprint", 4).write(table.store)
     rival.commit_shard(shard(), [theirs])
     assert open_table(root).verify()["faces"] == 1
 
@@ -60,13 +60,13 @@ def test_a_commit_that_finds_its_files_gone_is_taken_back(
 ) -> None:
     table = writer(root)
     summary = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
-    write = ShardManifest.write
+    write = ShardRecord.write
 
-    def with_a_rival(manifest: ShardManifest, store: Store) -> bool:
+    def with_a_rival(manifest: ShardRecord, store: Store) -> bool:
         rival_part_size(root)
         return write(manifest, store)
 
-    monkeypatch.setattr(ShardManifest, "write", with_a_rival)
+    monkeypatch.setattr(ShardRecord, "write", with_a_rival)
     with pytest.raises(TableError, match="is missing"):
         table.commit_shard(shard(), [summary])
     assert not table.store.exists("_shards/s-0.json")
@@ -94,7 +94,7 @@ def test_a_commit_that_storage_did_not_let_check_is_taken_back(
         raise StorageError("503")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer_module, "read_summary", down)
+        patch.setattr(writer_module, "read_part_record", down)
         with pytest.raises(StorageError, match="503"):
             table.commit_shard(shard(), parts)
     assert not table.state(shard()).done
@@ -163,13 +163,13 @@ def test_a_manifest_that_lands_when_its_run_is_dead_and_its_parts_are_gone_is_re
     parts = write_six(dead)
     table.clear(table.state(shard()))
     done = write_six(table, range(written))
-    ShardManifest.of(shard(), parts, dead.stamps.fingerprint, dead_size).write(table.store)
+    ShardRecord.of(shard(), parts, dead.spec.fingerprint, dead_size).write(table.store)
     done += write_six(table, range(written, -(-6 // size)))
     table.commit_shard(shard(), done)
     assert open_table(root).verify()["faces"] == 6
 
 
-def write_six(table: TableWriter, parts: Iterable[int] | None = None) -> list[PartSummary]:
+def write_six(table: TableWriter, parts: Iterable[int] | None = None) -> list[PartRecord]:
     """The parts of these numbers, or all, of a shard of six faces."""
     size = table.part_size
     done = []
@@ -184,7 +184,7 @@ def test_a_changed_shard_that_another_run_clears_while_states_are_read_is_open(r
     for name in ("s-0", "s-1"):
         write_shard(table, shard(name))
     shards = [shard("s-0"), shard("s-1", "etag-2")]
-    listed = States(table.store, table.stamps, PartIndex(table.store))
+    listed = States(table.store, table.part_key, PartIndex(table.store))
     table.clear(table.state(shards[1]))
     states = list(listed.of(shards))
     assert [state.done for state in states] == [True, False]
@@ -197,17 +197,17 @@ def test_a_commit_that_comes_while_a_false_one_is_found_out_stays(
     dead, table = writer(root, part_size=4), writer(root, part_size=2)
     parts = write_six(dead)
     table.clear(table.state(shard()))
-    ShardManifest.of(shard(), parts, dead.stamps.fingerprint, 4).write(table.store)
-    real = TableWriter._stands
+    ShardRecord.of(shard(), parts, dead.spec.fingerprint, 4).write(table.store)
+    real = TableWriter._is_whole
 
-    def slow(late: TableWriter, one: Shard, manifest: ShardManifest) -> bool:
-        monkeypatch.setattr(TableWriter, "_stands", real)
-        found = real(late, one, manifest)
+    def slow(late: TableWriter, record: ShardRecord) -> bool:
+        monkeypatch.setattr(TableWriter, "_is_whole", real)
+        found = real(late, record)
         late.store.remove("_shards/s-0.json")
-        late.commit_shard(one, write_six(late))
+        late.commit_shard(shard(), write_six(late))
         return found
 
-    monkeypatch.setattr(TableWriter, "_stands", slow)
+    monkeypatch.setattr(TableWriter, "_is_whole", slow)
     write_six(table, [0])
     assert table.state(shard()).done
     assert open_table(root).verify()["faces"] == 6

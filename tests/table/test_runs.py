@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.errors import TableError
 from pipeline.table import open_table
+from pipeline.table.runs import put_run
 from pipeline.table.status import table_status
 from tests.table.rows import writer
 
@@ -12,7 +13,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 def record(table, minute, **facts):
     run = {"started": f"minute {minute}", "errors": [], **facts}
-    table.record_run(START + timedelta(minutes=minute), "ab", run)
+    put_run(table.store, START + timedelta(minutes=minute), "ab", run)
 
 
 def test_the_view_has_a_row_a_run_in_their_order(tmp_path):

@@ -14,12 +14,12 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.storage import Shard, Store, list_shards
-from pipeline.table import TableWriter
-from pipeline.table import open_parts as open_parts_module
+from pipeline.table import PartRecord, TableWriter
+from pipeline.table import part_index as part_index_module
 from pipeline.table import status as status_module
-from pipeline.table.index_files import put_rows
-from pipeline.table.part_index import PartEntry
+from pipeline.table.part_index import write_part_index
 from pipeline.table.parts import read_metadata
+from pipeline.table.runs import put_run
 from pipeline.table.status import table_status
 from tests.storage.archives import write_tar
 from tests.table.rows import face_row, reject_row, shard, write_shard, writer
@@ -28,7 +28,7 @@ from tests.table.rows import face_row, reject_row, shard, write_shard, writer
 def record(table: TableWriter, **facts: object) -> None:
     started = datetime(2026, 1, 2, tzinfo=UTC)
     account = {"started": started.isoformat(), "exit_code": None, "found": found(3, 1)} | facts
-    table.record_run(started, "ab12", account)
+    put_run(table.store, started, "ab12", account)
 
 
 def committed_ago(table: TableWriter, seconds: float, *shard_ids: str) -> None:
@@ -82,14 +82,13 @@ def test_a_table_in_the_making(root: str) -> None:
     ]
 
 
-def open_parts(table: TableWriter, *shard_ids: str) -> list[PartEntry]:
+def open_parts(table: TableWriter, *shard_ids: str) -> list[PartRecord]:
     """Write two parts of each shard without a commit; what an index says of them."""
-    entries = []
+    written: list[PartRecord] = []
     for one in map(shard, shard_ids):
         write_shard(table, one, commit=False)
-        parts = table.state(one).parts.values()
-        entries += [table.part_entry(one, p, table.part_etags(one, p.part)) for p in parts]
-    return entries
+        written += map(table.with_etags, table.state(one).parts.values())
+    return written
 
 
 def test_open_parts_are_counted_by_the_index_and_else_by_footers(
@@ -99,14 +98,14 @@ def test_open_parts_are_counted_by_the_index_and_else_by_footers(
     indexed = open_parts(table, "s-0", "s-1")
     open_parts(table, "s-2")
     stale = replace(indexed[0], latents_etag="of another file", samples=1000)
-    put_rows(table.store, "_index/parts/", [stale, *indexed[1:]])
+    write_part_index(table.store, [stale, *indexed[1:]])
     read: list[str] = []
 
     def noted(store: Store, name: str) -> dict[str, Any]:
         read.append(name)
         return read_metadata(store, name)
 
-    monkeypatch.setattr(open_parts_module, "read_metadata", noted)
+    monkeypatch.setattr(part_index_module, "read_metadata", noted)
     status = table_status(root)
     assert (status.samples, status.faces, status.rejects, status.exact) == (18, 12, 12, True)
     names = [f"latents/{part}.parquet" for part in ("s-0-00000", "s-2-00000", "s-2-00001")]
@@ -116,7 +115,7 @@ def test_open_parts_are_counted_by_the_index_and_else_by_footers(
 def test_of_many_open_parts_some_are_read_and_scaled_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(open_parts_module, "_READ_FOOTERS", 2)
+    monkeypatch.setattr(part_index_module, "_READ_FOOTERS", 2)
     table = writer(tmp_path)
     for number in range(4):
         part = [face_row(str(n)) for n in range(3)]
@@ -163,8 +162,10 @@ def test_the_rate_is_not_that_of_the_time_between_two_runs(tmp_path: Path) -> No
     for name in ("s-0", "s-1"):
         write_shard(table, shard(name), commit=name == "s-0")
     now = datetime.now(UTC)
-    table.record_run(now - timedelta(hours=1), "one", {"exit_code": None, "found": found(4, 0)})
-    table.record_run(now - timedelta(seconds=60), "two", {"exit_code": None, "found": found(4, 0)})
+    put_run(table.store, now - timedelta(hours=1), "one", {"exit_code": None, "found": found(4, 0)})
+    put_run(
+        table.store, now - timedelta(seconds=60), "two", {"exit_code": None, "found": found(4, 0)}
+    )
     ages = {"s-0-00000": 540, "s-0-00001": 500, "s-1-00000": 30, "s-1-00001": 10}
     set_times(table, now.timestamp(), ages)
     assert table_status(str(tmp_path)).parts_per_second == pytest.approx(1 / 20, rel=1e-3)
@@ -190,7 +191,7 @@ def test_time_is_left_only_while_a_run_is_at_work(
     write_shard(table, shard("s-0"))
     said = updated and (datetime.now(UTC) - timedelta(seconds=updated)).isoformat()
     account = {"exit_code": exit_code, "updated": said, "found": found(2, 0)}
-    table.record_run(datetime.now(UTC) - timedelta(hours=3), "run", account)
+    put_run(table.store, datetime.now(UTC) - timedelta(hours=3), "run", account)
     set_times(table, time.time(), {"s-0-00000": age + 20, "s-0-00001": age})
     status = table_status(str(tmp_path))
     assert (status.complete, status.at_work) == (False, at_work)
@@ -200,7 +201,7 @@ def test_time_is_left_only_while_a_run_is_at_work(
 def test_a_run_of_slow_parts_may_be_silent_for_long(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write_shard(table, shard("s-0"))
-    table.record_run(datetime.now(UTC) - timedelta(hours=3), "run", {"exit_code": None})
+    put_run(table.store, datetime.now(UTC) - timedelta(hours=3), "run", {"exit_code": None})
     set_times(table, time.time(), {"s-0-00000": 1400, "s-0-00001": 900})
     assert table_status(str(tmp_path)).at_work
     set_times(table, time.time(), {"s-0-00000": 910})
@@ -245,7 +246,7 @@ def test_a_run_that_failed_leaves_no_table_complete(tmp_path: Path) -> None:
     part = table.write_part(only, 0, samples=1, latents=[], rejects=[reject_row("0")])
     table.commit_shard(only, [part])
     for code, complete in ((1, False), (0, True)):
-        table.record_run(datetime.now(UTC), f"run-{1 - code}", {"exit_code": code})
+        put_run(table.store, datetime.now(UTC), f"run-{1 - code}", {"exit_code": code})
         assert table_status(str(tmp_path / "table")).complete is complete
 
 
@@ -253,10 +254,10 @@ def test_a_run_that_is_still_listing_has_more_to_do_than_the_run_before(tmp_path
     table = writer(tmp_path, config={"input": str(tmp_path / "nowhere")})
     write_shard(table, shard("s-0"))
     began = datetime.now(UTC) - timedelta(hours=2)
-    table.record_run(began, "one", {"exit_code": 0, "found": found(1, 0)})
+    put_run(table.store, began, "one", {"exit_code": 0, "found": found(1, 0)})
     assert table_status(str(tmp_path)).complete
     account = {"exit_code": None, "found": found(4096, 1, complete=False)}
-    table.record_run(began + timedelta(hours=1), "two", account)
+    put_run(table.store, began + timedelta(hours=1), "two", account)
     status = table_status(str(tmp_path))
     assert (status.complete, status.shards_total, status.seconds_left) == (False, None, None)
 
@@ -266,9 +267,9 @@ def test_a_run_that_has_just_begun_leaves_no_table_complete(tmp_path: Path) -> N
     table = writer(tmp_path)
     write_shard(table, shard("s-0"))
     began = datetime.now(UTC) - timedelta(hours=2)
-    table.record_run(began, "one", {"exit_code": 0, "found": found(1, 0)})
+    put_run(table.store, began, "one", {"exit_code": 0, "found": found(1, 0)})
     account = {"exit_code": None, "found": found(0, 0, complete=False)}
-    table.record_run(began + timedelta(hours=1), "two", account)
+    put_run(table.store, began + timedelta(hours=1), "two", account)
     status = table_status(str(tmp_path))
     assert (status.complete, status.shards_total, status.seconds_left) == (False, 1, None)
 
@@ -283,7 +284,7 @@ def test_a_shard_that_left_does_not_stand_for_one_that_a_run_is_at_work_on(
     committed_ago(table, 3600, "a", "b", "c")
     Path(shards[0].uri).unlink()
     account = {"exit_code": None, "found": found(1, 2)}
-    table.record_run(datetime.now(UTC) - timedelta(minutes=1), "run", account)
+    put_run(table.store, datetime.now(UTC) - timedelta(minutes=1), "run", account)
     status = table_status(str(tmp_path / "table"), list_input=list_input)
     assert (status.shards_committed, status.shards_total, status.shards_left) == (3, 3, 1)
     assert not status.complete
@@ -298,7 +299,7 @@ def test_the_bytes_left_are_those_that_the_run_has_still_to_do(tmp_path: Path) -
         write_shard(table, shard(name))
     committed_ago(table, 3600, "gone", "old")
     account = {"exit_code": None, "found": found(3, 1)}
-    table.record_run(datetime.now(UTC) - timedelta(minutes=1), "run", account)
+    put_run(table.store, datetime.now(UTC) - timedelta(minutes=1), "run", account)
     status = table_status(str(tmp_path))
     assert (status.shards_left, status.bytes_total, status.bytes_left) == (2, 400, 200)
 
@@ -308,7 +309,7 @@ def test_a_listing_finds_a_shard_that_changed_since_it_was_committed(tmp_path: P
     table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")})
     commit(table, *shards)
     began = datetime.now(UTC)
-    table.record_run(began, "run", {"exit_code": 0, "found": found(2, 0)})
+    put_run(table.store, began, "run", {"exit_code": 0, "found": found(2, 0)})
     assert table_status(str(tmp_path / "table"), list_input=True).complete
     write_tar(tmp_path / "in" / "b.tar", [("0.jpg", b"another image")])
     status = table_status(str(tmp_path / "table"), list_input=True)
@@ -324,7 +325,7 @@ def test_a_table_of_a_limit_is_complete_by_what_its_run_has_found(
     layout = {"files_per_shard": 1000, "limit": 1}
     table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")}, layout=layout)
     commit(table, shards[0])
-    table.record_run(datetime.now(UTC), "run", {"exit_code": 0, "found": found(1, 0)})
+    put_run(table.store, datetime.now(UTC), "run", {"exit_code": 0, "found": found(1, 0)})
     status = table_status(str(tmp_path / "table"), list_input=list_input)
     assert (status.complete, status.shards_total) == (True, 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import pytest
 from pipeline.errors import TableError, printable
 from pipeline.models import load_model
 from pipeline.storage import Shard, Store
-from pipeline.table import open_table
-from pipeline.table.index import write_entries
-from pipeline.table.manifests import ShardManifest, read_manifest
-from pipeline.table.parts import PartSummary
+from pipeline.table import Stats, open_table
+from pipeline.table.parts import PartRecord
+from pipeline.table.shard_index import write_index
+from pipeline.table.shard_records import ShardRecord, read_shard_record
 from tests.fuzz.kind import write_case
 from tests.table.rows import (
     COUNTS_OF_ONE,
@@ -169,10 +169,13 @@ PART = {
 }
 
 
+PART_RECORD = PartRecord(figures=Stats().figures_text())
+
+
 def test_every_field_of_a_manifest_is_forged_here_or_has_no_proof() -> None:
-    names = {field.name for field in fields(ShardManifest)}
-    assert set(MANIFEST) | NO_PROOF_OF_MANIFEST == names
-    assert set(PART) | {"figures"} == {field.name for field in fields(PartSummary)}
+    document = ShardRecord.of(shard(), [PART_RECORD], "", 4, {".json": 1}).to_dict()
+    assert set(MANIFEST) | NO_PROOF_OF_MANIFEST == document.keys()
+    assert PART.keys() == document["parts"][0].keys()
 
 
 @pytest.mark.parametrize("field", MANIFEST)
@@ -390,15 +393,15 @@ LINE = {
     "samples": 10**9,
     "faces": 5,
     "rejects": 5,
-    "parts": 3,
+    "n_parts": 3,
     "figures": '{"reasons":{}}',
 }
 
 
 @pytest.mark.parametrize("field", LINE)
 def test_a_forged_line_of_the_index_is_found(store: Store, field: str) -> None:
-    entry = writer(store.root).entry(read_manifest(store, "s-0"))
-    write_entries(store, [entry])
+    record = writer(store.root).with_manifest_etag(read_shard_record(store, "s-0"))
+    write_index(store, [record])
     assert open_table(store.root).verify() == COUNTS_OF_ONE
-    write_entries(store, [replace(entry, **{field: LINE[field]})])
+    write_index(store, [replace(record, **{field: LINE[field]})])
     broken(store, "the index says of shard 's-0' what its manifest does not", checksums=False)

@@ -15,13 +15,15 @@ from pipeline.errors import FingerprintError, InputError, TableError
 from pipeline.storage import Store
 from pipeline.table import (
     Columns,
+    Counts,
     PartIndex,
     TableWriter,
     open_table,
 )
 from pipeline.table import parts as parts_module
-from pipeline.table.description import read_description
-from pipeline.table.states import States
+from pipeline.table.resume import States
+from pipeline.table.runs import put_run
+from pipeline.table.spec import read_spec
 from tests.table.rows import (
     COUNTS_OF_ONE,
     DESCRIPTION,
@@ -40,7 +42,7 @@ def test_a_committed_shard_is_done(root: str) -> None:
     state = writer(root).state(shard())
     assert state.done
     assert state.stale == ()
-    assert state.committed == (6, 2), "samples, parts"
+    assert state.committed == Counts(shards=1, samples=6, parts=2)
 
 
 def test_an_interrupted_shard_keeps_its_parts(root: str) -> None:
@@ -221,16 +223,14 @@ def test_other_settings_are_refused_and_spelled_out(root: str) -> None:
 
 
 def test_a_setting_as_before_it_existed_leaves_no_trace(root: str) -> None:
-    before = writer(root).description.fingerprint
+    before = writer(root).spec.fingerprint
     settings = dict(DESCRIPTION.settings)
     same = writer(root, settings={**settings, "precision": "float32"})
-    assert same.description.fingerprint == before
+    assert same.spec.fingerprint == before
     with pytest.raises(FingerprintError, match="as it was made: --precision float32"):
         writer(root, settings={**settings, "precision": "tf32"})
     aligned = {**settings["alignment"], "icc": "ignore"}
-    assert (
-        writer(root, settings={**settings, "alignment": aligned}).description.fingerprint == before
-    )
+    assert writer(root, settings={**settings, "alignment": aligned}).spec.fingerprint == before
     with pytest.raises(FingerprintError, match="as it was made: --icc ignore"):
         writer(root, settings={**settings, "alignment": {**aligned, "icc": "apply"}})
 
@@ -250,7 +250,7 @@ def test_how_archives_are_read_is_continued_by_its_flags(root: str) -> None:
     other = f"{root}-2"
     writer(other, layout=asked, columns=kept, config={"keep_columns": "label,caption"})
     again = writer(other, layout=asked, columns=kept)
-    assert again.description.columns == read_description(again.store).columns == kept
+    assert again.spec.columns == read_spec(again.store).columns == kept
     with pytest.raises(FingerprintError) as caught:
         writer(other)
     assert str(caught.value).splitlines()[-1] == (
@@ -266,7 +266,7 @@ def test_fields_of_no_known_type_make_no_table(root: str, kept: object) -> None:
     document["columns"]["kept"] = kept
     store.put("_table.json", json.dumps(document).encode())
     with pytest.raises(TableError, match="is incomplete"):
-        read_description(store)
+        read_spec(store)
 
 
 def test_other_columns_or_slices_are_refused(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_the_fingerprint_follows_the_settings_alone() -> None:
 
 def test_runs_are_recorded_by_start_and_id(tmp_path: Path) -> None:
     start = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    name = writer(tmp_path).record_run(start, "ab12", {"exit_code": 0})
+    name = put_run(writer(tmp_path).store, start, "ab12", {"exit_code": 0})
     assert name == "_runs/20260102T030405Z-ab12.json"
     assert b'"exit_code": 0' in Store(str(tmp_path)).get(name)
 
@@ -298,7 +298,7 @@ def test_a_planted_secret_lands_in_no_file(tmp_path: Path, monkeypatch: pytest.M
     config = {"endpoint": f"http://x?k={secret}", "nested": [{"password": "also-planted"}]}
     table = writer(tmp_path, config=config)
     write_shard(table, shard())
-    table.record_run(datetime.now(UTC), "x", {"error": f"denied for {secret}"})
+    put_run(table.store, datetime.now(UTC), "x", {"error": f"denied for {secret}"})
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 7
     for path in files:
@@ -313,7 +313,7 @@ def test_a_changed_shard_on_a_disk_is_cleared_without_a_look_at_the_others(
     table = writer(tmp_path)
     for name in ("s-0", "s-1"):
         write_shard(table, shard(name))
-    states = States(table.store, table.stamps, PartIndex(table.store))
+    states = States(table.store, table.part_key, PartIndex(table.store))
     listed: list[object] = []
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", listed.append)

@@ -4,10 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-
-from pipeline.training.latent_pairs import Pairs
 
 
 def write_shard(path: Path, count: int, seed: int) -> None:
@@ -32,12 +29,3 @@ def pair_shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for number in range(2):
         write_shard(folder / f"pairs-{number:05d}.tar", 12, number)
     return sorted(folder.glob("*.tar"))
-
-
-@pytest.fixture
-def colours() -> Pairs:
-    """24 pairs of a code and a flat 32 px image of a colour that the code decides."""
-    torch.manual_seed(0)
-    w = torch.randn(24, 512)
-    colour = (127 + 60 * w[:, :3]).clamp(0, 255).byte()
-    return Pairs(w, colour[:, :, None, None].expand(-1, -1, 32, 32).contiguous())

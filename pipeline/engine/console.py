@@ -1,0 +1,211 @@
+"""The console of a run: its progress, and at its end counts, rejects by reason, mean metrics."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import filesize
+from rich.console import Console as Terminal
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.config import JobConfig
+from pipeline.engine.address import RAY_LOG
+from pipeline.engine.events import Listener
+from pipeline.engine.messages import PartDone
+from pipeline.engine.pace import format_seconds
+from pipeline.engine.progress import MOST_TOLD, Progress
+from pipeline.errors import printable
+from pipeline.redaction import without_secrets
+from pipeline.storage import canonical_uri
+from pipeline.table import RunRecord
+
+_LABELS = 12  # of what was left out; all are in the last line of stdout
+_WARNINGS = 20
+_SHOWN = ("l2", "psnr", "lpips", "id_similarity")
+
+
+class Console(Listener):
+    """Shows how far a run is, where its progress is shown."""
+
+    def on_part(self, done: PartDone) -> None:
+        """Show the counts with this part."""
+        del done
+        if Progress.current:
+            Progress.current.update()
+
+    def on_failure(self, shard_id: str, error: str, trace: str = "") -> None:
+        """Show the first failures at once, as a run may take hours."""
+        del shard_id, trace
+        if Progress.current:
+            Progress.current.failed(error)
+
+
+def _counts(outcome: RunRecord) -> Table:
+    counts = outcome.counts
+    table = Table(title="this run", title_justify="left")
+    table.add_column("")
+    table.add_column("count", justify="right")
+    table.add_row("samples", str(counts.samples))
+    table.add_row("faces", str(counts.faces))
+    if counts.identity_missed:
+        table.add_row("faces without an identity", str(counts.identity_missed))
+    if counts.icc_ignored:
+        table.add_row(
+            "colour profiles ignored: damaged or not of the image", str(counts.icc_ignored)
+        )
+    for reason, count in counts.reasons.most_common():
+        table.add_row(f"rejected: {reason}", str(count))
+    for label, count in [*outcome.left_out.ordered().items()][:_LABELS]:
+        table.add_row(escape(printable(f"left out: {label}")), str(count))
+    table.add_row("parts done", str(counts.parts))
+    table.add_row("parts skipped, done before", str(outcome.skipped_parts))
+    return table
+
+
+def _steps(means: Mapping[str, Sequence[float | None]]) -> Table:
+    table = Table(
+        title="mean of the whole table, per step",
+        caption="the table's columns of these names are of each face's best step",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("step", *_SHOWN):
+        table.add_column(name, justify="right")
+    by_step = zip(*(means.get(name, ()) for name in _SHOWN), strict=True)
+    for step, values in enumerate(by_step, start=1):
+        table.add_row(str(step), *("-" if one is None else f"{one:.4f}" for one in values))
+    return table
+
+
+def print_outcome(
+    config: JobConfig,
+    outcome: RunRecord,
+    *,
+    command: Sequence[str] = (),  # the job as it was called, `sys.argv`
+    told: Collection[str] = (),  # failures that were printed as they happened
+) -> None:
+    """Print the account of a run to stderr; what failed, and how to go on, comes last.
+
+    Nothing where stderr is for machines: `run_ended` says the same.
+    """
+    if config.log_format == "json":
+        return
+    console = Terminal(stderr=True)
+    console.print(_counts(outcome))
+    for warning in outcome.warnings[:_WARNINGS]:
+        console.print(
+            f"warning: {printable(warning)}", markup=False, highlight=False, soft_wrap=True
+        )
+    more = len(outcome.warnings) - _WARNINGS + outcome.more_warnings
+    if more > 0:
+        console.print(f"... and {more} more warnings")
+    if outcome.exit_code == 0:
+        if outcome.means is not None:
+            console.print(_steps(outcome.means))
+        _print(console, *next_steps(config, outcome, command))
+        return
+    _print(console, *_failures(outcome, told))
+    if outcome.errors and outcome.ray_log and Path(outcome.ray_log).is_dir():
+        _print(console, f"Ray's own log: {outcome.ray_log} ({RAY_LOG}=1 shows what it prints)")
+    state = "stopped" if outcome.interrupted else "not finished"
+    if command:
+        _print(console, "to continue:", f"  {_called(command)}")
+    _print(console, f"{state}: what is committed stays; run the same command again to continue")
+
+
+def _print(console: Terminal, *lines: str) -> None:
+    """Print lines as they are: a command is pasted, and no path is a link or a colour."""
+    for line in lines:
+        text = printable(without_secrets(line))
+        console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
+
+
+def _failures(outcome: RunRecord, told: Collection[str]) -> Iterator[str]:
+    """What failed and was not printed yet, each once."""
+    first = list(dict.fromkeys(outcome.errors))
+    left = [error for error in first if error not in told]
+    yield from (f"failed: {error}" for error in left[:MOST_TOLD])
+    more = len(left[MOST_TOLD:]) + outcome.more_errors
+    if more > 0:
+        yield f"... and {more} more; the first thousand are in _runs/ of the table"
+
+
+def next_steps(config: JobConfig, outcome: RunRecord, command: Sequence[str]) -> Iterator[str]:
+    """Where the table is, and what can be done with it: commands to paste."""
+    table = canonical_uri(config.output)
+    yield f"table: {table}"
+    best = "SELECT image_id, l2, lpips FROM latents ORDER BY lpips LIMIT 10"
+    yield f"  {_job('query_latents', command)} {shlex.quote(table)} {_quoted(best)}"
+    if outcome.counts.rejects:
+        why = "SELECT reason, count(*) AS n FROM rejects GROUP BY reason ORDER BY n DESC"
+        yield f"  {_job('query_latents', command)} {shlex.quote(table)} {_quoted(why)}"
+    if config.keep_crops and config.keep_steps:
+        sheet = "contact_sheet.png"
+        yield f"  {_job('contact_sheet', command)} --table {shlex.quote(table)} --output {sheet}"
+
+
+def _quoted(query: str) -> str:
+    return f'"{query}"'
+
+
+def _python() -> str:
+    """How this Python is called: `python` where a shell finds this one by that name."""
+    return "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
+
+
+def _called(command: Sequence[str]) -> str:
+    return f"{_python()} {shlex.join(command)}"
+
+
+def _job(name: str, command: Sequence[str]) -> str:
+    """How another job is called from where this one was."""
+    script = Path(command[0] if command else "jobs/it.py").with_name(f"{name}.py")
+    return f"{_python()} {shlex.quote(str(script))}"
+
+
+_ESTIMATED = {
+    "model": "model",
+    "shards": "shards",
+    "shards_to_do": "of these to do",
+    "skipped_parts": "parts done before",
+    "samples_to_do": "images to do",
+    "parts_to_do": "parts to do",
+    "align_seconds_a_sample": "seconds an image, aligning",
+    "invert_seconds_a_sample": "seconds an image, inverting",
+    "start_seconds": "time to start",
+    "estimated_seconds": "time in all, on this machine",
+    "estimated_table_bytes": "size of what is added",
+    "table": "table",
+}
+_UNSAID = {"dry_run", "samples_are_exact"}
+
+
+def print_estimate(config: JobConfig, found: Mapping[str, Any]) -> None:
+    """Print what `estimate_job` found to stderr; nothing where stderr is for machines."""
+    if config.log_format == "json":
+        return
+    table = Table(title="what would be done", title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for name in (*_ESTIMATED, *(found.keys() - _ESTIMATED.keys() - _UNSAID)):
+        if name in found and found[name] not in (None, {}, []):
+            text = _estimated(name, found[name], exact=bool(found.get("samples_are_exact", True)))
+            table.add_row(_ESTIMATED.get(name, name.replace("_", " ")), escape(text))
+    Terminal(stderr=True).print(table, highlight=False)
+
+
+def _estimated(name: str, value: Any, *, exact: bool) -> str:
+    if name in ("start_seconds", "estimated_seconds"):
+        return f"about {format_seconds(float(value))}" if value else "none"
+    if name == "estimated_table_bytes":
+        return filesize.decimal(int(value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {count}" for key, count in value.items())
+    about = "" if exact or name not in ("samples_to_do", "parts_to_do") else "about "
+    return f"{about}{without_secrets(str(value))}"

@@ -1,0 +1,334 @@
+"""How every part of a table is made: settings, model and metrics as the table records them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.alignment import AlignmentSettings
+from pipeline.config import JobConfig
+from pipeline.engine.address import in_cluster
+from pipeline.engine.inverter import BATCH, InvertSettings
+from pipeline.errors import ConfigError, printable
+from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
+from pipeline.inversion.methods import OPTIMISATIONS, Method
+from pipeline.metrics import Meter
+from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
+from pipeline.models.files import hints_of
+from pipeline.storage import canonical_uri
+from pipeline.table import Columns, TableSpec, check_condition, open_initial_table
+from pipeline.table.spec import EARLIER_VALUES
+
+# Raised by whoever changes what the same weights and settings compute.
+NUMERICS_VERSION = 2
+_NAMES = {"dlib", "none", *bundle_names()}  # of networks, which are no paths
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every part of the table is made; small, and the same in every process."""
+
+    alignment: AlignmentSettings
+    inversion: InvertSettings
+    spec: TableSpec
+    treatment: str = ""  # how the model's images are treated, in one line
+    target: str | None = None  # folder of the images to compare with, where not the input itself
+
+    @property
+    def columns(self) -> Columns:
+        """The table's columns."""
+        return self.spec.columns
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """The model of a job and what it starts from."""
+
+    model: RestyleModel
+    first: str | None  # the model that begins, where it is another one
+    origin: dict[str, Any]  # of the codes that are started from, for the fingerprint
+
+
+def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Recipe:
+    """Load the model and the metric networks once to learn what the table is to say of them.
+
+    `kept` are the types of the columns that are carried over from the input.
+
+    Raises a `RequestError` where the settings, the models and the tables do not go together.
+    """
+    if not in_cluster():
+        device = ready_device(config.device, config.precision)
+        if config.precision == "tf32" and device == "cpu":
+            raise ConfigError("--precision tf32 is of GPUs, and the faces are inverted on the CPU")
+    networks = _networks(config)
+    model = networks.model
+    method = make_method(config, model)
+    treatment = treatment_for(
+        model, prealigned=config.prealigned, identity=config.identity, fit=config.fit
+    )
+    if config.target and not treatment.prealigned:
+        raise ConfigError(
+            "--target is for pairs of crops, which belong together pixel by pixel: align both "
+            "first (--keep-crops keeps crops), and add --prealigned"
+        )
+    alignment = _alignment(config, model, treatment)
+    meter = Meter("cpu", treatment.identity, config.best_step_by)
+    spec = TableSpec(
+        columns=_columns(config, model, alignment, kept or {}),
+        settings={
+            "numerics": NUMERICS_VERSION,
+            "model": model.fingerprint,
+            "method": method.to_dict() | networks.origin,
+            "steps": "auto" if method.stop else method.steps,
+            "alignment": alignment.result_settings(),
+            # The definition has the weights' hash, whatever the file is called.
+            "identity": meter.definitions["id_similarity"],
+            "best_step_by": config.best_step_by,
+            "precision": config.precision,
+            **({"target": printable(canonical_uri(config.target))} if config.target else {}),
+        },
+        layout=config.layout(),
+        config=_from_anywhere(config),
+        model=model.metadata,
+        metrics=meter.definitions | _end_of_faces(method),
+    )
+    inversion = _inversion(config, method, networks.first, treatment.identity)
+    about = treatment.description + _borrowed_bound(config)
+    return Recipe(alignment, inversion, spec, about, config.target)
+
+
+def _columns(
+    config: JobConfig,
+    model: RestyleModel,
+    alignment: AlignmentSettings,
+    kept: Mapping[str, str],
+) -> Columns:
+    return Columns(
+        n_styles=model.n_styles,
+        w_plus_dtype=config.latent_dtype,
+        all_steps=config.keep_steps,
+        aligned_jpeg=config.keep_crops,
+        reconstruction_jpeg=config.keep_reconstructions,
+        turn_deg=alignment.tells_turns,
+        kept=tuple(kept.items()),
+    )
+
+
+def _inversion(
+    config: JobConfig, method: Method, first: str | None, identity: str
+) -> InvertSettings:
+    return InvertSettings(
+        model=config.model,
+        hints=hints_of(config.model_dump()),
+        method=method,
+        first=first,
+        starts="none" if not config.init else "chosen" if config.where else "all",
+        identity=identity,
+        best_step_by=config.best_step_by,
+        device=config.device,
+        precision=config.precision,
+        largest_code=float(np.finfo(config.latent_dtype).max),
+        batch_size=config.batch_size,
+        keep_steps=config.keep_steps,
+        keep_crops=config.keep_crops,
+        keep_reconstructions=config.keep_reconstructions,
+    )
+
+
+def _from_anywhere(config: JobConfig) -> dict[str, Any]:
+    """The config as the table tells it: with paths that hold in every working directory.
+
+    That of a Ray job is a copy, whose place says nothing: there they stay as they were given.
+    """
+    told = config.model_dump(exclude_none=True)
+    if not in_cluster():
+        for name in {
+            "input",
+            "output",
+            "target",
+            "init",
+            "model",
+            "bootstrap",
+            "identity",
+        } & told.keys():
+            if told[name] not in _NAMES:
+                told[name] = canonical_uri(told[name])
+    return told
+
+
+def resolved_config(config: JobConfig, recipe: Recipe) -> dict[str, Any]:
+    """Every setting of a job with the value that `recipe` gives it; JSON-ready.
+
+    None is what the job has no use for, and the batch of a cluster whose device is not known yet.
+    """
+    method, alignment = recipe.inversion.method, recipe.alignment
+    device = config.device if in_cluster() else ready_device(config.device, config.precision)
+    found = config.model_dump() | {
+        "prealigned": alignment.prealigned,
+        "fit": alignment.fit if alignment.prealigned else None,
+        "identity": recipe.inversion.identity,
+        "batch_size": config.batch_size or BATCH.get(device),
+    }
+    if alignment.prealigned:
+        found |= dict.fromkeys(("turns", "search_pixels", "check_below"))
+    if method.stop:
+        rule = method.stop
+        used: dict[str, Any] = {
+            "max_steps": rule.most,
+            "stop_gain": rule.gain,
+            "stop_residual": rule.residual,
+        }
+    else:
+        used = {"steps": method.steps}
+    if config.bootstrap:
+        used["bootstrap_steps"] = method.bootstrap_steps
+    if method.name in OPTIMISATIONS:
+        descent = method.descent
+        used |= {"iterations": descent.iterations, "space": descent.space, "seed": method.seed}
+        if method.name == "hybrid":
+            used["distance_weight"] = descent.distance_weight
+    return found | used
+
+
+def make_method(config: JobConfig, model: RestyleModel) -> Method:
+    """The method that the config names, with its settings; `ConfigError` if `model` has no use."""
+    method = Method(
+        config.method,
+        config.step_count,
+        stop=_stop_rule(config) if config.steps == "auto" else None,
+        bootstrap_steps=(config.bootstrap_steps or 1) if config.bootstrap else 0,
+        optimisation=_descent(config, model) if config.method in OPTIMISATIONS else None,
+        seed=config.seed or 0,
+    )
+    method.check(model, started=bool(config.init))
+    return method
+
+
+def _stop_rule(config: JobConfig) -> StopRule:
+    own = StopRule()
+    return replace(
+        own,
+        gain=own.gain if config.stop_gain is None else config.stop_gain,
+        residual=own.residual if config.stop_residual is None else config.stop_residual,
+        most=config.step_count,
+    )
+
+
+def _end_of_faces(method: Method) -> dict[str, str]:
+    """What the table's column `converged` says, if anything."""
+    if method.name != "restyle":
+        return {}
+    rule = method.rule
+    return {
+        "converged": f"a step lowered the face's L2 by less than {rule.gain:g} and changed its "
+        f"code's median row by a share under {rule.residual:g}, where --steps auto with these "
+        "bounds stops"
+    }
+
+
+def _borrowed_bound(config: JobConfig) -> str:
+    """What a user of another model than those of this package must know of `--steps auto`."""
+    if config.steps != "auto" or config.stop_gain is not None or config.model in bundle_names():
+        return ""
+    return (
+        f"; --steps auto stops at a gain under {StopRule().gain:g}, which was calibrated on the "
+        "demo model: find this model's own with jobs/calibrate_stop.py, pass it as --stop-gain"
+    )
+
+
+def _descent(config: JobConfig, model: RestyleModel) -> OptimizeSettings:
+    own = OPTIMISATIONS[config.method]
+    pull = config.distance_weight
+    return replace(
+        own,
+        space=config.space or own.space,
+        iterations=config.iteration_count,
+        distance_weight=own.distance_weight if pull is None else pull,
+        # Rounded, so that another machine's last digit does not make another table.
+        spread=float(f"{latent_spread(model):.3g}"),
+    )
+
+
+def _alignment(config: JobConfig, model: RestyleModel, treatment: Treatment) -> AlignmentSettings:
+    return AlignmentSettings(
+        faces=config.faces,
+        prealigned=treatment.prealigned,
+        fit=treatment.fit,
+        turns=config.turns,
+        search_pixels=config.search_pixels,
+        check_below=config.check_below,
+        min_face_px=config.min_face,
+        output_size=model.input_size,
+        max_pixels=config.max_pixels,
+        icc=config.icc,
+        row_timeout_s=config.image_timeout,
+    )
+
+
+def _networks(config: JobConfig) -> _Networks:
+    """Load the model, and see that what it starts from fits it."""
+    model = load_model(config.model, **hints_of(config.model_dump()))
+    if config.bootstrap:
+        first = load_model(config.bootstrap)
+        _check_pair(model, first)
+        Method("restyle").check(first)
+        return _Networks(model, config.bootstrap, {"bootstrap": first.fingerprint})
+    if config.init:
+        return _started_from_table(config, model, config.init)
+    return _Networks(model, None, {})
+
+
+def _started_from_table(config: JobConfig, model: RestyleModel, init: str) -> _Networks:
+    table = open_initial_table(init)
+    if config.where:
+        check_condition(table, config.where)
+    made = table.spec
+    _check_layout(init, made.layout, config.layout())
+    origin = {"init": made.fingerprint, "where": config.where}
+    if made.columns.n_styles != model.n_styles:
+        raise ConfigError(
+            f"the table '{init}' has codes of {made.columns.n_styles} rows, the model "
+            f"'{model.name}' takes {model.n_styles}"
+        )
+    if made.settings["model"] == model.fingerprint or config.method == "hybrid":
+        return _Networks(model, None, origin)
+    # The first step sees the face as the model of the table renders it.
+    uri = str(made.config["model"])
+    first = load_model(uri, **hints_of(made.config))
+    _check_pair(model, first)
+    if first.fingerprint != made.settings["model"]:
+        raise ConfigError(
+            f"the table '{init}' was made with other weights than '{uri}' has today: its faces "
+            "cannot be rendered to start from"
+        )
+    return _Networks(model, uri, origin)
+
+
+def _check_layout(init: str, made: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where shards of one id hold other images in the table `init`.
+
+    An imported table names no input: its shards are compared one by one.
+    """
+    names = ("sniff", "image_field", "image_column")
+    earlier = {name: EARLIER_VALUES[f"layout.{name}"] for name in names if "input" in made}
+    made = {**earlier, **made}
+    for name in ("input", "files_per_shard", *names):
+        if name in made and made[name] != ours[name]:
+            raise ConfigError(
+                f"the table '{init}' was made with {name} '{made[name]}', and this run has "
+                f"'{ours[name]}': its codes belong to other images"
+            )
+
+
+def _check_pair(model: RestyleModel, first: RestyleModel) -> None:
+    """Raise `ConfigError` where one model cannot go on from the other's codes."""
+    for name in ("n_styles", "input_size"):
+        ours, theirs = getattr(model, name), getattr(first, name)
+        if ours != theirs:
+            raise ConfigError(
+                f"the model '{model.name}' ({name} {ours}) cannot go on from '{first.name}' "
+                f"({name} {theirs})"
+            )

@@ -1,0 +1,1 @@
+"""Training on a cluster: crops by Ray Data, processes by Ray Train."""

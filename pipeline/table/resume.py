@@ -1,0 +1,210 @@
+"""Progress of the shards of an input in a table, from listings, indexes, manifests and footers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+
+from pipeline.errors import InputError, StorageError
+from pipeline.storage import Shard, Store
+from pipeline.table.cleanup import Orphans
+from pipeline.table.part_files import Files, PartFiles, files_of
+from pipeline.table.part_index import PartIndex, RowKey
+from pipeline.table.parts import (
+    LATENTS,
+    REJECTS,
+    PartKey,
+    PartRecord,
+    parse_part_name,
+    part_name,
+    read_part_record,
+)
+from pipeline.table.shard_index import (
+    INDEXED_AT_ONCE,
+    CommittedShards,
+    forget_index,
+    write_index,
+)
+from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
+from pipeline.table.stats import Counts
+
+# Makes the key of part `number` of a shard.
+KeyOf = Callable[[Shard, int], PartKey]
+
+# Lookups in flight while the states of many shards are read from an object store.
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """Progress of one shard.
+
+    `committed` is set if the shard is committed as it now is in the input. Else `parts` holds
+    the parts that need no work, by number, and `stale` the names of files that a run over another
+    state of the shard, or with another part size, left behind: `TableWriter.clear` removes them.
+    """
+
+    shard: Shard
+    committed: Counts | None = None
+    parts: Mapping[int, PartRecord] = field(default_factory=dict)
+    stale: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.committed is not None
+
+    def without(self, numbers: Iterable[int]) -> ShardState:
+        """Return the state with the parts of these numbers stale, so that they are done again."""
+        dropped = set(numbers)
+        kept = {number: part for number, part in self.parts.items() if number not in dropped}
+        names = (name for part in sorted(dropped) for name in _names(self.shard, part))
+        return replace(self, parts=kept, stale=(*self.stale, *names))
+
+
+def state_of(store: Store, key_of: KeyOf, shard: Shard) -> ShardState:
+    """Return the state of one shard, from its manifest or the footers of its parts.
+
+    Raises `InputError` if the table's shard of this id came from another place.
+    """
+    if not store.exists(manifest_name(shard.shard_id)):
+        files = files_of(store, shard.shard_id)
+        return _open_state(shard, key_of, files, {}, partial(map, partial(read_part_record, store)))
+    record = read_shard_record(store, shard.shard_id)
+    return _committed_state(store, shard, record) or _stale_state(
+        shard, files_of(store, shard.shard_id)
+    )
+
+
+class States:
+    """States of many shards, by a few listings of the table and then a few reads at a time.
+
+    Memory holds the numbers of every committed shard and what is known of every open part.
+    """
+
+    def __init__(
+        self, store: Store, key_of: KeyOf, index: PartIndex, orphans: Orphans | None = None
+    ) -> None:
+        self.store, self.key_of, self.read_only = store, key_of, index.read_only
+        self._committed = CommittedShards(store)
+        if self._committed.distrusted and not self.read_only:
+            forget_index(store)
+        self._orphans = orphans
+        if orphans:
+            orphans.start(self._committed)
+        self._known = index.read(self._committed)
+        self._files = PartFiles(store, self._committed)
+        self._unindexed: dict[str, ShardRecord] = {}
+
+    def of(self, shards: Iterable[Shard]) -> Iterator[ShardState]:
+        """Yield the state of each shard, in order, as `state_of` returns it."""
+        # Two pools: who waits for footers must not take the threads that read them.
+        with _interruptible(_THREADS) as pool, _interruptible(_THREADS) as footers:
+            source, state = iter(shards), partial(self._state, footers)
+            while group := list(islice(source, 4 * _THREADS)):
+                found = self._committed.find(group)
+                looked_up = pool.map(
+                    state, [shard for shard, one in zip(group, found, strict=True) if not one]
+                )
+                for shard, committed in zip(group, found, strict=True):
+                    yield ShardState(shard, committed) if committed else next(looked_up)
+                self._index_manifests()
+
+    def _state(self, footers: ThreadPoolExecutor, shard: Shard) -> ShardState:
+        if shard.shard_id not in self._committed:
+            files, known = self._files.of(shard.shard_id), self._known.of(shard.shard_id)
+            read = partial(footers.map, partial(read_part_record, self.store))
+            return _open_state(shard, self.key_of, files, known, read)
+        try:
+            record = read_shard_record(self.store, shard.shard_id)
+        except StorageError:
+            if self.store.exists(manifest_name(shard.shard_id)):
+                raise
+            # Another run has cleared it since it was listed.
+            return state_of(self.store, self.key_of, shard)
+        if self._orphans:
+            self._orphans.has_parts(shard.shard_id, record.n_parts)
+        state = _committed_state(self.store, shard, record)
+        if state:
+            self._unindexed[shard.shard_id] = record
+        return state or _stale_state(shard, self._files.of_committed(record))
+
+    def _index_manifests(self) -> None:
+        """Move the manifests that were read into the index, if they are many."""
+        if len(self._unindexed) < INDEXED_AT_ONCE:
+            return
+        if self.read_only:
+            self._unindexed.clear()
+            return
+        etags = {shard: self._committed.unindexed_etag(shard) for shard in self._unindexed}
+        records = [
+            replace(self._unindexed[shard], manifest_etag=etag)
+            for shard, etag in etags.items()
+            if etag
+        ]
+        if records:
+            write_index(self.store, records)
+        self._unindexed.clear()
+
+
+@contextmanager
+def _interruptible(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool that starts nothing more when the block is left, as by Ctrl-C."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _committed_state(store: Store, shard: Shard, record: ShardRecord) -> ShardState | None:
+    """Return the state of a shard that is as its manifest says; None if it has changed."""
+    if record.uri != shard.source:
+        raise InputError(
+            f"the table '{store.root}' holds shard '{shard.shard_id}' from "
+            f"'{record.uri}'; this input has it at '{shard.source}': choose another output"
+        )
+    if (record.etag, record.size) != (shard.etag, shard.size):
+        return None
+    return ShardState(shard, Counts(shards=1, samples=record.samples, parts=record.n_parts))
+
+
+def _stale_state(shard: Shard, files: Files) -> ShardState:
+    """Return the state of a shard that was committed and has changed since."""
+    return ShardState(shard, stale=(manifest_name(shard.shard_id), *sorted(files)))
+
+
+def _open_state(
+    shard: Shard,
+    key_of: KeyOf,
+    files: Files,  # all of its parts
+    known: Mapping[RowKey, PartRecord],
+    read: Callable[[list[PartKey]], Iterable[PartRecord | None]],  # what the footers say
+) -> ShardState:
+    """Return the state of a shard without a manifest; read the footers of unindexed parts."""
+    parts, unread = {}, []
+    for part in _whole_parts(shard, files):
+        key, (latents, rejects) = key_of(shard, part), _names(shard, part)
+        record = known.get((key.digest, files[latents], files[rejects])) if known else None
+        if record:
+            parts[part] = record
+        else:
+            unread.append(key)
+    parts |= {record.part: record for record in read(unread) if record}
+    taken = {name for part in parts for name in _names(shard, part)}
+    return ShardState(shard, parts=parts, stale=tuple(sorted(files.keys() - taken)))
+
+
+def _whole_parts(shard: Shard, files: Files) -> list[int]:
+    """Return the numbers of the parts of which both files are there."""
+    numbers = {parsed[1] for name in files if (parsed := parse_part_name(name))}
+    return [part for part in sorted(numbers) if all(one in files for one in _names(shard, part))]
+
+
+def _names(shard: Shard, part: int) -> tuple[str, str]:
+    """Return the names of a part's latents and rejects."""
+    return part_name(LATENTS, shard.shard_id, part), part_name(REJECTS, shard.shard_id, part)

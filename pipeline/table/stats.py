@@ -1,0 +1,267 @@
+"""Counts of samples, faces and rejects, and sums of metrics: of a part, a shard, a run or a table.
+
+The metadata of a part's latents holds the sums under `restyle.figures`, the manifest of a shard
+those of all its parts, and the index those of every shard, so that no card reads the rows again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import TableError
+from pipeline.metrics.registry import PER_STEP
+from pipeline.storage import LeftOut
+
+_DIGITS = 9  # of a sum: what the float32 numbers of a part give it
+_STAGE_SUFFIX = "_seconds"
+_METHOD_SECONDS = "inversion_seconds"
+_ROW_COUNTS = ("samples", "bytes", "faces", "rejects", "icc_ignored", "identity_missed")
+
+_NOTHING: Mapping[str, Any] = {}
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was counted; `+` adds two up."""
+
+    shards: int = 0
+    empty_shards: int = 0  # of these, without a sample
+    parts: int = 0
+    samples: int = 0
+    faces: int = 0
+    rejects: int = 0  # reject rows
+    reasons: Counter[str] = field(default_factory=Counter)  # the same by reason, where known
+    icc_ignored: int = 0  # images with faces whose colour profile is damaged or not for them
+    identity_missed: int = 0  # faces whose identity could not be measured: null in the table
+    bytes: int = 0  # of the input
+    left_out: LeftOut = field(default_factory=LeftOut)  # files that readers passed over
+    stage_seconds: Counter[str] = field(default_factory=Counter)  # summed over workers
+    inversion_seconds: float = 0.0  # of the method alone, without metrics and tables
+
+    def __add__(self, other: Counts) -> Counts:
+        """Return the counts of both together."""
+        sums = {name: _add(getattr(self, name), getattr(other, name)) for name in _COUNT_NAMES}
+        return Counts(**sums)
+
+    def scaled(self, scale: float) -> Counts:
+        """Estimate the counts of `scale` times as much: parts, samples, faces, rejects, bytes."""
+        names = ("parts", "samples", "faces", "rejects", "bytes")
+        return replace(self, **{name: round(getattr(self, name) * scale) for name in names})
+
+    def to_row(self, stages: Iterable[str]) -> dict[str, Any]:
+        """Return the columns that travel with a part between the stages of the engine."""
+        row: dict[str, Any] = {name: getattr(self, name) for name in _ROW_COUNTS}
+        row["reasons"] = json.dumps(self.reasons)
+        seconds = {f"{stage}{_STAGE_SUFFIX}": self.stage_seconds[stage] + 0.0 for stage in stages}
+        return row | seconds | {_METHOD_SECONDS: self.inversion_seconds}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Counts:
+        """Return the counts of one part from the columns that `to_row` made."""
+        stages = {
+            name.removesuffix(_STAGE_SUFFIX): float(value)
+            for name, value in row.items()
+            if name.endswith(_STAGE_SUFFIX) and name != _METHOD_SECONDS
+        }
+        counts: dict[str, Any] = {name: int(row[name]) for name in _ROW_COUNTS}
+        return cls(
+            parts=1,
+            reasons=Counter(json.loads(row["reasons"])),
+            stage_seconds=Counter(stages),
+            inversion_seconds=float(row[_METHOD_SECONDS]),
+            **counts,
+        )
+
+
+_COUNT_NAMES = tuple(one.name for one in fields(Counts))
+
+
+@dataclass(frozen=True)
+class MetricSums:
+    """Sums and counts of every metric by step.
+
+    A face that stopped early counts with its last value in every later step, so that all steps are
+    over the same faces: those that the metric could be measured on. A face that was measured while
+    its steps are unknown, as of an imported code, counts as if it had taken one. The infinite PSNR
+    of two equal images is in no mean. Steps beyond the last one given equal the last one.
+    """
+
+    identified: int = 0  # faces with an `id_similarity`
+    sums: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, latents: pa.Table) -> MetricSums:
+        """Add up the rows of a part."""
+        steps = _steps(latents)
+        sums, counts = {}, {}
+        for name in PER_STEP:
+            values = _every_step(_lists(latents, name, steps), steps)
+            sums[name] = [float(f"{one:.{_DIGITS}g}") for one in np.nansum(values, axis=0)]
+            counts[name] = (~np.isnan(values)).sum(axis=0).tolist()
+        identity = latents["id_similarity"]
+        return cls(len(identity) - identity.null_count, sums, counts)
+
+    def __add__(self, other: MetricSums) -> MetricSums:
+        """Return the sums over the rows of both."""
+        names = sorted(self.sums.keys() | other.sums.keys())
+        return MetricSums(
+            self.identified + other.identified,
+            {name: _add_steps(self.sums.get(name, ()), other.sums.get(name, ())) for name in names},
+            {
+                name: _add_steps(self.counts.get(name, ()), other.counts.get(name, ()))
+                for name in names
+            },
+        )
+
+    @property
+    def steps(self) -> int:
+        """The largest number of steps of any face."""
+        return max(map(len, self.counts.values()), default=0)
+
+    def means(self) -> dict[str, list[float | None]]:
+        """Return the mean of each metric after each step; None where it was not measured."""
+        return {
+            name: [
+                total / count if count else None
+                for total, count in zip(self.sums[name], self.counts[name], strict=True)
+            ]
+            for name in self.sums
+        }
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts and metric sums of the same rows; `+` adds two up."""
+
+    counts: Counts = field(default_factory=Counts)
+    sums: MetricSums = field(default_factory=MetricSums)
+
+    @classmethod
+    def of(cls, latents: pa.Table, rejects: pa.Table) -> Stats:
+        """Count and add up the rows of a part."""
+        reasons = Counter(rejects["reason"].to_pylist())
+        counts = Counts(
+            parts=1, faces=latents.num_rows, rejects=rejects.num_rows, reasons=_sorted(reasons)
+        )
+        return cls(counts, MetricSums.of(latents))
+
+    def __add__(self, other: Stats) -> Stats:
+        """Return the stats of the rows of both."""
+        return Stats(self.counts + other.counts, self.sums + other.sums)
+
+    def figures(self) -> dict[str, Any]:
+        """Return rejects by reason and metric sums, as footers and manifests hold them."""
+        return {"reasons": dict(_sorted(self.counts.reasons)), **vars(self.sums)}
+
+    def figures_text(self) -> str:
+        """Return `figures` as one line of JSON."""
+        return json.dumps(self.figures(), separators=(",", ":"), sort_keys=True)
+
+    @classmethod
+    def from_figures(cls, figures: Any, counts: Counts | None = None) -> Stats:
+        """Return the stats of `figures` with other `counts`; `TypeError` for anything else."""
+        try:
+            reasons, sums = _parse(**figures)
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
+            raise TypeError(f"these are no figures: {error}") from error
+        return cls(replace(counts or Counts(), reasons=reasons), sums)
+
+    @classmethod
+    def from_text(cls, text: str, counts: Counts | None = None) -> Stats:
+        """Read a line of `figures_text`; `TableError` for anything else."""
+        try:
+            return cls.from_figures(json.loads(text), counts)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TableError(f"the table's index is damaged: {error}") from error
+
+
+def _parse(
+    reasons: Any = _NOTHING, identified: Any = 0, sums: Any = _NOTHING, counts: Any = _NOTHING
+) -> tuple[Counter[str], MetricSums]:
+    _check_counts(reasons.values())
+    _check_counts([identified])
+    _check_metrics(sums, counts)
+    return Counter(reasons), MetricSums(identified, sums, counts)
+
+
+def _add(first: Any, second: Any) -> Any:
+    if not isinstance(first, dict):
+        return first + second
+    if not second:
+        return first
+    added = type(first)(first)
+    (added.merge if isinstance(added, LeftOut) else added.update)(second)
+    return added
+
+
+def _sorted(counts: Counter[str]) -> Counter[str]:
+    return Counter(dict(sorted(counts.items())))
+
+
+def _steps(latents: pa.Table) -> list[int]:
+    """Return the steps of each face: 1 where only final values are known, 0 where nothing is."""
+    finals = [latents[name].to_pylist() for name in PER_STEP if name in latents.column_names]
+    measured = [any(one is not None for one in several) for several in zip(*finals, strict=True)]
+    made = latents["steps"].to_pylist()
+    return [one or int(is_measured) for one, is_measured in zip(made, measured, strict=True)]
+
+
+def _lists(
+    latents: pa.Table, name: str, steps: Sequence[int]
+) -> list[Sequence[float | None] | None]:
+    """Return a metric after each step of each face; the final value where no list is given."""
+    lists: list[Sequence[float | None] | None] = latents[f"{name}_per_step"].to_pylist()
+    if name not in latents.column_names:
+        return lists  # only known by step
+    finals = latents[name].to_pylist()
+    return [
+        [final] * made if values is None else values
+        for values, final, made in zip(lists, finals, steps, strict=True)
+    ]
+
+
+def _every_step(lists: Sequence[Sequence[float | None] | None], steps: Sequence[int]) -> np.ndarray:
+    """Return the values after each step as [n, most steps]; NaN where there is none."""
+    table = np.full((len(lists), max(steps, default=0)), np.nan)
+    for row, values, made in zip(table, lists, steps, strict=True):
+        given = (values or ())[:made]
+        row[: len(given)] = [np.nan if value is None else value for value in given]
+        row[made:] = row[made - 1] if made else np.nan
+    return np.where(np.isinf(table), np.nan, table)
+
+
+def _add_steps(one: Sequence[_Number], other: Sequence[_Number]) -> list[_Number]:
+    """Return the sum at each step; the shorter list continues with its last value."""
+    shorter, longer = sorted((one, other), key=len)
+    last: Sequence[_Number] = shorter[-1:] or [0]
+    pairs = zip_longest(longer, shorter, fillvalue=last[0])
+    return [first + second for first, second in pairs]
+
+
+def _check_counts(counts: Iterable[Any]) -> None:
+    for count in counts:
+        if type(count) is not int or not 0 <= count < 2**63:
+            raise TypeError(f"{count!r} is not a count")
+
+
+def _check_metrics(sums: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
+    if not sums.keys() == counts.keys() <= set(PER_STEP) or (sums and len(sums) < len(PER_STEP)):
+        raise TypeError(f"sums of {sorted(sums)} and counts of {sorted(counts)}")
+    if len({len(one) for one in (*sums.values(), *counts.values())}) > 1:
+        raise TypeError("not as many steps in each metric")
+    for name in sums:
+        _check_counts(counts[name])
+        if not all(map(math.isfinite, sums[name])):
+            raise TypeError(f"the sum of '{name}' is not finite")

@@ -1,0 +1,17 @@
+"""Pairs that the fit of a small generator starts from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.training.latent_pairs import Pairs
+
+
+@pytest.fixture
+def colours() -> Pairs:
+    """24 pairs of a code and a flat 32 px image of a colour that the code decides."""
+    torch.manual_seed(0)
+    w = torch.randn(24, 512)
+    colour = (127 + 60 * w[:, :3]).clamp(0, 255).byte()
+    return Pairs(w, colour[:, :, None, None].expand(-1, -1, 32, 32).contiguous())

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import JobConfig
+from pipeline.engine.messages import FaceBatch, LatentBatch
+from pipeline.engine.run import run_job
+from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
+from pipeline.engine.stages import Read, Write
+from pipeline.engine.stages.base import MAX_CRASHES
+from pipeline.table import open_table
+from tests.storage.archives import write_tar
+
+DEADLY = 2
+
+
+class DeadlyInvert(SimulatedInvert):
+    """Ends its process at one part, as a fault below Python does."""
+
+    def process(self, batch: FaceBatch) -> LatentBatch:
+        if batch.part == DEADLY:
+            os._exit(139)
+        return super().process(batch)
+
+
+@pytest.mark.timeout(600)
+# Ray Data sets its own deprecated settings; Ray leaves log files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_part_that_kills_its_worker_ends_alone(tiny_bundle: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "a.tar", [(f"{number}.jpg", b"image") for number in range(6)])
+    write_tar(tmp_path / "in" / "b.tar", [("0.jpg", b"image")])
+    config = JobConfig(
+        input=str(tmp_path / "in"),
+        output=str(tmp_path / "table"),
+        model=tiny_bundle,
+        identity="none",
+        part_size=1,
+        inverters=1,
+    )
+    outcome = run_job(config, (Read, SimulatedAlign, DeadlyInvert, Write))
+    assert outcome.exit_code == 1
+    (error,) = outcome.errors
+    assert f"shard 'a', part {DEADLY}: invert: RuntimeError: {MAX_CRASHES} worker" in error
+    found = open_table(str(tmp_path / "table")).sql("SELECT image_id FROM latents ORDER BY 1")
+    others = [f"a/{number}#0" for number in range(6) if number != DEADLY]
+    assert list(found["image_id"]) == [*others, "b/0#0"]

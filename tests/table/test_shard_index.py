@@ -1,0 +1,239 @@
+"""The index spares a restart the manifests, and is believed only while they are what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.storage import Shard
+from pipeline.table import Counts, TableWriter, table_stats
+from pipeline.table import resume as resume_module
+from pipeline.table.shard_index import CommittedShards, indexed_records, write_index
+from pipeline.table.shard_records import ShardRecord, manifest_etags, manifest_name
+from pipeline.table.shard_records import read_shard_record as read_one
+from pipeline.table.spec import to_json
+from tests.table.rows import commit, shard, write_shard, writer
+
+SHARDS = [shard(f"s-{number}") for number in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three shards are many."""
+    monkeypatch.setattr(resume_module, "INDEXED_AT_ONCE", 3)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The shards whose manifests were read."""
+    shards: list[str] = []
+
+    def counting(store: object, shard_id: str) -> ShardRecord:
+        shards.append(shard_id)
+        return read_one(store, shard_id)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(resume_module, "read_shard_record", counting)
+    return shards
+
+
+def committed(table: TableWriter, shards: list[Shard] = SHARDS) -> list[tuple[int, int] | None]:
+    done = [state.committed for state in table.states(shards)]
+    return [one and (one.samples, one.parts) for one in done]
+
+
+def indexed(table: TableWriter) -> set[str]:
+    return {
+        entry.shard for entry in indexed_records(table.store, dict(manifest_etags(table.store)))
+    }
+
+
+def test_manifests_that_were_read_once_are_not_read_again(root: str, read: list[str]) -> None:
+    table = writer(root)
+    for one in SHARDS:
+        write_shard(table, one)
+    assert committed(table) == [(6, 2)] * 4
+    assert sorted(read) == ["s-0", "s-1", "s-2", "s-3"]
+    read.clear()
+    assert committed(table) == [(6, 2)] * 4
+    assert read == []
+
+
+def test_few_shards_make_no_index(root: str) -> None:
+    table = writer(root)
+    for one in SHARDS[:2]:
+        write_shard(table, one)
+    committed(table)
+    assert table.store.names("_index/") == []
+
+
+def test_a_dry_run_writes_no_index(root: str) -> None:
+    table = writer(root)
+    for one in SHARDS:
+        write_shard(table, one)
+    committed(TableWriter(root, table.spec, part_size=table.part_size, read_only=True))
+    assert indexed(table) == set()
+
+
+def test_entries_of_commits_are_true_of_the_manifests(root: str, read: list[str]) -> None:
+    table = writer(root)
+    entries = []
+    for one in SHARDS:
+        write_shard(table, one, commit=False)
+        entries.append(commit(table, one))
+    table.index(entries)
+    assert committed(table) == [(6, 2)] * 4
+    assert read == []
+    assert [(entry.samples, entry.faces, entry.rejects) for entry in entries] == [(6, 4, 4)] * 4
+
+
+def test_an_input_that_changed_is_redone_though_the_index_knows_its_old_state(root: str) -> None:
+    table = writer(root)
+    for one in SHARDS:
+        write_shard(table, one)
+    committed(table)
+    changed = replace(SHARDS[1], etag="etag-2")
+    (state,) = table.states([changed])
+    assert state.committed is None
+    assert len(state.stale) == 5
+
+
+def test_what_the_index_says_of_a_manifest_that_is_gone_is_forgotten(root: str) -> None:
+    """The input changes and changes back, and the run between them leaves no index."""
+    table = writer(root)
+    for one in SHARDS:
+        write_shard(table, one)
+    committed(table)
+    changed = replace(SHARDS[1], etag="etag-2")
+    for state in table.states([changed]):
+        table.clear(state)
+    assert indexed(table) == {"s-0", "s-2", "s-3"}
+    write_shard(table, changed)
+    (state,) = table.states([SHARDS[1]])
+    assert state.committed is None, "what lies there is of the state between"
+
+
+def test_a_damaged_index_costs_the_reading_of_manifests_alone(root: str, read: list[str]) -> None:
+    table = writer(root)
+    for one in SHARDS:
+        write_shard(table, one)
+    committed(table)
+    (name,) = table.store.names("_index/")
+    table.store.put(name, b"PAR1 nothing PAR1")
+    read.clear()
+    assert committed(table) == [(6, 2)] * 4
+    assert len(read) == 4
+
+
+def test_an_index_without_the_table_is_worth_nothing(root: str) -> None:
+    table = writer(root)
+    for one in SHARDS:
+        write_shard(table, one)
+    committed(table)
+    table.store.remove(manifest_name("s-2"))
+    states = [state.done for state in table.states(SHARDS)]
+    assert states == [True, True, False, True]
+
+
+def test_the_name_of_an_index_file_is_that_of_its_content(root: str) -> None:
+    table = writer(root)
+    write_shard(table, SHARDS[0])
+    entry = table.with_manifest_etag(read_one(table.store, "s-0"))
+    assert write_index(table.store, [entry]) == write_index(table.store, [entry])
+
+
+def test_an_index_of_earlier_versions_is_believed(root: str, read: list[str]) -> None:
+    """Without the columns that came since: or a start over a million shards reads all manifests."""
+    table = writer(root)
+    for one in SHARDS:
+        write_shard(table, one)
+    committed(table)
+    (name,) = table.store.names("_index/")
+    rows = pq.read_table(io.BytesIO(table.store.get(name))).drop_columns(["left_out"])
+    sink = io.BytesIO()
+    pq.write_table(rows, sink)
+    table.store.remove(name)
+    digest = hashlib.sha256(sink.getvalue()).hexdigest()[:16]
+    table.store.put(f"_index/shards/s-0-{digest}.parquet", sink.getvalue())
+    read.clear()
+    assert committed(table) == [(6, 2)] * 4
+    assert read == []
+
+
+def test_the_index_knows_what_readers_passed_over(root: str) -> None:
+    table = writer(root)
+    entries = []
+    for one in SHARDS:
+        write_shard(table, one, commit=False)
+        entries.append(commit(table, one, {".json": 2}))
+    table.index(entries)
+    assert table_stats(table.store).counts.left_out == {".json": 8}
+
+
+def test_what_the_index_knows_of_a_shard_is_found_as_it_was_committed(root: str) -> None:
+    table = writer(root)
+    for one in SHARDS[:2]:
+        write_shard(table, one, commit=False)
+    manifests = [table.commit_shard(one, table.state(one).parts.values()) for one in SHARDS[:2]]
+    table.index([table.with_manifest_etag(manifests[0])])
+    committed = CommittedShards(table.store)
+    assert committed.among(["s-2", "s-1", "s-0"]) == [False, True, True]
+    assert [one.shard_id in committed for one in SHARDS[:3]] == [True, True, False]
+    assert committed.find(SHARDS[:3]) == [Counts(shards=1, samples=6, parts=2), None, None]
+    changed = [{"etag": "etag-2"}, {"size": 101}, {"uri": "s3://elsewhere/s-0.tar"}]
+    assert committed.find([replace(SHARDS[0], **one) for one in changed]) == [None] * 3
+    etags = [committed.unindexed_etag(one.shard_id) for one in SHARDS[:3]]
+    assert etags == [None, table.store.info(manifest_name("s-1")).etag, None]
+
+
+def test_an_entry_of_another_manifest_is_not_believed(root: str) -> None:
+    table = writer(root)
+    write_shard(table, SHARDS[0])
+    table.index([table.with_manifest_etag(table.commit_shard(SHARDS[1], []))])
+    table.store.put(manifest_name("s-1"), b"{}")
+    committed = CommittedShards(table.store)
+    assert committed.find(SHARDS[1:2]) == [None]
+    assert "s-1" in committed
+    assert committed.unindexed_etag("s-1")
+
+
+def test_of_two_entries_of_a_shard_the_one_of_its_manifest_is_believed(root: str) -> None:
+    table = writer(root)
+    old = table.with_manifest_etag(table.commit_shard(SHARDS[0], []))
+    table.index([old])
+    table.store.remove(manifest_name("s-0"))
+    changed = replace(SHARDS[0], etag="etag-2")
+    write_shard(table, changed, commit=False)
+    table.index([commit(table, changed)])
+    committed = CommittedShards(table.store)
+    assert committed.find([changed, SHARDS[0]]) == [Counts(shards=1, samples=6, parts=2), None]
+
+
+def test_a_table_without_a_shard_has_none(tmp_path: Path) -> None:
+    committed = CommittedShards(writer(tmp_path).store)
+    assert committed.among([]) == []
+    assert "s-0" not in committed
+    assert committed.find([shard()]) == [None]
+
+
+def test_an_indexed_shard_costs_less_than_a_hundred_bytes(tmp_path: Path) -> None:
+    table, shards = writer(tmp_path), [shard(f"s-{number:05d}") for number in range(6000)]
+    (tmp_path / "_shards").mkdir()
+    entries = []
+    for one in shards:
+        manifest = ShardRecord.of(one, [], table.spec.fingerprint, 4)
+        (tmp_path / manifest_name(one.shard_id)).write_bytes(to_json(manifest.to_dict()))
+        entries.append(table.with_manifest_etag(manifest))
+    write_index(table.store, entries)
+    CommittedShards(table.store)  # what the first call of its libraries leaves behind
+    tracemalloc.start()
+    committed = CommittedShards(table.store)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert all(committed.find(shards))
+    assert held / len(shards) < 100

@@ -1,0 +1,215 @@
+"""Promises of the sums that a part, a shard and a table keep of their rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import TableError
+from pipeline.metrics.registry import PER_STEP
+from pipeline.storage import LeftOut
+from pipeline.table import (
+    Counts,
+    MetricSums,
+    Stats,
+    latents_table,
+    open_table,
+    rejects_table,
+    table_stats,
+)
+from pipeline.table.parts import read_metadata
+from pipeline.table.shard_records import read_shard_record
+from tests.table.rows import COLUMNS, face_row, reject_row, shard, write_shard, writer
+
+FINAL = ("l2", "psnr", "lpips", "id_similarity")
+OF_STEPS = ("steps", "best_step", *(f"{name}_per_step" for name in PER_STEP))
+EVERY = {name: [1] for name in PER_STEP}
+
+
+def row(key: str, *l2: float) -> dict[str, Any]:
+    lists = {f"{name}_per_step": list(l2) for name in ("l2", "psnr", "lpips", "residual_norm")}
+    return face_row(
+        key,
+        steps=len(l2),
+        id_similarity=None,
+        id_similarity_per_step=[math.nan] * len(l2),
+        **lists,
+    )
+
+
+def stats(faces: Sequence[dict[str, Any]], rejects: Sequence[dict[str, Any]] = ()) -> Stats:
+    return Stats.of(latents_table(faces, COLUMNS, "s-0"), rejects_table(rejects, "s-0"))
+
+
+def test_a_face_that_stopped_early_counts_with_its_last_value() -> None:
+    means = stats([row("a", 4.0, 2.0, 1.0), row("b", 8.0)]).sums.means()
+    assert means["l2"] == [6.0, 5.0, 4.5]
+    assert means["id_similarity"] == [None, None, None]
+
+
+def test_a_metric_that_some_faces_lack_is_of_the_others() -> None:
+    means = stats([row("a", 4.0, 2.0), face_row("b"), row("c", 1.0)]).sums.means()
+    assert means["l2"] == pytest.approx([5.5 / 3, 3.25 / 3, 3.125 / 3])
+    assert means["id_similarity"] == [None, 0.25, 0.5]
+
+
+def test_rejects_are_counted_by_reason_and_faces_with_an_identity() -> None:
+    rejects = [reject_row("d"), reject_row("e", "crashed"), reject_row("f")]
+    found = stats([face_row("a"), row("b", 1.0)], rejects)
+    assert (dict(found.counts.reasons), found.sums.identified) == ({"crashed": 1, "no_face": 2}, 1)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+def test_parts_add_up_to_what_their_rows_give_together(cut: int) -> None:
+    faces = [row("a", 4.0, 2.0, 1.0), row("b", 8.0), face_row("c")]
+    rejects = [reject_row("d"), reject_row("e", "crashed"), reject_row("f")]
+    parts = [stats(faces[:cut], rejects[:cut]), stats(faces[cut:], rejects[cut:])]
+    whole = stats(faces, rejects).figures_text()
+    assert sum(parts, Stats()).figures_text() == whole
+    assert sum(parts[::-1], Stats()).figures_text() == whole
+
+
+def test_codes_that_were_not_measured_count_for_nothing() -> None:
+    """As they are imported from files alone."""
+    unmeasured = face_row("a", **dict.fromkeys((*OF_STEPS, *FINAL)))
+    assert stats([unmeasured]).sums.steps == 0
+    assert stats([unmeasured, row("b", 4.0, 2.0)]).sums.means()["l2"] == [4.0, 2.0]
+
+
+def test_a_code_whose_steps_nobody_knows_counts_as_one_step() -> None:
+    """As codes of single files are imported and measured."""
+    measured = face_row("a", **dict.fromkeys(OF_STEPS), id_similarity=None)
+    means = stats([measured]).sums.means()
+    assert (means["l2"], means["psnr"], means["lpips"]) == ([0.125], [18.0], [0.25])
+    assert means["id_similarity"] == means["residual_norm"] == [None]
+    unmeasured = face_row("b", **dict.fromkeys((*OF_STEPS, *FINAL)))
+    together = stats([unmeasured, measured, row("c", 4.0, 2.0)])
+    assert together.sums.means()["l2"] == [4.125 / 2, 2.125 / 2]
+    assert together.sums.counts["residual_norm"] == [1, 1]
+
+
+def test_the_infinite_psnr_of_two_equal_images_is_in_no_mean() -> None:
+    exact = face_row("a", steps=1, psnr=math.inf, psnr_per_step=[math.inf])
+    means = stats([exact, row("b", 30.0, 40.0)]).sums.means()
+    assert means["psnr"] == [30.0, 40.0]
+    assert means["l2"] == [15.25, 20.25]
+
+
+def test_nothing_has_no_means() -> None:
+    assert (MetricSums().steps, MetricSums().means()) == (0, {})
+    assert (stats([]).sums.steps, stats([]).sums.means()["l2"]) == (0, [])
+
+
+def test_a_table_adds_up_to_what_sql_says_of_its_rows(tmp_path: Path) -> None:
+    table = writer(tmp_path)
+    for name in ("s-0", "s-1"):
+        write_shard(table, shard(name))
+    early = table.write_part(shard("s-2"), 0, samples=1, latents=[row("z", 8.0)], rejects=[])
+    table.commit_shard(shard("s-2"), [early])
+    found = table_stats(table.store)
+    opened = open_table(str(tmp_path))
+    for name in PER_STEP:
+        expected = opened.sql(
+            f"SELECT avg({name}_per_step[least(step, steps)]) AS mean, step FROM latents,"
+            " (SELECT unnest(range(1, 4)) AS step) GROUP BY step ORDER BY step"
+        )
+        means = [math.nan if mean is None else mean for mean in found.sums.means()[name]]
+        assert means == pytest.approx(expected["mean"].tolist(), nan_ok=True)
+    reasons = opened.sql("SELECT reason, count(*) AS rows FROM rejects GROUP BY reason")
+    assert dict(found.counts.reasons) == dict(zip(reasons.reason, reasons.rows, strict=True))
+    counts = found.counts
+    assert (counts.shards, counts.samples, counts.faces, counts.rejects) == (3, 13, 9, 8)
+    assert found.sums.identified == 8
+
+
+def test_files_and_manifests_hold_them(root: str) -> None:
+    table = writer(root)
+    write_shard(table, shard())
+    latents = read_metadata(table.store, "latents/s-0-00000.parquet")["figures"]
+    assert latents["reasons"] == {"face_too_small": 1, "no_face": 1}
+    assert latents["sums"]["l2"] == [2.0, 1.0, 0.5]
+    manifest = read_shard_record(table.store, "s-0")
+    assert manifest.stats.counts.reasons == {"crashed": 1, "face_too_small": 1, "no_face": 2}
+    assert manifest.stats.sums.counts["id_similarity"] == [0, 4, 4]
+
+
+def test_parts_that_are_found_again_have_theirs(root: str) -> None:
+    """Their footers are read by the next run, which commits their shard."""
+    table = writer(root)
+    write_shard(table, shard(), commit=False)
+    manifest = table.commit_shard(shard(), table.state(shard()).parts.values())
+    assert manifest.stats.counts.reasons == {"crashed": 1, "face_too_small": 1, "no_face": 2}
+
+
+def test_the_file_that_stands_gives_its_own(root: str) -> None:
+    """The same faces on another kind of GPU: other numbers, of which the first ones stay."""
+    table = writer(root)
+    table.write_part(shard(), 0, samples=1, latents=[row("a", 4.0)], rejects=[])
+    late = table.write_part(shard(), 0, samples=1, latents=[row("a", 4.5)], rejects=[])
+    assert late.stats.sums.means()["l2"] == [4.0]
+
+
+def test_text_and_back() -> None:
+    found = stats([row("a", 4.0, 2.0, 1.0), face_row("b")], [reject_row("c")])
+    read = Stats.from_text(found.figures_text(), found.counts)
+    assert read == found
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        None,
+        [],
+        {"surprise": 1},
+        {"reasons": {"no_face": -1}},
+        {"reasons": 3},
+        {"identified": True},
+        {"identified": 10**30},
+        {"sums": EVERY},
+        {"sums": {"l2": [1.0]}, "counts": {"l2": [1]}},
+        {"sums": EVERY, "counts": {**EVERY, "l2": [1, 2]}},
+        {"sums": {**EVERY, "l2": [1, 2]}, "counts": {**EVERY, "l2": [1, 2]}},
+        {"sums": {**EVERY, "beauty": [1]}, "counts": {**EVERY, "beauty": [1]}},
+        {"sums": {**EVERY, "l2": [math.nan]}, "counts": EVERY},
+        {"sums": {**EVERY, "l2": ["1"]}, "counts": EVERY},
+        {"sums": {**EVERY, "l2": [10**400]}, "counts": EVERY},
+        {"sums": {**EVERY, "l2": 1}, "counts": EVERY},
+    ],
+)
+def test_what_are_no_figures_is_refused(facts: Any) -> None:
+    with pytest.raises(TypeError, match="no figures"):
+        Stats.from_figures(facts)
+    with pytest.raises(TableError, match="index is damaged"):
+        Stats.from_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
+def test_damaged_text_is_refused(text: str) -> None:
+    with pytest.raises(TableError, match="index is damaged"):
+        Stats.from_text(text)
+
+
+def test_counts_travel_in_a_row_and_add_up() -> None:
+    part = Counts(
+        parts=1,
+        samples=4,
+        faces=3,
+        rejects=2,
+        reasons=Counter(no_face=2),
+        bytes=90,
+        stage_seconds=Counter(read=0.5, write=1.5),
+        inversion_seconds=0.25,
+    )
+    assert Counts.from_row(json.loads(json.dumps(part.to_row(("read", "write"))))) == part
+    shard = Counts(shards=1, left_out=LeftOut({".json": 1}))
+    total = part + shard + part + shard
+    assert (total.shards, total.parts, total.rejects, total.bytes) == (2, 2, 4, 180)
+    assert (total.reasons, total.left_out) == ({"no_face": 4}, {".json": 2})
+    assert total.stage_seconds == {"read": 1.0, "write": 3.0}
+    assert part.reasons == {"no_face": 2}, "the summands stay"
