@@ -112,7 +112,7 @@ def start_beside(
     model: RestyleModel, images: Tensor, start: Tensor | None, start_images: Tensor | None
 ) -> Tensor | None:
     """What the first step sees beside the target; None for one-pass encoders."""
-    if model.one_pass:
+    if model.single_pass:
         return None
     if start_images is not None:
         return of_shape("start_images", start_images, tuple(images.shape), model)
@@ -124,7 +124,7 @@ def start_beside(
 
 def start_renders(model: RestyleModel, start: Tensor | None, start_images: Tensor | None) -> int:
     """Generator passes a face that `start_beside` costs."""
-    return int(not model.one_pass and start is not None and start_images is None)
+    return int(not model.single_pass and start is not None and start_images is None)
 
 
 def check_steps(model: RestyleModel, steps: int) -> None:
@@ -134,7 +134,7 @@ def check_steps(model: RestyleModel, steps: int) -> None:
         raise ConfigError(f"steps is {steps!r}, expected a whole number from 1{auto}")
     if steps < 1:
         raise ConfigError(f"steps is {steps}, expected 1 or more")
-    if steps > 1 and model.one_pass:
+    if steps > 1 and model.single_pass:
         raise ConfigError(
             f"model '{model.name}' has a one-pass encoder, which sees no reconstruction: "
             f"steps must be 1, not {steps}"

@@ -38,7 +38,7 @@ from pipeline.models.weights import assemble
 _LOG = logging.getLogger(__name__)
 
 ADVICE = "download it again, or give another file"
-RESTYLE_CHANNELS = 6  # target and reconstruction; one-pass encoders see 3
+RESTYLE_CHANNELS = 6  # target and reconstruction; single-pass encoders see 3
 # Weights hardly compress, and torch stores the entries of its zip files uncompressed.
 _MAX_UNPACKED, _FREE_BYTES = 4, 64 << 20
 NO_AVERAGE = "absent from the checkpoint, which does not start from it: zeros are used"
@@ -191,7 +191,7 @@ def _latent_avg(
     latent_avg = parts.latent_avg
     if isinstance(latent_avg, Tensor):
         rows = architecture.encoder_arguments["n_styles"]
-        # A one-pass encoder's average has one row per head, including unused heads.
+        # A single-pass encoder's average has one row per head, including unused heads.
         longer = latent_avg.dim() == 2 and len(latent_avg) == parts.heads > rows
         return latent_avg[:rows] if longer else latent_avg
     if latent_avg is not None:
@@ -231,8 +231,8 @@ def _architecture(
     except IndexError as error:
         raise ModelError(f"{source}: a weight that gives widths has too few dimensions") from error
     channels = _channels(shapes, f"{encoder_type} model", source)
-    one_pass = arguments["input_channels"] != RESTYLE_CHANNELS
-    from_average = not one_pass or bool(options.get("start_from_latent_avg", True))
+    single_pass = arguments["input_channels"] != RESTYLE_CHANNELS
+    from_average = not single_pass or bool(options.get("start_from_latent_avg", True))
     input_size = preset_of(domain).input_size
     layers = _mapping_layers(shapes)
     return Architecture(encoder_type, arguments, channels, layers, input_size, from_average)
@@ -269,7 +269,7 @@ def generator_channels(shapes: Mapping[str, list[int]]) -> dict[int, int]:
 def _without_idle_heads(
     architecture: Architecture, state: dict[str, Tensor]
 ) -> tuple[Architecture, dict[str, Tensor]]:
-    """Drop the style heads of a one-pass encoder that exceed the generator's rows.
+    """Drop the style heads of a single-pass encoder that exceed the generator's rows.
 
     pSp's and e4e's encoders have 18 heads for every generator. e4e's generator of cars, 512 px, has
     16 rows, and its scripts drop the last two codes.

@@ -140,11 +140,11 @@ class RestyleModel(nn.Module):
 
     @property
     def input_channels(self) -> int:
-        """6 for a ReStyle encoder, 3 for a one-pass encoder."""
+        """6 for a ReStyle encoder, 3 for a single-pass encoder."""
         return int(self.architecture.encoder_arguments["input_channels"])
 
     @property
-    def one_pass(self) -> bool:
+    def single_pass(self) -> bool:
         """Return whether the encoder sees only the target, as those of pSp and e4e do."""
         return self.input_channels == 3
 

@@ -74,10 +74,12 @@ def save_official(model: RestyleModel, uri: str, options: Mapping[str, Any] | No
 def _options(model: RestyleModel) -> dict[str, Any]:
     """Return every option that the original scripts read to load a model or resume training it."""
     # Options that only the repositories of pSp and e4e read.
-    one_pass = {"label_nc": 0, "stylegan_size": model.generator_size} if model.one_pass else {}
+    single_pass = (
+        {"label_nc": 0, "stylegan_size": model.generator_size} if model.single_pass else {}
+    )
     own = {} if model.domain in PRESETS else {OWN_DOMAIN: model.domain}
     return {
-        **one_pass,
+        **single_pass,
         **own,
         "exp_dir": "experiment",
         "batch_size": 8,

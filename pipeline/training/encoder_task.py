@@ -173,7 +173,7 @@ class EncoderTask(Task[Faces]):
         self.start = start or AverageStart.of(model)
         self.render, self.render_few = rendering(model), rendering_few(model)
         self.latent_avg, self.n_styles = model.latent_avg, model.n_styles
-        self.one_pass = model.one_pass
+        self.one_pass = model.single_pass
         self._codes: Tensor | None = None
 
     def _stage(self, moment: Moment) -> int | None:

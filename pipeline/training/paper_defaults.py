@@ -71,7 +71,7 @@ def encoder_plan(
     Raises `ConfigError` for steps that the encoder cannot make, and for stages of one that is not
     e4e's: they would hold its rows, which are no offsets from the first, to a single w.
     """
-    steps = config.steps or (1 if model.one_pass else STEPS)
+    steps = config.steps or (1 if model.single_pass else STEPS)
     check_steps(model, steps)
     e4e = is_progressive(model)
     stages = _stages(config, previous) if e4e else None

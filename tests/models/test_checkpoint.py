@@ -182,7 +182,7 @@ def test_an_unambiguous_encoder_type_is_inferred() -> None:
     assert model.domain == "church"
 
 
-def test_a_one_pass_model_may_lack_the_average_latent() -> None:
+def test_a_single_pass_model_may_lack_the_average_latent() -> None:
     checkpoint = tiny_checkpoint(
         "ResNetBackboneEncoder", input_channels=3, start_from_latent_avg=False
     )

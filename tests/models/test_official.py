@@ -49,7 +49,7 @@ def test_keys_shapes_and_dtypes_equal_published_files(shared: Path, variant: str
 
 
 @pytest.mark.parametrize("encoder_type", ["GradualStyleEncoder", "Encoder4Editing"])
-def test_one_pass_files_have_the_options_of_psp_and_e4e(
+def test_single_pass_files_have_the_options_of_psp_and_e4e(
     encoder_type: str,
 ) -> None:
     opts = official_checkpoint(empty_model(encoder_type, "cars", 512, channels=3))["opts"]

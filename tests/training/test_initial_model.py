@@ -47,7 +47,7 @@ def test_a_fresh_one_pass_encoder_sees_the_image_alone(generator_file, tiny_bund
     from_file = starting_model(config(generator=generator_file, **asked))
     from_model = starting_model(config(model=tiny_bundle, **asked))
     for model in (from_file, from_model):
-        assert model.one_pass
+        assert model.single_pass
         assert model.encoder.conv1.weight.shape[1] == 3
 
 
