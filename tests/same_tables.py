@@ -184,9 +184,8 @@ def main(arguments: argparse.Namespace) -> int:
             differing = list(differences(old / name, new / name))
             failed |= bool(differing)
             files = len(digests(new / name))
-            print(
-                f"{name}: {'differs: ' + ', '.join(differing) if differing else f'{files} files equal'}"
-            )
+            result = f"differs: {', '.join(differing)}" if differing else f"{files} files equal"
+            print(f"{name}: {result}")
     return int(failed)
 
 

@@ -139,5 +139,5 @@ def test_weights_of_another_body_are_refused(tmp_path):
 
 def test_a_damaged_backbone_is_called_by_its_kind(tmp_path):
     (tmp_path / "x.pth").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match=r"backbone weights '.*x\.pth': .*fetch it again"):
+    with pytest.raises(ModelError, match=r"backbone weights '.*x\.pth': .*download it again"):
         load_backbone(ResNetBackboneEncoder(6, 1, WIDTHS), str(tmp_path / "x.pth"))
