@@ -299,7 +299,7 @@ def test_integer_too_long_to_print_is_refused(file: Path) -> None:
 
 
 def test_impossible_local_path_is_refused() -> None:
-    for path, why in (("a\0b", "null character"), ("~nobody-of-this-name/x", "home of nobody")):
+    for path, why in (("a\0b", "null character"), ("~nobody-of-this-name/x", "unknown user")):
         with pytest.raises(InputError, match=why):
             load_config(None, {**BOTH, "input": path})
 

@@ -156,7 +156,7 @@ class Importing:
             self.model.n_styles,
             self.settings.latent_dtype,
             all_steps=self.codes.has_steps,
-            turn_deg=bool(self.measuring and self.measuring.settings.tells_turns),
+            turn_deg=bool(self.measuring and self.measuring.settings.records_turns),
         )
         layout: dict[str, Any] = {"files_per_shard": self.settings.files_per_shard}
         if self.settings.images:

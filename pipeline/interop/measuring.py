@@ -19,7 +19,7 @@ from pipeline.interop.exporting import without_suffix
 from pipeline.interop.file_names import to_file_name
 from pipeline.interop.pickled_codes import Codes
 from pipeline.inversion.render import pooled, render_each
-from pipeline.metrics import Meter
+from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_unit
 from pipeline.storage import ReadOptions, Shard, Store, read_samples
@@ -110,7 +110,7 @@ class Measuring:
         self,
         model: RestyleModel,
         settings: AlignmentSettings,
-        meter: Meter,
+        meter: MetricEvaluator,
         results: Result | None = None,
     ) -> None:
         self.model, self.settings, self.meter = model, settings, meter

@@ -27,7 +27,7 @@ from pipeline.interop.exporting import Selection, refuse_nothing
 from pipeline.interop.pickled_codes import STYLE_DIM, Codes
 from pipeline.storage import Store, canonical_uri, is_local
 from pipeline.storage.readers.npy import ArrayHeader, read_header
-from pipeline.storage.seekable import opened
+from pipeline.storage.seekable import open_seekable
 from pipeline.storage.uris import storage_errors
 
 STACK_SUFFIXES = (".npy", ".npz", ".pt", ".pth")
@@ -202,7 +202,11 @@ def _local_copy(uri: str) -> tuple[Path, str]:
             return path, hashlib.file_digest(file, "sha256").hexdigest()
     folder = _temporary_folder()
     copy, digest = folder / PurePosixPath(uri).name, hashlib.sha256()
-    with storage_errors(f"read '{uri}'"), opened(uri, _BLOCK) as source, copy.open("wb") as sink:
+    with (
+        storage_errors(f"read '{uri}'"),
+        open_seekable(uri, _BLOCK) as source,
+        copy.open("wb") as sink,
+    ):
         while block := source.read(_BLOCK):
             digest.update(block)
             sink.write(block)

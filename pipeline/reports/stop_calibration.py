@@ -27,7 +27,7 @@ from pipeline.inversion import (
     step_measures,
     step_of,
 )
-from pipeline.metrics import Meter
+from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_unit
 from pipeline.storage import Sample, spread_samples
@@ -91,7 +91,7 @@ class Trace:
 
     def fixed(self, steps: int) -> Point:
         """What `steps` steps for every face give."""
-        rule = StopRule(gain=float("-inf"), least=steps, most=steps)
+        rule = StopRule(improvement=float("-inf"), min_steps=steps, max_steps=steps)
         return self._point(rule, torch.full((len(self.l2),), steps))
 
     def _point(self, rule: StopRule, steps: Tensor) -> Point:
@@ -105,7 +105,7 @@ def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -
 
     Faces whose code or image is not finite are left out. Raises `ShapeError` where none is left.
     """
-    meter = Meter(model.latent_avg.device.type, identity="none")
+    meter = MetricEvaluator(model.latent_avg.device.type, identity="none")
     l2, lpips, gains, residuals = [], [], [], []
     for batch in images.split(batch_size):
         found = invert(model, batch, steps=steps)
@@ -113,7 +113,7 @@ def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -
         seen, whole = step_measures(found, batch), found.finite.cpu()
         l2.append(torch.from_numpy(measures["l2"])[whole])
         lpips.append(torch.from_numpy(measures["lpips"])[whole])
-        gains.append(seen.gain.cpu()[whole])
+        gains.append(seen.improvement.cpu()[whole])
         residuals.append(seen.residual.cpu()[whole])
     measured = StepMeasures(torch.cat(gains), torch.cat(residuals))
     joined = Trace(torch.cat(l2), torch.cat(lpips), measured)
@@ -124,12 +124,12 @@ def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -
 
 def candidates(traced: Trace, most: int) -> Iterator[StopRule]:
     """Rules worth trying on these loops: gains that occur after the first step, all residuals."""
-    met = traced.measured.gain[:, 1:most].flatten()
+    met = traced.measured.improvement[:, 1:most].flatten()
     shares = torch.linspace(0.02, 0.98, GAINS)
     for gain in torch.quantile(met, shares).tolist():
         for residual in RESIDUALS:
             # Three digits are as much as a hundred faces tell.
-            yield StopRule(gain=float(f"{gain:.3g}"), residual=residual, most=most)
+            yield StopRule(improvement=float(f"{gain:.3g}"), residual=residual, max_steps=most)
 
 
 def calibrate(traced: Trace, *, most: int, like_steps: int, tolerance: float) -> Point:
@@ -148,7 +148,7 @@ def calibrate(traced: Trace, *, most: int, like_steps: int, tolerance: float) ->
 def curve(traced: Trace, rule: StopRule, gains: Sequence[float]) -> list[Point]:
     """`rule` with other bounds on the gain, from the strictest to the loosest."""
     return [
-        traced.tried(StopRule(gain, rule.residual, rule.least, rule.most))
+        traced.tried(StopRule(gain, rule.residual, rule.min_steps, rule.max_steps))
         for gain in sorted(set(gains))
     ]
 

@@ -44,8 +44,8 @@ def stop_flags(rule: StopRule) -> str:
 
     With `=`, as argparse takes the -1e-05 of a gain below nothing for another flag.
     """
-    bounds = f"--stop-gain={rule.gain!r} --stop-residual={rule.residual!r}"
-    return f"--steps=auto --max-steps={rule.most} {bounds}"
+    bounds = f"--stop-gain={rule.improvement!r} --stop-residual={rule.residual!r}"
+    return f"--steps=auto --max-steps={rule.max_steps} {bounds}"
 
 
 def stop_files(curve: StopCurve) -> dict[str, bytes]:
@@ -72,8 +72,8 @@ def stop_markdown(curve: StopCurve) -> str:
         "|---|---|---|---|---|---|",
     ]
     for point in curve.points:
-        lines.append(_row(f"{point.rule.gain:.3g}", point, curve))
-    lines.append(_row(f"**{rule.gain:.3g}** (chosen)", curve.chosen, curve))
+        lines.append(_row(f"{point.rule.improvement:.3g}", point, curve))
+    lines.append(_row(f"**{rule.improvement:.3g}** (chosen)", curve.chosen, curve))
     for steps, point in enumerate(curve.fixed, start=1):
         lines.append(_row(f"N={steps} for all", point, curve))
     return "\n".join(lines) + "\n"
@@ -93,7 +93,7 @@ def stop_csv(curve: StopCurve) -> str:
     lines.writerow(["gain", "residual", "mean_steps", "mean_l2", "mean_last_l2", "relative_l2"])
     for point in [*curve.points, curve.chosen]:
         numbers = (point.steps, point.l2, point.last_l2, curve.relative(point))
-        lines.writerow([point.rule.gain, point.rule.residual, *numbers])
+        lines.writerow([point.rule.improvement, point.rule.residual, *numbers])
     for point in curve.fixed:
         lines.writerow(["", "", point.steps, point.l2, point.last_l2, curve.relative(point)])
     return sink.getvalue()
@@ -117,7 +117,7 @@ def stop_plot(curve: StopCurve) -> bytes:
     axes.plot(*zip(*fixed, strict=True), marker="o", color=FIXED, label="the same steps for all")
     if tried:
         axes.plot(*zip(*tried, strict=True), marker=".", color=TRIED, label="adaptive")
-    name = f"chosen: gain < {curve.chosen.rule.gain:.3g}"
+    name = f"chosen: gain < {curve.chosen.rule.improvement:.3g}"
     axes.plot(curve.chosen.steps, curve.chosen.l2, "s", color=CHOSEN, label=name)
     allowed = 1.01 * curve.traced.fixed(curve.like_steps).l2
     axes.axhline(allowed, color=GREY, linewidth=0.8, linestyle=":")

@@ -88,7 +88,7 @@ JOBS = {
     ],
     "query_latents": [(["empty", "SELECT 1"], "empty' is not a table")],
     "status": [(["empty"], "empty' is not a table")],
-    "build_samples": [(["--wheel", "nowhere.whl"], "there is no wheel 'nowhere.whl'")],
+    "build_samples": [(["--wheel", "nowhere.whl"], "the wheel 'nowhere.whl' does not exist")],
 }
 GIVEN = {
     "invert_dataset": ["--input", "photos", "--output", "out"],

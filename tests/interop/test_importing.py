@@ -18,7 +18,7 @@ from pipeline.interop.importing import Importing, ImportSettings
 from pipeline.interop.measuring import Measuring, Result, match_images
 from pipeline.interop.pickled_codes import latents_file
 from pipeline.interop.pictures import export_pictures, frames_of
-from pipeline.metrics import Meter
+from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel, load_model
 from pipeline.storage import Shard
 from pipeline.table import Table, TableWriter, card_text, open_table
@@ -33,8 +33,8 @@ def model(tiny_bundle: str) -> RestyleModel:
 
 
 @pytest.fixture(scope="module")
-def meter() -> Meter:
-    return Meter(identity="none")
+def meter() -> MetricEvaluator:
+    return MetricEvaluator(identity="none")
 
 
 def steps_of(seed: int, count: int = 2) -> np.ndarray:
@@ -59,7 +59,7 @@ def imported(
 
 
 def measuring(
-    model: RestyleModel, meter: Meter, results: Result | None = None, **alignment: Any
+    model: RestyleModel, meter: MetricEvaluator, results: Result | None = None, **alignment: Any
 ) -> Measuring:
     given = {"prealigned": True, "output_size": model.input_size, **alignment}
     return Measuring(model, AlignmentSettings(**given), meter, results)
@@ -197,7 +197,7 @@ def test_an_import_is_told_as_a_run_while_it_goes_on(
 
 
 def test_with_images_codes_are_measured_under_the_inputs_own_keys(
-    model: RestyleModel, meter: Meter, tmp_path: Path
+    model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     good, bad = steps_of(1, 1), steps_of(2, 1)
     save_image(tmp_path / "in" / "x" / "a.png", frames_of(model, good)[0])
@@ -220,7 +220,7 @@ def test_with_images_codes_are_measured_under_the_inputs_own_keys(
 
 
 def test_a_code_whose_image_is_broken_is_kept_without_measures(
-    model: RestyleModel, meter: Meter, tmp_path: Path
+    model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(b"no image")
@@ -237,7 +237,7 @@ def test_a_code_whose_image_is_broken_is_kept_without_measures(
 
 
 def test_the_card_tells_what_codes_without_steps_are_worth(
-    model: RestyleModel, meter: Meter, tmp_path: Path
+    model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     pixels = 255 - frames_of(model, steps_of(1, 1))[0]
     save_image(tmp_path / "in" / "a.png", pixels)
@@ -258,7 +258,7 @@ def test_the_card_tells_what_codes_without_steps_are_worth(
 
 
 def test_an_import_counts_what_it_left_out_and_profiles_that_it_ignored(
-    model: RestyleModel, meter: Meter, tmp_path: Path
+    model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     pixels = 255 - frames_of(model, steps_of(1))[0]
     (tmp_path / "in").mkdir()
@@ -277,7 +277,7 @@ def test_an_import_counts_what_it_left_out_and_profiles_that_it_ignored(
 
 
 def test_the_scripts_own_pictures_can_be_measured_instead_of_rendering(
-    model: RestyleModel, meter: Meter, tmp_path: Path
+    model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     save_image(tmp_path / "in" / "a.png", frames_of(model, steps_of(1))[1])
     source = dictionary(tmp_path, a=steps_of(1))
@@ -300,7 +300,7 @@ def test_the_scripts_own_pictures_can_be_measured_instead_of_rendering(
 
 
 def test_codes_of_turned_photos_are_measured_on_upright_faces(
-    model: RestyleModel, meter: Meter, tmp_path: Path, sample_images: dict[str, bytes]
+    model: RestyleModel, meter: MetricEvaluator, tmp_path: Path, sample_images: dict[str, bytes]
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(sample_images["rejects/upside-down.jpg"])
@@ -325,7 +325,7 @@ def rows_of(table: Table) -> list[str]:
 
 
 @pytest.fixture
-def numbered(model: RestyleModel, meter: Meter, tmp_path: Path) -> Any:
+def numbered(model: RestyleModel, meter: MetricEvaluator, tmp_path: Path) -> Any:
     """Imports codes named 1 to 3 with images of the given names, each of which is a slice."""
     source = dictionary(tmp_path, **{name: steps_of(int(name), 1) for name in "123"})
 

@@ -30,7 +30,7 @@ def test_it_chooses_on_one_set_and_reports_on_another(
     printed = capsys.readouterr()
     record = json.loads(printed.out.splitlines()[-1])
     rule = StopRule(record["gain"], record["residual"], record["least"], record["most"])
-    assert rule.most == 3
+    assert rule.max_steps == 3
     assert record["flags"] == stop_flags(rule)
     assert f"jobs/invert_dataset.py {stop_flags(rule)}\n" in printed.err
     assert 1 <= record["steps"] <= 3
@@ -91,7 +91,7 @@ def test_a_way_to_resize_is_of_the_crops_alone(
 ) -> None:
     asked = [*views, *few("--model", tiny_bundle, "--output", str(tmp_path / "curve"))]
     assert main([*asked, "--fit", "crop"]) == 2
-    assert "fit 'crop' is for prealigned images" in capsys.readouterr().err
+    assert "fit 'crop' needs prealigned images" in capsys.readouterr().err
     assert main([*asked, "--fit", "crop", "--prealigned", "calibrate"]) == 2
     told = capsys.readouterr().err
     assert "calibrate: faces model 'tiny' (CompactEncoder): no face alignment" in told

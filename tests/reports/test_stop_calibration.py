@@ -26,7 +26,7 @@ def test_the_chosen_rule_has_the_fewest_steps_within_the_tolerance(halving: Trac
     fixed = halving.fixed(5)
     assert chosen.l2 <= 1.01 * fixed.l2
     assert chosen.steps < 5
-    looser = StopRule(chosen.rule.gain * 4, chosen.rule.residual, 1, 6)
+    looser = StopRule(chosen.rule.improvement * 4, chosen.rule.residual, 1, 6)
     assert halving.tried(looser).l2 > 1.01 * fixed.l2
 
 
@@ -39,7 +39,7 @@ def test_steps_for_all_waste_what_easy_faces_do_not_need(halving: Trace) -> None
 
 def test_a_looser_bound_means_fewer_steps_and_more_error(halving: Trace) -> None:
     points = curve(halving, StopRule(1e-3, 1.0, 1, 6), [1e-2, 1e-5, 1e-3])
-    assert [point.rule.gain for point in points] == [1e-5, 1e-3, 1e-2]
+    assert [point.rule.improvement for point in points] == [1e-5, 1e-3, 1e-2]
     assert points[0].steps > points[1].steps > points[2].steps
     assert points[0].l2 < points[1].l2 < points[2].l2
 
@@ -62,11 +62,11 @@ def test_traces_foretell_the_adaptive_loop(tiny_bundle: str) -> None:
     model = load_model(tiny_bundle)
     images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
     traced = trace(model, images, steps=4, batch_size=4)
-    gains = traced.measured.gain.flatten().sort().values
+    gains = traced.measured.improvement.flatten().sort().values
     middle = gains[len(gains) // 4 : -(len(gains) // 4)]
     # In the widest gap: batches of another size round a gain otherwise.
     gap = int(middle.diff().argmax())
-    rule = StopRule(gain=float(middle[gap : gap + 2].mean()), residual=1.0, most=4)
+    rule = StopRule(improvement=float(middle[gap : gap + 2].mean()), residual=1.0, max_steps=4)
     found = invert_adaptively(model, images, rule, batch_size=3)
     assert traced.tried(rule).steps == pytest.approx(float(found.steps_made.double().mean()))
     last = (invert(model, images, steps=4).images.clamp(-1, 1) - images).square().mean()

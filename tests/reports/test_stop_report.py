@@ -22,7 +22,7 @@ def drawn() -> StopCurve:
     l2 = torch.tensor([[0.4, 0.31, 0.3, 0.3], [0.5, 0.4, 0.31, 0.3]])
     gains = torch.tensor([[0.5, 0.09, 0.01, 0.0], [0.4, 0.1, 0.09, 0.01]])
     traced = Trace(l2, l2, StepMeasures(gains, gains * 0 + 0.1))
-    rule = StopRule(gain=0.095, residual=0.2, most=4)
+    rule = StopRule(improvement=0.095, residual=0.2, max_steps=4)
     return StopCurve(traced, traced.tried(rule), curve(traced, rule, [0.001, 0.2]), like_steps=4)
 
 
@@ -36,7 +36,7 @@ def test_the_table_shows_the_rule_beside_fixed_steps(drawn: StopCurve) -> None:
 
 @pytest.mark.parametrize("gain", [0.00167, -1.23e-05, 0.0])
 def test_the_flags_give_the_rule_back(gain: float) -> None:
-    rule = StopRule(gain=gain, residual=0.14, most=6)
+    rule = StopRule(improvement=gain, residual=0.14, max_steps=6)
     given = parse_arguments(["--input", "in", "--output", "out", *stop_flags(rule).split()])
     config = load_config(
         None, {k: v for k, v in vars(given).items() if k in JobConfig.model_fields}
