@@ -143,5 +143,5 @@ def test_backbone_of_another_network_is_refused(tmp_path):
 
 def test_damaged_backbone_error_names_its_kind(tmp_path):
     (tmp_path / "x.pth").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match=r"backbone weights '.*x\.pth': .*fetch it again"):
+    with pytest.raises(ModelError, match=r"backbone weights '.*x\.pth': .*download it again"):
         load_backbone(ResNetBackboneEncoder(6, 1, WIDTHS), str(tmp_path / "x.pth"))
