@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.errors import RequestError, TableError, printable
 from pipeline.storage import Store, one_line
@@ -262,3 +263,23 @@ def as_array(column: pa.ChunkedArray) -> np.ndarray:
     rows = chunk.type.list_size
     numbers = chunk.flatten().flatten().to_numpy(zero_copy_only=False)
     return np.asarray(numbers, np.float32).reshape(-1, rows, STYLE_DIM)
+
+
+class StepCodes(NamedTuple):
+    """The codes of all steps of n faces, one face's after the other's."""
+
+    codes: NDArray[np.float32]  # [sum of steps, n_styles, 512]
+    offsets: NDArray[np.int64]  # [n + 1]; face i has the codes offsets[i] to offsets[i + 1]
+
+
+def codes_of(column: pa.ListArray, n_styles: int) -> NDArray[np.float32]:
+    """A `w_plus` column, lists of lists of numbers, as [n, n_styles, 512]."""
+    numbers = column.flatten().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(numbers, np.float32).reshape(-1, n_styles, STYLE_DIM)
+
+
+def step_codes_of(column: pa.ListArray, n_styles: int) -> StepCodes:
+    """A `w_plus_per_step` column, one level of lists deeper."""
+    lengths = column.value_lengths().fill_null(0).to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return StepCodes(codes_of(column.flatten(), n_styles), offsets)

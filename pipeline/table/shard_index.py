@@ -101,10 +101,10 @@ def table_stats(store: Store) -> Stats:
     """
     audit = Audit(sums=True, whole=WHOLE)
     try:
-        stats = _sum(audit.watched(shard_records(store)))
+        stats = _sum(audit.sample(shard_records(store)))
     except TableError:
         return _sum(shard_records(store, by_manifests=True))
-    if audit.lies(store):
+    if audit.finds_mismatch(store):
         return _sum(shard_records(store, by_manifests=True))
     return stats
 
@@ -133,7 +133,7 @@ class CommittedShards:
         self.slices = array("q")  # numbers of a folder's slices
         audit = Audit()
         indexed = _indexed(store, audit)
-        self.distrusted = audit.lies(store)
+        self.distrusted = audit.finds_mismatch(store)
         self._known = self._listed(store, *(_nothing() if self.distrusted else indexed))
 
     def _listed(self, store: Store, manifests: _Integers, known: _Integers) -> _Integers:

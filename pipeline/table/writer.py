@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.errors import InputError, StorageError, TableError
 from pipeline.storage import Shard, Store
 from pipeline.table.cleanup import Orphans
-from pipeline.table.part_files import names_beside, remove_parts_beside
+from pipeline.table.part_files import list_names, remove_unowned_parts
 from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import (
     LATENTS,
@@ -216,7 +216,7 @@ class TableWriter:
                 self.store.remove(manifest_name(shard.shard_id))
             return
         if part.part >= record.n_parts:
-            remove_parts_beside(self.store, record)
+            remove_unowned_parts(self.store, record)
         raise TableError(
             f"another run has committed shard '{shard.shard_id}', of another state of the input or "
             "cut into other parts; when no other job writes to this table, run again"
@@ -250,7 +250,7 @@ class TableWriter:
             for kind in (LATENTS, REJECTS)
             for part in parts
         }
-        difference = expected ^ names_beside(self.store, shard.shard_id, len(parts))
+        difference = expected ^ list_names(self.store, shard.shard_id, len(parts))
         if difference:
             raise TableError(
                 f"shard '{shard.shard_id}' cannot be committed: '{min(difference)}' is "

@@ -71,8 +71,8 @@ def test_an_input_that_changed_is_not_committed_by_a_line(
 
 def test_true_lines_are_believed(tmp_path: Path, entries: list[ShardRecord]) -> None:
     audit = Audit(sums=True)
-    assert list(audit.watched(entries)) == entries
-    assert not audit.lies(writer(tmp_path).store)
+    assert list(audit.sample(entries)) == entries
+    assert not audit.finds_mismatch(writer(tmp_path).store)
 
 
 def test_of_few_lines_every_one_is_compared(tmp_path: Path, entries: list[ShardRecord]) -> None:
@@ -83,7 +83,7 @@ def test_of_few_lines_every_one_is_compared(tmp_path: Path, entries: list[ShardR
             audit = Audit(each=1, whole=whole)
             audit.add([entries[0], lie])
             audit.add([entries[2]])
-            answers.add(audit.lies(writer(tmp_path).store))
+            answers.add(audit.finds_mismatch(writer(tmp_path).store))
         assert answers == found
 
 
@@ -98,7 +98,7 @@ def test_a_manifest_that_another_run_replaced_is_no_lie(
     assert dict(manifest_etags(table.store))["s-1"] != entries[1].manifest_etag
     audit = Audit()
     audit.add(entries)
-    assert not audit.lies(table.store)
+    assert not audit.finds_mismatch(table.store)
 
 
 def test_a_line_is_drawn_by_its_share_of_a_sum(tmp_path: Path, entries: list[ShardRecord]) -> None:
@@ -107,4 +107,4 @@ def test_a_line_is_drawn_by_its_share_of_a_sum(tmp_path: Path, entries: list[Sha
     many = [replace(entries[0], shard=f"x-{number}") for number in range(1000)]
     for number in range(50):
         audit.add([replace(entries[1], faces=200_000)] if number == 20 else many)
-    assert audit.lies(writer(tmp_path).store), "it is drawn all but 64 heads in a row"
+    assert audit.finds_mismatch(writer(tmp_path).store), "it is drawn all but 64 heads in a row"
