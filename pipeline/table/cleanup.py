@@ -69,7 +69,7 @@ class Orphans:
         self._slices += shard.is_slice
 
     def remove(self, *, whole_input: bool) -> int:
-        """Delete the orphans and return the number of files. Call it when the run has stopped writing.
+        """Delete the orphans once the run has stopped writing; return the number of files.
 
         Shards that were removed from the input are deleted only with `whole_input`: all shards of
         the input were passed to `is_input`. Raises `StorageError` if the storage fails, also if it

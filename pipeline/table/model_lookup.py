@@ -49,9 +49,10 @@ def _checked(table: Table, name: str, fingerprint: object, device: str, hints: M
     model = load_model(name, device, **hints)
     if fingerprint != model.fingerprint:
         raise ModelError(
-            f"the codes of '{table.store.root}' belong to the model with fingerprint "
-            f"{str(fingerprint)[:12]}, but '{name}' has {model.fingerprint[:12]}: give the model "
+            f"the codes of '{table.store.root}' belong to another model than '{name}' "
+            f"(fingerprint {str(fingerprint)[:12]}, not {model.fingerprint[:12]}): give the model "
             "that made the table"
+
 
         )
     return model

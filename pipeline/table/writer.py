@@ -184,7 +184,7 @@ class TableWriter:
                     self.store.remove(manifest_name(shard.shard_id))
             raise
         if not ours:
-            record.write(self.store, anyway=True)
+            record.write(self.store, replace=True)
         return record
 
     def with_manifest_etag(self, record: ShardRecord) -> ShardRecord:

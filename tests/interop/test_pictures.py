@@ -118,7 +118,7 @@ def test_codes_are_rendered_by_their_own_model_alone(
 ) -> None:
     assert model_of(table).fingerprint == model.fingerprint
     assert model_of(table, tiny_bundle).fingerprint == model.fingerprint
-    with pytest.raises(ModelError, match="belong to another model than 'demo' is"):
+    with pytest.raises(ModelError, match="belong to another model than 'demo'"):
         model_of(table, "demo")
 
 

@@ -99,7 +99,7 @@ def test_rejects_are_written_before_latents(tmp_path: Path) -> None:
 
 def test_rows_that_do_not_account_for_every_sample_are_refused(tmp_path: Path) -> None:
     table = writer(tmp_path)
-    with pytest.raises(TableError, match="took 3 samples in and its rows account for 2"):
+    with pytest.raises(TableError, match="has 3 samples, but its rows account for 2"):
         table.write_part(shard(), 0, samples=3, latents=[face_row("a")], rejects=[reject_row("b")])
     assert table.store.names("latents/") == []
 

@@ -69,5 +69,5 @@ def test_an_account_that_is_none_is_named(tmp_path, facts):
     table = writer(tmp_path)
     record(table, 1, **facts)
     for read in (table_status, lambda uri: open_table(uri).sql("SELECT * FROM runs")):
-        with pytest.raises(TableError, match=r"_runs/2026.*is not the account of a run"):
+        with pytest.raises(TableError, match=r"_runs/2026.*is not the record of a run"):
             read(str(tmp_path))

@@ -80,7 +80,7 @@ def test_a_turn_has_a_column_only_where_turns_are_searched() -> None:
 
 @pytest.mark.parametrize("shape", [(N_STYLES, 511), (N_STYLES + 1, 512), (512,)])
 def test_a_code_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(TableError, match="the table takes"):
+    with pytest.raises(TableError, match="the table needs"):
         latents_table([face_row("k", w_plus=np.zeros(shape))], COLUMNS, "s")
 
 
