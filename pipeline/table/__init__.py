@@ -1,6 +1,5 @@
 """Table of latents: schema, part files, manifests, writing and reading."""
 
-
 from pipeline.table.card import card_text, is_card_current, kept_readme, write_card
 from pipeline.table.cleanup import Orphans
 from pipeline.table.initial_codes import (

@@ -98,7 +98,9 @@ class Audit:
         if self._all is not None:
             drawn = dict(enumerate(self._all))
         with ThreadPoolExecutor(_THREADS) as pool:
-            return not all(pool.map(lambda record: _matches_manifest(store, record), drawn.values()))
+            return not all(
+                pool.map(lambda record: _matches_manifest(store, record), drawn.values())
+            )
 
     def _weights(self, records: Sequence[ShardRecord]) -> _Numbers:
         """Return the weights of each row: [rows, columns]; the first column is 1 for all rows."""
@@ -129,7 +131,6 @@ def _figures(text: str) -> list[float]:
 def _matches_manifest(store: Store, record: ShardRecord) -> bool:
     """Return whether a row of the index says what its manifest says."""
     try:
-
         stored = read_shard_record(store, record.shard)
     except TableError:
         return False

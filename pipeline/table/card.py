@@ -283,11 +283,15 @@ def _text(value: object, depth: int = 0) -> str:
     if isinstance(value, dict | list) and (depth == _MAX_DEPTH or len(value) > _MAX_FACTS):
         return f"{len(value)} entries"
     if isinstance(value, dict):
-        facts = (f"{escape_markdown(name)} {_text(fact, depth + 1)}" for name, fact in value.items())
+        facts = (
+            f"{escape_markdown(name)} {_text(fact, depth + 1)}" for name, fact in value.items()
+        )
         return "; ".join(facts) or "none"
     if isinstance(value, list):
         return ", ".join(_text(item, depth + 1) for item in value) or "none"
-    return escape_markdown(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return escape_markdown(
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    )
 
 
 def escape_markdown(text: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.errors import StorageError
 from pipeline.storage import ObjectInfo, Shard, Store, slice_id
-from pipeline.table.part_files import infos_of, remove_unowned_parts, remove_parts_from
+from pipeline.table.part_files import infos_of, remove_parts_from, remove_unowned_parts
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
 from pipeline.table.shard_index import CommittedShards
 from pipeline.table.shard_records import manifest_name, read_shard_record
@@ -164,7 +164,6 @@ class _Scan(threading.Thread):
         """
         self.join()
         return self._list() if self._result is None else self._result
-
 
     def _list(self) -> tuple[dict[str, int], set[str]]:
         highest: dict[str, int] = {}

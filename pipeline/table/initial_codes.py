@@ -111,7 +111,6 @@ class InitialCodes:
             np.concatenate(
                 [np.empty((0,), np.float32), *(codes_by_id[image].ravel() for image in ids)]
             )
-
         )
         kind = schema.field("w_plus").type
         rows = pa.FixedSizeListArray.from_arrays(numbers, type=kind.value_type)

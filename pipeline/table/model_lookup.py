@@ -43,7 +43,9 @@ def _name_of(table: Table) -> str:
     return str(table.spec.config.get("model", ""))
 
 
-def _checked(table: Table, name: str, fingerprint: object, device: str, hints: ModelHints) -> RestyleModel:
+def _checked(
+    table: Table, name: str, fingerprint: object, device: str, hints: ModelHints
+) -> RestyleModel:
     from pipeline.models import load_model
 
     model = load_model(name, device, **hints)
@@ -52,7 +54,5 @@ def _checked(table: Table, name: str, fingerprint: object, device: str, hints: M
             f"the codes of '{table.store.root}' belong to another model than '{name}' "
             f"(fingerprint {str(fingerprint)[:12]}, not {model.fingerprint[:12]}): give the model "
             "that made the table"
-
-
         )
     return model

@@ -150,6 +150,5 @@ class PartFiles:
     def _of_open_shards(self) -> Iterator[tuple[str, str, ObjectInfo]]:
         listing = _all_files(self.store)
         while batch := list(islice(listing, _BATCH)):
-
             committed = self.committed.are_committed([shard_id for shard_id, _, _ in batch])
             yield from (file for file, done in zip(batch, committed, strict=True) if not done)

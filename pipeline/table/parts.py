@@ -178,7 +178,6 @@ def _other_writer(store: Store, name: str) -> TableError:
     return TableError(
         f"'{store.uri(name)}' is there already, from another state of the input, another part size "
         "or an attempt with another result; when no other job writes to this table, run again"
-
     )
 
 

@@ -207,7 +207,6 @@ def _whole_parts(shard: Shard, files: Files) -> list[int]:
     return [part for part in sorted(numbers) if all(name in files for name in _names(shard, part))]
 
 
-
 def _names(shard: Shard, part: int) -> tuple[str, str]:
     """Return the names of a part's latents and rejects."""
     return part_name(LATENTS, shard.shard_id, part), part_name(REJECTS, shard.shard_id, part)

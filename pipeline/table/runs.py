@@ -149,7 +149,7 @@ class RunRecord:
         return (Counts(left_out=self.listed) + Counts(left_out=self.counts.left_out)).left_out
 
     def to_dict(self, table: str | None) -> dict[str, Any]:
-        """Return the job's last output line: the work of this run, not the contents of the table."""
+        """Return the job's last output line: the work of this run, not the table's contents."""
         counts, seconds = self.counts, self.seconds
         stages = sorted(counts.stage_seconds.items())
         return {

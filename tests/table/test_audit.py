@@ -94,7 +94,7 @@ def test_a_manifest_that_another_run_replaced_is_no_lie(
     table = writer(tmp_path)
     table.store.remove(manifest_name("s-0"))
     manifest = replace(read_shard_record(table.store, "s-1"), etag="etag-20")
-    manifest.write(table.store, anyway=True)
+    manifest.write(table.store, replace=True)
     assert dict(manifest_etags(table.store))["s-1"] != entries[1].manifest_etag
     audit = Audit()
     audit.add(entries)

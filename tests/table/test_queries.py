@@ -374,7 +374,7 @@ def test_no_file_but_the_tables_own_is_read(filled: str, source: str) -> None:
 
 def test_several_queries_are_refused(filled: str) -> None:
     """The rows of all but the last would be lost."""
-    with pytest.raises(RequestError, match="it is several"):
+    with pytest.raises(RequestError, match="it has 2 statements"):
         open_table(filled).sql("SELECT 1; SELECT 2")
     assert open_table(filled).sql("SELECT 1;").shape == (1, 1)
 

@@ -182,7 +182,7 @@ def test_what_the_index_knows_of_a_shard_is_found_as_it_was_committed(root: str)
     manifests = [table.commit_shard(one, table.state(one).parts.values()) for one in SHARDS[:2]]
     table.index([table.with_manifest_etag(manifests[0])])
     committed = CommittedShards(table.store)
-    assert committed.among(["s-2", "s-1", "s-0"]) == [False, True, True]
+    assert committed.are_committed(["s-2", "s-1", "s-0"]) == [False, True, True]
     assert [one.shard_id in committed for one in SHARDS[:3]] == [True, True, False]
     assert committed.find(SHARDS[:3]) == [Counts(shards=1, samples=6, parts=2), None, None]
     changed = [{"etag": "etag-2"}, {"size": 101}, {"uri": "s3://elsewhere/s-0.tar"}]
@@ -216,7 +216,7 @@ def test_of_two_entries_of_a_shard_the_one_of_its_manifest_is_believed(root: str
 
 def test_a_table_without_a_shard_has_none(tmp_path: Path) -> None:
     committed = CommittedShards(writer(tmp_path).store)
-    assert committed.among([]) == []
+    assert committed.are_committed([]) == []
     assert "s-0" not in committed
     assert committed.find([shard()]) == [None]
 

@@ -47,7 +47,7 @@ def test_a_manifest_is_not_put_over_another(root: str, late: ShardRecord) -> Non
     assert manifest().write(store)
     assert not late.write(store)
     assert read_shard_record(store, "s-0") == manifest()
-    assert late.write(store, anyway=True)
+    assert late.write(store, replace=True)
     assert read_shard_record(store, "s-0") == late
 
 

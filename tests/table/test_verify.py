@@ -303,7 +303,7 @@ def test_codes_imported_without_images_sniff_nothing(tmp_path: Path) -> None:
 def test_a_part_of_the_description_that_is_a_list_is_found(store: Store, part: str) -> None:
     document = {**json.loads(store.get("_table.json")), part: []}
     store.put("_table.json", json.dumps(document).encode())
-    with pytest.raises(TableError, match=f"incomplete: its {part} is no JSON object"):
+    with pytest.raises(TableError, match=f"incomplete: its {part} is not a JSON object"):
         open_table(store.root)
 
 
