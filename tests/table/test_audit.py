@@ -45,7 +45,7 @@ def forge(root: Path, entries: list[ShardRecord], **lie: Any) -> None:
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_the_card_and_the_status_count_what_manifests_say(
+def test_card_and_status_ignore_forged_index_rows(
     tmp_path: Path, entries: list[ShardRecord], lie: dict[str, Any]
 ) -> None:
     without = write_card(open_table(str(tmp_path)))
@@ -57,7 +57,7 @@ def test_the_card_and_the_status_count_what_manifests_say(
 
 
 @pytest.mark.parametrize("lie", [{"etag": "etag-2"}, {"size": 101}, {"n_parts": 3}, {"samples": 7}])
-def test_an_input_that_changed_is_not_committed_by_a_line(
+def test_a_forged_row_does_not_commit_a_changed_shard(
     tmp_path: Path, entries: list[ShardRecord], lie: dict[str, Any]
 ) -> None:
     forge(tmp_path, entries, **lie)
@@ -69,13 +69,13 @@ def test_an_input_that_changed_is_not_committed_by_a_line(
     assert table.store.names("_index/") == [], "the next run has no lie to find"
 
 
-def test_true_lines_are_believed(tmp_path: Path, entries: list[ShardRecord]) -> None:
+def test_index_rows_that_match_are_used(tmp_path: Path, entries: list[ShardRecord]) -> None:
     audit = Audit(sums=True)
     assert list(audit.sample(entries)) == entries
     assert not audit.finds_mismatch(writer(tmp_path).store)
 
 
-def test_of_few_lines_every_one_is_compared(tmp_path: Path, entries: list[ShardRecord]) -> None:
+def test_all_rows_of_a_small_index_are_compared(tmp_path: Path, entries: list[ShardRecord]) -> None:
     lie = replace(entries[1], left_out='{".txt": 1}')  # by no number that lines are drawn by
     for whole, found in ((3, {True}), (2, {True, False})):
         answers = set()
@@ -87,7 +87,7 @@ def test_of_few_lines_every_one_is_compared(tmp_path: Path, entries: list[ShardR
         assert answers == found
 
 
-def test_a_manifest_that_another_run_replaced_is_no_lie(
+def test_a_manifest_replaced_by_another_run_is_no_mismatch(
     tmp_path: Path, entries: list[ShardRecord]
 ) -> None:
     """Between the listing and the look."""
@@ -101,7 +101,7 @@ def test_a_manifest_that_another_run_replaced_is_no_lie(
     assert not audit.finds_mismatch(table.store)
 
 
-def test_a_line_is_drawn_by_its_share_of_a_sum(tmp_path: Path, entries: list[ShardRecord]) -> None:
+def test_a_row_with_half_a_sum_is_drawn(tmp_path: Path, entries: list[ShardRecord]) -> None:
     """One of 50,000 lines, which says that it has half of all faces."""
     audit = Audit(sums=True, each=64)
     many = [replace(entries[0], shard=f"x-{number}") for number in range(1000)]

@@ -60,7 +60,7 @@ def names_of(table: TableWriter, shard_id: str) -> list[str]:
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_a_part_beside_a_commit_is_removed_by_the_next_run(
+def test_the_next_run_removes_a_part_beyond_a_commit(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch, indexed: bool
 ) -> None:
     monkeypatch.setattr(resume_module, "INDEXED_AT_ONCE", 3 if indexed else 1000)
@@ -75,13 +75,13 @@ def test_a_part_beside_a_commit_is_removed_by_the_next_run(
     assert open_table(table.store.root).verify()["faces"] == 4 * COUNTS_OF_ONE["faces"]
 
 
-def test_a_shard_that_is_gone_from_the_input_is_cleared_too(table: TableWriter) -> None:
+def test_late_parts_of_a_removed_shard_are_removed(table: TableWriter) -> None:
     arrive_late(table, SHARDS[3], 2)
     assert run(table, SHARDS[:3])
     assert open_table(table.store.root).verify()["shards"] == 4
 
 
-def test_parts_of_a_shard_that_is_not_committed_are_left_alone(table: TableWriter) -> None:
+def test_parts_of_an_uncommitted_shard_are_kept(table: TableWriter) -> None:
     table.store.remove("_shards/s-1.json")
     arrive_late(table, SHARDS[1], 7)
     before = table.store.names()
@@ -89,7 +89,7 @@ def test_parts_of_a_shard_that_is_not_committed_are_left_alone(table: TableWrite
     assert table.store.names() == before
 
 
-def test_a_commit_that_came_after_the_listing_keeps_its_parts(
+def test_a_commit_after_the_listing_keeps_its_parts(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the index says of a shard is old when another run has done it again since."""
@@ -108,7 +108,7 @@ def test_a_commit_that_came_after_the_listing_keeps_its_parts(
     assert open_table(table.store.root).verify()["parts"] == 9
 
 
-def test_a_shard_that_is_done_again_meanwhile_keeps_its_parts(table: TableWriter) -> None:
+def test_a_shard_done_again_meanwhile_keeps_its_parts(table: TableWriter) -> None:
     """It is whole when what the listing found is looked at."""
     again = writer(table.store.root, part_size=2)
     orphans = Orphans(table.store)
@@ -119,7 +119,7 @@ def test_a_shard_that_is_done_again_meanwhile_keeps_its_parts(table: TableWriter
     assert open_table(table.store.root).verify()["parts"] == 9
 
 
-def test_a_run_that_is_stopped_looks_no_further(table: TableWriter) -> None:
+def test_a_stopped_run_stops_listing(table: TableWriter) -> None:
     arrive_late(table, SHARDS[1], 2)
     before = table.store.names()
     orphans = Orphans(table.store)
@@ -134,7 +134,7 @@ def slices(count: int) -> list[Shard]:
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_slices_behind_the_end_of_a_shorter_folder_are_removed(
+def test_slices_beyond_a_shorter_folder_are_removed(
     root: str, monkeypatch: pytest.MonkeyPatch, indexed: bool
 ) -> None:
     """Their files moved into the slices before them: readers would find those twice."""
@@ -150,7 +150,7 @@ def test_slices_behind_the_end_of_a_shorter_folder_are_removed(
     assert not names_of(table, "files-00002")
 
 
-def test_parts_of_a_shard_that_left_before_it_was_committed_are_removed(
+def test_open_parts_of_a_removed_shard_are_removed(
     table: TableWriter,
 ) -> None:
     write_shard(table, shard("left"), commit=False)
@@ -164,13 +164,13 @@ def test_parts_of_a_shard_that_left_before_it_was_committed_are_removed(
     assert len(names_of(table, "begun")) == 4
 
 
-def test_a_committed_shard_that_left_keeps_its_rows(table: TableWriter) -> None:
+def test_a_committed_shard_outside_the_input_is_kept(table: TableWriter) -> None:
     before = table.store.names()
     assert run(table, SHARDS[:2], whole_input=True)
     assert table.store.names() == before
 
 
-def test_a_shard_that_another_run_commits_meanwhile_stays(table: TableWriter) -> None:
+def test_a_shard_committed_meanwhile_is_kept(table: TableWriter) -> None:
     """Its input has a shard that this run's listing came too early for."""
     write_shard(table, shard("new"), commit=False)
     orphans = Orphans(table.store)
@@ -181,7 +181,7 @@ def test_a_shard_that_another_run_commits_meanwhile_stays(table: TableWriter) ->
     assert open_table(table.store.root).verify()["shards"] == 5
 
 
-def test_a_commit_that_comes_while_its_parts_are_removed_goes_as_well(
+def test_a_commit_during_the_removal_is_removed_too(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without its parts it would stand for ever, and its faces be lost."""
@@ -198,7 +198,7 @@ def test_a_commit_that_comes_while_its_parts_are_removed_goes_as_well(
     assert not table.state(shard("new")).done, "so that it is done again"
 
 
-def test_what_another_run_of_a_newer_input_is_at_work_on_stays(table: TableWriter) -> None:
+def test_new_parts_of_another_run_are_kept(table: TableWriter) -> None:
     write_shard(table, shard("left"), commit=False)
     orphans = Orphans(table.store)
     infos = dict(table.store.infos("latents/"))
@@ -215,7 +215,7 @@ def test_what_another_run_of_a_newer_input_is_at_work_on_stays(table: TableWrite
     assert not names_of(table, "left")
 
 
-def test_a_disk_is_listed_once_for_all_that_is_removed(
+def test_a_disk_is_listed_once_for_all_removals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = writer(tmp_path)
@@ -237,7 +237,7 @@ def test_a_disk_is_listed_once_for_all_that_is_removed(
     assert len(listed) == 2
 
 
-def test_a_listing_that_failed_at_the_start_is_done_again_at_the_end(
+def test_a_failed_listing_is_repeated_at_the_end(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of days does not fail for what storage said in its first minute."""
@@ -252,7 +252,7 @@ def test_a_listing_that_failed_at_the_start_is_done_again_at_the_end(
     assert open_table(table.store.root).verify()["parts"] == 8
 
 
-def test_a_storage_that_stays_down_is_told(
+def test_a_storage_that_stays_down_is_reported(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orphans = Orphans(table.store)
@@ -266,7 +266,7 @@ def refuse(*_: object) -> Iterator[str]:
     raise StorageError("503")
 
 
-def test_a_manifest_that_lost_a_part_to_a_slow_removal_goes_as_well(
+def test_a_manifest_that_lost_a_part_is_removed(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another run has done the shard again between the look at its manifest and the removal."""

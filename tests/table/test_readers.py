@@ -115,7 +115,7 @@ def test_pyarrow_reads_codes_with_their_shape(latents: str) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_folder_gives_datasets_codes_and_pictures(
+def test_datasets_reads_codes_and_pictures_of_a_folder(
     latents: str, tmp_path: Path, streaming: bool
 ) -> None:
     root, cache = str(Path(latents).parents[1]), str(tmp_path / "cache")
@@ -131,7 +131,7 @@ def test_a_folder_gives_datasets_codes_and_pictures(
         assert tensors["aligned_jpeg"].shape == (3, 6, 8)
 
 
-def test_the_card_names_what_datasets_would_find_but_for_pictures(
+def test_the_card_declares_the_types_that_datasets_infers(
     latents: str, tmp_path: Path
 ) -> None:
     """The same types, so that no column is converted when it is loaded."""

@@ -53,7 +53,7 @@ def indexed(table: TableWriter) -> set[str]:
     }
 
 
-def test_manifests_that_were_read_once_are_not_read_again(root: str, read: list[str]) -> None:
+def test_manifests_are_read_only_once(root: str, read: list[str]) -> None:
     table = writer(root)
     for one in SHARDS:
         write_shard(table, one)
@@ -64,7 +64,7 @@ def test_manifests_that_were_read_once_are_not_read_again(root: str, read: list[
     assert read == []
 
 
-def test_few_shards_make_no_index(root: str) -> None:
+def test_a_small_table_gets_no_index(root: str) -> None:
     table = writer(root)
     for one in SHARDS[:2]:
         write_shard(table, one)
@@ -80,7 +80,7 @@ def test_a_dry_run_writes_no_index(root: str) -> None:
     assert indexed(table) == set()
 
 
-def test_entries_of_commits_are_true_of_the_manifests(root: str, read: list[str]) -> None:
+def test_rows_of_commits_match_the_manifests(root: str, read: list[str]) -> None:
     table = writer(root)
     entries = []
     for one in SHARDS:
@@ -92,7 +92,7 @@ def test_entries_of_commits_are_true_of_the_manifests(root: str, read: list[str]
     assert [(entry.samples, entry.faces, entry.rejects) for entry in entries] == [(6, 4, 4)] * 4
 
 
-def test_an_input_that_changed_is_redone_though_the_index_knows_its_old_state(root: str) -> None:
+def test_a_changed_indexed_shard_is_done_again(root: str) -> None:
     table = writer(root)
     for one in SHARDS:
         write_shard(table, one)
@@ -103,7 +103,7 @@ def test_an_input_that_changed_is_redone_though_the_index_knows_its_old_state(ro
     assert len(state.stale) == 5
 
 
-def test_what_the_index_says_of_a_manifest_that_is_gone_is_forgotten(root: str) -> None:
+def test_a_row_without_its_manifest_is_ignored(root: str) -> None:
     """The input changes and changes back, and the run between them leaves no index."""
     table = writer(root)
     for one in SHARDS:
@@ -118,7 +118,7 @@ def test_what_the_index_says_of_a_manifest_that_is_gone_is_forgotten(root: str) 
     assert state.committed is None, "what lies there is of the state between"
 
 
-def test_a_damaged_index_costs_the_reading_of_manifests_alone(root: str, read: list[str]) -> None:
+def test_manifests_replace_a_damaged_index(root: str, read: list[str]) -> None:
     table = writer(root)
     for one in SHARDS:
         write_shard(table, one)
@@ -130,7 +130,7 @@ def test_a_damaged_index_costs_the_reading_of_manifests_alone(root: str, read: l
     assert len(read) == 4
 
 
-def test_an_index_without_the_table_is_worth_nothing(root: str) -> None:
+def test_an_index_without_manifests_commits_nothing(root: str) -> None:
     table = writer(root)
     for one in SHARDS:
         write_shard(table, one)
@@ -140,14 +140,14 @@ def test_an_index_without_the_table_is_worth_nothing(root: str) -> None:
     assert states == [True, True, False, True]
 
 
-def test_the_name_of_an_index_file_is_that_of_its_content(root: str) -> None:
+def test_index_files_are_named_by_their_content(root: str) -> None:
     table = writer(root)
     write_shard(table, SHARDS[0])
     entry = table.with_manifest_etag(read_one(table.store, "s-0"))
     assert write_index(table.store, [entry]) == write_index(table.store, [entry])
 
 
-def test_an_index_of_earlier_versions_is_believed(root: str, read: list[str]) -> None:
+def test_an_index_of_earlier_versions_is_used(root: str, read: list[str]) -> None:
     """Without the columns that came since: or a start over a million shards reads all manifests."""
     table = writer(root)
     for one in SHARDS:
@@ -165,7 +165,7 @@ def test_an_index_of_earlier_versions_is_believed(root: str, read: list[str]) ->
     assert read == []
 
 
-def test_the_index_knows_what_readers_passed_over(root: str) -> None:
+def test_the_index_holds_files_that_readers_passed_over(root: str) -> None:
     table = writer(root)
     entries = []
     for one in SHARDS:
@@ -175,7 +175,7 @@ def test_the_index_knows_what_readers_passed_over(root: str) -> None:
     assert table_stats(table.store).counts.left_out == {".json": 8}
 
 
-def test_what_the_index_knows_of_a_shard_is_found_as_it_was_committed(root: str) -> None:
+def test_an_indexed_shard_is_found_in_its_committed_state(root: str) -> None:
     table = writer(root)
     for one in SHARDS[:2]:
         write_shard(table, one, commit=False)
@@ -191,7 +191,7 @@ def test_what_the_index_knows_of_a_shard_is_found_as_it_was_committed(root: str)
     assert etags == [None, table.store.info(manifest_name("s-1")).etag, None]
 
 
-def test_an_entry_of_another_manifest_is_not_believed(root: str) -> None:
+def test_a_row_of_another_manifest_is_ignored(root: str) -> None:
     table = writer(root)
     write_shard(table, SHARDS[0])
     table.index([table.with_manifest_etag(table.commit_shard(SHARDS[1], []))])
@@ -202,7 +202,7 @@ def test_an_entry_of_another_manifest_is_not_believed(root: str) -> None:
     assert committed.unindexed_etag("s-1")
 
 
-def test_of_two_entries_of_a_shard_the_one_of_its_manifest_is_believed(root: str) -> None:
+def test_the_row_that_matches_the_manifest_is_used(root: str) -> None:
     table = writer(root)
     old = table.with_manifest_etag(table.commit_shard(SHARDS[0], []))
     table.index([old])
@@ -214,7 +214,7 @@ def test_of_two_entries_of_a_shard_the_one_of_its_manifest_is_believed(root: str
     assert committed.find([changed, SHARDS[0]]) == [Counts(shards=1, samples=6, parts=2), None]
 
 
-def test_a_table_without_a_shard_has_none(tmp_path: Path) -> None:
+def test_a_table_without_shards_has_none_committed(tmp_path: Path) -> None:
     committed = CommittedShards(writer(tmp_path).store)
     assert committed.are_committed([]) == []
     assert "s-0" not in committed

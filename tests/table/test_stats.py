@@ -53,7 +53,7 @@ def test_a_face_that_stopped_early_counts_with_its_last_value() -> None:
     assert means["id_similarity"] == [None, None, None]
 
 
-def test_a_metric_that_some_faces_lack_is_of_the_others() -> None:
+def test_faces_without_a_metric_are_not_in_its_mean() -> None:
     means = stats([row("a", 4.0, 2.0), face_row("b"), row("c", 1.0)]).sums.means()
     assert means["l2"] == pytest.approx([5.5 / 3, 3.25 / 3, 3.125 / 3])
     assert means["id_similarity"] == [None, 0.25, 0.5]
@@ -66,7 +66,7 @@ def test_rejects_are_counted_by_reason_and_faces_with_an_identity() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])
-def test_parts_add_up_to_what_their_rows_give_together(cut: int) -> None:
+def test_sums_of_parts_equal_sums_of_all_rows(cut: int) -> None:
     faces = [row("a", 4.0, 2.0, 1.0), row("b", 8.0), face_row("c")]
     rejects = [reject_row("d"), reject_row("e", "crashed"), reject_row("f")]
     parts = [stats(faces[:cut], rejects[:cut]), stats(faces[cut:], rejects[cut:])]
@@ -75,14 +75,14 @@ def test_parts_add_up_to_what_their_rows_give_together(cut: int) -> None:
     assert sum(parts[::-1], Stats()).figures_text() == whole
 
 
-def test_codes_that_were_not_measured_count_for_nothing() -> None:
+def test_unmeasured_codes_are_in_no_mean() -> None:
     """As they are imported from files alone."""
     unmeasured = face_row("a", **dict.fromkeys((*OF_STEPS, *FINAL)))
     assert stats([unmeasured]).sums.steps == 0
     assert stats([unmeasured, row("b", 4.0, 2.0)]).sums.means()["l2"] == [4.0, 2.0]
 
 
-def test_a_code_whose_steps_nobody_knows_counts_as_one_step() -> None:
+def test_a_code_with_unknown_steps_counts_as_one_step() -> None:
     """As codes of single files are imported and measured."""
     measured = face_row("a", **dict.fromkeys(OF_STEPS), id_similarity=None)
     means = stats([measured]).sums.means()
@@ -101,12 +101,12 @@ def test_the_infinite_psnr_of_two_equal_images_is_in_no_mean() -> None:
     assert means["l2"] == [15.25, 20.25]
 
 
-def test_nothing_has_no_means() -> None:
+def test_empty_sums_have_no_means() -> None:
     assert (MetricSums().steps, MetricSums().means()) == (0, {})
     assert (stats([]).sums.steps, stats([]).sums.means()["l2"]) == (0, [])
 
 
-def test_a_table_adds_up_to_what_sql_says_of_its_rows(tmp_path: Path) -> None:
+def test_table_stats_equal_sql_over_its_rows(tmp_path: Path) -> None:
     table = writer(tmp_path)
     for name in ("s-0", "s-1"):
         write_shard(table, shard(name))
@@ -128,7 +128,7 @@ def test_a_table_adds_up_to_what_sql_says_of_its_rows(tmp_path: Path) -> None:
     assert found.sums.identified == 8
 
 
-def test_files_and_manifests_hold_them(root: str) -> None:
+def test_footers_and_manifests_hold_the_figures(root: str) -> None:
     table = writer(root)
     write_shard(table, shard())
     latents = read_metadata(table.store, "latents/s-0-00000.parquet")["figures"]
@@ -139,7 +139,7 @@ def test_files_and_manifests_hold_them(root: str) -> None:
     assert manifest.stats.sums.counts["id_similarity"] == [0, 4, 4]
 
 
-def test_parts_that_are_found_again_have_theirs(root: str) -> None:
+def test_resumed_parts_have_their_figures(root: str) -> None:
     """Their footers are read by the next run, which commits their shard."""
     table = writer(root)
     write_shard(table, shard(), commit=False)
@@ -147,7 +147,7 @@ def test_parts_that_are_found_again_have_theirs(root: str) -> None:
     assert manifest.stats.counts.reasons == {"crashed": 1, "face_too_small": 1, "no_face": 2}
 
 
-def test_the_file_that_stands_gives_its_own(root: str) -> None:
+def test_figures_are_those_of_the_stored_file(root: str) -> None:
     """The same faces on another kind of GPU: other numbers, of which the first ones stay."""
     table = writer(root)
     table.write_part(shard(), 0, samples=1, latents=[row("a", 4.0)], rejects=[])
@@ -155,7 +155,7 @@ def test_the_file_that_stands_gives_its_own(root: str) -> None:
     assert late.stats.sums.means()["l2"] == [4.0]
 
 
-def test_text_and_back() -> None:
+def test_figures_survive_text_and_back() -> None:
     found = stats([row("a", 4.0, 2.0, 1.0), face_row("b")], [reject_row("c")])
     read = Stats.from_text(found.figures_text(), found.counts)
     assert read == found
@@ -182,7 +182,7 @@ def test_text_and_back() -> None:
         {"sums": {**EVERY, "l2": 1}, "counts": EVERY},
     ],
 )
-def test_what_are_no_figures_is_refused(facts: Any) -> None:
+def test_invalid_figures_are_refused(facts: Any) -> None:
     with pytest.raises(TypeError, match="no figures"):
         Stats.from_figures(facts)
     with pytest.raises(TableError, match="index is damaged"):
@@ -190,12 +190,12 @@ def test_what_are_no_figures_is_refused(facts: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
-def test_damaged_text_is_refused(text: str) -> None:
+def test_damaged_figures_text_is_refused(text: str) -> None:
     with pytest.raises(TableError, match="index is damaged"):
         Stats.from_text(text)
 
 
-def test_counts_travel_in_a_row_and_add_up() -> None:
+def test_counts_survive_a_row_and_add_up() -> None:
     part = Counts(
         parts=1,
         samples=4,

@@ -65,7 +65,7 @@ def set_times(table: TableWriter, now: float, ages: dict[str, float]) -> None:
         os.utime(Path(table.store.root) / "latents" / f"{name}.parquet", (moment, moment))
 
 
-def test_a_table_in_the_making(root: str) -> None:
+def test_status_counts_open_and_committed_shards(root: str) -> None:
     table = writer(root)
     write_shard(table, shard("s-0"))
     write_shard(table, shard("s-1"), commit=False)
@@ -91,7 +91,7 @@ def open_parts(table: TableWriter, *shard_ids: str) -> list[PartRecord]:
     return written
 
 
-def test_open_parts_are_counted_by_the_index_and_else_by_footers(
+def test_open_parts_are_counted_by_index_or_footers(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = writer(root)
@@ -112,7 +112,7 @@ def test_open_parts_are_counted_by_the_index_and_else_by_footers(
     assert sorted(read) == names
 
 
-def test_of_many_open_parts_some_are_read_and_scaled_up(
+def test_counts_of_many_open_parts_are_estimated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(part_index_module, "_READ_FOOTERS", 2)
@@ -138,7 +138,7 @@ def test_the_first_shard_of_a_table_has_a_rate(tmp_path: Path) -> None:
     assert table_status(str(tmp_path)).samples_per_second == pytest.approx(3 / 30, rel=1e-3)
 
 
-def test_rate_and_time_left_are_those_of_the_last_parts(
+def test_rate_and_time_left_follow_the_last_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = datetime(2026, 1, 2, 3, tzinfo=UTC).timestamp()
@@ -156,7 +156,7 @@ def test_rate_and_time_left_are_those_of_the_last_parts(
     assert status.seconds_since_last_part == 10
 
 
-def test_the_rate_is_not_that_of_the_time_between_two_runs(tmp_path: Path) -> None:
+def test_the_rate_excludes_pauses_between_runs(tmp_path: Path) -> None:
     """One was killed, and the next has written two parts; before it has, the first one's rate."""
     table = writer(tmp_path)
     for name in ("s-0", "s-1"):
@@ -184,7 +184,7 @@ def test_the_rate_is_not_that_of_the_time_between_two_runs(tmp_path: Path) -> No
         (0, 10, 10, False),
     ],
 )
-def test_time_is_left_only_while_a_run_is_at_work(
+def test_time_left_is_given_only_during_a_run(
     tmp_path: Path, exit_code: int | None, age: float, updated: float | None, at_work: bool
 ) -> None:
     table = writer(tmp_path)
@@ -198,7 +198,7 @@ def test_time_is_left_only_while_a_run_is_at_work(
     assert (status.seconds_left is not None) == at_work
 
 
-def test_a_run_of_slow_parts_may_be_silent_for_long(tmp_path: Path) -> None:
+def test_a_run_with_slow_parts_stays_active(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write_shard(table, shard("s-0"))
     put_run(table.store, datetime.now(UTC) - timedelta(hours=3), "run", {"exit_code": None})
@@ -208,7 +208,7 @@ def test_a_run_of_slow_parts_may_be_silent_for_long(tmp_path: Path) -> None:
     assert not table_status(str(tmp_path)).at_work
 
 
-def test_without_a_run_on_record_the_input_is_counted(tmp_path: Path) -> None:
+def test_the_input_is_listed_without_a_run_record(tmp_path: Path) -> None:
     for name in "abc":
         write_tar(tmp_path / "in" / f"{name}.tar", [("0.jpg", b"image")])
     table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")})
@@ -224,7 +224,7 @@ def test_without_a_run_on_record_the_input_is_counted(tmp_path: Path) -> None:
     assert table_status(str(tmp_path / "table")).complete
 
 
-def test_a_shard_that_is_gone_from_the_input_makes_no_table_complete(tmp_path: Path) -> None:
+def test_a_removed_shard_does_not_complete_a_table(tmp_path: Path) -> None:
     for name in "ab":
         write_tar(tmp_path / "in" / f"{name}.tar", [("0.jpg", b"image")])
     table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")})
@@ -239,7 +239,7 @@ def test_a_shard_that_is_gone_from_the_input_makes_no_table_complete(tmp_path: P
     assert (status.complete, status.shards_left) == (False, 1)
 
 
-def test_a_run_that_failed_leaves_no_table_complete(tmp_path: Path) -> None:
+def test_a_table_is_incomplete_after_a_failed_run(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "a.tar", [("0.jpg", b"image")])
     table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")})
     (only,) = list_shards(str(tmp_path / "in"))
@@ -250,7 +250,7 @@ def test_a_run_that_failed_leaves_no_table_complete(tmp_path: Path) -> None:
         assert table_status(str(tmp_path / "table")).complete is complete
 
 
-def test_a_run_that_is_still_listing_has_more_to_do_than_the_run_before(tmp_path: Path) -> None:
+def test_a_listing_run_replaces_a_smaller_total(tmp_path: Path) -> None:
     table = writer(tmp_path, config={"input": str(tmp_path / "nowhere")})
     write_shard(table, shard("s-0"))
     began = datetime.now(UTC) - timedelta(hours=2)
@@ -262,7 +262,7 @@ def test_a_run_that_is_still_listing_has_more_to_do_than_the_run_before(tmp_path
     assert (status.complete, status.shards_total, status.seconds_left) == (False, None, None)
 
 
-def test_a_run_that_has_just_begun_leaves_no_table_complete(tmp_path: Path) -> None:
+def test_a_table_is_incomplete_when_a_run_begins(tmp_path: Path) -> None:
     """What it may have to do it does not know; what there was in all is the best guess."""
     table = writer(tmp_path)
     write_shard(table, shard("s-0"))
@@ -275,7 +275,7 @@ def test_a_run_that_has_just_begun_leaves_no_table_complete(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("list_input", [False, True])
-def test_a_shard_that_left_does_not_stand_for_one_that_a_run_is_at_work_on(
+def test_a_removed_shard_does_not_replace_an_open_one(
     tmp_path: Path, list_input: bool
 ) -> None:
     shards = tars(tmp_path / "in", "abcd")
@@ -293,7 +293,7 @@ def test_a_shard_that_left_does_not_stand_for_one_that_a_run_is_at_work_on(
     assert (status.complete, status.shards_left, status.bytes_left) == (True, 0, 0)
 
 
-def test_the_bytes_left_are_those_that_the_run_has_still_to_do(tmp_path: Path) -> None:
+def test_bytes_left_are_those_of_open_shards(tmp_path: Path) -> None:
     table = writer(tmp_path)
     for name in ("gone", "old", "new"):
         write_shard(table, shard(name))
@@ -304,7 +304,7 @@ def test_the_bytes_left_are_those_that_the_run_has_still_to_do(tmp_path: Path) -
     assert (status.shards_left, status.bytes_total, status.bytes_left) == (2, 400, 200)
 
 
-def test_a_listing_finds_a_shard_that_changed_since_it_was_committed(tmp_path: Path) -> None:
+def test_a_listing_finds_a_changed_shard(tmp_path: Path) -> None:
     shards = tars(tmp_path / "in", "ab")
     table = writer(tmp_path / "table", config={"input": str(tmp_path / "in")})
     commit(table, *shards)
@@ -317,7 +317,7 @@ def test_a_listing_finds_a_shard_that_changed_since_it_was_committed(tmp_path: P
 
 
 @pytest.mark.parametrize("list_input", [False, True])
-def test_a_table_of_a_limit_is_complete_by_what_its_run_has_found(
+def test_a_table_with_a_limit_uses_its_run_record(
     tmp_path: Path, list_input: bool
 ) -> None:
     """The input has more, and no listing tells how many samples a shard holds."""
@@ -330,7 +330,7 @@ def test_a_table_of_a_limit_is_complete_by_what_its_run_has_found(
     assert (status.complete, status.shards_total) == (True, 1)
 
 
-def test_an_input_by_a_relative_path_is_where_the_job_ran(
+def test_a_relative_input_is_resolved_as_for_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = tars(tmp_path / "in", "abc")
@@ -343,14 +343,14 @@ def test_an_input_by_a_relative_path_is_where_the_job_ran(
     assert (status.shards_total, status.complete) == (3, False)
 
 
-def test_an_input_out_of_reach_leaves_the_total_open(tmp_path: Path) -> None:
+def test_the_total_is_unknown_for_an_unreachable_input(tmp_path: Path) -> None:
     table = writer(tmp_path, config={"input": str(tmp_path / "nowhere")})
     write_shard(table, shard())
     status = table_status(str(tmp_path))
     assert (status.shards_total, status.seconds_left, status.complete) == (None, None, False)
 
 
-def test_what_was_left_out_of_the_count_is_told(
+def test_status_states_files_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.table.status._READ_MANIFESTS", 2)
@@ -361,6 +361,6 @@ def test_what_was_left_out_of_the_count_is_told(
     assert (status.shards_committed, status.samples, status.exact) == (4, 24, False)
 
 
-def test_a_folder_that_is_no_table_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a table"):
         table_status(str(tmp_path))

@@ -47,13 +47,13 @@ def change_manifest(store: Store, **changes: Any) -> None:
     store.put("_shards/s-0.json", json.dumps({**manifest, **changes}).encode())
 
 
-def test_a_sound_table_gives_its_counts(filled: str) -> None:
+def test_a_sound_table_returns_its_counts(filled: str) -> None:
     twice = {name: 2 * count for name, count in COUNTS_OF_ONE.items()}
     assert open_table(filled).verify() == twice
     assert open_table(filled).verify(checksums=False) == twice
 
 
-def test_samples_in_are_samples_out(store: Store) -> None:
+def test_samples_with_faces_and_rejected_add_up(store: Store) -> None:
     counts = open_table(store.root).verify()
     assert counts["samples"] == counts["samples_with_faces"] + counts["samples_rejected"] == 6
 
@@ -67,7 +67,7 @@ def test_rejects_of_two_images_may_share_an_id(tmp_path: Path) -> None:
     assert open_table(str(tmp_path)).verify()["rejects"] == 2
 
 
-def test_a_manifest_that_adds_up_otherwise_is_found(store: Store) -> None:
+def test_a_manifest_with_other_sums_is_found(store: Store) -> None:
     figures = json.loads(store.get("_shards/s-0.json"))["figures"]
     change_manifest(store, figures={**figures, "identified": 3})
     broken(store, "other figures than its manifest", checksums=False)
@@ -107,7 +107,7 @@ def test_a_part_of_another_state_of_the_shard_is_found(store: Store, tmp_path: P
     broken(store, "made with another shard_etag", checksums=False)
 
 
-def test_a_face_that_is_there_twice_is_found(tmp_path: Path) -> None:
+def test_a_duplicate_face_is_found(tmp_path: Path) -> None:
     table = writer(tmp_path)
     parts = [
         table.write_part(shard(), part, samples=1, latents=[face_row("a")], rejects=[])
@@ -134,12 +134,12 @@ def test_parts_without_a_manifest_are_found(store: Store) -> None:
     broken(store, r"'latents/s-1-00000.parquet' belongs to no committed shard.*and 3 more problems")
 
 
-def test_a_stray_file_is_found(store: Store) -> None:
+def test_a_foreign_file_is_found(store: Store) -> None:
     store.put("latents/copy of s-0.parquet", b"")
     broken(store, "'latents/copy of s-0.parquet' belongs to no committed shard")
 
 
-def test_a_leftover_of_a_killed_writer_is_no_stray_file(store: Store) -> None:
+def test_a_temporary_file_of_a_killed_writer_is_ignored(store: Store) -> None:
     (Path(store.root) / "latents" / ".s-0-00000.parquet.1-ab.tmp").write_bytes(b"half")
     assert open_table(store.root).verify() == COUNTS_OF_ONE
 
@@ -172,7 +172,7 @@ PART = {
 PART_RECORD = PartRecord(figures=Stats().figures_text())
 
 
-def test_every_field_of_a_manifest_is_forged_here_or_has_no_proof() -> None:
+def test_every_manifest_field_is_covered_here() -> None:
     document = ShardRecord.of(shard(), [PART_RECORD], "", 4, {".json": 1}).to_dict()
     assert set(MANIFEST) | NO_PROOF_OF_MANIFEST == document.keys()
     assert PART.keys() == document["parts"][0].keys()
@@ -279,7 +279,7 @@ def test_an_input_that_no_shard_came_from_is_found(tmp_path: Path, kind: str) ->
     ("name", "value", "otherwise"),
     [("sniff", True, False), ("image_field", "all", "one"), ("image_column", "png", "jpg")],
 )
-def test_a_layout_that_reads_otherwise_than_the_config_is_found(
+def test_a_layout_that_contradicts_the_config_is_found(
     tmp_path: Path, name: str, value: Any, otherwise: Any
 ) -> None:
     place, *shards = INPUTS["folder of shards"]
@@ -294,13 +294,13 @@ def test_a_layout_that_reads_otherwise_than_the_config_is_found(
             broken(store, f"the config has {name}", checksums=False)
 
 
-def test_codes_imported_without_images_sniff_nothing(tmp_path: Path) -> None:
+def test_an_import_without_images_may_omit_sniff(tmp_path: Path) -> None:
     write_shard(writer(tmp_path, config={"images": None, "sniff": True}), shard())
     assert open_table(str(tmp_path)).verify() == COUNTS_OF_ONE
 
 
 @pytest.mark.parametrize("part", ["layout", "config", "settings", "model", "metrics"])
-def test_a_part_of_the_description_that_is_a_list_is_found(store: Store, part: str) -> None:
+def test_a_list_instead_of_a_section_is_found(store: Store, part: str) -> None:
     document = {**json.loads(store.get("_table.json")), part: []}
     store.put("_table.json", json.dumps(document).encode())
     with pytest.raises(TableError, match=f"incomplete: its {part} is not a JSON object"):
@@ -353,7 +353,7 @@ FORGED = [
 
 
 @pytest.mark.parametrize(("part", "name", "value"), FORGED)
-def test_a_forged_field_of_the_description_is_found(
+def test_a_forged_field_of_the_spec_is_found(
     tmp_path: Path, modelled: dict[str, bytes], part: str, name: str, value: Any
 ) -> None:
     write_case(modelled, tmp_path)
@@ -365,7 +365,7 @@ def test_a_forged_field_of_the_description_is_found(
 
 
 @pytest.mark.parametrize("name", ["schema_version", "fingerprint"])
-def test_a_forged_name_of_the_settings_is_found(
+def test_a_forged_name_in_the_settings_is_found(
     tmp_path: Path, modelled: dict[str, bytes], name: str
 ) -> None:
     write_case(modelled, tmp_path)
@@ -399,7 +399,7 @@ LINE = {
 
 
 @pytest.mark.parametrize("field", LINE)
-def test_a_forged_line_of_the_index_is_found(store: Store, field: str) -> None:
+def test_a_forged_index_row_is_found(store: Store, field: str) -> None:
     record = writer(store.root).with_manifest_etag(read_shard_record(store, "s-0"))
     write_index(store, [record])
     assert open_table(store.root).verify() == COUNTS_OF_ONE
