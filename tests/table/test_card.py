@@ -1,4 +1,4 @@
-"""Promises of the dataset card."""
+"""Dataset card of a table."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def test_the_card_states_the_counts_of_the_table(filled: str) -> None:
 
 
 def test_the_card_explains_the_best_step_columns(filled: str, tmp_path: Path) -> None:
-    told = "are of each face's best step (`best_step`)"
-    assert told in write_card(open_table(filled))
+    line = "are of each face's best step (`best_step`)"
+    assert line in write_card(open_table(filled))
     writer(tmp_path / "empty")
-    assert told not in write_card(open_table(str(tmp_path / "empty")))
+    assert line not in write_card(open_table(str(tmp_path / "empty")))
 
 
 def test_the_card_lists_the_notes_of_the_model(tmp_path: Path) -> None:
@@ -63,9 +63,7 @@ def test_faces_without_an_identity_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("metrics", [{}, {"id_similarity": "not measured"}])
-def test_identity_is_not_mentioned_if_not_measured(
-    tmp_path: Path, metrics: dict[str, str]
-) -> None:
+def test_identity_is_not_mentioned_if_not_measured(tmp_path: Path, metrics: dict[str, str]) -> None:
     write_shard(writer(tmp_path, metrics=metrics), shard())
     assert "id_similarity is null" not in write_card(open_table(str(tmp_path)))
 
@@ -77,7 +75,7 @@ HOSTILE = (
 
 
 def test_markup_in_texts_of_the_model_is_escaped(tmp_path: Path) -> None:
-    """A bundle's record, and `_table.json`, are written by others."""
+    """A bundle's record and `_table.json` may come from other people."""
     model = {
         "name": HOSTILE,
         "licence": f"MIT{HOSTILE}" + "z" * 10**6,
@@ -103,6 +101,7 @@ def test_markup_in_texts_of_the_model_is_escaped(tmp_path: Path) -> None:
         "## Left out",
         "## Metrics",
         "## Reading",
+        "## Citation",
     ]
     body = text.split("\n---\n", 1)[1].split("## Reading")[0]
     for raw in ("[link]", "<script", "![i", "`c`", " *e*", " _u_", " a|b", "~~s", "$$", " &amp; "):
@@ -120,12 +119,12 @@ def test_the_same_table_gives_the_same_card(tmp_path: Path) -> None:
 
 
 def test_the_counts_come_from_the_index(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read of each manifest would be a request for each shard."""
+    """Reading each manifest would take one request per shard."""
     table = writer(root)
     entries = []
-    for one in (shard("s-0"), shard("s-1")):
-        write_shard(table, one, commit=False)
-        entries.append(commit(table, one))
+    for source in (shard("s-0"), shard("s-1")):
+        write_shard(table, source, commit=False)
+        entries.append(commit(table, source))
     table.index(entries)
     monkeypatch.delattr(shard_index, "read_shard_record")
     assert "12 images in 2 shards gave 8 codes" in write_card(open_table(root))
@@ -143,7 +142,7 @@ def test_a_card_is_current_until_the_next_commit(tmp_path: Path) -> None:
 
 
 def test_a_card_with_too_many_shards_is_not_current(tmp_path: Path) -> None:
-    """Those behind the end of a shorter folder are removed, which leaves no trace."""
+    """Slices beyond the end of a shorter folder were removed, which changes no other manifest."""
     table = writer(tmp_path)
     for number in range(3):
         write_shard(table, shard(f"s-{number}"))

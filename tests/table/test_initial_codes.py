@@ -12,18 +12,18 @@ from tests.table.rows import code, shard, write_shard, writer
 
 
 def test_codes_come_in_the_order_of_the_samples(filled: str) -> None:
-    starts = InitialCodes(filled, shard("s-0"))
-    assert set(starts.keys) == {"a", "x/b", "c"}
-    table = starts.of(["c", "unknown", "a"])
+    codes = InitialCodes(filled, shard("s-0"))
+    assert set(codes.keys) == {"a", "x/b", "c"}
+    table = codes.of(["c", "unknown", "a"])
     assert table["image_id"].to_pylist() == ["s-0/c#0", "s-0/c#1", "s-0/a#0"]
-    wanted = np.stack([code("c"), code("c", 1), code("a")])
-    np.testing.assert_array_equal(as_array(table["w_plus"]), wanted)
+    expected = np.stack([code("c"), code("c", 1), code("a")])
+    np.testing.assert_array_equal(as_array(table["w_plus"]), expected)
 
 
 def test_a_condition_selects_faces(filled: str) -> None:
-    starts = InitialCodes(filled, shard("s-0"), "face_index = 1 OR key = 'x/b'")
-    assert set(starts.keys) == {"x/b", "c"}
-    assert starts.of(["a", "x/b", "c"])["image_id"].to_pylist() == ["s-0/x/b#0", "s-0/c#1"]
+    codes = InitialCodes(filled, shard("s-0"), "face_index = 1 OR key = 'x/b'")
+    assert set(codes.keys) == {"x/b", "c"}
+    assert codes.of(["a", "x/b", "c"])["image_id"].to_pylist() == ["s-0/x/b#0", "s-0/c#1"]
 
 
 def test_a_part_without_a_selected_face_has_no_codes(filled: str) -> None:
@@ -48,7 +48,7 @@ def test_a_wrong_condition_is_refused_at_once(filled: str, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"etag": "etag-2"}, "shard 's-0' changed since .* 'etag-1' then, 'etag-2' when"),
         ({"size": 101}, "shard 's-0' changed since"),
@@ -56,7 +56,7 @@ def test_a_wrong_condition_is_refused_at_once(filled: str, where: str) -> None:
     ],
 )
 def test_a_shard_of_other_images_is_refused(
-    filled: str, change: dict[str, Any], said: str
+    filled: str, change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(TableError, match=said):
+    with pytest.raises(TableError, match=message):
         InitialCodes(filled, shard("s-0", **change))

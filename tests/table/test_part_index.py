@@ -1,4 +1,4 @@
-"""The part index spares a restart footers, and is believed only while parts are what it says."""
+"""The part index replaces the footers at a restart, if its rows match the stored files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FOLDER = "_index/parts/"
 
 @pytest.fixture(autouse=True)
 def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two parts are many."""
+    """Write an index file for every two parts."""
     monkeypatch.setattr(part_index, "PARTS_INDEXED_AT_ONCE", 2)
 
 
 @pytest.fixture
 def footers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """The shards and parts whose footers were read for their states."""
+    """Record the shards and parts whose footers are read."""
     read: list[tuple[str, int]] = []
 
     def counting(store: Store, key: PartKey) -> PartRecord | None:
@@ -42,14 +42,14 @@ def footers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def write(
-    table: TableWriter, index: PartIndex, parts: int, one: Shard | None = None
+    table: TableWriter, index: PartIndex, parts: int, source: Shard | None = None
 ) -> list[PartRecord]:
-    """So many parts of a shard, one face each, as a run writes and indexes them."""
-    one = one or shard()
+    """Write and index parts of a shard, one face each, like a run."""
+    source = source or shard()
     summaries = []
     for part in range(parts):
         rows = [face_row(f"{part}")]
-        summary = table.write_part(one, part, samples=1, latents=rows, rejects=[])
+        summary = table.write_part(source, part, samples=1, latents=rows, rejects=[])
         index.add(table.with_etags(summary))
         summaries.append(summary)
     return summaries
@@ -66,9 +66,7 @@ def test_a_resume_reads_no_footer_of_an_indexed_part(
     assert state.stale == ()
 
 
-def test_footers_of_unindexed_parts_are_read(
-    root: str, footers: list[tuple[str, int]]
-) -> None:
+def test_footers_of_unindexed_parts_are_read(root: str, footers: list[tuple[str, int]]) -> None:
     table = writer(root)
     write(table, PartIndex(table.store), 3)
     (state,) = table.states([shard()])
@@ -101,17 +99,17 @@ def test_a_row_of_another_object_is_ignored(
 
 @pytest.mark.parametrize("change", ["etag", "part_size", "settings"])
 def test_a_row_with_another_key_is_ignored(tmp_path: Path, change: str) -> None:
-    table, one = writer(tmp_path), shard()
+    table, source = writer(tmp_path), shard()
     write(table, PartIndex(table.store), 2)
     if change == "etag":
-        one = replace(one, etag="etag-2")
+        source = replace(source, etag="etag-2")
     elif change == "part_size":
         table = writer(tmp_path, part_size=5)
     else:
         other = replace(table.spec, settings={"weights": "other"})
         table = TableWriter(str(tmp_path), other, part_size=4)
-    (state,) = table.states([one])
-    assert state == table.state(one)
+    (state,) = table.states([source])
+    assert state == table.state(source)
     assert (state.parts, len(state.stale)) == ({}, 4)
 
 
@@ -131,7 +129,7 @@ def test_files_of_committed_shards_leave_the_part_index(root: str) -> None:
     table.commit_shard(second, [*write(table, index, 1, second)])
     (name,) = table.store.names(FOLDER)
     index.close("s-0")
-    assert table.store.names(FOLDER) == [name], "it speaks of the other"
+    assert table.store.names(FOLDER) == [name], "it has rows of the other shard"
     index.close("s-1")
     assert table.store.names(FOLDER) == []
 
@@ -154,7 +152,7 @@ def test_a_restart_removes_index_files_of_committed_shards(root: str) -> None:
     (name,) = table.store.names(FOLDER)
     assert name.startswith(f"{FOLDER}s-1-")
     index.close("s-1")
-    assert table.store.names(FOLDER) == [], "a run removes the files of those before it too"
+    assert table.store.names(FOLDER) == [], "a run also removes files of earlier runs"
 
 
 def test_a_dry_run_leaves_the_part_index_as_it_is(tmp_path: Path) -> None:
@@ -169,7 +167,7 @@ def test_a_dry_run_leaves_the_part_index_as_it_is(tmp_path: Path) -> None:
 def test_a_wrong_row_removes_its_index_files(
     root: str,
 ) -> None:
-    """The parts were another run's before their etags were looked up."""
+    """Another run replaced the parts before their etags were read."""
     table, index = writer(root), PartIndex(writer(root).store)
     rival = writer(root, part_size=5)
     write(rival, PartIndex(rival.store, read_only=True), 2)
@@ -247,8 +245,8 @@ def test_a_part_written_twice_has_the_stored_etags(
     again = table.write_part(shard(), 0, samples=2, latents=rows, rejects=[])
     index = PartIndex(table.store)
     again = table.with_etags(again)
-    for one in (again, replace(again, shard="s-1")):
-        index.add(one)
+    for record in (again, replace(again, shard="s-1")):
+        index.add(record)
     (state,) = table.states([shard()])
     assert footers == []
     assert state.parts == {0: again}
@@ -259,7 +257,7 @@ def test_etags_of_a_part_equal_those_of_a_listing(root: str) -> None:
     (part,) = write(table, PartIndex(table.store), 1)
     listed = {name: info.etag for name, info in table.store.infos()}
     names = ("latents/s-0-00000.parquet", "rejects/s-0-00000.parquet")
-    found = table.with_etags(part)
-    assert (found.latents_etag, found.rejects_etag) == tuple(listed[name] for name in names)
+    record = table.with_etags(part)
+    assert (record.latents_etag, record.rejects_etag) == tuple(listed[name] for name in names)
     table.store.remove(names[0])
     assert table.with_etags(part).latents_etag == ""

@@ -1,4 +1,4 @@
-"""Promises of part files."""
+"""Part files."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def test_other_names_are_not_parsed(name: str) -> None:
 def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_shard(writer(tmp_path / name), shard())
-    one, two = Store(str(tmp_path / "one")), Store(str(tmp_path / "two"))
-    assert one.names() == two.names()
-    assert len(one.names()) == 6
-    for name in one.names():
-        assert one.get(name) == two.get(name), name
+    first, second = Store(str(tmp_path / "one")), Store(str(tmp_path / "two"))
+    assert first.names() == second.names()
+    assert len(first.names()) == 6
+    for name in first.names():
+        assert first.get(name) == second.get(name), name
 
 
 def test_a_part_record_holds_counts_and_hashes(tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ def test_a_late_writer_replaces_no_file(root: str) -> None:
     rows = {"samples": 1, "latents": [face_row("a")], "rejects": []}
     table.write_part(shard(), 0, **rows)
     before = {name: table.store.get(name) for name in table.store.names()}
-    for late, one in ((table, shard(etag="etag-0")), (writer(root, part_size=3), shard())):
+    for late, source in ((table, shard(etag="etag-0")), (writer(root, part_size=3), shard())):
         with pytest.raises(TableError, match=r"rejects/s-0-00000\.parquet' is there already"):
-            late.write_part(one, 0, **rows)
+            late.write_part(source, 0, **rows)
     assert {name: table.store.get(name) for name in table.store.names()} == before
 
 
@@ -87,7 +87,7 @@ def test_the_first_of_two_slightly_different_results_is_kept(tmp_path: Path) -> 
 
 
 def test_rejects_are_written_before_latents(tmp_path: Path) -> None:
-    """With a latents folder that cannot be made, the rejects stand and the part is not there."""
+    """Without a latents folder, the rejects are stored but the part does not exist."""
     table = writer(tmp_path)
     (tmp_path / "latents").write_bytes(b"")
     with pytest.raises(StorageError):

@@ -67,7 +67,7 @@ READS = (
     "SELECT * FROM range(3) CROSS JOIN generate_series(1, 2)",
 )
 HARMFUL = "COPY (SELECT 1) TO '{target}' (FORMAT parquet, USE_TMP_FILE false)"
-# What carries a statement as a text, by the text.
+# Functions that take a statement as a text.
 CARRIERS = (
     "SELECT * FROM json_execute_serialized_sql(json_serialize_sql({sql}))",
     "SELECT * FROM latents WHERE (SELECT count(*) FROM "
@@ -148,7 +148,7 @@ def test_queries_cannot_write_anything(filled: str, tmp_path: Path) -> None:
 
 
 def test_functions_that_run_text_are_refused(filled: str) -> None:
-    """A COPY that is carried as a text would write into the table's own folder."""
+    """A COPY inside a text would write into the table's folder."""
     table, store = open_table(filled), Store(filled)
     before = {name: store.get(name) for name in store.names()}
     targets = (store.uri("latents/s-0-00000.parquet"), "restyle-table://latents/x.parquet")
@@ -226,7 +226,7 @@ def test_a_deeply_nested_query_is_refused(filled: str) -> None:
 
 
 def test_the_connection_itself_opens_nothing_for_writing(filled: str, tmp_path: Path) -> None:
-    """Without the check of the statement: what the checked tree may have missed."""
+    """The connection is safe even without the check of the statement."""
     store = Store(filled)
     before = {name: store.get(name) for name in store.names()}
     table = open_table(filled)
@@ -256,20 +256,20 @@ def test_spill_files_are_private_and_removed(filled: str) -> None:
 
 
 def test_each_thread_has_its_own_file_position(tmp_path: Path) -> None:
-    """DuckDB seeks and reads in two calls, between which another thread may seek."""
+    """DuckDB seeks and reads in two calls; another thread may seek in between."""
     store = Store(str(tmp_path))
     store.put("x", bytes(range(200)))
     _, files = connect(store)
     barrier = Barrier(8)
     with closing(files.open(files.add("x"))) as file, ThreadPoolExecutor(8) as pool:
 
-        def read(place: int) -> bytes:
-            file.seek(place)
+        def read(position: int) -> bytes:
+            file.seek(position)
             barrier.wait()
             return bytes(file.read(2))
 
-        found = list(pool.map(read, range(0, 160, 20)))
-    assert found == [bytes([place, place + 1]) for place in range(0, 160, 20)]
+        contents = list(pool.map(read, range(0, 160, 20)))
+    assert contents == [bytes([position, position + 1]) for position in range(0, 160, 20)]
 
 
 NO_CONDITIONS = (
@@ -360,20 +360,20 @@ def test_a_condition_may_compare_with_other_rows(filled: str) -> None:
         "glob('/etc/*')",
         "'/etc/passwd'",
         "read_text('restyle-table://../secret.txt')",
-        "read_text('{beside}')",
+        "read_text('{secret}')",
     ],
 )
 def test_files_outside_the_table_cannot_be_read(filled: str, source: str) -> None:
     folder = filled.rsplit("/", 1)[0]
     Store(folder).put("secret.txt", b"hunter2")
-    beside = Store(folder).uri("secret.txt").replace("'", "''")
+    secret = Store(folder).uri("secret.txt").replace("'", "''")
     with pytest.raises(RequestError, match="the query failed") as error:
-        open_table(filled).arrow(f"SELECT * FROM {source.format(beside=beside)}")
+        open_table(filled).arrow(f"SELECT * FROM {source.format(secret=secret)}")
     assert "hunter2" not in str(error.value)
 
 
 def test_a_second_statement_is_refused(filled: str) -> None:
-    """The rows of all but the last would be lost."""
+    """DuckDB returns only the rows of the last statement."""
     with pytest.raises(RequestError, match="it has 2 statements"):
         open_table(filled).sql("SELECT 1; SELECT 2")
     assert open_table(filled).sql("SELECT 1;").shape == (1, 1)

@@ -1,4 +1,4 @@
-"""Promises of reading a table, on a disk and in a bucket."""
+"""Read a table on a disk and in a bucket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_sql_sees_latents_rejects_and_shards(filled: str) -> None:
     table = open_table(filled)
     ids = table.sql("SELECT image_id FROM latents ORDER BY image_id")["image_id"].tolist()
     names = ["a#0", "c#0", "c#1", "x/b#0"]
-    assert ids == [f"{one}/{name}" for one in ("s-0-00000", "s-0") for name in names]
+    assert ids == [f"{shard_id}/{name}" for shard_id in ("s-0-00000", "s-0") for name in names]
     reasons = table.sql("SELECT reason, count(*) AS n FROM rejects GROUP BY ALL ORDER BY reason")
     assert reasons.to_dict("list") == {
         "reason": ["crashed", "face_too_small", "no_face"],
@@ -42,8 +42,8 @@ def test_sql_returns_codes_and_nulls(filled: str) -> None:
 def test_a_parent_folder_is_never_a_column(tmp_path: Path) -> None:
     root = tmp_path / "steps=10" / "shard=x" / "run=7"
     write_shard(writer(root), shard())
-    found = open_table(str(root)).sql("SELECT DISTINCT steps, shard FROM latents")
-    assert found.to_dict("records") == [{"steps": 3, "shard": "s-0"}]
+    rows = open_table(str(root)).sql("SELECT DISTINCT steps, shard FROM latents")
+    assert rows.to_dict("records") == [{"steps": 3, "shard": "s-0"}]
     assert "run" not in open_table(str(root)).sql("SELECT * FROM latents LIMIT 1")
 
 
@@ -52,8 +52,8 @@ def test_codes_come_in_the_requested_order(filled: str) -> None:
     codes = open_table(filled).w_plus(ids)
     assert codes.shape == (4, N_STYLES, 512)
     assert codes.dtype == np.float32
-    wanted = [code("c", 1), code("x/b"), code("a"), code("x/b")]
-    assert (codes == np.stack(wanted)).all()
+    expected = [code("c", 1), code("x/b"), code("a"), code("x/b")]
+    assert (codes == np.stack(expected)).all()
 
 
 def test_no_ids_give_no_codes(filled: str) -> None:

@@ -1,4 +1,4 @@
-"""The code of the table's README does what it says."""
+"""Run the code of the table's README."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def _ray(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A quiet Ray for the block that uses it."""
+    """Start Ray, without its output, for the block that uses it."""
     if "to_ray" not in request.getfixturevalue("block"):
         yield
         return

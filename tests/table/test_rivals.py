@@ -1,4 +1,4 @@
-"""Several runs over one shard: of commits and removals that cross, what is right stays."""
+"""Several runs over one shard: crossing commits and removals leave a correct table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.table.rows import (
 
 
 def rival_part_size(root: object) -> TableWriter:
-    """A writer that is at work on the same shard and cuts it otherwise, into as many parts."""
+    """Return a writer of the same shard with another part size and as many parts."""
     rival = writer(root, part_size=5)
     rival.clear(rival.state(shard()))
     return rival
@@ -45,7 +45,7 @@ def test_a_commit_over_parts_of_a_rival_is_refused(root: str) -> None:
 
 
 def test_the_commit_whose_files_are_stored_wins(root: str) -> None:
-    """The first run stops between its look at the files and its manifest, and then goes on."""
+    """The first run pauses between its check of the files and its manifest."""
     table = writer(root)
     summary = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
     rival = rival_part_size(root)
@@ -85,7 +85,7 @@ def test_a_shard_committed_meanwhile_is_not_cleared(root: str) -> None:
 def test_a_commit_that_cannot_be_checked_is_withdrawn(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody knows whether its parts are there: the next run looks."""
+    """Its parts may be missing; the next run checks them."""
     table = writer(root)
     write_shard(table, shard(), commit=False)
     parts = table.state(shard()).parts.values()
@@ -120,11 +120,11 @@ def test_a_commit_while_parts_are_cleared_is_removed(
     write_shard(table, shard())
     state = table.state(shard(etag="etag-2"))
     remove = Store.remove
-    begun = []
+    removals = []
 
     def slow(store: Store, name: str) -> None:
-        if name.startswith("latents/") and not begun:
-            begun.append(name)
+        if name.startswith("latents/") and not removals:
+            removals.append(name)
             table.store.put("_shards/s-0.json", b"of another run")
         remove(store, name)
 
@@ -144,10 +144,10 @@ def test_a_late_part_of_another_part_size_is_withdrawn(root: str) -> None:
 
 
 def test_a_late_part_beyond_a_commit_is_withdrawn(root: str) -> None:
-    """Another `--limit`, or the shards before it, left less of the shard to the later run."""
+    """A smaller `--limit` gives the later run fewer samples of the shard."""
     late, table = writer(root, part_size=2), writer(root, part_size=2)
-    few = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
-    table.commit_shard(shard(), [few])
+    part = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
+    table.commit_shard(shard(), [part])
     with pytest.raises(TableError, match="another run has committed shard 's-0'"):
         late.write_part(shard(), 1, samples=1, latents=[face_row("c")], rejects=[])
     assert open_table(root).verify()["samples"] == 1
@@ -158,7 +158,7 @@ def test_a_late_part_beyond_a_commit_is_withdrawn(root: str) -> None:
 def test_a_late_manifest_without_its_parts_is_removed(
     root: str, dead_size: int, size: int, written: int
 ) -> None:
-    """It names files that are gone, and would call the shard done for ever."""
+    """It names files that are deleted, and would mark the shard as done forever."""
     dead, table = writer(root, part_size=dead_size), writer(root, part_size=size)
     parts = write_six(dead)
     table.clear(table.state(shard()))
@@ -170,7 +170,7 @@ def test_a_late_manifest_without_its_parts_is_removed(
 
 
 def write_six(table: TableWriter, parts: Iterable[int] | None = None) -> list[PartRecord]:
-    """The parts of these numbers, or all, of a shard of six faces."""
+    """Write these parts, or all, of a shard of six faces."""
     size = table.part_size
     done = []
     for part in range(-(-6 // size)) if parts is None else parts:
@@ -202,10 +202,10 @@ def test_a_commit_written_while_another_is_checked_is_kept(
 
     def slow(late: TableWriter, record: ShardRecord) -> bool:
         monkeypatch.setattr(TableWriter, "_is_whole", real)
-        found = real(late, record)
+        is_whole = real(late, record)
         late.store.remove("_shards/s-0.json")
         late.commit_shard(shard(), write_six(late))
-        return found
+        return is_whole
 
     monkeypatch.setattr(TableWriter, "_is_whole", slow)
     write_six(table, [0])

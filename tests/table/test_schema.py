@@ -1,4 +1,4 @@
-"""Promises of rows becoming Arrow."""
+"""Conversion of rows to Arrow."""
 
 from __future__ import annotations
 

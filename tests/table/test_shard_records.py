@@ -1,4 +1,4 @@
-"""Promises of shard manifests."""
+"""Manifests of shards."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def test_a_damaged_manifest_is_named(root: str) -> None:
 def test_the_manifest_holds_files_that_readers_passed_over(root: str) -> None:
     store = Store(root)
     left_out = {".json": 3, "(hidden)": 1}
-    made = ShardRecord.of(shard(), PARTS, "fingerprint", 4, left_out)
-    made.write(store)
-    assert read_shard_record(store, "s-0") == made
+    written = ShardRecord.of(shard(), PARTS, "fingerprint", 4, left_out)
+    written.write(store)
+    assert read_shard_record(store, "s-0") == written
     assert read_shard_record(store, "s-0").counts.left_out == left_out
 
 
 def test_a_manifest_of_earlier_versions_passed_over_nothing(root: str) -> None:
-    """One that passed over nothing is written as it was then, byte for byte."""
+    """Without such files a manifest has the bytes of earlier versions."""
     store = Store(root)
     manifest().write(store)
     assert b"left_out" not in store.get(manifest_name("s-0"))

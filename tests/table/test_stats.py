@@ -1,4 +1,4 @@
-"""Promises of the sums that a part, a shard and a table keep of their rows."""
+"""Counts and metric sums of parts, shards and tables."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_faces_without_a_metric_are_not_in_its_mean() -> None:
 
 def test_rejects_are_counted_by_reason_and_faces_with_an_identity() -> None:
     rejects = [reject_row("d"), reject_row("e", "crashed"), reject_row("f")]
-    found = stats([face_row("a"), row("b", 1.0)], rejects)
-    assert (dict(found.counts.reasons), found.sums.identified) == ({"crashed": 1, "no_face": 2}, 1)
+    total = stats([face_row("a"), row("b", 1.0)], rejects)
+    assert (dict(total.counts.reasons), total.sums.identified) == ({"crashed": 1, "no_face": 2}, 1)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])
@@ -76,14 +76,14 @@ def test_sums_of_parts_equal_sums_of_all_rows(cut: int) -> None:
 
 
 def test_unmeasured_codes_are_in_no_mean() -> None:
-    """As they are imported from files alone."""
+    """Codes imported without images have no metrics."""
     unmeasured = face_row("a", **dict.fromkeys((*OF_STEPS, *FINAL)))
     assert stats([unmeasured]).sums.steps == 0
     assert stats([unmeasured, row("b", 4.0, 2.0)]).sums.means()["l2"] == [4.0, 2.0]
 
 
 def test_a_code_with_unknown_steps_counts_as_one_step() -> None:
-    """As codes of single files are imported and measured."""
+    """Codes imported from single files are measured without steps."""
     measured = face_row("a", **dict.fromkeys(OF_STEPS), id_similarity=None)
     means = stats([measured]).sums.means()
     assert (means["l2"], means["psnr"], means["lpips"]) == ([0.125], [18.0], [0.25])
@@ -112,20 +112,20 @@ def test_table_stats_equal_sql_over_its_rows(tmp_path: Path) -> None:
         write_shard(table, shard(name))
     early = table.write_part(shard("s-2"), 0, samples=1, latents=[row("z", 8.0)], rejects=[])
     table.commit_shard(shard("s-2"), [early])
-    found = table_stats(table.store)
+    total = table_stats(table.store)
     opened = open_table(str(tmp_path))
     for name in PER_STEP:
         expected = opened.sql(
             f"SELECT avg({name}_per_step[least(step, steps)]) AS mean, step FROM latents,"
             " (SELECT unnest(range(1, 4)) AS step) GROUP BY step ORDER BY step"
         )
-        means = [math.nan if mean is None else mean for mean in found.sums.means()[name]]
+        means = [math.nan if mean is None else mean for mean in total.sums.means()[name]]
         assert means == pytest.approx(expected["mean"].tolist(), nan_ok=True)
     reasons = opened.sql("SELECT reason, count(*) AS rows FROM rejects GROUP BY reason")
-    assert dict(found.counts.reasons) == dict(zip(reasons.reason, reasons.rows, strict=True))
-    counts = found.counts
+    assert dict(total.counts.reasons) == dict(zip(reasons.reason, reasons.rows, strict=True))
+    counts = total.counts
     assert (counts.shards, counts.samples, counts.faces, counts.rejects) == (3, 13, 9, 8)
-    assert found.sums.identified == 8
+    assert total.sums.identified == 8
 
 
 def test_footers_and_manifests_hold_the_figures(root: str) -> None:
@@ -140,7 +140,7 @@ def test_footers_and_manifests_hold_the_figures(root: str) -> None:
 
 
 def test_resumed_parts_have_their_figures(root: str) -> None:
-    """Their footers are read by the next run, which commits their shard."""
+    """The next run reads their footers and commits their shard."""
     table = writer(root)
     write_shard(table, shard(), commit=False)
     manifest = table.commit_shard(shard(), table.state(shard()).parts.values())
@@ -148,7 +148,7 @@ def test_resumed_parts_have_their_figures(root: str) -> None:
 
 
 def test_figures_are_those_of_the_stored_file(root: str) -> None:
-    """The same faces on another kind of GPU: other numbers, of which the first ones stay."""
+    """Another kind of GPU gives other numbers for the same faces; the first ones are kept."""
     table = writer(root)
     table.write_part(shard(), 0, samples=1, latents=[row("a", 4.0)], rejects=[])
     late = table.write_part(shard(), 0, samples=1, latents=[row("a", 4.5)], rejects=[])
@@ -156,9 +156,9 @@ def test_figures_are_those_of_the_stored_file(root: str) -> None:
 
 
 def test_figures_survive_text_and_back() -> None:
-    found = stats([row("a", 4.0, 2.0, 1.0), face_row("b")], [reject_row("c")])
-    read = Stats.from_text(found.figures_text(), found.counts)
-    assert read == found
+    total = stats([row("a", 4.0, 2.0, 1.0), face_row("b")], [reject_row("c")])
+    read = Stats.from_text(total.figures_text(), total.counts)
+    assert read == total
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""verify() finds what is broken."""
+"""`verify` finds every kind of damage that it checks."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_a_shard_of_another_kind_is_found(store: Store, kind: str) -> None:
 
 @pytest.mark.parametrize("field", PART)
 def test_a_forged_field_of_a_part_is_found(store: Store, field: str) -> None:
-    """The sum over the parts stays right."""
+    """The sums over the parts stay correct."""
     parts = json.loads(store.get("_shards/s-0.json"))["parts"]
     before, parts[0][field] = parts[0][field], PART[field]
     if field in ("samples", "faces", "rejects"):
@@ -217,10 +217,10 @@ def test_a_shard_from_another_place_is_found(tmp_path: Path, uri: str) -> None:
 def test_a_shard_outside_the_input_is_found(tmp_path: Path) -> None:
     layout = {"input": "s3://in/a", "files_per_shard": 1000}
     table = writer(tmp_path, layout=layout)
-    for one in (shard("s-0", uri="s3://in/a/s-0.tar"), shard("s-1", uri="s3://in/a/s-1.tar")):
-        row = face_row("a", source_uri=f"{one.uri}/a.jpg")
-        part = table.write_part(one, 0, samples=1, latents=[row], rejects=[])
-        table.commit_shard(one, [part])
+    for source in (shard("s-0", uri="s3://in/a/s-0.tar"), shard("s-1", uri="s3://in/a/s-1.tar")):
+        row = face_row("a", source_uri=f"{source.uri}/a.jpg")
+        part = table.write_part(source, 0, samples=1, latents=[row], rejects=[])
+        table.commit_shard(source, [part])
     assert open_table(str(tmp_path)).verify()["shards"] == 2
     document = json.loads(table.store.get("_table.json"))
     document["layout"]["input"] = "s3://in/a/s-0.tar"
@@ -232,12 +232,12 @@ def table_from(root: Path, place: str, *shards: Shard, **config: Any) -> Store:
     """A sound table of the input `place`."""
     layout = {"input": place, "files_per_shard": 1000}
     table = writer(root, layout=layout, config={"input": place, **config})
-    for one in shards:
-        source = one.source if one.kind == "list" else f"{one.source.removesuffix('/')}/a.jpg"
+    for source in shards:
+        uri = source.source if source.kind == "list" else f"{source.source.removesuffix('/')}/a.jpg"
         part = table.write_part(
-            one, 0, samples=1, latents=[face_row("a", source_uri=source)], rejects=[]
+            source, 0, samples=1, latents=[face_row("a", source_uri=uri)], rejects=[]
         )
-        table.commit_shard(one, [part])
+        table.commit_shard(source, [part])
     return table.store
 
 
@@ -284,9 +284,9 @@ def test_a_layout_that_contradicts_the_config_is_found(
 ) -> None:
     place, *shards = INPUTS["folder of shards"]
     store = table_from(tmp_path, place, *shards, **{name: value})
-    for found, sound in ((value, True), (otherwise, False)):
+    for stored, sound in ((value, True), (otherwise, False)):
         document = json.loads(store.get("_table.json"))
-        document["layout"][name] = found
+        document["layout"][name] = stored
         store.put("_table.json", json.dumps(document).encode())
         if sound:
             assert open_table(store.root).verify()["shards"] == 1
@@ -327,7 +327,7 @@ MODELLED = {
 
 @pytest.fixture(scope="module")
 def modelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of a table whose model's bundle is on this machine."""
+    """Files of a table whose model is a bundle on this machine."""
     folder = tmp_path_factory.mktemp("modelled")
     write_tiny_bundle(str(folder / "bundle"))
     model = load_model(str(folder / "bundle"))

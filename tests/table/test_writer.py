@@ -1,4 +1,4 @@
-"""Promises of resuming and committing."""
+"""Resumed runs and commits of shards."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_states_of_many_shards_equal_single_states(root: str) -> None:
     write_shard(table, shard("s-3", "old"))
     write_shard(table, shard("s-4", "old"), commit=False)
     states = list(table.states(shards))
-    assert states == [table.state(one) for one in shards]
+    assert states == [table.state(source) for source in shards]
     assert [state.done for state in states] == [False, True, False, False, False]
     assert [len(state.parts) for state in states] == [0, 0, 2, 0, 0]
     assert [len(state.stale) for state in states] == [0, 0, 0, 5, 4]
@@ -129,7 +129,7 @@ def test_a_damaged_part_is_done_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [b"", b"\0\0\0\0PAR1", b"\xff\xff\xff\x7fPAR1"])
 def test_a_part_with_a_damaged_footer_is_done_again(root: str, end: bytes) -> None:
-    """The magic number is whole, and Arrow calls what comes before it an error of the system."""
+    """For a damaged footer before a valid magic number Arrow raises OSError."""
     table = writer(root)
     write_shard(table, shard(), commit=False)
     name = "latents/s-0-00000.parquet"
@@ -183,7 +183,7 @@ def test_a_shard_without_samples_can_be_committed(tmp_path: Path) -> None:
 def test_a_commit_on_a_disk_lists_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each part of a table would make every later commit of it slower."""
+    """Otherwise every part of a table would slow down all later commits."""
     table = writer(tmp_path)
     write_shard(table, shard("s-1"))
     write_shard(table, shard(), commit=False)
@@ -240,16 +240,16 @@ def test_flags_continue_how_archives_are_read(root: str) -> None:
     before = writer(root).store.get("_table.json")
     assert b"kept" not in before
     writer(root, layout={**layout, "image_field": "all", "image_column": None})
-    asked = {**layout, "image_field": "one", "image_column": "image"}
+    changed = {**layout, "image_field": "one", "image_column": "image"}
     kept = Columns(6, kept=(("label", "int64"), ("caption", "string")))
     with pytest.raises(FingerprintError) as caught:
-        writer(root, layout=asked, columns=kept)
+        writer(root, layout=changed, columns=kept)
     assert str(caught.value).splitlines()[-1] == (
         "to continue it as it was made: --image-field all no --keep-columns no --image-column"
     )
     other = f"{root}-2"
-    writer(other, layout=asked, columns=kept, config={"keep_columns": "label,caption"})
-    again = writer(other, layout=asked, columns=kept)
+    writer(other, layout=changed, columns=kept, config={"keep_columns": "label,caption"})
+    again = writer(other, layout=changed, columns=kept)
     assert again.spec.columns == read_spec(again.store).columns == kept
     with pytest.raises(FingerprintError) as caught:
         writer(other)
@@ -309,7 +309,7 @@ def test_secrets_are_written_to_no_file(tmp_path: Path, monkeypatch: pytest.Monk
 def test_clearing_a_shard_on_a_disk_lists_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two files for a few hundred images, of all shards, are gigabytes at 10^9."""
+    """The names of all part files take gigabytes of memory for 10^9 images."""
     table = writer(tmp_path)
     for name in ("s-0", "s-1"):
         write_shard(table, shard(name))
