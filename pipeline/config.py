@@ -53,6 +53,11 @@ class JobConfig(BaseModel):
 
     input: str = Field(description="folder, .tar, .parquet, or a folder of these; any fsspec URI")
     output: str = Field(description="the table's folder; any fsspec URI")
+    target: str | None = Field(
+        None,
+        description="folder of images with the keys of the input, to compare the reconstructions "
+        "with in place of the input itself: pairs of aligned crops, as (degraded, original)",
+    )
 
     model: str = Field("demo", description="a bundle's name or URI, or an official .pt file")
     domain: DomainSetting = None
@@ -260,5 +265,5 @@ def load_config(file: str | None, flags: Mapping[str, Any]) -> JobConfig:
     a URI that is empty or carries credentials.
     """
     config = fill(JobConfig, file, flags)
-    check_uris(config, ("input", "output", "model", "identity", "bootstrap", "init"))
+    check_uris(config, ("input", "output", "target", "model", "identity", "bootstrap", "init"))
     return config

@@ -81,7 +81,7 @@ class Account:
 
 
 # Of a row of `FACES`; the fields are put into their columns where the table is written.
-_NOT_IN_ROWS = ("pixels", "fields")
+_NOT_IN_ROWS = ("pixels", "target", "fields")
 NOT_STORABLE = Rejection(RejectReason.NOT_FINITE, "the code or image is not finite, or too large")
 
 
@@ -188,8 +188,11 @@ class Inverter:
         result: Inversion,
     ) -> list[dict[str, Any]]:
         """The latents row of each face."""
+        targets = images
+        if "target" in faces[0]:
+            targets = to_tensor([face["target"] for face in faces], self.model.input_size)
         measures = self.meter.measure(
-            images,
+            targets.to(self.device),
             result.step_images,
             result.w_plus,
             self.model.latent_avg,

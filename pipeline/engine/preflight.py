@@ -33,7 +33,7 @@ def check_request(config: JobConfig) -> ShardListing:
     Raises a `RequestError` for an output that cannot be one, a model, table or input that is not
     there, an input that holds nothing to read, and for credentials that open none of it.
     """
-    with access_refused(config.output, config.input):
+    with access_refused(config.output, config.input, *([config.target] if config.target else [])):
         check_address()
         check_kept(config.kept_names)
         check_output(config.output)
@@ -45,6 +45,9 @@ def check_request(config: JobConfig) -> ShardListing:
             check_identity(config.identity)
         if config.init:
             open_initial_table(config.init)
+        if config.target:
+            check_apart(config.target, config.output)
+            list_shards(config.target, options=config.read_options).first()
         return open_input(config)
 
 

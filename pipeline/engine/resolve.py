@@ -12,7 +12,7 @@ from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
 from pipeline.engine.inverter import BATCH, InvertSettings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, printable
 from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
 from pipeline.inversion.methods import OPTIMISATIONS, Method
 from pipeline.metrics import Meter
@@ -35,6 +35,7 @@ class Recipe:
     inversion: InvertSettings
     spec: TableSpec
     treatment: str = ""  # how the model's images are treated, in one line
+    target: str | None = None  # folder of the images to compare with, where not the input itself
 
     @property
     def columns(self) -> Columns:
@@ -68,6 +69,11 @@ def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Rec
     treatment = treatment_for(
         model, prealigned=config.prealigned, identity=config.identity, fit=config.fit
     )
+    if config.target and not treatment.prealigned:
+        raise ConfigError(
+            "--target is for pairs of crops, which belong together pixel by pixel: align both "
+            "first (--keep-crops keeps crops), and add --prealigned"
+        )
     alignment = _alignment(config, model, treatment)
     meter = Meter("cpu", treatment.identity, config.best_step_by)
     spec = TableSpec(
@@ -82,6 +88,7 @@ def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Rec
             "identity": meter.definitions["id_similarity"],
             "best_step_by": config.best_step_by,
             "precision": config.precision,
+            **({"target": printable(canonical_uri(config.target))} if config.target else {}),
         },
         layout=config.layout(),
         config=_from_anywhere(config),
@@ -90,7 +97,7 @@ def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Rec
     )
     inversion = _inversion(config, method, networks.first, treatment.identity)
     about = treatment.description + _borrowed_bound(config)
-    return Recipe(alignment, inversion, spec, about)
+    return Recipe(alignment, inversion, spec, about, config.target)
 
 
 def _columns(
@@ -138,7 +145,15 @@ def _from_anywhere(config: JobConfig) -> dict[str, Any]:
     """
     told = config.model_dump(exclude_none=True)
     if not in_cluster():
-        for name in {"input", "output", "init", "model", "bootstrap", "identity"} & told.keys():
+        for name in {
+            "input",
+            "output",
+            "target",
+            "init",
+            "model",
+            "bootstrap",
+            "identity",
+        } & told.keys():
             if told[name] not in _NAMES:
                 told[name] = canonical_uri(told[name])
     return told

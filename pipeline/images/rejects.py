@@ -24,6 +24,7 @@ class RejectReason(StrEnum):
     )
     NOT_FINITE = "not_finite"  # a NaN or an infinity in the pixels, the landmarks or the code
     NO_START = "no_start"  # a face and the code that it was to start from do not come together
+    NO_TARGET = "no_target"  # the image has no counterpart under --target, or one of no use
     TIMED_OUT = "timed_out"  # one image took longer than the limit and its process was stopped
     CRASHED = "crashed"  # the image killed its process, used up its memory, or met a bug in it
 

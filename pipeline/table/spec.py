@@ -73,6 +73,7 @@ FLAGS: Mapping[str, str] = {
     "settings.method.name": "--method",
     "settings.model": "--model",
     "settings.precision": "--precision",
+    "settings.target": "--target",
     "settings.steps": "--steps",
 }
 NOT_MEASURED = "not measured"  # in place of a metric's definition

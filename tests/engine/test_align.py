@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -134,3 +135,28 @@ def test_an_aligner_that_cannot_start_fails_the_part() -> None:
 
 def unbuildable(settings: AlignmentSettings) -> FaultyAligner:
     raise FileNotFoundError(f"no landmark model for {settings.faces}")
+
+
+def test_targets_are_paired_by_key(tmp_path: Path) -> None:
+    targets = tmp_path / "targets"
+    targets.mkdir()
+    (targets / "a").write_bytes(photo(200))
+    (targets / "b.png").write_bytes(photo(100))
+    (targets / "broken").write_bytes(b"no image")
+    (tmp_path / "outside").write_bytes(photo(9))
+    settings = replace(SETTINGS, prealigned=True)
+    stage = Align(settings, str(targets))
+    stage.setup()
+    assert stage.aligner
+    keys = ("a", "missing", "broken", "../outside", str(tmp_path / "outside"))
+    with stage.aligner:
+        samples = (*(of(key, photo(1)) for key in (*keys, "b.jpg")), of("bad", b"no image"))
+        done = stage.process(part(*samples))
+    assert [(set(face["pixels"]), set(face["target"])) for face in done.faces.to_pylist()] == [
+        ({1}, {200}),
+        ({1}, {100}),
+    ]
+    assert [(reject["key"], reject["reason"]) for reject in done.rejects.to_pylist()] == [
+        *((key, "no_target") for key in keys[1:]),
+        ("bad", "unsupported_format"),
+    ]

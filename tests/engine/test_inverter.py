@@ -82,6 +82,18 @@ def test_the_code_and_the_measures_are_of_the_best_step(settings: InvertSettings
     assert row["id_similarity_per_step"] == [None] * 3
 
 
+def test_a_target_changes_the_measures_alone(settings: InvertSettings) -> None:
+    inverter = Inverter(replace(settings, keep_crops=True))
+    source, other = face(0), face(1)["pixels"]
+    (plain,) = inverter.rows([source]).latents
+    (same,) = inverter.rows([source | {"target": source["pixels"]}]).latents
+    (paired,) = inverter.rows([source | {"target": other}]).latents
+    assert (same["l2_per_step"], same["lpips"]) == (plain["l2_per_step"], plain["lpips"])
+    assert paired["l2_per_step"] != plain["l2_per_step"]
+    assert paired["aligned_jpeg"] == plain["aligned_jpeg"]
+    assert paired.keys() == plain.keys(), "a target is not a column of the table"
+
+
 def test_pictures_are_kept_on_request(settings: InvertSettings) -> None:
     wanted = replace(settings, keep_crops=True, keep_reconstructions=True)
     (row,) = Inverter(wanted).rows([face(0)]).latents

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from pipeline.alignment import AlignedFace, Alignment, AlignmentSettings, Isolat
 from pipeline.engine.messages import FaceBatch, SampleBatch
 from pipeline.engine.stages.base import JobStage, StageResources
 from pipeline.images import Rejection, RejectReason
+from pipeline.storage import Store
 
 if TYPE_CHECKING:
     from pipeline.choices import Device
@@ -44,6 +46,7 @@ FACES = pa.schema(
     ]
 )
 FACES_TURNED = FACES.append(pa.field("turn_deg", pa.int32()))
+_TARGET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 REJECTS = pa.schema(
     [
         ("key", pa.string()),
@@ -86,9 +89,19 @@ def count_reasons(rejects: pa.Table) -> Counter[str]:
     return Counter(rejects["reason"].to_pylist())
 
 
-def faces_schema(settings: AlignmentSettings) -> pa.Schema:
-    """Return the columns of faces that are aligned with `settings`."""
-    return FACES_TURNED if settings.tells_turns else FACES
+def faces_schema(settings: AlignmentSettings, *, targets: bool = False) -> pa.Schema:
+    """Return the columns of faces that are aligned with `settings`, with their targets if asked."""
+    schema = FACES_TURNED if settings.tells_turns else FACES
+    return schema.append(pa.field("target", pa.large_binary())) if targets else schema
+
+
+def _target_name(targets: Store, key: str) -> str | None:
+    """Return the object that belongs to `key`: of its name, or with another image extension."""
+    path = PurePosixPath(key)
+    if path.is_absolute() or ".." in path.parts:  # a key out of an archive: it may lead anywhere
+        return None
+    names = (key, *(str(path.with_suffix(suffix)) for suffix in _TARGET_SUFFIXES))
+    return next((name for name in names if targets.exists(name)), None)
 
 
 class Align(JobStage):
@@ -98,15 +111,16 @@ class Align(JobStage):
     takes = SampleBatch
     resources = StageResources("aligner", cpus=1.0)
 
-    def __init__(self, settings: AlignmentSettings) -> None:
+    def __init__(self, settings: AlignmentSettings, target: str | None = None) -> None:
         self.settings = settings
+        self.targets = Store(target) if target else None  # images to compare with, by key
         self.aligner: IsolatedAligner | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, writer: TableWriter, device: Device) -> Self:
         """Return the stage of a job."""
         del writer, device
-        return cls(recipe.alignment)
+        return cls(recipe.alignment, recipe.target)
 
     def setup(self) -> None:
         """Start no child yet: it starts with the first part."""
@@ -117,7 +131,8 @@ class Align(JobStage):
         faces: list[dict[str, Any]] = []
         rejects: list[dict[str, Any]] = []
         icc_ignored = 0
-        for sample, result in self._align(batch.samples.to_pylist()):
+        for sample, aligned in self._align(batch.samples.to_pylist()):
+            result, target = self._with_target(sample["key"], aligned)
             # Of a sample that was not read no hash is known.
             sha256 = "" if sample["reject"] else hashlib.sha256(sample["content"]).hexdigest()
             source = (sample["key"], sample["uri"], sha256)
@@ -125,7 +140,7 @@ class Align(JobStage):
                 rejects.append(reject_row(*source, result))
             else:
                 icc_ignored += result.icc_ignored
-                fields = {"fields": sample["fields"]}
+                fields = {"fields": sample["fields"], **target}
                 faces += [face_row(*source, face) | fields for face in result.faces]
                 rejects += [
                     reject_row(*source, rejection, index)
@@ -139,8 +154,27 @@ class Align(JobStage):
             reasons=count_reasons(rejected),
             icc_ignored=icc_ignored,
         )
-        table = pa.Table.from_pylist(faces, schema=faces_schema(self.settings))
+        table = pa.Table.from_pylist(faces, schema=self._schema())
         return FaceBatch(batch.shard, batch.part, counts, table, rejected, batch.start)
+
+    def _schema(self) -> pa.Schema:
+        return faces_schema(self.settings, targets=self.targets is not None)
+
+    def _with_target(
+        self, key: str, result: Alignment | Rejection
+    ) -> tuple[Alignment | Rejection, dict[str, bytes]]:
+        """Return `result` and the column of its target; a reject where it has no usable one."""
+        if self.targets is None or self.aligner is None or isinstance(result, Rejection):
+            return result, {}
+        name = _target_name(self.targets, key)
+        if name is None:
+            detail = f"there is no '{self.targets.uri(key)}', and none with another extension"
+            return Rejection(RejectReason.NO_TARGET, detail), {}
+        (target,) = self.aligner.process([self.targets.get(name)])
+        if isinstance(target, Rejection):
+            detail = f"'{self.targets.uri(name)}': {target}"
+            return Rejection(RejectReason.NO_TARGET, detail), {}
+        return result, {"target": target.faces[0].pixels.tobytes()}
 
     def _align(
         self, samples: list[dict[str, Any]]
