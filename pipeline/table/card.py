@@ -147,10 +147,10 @@ def _signature(text: str) -> str:
 def is_card_current(table: Table, listed: LeftOut | None = None) -> bool:
     """Return whether the card needs no update.
 
-    The card is current if it states as many shards as are committed (fewer after the input became
-    shorter) and is newer than each of their manifests, by the storage's clock. It is not current if
-    an earlier version wrote it, or if the listing passed over other files than `listed`. A
-    README.md that is not the card counts as current, because it is never replaced.
+    The card is current if it states the number of committed shards and is not older than any
+    manifest, by the storage's clock. The number matters because shards may be removed. The card is
+    not current if an earlier version wrote it, or if the listing passed over other files than
+    `listed`. A README.md that is not the card counts as current, because it is never replaced.
     """
     if not table.store.exists(CARD_NAME):
         return False
@@ -350,6 +350,5 @@ def _of_type(kind: pa.DataType) -> dict[str, Any]:
 
 def _of_items(kind: pa.DataType) -> Any:
     """Return the feature of a list's items; for plain numbers and texts only the type's name."""
-
     item = _of_type(kind)
     return item["dtype"] if list(item) == ["dtype"] else item.get("struct", item)

@@ -209,7 +209,6 @@ def is_in_input(spec: TableSpec, uri: str) -> bool:
 
     If the input is one image, the URI of its shard is the folder of the image.
     """
-
     place, uri = spec.layout.get("input"), printable(uri)
     if not isinstance(place, str):
         return True

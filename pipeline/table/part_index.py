@@ -153,7 +153,6 @@ class PartIndex:
 
     def forget(self, shard_id: str) -> None:
         """Remove every index file with rows of this shard, because one of them is wrong."""
-
         self._waiting.pop(shard_id, None)
         for still_open in self._files.values():
             if shard_id in still_open:

@@ -232,7 +232,6 @@ def _tail(file: BinaryIO) -> bytes:
     file.seek(size - length)
     tail = file.read(length)
     # The last eight bytes are the length of the footer and a magic number.
-
     footer = int.from_bytes(tail[-8:-4], "little") + 8
     if length < footer <= size and tail.endswith(b"PAR1"):
         file.seek(size - footer)

@@ -236,7 +236,6 @@ def create_view(
     if names:
         paths = ", ".join(_quoted(files.add(name)) for name in names)
         # Without this option a parent folder named `steps=10` would become a column.
-
         source = f"read_parquet([{paths}], hive_partitioning = false)"
     else:
         source = f"{view}_without_rows"

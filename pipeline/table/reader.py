@@ -282,7 +282,6 @@ def codes_of(column: pa.ListArray, n_styles: int) -> NDArray[np.float32]:
 
 def step_codes_of(column: pa.ListArray, n_styles: int) -> StepCodes:
     """Return a `w_plus_per_step` column from DuckDB: lists of steps of codes."""
-
     lengths = column.value_lengths().fill_null(0).to_numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return StepCodes(codes_of(column.flatten(), n_styles), offsets)

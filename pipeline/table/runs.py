@@ -297,7 +297,6 @@ def seconds_per_face(runs: Sequence[Mapping[str, Any]]) -> float | None:
 
     Failed runs count with the work that they did. None if no run has recorded its seconds.
     """
-
     timed = [run for run in runs if run.get("inversion_seconds") and run.get("faces")]
     faces = sum(int(run["faces"]) for run in timed)
     return sum(float(run["inversion_seconds"]) for run in timed) / faces if faces else None

@@ -205,7 +205,6 @@ def _array(values: list[Any], field: pa.Field) -> pa.Array:
 
 def _plain(value: Any) -> Any:
     """Convert numpy values to Python, and NaN to None."""
-
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):

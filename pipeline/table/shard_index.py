@@ -260,7 +260,6 @@ def read_tables(
 
     `defaults` are the values of columns that a file may lack.
     """
-
     names = _names(store, folder)
     with ThreadPoolExecutor(_THREADS) as pool:
         for first in range(0, len(names), _THREADS):

@@ -194,7 +194,6 @@ def read_shard_record(store: Store, shard_id: str) -> ShardRecord:
 
 def _shard_id(name: str) -> str:
     """Return the id of the shard whose manifest has this name; "" if the name is of no manifest."""
-
     return name[len(_FOLDER) + 1 : -5] if name.endswith(".json") else ""
 
 

@@ -328,7 +328,6 @@ def _hide_named(value: Any) -> Any:
         }
     if isinstance(value, list | tuple):
         return [_hide_named(item) for item in value]
-
     if isinstance(value, str):
         # A lone surrogate (a file name that is not UTF-8) has no UTF-8 form.
         return value.encode("utf-8", "backslashreplace").decode()

@@ -315,7 +315,6 @@ def _estimate(status: Status, parts_committed: int) -> None:
 
 def seconds_since(moment: str | None) -> float | None:
     """Return the seconds since an ISO 8601 time, by this machine's clock."""
-
     if not moment:
         return None
     then = datetime.fromisoformat(moment)

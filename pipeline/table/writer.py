@@ -299,7 +299,6 @@ def open_for_writing(root: str, spec: TableSpec, *, part_size: int) -> TableWrit
 
 def file_sha256(store: Store, name: str) -> str:
     """Return the hex SHA-256 of an object, read as a stream."""
-
     digest = hashlib.sha256()
     with store.open(name) as file:
         while block := file.read(8 << 20):
