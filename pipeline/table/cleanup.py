@@ -1,9 +1,9 @@
 """Find and delete orphaned part files: files that readers see but that no commit owns.
 
 * Late parts. A part may be stored after another run has committed the shard in another state or
-  with another part size: its put was in flight when the driver died, or its writer was killed after
-  the put and before its check of the manifest. If the commit has no part of this number, readers
-  see its faces twice.
+  with another part size: its write was in flight when the driver died, or its writer was killed
+  after the write and before its check of the manifest. If the commit has no part of this number,
+  readers see its faces twice.
 * Parts of a shard that was removed from the input before it was committed.
 * Slices of a folder that now has fewer files. The remaining files are in earlier slices too.
 """

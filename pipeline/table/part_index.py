@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from pipeline.errors import PipelineError
 from pipeline.storage import Store
 from pipeline.table.parts import COUNTS, LATENTS, PartRecord, part_name, read_metadata
-from pipeline.table.shard_index import put_rows, read_tables, rows_of
+from pipeline.table.shard_index import read_tables, rows_of, write_rows
 from pipeline.table.stats import Counts
 
 # Parts per index file. Fewer are not written: reading their footers takes a second.
@@ -52,7 +52,7 @@ RowKey = tuple[str, str, str]
 
 def write_part_index(store: Store, parts: Iterable[PartRecord]) -> str:
     """Write one file of the part index; return its name."""
-    return put_rows(store, _FOLDER, [part.to_dict() for part in parts], _SCHEMA)
+    return write_rows(store, _FOLDER, [part.to_dict() for part in parts], _SCHEMA)
 
 
 def indexed_parts(store: Store) -> Iterator[PartRecord]:

@@ -59,7 +59,7 @@ _Integers = npt.NDArray[np.int64]
 
 def write_index(store: Store, records: Sequence[ShardRecord]) -> str:
     """Write one file of the index; return its name."""
-    return put_rows(store, _FOLDER, [record.to_row() for record in records], _SCHEMA)
+    return write_rows(store, _FOLDER, [record.to_row() for record in records], _SCHEMA)
 
 
 def index_rows(store: Store) -> Iterator[list[ShardRecord]]:
@@ -240,7 +240,7 @@ def places_of(
     return places, sorted_keys[places] == searched
 
 
-def put_rows(
+def write_rows(
     store: Store, folder: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
 ) -> str:
     """Write rows, which have a column `shard`, as one file of an index; return its name."""
