@@ -260,7 +260,9 @@ def _check_counts(counts: Iterable[Any]) -> None:
 
 def _check_metrics(sums: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
     if not sums.keys() == counts.keys() <= set(PER_STEP) or (sums and len(sums) < len(PER_STEP)):
-        raise TypeError(f"sums of {sorted(sums)} and counts of {sorted(counts)} do not match")
+        raise TypeError(
+            f"sums of {sorted(sums)} and counts of {sorted(counts)}, not of {sorted(PER_STEP)}"
+        )
     if len({len(values) for values in (*sums.values(), *counts.values())}) > 1:
         raise TypeError("the metrics have different numbers of steps")
 

@@ -183,7 +183,7 @@ def test_figures_survive_text_and_back() -> None:
     ],
 )
 def test_invalid_figures_are_refused(facts: Any) -> None:
-    with pytest.raises(TypeError, match="no figures"):
+    with pytest.raises(TypeError, match="figures are damaged"):
         Stats.from_figures(facts)
     with pytest.raises(TableError, match="index is damaged"):
         Stats.from_text(json.dumps(facts))
