@@ -386,7 +386,7 @@ def test_a_link_to_a_folder_is_found(store: Store, tmp_path: Path) -> None:
     broken(store, "'rejects/more' is a link to a folder", checksums=False)
 
 
-LINE = {
+ROW = {
     "uri": "s3://in/x.tar",
     "etag": "etag-2",
     "size": 101,
@@ -398,10 +398,10 @@ LINE = {
 }
 
 
-@pytest.mark.parametrize("field", LINE)
+@pytest.mark.parametrize("field", ROW)
 def test_a_forged_index_row_is_found(store: Store, field: str) -> None:
     record = writer(store.root).with_manifest_etag(read_shard_record(store, "s-0"))
     write_index(store, [record])
     assert open_table(store.root).verify() == COUNTS_OF_ONE
-    write_index(store, [replace(record, **{field: LINE[field]})])
-    broken(store, "the index says of shard 's-0' what its manifest does not", checksums=False)
+    write_index(store, [replace(record, **{field: ROW[field]})])
+    broken(store, "the index row of shard 's-0' differs from its manifest", checksums=False)
