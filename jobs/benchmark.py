@@ -1,4 +1,4 @@
-"""How full the engine keeps its inverters, and what it costs: a part, a start, the driver's memory.
+"""Measure the engine: how busy it keeps inverters, cost per part and per start, driver's memory.
 
     python jobs/benchmark.py --simulate                            # one GPU of 100 images/s
     python jobs/benchmark.py --simulate --gpus 1,2,4,8,16 --speed 100,1000
@@ -6,10 +6,10 @@
     python jobs/benchmark.py --input s3://bucket/photos --model restyle_psp_ffhq_encode.pt
 
 With --simulate the real engine (shards, Ray Data, Parquet, commits) runs with an aligner that
-decodes nothing and inverters that sleep as long as GPUs of that speed would take, which need not be
-there. Each line is a run of its own. `GPU busy` is the time that inverters slept, of all the time
-they were there, from a fifth of the parts to nine tenths. The last line of stdout is one JSON
-object with every run.
+decodes nothing and inverters that sleep as long as GPUs of that speed would take; no GPU is needed.
+Each line is a run of its own. `GPU busy` is the share of their lifetime that inverters slept,
+counted from a fifth of the parts to nine tenths. The last line of stdout is one JSON object with
+every run.
 """
 
 from __future__ import annotations
@@ -31,35 +31,39 @@ from pipeline.storage import list_shards
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """Lists are numbers with commas."""
+    """Parse the flags; lists are numbers with commas."""
     parser = job_parser(__doc__)
-    parser.add_argument("--simulate", action="store_true", help="inverters that sleep")
+    parser.add_argument("--simulate", action="store_true", help="use inverters that sleep")
     parser.add_argument("--gpus", type=positives, default=[1], help="simulated GPUs (default 1)")
     parser.add_argument(
-        "--speed", type=positives, default=[100], help="images a second of one (default 100)"
-    )
-    parser.add_argument("--images", type=positives, default=[10_000], help="in all (default 10000)")
-    parser.add_argument(
-        "--shard-images", type=positive, default=1024, help="of a shard (default 1024)"
+        "--speed", type=positives, default=[100], help="images per second of one GPU (default 100)"
     )
     parser.add_argument(
-        "--image-bytes", type=positive, default=100, help="of an image (default 100)"
+        "--images", type=positives, default=[10_000], help="number of images (default 10000)"
     )
     parser.add_argument(
-        "--skew", type=positive, default=1, help="the last shard is so many (default 1)"
+        "--shard-images", type=positive, default=1024, help="images per shard (default 1024)"
     )
-    parser.add_argument("--part-size", type=positive, default=256, help="default 256")
-    parser.add_argument("--input", help="real images for the real model, without --simulate")
-    parser.add_argument("--model", default="demo", help="default demo")
+    parser.add_argument(
+        "--image-bytes", type=positive, default=100, help="bytes per image (default 100)"
+    )
+    parser.add_argument(
+        "--skew", type=positive, default=1, help="size of the last shard, in shards (default 1)"
+    )
+    parser.add_argument(
+        "--part-size", type=positive, default=256, help="samples per part (default 256)"
+    )
+    parser.add_argument("--input", help="real images, instead of --simulate")
+    parser.add_argument("--model", default="demo", help="model for --input (default demo)")
     parser.add_argument("--run", metavar="JSON", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if not arguments.run and arguments.simulate == bool(arguments.input):
-        parser.error("either --simulate or --input URI")
+        parser.error("pass either --simulate or --input URI")
     return arguments
 
 
 def run_once(request: dict[str, Any]) -> dict[str, Any]:
-    """One run in this process; what it took."""
+    """Run one job in this process and return its measurements."""
     from pipeline.engine import run_job
     from pipeline.engine.simulate import BATCH, Trace, simulated_stages
     from pipeline.engine.stages import STAGES
@@ -80,7 +84,7 @@ def run_once(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(request: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """`run_once` over fresh shards and a fresh table, in a process of its own."""
+    """Call `run_once` in a process of its own, over new shards and a new table."""
     from pipeline.engine.simulate import write_shards
 
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +102,7 @@ def measure(request: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     said = run.stdout.splitlines()
     if not said:
-        raise PipelineError(f"the run ended with exit code {run.returncode} and no word")
+        raise PipelineError(f"the run ended with exit code {run.returncode} and no message")
     measured: dict[str, Any] = json.loads(said[-1])
     if run.returncode:
         kind = RequestError if run.returncode == 2 else PipelineError
@@ -113,10 +117,10 @@ def check_input(uri: str, model: str) -> None:
 
 
 def describe(run: dict[str, Any]) -> str:
-    """A run in one line."""
+    """Return one line about a run."""
     simulated = f"{run['gpus']:>3} GPUs x {run['speed']:>5}/s  " if run["speed"] else ""
     if not run["parts"]:
-        return f"{simulated}no part came: {'; '.join(run['errors'])}"
+        return f"{simulated}no part was finished: {'; '.join(run['errors'])}"
     busy = "?, too few parts" if run["gpu_busy"] is None else f"{100 * run['gpu_busy']:5.1f} %"
     return (
         f"{simulated}{run['samples']:>8} images  {run['parts']:>6} parts  "
@@ -128,7 +132,7 @@ def describe(run: dict[str, Any]) -> str:
 
 
 def run_here(request: dict[str, Any]) -> int:
-    """`run_once` for the process that waits: what it took or why not, on the last line."""
+    """Call `run_once` for the process that waits; print measurements or errors as the last line."""
     try:
         print(json.dumps(run_once(request)))
     except PipelineError as error:
@@ -139,7 +143,7 @@ def run_here(request: dict[str, Any]) -> int:
 
 
 def run_all(arguments: argparse.Namespace) -> int:
-    """Run each combination, report."""
+    """Run each combination of settings and report."""
     names = ("gpus", "speed", "images")
     runs = []
     if arguments.input:
@@ -155,7 +159,7 @@ def run_all(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Run; the exit code."""
+    """Parse, run, report; return the exit code."""
     arguments = parse_arguments(argv)
     if arguments.run:
         return run_here(json.loads(arguments.run))

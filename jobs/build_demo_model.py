@@ -29,7 +29,7 @@ from pipeline.models.files import check_model, is_bundle
 from pipeline.storage import OutputKind, check_output
 
 if TYPE_CHECKING:
-    from pipeline.demo.build import Drawn
+    from pipeline.demo.build import DemoData
     from pipeline.demo.plans import DemoPlan
     from pipeline.models import RestyleModel
 
@@ -37,20 +37,20 @@ LOOKS = {"photo": "demo", "cartoon": "demo-toonify"}  # and the models that rend
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The flags."""
+    """Parse the flags."""
     parser = job_parser(__doc__)
     parser.add_argument("--pairs", type=Path, required=True, help="folder of pairs-*.tar")
     parser.add_argument("--look", choices=LOOKS, default="photo", help="what the model renders")
     parser.add_argument("--base", default="demo", help="with a look: the model to start from")
     parser.add_argument("--work", help="checkpoints, logs (default: build/NAME)")
     parser.add_argument("--output", help="bundle to write (default: the embedded one)")
-    parser.add_argument("--generator-images", type=positive, metavar="N", help="to see in all")
-    parser.add_argument("--encoder-images", type=positive, metavar="N", help="to see in all")
+    parser.add_argument("--generator-images", type=positive, metavar="N", help="in all")
+    parser.add_argument("--encoder-images", type=positive, metavar="N", help="in all")
     return parser.parse_args(argv)
 
 
 def planned(arguments: argparse.Namespace) -> DemoPlan:
-    """The look's plan with the lengths asked for."""
+    """Return the plan of the look, with the lengths that the flags give."""
     from pipeline.demo.plans import CARTOON, FACES
 
     plan = CARTOON if arguments.look == "cartoon" else FACES
@@ -64,25 +64,25 @@ def planned(arguments: argparse.Namespace) -> DemoPlan:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The tars of pairs. Raises `InputError` where there are none."""
+    """Return the tars of pairs; raise `InputError` where the folder has none."""
     shards = sorted(folder.glob("pairs-*.tar"))
     if not shards:
         raise InputError(f"'{folder}' holds no pairs-*.tar")
     return shards
 
 
-def read_data(arguments: argparse.Namespace, shards: list[Path], size: int, work: str) -> Drawn:
-    """Pairs at `size` with what the generator is to render; cartoons are drawn twice as large."""
-    from pipeline.demo.build import Drawn, draw_cartoons
+def read_data(arguments: argparse.Namespace, shards: list[Path], size: int, work: str) -> DemoData:
+    """Return pairs at `size` and the target images; cartoons are drawn twice as large."""
+    from pipeline.demo.build import DemoData, draw_cartoons
     from pipeline.training.latent_pairs import load_pairs
 
     if arguments.look == "cartoon":
         return draw_cartoons(load_pairs(shards, 2 * size), size, work)
-    return Drawn(load_pairs(shards, size))
+    return DemoData(load_pairs(shards, size))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Pairs, generator, encoder, bundle."""
+    """Read pairs, train generator and encoder, write the bundle."""
     shards = find_shards(arguments.pairs)
     name = LOOKS[arguments.look]
     work = arguments.work or f"build/{name}"
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_output(output, OutputKind("a model bundle", is_bundle))
     if arguments.look != "photo":
         check_model(arguments.base)
-    # PyTorch is slow to import: what is wrong is told before.
+    # PyTorch is slow to import, so the request is checked first.
     from pipeline.demo.build import build
     from pipeline.demo.plans import check_plan
     from pipeline.models import load_model, save_bundle
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{len(data.pairs)} pairs at {size} px: {time.monotonic() - started:.0f} s", flush=True)
     model, seconds = build(plan, data, work, base)
     leave_group()
-    if not group.leads:
+    if not group.is_main_process:
         return 0
     save_bundle(model, output, stored="float16")
     notes = dict(model.card.notes)
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Run; the exit code."""
+    """Parse, check, build, report; return the exit code."""
     arguments = parse_arguments(argv)
     return exit_code_of(lambda: run(arguments), stopped="run the same command again to continue")
 

@@ -1,4 +1,4 @@
-"""Makes the sample shards of the demo: photo-like frames around faces of nobody, and rejects.
+"""Make the sample shards of the demo: photo-like frames around synthetic faces, and rejects.
 
     pip download --no-deps random-face==2021.7.21.1
     pip install openvino
@@ -113,20 +113,20 @@ def to_image(picture: Picture) -> Image.Image:
 
 
 def ramp(values: NDArray[Any], start: float, end: float) -> NDArray[np.float32]:
-    """0 up to `start`, 1 from `end` on, smooth between."""
+    """Return 0 up to `start`, 1 from `end` on, smooth between."""
     t = np.clip((values - start) / (end - start), 0, 1)
     return (t * t * (3 - 2 * t)).astype(np.float32)
 
 
 def blurred(picture: Picture, radius: int) -> Picture:
-    """Blurred on a reduced copy, as the radius is wide."""
+    """Blur a reduced copy, as the radius is large."""
     small = to_image(picture).reduce(8).filter(ImageFilter.GaussianBlur(radius / 8))
     size = (picture.shape[1], picture.shape[0])
     return np.asarray(small.resize(size, Image.Resampling.BICUBIC), np.float32)
 
 
 def surrounded(face: Picture) -> Picture:
-    """The face with its border drawn outwards, more and more out of focus: no visible seam."""
+    """Extend the face beyond its border, more and more out of focus, without a visible seam."""
     wide = np.pad(face, ((SURROUNDINGS,) * 2, (SURROUNDINGS,) * 2, (0, 0)), mode="edge")
     # Hair often touches the upper border; what is above it goes from corner to corner instead.
     left, right = (face[:100, part].mean(axis=(0, 1)) for part in (slice(60), slice(-60, None)))
@@ -141,7 +141,7 @@ def surrounded(face: Picture) -> Picture:
 
 
 def photograph(face: Picture, frame: Frame) -> Picture:
-    """The photo [height, width, 3] that `frame` describes, with a little grain."""
+    """Return the photo [height, width, 3] that `frame` describes, with a little grain."""
     scale = frame.span / FACE_SIDE
     wide = to_image(surrounded(face))
     side = round(wide.width * scale)
@@ -162,7 +162,7 @@ def side_by_side(left: Picture, right: Picture) -> Picture:
 
 
 def landscape(width: int = 640, height: int = 426) -> Picture:
-    """Hills behind hills under an evening sky, with nobody in sight."""
+    """Draw hills under an evening sky, without a face."""
     rng = np.random.default_rng(SEED)
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     sky = ramp(y, 0, 0.75)[..., None]
@@ -188,14 +188,14 @@ def encode(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
 
 
 def lying(upright: Image.Image) -> bytes:
-    """A JPEG stored on its side, with the EXIF orientation that says so."""
+    """Return a JPEG that is stored on its side, with the EXIF orientation for it."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     return encode(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
 
 
 def cut_out(picture: Picture) -> Image.Image:
-    """RGBA: opaque in the middle, fading to transparent at the corners."""
+    """Return an RGBA image, opaque in the middle and transparent at the corners."""
     height, width = picture.shape[:2]
     x, y = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
     image = to_image(picture)
@@ -204,7 +204,7 @@ def cut_out(picture: Picture) -> Image.Image:
 
 
 def files(renderer: FaceRenderer) -> Iterator[tuple[int, str, bytes]]:
-    """(shard, name, content) of everything."""
+    """Yield (shard, name, content) of every member."""
 
     def photo(frame: Frame) -> Image.Image:
         return to_image(photograph(renderer.render(frame.face), frame))
@@ -241,12 +241,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.wheel.is_file():
-        raise InputError(f"there is no wheel '{arguments.wheel}'")
-    made = sorted(files(FaceRenderer(arguments.wheel)))
+        raise InputError(f"the wheel '{arguments.wheel}' does not exist")
+    entries = sorted(files(FaceRenderer(arguments.wheel)))
     for shard in (0, 1):
         path = arguments.output / f"samples-{shard:04d}.tar"
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for _, name, content in (entry for entry in made if entry[0] == shard):
+            for _, name, content in (entry for entry in entries if entry[0] == shard):
                 info = tarfile.TarInfo(name)  # its time is 0: the same content, the same file
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""Draw faces of a latent table: target, average face, every step; one row a face.
+"""Draw faces of a latent table, one row per face: target, average face, every step.
 
     python jobs/contact_sheet.py --table URI --output sheet.png [--where "lpips < 0.2"] [--limit 12]
 
@@ -20,20 +20,22 @@ from pipeline.table.model_lookup import check_model_of
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The flags."""
+    """Parse the flags."""
     parser = job_parser(__doc__, reads_only=True)
-    parser.add_argument("--table", required=True, metavar="URI")
+    parser.add_argument("--table", required=True, metavar="URI", help="the table")
     parser.add_argument("--output", required=True, metavar="PNG", help="path or any fsspec URI")
-    parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
     parser.add_argument(
-        "--limit", type=positive, default=12, metavar="N", help="at most so many faces"
+        "--where", default="", metavar="SQL", help="condition on rows: which faces (default: all)"
     )
-    parser.add_argument("--title", default="")
+    parser.add_argument(
+        "--limit", type=positive, default=12, metavar="N", help="upper bound of faces"
+    )
+    parser.add_argument("--title", default="", help="text above the faces")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Open, draw, write."""
+    """Parse, check, draw, report; return the exit code."""
     arguments = parse_arguments(argv)
     return exit_code_of(lambda: _draw(arguments), reads_only=True)
 
@@ -46,7 +48,7 @@ def _draw(arguments: argparse.Namespace) -> int:
     table = open_table(arguments.table)
     require_crops_and_steps(table)
     check_model_of(table)
-    # PyTorch is slow to import: what is wrong is told before.
+    # PyTorch is slow to import, so the request is checked first.
     from pipeline.reports.table_sheet import table_sheet
 
     picture = table_sheet(

@@ -3,11 +3,11 @@
     python jobs/convert_model.py restyle_psp_ffhq_encode.pt s3://bucket/models/restyle-psp-ffhq
 
 FILE is a checkpoint (.pt, .pth, .safetensors), a StyleGAN2 generator alone (`g_ema` in a .pt), or
-NVIDIA's network pickle (.pkl), which is read without running it; of a generator alone the bundle
-has no encoder, and serves --method optimize.
+NVIDIA's network pickle (.pkl), which is read without running it. The bundle of a generator alone
+has no encoder; use it with --method optimize.
 
 The bundle (safetensors + JSON) loads without unpickling, faster, and with its sha256 verified; at
-float32 it has the checkpoint's fingerprint, so a table may go on with either.
+float32 it has the checkpoint's fingerprint, so either continues a table.
 Exit code: 0 done, 1 a read or a write failed, 2 the checkpoint does not fit.
 """
 
@@ -27,19 +27,21 @@ from pipeline.storage import OutputKind, check_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert; print one JSON line about the bundle; the exit code."""
-    asked = parse_places(_parser(), arguments, "checkpoint", "bundle")
-    return exit_code_of(lambda: _convert(asked))
+    """Parse, check, convert, print one JSON line; return the exit code."""
+    args = parse_places(_parser(), arguments, "checkpoint", "bundle")
+    return exit_code_of(lambda: _convert(args))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
     add_place(
-        parser, "checkpoint", "--model", metavar="FILE", text="path or URI of what is converted"
+        parser, "checkpoint", "--model", metavar="FILE", text="path or URI of the file to convert"
     )
     add_place(parser, "bundle", "--output", metavar="FOLDER", text="path or URI of the bundle")
     parser.add_argument("--name", help="the model's name (default: the folder's)")
-    parser.add_argument("--licence", help="of the weights (default: the model's own, if known)")
+    parser.add_argument(
+        "--licence", help="licence of the weights (default: the model's own, if known)"
+    )
     add_flags(parser, ModelFlags)
     parser.add_argument(
         "--stored", choices=["float32", "float16"], default="float32", help="type of the weights"
@@ -47,21 +49,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _convert(asked: argparse.Namespace) -> int:
-    check_output(asked.bundle, OutputKind("a model bundle", is_bundle))
-    check_model(asked.checkpoint)
-    # PyTorch is slow to import: what is wrong is told before.
+def _convert(args: argparse.Namespace) -> int:
+    check_output(args.bundle, OutputKind("a model bundle", is_bundle))
+    check_model(args.checkpoint)
+    # PyTorch is slow to import, so the request is checked first.
     from pipeline.models import load_model, save_bundle
 
-    given = {name: getattr(asked, name) for name in ModelFlags.model_fields}
+    given = {name: getattr(args, name) for name in ModelFlags.model_fields}
     hints = hints_of(fill(ModelFlags, None, given).model_dump())
-    model = load_model(asked.checkpoint, **hints)
-    name = asked.name or PurePosixPath(asked.bundle.rstrip("/")).name
-    model.card = dataclasses.replace(model.card, name=name, licence=asked.licence or model.licence)
-    save_bundle(model, asked.bundle, stored=asked.stored)
-    written = load_model(asked.bundle if "/" in asked.bundle else f"./{asked.bundle}")
-    told = {"bundle": asked.bundle, **written.metadata, "fingerprint": written.fingerprint}
-    print(json.dumps(told))
+    model = load_model(args.checkpoint, **hints)
+    name = args.name or PurePosixPath(args.bundle.rstrip("/")).name
+    model.card = dataclasses.replace(model.card, name=name, licence=args.licence or model.licence)
+    save_bundle(model, args.bundle, stored=args.stored)
+    written = load_model(args.bundle if "/" in args.bundle else f"./{args.bundle}")
+    record = {"bundle": args.bundle, **written.metadata, "fingerprint": written.fingerprint}
+    print(json.dumps(record))
     return 0
 
 

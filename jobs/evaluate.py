@@ -5,7 +5,7 @@
 
 Writes comparison.md, CSV files and plots. Means come with 95 % intervals, differences to the
 first table are taken face by face.
-Exit code: 0 done, 1 a read or a put failed, 2 the tables do not compare or the request is wrong.
+Exit code: 0 done, 1 a read or a write failed, 2 the tables do not compare or the request is wrong.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pipeline.table.model_lookup import check_model_of
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Parse the flags."""
     parser = job_parser(__doc__, reads_only=True)
     parser.add_argument(
-        "--table", required=True, action="append", metavar="URI", help="a table; give it again"
+        "--table", required=True, action="append", metavar="URI", help="a table; repeat for each"
     )
     parser.add_argument(
         "--label", action="append", default=[], metavar="TEXT", help="name of a table, in order"
@@ -60,41 +60,41 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Open, compare, write; the exit code."""
-    asked = parse_arguments(arguments)
-    return exit_code_of(lambda: _compare(asked), reads_only=True)
+    """Parse, check, compare, report; return the exit code."""
+    args = parse_arguments(arguments)
+    return exit_code_of(lambda: _compare(args), reads_only=True)
 
 
-def _compare(asked: argparse.Namespace) -> int:
-    check_output(asked.output, REPORT_OUTPUT)
-    tables = [open_table(uri) for uri in asked.table]
+def _compare(args: argparse.Namespace) -> int:
+    check_output(args.output, REPORT_OUTPUT)
+    tables = [open_table(uri) for uri in args.table]
     check_comparison(
         tables,
-        labels=asked.label,
-        ground_truth=asked.ground_truth,
-        coarse_to_fine=asked.coarse_to_fine,
-        plots=asked.plots,
+        labels=args.label,
+        ground_truth=args.ground_truth,
+        coarse_to_fine=args.coarse_to_fine,
+        plots=args.plots,
     )
-    if asked.coarse_to_fine:  # which renders the codes
+    if args.coarse_to_fine:  # renders the codes
         for table in tables:
             check_model_of(table)
-    # PyTorch is slow to import: what is wrong is told before.
+    # PyTorch is slow to import, so the request is checked first.
     from pipeline.inversion import ready_device
     from pipeline.reports.comparison_report import Options, compare_tables
 
     options = Options(
-        labels=asked.label,
-        common=asked.common,
-        ground_truth=asked.ground_truth,
-        coarse_to_fine=asked.coarse_to_fine,
-        images=asked.images,
+        labels=args.label,
+        common=args.common,
+        ground_truth=args.ground_truth,
+        coarse_to_fine=args.coarse_to_fine,
+        images=args.images,
         device=ready_device(),
-        plots=asked.plots,
+        plots=args.plots,
     )
     report = compare_tables(tables, options)
-    report.write(asked.output)
+    report.write(args.output)
     print("\n".join(map(printable, report.headline.split("\n"))))
-    print(f"report: {printable(asked.output.rstrip('/'))}/{REPORT_NAME}", file=sys.stderr)
+    print(f"report: {printable(args.output.rstrip('/'))}/{REPORT_NAME}", file=sys.stderr)
     return 0
 
 

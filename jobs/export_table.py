@@ -6,14 +6,14 @@
     python jobs/export_table.py --table URI --output results/ --as images|results|coupled
 
 latents: the published scripts' dictionary {file name: [code of each step]}, one object in memory.
-codes: a .npy or .pt file [n_styles, 512] a face. stacked: all codes in one array [n, n_styles, 512]
-of a .npy, .pt or .npz file (there as `w`), and their names, one a line, in <name>.names.txt.
-images: a PNG of each face's best step. results: <step>/<name>.png. coupled: all steps and the input
-side by side. Pictures have the generator's size and are rounded to 8 bits; with --size 256 and
---truncate-pixels they are those that the published scripts write with --resize_outputs.
-All but the dictionary are written as the table is read, whatever its size. Names are the images'
-own; where one stands for several faces it is refused with the list, and --names id takes image ids
-instead.
+codes: one .npy or .pt file [n_styles, 512] per face. stacked: all codes in one array
+[n, n_styles, 512] of a .npy, .pt or .npz file (there as `w`), and their names, one per line, in
+<name>.names.txt. images: a PNG of each face's best step. results: <step>/<name>.png. coupled: all
+steps and the input side by side. Pictures have the generator's size and are rounded to 8 bits; with
+--size 256 and --truncate-pixels they equal those of the published scripts with --resize_outputs.
+All but the dictionary are written while the table is read, whatever its size. Files have the names
+of the images; a name that several faces share is refused with the list, and --names id takes image
+ids instead.
 
 exit code  0 done   1 a read or a write failed   2 the request is wrong
 """
@@ -49,25 +49,33 @@ PICTURES = ("images", "results", "coupled")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export; print one JSON line; the exit code."""
-    asked = _parser().parse_args(arguments)
-    return exit_code_of(lambda: _report(asked), given_table=True)
+    """Parse, check, export, print one JSON line; return the exit code."""
+    args = _parser().parse_args(arguments)
+    return exit_code_of(lambda: _report(args), given_table=True)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
-    parser.add_argument("--table", required=True, metavar="URI")
+    parser.add_argument("--table", required=True, metavar="URI", help="the table")
     parser.add_argument(
         "--output", "--to", dest="to", required=True, metavar="URI", help="a file, or a folder"
     )
     kinds = ["latents", "codes", "stacked", *PICTURES]
-    parser.add_argument("--as", dest="kind", choices=kinds)
-    parser.add_argument("--form", choices=get_args(CodeForm), default="npy", help="of --as codes")
-    parser.add_argument("--where", default="", metavar="SQL", help="which faces, a condition")
-    parser.add_argument("--names", choices=get_args(Naming), default="basename", help="of files")
-    parser.add_argument("--model", help="renders pictures (default: the table's own)")
     parser.add_argument(
-        "--device", default="cpu", choices=get_args(Device), help="that renders pictures"
+        "--as", dest="kind", choices=kinds, help="what to write (default: by --output)"
+    )
+    parser.add_argument(
+        "--form", choices=get_args(CodeForm), default="npy", help="file type of --as codes"
+    )
+    parser.add_argument(
+        "--where", default="", metavar="SQL", help="condition on rows: which faces (default: all)"
+    )
+    parser.add_argument(
+        "--names", choices=get_args(Naming), default="basename", help="names of files"
+    )
+    parser.add_argument("--model", help="model that renders pictures (default: the table's own)")
+    parser.add_argument(
+        "--device", default="cpu", choices=get_args(Device), help="device that renders pictures"
     )
     parser.add_argument(
         "--size", type=positive, metavar="N", help="width of pictures (default: the generator's)"
@@ -75,77 +83,75 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--truncate-pixels",
         action="store_true",
-        help="8 bits of pictures by cutting down, as the published scripts do, not by rounding",
+        help="truncate pictures to 8 bits, as the published scripts do, instead of rounding",
     )
     return parser
 
 
-def _report(asked: argparse.Namespace) -> int:
-    print(json.dumps({"to": asked.to, "as": _kind(asked), **_export(asked)}))
+def _report(args: argparse.Namespace) -> int:
+    print(json.dumps({"to": args.to, "as": _kind(args), **_export(args)}))
     return 0
 
 
-def _kind(asked: argparse.Namespace) -> str:
-    """What to write; `ConfigError` where `--output` is the name of something else."""
-    suffix = PurePosixPath(asked.to).suffix.lower()
-    kind = asked.kind or ("latents" if suffix == ".npy" else None)
+def _kind(args: argparse.Namespace) -> str:
+    """Return what to write; raise `ConfigError` where `--output` names something else."""
+    suffix = PurePosixPath(args.to).suffix.lower()
+    kind = args.kind or ("latents" if suffix == ".npy" else None)
     if kind == "stacked":
         if suffix not in STACKED:
-            listed = ", *".join(STACKED)
-            raise ConfigError(
-                f"--output {asked.to}: stacked codes are one file, ending in {listed}"
-            )
+            listed = ", ".join(f"*{ending}" for ending in STACKED)
+            raise ConfigError(f"--output {args.to}: stacked codes are one file: name it {listed}")
         return "stacked"
     if kind == "latents" and suffix != ".npy":
         raise ConfigError(
-            f"--output {asked.to}: the dictionary is one file, of a name ending in .npy"
+            f"--output {args.to}: the dictionary is one file, of a name ending in .npy"
         )
     if kind != "latents" and suffix in (".npy", *FILES):
         raise ConfigError(
-            f"--output {asked.to}: the dictionary is a .npy file, all else a folder of files: name "
+            f"--output {args.to}: the dictionary is a .npy file, all else a folder of files: name "
             "one, and with --as what it is to hold (--as codes --form pt: .pt files)"
         )
     if kind is None:
-        raise ConfigError(f"--output {asked.to}: say with --as what the folder is to hold")
+        raise ConfigError(f"--output {args.to}: say with --as what the folder is to hold")
     return str(kind)
 
 
-def _export(asked: argparse.Namespace) -> dict[str, object]:
-    """Write what is asked for; the rest of the JSON line."""
-    kind = _kind(asked)
-    _refuse_for_pictures(asked, kind)
-    target = canonical_uri(asked.to)
+def _export(args: argparse.Namespace) -> dict[str, object]:
+    """Export as the flags say; return the rest of the JSON line."""
+    kind = _kind(args)
+    _refuse_for_pictures(args, kind)
+    target = canonical_uri(args.to)
     check_beside(
-        asked.table, target, what="table", why="where nothing may stand but what its jobs write"
+        args.table, target, what="table", why="where nothing may stand but what its jobs write"
     )
     if kind in ("latents", "stacked"):
         check_output(target.rpartition("/")[0] or "/")
     else:
         check_output(target, EXPORT_OUTPUT)
-    selection = Selection(open_table(asked.table), asked.where, asked.names)
+    selection = Selection(open_table(args.table), args.where, args.names)
     if kind == "latents":
-        return {"written": export_dictionary(selection, asked.to)}
+        return {"written": export_dictionary(selection, args.to)}
     if kind == "stacked":
-        written, names = export_stacked(selection, asked.to)
+        written, names = export_stacked(selection, args.to)
         return {"written": written, "names": names}
     if kind == "codes":
-        return {"written": export_codes(selection, asked.to, asked.form)}
-    check_model_of(selection.table, asked.model)
+        return {"written": export_codes(selection, args.to, args.form)}
+    check_model_of(selection.table, args.model)
     # PyTorch is slow to import, and codes need no networks.
     from pipeline.interop.pictures import Drawing, export_pictures
     from pipeline.inversion import ready_device
 
-    model = model_of(selection.table, asked.model, ready_device(asked.device))
-    drawing = Drawing(asked.size, asked.truncate_pixels)
-    written = export_pictures(selection, model, asked.to, kind, drawing)  # type: ignore[arg-type]
+    model = model_of(selection.table, args.model, ready_device(args.device))
+    drawing = Drawing(args.size, args.truncate_pixels)
+    written = export_pictures(selection, model, args.to, kind, drawing)  # type: ignore[arg-type]
     return {"written": written}
 
 
-def _refuse_for_pictures(asked: argparse.Namespace, kind: str) -> None:
+def _refuse_for_pictures(args: argparse.Namespace, kind: str) -> None:
     if kind in PICTURES:
         return
     for flag in ("size", "truncate_pixels"):
-        if getattr(asked, flag):
+        if getattr(args, flag):
             name = flag.replace("_", "-")
             raise ConfigError(f"--{name} is for pictures ({', '.join(PICTURES)}), not for {kind}")
 

@@ -1,4 +1,4 @@
-"""Make a table out of codes that another program found.
+"""Make a table of the codes of another program.
 
     python jobs/import_latents.py --from latents.npy --model restyle.pt --output URI
     python jobs/import_latents.py --from codes/ --model demo --output URI --images photos/
@@ -6,10 +6,10 @@
 
 --from is the published scripts' latents.npy, whose pickle is read without running it; one array of
 many codes [n, n_styles, 512] (e4e's latents.pt, InterFaceGAN's .npy, the `w` of NVIDIA's .npz),
-which --names names one a line, else they are numbered; or a folder of .npy, .pt and .npz files of
-one code each, or one such file. --refined-from TABLE says what the codes began as: each row's
-`refined_from` is the face of that table whose image id, key or file name it has.
-Without --images what nobody measured is null. With them every code is matched to its image by name,
+with --names one name per line, else numbered; or a folder of .npy, .pt and .npz files of one code
+each, or one such file. --refined-from TABLE is the table that the codes came from: each row's
+`refined_from` is the face there with its image id, key or file name.
+Without --images all metrics are null. With --images each code is matched to its image by name,
 rendered (or compared with the scripts' own pictures, --results FOLDER) and measured as the
 inversion job does, under the same shards and keys. Ambiguous names are refused with the list. Run
 the same command again to continue.
@@ -50,41 +50,43 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Import; print one JSON line; the exit code."""
-    asked = _parser().parse_args(arguments)
-    return exit_code_of(lambda: _report(asked))
+    """Parse, check, import, print one JSON line; return the exit code."""
+    args = _parser().parse_args(arguments)
+    return exit_code_of(lambda: _report(args))
 
 
-def _report(asked: argparse.Namespace) -> int:
-    print(json.dumps({**_import(asked), "table": asked.output}))
+def _report(args: argparse.Namespace) -> int:
+    print(json.dumps({**_import(args), "table": args.output}))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
-    parser.add_argument("--from", dest="codes", required=True, metavar="URI")
-    parser.add_argument("--names", metavar="FILE", help="of an array's codes: one a line")
-    parser.add_argument("--refined-from", metavar="TABLE", help="the table that they began as")
-    parser.add_argument("--model", required=True, help="that the codes belong to")
+    parser.add_argument("--from", dest="codes", required=True, metavar="URI", help="the codes")
+    parser.add_argument("--names", metavar="FILE", help="names of an array's codes, one per line")
+    parser.add_argument("--refined-from", metavar="TABLE", help="table that the codes came from")
+    parser.add_argument("--model", required=True, help="model of the codes")
     add_flags(parser, ModelFlags)
     parser.add_argument("--output", required=True, metavar="URI", help="the table's folder")
     parser.add_argument("--method", default="imported", help="the word in the column `method`")
-    parser.add_argument("--images", metavar="URI", help="what was inverted: measure against it")
-    parser.add_argument("--results", metavar="URI", help="pictures, <step>/<name>; not rendered")
+    parser.add_argument("--images", metavar="URI", help="inverted images, to measure against")
+    parser.add_argument(
+        "--results", metavar="URI", help="pictures <step>/<name>, instead of rendering"
+    )
     parser.add_argument(
         "--prealigned",
         action=argparse.BooleanOptionalAction,
         help="images are aligned crops (default: as the model's domain asks)",
     )
-    parser.add_argument("--fit", choices=get_args(Fit), help="of prealigned images")
+    parser.add_argument("--fit", choices=get_args(Fit), help="how prealigned images are resized")
     add_flags(parser, FaceSearch)
     parser.add_argument("--icc", choices=get_args(Icc), help="colour profiles (default apply)")
     parser.add_argument("--identity", help="identity network: dlib, none, or a weight file")
     parser.add_argument(
-        "--latent-dtype", choices=get_args(CodeType), default="float16", help="of w_plus"
+        "--latent-dtype", choices=get_args(CodeType), default="float16", help="type of w_plus"
     )
     parser.add_argument(
-        "--part-size", type=positive, default=256, metavar="N", help="samples a part"
+        "--part-size", type=positive, default=256, metavar="N", help="samples per part"
     )
     parser.add_argument(
         "--files-per-shard",
@@ -97,65 +99,65 @@ def _parser() -> argparse.ArgumentParser:
         "--sniff",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="--images without a known extension: read what are images by their first bytes",
+        help="recognise --images without a known extension by their first bytes",
     )
     devices = get_args(Device)
     parser.add_argument(
-        "--device", default="cpu", choices=devices, help="that renders and measures"
+        "--device", default="cpu", choices=devices, help="device that renders and measures"
     )
     return parser
 
 
-def _import(asked: argparse.Namespace) -> dict[str, object]:
-    codes = _check(asked)
-    # PyTorch is slow to import: what is wrong is told before.
+def _import(args: argparse.Namespace) -> dict[str, object]:
+    codes = _check(args)
+    # PyTorch is slow to import, so the request is checked first.
     from pipeline.interop.importing import Importing, ImportSettings
     from pipeline.inversion import ready_device
     from pipeline.models import load_model
 
     settings = ImportSettings(
-        model=asked.model if asked.model in bundle_names() else canonical_uri(asked.model),
-        method=asked.method,
-        latent_dtype=asked.latent_dtype,
-        part_size=asked.part_size,
-        files_per_shard=asked.files_per_shard,
-        sniff=asked.sniff,
-        images=asked.images and canonical_uri(asked.images),
-        **_hints(asked),
+        model=args.model if args.model in bundle_names() else canonical_uri(args.model),
+        method=args.method,
+        latent_dtype=args.latent_dtype,
+        part_size=args.part_size,
+        files_per_shard=args.files_per_shard,
+        sniff=args.sniff,
+        images=args.images and canonical_uri(args.images),
+        **_hints(args),
     )
-    device = ready_device(asked.device)
-    lineage = lineage_of(codes.names, asked.refined_from) if asked.refined_from else None
-    model = load_model(asked.model, device, **_hints(asked))
-    if not asked.images:
-        return _run(Importing(codes, model, settings, lineage=lineage), asked.output)
-    several = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
-    with _measuring(asked, model, device, several=several) as measuring:
-        return _run(Importing(codes, model, settings, measuring, lineage), asked.output)
+    device = ready_device(args.device)
+    lineage = lineage_of(codes.names, args.refined_from) if args.refined_from else None
+    model = load_model(args.model, device, **_hints(args))
+    if not args.images:
+        return _run(Importing(codes, model, settings, lineage=lineage), args.output)
+    many_faces = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
+    with _measuring(args, model, device, many_faces=many_faces) as measuring:
+        return _run(Importing(codes, model, settings, measuring, lineage), args.output)
 
 
-def _check(asked: argparse.Namespace) -> CodeFiles:
+def _check(args: argparse.Namespace) -> CodeFiles:
     """Return the codes; raise a `RequestError` for what is wrong, without importing PyTorch."""
-    check_output(asked.output, TABLE_OUTPUT)
-    if not asked.images:
+    check_output(args.output, TABLE_OUTPUT)
+    if not args.images:
         for name in ("results", "prealigned", "fit", "icc", "identity", *FaceSearch.model_fields):
-            if getattr(asked, name):
+            if getattr(args, name):
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is for images, to measure by: name them with --images")
-    check_model(asked.model)
-    if asked.identity:
-        check_identity(asked.identity)
-    if asked.images:
-        list_shards(asked.images, options=ReadOptions(sniff=asked.sniff)).first()
-    if asked.refined_from:
-        open_table(asked.refined_from)
-    codes = open_codes(asked.codes, asked.names)
+    check_model(args.model)
+    if args.identity:
+        check_identity(args.identity)
+    if args.images:
+        list_shards(args.images, options=ReadOptions(sniff=args.sniff)).first()
+    if args.refined_from:
+        open_table(args.refined_from)
+    codes = open_codes(args.codes, args.names)
     faces_of(codes.names)
     return codes
 
 
-def _hints(asked: argparse.Namespace) -> ModelHints:
-    """What the flags say of the model, checked."""
-    given = {name: getattr(asked, name) for name in ModelFlags.model_fields}
+def _hints(args: argparse.Namespace) -> ModelHints:
+    """Return the model flags, checked."""
+    given = {name: getattr(args, name) for name in ModelFlags.model_fields}
     return hints_of(fill(ModelFlags, None, given).model_dump())
 
 
@@ -167,28 +169,28 @@ def _run(importing: Importing, root: str) -> dict[str, object]:
 
 
 def _measuring(
-    asked: argparse.Namespace, model: RestyleModel, device: str, *, several: bool
+    args: argparse.Namespace, model: RestyleModel, device: str, *, many_faces: bool
 ) -> Measuring:
     from pipeline.alignment import AlignmentSettings
     from pipeline.interop.measuring import Measuring, Result
-    from pipeline.metrics import Meter
+    from pipeline.metrics import MetricEvaluator
 
     treatment = treatment_for(
-        model, prealigned=asked.prealigned, identity=asked.identity, fit=asked.fit
+        model, prealigned=args.prealigned, identity=args.identity, fit=args.fit
     )
-    given = {name: getattr(asked, name) for name in FaceSearch.model_fields}
+    given = {name: getattr(args, name) for name in FaceSearch.model_fields}
     search = fill(FaceSearch, None, given)
     print(printable(treatment.description), file=sys.stderr)
     alignment = AlignmentSettings(
-        faces="all" if several else "largest",
+        faces="all" if many_faces else "largest",
         prealigned=treatment.prealigned,
         fit=treatment.fit,
         output_size=model.input_size,
         **search.model_dump(),
-        icc=asked.icc or "apply",
+        icc=args.icc or "apply",
     )
-    results = Result(asked.results) if asked.results else None
-    return Measuring(model, alignment, Meter(device, treatment.identity), results)
+    results = Result(args.results) if args.results else None
+    return Measuring(model, alignment, MetricEvaluator(device, treatment.identity), results)
 
 
 if __name__ == "__main__":

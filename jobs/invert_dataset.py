@@ -22,11 +22,11 @@ from pipeline.table import RunRecord
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The flags as given, all text; exits with 2 on an unknown one."""
+    """Parse the flags into texts; exit with 2 on an unknown one."""
     parser = job_parser(__doc__, last_line=RunRecord().to_dict(None))
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be done; write nothing"
+        "--dry-run", action="store_true", help="print what would be done; write nothing"
     )
     parser.add_argument(
         "--attempts",
@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, plan, run, report; returns the exit code."""
+    """Parse, check, run, report; return the exit code."""
     flags = vars(parse_arguments(argv))
     config_file, dry_run = flags.pop("config"), flags.pop("dry_run")
     attempts = flags.pop("attempts")

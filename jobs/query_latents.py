@@ -1,10 +1,10 @@
-"""Ask a table of latents something, in SQL.
+"""Run a SQL query over a table of latents.
 
     python jobs/query_latents.py TABLE "SELECT image_id, l2 FROM latents ORDER BY l2 LIMIT 10"
 
-Views: latents (one row a face), rejects (one row a reject), shards (one row an input shard), runs
-(one row a run, with its seconds).
-A query reads the table alone: no other file, no web, and it writes nothing.
+Views: latents (one row per face), rejects (one row per reject), shards (one row per input shard),
+runs (one row per run, with its seconds).
+A query reads the table only: no other file, no network, and it writes nothing.
 On a terminal, control characters in names and values are shown as `\\x1b`, `\\n`; into a file or a
 pipe, --csv writes the values as they are, in quotes where they need it. A spreadsheet takes a value
 that begins with =, +, - or @ for a formula: import such a file as text.
@@ -36,16 +36,16 @@ _NARROWEST_COLUMN = 12
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the query and print its rows; the exit code."""
-    asked = parse_places(_parser(), arguments, "table")
-    return exit_code_of(lambda: _answer(asked), reads_only=True)
+    """Parse, run the query, print its rows; return the exit code."""
+    args = parse_places(_parser(), arguments, "table")
+    return exit_code_of(lambda: _answer(args), reads_only=True)
 
 
-def _answer(asked: argparse.Namespace) -> int:
-    rows = open_table(asked.table).arrow(asked.query)
+def _answer(args: argparse.Namespace) -> int:
+    rows = open_table(args.table).arrow(args.query)
     try:
-        _show(rows, asked)
-    except BrokenPipeError:  # `| head` has seen enough
+        _show(rows, args)
+    except BrokenPipeError:  # `| head` has ended
         sys.stderr.close()
     return 0
 
@@ -58,19 +58,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="comma-separated, with a header line")
-    form.add_argument("--json", action="store_true", help="one JSON object a line")
+    form.add_argument("--json", action="store_true", help="one JSON object per line")
     return parser
 
 
-def _show(rows: pa.Table, asked: argparse.Namespace) -> None:
+def _show(rows: pa.Table, args: argparse.Namespace) -> None:
     # Values out of Arrow keep a null inside a list, for which a pandas frame has no value.
     names = _distinct(rows.column_names)
     columns = as_python(rows, lambda: [column.to_pylist() for column in rows.columns])
     lines = list(zip(*columns, strict=True))
-    if asked.json:
+    if args.json:
         for line in lines:
             print(_json(dict(zip(names, line, strict=True))))
-    elif asked.csv:
+    elif args.csv:
         sheet = csv.writer(sys.stdout, lineterminator="\n")
         sheet.writerow(map(_field, names))
         sheet.writerows([_field(value) for value in line] for line in lines)
@@ -80,7 +80,7 @@ def _show(rows: pa.Table, asked: argparse.Namespace) -> None:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """`names`, a number behind each that stood before: a join has the columns of both sides."""
+    """Return `names` with a number after each repetition: a join has the columns of both sides."""
     taken: list[str] = []
     for name in names:
         numbered = (f"{name}_{number}" for number in itertools.count(1))
@@ -89,7 +89,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _draw(names: list[str], rows: list[tuple[Any, ...]]) -> None:
-    """A grid or, where its columns would be too narrow to read, a grid a row."""
+    """Print one grid or, where columns would be too narrow to read, one grid per row."""
     # Into a file or a pipe a line may be as long as it is.
     console = Console(width=None if sys.stdout.isatty() else 10_000)
     if len(names) * _NARROWEST_COLUMN <= console.width:
@@ -106,7 +106,7 @@ def _draw(names: list[str], rows: list[tuple[Any, ...]]) -> None:
 
 
 def _field(value: Any) -> Any:
-    """Lists as JSON, other values as they are; on a terminal a text in one printable line."""
+    """Return lists as JSON, other values as they are; on a terminal texts in one printable line."""
     if isinstance(value, list | dict):
         return _json(value)
     return printable(value) if isinstance(value, str) and sys.stdout.isatty() else value
@@ -117,7 +117,7 @@ def _json(value: Any) -> str:
 
 
 def _numbers(value: Any) -> Any:
-    """`value` with null for what is no number to JSON: the PSNR of equal images is infinite."""
+    """Replace numbers that JSON lacks by null: the PSNR of equal images is infinite."""
     if isinstance(value, list | tuple):  # of a map the pairs, of an interval its parts
         return [_numbers(item) for item in value]
     if isinstance(value, dict):
@@ -126,12 +126,12 @@ def _numbers(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Bytes and times, which JSON has no form for."""
+    """Return bytes and times as texts, since JSON lacks them."""
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def _cell(value: Any) -> str:
-    """A value short enough for a screen."""
+    """Return a value as a text that is short enough for a screen."""
     if isinstance(value, list):
         if value and isinstance(value[0], list):
             return f"{len(value)}×{len(value[0])} numbers"

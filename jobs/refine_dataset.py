@@ -24,13 +24,13 @@ from pipeline.storage import ALL_IMAGES, canonical_uri
 from pipeline.table import RunRecord, TableSpec, open_initial_table
 from pipeline.table.spec import EARLIER_VALUES
 
-# What a second pass keeps of the first, so that it finds the same faces in the same images.
+# Settings kept from the first pass, so that the same faces are found in the same images.
 KEPT = (
     *("input", "model", "faces", "prealigned", "fit", "min_face", "max_pixels", "identity"),
     *("best_step_by", "latent_dtype", "keep_columns"),
     *("domain", "encoder_type", "estimate_latent_avg"),
 )
-LATER = ("icc", "turns", "search_pixels", "check_below")  # kept too; earlier tables lack them
+LATER = ("icc", "turns", "search_pixels", "check_below")  # kept too; older tables lack them
 OWN = (
     *("distance_weight", "seed", "best_step_by", "latent_dtype"),
     *("keep_steps", "keep_crops", "keep_reconstructions", "keep_columns", "part_size", "device"),
@@ -39,32 +39,39 @@ OWN = (
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The flags as given, all text; exits with 2 on an unknown one."""
+    """Parse the flags into texts; exit with 2 on an unknown one."""
     parser = job_parser(__doc__, last_line=RunRecord().to_dict(None))
     parser.add_argument("--table", required=True, metavar="URI", help="the table of the first pass")
     parser.add_argument("--where", metavar="SQL", help="condition on its rows (default: all)")
     parser.add_argument(
-        "--steps", type=positive, metavar="N", help="optimisation steps a face (default 300)"
+        "--steps", type=positive, metavar="N", help="optimisation steps per face (default 300)"
     )
     parser.add_argument("--output", required=True, metavar="URI", help="the new table")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be done; write nothing"
+    )
     add_flags(parser, JobConfig, OWN)
     return parser.parse_args(argv)
 
 
 def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
-    """The config of the job that refines `table`; raises `RequestError` if it is none."""
+    """Return the config of the job that refines `table`.
+
+    Raises `RequestError` where that is not a table of images.
+    """
     spec = open_initial_table(table).spec
-    made, layout = spec.config, spec.layout
-    settings = {name: made[name] for name in KEPT if name in made}
-    settings |= {name: made.get(name, _earlier(name)) for name in LATER}
-    # An input by a relative path is where the first pass ran.
-    if "input" in made and layout.get("input") != printable(canonical_uri(str(made["input"]))):
+    first_config, layout = spec.config, spec.layout
+    settings = {name: first_config[name] for name in KEPT if name in first_config}
+    settings |= {name: first_config.get(name, _earlier(name)) for name in LATER}
+    # A relative path of the input is relative to where the first pass ran.
+    if "input" in first_config and layout.get("input") != printable(
+        canonical_uri(str(first_config["input"]))
+    ):
         settings["input"] = layout["input"]
-    if "input" not in made:
+    if "input" not in first_config:
         settings |= _of_imported(table, spec)
     settings |= {name: layout[name] for name in ("files_per_shard",) if name in layout}
-    settings["sniff"] = layout.get("sniff", False)  # without it the table is of earlier times
+    settings["sniff"] = layout.get("sniff", False)  # older tables have none
     settings["image_field"] = layout.get("image_field", ALL_IMAGES)
     if layout.get("image_column"):
         settings["image_column"] = layout["image_column"]
@@ -75,7 +82,7 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
 
 
 def _of_imported(table: str, spec: TableSpec) -> dict[str, Any]:
-    """What an imported table says of its images: `jobs/import_latents.py --images`."""
+    """Return the settings of an imported table's images: `jobs/import_latents.py --images`."""
     images = spec.config.get("images")
     if not images:
         raise ConfigError(
@@ -94,7 +101,7 @@ def _earlier(name: str) -> Any:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, plan, run, report; returns the exit code."""
+    """Parse, check, run, report; return the exit code."""
     flags = vars(parse_arguments(argv))
     table, dry_run = flags.pop("table"), flags.pop("dry_run")
     flags["iterations"] = flags.pop("steps")

@@ -1,10 +1,10 @@
-"""How far a table is: counts, rates, time left; from storage alone, while a job runs or after it.
+"""Print the progress of a table, during a run or after it, from storage alone.
 
     python jobs/status.py s3://bucket/latents
     python jobs/status.py s3://bucket/latents --json
     watch -n 30 python jobs/status.py s3://bucket/latents
 
-exit code  0 complete   3 not complete   1 storage failed   2 there is no such table
+exit code  0 complete   3 not complete   1 storage failed   2 not a table
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _ENDS = {0: "done", 1: "failed", 2: "refused"}
 
 
 def clock(seconds: float | None) -> str:
-    """`75` as `0:01:15`; `?` for what is not known."""
+    """Return `75` as `0:01:15`, and None as `?`."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def describe_run(run: dict[str, Any], *, at_work: bool) -> str:
-    """Return what a run did, how it ended and when it was last heard of, in one line."""
+def describe_run(run: dict[str, Any], *, is_active: bool) -> str:
+    """Return one line: what a run did, how it ended and when its record was last written."""
     code, ago = run["exit_code"], clock(seconds_since(run["updated"]))
-    silent = "running, or gone without a word" if at_work else "gone without a word, as it seems"
+    silent = "running or crashed" if is_active else "presumably crashed (no final record)"
     state = f"{_ENDS.get(code, 'ended')}, exit code {code}" if code is not None else silent
     if code == 1 and not run["errors"]:
         state = f"stopped before its end, exit code {code}"
@@ -44,16 +44,16 @@ def describe_run(run: dict[str, Any], *, at_work: bool) -> str:
 
 
 def describe_left(status: Status) -> str:
-    """The time left, or why nobody can tell it."""
+    """Return the time left, or why it is unknown."""
     if status.complete:
         return "nothing"
     if status.at_work:
         return clock(status.seconds_left)
-    return "?: no run seems to be at work; to continue, run the same command again"
+    return "unknown: no run seems to be active; to continue, run the same command again"
 
 
 def describe_shards(status: Status) -> str:
-    """How many of the input's shards are committed, and how many others the table has."""
+    """Return how many of the input's shards are committed, and how many others the table has."""
     total, left = status.shards_total, status.shards_left
     if total is None or left is None:
         return f"{status.shards_committed:,} of ? committed"
@@ -68,18 +68,18 @@ def describe_shards(status: Status) -> str:
 
 
 def lines(status: Status) -> Iterator[str]:
-    """The status for people."""
+    """Yield the lines of the status for people."""
     about = "" if status.exact else "about "
-    begun = (
+    in_open = (
         f", of which {status.samples_open:,}, {status.faces_open:,} and "
-        f"{status.rejects_open:,} in shards that are begun"
+        f"{status.rejects_open:,} in open shards"
     )
     yield f"table    {status.table}"
-    yield f"shards   {describe_shards(status)}; {status.shards_open:,} begun"
-    yield f"parts    {status.parts:,}, of these {status.parts_open:,} of shards that are begun"
+    yield f"shards   {describe_shards(status)}; {status.shards_open:,} open"
+    yield f"parts    {status.parts:,}, of these {status.parts_open:,} of open shards"
     yield (
         f"samples  {about}{status.samples:,}; faces {about}{status.faces:,}; "
-        f"rejects {about}{status.rejects:,}{begun if status.parts_open else ''}"
+        f"rejects {about}{status.rejects:,}{in_open if status.parts_open else ''}"
     )
     if status.parts_per_second:
         rate = status.samples_per_second
@@ -90,24 +90,26 @@ def lines(status: Status) -> Iterator[str]:
         )
     yield f"left     {describe_left(status)}"
     for index, run in enumerate(status.runs):
-        yield f"run      {describe_run(run, at_work=status.at_work and index == 0)}"
+        yield f"run      {describe_run(run, is_active=status.at_work and index == 0)}"
         if index == 0 and run["first_error"]:
             yield f"error    {printable(run['first_error'])}"
 
 
 def main(argv: list[str]) -> int:
-    """Read, show."""
+    """Parse, read, print; return the exit code."""
     parser = job_parser(__doc__, reads_only=True)
     add_place(parser, "table", "--table", metavar="TABLE", text="path or URI of the table")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--list-input", action="store_true", help="count the input's shards anew")
-    asked = parse_places(parser, argv, "table")
-    return exit_code_of(lambda: _show(asked), reads_only=True)
+    parser.add_argument(
+        "--list-input", action="store_true", help="list the input again and count its shards"
+    )
+    args = parse_places(parser, argv, "table")
+    return exit_code_of(lambda: _show(args), reads_only=True)
 
 
-def _show(asked: argparse.Namespace) -> int:
-    status = table_status(asked.table, list_input=asked.list_input)
-    print(json.dumps(status.to_dict()) if asked.json else "\n".join(map(printable, lines(status))))
+def _show(args: argparse.Namespace) -> int:
+    status = table_status(args.table, list_input=args.list_input)
+    print(json.dumps(status.to_dict()) if args.json else "\n".join(map(printable, lines(status))))
     return 0 if status.complete else NOT_COMPLETE
 
 

@@ -6,15 +6,15 @@
     ray job submit --working-dir . -- python jobs/train_restyle.py --config train.yaml
 
 Every setting is a line of the YAML file or a flag; flags win. Run the same command again to go on
-from the last checkpoint after any failure, with a higher --images to train longer; what would make
-it another training is refused. stdout has a JSON object a line: what was cut, then the log's lines,
-and last how it ended.
+from the last checkpoint after any failure, with a higher --images to train longer; settings that
+would make it another training are refused. stdout has one JSON object per line: the crops, then the
+lines of the log, and last how the training ended.
 
 pipeline/training/README.md has the defaults, what a training can start from, pairs (--target) and
 damaged inputs (--degrade), and every difference from the published training.
 
 exit code  0 done   1 failed or stopped, run again to continue   2 the request is wrong,
-or the training diverged, which running it again would repeat
+or the training diverged, which another run would repeat
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.training.config import TrainConfig, load_train_config
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The flags as given, all text; exits with 2 on an unknown one."""
+    """Parse the flags into texts; exit with 2 on an unknown one."""
     parser = job_parser(__doc__)
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings")
     add_flags(parser, TrainConfig)
@@ -38,7 +38,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, train, report; returns the exit code."""
+    """Parse, check, train, report; return the exit code."""
     flags = vars(parse_arguments(argv))
     file = flags.pop("config")
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
             progress.doing("checking the request")
             shards = check_training(config)
             progress.doing("loading PyTorch and Ray")
-            # Slow to import: what is wrong is told before.
+            # Slow to import, so the request is checked first.
             from pipeline.engine.training.run import run_training
 
             done = run_training(config, shards)

@@ -303,7 +303,7 @@ def test_an_integer_too_long_to_be_written_is_refused(file: Path) -> None:
 
 
 def test_a_path_that_no_disk_has_is_refused() -> None:
-    for path, why in (("a\0b", "null character"), ("~nobody-of-this-name/x", "home of nobody")):
+    for path, why in (("a\0b", "null character"), ("~nobody-of-this-name/x", "unknown user")):
         with pytest.raises(InputError, match=why):
             load_config(None, {**BOTH, "input": path})
 

@@ -1,4 +1,4 @@
-"""Faces: detection, landmarks, the FFHQ crop, alignment quality, and a child process for it all."""
+"""Face alignment: detection, landmarks, FFHQ crop, quality measures, and a child process."""
 
 from pipeline.alignment.aligner import Aligner
 from pipeline.alignment.crop import crop_quad, ffhq_quad, pad_fraction

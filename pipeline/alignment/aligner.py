@@ -1,4 +1,4 @@
-"""Bytes of an image to its aligned faces."""
+"""Decode an image and align its faces."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from PIL import Image
 from pipeline.alignment.crop import pad_fraction
 from pipeline.alignment.detection import Detection, warm_up
 from pipeline.alignment.face import AlignedFace, Alignment
-from pipeline.alignment.fit import fitted
-from pipeline.alignment.photo import Photo
+from pipeline.alignment.fit import fit_to_size
+from pipeline.alignment.photo import Photo, box_before, points_before
 from pipeline.alignment.quality import roll_deg, sharpness, yaw
-from pipeline.alignment.rotation import box_before, points_before
 from pipeline.alignment.search import Search
 from pipeline.alignment.settings import AlignmentSettings
 from pipeline.images import ICC_IGNORED, Rejection, RejectReason, decode
 
 
 class Aligner:
-    """Decodes, detects and crops; dlib's models are loaded once a process."""
+    """Decodes images, detects faces and crops them; dlib's models are loaded once per process."""
 
     def __init__(self, settings: AlignmentSettings | None = None) -> None:
         self.settings = settings or AlignmentSettings()
@@ -26,20 +25,24 @@ class Aligner:
             warm_up()
 
     def align(self, content: bytes) -> Alignment:
-        """The faces of one encoded image, never none, and the rejects among those wanted.
+        """Return the aligned faces of one encoded image, at least one, and its rejected faces.
 
-        Raises `Rejection` where no face is left: what `decode` gives, `no_face`, `face_too_small`
-        or `not_finite`, each of the largest face.
+        Raises `Rejection` if no face is left: a reason of `decode`, `no_face`, or the reason of
+        the largest face (`face_too_small`, `not_finite`).
         """
         image = decode(content, self.settings.limits)
         if self.settings.prealigned:
-            return Alignment([self._resized(image)], icc_ignored=ICC_IGNORED in image.info)
-        photo, found = Search(image, self.settings).find()
+            return Alignment(
+                [self._resize_prealigned(image)], icc_ignored=ICC_IGNORED in image.info
+            )
+        photo, detections = Search(image, self.settings).find()
         alignment = Alignment([], icc_ignored=ICC_IGNORED in image.info)
-        for index, face in enumerate(found[:1] if self.settings.faces == "largest" else found):
+        requested = detections[:1] if self.settings.faces == "largest" else detections
+        for index, face in enumerate(requested):
             try:
                 self._check_size(face)
-                alignment.faces.append(self._aligned(image, photo, face, index, len(found)))
+                aligned = self._align_face(image, photo, face, index, len(detections))
+                alignment.faces.append(aligned)
             except Rejection as rejection:
                 alignment.rejects[index] = rejection
         if not alignment.faces:
@@ -54,10 +57,10 @@ class Aligner:
                 f"the limit is {self.settings.min_face_px:g}",
             )
 
-    def _aligned(
+    def _align_face(
         self, image: Image.Image, photo: Photo, face: Detection, index: int, n_faces: int
     ) -> AlignedFace:
-        cut, turn, size = photo.cut(face), photo.turn_deg, image.size
+        crop, turn, size = photo.crop(face), photo.turn_deg, image.size
         box = np.array([face.left, face.top, face.right, face.bottom])
         return AlignedFace(
             face_index=index,
@@ -65,20 +68,20 @@ class Aligner:
             width=image.width,
             height=image.height,
             face_box=box_before(box, turn, size).astype(np.float32),
-            landmarks=points_before(cut.landmarks, turn, size).astype(np.float32),
-            align_quad=points_before(cut.quad, turn, size).astype(np.float32),
+            landmarks=points_before(crop.landmarks, turn, size).astype(np.float32),
+            align_quad=points_before(crop.quad, turn, size).astype(np.float32),
             face_px=face.side,
-            roll_deg=roll_deg(cut.landmarks),
-            yaw=yaw(cut.landmarks),
-            sharpness=sharpness(cut.crop),
-            pad_fraction=pad_fraction(cut.quad, photo.image.width, photo.image.height),
+            roll_deg=roll_deg(crop.landmarks),
+            yaw=yaw(crop.landmarks),
+            sharpness=sharpness(crop.image),
+            pad_fraction=pad_fraction(crop.quad, photo.image.width, photo.image.height),
             detector_score=face.score,
-            pixels=np.asarray(self._at_output_size(cut.crop)),
-            turn_deg=turn if self.settings.tells_turns else None,
+            pixels=np.asarray(self._at_output_size(crop.image)),
+            turn_deg=turn if self.settings.records_turns else None,
         )
 
-    def _resized(self, image: Image.Image) -> AlignedFace:
-        resized, padding = fitted(image, self.settings.output_size, self.settings.fit)
+    def _resize_prealigned(self, image: Image.Image) -> AlignedFace:
+        resized, padding = fit_to_size(image, self.settings.output_size, self.settings.fit)
         return AlignedFace(
             face_index=0,
             n_faces=1,

@@ -1,4 +1,4 @@
-"""Cut the FFHQ crop of a face: quad from 68 landmarks, then shrink, crop, pad, warp."""
+"""Crop a face as FFHQ does: quad from 68 landmarks, then shrink, crop, pad and warp."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pipeline.alignment.mirroring import Box
 from pipeline.alignment.padding import MARGIN, padded
 from pipeline.images import Rejection, RejectReason
 
-# Ranges of the iBUG order that dlib's predictor follows.
+# Landmark indices in the iBUG order of dlib's predictor.
 _FIRST_EYE = slice(36, 42)  # on the image's left
 _SECOND_EYE = slice(42, 48)
 _MOUTH_CORNERS = [48, 54]
 
 
 def ffhq_quad(landmarks: NDArray[Any]) -> NDArray[np.float64]:
-    """The corners [4, 2] of the square around a face, from its landmarks [68, 2].
+    """Return the corners [4, 2] of the square around a face, from its landmarks [68, 2].
 
-    Order: top left, bottom left, bottom right, top right, in the landmarks' pixels. The square
-    stands on the mean direction of the eye line and of the line across the eyes-to-mouth axis;
-    its half side is the larger of 2.0 eye distances and 1.8 eye-to-mouth distances; its centre
-    lies a tenth of the eye-to-mouth vector below the eyes. Rejects landmarks that are not finite
-    or that span no face (`not_finite`).
+    Order: top left, bottom left, bottom right, top right, in the landmarks' pixels. The square's
+    direction is the mean of the eye line and of the line perpendicular to the eyes-to-mouth axis.
+    Its half side is the larger of 2.0 eye distances and 1.8 eye-to-mouth distances. Its centre is
+    a tenth of the eye-to-mouth vector below the eyes. Raises `Rejection` (`not_finite`) for
+    landmarks that are not finite or that span no face.
     """
     points = np.asarray(landmarks, dtype=np.float64)
     first, second = points[_FIRST_EYE].mean(axis=0), points[_SECOND_EYE].mean(axis=0)
@@ -34,23 +34,23 @@ def ffhq_quad(landmarks: NDArray[Any]) -> NDArray[np.float64]:
     across = second - first
     down = points[_MOUTH_CORNERS].mean(axis=0) - eyes
 
-    direction = across - _turned(down)
+    direction = across - _rotate_90(down)
     length = np.hypot(*direction)
     if not length > 0 or not np.isfinite(length):
         raise Rejection(RejectReason.NOT_FINITE, "the landmarks are not finite or span no face")
     x = direction / length * max(np.hypot(*across) * 2.0, np.hypot(*down) * 1.8)
-    y = _turned(x)
+    y = _rotate_90(x)
     centre = eyes + 0.1 * down
     return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
 
 
-def _turned(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A quarter turn clockwise as seen: the image's right becomes its down."""
+def _rotate_90(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotate by 90 degrees clockwise: right becomes down."""
     return np.array([-vector[1], vector[0]])
 
 
-_BORDER = 0.1  # of the square's side, kept around it
-_PAD = 0.3  # of the side, where the image ends inside the border
+_BORDER = 0.1  # border kept around the square, as a fraction of its side
+_PAD = 0.3  # padding if the image ends inside the border, as a fraction of the side
 
 
 def crop_quad(
@@ -58,12 +58,12 @@ def crop_quad(
     quad: NDArray[Any],  # [4, 2], as `ffhq_quad` orders it
     size: int = 256,
 ) -> Image.Image:
-    """The square `quad` of `image`, turned upright, at `size` × `size`.
+    """Return the square `quad` of `image`, upright, at `size` × `size`.
 
-    A square of four times `size` or more is first shrunk by a whole factor (Lanczos). What lies
-    outside the image is mirrored, blurred and faded to the median colour. Follows FFHQ's published
-    preparation with transform size equal to output size, as ReStyle's alignment calls it.
-    Rejects a square that lies outside of the image (`no_face`).
+    A square of four times `size` or more is first shrunk by a whole factor (Lanczos). Pixels
+    outside of the image are mirrored, blurred and faded to the median colour. Follows FFHQ's
+    published preparation with transform size equal to output size, as ReStyle's alignment calls
+    it. Raises `Rejection` (`no_face`) if the square is outside of the image.
     """
     corners = np.asarray(quad, dtype=np.float64)
     side = float(np.hypot(*(corners[3] - corners[0])))
@@ -93,7 +93,7 @@ def crop_quad(
 
 
 def pad_fraction(quad: NDArray[Any], width: int, height: int) -> float:
-    """The share of the square `quad` [4, 2] that lies outside of a `width` × `height` image."""
+    """Return the fraction of the square `quad` [4, 2] outside of a `width` × `height` image."""
     corners = np.asarray(quad, dtype=np.float64)
     steps = (np.arange(64) + 0.5) / 64
     down, right = corners[1] - corners[0], corners[3] - corners[0]
@@ -107,7 +107,7 @@ def _border(side: float) -> int:
 
 
 def _window(size: tuple[int, int], corners: NDArray[np.float64], border: int) -> Box:
-    """The box around `corners` and a border, within an image: left, top, right, bottom."""
+    """Return the box around `corners` and a border, clipped to the image."""
     low, high = np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0))
     left, top = (max(int(value) - border, 0) for value in low)
     right, bottom = (min(int(value) + border, edge) for value, edge in zip(high, size, strict=True))
@@ -117,10 +117,10 @@ def _window(size: tuple[int, int], corners: NDArray[np.float64], border: int) ->
 
 
 def _shrunk(image: Image.Image, box: Box, shrink: int) -> tuple[Image.Image, Box]:
-    """Return an image that has `box` of the shrunk `image`, and where."""
+    """Return an image that holds `box` of the shrunk `image`, and the box in that image."""
     if shrink == 1:
         return image, box
-    # Only the box is resampled; its pixels are those of the whole image resampled.
+    # Resample only the box: its pixels equal those of the whole image resampled.
     left, top, right, bottom = box
     x = image.width / round(image.width / shrink)
     y = image.height / round(image.height / shrink)
@@ -130,7 +130,7 @@ def _shrunk(image: Image.Image, box: Box, shrink: int) -> tuple[Image.Image, Box
 
 
 def _pads(size: tuple[int, int], corners: NDArray[np.float64], side: float) -> list[int]:
-    """How far the square and its border reach over each edge: left, top, right, bottom."""
+    """Return how far the square and its border exceed the edges: left, top, right, bottom."""
     border = _border(side)
     low, high = np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0))
     over = [*(border - low), *(high - size + border)]

@@ -1,4 +1,4 @@
-"""Faces and their 68 landmarks, by dlib's HOG detector and shape predictor."""
+"""Find faces and their 68 landmarks with dlib's HOG detector and shape predictor."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from PIL import Image
 from pipeline.dlib_models import dlib_model
 
 LANDMARK_MODEL = "shape_predictor_68_face_landmarks.dat"
-_WINDOW = 80  # pixels: of twelve faces that are magnified to this side, all are found
-_MOST_PIXELS = 32_000_000  # searched at once for all faces: 2.8 s of one core and 0.6 GB
+_WINDOW = 80  # pixels: side of the detector's window; all of twelve faces of this side were found
+_MAX_PIXELS = 32_000_000  # of a copy searched for all faces: 2.8 s of one core and 0.6 GB
 
 
 @dataclass(frozen=True)
 class Detection:
-    """A face's box in pixels of the full image, edges inclusive of the last pixel's far side."""
+    """Box of a face in pixels of the full image; right and bottom are outer edges of pixels."""
 
     left: float
     top: float
@@ -37,7 +37,7 @@ class Detection:
 
 @functools.cache
 def _detector() -> Any:
-    # Half a second to build: once a process, never per image.
+    # Takes 0.5 s to build: once per process, not once per image.
     return dlib.get_frontal_face_detector()
 
 
@@ -47,7 +47,7 @@ def _predictor() -> Any:
 
 
 def warm_up() -> None:
-    """Load both models, so that the first image does not pay for it."""
+    """Load both models, so that the first image is not slower than others."""
     _detector()
     _predictor()
 
@@ -59,10 +59,10 @@ def find_faces(
     *,
     min_score: float = 0.0,
 ) -> list[Detection]:
-    """The faces on a copy of `image`, the largest first (then left, then top).
+    """Return the faces of a copy of `image`, sorted by size (largest first), left edge and top.
 
-    dlib sees faces from about 70 pixels of the doubled copy on.
-    RGB, not grey: on grey copies one of 103 sample portraits is lost for a tenth of the time.
+    dlib finds faces of about 70 pixels and more in the searched copy. RGB, not grey: a grey copy
+    saves a tenth of the time and loses one of 103 sample portraits.
     """
     copy = _copy(image, scale)
     boxes, scores, _ = _detector().run(np.asarray(copy), upsample, min_score)
@@ -76,22 +76,22 @@ def all_faces_scale(
     smallest: float,  # side of a face's box, in pixels
     side: int = 1024,
 ) -> float:
-    """The scale of a copy on which every face of a side of `smallest` or more is found.
+    """Return the scale of a copy that shows every face of side `smallest` or more to the detector.
 
-    There such a face fills the detector's window; larger ones are found on the levels above. Never
-    coarser than a copy of at most `side` pixels, doubled once. The copy is held to 32 million
-    pixels: from images of 5 million on, faces of 32 pixels begin to escape, and of 12 million those
-    under 49. Smaller faces than asked for may be among the found.
+    Such a face fills the detector's window; the detector's pyramid finds larger ones. The copy is
+    at least as large as one of `side` pixels doubled once, and has at most 32 million pixels.
+    Because of that limit faces of 32 pixels are missed in images of more than 5 million pixels, and
+    faces under 49 pixels in images of 12 million. Smaller faces than `smallest` may be found too.
     """
     scale = max(_WINDOW / smallest, 2 * min(side / max(size), 1))
-    return min(scale, math.sqrt(_MOST_PIXELS / (size[0] * size[1])))
+    return min(scale, math.sqrt(_MAX_PIXELS / (size[0] * size[1])))
 
 
 def _copy(image: Image.Image, scale: float) -> Image.Image:
     if scale == 1:
         return image
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # Whole-number reduction first: 2 ms where an antialiased resize from 1024 pixels takes 9.
+    # Reduces by a whole factor first: 2 ms; an antialiased resize from 1024 pixels takes 9.
     return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=1.0)
 
 
@@ -114,7 +114,7 @@ def find_landmarks(
     pixels: NDArray[np.uint8],  # [height, width, 3] RGB, at full resolution
     face: Detection,
 ) -> NDArray[np.float32]:
-    """The 68 landmarks of `face`, [68, 2] as x, y in pixels, in dlib's (iBUG) order."""
+    """Return the 68 landmarks of `face`, [68, 2] as x, y in pixels, in dlib's (iBUG) order."""
     box = dlib.rectangle(
         round(face.left), round(face.top), round(face.right) - 1, round(face.bottom) - 1
     )

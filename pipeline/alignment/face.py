@@ -1,4 +1,4 @@
-"""One aligned face and what is known of it; what an image gave."""
+"""Result types of alignment: an aligned face with its table fields, and all faces of an image."""
 
 from __future__ import annotations
 
@@ -13,42 +13,41 @@ from pipeline.images import Rejection
 
 @dataclass
 class AlignedFace:
-    """A crop, and the alignment fields of its table row (DESIGN, section 4).
+    """Aligned crop of a face, and the alignment columns of its table row.
 
-    Coordinates are pixels of the original as its EXIF orientation shows it, x to the right, y down,
-    whatever `turn_deg` is: they can be drawn on it. `landmarks` and `align_quad` count from the
-    centre of its first pixel, the edges of `face_box` from that pixel's corner. `roll_deg` and
-    `yaw` are of the photo after the turn. Fields that only a detected face has are None where
-    images come prealigned.
+    Coordinates are pixels of the original after its EXIF orientation and before any turn by
+    `turn_deg`: x to the right, y down. `landmarks` and `align_quad` count from the centre of the
+    first pixel, `face_box` from its corner. `roll_deg` and `yaw` are measured after the turn.
+    Fields of a detected face are None for prealigned images.
     """
 
-    face_index: int  # 0 is the largest face of its image; rejected ones are counted too
-    n_faces: int  # faces found in the image, kept or not
-    width: int  # of the original as its EXIF orientation shows it
+    face_index: int  # 0 is the largest face of its image; rejected faces count
+    n_faces: int  # faces found in the image, including rejected ones
+    width: int  # of the original after its EXIF orientation
     height: int
-    face_box: NDArray[np.float32] | None  # [4] left, top, right, bottom; may leave the image
+    face_box: NDArray[np.float32] | None  # [4] left, top, right, bottom; may exceed the image
     landmarks: NDArray[np.float32] | None  # [68, 2] x, y, in dlib's (iBUG) order
     align_quad: NDArray[np.float32] | None  # [4, 2] top left, bottom left, bottom right, top right
     face_px: float | None  # side of the face box
-    roll_deg: float | None  # tilt of the eye line; positive is clockwise as seen
-    yaw: float | None  # [-1, 1]; 0 is frontal, positive has the nose towards the image's right
+    roll_deg: float | None  # tilt of the eye line; positive is clockwise
+    yaw: float | None  # [-1, 1]; 0 is frontal, positive turns the nose to the image's right
     sharpness: float  # variance of the Laplacian of the crop in grey levels [0, 255]
-    pad_fraction: float  # [0, 1]; share of the crop that lies outside the original
+    pad_fraction: float  # [0, 1]; fraction of the crop outside of the original
     detector_score: float | None  # margin of dlib's HOG detector
     pixels: NDArray[np.uint8]  # [height, width, 3] RGB
-    turn_deg: int | None = None  # 0, 90, 180 or 270 clockwise bring the face upright
+    turn_deg: int | None = None  # clockwise turn (0, 90, 180 or 270) that brings the face upright
 
     def facts(self) -> dict[str, Any]:
-        """All but the pixels, by the names of the table's columns; a turn where one is known."""
+        """Return the row's alignment columns: all fields but `pixels` and a `turn_deg` of None."""
         left_out = {"pixels"} | ({"turn_deg"} if self.turn_deg is None else set())
-        names = (one.name for one in fields(self) if one.name not in left_out)
-        return {name: getattr(self, name) for name in names}
+        names = (each.name for each in fields(self))
+        return {name: getattr(self, name) for name in names if name not in left_out}
 
 
 @dataclass
 class Alignment:
-    """What one image gave: each of the faces that were wanted is in one of the two."""
+    """Faces and rejects of one image; each requested face is in one of the two."""
 
     faces: list[AlignedFace]  # the largest first
     rejects: dict[int, Rejection] = field(default_factory=dict)  # by face_index
-    icc_ignored: bool = False  # its colour profile is damaged or not for such an image
+    icc_ignored: bool = False  # its colour profile is damaged or does not fit it

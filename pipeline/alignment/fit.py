@@ -1,4 +1,4 @@
-"""How an image that is a crop already becomes the encoder's input."""
+"""Resize a prealigned image to the encoder's input size."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from PIL import Image
 from pipeline.choices import Fit
 
 
-def fitted(
+def fit_to_size(
     image: Image.Image,
     size: tuple[int, int],  # (height, width)
     fit: Fit,
 ) -> tuple[Image.Image, float]:
-    """`image` at `size`, and the share of it that is padding.
+    """Return `image` at `size`, and the fraction of the result that is padding.
 
-    `stretch` resizes both axes by themselves, as the transforms of pSp, e4e and ReStyle do for
-    every domain; `crop` first takes the largest centred part of the right proportions, as the
-    LSUN training sets of StyleGAN2 were cut; `pad` shows the whole image on black. All of them
-    sample bilinearly with antialiasing.
+    `stretch` resizes each axis on its own, as the transforms of pSp, e4e and ReStyle do. `crop`
+    takes the largest centred part of the right proportions, as StyleGAN2's LSUN training sets
+    were cropped. `pad` puts the whole image on black. All resize bilinearly with antialiasing.
     """
     height, width = size
     if fit == "crop":
@@ -38,7 +37,7 @@ def _resized(
 
 
 def _centre(size: tuple[int, int], aspect: float) -> tuple[float, float, float, float]:
-    """The largest centred box of `aspect` (width / height): left, top, right, bottom."""
+    """Return the largest centred box of `aspect` (width / height): left, top, right, bottom."""
     width, height = min(size[0], size[1] * aspect), min(size[1], size[0] / aspect)
     left, top = (size[0] - width) / 2, (size[1] - height) / 2
     return left, top, left + width, top + height

@@ -1,8 +1,7 @@
-"""An image mirrored over its edges: parts of it, and its block means, without making it.
+"""Parts and block means of an image mirrored over its edges, without building the mirrored image.
 
-Blocks of the mirrored image are sums of rows and then of columns of the image itself. Four channels
-are summed at once, as lanes of 64-bit integers. The means are those of Pillow's `reduce`, to the
-byte.
+A block is summed over rows and then over columns of the image itself. Four channels are summed at
+once, as lanes of 64-bit integers. The means have the bytes of Pillow's `reduce`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _FLIPS = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM)
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the mirrored image: its length without padding, the padding, and a window."""
+    """Axis of a mirrored image: length without padding, padding, and a window."""
 
     length: int
     before: int  # 1 or more
@@ -35,14 +34,14 @@ class Axis:
 
     @functools.cached_property
     def places(self) -> _Places:
-        """The pixel of the image at each pixel of the mirrored image; the edge is not repeated."""
+        """Source pixel of each pixel of the mirrored axis; the edge pixel is not repeated."""
         period = max(2 * (self.length - 1), 1)
         places = np.abs(np.arange(-self.before, self.length + self.after)) % period
         return np.minimum(places, period - places) if self.length > 1 else places * 0
 
     @functools.cached_property
     def depth(self) -> NDArray[np.float64]:
-        """0 at the image's edge, 1 at the padding's outer edge, below 0 inside."""
+        """Depth of each pixel: 0 at the image's edge, 1 at the padding's end, below 0 inside."""
         place = np.arange(self.before + self.length + self.after)
         return 1 - np.minimum(place / self.before, (len(place) - 1 - place) / self.after)
 
@@ -56,11 +55,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class _Run:
-    """Consecutive blocks of an axis: the first of them, and their pixels of the image."""
+    """Consecutive blocks of an axis, and the source pixels that they read."""
 
-    block: int
+    block: int  # index of the first block
     places: _Places
-    direction: int  # 1 or -1: the pixels lie side by side in this order; 0: they turn back
+    direction: int  # 1 or -1: contiguous pixels in this order; 0: the direction changes
 
     @property
     def low(self) -> int:
@@ -76,7 +75,7 @@ def mirrored_window(
     box: Box,  # the part of `image` that is mirrored
     axes: tuple[Axis, Axis],
 ) -> Image.Image:
-    """Return the window of what `box` of `image` looks like, mirrored."""
+    """Return the window of `box` of `image` mirrored over its edges."""
     across, down = axes
     left, top = box[0] - across.before + across.start, box[1] - down.before + down.start
     window = image.crop(
@@ -84,7 +83,7 @@ def mirrored_window(
     )
     (x0, x1), (y0, y1) = across.inner, down.inner
     width, height = window.size
-    # The crop shows what lies beside the box, or black, where the mirrored strips go.
+    # Outside of the box the crop holds other pixels or black: replace them by mirrored strips.
     strips = ((0, 0, x0, height), (x1, 0, width, height), (x0, 0, x1, y0), (x0, y1, x1, height))
     for x, y, right, bottom in strips:
         if x < right and y < bottom:
@@ -100,7 +99,7 @@ def reduced(
     axes: tuple[Axis, Axis],
     step: int,
 ) -> tuple[Image.Image, Image.Image]:
-    """Return the mirrored image reduced by `step`, as Pillow does it, and every `step`-th pixel."""
+    """Return the mirrored image reduced by `step` as by Pillow, and its every `step`-th pixel."""
     pixels = _channels(image, box)
     height, width, _ = pixels.shape
     columns, rows = (axis.places for axis in axes)
@@ -108,7 +107,7 @@ def reduced(
     lane = np.uint16 if 255 * step * step < 1 << 16 else np.uint32
     in_rows = np.empty((size[1], width * 4), lane)
     _sum_blocks(pixels.reshape(height, width * 4), rows, step, in_rows)
-    # No lane overflows into the next. Turned over, whole columns are added at once.
+    # No lane overflows into the next. Transposed, so that whole columns are added at once.
     lanes = in_rows.view(np.uint64).reshape(size[1], width, -1)
     lanes = np.ascontiguousarray(lanes.swapaxes(0, 1))
     totals = np.empty((size[0], *lanes.shape[1:]), np.uint64)
@@ -119,27 +118,27 @@ def reduced(
 
 
 def _channels(image: Image.Image, box: Box) -> NDArray[np.uint8]:
-    """Return `box` of an RGB image as [height, width, 4]; the last channel means nothing."""
+    """Return `box` of an RGB image as [height, width, 4]; the last channel is unused."""
     try:
-        # The image's own memory. `to_numpy` gives it too, and imports pandas first: half a second.
+        # The image's own memory, without a copy. Arrow's `to_numpy` would import pandas: 0.5 s.
         memory = np.frombuffer(pa.array(image).buffers()[-1], np.uint8)
-    except ValueError:  # over 16 MB Pillow keeps an image in several blocks
+    except ValueError:  # Pillow splits an image over 16 MB into several blocks
         return np.asarray(image.crop(box).convert("RGBX"))
     pixels = memory.reshape(image.height, image.width, 4)
     return pixels[box[1] : box[3], box[0] : box[2]]
 
 
 def _image(pixels: NDArray[Any], size: tuple[int, int]) -> Image.Image:
-    """Return an RGB image of four bytes a pixel."""
+    """Return the RGB image of pixels of four bytes each."""
     return Image.frombytes("RGB", size, pixels.tobytes(), "raw", "RGBX")
 
 
 def _runs(places: _Places, step: int) -> Iterator[_Run]:
     """Cut an axis into runs of whole blocks of `step` that read the image in one direction."""
-    turns = np.flatnonzero(np.diff(places, 2)) + 1  # the pixels after which the direction changes
+    turns = np.flatnonzero(np.diff(places, 2)) + 1  # pixels where the direction changes
     ends = [*turns.tolist(), len(places) - 1]
     begin, first = 0, 0
-    for end in ends:  # both `first` and `end` are in the monotonous stretch
+    for end in ends:  # pixels `first` to `end` have one direction
         low = max(-(-first // step), begin)
         high = (end + 1) // step
         if high > low:
@@ -154,7 +153,7 @@ def _runs(places: _Places, step: int) -> Iterator[_Run]:
 
 
 def _direction(places: _Places) -> int:
-    """1 or -1; 0 for the one pixel of an axis that is mirrored into many."""
+    """Return 1 or -1; 0 if an axis of one pixel is mirrored into many."""
     span = int(places[-1] - places[0])
     if abs(span) != len(places) - 1:
         return 0
@@ -163,11 +162,11 @@ def _direction(places: _Places) -> int:
 
 def _sum_blocks(
     values: NDArray[Any],  # [length, ...]
-    places: _Places,  # of `values` in the order of the mirrored axis
+    places: _Places,  # indices of `values` in the order of the mirrored axis
     step: int,
     out: NDArray[Any],  # [blocks, ...]
 ) -> None:
-    """Write the sum of each block of `step` places; the last one may be shorter."""
+    """Write the sum of each block of `step` places; the last block may be shorter."""
     for run in _runs(places, step):
         count = -(-len(run.places) // step)
         sums = out[run.block : run.block + count]
@@ -189,7 +188,7 @@ def _means(totals: NDArray[Any], lengths: tuple[int, int], step: int) -> NDArray
     for columns, wide in _block_lengths(lengths[0], step):
         for rows, high in _block_lengths(lengths[1], step):
             area = wide * high
-            # Pillow divides by a product with a 32-bit float's reciprocal, cut to an integer.
+            # Pillow divides by multiplying with the truncated reciprocal of a 32-bit float.
             reciprocal = int(np.float32(1 << 32) / np.float32(256 * area))
             values = totals[columns, rows].astype(np.uint32)
             values += area // 2
@@ -200,7 +199,7 @@ def _means(totals: NDArray[Any], lengths: tuple[int, int], step: int) -> NDArray
 
 
 def _block_lengths(length: int, step: int) -> Iterator[tuple[slice, int]]:
-    """The whole blocks of an axis, and the last one where it is cut short."""
+    """Yield the whole blocks of an axis with their length, then a shorter last one if any."""
     whole, rest = divmod(length, step)
     if whole:
         yield slice(0, whole), step

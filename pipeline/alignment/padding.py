@@ -1,27 +1,31 @@
-"""What lies outside of an image: mirrored, blurred and faded to the median, as FFHQ was padded.
+"""Pad an image as FFHQ was padded: mirrored, blurred and faded to the median colour.
 
-The padding works in 8 bits and blurs at a lower resolution, where FFHQ's preparation works on
-everything in floats: a crop with a quarter of padding differs by 0.2 grey levels on average.
-The median is of the whole padded image, which is never made: it is reduced from the image itself,
-and only the strips that are faded are computed at full resolution. Its readable twin, equal to the
-byte, is `tests/alignment/plain_padding.py`.
+FFHQ's preparation works in floats on the whole image. This one works in 8 bits and blurs at a lower
+resolution: a crop with a quarter of padding differs by 0.2 grey levels on average. The median is
+that of the whole padded image, which is never built: its block means come from the image itself,
+and only the faded strips are computed at full resolution. `tests/alignment/plain_padding.py` is the
+simple implementation with equal bytes.
+
+`resized_part` computes a part of what Pillow's bilinear resize gives, with equal bytes. Pillow
+rounds its `box` to 32-bit floats, so that resizing a part with its own box gives other pixels; here
+the weights are those of the whole axis. Like Pillow it resizes one axis after the other, and rounds
+to 8 bits between them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from pipeline.alignment.mirroring import Axis, Box, mirrored_window, reduced
-from pipeline.alignment.resampling import resized_part
 
-BLUR = 0.02  # of the side: sigma of the blur that fades mirrored content
-MARGIN = 3  # pixels of the window around the square's corners; a crop reads the first at its end
+BLUR = 0.02  # sigma of the blur of mirrored content, as a fraction of the square's side
+MARGIN = 3  # pixels of the window around the square's corners; a crop may read the first of them
 
 _Floats = NDArray[np.float64]
 _Levels = NDArray[np.uint8]
@@ -31,7 +35,7 @@ def padded(
     image: Image.Image,  # RGB
     box: Box,  # the part of `image` that is padded
     pads: tuple[int, int, int, int],  # left, top, right, bottom; each 1 or more
-    side: float,  # of the square that is cut out
+    side: float,  # of the square to crop
     window: Box,  # in pixels of the padded image
 ) -> Image.Image:
     """Return the part `window` of `box` of `image` with `pads` around it."""
@@ -53,15 +57,15 @@ def padded(
 
 @dataclass(frozen=True)
 class _Fade:
-    """One axis of the window: how much is faded at each of its pixels, and where it is blurred."""
+    """Fading of one axis of the window: 8-bit weights of its pixels, and its place when blurred."""
 
-    blur: _Levels  # how much of the blurred image shows, of 255
-    median: _Levels  # how much of the median
+    blur: _Levels  # weight of the blurred image, of 255
+    median: _Levels  # weight of the median, of 255
     box: tuple[float, float]  # begin and end of the window in the blurred image
 
     @classmethod
     def of(cls, axis: Axis, step: int) -> _Fade:
-        """Return what the window of `axis` needs."""
+        """Return the fading of the window of `axis`."""
         depth = axis.depth[axis.start : axis.stop]
         box = axis.start / step, axis.stop / step
         return cls(_levels(_blur_share(depth)), _levels(depth), box)
@@ -69,7 +73,7 @@ class _Fade:
 
 @dataclass(frozen=True)
 class _Fading:
-    """Fades the strips along the edges of a window; `window` is changed.
+    """Fades the strips along the edges of `window` in place.
 
     The outermost pixels, which no crop reads (`MARGIN`), stay as they are.
     """
@@ -80,7 +84,7 @@ class _Fading:
     median: tuple[int, int, int]
 
     def run(self) -> None:
-        """Fade to the blurred image, and that to the median."""
+        """Fade the window to the blurred image, and the result to the median."""
         across, down = self.fades
         for columns, rows in _strips(across.blur, down.blur):
             mask = _mask(across.blur[columns], down.blur[rows])
@@ -97,7 +101,7 @@ class _Fading:
 
 
 def _strips(across: _Levels, down: _Levels) -> Iterator[tuple[slice, slice]]:
-    """Columns and rows of the parts that are faded: left, right, and above and below between."""
+    """Yield columns and rows of the faded strips: left, right, then top and bottom between them."""
     (x0, left), (right, x1) = _faded_ends(across)
     (y0, top), (bottom, y1) = _faded_ends(down)
     strips = (
@@ -112,7 +116,7 @@ def _strips(across: _Levels, down: _Levels) -> Iterator[tuple[slice, slice]]:
 
 
 def _faded_ends(levels: _Levels) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Begin and end of what is faded before the clear pixels of an axis, and behind them."""
+    """Return begin and end of the faded pixels of an axis, before and after its clear pixels."""
     first, last = MARGIN, len(levels) - MARGIN + 1
     clear = np.flatnonzero(levels == 0)
     if not len(clear):
@@ -125,25 +129,115 @@ def _box(columns: slice, rows: slice) -> Box:
 
 
 def _blur_share(depth: _Floats) -> _Floats:
-    """How much of the blurred image shows at a depth: none a third inside, all at the edge."""
+    """Return the weight of the blurred image at a depth: 0 a third inside the edge, 1 at it."""
     return depth * 3 + 1
 
 
 def _median(image: Image.Image) -> tuple[int, int, int]:
-    """The median of each channel, rounded; of an even number of pixels the mean of two."""
+    """Return each channel's median, rounded; for an even number of pixels the mean of two."""
     counts = np.reshape(image.histogram(), (3, 256)).cumsum(axis=1)
     total = image.width * image.height
     ranks = ((total - 1) // 2 + 1, total // 2 + 1)
     low, high = ([int(np.searchsorted(c, rank)) for c in counts] for rank in ranks)
-    red, green, blue = (round((one + other) / 2) for one, other in zip(low, high, strict=True))
+    red, green, blue = (round((a + b) / 2) for a, b in zip(low, high, strict=True))
     return red, green, blue
 
 
 def _mask(across: _Levels, down: _Levels) -> Image.Image:
-    """The larger of a column's and a row's level, as an 8-bit mask."""
+    """Return an 8-bit mask: the larger of the column's and the row's level at each pixel."""
     return Image.fromarray(np.maximum.outer(down, across))
 
 
 def _levels(shares: _Floats) -> _Levels:
     levels: NDArray[Any] = np.rint(np.clip(shares, 0, 1) * 255)
     return levels.astype(np.uint8)
+
+
+_BITS = 22  # fraction bits of a weight
+_TAPS = 3  # source pixels of one enlarged pixel
+_CHUNK = 1 << 15  # values summed at once: they fit in the cache
+
+_FloatBox: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def resized_part(
+    image: Image.Image,  # RGB
+    box: _FloatBox,  # source area, in pixels of `image`
+    size: tuple[int, int],  # of the whole result; at least that of the box
+    part: tuple[slice, slice],  # columns and rows of the result
+) -> Image.Image:
+    """Return a part of `image.resize(size, BILINEAR, box=box)`."""
+    columns, rows = part
+    if 2 * (rows.stop - rows.start) > size[1]:
+        return _tall_part(image, box, size, columns, rows)
+    return _wide_part(image, box, size, columns, rows)
+
+
+def _tall_part(
+    image: Image.Image, box: _FloatBox, size: tuple[int, int], columns: slice, rows: slice
+) -> Image.Image:
+    first, weights = _weights(image.width, (box[0], box[2]), size[0], columns)
+    low, high = _span(first, image.width)
+    values = np.asarray(image.crop((low, 0, high, image.height)))
+    # Columns first: a tall strip has short rows.
+    turned = np.ascontiguousarray(values.swapaxes(0, 1))
+    widened = Image.fromarray(_weighted_sums(turned, first - low, weights).swapaxes(0, 1))
+    width = columns.stop - columns.start
+    whole = (0, box[1], width, box[3])
+    resized = widened.resize((width, size[1]), Image.Resampling.BILINEAR, box=whole)
+    return resized.crop((0, rows.start, width, rows.stop))
+
+
+def _wide_part(
+    image: Image.Image, box: _FloatBox, size: tuple[int, int], columns: slice, rows: slice
+) -> Image.Image:
+    first, weights = _weights(image.height, (box[1], box[3]), size[1], rows)
+    low, high = _span(first, image.height)
+    # Widen only the rows that are read.
+    widened = image.crop((0, low, image.width, high)).resize(
+        (size[0], high - low), Image.Resampling.BILINEAR, box=(box[0], 0, box[2], high - low)
+    )
+    values = np.asarray(widened.crop((columns.start, 0, columns.stop, high - low)))
+    return Image.fromarray(_weighted_sums(values, first - low, weights))
+
+
+def _weights(
+    length: int, box: tuple[float, float], count: int, part: slice
+) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
+    """Return the first source pixel of each result pixel of `part`, and the weights of three."""
+    begin, end = (np.float32(edge) for edge in box)
+    place = np.arange(part.start, part.stop)
+    centre = float(begin) + (place + 0.5) * (float(end - begin) / count)
+    first = np.maximum(np.trunc(centre - 0.5), 0).astype(np.intp)
+    last = np.minimum(np.trunc(centre + 1.5), length).astype(np.intp)
+    taps = first[:, None] + np.arange(_TAPS)
+    share = np.maximum(1 - np.abs(taps - centre[:, None] + 0.5), 0) * (taps < last[:, None])
+    share /= (share[:, 0] + share[:, 1] + share[:, 2])[:, None]
+    return first, (0.5 + share * (1 << _BITS)).astype(np.int32)
+
+
+def _span(first: NDArray[np.intp], length: int) -> tuple[int, int]:
+    """Return begin and end of the source pixels that are read."""
+    return int(first.min()), min(int(first.max()) + _TAPS, length)
+
+
+def _weighted_sums(
+    values: NDArray[np.uint8],  # [length, ...]
+    first: NDArray[np.intp],  # [n]
+    weights: NDArray[np.int32],  # [n, taps]
+) -> NDArray[np.uint8]:
+    """Return the rounded weighted sums [n, ...] of `values`."""
+    result = np.empty((len(first), *values.shape[1:]), np.uint8)
+    shape = (-1,) + (1,) * (values.ndim - 1)
+    rows = max(_CHUNK // max(values[0].size, 1), 1)
+    for begin in range(0, len(first), rows):
+        part: Any = slice(begin, begin + rows)
+        total = np.full(result[part].shape, 1 << (_BITS - 1), np.int32)
+        for tap in range(_TAPS):
+            weight = weights[part, tap]
+            if weight.any():
+                place = np.minimum(first[part] + tap, len(values) - 1)
+                total += values[place] * weight.reshape(shape)
+        total >>= _BITS
+        result[part] = total  # weights sum to 1: the sums stay in [0, 255]
+    return result

@@ -1,4 +1,4 @@
-"""How well a face can be trusted: turn, tilt and sharpness."""
+"""Quality measures of an aligned face: tilt, turn of the head, and sharpness."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _OUTER_EYE_CORNERS = (36, 45)
 
 
 def roll_deg(landmarks: NDArray[np.float32]) -> float:
-    """Angle of the line between the outer eye corners, degrees in (-180, 180].
+    """Return the angle of the line between the outer eye corners, degrees in (-180, 180].
 
-    0 is level; positive is turned clockwise as seen. From landmarks [68, 2].
+    0 is level; positive is clockwise. `landmarks` are [68, 2].
     """
     first, second = landmarks[list(_OUTER_EYE_CORNERS)].astype(np.float64)
     x, y = second - first
@@ -26,10 +26,10 @@ def roll_deg(landmarks: NDArray[np.float32]) -> float:
 
 
 def yaw(landmarks: NDArray[np.float32]) -> float:
-    """Where the nose tip stands between the two ends of the jaw line, in [-1, 1].
+    """Return the position of the nose tip between the ends of the jaw line, clipped to [-1, 1].
 
-    0 is midway (frontal), 1 at the jaw's end on the image's right, -1 at the other; beyond is
-    clipped. A proxy, not an angle: about the sine of the head's turn. From landmarks [68, 2].
+    0 is midway (frontal), 1 at the jaw's end on the image's right, -1 at the other end. Not an
+    angle: about the sine of the head's turn. `landmarks` are [68, 2].
     """
     first, second = landmarks[list(_JAW_ENDS)].astype(np.float64)
     axis = second - first
@@ -41,10 +41,10 @@ def yaw(landmarks: NDArray[np.float32]) -> float:
 
 
 def sharpness(crop: Image.Image) -> float:
-    """Variance of the 4-neighbour Laplacian of the grey crop, in squared grey levels of 255.
+    """Return the variance of the 4-neighbour Laplacian of the grey crop, in squared grey levels.
 
-    Crops over 256 pixels are measured at 256 (bilinear), so that numbers of runs with
-    different output sizes compare.
+    Grey levels are 0 to 255. Crops over 256 pixels are measured at 256 (bilinear), so that runs
+    with different output sizes can be compared.
     """
     grey = crop.convert("L")
     if max(grey.size) > FFHQ_SIZE:

@@ -1,4 +1,4 @@
-"""What alignment can be told."""
+"""Settings of alignment, and their checks."""
 
 from __future__ import annotations
 
@@ -18,88 +18,91 @@ from pipeline.choices import (
 from pipeline.errors import ConfigError
 from pipeline.images import ImageLimits
 
-FFHQ_SIZE = 256  # pixels; the crop that the reference scripts make and the encoders saw
+FFHQ_SIZE = 256  # pixels; side of the crop in the reference scripts and in encoder training
 
 
 @dataclass(frozen=True)
 class AlignmentSettings:
-    """Settings of an `Aligner`; raises `ConfigError` where one cannot be met.
+    """Settings of an `Aligner`; raises `ConfigError` for an invalid value.
 
-    The last two guard the process and change no row of an image that aligns; all others do, and are
-    its `result_settings`.
+    The last two protect the process and do not change the rows of aligned images. All others can
+    change them: `result_settings` returns those.
     """
 
     faces: Faces = "largest"
-    prealigned: bool = False  # images are crops already: only resized, for cars, churches, ...
+    prealigned: bool = False  # images are crops already and only resized: cars, churches, ...
     fit: Fit = "stretch"  # how prealigned images of other proportions are resized
     min_face_px: float = 32.0  # smallest side of a face's box in the original image
     output_size: tuple[int, int] = (FFHQ_SIZE, FFHQ_SIZE)  # (height, width) of the crops
     max_pixels: int = ImageLimits.max_pixels
     min_side: int = ImageLimits.min_side
-    icc: Icc = ImageLimits.icc  # embedded colour profiles: applied, or ignored
-    detector_side: int = 448  # longest side of the copy that is searched first; twice that last
-    min_score: float = 0.0  # dlib's margin; 0 is the detector's own threshold
-    turns: Turns = "auto"  # "auto" looks for faces in turned photos too
-    search_pixels: int = SEARCH_PIXELS  # of the largest copy that is searched; 0: no larger ones
-    check_below: float = CHECK_BELOW  # faces of a lower score are looked for again in their crop
+    icc: Icc = ImageLimits.icc  # "apply" or "ignore" embedded colour profiles
+    detector_side: int = 448  # longest side of the first copy that is searched; later twice that
+    min_score: float = 0.0  # of dlib's HOG detector; 0 is its own threshold
+    turns: Turns = "auto"  # "auto" also searches turned copies
+    search_pixels: int = SEARCH_PIXELS  # largest copy that is searched; 0: only the first copies
+    check_below: float = CHECK_BELOW  # faces of a lower score are searched again in their crop
     row_timeout_s: float = 60.0  # an image that takes longer is rejected as `timed_out`
-    memory_limit_mib: int = 6144  # address space of the child process; 0 is no limit
+    memory_limit_mib: int = 6144  # address space of the child process; 0: unlimited
 
     def __post_init__(self) -> None:
-        problem = next((text for wrong, text in self._problems() if wrong), None)
+        problem = next((text for is_wrong, text in self._checks() if is_wrong), None)
         if problem:
             raise ConfigError(problem)
 
-    def _problems(self) -> Iterator[tuple[bool, str]]:
-        """Whether it is wrong, and what to tell, of each setting."""
+    def _checks(self) -> Iterator[tuple[bool, str]]:
+        """Yield, for each setting, whether it is invalid and the error message."""
         height, width = self.output_size
-        yield min(height, width) < 1, f"output_size {self.output_size} must be at least (1, 1)"
+        yield min(height, width) < 1, f"output_size must be at least (1, 1), got {self.output_size}"
         yield (
             height != width and not self.prealigned,
-            f"output_size {self.output_size}: aligned faces are square; "
-            "a model with other input takes prealigned images",
+            f"output_size must be square for aligned faces, got {self.output_size}: "
+            "a model with another input shape needs prealigned images",
         )
         choices = (("faces", Faces), ("fit", Fit), ("icc", Icc), ("turns", Turns))
         for name, kind in choices:
-            words, given = get_args(kind), getattr(self, name)
-            yield given not in words, f"{name} must be one of {', '.join(words)}, got '{given}'"
+            allowed, value = get_args(kind), getattr(self, name)
+            yield value not in allowed, f"{name} must be one of {', '.join(allowed)}, got '{value}'"
         yield (
             self.fit != "stretch" and not self.prealigned,
-            f"fit '{self.fit}' is for prealigned images: faces are cut square",
+            f"fit '{self.fit}' needs prealigned images: aligned faces are always square",
         )
-        yield self.min_face_px <= 0, f"min_face_px {self.min_face_px} must be above 0"
+        yield self.min_face_px <= 0, f"min_face_px must be above 0, got {self.min_face_px}"
         yield (
             self.detector_side < 80,
-            f"detector_side {self.detector_side} is under the detector's window",
+            f"detector_side must be at least 80, the detector's window, got {self.detector_side}",
         )
         yield (
             not 0 <= self.search_pixels <= MOST_SEARCH_PIXELS,
-            f"search_pixels {self.search_pixels} must lie between 0 and {MOST_SEARCH_PIXELS}",
+            f"search_pixels must be from 0 to {MOST_SEARCH_PIXELS}, got {self.search_pixels}",
         )
-        yield not self.check_below >= 0, f"check_below {self.check_below} must be 0 or above"
-        yield self.row_timeout_s <= 0, f"row_timeout_s {self.row_timeout_s} must be above 0"
+        yield not self.check_below >= 0, f"check_below must be 0 or more, got {self.check_below}"
+        yield self.row_timeout_s <= 0, f"row_timeout_s must be above 0, got {self.row_timeout_s}"
 
     def result_settings(self) -> dict[str, Any]:
-        """What a table's fingerprint has to tell of them."""
+        """Return the settings that can change a row: those in a table's fingerprint."""
         guards = {"row_timeout_s", "memory_limit_mib"}
         return {name: value for name, value in self.used().items() if name not in guards}
 
     def used(self) -> dict[str, Any]:
-        """All settings but those of a search that is not made, where images are crops."""
+        """Return all settings, without those of the face search if images are prealigned."""
         unused = {"turns", "search_pixels", "check_below"} if self.prealigned else set()
         return {name: value for name, value in asdict(self).items() if name not in unused}
 
     @property
-    def tells_turns(self) -> bool:
-        """Whether faces have a `turn_deg`."""
+    def records_turns(self) -> bool:
+        """True if rows have a `turn_deg`: turned copies are searched."""
         return self.turns == "auto" and not self.prealigned
 
     @property
-    def searches_as_before(self) -> bool:
-        """Whether this is the search of tables that were made before there was another."""
+    def is_basic_search(self) -> bool:
+        """True if turns, larger copies and the check in the crop are all off.
+
+        The `no_face` details of such a search are those of tables without these settings.
+        """
         return self.turns == "none" and not self.search_pixels and not self.check_below
 
     @property
     def limits(self) -> ImageLimits:
-        """What an image may be."""
+        """Limits that `decode` applies to images."""
         return ImageLimits(self.max_pixels, self.min_side, self.icc)

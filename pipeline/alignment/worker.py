@@ -1,7 +1,7 @@
-"""Decode and align in a child process, so that no image can take the caller down with it.
+"""Decode and align images in a child process, so that no image can crash the caller.
 
-Why a row at a time: the row that is out when a child dies is the row that killed it, and neither
-end can wait on a full pipe while the other does.
+One image is sent at a time. If the child dies, that image is the cause; and the two processes can
+never both wait on a full pipe.
 """
 
 from __future__ import annotations
@@ -19,57 +19,57 @@ from pipeline.images import Rejection, RejectReason
 
 Outcome: TypeAlias = Alignment | Rejection
 
-_START_TIMEOUT_S = 300.0  # interpreter, numpy, dlib and 100 MB of landmark model on a busy machine
+_START_TIMEOUT_S = 300.0  # start of Python, numpy, dlib and a 100 MB model on a busy machine
 _COMMAND = ("-m", "pipeline.alignment.worker_main")
 
 
 class RowAligner(Protocol):
-    """What the child runs."""
+    """Aligner that the child process runs."""
 
     def align(self, content: bytes) -> Alignment:
-        """The faces of one encoded image; raises `Rejection`."""
+        """Align the faces of one encoded image; raises `Rejection`."""
 
 
 class _ChildDiedError(Exception):
-    """The child ended before it answered; the text says how."""
+    """Raised if the child ends before it answers; the message says how it ended."""
 
 
 class IsolatedAligner:
-    """An `Aligner` behind a process boundary, restarted whenever a row brings it down.
+    """Runs an `Aligner` in a child process, which is restarted whenever an image kills it.
 
-    The child ends with its parent: at once when idle, after its row when busy, and
-    `settings.row_timeout_s` (plus 5 s) after that row's start at the latest, however the parent
-    ended. Use as a context manager, or call `close`.
+    The child ends with its parent, however the parent ends: at once if idle, else after its image,
+    at the latest `settings.row_timeout_s` plus 5 s after that image's start. Use as a context
+    manager, or call `close`.
     """
 
     def __init__(
         self,
         settings: AlignmentSettings | None = None,
         *,
-        factory: Callable[[AlignmentSettings], RowAligner] = Aligner,  # importable by its name
+        factory: Callable[[AlignmentSettings], RowAligner] = Aligner,  # must be importable by name
     ) -> None:
         self.settings = settings or AlignmentSettings()
         self._factory = factory
         self._child: Child | None = None
 
     def process(self, contents: Iterable[bytes]) -> Iterator[Outcome]:
-        """One outcome for each encoded image, in order: its faces, or why there are none.
+        """Yield one outcome for each encoded image, in order: its faces, or a `Rejection`.
 
-        Beyond the reasons of `Aligner.align`: `crashed`, where the image killed two children (one
-        death may be another's doing: the kernel's, short of memory, or an earlier image's), used
-        up its memory or raised an unforeseen error; `timed_out` after `settings.row_timeout_s`.
-        Raises `PipelineError` if the child cannot be started at all.
+        Reasons are those of `Aligner.align`, `timed_out` after `settings.row_timeout_s`, and
+        `crashed` if the image exceeds the memory limit, raises an unexpected error, or kills two
+        children. One death is not enough: the kernel may have killed the child for lack of memory.
+        Raises `PipelineError` if the child cannot start.
         """
         for content in contents:
             yield self._outcome(content)
 
     @property
     def pid(self) -> int | None:
-        """The child's process id, None while there is no child."""
+        """Process id of the child; None if no child is running."""
         return self._child.pid if self._child else None
 
     def close(self) -> None:
-        """End the child; the next `process` starts another."""
+        """Stop the child; the next `process` starts another."""
         if self._child is not None:
             self._child.stop()
             self._child = None
@@ -89,7 +89,7 @@ class IsolatedAligner:
         detail = ""
         for _ in range(TRIES):
             try:
-                return self._ask(content)
+                return self._send(content)
             except TimeoutError:
                 return Rejection(
                     RejectReason.TIMED_OUT,
@@ -100,21 +100,21 @@ class IsolatedAligner:
                 detail = str(death)
         return Rejection(RejectReason.CRASHED, f"its process {detail}, {TRIES} times")
 
-    def _ask(self, content: bytes) -> Outcome:
+    def _send(self, content: bytes) -> Outcome:
         try:
             if self._child is None:
                 self._child = Child(_COMMAND, self.settings.row_timeout_s)
-                self._introduce(self._child)
-            return self._answer(self._child, content)
+                self._configure(self._child)
+            return self._exchange(self._child, content)
         except BaseException:
-            # Also on Ctrl-C: an answer still on its way must not be taken for the next row's.
+            # Also on Ctrl-C: a late answer must not be read as that of the next image.
             self.close()
             raise
 
-    def _introduce(self, child: Child) -> None:
+    def _configure(self, child: Child) -> None:
         try:
             child.connection.send((self.settings, self._factory))
-            complaint = child.receive(_START_TIMEOUT_S)
+            problem = child.receive(_START_TIMEOUT_S)
         except TimeoutError as error:
             raise PipelineError(
                 f"the alignment process was not ready within {_START_TIMEOUT_S:g} s"
@@ -123,15 +123,15 @@ class IsolatedAligner:
             raise PipelineError(
                 f"the alignment process does not start: it {child.how_it_ended()}"
             ) from error
-        if complaint is not None:
-            raise PipelineError(f"the alignment process does not start: {complaint}")
+        if problem is not None:
+            raise PipelineError(f"the alignment process does not start: {problem}")
 
-    def _answer(self, child: Child, content: bytes) -> Outcome:
-        """Raises `TimeoutError`, or `_ChildDiedError` with how."""
+    def _exchange(self, child: Child, content: bytes) -> Outcome:
+        """Send an image and return the outcome; raises `TimeoutError` or `_ChildDiedError`."""
         try:
             child.connection.send_bytes(content)
             outcome: Outcome = child.receive(self.settings.row_timeout_s)
-        except TimeoutError:  # which is an OSError
+        except TimeoutError:  # a subclass of OSError
             raise
         except (EOFError, OSError) as error:
             raise _ChildDiedError(child.how_it_ended()) from error

@@ -1,6 +1,6 @@
-"""The process that `IsolatedAligner` feeds: align one image, answer, wait for the next.
+"""Child process of `IsolatedAligner`: align one image, send the outcome, wait for the next image.
 
-Run as `python -m pipeline.alignment.worker_main FD`, FD being its end of a socket pair.
+Run as `python -m pipeline.alignment.worker_main FD`; FD is its end of a socket pair.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from pipeline.alignment.settings import AlignmentSettings
     from pipeline.alignment.worker import Outcome, RowAligner
 
-# An orphan in mid-row ends itself this long after its parent would have stopped it.
+# A child whose parent has died ends itself this long after the row timeout.
 _ORPHAN_MARGIN_S = 5.0
 
 
 def serve(connection: Connection) -> None:
-    """Build the aligner that the first message names, then answer rows until the parent is gone."""
+    """Build the aligner of the first message, then answer images until the parent ends."""
     try:
         settings, factory = connection.recv()
-        _guard(settings)
+        _set_limits(settings)
         aligner = factory(settings)
     except EOFError:
         return
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it in one line
-        connection.send(_in_a_line(error))
+    except Exception as error:  # noqa: BLE001 - the parent reports any error in one line
+        connection.send(_in_one_line(error))
         return
-    # libtiff and libjpeg write a line for each damaged file; the rejects table says it better.
+    # libtiff and libjpeg print a line for each damaged file, which the rejects table records.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     connection.send(None)
     try:
@@ -45,13 +45,13 @@ def serve(connection: Connection) -> None:
         return
 
 
-def _guard(settings: AlignmentSettings) -> None:
-    # A crash is expected business here: no core file of a gigabyte for each.
+def _set_limits(settings: AlignmentSettings) -> None:
+    # Crashes are expected here: do not write a core file of a gigabyte for each.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if settings.memory_limit_mib:
         limit = settings.memory_limit_mib << 20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    # The default action ends the process even inside C code that never returns to Python.
+    # SIGALRM's default action ends the process even inside C code.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
 
@@ -66,13 +66,13 @@ def _outcome(aligner: RowAligner, content: bytes, settings: AlignmentSettings) -
         return Rejection(
             RejectReason.CRASHED, f"needs more memory than {settings.memory_limit_mib} MiB"
         )
-    except Exception as error:  # noqa: BLE001 - one image must never cost the others
-        return Rejection(RejectReason.CRASHED, _in_a_line(error))
+    except Exception as error:  # noqa: BLE001 - one image must not affect the others
+        return Rejection(RejectReason.CRASHED, _in_one_line(error))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_one_line(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     frames = traceback.extract_tb(error.__traceback__)
     return f"{text} ({frames[-1].name}, line {frames[-1].lineno})" if frames else text

@@ -19,9 +19,9 @@ from pipeline.choices import BestStepBy, Device, Precision
 from pipeline.engine.stages.align import reject_row
 from pipeline.images import Rejection, RejectReason
 from pipeline.inversion import Inversion, keep_freed_memory, ready_device
-from pipeline.inversion.methods import Method, Models, find_codes, found_its_end
+from pipeline.inversion.methods import Method, Models, convergence_flags, find_codes
 from pipeline.inversion.render import render_each
-from pipeline.metrics import Measures, Meter
+from pipeline.metrics import Measures, MetricEvaluator
 from pipeline.models import RestyleModel, load_model
 from pipeline.models.files import ModelHints
 from pipeline.models.pixels import to_pixels, to_unit
@@ -94,7 +94,7 @@ class Inverter:
         if self.device == "cpu":
             keep_freed_memory()
         self.model: RestyleModel = load_model(settings.model, device=self.device, **settings.hints)
-        self.meter = Meter(self.device, settings.identity, settings.best_step_by)
+        self.meter = MetricEvaluator(self.device, settings.identity, settings.best_step_by)
         first = load_model(settings.first, device=self.device) if settings.first else None
         self.models = Models(self.model, first, perceptual=self.meter.lpips)
         self.batch_size = settings.batch_size or BATCH[self.device]
@@ -199,7 +199,7 @@ class Inverter:
             start=result.start,
             steps_made=result.steps_made,
         )
-        ends = found_its_end(result, images, self.settings.method)
+        ends = convergence_flags(result, images, self.settings.method)
         pictures = self._pictures(images, result, torch.from_numpy(measures.best_step) - 1)
         rows = []
         for index, face in enumerate(faces):

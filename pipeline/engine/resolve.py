@@ -15,7 +15,7 @@ from pipeline.engine.inverter import BATCH, InvertSettings
 from pipeline.errors import ConfigError, printable
 from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
 from pipeline.inversion.methods import OPTIMISATIONS, Method
-from pipeline.metrics import Meter
+from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
 from pipeline.models.files import hints_of
 from pipeline.storage import canonical_uri
@@ -75,7 +75,7 @@ def make_recipe(config: JobConfig, kept: Mapping[str, str] | None = None) -> Rec
             "first (--keep-crops keeps crops), and add --prealigned"
         )
     alignment = _alignment(config, model, treatment)
-    meter = Meter("cpu", treatment.identity, config.best_step_by)
+    meter = MetricEvaluator("cpu", treatment.identity, config.best_step_by)
     spec = TableSpec(
         columns=_columns(config, model, alignment, kept or {}),
         settings={
@@ -112,7 +112,7 @@ def _columns(
         all_steps=config.keep_steps,
         aligned_jpeg=config.keep_crops,
         reconstruction_jpeg=config.keep_reconstructions,
-        turn_deg=alignment.tells_turns,
+        turn_deg=alignment.records_turns,
         kept=tuple(kept.items()),
     )
 
@@ -177,8 +177,8 @@ def resolved_config(config: JobConfig, recipe: Recipe) -> dict[str, Any]:
     if method.stop:
         rule = method.stop
         used: dict[str, Any] = {
-            "max_steps": rule.most,
-            "stop_gain": rule.gain,
+            "max_steps": rule.max_steps,
+            "stop_gain": rule.improvement,
             "stop_residual": rule.residual,
         }
     else:
@@ -211,9 +211,9 @@ def _stop_rule(config: JobConfig) -> StopRule:
     own = StopRule()
     return replace(
         own,
-        gain=own.gain if config.stop_gain is None else config.stop_gain,
+        improvement=own.improvement if config.stop_gain is None else config.stop_gain,
         residual=own.residual if config.stop_residual is None else config.stop_residual,
-        most=config.step_count,
+        max_steps=config.step_count,
     )
 
 
@@ -223,8 +223,8 @@ def _end_of_faces(method: Method) -> dict[str, str]:
         return {}
     rule = method.rule
     return {
-        "converged": f"a step lowered the face's L2 by less than {rule.gain:g} and changed its "
-        f"code's median row by a share under {rule.residual:g}, where --steps auto with these "
+        "converged": f"a step lowered the face's L2 by less than {rule.improvement:g} and changed "
+        f"its code's median row by a share under {rule.residual:g}, where --steps auto with these "
         "bounds stops"
     }
 
@@ -234,8 +234,8 @@ def _borrowed_bound(config: JobConfig) -> str:
     if config.steps != "auto" or config.stop_gain is not None or config.model in bundle_names():
         return ""
     return (
-        f"; --steps auto stops at a gain under {StopRule().gain:g}, which was calibrated on the "
-        "demo model: find this model's own with jobs/calibrate_stop.py, pass it as --stop-gain"
+        f"; --steps auto stops at a gain under {StopRule().improvement:g}, which was calibrated on "
+        "the demo model: find this model's own with jobs/calibrate_stop.py, pass it as --stop-gain"
     )
 
 

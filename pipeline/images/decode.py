@@ -1,4 +1,4 @@
-"""Bytes of unknown origin to upright 8-bit RGB, or to one reason why not."""
+"""Decode bytes of unknown origin to upright 8-bit RGB, or raise one `Rejection`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from PIL import Image
 
 from pipeline.choices import Icc
 from pipeline.images import netpbm, tiff
-from pipeline.images.colour import to_rgb
-from pipeline.images.foreign import describe_foreign
-from pipeline.images.formats import UNSAFE_WHEN_CUT, is_cut_short
+from pipeline.images.colour import BadProfileError, to_rgb
+from pipeline.images.formats import UNSAFE_WHEN_CUT, describe_foreign, is_cut_short
 from pipeline.images.orientation import orientation_of, parse_orientation, turned_upright
 from pipeline.images.pillow_open import (
     embedded_profile,
@@ -21,33 +20,32 @@ from pipeline.images.pillow_open import (
     load_pixels,
     open_image,
 )
-from pipeline.images.profiles import BadProfileError
 from pipeline.images.rejects import Rejection, RejectReason
 from pipeline.storage.file_types import sniff
 
-# A key of the decoded image's `info`: why its colour profile was not applied.
+# Key of the decoded image's `info`: why its colour profile was not applied.
 ICC_IGNORED = "icc_ignored"
-_TIFF_EXTENTS = ((273, 279), (324, 325))  # offsets and byte counts: of strips, of tiles
-# What Pillow says of a TIFF whose samples it has no mode for.
+_TIFF_EXTENTS = ((273, 279), (324, 325))  # tags of offsets and byte counts: of strips, of tiles
+# Errors of Pillow for a TIFF whose samples fit none of its modes.
 _NO_MODE = ("unknown pixel mode", "unknown data organization", "Invalid value for samples")
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image may be, checked before any pixel is decoded, and whose colours it has."""
+    """Size limits of an image, checked before pixels are decoded, and the use of its profile."""
 
-    max_pixels: int = 64_000_000  # width × height; a 17 KB PNG can hold 144 million of them
+    max_pixels: int = 64_000_000  # width × height; a PNG of 17 KB can have 144 million
     min_side: int = 32  # pixels
-    icc: Icc = "apply"  # embedded colour profiles: to sRGB, or ignored as the reference scripts do
+    icc: Icc = "apply"  # "apply" converts profiles to sRGB; "ignore" is the reference scripts' way
 
 
 def decode(content: bytes, limits: ImageLimits | None = None) -> Image.Image:
-    """The first image of `content`, of any of the formats `SUPPORTED`, as upright 8-bit RGB.
+    """Return the first image of `content`, in any of the `SUPPORTED` formats, as upright 8-bit RGB.
 
-    EXIF orientation is applied, an embedded ICC profile is applied, alpha is composited on white,
-    16-bit samples are scaled. `info["icc_ignored"]` says why a profile was not applied, where it
-    is damaged or not for such an image. Raises `Rejection`: `unsupported_format`, `too_large`,
-    `too_small`, `truncated`, `undecodable` or `not_finite`; nothing else, short of `MemoryError`.
+    EXIF orientation and an embedded ICC profile are applied, alpha is composited on white, 16-bit
+    samples are scaled. `info["icc_ignored"]` says why a profile is not applied: it is damaged or
+    does not fit the image. Raises `Rejection` (`unsupported_format`, `too_large`, `too_small`,
+    `truncated`, `undecodable` or `not_finite`) and nothing else, except `MemoryError`.
     """
     if not content:
         raise Rejection(RejectReason.TRUNCATED, "the file is empty")
@@ -55,7 +53,7 @@ def decode(content: bytes, limits: ImageLimits | None = None) -> Image.Image:
     if name is None:
         raise Rejection(RejectReason.UNSUPPORTED_FORMAT, describe_foreign(content))
     try:
-        # Pillow warns of odd metadata; whether the pixels are good is what the outcome says.
+        # Pillow warns about metadata; only errors of the pixels matter here.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _decode(content, name, limits or ImageLimits())
@@ -63,7 +61,7 @@ def decode(content: bytes, limits: ImageLimits | None = None) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise Rejection(RejectReason.TOO_LARGE, str(error)) from error
-    except Exception as error:  # on damaged files Pillow raises any type there is
+    except Exception as error:  # on damaged files Pillow raises any type
         raise _damaged(content, name, error) from error
 
 
@@ -93,7 +91,7 @@ def _decode(content: bytes, name: str, limits: ImageLimits) -> Image.Image:
         _check_strips(image, len(content))
         pixels = load_pixels(image, content)
         profile = embedded_profile(image, content) if limits.icc == "apply" else None
-        return _finished(pixels, profile, orientation_of(image))
+        return _finish(pixels, profile, orientation_of(image))
 
 
 def _decode_wide(content: bytes, tags: tiff.Tags, limits: ImageLimits) -> Image.Image:
@@ -101,10 +99,10 @@ def _decode_wide(content: bytes, tags: tiff.Tags, limits: ImageLimits) -> Image.
     _check_size(layout.size, limits)
     pixels = tiff.read_pixels(content, layout)
     profile = bytes(tags.get(tiff.PROFILE, ())) if limits.icc == "apply" else None
-    return _finished(pixels, profile or None, parse_orientation(tags.get(tiff.ORIENTATION, 1)))
+    return _finish(pixels, profile or None, parse_orientation(tags.get(tiff.ORIENTATION, 1)))
 
 
-def _finished(pixels: Image.Image, profile: Any, orientation: int) -> Image.Image:
+def _finish(pixels: Image.Image, profile: Any, orientation: int) -> Image.Image:
     try:
         return turned_upright(to_rgb(pixels, profile), orientation)
     except BadProfileError as error:
@@ -129,7 +127,7 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
 
 
 def _check_strips(image: Image.Image, n_bytes: int) -> None:
-    """A TIFF's directory may stand before its pixels; libtiff's own error does not say "ends"."""
+    """Raise `truncated` if strips or tiles exceed the file; libtiff's error does not say so."""
     tags: Mapping[int, tuple[int, ...]] = getattr(image, "tag_v2", {})
     for offsets, counts in _TIFF_EXTENTS:
         extents = zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
@@ -140,16 +138,18 @@ def _check_strips(image: Image.Image, n_bytes: int) -> None:
 
 
 def _damaged(content: bytes, name: str, error: Exception) -> Rejection:
-    said = str(error) or type(error).__name__
-    if is_cut_short(content, name) or "truncated" in said.lower():
-        return _ends_early(content, name, said)
+    reason = str(error) or type(error).__name__
+    if is_cut_short(content, name) or "truncated" in reason.lower():
+        return _ends_early(content, name, reason)
     if name == "PSD" and isinstance(error.__cause__, KeyError):
         mode, bits = error.__cause__.args[0]
-        said = f"its colour mode {mode} of {bits} bits is not read: save it as PNG or TIFF"
+        reason = f"its colour mode {mode} of {bits} bits is not read: save it as PNG or TIFF"
     if name == "JPEG" and has_arithmetic_coding(content):
-        said += "; it uses arithmetic coding, which few programs read: save it again without"
-    return Rejection(RejectReason.UNDECODABLE, f"{name} cannot be decoded ({said})")
+        reason += "; it uses arithmetic coding, which few programs read: save it again without"
+    return Rejection(RejectReason.UNDECODABLE, f"{name} cannot be decoded ({reason})")
 
 
-def _ends_early(content: bytes, name: str, said: str) -> Rejection:
-    return Rejection(RejectReason.TRUNCATED, f"{name} of {len(content)} bytes ends early ({said})")
+def _ends_early(content: bytes, name: str, reason: str) -> Rejection:
+    return Rejection(
+        RejectReason.TRUNCATED, f"{name} of {len(content)} bytes ends early ({reason})"
+    )

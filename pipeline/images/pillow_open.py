@@ -1,4 +1,4 @@
-"""Pillow's image of a file, its pixels not decoded yet, with what its decoders need to be told."""
+"""Open and load images with Pillow's decoders, with corrections for what they misread."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ from pipeline.images.rejects import Rejection, RejectReason
 
 HEIC_INSTALL = "pip install 'restyle-pipeline[heic]'"
 _ARITHMETIC = tuple(bytes((0xFF, marker)) for marker in (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF))
-_MOST_SEGMENTS = 10_000
+_MAX_SEGMENTS = 10_000
 
 
 def open_image(content: bytes, name: str) -> Image.Image:
-    """The first image of `content`, a file of format `name`.
+    """Open the first image of `content`, a file of format `name`, without decoding its pixels.
 
-    Raises `Rejection` where the package that reads it is missing, and any exception there is where
-    the file is damaged.
+    Raises `Rejection` if the package for this format is missing, and any exception if the file is
+    damaged.
     """
-    # The plugin is called directly: `Image.open` would add a pixel limit of its own, which warns
-    # at one size and raises at another, whatever limit was asked for.
+    # The plugin is called directly: `Image.open` has its own pixel limits, independent of ours.
     image: Image.Image = _plugin(name)(io.BytesIO(content), "")
     if name == "JPEG" and has_arithmetic_coding(content):
-        # libjpeg's arithmetic decoder cannot wait for more input, as its others can.
+        # Unlike its other decoders, libjpeg's arithmetic decoder needs all input at once.
         setattr(image, "decodermaxblock", len(content))  # noqa: B010 - of ImageFile, not of Image
     return image
 
 
 def load_pixels(image: Image.Image, content: bytes) -> Image.Image:
-    """The decoded pixels of an open image, in any of Pillow's modes."""
+    """Return the decoded pixels of an open image, in any of Pillow's modes."""
     image.load()
     if image.format in ("JPEG", "MPO") and image.mode == "CMYK" and "adobe" not in image.info:
-        # Adobe's programs store inks inverted and say so by their marker. Pillow takes all files
-        # for theirs; without the marker 0 is no ink (ITU-T T.872).
+        # Adobe's programs store inverted inks and write a marker. Pillow assumes this for all
+        # files; without the marker 0 means no ink (ITU-T T.872).
         return ImageChops.invert(image)
     if image.format == "TGA" and image.mode == "RGBA" and _has_no_alpha(image, content):
         return image.convert("RGB")
@@ -47,9 +46,9 @@ def load_pixels(image: Image.Image, content: bytes) -> Image.Image:
 
 
 def embedded_profile(image: Image.Image, content: bytes) -> Any:
-    """The ICC profile of an image: bytes, None where there is none, or what Pillow could not read.
+    """Return the ICC profile of an image: bytes, None, or `()` if Pillow could not read it.
 
-    Pillow passes over those of JPEG 2000.
+    Pillow does not read profiles of JPEG 2000.
     """
     if image.format == "JPEG2000":
         return _jp2_profile(content)
@@ -59,9 +58,9 @@ def embedded_profile(image: Image.Image, content: bytes) -> Any:
 
 
 def has_arithmetic_coding(content: bytes) -> bool:
-    """Whether a JPEG's frame is coded arithmetically, by its first frame header."""
+    """Return whether a JPEG is arithmetic-coded, by its first frame header."""
     place = 2
-    for _ in range(_MOST_SEGMENTS):
+    for _ in range(_MAX_SEGMENTS):
         if content[place : place + 1] != b"\xff":
             return False
         marker = content[place : place + 2]
@@ -80,7 +79,7 @@ def _plugin(name: str) -> Callable[[io.BytesIO, str], Image.Image]:
     if name == "HEIF":
         return _heif_plugin()
     Image.init()
-    # One thread each: the pool of aligners has one process for each core.
+    # One thread per decoder: there is one aligner process per core.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     plugin, _ = Image.OPEN[name]
     return plugin
@@ -103,14 +102,14 @@ def _heif_plugin() -> Callable[[io.BytesIO, str], Image.Image]:
 
 
 def _has_no_alpha(image: Image.Image, content: bytes) -> bool:
-    """Whether the fourth channel of a TGA is unused: its header says so, or it is zero all over."""
+    """Return whether a TGA's fourth channel is unused: by its header, or because it is all zero."""
     return not content[17] & 0x0F or image.getchannel("A").getextrema() == (0, 0)
 
 
 def _merged_with_alpha(image: Image.Image, content: bytes) -> bool:
-    """Whether the fourth channel of a PSD is transparency, not a saved selection.
+    """Return whether a PSD's fourth channel is transparency and not a saved selection.
 
-    A negative count of layers says that the first extra channel holds that of the merged image.
+    A negative layer count means that the first extra channel is the merged image's transparency.
     """
     place = getattr(image, "_layers_position", None)
     if place is None:

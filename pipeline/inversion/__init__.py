@@ -1,10 +1,9 @@
-"""Images to W+ codes: the ReStyle loop, with fixed or adaptive steps, and latent optimisation."""
+"""Inversion of images to W+ codes: ReStyle loop with fixed or adaptive steps, and optimisation."""
 
 from pipeline.inversion.adaptive import invert_adaptively
 from pipeline.inversion.allocator import keep_freed_memory
 from pipeline.inversion.device import ready_device
-from pipeline.inversion.optimize import latent_spread, optimize
-from pipeline.inversion.optimize_settings import OptimizeSettings, Perceptual
+from pipeline.inversion.optimize import OptimizeSettings, Perceptual, latent_spread, optimize
 from pipeline.inversion.render import average_image
 from pipeline.inversion.restyle_loop import bootstrap, invert
 from pipeline.inversion.result import Inversion

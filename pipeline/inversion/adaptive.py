@@ -1,7 +1,7 @@
-"""ReStyle with as many steps as each face needs (`--steps auto`).
+"""ReStyle loop with as many steps as each face needs (`--steps auto`).
 
-Faces of one part share a batch; one that is done leaves it and the next takes its place, so that
-the batch is full until the part runs out.
+When a face of the batch is done, the next face of the part takes its place, so that the batch is
+full until no face is left.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.inversion.restyle_loop import (
     check_steps,
+    initial_reconstruction,
+    initial_renders,
     restyle_step,
-    start_beside,
     start_codes,
-    start_renders,
 )
-from pipeline.inversion.result import Inversion
-from pipeline.inversion.shapes import of_shape
-from pipeline.inversion.stopping import StopRule, gain, residual
+from pipeline.inversion.result import Inversion, check_tensor
+from pipeline.inversion.stopping import StopRule, improvement, residual
 from pipeline.models.model import RestyleModel
 from pipeline.models.stylegan2 import LATENT_DIM
 
@@ -35,34 +34,35 @@ def invert_adaptively(
     start_images: Tensor | None = None,
     full_size: bool = True,
 ) -> Inversion:
-    """`invert`, but each face stops when `rule` says so: `steps_made` has when, `stopped` if ever.
+    """Refine W+ codes like `invert`, but stop each face by `rule`.
 
-    `batch_size` faces are worked on at a time. A face's result does not depend on the others
-    beyond rounding. A face that is not finite stops at once. With `full_size` off
-    `Inversion.images` are the last step's pooled images: a whole part at 1024 px is gigabytes.
+    In the result `steps_made` are the steps of each face, `stopped` whether the rule ended it.
+    `batch_size` faces are in work at a time. A face's result does not depend on other faces, up to
+    rounding. A face that becomes non-finite stops at once. With `full_size` off `Inversion.images`
+    are the last step's pooled images: a whole part at 1024 px takes gigabytes.
 
-    Raises `ShapeError` if a tensor is not what the model takes, `ConfigError` for the rule's steps
-    or the batch size.
+    Raises `ShapeError` if a tensor does not fit the model, `ConfigError` for the rule's steps or
+    the batch size.
     """
-    images = of_shape("images", images, (None, 3, *model.input_size), model)
-    check_steps(model, rule.most)
+    images = check_tensor("images", images, (None, 3, *model.input_size), model)
+    check_steps(model, rule.max_steps)
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
     first = start_codes(model, len(images), start)
-    begun = start_beside(model, images, start, start_images)
-    loop = _Loop(model, images, rule, first, begun, full_size)
-    faces, waiting = loop.every.split(
+    initial = initial_reconstruction(model, images, start, start_images)
+    loop = _Loop(model, images, rule, first, initial, full_size)
+    faces, waiting = loop.all_faces.split(
         [min(batch_size, len(images)), max(0, len(images) - batch_size)]
     )
     while len(faces):
-        going = faces[~loop.step(faces)]
-        room = batch_size - len(going)
-        faces, waiting = torch.cat([going, waiting[:room]]), waiting[room:]
-    return loop.result(passes=start_renders(model, start, start_images))
+        active = faces[~loop.step(faces)]
+        free = batch_size - len(active)
+        faces, waiting = torch.cat([active, waiting[:free]]), waiting[free:]
+    return loop.result(passes=initial_renders(model, start, start_images))
 
 
 class _Loop:
-    """The state of all faces of a part; `step` moves some of them on by one step."""
+    """State of all faces of a part; `step` refines a batch of them by one step."""
 
     def __init__(
         self,
@@ -75,63 +75,64 @@ class _Loop:
     ) -> None:
         n, self.model, self.images, self.rule = len(images), model, images, rule
         self.start, self.start_images = start, start_images
-        self.every = torch.arange(n, device=images.device)
-        self.made = torch.zeros_like(self.every)
-        self.stopped = torch.zeros_like(self.every, dtype=torch.bool)
-        self.w_plus = images.new_empty(n, rule.most, model.n_styles, LATENT_DIM)
-        self.step_images = images.new_empty(n, rule.most, *images.shape[1:])
+        self.all_faces = torch.arange(n, device=images.device)
+        self.steps_made = torch.zeros_like(self.all_faces)
+        self.stopped = torch.zeros_like(self.all_faces, dtype=torch.bool)
+        self.w_plus = images.new_empty(n, rule.max_steps, model.n_styles, LATENT_DIM)
+        self.step_images = images.new_empty(n, rule.max_steps, *images.shape[1:])
         self.frames = images.new_empty(n, 3, *model.frame_size) if full_size else None
 
     def step(self, faces: Tensor) -> Tensor:
-        """Move `faces` (int64 [k]) on by one step; which of them are done, bool [k]."""
-        codes, beside = self._present(faces)
+        """Refine `faces` (int64 [k]) by one step; return which of them are done, bool [k]."""
+        codes, before = self._current(faces)
         targets = self.images[faces]
         frames = (
             None
             if self.frames is None
             else self.frames.new_empty(len(faces), *self.frames.shape[1:])
         )
-        after, seen = restyle_step(self.model, targets, codes, beside, frames)
-        self.w_plus[faces, self.made[faces]] = after
-        self.step_images[faces, self.made[faces]] = seen
-        self.made[faces] += 1
-        done = self._done(faces, gain(targets, beside, seen), residual(codes, after))
+        refined, rendered = restyle_step(self.model, targets, codes, before, frames)
+        step = self.steps_made[faces]
+        self.w_plus[faces, step], self.step_images[faces, step] = refined, rendered
+        self.steps_made[faces] += 1
+        improved = improvement(targets, before, rendered)
+        done = self._is_done(faces, improved, residual(codes, refined))
         if self.frames is not None and frames is not None:
             self.frames[faces[done]] = frames[done]
         return done
 
-    def _present(self, faces: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The codes of `faces` before their next step, and what the encoder sees beside them."""
-        begun = self.made[faces] > 0
-        last = (self.made[faces] - 1).clamp_min(0)
-        codes = torch.where(begun[:, None, None], self.w_plus[faces, last], self.start[faces])
+    def _current(self, faces: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the codes of `faces` before their next step, and their images for the encoder."""
+        has_steps = self.steps_made[faces] > 0
+        last = (self.steps_made[faces] - 1).clamp_min(0)
+        codes = torch.where(has_steps[:, None, None], self.w_plus[faces, last], self.start[faces])
         if self.start_images is None:
             return codes, None
-        seen, first = self.step_images[faces, last], self.start_images[faces]
-        return codes, torch.where(begun[:, None, None, None], seen, first)
+        rendered, initial = self.step_images[faces, last], self.start_images[faces]
+        return codes, torch.where(has_steps[:, None, None, None], rendered, initial)
 
-    def _done(self, faces: Tensor, gains: Tensor, residuals: Tensor) -> Tensor:
-        made = self.made[faces]
-        finite = gains.isnan().logical_or(residuals.isnan()).logical_not()
-        self.stopped[faces] = self.rule.fires(gains, residuals, made)
-        return self.stopped[faces] | (made >= self.rule.most) | ~finite
+    def _is_done(self, faces: Tensor, improvements: Tensor, residuals: Tensor) -> Tensor:
+        steps_made = self.steps_made[faces]
+        finite = improvements.isnan().logical_or(residuals.isnan()).logical_not()
+        self.stopped[faces] = self.rule.should_stop(improvements, residuals, steps_made)
+        return self.stopped[faces] | (steps_made >= self.rule.max_steps) | ~finite
 
     def result(self, passes: int) -> Inversion:
-        """What was found, `passes` generator passes before the first step added to each face's."""
-        steps = int(self.made.max())
+        """Return the result; `passes` are the generator passes per face before the first step."""
+        steps = int(self.steps_made.max())
         for step in range(1, steps):
-            late = self.made <= step
-            self.w_plus[late, step] = self.w_plus[late, step - 1]
-            self.step_images[late, step] = self.step_images[late, step - 1]
-        seen = self.step_images[:, :steps]
+            ended = self.steps_made <= step
+            self.w_plus[ended, step] = self.w_plus[ended, step - 1]
+            self.step_images[ended, step] = self.step_images[ended, step - 1]
+        step_images = self.step_images[:, :steps]
         return Inversion(
             w_plus=self.w_plus[:, :steps],
-            images=seen[:, -1] if self.frames is None else self.frames,
-            step_images=seen,
+            images=step_images[:, -1] if self.frames is None else self.frames,
+            step_images=step_images,
             start=self.start,
             start_images=self.start_images,
             latent_avg=self.model.latent_avg,
-            steps_made=self.made,
-            generator_passes=self.made + passes,
+            steps_made=self.steps_made,
+            generator_passes=self.steps_made + passes,
             stopped=self.stopped,
         )

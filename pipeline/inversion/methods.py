@@ -1,10 +1,10 @@
-"""The ways to a code, behind one door: ReStyle, one-pass encoders, optimisation, and both."""
+"""Inversion methods behind one function: ReStyle, one-pass encoders, optimisation, hybrid."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,15 +13,19 @@ from torch import Tensor
 from pipeline.choices import MethodName
 from pipeline.errors import ConfigError
 from pipeline.inversion.adaptive import invert_adaptively
-from pipeline.inversion.optimize import check_one_row, optimize
-from pipeline.inversion.optimize_settings import OptimizeSettings, Perceptual
+from pipeline.inversion.optimize import (
+    OptimizeSettings,
+    Perceptual,
+    check_equal_rows,
+    optimize,
+)
 from pipeline.inversion.render import pooled, render_each
 from pipeline.inversion.restyle_loop import invert
 from pipeline.inversion.result import Inversion
 from pipeline.inversion.stopping import StopRule, converged
 from pipeline.models.model import RestyleModel
 
-# A hybrid begins near its end: it needs no noise to find the way, and a reason to stay close.
+# A hybrid starts near its result: no noise for exploration, but a penalty on the distance.
 OPTIMISATIONS = {
     "optimize": OptimizeSettings(),
     "hybrid": OptimizeSettings(noise=0.0, distance_weight=0.02),
@@ -30,50 +34,50 @@ OPTIMISATIONS = {
 
 @dataclass(frozen=True)
 class Method:
-    """How codes are found, everything that changes one but the models.
+    """Inversion method and its settings: everything that changes a code except the models.
 
-    `restyle`: residual steps, `steps` of them or as many as `stop` asks for, after
-    `bootstrap_steps` of another model (ReStyle, sec. 5). `encoder`: one pass of a 3-channel pSp or
-    e4e encoder. `optimize`: gradient descent on the code, from the average. `hybrid`: the same,
-    from a given code, else from that of `steps` encoder steps. The last two record their code
-    `steps` times on the way.
+    `restyle`: `steps` residual steps, or as many as `stop` needs, after `bootstrap_steps` of
+    another model (ReStyle, sec. 5). `encoder`: one pass of a 3-channel pSp or e4e encoder.
+    `optimize`: gradient descent on the code, from the average. `hybrid`: the same, from a given
+    code, else from the result of `steps` encoder steps. The last two record their code `steps`
+    times.
     """
 
     name: MethodName = "restyle"
     steps: int = 5
     stop: StopRule | None = None
     bootstrap_steps: int = 0
-    optimisation: OptimizeSettings | None = None  # None: the method's own
+    optimisation: OptimizeSettings | None = None  # None: the method's default
     seed: int = 0
 
     @property
     def descent(self) -> OptimizeSettings:
-        """How `optimize` and `hybrid` descend."""
+        """Settings of the gradient descent of `optimize` and `hybrid`."""
         return self.optimisation or OPTIMISATIONS[self.name]
 
     @property
     def most_steps(self) -> int:
-        """Steps that no face exceeds."""
-        return self.stop.most if self.stop else self.steps
+        """Largest number of steps of a face."""
+        return self.stop.max_steps if self.stop else self.steps
 
     @property
     def rule(self) -> StopRule:
-        """By which a face counts as converged, whether or not it stopped by it."""
-        return self.stop or replace(StopRule(), most=self.steps)
+        """Rule by which a face counts as converged, also if `steps` is fixed."""
+        return self.stop or replace(StopRule(), max_steps=self.steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """As a JSON object without what the method does not use."""
+        """Return the settings that the method uses, as a JSON object."""
         used: dict[str, Any] = {"name": self.name}
         if self.stop:
-            used["stop"] = asdict(self.stop)
+            used["stop"] = self.stop.to_dict()
         if self.bootstrap_steps:
             used["bootstrap_steps"] = self.bootstrap_steps
         if self.name in OPTIMISATIONS:
-            used |= {"optimisation": asdict(self.descent), "seed": self.seed}
+            used |= {"optimisation": self.descent.to_dict(), "seed": self.seed}
         return used
 
     def check(self, model: RestyleModel, *, started: bool = False) -> None:
-        """Raise `ConfigError` where `model` has not the encoder that the method needs.
+        """Raise `ConfigError` if `model` lacks the encoder that the method needs.
 
         `started`: every face has a code to start from.
         """
@@ -81,25 +85,25 @@ class Method:
             self.name == "optimize" or (self.name == "hybrid" and started)
         ):
             raise ConfigError(
-                f"the model '{model.name}' is a generator alone, and --method {self.name} finds "
-                "codes with an encoder: use --method optimize, or a model that has an encoder"
+                f"the model '{model.name}' is a generator alone, and --method {self.name} needs "
+                "an encoder: use --method optimize, or a model that has an encoder"
             )
-        if self.name == "restyle" and model.one_pass:
+        if self.name == "restyle" and model.single_pass:
             raise ConfigError(
                 f"the model '{model.name}' has a one-pass encoder: use --method encoder"
             )
-        if self.name == "encoder" and not model.one_pass:
+        if self.name == "encoder" and not model.single_pass:
             raise ConfigError(
                 f"the model '{model.name}' has a ReStyle encoder, which sees a reconstruction: "
                 "use --method restyle --steps 1"
             )
         if self.name == "optimize" and self.descent.space == "w":
-            check_one_row(model.latent_avg)
+            check_equal_rows(model.latent_avg)
 
 
 @dataclass(frozen=True)
 class Models:
-    """The networks of a method: `first` is where a bootstrapped inversion begins."""
+    """Networks of a method; `first` is the first model of a bootstrapped inversion."""
 
     model: RestyleModel
     first: RestyleModel | None = None
@@ -107,7 +111,7 @@ class Models:
 
 
 def seed_of(name: str, seed: int = 0) -> int:
-    """A face's own seed, 0..2^63-1, by its name: the same in every retry and on every machine."""
+    """Return the seed of a face, 0..2^63-1, from its name: equal in retries and on all machines."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -122,70 +126,71 @@ def find_codes(
     start: Tensor | None = None,  # [n, n_styles, 512]
     full_size: bool = True,
 ) -> Inversion:
-    """The codes of n faces by `method`, `batch_size` of them at a time where they take turns.
+    """Invert n faces by `method`; an adaptive stop and a bootstrap run `batch_size` at a time.
 
-    With `full_size` off `Inversion.images` may be pooled. Raises as `invert` and `optimize` do.
+    With `full_size` off `Inversion.images` may be pooled. Raises like `invert` and `optimize`.
     """
     if method.name in OPTIMISATIONS:
-        return _optimised(method, models, images, names, start)
+        return _optimize(method, models, images, names, start)
     if method.bootstrap_steps and models.first:
-        return _bootstrapped(method, models, images, batch_size, full_size)
-    seen = None
+        return _bootstrap(method, models, images, batch_size, full_size)
+    rendered = None
     if start is not None and models.first:
         with torch.no_grad():
             frames = render_each(models.first, start.to(models.first.latent_avg.device))
-            seen = torch.stack([pooled(frame, models.model.input_size) for frame in frames])
-    return _restyled(method, models.model, images, batch_size, full_size, start, seen)
+            rendered = torch.stack([pooled(frame, models.model.input_size) for frame in frames])
+    return _restyle(method, models.model, images, batch_size, full_size, start, rendered)
 
 
-def found_its_end(inversion: Inversion, images: Tensor, method: Method) -> list[bool | None]:
-    """Of each face whether it converged; None where the method has no notion of it."""
+def convergence_flags(inversion: Inversion, images: Tensor, method: Method) -> list[bool | None]:
+    """Return whether each face converged; None for methods without a stop rule."""
     if method.name != "restyle":
         return [None] * len(images)
-    # What ended a loop is not computed again: in a batch of another size a gain rounds otherwise.
-    ended = inversion.stopped
-    if ended is None:
-        ended = converged(inversion, images, method.rule)
-    flags: list[bool | None] = ended.tolist()
-    return flags
+    # Keep the loop's own decision: in another batch size an improvement may round differently.
+    flags = inversion.stopped
+    if flags is None:
+        flags = converged(inversion, images, method.rule)
+    result: list[bool | None] = flags.tolist()
+    return result
 
 
-def _restyled(
+def _restyle(
     method: Method,
     model: RestyleModel,
     images: Tensor,
     batch_size: int,
     full_size: bool,
     start: Tensor | None,
-    seen: Tensor | None,
+    start_images: Tensor | None,
 ) -> Inversion:
     if method.stop is None:
-        return invert(model, images, steps=method.steps, start=start, start_images=seen)
+        return invert(model, images, steps=method.steps, start=start, start_images=start_images)
     return invert_adaptively(
         model,
         images,
         method.stop,
         batch_size=batch_size,
         start=start,
-        start_images=seen,
+        start_images=start_images,
         full_size=full_size,
     )
 
 
-def _bootstrapped(
+def _bootstrap(
     method: Method, models: Models, images: Tensor, batch_size: int, full_size: bool
 ) -> Inversion:
     first = models.first or models.model
-    # Of an adaptive stop the images are many batches, whose frames nobody looks at.
-    begun = [invert(first, few, steps=method.bootstrap_steps) for few in images.split(batch_size)]
-    start = torch.cat([few.w_plus[:, -1] for few in begun])
-    seen = torch.cat([few.step_images[:, -1] for few in begun])
-    passes = torch.cat([few.generator_passes for few in begun])
-    found = _restyled(method, models.model, images, batch_size, full_size, start, seen)
-    return replace(found, generator_passes=found.generator_passes + passes)
+    # With an adaptive stop `images` is a whole part: split it, since the frames are not kept.
+    steps = method.bootstrap_steps
+    initial = [invert(first, batch, steps=steps) for batch in images.split(batch_size)]
+    start = torch.cat([batch.w_plus[:, -1] for batch in initial])
+    rendered = torch.cat([batch.step_images[:, -1] for batch in initial])
+    passes = torch.cat([batch.generator_passes for batch in initial])
+    result = _restyle(method, models.model, images, batch_size, full_size, start, rendered)
+    return replace(result, generator_passes=result.generator_passes + passes)
 
 
-def _optimised(
+def _optimize(
     method: Method,
     models: Models,
     images: Tensor,
@@ -194,10 +199,10 @@ def _optimised(
 ) -> Inversion:
     passes = torch.zeros(len(images), dtype=torch.int64, device=models.model.latent_avg.device)
     if method.name == "hybrid" and start is None:
-        steps = 1 if models.model.one_pass else method.steps
-        begun = invert(models.model, images, steps=steps)
-        start, passes = begun.w_plus[:, -1], begun.generator_passes
-    found = optimize(
+        steps = 1 if models.model.single_pass else method.steps
+        initial = invert(models.model, images, steps=steps)
+        start, passes = initial.w_plus[:, -1], initial.generator_passes
+    result = optimize(
         models.model,
         images,
         seeds=[seed_of(name, method.seed) for name in names],
@@ -206,4 +211,4 @@ def _optimised(
         steps=method.steps,
         start=start,
     )
-    return replace(found, generator_passes=found.generator_passes + passes)
+    return replace(result, generator_passes=result.generator_passes + passes)

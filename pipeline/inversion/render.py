@@ -1,4 +1,4 @@
-"""From codes to what the encoder sees: frames at full size, pooled images, the average image."""
+"""Render codes: frames at full size, images pooled to the encoder's input, the average image."""
 
 from __future__ import annotations
 
@@ -16,56 +16,56 @@ from pipeline.models.model import RestyleModel
 PIXELS_AT_ONCE = {"cpu": 256 * 256, "cuda": 16 * 1024 * 1024}
 
 
-# Changes when a weight is replaced or written to.
+# Changes whenever a weight is replaced or written to.
 Version = tuple[tuple[int, int], ...]
 
 
-class _Remembered(NamedTuple):
+class _CachedImage(NamedTuple):
     weights: Version
     image: Tensor
 
 
-_average_images: WeakKeyDictionary[RestyleModel, _Remembered] = WeakKeyDictionary()
+_average_images: WeakKeyDictionary[RestyleModel, _CachedImage] = WeakKeyDictionary()
 
 
 def render_each(model: RestyleModel, codes: Tensor) -> Iterator[Tensor]:
-    """The frame of each of `codes` [n, n_styles, 512], one after the other: [3, *frame_size].
+    """Yield the frame [3, *frame_size] of each of `codes` [n, n_styles, 512].
 
-    A CPU renders large faces one by one, so that only one face's feature maps are alive at a time.
+    A CPU renders large faces one by one, so that the feature maps of only one face are in memory.
     """
     pixels = PIXELS_AT_ONCE["cpu" if codes.device.type == "cpu" else "cuda"]
-    for few in codes.split(max(1, pixels // model.generator_size**2)):
-        yield from model.frame(model.generator(few))
+    for batch in codes.split(max(1, pixels // model.generator_size**2)):
+        yield from model.frame(model.generator(batch))
 
 
 def pooled(frame: Tensor, size: tuple[int, int]) -> Tensor:
-    """`frame` [3, H, W] averaged down to `size` (h, w); a smaller frame repeats its pixels."""
+    """Average `frame` [3, H, W] down to `size` (h, w); a smaller frame repeats its pixels."""
     return F.adaptive_avg_pool2d(frame, size)
 
 
 def average_image(model: RestyleModel) -> Tensor:
-    """What the generator makes of the average latent, pooled to [3, *input_size].
+    """Return the generator's image of the average latent, pooled to [3, *input_size].
 
-    Computed once per model and again when its weights have changed in place, by other means than
-    `weight.data`.
+    Cached per model, and computed again when its weights have changed. A write through
+    `weight.data` is not noticed.
     """
     weights = version_of(model)
-    known = _average_images.get(model)
-    if known is not None and known.weights == weights:
-        return known.image
-    # Whoever asks next may train with it, which what is made in inference mode does not allow.
+    cached = _average_images.get(model)
+    if cached is not None and cached.weights == weights:
+        return cached.image
+    # Not in inference mode: the next caller may train with the image.
     with torch.inference_mode(mode=False), torch.no_grad():
         (frame,) = render_each(model, model.latent_avg[None])
         image = pooled(frame, model.input_size)
     if weights is not None:
-        _average_images[model] = _Remembered(weights, image)
+        _average_images[model] = _CachedImage(weights, image)
     return image
 
 
 def version_of(model: RestyleModel) -> Version | None:
-    """Which weights of the generator, and which average latent, `model` holds at the moment.
+    """Return the current version of the generator's weights and the average latent of `model`.
 
-    None where nothing tells: PyTorch counts no writes to what was made in `torch.inference_mode`.
+    None if it is unknown: PyTorch counts no writes to tensors made in `torch.inference_mode`.
     """
     tensors = [model.latent_avg, *model.generator.parameters(), *model.generator.buffers()]
     if any(tensor.is_inference() for tensor in tensors):

@@ -1,8 +1,8 @@
 """Face recognition networks of the ArcFace family, as the ReStyle scripts use them.
 
-IR-SE50 (ArcFace, Deng et al. 2019) is the identity loss that the encoders were trained with;
-CurricularFace (Huang et al. 2020) on IR-101 is what the paper's identity scores come from, so that
-the judge is not the trainer. State dicts load strictly, in the published layouts.
+Encoders are trained with IR-SE50 (ArcFace, Deng et al. 2019) as identity loss. The paper's identity
+scores come from CurricularFace (Huang et al. 2020) on IR-101, a network that is not used for
+training. State dicts load strictly, in the published layouts.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pipeline.models.state_files import check_entries
 WARP = 112  # pixels of the networks' input
 DIMENSIONS = 512
 FFHQ_SIDE = 256
-# The inner face of an FFHQ crop (ReStyle's identity loss): top, bottom, left and right as parts of
-# the side, rows 35-223 and columns 32-220 of those 256 px.
+# Inner face of an FFHQ crop (ReStyle's identity loss): top, bottom, left and right as fractions of
+# the side. Of 256 px these are rows 35-223 and columns 32-220.
 FFHQ_WINDOW = (35 / 256, 223 / 256, 32 / 256, 220 / 256)
 
 
 def window_of(images: Tensor, window: tuple[float, float, float, float]) -> Tensor:
-    """The part (top, bottom, left, right; parts of the side) of [n, 3, h, w], a view."""
+    """Return `window` (top, bottom, left, right; fractions of the side) of [n, 3, h, w]."""
     height, width = images.shape[-2:]
     top, bottom = round(window[0] * height), round(window[1] * height)
     left, right = round(window[2] * width), round(window[3] * width)
@@ -35,7 +35,7 @@ def window_of(images: Tensor, window: tuple[float, float, float, float]) -> Tens
 def _output_layer(affine: bool) -> nn.Sequential:
     return nn.Sequential(
         nn.BatchNorm2d(512),
-        nn.Dropout(),  # without effect here; its place in the layout counts
+        nn.Dropout(),  # without effect here; keeps the published layer indices
         nn.Flatten(),
         nn.Linear(512 * 7 * 7, DIMENSIONS),
         nn.BatchNorm1d(DIMENSIONS, affine=affine),
@@ -43,7 +43,7 @@ def _output_layer(affine: bool) -> nn.Sequential:
 
 
 class ArcFaceIRSE50(IRSE50):
-    """112 px faces to 512 numbers: IR-SE50 with the recognition head."""
+    """IR-SE50 with the recognition head: 112 px faces to 512 numbers."""
 
     affine = True
 
@@ -52,12 +52,12 @@ class ArcFaceIRSE50(IRSE50):
         self.output_layer = _output_layer(self.affine)
 
     def forward(self, faces: Tensor) -> Tensor:
-        """Descriptors [n, 512] of unit length of faces [n, 3, 112, 112] in [-1, 1], RGB."""
+        """Return unit-length descriptors [n, 512] of RGB faces [n, 3, 112, 112] in [-1, 1]."""
         return F.normalize(self.output_layer(self.body(self.input_layer(faces))))
 
 
 class CurricularFace(ArcFaceIRSE50):
-    """The same head on IR-101: 49 blocks without squeeze-and-excitation."""
+    """IR-101 with the same head: 49 blocks without squeeze-and-excitation."""
 
     depths = (3, 13, 30, 3)
     affine = False
@@ -70,10 +70,10 @@ class CurricularFace(ArcFaceIRSE50):
 
 
 def read_arcface(state: Mapping[str, Any], weights: str, device: str = "cpu") -> ArcFaceIRSE50:
-    """The network that `state` belongs to; `weights` names the file. Raises `ModelError`."""
+    """Return the network of `state`; `weights` names the file. Raises `ModelError`."""
     network = CurricularFace() if "body.48.res_layer.4.weight" in state else ArcFaceIRSE50()
-    refusal = f"identity weights {weights} fit neither CurricularFace IR-101 nor ArcFace IR-SE50"
-    check_entries(network.state_dict(), state, refusal)
+    message = f"identity weights {weights} fit neither CurricularFace IR-101 nor ArcFace IR-SE50"
+    check_entries(network.state_dict(), state, message)
     network.load_state_dict(dict(state))
     network.requires_grad_(False).eval().to(device)
     return network

@@ -1,4 +1,4 @@
-"""Identity by the networks of the ArcFace family: where each looks for the face, and its cosine."""
+"""Identity similarity by networks of the ArcFace family, and the part of an image each one uses."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from pipeline.metrics.arcface import (
     CurricularFace,
     window_of,
 )
-from pipeline.metrics.face_child import Cut
-from pipeline.metrics.face_cutter import FaceCutter
-from pipeline.metrics.face_pool import face_processes
-from pipeline.metrics.pixel import enlarged
+from pipeline.metrics.face_child import Crop
+from pipeline.metrics.face_pool import FaceCropper, face_processes
+from pipeline.metrics.pixel import enlarge
 
 # Left eye, right eye, nose, left and right corner of the mouth in a 112 px warp (ArcFace).
 TEMPLATE = np.array(
@@ -34,15 +33,15 @@ TEMPLATE = np.array(
         [70.7299, 92.2041],
     ]
 )
-# Which of dlib's 68 points are averaged to each of those five.
+# Indices of dlib's 68 points whose mean is each of those five.
 TEMPLATE_POINTS = (range(36, 42), range(42, 48), (30,), (48,), (54,))
 
 
 def similarity_to_template(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The rotation, scale and shift [2, 3] that take a warp's pixels to those of the image.
+    """Return the similarity transform [2, 3] from pixels of the warp to pixels of the image.
 
-    `points` [5, 2] in the image. Least squares in the image's pixels, template to image, which is
-    the direction that ArcFace's own alignment fits.
+    `points` are [5, 2] in the image. The fit is least squares from template to image, in the
+    image's pixels, as in ArcFace's own alignment.
     """
     x, y = TEMPLATE.T
     ones, zeros = np.ones_like(x), np.zeros_like(x)
@@ -55,7 +54,7 @@ def warp_faces(
     images: Tensor,  # [n, 3, h, w]
     matrices: Tensor,  # [n, 2, 3], pixels of the warp to pixels of the image
 ) -> Tensor:
-    """Faces [n, 3, 112, 112], read bilinearly; black outside the image."""
+    """Return faces [n, 3, 112, 112], sampled bilinearly; black outside the image."""
     height, width = images.shape[-2:]
     axis = torch.arange(WARP, device=images.device, dtype=images.dtype)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -63,23 +62,23 @@ def warp_faces(
     places = grid @ matrices.to(images).transpose(1, 2)
     span = torch.tensor([width - 1, height - 1], device=images.device, dtype=images.dtype)
     places = (places / span * 2 - 1).reshape(-1, WARP, WARP, 2)
-    # Shifted by one so that what lies outside is black, -1, not grey.
+    # Shifted by one so that pixels outside are black (-1), not grey.
     return F.grid_sample(images + 1, places, align_corners=True) - 1
 
 
-def _five_points(places: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.stack([places[list(chosen)].mean(axis=0) for chosen in TEMPLATE_POINTS])
+def _five_points(landmarks: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.stack([landmarks[list(indices)].mean(axis=0) for indices in TEMPLATE_POINTS])
 
 
 class CurricularFaceIdentity:
-    """CurricularFace on faces that dlib finds and the ArcFace template puts in place.
+    """CurricularFace on faces that dlib finds, warped to the ArcFace template.
 
-    `processes` children find the faces; 0 does it in this process.
+    `processes` children find the faces; with 0 this process does.
     """
 
     def __init__(self, network: CurricularFace, weights: str, processes: int = 0) -> None:
         self.network = network
-        self.cutter = FaceCutter(68, processes=processes)
+        self.cropper = FaceCropper(68, processes=processes)
         self.definition = (
             "cosine of 512-d descriptors, -1..1, higher is more alike; CurricularFace IR-101, "
             f"{weights}, on 112 px warps to the ArcFace template; null where HOG finds no face; "
@@ -92,23 +91,23 @@ class CurricularFaceIdentity:
 
     def begin(self, images: Tensor) -> Callable[[], Tensor]:
         """See `pipeline.metrics.identity.IdentityNetwork.begin`."""
-        images = enlarged(images)
-        landmarks = self.cutter.begin(images)
+        images = enlarge(images)
+        landmarks = self.cropper.begin(images)
         return lambda: self._describe(images, landmarks())
 
-    def _describe(self, images: Tensor, landmarks: list[Cut | None]) -> Tensor:
-        seen = [index for index, places in enumerate(landmarks) if places is not None]
+    def _describe(self, images: Tensor, landmarks: list[Crop | None]) -> Tensor:
+        indices = [index for index, points in enumerate(landmarks) if points is not None]
         descriptors = images.new_full((len(landmarks), DIMENSIONS), float("nan"))
-        if seen:
-            points = [_five_points(places) for places in landmarks if places is not None]
+        if indices:
+            points = [_five_points(face) for face in landmarks if face is not None]
             matrices = np.stack([similarity_to_template(p) for p in points])
-            warps = warp_faces(images[seen], torch.from_numpy(matrices))
-            descriptors[seen] = self.network(warps)
+            warps = warp_faces(images[indices], torch.from_numpy(matrices))
+            descriptors[indices] = self.network(warps)
         return descriptors
 
 
 class ArcFaceIdentity:
-    """IR-SE50 on the fixed inner part of an FFHQ crop, as ReStyle's identity loss cuts it."""
+    """IR-SE50 on the fixed inner part of an FFHQ crop, as in ReStyle's identity loss."""
 
     def __init__(self, network: ArcFaceIRSE50, weights: str) -> None:
         self.network = network
@@ -121,7 +120,7 @@ class ArcFaceIdentity:
     def embed(self, images: Tensor) -> Tensor:
         """See `pipeline.metrics.identity.IdentityNetwork.embed`."""
         square = F.interpolate(
-            enlarged(images), [FFHQ_SIDE] * 2, mode="bilinear", antialias=True, align_corners=False
+            enlarge(images), [FFHQ_SIDE] * 2, mode="bilinear", antialias=True, align_corners=False
         )
         inner = window_of(square, FFHQ_WINDOW)
         descriptors: Tensor = self.network(F.adaptive_avg_pool2d(inner, WARP))
@@ -133,10 +132,10 @@ class ArcFaceIdentity:
         return lambda: descriptors
 
 
-def identity_of(
+def make_identity(
     network: ArcFaceIRSE50, weights: str, device: str = "cpu"
 ) -> ArcFaceIdentity | CurricularFaceIdentity:
-    """What compares faces by `network`, which is on `device`; `weights` names its file."""
+    """Return the identity metric of `network` on `device`; `weights` names its file."""
     if isinstance(network, CurricularFace):
         return CurricularFaceIdentity(network, weights, face_processes(device))
     return ArcFaceIdentity(network, weights)

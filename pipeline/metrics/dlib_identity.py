@@ -1,4 +1,4 @@
-"""Identity by the network that `face_recognition` users know, without any weight file to fetch."""
+"""Identity similarity by dlib's face recognition network, whose weights come with a package."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch import Tensor
 
 from pipeline.dlib_models import dlib_model
 from pipeline.metrics.dlib_resnet import CHIP, DIMENSIONS, read_dlib_resnet
-from pipeline.metrics.face_child import Cut
-from pipeline.metrics.face_cutter import FaceCutter
-from pipeline.metrics.pixel import enlarged
+from pipeline.metrics.face_child import Crop
+from pipeline.metrics.face_pool import FaceCropper
+from pipeline.metrics.pixel import enlarge
 
 WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"
-# What dlib's own get_face_chip leaves around the face.
+# Default padding of dlib's `get_face_chip`.
 CHIP_PADDING = 0.25
 
 
 class DlibIdentity:
-    """dlib's ResNet-29 on 150 px chips, cut at the five landmarks of the largest HOG face.
+    """dlib's ResNet-29 on 150 px chips, aligned by five landmarks of the largest HOG face.
 
-    `processes` children find and cut the faces; 0 does it in this process.
+    `processes` children find and crop the faces; with 0 this process does.
     """
 
     def __init__(self, device: str = "cpu", processes: int = 0) -> None:
         content = dlib_model(WEIGHTS).read_bytes()
         self.device = device
         self.network = read_dlib_resnet(content).to(device)
-        self.cutter = FaceCutter(5, (CHIP, CHIP_PADDING), processes)
+        self.cropper = FaceCropper(5, (CHIP, CHIP_PADDING), processes)
         self.definition = (
             "cosine of 128-d descriptors, -1..1, higher is more alike; "
             f"{WEIGHTS} (sha256 {hashlib.sha256(content).hexdigest()[:12]}) on 150 px chips "
@@ -47,14 +47,14 @@ class DlibIdentity:
 
     def begin(self, images: Tensor) -> Callable[[], Tensor]:
         """See `pipeline.metrics.identity.IdentityNetwork.begin`."""
-        cuts = self.cutter.begin(enlarged(images))
-        return lambda: self._describe(cuts())
+        crops = self.cropper.begin(enlarge(images))
+        return lambda: self._describe(crops())
 
-    def _describe(self, cuts: list[Cut | None]) -> Tensor:
-        seen = [index for index, cut in enumerate(cuts) if cut is not None]
-        descriptors = torch.full((len(cuts), DIMENSIONS), float("nan"), device=self.device)
-        if seen:
-            stacked = np.stack([cut for cut in cuts if cut is not None])
+    def _describe(self, crops: list[Crop | None]) -> Tensor:
+        indices = [index for index, crop in enumerate(crops) if crop is not None]
+        descriptors = torch.full((len(crops), DIMENSIONS), float("nan"), device=self.device)
+        if indices:
+            stacked = np.stack([crop for crop in crops if crop is not None])
             chips = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float()
-            descriptors[seen] = F.normalize(self.network(chips))
+            descriptors[indices] = F.normalize(self.network(chips))
         return descriptors

@@ -1,8 +1,8 @@
 """dlib's face recognition network in torch: the same 128 numbers, in batches, on any device.
 
-dlib's own wheel for the CPU has no BLAS and takes 100 ms a chip; these are ordinary convolutions.
-The architecture is that of dlib's `dnn_face_recognition_ex` (29 convolutions, He et al. 2016 with
-half the filters); the weights are read out of the very file that dlib reads.
+dlib's CPU wheel has no BLAS and takes 100 ms per chip. The architecture is that of dlib's
+`dnn_face_recognition_ex` (29 convolutions, He et al. 2016 with half the filters); the weights are
+read from dlib's own file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.errors import ModelError
 
 CHIP = 150
 DIMENSIONS = 128
-# (channels, strided first) of the 14 residual blocks, in the order in which they run.
+# (channels, whether the first convolution has a stride) of the 14 residual blocks, in order.
 BLOCKS = (
     *((32, False),) * 3,
     *((64, True), *((64, False),) * 3),
@@ -26,30 +26,30 @@ BLOCKS = (
     *((256, True), *((256, False),) * 2),
     (256, True),
 )
-# What dlib's input layer subtracts from 8-bit red, green and blue before it divides by 256.
+# dlib's input layer subtracts these from 8-bit red, green and blue, then divides by 256.
 MEANS = (122.782, 117.001, 104.298)
 
 
 class _Scaled(nn.Module):
-    """A convolution followed by dlib's `affine` layer, which is a frozen batch normalisation."""
+    """Convolution followed by dlib's `affine` layer, a frozen batch normalisation."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
-        # dlib pads a layer by half its kernel, unless it has a stride: then not at all.
+        # dlib pads a layer by half its kernel, or not at all if it has a stride.
         padding = kernel // 2 if stride == 1 else 0
         self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding)
-        self.gain = nn.Parameter(torch.ones(outputs, 1, 1))
+        self.scale = nn.Parameter(torch.ones(outputs, 1, 1))
         self.offset = nn.Parameter(torch.zeros(outputs, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        scaled: Tensor = self.convolution(x) * self.gain + self.offset
+        scaled: Tensor = self.convolution(x) * self.scale + self.offset
         return scaled
 
 
 def _padded(x: Tensor, shape: torch.Size) -> Tensor:
-    """`x` with zeros at the end of its last three axes, up to `shape`."""
+    """Return `x` with zeros at the end of its last three axes, up to `shape`."""
     channels, height, width = (
-        want - have for want, have in zip(shape[1:], x.shape[1:], strict=True)
+        target - size for target, size in zip(shape[1:], x.shape[1:], strict=True)
     )
     return F.pad(x, (0, width, 0, height, 0, channels))
 
@@ -64,13 +64,13 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = F.avg_pool2d(x, 2) if self.strided else x
         x = self.second(F.relu(self.first(x)))
-        # dlib's add_prev: the larger of both shapes, what is missing counts as zero.
+        # Like dlib's add_prev: the result has the larger shape, missing values are zero.
         larger = torch.Size(max(a, b) for a, b in zip(x.shape, shortcut.shape, strict=True))
         return F.relu(_padded(x, larger) + _padded(shortcut, larger))
 
 
 class DlibResnet(nn.Module):
-    """`dlib_face_recognition_resnet_model_v1`: face chips to descriptors."""
+    """Network of `dlib_face_recognition_resnet_model_v1`: face chips to descriptors."""
 
     means: Tensor
 
@@ -85,7 +85,7 @@ class DlibResnet(nn.Module):
         self.head = nn.Linear(256, DIMENSIONS, bias=False)
 
     def forward(self, chips: Tensor) -> Tensor:
-        """Descriptors [n, 128] (not of unit length) of chips [n, 3, 150, 150] in 0..255, RGB."""
+        """Return descriptors [n, 128], not normalised, of RGB chips [n, 3, 150, 150] in 0..255."""
         x = F.relu(self.stem((chips - self.means) / 256))
         x = self.blocks(F.max_pool2d(x, 3, stride=2))
         descriptors: Tensor = self.head(x.mean(dim=(2, 3)))
@@ -93,13 +93,13 @@ class DlibResnet(nn.Module):
 
 
 def _packed(number: int) -> bytes:
-    """A positive integer as dlib serialises it: a byte count, then the bytes, lowest first."""
+    """Serialise a positive integer like dlib: a byte count, then the bytes, lowest first."""
     size = max(1, (number.bit_length() + 7) // 8)
     return bytes([size]) + number.to_bytes(size, "little")
 
 
 def _read_tensors(content: bytes, shapes: Iterator[tuple[int, int]]) -> Iterator[Tensor]:
-    """The float tensors of the given (samples, channels) in `content`, in order."""
+    """Yield the float tensors of the given (samples, channels) in `content`, in order."""
     position = 0
     for samples, channels in shapes:
         # Version 2, then four sizes, then the values as little-endian floats.
@@ -116,22 +116,22 @@ def _read_tensors(content: bytes, shapes: Iterator[tuple[int, int]]) -> Iterator
 
 
 def read_dlib_resnet(content: bytes) -> DlibResnet:
-    """The network with the weights in `content`, a `.dat` file of dlib's; raises `ModelError`."""
+    """Return the network with the weights of dlib's `.dat` file; raises `ModelError`."""
     network = DlibResnet()
     layers = [layer for layer in network.modules() if isinstance(layer, _Scaled)]
     shapes = [
         (count, 1)
         for layer in layers
-        for count in (sum(p.numel() for p in layer.convolution.parameters()), 2 * len(layer.gain))
+        for count in (sum(p.numel() for p in layer.convolution.parameters()), 2 * len(layer.scale))
     ]
     tensors = _read_tensors(content, iter([*shapes, (256, DIMENSIONS)]))
     for layer in layers:
         kernel, bias = layer.convolution.weight, layer.convolution.bias
-        weights, scale = next(tensors).flatten(), next(tensors).flatten()
+        weights, affine = next(tensors).flatten(), next(tensors).flatten()
         _fill(kernel, weights[: kernel.numel()])
         _fill(bias, weights[kernel.numel() :])
-        _fill(layer.gain, scale[: len(layer.gain)])
-        _fill(layer.offset, scale[len(layer.gain) :])
+        _fill(layer.scale, affine[: len(layer.scale)])
+        _fill(layer.offset, affine[len(layer.scale) :])
     _fill(network.head.weight, next(tensors).T)
     return network.requires_grad_(False).eval()
 

@@ -1,4 +1,4 @@
-"""All quality numbers of a batch of inversions: per face and per step."""
+"""Measure the quality of a batch of inversions, per face and per step."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pipeline.metrics import pixel
 from pipeline.metrics.identity import load_identity
 from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.metrics.lpips import load_lpips
-from pipeline.metrics.pixel import enlarged, peak_signal_to_noise
+from pipeline.metrics.pixel import enlarge, peak_signal_to_noise
 from pipeline.metrics.registry import BY_NAME, METRICS, OF_CODE, PER_STEP, QUALITY
 
 Floats = NDArray[np.float32]
 
-# Faces whose AlexNet maps are held at once, 2.5 MB each.
+# Faces per chunk; AlexNet's feature maps take 2.5 MB per face.
 CHUNK = {"cpu": 16, "cuda": 128}
 
 _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -33,15 +33,15 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Measures:
-    """What `Meter.measure` found by metric; NaN where a number does not exist.
+    """Values by metric, from `MetricEvaluator.measure`; NaN if a value does not exist.
 
     `measures[name]` is float32 [n, steps], or [n] of the best step's code. Steps are columns; step
-    numbers count from 1, as in the table. PSNR is infinite where a reconstruction is exact.
+    numbers count from 1, as in the table. PSNR is infinite for an exact reconstruction.
     """
 
     values: Mapping[str, Floats]
     best_step: NDArray[np.int32]  # [n], 1..steps
-    identity_missed: int  # (face, step) pairs whose similarity is NaN as no face was found
+    identity_missed: int  # (face, step) pairs without a similarity because no face was found
 
     def __getitem__(self, name: str) -> Floats:
         return self.values[name]
@@ -67,9 +67,9 @@ def best_step(
     last: NDArray[np.int32],  # [n], each row's last step, from 1
     higher_is_better: bool = False,
 ) -> NDArray[np.int32]:
-    """Number (from 1) of each row's best column, the earliest of equals; `last` if all NaN.
+    """Return the number (from 1) of each row's best column, the first of equals; `last` if all NaN.
 
-    `measures` [n, steps] of a distance, or of a similarity with `higher_is_better`.
+    `measures` are [n, steps] of a distance, or of a similarity with `higher_is_better`.
     """
     distances = -measures if higher_is_better else measures
     missing = np.isnan(distances)
@@ -78,12 +78,12 @@ def best_step(
     return numbers
 
 
-class Meter:
-    """Measures inversions with LPIPS and a face network loaded once.
+class MetricEvaluator:
+    """Measures inversions; loads LPIPS and an identity network once.
 
-    `identity` is `dlib`, `none` (similarities are NaN) or the URI of a weight file of
-    CurricularFace, ArcFace or, for what is no face, MoCo; `best_step_by` the metric that chooses
-    the best step, or `last`.
+    `identity` is `dlib`, `none` (similarities are NaN), or the URI of a weight file of
+    CurricularFace, ArcFace or, for images without faces, MoCo. `best_step_by` is the metric that
+    chooses the best step, or `last`.
     """
 
     def __init__(
@@ -94,18 +94,18 @@ class Meter:
     ) -> None:
         if best_step_by not in get_args(BestStepBy):
             choices = ", ".join(get_args(BestStepBy))
-            raise ConfigError(f"best step by {best_step_by!r} is unknown: choose one of {choices}")
+            raise ConfigError(f"best_step_by is {best_step_by!r}, expected one of {choices}")
         if best_step_by == "id_similarity" and identity == "none":
-            raise ConfigError("best step by id_similarity needs an identity network, not 'none'")
+            raise ConfigError("best_step_by id_similarity needs an identity network, not 'none'")
         self.device = torch.device(device)
         self.best_step_by = best_step_by
         self.lpips = load_lpips(device)
         self.identity = load_identity(identity, device)
-        chosen = f"step {best_step_by}, counted from 1; the last one where no step has a number"
+        best = f"step {best_step_by}, counted from 1; the last one where no step has a number"
         self.definitions: dict[str, str] = {
             **{metric.name: metric.definition for metric in METRICS if metric.definition},
             "id_similarity": self.identity.definition if self.identity else "not measured",
-            "best_step": chosen,
+            "best_step": best,
         }
 
     @torch.inference_mode()
@@ -118,18 +118,18 @@ class Meter:
         start: Tensor | None = None,  # [n, n_styles, 512], codes before step 1: the average
         steps_made: Tensor | None = None,  # int [n], 1..steps: all of them
     ) -> Measures:
-        """Every metric of `n` faces; raises `ShapeError` where the tensors do not fit together.
+        """Return all metrics of `n` faces; raises `ShapeError` if the shapes are inconsistent.
 
-        A target or reconstruction with NaN or infinite values gets NaN, its neighbours do not.
-        Steps beyond a face's `steps_made` are not looked at: their numbers are NaN.
+        A target or reconstruction with NaN or infinite values gets NaN and affects no other. Steps
+        beyond a face's `steps_made` are not measured: they are NaN.
         """
         _check_shapes(targets, step_images, w_plus, latent_avg)
-        made = _made(w_plus, steps_made).to(self.device)
+        is_made = _made_mask(w_plus, steps_made).to(self.device)
         chunk = CHUNK.get(self.device.type, CHUNK["cpu"])
         rows = [
-            self._compare(x.to(self.device, torch.float32), y.to(self.device, torch.float32), few)
-            for x, y, few in zip(
-                targets.split(chunk), step_images.split(chunk), made.split(chunk), strict=True
+            self._compare(x.to(self.device, torch.float32), y.to(self.device, torch.float32), part)
+            for x, y, part in zip(
+                targets.split(chunk), step_images.split(chunk), is_made.split(chunk), strict=True
             )
         ]
         missed = sum(int(missing.sum()) for _, missing in rows)
@@ -137,95 +137,99 @@ class Meter:
             name: torch.cat([measured[name] for measured, _ in rows]).cpu().numpy()
             for name in QUALITY
         }
-        last = _to_numpy(made.sum(dim=1)).astype("i4")
+        last = _to_numpy(is_made.sum(dim=1)).astype("i4")
         best = best_step(
-            values.get(self.best_step_by, np.full(made.shape, np.nan, np.float32)),
+            values.get(self.best_step_by, np.full(is_made.shape, np.nan, np.float32)),
             last,
             higher_is_better=self._higher_is_better,
         )
         codes, average = w_plus.float(), latent_avg.to(w_plus.device, torch.float32)
-        begin = average if start is None else start.to(average)
+        initial = average if start is None else start.to(average)
         steps = torch.from_numpy(best - 1).long().to(codes.device)
-        kept = codes[torch.arange(len(codes), device=codes.device), steps]
+        best_codes = codes[torch.arange(len(codes), device=codes.device), steps]
         values |= {
-            "residual_norm": _to_numpy(_residuals(codes, begin, made)),
-            "w_plus_variance": _to_numpy(w_plus_variance(kept)),
-            "w_avg_distance": _to_numpy(w_avg_distance(kept, average)),
+            "residual_norm": _to_numpy(_residuals(codes, initial, is_made)),
+            "w_plus_variance": _to_numpy(w_plus_variance(best_codes)),
+            "w_avg_distance": _to_numpy(w_avg_distance(best_codes, average)),
         }
         return Measures(values, best, missed)
 
     def _compare(
-        self, targets: Tensor, step_images: Tensor, made: Tensor
+        self, targets: Tensor, step_images: Tensor, is_made: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Measure one chunk: each metric of images, and where no face was found, [n, steps]."""
+        """Measure one chunk: each metric of images, and a mask of missed faces, all [n, steps]."""
         target_finite, finite = _finite(targets), _finite(step_images)
-        usable = finite & target_finite[:, None] & made
-        # What is not finite is measured as grey, so that networks see numbers, and blanked below.
-        targets = _where(target_finite, targets)
-        faces = [rows for step in made.T if len(rows := step.nonzero()[:, 0])]
+        usable = finite & target_finite[:, None] & is_made
+        # Non-finite images are replaced by grey for the networks; their values become NaN below.
+        targets = _grey_unless(target_finite, targets)
+        faces = [rows for step in is_made.T if len(rows := step.nonzero()[:, 0])]
 
-        def shown(step: int) -> Tensor:
+        def reconstructions(step: int) -> Tensor:
             rows = faces[step]
-            return _where(usable[rows, step], step_images[rows, step]).clamp(-1, 1)
+            return _grey_unless(usable[rows, step], step_images[rows, step]).clamp(-1, 1)
 
-        begun = self._begin(itertools.chain([targets], map(shown, range(len(faces)))))
-        wanted = self._embed(targets)
-        measures = {name: targets.new_full(made.shape, float("nan")) for name in QUALITY}
+        batches = itertools.chain([targets], map(reconstructions, range(len(faces))))
+        pending = self._begin_identity(batches)
+        target_features = self._embed(targets)
+        measures = {name: targets.new_full(is_made.shape, float("nan")) for name in QUALITY}
         for step, rows in enumerate(faces):
-            images = shown(step)  # again: to hold them for all steps takes as much as step_images
+            images = reconstructions(
+                step
+            )  # computed twice: holding all takes as much as step_images
             for name, function in _FUNCTIONS.items():
                 measures[name][rows, step] = function(images, targets[rows])
-            whole = len(rows) == len(targets)
-            features = wanted if whole else [layer[rows] for layer in wanted]
+            features = target_features
+            if len(rows) < len(targets):
+                features = [layer[rows] for layer in target_features]
             measures["lpips"][rows, step] = self.lpips.compare(features, self._embed(images))
-        if begun:
-            wanted_face, *step_faces = [descriptors() for descriptors in begun]
+        if pending:
+            target_faces, *step_faces = [descriptors() for descriptors in pending]
             for step, rows in enumerate(faces):
-                cosines = (step_faces[step] * wanted_face[rows]).sum(dim=1)
+                cosines = (step_faces[step] * target_faces[rows]).sum(dim=1)
                 measures["id_similarity"][rows, step] = cosines.clamp(-1, 1)
         missed = usable & measures["id_similarity"].isnan() & (self.identity is not None)
-        found = {name: _blanked(values, usable) for name, values in measures.items()}
-        return found | {"psnr": peak_signal_to_noise(found["l2"])}, missed
+        result = {name: _nan_unless(usable, values) for name, values in measures.items()}
+        return result | {"psnr": peak_signal_to_noise(result["l2"])}, missed
 
     @property
     def _higher_is_better(self) -> bool:
         return self.best_step_by in BY_NAME and BY_NAME[self.best_step_by].higher_is_better
 
-    def _begin(self, batches: Iterable[Tensor]) -> list[Callable[[], Tensor]]:
-        """Begin with the identity of each batch, before LPIPS: beside a GPU both run at once."""
+    def _begin_identity(self, batches: Iterable[Tensor]) -> list[Callable[[], Tensor]]:
+        """Start the identity of each batch before LPIPS: with a GPU both run at the same time."""
         return [] if self.identity is None else [self.identity.begin(batch) for batch in batches]
 
     def _embed(self, images: Tensor) -> list[Tensor]:
-        # A fifth faster than with channels first, on a CPU.
-        return self.lpips.embed(enlarged(images).contiguous(memory_format=torch.channels_last))
+        # On a CPU a fifth faster than channels first.
+        return self.lpips.embed(enlarge(images).contiguous(memory_format=torch.channels_last))
 
 
-def _made(w_plus: Tensor, steps_made: Tensor | None) -> Tensor:
-    """Which steps each face made, bool [n, steps]."""
+def _made_mask(w_plus: Tensor, steps_made: Tensor | None) -> Tensor:
+    """Return a mask of the steps that each face made, bool [n, steps]."""
     n, steps = w_plus.shape[:2]
     if steps_made is None:
         return torch.ones(n, steps, dtype=torch.bool)
     return torch.arange(steps)[None] < steps_made.cpu()[:, None]
 
 
-def _residuals(codes: Tensor, begin: Tensor, made: Tensor) -> Tensor:
-    """Return `residual_norm` of the steps that were made; NaN where it is not finite."""
-    norms = _blanked(residual_norm(codes, begin), made.to(codes.device))
-    return _blanked(norms, ~norms.isinf())
+def _residuals(codes: Tensor, initial: Tensor, is_made: Tensor) -> Tensor:
+    """Return `residual_norm` of the steps that were made; NaN if it is not finite."""
+    norms = _nan_unless(is_made.to(codes.device), residual_norm(codes, initial))
+    return _nan_unless(~norms.isinf(), norms)
 
 
-def _blanked(values: Tensor, keep: Tensor) -> Tensor:
-    """`values` with NaN where they are not kept."""
+def _nan_unless(keep: Tensor, values: Tensor) -> Tensor:
+    """Return `values` with NaN where `keep` is false."""
     return torch.where(keep, values, torch.full_like(values, float("nan")))
 
 
 def _finite(images: Tensor) -> Tensor:
-    """Which images, the last three axes, hold only finite numbers."""
+    """Return a mask of images (the last three axes) with only finite values."""
     return images.isfinite().flatten(-3).all(dim=-1)
 
 
-def _where(keep: Tensor, images: Tensor) -> Tensor:
-    """`images` with zeros in place of those that are not kept."""
+def _grey_unless(keep: Tensor, images: Tensor) -> Tensor:
+    """Return `images`, with 0 (grey) for those where `keep` is false."""
     return torch.where(keep[..., None, None, None], images, torch.zeros_like(images))
 
 

@@ -1,7 +1,7 @@
-"""How W+ codes move from step to step and how far they stray: numbers on codes alone.
+"""Statistics of W+ codes: residuals of steps, variance of rows, distance to the average.
 
-A code near the average whose rows agree is easier to edit, one far off with unlike rows fits pixels
-better (Tov et al., "Designing an encoder for StyleGAN image manipulation", 2021, sec. 3).
+Codes near the average with similar rows are easier to edit; other codes fit pixels better (Tov et
+al., "Designing an encoder for StyleGAN image manipulation", 2021, sec. 3).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def _rms(values: Tensor) -> Tensor:
-    """Root of the mean square over the last two axes."""
+    """Return the root mean square over the last two axes."""
     return values.square().mean(dim=(-2, -1)).sqrt()
 
 
@@ -19,18 +19,18 @@ def residual_norm(
     w_plus: Tensor,  # [n, steps, n_styles, 512]
     start: Tensor,  # [n, n_styles, 512] or [n_styles, 512], the codes before the first step
 ) -> Tensor:
-    """RMS of the residual that each step added, [n, steps].
+    """Return the RMS of the residual of each step, [n, steps].
 
-    A root mean square over the n_styles × 512 values, so that sizes of generator compare.
+    The mean over the n_styles × 512 values makes generators of different sizes comparable.
     """
     before = start.expand_as(w_plus[:, 0])[:, None]
     return _rms(torch.diff(w_plus, dim=1, prepend=before))
 
 
 def w_plus_variance(codes: Tensor) -> Tensor:
-    """Variance between the rows of W+ codes [n, n_styles, 512], mean over the 512 values: [n].
+    """Return the variance [n] between rows of W+ codes [n, n_styles, 512], mean over 512 values.
 
-    0 where all rows are one W code; the population variance, as rows are not drawn from anything.
+    0 if all rows are one W code. Population variance: the rows are not a sample.
     """
     return (codes - codes.mean(dim=1, keepdim=True)).square().mean(dim=(1, 2))
 
@@ -39,5 +39,5 @@ def w_avg_distance(
     codes: Tensor,  # [n, n_styles, 512]
     latent_avg: Tensor,  # [n_styles, 512]
 ) -> Tensor:
-    """RMS distance [n] of W+ codes to the generator's average code."""
+    """Return the RMS distance [n] of W+ codes to the generator's average code."""
     return _rms(codes - latent_avg)

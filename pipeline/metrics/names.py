@@ -1,4 +1,4 @@
-"""What an identity network can be called; asked before anything of it is loaded."""
+"""Check the name of an identity network before it is loaded; imports no torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pipeline.models.files import check_model_file
 WORDS = ("dlib", "none")
 
 
-def refuse_word(name: str) -> None:
-    """Raise `ModelError` for what is no file and does not look like one: a mistyped word."""
+def check_is_file_name(name: str) -> None:
+    """Raise `ModelError` if `name` is not a file and does not look like one: a mistyped word."""
     if not re.search(r"[./\\]", name) and not Path(name).exists():
         raise ModelError(
             f"no identity network is called '{name}': expected dlib, none, or a weight file "
@@ -21,7 +21,7 @@ def refuse_word(name: str) -> None:
 
 
 def check_identity(name: str) -> None:
-    """Raise `ModelError` where `name` is neither a word of ours nor a weight file that is there."""
+    """Raise `ModelError` if `name` is not `dlib`, `none` or an existing weight file."""
     if name not in WORDS:
-        refuse_word(name)
+        check_is_file_name(name)
         check_model_file(name, "identity weights")

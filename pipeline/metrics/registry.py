@@ -1,6 +1,6 @@
-"""The metrics of a face, in one list: columns, sums, card, reports and imports are made of it.
+"""List of all metrics of a face, from which columns, sums, card, reports and imports are made.
 
-To add a pixel metric, write a function of `pixel.py` and a row here. This module loads no network.
+To add a pixel metric, write a function in `pixel.py` and a row here. This module loads no network.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ _PIXELS = "float images in [-1, 1] at the model's input size, reconstructions cl
 
 @dataclass(frozen=True)
 class Metric:
-    """One number per face, of its best step, or one for each step.
+    """Metric with one number per face, or one per face and step.
 
-    `definition` says what it is, in the table's card; it is empty where the network in use defines
-    it. `function` names a function of `pipeline.metrics.pixel` of reconstructions and targets, both
-    [n, 3, h, w] in [-1, 1], to [n]; other metrics are the evaluator's own.
+    `definition` is its text in the table's card, empty if the identity network gives it. `function`
+    names a function in `pipeline.metrics.pixel` that takes reconstructions and targets, both
+    [n, 3, h, w] in [-1, 1], and returns [n]. `MetricEvaluator` computes the other metrics.
     """
 
     name: str
@@ -70,7 +70,7 @@ METRICS = (
     ),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
-# Names of the metrics with a number for each step, and of those that have a best step's as well.
+# Names of metrics per step, of those with a number of the best step too, and of the code's metrics.
 PER_STEP = tuple(metric.name for metric in METRICS if metric.per_step)
 QUALITY = tuple(metric.name for metric in METRICS if metric.per_step and metric.of_best_step)
 OF_CODE = tuple(metric.name for metric in METRICS if not metric.per_step)

@@ -229,8 +229,8 @@ def _architecture(
     except IndexError as error:
         raise ModelError(f"{source}: a weight that gives widths has too few dimensions") from error
     channels = _channels(shapes, f"{encoder_type} model", source)
-    one_pass = arguments["input_channels"] != RESTYLE_CHANNELS
-    starts = not one_pass or bool(options.get("start_from_latent_avg", True))
+    single_pass = arguments["input_channels"] != RESTYLE_CHANNELS
+    starts = not single_pass or bool(options.get("start_from_latent_avg", True))
     input_size = preset_of(domain).input_size
     layers = _mapping_layers(shapes)
     return Architecture(encoder_type, arguments, channels, layers, input_size, starts)

@@ -143,7 +143,7 @@ class RestyleModel(nn.Module):
         return int(self.architecture.encoder_arguments["input_channels"])
 
     @property
-    def one_pass(self) -> bool:
+    def single_pass(self) -> bool:
         """Whether the encoder sees the target alone, as pSp's and e4e's own do."""
         return self.input_channels == 3
 

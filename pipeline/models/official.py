@@ -72,10 +72,12 @@ def save_official(model: RestyleModel, uri: str, options: Mapping[str, Any] | No
 def _options(model: RestyleModel) -> dict[str, Any]:
     """Every option that the original scripts read when they load a model or go on with it."""
     # Those of pSp's and of e4e's own repositories, beside ReStyle's.
-    one_pass = {"label_nc": 0, "stylegan_size": model.generator_size} if model.one_pass else {}
+    single_pass = (
+        {"label_nc": 0, "stylegan_size": model.generator_size} if model.single_pass else {}
+    )
     own = {} if model.domain in PRESETS else {OWN_DOMAIN: model.domain}
     return {
-        **one_pass,
+        **single_pass,
         **own,
         "exp_dir": "experiment",
         "batch_size": 8,

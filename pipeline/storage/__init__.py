@@ -1,7 +1,23 @@
-"""URIs to bytes: shards of an input, their samples, and atomic puts (fsspec, S3 through s3fs)."""
+"""Read the images of an input from any storage, and write objects atomically.
+
+An input passes through these steps, each in its own module:
+
+1. List: `input_files.open_input` resolves a folder, file, list or pattern to files, which
+   `listing.walk` lists on a disk, in a bucket or elsewhere (`uris.filesystem`).
+2. Recognise: `recognition.recognise` picks the images and shard files by name or by first bytes
+   (`file_types`); `left_out.LeftOut` counts the rest.
+3. Shards: `shards.list_shards` yields a `Shard` for each tar, zip and Parquet file, and for each
+   slice of 1,024 single images.
+4. Read: `readers.dispatch.read_samples` streams the images of a shard, not decoded, each as a
+   `sample.Sample` with its key; an image that cannot be read is a sample with a `reject` reason.
+5. Store: `store.Store` writes the results; `output_check.check_output` checks the folder first.
+
+Every error of a storage is a `StorageError` with a message of one line (`uris.storage_errors`).
+Credentials come from the environment (`credentials`), never through this package.
+"""
 
 from pipeline.redaction import without_secrets
-from pipeline.storage.credentials import CREDENTIALS_EXPIRED
+from pipeline.storage.credentials import CREDENTIALS_EXPIRED, S3_PROFILES
 from pipeline.storage.input_files import check_apart
 from pipeline.storage.kept_columns import arrow_type, kept_array
 from pipeline.storage.left_out import LeftOut
@@ -11,7 +27,6 @@ from pipeline.storage.patterns import literal_folder
 from pipeline.storage.read_options import ALL_IMAGES, ONE_IMAGE, ReadOptions
 from pipeline.storage.readers.dispatch import kept_types, read_samples
 from pipeline.storage.readers.parquet import check_columns
-from pipeline.storage.s3_profiles import S3_PROFILES
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
 from pipeline.storage.sampling import count_samples, spread_samples
 from pipeline.storage.shards import (

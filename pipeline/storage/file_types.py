@@ -1,4 +1,4 @@
-"""File types by name and by first bytes: images, shards, and everything else."""
+"""Recognise file types by name and by first bytes: images, shards, and everything else."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Literal
 
 Kind = Literal["folder", "list", "tar", "zip", "parquet"]
 
-# Formats that no decoder here reads belong too: they become `unsupported_format` rejects.
+# Includes formats that no decoder here reads: these files become `unsupported_format` rejects.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
     *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jpx", ".jxl", ".svg", ".psd"),
     *(".tga", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".exr", ".hdr", ".dng", ".cr2", ".nef"),
     *(".arw", ".raw"),
 )
-# Whose files are no images, whatever they begin with; a file of any other extension may be one.
+# Files with these extensions are never images. A file with any other extension may be one.
 _OTHER_SUFFIXES = frozenset(
     (
         *(".json", ".jsonl", ".ndjson", ".geojson", ".txt", ".text", ".csv", ".tsv", ".xml"),
@@ -49,25 +49,25 @@ _IMAGE_SUFFIXES = frozenset(IMAGE_SUFFIXES)
 
 
 def is_image(name: str) -> bool:
-    """Whether the path `name` ends in the extension of an image, in any case."""
+    """Return whether the path `name` has an image extension, in upper or lower case."""
     return _suffix(name) in _IMAGE_SUFFIXES
 
 
 def may_be_image(name: str) -> bool:
-    """Whether the first bytes have to tell what `name` is: it ends in no known extension."""
+    """Return whether `name` has no known extension, so that its first bytes must decide."""
     suffix = _suffix(name)
     return suffix not in _IMAGE_SUFFIXES and suffix not in _OTHER_SUFFIXES and not shard_kind(name)
 
 
 def _suffix(name: str) -> str:
-    """As of `PurePosixPath`, in lower case, for each of millions of names."""
+    """Return `PurePosixPath(name).suffix` in lower case, fast enough for millions of names."""
     last = name[name.rfind("/") + 1 :]
     dot = last.rfind(".")
     return last[dot:].lower() if 0 < dot < len(last) - 1 else ""
 
 
 def shard_kind(name: str) -> Kind | None:
-    """What kind of shard file `name` is by its extension; None if it is none."""
+    """Return the kind of shard file that the extension of `name` says; None for other files."""
     lowered = name.lower()
     if not lowered.endswith(_ANY_SHARD):
         return None
@@ -75,13 +75,13 @@ def shard_kind(name: str) -> Kind | None:
 
 
 def shard_stem(name: str) -> str:
-    """`name` without its shard extension."""
+    """Return `name` without its shard extension."""
     ends = [end for end in _SHARD_SUFFIXES if name.lower().endswith(end)]
     return name[: -len(max(ends, key=len))] if ends else name
 
 
 def is_hidden(name: str) -> bool:
-    """Whether any part of the path is hidden or is what macOS adds to archives.
+    """Return whether any part of the path is hidden or is what macOS adds to archives.
 
     Such files (`.DS_Store`, `._0007.jpg`, `__MACOSX/...`) carry metadata, not images.
     """
@@ -92,21 +92,21 @@ def is_hidden(name: str) -> bool:
 
 
 def is_list(name: str) -> bool:
-    """Whether `name` ends as a text file of URIs does, one a line."""
+    """Return whether `name` has the extension of a text file that holds one URI per line."""
     return name.lower().endswith(_LIST_SUFFIXES)
 
 
 def plain_name(uri: str) -> str:
-    """`uri` without the query and the fragment behind the name of a file on the web."""
+    """Return `uri`, without query and fragment if it is a web address."""
     return re.split(r"[?#]", uri, maxsplit=1)[0] if uri.startswith(_WEB) else uri
 
 
 def readable_name(name: str) -> str:
-    """`name` as valid Unicode: bytes that are not UTF-8 are written as `\\xNN`."""
+    """Return `name` as valid Unicode: bytes that are not UTF-8 are written as `\\xNN`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-# A name says nothing: half of the `.jpg` files of a crawl are PNG or WebP.
+# The extension is not reliable: half of the `.jpg` files of a crawl are PNG or WebP.
 _SIGNATURES = (
     ("JPEG", b"\xff\xd8"),
     ("PNG", b"\x89PNG\r\n\x1a\n"),
@@ -123,23 +123,23 @@ _SIGNATURES = (
 )
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
-_HEIF_CONTAINERS = {b"mif1", b"msf1"}  # of any codec; the compatible brands name which
+_HEIF_CONTAINERS = {b"mif1", b"msf1"}  # of any codec; the compatible brands name the codec
 _MAX_BRANDS = 64
-# "P6 640 480": a magic of two characters alone would take texts for images.
+# "P6 640 480": a signature of two characters alone would also match texts.
 _NETPBM = re.compile(
     rb"P[1-6Ff]\s+(?:#[^\r\n]*[\r\n]\s*)*\d|P7\s*\n(?:#|WIDTH|HEIGHT|DEPTH|MAXVAL|TUPL)"
 )
-_NETPBM_SEARCHED = 1024
+_NETPBM_BYTES = 1024
 _TGA_HEADER = struct.Struct("<BBBHHBHHHHBB")
 _TGA_FOOTER = b"TRUEVISION-XFILE.\x00"
 _TGA_MAPPED, _TGA_DEPTHS = (1, 9), {2: (16, 24, 32), 3: (1, 8, 16), 10: (16, 24, 32), 11: (8, 16)}
 
 
 def sniff(content: bytes) -> str | None:
-    """Pillow's name of the format that `content` begins like, or None if it is not read here.
+    """Return Pillow's name of the format that `content` begins with; None for unknown formats.
 
-    The first 1024 bytes suffice, except for a TGA with an unusual header, which is known by the
-    footer at its end.
+    The first 1024 bytes suffice, except for a TGA with an unusual header, which is recognised by
+    the footer at its end.
     """
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "WEBP"
@@ -148,32 +148,36 @@ def sniff(content: bytes) -> str | None:
             return name
     if content[4:8] == b"ftyp":
         return _codec_of(brands(content))
-    if _NETPBM.match(content, 0, _NETPBM_SEARCHED):
+    if _NETPBM.match(content, 0, _NETPBM_BYTES):
         return "PPM"
     return "TGA" if _is_tga(content) else None
 
 
 def brands(content: bytes) -> list[bytes]:
-    """The brands of an ISO media file (HEIC, AVIF, MP4, ...), the major one first."""
+    """Return the brands of an ISO media file (HEIC, AVIF, MP4, ...), the major brand first."""
     length = min(struct.unpack(">I", content[:4])[0], 16 + 4 * _MAX_BRANDS)
     listed = [content[8:12], *(content[at : at + 4] for at in range(16, length, 4))]
     return [brand for brand in listed if len(brand) == 4]
 
 
-def _codec_of(found: list[bytes]) -> str | None:
-    """A file of several brands is what its first one says; `mif1` leaves it to the next."""
-    for brand in found:
+def _codec_of(listed: list[bytes]) -> str | None:
+    """Return the format of the first brand that names one; `mif1` and `msf1` name none."""
+    for brand in listed:
         if brand in _AVIF_BRANDS:
             return "AVIF"
         if brand in _HEIF_BRANDS:
             return "HEIF"
-        if brand not in _HEIF_CONTAINERS and brand == found[0]:
-            return None  # a video, whatever else it may be compatible with
-    return "HEIF" if found else None
+        if brand not in _HEIF_CONTAINERS and brand == listed[0]:
+            return None  # a video, whatever the compatible brands are
+    return "HEIF" if listed else None
 
 
 def _is_tga(content: bytes) -> bool:
-    """TGA has no signature: a header in which every field is as the format has it, or a footer."""
+    """Return whether `content` is a TGA image.
+
+    TGA has no signature: every field of the header must have a value that the format allows, or
+    the file must end in the footer.
+    """
     if len(content) < _TGA_HEADER.size:
         return False
     _, has_map, kind, first, entries, entry_bits, _, _, width, height, depth, flags = (
@@ -183,8 +187,8 @@ def _is_tga(content: bytes) -> bool:
         mapped = has_map == 1 and depth == 8 and 0 < first + entries <= 256
         fields = mapped and entry_bits in (15, 16, 24, 32)
     else:
-        # Most writers leave the fields of the missing map at zero; the others have the footer.
+        # Most writers set the fields of the missing colour map to zero; the others write a footer.
         unmapped = has_map == 0 and (first, entries, entry_bits) == (0, 0, 0)
-        known = depth in _TGA_DEPTHS.get(kind, ())
-        fields = known and (unmapped or (has_map <= 1 and content.endswith(_TGA_FOOTER)))
+        valid_depth = depth in _TGA_DEPTHS.get(kind, ())
+        fields = valid_depth and (unmapped or (has_map <= 1 and content.endswith(_TGA_FOOTER)))
     return bool(fields and width and height and not flags & 0xC0 and flags & 0x0F in (0, 1, 8))

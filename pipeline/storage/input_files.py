@@ -1,4 +1,4 @@
-"""What an input may be: a folder, a file, a text file of URIs, a pattern; which files it means."""
+"""Resolve an input (a folder, a file, a text file of URIs or a pattern) to the files it names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from pipeline.errors import InputError, StorageError
 from pipeline.storage.file_types import is_list, plain_name, shard_kind
 from pipeline.storage.left_out import NAMED_TWICE, LeftOut
-from pipeline.storage.listing import Entry, Place, file_entry, is_folder, looked_up, walk
+from pipeline.storage.listing import Entry, Place, file_entry, is_folder, look_up_all, walk
 from pipeline.storage.objects import UNREADABLE, present_state
 from pipeline.storage.output_check import check_beside
 from pipeline.storage.patterns import (
@@ -30,23 +30,24 @@ LOOKED_FOR = (
     "at any depth"
 )
 NO_LISTING = (
-    "a web server lists no folders: name its files in a text file, a URI a line, or by a range "
+    "a web server lists no folders: name its files in a text file, one URI per line, or by a range "
     "such as {00000..00127}.tar"
 )
-_MOST_NAMES = 1_000_000  # that braces may stand for
-_MOST_GLOBS = 1000  # that braces may stand for: each is a listing of its own
-_LARGEST_SHOWN = 10**30  # of the counts of names: Python writes none of over 4300 digits
-_LONGEST_KEY = 1024  # of an object in a bucket
+_MAX_NAMES = 1_000_000  # expansions of the braces in one name
+_MAX_GLOBS = 1000  # expansions of braces that hold `*`, `?` or `[`: each needs its own listing
+_MAX_SHOWN_COUNT = 10**30  # in messages: Python formats no number of over 4300 digits
+_MAX_KEY_LENGTH = 1024  # of an object in a bucket
 _SLASHES_OF_A_FILE = 3  # https://host/file
-_SHOWN = 3  # of the shards that are missing
+_MAX_SHOWN_NAMES = 3  # of missing shards, in a message
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files that an input means, as entries in its order.
+    """Files of an input, as entries in the input's order.
 
-    Of a `folder` the names are relative to `uri`; of a `list`, a text file at `uri`, they are
-    relative to its folder, or URIs. `alone` is one file that is the input itself.
+    For `kind="folder"` the names are relative to `uri`. For `kind="list"`, where `uri` is a text
+    file, they are relative to the folder of that file, or URIs. `alone` says that the input is one
+    file.
     """
 
     kind: Literal["folder", "list"]
@@ -55,22 +56,23 @@ class Source:
     alone: bool = False
 
     def uri_of(self, name: str) -> str:
-        """The URI of the file with this name."""
+        """Return the URI of the file `name`."""
         return uri_in(self.kind, self.uri, name)
 
 
 def uri_in(kind: str, uri: str, name: str) -> str:
-    """The URI of the file `name` of a `Source` of this kind."""
+    """Return the URI of the file `name` of a `Source` of this `kind` at `uri`."""
     if kind != "list":
         return join(uri, name)
     return name if _is_absolute(name) else join(_split(uri)[0], name)
 
 
 def open_input(root: str, left_out: LeftOut) -> Source:
-    """The files of the input `root`, a `canonical_uri`, which are listed as they are taken.
+    """Open the input `root`, a `canonical_uri`; its files are listed while entries are consumed.
 
-    What exists by that very name is no pattern. What is passed over is counted in `left_out`.
-    Raises `InputError` where there is nothing, also while entries are taken.
+    A name that exists as written is not treated as a pattern. Files that are not read are counted
+    in `left_out`. Raises `InputError` if the input is missing or a pattern matches nothing, also
+    while entries are consumed.
     """
     if is_web(root) and root.count("/") < _SLASHES_OF_A_FILE:
         raise InputError(f"'{root}' names no file; {NO_LISTING}")
@@ -81,11 +83,11 @@ def open_input(root: str, left_out: LeftOut) -> Source:
             raise
         raise InputError(f"the input '{root}' does not exist; {LOOKED_FOR}") from error
     if kind == "pattern":
-        return _pattern(root, left_out)
+        return _open_pattern(root, left_out)
     if kind == "folder":
         return Source("folder", root, _below(root, left_out))
     if is_list(plain_name(root)):
-        return _list(root, left_out)
+        return _open_list(root, left_out)
     folder, name = _split(root)
     return Source("folder", folder, iter([file_entry(root)._replace(name=name)]), alone=True)
 
@@ -96,7 +98,7 @@ def _kind_of(root: str) -> Literal["folder", "file", "pattern"]:
     if is_local(root):
         unnamable = not os.path.lexists(path)
     else:
-        unnamable = len(path) > _LONGEST_KEY or not literal_folder(root)
+        unnamable = len(path) > _MAX_KEY_LENGTH or not literal_folder(root)
     if special and unnamable:
         return "pattern"
     try:
@@ -112,14 +114,14 @@ def _below(folder: str, left_out: LeftOut) -> Iterator[Entry]:
     return mark_beside_tars(walk(fs, path, folder, left_out))
 
 
-def _pattern(root: str, left_out: LeftOut) -> Source:
-    """The files that fit a pattern: their names are relative to the folder before it."""
+def _open_pattern(root: str, left_out: LeftOut) -> Source:
+    """Return the files that fit a pattern, with names relative to the folder before it."""
     folder = literal_folder(root) or ("/" if is_local(root) else "")
     count = count_braces(root)
     if not folder:
         raise InputError(
             f"the bucket or host of '{root}' is part of the pattern: name the folders or files in "
-            "a text file, a URI a line, and pass that"
+            "a text file, one URI per line, and pass that file"
         )
     _check_count(root, count)
     begin = len(folder.rstrip("/")) + 1
@@ -130,16 +132,19 @@ def _pattern(root: str, left_out: LeftOut) -> Source:
 
 
 def _check_count(pattern: str, count: int) -> None:
-    most = _MOST_GLOBS if has_glob(pattern) else _MOST_NAMES
-    if count > most:
+    limit = _MAX_GLOBS if has_glob(pattern) else _MAX_NAMES
+    if count > limit:
         kind = "patterns" if has_glob(pattern) else "names"
-        shown = pattern if len(pattern) <= _LONGEST_KEY else f"{pattern[:_LONGEST_KEY]}..."
-        number = f"{count:,}" if count <= _LARGEST_SHOWN else f"over {_LARGEST_SHOWN:,}"
-        raise InputError(f"'{shown}' stands for {number} {kind}, of at most {most:,}: cut it")
+        short = pattern if len(pattern) <= _MAX_KEY_LENGTH else f"{pattern[:_MAX_KEY_LENGTH]}..."
+        number = f"{count:,}" if count <= _MAX_SHOWN_COUNT else f"over {_MAX_SHOWN_COUNT:,}"
+        raise InputError(
+            f"'{short}' expands to {number} {kind}, more than the {limit:,} allowed: shorten its "
+            "ranges"
+        )
 
 
-def _list(uri: str, left_out: LeftOut) -> Source:
-    """The files that the lines of a text file name."""
+def _open_list(uri: str, left_out: LeftOut) -> Source:
+    """Return the files that the lines of a text file name."""
     content, folder = read_file(uri), _split(uri)[0]
 
     def name_of(item: str) -> str:
@@ -151,7 +156,7 @@ def _list(uri: str, left_out: LeftOut) -> Source:
 
 
 def _lines(content: bytes, uri: str, folder: str) -> Iterator[str]:
-    """The URIs of a text file's lines; relative paths are relative to its folder."""
+    """Yield the URIs that a text file names; relative paths are relative to its folder."""
     text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", "surrogateescape", newline=None)
     for number, line in enumerate(text, start=1):
         given = line.strip()
@@ -169,77 +174,84 @@ def _lines(content: bytes, uri: str, folder: str) -> Iterator[str]:
 
 def _check_line(uri: str) -> None:
     if is_list(plain_name(uri)):
-        raise InputError(f"'{uri}' is a list, which a list does not name; {LOOKED_FOR}")
+        raise InputError(f"'{uri}' is a list, and a list may not name lists; {LOOKED_FOR}")
     _check_count(uri, count_braces(uri))
 
 
 @dataclass(frozen=True)
 class _Names:
-    """URIs that an input names: files, folders and patterns; and what they are called in it."""
+    """URIs (files, folders, patterns) that an input names, and their names in its shards."""
 
     uris: Callable[[], Iterator[str]]
-    what: str  # names them, for a person
+    what: str  # for messages: "the pattern 'x'"
     name_of: Callable[[str], str]
-    strict: bool = False  # whether an image that is missing is a mistake, and no reject
+    strict: bool = False  # a missing image is an error, not a reject
 
 
 def _named(names: _Names, left_out: LeftOut) -> Iterator[Entry]:
-    """The entries of all that is named, each once, in the order in which it is named.
+    """Yield the entries of all named files once, in the order in which they are named.
 
-    What must not be missing is looked up first of all, so that it is told before any work. Where
-    something else is missing the entry cannot be read, unless all is missing. Raises `InputError`
-    for these.
+    Files that must exist are looked up first, so that a missing one is reported before any work.
+    Another missing file becomes an unreadable entry. Raises `InputError` if a file that must exist
+    is missing, or if all files are.
     """
-    known = _looked_up_first(names)
+    required = _look_up_required(names)
     taken, missing = _Taken(left_out), list[Entry]()
-    found = False
-    for place in _places(names, known):
-        if place.is_there or has_glob(place.uri):
-            found = True
+    any_exists = False
+    for place in _places(names, required):
+        if place.exists or has_glob(place.uri):
+            any_exists = True
             yield from missing
             missing = []
             yield from taken.once(place, names)
         elif not taken.covers(place.uri, count=True):
             taken.files.add(hash(place.uri))
             missing.append(Entry(names.name_of(place.uri), 0, UNREADABLE))
-            if found:
+            if any_exists:
                 yield missing.pop()
-    if not found:
+    if not any_exists:
         first = next(names.uris(), None)
-        shown = f"nothing that {names.what} names is there, such as '{first}'"
-        empty = f"{names.what} names nothing"
-        raise InputError(f"{shown if first else empty}; {LOOKED_FOR}")
+        all_missing = f"none of the files that {names.what} names exists, such as '{first}'"
+        empty = f"{names.what} names no files"
+        raise InputError(f"{all_missing if first else empty}; {LOOKED_FOR}")
 
 
-def _looked_up_first(names: _Names) -> dict[str, Place]:
-    """What is at each URI of a shard, or of all; `InputError` where something is missing."""
-    wanted = (
+def _look_up_required(names: _Names) -> dict[str, Place]:
+    """Look up the URIs that must exist: shards, or all if `names` is strict.
+
+    Raises `InputError` if one is missing.
+    """
+    required = (
         uri
         for uri in names.uris()
         if (names.strict or shard_kind(plain_name(uri))) and not has_glob(uri)
     )
-    known, missing = {}, []
-    for place in looked_up(dict.fromkeys(wanted)):
-        known[place.uri] = place
-        if not place.is_there:
+    places, missing = {}, []
+    for place in look_up_all(dict.fromkeys(required)):
+        places[place.uri] = place
+        if not place.exists:
             missing.append(f"'{place.uri}'")
     if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise InputError(
-            f"{len(missing)} of the {len(known)} {'files' if names.strict else 'shards'} that "
-            f"{names.what} names are not there: {', '.join(missing[:_SHOWN])}{more}"
+        more = (
+            f" and {len(missing) - _MAX_SHOWN_NAMES} more"
+            if len(missing) > _MAX_SHOWN_NAMES
+            else ""
         )
-    return known
+        raise InputError(
+            f"{len(missing)} of the {len(places)} {'files' if names.strict else 'shards'} that "
+            f"{names.what} names do not exist: {', '.join(missing[:_MAX_SHOWN_NAMES])}{more}"
+        )
+    return places
 
 
-def _places(names: _Names, known: dict[str, Place]) -> Iterator[Place]:
-    """What is at each URI that is named, where that is not known yet."""
-    unknown = looked_up(uri for uri in names.uris() if uri not in known)
-    return (known[uri] if uri in known else next(unknown) for uri in names.uris())
+def _places(names: _Names, required: dict[str, Place]) -> Iterator[Place]:
+    """Yield what is at each named URI, looking up those that are not in `required`."""
+    others = look_up_all(uri for uri in names.uris() if uri not in required)
+    return (required[uri] if uri in required else next(others) for uri in names.uris())
 
 
 class _Taken:
-    """What was named so far, so that a file that is named again is taken once, and counted."""
+    """Files, folders and patterns listed so far: a file named again is counted, not listed."""
 
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out
@@ -248,7 +260,10 @@ class _Taken:
         self.globs: list[tuple[str, Glob]] = []
 
     def covers(self, uri: str, *, count: bool = False) -> bool:
-        """Whether `uri` was named, or lies in a folder or fits a pattern that was."""
+        """Return whether `uri` is listed already, by itself or by its folder or a pattern.
+
+        With `count` it is then counted as named twice.
+        """
         covered = hash(uri) in self.files or self._is_below(uri)
         if covered and count:
             self.left_out.add(NAMED_TWICE)
@@ -267,8 +282,8 @@ class _Taken:
         )
 
     def once(self, place: Place, names: _Names) -> Iterator[Entry]:
-        """The entries of one file, folder or pattern, without those that are taken already."""
-        if not place.is_there:
+        """Yield the entries of one file, folder or pattern that are not listed yet."""
+        if not place.exists:
             yield from self._fitting(place.uri, names)
         elif not place.is_folder:
             if not self.covers(place.uri, count=True):
@@ -279,7 +294,7 @@ class _Taken:
             self.folders.add(place.uri)
 
     def _fitting(self, pattern: str, names: _Names) -> Iterator[Entry]:
-        """What fits a pattern without braces; `InputError` if nothing does."""
+        """Yield the entries that fit a pattern without braces; `InputError` if none does."""
         if is_web(pattern):
             raise InputError(f"'{pattern}' is a pattern; {NO_LISTING}")
         folder = literal_folder(pattern)
@@ -307,12 +322,12 @@ class _Taken:
 
 
 def _fits(glob: Glob, name: str) -> bool:
-    """Whether an entry fits; a folder that cannot be listed may hold what does."""
+    """Return whether an entry fits; an unreadable folder does if it may hold files that fit."""
     return glob.may_hold(name[:-1]) if name.endswith("/") else glob.fits(name)
 
 
 def _folder_entries(uri: str, left_out: LeftOut) -> Iterator[Entry]:
-    """What is below a folder; one that cannot be listed is an entry itself."""
+    """Yield the entries below a folder; a folder that cannot be listed is one entry itself."""
     if is_local(uri) and present_state(f"{uri}/")[1] == UNREADABLE:
         return iter([Entry("", 0, UNREADABLE)])
     return _below(uri, left_out)
@@ -324,7 +339,7 @@ class _Parts(NamedTuple):
 
 
 def _split(uri: str) -> _Parts:
-    """The folder of a file, and its name in it, with what stands behind a `?` on the web."""
+    """Split a URI into its folder and the name in it, which includes the query of a web address."""
     end = plain_name(uri).rfind("/")
     return _Parts(uri[:end] or "/", uri[end + 1 :])
 
@@ -334,15 +349,15 @@ def _is_absolute(name: str) -> bool:
 
 
 def check_apart(given: str, output: str) -> None:
-    """Raise `InputError` for an output where the input's listing would come upon its files."""
+    """Raise `InputError` if the listing of the input `given` would find files of `output`."""
     check_beside(given, output)
     inner = canonical_uri(output)
-    ways = {inner, os.path.realpath(inner)} if is_local(inner) else {inner}
+    paths = {inner, os.path.realpath(inner)} if is_local(inner) else {inner}
     for folder, glob in _folders_of(given):
         if glob is None:
             check_beside(folder, output)
             continue
-        below = [way[len(folder) + 1 :] for way in ways if way.startswith(f"{folder}/")]
+        below = [path[len(folder) + 1 :] for path in paths if path.startswith(f"{folder}/")]
         if any(glob.may_hold(name) for name in below):
             raise InputError(
                 f"the output '{inner}' lies where the input '{given}' looks for images, and would "
@@ -351,21 +366,21 @@ def check_apart(given: str, output: str) -> None:
 
 
 def _folders_of(given: str) -> Iterator[tuple[str, Glob | None]]:
-    """The folders that an input's listing looks into, and the pattern of what it takes there.
+    """Yield the folders that the listing of an input reads, each with its pattern or None.
 
-    Those of a list are guessed by the names, as nothing is looked up but the list itself.
+    The folders of a list are derived from its lines: nothing but the list itself is read.
     """
     root = canonical_uri(given)
     try:
         kind = _kind_of(root)
     except StorageError:
-        return  # told when it is listed
+        return  # the listing reports it
     if kind == "folder":
         yield root, None
     elif kind == "file" and is_list(plain_name(root)):
         for uri in _lines(read_file(root), root, _split(root)[0]):
             yield from _folder_of(uri)
-    elif kind == "pattern" and count_braces(root) <= _MOST_GLOBS:
+    elif kind == "pattern" and count_braces(root) <= _MAX_GLOBS:
         for uri in expand_braces(root):
             yield from _folder_of(uri)
 

@@ -1,8 +1,8 @@
-"""Fields of an input that travel with its images into the table: their types and values.
+"""Types and values of the input's fields that `--keep-columns` copies into the table.
 
-A value travels as JSON, from its reader to the part that is written. Of Parquet columns the table
-has numbers, truth values, dates, times and texts as they are; what is nested or has no such type
-becomes text (JSON). What stands in sidecars is text.
+A value is passed as JSON from the reader to the writer of the table. Parquet columns of numbers,
+booleans, dates, times and texts keep their types; nested and other columns become text (JSON).
+Sidecar files give text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.storage.left_out import LeftOut
 
-# Of one value, and of a sidecar: longer ones are taken for missing.
+# Limit for one value or sidecar file; a longer one counts as missing.
 MAX_FIELD_BYTES = 1 << 20
 TEXT = "string"
 _SCALARS = {
@@ -30,17 +30,17 @@ _TIMESTAMP = re.compile(r"timestamp\[(s|ms|us|ns)(?:, tz=([^\]]+))?\]")
 
 
 def arrow_type(name: str) -> pa.DataType:
-    """The Arrow type that a column of the table has; `ValueError` for a name of none."""
+    """Return the Arrow type called `name`; `ValueError` if no kept column can have it."""
     if name in _SCALARS:
         return _SCALARS[name]
     match = _TIMESTAMP.fullmatch(name)
     if not match:
-        raise ValueError(f"'{name}' is no type of a column that is carried over")
+        raise ValueError(f"'{name}' is not the type of a kept column")
     return pa.timestamp(match[1], match[2])
 
 
 def type_name(kind: pa.DataType) -> str | None:
-    """The name of the type that a Parquet column has in the table; None for one with bytes."""
+    """Return the name of the type that a Parquet column gets in the table; None for bytes."""
     if pa.types.is_dictionary(kind):
         return type_name(kind.value_type)
     if pa.types.is_float16(kind):
@@ -58,14 +58,14 @@ def _has_bytes(kind: pa.DataType) -> bool:
     return any(map(_has_bytes, inner))
 
 
-def cell_value(cell: pa.Scalar, wanted: str) -> Any:
-    """A Parquet cell as it travels: JSON-ready, of the table's type `wanted`; None for a null."""
+def cell_value(cell: pa.Scalar, target: str) -> Any:
+    """Return a Parquet cell as a JSON-ready value of the table's type `target`; None for null."""
     if not cell.is_valid:
         return None
     if isinstance(cell, pa.DictionaryScalar):
-        return cell_value(cell.value, wanted)
-    if wanted != TEXT:
-        kind = arrow_type(wanted)
+        return cell_value(cell.value, target)
+    if target != TEXT:
+        kind = arrow_type(target)
         if pa.types.is_date(kind):
             return cell.cast(pa.int32()).as_py()
         if pa.types.is_timestamp(kind):
@@ -77,7 +77,7 @@ def cell_value(cell: pa.Scalar, wanted: str) -> Any:
 
 
 def text_of(value: Any) -> str | None:
-    """Any value as text: a text as it is, others as JSON; None for null and what is too long."""
+    """Return `value` as text: a string as it is, others as JSON; None for null or too long."""
     if value is None or isinstance(value, str):
         return None if value is None else _bounded(value)
     plain = isinstance(value, bool | int | float | list | dict)
@@ -92,51 +92,51 @@ def _bounded(text: str) -> str | None:
 
 def fields_of(
     sidecars: Mapping[str, bytes],  # extension or webdataset field -> content
-    values: Mapping[str, Any],  # that the archive knows of the image itself
-    wanted: Mapping[str, str],  # name -> type
+    values: Mapping[str, Any],  # fields that the archive itself has for the image
+    types: Mapping[str, str],  # name -> type
     left_out: LeftOut,
 ) -> str:
-    """The fields of one image as `Sample.fields` has them.
+    """Return the fields of one image in the form of `Sample.fields`.
 
     A name is looked up in `values`, then as the extension of a sidecar, then as a field of the
-    `.json` sidecar; `json.a.b` looks for a field in a field. One that is missing, or not of the
-    table's type, is null, and counted in `left_out` as "(no <name>)".
+    `.json` sidecar; `json.a.b` looks up the field `b` of the field `a`. A field that is missing, or
+    not of the table's type, is null and counted in `left_out` as "(no <name>)".
     """
-    described = {**_json_object(sidecars.get("json", b"")), **values}
-    found = {}
-    for name, kind in wanted.items():
+    document = {**_json_object(sidecars.get("json", b"")), **values}
+    fields = {}
+    for name, kind in types.items():
         if name in sidecars and name not in values:
-            found[name] = _sidecar_text(sidecars[name])
+            value = _sidecar_text(sidecars[name])
         else:
-            found[name] = _described(described, name)
-        found[name] = to_type(found[name], kind)
-    return to_json(found, left_out)
+            value = _look_up(document, name)
+        fields[name] = to_type(value, kind)
+    return to_json(fields, left_out)
 
 
 def to_json(fields: Mapping[str, Any], left_out: LeftOut) -> str:
-    """`Sample.fields` of JSON-ready values; the nulls among them are counted."""
+    """Write JSON-ready values as `Sample.fields` has them, and count the nulls."""
     for name, value in fields.items():
         if value is None:
             left_out.add(f"(no {name})")
     return json.dumps(fields)
 
 
-def to_type(value: Any, wanted: str) -> Any:
-    """A value of an archive as the table's type takes it; None where it does not."""
-    if wanted == TEXT:
+def to_type(value: Any, target: str) -> Any:
+    """Convert a value to the table's type `target`; None if it does not fit."""
+    if target == TEXT:
         return text_of(value)
-    kind = arrow_type(wanted)
-    cut = pa.types.is_integer(kind) and isinstance(value, float) and not value.is_integer()
-    if value is None or cut:  # Arrow makes 1 of 1.5
+    kind = arrow_type(target)
+    fraction = pa.types.is_integer(kind) and isinstance(value, float) and not value.is_integer()
+    if value is None or fraction:  # Arrow would truncate 1.5 to 1
         return None
     try:
-        return cell_value(pa.array([value], kind)[0], wanted)
+        return cell_value(pa.array([value], kind)[0], target)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         return None
 
 
 def kept_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Values as they travel as an Arrow array of the table's type."""
+    """Return JSON-ready values, as `cell_value` gives them, as an Arrow array of type `kind`."""
     if pa.types.is_date(kind):
         return pa.array(values, pa.int32()).cast(kind)
     if pa.types.is_timestamp(kind):
@@ -159,8 +159,8 @@ def _json_object(content: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _described(fields: Mapping[str, Any], name: str) -> Any:
-    """The field `name`, or `b` in `a` of `a.b`; "json." before it says where it is."""
+def _look_up(fields: Mapping[str, Any], name: str) -> Any:
+    """Return the field `name`, also nested as in `a.b` or after "json."; None if missing."""
     for path in (name, name.removeprefix("json.")):
         if path in fields:
             return fields[path]

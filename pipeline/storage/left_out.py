@@ -1,4 +1,4 @@
-"""What an input holds besides its images: files that are passed over, counted by extension."""
+"""Count the files of an input that are not read as images, by extension."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from pipeline.storage.file_types import is_hidden
 
 HIDDEN = "(hidden)"  # `.DS_Store`, `__MACOSX/...`
 NO_EXTENSION = "(no extension)"
-NUMBERED = "(numbered)"  # `a.0001`: a label for each number would be as many as files
+NUMBERED = "(numbered)"  # `a.0001`: each number as a label would give a label per file
 SPECIAL = "(special file)"  # sockets, pipes and devices
-FOLDER_LOOP = "(folder loop)"  # links to a folder that they lie in, which is read once
-NAMED_TWICE = "(named twice)"  # files that a list or a pattern names again, read once
-OTHER = "(other)"  # extensions of odd characters or lengths, and labels beyond `MOST_LABELS`
-MOST_LABELS = 64
+FOLDER_LOOP = "(folder loop)"  # links to a folder that contains them
+NAMED_TWICE = "(named twice)"  # files that a list or a pattern names again; they are read once
+OTHER = "(other)"  # extensions with odd characters or lengths, and labels beyond `MAX_LABELS`
+MAX_LABELS = 64
 _SHOWN = 8
 
 _EXTENSION = re.compile(r"\.[a-z0-9][a-z0-9_+~-]{0,15}", re.ASCII)
-# A document of the table blanks out what stands under such a name.
+# The table's JSON documents blank out values under such names.
 _SECRET = re.compile(r"secret|passw|token|credential|_key")
 _PACKED = re.compile(r"(\.tar)(\.[a-z0-9]{1,8})$", re.ASCII)
 
 
 class LeftOut(dict[str, int]):
-    """Counts by label, such as `{".json": 12, "(hidden)": 1}`: JSON-ready, few and printable."""
+    """Counts by label, such as `{".json": 12, "(hidden)": 1}`.
+
+    JSON-ready, with at most `MAX_LABELS` + 1 printable labels.
+    """
 
     def add(self, label: str, count: int = 1) -> None:
-        """Count under `label`; under `OTHER` where there are `MOST_LABELS` others already."""
-        known = label in self or len(self) < MOST_LABELS
-        place = label if known else OTHER
-        self[place] = self.get(place, 0) + count
+        """Count under `label`, or under `OTHER` if `MAX_LABELS` other labels exist already."""
+        has_place = label in self or len(self) < MAX_LABELS
+        counted = label if has_place else OTHER
+        self[counted] = self.get(counted, 0) + count
 
     def add_file(self, name: str) -> None:
         """Count the file of this path inside the input or the archive."""
@@ -45,42 +48,42 @@ class LeftOut(dict[str, int]):
 
     @property
     def total(self) -> int:
-        """All files that were counted."""
+        """Return the sum of all counts."""
         return sum(list(self.values()))
 
     def ordered(self) -> dict[str, int]:
-        """A copy with the largest count first; equal ones by label."""
+        """Return a copy with the largest counts first, equal counts sorted by label."""
         return dict(sorted(dict(self).items(), key=lambda item: (-item[1], item[0])))
 
     def summary(self) -> str:
-        """The largest counts, for a person."""
-        shown = [f"{count:,} {label}" for label, count in [*self.ordered().items()][:_SHOWN]]
-        return "left out: " + ", ".join([*shown, *(["..."] if len(self) > _SHOWN else [])])
+        """Return the largest counts as text for messages."""
+        largest = [f"{count:,} {label}" for label, count in [*self.ordered().items()][:_SHOWN]]
+        return "left out: " + ", ".join([*largest, *(["..."] if len(self) > _SHOWN else [])])
 
     def to_text(self) -> str:
-        """A line of JSON; empty where nothing was counted."""
+        """Return the counts as one line of JSON; empty if nothing was counted."""
         return json.dumps(self.ordered()) if self else ""
 
     @classmethod
     def from_text(cls, text: str) -> LeftOut:
-        """The counts that `to_text` wrote; `TypeError` or `ValueError` if it wrote nothing such."""
+        """Read what `to_text` wrote; raises `TypeError` or `ValueError` for any other text."""
         return cls.from_dict(json.loads(text)) if text else cls()
 
     @classmethod
     def from_dict(cls, counts: Any) -> LeftOut:
-        """The counts out of a JSON object; `TypeError` if they are none."""
+        """Read the counts from a JSON object; raises `TypeError` for any other value."""
         if not isinstance(counts, dict) or not all(type(count) is int for count in counts.values()):
-            raise TypeError("'left_out' is no object of counts")
-        found = cls()
-        found.merge(counts)
-        return found
+            raise TypeError("'left_out' is not a JSON object of counts")
+        result = cls()
+        result.merge(counts)
+        return result
 
 
 def label_of(name: str) -> str:
-    """The label of a file that is passed over: its extension in lower case, `.tar.rar` whole.
+    """Return the label that counts the file `name`: its extension in lower case, `.tar.rar` whole.
 
-    What stands behind a `?` belongs to no extension: crawlers keep it from the URL. The label has
-    at most 18 ASCII characters, whatever the name is made of.
+    Text behind a `?` is not part of the extension: crawlers keep it from the URL. The label has at
+    most 18 ASCII characters for every possible name.
     """
     if is_hidden(name):
         return HIDDEN

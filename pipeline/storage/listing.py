@@ -18,10 +18,10 @@ from pipeline.storage.left_out import FOLDER_LOOP, HIDDEN, SPECIAL, LeftOut
 from pipeline.storage.objects import (
     UNREADABLE,
     Special,
-    is_lasting,
-    is_there,
+    is_permanent,
     local_state,
     object_info,
+    path_exists,
 )
 from pipeline.storage.s3 import bucket_and_prefix, is_bucket, listing_pages
 from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage_errors
@@ -30,12 +30,12 @@ UNKNOWN_SIZE = -1
 
 
 class Entry(NamedTuple):
-    """A file: its path relative to the folder that was walked, its bytes, its etag.
+    """A listed file: its path relative to the listed folder, its size in bytes, its etag.
 
-    One that cannot be read, now or by a later run, has the etag `UNREADABLE`; such a folder is an
-    entry whose name ends in "/". `size` is `UNKNOWN_SIZE` where the
-    storage does not say it. `beside_tar` is an `x.parquet` beside an `x.tar` of a folder:
-    img2dataset writes URLs and captions so.
+    A file that neither this run nor a later one can read has the etag `UNREADABLE`. A folder that
+    cannot be listed is an entry whose name ends in "/". `size` is `UNKNOWN_SIZE` if the storage
+    does not report it. `beside_tar` marks an `x.parquet` beside an `x.tar`: img2dataset writes URLs
+    and captions into such files.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 
 class _Child(NamedTuple):
-    """A file or folder; a name of a folder ends in "/", so that they sort as their paths do."""
+    """A file or folder. A folder's name ends in "/", so that children sort as full paths do."""
 
     name: str
     size: int
@@ -53,13 +53,16 @@ class _Child(NamedTuple):
 
 
 def is_folder(fs: Any, path: str, uri: str) -> bool:
-    """Whether `path` is a folder; `StorageError` caused by `FileNotFoundError` if it is nothing."""
+    """Return whether `path` is a folder.
+
+    Raises `StorageError`, caused by `FileNotFoundError`, if nothing exists there.
+    """
     with storage_errors(f"read '{uri}'"):
         return bool(fs.info(path)["type"] == "directory")
 
 
 def file_entry(uri: str) -> Entry:
-    """The entry of one file, named by its last component; `StorageError` if there is none."""
+    """Return the entry of one file, named by its last component; `StorageError` if missing."""
     fs, path = filesystem(uri)
     name = uri.rsplit("/", 1)[-1]
     with storage_errors(f"read '{uri}'"):
@@ -67,8 +70,8 @@ def file_entry(uri: str) -> Entry:
             return Entry(name, *local_state(path, Path(path).stat()))
         details = fs.info(path)
     info = object_info(details)
-    known = details.get("size") is not None or "Size" in details
-    return Entry(name, info.size if known else UNKNOWN_SIZE, info.etag)
+    has_size = details.get("size") is not None or "Size" in details
+    return Entry(name, info.size if has_size else UNKNOWN_SIZE, info.etag)
 
 
 def walk(
@@ -78,25 +81,25 @@ def walk(
     left_out: LeftOut | None = None,
     descend: Callable[[str], bool] | None = None,
 ) -> Iterator[Entry]:
-    """Every file below `path` in the order of relative paths, hidden ones left out.
+    """Yield every file below `path` in the order of relative paths, without hidden files.
 
-    Holds the listing of one folder a level at a time, so memory is that of the largest folders,
-    not of the tree; of S3 two pages of it. Links to folders are followed, except back into a
-    folder they lie in. On a disk what cannot be read is an entry like others, with the etag
-    `UNREADABLE`. What is passed over is counted in `left_out`; of a hidden folder the folder.
-    Folders whose relative paths `descend` does not take are not looked into, nor counted.
+    Memory holds the listing of one folder per level (two pages of it on S3), not of the whole
+    tree. Links to folders are followed, except links to a folder that contains them. On a disk an
+    unreadable file is an entry with the etag `UNREADABLE`. Files that are skipped are counted in
+    `left_out`; a hidden folder counts once. Folders whose relative paths `descend` refuses are
+    neither listed nor counted.
     """
     counted = LeftOut() if left_out is None else left_out
-    wanted = descend or (lambda _: True)
+    may_enter = descend or (lambda _: True)
     if is_bucket(fs):
         bucket, prefix = bucket_and_prefix(fs, path)
-        yield from _walk_bucket(_Bucket(fs, bucket, prefix, uri, counted, wanted), "")
+        yield from _walk_bucket(_Bucket(fs, bucket, prefix, uri, counted, may_enter), "")
     else:
-        yield from _walk(fs, path, uri, counted, wanted)
+        yield from _walk(fs, path, uri, counted, may_enter)
 
 
 class _Bucket(NamedTuple):
-    """What is walked, and how."""
+    """A bucket to list, and the arguments of `walk`."""
 
     fs: Any
     name: str
@@ -107,7 +110,7 @@ class _Bucket(NamedTuple):
 
 
 def _walk_bucket(bucket: _Bucket, prefix: str) -> Iterator[Entry]:
-    """As `_walk`, by the keys: of `in//b.jpg` below `in/` the name is `/b.jpg`, no child `in`."""
+    """List a bucket by its keys: below `in/`, the key `in//b.jpg` has the name `/b.jpg`."""
     with storage_errors(f"list '{bucket.uri}'"):
         pages = _bucket_pages(bucket.fs, bucket.name, bucket.root + prefix)
         for child in _in_order(pages, join(bucket.uri, prefix)):
@@ -130,11 +133,12 @@ def _bucket_pages(fs: Any, bucket: str, prefix: str) -> Iterator[list[_Child]]:
 
 
 def _in_order(pages: Iterator[list[_Child]], uri: str) -> Iterator[_Child]:
-    """The children of one folder in the order of paths, as its pages come.
+    """Yield the children of one folder in the order of paths, as its pages arrive.
 
-    S3 lists in that order, `a-b` before `a/`. Other servers put the folder first, as `a`. Either
-    way nothing comes later that is smaller than any name so far is without its slash. A store that
-    keeps neither order shows it on the second page: its folders are listed to their ends first.
+    S3 lists in that order, `a-b` before `a/`. Other servers sort the folder as `a`, before `a-b`.
+    In both orders no later name is smaller than an earlier name without its slash. A store that
+    keeps neither order shows it on the second page: then all pages of a folder are read before its
+    first child is yielded.
     """
     first, second = next(pages, []), next(pages, [])
     pages = itertools.chain([first, second], pages)
@@ -144,12 +148,15 @@ def _in_order(pages: Iterator[list[_Child]], uri: str) -> Iterator[_Child]:
     bound = ""
     for page in pages:
         if _begins_below(page, bound):
-            raise StorageError(f"'{uri}' is listed in no order: run again, or put it into tars")
+            raise StorageError(
+                f"'{uri}' is not listed in a consistent order: run again, or pack the files into "
+                "tars"
+            )
         bound = max(bound, _bound(page))
         waiting = sorted(waiting + page)
-        known = bisect.bisect_right(waiting, bound, key=lambda child: child.name)
-        yield from waiting[:known]
-        waiting = waiting[known:]
+        ready = bisect.bisect_right(waiting, bound, key=lambda child: child.name)
+        yield from waiting[:ready]
+        waiting = waiting[ready:]
     yield from waiting
 
 
@@ -162,17 +169,17 @@ def _begins_below(page: list[_Child], bound: str) -> bool:
 
 
 class _Level(NamedTuple):
-    """A folder that is being walked: its path inside the input, and what is left of it."""
+    """A folder on the current path of the walk, and the children that are still to visit."""
 
-    prefix: str
-    real: str  # its path without links; "" where there are none
+    prefix: str  # path inside the input
+    real: str  # path with links resolved; "" on storages without links
     children: Iterator[_Child]
 
 
 def _walk(
     fs: Any, path: str, uri: str, left_out: LeftOut, descend: Callable[[str], bool]
 ) -> Iterator[Entry]:
-    """By a stack, as folders may lie deeper in each other than calls may."""
+    """List with an explicit stack: folders may be nested deeper than Python's recursion limit."""
     with storage_errors(f"list '{uri}'"):
         real = os.path.realpath(path) if is_local_filesystem(fs) else ""
         levels = [_Level("", real, iter(sorted(_children(fs, path, left_out))))]
@@ -192,7 +199,7 @@ def _walk(
 def _enter(
     fs: Any, root: str, prefix: str, levels: list[_Level], left_out: LeftOut
 ) -> Iterator[Entry]:
-    """Put the folder on top of `levels`; or give the entry of one that cannot be listed."""
+    """Push a folder on `levels`; yield its entry instead if it cannot be listed."""
     path, real = f"{root}/{prefix[:-1]}", ""
     if is_local_filesystem(fs):
         inside, name = levels[-1].real, prefix[:-1].rpartition("/")[2]
@@ -204,9 +211,9 @@ def _enter(
     try:
         children = sorted(_children(fs, path, left_out))
     except OSError as error:
-        if not is_local_filesystem(fs) or not is_lasting(error):
+        if not is_local_filesystem(fs) or not is_permanent(error):
             raise
-        if is_there(path):  # else it is gone since its parent was listed
+        if path_exists(path):  # otherwise it was deleted since its parent was listed
             yield Entry(prefix, 0, UNREADABLE)
         return
     levels.append(_Level(prefix, real, iter(children)))
@@ -221,7 +228,9 @@ def _children(fs: Any, path: str, left_out: LeftOut) -> Iterator[_Child]:
         is_itself = str(details["name"]).rstrip("/") == path
         if details["type"] == "directory":
             if is_itself:
-                raise InputError(f"'{path}//' is a folder without a name: rename what lies in it")
+                raise InputError(
+                    f"'{path}//' is a folder with an empty name: rename the files in it"
+                )
             yield _Child(name + "/", 0, "")
         elif not is_itself:  # a bucket's empty "folder marker" object
             info = object_info(details)
@@ -229,7 +238,7 @@ def _children(fs: Any, path: str, left_out: LeftOut) -> Iterator[_Child]:
 
 
 def _local_children(path: str, left_out: LeftOut) -> Iterator[_Child]:
-    """As `fs.ls`, without its dictionary of a kilobyte for each file."""
+    """List a folder of a disk without the dictionary of 1 kB per file that `fs.ls` builds."""
     with os.scandir(path) as children:
         for child in children:
             try:
@@ -240,64 +249,67 @@ def _local_children(path: str, left_out: LeftOut) -> Iterator[_Child]:
             except Special:
                 left_out.add(HIDDEN if is_hidden(child.name) else SPECIAL)
             except OSError as error:
-                if not is_lasting(error):
+                if not is_permanent(error):
                     raise
-                if is_there(child.path):  # else it is gone since the folder was listed
+                if path_exists(child.path):  # otherwise it was deleted since the folder was listed
                     yield _Child(child.name, 0, UNREADABLE)
 
 
-_LOOKS = 32
-_BATCH = 256
+_LOOKUP_THREADS = 32
+_LOOKUP_BATCH = 256
 
 
 class Place(NamedTuple):
-    """What is at a URI; `size` and `etag` are of a file, as a listing has them."""
+    """Result of looking up a URI. `size` and `etag` are those of a file, as in a listing."""
 
     uri: str
-    is_there: bool
+    exists: bool
     is_folder: bool = False
     size: int = 0
     etag: str = UNREADABLE
 
 
-def looked_up(uris: Iterable[str]) -> Iterator[Place]:
-    """What is at each of `uris`, in their order. Raises `StorageError` where nobody answers."""
-    pool = ThreadPoolExecutor(_LOOKS, thread_name_prefix="look")
+def look_up_all(uris: Iterable[str]) -> Iterator[Place]:
+    """Look up `uris` in parallel and yield the results in order.
+
+    Raises `StorageError` if a storage does not answer.
+    """
+    pool = ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="look-up")
     source = iter(uris)
     try:
-        while batch := list(islice(source, _BATCH)):
+        while batch := list(islice(source, _LOOKUP_BATCH)):
             yield from pool.map(look_up, batch)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def look_up(uri: str) -> Place:
-    """What is at `uri`. A file that this user cannot read is there, with the etag `UNREADABLE`."""
+    """Look up `uri`. A file that this user may not read exists, with the etag `UNREADABLE`."""
     fs, path = filesystem(uri)
     if is_local_filesystem(fs):
         with storage_errors(f"read '{uri}'"):
-            return _on_disk(uri, path)
+            return _look_up_on_disk(uri, path)
     try:
         with storage_errors(f"read '{uri}'"):
             details = fs.info(path)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            return Place(uri, is_there=False)
+            return Place(uri, exists=False)
         raise
     if details["type"] == "directory":
-        return Place(uri, is_there=True, is_folder=True)
+        return Place(uri, exists=True, is_folder=True)
     info = object_info(details)
-    known = details.get("size") is not None or "Size" in details
-    return Place(uri, True, False, info.size if known else UNKNOWN_SIZE, info.etag)
+    has_size = details.get("size") is not None or "Size" in details
+    return Place(uri, True, False, info.size if has_size else UNKNOWN_SIZE, info.etag)
 
 
-def _on_disk(uri: str, path: str) -> Place:
+def _look_up_on_disk(uri: str, path: str) -> Place:
     try:
         status = Path(path).stat()
         if stat.S_ISDIR(status.st_mode):
-            return Place(uri, is_there=True, is_folder=True)
+            return Place(uri, exists=True, is_folder=True)
         return Place(uri, True, False, *local_state(path, status))
     except OSError as error:
-        if not is_lasting(error):
+        if not is_permanent(error):
             raise
-        return Place(uri, is_there=is_there(path))
+        return Place(uri, exists=path_exists(path))

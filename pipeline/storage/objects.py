@@ -1,4 +1,4 @@
-"""Metadata of stored objects (size, etag, time), and of files on a disk."""
+"""Metadata of stored objects and of files on a disk: size, etag, modification time."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ _ETAG_FIELDS = (
     "Last-Modified",  # of a web server without an `ETag`
 )
 
-UNREADABLE = "unreadable"  # in place of the etag of what this user cannot read
+UNREADABLE = "unreadable"  # etag of a file or folder that this user cannot read
 
 _TIME_FIELDS = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """Size in bytes of an object, and a short text that changes when its content does.
+    """Size of an object in bytes, and its etag, a short text that changes with the content.
 
-    `modified` is when it was put, in seconds since 1970 by the storage's clock; 0 if unknown.
+    `modified` is the time of the last write in seconds since 1970, by the storage's clock; 0 if
+    unknown.
     """
 
     size: int
@@ -49,15 +50,16 @@ class ObjectInfo:
 
 
 def local_info(status: os.stat_result) -> ObjectInfo:
-    """`ObjectInfo` of a file on a disk: its etag is its size and modification time."""
+    """Return the `ObjectInfo` of a file on a disk, whose etag is its size and modification time."""
     etag = f"{status.st_size}-{status.st_mtime_ns}"
     return ObjectInfo(status.st_size, etag, status.st_mtime)
 
 
 def object_info(details: dict[str, Any]) -> ObjectInfo:
-    """`ObjectInfo` out of what `fs.info`, `fs.ls` or a page of a bucket's listing says of a file.
+    """Return the `ObjectInfo` of a file described by `fs.info`, `fs.ls` or a page of a listing.
 
-    The etag is the object store's own, else the modification time with the size.
+    The etag is the storage's own with the size in front; storages without etags give the
+    modification time instead.
     """
     size = int(details.get("size") or details.get("Size") or 0)
     for source in _ETAG_FIELDS:
@@ -75,18 +77,17 @@ def object_info(details: dict[str, Any]) -> ObjectInfo:
 def files_below(
     folder: str, above: str, prefix: str, *, detail: bool
 ) -> Iterator[tuple[str, ObjectInfo | None]]:
-    """The files of a disk at any depth, `above` before their names; None without `detail`.
+    """Yield the files below `folder` of a disk whose names start with `prefix`, at any depth.
 
-    Of those whose whole name starts with `prefix`: of the others nothing is asked.
-
-    A folder that is not there has none. Links to folders are not followed.
+    `above` is put in front of each name before it is compared. The second item is None without
+    `detail`. A missing folder holds no files. Links to folders are not followed.
     """
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as children:
         for child in children:
             name = above + child.name
             if not child.is_dir():
                 if name.startswith(prefix):
-                    # What vanishes meanwhile, in a run that clears up, is not listed.
+                    # A concurrent run may delete the file; then it is not listed.
                     with suppress(FileNotFoundError):
                         yield name, local_info(child.stat()) if detail else None
             elif not child.is_symlink():
@@ -96,9 +97,10 @@ def files_below(
 def objects_of_bucket(
     fs: Any, folder: str, above: str, start: str
 ) -> Iterator[tuple[str, ObjectInfo]]:
-    """The objects below `folder` of S3 whose names start with `start`, `above` before them.
+    """Yield the objects below `folder` of S3 whose names start with `start`.
 
-    A page of a thousand at a time, as `fs.find` holds a kilobyte of each of a million parts.
+    `above` is put in front of each name. Reads pages of a thousand objects: `fs.find` would hold
+    1 kB for each of a million parts.
     """
     bucket, _, path = f"{folder}/".partition("/")
     with suppress(FileNotFoundError):  # no such bucket
@@ -109,34 +111,38 @@ def objects_of_bucket(
 
 
 def objects_below(fs: Any, folder: str, above: str) -> Iterator[tuple[str, ObjectInfo]]:
-    """The objects at any depth below a folder of any other store, `above` before their names."""
+    """Yield the objects below `folder` of another storage, at any depth.
+
+    `above` is put in front of each name.
+    """
     try:
-        found = fs.find(folder, detail=True)
+        listing = fs.find(folder, detail=True)
     except FileNotFoundError:
         return
-    for path, details in found.items():
+    for path, details in listing.items():
         yield above + str(path)[len(folder) + 1 :], object_info(details)
 
 
-# Not EIO, ESTALE, EMFILE and the like: a network disk that is away gives them for every file.
-_LASTING = {
+# Errors of one file. EIO, ESTALE or EMFILE are not among them: a network disk that is away raises
+# them for every file.
+_PERMANENT = {
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.ENOTSUP),
     *(errno.EOVERFLOW, errno.ENOKEY),
 }
 
 
-class Special(OSError):  # noqa: N818 - what is found, as much as what is wrong
-    """A socket, pipe or device: opening it may wait for ever."""
+class Special(OSError):  # noqa: N818 - names the kind of file, not only the error
+    """Socket, pipe or device: opening it may block for ever."""
 
 
-def is_lasting(error: OSError) -> bool:
-    """Whether this file or folder cannot be read, and others can: no fault of the disk as such."""
-    return isinstance(error, Special) or error.errno in _LASTING
+def is_permanent(error: OSError) -> bool:
+    """Return whether `error` concerns one file or folder and stays, unlike a fault of the disk."""
+    return isinstance(error, Special) or error.errno in _PERMANENT
 
 
-def is_there(path: str) -> bool:
-    """Whether the name exists, be it a dead link, too long a path, or in a closed folder."""
+def path_exists(path: str) -> bool:
+    """Return whether `path` exists, also as a dead link, too long a path or in a closed folder."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -147,7 +153,7 @@ def is_there(path: str) -> bool:
 
 
 def is_dead_link(path: str) -> bool:
-    """Whether `path` is a link to nothing, or in a circle; not one into a closed folder."""
+    """Return whether `path` is a link to nothing or to itself; not a link into a closed folder."""
     try:
         os.stat(path)  # noqa: PTH116 - `Path` raises where a path is too long
     except OSError as error:
@@ -157,12 +163,12 @@ def is_dead_link(path: str) -> bool:
 
 
 def why_unreadable(path: str, error: OSError) -> str:
-    """Return why a file or folder that is there cannot be read; "" where that may pass.
+    """Return why an existing file or folder cannot be read; "" if a later run may read it.
 
-    Of a path that ends in "/" a folder is meant, or a link to one.
+    A path that ends in "/" names a folder, or a link to one.
     """
     link = path.rstrip("/")
-    if not is_lasting(error) or not is_there(link):
+    if not is_permanent(error) or not path_exists(link):
         return ""
     if isinstance(error, FileNotFoundError):
         return f"a link to '{readable_name(str(Path(link).readlink()))}', where nothing is"
@@ -170,14 +176,14 @@ def why_unreadable(path: str, error: OSError) -> str:
 
 
 def local_state(path: str, status: os.stat_result) -> tuple[int, str]:
-    """Size and etag of a file; `UNREADABLE` where this user may not read it.
+    """Return size and etag of a file; the etag is `UNREADABLE` if this user may not read it.
 
-    A change of permissions changes neither size nor modification time. Raises `Special` for what
-    is no regular file.
+    A change of permissions changes neither size nor modification time, so it needs its own etag.
+    Raises `Special` if it is not a regular file.
     """
     if not stat.S_ISREG(status.st_mode):
         raise Special(f"'{path}' is a socket, a pipe or a device")
-    # Of most files the mode tells, without a call.
+    # For most files the mode suffices, without another system call.
     if not status.st_mode & stat.S_IROTH and not os.access(path, os.R_OK, effective_ids=True):
         return status.st_size, UNREADABLE
     info = local_info(status)
@@ -185,10 +191,10 @@ def local_state(path: str, status: os.stat_result) -> tuple[int, str]:
 
 
 def present_state(path: str) -> tuple[int, str]:
-    """Size and etag of what is at `path` at this time, as a listing has them.
+    """Return the current size and etag of the file at `path`, as a listing has them.
 
-    `path` ends in "/" where it was a folder that could not be listed. Raises `OSError` where that
-    may pass, and where nothing is there.
+    A `path` that ends in "/" is a folder that could not be listed. Raises `OSError` if nothing
+    exists there, or if the error may pass.
     """
     try:
         if not path.endswith("/"):
@@ -196,6 +202,6 @@ def present_state(path: str) -> tuple[int, str]:
         with os.scandir(path):
             return 0, "folder"
     except OSError as error:
-        if is_lasting(error) and is_there(path.rstrip("/")):
+        if is_permanent(error) and path_exists(path.rstrip("/")):
             return 0, UNREADABLE
         raise

@@ -25,21 +25,21 @@ from pipeline.storage.uris import (
     storage_errors,
 )
 
-# What a mounted disk, a desktop or a file server puts into a folder by itself.
+# Files that a mounted disk, a desktop or a file server creates by itself.
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found", ".snapshot"}
 _LITTER_PREFIXES = (".nfs", ".Trash-")
-PROBE_PREFIX = ".write-test-"  # of the folder in which `check_output` tries to write
-# So many tell what a folder is for; a listing of all could be of a billion.
-_LOOKED_AT = 64
-_NAMED = 3
+PROBE_PREFIX = ".write-test-"  # name of the folder in which `check_output` tries to write
+# So many names suffice to recognise a folder; a complete listing could have a billion.
+_MAX_NAMES = 64
+_MAX_SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
 class OutputKind:
-    """What a job leaves in a folder, and how a folder that a run of the job has begun is told.
+    """Kind of output that a job writes, and a function that recognises such a folder.
 
-    `is_ours` gets the folder and the first names in it, sorted, those of folders with a slash
-    behind them; it is not asked for a folder without files.
+    `is_ours` is called with the folder and the first names in it, sorted, where folders end in a
+    slash. It is not called for a folder without files.
     """
 
     what: str  # for messages: "a table of latents"
@@ -47,17 +47,17 @@ class OutputKind:
 
 
 def check_contents(uri: str, kind: OutputKind) -> None:
-    """Raise `ConfigError` where a folder holds files, and is not one of `kind`.
+    """Raise `ConfigError` if a folder holds files and is not an output of this `kind`.
 
-    One listing request, of one level, of which the first names are read.
+    Costs one listing request of one level.
     """
     store = Store(uri)
     with storage_errors(f"list '{store.root}'"):
         names = first_names(store)
         if not names or kind.is_ours(store, names):
             return
-    named = ", ".join(f"'{name}'" for name in names[:_NAMED])
-    more = " and more" if len(names) > _NAMED else ""
+    named = ", ".join(f"'{name}'" for name in names[:_MAX_SHOWN_NAMES])
+    more = " and more" if len(names) > _MAX_SHOWN_NAMES else ""
     raise ConfigError(
         f"the output '{store.root}' holds {named}{more}, and is not {kind.what}: nothing is "
         f"written among other files; choose a folder that is new or empty, or {kind.what} to "
@@ -66,12 +66,12 @@ def check_contents(uri: str, kind: OutputKind) -> None:
 
 
 def first_names(store: Store) -> list[str]:
-    """The first names in a folder, sorted, those of folders with a slash behind them.
+    """Return the first names in a folder, sorted; names of folders end in a slash.
 
-    What storage puts there by itself, and what a killed writer of ours leaves, is left out. A
-    folder that is not there has none.
+    Files that storage systems create by themselves and temporary files of killed writers are
+    skipped. A missing folder has no names.
     """
-    return sorted(islice(filter(_is_content, _names(store)), _LOOKED_AT))
+    return sorted(islice(filter(_is_content, _names(store)), _MAX_NAMES))
 
 
 def _names(store: Store) -> Iterator[str]:
@@ -111,23 +111,22 @@ def _is_content(name: str) -> bool:
     return not litter and not is_temporary(name) and not name.startswith(PROBE_PREFIX)
 
 
-# What another try would meet again; a full disk is not among them.
-_LASTING = {
+# Errors that another attempt would meet again; a full disk is not among them.
+_PERMANENT = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EINVAL),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTSUP),
 }
 
 
 def check_output(uri: str, kind: OutputKind | None = None) -> None:
-    """Raise `ConfigError` where `uri` can be no folder to write to; nothing is left behind.
+    """Raise `ConfigError` if the folder `uri` cannot be written to, or holds files not of `kind`.
 
-    Nor one that holds files and is not what `kind` says, where that is given.
+    Raises `InputError` if `uri` contains a credential (`refuse_secrets`, `canonical_uri`), and
+    `AccessError` if the credentials of S3 are missing, wrong or expired.
 
-    `InputError` where it contains a credential, as `refuse_secrets` and `canonical_uri` say.
-    On a disk a hidden folder is made where the missing ones would begin, a file gets its name in it
-    as a table's do, and both are removed: of /proc, or as root, permissions alone do not tell. Of
-    an object store only that no object has the name, and `AccessError` where credentials of S3 are
-    missing, wrong or expired.
+    On a disk it creates a hidden folder in the deepest existing parent, writes a file there as the
+    table's files are written, and removes both: permissions alone say too little for /proc, or to
+    root. On an object store it checks only that `uri` is not the name of an object.
     """
     root = canonical_uri(uri)
     refuse_secrets("the output's URI", root)
@@ -136,12 +135,12 @@ def check_output(uri: str, kind: OutputKind | None = None) -> None:
         with storage_errors(f"write to '{root}'"):
             _check_disk(Path(root))
     elif "http" in fs.protocol:
-        raise ConfigError(f"the output '{root}' cannot be written to: the web is only read")
+        raise ConfigError(f"the output '{root}' cannot be written to: the web is read-only")
     else:
-        check_credentials(root)  # `isfile` takes every error for an answer
+        check_credentials(root)  # `isfile` returns False for every error
         with storage_errors(f"look up '{root}'"):
             if fs.isfile(path):
-                raise ConfigError(f"the output '{root}' is an object, and is to be a folder")
+                raise ConfigError(f"the output '{root}' is an object: choose the name of a folder")
     if kind:
         check_contents(root, kind)
 
@@ -155,7 +154,7 @@ def check_beside(
 ) -> None:
     """Raise `InputError` for an output inside its own input: the next run would read it.
 
-    On a disk also where it is links that lead into the input, or out of it to the output.
+    On a disk links are followed: they may lead into the input, or from the input to the output.
     """
     outer, inner = canonical_uri(source), canonical_uri(output)
     if is_local(outer) and is_local(inner):
@@ -170,22 +169,22 @@ def check_beside(
 
 
 def _folders_around(path: str) -> set[str]:
-    """`path` and all folders that it lies in, as it is written and as it is without links."""
-    ways = (Path(path), Path(os.path.realpath(path)))
-    return {os.path.realpath(place) for way in ways for place in (way, *way.parents)}
+    """Return the real paths of `path` and of its parents, as written and with links resolved."""
+    paths = (Path(path), Path(os.path.realpath(path)))
+    return {os.path.realpath(place) for path in paths for place in (path, *path.parents)}
 
 
 def _check_disk(folder: Path) -> None:
     try:
-        there = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
-        if not there.is_dir():
-            raise ConfigError(f"the output '{folder}' cannot be a folder: '{there}' is a file")
-        with tempfile.TemporaryDirectory(prefix=PROBE_PREFIX, dir=there) as probe:
+        parent = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
+        if not parent.is_dir():
+            raise ConfigError(f"the output '{folder}' cannot be a folder: '{parent}' is a file")
+        with tempfile.TemporaryDirectory(prefix=PROBE_PREFIX, dir=parent) as probe:
             complete = Path(probe, "complete")
             complete.touch()
             name_if_absent(complete, complete.with_name("named"))
     except OSError as error:
-        if error.errno not in _LASTING:
+        if error.errno not in _PERMANENT:
             raise
         why = os.strerror(error.errno or errno.EINVAL)
         raise ConfigError(f"the output '{folder}' cannot be written to: {why}") from error

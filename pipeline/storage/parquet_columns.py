@@ -1,4 +1,4 @@
-"""Which column of a Parquet file holds the images."""
+"""Find the column of a Parquet file that holds the images."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.storage.seekable import opened
+from pipeline.storage.seekable import open_seekable
 from pipeline.storage.uris import storage_errors
 
 _IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "content", "jpg", "jpeg", "png", "webp")
-# Arrow also raises Python's own errors, for texts, numbers and dates that are none.
+# Arrow also raises these errors of Python, for invalid texts, numbers and dates.
 NOT_PARQUET = (ValueError, ArithmeticError, LookupError, TypeError)
 
 
 @dataclass(frozen=True)
 class ImageColumn:
-    """A column of images: bytes, the Hugging Face struct of `bytes` and `path`, or lists of one.
+    """A column of images: bytes, the Hugging Face struct of `bytes` and `path`, or lists of these.
 
-    `path` are the names from the top column to it: more than one if it lies in structs.
+    `path` holds the names from the top-level column down: several if the column is in a struct.
     """
 
     path: tuple[str, ...]
@@ -30,95 +30,96 @@ class ImageColumn:
 
     @property
     def name(self) -> str:
-        """As `--image-column` takes it, and Parquet: `a.b` of a field in a struct."""
+        """Return the name as `--image-column` takes it: `a.b` for the field `b` of a struct."""
         return ".".join(self.path)
 
     @property
     def is_list(self) -> bool:
-        """Whether a row holds a list of images."""
+        """Return whether a row holds a list of images."""
         return _list_item(_plain(self.kind)) is not None
 
     @property
     def is_dictionary(self) -> bool:
-        """Whether Arrow gives a row's images as numbers in a dictionary of all of them."""
+        """Return whether Arrow stores a row's image as an index into a dictionary of images."""
         return _has_dictionary(self.kind)
 
 
 def schema_of(uri: str) -> pa.Schema | None:
-    """The columns of the Parquet file at `uri`, by its footer; None where that is damaged.
+    """Read the columns of the Parquet file at `uri` from its footer; None if that is damaged.
 
-    Raises `StorageError` where the storage does not give it.
+    Raises `StorageError` if the file cannot be read.
     """
     with (
         suppress(pa.ArrowException, *NOT_PARQUET),
         storage_errors(f"read '{uri}'"),
-        opened(uri) as file,
+        open_seekable(uri) as file,
     ):
         return pq.read_schema(file)
     return None
 
 
 def has_bytes(schema: pa.Schema) -> bool:
-    """Whether some column may hold images."""
+    """Return whether some top-level column may hold images."""
     return any(_holds_images(field.type) for field in schema)
 
 
-def image_column(schema: pa.Schema, uri: str, asked: str | None = None) -> ImageColumn:
-    """The column `asked` for, else the one with the images.
+def image_column(schema: pa.Schema, uri: str, name: str | None = None) -> ImageColumn:
+    """Return the column called `name`, or the column that holds the images.
 
-    Columns of bytes come before those with a dictionary, and those before lists. Raises
-    `InputError` where it is not clear which, or what is asked for is none.
+    Columns of bytes are preferred to dictionaries, and these to lists. Raises `InputError` if
+    several columns qualify, if none does, or if the column `name` holds no images.
     """
-    if asked is not None:
-        return _asked(schema, uri, asked)
-    found = [ImageColumn((field.name,), field.type) for field in schema]
-    found = [column for column in found if _holds_images(column.kind)]
+    if name is not None:
+        return _named_column(schema, uri, name)
+    columns = [ImageColumn((field.name,), field.type) for field in schema]
+    images = [column for column in columns if _holds_images(column.kind)]
     for tier in (
-        [one for one in found if not one.is_list and not one.is_dictionary],
-        [one for one in found if not one.is_list and one.is_dictionary],
-        [one for one in found if one.is_list],
+        [column for column in images if not column.is_list and not column.is_dictionary],
+        [column for column in images if not column.is_list and column.is_dictionary],
+        [column for column in images if column.is_list],
     ):
         usual = [column for column in tier if column.name.lower() in _IMAGE_COLUMNS]
-        for columns in (tier, usual):
-            if len(columns) == 1:
-                return columns[0]
+        for candidates in (tier, usual):
+            if len(candidates) == 1:
+                return candidates[0]
         if tier:
             names = ", ".join(column.name for column in tier)
             raise InputError(
                 f"'{uri}' has several columns of images ({names}) and it is not clear which to "
                 "take: name one with --image-column"
             )
-    raise InputError(_none_of(schema, uri))
+    raise InputError(_no_images(schema, uri))
 
 
-def _asked(schema: pa.Schema, uri: str, asked: str) -> ImageColumn:
-    columns = [column for column in _all_columns(schema) if column.name == asked]
+def _named_column(schema: pa.Schema, uri: str, name: str) -> ImageColumn:
+    columns = [column for column in _all_columns(schema) if column.name == name]
     if not columns:
-        known = ", ".join(field.name for field in schema)
-        raise InputError(f"--image-column: '{uri}' has no column '{asked}'; it has {known}")
+        names = ", ".join(field.name for field in schema)
+        raise InputError(f"--image-column: '{uri}' has no column '{name}'; it has {names}")
     if not _holds_images(columns[0].kind):
         raise InputError(
-            f"--image-column: '{asked}' of '{uri}' holds no image bytes but {columns[0].kind}"
+            f"--image-column: '{name}' of '{uri}' holds no image bytes but {columns[0].kind}"
         )
     return columns[0]
 
 
-def _none_of(schema: pa.Schema, uri: str) -> str:
-    inner = [one.name for one in _all_columns(schema) if _holds_images(one.kind)]
+def _no_images(schema: pa.Schema, uri: str) -> str:
+    """Return the message for a file without a top-level column of images."""
+    inner = [column.name for column in _all_columns(schema) if _holds_images(column.kind)]
     if inner:
         return (
-            f"'{uri}' has no column of image bytes at its top; in its structs there are "
+            f"'{uri}' has no top-level column of image bytes; its structs hold "
             f"{', '.join(inner)}: name one with --image-column"
         )
     columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
     return (
         f"'{uri}' has no column of image bytes; its columns are {columns}; if it describes images "
-        "that lie elsewhere, move it out of the input"
+        "that are stored elsewhere, move it out of the input"
     )
 
 
 def _all_columns(schema: pa.Schema) -> Iterator[ImageColumn]:
-    """Every column, and the fields of structs, at two levels."""
+    """Yield every top-level column, and the fields of those that are structs."""
     for field in schema:
         yield ImageColumn((field.name,), field.type)
         if pa.types.is_struct(field.type) and not _holds_images(field.type):
@@ -137,7 +138,7 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Of a dictionary the type of its values."""
+    """Return the type of a dictionary's values; any other type as it is."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 

@@ -1,4 +1,4 @@
-"""Patterns of names: `{00000..00127}` and `{a,b}` as bash has them, `*`, `?`, `[...]` and `**`."""
+"""Expand and match name patterns: `{00000..00127}` and `{a,b}` as in bash, `*`, `?`, `[]`, `**`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from functools import lru_cache
 from pipeline.storage.file_types import plain_name
 
 _GLOB = re.compile(r"[*?\[]")
-_MOST_BRACES = 64  # more are a name that happens to hold them
-_MOST_DIGITS = 1000  # of a number in braces: a longer one is no part of a file's name
-_TOO_LARGE = int("1" + "0" * _MOST_DIGITS)
+_MAX_BRACES = 64  # a name with more of them is taken literally
+_MAX_DIGITS = 1000  # of a number in braces; file names are shorter
+_TOO_LARGE = int("1" + "0" * _MAX_DIGITS)
 _STEP = r"(?:\.\.([+-]?\d+))?"
 _NUMBERS = re.compile(rf"([+-]?\d+)\.\.([+-]?\d+){_STEP}", re.ASCII)
 _LETTERS = re.compile(rf"([a-zA-Z])\.\.([a-zA-Z]){_STEP}", re.ASCII)
 
 
 def has_glob(text: str) -> bool:
-    """Whether `text` holds one of the characters `*`, `?`, `[`; no `?` of the web is meant."""
+    """Return whether `text` holds `*`, `?` or `[`. The `?` of a web address does not count."""
     return bool(_GLOB.search(plain_name(text)))
 
 
 def has_braces(text: str) -> bool:
-    """Whether `text` holds braces that stand for several texts; `{a}` and `{}` stand for one."""
+    """Return whether `text` holds braces that expand to several texts, unlike `{a}` and `{}`."""
     return _first_group(text) is not None
 
 
 def literal_folder(pattern: str) -> str:
-    """The folder that the whole pattern lies in: what comes before its first special component.
+    """Return the folder that the whole pattern lies in: all before its first special component.
 
     Empty where the scheme, the bucket or the host is part of the pattern.
     """
@@ -43,7 +43,10 @@ def literal_folder(pattern: str) -> str:
 
 
 def expand_braces(text: str) -> Iterator[str]:
-    """The texts that `text` stands for, the leftmost group slowest; `text` itself without any."""
+    """Yield the expansions of `text`, the leftmost group varying slowest.
+
+    A `text` without such braces is yielded itself.
+    """
     group = _first_group(text)
     if group is None:
         yield text
@@ -55,14 +58,14 @@ def expand_braces(text: str) -> Iterator[str]:
 
 
 def count_braces(text: str) -> int:
-    """How many texts `expand_braces` gives, without making them."""
+    """Return the number of texts that `expand_braces` yields, without creating them."""
     group = _first_group(text)
     if group is None:
         return 1
     begin, end = group
     body = text[begin + 1 : end]
     numbers = _range(body)
-    if numbers:  # `len` takes none above 2**63
+    if numbers:  # `len` fails above 2**63
         here = (numbers[-1] - numbers[0]) // numbers.step + 1
     else:
         here = sum(count_braces(part) for part in _parts(body))
@@ -70,7 +73,7 @@ def count_braces(text: str) -> int:
 
 
 class Glob:
-    """A pattern of relative paths. A folder that fits stands for all that is below it."""
+    """A pattern of relative paths. A folder that fits includes everything below it."""
 
     def __init__(self, pattern: str) -> None:
         self._steps = [
@@ -79,18 +82,22 @@ class Glob:
         ]
 
     def fits(self, path: str) -> bool:
-        """Whether the file `path`, or a folder that it lies in, fits the pattern."""
+        """Return whether the file `path`, or a folder that it lies in, fits the pattern."""
         return self._places(path) is True
 
     def may_hold(self, folder: str) -> bool:
-        """Whether files below `folder` can fit."""
+        """Return whether files below `folder` can fit."""
         return bool(self._places(folder))
 
     def _places(self, path: str) -> frozenset[int] | bool:
-        """Where in the pattern one is behind `path`; True once all of the pattern fitted."""
+        """Return the indices of the steps that may match next, behind `path`.
+
+        Returns True if `path` or a folder above it fits the whole pattern. An empty set means that
+        nothing below `path` can fit.
+        """
         places = self._skip(frozenset({0}))
         if len(self._steps) in places:
-            return True  # nothing but `**`
+            return True  # the pattern consists of `**` alone
         for name in path.split("/"):
             places = self._skip(frozenset(self._after(places, name)))
             if len(self._steps) in places:
@@ -106,19 +113,19 @@ class Glob:
                 yield place + 1
 
     def _skip(self, places: frozenset[int]) -> frozenset[int]:
-        """With the places behind each `**`, which also stands for no folder at all."""
-        found = set(places)
+        """Return `places` and the places behind each `**`, which also matches no folder at all."""
+        reached = set(places)
         for place in sorted(places):
             while place < len(self._steps) and self._steps[place] is None:
                 place += 1
-                found.add(place)
-        return frozenset(found)
+                reached.add(place)
+        return frozenset(reached)
 
 
 @lru_cache(4096)
 def _first_group(text: str) -> tuple[int, int] | None:
-    """Where the first braces that stand for several texts open and close."""
-    if text.count("{") > _MOST_BRACES:
+    """Return where the first braces that expand to several texts open and close."""
+    if text.count("{") > _MAX_BRACES:
         return None
     for begin, char in enumerate(text):
         if char == "{" and (end := _closing(text, begin)) is not None:
@@ -146,7 +153,7 @@ def _choices(body: str) -> Iterator[str]:
 
 
 def _range(body: str) -> range | None:
-    """The numbers, or the codes of the letters, of `1..9`, `01..99..2` or `a..e..2`."""
+    """Return the numbers, or the codes of the letters, of `1..9`, `01..99..2` or `a..e..2`."""
     if match := _LETTERS.fullmatch(body):
         first, last = ord(match[1]), ord(match[2])
     elif match := _NUMBERS.fullmatch(body):
@@ -158,14 +165,17 @@ def _range(body: str) -> range | None:
 
 
 def _number(text: str) -> int:
-    """The number; one of over `_MOST_DIGITS` as the smallest such, as Python reads none so long."""
-    if len(text) <= _MOST_DIGITS:
+    """Parse `text`; numbers that are too long for Python become plus or minus `_TOO_LARGE`."""
+    if len(text) <= _MAX_DIGITS:
         return int(text)
     return -_TOO_LARGE if text.startswith("-") else _TOO_LARGE
 
 
 def _writer(body: str) -> Callable[[int], str]:
-    """How the numbers of a range are written: as letters, or as wide as an end with zeros is."""
+    """Return the function that writes a number of the range: as a letter, or padded with zeros.
+
+    As in bash, numbers are padded to the width of the ends if one of these begins with a zero.
+    """
     if _LETTERS.fullmatch(body):
         return chr
     ends = body.split("..")[:2]
@@ -175,7 +185,7 @@ def _writer(body: str) -> Callable[[int], str]:
 
 
 def _parts(body: str) -> list[str]:
-    """`body` cut at the commas outside inner braces."""
+    """Split `body` at the commas outside inner braces."""
     parts, depth = [""], 0
     for char in body:
         depth += (char == "{") - (char == "}")

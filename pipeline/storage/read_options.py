@@ -1,4 +1,4 @@
-"""How the files of an input are read: what travels with every shard to its reader."""
+"""Settings of reading an input, which are passed to the reader of every shard."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Values of `image_field` that are no field's name.
+# Values of `image_field` that are not names of fields.
 ALL_IMAGES, ONE_IMAGE = "all", "one"
 
 
@@ -15,11 +15,12 @@ ALL_IMAGES, ONE_IMAGE = "all", "one"
 class ReadOptions:
     """Settings of listing and reading, the same for all shards of an input.
 
-    `sniff`: files and members whose names end in no known extension are recognised as images by
-    their first bytes; without it they are left out, and counted. `image_field`: of several images
-    with one webdataset key in a tar or zip, all are samples, or one, or the first of these fields
-    that there is (`jpg,png`). `image_column` names the Parquet column to read. `keep_columns` are
-    the fields that travel with each sample, each with the name of its type (`kept.arrow_type`).
+    `sniff`: files and members without a known extension are recognised as images by their first
+    bytes; without it they are left out and counted. `image_field`: of several images with one
+    webdataset key in a tar or zip, `all` reads each of them, `one` the main image, and `jpg,png`
+    the first of these fields that exists. `image_column` names the Parquet column to read.
+    `keep_columns` maps each field that is copied with a sample to its type
+    (`kept_columns.arrow_type`).
     """
 
     sniff: bool = True
@@ -29,17 +30,17 @@ class ReadOptions:
 
     @property
     def image_fields(self) -> tuple[str, ...]:
-        """The fields that are images, the preferred first; empty where any image is one."""
+        """Return the named image fields, the preferred one first; empty for `all` and `one`."""
         if self.image_field in (ALL_IMAGES, ONE_IMAGE):
             return ()
         return tuple(self.image_field.split(","))
 
     def to_json(self) -> str:
-        """The options as a line of JSON."""
+        """Return the options as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ReadOptions:
-        """The options that `to_json` wrote."""
+        """Read the options that `to_json` wrote."""
         fields: dict[str, Any] = json.loads(text)
         return cls(**fields)

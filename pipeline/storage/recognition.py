@@ -1,4 +1,4 @@
-"""Which of the files that a listing shows are images or shards: by name, else by first bytes."""
+"""Recognise the images and shards among listed files: by name, else by their first bytes."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from pipeline.storage.s3 import get_head, is_bucket
 from pipeline.storage.seekable import read_start
 from pipeline.storage.uris import filesystem, is_local, storage_errors
 
-# Looks into files that are under way at a time, and entries that may wait for them in memory.
-_LOOKS = 32
-_BATCH_LOOKS, _BATCH_ENTRIES = 256, 4096
+# Parallel reads of file contents. A batch ends at so many reads, or so many entries in memory.
+_READ_THREADS = 32
+_BATCH_READS, _BATCH_ENTRIES = 256, 4096
 
-Found = Kind | Literal["image"]
+FileKind = Kind | Literal["image"]
 
 
-class _Waiting(NamedTuple):
-    """An entry, and what tells what it is: its name, or a look into it."""
+class _Candidate(NamedTuple):
+    """An entry with the kind that its name says, or a function that reads the file to decide."""
 
     entry: Entry
-    found: Found | None
-    look: Callable[[], Found | None] | None = None
+    kind: FileKind | None
+    inspect: Callable[[], FileKind | None] | None = None
 
 
-def recognised(
+def recognise(
     entries: Iterable[Entry],
     uri_of: Callable[[str], str],
     left_out: LeftOut,
@@ -53,28 +53,32 @@ def recognised(
     sniffing: bool,
     alone: bool = False,
     imageless: list[str],
-) -> Iterator[tuple[Entry, Found]]:
-    """The images and shards among `entries`, in their order; the others are counted.
+) -> Iterator[tuple[Entry, FileKind]]:
+    """Yield the images and shards among `entries`, in order, and count the others in `left_out`.
 
-    Of Parquet files the footer is read, as one without images (`metadata.parquet`) is no shard,
-    unless it is `alone`, all that the input is: then its reader tells what is wrong. The first such
-    is noted in `imageless`. With
-    `sniffing`, names without a known extension (`may_be_image`) are told by their first bytes;
-    without it, what is `beside_tar` is metadata by its name alone, and a dead link of a shard's
-    name a shard, which fails.
-    Looks into files on a disk come as they are needed, others some dozens at a time. What cannot
-    be read is an image, so that it becomes a reject, unless its name says that it is none.
-    Raises `StorageError` where a storage that is not a disk does not answer.
+    A Parquet file is a shard if its footer names a column of images; the URI of the first one
+    without is added to `imageless`. An input that is one Parquet file (`alone`) is always a shard:
+    its reader explains what is wrong with it.
+
+    With `sniffing`, files without a known extension (`may_be_image`) are recognised by their first
+    bytes. Without it a Parquet file `beside_tar` is metadata by its name, and a dead link with the
+    name of a shard is a shard, which fails.
+
+    Files on a disk are read one by one, others in parallel. A file that cannot be read counts as an
+    image, which becomes a reject, unless its extension says that it is none. Raises `StorageError`
+    if a storage other than a disk does not answer.
     """
-    pool = ThreadPoolExecutor(_LOOKS, thread_name_prefix="look")
-    waiting = (_by_name(entry, uri_of, sniffing, alone) for entry in entries)
+    pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="sniff")
+    candidates = (_by_name(entry, uri_of, sniffing, alone) for entry in entries)
     try:
-        for batch in _batches(waiting):
-            looks = pool.map(lambda look: look(), [one.look for one in batch if one.look])
-            for entry, known, look in batch:
-                found = next(looks) if look else known
-                if found:
-                    yield entry, found
+        for batch in _batches(candidates):
+            kinds = pool.map(
+                lambda inspect: inspect(), [item.inspect for item in batch if item.inspect]
+            )
+            for entry, kind_by_name, inspect in batch:
+                kind = next(kinds) if inspect else kind_by_name
+                if kind:
+                    yield entry, kind
                 else:
                     left_out.add_file(readable_name(entry.name))
                     if shard_kind(entry.name) and not imageless:
@@ -83,45 +87,48 @@ def recognised(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _by_name(entry: Entry, uri_of: Callable[[str], str], sniffing: bool, alone: bool) -> _Waiting:
+def _by_name(entry: Entry, uri_of: Callable[[str], str], sniffing: bool, alone: bool) -> _Candidate:
     uri, readable = uri_of(entry.name), entry.etag != UNREADABLE
     name = plain_name(uri)
     if name.endswith("/") or is_image(name):
-        return _Waiting(entry, "image")
+        return _Candidate(entry, "image")
     if kind := shard_kind(name):
         if sniffing and not readable and is_local(uri) and is_dead_link(uri):
-            return _Waiting(entry, "image")  # a reject, as a shard it would fail for ever
+            return _Candidate(entry, "image")  # becomes a reject; as a shard it would always fail
         if entry.beside_tar:
-            look = partial(_look_beside_tar, uri) if sniffing and readable else None
-            return _Waiting(entry, None, look)
+            inspect = partial(_inspect_beside_tar, uri) if sniffing and readable else None
+            return _Candidate(entry, None, inspect)
         if kind != "parquet" or alone or not readable:
-            return _Waiting(entry, kind)
-        return _Waiting(entry, None, partial(_look_at_parquet, uri))
+            return _Candidate(entry, kind)
+        return _Candidate(entry, None, partial(_inspect_parquet, uri))
     if not sniffing or not may_be_image(name):
-        return _Waiting(entry, None)
+        return _Candidate(entry, None)
     if not readable or not entry.size:
-        return _Waiting(entry, None if readable else "image")
+        return _Candidate(entry, None if readable else "image")
     if is_local(uri):
-        return _Waiting(entry, _look_at_disk(uri))
-    return _Waiting(entry, None, partial(_look_at_object, uri))
+        return _Candidate(entry, _inspect_disk_file(uri))
+    return _Candidate(entry, None, partial(_inspect_object, uri))
 
 
-def _batches(waiting: Iterable[_Waiting]) -> Iterator[list[_Waiting]]:
-    """Runs of entries that are looked into together; an entry that needs no look does not wait."""
-    batch: list[_Waiting] = []
-    looks = 0
-    for one in waiting:
-        batch.append(one)
-        looks += one.look is not None
-        if not looks or looks == _BATCH_LOOKS or len(batch) == _BATCH_ENTRIES:
+def _batches(candidates: Iterable[_Candidate]) -> Iterator[list[_Candidate]]:
+    """Group the candidates whose files are read together.
+
+    A candidate that needs no read is passed on at once unless it follows one that does.
+    """
+    batch: list[_Candidate] = []
+    reads = 0
+    for candidate in candidates:
+        batch.append(candidate)
+        reads += candidate.inspect is not None
+        if not reads or reads == _BATCH_READS or len(batch) == _BATCH_ENTRIES:
             yield batch
-            batch, looks = [], 0
+            batch, reads = [], 0
     if batch:
         yield batch
 
 
-def _look_at_parquet(uri: str) -> Found | None:
-    """Whether a Parquet file holds images; of one that cannot be told its reader says why."""
+def _inspect_parquet(uri: str) -> FileKind | None:
+    """Return "parquet" if a file has a column of images, or if only its reader can explain it."""
     try:
         schema = schema_of(uri)
     except StorageError as error:
@@ -133,8 +140,8 @@ def _look_at_parquet(uri: str) -> Found | None:
     return "parquet" if schema is None or has_bytes(schema) else None
 
 
-def _look_beside_tar(uri: str) -> Found | None:
-    """As `_look_at_parquet`, of what is metadata where it is not known to hold images."""
+def _inspect_beside_tar(uri: str) -> FileKind | None:
+    """Return "parquet" if a file beside a tar has a column of images; otherwise it is metadata."""
     try:
         schema = schema_of(uri)
     except StorageError as error:
@@ -144,12 +151,10 @@ def _look_beside_tar(uri: str) -> Found | None:
     return "parquet" if schema is not None and has_bytes(schema) else None
 
 
-def _look_at_disk(path: str) -> Found | None:
-    """What a file on a disk is; the folder's reader tells why one cannot be opened."""
+def _inspect_disk_file(path: str) -> FileKind | None:
+    """Return "image" if a file on a disk begins like one or cannot be opened."""
     try:
-        file = os.open(
-            path, os.O_RDONLY | os.O_NONBLOCK
-        )  # in half the time of `open`, for each of millions
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # takes half the time of `open`
         try:
             return "image" if is_image_start(os.read(file, START_BYTES)) else None
         finally:
@@ -158,19 +163,19 @@ def _look_at_disk(path: str) -> Found | None:
         return "image"
 
 
-def _look_at_object(uri: str) -> Found | None:
-    """What a file elsewhere is; nothing if it is gone since it was listed."""
+def _inspect_object(uri: str) -> FileKind | None:
+    """Return "image" if a file of another storage begins like one; None if it was deleted."""
     with suppress(_GoneError):
         return "image" if is_image_start(read_head(uri)) else None
     return None
 
 
 class _GoneError(Exception):
-    """There is no such file any more."""
+    """File that was deleted since it was listed."""
 
 
 def read_head(uri: str) -> bytes:
-    """The first bytes of a file, by one request; `StorageError` where the storage fails."""
+    """Read the first bytes of a file with one request; `StorageError` if the storage fails."""
     fs, path = filesystem(uri)
     try:
         with storage_errors(f"read '{uri}'"):
@@ -184,9 +189,10 @@ def read_head(uri: str) -> bytes:
 
 
 def mark_beside_tars(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The sorted `entries` of a folder, with `beside_tar` where an `x.tar` is beside `x.parquet`.
+    """Set `beside_tar` of each `x.parquet` that has an `x.tar` beside it in the sorted `entries`.
 
-    A Parquet file is given out behind what may be its tar, or before what is in the folder `x`.
+    The order changes: a Parquet file comes after all names that its tar may have, but before the
+    files of a folder `x`.
     """
     waiting: Entry | None = None
     for entry in chain(entries, (None,)):

@@ -1,6 +1,6 @@
-"""Count of storage requests that were answered by nothing, or by a server's own error.
+"""Count the S3 requests that got no answer, or a server error.
 
-botocore and s3fs repeat these by themselves for a while, in silence.
+botocore and s3fs silently repeat these for a while.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _listeners: list[Callable[[], None]] = []
 
 
 def storage_retries() -> int:
-    """Return how many requests of this process failed in such a way so far."""
+    """Return the number of requests of this process that failed and were repeated."""
     return _count
 
 
 def on_storage_retry(listener: Callable[[], None]) -> None:
-    """Have `listener` called at each, in the thread that made the request."""
+    """Call `listener` at each such failure, in the thread that made the request."""
     _listeners.append(listener)
 
 
@@ -30,9 +30,10 @@ def count_if_failed(
     caught_exception: Exception | None = None,
     **_: Any,
 ) -> None:
-    """Take one answer of botocore, or why there is none; its handler of `needs-retry`.
+    """Count an answer of botocore that is an error, or a missing answer.
 
-    Returns None, by which botocore leaves the choice to its other handlers.
+    A handler of botocore's event `needs-retry`. It returns None, so that botocore's other handlers
+    decide whether to retry.
     """
     global _count
     if caught_exception is None:

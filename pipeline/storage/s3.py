@@ -1,4 +1,4 @@
-"""What S3 is asked past s3fs's own reads, which take names for patterns and look each one up."""
+"""Direct S3 calls. s3fs's own `cat` treats names as glob patterns and stats each object first."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from typing import Any, NamedTuple
 
 from fsspec.asyn import sync
 
-_MOST_TRIED = 8  # objects beside one that is denied
+_MAX_TRIED = 8  # objects in the folder of an object that is denied
 
 
 class Fetched(NamedTuple):
-    """An object's bytes, and the state that they are of: its `ETag`, for `object_info`."""
+    """An object's bytes, and their size and `ETag` as `object_info` takes them."""
 
     content: bytes
     details: dict[str, Any]
 
 
 def is_bucket(fs: Any) -> bool:
-    """Whether `fs` is S3."""
+    """Return whether `fs` is S3."""
     return "s3" in fs.protocol
 
 
 def bucket_and_prefix(fs: Any, folder: str) -> tuple[str, str]:
-    """The bucket of a folder's path, and what the keys of the objects in the folder begin with."""
+    """Return the bucket of the path `folder`, and the prefix of the keys in that folder."""
     bucket, key, _ = fs.split_path(folder)
     return bucket, f"{key}/" if key else ""
 
 
 def listing_pages(fs: Any, bucket: str, start: str, **more: str) -> Iterator[dict[str, Any]]:
-    """The answers, a thousand objects each, of a listing of the keys that begin with `start`."""
+    """Yield the pages, a thousand objects each, of a listing of the keys that begin with `start`.
+
+    `more` are further arguments of ListObjectsV2, such as `Delimiter`.
+    """
     request = {"Bucket": bucket, "Prefix": start, **more, **fs.req_kw}
     while True:
         page = fs.call_s3("list_objects_v2", **request)
@@ -43,37 +46,38 @@ def listing_pages(fs: Any, bucket: str, start: str, **more: str) -> Iterator[dic
 
 
 def get_objects(fs: Any, folder: str, names: Sequence[str]) -> list[Fetched | BaseException]:
-    """The objects `names` of `folder`, fetched at the same time by one request each.
+    """Fetch the objects `names` of `folder` in parallel, with one request each.
 
-    In the place of one that cannot be read stands why.
+    An object that cannot be read gives the exception in its place.
     """
     bucket, prefix = bucket_and_prefix(fs, folder)
 
-    async def all_of_them() -> list[Fetched | BaseException]:
+    async def fetch_all() -> list[Fetched | BaseException]:
         requests = (_get(fs, bucket, prefix + name) for name in names)
         return await asyncio.gather(*requests, return_exceptions=True)
 
-    found: list[Fetched | BaseException] = sync(fs.loop, all_of_them)
-    return found
+    results: list[Fetched | BaseException] = sync(fs.loop, fetch_all)
+    return results
 
 
 def get_head(fs: Any, path: str, length: int) -> bytes:
-    """The first `length` bytes of an object; none of an empty one."""
+    """Read the first `length` bytes of an object."""
     bucket, key, _ = fs.split_path(path)
-    found: Fetched = sync(fs.loop, _get, fs, bucket, key, Range=f"bytes=0-{length - 1}")
-    return found.content
+    head: Fetched = sync(fs.loop, _get, fs, bucket, key, Range=f"bytes=0-{length - 1}")
+    return head.content
 
 
-def reads_beside(fs: Any, path: str) -> bool:
-    """Return whether the bucket gives some other object of the folder that `path` is in.
+def can_read_siblings(fs: Any, path: str) -> bool:
+    """Return whether another object in the folder of `path` can be read.
 
-    The first few that it lists are tried, a byte each. Where all are denied, so is the folder.
+    Reads one byte of each of the first few that are listed. If all are denied, the user has no
+    right to the folder.
     """
     bucket, key, _ = fs.split_path(path)
     folder = key.rpartition("/")[0]
     page = next(listing_pages(fs, bucket, f"{folder}/" if folder else "", Delimiter="/"))
     others = (item["Key"] for item in page.get("Contents", ()) if item["Key"] != key)
-    for other in itertools.islice(others, _MOST_TRIED):
+    for other in itertools.islice(others, _MAX_TRIED):
         with suppress(PermissionError):
             sync(fs.loop, _get, fs, bucket, other, Range="bytes=0-0")
             return True
@@ -81,8 +85,8 @@ def reads_beside(fs: Any, path: str) -> bool:
 
 
 async def _get(fs: Any, bucket: str, key: str, **more: str) -> Fetched:
-    """One object; one whose answer is cut is asked for again, as `_call_s3` does if refused."""
-    from s3fs.core import S3_RETRYABLE_ERRORS  # behind `fs`, so loaded; its import takes 0.3 s
+    """Read one object. A truncated answer is requested again, as `_call_s3` repeats errors."""
+    from s3fs.core import S3_RETRYABLE_ERRORS  # loaded with `fs`; its import takes 0.3 s
 
     tried = 1
     while True:

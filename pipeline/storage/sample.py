@@ -1,4 +1,4 @@
-"""One input image as bytes, and the keys of a shard."""
+"""Define `Sample`, an input image as bytes, and the unique keys of a shard."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 MAX_SAMPLE_BYTES = 1 << 30
-# Of a key in UTF-8: Linux's longest path; S3 ends at 1,024. Every row holds its key three times.
+# In UTF-8: the longest path of Linux; S3 allows 1,024. Every row of the table holds its key three
+# times.
 MAX_KEY_BYTES = 4096
 _MAX_URI_BYTES = 2 * MAX_KEY_BYTES
 _MAX_DETAIL_BYTES = 1000
-_KEPT_BYTES = 200  # of the beginning of a text that is too long
+_KEPT_BYTES = 200  # from the start of a text that is too long
 
 
 class ShortenedKey(str):
-    """What stands for a key of more than `MAX_KEY_BYTES`: its beginning and its SHA-256."""
+    """Replacement of a key longer than `MAX_KEY_BYTES`: its start and its SHA-256."""
 
     __slots__ = ("size",)
 
-    size: int  # bytes of the key
+    size: int  # bytes of the original key
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One input image, not decoded.
+    """Input image as bytes, not decoded.
 
-    `key` is its path inside the shard, unique in it; `uri` says where it came from. Where the
-    bytes were not read, `content` is empty and `reject` holds the value of the `RejectReason` that
-    the sample is to get, with `detail` for a person. An empty file is a sample with empty `content`
-    and no `reject`: the decoder refuses it. `fields` is a JSON object of what `--keep-columns`
-    names; empty where nothing is carried over.
+    `key` is its path inside the shard, unique there; `uri` says where it came from. If the bytes
+    were not read, `content` is empty, `reject` is the value of the sample's `RejectReason`, and
+    `detail` explains it. An empty file has empty `content` and no `reject`: the decoder refuses it.
+    `fields` is a JSON object of the fields that `--keep-columns` names; empty without these.
 
-    One whose key had to be shortened is a reject, whatever its bytes are; a reason that it had
-    stays. A `uri` over 8,192 bytes
-    and a `detail` over 1,000 are shortened too: names out of archives have no end.
+    A sample with a `ShortenedKey` is a reject whatever its bytes are; a reason that it already has
+    stays. A `uri` over 8,192 bytes and a `detail` over 1,000 bytes are shortened too: names in
+    archives can have any length.
     """
 
     key: str
@@ -45,7 +45,7 @@ class Sample:
     fields: str = ""
 
     def with_key(self, key: str, fields: str) -> Sample:
-        """The same image under its key, with the fields that travel with it."""
+        """Return a copy with this key and these fields."""
         return replace(self, key=key, fields=fields)
 
     def __post_init__(self) -> None:
@@ -62,21 +62,22 @@ class Sample:
             object.__setattr__(self, name, value)
 
 
-def _shortened(text: str, longest: int) -> str:
-    """`text`, or of one of more bytes in UTF-8 the beginning and the SHA-256: different texts give
-    different ones.
+def _shortened(text: str, max_bytes: int) -> str:
+    """Return `text`, or its start and its SHA-256 if it is longer than `max_bytes` in UTF-8.
+
+    Different texts give different results.
     """
-    if len(text) * 4 <= longest:
+    if len(text) * 4 <= max_bytes:
         return text
     content = text.encode("utf-8", "surrogatepass")
-    if len(content) <= longest:
+    if len(content) <= max_bytes:
         return text
     kept = content[:_KEPT_BYTES].decode("utf-8", "ignore")
     return f"{kept}~{hashlib.sha256(content).hexdigest()}"
 
 
 def table_key(name: str) -> str:
-    """The key of a sample called `name`: the name itself, or a `ShortenedKey` for it."""
+    """Return the key of a sample called `name`: the name itself, or a `ShortenedKey`."""
     key = _shortened(name, MAX_KEY_BYTES)
     if key is name:
         return name
@@ -86,33 +87,33 @@ def table_key(name: str) -> str:
 
 
 def too_large(key: str, uri: str, size: int) -> Sample:
-    """A sample of `size` bytes that is not read into memory."""
+    """Return the reject of an image of `size` bytes, too many to be read into memory."""
     return Sample(
         key, uri, b"", "too_large", f"{size} bytes, of at most {MAX_SAMPLE_BYTES} that are read"
     )
 
 
 def unreadable(key: str, uri: str, why: str) -> Sample:
-    """A sample whose bytes cannot be had, as permissions or a dead link are in the way."""
+    """Return the reject of a file that cannot be read, such as a dead link."""
     return Sample(key, uri, b"", "unreadable", f"cannot be read: {why}")
 
 
 class UniqueKeys:
-    """Makes the keys of one shard unique in the order in which they come.
+    """Make the keys of one shard unique, in the order in which they come.
 
-    One of more than `MAX_KEY_BYTES` becomes a `ShortenedKey`, which makes its sample a reject.
+    A key longer than `MAX_KEY_BYTES` becomes a `ShortenedKey`, which makes its sample a reject.
     """
 
     def __init__(self) -> None:
         self._used: set[str] = set()
-        self._counts: dict[str, int] = {}  # of a name, the last number that was put behind it
+        self._counts: dict[str, int] = {}  # name -> last number that was appended to it
 
     def has(self, key: str) -> bool:
-        """Whether a sample has this key."""
+        """Return whether a sample has this key."""
         return table_key(key) in self._used
 
     def take(self, *candidates: str) -> str:
-        """The first candidate that is free, else the last one with `~2`, `~3`, ... behind it."""
+        """Return the first unused candidate, else the last one followed by `~2`, `~3`, ...."""
         names = [table_key(name) for name in candidates]
         key = next((name for name in names if name not in self._used), "")
         last = names[-1]
@@ -125,7 +126,7 @@ class UniqueKeys:
 
 
 def _numbered(name: str, count: int) -> str:
-    """`name` with a number behind it; of a shortened one it stays known that it is."""
+    """Return `name` followed by a number; a `ShortenedKey` gives a `ShortenedKey`."""
     numbered = f"{name}~{count}"
     if not isinstance(name, ShortenedKey):
         return table_key(numbered)

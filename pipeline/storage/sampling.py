@@ -32,24 +32,25 @@ def count_samples(
     options: ReadOptions | None = None,
     left_out: LeftOut | None = None,
 ) -> int:
-    """Number of samples in `shard`, or `at_most`; of one that is damaged those before the damage.
+    """Return the number of samples in `shard`, at most `at_most`.
 
     A slice of a folder is counted by its listing, Parquet by its footer, a zip by its directory,
-    and a tar on a disk by its headers; others are read. A shard file on a disk that may not be read
-    is one sample. What is passed over on the way is counted in `left_out`. Raises `StorageError`
-    where the storage does not answer.
+    and a tar on a disk by its headers; other shards are read. A damaged shard counts the samples
+    before the damage. A shard file on a disk that this user may not read counts as one sample.
+    Files that are skipped are counted in `left_out`. Raises `StorageError` if the storage does not
+    answer.
     """
     if shard.is_slice or shard.etag == UNREADABLE:
         return len((shard.names or (shard.uri,))[:at_most])
     count = 0
-    # What is carried over has no influence on which samples there are.
+    # The kept columns have no influence on the number of samples.
     options = replace(options or ReadOptions(), keep_columns={})
     left_out = LeftOut() if left_out is None else left_out
     try:
         if shard.kind == "parquet":
             rows = count_rows(shard, options)
             return rows if at_most is None else min(rows, at_most)
-        for _ in itertools.islice(_counted(shard, options, left_out), at_most):
+        for _ in itertools.islice(_samples(shard, options, left_out), at_most):
             count += 1
     except StorageError:
         try:
@@ -60,8 +61,8 @@ def count_samples(
     return count
 
 
-def _counted(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
-    """The samples of an archive, without their content where it need not be read."""
+def _samples(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
+    """Yield the samples of an archive, without their contents if these need not be read."""
     if shard.kind == "zip":
         return read_zip(shard, options, left_out, content=False)
     if is_local(shard.uri) and not _is_packed(shard):
@@ -75,24 +76,24 @@ def _is_packed(shard: Shard) -> bool:
 
 
 class _Seekable(BoundedSource):
-    """`BoundedSource` for an archive whose members are passed over without reading them."""
+    """A `BoundedSource` that can skip the contents of members by seeking."""
 
     @property
     def fileobj(self) -> BoundedSource:
-        """Where `StrictTarInfo` looks for the bound on headers."""
+        """Return the source that limits headers, where `StrictTarInfo` looks for it."""
         return self
 
     def seek(self, offset: int) -> int:
-        """As of a file."""
+        """Move to a position, as a file does."""
         return int(self._stream.seek(offset))
 
     def tell(self) -> int:
-        """As of a file."""
+        """Return the position, as a file does."""
         return int(self._stream.tell())
 
 
 def _members(shard: Shard) -> Iterator[Member]:
-    """The members of a tar on a disk, of whose content only the first bytes are read."""
+    """Yield the members of a tar on a disk; at most their first bytes are read."""
     with storage_errors(f"read '{shard.uri}'"), Path(shard.uri).open("rb") as raw:
         try:
             source = cast(Any, _Seekable(raw))
@@ -100,7 +101,7 @@ def _members(shard: Shard) -> Iterator[Member]:
                 for info in archive:
                     if not info.isdir():
                         yield _without_content(member_of(archive, info))
-                    cast(Any, archive).members.clear()  # `tarfile` keeps all of them
+                    cast(Any, archive).members.clear()  # `tarfile` would keep all of them
         except DAMAGE as error:
             raise StorageError(f"the shard '{shard.uri}' is damaged") from error
 
@@ -114,39 +115,39 @@ _OPTIONS = ReadOptions(image_field=ONE_IMAGE)
 
 
 def spread_samples(input_uri: str, limit: int) -> Iterator[Sample]:
-    """Up to `limit` samples of `input_uri`, spread evenly over it, in its order, as a stream.
+    """Yield up to `limit` samples of `input_uri`, spread evenly over it, in its order.
 
-    Of several images with one webdataset key one is taken, as `invert_dataset` does by default.
-    Of a folder the chosen files alone are read. The samples of archives and Parquet files are
-    counted first; where there are more shards than `limit`, `limit` of them are
-    opened, for their first sample. Raises as `list_shards` and `read_samples` do.
+    One image per webdataset key is taken, as `invert_dataset` does by default. Of a folder only
+    the chosen files are read. The samples of archives and Parquet files are counted first. If
+    there are more shards than `limit`, only `limit` of them are opened, for their first samples.
+    Raises the errors of `list_shards` and `read_samples`.
     """
     shards = list(list_shards(input_uri))
     if len(shards) > limit:
         for index in evenly(len(shards), limit):
-            yield from _at(shards[index], [0])
+            yield from _samples_at(shards[index], [0])
         return
     ends = list(accumulate((count_samples(shard, None, _OPTIONS) for shard in shards), initial=0))
     chosen = evenly(ends[-1], limit)
     for shard, begin, end in zip(shards, ends, ends[1:], strict=False):
-        yield from _at(shard, [place - begin for place in chosen if begin <= place < end])
+        yield from _samples_at(shard, [place - begin for place in chosen if begin <= place < end])
 
 
 def evenly(count: int, limit: int) -> list[int]:
-    """Up to `limit` of the places 0..`count` - 1, the first and the last among them."""
-    few = min(count, limit)
-    return [step * (count - 1) // max(1, few - 1) for step in range(few)]
+    """Return up to `limit` of the indices 0..`count` - 1, evenly, with the first and the last."""
+    length = min(count, limit)
+    return [step * (count - 1) // max(1, length - 1) for step in range(length)]
 
 
-def _at(shard: Shard, places: Sequence[int]) -> Iterator[Sample]:
-    """The samples at `places`, ascending, of a shard; nothing behind the last is read."""
+def _samples_at(shard: Shard, places: Sequence[int]) -> Iterator[Sample]:
+    """Yield the samples at the ascending indices `places`; nothing after the last one is read."""
     if not places:
         return
     if shard.is_slice:
         keys = shard.keys
         yield from read_samples(shard, {keys[place] for place in places}, _OPTIONS)
         return
-    wanted = set(places)
+    chosen = set(places)
     for place, sample in enumerate(islice(read_samples(shard, None, _OPTIONS), places[-1] + 1)):
-        if place in wanted:
+        if place in chosen:
             yield sample

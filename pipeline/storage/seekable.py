@@ -1,4 +1,4 @@
-"""Files opened for reading at any place, also of servers that give them from the beginning only."""
+"""Open files for reading at any position, also from web servers that give no ranges."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fsspec.asyn import sync
 
 from pipeline.storage.uris import filesystem, is_web
 
-_COPIED = 8 << 20
+_COPY_BLOCK = 8 << 20
 
 
 @contextmanager
-def opened(uri: str, block_size: int | None = None) -> Iterator[Any]:
-    """A seekable reader of the file at `uri`, which reads ahead in blocks.
+def open_seekable(uri: str, block_size: int | None = None) -> Iterator[Any]:
+    """Open the file at `uri` as a seekable reader that reads ahead in blocks.
 
-    A web server that does not say how long the file is, or gives no ranges of it, is asked for all
-    of it once, into a temporary file. Raises what the file system does.
+    From a web server that gives no ranges, or does not report the size, the whole file is copied
+    once to a temporary file. Raises the errors of the file system.
     """
     fs, path = filesystem(uri)
     if is_web(uri) and not _gives_ranges(fs, path):
         with tempfile.TemporaryFile() as copy:
             with fs.open(path, "rb", block_size=0) as stream:
-                shutil.copyfileobj(stream, copy, _COPIED)
+                shutil.copyfileobj(stream, copy, _COPY_BLOCK)
             copy.seek(0)
             yield copy
         return
@@ -35,7 +35,7 @@ def opened(uri: str, block_size: int | None = None) -> Iterator[Any]:
 
 
 def read_start(uri: str, length: int) -> bytes:
-    """The first `length` bytes of a file; of one on the web, no more than that is fetched."""
+    """Read the first `length` bytes of a file, without fetching more from a web server."""
     fs, path = filesystem(uri)
     if not is_web(uri):
         return bytes(fs.cat_file(path, start=0, end=length))[:length]
@@ -44,7 +44,7 @@ def read_start(uri: str, length: int) -> bytes:
 
 
 def _gives_ranges(fs: Any, path: str) -> bool:
-    """Whether the server gives a part of the file where it is asked for one, and says its size."""
+    """Return whether the web server supports ranges of this file and reports its size."""
 
     async def status() -> int:
         session = await fs.set_session()
@@ -52,5 +52,5 @@ def _gives_ranges(fs: Any, path: str) -> bool:
         async with session.get(fs.encode_url(path), headers=headers, **fs.kwargs) as answer:
             return int(answer.status)
 
-    # Other answers than these two are told by the read that follows.
+    # Errors are reported by the read that follows.
     return sync(fs.loop, status) == 206 and fs.info(path)["size"] is not None

@@ -1,4 +1,4 @@
-"""The shards of an input: `.tar`, `.zip` and `.parquet` files, and slices of a folder of images."""
+"""List the shards of an input: tar, zip and Parquet files, and slices of a folder of images."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pipeline.storage.listing import Entry
 from pipeline.storage.objects import UNREADABLE
 from pipeline.storage.parquet_columns import image_column, schema_of
 from pipeline.storage.read_options import ReadOptions
-from pipeline.storage.recognition import recognised
+from pipeline.storage.recognition import recognise
 from pipeline.storage.sample import UniqueKeys
 from pipeline.storage.uris import canonical_uri, is_web, refuse_secrets
 
-FILES_PER_SHARD = 1024  # images of a folder that make one shard, unless told otherwise
+FILES_PER_SHARD = 1024  # default number of images in a slice of a folder
 _PLAIN = re.compile(r"[A-Za-z0-9._-]+\.tar")
 _SLICE = re.compile(r"files-(\d{5,15})", re.ASCII)
 _RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|[._].*)")
@@ -33,14 +33,13 @@ _RESERVED = re.compile(r"(files-\d+|.*-[0-9a-f]{8}|[._].*)")
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard: what it is called, where it is, and the state it was listed in.
+    """A shard file or a slice of a folder, with the size and etag that it was listed with.
 
-    `shard_id` depends on the path inside the input alone and is safe as a file name. `uri` is the
-    shard file or, for `kind="folder"`, the input folder, of which this shard holds the files
-    `names` (relative paths) of `sizes` bytes; for `kind="list"` it is the text file that names
-    them, and `names` are relative to its folder, or URIs. A size of -1 is not known. `size` is in
-    bytes. `etag` changes when the content does, as far as the storage tells (on a disk: size and
-    modification time).
+    `shard_id` depends only on the path inside the input and is safe as a file name. `uri` is the
+    shard file. For `kind="folder"` it is the input folder, and the shard holds the files `names`
+    (relative paths) of `sizes` bytes. For `kind="list"` it is the text file that names them, and
+    `names` are relative to its folder, or URIs. Sizes are in bytes, -1 if unknown. `etag` changes
+    with the content, as far as the storage reports it (on a disk: size and modification time).
     """
 
     shard_id: str
@@ -53,34 +52,34 @@ class Shard:
 
     @property
     def source(self) -> str:
-        """`uri` as the table has it: bytes that are not UTF-8 are written as `\\xNN`."""
+        """Return `uri` as the table stores it: bytes that are not UTF-8 are written as `\\xNN`."""
         return readable_name(self.uri)
 
     @property
     def is_slice(self) -> bool:
-        """Whether the shard is a run of files of a folder or list, and no file itself."""
+        """Return whether the shard is a slice of a folder or list, not one shard file."""
         return self.kind in ("folder", "list")
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Of each of a folder's files the key of its sample: its name, made readable.
+        """Return the key of each file of a slice: its name, made readable and unique.
 
-        Unique: the bytes `\\xff` and the four letters for them read alike.
+        Two names may read alike: the byte `\\xff`, and the four characters that it is written as.
         """
         unique = UniqueKeys()
         return tuple(unique.take(readable_name(name)) for name in self.names)
 
     def uri_of(self, name: str) -> str:
-        """The URI of one of `names`."""
+        """Return the URI of a file of the slice."""
         return uri_in(self.kind, self.uri, name)
 
     def to_json(self) -> str:
-        """The shard as a line of ASCII JSON, whatever bytes its names are made of."""
+        """Return the shard as one line of ASCII JSON, also for names that are not UTF-8."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Shard:
-        """The shard that `to_json` wrote."""
+        """Read the shard that `to_json` wrote."""
         fields: dict[str, Any] = json.loads(text)
         fields["names"] = tuple(fields["names"])
         fields["sizes"] = tuple(fields["sizes"])
@@ -88,20 +87,20 @@ class Shard:
 
 
 def slice_id(number: int) -> str:
-    """The id of a folder's slice of images."""
+    """Return the id of a folder's slice of images."""
     return f"files-{number:05d}"
 
 
 def slice_number(shard_id: str) -> int | None:
-    """Which slice has this id; None if none has."""
+    """Return the number of the slice with this id; None for the id of a shard file."""
     match = _SLICE.fullmatch(shard_id)
     return int(match[1]) if match and slice_id(int(match[1])) == shard_id else None
 
 
 class ShardListing(Iterator[Shard]):
-    """The shards of an input, and in `left_out` what was passed over on the way to them so far.
+    """Iterator over the shards of an input; `left_out` counts the files skipped so far.
 
-    `kept` are the types of the fields to carry over, where `kept_types` was asked for them.
+    `kept` maps the names of kept columns to their types (`kept_types`); it is set by the caller.
     """
 
     def __init__(self, shards: Iterator[Shard], left_out: LeftOut) -> None:
@@ -112,7 +111,7 @@ class ShardListing(Iterator[Shard]):
         return next(self._shards)
 
     def first(self) -> Shard:
-        """The next shard, which stays the next one. Raises as `list_shards` says."""
+        """Return the next shard without consuming it. Raises the errors of `list_shards`."""
         shard = next(self._shards)
         self._shards = itertools.chain([shard], self._shards)
         return shard
@@ -124,16 +123,16 @@ def list_shards(
     files_per_shard: int = FILES_PER_SHARD,
     options: ReadOptions | None = None,
 ) -> ShardListing:
-    """The shards of `input_uri`, in the order of their paths, as the listing goes.
+    """List the shards of `input_uri` lazily, in the order of their paths.
 
-    The input is one shard file, one image, a folder with shards or images or both at any depth, a
-    text file of these, or a pattern (`open_input`). Images are cut into slices of
-    `files_per_shard`, of a folder in the order of their relative paths; adding a file changes the
-    slices after it. What is neither, by its name or its first bytes (`recognised`), is counted in
-    `left_out`, complete at the end, and so are hidden files and img2dataset's own metadata.
+    The input is one shard file, one image, a folder with shards or images at any depth, a text
+    file of these, or a pattern (`open_input`). Images are grouped into slices of `files_per_shard`,
+    in a folder in the order of their relative paths; adding a file changes the slices after it.
+    Files that are neither by name nor by first bytes (`recognise`), hidden files and img2dataset's
+    own metadata are counted in `left_out`, which is complete at the end.
 
-    Raises `InputError` if the input does not exist or holds nothing of these, on the first
-    `next()`, and if its URI or a shard's contains a credential (`refuse_secrets`).
+    The first `next()` raises `InputError` if the input does not exist or holds nothing to read.
+    `InputError` is also raised if its URI or a shard's contains a credential (`refuse_secrets`).
     """
     left_out = LeftOut()
     shards = _listed(input_uri, files_per_shard, options or ReadOptions(), left_out)
@@ -147,29 +146,29 @@ def _listed(
     secrets = known_secrets()
     refuse_secrets("the input's URI", root, secrets=secrets)
     source = open_input(root, left_out)
-    seen: set[str] = set()
+    ids: set[str] = set()
     imageless: list[str] = []
-    found = _shards_of(source, files_per_shard, options, left_out, imageless)
-    for shard in found:
-        if shard.shard_id in seen:
+    for shard in _shards_of(source, files_per_shard, options, left_out, imageless):
+        if shard.shard_id in ids:
             raise InputError(f"two shards of '{root}' have the id '{shard.shard_id}'; rename one")
         refuse_secrets(f"a shard's name in '{root}'", shard.uri, shard.shard_id, secrets=secrets)
-        seen.add(shard.shard_id)
+        ids.add(shard.shard_id)
         yield shard
-    if not seen:
-        for uri in imageless:  # says which columns there are
+    if not ids:
+        for uri in imageless:  # raises an error that names the columns
             image_column(schema_of(uri) or pa.schema([]), uri, options.image_column)
-        there = f" ({left_out.summary()})" if left_out else ""
+        skipped = f" ({left_out.summary()})" if left_out else ""
         hint = NO_LISTING if is_web(root) else LOOKED_FOR
-        raise InputError(f"the input '{root}' holds nothing to read{there}; {hint}")
+        raise InputError(f"the input '{root}' holds nothing to read{skipped}; {hint}")
 
 
 def shard_id_of(relative_path: str) -> str:
-    """The id of the shard file at `relative_path` inside the input (its name, if it is the input).
+    """Return the id of the shard file at `relative_path` inside the input.
 
-    The stem of a plain `name.tar` in the input's top folder; else the path made safe, with eight
-    hex digits of its SHA-256, so that `a/0.tar`, `b/0.tar` and `0.tar.gz` never share an id. None
-    begins with `_` or `.`: whoever reads a whole folder passes over such files without a word.
+    For an input that is one shard file the path is its name. The id is the stem of a plain
+    `name.tar` in the input's top folder. Other paths are made safe and followed by eight hex digits
+    of their SHA-256, so that `a/0.tar`, `b/0.tar` and `0.tar.gz` never share an id. No id begins
+    with `_` or `.`: readers of a whole folder silently skip such files.
     """
     stem = shard_stem(relative_path)
     if _PLAIN.fullmatch(relative_path) and not _RESERVED.fullmatch(stem) and len(stem) <= 100:
@@ -181,14 +180,14 @@ def shard_id_of(relative_path: str) -> str:
 
 def _shards_of(
     source: Source,
-    length: int,
+    files_per_shard: int,
     options: ReadOptions,
     left_out: LeftOut,
     imageless: list[str],
 ) -> Iterator[Shard]:
     images: list[Entry] = []
     slices = 0
-    found = recognised(
+    recognised = recognise(
         source.entries,
         source.uri_of,
         left_out,
@@ -196,15 +195,15 @@ def _shards_of(
         alone=source.alone,
         imageless=imageless,
     )
-    for entry, kind in found:
+    for entry, kind in recognised:
         if kind == "image":
             images.append(entry)
         else:
             uri, size = source.uri_of(entry.name), max(0, entry.size)
             if source.alone and entry.etag == UNREADABLE:
-                raise InputError(f"the input '{source.uri_of(entry.name)}' may not be read")
+                raise InputError(f"the input '{uri}' cannot be read: permission denied")
             yield Shard(shard_id_of(entry.name), uri, kind, size, entry.etag)
-        if len(images) == length:
+        if len(images) == files_per_shard:
             yield _slice(source, images, slices)
             images, slices = [], slices + 1
     if images:
@@ -212,7 +211,7 @@ def _shards_of(
 
 
 def folder_etag(entries: Iterable[Entry]) -> str:
-    """What changes when one of the files does."""
+    """Return a digest that changes with the name, size or etag of any of the files."""
     digest = hashlib.sha256()
     for entry in entries:
         line = f"{readable_name(entry.name)}\0{entry.size}\0{entry.etag}\n"

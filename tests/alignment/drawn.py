@@ -1,4 +1,4 @@
-"""Faces that show nobody: drawings that dlib's detector takes for faces (score about 2)."""
+"""Drawings that dlib's detector takes for faces (score about 2): they show no real person."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SKIN, _SHADE, _DARK = (215, 175, 150), (196, 152, 128), (60, 40, 30)
 
 
 def drawn_face(side: int = 400) -> Image.Image:
-    """One frontal face, level and nearly symmetric, on a plain ground: `side` × `side` RGB.
+    """Draw a frontal face, level and nearly symmetric, on a plain ground: `side` × `side` RGB.
 
     The head is about half as wide as the image.
     """
@@ -42,7 +42,7 @@ def _draw_eye(draw: ImageDraw.ImageDraw, x: int) -> None:
 
 
 def scene(width: int, height: int, *faces: tuple[int, int, int]) -> Image.Image:
-    """A plain ground with drawn faces at (left, top, side)."""
+    """Draw faces, each at (left, top, side), on a plain ground."""
     image = Image.new("RGB", (width, height), SKY)
     for left, top, side in faces:
         image.paste(drawn_face(side), (left, top))

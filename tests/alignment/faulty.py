@@ -1,4 +1,4 @@
-"""An aligner that does to its process what a content names: for the tests of isolation."""
+"""Aligners that crash, hang or slow down their process on command, for the tests of the worker."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.alignment import Aligner, Alignment, AlignmentSettings
 
 
 class FaultyAligner:
-    """Contents that begin with `!` are orders; all others are images, taken as prealigned."""
+    """Treats contents that begin with `!` as commands, and all others as prealigned images."""
 
     def __init__(self, settings: AlignmentSettings) -> None:
         self.settings = settings
         self.aligner = Aligner(replace(settings, prealigned=True))
 
     def align(self, content: bytes) -> Alignment:
-        """Obey, or align."""
+        """Run the command in `content`, or align it as an image."""
         order, _, argument = content.partition(b" ")
         if order == b"!segfault":
             ctypes.string_at(0)
@@ -49,38 +49,38 @@ class FaultyAligner:
 
 
 def _hold(seconds: str) -> None:
-    """Hang, and keep the interpreter's lock."""
+    """Hang without releasing the interpreter's lock."""
     ctypes.PyDLL(None).sleep(int(seconds))
 
 
-def _tell(file: str) -> None:
-    """Write the process id into a file that is whole when it is there."""
+def _write_pid(file: str) -> None:
+    """Write the process id to a file, atomically."""
     half = Path(f"{file}.half")
     half.write_text(str(os.getpid()))
     half.rename(file)
 
 
-def _tell_and_hold(file: str) -> None:
-    _tell(file)
+def _write_pid_and_hold(file: str) -> None:
+    _write_pid(file)
     _hold("600")
 
 
 def _ring(number: str) -> None:
-    """Send the parent a signal while it waits for this row."""
+    """Send the parent a signal while it waits for this image."""
     os.kill(os.getppid(), int(number))
     time.sleep(600)
 
 
 _CALLS: dict[bytes, Callable[[str], None]] = {
     b"!hold": _hold,
-    b"!tell": _tell,
-    b"!tell_and_hold": _tell_and_hold,
+    b"!write_pid": _write_pid,
+    b"!write_pid_and_hold": _write_pid_and_hold,
     b"!ring": _ring,
 }
 
 
 def _answer(announced: int, end: int = signal.SIGKILL) -> None:
-    """Announce a message, send ten bytes of it and be ended; live on where it has none."""
+    """Announce a message, send ten bytes of it and end; without a length send nothing and hang."""
     os.write(int(sys.argv[1]), struct.pack("!i", announced) + b"x" * min(announced, 10))
     if announced:
         os.kill(os.getpid(), end)
@@ -88,28 +88,28 @@ def _answer(announced: int, end: int = signal.SIGKILL) -> None:
 
 
 def curt(settings: AlignmentSettings) -> FaultyAligner:
-    """A factory whose process dies while it says that it is ready."""
+    """Die while sending the message that the process is ready."""
     _answer(1000)
     return FaultyAligner(settings)
 
 
 def stuck(settings: AlignmentSettings) -> FaultyAligner:
-    """A factory whose process hangs while it says that it is ready."""
+    """Hang while sending the message that the process is ready."""
     _answer(1000, signal.SIGSTOP)
     return FaultyAligner(settings)
 
 
 class UnbuildableAligner:
-    """Fails before the first row."""
+    """Fails before the first image."""
 
     def __init__(self, settings: AlignmentSettings) -> None:
         raise FileNotFoundError(f"no model for {settings.faces}")
 
     def align(self, content: bytes) -> Alignment:
-        """Never reached."""
+        """Fail the test: no image is ever aligned."""
         raise AssertionError(content)
 
 
 def abrupt(settings: AlignmentSettings) -> UnbuildableAligner:
-    """A factory whose process ends while it starts."""
+    """End the process while it starts."""
     os._exit(9 + (settings.output_size[0] < 0))

@@ -1,4 +1,4 @@
-"""The readable twin of `pipeline.alignment.padding`: it makes the whole padded image."""
+"""Simple implementation of `pipeline.alignment.padding`: it builds the whole padded image."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from PIL import Image, ImageFilter
 from pipeline.alignment.padding import BLUR
 
 
-def plainly_padded(
+def plain_padded(
     image: Image.Image,  # RGB
-    box: tuple[int, int, int, int],  # the part of `image` that is padded
+    box: tuple[int, int, int, int],  # part of `image` that is padded
     pads: tuple[int, int, int, int],  # left, top, right, bottom
     side: float,
     window: tuple[int, int, int, int],  # left, top, right, bottom, of the padded image
 ) -> Image.Image:
-    """Return the `window` of `box` of `image` mirrored over its edges, blurred and faded."""
+    """Return `window` of the `box` of `image`, mirrored over its edges, blurred and faded."""
     region = image.crop(box)
     left, top, right, bottom = pads
     mirrored = np.pad(np.asarray(region), ((top, bottom), (left, right), (0, 0)), mode="reflect")
@@ -43,12 +43,12 @@ def plainly_padded(
 
 
 def _distance(length: int, before: int, after: int) -> NDArray[np.float64]:
-    """From the nearer outer edge, in units of the padding on that side: [length]."""
+    """Return distances from the nearer outer edge, in units of that side's padding, [length]."""
     place = np.arange(length)
     return np.minimum(place / before, (length - 1 - place) / after)
 
 
 def _mask(across: NDArray[np.float64], down: NDArray[np.float64]) -> Image.Image:
-    """The larger of a column's and a row's share, clipped to [0, 1], as an 8-bit mask."""
+    """Return an 8-bit mask: the larger of the column's and the row's share, clipped to [0, 1]."""
     columns, rows = (np.rint(np.clip(share, 0, 1) * 255) for share in (across, down))
     return Image.fromarray(np.maximum.outer(rows.astype(np.uint8), columns.astype(np.uint8)))

@@ -20,7 +20,7 @@ def align(image: Image.Image, **settings: Any) -> list[AlignedFace]:
 
 
 def two_portraits(samples: dict[str, bytes], small: int) -> Image.Image:
-    """A face of half the height on the left, one of `small` pixels on the right: 2048 × 1400."""
+    """Draw a face of 700 pixels left and one of `small` pixels right, on 2048 × 1400 pixels."""
     canvas = Image.new("RGB", (2048, 1400), SKY)
     for number, side, place in ((3, 700, (40, 20)), (6, small, (1600, 900))):
         portrait = decode(samples[f"portraits/{number:04}.jpg"])
@@ -37,14 +37,14 @@ def reason(image: Image.Image, **settings: Any) -> RejectReason:
     return caught.value.reason
 
 
-def test_detector_and_predictor_are_built_once_a_process_not_once_an_image(
+def test_dlib_models_are_built_once_per_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     aligner, built = Aligner(), list[str]()
 
     def count(name: str) -> None:
         build = getattr(dlib, name)
-        monkeypatch.setattr(dlib, name, lambda *given: built.append(name) or build(*given))
+        monkeypatch.setattr(dlib, name, lambda *args: built.append(name) or build(*args))
 
     count("get_frontal_face_detector")
     count("shape_predictor")
@@ -76,7 +76,7 @@ def test_every_field_of_the_table_is_filled() -> None:
     assert face.detector_score > 1
 
 
-def test_the_crop_has_its_eyes_where_ffhq_has_them() -> None:
+def test_eyes_are_placed_as_in_ffhq() -> None:
     (face,) = align(drawn_face(800))
     assert face.landmarks is not None
     assert face.align_quad is not None
@@ -90,13 +90,13 @@ def test_the_crop_has_its_eyes_where_ffhq_has_them() -> None:
 def test_a_turned_face_is_turned_upright() -> None:
     (level,) = align(drawn_face(600))
     (face,) = align(drawn_face(600).rotate(-15, Image.Resampling.BICUBIC, fillcolor=SKY))
-    assert face.roll_deg == pytest.approx(15, abs=4)  # PIL turns counter-clockwise
+    assert face.roll_deg == pytest.approx(15, abs=4)  # Pillow turns counter-clockwise
     inner = np.s_[60:200, 60:200]
     difference = np.abs(face.pixels[inner].astype(int) - level.pixels[inner])
     assert difference.mean() < 12
 
 
-def test_an_image_stored_on_its_side_gives_the_same_face() -> None:
+def test_exif_orientation_gives_the_same_face() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = drawn_face(400).transpose(Image.Transpose.ROTATE_90)
@@ -111,7 +111,7 @@ def test_grey_images_are_aligned_and_padded() -> None:
     assert np.ptp(face.pixels, axis=-1).max() <= 1
 
 
-def test_the_largest_face_is_taken_by_default_and_all_on_request() -> None:
+def test_all_faces_are_aligned_on_request() -> None:
     image = scene(512, 400, (0, 0, 200), (210, 80, 300))
     (largest,) = align(image)
     both = align(image, faces="all")
@@ -128,19 +128,19 @@ def test_a_large_face_does_not_hide_a_small_one(
     sample_images: dict[str, bytes], small: int
 ) -> None:
     image = two_portraits(sample_images, small)
-    large, found = align(image, faces="all")
-    assert (large.face_index, found.face_index, found.n_faces) == (0, 1, 2)
-    assert found.face_px == pytest.approx(small, rel=0.2)
-    assert found.face_box is not None
-    assert found.face_box[0] > 1500
-    assert found.landmarks is not None
-    assert found.landmarks[:, 0].min() > 1500
-    (alone,) = align(image)
-    assert alone.face_box is not None
-    assert alone.face_box[2] < 1500
+    large, face = align(image, faces="all")
+    assert (large.face_index, face.face_index, face.n_faces) == (0, 1, 2)
+    assert face.face_px == pytest.approx(small, rel=0.2)
+    assert face.face_box is not None
+    assert face.face_box[0] > 1500
+    assert face.landmarks is not None
+    assert face.landmarks[:, 0].min() > 1500
+    (largest,) = align(image)
+    assert largest.face_box is not None
+    assert largest.face_box[2] < 1500
 
 
-def test_the_search_for_all_faces_ends_at_the_smallest_that_is_wanted(
+def test_faces_far_under_the_limit_are_not_searched(
     sample_images: dict[str, bytes],
 ) -> None:
     image = two_portraits(sample_images, 44)
@@ -148,7 +148,7 @@ def test_the_search_for_all_faces_ends_at_the_smallest_that_is_wanted(
     assert face.n_faces == 1
 
 
-def test_of_faces_of_one_image_those_under_the_limit_are_rejects() -> None:
+def test_faces_under_the_limit_are_rejects() -> None:
     image = scene(512, 400, (0, 0, 200), (210, 80, 300))
     settings = AlignmentSettings(faces="all", min_face_px=130)
     alignment = Aligner(settings).align(encode(image, "PNG"))
@@ -159,20 +159,20 @@ def test_of_faces_of_one_image_those_under_the_limit_are_rejects() -> None:
     assert "the limit is 130" in alignment.rejects[1].detail
 
 
-def test_a_face_that_cannot_be_cut_costs_the_others_nothing(
+def test_a_face_without_a_crop_affects_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def landmarks_of_the_larger_outside(pixels: Any, face: Detection) -> Any:
+    def landmarks_outside_for_the_larger(pixels: Any, face: Detection) -> Any:
         return find_landmarks(pixels, face) + (9000 if face.side > 130 else 0)
 
-    monkeypatch.setattr("pipeline.alignment.photo.find_landmarks", landmarks_of_the_larger_outside)
+    monkeypatch.setattr("pipeline.alignment.photo.find_landmarks", landmarks_outside_for_the_larger)
     content = encode(scene(512, 400, (0, 0, 200), (210, 80, 300)), "PNG")
     alignment = Aligner(AlignmentSettings(faces="all")).align(content)
     assert [face.face_index for face in alignment.faces] == [1]
     assert {i: each.reason for i, each in alignment.rejects.items()} == {0: RejectReason.NO_FACE}
 
 
-def test_an_image_of_faces_under_the_limit_is_one_reject() -> None:
+def test_an_image_of_small_faces_is_one_reject() -> None:
     image = scene(512, 400, (0, 0, 200), (210, 80, 300))
     assert reason(image, min_face_px=200) is RejectReason.FACE_TOO_SMALL
     assert reason(image, faces="all", min_face_px=200) is RejectReason.FACE_TOO_SMALL
@@ -183,14 +183,14 @@ def test_an_image_without_a_face_is_rejected(faces: str) -> None:
     assert reason(picture(300, 300), faces=faces) is RejectReason.NO_FACE
 
 
-def test_a_small_face_in_a_large_photo_is_found_at_last() -> None:
+def test_later_passes_find_a_small_face() -> None:
     image = scene(2048, 1024, (1300, 500, 220))
     (face,) = align(image)
     assert face.face_box is not None
     assert 1300 < face.face_box[0] < face.face_box[2] < 1520
 
 
-def test_an_undecodable_image_is_rejected_with_its_own_reason() -> None:
+def test_decoding_errors_keep_their_reason() -> None:
     with pytest.raises(Rejection) as caught:
         Aligner().align(b"not an image")
     assert caught.value.reason is RejectReason.UNSUPPORTED_FORMAT
@@ -207,7 +207,7 @@ def test_a_smaller_output_is_the_256_crop_resized() -> None:
     assert small.sharpness == crop.sharpness
 
 
-def test_a_larger_output_is_cut_at_that_size() -> None:
+def test_a_larger_output_is_cropped_at_that_size() -> None:
     (face,) = align(drawn_face(800), output_size=(512, 512))
     assert face.pixels.shape == (512, 512, 3)
 
@@ -248,6 +248,6 @@ def test_the_same_bytes_give_the_same_face() -> None:
         {"row_timeout_s": 0},
     ],
 )
-def test_settings_that_cannot_be_met_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         AlignmentSettings(**wrong)

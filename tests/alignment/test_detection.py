@@ -7,7 +7,7 @@ from pipeline.alignment.detection import all_faces_scale, find_faces, find_landm
 from tests.alignment.drawn import drawn_face, scene
 
 
-def test_a_face_is_found_where_it_is() -> None:
+def test_a_drawn_face_is_found_in_place() -> None:
     (face,) = find_faces(drawn_face(400))
     assert 200 < face.side < 230
     assert (face.left + face.right) / 2 == pytest.approx(200, abs=10)
@@ -31,7 +31,7 @@ def test_a_small_face_needs_a_doubled_copy() -> None:
     assert 35 < face.side < 60
 
 
-def test_the_largest_face_comes_first_whatever_its_place() -> None:
+def test_the_largest_face_comes_first() -> None:
     for small, large in [((0, 0, 200), (210, 80, 300)), ((310, 0, 200), (0, 80, 300))]:
         faces = find_faces(scene(512, 400, small, large), 1, 1)
         assert [face.side for face in faces] == sorted((f.side for f in faces), reverse=True)
@@ -43,13 +43,13 @@ def test_the_largest_face_comes_first_whatever_its_place() -> None:
     ("size", "smallest", "searched"),
     [
         ((1024, 512), 32, (2560, 1280)),
-        ((1024, 512), 400, (1792, 896)),  # as fine as the last try for the largest face
+        ((1024, 512), 400, (1792, 896)),  # as fine as the last first copy
         ((300, 200), 400, (600, 400)),
-        ((8000, 4000), 32, (8000, 4000)),  # held to 32 million pixels
+        ((8000, 4000), 32, (8000, 4000)),  # limited to 32 million pixels
         ((300, 300), 1, (5657, 5657)),
     ],
 )
-def test_all_faces_are_searched_on_a_copy_that_shows_the_smallest(
+def test_the_copy_for_all_faces_shows_the_smallest(
     size: tuple[int, int], smallest: int, searched: tuple[int, int]
 ) -> None:
     scale = all_faces_scale(size, smallest, 896)
@@ -61,17 +61,17 @@ def test_a_score_threshold_drops_weak_detections() -> None:
     assert find_faces(drawn_face(400), min_score=face.score + 0.5) == []
 
 
-def test_landmarks_stand_on_the_features() -> None:
+def test_landmarks_match_the_drawn_features() -> None:
     image = drawn_face(800)
     (face,) = find_faces(image)
     points = find_landmarks(np.asarray(image), face)
     assert points.shape == (68, 2)
     assert points.dtype == np.float32
     drawn = {"eyes": (400, 387), "nose": (400, 515), "mouth": (400, 608)}
-    found = {
+    means = {
         "eyes": points[36:48].mean(axis=0),
         "nose": points[31:36].mean(axis=0),
         "mouth": points[48:60].mean(axis=0),
     }
     for feature, place in drawn.items():
-        assert found[feature] == pytest.approx(place, abs=20), feature
+        assert means[feature] == pytest.approx(place, abs=20), feature

@@ -26,11 +26,11 @@ def axes_of(box: Box, pads: Box, window: Box) -> tuple[Axis, Axis]:
     )
 
 
-# The sums of a step of 17 and more do not fit into 16 bits.
+# From a step of 17 on, sums do not fit into 16 bits.
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 16, 17, 40])
 @pytest.mark.parametrize("pads", [(1, 1, 1, 1), (30, 7, 19, 90), (200, 1, 3, 55)])
 @pytest.mark.parametrize("box", [(0, 0, 47, 33), (5, 4, 43, 31), (9, 9, 10, 12)])
-def test_reduced_is_pillows_reduce_of_the_mirrored_image(box: Box, pads: Box, step: int) -> None:
+def test_reduced_equals_pillows_reduce(box: Box, pads: Box, step: int) -> None:
     image = noise(47, 33)
     whole = mirrored(image, box, pads)
     means, firsts = reduced(image, box, axes_of(box, pads, (0, 0, 1, 1)), step)
@@ -41,16 +41,16 @@ def test_reduced_is_pillows_reduce_of_the_mirrored_image(box: Box, pads: Box, st
 @pytest.mark.parametrize(
     "window", [(0, 0, 87, 124), (3, 2, 50, 40), (31, 8, 60, 20), (80, 9, 85, 99)]
 )
-def test_a_window_shows_the_mirrored_image(window: Box) -> None:
+def test_a_window_equals_the_mirrored_image(window: Box) -> None:
     image, box, pads = noise(47, 33), (5, 4, 43, 31), (30, 7, 19, 90)
     expected = mirrored(image, box, pads)[window[1] : window[3], window[0] : window[2]]
-    shown = mirrored_window(image, box, axes_of(box, pads, window))
-    assert np.asarray(shown).tobytes() == expected.tobytes()
+    result = mirrored_window(image, box, axes_of(box, pads, window))
+    assert np.asarray(result).tobytes() == expected.tobytes()
 
 
-def test_images_in_several_memory_blocks_are_reduced_alike() -> None:
+def test_images_in_several_memory_blocks_are_reduced() -> None:
     image, box, pads = noise(4200, 1000), (4000, 100, 4190, 260), (57, 57, 57, 57)
     axes = axes_of(box, pads, (0, 0, 1, 1))
-    alone = reduced(image.crop(box), (0, 0, 190, 160), axes, 3)
-    for one, other in zip(reduced(image, box, axes, 3), alone, strict=True):
-        assert one.tobytes() == other.tobytes()
+    small = reduced(image.crop(box), (0, 0, 190, 160), axes, 3)
+    for result, expected in zip(reduced(image, box, axes, 3), small, strict=True):
+        assert result.tobytes() == expected.tobytes()

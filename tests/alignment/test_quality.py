@@ -27,14 +27,12 @@ def test_roll_is_positive_clockwise(right: tuple[float, float], degrees: float) 
     ("nose", "expected"),
     [((50, 40), 0), ((75, 40), 0.5), ((0, 40), -1), ((130, 40), 1), ((-9, 40), -1)],
 )
-def test_yaw_is_where_the_nose_stands_between_the_jaw_ends(
-    nose: tuple[float, float], expected: float
-) -> None:
+def test_yaw_is_the_nose_between_the_jaw_ends(nose: tuple[float, float], expected: float) -> None:
     points = landmarks(jaw_left=(0, 0), jaw_right=(100, 0), nose=nose)
     assert yaw(points) == pytest.approx(expected)
 
 
-def test_yaw_does_not_change_when_the_head_tilts() -> None:
+def test_yaw_is_independent_of_tilt() -> None:
     points = landmarks(jaw_left=(0, 0), jaw_right=(100, 0), nose=(70, 40))
     tilted = points @ np.array([[0.8, 0.6], [-0.6, 0.8]], np.float32)
     assert yaw(tilted) == pytest.approx(yaw(points), abs=1e-6)

@@ -1,4 +1,4 @@
-"""Turned photos, small faces in large ones, and what is no face."""
+"""Search of turned photos, of small faces in large photos, and of images without a face."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.alignment import (
     IsolatedAligner,
     crop_quad,
 )
-from pipeline.alignment.check import CLEAR, score_in_crop
 from pipeline.alignment.detection import find_faces
-from pipeline.alignment.rotation import box_before, points_before, turned
+from pipeline.alignment.photo import CLEAR, box_before, points_before, score_in_crop, turned
+from pipeline.alignment.search import SearchPass, plan_passes
 from pipeline.images import Rejection, RejectReason, decode
 from tests.alignment.drawn import drawn_face, scene
 from tests.images.encoded import encode, picture
 
-BEFORE: dict[str, Any] = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
+BASIC: dict[str, Any] = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
 PORTRAITS = [f"portraits/{number:04}.jpg" for number in (2, 6, 9, 12)]
 
 
@@ -40,14 +40,14 @@ def rejection(image: Image.Image, **settings: Any) -> Rejection:
 
 def same_row(face: AlignedFace, other: AlignedFace) -> bool:
     left_out = {"turn_deg": 0, "pixels": 0}
-    one, two = (vars(each) | left_out for each in (face, other))
-    same = all(np.array_equal(one[name], two[name]) for name in one)
+    row, other_row = (vars(each) | left_out for each in (face, other))
+    same = all(np.array_equal(row[name], other_row[name]) for name in row)
     return same and np.array_equal(face.pixels, other.pixels)
 
 
 @pytest.mark.parametrize("name", PORTRAITS)
 @pytest.mark.parametrize("turn", [90, 180, 270])
-def test_a_turned_portrait_gives_the_crop_of_the_upright_one(
+def test_a_turned_portrait_gives_the_upright_crop(
     sample_images: dict[str, bytes], name: str, turn: int
 ) -> None:
     image = decode(sample_images[name])
@@ -59,7 +59,7 @@ def test_a_turned_portrait_gives_the_crop_of_the_upright_one(
     assert (face.width, face.height) == stored.size
     for name in ("face_px", "roll_deg", "yaw", "sharpness", "pad_fraction", "detector_score"):
         assert getattr(face, name) == getattr(upright, name), name
-    # Coordinates are of the photo as it is stored: they turn with it.
+    # Coordinates refer to the stored photo: they turn with it.
     for name in ("landmarks", "align_quad"):
         expected = points_before(getattr(upright, name), turn, stored.size)
         assert getattr(face, name) == pytest.approx(expected, abs=1e-3), name
@@ -68,7 +68,7 @@ def test_a_turned_portrait_gives_the_crop_of_the_upright_one(
 
 
 @pytest.mark.parametrize("turn", [90, 180, 270])
-def test_the_quad_cuts_the_crop_out_of_the_stored_photo(turn: int) -> None:
+def test_the_quad_reproduces_the_crop_from_the_stored_photo(turn: int) -> None:
     stored = turned(scene(640, 480, (100, 40, 400)), 360 - turn)
     (face,) = align(stored)
     assert face.turn_deg == turn
@@ -78,13 +78,13 @@ def test_the_quad_cuts_the_crop_out_of_the_stored_photo(turn: int) -> None:
 
 
 def test_coordinates_follow_the_exif_orientation() -> None:
-    """A photo that its EXIF turns by 90 degrees, and that is still on its head then."""
+    """Align a photo that is upside down after its EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    shown = turned(scene(640, 480, (100, 40, 400)), 180)
-    stored = shown.transpose(Image.Transpose.ROTATE_90)
+    displayed = turned(scene(640, 480, (100, 40, 400)), 180)
+    stored = displayed.transpose(Image.Transpose.ROTATE_90)
     (face,) = Aligner().align(encode(stored, "PNG", exif=exif)).faces
-    (expected,) = align(shown)
+    (expected,) = align(displayed)
     assert (face.turn_deg, face.width, face.height) == (180, 640, 480)
     assert same_row(face, expected)
 
@@ -93,19 +93,19 @@ def test_coordinates_follow_the_exif_orientation() -> None:
 def test_upright_photos_keep_their_rows(sample_images: dict[str, bytes], faces: str) -> None:
     for name in ("portraits/0001.jpg", "portraits/0012.jpg", "unusual/two-faces.jpg"):
         image = decode(sample_images[name])
-        found, before = align(image, faces=faces), align(image, faces=faces, **BEFORE)
-        assert len(found) == len(before)
-        for face, earlier in zip(found, before, strict=True):
-            assert same_row(face, earlier)
-            assert (face.turn_deg, earlier.turn_deg) == (0, None)
+        full, basic = align(image, faces=faces), align(image, faces=faces, **BASIC)
+        assert len(full) == len(basic)
+        for face, other in zip(full, basic, strict=True):
+            assert same_row(face, other)
+            assert (face.turn_deg, other.turn_deg) == (0, None)
 
 
 def test_all_faces_of_a_turned_photo_are_found(sample_images: dict[str, bytes]) -> None:
     image = decode(sample_images["unusual/two-faces.jpg"])
     upright = align(image, faces="all")
-    found = align(turned(image, 90), faces="all")
-    assert [face.turn_deg for face in found] == [270, 270]
-    for face, expected in zip(found, upright, strict=True):
+    faces = align(turned(image, 90), faces="all")
+    assert [face.turn_deg for face in faces] == [270, 270]
+    for face, expected in zip(faces, upright, strict=True):
         assert np.array_equal(face.pixels, expected.pixels)
 
 
@@ -113,47 +113,37 @@ def test_prealigned_images_are_not_turned() -> None:
     (face,) = align(turned(drawn_face(300), 180), prealigned=True)
     assert face.turn_deg is None
     assert "turn_deg" not in face.facts()
-    assert not {*BEFORE} & AlignmentSettings(prealigned=True).result_settings().keys()
+    assert not {*BASIC} & AlignmentSettings(prealigned=True).result_settings().keys()
 
 
-# What the detector takes for a face, with a score of 0.19, is a face on its head.
-HEAD_DOWN = "portraits/0006.jpg"
+# Upside down, the detector finds a face in it with a score of 0.19.
+UPSIDE_DOWN = "portraits/0006.jpg"
 
 
-def test_a_face_on_its_head_is_no_face(sample_images: dict[str, bytes]) -> None:
-    image = turned(decode(sample_images[HEAD_DOWN]), 180)
-    (wrong,) = align(image, **BEFORE)
+def test_a_weak_upside_down_detection_is_rejected(sample_images: dict[str, bytes]) -> None:
+    image = turned(decode(sample_images[UPSIDE_DOWN]), 180)
+    (wrong,) = align(image, **BASIC)
     assert wrong.detector_score == pytest.approx(0.19, abs=0.01)
     assert score_in_crop(Image.fromarray(wrong.pixels)) == 0
-    told = rejection(image, **BEFORE | {"check_below": 1.5})
-    assert told.reason is RejectReason.NO_FACE
-    assert "what scored 0.19 is no face in its own crop: --check-below 0" in told.detail
+    refusal = rejection(image, **BASIC | {"check_below": 1.5})
+    assert refusal.reason is RejectReason.NO_FACE
+    assert "what scored 0.19 is no face in its own crop: --check-below 0" in refusal.detail
 
 
-def test_a_texture_is_no_face() -> None:
-    """Cloth, as far as the detector can tell: it finds a face with a score of 0.02."""
+def test_a_detection_in_a_texture_is_rejected() -> None:
+    """Reject noise in which the detector finds a face with a score of 0.02."""
     noise = np.random.default_rng(327).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    cloth = Image.fromarray(noise).resize((448, 448), Image.Resampling.BICUBIC)
-    (wrong,) = align(cloth, **BEFORE)
+    texture = Image.fromarray(noise).resize((448, 448), Image.Resampling.BICUBIC)
+    (wrong,) = align(texture, **BASIC)
     assert wrong.face_px == pytest.approx(37, abs=2)
     for faces in ("largest", "all"):
-        assert rejection(cloth, faces=faces).reason is RejectReason.NO_FACE
-
-
-def test_a_crop_shows_its_face_once_more(sample_images: dict[str, bytes]) -> None:
-    for name in PORTRAITS:
-        (face,) = align(decode(sample_images[name]))
-        crop = Image.fromarray(face.pixels)
-        assert score_in_crop(crop) > CLEAR
-        assert score_in_crop(crop.resize((512, 512))) > CLEAR
-        for degrees in (90, 180, 270):
-            assert score_in_crop(turned(crop, degrees)) < CLEAR
+        assert rejection(texture, faces=faces).reason is RejectReason.NO_FACE
 
 
 def small_face(
     samples: dict[str, bytes], size: tuple[int, int], side: int, turn: int = 0
 ) -> tuple[Image.Image, tuple[float, float]]:
-    """A photo with a face of `side` pixels in its lower right part, and the face's centre."""
+    """Return a photo with a face of `side` pixels at its lower right, and the face's centre."""
     portrait = decode(samples["portraits/0003.jpg"])
     (face,) = find_faces(portrait)
     scale = side / face.side
@@ -181,40 +171,40 @@ def test_a_small_face_in_a_large_photo_is_found(
     assert middle == pytest.approx(centre, abs=side / 2)
 
 
-def test_a_face_too_small_for_the_search_names_the_flag(sample_images: dict[str, bytes]) -> None:
+def test_a_missed_small_face_names_the_search_flag(sample_images: dict[str, bytes]) -> None:
     photo, _ = small_face(sample_images, (1200, 900), 36)
-    told = rejection(photo, search_pixels=0, turns="none")
-    assert "--search-pixels above 0 searches larger copies" in told.detail
+    refusal = rejection(photo, search_pixels=0, turns="none")
+    assert "--search-pixels above 0 searches larger copies" in refusal.detail
     assert align(photo, search_pixels=8_000_000, turns="none")
 
 
-def test_a_reject_tells_what_was_searched() -> None:
+def test_a_reject_says_what_was_searched() -> None:
     image = picture(600, 500)
-    told = rejection(image).detail
-    assert told == (
+    detail = rejection(image).detail
+    assert detail == (
         "no face found in 600×500 pixels (searched at up to 1200×1000 pixels upright, and at up to "
         "1200×1000 turned by 90, 180 and 270 degrees)"
     )
-    few = rejection(picture(900, 700), turns="none", search_pixels=1000).detail
-    assert "(searched at up to 1792×1394 pixels upright); --search-pixels above 1000" in few
+    limited = rejection(picture(900, 700), turns="none", search_pixels=1000).detail
+    assert "(searched at up to 1792×1394 pixels upright); --search-pixels above 1000" in limited
     every = rejection(image, faces="all").detail
     assert "(searched at up to 1500×1250 pixels upright, and" in every
     assert "--search-pixels" not in every
 
 
 @pytest.mark.parametrize(
-    ("faces", "told"),
+    ("faces", "searched"),
     [
         ("largest", "at most 448 px upsample 0, 448 px upsample 1, 896 px upsample 1 tried"),
         ("all", "faces of 32 px and more were looked for"),
     ],
 )
-def test_earlier_settings_keep_the_text_of_rejects(faces: str, told: str) -> None:
-    expected = f"no face found in 600×500 pixels ({told})"
-    assert rejection(picture(600, 500), faces=faces, **BEFORE).detail == expected
+def test_a_basic_search_keeps_its_reject_text(faces: str, searched: str) -> None:
+    expected = f"no face found in 600×500 pixels ({searched})"
+    assert rejection(picture(600, 500), faces=faces, **BASIC).detail == expected
 
 
-def test_a_face_of_any_score_is_found_by_its_crop() -> None:
+def test_a_clear_crop_confirms_any_score() -> None:
     image = scene(512, 400, (0, 0, 200), (210, 80, 300))
     (clear,) = align(image, check_below=100.0)
     assert clear.turn_deg == 0, "an upright face that is clear in its crop needs no turn"
@@ -222,7 +212,7 @@ def test_a_face_of_any_score_is_found_by_its_crop() -> None:
     assert turned_face.turn_deg == 180
 
 
-def test_a_crop_that_cannot_be_cut_is_no_face(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detection_without_a_crop_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     def outside(*_: Any) -> Any:
         raise Rejection(RejectReason.NO_FACE, "the face lies outside of the image")
 
@@ -232,7 +222,7 @@ def test_a_crop_that_cannot_be_cut_is_no_face(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 def test_the_largest_search_stays_within_its_memory() -> None:
-    """A photo of 16 megapixels without a face: 1.3 GB of address space, of 6 that it may have."""
+    """A photo of 16 megapixels without a face needs 1.3 GB of address space; the limit is 6 GB."""
     noise = np.random.default_rng(0).integers(0, 256, (108, 144, 3), dtype=np.uint8)
     photo = Image.fromarray(noise).resize((4608, 3456), Image.Resampling.BICUBIC)
     settings = replace(AlignmentSettings(), memory_limit_mib=3072, row_timeout_s=300.0)
@@ -255,3 +245,67 @@ def test_reported_photos_give_upright_faces(shared: Path, name: str, turn: int) 
     assert face.turn_deg == turn
     assert face.roll_deg == pytest.approx(0, abs=20)
     assert score_in_crop(Image.fromarray(face.pixels)) > CLEAR
+
+
+SIZES = [(100, 80), (448, 300), (1024, 1024), (2000, 1500), (4608, 3456), (7000, 100), (9000, 7000)]
+
+
+def plan(size: tuple[int, int], max_pixels: int, *, turns: bool = True) -> list[SearchPass]:
+    return plan_passes(size, detector_side=448, search_pixels=max_pixels, turns=turns)
+
+
+def test_a_basic_search_has_three_passes() -> None:
+    assert plan((1000, 800), 0, turns=False) == [
+        SearchPass(0.448, 0),
+        SearchPass(0.448, 1),
+        SearchPass(0.896, 1),
+    ]
+    assert plan((400, 300), 0, turns=False) == [SearchPass(1, 0), SearchPass(1, 1)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("max_pixels", [0, 1_000_000, 64_000_000])
+def test_larger_copies_follow_the_first_ones(size: tuple[int, int], max_pixels: int) -> None:
+    first = plan(size, 0, turns=False)
+    upright = [each for each in plan(size, max_pixels) if not each.turned]
+    assert upright[: len(first)] == first
+    assert [each for each in upright if each not in first] == [
+        each for each in plan(size, max_pixels, turns=False) if each not in first
+    ]
+    larger = [each for each in upright if each not in first]
+    assert [each.pixels(size) for each in larger] == sorted(each.pixels(size) for each in larger)
+    # A copy's sides are rounded to whole pixels.
+    assert all(each.pixels(size) < max_pixels * 1.01 for each in larger)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_16_megapixels_are_searched_like_the_reference(
+    size: tuple[int, int],
+) -> None:
+    passes = plan(size, 64_000_000)
+    if size[0] * size[1] <= 16_000_000:
+        assert {SearchPass(1, 0), SearchPass(1, 1)} <= set(passes)
+    assert max(each.pixels(size) for each in passes) <= 64_100_000
+
+
+def test_large_photos_are_enlarged_up_to_the_limit() -> None:
+    passes = plan((6000, 4000), 64_000_000, turns=False)
+    assert SearchPass(1, 0) in passes
+    assert passes[-1].pixels((6000, 4000)) == pytest.approx(64e6, rel=0.001)
+    assert plan((9000, 7000), 16_000_000, turns=False)[-1].scale == pytest.approx(0.504, abs=0.001)
+
+
+def test_turned_passes_cost_less_than_the_limit() -> None:
+    for size in SIZES:
+        for max_pixels in (1_000_000, 64_000_000):
+            passes = plan(size, max_pixels)
+            turned = [each for each in passes if each.turned]
+            assert turned, size
+            larger = [each for each in turned if each not in plan(size, 0)]
+            assert all(4 * each.pixels(size) <= max_pixels for each in larger)
+
+
+def test_no_pass_is_planned_twice() -> None:
+    for size in SIZES:
+        passes = plan(size, 64_000_000)
+        assert len(set(passes)) == len(passes)

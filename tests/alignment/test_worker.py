@@ -34,7 +34,7 @@ def isolated() -> Iterator[IsolatedAligner]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[IsolatedAligner]:
-    """Bears no message that stands still for 2 s; a row may take as long as ever."""
+    """Aligner that fails if a message stalls for 2 s; the time limit of an image is unchanged."""
     monkeypatch.setattr(worker, "Child", lambda command, _: Child(command, patience_s=2))
     monkeypatch.setattr(child_process, "_END_TIMEOUT_S", 0.5)
     with IsolatedAligner(SETTINGS, factory=FaultyAligner) as aligner:
@@ -52,7 +52,7 @@ def test_each_content_gets_one_outcome_in_order(isolated: IsolatedAligner) -> No
     assert [o.faces[0].width for o in outcomes if isinstance(o, Alignment)] == [80, 200]
 
 
-def test_what_comes_back_is_what_the_aligner_computes(isolated: IsolatedAligner) -> None:
+def test_results_equal_those_of_the_aligner(isolated: IsolatedAligner) -> None:
     (outcome,) = isolated.process([GOOD])
     assert isinstance(outcome, Alignment)
     (there,), (here,) = outcome.faces, FaultyAligner(SETTINGS).align(GOOD).faces
@@ -69,7 +69,7 @@ def test_what_comes_back_is_what_the_aligner_computes(isolated: IsolatedAligner)
         (b"!answer 0", "lived on"),
     ],
 )
-def test_a_row_that_kills_its_process_costs_one_reject(
+def test_an_image_that_kills_its_process_is_one_reject(
     isolated: IsolatedAligner, order: bytes, says: str
 ) -> None:
     outcomes = list(isolated.process([GOOD, order, GOOD]))
@@ -79,21 +79,21 @@ def test_a_row_that_kills_its_process_costs_one_reject(
 
 
 @pytest.mark.parametrize("order", [b"!sleep 600", b"!hold 600"])
-def test_a_row_that_hangs_costs_one_reject(order: bytes) -> None:
+def test_an_image_that_hangs_is_one_reject(order: bytes) -> None:
     with IsolatedAligner(HASTY, factory=FaultyAligner) as aligner:
         outcomes = list(aligner.process([order]))
-        aligner.settings = SETTINGS  # a busy machine may need more for the next row
+        aligner.settings = SETTINGS  # a busy machine may need longer for the next image
         assert reasons([*outcomes, *aligner.process([GOOD])]) == ["timed_out", ""]
 
 
-def test_a_process_that_hangs_in_mid_answer_costs_one_reject(impatient: IsolatedAligner) -> None:
+def test_a_hang_within_an_answer_is_one_reject(impatient: IsolatedAligner) -> None:
     outcomes = list(impatient.process([b"!answer 1000 %d" % signal.SIGSTOP, GOOD]))
     assert reasons(outcomes) == ["crashed", ""]
     assert isinstance(outcomes[0], Rejection)
     assert "lived on" in outcomes[0].detail
 
 
-def test_a_row_that_a_hung_process_does_not_take_is_tried_again(impatient: IsolatedAligner) -> None:
+def test_an_image_not_taken_is_tried_again(impatient: IsolatedAligner) -> None:
     rows = impatient.process([GOOD, b"x" * 20_000_000])
     next(rows)
     assert impatient.pid is not None
@@ -101,7 +101,7 @@ def test_a_row_that_a_hung_process_does_not_take_is_tried_again(impatient: Isola
     assert reasons(list(rows)) == ["unsupported_format"]
 
 
-def test_a_row_that_wants_too_much_memory_costs_one_reject(isolated: IsolatedAligner) -> None:
+def test_an_image_over_the_memory_limit_is_rejected(isolated: IsolatedAligner) -> None:
     (good, greedy, _) = isolated.process([GOOD, b"!memory 8000000000", GOOD])
     assert isinstance(good, Alignment)
     assert isinstance(greedy, Rejection)
@@ -109,7 +109,7 @@ def test_a_row_that_wants_too_much_memory_costs_one_reject(isolated: IsolatedAli
     assert "4096 MiB" in greedy.detail
 
 
-def test_an_unforeseen_error_costs_one_reject_and_no_process(isolated: IsolatedAligner) -> None:
+def test_an_unexpected_error_keeps_the_process(isolated: IsolatedAligner) -> None:
     rows = isolated.process([GOOD, b"!bug abc", GOOD])
     next(rows)
     pid = isolated.pid
@@ -117,14 +117,12 @@ def test_an_unforeseen_error_costs_one_reject_and_no_process(isolated: IsolatedA
     assert isolated.pid == pid
 
 
-def test_a_row_whose_process_is_killed_from_outside_is_tried_again(
-    isolated: IsolatedAligner, tmp_path: Path
-) -> None:
+def test_an_image_of_a_killed_process_is_retried(isolated: IsolatedAligner, tmp_path: Path) -> None:
     order = b"!die_once " + str(tmp_path / "died").encode()
     assert list(isolated.process([order])) == [Alignment([])]
 
 
-def test_a_child_that_was_killed_between_rows_is_replaced(isolated: IsolatedAligner) -> None:
+def test_a_child_killed_between_images_is_replaced(isolated: IsolatedAligner) -> None:
     rows = isolated.process([GOOD, GOOD])
     next(rows)
     assert isolated.pid is not None
@@ -132,14 +130,14 @@ def test_a_child_that_was_killed_between_rows_is_replaced(isolated: IsolatedAlig
     assert isinstance(next(rows), Alignment)
 
 
-def test_what_the_decoders_print_stays_out_of_the_jobs_output(
+def test_decoder_messages_are_not_printed(
     isolated: IsolatedAligner, capfd: pytest.CaptureFixture[str]
 ) -> None:
     broken = bytearray(encode(picture(), "TIFF", compression="tiff_lzw"))
     broken[20_000:20_064] = b"\xff" * 64
     with pytest.raises(Rejection):
         decode(bytes(broken))
-    assert capfd.readouterr().err  # here, in this process, libtiff complains
+    assert capfd.readouterr().err  # in this process libtiff prints a message
     assert reasons(list(isolated.process([bytes(broken)]))) == ["undecodable"]
     assert capfd.readouterr() == ("", "")
 
@@ -155,7 +153,7 @@ def test_large_rows_pass_both_ways() -> None:
     assert np.array_equal(outcomes[2].faces[0].pixels, noise)
 
 
-def test_an_interrupted_row_leaves_no_answer_behind(isolated: IsolatedAligner) -> None:
+def test_an_interrupt_leaves_no_stale_answer(isolated: IsolatedAligner) -> None:
     def ring(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
@@ -187,7 +185,7 @@ def test_close_ends_the_child(isolated: IsolatedAligner) -> None:
         (stuck, "lived on"),
     ],
 )
-def test_a_child_that_cannot_start_is_an_error_and_not_a_reject(factory: object, says: str) -> None:
+def test_a_child_that_cannot_start_is_an_error(factory: object, says: str) -> None:
     aligner = IsolatedAligner(HASTY, factory=factory)  # type: ignore[arg-type]
     with pytest.raises(PipelineError, match=says):
         next(aligner.process([GOOD]))
@@ -204,13 +202,13 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize(("seconds", "order"), [(60, "!tell"), (4, "!tell_and_hold")])
-def test_kill_9_of_the_parent_leaves_no_orphan(seconds: int, order: str, tmp_path: Path) -> None:
-    root, told = Path(__file__).parents[2], tmp_path / "pid"
-    command = [sys.executable, "-c", PARENT, str(seconds), f"{order} {told}"]
+@pytest.mark.parametrize(("seconds", "order"), [(60, "!write_pid"), (4, "!write_pid_and_hold")])
+def test_a_killed_parent_leaves_no_orphan(seconds: int, order: str, tmp_path: Path) -> None:
+    root, pid_file = Path(__file__).parents[2], tmp_path / "pid"
+    command = [sys.executable, "-c", PARENT, str(seconds), f"{order} {pid_file}"]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE) as parent:
-        assert wait_until(told.exists)  # the child is at its row, or done with it
+        assert wait_until(pid_file.exists)  # the child has begun its image
         parent.kill()
-    pid = int(told.read_text())
+    pid = int(pid_file.read_text())
     # A hung orphan ends 5 s after its time limit.
     assert wait_until(lambda: not is_running(pid))

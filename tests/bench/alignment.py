@@ -27,7 +27,7 @@ from pipeline.alignment.padding import padded  # noqa: E402
 from pipeline.dlib_models import dlib_model  # noqa: E402
 from pipeline.images import Rejection, decode  # noqa: E402
 from tests.alignment.drawn import scene  # noqa: E402
-from tests.alignment.plain_padding import plainly_padded  # noqa: E402
+from tests.alignment.plain_padding import plain_padded  # noqa: E402
 
 REGIME = """\
 Regime: bytes in memory -> one aligned 256 px face, on one core, image by image.
@@ -123,7 +123,7 @@ def crop_costs(photo: Image.Image, side: int) -> dict[str, float]:
     corners = np.array([(-1, -1), (-1, 1), (1, 1), (1, -1)]) * side / 2
     inside = corners + np.array(photo.size) / 2
     over = corners + np.array((side / 2 - side / 1000, photo.height / 2))
-    ways = {"inside": (inside, padded), "plain": (over, plainly_padded), "ours": (over, padded)}
+    ways = {"inside": (inside, padded), "plain": (over, plain_padded), "ours": (over, padded)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(15):
         for name, (quad, padding) in ways.items():

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.alignment import AlignmentSettings  # noqa: E402
 from pipeline.alignment.detection import Detection, find_faces  # noqa: E402
-from pipeline.alignment.rotation import TURNS, turned  # noqa: E402
+from pipeline.alignment.photo import TURNS, turned  # noqa: E402
 from pipeline.alignment.search import Search  # noqa: E402
 from pipeline.images import Rejection, decode  # noqa: E402
 

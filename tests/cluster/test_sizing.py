@@ -14,7 +14,7 @@ from tests.cluster.configurations import FOLDER, load
 
 TEXT = (FOLDER / "README.md").read_text()
 PART = int(JobConfig.model_fields["part_size"].default)
-DRIVER_S, ENGINE_S = 0.03, 0.25  # of a core a part: README.md, Numbers
+DRIVER_S, ENGINE_S = 0.03, 0.25  # of a core per part: pipeline/engine/README.md, Numbers
 READER_MBPS = 100
 
 

@@ -230,7 +230,7 @@ def test_a_chosen_face_that_is_not_found_again_is_a_reject(settings: InvertSetti
 
 
 def test_lists_are_as_long_as_the_steps_that_a_face_made(settings: InvertSettings) -> None:
-    rule = StopRule(gain=0.01, residual=10.0, least=1, most=6)
+    rule = StopRule(improvement=0.01, residual=10.0, min_steps=1, max_steps=6)
     inverter = Inverter(replace(settings, method=Method(stop=rule), keep_steps=True, batch_size=2))
     rows = inverter.rows([face(number) for number in range(6)]).latents
     steps = {row["steps"] for row in rows}
@@ -246,11 +246,11 @@ def test_lists_are_as_long_as_the_steps_that_a_face_made(settings: InvertSetting
 @pytest.fixture(scope="module")
 def in_full(settings: InvertSettings) -> tuple[StopRule, list[dict[str, Any]]]:
     """A rule that ends six faces at different steps, and their rows where it has room for it."""
-    longest = Method(stop=StopRule(gain=-4.0, most=6))
+    longest = Method(stop=StopRule(improvement=-4.0, max_steps=6))
     faces = [face(number) for number in range(6)]
     plain = Inverter(replace(settings, method=longest)).rows(faces).latents
     falls = np.array([-np.diff(row["l2_per_step"]) for row in plain])
-    rule = StopRule(gain=float(np.median(falls)), residual=1e6, least=2, most=40)
+    rule = StopRule(improvement=float(np.median(falls)), residual=1e6, min_steps=2, max_steps=40)
     rows = Inverter(replace(settings, method=Method(stop=rule))).rows(faces).latents
     assert len({row["steps"] for row in rows}) > 1
     return rule, rows
@@ -261,7 +261,7 @@ def test_of_faces_that_stop_alone_those_that_met_the_most_steps_did_not_converge
     settings: InvertSettings, in_full: tuple[StopRule, list[dict[str, Any]]], most: int
 ) -> None:
     rule, unbounded = in_full
-    method = Method(stop=replace(rule, most=most))
+    method = Method(stop=replace(rule, max_steps=most))
     rows = Inverter(replace(settings, method=method)).rows([face(n) for n in range(6)]).latents
     for row, free in zip(rows, unbounded, strict=True):
         assert row["steps"] == min(most, free["steps"])

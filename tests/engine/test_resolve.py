@@ -229,14 +229,14 @@ def test_a_second_pass_over_an_earlier_table_searches_as_then(
 
 def test_a_models_own_bound_decides_when_its_faces_stop(config_of: ConfigOf) -> None:
     given = make_recipe(config_of(steps="auto", stop_gain=0.02, stop_residual=0.5, max_steps=7))
-    assert given.inversion.method.stop == StopRule(gain=0.02, residual=0.5, most=7)
+    assert given.inversion.method.stop == StopRule(improvement=0.02, residual=0.5, max_steps=7)
     settings = json.loads(json.dumps(given.spec.to_dict(), allow_nan=False))["settings"]
     assert settings["method"]["stop"] == {"gain": 0.02, "residual": 0.5, "least": 1, "most": 7}
     default = make_recipe(config_of(steps="auto", max_steps=7))
-    assert default.inversion.method.stop == StopRule(most=7)
+    assert default.inversion.method.stop == StopRule(max_steps=7)
     assert default.spec.fingerprint != given.spec.fingerprint
     zero = make_recipe(config_of(steps="auto", stop_gain=0.0)).inversion.method.stop
-    assert zero == StopRule(gain=0.0)
+    assert zero == StopRule(improvement=0.0)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_table_says_when_a_face_has_converged(config_of: ConfigOf) -> None:
 
 def test_help_tells_the_bounds_that_hold_by_default() -> None:
     told = {name: str(JobConfig.model_fields[name].description) for name in JobConfig.model_fields}
-    assert f"(default {StopRule().gain}, " in told["stop_gain"]
+    assert f"(default {StopRule().improvement}, " in told["stop_gain"]
     assert f"(default {StopRule().residual:g})" in told["stop_residual"]
 
 

@@ -7,11 +7,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.alignment import AlignmentSettings, IsolatedAligner
-from pipeline.engine.messages import PartCounts, SampleBatch
+from pipeline.engine.messages import SampleBatch
 from pipeline.engine.stages.align import Align
 from pipeline.engine.stages.read import SAMPLES
 from pipeline.images import decode
 from pipeline.storage import Shard
+from pipeline.table import Counts
 from tests.fuzz.poison import VulnerableAligner, poison, sound
 
 SETTINGS = AlignmentSettings(output_size=(64, 64))
@@ -24,7 +25,7 @@ def part(contents: dict[str, bytes]) -> SampleBatch:
     ]
     table = pa.Table.from_pylist(samples, schema=SAMPLES)
     shard = Shard("s", "/in", "folder", 0, "e")
-    return SampleBatch(shard, 0, PartCounts(samples=len(samples)), table)
+    return SampleBatch(shard, 0, Counts(samples=len(samples)), table)
 
 
 def test_the_poison_is_a_picture_like_any_other() -> None:

@@ -1,4 +1,4 @@
-"""Small images in memory, encoded as the tests need them."""
+"""Small images and files in memory, for tests."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from PIL import Image
 
 
 def encode(image: Image.Image, name: str, **options: Any) -> bytes:
-    """`image` as the bytes of a file of format `name`."""
+    """Return `image` as the bytes of a file of format `name`."""
     stream = io.BytesIO()
     image.save(stream, name, **options)
     return stream.getvalue()
 
 
 def picture(width: int = 80, height: int = 96) -> Image.Image:
-    """A gradient with seeded noise: no two rows, columns or channels alike."""
+    """Return a gradient with seeded noise, without equal rows, columns or channels."""
     rng = np.random.default_rng(7)
     y, x = np.mgrid[0:height, 0:width]
     smooth = np.stack([x * 200 // width, y * 200 // height, (x + y) * 200 // (width + height)], -1)
@@ -30,14 +30,14 @@ def picture(width: int = 80, height: int = 96) -> Image.Image:
 
 
 def flat(mode: str, colour: Any, size: tuple[int, int] = (40, 40)) -> Image.Image:
-    """One colour everywhere."""
+    """Return an image of one colour."""
     return Image.new(mode, size, colour)
 
 
 def png_file(
     width: int, height: int, *, depth: int, colour_type: int, pixels: bytes, key: bytes = b""
 ) -> bytes:
-    """A PNG put together by hand: what Pillow cannot write, or a header that lies."""
+    """Return a PNG that Pillow cannot write, or one with a wrong header."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc32(kind + body))
@@ -50,14 +50,14 @@ def png_file(
 
 
 def heif_file(image: Image.Image, **options: Any) -> bytes:
-    """A HEIC file, without loss of its own unless `quality` is given."""
+    """Return a HEIC file, lossless unless `quality` is given."""
     stream = io.BytesIO()
     pillow_heif.from_pillow(image).save(stream, **{"quality": -1, "chroma": 444, **options})
     return stream.getvalue()
 
 
 def psd_file(image: Image.Image, *, profile: bytes = b"", layers: int = 0, depth: int = 8) -> bytes:
-    """A Photoshop document with the merged image alone, and a count of layers where it has any."""
+    """Return a Photoshop document with only the merged image and a count of layers."""
     modes = {"L": 1, "RGB": 3, "RGBA": 3, "CMYK": 4}
     planes = image.split()
     header = struct.pack(
@@ -66,7 +66,7 @@ def psd_file(image: Image.Image, *, profile: bytes = b"", layers: int = 0, depth
     resources = struct.pack(">4sHHI", b"8BIM", 1039, 0, len(profile)) + profile
     resources = resources + bytes(len(profile) % 2) if profile else b""
     section = struct.pack(">Ih2x", 4, layers) if layers else b""
-    # Of inks, Photoshop stores what is left white.
+    # Photoshop stores inks inverted.
     body = b"".join(
         plane.point(lambda level: 255 - level).tobytes()
         if image.mode == "CMYK"
@@ -74,11 +74,13 @@ def psd_file(image: Image.Image, *, profile: bytes = b"", layers: int = 0, depth
         for plane in planes
     )
     parts = (b"", resources, section)
-    return header + b"".join(struct.pack(">I", len(one)) + one for one in parts) + bytes(2) + body
+    return (
+        header + b"".join(struct.pack(">I", len(part)) + part for part in parts) + bytes(2) + body
+    )
 
 
 def jp2_with_profile(image: Image.Image, profile: bytes) -> bytes:
-    """A JPEG 2000 file with a colour box of an ICC profile in place of the enumerated one."""
+    """Return a JPEG 2000 file whose colour box holds an ICC profile."""
     content = encode(image, "JPEG2000")
     colour = b"colr\x02\x00\x00" + profile
     place = content.index(b"colr") - 4
@@ -91,7 +93,7 @@ def jp2_with_profile(image: Image.Image, profile: bytes) -> bytes:
 
 
 def netpbm_file(kind: str, values: NDArray[Any], maxval: int = 255) -> bytes:
-    """PGM or PPM (`P5`, `P6`), in digits (`P2`, `P3`), or PAM (`P7`)."""
+    """Return a PGM or PPM (`P5`, `P6`), in digits (`P2`, `P3`), or a PAM (`P7`)."""
     height, width = values.shape[:2]
     if kind == "P7":
         depth = values.shape[2]
@@ -105,7 +107,7 @@ def netpbm_file(kind: str, values: NDArray[Any], maxval: int = 255) -> bytes:
 
 
 def pfm_file(values: NDArray[np.float32], *, order: str = "<") -> bytes:
-    """A PFM of grey ([h, w]) or colours ([h, w, 3]); its rows go from the bottom up."""
+    """Return a PFM of grey [h, w] or colours [h, w, 3], with rows from the bottom up."""
     height, width = values.shape[:2]
     scale = -1 if order == "<" else 1
     header = f"{'PF' if values.ndim == 3 else 'Pf'}\n{width} {height}\n{scale}.0\n"
@@ -118,7 +120,7 @@ def tiff_file(
     compression: int = 1,  # 1 none, 5 LZW, 8 deflate
     predictor: int = 1,  # 1 none, 2 horizontal, 3 floating point
     tile: tuple[int, int] | None = None,  # width, height
-    rows: int = 7,  # of a strip
+    rows: int = 7,  # per strip
     planar: bool = False,
     order: str = "<",
     photometric: int = 2,
@@ -126,7 +128,7 @@ def tiff_file(
     tags: dict[int, tuple[int, ...]] | None = None,  # SHORTs
     profile: bytes = b"",
 ) -> bytes:
-    """A TIFF of integers or floats of any width, as other programs than Pillow write them."""
+    """Return a TIFF of integers or floats of any width, also kinds that Pillow cannot write."""
     height, width, samples = values.shape
     across, down = tile or (width, rows)
     planes = np.split(values, samples, axis=2) if planar else [values]
@@ -159,7 +161,7 @@ def tiff_file(
         **({338: ("H", extra)} if extra else {}),
         339: ("H", (kind,) * samples),
         **({34675: ("B", tuple(profile))} if profile else {}),
-        **{tag: ("H", listed) for tag, listed in (tags or {}).items()},
+        **{tag: ("H", numbers) for tag, numbers in (tags or {}).items()},
     }
     mark = b"II*\x00" if order == "<" else b"MM\x00*"
     header = mark + struct.pack(f"{order}I", offsets[-1])
@@ -171,12 +173,12 @@ def _tiff_directory(
 ) -> bytes:
     directory, behind = struct.pack(f"{order}H", len(entries)), b""
     place = start + 2 + 12 * len(entries) + 4
-    for tag, (code, listed) in sorted(entries.items()):
-        packed = struct.pack(f"{order}{len(listed)}{code}", *listed)
+    for tag, (code, numbers) in sorted(entries.items()):
+        packed = struct.pack(f"{order}{len(numbers)}{code}", *numbers)
         kind = {"B": 7, "H": 3, "I": 4}[code]
         if len(packed) > 4:
             packed, behind = struct.pack(f"{order}I", place + len(behind)), behind + packed
-        directory += struct.pack(f"{order}HHI", tag, kind, len(listed)) + packed.ljust(4, b"\x00")
+        directory += struct.pack(f"{order}HHI", tag, kind, len(numbers)) + packed.ljust(4, b"\x00")
     return directory + bytes(4) + behind
 
 
@@ -204,7 +206,7 @@ def _tiff_chunk(values: NDArray[Any], compression: int, predictor: int, order: s
 
 
 def _lzw(raw: bytes) -> bytes:
-    """TIFF's LZW without any gain: the table is cleared before codes need ten bits."""
+    """Encode LZW without compression: clear the table before codes need ten bits."""
     codes: list[int] = []
     for start in range(0, len(raw), 250):
         codes += [256, *raw[start : start + 250]]

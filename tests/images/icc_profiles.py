@@ -1,4 +1,4 @@
-"""ICC profiles put together by hand (ICC.1:2001-04, version 2)."""
+"""Build ICC profiles (ICC.1:2001-04, version 2) for tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# CIE xy of red, green and blue; white is D65 but for ProPhoto's D50.
+# CIE xy of red, green and blue; white is D65, except D50 for ProPhoto.
 SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
 DISPLAY_P3 = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
 ADOBE_RGB = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
@@ -20,27 +20,27 @@ _BRADFORD = np.array(
 )
 
 Primaries = tuple[tuple[float, float], ...]
-Curve = Callable[[NDArray[Any]], NDArray[Any]]  # what a file holds -> light, [0, 1]
+Curve = Callable[[NDArray[Any]], NDArray[Any]]  # stored value -> light, [0, 1]
 
 
 def srgb_curve(values: NDArray[Any]) -> NDArray[Any]:
-    """IEC 61966-2-1."""
+    """Return light of sRGB values (IEC 61966-2-1)."""
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 def srgb_curve_inverse(light: NDArray[Any]) -> NDArray[Any]:
-    """From light to what a file holds."""
+    """Return sRGB values of light."""
     light = np.clip(light, 0, 1)
     return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
 def gamma(power: float) -> Curve:
-    """A pure power."""
+    """Return a curve that is a pure power."""
     return lambda values: values**power
 
 
 def to_xyz(primaries: Primaries, white: tuple[float, float] = D65) -> NDArray[np.float64]:
-    """[3, 3]: linear RGB to XYZ, adapted to D50."""
+    """Return the matrix [3, 3] from linear RGB to XYZ, adapted to D50."""
     columns = np.array([_xyz(xy) for xy in primaries]).T
     source = _xyz(white)
     columns = columns * np.linalg.solve(columns, source)
@@ -56,7 +56,7 @@ def rgb_profile(
     white: tuple[float, float] = D65,
     name: str = "made by hand",
 ) -> bytes:
-    """A display's profile of three primaries and one curve."""
+    """Return a display profile of three primaries and one curve."""
     matrix = to_xyz(primaries, white)
     curves = {f"{channel}TRC": _curve(curve) for channel in "rgb"}
     colorants = {f"{channel}XYZ": _xyz_tag(matrix[:, i]) for i, channel in enumerate("rgb")}
@@ -64,12 +64,12 @@ def rgb_profile(
 
 
 def grey_profile(curve: Curve) -> bytes:
-    """A display's profile of grey levels."""
+    """Return a display profile of grey levels."""
     return profile("mntr", "GRAY", "XYZ ", {"kTRC": _curve(curve)})
 
 
 def cmyk_profile(lab_of: Callable[[NDArray[Any]], NDArray[Any]]) -> bytes:
-    """A printer's profile whose corners, inks of 0 or 1 as [16, 4], have the Lab of `lab_of`."""
+    """Return a printer profile; `lab_of` gives the Lab of its corners, inks of 0 or 1 [16, 4]."""
     inks = np.stack(np.meshgrid(*[[0.0, 1.0]] * 4, indexing="ij"), -1).reshape(-1, 4)
     lab = lab_of(inks)
     corners = np.stack([lab[:, 0] * 2.55, lab[:, 1] + 128, lab[:, 2] + 128], -1)
@@ -83,20 +83,20 @@ def cmyk_profile(lab_of: Callable[[NDArray[Any]], NDArray[Any]]) -> bytes:
 def profile(
     kind: str, space: str, connection: str, tags: Mapping[str, bytes], name: str = "made by hand"
 ) -> bytes:
-    """A profile of class `kind` for colour space `space`."""
+    """Return a profile of class `kind` for colour space `space`."""
     text = name.encode() + b"\x00"
     described = b"desc" + struct.pack(">4xI", len(text)) + text + bytes(78)
     tags = {"desc": described, "cprt": b"text\x00\x00\x00\x00CC0\x00", **tags}
     tags = {"wtpt": _xyz_tag(_xyz(D50)), **tags}
-    place, listed, body = 128 + 4 + 12 * len(tags), b"", b""
+    place, entries, body = 128 + 4 + 12 * len(tags), b"", b""
     for tag, content in tags.items():
-        listed += struct.pack(">4sII", tag.encode(), place + len(body), len(content))
+        entries += struct.pack(">4sII", tag.encode(), place + len(body), len(content))
         body += content + bytes(-len(content) % 4)
     size = place + len(body)
     words = (kind.encode(), space.encode(), connection.encode())
     header = struct.pack(">I4sI4s4s4s12x4s", size, b"", 0x02400000, *words, b"acsp")
     header = header.ljust(68, b"\x00") + struct.pack(">3i", *_fixed(_xyz(D50)))
-    return header.ljust(128, b"\x00") + struct.pack(">I", len(tags)) + listed + body
+    return header.ljust(128, b"\x00") + struct.pack(">I", len(tags)) + entries + body
 
 
 def _xyz(xy: tuple[float, float]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from pipeline.images import Rejection, RejectReason, decode
-from pipeline.images.foreign import describe_foreign
+from pipeline.images.formats import describe_foreign
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
 DENIED = b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>'
@@ -74,7 +74,7 @@ def zip_file() -> bytes:
         (bytes(128) + b"DICM", "a DICOM image"),
     ],
 )
-def test_a_reject_names_what_it_recognises(content: bytes, what: str) -> None:
+def test_a_reject_names_the_kind_of_file(content: bytes, what: str) -> None:
     with pytest.raises(Rejection) as caught:
         decode(content)
     assert caught.value.reason is RejectReason.UNSUPPORTED_FORMAT
@@ -83,21 +83,21 @@ def test_a_reject_names_what_it_recognises(content: bytes, what: str) -> None:
     assert caught.value.detail.isprintable()
 
 
-def test_zeros_are_named() -> None:
+def test_files_of_zeros_are_described() -> None:
     assert describe_foreign(bytes(5000)).startswith("all of its 5000 bytes are zero")
 
 
-def test_unknown_bytes_are_shown() -> None:
+def test_unknown_bytes_are_quoted() -> None:
     text = describe_foreign(b"\x01\x02\x03\xff\xfe\xfd\x80\x81\x90")
     assert text.startswith("begins with 01 02 03 ff fe fd 80 81, which is none of JPEG, PNG")
     assert "HEIC" in text
 
 
 @pytest.mark.parametrize("content", [b"\x00", b"\x00\x01", b"a\x1b[31m", b"\xc3", b"\xff\xfe\x00"])
-def test_short_and_odd_bytes_are_no_text(content: bytes) -> None:
+def test_short_and_odd_bytes_are_not_text(content: bytes) -> None:
     assert describe_foreign(content).isprintable()
 
 
-def test_texts_that_are_long_or_nested_are_read_fast() -> None:
+def test_long_or_nested_texts_are_described_fast() -> None:
     for content in (b"<" * 10**6, b"<?xml" * 10**5, b"<!--" * 10**5, b"[" * 10**6, b" " * 10**6):
         assert len(describe_foreign(content)) < 300

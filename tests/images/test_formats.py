@@ -12,7 +12,7 @@ PILLOW_NAME = {"jp2": "JPEG2000", "j2k": "JPEG2000"}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_format_is_known_by_its_content(name: str) -> None:
+def test_formats_are_recognised_by_content(name: str) -> None:
     kind = name.split("_")[0]
     assert sniff(FILES[name]) == PILLOW_NAME.get(kind, kind.upper())
 
@@ -26,7 +26,7 @@ def test_the_format_is_known_by_its_content(name: str) -> None:
         *(("AVIF", mode) for mode in ("RGB", "RGBA")),
     ],
 )
-def test_the_first_kilobyte_tells_the_format(name: str, mode: str) -> None:
+def test_the_first_kilobyte_identifies_the_format(name: str, mode: str) -> None:
     assert sniff(encode(picture().convert(mode), name)[:1024]) == name
 
 
@@ -53,13 +53,13 @@ def brand_box(*brands: bytes) -> bytes:
         ((b"qt  ", b"qt  "), None),
     ],
 )
-def test_brands_tell_the_codec(brands: tuple[bytes, ...], name: str | None) -> None:
+def test_brands_identify_the_codec(brands: tuple[bytes, ...], name: str | None) -> None:
     assert sniff(brand_box(*brands)) == name
 
 
-def test_a_tga_with_an_unused_map_is_known_by_its_footer() -> None:
+def test_a_tga_footer_identifies_the_format() -> None:
     content = bytearray(encode(picture(), "TGA"))
-    content[5] = 9  # entries of a colour map that is not there
+    content[5] = 9  # entries of a missing colour map
     assert content.endswith(b"TRUEVISION-XFILE.\x00")
     assert sniff(bytes(content)) == "TGA"
     assert sniff(bytes(content[:1024])) is None
@@ -75,9 +75,9 @@ def test_other_bytes_have_no_format(content: bytes) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_whole_file_is_not_cut_short(name: str) -> None:
-    known = sniff(FILES[name])
-    assert known is not None
-    assert not is_cut_short(FILES[name], known)
+    kind = sniff(FILES[name])
+    assert kind is not None
+    assert not is_cut_short(FILES[name], kind)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_a_whole_file_is_not_cut_short(name: str) -> None:
 )
 def test_half_a_file_is_cut_short(name: str) -> None:
     half = FILES[name][: len(FILES[name]) // 2]
-    known = sniff(half)
-    assert known is not None
-    # Pillow's own TIFFs begin with their directory: what misses there is found by the strips.
-    assert is_cut_short(half, known) is (not name.startswith("tiff"))
-    assert is_cut_short(half[:20], known)
+    kind = sniff(half)
+    assert kind is not None
+    # Pillow writes the directory of a TIFF first: its strips show that the end is missing.
+    assert is_cut_short(half, kind) is (not name.startswith("tiff"))
+    assert is_cut_short(half[:20], kind)

@@ -37,7 +37,7 @@ def test_a_plain_bitmap_needs_no_spaces(text: str) -> None:
     assert image.getpixel((1, 0)) == (255, 255, 255)
 
 
-def test_rows_of_a_packed_bitmap_end_with_a_byte() -> None:
+def test_packed_bitmap_rows_are_padded_to_bytes() -> None:
     bits = np.random.default_rng(2).integers(0, 2, (33, 37)).astype(bool)
     image = decode(encode_bits(bits))
     assert np.array_equal(np.asarray(image)[..., 0], np.where(bits, 255, 0))
@@ -57,7 +57,7 @@ def test_float_maps_are_upright(channels: int, order: str) -> None:
     assert np.array_equal(image[..., :channels].squeeze(), (values * 255).round())
 
 
-def test_alpha_of_a_pam_is_composited_on_white() -> None:
+def test_pam_alpha_is_composited_on_white() -> None:
     values = np.full((40, 40, 4), (200, 100, 0, 128))
     assert decode(netpbm_file("P7", values)).getpixel((5, 5)) == pytest.approx(
         (227, 177, 127), abs=1
@@ -85,10 +85,10 @@ def test_damage_is_undecodable(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6"])
-def test_a_header_that_promises_more_is_truncated(kind: str) -> None:
+def test_missing_samples_are_truncated(kind: str) -> None:
     assert reason(f"{kind} 7000 7000 255 1 2 3".encode()) is RejectReason.TRUNCATED
 
 
-def test_five_channels_are_refused_by_name() -> None:
+def test_five_channels_are_refused() -> None:
     content = netpbm_file("P7", np.zeros((40, 40, 5), int))
     assert reason(content) is RejectReason.UNSUPPORTED_FORMAT

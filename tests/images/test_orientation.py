@@ -16,7 +16,7 @@ LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "WEBP": {"lossless": True}}
 
 
 def exif(kind: int, count: int, value: bytes, order: str = "<") -> bytes:
-    """EXIF that holds an orientation of one of TIFF's types alone."""
+    """Return EXIF with only an orientation, stored as TIFF type `kind`."""
     mark = b"II*\x00" if order == "<" else b"MM\x00*"
     entry = struct.pack(f"{order}HHI", 0x0112, kind, count) + value.ljust(4, b"\x00")
     head = mark + struct.pack(f"{order}IH", 8, 1)
@@ -42,7 +42,7 @@ def test_a_jpeg_is_turned_by_any_type(value: tuple[int, int, bytes]) -> None:
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_both_byte_orders_hold_a_short(order: str) -> None:
+def test_shorts_are_read_in_both_orders(order: str) -> None:
     content = encode(picture(), "PNG", exif=exif(3, 1, struct.pack(f"{order}H", 6), order))
     assert np.array_equal(decode(content), TURNED)
 
@@ -63,12 +63,12 @@ def test_a_tiff_is_turned_once(value: int, kind: type) -> None:
     "value",
     [0, 9, -1, 6.5, "", "x", "66", b"", b"\x00", b"\x09", None, (), object(), float("nan"), 2**70],
 )
-def test_what_is_no_orientation_turns_nothing(value: Any) -> None:
+def test_invalid_orientations_turn_nothing(value: Any) -> None:
     assert parse_orientation(value) == 1
 
 
 @pytest.mark.parametrize("value", [6, 6.0, "6", "6\x00", " 6", b"\x06", b"6\x00", (6, 6), "\x06"])
-def test_what_means_six_is_six(value: Any) -> None:
+def test_other_types_of_six_are_six(value: Any) -> None:
     assert parse_orientation(value) == 6
 
 
@@ -78,29 +78,29 @@ def difference(image: Image.Image, expected: Any) -> float:
 
 
 def tag(orientation: int) -> Image.Exif:
-    """EXIF of an orientation alone; Pillow takes it out where a container says the same."""
-    found = Image.Exif()
-    found[0x0112] = orientation
-    return found
+    """Return EXIF with only an orientation; Pillow removes it if the container has the same."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["AVIF", "HEIF"])
-def test_a_container_that_turns_is_turned_once(name: str, orientation: int) -> None:
+def test_container_rotation_is_applied_once(name: str, orientation: int) -> None:
     if name == "AVIF":
         content = encode(picture(), name, exif=tag(orientation), quality=95)
         plain = encode(picture(), name, quality=95)
     else:
         content = heif_file(picture(), exif=tag(orientation).tobytes())
         plain = heif_file(picture())
-    # As in a format whose container turns nothing.
+    # Like a format whose container has no rotation.
     expected = np.asarray(decode(encode(decode(plain), "PNG", exif=tag(orientation))))
     assert difference(decode(content), expected) < 2
 
 
 def with_exif(name: str, orientation: int, container: int) -> bytes:
-    """A file whose EXIF and whose container ask for different orientations."""
-    # Writers keep the two alike. An entry that they do not know becomes the orientation after.
+    """Return a file whose EXIF and container have different orientations."""
+    # Writers keep both equal: write another tag, and rename it to the orientation afterwards.
     other = exif(3, 1, bytes([orientation])).replace(b"\x12\x01", b"\x03\x01")
     data = Image.Exif()
     data.load(other)
@@ -115,7 +115,7 @@ def with_exif(name: str, orientation: int, container: int) -> bytes:
 
 @pytest.mark.parametrize("name", ["AVIF", "HEIF"])
 @pytest.mark.parametrize(("orientation", "container"), [(6, 1), (6, 6), (1, 6), (3, 6)])
-def test_the_container_wins_over_exif(name: str, orientation: int, container: int) -> None:
+def test_the_container_overrides_exif(name: str, orientation: int, container: int) -> None:
     plain = encode(picture(), name) if name == "AVIF" else heif_file(picture())
     expected = np.rot90(np.asarray(decode(plain)), -1 if container == 6 else 0)
     assert difference(decode(with_exif(name, orientation, container)), expected) < 2

@@ -25,7 +25,7 @@ def comment(length: int) -> bytes:
 
 
 @pytest.mark.parametrize("padding", [0, *range(65_100, 65_500, 50)])
-def test_arithmetic_coded_jpeg_is_read_across_pillows_blocks(padding: int) -> None:
+def test_arithmetic_jpegs_larger_than_blocks_are_read(padding: int) -> None:
     content = ARITHMETIC_JPEG[:2] + comment(padding) + ARITHMETIC_JPEG[2:]
     assert has_arithmetic_coding(content)
     image = decode(content)
@@ -35,15 +35,15 @@ def test_arithmetic_coded_jpeg_is_read_across_pillows_blocks(padding: int) -> No
 
 
 @pytest.mark.parametrize("name", ["jpeg", "jpeg_progressive", "jpeg_grey", "jpeg_cmyk"])
-def test_other_jpegs_are_not_taken_for_arithmetic(name: str) -> None:
+def test_other_jpegs_are_not_arithmetic(name: str) -> None:
     assert not has_arithmetic_coding(FILES[name])
 
 
-def test_a_damaged_arithmetic_jpeg_says_its_coding() -> None:
+def test_a_damaged_arithmetic_jpeg_names_its_coding() -> None:
     place = ARITHMETIC_JPEG.index(b"\xff\xda")
-    found = rejection(ARITHMETIC_JPEG[:place] + b"\xff\xd9")
-    assert found.reason is RejectReason.UNDECODABLE
-    assert "arithmetic coding" in found.detail
+    refusal = rejection(ARITHMETIC_JPEG[:place] + b"\xff\xd9")
+    assert refusal.reason is RejectReason.UNDECODABLE
+    assert "arithmetic coding" in refusal.detail
 
 
 def without_adobe(content: bytes) -> bytes:
@@ -55,11 +55,11 @@ def without_adobe(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("colour", [(220, 40, 30), (255, 255, 255), (0, 0, 0), (90, 140, 200)])
-def test_cmyk_without_a_marker_is_no_negative(
+def test_cmyk_without_a_marker_is_not_inverted(
     colour: tuple[int, int, int], progressive: bool
 ) -> None:
     inks = flat("RGB", colour).convert("CMYK")
-    # Pillow writes inks as Adobe does, inverted, with the marker.
+    # Pillow writes inks like Adobe: inverted and with the marker.
     marked = encode(inks, "JPEG", progressive=progressive, quality=95)
     inverted = inks.point(lambda level: 255 - level)
     plain = without_adobe(encode(inverted, "JPEG", progressive=progressive, quality=95))
@@ -68,8 +68,8 @@ def test_cmyk_without_a_marker_is_no_negative(
 
 
 def test_ycck_by_adobe_has_right_colours() -> None:
-    # Adobe's YCCK, transform 2 in the marker: YCbCr of the inks as if they were RGB, and inverted
-    # black. Pillow inverts all channels on the way out.
+    # Adobe's YCCK (transform 2 in the marker) is YCbCr of the inks, treated as RGB, and inverted
+    # black. Pillow inverts all channels when it writes.
     luma = Image.new("RGB", (40, 40), (255 - 220, 255 - 40, 255 - 30)).convert("YCbCr")
     channels = [*luma.split(), Image.new("L", (40, 40), 255)]
     stored = Image.merge("CMYK", channels).point(lambda level: 255 - level)
@@ -80,7 +80,7 @@ def test_ycck_by_adobe_has_right_colours() -> None:
     assert decode(bytes(content)).getpixel((20, 20)) == pytest.approx((220, 40, 30), abs=6)
 
 
-def test_without_pillow_heif_the_reject_says_what_to_install() -> None:
+def test_a_missing_pillow_heif_is_named() -> None:
     program = """
 import sys
 sys.modules["pillow_heif"] = sys.modules["_pillow_heif"] = None
@@ -97,7 +97,7 @@ except Rejection as rejection:
     assert HEIC_INSTALL in ran.stdout.decode()
 
 
-def test_decoders_take_one_thread_each() -> None:
+def test_decoders_use_one_thread() -> None:
     from pillow_heif import options
 
     decode(FILES["avif"])
@@ -112,40 +112,40 @@ def test_decoding_twice_gives_the_same_pixels(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_format_is_held_to_the_limits(name: str) -> None:
+def test_limits_hold_for_every_format(name: str) -> None:
     many = rejection(FILES[name], ImageLimits(max_pixels=80 * 96 - 1))
     assert many.reason is RejectReason.TOO_LARGE
     assert rejection(FILES[name], ImageLimits(min_side=81)).reason is RejectReason.TOO_SMALL
 
 
 @pytest.mark.parametrize(("alpha", "bits", "expected"), [(0, 0, 9), (0, 8, 9), (128, 8, 132)])
-def test_an_unused_channel_of_a_tga_hides_nothing(alpha: int, bits: int, expected: int) -> None:
+def test_unused_tga_channels_are_ignored(alpha: int, bits: int, expected: int) -> None:
     content = bytearray(encode(flat("RGBA", (9, 9, 9, alpha)), "TGA"))
     content[17] = content[17] & 0xF0 | bits
     assert decode(bytes(content)).getpixel((20, 20)) == pytest.approx((expected,) * 3, abs=1)
 
 
 @pytest.mark.parametrize(("layers", "expected"), [(0, 9), (2, 9), (-1, 132)])
-def test_a_saved_selection_of_a_psd_is_no_alpha(layers: int, expected: int) -> None:
+def test_a_saved_selection_is_not_alpha(layers: int, expected: int) -> None:
     content = psd_file(flat("RGBA", (9, 9, 9, 128)), layers=layers)
     assert decode(content).getpixel((20, 20)) == pytest.approx((expected,) * 3, abs=1)
 
 
-def test_inks_of_a_psd_are_no_negative() -> None:
+def test_psd_inks_are_not_inverted() -> None:
     content = psd_file(flat("RGB", (220, 40, 30)).convert("CMYK"))
     assert decode(content).getpixel((20, 20)) == pytest.approx((220, 40, 30), abs=1)
 
 
-def test_a_psd_of_16_bits_says_what_to_do() -> None:
-    found = rejection(psd_file(picture(), depth=16))
-    assert found.reason is RejectReason.UNDECODABLE
-    assert "16 bits" in found.detail
-    assert "save it as PNG or TIFF" in found.detail
+def test_a_16_bit_psd_says_what_to_do() -> None:
+    refusal = rejection(psd_file(picture(), depth=16))
+    assert refusal.reason is RejectReason.UNDECODABLE
+    assert "16 bits" in refusal.detail
+    assert "save it as PNG or TIFF" in refusal.detail
 
 
 @pytest.mark.parametrize("trailer", [b"mpvd", b"\xf0\x11\x22\x33"])
 @pytest.mark.parametrize("name", ["avif", "heif"])
-def test_what_phones_append_to_an_image_is_passed_over(name: str, trailer: bytes) -> None:
+def test_appended_data_is_ignored(name: str, trailer: bytes) -> None:
     content = FILES[name] + struct.pack(">I", 2**31) + trailer + b"a video"
     assert np.array_equal(decode(content), decode(FILES[name]))
 

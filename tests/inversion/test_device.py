@@ -1,4 +1,4 @@
-"""Which device is used, and how it is to multiply."""
+"""Choice of the device and of its arithmetic."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.inversion import ready_device
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """The process multiplies afterwards as it did before."""
+def restored_settings() -> Iterator[None]:
+    """Restore PyTorch's settings after each test."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic
     yield
@@ -22,8 +22,8 @@ def as_before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("precision", "mode"), [("float32", "ieee"), ("tf32", "tf32")])
-def test_a_gpu_multiplies_as_it_is_told(precision: Precision, mode: str) -> None:
-    """PyTorch itself leaves convolutions to TF32, which misses the reference's numbers."""
+def test_precision_sets_the_arithmetic_of_a_gpu(precision: Precision, mode: str) -> None:
+    """PyTorch's default for convolutions is TF32, which differs from the reference."""
     torch.backends.cudnn.conv.fp32_precision = "tf32" if mode == "ieee" else "ieee"
     torch.backends.cudnn.deterministic = False
     ready_device("cpu", precision)
@@ -32,7 +32,7 @@ def test_a_gpu_multiplies_as_it_is_told(precision: Precision, mode: str) -> None
     assert torch.backends.cudnn.deterministic
 
 
-def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_uses_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [ready_device("auto"), ready_device("cuda"), ready_device("cpu")] == [
         "cuda",
@@ -41,7 +41,7 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-def test_a_gpu_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert ready_device("auto") == "cpu"
     with pytest.raises(ConfigError, match=r"PyTorch .* finds no GPU here; install its CUDA build"):

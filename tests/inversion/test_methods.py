@@ -1,4 +1,4 @@
-"""The one door to all methods: how it cuts its work."""
+"""Batches of `find_codes`, and the convergence flags of its results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.inversion import StopRule, step_measures
-from pipeline.inversion.methods import Method, Models, find_codes, found_its_end
+from pipeline.inversion.methods import Method, Models, convergence_flags, find_codes
 from pipeline.models import RestyleModel, load_checkpoint
 from tests.models.tiny import tiny_checkpoint
 
@@ -24,56 +24,56 @@ def faces(model: RestyleModel) -> Tensor:
     return torch.rand(FACES, 3, *model.input_size) * 2 - 1
 
 
-def seen_at_once(model: RestyleModel, found: list[int]) -> None:
-    """Note how many faces each pass of `model` encodes."""
+def record_batches(model: RestyleModel, sizes: list[int]) -> None:
+    """Append the number of faces of each encoder pass of `model` to `sizes`."""
 
-    def note(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        found.append(len(inputs[0]))
+    def record(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        sizes.append(len(inputs[0]))
 
-    model.encoder.register_forward_pre_hook(note)
+    model.encoder.register_forward_pre_hook(record)
 
 
-def test_the_model_that_begins_sees_a_batch_at_a_time(model: RestyleModel) -> None:
-    """An adaptive stop takes many batches together; they would not fit on a GPU at once."""
+def test_bootstrap_encodes_one_batch_at_a_time(model: RestyleModel) -> None:
+    """An adaptive stop gets many batches together, which do not fit on a GPU at once."""
     first = load_checkpoint(tiny_checkpoint("ResNetProgressiveBackboneEncoder"))
-    counts: list[int] = []
-    seen_at_once(first, counts)
-    method = Method(stop=StopRule(gain=0.0, most=2), bootstrap_steps=1)
+    sizes: list[int] = []
+    record_batches(first, sizes)
+    method = Method(stop=StopRule(improvement=0.0, max_steps=2), bootstrap_steps=1)
     names = [str(n) for n in range(FACES)]
-    found = find_codes(method, Models(model, first), faces(model), names, batch_size=BATCH)
-    assert counts == [BATCH] * (FACES // BATCH)
+    result = find_codes(method, Models(model, first), faces(model), names, batch_size=BATCH)
+    assert sizes == [BATCH] * (FACES // BATCH)
     whole = find_codes(method, Models(model, first), faces(model), names, batch_size=FACES)
-    assert torch.allclose(found.w_plus, whole.w_plus, atol=1e-5)
-    assert torch.equal(found.generator_passes, whole.generator_passes)
+    assert torch.allclose(result.w_plus, whole.w_plus, atol=1e-5)
+    assert torch.equal(result.generator_passes, whole.generator_passes)
 
 
-def test_what_ended_a_loop_is_not_computed_again(model: RestyleModel) -> None:
-    """A gain just below its bound may be just above it in a batch of another size."""
+def test_the_loops_own_decision_is_kept(model: RestyleModel) -> None:
+    """An improvement just below its bound may be just above it in another batch size."""
     images, names = faces(model), [str(n) for n in range(FACES)]
-    method = Method(stop=StopRule(gain=-4.0, most=3))
+    method = Method(stop=StopRule(improvement=-4.0, max_steps=3))
     never = find_codes(method, Models(model), images, names, batch_size=BATCH)
-    assert found_its_end(never, images, method) == [False] * FACES
-    gains = step_measures(never, images).gain[:, 1]
-    tight = float(gains[0].nextafter(torch.tensor(4.0)))
-    method = Method(stop=StopRule(gain=tight, least=2, most=3))
-    found = find_codes(method, Models(model), images, names, batch_size=BATCH)
-    by_rule = found.steps_made < 3
-    assert found.stopped is not None
-    assert (found.stopped | ~by_rule).all()
+    assert convergence_flags(never, images, method) == [False] * FACES
+    improvements = step_measures(never, images).improvement[:, 1]
+    tight = float(improvements[0].nextafter(torch.tensor(4.0)))
+    method = Method(stop=StopRule(improvement=tight, min_steps=2, max_steps=3))
+    result = find_codes(method, Models(model), images, names, batch_size=BATCH)
+    by_rule = result.steps_made < 3
+    assert result.stopped is not None
+    assert (result.stopped | ~by_rule).all()
     for rounded in (images * 0.999, images * 1.001):
-        assert found_its_end(found, rounded, method) == found.stopped.tolist()
-    assert found.of(torch.tensor([0])).stopped.tolist() == [bool(found.stopped[0])]
+        assert convergence_flags(result, rounded, method) == result.stopped.tolist()
+    assert result.select(torch.tensor([0])).stopped.tolist() == [bool(result.stopped[0])]
 
 
-def test_another_models_start_is_rendered_without_gradients(model: RestyleModel) -> None:
+def test_a_given_start_is_rendered_without_gradients(model: RestyleModel) -> None:
     first = load_checkpoint(tiny_checkpoint("ResNetProgressiveBackboneEncoder"))
-    kept: list[bool] = []
+    with_gradients: list[bool] = []
     first.generator.register_forward_hook(
-        lambda _module, _inputs, image: kept.append(image.requires_grad)
+        lambda _module, _inputs, image: with_gradients.append(image.requires_grad)
     )
     start = model.latent_avg.expand(FACES, -1, -1)
     names = [str(n) for n in range(FACES)]
-    how = {"batch_size": BATCH, "start": start}
-    find_codes(Method(steps=1), Models(model, first), faces(model), names, **how)
-    assert kept
-    assert not any(kept)
+    options = {"batch_size": BATCH, "start": start}
+    find_codes(Method(steps=1), Models(model, first), faces(model), names, **options)
+    assert with_gradients
+    assert not any(with_gradients)

@@ -1,4 +1,4 @@
-"""Official layouts with seeded weights against what the official code computes."""
+"""Official checkpoint layouts with seeded weights, compared with results of the official code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.inversion import (
 )
 from pipeline.models import RestyleModel, load_checkpoint
 
-TOLERANCE = 1e-4  # relative to the largest value; the contract is 1e-3, about 2e-6 is measured
+TOLERANCE = 1e-4  # relative to the largest value; the promise is 1e-3, measured are 2e-6
 QUICK = ("psp_church", "e4e_horse")
 LARGE = ("psp_ffhq", "psp_cars", "psp_afhq_wild_avg1d", "gradual_ffhq_nc3")
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -42,12 +42,12 @@ NO_GOLDEN = (
 
 @pytest.fixture(scope="module")
 def reference(shared: Path) -> Path:
-    """The folder of reference numbers."""
+    """Folder of reference numbers."""
     return shared / "reference"
 
 
 def layout(reference: Path, variant: str) -> dict[str, Any]:
-    """The layout of a variant's checkpoint."""
+    """Return the layout of a variant's checkpoint."""
     record: dict[str, Any] = json.loads(
         (reference / "layouts" / f"layout_{variant}.json").read_text()
     )
@@ -55,7 +55,7 @@ def layout(reference: Path, variant: str) -> dict[str, Any]:
 
 
 def seeded_checkpoint(reference: Path, variant: str) -> dict[str, Any]:
-    """The official dictionary of a variant, with the weights that the golden numbers hold for."""
+    """Return a variant's official dictionary with the weights of the golden numbers."""
     spec = importlib.util.spec_from_file_location("seeded", reference / "seeded_weights.py")
     assert spec is not None
     assert spec.loader is not None
@@ -72,7 +72,7 @@ def seeded_checkpoint(reference: Path, variant: str) -> dict[str, Any]:
 
 
 def hollow_checkpoint(reference: Path, variant: str) -> dict[str, Any]:
-    """A variant's dictionary with all weights 0: memory that is never touched costs nothing."""
+    """Return a variant's dictionary with all weights 0: untouched memory costs nothing."""
     record = layout(reference, variant)
     binomial = torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 16
     state = {
@@ -84,7 +84,7 @@ def hollow_checkpoint(reference: Path, variant: str) -> dict[str, Any]:
 
 
 def targets(reference: Path, model: RestyleModel) -> Tensor:
-    """The reference inputs as `model` takes them, [2, 3, *input_size] in [-1, 1]."""
+    """Return the reference inputs of `model`, [2, 3, *input_size] in [-1, 1]."""
     height, width = model.input_size
     pictures = [Image.fromarray(picture) for picture in np.load(reference / "inputs" / "x_u8.npy")]
     resized = [p.resize((width, height), Image.Resampling.BILINEAR) for p in pictures]
@@ -93,29 +93,29 @@ def targets(reference: Path, model: RestyleModel) -> Tensor:
 
 
 def golden(reference: Path, variant: str) -> dict[str, NDArray[np.float32]]:
-    """The official code's numbers."""
+    """Return the results of the official code."""
     with np.load(reference / "golden" / f"{variant}.npz", allow_pickle=False) as file:
         return dict(file)
 
 
-def error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Largest difference, relative to the largest expected value."""
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+def error(result: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Return the largest difference, relative to the largest expected value."""
+    return float(np.abs(result - expected).max() / np.abs(expected).max())
 
 
 def assert_agrees(
-    made: list[Inversion], expected: dict[str, NDArray[np.float32]], steps: int
+    parts: list[Inversion], expected: dict[str, NDArray[np.float32]], steps: int
 ) -> None:
-    """Codes and block means of the first `steps` steps; sampled pixels where it is all of them."""
-    codes = torch.cat([part.w_plus for part in made], dim=1).cpu().numpy()
+    """Compare codes and block means of the first `steps` steps; after all steps also pixels."""
+    codes = torch.cat([part.w_plus for part in parts], dim=1).cpu().numpy()
     assert error(codes, expected["latents"][:, :steps]) < TOLERANCE
     size = expected["steps_small"].shape[3:]
-    seen = torch.cat([part.step_images for part in made], dim=1)
-    small = F.adaptive_avg_pool2d(seen.flatten(0, 1), size).unflatten(0, seen.shape[:2])
+    images = torch.cat([part.step_images for part in parts], dim=1)
+    small = F.adaptive_avg_pool2d(images.flatten(0, 1), size).unflatten(0, images.shape[:2])
     assert error(small.cpu().numpy(), expected["steps_small"][:, :steps]) < TOLERANCE
     if steps == expected["latents"].shape[1]:
         y, x = expected["pixel_yx"].T
-        pixels = made[-1].images.cpu().numpy()[:, :, y, x]
+        pixels = parts[-1].images.cpu().numpy()[:, :, y, x]
         assert error(pixels, expected["pixels"][:, -1]) < TOLERANCE
 
 
@@ -124,8 +124,8 @@ def test_two_steps_give_the_official_numbers(reference: Path, variant: str) -> N
     model = load_checkpoint(seeded_checkpoint(reference, variant))
     expected = golden(reference, variant)
     first = {key: expected[key][:1] for key in ("latents", "steps_small")}
-    found = invert(model, targets(reference, model)[:1], steps=2)
-    assert_agrees([found], first, steps=2)
+    result = invert(model, targets(reference, model)[:1], steps=2)
+    assert_agrees([result], first, steps=2)
     small = F.adaptive_avg_pool2d(average_image(model), expected["avg_small"].shape[1:])
     assert error(small.numpy(), expected["avg_small"]) < TOLERANCE
 
@@ -137,16 +137,16 @@ def test_all_steps_give_the_official_numbers(reference: Path, variant: str, devi
     model = load_checkpoint(seeded_checkpoint(reference, variant)).to(ready_device(device))
     expected = golden(reference, variant)
     steps = expected["latents"].shape[1]
-    found = invert(model, targets(reference, model), steps=steps)
-    assert_agrees([found], expected, steps)
+    result = invert(model, targets(reference, model), steps=steps)
+    assert_agrees([result], expected, steps)
 
 
 @pytest.mark.slow
 def test_bootstrapping_gives_the_official_numbers(reference: Path) -> None:
     portraits = load_checkpoint(seeded_checkpoint(reference, "psp_ffhq"))
     cartoons = load_checkpoint(seeded_checkpoint(reference, "toonify_model2"))
-    made = bootstrap(portraits, cartoons, targets(reference, portraits), steps=(1, 5))
-    assert_agrees(list(made), golden(reference, "toonify_bootstrap"), steps=6)
+    parts = bootstrap(portraits, cartoons, targets(reference, portraits), steps=(1, 5))
+    assert_agrees(list(parts), golden(reference, "toonify_bootstrap"), steps=6)
 
 
 @pytest.mark.parametrize("variant", QUICK + LARGE + NO_GOLDEN)
@@ -161,7 +161,7 @@ def test_every_published_layout_loads_strictly(reference: Path, variant: str) ->
 @pytest.mark.parametrize("variant", NO_GOLDEN)
 def test_layouts_without_golden_numbers_run(reference: Path, variant: str) -> None:
     model = load_checkpoint(seeded_checkpoint(reference, variant))
-    found = invert(model, targets(reference, model)[:1], steps=1)
-    assert found.images.shape[1:] == (3, *model.frame_size)
-    assert found.finite.all()
-    assert (found.w_plus[:, 0] - model.latent_avg).abs().max() > 1e-3
+    result = invert(model, targets(reference, model)[:1], steps=1)
+    assert result.images.shape[1:] == (3, *model.frame_size)
+    assert result.finite.all()
+    assert (result.w_plus[:, 0] - model.latent_avg).abs().max() > 1e-3

@@ -23,7 +23,7 @@ def test_samples_need_a_wheel_and_openvino(
 ) -> None:
     wheel = tmp_path / "random_face.whl"
     assert build_samples.main(["--wheel", str(wheel)]) == 2
-    assert capsys.readouterr().err == f"InputError: there is no wheel '{wheel}'\n"
+    assert capsys.readouterr().err == f"InputError: the wheel '{wheel}' does not exist\n"
     wheel.write_bytes(b"")
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert build_samples.main(["--wheel", str(wheel)]) == 2

@@ -30,7 +30,7 @@ def test_it_chooses_on_one_set_and_reports_on_another(
     printed = capsys.readouterr()
     record = json.loads(printed.out.splitlines()[-1])
     rule = StopRule(record["gain"], record["residual"], record["least"], record["most"])
-    assert rule.most == 3
+    assert rule.max_steps == 3
     assert record["flags"] == stop_flags(rule)
     assert f"jobs/invert_dataset.py {stop_flags(rule)}\n" in printed.err
     assert 1 <= record["steps"] <= 3
@@ -91,12 +91,12 @@ def test_a_way_to_resize_is_of_the_crops_alone(
 ) -> None:
     asked = [*views, *few("--model", tiny_bundle, "--output", str(tmp_path / "curve"))]
     assert main([*asked, "--fit", "crop"]) == 2
-    assert "fit 'crop' is for prealigned images" in capsys.readouterr().err
+    assert "fit 'crop' needs prealigned images" in capsys.readouterr().err
     assert main([*asked, "--fit", "crop", "--prealigned", "calibrate"]) == 2
     told = capsys.readouterr().err
     assert "calibrate: faces model 'tiny' (CompactEncoder): no face alignment" in told
     assert "report: faces model 'tiny' (CompactEncoder): faces aligned" in told
-    assert told.endswith("views' has no face to calibrate on\n")
+    assert told.endswith("views' has no faces to calibrate on\n")
 
 
 def test_the_curve_goes_to_a_bucket(church: str, views: list[str], s3: Bucket) -> None:
@@ -109,10 +109,10 @@ def test_the_curve_goes_to_a_bucket(church: str, views: list[str], s3: Bucket) -
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (["--most", "1"], "2 to 100 steps, not 1"),
-        (["--most", "101"], "2 to 100 steps, not 101"),
-        (["--most", "3"], "3 steps cannot be compared with one of 5"),
-        (["--tolerance", "nan"], "the tolerance is to be a share of L2"),
+        (["--most", "1"], "must be 2 to 100, got 1"),
+        (["--most", "101"], "must be 2 to 100, got 101"),
+        (["--most", "3"], "5 steps to compare with are more than the maximum, 3"),
+        (["--tolerance", "nan"], "the tolerance must be a fraction of L2"),
         (["--model", "no-such-model"], "no-such-model"),
     ],
 )

@@ -115,7 +115,7 @@ def test_images_beside_the_codes_are_measured(
 
 
 @pytest.mark.parametrize(
-    ("source", "said"), [("nowhere.npy", "does not exist"), ("", "no code, or damaged")]
+    ("source", "said"), [("nowhere.npy", "does not exist"), ("", "not a code, or damaged")]
 )
 def test_codes_that_cannot_be_read_are_one_line_and_exit_code_2(
     run: Any, tmp_path: Path, latents: Path, tiny_bundle: str, source: str, said: str

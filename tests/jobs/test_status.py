@@ -19,16 +19,16 @@ def status(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_status_of_a_table_in_lines_and_as_json(tmp_path: Path) -> None:
+def test_status_is_printed_as_lines_and_json(tmp_path: Path) -> None:
     table = writer(tmp_path)
     now = datetime.now(UTC)
     account = {"exit_code": None, "found": FOUND, "samples": 4, "updated": now.isoformat()}
     put_run(table.store, now, "ab12", account)
     write_shard(table, shard(), commit=False)
-    begun = status(tmp_path)
-    assert begun.returncode == 3, begun.stderr
-    assert "0 of 1 committed, 0.0 % of the bytes; 1 begun" in begun.stdout
-    assert "running, or gone without a word" in begun.stdout
+    unfinished = status(tmp_path)
+    assert unfinished.returncode == 3, unfinished.stderr
+    assert "0 of 1 committed, 0.0 % of the bytes; 1 open" in unfinished.stdout
+    assert "running or crashed" in unfinished.stdout
     table.commit_shard(shard(), table.state(shard()).parts.values())
     done = status(tmp_path)
     assert done.returncode == 0
@@ -37,14 +37,14 @@ def test_the_status_of_a_table_in_lines_and_as_json(tmp_path: Path) -> None:
     assert (line["complete"], line["samples"], line["seconds_left"]) == (True, 6, 0.0)
 
 
-def test_no_table_is_a_wrong_request_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_table_is_refused(tmp_path: Path) -> None:
     refused = status(tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "is not a table" in refused.stderr
 
 
-def test_a_shard_that_the_input_has_lost_is_told_apart(tmp_path: Path) -> None:
+def test_shards_that_left_the_input_are_counted_apart(tmp_path: Path) -> None:
     """Three are committed, and one of them is not among the three of the input."""
     table = writer(tmp_path)
     for name in ("gone", "b", "c"):
@@ -64,8 +64,8 @@ def test_a_run_that_was_killed_has_no_time_left(tmp_path: Path) -> None:
         os.utime(tmp_path / "latents" / f"{name}.parquet", (0, 1_700_000_000 + int(name[-1])))
     put_run(table.store, datetime.now(UTC) - timedelta(hours=3), "ab12", {"exit_code": None})
     said = status(tmp_path).stdout
-    assert "left     ?: no run seems to be at work" in said
-    assert "gone without a word, as it seems, ? samples" in said
+    assert "left     unknown: no run seems to be active" in said
+    assert "presumably crashed (no final record), ? samples" in said
 
 
 def test_names_of_runs_are_shown_escaped(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_names_of_runs_are_shown_escaped(tmp_path: Path) -> None:
     assert all(line.isprintable() for line in shown.stdout.splitlines())
 
 
-def test_a_stopped_run_is_told_with_what_it_left(tmp_path: Path) -> None:
+def test_a_stopped_run_shows_what_it_wrote(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write_shard(table, shard(), commit=False)
     counts = {"samples": 6, "faces": 4, "rejects": 4, "parts": 2}
@@ -87,8 +87,10 @@ def test_a_stopped_run_is_told_with_what_it_left(tmp_path: Path) -> None:
     put_run(table.store, datetime.now(UTC), "ab12", account | counts)
     stopped = status(tmp_path)
     assert stopped.returncode == 3
-    assert "samples  6; faces 4; rejects 4, of which 6, 4 and 4 in shards" in stopped.stdout
-    assert "left     ?: no run seems to be at work; to continue, run the same" in stopped.stdout
+    assert "samples  6; faces 4; rejects 4, of which 6, 4 and 4 in open shards" in stopped.stdout
+    assert (
+        "left     unknown: no run seems to be active; to continue, run the same" in stopped.stdout
+    )
     assert "stopped before its end, exit code 1, 6 samples, 4 faces, 4 rejects, 2" in stopped.stdout
 
 

@@ -1,4 +1,4 @@
-"""The published scripts' numbers, where they lie beside the repository, and seeded weights."""
+"""Results of the published scripts (skipped without the reference folder), and seeded weights."""
 
 import importlib.util
 import io
@@ -38,16 +38,16 @@ def identity_golden(reference: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def inputs(reference: Path) -> Tensor:
-    """The two reference inputs, [2, 3, 256, 256] in [-1, 1]."""
+    """Two reference inputs, [2, 3, 256, 256] in [-1, 1]."""
     pixels = torch.from_numpy(np.load(reference / "inputs" / "x_u8.npy"))
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @pytest.fixture(scope="session")
 def seeded(reference: Path) -> Callable[..., dict[str, Tensor]]:
-    """State dict of a layout and a salt, every value a function of its key.
+    """Function that fills a layout's state dict; every value depends on its key and a salt.
 
-    `prefix` leaves out the keys that do not begin with it.
+    With `prefix` only keys that begin with it are filled.
     """
     spec = importlib.util.spec_from_file_location("seeded", reference / "seeded_weights.py")
     assert spec is not None
@@ -74,7 +74,7 @@ def seeded_lpips(seeded: Callable[..., dict[str, Tensor]]) -> Lpips:
 
 
 def crop(tar: tarfile.TarFile, number: int, side: int) -> Tensor:
-    """A rendered face [3, side, side] in [-1, 1], cut out where its sidecar says it was put."""
+    """Return a rendered face [3, side, side] in [-1, 1], cropped at the place in its sidecar."""
     photo, sidecar = (tar.extractfile(f"portraits/{number:04d}.{e}") for e in ("jpg", "json"))
     assert photo is not None
     assert sidecar is not None
@@ -94,6 +94,6 @@ def people() -> Tensor:
 
 
 def warps(identity_golden: dict[str, np.ndarray], *names: str) -> Tensor:
-    """The published warps called `names`, [n, 3, 112, 112] in [-1, 1]."""
+    """Return the published warps `names`, [n, 3, 112, 112] in [-1, 1]."""
     pixels = np.stack([identity_golden[f"{name}_warp112"] for name in names])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -23,7 +23,7 @@ def test_curricularface_features_and_cosines_match(seeded, identity_golden, gold
         assert feature @ features[0] == pytest.approx(cosine, abs=1e-5)
 
 
-def test_a_file_of_half_precision_is_read_as_float32(seeded, identity_golden):
+def test_half_precision_is_read_as_float32(seeded, identity_golden):
     state = seeded("ir_se50", "ir_se50/")
     faces = warps(identity_golden, *COPIES[:2])
     features = read_arcface({key: value.half() for key, value in state.items()}, "half")(faces)
@@ -31,7 +31,7 @@ def test_a_file_of_half_precision_is_read_as_float32(seeded, identity_golden):
     assert (features * read_arcface(state, "whole")(faces)).sum(dim=1).min() > 0.999
 
 
-def test_the_window_is_the_published_one_at_256_pixels_and_follows_the_size():
+def test_the_window_is_the_published_one():
     rows = torch.arange(256.0)[:, None].expand(1, 3, 256, 256)
     inner = window_of(rows, FFHQ_WINDOW)
     assert inner.shape == (1, 3, 188, 188)
@@ -40,7 +40,7 @@ def test_the_window_is_the_published_one_at_256_pixels_and_follows_the_size():
 
 
 @pytest.mark.parametrize("network", [ArcFaceIRSE50, CurricularFace])
-def test_a_state_dict_with_one_wrong_shape_is_refused_in_one_line(network):
+def test_a_wrong_shape_is_refused_in_one_line(network):
     with torch.device("meta"):
         state = network().state_dict()
     state["output_layer.3.bias"] = torch.zeros(7)

@@ -7,7 +7,7 @@ from pipeline.metrics.arcface_identity import (
     TEMPLATE,
     ArcFaceIdentity,
     CurricularFaceIdentity,
-    identity_of,
+    make_identity,
     similarity_to_template,
     warp_faces,
 )
@@ -16,17 +16,17 @@ from tests.metrics.conftest import COPIES, warps
 
 def test_ir_se50_features_of_whole_crops_match(seeded, inputs, identity_golden, golden):
     network = read_arcface(seeded("ir_se50", "ir_se50/"), "seeded")
-    features = identity_of(network, "seeded").embed(inputs).numpy()
+    features = make_identity(network, "seeded").embed(inputs).numpy()
     np.testing.assert_allclose(features, identity_golden["ir_se50_feats"], atol=1e-5)
     cosine = golden["identity"]["ir_se50_cos_sine_astronaut"]
     assert features[0] @ features[1] == pytest.approx(cosine, abs=1e-5)
 
 
-def test_each_network_gets_its_own_way_to_the_face():
+def test_the_network_decides_how_faces_are_cropped():
     with torch.device("meta"):
-        fixed, found = ArcFaceIRSE50(), CurricularFace()
-    assert isinstance(identity_of(fixed, "x"), ArcFaceIdentity)
-    assert isinstance(identity_of(found, "x"), CurricularFaceIdentity)
+        fixed, detected = ArcFaceIRSE50(), CurricularFace()
+    assert isinstance(make_identity(fixed, "x"), ArcFaceIdentity)
+    assert isinstance(make_identity(detected, "x"), CurricularFaceIdentity)
 
 
 @pytest.mark.parametrize("name", [*COPIES, "astro_full512"])
@@ -51,5 +51,5 @@ def test_a_warp_is_black_outside_the_image():
     assert warp_faces(torch.zeros(1, 3, 112, 112), shifted).eq(-1).all()
 
 
-def test_points_on_the_template_are_not_moved():
+def test_the_template_maps_to_itself():
     np.testing.assert_allclose(similarity_to_template(TEMPLATE), [[1, 0, 0], [0, 1, 0]], atol=1e-9)

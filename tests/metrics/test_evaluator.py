@@ -3,11 +3,11 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, ShapeError
-from pipeline.metrics import Meter
-from pipeline.metrics import evaluator as meter_module
+from pipeline.metrics import MetricEvaluator
+from pipeline.metrics import evaluator as evaluator_module
 from pipeline.metrics.evaluator import best_step
 from pipeline.metrics.lpips import load_lpips
-from pipeline.metrics.pixel import enlarged
+from pipeline.metrics.pixel import enlarge
 from pipeline.metrics.registry import METRICS
 
 N_STYLES = 10
@@ -15,12 +15,12 @@ NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
-def meter() -> Meter:
-    return Meter(identity="none")
+def evaluator() -> MetricEvaluator:
+    return MetricEvaluator(identity="none")
 
 
 def batch(n=3, steps=2, side=32):
-    """Targets, reconstructions that come closer with every step, codes, average."""
+    """Return targets, reconstructions closer with every step, codes, and the average code."""
     generator = torch.Generator().manual_seed(1)
     targets = torch.rand(n, 3, side, side, generator=generator) * 1.6 - 0.8
     noise = torch.randn(n, steps, 3, side, side, generator=generator)
@@ -29,23 +29,23 @@ def batch(n=3, steps=2, side=32):
     return targets, targets[:, None] + noise * closeness, codes, torch.zeros(N_STYLES, 512)
 
 
-def test_every_step_is_measured_like_a_pair_alone(meter):
+def test_steps_are_measured_like_single_pairs(evaluator):
     targets, steps, codes, average = batch()
-    measures = meter.measure(targets, steps, codes, average)
+    measures = evaluator.measure(targets, steps, codes, average)
     for face in range(3):
         for step in range(2):
-            shown = steps[face, step].clamp(-1, 1)
-            l2 = (targets[face] - shown).square().mean().item()
-            lpips = load_lpips()(enlarged(targets[face : face + 1]), enlarged(shown[None])).item()
+            image = steps[face, step].clamp(-1, 1)
+            l2 = (targets[face] - image).square().mean().item()
+            lpips = load_lpips()(enlarge(targets[face : face + 1]), enlarge(image[None])).item()
             assert measures["l2"][face, step] == pytest.approx(l2, rel=1e-5)
             assert measures["psnr"][face, step] == pytest.approx(10 * np.log10(4 / l2), rel=1e-5)
             assert measures["lpips"][face, step] == pytest.approx(lpips, rel=1e-4)
 
 
-def test_no_face_is_lost_when_the_batch_is_no_multiple_of_the_chunk(meter, monkeypatch):
-    whole = meter.measure(*batch())
-    monkeypatch.setitem(meter_module.CHUNK, "cpu", 2)
-    parts = meter.measure(*batch())
+def test_chunks_change_no_result(evaluator, monkeypatch):
+    whole = evaluator.measure(*batch())
+    monkeypatch.setitem(evaluator_module.CHUNK, "cpu", 2)
+    parts = evaluator.measure(*batch())
     assert parts.values.keys() == whole.values.keys()
     for name in whole.values:
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4)
@@ -53,85 +53,85 @@ def test_no_face_is_lost_when_the_batch_is_no_multiple_of_the_chunk(meter, monke
     assert parts.identity_missed == whole.identity_missed
 
 
-def test_steps_that_a_face_did_not_make_are_not_measured(meter):
+def test_steps_not_made_are_nan(evaluator):
     targets, steps, codes, average = batch(steps=3)
-    whole = meter.measure(targets, steps, codes, average)
-    made = torch.tensor([3, 1, 2])
-    measures = meter.measure(targets, steps, codes, average, steps_made=made)
+    whole = evaluator.measure(targets, steps, codes, average)
+    steps_made = torch.tensor([3, 1, 2])
+    measures = evaluator.measure(targets, steps, codes, average, steps_made=steps_made)
     for name in ("l2", "psnr", "lpips", "residual_norm"):
-        wanted, got = whole[name].copy(), measures[name]
-        wanted[1, 1:] = wanted[2, 2:] = NAN
-        np.testing.assert_allclose(got, wanted, rtol=1e-4)
+        expected = whole[name].copy()
+        expected[1, 1:] = expected[2, 2:] = NAN
+        np.testing.assert_allclose(measures[name], expected, rtol=1e-4)
     assert measures.best_step.tolist() == [3, 1, 2]
-    by_last = Meter(identity="none", best_step_by="last")
-    assert by_last.measure(*batch(steps=3), steps_made=made).best_step.tolist() == [3, 1, 2]
+    by_last = MetricEvaluator(identity="none", best_step_by="last")
+    assert by_last.measure(*batch(steps=3), steps_made=steps_made).best_step.tolist() == [3, 1, 2]
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf")])
-def test_a_broken_reconstruction_is_nan_and_its_neighbours_are_not(meter, bad):
+def test_a_non_finite_reconstruction_affects_no_other(evaluator, bad):
     targets, steps, codes, average = batch()
-    clean = meter.measure(targets, steps, codes, average)
+    clean = evaluator.measure(targets, steps, codes, average)
     steps[1, 0, 2, 5, 5] = bad
-    measures = meter.measure(targets, steps, codes, average)
+    measures = evaluator.measure(targets, steps, codes, average)
     for name in ("l2", "psnr", "lpips"):
         expected = clean[name].copy()
         expected[1, 0] = NAN
         np.testing.assert_allclose(measures[name], expected, rtol=1e-4)
 
 
-def test_a_broken_target_is_nan_at_every_step_and_keeps_the_last(meter):
+def test_a_non_finite_target_keeps_the_last_step(evaluator):
     targets, steps, codes, average = batch()
     targets[0, 0, 0, 0] = NAN
-    measures = meter.measure(targets, steps, codes, average)
+    measures = evaluator.measure(targets, steps, codes, average)
     assert np.isnan(measures["lpips"]).tolist() == [[True, True], [False, False], [False, False]]
     assert measures.best_step[0] == 2
 
 
-def test_what_leaves_the_range_is_clamped_before_it_is_compared(meter):
+def test_reconstructions_are_clamped(evaluator):
     targets, _, codes, average = batch(n=1, steps=1)
-    measures = meter.measure(torch.ones_like(targets), targets[:, None] * 0 + 7, codes, average)
+    measures = evaluator.measure(torch.ones_like(targets), targets[:, None] * 0 + 7, codes, average)
     assert measures["l2"].item() == 0
 
 
-def test_a_difference_below_half_a_level_is_seen(meter):
+def test_differences_below_a_level_are_measured(evaluator):
     targets, _, codes, average = batch(n=1, steps=1)
-    measures = meter.measure(targets, targets[:, None] + 0.001, codes, average)
+    measures = evaluator.measure(targets, targets[:, None] + 0.001, codes, average)
     assert measures["l2"].item() == pytest.approx(1e-6, rel=1e-3)
 
 
-def test_bfloat16_reconstructions_are_measured_in_float32(meter):
+def test_bfloat16_reconstructions_are_measured_in_float32(evaluator):
     targets, steps, codes, average = batch()
-    measures = meter.measure(targets, steps.bfloat16(), codes.bfloat16(), average)
+    measures = evaluator.measure(targets, steps.bfloat16(), codes.bfloat16(), average)
     assert measures["lpips"].dtype == measures["residual_norm"].dtype == np.float32
 
 
-def test_editability_is_that_of_the_best_step(meter):
+def test_code_metrics_use_the_best_step(evaluator):
     targets, steps, codes, average = batch()
     codes[:, 1] = 2.0
-    measures = meter.measure(targets, steps, codes, average)
+    measures = evaluator.measure(targets, steps, codes, average)
     assert measures.best_step.tolist() == [2, 2, 2]
     assert measures["w_plus_variance"].tolist() == [0, 0, 0]
     assert measures["w_avg_distance"].tolist() == [2, 2, 2]
 
 
-def test_a_part_without_faces_is_measured_too(meter):
-    measures = meter.measure(*batch(n=0))
+def test_a_part_without_faces_is_measured(evaluator):
+    measures = evaluator.measure(*batch(n=0))
     assert measures["l2"].shape == measures["residual_norm"].shape == (0, 2)
     assert measures.best_step.shape == (0,)
 
 
-def test_without_identity_similarity_is_nan_and_nothing_is_missed(meter):
-    measures = meter.measure(*batch())
+def test_without_identity_no_face_is_missed(evaluator):
+    measures = evaluator.measure(*batch())
     assert np.isnan(measures["id_similarity"]).all()
     assert measures.identity_missed == 0
 
 
 @pytest.mark.parametrize("part", [0, 1, 2, 3])
-def test_tensors_that_do_not_fit_together_are_refused(meter, part):
+def test_inconsistent_shapes_are_refused(evaluator, part):
     tensors = list(batch())
     tensors[part] = tensors[part][1:]
     with pytest.raises(ShapeError, match="metrics need targets"):
-        meter.measure(*tensors)
+        evaluator.measure(*tensors)
 
 
 def test_best_step_counts_from_one_and_skips_nan():
@@ -146,41 +146,43 @@ def test_the_best_step_follows_the_chosen_metric(by, expected):
     targets, _, codes, average = batch(n=1, steps=3, side=64)
     grey = torch.nn.functional.avg_pool2d(targets, 9, stride=1, padding=4)
     steps = torch.stack([grey, targets + 0.9, -targets], dim=1).clamp(-1, 1)
-    measured = Meter(identity="none", best_step_by=by).measure(targets, steps, codes, average)
+    measured = MetricEvaluator(identity="none", best_step_by=by).measure(
+        targets, steps, codes, average
+    )
     assert measured.best_step.tolist() == [expected]
 
 
-def test_an_unknown_choice_of_best_step_is_refused():
+def test_an_unknown_best_step_is_refused():
     with pytest.raises(ConfigError, match="lpips, l2, id_similarity, last"):
-        Meter(identity="none", best_step_by="ssim")
+        MetricEvaluator(identity="none", best_step_by="ssim")
 
 
 def test_best_by_identity_needs_an_identity_network():
     with pytest.raises(ConfigError, match="needs an identity network"):
-        Meter(identity="none", best_step_by="id_similarity")
+        MetricEvaluator(identity="none", best_step_by="id_similarity")
 
 
-def test_faces_are_looked_for_in_all_images_while_lpips_is_computed(monkeypatch):
+def test_identity_starts_before_lpips(monkeypatch):
     events = []
 
-    class Begun:
+    class RecordedIdentity:
         definition = "made up"
 
         def begin(self, images):
             events.append(f"begin {len(images)}")
             return lambda: events.append("wait") or torch.ones(len(images), 1)
 
-    meter = Meter(identity="none")
-    meter.identity = Begun()
-    embed = meter.lpips.embed
-    monkeypatch.setattr(meter.lpips, "embed", lambda x: events.append("lpips") or embed(x))
-    measures = meter.measure(*batch(steps=3), steps_made=torch.tensor([3, 1, 2]))
-    begun, lpips, waited = ["begin 3", "begin 3", "begin 2", "begin 1"], ["lpips"] * 4, ["wait"] * 4
-    assert events == begun + lpips + waited
+    evaluator = MetricEvaluator(identity="none")
+    evaluator.identity = RecordedIdentity()
+    embed = evaluator.lpips.embed
+    monkeypatch.setattr(evaluator.lpips, "embed", lambda x: events.append("lpips") or embed(x))
+    measures = evaluator.measure(*batch(steps=3), steps_made=torch.tensor([3, 1, 2]))
+    begins, lpips, waits = ["begin 3", "begin 3", "begin 2", "begin 1"], ["lpips"] * 4, ["wait"] * 4
+    assert events == begins + lpips + waits
     assert measures["id_similarity"].tolist()[0] == [1, 1, 1]
 
 
-def test_every_measured_number_is_defined(meter):
-    values = meter.measure(*batch()).values
+def test_every_measured_number_is_defined(evaluator):
+    values = evaluator.measure(*batch()).values
     assert values.keys() == {metric.name for metric in METRICS}
-    assert set(meter.definitions) == {*values, "best_step"}
+    assert set(evaluator.definitions) == {*values, "best_step"}

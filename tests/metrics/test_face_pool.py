@@ -1,4 +1,4 @@
-"""Faces are looked for in real child processes; they are told to on the CPU here."""
+"""Face crops in real child processes, used here on the CPU too."""
 
 from __future__ import annotations
 
@@ -22,53 +22,52 @@ from pipeline.metrics import face_child, face_pool
 from pipeline.metrics.arcface import CurricularFace
 from pipeline.metrics.arcface_identity import CurricularFaceIdentity
 from pipeline.metrics.dlib_identity import DlibIdentity
-from pipeline.metrics.face_child import Order, cut_face
-from pipeline.metrics.face_cutter import FaceCutter, landmark_file, views
-from pipeline.metrics.face_pool import FacePool, face_processes
+from pipeline.metrics.face_child import Request, crop_face
+from pipeline.metrics.face_pool import FaceCropper, FacePool, face_processes, landmark_file, views
 from tests.child_processes import is_running, wait_until
 
 ROOT = Path(__file__).parents[2]
 CHIP = (150, 0.25)
 
 
-def order(side: int = 64, landmarks: str | None = None) -> Order:
+def request(side: int = 64, landmarks: str | None = None) -> Request:
     (view,) = views(torch.zeros(1, 3, side, side))
     return (landmarks or landmark_file(5), CHIP, *view)
 
 
 @pytest.mark.parametrize("side", [64, 256, 300])
 @pytest.mark.parametrize("points_and_chip", [(5, CHIP), (68, None)])
-def test_children_cut_exactly_what_this_process_cuts(people, side, points_and_chip):
+def test_children_make_the_same_crops(people, side, points_and_chip):
     images = F.interpolate(torch.cat([people, torch.zeros_like(people[:1])]), side, mode="area")
-    here = FaceCutter(*points_and_chip).begin(images)()
-    there = FaceCutter(*points_and_chip, processes=2).begin(images)()
-    assert [cut is None for cut in here] == [cut is None for cut in there]
-    assert here[3] is None
-    for left, right in zip(here, there, strict=True):
+    local = FaceCropper(*points_and_chip).begin(images)()
+    remote = FaceCropper(*points_and_chip, processes=2).begin(images)()
+    assert [crop is None for crop in local] == [crop is None for crop in remote]
+    assert local[3] is None
+    for left, right in zip(local, remote, strict=True):
         if left is not None:
             assert left.dtype == right.dtype
             np.testing.assert_array_equal(left, right)
 
 
-def test_descriptors_are_the_same_with_children_and_without(people):
+def test_children_give_the_same_descriptors(people):
     assert torch.equal(DlibIdentity(processes=2).embed(people), DlibIdentity().embed(people))
     torch.manual_seed(0)
     network = CurricularFace().eval().requires_grad_(False)
     identities = (CurricularFaceIdentity(network, "random", processes) for processes in (0, 1))
-    alone, beside = (identity.embed(people[:1]) for identity in identities)
-    assert torch.equal(alone, beside)
+    local, remote = (identity.embed(people[:1]) for identity in identities)
+    assert torch.equal(local, remote)
 
 
-def test_several_batches_may_be_under_way(people):
-    cutter = FaceCutter(5, CHIP, processes=1)
-    begun = [cutter.begin(images) for images in (people, people.flip(0))]
-    second, first = begun[1](), begun[0]()
+def test_batches_can_overlap(people):
+    cropper = FaceCropper(5, CHIP, processes=1)
+    pending = [cropper.begin(images) for images in (people, people.flip(0))]
+    second, first = pending[1](), pending[0]()
     np.testing.assert_array_equal(np.stack(first), np.stack(second[::-1]))
 
 
 def test_a_child_has_one_thread_and_no_torch():
     pool = FacePool(1)
-    pool.submit(order()).result()
+    pool.submit(request()).result()
     (pid,) = pool.pids
     assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
     libraries = Path(f"/proc/{pid}/maps").read_text()
@@ -76,22 +75,22 @@ def test_a_child_has_one_thread_and_no_torch():
     assert "torch" not in libraries
 
 
-def test_no_child_is_started_before_there_is_an_image():
-    assert DlibIdentity(processes=2).cutter.pool.pids == []
+def test_children_start_with_the_first_image():
+    assert DlibIdentity(processes=2).cropper.pool.pids == []
 
 
-def test_a_child_that_was_killed_between_images_is_replaced():
+def test_a_child_killed_between_images_is_replaced():
     pool = FacePool(1)
-    pool.submit(order()).result()
+    pool.submit(request()).result()
     before = pool.pids
     os.kill(before[0], signal.SIGKILL)
-    assert pool.submit(order()).result() is None
+    assert pool.submit(request()).result() is None
     assert pool.pids != before
 
 
-def test_an_image_whose_child_is_killed_is_tried_once_more(people):
+def test_an_image_of_a_killed_child_is_retried(people):
     pool = FacePool(1)
-    pool.submit(order()).result()
+    pool.submit(request()).result()
     (pid,) = pool.pids
     os.kill(pid, signal.SIGSTOP)
     (view,) = views(people[:1])
@@ -100,10 +99,10 @@ def test_an_image_whose_child_is_killed_is_tried_once_more(people):
     time.sleep(0.2)
     assert not answer.done()
     os.kill(pid, signal.SIGKILL)
-    np.testing.assert_array_equal(answer.result(), cut_face(face))
+    np.testing.assert_array_equal(answer.result(), crop_face(face))
 
 
-def test_an_image_whose_child_dies_twice_is_an_error_and_the_next_is_not(people):
+def test_two_deaths_of_a_child_are_an_error(people):
     pool = FacePool(2)
     (view,) = views(people[:1])
     with pytest.raises(PipelineError, match="looks for faces ended with exit code 1, 2 times"):
@@ -123,17 +122,15 @@ time.sleep(600)
     [
         (b"", 64, 2, "took over 2 s"),
         (b"\0\0\1\0half", 64, 300, "broke off its answer and lived on, 2 times"),
-        (b"", 2000, 300, "lived on, 2 times"),  # more than a socket holds of what is not taken
+        (b"", 2000, 300, "lived on, 2 times"),  # more than the socket's buffer holds
     ],
 )
-def test_a_child_that_hangs_is_an_error_and_the_next_image_is_not(
-    monkeypatch, tmp_path, answer, side, seconds, says
-):
+def test_a_child_that_hangs_is_an_error(monkeypatch, tmp_path, answer, side, seconds, says):
     pool, script, started = FacePool(1), tmp_path / "hangs.py", []
     script.write_text(HANGS.format(answer=answer))
 
     def impatient(arguments, _):
-        """A child whose messages may not stand still for 2 s, however long one is awaited."""
+        """Start a child that fails if a message stalls for 2 s."""
         started.append(Child(arguments, patience_s=2))
         return started[-1]
 
@@ -143,16 +140,16 @@ def test_a_child_that_hangs_is_an_error_and_the_next_image_is_not(
         patched.setattr(face_pool, "Child", impatient)
         patched.setattr(child_process, "_END_TIMEOUT_S", 0.5)
         with pytest.raises(PipelineError, match=says):
-            pool.submit(order(side)).result()
+            pool.submit(request(side)).result()
     assert started
     assert not any(is_running(child.pid) for child in started)
     assert pool.pids == []
-    assert pool.submit(order()).result() is None
+    assert pool.submit(request()).result() is None
 
 
 def test_children_end_with_their_pool():
     pool = FacePool(2)
-    for answer in [pool.submit(order()) for _ in range(4)]:
+    for answer in [pool.submit(request()) for _ in range(4)]:
         answer.result()
     pids = pool.pids
     assert len(pids) == 2
@@ -164,22 +161,22 @@ def test_children_end_with_their_pool():
 PARENT = """
 import sys
 from pipeline.metrics.face_pool import FacePool
-from tests.metrics.test_face_pool import order
+from tests.metrics.test_face_pool import request
 pool = FacePool(2)
-for answer in [pool.submit(order()) for _ in range(4)]:
+for answer in [pool.submit(request()) for _ in range(4)]:
     answer.result()
-large = order(2000)
+large = request(2000)
 busy = [pool.submit(large) for _ in range(int(sys.argv[1]))]
 print(*pool.pids, flush=True)
 {end}
 """
 
 
-@pytest.mark.parametrize("orders", ["0", "400"])
-def test_kill_9_of_the_parent_leaves_no_orphan(orders):
+@pytest.mark.parametrize("requests", ["0", "400"])
+def test_a_killed_parent_leaves_no_orphan(requests):
     script = PARENT.format(end="sys.stdin.read()")
     with subprocess.Popen(
-        [sys.executable, "-c", script, orders],
+        [sys.executable, "-c", script, requests],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -189,12 +186,12 @@ def test_kill_9_of_the_parent_leaves_no_orphan(orders):
         assert len(pids) == 2
         assert all(map(is_running, pids))
         parent.kill()
-        assert parent.stderr.read() == b"", "a child says nothing of it either"
+        assert parent.stderr.read() == b"", "a child prints nothing either"
     assert wait_until(lambda: not any(map(is_running, pids)))
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(0)"])
-def test_a_parent_that_ends_leaves_no_orphan_and_says_nothing(end):
+def test_a_parent_that_ends_leaves_no_orphan(end):
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", PARENT.format(end=end), "4"],
         cwd=ROOT,
@@ -207,7 +204,7 @@ def test_a_parent_that_ends_leaves_no_orphan_and_says_nothing(end):
 
 
 @pytest.mark.parametrize(("cpus", "expected"), [(1, 1), (2, 1), (8, 7), (96, 8)])
-def test_a_gpu_has_a_child_for_each_cpu_but_one(monkeypatch, cpus, expected):
+def test_a_gpu_gets_one_child_per_spare_cpu(monkeypatch, cpus, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
     assert face_processes("cuda") == face_processes("cuda:1") == expected
     assert face_processes("cpu") == 0

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 
 from pipeline.dlib_models import dlib_model
 from pipeline.errors import ModelError
-from pipeline.metrics import Meter
+from pipeline.metrics import MetricEvaluator
 from pipeline.metrics.arcface import ArcFaceIRSE50, CurricularFace
-from pipeline.metrics.arcface_identity import identity_of
+from pipeline.metrics.arcface_identity import make_identity
 from pipeline.metrics.dlib_identity import CHIP_PADDING, WEIGHTS, DlibIdentity
 from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
 from pipeline.metrics.face_child import find_face
-from pipeline.metrics.face_cutter import landmark_file, views
+from pipeline.metrics.face_pool import landmark_file, views
 from pipeline.metrics.identity import load_identity
 from pipeline.models.pixels import to_pixels
 
@@ -22,14 +22,14 @@ def identity() -> DlibIdentity:
     return DlibIdentity()
 
 
-def test_the_torch_network_gives_dlibs_own_descriptors(people):
+def test_torch_descriptors_equal_dlibs(people):
     path = dlib_model(WEIGHTS)
     face = find_face(landmark_file(5), *views(people[:1])[0])
     chip = dlib.get_face_chip(to_pixels(people)[0], face, CHIP, CHIP_PADDING)
     expected = dlib.face_recognition_model_v1(str(path)).compute_face_descriptor(chip)
     network = read_dlib_resnet(path.read_bytes())
-    ours = network(torch.from_numpy(chip).permute(2, 0, 1)[None].float())[0]
-    np.testing.assert_allclose(ours.numpy(), np.array(expected), atol=1e-6)
+    descriptor = network(torch.from_numpy(chip).permute(2, 0, 1)[None].float())[0]
+    np.testing.assert_allclose(descriptor.numpy(), np.array(expected), atol=1e-6)
 
 
 def test_another_file_is_refused_as_weights():
@@ -42,7 +42,7 @@ def test_a_cut_off_weight_file_is_refused():
         read_dlib_resnet(dlib_model(WEIGHTS).read_bytes()[:-1000])
 
 
-def test_a_blurred_copy_is_more_alike_than_any_stranger(identity, people):
+def test_a_blurred_copy_is_closest_to_its_original(identity, people):
     blurred = F.avg_pool2d(people, 5, stride=1, padding=2)
     cosines = identity.embed(people) @ identity.embed(blurred).T
     strangers = cosines[~torch.eye(3, dtype=torch.bool)]
@@ -54,16 +54,16 @@ def test_descriptors_have_unit_length(identity, people):
     torch.testing.assert_close(identity.embed(people).norm(dim=1), torch.ones(3))
 
 
-def test_where_no_face_is_the_row_is_nan_and_the_others_stay(identity, people):
-    alone = identity.embed(people)
+def test_a_missing_face_affects_no_other(identity, people):
+    expected = identity.embed(people)
     people = people.clone()
     people[1] = 0.2
     rows = identity.embed(people)
     assert rows.isnan().all(dim=1).tolist() == [False, True, False]
-    torch.testing.assert_close(rows[[0, 2]], alone[[0, 2]], atol=1e-5, rtol=0)
+    torch.testing.assert_close(rows[[0, 2]], expected[[0, 2]], atol=1e-5, rtol=0)
 
 
-def test_faces_of_a_small_model_are_recognised_too(identity, people):
+def test_small_faces_are_recognised(identity, people):
     small = F.interpolate(people, 64, mode="area")
     cosines = (identity.embed(small) * identity.embed(people)).sum(dim=1)
     assert cosines.min() > 0.93
@@ -79,13 +79,13 @@ def test_the_largest_of_two_faces_is_taken(people):
     assert face.rect.left() > 230
 
 
-def test_missed_faces_are_null_and_counted_for_target_and_steps(people):
+def test_missed_faces_are_nan_and_counted(people):
     targets = people.clone()
     targets[2] = 0
     steps = torch.stack([people, people], dim=1)
     steps[0, 0] = 0
-    meter = Meter(best_step_by="id_similarity")
-    measures = meter.measure(targets, steps, torch.zeros(3, 2, 10, 512), torch.zeros(10, 512))
+    evaluator = MetricEvaluator(best_step_by="id_similarity")
+    measures = evaluator.measure(targets, steps, torch.zeros(3, 2, 10, 512), torch.zeros(10, 512))
     missing = np.isnan(measures["id_similarity"])
     assert missing.tolist() == [[True, False], [False, False], [True, True]]
     assert measures.identity_missed == 3
@@ -93,20 +93,22 @@ def test_missed_faces_are_null_and_counted_for_target_and_steps(people):
     np.testing.assert_allclose(measures["id_similarity"][1], 1, atol=1e-5)
 
 
-def test_a_reconstruction_that_is_no_picture_does_not_count_as_a_missed_face(people):
+def test_non_finite_images_are_no_missed_faces(people):
     steps = people[:, None].clone()
     steps[0, 0, 0, 0, 0] = float("nan")
-    measures = Meter().measure(people, steps, torch.zeros(3, 1, 10, 512), torch.zeros(10, 512))
+    measures = MetricEvaluator().measure(
+        people, steps, torch.zeros(3, 1, 10, 512), torch.zeros(10, 512)
+    )
     assert np.isnan(measures["id_similarity"]).tolist() == [[True], [False], [False]]
     assert measures.identity_missed == 0
 
 
 @torch.no_grad()
-def test_curricularface_looks_for_the_face_and_ir_se50_does_not(people):
+def test_only_curricularface_needs_a_detected_face(people):
     scene = torch.stack([people[0], torch.zeros_like(people[0])])
     torch.manual_seed(0)
-    curricular = identity_of(CurricularFace().eval(), "random").embed(scene)
-    fixed = identity_of(ArcFaceIRSE50().eval(), "random").embed(scene)
+    curricular = make_identity(CurricularFace().eval(), "random").embed(scene)
+    fixed = make_identity(ArcFaceIRSE50().eval(), "random").embed(scene)
     assert curricular.isnan().all(dim=1).tolist() == [False, True]
     assert fixed.isfinite().all()
     torch.testing.assert_close(curricular[0].norm().item(), 1.0)
@@ -116,13 +118,13 @@ def test_no_identity_network_is_loaded_on_request():
     assert load_identity("none") is None
 
 
-def test_the_definition_names_the_network_and_its_weights():
-    definition = Meter().definitions["id_similarity"]
+def test_the_definition_names_the_weights():
+    definition = MetricEvaluator().definitions["id_similarity"]
     assert WEIGHTS in definition
     assert "null where HOG finds no face" in definition
 
 
 @pytest.mark.parametrize("name", ["dlibb", "None", "arcface"])
-def test_a_mistyped_network_is_told_with_the_known_ones(name):
+def test_a_mistyped_network_lists_the_choices(name):
     with pytest.raises(ModelError, match=f"called '{name}': expected dlib, none, or a weight file"):
         load_identity(name)

@@ -14,7 +14,7 @@ def test_each_layer_reproduces_the_published_script(seeded_lpips, inputs, golden
         torch.testing.assert_close(layer.item(), expected, rtol=1e-5, atol=0)
 
 
-def test_the_sum_reproduces_the_published_script_both_ways_round(seeded_lpips, inputs, golden):
+def test_scores_reproduce_the_published_script_symmetrically(seeded_lpips, inputs, golden):
     scores = seeded_lpips(inputs, inputs.flip(0))
     expected = golden["lpips_unit"]["sine_vs_astronaut"]
     torch.testing.assert_close(scores, torch.tensor([expected] * 2), rtol=1e-5, atol=0)
@@ -25,12 +25,12 @@ def test_l2_reproduces_the_published_script(inputs, golden):
     torch.testing.assert_close(error.item(), golden["lpips_unit"]["mse"], rtol=1e-6, atol=0)
 
 
-def test_equal_images_are_at_distance_zero():
+def test_equal_images_have_distance_zero():
     image = torch.rand(1, 3, 64, 64) * 2 - 1
     assert load_lpips()(image, image).item() == 0
 
 
-def test_the_shipped_weights_rank_blur_above_a_slight_shade():
+def test_blur_is_farther_than_a_shade():
     torch.manual_seed(0)
     image = torch.rand(1, 3, 64, 64) * 2 - 1
     shade = (image + 0.05).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""MoCo's similarity against the same network written another way, in the published layout."""
+"""MoCo's similarity, compared with a second implementation, in the published layout."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.metrics import Meter
+from pipeline.metrics import MetricEvaluator
 from pipeline.metrics.moco import ResNet50, read_moco
 
 PREFIX = "module.encoder_q."
@@ -18,7 +18,7 @@ PREFIX = "module.encoder_q."
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
-    """A published file's keys with random values, and things in it that are left out."""
+    """State dict with a published file's keys and random values, including unused entries."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         weights = ResNet50().state_dict()
@@ -36,7 +36,7 @@ def state() -> dict[str, Tensor]:
 
 
 def features_of(weights: dict[str, Tensor], images: Tensor) -> Tensor:
-    """ResNet-50 as functions of a dictionary: no module, no loop over a class of ours."""
+    """Compute features by a ResNet-50 written as plain functions of a dictionary."""
 
     def norm(x: Tensor, key: str) -> Tensor:
         mean, var = weights[f"{key}.running_mean"], weights[f"{key}.running_var"]
@@ -70,11 +70,11 @@ def images(n: int = 2) -> Tensor:
     return torch.rand(n, 3, 256, 256, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def test_features_are_those_of_the_published_preparation(state: dict[str, Tensor]) -> None:
+def test_features_follow_the_published_preparation(state: dict[str, Tensor]) -> None:
     weights = {key.removeprefix(PREFIX): value for key, value in state.items()}
-    found = read_moco(state, "seeded").embed(images(1))
-    torch.testing.assert_close(found, features_of(weights, images(1)), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(1))
+    features = read_moco(state, "seeded").embed(images(1))
+    torch.testing.assert_close(features, features_of(weights, images(1)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(1))
 
 
 def test_the_published_layout_loads(seeded: Callable[..., dict[str, Tensor]]) -> None:
@@ -90,27 +90,27 @@ def test_gradients_reach_the_image(state: dict[str, Tensor]) -> None:
     assert picture.grad.abs().sum() > 0
 
 
-def test_a_meter_knows_the_file_by_its_keys(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_the_evaluator_recognises_the_keys(state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save({"epoch": 800, "state_dict": state}, tmp_path / "moco_v2.pt")
-    meter = Meter(identity=str(tmp_path / "moco_v2.pt"))
-    assert "MoCo v2 ResNet-50, moco_v2.pt (sha256" in meter.definitions["id_similarity"]
+    evaluator = MetricEvaluator(identity=str(tmp_path / "moco_v2.pt"))
+    assert "MoCo v2 ResNet-50, moco_v2.pt (sha256" in evaluator.definitions["id_similarity"]
     pictures = images()
     steps = torch.stack([pictures, torch.ones_like(pictures)], dim=1)
-    measures = meter.measure(pictures, steps, torch.zeros(2, 2, 10, 512), torch.zeros(10, 512))
+    measures = evaluator.measure(pictures, steps, torch.zeros(2, 2, 10, 512), torch.zeros(10, 512))
     np.testing.assert_allclose(measures["id_similarity"][:, 0], 1, atol=1e-5)
     assert (measures["id_similarity"][:, 1] < measures["id_similarity"][:, 0] - 1e-5).all()
     assert measures.identity_missed == 0
 
 
-def test_a_file_of_half_precision_is_read_as_float32(state: dict[str, Tensor]) -> None:
-    halved = {key: value.half() for key, value in state.items()}
-    features = read_moco(halved, "half").embed(images(1))
+def test_half_precision_is_read_as_float32(state: dict[str, Tensor]) -> None:
+    half = {key: value.half() for key, value in state.items()}
+    features = read_moco(half, "half").embed(images(1))
     assert features.dtype == torch.float32
     assert features @ read_moco(state, "whole").embed(images(1)).T > 0.999
 
 
 @pytest.mark.parametrize("key", ["layer1.0.conv1.weight", "layer4.2.bn3.bias"])
-def test_a_file_of_another_shape_is_refused_in_one_line(state: dict[str, Tensor], key: str) -> None:
+def test_a_wrong_shape_is_refused_in_one_line(state: dict[str, Tensor], key: str) -> None:
     changed = {**state, PREFIX + key: torch.zeros(3)}
     with pytest.raises(ModelError, match=f"no MoCo v2 ResNet-50: 1 of 318 .*{key}"):
         read_moco(changed, "moco.pt")

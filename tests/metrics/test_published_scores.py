@@ -1,4 +1,4 @@
-"""The published scripts' scores of whole inversions, which they take from 8-bit files."""
+"""Scores of whole inversions, compared with the published scripts, which read 8-bit files."""
 
 import json
 
@@ -13,7 +13,7 @@ from pipeline.models import load_checkpoint
 
 
 def as_written_to_a_file(images: Tensor) -> Tensor:
-    """What is left after the scripts' `tensor2im`, which clips and truncates to 8 bits."""
+    """Clip and truncate to 8 bits, like `tensor2im` of the scripts."""
     levels = ((images.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
     return levels.float() / 127.5 - 1
 
@@ -30,9 +30,7 @@ def step_images(reference, seeded, inputs) -> Tensor:
 
 
 @pytest.mark.slow  # a model of 187 million seeded values
-def test_l2_and_lpips_of_every_step_match_the_published_scripts(
-    step_images, seeded_lpips, inputs, golden
-):
+def test_scores_match_the_published_scripts(step_images, seeded_lpips, inputs, golden):
     expected = golden["losses"]["psp_church"]
     for step in range(5):
         written = as_written_to_a_file(step_images[:, step])

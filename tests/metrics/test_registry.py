@@ -1,4 +1,4 @@
-"""The one list of metrics."""
+"""List of metrics: the table's columns and the choices of the best step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.choices import BestStepBy
 from pipeline.metrics.registry import BY_NAME, QUALITY, metric_columns
 
 
-def test_columns_are_those_of_every_table_so_far() -> None:
+def test_metric_columns_keep_their_order() -> None:
     final = ["l2", "psnr", "lpips", "id_similarity"]
     assert metric_columns() == [
         *final,
@@ -18,6 +18,6 @@ def test_columns_are_those_of_every_table_so_far() -> None:
     ]
 
 
-def test_the_best_step_is_chosen_by_a_metric_of_quality() -> None:
+def test_best_step_choices_are_quality_metrics() -> None:
     chosen = set(get_args(BestStepBy)) - {"last"}
     assert chosen <= set(QUALITY) <= BY_NAME.keys()

@@ -1,4 +1,4 @@
-"""Small archives to read in tests."""
+"""Write and read small archives in tests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PACKINGS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def write_packed_tar(path: Path, members: Iterable[tuple[str, bytes]], packing: str) -> Path:
-    """A tar packed by one of `PACKINGS`, whatever its name."""
+    """Write a tar packed by one of `PACKINGS`, under any name."""
     plain = write_tar(path, members).read_bytes()
     path.write_bytes(PACKINGS[packing](plain))
     return path
@@ -51,7 +51,7 @@ def write_parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
 
 
 def write_files(folder: Path, *names: str) -> Path:
-    """Files that hold their own names."""
+    """Write files that hold their own names."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,10 +60,10 @@ def write_files(folder: Path, *names: str) -> Path:
 
 
 def let_the_disk_s_clock_move_on(path: Path) -> None:
-    """Wait until what is written beside `path` gets a later time than it has.
+    """Wait until a file written beside `path` gets a later modification time.
 
-    The times of files move in steps, of 10 ms on some kernels: what is written twice within one
-    has the etag that it had, if it is as long.
+    File times move in steps, of 10 ms on some kernels: a file rewritten within one step keeps its
+    etag if it keeps its length.
     """
     probe = path.with_name(f".{path.name}.clock")
     while True:

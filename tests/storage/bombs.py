@@ -1,4 +1,4 @@
-"""Shards of a few kilobytes that claim gigabytes."""
+"""Write shards of a few kilobytes that claim gigabytes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 
 
 def packed_page(path: Path, compression: str = "brotli", size: int = 300 << 20) -> Path:
-    """A Parquet file with one image of zeros, in one page that packs a hundred thousand times."""
+    """Write a Parquet file with one image of zeros, whose page packs by a factor of 100,000."""
     table = pa.table({"image": pa.array([bytes(size)], pa.binary())})
     pq.write_table(table, path, compression=compression, use_dictionary=False)
     return path
 
 
 def long_list(path: Path, values: int = 50_000_000) -> Path:
-    """A Parquet file whose only row is a list of so many nulls."""
+    """Write a Parquet file whose only row is a list of `values` nulls."""
     nulls = pa.array([None], pa.binary()).take(pa.array([0] * values, pa.int8()))
     lists = pa.ListArray.from_arrays(pa.array([0, values], pa.int32()), nulls)
     pq.write_table(pa.table({"image": lists}), path, compression="zstd", data_page_size=1 << 30)
@@ -27,7 +27,7 @@ def long_list(path: Path, values: int = 50_000_000) -> Path:
 
 
 def sparse_tar(path: Path, size: int = 1 << 30, form: str = "gnu") -> Path:
-    """A tar of one image that is a hole but for its last byte, between two sound members."""
+    """Write a tar whose second of three images is a hole of `size` bytes except for the last."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as archive:
         archive.addfile(*_member("a.jpg", b"before"))

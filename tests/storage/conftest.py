@@ -1,4 +1,4 @@
-"""The two kinds of storage that stores are tested on."""
+"""Fixtures of the storage tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.conftest import Bucket
 
 @pytest.fixture(params=["disk", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """An empty one."""
+    """Return an empty store, on a disk and in a bucket."""
     if request.param == "disk":
         return Store(str(tmp_path / "a table"))
     bucket: Bucket = request.getfixturevalue("s3")

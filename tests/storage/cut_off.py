@@ -1,4 +1,4 @@
-"""A storage whose connection is cut in every read: `breaks://`, over what `memory://` holds."""
+"""File system `breaks://`: the files of `memory://`, whose connection is cut in every read."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 
 class CutOff(io.BytesIO):
-    """A file that gives a few bytes and then the error of a connection that is cut."""
+    """File that yields up to 64 bytes once, and then raises the error of a cut connection."""
 
     def read(self, size: int | None = -1) -> bytes:
-        """The first read of a few bytes, or the error."""
+        """Read up to 64 bytes at the start; raise the error for any other read."""
         if self.tell() or size is None or not 0 <= size <= 64:
             raise ConnectionResetError(104, "reset by peer")
         return super().read(size)
 
     def readinto(self, buffer: Any) -> int:
-        """As `read`, which torch does not call everywhere."""
+        """Read into a buffer, which torch calls instead of `read` in some places."""
         content = self.read(len(buffer))
         buffer[: len(content)] = content
         return len(content)
 
 
 class BreaksOff(MemoryFileSystem):
-    """What `memory://` holds, in files that are cut off."""
+    """File system with the files of `memory://`, which are cut off."""
 
     protocol = "breaks"
 
@@ -39,5 +39,5 @@ class BreaksOff(MemoryFileSystem):
 
 
 def register() -> None:
-    """Make `breaks://` known to fsspec; again is no error."""
+    """Register `breaks://` with fsspec; calling it again is harmless."""
     fsspec.register_implementation("breaks", BreaksOff, clobber=True)

@@ -1,4 +1,4 @@
-"""A shard that claims more than its bytes can hold costs itself, or a reject, and no memory."""
+"""Promises about bombs: a shard that claims too much fails or is a reject, and costs no memory."""
 
 from __future__ import annotations
 
@@ -20,62 +20,60 @@ from tests.fuzz.guard import forget_peak, memory_mib
 from tests.storage import bombs
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_MIB = 64  # beyond what the process had
+MAX_MIB = 64  # growth of the process
 
 
 def read(path: Path) -> list[Sample]:
     return [sample for shard in list_shards(str(path)) for sample in read_samples(shard)]
 
 
-def grown_while(path: Path, said: str) -> int:
-    """MiB that refusing a shard took at most."""
+def growth_while_refusing(path: Path, message: str) -> int:
+    """Return the peak growth in MiB while the shard is refused with `message`."""
     shards = list(list_shards(str(path)))
     forget_peak()
     before = memory_mib("VmRSS")
-    with pytest.raises(StorageError, match=said):
+    with pytest.raises(StorageError, match=message):
         list(read_samples(shards[0]))
     return memory_mib("VmHWM") - before
 
 
 @pytest.mark.parametrize("compression", ["brotli", "zstd", "gzip"])
-def test_a_page_that_unpacks_to_many_times_its_size_is_refused(
-    tmp_path: Path, compression: str
-) -> None:
+def test_page_that_unpacks_too_far_is_refused(tmp_path: Path, compression: str) -> None:
     path = bombs.packed_page(tmp_path / "a.parquet", compression)
     assert path.stat().st_size < 400_000
-    assert grown_while(path, r"claims to unpack to 3145728\d\d, over 200 times") < MOST_MIB
+    assert growth_while_refusing(path, r"claims to unpack to 3145728\d\d, over 200 times") < MAX_MIB
 
 
-def test_a_list_of_more_values_than_its_page_can_hold_is_refused(tmp_path: Path) -> None:
+def test_list_with_too_many_values_is_refused(tmp_path: Path) -> None:
     path = bombs.long_list(tmp_path / "a.parquet")
     assert path.stat().st_size < 100_000
-    assert grown_while(path, r"bytes claims \d+ values, of at most 1048576") < MOST_MIB
+    assert growth_while_refusing(path, r"bytes claims \d+ values, of at most 1048576") < MAX_MIB
 
 
 @pytest.mark.parametrize("form", ["gnu", "pax"])
-def test_a_sparse_file_of_holes_is_one_reject(tmp_path: Path, form: str) -> None:
+def test_sparse_file_of_holes_is_one_reject(tmp_path: Path, form: str) -> None:
     path = bombs.sparse_tar(tmp_path / "a.tar", form=form)
     forget_peak()
     before = memory_mib("VmRSS")
-    found = {sample.key: sample for sample in read(path)}
-    assert memory_mib("VmHWM") - before < MOST_MIB
-    assert {key: sample.content for key, sample in found.items()} == {
+    samples = {sample.key: sample for sample in read(path)}
+    assert memory_mib("VmHWM") - before < MAX_MIB
+    assert {key: sample.content for key, sample in samples.items()} == {
         "a": b"before",
         "b": b"",
         "c": b"behind",
     }
-    assert found["b"].reject == "unsupported_format"
-    assert "sparse file of 1073741824 bytes, of which the archive holds 1" in found["b"].detail
+    assert samples["b"].reject == "unsupported_format"
+    assert "sparse file of 1073741824 bytes, of which the archive holds 1" in samples["b"].detail
 
 
 @pytest.mark.parametrize("form", ["gnu", "pax"])
-def test_a_sparse_file_with_a_small_hole_is_read(tmp_path: Path, form: str) -> None:
+def test_sparse_file_with_a_small_hole_is_read(tmp_path: Path, form: str) -> None:
     path = bombs.sparse_tar(tmp_path / "a.tar", size=200_000, form=form)
-    (found,) = (sample for sample in read(path) if sample.key == "b")
-    assert found.content == bytes(199_999) + b"x"
+    (sample,) = (sample for sample in read(path) if sample.key == "b")
+    assert sample.content == bytes(199_999) + b"x"
 
 
-def test_images_alike_are_read_though_they_pack_well(tmp_path: Path) -> None:
+def test_highly_compressible_equal_images_are_read(tmp_path: Path) -> None:
     image = os.urandom(20_000)
     table = pa.table({"image": [image] * 2000})
     for number, codec in enumerate(("zstd", "brotli", "snappy")):
@@ -86,7 +84,7 @@ def test_images_alike_are_read_though_they_pack_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_limit_on_memory_ends_with_its_block() -> None:
+def test_memory_limit_ends_with_its_block() -> None:
     before = resource.getrlimit(resource.RLIMIT_DATA)
     limit = MemoryLimit(256 << 20)
     for _ in range(3):
@@ -101,28 +99,29 @@ def test_a_limit_on_memory_ends_with_its_block() -> None:
 GROWN_WITHOUT_HEADROOM = """
 import sys
 from pathlib import Path
-from pipeline.storage import parquets
-from tests.storage.test_bombs import grown_while
+from pipeline.storage.readers import parquet
+from tests.storage.test_bombs import growth_while_refusing
 
-parquets._FREE_MEMORY, parquets._GROWTH = 1 << 20, 0
-print(grown_while(Path(sys.argv[1]), "a row needs far more memory than the file has bytes"))
+parquet._FREE_MEMORY, parquet._GROWTH = 1 << 20, 0
+message = "a row needs far more memory than the file has bytes"
+print(growth_while_refusing(Path(sys.argv[1]), message))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_what_no_page_header_shows_is_stopped_by_the_limit(tmp_path: Path) -> None:
+def test_memory_limit_stops_rows_without_page_claims(tmp_path: Path) -> None:
     path = bombs.packed_page(tmp_path / "a.parquet", "none", 200 << 20)
-    # In a process of its own: this one may have freed, and kept, more than the page needs.
+    # In its own process: this one may have freed memory that the allocator has kept.
     command = [sys.executable, "-c", GROWN_WITHOUT_HEADROOM, str(path)]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert ended.returncode == 0, ended.stderr
-    assert int(ended.stdout) < MOST_MIB
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < MAX_MIB
 
 
 @pytest.mark.parametrize(
     "content",
     [b"\x15\x00" * 0 + b"\x1c" * 100, b"\x19\xff" + b"\x00" * 50, b"\x16" + b"\xff" * 40],
 )
-def test_a_header_that_is_none_is_refused(content: bytes) -> None:
+def test_invalid_page_header_is_refused(content: bytes) -> None:
     with pytest.raises(PageBombError):
         read_page_header(content)

@@ -1,4 +1,4 @@
-"""Promises about credentials: what is missing or wrong is said, with what to set."""
+"""Promises about credentials: errors say what is missing or wrong, and what to set."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ from pipeline.storage import (
     s3_filesystem,
 )
 from pipeline.storage.credentials import wrong_credentials
-from pipeline.storage.listing import looked_up
+from pipeline.storage.listing import look_up_all
 from pipeline.storage.recognition import read_head
-from pipeline.storage.s3_filesystem import KeyedS3
 from pipeline.storage.uris import read_file, storage_errors
 from pipeline.table import open_table
 from pipeline.table.status import table_status
@@ -35,6 +34,7 @@ from tests.conftest import Bucket
 from tests.faults import actions
 from tests.faults.proxy import Exchange, FaultProxy, Rule
 from tests.storage.archives import write_parquet, write_tar
+from tests.storage.s3_sessions import forget_s3_sessions
 from tests.table.rows import shard, write_shard, writer
 
 SECRET = "no-such-secret-key"
@@ -42,9 +42,9 @@ SECRET = "no-such-secret-key"
 
 @pytest.fixture
 def fresh_sessions() -> Iterator[None]:
-    """No session of these credentials is left to other tests."""
+    """Drop the sessions of these credentials after the test."""
     yield
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
 
 
 def missing(patch: pytest.MonkeyPatch) -> None:
@@ -71,11 +71,11 @@ def unknown_profile(patch: pytest.MonkeyPatch) -> None:
     [
         (missing, "there are no credentials: "),
         (unknown_key, r"the access key is not known there \(InvalidAccessKeyId\): "),
-        (wrong_secret, r"the secret key is not the access key's \(SignatureDoesNotMatch\): "),
+        (wrong_secret, r"the secret key does not belong .* \(SignatureDoesNotMatch\): "),
         (unknown_profile, "The config profile .nobodys. could not be found: "),
     ],
 )
-def test_credentials_that_do_not_do_are_told_with_what_to_set(
+def test_invalid_credentials_are_reported_with_what_to_set(
     s3: Bucket,
     monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[pytest.MonkeyPatch], None],
@@ -85,22 +85,22 @@ def test_credentials_that_do_not_do_are_told_with_what_to_set(
     check_credentials(f"{s3.uri}/photos")
     check_credentials(f"{s3.uri}/nowhere")
     spoil(monkeypatch)
-    KeyedS3.clear_instance_cache()  # which holds a session of the good credentials
+    forget_s3_sessions()  # it holds a session with the valid credentials
     endpoint = s3.env["AWS_ENDPOINT_URL"]
     for check in (check_credentials, check_output):
         with pytest.raises(AccessError, match=why) as error:
             check(f"{s3.uri}/photos")
-        told = str(error.value)
-        assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in told
-        assert f"AWS_ENDPOINT_URL (now {endpoint})" in told
-        assert SECRET not in told
+        message = str(error.value)
+        assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in message
+        assert f"AWS_ENDPOINT_URL (now {endpoint})" in message
+        assert SECRET not in message
     with pytest.raises(AccessError):
         Store(s3.uri).names()
 
 
 @pytest.mark.usefixtures("fresh_sessions")
 @pytest.mark.parametrize("flag", ["--input", "--output"])
-def test_a_job_with_wrong_credentials_ends_with_code_2_and_one_line(
+def test_job_with_wrong_credentials_exits_with_2(
     s3: Bucket,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -110,16 +110,16 @@ def test_a_job_with_wrong_credentials_ends_with_code_2_and_one_line(
     (tmp_path / "0.jpg").write_bytes(b"x")
     Store(s3.uri).put("photos/0.jpg", b"x")
     wrong_secret(monkeypatch)
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
     places = {"--input": str(tmp_path), "--output": str(tmp_path.with_name("table"))}
     places[flag] = f"{s3.uri}/photos"
     assert invert_dataset.main([word for pair in places.items() for word in pair]) == 2
-    said = capsys.readouterr()
-    assert said.err.count("\n") == said.out.count("\n") == 1
-    assert "(SignatureDoesNotMatch): set AWS_ACCESS_KEY_ID" in said.err
+    output = capsys.readouterr()
+    assert output.err.count("\n") == output.out.count("\n") == 1
+    assert "(SignatureDoesNotMatch): set AWS_ACCESS_KEY_ID" in output.err
 
 
-def test_amazons_own_service_is_told_where_no_endpoint_is_set(
+def test_message_names_amazon_without_an_endpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
@@ -128,16 +128,16 @@ def test_amazons_own_service_is_told_where_no_endpoint_is_set(
 
 @pytest.fixture
 def through(s3: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The proxy, which this process's S3 requests go through; with sessions of its own."""
+    """Send this process's S3 requests through the proxy, with separate sessions."""
     del s3
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
     yield proxy
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
 
 
 def every_use(root: str) -> dict[str, Callable[[], object]]:
-    """Every way in which this package reads and writes a bucket, of one that holds a table."""
+    """Return every operation of this package on a bucket, for a bucket that `fill` has filled."""
     store, table = Store(f"{root}/in"), open_table(f"{root}/table")
     tar, packed, parquet, folder = list_shards(store.root)
     uses: dict[str, Callable[[], object]] = {
@@ -154,7 +154,7 @@ def every_use(root: str) -> dict[str, Callable[[], object]]:
         "read_file": lambda: read_file(f"{store.root}/a.jpg"),
         "list_shards": lambda: list_shards(store.root).first(),
         "sniffing": lambda: read_head(f"{store.root}/a.jpg"),
-        "a range": lambda: [*looked_up([f"{store.root}/{{a,b}}.tar"])],
+        "a range": lambda: [*look_up_all([f"{store.root}/{{a,b}}.tar"])],
         "check_output": lambda: check_output(root),
         "check_credentials": lambda: check_credentials(root),
         "status": lambda: table_status(f"{root}/table"),
@@ -164,18 +164,18 @@ def every_use(root: str) -> dict[str, Callable[[], object]]:
         "codes": lambda: table.w_plus(["x"]),
         "verify": table.verify,
     }
-    for one in (tar, packed, parquet, folder):
-        uses[f"reading {one.kind}"] = partial(lambda one: [*read_samples(one)], one)
+    for item in (tar, packed, parquet, folder):
+        uses[f"reading {item.kind}"] = partial(lambda item: [*read_samples(item)], item)
     return uses
 
 
 def fill(root: str, folder: Path) -> None:
-    """Shards of every kind below `in/`, and a table."""
+    """Write shards of every kind below `in/`, and a table."""
     store = Store(f"{root}/in")
     write_tar(folder / "1.tar", [("a.jpg", b"x")])
     with zipfile.ZipFile(folder / "2.zip", "w") as packed:
         packed.writestr("a.jpg", b"x")
-    # A row without bytes, whose image lies beside the file: what is not there is a reject.
+    # A row without bytes, whose image is read from another file.
     images = pa.array(
         [{"bytes": None, "path": "a.jpg"}], pa.struct({"bytes": "binary", "path": "string"})
     )
@@ -186,24 +186,24 @@ def fill(root: str, folder: Path) -> None:
     write_shard(writer(f"{root}/table"), shard())
 
 
-def test_expired_credentials_are_told_wherever_storage_is_used(
+def test_expired_credentials_are_reported_by_every_operation(
     s3: Bucket, through: FaultProxy, tmp_path: Path
 ) -> None:
     fill(s3.uri, tmp_path)
     uses = every_use(s3.uri)
-    told = {}
+    messages = {}
     with through.breaking(Rule(".*", "", actions.refusing(400, "ExpiredToken"), times=1_000_000)):
         for name, use in uses.items():
             try:
-                told[name] = repr(use())
+                messages[name] = repr(use())
             except CredentialsExpiredError as error:
-                told[name] = str(error).replace(s3.uri, "s3://b")
-            except Exception as error:  # noqa: BLE001 - which is what must not be
-                told[name] = repr(error)
-    right = re.compile(
+                messages[name] = str(error).replace(s3.uri, "s3://b")
+            except Exception as error:  # noqa: BLE001 - reported below as a failure of the test
+                messages[name] = repr(error)
+    expected = re.compile(
         r"cannot \w+( \w+)? 's3://b.*': credentials expired \(ExpiredToken\): get new"
     )
-    assert {name: text for name, text in told.items() if not right.match(text)} == {}
+    assert {name: text for name, text in messages.items() if not expected.match(text)} == {}
 
 
 @pytest.mark.parametrize(
@@ -216,28 +216,28 @@ def test_expired_credentials_are_told_wherever_storage_is_used(
         (403, "AccessDenied", r"access denied \(AccessDenied\): the credentials have no right"),
     ],
 )
-def test_the_reason_of_a_refused_lookup_is_asked_for(
+def test_reason_of_a_refused_head_is_requested(
     s3: Bucket, through: FaultProxy, status: int, code: str, why: str
 ) -> None:
     with through.breaking(Rule(".*", "", actions.refusing(status, code), times=1_000_000)):
-        for look in (lambda: Store(s3.uri).exists("a"), lambda: Store(s3.uri).has("")):
+        for request in (lambda: Store(s3.uri).exists("a"), lambda: Store(s3.uri).has("")):
             with pytest.raises(AccessError, match=why):
-                look()
+                request()
 
 
-def test_a_refusal_without_any_reason_says_so(s3: Bucket, through: FaultProxy) -> None:
+def test_refusal_without_a_reason_says_so(s3: Bucket, through: FaultProxy) -> None:
     only_heads = through.breaking(
         Rule("HEAD", "", actions.refusing(400, "ExpiredToken"), times=1_000_000)
     )
     with only_heads:
-        with pytest.raises(StorageError, match=r"refuses it and says no reason .*expired"):
+        with pytest.raises(StorageError, match=r"without a reason .*expired"):
             Store(s3.uri).exists("nowhere")
-        assert Store(s3.uri).has(""), "a bucket that can be listed is there"
+        assert Store(s3.uri).has(""), "a bucket that can be listed exists"
 
 
 @pytest.fixture
 def aws_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Writes an AWS configuration file that alone holds credentials: no variable does."""
+    """Return a writer of the AWS configuration file, the only place with credentials."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     path = tmp_path / "aws-config"
@@ -246,10 +246,10 @@ def aws_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 
 
 def void(_: object) -> None:
-    """Take a value and give none."""
+    """Discard a value."""
 
 
-def test_renewed_credentials_are_taken_up_without_a_new_run(
+def test_renewed_credentials_are_used_without_a_restart(
     s3: Bucket,
     through: FaultProxy,
     aws_files: Callable[[str], None],
@@ -273,7 +273,7 @@ def test_renewed_credentials_are_taken_up_without_a_new_run(
         assert store.get("a") == b"1"
 
 
-def test_a_program_that_gives_expired_credentials_is_told(
+def test_expired_credentials_of_a_program_are_reported(
     s3: Bucket,
     through: FaultProxy,
     aws_files: Callable[[str], None],
@@ -295,7 +295,7 @@ def raise_in(error: Exception) -> None:
         raise error
 
 
-def test_rights_that_are_missing_are_no_wrong_credentials() -> None:
+def test_missing_rights_are_not_wrong_credentials() -> None:
     denied = PermissionError("Access Denied")
     denied.__cause__ = ClientError({"Error": {"Code": "AccessDenied"}}, "GetObject")  # type: ignore[arg-type]
     assert wrong_credentials(denied) is None
@@ -303,7 +303,7 @@ def test_rights_that_are_missing_are_no_wrong_credentials() -> None:
         raise_in(denied)
 
 
-def test_storage_that_is_closed_to_the_user_is_a_wrong_request(
+def test_access_error_exits_with_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def work() -> int:

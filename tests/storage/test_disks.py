@@ -1,4 +1,4 @@
-"""Promises of files that get a name which none has, on disks of every kind."""
+"""Promises of exclusive writes on disks with and without hard links."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.storage import Store, check_output, store
 
 @pytest.fixture(params=["links", "renames", "neither"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on a file system that has hard links, an exclusive rename, or neither."""
+    """Return a folder on a file system with hard links, with an exclusive rename, or neither."""
     if request.param != "links":
         monkeypatch.setattr(os, "link", fails(errno.EPERM))
     if request.param == "neither":
-        monkeypatch.setattr(store, "_renamed", lambda *_: False)
+        monkeypatch.setattr(store, "_rename_exclusively", lambda *_: False)
     return tmp_path
 
 
@@ -34,23 +34,23 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_the_first_file_of_a_name_stays(disk: Path) -> None:
+def test_first_file_of_a_name_is_kept(disk: Path) -> None:
     store = Store(str(disk))
     assert store.put_if_absent("latents/a.parquet", b"first")
     assert not store.put_if_absent("latents/a.parquet", b"second")
-    with pytest.raises(FileExistsError):  # as where another wrote it after the look
+    with pytest.raises(FileExistsError):  # as if another writer came between check and write
         store._create("latents/a.parquet", b"second")
     assert store.get("latents/a.parquet") == b"first"
     assert files(disk) == ["latents/a.parquet"]
 
 
-def test_an_output_is_tried_the_same_way(disk: Path) -> None:
+def test_output_check_leaves_nothing_on_any_disk(disk: Path) -> None:
     check_output(str(disk / "table"))
     assert list(disk.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOSYS, errno.EINVAL])
-def test_of_many_writers_at_once_one_wins_without_links(
+def test_one_of_many_writers_wins_without_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(os, "link", fails(number))
@@ -74,16 +74,14 @@ def test_of_many_writers_at_once_one_wins_without_links(
     assert sorted(int(store.get(name)) for name in "abcdefgh") == sorted(won)
 
 
-def test_what_no_rename_mends_is_told_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", fails(errno.ENOSPC))
     with pytest.raises(StorageError, match="No space left"):
         Store(str(tmp_path)).put_if_absent("a", b"1")
     assert files(tmp_path) == []
 
 
-def test_a_disk_that_denies_is_not_asked_for_credentials(
+def test_denied_disk_is_not_blamed_on_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(path: object, *_: object, **__: object) -> None:

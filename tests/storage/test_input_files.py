@@ -1,4 +1,4 @@
-"""Promises of the forms that an input takes: lists of URIs, patterns, ranges."""
+"""Promises of inputs that are lists of URIs, patterns or ranges."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ def ids(uri: str) -> list[str]:
     return [shard.shard_id for shard in list_shards(uri)]
 
 
-def test_a_range_of_shards_is_read_in_its_order(store: Store, tmp_path: Path) -> None:
+def test_range_of_shards_is_read_in_its_order(store: Store, tmp_path: Path) -> None:
     put_tars(store, "00000.tar", "00001.tar", "00002.tar", "other.tar", tmp_path=tmp_path)
     assert ids(store.uri("{00002..00000}.tar")) == ["00002", "00001", "00000"]
     assert contents(store.uri("{00001..00002}.tar")) == [b"00001.tar", b"00002.tar"]
 
 
-def test_a_shard_has_one_id_however_it_is_named(store: Store, tmp_path: Path) -> None:
-    """A range, a pattern or their folder: a table is continued with any of them in mind."""
+def test_shard_has_one_id_however_it_is_named(store: Store, tmp_path: Path) -> None:
+    """A table can be continued with a range, a pattern or their folder."""
     put_tars(store, "0.tar", "1.tar", "a/0.tar", "b/0.tar", tmp_path=tmp_path)
     whole = ids(store.root)
     assert sorted(ids(store.uri("{0..1}.tar")) + ids(store.uri("*/0.tar"))) == sorted(whole)
     assert sorted(ids(store.uri("**/*.tar"))) == sorted(whole)
 
 
-def test_shards_missing_from_a_range_are_named_at_once(store: Store, tmp_path: Path) -> None:
+def test_shards_missing_from_a_range_are_named_first(store: Store, tmp_path: Path) -> None:
     put_tars(store, "00.tar", "02.tar", tmp_path=tmp_path)
     with pytest.raises(
-        InputError, match=r"5 of the 7 files that the pattern .*are not there"
+        InputError, match=r"5 of the 7 files that the pattern .*do not exist"
     ) as got:
         next(list_shards(store.uri("{00..06}.tar")))
     assert "01.tar', " in str(got.value)
     assert "and 2 more" in str(got.value)
 
 
-def test_a_pattern_takes_what_fits_and_nothing_else(store: Store) -> None:
+def test_pattern_matches_only_what_fits(store: Store) -> None:
     for name in ("1.jpg", "2.jpg", "3.png", "a/4.jpg", "b/c/5.jpg", "b/6.txt"):
         store.put(name, name.encode())
     assert keys(store.uri("*.jpg")) == ["1.jpg", "2.jpg"]
@@ -65,19 +65,19 @@ def test_a_pattern_takes_what_fits_and_nothing_else(store: Store) -> None:
     assert keys(store.uri("{b,a}/*")) == ["b/c/5.jpg", "a/4.jpg"]
 
 
-def test_a_pattern_that_fits_a_folder_takes_all_in_it(store: Store) -> None:
+def test_pattern_that_fits_a_folder_includes_its_files(store: Store) -> None:
     for name in ("2023-12/1.jpg", "2024-01/2.jpg", "2024-02/x/3.jpg"):
         store.put(name, name.encode())
     assert keys(store.uri("2024-*")) == ["2024-01/2.jpg", "2024-02/x/3.jpg"]
 
 
-def test_a_pattern_that_fits_nothing_says_what_was_looked_for(store: Store) -> None:
+def test_pattern_without_matches_is_explained(store: Store) -> None:
     store.put("1.png", b"1")
     with pytest.raises(InputError, match=r"nothing fits the pattern .*\*\.jpg'; looked for \.tar"):
         next(list_shards(store.uri("*.jpg")))
 
 
-def test_a_file_that_is_named_like_a_pattern_is_that_file(store: Store) -> None:
+def test_existing_name_is_not_treated_as_a_pattern(store: Store) -> None:
     for name in ("[1].jpg", "1.jpg", "{a,b}.jpg", "*.jpg", "d{1..2}/x.jpg"):
         store.put(name, name.encode())
     for name in ("[1].jpg", "{a,b}.jpg", "*.jpg"):
@@ -85,7 +85,7 @@ def test_a_file_that_is_named_like_a_pattern_is_that_file(store: Store) -> None:
     assert keys(store.uri("d{1..2}")) == ["x.jpg"]
 
 
-def test_what_a_pattern_names_twice_is_read_once_and_counted(store: Store) -> None:
+def test_file_named_twice_by_patterns_is_read_once(store: Store) -> None:
     for name in ("a1.jpg", "a2.jpg", "b1.jpg"):
         store.put(name, name.encode())
     shards = list_shards(store.uri("{a*,*1,a1}.jpg"))
@@ -93,33 +93,33 @@ def test_what_a_pattern_names_twice_is_read_once_and_counted(store: Store) -> No
     assert shards.left_out == {"(named twice)": 2}
 
 
-def test_a_bucket_as_part_of_a_pattern_is_refused() -> None:
+def test_pattern_in_the_bucket_name_is_refused() -> None:
     with pytest.raises(InputError, match=r"bucket or host of 's3://\{a,b\}/x\.tar' is part of"):
         next(list_shards("s3://{a,b}/x.tar"))
 
 
 @pytest.mark.parametrize(
-    ("pattern", "told"),
+    ("pattern", "message"),
     [
-        ("{0..9999999}.tar", "stands for 10,000,000 names"),
+        ("{0..9999999}.tar", "expands to 10,000,000 names"),
         ("{0..1000}*", "1,001 patterns"),
-        (f"{{1..{10**20}}}.tar", "stands for 100,000,000,000,000,000,000 names"),
-        (f"{{0..{'9' * 5000}}}.tar", r"stands for over [10,]+ names, of at most 1,000,000: cut"),
-        ("{0..N}".replace("N", "9" * 900) * 6, "stands for over"),
+        (f"{{1..{10**20}}}.tar", "expands to 100,000,000,000,000,000,000 names"),
+        (f"{{0..{'9' * 5000}}}.tar", r"to over [10,]+ names, more than the 1,000,000 allowed: sh"),
+        ("{0..N}".replace("N", "9" * 900) * 6, "expands to over"),
     ],
 )
-def test_braces_that_stand_for_too_much_are_refused(
-    tmp_path: Path, pattern: str, told: str
+def test_braces_with_too_many_expansions_are_refused(
+    tmp_path: Path, pattern: str, message: str
 ) -> None:
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         next(list_shards(f"{tmp_path}/{pattern}"))
     check_apart(f"{tmp_path}/{pattern}", f"{tmp_path}/out")
     (tmp_path / "list.txt").write_text(f"{pattern}\n")
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         next(list_shards(f"{tmp_path}/list.txt"))
 
 
-def test_a_list_names_files_folders_and_patterns(store: Store, tmp_path: Path) -> None:
+def test_list_may_name_files_folders_and_patterns(store: Store, tmp_path: Path) -> None:
     put_tars(store, "shards/0.tar", "shards/1.tar", tmp_path=tmp_path)
     for name in ("photos/1.jpg", "photos/deep/2.jpg", "one.jpg", "more/x1.jpg", "more/y.jpg"):
         store.put(name, name.encode())
@@ -139,7 +139,7 @@ def test_a_list_names_files_folders_and_patterns(store: Store, tmp_path: Path) -
     assert Shard.from_json(images.to_json()) == images
 
 
-def test_a_list_reaches_other_folders_and_stores(store: Store, tmp_path: Path) -> None:
+def test_list_may_name_other_folders_and_storages(store: Store, tmp_path: Path) -> None:
     far = write_files(tmp_path / "far", "1.jpg", "2.jpg")
     write_tar(tmp_path / "x" / "0.tar", [("a.jpg", b"x")])
     write_tar(tmp_path / "y" / "0.tar", [("a.jpg", b"y")])
@@ -155,51 +155,51 @@ def test_a_list_reaches_other_folders_and_stores(store: Store, tmp_path: Path) -
     assert images.keys == (f"{far}/1.jpg", "near.jpg", f"{far}/2.jpg")
 
 
-def test_an_image_missing_from_a_list_is_one_reject(store: Store) -> None:
+def test_image_missing_from_a_list_is_one_reject(store: Store) -> None:
     store.put("1.jpg", b"1")
     store.put("list.txt", b"gone.jpg\n1.jpg\nno-extension\n")
     (shard,) = list_shards(store.uri("list.txt"))
-    found = [(sample.key, sample.reject) for sample in read_samples(shard)]
-    assert found == [("gone.jpg", "unreadable"), ("1.jpg", ""), ("no-extension", "unreadable")]
+    samples = [(sample.key, sample.reject) for sample in read_samples(shard)]
+    assert samples == [("gone.jpg", "unreadable"), ("1.jpg", ""), ("no-extension", "unreadable")]
     store.put("gone.jpg", b"2")
     (now,) = list_shards(store.uri("list.txt"))
-    assert now.etag != shard.etag, "it is done again"
+    assert now.etag != shard.etag, "the slice is processed again"
     with pytest.raises(StorageError, match="changed while it was read"):
         list(read_samples(shard))
 
 
-def test_shards_missing_from_a_list_are_refused_at_once(store: Store) -> None:
+def test_shards_missing_from_a_list_are_refused(store: Store) -> None:
     store.put("1.jpg", b"1")
     store.put("list.txt", b"1.jpg\na.tar\nb.parquet\n")
     with pytest.raises(
-        InputError, match=r"2 of the 2 shards that the list .* are not there: .*a\.tar"
+        InputError, match=r"2 of the 2 shards that the list .* do not exist: .*a\.tar"
     ):
         next(list_shards(store.uri("list.txt")))
 
 
 @pytest.mark.parametrize("content", [b"", b"# nothing\n\n", b"a.jpg\nb.jpg\n", b"\x00\xff\xfe\n"])
-def test_a_list_of_nothing_that_is_there_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_list_without_existing_files_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(InputError, match=r"list\.txt'"):
         next(list_shards(f"{tmp_path}/list.txt"))
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
-        ("other.txt", "line 2 of .*'.*other.txt' is a list, which a list does not name"),
+        ("other.txt", "line 2 of .*'.*other.txt' is a list, and a list may not name lists"),
         ("s3://key:secret@bucket/a.jpg", "line 2 of .*carries credentials"),
         ("x*.tar", "nothing fits the pattern '.*x\\*.tar'"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, line: str, told: str) -> None:
+def test_wrong_line_of_a_list_is_named(tmp_path: Path, line: str, message: str) -> None:
     write_files(tmp_path, "1.jpg", "other.txt")
     (tmp_path / "list.txt").write_text(f"1.jpg\n{line}\n")
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         list(list_shards(f"{tmp_path}/list.txt"))
 
 
-def test_what_a_list_names_twice_is_read_once_and_counted(tmp_path: Path) -> None:
+def test_file_listed_twice_is_read_once(tmp_path: Path) -> None:
     write_files(tmp_path, "a/1.jpg", "a/b/2.jpg", "a/3.jpg", "c.jpg")
     (tmp_path / "list.txt").write_text("c.jpg\na/1.jpg\nc.jpg\na/b\na\na/b/2.jpg\na/3.jpg\n./a\n")
     shards = list_shards(f"{tmp_path}/list.txt")
@@ -207,20 +207,20 @@ def test_what_a_list_names_twice_is_read_once_and_counted(tmp_path: Path) -> Non
     assert shards.left_out == {"(named twice)": 6}
 
 
-def test_a_name_in_a_list_may_look_like_a_pattern(tmp_path: Path) -> None:
+def test_listed_name_may_look_like_a_pattern(tmp_path: Path) -> None:
     write_files(tmp_path, "a[1].jpg", "{x,y}.jpg")
     (tmp_path / "list.txt").write_text("a[1].jpg\n{x,y}.jpg\n")
     assert keys(f"{tmp_path}/list.txt") == ["a[1].jpg", "{x,y}.jpg"]
 
 
-def test_names_that_are_not_utf_8_can_be_listed(tmp_path: Path) -> None:
+def test_list_may_hold_names_not_in_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff.jpg")
     (tmp_path / name).write_bytes(b"1")
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf\xff.jpg\r\n")
     assert keys(f"{tmp_path}/list.txt") == [r"\xff.jpg"]
 
 
-def test_images_of_a_list_are_cut_as_those_of_a_folder(tmp_path: Path) -> None:
+def test_images_of_a_list_are_cut_into_slices(tmp_path: Path) -> None:
     write_files(tmp_path, *(f"{number}.jpg" for number in range(5)))
     (tmp_path / "list.txt").write_text("".join(f"{number}.jpg\n" for number in (4, 3, 2, 1, 0)))
     shards = list(list_shards(f"{tmp_path}/list.txt", files_per_shard=2))
@@ -241,7 +241,7 @@ def test_images_of_a_list_are_cut_as_those_of_a_folder(tmp_path: Path) -> None:
         ("in/list.txt", "in/table", False),
     ],
 )
-def test_the_output_lies_outside_what_is_listed(
+def test_output_inside_the_listed_files_is_refused(
     tmp_path: Path, given: str, output: str, *, refused: bool
 ) -> None:
     write_files(tmp_path / "in", "a/1.jpg", "b/2.jpg", "3.jpg")
@@ -254,8 +254,8 @@ def test_the_output_lies_outside_what_is_listed(
 
 
 @pytest.mark.parametrize("sniff", [True, False])
-def test_a_parquet_file_of_images_that_is_named_is_read(tmp_path: Path, *, sniff: bool) -> None:
-    """Without sniffing one beside a tar of its name is metadata in a folder, but where named."""
+def test_named_parquet_file_of_images_is_read(tmp_path: Path, *, sniff: bool) -> None:
+    """Without sniffing, a Parquet file beside its tar is metadata, unless it is named."""
     write_tar(tmp_path / "in/0.tar", [])
     write_parquet(tmp_path / "in/0.parquet", {"image": [IMAGE]})
     write_parquet(tmp_path / "in/1.parquet", {"url": ["http://x/1.jpg"]})

@@ -1,4 +1,4 @@
-"""Promises of the fields that travel with an image."""
+"""Promises of the fields that are copied with an image."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def fields_of(path: Path, *names: str, image_field: str = "one") -> list[dict[st
 
 @pytest.mark.parametrize("image_field", ["one", "all", "jpg"])
 @pytest.mark.parametrize("order", [1, -1])
-def test_sidecars_of_a_key_are_fields_in_any_order(
-    tmp_path: Path, image_field: str, order: int
-) -> None:
+def test_sidecars_are_fields_in_any_order(tmp_path: Path, image_field: str, order: int) -> None:
     members = [("0.jpg", b"1"), ("0.json", DESCRIBED), ("0.cls", b"7\n"), ("1.jpg", b"2")]
     path = write_tar(tmp_path / "s.tar", members[::order])
     names = ("caption", "tags", "from.site", "cls", "json.cls", "txt")
@@ -44,7 +42,7 @@ def test_sidecars_of_a_key_are_fields_in_any_order(
     ]
 
 
-def test_photos_with_dots_have_the_sidecars_of_their_own_names(tmp_path: Path) -> None:
+def test_photos_with_dots_keep_their_own_sidecars(tmp_path: Path) -> None:
     members = [
         *[("J.K.R.jpg", b"1"), ("J.K.R.txt", b"first"), ("J.R.T.jpg", b"2")],
         *[("J.R.T.txt", b"second"), ("J.jpg", b"3")],
@@ -53,7 +51,7 @@ def test_photos_with_dots_have_the_sidecars_of_their_own_names(tmp_path: Path) -
     assert [row["txt"] for row in rows] == ["first", "second", None]
 
 
-def test_sidecars_that_are_kept_are_not_left_out(tmp_path: Path) -> None:
+def test_kept_sidecars_are_not_counted_as_left_out(tmp_path: Path) -> None:
     members = [("0.jpg", b"1"), ("0.txt", b"x"), ("0.npy", b"x"), ("1.jpg", b"1")]
     shard, left_out = only_shard(write_tar(tmp_path / "s.tar", members)), LeftOut()
     options = ReadOptions(keep_columns={"txt": "string"})
@@ -62,23 +60,23 @@ def test_sidecars_that_are_kept_are_not_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b"null"])
-def test_a_sidecar_that_is_no_json_object_has_no_fields(tmp_path: Path, content: bytes) -> None:
+def test_invalid_json_sidecar_has_no_fields(tmp_path: Path, content: bytes) -> None:
     path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1"), ("0.json", content)])
     assert fields_of(path, "caption") == [{"caption": None}]
 
 
-def test_a_field_that_is_too_long_is_missing(tmp_path: Path) -> None:
+def test_too_long_field_is_missing(tmp_path: Path) -> None:
     for length, kept in ((MAX_FIELD_BYTES, True), (MAX_FIELD_BYTES + 1, False)):
         path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1"), ("0.txt", b"x" * length)])
         assert (fields_of(path, "txt")[0]["txt"] is not None) is kept
 
 
-def test_text_that_is_no_unicode_is_readable(tmp_path: Path) -> None:
+def test_text_not_in_unicode_is_escaped(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1"), ("0.json", b'{"a": "\\ud800"}')])
     assert fields_of(path, "a") == [{"a": "\\ud800"}]
 
 
-def test_types_have_names_that_read_back() -> None:
+def test_type_names_can_be_read_back() -> None:
     kinds = [
         *[pa.bool_(), pa.int8(), pa.uint64(), pa.float32(), pa.float64(), pa.string()],
         *[pa.date32(), pa.timestamp("ns"), pa.timestamp("us", "Europe/Paris")],
@@ -86,19 +84,19 @@ def test_types_have_names_that_read_back() -> None:
     for kind in kinds:
         assert arrow_type(type_name(kind) or "") == kind
     for bad in ("binary", "list<item: int64>", "timestamp[us", ""):
-        with pytest.raises(ValueError, match="no type of a column"):
+        with pytest.raises(ValueError, match="is not the type of a kept column"):
             arrow_type(bad)
 
 
-def test_times_come_back_to_the_nanosecond() -> None:
+def test_timestamps_keep_their_nanoseconds() -> None:
     kind = pa.timestamp("ns", "UTC")
     cells = pa.array([1_700_000_000_123_456_789, -(2**63) + 1, None], kind)
-    travelled = [cell_value(cell, str(kind)) for cell in cells]
-    assert kept_array(json.loads(json.dumps(travelled)), kind) == cells
+    values = [cell_value(cell, str(kind)) for cell in cells]
+    assert kept_array(json.loads(json.dumps(values)), kind) == cells
 
 
 @pytest.mark.parametrize("odd", ["cat", [1, 2], {"a": 1}, 1.5, 2**70])
-def test_a_value_of_another_type_is_missing(odd: object) -> None:
+def test_value_of_another_type_is_missing(odd: object) -> None:
     assert to_type(3, "int64") == 3
     assert to_type("3", "string") == "3"
     assert to_type(odd, "int64") is None

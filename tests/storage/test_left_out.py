@@ -1,4 +1,4 @@
-"""Promises of the counts of what is passed over."""
+"""Promises of the counts of files that are left out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import string
 import pytest
 
 from pipeline.storage import LeftOut
-from pipeline.storage.left_out import MOST_LABELS, OTHER, label_of
+from pipeline.storage.left_out import MAX_LABELS, OTHER, label_of
 from pipeline.table.spec import to_json
 
 
@@ -32,21 +32,21 @@ from pipeline.table.spec import to_json
         ("my.secret", "(other)"),
     ],
 )
-def test_a_label_is_what_a_name_ends_in(name: str, label: str) -> None:
+def test_label_is_the_end_of_a_name(name: str, label: str) -> None:
     assert label_of(name) == label
 
 
-def test_labels_are_few_short_and_printable_whatever_names_are() -> None:
+def test_labels_are_few_short_and_printable() -> None:
     random_ = random.Random(0)
     counts = LeftOut()
     for _ in range(5000):
         counts.add_file("a." + "".join(random_.choices(string.printable + "é\u202e/", k=5)))
     assert counts.total == 5000
-    assert len(counts) <= MOST_LABELS + 1
+    assert len(counts) <= MAX_LABELS + 1
     assert all(label.isprintable() and label.isascii() and len(label) <= 18 for label in counts)
 
 
-def test_counts_add_up_and_survive_their_text() -> None:
+def test_counts_add_up_and_can_be_stored() -> None:
     first, second = LeftOut(), LeftOut()
     for name in ("a.txt", "b.json", "c.json"):
         first.add_file(name)
@@ -60,19 +60,19 @@ def test_counts_add_up_and_survive_their_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", '{"a": "b"}', '{"a": true}', "{"])
-def test_what_are_no_counts_is_told(text: str) -> None:
+def test_invalid_counts_are_refused(text: str) -> None:
     with pytest.raises((TypeError, ValueError)):
         LeftOut.from_text(text)
 
 
-def test_labels_beyond_the_most_are_counted_together() -> None:
+def test_labels_beyond_the_limit_are_counted_together() -> None:
     counts = LeftOut()
-    for number in range(MOST_LABELS + 10):
+    for number in range(MAX_LABELS + 10):
         counts.add(f".x{number}")
     assert counts[OTHER] == 10
 
 
-def test_a_label_is_not_blanked_out_as_a_secret() -> None:
+def test_labels_are_not_blanked_out_as_secrets() -> None:
     counts = LeftOut()
     for name in ("a.token", "b.api_key", "c.password", "d.json"):
         counts.add_file(name)

@@ -1,4 +1,4 @@
-"""What storages say of their objects."""
+"""Promises of the metadata of stored objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.storage import Store
 from tests.conftest import Bucket
 
 
-def test_a_listing_says_what_a_look_at_each_object_says(store: Store) -> None:
+def test_listed_infos_equal_the_info_of_each_object(store: Store) -> None:
     assert list(store.infos()) == []
     for name in ("x/1", "x/y/2", "x-3", "x/.1.ab.tmp"):
         store.put(name, name.encode())
@@ -22,7 +22,7 @@ def test_a_listing_says_what_a_look_at_each_object_says(store: Store) -> None:
     assert list(store.infos("y/")) == []
 
 
-def test_stores_that_are_neither_list_as_well(tmp_path: Path) -> None:
+def test_other_storages_are_listed_too(tmp_path: Path) -> None:
     store = Store(f"memory:/{tmp_path}")
     assert store.names() == []
     for name in ("x/1", "x/y/22", "x-3"):
@@ -30,7 +30,7 @@ def test_stores_that_are_neither_list_as_well(tmp_path: Path) -> None:
     assert {name: info.size for name, info in store.infos("x/")} == {"x/1": 3, "x/y/22": 6}
 
 
-def test_a_listing_of_a_bucket_has_every_page(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bucket_listing_reads_every_page(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(s3.uri)
     for number in range(5):
         store.put(f"x/{number}", b"")
@@ -38,11 +38,11 @@ def test_a_listing_of_a_bucket_has_every_page(s3: Bucket, monkeypatch: pytest.Mo
     assert store.names("x/") == [f"x/{number}" for number in range(5)]
 
 
-def test_a_bucket_that_is_not_there_holds_nothing(s3: Bucket) -> None:
+def test_missing_bucket_holds_nothing(s3: Bucket) -> None:
     assert Store(f"{s3.uri}-not-there").names("x/") == []
 
 
-def test_links_are_listed_and_links_to_folders_not_followed(tmp_path: Path) -> None:
+def test_links_are_listed_but_folders_not_followed(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "folder")

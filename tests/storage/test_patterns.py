@@ -31,7 +31,7 @@ from pipeline.storage.patterns import (
         ("{{a,b}", ["{a", "{b"]),
     ],
 )
-def test_braces_mean_what_bash_means_by_them(text: str, expected: list[str]) -> None:
+def test_braces_expand_as_in_bash(text: str, expected: list[str]) -> None:
     assert list(expand_braces(text)) == expected
     assert count_braces(text) == len(expected)
     assert has_braces(text)
@@ -40,12 +40,12 @@ def test_braces_mean_what_bash_means_by_them(text: str, expected: list[str]) -> 
 @pytest.mark.parametrize(
     "text", ["plain", "{one}", "{}", "{", "}{", "{1..}", "{a..bc}", "{" * 9999]
 )
-def test_braces_that_stand_for_one_text_are_a_name(text: str) -> None:
+def test_braces_with_one_expansion_are_literal(text: str) -> None:
     assert list(expand_braces(text)) == [text]
     assert (count_braces(text), has_braces(text)) == (1, False)
 
 
-def test_names_are_counted_without_being_made() -> None:
+def test_expansions_are_counted_without_being_created() -> None:
     assert count_braces("{0..99999}/{0..99999}.jpg") == 10**10
     assert count_braces(f"{{0..{10**20}}}") == 10**20 + 1
     assert count_braces(f"{{{10**20}..1..3}}") == 10**20 // 3 + 1
@@ -64,7 +64,7 @@ def test_names_are_counted_without_being_made() -> None:
         ("a/**/b/*.jpg", ["a/b/1.jpg", "a/x/y/b/1.jpg"], ["a/1.jpg", "b/1.jpg"]),
     ],
 )
-def test_a_glob_fits_paths_or_folders_above_them(
+def test_glob_fits_paths_or_folders_above_them(
     pattern: str, fitting: list[str], others: list[str]
 ) -> None:
     glob = Glob(pattern)
@@ -75,7 +75,7 @@ def test_a_glob_fits_paths_or_folders_above_them(
             assert glob.may_hold(path), "or a walk would not come to what fits"
 
 
-def test_a_glob_is_not_looked_for_in_folders_that_hold_nothing_of_it() -> None:
+def test_folders_that_cannot_match_are_not_entered() -> None:
     assert not Glob("*.jpg").may_hold("deep")
     assert not Glob("a/*/1.jpg").may_hold("b")
     assert not Glob("a/*/1.jpg").may_hold("a/x/y")
@@ -92,11 +92,11 @@ def test_a_glob_is_not_looked_for_in_folders_that_hold_nothing_of_it() -> None:
         ("/*.jpg", ""),
     ],
 )
-def test_the_folder_before_a_pattern_has_none_of_it(pattern: str, folder: str) -> None:
+def test_literal_folder_ends_before_the_pattern(pattern: str, folder: str) -> None:
     assert literal_folder(pattern) == folder
 
 
-def test_a_query_of_the_web_is_no_pattern() -> None:
+def test_web_query_is_not_a_pattern() -> None:
     assert not has_glob("https://host/a.tar?download=1")
     assert has_glob("https://host/*.tar")
     assert has_glob("/data/?.tar")

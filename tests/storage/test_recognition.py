@@ -1,4 +1,4 @@
-"""Promises of what discovery recognises, and of what it counts."""
+"""Promises of recognising images and shards, and of counting other files."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def test_images_are_recognised_whatever_their_names(store: Store) -> None:
     for name in ODD_NAMES:
         store.put(name, JPEG + name.encode())
     store.put("c.png", PNG)
-    found = names(store.root)
-    assert found == sorted([*ODD_NAMES, "c.png"])
+    recognised = names(store.root)
+    assert recognised == sorted([*ODD_NAMES, "c.png"])
     assert left_out(store.root) == {}
-    samples = [one for shard in list_shards(store.root) for one in read_samples(shard)]
-    assert {one.key: one.content for one in samples if one.key in ODD_NAMES} == {
+    samples = [sample for shard in list_shards(store.root) for sample in read_samples(shard)]
+    assert {sample.key: sample.content for sample in samples if sample.key in ODD_NAMES} == {
         name: JPEG + name.encode() for name in ODD_NAMES
     }
 
 
-def test_what_is_no_image_is_counted_by_its_extension(store: Store) -> None:
+def test_other_files_are_counted_by_extension(store: Store) -> None:
     store.put("a.jpg", JPEG)
     for name in ("README", "b.jpg?w=1", "c.html", "d.json", "e.tar.rar", "f.0001", "g/h.jsonl"):
         store.put(name, b"<html>no image")
@@ -54,7 +54,9 @@ def test_what_is_no_image_is_counted_by_its_extension(store: Store) -> None:
     assert left_out(store.root) == counted | {"(no extension)": 2, "(hidden)": 2}
 
 
-def test_known_extensions_cost_no_look(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_extensions_are_recognised_without_reading(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a.jpg", "b.json", "c.txt", "d.tar", "e.mp4"):
         store.put(name, JPEG)
     monkeypatch.delattr(recognition, "is_image_start")
@@ -68,8 +70,10 @@ def test_without_sniffing_names_alone_decide(store: Store) -> None:
     assert sum(left_out(store.root, NO_SNIFF).values()) == len(ODD_NAMES)
 
 
-def test_many_unknown_names_keep_their_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognition, "_BATCH_LOOKS", 7)
+def test_batches_of_unknown_names_keep_their_order(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recognition, "_BATCH_READS", 7)
     monkeypatch.setattr(recognition, "_BATCH_ENTRIES", 16)
     given = {f"{number:03d}{'.jpg' if number % 3 else ''}": number % 5 for number in range(60)}
     for name, is_text in given.items():
@@ -79,7 +83,7 @@ def test_many_unknown_names_keep_their_order(store: Store, monkeypatch: pytest.M
     assert left_out(store.root) == {"(no extension)": 60 - len(images)}
 
 
-def test_one_file_of_unknown_name_is_an_input(store: Store) -> None:
+def test_one_file_without_extension_is_an_input(store: Store) -> None:
     store.put("photo", JPEG)
     store.put("notes", b"text")
     assert names(store.uri("photo")) == ["photo"]
@@ -87,20 +91,20 @@ def test_one_file_of_unknown_name_is_an_input(store: Store) -> None:
         next(list_shards(store.uri("notes")))
 
 
-def test_a_parquet_file_without_images_is_counted(store: Store, tmp_path: Path) -> None:
+def test_parquet_file_without_images_is_counted(store: Store, tmp_path: Path) -> None:
     captions = write_parquet(tmp_path / "c.parquet", {"url": ["http://x/1.jpg"]}).read_bytes()
     images = write_parquet(tmp_path / "i.parquet", {"image": [JPEG]}).read_bytes()
     store.put("0001.jpg", JPEG)
     store.put("metadata.parquet", captions)
     store.put("more/images.parquet", images)
     shards = list_shards(store.root)
-    found = [(shard.kind, shard.uri.rsplit("/", 1)[-1]) for shard in shards]
-    assert [kind for kind, _ in found] == ["parquet", "folder"]
-    assert found[0][1] == "images.parquet"
+    listed = [(shard.kind, shard.uri.rsplit("/", 1)[-1]) for shard in shards]
+    assert [kind for kind, _ in listed] == ["parquet", "folder"]
+    assert listed[0][1] == "images.parquet"
     assert shards.left_out == {".parquet": 1}
 
 
-def test_parquet_files_without_images_alone_are_refused(tmp_path: Path) -> None:
+def test_input_of_parquet_without_images_is_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "metadata.parquet", {"url": ["http://x/1.jpg"]})
     with pytest.raises(InputError, match="no column of image bytes; its columns are url"):
         next(list_shards(str(path.parent)))
@@ -113,8 +117,8 @@ def test_img2dataset_s_metadata_is_counted(tmp_path: Path) -> None:
     assert left_out(str(tmp_path)) == {".parquet": 1, ".json": 1}
 
 
-def test_images_beside_a_tar_of_their_name_are_read(store: Store, tmp_path: Path) -> None:
-    """One that cannot be told is metadata, as img2dataset leaves it where it was stopped."""
+def test_parquet_images_beside_their_tar_are_read(store: Store, tmp_path: Path) -> None:
+    """A damaged file beside its tar is metadata: a stopped img2dataset leaves such files."""
     images = write_parquet(tmp_path / "i.parquet", {"jpg": [JPEG, PNG], "key": ["a", "b"]})
     for name in ("0.tar", "1.tar", "2.tar"):
         store.put(name, write_tar(tmp_path / "s.tar", [("0.jpg", JPEG)]).read_bytes())
@@ -128,17 +132,17 @@ def test_images_beside_a_tar_of_their_name_are_read(store: Store, tmp_path: Path
     assert left_out(store.root, NO_SNIFF) == {".parquet": 2}
 
 
-def test_a_file_named_like_a_shard_is_one(tmp_path: Path) -> None:
+def test_file_named_like_a_shard_is_one(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"<html>not found</html>")
     (shard,) = list_shards(str(tmp_path))
     with pytest.raises(StorageError, match="damaged after 0 samples"):
         list(read_samples(shard))
 
 
-def test_a_storage_that_fails_while_it_is_asked_fails_the_listing(
+def test_storage_failure_during_recognition_fails_the_listing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Names that nobody could look into are not counted as no images."""
+    """Files that could not be read are not counted as other files."""
 
     def fails(*_: object) -> bytes:
         raise StorageError("cannot read: SlowDown")
@@ -153,17 +157,17 @@ def test_a_storage_that_fails_while_it_is_asked_fails_the_listing(
         assert names(store.root) == ["a.jpg", "noext"], "a disk is read directly"
 
 
-def test_what_is_gone_when_it_is_looked_into_is_left_out(
+def test_file_deleted_before_sniffing_is_left_out(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put("a.jpg", JPEG)
     store.put("noext", JPEG)
-    look = recognition._look_at_object
+    inspect = recognition._inspect_object
 
     def late(uri: str) -> object:
         store.remove("noext")
-        return look(uri)
+        return inspect(uri)
 
-    monkeypatch.setattr(recognition, "_look_at_object", late)
-    found = names(store.root)
-    assert found == (["a.jpg"] if store.root.startswith("s3://") else ["a.jpg", "noext"])
+    monkeypatch.setattr(recognition, "_inspect_object", late)
+    listed = names(store.root)
+    assert listed == (["a.jpg"] if store.root.startswith("s3://") else ["a.jpg", "noext"])

@@ -1,4 +1,4 @@
-"""Promises of the S3 page in `pipeline/storage/README.md`, each against the real server."""
+"""Promises of the section on S3 in `pipeline/storage/README.md`, against a real server."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 
 from pipeline.errors import AccessError, InputError
 from pipeline.storage import S3_PROFILES, Store, list_shards, read_samples
-from pipeline.storage.s3_filesystem import KeyedS3
-from pipeline.storage.s3_profiles import s3_options
+from pipeline.storage.credentials import s3_options
 from tests.conftest import Bucket
 from tests.faults import actions
 from tests.faults.proxy import Exchange, FaultProxy, Rule
 from tests.s3_server import S3Server, drop_bucket, make_bucket
+from tests.storage.s3_sessions import forget_s3_sessions
 
 ALWAYS = 1_000_000
 DEAD = "http://127.0.0.1:9"
@@ -26,15 +26,15 @@ DEAD = "http://127.0.0.1:9"
 
 @pytest.fixture(autouse=True)
 def _fresh_sessions() -> Iterator[None]:
-    """No session is kept from one environment to another."""
-    KeyedS3.clear_instance_cache()
+    """Drop all S3 sessions before and after each test."""
+    forget_s3_sessions()
     yield
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
 
 
 @contextmanager
 def heads_of(proxy: FaultProxy) -> Iterator[list[str]]:
-    """The heads of the requests that pass, in lower case."""
+    """Collect the heads of the requests through the proxy, in lower case."""
     heads: list[str] = []
 
     async def pass_on(exchange: Exchange) -> None:
@@ -47,7 +47,7 @@ def heads_of(proxy: FaultProxy) -> Iterator[list[str]]:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Writes the AWS configuration file of this process."""
+    """Return a writer of this process's AWS configuration file."""
     path = tmp_path / "aws-config"
     monkeypatch.setenv("AWS_CONFIG_FILE", str(path))
 
@@ -73,7 +73,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
     ],
     ids=["defaults", "checksums", "region", "virtual host", "endpoint of S3 alone"],
 )
-def test_a_setting_of_the_environment_or_profile_is_sent(
+def test_settings_of_environment_and_profile_are_sent(
     s3: Bucket,
     proxy: FaultProxy,
     config: Callable[[str], None],
@@ -97,26 +97,26 @@ def test_a_setting_of_the_environment_or_profile_is_sent(
 
 
 def resolve_below_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resolve `bucket.localhost` as RFC 6761 has it, which not every machine does."""
-    found = socket.getaddrinfo
+    """Resolve `bucket.localhost` as RFC 6761 says; not every machine does."""
+    resolve = socket.getaddrinfo
 
     def look_up(host: Any, *arguments: Any, **more: Any) -> Any:
         name = host if isinstance(host, str) else ""
-        return found("127.0.0.1" if name.endswith("localhost") else host, *arguments, **more)
+        return resolve("127.0.0.1" if name.endswith("localhost") else host, *arguments, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
 
 def set_fsspec(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
-    """Have fsspec read its variables, which it does once a process."""
+    """Make fsspec read its variables, which it does once per process."""
     settings: dict[str, Any] = {}
     fsspec.config.set_conf_env(settings, variables)
     for protocol, options in settings.items():
         monkeypatch.setitem(fsspec.config.conf, protocol, options)
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
 
 
-def test_a_bucket_whose_reader_pays_is_read_where_that_is_said(
+def test_requester_pays_bucket_is_read_if_set(
     s3: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ask_for_payer(exchange: Exchange) -> None:
@@ -128,7 +128,7 @@ def test_a_bucket_whose_reader_pays_is_read_where_that_is_said(
     for name in ("a.jpg", "b.jpg"):
         Store(s3.uri).put(name, b"x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
     with proxy.breaking(Rule(".*", "", ask_for_payer, times=ALWAYS)):
         with pytest.raises(AccessError, match="whose reader pays, set FSSPEC_S3_REQUESTER_PAYS="):
             list_shards(s3.uri).first()
@@ -143,24 +143,24 @@ def test_a_bucket_whose_reader_pays_is_read_where_that_is_said(
 
 @pytest.fixture
 def buckets(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Three buckets with a file; and an environment without keys, and without an endpoint."""
+    """Yield three buckets with a file, in an environment without keys and endpoint."""
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
     names = {name: f"{name}-settings" for name in ("photos", "results", "open")}
-    found = {name: make_bucket(s3_server, bucket) for name, bucket in names.items()}
-    for uri in found.values():
+    uris = {name: make_bucket(s3_server, bucket) for name, bucket in names.items()}
+    for uri in uris.values():
         Store(uri).put("a.jpg", b"x")
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL", DEAD)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    yield found
+    yield uris
     for bucket in names.values():
         drop_bucket(s3_server, bucket)
 
 
-def test_each_bucket_is_opened_with_its_own_profile(
+def test_each_bucket_uses_its_own_profile(
     s3_server: S3Server,
     s3: Bucket,
     proxy: FaultProxy,
@@ -195,7 +195,7 @@ def test_each_bucket_is_opened_with_its_own_profile(
     assert Store(f"{buckets['photos']}/deeper").names() == []
 
 
-def test_a_profile_that_is_not_there_is_told_with_the_variable(
+def test_missing_profile_is_reported_with_the_variable(
     config: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config("")

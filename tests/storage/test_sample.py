@@ -1,4 +1,4 @@
-"""Promises of the keys of a shard."""
+"""Promises of samples and of the keys of a shard."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.storage.archives import only_shard, write_parquet, write_tar
 
 
 def first_free(used: list[str], *candidates: str) -> str:
-    """The key as it is defined, by looking through all numbers."""
+    """Return the key by its definition, trying all numbers."""
     numbered = [f"{candidates[-1]}~{count}" for count in range(2, len(used) + 3)]
     return next(name for name in (*candidates, *numbered) if name and name not in used)
 
 
-def test_a_key_is_the_first_that_is_free() -> None:
+def test_key_is_the_first_free_candidate() -> None:
     words = ["a", "a~2", "a~3", "a~2~2", "b", "b~4"]
     for seed in range(50):
         chosen = random.Random(seed)
@@ -33,13 +33,13 @@ def test_a_key_is_the_first_that_is_free() -> None:
 
 
 @pytest.mark.timeout(10)
-def test_equal_keys_cost_no_more_than_others() -> None:
+def test_many_equal_keys_are_fast() -> None:
     keys = UniqueKeys()
     assert [keys.take("a") for _ in range(30_000)][-1] == "a~30000"
 
 
 def names_of(length: int) -> list[str]:
-    """Names of so many bytes that differ in their last character alone, and one twice."""
+    """Return four names of `length` bytes that differ in the last character, two of them equal."""
     stem = "a" * (length - 2 - 3 * ((length - 2) // 6)) + "語" * ((length - 2) // 6)
     return [f"{stem}/{last}" for last in "xyzz"]
 
@@ -54,7 +54,7 @@ def in_parquet(folder: Path, names: list[str]) -> Shard:
 
 
 @pytest.mark.parametrize("write", [in_a_tar, in_parquet])
-def test_a_key_over_the_limit_is_a_reject(
+def test_key_over_the_limit_is_a_reject(
     tmp_path: Path, write: Callable[[Path, list[str]], Shard]
 ) -> None:
     for length in (MAX_KEY_BYTES + 1, 300_000):
@@ -72,7 +72,7 @@ def test_a_key_over_the_limit_is_a_reject(
 
 
 @pytest.mark.parametrize("write", [in_a_tar, in_parquet])
-def test_a_key_of_the_limit_is_kept(
+def test_key_at_the_limit_is_kept(
     tmp_path: Path, write: Callable[[Path, list[str]], Shard]
 ) -> None:
     names = names_of(MAX_KEY_BYTES)[:3]
@@ -88,14 +88,14 @@ def test_keys_of_a_folder_have_the_same_limit() -> None:
     assert (long.size, short) == (5000, "c")
 
 
-def test_the_same_long_key_is_shortened_alike() -> None:
-    """A shard that is read again has the keys that it had."""
+def test_equal_long_keys_are_shortened_equally() -> None:
+    """A shard that is read again gets the same keys."""
     keys = [UniqueKeys().take("k" * 5000), UniqueKeys().take("k" * 5000)]
     assert keys[0] == keys[1]
     assert keys[0] != UniqueKeys().take("k" * 5001)
 
 
-def test_texts_out_of_an_archive_end_somewhere() -> None:
+def test_long_uris_and_details_are_shortened() -> None:
     sample = Sample(
         "a", "s3://" + "u" * 10**6, b"", "unsupported_format", "a link to " + "l" * 10**6
     )

@@ -1,4 +1,4 @@
-"""Promises of the listing."""
+"""Promises of listing the shards of an input."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ def ids(uri: Path | str, **options: int) -> list[str]:
     return [shard.shard_id for shard in list_shards(str(uri), **options)]
 
 
-def test_one_tar_is_one_shard_named_by_its_stem(tmp_path: Path) -> None:
+def test_tar_is_one_shard_named_by_its_stem(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "shard-0001.tar", [("0.jpg", b"x")])
     shard = only_shard(path)
     assert (shard.shard_id, shard.kind, shard.uri) == ("shard-0001", "tar", str(path))
     assert shard.size == path.stat().st_size
 
 
-def test_an_id_is_the_same_for_the_file_and_for_its_folder(tmp_path: Path) -> None:
+def test_id_is_equal_for_file_and_folder(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "in" / "odd name.tar.gz", [], "w:gz")
     assert ids(path) == ids(path.parent)
 
 
-def test_every_other_path_gets_its_digest() -> None:
+def test_other_paths_get_a_digest() -> None:
     paths = ["0.tar.gz", "0.tgz", "0.parquet", "a/0.tar", "b/0.tar", "ü.tar", "o.tar", "a b.tar"]
-    found = [shard_id_of(path) for path in paths]
-    assert len(set(found)) == len(paths)
-    assert [name for name in found if not re.fullmatch(r"[A-Za-z0-9._-]+", name)] == []
-    assert found[6] == "o"
-    assert all(re.search(r"-[0-9a-f]{8}$", name) for name in found if name != "o")
+    ids = [shard_id_of(path) for path in paths]
+    assert len(set(ids)) == len(paths)
+    assert [name for name in ids if not re.fullmatch(r"[A-Za-z0-9._-]+", name)] == []
+    assert ids[6] == "o"
+    assert all(re.search(r"-[0-9a-f]{8}$", name) for name in ids if name != "o")
 
 
 @pytest.mark.parametrize(
     "name", ["files-00000.tar", "a-0123abcd.tar", "_a.tar", ".tar", "x" * 300 + ".tar"]
 )
-def test_a_name_that_looks_like_a_made_id_is_no_plain_stem(name: str) -> None:
+def test_name_like_a_generated_id_gets_a_digest(name: str) -> None:
     shard_id = shard_id_of(name)
     assert shard_id != name.removesuffix(".tar")
     assert len(shard_id) < 120
 
 
-def test_readers_of_a_whole_folder_see_the_files_of_every_shard(tmp_path: Path) -> None:
-    """They pass over names that begin with `_` or `.`, as those of metadata do."""
+def test_no_shard_id_is_hidden_from_folder_readers(tmp_path: Path) -> None:
+    """Readers of a folder skip names that begin with `_` or `.`."""
     names = ["_train-0.tar", "._.tar", "_x/0.tar", "-_/0.tar", f"_{'x' * 79}.tgz", "train-0.tar"]
     for name in names:
         write_parquet(tmp_path / f"{shard_id_of(name)}-00000.parquet", {"name": [name]})
@@ -59,7 +59,7 @@ def test_readers_of_a_whole_folder_see_the_files_of_every_shard(tmp_path: Path) 
     assert sorted(pd.read_parquet(tmp_path)["name"]) == sorted(names)
 
 
-def test_ids_do_not_collide_where_names_do(tmp_path: Path) -> None:
+def test_ids_of_equal_names_differ(tmp_path: Path) -> None:
     for folder in ("a", "b", "."):
         write_tar(tmp_path / folder / "0.tar", [])
         write_tar(tmp_path / folder / "0.tar.gz", [], "w:gz")
@@ -67,7 +67,7 @@ def test_ids_do_not_collide_where_names_do(tmp_path: Path) -> None:
     assert len(set(ids(tmp_path))) == 9
 
 
-def test_what_img2dataset_writes_beside_its_tars_is_no_shard(tmp_path: Path) -> None:
+def test_metadata_beside_tars_of_img2dataset_is_skipped(tmp_path: Path) -> None:
     for stem in ("00000", "00001", "sub/00000"):
         write_tar(tmp_path / f"{stem}.tar", [])
         write_parquet(tmp_path / f"{stem}.parquet", {"url": ["http://x/0.jpg"]})
@@ -75,16 +75,16 @@ def test_what_img2dataset_writes_beside_its_tars_is_no_shard(tmp_path: Path) -> 
     write_tar(tmp_path / "a.tgz", [], "w:gz")
     for stem in ("a", "00000.more", "alone", "z"):
         write_parquet(tmp_path / f"{stem}.parquet", {"image": [b"x"]})
-    found = ["00000.tar", "00001.tar", "a.tgz", "sub/00000.tar"]
-    found += ["00000.more.parquet", "alone.parquet", "z.parquet"]
+    expected = ["00000.tar", "00001.tar", "a.tgz", "sub/00000.tar"]
+    expected += ["00000.more.parquet", "alone.parquet", "z.parquet"]
     for sniff, more in ((True, ["a.parquet"]), (False, [])):
         shards = list_shards(str(tmp_path), options=ReadOptions(sniff=sniff))
         names = [shard.uri.removeprefix(f"{tmp_path}/") for shard in shards]
-        assert sorted(names) == sorted([*found, *more]), "by the name alone without sniffing"
+        assert sorted(names) == sorted([*expected, *more]), "by the name alone without sniffing"
 
 
-def test_what_img2dataset_writes_beside_its_folders_of_files_is_no_shard(tmp_path: Path) -> None:
-    """`--output_format files`, its default. Parquet that holds images is a shard all the same."""
+def test_metadata_beside_folders_of_img2dataset_is_skipped(tmp_path: Path) -> None:
+    """img2dataset's default is `--output_format files`. Parquet files with images are shards."""
     for stem in ("00000", "00001", "both"):
         write_files(tmp_path, f"{stem}/0.jpg", f"{stem}/0.json", f"{stem}_stats.json")
         write_parquet(tmp_path / f"{stem}.parquet", {"url": ["http://x/0.jpg"]})
@@ -93,11 +93,11 @@ def test_what_img2dataset_writes_beside_its_folders_of_files_is_no_shard(tmp_pat
     write_files(tmp_path, "damaged/0.jpg", "damaged.parquet")
     shards = list(list_shards(str(tmp_path)))
     files = [Path(shard.uri).name for shard in shards if shard.kind == "parquet"]
-    assert files == ["both.parquet", "damaged.parquet"], "the reader tells what is wrong with it"
+    assert files == ["both.parquet", "damaged.parquet"], "the reader reports what is wrong with it"
     assert shards[-1].names == ("00000/0.jpg", "00001/0.jpg", "both/0.jpg", "damaged/0.jpg")
 
 
-def test_a_folder_of_images_is_cut_in_the_order_of_paths(tmp_path: Path) -> None:
+def test_folder_is_cut_in_the_order_of_paths(tmp_path: Path) -> None:
     names = ["b.jpg", "a/2.JPG", "a/1.png", "a-1.webp", "a/b/0.jpeg", "z/z.heic"]
     write_files(tmp_path, *names)
     shards = list(list_shards(str(tmp_path), files_per_shard=4))
@@ -106,7 +106,7 @@ def test_a_folder_of_images_is_cut_in_the_order_of_paths(tmp_path: Path) -> None
     assert shards[0].sizes == tuple(len(name) for name in shards[0].names)
 
 
-def test_a_folder_may_hold_shards_and_images(tmp_path: Path) -> None:
+def test_folder_may_hold_shards_and_images(tmp_path: Path) -> None:
     write_files(tmp_path, "x/1.jpg", "readme.txt", "labels.csv")
     write_tar(tmp_path / "s.tar", [])
     assert ids(tmp_path) == ["s", "files-00000"]
@@ -124,7 +124,7 @@ def test_hidden_files_are_left_out(tmp_path: Path) -> None:
     assert only_shard(tmp_path).names == ("1.jpg",)
 
 
-def test_a_changed_file_changes_the_etag_of_its_slice_alone(tmp_path: Path) -> None:
+def test_changed_file_changes_only_its_slice(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg", "2.jpg", "3.jpg")
     before = list(list_shards(str(tmp_path), files_per_shard=2))
     assert before == list(list_shards(str(tmp_path), files_per_shard=2))
@@ -134,7 +134,7 @@ def test_a_changed_file_changes_the_etag_of_its_slice_alone(tmp_path: Path) -> N
     assert after[1].etag != before[1].etag
 
 
-def test_a_changed_tar_changes_its_etag(tmp_path: Path) -> None:
+def test_changed_tar_changes_its_etag(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1")])
     before = only_shard(path)
     write_tar(path, [("0.jpg", b"2")])
@@ -145,7 +145,7 @@ def test_a_changed_tar_changes_its_etag(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "text", "text file"])
-def test_an_input_with_nothing_to_read_says_what_was_looked_for(tmp_path: Path, what: str) -> None:
+def test_input_with_nothing_to_read_is_explained(tmp_path: Path, what: str) -> None:
     if what != "missing":
         (tmp_path / what).mkdir()
     uri = tmp_path / what
@@ -159,14 +159,14 @@ def test_an_input_with_nothing_to_read_says_what_was_looked_for(tmp_path: Path, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_bucket_is_an_input_error(s3: Bucket) -> None:
+def test_missing_bucket_is_an_input_error(s3: Bucket) -> None:
     with pytest.raises(InputError, match="does not exist"):
         list(list_shards("s3://no-such-bucket/x"))
     with pytest.raises(InputError, match="does not exist"):
         list(list_shards(f"{s3.uri}/nothing"))
 
 
-def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_folder_links_are_followed_without_loops(tmp_path: Path) -> None:
     write_files(tmp_path / "far", "1.jpg")
     write_files(tmp_path / "in", "0.jpg")
     (tmp_path / "in" / "link").symlink_to(tmp_path / "far")
@@ -174,7 +174,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> Non
     assert only_shard(tmp_path / "in").names == ("0.jpg", "link/1.jpg")
 
 
-def test_a_shard_survives_json_whatever_its_names(tmp_path: Path) -> None:
+def test_shard_with_any_names_survives_json(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff\xfe.jpg")
     (tmp_path / name).write_bytes(b"1")
     shard = only_shard(tmp_path)
@@ -185,7 +185,7 @@ def test_a_shard_survives_json_whatever_its_names(tmp_path: Path) -> None:
     assert (sample.key, sample.content) == (r"\xff\xfe.jpg", b"1")
 
 
-def test_a_bucket_lists_and_reads_like_a_disk(tmp_path: Path, s3: Bucket) -> None:
+def test_bucket_is_listed_and_read_like_a_disk(tmp_path: Path, s3: Bucket) -> None:
     write_files(tmp_path, *(f"{folder}/{i}.jpg" for folder in ("a", "b") for i in range(20)))
     write_files(tmp_path, "a-1.jpg", "a.b/0.jpg", "ä ö+%20.png")
     write_tar(tmp_path / "s.tar", [("0.jpg", b"tar")])
@@ -207,7 +207,7 @@ def test_a_bucket_lists_and_reads_like_a_disk(tmp_path: Path, s3: Bucket) -> Non
         assert all(sample.uri.startswith(f"{s3.uri}/some/in/") for sample in read_samples(other))
 
 
-def test_a_listing_of_a_bucket_is_never_stale(s3: Bucket) -> None:
+def test_bucket_listing_is_never_stale(s3: Bucket) -> None:
     store = Store(f"{s3.uri}/in")
     store.put("1.jpg", b"1")
     before = only_shard(store.root)
@@ -218,10 +218,10 @@ def test_a_listing_of_a_bucket_is_never_stale(s3: Bucket) -> None:
     assert only_shard(store.root).names == ("1.jpg", "2.jpg")
 
 
-def test_a_whole_bucket_is_an_input(s3: Bucket) -> None:
+def test_whole_bucket_is_an_input(s3: Bucket) -> None:
     store = Store(s3.uri)
     store.put("a/1.jpg", b"1")
     store.put("2.jpg", b"2")
     assert store.names() == ["2.jpg", "a/1.jpg"]
-    found = [(one.key, one.uri) for one in read_samples(only_shard(s3.uri))]
-    assert found == [("2.jpg", f"{s3.uri}/2.jpg"), ("a/1.jpg", f"{s3.uri}/a/1.jpg")]
+    samples = [(sample.key, sample.uri) for sample in read_samples(only_shard(s3.uri))]
+    assert samples == [("2.jpg", f"{s3.uri}/2.jpg"), ("a/1.jpg", f"{s3.uri}/a/1.jpg")]

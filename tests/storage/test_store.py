@@ -1,4 +1,4 @@
-"""Promises of the store."""
+"""Promises of the store, on a disk and in a bucket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import Bucket
 from tests.storage.archives import let_the_disk_s_clock_move_on
 
 
-def test_what_is_put_is_got(store: Store) -> None:
+def test_put_objects_can_be_read(store: Store) -> None:
     store.put("a/b.bin", b"first")
     store.put("a/b.bin", b"second")
     assert store.get("a/b.bin") == b"second"
@@ -42,7 +42,7 @@ def test_put_if_absent_keeps_the_first(store: Store) -> None:
     assert store.get("t.json") == b"first"
 
 
-def test_of_two_creators_at_once_the_second_is_told(store: Store) -> None:
+def test_second_of_two_creators_gets_an_error(store: Store) -> None:
     store.put("t.json", b"first")
     with pytest.raises((OSError, StorageError)):
         store._create("t.json", b"second")
@@ -56,12 +56,12 @@ def test_removing_twice_is_no_error(store: Store) -> None:
     assert not store.exists("a")
 
 
-def test_a_missing_object_is_named_in_one_line(store: Store) -> None:
+def test_missing_object_is_named_in_one_line(store: Store) -> None:
     with pytest.raises(StorageError, match=r"cannot read '.*/a table/nope': not found$"):
         store.get("nope")
 
 
-def test_an_etag_changes_with_the_content(store: Store) -> None:
+def test_etag_changes_with_the_content(store: Store) -> None:
     store.put("a", b"1234")
     before = store.info("a")
     if not store.root.startswith("s3:"):
@@ -71,7 +71,7 @@ def test_an_etag_changes_with_the_content(store: Store) -> None:
     assert store.info("a").size == before.size
 
 
-def test_a_store_travels_by_its_root_alone(store: Store) -> None:
+def test_pickled_store_holds_only_its_root(store: Store) -> None:
     store.put("a", b"1")
     pickled = pickle.dumps(store)
     assert len(pickled) < 300
@@ -84,8 +84,8 @@ def test_names_stay_inside_the_store(store: Store, name: str) -> None:
         store.put(name, b"")
 
 
-def test_a_put_that_is_killed_leaves_nothing_that_readers_see(tmp_path: Path) -> None:
-    """The child kills itself where the file is complete and has not got its name yet."""
+def test_killed_put_leaves_nothing_visible(tmp_path: Path) -> None:
+    """Kill the child process when the file is complete but not renamed yet."""
     program = f"""
         import os, signal
         os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
@@ -103,44 +103,44 @@ def test_a_put_that_is_killed_leaves_nothing_that_readers_see(tmp_path: Path) ->
     assert store.get("latents/s-00000.parquet") == b"whole"
 
 
-def test_a_failed_put_cleans_up(tmp_path: Path) -> None:
+def test_failed_put_cleans_up(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(StorageError, match="cannot write"):
         Store(str(tmp_path)).put("taken", b"1")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_wrong_credentials_are_said_in_one_line_without_them(
+def test_wrong_credentials_are_reported_without_repeating_them(
     s3: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret-key")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-wrong-access-key")
     store = Store(s3.uri)
-    # fsspec hands out one client a process for the same arguments; a user's process has one too.
+    # fsspec caches one client per process for equal arguments.
     store.fs.clear_instance_cache()
     try:
         with pytest.raises(AccessError) as caught:
             Store(s3.uri).put("a", b"1")
     finally:
-        store.fs.clear_instance_cache()  # no later test is to meet this client
+        store.fs.clear_instance_cache()  # later tests must not get this client
     text = str(caught.value)
     assert "the access key is not known there (InvalidAccessKeyId)" in text
     assert "\n" not in text
     assert "a-wrong" not in text
 
 
-def test_a_uri_with_credentials_is_refused_without_repeating_them() -> None:
+def test_uri_with_credentials_is_refused_without_repeating() -> None:
     with pytest.raises(InputError, match="leave them out of the URI") as caught:
         Store("s3://user:hunter22@bucket/x")
     assert "hunter22" not in str(caught.value)
 
 
-def test_an_unknown_scheme_is_an_input_error() -> None:
+def test_unknown_scheme_is_an_input_error() -> None:
     with pytest.raises(InputError, match="Protocol not known: gopher"):
         Store("gopher://host/x").names()
 
 
-def test_a_scheme_whose_package_is_missing_names_the_extra_that_brings_it(
+def test_missing_package_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)

@@ -1,4 +1,4 @@
-"""Promises of what cannot be read: one reject each, and the rest is read."""
+"""Promises of files that cannot be read: one reject each, and the rest is read."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ import pytest
 from pipeline.errors import AccessError, StorageError
 from pipeline.storage import ReadOptions, Sample, Store, list_shards, listing, read_samples
 from pipeline.storage.readers import folder
-from pipeline.storage.s3_filesystem import KeyedS3
 from tests.conftest import Bucket
 from tests.faults import actions
 from tests.faults.proxy import FaultProxy, Rule, running_proxy
 from tests.storage.archives import only_shard, write_files, write_tar
+from tests.storage.s3_sessions import forget_s3_sessions
 
 NOBODY = 65534
 
 
 def rejects(folder: Path) -> dict[str, str]:
-    """Key and detail of each reject; all other samples hold their own names."""
-    found = {}
+    """Return key and detail of each reject; check that other samples hold their own names."""
+    details = {}
     for shard in list_shards(str(folder)):
         for sample in read_samples(shard):
             if sample.reject:
                 assert sample.reject == "unreadable"
-                found[sample.key] = sample.detail
+                details[sample.key] = sample.detail
             else:
                 assert sample.content == sample.key.encode()
-    return found
+    return details
 
 
-def test_a_dead_link_is_one_reject(tmp_path: Path) -> None:
+def test_dead_link_is_one_reject(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg", "3.jpg")
     (tmp_path / "2.jpg").symlink_to(tmp_path / "gone.jpg")
     (tmp_path / "no-extension").symlink_to("nowhere")
@@ -49,7 +49,7 @@ def test_a_dead_link_is_one_reject(tmp_path: Path) -> None:
     }
 
 
-def test_a_dead_link_of_a_sidecar_is_counted(tmp_path: Path) -> None:
+def test_dead_link_of_a_sidecar_is_counted(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg")
     (tmp_path / "1.json").symlink_to("nowhere")
     (tmp_path / "noext").symlink_to("nowhere")
@@ -58,7 +58,7 @@ def test_a_dead_link_of_a_sidecar_is_counted(tmp_path: Path) -> None:
     assert shards.left_out == {".json": 1, "(no extension)": 1}
 
 
-def test_a_link_that_is_mended_changes_its_slice(tmp_path: Path) -> None:
+def test_repaired_link_changes_its_slice(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg")
     (tmp_path / "2.jpg").symlink_to(tmp_path / "far.png")
     before = only_shard(tmp_path)
@@ -69,7 +69,7 @@ def test_a_link_that_is_mended_changes_its_slice(tmp_path: Path) -> None:
     assert after.etag != before.etag
 
 
-def test_links_in_a_circle_are_one_reject_each(tmp_path: Path) -> None:
+def test_circular_links_are_one_reject_each(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg")
     (tmp_path / "a.jpg").symlink_to("b.jpg")
     (tmp_path / "b.jpg").symlink_to("a.jpg")
@@ -78,7 +78,7 @@ def test_links_in_a_circle_are_one_reject_each(tmp_path: Path) -> None:
     )
 
 
-def test_a_link_back_up_is_counted(tmp_path: Path) -> None:
+def test_link_to_a_parent_is_counted(tmp_path: Path) -> None:
     write_files(tmp_path, "a/1.jpg")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     shards = list_shards(str(tmp_path))
@@ -86,7 +86,7 @@ def test_a_link_back_up_is_counted(tmp_path: Path) -> None:
     assert shards.left_out == {"(folder loop)": 1}
 
 
-def test_sockets_and_pipes_are_counted_and_never_opened(tmp_path: Path) -> None:
+def test_sockets_and_pipes_are_counted_not_opened(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     with socket.socket(socket.AF_UNIX) as server:
@@ -98,7 +98,7 @@ def test_sockets_and_pipes_are_counted_and_never_opened(tmp_path: Path) -> None:
 
 @pytest.fixture
 def too_deep(tmp_path: Path) -> Iterator[Path]:
-    """A folder with an image, and images so deep below it that no path names them."""
+    """Yield a folder with two images, and one too deep below it for any path."""
     write_files(tmp_path / "in", "1.jpg", "z.jpg")
     place = os.open(tmp_path / "in", os.O_RDONLY)
     step = "d" * 250
@@ -112,18 +112,18 @@ def too_deep(tmp_path: Path) -> Iterator[Path]:
     os.unlink("deep.jpg", dir_fd=place)
     for above in reversed(opened[:-1]):
         os.rmdir(step, dir_fd=above)
-    for one in opened:
-        os.close(one)
+    for descriptor in opened:
+        os.close(descriptor)
 
 
-def test_a_folder_too_deep_for_a_path_is_one_reject(too_deep: Path) -> None:
-    found = rejects(too_deep)
-    (key,) = found
-    assert key.startswith("d" * 200), "of so long a path the beginning is kept"
-    assert found[key] == f"cannot be read: {os.strerror(errno.ENAMETOOLONG).lower()}"
+def test_folder_too_deep_for_paths_is_one_reject(too_deep: Path) -> None:
+    details = rejects(too_deep)
+    (key,) = details
+    assert key.startswith("d" * 200), "the start of a long path is kept"
+    assert details[key] == f"cannot be read: {os.strerror(errno.ENAMETOOLONG).lower()}"
 
 
-def test_folders_may_lie_deeper_than_calls_may(tmp_path: Path) -> None:
+def test_folders_may_exceed_the_recursion_limit(tmp_path: Path) -> None:
     folder, steps = tmp_path, ["d"] * (sys.getrecursionlimit() + 100)
     for name in steps:
         folder = folder / name
@@ -131,14 +131,14 @@ def test_folders_may_lie_deeper_than_calls_may(tmp_path: Path) -> None:
     (folder / "1.jpg").write_bytes(b"1")
     try:
         assert only_shard(tmp_path).names == ("/".join([*steps, "1.jpg"]),)
-    finally:  # what clears up behind the tests calls itself for each
+    finally:  # pytest's own cleanup is recursive
         (folder / "1.jpg").unlink()
         while folder != tmp_path:
             folder.rmdir()
             folder = folder.parent
 
 
-def test_a_dead_link_of_a_shard_is_one_reject(tmp_path: Path) -> None:
+def test_dead_link_of_a_shard_is_one_reject(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg")
     for name in ("a.tar", "a.parquet", "b.parquet", "c.zip"):
         (tmp_path / name).symlink_to("nowhere")
@@ -151,8 +151,8 @@ def test_a_dead_link_of_a_shard_is_one_reject(tmp_path: Path) -> None:
     assert len(only_shard(tmp_path).names) == 6
 
 
-def test_without_sniffing_a_dead_link_to_a_shard_is_a_shard_of_one_reject(tmp_path: Path) -> None:
-    """As in tables made before, whose slices stay as they are."""
+def test_dead_shard_link_stays_a_shard_without_sniffing(tmp_path: Path) -> None:
+    """Existing tables made with `--no-sniff` keep their slices."""
     write_tar(tmp_path / "a.tar", [("0.jpg", b"1")])
     (tmp_path / "b.tar").symlink_to("nowhere")
     good, bad = list_shards(str(tmp_path), options=ReadOptions(sniff=False))
@@ -172,12 +172,12 @@ shards = list(list_shards(sys.argv[1]))
 counts = [count_samples(shard) for shard in shards]
 assert counts == [len(list(read_samples(shard))) for shard in shards], counts
 samples = [sample for shard in shards for sample in read_samples(shard)]
-print(json.dumps([[one.key, one.reject, one.detail] for one in samples]))
+print(json.dumps([[sample.key, sample.reject, sample.detail] for sample in samples]))
 """
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")
-def test_what_permissions_forbid_is_one_reject_each(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can change its user id")
+def test_files_without_permission_are_rejects(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "in", "1.jpg", "2.jpg", "3", "a/4.jpg", "b/5.jpg", "s.json")
     write_files(folder, "c.tar", "d.parquet", "e.zip", "f.tar.gz")
     (tmp_path / "far").mkdir()
@@ -188,14 +188,14 @@ def test_what_permissions_forbid_is_one_reject_each(tmp_path: Path) -> None:
     for path in (folder, *folder.parents):
         if path != Path("/") and not path.stat().st_mode & 1:
             path.chmod(path.stat().st_mode | 0o5)
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", _READ_AS_NOBODY, str(folder)],
         capture_output=True,
         text=True,
         check=True,
     )
     denied = "cannot be read: permission denied"
-    assert sorted(json.loads(told.stdout)) == [
+    assert sorted(json.loads(result.stdout)) == [
         ["1.jpg", "", ""],
         ["2.jpg", "unreadable", denied],
         ["3", "unreadable", denied],
@@ -206,10 +206,10 @@ def test_what_permissions_forbid_is_one_reject_each(tmp_path: Path) -> None:
     ]
 
 
-def test_permissions_that_are_given_change_the_slice(
+def test_changed_permissions_change_the_slice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They change neither size nor time."""
+    """Permissions change neither size nor time."""
     write_files(tmp_path, "1.jpg")
     (tmp_path / "1.jpg").chmod(0o600)
     after = only_shard(tmp_path)
@@ -217,23 +217,21 @@ def test_permissions_that_are_given_change_the_slice(
     assert only_shard(tmp_path).etag != after.etag
 
 
-def test_a_disk_that_is_away_fails_the_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """EIO and ESTALE are of a mount, and may pass; a table of rejects would not."""
+def test_unavailable_disk_fails_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EIO and ESTALE concern the whole mount and may pass, but rejects would stay."""
     write_files(tmp_path, "1.jpg", "2.jpg")
     shard = only_shard(tmp_path)
 
     def away(_: object, path: str) -> bytes:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
-    monkeypatch.setattr(folder, "_whole", away)
+    monkeypatch.setattr(folder, "_read_whole", away)
     with pytest.raises(StorageError, match="Stale file handle"):
         list(read_samples(shard))
 
 
-def test_a_file_that_vanishes_fails_its_slice(tmp_path: Path) -> None:
-    """The input has changed: the next run lists it without the file."""
+def test_deleted_file_fails_its_slice(tmp_path: Path) -> None:
+    """A deleted file changes the input: the next run lists it without the file."""
     write_files(tmp_path, "1.jpg", "2.jpg")
     shard = only_shard(tmp_path)
     (tmp_path / "2.jpg").unlink()
@@ -242,7 +240,7 @@ def test_a_file_that_vanishes_fails_its_slice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", ["a/1.jpg", "a"])
-def test_what_vanishes_while_it_is_listed_is_no_entry(
+def test_file_deleted_while_listing_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     write_files(tmp_path, "a/1.jpg", "b.jpg")
@@ -250,8 +248,8 @@ def test_what_vanishes_while_it_is_listed_is_no_entry(
 
     def vanishing(path: str, *rest: object) -> tuple[int, str]:
         if path.endswith("a/1.jpg") or path.endswith("b.jpg"):
-            for one in ("a/1.jpg", gone)[: 1 + (gone == "a")]:
-                target = tmp_path / one
+            for name in ("a/1.jpg", gone)[: 1 + (gone == "a")]:
+                target = tmp_path / name
                 if target.is_dir():
                     target.rmdir()
                 elif target.exists():
@@ -264,12 +262,12 @@ def test_what_vanishes_while_it_is_listed_is_no_entry(
     assert only_shard(tmp_path).names == ("b.jpg",)
 
 
-def test_an_unreadable_input_alone_is_a_reject(tmp_path: Path) -> None:
+def test_unreadable_file_of_a_list_is_a_reject(tmp_path: Path) -> None:
     write_files(tmp_path, "list.png")
     (tmp_path / "list.txt").write_text("list.png\nlink.jpg\n")
     (tmp_path / "link.jpg").symlink_to("nowhere")
-    found: list[Sample] = list(read_samples(only_shard(tmp_path / "list.txt")))
-    assert [(one.key, one.reject) for one in found] == [
+    samples: list[Sample] = list(read_samples(only_shard(tmp_path / "list.txt")))
+    assert [(sample.key, sample.reject) for sample in samples] == [
         ("list.png", ""),
         ("link.jpg", "unreadable"),
     ]
@@ -277,7 +275,7 @@ def test_an_unreadable_input_alone_is_a_reject(tmp_path: Path) -> None:
 
 @pytest.fixture
 def denying(s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The server behind a proxy; in its bucket lie `in/` and, alone, `one/`."""
+    """Yield a proxy of the server, whose bucket holds `in/`, and `one/` with a single image."""
     for name in ("in/1.jpg", "in/2.jpg", "one/1.jpg"):
         Store(s3.uri).put(name, b"an image")
     archive = write_tar(tmp_path / "a.tar", [("0.jpg", b"0")])
@@ -285,28 +283,28 @@ def denying(s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     address = urlsplit(s3.env["AWS_ENDPOINT_URL"])
     with running_proxy((str(address.hostname), int(address.port or 0))) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        KeyedS3.clear_instance_cache()
+        forget_s3_sessions()
         yield proxy
-    KeyedS3.clear_instance_cache()
+    forget_s3_sessions()
 
 
 def denial(path: str) -> Rule:
-    """Answer 403 to each request of the objects at `path`, a pattern."""
+    """Return a rule that answers 403 to each request for a path that matches `path`."""
     return Rule("GET", path, actions.error(403), times=1000)
 
 
-def test_an_object_that_a_bucket_denies_is_one_reject(s3: Bucket, denying: FaultProxy) -> None:
+def test_denied_object_is_one_reject(s3: Bucket, denying: FaultProxy) -> None:
     with denying.breaking(denial(r"in/2\.jpg")):
         *shards, folder = list_shards(f"{s3.uri}/in")
-        assert [one.content for one in read_samples(shards[0])] == [b"0"]
-        found = list(read_samples(folder))
-    assert [(one.key, one.reject, one.detail) for one in found] == [
+        assert [sample.content for sample in read_samples(shards[0])] == [b"0"]
+        samples = list(read_samples(folder))
+    assert [(sample.key, sample.reject, sample.detail) for sample in samples] == [
         ("1.jpg", "", ""),
         ("2.jpg", "unreadable", "cannot be read: access denied"),
     ]
 
 
-def test_a_folder_or_shard_that_a_bucket_denies_fails(s3: Bucket, denying: FaultProxy) -> None:
+def test_denied_folder_or_shard_fails(s3: Bucket, denying: FaultProxy) -> None:
     with denying.breaking(denial(r"\.(jpg|tar)")):
         for folder in ("in", "one"):
             for shard in list_shards(f"{s3.uri}/{folder}"):

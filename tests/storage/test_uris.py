@@ -30,9 +30,7 @@ def test_local_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert is_local(uri)
 
 
-def test_a_way_back_out_of_a_folder_is_no_part_of_a_path(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_dots_in_local_paths_are_resolved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     monkeypatch.chdir(tmp_path / "x")
     for uri in ("../photos", "../x/../photos/.", f"file://{tmp_path}/gone/../photos"):
@@ -40,14 +38,14 @@ def test_a_way_back_out_of_a_folder_is_no_part_of_a_path(
     assert canonical_uri("s3://bucket/x/../photos") == "s3://bucket/x/../photos", "a key of its own"
 
 
-def test_a_way_back_out_of_a_link_leads_where_the_disk_says(tmp_path: Path) -> None:
+def test_dots_behind_a_link_follow_the_link(tmp_path: Path) -> None:
     (tmp_path / "far" / "x").mkdir(parents=True)
     (tmp_path / "near").symlink_to(tmp_path / "far" / "x")
     assert canonical_uri(f"{tmp_path}/near/../photos") == f"{tmp_path}/far/photos"
     assert canonical_uri(f"{tmp_path}/near/photos") == f"{tmp_path}/near/photos"
 
 
-def test_other_uris_stay_as_they_are() -> None:
+def test_other_uris_are_unchanged() -> None:
     assert canonical_uri("s3://bucket/a b/") == "s3://bucket/a b"
     assert not is_local("s3://bucket")
 
@@ -62,13 +60,13 @@ def test_other_uris_stay_as_they_are() -> None:
         "file://key:hunter22@host/x",
     ],
 )
-def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+def test_uri_with_credentials_is_refused(uri: str) -> None:
     with pytest.raises(InputError) as caught:
         canonical_uri(uri)
     assert "hunter22" not in str(caught.value)
 
 
-def test_an_empty_uri_is_refused() -> None:
+def test_empty_uri_is_refused() -> None:
     with pytest.raises(InputError, match="empty"):
         canonical_uri(" ")
 
@@ -79,9 +77,9 @@ def test_error_texts_are_one_line_without_secrets(monkeypatch: pytest.MonkeyPatc
     assert one_line(ValueError()) == "ValueError"
 
 
-def test_credentials_of_a_uri_inside_a_text_are_blanked_out() -> None:
-    said = "cannot reach https://user:pw-1@host/x?a=1&sig=pw-2, nor 's3://key:pw-3@bucket'"
-    assert without_secrets(said) == (
+def test_credentials_in_texts_are_blanked_out() -> None:
+    text = "cannot reach https://user:pw-1@host/x?a=1&sig=pw-2, nor 's3://key:pw-3@bucket'"
+    assert without_secrets(text) == (
         "cannot reach https://***@host/x?a=***&sig=***, nor 's3://***@bucket'"
     )
     assert without_secrets("mail me@here about //x and s3://bucket/a@b") == (
@@ -89,16 +87,14 @@ def test_credentials_of_a_uri_inside_a_text_are_blanked_out() -> None:
     )
 
 
-def test_the_id_of_an_access_key_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_access_key_id_is_not_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "facedata")
     monkeypatch.setitem(fsspec.config.conf, "s3", {"key": "facedata", "secret": "hunter22"})
     assert without_secrets("/disk/facedata/in hunter22") == "/disk/facedata/in ***"
 
 
-def test_a_place_with_a_secret_in_its_name_is_refused_by_the_secret_s_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is blanked out in the table, which the next run would find to be another's."""
+def test_path_with_a_secret_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blanked out in the table, the path would not be recognised by the next run."""
     write_files(tmp_path / "of-hunter22", "1.jpg")
     write_tar(tmp_path / "in" / "000.tar", [])
     write_tar(tmp_path / "in" / "hunter22.tar", [])
@@ -118,7 +114,7 @@ def test_a_place_with_a_secret_in_its_name_is_refused_by_the_secret_s_name(
         check_output(f"{tmp_path}/hunter22")
 
 
-def test_a_file_is_read_wherever_it_lies(tmp_path: Path) -> None:
+def test_files_are_read_from_paths_and_uris(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"0123456789")
     assert read_file(str(tmp_path / "a")) == read_file(f"file://{tmp_path}/a") == b"0123456789"
     assert read_file(str(tmp_path / "a"), 4) == b"0123"
@@ -129,7 +125,7 @@ def test_a_file_is_read_wherever_it_lies(tmp_path: Path) -> None:
         read_file("nobodys://x")
 
 
-def test_every_failure_of_a_file_system_is_a_storage_error() -> None:
+def test_file_system_failures_are_storage_errors() -> None:
     for error in (
         FileNotFoundError(2, "x"),
         PermissionError(13, "x"),
@@ -158,7 +154,7 @@ def test_every_failure_of_a_file_system_is_a_storage_error() -> None:
         ("hf://datasets/nobody/nothing/x.parquet", StorageError),
     ],
 )
-def test_a_failure_of_the_hub_is_one_line(
+def test_failure_of_the_hub_is_one_line(
     uri: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     constants = pytest.importorskip("huggingface_hub.constants")

@@ -1,4 +1,4 @@
-"""Promises of inputs on the web, and of storages that nobody serves."""
+"""Promises of inputs on the web, and of storages without a server or driver."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ JPEG = b"\xff\xd8\xff\xe0 an image by its first bytes"
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Files of a folder: whole, in `ranges`, or without sizes and etags where `bare`."""
+    """Server of a folder's files: whole, in `ranges`, or `bare`, without sizes and etags."""
 
     protocol_version = "HTTP/1.1"
     bare = ranges = False
     status = 200
 
     def do_HEAD(self) -> None:
-        """As servers that generate what they send: HEAD is not allowed."""
+        """Refuse HEAD if `bare`, as servers do that generate their answers."""
         if self.bare or self.status != 200:
             self.send_error(405 if self.bare else self.status)
         else:
             super().do_HEAD()
 
     def do_GET(self) -> None:
-        """One file; no listing of a folder."""
+        """Send one file; folders are not listed."""
         path = Path(self.translate_path(self.path))
         if self.status != 200 or not path.is_file():
             self.send_error(self.status if self.status != 200 else 404)
@@ -61,14 +61,14 @@ class Server(http.server.SimpleHTTPRequestHandler):
             super().do_GET()
 
     def handle(self) -> None:
-        """Readers of the first bytes close the connection."""
+        """Handle a request; readers of the first bytes close the connection early."""
         try:
             super().handle()
         except ConnectionError:
             self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def served(folder: Path, **behaviour: object) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of each kind of input, larger than what is read ahead where that matters."""
+    """Return a folder with each kind of input; the tars are larger than the read-ahead."""
     folder = tmp_path_factory.mktemp("www")
     noise = [(f"{n}.jpg", JPEG + bytes([n]) * 3_000_000) for n in range(4)]
     for name in ("00", "01"):
@@ -107,13 +107,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=[{}, {"ranges": True}, {"bare": True}], ids=str)
 def web(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    """A server of `folder`, once one that says and does as little as a server may."""
+    """Yield a server of `folder`: a plain one, one with ranges, and a bare one."""
     with served(folder, **request.param) as uri:
         yield uri
 
 
 def rejects(uri: str) -> list[str]:
-    """The rejects of each sample, empty for none."""
+    """Return the reject reason of each sample, "" for a readable image."""
     return [sample.reject for shard in list_shards(uri) for sample in read_samples(shard)]
 
 
@@ -129,21 +129,21 @@ def test_files_of_a_web_server_are_read(web: str, name: str, samples: int) -> No
     assert rejects(f"{web}/{name}") == [""] * samples
 
 
-def test_a_list_of_a_web_server_is_read(web: str) -> None:
+def test_list_on_a_web_server_is_read(web: str) -> None:
     shards = list_shards(f"{web}/list.txt")
-    found = [(one.key, one.reject) for shard in shards for one in read_samples(shard)]
-    assert found[:4] == [(str(number), "") for number in range(4)]
-    assert found[4:] == [("a.jpg", ""), ("noext", ""), ("gone.jpg", "unreadable")]
+    samples = [(sample.key, sample.reject) for shard in shards for sample in read_samples(shard)]
+    assert samples[:4] == [(str(number), "") for number in range(4)]
+    assert samples[4:] == [("a.jpg", ""), ("noext", ""), ("gone.jpg", "unreadable")]
     assert shards.left_out == {".html": 1}
 
 
 @pytest.mark.parametrize("name", ["*.tar", "", "page.html"])
-def test_a_web_server_lists_no_folders(web: str, name: str) -> None:
+def test_folder_or_pattern_of_the_web_is_refused(web: str, name: str) -> None:
     with pytest.raises(InputError, match=r"a web server lists no folders: name its files in a"):
         next(list_shards(f"{web}/{name}"))
 
 
-def test_what_a_web_server_lacks_is_a_wrong_request(web: str) -> None:
+def test_missing_web_file_is_an_input_error(web: str) -> None:
     with pytest.raises(InputError, match="does not exist"):
         next(list_shards(f"{web}/gone.tar"))
     with pytest.raises(InputError, match=r"1 of the 2 files .*02\.tar"):
@@ -151,24 +151,24 @@ def test_what_a_web_server_lacks_is_a_wrong_request(web: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "told"),
+    ("status", "kind", "message"),
     [
         (503, StorageError, "the server answers 503"),
         (403, AccessError, "the server answers 403"),
         (410, InputError, "does not exist"),
     ],
 )
-def test_what_a_server_answers_is_said(
-    folder: Path, status: int, kind: type[PipelineError], told: str
+def test_status_of_a_web_server_is_reported(
+    folder: Path, status: int, kind: type[PipelineError], message: str
 ) -> None:
-    with served(folder, status=status) as web, pytest.raises(kind, match=told) as caught:
+    with served(folder, status=status) as web, pytest.raises(kind, match=message) as caught:
         next(list_shards(f"{web}/00.tar"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["http", "hf"])
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_service_that_refuses_the_user_is_a_wrong_request(
+def test_refused_service_user_exits_with_2(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -183,12 +183,12 @@ def test_a_service_that_refuses_the_user_is_a_wrong_request(
             uri = "hf://datasets/a/b@main/00.tar"
             monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": web, "token": False})
         assert invert_dataset.main(["--input", uri, "--output", str(tmp_path / "table")]) == 2
-    told = capsys.readouterr().err
-    assert f"cannot read '{uri}': the server answers {status}" in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert f"cannot read '{uri}': the server answers {status}" in message
+    assert message.count("\n") == 1
 
 
-def test_missing_credentials_of_google_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_google_credentials_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     auth = pytest.importorskip("google.auth")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
     missing = pytest.raises(AccessError, match=r"there are no credentials, .*nowhere/key\.json")
@@ -197,14 +197,14 @@ def test_missing_credentials_of_google_are_told(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9/{0..9}.tar", "ftp://127.0.0.1:9/x.tar"])
-def test_a_host_that_nobody_answers_on_is_no_wrong_request(uri: str) -> None:
+def test_host_without_answer_is_a_storage_error(uri: str) -> None:
     with pytest.raises(StorageError, match=r"(?i)connect") as caught:
         next(list_shards(uri))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "message"),
     [
         ("sftp://host/x", "pip install paramiko"),
         ("lakefs://repository/branch", "pip install lakefs-spec"),
@@ -213,15 +213,15 @@ def test_a_host_that_nobody_answers_on_is_no_wrong_request(uri: str) -> None:
         ("zip://a.jpg::/nowhere.zip", "does not exist"),
     ],
 )
-def test_a_missing_driver_is_named_in_one_line(uri: str, told: str) -> None:
+def test_missing_driver_is_named_in_one_line(uri: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         next(list_shards(uri))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_changed_file_of_a_web_server_has_another_etag(tmp_path: Path) -> None:
-    """By its time, where a server has no etags."""
+def test_changed_web_file_has_another_etag(tmp_path: Path) -> None:
+    """A server without etags gives the modification time."""
     path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1")])
     with served(tmp_path) as web:
         (before,) = list_shards(f"{web}/s.tar")

@@ -84,5 +84,5 @@ def test_invalid_counts_of_a_manifest_are_reported(root: str, wrong: str) -> Non
     manifest().write(store)
     text = store.get(manifest_name("s-0")).decode().rstrip().removesuffix("}")
     store.put(manifest_name("s-0"), f'{text}, "left_out": {wrong}}}'.encode())
-    with pytest.raises(TableError, match="'left_out' is no object of counts"):
+    with pytest.raises(TableError, match="'left_out' is not a JSON object of counts"):
         read_shard_record(store, "s-0")

@@ -91,7 +91,7 @@ def count_reasons(rejects: pa.Table) -> Counter[str]:
 
 def faces_schema(settings: AlignmentSettings, *, targets: bool = False) -> pa.Schema:
     """Return the columns of faces that are aligned with `settings`, with their targets if asked."""
-    schema = FACES_TURNED if settings.tells_turns else FACES
+    schema = FACES_TURNED if settings.records_turns else FACES
     return schema.append(pa.field("target", pa.large_binary())) if targets else schema
 
 

@@ -1,1 +1,1 @@
-"""Readers of shards: one module per container format."""
+"""Readers of shards, one module per container format; `dispatch` chooses the reader."""

@@ -1,7 +1,7 @@
-"""Which members of a tar or zip are images, and which of them are one sample.
+"""Choose the samples among the members of a tar or zip.
 
-webdataset keeps a sample as adjacent members that share a key: the path up to the first dot of its
-last component. What follows is the field, `jpg`, `seg.png` or `json`.
+webdataset stores a sample as adjacent members that share a key: the path up to the first dot of its
+last component. The rest of the name is the field: `jpg`, `seg.png` or `json`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from pipeline.storage.uris import join
 
 START_BYTES = 1024
 _BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124)}
-# Of one key, while it is not known whether they are one sample's.
+# Limits for the members of one key in memory, while more of them may follow.
 _HELD_IMAGES, _HELD_BYTES, _HELD_SIDECARS = 16, 64 << 20, 64
 _FIELD = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.ASCII)
 _NUMBERED = re.compile(r"v?\d+", re.ASCII)
-_LONGEST_LABEL = 32
+_MAX_LABEL_LENGTH = 32
 
 
 @dataclass
 class Member:
-    """A file of an archive: `read` gives its content, or its first bytes, while it is at hand.
+    """A file of an archive.
 
-    `refusal` says why its content is not read, as the detail of an `unsupported_format` reject;
-    `read` may raise `UnreadableError` with the reason. `values` are fields that the archive itself
-    has of the image.
+    `read(None)` returns the content, `read(n)` its first `n` bytes, both before the next member is
+    requested; they may raise `UnreadableError`. `refusal` says why the content is not read, as the
+    detail of an `unsupported_format` reject; empty if it can be. `values` are fields that the
+    archive itself stores for the image.
     """
 
-    name: str  # readable, without "./" before it
+    name: str  # readable, without a leading "./"
     size: int
     read: Callable[[int | None], bytes]
     refusal: str = ""
@@ -45,30 +46,30 @@ class Member:
 
 
 class UnreadableError(Exception):
-    """Why the content of one member cannot be read; the others can."""
+    """Content of one member that cannot be read, with the reason as message."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Held:
-    """An image that waits until it is known what else belongs to its key."""
+    """An image in memory, until all members of its key are known."""
 
     name: str
     key: str
     image_field: str
     size: int
-    sample: Sample  # without its own key and fields
-    values: Mapping[str, Any]  # of `Member`
+    sample: Sample  # key and fields are set later
+    values: Mapping[str, Any]  # from `Member.values`
 
     @property
     def is_plain(self) -> bool:
-        """Whether its name is the key and an extension alone."""
+        """Return whether the name is the key and one extension."""
         return _is_plain(self.image_field)
 
     @property
     def is_dotted(self) -> bool:
-        """Whether the dots in its name separate no fields: `IMG.1.jpg`, `J. Doe.jpg`, `a.jpg.1`.
+        """Return whether dots are part of the name, as in `IMG.1.jpg`, `J. Doe.jpg`, `a.jpg.1`.
 
-        Of a field's name webdataset asks nothing; these are not what its programs write.
+        webdataset does not restrict the names of fields, but its programs write none like these.
         """
         parts = self.image_field.split(".")
         numbered = any(_NUMBERED.fullmatch(part) for part in (parts[0], parts[-1]))
@@ -77,18 +78,18 @@ class _Held:
 
 @dataclass
 class _Group:
-    """The adjacent members of one key."""
+    """Adjacent members of one key."""
 
     key: str = ""
-    named: bool = False  # whether a member is the key and an extension alone
-    taken: bool = False  # whether the key's one image is given out
-    fields: set[str] = field(default_factory=set)  # of images
+    named: bool = False  # a member's name is the key and one extension
+    taken: bool = False  # the key's one image has been yielded
+    fields: set[str] = field(default_factory=set)  # those of the images
     held: list[_Held] = field(default_factory=list)
     sidecars: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def is_full(self) -> bool:
-        """Whether no more is to be held."""
+        """Return whether the images in memory reach a limit."""
         size = sum(held.size for held in self.held)
         return len(self.held) > 1 and (len(self.held) > _HELD_IMAGES or size > _HELD_BYTES)
 
@@ -96,12 +97,12 @@ class _Group:
 def samples_of(
     members: Iterator[Member], source: str, options: ReadOptions, left_out: LeftOut
 ) -> Iterator[Sample]:
-    """The images among `members` of the archive `source` as samples, in their order.
+    """Yield the images among the `members` of the archive `source` as samples, in their order.
 
-    The key is the member's path without its image extension; if another member took it, the whole
-    path; if that is taken too (one path stored twice), the path with `~2`, `~3`, ... behind it.
-    What is no sample is counted in `left_out`. Memory holds at most the images of one key, 16 or
-    64 MiB. What `members` raises comes behind the samples before it.
+    The key is the member's path without its image extension; if that is taken, the whole path; if
+    that is taken too (one path stored twice), the path followed by `~2`, `~3`, .... Other members
+    are counted in `left_out`. Memory holds the images of one key, at most 16 or 64 MiB. An
+    exception of `members` is raised after the samples before it.
     """
     chooser = _Chooser(source, options, left_out)
     try:
@@ -114,7 +115,7 @@ def samples_of(
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """webdataset's key and field of a member, the field in lower case."""
+    """Return webdataset's key and field of a member, the field in lower case."""
     folder, slash, base = name.rpartition("/")
     stem, _, image_field = base.partition(".")
     return folder + slash + stem, image_field.lower()
@@ -125,39 +126,39 @@ def _is_plain(image_field: str) -> bool:
 
 
 class _Chooser:
-    """Groups members by key and gives out the samples of each group when it is complete."""
+    """Group members by key, and yield the samples of each complete group."""
 
     def __init__(self, source: str, options: ReadOptions, left_out: LeftOut) -> None:
         self._source, self._options, self._left_out = source, options, left_out
-        self._wanted = options.image_fields  # empty: any image
+        self._image_fields = options.image_fields  # empty: any image
         self._all = options.image_field == ALL_IMAGES
         self._keys = UniqueKeys()
         self._group = _Group()
 
     def add(self, member: Member) -> Iterator[Sample]:
-        """Take the next member; the samples that are complete by now."""
+        """Add the next member, and yield the samples that are complete then."""
         if is_hidden(member.name):
             self._left_out.add_file(member.name)
             return
         key, image_field = split_name(member.name)
-        is_one = self._is_image(member, image_field)
-        if key != self._group.key or (is_one and image_field in self._group.fields):
+        is_image_member = self._is_image(member, image_field)
+        if key != self._group.key or (is_image_member and image_field in self._group.fields):
             yield from self.finish()
             self._group.key = key
-        if is_one:
+        if is_image_member:
             self._hold(member, key, image_field)
         else:
             self._add_sidecar(member, image_field)
         yield from self._overflow()
 
     def finish(self) -> Iterator[Sample]:
-        """The samples of the group, which is complete; an empty one begins."""
+        """Yield the samples of the complete group, and begin an empty one."""
         group, self._group = self._group, _Group()
-        yield from self._give_out(group, self._choose(group))
+        yield from self._samples(group, self._choose(group))
 
     def _is_image(self, member: Member, image_field: str) -> bool:
-        if self._wanted:
-            return image_field in self._wanted
+        if self._image_fields:
+            return image_field in self._image_fields
         if is_image(member.name):
             return True
         if not self._options.sniff or member.refusal or not may_be_image(member.name):
@@ -193,70 +194,73 @@ class _Chooser:
                 content = b""
             stem = member.name[: len(member.name) - len(suffix)]
             group.sidecars[f"{group.key}.{image_field}"] = group.sidecars[stem + suffix] = content
-        elif self._wanted and is_image(member.name):
+        elif self._image_fields and is_image(member.name):
             self._left_out.add(_label(member.name, image_field))
         else:
             self._left_out.add_file(member.name)
 
     def _overflow(self) -> Iterator[Sample]:
-        """What need not, or must not, be held any longer."""
+        """Yield the samples that need not, or must not, stay in memory."""
         group = self._group
         if self._all and not self._options.keep_columns:
             group.held, held = [], group.held
-            yield from self._give_out(group, held)
+            yield from self._samples(group, held)
             return
         while group.is_full:
             group.held = self._choose(group)
             if group.is_full:
                 oldest, *group.held = group.held
                 group.taken |= group.named and not oldest.is_dotted
-                yield from self._give_out(group, [oldest])
+                yield from self._samples(group, [oldest])
 
     def _choose(self, group: _Group) -> list[_Held]:
-        """Those of the group's images that become samples; the others are counted."""
+        """Return the images of the group that become samples, and count the others."""
         if self._all:
             return group.held
-        if self._wanted:
-            by_preference = sorted(group.held, key=lambda one: self._wanted.index(one.image_field))
+        if self._image_fields:
+            by_preference = sorted(
+                group.held, key=lambda held: self._image_fields.index(held.image_field)
+            )
             kept = by_preference[: not group.taken]
         else:
             kept = self._one_image(group)
-        for one in group.held:
-            if one not in kept:
-                self._left_out.add(_label(one.name, one.image_field))
+        for held in group.held:
+            if held not in kept:
+                self._left_out.add(_label(held.name, held.image_field))
         return kept
 
     def _one_image(self, group: _Group) -> list[_Held]:
-        of_key = [one for one in group.held if not one.is_dotted]
+        """Return the main image of the key, and the images whose dots are part of their names."""
+        of_key = [held for held in group.held if not held.is_dotted]
         if not group.named and not self._keys.has(group.key):
             return group.held
-        # Of a key that came before, in another place of the archive, others are second images.
-        plain = [one for one in of_key if one.is_plain]
+        # If the key came before, elsewhere in the archive, further images of it are second images.
+        plain = [held for held in of_key if held.is_plain]
         spent = group.taken or (not plain and self._keys.has(group.key))
-        best = [] if spent else (plain or of_key)[:1]
-        return [one for one in group.held if one.is_dotted or one in best]
+        main = [] if spent else (plain or of_key)[:1]
+        return [held for held in group.held if held.is_dotted or held in main]
 
-    def _give_out(self, group: _Group, held: list[_Held]) -> Iterator[Sample]:
-        for one in held:
-            key = self._keys.take(_key(one.name), one.name)
+    def _samples(self, group: _Group, images: list[_Held]) -> Iterator[Sample]:
+        for image in images:
+            key = self._keys.take(_key(image.name), image.name)
             fields = ""
             if self._options.keep_columns:
                 fields = fields_of(
-                    self._beside(group, one),
-                    one.values,
+                    self._sidecars(group, image),
+                    image.values,
                     self._options.keep_columns,
                     self._left_out,
                 )
-            yield one.sample.with_key(key, fields)
+            yield image.sample.with_key(key, fields)
 
-    def _beside(self, group: _Group, one: _Held) -> dict[str, bytes]:
-        """The sidecars of an image by extension: those of its name before those of its key."""
-        found = {}
-        for stem in (one.key, one.name[: -len(PurePosixPath(one.name).suffix) or None]):
+    def _sidecars(self, group: _Group, image: _Held) -> dict[str, bytes]:
+        """Return the sidecars of an image by extension; its own override those of its key."""
+        sidecars = {}
+        for stem in (image.key, image.name[: -len(PurePosixPath(image.name).suffix) or None]):
             for name, content in group.sidecars.items():
                 if name.startswith(f"{stem}."):
-                    found[name[len(stem) + 1 :]] = content
-        return found
+                    sidecars[name[len(stem) + 1 :]] = content
+        return sidecars
 
 
 def _sample_of(member: Member, source: str) -> Sample:
@@ -272,20 +276,20 @@ def _sample_of(member: Member, source: str) -> Sample:
 
 
 def _key(name: str) -> str:
-    """The path without its extension, unless that is a mere number, as in `a.0001`."""
+    """Return the path without its extension, unless that is only a number, as in `a.0001`."""
     suffix = PurePosixPath(name).suffix
     return name if suffix[1:].isdigit() else name[: -len(suffix) or None]
 
 
 def _label(name: str, image_field: str) -> str:
-    known = _FIELD.fullmatch(image_field) and len(image_field) <= _LONGEST_LABEL
-    return f"{f'.{image_field}' if known else label_of(name)} (another image of a key)"
+    is_label = _FIELD.fullmatch(image_field) and len(image_field) <= _MAX_LABEL_LENGTH
+    return f"{f'.{image_field}' if is_label else label_of(name)} (another image of a key)"
 
 
 def is_image_start(start: bytes) -> bool:
-    """Whether a member without a known extension is an image by its first `START_BYTES`.
+    """Return whether `start`, the first `START_BYTES` of a file, is that of an image.
 
-    Signatures of two letters are not trusted alone: a caption may begin with "BM".
+    A signature of two letters is not enough: a caption may begin with "BM".
     """
     kind = sniff(start)
     if kind == "BMP":

@@ -1,4 +1,4 @@
-"""Streams of gzip, bzip2, xz and Zstandard, told by their first bytes and unpacked with bounds."""
+"""Decompress gzip, bzip2, xz and Zstandard streams, recognised by first bytes, within limits."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ import pyarrow as pa
 
 Packing = Literal["gzip", "bzip2", "xz", "zstd"]
 
-# Longest signature of the four.
+# Length of the longest signature.
 SIGNATURE_BYTES = 10
 _BOMB_BYTES, _BOMB_RATIO = 256 << 20, 200
-# `xz -9` needs 65 MiB; a header can ask for 4 GiB. Zstandard's own bound is 128 MiB.
+# `xz -9` needs 65 MiB; a header can ask for 4 GiB. Zstandard's own limit is 128 MiB.
 _XZ_MEMORY = 128 << 20
 _BLOCK = 256 << 10
 _BZIP2_MAGIC = (bytes.fromhex("314159265359"), bytes.fromhex("177245385090"))  # block, empty
 
 
 class PackedDataError(Exception):
-    """Packed bytes that are damaged, cut off, or unpack to far more than they may."""
+    """Compressed data that are damaged, cut off, or unpack to more than is allowed."""
 
 
 DAMAGE = (PackedDataError, EOFError, gzip.BadGzipFile, zlib.error)
 
 
 def packing_of(start: bytes) -> Packing | None:
-    """How data that begins with `start`, `SIGNATURE_BYTES` of it, is packed; None if it is not."""
+    """Return the compression of data by their first `SIGNATURE_BYTES`; None if uncompressed."""
     if start.startswith(b"\x1f\x8b"):
         return "gzip"
     if start[:3] == b"BZh" and start[4:] in _BZIP2_MAGIC:
         return "bzip2"
     if start.startswith(b"\xfd7zXZ\0"):
         return "xz"
-    # A frame, or one to be skipped, with which parallel compressors begin.
+    # A data frame, or a skippable frame, which parallel compressors write first.
     if start.startswith(b"\x28\xb5\x2f\xfd") or (
         start[1:4] == b"\x2a\x4d\x18" and start[0] >> 4 == 5
     ):
@@ -47,19 +47,19 @@ def packing_of(start: bytes) -> Packing | None:
 
 
 @contextmanager
-def unpacked(raw: Any) -> Iterator[Any]:
-    """A reader of what the seekable file `raw` holds, unpacked if it is packed.
+def open_unpacked(raw: Any) -> Iterator[Any]:
+    """Open a reader of the uncompressed content of the seekable file `raw`.
 
-    Packed by its first bytes, whatever its name says. Reading raises one of `DAMAGE` where the
-    packed data are damaged, end early, have something else behind them, or unpack to over 200
-    times their size (above 256 MiB). What the storage of `raw` raises comes through as it is.
+    The compression is recognised by the first bytes; names are ignored. Reading raises one of
+    `DAMAGE` if the compressed data are damaged, end early, are followed by other data, or unpack to
+    over 200 times their size (above 256 MiB). Errors of the storage of `raw` are not translated.
     """
     packing = packing_of(raw.read(SIGNATURE_BYTES))
     raw.seek(0)
     if packing is None:
         yield raw
     elif packing == "gzip":
-        # It checks the length and the checksum at the end, which `tarfile`'s own "r|gz" does not.
+        # Unlike `tarfile`'s own "r|gz", it checks the length and the checksum at the end.
         with gzip.GzipFile(fileobj=raw) as stream:
             yield _Bounded(stream.read, raw)
     elif packing == "zstd":
@@ -70,7 +70,7 @@ def unpacked(raw: Any) -> Iterator[Any]:
 
 
 class _Bounded:
-    """What packed data unpack to, as long as they are no bomb: deflate can grow by 1032 times."""
+    """A reader of unpacked data that stops bombs: deflate can grow by 1032 times."""
 
     def __init__(self, read: Callable[[int], bytes], packed: Any) -> None:
         self._read = read
@@ -78,7 +78,7 @@ class _Bounded:
         self._bytes = 0
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes."""
+        """Read at most `size` bytes."""
         block = self._read(size)
         self._bytes += len(block)
         if self._bytes > max(_BOMB_BYTES, _BOMB_RATIO * self._packed.tell()):
@@ -91,10 +91,10 @@ def _xz() -> lzma.LZMADecompressor:
 
 
 class _Streams:
-    """Streams of bzip2 or xz one behind another, as `pbzip2` and `cat` make them.
+    """A reader of concatenated bzip2 or xz streams, as `pbzip2` and `cat` write them.
 
-    Not `BZ2File`, which gives damage the type of an error of the storage, nor `LZMAFile`, which
-    has no bound on memory; both take damage behind the first stream for the end.
+    Used instead of `BZ2File`, which reports damage as an `OSError` like errors of the storage, and
+    of `LZMAFile`, which has no memory limit. Both treat damage after the first stream as the end.
     """
 
     def __init__(self, raw: Any, start: Callable[[], Any]) -> None:
@@ -102,7 +102,7 @@ class _Streams:
         self._decompressor = start()
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end of the last stream."""
+        """Read at most `size` bytes; none at the end of the last stream."""
         while True:
             if self._decompressor.eof:
                 rest = self._next_stream(self._decompressor.unused_data)
@@ -123,7 +123,7 @@ class _Streams:
                 return block
 
     def _next_stream(self, rest: bytes) -> bytes:
-        """The beginning of the next stream; between two there may be zeros, in xz by its format."""
+        """Return the first bytes of the next stream; xz allows zeros between two streams."""
         while not (rest := rest.lstrip(b"\0")):
             rest = self._raw.read(_BLOCK)
             if not rest:
@@ -132,7 +132,7 @@ class _Streams:
 
 
 class _Zstandard:
-    """Frames of Zstandard one behind another, by the codec that comes with Arrow."""
+    """A reader of concatenated Zstandard frames, with the codec of Arrow."""
 
     def __init__(self, raw: Any) -> None:
         self._raw = raw
@@ -147,17 +147,17 @@ class _Zstandard:
             raise
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes."""
+        """Read at most `size` bytes."""
         try:
             return bytes(self._stream.read(size))
         except (OSError, pa.ArrowException) as error:
-            if self._error:  # of the storage
+            if self._error:  # raised by the storage
                 raise self._error from error
             raise PackedDataError(f"its packed data are damaged: {error}") from error
 
 
 class _Source:
-    """As much of a file as Arrow asks of one."""
+    """Minimal file object for Arrow around a `read` function."""
 
     closed = False
 
@@ -165,4 +165,4 @@ class _Source:
         self.read = read
 
     def close(self) -> None:
-        """Leave the file open: it is its opener's."""
+        """Leave the file open: the caller that opened it closes it."""

@@ -31,18 +31,17 @@ def read_samples(
     options: ReadOptions | None = None,
     left_out: LeftOut | None = None,
 ) -> Iterator[Sample]:
-    """The samples of `shard`, or those with `keys`, in the order in which they lie there, streamed.
+    """Stream the samples of `shard`, or those with `keys`, in the order of the shard.
 
     Keys: in a folder the relative path with its extension (`Shard.keys`); in a tar or zip the
     member's path without the image extension, with it if that is taken; in Parquet the key column
-    or the row number. Memory holds a few samples, never the shard, besides the keys.
-    What the shard holds besides its samples is counted in `left_out` as it is passed over.
+    or the row number. Memory holds the keys and a few samples, never the whole shard. Members that
+    are not samples are counted in `left_out`.
 
-    Raises `StorageError` naming the shard if it is missing, truncated or damaged, after the
-    samples before the damage, and after all of them if it is not as it was listed: a shard is
-    whole and of one state or it fails, and nothing is dropped in silence. A shard file on a disk
-    that may not be read when it is listed is one sample with the reject `unreadable`.
-    Raises `InputError` if a Parquet file has no column that can be told to be the images.
+    Raises `StorageError` naming the shard if it is missing, truncated or damaged, after the samples
+    before the damage, and at the end if it changed since it was listed: a shard is read whole and
+    in one state, or it fails. A shard file on a disk that this user may not read is one sample with
+    the reject `unreadable`. Raises `InputError` if a Parquet file has no clear column of images.
     """
     options = options or ReadOptions()
     left_out = LeftOut() if left_out is None else left_out
@@ -61,9 +60,9 @@ def read_samples(
 
 
 def _unreadable(shard: Shard) -> Iterator[Sample]:
-    """The one reject of a shard file that this user may not read, called as the file is.
+    """Yield the reject of a shard file that this user may not read; its key is the file's name.
 
-    Raises `StorageError` where it can be read by now, or where the disk is away.
+    Raises `StorageError` if the file can be read by now, or if the disk fails.
     """
     with storage_errors(f"read '{shard.uri}'"):
         try:
@@ -78,12 +77,12 @@ def _unreadable(shard: Shard) -> Iterator[Sample]:
 
 
 def _changed(shard: Shard, *, whole: bool) -> bool:
-    """Whether the input is not as it was listed, as far as that can be told at little cost.
+    """Return whether the shard changed since it was listed, as far as that is cheap to check.
 
-    Files in a bucket the reader compares itself; of some files of a folder, the sizes alone.
+    The reader itself compares files in a bucket, and the sizes of files that are read by `keys`.
     """
     if shard.etag == UNREADABLE:
-        return False  # its reader looked
+        return False  # its reader checks this
     if not shard.is_slice:
         return file_entry(shard.uri).etag != shard.etag
     uris = [shard.uri_of(name) for name in shard.names]
@@ -94,7 +93,7 @@ def _changed(shard: Shard, *, whole: bool) -> bool:
 
 
 def _state(uri: str) -> tuple[int, str]:
-    """Of a file on a disk, as its listing has it; of one that only a list names it is nothing."""
+    """Return size and etag of a file on a disk as a listing has them; `UNREADABLE` if missing."""
     try:
         with storage_errors(f"read '{uri}'"):
             return present_state(uri)
@@ -105,11 +104,11 @@ def _state(uri: str) -> tuple[int, str]:
 
 
 def kept_types(first: Shard, names: Sequence[str]) -> dict[str, str]:
-    """The type of each of the fields `names` in the table, by the input's first shard.
+    """Return the type in the table of each of the fields `names`, by the input's first shard.
 
-    Of a Parquet file those of its columns; of StyleGAN's `dataset.zip` its label is an integer if
-    all of them are. What stands in sidecars is text. Raises `InputError` for a field that the shard
-    is known not to have, and `StorageError` where it cannot be read.
+    Parquet columns keep their types. The label of StyleGAN's `dataset.zip` is an integer if all
+    labels are. Fields from sidecars are text. Raises `InputError` for a field that the shard cannot
+    have, and `StorageError` if it cannot be read.
     """
     if first.kind == "parquet":
         return dict.fromkeys(names, TEXT) | column_types(first, names)
@@ -121,6 +120,6 @@ def kept_types(first: Shard, names: Sequence[str]) -> dict[str, str]:
         elif not labels and len(types) == 1:
             raise InputError(
                 f"--keep-columns: '{first.source}' has no labels: its dataset.json is missing or "
-                "names none"
+                "lists none; leave `label` out"
             )
     return types

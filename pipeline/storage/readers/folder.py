@@ -1,4 +1,4 @@
-"""Samples out of a slice of a folder listing, or of a list of files."""
+"""Read the samples of a slice of a folder, or of a list of files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.storage.credentials import is_denied
 from pipeline.storage.file_types import readable_name
 from pipeline.storage.listing import UNKNOWN_SIZE, Entry, file_entry
 from pipeline.storage.objects import UNREADABLE, object_info, why_unreadable
-from pipeline.storage.s3 import Fetched, get_objects, is_bucket, reads_beside
+from pipeline.storage.s3 import Fetched, can_read_siblings, get_objects, is_bucket
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, too_large, unreadable
 from pipeline.storage.shards import Shard, folder_etag
 from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage_errors
 
-# Requests in flight against an object store, and the bytes that may wait in memory for their turn.
+# Parallel requests to an object store, and the bytes that they may hold in memory.
 _REQUESTS = 16
 _BYTES_AHEAD = 64 << 20
 
@@ -29,7 +29,7 @@ class _File(NamedTuple):
 
 
 class _Content(NamedTuple):
-    """A file's bytes and the etag that they are of, or why it has none."""
+    """A file's bytes and their etag, or why it cannot be read."""
 
     content: bytes
     etag: str
@@ -37,12 +37,11 @@ class _Content(NamedTuple):
 
 
 def read_folder(shard: Shard, keys: Container[str] | None = None) -> Iterator[Sample]:
-    """One sample a file, or of those with `keys`; the others are not fetched.
+    """Yield one sample per file, or per file with one of `keys`; other files are not fetched.
 
-    A file that cannot be read, whoever tries again, is a sample with the reject `unreadable`.
-    S3 says with each file what state it is of: where they are not the shard's, `StorageError` at
-    the end; not of a part of the files, for which there is no etag. Other stores' files are
-    compared by size.
+    A file that later runs cannot read either is a sample with the reject `unreadable`. S3 returns
+    an etag with each file: if those of a whole shard do not match the listing, `StorageError` is
+    raised at the end. Files of other storages are compared by size.
     """
     etag_of_all = shard.etag if keys is None else ""
     read: list[Entry] = []
@@ -66,7 +65,7 @@ def read_folder(shard: Shard, keys: Container[str] | None = None) -> Iterator[Sa
 
 
 def _groups(shard: Shard, keys: Container[str] | None) -> Iterator[list[_File]]:
-    """Runs of files that are fetched together."""
+    """Yield groups of files that are fetched together."""
     group: list[_File] = []
     total = 0
     for file in starmap(_File, zip(shard.keys, shard.names, shard.sizes, strict=True)):
@@ -82,59 +81,63 @@ def _groups(shard: Shard, keys: Container[str] | None) -> Iterator[list[_File]]:
 
 
 def _contents(shard: Shard, names: Sequence[str]) -> dict[str, _Content]:
-    """Contents by name, with the etag that they are of; empty where the store does not say."""
+    """Fetch files and return their contents by name; the etag is "" if the storage gives none."""
     contents = {}
-    for root, paths in by_root(shard, names).items():
-        fs, place = filesystem(root)
-        found = fetched(fs, place, [*paths])
+    for root, paths in group_by_root(shard, names).items():
+        fs, root_path = filesystem(root)
+        results = fetch_files(fs, root_path, [*paths])
         for path, name in paths.items():
             with storage_errors(f"read '{readable_name(shard.uri_of(name))}'"):
-                one = next(found)
-                if isinstance(one, Fetched):
-                    etag = object_info(one.details).etag if one.details else ""
-                    contents[name] = _Content(one.content, etag)
+                result = next(results)
+                if isinstance(result, Fetched):
+                    etag = object_info(result.details).etag if result.details else ""
+                    contents[name] = _Content(result.content, etag)
                     continue
-                why_not = _why_unreadable(fs, join(place, path), one, shard.kind)
+                why_not = _why_unreadable(fs, join(root_path, path), result, shard.kind)
                 if not why_not:
-                    raise one
-                # Of a bucket all files' etags are known, or the state of none is compared.
-                gone = is_bucket(fs) and isinstance(one, FileNotFoundError)
+                    raise result
+                # A missing object has the etag of the listing; a denied one has none, and then
+                # the etags of the shard are not compared.
+                gone = is_bucket(fs) and isinstance(result, FileNotFoundError)
                 contents[name] = _Content(b"", UNREADABLE if gone else "", why_not)
     return contents
 
 
-def by_root(shard: Shard, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The files' paths below the folder, the disk, or their buckets and hosts; with their names."""
+def group_by_root(shard: Shard, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Group files by the root of their storage: the input folder, the disk, a bucket or a host.
+
+    Returns root -> path below the root -> name in the shard.
+    """
     if shard.kind == "folder":
         return {shard.uri: {name: name for name in names}}
-    found: dict[str, dict[str, str]] = {}
+    groups: dict[str, dict[str, str]] = {}
     for name in names:
         uri = shard.uri_of(name)
         scheme, _, rest = uri.partition("://")
         host, _, path = rest.partition("/")
         root, path = ("/", uri[1:]) if uri.startswith("/") else (f"{scheme}://{host}", path)
-        found.setdefault(root, {})[path] = name
-    return found
+        groups.setdefault(root, {})[path] = name
+    return groups
 
 
 def _why_unreadable(fs: Any, path: str, error: BaseException, kind: str) -> str:
-    """What to say of a file that a later run would not read either; empty where that may pass.
+    """Return why later runs cannot read the file either; empty if they may.
 
-    What was found in a folder and is gone has changed; what only a list names was never there.
+    A missing file counts only in a list: in a folder it was listed, so that the input has changed.
     """
     if is_local_filesystem(fs) and isinstance(error, OSError):
         why = why_unreadable(path, error)
         if why:
             return why
-    if is_denied(error) and is_bucket(fs) and reads_beside(fs, path):
+    if is_denied(error) and is_bucket(fs) and can_read_siblings(fs, path):
         return "access denied"
     return "nothing is there" if kind == "list" and isinstance(error, FileNotFoundError) else ""
 
 
-def fetched(fs: Any, root: str, names: list[str]) -> Iterator[Fetched | BaseException]:
-    """Contents, or why there is none, in the order of `names`; each is the name of one file.
+def fetch_files(fs: Any, root: str, names: list[str]) -> Iterator[Fetched | BaseException]:
+    """Fetch files below `root`; yield the content or the exception of each, in order.
 
-    Not `fs.cat` of a list, which takes names with `*`, `?` or `[` for patterns.
+    `fs.cat` of a list would treat names with `*`, `?` or `[` as patterns.
     """
     if is_bucket(fs):
         yield from get_objects(fs, root, names)
@@ -145,14 +148,14 @@ def fetched(fs: Any, root: str, names: list[str]) -> Iterator[Fetched | BaseExce
     else:
         for name in names:
             try:
-                yield Fetched(_whole(fs, join(root, name)), {})
+                yield Fetched(_read_whole(fs, join(root, name)), {})
             except OSError as error:
                 yield error
 
 
-def _whole(fs: Any, path: str) -> bytes:
-    """The bytes of a file. Of what was a folder nothing could list, as `path` ends in "/"."""
+def _read_whole(fs: Any, path: str) -> bytes:
+    """Read a file. A `path` that ends in "/" is a folder that could not be listed."""
     if is_local_filesystem(fs) and path.endswith("/"):
         with os.scandir(path):
-            raise StorageError(f"'{path}' can be listed since the input was: run again")
+            raise StorageError(f"the folder '{path}' has become readable: run again")
     return bytes(fs.cat_file(path))

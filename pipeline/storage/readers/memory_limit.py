@@ -1,4 +1,4 @@
-"""A limit on the memory that a library may ask for while it parses what others wrote."""
+"""Limit the memory that a library may allocate while it parses an untrusted file."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import resource
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
-_DATA_PAGES = 5  # of `statm`: private memory that is written to, without shared mappings
+_DATA_PAGES = 5  # field of `statm`: private writable memory, without shared mappings
 _PAGE = resource.getpagesize()
-_LOOK_EVERY = 32  # blocks; looking costs ten times what setting a limit does
+_MEASURE_EVERY = 32  # blocks; reading `statm` costs ten times as much as setting a limit
 
 
 class MemoryLimit:
-    """Lets this process grow by about `headroom` bytes at most in a `with` block, again and again.
+    """Let this process grow by about `headroom` bytes at most in each `with` block.
 
-    Beyond it an allocation fails, as a `MemoryError` where the library says so. Counted is private
-    memory (RLIMIT_DATA), so that Ray's shared object store does not count. Not stopped is what fits
-    into memory that the process has mapped before and does not use, such as what an allocator keeps
-    of what was freed: resident memory can grow by that, and by `headroom`. Other threads share the
-    limit while the block lasts. On Linux; elsewhere, and under a lower limit, nothing is limited.
+    Larger allocations fail, usually with a `MemoryError`. The limit (RLIMIT_DATA) counts private
+    memory, without Ray's shared object store. Freed memory that the allocator has kept can still be
+    used: resident memory can grow by that in addition to `headroom`. Other threads share the limit
+    during the block. Outside Linux, and under a lower existing limit, nothing is limited.
     """
 
     def __init__(self, headroom: int) -> None:
@@ -28,15 +27,15 @@ class MemoryLimit:
         self._blocks = 0
 
     def __enter__(self) -> None:
-        if self._blocks % _LOOK_EVERY == 0:
-            self._look()
+        if self._blocks % _MEASURE_EVERY == 0:
+            self._measure()
         self._blocks += 1
         resource.setrlimit(resource.RLIMIT_DATA, self._during)
 
     def __exit__(self, *_: object) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, self._before)
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         try:
             used = int(_STATM.read_bytes().split()[_DATA_PAGES]) * _PAGE
         except OSError:

@@ -1,4 +1,4 @@
-"""Reads numpy files from outside: header and numbers, never a pickle, never more than they hold."""
+"""Read untrusted numpy files: never a pickle, and never more bytes than the file has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEADERS: dict[tuple[int, int], Callable[..., Any]] = {
 
 
 class ArrayHeader(NamedTuple):
-    """What a numpy file says of itself."""
+    """Header of a numpy file: shape, memory order and type."""
 
     shape: tuple[int, ...]
     is_fortran: bool
@@ -26,28 +26,28 @@ class ArrayHeader(NamedTuple):
 
 
 def read_header(file: IO[bytes]) -> ArrayHeader:
-    """Read the header of a `.npy` file; `file` then stands at its numbers.
+    """Read the header of a `.npy` file; the position of `file` is then at the array's data.
 
-    Raises `ValueError` for anything else than a header of numpy.
+    Raises `ValueError` if the header is invalid.
     """
     try:
         version = np.lib.format.read_magic(file)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy warns of headers that Python 2 wrote
+            warnings.simplefilter("ignore")  # numpy warns about headers that Python 2 wrote
             return ArrayHeader(*_HEADERS[version](file))
     except KeyError as error:
         raise ValueError(f"format version {error} is not one of numpy.save's") from error
     except ValueError:
         raise
-    except Exception as error:  # the header is a Python literal: its parser raises many types
+    except Exception as error:  # the header is a Python literal, whose parser raises many types
         raise ValueError(f"no header of numpy ({type(error).__name__})") from error
 
 
 def read_array(content: bytes) -> NDArray[Any]:
     """Return the array in the `.npy` file `content`, read-only and sharing its memory.
 
-    Raises `ValueError` where the header claims another number of bytes than there are, and for
-    an array of objects.
+    Raises `ValueError` if the header claims another number of bytes than the file has, and for an
+    array of objects.
     """
     file = io.BytesIO(content)
     header = read_header(file)

@@ -1,4 +1,4 @@
-"""Pairs out of a tar: images that a generator rendered, and the codes that they come from."""
+"""Read pairs from a tar: images that a generator rendered, and their latent codes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _STYLE_DIM = 512
 class Pair(NamedTuple):
     """An image and its code."""
 
-    key: str  # the members' path without their extensions, as samples have it
+    key: str  # the path of both members without their extensions
     image: bytes  # not decoded
     code: NDArray[np.float32]  # [512] or [n_styles, 512]
 
 
 def pair_members(uri: str) -> Iterator[Pair]:
-    """The pairs of the tar at `uri`, a path or fsspec URI, each when both halves have been read.
+    """Yield the pairs of the tar at `uri`, a path or fsspec URI, when both halves have been read.
 
-    Memory holds the halves that wait for their other. Raises `InputError` where there is no tar, it
-    is damaged or holds no pair, or where a key has no image or no code, or one that is none, and
-    `StorageError` where the tar cannot be read to its end.
+    Memory holds the halves without their counterparts. Raises `InputError` if the tar is missing,
+    damaged or without pairs, if a key has no image or no code, or if a code is invalid. Raises
+    `StorageError` if the tar cannot be read to its end.
     """
     images: dict[str, bytes] = {}
     codes: dict[str, NDArray[np.float32]] = {}
@@ -52,18 +52,20 @@ def pair_members(uri: str) -> Iterator[Pair]:
             yield Pair(key, images.pop(key), codes.pop(key))
     if not count:
         raise InputError(f"'{uri}' holds no pairs: {WANTED}")
-    for alone, other in ((images, "code"), (codes, "image")):
-        if alone:
+    for halves, missing in ((images, "code"), (codes, "image")):
+        if halves:
+            first = next(iter(halves))
             raise InputError(
-                f"'{next(iter(alone))}' in '{uri}' has no {other} ({len(alone)} such): {WANTED}; "
+                f"'{first}' in '{uri}' has no {missing} ({len(halves)} such): {WANTED}; "
                 "add what is missing or leave the key out"
             )
 
 
 def code_members(uri: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Keys and codes of the tar at `uri`, with images or without, which are not read.
+    """Yield the keys and codes of the tar at `uri`; images are optional and not read.
 
-    Raises as `pair_members` does, but for images that are missing, and for codes only if all are.
+    Raises the errors of `pair_members`, except for missing images and codes; a tar without any code
+    raises `InputError`.
     """
     empty = True
     for name, content in _members(uri, with_images=False):
@@ -74,8 +76,8 @@ def code_members(uri: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 
 def _members(uri: str, *, with_images: bool) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of codes and images; `readable_name`s without a leading "./"."""
-    with _opened(uri) as archive:
+    """Yield `readable_name`s, without a leading "./", and contents of codes and images."""
+    with _open_archive(uri) as archive:
         for member in archive:
             name = readable_name(member.name.removeprefix("./"))
             is_code = name.endswith(CODE_SUFFIX) and not is_hidden(name)
@@ -86,7 +88,7 @@ def _members(uri: str, *, with_images: bool) -> Iterator[tuple[str, bytes]]:
 
 
 @contextmanager
-def _opened(uri: str) -> Iterator[tarfile.TarFile]:
+def _open_archive(uri: str) -> Iterator[tarfile.TarFile]:
     try:
         with storage_errors(f"read '{uri}'"):
             try:
@@ -105,7 +107,7 @@ def _code(content: bytes, where: str) -> NDArray[np.float32]:
     try:
         code = read_array(content)
     except ValueError as error:
-        raise InputError(f"'{where}' is no array: {one_line(error)}") from error
+        raise InputError(f"'{where}' is not a numpy array: {one_line(error)}") from error
     if code.dtype.kind != "f" or code.ndim not in (1, 2) or code.shape[-1] != _STYLE_DIM:
         raise InputError(
             f"'{where}' is {code.dtype} {list(code.shape)}, not a code [512] or [n_styles, 512]"

@@ -1,4 +1,4 @@
-"""Samples out of a Parquet file with a column of image bytes."""
+"""Read the samples of a Parquet file with a column of image bytes."""
 
 from __future__ import annotations
 
@@ -18,39 +18,41 @@ from pipeline.storage.parquet_columns import NOT_PARQUET, ImageColumn, image_col
 from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.readers.memory_limit import MemoryLimit
 from pipeline.storage.readers.parquet_pages import CheckedFile
-from pipeline.storage.readers.referenced_images import image_beside
+from pipeline.storage.readers.referenced_images import read_referenced_image
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_large
-from pipeline.storage.seekable import opened
+from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import one_line, storage_errors
 
 _KEY_COLUMNS = ("key", "__key__", "image_id", "id", "path", "file_name", "filename", "file")
-# Rows of a few kilobytes can share one image of a gigabyte: a row at a time costs 70 µs and memory
-# holds one of them.
+# Rows of a few kilobytes can share one image of a gigabyte: with batches of one row, which cost
+# 70 µs each, memory holds one copy.
 _BATCH_ROWS = 1
 _BUFFER = 4 << 20
-# What Arrow may take for one row: a page of 256 MB as it is packed, unpacked and copied; and more
-# for files that are larger.
+# Memory that Arrow may use for one row: a page of 256 MB compressed, unpacked and copied, and more
+# for larger files.
 _FREE_MEMORY, _GROWTH = 2 << 30, 4
 _ARROW_SCHEMA, _NO_SCHEMA = b"ARROW:schema", b"arrow-schema"
 
 
 def read_parquet(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
-    """One sample a row, or one an image where a row holds a list of them.
+    """Yield one sample per row, or per image if rows hold lists of images.
 
     The image column is `options.image_column`, else the only one of binary type or of the Hugging
     Face image type (a struct with `bytes` and `path`), or the only one of them with a usual name
-    (`image`, `bytes`, `jpg`, `content`, ...); else one with a dictionary of these, else with lists.
-    The key is the first of `key`, `__key__`, `image_id`, `id`, `path`, `file_name` that there is,
-    else the struct's `path`, else the row number in eight digits; a key that comes twice gets `~2`
-    behind it. Images of a list are `key/0`, `key/1`, ... Where an image is null or empty the file
-    at its path is read, as `image_beside` allows; without one, or of an empty list, it is a
-    `no_bytes` reject. A row is in memory as a whole. Missing fields are counted in `left_out`.
+    (`image`, `bytes`, `jpg`, `content`, ...); else a dictionary of these, else lists of these.
+    The key is the first existing column of `key`, `__key__`, `image_id`, `id`, `path`, `file_name`,
+    else the struct's `path`, else the row number in eight digits. A repeated key is followed by
+    `~2`; the images of a list have the keys `key/0`, `key/1`, ....
+
+    For a null or empty image the file at its path is read, as `read_referenced_image` allows.
+    Without a path, and for an empty list, the sample is a `no_bytes` reject. Memory holds one row.
+    Missing fields are counted in `left_out`.
     """
     count = 0
     with storage_errors(f"read '{shard.uri}'"):
         try:
-            with opened(shard.uri, _BUFFER) as file:
+            with open_seekable(shard.uri, _BUFFER) as file:
                 for sample in _samples(file, shard, options, left_out):
                     count += 1
                     yield sample
@@ -64,7 +66,7 @@ def read_parquet(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Itera
 def check_columns(shard: Shard, options: ReadOptions | None = None) -> None:
     """Raise `InputError` if `shard` is a Parquet file without one clear column of image bytes.
 
-    Reads its footer; one that cannot be read is told of when its samples are.
+    Reads only the footer. A file that cannot be read is reported when its samples are read.
     """
     if shard.kind != "parquet":
         return
@@ -76,40 +78,40 @@ def check_columns(shard: Shard, options: ReadOptions | None = None) -> None:
 
 
 def column_types(shard: Shard, names: Sequence[str]) -> dict[str, str]:
-    """The types that the columns `names` of a Parquet file have in the table.
+    """Return the types in the table of the columns `names` of a Parquet file.
 
-    Raises `InputError` for a column that is not there or holds bytes.
+    Raises `InputError` for a column that does not exist or holds bytes.
     """
     schema = schema_of(shard.uri)
     return {} if schema is None else {name: _type_of(schema, name, shard) for name in names}
 
 
 def count_rows(shard: Shard, options: ReadOptions) -> int:
-    """The samples of a Parquet file by its footer; 0 of one that its reader refuses.
+    """Return the number of samples of a Parquet file by its footer; 0 if its reader refuses it.
 
-    Of lists each of their images is one, and so is a list that is empty or null.
+    Each image of a list is a sample, and so is an empty or null list.
     """
     try:
-        with storage_errors(f"read '{shard.uri}'"), opened(shard.uri) as file:
-            found = pq.read_metadata(file)
-        image = image_column(found.schema.to_arrow_schema(), shard.source, options.image_column)
+        with storage_errors(f"read '{shard.uri}'"), open_seekable(shard.uri) as file:
+            metadata = pq.read_metadata(file)
+        image = image_column(metadata.schema.to_arrow_schema(), shard.source, options.image_column)
         if image.is_list:
-            groups = (found.row_group(index) for index in range(found.num_row_groups))
+            groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
             return sum(_leaf_values(group, image) for group in groups)
-        return int(found.num_rows)
+        return int(metadata.num_rows)
     except (InputError, pa.ArrowException, *NOT_PARQUET):
-        return 0  # its reader says why
+        return 0  # the reader reports why
 
 
 def _leaf_values(group: Any, image: ImageColumn) -> int:
-    """How many places for a value the first leaf of a column has in a row group."""
+    """Return the number of values, nulls included, in the first leaf of a column's row group."""
     columns = (group.column(index) for index in range(group.num_columns))
-    own = (one for one in columns if f"{one.path_in_schema}.".startswith(f"{image.name}."))
-    return sum(int(one.num_values) for one in itertools.islice(own, 1))
+    leaves = (leaf for leaf in columns if f"{leaf.path_in_schema}.".startswith(f"{image.name}."))
+    return sum(int(leaf.num_values) for leaf in itertools.islice(leaves, 1))
 
 
-class _Open(NamedTuple):
-    """A Parquet file, and what is read of it."""
+class _OpenFile(NamedTuple):
+    """An open Parquet file and the columns to read."""
 
     parquet: pq.ParquetFile
     image: ImageColumn
@@ -118,7 +120,7 @@ class _Open(NamedTuple):
 
 
 def _samples(file: Any, shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
-    opened = _open(file, shard, options)
+    opened = _open_file(file, shard, options)
     keys = UniqueKeys()
     columns = {opened.image.name, *opened.fields, *filter(None, [opened.key_column])}
     batches = opened.parquet.iter_batches(_BATCH_ROWS, columns=[*columns], use_threads=False)
@@ -133,7 +135,7 @@ def _samples(file: Any, shard: Shard, options: ReadOptions, left_out: LeftOut) -
 
 
 def _next(batches: Iterator[pa.RecordBatch], limit: MemoryLimit) -> pa.RecordBatch | None:
-    """The next rows; `ValueError` where they need more memory than the file's size explains."""
+    """Return the next rows; `ValueError` if they need far more memory than the file is large."""
     try:
         with limit:
             return next(batches, None)
@@ -141,11 +143,11 @@ def _next(batches: Iterator[pa.RecordBatch], limit: MemoryLimit) -> pa.RecordBat
         raise ValueError("a row needs far more memory than the file has bytes") from error
 
 
-def _open(file: Any, shard: Shard, options: ReadOptions) -> _Open:
+def _open_file(file: Any, shard: Shard, options: ReadOptions) -> _OpenFile:
     # Without pre_buffer Arrow reads a column page by page instead of a row group at once.
-    how = {"pre_buffer": False, "buffer_size": _BUFFER, "page_checksum_verification": True}
+    reading = {"pre_buffer": False, "buffer_size": _BUFFER, "page_checksum_verification": True}
     file = CheckedFile(file)
-    parquet = pq.ParquetFile(file, **how)
+    parquet = pq.ParquetFile(file, **reading)
     schema = parquet.schema_arrow
     image = image_column(schema, shard.source, options.image_column)
     key_column = next((name for name in _KEY_COLUMNS if name in schema.names), None)
@@ -155,16 +157,17 @@ def _open(file: Any, shard: Shard, options: ReadOptions) -> _Open:
     for name in fields:
         _check_type(schema, name, options.keep_columns[name], shard)
     if any(pa.types.is_dictionary(field.type) for field in schema) or image.is_dictionary:
-        parquet = pq.ParquetFile(file, metadata=_without_dictionaries(file), **how)
+        parquet = pq.ParquetFile(file, metadata=_without_dictionaries(file), **reading)
     columns = {image.path[0], *fields, *filter(None, [key_column])}
     file.watch(parquet.metadata, columns)
-    return _Open(parquet, image, key_column, fields)
+    return _OpenFile(parquet, image, key_column, fields)
 
 
 def _without_dictionaries(file: Any) -> pq.FileMetaData:
-    """The file's footer without Arrow's types, by which every row would bring a whole dictionary.
+    """Return the file's footer without Arrow's schema.
 
-    Parquet's own types say the same of all that is read here, but for dictionaries.
+    With dictionary types of Arrow's schema every batch of one row would hold a whole dictionary.
+    Parquet's own types are equal for all columns that are read here, except for dictionaries.
     """
     size = file.seek(0, 2)
     file.seek(size - 8)
@@ -175,29 +178,29 @@ def _without_dictionaries(file: Any) -> pq.FileMetaData:
     return pq.read_metadata(io.BytesIO(b"PAR1" + footer + tail))
 
 
-def _check_type(schema: pa.Schema, name: str, wanted: str, shard: Shard) -> None:
-    found = _type_of(schema, name, shard)
-    if wanted not in (found, TEXT) and not pa.types.is_null(schema.field(name).type):
+def _check_type(schema: pa.Schema, name: str, expected: str, shard: Shard) -> None:
+    actual = _type_of(schema, name, shard)
+    if expected not in (actual, TEXT) and not pa.types.is_null(schema.field(name).type):
         raise InputError(
-            f"--keep-columns: '{name}' is {found} in '{shard.source}' and {wanted} in the input's "
-            "first shard; make them the same type or leave the column out"
+            f"--keep-columns: '{name}' is {actual} in '{shard.source}' and {expected} in the "
+            "input's first shard; make them the same type or leave the column out"
         )
 
 
 def _type_of(schema: pa.Schema, name: str, shard: Shard) -> str:
     if name not in schema.names:
-        known = ", ".join(schema.names)
+        names = ", ".join(schema.names)
         raise InputError(
-            f"--keep-columns: '{shard.source}' has no column '{name}'; its columns are {known}"
+            f"--keep-columns: '{shard.source}' has no column '{name}'; its columns are {names}"
         )
     kind = schema.field(name).type
-    found = type_name(kind)
-    if found is None:
+    target = type_name(kind)
+    if target is None:
         raise InputError(
-            f"--keep-columns: '{name}' of '{shard.source}' is {kind}, and bytes are not "
-            "carried over"
+            f"--keep-columns: '{name}' of '{shard.source}' is {kind}, and bytes are not kept: "
+            "leave the column out"
         )
-    return found
+    return target
 
 
 def _fields(batch: pa.RecordBatch, index: int, options: ReadOptions, left_out: LeftOut) -> str:
@@ -212,9 +215,9 @@ def _fields(batch: pa.RecordBatch, index: int, options: ReadOptions, left_out: L
 
 
 def _row(
-    batch: pa.RecordBatch, index: int, row: int, opened: _Open, shard: Shard
+    batch: pa.RecordBatch, index: int, row: int, opened: _OpenFile, shard: Shard
 ) -> Iterator[Sample]:
-    """The images of one row, each with the key that it would have alone."""
+    """Yield the images of one row, with keys that are not yet unique in the shard."""
     cell: Any = batch.column(opened.image.path[0])[index]
     for name in opened.image.path[1:]:
         cell = cell[name] if cell.is_valid else cell
@@ -235,7 +238,7 @@ def _row(
 
 
 def _image(cell: Any) -> tuple[bytes | None, Any]:
-    """Bytes, None for a null, and path."""
+    """Return the bytes and the path of an image; None for each that is null or missing."""
     if not cell.is_valid:
         return None, None
     if isinstance(cell, pa.StructScalar):
@@ -245,7 +248,7 @@ def _image(cell: Any) -> tuple[bytes | None, Any]:
 
 
 def _key(cell: pa.Scalar) -> str:
-    """Empty for a null, and for a date or a text that is none."""
+    """Return a cell as a key; empty for a null, and for an invalid date or text."""
     try:
         return _text(cell.as_py())
     except (ValueError, ArithmeticError):
@@ -260,7 +263,7 @@ def _text(key: Any) -> str:
 
 def _sample(key: str, uri: str, content: bytes | None, path: Any, shard: Shard) -> Sample:
     if not content:
-        return image_beside(shard.uri, path if isinstance(path, str) else None, key, uri)
+        return read_referenced_image(shard.uri, path if isinstance(path, str) else None, key, uri)
     if len(content) > MAX_SAMPLE_BYTES:
         return too_large(key, uri, len(content))
     return Sample(key, uri, content)

@@ -1,8 +1,8 @@
-"""Checks what the pages of a Parquet file claim before Arrow makes room for it.
+"""Check what the page headers of a Parquet file claim before Arrow allocates memory for it.
 
-A page's header says how many bytes it unpacks to and how many values it holds; two kilobytes of
-file can claim two gigabytes of either. The headers lie between the pages, so they are read as Arrow
-reads them by: no byte is fetched twice. The footer's own sums are checked first, but may lie.
+A page header states the number of bytes that the page unpacks to, and its number of values. Two
+kilobytes of file can claim two gigabytes of either. The headers lie between the pages, so they are
+checked while Arrow reads the file: no byte is fetched twice.
 
 Headers are Thrift structures in the compact protocol (parquet.thrift, `PageHeader`).
 """
@@ -15,115 +15,112 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-# A page of 1,024 placeholder images packs well: what is small is allowed, whatever its ratio.
+# A page of 1,024 placeholder images packs well: small pages are allowed with any ratio.
 _FREE_BYTES, _RATIO = 256 << 20, 200
 _FREE_VALUES = 1 << 20
-_LONGEST_HEADER = 1 << 20  # with the statistics of its values
+_MAX_HEADER = 1 << 20  # with the statistics of its values
 _USUAL_HEADER = 256
 _HEADS = {5: "data", 7: "dictionary", 8: "data"}  # fields of PageHeader that count values
 
 
 class PageBombError(ValueError):
-    """A page claims more than its bytes can stand for."""
+    """A page claims more bytes or values than it can hold."""
 
 
 class CheckedFile:
-    """A file as Arrow reads it, column chunk by column chunk, with every page header checked."""
+    """A file for Arrow that checks every page header of the watched columns as it is read."""
 
     closed = False
 
     def __init__(self, file: Any) -> None:
         self._file = file
         self._position = 0
-        self._chunks: list[_Chunk] = []  # in the order of their beginnings
+        self._chunks: list[_Chunk] = []  # sorted by start
         self._starts: list[int] = []
-        self._ends: list[int] = []  # the furthest end up to each of them
+        self._ends: list[int] = []  # running maximum of the chunks' ends
 
     def watch(self, metadata: pq.FileMetaData, columns: set[str]) -> None:
-        """Check from here on the pages of `columns`, by the first part of their paths.
-
-        Raises `PageBombError` where the footer itself claims too much of one.
-        """
+        """Check the pages of `columns` from now on. `columns` are names of top-level columns."""
         for group in range(metadata.num_row_groups):
             rows = metadata.row_group(group)
             for index in range(metadata.num_columns):
                 column = rows.column(index)
                 if column.path_in_schema.split(".")[0] in columns:
                     repeated = metadata.schema.column(index).max_repetition_level > 0
-                    most = None if repeated else rows.num_rows
-                    self._chunks.append(_Chunk(column, most))
+                    max_values = None if repeated else rows.num_rows
+                    self._chunks.append(_Chunk(column, max_values))
         self._chunks.sort(key=lambda chunk: chunk.start)
         self._starts = [chunk.start for chunk in self._chunks]
         self._ends = list(itertools.accumulate((chunk.end for chunk in self._chunks), max))
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next bytes; raises `PageBombError` where a page among them claims too much."""
+        """Read the next bytes; raises `PageBombError` if a page among them claims too much."""
         content: bytes = self._file.read(-1 if size is None else size)
         behind = bisect.bisect_left(self._starts, self._position + len(content))
         first = bisect.bisect_right(self._ends, self._position)
         for chunk in self._chunks[first:behind]:
-            chunk.see(self._position, content)
+            chunk.check(self._position, content)
         self._position += len(content)
         return content
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As any file's."""
+        """Move to a position, as a file does."""
         self._position = int(self._file.seek(offset, whence))
         return self._position
 
     def tell(self) -> int:
-        """As any file's."""
+        """Return the position, as a file does."""
         return self._position
 
     def readable(self) -> bool:
-        """As any file's."""
+        """Return True, as a readable file does."""
         return True
 
     def seekable(self) -> bool:
-        """As any file's."""
+        """Return True, as a seekable file does."""
         return True
 
     def close(self) -> None:
-        """Leave the file open: it is not Arrow's."""
+        """Leave the file open: the caller that opened it closes it."""
 
 
 class _Chunk:
-    """A column chunk, read from its beginning to its end: where its next header is to be."""
+    """Pages of a column chunk, with the position of the next page header."""
 
-    def __init__(self, column: Any, most_values: int | None) -> None:
+    def __init__(self, column: Any, max_values: int | None) -> None:
         dictionary = column.dictionary_page_offset
         self.start = min(filter(None, (column.data_page_offset, dictionary)), default=0)
         self._next = self.start
         self.end = self.start + column.total_compressed_size
-        self._most_values = most_values
-        self._rest = b""  # of a header that goes on in the bytes to come
+        self._max_values = max_values
+        self._rest = b""  # start of a header that continues in the next bytes
 
-    def see(self, start: int, content: bytes) -> None:
+    def check(self, start: int, content: bytes) -> None:
         """Check the headers that begin in `content`, the file's bytes from `start` on."""
         end = start + len(content)
         while self._next < self.end and start <= self._next + len(self._rest) < end:
-            known = self._next + len(self._rest) - start
+            offset = self._next + len(self._rest) - start
             try:
-                header, length = _read_header(self._rest, content, known)
-            except IndexError as error:  # it goes on behind these bytes
-                self._rest += content[known : known + _LONGEST_HEADER]
-                if len(self._rest) >= _LONGEST_HEADER:
-                    raise PageBombError(f"a page header of over {_LONGEST_HEADER} bytes") from error
+                header, length = _read_header(self._rest, content, offset)
+            except IndexError as error:  # the header continues behind these bytes
+                self._rest += content[offset : offset + _MAX_HEADER]
+                if len(self._rest) >= _MAX_HEADER:
+                    raise PageBombError(f"a page header of over {_MAX_HEADER} bytes") from error
                 return
             self._rest = b""
-            _check(header, self._most_values)
+            _check(header, self._max_values)
             self._next += length + header.get("packed", 0)
 
 
 def _read_header(rest: bytes, content: bytes, start: int) -> tuple[dict[str, int], int]:
-    """As `read_page_header`, of `rest` and of `content` from `start` on; few bytes are copied."""
+    """Call `read_page_header` with `rest` + `content[start:]`, copying few bytes."""
     try:
         return read_page_header(rest + content[start : start + _USUAL_HEADER])
     except IndexError:
-        return read_page_header(rest + content[start : start + _LONGEST_HEADER])
+        return read_page_header(rest + content[start : start + _MAX_HEADER])
 
 
-def _check(header: dict[str, int], most_values: int | None) -> None:
+def _check(header: dict[str, int], max_values: int | None) -> None:
     packed, unpacked = header.get("packed", 0), header.get("unpacked", 0)
     if packed < 0 or unpacked < 0:
         raise PageBombError("a page of negative size")
@@ -131,12 +128,12 @@ def _check(header: dict[str, int], most_values: int | None) -> None:
         raise PageBombError(
             f"a page of {packed} bytes claims to unpack to {unpacked}, over {_RATIO} times as many"
         )
-    values, most = header.get("data", 0), most_values
-    if most is None:
-        most = max(_FREE_VALUES, 8 * packed)
-    if values > most:
-        raise PageBombError(f"a page of {packed} bytes claims {values} values, of at most {most}")
-    # Each value of a dictionary has its length in four bytes, or a byte at least.
+    values, limit = header.get("data", 0), max_values
+    if limit is None:
+        limit = max(_FREE_VALUES, 8 * packed)
+    if values > limit:
+        raise PageBombError(f"a page of {packed} bytes claims {values} values, of at most {limit}")
+    # Each value of a dictionary takes at least one byte.
     if header.get("dictionary", 0) > max(unpacked, 1):
         raise PageBombError(
             f"a dictionary of {unpacked} bytes claims {header['dictionary']} values"
@@ -144,34 +141,34 @@ def _check(header: dict[str, int], most_values: int | None) -> None:
 
 
 def read_page_header(content: bytes) -> tuple[dict[str, int], int]:
-    """Return what a page header claims, and its length in bytes.
+    """Return the claims of a page header, and its length in bytes.
 
     The claims are `unpacked` and `packed` bytes, and the number of values under `data` or
-    `dictionary`. Raises `IndexError` where `content` ends inside it, `PageBombError` where it is no
-    header.
+    `dictionary`. Raises `IndexError` if `content` ends inside the header, and `PageBombError` if it
+    is invalid.
     """
-    found: dict[str, int] = {}
+    claims: dict[str, int] = {}
     reader = _Reader(content)
     for field, kind in reader.fields():
         if field in (2, 3) and kind == _I32:
-            found["unpacked" if field == 2 else "packed"] = reader.integer()
+            claims["unpacked" if field == 2 else "packed"] = reader.integer()
         elif field in _HEADS and kind == _STRUCT:
             for inner, inner_kind in reader.fields():
                 if inner == 1 and inner_kind == _I32:
-                    found[_HEADS[field]] = reader.integer()
+                    claims[_HEADS[field]] = reader.integer()
                 else:
                     reader.skip(inner_kind)
         else:
             reader.skip(kind)
-    return found, reader.position
+    return claims, reader.position
 
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
-_DEEPEST = 16
+_MAX_DEPTH = 16
 
 
 class _Reader:
-    """Thrift's compact protocol, as far as a page header needs it."""
+    """A reader of Thrift's compact protocol, as far as page headers need it."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -187,30 +184,30 @@ class _Reader:
             yield number, kind
 
     def integer(self) -> int:
-        """A zigzag integer of 64 bits at most."""
+        """Read a zigzag integer of at most 64 bits."""
         value = self._unsigned()
         return (value >> 1) ^ -(value & 1)
 
     def skip(self, kind: int) -> None:
-        """Pass over a value."""
+        """Skip a value of this type."""
         if kind in (_I16, _I32, _I64):
             self._unsigned()
         elif kind == _BINARY:
-            self._pass(self._unsigned())
+            self._advance(self._unsigned())
         elif kind in (_BYTE, _DOUBLE):
-            self._pass(1 if kind == _BYTE else 8)
+            self._advance(1 if kind == _BYTE else 8)
         elif kind == _STRUCT:
             self._depth += 1
-            if self._depth > _DEEPEST:
-                raise PageBombError("a page header of structures in structures without end")
+            if self._depth > _MAX_DEPTH:
+                raise PageBombError("a page header with too deeply nested structures")
             for _, inner in self.fields():
                 self.skip(inner)
             self._depth -= 1
         elif kind not in (_TRUE, _FALSE):
-            # Lists, sets and maps, of which Parquet's page headers have none.
+            # Lists, sets and maps do not occur in Parquet's page headers.
             raise PageBombError(f"a page header with a value of the type {kind}")
 
-    def _pass(self, count: int) -> None:
+    def _advance(self, count: int) -> None:
         self.position += count
         if self.position > len(self._content):
             raise IndexError

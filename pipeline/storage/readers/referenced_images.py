@@ -1,7 +1,7 @@
-"""Images that lie beside a Parquet file, which holds their paths in place of their bytes.
+"""Read images that a Parquet file references by path instead of holding their bytes.
 
-Whoever made the file chose the paths, so that none may lead out of the file's own folder: a table
-made from a stranger's file must not show what else lies on the disk or in the bucket.
+The paths are untrusted: none may lead out of the Parquet file's own folder. A table made from a
+stranger's file must not show other files on the disk or in the bucket.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from pipeline.errors import StorageError
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, too_large
 from pipeline.storage.uris import filesystem, is_local, is_local_filesystem, join, storage_errors
 
-_LONGEST_SHOWN = 300
+_MAX_SHOWN_PATH = 300
 _LOCAL_SCHEME = re.compile(r"^(file|local)://")
 
 
-def image_beside(file_uri: str, path: str | None, key: str, row_uri: str) -> Sample:
-    """The image at `path`, relative to the folder of the Parquet file at `file_uri` or within it.
+def read_referenced_image(file_uri: str, path: str | None, key: str, row_uri: str) -> Sample:
+    """Read the image at `path` in the folder of the Parquet file at `file_uri`.
 
-    A `no_bytes` reject, with the reason, where there is no path, it leads elsewhere, or there is
-    no file. Raises `StorageError` where the storage does not answer.
+    `path` is relative to that folder, or a whole path into it. Returns a `no_bytes` reject if there
+    is no path, if it leads out of the folder, or if no file exists there. Raises `StorageError` if
+    the storage does not answer.
     """
     if not path:
         return _no_bytes(key, row_uri, "the row holds neither bytes nor the path of an image")
-    shown = path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}..."
+    short = path if len(path) <= _MAX_SHOWN_PATH else f"{path[:_MAX_SHOWN_PATH]}..."
     folder = file_uri.rsplit("/", 1)[0]
     name = _name_inside(folder, path)
     if name is None:
         return _no_bytes(
             key,
             row_uri,
-            f"the row holds no bytes, and its path '{shown}' is not opened: it leads out of the "
+            f"the row holds no bytes, and its path '{short}' is not opened: it leads out of the "
             "Parquet file's folder",
         )
     uri = join(folder, name)
@@ -44,7 +45,7 @@ def image_beside(file_uri: str, path: str | None, key: str, row_uri: str) -> Sam
         if not _is_final(uri, error.__cause__):
             raise
         return _no_bytes(
-            key, row_uri, f"the row holds no bytes, and there is no file to read at '{shown}'"
+            key, row_uri, f"the row holds no bytes, and there is no file to read at '{short}'"
         )
 
 
@@ -53,7 +54,7 @@ def _no_bytes(key: str, uri: str, detail: str) -> Sample:
 
 
 def _name_inside(folder: str, path: str) -> str | None:
-    """`path` relative to `folder`; None where it is not inside it."""
+    """Return `path` relative to `folder`; None if it is not inside."""
     if is_local(folder):
         path = _LOCAL_SCHEME.sub("", path)
     if path.startswith(f"{folder}/"):
@@ -73,14 +74,14 @@ def _name_inside(folder: str, path: str) -> str | None:
 
 
 def _is_final(uri: str, error: BaseException | None) -> bool:
-    """Return whether there is no file at `uri`, or none that may be read, for later runs either.
+    """Return whether later runs cannot read a file at `uri` either.
 
-    A bucket also denies access when credentials have expired: that is not final.
+    Access denied by a bucket is not final: credentials may have expired.
     """
     if isinstance(error, PermissionError):
         return is_local(uri)
-    known = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-    return isinstance(error, known) or getattr(error, "errno", None) == errno.ENAMETOOLONG
+    final = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+    return isinstance(error, final) or getattr(error, "errno", None) == errno.ENAMETOOLONG
 
 
 def _read(uri: str, key: str) -> Sample:

@@ -1,4 +1,4 @@
-"""Read samples from a tar archive as a stream; a damaged archive is an error, not an early end."""
+"""Stream the samples of a tar archive; a damaged archive is an error, not an early end."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.readers import decompression
 from pipeline.storage.readers.archive_members import Member, samples_of
 from pipeline.storage.sample import Sample
-from pipeline.storage.seekable import opened
+from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import one_line, storage_errors
 
 DAMAGE = (tarfile.TarError, *decompression.DAMAGE)
 _BLOCK = 8 << 20
-_HEADER_BYTES = 1 << 20  # of one member, with its long names and its records
-_EMPTY_READS = 8  # that `tarfile` makes at an archive's honest end
+_HEADER_BYTES = 1 << 20  # limit for one member, with its long names and records
+_EMPTY_READS = 8  # number of empty reads that `tarfile` makes at the end of a complete archive
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """Headers that cannot be read are errors.
+    """A tar header that raises an error if it cannot be read.
 
-    `tarfile` takes a damaged header, or an archive that ends between two members, for the end
-    of the archive; the samples behind it would be lost in silence.
+    `tarfile` treats a damaged header, or an archive that ends between two members, as the end of
+    the archive; the samples behind it would be lost silently.
     """
 
     @classmethod
     def fromtarfile(
         cls, tarfile: tarfile.TarFile
-    ) -> StrictTarInfo:  # the parameter's name is given
+    ) -> StrictTarInfo:  # the base class names the parameter
         source: BoundedSource = cast(Any, tarfile.fileobj).fileobj
         try:
             with source.header():
@@ -43,16 +43,16 @@ class StrictTarInfo(tarfile.TarInfo):
             raise
         except _HEADER_ERROR as error:
             raise _READ_ERROR(f"no end-of-archive mark: {error or 'unexpected end'}") from error
-        # Records with lengths, numbers or texts that are none; headers that announce headers.
+        # Records with invalid lengths, numbers or texts; endless chains of headers.
         except (ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise _READ_ERROR(f"a header that cannot be read: {error}") from error
 
 
 class BoundedSource:
-    """The archive's bytes as `tarfile` takes them, with an end to what a header can ask for.
+    """Source of an archive's bytes for `tarfile`, with limits on what a header can request.
 
-    `tarfile` skips a member by reading to its end, although the file ended long before, and takes
-    a header's records into memory whatever their size.
+    `tarfile` skips a member by reading up to its claimed end even if the file ends long before, and
+    reads a header's records into memory whatever their size.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -61,7 +61,7 @@ class BoundedSource:
         self._header_left: int | None = None
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; `tarfile.ReadError` where the archive asks for too much."""
+        """Read at most `size` bytes; `tarfile.ReadError` if the archive requests too much."""
         block: bytes = self._stream.read(size)
         self._empty_reads += not block
         if self._empty_reads > _EMPTY_READS:
@@ -74,7 +74,7 @@ class BoundedSource:
 
     @contextmanager
     def header(self) -> Iterator[None]:
-        """While a member's headers are read; the headers that they announce count in."""
+        """Limit the bytes of a member's headers in a `with` block, nested headers included."""
         outermost = self._header_left is None
         if outermost:
             self._header_left = _HEADER_BYTES
@@ -92,39 +92,38 @@ _END_OF_ARCHIVE = cast(type[Exception], vars(tarfile)["EOFHeaderError"])
 
 @contextmanager
 def open_tar(uri: str) -> Iterator[tarfile.TarFile]:
-    """The archive at `uri`, to be read once and to its end; packed or not, as `unpacked` tells.
+    """Open the archive at `uri`, compressed or not, to be read once from start to end.
 
-    Raises one of `DAMAGE` where it is damaged, also while the block lasts or as it ends, and what
-    its storage raises.
+    Raises one of `DAMAGE` if it is damaged, also during the block or at its end, and the errors of
+    the storage.
     """
     with (
-        opened(uri, _BLOCK) as raw,
-        decompression.unpacked(raw) as stream,
+        open_seekable(uri, _BLOCK) as raw,
+        decompression.open_unpacked(raw) as stream,
         tarfile.open(
             fileobj=cast(Any, BoundedSource(stream)), mode="r|", tarinfo=StrictTarInfo
         ) as archive,
     ):
         yield archive
-        _refuse_rest(archive.fileobj)
+        _check_end(archive.fileobj)
 
 
-def _refuse_rest(stream: Any) -> None:
-    """Read to the end: a second archive behind the first one's end mark would go unread."""
+def _check_end(stream: Any) -> None:
+    """Raise an error if data follow the end mark, such as a second archive."""
     while rest := stream.read(1 << 20):
         if rest.strip(b"\0"):
             raise tarfile.ReadError("there is data behind the end-of-archive mark")
 
 
-_MOST_HOLES = 16 << 20  # bytes of a sparse file that are not in the archive
+_MAX_HOLES = 16 << 20  # bytes of a sparse file that are not in the archive
 _SPARSE_BLOCK = 64 << 10
 
 
 def read_tar(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
-    """The images of the archive in its order, as `members.samples_of` chooses and names them.
+    """Yield the images of the archive in its order, chosen by `archive_members.samples_of`.
 
-    Sidecars (`.json`, `.txt`, `.cls`, ...), nested archives and hidden files are no samples, but
-    are counted in `left_out`. A link with an image's name is a sample without content, as links
-    are not followed.
+    Sidecars (`.json`, `.txt`, `.cls`, ...), nested archives and hidden files are counted in
+    `left_out`. A link with an image's name is a reject: links are not followed.
     """
     count = 0
     with storage_errors(f"read '{shard.uri}'"):
@@ -144,22 +143,22 @@ def _members(archive: tarfile.TarFile) -> Iterator[Member]:
     for info in archive:
         if not info.isdir():
             yield member_of(archive, info)
-        cast(Any, archive).members.clear()  # `tarfile` keeps all of them
+        cast(Any, archive).members.clear()  # `tarfile` would keep all of them
 
 
 def is_sample(member: tarfile.TarInfo) -> bool:
-    """Whether a member is one by its name: an image that is not hidden."""
+    """Return whether a member has the name of an image and is not hidden."""
     name = member_name(member)
     return not member.isdir() and is_image(name) and not is_hidden(name)
 
 
 def member_name(member: tarfile.TarInfo) -> str:
-    """The path of a member, made readable, without "./" before it."""
+    """Return the readable path of a member, without a leading "./"."""
     return readable_name(member.name.removeprefix("./"))
 
 
 def member_of(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
-    """A file, link or special file of `archive`, which stands at its content."""
+    """Return a file, link or special file of `archive`, whose content is read next."""
     name = member_name(info)
     if not info.isfile():
         detail = f"a link to '{readable_name(info.linkname)}' or a special file, not an image"
@@ -170,12 +169,15 @@ def member_of(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
 
 
 def sparse_refusal(info: tarfile.TarInfo) -> str:
-    """Why a sparse file is not read: most of it is holes, which a kilobyte of archive can claim."""
+    """Return why a sparse file is not read; "" for other files.
+
+    A kilobyte of archive can claim any number of bytes in holes.
+    """
     parts = cast(list[tuple[int, int]] | None, info.sparse)
     if parts is None:
         return ""
     stored = sum(max(0, size) for _, size in parts)
-    if info.size - stored <= _MOST_HOLES:
+    if info.size - stored <= _MAX_HOLES:
         return ""
     return (
         f"a sparse file of {info.size} bytes, of which the archive holds {stored}; store it whole"
@@ -183,7 +185,7 @@ def sparse_refusal(info: tarfile.TarInfo) -> str:
 
 
 class _Content:
-    """What a member holds; its first bytes can be looked at before, though a stream goes on."""
+    """Content of a member of a stream, whose first bytes can be read before the rest."""
 
     def __init__(self, archive: tarfile.TarFile, info: tarfile.TarInfo) -> None:
         self._archive, self._info = archive, info
@@ -191,7 +193,7 @@ class _Content:
         self._start = b""
 
     def read(self, size: int | None) -> bytes:
-        """The first `size` bytes, or all."""
+        """Read the first `size` bytes, or all."""
         if self._file is None:
             self._file = cast(IO[bytes], self._archive.extractfile(self._info))
         if size is None:

@@ -1,4 +1,4 @@
-"""Samples out of a zip archive, StyleGAN's `dataset.zip` among them; nothing is ever unpacked."""
+"""Read the samples of a zip archive, such as StyleGAN's `dataset.zip`, without extracting it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pipeline.storage.readers.zip_entries import (
     read_entry,
 )
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
-from pipeline.storage.seekable import opened
+from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import one_line, storage_errors
 
 LABEL = "label"
 _LABELS_NAME = "dataset.json"
-_PAIR = 2  # elements of an entry of its labels: a name and a label
-_MOST_LABEL_BYTES = 64 << 20  # of `dataset.json`: 1.9 million labels as StyleGAN writes them
-# Of the archive's own size, for all entries: several may share the same bytes.
+_PAIR = 2  # length of an entry of the labels: a name and a label
+_MAX_LABEL_BYTES = 64 << 20  # of `dataset.json`: 1.9 million labels as StyleGAN writes them
+# Limits for all entries together, the ratio to the archive's size: entries may share bytes.
 _BOMB_BYTES, _BOMB_RATIO = 256 << 20, 200
 _DIRECTORY_BLOCK, _BLOCK = 1 << 20, 4 << 20
 
@@ -35,17 +35,17 @@ _DIRECTORY_BLOCK, _BLOCK = 1 << 20, 4 << 20
 def read_zip(
     shard: Shard, options: ReadOptions, left_out: LeftOut, *, content: bool = True
 ) -> Iterator[Sample]:
-    """The images of the archive in the order of its central directory, as `samples_of` names them.
+    """Yield the images of the archive in the order of its central directory (`samples_of`).
 
-    With `label` among `options.keep_columns`, each has its label of StyleGAN's `dataset.json`.
-    What is encrypted, packed in another way than deflate, or damaged, is a reject by itself; an
-    archive without a sound directory raises `StorageError` after the samples before the damage.
-    Without `content` the samples are empty: to be counted.
+    With `label` among `options.keep_columns`, each has its label of StyleGAN's `dataset.json`. An
+    entry that is encrypted, damaged or compressed by another method than deflate is a reject. A
+    damaged directory raises `StorageError` after the samples before the damage. Without `content`
+    the samples are empty, for counting.
     """
     count = 0
     with storage_errors(f"read '{shard.uri}'"):
         try:
-            with _opened(shard) as files:
+            with _open_archive(shard) as files:
                 labels = _labels(files, shard) if LABEL in options.keep_columns else None
                 members = _members(files, labels, content=content)
                 for sample in samples_of(members, shard.source, options, left_out):
@@ -59,25 +59,28 @@ def read_zip(
 
 
 def labels_of(shard: Shard) -> Mapping[str, Any] | None:
-    """The labels of StyleGAN's `dataset.json` by image; None where the archive has none.
+    """Return the labels of StyleGAN's `dataset.json` by image; None without labels.
 
-    Raises `StorageError` where it cannot be read.
+    Raises `StorageError` if the archive or its labels cannot be read.
     """
     with storage_errors(f"read '{shard.uri}'"):
         try:
-            with _opened(shard) as files:
+            with _open_archive(shard) as files:
                 return _labels(files, shard)
         except ZipDamageError as error:
             raise StorageError(f"the shard '{shard.uri}' is damaged: {error}") from error
 
 
 @contextmanager
-def _opened(shard: Shard) -> Iterator[tuple[Any, Any]]:
-    """The archive opened twice: for its directory, and for what its entries hold.
+def _open_archive(shard: Shard) -> Iterator[tuple[Any, Any]]:
+    """Open the archive twice, for its directory and for its entries.
 
-    Two, as each keeps what it read last, and they are read in turns.
+    The two are read alternately, and each file keeps its own read-ahead block.
     """
-    with opened(shard.uri, _DIRECTORY_BLOCK) as directory, opened(shard.uri, _BLOCK) as data:
+    with (
+        open_seekable(shard.uri, _DIRECTORY_BLOCK) as directory,
+        open_seekable(shard.uri, _BLOCK) as data,
+    ):
         yield directory, data
 
 
@@ -96,26 +99,26 @@ def _members(
 
 
 class _Budget:
-    """What the entries of an archive may unpack to, all together."""
+    """Number of bytes that all entries of an archive together may still unpack to."""
 
     def __init__(self, left: int) -> None:
         self.left = left
 
     def spend(self, size: int) -> None:
-        """Take note of an entry; `ZipDamageError` where they are too much for their archive."""
+        """Subtract the size of an entry; `ZipDamageError` if the budget is exceeded."""
         self.left -= size
         if self.left < 0:
             raise ZipDamageError(f"it unpacks to over {_BOMB_RATIO} times its size")
 
 
 class _Reader:
-    """What an entry holds."""
+    """Content of one entry, within the budget of the archive."""
 
     def __init__(self, data: Any, entry: ZipEntry, budget: _Budget, *, content: bool) -> None:
         self._data, self._entry, self._budget, self._content = data, entry, budget, content
 
     def read(self, size: int | None) -> bytes:
-        """The first `size` bytes, or all; `UnreadableError` where they cannot be read."""
+        """Read the first `size` bytes, or all; `UnreadableError` if they cannot be read."""
         if size is None and not self._content:
             return b""
         self._budget.spend(self._entry.size if size is None else size)
@@ -126,17 +129,17 @@ class _Reader:
 
 
 def _labels(files: tuple[Any, Any], shard: Shard) -> Mapping[str, Any] | None:
-    """`{"labels": [["00000/img00000000.png", 3], ...]}` by name; an entry is null without any."""
+    """Read `{"labels": [["00000/img00000000.png", 3], ...]}`; return labels by name or None."""
     directory, data = files
     for entry in entries_of(directory):
         if entry.name.removeprefix("./") == _LABELS_NAME:
             break
     else:
         return None
-    if entry.size > min(_MOST_LABEL_BYTES, MAX_SAMPLE_BYTES):
+    if entry.size > min(_MAX_LABEL_BYTES, MAX_SAMPLE_BYTES):
         raise StorageError(
             f"'{_LABELS_NAME}' in '{shard.uri}' has {entry.size} bytes, of at most "
-            f"{_MOST_LABEL_BYTES} that are read: leave the label out of --keep-columns"
+            f"{_MAX_LABEL_BYTES} that are read: leave the label out of --keep-columns"
         )
     try:
         document = json.loads(read_entry(data, entry))
@@ -149,10 +152,10 @@ def _labels(files: tuple[Any, Any], shard: Shard) -> Mapping[str, Any] | None:
 
 
 def _by_name(entries: Any) -> Mapping[str, Any] | None:
-    """The labels of the entries that are pairs of a name and a label; `TypeError` without lists."""
+    """Return the labels of all valid pairs by name; `TypeError` if no entry is a list."""
     if not entries:
         return None
     lists = [entry for entry in entries if isinstance(entry, list)]
     if not lists:
-        raise TypeError("its labels are no pairs of a name and a label")
+        raise TypeError("its labels are not pairs of a name and a label")
     return {str(entry[0]): entry[1] for entry in lists if len(entry) == _PAIR}

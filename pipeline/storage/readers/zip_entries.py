@@ -1,8 +1,8 @@
-"""The entries of a zip archive, by its central directory, and their content.
+"""Read the entries of a zip archive by its central directory (PKWARE's APPNOTE 6.3.9).
 
-Python's `zipfile` holds a kilobyte of each entry, trusts the sizes that an archive tells, and takes
-one that is damaged for the end of the reading. Here the directory is read a piece at a time, and an
-entry that cannot be read leaves the others as they are. Follows PKWARE's APPNOTE 6.3.9.
+Python's `zipfile` holds 1 kB per entry in memory, trusts the sizes in the archive, and stops at the
+first damaged entry. Here the directory is read in pieces, and a damaged entry does not affect the
+others.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _END64_PLACE = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
-_LONGEST_COMMENT = 0xFFFF
-_FULL = 0xFFFF_FFFF  # of a field that stands in the zip64 record instead
+_MAX_COMMENT = 0xFFFF
+_FULL = 0xFFFF_FFFF  # value of a field whose number is in the zip64 record instead
 _PIECE = 1 << 20
 _STORED, _DEFLATED = 0, 8
 _inflater = zlib.decompressobj
@@ -29,21 +29,21 @@ _UNIX, _TYPE, _LINK, _FOLDER = 3, 0o170000, 0o120000, 0o040000
 
 
 class ZipDamageError(Exception):
-    """An archive whose directory cannot be read."""
+    """Damaged directory of an archive, or an archive that is a bomb."""
 
 
 class ZipEntryError(Exception):
-    """One entry whose content cannot be read."""
+    """Content of one entry that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class ZipEntry:
-    """A file or folder of the archive, as the central directory has it.
+    """A file or folder of the archive, as described by the central directory.
 
-    `name` has forward slashes, and ends with one if it is a folder. `packed` and `size` are bytes
-    before and after unpacking, as the archive tells them. `offset` is that of the local header.
-    `end` is where the data end at the latest. `refusal` says why the content cannot be read; empty
-    if nothing is known against it.
+    `name` has forward slashes, and ends with one if it is a folder. `packed` and `size` are the
+    claimed numbers of bytes before and after unpacking. `offset` is that of the local header. `end`
+    is the last possible end of the data. `refusal` says why the content cannot be read; empty if it
+    may be.
     """
 
     name: str
@@ -57,26 +57,26 @@ class ZipEntry:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder."""
+        """Return whether the entry is a folder."""
         return self.name.endswith("/")
 
 
 @dataclass(frozen=True)
 class _Directory:
-    """Where the central directory is, how many entries it names, and what lies before the zip."""
+    """Position and size of the central directory, and the number of its entries."""
 
     start: int
     size: int
     entries: int
-    counts_wrap: bool  # whether the number is what is left of a division by 65536
-    shift: int  # bytes before the archive, as a program that unpacks itself has them
+    counts_wrap: bool  # `entries` is the remainder modulo 65536
+    shift: int  # bytes before the archive, as in a self-extracting program
 
 
 def entries_of(file: Any) -> Iterator[ZipEntry]:
-    """The entries of a seekable `file` in the order of its central directory.
+    """Yield the entries of a seekable `file` in the order of its central directory.
 
-    Raises `ZipDamageError` where there is no directory, or it is damaged, after the entries before
-    the damage. Of `file` pieces of a megabyte are in memory.
+    Raises `ZipDamageError` if the directory is missing or damaged, after the entries before the
+    damage. Memory holds pieces of a megabyte.
     """
     directory = _find_directory(file)
     file.seek(directory.start)
@@ -100,7 +100,7 @@ def entries_of(file: Any) -> Iterator[ZipEntry]:
 
 def _find_directory(file: Any) -> _Directory:
     length = file.seek(0, 2)
-    tail_start = max(0, length - _END.size - _LONGEST_COMMENT)
+    tail_start = max(0, length - _END.size - _MAX_COMMENT)
     file.seek(tail_start)
     tail: bytes = file.read(length - tail_start)
     place = len(tail)
@@ -110,44 +110,49 @@ def _find_directory(file: Any) -> _Directory:
             if place + _END.size + comment == len(tail):
                 break
     else:
-        raise ZipDamageError("it has no end-of-archive record: no zip, cut off, or more behind it")
+        raise ZipDamageError(
+            "it has no end-of-archive record: it is not a zip, is cut off, or other data follow it"
+        )
     end = tail_start + place
-    found = _find_zip64(file, end)
-    if found:
-        end, entries, size, offset = found
-        return _checked(end, entries, size, offset, wraps=False)
+    zip64 = _find_zip64(file, end)
+    if zip64:
+        end, entries, size, offset = zip64
+        return _directory(end, entries, size, offset, wraps=False)
     if disk or first:
-        raise ZipDamageError("it is one of several files that make an archive together")
-    return _checked(end, entries, size, offset, wraps=True)
+        raise ZipDamageError("it is one part of an archive in several files")
+    return _directory(end, entries, size, offset, wraps=True)
 
 
-def _checked(end: int, entries: int, size: int, offset: int, *, wraps: bool) -> _Directory:
+def _directory(end: int, entries: int, size: int, offset: int, *, wraps: bool) -> _Directory:
     shift = end - size - offset
     if shift < 0:
-        raise ZipDamageError("its directory does not lie where its end says")
+        raise ZipDamageError("its end-of-archive record gives a wrong place of the directory")
     return _Directory(end - size, size, entries, wraps, shift)
 
 
 def _find_zip64(file: Any, end: int) -> tuple[int, int, int, int] | None:
-    """Place of the zip64 end record, entries, directory's size and offset; None without one."""
+    """Return place of the zip64 end record, number of entries, size and offset of the directory.
+
+    Returns None if the archive has no such record.
+    """
     if end < _END64_PLACE.size + _END64.size:
         return None
     file.seek(end - _END64_PLACE.size)
-    signature, _, told, _ = _END64_PLACE.unpack(_exactly(file, _END64_PLACE.size))
+    signature, _, claimed, _ = _END64_PLACE.unpack(_read_exactly(file, _END64_PLACE.size))
     if signature != b"PK\6\7":
         return None
-    # Where bytes stand before the archive the told place is short by them.
-    for place in (told, end - _END64_PLACE.size - _END64.size):
+    # With bytes before the archive the claimed place is too small by their number.
+    for place in (claimed, end - _END64_PLACE.size - _END64.size):
         if 0 <= place <= end - _END64_PLACE.size - _END64.size:
             file.seek(place)
-            record = _END64.unpack(_exactly(file, _END64.size))
+            record = _END64.unpack(_read_exactly(file, _END64.size))
             if record[0] == b"PK\6\6":
                 return place, record[7], record[8], record[9]
     raise ZipDamageError("its zip64 end record is missing")
 
 
 def _entry(piece: bytes, at: int, directory: _Directory) -> tuple[ZipEntry, int]:
-    """The entry at `at` of a piece of the directory, and where the next one begins."""
+    """Parse the entry at `at` of a piece of the directory; return it and the next one's place."""
     if len(piece) - at < _ENTRY.size or piece[at : at + 4] != b"PK\1\2":
         raise ZipDamageError("an entry of its directory cannot be read")
     fields = _ENTRY.unpack_from(piece, at)
@@ -159,7 +164,7 @@ def _entry(piece: bytes, at: int, directory: _Directory) -> tuple[ZipEntry, int]
     if end > len(piece):
         raise ZipDamageError("an entry of its directory cannot be read")
     extra = piece[middle : middle + extra_length]
-    size, packed, offset = _wide(extra, size, packed, offset)
+    size, packed, offset = _widen(extra, size, packed, offset)
     name = _name(piece[begin:middle], utf8=bool(flags & _UTF8))
     mode = attributes >> 16 & _TYPE if made_by >> 8 == _UNIX else 0
     if mode == _FOLDER and not name.endswith("/"):
@@ -170,8 +175,8 @@ def _entry(piece: bytes, at: int, directory: _Directory) -> tuple[ZipEntry, int]
     return entry, end
 
 
-def _wide(extra: bytes, *narrow: int) -> tuple[int, ...]:
-    """Size, packed size and offset: those that are full stand in the zip64 record, in order."""
+def _widen(extra: bytes, *narrow: int) -> tuple[int, ...]:
+    """Replace each `_FULL` number of `narrow` by the next one of the zip64 record in `extra`."""
     if _FULL not in narrow:
         return narrow
     at = 0
@@ -186,9 +191,9 @@ def _wide(extra: bytes, *narrow: int) -> tuple[int, ...]:
 
 
 def _name(raw: bytes, *, utf8: bool) -> str:
-    """UTF-8 where it is that, also without the flag that says so; else the code page of DOS.
+    """Decode a name as UTF-8, also without the flag for it, else by the code page of DOS.
 
-    Backslashes of archives from Windows are taken for slashes.
+    Backslashes from Windows become slashes.
     """
     raw = raw.split(b"\0")[0]
     if b"/" not in raw:
@@ -203,30 +208,30 @@ def _refusal(flags: int, method: int) -> str:
     if flags & _ENCRYPTED:
         return "encrypted inside the zip: unpack it with its password"
     if method not in (_STORED, _DEFLATED):
-        known = _METHODS.get(method, f"method {method}")
-        return f"packed inside the zip by {known}; stored and deflated entries are read"
+        packing = _METHODS.get(method, f"method {method}")
+        return f"packed inside the zip by {packing}; stored and deflated entries are read"
     return ""
 
 
 def read_entry(file: Any, entry: ZipEntry, at_most: int | None = None) -> bytes:
-    """The content of an entry of the seekable `file`, or its first `at_most` bytes.
+    """Read the content of an entry of the seekable `file`, or its first `at_most` bytes.
 
-    Raises `ZipEntryError` where it cannot be read, or is not as long as the archive says, or, of a
-    whole one, its checksum is another. Never makes more bytes than the entry's `size` and one.
+    Raises `ZipEntryError` if it cannot be read, has another length than claimed, or, read whole,
+    another checksum. Never unpacks more than the entry's `size` + 1 bytes.
     """
     if entry.refusal:
         raise ZipEntryError(entry.refusal)
-    wanted = entry.size if at_most is None else min(at_most, entry.size)
+    length = entry.size if at_most is None else min(at_most, entry.size)
     pieces, total, crc = [], 0, 0
     piece_size = _PIECE if at_most is None else 2 * at_most
-    for piece in _unpacked(_packed(file, entry, piece_size), entry, wanted):
+    for piece in _unpack(_packed(file, entry, piece_size), entry, length):
         pieces.append(piece)
         total += len(piece)
         crc = zlib.crc32(piece, crc)
-        if total > wanted:
+        if total > length:
             break
     if at_most is not None:
-        return b"".join(pieces)[:wanted]
+        return b"".join(pieces)[:length]
     if total != entry.size:
         more = "more" if total > entry.size else f"{total}"
         raise ZipEntryError(f"damaged inside the zip: {more} of {entry.size} bytes")
@@ -236,7 +241,7 @@ def read_entry(file: Any, entry: ZipEntry, at_most: int | None = None) -> bytes:
 
 
 def _packed(file: Any, entry: ZipEntry, piece_size: int) -> Iterator[bytes]:
-    """The packed bytes of an entry, by its local header."""
+    """Yield the packed bytes of an entry, located by its local header."""
     file.seek(min(entry.offset, entry.end))
     header = file.read(_LOCAL.size)
     if len(header) < _LOCAL.size or header[:4] != b"PK\3\4":
@@ -255,7 +260,7 @@ def _packed(file: Any, entry: ZipEntry, piece_size: int) -> Iterator[bytes]:
         yield piece
 
 
-def _unpacked(pieces: Iterator[bytes], entry: ZipEntry, wanted: int) -> Iterator[bytes]:
+def _unpack(pieces: Iterator[bytes], entry: ZipEntry, length: int) -> Iterator[bytes]:
     if entry.method == _STORED:
         yield from pieces
         return
@@ -264,19 +269,19 @@ def _unpacked(pieces: Iterator[bytes], entry: ZipEntry, wanted: int) -> Iterator
         rest = piece
         while rest and not inflater.eof:
             try:
-                block = inflater.decompress(rest, min(wanted + 1 - total, _PIECE))
+                block = inflater.decompress(rest, min(length + 1 - total, _PIECE))
             except zlib.error as error:
                 raise ZipEntryError(f"damaged inside the zip: {error}") from error
             total += len(block)
             yield block
-            if total > wanted:
+            if total > length:
                 return
             rest = inflater.unconsumed_tail
-    if not inflater.eof and total <= wanted:
+    if not inflater.eof and total <= length:
         yield inflater.flush()
 
 
-def _exactly(file: Any, size: int) -> bytes:
+def _read_exactly(file: Any, size: int) -> bytes:
     content: bytes = file.read(size)
     if len(content) != size:
         raise ZipDamageError("it ends too early")

@@ -27,7 +27,7 @@ def write_zip(path: Path, content: Iterable[tuple[str, bytes]]) -> Path:
 
 @pytest.fixture(params=[("s.tar", write_tar), ("s.zip", write_zip)], ids=["tar", "zip"])
 def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Path]:
-    """Writes an archive of members that hold their own names, or what is given."""
+    """Return a writer of archives whose members hold their own names, or the given content."""
     name, write = request.param
 
     def of(*names: str, **content: bytes) -> Path:
@@ -39,23 +39,23 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Pat
 
 
 def chosen(path: Path, image_field: str = ONE, **options: bool) -> tuple[list[str], LeftOut]:
-    """The keys of the samples, and what is left out; counted alike without reading them."""
+    """Return the keys of the samples and the left-out counts, and check that counting agrees."""
     left_out, counted = LeftOut(), LeftOut()
-    asked = ReadOptions(image_field=image_field, **options)
-    samples = list(read_samples(only_shard(path), None, asked, left_out))
-    assert count_samples(only_shard(path), None, asked, counted) == len(samples)
+    read_options = ReadOptions(image_field=image_field, **options)
+    samples = list(read_samples(only_shard(path), None, read_options, left_out))
+    assert count_samples(only_shard(path), None, read_options, counted) == len(samples)
     assert counted == left_out
     return [sample.key for sample in samples], left_out
 
 
-def test_of_a_key_with_a_mask_the_photo_is_taken(archive: Callable[..., Path]) -> None:
+def test_photo_is_chosen_over_its_mask(archive: Callable[..., Path]) -> None:
     path = archive("0.jpg", "0.seg.png", "0.json", "1.jpg", "1.seg.png", "1.json")
     keys, left_out = chosen(path)
     assert keys == ["0", "1"]
     assert left_out == {".seg.png (another image of a key)": 2, ".json": 2}
 
 
-def test_the_photo_is_taken_wherever_it_stands_in_its_key(archive: Callable[..., Path]) -> None:
+def test_photo_is_chosen_anywhere_in_its_key(archive: Callable[..., Path]) -> None:
     path = archive("0.depth.png", "0.jpg", "0.seg.png", "1.json", "1.left.jpg", "1.right.jpg")
     keys, left_out = chosen(path)
     assert keys == ["0", "1.left"]
@@ -75,7 +75,7 @@ def test_the_photo_is_taken_wherever_it_stands_in_its_key(archive: Callable[...,
         ("J.K.Rowling.jpg", "J.K.Rowling.json", "J.R.R.Tolkien.jpg", "J.R.R.Tolkien.json"),
     ],
 )
-def test_photos_with_dots_in_their_names_are_all_taken(
+def test_photos_with_dots_in_names_are_all_read(
     archive: Callable[..., Path], names: tuple[str, ...]
 ) -> None:
     photos = [name for name in names if name.endswith(".jpg")]
@@ -84,13 +84,13 @@ def test_photos_with_dots_in_their_names_are_all_taken(
     assert left_out.total == len(names) - len(photos)
 
 
-def test_more_names_of_one_stem_than_are_held_are_all_taken(archive: Callable[..., Path]) -> None:
+def test_names_beyond_the_memory_limit_are_all_read(archive: Callable[..., Path]) -> None:
     keys, left_out = chosen(archive(*(f"J.{chr(97 + number)}.jpg" for number in range(26))))
     assert len(keys) == 26
     assert left_out == {}
 
 
-def test_large_images_of_one_key_do_not_wait_in_memory(
+def test_large_images_of_one_key_leave_memory_early(
     archive: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive_members, "_HELD_BYTES", 10)
@@ -98,13 +98,13 @@ def test_large_images_of_one_key_do_not_wait_in_memory(
     assert (keys, left_out) == (["a.left", "a.right", "a.up"], {})
 
 
-def test_a_mask_far_behind_its_photo_is_no_sample(archive: Callable[..., Path]) -> None:
+def test_mask_far_behind_its_photo_is_skipped(archive: Callable[..., Path]) -> None:
     keys, left_out = chosen(archive("0.jpg", "1.jpg", "0.seg.png", "1.seg.png", "1.v2.png"))
     assert keys == ["0", "1", "1.v2"]
     assert left_out == {".seg.png (another image of a key)": 2}
 
 
-def test_all_images_are_taken_where_that_is_asked_for(archive: Callable[..., Path]) -> None:
+def test_image_field_all_reads_every_image(archive: Callable[..., Path]) -> None:
     path = archive("0.jpg", "0.png", "0.seg.png", "0.json")
     assert chosen(path, ALL) == (["0", "0.png", "0.seg"], {".json": 1})
     keys, left_out = chosen(path)
@@ -125,15 +125,15 @@ def test_all_images_are_taken_where_that_is_asked_for(archive: Callable[..., Pat
         ("webp", [], {".jpg (another image of a key)": 1}),
     ],
 )
-def test_named_fields_are_taken_in_the_order_of_preference(
+def test_only_the_named_image_fields_are_read(
     archive: Callable[..., Path], fields: str, keys: list[str], left_out: dict[str, int]
 ) -> None:
-    found, passed_over = chosen(archive("0.jpg", "0.seg.png", "1.seg.png", "1.png"), fields)
-    assert sorted(found) == sorted(keys)
+    chosen_keys, passed_over = chosen(archive("0.jpg", "0.seg.png", "1.seg.png", "1.png"), fields)
+    assert sorted(chosen_keys) == sorted(keys)
     assert left_out.items() <= passed_over.items()
 
 
-def test_of_two_named_fields_of_a_key_the_preferred_is_taken(
+def test_preferred_of_two_named_fields_is_read(
     archive: Callable[..., Path],
 ) -> None:
     path = archive("0.jpg", "0.png", "0.txt")
@@ -148,7 +148,7 @@ def png() -> bytes:
     return sink.getvalue()
 
 
-def test_images_without_a_known_extension_are_told_by_their_bytes(
+def test_images_without_known_extension_are_recognised_by_bytes(
     archive: Callable[..., Path],
 ) -> None:
     content = {"0.image": png(), "1.input": png(), "2": png(), "a.jpg?w=200": png()}
@@ -161,7 +161,7 @@ def test_images_without_a_known_extension_are_told_by_their_bytes(
     assert left_out.total == 7
 
 
-def test_what_looks_like_an_image_and_is_text_is_none(archive: Callable[..., Path]) -> None:
+def test_text_that_begins_like_an_image_is_skipped(archive: Callable[..., Path]) -> None:
     content = {"0.caption": b"BMW at night", "0.words": b"BMW at night, on a road", "0.txt": png()}
     keys, left_out = chosen(archive("0.jpg", **content))
     assert keys == ["0"]
@@ -174,18 +174,18 @@ def test_nested_archives_and_hidden_files_are_counted(archive: Callable[..., Pat
     assert left_out == {".tar": 1, ".zip": 1, ".tar.gz": 1, "(hidden)": 1}
 
 
-def test_the_same_path_twice_is_two_samples(tmp_path: Path) -> None:
+def test_same_path_twice_gives_two_samples(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1"), ("0.jpg", b"2"), ("0.jpg", b"3")])
     assert chosen(path)[0] == ["0", "0.jpg", "0.jpg~2"]
 
 
-def test_samples_before_the_damage_are_given_out(tmp_path: Path) -> None:
+def test_samples_before_the_damage_are_yielded(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", [(f"{number}.jpg", b"1" * 600) for number in range(4)])
     path.write_bytes(path.read_bytes()[: 2 * 1536 + 100])
-    found = list[str]()
+    keys = list[str]()
     with pytest.raises(StorageError, match="is damaged after 2 samples"):
-        found.extend(
+        keys.extend(
             sample.key
             for sample in read_samples(only_shard(path), None, ReadOptions(image_field=ONE))
         )
-    assert found == ["0", "1"]
+    assert keys == ["0", "1"]

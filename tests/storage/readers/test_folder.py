@@ -15,38 +15,38 @@ from tests.conftest import Bucket
 from tests.storage.archives import only_shard, samples_of, write_files
 
 
-def test_files_of_one_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
+def test_equal_names_in_two_folders_stay_apart(tmp_path: Path) -> None:
     write_files(tmp_path, "a/1.jpg", "b/1.jpg", "1.jpg", "1.png")
-    found = {one.key: one.content.decode() for one in samples_of(tmp_path)}
-    assert found == {name: name for name in ("a/1.jpg", "b/1.jpg", "1.jpg", "1.png")}
+    contents = {sample.key: sample.content.decode() for sample in samples_of(tmp_path)}
+    assert contents == {name: name for name in ("a/1.jpg", "b/1.jpg", "1.jpg", "1.png")}
     assert samples_of(tmp_path)[2].uri == f"{tmp_path}/a/1.jpg"
 
 
-def test_of_chosen_keys_no_other_file_is_touched(tmp_path: Path) -> None:
+def test_reading_by_keys_touches_no_other_file(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg", "2.jpg", "a/1.jpg")
     shard = only_shard(tmp_path)
     (tmp_path / "2.jpg").unlink()
     chosen = {"a/1.jpg", "1.jpg", "unknown"}
-    assert [one.key for one in read_samples(shard, chosen)] == ["1.jpg", "a/1.jpg"]
+    assert [sample.key for sample in read_samples(shard, chosen)] == ["1.jpg", "a/1.jpg"]
 
 
-def test_files_whose_names_read_alike_have_keys_of_their_own(tmp_path: Path) -> None:
-    """Bytes that are no text are written as the text that the other name is."""
+def test_names_that_read_alike_get_unique_keys(tmp_path: Path) -> None:
+    """Byte 0xFF is written as four characters, which another file has in its name."""
     for name in (b"\xff.jpg", rb"\xff.jpg", b"0.jpg", b"z.jpg"):
         (tmp_path / os.fsdecode(name)).write_bytes(name)
     shard = only_shard(tmp_path)
-    found = {one.key: one.content for one in read_samples(shard)}
-    assert found == {
+    contents = {sample.key: sample.content for sample in read_samples(shard)}
+    assert contents == {
         "0.jpg": b"0.jpg",
         r"\xff.jpg": rb"\xff.jpg",
         r"\xff.jpg~2": b"\xff.jpg",
         "z.jpg": b"z.jpg",
     }
-    assert list(found) == list(shard.keys)
-    for key in found:
+    assert list(contents) == list(shard.keys)
+    for key in contents:
         (alone,) = read_samples(shard, {key})
-        assert (alone.key, alone.content) == (key, found[key]), "whatever else is read"
-    assert [one.key for one in spread_samples(str(tmp_path), 9)] == list(found)
+        assert (alone.key, alone.content) == (key, contents[key]), "whatever else is read"
+    assert [sample.key for sample in spread_samples(str(tmp_path), 9)] == list(contents)
     first, second = list_shards(str(tmp_path), files_per_shard=3)
     assert [first.keys, second.keys] == [
         ("0.jpg", r"\xff.jpg", "z.jpg"),
@@ -54,23 +54,21 @@ def test_files_whose_names_read_alike_have_keys_of_their_own(tmp_path: Path) -> 
     ], "unique in a slice, and of it alone"
 
 
-def test_an_empty_file_is_a_sample(tmp_path: Path) -> None:
+def test_empty_file_is_a_sample(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").touch()
-    (found,) = samples_of(tmp_path)
-    assert (found.key, found.content, found.reject) == ("1.jpg", b"", "")
+    (sample,) = samples_of(tmp_path)
+    assert (sample.key, sample.content, sample.reject) == ("1.jpg", b"", "")
 
 
-def test_a_file_that_is_too_large_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_large_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.readers.folder.MAX_SAMPLE_BYTES", 5)
     write_files(tmp_path, "1.jpg", "12.jpg")
-    large, fits = sorted(samples_of(tmp_path), key=lambda one: len(one.content))
+    large, fits = sorted(samples_of(tmp_path), key=lambda sample: len(sample.content))
     assert (large.key, large.content, large.reject) == ("12.jpg", b"", "too_large")
     assert (fits.key, fits.content, fits.reject) == ("1.jpg", b"1.jpg", "")
 
 
-def test_a_file_that_vanished_fails_its_shard(tmp_path: Path) -> None:
+def test_deleted_file_fails_its_shard(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg", "2.jpg")
     shard = only_shard(tmp_path)
     (tmp_path / "2.jpg").unlink()
@@ -78,7 +76,7 @@ def test_a_file_that_vanished_fails_its_shard(tmp_path: Path) -> None:
         list(read_samples(shard))
 
 
-def test_an_object_that_vanished_fails_its_shard(s3: Bucket) -> None:
+def test_deleted_object_fails_its_shard(s3: Bucket) -> None:
     store = Store(f"{s3.uri}/in")
     for name in ("1.jpg", "2.jpg"):
         store.put(name, b"1")
@@ -88,15 +86,15 @@ def test_an_object_that_vanished_fails_its_shard(s3: Bucket) -> None:
         list(read_samples(shard))
 
 
-def test_a_name_is_a_name_and_no_pattern(store: Store) -> None:
+def test_names_are_not_treated_as_patterns(store: Store) -> None:
     names = ("a*.jpg", "a1.jpg", "photo[1].jpg", "photo1.jpg", "what?.jpg", "whats.jpg", "{x}.jpg")
     for name in names:
         store.put(f"[0]/{name}", name.encode())
-    found = {one.key: one.content.decode() for one in samples_of(store.root)}
-    assert found == {f"[0]/{name}": name for name in names}
+    contents = {sample.key: sample.content.decode() for sample in samples_of(store.root)}
+    assert contents == {f"[0]/{name}": name for name in names}
 
 
-def test_an_object_that_cannot_be_read_is_named(s3: Bucket) -> None:
+def test_error_names_the_object_that_failed(s3: Bucket) -> None:
     store = Store(f"{s3.uri}/in")
     for name in ("photo[1].jpg", "photo[2].jpg"):
         store.put(name, b"1")
@@ -106,7 +104,7 @@ def test_an_object_that_cannot_be_read_is_named(s3: Bucket) -> None:
         list(read_samples(shard))
 
 
-def test_an_answer_of_a_bucket_that_is_cut_is_asked_for_again(
+def test_truncated_answer_of_a_bucket_is_requested_again(
     s3: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(f"{s3.uri}/in")
@@ -124,7 +122,7 @@ def test_an_answer_of_a_bucket_that_is_cut_is_asked_for_again(
         return content
 
     monkeypatch.setattr(StreamingBody, "read", read)
-    assert [one.content for one in read_samples(shard)] == [b"1.jpg", b"2.jpg"]
+    assert [sample.content for sample in read_samples(shard)] == [b"1.jpg", b"2.jpg"]
     assert cuts == []
     monkeypatch.setattr(store.fs, "retries", 2)
     cuts += ["2.jpg", "2.jpg"]
@@ -132,17 +130,15 @@ def test_an_answer_of_a_bucket_that_is_cut_is_asked_for_again(
         list(read_samples(shard))
 
 
-def test_other_stores_are_read_by_name_too() -> None:
+def test_other_storages_read_literal_names_too() -> None:
     store = Store("memory://by-name")
     for name in ("a[1].jpg", "a1.jpg"):
         store.put(name, name.encode())
-    assert [one.content for one in samples_of(store.root)] == [b"a1.jpg", b"a[1].jpg"]
+    assert [sample.content for sample in samples_of(store.root)] == [b"a1.jpg", b"a[1].jpg"]
 
 
-def test_one_slice_is_read_a_few_files_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a slice that does not fit into memory only the present group is held."""
+def test_slice_is_read_in_small_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory holds only the current group of files: a later one can still be deleted."""
     monkeypatch.setattr("pipeline.storage.readers.folder._BYTES_AHEAD", 20)
     write_files(tmp_path, *(f"{i}.jpg" for i in range(9)))
     samples = read_samples(only_shard(tmp_path))

@@ -1,4 +1,4 @@
-"""Promises of the fields that lie beside the images of a folder."""
+"""Promises of the fields in sidecars and metadata files of a folder."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def test_files_of_the_same_stem_are_fields(tmp_path: Path) -> None:
     assert left_out["(no txt)"] == 1
 
 
-def test_in_a_bucket_they_are_the_same(s3: Bucket) -> None:
+def test_fields_in_a_bucket_are_the_same(s3: Bucket) -> None:
     for name, content in FILES.items():
         Store(s3.uri).put(f"in/{name}", content)
     assert fields_of(f"{s3.uri}/in") == EXPECTED
 
 
 @pytest.mark.parametrize("content", [b"x" * 100, b"\xff\xfe", b""])
-def test_what_is_no_short_text_is_missing(
+def test_long_or_undecodable_text_is_missing(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.storage.readers.folder_fields.MAX_FIELD_BYTES", 99)
@@ -76,19 +76,19 @@ BY_ROWS: dict[str, Any] = {
 }
 
 
-def test_rows_of_the_nearest_metadata_file_are_fields(tmp_path: Path, s3: Bucket) -> None:
+def test_fields_come_from_the_nearest_metadata_file(tmp_path: Path, s3: Bucket) -> None:
     for name, content in METADATA.items():
         for root in (str(tmp_path), f"{s3.uri}/in"):
             Store(root).put(name, content)
     assert fields_of(str(tmp_path)) == fields_of(f"{s3.uri}/in") == BY_ROWS
     (tmp_path / "metadata.csv").write_bytes(b"file_name,score\nx.jpg,5\n")
-    assert fields_of(str(tmp_path))["x.jpg"]["score"] == "5", "a file that changed is read anew"
+    assert fields_of(str(tmp_path))["x.jpg"]["score"] == "5", "a changed file is read again"
 
 
-def test_a_metadata_file_is_read_up_to_a_limit(
+def test_too_large_metadata_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.readers.folder_metadata.MAX_METADATA_BYTES", 99)
+    monkeypatch.setattr("pipeline.storage.readers.folder_fields.MAX_METADATA_BYTES", 99)
     (tmp_path / "a.jpg").write_bytes(b"1")
     (tmp_path / "metadata.csv").write_bytes(b"x" * 100)
     with pytest.raises(InputError, match="has 100 bytes, of at most 99 that --keep-columns reads"):

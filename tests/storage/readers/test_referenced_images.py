@@ -17,7 +17,7 @@ HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def sample_of(folder: Path, path: str) -> Sample:
-    """What a row without bytes gives that has this path."""
+    """Return the sample of a row without bytes that has this path."""
     images = pa.array([{"bytes": None, "path": path}], HF)
     write_parquet(folder / "p.parquet", {"image": images})
     (sample,) = read_samples(only_shard(folder / "p.parquet"))
@@ -26,13 +26,13 @@ def sample_of(folder: Path, path: str) -> Sample:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder with two images, beside another that is none of its business."""
+    """Return a folder with two images; a folder beside it holds a secret image."""
     write_files(tmp_path, "elsewhere/secret.jpg")
     return write_files(tmp_path / "data", "a.jpg", "more/b c.jpg")
 
 
 @pytest.mark.parametrize("path", ["a.jpg", "./a.jpg", "more/b c.jpg", "more//b c.jpg"])
-def test_a_path_inside_the_file_s_folder_is_opened(data: Path, path: str) -> None:
+def test_relative_path_in_the_folder_is_opened(data: Path, path: str) -> None:
     sample = sample_of(data, path)
     assert sample.content.decode() == path.replace("./", "").replace("//", "/")
     assert (sample.key, sample.reject) == (path, "")
@@ -40,7 +40,7 @@ def test_a_path_inside_the_file_s_folder_is_opened(data: Path, path: str) -> Non
 
 
 @pytest.mark.parametrize("before", ["", "file://"])
-def test_a_whole_path_into_the_file_s_folder_is_opened(data: Path, before: str) -> None:
+def test_whole_path_into_the_folder_is_opened(data: Path, before: str) -> None:
     assert sample_of(data, f"{before}{data}/a.jpg").content == b"a.jpg"
 
 
@@ -54,7 +54,7 @@ def test_a_whole_path_into_the_file_s_folder_is_opened(data: Path, before: str) 
         *("zip://a.jpg::file://{data}/a.zip", "~/secret.jpg", "..", "/"),
     ],
 )
-def test_a_path_that_leads_out_is_not_opened(data: Path, path: str) -> None:
+def test_path_out_of_the_folder_is_not_opened(data: Path, path: str) -> None:
     elsewhere = data.parent / "elsewhere"
     (data / "link.jpg").symlink_to(elsewhere / "secret.jpg")
     (data / "linked").symlink_to(elsewhere)
@@ -62,25 +62,25 @@ def test_a_path_that_leads_out_is_not_opened(data: Path, path: str) -> None:
     assert (sample.content, sample.reject) == (b"", "no_bytes")
 
 
-def test_a_link_inside_the_folder_is_followed(data: Path) -> None:
+def test_link_inside_the_folder_is_followed(data: Path) -> None:
     (data / "link.jpg").symlink_to(data / "a.jpg")
     assert sample_of(data, "link.jpg").content == b"a.jpg"
 
 
 @pytest.mark.parametrize("path", ["missing.jpg", "more", "a.jpg/b", "x" * 300, "pipe"])
-def test_what_is_no_file_is_a_reject_that_names_it(data: Path, path: str) -> None:
+def test_missing_file_is_a_reject_with_its_path(data: Path, path: str) -> None:
     os.mkfifo(data / "pipe")
     sample = sample_of(data, path)
     assert sample.reject == "no_bytes"
     assert f"no file to read at '{path}'" in sample.detail
 
 
-def test_a_file_that_is_too_large_is_not_read(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_file_is_not_read(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.readers.referenced_images.MAX_SAMPLE_BYTES", 4)
     assert sample_of(data, "a.jpg").reject == "too_large"
 
 
-def test_in_a_bucket_it_is_the_same(s3: Bucket, tmp_path: Path) -> None:
+def test_references_in_a_bucket_follow_the_same_rules(s3: Bucket, tmp_path: Path) -> None:
     store = Store(s3.uri)
     store.put("in/a.jpg", b"image")
     store.put("secret.jpg", b"secret")
@@ -93,9 +93,7 @@ def test_in_a_bucket_it_is_the_same(s3: Bucket, tmp_path: Path) -> None:
     assert [sample.reject for sample in samples] == ["", ""] + ["no_bytes"] * 3
 
 
-def test_a_storage_that_does_not_answer_is_no_reject(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_storage_failure_is_not_a_reject(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def down(*_: object, **__: object) -> bytes:
         raise OSError(5, "Input/output error")
 

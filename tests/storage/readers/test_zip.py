@@ -32,7 +32,7 @@ def write_zip(
     return path
 
 
-def found(path: Path) -> dict[str, bytes]:
+def contents_of(path: Path) -> dict[str, bytes]:
     return {sample.key: sample.content for sample in samples_of(path)}
 
 
@@ -45,7 +45,7 @@ def test_stored_and_deflated_images_are_read(tmp_path: Path, packing: int) -> No
     path = write_zip(tmp_path / "dataset.zip", {"a/": b"", **MEMBERS, "0.txt": b"x"}, packing)
     left_out = LeftOut()
     samples = list(read_samples(only_shard(path), None, ReadOptions(), left_out))
-    assert [(one.key, one.content) for one in samples] == [
+    assert [(sample.key, sample.content) for sample in samples] == [
         ("00000/img00000000", b"0" * 3000),
         ("00000/img00000001", NOISE),
     ]
@@ -54,28 +54,26 @@ def test_stored_and_deflated_images_are_read(tmp_path: Path, packing: int) -> No
     assert count_samples(only_shard(path)) == 2
 
 
-def test_large_archives_are_read_by_their_zip64_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_zip64_archives_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
     path = write_zip(tmp_path / "s.zip", {f"{n}.png": NOISE + bytes([n]) for n in range(5)})
     assert b"PK\6\6" in path.read_bytes()
-    assert list(found(path).values()) == [NOISE + bytes([n]) for n in range(5)]
+    assert list(contents_of(path).values()) == [NOISE + bytes([n]) for n in range(5)]
 
 
-def test_a_directory_longer_than_a_piece_is_read(
+def test_directory_longer_than_a_piece_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zip_entries, "_PIECE", 300)
     path = write_zip(tmp_path / "s.zip", {f"{n:03d}.png": NOISE for n in range(300)})
-    assert len(found(path)) == 300
+    assert len(contents_of(path)) == 300
 
 
-def test_a_program_before_an_archive_is_passed_over(tmp_path: Path) -> None:
+def test_program_before_an_archive_is_skipped(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "s.zip", MEMBERS)
     path.write_bytes(b"#!/bin/sh\nexec unzip $0\n" + path.read_bytes())
-    assert list(found(path).values()) == list(MEMBERS.values())
+    assert list(contents_of(path).values()) == list(MEMBERS.values())
 
 
 def test_names_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -83,18 +81,18 @@ def test_names_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_zip(path, {"ä.png": b"1", "日/0.png": b"2", "../up.png": b"3", "/etc/abs.png": b"4"})
     content = path.read_bytes().replace("ä.png".encode(), b"\xff8.png")
     path.write_bytes(content)
-    assert sorted(found(path)) == ["../up", "/etc/abs", "\\xff8", "日/0"]
+    assert sorted(contents_of(path)) == ["../up", "/etc/abs", "\\xff8", "日/0"]
     assert [item.name for item in tmp_path.rglob("*")] == ["s.zip"]
 
 
-def test_backslashes_of_windows_are_slashes(tmp_path: Path) -> None:
+def test_backslashes_of_windows_become_slashes(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "s.zip", {"a_b.png": b"1"})
     path.write_bytes(path.read_bytes().replace(b"a_b.png", rb"a\b.png"))
-    assert list(found(path)) == ["a/b"]
+    assert list(contents_of(path)) == ["a/b"]
 
 
 def flagged(path: Path, name: bytes, at: int, value: int) -> None:
-    """Set a 16-bit number of the central directory's entry `name`."""
+    """Set the 16-bit number at `at` in the central directory's entry `name`."""
     content = bytearray(path.read_bytes())
     place = content.rindex(name) - 46 + at
     struct.pack_into("<H", content, place, value)
@@ -115,7 +113,7 @@ def flagged(path: Path, name: bytes, at: int, value: int) -> None:
         (40, 0xA000, "unsupported_format", "a link, which is not followed"),
     ],
 )
-def test_an_entry_that_cannot_be_read_is_one_reject(
+def test_unreadable_entry_is_one_reject(
     tmp_path: Path, at: int, value: int, reason: str, detail: str
 ) -> None:
     path = write_zip(tmp_path / "s.zip", MEMBERS)
@@ -138,14 +136,14 @@ def test_damaged_packed_bytes_are_one_reject(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 10, 3000, -5, -30])
-def test_a_truncated_zip_fails(tmp_path: Path, cut: int) -> None:
+def test_truncated_zip_fails(tmp_path: Path, cut: int) -> None:
     path = write_zip(tmp_path / "s.zip", MEMBERS)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(StorageError, match=r"s\.zip' is damaged after 0 samples.*no end-of-arch"):
         samples_of(path)
 
 
-def test_a_damaged_directory_fails_after_what_came_before_it(tmp_path: Path) -> None:
+def test_damaged_directory_fails_after_earlier_entries(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "s.zip", MEMBERS)
     content = bytearray(path.read_bytes())
     content[content.rindex(b"PK\1\2")] ^= 1
@@ -155,7 +153,7 @@ def test_a_damaged_directory_fails_after_what_came_before_it(tmp_path: Path) -> 
     assert count_samples(only_shard(path)) == 1
 
 
-def test_more_entries_than_the_directory_has_fail(tmp_path: Path) -> None:
+def test_missing_directory_entries_are_damage(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "s.zip", MEMBERS)
     content = bytearray(path.read_bytes())
     struct.pack_into("<2H", content, len(content) - 22 + 8, 3, 3)
@@ -164,30 +162,28 @@ def test_more_entries_than_the_directory_has_fail(tmp_path: Path) -> None:
         samples_of(path)
 
 
-def test_an_entry_that_is_too_large_is_not_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_large_entry_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.readers.archive_members.MAX_SAMPLE_BYTES", 2999)
     first, second = samples_of(write_zip(tmp_path / "s.zip", MEMBERS))
     assert (first.reject, second.reject) == ("too_large", "too_large")
 
 
-def test_an_entry_that_unpacks_to_more_than_it_says_is_left(
+def test_entry_larger_than_its_claim_is_a_reject(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_zip(tmp_path / "s.zip", {"00000/img00000000.png": b"0" * (64 << 20)})
     flagged(path, b"00000/img00000000.png", 24, 100)
     flagged(path, b"00000/img00000000.png", 26, 0)
-    made = 0
+    unpacked = 0
 
     class Counted:
         def __init__(self, bits: int) -> None:
             self.inner = zlib.decompressobj(bits)
 
         def decompress(self, content: bytes, most: int) -> bytes:
-            nonlocal made
+            nonlocal unpacked
             block = self.inner.decompress(content, most)
-            made += len(block)
+            unpacked += len(block)
             return block
 
         def __getattr__(self, name: str) -> Any:
@@ -195,13 +191,13 @@ def test_an_entry_that_unpacks_to_more_than_it_says_is_left(
 
     monkeypatch.setattr(zip_entries, "_inflater", Counted)
     (bad,) = samples_of(path)
-    assert (bad.reject, made) == ("undecodable", 101)
+    assert (bad.reject, unpacked) == ("undecodable", 101)
 
 
-def test_entries_that_share_their_bytes_come_to_an_end(
+def test_bomb_of_overlapping_entries_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bomb of overlapping entries: each one honest, all together without end."""
+    """Each entry is valid, but 300 of them share the same bytes."""
     monkeypatch.setattr(zip_reader, "_BOMB_BYTES", 1 << 20)
     path = write_zip(tmp_path / "s.zip", {"0.png": b"0" * (1 << 20)})
     content = path.read_bytes()
@@ -222,7 +218,7 @@ def test_entries_that_share_their_bytes_come_to_an_end(
         ([3, None], "string", ["3", None]),
     ],
 )
-def test_labels_of_stylegan_travel_with_their_images(
+def test_stylegan_labels_are_kept_with_their_images(
     tmp_path: Path, given: list[Any], kind: str, kept: list[Any]
 ) -> None:
     document = {"labels": list(zip(MEMBERS, given, strict=True))}
@@ -234,7 +230,7 @@ def test_labels_of_stylegan_travel_with_their_images(
 
 
 @pytest.mark.parametrize("document", [{}, {"labels": None}, [], None])
-def test_a_dataset_without_labels_is_told_before_the_work(tmp_path: Path, document: object) -> None:
+def test_dataset_without_labels_is_refused_early(tmp_path: Path, document: object) -> None:
     members = MEMBERS if document is None else labels(document)
     shard = only_shard(write_zip(tmp_path / "dataset.zip", members))
     with pytest.raises(InputError, match=r"--keep-columns: .* has no labels"):
@@ -244,7 +240,7 @@ def test_a_dataset_without_labels_is_told_before_the_work(tmp_path: Path, docume
 
 
 @pytest.mark.parametrize("odd", [[1, 2], "cat", {}, None])
-def test_one_odd_label_is_null_and_counted(tmp_path: Path, odd: object) -> None:
+def test_invalid_label_is_null_and_counted(tmp_path: Path, odd: object) -> None:
     first, second = MEMBERS
     pair = [second] if odd is None else [second, odd]
     document = {"labels": [[first, 1], pair, 5, "ab", []]}
@@ -259,14 +255,14 @@ def test_one_odd_label_is_null_and_counted(tmp_path: Path, odd: object) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"labels": [1, 2]}', b'{"labels": 5}', b"[" * 100_000])
-def test_labels_that_cannot_be_read_are_one_clear_error(tmp_path: Path, content: bytes) -> None:
+def test_unreadable_labels_give_one_clear_error(tmp_path: Path, content: bytes) -> None:
     shard = only_shard(write_zip(tmp_path / "s.zip", {**MEMBERS, "dataset.json": content}))
     with pytest.raises(StorageError, match=r"'dataset\.json' in .* cannot be read"):
         kept_types(shard, ["label"])
-    assert len(list(read_samples(shard))) == 2, "where they are not asked for"
+    assert len(list(read_samples(shard))) == 2, "labels are not read if they are not kept"
 
 
-def test_in_a_bucket_a_zip_is_read_by_ranges(s3: Bucket, tmp_path: Path) -> None:
+def test_zip_in_a_bucket_is_read_by_ranges(s3: Bucket, tmp_path: Path) -> None:
     path = write_zip(tmp_path / "s.zip", labels({"labels": [[name, 1] for name in MEMBERS]}))
     Store(s3.uri).put("in/s.zip", path.read_bytes())
     shard = only_shard(f"{s3.uri}/in")
@@ -276,5 +272,5 @@ def test_in_a_bucket_a_zip_is_read_by_ranges(s3: Bucket, tmp_path: Path) -> None
     assert count_samples(shard) == 2
 
 
-def test_an_empty_archive_has_no_samples(tmp_path: Path) -> None:
-    assert found(write_zip(tmp_path / "s.zip", {})) == {}
+def test_empty_archive_has_no_samples(tmp_path: Path) -> None:
+    assert contents_of(write_zip(tmp_path / "s.zip", {})) == {}

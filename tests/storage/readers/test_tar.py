@@ -28,7 +28,7 @@ MEMBERS = [(f"{i:04d}.jpg", bytes([i]) * 3000) for i in range(5)]
 
 
 def keys(path: Path) -> list[str]:
-    return [found.key for found in samples_of(path)]
+    return [sample.key for sample in samples_of(path)]
 
 
 def test_keys_are_member_paths_without_the_image_extension(tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_keys_are_member_paths_without_the_image_extension(tmp_path: Path) -> No
 def test_keys_never_collide_and_nothing_is_dropped(tmp_path: Path) -> None:
     names = ["0.jpg", "0.png", "0.jpg", "0.jpg", "0.jpg.webp", "0.jpg~2.gif"]
     path = write_tar(tmp_path / "s.tar", [(name, bytes([i])) for i, name in enumerate(names)])
-    found = [(one.key, one.content[0]) for one in samples_of(path)]
-    assert found == [
+    samples = [(sample.key, sample.content[0]) for sample in samples_of(path)]
+    assert samples == [
         ("0", 0),
         ("0.png", 1),
         ("0.jpg", 2),
@@ -52,26 +52,26 @@ def test_keys_never_collide_and_nothing_is_dropped(tmp_path: Path) -> None:
     ]
 
 
-def test_sidecars_and_hidden_files_are_no_samples(tmp_path: Path) -> None:
+def test_sidecars_and_hidden_files_are_skipped(tmp_path: Path) -> None:
     names = ["0.jpg", "0.json", "0.txt", "0.cls", "0.npy", "._0.jpg", "__MACOSX/0.jpg", "0"]
     path = write_tar(tmp_path / "s.tar", [(name, b"1") for name in names])
     assert keys(path) == ["0"]
 
 
-def test_formats_that_nobody_decodes_are_samples_all_the_same(tmp_path: Path) -> None:
+def test_undecodable_image_formats_are_samples(tmp_path: Path) -> None:
     names = ["0.heic", "1.avif", "2.jp2", "3.svg"]
     path = write_tar(tmp_path / "s.tar", [(name, b"1") for name in names])
     assert keys(path) == ["0", "1", "2", "3"]
 
 
-def test_an_empty_member_is_a_sample(tmp_path: Path) -> None:
-    (found,) = samples_of(write_tar(tmp_path / "s.tar", [("0.jpg", b"")]))
-    assert (found.key, found.content, found.reject) == ("0", b"", "")
+def test_empty_member_is_a_sample(tmp_path: Path) -> None:
+    (sample,) = samples_of(write_tar(tmp_path / "s.tar", [("0.jpg", b"")]))
+    assert (sample.key, sample.content, sample.reject) == ("0", b"", "")
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("name", ["s.tar", "S.TAR.GZ"])
-def test_packing_is_told_by_its_bytes(tmp_path: Path, name: str, packing: str) -> None:
+def test_compression_is_recognised_by_first_bytes(tmp_path: Path, name: str, packing: str) -> None:
     assert keys(write_packed_tar(tmp_path / name, MEMBERS, packing)) == KEYS
 
 
@@ -88,42 +88,40 @@ def test_packed_tars_are_shards_by_name(tmp_path: Path, name: str, packing: str)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_streams_one_behind_another_are_one(tmp_path: Path, packing: str) -> None:
-    """As parallel compressors write them."""
+def test_concatenated_streams_are_read_as_one(tmp_path: Path, packing: str) -> None:
+    """Parallel compressors write such files."""
     plain = write_tar(tmp_path / "s.tar", MEMBERS).read_bytes()
     pieces = [PACKINGS[packing](plain[i : i + 4000]) for i in range(0, len(plain), 4000)]
     (tmp_path / "s.tar").write_bytes(b"".join(pieces))
     assert keys(tmp_path / "s.tar") == KEYS
 
 
-def test_a_frame_to_be_skipped_may_come_first(tmp_path: Path) -> None:
+def test_skippable_frame_may_come_first(tmp_path: Path) -> None:
     path = write_packed_tar(tmp_path / "s.tar.zst", MEMBERS, "zst")
     path.write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + path.read_bytes())
     assert keys(path) == KEYS
 
 
-def test_links_are_rejected_in_sight(tmp_path: Path) -> None:
+def test_links_are_rejects(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as archive:
         member = tarfile.TarInfo("0.jpg")
         member.type = tarfile.SYMTYPE
         member.linkname = "/etc/passwd"
         archive.addfile(member)
-    (found,) = samples_of(path)
-    assert (found.content, found.reject) == (b"", "unsupported_format")
-    assert "/etc/passwd" in found.detail
+    (sample,) = samples_of(path)
+    assert (sample.content, sample.reject) == (b"", "unsupported_format")
+    assert "/etc/passwd" in sample.detail
 
 
-def test_paths_out_of_an_archive_stay_words(tmp_path: Path) -> None:
+def test_paths_out_of_an_archive_write_nothing(tmp_path: Path) -> None:
     names = ["../../up.jpg", "/etc/abs.jpg"]
     path = write_tar(tmp_path / "in" / "s.tar", [(name, b"1") for name in names])
     assert keys(path) == ["../../up", "/etc/abs"]
     assert [item.name for item in tmp_path.rglob("*")] == ["in", "s.tar"]
 
 
-def test_a_member_that_is_too_large_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_large_member_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.readers.archive_members.MAX_SAMPLE_BYTES", 1000)
     path = write_tar(tmp_path / "s.tar", [("0.jpg", b"1" * 1001), ("1.jpg", b"1" * 1000)])
     large, fits = samples_of(path)
@@ -132,8 +130,8 @@ def test_a_member_that_is_too_large_is_not_read(
 
 
 @pytest.mark.parametrize("cut", [100, 512, 2000, 3584, 3600, 4096, 10752])
-def test_a_truncated_tar_fails_wherever_it_was_cut(tmp_path: Path, cut: int) -> None:
-    """3584 lies between two members, which `tarfile` by itself takes for the end."""
+def test_truncated_tar_fails_at_any_cut(tmp_path: Path, cut: int) -> None:
+    """Byte 3584 lies between two members, where `tarfile` would silently stop."""
     path = write_tar(tmp_path / "s.tar", MEMBERS)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(StorageError, match=r"s\.tar' is damaged after \d samples"):
@@ -142,7 +140,7 @@ def test_a_truncated_tar_fails_wherever_it_was_cut(tmp_path: Path, cut: int) -> 
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("cut", [20, 60, -9, -4])
-def test_a_truncated_packed_tar_fails(tmp_path: Path, cut: int, packing: str) -> None:
+def test_truncated_packed_tar_fails(tmp_path: Path, cut: int, packing: str) -> None:
     path = write_packed_tar(tmp_path / "s.tar.gz", MEMBERS, packing)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(StorageError, match=r"is damaged after \d samples"):
@@ -150,7 +148,7 @@ def test_a_truncated_packed_tar_fails(tmp_path: Path, cut: int, packing: str) ->
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_what_follows_packed_data_is_not_passed_over(tmp_path: Path, packing: str) -> None:
+def test_data_behind_packed_data_is_damage(tmp_path: Path, packing: str) -> None:
     path = write_packed_tar(tmp_path / "s.tar.gz", MEMBERS, packing)
     path.write_bytes(path.read_bytes() + b"something else behind it")
     with pytest.raises(StorageError, match="is damaged after 5 samples"):
@@ -158,8 +156,8 @@ def test_what_follows_packed_data_is_not_passed_over(tmp_path: Path, packing: st
 
 
 @pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
-def test_a_flipped_bit_in_packed_data_fails(tmp_path: Path, packing: str) -> None:
-    """Arrow writes Zstandard without the checksum that its own program adds."""
+def test_flipped_bit_in_packed_data_fails(tmp_path: Path, packing: str) -> None:
+    """Zstandard is not tested: Arrow writes it without the checksum that `zstd` adds."""
     noise = [("0.jpg", Random(0).randbytes(30_000))]
     content = bytearray(write_packed_tar(tmp_path / "s.tar.gz", noise, packing).read_bytes())
     content[len(content) // 2] ^= 1
@@ -169,7 +167,7 @@ def test_a_flipped_bit_in_packed_data_fails(tmp_path: Path, packing: str) -> Non
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_an_unread_storage_is_no_damage(
+def test_storage_error_is_not_reported_as_damage(
     tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = only_shard(write_packed_tar(tmp_path / "s.tar.gz", MEMBERS, packing))
@@ -186,7 +184,7 @@ def test_an_unread_storage_is_no_damage(
         list(read_samples(shard))
 
 
-def test_an_xz_that_asks_for_much_memory_is_left(tmp_path: Path) -> None:
+def test_xz_with_excessive_memory_is_refused(tmp_path: Path) -> None:
     plain = write_tar(tmp_path / "s.tar", MEMBERS).read_bytes()
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30}]
     (tmp_path / "s.tar.xz").write_bytes(lzma.compress(plain, filters=filters))
@@ -194,7 +192,7 @@ def test_an_xz_that_asks_for_much_memory_is_left(tmp_path: Path) -> None:
         samples_of(tmp_path / "s.tar.xz")
 
 
-def test_a_damaged_header_fails_after_what_came_before_it(tmp_path: Path) -> None:
+def test_damaged_header_fails_after_earlier_members(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", MEMBERS)
     content = bytearray(path.read_bytes())
     content[3584:3600] = b"\xff" * 16
@@ -205,7 +203,7 @@ def test_a_damaged_header_fails_after_what_came_before_it(tmp_path: Path) -> Non
         next(samples)
 
 
-def test_a_second_archive_behind_the_first_is_not_lost_in_silence(tmp_path: Path) -> None:
+def test_second_archive_behind_the_first_is_damage(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", MEMBERS[:1])
     content = io.BytesIO(path.read_bytes())
     path.write_bytes(content.getvalue() * 2)
@@ -213,13 +211,13 @@ def test_a_second_archive_behind_the_first_is_not_lost_in_silence(tmp_path: Path
         samples_of(path)
 
 
-def test_a_file_that_is_no_tar_fails(tmp_path: Path) -> None:
+def test_file_that_is_not_a_tar_fails(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(b"<html>404</html>" * 100)
     with pytest.raises(StorageError, match="damaged after 0 samples"):
         samples_of(tmp_path / "s.tar")
 
 
-def test_a_shard_that_vanished_is_named(tmp_path: Path) -> None:
+def test_deleted_shard_is_named(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", MEMBERS)
     shard = only_shard(path)
     path.unlink()
@@ -228,13 +226,13 @@ def test_a_shard_that_vanished_is_named(tmp_path: Path) -> None:
 
 
 def records(text: bytes) -> tarfile.TarInfo:
-    """A header that holds `text` in place of pax records."""
+    """Return a header that holds `text` as pax records."""
     member = tarfile.TarInfo("h")
     member.type, member.size = tarfile.XHDTYPE, len(text)
     return member
 
 
-def test_records_that_are_none_damage_the_archive(tmp_path: Path) -> None:
+def test_invalid_pax_records_are_damage(tmp_path: Path) -> None:
     text = b"22 GNU.sparse.map=1,x\n"
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as archive:
@@ -244,7 +242,7 @@ def test_records_that_are_none_damage_the_archive(tmp_path: Path) -> None:
         samples_of(path)
 
 
-def test_headers_that_only_announce_headers_come_to_an_end(tmp_path: Path) -> None:
+def test_endless_chain_of_headers_is_damage(tmp_path: Path) -> None:
     text = b"11 path=ab\n"
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as archive:
@@ -254,7 +252,7 @@ def test_headers_that_only_announce_headers_come_to_an_end(tmp_path: Path) -> No
         samples_of(path)
 
 
-def test_a_member_larger_than_the_archive_is_not_waited_for(tmp_path: Path) -> None:
+def test_member_larger_than_the_archive_is_damage(tmp_path: Path) -> None:
     member = tarfile.TarInfo("0.txt")
     member.size = 1 << 62
     (tmp_path / "s.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + b"0" * 5000)
@@ -262,7 +260,7 @@ def test_a_member_larger_than_the_archive_is_not_waited_for(tmp_path: Path) -> N
         samples_of(tmp_path / "s.tar")
 
 
-def test_a_header_of_many_megabytes_is_not_taken_into_memory(tmp_path: Path) -> None:
+def test_header_of_many_megabytes_is_refused(tmp_path: Path) -> None:
     text = b"\0" * (5 << 20)
     path = tmp_path / "s.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
@@ -272,7 +270,7 @@ def test_a_header_of_many_megabytes_is_not_taken_into_memory(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_what_unpacks_without_end_is_left(
+def test_decompression_bomb_is_refused(
     tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decompression, "_BOMB_BYTES", 1 << 20)
@@ -281,10 +279,8 @@ def test_what_unpacks_without_end_is_left(
         samples_of(path)
 
 
-def test_members_that_were_read_are_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a million members `tarfile` would hold a gigabyte."""
+def test_members_already_read_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tarfile` would hold a gigabyte for a million members."""
     most = 0
 
     def counted(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:

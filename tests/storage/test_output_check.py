@@ -1,4 +1,4 @@
-"""Promises of the look at an output before the work."""
+"""Promises of the check of an output before the work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.storage import OutputKind, Store, check_beside, check_output, outp
 from tests.conftest import Bucket
 
 
-def test_a_folder_that_can_be_written_to_is_left_as_it_is(tmp_path: Path) -> None:
+def test_checking_a_writable_folder_leaves_no_trace(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     check_output(str(tmp_path / "there"))
     check_output(f"file://{tmp_path}/not/yet")
@@ -22,21 +22,21 @@ def test_a_folder_that_can_be_written_to_is_left_as_it_is(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_file_as_output_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"")
     for output in ("a.tar", "a.tar/table"):
         with pytest.raises(ConfigError, match=r"cannot be a folder: '.*a\.tar' is a file"):
             check_output(str(tmp_path / output))
 
 
-def test_what_cannot_be_created_is_refused() -> None:
+def test_output_that_cannot_be_created_is_refused() -> None:
     with pytest.raises(ConfigError, match="'/proc/x/y' cannot be written to: No such file"):
         check_output("/proc/x/y")
-    with pytest.raises(ConfigError, match="the web is only read"):
+    with pytest.raises(ConfigError, match="the web is read-only"):
         check_output("https://localhost:1/table")
 
 
-def test_a_disk_on_which_no_file_gets_its_name_is_refused(
+def test_disk_that_refuses_renames_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> None:
@@ -48,7 +48,7 @@ def test_a_disk_on_which_no_file_gets_its_name_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(**_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -57,12 +57,12 @@ def test_a_full_disk_may_be_tried_again(tmp_path: Path, monkeypatch: pytest.Monk
         check_output(str(tmp_path))
 
 
-def test_credentials_are_refused_here_too() -> None:
+def test_output_with_credentials_is_refused() -> None:
     with pytest.raises(InputError, match="carries credentials"):
         check_output("s3://key:secret@bucket/x")
 
 
-def test_an_object_of_a_bucket_is_no_folder(s3: Bucket) -> None:
+def test_object_as_output_is_refused(s3: Bucket) -> None:
     check_output(f"{s3.uri}/table")
     Store(s3.uri).put("photos.tar", b"x")
     Store(s3.uri).put("table/_table.json", b"x")
@@ -72,7 +72,7 @@ def test_an_object_of_a_bucket_is_no_folder(s3: Bucket) -> None:
         check_output(f"{s3.uri}/photos.tar")
 
 
-def test_an_output_inside_its_input_is_refused_however_they_are_written(
+def test_output_inside_its_input_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "photos" / "x").mkdir(parents=True)
@@ -96,7 +96,7 @@ def test_an_output_inside_its_input_is_refused_however_they_are_written(
             check_beside(source, output)
 
 
-def test_an_output_beside_its_input_is_accepted_however_they_are_written(
+def test_output_beside_its_input_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "photos").mkdir()
@@ -116,7 +116,7 @@ KIND = OutputKind("a box", lambda store, _: store.exists("_box.json"))
 
 
 def root_of(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place for an output on a disk or in a bucket."""
+    """Return the URI of an output on a disk or in a bucket."""
     if request.param == "disk":
         return str(tmp_path / "out")
     bucket: Bucket = request.getfixturevalue("s3")
@@ -128,7 +128,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store(root_of(request, tmp_path))
 
 
-def test_a_folder_of_other_files_is_refused_with_their_names(output: Store) -> None:
+def test_folder_of_other_files_is_refused(output: Store) -> None:
     for name in ("README.md", "photos/1.jpg", "photos/2.jpg", "x.csv", "y.csv"):
         output.put(name, b"mine")
     with pytest.raises(ConfigError) as refused:
@@ -141,14 +141,14 @@ def test_a_folder_of_other_files_is_refused_with_their_names(output: Store) -> N
     assert len(output.names()) == 5
 
 
-def test_a_folder_of_the_right_kind_may_hold_other_files(output: Store) -> None:
+def test_output_of_the_right_kind_may_hold_extras(output: Store) -> None:
     check_output(output.root, KIND)
     output.put("notes.txt", b"mine")
     output.put("_box.json", b"{}")
     check_output(output.root, KIND)
 
 
-def test_what_storage_and_killed_writers_leave_is_not_content(tmp_path: Path) -> None:
+def test_system_and_temporary_files_are_not_content(tmp_path: Path) -> None:
     names = (
         ".DS_Store",
         "lost+found/x",
@@ -165,35 +165,35 @@ def test_what_storage_and_killed_writers_leave_is_not_content(tmp_path: Path) ->
         check_output(str(tmp_path), KIND)
 
 
-def test_a_marker_of_a_folder_in_a_bucket_is_not_content(s3: Bucket) -> None:
+def test_folder_marker_in_a_bucket_is_not_content(s3: Bucket) -> None:
     store = Store(s3.uri)
     store.fs.call_s3("put_object", Bucket=s3.uri.removeprefix("s3://"), Key="out/", Body=b"")
     Store(f"{s3.uri}/output").put("beside", b"mine")
     check_output(f"{s3.uri}/out", KIND)
 
 
-def test_a_folder_is_told_by_one_listing_request(
+def test_output_check_costs_one_listing_request(
     s3: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(f"{s3.uri}/out")
     for number in range(12):
         store.put(f"{number % 3}/{number}", b"mine")
-    asked = []
+    requests = []
     pages = output_check.listing_pages
 
     def counted(fs: object, bucket: str, start: str, **more: str) -> Iterator[dict[str, Any]]:
         for page in pages(fs, bucket, start, **{**more, "MaxKeys": 2}):  # type: ignore[arg-type]
-            asked.append(start)
+            requests.append(start)
             yield page
 
     monkeypatch.setattr(output_check, "listing_pages", counted)
-    monkeypatch.setattr(output_check, "_LOOKED_AT", 2)
+    monkeypatch.setattr(output_check, "_MAX_NAMES", 2)
     with pytest.raises(ConfigError, match=r"holds '0/', '1/', and is not a box"):
         check_output(store.root, KIND)
-    assert asked == ["out/"]
+    assert requests == ["out/"]
 
 
-def test_a_folder_of_an_unlisted_kind_of_storage_is_told_too() -> None:
+def test_output_check_works_on_other_storages() -> None:
     Store("memory://box").put("a/b", b"mine")
     with pytest.raises(ConfigError, match="holds 'a/', and is not a box"):
         check_output("memory://box", KIND)

@@ -16,7 +16,7 @@ PIXELS = np.asarray(picture(70, 50))
 
 
 def samples(kind: str) -> NDArray[Any]:
-    """The picture in another type's range: [0, 1] of floats, all 16 bits, or [0, 255]."""
+    """Return the picture in the range of type `kind`: [0, 1] of floats, 16 bits, or [0, 255]."""
     if kind.startswith("f"):
         return (PIXELS / 255).astype(kind)
     return PIXELS.astype(kind) * 257 if kind == "u2" else PIXELS.astype(kind)
@@ -38,7 +38,7 @@ def test_floats_in_three_channels_are_read(kind: str, compression: int, order: s
 @pytest.mark.parametrize(
     ("kind", "predictor"), [("f2", 3), ("f4", 3), ("f8", 3), ("f4", 2), ("u4", 2), ("i2", 2)]
 )
-def test_differences_between_pixels_are_summed(
+def test_predictors_are_undone(
     kind: str, predictor: int, order: str, layout: dict[str, Any]
 ) -> None:
     content = tiff_file(samples(kind), compression=8, predictor=predictor, order=order, **layout)
@@ -49,7 +49,7 @@ def test_differences_between_pixels_are_summed(
 @pytest.mark.parametrize(
     "layout", [{"tile": (32, 16)}, {"planar": True}, {"tile": (16, 32), "planar": True}]
 )
-def test_tiles_and_planes_are_put_together(layout: dict[str, Any], compression: int) -> None:
+def test_tiles_and_planes_are_joined(layout: dict[str, Any], compression: int) -> None:
     assert error(tiff_file(samples("f4"), compression=compression, **layout)) == 0
 
 
@@ -63,8 +63,8 @@ EXTRAS = [(1, ()), (2, (0,)), (2, (1,)), (2, (2,)), (3, ()), (4, (0,)), (4, (2,)
 def test_every_layout_gives_the_same_picture(
     kind: str, order: str, compression: int, layout: dict[str, Any]
 ) -> None:
-    # Of these Pillow refuses some and takes others for what they are not: planes of 16 bits, of
-    # grey with alpha, 16 bits whose zero is white, compressed floats of the other byte order.
+    # Pillow refuses some of these and misreads others: planes of 16 bits, planes of grey with
+    # alpha, 16 bits with white as zero, compressed floats of the other byte order.
     for (count, extra), photometric in itertools.product(EXTRAS, (0, 1, 2)):
         colours = 3 if photometric == 2 else 1
         if count - len(extra) != colours:
@@ -83,31 +83,31 @@ def test_every_layout_gives_the_same_picture(
         )
         stored = values[..., :colours].astype(int)
         expected = np.broadcast_to(255 - stored if photometric == 0 else stored, PIXELS.shape)
-        # Of 16 bits in RGB Pillow takes the upper halves.
+        # Pillow keeps the upper bytes of 16-bit RGB.
         assert np.abs(np.asarray(decode(content)) - expected).max() <= (kind == "u2"), (
             count,
             extra,
         )
 
 
-def test_bands_of_a_large_image_meet() -> None:
+def test_bands_of_a_large_image_join() -> None:
     rng = np.random.default_rng(5)
     values = rng.integers(0, 256, (1500, 1100, 3)).astype(np.uint8)  # 19 MiB of floats
     content = tiff_file(values / np.float32(255), compression=8, rows=64)
     assert np.array_equal(decode(content), values)
 
 
-@pytest.mark.parametrize(("extra", "shown"), [(2, 0.5), (1, 1.0), (0, 0.0)])
-def test_float_alpha_is_composited_on_white(extra: int, shown: float) -> None:
+@pytest.mark.parametrize(("extra", "alpha"), [(2, 0.5), (1, 1.0), (0, 0.0)])
+def test_float_alpha_is_composited_on_white(extra: int, alpha: float) -> None:
     values = np.full((40, 40, 4), 0.5, np.float32)
     values[0, 0] = 1.0  # so that the range is [0, 1]
     level = decode(tiff_file(values, extra=(extra,))).getpixel((20, 20))
-    # Alone: 128 of itself, where alpha is of nothing; half of it and half white; itself and white.
-    expected = {0.0: 128, 0.5: 191, 1.0: 255}[shown]
+    # Without alpha: 128; half of it and half white; itself and white (premultiplied).
+    expected = {0.0: 128, 0.5: 191, 1.0: 255}[alpha]
     assert level == pytest.approx((expected,) * 3, abs=2)
 
 
-def test_white_is_zero_where_the_file_says_so() -> None:
+def test_white_is_zero_is_inverted() -> None:
     values = np.full((40, 40, 2), 0.25, np.float32)
     values[0, 0] = 1.0
     image = decode(tiff_file(values, photometric=0, extra=(0,)))
@@ -131,47 +131,47 @@ def rejection(content: bytes, limits: ImageLimits | None = None) -> Rejection:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_samples_that_are_not_finite_are_rejected(bad: float) -> None:
+def test_non_finite_samples_are_rejected(bad: float) -> None:
     values = samples("f4").copy()
     values[3, 4, 1] = bad
     assert rejection(tiff_file(values)).reason is RejectReason.NOT_FINITE
 
 
-def test_size_is_checked_before_samples_are_read() -> None:
+def test_size_is_checked_before_reading() -> None:
     content = tiff_file(samples("f4"), tags={256: (60_000,), 257: (60_000,)})
     assert rejection(content).reason is RejectReason.TOO_LARGE
 
 
-def test_a_strip_that_unpacks_to_gigabytes_is_refused() -> None:
+def test_a_strip_of_gigabytes_is_refused() -> None:
     content = tiff_file(samples("f8"), compression=8, rows=8000, tags={256: (8000,), 257: (7900,)})
-    found = rejection(content)
-    assert found.reason is RejectReason.TOO_LARGE
-    assert "fewer rows a strip" in found.detail
+    refusal = rejection(content)
+    assert refusal.reason is RejectReason.TOO_LARGE
+    assert "fewer rows a strip" in refusal.detail
 
 
 @pytest.mark.parametrize("compression", [1, 5, 8])
-def test_strips_that_are_missing_are_told_from_damage(compression: int) -> None:
+def test_missing_strips_are_not_damage(compression: int) -> None:
     content = tiff_file(samples("f4"), compression=compression)
-    few = tiff_file(samples("f4"), compression=compression, tags={257: (500,)})
+    short = tiff_file(samples("f4"), compression=compression, tags={257: (500,)})
     assert rejection(content[: len(content) // 2]).reason is RejectReason.TRUNCATED
-    assert "strips or tiles are missing" in rejection(few).detail
+    assert "strips or tiles are missing" in rejection(short).detail
 
 
-def test_a_layout_that_is_not_read_is_named() -> None:
+def test_an_unsupported_layout_is_named() -> None:
     content = tiff_file(samples("f4"), tags={262: (32845,)})  # LogLuv
-    found = rejection(content)
-    assert found.reason is RejectReason.UNDECODABLE
-    assert "photometric 32845" in found.detail
-    assert "convert it to 8 or 16 bit RGB" in found.detail
+    refusal = rejection(content)
+    assert refusal.reason is RejectReason.UNDECODABLE
+    assert "photometric 32845" in refusal.detail
+    assert "convert it to 8 or 16 bit RGB" in refusal.detail
 
 
 @pytest.mark.parametrize("tags", [{254: (1,), 330: (8,)}, {254: (1,), 50706: (1,)}])
-def test_the_preview_of_a_camera_raw_is_no_photo(tags: dict[int, tuple[int, ...]]) -> None:
-    found = rejection(tiff_file(PIXELS, tags=tags))
-    assert found.reason is RejectReason.UNSUPPORTED_FORMAT
-    assert "camera raw" in found.detail
+def test_camera_raw_previews_are_refused(tags: dict[int, tuple[int, ...]]) -> None:
+    refusal = rejection(tiff_file(PIXELS, tags=tags))
+    assert refusal.reason is RejectReason.UNSUPPORTED_FORMAT
+    assert "camera raw" in refusal.detail
 
 
-def test_a_developed_dng_or_a_page_with_children_is_read() -> None:
+def test_a_developed_dng_is_read() -> None:
     for tags in ({50706: (1,)}, {330: (8,)}, {254: (0,)}):
         assert np.array_equal(decode(tiff_file(PIXELS, tags=tags)), Image.fromarray(PIXELS))

@@ -1,4 +1,4 @@
-"""A shard is of one state, or it fails."""
+"""Promises of reading shards: a shard is read in one state, or it fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.storage.archives import (
 MEMBERS = [(f"{number}.jpg", b"image") for number in range(3)]
 
 
-def test_an_archive_that_is_replaced_under_its_reader_fails_at_its_end(tmp_path: Path) -> None:
+def test_archive_replaced_while_read_fails_at_its_end(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", MEMBERS)
     samples = read_samples(only_shard(path))
     next(samples)
@@ -32,7 +32,7 @@ def test_an_archive_that_is_replaced_under_its_reader_fails_at_its_end(tmp_path:
         list(samples)
 
 
-def test_a_parquet_file_that_was_written_again_fails(tmp_path: Path) -> None:
+def test_rewritten_parquet_file_fails(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"image": [b"image"]})
     shard = only_shard(path)
     write_parquet(path, {"image": [b"other", b"images"]})
@@ -50,9 +50,7 @@ def of_equal_length(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [longer, of_equal_length, Path.unlink])
-def test_a_folder_of_which_a_file_changed_fails(
-    tmp_path: Path, change: Callable[[Path], None]
-) -> None:
+def test_folder_with_a_changed_file_fails(tmp_path: Path, change: Callable[[Path], None]) -> None:
     shard = only_shard(write_files(tmp_path, "a.jpg", "b.jpg"))
     change(tmp_path / "b.jpg")
     with pytest.raises(StorageError, match=r"changed while it was read|b\.jpg': not found"):
@@ -60,10 +58,10 @@ def test_a_folder_of_which_a_file_changed_fails(
 
 
 @pytest.mark.parametrize("limit", [1 << 30, 3])
-def test_an_object_that_is_replaced_by_one_of_its_size_fails_its_shard(
+def test_object_replaced_at_equal_size_fails_its_shard(
     s3: Bucket, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    """One that is too large to be read is looked at instead."""
+    """Compare etags also of objects that are too large to be read, as all are with `limit` 3."""
     monkeypatch.setattr("pipeline.storage.readers.folder.MAX_SAMPLE_BYTES", limit)
     store = Store(f"{s3.uri}/in")
     for name in ("a.jpg", "b.jpg", "c.jpg"):
@@ -79,7 +77,7 @@ def test_an_object_that_is_replaced_by_one_of_its_size_fails_its_shard(
     assert len(list(read_samples(only_shard(store.root)))) == 3
 
 
-def test_a_file_that_is_added_to_a_folder_is_of_no_concern(tmp_path: Path) -> None:
+def test_file_added_to_a_folder_is_ignored(tmp_path: Path) -> None:
     shard = only_shard(write_files(tmp_path, "a.jpg"))
     write_files(tmp_path, "b.jpg")
     assert [sample.key for sample in read_samples(shard)] == ["a.jpg"]
