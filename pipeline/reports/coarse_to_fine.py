@@ -22,8 +22,8 @@ from pipeline.reports.requirements import require_steps
 from pipeline.reports.sheets import Cell, ReportTable
 from pipeline.reports.statistics import Floats, Interval, interval_of_sums
 from pipeline.table import Table
-from pipeline.table.code_arrays import step_codes_of
 from pipeline.table.model_lookup import model_of
+from pipeline.table.reader import step_codes_of
 
 _MIN_SIDE = 4  # pixels; the last band's shorter side
 

@@ -18,7 +18,7 @@ from pipeline.reports.statistics import Floats
 from pipeline.storage import Shard, list_shards
 from pipeline.storage.readers.pairs import CODE_SUFFIX, WANTED, code_members
 from pipeline.table import Table
-from pipeline.table.code_arrays import codes_of, step_codes_of
+from pipeline.table.reader import codes_of, step_codes_of
 
 METRIC = "w_plus_distance"
 DEFINITION = (

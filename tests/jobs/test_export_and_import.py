@@ -172,7 +172,7 @@ def test_a_damaged_table_is_a_wrong_request(
     asked = ("--table", table, "--to", tmp_path / "out", "--as", "codes")
     code, line, error = run(jobs.export_table, *asked)
     assert (code, line["exit_code"]) == (2, 2)
-    assert "read it by the version of the code that made it" in error
+    assert "read it with the version of the code that made it" in error
 
 
 @pytest.mark.parametrize("inside", ["", "latents", "new/codes"])

@@ -121,7 +121,7 @@ def test_a_date_beyond_python_is_one_line_and_exit_code_2(
     told = capsys.readouterr()
     assert told.out == ""
     assert len(told.err.splitlines()) == 1
-    assert "column 'odd' has a value that Python has no form for" in told.err
+    assert "column 'odd' has a value that Python cannot represent" in told.err
 
 
 def test_a_query_that_is_not_utf8_is_one_line_and_exit_code_2(table: Path) -> None:
