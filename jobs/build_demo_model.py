@@ -29,7 +29,7 @@ from pipeline.models.files import check_model, is_bundle
 from pipeline.storage import OutputKind, check_output
 
 if TYPE_CHECKING:
-    from pipeline.demo.build import Drawn
+    from pipeline.demo.build import DemoData
     from pipeline.demo.plans import DemoPlan
     from pipeline.models import RestyleModel
 
@@ -71,14 +71,14 @@ def find_shards(folder: Path) -> list[Path]:
     return shards
 
 
-def read_data(arguments: argparse.Namespace, shards: list[Path], size: int, work: str) -> Drawn:
+def read_data(arguments: argparse.Namespace, shards: list[Path], size: int, work: str) -> DemoData:
     """Return pairs at `size` and the target images; cartoons are drawn twice as large."""
-    from pipeline.demo.build import Drawn, draw_cartoons
+    from pipeline.demo.build import DemoData, draw_cartoons
     from pipeline.training.latent_pairs import load_pairs
 
     if arguments.look == "cartoon":
         return draw_cartoons(load_pairs(shards, 2 * size), size, work)
-    return Drawn(load_pairs(shards, size))
+    return DemoData(load_pairs(shards, size))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{len(data.pairs)} pairs at {size} px: {time.monotonic() - started:.0f} s", flush=True)
     model, seconds = build(plan, data, work, base)
     leave_group()
-    if not group.leads:
+    if not group.is_main_process:
         return 0
     save_bundle(model, output, stored="float16")
     notes = dict(model.card.notes)

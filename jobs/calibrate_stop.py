@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         calibrate,
         curve,
         read_crops,
-        seconds_a_face,
+        seconds_per_face,
         trace,
     )
     from pipeline.reports.stop_report import StopCurve, stop_files, stop_flags
@@ -129,8 +129,8 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     traced = trace(model, theirs, **how)
     rule, like = fitted.rule, args.like_steps
-    drawn = StopCurve(traced, traced.tried(rule), curve(traced, rule, GAINS), like)
-    fixed_s, auto_s = seconds_a_face(model, theirs, rule, like, args.batch_size)
+    drawn = StopCurve(traced, traced.with_rule(rule), curve(traced, rule, GAINS), like)
+    fixed_s, auto_s = seconds_per_face(model, theirs, rule, like, args.batch_size)
 
     store = Store(args.output)
     for name, content in stop_files(drawn).items():
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     record = {
         **rule.to_dict(),
         "calibration_steps": fitted.steps, "steps": chosen.steps, "l2": chosen.l2,
-        f"l2_of_{like}": traced.fixed(like).l2, "relative_l2": drawn.relative(chosen),
+        f"l2_of_{like}": traced.with_steps(like).l2, "relative_l2": drawn.relative(chosen),
         "share_of_steps": chosen.steps / like,
         "seconds_fixed": fixed_s, "seconds_auto": auto_s, "flags": flags,
     }  # fmt: skip

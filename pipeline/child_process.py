@@ -1,8 +1,8 @@
-"""A child process of Python, fed over a socket pair: what it does with an image ends it alone.
+"""Child process of Python with a socket pair: an image that crashes it ends only the child.
 
-Why not `multiprocessing`: its spawned children import the caller's `__main__` again, which is Ray
-in an actor and torch in a job, daemonic callers may have none, and they outlive a caller that is
-killed.
+`multiprocessing` is unsuitable: its spawned children import the caller's `__main__` again (Ray in
+an actor, torch in a job), daemonic callers may not have children, and children outlive a caller
+that is killed.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-TRIES = 2  # of what was out when a child died: the death may be another's doing
-_END_TIMEOUT_S = 5.0  # from the end of its messages to that of the process
+TRIES = 2  # for a request in progress when a child died: another one may be the cause
+_END_TIMEOUT_S = 5.0  # from the end of its messages to the end of the process
 _KILL_TIMEOUT_S = 5.0  # from SIGKILL to the end of the process
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class Child:
-    """`python ARGUMENTS FD`, running, FD being its end of the socket pair; `connection` is ours.
+    """Running child `python ARGUMENTS FD`: FD is its end of a socket pair, `connection` the other.
 
-    Sending and receiving raise `OSError` where a message stands still half-way for `patience_s`: a
-    `Connection` alone would wait without end for a child that hangs there.
+    Sending and receiving raise `OSError` if a message makes no progress for `patience_s`; a
+    `Connection` alone would wait forever for a child that hangs in the middle of one.
     """
 
     def __init__(self, arguments: Sequence[str], patience_s: float) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             for end in (ours, theirs):
-                end.setblocking(True)  # whatever `socket.setdefaulttimeout` was told
+                end.setblocking(True)  # regardless of `socket.setdefaulttimeout`
             seconds, rest = divmod(patience_s, 1)
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                 limit = struct.pack("ll", int(seconds), int(rest * 1e6))
@@ -45,28 +45,28 @@ class Child:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", *arguments, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # the job's own output is read by machines
+                stdout=subprocess.DEVNULL,  # the job's own stdout is machine-readable
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
-                start_new_session=True,  # Ctrl-C is for the parent to handle
+                start_new_session=True,  # the parent handles Ctrl-C
             )
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id of the child."""
         return self._process.pid
 
     def receive(self, timeout_s: float) -> Any:
-        """The child's next message, which begins within `timeout_s`, else `TimeoutError`.
+        """Return the child's next message; raise `TimeoutError` if none begins within `timeout_s`.
 
-        Raises `EOFError` where the child ended, a plain `OSError` where it broke off its message.
+        Raises `EOFError` if the child ended, and a plain `OSError` if its message is incomplete.
         """
         if not self.connection.poll(timeout_s):
             raise TimeoutError
         return self.connection.recv()
 
     def how_it_ended(self) -> str:
-        """The rest of a sentence that begins with the child; waits 5 s for its end at most."""
+        """Return how the child ended, as text after "the child"; waits 5 s at most."""
         try:
             code = self._process.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -76,8 +76,8 @@ class Child:
         return f"died with signal {-code} ({signal.Signals(-code).name})"
 
     def stop(self) -> None:
-        """Kill it: it holds nothing that needs an orderly end."""
+        """Kill the child; it has no state that needs a clean shutdown."""
         self.connection.close()
         self._process.kill()
-        with suppress(subprocess.TimeoutExpired):  # stuck in the kernel, where no signal reaches it
+        with suppress(subprocess.TimeoutExpired):  # stuck in the kernel, out of reach of signals
             self._process.wait(_KILL_TIMEOUT_S)

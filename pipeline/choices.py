@@ -1,21 +1,21 @@
-"""What settings are chosen from: words and numbers alone, so that a config loads no torch."""
+"""Choices and limits of settings; imports no torch, so that configs load without it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 MethodName = Literal["restyle", "encoder", "optimize", "hybrid"]
-Space = Literal["w", "w+"]  # that an optimisation searches
-Faces = Literal["largest", "all"]  # of an image
-Turns = Literal["auto", "none"]  # whether faces are looked for in turned photos too
-Icc = Literal["apply", "ignore"]  # embedded colour profiles of images
-Fit = Literal["stretch", "crop", "pad"]  # how a crop of other proportions is resized
+Space = Literal["w", "w+"]  # searched by optimisation
+Faces = Literal["largest", "all"]  # faces used from each image
+Turns = Literal["auto", "none"]  # whether rotated photos are searched for faces too
+Icc = Literal["apply", "ignore"]  # embedded colour profiles
+Fit = Literal["stretch", "crop", "pad"]  # how an image of another aspect ratio is resized
 BestStepBy = Literal["lpips", "l2", "id_similarity", "last"]
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["float32", "tf32"]  # of a GPU's multiplications
-CodeType = Literal["float16", "float32"]  # of stored W+ codes
+Precision = Literal["float32", "tf32"]  # arithmetic of a GPU's convolutions
+CodeType = Literal["float16", "float32"]  # dtype of stored W+ codes
 OptimiserName = Literal["adam", "ranger"]
-EncoderType = Literal[  # of official checkpoints
+EncoderType = Literal[  # encoders of published checkpoints: classes in `pipeline.models.encoders`
     "BackboneEncoder",
     "ProgressiveBackboneEncoder",
     "ResNetBackboneEncoder",
@@ -25,18 +25,11 @@ EncoderType = Literal[  # of official checkpoints
     "Encoder4Editing",
 ]
 
-# The encoders of published checkpoints, by their classes in `pipeline.models.encoders`.
-OFFICIAL_TYPES = (
-    "BackboneEncoder",
-    "ProgressiveBackboneEncoder",
-    "ResNetBackboneEncoder",
-    "ResNetProgressiveBackboneEncoder",
-    "GradualStyleEncoder",
-    "ResNetGradualStyleEncoder",
-    "Encoder4Editing",
-)
+OFFICIAL_TYPES: tuple[str, ...] = get_args(EncoderType)
 
-# Pixels of the largest copy that is searched for a face. The default holds an image of 16 million
-# doubled once, as the reference scripts search it; the bound takes 2 GB.
+# Pixels of the largest copy that is searched for a face. The default fits an image of 16 million
+# pixels doubled once, as in the reference scripts; the maximum needs 2 GB.
 SEARCH_PIXELS, MOST_SEARCH_PIXELS = 64_000_000, 128_000_000
-CHECK_BELOW = 1.35  # of 193 faces found in photos that are turned, the best scored 1.21
+# Detector score below which a face is checked again. The best of 193 faces that were detected in
+# rotated photos scored 1.21.
+CHECK_BELOW = 1.35

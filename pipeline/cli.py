@@ -1,4 +1,4 @@
-"""What the jobs share as programs: how they take flags, and how they end."""
+"""Command lines of the jobs: parsing of flags, exit codes, and the last line of stdout."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from pipeline.signals import sigterm_as_ctrl_c
 from pipeline.storage import one_line
 
 _ONE_VALUE = (
-    "; a flag takes one value: of images one folder, file or URI, and no pattern, of which a shell "
-    "makes a list"
+    "; a flag takes one value, so give one folder, file or URI of images: a shell expands a "
+    "pattern to a list"
 )
 
 
 class _JobParser(argparse.ArgumentParser):
-    """Tells a wrong flag as every other wrong request is told, with the flag that was meant."""
+    """Parser that reports a wrong flag like any other wrong request, with the nearest flag."""
 
-    last_line: Mapping[str, Any] | None = None  # what an error adds its own keys to; None: no line
+    last_line: Mapping[str, Any] | None = None  # keys of an error's JSON line; None: no line
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does; where a shell asks for completions, print these and exit."""
+        """Parse as argparse does; if a shell requests completions, print them and exit."""
         _complete(self)
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """One line on stderr below the usage, the JSON line where the job has one, exit code 2.
+        """Print usage, one error line on stderr, and the JSON line if any; exit with code 2.
 
-        Without the usage where a shell made a list of a pattern: no flag was wrong.
+        Omits the usage if a shell expanded a pattern to a list: then no flag was wrong.
         """
         listed = re.match(r"unrecognized arguments: (?!-)", message)
         text = printable(without_secrets(message)) + (
-            _ONE_VALUE if listed else self._meant(message)
+            _ONE_VALUE if listed else self._nearest_flag_hint(message)
         )
         if not listed:
             self.print_usage(sys.stderr)
@@ -59,8 +59,8 @@ class _JobParser(argparse.ArgumentParser):
             _print_line(self.last_line, [text], 2)
         raise SystemExit(2)
 
-    def _meant(self, message: str) -> str:
-        """Of the first word in `message` that is like a flag and is none, the nearest flag."""
+    def _nearest_flag_hint(self, message: str) -> str:
+        """Return a hint with the flag nearest to the first unknown flag in `message`, or ""."""
         flags = [flag for action in self._actions for flag in action.option_strings]
         for word in re.findall(r"--[\w-]+", message):
             close = difflib.get_close_matches(word, flags, n=1)
@@ -73,7 +73,7 @@ _NO_DEFAULT: tuple[object, ...] = (None, "", [], argparse.SUPPRESS)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Ends a flag's text with its default, as `add_flags` does, where the text tells none."""
+    """Formatter that appends a flag's default, as `add_flags` does, unless the text states it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -87,9 +87,9 @@ def job_parser(
     reads_only: bool = False,
     last_line: Mapping[str, Any] | None = None,
 ) -> argparse.ArgumentParser:
-    """The parser of a job; `description` is the job's own docstring.
+    """Return the parser of a job; `description` is the job's docstring.
 
-    A wrong flag ends the job as `exit_code_of` ends it, which takes the same arguments.
+    A wrong flag ends the job as `exit_code_of` does, which takes the same arguments.
     """
     parser = _JobParser(
         description=description,
@@ -101,7 +101,7 @@ def job_parser(
 
 
 def _complete(parser: argparse.ArgumentParser) -> None:
-    """Print the completions that a shell asks for (argcomplete) and exit; else do nothing."""
+    """Print the completions that a shell requests (argcomplete) and exit; else do nothing."""
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 
@@ -117,15 +117,16 @@ def exit_code_of(
     last_line: Mapping[str, Any] | None = None,
     tell: Callable[[str, int], None] | None = None,
 ) -> int:
-    """What `work` returns, or for its error 2 (the request is wrong) or 1 (run it again).
+    """Return the result of `work`; after an error 2 (wrong request) or 1 (run it again).
 
-    The error goes to stderr in one line. A job whose last line of stdout is a JSON object has such
-    a line for an error too, with the exit code, as Ray makes each code of a job but 0 a 1; its
-    other keys are those of `last_line`. One that `reads_only` prints an answer or nothing. To it,
-    and to any job of a `given_table`, a damaged table is a wrong request; to all of them storage
-    that the user's credentials do not open. `stopped` is what a Ctrl-C,
-    or a SIGTERM, means to the user: code 1, and a last line without errors. `tell` takes the line
-    for stderr and the code, where it is not just to be printed.
+    The error is printed to stderr in one line. A job whose last line of stdout is a JSON object
+    prints one after an error too, including the exit code, because Ray turns every code of a job
+    except 0 into 1; `last_line` has its other keys. A `reads_only` job prints an answer or nothing.
+
+    For a `reads_only` job, and for any job of a `given_table`, a damaged table is a wrong request;
+    for all jobs storage that denies access to the user's credentials is one. `stopped` explains the
+    state after Ctrl-C or SIGTERM: code 1, and a last line without errors. `tell` receives the line
+    for stderr and the code; by default the line is printed.
     """
     tell = tell or _print_to_stderr
     wrong: tuple[type[PipelineError], ...] = (RequestError, AccessError)
@@ -141,7 +142,7 @@ def exit_code_of(
         if not reads_only:
             _print_line(last_line or {}, [text], code)
         return code
-    except Exception as error:  # noqa: BLE001 - a defect: one line for people, all of it below
+    except Exception as error:  # noqa: BLE001 - a bug: one line for people, the trace for machines
         text = f"{type(error).__name__}: {one_line(error)}"
         tell(f"unexpected error: {text}", 1)
         if reads_only:
@@ -150,7 +151,7 @@ def exit_code_of(
             _print_line({**(last_line or {}), "trace": trace_of(error)}, [text], 1)
         return 1
     except (KeyboardInterrupt, SystemExit):
-        # SystemExit: what Ray's own handlers raise, where they stand in place of ours.
+        # SystemExit: raised by Ray's signal handlers, which may have replaced ours.
         tell(f"stopped: {stopped}", 1)
         if not reads_only:
             _print_line(last_line or {}, [], 1)
@@ -168,7 +169,7 @@ def _print_line(last_line: Mapping[str, Any], errors: list[str], code: int) -> N
 def add_place(
     parser: argparse.ArgumentParser, name: str, flag: str, *, metavar: str, text: str
 ) -> None:
-    """Add an argument that is given by its place or by its `flag`; read it with `parse_places`."""
+    """Add an argument that may be positional or given by `flag`; read it with `parse_places`."""
     parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, metavar=metavar, help=text)
     parser.add_argument(flag, dest=name, metavar=metavar, help=f"the same as {metavar}")
 
@@ -176,32 +177,32 @@ def add_place(
 def parse_places(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, *names: str
 ) -> argparse.Namespace:
-    """Parse `argv`, where words and flags may alternate; exit with 2 where one of `names` lacks."""
+    """Parse `argv` with words and flags in any order; exit with 2 if one of `names` is missing."""
     _complete(parser)
     args = parser.parse_intermixed_args(argv)
-    lacking = [name for name in names if getattr(args, name) is None]
-    if lacking:
-        parser.error(f"the following arguments are required: {', '.join(lacking)}")
+    missing = [name for name in names if getattr(args, name) is None]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
     return args
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, for a flag."""
+    """Return a flag's value as a whole number above 0."""
     number = int(text) if text.isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return number
 
 
 def positives(text: str) -> list[int]:
-    """Whole numbers above 0 with commas between them, for a flag."""
+    """Return a flag's value as whole numbers above 0, separated by commas."""
     return [positive(number.strip()) for number in text.split(",")]
 
 
 def add_flags(
     parser: argparse.ArgumentParser, model: type[BaseModel], names: Iterable[str] | None = None
 ) -> None:
-    """A flag for each field of `model`, or for those in `names`: its text, None where not given."""
+    """Add a flag for each field of `model`, or for those in `names`; a flag not given is None."""
     for name in names or model.model_fields:
         _add_flag(parser, name, model.model_fields[name])
 
@@ -210,7 +211,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     flag, text = "--" + name.replace("_", "-"), field.description or ""
     if field.default is not None and not field.is_required():
         text = f"{text} (default {field.default})"
-    kinds = _arms(field.annotation)
+    kinds = _allowed_types(field.annotation)
     choices = [choice for kind in kinds for choice in typing.get_args(kind)]
     if kinds == [bool]:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
@@ -221,11 +222,11 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
         parser.add_argument(flag, metavar=metavar, help=text)
 
 
-def _arms(kind: Any) -> list[Any]:
-    """The types that `kind` allows, but for None and what they are annotated with."""
+def _allowed_types(kind: Any) -> list[Any]:
+    """Return the types that `kind` allows, without None and without annotations."""
     origin = typing.get_origin(kind)
     if origin is typing.Annotated:
-        return _arms(typing.get_args(kind)[0])
+        return _allowed_types(typing.get_args(kind)[0])
     if origin in (types.UnionType, typing.Union):
-        return [arm for part in typing.get_args(kind) for arm in _arms(part)]
+        return [arm for part in typing.get_args(kind) for arm in _allowed_types(part)]
     return [] if kind is type(None) else [kind]

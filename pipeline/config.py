@@ -1,4 +1,4 @@
-"""The settings of a run: one frozen model, filled from a YAML file and then from flags."""
+"""Settings of a run: one frozen model, filled from a YAML file and then from flags."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ STEPS, AUTO_STEPS_AT_MOST, ITERATIONS = 5, 10, 300
 
 
 class JobConfig(BaseModel):
-    """Everything that `jobs/invert_dataset.py` can be told.
+    """Settings of `jobs/invert_dataset.py`.
 
-    The settings of the second and third group (method, faces) change rows, those of the fourth
-    which image is in which shard: a table is continued only with the same ones. The last group
-    says how the work is done.
+    Settings of the second and third group (method, faces) change rows, those of the fourth decide
+    which image is in which shard: a table can only be continued with the same values. The last
+    group controls execution.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,30 +63,30 @@ class JobConfig(BaseModel):
     domain: DomainSetting = None
     encoder_type: EncoderTypeSetting = None
     estimate_latent_avg: EstimateLatentAvg = False
-    method: MethodName = Field("restyle", description="how codes are found")
+    method: MethodName = Field("restyle", description="how codes are computed")
     steps: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] | None = Field(
         None,
-        description="refinement steps a face, or auto: a face stops when it no longer changes; "
-        "of optimize and hybrid how often the code is recorded (default 5, of encoder 1)",
+        description="refinement steps per face, or auto: a face stops when it no longer changes; "
+        "for optimize and hybrid how often the code is recorded (default 5, for encoder 1)",
     )
     max_steps: int | None = Field(
-        None, ge=1, le=100, description="most steps of --steps auto (default 10)"
+        None, ge=1, le=100, description="maximum number of steps of --steps auto (default 10)"
     )
-    # An L2 in [-1, 1] lies between 0 and 4, and a step may raise it.
+    # L2 of images in [-1, 1] is between 0 and 4, and a step may increase it.
     stop_gain: float | None = Field(
         None,
         ge=-4,
         le=4,
         allow_inf_nan=False,
-        description="of --steps auto: a face stops after a step that lowers its L2 by less "
-        "(default 0.00167, calibrated on the demo model)",
+        description="with --steps auto a face stops after a step that lowers its L2 by less than "
+        "this (default 0.00167, calibrated on the demo model)",
     )
     stop_residual: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="of --steps auto: and that changes its code's median row by a smaller share "
-        "(default 1)",
+        description="with --steps auto: and that changes the median row of its code by less than "
+        "this share (default 1)",
     )
     bootstrap: str | None = Field(
         None, description="model whose codes the steps start from: encoder bootstrapping"
@@ -101,30 +101,37 @@ class JobConfig(BaseModel):
         None, description="SQL condition on rows of the --init table: only these faces"
     )
     iterations: int | None = Field(
-        None, ge=1, le=100_000, description="of optimize and hybrid (default 300)"
+        None, ge=1, le=100_000, description="iterations of optimize and hybrid (default 300)"
     )
     space: Space | None = Field(
-        None, description="of optimize: one row for all layers, or a row each (default w+)"
+        None,
+        description="for optimize: w is one row for all layers, w+ one row per layer (default w+)",
     )
     distance_weight: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="of hybrid: pull towards the code it began at"
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="for hybrid: weight of the distance to the initial code",
     )
     seed: int | None = Field(
-        None, ge=0, lt=2**32, description="of optimize and hybrid: their noise (default 0)"
+        None, ge=0, lt=2**32, description="seed of the noise of optimize and hybrid (default 0)"
     )
 
-    faces: Faces = Field("largest", description="which faces of an image")
+    faces: Faces = Field("largest", description="which faces of an image are inverted")
     prealigned: bool | None = Field(
-        None, description="images are crops: resize, look for no face (default: by the domain)"
+        None, description="images are crops: resize without face detection (default: by the domain)"
     )
     fit: Fit | None = Field(
-        None, description="how a prealigned image of other proportions is resized (default stretch)"
+        None,
+        description="how a prealigned image of another aspect ratio is resized (default stretch)",
     )
     turns: TurnsSetting = "auto"
     search_pixels: SearchPixels = SEARCH_PIXELS
     check_below: CheckBelow = CHECK_BELOW
-    min_face: int = Field(32, ge=1, description="smallest face box side in pixels")
-    max_pixels: int = Field(64_000_000, ge=1, description="largest image, checked before decoding")
+    min_face: int = Field(32, ge=1, description="minimum side of a face box in pixels")
+    max_pixels: int = Field(
+        64_000_000, ge=1, description="maximum pixels of an image, checked before decoding"
+    )
     icc: Icc = Field(
         "apply",
         description="embedded colour profiles: converted to sRGB, or ignored as in the reference "
@@ -135,36 +142,43 @@ class JobConfig(BaseModel):
         description="identity network: dlib, none, or a weight file "
         "(default dlib for faces, none for other domains)",
     )
-    best_step_by: BestStepBy = Field("lpips", description="what makes a step the best one")
+    best_step_by: BestStepBy = Field("lpips", description="metric that selects the best step")
     precision: Precision = Field(
-        "float32", description="of a GPU's convolutions: tf32 is faster, and moves codes by 5e-4"
+        "float32",
+        description="arithmetic of a GPU's convolutions: tf32 is faster and moves codes by 5e-4",
     )
-    latent_dtype: CodeType = Field("float16", description="of w_plus")
+    latent_dtype: CodeType = Field("float16", description="stored dtype of w_plus")
     keep_steps: bool = Field(False, description="store the W+ code of every step too")
     keep_crops: bool = Field(False, description="store the aligned face as JPEG")
     keep_reconstructions: bool = Field(False, description="store the reconstruction as JPEG")
     files_per_shard: int = Field(
-        FILES_PER_SHARD, ge=1, description="files of a folder that make one shard"
+        FILES_PER_SHARD, ge=1, description="number of files of a folder in one shard"
     )
-    limit: int | None = Field(None, ge=1, description="only the first N samples, chosen or not")
+    limit: int | None = Field(
+        None, ge=1, description="use only the first N samples, whether or not they are selected"
+    )
     sniff: bool = Field(
-        True, description="files without a known extension: images by their first bytes are read"
+        True, description="read files without a known extension if their first bytes are an image's"
     )
     image_field: ImageField = Field(ONE_IMAGE, description=IMAGE_FIELD_MEANING)
     image_column: str | None = Field(None, description=IMAGE_COLUMN_MEANING)
     keep_columns: str | None = Field(
         None,
-        description="fields of the input that become columns of the table, with commas between: "
+        description="fields of the input that become columns of the table, separated by commas: "
         "Parquet columns, sidecars (txt, cls), fields of .json sidecars, label of a dataset.zip",
     )
 
-    part_size: int = Field(256, ge=1, le=100_000, description="samples a part")
-    device: Device = Field("auto", description="where faces are inverted")
-    batch_size: int | None = Field(None, ge=1, description="faces a forward pass")
-    align_workers: int | None = Field(None, ge=1, description="most CPU actors; default all cores")
-    inverters: int | None = Field(None, ge=1, description="most inverters; default one a GPU")
+    part_size: int = Field(256, ge=1, le=100_000, description="samples per part")
+    device: Device = Field("auto", description="device that inverts faces")
+    batch_size: int | None = Field(None, ge=1, description="faces per forward pass")
+    align_workers: int | None = Field(
+        None, ge=1, description="maximum number of CPU actors; default all cores"
+    )
+    inverters: int | None = Field(
+        None, ge=1, description="maximum number of inverters; default one per GPU"
+    )
     image_timeout: float = Field(
-        60.0, gt=0, allow_inf_nan=False, description="seconds one image may take to align"
+        60.0, gt=0, allow_inf_nan=False, description="maximum seconds to align one image"
     )
     log_format: Literal["text", "json"] = Field(
         "text", description="progress for people, or events as JSON lines, on stderr"
@@ -175,7 +189,7 @@ class JobConfig(BaseModel):
     def _columns_once_each(cls, text: str | None) -> str | None:
         names = [name.strip() for name in (text or "").split(",")]
         if text is not None and (not all(names) or len({n.lower() for n in names}) < len(names)):
-            raise ValueError("names with commas between, each of them once")
+            raise ValueError("names must be separated by commas, each given once")
         return text and ",".join(names)
 
     @model_validator(mode="after")
@@ -187,13 +201,13 @@ class JobConfig(BaseModel):
 
     @property
     def step_count(self) -> int:
-        """Refinement steps a face makes; with `auto` the most."""
+        """Refinement steps per face; with `auto` the maximum."""
         if self.steps == "auto":
             return self.max_steps or AUTO_STEPS_AT_MOST
         if self.method == "encoder":
             return 1
-        few = self.iteration_count if self.method in OPTIMISING else STEPS
-        return self.steps or min(STEPS, few)
+        most = self.iteration_count if self.method in OPTIMISING else STEPS
+        return self.steps or min(STEPS, most)
 
     @property
     def iteration_count(self) -> int:
@@ -201,7 +215,7 @@ class JobConfig(BaseModel):
         return self.iterations or ITERATIONS
 
     def layout(self) -> dict[str, Any]:
-        """What fixes which images the table holds, and in which shards; JSON-ready."""
+        """Return the settings that decide which images are in which shards, as JSON values."""
         return {
             "input": printable(canonical_uri(self.input)),
             "files_per_shard": self.files_per_shard,
@@ -213,19 +227,19 @@ class JobConfig(BaseModel):
 
     @property
     def read_options(self) -> ReadOptions:
-        """How the input is listed and its shards are read."""
+        """Options for listing the input and reading its shards."""
         return ReadOptions(
             sniff=self.sniff, image_field=self.image_field, image_column=self.image_column
         )
 
     @property
     def kept_names(self) -> tuple[str, ...]:
-        """The names in `keep_columns`."""
+        """Names in `keep_columns`."""
         return tuple(self.keep_columns.split(",")) if self.keep_columns else ()
 
 
 def _misfits(config: JobConfig) -> Iterator[str]:
-    """What does not go together, a line each."""
+    """Yield one line for each combination of settings that is invalid."""
     method, auto = config.method, config.steps == "auto"
     restyles, optimises = method == "restyle", method in OPTIMISING
     rules = [
@@ -243,25 +257,26 @@ def _misfits(config: JobConfig) -> Iterator[str]:
     ]
     rules.append((config.space and method != "optimize", f"--space is not for --method {method}"))
     if optimises and isinstance(config.steps, int):
-        few = config.iteration_count
-        told = (
-            f"the code cannot be recorded {config.steps} times in {few} iterations: lower --steps"
+        iterations = config.iteration_count
+        message = (
+            f"the code cannot be recorded {config.steps} times in {iterations} iterations: "
+            "lower --steps"
         )
-        rules.append((config.steps > few, told))
+        rules.append((config.steps > iterations, message))
     for name in ("max_steps", "stop_gain", "stop_residual"):
         unused = getattr(config, name) is not None and not auto
         rules.append((unused, f"{flag_of(name)} is for --steps auto"))
     for name in ("iterations", "seed"):
         unused = getattr(config, name) is not None and not optimises
-        told = f"{flag_of(name)} is for --method optimize or hybrid, not {method}"
-        rules.append((unused, told))
+        message = f"{flag_of(name)} is for --method optimize or hybrid, not {method}"
+        rules.append((unused, message))
     yield from (text for wrong, text in rules if wrong)
 
 
 def load_config(file: str | None, flags: Mapping[str, Any]) -> JobConfig:
-    """The file's settings with `flags` on top; flags that are None leave the file's value.
+    """Return the settings of `file` with `flags` on top; flags that are None are not given.
 
-    Raises `ConfigError` that names every unknown, missing or unfit setting, and `InputError` for
+    Raises `ConfigError` that names every unknown, missing or invalid setting, and `InputError` for
     a URI that is empty or carries credentials.
     """
     config = fill(JobConfig, file, flags)

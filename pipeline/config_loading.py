@@ -1,4 +1,4 @@
-"""Settings of a job: a pydantic model filled from a YAML file and then from flags."""
+"""Load a job's settings into a pydantic model from a YAML file and then from flags."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from pipeline.redaction import clean
 from pipeline.storage import canonical_uri, is_local, one_line
 from pipeline.storage.uris import read_file
 
-_LONGEST_FILE = 1 << 20  # bytes
-_MOST_VALUES = 10_000  # with all aliases and merges written out
+_MAX_FILE_BYTES = 1 << 20
+_MAX_VALUES = 10_000  # with all aliases and merges expanded
 _TEXT = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
 TurnsSetting = Annotated[
-    Turns, Field(description="whether faces are looked for in photos turned by 90, 180, 270 too")
+    Turns, Field(description="whether photos rotated by 90, 180 and 270 degrees are searched too")
 ]
 SearchPixels = Annotated[
     int,
     Field(
         ge=0,
         le=MOST_SEARCH_PIXELS,
-        description="of the largest copy that is searched where smaller ones show no face; "
-        "0: none of more than 1792 px a side",
+        description="maximum pixels of the enlarged copy in which a face is searched if smaller "
+        "copies show none; 0: no copy of more than 1792 px per side",
     ),
 ]
 CheckBelow = Annotated[
@@ -47,7 +47,7 @@ CheckBelow = Annotated[
     Field(
         ge=0,
         allow_inf_nan=False,
-        description="faces of a lower detector score are looked for again in their crop; 0: none",
+        description="faces with a lower detector score are detected again in their crop; 0: none",
     ),
 ]
 
@@ -57,23 +57,23 @@ DomainSetting = Annotated[
     Field(
         min_length=1,
         description="what the model's images show: faces, cars, church, ...; any other word: "
-        "images without faces (default: what the model's file tells)",
+        "images without faces (default: the domain in the model's file)",
     ),
 ]
 EncoderTypeSetting = Annotated[
-    EncoderType | None, Field(description="of a checkpoint whose options name no encoder type")
+    EncoderType | None, Field(description="encoder type of a checkpoint whose options name none")
 ]
 EstimateLatentAvg = Annotated[
     bool,
     Field(
-        description="of a checkpoint without an average latent: take the mean of 100,000 mapped "
+        description="for a checkpoint without an average latent: use the mean of 100,000 mapped "
         "z codes"
     ),
 ]
 
 
 class ModelFlags(BaseModel):
-    """What a model's file does not tell, where a job does not take all settings of a run."""
+    """Properties that a model's file may lack, for jobs without the settings of a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,7 +83,7 @@ class ModelFlags(BaseModel):
 
 
 class FaceSearch(BaseModel):
-    """How faces are looked for, where a job does not take all of these settings."""
+    """Settings of face detection, for jobs without the settings of a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,37 +93,37 @@ class FaceSearch(BaseModel):
 
 
 def _image_fields(text: str) -> str:
-    """Fields as webdataset names them, with its separators: `jpg;png`, `.seg.png`."""
+    """Return webdataset's field names with commas between: `jpg,png` for `jpg;png`."""
     fields = [name.strip(".") for name in re.split(r"[,;|\s]+", text.lower())]
     if not all(fields):
-        raise ValueError("names of fields with commas between, such as jpg,png")
+        raise ValueError("names of fields must be separated by commas, such as jpg,png")
     return ",".join(fields)
 
 
 # Settings that more than one job takes.
 ImageField = Annotated[str, AfterValidator(_image_fields)]
 IMAGE_FIELD_MEANING = (
-    "of a tar's or zip's images with one webdataset key: one, all, or the fields to take, the "
+    "which images of one webdataset key in a tar or zip: one, all, or the fields to use, the "
     "preferred first (jpg,png)"
 )
-IMAGE_COLUMN_MEANING = "the Parquet column of images (default: the only one, or the usual name)"
+IMAGE_COLUMN_MEANING = "Parquet column of images (default: the only one, or a usual name)"
 
 
 class _ConfigFile(NamedTuple):
-    """The settings of a YAML file, and the line that each of them is on."""
+    """Settings of a YAML file, and the line of each."""
 
     settings: dict[str, Any]
     lines: dict[Any, int]
 
 
-# From a setting's name to what a message calls it.
-_Place = Callable[[str], str]
+# Maps a setting's name to its location in messages.
+_Locator = Callable[[str], str]
 
 
 def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Settings:
-    """The file's settings with `flags` on top; flags that are None leave the file's value.
+    """Return the settings of `file` with `flags` on top; flags that are None are not given.
 
-    Raises `ConfigError` that names every unknown, missing or unfit setting: by its flag, or by the
+    Raises `ConfigError` that names every unknown, missing or invalid setting, by its flag or by the
     line of the file that it comes from.
     """
     settings, lines = _read(file) if file else _ConfigFile({}, {})
@@ -131,7 +131,7 @@ def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Se
     settings = settings | given
     of_file = {name: line for name, line in lines.items() if name not in given}
     place = partial(_place, file, of_file)
-    _refuse_truths(kind, settings, place)
+    _refuse_booleans(kind, settings, place)
     try:
         return kind(**settings)
     except ValidationError as error:
@@ -139,14 +139,14 @@ def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Se
 
 
 def flag_of(name: str) -> str:
-    """The flag of a setting: `--max-steps` of `max_steps`."""
+    """Return the flag of a setting: `--max-steps` for `max_steps`."""
     return "--" + name.replace("_", "-")
 
 
 def check_uris(settings: BaseModel, names: Iterable[str]) -> None:
-    """Raise `InputError` for a path or URI that is empty or carries credentials, by its flag.
+    """Raise `InputError`, with the flag, for a URI that is empty or carries credentials.
 
-    Before it is written anywhere. A setting that is None is passed over.
+    Call it before a URI is written anywhere. Settings that are None are skipped.
     """
     for name in names:
         uri = getattr(settings, name)
@@ -159,24 +159,26 @@ def check_uris(settings: BaseModel, names: Iterable[str]) -> None:
 
 
 def _place(file: str | None, lines: Mapping[str, int], name: str) -> str:
-    """Where a setting was given: its flag, or `run.yaml:7: name`."""
+    """Return where a setting was given: its flag, or `run.yaml:7: name`."""
     return f"{file}:{lines[name]}: {name}" if name in lines else flag_of(name)
 
 
-def _refuse_truths(kind: type[Settings], settings: Mapping[str, Any], place: _Place) -> None:
-    """Raise `ConfigError` for `yes` where a number is wanted: it would be taken for 1."""
+def _refuse_booleans(kind: type[Settings], settings: Mapping[str, Any], place: _Locator) -> None:
+    """Raise `ConfigError` for `yes` in place of a number, which pydantic would read as 1."""
     for name, value in settings.items():
         field = kind.model_fields.get(name)
         kinds = (field.annotation, *get_args(field.annotation)) if field else (bool,)
         if isinstance(value, bool) and bool not in kinds:
-            raise ConfigError(f"{place(name)}: input should not be a truth value (got {value})")
+            raise ConfigError(
+                f"{place(name)}: input should be a number or text, not a boolean (got {value})"
+            )
 
 
 def read_config_file(uri: str) -> dict[str, Any]:
-    """The settings in the YAML file at `uri` (any fsspec URI).
+    """Return the settings in the YAML file at `uri` (any fsspec URI).
 
-    An empty file holds none. Raises `ConfigError` where there is no file or it is not a mapping,
-    `InputError` for a URI with credentials, and `StorageError` where a storage does not give it.
+    An empty file has none. Raises `ConfigError` if the file is missing or not a mapping,
+    `InputError` for a URI with credentials, and `StorageError` if it cannot be read.
     """
     return _read(uri).settings
 
@@ -188,11 +190,11 @@ def _read(uri: str) -> _ConfigFile:
         node = loader.get_single_node()
         settings = None if node is None else loader.construct_document(node)
     except _UnreadableValueError as error:
-        told = f"holds a value that cannot be read: {error.__cause__}"
-        raise ConfigError(f"{uri}:{error.line}: {told}") from error
+        problem = f"holds a value that cannot be read: {error.__cause__}"
+        raise ConfigError(f"{uri}:{error.line}: {problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"'{uri}' is not valid YAML: {_problem(error)}") from error
-    # A number of five thousand digits, a thousand lists in lists.
+    # For example a number of five thousand digits, or a thousand nested lists.
     except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
     if settings is None:
@@ -200,15 +202,15 @@ def _read(uri: str) -> _ConfigFile:
     if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
     names = [key for key, _ in node.value]
-    _refuse_names_that_are_no_text(uri, names)
+    _refuse_names_that_are_not_text(uri, names)
     return _ConfigFile(settings, {name.value: name.start_mark.line + 1 for name in names})
 
 
-def _refuse_names_that_are_no_text(uri: str, names: Iterable[yaml.Node]) -> None:
-    """Raise `ConfigError` for each name that is a number, a date, a null or a truth in YAML."""
+def _refuse_names_that_are_not_text(uri: str, names: Iterable[yaml.Node]) -> None:
+    """Raise `ConfigError` for each name that YAML reads as a number, date, null or boolean."""
     wrong = [
         f"{uri}:{name.start_mark.line + 1}: setting names must be text, and "
-        f"{_shown(name.value)} is of YAML's type {name.tag.rpartition(':')[2]}"
+        f"{_shortened(name.value)} is of YAML's type {name.tag.rpartition(':')[2]}"
         for name in names
         if name.tag != _TEXT
     ]
@@ -217,7 +219,7 @@ def _refuse_names_that_are_no_text(uri: str, names: Iterable[yaml.Node]) -> None
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    """Return what is wrong and in which line; not the lines that YAML shows, cut out of a URI."""
+    """Return the problem and its line, without YAML's excerpt, which may cut a URI in two."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem:
         mark = error.problem_mark
         return f"line {mark.line + 1}: {error.problem}" if mark else str(error.problem)
@@ -225,7 +227,7 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 class _UnreadableValueError(Exception):
-    """A value that YAML's own rules cannot make, such as a date in a thirteenth month."""
+    """A value that YAML cannot convert, such as a date in month 13."""
 
     def __init__(self, line: int) -> None:
         super().__init__(line)
@@ -233,30 +235,30 @@ class _UnreadableValueError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a name stands once: of two values the last would be taken in silence.
+    """YAML loader that refuses duplicate names and expansion bombs.
 
-    Its aliases and merges are counted before they are written out: a few lines of them stand for
-    billions of values.
+    By default the last of two values is used silently. Aliases and merges are counted before they
+    are expanded: a few lines of them can represent billions of values.
     """
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
         counts: dict[yaml.Node, int] = {}
-        if node is not None and _count_values(node, counts) > _MOST_VALUES:
-            if len(counts) > _MOST_VALUES:  # without what aliases repeat
-                raise yaml.YAMLError(f"it holds over {_MOST_VALUES} names and values")
+        if node is not None and _count_values(node, counts) > _MAX_VALUES:
+            if len(counts) > _MAX_VALUES:  # even without expansion
+                raise yaml.YAMLError(f"it holds over {_MAX_VALUES} names and values")
             raise yaml.YAMLError(
-                f"its aliases and merges stand for over {_MOST_VALUES} values; write them out"
+                f"its aliases and merges expand to over {_MAX_VALUES} values; write them out"
             )
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        names: set[str] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
                 line = key.start_mark.line + 1
                 raise yaml.YAMLError(f"line {line}: '{key.value}' is set twice")
-            seen.add(str(key.value))
+            names.add(str(key.value))
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -267,11 +269,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def _count_values(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
-    """Return how many nodes `node` is when each alias in it is written out."""
+    """Return the number of nodes of `node` with every alias expanded."""
     if counts.get(node) == 0:
-        raise yaml.YAMLError("an alias stands inside what it stands for")
+        raise yaml.YAMLError("an alias refers to a value that contains it")
     if node not in counts:
-        counts[node] = 0  # begun
+        counts[node] = 0  # in progress
         below: list[Any] = [] if isinstance(node, yaml.ScalarNode) else node.value
         nodes = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
         counts[node] = 1 + sum(_count_values(part, counts) for part in nodes)
@@ -280,7 +282,7 @@ def _count_values(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
 
 def _text_of(uri: str) -> str:
     try:
-        return read_file(uri, _LONGEST_FILE).decode()
+        return read_file(uri, _MAX_FILE_BYTES).decode()
     except StorageError as error:
         if not is_local(uri) and not isinstance(error.__cause__, FileNotFoundError):
             raise
@@ -295,26 +297,28 @@ def _nearest(name: str, kind: type[BaseModel]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _shown(value: object) -> str:
-    """A value that does not fit; a few lines of aliases make lists in lists without end."""
+def _shortened(value: object) -> str:
+    """Return a short form of an invalid value; aliases may nest lists without end."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring = 1, 200
     try:
-        return short.repr(clean(value))  # blanked out before it is cut
+        return short.repr(clean(value))  # credentials are blanked before it is cut
     except ValueError:  # an integer of too many digits to be written
         return f"a very large {type(value).__name__}"
 
 
-def _words(error: ValidationError, name: str) -> set[str]:
-    """What the setting takes word for word, such as `'auto'`."""
-    told = (problem for problem in error.errors() if problem["type"] == "literal_error")
-    return {str(problem["ctx"]["expected"]) for problem in told if problem["loc"][:1] == (name,)}
+def _literals(error: ValidationError, name: str) -> set[str]:
+    """Return the literals that the setting accepts, such as `'auto'`."""
+    problems = (problem for problem in error.errors() if problem["type"] == "literal_error")
+    return {
+        str(problem["ctx"]["expected"]) for problem in problems if problem["loc"][:1] == (name,)
+    }
 
 
-def _explain(error: ValidationError, kind: type[BaseModel], place: _Place) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel], place: _Locator) -> str:
     lines: dict[str, str] = {}
     for problem in error.errors():
-        # A setting of several types has a problem with each of them: the first one is told.
+        # A setting of several types has one problem per type; only the first is reported.
         name = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
             where = place(name)  # "run.yaml:7: name", or a flag that does not exist
@@ -325,9 +329,9 @@ def _explain(error: ValidationError, kind: type[BaseModel], place: _Place) -> st
         elif not name:
             line = problem["msg"].removeprefix("Value error, ")
         else:
-            words = _words(error, name) - {problem.get("ctx", {}).get("expected")}
+            words = _literals(error, name) - {problem.get("ctx", {}).get("expected")}
             fits = "".join(f", or {word}" for word in sorted(words))
-            told = f"{problem['msg'].lower()}{fits} (got {_shown(problem['input'])})"
-            line = f"{place(name)}: {told}"
+            reason = f"{problem['msg'].lower()}{fits} (got {_shortened(problem['input'])})"
+            line = f"{place(name)}: {reason}"
         lines.setdefault(name, line)
     return "; ".join(lines.values())

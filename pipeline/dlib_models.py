@@ -1,4 +1,4 @@
-"""Where dlib's model files are: landmarks and face recognition, in a package of their own."""
+"""Locate dlib's model files (landmarks, face recognition), which a separate package contains."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pipeline.errors import ModelError
 
 
 def dlib_model(name: str) -> Path:
-    """Where the package with dlib's models keeps file `name`.
+    """Return the path of dlib's model file `name`.
 
-    The package is found but not imported: one of its two distributions needs setuptools' old
-    resource module, which warns, or is not there at all. Raises `ModelError` if the package or the
-    file is missing.
+    The package is located but not imported: one of its two distributions needs setuptools' old
+    resource module, which warns or is missing. Raises `ModelError` if the package or the file is
+    missing.
     """
     spec = importlib.util.find_spec("face_recognition_models")
     for folder in (spec.submodule_search_locations or []) if spec else []:

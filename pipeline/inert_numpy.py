@@ -1,8 +1,8 @@
-"""Numpy's arrays, types and numbers as inert records, for readers of pickles that run nothing.
+"""Inert records for numpy's arrays, dtypes and scalars, for pickle readers that execute nothing.
 
-A pickle names the functions of numpy that would build an array. `NUMPY_NAMES` gives for each of
-these names a record that only keeps what it is told; `numbers` and `value` then make plain data of
-it, after its type and its shape are checked against its bytes.
+A pickle names the numpy functions that would build an array. `NUMPY_NAMES` maps each of these names
+to a record that only stores its arguments; `numbers` and `value` convert a record to plain data
+after checking its dtype and shape against its bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NUMBERS = (*FLOATS, *("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"))
 
 
 class InertType:
-    """A numpy dtype as the pickle tells it: a kind, then a byte order."""
+    """Record of a numpy dtype: kind and byte order."""
 
     def __init__(self, kind: str, *_: object) -> None:
         self.kind, self.order = kind, "="
@@ -31,20 +31,20 @@ class InertType:
     def is_object(self) -> bool:
         return self.kind in ("O", "O8")
 
-    def dtype(self, known: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
-        """Return the type if it is one of `known`; raise `ValueError` for anything else."""
-        if self.kind not in known or self.order not in ("<", ">", "=", "|"):
-            what = "floats" if known == FLOATS else "numbers"
+    def dtype(self, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
+        """Return the dtype if its kind is in `allowed`; raise `ValueError` otherwise."""
+        if self.kind not in allowed or self.order not in ("<", ">", "=", "|"):
+            what = "floats" if allowed == FLOATS else "numbers"
             raise ValueError(f"an array of type {self.kind!r:.20}, expected {what}")
         return np.dtype(self.kind).newbyteorder(cast(Any, self.order))
 
 
 class Latin1:
-    """Bytes as protocol 2 writes them, as text; made once, where they are used."""
+    """Bytes that pickle protocol 2 stores as text; converted on use."""
 
     def __init__(self, text: str, codec: str) -> None:
         if not isinstance(text, str) or codec != "latin1":
-            raise ValueError("bytes in another codec than latin1")
+            raise ValueError("bytes in a codec other than latin1")
         self.text = text
 
     def __len__(self) -> int:
@@ -52,16 +52,16 @@ class Latin1:
 
 
 def bytes_of(raw: object) -> bytes | bytearray:
-    """Return the bytes of a pickle of any protocol; raise `TypeError` for something else."""
+    """Return the bytes of a pickle of any protocol; raise `TypeError` for anything else."""
     if isinstance(raw, Latin1):
         return raw.text.encode("latin1")
     if isinstance(raw, bytes | bytearray):
         return raw
-    raise TypeError(f"a {type(raw).__name__} in place of bytes")
+    raise TypeError(f"a {type(raw).__name__} instead of bytes")
 
 
 class InertArray:
-    """A numpy array as the pickle tells it: shape, type, and bytes or a list."""
+    """Record of a numpy array: shape, dtype, and bytes or a list."""
 
     def __init__(self, *_: object) -> None:
         self.__setstate__((1, (), InertType("f4"), False, b""))
@@ -69,19 +69,19 @@ class InertArray:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.shape, self.kind, self.is_fortran, self.raw = state
         if not isinstance(self.kind, InertType):
-            raise TypeError("an array without a type")
+            raise TypeError("an array without a dtype")
         if type(self.shape) is not tuple or not all(map(_is_length, self.shape)):
             raise TypeError("an array without a shape")
 
     def items(self) -> list[Any]:
-        """Return what an array of objects holds."""
+        """Return the elements of an array of objects."""
         if not isinstance(self.raw, list) or math.prod(self.shape) != len(self.raw):
             raise ValueError("an array of objects without its objects")
         return self.raw
 
-    def numbers(self, known: tuple[str, ...] = FLOATS) -> NDArray[Any]:
-        """Return the numbers of an array of one of the types `known`."""
-        kind = self.kind.dtype(known)
+    def numbers(self, allowed: tuple[str, ...] = FLOATS) -> NDArray[Any]:
+        """Return the numbers of an array whose dtype is in `allowed`."""
+        kind = self.kind.dtype(allowed)
         if not isinstance(self.raw, bytes | bytearray | Latin1):
             raise TypeError(f"a {type(self.raw).__name__} in place of an array's bytes")
         if math.prod(self.shape) * kind.itemsize != len(self.raw):
@@ -91,15 +91,15 @@ class InertArray:
 
 
 class InertScalar:
-    """A number of numpy's own types as the pickle tells it: its type and its bytes."""
+    """Record of a numpy scalar: dtype and bytes."""
 
     def __init__(self, kind: object = None, raw: object = b"") -> None:
         if not isinstance(kind, InertType):
-            raise TypeError("a number without a type")
+            raise TypeError("a number without a dtype")
         self.kind, self.raw = kind, raw
 
     def value(self) -> bool | int | float:
-        """Return the number as Python's own; raise `ValueError` or `TypeError` if it is none."""
+        """Return it as a Python number; raise `ValueError` or `TypeError` if it is not one."""
         kind, raw = self.kind.dtype(NUMBERS), bytes_of(self.raw)
         if len(raw) != kind.itemsize:
             raise ValueError(f"{len(raw)} bytes for one number")

@@ -1,8 +1,8 @@
-"""Reads a pickle without running it: a machine for the few instructions that data need.
+"""Read a pickle without executing it, with a machine for the few opcodes that data need.
 
-Python's own unpickler, with every name refused, still lets a file of a hundred bytes ask for
-gigabytes: a slot of its memo far behind the others, `bytes(10**9)`, one text encoded a thousand
-times. Here a file makes nothing but small records and parts of itself.
+Python's own unpickler, even with every name refused, lets a file of a hundred bytes allocate
+gigabytes: a memo slot with a huge index, `bytes(10**9)`, one text encoded a thousand times. Here a
+file can only create small records and slices of itself.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any, Protocol
 
 from pipeline.errors import InputError
 
-# A file of data has kilobytes of numbers for each few instructions. One of a small file may be
-# mostly names and shapes.
+# Data files have kilobytes of numbers per few opcodes; only small files may be mostly names.
 _BYTES_PER_STEP, _FREE_STEPS = 16, 10_000
 
 _VALUES = {
@@ -28,7 +27,7 @@ _NOTHING = {"PROTO", "FRAME", "STOP"}
 
 
 class Record(Protocol):
-    """What stands for an object: it takes the state that the pickle gives it."""
+    """Stand-in for an object, which receives the state in the pickle."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None: ...
 
@@ -41,10 +40,10 @@ def read_pickle(
 ) -> Any:
     """Return the object in the pickle `content` (protocol 2 and later).
 
-    `names` holds what stands for each name (`module.name`) that the pickle may call; the calls are
-    the only code that runs. `records` are the types that may be given a state, and `purpose` says
-    in errors what is read. Every other name and instruction is refused with an `InputError`; a
-    damaged pickle raises `ValueError`, `LookupError` or `TypeError`.
+    `names` maps each name (`module.name`) that the pickle may call to a stand-in; these calls are
+    the only code that runs. `records` are the types that may receive a state, and `purpose` says in
+    errors what is read. Every other name and opcode is refused with an `InputError`; a damaged
+    pickle raises `ValueError`, `LookupError` or `TypeError`.
     """
     machine = _Machine(names, records, purpose)
     left = len(content) // _BYTES_PER_STEP + _FREE_STEPS
@@ -52,9 +51,9 @@ def read_pickle(
         machine.step(code.name, argument)
         left -= 1
         if left < 0:
-            raise InputError(f"it has more instructions than {len(content)} bytes of data need")
-    (found,) = machine.stack
-    return found
+            raise InputError(f"it has more opcodes than {len(content)} bytes of data need")
+    (result,) = machine.stack
+    return result
 
 
 class _Machine:
@@ -66,7 +65,7 @@ class _Machine:
     ) -> None:
         self.stack: list[Any] = []
         self._names, self._records, self._purpose = names, records, purpose
-        self._below: list[list[Any]] = []  # the stacks under each mark
+        self._below: list[list[Any]] = []  # stacks below each mark
         self._memo: dict[int, Any] = {}
         self._steps: dict[str, Callable[[Any], None]] = {
             "MARK": self._mark,
@@ -89,7 +88,7 @@ class _Machine:
         }
 
     def step(self, code: str, argument: Any) -> None:
-        """Do one instruction."""
+        """Execute one opcode."""
         if code in _VALUES:
             self.stack.append(argument)
         elif code in _CONSTANTS:
@@ -99,12 +98,12 @@ class _Machine:
         elif code in _TUPLES:
             count = _TUPLES[code]
             if len(self.stack) < count:
-                raise ValueError("a tuple of more than there is")
+                raise ValueError("a tuple of more items than the stack has")
             self.stack[-count:] = [tuple(self.stack[-count:])]
         elif code in self._steps:
             self._steps[code](argument)
         elif code not in _NOTHING:
-            raise InputError(f"it has the instruction {code}, which {self._purpose} has no use of")
+            raise InputError(f"it has the opcode {code}, which {self._purpose} does not need")
 
     def _mark(self, _: Any) -> None:
         self._below.append(self.stack)
@@ -120,40 +119,40 @@ class _Machine:
 
     def _append(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
-            raise TypeError("items for what is no list")
+            raise TypeError("items for something that is not a list")
         self.stack[-1].extend(items)
 
     def _add(self, items: list[Any]) -> None:
-        # Texts alone: numbers can be chosen so that each of them collides with all others.
+        # Only texts: numbers can be chosen so that all of their hashes collide.
         if type(self.stack[-1]) is not set or not all(type(item) is str for item in items):
-            raise TypeError("items for what is not a set of names")
+            raise TypeError("items for something that is not a set of names")
         self.stack[-1].update(items)
 
     def _set(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not dict:
-            raise TypeError("items for what is no dictionary")
+            raise TypeError("items for something that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str):
-                told = str(key) if isinstance(key, int) else f"a {type(key).__name__}"
-                raise InputError(f"it has the key {told}, expected a file's name")
+                description = str(key) if isinstance(key, int) else f"a {type(key).__name__}"
+                raise InputError(f"it has the key {description}, expected a file's name")
             self.stack[-1][key] = value
 
     def _name(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise TypeError("a name that is no text")
-        called = self._names.get(f"{module}.{name}")
-        if called is None:
-            raise InputError(f"it names {module}.{name}, which {self._purpose} has no use of")
-        self.stack.append(called)
+            raise TypeError("a name that is not text")
+        stand_in = self._names.get(f"{module}.{name}")
+        if stand_in is None:
+            raise InputError(f"it names {module}.{name}, which {self._purpose} does not need")
+        self.stack.append(stand_in)
 
     def _call(self, _: Any) -> None:
-        arguments, called = self.stack.pop(), self.stack.pop()
-        if not callable(called) or type(arguments) is not tuple:
-            raise TypeError("a call of what cannot be called")
-        self.stack.append(called(*arguments))
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if not callable(function) or type(arguments) is not tuple:
+            raise TypeError("a call of something that is not callable")
+        self.stack.append(function(*arguments))
 
     def _give_state(self, _: Any) -> None:
         state, record = self.stack.pop(), self.stack[-1]
         if not isinstance(record, self._records) or type(state) is not tuple:
-            raise TypeError("a state for what has none")
+            raise TypeError("a state for an object that has none")
         record.__setstate__(state)

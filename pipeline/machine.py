@@ -1,4 +1,4 @@
-"""What this process may use of its machine: affinity and cgroup limits, not what the host has."""
+"""Resources that this process may use: affinity and cgroup limits, not the host's totals."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-# Above any memory: what cgroup v1 has in place of "no limit" is about 2**63.
+# More than any machine has: cgroup v1 writes "no limit" as about 2**63.
 _NO_LIMIT = 1 << 60
 
 
 def cpu_limit(root: Path = Path("/")) -> float:
-    """Return how many CPUs this process may keep busy, above 0.
+    """Return the number of CPUs that this process may use, above 0.
 
-    The smallest of its affinity (`taskset`, cpusets) and the CPU quotas of its cgroup and of those
-    above it (`docker --cpus`, a pod's limit). A quota may be a fraction. `root` is where /proc and
-    /sys are.
+    The minimum of its affinity (`taskset`, cpusets) and the CPU quotas of its cgroup and the
+    cgroup's parents (`docker --cpus`, a pod's limit). A quota may be a fraction. `root` is the
+    folder that contains /proc and /sys.
     """
     allowed = float(len(os.sched_getaffinity(0)))
     for folder in _cgroups("cpu", root):
@@ -30,9 +30,9 @@ def whole_cpus(root: Path = Path("/")) -> int:
 
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """Return how many bytes of memory this process and its cgroup may take.
+    """Return the bytes of memory that this process and its cgroup may use.
 
-    The smallest of the machine's memory and the limits of the cgroup and of those above it.
+    The minimum of the machine's memory and the limits of the cgroup and its parents.
     """
     allowed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for folder in _cgroups("memory", root):
@@ -44,7 +44,7 @@ def memory_limit(root: Path = Path("/")) -> int:
 
 
 def _cgroups(controller: str, root: Path) -> Iterator[Path]:
-    """Yield the folder of this process's cgroup and those above it, of either cgroup version.
+    """Yield the folders of this process's cgroup and its parents, for both cgroup versions.
 
     In a container the path in /proc may be the host's, which is not mounted there: then only the
     top folder exists, and it is the container's own.
@@ -62,7 +62,7 @@ def _cgroups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _quota_v2(folder: Path) -> float:
-    """Return the CPUs that `cpu.max` allows: "max 100000" or "50000 100000" (µs in a period)."""
+    """Return the CPUs that `cpu.max` allows: "max 100000" or "50000 100000" (µs per period)."""
     with suppress(OSError, ValueError):
         quota, period = (folder / "cpu.max").read_text().split()
         if quota != "max":
@@ -71,7 +71,7 @@ def _quota_v2(folder: Path) -> float:
 
 
 def _quota_v1(folder: Path) -> float:
-    """Return the CPUs that `cpu.cfs_quota_us` allows; -1 is no limit."""
+    """Return the CPUs that `cpu.cfs_quota_us` allows; -1 means no limit."""
     quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
     return quota / period if quota and quota > 0 and period else float("inf")
 

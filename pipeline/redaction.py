@@ -1,8 +1,9 @@
-"""Blanks credentials out of texts: those of this process, and those that URIs in a text carry.
+"""Blank credentials out of texts: those of this process, and those inside URIs.
 
-Every message of this library passes here (`PipelineError`), and every JSON document and line. It
-is told what a credential is by its place: before the host of a URI, in the query or fragment of an
-http URI, behind a name such as `token=`, and in the environment under such a name.
+Every message of this library (`PipelineError`) and every JSON document and line passes through this
+module. A credential is recognised by its position: before the host of a URI, in the query or
+fragment of an http URI, after a name such as `token=`, or in an environment variable with such a
+name.
 """
 
 from __future__ import annotations
@@ -17,48 +18,48 @@ from typing import Any
 from urllib.parse import quote
 
 HIDDEN = "***"
-# Of http URIs the queries that say which state or form of a file is meant, and nothing else.
+# Query parameters of http URIs that only select a version or format of a file.
 HARMLESS_QUERIES = (
     *("versionId", "version", "generation", "revision", "rev", "ref", "download", "dl", "raw"),
     *("alt", "format", "export", "page", "start", "limit"),
 )
 _HARMLESS = frozenset(name.lower() for name in HARMLESS_QUERIES)
-# Of these a host is a bucket, which has no port.
+# Schemes whose host is a bucket, which has no port.
 _WITHOUT_PORTS = {"s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "az", "adl", "wasb", "wasbs"}
-# Of these a user may stand before the host without a password, or the container of an account.
+# Schemes with a user without a password, or a container of an account, before the host.
 _WITH_NAMES = {
     *("abfs", "abfss", "wasb", "wasbs", "sftp", "ssh", "ftp", "ftps", "smb", "hdfs", "webhdfs"),
 }
 _NAME = re.compile(r"[\w.$-]{1,64}@")
-# Of these every URI names a host: behind an empty one the next name is looked at as the host.
+# Schemes whose URIs always name a host: after an empty one the next name is taken as the host.
 _WITH_HOSTS = _WITHOUT_PORTS | _WITH_NAMES - {"hdfs"} | {"http", "https"}
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,20}://"
-# What a text goes on with inside a URI: a quotation mark only where a word does not end with it.
+# A character inside a URI in a text; a quotation mark only if a word character follows.
 _INSIDE = r"(?:[^\s\"]|\"(?=[\w%+/=~$-]))"
 _NOT_NEXT = rf"(?!(?:::)?{_SCHEME})"
-# White space in the value of a query: another `&name=` is near by, in the same line.
+# White space in the value of a query: another `&name=` follows within the same line.
 _SPACED = r"\s[^\n\"'&;:]{0,256}(?=[&;][\w.-]{1,64}=)"
-# A URI up to white space, or to the next URI (`zip://a.jpg::s3://bucket/b.zip`).
+# A URI, up to white space or to the next URI (`zip://a.jpg::s3://bucket/b.zip`).
 _URI = re.compile(
     rf"(?P<scheme>{_SCHEME})(?P<rest>(?:{_NOT_NEXT}{_INSIDE})*"
     rf"(?:(?:{_SPACED})(?:{_NOT_NEXT}{_INSIDE})*)*)"
 )
-# One between quotation marks, which may hold white space.
+# A URI in quotation marks, which may hold white space.
 _QUOTED_URI = re.compile(
     rf"(?P<mark>['\"])(?P<uri>{_SCHEME}(?:(?!(?P=mark)(?!\w)).){{0,2048}})(?P=mark)",
     re.DOTALL,
 )
-# The same where the text is known to be one URI, or a chain of them.
+# A text that is known to be one URI, or a chain of them.
 _WHOLE_URI = re.compile(rf"(?P<scheme>{_SCHEME})(?P<rest>(?:(?!(?:::)?{_SCHEME}).)*)", re.DOTALL)
-# A password with white space or quotation marks: what no port begins with, up to an "@" near by.
+# A password with white space or quotation marks: not like a port, and an "@" follows.
 _ODD_PASSWORD = re.compile(
     rf"({_SCHEME})(?!arn:)[^\s\"'/?#@:\[]{{1,128}}:(?=\S)(?!\d{{1,5}}(?:[/?#'\"\s),.;:]|\Z))"
     r"(?!['\"]?(?:[/?#),.;:]|\Z))"
     rf"(?:(?!{_SCHEME})[^@]){{0,256}}@"
 )
 _PORT = re.compile(r"[^:]*(?::\d{0,5})?|\[[^\]]*\](?::\d{0,5})?")
-_ROW = re.compile(r"\d{1,20}(?:~\d+)?")  # of a Parquet file, behind "#"
-_END = re.compile(r"['),.;:\]}>]*\Z")  # of the sentence, not of the URI
+_ROW = re.compile(r"\d{1,20}(?:~\d+)?")  # row of a Parquet file, after "#"
+_END = re.compile(r"['),.;:\]}>]*\Z")  # end of the sentence, not of the URI
 _SECRET_WORD = (
     r"[\w.%-]{0,64}(?:secret|token|passw|pwd|passphrase|signature|credential|api[_.-]?key|access[_.-]?key"
     r"|account[_.-]?key|private[_.-]?key|authorization|jwt|session)[\w.%-]{0,64}"
@@ -73,7 +74,7 @@ _HEADER = re.compile(
     r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:[a-z0-9-]+\s+)?|\bbearer\s+)[\w.~+/=-]{6,}",
     re.IGNORECASE,
 )
-# Not the id of an access key, which is no secret, and may be the name of a project or a folder.
+# Without the id of an access key: it is public, and may equal the name of a project or folder.
 _SETTINGS = ("secret", "token", "password", "secret_key")
 _VARIABLES = re.compile(
     r"(.*_)?(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|JWT|CONNECTION_STRING"
@@ -84,43 +85,43 @@ _LONGEST_TRACE = 20_000
 
 
 def trace_of(error: BaseException) -> str:
-    """Return the whole trace of `error`, with those of its causes, and no credential in it.
+    """Return the traceback of `error` and its causes, without credentials.
 
-    Of a trace over 20,000 characters the last ones, which are nearest to the error.
+    Limited to the last 20,000 characters, which are nearest to the error.
     """
     return without_secrets("".join(traceback.format_exception(error)))[-_LONGEST_TRACE:]
 
 
 def known_secrets() -> dict[str, str]:
-    """The credentials of this process by their value, each with where it stands."""
-    found = {
+    """Return the credentials of this process, each with the place where it is set."""
+    secrets = {
         value: f"the environment variable {name}"
         for name, value in os.environ.items()
         if _VARIABLES.fullmatch(name.upper())
     }
-    # Not imported by itself: who has not imported it has read no setting of it.
+    # Not imported here: a process that has not imported it has read none of its settings.
     settings = getattr(sys.modules.get("fsspec.config"), "conf", {})
     for protocol, options in settings.items():
         for name in _SETTINGS:
             if name in options:
-                found[str(options[name])] = f"fsspec's setting {protocol}.{name}"
-    return {value: place for value, place in found.items() if len(value) >= _SHORTEST}
+                secrets[str(options[name])] = f"fsspec's setting {protocol}.{name}"
+    return {value: place for value, place in secrets.items() if len(value) >= _SHORTEST}
 
 
 def without_secrets(text: str) -> str:
-    """Return `text` with every credential of this process, or of a URI in the text, blanked out."""
+    """Return `text` with the credentials of this process and of URIs in it blanked out."""
     return _blanked(text, _forms(known_secrets()))
 
 
 def clean(value: Any) -> Any:
-    """Return `value`, of plain lists and dictionaries, with `without_secrets` done to its texts."""
+    """Return `value` (lists and dictionaries) with `without_secrets` applied to every text."""
     return _cleaned(value, _forms(known_secrets()))
 
 
 def carries_secrets(uri: str) -> bool:
-    """Return whether `uri`, one URI or a chain of them, carries what may be a credential.
+    """Return whether `uri`, one URI or a chain of them, may carry a credential.
 
-    White space and quotation marks do not end it, as they end a URI in a text.
+    White space and quotation marks do not end it, unlike a URI inside a text.
     """
     whole = _WHOLE_URI.sub(_without_those_of_one, uri)
     return _PAIR.sub(rf"\1{HIDDEN}", whole) != uri
@@ -138,7 +139,7 @@ def _cleaned(value: Any, secrets: list[str]) -> Any:
 
 
 def _forms(secrets: Iterable[str]) -> list[str]:
-    """Each secret as it stands, in one line, in a URI and in JSON; the longest first."""
+    """Return each secret as it is, in one line, as in a URI and as in JSON; longest first."""
     forms: set[str] = set()
     for secret in secrets:
         forms |= {secret, " ".join(secret.split()), quote(secret), quote(secret, safe="")}
@@ -175,7 +176,7 @@ def _without_those_of_one(uri: re.Match[str]) -> str:
 
 
 def _has_user(scheme: str, rest: str) -> bool:
-    """Whether a user with a password, which may hold slashes, or a token stands before the host."""
+    """Return whether a token, or a user with a password (may hold slashes), precedes the host."""
     if scheme.lower() in _WITH_NAMES:
         name = _NAME.match(rest)
         rest = rest[name.end() :] if name else rest
@@ -194,10 +195,10 @@ def _has_user(scheme: str, rest: str) -> bool:
 def _without_query(rest: str) -> str:
     end = _END.search(rest)
     stop = end.start() if end else len(rest)
-    found = re.match(r"([^?#]*)(\?[^#]*)?(#.*)?\Z", rest[:stop], re.DOTALL)
-    if found is None:
+    parts = re.match(r"([^?#]*)(\?[^#]*)?(#.*)?\Z", rest[:stop], re.DOTALL)
+    if parts is None:
         return rest
-    path, query, fragment = found[1], found[2] or "", found[3] or ""
+    path, query, fragment = parts[1], parts[2] or "", parts[3] or ""
     if query:
         query = "?" + "&".join(map(_without_value, re.split("[&;]", query[1:])))
     if len(fragment) > 1 and not _ROW.fullmatch(fragment[1:]):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one stops a job, further ones change nothing while it ends."""
+"""Signal handlers: the first Ctrl-C or SIGTERM stops a job; later ones do not disturb its end."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def ignore_further(_signum: int = 0, _frame: FrameType | None = None) -> None:
-    """Ignore Ctrl-C and SIGTERM from here on; as a handler, also this one.
+    """Ignore Ctrl-C and SIGTERM from now on; also usable as a handler.
 
-    By a handler and not by SIG_IGN, which the processes that are started would inherit.
+    Sets a handler instead of SIG_IGN, which started processes would inherit.
     """
     for number in _STOPPING:
         signal.signal(number, _ignore)
 
 
 def ignore_to_the_end() -> None:
-    """Ignore Ctrl-C and SIGTERM until this process ends, which starts no other from here on."""
+    """Ignore Ctrl-C and SIGTERM until this process ends; it must not start others any more."""
     for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
@@ -34,19 +34,19 @@ def _ignore(_signum: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def handlers_restored() -> Iterator[None]:
-    """Put the handlers of Ctrl-C and SIGTERM back at the block's end, whatever it set.
+    """Restore the handlers of Ctrl-C and SIGTERM at the end of the block.
 
-    What `ignore_to_the_end` ignores in the block stays ignored.
+    After `ignore_to_the_end` in the block, both stay ignored.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # which gets no signals
+        yield  # only the main thread receives signals
         return
     before = {number: signal.getsignal(number) for number in _STOPPING}
     try:
         yield
     finally:
         for number, handler in before.items():
-            if handler is None:  # one of C code, which Python cannot put back
+            if handler is None:  # a handler of C code, which Python cannot restore
                 continue
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
@@ -54,7 +54,7 @@ def handlers_restored() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM for the length of the block: what is ended there ends whole."""
+    """Ignore Ctrl-C and SIGTERM inside the block, so that cleanup is never interrupted."""
     with handlers_restored():
         if threading.current_thread() is threading.main_thread():
             ignore_further()
@@ -62,7 +62,7 @@ def undisturbed() -> Iterator[None]:
 
 
 class Interrupted(BaseException):
-    """SIGTERM or Ctrl-C, in the form that unwinds a run."""
+    """SIGTERM or Ctrl-C as an exception that unwinds a run."""
 
 
 def _raise_interrupted(_signum: int, _frame: FrameType | None) -> None:
@@ -77,11 +77,11 @@ def _raise_on_signals() -> None:
 
 @contextmanager
 def interruptible(on_interrupt: Callable[[], None]) -> Iterator[None]:
-    """End the block at Ctrl-C or SIGTERM, after `on_interrupt`; nothing is raised.
+    """End the block at Ctrl-C or SIGTERM, after calling `on_interrupt`; nothing is raised.
 
-    Further signals are ignored until the caller restores its handlers: the run is ending. One that
-    comes while an object is finalized, such as Ray Data's executor, gets no further than that: it
-    calls `on_interrupt` too, and the run has to stop by itself, or stops at the next signal.
+    Later signals are ignored until the caller restores its handlers, because the run is ending. A
+    signal that arrives while an object is finalized, such as Ray Data's executor, cannot unwind the
+    block: it also calls `on_interrupt`, and the run has to stop by itself or at the next signal.
     """
     _raise_on_signals()
     hook = sys.unraisablehook
@@ -97,7 +97,7 @@ def interruptible(on_interrupt: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Interrupted, SystemExit):
-        # SystemExit: while Ray starts, SIGTERM finds its handler in place of ours.
+        # SystemExit: raised by Ray's handler of SIGTERM, which replaces ours while Ray starts.
         on_interrupt()
     finally:
         ignore_further()
@@ -106,18 +106,18 @@ def interruptible(on_interrupt: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM unwind the block as Ctrl-C does: no other exception gets out of `ray.get`.
+    """Make SIGTERM raise KeyboardInterrupt, the only exception that leaves `ray.get`.
 
-    Further ones are ignored from there on, until the process ends.
+    Further signals are ignored from then on, until the process ends.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # which gets no signals
+        yield  # only the main thread receives signals
         return
     before = signal.signal(signal.SIGTERM, _stop_once)
     try:
         yield
     finally:
-        # Not where it was taken away meanwhile, as by a run that a first signal ended.
+        # Unless it was replaced meanwhile, as by a run that a first signal ended.
         if signal.getsignal(signal.SIGTERM) is _stop_once:
             signal.signal(signal.SIGTERM, before)
         elif signal.getsignal(signal.SIGTERM) is _ignore_repeated:
@@ -125,7 +125,7 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def _stop_once(number: int, frame: FrameType | None) -> None:
-    # By a handler and not by SIG_IGN, which processes that are started meanwhile would inherit.
+    # A handler instead of SIG_IGN, which processes started from now on would inherit.
     signal.signal(signal.SIGTERM, _ignore_repeated)
     signal.default_int_handler(number, frame)
 
@@ -136,7 +136,7 @@ def _ignore_repeated(_signum: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def forwarding_sigterm(stop: threading.Event) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Set `stop` at SIGTERM or Ctrl-C and hand a SIGTERM on to the process in the list."""
+    """Set `stop` at SIGTERM or Ctrl-C and forward a SIGTERM to the process in the list."""
     running: list[subprocess.Popen[bytes]] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:

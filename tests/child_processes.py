@@ -1,4 +1,4 @@
-"""What the tests of child processes ask of a process."""
+"""State of processes, for the tests of child processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def is_running(pid: int) -> bool:
-    """True for a live process; a zombie that nobody has reaped yet is dead."""
+    """Return whether a process is alive; a zombie is not."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -17,7 +17,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], patience_s: float = 120) -> bool:
-    """Wait for `condition`; whether it came to that."""
+    """Wait for `condition` and return whether it became true."""
     deadline = time.monotonic() + patience_s
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)

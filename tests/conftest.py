@@ -1,4 +1,4 @@
-"""Fixtures that more than one room's tests use."""
+"""Fixtures that tests of several packages use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.s3_server import S3Server, WeedMissingError, drop_bucket, make_bucket
 _BUCKETS = itertools.count()
 
 
-# Modules that run for minutes, in the order in which two processes (`make test`) begin them.
+# Modules that run for minutes, in the order in which the two processes of `make test` start them.
 _LONGEST = (
     "faults/test_schedules",
     "jobs/test_interrupted_job",
@@ -32,7 +32,7 @@ _LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest modules first, so that no process is left with one of them at the end."""
+    """Run the longest modules first, so that no process is left with one of them at the end."""
 
     def place(item: pytest.Item) -> int:
         name = item.path.relative_to(Path(__file__).parent).as_posix()
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Bucket:
-    """An empty bucket on a real server: its URI, and the environment that reaches it."""
+    """Empty bucket on a real server: its URI, and the environment that gives access to it."""
 
     uri: str
     env: dict[str, str]
@@ -54,7 +54,7 @@ class Bucket:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A real S3 server for the whole run; skips where its binary cannot run."""
+    """Run a real S3 server for the session; skips if its binary cannot run."""
     try:
         with run_server(tmp_path_factory.mktemp("s3")) as server:
             yield server
@@ -64,25 +64,25 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """A new bucket, with this process's environment set to reach it; gone after the test."""
+    """Create a bucket and set this process's environment to access it; deleted after the test."""
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
     name = f"bucket-{next(_BUCKETS)}"
     yield Bucket(make_bucket(s3_server, name), s3_server.env, s3_server)
-    # Each bucket holds volumes of the server, which has about seventy.
+    # Each bucket occupies volumes of the server, which has about seventy.
     drop_bucket(s3_server, name)
 
 
 @pytest.fixture
 def proxy(s3: Bucket) -> Iterator[FaultProxy]:
-    """A proxy in front of the server of `s3`, which this process's environment does not name."""
+    """Run a proxy in front of the server of `s3`; the environment still names the server."""
     with running_proxy(s3.server.address) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The reference numbers and photos beside the repository; skips where they are not."""
+    """Return the folder of reference data next to the repository; skips if it is missing."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not (folder / "reference").is_dir():
         pytest.skip(f"no reference data at {folder}")
@@ -91,8 +91,8 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A bundle folder with a seeded model of 64 px: real arithmetic, meaningless faces."""
-    # Here, so that the tests of rooms without networks do not wait for PyTorch.
+    """Return a bundle with a seeded model of 64 px: real arithmetic, meaningless faces."""
+    # Imported here, so that tests of packages without networks do not wait for PyTorch.
     from tests.tiny_bundle import write_tiny_bundle
 
     return write_tiny_bundle(str(tmp_path_factory.mktemp("models") / "tiny"))
@@ -100,12 +100,12 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def sample_images() -> dict[str, bytes]:
-    """The package's sample images by path: rendered faces, and files that must be refused."""
-    found = {}
+    """Return the package's sample images by path: rendered faces, and files to be refused."""
+    images = {}
     for archive in sorted((Path(pipeline.__file__).parent / "samples").glob("*.tar")):
         with tarfile.open(archive) as tar:
             for member in tar:
                 content = tar.extractfile(member)
                 if content and not member.name.endswith(".json"):
-                    found[member.name] = content.read()
-    return found
+                    images[member.name] = content.read()
+    return images

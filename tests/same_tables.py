@@ -23,8 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 _FEW = ("--steps", "2", "--identity", "none")
 _WORKERS = ("--align-workers", "1", "--inverters", "1")
-# Table -> the job that makes it and its flags; $ stands for the folder of the inputs, @ for that
-# of the tables.
+# Table -> the job that writes it and its flags; $ is the folder of inputs, @ that of tables.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "five-steps": ("invert_dataset", "--input", "$/photos", "--steps", "5", "--part-size", "2"),
     "all-faces": (
@@ -70,10 +69,10 @@ def write_inputs(folder: Path) -> None:
     images: dict[str, bytes] = {}
     for archive in sorted((Path(pipeline.__file__).parent / "samples").glob("*.tar")):
         with tarfile.open(archive) as tar:
-            members = [one for one in tar if not one.name.endswith(".json")]
-            portraits = [one for one in members if one.name.startswith("portraits/")]
+            members = [entry for entry in tar if not entry.name.endswith(".json")]
+            portraits = [entry for entry in members if entry.name.startswith("portraits/")]
             others = ("rejects/landscape.jpg", "rejects/text.jpg", "unusual/two-faces.jpg")
-            chosen = portraits[:_SAMPLES] + [one for one in members if one.name in others]
+            chosen = portraits[:_SAMPLES] + [entry for entry in members if entry.name in others]
             for member in chosen:
                 if content := tar.extractfile(member):
                     images[member.name] = content.read()
@@ -95,7 +94,7 @@ def write_inputs(folder: Path) -> None:
 
 
 def run_commands(checkout: Path, inputs: Path, tables: Path, names: list[str]) -> None:
-    """Make the tables with the jobs of `checkout`, in this process."""
+    """Write the tables with the jobs of `checkout`, in this process."""
     for name in names:
         job, *flags = COMMANDS[name]
         flags = [flag.replace("$", str(inputs)).replace("@", str(tables)) for flag in flags]
@@ -112,7 +111,7 @@ def run_commands(checkout: Path, inputs: Path, tables: Path, names: list[str]) -
 
 
 def make_tables(checkout: Path, inputs: Path, tables: Path, names: list[str]) -> None:
-    """Run `run_commands` with the code and the interpreter of `checkout`; exit where it fails."""
+    """Run `run_commands` with the code and interpreter of `checkout`; exit if it fails."""
     own = checkout / ".venv" / "bin" / "python"
     python = str(own) if own.exists() else sys.executable
     arguments = (str(checkout), str(inputs), str(tables), *names)
@@ -159,7 +158,7 @@ def lost_keys(old: Path, new: Path) -> set[str]:
 
 
 def differences(old: Path, new: Path) -> Iterator[str]:
-    """Yield what the new table has otherwise than the old one."""
+    """Yield what differs between the new table and the old one."""
     before, after = digests(old), digests(new)
     if not any(name.startswith("latents/") for name in before):
         yield "the old table has no latents"
@@ -170,22 +169,23 @@ def differences(old: Path, new: Path) -> Iterator[str]:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Make all tables twice and compare them; return the exit code."""
+    """Write all tables twice and compare them; return the exit code."""
     names = arguments.table or list(COMMANDS)
     with tempfile.TemporaryDirectory() as folder:
         inputs, old, new = (Path(folder) / name for name in ("inputs", "old", "tables"))
         inputs.mkdir()
         write_inputs(inputs)
-        # Both under one path, as `_table.json` names the output.
+        # Both are written to one path, because `_table.json` contains the output.
         make_tables(arguments.old.resolve(), inputs, new, names)
         new.rename(old)
         make_tables(HERE, inputs, new, names)
         failed = False
         for name in names:
-            found = list(differences(old / name, new / name))
-            failed |= bool(found)
+            differing = list(differences(old / name, new / name))
+            failed |= bool(differing)
             files = len(digests(new / name))
-            print(f"{name}: {'differs: ' + ', '.join(found) if found else f'{files} files equal'}")
+            result = f"differs: {', '.join(differing)}" if differing else f"{files} files equal"
+            print(f"{name}: {result}")
     return int(failed)
 
 
@@ -195,6 +195,6 @@ if __name__ == "__main__":
         run_commands(Path(checkout), Path(inputs), Path(tables), names)
     else:
         parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-        parser.add_argument("--old", type=Path, required=True, help="the checkout to compare with")
-        parser.add_argument("--table", action="append", choices=COMMANDS, help="only this one")
+        parser.add_argument("--old", type=Path, required=True, help="checkout to compare with")
+        parser.add_argument("--table", action="append", choices=COMMANDS, help="only this table")
         sys.exit(main(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""Promises of a child process, of any script; the tests of its two users have theirs."""
+"""Child process with any script; its two users have tests of their own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def running(script: str, patience_s: float = 60) -> Iterator[Child]:
         child.stop()
 
 
-def test_messages_pass_both_ways_with_a_default_timeout_of_sockets_too() -> None:
+def test_messages_ignore_the_default_socket_timeout() -> None:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(0.001)
     try:
@@ -41,7 +41,7 @@ def test_messages_pass_both_ways_with_a_default_timeout_of_sockets_too() -> None
         socket.setdefaulttimeout(before)
 
 
-def test_it_has_one_thread_and_its_parents_modules_and_a_session_of_its_own() -> None:
+def test_child_has_one_thread_and_its_own_session() -> None:
     script = """
 import pipeline
 theirs.send([os.environ["OMP_NUM_THREADS"], pipeline.__file__, os.getsid(0), os.getpid()])
@@ -59,20 +59,20 @@ theirs.send([os.environ["OMP_NUM_THREADS"], pipeline.__file__, os.getsid(0), os.
         ("os.kill(os.getpid(), signal.SIGTERM)", "died with signal 15 (SIGTERM)"),
     ],
 )
-def test_how_a_child_ended_is_told(script: str, says: str) -> None:
+def test_exit_of_a_child_is_described(script: str, says: str) -> None:
     with running(script) as child:
         with pytest.raises(EOFError):
             child.receive(60)
         assert child.how_it_ended() == says
 
 
-def test_an_answer_that_does_not_begin_is_awaited_as_long_as_asked() -> None:
+def test_missing_answer_raises_after_the_timeout() -> None:
     with running("time.sleep(600)") as child, pytest.raises(TimeoutError):
         child.receive(0.1)
 
 
 @pytest.mark.parametrize("end", ["time.sleep(600)", "os.kill(os.getpid(), signal.SIGSTOP)"])
-def test_an_answer_that_stops_half_way_costs_a_bounded_time(
+def test_incomplete_answer_raises_after_the_timeout(
     monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     monkeypatch.setattr(child_process, "_END_TIMEOUT_S", 0.2)
@@ -85,7 +85,7 @@ def test_an_answer_that_stops_half_way_costs_a_bounded_time(
     assert not is_running(child.pid)
 
 
-def test_a_message_that_is_not_taken_costs_a_bounded_time() -> None:
+def test_unread_message_raises_after_the_timeout() -> None:
     with running("time.sleep(600)", patience_s=0.5) as child:
         started = time.monotonic()
         with pytest.raises(BlockingIOError):
@@ -93,7 +93,7 @@ def test_a_message_that_is_not_taken_costs_a_bounded_time() -> None:
         assert time.monotonic() - started < 30
 
 
-def test_stop_ends_a_child_that_does_not_listen() -> None:
+def test_stop_kills_a_child_that_ignores_signals() -> None:
     with running(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); theirs.send(1); time.sleep(600)"
     ) as child:

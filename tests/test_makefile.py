@@ -1,4 +1,4 @@
-"""Promises of the Makefile that no other test keeps by running its commands."""
+"""Targets of the Makefile whose commands no other test runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def make(*arguments: str) -> str:
-    """What make prints; with this interpreter, and nothing installed."""
+    """Return the output of make, run with this interpreter and without installing anything."""
     if not shutil.which("make"):
         pytest.skip("no make")
     binaries = Path(sys.executable).parent
@@ -40,13 +40,13 @@ def test_every_benchmark_starts() -> None:
     assert "usage: benchmark.py" in said
 
 
-def test_the_drivers_memory_is_measured_at_a_thousand_and_at_a_hundred_thousand_images() -> None:
+def test_bench_measures_driver_memory_at_two_sizes() -> None:
     last = make("-n", "bench").splitlines()[-1]
     assert "jobs/benchmark.py --simulate" in last
     assert "--images 1000,100000" in last
 
 
-def test_cleaning_up_leaves_checkpoints_of_hours() -> None:
+def test_clean_keeps_training_checkpoints() -> None:
     assert not re.search(r"\sbuild\b", make("-n", "clean"))
 
 

@@ -1,4 +1,4 @@
-"""Credentials in URIs, by where they stand there, and the places where none may be repeated."""
+"""Credentials in URIs and texts are blanked out; everything else is kept."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ PLACES: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("uri", URIS)
-def test_a_credential_in_a_uri_is_not_repeated(uri: str, place: str) -> None:
+def test_credentials_in_uris_are_never_repeated(uri: str, place: str) -> None:
     said = PLACES[place](uri)
     assert said
     for part in (SECRET, SECRET.split("+")[0], SECRET[:6]):
@@ -125,7 +125,7 @@ def test_a_credential_in_a_uri_is_not_repeated(uri: str, place: str) -> None:
 
 
 @pytest.mark.parametrize("text", KEPT)
-def test_what_is_no_credential_is_kept(text: str) -> None:
+def test_text_without_credentials_is_unchanged(text: str) -> None:
     assert not carries_secrets(text)
     assert without_secrets(f"cannot read '{text}', ({text}).") == (
         f"cannot read '{text}', ({text})."
@@ -140,7 +140,7 @@ def test_what_is_no_credential_is_kept(text: str) -> None:
         *('{"a":"https://host/x?page=1","b":"c@d"}', "s3://bucket/x: asked by a:b@c"),
     ],
 )
-def test_an_address_behind_a_uri_is_no_credential(text: str) -> None:
+def test_mail_address_after_a_uri_is_kept(text: str) -> None:
     assert without_secrets(text) == text
 
 
@@ -156,11 +156,11 @@ def test_an_address_behind_a_uri_is_no_credential(text: str) -> None:
         ("no 's3://b/it's here' nor 's3://b/y'", "no 's3://b/it's here' nor 's3://b/y'"),
     ],
 )
-def test_white_space_and_quotes_do_not_end_a_credential(text: str, blanked: str) -> None:
+def test_credentials_may_contain_spaces_and_quotes(text: str, blanked: str) -> None:
     assert without_secrets(text) == blanked
 
 
-def test_a_value_of_a_config_is_blanked_before_it_is_cut(tmp_path: Path) -> None:
+def test_config_values_are_blanked_before_they_are_cut(tmp_path: Path) -> None:
     uri = f"https://user:{'x' * 90}{SECRET}{'x' * 190}@host/x"
     (tmp_path / "run.yaml").write_text(f"steps: [{uri!r}]\ninput: a\noutput: b\n")
     from pipeline.config import load_config
@@ -174,7 +174,7 @@ def test_a_value_of_a_config_is_blanked_before_it_is_cut(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "secret", ["with a/slash+plus", 'with "quotes" and \\', "two\nlines of it", "zürich-zürich"]
 )
-def test_a_credential_of_the_environment_is_found_in_every_form(
+def test_credentials_of_the_environment_are_blanked_in_every_form(
     secret: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from urllib.parse import quote
@@ -193,7 +193,7 @@ def test_a_credential_of_the_environment_is_found_in_every_form(
     "said",
     ["Authorization: Bearer abcdef.ghi", "'authorization': 'Basic YWJjZGVm'", "bearer abcdefghi"],
 )
-def test_a_header_with_a_credential_is_blanked(said: str) -> None:
+def test_authorization_headers_are_blanked(said: str) -> None:
     assert without_secrets(f"403: {said}, sent") in (
         "403: Authorization: Bearer ***, sent",
         "403: 'authorization': 'Basic ***', sent",
@@ -214,9 +214,9 @@ LONG = {
 }
 
 
-@pytest.mark.timeout(60)  # a step for each pair of characters would take hours
+@pytest.mark.timeout(60)  # quadratic time would take hours
 @pytest.mark.parametrize("name", LONG)
-def test_a_long_text_takes_a_moment(name: str) -> None:
+def test_long_texts_take_linear_time(name: str) -> None:
     repeated = LONG[name] * 500_000
     for head in ("", "https://", "https://h/?", "authorization"):
         without_secrets(head + repeated + "://")

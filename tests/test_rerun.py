@@ -1,4 +1,4 @@
-"""`--attempts`: a failed job is run again, a wrong request and a stopped job are not."""
+"""`--attempts` runs a failed job again, but not a wrong request or a stopped job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.rerun import run_again
 
-# Ends with the next of the exit codes in the file, which counts the runs by what is left.
+# Exits with the next code in the file and removes it, so that the file counts the runs.
 JOB = """
 import sys, pathlib
 codes = pathlib.Path(sys.argv[1])
@@ -24,7 +24,7 @@ sys.exit(int(first))
 
 
 def runs(tmp_path: Path, codes: str, attempts: int) -> tuple[int, int]:
-    """Return the exit code and how often the job ran."""
+    """Return the exit code and the number of runs."""
     left = tmp_path / "codes"
     left.write_text(codes)
     command = [sys.executable, "-c", JOB, str(left)]
@@ -44,22 +44,22 @@ def runs(tmp_path: Path, codes: str, attempts: int) -> tuple[int, int]:
         ("137 0", 2, 0, 2),
     ],
 )
-def test_only_a_failure_is_run_again(
+def test_only_failed_runs_are_repeated(
     tmp_path: Path, codes: str, attempts: int, code: int, ran: int
 ) -> None:
     assert runs(tmp_path, codes, attempts) == (code, ran)
 
 
-def test_a_failure_says_when_it_is_run_again(
+def test_failed_run_reports_the_next_attempt(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs(tmp_path, "1 0", 2)
-    assert "attempt 1 of 2 ended with exit code 1: again in 0.01 s" in caplog.text
+    assert "attempt 1 of 2 ended with exit code 1: trying again in 0.01 s" in caplog.text
 
 
 @pytest.mark.parametrize("while_waiting", [False, True])
 def test_a_stopped_job_is_not_run_again(while_waiting: bool) -> None:
-    """SIGTERM ends the job that runs, or the wait for the next one."""
+    """SIGTERM ends the running job, or the wait for the next attempt."""
     job = "import sys; print('ran', flush=True); " + (
         "sys.exit(1)" if while_waiting else "import signal; signal.pause()"
     )

@@ -1,4 +1,4 @@
-"""A model that needs no training: real arithmetic in milliseconds, meaningless faces."""
+"""Untrained model for tests: real arithmetic in milliseconds, meaningless faces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.models import Architecture, ModelCard, RestyleModel, save_bundle
 
 
 def write_tiny_bundle(folder: str) -> str:
-    """Save a seeded model of 64 px with 10 style rows as a bundle; returns the folder."""
+    """Save a seeded model of 64 px with 10 style rows as a bundle; return its folder."""
     architecture = Architecture(
         encoder_type="CompactEncoder",
         encoder_arguments={"n_styles": 10, "input_size": 64, "input_channels": 6, "width": 8},

@@ -1,1 +1,1 @@
-"""Build the embedded demo models: plans, generator, cartoon look, weights of LPIPS."""
+"""Build the embedded demo models: plans, generator, cartoons, LPIPS weights."""

@@ -1,4 +1,4 @@
-"""The two embedded demo models: faces, and the same faces as cartoons, from (w, image) pairs."""
+"""Build the two embedded demo models, faces and cartoons, from (w, image) pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.demo.cartoon import cartoon
 from pipeline.demo.generator_task import LatentScale, fit_generator, repeat_rows
-from pipeline.demo.plans import DemoPlan, check_plan, keep_plan
+from pipeline.demo.plans import DemoPlan, check_plan, save_plan
 from pipeline.models import Architecture, ModelCard, RestyleModel
 from pipeline.models.encoders import CompactEncoder
 from pipeline.models.model import digest_of
@@ -27,7 +27,7 @@ from pipeline.training.data import random_batches
 from pipeline.training.distributed import Group, join_group
 from pipeline.training.encoder_task import EncoderTask, Faces, ModelStart
 from pipeline.training.latent_pairs import Pairs
-from pipeline.training.train_log import Journal, read_reports, total_seconds
+from pipeline.training.train_log import TrainLog, read_reports, total_seconds
 from pipeline.training.trainer import LoopPlan, train
 
 LICENCE = (
@@ -35,57 +35,59 @@ LICENCE = (
     "from NVIDIA's StyleGAN2-FFHQ, which is licensed for non-commercial use"
 )
 WIDTH = 32  # of the encoder
-LOOK_BATCH = 64
+CARTOON_BATCH = 64
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Pairs, and what the generator is to make of their codes: uint8 [n, 3, s, s].
+class DemoData:
+    """Training pairs and, in `targets`, the images that the generator learns: uint8 [n, 3, s, s].
 
-    Without `looks` it is to make the images themselves.
+    Without `targets` it learns the images of the pairs.
     """
 
     pairs: Pairs
-    looks: Tensor | None = None
+    targets: Tensor | None = None
 
     @property
     def as_pairs(self) -> Pairs:
-        """Codes with the images that the generator is to make."""
-        return self.pairs if self.looks is None else Pairs(self.pairs.w, self.looks)
+        """Codes with the images that the generator learns."""
+        return self.pairs if self.targets is None else Pairs(self.pairs.w, self.targets)
 
-    def split(self, held_out: int) -> tuple[Drawn, Drawn]:
-        """All but the last `held_out`, and these."""
-        known, unknown = self.pairs.split(held_out)
-        if self.looks is None:
-            return Drawn(known), Drawn(unknown)
-        edge = len(known)
-        return Drawn(known, self.looks[:edge]), Drawn(unknown, self.looks[edge:])
+    def split(self, held_out: int) -> tuple[DemoData, DemoData]:
+        """Return all but the last `held_out` pairs, and the last `held_out`."""
+        training, held_out_data = self.pairs.split(held_out)
+        if self.targets is None:
+            return DemoData(training), DemoData(held_out_data)
+        edge = len(training)
+        return DemoData(training, self.targets[:edge]), DemoData(held_out_data, self.targets[edge:])
 
     def faces(self, index: Tensor) -> Faces:
-        """Images at `index` as the encoder sees them and as they should come out."""
-        seen = from_levels(self.pairs.images[index])
-        return Faces(seen, seen if self.looks is None else from_levels(self.looks[index]))
+        """Return the encoder's inputs and targets at `index`."""
+        inputs = from_levels(self.pairs.images[index])
+        return Faces(inputs, inputs if self.targets is None else from_levels(self.targets[index]))
 
 
-def draw_cartoons(pairs: Pairs, size: int, folder: str) -> Drawn:
-    """`pairs` reduced to `size`, with their cartoons, drawn at full size once and kept in `folder`.
+def draw_cartoons(pairs: Pairs, size: int, folder: str) -> DemoData:
+    """Return `pairs` reduced to `size`, with cartoons computed at full size as targets.
 
-    Two minutes and a half for 10,000 pairs of 128 px on one core. Drawn again for other images.
+    The cartoons are stored in `folder` and computed again only for other images: 2.5 minutes for
+    10,000 pairs of 128 px on one core.
     """
-    kept = Checkpoints(Store(folder), "looks")
-    state, drawn_from = kept.load(), digest_of({"images": pairs.images}, f"at {size} px")
+    cache = Checkpoints(Store(folder), "looks")
+    state, drawn_from = cache.load(), digest_of({"images": pairs.images}, f"at {size} px")
     if state is None or state.get("drawn_from") != drawn_from:
-        looks = [
-            _reduced(cartoon(from_levels(few)), size) for few in pairs.images.split(LOOK_BATCH)
+        cartoons = [
+            _reduced(cartoon(from_levels(batch)), size)
+            for batch in pairs.images.split(CARTOON_BATCH)
         ]
-        state = {"looks": torch.cat(looks), "drawn_from": drawn_from}
-        kept.save(state)
-    small = [_reduced(from_levels(few), size) for few in pairs.images.split(LOOK_BATCH)]
-    return Drawn(Pairs(pairs.w, torch.cat(small)), state["looks"])
+        state = {"looks": torch.cat(cartoons), "drawn_from": drawn_from}
+        cache.save(state)
+    small = [_reduced(from_levels(batch), size) for batch in pairs.images.split(CARTOON_BATCH)]
+    return DemoData(Pairs(pairs.w, torch.cat(small)), state["looks"])
 
 
 def _reduced(images: Tensor, size: int) -> Tensor:
-    """[-1, 1] of any size to uint8 [n, 3, size, size] by block means."""
+    """Return images in [-1, 1] of any size as uint8 [n, 3, size, size], by block means."""
     return to_levels(F.adaptive_avg_pool2d(images, size))
 
 
@@ -96,7 +98,7 @@ def assemble(
     latent_avg: Tensor,  # [n_styles, 512]
     notes: dict[str, Any] | None = None,
 ) -> RestyleModel:
-    """The two networks as one model; `notes` is plain JSON for its card."""
+    """Return both networks as one model; `notes` is plain JSON for its card."""
     size = generator.size
     architecture = Architecture(
         encoder_type="CompactEncoder",
@@ -119,42 +121,43 @@ def assemble(
 
 @torch.no_grad()
 def scale_output(encoder: CompactEncoder, spread: float) -> None:
-    """Fold `spread` into the heads in place: the output becomes a residual in W."""
+    """Multiply the heads by `spread` in place, so that the output is a residual in W."""
     encoder.heads.matrix.mul_(spread)
     encoder.heads.bias.mul_(spread)
 
 
-def face_batches(drawn: Drawn, plan: LoopPlan, group: Group, first: int) -> Iterator[Faces]:
-    """This process's share of every batch from batch `first` on."""
-    for index in random_batches(len(drawn.pairs), plan.batch, plan.seed, first):
-        yield drawn.faces(group.share(index))
+def face_batches(data: DemoData, plan: LoopPlan, group: Group, first: int) -> Iterator[Faces]:
+    """Yield this process's share of every batch from batch `first` on."""
+    for index in random_batches(len(data.pairs), plan.batch, plan.seed, first):
+        yield data.faces(group.share(index))
 
 
 def augment_faces(faces: Faces) -> Faces:
-    """Both images of each face changed alike."""
-    if faces.seen is faces.wanted:
-        changed = augment(faces.seen)
-        return Faces(changed, changed)
+    """Augment input and target of each face in the same way."""
+    if faces.input is faces.target:
+        images = augment(faces.input)
+        return Faces(images, images)
     return Faces(*augment_alike(*faces))
 
 
 def train_encoder(
     plan: DemoPlan,
     generator: Generator,
-    drawn: Drawn,
+    data: DemoData,
     folder: str,
     base: RestyleModel | None = None,
 ) -> RestyleModel:
-    """The model of `generator` and an encoder trained for it, resuming from `folder`.
+    """Train an encoder for `generator`, resuming from `folder`; return both as a model.
 
-    With `base` the encoder begins as that model's, and every face as that model's first step.
+    With `base` the encoder's initial weights are that model's, and every face starts from that
+    model's first step.
     """
     group, store = join_group(), Store(folder)
     torch.manual_seed(plan.encoder.seed)
-    known, unknown = drawn.split(plan.held_out)
-    spread = LatentScale.of(known.pairs.w).spread
+    training, held_out_data = data.split(plan.held_out)
+    spread = LatentScale.of(training.pairs.w).spread
     encoder = CompactEncoder(generator.n_styles, generator.size, width=WIDTH)
-    average = repeat_rows(known.pairs.w.mean(dim=0)[None], generator.n_styles)[0]
+    average = repeat_rows(training.pairs.w.mean(dim=0)[None], generator.n_styles)[0]
     if base:
         encoder.load_state_dict(base.encoder.state_dict())
         scale_output(encoder, 1 / spread)
@@ -163,16 +166,16 @@ def train_encoder(
     task = EncoderTask(
         model,
         replace(plan.rounds, spread=spread),
-        unknown.faces(torch.arange(plan.held_out)),
+        held_out_data.faces(torch.arange(plan.held_out)),
         start=ModelStart(base) if base else None,
         augment=augment_faces,
     )
     trained = train(
         plan.encoder,
         task,
-        partial(face_batches, known, plan.encoder, group),
+        partial(face_batches, training, plan.encoder, group),
         Checkpoints(store, "encoder"),
-        Journal(store, "encoder"),
+        TrainLog(store, "encoder"),
         group,
     )
     finished = copy.deepcopy(trained.network)
@@ -182,35 +185,35 @@ def train_encoder(
 
 
 def build(
-    plan: DemoPlan, drawn: Drawn, folder: str, base: RestyleModel | None = None
+    plan: DemoPlan, data: DemoData, folder: str, base: RestyleModel | None = None
 ) -> tuple[RestyleModel, dict[str, float]]:
-    """Both stages, resuming from `folder`; the model with its figures, and seconds per stage.
+    """Run both stages, resuming from `folder`; return the model and the seconds of each stage.
 
-    A stage's seconds are those of all its runs, as its journal has them.
+    The model's card has the last metrics of both. Seconds cover all runs, as in the training log.
     """
-    check_plan(plan, base, folder, len(drawn.pairs))
-    if join_group().leads:
-        keep_plan(plan, base, folder, len(drawn.pairs))
+    check_plan(plan, base, folder, len(data.pairs))
+    if join_group().is_main_process:
+        save_plan(plan, base, folder, len(data.pairs))
     generator = fit_generator(
         plan.generator,
-        drawn.as_pairs,
+        data.as_pairs,
         folder,
         channels=plan.channels,
         start=base.generator if base else None,
         held_out=plan.held_out,
     )
-    model = train_encoder(plan, generator, drawn, folder, base)
-    stages = {stage: stage_figures(folder, stage) for stage in ("generator", "encoder")}
-    notes: dict[str, Any] = {"pairs": len(drawn.pairs) - plan.held_out, **stages}
+    model = train_encoder(plan, generator, data, folder, base)
+    stages = {stage: final_report(folder, stage) for stage in ("generator", "encoder")}
+    notes: dict[str, Any] = {"pairs": len(data.pairs) - plan.held_out, **stages}
     encoder = model.encoder
     assert isinstance(encoder, CompactEncoder)
     finished = assemble(plan, generator, encoder, model.latent_avg, notes)
-    return finished, {stage: figures["seconds"] for stage, figures in stages.items()}
+    return finished, {stage: report["seconds"] for stage, report in stages.items()}
 
 
-def stage_figures(folder: str, stage: str) -> dict[str, Any]:
-    """The last line of a stage's journal, with the seconds that the whole stage took."""
+def final_report(folder: str, stage: str) -> dict[str, Any]:
+    """Return the last line of a stage's training log, with the seconds of the whole stage."""
     lines = read_reports(Store(folder), stage)
-    figures = dict(lines[-1]) if lines else {}
-    figures.pop("total_seconds", None)
-    return figures | {"seconds": total_seconds(lines)}
+    report = dict(lines[-1]) if lines else {}
+    report.pop("total_seconds", None)
+    return report | {"seconds": total_seconds(lines)}

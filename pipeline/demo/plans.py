@@ -1,4 +1,4 @@
-"""The plans of the two embedded demo models, and the folders that their stages are built in."""
+"""Settings of the two embedded demo models, and the check when a build resumes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.models import RestyleModel
 from pipeline.storage import Store
 from pipeline.training.encoder_task import EncoderPlan
 from pipeline.training.losses import ImageWeights
-from pipeline.training.resume_check import begun_with, refuse_others
+from pipeline.training.resume_check import check_same_settings, stored_settings
 from pipeline.training.trainer import LoopPlan
 
 SETTINGS = "_plan.json"
@@ -20,14 +20,14 @@ SOURCE = (
     "2021.7.21.1 wheel rendered, and a compact ReStyle-pSp encoder trained for it"
 )
 CARTOON_SOURCE = (
-    "the demo model's generator, fine-tuned to the same pairs in a computed cartoon look, and its "
-    "encoder, fine-tuned to see the photograph and to be judged by the cartoon of it"
+    "the demo model's generator, fine-tuned to computed cartoons of the same images, and its "
+    "encoder, fine-tuned with photographs as input and their cartoons as target"
 )
 
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """How one demo model is made."""
+    """Name, card and training settings of one demo model."""
 
     name: str
     domain: str
@@ -44,14 +44,14 @@ FACES = DemoPlan(
     domain="faces",
     source=SOURCE,
     generator=fitting.PLAN,
-    encoder=LoopPlan(images=40_000, batch=8, peak_rate=1.5e-3, clip=5.0),
+    encoder=LoopPlan(images=40_000, batch=8, max_lr=1.5e-3, clip=5.0),
     rounds=EncoderPlan(
         steps=5,
         # Later steps see little change in the first half of the training.
         early_steps=3,
         first_step_share=0.4,
         images=ImageWeights(l2=2.0, lpips=0.8),
-        # Rows that feed only demodulated layers have no scale of their own and would run away.
+        # The scale of rows that feed only demodulated layers has no effect and could grow freely.
         w_norm=5e-4,
     ),
     channels=fitting.CHANNELS,
@@ -63,24 +63,26 @@ CARTOON = DemoPlan(
     generator=replace(
         fitting.PLAN,
         images=4_000,
-        peak_rate=1e-2,
-        horizon=150,
+        max_lr=1e-2,
+        ema_window=150,
         report_every=2_000,
         save_every=500,
     ),
     encoder=replace(
         FACES.encoder,
         images=2_400,
-        peak_rate=8e-4,
-        warm_up=30,
-        horizon=100,
+        max_lr=8e-4,
+        warmup_steps=30,
+        ema_window=100,
         report_every=1_200,
         save_every=240,
     ),
     rounds=replace(FACES.rounds, steps=3, early_steps=None, first_step_share=1.0),
     channels=fitting.CHANNELS,
 )
-# What a build that goes on may be told anew, besides the words on the model's card.
+# Settings that may differ when a build resumes; `source` is text for the model's card.
+# Names in SETTINGS of fields of `LoopPlan`, as the first versions wrote them.
+_STORED_NAMES = {"max_lr": "peak_rate", "warmup_steps": "warm_up", "ema_window": "horizon"}
 MAY_CHANGE = {"source"} | {
     f"{stage}.{name}"
     for stage in ("generator", "encoder")
@@ -91,21 +93,26 @@ MAY_CHANGE = {"source"} | {
 def check_plan(
     plan: DemoPlan, base: RestyleModel | None, folder: str, pairs: int | None = None
 ) -> None:
-    """Refuse to go on in a folder with what was begun there from another plan, base or pairs.
+    """Raise if the build in `folder` started with another plan, base or number of pairs.
 
-    Their number is looked at where it is known. Raises what `settled.begun_with` and
-    `settled.refuse_others` raise.
+    `pairs` None skips the comparison of their number. Raises what
+    `resume_check.stored_settings` and `resume_check.check_same_settings` raise.
     """
-    begun = begun_with(Store(folder), SETTINGS, "generator")
-    if begun is not None:
-        unknown = {"pairs"} if pairs is None else set()
-        refuse_others(folder, begun, _settings(plan, base, pairs), MAY_CHANGE | unknown)
+    stored = stored_settings(Store(folder), SETTINGS, "generator")
+    if stored is not None:
+        skipped = {"pairs"} if pairs is None else set()
+        check_same_settings(folder, stored, _settings(plan, base, pairs), MAY_CHANGE | skipped)
 
 
-def keep_plan(plan: DemoPlan, base: RestyleModel | None, folder: str, pairs: int) -> None:
-    """Write down what the stages in `folder` run with."""
+def save_plan(plan: DemoPlan, base: RestyleModel | None, folder: str, pairs: int) -> None:
+    """Write the settings of the build to `folder`."""
     Store(folder).put(SETTINGS, json.dumps(_settings(plan, base, pairs), indent=2).encode())
 
 
 def _settings(plan: DemoPlan, base: RestyleModel | None, pairs: int | None) -> dict[str, Any]:
-    return asdict(plan) | {"base": base.fingerprint if base else None, "pairs": pairs}
+    settings = asdict(plan)
+    for stage in ("generator", "encoder"):
+        settings[stage] = {
+            _STORED_NAMES.get(name, name): value for name, value in settings[stage].items()
+        }
+    return settings | {"base": base.fingerprint if base else None, "pairs": pairs}

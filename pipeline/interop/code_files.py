@@ -1,4 +1,4 @@
-"""W+ codes in files: a `latents.npy` dictionary, one array of many codes, or a file a code."""
+"""Read W+ codes from a `latents.npy` dictionary, one array of many codes, or one file per code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LISTED = 5
 
 
 class FaceName(NamedTuple):
-    """What a code is called, taken apart: `a/1.jpg#2` is face 2 of `a/1.jpg`."""
+    """Parsed name of a code: `a/1.jpg#2` is face 2 of `a/1.jpg`."""
 
     key: str
     face_index: int
@@ -36,49 +36,50 @@ class FaceName(NamedTuple):
 
 
 class CodeFiles(Protocol):
-    """Codes by name; `digest` changes when any of them does, as far as the storage tells."""
+    """Codes by name; `digest` changes when a code does, as far as the storage reports it."""
 
     uri: str
     digest: str
 
     @property
     def names(self) -> Iterable[str]:
-        """The names of all codes."""
+        """Names of all codes."""
         ...
 
     @property
     def has_steps(self) -> bool:
-        """Whether the codes of steps are there; else nobody knows how many led to a code."""
+        """True if codes of every step are stored; otherwise their number is unknown."""
         ...
 
     def read(self, name: str) -> Codes:
-        """The code of each step, float32 [steps, n_styles, 512], or the one that there is."""
+        """Return codes float32 [steps, n_styles, 512]; one step if the steps are not stored."""
         ...
 
     def uri_of(self, name: str) -> str:
-        """Where a code came from."""
+        """Return the URI of the file with the code."""
         ...
 
 
 def open_codes(uri: str, names: str | None = None) -> CodeFiles:
-    """The codes at a path or URI; the list at `names` names those of one array, one a line.
+    """Open the codes at a path or URI.
 
-    Raises `InputError` where there are none, in one line.
+    `names` is the URI of a list of names, one per line, for the codes of one array. Raises
+    `InputError` when there are no codes.
     """
     root = canonical_uri(uri)
     fs, path = filesystem(root)
     try:
         if is_folder(fs, path, root):
-            _refuse_names(names, f"'{root}' is a folder, whose files have names")
+            _refuse_names(names, f"'{root}' is a folder, whose file names are used")
             return _Folder(root, list(walk(fs, path, root)))
         folder, _, name = root.rpartition("/")
         if not name.endswith(STACK_SUFFIXES):
             raise InputError(
-                f"'{root}' is no file of codes: these end in {', '.join(STACK_SUFFIXES[:-1])} or "
+                f"'{root}' is not a file of codes: expected {', '.join(STACK_SUFFIXES[:-1])} or "
                 f"{STACK_SUFFIXES[-1]}"
             )
         if name.endswith(".npy") and _is_dictionary(Store(folder), name):
-            _refuse_names(names, f"'{root}' is a dictionary, which has the names of its codes")
+            _refuse_names(names, f"'{root}' is a dictionary that contains the names")
             return _Dictionary(root, Store(folder).get(name))
         return open_stack(root, names) or _Folder(folder, [file_entry(root)])
     except StorageError as error:
@@ -89,40 +90,40 @@ def open_codes(uri: str, names: str | None = None) -> CodeFiles:
 
 def _refuse_names(names: str | None, why: str) -> None:
     if names:
-        raise InputError(f"--names is for an array of many codes in one file: {why}")
+        raise InputError(f"--names is only for one array of many codes: {why}")
 
 
 def faces_of(names: Iterable[str]) -> list[tuple[str, list[FaceName]]]:
-    """Names by the image that they belong to, in the order of keys: (key, its faces).
+    """Group names by image, in the order of keys: (key, its faces).
 
-    Raises `InputError` with the list where two names stand for one face.
+    Raises `InputError` with the list when two names mean the same face.
     """
-    found: dict[str, list[FaceName]] = defaultdict(list)
+    by_key: dict[str, list[FaceName]] = defaultdict(list)
     for name in names:
         match = _FACE.fullmatch(name)
         face = FaceName(match[1], int(match[2]), name) if match else FaceName(name, 0, name)
-        found[face.key].append(face)
-    for faces in found.values():
+        by_key[face.key].append(face)
+    for faces in by_key.values():
         faces.sort(key=lambda face: face.face_index)
-    twice = {
+    duplicates = {
         key: [face.name for face in faces]
-        for key, faces in found.items()
+        for key, faces in by_key.items()
         if len({face.face_index for face in faces}) < len(faces)
     }
-    if twice:
-        raise InputError(f"names that stand for the same face: {listed(twice)}")
-    return sorted(found.items())
+    if duplicates:
+        raise InputError(f"several names mean the same face: {listed(duplicates)}; rename them")
+    return sorted(by_key.items())
 
 
 def listed(ambiguous: Mapping[str, Iterable[str]]) -> str:
-    """`'1' (a/1.jpg, b/1.jpg); ...` of the first few."""
-    shown = list(ambiguous.items())[:_LISTED]
-    text = "; ".join(f"'{name}' ({', '.join(list(what)[:4])})" for name, what in shown)
-    return text + (f"; and {len(ambiguous) - len(shown)} more" if len(ambiguous) > 5 else "")
+    """Return the first entries as text: `'1' (a/1.jpg, b/1.jpg); ...`."""
+    first = list(ambiguous.items())[:_LISTED]
+    text = "; ".join(f"'{name}' ({', '.join(list(keys)[:4])})" for name, keys in first)
+    return text + (f"; and {len(ambiguous) - len(first)} more" if len(ambiguous) > 5 else "")
 
 
 class _Dictionary:
-    """A `latents.npy`: one object, held in memory."""
+    """Codes of a `latents.npy`, all in memory."""
 
     def __init__(self, uri: str, content: bytes) -> None:
         self.uri, self.digest = uri, hashlib.sha256(content).hexdigest()
@@ -139,12 +140,12 @@ class _Dictionary:
     def read(self, name: str) -> Codes:
         return self._codes[name]
 
-    def uri_of(self, name: str) -> str:  # noqa: ARG002 - one file holds all
+    def uri_of(self, name: str) -> str:  # noqa: ARG002 - one file has all
         return self.uri
 
 
 class _Folder:
-    """A file a code; only names are held."""
+    """Codes of a folder with one file per code; only names are in memory."""
 
     has_steps = False
 
@@ -152,16 +153,14 @@ class _Folder:
         self.uri, self._store = uri, Store(uri)
         chosen = [e for e in entries if e.name.endswith(STACK_SUFFIXES) and not is_hidden(e.name)]
         if not chosen:
-            raise InputError(
-                f"'{uri}' holds no codes: looked for {', '.join(STACK_SUFFIXES)} files"
-            )
+            raise InputError(f"'{uri}' has no codes: expected {', '.join(STACK_SUFFIXES)} files")
         self._files: dict[str, str] = {}
         digest = hashlib.sha256()
         for entry in chosen:
             name = from_file_name(str(PurePosixPath(entry.name).with_suffix("")))
             if name in self._files:
                 pair = {name: (self._files[name], entry.name)}
-                raise InputError(f"files that stand for the same code: {listed(pair)}")
+                raise InputError(f"several files have the same code name: {listed(pair)}")
             self._files[name] = entry.name
             digest.update(f"{entry.name}\0{entry.size}\0{entry.etag}\n".encode(errors="replace"))
         self.digest = digest.hexdigest()
@@ -178,30 +177,30 @@ class _Folder:
 
 
 def read_code(content: bytes, source: str) -> Codes:
-    """The one code in a `.npy`, `.pt` or `.npz` file, [1, n_styles, 512]; a W code has one row.
+    """Read the one code of a `.npy`, `.pt` or `.npz` file, [1, n_styles, 512]; W has one row.
 
-    Accepts [n, 512], [1, n, 512] and [512], of any float type. Runs nothing of what is in the
-    file. Raises `InputError` in one line.
+    Accepts [n, 512], [1, n, 512] and [512], of any float type. Never executes code from the file.
+    Raises `InputError` in one line.
     """
     try:
         array = _array(content, source)
         code = np.asarray(array, np.float32) if array.dtype.kind == "f" else None
-    except pickle.UnpicklingError as error:  # whose text offers to run what the file asks for
-        raise InputError(f"{source}: no code, or damaged (no file of one tensor)") from error
-    except Exception as error:  # of a damaged file numpy and torch raise whatever comes
+    except pickle.UnpicklingError as error:  # its text recommends to load the file unsafely
+        raise InputError(f"{source}: not a code, or damaged (not a file of one tensor)") from error
+    except Exception as error:  # numpy and torch raise any type for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{source}: no code, or damaged ({reason})") from error
+        raise InputError(f"{source}: not a code, or damaged ({reason})") from error
     if code is None:
-        raise InputError(f"{source}: holds {array.dtype}, expected floats")
+        raise InputError(f"{source}: has values of type {array.dtype}, expected floats")
     code = code.reshape(1, 1, -1) if code.ndim == 1 else code
     code = code[None] if code.ndim == 2 else code
     if code.ndim != 3 or code.shape[0] != 1 or code.shape[2] != STYLE_DIM or not code.shape[1]:
         raise InputError(
             f"{source}: has shape {list(array.shape)}, expected one code [n_styles, {STYLE_DIM}]; "
-            "a file of many codes is imported by itself, as --from"
+            "import a file of many codes alone, as --from"
         )
     if not np.isfinite(code).all():
-        raise InputError(f"{source}: holds numbers that are not finite")
+        raise InputError(f"{source}: has NaN or infinity")
     return code
 
 
@@ -211,23 +210,23 @@ def _array(content: bytes, source: str) -> Any:
     if source.endswith(".npz"):
         with open_entry(io.BytesIO(content), source) as entry:
             return read_array(entry.read())
-    import torch  # numpy's files need none of it
+    import torch  # slow to import, not needed for numpy's files
 
     from pipeline.models.checkpoint import refuse_bomb
 
     refuse_bomb(io.BytesIO(content), source)
-    found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    if not isinstance(found, torch.Tensor):
-        raise TypeError(f"holds a {type(found).__name__}, expected one tensor")
-    if found.numel() * found.element_size() > found.untyped_storage().nbytes():
-        raise ValueError(f"a tensor {list(found.shape)} claims more numbers than it holds")
-    return found.detach().to(torch.float32 if found.is_floating_point() else None).numpy()
+    tensor = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"has a {type(tensor).__name__}, expected one tensor")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"a tensor {list(tensor.shape)} is larger than its stored values")
+    return tensor.detach().to(torch.float32 if tensor.is_floating_point() else None).numpy()
 
 
 def _is_dictionary(store: Store, name: str) -> bool:
-    """Whether a `.npy` file holds an object, by its header."""
+    """Return whether a `.npy` file contains an object, by its header."""
     try:
         with store.open(name) as file:
             return read_header(io.BytesIO(file.read(4096))).dtype.hasobject
     except ValueError as error:
-        raise InputError(f"{store.uri(name)}: no numpy file, or damaged ({error})") from error
+        raise InputError(f"{store.uri(name)}: not a numpy file, or damaged ({error})") from error

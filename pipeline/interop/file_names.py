@@ -1,8 +1,8 @@
-"""Names of faces as names of files, and back: keys out of archives are any text.
+"""Convert names of faces to file names and back; keys from archives can be any text.
 
-`../x`, `/x`, `a//b` and `./x` are names of other places, or of two faces at one place. Of each
-component that begins with a dot or is empty, as of those that begin with `%`, the beginning is
-written as `%2E`, `%` and `%25`; every other name is its own file name.
+`../x`, `/x`, `a//b` and `./x` would be other places, or the same place for two faces. A leading dot
+of a component is escape as `%2E`, a leading `%` as `%25`, and an empty component as `%`. Every
+other name is its own file name.
 """
 
 from __future__ import annotations
@@ -12,60 +12,60 @@ from typing import NamedTuple
 from pipeline.storage import Store, is_local
 from pipeline.storage.store import TEMPORARY_BYTES
 
-_COMPONENT_BYTES = 255  # of the usual file systems
+_COMPONENT_BYTES = 255  # limit of common file systems
 _PATH_BYTES = 4095  # Linux's PATH_MAX without its null character
-_KEY_BYTES = 1024  # of S3 and Google's storage, the folders in it
-_WRITTEN = {".": "%2E", "%": "%25"}
+_KEY_BYTES = 1024  # limit of a whole key in S3 and Google Cloud Storage
+_ESCAPES = {".": "%2E", "%": "%25"}
 
 
 def to_file_name(name: str) -> str:
-    """`name` as a relative path that stays inside its folder; different names stay different."""
+    """Return `name` as a relative path inside its folder; different names stay different."""
     return "/".join(map(_to_component, name.split("/")))
 
 
 def from_file_name(path: str) -> str:
-    """The name that `to_file_name` made `path` of."""
+    """Return the name from which `to_file_name` made `path`."""
     return "/".join(map(_from_component, path.split("/")))
 
 
 class Limits(NamedTuple):
-    """How long names of files may be at a place: all in bytes."""
+    """Maximum lengths of file names at one location, in bytes."""
 
     path: int
     component: int | None
 
     def why_not(self, path: str) -> str:
-        """Why the place takes no file at the relative `path`; "" if it does."""
+        """Return why a file at the relative `path` is impossible; "" if it is possible."""
         if "\0" in path:
-            return "it holds a null character"
+            return "it contains a null character"
         content = path.encode(errors="replace")
         if self.component and max(map(len, content.split(b"/"))) > self.component:
-            return f"more than {self.component} bytes between slashes, its suffix with them"
+            return f"more than {self.component} bytes between slashes, including the suffix"
         if len(content) > self.path:
-            return f"{len(content)} bytes, and the place takes {self.path} below its own path"
+            return f"it has {len(content)} bytes, but at most {self.path} are possible there"
         return ""
 
 
 def limits_of(uri: str, folder: str = "") -> Limits:
-    """The limits of what is written below `folder`, which is empty or ends in a slash, at `uri`."""
+    """Return the limits below `folder` ("" or with a trailing slash) at `uri`."""
     store = Store(uri)
-    above = len(store.path(folder + "x").encode(errors="replace")) - 1
+    prefix_bytes = len(store.path(folder + "x").encode(errors="replace")) - 1
     if is_local(uri):
-        return Limits(_PATH_BYTES - TEMPORARY_BYTES - above, _COMPONENT_BYTES)
+        return Limits(_PATH_BYTES - TEMPORARY_BYTES - prefix_bytes, _COMPONENT_BYTES)
     bucket = store.path().split("/", 1)[0]
-    return Limits(_KEY_BYTES - (above - len(bucket.encode()) - 1), None)
+    return Limits(_KEY_BYTES - (prefix_bytes - len(bucket.encode()) - 1), None)
 
 
 def _to_component(part: str) -> str:
     if not part:
         return "%"
-    return _WRITTEN.get(part[0], part[0]) + part[1:]
+    return _ESCAPES.get(part[0], part[0]) + part[1:]
 
 
 def _from_component(part: str) -> str:
     if part == "%":
         return ""
-    for char, written in _WRITTEN.items():
-        if part.startswith(written):
-            return char + part[len(written) :]
+    for char, escape in _ESCAPES.items():
+        if part.startswith(escape):
+            return char + part[len(escape) :]
     return part

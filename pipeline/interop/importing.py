@@ -1,8 +1,9 @@
-"""Codes that another program found, as a table like every other.
+"""Import W+ codes of another program as a table.
 
-What nobody measured is null. A code alone tells its spread and its distance to the average; with
-the images beside it, it is rendered and measured as in every table, under the shards and keys that
-inverting the same input gives, so that such tables compare face by face.
+Without images only the code's own metrics are computed: variance and distance to the average. All
+other metrics are null. With images each code is rendered and measured as in every other table,
+under the same shards and keys as an inversion of these images, so that both tables can be compared
+face by face.
 """
 
 from __future__ import annotations
@@ -46,18 +47,16 @@ _NO_STEPS = "nobody knows how many led to a code: what was measured stands under
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """How codes become a table; `method` is the word that its column gets."""
+    """Settings of an import; `method` is the value of that column."""
 
-    model: str  # name or URI, for whoever renders the codes
+    model: str  # name or URI of the model that renders the codes
     method: str = "imported"
     latent_dtype: CodeType = "float16"
     part_size: int = 256
-    files_per_shard: int = (
-        FILES_PER_SHARD  # codes or, with images, files of a folder that make one shard
-    )
+    files_per_shard: int = FILES_PER_SHARD  # codes or, with images, files of a folder per shard
     images: str | None = None
-    sniff: bool = True  # whether images are recognised without a known extension
-    # What the model's file does not tell, as `load_model` takes it.
+    sniff: bool = True  # read images without a known extension
+    # Arguments of `load_model` for facts that the model's file does not have.
     encoder_type: str | None = None
     domain: str | None = None
     estimate_latent_avg: bool = False
@@ -65,7 +64,7 @@ class ImportSettings:
 
 @dataclass(frozen=True)
 class Item:
-    """The codes of one image, and the image where there is one."""
+    """Codes of one image, with its encoded content in an import with images."""
 
     key: str
     faces: Sequence[FaceName]
@@ -73,36 +72,36 @@ class Item:
     content: bytes | None = None
 
 
-# A shard of the input, and what of it has codes, if anything has.
+# A shard of the input and its samples that have codes; None for a shard without any.
 _Work = tuple[Shard, Iterable[Item] | None]
 
 
 @dataclass
 class Importing:
-    """One import: codes, the model that they belong to, and what measures them."""
+    """Import of codes with their model and the measuring against images."""
 
     codes: CodeFiles
     model: RestyleModel
     settings: ImportSettings
     measuring: Measuring | None = None
-    lineage: Lineage | None = None  # which rows of another table the codes began as
-    unmeasured: int = 0  # faces whose image gave nothing to compare with, of this run
+    lineage: Lineage | None = None  # rows of another table that the codes were refined from
+    unmeasured: int = 0  # faces of this run that were not found in their image
     left_out: LeftOut = field(default_factory=LeftOut)  # by the listing of the images
-    notes: list[str] = field(default_factory=list)  # sentences for people
+    notes: list[str] = field(default_factory=list)  # messages for the user
 
     def __post_init__(self) -> None:
         schema = self.spec().columns.latents_schema()
         self._columns = [name for name in schema.names if name not in ("image_id", "shard")]
 
     def run(self, root: str) -> dict[str, Any]:
-        """Write the table at `root`, or finish it; the counts of the table.
+        """Write the table at `root`, or complete it; return its counts.
 
-        Raises a `RequestError` before anything is written where names are ambiguous, codes have no
+        Raises a `RequestError` before anything is written when names are ambiguous, codes have no
         image, or the table was made from other codes or settings.
         """
         record = RunRecord()
         faces = faces_of(self.codes.names)
-        work = self._with_images(faces) if self.settings.images else self._alone(faces)
+        work = self._with_images(faces) if self.settings.images else self._without_images(faces)
         first = faces[0][1][0].name
         self._checked(self.codes.read(first), first)
         writer = open_for_writing(root, self.spec(), part_size=self.settings.part_size)
@@ -129,7 +128,7 @@ class Importing:
         return self.measuring.icc_ignored if self.measuring else 0
 
     def spec(self) -> TableSpec:
-        """What the table says of itself; `codes` is the hash of what was read."""
+        """Return the table's spec; its setting `codes` is the digest of the input."""
         measured: dict[str, Any] = {}
         metrics = {"best_step": "the last one: nothing was measured"}
         if self.measuring:
@@ -163,21 +162,21 @@ class Importing:
             layout["sniff"] = self.settings.sniff
         return TableSpec(columns, settings, layout, config, self.model.metadata, metrics)
 
-    def _alone(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
-        """Shards of consecutive keys, without images."""
+    def _without_images(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
+        """Yield shards of consecutive keys, without images."""
         for index, chosen in enumerate(_runs(faces, self.settings.files_per_shard)):
-            names = "\n".join(face.name for _, several in chosen for face in several)
+            names = "\n".join(face.name for _, names in chosen for face in names)
             etag = hashlib.sha256(f"{self.codes.digest}\n{names}".encode("utf-8", "replace"))
             shard = Shard(
                 f"codes-{index:05d}", self.codes.uri, "folder", len(chosen), etag.hexdigest()[:32]
             )
             yield (
                 shard,
-                (Item(key, few, self.codes.uri_of(few[0].name)) for key, few in chosen),
+                (Item(key, names, self.codes.uri_of(names[0].name)) for key, names in chosen),
             )
 
     def _with_images(self, faces: Sequence[tuple[str, list[FaceName]]]) -> Iterator[_Work]:
-        """The input's own shards, of which only the samples that have codes are taken."""
+        """Return the shards of the images with their samples that have codes."""
         options = ReadOptions(sniff=self.settings.sniff)
         listing = list_shards(
             str(self.settings.images),
@@ -187,9 +186,9 @@ class Importing:
         shards = list(listing)
         self.left_out = listing.left_out
         owners = match_images(faces, shards, options)
-        wanted = {shard_id for shard_id, _ in owners}
+        with_codes = {shard_id for shard_id, _ in owners}
         return (
-            (shard, self._samples(shard, owners, options) if shard.shard_id in wanted else None)
+            (shard, self._samples(shard, owners, options) if shard.shard_id in with_codes else None)
             for shard in shards
         )
 
@@ -203,7 +202,7 @@ class Importing:
                 yield Item(sample.key, faces, sample.uri, sample.content)
 
     def _write(self, writer: TableWriter, work: Iterable[_Work], run: _ImportRun) -> None:
-        """Do what the table lacks, and remove what no other import comes back to."""
+        """Write the missing parts and delete orphaned files."""
         shards, orphans = list(work), Orphans(writer.store)
         orphans.began = run.began
         try:
@@ -213,7 +212,7 @@ class Importing:
             for state, items in pairs:
                 orphans.is_input(state.shard)
                 if items is None:
-                    # Of another state of a folder, whose images are in other slices since.
+                    # The folder has changed, and its images are in other slices now.
                     writer.clear(state.without(state.parts))
                 elif not state.done:
                     self._write_shard(writer, state, items, run)
@@ -226,12 +225,14 @@ class Importing:
     ) -> None:
         writer.clear(state)
         shard, parts = state.shard, []
-        for number, few in enumerate(_runs(items, self.settings.part_size)):
+        for number, batch in enumerate(_runs(items, self.settings.part_size)):
             part = state.parts.get(number)
             if part is None:
                 before = self._icc_ignored
-                rows = [row for item in few for row in self._rows(item)]
-                part = writer.write_part(shard, number, samples=len(few), latents=rows, rejects=[])
+                rows = [row for item in batch for row in self._rows(item)]
+                part = writer.write_part(
+                    shard, number, samples=len(batch), latents=rows, rejects=[]
+                )
                 run.add(part, self._icc_ignored - before)
             parts.append(part)
         writer.commit_shard(shard, parts)
@@ -243,16 +244,16 @@ class Importing:
         sha256 = hashlib.sha256(item.content).hexdigest() if item.content is not None else None
         for face in item.faces:
             codes = self._checked(self.codes.read(face.name), face.name)
-            row = self._bare(item, face, codes) | {"source_sha256": sha256}
+            row = self._unmeasured_row(item, face, codes) | {"source_sha256": sha256}
             if face.face_index in aligned and self.measuring:
-                found = self.measuring.columns(face.name, codes, aligned[face.face_index])
-                row |= found if self.codes.has_steps else _without_steps(found)
+                measured = self.measuring.columns(face.name, codes, aligned[face.face_index])
+                row |= measured if self.codes.has_steps else _without_steps(measured)
             elif self.measuring:
                 self.unmeasured += 1
-            yield self._of_best_step(row, codes)
+            yield self._with_best_code(row, codes)
 
-    def _bare(self, item: Item, face: FaceName, codes: Codes) -> dict[str, Any]:
-        """What the code alone tells; every other column is null."""
+    def _unmeasured_row(self, item: Item, face: FaceName, codes: Codes) -> dict[str, Any]:
+        """Return a row with the columns known without an image; all others are null."""
         row = dict.fromkeys(self._columns)
         row |= {
             "key": item.key,
@@ -272,7 +273,7 @@ class Importing:
             row["w_plus_per_step"] = codes
         return row
 
-    def _of_best_step(self, row: dict[str, Any], codes: Codes) -> dict[str, Any]:
+    def _with_best_code(self, row: dict[str, Any], codes: Codes) -> dict[str, Any]:
         best = codes[(row["best_step"] or len(codes)) - 1]
         code = torch.tensor(best)[None]
         row["w_plus"] = best
@@ -281,19 +282,19 @@ class Importing:
         return row
 
     def _checked(self, codes: Codes, name: str) -> Codes:
-        """Codes with the model's number of rows; a W code stands in each of them."""
+        """Return codes with the model's number of rows; a W code is repeated in each."""
         if codes.shape[1] == 1:
             return np.repeat(codes, self.model.n_styles, axis=1)
         if codes.shape[1] != self.model.n_styles:
             raise InputError(
-                f"the code of '{name}' has {codes.shape[1]} rows, the model '{self.model.name}' "
-                f"takes {self.model.n_styles}"
+                f"the code of '{name}' has {codes.shape[1]} rows, but the model "
+                f"'{self.model.name}' takes {self.model.n_styles}: choose the model of the codes"
             )
         return codes
 
 
 class _ImportRun:
-    """One import as its document in `_runs/` tells it, from its start to its end."""
+    """Record of one import in `_runs/`, written at its start, every minute and at its end."""
 
     def __init__(self, writer: TableWriter, record: RunRecord) -> None:
         self.record = record
@@ -314,7 +315,7 @@ class _ImportRun:
             self._write(2 if isinstance(error, RequestError) else 1)
 
     def planned(self, states: Iterable[ShardState]) -> None:
-        """Write what is to do and what is done."""
+        """Write the counts of planned and of committed work."""
         for state in states:
             size = Counts(bytes=state.shard.size)
             if state.committed:
@@ -333,7 +334,7 @@ class _ImportRun:
                 self._write(None)
 
     def _write(self, exit_code: int | None) -> str:
-        found = {
+        counts = {
             "shards": self._to_do.shards,
             "bytes": self._to_do.bytes,
             "done_shards": self._done.shards,
@@ -343,11 +344,11 @@ class _ImportRun:
             "complete": self._listed,
             "left_out": self.record.listed.ordered(),
         }
-        return self.file.write(found, exit_code)
+        return self.file.write(counts, exit_code)
 
 
 def _without_steps(row: dict[str, Any]) -> dict[str, Any]:
-    """Measures of one code, of which nobody knows how many steps led to it."""
+    """Return the columns of a code whose number of steps is unknown."""
     return {
         name: None if name == "best_step" or name.endswith("_per_step") else value
         for name, value in row.items()

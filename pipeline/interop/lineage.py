@@ -1,4 +1,4 @@
-"""Which face of a table each imported code began as, by names: the column `refined_from`."""
+"""Match imported codes to the faces that they were refined from: the column `refined_from`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pipeline.interop.exporting import without_suffix
 from pipeline.table.reader import open_table
 
 _ROWS = 4096
-_SHOWN = 3
+_LISTED = 3
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """The image ids, in the table at `uri`, that names of codes stand for."""
+    """Image ids of the table at `uri` by the names of codes."""
 
     uri: str
-    image_ids: Mapping[str, str]  # by the name of the code
-    unmatched: int  # codes whose name fits no face, or several
+    image_ids: Mapping[str, str]  # name of the code -> image id
+    unmatched: int  # codes whose name matches no face, or more than one
 
     @property
     def digest(self) -> str:
-        """What changes when any code gets another ancestor."""
+        """SHA-256 of all matches."""
         lines = "\n".join(f"{name}\0{image}" for name, image in sorted(self.image_ids.items()))
         return hashlib.sha256(lines.encode(errors="replace")).hexdigest()
 
@@ -34,14 +34,14 @@ class Lineage:
 def lineage_of(names: Iterable[str], uri: str) -> Lineage:
     """Match names of codes to the faces of the table at `uri`.
 
-    A name is an image id, a key or a file name, with or without an image's extension and `#<face>`:
-    what an export calls the faces. A name that fits several faces has no ancestor.
-    Raises `ConfigError` where no name fits any, or there is no table.
+    A name is an image id, a key or a file name, with or without an image's extension and `#<face>`,
+    as in an export. A name that matches more than one face is not used. Raises `ConfigError` when
+    no name matches or the table does not exist.
     """
     faces = [face for _, chosen in faces_of(names) for face in chosen]
-    wanted = {form for face in faces for form in _forms(face)}
-    owners: dict[str, str] = {}
-    fits: Counter[str] = Counter()
+    candidates = {form for face in faces for form in _forms(face)}
+    image_id_of: dict[str, str] = {}
+    matches: Counter[str] = Counter()
     try:
         table = open_table(uri)
     except (InputError, TableError) as error:
@@ -49,26 +49,26 @@ def lineage_of(names: Iterable[str], uri: str) -> Lineage:
     query = "SELECT image_id, key, face_index FROM latents"
     for batch in table.batches(query, _ROWS):
         for row in batch.to_pylist():
-            for form in _forms_of_row(row["image_id"], row["key"], row["face_index"]) & wanted:
-                owners[form] = row["image_id"]
-                fits[form] += 1
-    found = {}
+            for form in _forms_of_row(row["image_id"], row["key"], row["face_index"]) & candidates:
+                image_id_of[form] = row["image_id"]
+                matches[form] += 1
+    image_ids = {}
     for face in faces:
-        best = next((form for form in _forms(face) if fits[form]), None)
-        if best is not None and fits[best] == 1:
-            found[face.name] = owners[best]
-    if not found:
-        listed = ", ".join(f"'{face.name}'" for face in faces[:_SHOWN])
+        best = next((form for form in _forms(face) if matches[form]), None)
+        if best is not None and matches[best] == 1:
+            image_ids[face.name] = image_id_of[best]
+    if not image_ids:
+        listed = ", ".join(f"'{face.name}'" for face in faces[:_LISTED])
         raise ConfigError(
-            f"--refined-from: no code ({listed}, ...) has the name of a face of the table '{uri}': "
-            "its image ids, keys or file names"
+            f"--refined-from: no name of a code ({listed}, ...) matches an image id, key or file "
+            f"name of the table '{uri}'"
         )
-    return Lineage(table.store.root, found, len(faces) - len(found))
+    return Lineage(table.store.root, image_ids, len(faces) - len(image_ids))
 
 
 def _forms(face: FaceName) -> list[str]:
-    """How a row may be called that a code's name means, the more exact first."""
-    number = face.name[len(face.key) :]  # "#1" where the name says which face
+    """Return the names of a row that a code's name can mean, the most specific first."""
+    number = face.name[len(face.key) :]  # "#1" if the name has a face index
     return [face.name, f"{without_suffix(face.key)}{number}"]
 
 

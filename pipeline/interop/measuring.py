@@ -1,4 +1,4 @@
-"""What imported codes are worth: their images found, rendered and measured as in every table."""
+"""Measure imported codes: match their images, render the codes and compute the metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_unit
 from pipeline.storage import ReadOptions, Shard, Store, read_samples
 
-_NO_FILES = ("", ".", "..")  # the last components of keys that are nobody's file name
+_NOT_FILE_NAMES = ("", ".", "..")  # last components of keys that are escaped in file names
 
 
 def match_images(
@@ -32,43 +32,45 @@ def match_images(
     shards: Iterable[Shard],
     options: ReadOptions | None = None,
 ) -> dict[tuple[str, str], list[FaceName]]:
-    """Which codes belong to which sample, (shard id, key); every code has one image.
+    """Match codes to samples; return the codes by (shard id, key). Every code has one image.
 
-    A code's name is an image id, a key or a file name, with or without an image's extension. Keys
-    of archives are found by reading them. Raises `InputError` with the list where a name fits
-    several images, several names fit one image, or a code has no image.
+    A code's name is an image id, a key or a file name, with or without an image's extension.
+    Archives are read to list their keys. Raises `InputError` with the list when a name matches
+    several images, several names match one image, or a code has no image.
     """
     by_name = {without_suffix(key): key for key, _ in faces}
-    _refuse_twins(faces, by_name)
+    _refuse_equal_names(faces, by_name)
     owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for shard in shards:
         for key in _keys(shard, options):
             names = (f"{shard.shard_id}/{key}", key, key.rsplit("/", 1)[-1])
-            found = next((n for n in map(without_suffix, names) if n in by_name), None)
-            if found is not None:
-                owners[by_name[found]].append((shard.shard_id, key))
-    several = {
+            name = next((n for n in map(without_suffix, names) if n in by_name), None)
+            if name is not None:
+                owners[by_name[name]].append((shard.shard_id, key))
+    ambiguous = {
         name: [f"{shard}/{key}" for shard, key in samples]
         for name, samples in owners.items()
         if len(samples) > 1
     }
-    if several:
-        raise InputError(f"names that fit several images: {listed(several)}")
-    alone = [key for key, _ in faces if key not in owners]
-    if alone:
-        more = f" and {len(alone) - 5} more" if len(alone) > 5 else ""
-        raise InputError(f"codes without an image: {', '.join(alone[:5])}{more}")
+    if ambiguous:
+        raise InputError(f"names of codes match several images: {listed(ambiguous)}")
+    missing = [key for key, _ in faces if key not in owners]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise InputError(f"codes without an image: {', '.join(missing[:5])}{more}")
     return {owners[key][0]: names for key, names in faces}
 
 
-def _refuse_twins(faces: Sequence[tuple[str, list[FaceName]]], by_name: dict[str, str]) -> None:
+def _refuse_equal_names(
+    faces: Sequence[tuple[str, list[FaceName]]], by_name: dict[str, str]
+) -> None:
     if len(by_name) == len(faces):
         return
-    twins: dict[str, list[str]] = defaultdict(list)
+    keys_of: dict[str, list[str]] = defaultdict(list)
     for key, _ in faces:
-        twins[without_suffix(key)].append(key)
-    several = {name: keys for name, keys in twins.items() if len(keys) > 1}
-    raise InputError(f"names that fit one image: {listed(several)}")
+        keys_of[without_suffix(key)].append(key)
+    equal = {name: keys for name, keys in keys_of.items() if len(keys) > 1}
+    raise InputError(f"several names of codes match one image: {listed(equal)}")
 
 
 def _keys(shard: Shard, options: ReadOptions | None) -> Iterator[str]:
@@ -79,19 +81,23 @@ def _keys(shard: Shard, options: ReadOptions | None) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Result:
-    """Step images out of the published scripts' folder `<root>/<step>/<file name>`."""
+    """Step images in the published scripts' layout `<root>/<step>/<file name>`."""
 
     root: str
 
     def read(self, name: str, steps: int, size: tuple[int, int]) -> Tensor:
-        """[steps, 3, *size] in [-1, 1]; `InputError` where a picture is missing or damaged."""
+        """Read [steps, 3, *size] in [-1, 1]. Raises `InputError` for a missing or damaged file."""
         store = Store(self.root)
         return torch.stack([self._picture(store, name, step, size) for step in range(steps)])
 
     def _picture(self, store: Store, name: str, step: int, size: tuple[int, int]) -> Tensor:
         base = name.rsplit("/", 1)[-1]
         stem = without_suffix(base)
-        names = (to_file_name(base) if base in _NO_FILES else base, f"{stem}.png", f"{stem}.jpg")
+        names = (
+            to_file_name(base) if base in _NOT_FILE_NAMES else base,
+            f"{stem}.png",
+            f"{stem}.jpg",
+        )
         paths = [f"{step}/{file}" for file in (*names, f"{to_file_name(stem)}.png")]
         path = next((path for path in paths if store.exists(path)), None)
         if path is None:
@@ -104,7 +110,7 @@ class Result:
 
 
 class Measuring:
-    """Aligns images and measures codes against them; use as a context manager."""
+    """Align images and measure codes against them; use as a context manager."""
 
     def __init__(
         self,
@@ -125,7 +131,7 @@ class Measuring:
         self._aligner.close()
 
     def align(self, content: bytes) -> dict[int, AlignedFace]:
-        """The faces of an encoded image by their index; none where it gives none."""
+        """Return the faces of an encoded image by face index; {} when it is rejected."""
         outcome = next(self._aligner.process([content]))
         if isinstance(outcome, Rejection):
             return {}
@@ -134,7 +140,7 @@ class Measuring:
 
     @torch.no_grad()
     def columns(self, name: str, codes: Codes, face: AlignedFace) -> dict[str, Any]:
-        """Alignment and metrics of one face whose codes are [steps, n_styles, 512]."""
+        """Return alignment and metrics of one face with codes [steps, n_styles, 512]."""
         target = to_unit(face.pixels)[None]
         w_plus = torch.tensor(codes, device=self.model.latent_avg.device)
         steps = self._step_images(name, w_plus)

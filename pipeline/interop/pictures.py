@@ -1,4 +1,4 @@
-"""Pictures of a table's codes, rendered through their model, in the published scripts' layout.
+"""Render a table's codes as pictures in the published scripts' layout.
 
 | kind      | files                                  | as in                                |
 |-----------|----------------------------------------|--------------------------------------|
@@ -6,8 +6,8 @@
 | `results` | `<step>/<name>.png`, steps from 0      | `inference_iterative.py`             |
 | `coupled` | `<name>.png`: all steps, then the input | `inference_iterative_save_coupled.py` |
 
-They are PNG files of frames at the generator's size, rounded to 8 bits. `Drawing` makes them those
-of the scripts: a size of 256 is their `--resize_outputs`, and their `tensor2im` truncates.
+The files are PNG at the generator's size, rounded to 8 bits. `Drawing` can give the scripts' pixels
+instead: width 256 is their `--resize_outputs`, and `truncate` is what their `tensor2im` does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipeline.models.pixels import to_pixels
 Kind = Literal["images", "results", "coupled"]
 Pixels = NDArray[np.uint8]
 
-_MOST_STEPS = 9999  # of which the folder's name has room in a path
+_MAX_STEPS = 9999  # for the length of the step's folder name in a path
 
 _COLUMNS = {
     "images": "w_plus AS codes",
@@ -44,16 +44,16 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """How codes become pixels."""
+    """Size and rounding of the pictures."""
 
-    width: int | None = None  # of the pictures, heights in proportion; None: the frame's own
-    truncate: bool = False  # levels cut down as the published scripts do, not rounded
+    width: int | None = None  # in pixels, the height in proportion; None: the frame's width
+    truncate: bool = False  # truncate levels, as the published scripts do, instead of rounding
 
     def pixels(self, frame: Tensor) -> Pixels:
-        """A frame [3, H, W] in [-1, 1] as uint8 [h, w, 3].
+        """Convert a frame [3, H, W] in [-1, 1] to uint8 [h, w, 3].
 
-        Reduced by a whole number it is averaged over blocks before it becomes levels, which is
-        the scripts' pooling; by any other it is resized by Pillow's Lanczos afterwards.
+        For an integer factor it averages blocks before rounding, as the scripts do; otherwise it
+        resizes with Pillow's Lanczos filter after rounding.
         """
         rows, columns = frame.shape[-2:]
         width = self.width or columns
@@ -71,26 +71,26 @@ FULL_SIZE = Drawing()
 def export_pictures(
     selection: Selection, model: RestyleModel, uri: str, kind: Kind, drawing: Drawing = FULL_SIZE
 ) -> int:
-    """Write pictures of the faces below `uri`; the number of files.
+    """Write pictures of the faces below `uri`; return the number of files.
 
-    Raises `ConfigError` where the table does not keep what `kind` shows.
+    Raises `ConfigError` when the table lacks the columns that `kind` needs.
     """
     columns = selection.table.spec.columns
     if kind != "images" and not columns.all_steps:
-        raise ConfigError(f"{kind} show every step: make the table with --keep-steps")
+        raise ConfigError(f"{kind} need every step: make the table with --keep-steps")
     if kind == "coupled" and not columns.aligned_jpeg:
-        raise ConfigError("coupled pictures show the input: make the table with --keep-crops")
+        raise ConfigError("coupled pictures need the input: make the table with --keep-crops")
     files = (
         (f"{name}.png", png(pixels))
         for row in selection.rows(_COLUMNS[kind])
         for name, pixels in _pictures(row, model, kind, drawing)
     )
-    selection.check_files(uri, ".png", f"{_MOST_STEPS}/" if kind == "results" else "")
+    selection.check_files(uri, ".png", f"{_MAX_STEPS}/" if kind == "results" else "")
     return put_files(uri, files, selection)
 
 
 def png(pixels: Pixels) -> bytes:
-    """One picture uint8 [h, w, 3] as PNG bytes."""
+    """Encode a picture, uint8 [h, w, 3], as PNG."""
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG")
     return sink.getvalue()
@@ -100,7 +100,7 @@ def png(pixels: Pixels) -> bytes:
 def frames_of(
     model: RestyleModel, codes: NDArray[np.float32], drawing: Drawing = FULL_SIZE
 ) -> Pixels:
-    """Pictures of codes [n, n_styles, 512], uint8 [n, h, w, 3]; by default of `frame_size`."""
+    """Render codes [n, n_styles, 512] to uint8 [n, h, w, 3], by default of `frame_size`."""
     tensor = torch.from_numpy(np.array(codes)).to(model.latent_avg.device)
     return np.stack([drawing.pixels(frame) for frame in render_each(model, tensor)])
 

@@ -88,11 +88,11 @@ class Method:
                 f"the model '{model.name}' is a generator alone, and --method {self.name} needs "
                 "an encoder: use --method optimize, or a model that has an encoder"
             )
-        if self.name == "restyle" and model.one_pass:
+        if self.name == "restyle" and model.single_pass:
             raise ConfigError(
                 f"the model '{model.name}' has a one-pass encoder: use --method encoder"
             )
-        if self.name == "encoder" and not model.one_pass:
+        if self.name == "encoder" and not model.single_pass:
             raise ConfigError(
                 f"the model '{model.name}' has a ReStyle encoder, which sees a reconstruction: "
                 "use --method restyle --steps 1"
@@ -199,7 +199,7 @@ def _optimize(
 ) -> Inversion:
     passes = torch.zeros(len(images), dtype=torch.int64, device=models.model.latent_avg.device)
     if method.name == "hybrid" and start is None:
-        steps = 1 if models.model.one_pass else method.steps
+        steps = 1 if models.model.single_pass else method.steps
         initial = invert(models.model, images, steps=steps)
         start, passes = initial.w_plus[:, -1], initial.generator_passes
     result = optimize(

@@ -111,7 +111,7 @@ def initial_reconstruction(
     model: RestyleModel, images: Tensor, start: Tensor | None, start_images: Tensor | None
 ) -> Tensor | None:
     """Return the reconstruction that the first step sees; None for one-pass encoders."""
-    if model.one_pass:
+    if model.single_pass:
         return None
     if start_images is not None:
         return check_tensor("start_images", start_images, tuple(images.shape), model)
@@ -123,7 +123,7 @@ def initial_reconstruction(
 
 def initial_renders(model: RestyleModel, start: Tensor | None, start_images: Tensor | None) -> int:
     """Return the generator passes per face of `initial_reconstruction`."""
-    return int(not model.one_pass and start is not None and start_images is None)
+    return int(not model.single_pass and start is not None and start_images is None)
 
 
 def check_steps(model: RestyleModel, steps: int) -> None:
@@ -133,7 +133,7 @@ def check_steps(model: RestyleModel, steps: int) -> None:
         raise ConfigError(f"steps is {steps!r}, expected a whole number of 1 or more{hint}")
     if steps < 1:
         raise ConfigError(f"steps is {steps}, expected 1 or more")
-    if steps > 1 and model.one_pass:
+    if steps > 1 and model.single_pass:
         raise ConfigError(
             f"model '{model.name}' has a one-pass encoder, which sees no reconstruction: "
             f"steps must be 1, not {steps}"

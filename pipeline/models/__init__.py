@@ -1,6 +1,6 @@
 """Generator, encoders, official checkpoints and model bundles.
 
-The names are imported at first use, so that whether a model is there is asked without PyTorch.
+Names are imported at first use, so that checking whether a model exists does not load PyTorch.
 """
 
 from __future__ import annotations

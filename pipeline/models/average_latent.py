@@ -1,4 +1,4 @@
-"""The average latent of a generator whose file has none: the mean of mapped z codes."""
+"""Estimate the average latent of a generator whose file has none, as the mean of mapped z codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.models.stylegan2 import LATENT_DIM, Generator
 
-CODES = 100_000  # as many as the official scripts take
+CODES = 100_000  # the number that the official scripts use
 SEED = 0
 ESTIMATED = f"estimated from {CODES} mapped z codes, seed {SEED}"
 _BATCH = 4096
@@ -21,8 +21,8 @@ _BATCH = 4096
 def estimated_average(generator: Generator, source: str) -> Tensor:
     """Return the mean [512] of `CODES` z codes mapped to W, float32, on the CPU.
 
-    Drawn by numpy and mapped in float64, so that every machine gets the same numbers: they are part
-    of the model's fingerprint. Takes 20 s of one core. Raises `ModelError` for a
+    Codes are drawn by numpy and mapped in float64, so that every machine computes the same values:
+    they are part of the model's fingerprint. Takes 20 s on one core. Raises `ModelError` for a
     generator without a mapping network; `source` names its file.
     """
     if not any(key.startswith("style.") for key in generator.state_dict()):

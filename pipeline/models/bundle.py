@@ -1,8 +1,8 @@
-"""Model bundles: folders with `model.safetensors` and `model.json` behind one name or URI.
+"""Model bundles: folders with `model.safetensors` and `model.json`, loaded by name or URI.
 
-`model.json` holds the architecture, the card (name, domain, source, licence), the type that the
-weights are stored in, and the sha256 of the safetensors file, which every load verifies. Weights
-are always computed with in float32.
+`model.json` holds the architecture, the card (name, domain, source, licence), the dtype of the
+stored weights, and the sha256 of the safetensors file, which every load verifies. Computation
+always uses float32.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def load_model(
 ) -> RestyleModel:
     """Return the model called `name_or_uri`: a name, a bundle folder or a file, at any fsspec URI.
 
-    Or of the official dictionary itself, whose tensors the model shares on a CPU. In evaluation
-    mode, float32, without gradients. `encoder_type` is for checkpoints whose options name none,
-    `domain` takes the place of what the file says, and with `estimate_latent_avg` an average
-    latent that is missing is estimated. Raises `ModelError` if there is no such model or device,
-    or if the file is damaged or does not fit, and `StorageError` if it cannot be read.
+    An official dictionary is accepted too; on a CPU the model shares its tensors. The model is in
+    evaluation mode, float32, without gradients. `encoder_type` is for checkpoints whose options
+    name none, `domain` overrides that of the file, and with `estimate_latent_avg` a missing average
+    latent is estimated. Raises `ModelError` if the model or device does not exist, or if the file
+    is damaged or does not fit, and `StorageError` if it cannot be read.
     """
     place = _device(device)
     hints = ModelHints(
@@ -72,7 +72,7 @@ def load_model(
 
 
 def _with_hints(model: RestyleModel, hints: ModelHints, folder: str) -> RestyleModel:
-    """Give a bundle's model the domain that a user names; its encoder and average are known."""
+    """Give a bundle's model the user's domain; check the encoder type, which a bundle stores."""
     encoder_type, domain = hints["encoder_type"], hints["domain"]
     if encoder_type and encoder_type != model.architecture.encoder_type:
         raise ModelError(
@@ -93,11 +93,11 @@ def _with_hints(model: RestyleModel, hints: ModelHints, folder: str) -> RestyleM
 
 
 def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32") -> None:
-    """Write `model` as a bundle to a folder (any fsspec URI), the record last.
+    """Write `model` as a bundle to a folder (any fsspec URI); `model.json` is written last.
 
-    `stored` is `float32` or `float16`; with float16 the bundle loads as a model whose weights are
-    rounded, which has another fingerprint. Raises `ModelError` for another type, and for a weight
-    that float16 cannot hold.
+    `stored` is `float32` or `float16`; a float16 bundle loads with rounded weights, so its
+    fingerprint differs. Raises `ModelError` for another dtype, and for a weight that float16 cannot
+    represent.
     """
     if stored not in STORED:
         raise ModelError(f"weights are stored as float32 or float16, not {stored!r}")
@@ -124,8 +124,8 @@ def _as_stored(key: str, tensor: Tensor, stored: str) -> Tensor:
     if not torch.equal(rounded.isfinite(), tensor.isfinite()):
         largest = torch.finfo(STORED[stored]).max
         raise ModelError(
-            f"weight '{key}' reaches {float(tensor.abs().max()):g}, {stored} ends at {largest:g}: "
-            "store the model as float32"
+            f"weight '{key}' reaches {float(tensor.abs().max()):g}, more than {stored} can hold "
+            f"({largest:g}): store the model as float32"
         )
     return rounded
 
@@ -133,10 +133,10 @@ def _as_stored(key: str, tensor: Tensor, stored: str) -> Tensor:
 def _device(device: str | torch.device) -> torch.device:
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)  # PyTorch looks for the device when it is used
+        torch.empty(0, device=place)  # raises if the device does not exist
     except (RuntimeError, AssertionError, TypeError) as error:
-        gist = str(error).split("\n", 1)[0]
-        raise ModelError(f"no model can be put on device '{device}': {gist}") from error
+        reason = str(error).split("\n", 1)[0]
+        raise ModelError(f"cannot move a model to device '{device}': {reason}") from error
     return place
 
 
@@ -165,16 +165,16 @@ def _parsed(content: bytes, folder: str) -> Mapping[str, Any]:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{folder}: {RECORD_FILE} is not JSON") from error
-    found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
-        raise ModelError(f"{folder}: bundle format {found!r}, this version reads {FORMAT}")
+    version = record.get("format") if isinstance(record, dict) else None
+    if version != FORMAT:
+        raise ModelError(f"{folder}: bundle format {version!r}, this version reads {FORMAT}")
     checked: Mapping[str, Any] = record
     return checked
 
 
 def _verified(content: bytes, record: Mapping[str, Any], folder: str) -> dict[str, Tensor]:
     if hashlib.sha256(content).hexdigest() != record.get("sha256"):
-        raise ModelError(f"{folder}: {WEIGHTS_FILE} does not have the sha256 of {RECORD_FILE}")
+        raise ModelError(f"{folder}: {WEIGHTS_FILE} does not have the sha256 in {RECORD_FILE}")
     try:
         return dict(load_safetensors(content))
     except SafetensorError as error:

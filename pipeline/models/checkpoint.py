@@ -1,7 +1,7 @@
-"""Reads official ReStyle, pSp and e4e checkpoints: `{"state_dict", "latent_avg", "opts"}`.
+"""Read official ReStyle, pSp and e4e checkpoints: `{"state_dict", "latent_avg", "opts"}`.
 
-The weights decide: channel widths, output size, input channels and number of rows come from their
-shapes. `opts` must agree, and tells what shapes cannot: the encoder's type and the domain. Files
+Channel widths, output size, input channels and number of rows come from the shapes of the weights,
+and `opts` must agree with them. `opts` supplies what shapes cannot: encoder type and domain. Files
 of a StyleGAN2 generator alone are read too.
 """
 
@@ -37,23 +37,23 @@ from pipeline.models.weights import assemble
 
 _LOG = logging.getLogger(__name__)
 
-ADVICE = "fetch it again, or name another"
-RESTYLE_CHANNELS = 6  # target and reconstruction; one-pass encoders see 3
-# A file of weights hardly packs at all, and torch stores its parts unpacked.
-_MOST_UNPACKED, _FREE_BYTES = 4, 64 << 20
-NO_AVERAGE = "absent from the checkpoint, which does not start from it: zeros stand in its place"
+ADVICE = "download it again, or give another file"
+RESTYLE_CHANNELS = 6  # target and reconstruction; single-pass encoders see 3
+# Weights hardly compress, and torch stores the entries of its zip files uncompressed.
+_MAX_UNPACKED, _FREE_BYTES = 4, 64 << 20
+NO_AVERAGE = "absent from the checkpoint, which does not start from it: zeros are used"
 
 
 def read_checkpoint(
     file: IO[bytes], source: str, stand_ins: Mapping[str, Callable[..., Any]] | None = None
 ) -> dict[str, Any]:
-    """Return the dictionary in an open official `.pt` file; runs no code from it.
+    """Return the dictionary in an open official `.pt` file, without executing any code in it.
 
-    numpy's numbers and arrays and paths come as inert records (`pipeline.models.safe_globals`), and
-    so do the classes that `stand_ins` has records for. Raises
-    `ModelError` if it is damaged, is no checkpoint, or holds other classes than these, tensors,
-    plain containers and `argparse.Namespace`, or if its parts unpack to many times its size. What
-    `file` itself raises is passed on.
+    numpy's scalars and arrays and paths are returned as inert records
+    (`pipeline.models.safe_globals`), and so are the classes that `stand_ins` maps to records.
+    Raises `ModelError` if the file is damaged, is not a checkpoint, or unpacks to many times its
+    size, and if it holds any class other than these, tensors, plain containers and
+    `argparse.Namespace`. Errors that `file` itself raises are passed on.
     """
     refuse_bomb(file, source)
     try:
@@ -61,13 +61,13 @@ def read_checkpoint(
             torch.serialization.safe_globals(safe_names(stand_ins or {})),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter("ignore")  # torch warns of a protocol that it then refuses
+            warnings.simplefilter("ignore")  # torch warns about a protocol before it refuses it
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it holds the class {refused[1]}" if refused else "it is no file of tensors"
+        what = f"it holds the class {refused[1]}" if refused else "it is not a file of tensors"
         raise ModelError(f"{source}: refused, {what}; {ADVICE}") from error
-    except Exception as error:  # of a damaged file torch's own unpickler raises whatever comes
+    except Exception as error:  # torch's unpickler raises any type for a damaged file
         if failed := _failed_read(error):
             raise failed from None
         raise ModelError(f"{source}: damaged, or not a PyTorch checkpoint; {ADVICE}") from error
@@ -77,12 +77,12 @@ def read_checkpoint(
 
 
 def refuse_bomb(file: IO[bytes], source: str) -> None:
-    """Raise `ModelError` if the parts of a zip file, packed or shared, are many times the file."""
+    """Raise `ModelError` if the entries of a zip file unpack to many times the file's size."""
     try:
         with zipfile.ZipFile(file) as parts:
             unpacked = sum(part.file_size for part in parts.infolist())
     except (zipfile.BadZipFile, NotImplementedError, ValueError, LookupError, EOFError):
-        return  # torch's older layout, or damaged: torch says so
+        return  # torch's older layout, or damaged: torch.load reports it
     except OSError as error:
         if failed := _failed_read(error):
             raise failed from None
@@ -90,17 +90,17 @@ def refuse_bomb(file: IO[bytes], source: str) -> None:
     finally:
         size = file.seek(0, 2)
         file.seek(0)
-    if unpacked > _MOST_UNPACKED * size + _FREE_BYTES:
+    if unpacked > _MAX_UNPACKED * size + _FREE_BYTES:
         raise ModelError(
-            f"{source}: refused, its {size} bytes unpack to {unpacked}, more than any weights do; "
+            f"{source}: refused, its {size} bytes unpack to {unpacked}, more than weights do; "
             f"{ADVICE}"
         )
 
 
 def _failed_read(error: BaseException | None) -> OSError | None:
-    """The storage's error behind `error`, which torch's zip reader wraps into others."""
+    """Return the storage error that caused `error`; torch's zip reader wraps it in others."""
     while error is not None:
-        # EINVAL: the file's own tables point to before its beginning.
+        # EINVAL: the file's own tables point before its beginning, so the file is damaged.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             return error
         error = error.__cause__ or error.__context__
@@ -116,29 +116,29 @@ def load_checkpoint(
     card: ModelCard | None = None,
     source: str = "checkpoint",
 ) -> RestyleModel:
-    """Return the model in an official dictionary; it shares the memory of the dictionary's tensors.
+    """Return the model in an official dictionary, sharing the memory of its tensors.
 
-    Keys are read as the official loader reads them: `encoder.*` and `decoder.*` have to fit, others
-    are ignored, and the card's notes say so. A generator alone (`g_ema`) becomes a model without an
+    Keys are read as by the official loader: `encoder.*` and `decoder.*` have to fit; others are
+    ignored and listed in the card's notes. A generator alone (`g_ema`) becomes a model without an
     encoder. `encoder_type` and `domain` are for checkpoints whose `opts` do not name them; the
     domain decides the shape of the encoder's input, which is wide for cars. With
-    `estimate_latent_avg` an average latent that is missing is estimated. Raises `ModelError`.
+    `estimate_latent_avg` a missing average latent is estimated. Raises `ModelError`.
     """
     parts = read_parts(checkpoint, source)
     notes = dict(parts.notes)
-    told = card.domain if card else None
-    if not (domain or told) and (note := domain_note(parts.options)):
+    card_domain = card.domain if card else None
+    if not (domain or card_domain) and (note := domain_note(parts.options)):
         notes["domain"] = note
-    domain = domain or told or domain_of(parts.options)
+    domain = domain or card_domain or domain_of(parts.options)
     architecture, state = _fitted(parts, encoder_type, domain, source)
     latent_avg = _latent_avg(parts, architecture, source, estimate=estimate_latent_avg)
     weights = {re.sub(r"^decoder\.", "generator.", key): value for key, value in state.items()}
     if latent_avg is None:
         notes["latent_avg"] = ESTIMATED if estimate_latent_avg else NO_AVERAGE
     average = torch.zeros(LATENT_DIM) if latent_avg is None else latent_avg
-    made = card or ModelCard(name=source, domain=domain, source=source)
-    made = dataclasses.replace(made, notes={**made.notes, **notes})
-    model = assemble(architecture, weights, average, made, source)
+    full_card = card or ModelCard(name=source, domain=domain, source=source)
+    full_card = dataclasses.replace(full_card, notes={**full_card.notes, **notes})
+    model = assemble(architecture, weights, average, full_card, source)
     if latent_avg is None and estimate_latent_avg:
         model.latent_avg.copy_(estimated_average(model.generator, source))
     if "ignored" in notes:
@@ -149,7 +149,7 @@ def load_checkpoint(
 def _fitted(
     parts: Parts, encoder_type: str | None, domain: str, source: str
 ) -> tuple[Architecture, dict[str, Tensor]]:
-    """Return the architecture that the weights have, and those of them that it takes."""
+    """Return the architecture that the weights have, and the weights that it uses."""
     state, options = parts.state, parts.options
     if parts.generator_alone:
         return _of_generator(state, domain, source), state
@@ -160,36 +160,38 @@ def _fitted(
     return architecture, state
 
 
-def _encoder_type(told: object, state: Mapping[str, Tensor], source: str) -> str:
-    """The type that the options name, or the only one that has weights of these names."""
-    if told in OFFICIAL_TYPES:
-        return str(told)
-    if told is not None:
+def _encoder_type(given: object, state: Mapping[str, Tensor], source: str) -> str:
+    """Return the given type if it is valid; without one, the only type that fits the weights."""
+    if given in OFFICIAL_TYPES:
+        return str(given)
+    if given is not None:
         listed = ", ".join(sorted(OFFICIAL_TYPES))
-        into_w = "; encoders of a single w are not" if "IntoW" in str(told) else ""
-        raise ModelError(f"{source}: opts.encoder_type is {told!r} (known: {listed}{into_w})")
+        into_w = (
+            "; encoders that return a single w are not supported" if "IntoW" in str(given) else ""
+        )
+        raise ModelError(f"{source}: opts.encoder_type is {given!r} (known: {listed}{into_w})")
     fitting = fitting_encoders({key[8:] for key in state if key.startswith("encoder.")})
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
         raise ModelError(
-            f"{source}: holds no encoder weights that are known, so it is no ReStyle, pSp or e4e "
+            f"{source}: has no encoder weights of a known type, so it is not a ReStyle, pSp or e4e "
             "checkpoint"
         )
     raise ModelError(
         f"{source}: opts name no encoder_type, and the weights fit {' or '.join(fitting)}: "
-        "jobs/convert_model.py, once for all, and jobs/invert_dataset.py take --encoder-type NAME"
+        "pass --encoder-type NAME to jobs/convert_model.py (stores it) or jobs/invert_dataset.py"
     )
 
 
 def _latent_avg(
     parts: Parts, architecture: Architecture, source: str, *, estimate: bool
 ) -> Tensor | None:
-    """Return the average latent of the file; None where the model does without, or estimates it."""
+    """Return the file's average latent, or None if the model needs none or estimates it."""
     latent_avg = parts.latent_avg
     if isinstance(latent_avg, Tensor):
         rows = architecture.encoder_arguments["n_styles"]
-        # A one-pass encoder's average has a row for each head, of which some may be idle.
+        # A single-pass encoder's average has one row per head, including unused heads.
         longer = latent_avg.dim() == 2 and len(latent_avg) == parts.heads > rows
         return latent_avg[:rows] if longer else latent_avg
     if latent_avg is not None:
@@ -198,9 +200,9 @@ def _latent_avg(
     if estimate or not architecture.starts_from_average:
         return None
     raise ModelError(
-        f"{source}: no 'latent_avg', and without the average latent there is no start: "
-        "jobs/convert_model.py, once for all, and jobs/invert_dataset.py take "
-        "--estimate-latent-avg, which puts the mean of mapped z codes in its place"
+        f"{source}: has no 'latent_avg', the average latent that inversion starts from: pass "
+        "--estimate-latent-avg to jobs/convert_model.py (stores it) or jobs/invert_dataset.py, "
+        "which uses the mean of mapped z codes instead"
     )
 
 
@@ -229,11 +231,11 @@ def _architecture(
     except IndexError as error:
         raise ModelError(f"{source}: a weight that gives widths has too few dimensions") from error
     channels = _channels(shapes, f"{encoder_type} model", source)
-    one_pass = arguments["input_channels"] != RESTYLE_CHANNELS
-    starts = not one_pass or bool(options.get("start_from_latent_avg", True))
+    single_pass = arguments["input_channels"] != RESTYLE_CHANNELS
+    from_average = not single_pass or bool(options.get("start_from_latent_avg", True))
     input_size = preset_of(domain).input_size
     layers = _mapping_layers(shapes)
-    return Architecture(encoder_type, arguments, channels, layers, input_size, starts)
+    return Architecture(encoder_type, arguments, channels, layers, input_size, from_average)
 
 
 def _mapping_layers(shapes: Mapping[str, list[int]]) -> int:
@@ -254,7 +256,10 @@ def _missing(error: KeyError, what: str, source: str) -> ModelError:
 
 
 def generator_channels(shapes: Mapping[str, list[int]]) -> dict[int, int]:
-    """Width per resolution of the generator under `decoder.`; `KeyError` without its input."""
+    """Return the width per resolution of the generator under `decoder.`.
+
+    Raises `KeyError` if its constant input is missing.
+    """
     channels = {4: shapes["decoder.input.input"][1]}
     while (up := f"decoder.convs.{2 * len(channels) - 2}.conv.weight") in shapes:
         channels[4 * 2 ** len(channels)] = shapes[up][1]
@@ -264,8 +269,11 @@ def generator_channels(shapes: Mapping[str, list[int]]) -> dict[int, int]:
 def _without_idle_heads(
     architecture: Architecture, state: dict[str, Tensor]
 ) -> tuple[Architecture, dict[str, Tensor]]:
-    """The one-pass encoders of pSp and e4e have 18 heads for every generator; e4e's cars, of 512
-    px, have 16 rows, and its scripts drop the last two codes."""
+    """Drop the style heads of a single-pass encoder that exceed the generator's rows.
+
+    pSp's and e4e's encoders have 18 heads for every generator. e4e's generator of cars, 512 px, has
+    16 rows, and its scripts drop the last two codes.
+    """
     rows = 2 * len(architecture.channels)
     heads = architecture.encoder_arguments["n_styles"]
     if architecture.encoder_arguments["input_channels"] == RESTYLE_CHANNELS or heads <= rows:
@@ -290,14 +298,16 @@ def _agree(architecture: Architecture, options: Mapping[str, Any], source: str) 
     if channels not in {3, RESTYLE_CHANNELS}:
         raise ModelError(
             f"{source}: the encoder takes {channels} channels, expected 3 or 6: encoders of "
-            "sketches and label maps do not invert photos"
+            "sketches and label maps cannot invert photos"
         )
     if options.get("learn_in_w"):
-        raise ModelError(f"{source}: opts.learn_in_w is set; encoders of a single w are not known")
+        raise ModelError(
+            f"{source}: opts.learn_in_w is set; encoders that return a single w are not supported"
+        )
 
 
-def _expect(name: str, options: Mapping[str, Any], found: int, otherwise: str, source: str) -> None:
-    """Raise `ModelError` unless the option is absent or is what the weights say."""
-    told = options.get(name)
-    if told is not None and str(told) != str(found):
-        raise ModelError(f"{source}: opts.{name} is {told}, but {otherwise}")
+def _expect(name: str, options: Mapping[str, Any], actual: int, evidence: str, source: str) -> None:
+    """Raise `ModelError` unless the option is absent or equals the value from the weights."""
+    given = options.get(name)
+    if given is not None and str(given) != str(actual):
+        raise ModelError(f"{source}: opts.{name} is {given}, but {evidence}")

@@ -1,8 +1,7 @@
-"""What the published models of each domain are made for, and how their images are to be treated.
+"""Domains of the published models: presets, and how a job treats a model's images.
 
-The domain comes from the user, from a checkpoint's own options (`dataset_type`, else the
-generator's file name) or from a bundle's record. Everything that a job asks a user about a domain
-has its answer here.
+The domain comes from the user, from a checkpoint's options (`dataset_type`, else the generator's
+file name) or from a bundle's record.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ OWN_DOMAIN = "image_domain"  # an option of checkpoints that this project writes
 
 @dataclass(frozen=True)
 class Preset:
-    """What holds for every model of one domain.
+    """Properties of every model of one domain.
 
-    Where `has_faces` is None it is not known. `encoder_type` is the ReStyle-pSp encoder published
-    for the domain, `input_size` its (height, width).
+    `has_faces` is None if unknown. `encoder_type` is the ReStyle-pSp encoder published for the
+    domain, `input_size` its (height, width).
     """
 
     domain: str
@@ -37,9 +36,9 @@ class Preset:
     fit: Fit = "stretch"
 
     def identity(self, prealigned: bool) -> str:
-        """The identity network that is measured with by default.
+        """Return the default identity network.
 
-        That of faces where nobody can tell and faces are looked for (not `prealigned`).
+        If `has_faces` is unknown, images that are aligned (not `prealigned`) count as faces.
         """
         faces = not prealigned if self.has_faces is None else self.has_faces
         return "dlib" if faces else "none"
@@ -58,8 +57,8 @@ _ALL = (
 )
 PRESETS: dict[str, Preset] = {preset.domain: preset for preset in _ALL}
 
-# Words of a data set's or a generator's name, the telling ones first: a cartoon generator is one
-# that began as FFHQ's, and the published names have both words.
+# Words in the names of data sets and generators, in order of priority: a cartoon generator is
+# fine-tuned from FFHQ's, and its published name has both words.
 _WORDS = {
     "toonify": ("toonify", "toon", "cartoon"),
     "cars": ("cars", "car"),
@@ -70,14 +69,14 @@ _WORDS = {
     "afhq_dog": ("dog", "dogs", "afhqdog"),
     "faces": ("ffhq", "celebs", "celeba", "celebahq", "face", "faces"),
 }
-# Words that tell a domain only where no other word says something else: a bird has a face too.
-_VAGUE = {"face", "faces", "wild"}
+# Words that name a domain only if no other word contradicts: a data set of birds has faces too.
+_AMBIGUOUS = {"face", "faces", "wild"}
 _NEUTRAL = {
     *("", "encode", "inversion", "frontalize", "super", "resolution", "afhq", "config", "f", "px"),
     *("data", "dataset", "images", "photo", "photos", "aligned", "custom", "my", "human", "real"),
     *("hq", "stylegan", "ada", "generator", "network", "snapshot", "pkl", "pt", "pth"),
 }
-# What is drawn is no photo of a face, whatever the generator was begun with.
+# Drawings are not photos of faces, even if the generator was fine-tuned from FFHQ's.
 _DRAWN = {
     *("anime", "animes", "manga", "comic", "comics", "drawing", "drawings", "drawn", "painting"),
     *("paintings", "sketches", "art", "arts", "artworks", "caricature", "caricatures", "pixelart"),
@@ -86,39 +85,42 @@ _DRAWN = {
 
 
 def named_domain(name: str) -> str | None:
-    """Return the domain that a data set or a file is named after: `ffhq_encode` is faces.
+    """Return the domain in the name of a data set or file: `faces` for `ffhq_encode`.
 
-    None where the name does not tell, as with `anime_face_encode` and `my_data_encode`.
+    None for a name without a names domain, such as `anime_face_encode` and `my_data_encode`.
     """
     words = set(re.split(r"[^a-z]+", name.lower()))
-    domain = next((domain for domain, known in _WORDS.items() if words & set(known)), None)
+    domain = next((domain for domain, names in _WORDS.items() if words & set(names)), None)
     if domain != "toonify" and words & _DRAWN:
         return None
     if domain == "afhq_wild" and words & {"face", "faces"}:
         return None
-    telling = words & set(_WORDS[domain]) - _VAGUE if domain else set()
-    return domain if telling or words <= _VAGUE | _NEUTRAL else None
+    specific = words & set(_WORDS[domain]) - _AMBIGUOUS if domain else set()
+    return domain if specific or words <= _AMBIGUOUS | _NEUTRAL else None
 
 
 def domain_of(options: Mapping[str, Any]) -> str:
-    """Return the domain that an official checkpoint's options tell, else `unknown`.
+    """Return the domain in an official checkpoint's options, else `unknown`.
 
-    The data set's name counts first and the generator's file name next, but not for a data set of
-    drawings. A checkpoint that this project wrote names any other domain as `image_domain`.
+    The data set's name has priority over the generator's file name, which is not used for a data
+    set of drawings. Checkpoints written by this project name other domains as `image_domain`.
     """
     own = options.get(OWN_DOMAIN)
     if isinstance(own, str) and own:
         return own
     dataset = str(options.get("dataset_type") or "")
-    told, rendered = named_domain(dataset), named_domain(generator_name(options))
-    if rendered == "toonify" and told in {None, "faces"}:
+    named, rendered = named_domain(dataset), named_domain(generator_name(options))
+    if rendered == "toonify" and named in {None, "faces"}:
         return rendered
     drawn = _DRAWN & set(re.split(r"[^a-z]+", dataset.lower()))
-    return told or (None if drawn else rendered) or UNKNOWN
+    return named or (None if drawn else rendered) or UNKNOWN
 
 
 def domain_note(options: Mapping[str, Any]) -> str | None:
-    """Return how the domain was guessed, or why it could not be; None where the data set tells."""
+    """Return how the domain was guessed, or why it could not be.
+
+    None if the options name it.
+    """
     dataset, generator = str(options.get("dataset_type") or ""), generator_name(options)
     if named_domain(dataset) or options.get(OWN_DOMAIN):
         return None
@@ -128,7 +130,7 @@ def domain_note(options: Mapping[str, Any]) -> str | None:
         if name
     ]
     if domain_of(options) == UNKNOWN:
-        return f"no domain is known by the name of {' and '.join(names)}" if names else None
+        return f"no known domain in the name of {' and '.join(names)}" if names else None
     return f"by the name of the generator, '{generator}'"
 
 
@@ -138,20 +140,20 @@ def generator_name(options: Mapping[str, Any]) -> str:
 
 
 def preset_of(domain: str) -> Preset:
-    """Return the preset of a domain; whether one without published models has faces is unknown."""
+    """Return the preset of a domain; for an unpublished domain one whose `has_faces` is None."""
     return PRESETS.get(domain, Preset(domain, None))
 
 
 def preset_for(model: RestyleModel) -> Preset:
-    """The preset of a model's domain."""
+    """Return the preset of a model's domain."""
     return preset_of(model.domain)
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """How a job treats the images of one model; `description` says it in one line."""
+    """Handling of the images of one model by a job, with a one-line `description`."""
 
-    prealigned: bool  # images are taken as they are: no face is looked for
+    prealigned: bool  # images are used without face detection and alignment
     identity: str  # `dlib`, `none`, or a weight file
     fit: Fit  # how a prealigned image becomes the encoder's input
     description: str
@@ -164,21 +166,21 @@ def treatment_for(
     identity: str | None = None,
     fit: Fit | None = None,
 ) -> Treatment:
-    """What is asked for, and where nothing is (None) what the model's preset says.
+    """Return the treatment of a model's images: the given settings, else its preset's.
 
-    Images of a domain that is not among the presets are taken as they are. Raises `ConfigError`
-    where faces are to be aligned for a model of something else, or where nothing tells whether a
-    model's images have faces.
+    None means not given. Images of a domain without a preset are not aligned. Raises `ConfigError`
+    if face alignment is given for a domain without faces, or if nothing says whether a model's
+    images have faces.
     """
     preset = preset_for(model)
     if model.domain == UNKNOWN and prealigned is None:
         reason = model.card.notes.get("domain")
-        known = ", ".join(name for name in PRESETS if name not in ("faces", UNKNOWN))
+        domains = ", ".join(name for name in PRESETS if name not in ("faces", UNKNOWN))
         raise ConfigError(
-            f"nothing tells what the images of the model '{model.name}' show"
-            f"{f' ({reason})' if reason else ''}: add --domain faces (or {known}), "
-            "--prealigned to take them as they are, or --no-prealigned to align faces; "
-            "jobs/convert_model.py --domain says it once for all"
+            f"unknown domain of the model '{model.name}'"
+            f"{f' ({reason})' if reason else ''}: add --domain faces (or {domains}), "
+            "--prealigned to use images without alignment, or --no-prealigned to align faces; "
+            "jobs/convert_model.py --domain stores it in a bundle"
         )
     if preset.has_faces is False and prealigned is False:
         raise ConfigError(
@@ -199,24 +201,24 @@ def _described(
     height, width = model.input_size
     rows, columns = model.frame_size
     source = "each image resized" if fit == "stretch" else f"each image resized ({fit})"
-    images = f"no face alignment, {source}" if prealigned else "faces aligned as FFHQ's, cut"
+    images = f"no face alignment, {source}" if prealigned else "faces aligned as FFHQ's, cropped"
     if guessed:
-        images = f"taken for images without faces (--domain faces aligns them), {source}"
+        images = f"assumed to have no faces (--domain faces aligns them), {source}"
     measured = "no identity metric" if identity == "none" else f"identity metric {identity}"
-    told = "".join(
+    notes = "".join(
         f"; {text.format(model.card.notes[name])}"
-        for name, text in _TOLD.items()
+        for name, text in _NOTES.items()
         if name in model.card.notes
     )
     encoder = "generator alone" if model.generator_alone else model.architecture.encoder_type
     return (
         f"{model.domain} model '{model.name}' ({encoder}): "
-        f"{images} to {height}x{width}, frames of {rows}x{columns}, {measured}{told}"
+        f"{images} to {height}x{width}, frames of {rows}x{columns}, {measured}{notes}"
     )
 
 
-# What the reading of a model's file noted, as the line about the model ends.
-_TOLD = {
+# Notes in a model's card that end its description.
+_NOTES = {
     "domain": "domain: {}",
     "ignored": "its file: {}",
     "latent_avg": "average latent: {}",

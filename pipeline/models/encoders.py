@@ -1,12 +1,12 @@
 """ReStyle encoders: the published ones in the layout of official checkpoints, and a compact one.
 
 IR-SE50: residual blocks with batch normalisation first and squeeze-and-excitation last (ArcFace,
-Deng et al. 2019, sec. 3.2.2; Hu et al. 2018), which faces use. ResNet34 (He et al. 2016, table 1)
-without its first pooling, which the other domains use. Both turn 256 px into a 16x16 map.
+Deng et al. 2019, sec. 3.2.2; Hu et al. 2018), used for faces. ResNet34 (He et al. 2016, table 1)
+without its first pooling, used for the other domains. Both turn 256 px into a 16x16 map.
 
-Like ReStyle's simplified encoders (Alaluf et al. 2021, sec. 3.3) all style heads read one last map.
-It is a twelfth of their cost: heads are grouped convolutions of a few channels a style row, and the
-image is the generator's own size.
+`CompactEncoder` is the demo model's own. As in ReStyle's simplified encoders (Alaluf et al. 2021,
+sec. 3.3) all style heads read one last map. It needs a twelfth of their computation: heads are
+grouped convolutions with few channels per style row, and its input has the generator's size.
 
 | encoder type                       | body     | style heads read                   | rows      |
 |------------------------------------|----------|------------------------------------|-----------|
@@ -17,12 +17,12 @@ image is the generator's own size.
 | `GradualStyleEncoder`              | IR-SE50  | a feature pyramid (pSp, sec. 3.1)  | separate  |
 | `ResNetGradualStyleEncoder`        | ResNet34 | a feature pyramid                  | separate  |
 | `Encoder4Editing`                  | IR-SE50  | a feature pyramid (e4e, sec. 4)    | w + delta |
-| `CompactEncoder` (compact.py)      | residual | the last map; the demo model's own | separate  |
+| `CompactEncoder`                   | residual | the last map                       | separate  |
 
-A model of a generator alone has `NoEncoder`, which only optimisation can do with.
+A model that consists of a generator alone has `NoEncoder`; only optimisation can invert with it.
 
 Every encoder maps `[n, input_channels, h, w]` in [-1, 1] to codes `[n, n_styles, 512]`.
-`ENCODER_TYPES` finds a class by its name; its keyword arguments are plain JSON, and a model bundle
+`ENCODER_TYPES` maps a type to its class; the keyword arguments are plain JSON, and a model bundle
 stores them.
 """
 
@@ -48,12 +48,12 @@ SQUEEZE = 16
 
 
 def stage_ends(depths: Sequence[int]) -> tuple[int, ...]:
-    """Index of the last block of each stage: (2, 6, 20, 23) for IR-SE50."""
+    """Return the index of the last block of each stage: (2, 6, 20, 23) for IR-SE50."""
     return tuple(end - 1 for end in itertools.accumulate(depths))
 
 
 def _units(depths: Sequence[int], widths: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
-    """(inputs, outputs, first of its stage) of every block."""
+    """Yield (inputs, outputs, whether it is the first of its stage) for every block."""
     inputs = widths[0]
     for depth, outputs in zip(depths, widths, strict=True):
         for unit in range(depth):
@@ -62,7 +62,7 @@ def _units(depths: Sequence[int], widths: Sequence[int]) -> Iterator[tuple[int, 
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate computed from all channel means."""
+    """Squeeze-and-excitation: scale each channel by a gate computed from all channel means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class IRSE50(nn.Module):
         )
 
     def features(self, x: Tensor) -> Iterator[Tensor]:  # [n, c, h, w]
-        """The map at the end of each of the four stages, largest first."""
+        """Yield the map at the end of each of the four stages, largest first."""
         x = self.input_layer(x)
         ends = stage_ends(self.depths)
         for index, block in enumerate(self.body):
@@ -166,7 +166,7 @@ class ResNet34(nn.Module):
             self.body.append(ResNetBlock(i, o, 2 if first and later else 1))
 
     def features(self, x: Tensor) -> Iterator[Tensor]:  # [n, c, h, w]
-        """The map at the end of each of the four stages, largest first."""
+        """Yield the map at the end of each of the four stages, largest first."""
         x = self.relu(self.bn1(self.conv1(x)))
         ends = stage_ends(self.depths)
         for index, block in enumerate(self.body):
@@ -180,7 +180,7 @@ HEAD_CHANNELS = 64
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a 1x1 shortcut; starts as the shortcut alone."""
+    """Two 3x3 convolutions and a 1x1 shortcut; initially equal to the shortcut alone."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class ResidualBlock(nn.Module):
 
 
 class StyleHeads(nn.Module):
-    """One code row from each group of channels: 16x16 to 1x1, then a [64, 512] matrix a row."""
+    """Style heads as grouped convolutions, 16x16 to 1x1, and a [64, 512] matrix per row."""
 
     def __init__(self, inputs: int, n_styles: int) -> None:
         super().__init__()
@@ -220,10 +220,10 @@ class StyleHeads(nn.Module):
 
 
 class CompactEncoder(nn.Module):
-    """Target and present reconstruction to a residual in W+.
+    """Map target and current reconstruction to a residual in W+.
 
-    The images are `input_size` pixels square, a power of two from 32 on; `width` is the channel
-    count at full size.
+    Images are square with side `input_size`, a power of two of at least 32; `width` is the number
+    of channels at full size.
     """
 
     def __init__(
@@ -242,18 +242,19 @@ class CompactEncoder(nn.Module):
         self.heads = StyleHeads(channels, n_styles)
 
     def forward(self, pair: Tensor) -> Tensor:
-        """[n, 6, s, s] in [-1, 1] (target, then reconstruction) to [n, n_styles, 512]."""
+        """Map [n, 6, s, s] in [-1, 1] (target, reconstruction) to [n, n_styles, 512]."""
         residual: Tensor = self.heads(self.body(F.leaky_relu(self.stem(pair), LEAK)))
         return residual
 
 
-COARSE_ROWS = 3  # the first rows read the 16x16 map,
-MIDDLE_ROWS = 7  # those up to here the 32x32 map, the others the 64x64 map (pSp, sec. 3.1)
+# Heads of rows 0-2 read the 16x16 map, of rows 3-6 the 32x32 map, of the rest the 64x64 map (pSp,
+# sec. 3.1).
+COARSE_ROWS, MIDDLE_ROWS = 3, 7
 HEAD_LEAK = 0.01
 
 
 class StyleHead(nn.Module):
-    """map2style: convolutions of stride 2 down to one position, then a linear layer (pSp)."""
+    """map2style of pSp: convolutions of stride 2 down to one position, then a linear layer."""
 
     def __init__(self, inputs: int, n_convs: int) -> None:
         super().__init__()
@@ -269,18 +270,18 @@ class StyleHead(nn.Module):
 
 
 def last_map_heads(n_styles: int, widths: Sequence[int]) -> nn.ModuleList:
-    """Heads for a 16x16 map: four convolutions each."""
+    """Return heads for a 16x16 map, with four convolutions each."""
     return nn.ModuleList(StyleHead(widths[-1], 4) for _ in range(n_styles))
 
 
 def pyramid_heads(n_styles: int, widths: Sequence[int]) -> nn.ModuleList:
-    """Heads for maps of 16, 32 and 64 px: four, five and six convolutions."""
+    """Return heads for maps of 16, 32 and 64 px, with four, five and six convolutions."""
     depths = [4 if row < COARSE_ROWS else 5 if row < MIDDLE_ROWS else 6 for row in range(n_styles)]
     return nn.ModuleList(StyleHead(widths[-1], depth) for depth in depths)
 
 
 def last_map_rows(heads: nn.ModuleList, features: Iterable[Tensor]) -> Tensor:
-    """Every head reads the last of `features`; [n, n_styles, 512]."""
+    """Apply every head to the last map of `features`; returns [n, n_styles, 512]."""
     *_, last = features
     return torch.stack([head(last) for head in heads], dim=1)
 
@@ -288,7 +289,7 @@ def last_map_rows(heads: nn.ModuleList, features: Iterable[Tensor]) -> Tensor:
 def pyramid_rows(
     heads: nn.ModuleList, features: Iterable[Tensor], to_middle: nn.Module, to_fine: nn.Module
 ) -> Tensor:
-    """Heads read the level that their row belongs to; [n, n_styles, 512]."""
+    """Apply each head to the pyramid level of its row; returns [n, n_styles, 512]."""
     _, fine, middle, coarse = features
     middle = _enlarged(coarse, like=middle) + to_middle(middle)
     fine = _enlarged(middle, like=fine) + to_fine(fine)
@@ -304,13 +305,13 @@ def _enlarged(x: Tensor, like: Tensor) -> Tensor:
 
 
 def progressive(rows: Tensor) -> Tensor:
-    """Row 0 is w, every other row an offset from it (e4e, sec. 4.1); [n, n_styles, 512]."""
+    """Add row 0, which is w, to all other rows, which are offsets (e4e, sec. 4.1)."""
     w, deltas = rows[:, :1], rows[:, 1:]
     return torch.cat([w, w + deltas], dim=1)
 
 
 class BackboneEncoder(IRSE50):
-    """ReStyle-pSp with the faces' body."""
+    """ReStyle-pSp encoder for faces."""
 
     def __init__(self, input_channels: int, n_styles: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__(input_channels, widths)
@@ -321,14 +322,14 @@ class BackboneEncoder(IRSE50):
 
 
 class ProgressiveBackboneEncoder(BackboneEncoder):
-    """ReStyle-e4e with the faces' body."""
+    """ReStyle-e4e encoder for faces."""
 
     def forward(self, x: Tensor) -> Tensor:
         return progressive(super().forward(x))
 
 
 class ResNetBackboneEncoder(ResNet34):
-    """ReStyle-pSp with the body of the other domains."""
+    """ReStyle-pSp encoder for the other domains."""
 
     def __init__(self, input_channels: int, n_styles: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__(input_channels, widths)
@@ -339,14 +340,14 @@ class ResNetBackboneEncoder(ResNet34):
 
 
 class ResNetProgressiveBackboneEncoder(ResNetBackboneEncoder):
-    """ReStyle-e4e with the body of the other domains."""
+    """ReStyle-e4e encoder for the other domains."""
 
     def forward(self, x: Tensor) -> Tensor:
         return progressive(super().forward(x))
 
 
 class GradualStyleEncoder(IRSE50):
-    """The encoder of the original pSp."""
+    """Encoder of the original pSp."""
 
     def __init__(self, input_channels: int, n_styles: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__(input_channels, widths)
@@ -359,14 +360,14 @@ class GradualStyleEncoder(IRSE50):
 
 
 class Encoder4Editing(GradualStyleEncoder):
-    """The encoder of the original e4e."""
+    """Encoder of the original e4e."""
 
     def forward(self, x: Tensor) -> Tensor:
         return progressive(super().forward(x))
 
 
 class ResNetGradualStyleEncoder(ResNet34):
-    """The original pSp's heads on the body of the other domains."""
+    """Heads of the original pSp on the ResNet34 body."""
 
     def __init__(self, input_channels: int, n_styles: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__(input_channels, widths)
@@ -379,14 +380,16 @@ class ResNetGradualStyleEncoder(ResNet34):
 
 
 class NoEncoder(nn.Module):
-    """Takes the place of the encoder in a model of a generator alone; it has no weights."""
+    """Placeholder without weights, in a model that consists of a generator alone."""
 
     def __init__(self, input_channels: int, n_styles: int) -> None:
         super().__init__()
         self.input_channels, self.n_styles = input_channels, n_styles
 
     def forward(self, x: Tensor) -> Tensor:
-        raise ModelError(f"a generator alone has no encoder to find codes of {len(x)} images with")
+        raise ModelError(
+            f"this model has no encoder, so it cannot compute codes of {len(x)} images"
+        )
 
 
 OFFICIAL_ENCODERS: tuple[type[IRSE50] | type[ResNet34], ...] = (
@@ -406,9 +409,9 @@ NO_ENCODER = NoEncoder.__name__
 
 
 def official_arguments(encoder_type: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Constructor arguments of an official encoder, read off its weights' shapes (no prefix).
+    """Return an official encoder's constructor arguments, from its weights' shapes (no prefix).
 
-    Raises `KeyError` with the name of the weight that would tell, if it is missing.
+    Raises `KeyError` with the name of a weight that is needed for this and missing.
     """
     residual = issubclass(_class_of(encoder_type), ResNet34)
     first = shapes["conv1.weight" if residual else "input_layer.0.weight"]
@@ -423,9 +426,9 @@ def official_arguments(encoder_type: str, shapes: Mapping[str, Sequence[int]]) -
 
 
 def fitting_encoders(keys: Collection[str]) -> list[str]:
-    """The official types whose weights have names like `keys` (no prefix).
+    """Return the official types whose weights have names like `keys` (no prefix).
 
-    Names tell the body and the pyramid, but not whether rows are offsets from the first.
+    Names determine the body and the pyramid, but not whether rows are offsets from the first.
     """
     residual, pyramid = "conv1.weight" in keys, "latlayer1.weight" in keys
     if not residual and "input_layer.0.weight" not in keys:

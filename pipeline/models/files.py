@@ -1,4 +1,4 @@
-"""Where model files lie: bundles inside this package, local paths, and any fsspec URI."""
+"""Find, read and write model files: bundles in this package, local paths, any fsspec URI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class ModelHints(TypedDict, total=False):
-    """Arguments of `load_model` for what a model's file does not tell."""
+    """Arguments of `load_model` for properties that a model's file may lack."""
 
     encoder_type: str | None
     domain: str | None
@@ -26,7 +26,7 @@ class ModelHints(TypedDict, total=False):
 
 
 def hints_of(settings: Mapping[str, Any]) -> ModelHints:
-    """Return the hints among the settings of a job, or of the config that a table has."""
+    """Return the hints among the settings of a job, or in a table's stored config."""
     encoder_type, domain = settings.get("encoder_type"), settings.get("domain")
     return ModelHints(
         encoder_type=None if encoder_type is None else str(encoder_type),
@@ -36,7 +36,7 @@ def hints_of(settings: Mapping[str, Any]) -> ModelHints:
 
 
 class Folder(Protocol):
-    """The part of `pipeline.storage.Store` that `is_bundle` uses."""
+    """Subset of `pipeline.storage.Store` that `is_bundle` uses."""
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Return the object as a binary file."""
@@ -44,9 +44,9 @@ class Folder(Protocol):
 
 
 def is_bundle(folder: Folder, names: Sequence[str]) -> bool:
-    """Return whether a folder, of these first names, was written by `save_bundle`.
+    """Return whether `save_bundle` wrote `folder`, whose first file names are `names`.
 
-    Also where that was stopped between its two files.
+    True too if writing stopped between the two files.
     """
     if RECORD_FILE in names:
         with folder.open(RECORD_FILE) as file:
@@ -59,7 +59,7 @@ def is_bundle(folder: Folder, names: Sequence[str]) -> bool:
 
 
 def bundle_names() -> list[str]:
-    """Names of the bundles that come with the package."""
+    """Return the names of the bundles that this package contains."""
     home = importlib.resources.files("pipeline.models") / "bundles"
     if not home.is_dir():
         return []
@@ -67,32 +67,35 @@ def bundle_names() -> list[str]:
 
 
 def named_bundle(name: str) -> str | None:
-    """The folder of the bundle called `name`, or None."""
+    """Return the folder of the bundle called `name`, or None."""
     if name not in bundle_names():
         return None
     return str(importlib.resources.files("pipeline.models") / "bundles" / name)
 
 
 def bundle_folder(name_or_uri: str) -> str:
-    """The folder of the bundle of this name or at this place; `ModelError` where it can be none."""
+    """Return the folder of the bundle with this name or at this location.
+
+    Raises `ModelError` if the text can be neither.
+    """
     if folder := named_bundle(name_or_uri):
         return folder
     if "/" not in name_or_uri and "\\" not in name_or_uri and name_or_uri not in {".", ".."}:
-        known = ", ".join(bundle_names()) or "none is installed"
+        names = ", ".join(bundle_names()) or "none is installed"
         raise ModelError(
-            f"no model is called '{name_or_uri}' (known: {known}); "
-            "a bundle folder or a .pt file is given by its path, such as ./my-model"
+            f"no model is called '{name_or_uri}' (known: {names}); "
+            "give a bundle folder or a .pt file by its path, such as ./my-model"
         )
     if "://" not in name_or_uri and Path(name_or_uri).is_file():
         raise ModelError(
-            f"'{name_or_uri}' is no model: a model is a bundle's folder, or a file that ends in "
+            f"'{name_or_uri}' is not a model: give a bundle's folder, or a file that ends in "
             ".pt, .pth, .safetensors or .pkl"
         )
     return name_or_uri.rstrip("/")
 
 
 def check_model(name_or_uri: str) -> None:
-    """Raise `ModelError` where no model is called so, nor lies there; nothing is read of it."""
+    """Raise `ModelError` if no model has this name or location; reads no weights."""
     if PurePosixPath(name_or_uri).suffix in CHECKPOINT_SUFFIXES:
         check_model_file(name_or_uri)
     else:
@@ -100,7 +103,7 @@ def check_model(name_or_uri: str) -> None:
 
 
 def check_model_file(uri: str, what: str = "model file") -> None:
-    """Raise what `open_model_file` raises for a file that is not there, without opening it."""
+    """Raise what `open_model_file` raises for a missing file, without reading the file."""
     if "://" not in uri:
         with open_model_file(uri, what):
             return
@@ -118,11 +121,11 @@ def check_model_file(uri: str, what: str = "model file") -> None:
 
 @contextmanager
 def open_model_file(uri: str, what: str = "model file") -> Iterator[IO[bytes]]:
-    """A file, open for reading while the block lasts; one behind a URI is in memory by then.
+    """Open a file for reading inside a `with` block; a file behind a URI is read into memory first.
 
-    `what` says in errors what the file is. Raises `ModelError` if it does not exist,
-    `StorageError` if it cannot be read to its end, and `InputError` for a URI with credentials or
-    of no known kind.
+    `what` says in errors what the file is. Raises `ModelError` if it does not exist, `StorageError`
+    if it cannot be read to its end, and `InputError` for a URI with credentials or of an unknown
+    scheme.
     """
     if "://" in uri:
         yield io.BytesIO(_fetched(uri, what))
@@ -130,14 +133,14 @@ def open_model_file(uri: str, what: str = "model file") -> Iterator[IO[bytes]]:
     try:
         with Path(uri).open("rb") as file:
             yield file
-    except (*_ABSENT, ValueError) as error:  # ValueError: a name that no file can have
+    except (*_ABSENT, ValueError) as error:  # ValueError: invalid file name
         raise ModelError(f"no {what} at {uri}") from error
     except OSError as error:
         raise StorageError(f"cannot read the {what} {uri}: {error}") from error
 
 
 def _fetched(uri: str, what: str) -> bytes:
-    from pipeline.storage.uris import read_file  # a bare GPU machine with local files needs none
+    from pipeline.storage.uris import read_file  # local files work without fsspec
 
     try:
         return read_file(uri)
@@ -150,7 +153,7 @@ def _fetched(uri: str, what: str) -> bytes:
 
 
 def write_model_file(uri: str, content: bytes) -> None:
-    """Write `content` whole; on a disk a reader never sees half a file.
+    """Write `content`; on a local disk atomically, so that a reader never sees a partial file.
 
     Raises `StorageError`, and `InputError` as `open_model_file` does.
     """

@@ -1,4 +1,4 @@
-"""One model: an encoder, a generator, the average latent, and what is known about them."""
+"""Inversion model: encoder, generator, average latent, and a card (name, domain, licence)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pipeline.models.stylegan2 import LATENT_DIM, Generator, n_styles_of
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything but the weights that decides what a model computes; plain JSON values.
+    """Every property except the weights that decides what a model computes; plain JSON values.
 
     `channels` is the generator's width per resolution, `input_size` the encoder's (height, width).
-    A model whose codes are not offsets from the average latent has `starts_from_average` off.
+    `starts_from_average` is False for a model whose codes are not offsets from the average latent.
     """
 
     encoder_type: str
@@ -33,7 +33,7 @@ class Architecture:
     starts_from_average: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object; JSON turns the keys of `channels` into text."""
+        """Return a JSON object; JSON turns the keys of `channels` into text."""
         return {
             "encoder_type": self.encoder_type,
             "encoder_arguments": dict(self.encoder_arguments),
@@ -45,7 +45,7 @@ class Architecture:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Architecture:
-        """The inverse of `to_json`. Raises `KeyError` for a missing or unknown entry."""
+        """Return the architecture in `record`. Raises `KeyError` for a missing or unknown entry."""
         unknown = set(record) - set(cls.__dataclass_fields__)
         if unknown:
             raise KeyError(sorted(unknown)[0])
@@ -62,7 +62,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Who made a model, from what, and under which licence; changes no result."""
+    """Name, domain, source and licence of a model; does not affect any result."""
 
     name: str = "unnamed"
     domain: str = "unknown"
@@ -72,10 +72,11 @@ class ModelCard:
 
 
 class RestyleModel(nn.Module):
-    """`encoder` and `generator` in evaluation mode, and the `latent_avg` that both start from.
+    """`encoder` and `generator` in evaluation mode, and the average latent `latent_avg`.
 
-    The encoder takes `[n, input_channels, h, w]` in [-1, 1], with 6 channels the target beside the
-    present reconstruction, and gives `[n, n_styles, 512]`.
+    The encoder takes `[n, input_channels, h, w]` in [-1, 1] and returns `[n, n_styles, 512]`. With
+    6 channels the input is the target, then the current reconstruction. Inversion starts from
+    `latent_avg` [n_styles, 512].
     """
 
     latent_avg: Tensor
@@ -91,12 +92,12 @@ class RestyleModel(nn.Module):
 
     @property
     def name(self) -> str:
-        """The name that the model's bundle goes by."""
+        """Name of the model's bundle."""
         return self.card.name
 
     @property
     def domain(self) -> str:
-        """What the images show: `faces`, `cars`, `church`, ..."""
+        """Content of the images: `faces`, `cars`, `church`, ..."""
         return self.card.domain
 
     @property
@@ -106,7 +107,7 @@ class RestyleModel(nn.Module):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The model's card as plain JSON values."""
+        """Return the model's card as plain JSON values."""
         return {
             "name": self.card.name,
             "domain": self.card.domain,
@@ -117,7 +118,7 @@ class RestyleModel(nn.Module):
 
     @property
     def n_styles(self) -> int:
-        """Rows of a W+ code."""
+        """Number of rows of a W+ code."""
         return n_styles_of(self.generator_size)
 
     @property
@@ -132,48 +133,62 @@ class RestyleModel(nn.Module):
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """(height, width) of the output that shows the image: 384x512 of 512x512 for cars."""
+        """(height, width) of the part of the output that shows the image: 384x512 for cars."""
         height, width = self.input_size
         longest = max(height, width)
         return self.generator_size * height // longest, self.generator_size * width // longest
 
     @property
     def input_channels(self) -> int:
-        """6 for a ReStyle encoder, 3 for a one-pass encoder."""
+        """6 for a ReStyle encoder, 3 for a single-pass encoder."""
         return int(self.architecture.encoder_arguments["input_channels"])
 
     @property
-    def one_pass(self) -> bool:
-        """Whether the encoder sees the target alone, as pSp's and e4e's own do."""
+    def single_pass(self) -> bool:
+        """Return whether the encoder sees only the target, as those of pSp and e4e do."""
         return self.input_channels == 3
 
     @property
     def generator_alone(self) -> bool:
-        """Whether there is no encoder, as in a model of a StyleGAN2 generator's file."""
+        """Return whether the model has only a generator, as one made from a generator's file."""
         return self.architecture.encoder_type == NO_ENCODER
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the architecture and every weight: equal for equal results' sake.
+        """sha256 of the architecture and all weights: equal fingerprints give equal results.
 
-        Does not depend on the order of keys, the file format, the device or the card. Reads every
-        byte of the weights: about a second a gigabyte.
+        Independent of the order of keys, the file format, the device and the card. Reads every byte
+        of the weights: about one second per gigabyte.
         """
         return digest_of(self.state_dict(), json.dumps(self.architecture.to_json(), sort_keys=True))
 
+    def __repr__(self) -> str:
+        """Return one line: name, domain, sizes, encoder type and the start of the fingerprint.
+
+        Computes the fingerprint, so it takes about one second per gigabyte of weights.
+        """
+        sizes = f"{self.generator_size} px, {self.n_styles} styles"
+        networks = f"{self.architecture.encoder_type}, {self._short_fingerprint()}"
+        return f"RestyleModel('{self.name}', {self.domain}, {sizes}, {networks})"
+
+    def _short_fingerprint(self) -> str:
+        if any(tensor.is_meta for tensor in self.state_dict().values()):
+            return "without weights"
+        return self.fingerprint[:12]
+
     def frame(self, images: Tensor) -> Tensor:
-        """The visible part of [n, 3, size, size], a view [n, 3, *frame_size]."""
+        """Return the visible part of [n, 3, size, size], a view [n, 3, *frame_size]."""
         height, width = self.frame_size
         top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
         return images[:, :, top : top + height, left : left + width]
 
 
 def digest_of(weights: Mapping[str, Tensor], head: str = "") -> str:
-    """sha256 over `head`, and every name, shape, type and value of `weights`."""
+    """Return the sha256 of `head` and of every name, shape, dtype and value of `weights`."""
     digest = hashlib.sha256(head.encode())
     for key, tensor in sorted(weights.items()):
         if key.endswith("num_batches_tracked"):
-            continue  # counts training steps, takes no part in evaluation
+            continue  # counts training steps and does not affect evaluation
         digest.update(f"{key}{list(tensor.shape)}{tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(np.ascontiguousarray(flat.numpy()).data)
@@ -181,11 +196,14 @@ def digest_of(weights: Mapping[str, Tensor], head: str = "") -> str:
 
 
 def build_encoder(architecture: Architecture) -> nn.Module:
-    """The encoder that `architecture` names, untrained. Raises `ModelError` for an unknown one."""
+    """Return an untrained encoder of the type that `architecture` names.
+
+    Raises `ModelError` for an unknown type or for arguments that it does not take.
+    """
     build = {**ENCODER_TYPES, NO_ENCODER: NoEncoder}.get(architecture.encoder_type)
     if build is None:
-        known = ", ".join(sorted(ENCODER_TYPES))
-        raise ModelError(f"unknown encoder_type '{architecture.encoder_type}' (known: {known})")
+        names = ", ".join(sorted(ENCODER_TYPES))
+        raise ModelError(f"unknown encoder_type '{architecture.encoder_type}' (known: {names})")
     try:
         return build(**architecture.encoder_arguments)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""Opens the files that hold a model's weights, by their kind, into dictionaries of tensors."""
+"""Read files of model weights (.pt, .pth, .safetensors, .pkl) into dictionaries of tensors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from pipeline.models.nvlabs import read_network
 
 
 def read_model_file(uri: str) -> dict[str, Any]:
-    """Return what is in a `.pt`, `.pth`, `.safetensors` or `.pkl` file at any fsspec URI.
+    """Return the content of a `.pt`, `.pth`, `.safetensors` or `.pkl` file at any fsspec URI.
 
-    An official dictionary, a bare state dict, or a generator's `{"g_ema", "latent_avg"}`. Runs
-    nothing of the file. Raises `ModelError` and what `open_model_file` raises.
+    The result is an official dictionary, a bare state dict, or a generator's `{"g_ema",
+    "latent_avg"}`. Executes no code of the file. Raises `ModelError` and what `open_model_file`
+    raises.
     """
     with open_model_file(uri) as file:
         suffix = PurePosixPath(uri).suffix
@@ -30,5 +31,5 @@ def _safetensors(file: IO[bytes], source: str) -> dict[str, Any]:
     content = file.read()
     try:
         return dict(load_safetensors(content))
-    except Exception as error:  # beside its own errors those of torch, for a type that it lacks
+    except Exception as error:  # its own errors, and torch's for a dtype that torch lacks
         raise ModelError(f"{source}: damaged, or not a safetensors file; {ADVICE}") from error

@@ -1,12 +1,12 @@
-"""Reads NVIDIA's StyleGAN2 pickles (stylegan2-ada-pytorch, stylegan3) without running them.
+"""Read NVIDIA's StyleGAN2 pickles (stylegan2-ada-pytorch, stylegan3) without executing them.
 
-Such a file is a pickle of modules, and each module brings its own source to be executed when it is
-loaded. Here its source is left unread: a module becomes a record of its class's name and its state,
-a tensor a record of its bytes, and every other name is refused. The tensors of `G_ema` are then put
-under the names of the generator of this package, whose arithmetic is the same.
+Such a file is a pickle of modules, and each module carries Python source to be executed on load.
+Here the source is ignored: a module becomes a record of its class name and its state, a tensor a
+record of its bytes, and every other name is refused. The tensors of `G_ema` are then renamed to
+those of this package's generator, whose arithmetic is the same.
 
-Written after what the format holds: Karras et al., "Training Generative Adversarial Networks with
-Limited Data" (NeurIPS 2020), and the files' own opcodes.
+Derived from the format itself: Karras et al., "Training Generative Adversarial Networks with
+Limited Data" (NeurIPS 2020), and the opcodes of published files.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _CLASSES = {
     *("Generator", "MappingNetwork", "SynthesisNetwork", "SynthesisBlock", "SynthesisLayer"),
     *("ToRGBLayer", "FullyConnectedLayer"),
 }
-_MAPPING_RATE = 0.01  # learning rate multiplier that this package's mapping layers have
+_MAPPING_RATE = 0.01  # learning rate multiplier of this package's mapping layers
 
 
 class Module:
-    """A network or layer as the pickle tells it: its class's name and its attributes."""
+    """Record of a network or layer: the name of its class, and its attributes."""
 
     def __init__(self, meta: object) -> None:
         if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
@@ -50,28 +50,28 @@ class Module:
     def child(self, name: str) -> Module | None:
         """Return the submodule called `name`, or None."""
         modules = self.state.get("_modules")
-        found = modules.get(name) if isinstance(modules, dict) else None
-        return found if isinstance(found, Module) else None
+        child = modules.get(name) if isinstance(modules, dict) else None
+        return child if isinstance(child, Module) else None
 
     def tensor(self, name: str) -> Tensor | None:
         """Return the parameter or buffer called `name`, or None.
 
-        Raises `ValueError` for one that claims more numbers than its memory holds.
+        Raises `ValueError` for one that is larger than its memory.
         """
         for kind in ("_parameters", "_buffers"):
             held = self.state.get(kind)
             value = held.get(name) if isinstance(held, dict) else None
-            found = value.tensor() if isinstance(value, InertTensor) else value
-            if isinstance(found, Tensor):
-                if not is_plain(found):
+            tensor = value.tensor() if isinstance(value, InertTensor) else value
+            if isinstance(tensor, Tensor):
+                if not is_plain(tensor):
                     raise ValueError(f"'{name}' is not a plain tensor")
-                if found.numel() * found.element_size() > found.untyped_storage().nbytes():
-                    raise ValueError(f"'{name}' claims more numbers than there are")
-                return found.detach()
+                if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                    raise ValueError(f"'{name}' has more elements than its storage")
+                return tensor.detach()
         return None
 
     def number(self, name: str, otherwise: float) -> float:
-        """Return an attribute that is a number."""
+        """Return the numeric attribute called `name`, or `otherwise` if it is absent."""
         value = plain(self.state.get(name, otherwise))
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"'{name}' is a {type(value).__name__}")
@@ -79,26 +79,26 @@ class Module:
 
 
 class InertStorage:
-    """The memory of a tensor, as the bytes of a small file of torch's own."""
+    """Memory of a tensor, stored as the bytes of a small torch file."""
 
     def __init__(self, raw: object) -> None:
         self._content = bytes_of(raw)
         self._loaded: torch.storage.TypedStorage | None = None
 
     def load(self) -> torch.storage.TypedStorage:
-        """Return the storage; torch's restricted reader runs nothing of it."""
+        """Return the storage, read by torch's restricted unpickler."""
         if self._loaded is None:
             file = io.BytesIO(self._content)
             refuse_bomb(file, "a tensor")
             loaded = torch.load(file, map_location="cpu", weights_only=True)
             if not isinstance(loaded, torch.storage.TypedStorage):
-                raise TypeError("a storage that is none")
+                raise TypeError("data that is not a storage")
             self._loaded = loaded
         return self._loaded
 
 
 class InertTensor:
-    """A tensor as the pickle tells it: a part of a storage."""
+    """Record of a tensor: a view of a storage."""
 
     def __init__(
         self, storage: InertStorage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
@@ -106,7 +106,7 @@ class InertTensor:
         self._storage, self._offset, self._size, self._stride = storage, offset, size, stride
 
     def tensor(self) -> Tensor:
-        """Return the tensor, sharing its storage's memory; raise for one outside of it."""
+        """Return the tensor, sharing its storage's memory; raise if it exceeds the storage."""
         storage = self._storage.load()
         whole = torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
         return whole.as_strided(self._size, self._stride, self._offset)
@@ -135,7 +135,7 @@ def _names(items: object = ()) -> set[str]:
 
 
 def _tensorflow(*_: object) -> object:
-    raise ModelError(f"a network of TensorFlow: {CONVERT}")
+    raise ModelError(f"a TensorFlow network: {CONVERT}")
 
 
 NAMES: dict[str, Callable[..., Any]] = {
@@ -155,17 +155,17 @@ NAMES: dict[str, Callable[..., Any]] = {
 
 
 def read_network(file: IO[bytes], source: str) -> dict[str, Any]:
-    """Return NVIDIA's generator as `{"g_ema", "latent_avg"}`, under this package's names.
+    """Return NVIDIA's generator as `{"g_ema", "latent_avg"}`, with this package's weight names.
 
-    `file` is a pickle, or one that torch saved. Runs nothing of it. Raises `ModelError` in one
-    line, naming `source`, for a pickle that holds anything but tensors, plain values and records
-    of modules, and for a generator that is not a square unconditional StyleGAN2 of 512 numbers a
-    code. What `file` itself raises is passed on.
+    `file` is a pickle, or was written by `torch.save`. No code of it is executed. Raises
+    `ModelError` in one line, naming `source`, for a pickle that holds anything but tensors, plain
+    values and modules, and for a generator that is not a square, unconditional StyleGAN2 with codes
+    of 512 numbers. Errors that `file` itself raises are passed on.
     """
     content = file.read()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of storages that have a type
+            warnings.simplefilter("ignore")  # torch warns about typed storages
             return _generator(_averaged(_unpickled(content, source)))
     except (InputError, ModelError) as error:
         reason = Exception.__str__(error)
@@ -174,7 +174,7 @@ def read_network(file: IO[bytes], source: str) -> dict[str, Any]:
         reason = reason.removeprefix(f"{source}: refused, ")
         advice = "" if CONVERT in reason or EXPORT in reason else f"; {EXPORT}"
         raise ModelError(f"{source}: refused, {reason}{advice}") from error
-    except Exception as error:  # a damaged pickle raises any type there is
+    except Exception as error:  # a damaged pickle may raise any type
         reason = str(error).split("\n", 1)[0] or type(error).__name__
         raise ModelError(
             f"{source}: damaged, or not a network of stylegan2-ada-pytorch or stylegan3 ({reason})"
@@ -189,7 +189,7 @@ def _unpickled(content: bytes, source: str) -> object:
 
 
 def _averaged(content: object) -> Module:
-    """Return the generator whose weights are averaged over the training, `G_ema`."""
+    """Return `G_ema`, the generator whose weights are averaged over training."""
     network = content.get("G_ema") if isinstance(content, dict) else content
     if not isinstance(network, Module):
         raise ModelError("it holds no 'G_ema'")
@@ -209,7 +209,7 @@ def _generator(network: Module) -> dict[str, Any]:
 
 
 def _check(network: Module, mapping: Module, synthesis: Module) -> None:
-    """Raise `ModelError` for a network that this package has no generator for, by what it is."""
+    """Raise `ModelError`, with the reason, for a network that this package cannot represent."""
     labels = network.number("c_dim", mapping.number("c_dim", 0))
     if labels:
         raise ModelError(f"it is conditional (c_dim {labels:g}): codes depend on a label")
@@ -218,11 +218,11 @@ def _check(network: Module, mapping: Module, synthesis: Module) -> None:
             re.match(r"L\d+_", name) for name in synthesis.state.get("_modules") or ()
         )
         kind = "a StyleGAN3" if other else f"a {synthesis.class_name} without a 4x4 start"
-        raise ModelError(f"it is {kind}, and only StyleGAN2 is known")
+        raise ModelError(f"it is {kind}, and only StyleGAN2 is supported")
     for name in ("z_dim", "w_dim"):
-        found = mapping.number(name, LATENT_DIM)
-        if found != LATENT_DIM:
-            raise ModelError(f"its {name} is {found:g}, expected {LATENT_DIM}")
+        size = mapping.number(name, LATENT_DIM)
+        if size != LATENT_DIM:
+            raise ModelError(f"its {name} is {size:g}, expected {LATENT_DIM}")
     sides = synthesis.state.get("img_resolution")
     if isinstance(sides, list | tuple):
         raise ModelError(f"it is not square: it renders {'x'.join(map(str, sides[:2]))} px")
@@ -238,18 +238,18 @@ def _needed(tensor: Tensor | None, name: str) -> Tensor:
 
 
 def _child(module: Module, name: str) -> Module:
-    found = module.child(name)
-    if found is None:
+    child = module.child(name)
+    if child is None:
         raise ModelError(f"'{name}' is missing in its {module.class_name}")
-    if found.class_name not in _CLASSES:
-        raise ModelError(f"its '{name}' is a {found.class_name:.40}, which is not a known class")
-    return found
+    if child.class_name not in _CLASSES:
+        raise ModelError(f"its '{name}' is a {child.class_name:.40}, which is not a known class")
+    return child
 
 
 def _add_linear(
     state: dict[str, Tensor], layer: Module, name: str, rate: float, activation: str
 ) -> None:
-    """Add a fully connected layer, whose gains are folded into the weights where they differ."""
+    """Add a fully connected layer; fold its gains into the weights where they differ."""
     weight = _needed(layer.tensor("weight"), f"{name}.weight")
     bias = _needed(layer.tensor("bias"), f"{name}.bias")
     if layer.state.get("activation", activation) != activation:
@@ -309,7 +309,7 @@ def _check_block(block: Module, size: int) -> None:
 
 
 def _is_blur(kernel: Tensor) -> bool:
-    ours = blur_kernel() / 4  # theirs has no gain of an upsampling in it
+    ours = blur_kernel() / 4  # NVIDIA's kernel excludes the gain of upsampling
     return kernel.shape == ours.shape and torch.allclose(kernel.float(), ours)
 
 

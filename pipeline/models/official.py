@@ -1,4 +1,4 @@
-"""Writes the official dictionary: what the original ReStyle code loads and goes on from."""
+"""Write the official checkpoint dictionary, which the original ReStyle code loads and resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.models.encoders import OFFICIAL_TYPES, WIDTHS
 from pipeline.models.files import write_model_file
 from pipeline.models.model import RestyleModel
 
-# The original code builds these, and loads a file only where every weight fits.
+# The original code has these values fixed, and loads a file only if every weight fits.
 MAPPING_LAYERS = 8
 CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}
 
@@ -22,7 +22,7 @@ DATASETS = {"faces": "ffhq_encode", "toonify": "toonify"}  # others are `<domain
 
 
 def original_refuses(model: RestyleModel) -> str | None:
-    """Why the original code could not load `model`, None where it can."""
+    """Return why the original code cannot load `model`, or None if it can."""
     architecture = model.architecture
     if architecture.encoder_type not in OFFICIAL_TYPES:
         return f"the original code has no {architecture.encoder_type}"
@@ -34,22 +34,24 @@ def original_refuses(model: RestyleModel) -> str | None:
     widths = tuple(architecture.encoder_arguments.get("widths", WIDTHS))
     published = all(CHANNELS.get(side) == wide for side, wide in architecture.channels.items())
     if widths != WIDTHS or not published:
-        return "the original code's networks have other widths"
+        return "the original code's networks have different channel widths"
     return None
 
 
 def official_checkpoint(
     model: RestyleModel, options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """`{"state_dict", "latent_avg", "opts"}` of `model`, sharing its tensors.
+    """Return `model` as `{"state_dict", "latent_avg", "opts"}`, sharing its tensors.
 
-    Our own loader reads it at any widths, the original code where `original_refuses` gives None.
-    `options` replace those entries of `opts` that say how the model was trained. Raises
-    `ModelError` for an encoder that the original code does not know.
+    This project's loader reads it with any widths, the original code if `original_refuses` returns
+    None. `options` override entries of `opts` that describe the training. Raises `ModelError` for
+    an encoder that the original code does not have.
     """
     encoder_type = model.architecture.encoder_type
     if encoder_type not in OFFICIAL_TYPES:
-        raise ModelError(f"the original code has no {encoder_type}: '{model.name}' has no .pt form")
+        raise ModelError(
+            f"'{model.name}' cannot be written as .pt: the original code has no {encoder_type}"
+        )
     state = {
         key.replace("generator.", "decoder.", 1): value.detach()
         for key, value in model.state_dict().items()
@@ -70,12 +72,14 @@ def save_official(model: RestyleModel, uri: str, options: Mapping[str, Any] | No
 
 
 def _options(model: RestyleModel) -> dict[str, Any]:
-    """Every option that the original scripts read when they load a model or go on with it."""
-    # Those of pSp's and of e4e's own repositories, beside ReStyle's.
-    one_pass = {"label_nc": 0, "stylegan_size": model.generator_size} if model.one_pass else {}
+    """Return every option that the original scripts read to load a model or resume training it."""
+    # Options that only the repositories of pSp and e4e read.
+    single_pass = (
+        {"label_nc": 0, "stylegan_size": model.generator_size} if model.single_pass else {}
+    )
     own = {} if model.domain in PRESETS else {OWN_DOMAIN: model.domain}
     return {
-        **one_pass,
+        **single_pass,
         **own,
         "exp_dir": "experiment",
         "batch_size": 8,

@@ -1,8 +1,8 @@
-"""Takes an official dictionary apart, as forgivingly as the official loaders do.
+"""Split an official checkpoint dictionary into weights, options and average latent.
 
-They keep the keys under `encoder.` and `decoder.` and pass over all others; a dictionary without
-`state_dict` is a state dict itself. Beyond that, wrappers' names in keys (`module.` of
-DataParallel, `_orig_mod.` of torch.compile) are left out.
+Accepts what the official loaders accept: keys under `encoder.` and `decoder.` are used, all others
+are ignored, and a dictionary without `state_dict` is itself the state dict. In addition, prefixes
+of wrappers are removed from keys (`module.` of DataParallel, `_orig_mod.` of torch.compile).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pipeline.models.safe_globals import plain
 
 _WRAPPERS = {"module", "_orig_mod"}
 _NETWORKS = ("encoder.", "decoder.")
-_NAMED = 2  # of ignored entries
+_NAMED = 2  # ignored entries that a note lists by name
 _LONGEST_NAME = 60
 _GENERATOR_INPUT = "input.input"  # the learned 4x4 map that every generator's file has
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a checkpoint holds: weights (`encoder.*`, `decoder.*`), options, average latent.
+    """Contents of a checkpoint: weights (`encoder.*`, `decoder.*`), options, average latent.
 
-    `notes` say what was not used. `latent_avg` is whatever stands there, None where nothing does.
+    `notes` lists entries that were not used. `latent_avg` is the file's value, unchecked, or None.
     """
 
     state: dict[str, Tensor]
@@ -39,21 +39,21 @@ class Parts:
 
     @property
     def generator_alone(self) -> bool:
-        """Whether there are weights of a generator and none of an encoder."""
+        """Return whether the weights are those of a generator without an encoder."""
         return bool(self.state) and all(key.startswith("decoder.") for key in self.state)
 
     @property
     def heads(self) -> int:
-        """Style heads of the encoder."""
-        found = (re.match(r"encoder\.styles\.(\d+)\.", key) for key in self.state)
-        return len({match[1] for match in found if match})
+        """Number of style heads of the encoder."""
+        matches = (re.match(r"encoder\.styles\.(\d+)\.", key) for key in self.state)
+        return len({match[1] for match in matches if match})
 
 
 def read_parts(checkpoint: Mapping[str, Any], source: str) -> Parts:
     """Return the parts of an official dictionary, a bare state dict, or a generator's `g_ema`.
 
-    `source` names it in errors. Raises `ModelError` where it holds no such weights, two of one
-    name, or something else than tensors under these names.
+    `source` names the file in errors. Raises `ModelError` if it holds no such weights, two weights
+    of one name, or a value that is not a tensor under such a name.
     """
     if not isinstance(checkpoint, Mapping):
         kind = type(checkpoint).__name__
@@ -70,7 +70,7 @@ def read_parts(checkpoint: Mapping[str, Any], source: str) -> Parts:
     ignored = [key for key in entries if key not in state]
     parts = Parts(state, options, average, _notes(ignored))
     if parts.generator_alone:
-        # What is not known of it is told by its file's name.
+        # A generator's file has no options; its file name may hint at the domain.
         return Parts(state, {"stylegan_weights": source, **options}, average, parts.notes)
     return parts
 
@@ -81,11 +81,11 @@ def _notes(ignored: list[str]) -> dict[str, str]:
     names = ", ".join(key[:_LONGEST_NAME] for key in ignored[:_NAMED])
     more = ", ..." if len(ignored) > _NAMED else ""
     entries = "1 entry" if len(ignored) == 1 else f"{len(ignored)} entries"
-    return {"ignored": f"ignored {entries} beside encoder and decoder ({names}{more})"}
+    return {"ignored": f"ignored {entries} outside encoder and decoder ({names}{more})"}
 
 
 def _entries(checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return what the state dict holds, under names without wrappers; a generator's as decoder."""
+    """Return the state dict without wrapper prefixes; a generator's keys as `decoder.*`."""
     state = checkpoint.get("state_dict")
     if isinstance(state, Mapping) and state:
         return _unwrapped(state, source)
@@ -95,8 +95,8 @@ def _entries(checkpoint: Mapping[str, Any], source: str) -> dict[str, Any]:
         bare = _unwrapped(checkpoint, source)
         if any(key.startswith("generator.") for key in bare):
             raise ModelError(
-                f"{source}: these are the weights of a bundle; name the bundle's folder, which has "
-                "their record too"
+                f"{source}: these are the weights of a bundle; give the bundle's folder, which "
+                "also holds their model.json"
             )
         if any(key.startswith(_NETWORKS) for key in bare):
             bare.pop("opts", None)
@@ -113,13 +113,13 @@ def _as_decoder(generator: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unwrapped(state: Mapping[Any, Any], source: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for key, value in state.items():
         name = ".".join(word for word in str(key).split(".") if word not in _WRAPPERS)
-        if name in found:
+        if name in entries:
             raise ModelError(f"{source}: holds '{name}' twice, once as '{key}'")
-        found[name] = value
-    return found
+        entries[name] = value
+    return entries
 
 
 def _options(given: object, source: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What stands for classes that checkpoints hold beside tensors: records of data, never run.
+"""Inert stand-ins for classes that checkpoints hold in addition to tensors.
 
-torch's restricted unpickler calls nothing but names on a list. The list gets stand-ins under the
-names of numpy's numbers and arrays and of pathlib's paths, so that the classes themselves are
-never built from a file's word.
+torch's restricted unpickler calls only names on an allow-list. This module lists stand-ins under
+the names of numpy's scalars and arrays and of pathlib's paths, so that a file never constructs the
+real classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.inert_numpy import NUMBERS, NUMPY_NAMES, InertArray, InertScalar
 
 
 class InertPath:
-    """A file's path as its parts."""
+    """A file path, stored as its parts."""
 
     def __init__(self, *parts: object) -> None:
         self.parts = parts
@@ -39,18 +39,18 @@ HARMLESS: dict[str, Callable[..., Any]] = {
 
 
 def safe_names(more: Mapping[str, Callable[..., Any]]) -> list[Any]:
-    """Return what `torch.serialization.safe_globals` takes: classes, and stand-ins with names.
+    """Return the argument of `torch.serialization.safe_globals`: classes, and named stand-ins.
 
-    `more` has stand-ins beside those of `HARMLESS`.
+    `more` adds stand-ins to those of `HARMLESS`.
     """
-    known = {**HARMLESS, **more}
-    return [argparse.Namespace, *((stand_in, name) for name, stand_in in known.items())]
+    stand_ins = {**HARMLESS, **more}
+    return [argparse.Namespace, *((stand_in, name) for name, stand_in in stand_ins.items())]
 
 
 def plain(value: Any) -> Any:
-    """Return numpy's numbers and arrays, and paths, as Python's numbers, tensors and text.
+    """Return numpy scalars and arrays as Python numbers and tensors, and paths as text.
 
-    Everything else comes back as it is, and so does an array that holds no numbers.
+    Any other value is returned unchanged, and so is an array that is not numeric.
     """
     if isinstance(value, InertPath | PurePath):
         return str(value)

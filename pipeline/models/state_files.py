@@ -1,4 +1,4 @@
-"""Reads the state dict of a single network from a file without running anything that is in it."""
+"""Read the state dict of one network from a file, without executing any code in it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.models.weights import check_held, is_plain
 
 
 def read_state(uri: str, what: str = "weights") -> tuple[dict[str, Tensor], str]:
-    """State dict and sha256 of a `.safetensors` or torch file, its tensors as they stand.
+    """Return the state dict and the sha256 of a `.safetensors` or torch file; tensors unchanged.
 
-    `what` names in errors what the file is for, as in "identity weights". Of a training checkpoint,
-    a dictionary with other things in it, the entry `state_dict`. Raises `ModelError` for a file
-    that is missing, damaged or holds something else, `StorageError` where it cannot be read to its
-    end, and `InputError` for a URI with credentials.
+    From a training checkpoint (a dictionary with other entries too) the entry `state_dict` is
+    taken. `what` says in errors what the file is for, as in "identity weights". Raises `ModelError`
+    if the file is missing, damaged or holds anything else, `StorageError` if it cannot be read to
+    its end, and `InputError` for a URI with credentials.
     """
     with open_model_file(uri, what) as file:
         content = file.read()
@@ -30,7 +30,7 @@ def read_state(uri: str, what: str = "weights") -> tuple[dict[str, Tensor], str]
     if isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not all(map(_is_weight, state, state.values())):
-        raise ModelError(f"{what} {uri!r}: no state dict of tensors; name another")
+        raise ModelError(f"{what} {uri!r}: not a state dict of tensors; give another file")
     check_held(state.values(), f"{what} {uri!r}")
     return state, hashlib.sha256(content).hexdigest()
 
@@ -40,7 +40,7 @@ def _parsed(content: bytes, uri: str, source: str) -> dict[str, Any]:
         return read_checkpoint(io.BytesIO(content), source)
     try:
         return dict(load_safetensors(content))
-    except Exception as error:  # beside its own errors those of torch, for a type that it lacks
+    except Exception as error:  # its own errors, and torch's for a dtype that torch lacks
         raise ModelError(f"{source}: damaged, or not a safetensors file; {ADVICE}") from error
 
 
@@ -51,7 +51,7 @@ def _is_weight(name: object, value: object) -> bool:
 def check_entries(
     expected: Mapping[str, Tensor],
     given: Mapping[str, Any],
-    refusal: str,  # what the file is not, with its name
+    refusal: str,  # begins the message: the file's name and what it was expected to be
 ) -> None:
     """Raise `ModelError` unless `given` has the keys and shapes of `expected` and no others."""
     wrong = [

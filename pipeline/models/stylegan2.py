@@ -1,12 +1,12 @@
-"""The StyleGAN2 synthesis network, in the layout of the published PyTorch checkpoints.
+"""StyleGAN2 synthesis network, in the layout of the published PyTorch checkpoints.
 
 Architecture: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (CVPR 2020),
 skip generator. Parameter names and shapes follow the rosinality layout that ReStyle checkpoints use
-under `decoder.`, so a state dict loads strictly. Channel widths and the output size are arguments:
-a small generator is the same class.
+under `decoder.`, so that a state dict loads strictly. Channel widths and the output size are
+arguments: small generators use the same class.
 
-Modulation is applied to activations and demodulation to the convolution's output. That is the same
-arithmetic as modulating the weights (sec. 3.2), without one convolution per sample.
+Modulation is applied to activations and demodulation to the convolution's output. This equals
+modulating the weights (sec. 3.2), without one convolution per sample.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ LATENT_DIM = 512
 BLUR_TAPS = (1.0, 3.0, 3.0, 1.0)
 LEAK = 0.2
 GAIN = math.sqrt(2)
-# Pixels from which a CPU renders code by code: below, sharing the weights is worth more than what
-# folding saves (64 px: 19 against 22 ms a code; 1024 px: 2.7 against 2.3 s).
-ALONE_FROM = 256
+# Output size from which a CPU renders codes one by one. Below it a batch, which shares the weights,
+# is faster (64 px: batch 19, single 22 ms per code; 1024 px: batch 2.7, single 2.3 s).
+SINGLE_CODE_FROM = 256
 
 
 def n_styles_of(size: int) -> int:
-    """Number of W+ rows of a generator of `size` pixels: 18 at 1024, 10 at 64."""
+    """Return the number of W+ rows of a generator of `size` pixels: 18 at 1024, 10 at 64."""
     return 2 * int(math.log2(size)) - 2
 
 
 def blur_kernel() -> Tensor:
-    """The binomial 4x4 kernel of the resampling layers, [4, 4], sum 4 (gain of a 2x upsampling)."""
+    """Return the binomial 4x4 resampling kernel, [4, 4], sum 4 (gain of 2x upsampling)."""
     taps = torch.tensor(BLUR_TAPS)
     return torch.outer(taps, taps) / 16.0
 
@@ -63,21 +63,21 @@ class EqualLinear(nn.Module):
 
 
 class MappingLayer(EqualLinear):
-    """One layer of the Z -> W network: linear, leaky ReLU, gain."""
+    """Layer of the mapping network (Z to W): linear, leaky ReLU, gain."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(super().forward(x), LEAK) * GAIN
 
 
 class PixelNorm(nn.Module):
-    """Normalises each code to unit mean square."""
+    """Normalise each code to unit mean square."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
 
 
 class Blur(nn.Module):
-    """Low-pass filter behind a transposed convolution."""
+    """Low-pass filter after a transposed convolution."""
 
     kernel: Tensor
 
@@ -90,7 +90,7 @@ class Blur(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the size of the RGB skip image."""
+    """Double the size of the RGB skip image."""
 
     kernel: Tensor
 
@@ -142,7 +142,7 @@ class ModulatedConv2d(nn.Module):
 
 
 class NoiseInjection(nn.Module):
-    """Adds a fixed noise map, scaled by one learned number."""
+    """Add a fixed noise map, scaled by one learned number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class StyledConv(nn.Module):
 
 
 class ToRGB(nn.Module):
-    """Features to RGB, added to the upsampled image of the level below."""
+    """Convert features to RGB and add the upsampled image of the level below."""
 
     def __init__(self, inputs: int, upsample: bool = True) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class ToRGB(nn.Module):
 
 
 class ConstantInput(nn.Module):
-    """The learned 4x4 start of the synthesis network."""
+    """Learned 4x4 input of the synthesis network."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class ConstantInput(nn.Module):
 
 
 class Generator(nn.Module):
-    """W+ codes to images.
+    """Map W+ codes to images.
 
     `channels` gives the feature width of each resolution from 4 px up to the output size, for
     example `{4: 256, 8: 256, 16: 192, 32: 96, 64: 48}`; its largest key is the output size.
@@ -232,7 +232,7 @@ class Generator(nn.Module):
                 self.noises.register_buffer(f"noise_{index}", torch.randn(1, 1, size, size))
 
     def map_z(self, z: Tensor) -> Tensor:
-        """Z codes [n, 512] to W codes [n, 512]."""
+        """Map Z codes [n, 512] to W codes [n, 512]."""
         w: Tensor = self.style(z)
         return w
 
@@ -241,14 +241,14 @@ class Generator(nn.Module):
 
         The noise maps are the checkpoint's fixed buffers: equal codes give equal images.
         """
-        alone = self.size >= ALONE_FROM and w_plus.device.type == "cpu"
-        if alone and not torch.is_grad_enabled():
-            images = [render_one(self, w_plus[face : face + 1]) for face in range(len(w_plus))]
+        one_by_one = self.size >= SINGLE_CODE_FROM and w_plus.device.type == "cpu"
+        if one_by_one and not torch.is_grad_enabled():
+            images = [render_one(self, w_plus[index : index + 1]) for index in range(len(w_plus))]
             return torch.cat(images) if images else w_plus.new_empty(0, 3, self.size, self.size)
         return self.reference(w_plus)
 
     def reference(self, w_plus: Tensor) -> Tensor:
-        """`forward` with gradients and for whole batches: the plain form of the arithmetic."""
+        """Compute `forward` in its plain form, with gradients and for whole batches."""
         noises: Sequence[Tensor] = list(self.noises.buffers())
         rows = w_plus.unbind(dim=1)
         x = self.input.input.expand(w_plus.shape[0], -1, -1, -1)

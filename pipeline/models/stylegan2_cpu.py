@@ -1,15 +1,15 @@
-"""The generator's forward pass for one code on a CPU, without gradients: few passes over memory.
+"""Forward pass of the generator for one code on a CPU, without gradients.
 
-A twin of `Generator.forward`, which is the readable reference; tests hold the two together. The
-time of a 1024 px image goes to convolutions and, behind them, to memory: a map of 32 x 1024 x 1024
-is 128 MB, and each pass over it costs as much as 8 % of a convolution. So here
+Computes the same as `Generator.reference`; tests compare the two. The time of a 1024 px image is
+spent on convolutions and then on memory: a map of 32 x 1024 x 1024 is 128 MB, and each pass over it
+costs 8 % of a convolution. Therefore
 
 * style, demodulation and the activation's gain are folded into the convolution's weight, which is
-  small where maps are large. That is Karras et al. 2020, sec. 3.2 with a batch of one;
-* the bias is added by the convolution, or by the blur behind a transposed one, which also pads;
+  small where maps are large. This is Karras et al. 2020, sec. 3.2 with a batch of one;
+* the bias is added by the convolution, or by the blur after a transposed one, which also pads;
 * noise and leaky ReLU run in place, slab by slab, while the slab is in the cache.
 
-A leaky ReLU commutes with a positive factor, hence the gain can be folded in.
+A leaky ReLU commutes with a positive factor, so the gain can be folded in.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 LEAK = 0.2
 GAIN = 2**0.5
-SLAB = 1 << 18  # elements, 1 MB: half of a core's L2 cache with what is read beside it
+SLAB = 1 << 18  # elements, 1 MB: with the noise map half of a core's L2 cache
 
 
 def render_one(generator: Generator, w_plus: Tensor) -> Tensor:
-    """`generator(w_plus)` for one code, [1, n_styles, 512] to [1, 3, size, size]."""
+    """Return `generator(w_plus)` for one code, [1, n_styles, 512] to [1, 3, size, size]."""
     noises = list(generator.noises.buffers())
     rows = w_plus[0].unbind(dim=0)
     x = _styled(generator.conv1, generator.input.input, rows[0], noises[0])
@@ -46,7 +46,7 @@ def render_one(generator: Generator, w_plus: Tensor) -> Tensor:
 
 
 def _styled(layer: StyledConv, x: Tensor, row: Tensor, noise: Tensor) -> Tensor:
-    """One style layer: [1, i, h, w] and a row [512] to a map that nothing else refers to."""
+    """Apply one style layer to [1, i, h, w] with a row [512]; the result is a new tensor."""
     conv = layer.conv
     bias = layer.activate.bias * GAIN
     if conv.upsample:
@@ -58,7 +58,7 @@ def _styled(layer: StyledConv, x: Tensor, row: Tensor, noise: Tensor) -> Tensor:
 
 
 def _convolved(conv: ModulatedConv2d, x: Tensor, row: Tensor, bias: Tensor | None) -> Tensor:
-    """Modulated, demodulated convolution times the gain, plus `bias` [o] where it is given."""
+    """Return the modulated, demodulated convolution times the gain, plus `bias` [o] if given."""
     style = conv.modulation(row) * conv.scale  # [i]
     factor = torch.rsqrt(_energy(conv) @ style.square() + 1e-8) * GAIN  # [o]
     weight = conv.weight[0]
@@ -77,21 +77,21 @@ def _convolve(conv: ModulatedConv2d, x: Tensor, weight: Tensor, bias: Tensor | N
 
 
 def _blurred(conv: ModulatedConv2d, x: Tensor, bias: Tensor) -> Tensor:
-    """The low-pass filter with `bias` [c] added; [1, c, 2h + 1, 2w + 1] to [1, c, 2h, 2w]."""
+    """Apply the low-pass filter and add `bias` [c]; [1, c, 2h + 1, 2w + 1] to [1, c, 2h, 2w]."""
     channels = x.shape[1]
     kernel = conv.blur.kernel.flip(0, 1).expand(channels, 1, -1, -1)
     return F.conv2d(x, kernel, bias, padding=1, groups=channels)
 
 
 def _activate_(x: Tensor, noise: Tensor) -> None:
-    """Noise [1, h, w] and leaky ReLU, in place on [c, h, w]."""
+    """Add noise [1, h, w] and apply leaky ReLU, in place on [c, h, w]."""
     for slab in x.split(max(1, SLAB // noise.numel())):
         slab.add_(noise)
         F.leaky_relu_(slab, LEAK)
 
 
 def _rgb(layer: ToRGB, x: Tensor, row: Tensor) -> Tensor:
-    """The layer's own RGB image, [1, 3, h, w], before the level below is added."""
+    """Return the layer's RGB image, [1, 3, h, w], before the level below is added."""
     conv = layer.conv
     weight = conv.weight[0] * (conv.modulation(row) * conv.scale)[:, None, None]
     return F.conv2d(x, weight, layer.bias.view(3))
@@ -101,17 +101,18 @@ _energies: WeakKeyDictionary[ModulatedConv2d, tuple[tuple[int, int], Tensor]] = 
 
 
 def _energy(conv: ModulatedConv2d) -> Tensor:
-    """Squared weights summed over the kernel, [o, i]; kept until the weight changes in place.
+    """Return squared weights summed over the kernel, [o, i]; cached while the weight is unchanged.
 
-    PyTorch counts no write through `weight.data`: after one, `load_state_dict` or any counted write
-    is needed. Of a weight made in `torch.inference_mode`, which counts none, nothing is kept.
+    PyTorch does not count writes through `weight.data`: after one, call `load_state_dict` or make
+    any counted write. Weights made in `torch.inference_mode`, which counts no writes, are not
+    cached.
     """
     weight = conv.weight
     if weight.is_inference():
         return weight[0].square().sum(dim=(2, 3))
     version = (weight.data_ptr(), weight._version)
-    known = _energies.get(conv)
-    if known is None or known[0] != version:
-        known = (version, weight[0].square().sum(dim=(2, 3)))
-        _energies[conv] = known
-    return known[1]
+    cached = _energies.get(conv)
+    if cached is None or cached[0] != version:
+        cached = (version, weight[0].square().sum(dim=(2, 3)))
+        _energies[conv] = cached
+    return cached[1]

@@ -1,4 +1,4 @@
-"""Puts a state dict into a model, strictly, and says in one line what does not fit."""
+"""Load a state dict into a model strictly, and report in one line what does not fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_LEVELS = 11  # 4096 px
 _MOST_LAYERS = 64  # official mapping networks have 8
 _INPUT_SIDES = range(16, 2049)  # pixels; the published encoders see 192 and 256
 _INPUT_CHANNELS = (3, 6)
-# Of what tensors claim, against what they hold: networks share a weight, not a thousand.
+# Bound on bytes by shape over bytes stored: a network may share one weight, not a thousand.
 _MOST_SHARED, _FREE_BYTES = 2, 64 << 20
 
 
@@ -27,10 +27,10 @@ def assemble(
     card: ModelCard,
     source: str,
 ) -> RestyleModel:
-    """A model from `weights` (keys `encoder.*`, `generator.*`), float32, sharing their memory.
+    """Return a model with `weights` (`encoder.*`, `generator.*`), float32, sharing their memory.
 
-    `latent_avg` is [512], [1, 512] or [n_styles, 512]. `source` names the file in errors.
-    Raises `ModelError` for a missing or unexpected key, a wrong shape or a wrong type.
+    `latent_avg` is [512], [1, 512] or [n_styles, 512]. `source` names the file in errors. Raises
+    `ModelError` for a missing or unexpected key, a wrong shape or a wrong type.
     """
     check_held((*weights.values(), latent_avg), source)
     model = _untrained(architecture, card, source)
@@ -45,7 +45,10 @@ def assemble(
 
 
 def _untrained(architecture: Architecture, card: ModelCard, source: str) -> RestyleModel:
-    """The model without its weights; of a record that lies, sizes could keep a loop without end."""
+    """Return the model without weights.
+
+    Sizes are checked first: those of a forged record could make construction run without end.
+    """
     sizes = sorted(architecture.channels)
     rows = architecture.encoder_arguments.get("n_styles")
     if sizes != [4 << level for level in range(len(sizes))] or not 1 <= len(sizes) <= _MOST_LEVELS:
@@ -53,7 +56,10 @@ def _untrained(architecture: Architecture, card: ModelCard, source: str) -> Rest
     if rows != n_styles_of(sizes[-1]):
         raise ModelError(f"{source}: an encoder of {rows!r} rows does not fit {sizes[-1]} px")
     if not 0 <= architecture.mapping_layers <= _MOST_LAYERS:
-        raise ModelError(f"{source}: {architecture.mapping_layers} mapping layers are no model's")
+        raise ModelError(
+            f"{source}: {architecture.mapping_layers} mapping layers, expected at most "
+            f"{_MOST_LAYERS}"
+        )
     _check_input(architecture, source)
     try:
         with torch.device("meta"):
@@ -67,7 +73,7 @@ def _check_input(architecture: Architecture, source: str) -> None:
     sides, arguments = architecture.input_size, architecture.encoder_arguments
     if not all(side in _INPUT_SIDES for side in sides):
         raise ModelError(
-            f"{source}: an encoder cannot see {sides[0]}x{sides[1]} px; each side has "
+            f"{source}: the encoder's input is {sides[0]}x{sides[1]} px; each side must be "
             f"{_INPUT_SIDES[0]} to {_INPUT_SIDES[-1]}"
         )
     square = arguments.get("input_size", sides[0])
@@ -80,23 +86,23 @@ def _check_input(architecture: Architecture, source: str) -> None:
 
 
 def check_held(tensors: Iterable[Tensor], source: str) -> None:
-    """Raise `ModelError` where tensors claim more numbers than the memory behind them holds.
+    """Raise `ModelError` if tensors have more elements than the memory behind them holds.
 
-    A tensor of one number, expanded, has any shape; a copy of it would take what the shape says.
-    Tensors that are no plain numbers are left to `is_plain`.
+    An expanded tensor of one element can have any shape, and a copy would allocate the whole shape.
+    Tensors that are not plain are skipped; `is_plain` refuses them.
     """
     plain = [tensor for tensor in tensors if is_plain(tensor)]
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in plain)
     storages = {(store := tensor.untyped_storage()).data_ptr(): store.nbytes() for tensor in plain}
     if claimed > _MOST_SHARED * sum(storages.values()) + _FREE_BYTES:
         raise ModelError(
-            f"{source}: its tensors claim {claimed} bytes of numbers and hold "
-            f"{sum(storages.values())}: expanded or shared, and not a model's"
+            f"{source}: its tensors have {claimed} bytes by their shapes, but the file holds "
+            f"{sum(storages.values())}: they are expanded or shared, so this is not a model"
         )
 
 
 def per_row(latent_avg: Tensor, n_styles: int, source: str) -> Tensor:
-    """`latent_avg` of any published shape as [n_styles, 512]."""
+    """Return `latent_avg` of any published shape as [n_styles, 512]."""
     if not is_plain(latent_avg):
         raise ModelError(f"{source}: latent_avg is not a plain tensor of real numbers")
     shape = tuple(latent_avg.shape)
@@ -130,7 +136,7 @@ def _check(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], source: 
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether it holds numbers, one after another: not sparse, quantised, complex or a stand-in."""
+    """Return whether the tensor is dense and real: not sparse, quantised, complex or meta."""
     odd = tensor.is_quantized or tensor.is_complex() or tensor.is_meta
     return tensor.layout == torch.strided and not odd
 

@@ -1,4 +1,4 @@
-"""Pictures and figures of what is in tables: contact sheets, evaluations, stop rules.
+"""Reports on tables: contact sheets, evaluations, stop rules.
 
-Nothing is imported here: a job checks its request by the light modules before PyTorch is imported.
+Imports nothing, so that jobs can check a request before they import PyTorch.
 """

@@ -1,7 +1,7 @@
-"""Coarse-to-fine analysis: what each step changes, by style layer and image frequency.
+"""Coarse-to-fine analysis: the change of each step by style layer and image frequency.
 
-ReStyle's first step settles pose and shape and later ones add detail; seen in the codes as change
-moving to later rows, and in the images as change moving to higher frequencies.
+ReStyle's first step decides pose and shape, and later ones add detail. In the codes the change
+moves to later rows, in the images to higher frequencies.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from torch import Tensor
 from pipeline.inversion.render import render_each
 from pipeline.models import RestyleModel
 from pipeline.reports.requirements import require_steps
-from pipeline.reports.sheets import Cell, Sheet
+from pipeline.reports.sheets import Cell, ReportTable
 from pipeline.reports.statistics import Floats, Interval, interval_of_sums
 from pipeline.table import Table
-from pipeline.table.code_arrays import step_codes_of
 from pipeline.table.model_lookup import model_of
+from pipeline.table.reader import step_codes_of
 
-_COARSEST = 4  # side in pixels under which an image is not divided further
+_MIN_SIDE = 4  # pixels; the last band's shorter side
 
 
 def laplacian_bands(images: Tensor) -> list[Tensor]:
-    """Bands of images [n, c, h, w], fine to coarse; each an octave, [n, c, h / 2ᵏ, w / 2ᵏ].
+    """Split images [n, c, h, w] into octaves, fine to coarse, [n, c, h / 2ᵏ, w / 2ᵏ].
 
-    A band is what an image of that size loses when it is halved (means of 2×2) and enlarged again
-    (bilinear); the last one is the image that is left.
+    A band is the difference of an image and its half-size version (means of 2×2) enlarged again
+    (bilinear). The last band is the remaining small image.
     """
     bands = []
-    while min(images.shape[-2:]) >= 2 * _COARSEST:
+    while min(images.shape[-2:]) >= 2 * _MIN_SIDE:
         half = F.avg_pool2d(images, 2)
-        again = F.interpolate(half, images.shape[-2:], mode="bilinear", align_corners=False)
-        bands.append(images - again)
+        enlarged = F.interpolate(half, images.shape[-2:], mode="bilinear", align_corners=False)
+        bands.append(images - enlarged)
         images = half
     return [*bands, images]
 
 
 def band_names(side: int) -> list[str]:
-    """Cycles an image side of the bands of an image whose shorter side has `side` pixels."""
+    """Return the bands' ranges in cycles per image side; `side` is the shorter one in pixels."""
     names = []
-    while side >= 2 * _COARSEST:
+    while side >= 2 * _MIN_SIDE:
         names.append(f"{side // 4}–{side // 2}")
         side //= 2
     return [*names, f"0–{side // 2}"]
@@ -56,13 +56,13 @@ def band_names(side: int) -> list[str]:
 GROUPS = {"coarse": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None)}
 _CODES = "SELECT image_id, w_plus_per_step, residual_norm_per_step FROM latents"
 _ROWS = 64  # five steps of 18 x 512 float32 of 64 faces are 12 MB
-# Float16 codes move a residual's norm by far less, another starting code by far more.
+# Rounding to float16 changes a residual's norm by far less, another initial code by far more.
 _SAME_START = 0.02
 
 
 @dataclass
 class _Sums:
-    """Running sums of a row of values, for each step."""
+    """Sums of vectors by step."""
 
     n: list[int] = field(default_factory=list)
     total: list[Floats] = field(default_factory=list)
@@ -86,34 +86,34 @@ class _Sums:
 
 @dataclass(frozen=True)
 class Change:
-    """Mean absolute change in each step, over the faces that made the step.
+    """Mean absolute change in each step, over the faces that have the step.
 
-    A step that no face's change is known of holds intervals of no values.
+    A step without any known change has intervals over no values.
     """
 
     layers: Sequence[Sequence[Interval]]  # [steps][n_styles]
     groups: Sequence[Sequence[Interval]]  # [steps][coarse, medium, fine]
     bands: Sequence[Sequence[Interval]]  # [steps][bands], fine to coarse
-    band_names: Sequence[str]  # cycles an image side
+    band_names: Sequence[str]  # cycles per image side
     faces: int
-    rendered: int  # faces whose images were looked at
-    without_start: int  # faces whose first step is left out, as its starting code is not stored
+    rendered: int  # faces rendered for the bands
+    without_start: int  # faces without the first step, as their initial code is not stored
 
 
 class _Path(NamedTuple):
-    """The codes of one face: the average one, then that of each step."""
+    """Codes of one face: the average latent, then each step's."""
 
     image_id: str
     codes: NDArray[np.float32]  # [1 + steps, n_styles, 512]
-    from_average: bool  # whether the first step did start there
+    from_average: bool  # the first step started from the average latent
 
 
 @torch.no_grad()
 def change_by_step(table: Table, *, images: int, device: str = "cpu") -> Change:
-    """Layers over all faces of a table, frequency bands over at most `images` of them.
+    """Measure layers over all faces of a table, frequency bands over at most `images` of them.
 
     The images are rendered from the stored codes with the table's model. Raises `RequestError`
-    if the table does not keep the code of every step, `ModelError` if the model is another one.
+    if the table does not have the code of every step, `ModelError` if the model is another one.
     """
     require_steps(table)
     model = model_of(table, device=device)
@@ -124,12 +124,12 @@ def change_by_step(table: Table, *, images: int, device: str = "cpu") -> Change:
         faces += 1
         without_start += not path.from_average
         change = np.abs(np.diff(path.codes.astype(np.float64), axis=0)).mean(axis=2)
-        pictured = _band_changes(model, path.codes) if path.image_id in chosen else []
+        band_changes = _band_changes(model, path.codes) if path.image_id in chosen else []
         for step in range(0 if path.from_average else 1, len(change)):
             layers.add(step, change[step])
             groups.add(step, np.array([change[step, rows].mean() for rows in GROUPS.values()]))
-            if pictured:
-                bands.add(step, pictured[step])
+            if band_changes:
+                bands.add(step, band_changes[step])
     return Change(
         layers=layers.intervals(),
         groups=groups.intervals(),
@@ -142,7 +142,7 @@ def change_by_step(table: Table, *, images: int, device: str = "cpu") -> Change:
 
 
 def _sample(table: Table, count: int) -> set[str]:
-    """Ids of at most `count` faces, the same ones in each table of the same faces."""
+    """Return the ids of at most `count` faces, the same for all tables of the same faces."""
     query = f"SELECT image_id FROM latents ORDER BY md5(image_id) LIMIT {int(count)}"
     return set(table.arrow(query)["image_id"].to_pylist())
 
@@ -155,32 +155,32 @@ def _paths(table: Table, average: NDArray[np.float32]) -> Iterator[_Path]:
             own = codes[offsets[row] : offsets[row + 1]]
             if not len(own):
                 continue
-            moved = float(np.sqrt(np.square(own[0] - average).mean()))
-            stated = (norms[row] or [None])[0]
-            same = stated is not None and abs(moved - stated) <= _SAME_START * max(moved, stated)
+            norm = float(np.sqrt(np.square(own[0] - average).mean()))
+            stored = (norms[row] or [None])[0]
+            same = stored is not None and abs(norm - stored) <= _SAME_START * max(norm, stored)
             yield _Path(image, np.concatenate([average[None], own]), same)
 
 
 def _band_changes(model: RestyleModel, codes: NDArray[np.float32]) -> list[Floats]:
-    """Mean absolute change of each band in each step, [steps][bands]."""
+    """Return the mean absolute change of each band in each step, [steps][bands]."""
     tensor = torch.from_numpy(codes).to(model.latent_avg.device)
     frames = torch.stack(list(render_each(model, tensor))).clamp(-1, 1)
-    # Bands are linear in the image, so those of a difference are the differences of bands.
+    # Bands are linear in the image: the bands of a difference are the differences of bands.
     bands = laplacian_bands(frames.diff(dim=0))
     changes = torch.stack([band.abs().mean(dim=(1, 2, 3)) for band in bands], dim=1)
     return list(changes.cpu().double().numpy())
 
 
 _NOTE = (
-    "Mean absolute change of the code in each step, over all faces of a table that made it: rows "
+    "Mean absolute change of the code in each step, over all faces of a table that have it: rows "
     "1–4 (coarse), 5–8 (medium), 9 and up (fine). `coarse_to_fine_layers.csv` has each row; "
-    "`coarse_to_fine_bands.csv` has octaves of a Laplacian pyramid of the images, [-1, 1], that "
+    "`coarse_to_fine_bands.csv` has octaves of a Laplacian pyramid of the images in [-1, 1] that "
     "the model renders from the stored codes; faces rendered: {}."
 )
 
 
-def groups_sheet(changes: Mapping[str, Change]) -> Sheet:
-    """A row a table and step, a column a group of rows of the code."""
+def groups_table(changes: Mapping[str, Change]) -> ReportTable:
+    """Return the change by group of rows: one row per table and step, one column per group."""
     rows: list[list[Cell]] = [
         [name, step, *groups]
         for name, change in changes.items()
@@ -190,14 +190,14 @@ def groups_sheet(changes: Mapping[str, Change]) -> Sheet:
     left_out = {name: each.without_start for name, each in changes.items() if each.without_start}
     if left_out:
         note += (
-            " First steps that did not start from the average code are left out, faces: "
+            " First steps that did not start from the average code are not included, faces: "
             f"{_counts(left_out)}."
         )
-    return Sheet("coarse_to_fine", "Coarse to fine", ["method", "step", *GROUPS], rows, note)
+    return ReportTable("coarse_to_fine", "Coarse to fine", ["method", "step", *GROUPS], rows, note)
 
 
-def layers_sheet(changes: Mapping[str, Change]) -> Sheet:
-    """A row a table, step and style layer."""
+def layers_table(changes: Mapping[str, Change]) -> ReportTable:
+    """Return the change by style layer: one row per table, step and layer."""
     rows: list[list[Cell]] = [
         [name, step, layer, mean]
         for name, change in changes.items()
@@ -205,11 +205,11 @@ def layers_sheet(changes: Mapping[str, Change]) -> Sheet:
         for layer, mean in enumerate(layers, 1)
     ]
     header = ["method", "step", "layer", "mean absolute change"]
-    return Sheet("coarse_to_fine_layers", "Style layers", header, rows)
+    return ReportTable("coarse_to_fine_layers", "Style layers", header, rows)
 
 
-def bands_sheet(changes: Mapping[str, Change]) -> Sheet:
-    """A row a table, step and frequency band."""
+def bands_table(changes: Mapping[str, Change]) -> ReportTable:
+    """Return the change by frequency band: one row per table, step and band."""
     rows: list[list[Cell]] = [
         [name, step, band, mean]
         for name, change in changes.items()
@@ -217,7 +217,7 @@ def bands_sheet(changes: Mapping[str, Change]) -> Sheet:
         for band, mean in zip(change.band_names, bands, strict=True)
     ]
     header = ["method", "step", "cycles an image side", "mean absolute change"]
-    return Sheet("coarse_to_fine_bands", "Image frequencies", header, rows)
+    return ReportTable("coarse_to_fine_bands", "Image frequencies", header, rows)
 
 
 def _counts(faces: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""The report of an evaluation: Markdown, CSV files and plots, for one folder."""
+"""Write the report of an evaluation: Markdown, CSV files and plots in one folder."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from pipeline.reports.coarse_to_fine import (
     Change,
-    bands_sheet,
+    bands_table,
     change_by_step,
-    groups_sheet,
-    layers_sheet,
+    groups_table,
+    layers_table,
 )
 from pipeline.reports.evaluation import (
     Method,
-    check_measured_alike,
+    check_same_definitions,
     comparison,
     metrics_of,
     notes,
@@ -28,33 +28,33 @@ from pipeline.reports.faces import Faces, label, read_face_scalars
 from pipeline.reports.ground_truth import DEFINITION, METRIC, GroundTruth, with_distances
 from pipeline.reports.plots import change_in_steps, quality_against_time
 from pipeline.reports.requirements import check_comparison
-from pipeline.reports.sheets import REPORT_NAME, REPORT_TITLE, Sheet, number
+from pipeline.reports.sheets import REPORT_NAME, REPORT_TITLE, ReportTable, number
 from pipeline.storage import Store
 from pipeline.table import Table
 
 
 @dataclass(frozen=True)
 class Options:
-    """What an evaluation is asked for besides its tables."""
+    """Options of an evaluation."""
 
-    labels: Sequence[str] = ()  # one a table; by default what its rows say
-    common: bool = False  # compare the faces that all tables hold
-    ground_truth: str | None = None  # URI of pairs, the tables' input
+    labels: Sequence[str] = ()  # one per table; default: from its rows
+    common: bool = False  # compare the faces that all tables have
+    ground_truth: str | None = None  # URI of the pairs that the tables were made from
     coarse_to_fine: bool = False
-    images: int = 100  # that are rendered for image frequencies
-    device: str = "cpu"  # that renders them
+    images: int = 100  # faces rendered for image frequencies
+    device: str = "cpu"  # device that renders them
     plots: bool = True
 
 
 @dataclass(frozen=True)
 class Report:
-    """Files by name, and the first table as Markdown."""
+    """Files of a report by name, and its first table as Markdown."""
 
     files: Mapping[str, bytes]
     headline: str
 
     def write(self, folder: str) -> None:
-        """Put every file into a folder, a path or fsspec URI; the text last."""
+        """Write all files to a folder, a path or fsspec URI; the Markdown file last."""
         store = Store(folder)
         for name in sorted(self.files, key=lambda name: name == REPORT_NAME):
             store.put(name, self.files[name])
@@ -63,8 +63,8 @@ class Report:
 def compare_tables(tables: Sequence[Table], options: Options) -> Report:
     """Compare tables over the same faces.
 
-    Raises `RequestError` if they do not hold the same faces, are not measured alike, or do not
-    have what `options` asks for.
+    Raises `RequestError` if they have different faces or metric definitions, or lack columns that
+    `options` needs.
     """
     check_comparison(
         tables,
@@ -75,7 +75,7 @@ def compare_tables(tables: Sequence[Table], options: Options) -> Report:
     )
     everything = [read_face_scalars(table) for table in tables]
     labels = _labels(tables, everything, options.labels)
-    check_measured_alike(tables, labels)
+    check_same_definitions(tables, labels)
     faces = same_faces(everything, labels, common=options.common)
     remarks = _left_out(labels, everything, faces)
     if options.ground_truth is not None:
@@ -104,13 +104,13 @@ def _report(
 ) -> Report:
     sheets = [comparison(methods), *([paired(methods)] if len(methods) > 1 else [])]
     sheets += [per_step(methods), per_bucket(methods)]
-    details: list[Sheet] = []
+    details: list[ReportTable] = []
     files: dict[str, bytes] = {}
     if plots and metrics_of(methods):
         files["quality_against_time.png"] = quality_against_time(methods)
     if changes:
-        sheets.append(groups_sheet(changes))
-        details = [layers_sheet(changes), bands_sheet(changes)]
+        sheets.append(groups_table(changes))
+        details = [layers_table(changes), bands_table(changes)]
         if plots:
             files["coarse_to_fine.png"] = change_in_steps(changes)
     text = _text(tables, methods, sheets, [*notes(methods), *remarks], list(files))
@@ -122,25 +122,25 @@ def _left_out(
     labels: Sequence[str], everything: Sequence[Faces], compared: Sequence[Faces]
 ) -> list[str]:
     return [
-        f"{name}: {len(few):,} of its {len(each):,} faces, those that all tables hold."
-        for name, each, few in zip(labels, everything, compared, strict=True)
-        if len(few) < len(each)
+        f"{name}: {len(chosen):,} of its {len(each):,} faces, those that all tables have."
+        for name, each, chosen in zip(labels, everything, compared, strict=True)
+        if len(chosen) < len(each)
     ]
 
 
 def _measured(
     tables: Sequence[Table], faces: Sequence[Faces], pairs: str
 ) -> tuple[list[Faces], list[GroundTruth]]:
-    found = [with_distances(*each, pairs) for each in zip(tables, faces, strict=True)]
-    return [each for each, _ in found], [truth for _, truth in found]
+    measured = [with_distances(*each, pairs) for each in zip(tables, faces, strict=True)]
+    return [each for each, _ in measured], [truth for _, truth in measured]
 
 
 def _about_truth(
     tables: Sequence[Table], labels: Sequence[str], truths: Sequence[GroundTruth]
 ) -> list[str]:
     remarks = [
-        f"W+ distance: the true codes lie {number(truths[0].spread)} from their own mean (root "
-        "mean square), which is what one guess for all faces would reach."
+        f"W+ distance: the true codes have a root mean square distance of "
+        f"{number(truths[0].spread)} to their mean, the best result of one code for all faces."
     ]
     for table, name, truth in zip(tables, labels, truths, strict=True):
         rows = ", ".join(number(error) for error in truth.by_row)
@@ -151,7 +151,7 @@ def _about_truth(
 
 
 def _labels(tables: Sequence[Table], faces: Sequence[Faces], given: Sequence[str]) -> list[str]:
-    """A name for each table, no two the same."""
+    """Return a different name for each table."""
     if given:
         return list(given)
     models = [str(table.spec.model.get("name", "")) for table in tables]
@@ -161,29 +161,28 @@ def _labels(tables: Sequence[Table], faces: Sequence[Faces], given: Sequence[str
         words += ["+".join(each.methods) or "table"]
         if each.methods == ("restyle",):
             auto = table.spec.config.get("steps") == "auto"
-            words.append("auto" if auto else f"N={each.most_steps}")
+            words.append("auto" if auto else f"N={each.max_steps}")
         names.append(" ".join(words))
     count = Counter(names)
     return [
-        name if count[name] == 1 else f"{name} ({table.store.root.rsplit('/', 1)[-1]}, {place})"
-        for place, (name, table) in enumerate(zip(names, tables, strict=True), 1)
+        name if count[name] == 1 else f"{name} ({table.store.root.rsplit('/', 1)[-1]}, {position})"
+        for position, (name, table) in enumerate(zip(names, tables, strict=True), 1)
     ]
 
 
 def _text(
     tables: Sequence[Table],
     methods: Sequence[Method],
-    sheets: Sequence[Sheet],
+    sheets: Sequence[ReportTable],
     remarks: Sequence[str],
     pictures: Sequence[str],
 ) -> str:
     lines = [f"{REPORT_TITLE} {len(methods[0].faces):,} faces", ""]
     for table, method in zip(tables, methods, strict=True):
-        about = table.spec
-        model = about.model.get("name", "unknown")
+        model = table.spec.model.get("name", "unknown")
         lines.append(
             f"* {method.label}: `{table.store.root}`, model {model}, "
-            f"fingerprint `{about.fingerprint[:12]}`"
+            f"fingerprint `{table.spec.fingerprint[:12]}`"
         )
     sections = ["\n".join(lines) + "\n", sheets[0].to_markdown()]
     sections += [f"![{name.split('.')[0].replace('_', ' ')}]({name})\n" for name in pictures]
@@ -194,11 +193,11 @@ def _text(
 
 
 def _definitions(tables: Sequence[Table], methods: Sequence[Method]) -> str:
-    known = {METRIC: DEFINITION}
+    definitions = {METRIC: DEFINITION}
     for table in reversed(tables):
-        known |= {name: text for name, text in table.spec.metrics.items() if text}
-    wanted = [*metrics_of(methods), "best_step"]
-    lines = [f"* {_name(name)}: {known[name]}" for name in wanted if name in known]
+        definitions |= {name: text for name, text in table.spec.metrics.items() if text}
+    names = [*metrics_of(methods), "best_step"]
+    lines = [f"* {_name(name)}: {definitions[name]}" for name in names if name in definitions]
     return "## What was measured\n\n" + "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The picture to look at first: target, average face and every step of some inversions."""
+"""Contact sheet: target, average face and every step of some inversions."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ FRAME = 3  # width of the line around the best step
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One face: pictures [h, w, 3] uint8 of one size, and its numbers, one a step."""
+    """Pictures of one face, uint8 [h, w, 3] of one size, and its metrics, one per step."""
 
     target: Pixels
     average: Pixels
     steps: Sequence[Pixels]
-    begun: Sequence[Pixels] = ()  # steps of another model, whose last one these start from
+    bootstrap: Sequence[Pixels] = ()  # steps of the model that gave the initial codes
     label: str = ""  # below the target: the image's key, shortened to fit
     l2: Sequence[float] = ()
     lpips: Sequence[float] = ()
     best_step: int | None = None  # from 1; framed
 
     def captions(self) -> list[str]:
-        """The line below each picture."""
+        """Return the line below each picture."""
         steps = []
         for index in range(len(self.steps)):
             numbers = [
@@ -49,31 +49,31 @@ class SheetRow:
                 if index < len(values)
             ]
             steps.append("  ".join(numbers))
-        return [self.label, "", *[""] * len(self.begun), *steps]
+        return [self.label, "", *[""] * len(self.bootstrap), *steps]
 
     @property
     def pictures(self) -> list[Pixels]:
-        """Every picture, from left to right."""
-        return [self.target, self.average, *self.begun, *self.steps]
+        """Pictures of the row, from left to right."""
+        return [self.target, self.average, *self.bootstrap, *self.steps]
 
 
 def contact_sheet(
     rows: Sequence[SheetRow], *, title: str = "", cell_width: int = 144, step_name: str = "step"
 ) -> bytes:
-    """A PNG with a row for each face: the target, the average face, then its steps.
+    """Draw a PNG with one row per face: target, average face, then its steps.
 
-    The steps of a model that was started from stand before them, as "inversion". A row of fewer
-    steps than others ends earlier. Pictures are enlarged or reduced to `cell_width`, keeping their
-    proportions. The same rows give the same bytes. Raises `ShapeError` where there are no rows,
-    pictures of several sizes, or rows that were started from differently many steps.
+    Steps of a bootstrap model come first, named "inversion". A row with fewer steps ends earlier.
+    Pictures are resized to `cell_width` and keep their aspect ratio. Equal rows give equal bytes.
+    Raises `ShapeError` for no rows, pictures of different sizes, and rows with different numbers
+    of bootstrap steps.
     """
-    height, width, n_begun, n_steps = _common_shape(rows)
+    height, width, n_bootstrap, n_steps = _common_shape(rows)
     cell = (cell_width, round(cell_width * height / width))
     top = MARGIN + (TITLE if title else 0) + HEADER
     sheet = Image.new(
         "RGB",
         (
-            2 * MARGIN + (n_begun + n_steps + 2) * (cell[0] + GAP) - GAP,
+            2 * MARGIN + (n_bootstrap + n_steps + 2) * (cell[0] + GAP) - GAP,
             top + len(rows) * (cell[1] + CAPTION + GAP) + MARGIN - GAP,
         ),
         PAPER,
@@ -81,7 +81,7 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((MARGIN, MARGIN - 4), drawable(title), INK, _font(20))
-    for column, name in enumerate(_headers(n_begun, n_steps, step_name)):
+    for column, name in enumerate(_headers(n_bootstrap, n_steps, step_name)):
         x = MARGIN + column * (cell[0] + GAP) + cell[0] / 2
         draw.text((x, top - HEADER / 2), drawable(name), INK, _font(15), anchor="mm")
     for index, row in enumerate(rows):
@@ -91,15 +91,15 @@ def contact_sheet(
     return buffer.getvalue()
 
 
-def _headers(n_begun: int, n_steps: int, step_name: str) -> list[str]:
-    begun = ["inversion", *(f"inversion {number}" for number in range(2, n_begun + 1))][:n_begun]
+def _headers(n_bootstrap: int, n_steps: int, step_name: str) -> list[str]:
+    bootstrap = ["inversion", *(f"inversion {number}" for number in range(2, n_bootstrap + 1))]
     steps = [f"{step_name} {number}" for number in range(1, n_steps + 1)]
-    return ["target", "average face", *begun, *steps]
+    return ["target", "average face", *bootstrap[:n_bootstrap], *steps]
 
 
 def _draw_row(sheet: Image.Image, row: SheetRow, y: int, cell: tuple[int, int]) -> None:
     draw = ImageDraw.Draw(sheet)
-    best = None if row.best_step is None else row.best_step + 1 + len(row.begun)
+    best = None if row.best_step is None else row.best_step + 1 + len(row.bootstrap)
     for column, (picture, caption) in enumerate(zip(row.pictures, row.captions(), strict=True)):
         x = MARGIN + column * (cell[0] + GAP)
         image = Image.fromarray(picture).resize(cell, Image.Resampling.LANCZOS)
@@ -114,10 +114,10 @@ def _draw_row(sheet: Image.Image, row: SheetRow, y: int, cell: tuple[int, int]) 
 
 
 def drawable(text: str) -> str:
-    """`text` in ASCII, as the font shows a box for most other characters, Latin-1's among them.
+    """Return `text` in ASCII, as the font lacks most other characters.
 
-    Letters lose their accents; what is no letter with an accent is escaped, such as `\\u4e2d`, so
-    that keys in other scripts stay apart.
+    Accents are removed. Other characters are escaped, such as `\\u4e2d`, so that keys in other
+    scripts stay different.
     """
     return "".join(map(_plain, text))
 
@@ -128,14 +128,14 @@ def _plain(char: str) -> str:
     if unicodedata.combining(char):
         return ""
     letter = unicodedata.normalize("NFD", char)[0]
-    known = letter.isascii() and letter.isprintable()  # a line break is not
-    return letter if known else char.encode("unicode_escape").decode()
+    plain = letter.isascii() and letter.isprintable()  # False for line breaks
+    return letter if plain else char.encode("unicode_escape").decode()
 
 
 def _fitting(text: str, width: int) -> str:
-    """`text`, or as much of its end as is not wider than `width` pixels.
+    """Return `text`, or the longest end of it that fits into `width` pixels.
 
-    No character is narrower than a pixel, so the time does not grow with the text.
+    No character is narrower than a pixel, so that at most `width` characters are measured.
     """
     if len(text) <= width and _font(12).getlength(text) <= width:
         return text
@@ -147,19 +147,20 @@ def _fitting(text: str, width: int) -> str:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, so that a sheet looks the same on every machine."""
+    """Return Pillow's built-in font, so that a sheet is the same on every machine."""
     return ImageFont.load_default(size)
 
 
 def _common_shape(rows: Sequence[SheetRow]) -> tuple[int, int, int, int]:
-    """(height, width, steps begun with) of all rows, and the most steps of any."""
+    """Return height, width, the number of bootstrap steps and the maximum number of steps."""
     pictures = [picture for row in rows for picture in row.pictures]
     shapes = {picture.shape for picture in pictures}
-    begun = {len(row.begun) for row in rows}  # steps stand behind these, each in its column
-    if len(shapes) != 1 or len(begun) != 1 or any(p.dtype != np.uint8 for p in pictures):
+    bootstrap = {len(row.bootstrap) for row in rows}  # equal, so that steps share their columns
+    if len(shapes) != 1 or len(bootstrap) != 1 or any(p.dtype != np.uint8 for p in pictures):
         raise ShapeError(
-            "a contact sheet needs at least one row, uint8 pictures [h, w, 3] of one size and "
-            f"equally many begun with in each row, not {len(rows)} rows of shapes {sorted(shapes)}"
+            "a contact sheet needs at least one row, uint8 pictures [h, w, 3] of one size and the "
+            f"same number of bootstrap steps per row, got {len(rows)} rows of shapes "
+            f"{sorted(shapes)}"
         )
     height, width, _ = shapes.pop()
-    return height, width, begun.pop(), max(len(row.steps) for row in rows)
+    return height, width, bootstrap.pop(), max(len(row.steps) for row in rows)

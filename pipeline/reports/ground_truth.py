@@ -1,4 +1,4 @@
-"""Distance to known codes: images that a generator rendered have one (pairs)."""
+"""Distance to the true codes, which pairs of rendered images have."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, RequestError
-from pipeline.reports.faces import Faces, last_kept
+from pipeline.reports.faces import Faces, repeat_last
 from pipeline.reports.statistics import Floats
 from pipeline.storage import Shard, list_shards
 from pipeline.storage.readers.pairs import CODE_SUFFIX, WANTED, code_members
 from pipeline.table import Table
-from pipeline.table.code_arrays import codes_of, step_codes_of
+from pipeline.table.reader import codes_of, step_codes_of
 
 METRIC = "w_plus_distance"
 DEFINITION = (
@@ -32,32 +32,32 @@ Codes = Mapping[str, NDArray[np.float32]]  # key -> [512] or [n_styles, 512]
 
 
 class _Distances(NamedTuple):
-    """Of the faces of one batch that have a pair."""
+    """Distances of the faces of one batch that have a pair."""
 
     ids: pa.Array  # strings
     kept: Floats  # [n]
-    per_step: pa.ListArray  # of n lists; empty ones where steps are not stored
+    per_step: pa.ListArray  # n lists, empty if steps are not stored
 
 
 @dataclass
 class GroundTruth:
-    """What is known of the true codes, and by how much each row of the found ones misses them."""
+    """Sums over the true codes and over the errors of each row of the inverted codes."""
 
     n: int = 0
     total: Floats = field(default_factory=lambda: np.zeros(_STYLE_DIM))
     squares: float = 0.0
     row_errors: Floats | float = 0.0  # [n_styles], summed squares
 
-    def add(self, true: NDArray[np.float64], found: NDArray[np.float32]) -> None:
-        """Count codes [n, n_styles, 512]."""
+    def add(self, true: NDArray[np.float64], inverted: NDArray[np.float32]) -> None:
+        """Add codes [n, n_styles, 512]."""
         self.n += len(true)
         self.total += true.mean(axis=1).sum(axis=0)
         self.squares += float(np.square(true).mean(axis=(1, 2)).sum())
-        self.row_errors = self.row_errors + np.square(found - true).mean(axis=2).sum(axis=0)
+        self.row_errors = self.row_errors + np.square(inverted - true).mean(axis=2).sum(axis=0)
 
     @property
     def spread(self) -> float:
-        """Root mean square distance of true codes to their mean: of one guess for all faces."""
+        """Root mean square distance of the true codes to their mean."""
         mean = self.total / self.n
         return math.sqrt(max(0.0, self.squares / self.n - float(np.square(mean).mean())))
 
@@ -68,15 +68,15 @@ class GroundTruth:
 
 
 def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, GroundTruth]:
-    """`faces` of `table` with the metric `w_plus_distance`, and what was seen of the true codes.
+    """Add the metric `w_plus_distance` to `faces` of `table`; also return the ground truth.
 
     `pairs` is the input that the table was made from: tars of `<key>.jpg` and `<key>.w.npy`
-    ([512] or [n_styles, 512]). A face belongs to the pair of its shard and key; one without a pair
-    has no distance. Distances of single steps need a table that keeps them. Raises `RequestError`
-    if no face has a pair, and as `code_members` does.
+    ([512] or [n_styles, 512]). Faces and pairs are matched by shard and key; a face without a pair
+    has no distance. Distances per step need a table with steps. Raises `RequestError` if no face
+    has a pair, and what `code_members` raises.
     """
     shards = {shard.shard_id: shard for shard in list_shards(pairs)}
-    found, truth = [], GroundTruth()
+    batches, truth = [], GroundTruth()
     codes: tuple[str, Codes] = ("", {})
     for batch in _batches(table):
         for shard_id in pc.unique(batch["shard"]).to_pylist():
@@ -84,39 +84,39 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, Groun
                 if shard_id != codes[0]:
                     codes = shard_id, read_codes(shards[shard_id])
                 own = batch.filter(pc.equal(batch["shard"], shard_id))
-                found.append(_measure(own, codes[1], table.spec.columns.n_styles, truth))
+                batches.append(_measure(own, codes[1], table.spec.columns.n_styles, truth))
     if not truth.n:
         raise RequestError(
             f"'{pairs}' has no pair (<key>{CODE_SUFFIX}) for any face of '{table.store.root}': "
             "give the input that the table was made from"
         )
-    ids = pa.concat_arrays([batch.ids for batch in found])
-    lists = pa.concat_arrays([batch.per_step for batch in found])
+    ids = pa.concat_arrays([batch.ids for batch in batches])
+    lists = pa.concat_arrays([batch.per_step for batch in batches])
     rows = pc.index_in(faces.ids, value_set=ids)
-    known = rows.is_valid().to_numpy(zero_copy_only=False)
+    paired = rows.is_valid().to_numpy(zero_copy_only=False)
     chosen = rows.fill_null(0).to_numpy()
-    kept = np.concatenate([batch.kept for batch in found])[chosen]
-    steps = last_kept(lists, faces.most_steps)[chosen]
-    kept, steps = np.where(known, kept, np.nan), np.where(known[:, None], steps, np.nan)
+    kept = np.concatenate([batch.kept for batch in batches])[chosen]
+    steps = repeat_last(lists, faces.max_steps)[chosen]
+    kept, steps = np.where(paired, kept, np.nan), np.where(paired[:, None], steps, np.nan)
     return faces.with_metric(METRIC, kept, steps), truth
 
 
 def read_codes(shard: Shard) -> Codes:
-    """The true codes of a tar by key, float32. Raises as `code_members` does."""
+    """Read the true codes of a tar by key, float32. Raises what `code_members` raises."""
     if shard.kind != "tar":
-        raise InputError(f"'{shard.uri}' is no tar: {WANTED}")
+        raise InputError(f"'{shard.uri}' is not a tar: {WANTED}")
     return dict(code_members(shard.uri))
 
 
 def _batches(table: Table) -> Iterator[pa.RecordBatch]:
-    """Ids and codes, in the order of part files: the faces of a shard stand together."""
+    """Return batches of ids and codes in the order of part files, grouped by shard."""
     stored = table.spec.columns.all_steps
     steps = ", w_plus_per_step" if stored else ""
     return table.batches(f"SELECT image_id, shard, key, w_plus{steps} FROM latents", _ROWS)
 
 
 def _measure(batch: pa.RecordBatch, codes: Codes, n_styles: int, truth: GroundTruth) -> _Distances:
-    """Distances of the faces, all of one shard, that have a pair in `codes`."""
+    """Measure the faces of one shard that have a pair in `codes`."""
     paired = [row for row, key in enumerate(batch["key"].to_pylist()) if key in codes]
     batch = batch.take(pa.array(paired, pa.int64()))
     kept = codes_of(batch["w_plus"], n_styles)
@@ -132,19 +132,19 @@ def _measure(batch: pa.RecordBatch, codes: Codes, n_styles: int, truth: GroundTr
 
 
 def _true_codes(batch: pa.RecordBatch, codes: Codes, n_styles: int) -> NDArray[np.float64]:
-    """The true code of each row, [n, n_styles, 512]."""
-    found = np.empty((batch.num_rows, n_styles, _STYLE_DIM))
+    """Return the true code of each row, [n, n_styles, 512]."""
+    all_true = np.empty((batch.num_rows, n_styles, _STYLE_DIM))
     for row, key in enumerate(batch["key"].to_pylist()):
         true = codes[key].reshape(-1, _STYLE_DIM)
         if len(true) not in (1, n_styles):
             raise RequestError(
-                f"the true code of '{key}' has {len(true)} rows, those of the table {n_styles}"
+                f"the true code of '{key}' has {len(true)} rows, but the table's have {n_styles}"
             )
-        found[row] = true
-    return found
+        all_true[row] = true
+    return all_true
 
 
 def _distance(codes: NDArray[np.float32], true: NDArray[np.float64]) -> Floats:
-    """RMS over the last two axes of [n, n_styles, 512], [n]."""
+    """Return the RMS over the last two axes of [n, n_styles, 512], [n]."""
     error: Floats = np.sqrt(np.square(codes - true).mean(axis=(-2, -1)))
     return error

@@ -1,4 +1,4 @@
-"""What a report needs of its request and its tables: checked before PyTorch is imported."""
+"""Check the requests and tables of reports, before PyTorch is imported."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pipeline.errors import ConfigError, RequestError
 from pipeline.storage import list_shards
 from pipeline.table import Table
 
-LONGEST_LOOP = 100  # steps that jobs/invert_dataset.py lets a face make
+MAX_STEPS = 100  # limit of jobs/invert_dataset.py
 
 
 def require_matplotlib() -> None:
-    """Raise `RequestError` that says what to install if there is no matplotlib."""
+    """Raise `RequestError` if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise RequestError(
             "plots need matplotlib: pip install 'restyle-pipeline[reports]', or add --no-plots"
@@ -21,29 +21,29 @@ def require_matplotlib() -> None:
 
 
 def require_steps(table: Table) -> None:
-    """Raise `RequestError` if the table does not keep the code of every step."""
+    """Raise `RequestError` if the table does not have the code of every step."""
     if not table.spec.columns.all_steps:
         raise RequestError(
-            f"the table '{table.store.root}' keeps no code of single steps: make it with "
-            "--keep-steps to see what each step changes"
+            f"the table '{table.store.root}' has no codes of single steps: make it with "
+            "--keep-steps for a coarse-to-fine analysis"
         )
 
 
 def require_crops_and_steps(table: Table) -> None:
-    """Raise `RequestError` if the table does not keep what a contact sheet shows."""
+    """Raise `RequestError` if the table lacks the crops and steps for a contact sheet."""
     columns = table.spec.columns
     if not (columns.all_steps and columns.aligned_jpeg):
         raise RequestError(
-            f"the table '{table.store.root}' holds no crops and steps to show: "
+            f"the table '{table.store.root}' has no crops and steps to show: "
             "make it with --keep-crops and --keep-steps"
         )
 
 
 def require_labels(labels: Sequence[str], tables: int) -> None:
-    """Raise `RequestError` unless no label is given, or each of `tables` has one of its own."""
+    """Raise `RequestError` unless there are no labels or one different label per table."""
     if labels and (len(labels) != tables or len(set(labels)) != len(labels)):
         raise RequestError(
-            f"{len(labels)} labels for {tables} tables: give each table one of its own"
+            f"{len(labels)} labels for {tables} tables: give each table a different label"
         )
 
 
@@ -55,7 +55,7 @@ def check_comparison(
     coarse_to_fine: bool,
     plots: bool,
 ) -> None:
-    """Raise a `RequestError` for a comparison that cannot be made, without reading a row."""
+    """Raise a `RequestError` for an impossible comparison, without reading rows."""
     require_labels(labels, len(tables))
     if plots:
         require_matplotlib()
@@ -67,10 +67,10 @@ def check_comparison(
 
 
 def check_calibration(most: int, like_steps: int, tolerance: float) -> None:
-    """Raise `ConfigError` where no rule of at most `most` steps can be compared as requested."""
-    if not 2 <= most <= LONGEST_LOOP:
-        raise ConfigError(f"the longest loop is to have 2 to {LONGEST_LOOP} steps, not {most}")
+    """Raise `ConfigError` for settings with which no stop rule can be calibrated."""
+    if not 2 <= most <= MAX_STEPS:
+        raise ConfigError(f"the maximum number of steps must be 2 to {MAX_STEPS}, got {most}")
     if like_steps > most:
-        raise ConfigError(f"a loop of {most} steps cannot be compared with one of {like_steps}")
+        raise ConfigError(f"{like_steps} steps to compare with are more than the maximum, {most}")
     if not 0 <= tolerance < float("inf"):
-        raise ConfigError(f"the tolerance is to be a share of L2, 0 or more, not {tolerance}")
+        raise ConfigError(f"the tolerance must be a fraction of L2, 0 or more, got {tolerance}")

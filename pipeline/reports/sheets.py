@@ -1,4 +1,4 @@
-"""Report tables as Markdown and CSV, and the folder that holds a report."""
+"""Report tables as Markdown and CSV, and the check of a report's folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.reports.statistics import Interval
 from pipeline.storage import OutputKind, Store
 
 REPORT_NAME = "comparison.md"
-REPORT_TITLE = "# Evaluation on"  # with which it begins
+REPORT_TITLE = "# Evaluation on"  # first words of REPORT_NAME
 REPORT_FILES = frozenset(
     {
         REPORT_NAME,
@@ -26,7 +26,7 @@ REPORT_FILES = frozenset(
 
 
 def _is_report(store: Store, names: Sequence[str]) -> bool:
-    """Return whether a folder holds nothing but files that a report writes again."""
+    """Return whether a folder has only files that a report overwrites."""
     if not REPORT_FILES.issuperset(names):
         return False
     return REPORT_NAME not in names or store.get(REPORT_NAME).startswith(REPORT_TITLE.encode())
@@ -40,12 +40,11 @@ MISSING = "-"
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """Rows of cells below a header; `name` is that of the CSV file, without its suffix.
+class ReportTable:
+    """Rows of cells below a header; `name` is the CSV file's name without suffix.
 
-    An `Interval` is one column of Markdown (`mean ± half width`, with the number of values where
-    some were not measured) and three of CSV. None and NaN are `-` in Markdown and an empty field in
-    CSV.
+    An `Interval` is one column in Markdown (`mean ± half width`, with the number of values if some
+    are missing) and three in CSV. None and NaN are `-` in Markdown and an empty field in CSV.
     """
 
     name: str
@@ -55,37 +54,41 @@ class Sheet:
     note: str = ""  # a sentence below the title
 
     def to_markdown(self) -> str:
-        """A section: the title, the note and the table."""
+        """Return a section with the title, the note and the table."""
         lines = [self.header, ["---"] * len(self.header)]
-        lines += [[_shown(cell) for cell in row] for row in self.rows]
+        lines += [[_as_text(cell) for cell in row] for row in self.rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return "\n\n".join(text for text in (f"## {self.title}", self.note, table) if text) + "\n"
 
     def to_csv(self) -> str:
-        """A header line and the rows; numbers in full precision."""
+        """Return a header line and the rows; numbers have full precision."""
         sink = io.StringIO()
         lines = csv.writer(sink, lineterminator="\n")
-        wide = [
+        is_interval = [
             any(isinstance(row[column], Interval) for row in self.rows)
             for column in range(len(self.header))
         ]
-        lines.writerow(self._csv_header(wide))
+        lines.writerow(self._csv_header(is_interval))
         lines.writerows(
-            [field for cell, three in zip(row, wide, strict=True) for field in _fields(cell, three)]
+            [
+                field
+                for cell, expand in zip(row, is_interval, strict=True)
+                for field in _fields(cell, expand)
+            ]
             for row in self.rows
         )
         return sink.getvalue()
 
-    def _csv_header(self, wide: Sequence[bool]) -> Iterator[str]:
-        for name, three in zip(self.header, wide, strict=True):
+    def _csv_header(self, is_interval: Sequence[bool]) -> Iterator[str]:
+        for name, expand in zip(self.header, is_interval, strict=True):
             plain = name.rstrip(" ↑↓")
             yield plain
-            if three:
+            if expand:
                 yield from (f"{plain} ±95%", f"{plain} n")
 
 
 def number(value: float) -> str:
-    """At least three digits and no exponent: 0.0283, 1.50, 2,150; whole numbers as they are."""
+    """Format with at least three digits, without exponent: 0.0283, 1.50, 2,150, 5."""
     if math.isnan(value):
         return MISSING
     if not math.isfinite(value) or value == 0:
@@ -96,7 +99,7 @@ def number(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _shown(cell: Cell) -> str:
+def _as_text(cell: Cell) -> str:
     if cell is None:
         return MISSING
     if isinstance(cell, Interval):
@@ -105,29 +108,29 @@ def _shown(cell: Cell) -> str:
 
 
 def _interval(cell: Interval) -> str:
-    """Four decimals, from 1 on two, or more where the half width would have fewer than two digits.
+    """Format with four decimals, two from 1 on, and more if the half width needs two digits.
 
-    A count that is the same everywhere has none: 5 ± 0.
+    An integer mean without variation has no decimals: 5 ± 0.
     """
     if math.isnan(cell.mean):
         return MISSING
-    counted = f" (n = {cell.n:,})" if cell.missing else ""
+    count = f" (n = {cell.n:,})" if cell.missing else ""
     if math.isnan(cell.half_width):
-        return f"{cell.mean:.4f}{counted}"
+        return f"{cell.mean:.4f}{count}"
     if not cell.half_width and cell.mean == round(cell.mean):
-        return f"{cell.mean:,.0f} ± 0{counted}"
+        return f"{cell.mean:,.0f} ± 0{count}"
     digits = 4 if abs(cell.mean) < 1 else 2
     if cell.half_width:
         digits = max(digits, 1 - math.floor(math.log10(cell.half_width)))
     digits = min(digits, 8)
-    return f"{cell.mean:.{digits}f} ± {cell.half_width:.{digits}f}{counted}"
+    return f"{cell.mean:.{digits}f} ± {cell.half_width:.{digits}f}{count}"
 
 
-def _fields(cell: Cell, three: bool) -> list[str | int]:
+def _fields(cell: Cell, expand: bool) -> list[str | int]:
     if isinstance(cell, Interval):
         return [_field(cell.mean), _field(cell.half_width), cell.n]
     field = _field(cell) if isinstance(cell, float) else "" if cell is None else cell
-    return [field, "", ""] if three else [field]
+    return [field, "", ""] if expand else [field]
 
 
 def _field(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Means over faces, and how far they can be trusted."""
+"""Means over faces and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LEVEL = 0.975  # both tails together leave 5 %
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` values with half the width of its 95 % confidence interval.
+    """Mean over `n` values with half the width of its 95 % confidence interval.
 
-    The mean of no values is NaN, and so is the half width of fewer than two. `missing` values were
-    not measured and are not in the mean.
+    The mean of no values and the half width of fewer than two values are NaN. `missing` is the
+    number of values that were not measured; they are not in the mean.
     """
 
     n: int
@@ -29,17 +29,17 @@ class Interval:
 
 
 def interval(values: Floats) -> Interval:
-    """Mean and 95 % interval (Student's t) of values of any shape; NaN counts as not measured."""
-    known = values[~np.isnan(values)].astype(np.float64)
-    n, missing = known.size, values.size - known.size
+    """Return mean and 95 % interval (Student's t) of values of any shape; NaN is not measured."""
+    measured = values[~np.isnan(values)].astype(np.float64)
+    n, missing = measured.size, values.size - measured.size
     if n < 2:
-        return Interval(n, float(known.mean()) if n else math.nan, math.nan, missing)
-    error = float(known.std(ddof=1)) / math.sqrt(n)
-    return Interval(n, float(known.mean()), student_t(n - 1) * error, missing)
+        return Interval(n, float(measured.mean()) if n else math.nan, math.nan, missing)
+    error = float(measured.std(ddof=1)) / math.sqrt(n)
+    return Interval(n, float(measured.mean()), student_t(n - 1) * error, missing)
 
 
 def interval_of_sums(n: int, total: float, squares: float) -> Interval:
-    """The interval of `n` values of which the sum and the sum of squares are known."""
+    """Return the interval of `n` values from their sum and their sum of squares."""
     if n < 2:
         return Interval(n, float(total) if n else math.nan, math.nan)
     mean = float(total) / n
@@ -48,13 +48,13 @@ def interval_of_sums(n: int, total: float, squares: float) -> Interval:
 
 
 def student_t(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t with `freedom` degrees of freedom, to 0.2 %.
+    """Return the 97.5 % quantile of Student's t with `freedom` degrees of freedom, to 0.2 %.
 
-    Closed forms for 1 and 2, else the expansion around the normal quantile (Abramowitz and
-    Stegun, 26.7.5).
+    Uses closed forms for 1 and 2, otherwise the expansion around the normal quantile (Abramowitz
+    and Stegun, 26.7.5).
     """
     if freedom < 1:
-        raise ValueError(f"Student's t with {freedom} degrees of freedom does not exist")
+        raise ValueError(f"degrees of freedom must be at least 1, got {freedom}")
     if freedom == 1:
         return math.tan(math.pi * (_LEVEL - 0.5))
     if freedom == 2:
@@ -71,14 +71,14 @@ def student_t(freedom: int) -> float:
 
 
 def terciles(values: Floats) -> Floats:
-    """Number of the third (0, 1, 2) that each value falls in; NaN stays NaN.
+    """Return the third (0, 1, 2) of each value; NaN stays NaN.
 
-    The borders are quantiles of the known values; equal values are never parted, so that a third
-    can be empty.
+    The borders are quantiles. Equal values are always in the same third, so that a third can be
+    empty.
     """
     thirds = np.full(values.shape, np.nan)
-    known = ~np.isnan(values)
-    if known.any():
-        borders = np.quantile(values[known], [1 / 3, 2 / 3])
-        thirds[known] = np.searchsorted(borders, values[known], side="left")
+    measured = ~np.isnan(values)
+    if measured.any():
+        borders = np.quantile(values[measured], [1 / 3, 2 / 3])
+        thirds[measured] = np.searchsorted(borders, values[measured], side="left")
     return thirds

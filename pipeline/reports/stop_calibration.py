@@ -1,7 +1,7 @@
-"""Which stop rule keeps the quality of a fixed number of steps, and what it costs.
+"""Find the cheapest stop rule with the quality of a fixed number of steps.
 
-Loops are run once to their longest; every rule is then tried on their measures alone, as a face
-that stops earlier has the same steps before.
+Every face is inverted once with the maximum number of steps. All rules are then evaluated on these
+measurements, because a face that stops earlier has the same steps before.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def read_crops(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
-    """The faces of up to `limit` samples of an input, [n, 3, h, w] in [-1, 1], a face a sample.
+    """Read one face each of up to `limit` samples of an input, [n, 3, h, w] in [-1, 1].
 
-    Rejects are left out, and named on stderr. Raises `InputError` where no face is left.
+    Rejects are logged and left out. Raises `InputError` when no face is left.
     """
     aligner = Aligner(settings)
     crops = []
@@ -48,7 +48,7 @@ def read_crops(uri: str, limit: int, settings: AlignmentSettings) -> Tensor:
         except Rejection as rejection:
             _LOGGER.warning("left out: %s: %s", printable(sample.key), rejection)
     if not crops:
-        raise InputError(f"'{uri}' has no face to calibrate on")
+        raise InputError(f"'{uri}' has no faces to calibrate on")
     return to_unit(np.stack(crops))
 
 
@@ -58,63 +58,64 @@ def _crop(aligner: Aligner, sample: Sample) -> NDArray[np.uint8]:
     return aligner.align(sample.content).faces[0].pixels
 
 
-GAINS = 48  # bounds that are tried, quantiles of the gains that were met
+GAINS = 48  # number of bounds to try: quantiles of the measured improvements
 RESIDUALS = (1.0, 0.5, 0.35, 0.25, 0.2, 0.17, 0.14, 0.12, 0.1)  # 1: a whole row may change
 
 
 @dataclass(frozen=True)
 class Point:
-    """A rule with what it gives on average."""
+    """A stop rule with its mean steps and mean L2."""
 
     rule: StopRule
     steps: float
-    l2: float  # of the best step by LPIPS, as the table's column has it
+    l2: float  # of the best step by LPIPS, as in the table's column
     last_l2: float  # of the last step
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Loops of n faces after each step, [n, steps] each: the quality, and what the rule sees."""
+    """Measurements of n faces after each step, [n, steps] each: quality and the rule's inputs."""
 
     l2: Tensor
     lpips: Tensor
     measured: StepMeasures
 
     @property
-    def kept_l2(self) -> Tensor:
-        """L2 of the best step by LPIPS if the loop stopped there: the table's, [n, steps]."""
+    def best_l2(self) -> Tensor:
+        """L2 of the best step by LPIPS so far, which a table would have, [n, steps]."""
         return self.l2.gather(1, self.lpips.cummin(dim=1).indices)
 
-    def tried(self, rule: StopRule) -> Point:
-        """What `rule` gives on these faces."""
+    def with_rule(self, rule: StopRule) -> Point:
+        """Return the result of `rule` on these faces."""
         return self._point(rule, step_of(self.measured, rule))
 
-    def fixed(self, steps: int) -> Point:
-        """What `steps` steps for every face give."""
+    def with_steps(self, steps: int) -> Point:
+        """Return the result of `steps` steps for every face."""
         rule = StopRule(improvement=float("-inf"), min_steps=steps, max_steps=steps)
         return self._point(rule, torch.full((len(self.l2),), steps))
 
     def _point(self, rule: StopRule, steps: Tensor) -> Point:
-        at = steps[:, None] - 1
-        kept, last = (float(l2.gather(1, at).mean()) for l2 in (self.kept_l2, self.l2))
-        return Point(rule, float(steps.double().mean()), kept, last)
+        index = steps[:, None] - 1
+        best, last = (float(l2.gather(1, index).mean()) for l2 in (self.best_l2, self.l2))
+        return Point(rule, float(steps.double().mean()), best, last)
 
 
 def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -> Trace:
-    """Run all of `images` [n, 3, h, w] for `steps` steps; keeps numbers, no images.
+    """Invert `images` [n, 3, h, w] with `steps` steps; return measurements, without images.
 
-    Faces whose code or image is not finite are left out. Raises `ShapeError` where none is left.
+    Faces whose code or image has NaN or infinity are left out. Raises `ShapeError` when none is
+    left.
     """
     meter = MetricEvaluator(model.latent_avg.device.type, identity="none")
     l2, lpips, gains, residuals = [], [], [], []
     for batch in images.split(batch_size):
-        found = invert(model, batch, steps=steps)
-        measures = meter.measure(batch, found.step_images, found.w_plus, found.latent_avg)
-        seen, whole = step_measures(found, batch), found.finite.cpu()
-        l2.append(torch.from_numpy(measures["l2"])[whole])
-        lpips.append(torch.from_numpy(measures["lpips"])[whole])
-        gains.append(seen.improvement.cpu()[whole])
-        residuals.append(seen.residual.cpu()[whole])
+        result = invert(model, batch, steps=steps)
+        measures = meter.measure(batch, result.step_images, result.w_plus, result.latent_avg)
+        changes, finite = step_measures(result, batch), result.finite.cpu()
+        l2.append(torch.from_numpy(measures["l2"])[finite])
+        lpips.append(torch.from_numpy(measures["lpips"])[finite])
+        gains.append(changes.improvement.cpu()[finite])
+        residuals.append(changes.residual.cpu()[finite])
     measured = StepMeasures(torch.cat(gains), torch.cat(residuals))
     joined = Trace(torch.cat(l2), torch.cat(lpips), measured)
     if not len(joined.l2):
@@ -123,22 +124,23 @@ def trace(model: RestyleModel, images: Tensor, *, steps: int, batch_size: int) -
 
 
 def candidates(traced: Trace, most: int) -> Iterator[StopRule]:
-    """Rules worth trying on these loops: gains that occur after the first step, all residuals."""
-    met = traced.measured.improvement[:, 1:most].flatten()
-    shares = torch.linspace(0.02, 0.98, GAINS)
-    for gain in torch.quantile(met, shares).tolist():
+    """Yield the rules to try: quantiles of the gains after the first step, and all residuals."""
+    gains = traced.measured.improvement[:, 1:most].flatten()
+    quantiles = torch.linspace(0.02, 0.98, GAINS)
+    for gain in torch.quantile(gains, quantiles).tolist():
         for residual in RESIDUALS:
-            # Three digits are as much as a hundred faces tell.
+            # More than three digits would be noise with a hundred faces.
             yield StopRule(improvement=float(f"{gain:.3g}"), residual=residual, max_steps=most)
 
 
 def calibrate(traced: Trace, *, most: int, like_steps: int, tolerance: float) -> Point:
-    """The rule with the fewest steps whose mean L2 is within `tolerance` of `like_steps` steps.
+    """Return the rule with the fewest steps and a mean L2 within `tolerance` of `like_steps` steps.
 
-    Of equals the one that asks least. Where none is within it, the one with the lowest L2.
+    Of equal rules it returns the least strict one, and the rule with the lowest L2 when no rule is
+    within the tolerance.
     """
-    allowed = (1 + tolerance) * traced.fixed(like_steps).l2
-    points = [traced.tried(rule) for rule in candidates(traced, most)]
+    allowed = (1 + tolerance) * traced.with_steps(like_steps).l2
+    points = [traced.with_rule(rule) for rule in candidates(traced, most)]
     good = [point for point in points if point.l2 <= allowed]
     if not good:
         return min(points, key=lambda point: point.l2)
@@ -146,28 +148,28 @@ def calibrate(traced: Trace, *, most: int, like_steps: int, tolerance: float) ->
 
 
 def curve(traced: Trace, rule: StopRule, gains: Sequence[float]) -> list[Point]:
-    """`rule` with other bounds on the gain, from the strictest to the loosest."""
+    """Return the results of `rule` with other bounds on the gain, in rising order."""
     return [
-        traced.tried(StopRule(gain, rule.residual, rule.min_steps, rule.max_steps))
+        traced.with_rule(StopRule(gain, rule.residual, rule.min_steps, rule.max_steps))
         for gain in sorted(set(gains))
     ]
 
 
 def clock(model: RestyleModel) -> float:
-    """Seconds at which all that was asked of the model's device is done: CUDA answers before."""
+    """Return the time in seconds after all work on the model's device; CUDA calls return early."""
     if model.latent_avg.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def seconds_a_face(
+def seconds_per_face(
     model: RestyleModel, faces: Tensor, rule: StopRule, like: int, batch: int
 ) -> tuple[float, float]:
-    """Wall-clock of the fixed and of the adaptive loop, the latter over all faces as one part."""
-    begun = clock(model)
-    for few in faces.split(batch):
-        invert(model, few, steps=like)
-    between = clock(model)
+    """Return wall-clock seconds of the fixed and of the adaptive loop over all faces."""
+    start = clock(model)
+    for images in faces.split(batch):
+        invert(model, images, steps=like)
+    middle = clock(model)
     invert_adaptively(model, faces, rule, batch_size=batch, full_size=False)
-    ended = clock(model)
-    return (between - begun) / len(faces), (ended - between) / len(faces)
+    end = clock(model)
+    return (middle - start) / len(faces), (end - middle) / len(faces)

@@ -1,4 +1,4 @@
-"""A contact sheet of faces that are in a table, rendered again from their codes."""
+"""Draw a contact sheet of a table's faces, rendered from their codes."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def _row(model: RestyleModel, average: Pixels, face: Any) -> SheetRow:
 def _bootstrapped_row(
     model: RestyleModel, first: RestyleModel, steps: int, average: Pixels, face: Any
 ) -> SheetRow:
-    """A face that began as another model's inversion, which is made again from the crop.
+    """Return the row of a face that started from another model's inversion, repeated here.
 
-    Distances to a photograph say little of what is meant to look different: none is shown.
+    It has no metrics: distances to a photograph do not measure the quality of a cartoon.
     """
-    begun = invert(first, to_unit(_crop(face))[None], steps=steps).step_images[0]
+    initial = invert(first, to_unit(_crop(face))[None], steps=steps).step_images[0]
     return SheetRow(
         target=_crop(face),
         average=average,
-        begun=[to_pixels(image) for image in begun],
+        bootstrap=[to_pixels(image) for image in initial],
         steps=_steps(model, face),
         label=face.image_id,
     )
@@ -68,18 +68,18 @@ def _bootstrapped_row(
 
 @torch.no_grad()
 def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = "") -> bytes:
-    """PNG of the first `limit` faces that the SQL condition `where` chooses, by image id.
+    """Draw a PNG of the first `limit` faces, by image id, that the SQL condition `where` selects.
 
-    Of a bootstrapped table it shows the first model's steps too. Raises `RequestError` if the table
-    keeps no crops and steps, or no face is chosen, and `ModelError` if its model is another one.
+    For a bootstrapped table it includes the first model's steps. Raises `RequestError` if the table
+    has no crops or steps, or no face is selected, and `ModelError` if its model is another one.
     """
     require_crops_and_steps(table)
     chosen = f"WHERE {condition(where)}" if where else ""
     faces = table.sql(QUERY.format(where=chosen, limit=int(limit)))
     if faces.empty and where:
-        raise RequestError(f"--where \"{where}\" chooses no face of the table '{table.store.root}'")
+        raise RequestError(f"--where \"{where}\" selects no face of the table '{table.store.root}'")
     if faces.empty:
-        raise RequestError(f"the table '{table.store.root}' has no face to show")
+        raise RequestError(f"the table '{table.store.root}' has no faces to show")
     model, first = model_of(table), first_model_of(table)
     if first:
         steps = int(table.spec.config.get("bootstrap_steps") or 1)

@@ -1,4 +1,4 @@
-"""The table of latents: schema, part files, manifests, writing and reading."""
+"""Table of latents: schema, part files, manifests, writing and reading."""
 
 from pipeline.table.card import card_text, is_card_current, kept_readme, write_card
 from pipeline.table.cleanup import Orphans

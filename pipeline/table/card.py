@@ -1,4 +1,9 @@
-"""README.md of a table: a dataset card that says what is in it, generated from it."""
+"""README.md of a table: the dataset card, generated from its spec, index and run records.
+
+Its front matter names the files and columns that Hugging Face datasets loads. The features are
+those that `datasets` would infer from the Arrow schema, except that bytes of JPEG files are
+declared as images, so that they are decoded to PIL images.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import yaml
 
 from pipeline.errors import printable
 from pipeline.metrics.registry import PER_STEP
 from pipeline.storage import LeftOut, Store
-from pipeline.table.features import front_matter
 from pipeline.table.reader import Table
 from pipeline.table.runs import listed_left_out
 from pipeline.table.schema import rejects_schema
@@ -19,9 +27,9 @@ from pipeline.table.spec import NOT_MEASURED, TableSpec
 from pipeline.table.stats import Counts, Stats
 
 CARD_NAME = "README.md"
-# The card's last line. A README.md without it, or one that was edited since, is somebody's own.
+# The card's last line. A README.md without it, or edited since, was written by the user.
 _SIGNATURE = "<!-- written by restyle-pipeline, which leaves it alone once it is edited: {} -->\n"
-# What all cards have that were made before they were signed: how they begin, and each line.
+# Cards of versions that did not sign them: their beginning, and a pattern of every other line.
 _EARLIER_BEGIN = """---
 license: other
 configs:
@@ -32,11 +40,13 @@ configs:
 ---
 
 # W+ codes of """
+_FLOATS = {pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float64"}
+_PICTURE_SUFFIX = "_jpeg"
 _LONGEST_TEXT = 300
-_MOST_FACTS = 100
-_DEEPEST = 4
+_MAX_FACTS = 100
+_MAX_DEPTH = 4
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-# Underscores inside a word are none of emphasis.
+# An underscore inside a word is not Markdown for emphasis.
 _MARKUP = re.compile(r"[&<>\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 _EARLIER_LINE = re.compile(
     r"|( {2})?\* .*|\| .* \||## (Rejects|Metrics)|Nothing was rejected\.|No face was measured\."
@@ -60,14 +70,37 @@ Without this library: `read_parquet('latents/*.parquet')` in DuckDB, pandas, pol
 """
 
 
+# After `_READING`, with which unsigned cards end.
+_CITING = """## Citation
+
+The method of the codes, and the software that made this table:
+
+```bibtex
+@inproceedings{alaluf2021restyle,
+  author    = {Alaluf, Yuval and Patashnik, Or and Cohen-Or, Daniel},
+  title     = {{ReStyle}: A Residual-Based {StyleGAN} Encoder via Iterative Refinement},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year      = {2021},
+  eprint    = {2104.02699}
+}
+@software{restyle_pipeline,
+  author = {{The restyle-pipeline authors}},
+  title  = {restyle-pipeline: Dataset-scale {GAN} inversion},
+  year   = {2026}
+}
+```
+"""
+
+
 def write_card(
     table: Table, stats: Stats | None = None, listed: LeftOut | None = None
 ) -> str | None:
-    """Put the card into the table and return its text. The same table gives the same card.
+    """Write the card into the table and return its text. The same table gives the same card.
 
-    None where a README.md is there that is not the card: it stays as it is. `stats` are those of
-    the table, and `listed` is what the listing of its input passed over, where they are known; else
-    the latest run's account tells the latter. No rows are read.
+    Return None, and write nothing, if the table has a README.md that is not an unedited card.
+    `stats` are the table's counts and metric sums, read from its index by default. `listed` are the
+    files that the listing of the input passed over, by default those of the latest complete run. No
+    rows are read.
     """
     if has_other_readme(table.store):
         return None
@@ -77,7 +110,7 @@ def write_card(
 
 
 def kept_readme(table: Table) -> str:
-    """Return the sentence for people about a card that `write_card` did not write."""
+    """Return the message for a README.md that `write_card` did not replace."""
     return (
         f"'{table.store.uri(CARD_NAME)}' is not the card that this job writes, or was edited: it "
         "stays as it is, and the table has no new card (to get one, rename that file and run again)"
@@ -85,12 +118,12 @@ def kept_readme(table: Table) -> str:
 
 
 def has_other_readme(store: Store) -> bool:
-    """Return whether the table's README.md is not the card, or was edited."""
+    """Return whether the table has a README.md that is not the card, or was edited."""
     return store.exists(CARD_NAME) and not is_card(store.get(CARD_NAME))
 
 
 def is_card(content: bytes) -> bool:
-    """Return whether this is a card as `write_card`, or an earlier version of it, left it."""
+    """Return whether this is an unedited card of this or an earlier version of `write_card`."""
     text = content.decode(errors="replace")
     return _is_signed(text) or _is_earlier_card(text)
 
@@ -112,11 +145,12 @@ def _signature(text: str) -> str:
 
 
 def is_card_current(table: Table, listed: LeftOut | None = None) -> bool:
-    """Whether there is a card of as many shards as are committed, put after each of them.
+    """Return whether the card needs no update.
 
-    By the storage's clock. A shard that was committed is removed where its input is shorter. A card
-    of an earlier version is not current, a README.md that is not the card has nothing to become so.
-    Nor is a card current whose listing of the input passed over other files than `listed`.
+    The card is current if it states the number of committed shards and is not older than any
+    manifest, by the storage's clock. The number matters because shards may be removed. The card is
+    not current if an earlier version wrote it, or if the listing passed over other files than
+    `listed`. A README.md that is not the card counts as current, because it is never replaced.
     """
     if not table.store.exists(CARD_NAME):
         return False
@@ -127,17 +161,17 @@ def is_card_current(table: Table, listed: LeftOut | None = None) -> bool:
         return not _is_earlier_card(text)
     if listed is not None and _in_listing(listed) not in text:
         return False
-    said = _SHARDS.search(content)
+    stated = _SHARDS.search(content)
     shards = 0
     for _, info in table.store.infos("_shards/"):
         if not 0 < info.modified <= written:
             return False
         shards += 1
-    return said is not None and int(said[1].replace(b",", b"")) == shards
+    return stated is not None and int(stated[1].replace(b",", b"")) == shards
 
 
 def card_text(table: Table, stats: Stats | None = None, listed: LeftOut | None = None) -> str:
-    """The card: model and licence, counts, rejects by reason, metrics, and how to read it."""
+    """Return the card: model, licence, counts, rejects, metrics, how to read and cite the table."""
     stats = stats or table_stats(table.store)
     spec = table.spec
     parts = (
@@ -147,6 +181,7 @@ def card_text(table: Table, stats: Stats | None = None, listed: LeftOut | None =
         _left_out(stats.counts, listed_left_out(table.store) if listed is None else listed),
         _metrics(spec, stats),
         _READING,
+        _CITING,
     )
     text = "\n".join(parts) + "\n"
     return text + _signature(text)
@@ -160,7 +195,7 @@ def _summary(spec: TableSpec, counts: Counts) -> str:
         f"{counts.samples:,} images in {counts.shards:,} shard{'s' * (counts.shards != 1)} gave "
         f"{counts.faces:,} codes and "
         f"{counts.rejects:,} rejects. A code is `[{columns.n_styles}][512]` of "
-        f"{card_words(columns.w_plus_dtype)} in the column `w_plus`.",
+        f"{escape_markdown(columns.w_plus_dtype)} in the column `w_plus`.",
         "",
         *(line for name, value in spec.model.items() for line in _about(name, value)),
         f"* fingerprint of weights and settings: `{spec.fingerprint}`",
@@ -171,12 +206,12 @@ def _summary(spec: TableSpec, counts: Counts) -> str:
 
 def _rejects(counts: Counts) -> str:
     most_first = sorted(counts.reasons.items(), key=lambda item: (-item[1], item[0]))
-    listed = [(card_words(reason), f"{rows:,}") for reason, rows in most_first]
+    listed = [(escape_markdown(reason), f"{rows:,}") for reason, rows in most_first]
     return _section("Rejects", ("reason", "rows"), listed, "Nothing was rejected.")
 
 
 def _left_out(counts: Counts, listed: LeftOut) -> str:
-    """What is not in the table: files that are no images, and shards without any."""
+    """Return the section on files that are not images, and shards without an image."""
     lines = ["## Left out", "", _in_listing(listed), f"* inside shards: {_counts(counts.left_out)}"]
     if counts.empty_shards:
         lines.append(f"* shards without an image: {counts.empty_shards:,}")
@@ -188,18 +223,18 @@ def _in_listing(listed: LeftOut) -> str:
 
 
 def _code(text: str) -> str:
-    """A text as it stands between backticks, where nothing is escaped."""
+    """Return a text for use between backticks, where Markdown has no escapes."""
     return printable(text[:_LONGEST_TEXT]).replace("`", "'")
 
 
 def _counts(left_out: LeftOut) -> str:
-    """Most first, in one line; the label is what the names end in."""
+    """Return the counts by file suffix in one line, the largest first."""
     counts = [f"{count:,} `{_code(label)}`" for label, count in left_out.ordered().items()]
     return ", ".join(counts) or "nothing"
 
 
 def _metrics(spec: TableSpec, stats: Stats) -> str:
-    """Mean of each metric by step, counting only the faces that it could be measured on."""
+    """Return the mean of each metric by step, over the faces that have it, and its definition."""
     steps, means = stats.sums.steps, stats.sums.means()
     rows = [
         (name, *("" if mean is None else f"{mean:.4f}" for mean in means[name]))
@@ -207,14 +242,14 @@ def _metrics(spec: TableSpec, stats: Stats) -> str:
         if steps
     ]
     header = ("mean", *(f"step {step + 1}" for step in range(steps)))
-    measured = [line for name, meaning in spec.metrics.items() for line in _about(name, meaning)]
+    definitions = [line for name, text in spec.metrics.items() for line in _about(name, text)]
     section = _section("Metrics", header, rows, "No face was measured.")
-    which = [_COLUMNS] if rows else []
-    return "\n".join([section, *which, *_unidentified(spec, stats), *measured, ""])
+    columns = [_COLUMNS] if rows else []
+    return "\n".join([section, *columns, *_unidentified(spec, stats), *definitions, ""])
 
 
 def _unidentified(spec: TableSpec, stats: Stats) -> list[str]:
-    """How many faces are missing from the mean identity, where there is one."""
+    """Return the line on faces without an identity similarity; none if it is not measured."""
     if spec.metrics.get("id_similarity", NOT_MEASURED) == NOT_MEASURED:
         return []
     faces = stats.counts.faces
@@ -235,30 +270,85 @@ def _section(
 
 
 def _about(name: str, value: object) -> list[str]:
-    """A line, or for several facts, such as a model's notes, a list of them below it."""
+    """Return one line, or for a dict (such as a model's notes) a line with a list below it."""
     if isinstance(value, dict) and value:
-        facts = [f"  * {card_words(each)}: {_text(fact)}" for each, fact in value.items()]
-        left_out = [f"  * ... and {len(facts) - _MOST_FACTS} more"][: len(facts) > _MOST_FACTS]
-        return [f"* {card_words(name)}:", *facts[:_MOST_FACTS], *left_out]
-    return [f"* {card_words(name)}: {_text(value)}"]
+        facts = [f"  * {escape_markdown(each)}: {_text(fact)}" for each, fact in value.items()]
+        omitted = [f"  * ... and {len(facts) - _MAX_FACTS} more"][: len(facts) > _MAX_FACTS]
+        return [f"* {escape_markdown(name)}:", *facts[:_MAX_FACTS], *omitted]
+    return [f"* {escape_markdown(name)}: {_text(value)}"]
 
 
 def _text(value: object, depth: int = 0) -> str:
-    """A fact in one line: what JSON gives, without its quotes and braces."""
-    if isinstance(value, dict | list) and (depth == _DEEPEST or len(value) > _MOST_FACTS):
+    """Return a fact in one line: its JSON form without quotes and braces."""
+    if isinstance(value, dict | list) and (depth == _MAX_DEPTH or len(value) > _MAX_FACTS):
         return f"{len(value)} entries"
     if isinstance(value, dict):
-        facts = (f"{card_words(name)} {_text(fact, depth + 1)}" for name, fact in value.items())
+        facts = (
+            f"{escape_markdown(name)} {_text(fact, depth + 1)}" for name, fact in value.items()
+        )
         return "; ".join(facts) or "none"
     if isinstance(value, list):
         return ", ".join(_text(item, depth + 1) for item in value) or "none"
-    return card_words(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return escape_markdown(
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    )
 
 
-def card_words(text: str) -> str:
-    """A text of others as words of the card: one line of at most 300 characters, in which nothing
-    is taken for Markdown, HTML or a formula.
+def escape_markdown(text: str) -> str:
+    """Escape a text from outside: one line of at most 300 characters without active Markdown, HTML
+    or formulas.
     """
     if len(text) > _LONGEST_TEXT:
         text = f"{text[:_LONGEST_TEXT]}..."
-    return _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), printable(text))
+    return _MARKUP.sub(lambda match: _ENTITIES.get(match[0], f"\\{match[0]}"), printable(text))
+
+
+def front_matter(latents: pa.Schema, rejects: pa.Schema) -> str:
+    """Return the YAML block of a card, its `---` lines included.
+
+    Without it the hub treats all Parquet files as one data set. `latents` is the configuration that
+    is loaded by default.
+    """
+    schemas = {"latents": latents, "rejects": rejects}
+    configs: list[dict[str, Any]] = [
+        {"config_name": name, "data_files": f"{name}/*.parquet"} for name in schemas
+    ]
+    configs[0]["default"] = True
+    info = [{"config_name": name, "features": features(schema)} for name, schema in schemas.items()]
+    document = {"license": "other", "configs": configs, "dataset_info": info}
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    return f"---\n{text}---\n"
+
+
+def features(schema: pa.Schema) -> list[dict[str, Any]]:
+    """Return the columns in the form of a card's `features`."""
+    return [{"name": column.name, **_feature(column)} for column in schema]
+
+
+def _feature(column: pa.Field) -> dict[str, Any]:
+    if _is_binary(column.type) and column.name.endswith(_PICTURE_SUFFIX):
+        return {"dtype": "image"}
+    return _of_type(column.type)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _of_type(kind: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_dictionary(kind):
+        return _of_type(kind.value_type)
+    if pa.types.is_struct(kind):
+        return {"struct": features(pa.schema(list(kind)))}
+    if pa.types.is_fixed_size_list(kind):
+        return {"list": _of_items(kind.value_type), "length": kind.list_size}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return {"list": _of_items(kind.value_type)}
+    name = "date32" if pa.types.is_date32(kind) else _FLOATS.get(kind, str(kind))
+    return {"dtype": name}
+
+
+def _of_items(kind: pa.DataType) -> Any:
+    """Return the feature of a list's items; for plain numbers and texts only the type's name."""
+    item = _of_type(kind)
+    return item["dtype"] if list(item) == ["dtype"] else item.get("struct", item)

@@ -1,11 +1,11 @@
 """Find and delete orphaned part files: files that readers see but that no commit owns.
 
-* Late parts: a put that was in flight when its driver died, or a writer that was killed between its
-  put and its check of the manifest, may land beside a commit of another state or part size under a
-  number that it does not have. Its faces are there twice.
-* Parts of a shard that left the input before it was committed.
-* Slices of a folder that has fewer files than it had: the files that are left stand in the slices
-  before them too.
+* Late parts. A part may be stored after another run has committed the shard in another state or
+  with another part size: its write was in flight when the driver died, or its writer was killed
+  after the write and before its check of the manifest. If the commit has no part of this number,
+  readers see its faces twice.
+* Parts of a shard that was removed from the input before it was committed.
+* Slices of a folder that now has fewer files. The remaining files are in earlier slices too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.errors import StorageError
 from pipeline.storage import ObjectInfo, Shard, Store, slice_id
-from pipeline.table.part_files import infos_of, remove_parts_beside, remove_parts_from
+from pipeline.table.part_files import infos_of, remove_parts_from, remove_unowned_parts
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
 from pipeline.table.shard_index import CommittedShards
 from pipeline.table.shard_records import manifest_name, read_shard_record
@@ -33,26 +33,26 @@ _Infos = Mapping[str, ObjectInfo]
 
 
 class Orphans:
-    """The orphans that a run finds when it begins and removes when it ends.
+    """Orphans of one run: searched for when it starts, deleted when it ends.
 
-    Of part files there are two for a few hundred images: threads list their names while the run is
-    at work. Of each shard of the input 8 bytes are held.
+    Two threads list the names of all part files while the run works, because there are two files
+    for every few hundred images. Memory: 8 bytes per shard of the input.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        # When the run began, by the storage's clock. What was put later into a shard that is none
-        # of this run's is the work of another run, of a newer input.
+        # Start of the run by the storage's clock. A later file of a shard that this run does not
+        # have belongs to another run, over a newer input.
         self.began = math.inf
         self._stopped = threading.Event()
         self._committed: CommittedShards | None = None
         self._scans: list[_Scan] = []
-        self._parts: dict[str, int] = {}  # of committed shards that stand in no index
-        self._input = array("q")  # hashes of ids
+        self._parts: dict[str, int] = {}  # part counts of committed shards without an index row
+        self._input = array("q")  # hashes of shard ids
         self._slices = 0
 
     def start(self, committed: CommittedShards) -> None:
-        """Start to list the part files."""
+        """Start the threads that list the part files."""
         self._committed = committed
         kinds = (LATENTS, REJECTS)
         self._scans = [_Scan(self.store, kind, committed, self._stopped) for kind in kinds]
@@ -60,46 +60,47 @@ class Orphans:
             scan.start()
 
     def has_parts(self, shard_id: str, count: int) -> None:
-        """Note what the manifest of a shard says that no index knows: it need not be read again."""
+        """Record the part count of an unindexed manifest, so that it is not read again."""
         self._parts[shard_id] = count
 
     def is_input(self, shard: Shard) -> None:
-        """Note a shard of the input."""
+        """Record that the shard belongs to the input."""
         self._input.append(hash(shard.shard_id))
         self._slices += shard.is_slice
 
     def remove(self, *, whole_input: bool) -> int:
-        """Wait until all are found, and remove them; not while the run still writes. How many.
+        """Delete the orphans once the run has stopped writing; return the number of files.
 
-        What left the input is known only if the `whole_input` is noted. Raises `StorageError`
-        where storage fails, again if it did before: the next run finds them too.
+        Shards that were removed from the input are deleted only with `whole_input`: all shards of
+        the input were passed to `is_input`. Raises `StorageError` if the storage fails, also if it
+        failed while listing: the next run finds the same orphans.
         """
         late: dict[str, int] = {}
         still_open: set[str] = set()
         for scan in self._scans:
-            found, unknown = scan.result()
-            still_open |= unknown
-            for shard_id, part in found.items():
+            highest, uncommitted = scan.result()
+            still_open |= uncommitted
+            for shard_id, part in highest.items():
                 late[shard_id] = max(part, late.get(shard_id, 0))
         removed = self._each(
             self._remove_late,
-            [one for one, part in late.items() if part >= self._parts.get(one, 0)],
+            [shard_id for shard_id, part in late.items() if part >= self._parts.get(shard_id, 0)],
         )
         if whole_input and self._committed:
-            left = self._not_in_the_input(sorted(still_open))
-            removed += self._each(self._remove_uncommitted, left)
+            absent = self._not_in_input(sorted(still_open))
+            removed += self._each(self._remove_uncommitted, absent)
             slices = [slice_id(n) for n in self._committed.slices if n >= self._slices]
             removed += self._each(self._remove_committed, slices)
         self._scans = []
         return removed
 
-    def _not_in_the_input(self, shard_ids: list[str]) -> list[str]:
-        hashes = np.array([hash(one) for one in shard_ids], np.int64)
-        ours = np.isin(hashes, np.frombuffer(self._input, np.int64))
-        return [one for one, is_ours in zip(shard_ids, ours, strict=True) if not is_ours]
+    def _not_in_input(self, shard_ids: list[str]) -> list[str]:
+        hashes = np.array([hash(shard_id) for shard_id in shard_ids], np.int64)
+        in_input = np.isin(hashes, np.frombuffer(self._input, np.int64))
+        return [shard_id for shard_id, is_in in zip(shard_ids, in_input, strict=True) if not is_in]
 
     def stop(self) -> None:
-        """Stop listing."""
+        """Stop the threads that list."""
         self._stopped.set()
 
     def _each(self, remove: Callable[[str, _Infos], int], shard_ids: Sequence[str]) -> int:
@@ -111,36 +112,36 @@ class Orphans:
         return removed
 
     def _remove_late(self, shard_id: str, files: _Infos) -> int:
-        """Remove the parts that the shard's manifest, as it is at this moment, does not have.
+        """Remove the parts that the shard's current manifest does not have.
 
-        Nothing where there is no manifest: another run is at work on the shard.
+        Without a manifest nothing is removed: another run is processing the shard.
         """
         if not self.store.exists(manifest_name(shard_id)):
             return 0
-        return remove_parts_beside(self.store, read_shard_record(self.store, shard_id), files)
+        return remove_unowned_parts(self.store, read_shard_record(self.store, shard_id), files)
 
     def _remove_uncommitted(self, shard_id: str, files: _Infos) -> int:
-        """Nothing where another run, of an input that has the shard, is at work on it or was."""
+        """Remove an uncommitted shard unless another run has worked on it since this one began."""
         newest = max((info.modified for info in files.values()), default=0)
         if newest > self.began or self.store.exists(manifest_name(shard_id)):
             return 0
         return self._remove_all(shard_id, files)
 
     def _remove_committed(self, shard_id: str, files: _Infos) -> int:
-        """The manifest first, so that no commit stands without its parts."""
+        """Remove a committed shard: the manifest first, so that no commit lacks its parts."""
         self.store.remove(manifest_name(shard_id))
         return self._remove_all(shard_id, files)
 
     def _remove_all(self, shard_id: str, files: _Infos) -> int:
         removed = remove_parts_from(self.store, files, 0)
         if removed:
-            # One that was put between the listing and the removal names files that are gone.
+            # A manifest written between the listing and the removal names files that are deleted.
             self.store.remove(manifest_name(shard_id))
         return removed
 
 
 class _Scan(threading.Thread):
-    """One listing of all names of a kind; a daemon, so that no end waits for a slow one."""
+    """Thread that lists all files of one kind; a daemon, so that the process can end without it."""
 
     def __init__(
         self, store: Store, kind: str, committed: CommittedShards, stopped: threading.Event
@@ -148,20 +149,21 @@ class _Scan(threading.Thread):
         super().__init__(name=f"orphans-{kind}", daemon=True)
         self.store, self.kind, self.committed = store, kind, committed
         self.stopped = stopped
-        self._found: tuple[dict[str, int], set[str]] | None = None
+        self._result: tuple[dict[str, int], set[str]] | None = None
 
     def run(self) -> None:
         try:
-            self._found = self._list()
+            self._result = self._list()
         except StorageError:
-            self._found = None  # `result` lists again, when the storage may be back
+            self._result = None  # `result` tries again, later
 
     def result(self) -> tuple[dict[str, int], set[str]]:
-        """The highest part of each committed shard that has one too many, or that may have, as no
-        index tells; the shards that are not committed.
+        """Return the highest part of each shard with too many parts, and the uncommitted shards.
+
+        The first includes committed shards without an index row, whose part count is unknown here.
         """
         self.join()
-        return self._list() if self._found is None else self._found
+        return self._list() if self._result is None else self._result
 
     def _list(self) -> tuple[dict[str, int], set[str]]:
         highest: dict[str, int] = {}

@@ -1,8 +1,8 @@
-"""What proves the fields of `_table.json` and of the manifests, for `verify`.
+"""Checks of `verify` that compare `_table.json` and the manifests with other files.
 
-Each of these documents says things that other files say too: the footers and rows of parts, the
-name of the shard, the model's own bundle. What only one document says cannot be proved; `verify`
-lists that.
+Many fields of these documents are repeated elsewhere: in the footers and rows of parts, the name of
+the shard, the model's bundle. Fields that are stored only once cannot be checked; `verify_table`
+lists them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.table.schema import SCHEMA_VERSION
 from pipeline.table.shard_records import ShardRecord
 from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, TableSpec, read_json, to_json
 
-# Where the config repeats a setting, as it was asked for.
+# Settings that the config repeats, and the name there.
 _REPEATED = {
     "columns.aligned_jpeg": "keep_crops",
     "columns.all_steps": "keep_steps",
@@ -36,38 +36,38 @@ _REPEATED = {
     "settings.precision": "precision",
     "settings.alignment.faces": "faces",
 }
-_MODEL_WORDS = ("name", "domain", "source", "licence")
-_SHORTENED = re.compile(r"~[0-9a-f]{64}\Z")
+_MODEL_FIELDS = ("name", "domain", "source", "licence")
+_SHORTENED = re.compile(r"~[0-9a-f]{64}\Z")  # end of a source URI that was cut to the limit
 
 
 def expect(holds: bool, otherwise: str) -> None:
-    """Raise `TableError` with `otherwise` unless something `holds`."""
+    """Raise `TableError` with the message `otherwise` unless `holds`."""
     if not holds:
         raise TableError(otherwise)
 
 
 def check_spec(store: Store, spec: TableSpec, *, weights: bool) -> None:
-    """Raise `TableError` where `_table.json` contradicts itself or, with `weights`, its model.
+    """Raise `TableError` if `_table.json` contradicts itself or, with `weights`, its model.
 
-    The model is loaded where it is a bundle on this machine; one of other weights proves nothing.
+    The model is loaded only if its bundle is on this machine. A bundle of other weights is ignored.
     """
     document = read_json(store, SPEC_NAME)
     expect(
         document.get("fingerprint") == spec.fingerprint,
-        f"{SPEC_NAME} has another fingerprint than its settings have",
+        f"{SPEC_NAME}: the fingerprint is not the hash of the settings",
     )
     expect(
         spec.columns.w_plus_dtype in ("float16", "float32"),
-        f"{SPEC_NAME}: w_plus_dtype is '{spec.columns.w_plus_dtype}'",
+        f"{SPEC_NAME}: w_plus_dtype is '{spec.columns.w_plus_dtype}', neither float16 nor float32",
     )
     for path, name in _REPEATED.items():
         given = spec.config.get(name)
-        # Codes that were imported without images have nothing to recognise.
+        # Codes that were imported without images have no file types to detect.
         if given is not None and (path != "layout.sniff" or _has_images(spec)):
-            found = _at(document, path, EARLIER_VALUES.get(path))
+            setting = _at(document, path, EARLIER_VALUES.get(path))
             expect(
-                found is None or found == given,
-                f"{SPEC_NAME}: the config has {name} {given!r}, {path} is {found!r}",
+                setting is None or setting == given,
+                f"{SPEC_NAME}: the config has {name} {given!r}, but {path} is {setting!r}",
             )
     _check_input(spec)
     if weights:
@@ -75,7 +75,7 @@ def check_spec(store: Store, spec: TableSpec, *, weights: bool) -> None:
 
 
 def _has_images(spec: TableSpec) -> bool:
-    """Whether the table was made from images: the `input` of a job, the `images` of an import."""
+    """Return whether the table was made from images: `input` of a job, `images` of an import."""
     return any(spec.config.get(name) is not None for name in ("input", "images"))
 
 
@@ -87,7 +87,7 @@ def _at(document: Mapping[str, Any], path: str, otherwise: Any) -> Any:
 
 
 def _check_input(spec: TableSpec) -> None:
-    """The config's input is the layout's."""
+    """Raise `TableError` unless config and layout name the same input."""
     given, place = spec.config.get("input"), spec.layout.get("input")
     expect(
         place is None or isinstance(place, str),
@@ -99,38 +99,38 @@ def _check_input(spec: TableSpec) -> None:
     last = posixpath.normpath(given).rpartition("/")[2]
     if whole:
         holds = printable(canonical_uri(given)) == place
-    else:  # as it was given to a cluster's job, whose folder is not known here
+    else:  # relative to the working folder of the job, which is unknown here
         holds = last in (".", "..") or given.startswith("~") or place.endswith(printable(last))
-    expect(holds, f"{SPEC_NAME}: the config's input is '{given}', the layout's '{place}'")
+    expect(holds, f"{SPEC_NAME}: the config's input is '{given}', the layout's is '{place}'")
 
 
 def _check_model(spec: TableSpec) -> None:
-    """What the description says of the model is what its bundle says, of the same weights."""
+    """Raise `TableError` if a bundle of the same weights describes the model otherwise."""
     name = spec.config.get("model")
     if not isinstance(name, str):
         return
-    from pipeline.models import load_model  # PyTorch, which nothing else here needs
+    from pipeline.models import load_model  # imports PyTorch, which nothing else here needs
     from pipeline.models.files import bundle_folder, hints_of, named_bundle
 
     if not (named_bundle(name) or name.startswith("/")):
-        return  # no other place is asked for the sake of a check
+        return  # a check downloads no model
     try:
         model = load_model(bundle_folder(name), **hints_of(spec.config))
     except (PipelineError, OSError):
         return
     if model.fingerprint != spec.settings.get("model"):
         return
-    told = json.loads(to_json(model.metadata))
-    for word in _MODEL_WORDS:
-        said = spec.model.get(word)
+    bundle = json.loads(to_json(model.metadata))
+    for name in _MODEL_FIELDS:
+        stored = spec.model.get(name)
         expect(
-            said == told[word],
-            f"{SPEC_NAME}: the model's {word} is '{said}', its bundle says '{told[word]}'",
+            stored == bundle[name],
+            f"{SPEC_NAME}: the model's {name} is '{stored}', its bundle says '{bundle[name]}'",
         )
 
 
 def check_manifest(manifest: ShardRecord, spec: TableSpec) -> None:
-    """Raise `TableError` where a manifest is not of this table, or contradicts itself."""
+    """Raise `TableError` if a manifest belongs to another table, or contradicts itself."""
     shard, of = manifest.shard, f"the manifest of shard '{manifest.shard}'"
     expect(
         manifest.schema_version == SCHEMA_VERSION,
@@ -138,14 +138,15 @@ def check_manifest(manifest: ShardRecord, spec: TableSpec) -> None:
     )
     expect(
         manifest.fingerprint == spec.fingerprint,
-        f"{of} was made with another fingerprint than the table",
+        f"{of} has another fingerprint than the table",
     )
     numbers = [part.part for part in manifest.parts]
-    expect(numbers == list(range(len(numbers))), f"{of} has parts {numbers}")
+    expect(numbers == list(range(len(numbers))), f"{of} has parts {numbers}: not 0, 1, 2, ...")
     for part in manifest.parts:
         expect(
             0 <= part.samples <= manifest.part_size,
-            f"{of} has {part.samples} samples in part {part.part}, of {manifest.part_size} at most",
+            f"{of} has {part.samples} samples in part {part.part}, more than its part size "
+            f"{manifest.part_size}",
         )
     by_name = shard_kind(manifest.uri)
     if manifest.kind in ("folder", "list"):
@@ -157,11 +158,11 @@ def check_manifest(manifest: ShardRecord, spec: TableSpec) -> None:
 
 
 def check_sources(manifest: ShardRecord, sources: Iterable[str]) -> None:
-    """Raise `TableError` where rows came from another place than their shard's manifest says.
+    """Raise `TableError` if rows came from another place than their shard's manifest says.
 
-    Every reader puts the place of the shard before that of the image. Where a row's place names no
-    shard file, as that of a single image does not, it lies in the shard's folder all the same. The
-    lines of a list name any place.
+    In `source_uri` every reader writes the shard's URI before the name of the image. The URI of a
+    single image names no shard file, but lies in the shard's folder. A list may name any URI, so
+    its rows are not checked.
     """
     if manifest.kind == "list":
         return
@@ -170,7 +171,7 @@ def check_sources(manifest: ShardRecord, sources: Iterable[str]) -> None:
         if source.startswith((f"{manifest.uri}/", f"{manifest.uri}#")) or source == manifest.uri:
             continue
         if _SHORTENED.search(source):
-            continue  # of a name without end its beginning is kept
+            continue  # an overlong name, of which only the beginning is stored
         inside = re.split("[/#]", source.removeprefix(folder), maxsplit=1)[0]
         expect(
             source.startswith(folder) and not shard_kind(inside),
@@ -180,20 +181,20 @@ def check_sources(manifest: ShardRecord, sources: Iterable[str]) -> None:
 
 
 def check_footer(
-    name: str, stamp: Mapping[str, Any], wanted: Mapping[str, Any], metrics: Mapping[str, str]
+    name: str, metadata: Mapping[str, Any], expected: Mapping[str, Any], metrics: Mapping[str, str]
 ) -> None:
-    """Raise `TableError` where a part's metadata does not say what the documents say of it."""
-    for field, value in wanted.items():
-        expect(stamp.get(field) == value, f"'{name}' was made with another {field}")
-    said = json.loads(to_json({"metrics": stamp.get("metrics", dict(metrics))}))["metrics"]
-    expect(said == metrics, f"'{name}' was measured by other metrics than {SPEC_NAME} says")
+    """Raise `TableError` unless a part's metadata holds the `expected` values and `metrics`."""
+    for field, value in expected.items():
+        expect(metadata.get(field) == value, f"'{name}' was made with another {field}")
+    stored = json.loads(to_json({"metrics": metadata.get("metrics", dict(metrics))}))["metrics"]
+    expect(stored == metrics, f"'{name}' was measured with other metrics than {SPEC_NAME} says")
 
 
 def check_inputs(spec: TableSpec, outside: str | None) -> None:
-    """Raise `TableError` where a shard came from `outside` the table's input.
+    """Raise `TableError` if a shard came from the URI `outside` the table's input.
 
-    A list names any place, and of a pattern it is not known what it stood for: they prove nothing,
-    nor does a name that was no UTF-8, which is written otherwise there.
+    Three kinds of input are not checked: a list, which may name any URI; a pattern, whose matches
+    are not stored; a name that is not UTF-8, which the layout stores in an escaped form.
     """
     place = str(spec.layout.get("input"))
     named = has_glob(place) or has_braces(place) or is_list(plain_name(place))
@@ -204,9 +205,9 @@ def check_inputs(spec: TableSpec, outside: str | None) -> None:
 
 
 def is_in_input(spec: TableSpec, uri: str) -> bool:
-    """Whether a shard at `uri` lies in the input of the table, by its name.
+    """Return whether a shard at `uri` lies in the input of the table, judging by its name.
 
-    The shard of an input that is one image is at the folder of the image.
+    If the input is one image, the URI of its shard is the folder of the image.
     """
     place, uri = spec.layout.get("input"), printable(uri)
     if not isinstance(place, str):

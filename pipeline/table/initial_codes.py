@@ -1,4 +1,4 @@
-"""Codes of a table as starting points: of one shard, looked up as its samples are read again."""
+"""Codes of a table as initial codes of another run, looked up for each sample of a shard."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pipeline.table.statements import condition
 
 
 def initial_codes_schema(n_styles: int) -> pa.Schema:
-    """Columns of the codes that travel with a part: `image_id` and `w_plus`, float32."""
+    """Return the schema of the initial codes of a part: `image_id` and `w_plus`, float32."""
     code = pa.list_(pa.list_(pa.float32(), STYLE_DIM), n_styles)
     return pa.schema([("image_id", pa.string()), ("w_plus", code)])
 
 
 def open_initial_table(uri: str) -> Table:
-    """The table that codes are to start from; `ConfigError` if there is none at `uri`."""
+    """Open the table that holds the initial codes; `ConfigError` if `uri` is not a table."""
     try:
         return open_table(uri)
     except (InputError, TableError) as error:
@@ -34,18 +34,18 @@ def open_initial_table(uri: str) -> Table:
 
 
 def check_condition(table: Table, where: str) -> None:
-    """Raise `RequestError` if `where` is no SQL condition on a row of `table`'s latents."""
+    """Raise `RequestError` unless `where` is an SQL condition on one row of `table`'s latents."""
     table.arrow(f"SELECT image_id FROM latents WHERE {condition(where, one_row=True)} LIMIT 0")
 
 
 class InitialCodes:
-    """The codes of one committed shard of the table at `uri`, or those that `where` chooses.
+    """Codes of one committed shard of the table at `uri`, of all faces or those that match `where`.
 
-    Holds the ids of the shard's chosen faces; codes are read when they are asked for.
+    Holds the ids of the selected faces; `of` reads the codes.
     """
 
     def __init__(self, uri: str, shard: Shard, where: str | None = None) -> None:
-        """Raises `TableError` where the table has not finished the shard as it stands."""
+        """Raise `TableError` unless the shard is committed in its present state."""
         self.table = open_table(uri)
         record = self._checked_shard(uri, shard)
         self.n_styles = self.table.spec.columns.n_styles
@@ -55,15 +55,18 @@ class InitialCodes:
         self._choose(names, where or "true")
 
     def _checked_shard(self, uri: str, shard: Shard) -> ShardRecord:
-        """A shard of the same id may hold other images: their codes would not be missed."""
+        """Return the shard's record; `TableError` if it was made from other data than `shard`.
+
+        A shard of the same id may hold other images, and codes would go to the wrong faces.
+        """
         name = f"shard '{shard.shard_id}'"
         if not self.table.store.exists(manifest_name(shard.shard_id)):
             raise TableError(f"the table '{uri}' has not finished {name}: run its own job first")
         record = read_shard_record(self.table.store, shard.shard_id)
         if record.uri != shard.source:
             raise TableError(
-                f"the table '{uri}' has {name} from '{record.uri}', and it is to be read from "
-                f"'{shard.source}'"
+                f"the table '{uri}' has {name} from '{record.uri}', but this run reads it from "
+                f"'{shard.source}': give the input that the table was made from"
             )
         if (record.etag, record.size) != (shard.etag, shard.size):
             raise TableError(
@@ -91,21 +94,23 @@ class InitialCodes:
 
     @property
     def keys(self) -> Collection[str]:
-        """Keys of the samples that have a chosen face."""
+        """Keys of the samples that have a selected face."""
         return self._faces.keys()
 
     def of(self, keys: Sequence[str]) -> pa.Table:
-        """The codes of all chosen faces of the samples `keys`, as `initial_codes_schema` has it."""
+        """Return the codes of all selected faces of the samples `keys` (`initial_codes_schema`)."""
         ids = [image for key in keys for image in self._faces.get(key, ())]
-        wanted: dict[str, set[str]] = defaultdict(set)
+        images_by_file: dict[str, set[str]] = defaultdict(set)
         for image in ids:
-            wanted[self._files[image]].add(image)
-        found: dict[str, np.ndarray] = {}
-        for name, images in wanted.items():
-            found |= self.table.codes_in(name, images)
+            images_by_file[self._files[image]].add(image)
+        codes_by_id: dict[str, np.ndarray] = {}
+        for name, images in images_by_file.items():
+            codes_by_id |= self.table.codes_in(name, images)
         schema = initial_codes_schema(self.n_styles)
         numbers = pa.array(
-            np.concatenate([np.empty((0,), np.float32), *(found[image].ravel() for image in ids)])
+            np.concatenate(
+                [np.empty((0,), np.float32), *(codes_by_id[image].ravel() for image in ids)]
+            )
         )
         kind = schema.field("w_plus").type
         rows = pa.FixedSizeListArray.from_arrays(numbers, type=kind.value_type)

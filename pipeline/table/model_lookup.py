@@ -1,4 +1,4 @@
-"""The models that a table's codes come from, by the names it keeps, checked by what they are."""
+"""Load the models that made a table, by the names that it stores, and check their fingerprints."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def model_of(table: Table, name: str | None = None, device: str = "cpu") -> RestyleModel:
-    """The model that the table's codes belong to: `name`, or what the table was made with.
+    """Load the model of the table's codes: `name`, by default the name that the table stores.
 
-    Raises `ModelError` where its weights are not those that the table names.
+    Raises `ModelError` if its fingerprint is not the one that the table stores.
     """
     name = name or _name_of(table)
     hints = hints_of(table.spec.config)
@@ -23,33 +23,36 @@ def model_of(table: Table, name: str | None = None, device: str = "cpu") -> Rest
 
 
 def check_model_of(table: Table, name: str | None = None) -> None:
-    """Raise `ModelError` where the model that `model_of` would load is not there."""
+    """Raise `ModelError` if the model that `model_of` would load does not exist."""
     check_model(name or _name_of(table))
 
 
 def first_model_of(table: Table, device: str = "cpu") -> RestyleModel | None:
-    """The model that began each face of a bootstrapped table (ReStyle, sec. 5); else None.
+    """Load the model of the first step of a bootstrapped table (ReStyle, sec. 5).
 
-    Raises `ModelError` where its weights are not those that the table names.
+    None for other tables. Raises `ModelError` if its fingerprint is not the one in the table.
     """
     name = table.spec.config.get("bootstrap")
     if not name:
         return None
-    told = table.spec.settings.get("method", {}).get("bootstrap")
-    return _checked(table, str(name), told, device, ModelHints())
+    fingerprint = table.spec.settings.get("method", {}).get("bootstrap")
+    return _checked(table, str(name), fingerprint, device, ModelHints())
 
 
 def _name_of(table: Table) -> str:
     return str(table.spec.config.get("model", ""))
 
 
-def _checked(table: Table, name: str, told: object, device: str, hints: ModelHints) -> RestyleModel:
+def _checked(
+    table: Table, name: str, fingerprint: object, device: str, hints: ModelHints
+) -> RestyleModel:
     from pipeline.models import load_model
 
     model = load_model(name, device, **hints)
-    if told != model.fingerprint:
+    if fingerprint != model.fingerprint:
         raise ModelError(
-            f"the codes of '{table.store.root}' belong to another model than '{name}' is "
-            f"(fingerprint {str(told)[:12]}, not {model.fingerprint[:12]}): bring that model back"
+            f"the codes of '{table.store.root}' belong to another model than '{name}' "
+            f"(fingerprint {str(fingerprint)[:12]}, not {model.fingerprint[:12]}): give the model "
+            "that made the table"
         )
     return model

@@ -1,4 +1,4 @@
-"""Which part files a shard has: by listing, as parts stand in no list of their own."""
+"""List and remove the part files of shards; there is no other record of uncommitted parts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Files = dict[str, str]
 
 
 def files_of(store: Store, shard_id: str) -> Files:
-    """The files of all parts of a shard, latents before rejects."""
+    """Return the files of all parts of a shard, latents before rejects."""
     return _etags(_of_kind(store, LATENTS, shard_id) | _of_kind(store, REJECTS, shard_id))
 
 
-def names_beside(store: Store, shard_id: str, parts: int) -> set[str]:
-    """The names of a shard's files, those that are one of so many parts and those that are not.
+def list_names(store: Store, shard_id: str, parts: int) -> set[str]:
+    """Return the names of a shard's part files, also of parts beyond the first `parts`.
 
-    An object store lists them. A disk would list all shards' to tell these: there a part is looked
-    up by its name, and of the parts that a commit does not have the next one alone.
+    On an object store these are all files, by one listing. On a disk a listing would cover all
+    shards, so names are tested instead: those of the first `parts` parts and of the one after them.
     """
     if not is_local(store.root):
         return set(files_of(store, shard_id))
@@ -39,22 +39,22 @@ def names_beside(store: Store, shard_id: str, parts: int) -> set[str]:
 
 
 def infos_of(store: Store, shard_ids: Sequence[str]) -> list[dict[str, ObjectInfo]]:
-    """The files of all parts of each of these shards: a disk is listed once for all of them."""
+    """Return the files of all parts of each shard; a disk is listed once for all of them."""
     if is_local(store.root):
-        found: dict[str, dict[str, ObjectInfo]] = {shard_id: {} for shard_id in shard_ids}
-        for shard_id, name, info in _everything(store):
-            if shard_id in found:
-                found[shard_id][name] = info
-        return list(found.values())
+        infos: dict[str, dict[str, ObjectInfo]] = {shard_id: {} for shard_id in shard_ids}
+        for shard_id, name, info in _all_files(store):
+            if shard_id in infos:
+                infos[shard_id][name] = info
+        return list(infos.values())
     with ThreadPoolExecutor(_THREADS) as pool:
         kinds = [pool.map(partial(_of_kind, store, kind), shard_ids) for kind in (LATENTS, REJECTS)]
         return [latents | rejects for latents, rejects in zip(*kinds, strict=True)]
 
 
 def remove_parts_from(store: Store, files: Iterable[str], first: int) -> int:
-    """Remove those of a shard's `files` that are of part `first` and above, in their order.
+    """Remove those of a shard's `files` that belong to part `first` or a later one, in their order.
 
-    How many files these were.
+    Return the number of removed files.
     """
     parsed = ((name, parse_part_name(name)) for name in files)
     names = [name for name, part in parsed if part and part[1] >= first]
@@ -63,14 +63,14 @@ def remove_parts_from(store: Store, files: Iterable[str], first: int) -> int:
     return len(names)
 
 
-def remove_parts_beside(
+def remove_unowned_parts(
     store: Store, record: ShardRecord, files: Iterable[str] | None = None
 ) -> int:
-    """Remove the parts of a shard that its manifest does not have; how many files these were.
+    """Remove the parts of a shard that its manifest does not have; return the number of files.
 
-    `files` are all files of its parts, where they are known. A manifest that another run put
-    meanwhile, of more parts, goes as well if it lost one of them: the shard is done again, and no
-    commit stands without its parts.
+    `files` are all part files of the shard, listed by default. If another run has meanwhile
+    committed the shard with more parts, some of which were removed here, its manifest is removed
+    too: the shard is done again, and no commit lacks a part.
     """
     count = record.n_parts
     names = files_of(store, record.shard) if files is None else files
@@ -82,18 +82,18 @@ def remove_parts_beside(
 
 
 def _of_kind(store: Store, kind: str, shard_id: str) -> dict[str, ObjectInfo]:
-    """The files of one kind that belong to parts of a shard."""
+    """Return the files of one kind that belong to parts of a shard."""
     # "x-1-00000" is a part of the shard "x-1", not of "x".
-    found = store.infos(f"{kind}/{shard_id}-")
-    return {name: info for name, info in found if _shard_of(name) == shard_id}
+    listing = store.infos(f"{kind}/{shard_id}-")
+    return {name: info for name, info in listing if _shard_of(name) == shard_id}
 
 
 def _etags(infos: dict[str, ObjectInfo]) -> Files:
     return {name: info.etag for name, info in infos.items()}
 
 
-def _everything(store: Store) -> Iterator[tuple[str, str, ObjectInfo]]:
-    """Shard, name and what the storage says of every part file, latents before rejects."""
+def _all_files(store: Store) -> Iterator[tuple[str, str, ObjectInfo]]:
+    """Yield shard, name and metadata of every part file, latents before rejects."""
     for kind in (LATENTS, REJECTS):
         for name, info in store.infos(f"{kind}/"):
             if shard_id := _shard_of(name):
@@ -106,11 +106,11 @@ def _shard_of(name: str) -> str | None:
 
 
 class PartFiles:
-    """The part files of many shards, one after another; each shard is asked for once.
+    """Part files of many shards; each shard may be looked up once.
 
-    An object store lists by prefix: one or two requests a shard, and none where there are no parts
-    at all. A disk lists a whole folder: once, of which the files of shards that are not committed
-    are kept. Those of one that is committed are looked up by the names that its manifest tells.
+    An object store lists by prefix: one or two requests per shard, none if the table has no parts.
+    A disk lists whole folders: once, keeping the files of uncommitted shards in memory. Files of a
+    committed shard are looked up by the part numbers of its manifest.
     """
 
     def __init__(self, store: Store, committed: CommittedShards) -> None:
@@ -121,21 +121,21 @@ class PartFiles:
         self._any = self._on_disk or store.has(REJECTS) or store.has(LATENTS)
 
     def of(self, shard_id: str) -> Files:
-        """The files of all parts of a shard that is not committed."""
+        """Return the files of all parts of an uncommitted shard."""
         if self._on_disk:
             return self._listed().pop(shard_id, {})
         return self._by_prefix(shard_id)
 
     def of_committed(self, record: ShardRecord) -> Files:
-        """The files of a committed shard; on a disk their names alone."""
+        """Return the files of a committed shard; on a disk without etags."""
         if not self._on_disk:
             return self._by_prefix(record.shard)
-        return dict.fromkeys(names_beside(self.store, record.shard, record.n_parts), "")
+        return dict.fromkeys(list_names(self.store, record.shard, record.n_parts), "")
 
     def _by_prefix(self, shard_id: str) -> Files:
         if not self._any:
             return {}
-        # A part's rejects are put before its latents and removed after them.
+        # Without rejects there are no latents: rejects are written first and removed last.
         rejects = _of_kind(self.store, REJECTS, shard_id)
         return _etags(_of_kind(self.store, LATENTS, shard_id) | rejects) if rejects else {}
 
@@ -148,7 +148,7 @@ class PartFiles:
             return self._open
 
     def _of_open_shards(self) -> Iterator[tuple[str, str, ObjectInfo]]:
-        found = _everything(self.store)
-        while batch := list(islice(found, _BATCH)):
-            committed = self.committed.among([shard_id for shard_id, _, _ in batch])
+        listing = _all_files(self.store)
+        while batch := list(islice(listing, _BATCH)):
+            committed = self.committed.are_committed([shard_id for shard_id, _, _ in batch])
             yield from (file for file, done in zip(batch, committed, strict=True) if not done)

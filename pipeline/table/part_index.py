@@ -1,12 +1,12 @@
-"""The index of parts whose shards are not committed, in few files: `_index/parts/`.
+"""Index of the parts of uncommitted shards: `_index/parts/`, a few Parquet files.
 
-A part's footer is the truth. A row is believed only while both files of its part are the objects
-that it was made from, by the etags that a listing shows, and its key is the one that is needed.
-So a restart over many open parts reads no footers but those of the last few hundred parts, and the
-commit of their shards need not read the files for their SHA-256.
+It is a cache of footers. A row is used only if both files of its part still have the etags in the
+row, by a listing, and the key of the part is the one that the run needs. So a restart over many
+open parts reads only the footers of the last few hundred parts, and a commit of their shards does
+not read the files for their SHA-256.
 
-A file goes when all its shards are committed, or when a commit finds that the parts of one of them
-are not what was believed: the next run reads their footers.
+An index file is removed when all its shards are committed, or when a commit finds a part that
+differs from its row: then the next run reads the footers.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import pyarrow.compute as pc
 from pipeline.errors import PipelineError
 from pipeline.storage import Store
 from pipeline.table.parts import COUNTS, LATENTS, PartRecord, part_name, read_metadata
-from pipeline.table.shard_index import put_rows, read_tables, rows_of
+from pipeline.table.shard_index import read_tables, rows_of, write_rows
 from pipeline.table.stats import Counts
 
-# Parts of one file. Fewer are not written: reading their footers takes a second.
+# Parts per index file. Fewer are not written: reading their footers takes a second.
 PARTS_INDEXED_AT_ONCE = 1000
 _FOLDER = "_index/parts/"
 _THREADS = 16
-# The index lacks fewer than a thousand parts of a run, which are read in about a second.
+# An index lacks fewer than a thousand parts of a run, whose footers are read in about a second.
 _READ_FOOTERS = 2000
 
 _SCHEMA = pa.schema(
@@ -45,27 +45,28 @@ _SCHEMA = pa.schema(
     ]
 )
 
-# What tells whether a row is of a part that is in the table: the digest of its key, and the etags
-# of its latents and its rejects.
+# Digest of a part's key, and the etags of its latents and rejects: a row with other values is of a
+# part that is no longer stored.
 RowKey = tuple[str, str, str]
 
 
 def write_part_index(store: Store, parts: Iterable[PartRecord]) -> str:
-    """Put one file of the part index; return its name."""
-    return put_rows(store, _FOLDER, [part.to_dict() for part in parts], _SCHEMA)
+    """Write one file of the part index; return its name."""
+    return write_rows(store, _FOLDER, [part.to_dict() for part in parts], _SCHEMA)
 
 
 def indexed_parts(store: Store) -> Iterator[PartRecord]:
-    """Yield all that the index says, of parts that are as they were or not."""
+    """Yield all rows of the index, also of parts that have changed since."""
     for _, table in read_tables(store, _FOLDER, _SCHEMA):
         yield from (PartRecord(*row) for row in rows_of(table))
 
 
 def count_open_parts(store: Store, etags: Mapping[str, str]) -> tuple[Counts, bool]:
-    """Add up latents files and their rejects; `etags` are those of their names.
+    """Add up the counts of open parts; `etags` are the etags of their latents files by name.
 
-    Returns the counts, and whether they are exact: scaled up where not all of them were read. A
-    part that is gone meanwhile, or damaged, counts nothing: the next run does it again.
+    Return the counts, and whether they are exact. If there are too many unindexed parts, some are
+    read and the counts are scaled up. A part that was removed meanwhile, or is damaged, counts as
+    nothing, because the next run does it again.
     """
     unread, total = dict(etags), Counts()
     for part in indexed_parts(store) if unread else ():
@@ -89,7 +90,7 @@ def _footer_counts(store: Store, name: str) -> Counts:
 
 
 class IndexedParts:
-    """The rows of the part index of open shards when it was read; some 800 bytes per part."""
+    """Rows of the part index for open shards, as they were read; about 800 bytes per part."""
 
     def __init__(self, tables: list[pa.Table]) -> None:
         table = pa.concat_tables([_SCHEMA.empty_table(), *tables]).sort_by("shard")
@@ -108,31 +109,31 @@ class IndexedParts:
 
 
 class PartIndex:
-    """The part index of one run: what earlier runs left, and what this one adds and removes.
+    """Part index during one run: files of earlier runs, and the rows that this run adds.
 
-    Holds the names of its files with the open shards of each, and the entries of the next file.
-    Nothing matters enough to fail: what cannot be written or removed is left to the next run.
+    Holds the names of the index files with their open shards, and the rows of the next file. A file
+    that cannot be written or removed is no error: the index is a cache.
     """
 
     def __init__(self, store: Store, *, read_only: bool = False) -> None:
-        """With `read_only` nothing is written and nothing removed."""
+        """Manage the index at `store`; with `read_only`, write and remove nothing."""
         self.store, self.read_only = store, read_only
         self._files: dict[str, set[str]] = {}
         self._waiting: dict[str, list[PartRecord]] = {}
 
     def read(self, committed: Container[str]) -> IndexedParts:
-        """Read what the files say of open shards; remove the files without any."""
+        """Read the rows of open shards; remove the files that have none."""
         tables = []
         for name, table in read_tables(self.store, _FOLDER, _SCHEMA):
             shards = table["shard"].unique().to_pylist()
-            self._files[name] = still_open = {one for one in shards if one not in committed}
+            self._files[name] = still_open = {shard for shard in shards if shard not in committed}
             if still_open:
                 tables.append(table.filter(pc.is_in(table["shard"], pa.array(sorted(still_open)))))
         self._remove_done()
         return IndexedParts(tables)
 
     def add(self, part: PartRecord) -> None:
-        """Note a part that was written and whose shard is open, once its etags are known."""
+        """Add the row of a written part of an open shard; a part without etags is skipped."""
         if not (part.latents_etag and part.rejects_etag):
             return
         self._waiting.setdefault(part.shard, []).append(part)
@@ -144,14 +145,14 @@ class PartIndex:
         self._waiting.clear()
 
     def close(self, shard_id: str) -> None:
-        """Forget the parts of a shard that is committed."""
+        """Drop the parts of a committed shard."""
         self._waiting.pop(shard_id, None)
         for still_open in self._files.values():
             still_open.discard(shard_id)
         self._remove_done()
 
     def forget(self, shard_id: str) -> None:
-        """Remove every file that says something of a shard, as not all of it is true."""
+        """Remove every index file with rows of this shard, because one of them is wrong."""
         self._waiting.pop(shard_id, None)
         for still_open in self._files.values():
             if shard_id in still_open:

@@ -27,16 +27,16 @@ _PREFIX = "restyle."
 COUNTS = ("samples", "faces", "rejects")
 # 128 codes of 18 x 512 float16 are 2.3 MB: what reading one code costs, at little loss in footers.
 _ROW_GROUP_ROWS = 128
-# What is read of a file for its footer, as Arrow does it; a longer one takes a second read.
+# Bytes read from a file's end for its footer, as Arrow does; a longer footer takes a second read.
 _TAIL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
 class PartKey:
-    """What a part is made from; its fields are in the file metadata under `restyle.<name>`.
+    """Identity of a part; its fields are in the file metadata under `restyle.<name>`.
 
-    A part is used again only if its whole key is the same. `part_size` is in it because it fixes
-    which samples are in which part.
+    A stored part is reused only if its whole key is the same. `part_size` belongs to it because it
+    determines which samples are in which part.
     """
 
     schema_version: int
@@ -48,7 +48,7 @@ class PartKey:
 
     @property
     def digest(self) -> str:
-        """The whole key in 32 hex digits, as the part index of every version has it."""
+        """Hash of the whole key in 32 hex digits, the same in the part index of every version."""
         text = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return hashlib.sha256(f"Stamp({text})".encode()).hexdigest()[:32]
 
@@ -61,9 +61,10 @@ class PartKey:
 class PartRecord:
     """One part of a shard in the table; the fields are a row of the part index.
 
-    What is not known is empty: `stamp` (the digest of a `PartKey`) and `figures` in a manifest, the
-    SHA-256 where a footer was read, the etags where the storage has not told them. `figures` is
-    JSON text, which `stats` decodes: a restart may read many parts and decodes none.
+    Unknown fields are empty: `stamp` (the digest of a `PartKey`) and `figures` in a record from a
+    manifest, the SHA-256 in one from a footer, the etags before the storage was asked for them.
+    `figures` is JSON text, which only `stats` decodes: a restart reads many records and decodes
+    none.
     """
 
     shard: str = ""
@@ -80,12 +81,12 @@ class PartRecord:
 
     @property
     def counts(self) -> Counts:
-        """The part's counts, without rejects by reason, which `stats` has."""
+        """Counts of the part, without rejects by reason, which `stats` has."""
         return Counts(parts=1, samples=self.samples, faces=self.faces, rejects=self.rejects)
 
     @property
     def stats(self) -> Stats:
-        """The part's counts and metric sums; `TableError` if `figures` is damaged."""
+        """Counts and metric sums of the part; `TableError` if `figures` is damaged."""
         return Stats.from_text(self.figures, self.counts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def part_name(kind: str, shard_id: str, part: int) -> str:
 
 
 def parse_part_name(name: str) -> tuple[str, int] | None:
-    """Return the shard's id and the part's number; None for a name that no part has."""
+    """Return the shard's id and the part's number; None if it is not the name of a part."""
     match = _PART_NAME.fullmatch(name)
     if not match or name != part_name(name.split("/", 1)[0], match[1], int(match[2])):
         return None
@@ -119,26 +120,26 @@ def write_part(
     samples: int,
     metrics: Mapping[str, str],
 ) -> PartRecord:
-    """Put the two files of a part: rejects first, then latents, which is the part's commit.
+    """Write the two files of a part: rejects first, then latents, which commits the part.
 
-    A file that is there is never written over: a writer that was late, or a second run beside this
-    one, would break the commit that names the file. It is taken as it is if it is the same part of
-    the same state of the shard. Raises `TableError` if it is not, and if the rows do not account
-    for every one of the `samples`.
+    An existing file is never replaced, because a manifest may name it: a late writer, or a second
+    run at the same time, would break that commit. An existing file of the same part, in the same
+    state of the shard, is used as it is. Raises `TableError` for any other existing file, and if
+    the rows do not account for all `samples`.
     """
     keys = set(latents["key"].to_pylist()) | set(rejects["key"].to_pylist())
     if len(keys) != samples:
         raise TableError(
-            f"part {key.part} of shard '{key.shard}' took {samples} samples in and its rows "
-            f"account for {len(keys)}"
+            f"part {key.part} of shard '{key.shard}' has {samples} samples, but its rows account "
+            f"for {len(keys)}"
         )
     stats = Stats.of(latents, rejects)
     counts = {"samples": samples, "faces": latents.num_rows, "rejects": rejects.num_rows}
     metadata = {**asdict(key), **counts, "metrics": dict(metrics)}
     rejects_bytes = _encode(rejects, metadata)
     latents_bytes = _encode(latents, metadata | {"figures": stats.figures()})
-    # Other rejects would not go with these latents; other numbers of the same faces do, and another
-    # kind of GPU gives them.
+    # Stored rejects must be the same, or they contradict these latents. Stored latents may hold
+    # other numbers for the same faces, as another kind of GPU computes them.
     stored = _put_once(store, key.name(REJECTS), rejects_bytes)
     if stored != rejects_bytes:
         raise _other_writer(store, key.name(REJECTS))
@@ -157,18 +158,18 @@ def write_part(
 
 
 def _put_once(store: Store, name: str, content: bytes) -> bytes:
-    """Return what is stored under `name` then: `content`, unless something else was there."""
+    """Write `content` unless the object exists; return what is stored afterwards."""
     return content if store.put_if_absent(name, content) else store.get(name)
 
 
 def _stored_stats(store: Store, name: str, content: bytes, metadata: Mapping[str, Any]) -> Stats:
-    """Return the stats of a stored latents file; `TableError` unless its other metadata is this."""
+    """Return the stats of a stored latents file; `TableError` if other metadata differs."""
     try:
-        found = decode_metadata(pq.read_metadata(pa.BufferReader(content)).metadata)
-        stats = Stats.from_figures(found.pop("figures", None))
+        stored = decode_metadata(pq.read_metadata(pa.BufferReader(content)).metadata)
+        stats = Stats.from_figures(stored.pop("figures", None))
     except (pa.ArrowException, TableError, TypeError, UnicodeDecodeError) as error:
         raise _other_writer(store, name) from error
-    if found != metadata:
+    if stored != metadata:
         raise _other_writer(store, name)
     return stats
 
@@ -176,14 +177,14 @@ def _stored_stats(store: Store, name: str, content: bytes, metadata: Mapping[str
 def _other_writer(store: Store, name: str) -> TableError:
     return TableError(
         f"'{store.uri(name)}' is there already, from another state of the input, another part size "
-        "or an attempt that ended otherwise; when no other job writes to this table, run again"
+        "or an attempt with another result; when no other job writes to this table, run again"
     )
 
 
 def read_part_record(store: Store, key: PartKey) -> PartRecord | None:
     """Read the record of a part from its footer.
 
-    None if it was made from another key or its footer is damaged: the part has to be done again.
+    None if the file has another key or a damaged footer: then the part must be done again.
     """
     try:
         metadata = read_metadata(store, key.name(LATENTS))
@@ -217,20 +218,20 @@ def read_footer(store: Store, name: str) -> pq.FileMetaData:
     with store.open(name) as file:
         tail = _tail(file)
     try:
-        # Of the bytes, not of the file: Arrow raises OSError for a damaged footer as well, which is
-        # not to be taken for a storage that fails.
+        # Arrow parses bytes in memory here, because it raises OSError for a damaged footer too,
+        # which must not look like a failure of the storage.
         return pq.read_metadata(pa.BufferReader(tail))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise TableError(f"'{store.uri(name)}' is damaged: {one_line(error)}") from error
 
 
 def _tail(file: BinaryIO) -> bytes:
-    """Read the end of a Parquet file, its footer in it if it has one."""
+    """Read the end of a Parquet file, including the whole footer if there is one."""
     size = file.seek(0, io.SEEK_END)
     length = min(size, _TAIL_BYTES)
     file.seek(size - length)
     tail = file.read(length)
-    # The last eight bytes: how long the footer is, and a magic number.
+    # The last eight bytes are the length of the footer and a magic number.
     footer = int.from_bytes(tail[-8:-4], "little") + 8
     if length < footer <= size and tail.endswith(b"PAR1"):
         file.seek(size - footer)

@@ -1,16 +1,15 @@
-"""DuckDB over the part files of a table, wherever they lie.
+"""DuckDB over the part files of a table, on any storage.
 
-The files are shown to DuckDB as a small file system over the table's store, on a disk as in a
-bucket. DuckDB's own S3 support is an extension that has to be downloaded and has its own
-credentials; here the same client reads as everywhere else, and only the byte ranges that the
-query's columns and row groups need.
+DuckDB reads the files through a small file system over the table's store. DuckDB's own S3 support
+is an extension that must be downloaded and takes separate credentials. Here the pipeline's own
+client reads, and only the byte ranges of the columns and row groups that the query needs.
 
-A query is text from outside. Two things keep it to reading the table, each alone enough:
+A query is untrusted text. Two safeguards keep it to reading the table, each sufficient alone:
 
 * `statements` accepts a parsed statement only if it is one SELECT over the table's views and
-  functions that compute;
-* the connection reaches no file but those of this file system, which opens nothing for writing
-  and no name outside the table.
+  functions without side effects;
+* the connection can open only the files of this file system, only for reading, and no name outside
+  the table.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from pipeline.errors import StorageError, TableError
 from pipeline.storage import Store, is_local, one_line
 
 _PROTOCOL = "restyle-table"
-# Nothing is to be downloaded in the middle of a query, and a mistyped table name is an error, not
-# a variable of the Python code around it.
+# A query downloads nothing, and a mistyped table name is an error: by default DuckDB would look for
+# a Python variable of that name.
 _SETTINGS: dict[str, Any] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
@@ -47,11 +46,11 @@ _SETTINGS: dict[str, Any] = {
 
 
 class TableFiles(AbstractFileSystem):  # type: ignore[misc]
-    """The files of a store that views name, as DuckDB reads files; no other, and not to write.
+    """Read-only file system for DuckDB with the files that were passed to `add`.
 
-    `bytes_read` counts what was fetched, of a disk nothing. Any other name is a
-    `FileNotFoundError`, opening for anything but reading a `PermissionError`; fsspec's other calls
-    have no implementation here.
+    `bytes_read` counts fetched bytes; reads from a disk are not counted. Any other name raises
+    `FileNotFoundError`, and any mode but reading `PermissionError`. Other methods of fsspec are not
+    implemented.
     """
 
     protocol = _PROTOCOL
@@ -61,61 +60,61 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
         super().__init__()
         self.store = store
         self.bytes_read = 0
-        # Where a query that needs more than DuckDB's memory limit (80 % of the machine's or the
-        # container's memory) keeps what it sorts: readable by this user alone, removed at the end.
+        # DuckDB spills to this folder beyond its memory limit (80 % of the memory of the machine or
+        # the container). Only this user can read it, and it is removed at the end.
         self.spill = Path(tempfile.mkdtemp(prefix="restyle-query-"))
         self._end = weakref.finalize(self, shutil.rmtree, self.spill, ignore_errors=True)
         self._on_disk = is_local(store.root)
-        self._names: dict[str, str] = {}  # what DuckDB calls a file -> its name in the store
+        self._names: dict[str, str] = {}  # path in DuckDB -> name in the store
         self._states: dict[str, tuple[int, Any]] = {}
         self._failure: StorageError | None = None
 
     def raise_failure(self) -> None:
-        """Raise the error of the storage where one is the reason that a query failed.
+        """Raise the storage error that made a query fail, if there was one.
 
-        DuckDB gives its text in an error of its own, as if the query or the file were wrong.
+        DuckDB wraps it in an error of its own, as if the query or the file were wrong.
         """
         failure, self._failure = self._failure, None
         if failure:
             raise failure
 
     def add(self, name: str) -> str:
-        """Make a file of the store readable; what DuckDB calls it."""
+        """Make a file of the store readable; return its path in DuckDB."""
         path = f"{_PROTOCOL}://{name}"
         self._names[path] = name
         return path
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> Any:
-        """The file, for reading alone."""
+        """Open a file for reading; `PermissionError` for any other mode."""
         if mode != "rb":
-            raise PermissionError(f"the table is only read, not opened with mode {mode!r}")
+            raise PermissionError(f"files of the table can only be read, not opened as {mode!r}")
         name = self._name_of(path)
         if self._on_disk:
             return _DiskFile(self.store.path(name))
         return _RangedFile(partial(self._fetch, name), self.size(path))
 
     def size(self, path: str) -> int:
-        """Bytes of a file."""
+        """Return the size of a file in bytes."""
         return self._state(path)[0]
 
     def modified(self, path: str) -> Any:
-        """When the file was written, by which DuckDB knows its cached blocks."""
+        """Return the time of the last write, by which DuckDB checks its cached blocks."""
         return self._state(path)[1]
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Name, type and size of a file."""
+        """Return name, type and size of a file."""
         return {"name": path, "type": "file", "size": self.size(path)}
 
     def glob(self, path: str, **_: Any) -> list[str]:
-        """The path itself: views name their files one by one."""
+        """Return the path itself: views name each file, and names are no patterns."""
         return [path]
 
     def exists(self, path: str, **_: Any) -> bool:
-        """Whether a view names the file."""
+        """Return whether the file was passed to `add`."""
         return path in self._names
 
     def close(self) -> None:
-        """Remove what was spilled; the connection is closed by then."""
+        """Remove the spill folder; close the connection first."""
         self._end()
 
     def _name_of(self, path: str) -> str:
@@ -124,23 +123,23 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
         return self._names[path]
 
     def _state(self, path: str) -> tuple[int, Any]:
-        """Size and time; asked for once, as a part file never changes its meaning."""
+        """Return size and time of a file; looked up once, because part files never change."""
         if path not in self._states:
             name = self._name_of(path)
-            with self._noted():
-                found = self.store.info(name)
-            self._states[path] = found.size, datetime.fromtimestamp(found.modified, UTC)
+            with self._keep_failure():
+                info = self.store.info(name)
+            self._states[path] = info.size, datetime.fromtimestamp(info.modified, UTC)
         return self._states[path]
 
     def _fetch(self, name: str, start: int, end: int) -> bytes:
-        with self._noted():
+        with self._keep_failure():
             content = self.store.get_range(name, start, end)
         self.bytes_read += len(content)
         return content
 
     @contextmanager
-    def _noted(self) -> Iterator[None]:
-        """Keep a failure of the storage for `raise_failure`."""
+    def _keep_failure(self) -> Iterator[None]:
+        """Keep a `StorageError` for `raise_failure`."""
         try:
             yield
         except StorageError as error:
@@ -149,71 +148,71 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
 
 
 class _RangedFile:
-    """A file in which every thread has a place of its own.
+    """File with a separate read position for each thread.
 
-    DuckDB's threads share a file and take seeking and reading for one step, between which Python
-    may go on with another thread.
+    DuckDB's threads share a file and treat seek and read as one step, but Python may switch threads
+    between the two.
     """
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
         self._fetch, self._size = fetch, size
-        self._place = threading.local()
+        self._position = threading.local()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to `offset` from the start, the place, or the end."""
-        self._place.offset = offset + (0, self.tell(), self._size)[whence] if whence else offset
-        return int(self._place.offset)
+        """Move to `offset` from the start, the current position or the end."""
+        self._position.offset = offset + (0, self.tell(), self._size)[whence] if whence else offset
+        return int(self._position.offset)
 
     def tell(self) -> int:
-        """The place of this thread."""
-        return int(getattr(self._place, "offset", 0))
+        """Return the position of this thread."""
+        return int(getattr(self._position, "offset", 0))
 
     def read(self, length: int = -1) -> bytes:
-        """Bytes from the place on: `length` of them, or as many as there are."""
+        """Return up to `length` bytes from the position on; all the rest by default."""
         start = self.tell()
         end = self._size if length < 0 else min(self._size, start + length)
         content = self._fetch(start, end) if start < end else b""
-        self._place.offset = start + len(content)
+        self._position.offset = start + len(content)
         return content
 
     def close(self) -> None:
-        """Nothing: no connection belongs to it."""
+        """Do nothing: the file holds no connection."""
 
 
 class _DiskFile(_RangedFile):
-    """A file of a disk, without fsspec's layers: a scan of many files spends its time in them."""
+    """File on a disk, read without fsspec's layers, which dominate the time of large scans."""
 
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
         super().__init__(self._pread, os.fstat(self._descriptor).st_size)
 
     def __del__(self) -> None:
-        """Close it, as DuckDB drops a file without closing it where a query fails."""
+        """Close the file: DuckDB drops files without closing them when a query fails."""
         self.close()
 
     def _pread(self, start: int, end: int) -> bytes:
         return os.pread(self._descriptor, end - start, start)
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
         if descriptor >= 0:
             os.close(descriptor)
 
 
 def connect(store: Store) -> tuple[duckdb.DuckDBPyConnection, TableFiles]:
-    """A connection of its own that can read the store's files, and the file system it reads by.
+    """Return a new connection that can read files of the store, and the file system it reads with.
 
-    It reads nothing else, on the disk or on the web, writes nothing but what it spills into a
-    private folder, loads no extension, and stays like that.
+    The connection reads nothing else on the disk or on the web, writes only spill files into a
+    private folder, and loads no extension. A query cannot change these settings.
     """
     connection = duckdb.connect(config=_SETTINGS)
-    # A query of seconds would draw a bar into the caller's output.
+    # DuckDB would print a progress bar for queries that take seconds.
     connection.execute("SET enable_progress_bar = false")
     files = TableFiles(store)
     connection.register_filesystem(files)
     connection.execute(f"SET temp_directory = {_quoted(str(files.spill))}")
-    if is_local(store.root):  # the system keeps what it has read, and reads ahead
+    if is_local(store.root):  # the operating system caches files and reads ahead
         connection.execute("SET enable_external_file_cache = false")
         connection.execute("SET disable_parquet_prefetching = true")
     connection.execute(f"SET allowed_directories = ['{_PROTOCOL}://']")
@@ -229,14 +228,14 @@ def create_view(
     names: Sequence[str],
     schema: pa.Schema,
 ) -> None:
-    """A view of the Parquet files `names`; of none, an empty view with the columns of `schema`.
+    """Create a view of the Parquet files `names`; without files, an empty one with this `schema`.
 
-    `TableError` if the first of them, which gives the columns, is damaged, and `StorageError` if
+    The first file defines the columns. Raises `TableError` if it is damaged, and `StorageError` if
     it cannot be read.
     """
     if names:
         paths = ", ".join(_quoted(files.add(name)) for name in names)
-        # A folder above the table may be called `steps=10`, which is no column of it.
+        # Without this option a parent folder named `steps=10` would become a column.
         source = f"read_parquet([{paths}], hive_partitioning = false)"
     else:
         source = f"{view}_without_rows"

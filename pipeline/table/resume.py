@@ -1,4 +1,4 @@
-"""Progress of the shards of an input in a table, from listings, indexes, manifests and footers."""
+"""Progress of an input's shards in a table, from listings, indexes, manifests and footers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pipeline.table.shard_index import (
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 from pipeline.table.stats import Counts
 
-# Makes the key of part `number` of a shard.
+# Return the key of a part, given its shard and number.
 KeyOf = Callable[[Shard, int], PartKey]
 
 # Lookups in flight while the states of many shards are read from an object store.
@@ -43,9 +43,9 @@ _THREADS = 16
 class ShardState:
     """Progress of one shard.
 
-    `committed` is set if the shard is committed as it now is in the input. Else `parts` holds
-    the parts that need no work, by number, and `stale` the names of files that a run over another
-    state of the shard, or with another part size, left behind: `TableWriter.clear` removes them.
+    `committed` is set if the shard is committed in its present state. Otherwise `parts` holds the
+    finished parts by number, and `stale` the names of files of another state of the shard or of
+    another part size, which `TableWriter.clear` removes.
     """
 
     shard: Shard
@@ -55,11 +55,11 @@ class ShardState:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing to do."""
+        """True if the shard needs no work."""
         return self.committed is not None
 
     def without(self, numbers: Iterable[int]) -> ShardState:
-        """Return the state with the parts of these numbers stale, so that they are done again."""
+        """Return the state with these parts marked as stale, so that they are done again."""
         dropped = set(numbers)
         kept = {number: part for number, part in self.parts.items() if number not in dropped}
         names = (name for part in sorted(dropped) for name in _names(self.shard, part))
@@ -81,9 +81,9 @@ def state_of(store: Store, key_of: KeyOf, shard: Shard) -> ShardState:
 
 
 class States:
-    """States of many shards, by a few listings of the table and then a few reads at a time.
+    """States of many shards, from a few listings of the table and then a few reads at a time.
 
-    Memory holds the numbers of every committed shard and what is known of every open part.
+    Holds `CommittedShards` and the rows of the part index in memory.
     """
 
     def __init__(
@@ -96,35 +96,37 @@ class States:
         self._orphans = orphans
         if orphans:
             orphans.start(self._committed)
-        self._known = index.read(self._committed)
+        self._indexed_parts = index.read(self._committed)
         self._files = PartFiles(store, self._committed)
         self._unindexed: dict[str, ShardRecord] = {}
 
     def of(self, shards: Iterable[Shard]) -> Iterator[ShardState]:
         """Yield the state of each shard, in order, as `state_of` returns it."""
-        # Two pools: who waits for footers must not take the threads that read them.
+        # Two pools: a thread that waits for footers must not block the threads that read them.
         with _interruptible(_THREADS) as pool, _interruptible(_THREADS) as footers:
             source, state = iter(shards), partial(self._state, footers)
             while group := list(islice(source, 4 * _THREADS)):
-                found = self._committed.find(group)
+                indexed = self._committed.find(group)
                 looked_up = pool.map(
-                    state, [shard for shard, one in zip(group, found, strict=True) if not one]
+                    state,
+                    [shard for shard, counts in zip(group, indexed, strict=True) if not counts],
                 )
-                for shard, committed in zip(group, found, strict=True):
-                    yield ShardState(shard, committed) if committed else next(looked_up)
+                for shard, counts in zip(group, indexed, strict=True):
+                    yield ShardState(shard, counts) if counts else next(looked_up)
                 self._index_manifests()
 
     def _state(self, footers: ThreadPoolExecutor, shard: Shard) -> ShardState:
         if shard.shard_id not in self._committed:
-            files, known = self._files.of(shard.shard_id), self._known.of(shard.shard_id)
+            files = self._files.of(shard.shard_id)
+            indexed = self._indexed_parts.of(shard.shard_id)
             read = partial(footers.map, partial(read_part_record, self.store))
-            return _open_state(shard, self.key_of, files, known, read)
+            return _open_state(shard, self.key_of, files, indexed, read)
         try:
             record = read_shard_record(self.store, shard.shard_id)
         except StorageError:
             if self.store.exists(manifest_name(shard.shard_id)):
                 raise
-            # Another run has cleared it since it was listed.
+            # Another run has removed the manifest since the listing.
             return state_of(self.store, self.key_of, shard)
         if self._orphans:
             self._orphans.has_parts(shard.shard_id, record.n_parts)
@@ -134,7 +136,7 @@ class States:
         return state or _stale_state(shard, self._files.of_committed(record))
 
     def _index_manifests(self) -> None:
-        """Move the manifests that were read into the index, if they are many."""
+        """Write index rows for the manifests that were read, once there are enough of them."""
         if len(self._unindexed) < INDEXED_AT_ONCE:
             return
         if self.read_only:
@@ -153,7 +155,7 @@ class States:
 
 @contextmanager
 def _interruptible(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool that starts nothing more when the block is left, as by Ctrl-C."""
+    """Yield a pool that cancels waiting tasks when the block is left, for example by Ctrl-C."""
     pool = ThreadPoolExecutor(threads)
     try:
         yield pool
@@ -162,7 +164,7 @@ def _interruptible(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _committed_state(store: Store, shard: Shard, record: ShardRecord) -> ShardState | None:
-    """Return the state of a shard that is as its manifest says; None if it has changed."""
+    """Return the state of a shard that its manifest describes; None if the shard has changed."""
     if record.uri != shard.source:
         raise InputError(
             f"the table '{store.root}' holds shard '{shard.shard_id}' from "
@@ -174,22 +176,22 @@ def _committed_state(store: Store, shard: Shard, record: ShardRecord) -> ShardSt
 
 
 def _stale_state(shard: Shard, files: Files) -> ShardState:
-    """Return the state of a shard that was committed and has changed since."""
+    """Return the state of a shard that has changed since it was committed."""
     return ShardState(shard, stale=(manifest_name(shard.shard_id), *sorted(files)))
 
 
 def _open_state(
     shard: Shard,
     key_of: KeyOf,
-    files: Files,  # all of its parts
-    known: Mapping[RowKey, PartRecord],
-    read: Callable[[list[PartKey]], Iterable[PartRecord | None]],  # what the footers say
+    files: Files,  # of all its parts
+    indexed: Mapping[RowKey, PartRecord],
+    read: Callable[[list[PartKey]], Iterable[PartRecord | None]],  # reads footers
 ) -> ShardState:
     """Return the state of a shard without a manifest; read the footers of unindexed parts."""
     parts, unread = {}, []
     for part in _whole_parts(shard, files):
         key, (latents, rejects) = key_of(shard, part), _names(shard, part)
-        record = known.get((key.digest, files[latents], files[rejects])) if known else None
+        record = indexed.get((key.digest, files[latents], files[rejects])) if indexed else None
         if record:
             parts[part] = record
         else:
@@ -200,9 +202,9 @@ def _open_state(
 
 
 def _whole_parts(shard: Shard, files: Files) -> list[int]:
-    """Return the numbers of the parts of which both files are there."""
+    """Return the numbers of the parts that have both files."""
     numbers = {parsed[1] for name in files if (parsed := parse_part_name(name))}
-    return [part for part in sorted(numbers) if all(one in files for one in _names(shard, part))]
+    return [part for part in sorted(numbers) if all(name in files for name in _names(shard, part))]
 
 
 def _names(shard: Shard, part: int) -> tuple[str, str]:

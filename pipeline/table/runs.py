@@ -1,6 +1,6 @@
-"""What each run of a job or an import did, `_runs/*.json`: the only place that knows time.
+"""Run records, `_runs/*.json`: what each run of a job or an import did, and how long it took.
 
-Seconds are in no row of the table, since a clock would give a repeated part other bytes.
+Times are stored only here. In the rows they would give a repeated part other bytes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ import pyarrow as pa
 from pipeline.errors import TableError
 from pipeline.storage import CREDENTIALS_EXPIRED, LeftOut, Store
 from pipeline.table.spec import read_json, to_json
-from pipeline.table.stats import Counts
+from pipeline.table.stats import STAGE_NAMES, Counts
 
 WRITE_EVERY_S = 60.0
-# Storage that is down fails every part; the first errors say why.
+# If the storage is down, every part fails; the first errors are enough to see why.
 MAX_ERRORS = 1000
 MAX_TRACES = 20  # of different errors, 20,000 characters each
 MAX_WARNINGS = 100
 _FOLDER = "_runs/"
 _THREADS = 8
-_LISTED_RUNS = 10  # the latest ones, that are read for what a listing passed over
-_STAGES = ("read", "align", "invert", "write")  # with a column of seconds in the view `runs`
-_FOUND = ("shards", "done_shards", "bytes", "done_bytes")
+_LISTED_RUNS = 10  # latest runs that are searched for the result of a complete listing
+_BACKLOG_COUNTS = ("shards", "done_shards", "bytes", "done_bytes")
 
 
 class _Field(NamedTuple):
-    """A field of a run's document that is read again."""
+    """Field of a run's document that this module reads."""
 
     name: str
     kinds: tuple[type, ...]
@@ -62,7 +61,7 @@ _SCHEMA = pa.schema(
     [
         ("run", pa.string()),  # the file's name
         *((each.name, each.column) for each in _FIELDS if each.column),
-        *((f"{stage}_seconds", pa.float64()) for stage in _STAGES),  # summed over workers
+        *((f"{stage}_seconds", pa.float64()) for stage in STAGE_NAMES),  # summed over workers
         ("errors", pa.int64()),
     ]
 )
@@ -70,12 +69,12 @@ _SCHEMA = pa.schema(
 
 @dataclass
 class RunRecord:
-    """What one run did so far, and how it ended; `exit_code` 0 is done, 1 is to be run again."""
+    """Work, errors and warnings of one run so far; an `exit_code` of 1 means: run it again."""
 
     counts: Counts = field(default_factory=Counts)
     skipped_parts: int = 0
     skipped_samples: int = 0
-    listed: LeftOut = field(default_factory=LeftOut)  # what the listing of the input passed over
+    listed: LeftOut = field(default_factory=LeftOut)  # files that the listing passed over
     first_part_seconds: float = 0.0  # from the start to the first part
     last_part_seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
@@ -84,14 +83,14 @@ class RunRecord:
     warnings: list[str] = field(default_factory=list)
     more_warnings: int = 0
     interrupted: bool = False
-    ray_log: str | None = None  # folder of Ray's own log, where it is on this machine
+    ray_log: str | None = None  # folder of Ray's log, if it is on this machine
     means: dict[str, list[float | None]] | None = None  # of the metrics, if this run changed them
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     clock: float = field(default_factory=time.monotonic)  # at the start
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start."""
+        """Seconds since the start of the run."""
         return time.monotonic() - self.clock
 
     @property
@@ -100,14 +99,14 @@ class RunRecord:
         return 1 if self.errors or self.interrupted else 0
 
     def add_part(self, counts: Counts) -> None:
-        """Count a part that is in the table."""
+        """Add the counts of a part that was written."""
         self.last_part_seconds = self.seconds
         if not self.counts.parts:
             self.first_part_seconds = self.last_part_seconds
         self.counts += counts
 
     def fail(self, error: str, trace: str = "") -> None:
-        """Note an error; `trace` is that of an unexpected one."""
+        """Record an error; an unexpected one with its `trace`."""
         if trace and trace not in self.traces and len(self.traces) < MAX_TRACES:
             self.traces.append(trace)
         if len(self.errors) < MAX_ERRORS:
@@ -116,13 +115,13 @@ class RunRecord:
             self.more_errors += 1
 
     def fail_first(self, error: str) -> None:
-        """Note the error that matters most, before all others."""
+        """Record the most important error, before all others."""
         self.errors.insert(0, error)
 
     def explain_expired(self, **places: str) -> None:
-        """Say first whose credentials expired, where errors name them as the reason.
+        """If credentials expired, record first for which storage.
 
-        `places` are the URIs of the run by what they are: the input, the output.
+        `places` are the URIs of the run by their role, such as input and output.
         """
         expired = [error for error in self.errors if CREDENTIALS_EXPIRED in error]
         if not expired:
@@ -134,11 +133,11 @@ class RunRecord:
         ]
         self.fail_first(
             f"{CREDENTIALS_EXPIRED} for {' and '.join(of) or 'the storage'}: get new ones and run "
-            "the same command again, which goes on with what is missing"
+            "the same command again, which does only the missing parts"
         )
 
     def warn(self, warning: str) -> None:
-        """Note what is no failure, but may not be intended."""
+        """Record something that is not an error but may not be intended."""
         if len(self.warnings) < MAX_WARNINGS:
             self.warnings.append(warning)
         else:
@@ -146,11 +145,11 @@ class RunRecord:
 
     @property
     def left_out(self) -> LeftOut:
-        """What this run passed over: as it listed the input, and in the shards that it did."""
+        """Files that this run passed over, in the listing of the input and inside shards."""
         return (Counts(left_out=self.listed) + Counts(left_out=self.counts.left_out)).left_out
 
     def to_dict(self, table: str | None) -> dict[str, Any]:
-        """Return the job's last line: what this run did, not what the table holds."""
+        """Return the job's last output line: the work of this run, not the table's contents."""
         counts, seconds = self.counts, self.seconds
         stages = sorted(counts.stage_seconds.items())
         return {
@@ -179,21 +178,21 @@ class RunRecord:
 
 
 class RunFile:
-    """The document of one run, written again and again under one name.
+    """Document of one run, rewritten under one name while the run works.
 
-    A run that is killed leaves the document of its last minute, with `exit_code` null.
+    A killed run leaves its last document, at most a minute old, with `exit_code` null.
     """
 
     def __init__(self, store: Store, record: RunRecord, facts: Mapping[str, Any]) -> None:
-        """`facts` are what else the document is to say, such as the config and versions."""
+        """Prepare the document; `facts` are its other fields, such as config and versions."""
         self.store, self.record, self.facts = store, record, dict(facts)
         self.run_id = secrets.token_hex(4)
         self._written = time.monotonic()
 
     def write(self, found: Mapping[str, Any], exit_code: int | None, **changes: Any) -> str:
-        """Put the document; `found` is what comparing the input with the table has found.
+        """Write the document and return its name.
 
-        Returns its name.
+        `found` are counts of the input's shards and parts, finished and not, by the listing.
         """
         record = replace(self.record, skipped_parts=int(found.get("done_parts", 0)))
         document = {
@@ -211,21 +210,21 @@ class RunFile:
 
     @property
     def is_due(self) -> bool:
-        """Whether the document is a minute old."""
+        """True if the document was last written a minute ago or earlier."""
         return time.monotonic() - self._written >= WRITE_EVERY_S
 
 
 def put_run(store: Store, started: datetime, run_id: str, document: Mapping[str, Any]) -> str:
-    """Put `_runs/<start>-<id>.json`, what one run did; return its name."""
+    """Write the document `_runs/<start>-<id>.json` of a run; return its name."""
     name = f"{_FOLDER}{started:%Y%m%dT%H%M%SZ}-{run_id}.json"
     store.put(name, to_json(dict(document)))
     return name
 
 
 def read_run(store: Store, name: str) -> dict[str, Any]:
-    """Read the document of one run; what it does not say is not there.
+    """Read the document of one run, in which fields may be missing.
 
-    Raises `TableError` if it is something else.
+    Raises `TableError` if a field has another type.
     """
     document = read_json(store, name)
     given = {name: value for name, value in document.items() if value is not None}
@@ -237,16 +236,18 @@ def read_run(store: Store, name: str) -> dict[str, Any]:
             datetime.fromisoformat(given["updated"])
         for stage, seconds in given.get("stage_seconds", {}).items():
             _check(stage, seconds, _NUMBER)
-        for name_ in _FOUND if given.get("found") else ():
-            _check(name_, given["found"].get(name_), (int,))
+        for count in _BACKLOG_COUNTS if given.get("found") else ():
+            _check(count, given["found"].get(count), (int,))
     except (TypeError, ValueError) as error:
-        raise TableError(f"'{store.uri(name)}' is not the account of a run: {error}") from error
+        raise TableError(
+            f"'{store.uri(name)}' is not the record of a run ({error}): rename or delete it"
+        ) from error
     return document
 
 
-def latest_runs(store: Store, most: int) -> Iterator[dict[str, Any]]:
-    """Yield the latest runs as a status tells them, the latest first."""
-    for name in list(reversed(store.names(_FOLDER)))[:most]:
+def latest_runs(store: Store, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the fields that a status shows of the latest `count` runs, the latest first."""
+    for name in list(reversed(store.names(_FOLDER)))[:count]:
         document = read_run(store, name)
         facts = {each.name: document.get(each.name) for each in _FIELDS if each.in_status}
         errors = document.get("errors") or []
@@ -259,12 +260,12 @@ def latest_runs(store: Store, most: int) -> Iterator[dict[str, Any]]:
 
 
 def listed_left_out(store: Store) -> LeftOut:
-    """Return what the latest run that listed its whole input passed over as it did."""
+    """Return the files that the latest complete listing of the input passed over."""
     for name in list(reversed(store.names(_FOLDER)))[:_LISTED_RUNS]:
         with suppress(TableError, TypeError):
-            found = read_run(store, name).get("found") or {}
-            if found.get("complete"):
-                return LeftOut.from_dict(found.get("left_out", {}))
+            backlog = read_run(store, name).get("found") or {}
+            if backlog.get("complete"):
+                return LeftOut.from_dict(backlog.get("left_out", {}))
     return LeftOut()
 
 
@@ -272,7 +273,7 @@ def _check(name: str, value: object, kinds: tuple[type, ...]) -> None:
     if not isinstance(value, kinds) or isinstance(value, bool):
         raise TypeError(f"'{name}' is a {type(value).__name__}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError(f"'{name}' is larger than any integer of a table")
+        raise ValueError(f"'{name}' does not fit into 64 bits")
 
 
 def read_runs(store: Store) -> list[dict[str, Any]]:
@@ -287,14 +288,14 @@ def read_runs(store: Store) -> list[dict[str, Any]]:
 
 
 def runs_table(runs: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Return the runs as rows; what a document does not say is null."""
+    """Return the runs as rows; missing fields are null."""
     return pa.Table.from_pylist([_row(run) for run in runs], schema=_SCHEMA)
 
 
 def seconds_per_face(runs: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the seconds of the method, without metrics, per face over all runs.
 
-    Failed runs count with what they did. None where no run says how long its inversions took.
+    Failed runs count with the work that they did. None if no run has recorded its seconds.
     """
     timed = [run for run in runs if run.get("inversion_seconds") and run.get("faces")]
     faces = sum(int(run["faces"]) for run in timed)
@@ -304,5 +305,5 @@ def seconds_per_face(runs: Sequence[Mapping[str, Any]]) -> float | None:
 def _row(run: Mapping[str, Any]) -> dict[str, Any]:
     stages = run.get("stage_seconds") or {}
     row = {name: run.get(name) for name in _SCHEMA.names}
-    row |= {f"{stage}_seconds": stages.get(stage) for stage in _STAGES}
+    row |= {f"{stage}_seconds": stages.get(stage) for stage in STAGE_NAMES}
     return row | {"errors": len(run.get("errors") or ())}

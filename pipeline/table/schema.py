@@ -1,7 +1,7 @@
-"""The columns of the table, and rows into Arrow.
+"""Columns of the table, and conversion of rows to Arrow.
 
-`w_plus` is a nested fixed-size list `[n_styles][512]`, by default of float16. `README.md` has the
-types that each reader makes of it.
+`w_plus` is a nested fixed-size list `[n_styles][512]`, by default of float16. `README.md` lists the
+types that it has in each reader.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _IDS = {
     "shard": _TEXT,
 }
 _METHOD = {
-    "method": _TEXT,  # restyle, encoder, optimize, hybrid, or what an import calls it
-    "steps": _INT,  # that were computed, of this face
+    "method": _TEXT,  # restyle, encoder, optimize, hybrid, or a name given by an import
+    "steps": _INT,  # computed for this face
     "best_step": _INT,
-    "generator_passes": _INT,  # images that the generator made on the way
-    "converged": pa.bool_(),  # whether --steps auto would have stopped it by then; null: not known
-    "refined_from": _TEXT,  # image_id, in the table of --init, of the code it started from
+    "generator_passes": _INT,  # images that the generator computed for it
+    "converged": pa.bool_(),  # true if --steps auto would have stopped by then; null if unknown
+    "refined_from": _TEXT,  # image_id of the initial code in the table of --init
 }
 _METRICS = {name: _REALS if name.endswith("_per_step") else _REAL for name in metric_columns()}
 _REQUIRED = {"image_id", "shard", "key", "source_uri", "face_index", "n_faces", "w_plus", "reason"}
@@ -55,11 +55,11 @@ _REQUIRED = {"image_id", "shard", "key", "source_uri", "face_index", "n_faces", 
 
 @dataclass(frozen=True)
 class Columns:
-    """What differs between tables: the size and type of the codes, and the optional columns.
+    """Choices that determine a table's columns: size and type of the codes, optional columns.
 
-    `kept` are fields carried over from the input, each a name and the name of its Arrow type.
-    `all_steps` adds `w_plus_per_step` [steps, n_styles, 512]; `aligned_jpeg` and
-    `reconstruction_jpeg` add columns of these names, of bytes; `turn_deg` that of this name.
+    `kept` are fields copied from the input, each a name and the name of its Arrow type. `all_steps`
+    adds `w_plus_per_step` [steps, n_styles, 512]; `aligned_jpeg`, `reconstruction_jpeg` (bytes) and
+    `turn_deg` add the columns of these names.
     """
 
     n_styles: int
@@ -71,11 +71,11 @@ class Columns:
     kept: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        # JSON has lists.
+        # JSON gives lists, which are not hashable.
         object.__setattr__(self, "kept", tuple((str(name), str(kind)) for name, kind in self.kept))
 
     def latents_schema(self) -> pa.Schema:
-        """The Arrow schema of a latents file, without metadata."""
+        """Return the Arrow schema of a latents file, without metadata."""
         kind = pa.float16() if self.w_plus_dtype == "float16" else pa.float32()
         code = _matrix(kind, self.n_styles, STYLE_DIM)
         turn = TURN_COLUMN if self.turn_deg else {}
@@ -88,15 +88,12 @@ class Columns:
         return _schema(columns, _REQUIRED)
 
     def _pictures(self) -> list[str]:
-        wanted = {
-            "aligned_jpeg": self.aligned_jpeg,
-            "reconstruction_jpeg": self.reconstruction_jpeg,
-        }
-        return [name for name, is_wanted in wanted.items() if is_wanted]
+        names = ("aligned_jpeg", "reconstruction_jpeg")
+        return [name for name in names if getattr(self, name)]
 
 
 def check_kept(names: Iterable[str]) -> None:
-    """Raise `ConfigError` if a field to carry over has the name of a column of some table."""
+    """Raise `ConfigError` if a field to keep has the name of a column of any table."""
     switches: dict[str, Any] = {
         field.name: True for field in fields(Columns) if str(field.type) == "bool"
     }
@@ -110,33 +107,32 @@ def check_kept(names: Iterable[str]) -> None:
 
 
 def rejects_schema() -> pa.Schema:
-    """The Arrow schema of a rejects file, without metadata."""
+    """Return the Arrow schema of a rejects file, without metadata."""
     return _schema(_IDS | REJECT_COLUMNS, _REQUIRED - {"face_index"})
 
 
 def image_id(shard_id: str, key: str, face_index: int | None) -> str:
-    """The id of a face; with `face_index` None that of a whole sample."""
+    """Return the id of a face, or of a whole sample if `face_index` is None."""
     return f"{shard_id}/{key}" + ("" if face_index is None else f"#{face_index}")
 
 
 def latents_table(
-    rows: Sequence[Mapping[str, Any]],  # one a face: every column but image_id and shard
+    rows: Sequence[Mapping[str, Any]],  # one per face, all columns but image_id and shard
     columns: Columns,
     shard_id: str,
 ) -> pa.Table:
-    """Rows of faces as an Arrow table.
+    """Convert rows of faces to an Arrow table.
 
-    Kept fields are as they travel (`kept_array`).
     Values are Python scalars, numpy scalars or arrays (`w_plus` [n_styles, 512], `landmarks`
-    [68, 2], ...) or None. A NaN among the metrics or the alignment's figures becomes null: it was
-    not measured. Raises `TableError` for a row with a missing or unknown column, or a code of the
-    wrong shape or not finite.
+    [68, 2], ...) or None; kept fields have the form that `kept_array` takes. NaN becomes null: the
+    value was not measured. Raises `TableError` for a row with a missing or unknown column, and for
+    a code that has the wrong shape or is not finite.
     """
     return _table(rows, columns.latents_schema(), shard_id, dict(columns.kept))
 
 
 def rejects_table(rows: Sequence[Mapping[str, Any]], shard_id: str) -> pa.Table:
-    """Rows of rejects (every column but image_id and shard) as an Arrow table."""
+    """Convert rows of rejects (all columns but image_id and shard) to an Arrow table."""
     return _table(rows, rejects_schema(), shard_id)
 
 
@@ -184,14 +180,14 @@ def _column(field: pa.Field, rows: Sequence[Mapping[str, Any]], shard_id: str) -
 
 
 def _codes(values: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
-    """Codes [m, n_styles, 512] of several rows, without a Python object for each number."""
+    """Convert codes [m, n_styles, 512] of rows, without a Python object for each number."""
     shape = (kind.list_size, STYLE_DIM)
     number = kind.value_type.value_type
     for value in values:
         if value.shape[1:] != shape:
-            raise TableError(f"a W+ code is {value.shape[1:]}, the table takes {shape}")
+            raise TableError(f"a W+ code has the shape {value.shape[1:]}, the table needs {shape}")
     stacked = np.concatenate([np.empty((0, *shape), np.float32), *values])
-    # Beyond 65504 float16 is infinite: the check below finds what the cast would warn about.
+    # Values beyond 65504 become infinite as float16. The check below reports them.
     with np.errstate(over="ignore"):
         numbers = stacked.astype(number.to_pandas_dtype()).reshape(-1)
     if not np.isfinite(numbers).all():
@@ -204,11 +200,11 @@ def _array(values: list[Any], field: pa.Field) -> pa.Array:
     try:
         return pa.array([_plain(value) for value in values], type=field.type)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise TableError(f"column '{field.name}' does not take its values: {error}") from error
+        raise TableError(f"column '{field.name}' cannot hold its values: {error}") from error
 
 
 def _plain(value: Any) -> Any:
-    """Numpy to Python, and NaN to None."""
+    """Convert numpy values to Python, and NaN to None."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):

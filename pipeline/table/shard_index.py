@@ -1,17 +1,17 @@
-"""The table's index of committed shards, `_index/shards/`: a cache of manifests in few files.
+"""Index of committed shards, `_index/shards/`: a cache of the manifests in a few Parquet files.
 
-A manifest is the truth. A row is believed only while its manifest is the object that it was made
-from, by the etag that a listing shows. So a restart lists the manifests, a thousand per request,
-and reads only those that are in no index. All or some files of an index may be deleted at any time.
+A row is used only if its manifest still has the etag in the row, by a listing. So a restart lists
+the manifests, a thousand per request, and reads only those without a row. Any files of an index may
+be deleted at any time.
 
-The name of a file is `_index/<folder>/<first shard>-<hash of the content>.parquet`. A file whose
-content has another hash, or other columns, is skipped, and so is what cannot be read. Columns that
-a file of an earlier version lacks are filled with their default.
+The name of a file is `_index/<folder>/<first shard>-<hash of the content>.parquet`. A file is
+skipped if it cannot be read, its content has another hash, or it has other columns. Columns that
+earlier versions did not write get a default.
 
-Of the rows `CommittedShards` holds 32 bytes per shard: ids, etags and states are compared by
-Python's hashes of 64 bits, which chance keys anew in every process. Two of a million shards share
-one in one of ten million runs. A shard that is mistaken for another one has its manifest read, and
-the state of one that has changed is taken for the old with a probability of 2⁻⁶⁴.
+`CommittedShards` holds 32 bytes per row. It compares ids, etags and states by Python's 64-bit
+hashes, whose keys are random in every process. Among a million shards, two have the same hash in
+one of about forty million runs; then the manifest is read. A changed state is missed with a
+probability of 2⁻⁶⁴.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from pipeline.table.audit import WHOLE, Audit
 from pipeline.table.shard_records import ShardRecord, manifest_etags, read_shard_record
 from pipeline.table.stats import Counts, Stats
 
-# Shards of one file. Fewer are not written: reading a few manifests takes no time.
+# Shards per index file. Fewer are not written: reading a few manifests is fast.
 INDEXED_AT_ONCE = 1000
 _FOLDER = "_index/shards/"
-_TEXT, _COUNT = pa.large_string(), pa.int64()  # 64-bit offsets: open parts take more than 2 GiB
+_TEXT, _COUNT = pa.large_string(), pa.int64()  # 64-bit offsets: the texts may exceed 2 GiB
 _SCHEMA = pa.schema(
     [
         *((name, _TEXT) for name in ("shard", "uri", "etag")),
@@ -49,29 +49,29 @@ _SCHEMA = pa.schema(
     ]
 )
 _DEFAULTS = {"left_out": ""}
-_THREADS = 16  # index files or manifests that are read at a time; a file is about 300 KB
+_THREADS = 16  # index files (about 300 KB each) or manifests that are read at a time
 _BATCH = 4096
-# Columns of what is known: hash of the shard's id and of its state, counts.
+# Rows of `CommittedShards._indexed`: hash of the shard's id, hash of its state, counts.
 _SHARD, _STATE, _SAMPLES, _PARTS = range(4)
 
 _Integers = npt.NDArray[np.int64]
 
 
 def write_index(store: Store, records: Sequence[ShardRecord]) -> str:
-    """Put one file of the index; return its name."""
-    return put_rows(store, _FOLDER, [record.to_row() for record in records], _SCHEMA)
+    """Write one file of the index; return its name."""
+    return write_rows(store, _FOLDER, [record.to_row() for record in records], _SCHEMA)
 
 
 def index_rows(store: Store) -> Iterator[list[ShardRecord]]:
-    """Yield what the index says, a file at a time; of a shard done again also what it was."""
+    """Yield the rows of each index file; a shard that was done again has old rows too."""
     for _, table in read_tables(store, _FOLDER, _SCHEMA, _DEFAULTS):
         yield [ShardRecord(*row) for row in rows_of(table)]
 
 
 def shard_records(store: Store, *, by_manifests: bool = False) -> Iterator[ShardRecord]:
-    """Yield every committed shard, from the index, or from its manifest if it is in none.
+    """Yield every committed shard, from the index, or from its manifest if it has no valid row.
 
-    From manifests alone with `by_manifests`, where the index is not to be believed.
+    With `by_manifests` the index is ignored.
     """
     etags = dict(manifest_etags(store))
     for record in () if by_manifests else indexed_records(store, etags):
@@ -84,7 +84,7 @@ def shard_records(store: Store, *, by_manifests: bool = False) -> Iterator[Shard
 
 
 def indexed_records(store: Store, manifests: Mapping[str, str]) -> Iterator[ShardRecord]:
-    """Yield the rows that are true of `manifests` (etag by shard id), once each."""
+    """Yield one valid row for each of `manifests` (etag by shard id) that has one."""
     done: set[str] = set()
     for records in index_rows(store):
         for record in records:
@@ -96,15 +96,15 @@ def indexed_records(store: Store, manifests: Mapping[str, str]) -> Iterator[Shar
 def table_stats(store: Store) -> Stats:
     """Add up all committed shards; `TableError` if a manifest is damaged.
 
-    From the index, of which `Audit` compares some rows with their manifests; from the manifests
-    alone where one of these rows is false, or a row cannot be read. No part file is read.
+    Reads the index, and compares rows that `Audit` draws with their manifests. If one of these is
+    false, or any row is damaged, all manifests are read instead. Reads no part files.
     """
     audit = Audit(sums=True, whole=WHOLE)
     try:
-        stats = _sum(audit.watched(shard_records(store)))
+        stats = _sum(audit.sample(shard_records(store)))
     except TableError:
         return _sum(shard_records(store, by_manifests=True))
-    if audit.lies(store):
+    if audit.finds_mismatch(store):
         return _sum(shard_records(store, by_manifests=True))
     return stats
 
@@ -114,58 +114,64 @@ def _sum(records: Iterable[ShardRecord]) -> Stats:
 
 
 def forget_index(store: Store) -> None:
-    """Remove the index of shards, which a run makes anew from the manifests."""
+    """Remove the index of shards; a run writes it again from the manifests."""
     with suppress(PipelineError):
         for name in store.names(_FOLDER):
             store.remove(name)
 
 
 class CommittedShards:
-    """The shards that have a manifest, as one listing shows them, and what the index says of them.
+    """Shards that have a manifest, by one listing, with their index rows.
 
-    Of shards that are in no index it holds ids and etags, some 250 bytes each. `distrusted` is set
-    where a row of the index that `Audit` drew is not what its manifest says: all shards count as
-    in no index then.
+    Holds ids and etags of shards without an index row, about 250 bytes each. `distrusted` is set if
+    a row that `Audit` drew differs from its manifest: then no row of the index is used.
     """
 
     def __init__(self, store: Store) -> None:
         self._unindexed: dict[str, str] = {}
         self.slices = array("q")  # numbers of a folder's slices
         audit = Audit()
-        indexed = _indexed(store, audit)
-        self.distrusted = audit.lies(store)
-        self._known = self._listed(store, *(_nothing() if self.distrusted else indexed))
+        indexed = _read_index(store, audit)
+        self.distrusted = audit.finds_mismatch(store)
+        self._indexed = self._select_listed(
+            store, *(_empty_index() if self.distrusted else indexed)
+        )
 
-    def _listed(self, store: Store, manifests: _Integers, known: _Integers) -> _Integers:
-        """Return the columns of `known` whose manifests are there, by shard; note the others."""
-        true = np.zeros(len(manifests), bool)
+    def _select_listed(self, store: Store, manifests: _Integers, indexed: _Integers) -> _Integers:
+        """Return the columns of `indexed` with a listed manifest; keep the other manifests.
+
+        `manifests` are the sorted hashes of id and manifest etag [n], `indexed` is [4, n]. The
+        result is sorted by the hash of the shard's id.
+        """
+        is_listed = np.zeros(len(manifests), bool)
         listing = manifest_etags(store)
         while batch := list(islice(listing, _BATCH)):
-            places, found = places_of(manifests, [hash(pair) for pair in batch])
-            true[places[found]] = True
-            self._unindexed.update(batch[index] for index in np.flatnonzero(~found))
+            places, is_indexed = places_of(manifests, [hash(pair) for pair in batch])
+            is_listed[places[is_indexed]] = True
+            self._unindexed.update(batch[index] for index in np.flatnonzero(~is_indexed))
             numbers = (slice_number(shard_id) for shard_id, _ in batch)
             self.slices.extend(number for number in numbers if number is not None)
-        known = known[:, true]
-        return known[:, np.argsort(known[_SHARD])]
+        indexed = indexed[:, is_listed]
+        return indexed[:, np.argsort(indexed[_SHARD])]
 
     def __contains__(self, shard_id: object) -> bool:
-        return isinstance(shard_id, str) and self.among([shard_id])[0]
+        return isinstance(shard_id, str) and self.are_committed([shard_id])[0]
 
-    def among(self, shard_ids: Sequence[str]) -> list[bool]:
+    def are_committed(self, shard_ids: Sequence[str]) -> list[bool]:
         """Return, for each shard id, whether it is committed."""
-        _, found = places_of(self._known[_SHARD], [hash(shard_id) for shard_id in shard_ids])
-        pairs = zip(shard_ids, found.tolist(), strict=True)
-        return [is_known or shard_id in self._unindexed for shard_id, is_known in pairs]
+        _, indexed = places_of(self._indexed[_SHARD], [hash(shard_id) for shard_id in shard_ids])
+        pairs = zip(shard_ids, indexed.tolist(), strict=True)
+        return [is_indexed or shard_id in self._unindexed for shard_id, is_indexed in pairs]
 
     def find(self, shards: Sequence[Shard]) -> list[Counts | None]:
-        """Return samples and parts of each shard; None unless indexed as it is in the input."""
-        if not self._known.size:
+        """Return samples and parts of each shard; None unless indexed in its present state."""
+        if not self._indexed.size:
             return [None] * len(shards)
-        places, found = places_of(self._known[_SHARD], [hash(shard.shard_id) for shard in shards])
+        hashes = [hash(shard.shard_id) for shard in shards]
+        places, indexed = places_of(self._indexed[_SHARD], hashes)
         states = [_state(shard.source, shard.etag, shard.size) for shard in shards]
-        same = found & (self._known[_STATE, places] == states)
-        counts = self._known[_SAMPLES : _PARTS + 1, places].T.tolist()
+        same = indexed & (self._indexed[_STATE, places] == states)
+        counts = self._indexed[_SAMPLES : _PARTS + 1, places].T.tolist()
         rows = zip(counts, same.tolist(), strict=True)
         return [
             Counts(shards=1, samples=samples, parts=parts) if is_same else None
@@ -173,28 +179,29 @@ class CommittedShards:
         ]
 
     def part_counts(self, shard_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Return how many parts each shard has; -1 where no index says that."""
-        places, found = places_of(self._known[_SHARD], [hash(shard_id) for shard_id in shard_ids])
-        if not self._known.size:
+        """Return the number of parts of each shard; -1 for a shard without an index row."""
+        hashes = [hash(shard_id) for shard_id in shard_ids]
+        places, indexed = places_of(self._indexed[_SHARD], hashes)
+        if not self._indexed.size:
             return np.full(len(shard_ids), -1, np.int64)
-        return np.where(found, self._known[_PARTS, places], -1)
+        return np.where(indexed, self._indexed[_PARTS, places], -1)
 
     def unindexed_etag(self, shard_id: str) -> str | None:
-        """Return the etag of the shard's manifest, if that is in no index."""
+        """Return the etag of the shard's manifest, if it has no index row."""
         return self._unindexed.get(shard_id)
 
 
-def _nothing() -> tuple[_Integers, _Integers]:
+def _empty_index() -> tuple[_Integers, _Integers]:
     return _EMPTY[-1].copy(), _EMPTY[:-1]
 
 
-def _indexed(store: Store, audit: Audit) -> tuple[_Integers, _Integers]:
+def _read_index(store: Store, audit: Audit) -> tuple[_Integers, _Integers]:
     """Read the index: sorted hashes of id and manifest etag [n], and their columns [4, n]."""
-    found = [_EMPTY]
+    columns_by_file = [_EMPTY]
     for records in index_rows(store):
         audit.add(records)
-        found.append(_columns(records))
-    columns = np.concatenate(found, axis=1)
+        columns_by_file.append(_columns(records))
+    columns = np.concatenate(columns_by_file, axis=1)
     columns = columns[:, np.argsort(columns[-1])]
     return columns[-1].copy(), columns[:-1]
 
@@ -203,7 +210,7 @@ _EMPTY = np.empty((5, 0), np.int64)
 
 
 def _columns(records: Sequence[ShardRecord]) -> _Integers:
-    """Return shard, state, samples, parts, manifest: [5, n]."""
+    """Return the hashes of shard and state, samples, parts, hash of the manifest: [5, n]."""
     rows = [
         (
             hash(record.shard),
@@ -224,19 +231,19 @@ def _state(uri: str, etag: str, size: int) -> int:
 def places_of(
     sorted_keys: _Integers, keys: Sequence[int]
 ) -> tuple[_Integers, npt.NDArray[np.bool_]]:
-    """Return the place of each key in `sorted_keys`, and whether it is there: [n] each."""
-    sought = np.array(keys, np.int64)
-    places = np.searchsorted(sorted_keys, sought)
+    """Return the position of each key in `sorted_keys`, and whether it is there: [n] each."""
+    searched = np.array(keys, np.int64)
+    places = np.searchsorted(sorted_keys, searched)
     if not len(sorted_keys):
         return places, np.zeros(len(keys), bool)
     places = np.minimum(places, len(sorted_keys) - 1)
-    return places, sorted_keys[places] == sought
+    return places, sorted_keys[places] == searched
 
 
-def put_rows(
+def write_rows(
     store: Store, folder: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
 ) -> str:
-    """Put rows, `shard` among their columns, as one file of an index; return its name."""
+    """Write rows, which have a column `shard`, as one file of an index; return its name."""
     rows = sorted(rows, key=lambda row: str(row["shard"]))
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
@@ -249,7 +256,7 @@ def put_rows(
 def read_tables(
     store: Store, folder: str, schema: pa.Schema, defaults: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, pa.Table]]:
-    """Yield name and content of the files of an index that have this schema.
+    """Yield name and content of the index files that have this schema.
 
     `defaults` are the values of columns that a file may lack.
     """

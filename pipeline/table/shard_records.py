@@ -1,4 +1,4 @@
-"""What is stored of a committed shard: its manifest `_shards/<shard-id>.json`, its index row."""
+"""Record of a committed shard: its manifest `_shards/<shard-id>.json` and its index row."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _PART_FIELDS = ("part", "samples", "faces", "rejects", "latents_sha256", "reject
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """A committed shard: what it was made from, and what it gave.
+    """A committed shard: its source, counts and parts.
 
-    The first eleven fields are a row of the table's index; one that was read there has no others.
-    `figures` and `left_out` (files that the shard's reader passed over) are JSON texts, which
-    `stats` decodes: a restart reads a million rows and decodes none.
+    The first eleven fields are a row of the table's index; a record that was read from the index
+    has only these. `figures` and `left_out` (files that the shard's reader passed over) are JSON
+    texts, which only `stats` decodes: a restart may read a million rows and decodes none.
     """
 
     shard: str
@@ -56,11 +56,14 @@ class ShardRecord:
         part_size: int,
         left_out: Mapping[str, int] | None = None,
     ) -> ShardRecord:
-        """Add up all parts of `shard`; `TableError` if one is missing."""
+        """Add up all parts of `shard`; `TableError` if a part is missing."""
         parts = sorted(parts, key=lambda part: part.part)
         numbers = [part.part for part in parts]
         if numbers != list(range(len(parts))):
-            raise TableError(f"shard '{shard.shard_id}' cannot be committed with parts {numbers}")
+            raise TableError(
+                f"shard '{shard.shard_id}' cannot be committed with parts {numbers}: they must be "
+                "0, 1, 2, ... without a gap"
+            )
         total = sum((part.stats for part in parts), Stats())
         return cls(
             shard=shard.shard_id,
@@ -81,7 +84,7 @@ class ShardRecord:
 
     @property
     def counts(self) -> Counts:
-        """The shard's counts, without rejects by reason; `TableError` if its row is damaged."""
+        """Counts of the shard, without rejects by reason; `TableError` if its row is damaged."""
         try:
             left_out = LeftOut.from_text(self.left_out)
         except (TypeError, ValueError) as error:
@@ -99,7 +102,7 @@ class ShardRecord:
 
     @property
     def stats(self) -> Stats:
-        """The shard's counts and metric sums; `TableError` if the texts are damaged."""
+        """Counts and metric sums of the shard; `TableError` if the texts are damaged."""
         return Stats.from_text(self.figures, self.counts)
 
     def to_row(self) -> dict[str, Any]:
@@ -121,7 +124,7 @@ class ShardRecord:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ShardRecord:
-        """Read the document of a manifest; `KeyError` or `TypeError` if it is something else."""
+        """Read the document of a manifest; `KeyError` or `TypeError` if it is not one."""
         values = dict(document)
         parts = tuple(_part_from_dict(part) for part in values.pop("parts"))
         stats = Stats.from_figures(values.pop("figures"))
@@ -139,15 +142,15 @@ class ShardRecord:
         check_types(record)
         return record
 
-    def write(self, store: Store, *, anyway: bool = False) -> bool:
-        """Put the manifest, which commits the shard; return whether it is what is stored now.
+    def write(self, store: Store, *, replace: bool = False) -> bool:
+        """Write the manifest, which commits the shard; return whether it is now the stored one.
 
-        An existing manifest is only replaced with `anyway`.
+        An existing manifest is replaced only with `replace`.
         """
         name, content = manifest_name(self.shard), to_json(self.to_dict())
-        if anyway:
+        if replace:
             store.put(name, content)
-        return anyway or store.put_if_absent(name, content) or store.get(name) == content
+        return replace or store.put_if_absent(name, content) or store.get(name) == content
 
 
 _ROW_FIELDS = tuple(field.name for field in fields(ShardRecord))[:11]
@@ -164,7 +167,7 @@ def manifest_ids(store: Store) -> list[str]:
 
 
 def manifest_etags(store: Store) -> Iterator[tuple[str, str]]:
-    """Yield the id of each committed shard and the etag of its manifest, as they are listed."""
+    """Yield the id of each committed shard and the etag of its manifest, from a listing."""
     for name, info in store.infos(f"{_FOLDER}/"):
         if shard_id := _shard_id(name):
             yield shard_id, info.etag
@@ -182,12 +185,15 @@ def read_shard_record(store: Store, shard_id: str) -> ShardRecord:
             "does its shard again"
         ) from error
     if record.shard != shard_id:
-        raise TableError(f"'{store.uri(name)}' is the manifest of '{record.shard}'")
+        raise TableError(
+            f"'{store.uri(name)}' is the manifest of shard '{record.shard}': delete it, and the "
+            "next run does its shard again"
+        )
     return record
 
 
 def _shard_id(name: str) -> str:
-    """Return the shard whose manifest has this name; "" if no shard's does."""
+    """Return the id of the shard whose manifest has this name; "" if the name is of no manifest."""
     return name[len(_FOLDER) + 1 : -5] if name.endswith(".json") else ""
 
 

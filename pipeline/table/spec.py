@@ -1,4 +1,4 @@
-"""`_table.json`: what a table is, made once, and the check that a later run means the same."""
+"""`_table.json`: the spec of a table, written once, and the check that later runs match it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from pipeline.table.schema import SCHEMA_VERSION, Columns
 
 SPEC_NAME = "_table.json"
 
-# Settings that earlier versions did not have, with the value that stands for what they did. A
-# setting with this value is left out of `_table.json` and of the fingerprint, so that a table made
-# before the setting existed is continued by asking for this value.
+# Settings that earlier versions did not have, with the value that gives their behaviour. A setting
+# with this value is left out of `_table.json` and of the fingerprint, so that a run with this value
+# continues a table that was made before the setting existed.
 EARLIER_VALUES: Mapping[str, Any] = {
     "columns.kept": [],
     "columns.turn_deg": False,
@@ -76,26 +76,26 @@ FLAGS: Mapping[str, str] = {
     "settings.target": "--target",
     "settings.steps": "--steps",
 }
-NOT_MEASURED = "not measured"  # of a metric, in its definition
-# These record a hash or a definition: what to pass stands in the table's config.
-_FOLLOWING = {"columns.turn_deg"}  # from settings that are compared themselves
+NOT_MEASURED = "not measured"  # in place of a metric's definition
+_DERIVED = {"columns.turn_deg"}  # from settings that are compared themselves
+# These settings record a hash or a definition; the value of the flag is in the table's config.
 _BY_CONFIG = {
     "columns.kept": "keep_columns",
     "settings.identity": "identity",
     "settings.model": "model",
 }
-# Without a value these are not given at all.
-_NONE_GIVEN = ("columns.kept", "layout.image_column", "layout.limit")
+# Settings without a value: to get it, leave the flag out.
+_WITHOUT_FLAG = ("columns.kept", "layout.image_column", "layout.limit")
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """All that a table says of itself.
+    """Description of a table, stored in `_table.json`.
 
-    `settings` is everything that changes a result (weights, steps, alignment, version of the
-    numerics): the fingerprint is its hash. `layout` is what fixes which image is in which shard
-    (`files_per_shard`). `config`, `model` (name, licence, source, ...) and `metrics` (metric
-    name -> net, version, input size) are for people.
+    `settings` holds everything that changes a result (weights, steps, alignment, version of the
+    numerics); the fingerprint is its hash. `layout` determines which image is in which shard
+    (`files_per_shard`). `config`, `model` (name, licence, source, ...) and `metrics` (metric name
+    -> net, version, input size) are information for users.
     """
 
     columns: Columns
@@ -117,7 +117,7 @@ class TableSpec:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """The document that stands in `_table.json`."""
+        """Return the document of `_table.json`."""
         return {
             "schema_version": self.schema_version,
             "fingerprint": self.fingerprint,
@@ -131,7 +131,11 @@ class TableSpec:
 
 
 def read_spec(store: Store) -> TableSpec:
-    """Read the spec of the table at `store`; `InputError` naming it if there is no table."""
+    """Read the spec of the table at `store`.
+
+    Raises `InputError` if there is no table, and `TableError` if the spec is damaged or of another
+    schema version.
+    """
     if not store.exists(SPEC_NAME):
         raise InputError(f"'{store.root}' is not a table: it has no {SPEC_NAME}")
     document = read_json(store, SPEC_NAME)
@@ -139,7 +143,7 @@ def read_spec(store: Store) -> TableSpec:
     if version != SCHEMA_VERSION:
         raise TableError(
             f"the table '{store.root}' has schema version {version}; this code reads version "
-            f"{SCHEMA_VERSION}: read it by the version of the code that made it"
+            f"{SCHEMA_VERSION}: read it with the version of the code that made it"
         )
     names = ("settings", "layout", "config", "model", "metrics")
     try:
@@ -149,20 +153,20 @@ def read_spec(store: Store) -> TableSpec:
         parts: dict[str, Any] = {name: document[name] for name in names}
         for name, part in parts.items():
             if not isinstance(part, dict):
-                raise TypeError(f"its {name} is no JSON object")  # noqa: TRY301
+                raise TypeError(f"its {name} is not a JSON object")  # noqa: TRY301
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TableError(f"'{store.uri(SPEC_NAME)}' is incomplete: {error}") from error
     return TableSpec(columns, **parts)
 
 
 def _is_table(store: Store, names: Sequence[str]) -> bool:
-    """Return whether a folder with files is a table: its spec is written before all else."""
+    """Return whether a folder with files is a table; its spec is the first file written."""
     if store.exists(SPEC_NAME):
         return True
     if {"_shards/", "_runs/"} & {*names}:
         raise ConfigError(
-            f"the output '{store.root}' is a table that has lost its {SPEC_NAME}, without "
-            "which nobody can tell how it was made: put that file back, or choose another output"
+            f"the output '{store.root}' is a table that has lost its {SPEC_NAME}, which records "
+            "how it was made: put that file back, or choose another output"
         )
     return False
 
@@ -170,44 +174,44 @@ def _is_table(store: Store, names: Sequence[str]) -> bool:
 TABLE_OUTPUT = OutputKind("a table of latents", _is_table)
 
 
-def check_existing(store: Store, asked: TableSpec) -> TableSpec:
-    """Return the spec of the table at `store`, which a run with `asked` may continue.
+def check_existing(store: Store, requested: TableSpec) -> TableSpec:
+    """Return the spec of the table at `store`, which a run with the `requested` spec may continue.
 
     Raises `FingerprintError` with one line for each setting that differs if the table was made
-    with other settings, columns or layout, and `RequestError` if nobody can tell: then the same
-    command again does not help.
+    with other settings, columns or layout. Raises `RequestError` if the table's spec cannot be
+    read, because repeating the command does not help.
     """
     try:
         existing = read_spec(store)
     except TableError as error:
         raise RequestError(
-            f"{error}; choose another output, or go on with this table by the version of the code "
-            f"that made it, its {SPEC_NAME} as it was"
+            f"{error}; choose another output, or restore its {SPEC_NAME} and continue this table "
+            "with the version of the code that made it"
         ) from error
-    check_same(store.root, existing, asked)
+    check_same(store.root, existing, requested)
     return existing
 
 
 def create_or_check_spec(store: Store, spec: TableSpec) -> TableSpec:
-    """Write `_table.json` if there is none; return what is stored.
+    """Write `_table.json` if it does not exist; otherwise check it. Return the stored spec.
 
-    Raises what `check_existing` raises.
+    Raises the errors of `check_existing`.
     """
     if store.put_if_absent(SPEC_NAME, to_json(spec.to_dict())):
         return spec
     return check_existing(store, spec)
 
 
-def check_same(root: str, existing: TableSpec, asked: TableSpec) -> None:
-    """Raise `FingerprintError` if the two would give different tables.
+def check_same(root: str, existing: TableSpec, requested: TableSpec) -> None:
+    """Raise `FingerprintError` if the two specs give different tables.
 
     The message has one line per difference, and the flags that continue the table as it was made.
     """
-    old, new = existing.to_dict(), asked.to_dict()
+    old, new = existing.to_dict(), requested.to_dict()
     differences: list[_Difference] = []
     for part in ("settings", "columns", "layout"):
         differences += _differences(part, old[part], new[part])
-    differences = [each for each in differences if each.name not in _FOLLOWING] or differences
+    differences = [each for each in differences if each.name not in _DERIVED] or differences
     if differences:
         listed = "\n  ".join(printable(str(difference)) for difference in differences)
         raise FingerprintError(
@@ -217,7 +221,7 @@ def check_same(root: str, existing: TableSpec, asked: TableSpec) -> None:
 
 
 class _Difference(NamedTuple):
-    """One recorded setting, named by its path, with the table's value and that of the request."""
+    """Setting, named by its path, whose value in the table differs from the requested one."""
 
     name: str
     old: Any
@@ -239,26 +243,26 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[_Difference]:
 
 
 def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any]) -> str:
-    """Return the line that names the flags of the table's own values; "" where there are none."""
+    """Return the line with the flags that give the table's values; "" if there are none."""
     flags, absent = [], []
     for name, old, _ in differences:
         flag = FLAGS.get(name)
         value = config.get(_BY_CONFIG[name]) if name in _BY_CONFIG else old
         if name == "settings.identity" and value is None and old == NOT_MEASURED:
-            value = "none"  # the default of the domain that the model had then
+            value = "none"  # the default for the model's domain when the table was made
         if flag and isinstance(value, bool):
             flags.append(flag if value else f"--no-{flag.removeprefix('--')}")
         elif flag and value is not None:
-            shown = f"{value:g}" if isinstance(value, float) else str(value)
-            flags.append(f"{flag} {shlex.quote(printable(shown))}")
-        elif name in _NONE_GIVEN:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            flags.append(f"{flag} {shlex.quote(printable(text))}")
+        elif name in _WITHOUT_FLAG:
             absent.append(f"no {flag}")
-    shown = " ".join([*flags, *absent])
-    return f"\nto continue it as it was made: {shown}" if shown else ""
+    line = " ".join([*flags, *absent])
+    return f"\nto continue it as it was made: {line}" if line else ""
 
 
 def without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return `value` without the settings that are as they were before they could be chosen."""
+    """Return `value` without the settings that have their value of `EARLIER_VALUES`."""
     kept = {}
     for key, item in value.items():
         path = f"{name}.{key}"
@@ -269,7 +273,7 @@ def without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON would give it back, so that tuples and integer keys compare equal."""
+    """Convert to JSON and back, so that tuples equal lists and integer keys equal texts."""
     return json.loads(json.dumps(value, default=str))
 
 
@@ -281,15 +285,14 @@ _SECRET_NAME = re.compile(
 
 
 def to_json(document: dict[str, Any]) -> bytes:
-    """`document` as indented UTF-8 JSON; what is or looks like a credential becomes `***`."""
-    text = json.dumps(
-        _without_named(clean(document)), indent=2, ensure_ascii=False, allow_nan=False
-    )
+    """Return `document` as indented UTF-8 JSON, with credentials replaced by `***`."""
+    cleaned = _hide_named(clean(document))
+    text = json.dumps(cleaned, indent=2, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 
 
 def read_json(store: Store, name: str) -> dict[str, Any]:
-    """The JSON object under `name`; `TableError` if it is something else."""
+    """Read the JSON object under `name`; `TableError` if it is not one."""
     content = store.get(name)
     try:
         document = json.loads(content)
@@ -304,27 +307,27 @@ _PLAIN = {"str": str, "int": int, "bool": bool}
 
 
 def check_types(record: Any) -> None:
-    """Raise `TypeError` if a dataclass's text, integer (of 64 bits) or truth value is none.
+    """Raise `TypeError` if a dataclass's str, int (64 bits) or bool field has another type.
 
-    JSON that another program wrote fills any type into any field.
+    A JSON document that another program wrote may hold any type in any field.
     """
     for each in fields(record):
         value, expected = getattr(record, each.name), _PLAIN.get(str(each.type))
         if expected and type(value) is not expected:
             raise TypeError(f"'{each.name}' is a {type(value).__name__}")
         if expected is int and not -(2**63) <= value < 2**63:
-            raise TypeError(f"'{each.name}' is larger than any integer of a table")
+            raise TypeError(f"'{each.name}' does not fit into 64 bits")
 
 
-def _without_named(value: Any) -> Any:
-    """`value` without what stands under a credential's name, and with texts that UTF-8 can hold."""
+def _hide_named(value: Any) -> Any:
+    """Hide values whose key names a credential, and escape texts that UTF-8 cannot encode."""
     if isinstance(value, dict):
         return {
-            str(name): HIDDEN if item and _SECRET_NAME.search(str(name)) else _without_named(item)
+            str(name): HIDDEN if item and _SECRET_NAME.search(str(name)) else _hide_named(item)
             for name, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_without_named(item) for item in value]
+        return [_hide_named(item) for item in value]
     if isinstance(value, str):
         # A lone surrogate (a file name that is not UTF-8) has no UTF-8 form.
         return value.encode("utf-8", "backslashreplace").decode()

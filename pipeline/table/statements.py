@@ -1,8 +1,8 @@
-"""Which SQL is run: statements and conditions that read a table's views, and do nothing else.
+"""Accept only SQL that reads a table's views: statements and conditions without side effects.
 
-DuckDB parses the text and hands back its tree, in which every kind of node, every table, and every
-function has its name. Each must stand in a list here. So it does not matter how the text is
-written, and what a later DuckDB adds is refused until it is added here.
+DuckDB parses the text and returns its syntax tree, which names the kind of every node, every table
+and every function. Each name must be in a list of this module. So spelling and quoting do not
+matter, and features of later DuckDB releases are refused until they are listed here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.errors import RequestError
 from pipeline.storage import one_line
 
 VIEWS = ("latents", "rejects", "shards", "runs")
-# Text that is no UTF-8, in a file that another program wrote, breaks DuckDB's own message.
+# DuckDB raises UnicodeDecodeError for a message with text of a file that is not UTF-8.
 QUERY_ERRORS = (duckdb.Error, UnicodeDecodeError)
 
 _NOT_READING = "only queries that read are run (SELECT, FROM, ...)"
@@ -42,26 +42,26 @@ _EXPRESSIONS = {
 }
 _TABLE_FUNCTIONS = {"range", "generate_series", "unnest", "repeat", "json_each", "json_tree"}
 _SHOWN = {'"tables"', "__show_tables_expanded", *VIEWS}
-# A name without a dot, slash or colon, which DuckDB therefore takes for no file.
+# A name without dot, slash or colon, which DuckDB cannot interpret as a file.
 _PLAIN_NAME = re.compile(r"[\w -]+")
 
-# Of DuckDB's own functions those that compute: the same arguments give the same value.
-_COMPUTES = """
+# DuckDB's built-in functions without side effects: the same arguments give the same value.
+_PURE_FUNCTIONS = """
     SELECT DISTINCT function_name FROM duckdb_functions()
     WHERE function_type IN ('scalar', 'aggregate', 'window') AND stability = 'CONSISTENT'
       AND NOT starts_with(function_name, '__internal')
 """
-# Views of DuckDB's own that a plain name reaches, as its search path holds their schemas.
+# DuckDB's internal views that a plain name reaches, because its search path holds their schemas.
 _CATALOG = """
     SELECT DISTINCT lower(view_name) FROM duckdb_views()
     WHERE internal AND schema_name <> 'information_schema'
 """
-# These take a text for a query; the plan of one is made by reading its files.
+# These parse a text as a query; planning it reads its files.
 _TAKE_SQL = {"json_serialize_sql", "json_deserialize_sql", "json_serialize_plan"}
 _ALSO_HARMLESS = {
     *("unnest", "position", "random", "uuid", "uuidv4", "uuidv7", "gen_random_uuid", "error"),
     *("now", "today", "current_date", "get_current_time", "get_current_timestamp"),
-    # Macros, which stand for expressions of the functions above.
+    # Macros that expand to the functions above.
     *("ago", "array_append", "array_pop_back", "array_pop_front", "array_prepend"),
     *("array_push_back", "array_push_front", "array_reverse", "array_to_string"),
     *("array_to_string_comma_default", "assert_true", "date_add", "days_in_month", "fdiv", "fmod"),
@@ -80,13 +80,15 @@ _WHERE_IN_QUERY = re.compile(r" LINE \d+: SELECT 1 WHERE.*")
 
 
 def check_reads(query: str) -> None:
-    """Raise `RequestError` for a query that does anything but read the views, or is several.
+    """Raise `RequestError` unless a query is one statement that only reads the views.
 
-    Raises DuckDB's error for what is no SQL.
+    Raises DuckDB's error for invalid SQL.
     """
     statements = _parsed(query)
     if len(statements) > 1:
-        raise RequestError("the query failed: it is several, and only one gives its rows")
+        raise RequestError(
+            f"the query failed: it has {len(statements)} statements; give one at a time"
+        )
     try:
         _check(statements)
     except RequestError as error:
@@ -94,11 +96,11 @@ def check_reads(query: str) -> None:
 
 
 def condition(where: str, *, one_row: bool = False) -> str:
-    """`where` as an SQL expression in parentheses, to stand in a query as it is.
+    """Return `where` as an SQL expression in parentheses, safe to insert into a query.
 
-    Raises `RequestError` for what is no condition, or is one and more (a comma, ORDER BY, a closing
-    parenthesis, a second statement), or does anything but read the views; with `one_row` also for
-    one that reads other rows than the one it is asked of.
+    Raises `RequestError` if it is not exactly one condition (for example if it has a comma, ORDER
+    BY, a closing parenthesis or a second statement), or does anything but read the views; with
+    `one_row` also if it reads other rows than the one that it is evaluated on.
     """
     try:
         expression = _expression(where)
@@ -114,24 +116,25 @@ def condition(where: str, *, one_row: bool = False) -> str:
 
 
 def _expression(where: str) -> dict[str, Any]:
-    """The tree of a condition."""
+    """Return the tree of a condition."""
     statements = _parsed(f"SELECT 1 WHERE {where}\n")
     node = statements[0]["node"]
     expression: dict[str, Any] | None = node.get("where_clause")
-    alone = len(statements) == 1 and {**node, "where_clause": None} == _alone()
-    if not alone or expression is None:
-        raise RequestError("it is not one condition alone")
-    _parsed(f"SELECT 1 WHERE ({where}\n)")  # refuses a clause of which the tree keeps nothing
+    is_alone = len(statements) == 1 and {**node, "where_clause": None} == _select_tree()
+    if not is_alone or expression is None:
+        raise RequestError("it must be exactly one condition, without other clauses")
+    _parsed(f"SELECT 1 WHERE ({where}\n)")  # refuses a clause that the tree does not contain
     return expression
 
 
 def _parsed(query: str) -> list[Any]:
-    """The trees of the statements, each of which selects."""
+    """Return the trees of the statements; `RequestError` unless each of them is a SELECT."""
     if "\0" in query:
-        raise RequestError("the query failed: it holds a null character")
-    if any("\ud800" <= char <= "\udfff" for char in query):  # as Python takes other arguments
+        raise RequestError("the query failed: it contains a null character")
+    # Python decodes arguments of the command line that are not UTF-8 to surrogates.
+    if any("\ud800" <= char <= "\udfff" for char in query):
         raise RequestError("the query failed: it is not UTF-8 text")
-    found = duckdb.extract_statements(query)  # whose error shows where the text is wrong
+    extracted = duckdb.extract_statements(query)  # its error shows where the text is wrong
     with _PARSER.lock:
         ((text,),) = _PARSER.connection.execute(
             "SELECT json_serialize_sql(?::VARCHAR)", [query]
@@ -141,8 +144,8 @@ def _parsed(query: str) -> list[Any]:
     except RecursionError as error:
         raise RequestError("the query failed: it is nested too deeply") from error
     if tree["error"]:
-        several = any(one.type == duckdb.StatementType.MULTI for one in found)
-        if several and "pivot" in query.lower():
+        is_multiple = any(each.type == duckdb.StatementType.MULTI for each in extracted)
+        if is_multiple and "pivot" in query.lower():
             raise RequestError(f"the query failed: {_PIVOT_LISTS}")
         raise RequestError(f"the query failed: {_NOT_READING}")
     statements: list[Any] = tree["statements"]
@@ -150,7 +153,7 @@ def _parsed(query: str) -> list[Any]:
 
 
 class _Parser:
-    """A connection that parses; made when it is first needed."""
+    """Connection for parsing, opened at first use."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -159,13 +162,13 @@ class _Parser:
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
         if self._connection is None:
-            atexit.register(self.close)  # or else its binding complains of a leak at the end
+            atexit.register(self.close)  # otherwise the binding reports a leak at exit
             settings = {"autoload_known_extensions": False, "enable_external_access": False}
             self._connection = duckdb.connect(config={**settings, "threads": 1})
         return self._connection
 
     def close(self) -> None:
-        """Forget the connection."""
+        """Drop the connection."""
         self._connection = None
 
 
@@ -174,29 +177,29 @@ _PARSER = _Parser()
 
 @cache
 def _functions() -> frozenset[str]:
-    """The names of all functions that a query may call."""
+    """Return the names of all functions that a query may call."""
     with _PARSER.lock:
-        rows = _PARSER.connection.execute(_COMPUTES).fetchall()
+        rows = _PARSER.connection.execute(_PURE_FUNCTIONS).fetchall()
     return frozenset({name.lower() for (name,) in rows} - _TAKE_SQL | _ALSO_HARMLESS)
 
 
 @cache
 def _catalog() -> frozenset[str]:
-    """The names of DuckDB's own views, which tell of the connection and not of the table."""
+    """Return the names of DuckDB's internal views, which describe the connection."""
     with _PARSER.lock:
         rows = _PARSER.connection.execute(_CATALOG).fetchall()
     return frozenset(name for (name,) in rows)
 
 
 @cache
-def _alone() -> dict[str, Any]:
-    """The tree of a SELECT with a condition, but for that."""
+def _select_tree() -> dict[str, Any]:
+    """Return the tree of a SELECT with a condition, without the condition."""
     node: dict[str, Any] = _parsed("SELECT 1 WHERE true\n")[0]["node"]
     return {**node, "where_clause": None}
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every object of a tree, however deep."""
+    """Yield every object of a tree, at any depth."""
     waiting = [tree]
     while waiting:
         item = waiting.pop()
@@ -208,7 +211,7 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def _check(tree: Any) -> None:
-    """Raise `RequestError` unless all of a tree reads views and computes."""
+    """Raise `RequestError` unless a tree only reads views and calls permitted functions."""
     tables = _named_tables(tree)
     for node in _nodes(tree):
         kind = str(node.get("type", ""))
@@ -223,29 +226,29 @@ def _check(tree: Any) -> None:
 
 
 def _named_tables(tree: Any) -> set[str]:
-    """The names that WITH gives to tables, anywhere in a tree.
+    """Return the names that WITH gives to tables, anywhere in a tree.
 
-    Outside of its scope such a name reaches what DuckDB has by that name: so none may be that of a
-    file or of a view of DuckDB's own.
+    Outside its scope such a name means whatever DuckDB has under it. So it may not be the name of a
+    file or of an internal view.
     """
     named = {str(entry["key"]) for node in _nodes(tree) for entry in _entries(node)}
     named |= {str(node["cte_name"]) for node in _nodes(tree) if "cte_name" in node}
     tables = {name.lower() for name in named if _PLAIN_NAME.fullmatch(name)}
     if taken := sorted(tables & _catalog()):
         raise RequestError(
-            f"WITH names a table '{taken[0]}', as DuckDB names a view of its own: choose another "
-            "name"
+            f"WITH names a table '{taken[0]}', which is the name of a view of DuckDB: choose "
+            "another name"
         )
     return tables
 
 
 def _entries(node: dict[str, Any]) -> list[Any]:
-    found = node.get("cte_map")
-    return found["map"] if isinstance(found, dict) else []
+    cte_map = node.get("cte_map")
+    return cte_map["map"] if isinstance(cte_map, dict) else []
 
 
 def _is_source(node: dict[str, Any]) -> bool:
-    """Whether a node is of those that stand behind FROM: no other has an alias and a sample."""
+    """Return whether a node is a source after FROM: only these have an alias and a sample."""
     return "sample" in node and "alias" in node and "class" not in node
 
 
@@ -256,8 +259,8 @@ def _check_source(node: dict[str, Any], kind: str, tables: set[str]) -> None:
         name = _name_of(node["function"])
         if name not in _TABLE_FUNCTIONS:
             raise RequestError(
-                f"the table function '{name}' is not one that a query may call: it reads the views "
-                f"{', '.join(VIEWS)}, and {', '.join(sorted(_TABLE_FUNCTIONS))} make rows"
+                f"the table function '{name}' is not one that a query may call: use the views "
+                f"{', '.join(VIEWS)} or the functions {', '.join(sorted(_TABLE_FUNCTIONS))}"
             )
     if kind == "BASE_TABLE" and not _is_known(node, tables):
         raise RequestError(
@@ -265,14 +268,14 @@ def _check_source(node: dict[str, Any], kind: str, tables: set[str]) -> None:
             f"{', '.join(VIEWS)}"
         )
     if kind == "SHOW_REF" and node["query"] is None and node["table_name"] not in _SHOWN:
-        raise RequestError("of the SHOW statements only SHOW TABLES is run")
+        raise RequestError("SHOW TABLES is the only SHOW statement that is allowed")
 
 
 def _is_known(node: dict[str, Any], tables: set[str]) -> bool:
     *places, name = (part.lower() for part in node["qualified_name"]["path"])
     if name in VIEWS:
         return set(places) <= {"", "memory", "main"}
-    return name in tables and not any(places)  # WITH gives a name without a place
+    return name in tables and not any(places)  # WITH gives names without a schema
 
 
 def _name_of(function: dict[str, Any]) -> str:
@@ -280,9 +283,9 @@ def _name_of(function: dict[str, Any]) -> str:
 
 
 def _check_function(node: dict[str, Any]) -> None:
-    name, known = _name_of(node), _functions()
-    if name in known or name in _TABLE_FUNCTIONS:
+    name, allowed = _name_of(node), _functions()
+    if name in allowed or name in _TABLE_FUNCTIONS:
         return
-    near = difflib.get_close_matches(name, known, 1, 0.75)
+    near = difflib.get_close_matches(name, allowed, 1, 0.75)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise RequestError(f"the function '{name}' is not one that a query may call{hint}")

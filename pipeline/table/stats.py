@@ -1,7 +1,7 @@
 """Counts of samples, faces and rejects, and sums of metrics: of a part, a shard, a run or a table.
 
-The metadata of a part's latents holds the sums under `restyle.figures`, the manifest of a shard
-those of all its parts, and the index those of every shard, so that no card reads the rows again.
+The footer of a part's latents file holds the sums under `restyle.figures`, a manifest those of all
+parts of a shard, and the index those of every shard. So the card needs no rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from pipeline.errors import TableError
 from pipeline.metrics.registry import PER_STEP
 from pipeline.storage import LeftOut
 
-_DIGITS = 9  # of a sum: what the float32 numbers of a part give it
+# Names of the engine's stages in their order, of which a run records the seconds.
+STAGE_NAMES = ("read", "align", "invert", "write")
+_DIGITS = 9  # significant digits of a sum of float32 numbers
 _STAGE_SUFFIX = "_seconds"
 _METHOD_SECONDS = "inversion_seconds"
 _ROW_COUNTS = ("samples", "bytes", "faces", "rejects", "icc_ignored", "identity_missed")
@@ -33,7 +35,7 @@ _Number = TypeVar("_Number", int, float)
 
 @dataclass(frozen=True)
 class Counts:
-    """What was counted; `+` adds two up."""
+    """Counts of work done; `+` adds two of them."""
 
     shards: int = 0
     empty_shards: int = 0  # of these, without a sample
@@ -41,8 +43,8 @@ class Counts:
     samples: int = 0
     faces: int = 0
     rejects: int = 0  # reject rows
-    reasons: Counter[str] = field(default_factory=Counter)  # the same by reason, where known
-    icc_ignored: int = 0  # images with faces whose colour profile is damaged or not for them
+    reasons: Counter[str] = field(default_factory=Counter)  # reject rows by reason, if known
+    icc_ignored: int = 0  # images with faces whose colour profile is damaged or does not fit
     identity_missed: int = 0  # faces whose identity could not be measured: null in the table
     bytes: int = 0  # of the input
     left_out: LeftOut = field(default_factory=LeftOut)  # files that readers passed over
@@ -50,17 +52,17 @@ class Counts:
     inversion_seconds: float = 0.0  # of the method alone, without metrics and tables
 
     def __add__(self, other: Counts) -> Counts:
-        """Return the counts of both together."""
+        """Return the sum of both counts."""
         sums = {name: _add(getattr(self, name), getattr(other, name)) for name in _COUNT_NAMES}
         return Counts(**sums)
 
     def scaled(self, scale: float) -> Counts:
-        """Estimate the counts of `scale` times as much: parts, samples, faces, rejects, bytes."""
+        """Return the counts with parts, samples, faces, rejects and bytes times `scale`."""
         names = ("parts", "samples", "faces", "rejects", "bytes")
         return replace(self, **{name: round(getattr(self, name) * scale) for name in names})
 
     def to_row(self, stages: Iterable[str]) -> dict[str, Any]:
-        """Return the columns that travel with a part between the stages of the engine."""
+        """Return the counts as columns of a row between the stages of the engine."""
         row: dict[str, Any] = {name: getattr(self, name) for name in _ROW_COUNTS}
         row["reasons"] = json.dumps(self.reasons)
         seconds = {f"{stage}{_STAGE_SUFFIX}": self.stage_seconds[stage] + 0.0 for stage in stages}
@@ -84,17 +86,17 @@ class Counts:
         )
 
 
-_COUNT_NAMES = tuple(one.name for one in fields(Counts))
+_COUNT_NAMES = tuple(each.name for each in fields(Counts))
 
 
 @dataclass(frozen=True)
 class MetricSums:
     """Sums and counts of every metric by step.
 
-    A face that stopped early counts with its last value in every later step, so that all steps are
-    over the same faces: those that the metric could be measured on. A face that was measured while
-    its steps are unknown, as of an imported code, counts as if it had taken one. The infinite PSNR
-    of two equal images is in no mean. Steps beyond the last one given equal the last one.
+    A face that stopped early counts with its last value in every later step, so that all steps
+    cover the same faces: those that the metric could be measured on. A measured face whose number
+    of steps is unknown, such as an imported code, counts as one step. The infinite PSNR of two
+    equal images is excluded. Later steps than the lists have equal the last one.
     """
 
     identified: int = 0  # faces with an `id_similarity`
@@ -108,7 +110,7 @@ class MetricSums:
         sums, counts = {}, {}
         for name in PER_STEP:
             values = _every_step(_lists(latents, name, steps), steps)
-            sums[name] = [float(f"{one:.{_DIGITS}g}") for one in np.nansum(values, axis=0)]
+            sums[name] = [float(f"{total:.{_DIGITS}g}") for total in np.nansum(values, axis=0)]
             counts[name] = (~np.isnan(values)).sum(axis=0).tolist()
         identity = latents["id_similarity"]
         return cls(len(identity) - identity.null_count, sums, counts)
@@ -127,7 +129,7 @@ class MetricSums:
 
     @property
     def steps(self) -> int:
-        """The largest number of steps of any face."""
+        """Largest number of steps of any face."""
         return max(map(len, self.counts.values()), default=0)
 
     def means(self) -> dict[str, list[float | None]]:
@@ -143,7 +145,7 @@ class MetricSums:
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts and metric sums of the same rows; `+` adds two up."""
+    """Counts and metric sums of the same rows; `+` adds two of them."""
 
     counts: Counts = field(default_factory=Counts)
     sums: MetricSums = field(default_factory=MetricSums)
@@ -162,7 +164,7 @@ class Stats:
         return Stats(self.counts + other.counts, self.sums + other.sums)
 
     def figures(self) -> dict[str, Any]:
-        """Return rejects by reason and metric sums, as footers and manifests hold them."""
+        """Return rejects by reason and metric sums, in the form of footers and manifests."""
         return {"reasons": dict(_sorted(self.counts.reasons)), **vars(self.sums)}
 
     def figures_text(self) -> str:
@@ -171,16 +173,16 @@ class Stats:
 
     @classmethod
     def from_figures(cls, figures: Any, counts: Counts | None = None) -> Stats:
-        """Return the stats of `figures` with other `counts`; `TypeError` for anything else."""
+        """Return `counts` with the reasons and sums of `figures`; `TypeError` if it is damaged."""
         try:
             reasons, sums = _parse(**figures)
         except (AttributeError, KeyError, OverflowError, TypeError) as error:
-            raise TypeError(f"these are no figures: {error}") from error
+            raise TypeError(f"the figures are damaged: {error}") from error
         return cls(replace(counts or Counts(), reasons=reasons), sums)
 
     @classmethod
     def from_text(cls, text: str, counts: Counts | None = None) -> Stats:
-        """Read a line of `figures_text`; `TableError` for anything else."""
+        """Read a line of `figures_text`; `TableError` if it is damaged."""
         try:
             return cls.from_figures(json.loads(text), counts)
         except (TypeError, ValueError, RecursionError) as error:
@@ -211,43 +213,43 @@ def _sorted(counts: Counter[str]) -> Counter[str]:
 
 
 def _steps(latents: pa.Table) -> list[int]:
-    """Return the steps of each face: 1 where only final values are known, 0 where nothing is."""
+    """Return the steps of each face: 1 if only final values are known, 0 without any values."""
     finals = [latents[name].to_pylist() for name in PER_STEP if name in latents.column_names]
-    measured = [any(one is not None for one in several) for several in zip(*finals, strict=True)]
-    made = latents["steps"].to_pylist()
-    return [one or int(is_measured) for one, is_measured in zip(made, measured, strict=True)]
+    measured = [any(value is not None for value in face) for face in zip(*finals, strict=True)]
+    steps = latents["steps"].to_pylist()
+    return [count or int(is_measured) for count, is_measured in zip(steps, measured, strict=True)]
 
 
 def _lists(
     latents: pa.Table, name: str, steps: Sequence[int]
 ) -> list[Sequence[float | None] | None]:
-    """Return a metric after each step of each face; the final value where no list is given."""
+    """Return a metric after each step of each face; without a list, the final value repeated."""
     lists: list[Sequence[float | None] | None] = latents[f"{name}_per_step"].to_pylist()
     if name not in latents.column_names:
-        return lists  # only known by step
+        return lists  # this metric has no final value
     finals = latents[name].to_pylist()
     return [
-        [final] * made if values is None else values
-        for values, final, made in zip(lists, finals, steps, strict=True)
+        [final] * count if values is None else values
+        for values, final, count in zip(lists, finals, steps, strict=True)
     ]
 
 
 def _every_step(lists: Sequence[Sequence[float | None] | None], steps: Sequence[int]) -> np.ndarray:
-    """Return the values after each step as [n, most steps]; NaN where there is none."""
+    """Return the values after each step as [n, largest number of steps]; NaN if missing."""
     table = np.full((len(lists), max(steps, default=0)), np.nan)
-    for row, values, made in zip(table, lists, steps, strict=True):
-        given = (values or ())[:made]
+    for row, values, count in zip(table, lists, steps, strict=True):
+        given = (values or ())[:count]
         row[: len(given)] = [np.nan if value is None else value for value in given]
-        row[made:] = row[made - 1] if made else np.nan
+        row[count:] = row[count - 1] if count else np.nan
     return np.where(np.isinf(table), np.nan, table)
 
 
-def _add_steps(one: Sequence[_Number], other: Sequence[_Number]) -> list[_Number]:
+def _add_steps(first: Sequence[_Number], second: Sequence[_Number]) -> list[_Number]:
     """Return the sum at each step; the shorter list continues with its last value."""
-    shorter, longer = sorted((one, other), key=len)
+    shorter, longer = sorted((first, second), key=len)
     last: Sequence[_Number] = shorter[-1:] or [0]
     pairs = zip_longest(longer, shorter, fillvalue=last[0])
-    return [first + second for first, second in pairs]
+    return [value + other for value, other in pairs]
 
 
 def _check_counts(counts: Iterable[Any]) -> None:
@@ -258,9 +260,12 @@ def _check_counts(counts: Iterable[Any]) -> None:
 
 def _check_metrics(sums: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
     if not sums.keys() == counts.keys() <= set(PER_STEP) or (sums and len(sums) < len(PER_STEP)):
-        raise TypeError(f"sums of {sorted(sums)} and counts of {sorted(counts)}")
-    if len({len(one) for one in (*sums.values(), *counts.values())}) > 1:
-        raise TypeError("not as many steps in each metric")
+        raise TypeError(
+            f"sums of {sorted(sums)} and counts of {sorted(counts)}, not of {sorted(PER_STEP)}"
+        )
+    if len({len(values) for values in (*sums.values(), *counts.values())}) > 1:
+        raise TypeError("the metrics have different numbers of steps")
+
     for name in sums:
         _check_counts(counts[name])
         if not all(map(math.isfinite, sums[name])):

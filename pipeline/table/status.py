@@ -1,7 +1,7 @@
-"""How far a table is, from what lies in storage alone: usable from anywhere while a job runs.
+"""Progress of a table, from its storage alone: usable from any machine while a job runs.
 
-Costs a listing of the manifests and of the latents, the index, what is not in it of manifests and
-of the footers of open parts (two thousand each at most), and the accounts of the last runs.
+Reads a listing of the manifests and one of the latents, the index, manifests and footers of open
+parts that are not in the index (at most two thousand each), and the records of the last runs.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from pipeline.table.spec import TableSpec, read_spec
 from pipeline.table.stats import Counts
 
 _THREADS = 16
-# The index lacks fewer than that, but for a table that many short runs made.
+# The index lacks fewer manifests than this, except in a table that many short runs made.
 _READ_MANIFESTS = 2000
-_DRAWN = 16  # lines of the index for each number: a status is asked for often
+_DRAWN = 16  # index rows that are checked for each number; few, as a status is read often
 _RATE_OVER_S = 600.0
-_PARTS_MISSED = 10  # so many that should have come, and did not, are the silence of a run
+_PARTS_MISSED = 10  # a run is inactive after the time that so many parts take at the last rate
 _RUNS = 3
 
 
 @dataclass
 class Status:
-    """How far a table is; what is not known is None. Samples and faces are all that is stored."""
+    """Progress of a table. Unknown values are None; counts cover committed and open shards."""
 
     table: str
     shards_committed: int = 0
@@ -54,47 +54,47 @@ class Status:
     shards_left: int | None = None  # of the input, not committed
     bytes_committed: int = 0
     bytes_total: int | None = None
-    bytes_left: int | None = None  # of those shards
-    samples: int = 0  # of committed shards and of the parts of others, as the next two
+    bytes_left: int | None = None  # of the shards that are left
+    samples: int = 0
     faces: int = 0
     rejects: int = 0
-    samples_open: int = 0  # of these, those of shards that are not committed
+    samples_open: int = 0  # of uncommitted shards, included in `samples`
     faces_open: int = 0
     rejects_open: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)  # by the listing, and by these' readers
-    empty_shards: int = 0  # of these, without a sample
-    exact: bool = True  # or else what is above is of some thousand shards or parts, scaled up
+    left_out: dict[str, int] = field(default_factory=dict)  # by the listing and committed shards
+    empty_shards: int = 0  # committed shards without a sample
+    exact: bool = True  # False: the numbers above are extrapolated from some thousand shards, parts
     parts: int = 0
-    parts_open: int = 0  # of shards that are not committed
-    parts_per_second: float | None = None  # of late, of one run
+    parts_open: int = 0  # of uncommitted shards
+    parts_per_second: float | None = None  # in the last minutes of one run
     samples_per_second: float | None = None
     seconds_since_last_part: float | None = None  # by the clocks of the storage and of this machine
-    at_work: bool = False  # whether a run seems to be: it has not ended, and was heard of late
-    seconds_left: float | None = None  # if one is
+    at_work: bool = False  # a run has not ended, and has written something lately
+    seconds_left: float | None = None  # only while a run is active, or 0 at the end
     runs: list[dict[str, Any]] = field(default_factory=list)  # the last ones, the latest first
 
     @property
     def complete(self) -> bool:
-        """Whether every shard of the input is committed, and the last run says nothing else.
+        """True if every shard of the input is committed and the last run has not failed.
 
-        A run that has not ended and has not listed its input to the end may have more to do.
+        False while the last run is still listing its input, because more shards may follow.
         """
         latest = self.runs[0] if self.runs else None
-        told = latest is None or latest["exit_code"] == 0 or _is_listed(latest)
+        listed = latest is None or latest["exit_code"] == 0 or _is_listed(latest)
         failed = latest is not None and latest["exit_code"] not in (0, None)
-        return told and not failed and not self.shards_open and self.shards_left == 0
+        return listed and not failed and not self.shards_open and self.shards_left == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return all fields and `complete`, ready for JSON."""
         return {**asdict(self), "complete": self.complete}
 
 
 def table_status(uri: str, *, list_input: bool = False) -> Status:
-    """How far the table at `uri` is; `TableError` if there is none.
+    """Return the progress of the table at `uri`; `InputError` if it is not a table.
 
-    What there is in all, and what of it is left, stands in the account of the last run that has
-    listed its input; with `list_input`, or where there is none, the input is listed, if it can be
-    reached from here and is the table's as a whole.
+    The size of the input comes from the record of the last run that has listed it completely. With
+    `list_input`, or without such a record, the input is listed now, unless it cannot be reached
+    from here or the table covers only a part of it.
     """
     store = Store(uri)
     spec = read_spec(store)
@@ -102,49 +102,49 @@ def table_status(uri: str, *, list_input: bool = False) -> Status:
     commits = _Commits.of(store)
     parts_committed = _count_committed(store, status, commits)
     _count_parts(store, status, commits)
-    if list_input or not _find_told(status, commits):
-        _find_listed(status, commits, spec)
+    if list_input or not _use_recorded_input(status, commits):
+        _use_listed_input(status, commits, spec)
     _estimate(status, parts_committed)
     return status
 
 
 @dataclass
 class _Commits:
-    """The shards that have a manifest, and what is known of them."""
+    """Shards that have a manifest."""
 
     etags: dict[str, str]
     times: dict[str, float]  # by the storage's clock
-    states: dict[str, tuple[int, int]]  # size and hash of the etag; of those that were read
+    states: dict[str, tuple[int, int]]  # size and hash of the etag, of the records that were read
 
     @classmethod
     def of(cls, store: Store) -> _Commits:
-        found = cls({}, {}, {})
+        commits = cls({}, {}, {})
         for name, info in store.infos("_shards/"):
             shard = name.removeprefix("_shards/").removesuffix(".json")
             if name == manifest_name(shard):
-                found.etags[shard], found.times[shard] = info.etag, info.modified
-        return found
+                commits.etags[shard], commits.times[shard] = info.etag, info.modified
+        return commits
 
     def since(self, moment: float) -> tuple[int, int]:
-        """Shards that were committed since then, and their bytes: scaled up if not all are read."""
+        """Return the number of shards committed since `moment`, and their (estimated) bytes."""
         late = [shard for shard, time_ in self.times.items() if time_ >= moment]
         sizes = [self.states[shard][0] for shard in late if shard in self.states]
         return len(late), round(sum(sizes) * len(late) / max(1, len(sizes)))
 
     def has(self, shard: Shard) -> bool:
-        """Whether the shard is committed, as it now stands in the input if that is known."""
+        """Return whether the shard is committed; if its record was read, in the present state."""
         state = self.states.get(shard.shard_id)
         now = shard.size, hash(shard.etag)
         return shard.shard_id in self.etags and state in (None, now)
 
 
 def _is_listed(run: dict[str, Any]) -> bool:
-    """Whether the run has listed its input to the end."""
+    """Return whether the run has listed its input completely."""
     return bool((run["found"] or {}).get("complete"))
 
 
-def _begin(run: dict[str, Any]) -> float | None:
-    """When a run began, by the name of its account; None if that is not of our making."""
+def _start_of(run: dict[str, Any]) -> float | None:
+    """Return the start of a run as a Unix time, from its file name; None for another name."""
     try:
         return datetime.strptime(run["run"][:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
     except ValueError:
@@ -152,7 +152,7 @@ def _begin(run: dict[str, Any]) -> float | None:
 
 
 def _count_committed(store: Store, status: Status, commits: _Commits) -> int:
-    """Fill in the counts of committed shards; how many parts they have."""
+    """Fill in the counts of committed shards; return the number of their parts."""
     total = Counts(left_out=listed_left_out(store))
     for record in _records(store, commits):
         commits.states[record.shard] = record.size, hash(record.etag)
@@ -170,10 +170,10 @@ def _count_committed(store: Store, status: Status, commits: _Commits) -> int:
 
 
 def _records(store: Store, commits: _Commits) -> Iterator[ShardRecord]:
-    """Yield what the index says, and some of the manifests that are not in it."""
+    """Yield the rows of the index, and some of the manifests that are not in it."""
     audit = Audit(sums=True, each=_DRAWN)
-    records = list(audit.watched(indexed_records(store, commits.etags)))
-    if not audit.lies(store):
+    records = list(audit.sample(indexed_records(store, commits.etags)))
+    if not audit.finds_mismatch(store):
         yield from records
     unread = (shard for shard in commits.etags if shard not in commits.states)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -182,7 +182,7 @@ def _records(store: Store, commits: _Commits) -> Iterator[ShardRecord]:
 
 
 def _count_parts(store: Store, status: Status, commits: _Commits) -> None:
-    """Count the parts that are there, what those of open shards hold, and how many came of late."""
+    """Fill in the counts of parts, the contents of open parts, and the recent rate of parts."""
     times = []
     still_open, etags = set(), {}
     for name, info in store.infos(f"{LATENTS}/"):
@@ -201,74 +201,75 @@ def _count_parts(store: Store, status: Status, commits: _Commits) -> None:
     latest = max(times, default=0.0)
     if latest:
         status.seconds_since_last_part = max(0.0, round(time.time() - latest, 1))
-        status.parts_per_second = _rate(times, _begin(status.runs[0]) if status.runs else None)
+        status.parts_per_second = _rate(times, _start_of(status.runs[0]) if status.runs else None)
 
 
-def _rate(times: Sequence[float], begin: float | None) -> float | None:
-    """Parts a second in the last minutes of the run that began then, or before it has two.
+def _rate(times: Sequence[float], start: float | None) -> float | None:
+    """Return the parts per second in the last minutes of the run that began at `start`.
 
-    Between two runs nothing comes, for a time that is no measure of either.
+    If that run has fewer than two parts, use the parts before it. The pause between two runs is
+    never counted.
     """
-    ours = [one for one in times if begin is None or one >= begin]
-    if len(ours) < 2:
-        ours = [one for one in times if begin is not None and one < begin]
-    latest = max(ours, default=0.0)
-    late = [one for one in ours if one >= latest - _RATE_OVER_S]
-    first = min(late, default=latest)
-    return (len(late) - 1) / (latest - first) if latest > first else None
+    of_run = [time_ for time_ in times if start is None or time_ >= start]
+    if len(of_run) < 2:
+        of_run = [time_ for time_ in times if start is not None and time_ < start]
+    latest = max(of_run, default=0.0)
+    recent = [time_ for time_ in of_run if time_ >= latest - _RATE_OVER_S]
+    first = min(recent, default=latest)
+    return (len(recent) - 1) / (latest - first) if latest > first else None
 
 
-def _is_at_work(status: Status) -> bool:
-    """Whether the latest run has not ended, and said something or wrote a part of late."""
+def _is_active(status: Status) -> bool:
+    """Return whether the latest run has not ended and has recently written a record or a part."""
     latest = status.runs[0] if status.runs else {"exit_code": None, "updated": None}
     if latest["exit_code"] is not None:
         return False
-    heard = (status.seconds_since_last_part, seconds_since(latest["updated"]))
-    silence = min((one for one in heard if one is not None), default=None)
+    signs = (status.seconds_since_last_part, seconds_since(latest["updated"]))
+    silence = min((seconds for seconds in signs if seconds is not None), default=None)
     rate = status.parts_per_second
     longest = max(_RATE_OVER_S, _PARTS_MISSED / rate if rate else 0.0)
     return silence is not None and silence <= longest
 
 
-def _find_told(status: Status, commits: _Commits) -> bool:
-    """Fill in what there is in all and what is left by what runs say, if any tells it.
+def _use_recorded_input(status: Status, commits: _Commits) -> bool:
+    """Fill in what is in the input and what is left, from records of runs; False without one.
 
-    Counts alone do not tell what is left: shards that are gone from the input stay in the table. So
-    what the latest run has found to do is compared with what was committed since it began, by the
-    clock of the storage.
+    The difference of the counts is too small where committed shards were removed from the input. So
+    the backlog of the latest run is compared with the commits since its start too, by the clock of
+    the storage.
     """
-    told = next((run["found"] for run in status.runs if _is_listed(run)), None)
-    if told is None:
+    listed = next((run["found"] for run in status.runs if _is_listed(run)), None)
+    if listed is None:
         return False
-    latest = status.runs[0]["found"] or dict.fromkeys(told, 0)
-    if latest["shards"] + latest["done_shards"] > told["shards"] + told["done_shards"]:
-        return False  # what an earlier run has listed is not the input any more
-    status.shards_total = told["shards"] + told["done_shards"]
-    status.bytes_total = told["bytes"] + told["done_bytes"]
+    latest = status.runs[0]["found"] or dict.fromkeys(listed, 0)
+    if latest["shards"] + latest["done_shards"] > listed["shards"] + listed["done_shards"]:
+        return False  # the input has grown since the earlier run listed it
+    status.shards_total = listed["shards"] + listed["done_shards"]
+    status.bytes_total = listed["bytes"] + listed["done_bytes"]
     shards_left = status.shards_total - status.shards_committed
     bytes_left = status.bytes_total - status.bytes_committed
     if status.runs[0]["exit_code"] != 0:
-        begin = _begin(status.runs[0])
-        shards, size = (0, 0) if begin is None else commits.since(begin)
+        start = _start_of(status.runs[0])
+        shards, size = (0, 0) if start is None else commits.since(start)
         shards_left = max(shards_left, latest["shards"] - shards)
         bytes_left = max(bytes_left, latest["bytes"] - size)
     status.shards_left, status.bytes_left = max(0, shards_left), max(0, bytes_left)
     return True
 
 
-def _find_listed(status: Status, commits: _Commits, spec: TableSpec) -> None:
-    """Fill in what there is in all and what is left by listing the input.
+def _use_listed_input(status: Status, commits: _Commits, spec: TableSpec) -> None:
+    """Fill in what is in the input and what is left, by listing the input.
 
-    Of a part of it, which a limit or the codes of an import choose, a listing does not tell: what
-    runs say has to do.
+    A listing is no help if the table covers only a part of the input, chosen by a limit or by the
+    codes of an import: then the records of runs are used.
     """
     layout = spec.layout
     if layout.get("limit") is not None or "input" not in spec.config:
-        _find_told(status, commits)
+        _use_recorded_input(status, commits)
         return
     length = int(layout.get("files_per_shard") or FILES_PER_SHARD)
     options = ReadOptions(sniff=bool(layout.get("sniff", False)))
-    with suppress(PipelineError):  # not reachable from here
+    with suppress(PipelineError):  # the input cannot be reached from here
         shards = list_shards(_input_of(spec), files_per_shard=length, options=options)
         _compare(status, commits, shards)
 
@@ -286,17 +287,18 @@ def _compare(status: Status, commits: _Commits, shards: Iterable[Shard]) -> None
 
 
 def _input_of(spec: TableSpec) -> str:
-    """Where the input is: a relative path is that of where the job ran."""
+    """Return the URI of the input; a relative path is resolved as it was for the job."""
     given, place = str(spec.config["input"]), spec.layout.get("input")
     return given if place in (None, printable(canonical_uri(given))) else str(place)
 
 
 def _estimate(status: Status, parts_committed: int) -> None:
-    """Samples a second, and the time left: the parts in the bytes that are left, by their rate.
+    """Fill in the rate of samples and the time left.
 
-    Nothing is on its way to an end where no run is at work.
+    The number of remaining parts is estimated from the remaining bytes. There is no estimate of the
+    time without an active run.
     """
-    status.at_work = _is_at_work(status)
+    status.at_work = _is_active(status)
     if status.complete:
         status.seconds_left = 0.0
     parts = parts_committed + status.parts_open
@@ -312,7 +314,7 @@ def _estimate(status: Status, parts_committed: int) -> None:
 
 
 def seconds_since(moment: str | None) -> float | None:
-    """Since an ISO 8601 time, by this machine's clock."""
+    """Return the seconds since an ISO 8601 time, by this machine's clock."""
     if not moment:
         return None
     then = datetime.fromisoformat(moment)

@@ -1,4 +1,4 @@
-"""The check that a table keeps its promises."""
+"""Verification of a table: manifests, part files, index and spec agree with each other."""
 
 from __future__ import annotations
 
@@ -39,63 +39,63 @@ from pipeline.table.stats import Stats
 
 _THREADS = 8
 _BATCH = 4096
-_AT_ONCE = 256
+_AT_ONCE = 256  # shards that are queued for the threads
 _COUNTS = ("samples", "faces", "rejects")
 _NAMING = ["image_id", "shard", "key", "face_index", "source_uri"]
 
 
 def verify_table(store: Store, spec: TableSpec, *, checksums: bool) -> dict[str, int]:
-    """Check everything that a table promises; the counts of what it holds.
+    """Check that a table is consistent; return its counts.
 
-    * Every shard's manifest agrees with its part files (present, SHA-256, schema, stamp, metrics,
-      counts of each part), with the places that its rows came from, and with the table's
-      fingerprint; samples in = samples with a latents row + samples with reject rows alone; no
-      face is there twice; the sums that the card is made of are those of the parts.
-    * No file at any depth of `latents/` and `rejects/` belongs to no committed shard.
-    * Every shard came from the table's input, where that is a folder, a shard file or an image.
-    * `_table.json` agrees with itself, with the footers, and with the model's bundle, where that
-      is on this machine with the same weights.
-    * Every line of the index that a restart or the card would believe says what its manifest says.
+    The counts are `shards`, `parts`, `samples`, `faces`, `rejects`, `samples_with_faces`,
+    `samples_rejected`. Checked are:
 
-    Without `checksums` codes and weights are not read, only footers and keys. Raises `TableError`
-    with the first problem and their number.
+    * Each manifest agrees with its part files (existence, SHA-256, schema, metadata, metrics,
+      counts), with the source of its rows, and with the table's fingerprint. Each sample has
+      latents rows or, if not, reject rows; no face is stored twice; the shard's figures, of which
+      the card is made, are the sums over its parts.
+    * Every file at any depth of `latents/` and `rejects/` belongs to a committed shard.
+    * Every shard came from the table's input, if that is a folder, a shard file or an image.
+    * `_table.json` agrees with itself, with the footers, and with the model's bundle, if a bundle
+      of the same weights is on this machine.
+    * Every row of the index that a restart or the card would use agrees with its manifest.
 
-    Not checked, as nothing else in the table says the same: the rows' numbers beyond the sums;
-    `size` and `left_out` of a record, and its `etag` against the input, which is not read;
-    `config` but for what settings, columns and layout repeat, and the model's notes; an input that
-    is a pattern, a list, or no UTF-8; `limit`, which an input that grew at its front exceeds; the
-    accounts in `_runs/`; the card, which is written anew from the manifests; `_index/parts/`, which
-    a commit compares with the footers, and its SHA-256 only here. Who writes all documents and
-    files of a shard alike makes a table that is sound.
+    Without `checksums` only footers and keys are read, not codes and weights. Raises `TableError`
+    with the first problem and the number of problems.
 
-    The counts: `shards`, `parts`, `samples`, `faces`, `rejects`, `samples_with_faces`,
-    `samples_rejected`.
+    Not checked, because nothing else in the table repeats it: the numbers in rows beyond the sums;
+    `size` and `left_out` of a record, and its `etag` against the input, which is not read; `config`
+    where settings, columns and layout do not repeat it, and the model's notes; an input that is a
+    pattern, a list, or not UTF-8; `limit`, which is exceeded if files were added before others of
+    the input; the records in `_runs/`; the card, which is generated from the manifests;
+    `_index/parts/`, which a commit compares with the footers (except SHA-256). A consistent forgery
+    of all documents and files of a shard is not detected.
     """
     totals = dict.fromkeys(
         ("shards", "parts", *_COUNTS, "samples_with_faces", "samples_rejected"), 0
     )
     problems: list[str] = []
-    expected = array("q")  # hashes: 8 bytes a file, of which there are two for a few hundred images
+    expected = array("q")  # hashes of file names: 16 bytes per part
     check = _ShardCheck(store, spec, checksums)
     etags = dict(manifest_etags(store))
     shards = sorted(etags)
-    lines = _Lines(etags)
+    index_check = _IndexCheck(etags)
     try:
         check_spec(store, spec, weights=checksums)
     except TableError as error:
         problems.append(str(error))
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(shards), _AT_ONCE):  # a pool takes all that it is given at once
-            for record, counts, names, found in pool.map(check, shards[start : start + _AT_ONCE]):
-                lines.add(record)
+        for start in range(0, len(shards), _AT_ONCE):  # `pool.map` queues all its arguments at once
+            for record, counts, names, errors in pool.map(check, shards[start : start + _AT_ONCE]):
+                index_check.add(record)
                 expected.extend(map(hash, names))
-                problems += found
+                problems += errors
                 totals = {name: totals[name] + counts.get(name, 0) for name in totals}
     for name in sorted(_unexpected(store, np.sort(np.frombuffer(expected, np.int64)))):
         problems.append(
             f"'{name}' belongs to no committed shard (an interrupted run? run the job again)"
         )
-    problems += [*_linked_folders(store), *lines.lies(store)]
+    problems += [*_linked_folders(store), *index_check.problems(store)]
     try:
         check_inputs(spec, check.outside)
     except TableError as error:
@@ -107,15 +107,16 @@ def verify_table(store: Store, spec: TableSpec, *, checksums: bool) -> dict[str,
 
 
 def _unexpected(store: Store, hashes: NDArray[np.int64]) -> Iterator[str]:
-    """The names of part files whose hashes are not among these, sorted."""
+    """Yield the names of part files whose hashes are not among the sorted `hashes`."""
     names = chain(store.each_name(f"{LATENTS}/"), store.each_name(f"{REJECTS}/"))
     while batch := list(islice(names, _BATCH)):
-        _, known = places_of(hashes, [hash(name) for name in batch])
-        yield from (name for name, is_known in zip(batch, known, strict=True) if not is_known)
+        _, expected = places_of(hashes, [hash(name) for name in batch])
+        pairs = zip(batch, expected, strict=True)
+        yield from (name for name, is_expected in pairs if not is_expected)
 
 
 def _linked_folders(store: Store) -> Iterator[str]:
-    """Problems: links to folders, which some readers follow and no listing does."""
+    """Yield a problem for each link to a folder: some readers follow it, but listings do not."""
     if not is_local(store.root):
         return
     for kind in (LATENTS, REJECTS):
@@ -125,28 +126,28 @@ def _linked_folders(store: Store) -> Iterator[str]:
                     yield f"'{kind}/{name}' is a link to a folder, which belongs to no shard"
 
 
-class _Lines:
-    """The lines that the index should have: 8 bytes a shard."""
+class _IndexCheck:
+    """Hashes of the correct index rows, to compare the index with; 8 bytes per shard."""
 
     def __init__(self, etags: Mapping[str, str]) -> None:
         self._etags = etags
         self._hashes = array("q")
 
     def add(self, record: ShardRecord) -> None:
-        """Note what the index may say of a shard."""
+        """Add the correct index row of a shard."""
         self._hashes.append(_row_hash(replace(record, manifest_etag=self._etags[record.shard])))
 
-    def lies(self, store: Store) -> Iterator[str]:
-        """Problems: lines that a restart would believe, and that are not true."""
-        true = np.sort(np.frombuffer(self._hashes, np.int64))
+    def problems(self, store: Store) -> Iterator[str]:
+        """Yield a problem for each index row that a restart would use and that is wrong."""
+        correct = np.sort(np.frombuffer(self._hashes, np.int64))
         for records in index_rows(store):
-            believed = [one for one in records if self._etags.get(one.shard) == one.manifest_etag]
-            _, known = places_of(true, list(map(_row_hash, believed)))
-            for record, is_true in zip(believed, known, strict=True):
-                if not is_true:
+            used = [row for row in records if self._etags.get(row.shard) == row.manifest_etag]
+            _, matches = places_of(correct, list(map(_row_hash, used)))
+            for record, is_correct in zip(used, matches, strict=True):
+                if not is_correct:
                     yield (
-                        f"the index says of shard '{record.shard}' what its manifest does not say: "
-                        "delete the folder _index, which the next run makes again"
+                        f"the index row of shard '{record.shard}' differs from its manifest: "
+                        "delete the folder _index, which the next run writes again"
                     )
 
 
@@ -155,14 +156,14 @@ def _row_hash(record: ShardRecord) -> int:
 
 
 class _ShardCheck:
-    """One shard at a time: record, counts, the names of its files, and what is wrong."""
+    """Check of one shard per call: return its record, counts, file names and errors."""
 
     def __init__(self, store: Store, spec: TableSpec, checksums: bool) -> None:
         self.store = store
         self.checksums = checksums
         self.spec = spec
         self.fingerprint = spec.fingerprint
-        self.outside: str | None = None  # the URI of a shard that does not lie in the input
+        self.outside: str | None = None  # URI of a shard that is not in the input
         self.schemas = {LATENTS: spec.columns.latents_schema(), REJECTS: rejects_schema()}
 
     def __call__(self, shard: str) -> tuple[ShardRecord, dict[str, int], set[str], list[str]]:
@@ -178,7 +179,7 @@ class _ShardCheck:
             check_manifest(record, self.spec)
             return record, self._counts(record), names, []
         except AccessError:
-            raise  # which says nothing of the table
+            raise  # not a fault of the table
         except (TableError, StorageError) as error:
             return record, {}, names, [str(error)]
         except UnicodeDecodeError:
@@ -193,10 +194,11 @@ class _ShardCheck:
             own: set[str] = set()
             for kind in (LATENTS, REJECTS):
                 table = self._columns(record, part, kind)
-                keys[kind] |= (found := set(table["key"].to_pylist()))
-                own |= found
-                said = part.faces if kind == LATENTS else part.rejects
-                _expect_count(record.shard, part.part, kind, table.num_rows, said)
+                part_keys = set(table["key"].to_pylist())
+                keys[kind] |= part_keys
+                own |= part_keys
+                stated = part.faces if kind == LATENTS else part.rejects
+                _expect_count(record.shard, part.part, kind, table.num_rows, stated)
                 check_sources(record, pc.unique(table["source_uri"]).to_pylist())
                 ids[kind] |= _ids(table, kind)
                 rows[kind] += table.num_rows
@@ -217,10 +219,10 @@ class _ShardCheck:
             "samples_rejected": len(rejected),
         }
         for name in _COUNTS:
-            said = getattr(record, name)
+            stated = getattr(record, name)
             expect(
-                counts[name] == said,
-                f"shard '{shard}' holds {counts[name]} {name}, its manifest says {said}",
+                counts[name] == stated,
+                f"shard '{shard}' holds {counts[name]} {name}, its manifest says {stated}",
             )
         expect(
             total.figures_text() == record.figures,
@@ -229,7 +231,7 @@ class _ShardCheck:
         return counts
 
     def _columns(self, record: ShardRecord, part: PartRecord, kind: str) -> pa.Table:
-        """What names the rows of a part file, once its bytes, schema and stamp are found right."""
+        """Check bytes, schema and metadata of a part file; return the columns that name rows."""
         name = part_name(kind, record.shard, part.part)
         digest = part.latents_sha256 if kind == LATENTS else part.rejects_sha256
         with self._file(name, digest) as source:
@@ -240,7 +242,7 @@ class _ShardCheck:
                 raise TableError(f"'{name}' is damaged: {error}") from error
             schema = parquet.schema_arrow
         expect(schema.remove_metadata().equals(self.schemas[kind]), f"'{name}' has other columns")
-        wanted = {
+        expected = {
             "schema_version": record.schema_version,
             "fingerprint": self.fingerprint,
             "shard_etag": record.etag,
@@ -251,8 +253,7 @@ class _ShardCheck:
             "faces": part.faces,
             "rejects": part.rejects,
         }
-        stamp = decode_metadata(schema.metadata)
-        check_footer(name, stamp, wanted, self.spec.metrics)
+        check_footer(name, decode_metadata(schema.metadata), expected, self.spec.metrics)
         expect(set(table["shard"].to_pylist()) <= {record.shard}, f"'{name}' has foreign rows")
         return table
 
@@ -263,13 +264,16 @@ class _ShardCheck:
                 yield file
             return
         content = self.store.get(name)
-        found = hashlib.sha256(content).hexdigest()
-        expect(found == digest, f"'{name}' is not the file that its manifest names (SHA-256)")
+        actual = hashlib.sha256(content).hexdigest()
+        expect(actual == digest, f"'{name}' is not the file that its manifest names (SHA-256)")
         yield pa.BufferReader(content)
 
 
 def _ids(table: pa.Table, kind: str) -> set[Any]:
-    """What tells its rows apart: of rejects not their id, which 'a#0' shares with face 0 of 'a'."""
+    """Return the unique keys of the rows.
+
+    For rejects these are not the ids: the id of sample 'a#0' is also that of face 0 of sample 'a'.
+    """
     if kind == LATENTS:
         return set(table["image_id"].to_pylist())
     return set(zip(table["key"].to_pylist(), table["face_index"].to_pylist(), strict=True))
@@ -282,8 +286,8 @@ def _stats(latents: pa.Table, name: str) -> Stats:
         raise TableError(f"'{name}': {error}") from error
 
 
-def _expect_count(shard: str, part: int, what: str, found: int, said: int) -> None:
+def _expect_count(shard: str, part: int, unit: str, count: int, stated: int) -> None:
     expect(
-        found == said,
-        f"part {part} of shard '{shard}' holds {found} {what}, its manifest says {said}",
+        count == stated,
+        f"part {part} of shard '{shard}' holds {count} {unit}, its manifest says {stated}",
     )

@@ -1,4 +1,4 @@
-"""Writing a table: what is done already, parts, and the commit of shards."""
+"""Write a table: states of shards, parts, and commits of shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.errors import InputError, StorageError, TableError
 from pipeline.storage import Shard, Store
 from pipeline.table.cleanup import Orphans
-from pipeline.table.part_files import names_beside, remove_parts_beside
+from pipeline.table.part_files import list_names, remove_unowned_parts
 from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import (
     LATENTS,
@@ -36,17 +36,17 @@ _THREADS = 16
 
 
 class TableWriter:
-    """The table at a root, open for writing; it pickles, and many may write at once.
+    """Writer of the table at a root. It can be pickled, and many may write at the same time.
 
-    Parts of a shard are `part_size` consecutive samples each, the last one what is left.
+    Each part of a shard holds `part_size` consecutive samples, the last one the rest.
     """
 
     def __init__(
         self, root: str, spec: TableSpec, *, part_size: int, read_only: bool = False
     ) -> None:
-        """Write nothing; `open_for_writing` also settles `_table.json`.
+        """Set up the writer and write nothing; `open_for_writing` also handles `_table.json`.
 
-        With `read_only`, asking for states writes to no index and removes nothing from it.
+        With `read_only`, `states` leaves the index files as they are.
         """
         if part_size < 1:
             raise InputError(f"part_size must be at least 1, got {part_size}")
@@ -68,7 +68,7 @@ class TableWriter:
         )
 
     def state(self, shard: Shard) -> ShardState:
-        """Return what of `shard` is in the table, by its manifest or the footers of parts.
+        """Return the progress of `shard`, from its manifest or the footers of its parts.
 
         Raises `InputError` if the table's shard of this id came from another place.
         """
@@ -80,35 +80,36 @@ class TableWriter:
         index: PartIndex | None = None,
         orphans: Orphans | None = None,
     ) -> Iterator[ShardState]:
-        """Yield the `state` of each shard, in order, with what the table's indexes know.
+        """Yield the `state` of each shard, in order, using the indexes of the table.
 
-        `index` and `orphans` are those of the run: the one takes note of the files that it has to
-        remove later, the other begins to look for what earlier runs left.
+        `index` and `orphans` belong to the run: the first reads its files and later removes them,
+        the second starts to search for orphans.
         """
         index = index or PartIndex(self.store, read_only=self.read_only)
         yield from States(self.store, self.part_key, index, orphans).of(shards)
 
     def clear(self, state: ShardState) -> None:
-        """Remove what `state` calls stale: the manifest first, so that no commit stands alone.
+        """Remove the stale files of `state`: the manifest first, so that no commit lacks its parts.
 
-        Nothing is removed of a shard that another run has committed since its state was read.
+        Nothing is removed if another run has committed the shard since its state was read.
         """
         manifest = manifest_name(state.shard.shard_id)
-        if not state.stale or self._is_committed(state.shard, anyhow=manifest not in state.stale):
+        any_state = manifest not in state.stale
+        if not state.stale or self._is_committed(state.shard, any_state=any_state):
             return
         self.store.remove(manifest)
         for kind in (LATENTS, REJECTS):
             names = [name for name in state.stale if name.startswith(f"{kind}/")]
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(self.store.remove, names))
-        # One that came between the check and the removal names files that are gone.
+        # A manifest written between the check and the removal names files that are deleted.
         self.store.remove(manifest)
 
-    def _is_committed(self, shard: Shard, *, anyhow: bool) -> bool:
-        """Return whether the shard has a manifest, of its present state unless `anyhow`."""
+    def _is_committed(self, shard: Shard, *, any_state: bool) -> bool:
+        """Return whether the shard has a manifest, of its present state unless `any_state`."""
         if not self.store.exists(manifest_name(shard.shard_id)):
             return False
-        if anyhow:
+        if any_state:
             return True
         record = read_shard_record(self.store, shard.shard_id)
         return (record.etag, record.size) == (shard.etag, shard.size)
@@ -122,7 +123,7 @@ class TableWriter:
         latents: Sequence[Mapping[str, Any]],
         rejects: Sequence[Mapping[str, Any]],
     ) -> PartRecord:
-        """Put part number `part` of `shard` from rows, as `latents_table` takes them.
+        """Write part number `part` of `shard` from rows, in the form that `latents_table` takes.
 
         The same rows give the same bytes under the same name, so a repeat is harmless. Raises
         `TableError` if the rows do not fit the table or do not account for all `samples`.
@@ -138,7 +139,7 @@ class TableWriter:
     def write_tables(
         self, shard: Shard, part: int, *, samples: int, latents: pa.Table, rejects: pa.Table
     ) -> PartRecord:
-        """`write_part` for rows that `latents_table` and `rejects_table` have made Arrow."""
+        """Write a part, like `write_part`, from the results of `latents_table`, `rejects_table`."""
         record = write_part(
             self.store,
             self.part_key(shard, part),
@@ -151,7 +152,7 @@ class TableWriter:
         return record
 
     def with_etags(self, part: PartRecord) -> PartRecord:
-        """Return a part that was just written with its files' etags, if the store tells them."""
+        """Return the record of a written part with its files' etags, if they can be read."""
         names = (part_name(kind, part.shard, part.part) for kind in (LATENTS, REJECTS))
         try:
             latents, rejects = (self.store.info(name).etag for name in names)
@@ -165,18 +166,19 @@ class TableWriter:
         parts: Iterable[PartRecord],
         left_out: Mapping[str, int] | None = None,
     ) -> ShardRecord:
-        """Write the manifest, when every part of `shard` is in the table.
+        """Write the manifest of `shard`, all of whose parts must be in the table.
 
-        `parts` are the records that `write_part` returned and those of `ShardState.parts`; the
-        files of one without a SHA-256 are read once for it. `left_out` is what the shard's reader
-        passed over. Raises `TableError` if a part is missing or a file of another part is there.
+        `parts` are the records that `write_part` returned and those of `ShardState.parts`; if a
+        record has no SHA-256, its files are read. `left_out` are the files that the shard's reader
+        passed over. Raises `TableError` if a part is missing, or a file of another part exists.
         """
         complete = [self._hashed(shard.shard_id, part) for part in parts]
         record = ShardRecord.of(shard, complete, self._fingerprint, self.part_size, left_out)
         self._check_names(shard, complete)
         ours = record.write(self.store)
         try:
-            # Another run may have come between; of two the one whose files stand is right.
+            # Another run may have replaced the files. Of two runs, the one whose files are stored
+            # may commit.
             self._check_parts(shard, complete)
         except (StorageError, TableError):
             if ours:
@@ -184,22 +186,22 @@ class TableWriter:
                     self.store.remove(manifest_name(shard.shard_id))
             raise
         if not ours:
-            record.write(self.store, anyway=True)
+            record.write(self.store, replace=True)
         return record
 
     def with_manifest_etag(self, record: ShardRecord) -> ShardRecord:
-        """Return a shard that was just committed with its manifest's etag, as `index` takes it."""
+        """Return the record of a committed shard with its manifest's etag, which `index` needs."""
         return replace(record, manifest_etag=self.store.info(manifest_name(record.shard)).etag)
 
     def index(self, records: Sequence[ShardRecord]) -> None:
-        """Spare the next run the manifests of these shards; worth it for a thousand or so."""
+        """Write index rows, so that later runs do not read these manifests; give about 1,000."""
         write_index(self.store, records)
 
     def _withdraw_if_committed(self, shard: Shard, part: PartRecord) -> None:
-        """Take back a part that came too late, which readers would find beside a whole shard.
+        """Remove a part that was written after another run had committed its shard.
 
-        Raises `TableError` if another run has committed the shard, of another state of the input
-        or cut into other parts, while this one was at work on it.
+        Raises `TableError` if that commit is of another state of the input or has other parts:
+        readers would see the part's faces twice.
         """
         if not self.store.exists(manifest_name(shard.shard_id)):
             return
@@ -208,22 +210,22 @@ class TableWriter:
         if ours and any(part.has_counts_of(other) for other in record.parts[part.part :][:1]):
             return
         if not self._is_whole(record):
-            # Put by a run that is dead, when its parts had been cleared for this one's. Unless it
-            # is another one since, of a run that has cleared and done the shard meanwhile.
-            if self._is_committed(shard, anyhow=True) and record == read_shard_record(
+            # A dying run wrote the manifest after its parts had been removed for this run's. Keep
+            # it if it has changed since it was read: another run has done the shard meanwhile.
+            if self._is_committed(shard, any_state=True) and record == read_shard_record(
                 self.store, shard.shard_id
             ):
                 self.store.remove(manifest_name(shard.shard_id))
             return
         if part.part >= record.n_parts:
-            remove_parts_beside(self.store, record)
+            remove_unowned_parts(self.store, record)
         raise TableError(
             f"another run has committed shard '{shard.shard_id}', of another state of the input or "
             "cut into other parts; when no other job writes to this table, run again"
         )
 
     def _is_whole(self, record: ShardRecord) -> bool:
-        """Return whether the files of the shard's parts are those that the manifest names."""
+        """Return whether the files of all parts exist and match the manifest."""
         for part in record.parts:
             key = PartKey(
                 schema_version=self.spec.schema_version,
@@ -241,16 +243,16 @@ class TableWriter:
         return True
 
     def _check_names(self, shard: Shard, parts: Sequence[PartRecord]) -> None:
-        """Raise `TableError` unless the shard's files have the names of these parts, no others.
+        """Raise `TableError` unless the shard's files have exactly the names of these parts.
 
-        What it may miss on a disk, a part behind a gap, is removed by the next run.
+        On a disk a file beyond a gap in the numbers may be missed; the next run removes it.
         """
         expected = {
             part_name(kind, shard.shard_id, part.part)
             for kind in (LATENTS, REJECTS)
             for part in parts
         }
-        difference = expected ^ names_beside(self.store, shard.shard_id, len(parts))
+        difference = expected ^ list_names(self.store, shard.shard_id, len(parts))
         if difference:
             raise TableError(
                 f"shard '{shard.shard_id}' cannot be committed: '{min(difference)}' is "
@@ -258,7 +260,7 @@ class TableWriter:
             )
 
     def _check_parts(self, shard: Shard, parts: Sequence[PartRecord]) -> None:
-        """Raise `TableError` unless the files of the shard are these parts and no others.
+        """Raise `TableError` unless the files of the shard are exactly these parts.
 
         Another run, over another state of the shard or with another part size, may have removed
         them and written its own under the same names.
@@ -268,7 +270,7 @@ class TableWriter:
             keys = (self.part_key(shard, part.part) for part in parts)
             stored = pool.map(lambda key: read_part_record(self.store, key), keys)
             for part, other in zip(parts, stored, strict=True):
-                # Figures too: the part index, which resumes believe, may say others.
+                # Compare the figures too: those of a resumed part come from the part index.
                 same = other and other.has_counts_of(part) and other.figures == part.figures
                 if not same:
                     raise TableError(
@@ -296,7 +298,7 @@ def open_for_writing(root: str, spec: TableSpec, *, part_size: int) -> TableWrit
 
 
 def file_sha256(store: Store, name: str) -> str:
-    """Hex SHA-256 of an object, read as a stream."""
+    """Return the hex SHA-256 of an object, read as a stream."""
     digest = hashlib.sha256()
     with store.open(name) as file:
         while block := file.read(8 << 20):

@@ -1,4 +1,4 @@
-"""Changes to training images that stand for the gap between renders and photographs."""
+"""Augmentation of training images, to bridge the gap between renders and photographs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LARGEST_TURN = 0.06  # radians: what an aligned crop may be off by
-LARGEST_MOVE = 0.05  # where the width is from -1 to 1: a fortieth of it
-LARGEST_ZOOM = 0.06
+MAX_TURN = 0.06  # radians: rotation error of an aligned crop
+MAX_MOVE = 0.05  # in coordinates from -1 to 1: a fortieth of the width
+MAX_ZOOM = 0.06
 BRIGHTNESS = 0.15
 CONTRAST = 0.2
 TINT = 0.08
@@ -19,12 +19,12 @@ def _uniform(n: int, reach: float) -> Tensor:
 
 
 def jitter_geometry(images: Tensor) -> Tensor:
-    """Flip half of `images` [n, 3, h, w]; turn, zoom and move each a little, edges reflected."""
+    """Flip half of `images` [n, 3, h, w]; rotate, zoom and shift each; edges are reflected."""
     n = len(images)
-    turn, zoom = _uniform(n, LARGEST_TURN), 1 + _uniform(n, LARGEST_ZOOM)
+    turn, zoom = _uniform(n, MAX_TURN), 1 + _uniform(n, MAX_ZOOM)
     flip = (torch.rand(n) < 0.5).float() * -2 + 1
     cos, sin = turn.cos() * zoom, turn.sin() * zoom
-    move = torch.stack([_uniform(n, LARGEST_MOVE), _uniform(n, LARGEST_MOVE)], dim=1)
+    move = torch.stack([_uniform(n, MAX_MOVE), _uniform(n, MAX_MOVE)], dim=1)
     affine = torch.stack(
         [
             torch.stack([cos * flip, -sin, move[:, 0]], dim=1),
@@ -54,30 +54,30 @@ def soften(images: Tensor) -> Tensor:
 
 
 def augment(images: Tensor) -> Tensor:
-    """All of the above on a batch [n, 3, h, w] in [-1, 1]."""
+    """Apply geometry, colour and blur to a batch [n, 3, h, w] in [-1, 1]."""
     return soften(jitter_colour(jitter_geometry(images)))
 
 
-def augment_alike(images: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
-    """`images` as `augment` changes them, and `looks` moved and tinted with them, never softened.
+def augment_alike(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Augment `images` and apply the same geometry and colour to `targets`, without blur.
 
-    Both [n, 3, h, w] in [-1, 1]: photographs, and the same in another look.
+    Both are [n, 3, h, w] in [-1, 1].
     """
-    drawn = torch.get_rng_state()
-    changed_looks = jitter_colour(jitter_geometry(looks))
-    torch.set_rng_state(drawn)
-    return augment(images), changed_looks
+    rng_state = torch.get_rng_state()
+    changed_targets = jitter_colour(jitter_geometry(targets))
+    torch.set_rng_state(rng_state)
+    return augment(images), changed_targets
 
 
-def flip_alike(images: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
-    """Both, [n, 3, h, w], with the same random half mirrored."""
-    drawn = torch.get_rng_state()
-    flipped = flip_half(looks)
-    torch.set_rng_state(drawn)
+def flip_alike(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror the same random half of both batches, [n, 3, h, w]."""
+    rng_state = torch.get_rng_state()
+    flipped = flip_half(targets)
+    torch.set_rng_state(rng_state)
     return flip_half(images), flipped
 
 
 def flip_half(images: Tensor) -> Tensor:
-    """Mirror a random half of a batch [n, 3, h, w]: what the published encoders were trained on."""
+    """Mirror a random half of a batch [n, 3, h, w], as in the published trainings."""
     chosen = (torch.rand(len(images)) < 0.5)[:, None, None, None]
     return torch.where(chosen, images.flip(-1), images)

@@ -1,4 +1,4 @@
-"""States of a training run in a folder, on a disk or behind any fsspec URI."""
+"""Checkpoints of a training in a folder, local or at any fsspec URI."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.storage import Store
 
 
 class Checkpoints:
-    """`<name>.pt`, what a run goes on from, and `<name>-best.pt`, its best averaged weights.
+    """Read and write `<name>.pt`, the last checkpoint, and `<name>-best.pt`, the best weights.
 
-    Puts are atomic: a kill leaves the file before or the file after. Files are read without
-    running anything that is in them.
+    Writes are atomic: after a kill a file is either the old or the new one. Reading never executes
+    code from a file.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -24,15 +24,15 @@ class Checkpoints:
 
     @property
     def uri(self) -> str:
-        """Where the state that a run goes on from is kept."""
+        """URI of the last checkpoint."""
         return self.store.uri(f"{self.name}.pt")
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the state that a run goes on from."""
+        """Replace the last checkpoint."""
         self._put(f"{self.name}.pt", state)
 
     def load(self) -> dict[str, Any] | None:
-        """The last state saved, on the CPU; None where there is none yet. Raises `ModelError`."""
+        """Read the last checkpoint to the CPU; None if there is none. Raises `ModelError`."""
         return self._get(f"{self.name}.pt")
 
     def save_best(self, state: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ class Checkpoints:
         self._put(f"{self.name}-best.pt", state)
 
     def load_best(self) -> dict[str, Any] | None:
-        """The best weights so far; None before the first validation. Raises `ModelError`."""
+        """Read the best weights; None before the first validation. Raises `ModelError`."""
         return self._get(f"{self.name}-best.pt")
 
     def _put(self, name: str, state: dict[str, Any]) -> None:

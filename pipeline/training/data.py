@@ -1,4 +1,4 @@
-"""Training data: files of aligned uint8 crops, and the seeded order of samples in batches."""
+"""Training data: files of aligned uint8 crops, and the seeded sample order of batches."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def random_batches(
     batch: int,
     seed: int,
     first: int = 0,
-    shuffled: Callable[[torch.Generator], Tensor] | None = None,  # default: all samples alike
+    shuffled: Callable[[torch.Generator], Tensor] | None = None,  # default: uniform permutation
 ) -> Iterator[Tensor]:
-    """Index tensors [batch] from batch `first` on; each epoch in a fresh order, its rest left out.
+    """Yield index tensors [batch] from batch `first` on.
 
-    Raises `ValueError` where there are fewer than `batch` samples.
+    Each epoch has a new order; samples that do not fill its last batch are left out. Raises
+    `ValueError` when there are fewer than `batch` samples.
     """
     per_epoch = count // batch
     if not per_epoch:
@@ -41,7 +42,7 @@ def random_batches(
         skip = 0
 
 
-WINDOW = 8  # files whose crops are mixed; so many are in memory
+WINDOW = 8  # files whose crops are shuffled together; this many are in memory
 INDEX = "index.json"
 PAIRS = "pairs.safetensors"
 FACTS = "facts"
@@ -49,7 +50,7 @@ FACTS = "facts"
 
 @dataclass(frozen=True)
 class CropFile:
-    """One part's crops."""
+    """Crops of one part."""
 
     name: str
     count: int
@@ -58,13 +59,13 @@ class CropFile:
 def put_crops(
     store: Store, name: str, images: Tensor, facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Write crops, uint8 [n, 3, h, w], as one file, with plain `facts` about them in its header."""
-    told = {FACTS: json.dumps(dict(facts or {}))}
-    store.put(name, save_safetensors({"images": images.contiguous()}, metadata=told))
+    """Write crops, uint8 [n, 3, h, w], as one file; `facts` is plain JSON for its header."""
+    metadata = {FACTS: json.dumps(dict(facts or {}))}
+    store.put(name, save_safetensors({"images": images.contiguous()}, metadata=metadata))
 
 
 def read_header(store: Store, name: str) -> tuple[CropFile, dict[str, Any]]:
-    """A file of crops and the facts about them, without reading the crops."""
+    """Return a file's name and number of crops, and its facts, without reading the crops."""
     with store.open(name) as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -73,13 +74,16 @@ def read_header(store: Store, name: str) -> tuple[CropFile, dict[str, Any]]:
 
 
 def put_index(store: Store, files: Sequence[CropFile], facts: dict[str, Any]) -> None:
-    """Say that the crops are complete; files in an order that the input alone decides."""
+    """Write the index, which marks the crops as complete.
+
+    The order of `files` decides the order of samples: it must depend on the input alone.
+    """
     listed = [[file.name, file.count] for file in files]
     store.put(INDEX, json.dumps({**facts, "files": listed}).encode())
 
 
 def read_index(store: Store) -> dict[str, Any] | None:
-    """What `put_index` wrote; None where the crops are not complete."""
+    """Return what `put_index` wrote; None when the crops are not complete."""
     if not store.exists(INDEX):
         return None
     index: dict[str, Any] = json.loads(store.get(INDEX))
@@ -87,12 +91,12 @@ def read_index(store: Store) -> dict[str, Any] | None:
 
 
 class Crops:
-    """Crops by their number, the last few files in memory."""
+    """Crops by number; keeps the files used last in memory."""
 
     def __init__(self, store: Store, window: int = WINDOW) -> None:
         index = read_index(store)
         if index is None:
-            raise InputError(f"'{store.root}' holds no complete set of crops")
+            raise InputError(f"'{store.root}' has no complete set of crops: '{INDEX}' is missing")
         self.store, self.window = store, window
         self.files = [CropFile(name, count) for name, count in index["files"]]
         self.counts = [file.count for file in self.files]
@@ -102,17 +106,17 @@ class Crops:
     def __len__(self) -> int:
         return sum(self.counts)
 
-    def wanted(self, index: Tensor) -> Tensor:
-        """What the encoder is to give for the crops at `index`: these."""
+    def target_images(self, index: Tensor) -> Tensor:
+        """Return the targets of the crops at `index`: the crops themselves."""
         return self.images(index)
 
     @property
     def name(self) -> str:
-        """That of their folder, which tells what they were cut from and how."""
+        """Name of the folder: a digest of the input and of the crop settings."""
         return self.store.root.rsplit("/", 1)[-1]
 
     def images(self, index: Tensor) -> Tensor:
-        """Crops at `index` [b], uint8 [b, 3, h, w]."""
+        """Return the crops at `index` [b], uint8 [b, 3, h, w]."""
         files = torch.searchsorted(self._starts, index, right=True) - 1
         rows = index - self._starts[files]
         return torch.stack(
@@ -131,10 +135,10 @@ class Crops:
 
 
 class Pairs:
-    """Two sets of crops, and which of the one belongs to which of the other.
+    """Pairs of crops from two sets.
 
     `numbers` is int64 [n, 2]: numbers in `sources` and in `targets`, in the order of the sources.
-    What has no partner is left out.
+    Crops without a partner are left out.
     """
 
     def __init__(self, sources: Crops, targets: Crops, numbers: Tensor) -> None:
@@ -149,25 +153,25 @@ class Pairs:
 
     @property
     def name(self) -> str:
-        """What tells what both were cut from and how."""
+        """Names of both folders, each a digest of input and crop settings."""
         return f"{self.sources.name}+{self.targets.name}"
 
     def images(self, index: Tensor) -> Tensor:
-        """What the encoder is shown, uint8 [b, 3, h, w]."""
+        """Return the encoder's inputs, uint8 [b, 3, h, w]."""
         return self.sources.images(self.numbers[index, 0])
 
-    def wanted(self, index: Tensor) -> Tensor:
-        """What it is to give for them, uint8 [b, 3, h, w]."""
+    def target_images(self, index: Tensor) -> Tensor:
+        """Return the targets, uint8 [b, 3, h, w]."""
         return self.targets.images(self.numbers[index, 1])
 
 
 def put_pairs(store: Store, numbers: Tensor) -> None:
-    """Keep which crops belong together, int64 [n, 2], beside the sources' crops."""
+    """Write pair numbers, int64 [n, 2], to the sources' folder of crops."""
     store.put(PAIRS, save_safetensors({"numbers": numbers.contiguous()}))
 
 
 def read_pairs(sources: Crops, targets: Crops) -> Pairs:
-    """The pairs that `put_pairs` wrote."""
+    """Read the pairs that `put_pairs` wrote."""
     numbers = load_safetensors(sources.store.get(PAIRS))["numbers"]
     return Pairs(sources, targets, numbers)
 
@@ -175,51 +179,51 @@ def read_pairs(sources: Crops, targets: Crops) -> Pairs:
 def match_keys(
     sources: Sequence[str], targets: Sequence[str]
 ) -> tuple[Tensor, dict[str, list[str]]]:
-    """Pair crops by the keys of their images, without an image's extension: numbers [n, 2].
+    """Pair crops whose image keys are equal up to an image extension.
 
-    Also the names that several images of one set have, with their keys: such have no partner that
-    can be told.
+    Returns the pairs' numbers, int64 [n, 2], and the ambiguous names: each name that more than one
+    image of a set has, with the keys of these. They are not paired.
     """
-    places: list[dict[str, list[int]]] = []
+    by_name: list[dict[str, list[int]]] = []
     for keys in (sources, targets):
-        found: dict[str, list[int]] = {}
+        numbers_of: dict[str, list[int]] = {}
         for number, key in enumerate(keys):
-            found.setdefault(without_image_suffix(key), []).append(number)
-        places.append(found)
-    several = {
+            numbers_of.setdefault(without_image_suffix(key), []).append(number)
+        by_name.append(numbers_of)
+    ambiguous = {
         name: [keys[number] for number in numbers]
-        for keys, found in zip((sources, targets), places, strict=True)
-        for name, numbers in found.items()
+        for keys, numbers_of in zip((sources, targets), by_name, strict=True)
+        for name, numbers in numbers_of.items()
         if len(numbers) > 1
     }
-    first, second = places
+    first, second = by_name
     pairs = [
         (numbers[0], second[name][0])
         for name, numbers in first.items()
-        if name in second and name not in several
+        if name in second and name not in ambiguous
     ]
-    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), several
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), ambiguous
 
 
 def without_image_suffix(key: str) -> str:
-    """`key` without the extension of an image; members of archives have none."""
+    """Return `key` without an image extension; keys of archive members have none."""
     stem, dot, suffix = key.rpartition(".")
     return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else key
 
 
 def windowed(counts: Sequence[int], window: int = WINDOW) -> Callable[[torch.Generator], Tensor]:
-    """An order of all samples that stays within `window` files at a time.
+    """Return a shuffle of all samples that needs only `window` files at a time.
 
-    The files are shuffled, and then what each `window` of them holds.
+    It shuffles the files, and then the samples of each `window` files.
     """
-    starts = torch.tensor([0, *counts]).cumsum(0)[:-1].tolist()
+    offsets = torch.tensor([0, *counts]).cumsum(0)[:-1].tolist()
 
     def shuffled(generator: torch.Generator) -> Tensor:
         files = torch.randperm(len(counts), generator=generator).tolist()
         pieces = []
         for first in range(0, len(files), window):
             chosen = files[first : first + window]
-            inside = torch.cat([torch.arange(counts[f]) + starts[f] for f in chosen])
+            inside = torch.cat([torch.arange(counts[f]) + offsets[f] for f in chosen])
             pieces.append(inside[torch.randperm(len(inside), generator=generator)])
         return torch.cat(pieces)
 

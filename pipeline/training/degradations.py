@@ -1,8 +1,8 @@
-"""Damage to the images that an encoder is shown: it learns to restore what was there before.
+"""Damage to the encoder's input images, so that it learns to restore them.
 
-Super-resolution, inpainting and denoising are trained so (pSp, arXiv 2008.00951, sec. 4.3): the
-encoder sees the damaged crop, and the losses compare with the whole one. What is drawn at random
-follows from the seed and the number of the image, so that each image has one damage for ever.
+Used for super-resolution, inpainting and denoising (pSp, arXiv 2008.00951, sec. 4.3): the encoder
+gets the damaged crop, and the losses compare with the original. The random rng depend only on the
+seed and the image's number, so that an image has the same damage in every epoch.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pipeline.errors import ConfigError
 
 Damage = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
-GREY = (128, 128, 128)  # of a masked part, the middle of the range
+GREY = (128, 128, 128)  # colour of a mask: the middle of the range
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """One kind of damage: its amount's bounds and meaning, and what it does to an RGB image."""
+    """Kind of damage to an RGB image, and the meaning and bounds of its amount."""
 
     meaning: str
-    least: float
-    most: float
+    minimum: float
+    maximum: float
     apply: Damage
     default: float | None = None  # None: the amount must be given
 
@@ -42,19 +42,19 @@ def _blur(image: Image.Image, sigma: float, _: np.random.Generator) -> Image.Ima
     return image.filter(ImageFilter.GaussianBlur(sigma))
 
 
-def _mask(image: Image.Image, fraction: float, draws: np.random.Generator) -> Image.Image:
-    """One box of that share of the area, of the image's proportions, anywhere inside it."""
+def _mask(image: Image.Image, fraction: float, rng: np.random.Generator) -> Image.Image:
+    """Fill one randomly placed box: `fraction` of the area, with the image's aspect ratio."""
     width, height = (round(side * fraction**0.5) for side in image.size)
-    left = int(draws.integers(0, image.width - width, endpoint=True))
-    top = int(draws.integers(0, image.height - height, endpoint=True))
+    left = int(rng.integers(0, image.width - width, endpoint=True))
+    top = int(rng.integers(0, image.height - height, endpoint=True))
     masked = image.copy()
     masked.paste(GREY, (left, top, left + width, top + height))
     return masked
 
 
-def _noise(image: Image.Image, sigma: float, draws: np.random.Generator) -> Image.Image:
+def _noise(image: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
     pixels = np.asarray(image, np.float32)
-    noisy = pixels + draws.standard_normal(pixels.shape, np.float32) * np.float32(sigma)
+    noisy = pixels + rng.standard_normal(pixels.shape, np.float32) * np.float32(sigma)
     return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
 
 
@@ -70,9 +70,9 @@ def _jpeg(image: Image.Image, quality: float, _: np.random.Generator) -> Image.I
 
 
 DEGRADATIONS = {
-    "downsample": Degradation("factor, bilinear down and up again", 1, 256, _downsample),
+    "downsample": Degradation("factor; bilinear down and back up", 1, 256, _downsample),
     "blur": Degradation("sigma of a Gaussian in pixels", 0, 256, _blur),
-    "mask": Degradation("part of the area under a grey box at a random place", 0, 1, _mask),
+    "mask": Degradation("fraction of the area under a randomly placed grey box", 0, 1, _mask),
     "noise": Degradation("sigma of Gaussian noise in levels of 255", 0, 255, _noise),
     "gray": Degradation("no amount", 0, 1, _gray, default=1),
     "jpeg": Degradation("quality of a JPEG file", 1, 95, _jpeg),
@@ -81,14 +81,14 @@ DEGRADATIONS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One kind of damage and how much of it."""
+    """Kind of damage and its amount."""
 
     name: str
     amount: float
 
 
 class Degrader:
-    """What `--degrade` asks for, such as `downsample:8,noise:10`: one step after the other."""
+    """Apply the steps of `--degrade`, such as `downsample:8,noise:10`, in their order."""
 
     def __init__(self, text: str, seed: int) -> None:
         self.steps, self.seed = parse_degradations(text), seed
@@ -98,16 +98,16 @@ class Degrader:
         pixels: np.ndarray,  # uint8 [h, w, 3]
         number: int,  # of the image in its set
     ) -> np.ndarray:
-        """The damaged image, uint8 [h, w, 3]; of the same arguments always the same one."""
-        draws = np.random.default_rng([self.seed, number])
+        """Return the damaged image, uint8 [h, w, 3]; equal arguments give equal results."""
+        rng = np.random.default_rng([self.seed, number])
         image = Image.fromarray(pixels)
         for step in self.steps:
-            image = DEGRADATIONS[step.name].apply(image, step.amount, draws)
+            image = DEGRADATIONS[step.name].apply(image, step.amount, rng)
         return np.asarray(image)
 
 
 def parse_degradations(text: str) -> tuple[Step, ...]:
-    """The steps of `name:amount,name:amount`; `ConfigError` names what is not known or too much."""
+    """Parse `name:amount,name:amount`. Raises `ConfigError` for unknown names and bad amounts."""
     return tuple(_parsed(part.strip()) for part in text.split(","))
 
 
@@ -115,17 +115,17 @@ def _parsed(part: str) -> Step:
     name, _, amount = part.partition(":")
     kind = DEGRADATIONS.get(name)
     if kind is None:
-        known = ", ".join(f"{key} ({one.meaning})" for key, one in DEGRADATIONS.items())
-        raise ConfigError(f"--degrade: {name!r} is not a degradation; these are: {known}")
+        valid = ", ".join(f"{key} ({kind.meaning})" for key, kind in DEGRADATIONS.items())
+        raise ConfigError(f"--degrade: {name!r} is not a degradation; valid: {valid}")
     if not amount and kind.default is not None:
         return Step(name, kind.default)
     try:
         value = float(amount)
     except ValueError:
         value = float("nan")
-    if not kind.least <= value <= kind.most:
+    if not kind.minimum <= value <= kind.maximum:
         raise ConfigError(
-            f"--degrade {part}: {name} takes a number from {kind.least:g} to {kind.most:g} "
-            f"({kind.meaning}), as in {name}:{min(kind.most, max(kind.least, 8)):g}"
+            f"--degrade {part}: {name} takes a number from {kind.minimum:g} to {kind.maximum:g} "
+            f"({kind.meaning}), as in {name}:{min(kind.maximum, max(kind.minimum, 8)):g}"
         )
     return Step(name, value)

@@ -1,9 +1,9 @@
-"""Several processes on one batch: each takes its share, gradients are averaged.
+"""Data-parallel training: each process takes a share of the batch, gradients are averaged.
 
-Started by torchrun (`torchrun --nproc-per-node 2 jobs/build_demo_model.py ...`) or by Ray Train,
-which joins its workers itself; a single process needs nothing. One process a core with one thread
-each beats one process with many threads where other programs share the cores: threads meet at every
-operation, processes once a batch.
+The processes are started by torchrun (`torchrun --nproc-per-node 2 jobs/build_demo_model.py ...`)
+or by Ray Train, which initializes the process group itself. When other programs use the same cores,
+one single-threaded process per core is faster than one process with many threads: threads
+synchronize in every operation, processes once per batch.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place among `size` processes."""
+    """Rank of this process among `size` processes."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this process evaluates, logs and writes checkpoints."""
+    def is_main_process(self) -> bool:
+        """True in the process that validates, logs and writes checkpoints."""
         return self.rank == 0
 
     def share(self, index: Tensor) -> Tensor:
-        """This process's part of a batch of indices."""
+        """Return this process's part of a batch of indices."""
         return index[self.rank :: self.size]
 
     @torch.no_grad()
     def share_weights(self, model: nn.Module) -> None:
-        """Give every process the weights and buffers of the first."""
+        """Copy the main process's weights and buffers to every process."""
         if self.size == 1:
             return
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor, src=0)
 
     def average_gradients(self, model: nn.Module) -> None:
-        """Replace each gradient by its mean over the processes, in one exchange."""
+        """Replace each gradient by its mean over the processes, with one all-reduce."""
         if self.size == 1:
             return
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -53,21 +53,21 @@ class Group:
         ):
             gradient.copy_(mean.view_as(gradient))
 
-    def anywhere(self, found: bool, model: nn.Module) -> bool:
-        """Whether `found` holds in any process, the same answer for all.
+    def all_reduce_any(self, value: bool, model: nn.Module) -> bool:
+        """Return, in every process, whether `value` is true in any of them.
 
-        `model` is where they compute: NCCL exchanges what lies on a GPU.
+        `model` gives the device of the exchange: NCCL needs tensors on a GPU.
         """
         if self.size == 1:
-            return found
+            return value
         device = next(model.parameters()).device
-        flag = torch.tensor(float(found), device=device)
+        flag = torch.tensor(float(value), device=device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
 
 def join_group() -> Group:
-    """The group already joined, or the one in torchrun's environment, or a group of one."""
+    """Return the initialized group, or torchrun's from the environment, or a group of one."""
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return Group()
@@ -76,7 +76,7 @@ def join_group() -> Group:
 
 
 def leave_group() -> None:
-    """Wait for the other processes and part: one that just exits can abort its neighbours."""
+    """Wait for the other processes and leave; exiting without this can abort the others."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

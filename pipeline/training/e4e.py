@@ -1,10 +1,10 @@
 """Training scheme of e4e (arXiv 2102.02766): latent discriminator and progressive offsets.
 
-Tov et al. 2021 (arXiv 2102.02766), sec. 4.2: a small network tells rows of the encoder's codes from
-real w, by the non-saturating loss, with R1 now and then (Mescheder et al. 2018).
+Sec. 4.2: a small network discriminates rows of the encoder's codes from real w with the
+non-saturating loss and lazy R1 regularisation (Mescheder et al. 2018).
 
-Tov et al. 2021 (arXiv 2102.02766), sec. 4.1: codes stay near W, where edits work, and leave it row
-by row. Here what a step adds is held to that; sums of such steps are such codes.
+Sec. 4.1: codes stay near W, where edits work; their rows get offsets one after another. Here this
+constrains the residual of each step, and a sum of such residuals has the same structure.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pipeline.training.distributed import Group
 
 @dataclass(frozen=True)
 class AdversaryPlan:
-    """The published settings of e4e."""
+    """Settings of the latent discriminator, as published for e4e."""
 
-    weight: float = 0.1  # of the encoder's term
-    rate: float = 2e-5
+    weight: float = 0.1  # of the encoder's loss term
+    lr: float = 2e-5
     r1: float = 10.0
-    r1_every: int = 16  # batches; the penalty counts so many times more when it is taken
+    r1_every: int = 16  # batches between R1 penalties; each is multiplied by this number
 
 
 class LatentDiscriminator(nn.Module):
-    """Four linear layers over single rows."""
+    """MLP of four linear layers on single rows."""
 
     def __init__(self, layers: int = 4) -> None:
         super().__init__()
@@ -43,54 +43,54 @@ class LatentDiscriminator(nn.Module):
         self.mlp = nn.Sequential(*hidden, nn.Linear(LATENT_DIM, 1))
 
     def forward(self, w: Tensor) -> Tensor:
-        """How real each of `w` [n, 512] looks, logits [n]."""
+        """Return logits [n] of `w` [n, 512]; higher means more likely real."""
         logits: Tensor = self.mlp(w)[:, 0]
         return logits
 
 
 class Adversary:
-    """The discriminator, its optimiser, and both sides' losses."""
+    """Latent discriminator with its optimiser and the losses of both sides."""
 
     def __init__(
         self,
         plan: AdversaryPlan,
-        real: Callable[[int], Tensor],  # n to so many real codes [n, 512]
+        real: Callable[[int], Tensor],  # n to n real codes [n, 512]
         device: torch.device | str = "cpu",
     ) -> None:
         self.plan, self.real = plan, real
         self.network = LatentDiscriminator().to(device)
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=plan.rate)
+        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=plan.lr)
 
     def penalty(self, codes: Tensor) -> Tensor:
-        """The encoder's term, a scalar: rows of `codes` [n, rows, 512] that do not look real.
+        """Return the encoder's non-saturating loss of `codes` [n, rows, 512], a scalar.
 
-        Gradients go to the codes alone.
+        Gradients reach only the codes, not the discriminator.
         """
         self.network.requires_grad_(False)
         loss = F.softplus(-self.network(codes.flatten(0, 1))).mean()
         self.network.requires_grad_(True)
         return loss
 
-    def learn(self, codes: Tensor, batches: int, group: Group) -> dict[str, Tensor]:
-        """One step of the discriminator on `codes` [n, rows, 512]; what it lost, for the log."""
+    def step(self, codes: Tensor, batches: int, group: Group) -> dict[str, Tensor]:
+        """Train the discriminator on `codes` [n, rows, 512]; return its loss, for the log."""
         fake = codes.detach().flatten(0, 1)
         real = self.real(len(fake)).requires_grad_()
         penalised = batches % self.plan.r1_every == 0
         self.optimiser.zero_grad(set_to_none=True)
-        judged = self.network(real)
-        lost = F.softplus(-judged).mean() + F.softplus(self.network(fake)).mean()
-        loss = lost
+        logits = self.network(real)
+        loss = F.softplus(-logits).mean() + F.softplus(self.network(fake)).mean()
+        total = loss
         if penalised:
-            loss = lost + self.plan.r1 / 2 * self.plan.r1_every * gradient_penalty(judged, real)
-        loss.backward()
+            total = loss + self.plan.r1 / 2 * self.plan.r1_every * gradient_penalty(logits, real)
+        total.backward()
         group.average_gradients(self.network)
         self.optimiser.step()
-        return {"discriminator": lost.detach()}
+        return {"discriminator": loss.detach()}
 
     def take_over(self, network: Mapping[str, Tensor], optimiser: Mapping[str, Any] | None) -> None:
-        """Go on with a discriminator of an official training, and with its Adam where it is there.
+        """Load the discriminator of an official training, and its Adam state if there is one.
 
-        Raises `ModelError` where the optimiser's state is that of another network.
+        Raises `ModelError` when the optimiser's state belongs to another network.
         """
         self.network.load_state_dict(network)
         if optimiser is None:
@@ -103,55 +103,55 @@ class Adversary:
             ) from error
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the state for the checkpoint."""
         return {
             "discriminator": self.network.state_dict(),
             "discriminator_optimiser": self.optimiser.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave; a state without a discriminator leaves it new."""
+        """Restore what `state` returned; without a discriminator in it nothing changes."""
         if "discriminator" in state:
             self.network.load_state_dict(state["discriminator"])
             self.optimiser.load_state_dict(state["discriminator_optimiser"])
 
 
-def gradient_penalty(judged: Tensor, real: Tensor) -> Tensor:
-    """R1: the mean squared length of the logits' gradient at the real codes, a scalar."""
-    (gradient,) = torch.autograd.grad(judged.sum(), real, create_graph=True)
+def gradient_penalty(logits: Tensor, real: Tensor) -> Tensor:
+    """Return R1, the mean squared norm of the logits' gradient at the real codes, a scalar."""
+    (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
     return gradient.square().sum(dim=1).mean()
 
 
 @dataclass(frozen=True)
 class Stages:
-    """From which image on each further row has an offset of its own."""
+    """Schedule of the rows: the image from which each further row has its own offset."""
 
     start: int  # images with a single w
     every: int  # images for each row after that
 
     def at(self, images: int, n_styles: int) -> int:
-        """How many rows have an offset after `images`, 0 to n_styles - 1."""
+        """Return the number of rows with an offset after `images`, 0 to n_styles - 1."""
         if images < self.start:
             return 0
         return min(n_styles - 1, 1 + (images - self.start) // self.every)
 
 
 def staged(residual: Tensor, stage: int) -> Tensor:
-    """`residual` [n, rows, 512] whose rows after `stage` are its first row."""
+    """Return `residual` [n, rows, 512] with the rows after `stage` replaced by its first row."""
     first, own = residual[:, :1], residual[:, : stage + 1]
     return torch.cat([own, first.expand(-1, residual.shape[1] - stage - 1, -1)], dim=1)
 
 
 def late_heads(encoder: nn.Module) -> list[nn.Module]:
-    """The heads behind rows 1 and on, of an encoder that has one a row; else none."""
+    """Return the heads of rows 1 and later of an encoder with one head per row, otherwise []."""
     heads = getattr(encoder, "styles", ())
     return list(heads)[1:]
 
 
-def leave_out(heads: Iterable[nn.Module]) -> None:
-    """Take the gradients of `heads` away, which are 0 where `staged` drops what they give.
+def clear_gradients(heads: Iterable[nn.Module]) -> None:
+    """Set the gradients of `heads` to None; they are 0 where `staged` drops the heads' output.
 
-    To an optimiser a gradient of 0 is a step: it would count these, and hold the variance for 0.
+    An optimiser would count a gradient of 0 as a step and estimate the variance as 0.
     """
     for head in heads:
         for weight in head.parameters():
@@ -159,9 +159,9 @@ def leave_out(heads: Iterable[nn.Module]) -> None:
 
 
 def delta_norms(codes: Tensor, stage: int) -> Tensor:
-    """Delta regularisation: the mean length of each row's offset from row 0, added over the rows.
+    """Return the delta regularisation: the mean norm of each row's offset from row 0, summed.
 
-    `codes` [n, rows, 512]; a scalar, 0 at stage 0 (e4e, eq. 2).
+    `codes` is [n, rows, 512]; the result is a scalar, 0 at stage 0 (e4e, eq. 2).
     """
     offsets = codes[:, 1 : stage + 1] - codes[:, :1]
     total: Tensor = torch.linalg.vector_norm(offsets, dim=2).mean(dim=0).sum()
@@ -169,6 +169,6 @@ def delta_norms(codes: Tensor, stage: int) -> Tensor:
 
 
 def w_norm(codes: Tensor, latent_avg: Tensor) -> Tensor:
-    """Mean distance of codes [n, rows, 512] from the average (pSp, eq. 4)."""
+    """Return the mean distance of codes [n, rows, 512] from the average latent (pSp, eq. 4)."""
     mean: Tensor = torch.linalg.vector_norm((codes - latent_avg).flatten(1), dim=1).mean()
     return mean

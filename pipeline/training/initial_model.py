@@ -1,4 +1,4 @@
-"""The model that a training starts from: one to go on with, or a generator and a fresh encoder."""
+"""Load a training's initial model: one to continue, or a generator with a new encoder."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from pipeline.models.state_files import read_state
 from pipeline.models.stylegan2 import n_styles_of
 from pipeline.training.config import TrainConfig
 
-RESTYLE_CHANNELS, ONE_PASS_CHANNELS = 6, 3
-MAPPED_CODES = 10_000  # whose mean is the average latent where a generator's file has none
+RESTYLE_CHANNELS, SINGLE_PASS_CHANNELS = 6, 3
+MAPPED_CODES = 10_000  # mapped codes for the average latent when the file has no latent_avg
 RESNET34_LAYERS = (3, 4, 6, 3)
 
 
 def starting_model(config: TrainConfig) -> RestyleModel:
-    """The model as the training begins; its card says what it came from, and shows.
+    """Return the initial model; its card has its source and domain.
 
-    Raises `ModelError`, and `ConfigError` for a domain that the encoder's input does not suit.
+    Raises `ModelError`, and `ConfigError` for a domain that does not fit the encoder's input size.
     """
     if config.generator:
         model = _from_generator(config)
     else:
-        # A bundle's encoder has its input size whatever the domain; a checkpoint's follows it.
+        # A bundle has its encoder's input size; for a checkpoint it follows from the domain.
         is_file = PurePosixPath(str(config.model)).suffix in CHECKPOINT_SUFFIXES
         model = load_model(str(config.model), domain=config.domain if is_file else None)
         if config.domain:
             model.card = dataclasses.replace(model.card, domain=config.domain)
         if config.encoder_type:
-            model = _with_fresh_encoder(model, config)
+            model = _with_new_encoder(model, config)
         elif model.generator_alone:
             raise ConfigError(
-                f"the model '{model.name}' is a generator alone: choose the encoder to train "
-                "with --encoder-type"
+                f"the model '{model.name}' has no encoder, only a generator: choose the encoder to "
+                "train with --encoder-type"
             )
     if config.backbone:
         load_backbone(model.encoder, config.backbone)
@@ -61,9 +61,9 @@ def starting_model(config: TrainConfig) -> RestyleModel:
 
 
 def start_digest(config: TrainConfig, model: RestyleModel) -> str:
-    """What tells that the weights given are still those that a training was begun with.
+    """Return a digest of the given weights, to detect that they changed before a resume.
 
-    A fresh encoder and a mean that is drawn follow from the seed, on one machine to the last bit.
+    A new encoder and a sampled average latent are not part of it: they follow from the seed.
     """
     if config.encoder_type:
         return digest_of(model.generator.state_dict())
@@ -71,21 +71,21 @@ def start_digest(config: TrainConfig, model: RestyleModel) -> str:
 
 
 def _check_shape(model: RestyleModel) -> None:
-    """Raise `ConfigError` for a model whose images have other proportions than its domain's."""
+    """Raise `ConfigError` if encoder input and domain differ in aspect ratio."""
     (height, width), (tall, wide) = model.input_size, preset_of(model.domain).input_size
     if height * wide != width * tall:
         raise ConfigError(
-            f"images of {model.domain} are cut to {tall}x{wide}, but the encoder of "
+            f"images of {model.domain} are cropped to {tall}x{wide}, but the encoder of "
             f"'{model.name}' takes {height}x{width}: choose another --domain, or an --encoder-type "
-            "for a fresh encoder"
+            "for a new encoder"
         )
 
 
 def _input_channels(config: TrainConfig) -> int:
-    return ONE_PASS_CHANNELS if config.one_pass else RESTYLE_CHANNELS
+    return SINGLE_PASS_CHANNELS if config.one_pass else RESTYLE_CHANNELS
 
 
-def _with_fresh_encoder(model: RestyleModel, config: TrainConfig) -> RestyleModel:
+def _with_new_encoder(model: RestyleModel, config: TrainConfig) -> RestyleModel:
     encoder_type = str(config.encoder_type)
     arguments: dict[str, Any] = {
         "n_styles": model.n_styles,
@@ -94,7 +94,7 @@ def _with_fresh_encoder(model: RestyleModel, config: TrainConfig) -> RestyleMode
     input_size = preset_of(model.domain).input_size
     if encoder_type == "CompactEncoder":
         arguments["input_size"], input_size = model.generator_size, (model.generator_size,) * 2
-    else:  # said as a reader of the weights says it: a fingerprint is of the arguments too
+    else:  # as in a loaded checkpoint: the fingerprint covers the arguments
         arguments["widths"] = list(WIDTHS)
     architecture = Architecture(
         encoder_type,
@@ -103,19 +103,19 @@ def _with_fresh_encoder(model: RestyleModel, config: TrainConfig) -> RestyleMode
         model.architecture.mapping_layers,
         input_size,
     )
-    fresh = RestyleModel(architecture, model.card)
-    fresh.generator.load_state_dict(model.generator.state_dict())
-    fresh.latent_avg.copy_(model.latent_avg)
-    return fresh
+    new_model = RestyleModel(architecture, model.card)
+    new_model.generator.load_state_dict(model.generator.state_dict())
+    new_model.latent_avg.copy_(model.latent_avg)
+    return new_model
 
 
 def _from_generator(config: TrainConfig) -> RestyleModel:
-    """A StyleGAN2 in the published `.pt` layout (`g_ema`, `latent_avg`) with a fresh encoder."""
+    """Read a StyleGAN2 `.pt` file (`g_ema`, `latent_avg`) and add a new encoder."""
     source = str(config.generator)
     content = read_model_file(source)
     state = content.get("g_ema")
     if not isinstance(state, Mapping):
-        raise ModelError(f"{source}: no 'g_ema', so not a StyleGAN2 generator's file")
+        raise ModelError(f"{source}: not a StyleGAN2 generator file, it has no 'g_ema'")
     decoder = {f"decoder.{key}": value for key, value in state.items()}
     domain = config.domain or "unknown"
     encoder_type = str(config.encoder_type)
@@ -124,8 +124,8 @@ def _from_generator(config: TrainConfig) -> RestyleModel:
     except (KeyError, AttributeError) as error:
         raise ModelError(f"{source}: 'g_ema' is not a StyleGAN2 generator ({error})") from error
     if encoder_type not in ENCODER_TYPES or encoder_type == "CompactEncoder":
-        known = ", ".join(sorted(set(ENCODER_TYPES) - {"CompactEncoder"}))
-        raise ModelError(f"no encoder is called '{encoder_type}' (known: {known})")
+        valid = ", ".join(sorted(set(ENCODER_TYPES) - {"CompactEncoder"}))
+        raise ModelError(f"unknown encoder type '{encoder_type}' for --generator; valid: {valid}")
     rows = n_styles_of(max(channels))
     arguments = {"n_styles": rows, "input_channels": _input_channels(config)}
     encoder = build_encoder(Architecture(encoder_type, arguments, channels))
@@ -145,9 +145,9 @@ def _from_generator(config: TrainConfig) -> RestyleModel:
 
 @torch.no_grad()
 def mapped_codes(model: RestyleModel, count: int) -> Tensor:
-    """Codes [count, 512] of random z, by the generator's own mapping network.
+    """Map random z to codes [count, 512] with the generator's mapping network.
 
-    Raises `ModelError` where it has none.
+    Raises `ModelError` when it has none.
     """
     if not model.architecture.mapping_layers:
         raise ModelError(
@@ -159,25 +159,25 @@ def mapped_codes(model: RestyleModel, count: int) -> Tensor:
 
 
 def load_backbone(encoder: torch.nn.Module, uri: str) -> None:
-    """Start an encoder's body from a recognition network's weights: IR-SE50 or torch's ResNet34.
+    """Load a recognition network's weights, IR-SE50 or torch's ResNet34, into an encoder's body.
 
-    The input layer's further channels, those of the present reconstruction, start at zero, where
-    the published code draws them from a normal distribution. Heads stay as they are. Raises
-    `ModelError` where the file does not fit the body.
+    The input layer's channels for the reconstruction start at zero; the published code draws them
+    from a normal distribution. Heads do not change. Raises `ModelError` when the file does not fit
+    the body.
     """
-    given, _ = read_state(uri, "backbone weights")
-    given = {_body_name(key): value for key, value in given.items()}
+    state, _ = read_state(uri, "backbone weights")
+    state = {_body_name(key): value for key, value in state.items()}
     body = {
         key: value
         for key, value in encoder.state_dict().items()
         if not key.startswith(("styles.", "latlayer"))
     }
     for key, current in body.items():
-        value = given.get(key)
+        value = state.get(key)
         if value is None and key.endswith(("num_batches_tracked", "relu.weight")):
-            continue  # absent from files of torch's own, whose ReLU has no weights
+            continue  # not in torch's own files, whose ReLU has no weights
         if value is None or not _fits(value, current):
-            raise ModelError(f"backbone weights {uri!r}: '{key}' is missing or of another shape")
+            raise ModelError(f"backbone weights {uri!r}: '{key}' is missing or has another shape")
         if value.shape != current.shape:
             current.zero_()
             current[:, : value.shape[1]] = value
@@ -192,7 +192,7 @@ def _fits(value: Tensor, current: Tensor) -> bool:
 
 
 def _body_name(key: str) -> str:
-    """torch's `layer2.0.conv1` as the encoders' `body.3.conv1`; other names as they are."""
+    """Return the encoders' name of a torch ResNet key: `layer2.0.conv1` to `body.3.conv1`."""
     layer, _, rest = key.partition(".")
     if not layer.startswith("layer") or not layer[5:].isdigit():
         return key

@@ -1,4 +1,4 @@
-"""(w, image) pairs from tar shards: what the demo generator is fitted to."""
+"""Read (w, image) pairs from tar shards: the training data of the demo generator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.storage.readers.pairs import code_members, pair_members
 
 @dataclass(frozen=True)
 class Pairs:
-    """W codes and the images that they were rendered to."""
+    """W codes and the images rendered from them."""
 
     w: Tensor  # float32 [n, 512]
     images: Tensor  # uint8 [n, 3, size, size]
@@ -29,11 +29,11 @@ class Pairs:
         return len(self.w)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes [b, 512] and images [b, 3, size, size] in [-1, 1] at `index` [b]."""
+        """Return codes [b, 512] and images [b, 3, size, size] in [-1, 1] at `index` [b]."""
         return self.w[index], from_levels(self.images[index])
 
     def split(self, held_out: int) -> tuple[Pairs, Pairs]:
-        """All but the last `held_out` pairs, and these."""
+        """Return all but the last `held_out` pairs, and the last `held_out`."""
         edge = len(self) - held_out
         return Pairs(self.w[:edge], self.images[:edge]), Pairs(self.w[edge:], self.images[edge:])
 
@@ -41,28 +41,28 @@ class Pairs:
 def load_pairs(shards: Sequence[str | Path], size: int) -> Pairs:
     """Read every pair of `shards`, images reduced to `size` pixels by exact block means.
 
-    A shard is a tar of `<key>.jpg` and `<key>.w.npy` (float16 [512]), a path or fsspec URI; its
-    pairs come in the order of their keys. Raises `InputError` where there is no shard, and where
-    one is no tar of pairs, and `StorageError`.
+    A shard is the path or fsspec URI of a tar with `<key>.jpg` and `<key>.w.npy` (float16 [512]).
+    The pairs of a shard are in the order of their keys. Raises `InputError` when there is no shard
+    or one is not a tar of pairs, and `StorageError`.
     """
     _check_any(shards)
     codes: list[NDArray[np.float32]] = []
     images: list[NDArray[np.uint8]] = []
     for shard in map(str, shards):
-        found = {
+        by_key = {
             key: (_w(key, code, shard), _reduced(image, size))
             for key, image, code in pair_members(shard)
         }
-        for key in sorted(found):
-            codes.append(found[key][0])
-            images.append(found[key][1])
+        for key in sorted(by_key):
+            codes.append(by_key[key][0])
+            images.append(by_key[key][1])
     return Pairs(torch.from_numpy(np.stack(codes)), torch.from_numpy(np.stack(images)))
 
 
 def load_codes(shards: Sequence[str | Path]) -> Tensor:
-    """The codes alone of `shards`, float32 [n, 512]; real w for a discriminator.
+    """Read only the codes of `shards`, float32 [n, 512], in the order of the tars.
 
-    They come in the order in which they lie there. Raises as `load_pairs` does, but needs no image.
+    They are the real w of a discriminator. Raises as `load_pairs` does, but needs no images.
     """
     _check_any(shards)
     codes = [
@@ -79,14 +79,13 @@ def _check_any(shards: Sequence[str | Path]) -> None:
 def _w(key: str, code: NDArray[np.float32], shard: str) -> NDArray[np.float32]:
     if code.ndim != 1:
         raise InputError(
-            f"the code of '{key}' in '{shard}' is {list(code.shape)}: training takes codes of W, "
-            "[512]"
+            f"the code of '{key}' in '{shard}' is {list(code.shape)}: training needs W codes, [512]"
         )
     return code
 
 
 def _reduced(content: bytes, size: int) -> NDArray[np.uint8]:
-    """An image file as [3, size, size]."""
+    """Decode an image file and reduce it to [3, size, size]."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
     small = image.resize((size, size), Image.Resampling.BOX)
     return np.asarray(small).transpose(2, 0, 1)

@@ -1,7 +1,7 @@
-"""The training that a model comes from: its stage, its discriminator and its optimiser's state.
+"""Continue the training that a model comes from: its stage, discriminator and optimiser state.
 
-The official e4e programs keep these beside the weights (`global_step`, `discriminator_state_dict`,
-`optimizer` and theirs), and a bundle of this project says how many images it was trained on.
+The official e4e program stores these with the weights (`global_step`, `discriminator_state_dict`,
+`optimizer`, …). A bundle of this project has the number of images it was trained on.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.e4e import LatentDiscriminator, Stages, late_heads
 
 _TRAINING_FILES = (".pt", ".pth")
-_BATCH = 8  # of the published commands, where a file does not say
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-_KEPT = {"adam": _MOMENTS, "ranger": (*_MOMENTS, "slow_buffer")}
+_BATCH = 8  # of the published commands, for files without batch_size
+_ADAM_STATE = ("exp_avg", "exp_avg_sq")
+_STATE_KEYS = {"adam": _ADAM_STATE, "ranger": (*_ADAM_STATE, "slow_buffer")}
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What is known of the training so far; `None` for what the file does not hold or fit."""
+    """State of an earlier training; None for what is missing in the file or does not fit."""
 
-    images: int  # that it has seen
-    official: bool  # of an official file; else of a bundle of this project
-    stages: Stages | None = None  # as its options say, in images
+    images: int  # trained on so far
+    official: bool  # from an official file; otherwise from a bundle of this project
+    stages: Stages | None = None  # from its options, in images
     discriminator: Mapping[str, Tensor] | None = None
     discriminator_optimiser: Mapping[str, Any] | None = None
-    optimiser: Mapping[str, Any] | None = None  # in the form of this project's own
-    without_optimiser: str = ""  # why it is not restored
+    optimiser: Mapping[str, Any] | None = None  # converted to this project's layout
+    without_optimiser: str = ""  # reason why `optimiser` is None
 
     def facts(self, stages: Stages | None, n_styles: int, *, adversary: bool) -> dict[str, Any]:
-        """What is gone on with, for the log, under the stages that are in force."""
-        restored = "restored" if self.discriminator else "new: the file holds none"
+        """Return what is continued, for the log; `stages` are those in force."""
+        restored = "restored" if self.discriminator else "new: the file has none"
         return {
             "images": self.images,
             "stage": stages.at(self.images, n_styles) if stages else None,
@@ -55,10 +55,10 @@ class Continuation:
 
 
 def continuation_of(config: TrainConfig, model: RestyleModel) -> Continuation | None:
-    """The training that `model`, as the config names it, comes from; None where nothing tells.
+    """Return the training that the config's model comes from.
 
-    Nothing is gone on with under a fresh encoder. Raises `ModelError` for a discriminator of
-    another shape, and `ConfigError` for stages that do not follow at even distances.
+    None for a new encoder and for files that do not record a training. Raises `ModelError` for a
+    discriminator of another shape, and `ConfigError` for stages that are not evenly spaced.
     """
     if config.encoder_type or not config.model:
         return None
@@ -70,7 +70,7 @@ def continuation_of(config: TrainConfig, model: RestyleModel) -> Continuation | 
     if "trained_images" not in notes:
         return None
     images = int(notes["trained_images"]) + int(notes.get("images_before", 0))
-    return Continuation(images, official=False, without_optimiser="a bundle holds none")
+    return Continuation(images, official=False, without_optimiser="a bundle has none")
 
 
 def _of_official(
@@ -84,7 +84,7 @@ def _of_official(
     source, batch = str(config.model), int(options.get("batch_size") or _BATCH)
     state, why = optimiser_state(content.get("optimizer"), options, config.optimiser, model.encoder)
     return Continuation(
-        images=(int(step) + 1) * batch,  # the file is written before the step is counted
+        images=(int(step) + 1) * batch,  # the official program saves before it counts the step
         official=True,
         stages=_stages(options, batch, config, source),
         discriminator=_discriminator(content.get("discriminator_state_dict"), source),
@@ -97,7 +97,7 @@ def _of_official(
 def _stages(
     options: Mapping[str, Any], batch: int, config: TrainConfig, source: str
 ) -> Stages | None:
-    """The stages of the options, whose steps count batches; None where it had none."""
+    """Return the stages of the options, whose steps count batches; None when it had none."""
     steps = [int(step) for step in options.get("progressive_steps") or ()]
     if len(steps) < 2 or config.progressive_start is not None:
         start = options.get("progressive_start")
@@ -106,8 +106,8 @@ def _stages(
     gaps = {after - before for before, after in itertools.pairwise(steps[1:])}
     if len(gaps) > 1 or steps[0] != 0:
         raise ConfigError(
-            f"{source}: its progressive_steps are not evenly spaced: say with --progressive-start "
-            "and --progressive-every, in images, which stages to go on with"
+            f"{source}: its progressive_steps are not evenly spaced: give the stages with "
+            "--progressive-start and --progressive-every, in images"
         )
     return Stages(steps[1] * batch, max(1, *gaps, 1) * batch)
 
@@ -115,7 +115,7 @@ def _stages(
 def _discriminator(state: Any, source: str) -> Mapping[str, Tensor] | None:
     if state is None:
         return None
-    refusal = f"{source}: its discriminator is not e4e's"
+    refusal = f"{source}: its discriminator is not of e4e's architecture"
     if not isinstance(state, Mapping):
         raise ModelError(f"{refusal}: a {type(state).__name__}")
     check_entries(LatentDiscriminator().state_dict(), state, refusal)
@@ -123,30 +123,33 @@ def _discriminator(state: Any, source: str) -> Mapping[str, Tensor] | None:
 
 
 def optimiser_state(
-    given: Any, options: Mapping[str, Any], asked: str, encoder: nn.Module
+    stored: Any, options: Mapping[str, Any], optimiser: str, encoder: nn.Module
 ) -> tuple[dict[str, Any] | None, str]:
-    """An official optimiser's state for `restore_optimiser`, or why there is none."""
-    if not isinstance(given, Mapping) or not isinstance(given.get("state"), Mapping):
-        return None, "the file holds none"
+    """Convert an official optimiser's state for `restore_optimiser`.
+
+    Returns the state, or None and the reason. `optimiser` is the name of this training's.
+    """
+    if not isinstance(stored, Mapping) or not isinstance(stored.get("state"), Mapping):
+        return None, "the file has none"
     name = str(options.get("optim_name", "ranger"))
-    if name != asked:
-        return None, f"the file's is {name}, this training's {asked}"
-    encoder.requires_grad_(True)  # as the training has it
+    if name != optimiser:
+        return None, f"the file's is {name}, this training's is {optimiser}"
+    encoder.requires_grad_(True)  # as in the training
     groups = optimisers.groups_of(encoder, late_heads(encoder))
-    state = given["state"]
+    state = stored["state"]
     order = {id(weight): place for place, weight in enumerate(encoder.parameters())}
     for group in groups:
         for weight in group["params"]:
-            if not _fits(state.get(order[id(weight)]), weight, _KEPT[name]):
-                return None, "the file's is of other weights"
+            if not _fits(state.get(order[id(weight)]), weight, _STATE_KEYS[name]):
+                return None, "the file's belongs to other weights"
     return _converted(state, groups, order, name)
 
 
-def _fits(entry: Any, weight: nn.Parameter, kept: Sequence[str]) -> bool:
-    """Whether what an optimiser holds of a weight, if anything, is of this one."""
+def _fits(entry: Any, weight: nn.Parameter, keys: Sequence[str]) -> bool:
+    """Return whether an optimiser's entry, if there is one, has the shapes of `weight`."""
     if entry is None:
         return True
-    shapes = [getattr(entry.get(key), "shape", None) for key in kept]
+    shapes = [getattr(entry.get(key), "shape", None) for key in keys]
     return "step" in entry and all(shape == weight.shape for shape in shapes)
 
 
@@ -156,7 +159,7 @@ def _converted(
     order: Mapping[int, int],
     name: str,
 ) -> tuple[dict[str, Any] | None, str]:
-    """The state by this project's groups: Ranger here counts the steps of a group."""
+    """Return the state in this project's groups; Ranger here counts steps per group."""
     entries: dict[int, dict[str, Any]] = {}
     steps, number = [], 0
     for group in groups:
@@ -165,23 +168,23 @@ def _converted(
             entry = state.get(order[id(weight)])
             if entry is not None:
                 counts.add(int(entry["step"]))
-                entries[number] = {key: entry[key] for key in _KEPT[name]}
+                entries[number] = {key: entry[key] for key in _STATE_KEYS[name]}
                 if name == "adam":
                     entries[number]["step"] = torch.tensor(float(entry["step"]))
             else:
                 counts.add(0)
             number += 1
         if name == "ranger" and len(counts) > 1:
-            return None, "the file's has weights of one part at different steps"
+            return None, "the file's has different step counts within one part of the encoder"
         steps.append(counts.pop())
     return {"state": entries, "steps": steps}, ""
 
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, found: Mapping[str, Any]) -> None:
-    """Give `optimiser`, whose groups are those of `groups_of`, the state of a continuation."""
+def restore_optimiser(optimiser: torch.optim.Optimizer, converted: Mapping[str, Any]) -> None:
+    """Load a continuation's state into `optimiser`, whose groups are those of `groups_of`."""
     state = optimiser.state_dict()
     groups = [
         {**group, "step": steps} if "step_counter" in group else group
-        for group, steps in zip(state["param_groups"], found["steps"], strict=True)
+        for group, steps in zip(state["param_groups"], converted["steps"], strict=True)
     ]
-    optimiser.load_state_dict({"state": found["state"], "param_groups": groups})
+    optimiser.load_state_dict({"state": converted["state"], "param_groups": groups})

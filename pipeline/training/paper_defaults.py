@@ -1,7 +1,7 @@
-"""What the published encoders were trained with, where a config does not say otherwise.
+"""Published training settings, used where a config does not set them.
 
 ReStyle (arXiv 2104.02699), sec. 4 and supplement; e4e (arXiv 2102.02766), sec. 4; for cartoons pSp
-(arXiv 2008.00951) and its repository's command. `README.md` says what differs. The published
+(arXiv 2008.00951) and its repository's command. `README.md` lists the differences. The published
 options count batches of 8: 20,000 of them with a single w, 2,000 more for each row.
 """
 
@@ -22,7 +22,7 @@ from pipeline.training.official_resume import Continuation
 STEPS = 5
 ADAM_BETA2 = 0.999
 L2, LPIPS, IDENTITY, MOCO = 1.0, 0.8, 0.1, 0.5
-# Of cartoons, whose encoder is shown photographs: pSp's published command, which ReStyle follows.
+# Cartoons, whose encoder gets photographs: pSp's published command, which ReStyle follows.
 TOONIFY_IDENTITY, TOONIFY_W_NORM = 1.0, 0.025
 DELTA_NORM, REALNESS = 2e-4, 0.1
 BATCH = 8
@@ -30,7 +30,7 @@ STAGES = Stages(start=20_000 * BATCH, every=2_000 * BATCH)
 PROGRESSIVE = (
     "ProgressiveBackboneEncoder",
     "ResNetProgressiveBackboneEncoder",
-    "Encoder4Editing",  # in one pass
+    "Encoder4Editing",  # single pass
 )
 
 
@@ -39,7 +39,10 @@ def _or(value: float | None, otherwise: float) -> float:
 
 
 def image_weights(config: TrainConfig, model: RestyleModel) -> ImageWeights:
-    """Weights of the image terms: identity for faces, MoCo for others if its weights are given."""
+    """Return the weights of the image terms.
+
+    Faces have the identity term, other domains MoCo if its weight file is given.
+    """
     faces = bool(preset_for(model).has_faces)
     identity = TOONIFY_IDENTITY if is_toonify(model) else IDENTITY
     moco = MOCO if config.moco_weights and not faces else 0.0
@@ -54,24 +57,24 @@ def image_weights(config: TrainConfig, model: RestyleModel) -> ImageWeights:
 
 
 def is_toonify(model: RestyleModel) -> bool:
-    """Whether the generator draws cartoons of the faces that the encoder is shown."""
+    """Return whether the generator renders cartoons of the encoder's input faces."""
     return model.domain == "toonify"
 
 
 def is_progressive(model: RestyleModel) -> bool:
-    """Whether the encoder is e4e's: a w, and offsets from it."""
+    """Return whether the encoder is e4e's, with one w and offsets from it."""
     return model.architecture.encoder_type in PROGRESSIVE
 
 
 def encoder_plan(
     config: TrainConfig, model: RestyleModel, previous: Continuation | None = None
 ) -> EncoderPlan:
-    """Steps, weights and stages; `previous` is the training that the model comes from.
+    """Return steps, weights and stages; `previous` is the training that the model comes from.
 
-    Raises `ConfigError` for steps that the encoder cannot make, and for stages of one that is not
-    e4e's: they would hold its rows, which are no offsets from the first, to a single w.
+    Raises `ConfigError` for steps that the encoder cannot make, and for stages with an encoder
+    other than e4e's: its rows are not offsets from the first row.
     """
-    steps = config.steps or (1 if model.one_pass else STEPS)
+    steps = config.steps or (1 if model.single_pass else STEPS)
     check_steps(model, steps)
     e4e = is_progressive(model)
     stages = _stages(config, previous) if e4e else None
@@ -93,7 +96,7 @@ def encoder_plan(
 
 
 def _stages(config: TrainConfig, previous: Continuation | None) -> Stages | None:
-    """The stages where the config names none: a finished e4e encoder has all rows free."""
+    """Return the stages when the config has none; a finished e4e encoder has all rows free."""
     if config.encoder_type:
         return STAGES
     if previous is None:
@@ -102,9 +105,10 @@ def _stages(config: TrainConfig, previous: Continuation | None) -> Stages | None
 
 
 def earlier_plan(config: TrainConfig, model: RestyleModel) -> EncoderPlan:
-    """What a training runs under whose checkpoint does not say the version of its defaults.
+    """Return the plan of a training whose checkpoint has no defaults version.
 
-    Those had the weights of faces for cartoons, and each e4e encoder began with a single w.
+    These trainings used the weights of faces for cartoons and started every e4e encoder with a
+    single w.
     """
     plan = encoder_plan(config, model)
     faces = bool(preset_for(model).has_faces)
@@ -117,7 +121,7 @@ def earlier_plan(config: TrainConfig, model: RestyleModel) -> EncoderPlan:
 
 
 def adversary_plan(config: TrainConfig, model: RestyleModel) -> AdversaryPlan | None:
-    """The latent discriminator's, None where there is none."""
+    """Return the settings of the latent discriminator; None when the training has none."""
     weight = _or(config.realness, REALNESS if is_progressive(model) else 0.0)
     return AdversaryPlan(weight=weight, r1=config.r1) if weight else None
 
@@ -125,7 +129,7 @@ def adversary_plan(config: TrainConfig, model: RestyleModel) -> AdversaryPlan | 
 def feature_networks(
     config: TrainConfig, weights: ImageWeights, device: str
 ) -> dict[str, FeatureNetwork]:
-    """The networks that the weights ask for. Raises `ModelError` where a file does not fit."""
+    """Load the networks of the terms in use. Raises `ModelError` if a file does not fit."""
     networks: dict[str, FeatureNetwork] = {}
     if weights.identity:
         networks["identity"] = load_face_features(config.identity_network, device)

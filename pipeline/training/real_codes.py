@@ -1,4 +1,4 @@
-"""Real codes for a discriminator, out of tars of pairs, wherever these lie."""
+"""Read real codes for a discriminator from tars of pairs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ PREFIX, SUFFIX = "pairs-", ".tar"
 
 
 def code_shards(uri: str) -> list[str]:
-    """Names of the pairs-*.tar in the folder at `uri`, a path or fsspec URI.
+    """Return the names of the pairs-*.tar in the folder at `uri`, a path or fsspec URI.
 
-    Raises `InputError` where there is none.
+    Raises `InputError` when there are none.
     """
     names = Store(uri).names(PREFIX)
-    found = [name for name in names if name.endswith(SUFFIX) and "/" not in name]
-    if not found:
-        raise InputError(f"'{uri}' holds no codes: looked for {PREFIX}*{SUFFIX} in the folder")
-    return found
+    shards = [name for name in names if name.endswith(SUFFIX) and "/" not in name]
+    if not shards:
+        raise InputError(f"'{uri}' has no codes: expected {PREFIX}*{SUFFIX} in the folder")
+    return shards
 
 
 def read_codes(uri: str) -> Tensor:
-    """The codes of every pair in the folder at `uri`, float32 [n, 512].
+    """Read the codes of every pair in the folder at `uri`, float32 [n, 512].
 
-    Raises `InputError` where there are none, or one is no tar of pairs, and `StorageError`.
+    Raises `InputError` when there are none or one file is not a tar of pairs, and `StorageError`.
     """
-    # Here, as PyTorch is slow to import and the look at the names does without.
+    # Imported here because PyTorch is slow to import and `code_shards` does not need it.
     from pipeline.training.latent_pairs import load_codes
 
     folder = Store(uri).root

@@ -1,7 +1,7 @@
-"""The settings that a training was begun with: it goes on under these, or it is refused.
+"""Resume check: a training continues only with the settings that it started with.
 
-A checkpoint does not say what it was trained for. Gone on with under another rate, seed or loss it
-gives a model that no settings describe, whose best weights may be those of the other training.
+A checkpoint does not record its settings. Resumed with another rate, seed or loss it would give a
+model that no settings describe, and its best weights may be from before the change.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pipeline.storage.output_check import first_names
 from pipeline.training.config import EARLIER_VALUES, MAY_CHANGE, TrainConfig
 
 SETTINGS = "_train.json"
-ORIGIN = "origin"  # its entry beside the settings
-ENCODER = "encoder"  # the name of its checkpoint
-CROPS = "crops"  # the folder of what it is trained on, in a folder named by a digest
+ORIGIN = "origin"  # key of the origin in SETTINGS
+ENCODER = "encoder"  # name of the checkpoint
+CROPS = "crops"  # folder of the training data, in subfolders named by a digest
 _DIGEST = re.compile(r"[0-9a-f]{12}/")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a training is made from, by digests: what lies at a path may change."""
+    """Digests of a training's inputs; the contents of their paths may change."""
 
     crops: str
-    start: str  # the weights that it begins with
+    start: str  # initial weights
 
 
 def _is_training(store: Store, names: Sequence[str]) -> bool:
-    """Return whether a folder is a training's; before its settings come its crops."""
+    """Return whether a folder is of a training; its crops are written before its settings."""
     if store.exists(SETTINGS):
         return True
     crops = first_names(Store(store.uri(CROPS))) if set(names) <= {f"{CROPS}/", "_ray/"} else []
@@ -47,90 +47,90 @@ TRAINING_OUTPUT = OutputKind("a training", _is_training)
 
 
 def check_settings(config: TrainConfig, origin: Origin | None = None) -> None:
-    """Refuse to go on with what is at the output under settings that make it another training.
+    """Raise if the output has a checkpoint of a training with other settings.
 
-    Raises `FingerprintError` with a line for each setting that differs, or where `origin` does,
-    `ConfigError` where it cannot be told what the training was begun with. Without a checkpoint
-    there is nothing to spoil.
+    Raises `FingerprintError` with a line for each setting that differs, or when `origin` differs,
+    and `ConfigError` when the settings of the checkpoint are missing or unreadable. Passes when
+    there is no checkpoint.
     """
     store = Store(config.output)
-    begun = begun_with(store, SETTINGS, ENCODER)
-    if begun is None:
+    stored = stored_settings(store, SETTINGS, ENCODER)
+    if stored is None:
         return
-    known = begun.pop(ORIGIN, None)
+    stored_origin = stored.pop(ORIGIN, None)
     try:
-        before = TrainConfig(**{**EARLIER_VALUES, **begun})
-        made_from = Origin(**known) if known else None
+        before = TrainConfig(**{**EARLIER_VALUES, **stored})
+        first_origin = Origin(**stored_origin) if stored_origin else None
     except (ValidationError, TypeError) as error:
-        raise _unknown(store, SETTINGS, "does not hold the settings of a training") from error
-    refuse_others(store.root, _compared(before), _compared(config), MAY_CHANGE)
-    if origin and made_from:
-        _refuse_other_origin(config, made_from, origin)
+        raise _unreadable(store, SETTINGS, "does not have the settings of a training") from error
+    check_same_settings(store.root, _comparable(before), _comparable(config), MAY_CHANGE)
+    if origin and first_origin:
+        _check_same_origin(config, first_origin, origin)
 
 
-def _refuse_other_origin(config: TrainConfig, begun: Origin, now: Origin) -> None:
-    changed = [
-        (begun.crops != now.crops, f"the images in '{config.input}'"),
-        (begun.start != now.start, f"the weights in '{config.model or config.generator}'"),
+def _check_same_origin(config: TrainConfig, before: Origin, now: Origin) -> None:
+    inputs = [
+        (before.crops != now.crops, f"the images in '{config.input}'"),
+        (before.start != now.start, f"the weights in '{config.model or config.generator}'"),
     ]
-    what = " and ".join(text for differs, text in changed if differs)
-    if what:
+    changed = " and ".join(text for differs, text in inputs if differs)
+    if changed:
         raise FingerprintError(
-            f"{what} are others than when the training in '{config.output}' was begun: "
+            f"{changed} have changed since the training in '{config.output}' started: "
             "choose another output, or restore them"
         )
 
 
-def keep_settings(config: TrainConfig, origin: Origin | None = None) -> None:
-    """Write down what the training at the output runs with, and what it is made from."""
+def save_settings(config: TrainConfig, origin: Origin | None = None) -> None:
+    """Write the settings of the training and the digests of its inputs to its output."""
     settings = config.model_dump(exclude_none=True)
     if origin:
         settings[ORIGIN] = asdict(origin)
     Store(config.output).put(SETTINGS, json.dumps(settings, indent=2).encode())
 
 
-def begun_with(store: Store, document: str, checkpoint: str) -> dict[str, Any] | None:
-    """The settings in `document` of the training whose `<checkpoint>.pt` is in `store`.
+def stored_settings(store: Store, document: str, checkpoint: str) -> dict[str, Any] | None:
+    """Read from `document` the settings of the training whose `<checkpoint>.pt` is in `store`.
 
-    None where there is no checkpoint to go on from. Raises `ConfigError` where there is one, but
-    not its settings.
+    Returns None when there is no checkpoint. Raises `ConfigError` when there is a checkpoint but no
+    readable settings.
     """
     if not store.exists(f"{checkpoint}.pt"):
         return None
     if not store.exists(document):
-        raise _unknown(store, document, f"is missing beside {checkpoint}.pt")
+        raise _unreadable(store, document, f"is missing beside {checkpoint}.pt")
     try:
         settings = json.loads(store.get(document))
     except ValueError as error:
-        raise _unknown(store, document, "is not JSON") from error
+        raise _unreadable(store, document, "is not JSON") from error
     if not isinstance(settings, dict):
-        raise _unknown(store, document, "is not a JSON object")
+        raise _unreadable(store, document, "is not a JSON object")
     return settings
 
 
-def refuse_others(
+def check_same_settings(
     folder: str,
-    begun: Mapping[str, Any],
-    asked: Mapping[str, Any],
-    may_change: Collection[str],  # dotted names, as of `flat`
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    may_change: Collection[str],  # dotted names, as from `flatten`
 ) -> None:
-    """Raise `FingerprintError` with a line for each setting that differs and may not."""
-    old, new = flat(begun), flat(asked)
+    """Raise `FingerprintError` with a line for each setting that differs and must not."""
+    old, new = flatten(before), flatten(now)
     lines = [
-        f"{name}: {_shown(old.get(name))} when it began, {_shown(new.get(name))} asked for"
+        f"{name}: {_as_text(old.get(name))} at the start, {_as_text(new.get(name))} now"
         for name in sorted(old.keys() | new.keys())
         if name not in may_change and old.get(name) != new.get(name)
     ]
     if lines:
         listed = "\n  ".join(map(printable, lines))
         raise FingerprintError(
-            f"the training in '{folder}' was begun with other settings; choose another output or "
+            f"the training in '{folder}' started with other settings; choose another output or "
             f"the same settings:\n  {listed}"
         )
 
 
-def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings by dotted names, with values as JSON gives them back."""
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by dotted names, with values as JSON has them."""
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return dict(_leaves("", plain))
 
@@ -143,25 +143,26 @@ def _leaves(prefix: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
-def _compared(config: TrainConfig) -> dict[str, Any]:
-    """Settings to compare: one folder may be written in several ways.
+def _comparable(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings in a form to compare.
 
-    How faces are looked for is of no account where images are said to be crops.
+    URIs are canonical. Face search settings are not compared for prealigned images, which do not
+    use them.
     """
     names = FaceSearch.model_fields if config.prealigned else ()
     unused = {name: EARLIER_VALUES[name] for name in names}
-    places = {"input": canonical_uri(config.input)}
+    uris = {"input": canonical_uri(config.input)}
     if config.target:
-        places["target"] = canonical_uri(config.target)
-    return {**config.model_dump(), **unused, **places}
+        uris["target"] = canonical_uri(config.target)
+    return {**config.model_dump(), **unused, **uris}
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return "not set" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _unknown(store: Store, document: str, why: str) -> ConfigError:
+def _unreadable(store: Store, document: str, why: str) -> ConfigError:
     return ConfigError(
-        f"'{store.uri(document)}' {why}, so the training there may be another one: "
-        "choose another output, or remove what is there"
+        f"'{store.uri(document)}' {why}, so the settings of the checkpoint there are not known: "
+        "choose another output, or delete that folder's contents"
     )

@@ -1,4 +1,4 @@
-"""One process of an encoder's training: crops and a config in, checkpoints and models out."""
+"""Train an encoder in one process: crops and a config in, checkpoints and models out."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ from pipeline.training.paper_defaults import (
     feature_networks,
 )
 from pipeline.training.real_codes import read_codes
-from pipeline.training.resume_check import ENCODER, Origin, check_settings, keep_settings
-from pipeline.training.train_log import Board, Journal, summary_writer
+from pipeline.training.resume_check import ENCODER, Origin, check_settings, save_settings
+from pipeline.training.train_log import TensorBoard, TrainLog, summary_writer
 from pipeline.training.trainer import LoopPlan, Trained, train
 
 BUNDLE, OFFICIAL = "bundle", "official.pt"
 
 
 def loop_plan(config: TrainConfig) -> LoopPlan:
-    """The loop's part of the config."""
+    """Return the training loop's settings from the config."""
     return LoopPlan(
         images=config.images,
         batch=config.batch,
-        peak_rate=config.rate,
+        max_lr=config.rate,
         optimiser=config.optimiser,
         beta2=ADAM_BETA2,
-        warm_up=config.warm_up,
+        warmup_steps=config.warm_up,
         decay=config.decay,
         clip=config.clip,
-        horizon=config.horizon,
+        ema_window=config.horizon,
         report_every=config.report_every,
         save_every=config.save_every,
         save_minutes=config.save_minutes,
@@ -62,37 +62,37 @@ def loop_plan(config: TrainConfig) -> LoopPlan:
 
 
 def is_paired(config: TrainConfig) -> bool:
-    """Whether the encoder is shown something else than it is to give."""
+    """Return whether the encoder's input differs from its target."""
     return bool(config.target or config.degrade)
 
 
 def augmentation(config: TrainConfig) -> Callable[[Faces], Faces]:
-    """What is done to a batch: the target is what the encoder sees, or is changed like it."""
+    """Return the augmentation of a batch; the target gets the same change as the input."""
     if is_paired(config):
         alike = flip_alike if config.augment == "flip" else augment_alike
         return lambda faces: Faces(*alike(*faces))
     change = flip_half if config.augment == "flip" else augment
 
-    def changed(faces: Faces) -> Faces:
-        images = change(faces.seen)
+    def augmented(faces: Faces) -> Faces:
+        images = change(faces.input)
         return Faces(images, images)
 
-    return changed
+    return augmented
 
 
 def split_counts(crops: Crops | Pairs, held_out: int, batch: int = 1) -> list[int]:
-    """Crops of each file that are trained on: all but the last `held_out`.
+    """Return for each file the number of its crops to train on: all but the last `held_out`.
 
-    Raises `InputError` where they do not fill a batch.
+    Raises `InputError` when they do not fill a batch.
     """
-    counts, over = list(crops.counts), held_out
-    while counts and over >= counts[-1]:
-        over -= counts.pop()
+    counts, remaining = list(crops.counts), held_out
+    while counts and remaining >= counts[-1]:
+        remaining -= counts.pop()
     if counts:
-        counts[-1] -= over
+        counts[-1] -= remaining
     if sum(counts) < batch:
         raise InputError(
-            f"{len(crops)} faces, of which {held_out} are held out for validation: the other "
+            f"{len(crops)} faces, {held_out} of them held out for validation: the other "
             f"{sum(counts)} do not fill a batch of {batch}; lower --held-out or --batch, or give "
             "more images"
         )
@@ -100,21 +100,21 @@ def split_counts(crops: Crops | Pairs, held_out: int, batch: int = 1) -> list[in
 
 
 def faces_at(crops: Crops | Pairs, index: Tensor, degrader: Degrader | None = None) -> Faces:
-    """What the encoder is shown of the crops at `index` [b], and what it is to give."""
-    seen = crops.images(index)
+    """Return inputs and targets of the crops at `index` [b]."""
+    inputs = crops.images(index)
     if isinstance(crops, Crops) and degrader is None:
-        images = from_levels(seen)
+        images = from_levels(inputs)
         return Faces(images, images)
-    wanted = crops.wanted(index)
+    targets = crops.target_images(index)
     if degrader:
-        seen = torch.stack(
-            [_degraded(image, degrader, int(n)) for image, n in zip(seen, index, strict=True)]
+        inputs = torch.stack(
+            [_degraded(image, degrader, int(n)) for image, n in zip(inputs, index, strict=True)]
         )
-    return Faces(from_levels(seen), from_levels(wanted))
+    return Faces(from_levels(inputs), from_levels(targets))
 
 
 def _degraded(image: Tensor, degrader: Degrader, number: int) -> Tensor:
-    """One crop, uint8 [3, h, w], damaged."""
+    """Return one degraded crop, uint8 [3, h, w]."""
     damaged = degrader(image.permute(1, 2, 0).contiguous().numpy(), number)
     return torch.from_numpy(np.array(damaged)).permute(2, 0, 1)
 
@@ -126,7 +126,7 @@ def crop_batches(
     group: Group,
     degrader: Degrader | None = None,
 ) -> Callable[[int], Iterator[Faces]]:
-    """This process's share of every batch from a given one on."""
+    """Return a function from a batch number to this process's batches from it on."""
 
     def batches(first: int) -> Iterator[Faces]:
         order = windowed(counts, crops.window)
@@ -137,22 +137,20 @@ def crop_batches(
 
 
 def _real_codes(config: TrainConfig, model: RestyleModel) -> Callable[[int], Tensor]:
-    """What draws real codes: the mapping network, or pairs."""
+    """Return the source of real codes: the mapping network, or stored pairs."""
     if not config.codes:
-        mapped_codes(model, 1)  # tells at once where there is no mapping network
+        mapped_codes(model, 1)  # raises at once where there is no mapping network
         return lambda count: mapped_codes(model, count)
     codes = read_codes(config.codes).to(model.latent_avg.device)
     return lambda count: codes[torch.randint(len(codes), (count,))]
 
 
 def check_request(config: TrainConfig, model: RestyleModel) -> dict[str, Any] | None:
-    """Refuse what the workers could not do, before any crop is cut for them.
+    """Check before any crop is made that the workers can run this training.
 
-    Returns what the training goes on with, for the log; None for a new one.
-
-    Raises `ConfigError` for steps that the encoder cannot make and packages that are not installed,
-    `ModelError` for weight files that are missing or do not fit, and where there is nothing to draw
-    real codes from.
+    Returns, for the log, what the training continues; None for a new one. Raises `ConfigError` for
+    steps that the encoder cannot make and for missing packages, `ModelError` for weight files that
+    are missing or do not fit, and when there is no source of real codes.
     """
     previous = continuation_of(config, model)
     plan = encoder_plan(config, model, previous)
@@ -164,22 +162,22 @@ def check_request(config: TrainConfig, model: RestyleModel) -> dict[str, Any] | 
     feature_networks(config, plan.images, "cpu")
     if previous is None:
         return None
-    rival = adversary_plan(config, model) is not None
-    return previous.facts(plan.stages, model.n_styles, adversary=rival)
+    has_adversary = adversary_plan(config, model) is not None
+    return previous.facts(plan.stages, model.n_styles, adversary=has_adversary)
 
 
 def make_task(config: TrainConfig, model: RestyleModel, held_out: Faces) -> EncoderTask:
-    """The training of `model`'s encoder, validated on `held_out`."""
+    """Return the task that trains `model`'s encoder, validated on `held_out`."""
     previous, device = continuation_of(config, model), str(model.latent_avg.device)
     plan = encoder_plan(config, model, previous)
-    rival = adversary_plan(config, model)
+    adversary = adversary_plan(config, model)
     return EncoderTask(
         model,
         plan,
         held_out,
         augment=augmentation(config),
         networks=feature_networks(config, plan.images, device),
-        adversary=Adversary(rival, _real_codes(config, model), device) if rival else None,
+        adversary=Adversary(adversary, _real_codes(config, model), device) if adversary else None,
         previous=previous,
         earlier_plan=earlier_plan(config, model),
     )
@@ -188,48 +186,51 @@ def make_task(config: TrainConfig, model: RestyleModel, held_out: Faces) -> Enco
 def train_restyle(
     config: TrainConfig, crops: Crops | Pairs, group: Group, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Train, going on from the last checkpoint in the output; returns what the run came to.
+    """Train, resuming from the last checkpoint in the output; return a summary.
 
-    The leading process writes `bundle/` and, where the original code can load it,
-    `official.pt`, with the best weights by validation. Raises `FingerprintError` where the output
-    holds a training of other settings, crops or first weights.
+    The main process writes `bundle/` and, where the original code can load it, `official.pt`, both
+    with the best weights by validation. Raises `FingerprintError` where the output holds a training
+    of other settings, crops or initial weights.
     """
-    torch.manual_seed(config.seed)  # a fresh encoder is the same in every process
+    torch.manual_seed(config.seed)  # a new encoder has the same weights in every process
     store, plan = Store(config.output), loop_plan(config)
     model = starting_model(config)
     origin = Origin(crops.name, start_digest(config, model))
     check_settings(config, origin)
-    if group.leads:
-        keep_settings(config, origin)
+    if group.is_main_process:
+        save_settings(config, origin)
     model = model.to(device)
     counts = split_counts(crops, config.held_out, config.batch)
     degrader = Degrader(config.degrade, config.seed) if config.degrade else None
     held_out = faces_at(crops, torch.arange(sum(counts), len(crops)), degrader)
     task = make_task(config, model, held_out)
-    open_board = partial(Board, store) if config.tensorboard and group.leads else None
+    open_tensorboard = (
+        partial(TensorBoard, store) if config.tensorboard and group.is_main_process else None
+    )
     trained = train(
         plan,
         task,
         crop_batches(crops, counts, plan, group, degrader),
         Checkpoints(store, ENCODER),
-        Journal(store, ENCODER, open_board),
+        TrainLog(store, ENCODER, open_tensorboard),
         group,
     )
     before = task.plan.images_before
-    return write_models(config, model, trained, len(crops), before) if group.leads else {}
+    return write_models(config, model, trained, len(crops), before) if group.is_main_process else {}
 
 
 def write_models(
     config: TrainConfig, model: RestyleModel, trained: Trained, crops: int, images_before: int = 0
 ) -> dict[str, Any]:
-    """Put the best encoder into `model` and write it as a bundle.
+    """Load the best encoder weights into `model` and write it as a bundle.
 
-    Also in the official form where the original code can load it; else `no_official` says why not.
+    Also writes the official file where the original code can load the model; otherwise the summary
+    has the reason under `no_official`.
     """
     model.encoder.load_state_dict(trained.best.state_dict())
     model.requires_grad_(False).eval()
     notes = {"trained_images": trained.best_images, "crops": crops, "from": model.card.name}
-    if images_before:  # of the training that this one went on with
+    if images_before:  # of the training that this one continued
         notes["images_before"] = images_before
     model.card = ModelCard(
         model.card.name,

@@ -22,7 +22,7 @@ from pipeline.storage import Store
 
 
 def summary_writer() -> Any:
-    """TensorBoard's class of writers. Raises `ConfigError` where the package is missing."""
+    """Return TensorBoard's `SummaryWriter` class. Raises `ConfigError` if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -33,12 +33,12 @@ def summary_writer() -> Any:
     return SummaryWriter
 
 
-class Board:
-    """Writes events to a local folder and copies the file to `tensorboard/` at each report.
+class TensorBoard:
+    """Write events to a local folder and copy the file to `tensorboard/` at each report.
 
-    TensorBoard appends to its file, which an object store cannot. Raises `ConfigError` where the
-    package is missing. Of the files of earlier runs it hides what comes after `images`, where this
-    one goes on.
+    TensorBoard appends to its file, which object stores do not support. Events of earlier runs
+    after `images`, where this run resumes, are hidden. Raises `ConfigError` when the package is not
+    installed.
     """
 
     def __init__(self, store: Store, images: int = 0) -> None:
@@ -47,7 +47,7 @@ class Board:
         self.writer = summary_writer()(self.folder.name, purge_step=images + 1)
 
     def scalars(self, images: int, line: Mapping[str, Any]) -> None:
-        """The numbers of a report; a list has one curve a step."""
+        """Add the numbers of a report; a list has one curve per step."""
         for name, value in line.items():
             if name == "images":
                 continue
@@ -60,7 +60,7 @@ class Board:
         self._copy()
 
     def picture(self, images: int, pixels: NDArray[np.uint8]) -> None:
-        """One picture, uint8 [h, w, 3]."""
+        """Add a picture, uint8 [h, w, 3]."""
         self.writer.add_image("steps", pixels, images, dataformats="HWC")
         self._copy()
 
@@ -76,53 +76,53 @@ class Board:
             self.store.put(f"tensorboard/{path.name}", path.read_bytes())
 
 
-class Journal:
-    """Writes `<name>.jsonl`; losses are means over the batches since the line before.
+class TrainLog:
+    """Write `<name>.jsonl`; losses are means over the batches since the previous line.
 
-    The file is put whole at each report, which an object store can do as well. What lies between
-    two reports is part of a checkpoint, so that a resumed run writes the lines of an unbroken one:
-    `seconds` are since the line before and `total_seconds` since the start, in both without what a
-    kill has undone and without the time between two runs. A number that is not finite is null.
+    Each report replaces the whole file, as object stores cannot append. Checkpoints include the
+    sums since the last line, so that a resumed run writes the same lines as an uninterrupted one.
+    `seconds` counts from the previous line and `total_seconds` from the start, both without work
+    lost to a kill and without the time between runs. NaN and infinity are written as null.
     """
 
     def __init__(
         self,
         store: Store,
         name: str,
-        open_board: Callable[[int], Board] | None = None,  # at so many images
+        open_tensorboard: Callable[[int], TensorBoard] | None = None,  # takes the images done
     ) -> None:
-        self.store, self.name, self.open_board = store, name, open_board
-        self.board: Board | None = None
+        self.store, self.name, self.open_tensorboard = store, name, open_tensorboard
+        self.tensorboard: TensorBoard | None = None
         self.lines: list[dict[str, Any]] = []
         self.sums: dict[str, float] = {}
         self.count = 0
         self.since = time.monotonic()
 
     def resume(self, images: int, pending: Mapping[str, Any]) -> None:
-        """Go on at `images`: lines of batches that a kill has undone are dropped."""
+        """Resume at `images`; lines of later batches, whose work was lost, are dropped."""
         written = read_reports(self.store, self.name)
         self.lines = [line for line in written if line["images"] <= images]
         self.sums, self.count = dict(pending.get("sums", {})), int(pending.get("count", 0))
         self.since = time.monotonic() - float(pending.get("seconds", 0.0))
 
     def begin(self, images: int) -> None:
-        """Open the board at `images`, where the run begins or has been resumed."""
-        self.board = self.open_board(images) if self.open_board else None
+        """Open TensorBoard at `images`, where the run starts or resumes."""
+        self.tensorboard = self.open_tensorboard(images) if self.open_tensorboard else None
 
     @property
     def pending(self) -> dict[str, Any]:
-        """What has been added since the last line, for the checkpoint."""
+        """State since the last line, for the checkpoint."""
         seconds = time.monotonic() - self.since
         return {"sums": dict(self.sums), "count": self.count, "seconds": seconds}
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Take one batch's scalar losses in."""
+        """Add the scalar losses of one batch."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.count += 1
 
     def report(self, images: int, facts: Mapping[str, Any]) -> None:
-        """Write and print a line with `facts` and the means, and start anew."""
+        """Write and print a line with `facts` and the mean losses, and reset the sums."""
         now = time.monotonic()
         means = {name: round(total / self.count, 5) for name, total in self.sums.items()}
         line = {"images": images, **facts, **means, "seconds": round(now - self.since, 1)}
@@ -131,50 +131,52 @@ class Journal:
         text = "".join(_as_json(entry) + "\n" for entry in self.lines)
         self.store.put(f"{self.name}.jsonl", text.encode())
         print(_as_json(line), flush=True)
-        if self.board:
-            self.board.scalars(images, line)
+        if self.tensorboard:
+            self.tensorboard.scalars(images, line)
         self.sums, self.count, self.since = {}, 0, now
 
     def picture(self, images: int, cells: Tensor) -> None:
-        """Keep `cells` [rows, columns, 3, h, w] in [-1, 1] as `pictures/<name>-<images>.png`."""
+        """Save `cells` [rows, columns, 3, h, w] in [-1, 1] as `pictures/<name>-<images>.png`."""
         pixels = grid(cells)
         content = io.BytesIO()
         Image.fromarray(pixels).save(content, "PNG")
         self.store.put(f"pictures/{self.name}-{images:09d}.png", content.getvalue())
-        if self.board:
-            self.board.picture(images, pixels)
+        if self.tensorboard:
+            self.tensorboard.picture(images, pixels)
 
     def close(self) -> None:
-        """Write out what TensorBoard still holds back."""
-        if self.board:
-            self.board.close()
+        """Flush and close TensorBoard."""
+        if self.tensorboard:
+            self.tensorboard.close()
 
 
 def _as_json(line: Mapping[str, Any]) -> str:
-    return json.dumps({name: _known(value) for name, value in line.items()}, allow_nan=False)
+    return json.dumps(
+        {name: _null_if_not_finite(value) for name, value in line.items()}, allow_nan=False
+    )
 
 
-def _known(value: Any) -> Any:
-    """None for a number that is not finite, which JSON cannot say."""
+def _null_if_not_finite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, list):
-        return list(map(_known, value))
+        return list(map(_null_if_not_finite, value))
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def grid(cells: Tensor) -> np.ndarray:
-    """Cells [rows, columns, 3, h, w] in [-1, 1] side by side: uint8 [rows*h, columns*w, 3]."""
+    """Tile cells [rows, columns, 3, h, w] in [-1, 1] to one uint8 [rows*h, columns*w, 3]."""
     rows, columns, _, height, width = cells.shape
     pixels = to_pixels(cells.flatten(0, 1)).reshape(rows, columns, height, width, 3)
     return pixels.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
 
 
 def read_reports(store: Store, name: str) -> list[dict[str, Any]]:
-    """The lines that a `Journal` wrote; none where there is no file."""
+    """Return the lines that a `TrainLog` wrote, [] when there is no file."""
     if not store.exists(f"{name}.jsonl"):
         return []
     return [json.loads(line) for line in store.get(f"{name}.jsonl").decode().splitlines()]
 
 
 def total_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
-    """What the training took up to the last of a journal's lines, over all its runs."""
+    """Return the seconds of a training up to the last of its log lines, over all its runs."""
     return round(sum(float(line["seconds"]) for line in lines), 1)

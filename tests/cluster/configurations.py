@@ -1,4 +1,4 @@
-"""What stands in `cluster/`, read for the tests."""
+"""Configuration files in `cluster/`, loaded for the tests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ EVERY = (*LAUNCHED, *MANIFESTS, "run.yaml")
 
 
 def load(name: str) -> dict[str, Any]:
-    """The YAML file `cluster/NAME`."""
+    """Return the content of the YAML file `cluster/NAME`."""
     return dict(yaml.safe_load((FOLDER / name).read_text()))
 
 
 def ray_cluster(name: str) -> dict[str, Any]:
-    """The RayCluster's spec in a manifest of either kind."""
+    """Return the RayCluster's spec in a manifest of either kind."""
     spec = load(name)["spec"]
     return dict(spec.get("rayClusterSpec", spec))

@@ -1,3 +1,3 @@
-"""Ray reads its environment when it is first imported: the engine's comes before these tests."""
+"""Import the engine first: it sets the environment that Ray reads at its first import."""
 
 import pipeline.engine.cluster  # noqa: F401 - sets the environment

@@ -1,7 +1,7 @@
-"""Schemas of `cluster/kuberay/`: a field that a server does not know is dropped or refused late.
+"""Schemas for `cluster/kuberay/`: servers drop unknown fields, or refuse them late.
 
-Pods are held against Kubernetes' own OpenAPI schema, which a package brings. KubeRay's own fields
-are held against its CustomResourceDefinitions, where a copy of them lies beside the checkout.
+Pods are validated by Kubernetes' own OpenAPI schema, which a package contains, and KubeRay's fields
+by its CustomResourceDefinitions, if a copy of them is next to the checkout.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ CRDS = {"RayCluster": "ray.io_rayclusters.yaml", "RayJob": "ray.io_rayjobs.yaml"
 
 
 def pod_templates(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the templates of the head's pod and of each worker group's."""
+    """Return the templates of the head's pod and of each worker group's pods."""
     spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
     return [group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
 
 
 def pod_problems(manifest: dict[str, Any]) -> list[str]:
-    """Return what Kubernetes would drop or refuse, the first problem of each pod."""
+    """Return what Kubernetes would drop or refuse: the first problem of each pod."""
     errors = []
     for template in pod_templates(manifest):
         pod = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}
@@ -37,7 +37,7 @@ def pod_problems(manifest: dict[str, Any]) -> list[str]:
 
 
 def operator_problems(manifest: dict[str, Any], crds: Path) -> list[str]:
-    """Return what KubeRay's operator would drop or refuse, by the definitions in `crds`."""
+    """Return what KubeRay's operator would drop or refuse, according to `crds`."""
     schema = operator_schema(crds / CRDS[manifest["kind"]], manifest["apiVersion"])
     errors = Draft202012Validator(schema).iter_errors(manifest)
     return [f"{error.json_path}: {error.message}" for error in errors]
@@ -45,13 +45,13 @@ def operator_problems(manifest: dict[str, Any], crds: Path) -> list[str]:
 
 @cache
 def operator_schema(path: Path, api_version: str) -> dict[str, Any]:
-    """Return the schema of one API version of the definition at `path`, unknown fields closed."""
+    """Return the schema of one API version in the definition at `path`, without unknown fields."""
     definition = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     group, version = api_version.split("/")
     assert definition["spec"]["group"] == group
-    (found,) = [one for one in definition["spec"]["versions"] if one["name"] == version]
-    schema = _closed(found["schema"]["openAPIV3Schema"])
-    # The API server's own: a definition says no more of it than that it is an object.
+    (matching,) = [entry for entry in definition["spec"]["versions"] if entry["name"] == version]
+    schema = _closed(matching["schema"]["openAPIV3Schema"])
+    # Defined by the API server: a CustomResourceDefinition only says that it is an object.
     schema["properties"]["metadata"] = {
         "type": "object",
         "required": ["name"],
@@ -62,7 +62,7 @@ def operator_schema(path: Path, api_version: str) -> dict[str, Any]:
 
 
 def _closed(schema: Any) -> Any:
-    """Return `schema` with objects that take no other fields, as the API server prunes them."""
+    """Return `schema` with objects closed to other fields, which the API server would drop."""
     if isinstance(schema, list):
         return [_closed(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""The alert rules: of metrics that a job exports, and fired by what they name."""
+"""Alert rules use exported metrics, and fire only in the situation that they name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.cluster.configurations import FOLDER, load
 RULES = load("alerts.yml")["groups"][0]["rules"]
 MINUTES = 90
 
-# For each alert the series of a job that is in trouble, and of one that is not; a sample a minute.
+# For each alert the series of a job with the problem and of one without; one sample per minute.
 CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "RestyleStalled": (
         {'restyle_workers{stage="invert"}': "1+0x90", "restyle_parts_total": "5+1x20 25+0x70"},
@@ -48,13 +48,13 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
+    path = shutil.which("promtool")
+    if path is None:
         pytest.skip("promtool is not installed: it comes with Prometheus")
-    return found
+    return path
 
 
-def test_every_alert_names_exported_metrics() -> None:
+def test_every_alert_uses_exported_metrics() -> None:
     for rule in RULES:
         names = re.findall(r"ray_(restyle_\w+)", rule["expr"])
         assert names
@@ -62,7 +62,7 @@ def test_every_alert_names_exported_metrics() -> None:
         assert rule["annotations"].keys() == {"summary", "description"}
 
 
-def test_every_alert_has_a_case() -> None:
+def test_every_alert_has_a_test_case() -> None:
     assert CASES.keys() == {rule["alert"] for rule in RULES}
 
 
@@ -72,7 +72,7 @@ def test_prometheus_loads_the_rules() -> None:
 
 @pytest.mark.parametrize("alert", CASES)
 @pytest.mark.parametrize("in_trouble", [True, False])
-def test_an_alert_fires_in_its_case_alone(
+def test_an_alert_fires_only_in_its_case(
     alert: str, in_trouble: bool, promtool: str, tmp_path: Path
 ) -> None:
     case: dict[str, Any] = {

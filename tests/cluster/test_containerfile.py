@@ -16,7 +16,7 @@ PATH = FOLDER / "Containerfile"
 
 
 def instructions() -> list[tuple[str, str]]:
-    """(instruction, arguments) of each line, continued lines joined, comments left out."""
+    """Return (instruction, arguments), with continued lines joined and comments removed."""
     lines = [line for line in PATH.read_text().splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n", " ", "\n".join(lines))
     return [
@@ -34,33 +34,33 @@ def last_stage() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def hadolint() -> str:
-    beside = Path(sys.executable).with_name("hadolint")
-    found = str(beside) if beside.exists() else shutil.which("hadolint")
-    if found is None:
+    installed = Path(sys.executable).with_name("hadolint")
+    path = str(installed) if installed.exists() else shutil.which("hadolint")
+    if path is None:
         pytest.skip("hadolint is not installed")
-    return found
+    return path
 
 
-def test_the_linter_finds_nothing(hadolint: str) -> None:
+def test_hadolint_finds_no_problem(hadolint: str) -> None:
     run = subprocess.run(
         [hadolint, "--no-color", str(PATH)], capture_output=True, text=True, check=False
     )
     assert (run.returncode, run.stdout) == (0, "")
 
 
-def test_it_runs_as_somebody_and_not_as_root() -> None:
+def test_image_runs_as_a_numeric_non_root_user() -> None:
     users = [arguments for name, arguments in last_stage() if name == "USER"]
-    assert users == ["1000:1000"], "by number: Kubernetes cannot see who a name is"
+    assert users == ["1000:1000"], "a number, since Kubernetes cannot resolve a name"
 
 
-def test_the_last_stage_has_neither_build_tools_nor_installers() -> None:
+def test_last_stage_has_no_build_tools() -> None:
     commands = " ".join(arguments for name, arguments in last_stage() if name == "RUN")
     assert re.search(r"\b(gcc|g\+\+|make|cmake|build-essential)\b", commands) is None
     assert re.search(r"\b(pip|uv) (pip )?install\b", commands) is None
     assert "pip uninstall --yes pip setuptools wheel" in commands
 
 
-def test_what_is_installed_is_pinned() -> None:
+def test_installed_packages_are_pinned() -> None:
     installs = [text for name, text in instructions() if name == "RUN" and "pip install" in text]
     assert len(installs) == 2
     for text in installs:
@@ -72,10 +72,12 @@ def test_what_is_installed_is_pinned() -> None:
     assert re.search(r":3\.11\.\d+-slim-\w+$", dict(instructions_args())["PYTHON_IMAGE"]), image
 
 
-def test_the_image_has_what_jobs_need_by_default() -> None:
-    (wanted,) = re.findall(r"'\.\[(.*)\]'", PATH.read_text())
-    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {"train", "reports", "heic"} <= set(wanted.split(",")) <= set(known)
+def test_image_installs_the_default_extras() -> None:
+    (extras,) = re.findall(r"'\.\[(.*)\]'", PATH.read_text())
+    defined = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert {"train", "reports", "heic"} <= set(extras.split(",")) <= set(defined)
 
 
 def instructions_args() -> list[tuple[str, str]]:
@@ -86,25 +88,25 @@ def instructions_args() -> list[tuple[str, str]]:
     ]
 
 
-def test_boto3_is_of_the_release_that_the_lock_allows() -> None:
+def test_boto3_matches_the_pinned_botocore() -> None:
     (botocore,) = re.findall(r"^botocore==(.*)$", (ROOT / ".constraints.txt").read_text(), re.M)
     assert f"boto3=={botocore}" in PATH.read_text()
 
 
-def test_what_is_copied_is_there() -> None:
+def test_copied_files_exist() -> None:
     for name, arguments in instructions():
         sources = [part for part in arguments.split()[:-1] if not part.startswith("--")]
         if name == "COPY" and "--from=" not in arguments:
             assert [source for source in sources if not (ROOT / source).exists()] == []
 
 
-def test_ray_is_found_in_the_login_shells_of_ray_up(tmp_path: Path) -> None:
+def test_login_shells_of_ray_up_find_ray(tmp_path: Path) -> None:
     (commands,) = [text for name, text in last_stage() if name == "RUN"]
     ours = tmp_path / "bin"
     ours.mkdir()
     (ours / "ray").write_text("#!/bin/sh\necho the Ray of the image\n")
     (ours / "ray").chmod(0o755)
-    # As Debian's /etc/profile does it: a PATH of its own, then what is in profile.d.
+    # Like Debian's /etc/profile: set PATH, then read profile.d.
     (tmp_path / ".bash_profile").write_text(
         f"PATH=/usr/bin:/bin\nif [ -r {tmp_path}/restyle.sh ]; then . {tmp_path}/restyle.sh; fi\n"
     )
@@ -122,18 +124,18 @@ def test_ray_is_found_in_the_login_shells_of_ray_up(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        start_new_session=True,  # an interactive shell wants the terminal for itself
+        start_new_session=True,  # an interactive shell takes over the terminal
     )
     assert (run.returncode, run.stdout) == (0, "the Ray of the image\n"), run.stderr
 
 
-def test_the_runtime_of_nvidia_gives_the_container_its_gpus() -> None:
+def test_nvidia_runtime_variables_are_set() -> None:
     set_to = " ".join(text for name, text in last_stage() if name == "ENV").split()
     assert "NVIDIA_VISIBLE_DEVICES=all" in set_to, "unset, --runtime=nvidia adds no GPU"
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in set_to
 
 
-def test_all_clusters_run_it() -> None:
+def test_all_clusters_use_this_image() -> None:
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert version
     for name in EVERY:

@@ -1,4 +1,4 @@
-"""The commands that the guide prints, where a shell can tell what they do."""
+"""Commands in the guide do what it says, as far as a shell can check."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ COMMANDS = [
 CODES = {"done": 0, "failed": 1, "wrong": 2}
 
 
-def test_a_trial_has_a_table_of_its_own() -> None:
+def test_a_trial_has_its_own_table() -> None:
     trials = [line for line in COMMANDS if "--limit" in line]
     assert trials
     for line in trials:
         (output,) = re.findall(r"--output (\S+)", line)
-        assert output != load("run.yaml")["output"], "a table with a limit goes on with it alone"
+        assert output != load("run.yaml")["output"], (
+            "a table with a limit can only be continued with it"
+        )
 
 
-def test_nothing_is_submitted_before_the_dashboard_answers() -> None:
+def test_jobs_are_submitted_after_the_dashboard_answers() -> None:
     opened = [
         number
         for number, line in enumerate(COMMANDS)
@@ -36,19 +38,19 @@ def test_nothing_is_submitted_before_the_dashboard_answers() -> None:
     ]
     assert opened
     for number in opened:
-        assert "&" not in COMMANDS[number].split("#")[0], "ssh reads the terminal"
+        assert "&" not in COMMANDS[number].split("#")[0], "ssh needs the terminal"
         after = [line.split()[0] for line in COMMANDS[number + 1 :] if line.strip()]
         assert "until" in after[: after.index("ray")]
 
 
-def test_every_file_here_is_in_the_guides_table() -> None:
+def test_guide_lists_every_file() -> None:
     table = GUIDE.split("\n## ")[0]
     names = [str(path.relative_to(FOLDER)) for path in sorted(FOLDER.rglob("*")) if path.is_file()]
     assert [name for name in names if f"`{name}`" not in table and name != "README.md"] == []
 
 
 def run_the_loop(folder: Path, *answers: str) -> tuple[int, str]:
-    """How often the guide's loop submits, and what it prints; `answers` are those of the jobs."""
+    """Run the guide's loop with `answers` of the jobs; return the submissions and the output."""
     (loop,) = [
         block
         for block in re.findall(r"```bash\n(.*?)```", GUIDE, re.S)
@@ -86,9 +88,9 @@ def run_the_loop(folder: Path, *answers: str) -> tuple[int, str]:
         (("failed", "wrong", "done"), 2),
     ],
 )
-def test_a_job_is_repeated_until_it_is_done_or_was_wrong(
+def test_guide_repeats_failed_jobs_only(
     answers: tuple[str, ...], submitted: int, tmp_path: Path
 ) -> None:
     times, said = run_the_loop(tmp_path, *answers)
     assert times == submitted
-    assert said.count("planned") == submitted, "the log is seen"
+    assert said.count("planned") == submitted, "the log is shown"

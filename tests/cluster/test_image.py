@@ -1,4 +1,4 @@
-"""The image itself, built and run, where something is there to build it."""
+"""Container image, built and run where a builder is available."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def call(*command: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def builder() -> str:
-    """docker with its daemon, podman or buildah: the first that works here."""
+    """Return the first of docker, podman and buildah that works here; skips without one."""
     reasons = []
     for name in ("docker", "podman", "buildah"):
         if not shutil.which(name):
             reasons.append(f"no {name}")
             continue
-        asked = call(name, "info")
-        if asked.returncode == 0:
+        info = call(name, "info")
+        if info.returncode == 0:
             return name
-        reasons.append(f"{name} does not work: {(asked.stderr.splitlines() or ['?'])[-1]}")
+        reasons.append(f"{name} does not work: {(info.stderr.splitlines() or ['?'])[-1]}")
     pytest.skip("; ".join(reasons))
 
 
 @pytest.fixture(scope="module")
 def image(builder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The CPU image, of a copy without environments and caches, which no builder need be sent."""
+    """Build the CPU image from a copy of the sources without caches."""
     context: Path = tmp_path_factory.mktemp("image")
     for name in COPIED:
         if (ROOT / name).is_dir():
@@ -54,20 +54,20 @@ def image(builder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 def inside(builder: str, image: str, *command: str) -> subprocess.CompletedProcess[str]:
     if builder == "buildah":
-        pytest.skip("buildah builds images, and runs none by their name")
+        pytest.skip("buildah cannot run an image by its name")
     return call(builder, "run", "--rm", "--network", "none", image, *command)
 
 
-def test_it_says_what_it_can_be_told(builder: str, image: str) -> None:
+def test_image_prints_the_help_of_the_job(builder: str, image: str) -> None:
     run = inside(builder, image)
     assert run.returncode == 0, run.stderr
     assert "--output" in run.stdout
 
 
-def test_it_inverts_the_sample_images(builder: str, image: str) -> None:
+def test_image_inverts_the_sample_images(builder: str, image: str) -> None:
     samples = "import pipeline, pathlib; print(pathlib.Path(pipeline.__file__).parent / 'samples')"
-    where = inside(builder, image, "python", "-c", samples).stdout.strip()
-    asked = ("--input", where, "--output", "/tmp/table", "--limit", "2", "--identity", "none")
-    run = inside(builder, image, "python", "jobs/invert_dataset.py", *asked)
+    folder = inside(builder, image, "python", "-c", samples).stdout.strip()
+    flags = ("--input", folder, "--output", "/tmp/table", "--limit", "2", "--identity", "none")
+    run = inside(builder, image, "python", "jobs/invert_dataset.py", *flags)
     assert run.returncode == 0, run.stderr
     assert '"exit_code": 0' in run.stdout.splitlines()[-1]

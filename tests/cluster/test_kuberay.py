@@ -29,20 +29,20 @@ def size(text: str) -> int:
 
 @pytest.fixture(scope="session")
 def crds(shared: Path) -> Path:
-    """The folder of KubeRay's own CustomResourceDefinitions."""
+    """Return the folder of KubeRay's CustomResourceDefinitions; skips if it is missing."""
     folder = shared / "kuberay"
     if not folder.is_dir():
-        pytest.skip("KubeRay's CustomResourceDefinitions are not here: no package brings them")
+        pytest.skip("KubeRay's CustomResourceDefinitions are missing: no package contains them")
     return folder
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_pods_hold_only_fields_of_kubernetes(name: str) -> None:
+def test_pods_use_only_kubernetes_fields(name: str) -> None:
     assert pod_problems(load(name)) == []
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_manifests_hold_only_fields_of_the_operator(name: str, crds: Path) -> None:
+def test_manifests_use_only_operator_fields(name: str, crds: Path) -> None:
     assert operator_problems(load(name), crds) == []
 
 
@@ -64,7 +64,7 @@ def with_slip(path: tuple[str | int, ...], slip: str) -> dict[str, Any]:
         (("spec", "headGroupSpec", "template", "spec", "volumes", 0, "emptyDir"), "size"),
     ],
 )
-def test_a_misspelled_pod_field_is_named(path: tuple[str | int, ...], slip: str) -> None:
+def test_misspelled_pod_fields_are_found(path: tuple[str | int, ...], slip: str) -> None:
     (problem,) = pod_problems(with_slip(path, slip))
     assert f"'{slip}' was unexpected" in problem
 
@@ -78,21 +78,21 @@ def test_a_misspelled_pod_field_is_named(path: tuple[str | int, ...], slip: str)
         (("metadata",), "label"),
     ],
 )
-def test_a_misspelled_operator_field_is_named(
+def test_misspelled_operator_fields_are_found(
     path: tuple[str | int, ...], slip: str, crds: Path
 ) -> None:
     (problem,) = operator_problems(with_slip(path, slip), crds)
     assert f"'{slip}' was unexpected" in problem
 
 
-def test_a_value_of_another_type_is_named() -> None:
+def test_values_of_the_wrong_type_are_found() -> None:
     manifest = copy.deepcopy(load("kuberay/cluster.yaml"))
     pod_templates(manifest)[0]["spec"]["securityContext"]["runAsUser"] = "ray"
-    first, *_ = pod_problems(manifest)  # YAML's anchor gives the same to all pods
+    first, *_ = pod_problems(manifest)  # a YAML anchor shares it with all pods
     assert first.startswith("$.template.spec.securityContext.runAsUser: 'ray' is not of type")
 
 
-def test_the_head_stays_off_spot_nodes_and_is_not_moved() -> None:
+def test_head_avoids_spot_nodes_and_eviction() -> None:
     head, *_ = pod_templates(load("kuberay/cluster.yaml"))
     moved = head["metadata"]["annotations"]
     assert moved["karpenter.sh/do-not-disrupt"] == "true"
@@ -105,10 +105,10 @@ def test_the_head_stays_off_spot_nodes_and_is_not_moved() -> None:
         assert group["template"]["spec"]["nodeSelector"].keys() <= refused.keys()
 
 
-def test_workers_stand_the_taints_of_spot_nodes() -> None:
+def test_workers_tolerate_taints_of_spot_nodes() -> None:
     _, *workers = pod_templates(load("kuberay/cluster.yaml"))
     for worker in workers:
-        keys = {one["key"] for one in worker["spec"]["tolerations"]}
+        keys = {entry["key"] for entry in worker["spec"]["tolerations"]}
         assert keys >= {
             "karpenter.sh/capacity-type",
             "cloud.google.com/gke-spot",
@@ -119,14 +119,14 @@ def test_workers_stand_the_taints_of_spot_nodes() -> None:
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_every_pod_may_pull_from_a_private_registry(name: str) -> None:
     ((secret,),) = {
-        tuple(one["name"] for one in template["spec"]["imagePullSecrets"])
+        tuple(entry["name"] for entry in template["spec"]["imagePullSecrets"])
         for template in pod_templates(load(name))
     }
     assert f"kubectl create secret docker-registry {secret}" in GUIDE
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_pods_are_nobody_of_note_and_may_not_become_more(name: str) -> None:
+def test_pods_have_no_privileges(name: str) -> None:
     for template in pod_templates(load(name)):
         pod = template["spec"]
         assert pod["serviceAccountName"] != "default"
@@ -134,36 +134,36 @@ def test_pods_are_nobody_of_note_and_may_not_become_more(name: str) -> None:
         assert who["runAsNonRoot"] is True
         assert min(who["runAsUser"], who["runAsGroup"], who["fsGroup"]) > 0
         assert who["seccompProfile"] == {"type": "RuntimeDefault"}
-        for one in pod["containers"]:
-            assert one["securityContext"] == {
+        for each in pod["containers"]:
+            assert each["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "capabilities": {"drop": ["ALL"]},
             }
 
 
-def test_the_job_brings_the_cluster_that_stands_in_the_other_file() -> None:
+def test_job_and_cluster_files_have_the_same_spec() -> None:
     assert ray_cluster("kuberay/job.yaml") == ray_cluster("kuberay/cluster.yaml")
 
 
-def test_the_job_is_one_that_our_own_flags_allow() -> None:
+def test_entrypoint_of_the_job_has_valid_flags() -> None:
     python, script, *flags = shlex.split(load("kuberay/job.yaml")["spec"]["entrypoint"])
     assert (python, script) == ("python", "/app/jobs/invert_dataset.py")
     arguments = vars(parse_arguments(flags))
     assert arguments.pop("attempts") > 1
     given = {k: v for k, v in arguments.items() if k not in ("config", "dry_run")}
-    assert load_config(None, given).device == "cuda", "a GPU may not be there at the start"
+    assert load_config(None, given).device == "cuda", "a GPU node may not exist yet at the start"
 
 
-def test_the_operator_repeats_no_wrong_request() -> None:
+def test_operator_never_retries_a_wrong_request() -> None:
     assert load("kuberay/job.yaml")["spec"]["backoffLimit"] == 0, "it cannot tell code 2 from 1"
 
 
-def test_ray_is_the_one_that_the_engine_is_built_on() -> None:
+def test_ray_version_equals_the_pinned_one() -> None:
     pins = (FOLDER.parent / ".constraints.txt").read_text().splitlines()
     assert f"ray=={ray_cluster('kuberay/cluster.yaml')['rayVersion']}" in pins
 
 
-def test_the_pools_fit_on_the_pods() -> None:
+def test_actor_pools_fit_on_the_pods() -> None:
     spec = ray_cluster("kuberay/cluster.yaml")
     cpu, gpu = spec["workerGroupSpecs"]
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -176,15 +176,15 @@ def test_the_pools_fit_on_the_pods() -> None:
     assert float(gpu["rayStartParams"]["num-cpus"]) == needs["num_cpus"] == 0
 
 
-def test_only_pods_that_ask_for_a_gpu_offer_one() -> None:
-    """Where NVIDIA's runtime is a node's default the image shows all GPUs, and Ray counts them."""
+def test_only_gpu_pods_offer_gpus() -> None:
+    """A container may see all GPUs (NVIDIA's default runtime), and Ray would count them."""
     spec = ray_cluster("kuberay/cluster.yaml")
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-        asks = "nvidia.com/gpu" in container(group)["resources"]["limits"]
-        assert (group["rayStartParams"].get("num-gpus") == "0") != asks
+        has_gpu = "nvidia.com/gpu" in container(group)["resources"]["limits"]
+        assert (group["rayStartParams"].get("num-gpus") == "0") != has_gpu
 
 
-def test_the_object_store_fits_into_shared_memory_and_that_into_the_pod() -> None:
+def test_object_store_fits_into_shared_memory() -> None:
     for group in ray_cluster("kuberay/cluster.yaml")["workerGroupSpecs"]:
         store = int(group["rayStartParams"]["object-store-memory"])
         (volume,) = group["template"]["spec"]["volumes"]
@@ -195,29 +195,29 @@ def test_the_object_store_fits_into_shared_memory_and_that_into_the_pod() -> Non
         assert (mount["name"], mount["mountPath"]) == (volume["name"], "/dev/shm")
 
 
-def test_all_pods_run_one_image() -> None:
+def test_all_pods_use_one_image() -> None:
     spec = ray_cluster("kuberay/cluster.yaml")
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     assert len({container(group)["image"] for group in groups}) == 1
 
 
-def test_the_guide_sends_a_job_to_the_cluster_that_stays() -> None:
+def test_guide_submits_to_the_permanent_cluster() -> None:
     name = load("kuberay/cluster.yaml")["metadata"]["name"]
     for step in (
         f"kubectl port-forward svc/{name}-head-svc 8265",
         "RAY_AUTH_MODE=token",
         f"RAY_AUTH_TOKEN=$(kubectl get secret {name} ",
     ):
-        assert step in GUIDE, "KubeRay names service and secret after the cluster"
+        assert step in GUIDE, "KubeRay derives the names of service and secret from the cluster"
 
 
-def test_the_guide_ends_a_job_before_it_is_applied_again() -> None:
+def test_guide_deletes_a_job_before_applying_it_again() -> None:
     name = load("kuberay/job.yaml")["metadata"]["name"]
-    assert f"kubectl delete rayjob {name}" in GUIDE, "a finished RayJob is not run again by apply"
+    assert f"kubectl delete rayjob {name}" in GUIDE, "apply does not run a finished RayJob again"
     assert f"kubectl logs job/{name}" in GUIDE
 
 
-def test_the_guide_says_who_labels_the_nodes() -> None:
+def test_guide_names_the_node_labels() -> None:
     needed = GUIDE.split("**Kubernetes.**")[1].split("```")[0]
     for group in ray_cluster("kuberay/cluster.yaml")["workerGroupSpecs"]:
         ((label, value),) = group["template"]["spec"]["nodeSelector"].items()

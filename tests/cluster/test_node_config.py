@@ -1,4 +1,4 @@
-"""What is inside `node_config`, which Ray hands to the provider unread."""
+"""Content of `node_config`, which Ray passes to the provider unchecked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from botocore.validate import ParamValidator
 
 from tests.cluster.configurations import FOLDER, load
 
-# Of the Compute Engine API's Instance (v1): the fields that a node may need here.
+# Fields of the Compute Engine API's Instance (v1) that a node may need here.
 INSTANCE: dict[str, Any] = {
     "machineType": str,
     "disks": [
@@ -40,23 +40,23 @@ INSTANCE: dict[str, Any] = {
 
 @cache
 def run_instances() -> tuple[Shape, frozenset[str]]:
-    """The parameters of EC2's RunInstances, and all instance types, as botocore knows them."""
+    """Return the parameters of EC2's RunInstances and all instance types, from botocore."""
     model = ServiceModel(Loader().load_service_model("ec2", "service-2"))
     kinds = model.shape_for("InstanceType").enum
     return model.operation_model("RunInstances").input_shape, frozenset(kinds)
 
 
 def problems_of_ec2(node_config: dict[str, Any]) -> str:
-    """What EC2 would refuse; '' if nothing."""
+    """Return what EC2 would refuse; '' if nothing."""
     shape, kinds = run_instances()
     # Ray adds the counts itself.
     report = ParamValidator().validate(node_config | {"MinCount": 1, "MaxCount": 1}, shape)
-    known = node_config.get("InstanceType") in kinds
-    return report.generate_report() + ("" if known else "no such InstanceType")
+    exists = node_config.get("InstanceType") in kinds
+    return report.generate_report() + ("" if exists else "no such InstanceType")
 
 
 def problems_of_gce(value: Any, allowed: Any, at: str = "") -> list[str]:
-    """Where `value` leaves `allowed`: a type, a set of values, [element], or {field: allowed}."""
+    """Return where `value` is not `allowed`: a type, a set, [element] or {field: allowed}."""
     if isinstance(allowed, set):
         return [] if value in allowed else [f"{at}: {value!r}"]
     if isinstance(allowed, type):
@@ -64,11 +64,13 @@ def problems_of_gce(value: Any, allowed: Any, at: str = "") -> list[str]:
     if type(value) is not type(allowed):
         return [f"{at}: {value!r}"]
     if isinstance(value, list):
-        return [found for item in value for found in problems_of_gce(item, allowed[0], at)]
+        return [problem for item in value for problem in problems_of_gce(item, allowed[0], at)]
     unknown = [f"{at}.{key}" for key in value if key not in allowed]
-    known = (key for key in value if key in allowed)
+    fields = (key for key in value if key in allowed)
     return unknown + [
-        found for key in known for found in problems_of_gce(value[key], allowed[key], f"{at}.{key}")
+        problem
+        for key in fields
+        for problem in problems_of_gce(value[key], allowed[key], f"{at}.{key}")
     ]
 
 
@@ -77,7 +79,7 @@ def nodes(name: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["head", "cpu", "gpu"])
-def test_ec2_takes_the_node(kind: str) -> None:
+def test_ec2_accepts_every_node(kind: str) -> None:
     assert problems_of_ec2(nodes("aws.yaml")[kind]) == ""
 
 
@@ -90,31 +92,33 @@ def test_ec2_takes_the_node(kind: str) -> None:
         ({"BlockDeviceMappings": [{"Ebs": {"VolumeSize": "100"}}]}, "VolumeSize"),
     ],
 )
-def test_a_slip_in_an_ec2_node_is_named(wrong: dict[str, Any], named: str) -> None:
+def test_typos_in_an_ec2_node_are_found(wrong: dict[str, Any], named: str) -> None:
     assert named in problems_of_ec2(nodes("aws.yaml")["gpu"] | wrong)
 
 
-def test_all_ec2_nodes_run_one_image_that_is_to_be_filled_in() -> None:
+def test_ec2_nodes_share_one_image_placeholder() -> None:
     images = {kind: node.get("ImageId") for kind, node in nodes("aws.yaml").items()}
-    assert set(images.values()) == {"ami-YOURS"}, "Ray fills a gap with an image of 2023"
+    assert set(images.values()) == {"ami-YOURS"}, "without it Ray uses an image of 2023"
     guide = (FOLDER / "README.md").read_text()
-    assert "aws ssm get-parameter" in guide, "where the image's id comes from"
+    assert "aws ssm get-parameter" in guide, "the guide shows how to get the image's id"
     for node in nodes("aws.yaml").values():
         (disk,) = node["BlockDeviceMappings"]
         assert disk["Ebs"]["VolumeSize"] >= 200, "EC2 refuses a disk smaller than the image's"
 
 
 @pytest.mark.parametrize("kind", ["head", "cpu", "gpu"])
-def test_compute_engine_takes_the_node(kind: str) -> None:
+def test_compute_engine_accepts_every_node(kind: str) -> None:
     assert problems_of_gce(nodes("gcp.yaml")[kind], INSTANCE) == []
 
 
-def test_compute_engine_is_told_a_disk_that_all_machines_take() -> None:
+def test_compute_engine_disks_fit_all_machine_types() -> None:
     zone = load("gcp.yaml")["provider"]["availability_zone"]
     for kind, node in nodes("gcp.yaml").items():
         (disk,) = node["disks"]
-        asked = disk["initializeParams"].get("diskType", "pd-standard")
-        assert asked == f"zones/{zone}/diskTypes/pd-balanced", f"{kind}: C3D and G2 have no other"
+        disk_type = disk["initializeParams"].get("diskType", "pd-standard")
+        assert disk_type == f"zones/{zone}/diskTypes/pd-balanced", (
+            f"{kind}: C3D and G2 support no other"
+        )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_compute_engine_is_told_a_disk_that_all_machines_take() -> None:
         ({"disks": [{"boot": "yes"}]}, ".disks: 'yes'"),
     ],
 )
-def test_a_slip_in_a_compute_engine_node_is_named(wrong: dict[str, Any], named: str) -> None:
+def test_typos_in_a_compute_engine_node_are_found(wrong: dict[str, Any], named: str) -> None:
     node = copy.deepcopy(nodes("gcp.yaml")["gpu"]) | wrong
     (problem,) = problems_of_gce(node, INSTANCE)
     assert problem.replace(".boot", "") == named

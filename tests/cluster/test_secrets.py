@@ -1,4 +1,4 @@
-"""What is tracked in `cluster/` holds no credential and asks for none."""
+"""Tracked files in `cluster/` contain no credential."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ SECRETS = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_secret_stands_in_a_file(name: str) -> None:
+def test_cluster_files_contain_no_secret(name: str) -> None:
     text = (FOLDER / name).read_text()
     assert [kind for kind, pattern in SECRETS.items() if re.search(pattern, text)] == []
 
 
-def test_the_patterns_find_what_they_name() -> None:
+def test_every_pattern_finds_its_secret() -> None:
     planted = "AKIAABCDEFGHIJKLMNOP aws_secret_access_key: abcdefghijklmnopqrst -----BEGIN KEY"
     planted += " s3://me:word@bucket ghp_abcdefghijklmnopqrstuv"
     assert all(re.search(pattern, planted) for pattern in SECRETS.values())
 
 
-def test_the_settings_for_a_cluster_are_ones_that_the_job_knows() -> None:
+def test_run_settings_are_valid_for_the_job() -> None:
     config = load_config(str(FOLDER / "run.yaml"), {})
     assert config.device == "cuda"
     assert config.input.startswith("s3://")

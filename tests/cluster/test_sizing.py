@@ -1,4 +1,4 @@
-"""The README's sizing: what the engine's own constants make of the inputs that stand there."""
+"""Sizing in the guide: results follow from its inputs and the engine's constants."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def number(text: str) -> float:
 
 
 @pytest.mark.parametrize("peak", ["P", "T"])
-def test_what_dlibs_identity_takes_follows_from_an_image(peak: str) -> None:
+def test_cost_of_dlib_identity_follows_from_one_image(peak: str) -> None:
     i = inputs()
     rate = i["o"] * i[peak] / i["F"]
     image, images, children = 5.5, 6, 7
@@ -50,18 +50,18 @@ def section(title: str) -> str:
 
 
 def column(text: str, index: int, skipped: int) -> dict[str, str]:
-    """First cell to the cell `index` after `skipped` others, of the rows of numbers."""
-    found = {}
+    """Map the first cell to cell `index` after `skipped` others, for rows with numbers."""
+    cells_by_name = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
         values = cells[1 + skipped :]
         if len(values) > index and re.fullmatch(r"\**[\d.,]+\**", values[index]):
-            found[cells[0]] = values[index]
-    return found
+            cells_by_name[cells[0]] = values[index]
+    return cells_by_name
 
 
 def cpu_nodes(rate: float, i: dict[str, float], readers: int = CLUSTER_READERS) -> int:
-    """Nodes for all that takes a CPU of Ray's: aligners, readers and writers."""
+    """Return the nodes for everything that uses Ray's CPUs: aligners, readers and writers."""
     aligners = math.ceil(rate * i["a"] / i["v"])
     writers = math.ceil(rate / PART * i["p"] / Write.resources.parts_at_once)
     cpus = (
@@ -73,7 +73,7 @@ def cpu_nodes(rate: float, i: dict[str, float], readers: int = CLUSTER_READERS) 
 
 
 def same(said: dict[str, str], meant: dict[str, float]) -> None:
-    """Each number that is said is the one meant, rounded as it is written."""
+    """Check that each number in the text equals the computed one, rounded as it is written."""
     assert said.keys() == meant.keys()
     for name, text in said.items():
         digits = len(text.strip("*").partition(".")[2])
@@ -81,7 +81,7 @@ def same(said: dict[str, str], meant: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(("index", "peak"), [(0, "P"), (1, "T")])
-def test_the_results_follow_from_the_inputs_and_the_engine(index: int, peak: str) -> None:
+def test_results_follow_from_inputs_and_engine(index: int, peak: str) -> None:
     i = inputs()
     each = i["o"] * i[peak] / i["F"]
     rate = i["G"] * each
@@ -118,7 +118,7 @@ def test_the_results_follow_from_the_inputs_and_the_engine(index: int, peak: str
 
 
 @pytest.mark.parametrize(("index", "peak", "faster"), [(0, "P", 1), (1, "T", 1), (2, "P", 10)])
-def test_sixty_four_nodes_follow_too(index: int, peak: str, faster: int) -> None:
+def test_results_of_sixty_four_nodes_follow(index: int, peak: str, faster: int) -> None:
     i = inputs()
     rate = 64 * faster * i["o"] * i[peak] / i["F"]
     parts = rate / PART
@@ -139,7 +139,7 @@ def test_sixty_four_nodes_follow_too(index: int, peak: str, faster: int) -> None
     )
 
 
-def test_the_arithmetic_that_is_printed_is_the_engines() -> None:
+def test_printed_formulas_use_the_engines_constants() -> None:
     for term in (
         f"`{CLUSTER_READERS} · {Read.resources.cpus}`",
         f"`⌈G·R/{PART} · p / {Write.resources.parts_at_once}⌉ · {Write.resources.cpus}`",
@@ -150,14 +150,14 @@ def test_the_arithmetic_that_is_printed_is_the_engines() -> None:
     assert Align.resources.cpus == 1, "one CPU of Ray each"
 
 
-def test_a_gpu_is_not_taken_for_faster_than_it_is() -> None:
+def test_gpu_speed_is_below_half_of_the_peak() -> None:
     """IEEE float32 is the default, and no convolution reaches the peak."""
     i = inputs()
     assert i["o"] <= 0.5
     assert "not measured: no GPU was at hand" in TEXT
 
 
-def test_the_nodes_are_those_of_the_cluster_file() -> None:
+def test_nodes_equal_those_of_the_cluster_file() -> None:
     i = inputs()
     kinds = load("aws.yaml")["available_node_types"]
     assert i["V"] == kinds["cpu"]["resources"]["CPU"]

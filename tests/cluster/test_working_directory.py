@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir .` sends to every node."""
+"""Files that `ray job submit --working-dir .` sends to every node."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_what_git_ignores_is_not_sent() -> None:
-    ours, sent_not = (
+def test_ignored_files_are_not_sent() -> None:
+    ignored, not_sent = (
         {line.rstrip("/").removeprefix("/") for line in (ROOT / name).read_text().splitlines()}
         for name in (".gitignore", ".rayignore")
     )
-    caches = {name for name in ours if name.startswith(".") and name.endswith("_cache")}
-    assert ours - caches <= sent_not
+    caches = {name for name in ignored if name.startswith(".") and name.endswith("_cache")}
+    assert ignored - caches <= not_sent
     assert caches <= {".mypy_cache", ".ruff_cache", ".pytest_cache"}
-    assert ".*_cache" in sent_not
+    assert ".*_cache" in not_sent

@@ -1,4 +1,4 @@
-"""Pairs that the fit of a small generator starts from."""
+"""Pairs for fitting a small generator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.training.latent_pairs import Pairs
 
 @pytest.fixture
 def colours() -> Pairs:
-    """24 pairs of a code and a flat 32 px image of a colour that the code decides."""
+    """Return 24 pairs of a code and a flat 32 px image in a colour computed from it."""
     torch.manual_seed(0)
     w = torch.randn(24, 512)
     colour = (127 + 60 * w[:, :3]).clamp(0, 255).byte()

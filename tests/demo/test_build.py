@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from pipeline.demo.build import Drawn, build, draw_cartoons
+from pipeline.demo.build import DemoData, build, draw_cartoons
 from pipeline.demo.plans import CARTOON, FACES
 from pipeline.errors import FingerprintError
 from pipeline.storage import Store
@@ -16,8 +16,8 @@ from pipeline.training.trainer import LoopPlan
 # On a machine with much else to do its trainings take minutes.
 pytestmark = pytest.mark.timeout(900)
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
-GENERATOR = LoopPlan(images=8, batch=4, peak_rate=2e-2, report_every=8, save_every=8)
-ENCODER = LoopPlan(images=48, batch=4, peak_rate=3e-3, warm_up=4, report_every=48, save_every=48)
+GENERATOR = LoopPlan(images=8, batch=4, max_lr=2e-2, report_every=8, save_every=8)
+ENCODER = LoopPlan(images=48, batch=4, max_lr=3e-3, warmup_steps=4, report_every=48, save_every=48)
 
 
 def small(plan):
@@ -28,11 +28,11 @@ def small(plan):
 
 
 @pytest.fixture(scope="module")
-def photos() -> Drawn:
+def photos() -> DemoData:
     torch.manual_seed(0)
     w = torch.randn(24, 512)
     colour = (127 + 60 * w[:, :3]).clamp(0, 255).byte()
-    return Drawn(Pairs(w, colour[:, :, None, None].expand(-1, -1, 32, 32).contiguous()))
+    return DemoData(Pairs(w, colour[:, :, None, None].expand(-1, -1, 32, 32).contiguous()))
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(photos, folder):
-    """A demo model of a minute part of the real one's training."""
+    """Build a demo model with a very short training."""
     return build(small(FACES), photos, folder)
 
 
-def test_both_stages_leave_their_figures_on_the_card(base):
+def test_card_has_the_metrics_of_both_stages(base):
     model, seconds = base
     assert model.name == "demo"
     assert "research" in model.licence
@@ -58,7 +58,7 @@ def test_both_stages_leave_their_figures_on_the_card(base):
         assert model.card.notes[stage]["seconds"] == took
 
 
-def test_a_stage_that_was_done_before_has_the_seconds_that_it_took(base, photos, folder):
+def test_finished_stage_keeps_its_seconds(base, photos, folder):
     store, (_, seconds) = Store(folder), base
     log = read_reports(store, "encoder")
     slow = [{"images": 4, "seconds": 1_000.0}, *log]
@@ -69,34 +69,34 @@ def test_a_stage_that_was_done_before_has_the_seconds_that_it_took(base, photos,
     assert model.card.notes["encoder"]["seconds"] == again["encoder"]
 
 
-def test_a_folder_of_another_plan_is_refused(base, photos, folder):
+def test_folder_of_another_plan_is_refused(base, photos, folder):
     assert base
-    faster = dataclasses.replace(GENERATOR, peak_rate=3e-2)
+    faster = dataclasses.replace(GENERATOR, max_lr=3e-2)
     with pytest.raises(FingerprintError, match="peak_rate"):
         build(dataclasses.replace(small(FACES), generator=faster), photos, folder)
 
 
-def test_refinement_was_learnt(base):
+def test_later_steps_lower_the_distance(base):
     curve = base[0].card.notes["encoder"]["held_out_l2"]
     assert curve[-1] < curve[0]
 
 
-def test_cartoons_are_kept_for_their_own_images_and_size_alone(photos, tmp_path):
+def test_cached_cartoons_match_images_and_size(photos, tmp_path):
     dark = Pairs(photos.pairs.w, 255 - photos.pairs.images)
-    expected = draw_cartoons(dark, 16, str(tmp_path / "fresh")).looks
+    expected = draw_cartoons(dark, 16, str(tmp_path / "fresh")).targets
     draw_cartoons(photos.pairs, 16, str(tmp_path / "used"))
-    assert torch.equal(draw_cartoons(dark, 16, str(tmp_path / "used")).looks, expected)
-    assert draw_cartoons(dark, 8, str(tmp_path / "used")).looks.shape == (24, 3, 8, 8)
+    assert torch.equal(draw_cartoons(dark, 16, str(tmp_path / "used")).targets, expected)
+    assert draw_cartoons(dark, 8, str(tmp_path / "used")).targets.shape == (24, 3, 8, 8)
 
 
-def test_a_cartoon_model_stays_in_the_w_space_that_it_starts_from(base, photos, tmp_path):
+def test_cartoon_model_keeps_the_base_w_space(base, photos, tmp_path):
     model, _ = base
     large = photos.pairs.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
     drawn = draw_cartoons(Pairs(photos.pairs.w, large), 32, str(tmp_path))
-    assert drawn.looks is not None
-    assert drawn.looks.shape == (24, 3, 32, 32)
+    assert drawn.targets is not None
+    assert drawn.targets.shape == (24, 3, 32, 32)
     again = draw_cartoons(Pairs(photos.pairs.w, large), 32, str(tmp_path))
-    assert torch.equal(again.looks, drawn.looks)
+    assert torch.equal(again.targets, drawn.targets)
     toon, _ = build(small(CARTOON), drawn, str(tmp_path), model)
     assert toon.name == "demo-toonify"
     assert torch.equal(toon.latent_avg, model.latent_avg)

@@ -16,7 +16,7 @@ class Attack:
 
 
 def arrays() -> dict[str, object]:
-    """flax's tree of LPIPS-AlexNet, every kernel [h, w, in, out] a running number."""
+    """Return flax's tree of LPIPS-AlexNet with numbered kernels [h, w, in, out]."""
     kernels = [(11, 11, 3, 64), (5, 5, 64, 192), (3, 3, 192, 384), (3, 3, 384, 256)]
     tree: dict[str, object] = {"AlexNet_0": {}}
     for index, shape in enumerate([*kernels, (3, 3, 256, 256)]):
@@ -28,25 +28,25 @@ def arrays() -> dict[str, object]:
     return tree
 
 
-def as_numpy_1_wrote_it(tree: object) -> bytes:
-    """numpy 2 pickles the same records under another module name."""
+def pickle_as_numpy_1(tree: object) -> bytes:
+    """Pickle with numpy 1's module names; numpy 2 uses another one."""
     return pickle.dumps(tree, protocol=3).replace(b"numpy._core", b"numpy.core")
 
 
-def test_kernels_are_turned_into_the_layout_of_torch():
+def test_kernels_are_converted_to_torchs_layout():
     tree = arrays()
-    state = convert_lpips.to_state_dict(convert_lpips.read_arrays(as_numpy_1_wrote_it(tree)))
+    state = convert_lpips.to_state_dict(convert_lpips.read_arrays(pickle_as_numpy_1(tree)))
     kernel = tree["AlexNet_0"]["Conv_1"]["kernel"]
     assert state["features.3.weight"][7, 5, 2, 1].item() == kernel[2, 1, 5, 7]
     lpips.Lpips().load_state_dict(state)
 
 
-def test_a_pickle_that_names_anything_else_is_refused_unexecuted():
-    with pytest.raises(pickle.UnpicklingError, match=r"getcwd: refused"):
+def test_pickle_with_other_names_is_not_executed():
+    with pytest.raises(pickle.UnpicklingError, match=r"getcwd: not allowed"):
         convert_lpips.read_arrays(pickle.dumps(Attack()))
 
 
-def test_the_shipped_file_is_what_the_network_loads():
+def test_embedded_weights_load_into_the_network():
     path = convert_lpips.Path(lpips.__file__).parent / "weights" / lpips.WEIGHTS
     shipped = load_file(path)
     loaded = lpips.load_lpips().state_dict()

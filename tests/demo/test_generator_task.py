@@ -9,12 +9,12 @@ from pipeline.training.trainer import LoopPlan
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
 HELD_OUT = 8
 PLAN = LoopPlan(
-    images=64, batch=8, peak_rate=2e-2, warm_up=4, horizon=4, report_every=64, save_every=64
+    images=64, batch=8, max_lr=2e-2, warmup_steps=4, ema_window=4, report_every=64, save_every=64
 )
 IDENTITY = LatentScale(torch.zeros(512), 1.0)
 
 
-def test_folding_the_scale_gives_the_same_images_from_w_as_it_is():
+def test_folded_scale_gives_the_same_images():
     torch.manual_seed(0)
     generator = Generator(CHANNELS)
     w = torch.randn(5, 512) * 0.3 + torch.randn(512)
@@ -29,7 +29,7 @@ def test_folding_the_scale_gives_the_same_images_from_w_as_it_is():
     assert torch.allclose(before, again, atol=1e-4)
 
 
-def test_fitting_brings_the_distance_to_its_pairs_down(colours, tmp_path):
+def test_fitting_lowers_the_distance_to_pairs(colours, tmp_path):
     torch.manual_seed(PLAN.seed)
     train, _ = colours.split(HELD_OUT)
     untrained = evaluate_generator(Generator(CHANNELS), train, LatentScale.of(train.w))
@@ -37,11 +37,11 @@ def test_fitting_brings_the_distance_to_its_pairs_down(colours, tmp_path):
     assert evaluate_generator(fitted, train, IDENTITY)["l1"] < 0.8 * untrained["l1"]
 
 
-def test_a_fit_goes_on_from_a_finished_generator(colours, tmp_path):
+def test_fit_starts_from_a_given_generator(colours, tmp_path):
     torch.manual_seed(1)
     start = Generator(CHANNELS)
     before = {name: value.clone() for name, value in start.state_dict().items()}
-    plan = dataclasses.replace(PLAN, images=8, peak_rate=0.0)
+    plan = dataclasses.replace(PLAN, images=8, max_lr=0.0)
     kept = fit_generator(plan, colours, str(tmp_path), start=start, held_out=HELD_OUT)
     w = torch.randn(2, 512)
     with torch.no_grad():

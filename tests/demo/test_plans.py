@@ -1,4 +1,4 @@
-"""A demo model is built on in its own folder, by its own plan."""
+"""A build of a demo model resumes only with the plan that it started with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs import build_demo_model as job
-from pipeline.demo.plans import CARTOON, FACES, check_plan, keep_plan
+from pipeline.demo.plans import CARTOON, FACES, check_plan, save_plan
 from pipeline.errors import FingerprintError
 from pipeline.models import load_model
 from pipeline.storage import Store
@@ -16,51 +16,51 @@ from pipeline.storage import Store
 
 @pytest.fixture
 def work(tmp_path: Path) -> str:
-    """A folder in which the faces' generator is under way."""
+    """Return a folder with a started build of the faces' generator."""
     folder = str(tmp_path / "work")
-    keep_plan(FACES, None, folder, pairs=24)
+    save_plan(FACES, None, folder, pairs=24)
     Store(folder).put("generator.pt", b"")
     return folder
 
 
-def test_a_stage_may_be_made_longer_and_looked_at_more_often(work: str) -> None:
+def test_length_and_report_interval_may_change(work: str) -> None:
     generator = replace(FACES.generator, images=90_000, report_every=10, save_every=10)
     encoder = replace(FACES.encoder, images=50_000, save_minutes=1.0)
     check_plan(replace(FACES, generator=generator, encoder=encoder), None, work, pairs=24)
 
 
 @pytest.mark.parametrize(
-    ("plan", "told"),
+    ("plan", "message"),
     [
-        (CARTOON, 'name: "demo" when it began, "demo-toonify" asked for'),
-        (replace(FACES, channels={**FACES.channels, 64: 24}), "channels.64: 48 when it began, 24"),
+        (CARTOON, 'name: "demo" at the start, "demo-toonify" now'),
+        (replace(FACES, channels={**FACES.channels, 64: 24}), "channels.64: 48 at the start, 24"),
         (
-            replace(FACES, encoder=replace(FACES.encoder, peak_rate=1e-3)),
-            "encoder.peak_rate: 0.0015 when it began, 0.001 asked for",
+            replace(FACES, encoder=replace(FACES.encoder, max_lr=1e-3)),
+            "encoder.peak_rate: 0.0015 at the start, 0.001 now",
         ),
-        (replace(FACES, rounds=replace(FACES.rounds, steps=3)), "rounds.steps: 5 when it began, 3"),
+        (replace(FACES, rounds=replace(FACES.rounds, steps=3)), "rounds.steps: 5 at the start, 3"),
     ],
 )
-def test_another_plan_is_refused(work: str, plan, told: str) -> None:  # type: ignore[no-untyped-def]
+def test_another_plan_is_refused(work: str, plan, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(FingerprintError) as refusal:
         check_plan(plan, None, work)
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
 
 
-def test_another_base_or_other_pairs_are_refused(work: str, tiny_bundle: str) -> None:
-    with pytest.raises(FingerprintError, match="base: not set when it began"):
+def test_another_base_or_number_of_pairs_is_refused(work: str, tiny_bundle: str) -> None:
+    with pytest.raises(FingerprintError, match="base: not set at the start"):
         check_plan(FACES, load_model(tiny_bundle), work)
-    with pytest.raises(FingerprintError, match="pairs: 24 when it began, 30 asked for"):
+    with pytest.raises(FingerprintError, match="pairs: 24 at the start, 30 now"):
         check_plan(FACES, None, work, pairs=30)
 
 
-def test_the_job_refuses_a_folder_of_another_look_before_it_reads_pairs(
+def test_job_refuses_another_look_before_reading_pairs(
     work: str, tiny_bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    look = ["--look", "cartoon", "--base", tiny_bundle]
+    flags = ["--look", "cartoon", "--base", tiny_bundle]
     pairs = tmp_path / "pairs"
     pairs.mkdir()
     (pairs / "pairs-00000.tar").write_bytes(b"never read")
-    assert job.main(["--pairs", str(pairs), "--work", work, *look]) == 2
+    assert job.main(["--pairs", str(pairs), "--work", work, *flags]) == 2
     assert "choose another output or the same settings" in capsys.readouterr().err
     assert Store(work).names() == ["_plan.json", "generator.pt"]

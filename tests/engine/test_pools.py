@@ -10,6 +10,7 @@ from pipeline.engine.capacity import UNBOUNDED, Pools, max_cpu_actors, reserved_
 from pipeline.engine.cluster import Node, Resources
 from pipeline.engine.stages import STAGES, Invert
 from pipeline.errors import ConfigError
+from pipeline.table.stats import STAGE_NAMES
 
 
 def config(**settings: object) -> JobConfig:
@@ -85,3 +86,7 @@ def test_an_inverter_takes_a_gpu_or_a_core(on_gpu: bool) -> None:
     pools = Pools({}, reserved_cpus(on_gpu=on_gpu), on_gpu)
     needs = pools.needs(Invert)
     assert (needs.get("num_gpus") == 1, needs["num_cpus"] > 0) == (on_gpu, not on_gpu)
+
+
+def test_run_records_name_every_stage_in_order() -> None:
+    assert tuple(stage.name for stage in STAGES) == STAGE_NAMES

@@ -50,7 +50,7 @@ JOBS = {
     ],
     "import_latents": [
         (["--from", "nowhere.npy"], "nowhere.npy' does not exist"),
-        (["--from", "empty"], "empty' holds no codes"),
+        (["--from", "empty"], "empty' has no codes"),
         (["--model", "nowhere.pt"], "no model file at nowhere.pt"),
         (["--images", "nowhere"], "nowhere' does not exist"),
         (["--images", "photos", "--identity", "dlip"], "no identity network is called 'dlip'"),
@@ -66,7 +66,7 @@ JOBS = {
         (["demo", "photos"], "nothing is written among other files"),
     ],
     "calibrate_stop": [
-        (["--most", "1"], "2 to 100 steps, not 1"),
+        (["--most", "1"], "must be 2 to 100, got 1"),
         (["--calibrate", "nowhere"], "nowhere' does not exist"),
         (["--report", "nowhere"], "nowhere' does not exist"),
         (["--model", "nowhere.pt"], "no model file at nowhere.pt"),

@@ -36,7 +36,9 @@ def test_a_dashboards_address_is_no_cluster(
 ) -> None:
     config = config_of()
     monkeypatch.setenv("RAY_ADDRESS", "http://localhost:8265")
-    with pytest.raises(ConfigError, match="is a dashboard's URL: send the job there with `ray job sub"):
+    with pytest.raises(
+        ConfigError, match="is a dashboard's URL: send the job there with `ray job sub"
+    ):
         run_job(config)
     assert not Path(config.output).exists(), "nothing is begun"
 

@@ -22,26 +22,26 @@ from pipeline.errors import ConfigError, FingerprintError, InputError, PipelineE
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.data import CropFile, put_index
-from pipeline.training.resume_check import keep_settings
+from pipeline.training.resume_check import save_settings
 
 
 def test_other_settings_are_refused_before_any_work(five_images: TrainConfig) -> None:
-    keep_settings(five_images)
+    save_settings(five_images)
     run = Path(five_images.output)
     (run / "encoder.pt").write_bytes(b"")
     before = {path: path.read_bytes() for path in run.iterdir()}
     gone = five_images.model_copy(update={"input": str(run / "gone"), "seed": 1})
-    with pytest.raises(FingerprintError, match="seed: 0 when it began, 1 asked for"):
+    with pytest.raises(FingerprintError, match="seed: 0 at the start, 1 now"):
         run_training(gone)  # an input that is not there is not even listed
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_other_images_are_refused_before_they_are_cut(five_images: TrainConfig) -> None:
-    keep_settings(five_images, plan_crops(five_images).origin)
+    save_settings(five_images, plan_crops(five_images).origin)
     run = Path(five_images.output)
     (run / "encoder.pt").write_bytes(b"")
     Path(five_images.input, "0.png").unlink()
-    with pytest.raises(FingerprintError, match=r"the images in '.*' are others than when"):
+    with pytest.raises(FingerprintError, match=r"the images in '.*' have changed since"):
         run_training(five_images)
     assert sorted(path.name for path in run.iterdir()) == ["_train.json", "encoder.pt"]
 

@@ -1,7 +1,7 @@
-"""Break things by a schedule: `python -m tests.faults --schedules 100`, or one: `--seed 17`.
+"""Play schedules of faults: `python -m tests.faults --schedules 100`, or one: `--seed 17`.
 
-Prints a line a schedule, a table by kind of fault, and one JSON object as the last line. Exit code
-1 if a promise broke; the line of that schedule has the command that repeats it.
+Prints one line per schedule, a table by kind of fault, and one JSON object as the last line. Exit
+code 1 if a guarantee was violated; the line of that schedule has the command that repeats it.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from tests.faults.world import shared_world
 COUNTS = ("lost", "duplicated", "stray", "different", "leftovers")
 
 
-def told(result: Result) -> str:
-    """One schedule in a line; a broken one with how to see it again."""
-    found = result.findings
+def summary_line(result: Result) -> str:
+    """Return one line about a schedule; for a failed one with the command that repeats it."""
+    findings = result.findings
     line = (
         f"seed {result.seed:4}  {result.kind:22}  {result.when:34}  runs {result.runs}  "
-        f"recovery {result.recovery_s:6.1f} s  lost {found.lost}  duplicated {found.duplicated}  "
-        f"stray {found.stray}"
+        f"recovery {result.recovery_s:6.1f} s  lost {findings.lost}  "
+        f"duplicated {findings.duplicated}  stray {findings.stray}"
     )
     if result.unavailable:
         return f"{line}\n  not played: {result.unavailable}"
     if result.ok:
         return line
-    why = result.failure or found.problem or f"{found.different} files differ"
+    why = result.failure or findings.problem or f"{findings.different} files differ"
     return f"{line}\n  BROKEN: {why}\n  again: python -m tests.faults --seed {result.seed}"
 
 
 def by_kind(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Sums of the schedules of each kind."""
+    """Return sums over the schedules of each kind."""
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         groups[result.kind].append(result)
@@ -58,7 +58,7 @@ def by_kind(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """The sums in columns."""
+    """Print the sums in columns."""
     names = list(rows[0])
     widths = [max(len(str(row[name])) for row in rows) for name in names]
     widths = [max(width, len(name)) for width, name in zip(widths, names, strict=True)]
@@ -68,7 +68,7 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def chosen_seeds(arguments: argparse.Namespace) -> list[int]:
-    """One seed, or the first so many of the kinds that are asked for."""
+    """Return the given seed, or the first seeds of the selected kinds."""
     if arguments.seed is not None:
         return [arguments.seed]
     seeds: list[int] = []
@@ -81,7 +81,7 @@ def chosen_seeds(arguments: argparse.Namespace) -> list[int]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Play the schedules; 1 if one broke a promise."""
+    """Play the schedules; return 1 if one violated a guarantee."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--seed", type=int, help="play this one alone")
     parser.add_argument("--schedules", type=int, default=len(KINDS), metavar="N")
@@ -92,11 +92,11 @@ def main(argv: Sequence[str]) -> int:
     with (
         tempfile.TemporaryDirectory(prefix="faults-") as folder,
         shared_world(Path(folder)) as world,
-        suppress(KeyboardInterrupt),  # Ctrl-C ends with the table of what was played
+        suppress(KeyboardInterrupt),  # after Ctrl-C print the table of what was played
     ):
         for seed in chosen_seeds(arguments):
             results.append(play(world, seed))
-            print(told(results[-1]), flush=True)
+            print(summary_line(results[-1]), flush=True)
     rows = by_kind(results)
     if rows:
         print()

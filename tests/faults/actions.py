@@ -1,4 +1,4 @@
-"""What the proxy may do to a request."""
+"""Actions of the proxy on a request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONDITION = re.compile(rb"\r\nif-none-match:[^\r]*", re.IGNORECASE)
 
 
 def error(status: int) -> Action:
-    """Answer with an error of S3 and pass nothing on."""
+    """Answer with an S3 error and do not forward the request."""
     name = _NAMES[status]
     xml = f"<?xml version='1.0'?><Error><Code>{name}</Code><Message>on purpose</Message></Error>"
     head = (
@@ -35,7 +35,7 @@ def error(status: int) -> Action:
 
 
 def refusing(status: int, code: str) -> Action:
-    """Answer as S3 does to credentials that it does not take: its reason, but none to a HEAD."""
+    """Answer as S3 does to invalid credentials: with a reason, except to HEAD requests."""
     xml = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>on purpose</Message></Error>"
     head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/xml\r\nConnection: close\r\n"
 
@@ -47,7 +47,7 @@ def refusing(status: int, code: str) -> Action:
 
 
 def slow(seconds: float) -> Action:
-    """Pass on, and answer after `seconds`."""
+    """Forward the request and send the answer after `seconds`."""
 
     async def act(exchange: Exchange) -> None:
         answer = await exchange.forward()
@@ -78,9 +78,9 @@ async def truncated(exchange: Exchange) -> None:
 
 
 def unconditional(put: Callable[[str, bytes], None]) -> Action:
-    """Be a store that has never heard of If-None-Match: `put(bucket/key, body)` whatever is there.
+    """Ignore If-None-Match, by calling `put(bucket/key, body)` whether or not the object exists.
 
-    The condition is covered by the signature, so the header cannot just be dropped.
+    The signature covers the condition, so the header cannot simply be removed.
     """
 
     async def act(exchange: Exchange) -> None:
@@ -102,7 +102,7 @@ async def refuse_condition(exchange: Exchange) -> None:
 
 
 def hold(until: threading.Event, arrived: threading.Event) -> Action:
-    """Keep the request back until `until` is set, then pass it on, whoever still waits."""
+    """Hold the request until `until` is set, then forward it, even if its client has gone."""
 
     async def act(exchange: Exchange) -> None:
         while not until.is_set():
@@ -117,7 +117,7 @@ def hold(until: threading.Event, arrived: threading.Event) -> Action:
 
 
 def calling(then: Callable[[], None], *, after: bool) -> Action:
-    """Call `then` (a kill) while the request is in flight: before the server sees it, or after."""
+    """Call `then` (a kill) before the server receives the request, or after."""
 
     async def act(exchange: Exchange) -> None:
         if after:
@@ -132,13 +132,13 @@ def calling(then: Callable[[], None], *, after: bool) -> Action:
 
 
 def without_entries(pattern: str) -> Action:
-    """Answer a listing without the objects that match: a store that lists late what it has."""
+    """Answer a listing without the matching objects, like a store with delayed listings."""
 
     async def act(exchange: Exchange) -> None:
         head, _, body = (await exchange.forward()).partition(b"\r\n\r\n")
         entries = re.compile(rb"<Contents>(?:(?!</Contents>).)*</Contents>", re.DOTALL)
         late = re.compile(rb"<Key>[^<]*" + pattern.encode())
-        body = entries.sub(lambda found: b"" if late.search(found[0]) else found[0], body)
+        body = entries.sub(lambda entry: b"" if late.search(entry[0]) else entry[0], body)
         head = re.sub(rb"(?i)content-length: \d+", b"Content-Length: %d" % len(body), head)
         await exchange.send(head + b"\r\n\r\n" + body)
 

@@ -1,4 +1,4 @@
-"""One schedule's own input, table and runs."""
+"""Input, table and runs of one schedule."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.faults.world import RAY_PACE_S, World
 from tests.s3_server import drop_bucket
 
 MOST_RUNS = 5
-# So that a store which stays broken is told after seconds and not after s3fs's own patience.
+# A store that stays broken is then reported after seconds, not after s3fs's own retries.
 IMPATIENT = {"AWS_MAX_ATTEMPTS": "1"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one schedule."""
+    """Result of one schedule."""
 
     seed: int
     kind: str
@@ -38,16 +38,16 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether every promise held."""
+        """Return whether every guarantee held."""
         return self.findings.sound and not self.hung and not self.failure
 
 
 class BrokenPromiseError(Exception):
-    """A run ended in a way that no fault excuses."""
+    """End of a run that no fault excuses."""
 
 
 class Arena:
-    """Where a schedule runs. A kind of fault starts runs in it and says when it struck."""
+    """Environment of a schedule: a kind of fault starts runs in it and records when it struck."""
 
     def __init__(self, world: World, seed: int, *, on_s3: bool = False) -> None:
         self.world, self.seed = world, seed
@@ -61,7 +61,7 @@ class Arena:
         self.findings: Findings | None = None
         self.part_size = PART_SIZE
         self.files_per_shard = 1024
-        self.recut = False  # whether runs cut shards into parts of different sizes
+        self.recut = False  # whether runs split shards into parts of different sizes
         self.runs, self.when = 0, ""
         self.struck_at: float | None = None
         if on_s3:
@@ -71,12 +71,12 @@ class Arena:
             upload(self.photos, self.input)
 
     def close(self) -> None:
-        """Give the bucket back: the server has room for about a hundred."""
+        """Delete the bucket: the server can hold about a hundred."""
         if self.bucket:
             drop_bucket(self.world.server, self.bucket)
 
     def settings(self, **changes: Any) -> dict[str, Any]:
-        """The job's settings."""
+        """Return the job's settings."""
         return {
             "input": self.input,
             "output": self.output,
@@ -89,12 +89,12 @@ class Arena:
         }
 
     def struck(self, when: str) -> None:
-        """Note that the fault happened, and when in words."""
+        """Record the time of the fault and its description."""
         self.when = when
         self.struck_at = time.monotonic()
 
     def recut_in(self, part_size: int) -> None:
-        """Have the runs from here on cut what is left into parts of another size."""
+        """Let later runs split the remaining shards into parts of another size."""
         self.part_size, self.recut = part_size, True
 
     def light(
@@ -105,17 +105,17 @@ class Arena:
     ) -> LightRun:
         """Start a run without Ray."""
         self.runs += 1
-        told = self.folder / f"told-{self.runs}.json"
+        report = self.folder / f"report-{self.runs}.json"
         given = {**self.environment, **(environment or {})}
-        run = LightRun(self.world.forks, told, self.settings(**changes), given, wreck)
+        run = LightRun(self.world.forks, report, self.settings(**changes), given, wreck)
         self.world.runs.append(run)
         return run
 
     def alone(self, wreck: Wreck | None, environment: Mapping[str, str]) -> ProcessRun:
-        """Start a run without Ray as a program of its own, which takes what is preloaded."""
-        told = self.folder / f"told-alone-{self.runs}.json"
+        """Start a run without Ray as a separate program, for which libraries can be preloaded."""
+        report = self.folder / f"report-alone-{self.runs}.json"
         planted = asdict(wreck) if wreck else None
-        given = {"settings": self.settings(), "wreck": planted, "told": str(told)}
+        given = {"settings": self.settings(), "wreck": planted, "report": str(report)}
         command = ["-m", "tests.faults.light", json.dumps(given)]
         return self._process(command, environment, LIGHT_BOUND_S)
 
@@ -124,7 +124,7 @@ class Arena:
         return self._on_ray({"RAY_ADDRESS": self.world.cluster.address})
 
     def on_this_machine(self) -> ProcessRun:
-        """Start a run that starts a Ray of its own."""
+        """Start a run that starts its own Ray."""
         return self._on_ray({PACE: RAY_PACE_S})
 
     def _on_ray(self, environment: Mapping[str, str]) -> ProcessRun:
@@ -143,7 +143,7 @@ class Arena:
 
     @staticmethod
     def end(run: Run) -> Ended:
-        """Wait for a run; a fault makes no request wrong, and a failure is told in a line."""
+        """Wait for a run; check that it reports a failure in one line, and not as code 2."""
         ended = run.wait()
         traced = "Traceback" in ended.said
         if ended.code == 2 or (ended.code == 1 and (traced or not ended.said)):
@@ -151,7 +151,7 @@ class Arena:
         return ended
 
     def finish(self, run: Run, again: Callable[[], Run] | None = None) -> None:
-        """Wait for `run`, and run the same command again until one ends with 0."""
+        """Wait for `run`, and repeat the command until one ends with 0."""
         ended = self.end(run)
         while ended.code != 0:
             if self.runs >= MOST_RUNS:
@@ -159,17 +159,17 @@ class Arena:
             ended = self.end((again or self.light)())
 
     def undisturbed(self, name: str = "undisturbed") -> dict[str, bytes]:
-        """The files of the table that an undisturbed run makes of the input as it stands."""
-        beside = self.folder / name
+        """Return the files of the table that an undisturbed run makes of the present input."""
+        output = self.folder / name
         environment = self.world.server.env if self.bucket else {}
-        settings = self.settings(output=str(beside))
-        told = self.folder / f"told-{name}.json"
-        ended = LightRun(self.world.forks, told, settings, environment).wait()
+        settings = self.settings(output=str(output))
+        report = self.folder / f"report-{name}.json"
+        ended = LightRun(self.world.forks, report, settings, environment).wait()
         assert ended.code == 0, ended.said
-        return table_files(str(beside))[0]
+        return table_files(str(output))[0]
 
     def examine(self) -> Findings:
-        """What is wrong with the table; a kind that takes its disk away calls this before."""
+        """Return what is wrong with the table; a kind that removes its disk calls this earlier."""
         if self.findings is None:
             samples = sample_ids(self.input, self.files_per_shard)
             self.findings = examine(self.output, samples, self.undisturbed(), recut=self.recut)

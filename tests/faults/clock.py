@@ -1,4 +1,4 @@
-"""A clock that is wrong: the C library's, shifted by a few lines that are loaded before it."""
+"""Wrong clock: a small library, loaded before the C library, that shifts the time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ time_t time(time_t *result) {
 
 
 def shim(folder: Path) -> Path:
-    """The library to preload, compiled once; `UnavailableError` without a C compiler."""
+    """Return the compiled library to preload; `UnavailableError` without a C compiler."""
     library = folder / "shifted_clock.so"
     if library.exists():
         return library
@@ -62,5 +62,5 @@ def shim(folder: Path) -> Path:
 
 
 def environment(library: Path, seconds: int) -> dict[str, str]:
-    """What gives a process a clock that is `seconds` ahead."""
+    """Return the environment of a process whose clock is `seconds` ahead."""
     return {"LD_PRELOAD": str(library), "FAULTS_CLOCK_SHIFT_S": str(seconds)}

@@ -1,8 +1,7 @@
-"""A Ray cluster of a head without work and two worker nodes, in a process that owns all of it.
+"""Ray cluster of an idle head and two worker nodes, owned by one process.
 
-As a program (`python -m tests.faults.cluster`) it starts the nodes, and then answers every line
-of its input with its state, after it has put a new node in the place of each that is gone. It ends
-with its input.
+As a program (`python -m tests.faults.cluster`) it starts the nodes, then answers every line of its
+input with its state, after replacing each node that has ended. It ends with its input.
 """
 
 from __future__ import annotations
@@ -23,48 +22,48 @@ from tests.faults.runs import ROOT
 
 WORKERS = 2
 START_TRIES = 4
-# Both nodes together take the actors of two jobs at once.
+# Both nodes together can run the actors of two jobs at once.
 NODE = {"num_cpus": 8, "object_store_memory": 100 << 20}
 HEAD = {"num_cpus": 0, "object_store_memory": 100 << 20, "include_dashboard": False}
 
 
 class ClusterError(Exception):
-    """The cluster did not start."""
+    """Cluster that did not start."""
 
 
 @dataclass
 class RayCluster:
-    """The cluster as its users see it."""
+    """Cluster as its users see it."""
 
     process: subprocess.Popen[str]
     address: str
-    raylets: list[int]  # of the worker nodes
+    raylets: list[int]  # process ids on the worker nodes
 
     def renew(self) -> None:
-        """Two worker nodes that live, whatever was done to the ones before."""
+        """Replace worker nodes that have ended."""
         assert self.process.stdin
         self.process.stdin.write("renew\n")
         self.process.stdin.flush()
         self.raylets = self.answer()["raylets"]
 
     def answer(self) -> dict[str, Any]:
-        """The next line of the program."""
+        """Return the program's next line."""
         assert self.process.stdout
         line = next((line for line in self.process.stdout if line.startswith("{")), "")
-        if not line:  # Ray has said other things before
+        if not line:  # Ray prints other lines before
             raise ClusterError("the cluster ended; see its log")
         state: dict[str, Any] = json.loads(line)
         self.address, self.raylets = state["address"], state["raylets"]
         return state
 
     def workers(self, title: str) -> list[int]:
-        """Processes on the worker nodes that say `title` of themselves."""
+        """Return the processes on the worker nodes whose title contains `title`."""
         return named(self.raylets, title)
 
 
 @contextmanager
 def running_cluster(folder: Path, environment: Mapping[str, str]) -> Iterator[RayCluster]:
-    """Start the cluster with `environment` for all its workers; end it with the block."""
+    """Run the cluster with `environment` for all its workers until the block ends."""
     with (folder / "cluster.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.cluster"],
@@ -82,7 +81,7 @@ def running_cluster(folder: Path, environment: Mapping[str, str]) -> Iterator[Ra
     finally:
         assert process.stdin
         assert process.stdout
-        # A node whose start timed out leaves processes that its cluster knows nothing of.
+        # A node whose start timed out leaves processes unknown to its cluster.
         started = descendants(process.pid)
         process.stdin.close()
         try:
@@ -95,22 +94,22 @@ def running_cluster(folder: Path, environment: Mapping[str, str]) -> Iterator[Ra
 
 
 def main() -> None:
-    """The program."""
-    # Before ray, which takes its environment from here.
+    """Start the nodes and answer every line of the input."""
+    # Imported before ray, because it sets ray's environment.
     from pipeline.engine import cluster as _environment  # noqa: F401
 
     import ray.cluster_utils  # isort: skip
 
-    cluster: Any = _patiently(
+    cluster: Any = _start_with_retries(
         lambda: ray.cluster_utils.Cluster(initialize_head=True, head_node_args=HEAD)
     )
-    for _ in sys.stdin if _settle(cluster) else ():
-        _settle(cluster)
+    for _ in sys.stdin if _renew_nodes(cluster) else ():
+        _renew_nodes(cluster)
     cluster.shutdown()
 
 
-def _patiently(start: Any) -> Any:
-    """Start a node; on a busy machine Ray's own limits of seconds take some tries."""
+def _start_with_retries(start: Any) -> Any:
+    """Start a node, repeatedly: on a busy machine Ray's own time limits are too short."""
     for tries_left in reversed(range(START_TRIES)):
         try:
             return start()
@@ -125,14 +124,14 @@ def _raylet(node: Any) -> Any:
     return node.all_processes["raylet"][0].process
 
 
-def _settle(cluster: Any) -> bool:
-    """Remove the nodes that are gone, add new ones, print the state."""
+def _renew_nodes(cluster: Any) -> bool:
+    """Replace the nodes that have ended and print the state."""
     for node in list(cluster.worker_nodes):
         if _raylet(node).poll() is not None:
             node.kill_all_processes(check_alive=False, allow_graceful=False)
             cluster.worker_nodes.remove(node)
     while len(cluster.worker_nodes) < WORKERS:
-        _patiently(lambda: cluster.add_node(**NODE))
+        _start_with_retries(lambda: cluster.add_node(**NODE))
     raylets = [_raylet(node).pid for node in cluster.worker_nodes]
     print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
     return True

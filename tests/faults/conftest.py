@@ -1,4 +1,4 @@
-"""The world that schedules share."""
+"""Shared environment of the schedules."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from tests.s3_server import S3Server
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[World]:
-    """One world for the session."""
+    """Return one environment for the session."""
     with shared_world(tmp_path_factory.mktemp("faults"), s3_server) as shared:
         yield shared

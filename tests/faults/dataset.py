@@ -1,4 +1,4 @@
-"""What goes in: three archives and some loose pictures, forty images of sixteen pixels."""
+"""Input of the schedules: three archives and loose pictures, forty images of sixteen pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOOSE = 8
 
 
 def picture(name: str, edition: int = 0) -> bytes:
-    """A PNG of noise; another `edition` is another picture of (nearly always) another size."""
+    """Return a PNG of noise; another `edition` is a different picture, usually of another size."""
     noise = np.random.default_rng([*name.encode(), edition])
     pixels = noise.integers(0, 256, (16, 16, 3), np.uint8)
     sink = io.BytesIO()
@@ -26,14 +26,14 @@ def picture(name: str, edition: int = 0) -> bytes:
 
 
 def write_archive(folder: Path, name: str, count: int, edition: int = 0) -> Path:
-    """The archive `name` of `count` pictures; it takes the place of an older one at once."""
+    """Write the archive `name` with `count` pictures; an older one is replaced atomically."""
     members = [(f"{n:03d}.png", picture(f"{name}{n}", edition)) for n in range(count)]
     ready = write_tar(folder / f".{name}.ready", members)
     return ready.replace(folder / f"{name}.tar")
 
 
 def write_dataset(folder: Path) -> Path:
-    """The whole input."""
+    """Write the whole input."""
     for name, count in ARCHIVES.items():
         write_archive(folder, name, count)
     for number in range(LOOSE):
@@ -42,14 +42,14 @@ def write_dataset(folder: Path) -> Path:
 
 
 def write_loose(folder: Path, number: int, edition: int = 0) -> None:
-    """One of the loose pictures."""
+    """Write one of the loose pictures."""
     path = folder / "loose" / f"{number:03d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(picture(f"loose{number}", edition))
 
 
 def upload(folder: Path, uri: str) -> None:
-    """The files of `folder` under `uri`."""
+    """Copy the files of `folder` to `uri`."""
     store = Store(uri)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -57,7 +57,7 @@ def upload(folder: Path, uri: str) -> None:
 
 
 def sample_ids(uri: str, files_per_shard: int) -> set[str]:
-    """`<shard-id>/<key>` of every sample that goes in."""
+    """Return `<shard-id>/<key>` of every sample in the input."""
     return {
         f"{shard.shard_id}/{sample.key}"
         for shard in list_shards(uri, files_per_shard=files_per_shard)

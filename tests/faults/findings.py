@@ -1,4 +1,4 @@
-"""What is wrong with a table, counted from its files without the code that made them."""
+"""Defects of a table, counted from its files without the code that wrote them."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ FOLDERS = ("latents", "rejects", "_shards")
 
 @dataclass(frozen=True)
 class Findings:
-    """Counts that are all zero for a table as promised; `problem` is what `verify` says."""
+    """Counts that are all zero for a correct table; `problem` is the message of `verify`."""
 
-    lost: int = 0  # samples that went in and are in no row
-    duplicated: int = 0  # rows of latents above one for an image_id
-    stray: int = 0  # files that a plain reader sees and an undisturbed run does not write
-    different: int = 0  # files that are not byte for byte those of an undisturbed run, or missing
-    leftovers: int = 0  # hidden temporary files: harmless, and counted
+    lost: int = 0  # samples of the input without a row
+    duplicated: int = 0  # extra rows of latents for an image_id
+    stray: int = 0  # visible files that an undisturbed run does not write
+    different: int = 0  # files missing, or not byte-equal to an undisturbed run's
+    leftovers: int = 0  # hidden temporary files: harmless, only counted
     problem: str = ""
 
     @property
     def sound(self) -> bool:
-        """Whether the table is what was promised."""
+        """Return whether the table is correct."""
         return not (self.lost or self.duplicated or self.stray or self.different or self.problem)
 
 
 def table_files(uri: str) -> tuple[dict[str, bytes], list[str]]:
-    """The files of a table's three folders by name, and the names of hidden ones."""
+    """Return the files of a table's three folders by name, and the names of hidden files."""
     store = Store(uri)
-    found, hidden = {}, []
+    visible, hidden = {}, []
     for folder in FOLDERS:
         root = store.path(folder)
         for path in store.fs.find(root) if store.fs.exists(root) else []:
@@ -43,12 +43,12 @@ def table_files(uri: str) -> tuple[dict[str, bytes], list[str]]:
             if name.rpartition("/")[2].startswith("."):
                 hidden.append(name)
             else:
-                found[name] = store.fs.cat_file(path)
-    return found, hidden
+                visible[name] = store.fs.cat_file(path)
+    return visible, hidden
 
 
 def rows_of(files: dict[str, bytes], folder: str) -> list[tuple[str, str]]:
-    """(image_id, sample) of every row in the Parquet files of a folder, as any reader has them."""
+    """Return (image_id, sample) of every row in a folder's Parquet files, like any reader."""
     rows = []
     for name, content in files.items():
         if name.startswith(f"{folder}/") and name.endswith(".parquet"):
@@ -58,7 +58,7 @@ def rows_of(files: dict[str, bytes], folder: str) -> list[tuple[str, str]]:
 
 
 def contents_of(files: dict[str, bytes]) -> set[str]:
-    """Every row of latents and rejects as text, whichever part file it is in."""
+    """Return every row of latents and rejects as text, independent of its part file."""
     return {
         f"{name.partition('/')[0]} {row}"
         for name, content in files.items()
@@ -70,9 +70,9 @@ def contents_of(files: dict[str, bytes]) -> set[str]:
 def examine(
     uri: str, samples: set[str], undisturbed: dict[str, bytes], *, recut: bool = False
 ) -> Findings:
-    """Compare the table with the `samples` that went in and with an undisturbed run's files.
+    """Compare the table with the `samples` of the input and with the files of an undisturbed run.
 
-    With `recut`, shards may be cut into other parts than there: the rows are compared.
+    With `recut`, shards may be split into other parts than there; then rows are compared.
     """
     files, hidden = table_files(uri)
     latents, rejects = rows_of(files, "latents"), rows_of(files, "rejects")

@@ -1,4 +1,4 @@
-"""The input changes under the job; the disk fills; the clock is wrong."""
+"""Faults: the input changes during a job, the disk fills, the clock is wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.faults.writer_kinds import some_wreck
 
 
 def _overwrite(folder: Path) -> None:
-    """Another archive in the same file, while readers have it open."""
+    """Write another archive into the same file while readers have it open."""
     ready = write_archive(folder / "ready", "a", 17, edition=1)
     (folder / "a.tar").write_bytes(ready.read_bytes())
     ready.unlink()
@@ -36,7 +36,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 def input_changes(arena: Arena) -> None:
-    """The input changes while a run waits in the middle of a write."""
+    """Change the input while a run is stopped in the middle of a write."""
     name = arena.rng.choice(list(CHANGES))
     nth = arena.rng.randint(1, 10)
     before = arena.undisturbed("before")
@@ -48,33 +48,36 @@ def input_changes(arena: Arena) -> None:
     run.signal(signal.SIGCONT)
     ended = arena.end(run)
     if ended.code == 0:
-        found = table_files(arena.output)[0]
-        if found not in (before, arena.undisturbed("after")):
+        files = table_files(arena.output)[0]
+        if files not in (before, arena.undisturbed("after")):
             raise BrokenPromiseError("the run says that it is done, with a mixture of two inputs")
     arena.finish(arena.light())
 
 
 def input_shrinks(arena: Arena) -> None:
-    """Pictures leave the folder, and an archive that was begun, after a run was killed."""
+    """Remove pictures and an archive that was in progress, after a run was killed."""
     arena.files_per_shard = 3
     wreck = some_wreck(arena, signal.SIGKILL)
     killed = arena.end(arena.light(wreck))
-    if killed.code not in (-signal.SIGKILL, 0):  # there are more parts than `some_wreck` counts
+    if killed.code not in (
+        -signal.SIGKILL,
+        0,
+    ):  # more parts than `some_wreck` counts, so that it may never strike
         raise BrokenPromiseError(f"the run was to be killed and ended with {killed}")
     pictures = sorted((arena.photos / "loose").iterdir())
     gone = arena.rng.sample(pictures, arena.rng.randint(1, len(pictures)))
     for picture_file in gone:
         picture_file.unlink()
-    begun = not Path(arena.output, "_shards", "b.json").exists()
-    if begun:
+    in_progress = not Path(arena.output, "_shards", "b.json").exists()
+    if in_progress:
         (arena.photos / "b.tar").unlink()
-    arena.struck(f"{wreck}; {len(gone)} pictures{' and b.tar' * begun} leave")
+    arena.struck(f"{wreck}; {len(gone)} pictures{' and b.tar' * in_progress} leave")
     arena.finish(arena.light())
 
 
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[], None]]:
-    """A file system of so many KB at `folder`; calling what is given makes it large enough."""
+    """Mount a file system of so many KB at `folder`; calling the result enlarges it."""
     folder.mkdir(parents=True)
 
     def mount(options: str) -> None:
@@ -89,13 +92,16 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[], None]]:
 
 
 def full_disk(arena: Arena) -> None:
-    """The disk fills in the middle of the run; then there is room again."""
+    """Fill the disk in the middle of the run, then enlarge it."""
     kilobytes = arena.rng.randint(8, 300)
     disk = arena.folder / "disk"
     with ExitStack() as mounted:
         try:
             make_room = mounted.enter_context(small_disk(disk, kilobytes))
-        except (OSError, subprocess.CalledProcessError):  # root in a container may not mount
+        except (
+            OSError,
+            subprocess.CalledProcessError,
+        ):  # root in a container may not be allowed to mount
             _small_files(arena)
             return
         arena.output = str(disk / "table")
@@ -109,7 +115,7 @@ def full_disk(arena: Arena) -> None:
 
 
 def _small_files(arena: Arena) -> None:
-    """Without the right to mount: no file may be longer than some bytes."""
+    """Limit the length of files, where mounting is not permitted."""
     limit = arena.rng.randint(5_000, 60_000)
     ended = arena.end(arena.light(environment={"FAULTS_FILE_LIMIT": str(limit)}))
     arena.struck(f"files of at most {limit} bytes")
@@ -119,7 +125,7 @@ def _small_files(arena: Arena) -> None:
 
 
 def clock_skew(arena: Arena) -> None:
-    """The clock is days off in a run that is killed, and days off the other way in the next."""
+    """Shift the clock by days in a run that is killed, and the other way in the next run."""
     skews = [arena.rng.choice([-1, 1]) * arena.rng.randint(1, 400) * 3600 for _ in range(2)]
     wreck = some_wreck(arena, signal.SIGKILL)
     shim = clock.shim(arena.world.folder)

@@ -1,7 +1,7 @@
-"""A run without Ray: the real plan, reader, writer and ledger in one process, in order.
+"""Run without Ray: the real plan, reader, writer and ledger in one process, in order.
 
 It is forked from a process that has everything imported, so that it starts in a tenth of a second
-and can be killed, stopped or starved as a driver can.
+and can be killed, stopped or starved like a driver.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from pipeline.storage import store as disk
 from pipeline.table import part_index
 from tests.faults.stages import HASHED
 
-FILE_LIMIT = "FAULTS_FILE_LIMIT"  # bytes that a file may have
+FILE_LIMIT = "FAULTS_FILE_LIMIT"  # maximum bytes of a file
 POINTS = ("before", "torn", "whole", "after")
 
 
 @dataclass(frozen=True)
 class Wreck:
-    """A signal that the run sends itself at a point of its n-th write to a disk under a name.
+    """Signal that the run sends to itself at a point of its n-th write of a name to a disk.
 
     `before` anything is written; `torn`: half the bytes are in the temporary file; `whole`: all of
-    them, and the file has not got its name; `after`: it has.
+    them, before the file is renamed; `after` it is renamed.
     """
 
     folder: str  # latents, rejects, _shards
     nth: int
     point: str
     signal: int
-    then_killed: bool = False  # as soon as the file has its name: it is not taken back
+    then_killed: bool = False  # right after the rename: the file stays
 
     def __str__(self) -> str:
         name = signal.Signals(self.signal).name
@@ -59,7 +59,7 @@ def execute_in_order(
     stages: Any,
     pretended_gpus: int | None = None,
 ) -> None:
-    """Stands in for the engine's `_execute`: the same stages and ledger, no Ray."""
+    """Replacement of the engine's `_execute`: the same stages and ledger, without Ray."""
     del config, pretended_gpus
     ledger = Ledger(plan, outcome, listeners)
     read, *others = [stage.of(plan.job, plan.writer, "cpu") for stage in stages]
@@ -79,7 +79,7 @@ def execute_in_order(
 
 
 def plant(wreck: Wreck) -> None:
-    """Put `wreck` into this process's way of writing files."""
+    """Make this process's writes trigger `wreck`."""
     original = disk._complete_file
     count = 0
 
@@ -111,33 +111,33 @@ def plant(wreck: Wreck) -> None:
 
 
 def main(
-    settings: Mapping[str, Any], environment: Mapping[str, str], wreck: Wreck | None, told: str
+    settings: Mapping[str, Any], environment: Mapping[str, str], wreck: Wreck | None, report: str
 ) -> None:
-    """Run to the end; the file `told` gets what `jobs/invert_dataset.py` would say."""
+    """Run to the end; write the result of `jobs/invert_dataset.py` to the file `report`."""
     os.environ.update(environment)
-    with Path(told).with_suffix(".err").open("wb") as err:
+    with Path(report).with_suffix(".err").open("wb") as err:
         os.dup2(err.fileno(), 2)
     if limit := os.environ.get(FILE_LIMIT):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     engine_run._execute = execute_in_order
-    part_index.PARTS_INDEXED_AT_ONCE = 2  # so that every run starts from what others left there
+    part_index.PARTS_INDEXED_AT_ONCE = 2  # small, so that every run continues from indexed parts
     if wreck:
         plant(wreck)
-    sys.exit(_run(settings, Path(told)))
+    sys.exit(_run(settings, Path(report)))
 
 
-def _run(settings: Mapping[str, Any], told: Path) -> int:
+def _run(settings: Mapping[str, Any], report: Path) -> int:
     config = JobConfig.model_validate(settings)
     try:
         outcome = engine_run.run_job(config, HASHED)
     except PipelineError as error:
-        told.write_text(f"{type(error).__name__}: {error}")
+        report.write_text(f"{type(error).__name__}: {error}")
         return 2 if isinstance(error, RequestError) else 1
-    told.write_text(json.dumps(outcome.to_dict(config.output)))
+    report.write_text(json.dumps(outcome.to_dict(config.output)))
     return outcome.exit_code
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     planted = Wreck(**given["wreck"]) if given["wreck"] else None
-    main(given["settings"], {}, planted, given["told"])
+    main(given["settings"], {}, planted, given["report"])

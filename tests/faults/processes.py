@@ -1,4 +1,4 @@
-"""Processes by their place in the tree: what is signalled is always a descendant of ours."""
+"""Processes by their position in the tree: only descendants of this process are signalled."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from pathlib import Path
 
 
 def _parents() -> dict[int, int]:
-    found = {}
+    parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             # The name, in parentheses, may hold spaces; the parent is the second field after it.
             stat = (folder / "stat").read_text()
-            found[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-    return found
+            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+    return parents
 
 
 def descendants(root: int) -> list[int]:
-    """The processes below `root`, parents before their children."""
+    """Return the processes below `root`, parents before their children."""
     children: dict[int, list[int]] = defaultdict(list)
     for pid, parent in _parents().items():
         children[parent].append(pid)
-    found, waiting = [], [root]
+    ordered, waiting = [], [root]
     while waiting:
         below = children[waiting.pop()]
-        found += below
+        ordered += below
         waiting += below
-    return found
+    return ordered
 
 
 def title(pid: int) -> str:
-    """The command line, as Ray's workers set it to say what they do; empty if it ended."""
+    """Return the command line, where Ray's workers put their task; empty if it ended."""
     try:
         return (Path("/proc") / str(pid) / "cmdline").read_text(errors="replace").replace("\0", " ")
     except OSError:
@@ -43,19 +43,19 @@ def title(pid: int) -> str:
 
 
 def named(roots: Iterable[int], text: str) -> list[int]:
-    """Descendants of `roots` with `text` in their title."""
+    """Return the descendants of `roots` with `text` in their title."""
     return [pid for root in roots for pid in descendants(root) if text in title(pid)]
 
 
 def send(pids: Iterable[int], number: int) -> None:
-    """Signal each process that is still there."""
+    """Signal each process that still exists."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether SIGSTOP has taken hold."""
+    """Return whether SIGSTOP has taken effect."""
     try:
         stat = (Path("/proc") / str(pid) / "stat").read_text()
     except OSError:
@@ -64,13 +64,13 @@ def is_stopped(pid: int) -> bool:
 
 
 def kill_tree(root: int) -> None:
-    """End `root`, which we started, and all below it."""
+    """Kill `root`, which this process started, and all its descendants."""
     pids = [*descendants(root), root]
     send(pids, signal.SIGKILL)
 
 
 def wait_until_stopped(pid: int, seconds: float) -> bool:
-    """Wait for `is_stopped`; whether it came to that."""
+    """Wait for `is_stopped` and return whether it became true."""
     deadline = time.monotonic() + seconds
     while not is_stopped(pid):
         if time.monotonic() > deadline or not title(pid):

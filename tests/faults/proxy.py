@@ -1,6 +1,6 @@
-"""A proxy in front of an S3 server that breaks requests on purpose, at a chosen moment.
+"""Proxy in front of an S3 server that breaks requests on purpose, at a chosen moment.
 
-One request a connection, passed on byte by byte with the headers as they came: signature version 4
+One request per connection, forwarded byte by byte with the original headers: signature version 4
 covers the Host header, so the server must see the name that the client used.
 """
 
@@ -23,10 +23,10 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @dataclass
 class Exchange:
-    """One request and the way its answer goes; an action sends, cuts or drops that answer."""
+    """Exchange of one request and its answer, which an action sends, truncates or drops."""
 
     method: str
-    path: str  # with the query, unquoted
+    path: str  # unquoted, with the query
     head: bytes
     body: bytes
     writer: asyncio.StreamWriter
@@ -48,7 +48,7 @@ class Exchange:
         await self.writer.drain()
 
     def reset(self) -> None:
-        """Drop the connection with a TCP reset, as a server that dies does."""
+        """Drop the connection with a TCP reset, like a server that crashes."""
         connection: socket.socket = self.writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
@@ -59,10 +59,10 @@ Action = Callable[[Exchange], Awaitable[None]]
 
 @dataclass
 class Rule:
-    """Which requests an action gets: of those that match, `times` after the first `skip`."""
+    """Selection of requests for an action: of those that match, `times` after the first `skip`."""
 
     method: str
-    path: str  # a pattern that is searched for
+    path: str  # a pattern to search for
     action: Action
     skip: int = 0
     times: int = 1
@@ -70,7 +70,7 @@ class Rule:
     hit: threading.Event = field(default_factory=threading.Event, init=False)
 
     def takes(self, exchange: Exchange) -> bool:
-        """Count the request if it matches; whether the action gets it."""
+        """Count the request if it matches; return whether the action applies to it."""
         if not re.fullmatch(self.method, exchange.method) or not re.search(
             self.path, exchange.path
         ):
@@ -83,7 +83,7 @@ class Rule:
 
 
 class FaultProxy:
-    """The proxy: its `url`, and the rules that it follows at the moment."""
+    """Proxy with its `url`, and the rules that apply at present."""
 
     def __init__(self, upstream: tuple[str, int]) -> None:
         self.upstream = upstream
@@ -93,12 +93,12 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        """The endpoint for clients."""
+        """Endpoint for clients."""
         return f"http://127.0.0.1:{self.port}"
 
     @contextmanager
     def breaking(self, *rules: Rule) -> Iterator[None]:
-        """Follow `rules` inside the block, the first that takes a request alone."""
+        """Apply `rules` inside the block; the first that takes a request wins."""
         self.rules = [*rules]
         try:
             yield
@@ -116,7 +116,7 @@ class FaultProxy:
             else:
                 await exchange.send(await exchange.forward())
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client went away, as one does that was killed
+            pass  # the client has gone, for example because it was killed
         finally:
             writer.close()
 
@@ -153,7 +153,7 @@ async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
 
 @contextmanager
 def running_proxy(upstream: tuple[str, int]) -> Iterator[FaultProxy]:
-    """A proxy to `upstream` (host, port) on a port of its own, in a thread of its own."""
+    """Run a proxy to `upstream` (host, port), with its own port and thread."""
     proxy = FaultProxy(upstream)
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(

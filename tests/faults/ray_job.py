@@ -1,4 +1,4 @@
-"""The job on a real Ray with stages that cost nothing; its settings are its argument, as JSON."""
+"""Job on a real Ray with stages that need no computation; settings are a JSON argument."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.faults.stages import HASHED
 
 
 def main(settings: str) -> int:
-    """Run to the end, and say what `jobs/invert_dataset.py` would."""
+    """Run to the end and print the last line of `jobs/invert_dataset.py`."""
     config = JobConfig.model_validate(json.loads(settings))
     try:
         outcome = run_job(config, HASHED)

@@ -1,4 +1,4 @@
-"""Processes of a real Ray cluster die or stop while a put of the job is in flight."""
+"""Faults: processes of a real Ray cluster die or stop while the job writes an object."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tests.faults.processes import descendants, send
 from tests.faults.proxy import Rule
 from tests.faults.runs import ProcessRun, UnavailableError
 
-# In Ray's titles of its worker processes.
+# Parts of the titles of Ray's worker processes.
 ALIGNER, INVERTER, WRITER = "HashedAlign", "HashedInvert", "WriteStage"
 NOTHING = " (nothing to kill)"
-FIRST_PUTS = 8  # of 26 in all: later, the first stages may have ended their work
+FIRST_PUTS = 8  # of 26 in total: later, the first stages may have finished
 
 
 @contextmanager
 def striking(arena: Arena, strike: Callable[[], None]) -> Iterator[threading.Event]:
-    """Inside the block, call `strike` while a put that the seed picks is in flight."""
+    """Inside the block, call `strike` during a put that the seed selects."""
     folder = arena.rng.choice(["latents", "rejects"])
     nth = arena.rng.randint(1, FIRST_PUTS // 2)
     after = arena.rng.random() < 0.5
@@ -44,20 +44,20 @@ def striking(arena: Arena, strike: Callable[[], None]) -> Iterator[threading.Eve
 
 
 def killing(arena: Arena, find: Callable[[], list[int]]) -> Callable[[], None]:
-    """Kill one of the processes that `find` finds then."""
+    """Kill one of the processes that `find` returns at that time."""
 
     def strike() -> None:
-        found = find()
-        if not found:
+        pids = find()
+        if not pids:
             arena.when += NOTHING
             return
-        send([arena.rng.choice(sorted(found))], signal.SIGKILL)
+        send([arena.rng.choice(sorted(pids))], signal.SIGKILL)
 
     return strike
 
 
 def worker_killed(title: str) -> Callable[[Arena], None]:
-    """SIGKILL of one worker process of a stage: the run does not need to be repeated."""
+    """Kill one worker process of a stage: the run must succeed without a repetition."""
 
     def strike(arena: Arena) -> None:
         cluster = arena.world.cluster
@@ -68,7 +68,7 @@ def worker_killed(title: str) -> Callable[[Arena], None]:
 
 
 def raylet_killed(arena: Arena) -> None:
-    """SIGKILL of one of two worker nodes' raylets: all that ran there is lost."""
+    """Kill the raylet of one of two worker nodes: everything that ran there is lost."""
     cluster = arena.world.cluster
     try:
         with striking(arena, killing(arena, lambda: cluster.raylets)):
@@ -78,12 +78,12 @@ def raylet_killed(arena: Arena) -> None:
 
 
 def driver_killed(arena: Arena) -> None:
-    """SIGKILL of the driver; the next run starts at once, beside what is left of the first."""
+    """Kill the driver; the next run starts at once, while remains of the first still exist."""
     _driver_ends(arena, signal.SIGKILL, -signal.SIGKILL)
 
 
 def driver_terminated(arena: Arena) -> None:
-    """SIGTERM of the driver."""
+    """Send SIGTERM to the driver."""
     _driver_ends(arena, signal.SIGTERM, 1)
 
 
@@ -98,7 +98,7 @@ def _driver_ends(arena: Arena, number: int, code: int) -> None:
 
 
 def driver_stopped(arena: Arena) -> None:
-    """SIGSTOP of the driver for some seconds; the cluster waits for it."""
+    """Stop the driver for some seconds; the cluster waits for it."""
     runs: list[ProcessRun] = []
     seconds = arena.rng.uniform(3, 12)
     with striking(arena, lambda: runs[0].signal(signal.SIGSTOP)) as hit:
@@ -111,7 +111,7 @@ def driver_stopped(arena: Arena) -> None:
 
 
 def writer_stopped(arena: Arena) -> None:
-    """SIGSTOP of the workers that write; a second run finishes the table; then they go on."""
+    """Stop the workers that write; a second run finishes the table; then they continue."""
     cluster = arena.world.cluster
     stopped: list[int] = []
 
@@ -132,7 +132,7 @@ def writer_stopped(arena: Arena) -> None:
 
 
 def machine_stopped(arena: Arena) -> None:
-    """A whole machine stops, driver, raylet and workers; another finishes; the first goes on."""
+    """Stop driver, raylet and workers; another run finishes; then the first continues."""
     stopped: list[int] = []
     runs: list[ProcessRun] = []
 
@@ -152,7 +152,7 @@ def machine_stopped(arena: Arena) -> None:
 
 
 def two_jobs(arena: Arena) -> None:
-    """Two drivers on one cluster write one table at the same time."""
+    """Let two drivers on one cluster write one table at the same time."""
     first, second = arena.on_cluster(), arena.on_cluster()
     arena.struck("at the same time")
     endings = [arena.end(first), arena.end(second)]
@@ -161,7 +161,7 @@ def two_jobs(arena: Arena) -> None:
 
 
 def store_stutters(arena: Arena) -> None:
-    """Every seventh request or so fails, in one of four ways, all through the run."""
+    """Let about every seventh request fail, in one of four ways, during the whole run."""
     breaks = [actions.error(500), actions.error(503), actions.reset_before, actions.reset_after]
     rules = [
         Rule(".*", f"{arena.bucket}/", arena.rng.choice(breaks), skip, 1)
@@ -173,7 +173,7 @@ def store_stutters(arena: Arena) -> None:
 
 
 def _wait(hit: threading.Event, run: ProcessRun) -> None:
-    """Wait for the strike; the run must not end before."""
+    """Wait for the fault; the run must not end before."""
     while not hit.wait(0.2):
         if not run.running():
             raise BrokenPromiseError(f"the run ended before the strike: {run.wait()}")

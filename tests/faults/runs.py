@@ -1,4 +1,4 @@
-"""Runs of the job, each in a process of its own, and how long one may take."""
+"""Runs of the job, each in its own process, with a limit on their duration."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from tests.faults.light import Wreck, main
 from tests.faults.processes import kill_tree, send
 
 ROOT = Path(__file__).resolve().parents[2]
-# A run that has not ended by then hangs.
+# A run that takes longer hangs.
 LIGHT_BOUND_S = 180.0
 RAY_BOUND_S = 420.0
 
 
 class HangError(Exception):
-    """A run did not end within its bound."""
+    """Run that did not end within its limit."""
 
 
 class UnavailableError(Exception):
-    """This machine cannot play a fault; the text says why."""
+    """Fault that this machine cannot produce; the text says why."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that ended: its exit code (negative: the signal) and what it said."""
+    """Run that has ended: its exit code (negative: the signal) and its output."""
 
     code: int
     said: str
 
     @property
     def errors(self) -> list[str]:
-        """The errors of its account, or all that it said if it left none."""
+        """Return the errors in its result, or all of its output if it wrote no result."""
         try:
             line: dict[str, Any] = json.loads(self.said.splitlines()[-1])
         except (ValueError, IndexError):
@@ -49,47 +49,47 @@ class Ended:
 
 
 class Run(Protocol):
-    """A run on its way."""
+    """Run in progress."""
 
     pid: int
 
     def wait(self) -> Ended:
-        """Its end; `HangError` if that does not come within the bound."""
+        """Return how the run ended; raise `HangError` after the limit."""
 
     def signal(self, number: int) -> None:
         """Signal the driver."""
 
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Return whether the run is in progress."""
 
 
 def prepare_forks() -> Any:
-    """The context that forks light runs; everything is imported once, before the first."""
+    """Return the context that forks light runs, after importing everything once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.faults.light", "pipeline.engine.resolve"])
     return context
 
 
 class LightRun:
-    """A run without Ray (`tests.faults.light`)."""
+    """Run without Ray (`tests.faults.light`)."""
 
     def __init__(
         self,
         context: Any,
-        told: Path,
+        report: Path,
         settings: Mapping[str, Any],
         environment: Mapping[str, str],
         wreck: Wreck | None = None,
     ) -> None:
-        self.told = told
+        self.report = report
         self.process = context.Process(
-            target=main, args=(dict(settings), dict(environment), wreck, str(told))
+            target=main, args=(dict(settings), dict(environment), wreck, str(report))
         )
         self.process.start()
         self.pid: int = self.process.pid
 
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Return whether the run is in progress."""
         return bool(self.process.is_alive())
 
     def signal(self, number: int) -> None:
@@ -98,19 +98,19 @@ class LightRun:
             os.kill(self.pid, number)
 
     def wait(self) -> Ended:
-        """Its end; `HangError` if that does not come within the bound."""
+        """Return how the run ended; raise `HangError` after the limit."""
         self.process.join(LIGHT_BOUND_S)
         if self.running():
             self.process.kill()
             self.process.join()
             raise HangError(f"a run without Ray did not end within {LIGHT_BOUND_S:.0f} s")
-        told = [self.told, self.told.with_suffix(".err")]
-        said = next((path.read_text(errors="replace") for path in told if path.exists()), "")
+        reports = [self.report, self.report.with_suffix(".err")]
+        said = next((path.read_text(errors="replace") for path in reports if path.exists()), "")
         return Ended(self.process.exitcode, said)
 
 
 class ProcessRun:
-    """A run of a command: the job on Ray, or a light one that needs an environment of its own."""
+    """Run of a command: the job on Ray, or a light run with an environment of its own."""
 
     def __init__(
         self, folder: Path, command: list[str], environment: Mapping[str, str], bound: float
@@ -129,16 +129,16 @@ class ProcessRun:
         self.pid = self.process.pid
 
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Return whether the run is in progress."""
         return self.process.poll() is None
 
     def signal(self, number: int) -> None:
-        """Signal the driver, not what it started."""
+        """Signal the driver, but not its child processes."""
         if self.running():
             send([self.pid], number)
 
     def wait(self) -> Ended:
-        """Its end; `HangError` if that does not come within the bound."""
+        """Return how the run ended; raise `HangError` after the limit."""
         try:
             code = self.process.wait(self.bound)
         except subprocess.TimeoutExpired:
@@ -151,7 +151,7 @@ class ProcessRun:
 
 
 def stop_for(run: Run, seconds: float) -> None:
-    """SIGSTOP the driver, and SIGCONT it after `seconds`."""
+    """Send SIGSTOP to the driver, and SIGCONT after `seconds`."""
     run.signal(signal.SIGSTOP)
     time.sleep(seconds)
     run.signal(signal.SIGCONT)

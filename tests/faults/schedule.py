@@ -1,4 +1,4 @@
-"""Kinds of faults, and what a seed makes of them."""
+"""Kinds of faults, and the schedule that follows from a seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.faults.world import World, environment
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault, what it needs, and how many runs of the command it may take."""
+    """Kind of fault, its requirements, and how often the command may run until it succeeds."""
 
     name: str
     strike: Callable[[Arena], None]
@@ -67,7 +67,7 @@ KINDS = (
 
 
 def kind_of(seed: int) -> Kind:
-    """The kind of a seed; the seed's random numbers then say when it strikes."""
+    """Return the kind of a seed; the seed's random numbers then decide when it strikes."""
     return KINDS[seed % len(KINDS)]
 
 
@@ -98,5 +98,5 @@ def _play(world: World, seed: int, kind: Kind) -> Result:
     finally:
         arena.close()
     recovery = max(0.0, done - arena.struck_at) if arena.struck_at else 0.0
-    told = (hung, failure, unavailable)
-    return Result(seed, kind.name, arena.when, arena.runs, recovery, findings, *told)
+    ending = (hung, failure, unavailable)
+    return Result(seed, kind.name, arena.when, arena.runs, recovery, findings, *ending)

@@ -1,4 +1,4 @@
-"""Stages whose results are a function of the bytes of an image alone, and cost nothing."""
+"""Stages whose results depend only on the bytes of an image, and need no computation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.engine.stages.align import FACES, REJECTS, count_reasons, reject_r
 from pipeline.images import Rejection, RejectReason
 from pipeline.table import latents_table
 
-PACE = "FAULTS_PACE_S"  # seconds that a part takes in each stage, so that there is a middle
+PACE = "FAULTS_PACE_S"  # seconds per part in each stage, so that faults can strike in the middle
 
 
 def _work_a_while() -> None:
@@ -25,7 +25,7 @@ def _work_a_while() -> None:
 
 
 class HashedAlign(Align):
-    """By the first byte of its hash a sample has no face, one or two."""
+    """Aligner: the first byte of a sample's hash decides whether it has no face, one or two."""
 
     def setup(self) -> None:
         """Start no child."""
@@ -56,7 +56,7 @@ class HashedAlign(Align):
 
 
 class HashedInvert(Invert):
-    """The code of a face is random numbers that its image's hash seeds."""
+    """Inverter: the code of a face is random numbers seeded by the hash of its image."""
 
     def setup(self) -> None:
         """Load no model."""

@@ -1,4 +1,4 @@
-"""Faults of the object store, made by the proxy in front of a real one."""
+"""Faults of the object store, produced by the proxy in front of a real one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ALWAYS = 1_000_000
 
 
 def under(arena: Arena, place: str) -> str:
-    """A pattern for the requests of this schedule's bucket."""
+    """Return a pattern for the requests of this schedule's bucket."""
     return f"{arena.bucket}/{place}"
 
 
 def some_put(arena: Arena, action: Action, times: int = 1) -> tuple[Rule, str]:
-    """A rule for a put that the seed picks, and its name."""
+    """Return a rule for a put that the seed selects, and its name."""
     folder = arena.rng.choice(list(PUTS))
     nth = arena.rng.randint(1, PUTS[folder])
     rule = Rule("PUT", under(arena, f"table/{folder}/"), action, nth - 1, times)
@@ -30,13 +30,13 @@ def some_put(arena: Arena, action: Action, times: int = 1) -> tuple[Rule, str]:
 
 
 def must_have_struck(rule: Rule) -> None:
-    """Raise unless a request was broken: a run that nothing happened to keeps every promise."""
+    """Raise if no request was broken: a run without a fault proves nothing."""
     if not rule.hit.is_set():
         raise BrokenPromiseError(f"no request was the one to break: {rule.method} {rule.path}")
 
 
 def some_requests(arena: Arena, action: Action) -> tuple[Rule, str]:
-    """A rule for one or two requests in a row, of any sort, anywhere."""
+    """Return a rule for one or two consecutive requests of any kind."""
     place = arena.rng.choice(
         [
             "photos/a.tar",
@@ -49,13 +49,13 @@ def some_requests(arena: Arena, action: Action) -> tuple[Rule, str]:
     )
     skip, times = arena.rng.randint(0, 3), arena.rng.randint(1, 2)
     if place == "photos/a.tar":
-        skip %= 3  # it is asked for three times, everything else more often
+        skip %= 3  # it is requested three times, everything else more often
     rule = Rule(".*", under(arena, place), action, skip, times)
     return rule, f"{times} from {skip + 1} on {place}"
 
 
 def hiccup(action: Action) -> Callable[[Arena], None]:
-    """One or two requests go wrong: the run does not even notice."""
+    """Break one or two requests: the run must succeed without a repetition."""
 
     def strike(arena: Arena) -> None:
         rule, when = some_requests(arena, action)
@@ -70,7 +70,7 @@ def hiccup(action: Action) -> Callable[[Arena], None]:
 
 
 def outage(arena: Arena) -> None:
-    """From some request on every one fails, until the run has ended; then the store is back."""
+    """Break all requests from some point until the run has ended; then the store recovers."""
     action = arena.rng.choice([actions.error(500), actions.error(503), actions.reset_before])
     skip = arena.rng.randint(10, 120)
     rule = Rule(".*", under(arena, ""), action, skip, ALWAYS)
@@ -87,7 +87,7 @@ def outage(arena: Arena) -> None:
 
 
 def expired(arena: Arena) -> None:
-    """The credentials of the input or of the output expire; the next run has new ones."""
+    """Expire the credentials of the input or the output; the next run has new ones."""
     place = arena.rng.choice(["photos", "table"])
     name, uri = ("input", arena.input) if place == "photos" else ("output", arena.output)
     skip = arena.rng.randint(4, 8) if place == "photos" else arena.rng.randint(10, 60)
@@ -106,7 +106,7 @@ def expired(arena: Arena) -> None:
 
 
 def stalled(arena: Arena) -> None:
-    """One request is answered after the client's patience of 15 s, or all of them slowly."""
+    """Answer one request after the client's timeout of 15 s, or all of them slowly."""
     if arena.rng.random() < 0.5:
         rule, when = some_put(arena, actions.slow(17))
         when = f"17 s for {when}"
@@ -122,11 +122,11 @@ def stalled(arena: Arena) -> None:
 
 
 def truncated_answers(arena: Arena) -> None:
-    """A run is killed; the next one gets answers cut in the middle."""
+    """Kill a run; truncate answers of the next one."""
     when = killed_at_a_put(arena)
     places = ["table/latents/", "table/_shards/", "table/_table", "photos/"]
     if when == f"SIGKILL after put {PUTS['_shards']} in _shards/":
-        places.remove("photos/")  # every shard is committed: nothing is read again
+        places.remove("photos/")  # every shard is committed, so none is read again
     place = arena.rng.choice(places)
     rule = Rule("GET", under(arena, place), actions.truncated, arena.rng.randint(0, 1), 2)
     with arena.world.proxy.breaking(rule):
@@ -136,7 +136,7 @@ def truncated_answers(arena: Arena) -> None:
 
 
 def killed_at_a_put(arena: Arena) -> str:
-    """Run until a put, before which or after which the run is killed; when that was."""
+    """Kill a run before or after a put; return which."""
     started = threading.Event()
     pids: list[Callable[[], None]] = []
 
@@ -159,18 +159,18 @@ def killed_at_a_put(arena: Arena) -> str:
 
 
 def kill_at_put(arena: Arena) -> None:
-    """SIGKILL while a put is in flight."""
+    """Kill a run while a put is in flight."""
     killed_at_a_put(arena)
     arena.finish(arena.light())
 
 
 def late_put(arena: Arena) -> None:
-    """A put is held up in the network until a second run has finished the table."""
+    """Delay a put in the network until a second run has finished the table."""
     _late_put(arena, new_input=False)
 
 
 def late_put_new_input(arena: Arena) -> None:
-    """As `late_put`, and the input has changed before the second run."""
+    """Do `late_put`, and change the input before the second run."""
     _late_put(arena, new_input=True)
 
 
@@ -196,24 +196,24 @@ def _late_put(arena: Arena, *, new_input: bool) -> None:
 
 
 def late_put_shorter(arena: Arena) -> None:
-    """A put is held up until the table is finished with an archive that has no such part."""
+    """Delay a put until the table is finished with an archive that lacks this part."""
     _late_beyond(arena, lambda: shorten(arena))
 
 
 def late_put_recut(arena: Arena) -> None:
-    """A put is held up until the table is finished with parts so large that none has its number."""
+    """Delay a put until the table is finished with larger parts, none of which has its number."""
     _late_beyond(arena, lambda: arena.recut_in(6))
 
 
 def shorten(arena: Arena) -> None:
-    """Of the archive of five parts one of two is left."""
+    """Shorten the archive of five parts to one or two."""
     write_archive(arena.photos, "a", 6, edition=1)
     if arena.bucket:
         upload(arena.photos, arena.input)
 
 
 def _late_beyond(arena: Arena, change: Callable[[], None]) -> None:
-    """Hold a put of the last two of five parts, and let it go when the shard has fewer."""
+    """Delay a put of the last two of five parts until the shard has fewer parts."""
     release, arrived = threading.Event(), threading.Event()
     name = f"{arena.rng.choice(['latents', 'rejects'])}/a-0000{arena.rng.choice([3, 4])}"
     rule = Rule("PUT", under(arena, f"table/{name}"), actions.hold(release, arrived))
@@ -233,7 +233,7 @@ def _late_beyond(arena: Arena, change: Callable[[], None]) -> None:
 
 
 def lists_late(arena: Arena) -> None:
-    """The store's listings lack, for a while, what was written: a killed run, then the next."""
+    """Omit new objects from listings for a while: a killed run, then the next."""
     when = killed_at_a_put(arena)
     folder = arena.rng.choice(["latents", "rejects", "_shards"])
     times = arena.rng.randint(1, 4)
@@ -252,7 +252,7 @@ def lists_late(arena: Arena) -> None:
 
 
 def no_condition(arena: Arena) -> None:
-    """The store has no conditional put: it ignores the condition, or says 501."""
+    """Have no conditional put: ignore the condition, or answer 501."""
     ignores = arena.rng.random() < 0.5
     action = (
         actions.unconditional(arena.world.s3.pipe_file) if ignores else actions.refuse_condition

@@ -1,4 +1,4 @@
-"""The proxy breaks what it is told to break, and nothing else."""
+"""Requests that rules select are broken, and no others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BROKEN = (OSError, BotoCoreError, aiohttp.ClientError)
 
 @pytest.fixture
 def client(proxy: FaultProxy) -> s3fs.S3FileSystem:
-    """A client that reaches the server through the proxy and repeats nothing."""
+    """Return a client that uses the proxy and never retries."""
     fs = s3fs.S3FileSystem(
         endpoint_url=proxy.url,
         config_kwargs={"retries": {"total_max_attempts": 1}},
@@ -33,14 +33,14 @@ def client(proxy: FaultProxy) -> s3fs.S3FileSystem:
     return fs
 
 
-def test_what_no_rule_takes_passes_unchanged(s3: Bucket, client: s3fs.S3FileSystem) -> None:
+def test_unmatched_requests_pass_unchanged(s3: Bucket, client: s3fs.S3FileSystem) -> None:
     content = bytes(range(256)) * 5000
     client.pipe_file(f"{s3.uri}/a b+c/ü", content)
     assert client.cat_file(f"{s3.uri}/a b+c/ü") == content
     assert client.find(s3.uri) == [f"{s3.uri.removeprefix('s3://')}/a b+c/ü"]
 
 
-def test_a_rule_takes_the_nth_of_its_requests_alone(
+def test_a_rule_selects_only_its_nth_request(
     s3: Bucket, proxy: FaultProxy, client: s3fs.S3FileSystem
 ) -> None:
     with proxy.breaking(Rule("PUT", "latents/", actions.error(503), skip=1)):
@@ -52,11 +52,11 @@ def test_a_rule_takes_the_nth_of_its_requests_alone(
     assert len(client.find(s3.uri)) == 3
 
 
-def test_requests_that_are_repeated_are_counted(
+def test_repeated_requests_are_counted(
     s3: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    KeyedS3.clear_instance_cache()  # which holds clients of the server itself
+    KeyedS3.clear_instance_cache()  # it caches clients of the server itself
     store, before = Store(s3.uri), storage_retries()
     for action in (actions.error(503), actions.error(500)):
         with proxy.breaking(Rule("PUT", "latents/", action)):
@@ -68,7 +68,7 @@ def test_requests_that_are_repeated_are_counted(
     KeyedS3.clear_instance_cache()
 
 
-def test_a_reset_before_writes_nothing_and_a_reset_after_has_written(
+def test_resets_strike_before_or_after_the_write(
     s3: Bucket, proxy: FaultProxy, client: s3fs.S3FileSystem
 ) -> None:
     for name, action in (("before", actions.reset_before), ("after", actions.reset_after)):
@@ -77,7 +77,7 @@ def test_a_reset_before_writes_nothing_and_a_reset_after_has_written(
     assert [path.rpartition("/")[2] for path in client.find(s3.uri)] == ["after"]
 
 
-def test_an_answer_that_is_cut_is_an_error_and_not_a_shorter_object(
+def test_a_truncated_answer_is_an_error(
     s3: Bucket, proxy: FaultProxy, client: s3fs.S3FileSystem
 ) -> None:
     client.pipe_file(f"{s3.uri}/object", b"content" * 100)
@@ -88,7 +88,7 @@ def test_an_answer_that_is_cut_is_an_error_and_not_a_shorter_object(
         client.cat_file(f"{s3.uri}/object")
 
 
-def test_a_held_put_arrives_when_it_is_released(
+def test_a_delayed_put_arrives_when_released(
     s3: Bucket, proxy: FaultProxy, client: s3fs.S3FileSystem
 ) -> None:
     release, arrived = threading.Event(), threading.Event()
@@ -102,7 +102,7 @@ def test_a_held_put_arrives_when_it_is_released(
     assert client.cat_file(f"{s3.uri}/late") == b"content"
 
 
-def test_a_store_without_conditions_writes_over_what_is_there(
+def test_a_store_without_conditions_overwrites_objects(
     s3: Bucket, proxy: FaultProxy, client: s3fs.S3FileSystem
 ) -> None:
     client.pipe_file(f"{s3.uri}/object", b"first", mode="create")
@@ -114,7 +114,7 @@ def test_a_store_without_conditions_writes_over_what_is_there(
     assert client.cat_file(f"{s3.uri}/object") == b"third"
 
 
-def test_a_listing_can_lack_what_was_written(
+def test_a_listing_can_omit_new_objects(
     s3: Bucket, proxy: FaultProxy, client: s3fs.S3FileSystem
 ) -> None:
     for name in ("latents/0", "latents/1", "rejects/0"):

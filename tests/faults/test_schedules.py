@@ -1,11 +1,11 @@
-"""Some schedules; `make faults SCHEDULES=100` plays more, of every kind."""
+"""Selected schedules of faults; `make faults SCHEDULES=100` plays more, of every kind."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.faults import actions
-from tests.faults.__main__ import told
+from tests.faults.__main__ import summary_line
 from tests.faults.arena import BrokenPromiseError
 from tests.faults.proxy import Rule
 from tests.faults.schedule import KINDS, kind_of, play
@@ -38,15 +38,15 @@ def test_no_face_is_lost_or_counted_twice(world: World, name: str) -> None:
     result = play(world, SEED_OF[name])
     if result.unavailable:
         pytest.skip(result.unavailable)
-    assert result.ok, told(result)
+    assert result.ok, summary_line(result)
 
 
-def test_a_seed_is_a_schedule() -> None:
+def test_a_seed_determines_the_kind() -> None:
     assert [kind_of(seed).name for seed in range(len(KINDS))] == [kind.name for kind in KINDS]
     assert kind_of(len(KINDS)).name == KINDS[0].name
 
 
-def test_a_schedule_whose_fault_never_struck_is_broken() -> None:
+def test_a_fault_that_never_strikes_is_an_error() -> None:
     rule = Rule("PUT", "bucket/table/", actions.reset_before)
     with pytest.raises(BrokenPromiseError, match="no request was the one to break: PUT bucket"):
         must_have_struck(rule)

@@ -1,4 +1,4 @@
-"""`put_if_absent` on object stores that know no conditional put."""
+"""`put_if_absent` on object stores without a conditional put."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def store(request: pytest.FixtureRequest, s3: Bucket) -> Iterator[Store]:
             yield store
 
 
-def test_what_was_there_before_the_call_is_kept(store: Store) -> None:
+def test_an_existing_object_is_kept(store: Store) -> None:
     assert store.put_if_absent("name", b"first")
     assert not store.put_if_absent("name", b"second")
     assert store.get("name") == b"first"

@@ -1,4 +1,4 @@
-"""Everything that schedules share: the model, the S3 server and its proxy, the cluster."""
+"""Shared resources of the schedules: the model, the S3 server and its proxy, the cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RAY_PACE_S = "0.3"
 
 
 class World:
-    """Made when first asked for, and ended with the block of `shared_world`."""
+    """Resources that start on first use and end with the block of `shared_world`."""
 
     def __init__(self, folder: Path, stack: ExitStack, server: S3Server | None) -> None:
         self.folder, self._stack, self._server = folder, stack, server
@@ -30,39 +30,39 @@ class World:
 
     @cached_property
     def forks(self) -> Any:
-        """The context that forks light runs."""
+        """Context that forks light runs."""
         return prepare_forks()
 
     @cached_property
     def model(self) -> str:
-        """A bundle of a small seeded model."""
+        """Bundle of a small seeded model."""
         from tests.tiny_bundle import write_tiny_bundle
 
         return write_tiny_bundle(str(self.folder / "model"))
 
     @cached_property
     def server(self) -> S3Server:
-        """A real S3 server; this process reaches it past the proxy."""
-        return self._server or self._stack.enter_context(run_server(self._made("s3")))
+        """Real S3 server; this process accesses it without the proxy."""
+        return self._server or self._stack.enter_context(run_server(self._new_folder("s3")))
 
     @cached_property
     def proxy(self) -> FaultProxy:
-        """The proxy in front of it, which runs reach."""
+        """Proxy in front of the server, used by runs."""
         return self._stack.enter_context(running_proxy(self.server.address))
 
     @property
     def s3_environment(self) -> dict[str, str]:
-        """What a run needs to reach the server through the proxy."""
+        """Environment of a run, with the proxy as its S3 endpoint."""
         return {**self.server.env, "AWS_ENDPOINT_URL": self.proxy.url}
 
     @cached_property
     def s3(self) -> s3fs.S3FileSystem:
-        """The server without the proxy."""
+        """File system of the server without the proxy."""
         return s3fs.S3FileSystem(use_listings_cache=False, endpoint_url=self._endpoint)
 
     @cached_property
     def cluster(self) -> RayCluster:
-        """A cluster of several nodes, whose workers reach the server through the proxy."""
+        """Cluster of several nodes, whose workers use the proxy."""
         values = {**self.s3_environment, PACE: RAY_PACE_S}
         return self._stack.enter_context(running_cluster(self.folder, values))
 
@@ -70,7 +70,7 @@ class World:
     def _endpoint(self) -> str:
         return self.server.env["AWS_ENDPOINT_URL"]
 
-    def _made(self, name: str) -> Path:
+    def _new_folder(self, name: str) -> Path:
         path = self.folder / name
         path.mkdir(parents=True)
         return path
@@ -93,7 +93,7 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def shared_world(folder: Path, server: S3Server | None = None) -> Iterator[World]:
-    """A world with its files in `folder`; everything that it started ends with the block."""
+    """Provide resources with files in `folder`; all that they started ends with the block."""
     with ExitStack() as stack:
         world = World(folder, stack, server)
         try:

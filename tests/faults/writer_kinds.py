@@ -1,4 +1,4 @@
-"""Faults of the process that writes a table on a disk, at every point of every write."""
+"""Faults of the process that writes a table to a disk, at every point of every write."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tests.faults.light import POINTS, Wreck
 from tests.faults.processes import wait_until_stopped
 from tests.faults.runs import LightRun
 
-FOLDERS = {"latents": 11, "rejects": 11, "_shards": 4}  # and the files that each will hold
+FOLDERS = {"latents": 11, "rejects": 11, "_shards": 4}  # number of files in each folder
 
 
 def some_wreck(arena: Arena, number: int) -> Wreck:
-    """A signal at a point that the seed picks."""
+    """Return a signal at a point that the seed selects."""
     folder = arena.rng.choice(list(FOLDERS))
     nth = arena.rng.randint(1, FOLDERS[folder])
     return Wreck(folder, nth, arena.rng.choice(POINTS), number)
 
 
 def kill_in_put(arena: Arena) -> None:
-    """SIGKILL in the middle of a write."""
+    """Kill a run in the middle of a write."""
     wreck = some_wreck(arena, signal.SIGKILL)
     run = arena.light(wreck)
     ended = arena.end(run)
@@ -33,7 +33,7 @@ def kill_in_put(arena: Arena) -> None:
 
 
 def terminate_in_put(arena: Arena) -> None:
-    """SIGTERM in the middle of a write: the run says so and ends with 1."""
+    """Terminate a run in the middle of a write: it reports that and ends with 1."""
     wreck = some_wreck(arena, signal.SIGTERM)
     ended = arena.end(arena.light(wreck))
     arena.struck(str(wreck))
@@ -43,7 +43,7 @@ def terminate_in_put(arena: Arena) -> None:
 
 
 def stopped_run(arena: Arena) -> LightRun:
-    """A run that has stopped itself in the middle of a write."""
+    """Return a run that has stopped itself in the middle of a write."""
     wreck = some_wreck(arena, signal.SIGSTOP)
     run = _stopped_at(arena, wreck)
     arena.struck(str(wreck))
@@ -51,7 +51,7 @@ def stopped_run(arena: Arena) -> LightRun:
 
 
 def late_writer(arena: Arena) -> None:
-    """SIGSTOP in the middle of a write; a second run finishes; the first one goes on."""
+    """Stop a run in the middle of a write; a second run finishes; then the first continues."""
     run = stopped_run(arena)
     arena.finish(arena.light())
     run.signal(signal.SIGCONT)
@@ -59,7 +59,7 @@ def late_writer(arena: Arena) -> None:
 
 
 def late_writer_new_input(arena: Arena) -> None:
-    """As `late_writer`, and the input has changed before the second run."""
+    """Do `late_writer`, and change the input before the second run."""
     run = stopped_run(arena)
     write_archive(arena.photos, "a", 17, edition=1)
     arena.finish(arena.light())
@@ -68,17 +68,17 @@ def late_writer_new_input(arena: Arena) -> None:
 
 
 def late_writer_shorter(arena: Arena) -> None:
-    """SIGKILL of a writer that has put a part beside a commit of fewer, of a shorter archive."""
+    """Kill a run that wrote a part next to a commit with fewer parts, of a shorter archive."""
     _late_beyond(arena, lambda: write_archive(arena.photos, "a", 6, edition=1))
 
 
 def late_writer_recut(arena: Arena) -> None:
-    """SIGKILL of a writer that has put a part beside a commit of fewer, larger parts."""
+    """Kill a run that wrote a part next to a commit with fewer, larger parts."""
     _late_beyond(arena, lambda: arena.recut_in(6))
 
 
 def _late_beyond(arena: Arena, change: Callable[[], object]) -> None:
-    """Stop before the file of one of the last two of five parts gets its name; kill after that."""
+    """Stop before one of the last two of five parts is renamed; kill after the rename."""
     folder = arena.rng.choice(["latents", "rejects"])
     nth, point = arena.rng.choice([4, 5]), arena.rng.choice(["before", "torn", "whole"])
     wreck = Wreck(folder, nth, point, signal.SIGSTOP, then_killed=True)
@@ -93,7 +93,7 @@ def _late_beyond(arena: Arena, change: Callable[[], object]) -> None:
 
 
 def late_manifest(arena: Arena) -> None:
-    """A manifest lands when its run is dead, and another run has cleared its parts for its own."""
+    """Write a manifest after its run died and another run has replaced its parts."""
     dead = _stopped_at(arena, Wreck("_shards", 1, "whole", signal.SIGSTOP, then_killed=True))
     arena.recut_in(6)
     nth = arena.rng.randint(1, 3)
@@ -114,7 +114,7 @@ def _stopped_at(arena: Arena, wreck: Wreck) -> LightRun:
 
 
 def two_jobs(arena: Arena) -> None:
-    """Two runs over one table at the same time, in step with one another."""
+    """Run two jobs over one table at the same time, in step."""
     pace = {"FAULTS_PACE_S": "0.02"}
     first = arena.light(environment=pace)
     second = arena.light(environment={"FAULTS_PACE_S": f"{arena.rng.uniform(0.01, 0.04):.3f}"})
@@ -125,7 +125,7 @@ def two_jobs(arena: Arena) -> None:
 
 
 def two_part_sizes(arena: Arena) -> None:
-    """Two runs over one table at the same time that cut it into parts of different sizes."""
+    """Run two jobs over one table at the same time with parts of different sizes."""
     first = arena.light(environment={"FAULTS_PACE_S": "0.02"})
     size = arena.rng.choice([3, 6])
     second = arena.light(

@@ -1,4 +1,4 @@
-"""What passes between the worker and its parent."""
+"""Messages between the worker and its parent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BOARD = struct.Struct("<qd")
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one case: the outcome's name, or what is wrong with it."""
+    """Result of one case: the name of its outcome, or what is wrong with it."""
 
     seed: int
     outcome: str
@@ -21,9 +21,9 @@ class Answer:
 
 
 class Board:
-    """A few shared bytes that say which case is under way, so that a death is charged to it.
+    """Shared memory that names the current case, so that a crash is attributed to it.
 
-    Holds the case's seed (-1: none) and when it began, on `time.monotonic`.
+    Holds the case's seed (-1: none) and its start on `time.monotonic`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,10 +33,10 @@ class Board:
             self._memory = mmap.mmap(file.fileno(), _BOARD.size)
 
     def write(self, seed: int, started: float) -> None:
-        """Say that the case of `seed` began at `started`."""
+        """Record that the case of `seed` started at `started`."""
         self._memory[:] = _BOARD.pack(seed, started)
 
     def read(self) -> tuple[int, float]:
-        """The case under way and its start."""
+        """Return the current case's seed and start."""
         seed, started = _BOARD.unpack(self._memory[:])
         return int(seed), float(started)

@@ -1,4 +1,4 @@
-"""Shards: tar and zip archives, Parquet files, and JSON beside images."""
+"""Shards as bad input: tar and zip archives, Parquet files, and JSON sidecars of images."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from tests.fuzz.kind import BrokenPromiseError, Case, Kind, write_case
 from tests.fuzz.mutate import mutated
 from tests.storage.bombs import packed_page, sparse_tar
 
-_SAMPLE_BYTES = 4 << 20  # in place of a gigabyte, so that a bomb is cheap to draw
+_SAMPLE_BYTES = 4 << 20  # instead of a gigabyte, so that a bomb is cheap
 _ENDINGS = (b".jpg", b".png", b".webp", b".JPEG", b".tif", b".json", b".txt", b".cls", b"")
 _TYPES = [b"0"] * 3 + [bytes([kind]) for kind in b"\x001234567SVxgLKDX"]
 
 
 def read(case: Case, folder: Path, options: ReadOptions | None = None) -> list[Sample]:
-    """All samples of the input in `folder`, each of them checked, and counted without reading."""
+    """Return all samples of the input in `folder`, checked, and compared with their count."""
     write_case(case, folder)
     small = [
         mock.patch(f"pipeline.storage.readers.{module}.MAX_SAMPLE_BYTES", _SAMPLE_BYTES)
         for module in ("archive_members", "parquet", "folder", "referenced_images")
     ]
-    # As all samples are kept here.
+    # Smaller than in production, because all samples are kept here.
     small.append(mock.patch("pipeline.storage.readers.zip._BOMB_BYTES", 4 * _SAMPLE_BYTES))
-    found: list[Sample] = []
+    all_samples: list[Sample] = []
     for patch in small:
         patch.start()
     try:
@@ -53,17 +53,17 @@ def read(case: Case, folder: Path, options: ReadOptions | None = None) -> list[S
             check(samples)
             if shard.kind != "parquet" and counted != len(samples):
                 raise BrokenPromiseError(f"{counted} samples counted and {len(samples)} read")
-            found += samples
+            all_samples += samples
     finally:
         mock.patch.stopall()
-    return found
+    return all_samples
 
 
 def check(samples: list[Sample]) -> None:
-    """What every later stage takes for granted: keys that are unique, text, and reasons."""
+    """Check what later stages assume: unique keys, valid text, and known reject reasons."""
     keys = [sample.key for sample in samples]
     if len(set(keys)) != len(keys) or not all(keys):
-        raise BrokenPromiseError(f"keys are not unique or empty: {keys[:5]!r}")
+        raise BrokenPromiseError(f"keys are empty or not unique: {keys[:5]!r}")
     for sample in samples:
         for said in (sample.key, sample.uri, sample.detail):
             said.encode()
@@ -76,7 +76,7 @@ def check(samples: list[Sample]) -> None:
 
 
 def _run(case: Case, folder: Path) -> str:
-    """By what the case is made of: the same options each time."""
+    """Read the case with options that depend only on its size, so that it is repeatable."""
     draw = Random(sum(map(len, case.values())))
     options = ReadOptions(
         image_field=draw.choice(("one", "one", "all", "png,jpg")),
@@ -91,7 +91,7 @@ def _run(case: Case, folder: Path) -> str:
 
 
 def header(draw: Random, name: bytes, size: int, kind: bytes, link: bytes = b"") -> bytes:
-    """One tar header, with a right checksum and fields that may be anything."""
+    """Return a tar header with a valid checksum and arbitrary fields."""
     field = b"%011o\0" % (size & 0o77777777777)
     if size >= 1 << 33 or size < 0:
         field = b"\x80" + (size & ((1 << 88) - 1)).to_bytes(11, "big")
@@ -104,7 +104,7 @@ def header(draw: Random, name: bytes, size: int, kind: bytes, link: bytes = b"")
     block[156:157] = kind
     block[157:257] = link[:100].ljust(100, b"\0")
     block[257:265] = magic
-    if draw.random() < 0.2:  # whatever stands in the fields behind
+    if draw.random() < 0.2:  # random bytes in later fields
         start = draw.choice((136, 265, 329, 345, 386, 482))
         block[start : start + 24] = draw.randbytes(24)
     block[148:156] = b" " * 8
@@ -117,8 +117,8 @@ def _padded(content: bytes) -> bytes:
 
 
 def _pax(draw: Random) -> bytes:
-    """A pax header's records, with lengths that may lie."""
-    found = b""
+    """Return the records of a pax header, some with wrong lengths."""
+    records = b""
     for _ in range(draw.randint(1, 4)):
         key = draw.choice(
             (
@@ -129,8 +129,8 @@ def _pax(draw: Random) -> bytes:
         value = draw.choice((words.path(draw), b"1", b"-1", b"99999999999", b"0,1,5,9", b"\xff"))
         record = b" %b=%b\n" % (key, value)
         length = len(record) + len(str(len(record) + 2))
-        found += b"%d%b" % (length + draw.choice((0, 0, 0, 0, 1, -3, 10**6)), record)
-    return found
+        records += b"%d%b" % (length + draw.choice((0, 0, 0, 0, 1, -3, 10**6)), record)
+    return records
 
 
 def _member(draw: Random) -> bytes:
@@ -144,7 +144,7 @@ def _member(draw: Random) -> bytes:
     elif kind in b"LK" and kind:
         content = words.path(draw) * draw.choice((1, 30)) + b"\0"
         size = len(content)
-    if draw.random() < 0.05:  # a size that the archive does not hold
+    if draw.random() < 0.05:  # a size that differs from the content's
         size = draw.choice((0, -1, 2**31, 2**33, 2**63, 2**80, size + 512, size - 1))
     head = header(draw, name, size, kind, words.path(draw) if kind in b"12" else b"")
     if kind == b"S" and draw.random() < 0.8:  # GNU sparse map in the header
@@ -167,7 +167,7 @@ def _small_bomb(make: Callable[..., Path], size: int) -> bytes:
 
 @functools.cache
 def plain_tar(form: int) -> bytes:
-    """A sound archive in one of the three formats, with a long name and a sidecar."""
+    """Return a valid archive in one of three formats, with a long name and a sidecar."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=form) as archive:
         for name in ("0001.jpg", "0001.json", "n" * 90 + "/" + "n" * 90 + ".png", "ä.webp"):
@@ -178,15 +178,15 @@ def plain_tar(form: int) -> bytes:
 
 
 def _chain(draw: Random) -> bytes:
-    """Headers that only announce the next header, by the thousand."""
+    """Return up to thousands of headers that only announce the next header."""
     content = _padded(b"11 path=ab\n") if draw.random() < 0.5 else _padded(b"ab\0")
     kind = b"x" if content.startswith(b"11") else b"L"
-    one = header(draw, b"h", 11 if kind == b"x" else 3, kind) + content
-    return one * draw.choice((10, 3000)) + _member(draw)
+    entry = header(draw, b"h", 11 if kind == b"x" else 3, kind) + content
+    return entry * draw.choice((10, 3000)) + _member(draw)
 
 
 def _zeros(draw: Random) -> bytes:
-    """What a small gzip unpacks to: a member, a long name or a pax header of many megabytes."""
+    """Return a tar of many megabytes of zeros: a member, a long name or a pax header."""
     size = draw.choice((1 << 20, 5 << 20, 100 << 20))
     kind = draw.choice((b"0", b"x", b"L", b"g", b"7"))
     name = draw.choice((b"0.jpg", b"0.txt"))
@@ -225,7 +225,7 @@ _PACK: dict[str, Callable[[bytes], bytes]] = {
 
 
 def _make_packed(draw: Random) -> Case:
-    """A tar packed by another program than gzip, damaged before or after it was packed."""
+    """Return a tar not packed by gzip, damaged before or after it was packed."""
     name, pack = draw.choice(tuple(_PACK.items()))
     content = plain_tar(draw.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)))
     if draw.random() < 0.03:
@@ -244,7 +244,7 @@ def _make_packed(draw: Random) -> Case:
 
 @functools.cache
 def plain_zip(form: int) -> bytes:
-    """A sound archive, StyleGAN's `dataset.zip`: stored, deflated, or packed in another way."""
+    """Return a valid archive like StyleGAN's `dataset.zip`, in one compression."""
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w", form) as archive:
         for index in range(3):
@@ -255,7 +255,7 @@ def plain_zip(form: int) -> bytes:
 
 
 def _zip_entry(draw: Random) -> tuple[bytes, bytes]:
-    """Local header with data, and an entry of the directory that may say anything else."""
+    """Return a local header with data, and a directory entry that may contradict it."""
     name = words.path(draw)[:60_000] + draw.choice(_ENDINGS)
     content = draw.randbytes(draw.choice((0, 1, 300, 5000)))
     method = draw.choice((0, 0, 8, 8, 8, 9, 12, 99, draw.randrange(1 << 16)))
@@ -267,9 +267,9 @@ def _zip_entry(draw: Random) -> tuple[bytes, bytes]:
     if draw.random() < 0.3:
         numbers[draw.randrange(3)] = draw.choice((0, 1, 2**31, 2**32 - 1, len(content) + 1))
     mode = draw.choice((0, 0, 0o100644, 0o120777, 0o040755)) << 16
-    told = [draw.choice((20, 0x314)), 20, flags, method, 0, 0, *numbers]
+    fields = [draw.choice((20, 0x314)), 20, flags, method, 0, 0, *numbers]
     lengths = [len(name), len(extra), 0, 0, 0, mode]
-    entry = struct.pack("<4s6H3L5HL", b"PK\1\2", *told, *lengths)
+    entry = struct.pack("<4s6H3L5HL", b"PK\1\2", *fields, *lengths)
     return local + name + packed, entry + b"\0\0\0\0" + name + extra
 
 
@@ -291,7 +291,7 @@ def _drawn_zip(draw: Random) -> bytes:
 
 
 def _zip_bomb(draw: Random) -> bytes:
-    """Entries that share the bytes of one, which unpack to a thousand times their size."""
+    """Return entries that share the bytes of one and unpack to a thousand times their size."""
     size = draw.choice((3 << 20, 5 << 20, 100 << 20))
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -370,7 +370,7 @@ def _parquet(draw: Random) -> bytes:
         kind, value = draw.choice(_KEYS)
         name = draw.choice(("key", "__key__", "id", "path", "file_name", "label", "txt"))
         columns[name] = pa.array([value] * rows, kind)
-    if draw.random() < 0.02:  # a schema that no error message should list
+    if draw.random() < 0.02:  # a schema that an error message should not list
         columns |= {f"{words.text(draw)}{i}": pa.array([1] * rows) for i in range(500)}
     sink = io.BytesIO()
     pq.write_table(
@@ -387,7 +387,7 @@ def _parquet(draw: Random) -> bytes:
 
 
 def _bomb(draw: Random) -> bytes:
-    """Rows that share one large value, in a file of some kilobytes."""
+    """Return rows that share one large value, in a file of some kilobytes."""
     value = b"\0" * draw.choice((1 << 20, 16 << 20))
     sink = io.BytesIO()
     kind = draw.choice((pa.binary(), pa.large_binary()))
@@ -402,7 +402,7 @@ def _bomb(draw: Random) -> bytes:
 
 
 def _footer(draw: Random, content: bytes) -> bytes:
-    """Damage to the footer alone, which says where and how large everything is."""
+    """Damage only the footer, which holds the positions and sizes of everything."""
     (length,) = struct.unpack("<I", content[-8:-4])
     start = max(0, len(content) - 8 - length)
     footer = mutated(draw, content[start:-8], most=3)
@@ -423,13 +423,13 @@ def _make_parquet(draw: Random) -> Case:
     return {"shard.parquet": content}
 
 
-# --- JSON beside images
+# --- JSON sidecars
 
 _SIDE = (".json", ".txt", ".cls", ".JSON", ".jpg.json")
 
 
 def json_text(draw: Random, depth: int = 0) -> Any:
-    """Any JSON value."""
+    """Return an arbitrary JSON value."""
     way = draw.randrange(9 if depth < 4 else 6)
     if way < 6:
         numbers = (0, -1, 2**63, 10**400, 1e308, float("nan"), float("-inf"), 0.1)
@@ -443,14 +443,14 @@ def _make_sidecar(draw: Random) -> Case:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:
         for index in range(draw.randint(1, 4)):
-            beside = json.dumps(json_text(draw)).encode()
+            sidecar = json.dumps(json_text(draw)).encode()
             if draw.random() < 0.3:
-                beside = mutated(draw, beside)
+                sidecar = mutated(draw, sidecar)
             if draw.random() < 0.05:
-                beside = b"[" * 100_000
+                sidecar = b"[" * 100_000
             files = [
                 (f"{index:04d}.jpg", b"%d" % index),
-                (f"{index:04d}{draw.choice(_SIDE)}", beside),
+                (f"{index:04d}{draw.choice(_SIDE)}", sidecar),
             ]
             draw.shuffle(files)
             for name, content in files:

@@ -1,4 +1,4 @@
-"""Code files from strangers: `latents.npy`, which is a pickle, and single codes."""
+"""Code files as bad input: `latents.npy`, which is a pickle, and files of single codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.interop.hungry import HUNGRY
 
 
 class _Command:
-    """What a poisoned pickle does when it is loaded."""
+    """Object whose unpickling would run a command."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch planted",)
@@ -77,10 +77,10 @@ def _make(draw: Random) -> Case:
 def _run(case: Case, _: Path) -> str:
     ((name, content),) = case.items()
     if name == "latents.npy":
-        found = list(read_latents(content, name).values())
+        arrays = list(read_latents(content, name).values())
     else:
-        found = [read_code(content, name)]
-    if not all(codes.ndim == 3 and codes.dtype.kind == "f" for codes in found):
+        arrays = [read_code(content, name)]
+    if not all(codes.ndim == 3 and codes.dtype.kind == "f" for codes in arrays):
         raise BrokenPromiseError("codes of another shape or type")
     return "codes"
 

@@ -1,4 +1,4 @@
-"""Feeds a worker process with batches of cases and keeps account of what comes of them."""
+"""Feed a worker process with batches of cases and collect their results."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.fuzz.worker import find_kind, seeded
 ROOT = Path(__file__).resolve().parents[2]
 _BATCH = 64
 _START_LIMIT_S = 300.0  # imports on a busy machine
-_END_LIMIT_S = 30.0  # from the end of its messages to that of the process
+_END_LIMIT_S = 30.0  # from the end of its messages to the end of the process
 _SENTINELS = ("home", "tmp", "elsewhere")
 
 
 @dataclass
 class Tally:
-    """What came of the cases of one kind."""
+    """Results of the cases of one kind."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     findings: list[Answer] = field(default_factory=list)
@@ -39,14 +39,14 @@ class Tally:
     seconds: float = 0.0
 
     def take(self, answer: Answer) -> None:
-        """Count one answer."""
+        """Add one answer."""
         self.outcomes[answer.outcome] += 1
         self.most_mib = max(self.most_mib, answer.grown_mib)
         if answer.finding:
             self.findings.append(answer)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the results as JSON values."""
         return {
             "cases": self.outcomes.total(),
             "outcomes": dict(sorted(self.outcomes.items())),
@@ -57,7 +57,7 @@ class Tally:
 
 
 class Worker:
-    """A worker process with a home, a temporary folder and a working directory of its own."""
+    """Worker process with its own home, temporary folder and working directory."""
 
     def __init__(self) -> None:
         self.scratch = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -81,7 +81,7 @@ class Worker:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def run(self, module: str, kind: Kind, seeds: Sequence[int]) -> Iterator[Answer]:
-        """An answer for each seed; a case that ends the process is charged with that."""
+        """Yield an answer for each seed; a case that crashes the process gets a finding."""
         waiting = list(seeds)
         while waiting:
             batch, waiting = waiting[:_BATCH], waiting[_BATCH:]
@@ -92,43 +92,43 @@ class Worker:
                 seed = self.board.read()[0]
                 yield Answer(seed, "finding", self._how_it_ended(kind))
                 self._restart()
-                # What the batch had answered before is computed again: it died with the process.
-                waiting = [one for one in batch if one != seed] + waiting
-        strays = self.strays()
-        if strays:
-            raise AssertionError(f"files outside the case's folder: {strays}")
+                # Earlier answers of the batch died with the process and are computed again.
+                waiting = [other for other in batch if other != seed] + waiting
+        unexpected = self.unexpected_files()
+        if unexpected:
+            raise AssertionError(f"files outside the case's folder: {unexpected}")
 
     def _answers(self, kind: Kind) -> list[Answer]:
-        """Those of the batch that was sent; none if the process died or hangs in a case."""
+        """Return the answers of the batch that was sent; none if the process died or hangs."""
         while not self.connection.poll(0.2):
             if self.process.poll() is not None or self._overdue(kind):
                 return []
         try:
             answers: list[Answer] = self.connection.recv()
         except (EOFError, ConnectionError):
-            # Its end of the pipe is closed a moment before it has ended.
+            # The process closes its end of the pipe shortly before it ends.
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(_END_LIMIT_S)
             return []
         return answers
 
-    def strays(self) -> list[str]:
-        """Files that stand where no case may write, or that were changed or removed there."""
-        found = [
+    def unexpected_files(self) -> list[str]:
+        """Return files outside the case's folder that were created, changed or removed."""
+        paths = [
             str(path.relative_to(self.scratch))
             for name in _SENTINELS
             for path in (self.scratch / name).rglob("*")
             if path != self.folder
             and self.folder not in path.parents
             and path.name != "untouched"
-            # Empty ones of queries whose tables are not collected yet: killed, a worker leaves them
+            # Empty folders of queries: a worker that is killed leaves them behind
             and not (path.name.startswith("restyle-query-") and not any(path.iterdir()))
         ]
         for name in _SENTINELS:
             file = self.scratch / name / "untouched"
             if not file.exists() or file.read_text() != "as it was":
-                found.append(str(file.relative_to(self.scratch)))
-        return found
+                paths.append(str(file.relative_to(self.scratch)))
+        return paths
 
     def _overdue(self, kind: Kind) -> bool:
         seed, started = self.board.read()
@@ -176,7 +176,7 @@ class Worker:
 def fuzz(
     plan: Sequence[tuple[str, Kind, Sequence[int]]], keep: Path | None = None
 ) -> dict[str, Tally]:
-    """Run the planned (module, kind, seeds) one after another; what came of them, by kind.
+    """Run the planned (module, kind, seeds) one after another; return the results by kind.
 
     The files of a case with a finding are written below `keep`.
     """
@@ -194,12 +194,12 @@ def fuzz(
 
 
 def keep_case(module: str, kind: Kind, answer: Answer, keep: Path) -> None:
-    """Write a failing case with what is wrong and the command that shows it again."""
+    """Write a failing case, its finding, and the command that repeats it."""
     folder = keep / f"{kind.name}-{answer.seed}"
     case = find_kind(module, kind.name).make(seeded(kind.name, answer.seed))
     try:
         write_case(case, folder / "case")
-    except (OSError, ValueError):  # a name that no disk takes is part of some cases
+    except (OSError, ValueError):  # some cases have names that no disk accepts
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "case.txt").write_text(repr(case))
     command = f"python -m tests.fuzz --only {kind.name} --seed {answer.seed} --count 1"

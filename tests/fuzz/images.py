@@ -1,4 +1,4 @@
-"""Images: damaged files of every format that is read, and files that lie about their size."""
+"""Images as bad input: damaged files of every format, and files with false sizes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ from tests.images.icc_profiles import (
 FORMATS = ("jpeg", "png", "webp", "gif", "tiff", "bmp")
 NEWER_FORMATS = ("avif", "heif", "jp2", "j2k", "pnm", "tga", "psd", "widetiff")
 LIMITS = ImageLimits(max_pixels=2_000_000)
-# Pillow holds four bytes a pixel, twice while it converts or turns; float TIFFs are widened once
-# more, JPEG 2000 has four bytes a sample. Measured on the bombs below: 36 bytes a pixel at most.
+# Pillow needs four bytes per pixel, twice while it converts or rotates; float TIFFs are widened
+# once more, JPEG 2000 has four bytes per sample. Measured on the bombs below: at most 36 bytes per
+# pixel.
 BOMB_MIB = 3072
 
 
@@ -96,17 +97,17 @@ def _in_mode(mode: str) -> Image.Image:
 
 @functools.cache
 def corpus(name: str) -> tuple[bytes, ...]:
-    """Whole files of one format: every pixel mode and option that it is written with."""
+    """Return valid files of one format, in every pixel mode and with every option."""
     if name in _BY_HAND:
         return tuple(_BY_HAND[name]())
-    found = []
+    files = []
     for mode in _MODES[name]:
         for options in _variants(name):
             try:
-                found.append(_encoded(_in_mode(mode), name, options))
+                files.append(_encoded(_in_mode(mode), name, options))
             except (OSError, ValueError, RuntimeError, SystemError):
                 continue  # a combination that the format does not have
-    return tuple(found)
+    return tuple(files)
 
 
 def _encoded(image: Image.Image, name: str, options: dict[str, Any]) -> bytes:
@@ -148,7 +149,7 @@ _BY_HAND = {"pnm": _pnm_files, "psd": _psd_files, "widetiff": _wide_tiffs}
 
 
 def _make_profile(draw: Random) -> Case:
-    """A sound picture with a damaged colour profile, which must not cost it."""
+    """Return a valid picture with a damaged colour profile, which must still be decoded."""
     mode, profile = draw.choice(_PROFILES)
     damaged = mutated(draw, profile, most=draw.choice((1, 3, 20)))
     name = draw.choice(("JPEG", "PNG", "TIFF") if mode == "RGB" else ("JPEG", "TIFF"))
@@ -159,7 +160,7 @@ def _run_profile(case: Case, folder: Path) -> str:
     try:
         return _run(LIMITS, case, folder)
     except Rejection as error:
-        raise BrokenPromiseError(f"a profile cost its picture: {error}") from error
+        raise BrokenPromiseError(f"a damaged profile made its picture a reject: {error}") from error
 
 
 _PROFILES = (
@@ -173,7 +174,7 @@ _PROFILES = (
 def _make(name: str, draw: Random) -> Case:
     files = corpus(name)
     content = draw.choice(files)
-    if draw.random() < 0.15:  # the head of one file on the tail of another
+    if draw.random() < 0.15:  # the head of one file and the tail of another
         other = draw.choice(files)
         content = content[: place(draw, len(content))] + other[place(draw, len(other)) :]
     content = mutated(draw, content)
@@ -183,16 +184,16 @@ def _make(name: str, draw: Random) -> Case:
 
 
 def with_checksums(content: bytes) -> bytes:
-    """A damaged PNG with right checksums, so that the damage gets past the first look."""
-    found, start = bytearray(content), 8
-    while start + 12 <= len(found):
-        (length,) = struct.unpack_from(">I", found, start)
+    """Return a damaged PNG with valid checksums, so that decoding goes past the first check."""
+    repaired, start = bytearray(content), 8
+    while start + 12 <= len(repaired):
+        (length,) = struct.unpack_from(">I", repaired, start)
         end = start + 8 + length
-        if end + 4 > len(found):
+        if end + 4 > len(repaired):
             break
-        struct.pack_into(">I", found, end, zlib.crc32(found[start + 4 : end]))
+        struct.pack_into(">I", repaired, end, zlib.crc32(repaired[start + 4 : end]))
         start = end + 4
-    return bytes(found)
+    return bytes(repaired)
 
 
 def _run(limits: ImageLimits | None, case: Case, _: Path) -> str:
@@ -210,7 +211,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _png_bomb(draw: Random) -> bytes:
-    """A few kilobytes that unpack to all the pixels that are let through, or more."""
+    """Return a few kilobytes that unpack to the largest accepted image, or more."""
     side = draw.choice((4000, 8000, 8001, 30_000, 2**31 - 1))
     depth, colour, size = draw.choice(((8, 2, 3), (8, 6, 4), (16, 6, 8), (16, 0, 2), (8, 3, 1)))
     pixels = b"\0" * min(side * (side * size + 1), 40_000_000) if side < 5000 else b""
@@ -218,7 +219,7 @@ def _png_bomb(draw: Random) -> bytes:
 
 
 def _text_bomb(draw: Random) -> bytes:
-    """Compressed metadata that unpacks to far more than the image."""
+    """Return an image whose compressed metadata unpacks to far more than its pixels."""
     content = corpus("png")[0]
     packed = zlib.compress(b"\0" * draw.choice((1_000_000, 60_000_000)))
     kind, head = draw.choice(((b"zTXt", b"k\0\0"), (b"iCCP", b"p\0\0"), (b"iTXt", b"k\0\1\0\0\0")))
@@ -226,7 +227,7 @@ def _text_bomb(draw: Random) -> bytes:
 
 
 def _gif_bomb(draw: Random) -> bytes:
-    """A small frame in a huge canvas, or a canvas that its frame sticks out of."""
+    """Return a small frame in a huge canvas, or a canvas that is smaller than its frame."""
     content = bytearray(corpus("gif")[0])
     sides = struct.pack("<HH", draw.choice((1, 8000, 65535)), draw.choice((1, 8000, 65535)))
     content[6:10] = sides
@@ -236,7 +237,7 @@ def _gif_bomb(draw: Random) -> bytes:
 
 
 def _tiff_bomb(draw: Random) -> bytes:
-    """A directory that claims sizes, samples, strips and counts that the file does not hold."""
+    """Return a directory with sizes, samples, strips and counts beyond the file's content."""
     claims = {
         256: (4, 1, draw.choice((80, 8000, 65_535, 2**31 - 1))),
         257: (4, 1, draw.choice((96, 8000, 65_535, 2**31 - 1))),
@@ -256,7 +257,7 @@ def _tiff_bomb(draw: Random) -> bytes:
 
 
 def _jpeg_bomb(draw: Random) -> bytes:
-    """A header of the largest size that a JPEG has, progressive ones with their scans repeated."""
+    """Return a header with the largest size of a JPEG; progressive ones repeat their scans."""
     progressive = draw.random() < 0.5
     content = bytearray(encode(picture(), "JPEG", progressive=progressive))
     start = content.find(b"\xff\xc2" if progressive else b"\xff\xc0")
@@ -268,7 +269,7 @@ def _jpeg_bomb(draw: Random) -> bytes:
 
 
 def _webp_bomb(draw: Random) -> bytes:
-    """A canvas of up to 16383 pixels a side around a small picture."""
+    """Return a canvas of up to 16383 pixels per side around a small picture."""
     body = corpus("webp")[0][12:]
     side = draw.choice((95, 7999, 16_382, 2**24 - 1))
     canvas = struct.pack("<I", draw.choice((0, 2, 0x10)))[:4] + side.to_bytes(3, "little") * 2
@@ -277,7 +278,7 @@ def _webp_bomb(draw: Random) -> bytes:
 
 
 def _bmp_bomb(draw: Random) -> bytes:
-    """Sizes, bit depths and run lengths that the file does not hold."""
+    """Return a file with sizes, bit depths and run lengths beyond its content."""
     content = bytearray(corpus("bmp")[draw.randrange(len(corpus("bmp")))])
     sides = [draw.choice((96, 8000, 2**31 - 1, -8000, 0)) for _ in range(2)]
     content[18:26] = struct.pack("<ii", *sides)
@@ -287,7 +288,7 @@ def _bmp_bomb(draw: Random) -> bytes:
 
 
 def _jpeg2000_bomb(draw: Random) -> bytes:
-    """Sizes, tiles, channels and depths that the file does not hold."""
+    """Return a file with sizes, tiles, channels and depths beyond its content."""
     content = bytearray(corpus(draw.choice(("jp2", "j2k")))[0])
     place = content.find(b"\xff\x4f\xff\x51") + 8
     sides = [draw.choice((80, 7999, 60_000, 2**31)) for _ in range(2)]
@@ -299,7 +300,7 @@ def _jpeg2000_bomb(draw: Random) -> bytes:
 
 
 def _heif_bomb(draw: Random) -> bytes:
-    """A picture of 4000 pixels that claims to be small, or a small one that claims much."""
+    """Return a picture of 4000 pixels declared as small, or a small one declared as large."""
     name = draw.choice(("avif", "heif"))
     content = bytearray(draw.choice(_giants(name)) if draw.random() < 0.3 else corpus(name)[0])
     place = content.find(b"ispe") + 8
@@ -315,7 +316,7 @@ def _giants(name: str) -> tuple[bytes, ...]:
 
 
 def _raw_bomb(draw: Random) -> bytes:
-    """Headers of the uncompressed formats that claim all the pixels there may be."""
+    """Return headers of uncompressed formats with the largest accepted size."""
     side = draw.choice((7999, 30_000, 65_535))
     tga = struct.pack("<BBB9xHHBB", 0, 0, draw.choice((2, 3, 10, 11)), side, side, 24, 0x20)
     psd = b"8BPS\x00\x01" + struct.pack(">6xHIIHH", 3, side, side, 8, 3)
@@ -325,7 +326,7 @@ def _raw_bomb(draw: Random) -> bytes:
 
 
 def _wide_tiff_bomb(draw: Random) -> bytes:
-    """Strips that unpack to more than they say, or to all that there may be."""
+    """Return strips that unpack to more than declared, or to the largest accepted size."""
     side = draw.choice((3000, 7999))
     strip = {"tile": (side, side)} if draw.random() < 0.5 else {"rows": side}
     values = np.zeros((16, 16, 3), draw.choice((np.float32, np.float64)))

@@ -1,4 +1,4 @@
-"""What a kind of bad input is, and what may come of one."""
+"""Definition of a kind of bad input, and of the outcomes that are permitted."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from random import Random
 from pipeline.errors import FingerprintError, PipelineError
 from pipeline.images import Rejection
 
-# An error is read by a person in a terminal: longer lines hide what matters.
+# Errors are read in a terminal, where longer lines hide the important part.
 LONGEST_MESSAGE = 1000
 
 Case = dict[str, bytes]  # relative file name -> content
 
 
 class BrokenPromiseError(Exception):
-    """An outcome that is none of: a row, a reject with its reason, one clear error."""
+    """Outcome other than a row, a reject with its reason, or one clear error."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of bad input.
+    """Kind of bad input.
 
     `make` draws a case from a seeded generator. `run` gives it to the pipeline, with an empty
-    folder for files, and returns the outcome's name; a `PipelineError` that it lets through is an
-    outcome too. `share` weighs how many cases of a mixed run are of this kind. A case may take
-    `limit_s` seconds and `memory_mib` more memory than its process had before.
+    folder for files, and returns the outcome's name; a `PipelineError` that it raises is an outcome
+    too. `share` is the kind's weight in a mixed run. A case may take `limit_s` seconds and
+    `memory_mib` more memory than its process had before.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Kind:
 
 
 def outcome_of(kind: Kind, case: Case, folder: Path) -> str:
-    """The outcome of one case; raises whatever a case must not end in."""
+    """Return the outcome of one case; raise anything that is not a permitted outcome."""
     try:
         return kind.run(case, folder)
     except Rejection as rejection:
@@ -51,9 +51,9 @@ def outcome_of(kind: Kind, case: Case, folder: Path) -> str:
 
 
 def check_line(error: PipelineError) -> None:
-    """An error is one line that a terminal shows as it is."""
+    """Check that an error is one line that a terminal can show."""
     text = str(error)
-    # What differs between two tables is listed a line each.
+    # Differences between two tables have one line each.
     lines = text.split("\n") if isinstance(error, FingerprintError) else [text]
     if not all(line.strip() and line.isprintable() for line in lines):
         raise BrokenPromiseError(f"the error is not one printable line: {text!r}")
@@ -62,7 +62,7 @@ def check_line(error: PipelineError) -> None:
 
 
 def write_case(case: Case, folder: Path) -> None:
-    """The case's files below `folder`."""
+    """Write the case's files below `folder`."""
     for name, content in case.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

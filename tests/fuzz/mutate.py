@@ -1,27 +1,27 @@
-"""Seeded damage to bytes: what a bad disk, a bad download or an attacker does to a file."""
+"""Seeded damage to bytes, as by a bad disk, a bad download or an attacker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
 
-# Values at which length fields go wrong: nothing, one, the ends of signed and unsigned types.
+# Values that break length fields: zero, one, limits of signed and unsigned types.
 _EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF)
 _HEADER = 256
 
 
 def mutated(draw: Random, content: bytes, *, most: int = 6) -> bytes:
-    """`content` after one to `most` random changes; headers are hit as often as all the rest."""
-    found = bytearray(content)
+    """Return `content` after one to `most` random changes, half of them in the header."""
+    damaged = bytearray(content)
     for _ in range(draw.randint(1, most)):
-        if not found:
+        if not damaged:
             break
-        draw.choice(_CHANGES)(draw, found)
-    return bytes(found)
+        draw.choice(_CHANGES)(draw, damaged)
+    return bytes(damaged)
 
 
 def place(draw: Random, length: int) -> int:
-    """A position below `length`: in the first bytes, in the last ones, or anywhere."""
+    """Return a position below `length`: near the start, near the end, or anywhere."""
     where = draw.random()
     if where < 0.5:
         return draw.randrange(min(length, _HEADER))
@@ -39,7 +39,7 @@ def _set(draw: Random, content: bytearray) -> None:
 
 
 def _number(draw: Random, content: bytearray) -> None:
-    """An edge value as an integer of some width and byte order."""
+    """Write an edge value as an integer of some width and byte order."""
     width, order = draw.choice((1, 2, 4, 8)), draw.choice(("little", "big"))
     at = place(draw, len(content))
     value = draw.choice(_EDGES) & ((1 << 8 * width) - 1)

@@ -1,4 +1,4 @@
-"""Names in any encoding and length, from the listing to a committed shard and back."""
+"""File names as bad input, in any encoding and length, from listing to a committed shard."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def _write_input(case: Case, root: Path) -> None:
 
 
 def _commit(shard: Shard, root: Path) -> int:
-    """A shard's samples as rows, faces and rejects in turn; how many they were."""
+    """Commit a shard's samples, alternately as faces and rejects; return their number."""
     table = open_for_writing(str(root), DESCRIPTION, part_size=_PART)
     samples = list(read_samples(shard))
     check(samples)
     parts = []
     for part in range(-(-len(samples) // _PART)):
         run = samples[part * _PART : (part + 1) * _PART]
-        faces = [face_row(one.key, source_uri=one.uri) for one in run[::2]]
-        rejects = [{**reject_row(one.key), "source_uri": one.uri} for one in run[1::2]]
+        faces = [face_row(sample.key, source_uri=sample.uri) for sample in run[::2]]
+        rejects = [{**reject_row(sample.key), "source_uri": sample.uri} for sample in run[1::2]]
         written = table.write_part(shard, part, samples=len(run), latents=faces, rejects=rejects)
         parts.append(written)
     table.commit_shard(shard, parts)
@@ -83,7 +83,7 @@ def _run(case: Case, folder: Path) -> str:
     shards = list(list_shards(str(folder / "in"), files_per_shard=3))
     for shard in shards:
         if not _SAFE.fullmatch(shard.shard_id):
-            raise BrokenPromiseError(f"the shard id {shard.shard_id!r} is no safe file name")
+            raise BrokenPromiseError(f"the shard id {shard.shard_id!r} is not a safe file name")
         if Shard.from_json(shard.to_json()) != shard:
             raise BrokenPromiseError(f"the shard {shard.shard_id!r} does not survive JSON")
     samples = sum(_commit(shard, folder / "table") for shard in shards)

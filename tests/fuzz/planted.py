@@ -1,4 +1,4 @@
-"""Faults put in on purpose: what the fuzzer must notice, so that "no finding" means something."""
+"""Planted faults that the fuzzer must detect, so that "no finding" means something."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from random import Random
 from pipeline.errors import StorageError
 from tests.fuzz.kind import Case, Kind
 
-BAD = 5  # the seed whose case goes wrong
+BAD = 5  # seed of the case with the fault
 
 
 def _make(draw: Random) -> Case:

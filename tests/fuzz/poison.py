@@ -1,7 +1,7 @@
-"""An aligner with a memory error in native code, as decoders have had, that one image sets off.
+"""Aligner with a memory error in native code that one image triggers.
 
-36,000 damaged images found no such file for the libraries of these versions, so the error is put
-in: the image is a sound JPEG, and what kills the process is a native write of its own pixels.
+36,000 damaged images found no such file for the installed versions of the decoders, so the error is
+planted: the image is a valid JPEG, and a native write of its own pixels crashes the process.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from pipeline.alignment import Aligner, Alignment, AlignmentSettings
 from pipeline.images import decode
 from tests.images.encoded import encode, picture
 
-_COMMENT = b"sets the error off"
+_COMMENT = b"triggers the error"
 
 
 def sound() -> bytes:
-    """A JPEG that nothing is wrong with."""
+    """Return a valid JPEG."""
     return encode(picture(), "JPEG")
 
 
 def poison() -> bytes:
-    """The same picture; a comment in its header steers the decoder into the error."""
+    """Return the same picture with a comment that triggers the error."""
     return encode(picture(), "JPEG", comment=_COMMENT)
 
 
 class VulnerableAligner:
-    """Aligns like `Aligner`, but writes the pixels of a poisoned image through a null pointer."""
+    """Aligner that writes the pixels of a poisoned image through a null pointer."""
 
     def __init__(self, settings: AlignmentSettings) -> None:
         self._aligner = Aligner(replace(settings, prealigned=True))
 
     def align(self, content: bytes) -> Alignment:
-        """The faces of one image, or no return."""
+        """Return the faces of one image, or crash."""
         pixels = np.asarray(decode(content))
         if _COMMENT in content[:1024]:
             ctypes.memmove(0, pixels.ctypes.data, pixels.nbytes)

@@ -1,4 +1,4 @@
-"""SQL from outside: whole queries and conditions, some of which carry statements as texts."""
+"""SQL as bad input: queries and conditions, some of which carry statements as text."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _CHOICES = {
 
 
 def _text(draw: Random, kind: str, depth: int = 0) -> str:
-    """A text of the kind; deep ones are plain."""
+    """Return a text of the kind; deeply nested ones are plain."""
     choices = _CHOICES[kind]
     form = draw.choice(choices if depth < 5 else choices[:1])
     for name in ("query", "source", "value", "statement", "file"):
@@ -68,7 +68,7 @@ def _text(draw: Random, kind: str, depth: int = 0) -> str:
 
 
 def _make(draw: Random) -> Case:
-    sound()  # builds its files outside the case, as it is built once
+    sound()  # create its cached files outside the case
     kind = draw.choice(("query", "query", "statement", "value"))
     text = _text(draw, kind).encode()
     if draw.random() < 0.3:
@@ -104,14 +104,14 @@ def _run(case: Case, folder: Path) -> str:
     table, outcome = open_table(str(root)), "row"
     for task in _tasks(table, case, {"root": str(root), "beside": str(folder)}):
         try:
-            found = str(task())
+            answer = str(task())
         except PipelineError as error:
             check_line(error)
             if not isinstance(error, RequestError):
                 raise
-            outcome, found = "error:RequestError", str(error)
-        if _SECRET in found:
-            raise BrokenPromiseError(f"a query gave what another file holds: {found[:300]}")
+            outcome, answer = "error:RequestError", str(error)
+        if _SECRET in answer:
+            raise BrokenPromiseError(f"a query gave what another file holds: {answer[:300]}")
     if {name: store.get(name) for name in store.names()} != before:
         raise BrokenPromiseError("a query changed a file")
     return outcome

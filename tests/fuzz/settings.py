@@ -1,4 +1,4 @@
-"""Config files and flags."""
+"""Config files and flags as bad input."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def _nested(draw: Random) -> str:
 
 
 def _aliases(draw: Random) -> str:
-    """A few lines that are nine to the power of thirty values when written out."""
+    """Return a few lines that expand to nine to the power of thirty values."""
     return f"x0: &x0 lol\n{_BOMB}{draw.choice(_NAMES)}: *x{draw.choice((3, 8, 29))}\n"
 
 
 def _merges(draw: Random) -> str:
-    """As `_aliases`, by merges, which are written out where the mapping is made."""
+    """Return the same by merges, which expand where the mapping is constructed."""
     more = [f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 9)}]}}" for i in range(1, 12)]
     return "\n".join(
         ["x0: &x0 {a: 1}", *more, f"{draw.choice(_NAMES)}: *x{draw.choice((3, 11))}\n"]
@@ -64,7 +64,7 @@ def _merges(draw: Random) -> str:
 
 
 def _credential(draw: Random) -> str:
-    """A setting with a credential in a URI, which no message may repeat."""
+    """Return a setting with a credential in a URI, which no message may repeat."""
     return f"{draw.choice(_NAMES)}: {json.dumps(draw.choice(URIS))}\n"
 
 

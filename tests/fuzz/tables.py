@@ -1,4 +1,4 @@
-"""Tables that another version, another program or a bad disk wrote."""
+"""Tables as bad input, as written by another version, another program or a bad disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PATHS = ("../../elsewhere", "/etc/passwd", "a/../../b", "..", "", "s-0/../x", "
 
 @functools.cache
 def sound() -> dict[str, bytes]:
-    """The files of a small table that keeps its promises: two committed shards, one open."""
+    """Return the files of a small valid table: two committed shards and an open one."""
     with tempfile.TemporaryDirectory() as folder:
         table = writer(folder)
         for name in ("s-0", "s-1"):
@@ -38,18 +38,18 @@ def sound() -> dict[str, bytes]:
         return {name: store.get(name) for name in store.names()}
 
 
-def _places(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Every (container, key) of a JSON value."""
+def _places(value: Any, places: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Return every (container, key) of a JSON value."""
     steps = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in steps:
-        found.append((value, key))
+        places.append((value, key))
         if isinstance(item, dict | list):
-            _places(item, found)
-    return found
+            _places(item, places)
+    return places
 
 
 def changed_json(draw: Random, content: bytes) -> bytes:
-    """The document with some of its values replaced, removed, doubled or renamed."""
+    """Return the document with some values replaced, removed, duplicated or renamed."""
     document = json.loads(content)
     for _ in range(draw.randint(1, 3)):
         places = _places(document, [])
@@ -79,7 +79,7 @@ def _make(draw: Random) -> Case:
             case[name] = changed_json(draw, content)
         elif way < 0.1:
             del case[name]
-        elif way < 0.2:  # another part's file, or another document, under this name
+        elif way < 0.2:  # content of another file under this name
             case[name] = case[draw.choice(sorted(case))]
         elif way < 0.3:
             case[name + draw.choice(("", ".parquet", "~"))] = content
@@ -104,7 +104,7 @@ def _tasks(table: Table) -> list[Callable[[], object]]:
 
 
 def _continue(root: str) -> None:
-    """What a run over the same input does to such a table."""
+    """Continue the table as a run over the same input does."""
     table = open_for_writing(root, DESCRIPTION, part_size=4)
     shards = [shard(name) for name in ("s-0", "s-1", "s-2")]
     for state in table.states(shards):
@@ -138,7 +138,7 @@ _TEXTS = ("", "etag-2", "s3://elsewhere/s-0.tar", "{}", "[]", '{"reasons": {"x":
 
 @functools.cache
 def indexed() -> tuple[dict[str, bytes], list[ShardRecord]]:
-    """The committed part of the sound table, and the true lines of an index."""
+    """Return the committed part of the valid table, and the correct rows of its index."""
     case = {name: content for name, content in sound().items() if "s-2" not in name}
     with tempfile.TemporaryDirectory() as folder:
         write_case(case, Path(folder))
@@ -147,7 +147,7 @@ def indexed() -> tuple[dict[str, bytes], list[ShardRecord]]:
 
 
 def _make_lie(draw: Random) -> Case:
-    """One field of a manifest, its parts, the description or the index says something else."""
+    """Return a table with one false field in a manifest, a part, the description or the index."""
     case = dict(indexed()[0])
     name = draw.choice(("_shards/s-0.json", "_shards/s-1.json", "_table.json", "index", "index"))
     if name == "index":
@@ -166,14 +166,14 @@ def _make_lie(draw: Random) -> Case:
     return case | {name: json.dumps(document).encode()}
 
 
-# Of this table: a model without a bundle, a layout that no config repeats.
+# Fields that no other file of this table repeats: it has no bundle and no config with a layout.
 _WITHOUT_PROOF = {"size", "left_out", "config", "layout", "model"}
 _LINE_NUMBERS = ("size", "samples", "faces", "rejects", "n_parts")
 _LINE_FIELDS = (*_LINE_NUMBERS, "uri", "etag", "figures")
 
 
 def _run_lie(case: Case, folder: Path) -> str:
-    """A lie that is no lie is a sound table; of any other the card tells nothing."""
+    """Check that a false field is refused, and that an unchanged table is valid."""
     files = {name: content for name, content in case.items() if name != "lie.json"}
     write_case(files, folder)
     store = Store(str(folder))
@@ -186,10 +186,12 @@ def _run_lie(case: Case, folder: Path) -> str:
     except PipelineError as error:
         check_line(error)
         return f"error:{type(error).__name__}"
-    before, now = (json.loads(found[changed[0]]) for found in (sound(), files))
-    told = {name for name in now if now[name] != before.get(name)}
-    if not told <= _WITHOUT_PROOF and now != before:
-        raise BrokenPromiseError(f"verify() passes {changed[0]} with other {sorted(told)}")
+    before, now = (json.loads(case_files[changed[0]]) for case_files in (sound(), files))
+    changed_fields = {name for name in now if now[name] != before.get(name)}
+    if not changed_fields <= _WITHOUT_PROOF and now != before:
+        raise BrokenPromiseError(
+            f"verify() passes {changed[0]} with other {sorted(changed_fields)}"
+        )
     if counts["faces"] != 8:
         raise BrokenPromiseError(f"verify() counts {counts}")
     return "row"
@@ -197,17 +199,17 @@ def _run_lie(case: Case, folder: Path) -> str:
 
 def _run_line(lie: dict[str, Any], store: Store) -> str:
     etags = dict(manifest_etags(store))
-    lines = [replace(one, manifest_etag=etags[one.shard]) for one in indexed()[1]]
+    lines = [replace(entry, manifest_etag=etags[entry.shard]) for entry in indexed()[1]]
     true = lines[lie["line"]]
     lines[lie["line"]] = forged = replace(true, **{lie["field"]: lie["value"]})
     write_index(store, lines)
     totals, status = table_stats(store).counts, table_status(store.root)
     if (totals.samples, totals.faces, totals.rejects, status.faces) != (12, 8, 8, 8):
         raise BrokenPromiseError(f"a line of the index makes the totals {totals}")
-    one = shard(true.shard)
-    changed = replace(one, etag=forged.etag, size=forged.size)
+    unchanged = shard(true.shard)
+    changed = replace(unchanged, etag=forged.etag, size=forged.size)
     (state,) = writer(store.root).states([changed])
-    if state.done and changed != one:
+    if state.done and changed != unchanged:
         raise BrokenPromiseError("a changed input is committed by a line of the index")
     return "row"
 

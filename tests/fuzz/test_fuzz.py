@@ -1,4 +1,4 @@
-"""A few thousand cases of every kind end as they must; and the fuzzer would see it if not."""
+"""Thousands of cases of bad input end as documented, and the fuzzer detects planted faults."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.fuzz.images import FORMATS, NEWER_FORMATS
 
 pytestmark = pytest.mark.timeout(1200)
 CASES = 2000
-# Each once ended in a trace, or in a line that a terminal cannot show.
-MENDED = {
+# Seeds that revealed defects: a traceback, or a line that a terminal cannot show.
+FIXED = {
     "checkpoint": [1000384, 1000699, 1000856, 1001339],
     "codes": [1000688],
     "dictionary": [1000062, 1000290, 1000423],
@@ -32,23 +32,21 @@ def tallies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tally]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_bad_input_ends_as_a_row_a_reject_or_one_clear_error(
-    name: str, tallies: dict[str, Tally]
-) -> None:
+def test_bad_input_gives_rows_rejects_or_clear_errors(name: str, tallies: dict[str, Tally]) -> None:
     tally = tallies[name]
     assert [(answer.seed, answer.finding) for answer in tally.findings] == []
     assert tally.most_mib <= KINDS[name].memory_mib
 
 
-def test_what_was_found_stays_mended(tmp_path: Path) -> None:
-    cases = [one for name, seeds in MENDED.items() for one in again(name, seeds)]
+def test_earlier_findings_stay_fixed(tmp_path: Path) -> None:
+    cases = [case for name, seeds in FIXED.items() for case in again(name, seeds)]
     findings = [
         answer.finding for tally in fuzz(cases, tmp_path).values() for answer in tally.findings
     ]
     assert findings == []
 
 
-def test_damage_is_refused_and_soundness_accepted(tallies: dict[str, Tally]) -> None:
+def test_damaged_files_are_refused_and_valid_ones_read(tallies: dict[str, Tally]) -> None:
     for name in (*FORMATS, *NEWER_FORMATS):
         outcomes = tallies[name].outcomes
         assert outcomes["row"] > 0, name
@@ -65,7 +63,7 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tally], 
 
 
 @pytest.mark.parametrize("name", planted.SIGNS)
-def test_a_planted_fault_is_charged_to_its_case_alone(
+def test_a_planted_fault_is_attributed_to_its_case(
     name: str, faults: tuple[dict[str, Tally], Path]
 ) -> None:
     tally = faults[0][name]
@@ -75,7 +73,7 @@ def test_a_planted_fault_is_charged_to_its_case_alone(
     assert tally.outcomes.total() == 5
 
 
-def test_a_finding_is_kept_with_the_command_that_shows_it(
+def test_a_finding_is_stored_with_its_command(
     faults: tuple[dict[str, Tally], Path],
 ) -> None:
     folder = faults[1] / f"crash-{planted.BAD}"
@@ -84,7 +82,7 @@ def test_a_finding_is_kept_with_the_command_that_shows_it(
     assert said == ["crash: SIGSEGV", "python -m tests.fuzz --only crash --seed 5 --count 1"]
 
 
-def test_the_command_line_ends_with_the_counts(tmp_path: Path) -> None:
+def test_command_line_prints_counts_last(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fuzz", "--only", "bmp", "--count", "20", "--seed", "7"]
     run = subprocess.run(
         [*command, "--keep", str(tmp_path / "kept")],

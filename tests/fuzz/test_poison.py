@@ -1,4 +1,4 @@
-"""An image that brings its process down costs one reject, and no other image anything."""
+"""An image that crashes its process costs one reject and affects no other image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def part(contents: dict[str, bytes]) -> SampleBatch:
     return SampleBatch(shard, 0, Counts(samples=len(samples)), table)
 
 
-def test_the_poison_is_a_picture_like_any_other() -> None:
+def test_the_poison_image_is_a_valid_picture() -> None:
     assert np.array_equal(np.asarray(decode(poison())), np.asarray(decode(sound())))
 
 
@@ -40,7 +40,9 @@ def test_a_poison_image_costs_one_reject(places: tuple[int, ...]) -> None:
     with stage.aligner:
         done = stage.process(part(contents))
     rejects = done.rejects.to_pylist()
-    assert [(one["key"], one["reason"]) for one in rejects] == [(str(i), "crashed") for i in places]
-    assert all("signal 11 (SIGSEGV), 2 times" in one["detail"] for one in rejects)
+    assert [(reject["key"], reject["reason"]) for reject in rejects] == [
+        (str(i), "crashed") for i in places
+    ]
+    assert all("signal 11 (SIGSEGV), 2 times" in reject["detail"] for reject in rejects)
     faces = done.faces["key"].to_pylist()
     assert faces == [key for key in contents if int(key) not in places]

@@ -1,4 +1,4 @@
-"""Checkpoints and bundles from strangers: files that lie, files that would run code."""
+"""Checkpoints and bundles as bad input: false sizes, and code that must not be executed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.models.tiny import CHANNELS, tiny_checkpoint
 
 
 class _Command:
-    """What a poisoned pickle does when it is loaded."""
+    """Object whose unpickling would run a command."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch planted",)
@@ -55,7 +55,7 @@ def _odd_value(draw: Random) -> Any:
 
 
 def _small_file(draw: Random) -> bytes:
-    """A `.pt` of a few kilobytes whose dictionary is nearly one of ours."""
+    """Return a `.pt` of a few kilobytes whose dictionary is almost a valid one."""
     options: Any = {"encoder_type": "BackboneEncoder", "output_size": 8, "input_nc": 6}
     options = argparse.Namespace(**options) if draw.random() < 0.5 else options
     content: dict[str, Any] = {
@@ -77,7 +77,7 @@ def _small_file(draw: Random) -> bytes:
 
 
 def _rezipped(draw: Random, content: bytes) -> bytes:
-    """The archive with one member damaged, under a right checksum."""
+    """Return the archive with one member damaged, and a valid checksum."""
     sink = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(sink, "w") as new:
         chosen = draw.choice(old.namelist())
@@ -115,7 +115,7 @@ def _whole() -> dict[str, Any]:
 
 
 def _make_dictionary(draw: Random) -> Case:
-    """Only the seed: a dictionary of tensors is made where it is used."""
+    """Return only the seed: the dictionary of tensors is created where it is used."""
     return {"seed": str(draw.getrandbits(60)).encode()}
 
 
@@ -146,7 +146,7 @@ def _run_dictionary(case: Case, _: Path) -> str:
 
 @functools.cache
 def _networks() -> tuple[bytes, ...]:
-    """NVIDIA's pickles of a generator without a mapping network, as small as one can be."""
+    """Return NVIDIA's pickles of the smallest generator, without a mapping network."""
     generator = network(mapping_layers=0, channels={4: 2, 8: 2})
     plain = [pickled(generator, protocol) for protocol in (2, 4)]
     return (*plain, *(saved_by_torch(generator, zipped=zipped) for zipped in (True, False)))
@@ -172,7 +172,7 @@ def _run_network(case: Case, folder: Path) -> str:
 
 @functools.cache
 def bundle() -> dict[str, bytes]:
-    """The two files of a sound bundle, as small as a model can be."""
+    """Return the two files of a valid bundle with the smallest model."""
     arguments = {"n_styles": 2 * len(CHANNELS), "input_size": 32, "input_channels": 6, "width": 4}
     architecture = Architecture("CompactEncoder", arguments, dict.fromkeys((4, 8), 4), 0, (32, 32))
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
@@ -182,7 +182,7 @@ def bundle() -> dict[str, bytes]:
 
 
 def _lying_header(draw: Random, content: bytes) -> bytes:
-    """Weights behind a header of other lengths, types, shapes, offsets and names."""
+    """Return weights with a header of wrong lengths, types, shapes, offsets and names."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     for _ in range(draw.randint(1, 2)):
@@ -219,7 +219,7 @@ def _make_bundle(draw: Random) -> Case:
         record = changed_json(draw, record)
     else:
         record = mutated(draw, record)
-    if draw.random() < 0.9:  # the record vouches for what stands there
+    if draw.random() < 0.9:  # the record has the sha256 of the damaged weights
         try:
             content = json.loads(record)
             content["sha256"] = hashlib.sha256(weights).hexdigest()
@@ -237,16 +237,16 @@ def _run_bundle(case: Case, folder: Path) -> str:
 
 
 def _strict(run: Any, case: Case, folder: Path) -> str:
-    """A model that does not load is a `ModelError`, not another error of the tree."""
+    """Check that a model that does not load raises `ModelError` and no other error."""
     try:
-        found: str = run(case, folder)
+        outcome: str = run(case, folder)
     except ModelError:
         raise
     except PipelineError as error:
         raise BrokenPromiseError(
-            f"{type(error).__name__} in place of ModelError: {error}"
+            f"{type(error).__name__} instead of ModelError: {error}"
         ) from error
-    return found
+    return outcome
 
 
 KINDS = [

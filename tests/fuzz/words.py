@@ -1,4 +1,4 @@
-"""Names and texts as they are found in the wild: any script, any bytes, any length."""
+"""Names and texts as in real data: any script, any bytes, any length."""
 
 from __future__ import annotations
 
@@ -72,28 +72,28 @@ _PATHS = (
 
 
 def text(draw: Random, *, most: int = 6) -> str:
-    """Any text, in Unicode."""
+    """Return an arbitrary Unicode text."""
     return "".join(draw.choice(_PIECES) for _ in range(draw.randint(1, most)))
 
 
 def name(draw: Random) -> bytes:
-    """A file's name as a disk takes it: no slash, no zero, at most 255 bytes."""
-    found = text(draw).encode()
+    """Return a file name that a disk accepts: no slash, no zero byte, at most 255 bytes."""
+    content = text(draw).encode()
     if draw.random() < 0.4:
-        found += draw.choice(_BYTES)
+        content += draw.choice(_BYTES)
     if draw.random() < 0.1:
-        found *= 80
-    found = found.replace(b"/", b"_")[:200]
-    return b"_" + found if found in (b".", b"..") else found
+        content *= 80
+    content = content.replace(b"/", b"_")[:200]
+    return b"_" + content if content in (b".", b"..") else content
 
 
 def path(draw: Random) -> bytes:
-    """A path as an archive may hold it: of any depth, pointing anywhere, of any length."""
+    """Return a path as an archive may hold it: any depth, any target, any length."""
     head = "".join(draw.choice(_PATHS) for _ in range(draw.randint(0, 3)))
-    found = head.encode() + name(draw)
-    return found * draw.choice((30, 400)) if draw.random() < 0.05 else found
+    content = head.encode() + name(draw)
+    return content * draw.choice((30, 400)) if draw.random() < 0.05 else content
 
 
 def as_text(content: bytes) -> str:
-    """Bytes of a name as Python shows them."""
+    """Return the bytes of a name as Python decodes them."""
     return os.fsdecode(content)

@@ -1,7 +1,7 @@
-"""The process that runs cases: `python -m tests.fuzz.worker FD FOLDER BOARD`.
+"""Process that runs cases: `python -m tests.fuzz.worker FD FOLDER BOARD`.
 
-It makes each case from its seed, runs it, and answers what came of it. The board is a small file
-in memory where it says which case it is in, so that a death is charged to its case.
+Creates each case from its seed, runs it and sends the result. The board is a small memory-mapped
+file that names the current case, so that a crash is attributed to it.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from tests.fuzz.guard import Guard, forget_peak, memory_mib
 from tests.fuzz.kind import BrokenPromiseError, Kind, outcome_of
 
 ADDRESS_SPACE = 12 << 30
-_MAKING_S = 300.0  # the first case of a kind builds the whole files that it damages
+_MAKING_S = 300.0  # the first case of a kind creates the valid files that it damages
 
 
 def find_kind(module: str, name: str) -> Kind:
-    """The kind called `name` in the list `KINDS` of a module."""
+    """Return the kind called `name` in the list `KINDS` of a module."""
     kinds: list[Kind] = importlib.import_module(module).KINDS
     return next(kind for kind in kinds if kind.name == name)
 
 
 def seeded(name: str, seed: int) -> Random:
-    """The generator of one case; the same everywhere and always."""
+    """Return the generator of one case; the same on every machine."""
     return Random(f"{name}-{seed}")
 
 
 def run_case(kind: Kind, seed: int, folder: Path, guard: Guard, board: Board) -> Answer:
-    """One case from its seed to its answer; never raises."""
+    """Run one case and return its answer; never raises."""
     board.write(seed, time.monotonic() + _MAKING_S)
     case = kind.make(seeded(kind.name, seed))
     shutil.rmtree(folder, ignore_errors=True)
@@ -49,7 +49,7 @@ def run_case(kind: Kind, seed: int, folder: Path, guard: Guard, board: Board) ->
     guard.active = True
     try:
         outcome = outcome_of(kind, case, folder)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it is the finding
+    except BaseException as error:  # noqa: BLE001 - any exception is a finding
         finding = _described(error)
     guard.active = False
     grown = memory_mib("VmHWM") - before
@@ -70,10 +70,10 @@ def _described(error: BaseException) -> str:
 
 
 def serve(connection: Connection, folder: Path, board: Board) -> None:
-    """Answer batches `(module, kind, seeds)` until the parent is gone."""
+    """Answer batches `(module, kind, seeds)` until the parent closes the connection."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff complains of each file
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff prints warnings for each file
     guard = Guard(folder, Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Codes to store, and a pickle that nobody may run."""
+"""Codes for tests, and a pickle that must not be executed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def codes(steps: int = 2, n_styles: int = 4, seed: int = 0) -> np.ndarray:
 
 
 class Attack:
-    """Leaves a trace where its pickle is run."""
+    """Create a file when its pickle is executed."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

@@ -1,4 +1,4 @@
-"""Dictionaries of codes of a few bytes that ask for gigabytes, each in another way."""
+"""Small files of codes that demand gigabytes of memory, each in another way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _number(value: int) -> bytes:
 
 
 def _file(value: bytes) -> bytes:
-    """A numpy file of the dictionary {"a": value}, all of it written as instructions."""
+    """Return a numpy file of the dictionary {"a": value}, written as pickle instructions."""
     dictionary = b"}X\1\0\0\0a" + value + b"s"
     objects = b"(K\1)cnumpy\ndtype\nX\2\0\0\0O8\x85R\x89](" + dictionary + b"etb"
     return HEADER + b"\x80\2" + _ARRAY + objects + b"."
@@ -40,18 +40,18 @@ _ONE_CODE = _buffer(1, b"B" + struct.pack("<I", 2048) + bytes(2048))
 
 
 def zeros_from_a_number(gigabytes: int = 2) -> bytes:
-    """An array whose bytes are a number: `bytes(n)` is n zeros."""
+    """Return an array whose bytes are a number: `bytes(n)` is n zeros."""
     rows = (gigabytes << 30) // 2048 - 1
     return _file(_buffer(rows, _number(rows * 2048)))
 
 
 def far_memo() -> bytes:
-    """A slot of the memo far behind the others, which Python's unpickler makes room for."""
+    """Use a memo slot far beyond the others, for which Python's unpickler allocates memory."""
     return HEADER + b"\x80\2}r" + struct.pack("<I", 1 << 28) + b"."
 
 
 def laughing_lists(depth: int = 30) -> bytes:
-    """Lists of lists, nine times each: nine to the power of `depth` when they are walked."""
+    """Return lists of lists, nine times each: 9 ** `depth` when they are traversed."""
     nested = _ONE_CODE
     for slot in range(1, depth + 1):
         nested = b"](" + nested + bytes([ord("q"), slot]) + bytes([ord("h"), slot]) * 8 + b"e"
@@ -59,24 +59,24 @@ def laughing_lists(depth: int = 30) -> bytes:
 
 
 def repeated_code(times: int = 8000) -> bytes:
-    """One code, named again and again."""
+    """Return one code that is referenced many times."""
     return _file(b"](" + _ONE_CODE + b"q\1" + b"h\1" * times + b"e")
 
 
 def repeated_names(times: int = 50_000) -> bytes:
-    """One text that is encoded again and again."""
+    """Return one text that is encoded many times."""
     text = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"q\1"
     encoded = b"c_codecs\nencode\n(h\1X\6\0\0\0latin1tR"
     return _file(b"](" + text + encoded * times + b"e")
 
 
 def many_records(times: int = 1_000_000) -> bytes:
-    """An object of a hundred bytes for every three of the file."""
+    """Return an object of a hundred bytes for every three bytes of the file."""
     return _file(b"](cnumpy\nndarray\nq\1" + b"h\1)R" * times + b"e")
 
 
 def promised_bytes() -> bytes:
-    """A byte array of gigabytes of which nothing is there."""
+    """Return a byte array that declares gigabytes and has none."""
     return HEADER + b"\x80\5\x96" + struct.pack("<Q", 4 << 30) + b"xx"
 
 

@@ -1,4 +1,4 @@
-"""Tables of given rows."""
+"""Tables with given rows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tests.table.rows import shard, writer
 
 
 def table_of(root: Path, *rows: dict[str, Any], **changes: Any) -> Any:
-    """A table of one shard whose parts hold these rows."""
-    table, one = writer(root, **changes), shard("s-0")
+    """Write a table of one shard with these rows."""
+    table, first = writer(root, **changes), shard("s-0")
     keys = {row["key"] for row in rows}
-    part = table.write_part(one, 0, samples=len(keys), latents=list(rows), rejects=[])
-    table.commit_shard(one, [part])
+    part = table.write_part(first, 0, samples=len(keys), latents=list(rows), rejects=[])
+    table.commit_shard(first, [part])
     return open_table(str(root))

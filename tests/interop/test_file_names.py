@@ -1,4 +1,4 @@
-"""Promises of the names of files: inside the folder, one a name, and readable back."""
+"""File names stay inside the folder, are unique and convert back to names."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PARTS = ("", ".", "..", "a", "%", "%2E", "%25", ".hidden", "%2E%2E", "..x", "ä 
 
 
 @pytest.mark.parametrize("name", ["a", "s-0/a/1.jpg#0", "a b/ä%2E.jpg", "x..", "a.%"])
-def test_a_usual_name_is_its_own_file_name(name: str) -> None:
+def test_plain_name_is_its_own_file_name(name: str) -> None:
     assert to_file_name(name) == name
 
 
-def test_no_name_leaves_its_folder_or_is_another_ones_file() -> None:
+def test_names_stay_inside_and_stay_different() -> None:
     names = [
         "/".join(parts) for count in (1, 2, 3) for parts in itertools.product(PARTS, repeat=count)
     ]
@@ -32,7 +32,7 @@ def test_no_name_leaves_its_folder_or_is_another_ones_file() -> None:
         assert not any(part.startswith(".") for part in file.split("/"))
 
 
-def test_a_name_that_no_disk_takes_is_known_before(tmp_path: Path) -> None:
+def test_limits_match_what_the_disk_accepts(tmp_path: Path) -> None:
     limits = limits_of(str(tmp_path))
     longest = ["a" * 251 + ".npy"] * 20
     for length in (255, limits.path):
@@ -47,7 +47,7 @@ def test_a_name_that_no_disk_takes_is_known_before(tmp_path: Path) -> None:
     assert "null character" in limits.why_not("a\0b")
 
 
-def test_a_bucket_counts_the_bytes_of_the_whole_key() -> None:
+def test_bucket_limit_counts_the_whole_key() -> None:
     limits = limits_of("s3://bucket/folder", "9999/")
     assert limits.path == 1024 - len("folder/9999/")
     assert not limits.why_not("a" * limits.path)

@@ -1,4 +1,4 @@
-"""Codes of other programs become a sound table: what is not known stays null."""
+"""Import codes of other programs as a valid table; unknown values are null."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def meter() -> MetricEvaluator:
 
 
 def steps_of(seed: int, count: int = 2) -> np.ndarray:
-    """Codes that float16 holds exactly, [count, 10, 512]."""
+    """Return codes that float16 represents exactly, [count, 10, 512]."""
     draws = np.random.default_rng(seed).standard_normal((count, N_STYLES, 512))
     return (draws * 0.3).astype(np.float16).astype(np.float32)
 
 
 def dictionary(folder: Path, **codes: np.ndarray) -> str:
-    """A `latents.npy` of codes whose names end in `.jpg`."""
+    """Write a `latents.npy` of codes whose names end in `.jpg`."""
     path = folder / "latents.npy"
     path.write_bytes(latents_file({f"{name}.jpg": steps for name, steps in codes.items()}))
     return str(path)
@@ -53,8 +53,8 @@ def dictionary(folder: Path, **codes: np.ndarray) -> str:
 def imported(
     codes: str, model: RestyleModel, root: Path, measuring: Any = None, **settings: Any
 ) -> Any:
-    made = ImportSettings(**{"model": "tiny", "method": "restyle", **settings})
-    counts = Importing(open_codes(codes), model, made, measuring).run(str(root))
+    given = ImportSettings(**{"model": "tiny", "method": "restyle", **settings})
+    counts = Importing(open_codes(codes), model, given, measuring).run(str(root))
     return counts, open_table(str(root))
 
 
@@ -72,9 +72,7 @@ def save_image(path: Path, pixels: np.ndarray) -> None:
     path.write_bytes(sink.getvalue())
 
 
-def test_a_dictionary_goes_into_a_table_and_out_of_it_unchanged(
-    model: RestyleModel, tmp_path: Path
-) -> None:
+def test_dictionary_round_trips_through_a_table(model: RestyleModel, tmp_path: Path) -> None:
     given = {"b": steps_of(1), "a": steps_of(2, 3)}
     source = dictionary(tmp_path, **given)
     counts, table = imported(source, model, tmp_path / "t")
@@ -87,7 +85,7 @@ def test_a_dictionary_goes_into_a_table_and_out_of_it_unchanged(
 
 
 @pytest.mark.parametrize("form", ["npy", "pt"])
-def test_single_codes_go_into_a_table_and_out_of_it_unchanged(
+def test_single_codes_round_trip_through_a_table(
     model: RestyleModel, tmp_path: Path, form: Any
 ) -> None:
     _, first = imported(dictionary(tmp_path, a=steps_of(1), b=steps_of(2)), model, tmp_path / "t")
@@ -98,7 +96,7 @@ def test_single_codes_go_into_a_table_and_out_of_it_unchanged(
     np.testing.assert_array_equal(second.w_plus(ids), expected)
 
 
-def test_what_nobody_measured_is_null(model: RestyleModel, tmp_path: Path) -> None:
+def test_unmeasured_columns_are_null(model: RestyleModel, tmp_path: Path) -> None:
     _, table = imported(dictionary(tmp_path, a=steps_of(1)), model, tmp_path / "t")
     (row,) = table.arrow("SELECT * FROM latents").to_pylist()
     assert (row["key"], row["method"], row["steps"], row["best_step"]) == ("a.jpg", "restyle", 2, 2)
@@ -112,31 +110,29 @@ def test_what_nobody_measured_is_null(model: RestyleModel, tmp_path: Path) -> No
     assert row["w_avg_distance"] == pytest.approx(away, rel=1e-5)
 
 
-def test_of_a_single_code_nobody_knows_the_steps(model: RestyleModel, tmp_path: Path) -> None:
+def test_single_codes_have_no_steps(model: RestyleModel, tmp_path: Path) -> None:
     _, table = imported(dictionary(tmp_path, a=steps_of(1, 1)), model, tmp_path / "t")
     (row,) = table.arrow("SELECT * FROM latents").to_pylist()
     assert row["steps"] is row["best_step"] is row["l2_per_step"] is None
     assert row["w_plus_variance"] > 0
 
 
-def test_a_w_code_stands_in_every_row(model: RestyleModel, tmp_path: Path) -> None:
+def test_w_code_is_repeated_in_every_row(model: RestyleModel, tmp_path: Path) -> None:
     code = steps_of(1)[0, 0]
     np.save(tmp_path / "a.npy", code)
     _, table = imported(str(tmp_path / "a.npy"), model, tmp_path / "t")
-    found = table.w_plus(["codes-00000/a#0"])[0]
-    np.testing.assert_array_equal(found, np.tile(code, (N_STYLES, 1)))
+    stored = table.w_plus(["codes-00000/a#0"])[0]
+    np.testing.assert_array_equal(stored, np.tile(code, (N_STYLES, 1)))
 
 
 def test_codes_of_another_generator_are_refused(model: RestyleModel, tmp_path: Path) -> None:
     source = dictionary(tmp_path, a=steps_of(1)[:, :6])
-    with pytest.raises(InputError, match=r"'a\.jpg' has 6 rows, the model 'tiny' takes 10"):
+    with pytest.raises(InputError, match=r"'a\.jpg' has 6 rows, but the model 'tiny' takes 10"):
         imported(source, model, tmp_path / "t")
     assert not (tmp_path / "t").exists()
 
 
-def test_an_import_that_was_stopped_goes_on_and_other_codes_are_refused(
-    model: RestyleModel, tmp_path: Path
-) -> None:
+def test_stopped_import_resumes_only_with_equal_codes(model: RestyleModel, tmp_path: Path) -> None:
     many = {f"f{n}": steps_of(n, 1) for n in range(5)}
     source = dictionary(tmp_path, **many)
     cut = {"part_size": 2, "files_per_shard": 4}
@@ -154,7 +150,7 @@ def test_an_import_that_was_stopped_goes_on_and_other_codes_are_refused(
         imported(dictionary(tmp_path, a=steps_of(1)), model, tmp_path / "t", **cut)
 
 
-def test_an_import_is_told_as_a_run_that_is_finished(model: RestyleModel, tmp_path: Path) -> None:
+def test_finished_import_has_a_run_record(model: RestyleModel, tmp_path: Path) -> None:
     source = dictionary(tmp_path, **{f"f{n}": steps_of(n, 1) for n in range(5)})
     cut = {"part_size": 2, "files_per_shard": 4}
     imported(source, model, tmp_path / "t", **cut)
@@ -171,32 +167,32 @@ def test_an_import_is_told_as_a_run_that_is_finished(model: RestyleModel, tmp_pa
     assert runs[0]["imported"]["faces"] == 5
 
 
-def test_an_import_is_told_as_a_run_while_it_goes_on(
+def test_running_import_updates_its_run_record(
     model: RestyleModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And as one that failed when it has."""
+    """Also check the record of a failed import."""
     monkeypatch.setattr("pipeline.table.runs.WRITE_EVERY_S", 0.0)
     source = dictionary(tmp_path, **{f"f{n}": steps_of(n, 1) for n in range(4)})
-    commit, seen = TableWriter.commit_shard, []
+    commit, statuses = TableWriter.commit_shard, []
 
-    def look(writer: TableWriter, *asked: Any) -> Any:
-        seen.append(table_status(str(tmp_path / "t")))
-        if len(seen) == 2:
+    def commit_and_poll(writer: TableWriter, *args: Any) -> Any:
+        statuses.append(table_status(str(tmp_path / "t")))
+        if len(statuses) == 2:
             raise StorageError("the disk is full")
-        return commit(writer, *asked)
+        return commit(writer, *args)
 
-    monkeypatch.setattr(TableWriter, "commit_shard", look)
+    monkeypatch.setattr(TableWriter, "commit_shard", commit_and_poll)
     with pytest.raises(StorageError):
         imported(source, model, tmp_path / "t", files_per_shard=2)
-    told = [(one.complete, one.shards_left, one.shards_total) for one in seen]
-    assert told == [(False, 2, 2), (False, 1, 2)]
-    assert [one.runs[0]["exit_code"] for one in seen] == [None, None]
-    assert [one.runs[0]["samples"] for one in seen] == [2, 4]
+    progress = [(status.complete, status.shards_left, status.shards_total) for status in statuses]
+    assert progress == [(False, 2, 2), (False, 1, 2)]
+    assert [status.runs[0]["exit_code"] for status in statuses] == [None, None]
+    assert [status.runs[0]["samples"] for status in statuses] == [2, 4]
     (run,) = open_table(str(tmp_path / "t")).runs()
     assert (run["exit_code"], run["errors"]) == (1, ["the disk is full"])
 
 
-def test_with_images_codes_are_measured_under_the_inputs_own_keys(
+def test_codes_with_images_are_measured_by_key(
     model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     good, bad = steps_of(1, 1), steps_of(2, 1)
@@ -219,7 +215,7 @@ def test_with_images_codes_are_measured_under_the_inputs_own_keys(
     np.testing.assert_array_equal(table.w_plus([a["image_id"]])[0], good[0])
 
 
-def test_a_code_whose_image_is_broken_is_kept_without_measures(
+def test_code_of_a_broken_image_stays_unmeasured(
     model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -236,7 +232,7 @@ def test_a_code_whose_image_is_broken_is_kept_without_measures(
     assert table.sql("SELECT l2 FROM latents")["l2"].isna().all()
 
 
-def test_the_card_tells_what_codes_without_steps_are_worth(
+def test_card_reports_metrics_of_codes_without_steps(
     model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     pixels = 255 - frames_of(model, steps_of(1, 1))[0]
@@ -257,7 +253,7 @@ def test_the_card_tells_what_codes_without_steps_are_worth(
     assert table.verify()["faces"] == 2
 
 
-def test_an_import_counts_what_it_left_out_and_profiles_that_it_ignored(
+def test_import_counts_skipped_files_and_ignored_profiles(
     model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     pixels = 255 - frames_of(model, steps_of(1))[0]
@@ -276,7 +272,7 @@ def test_an_import_counts_what_it_left_out_and_profiles_that_it_ignored(
     assert table.store.get("README.md").decode() == card_text(table)
 
 
-def test_the_scripts_own_pictures_can_be_measured_instead_of_rendering(
+def test_given_pictures_are_measured_instead_of_renders(
     model: RestyleModel, meter: MetricEvaluator, tmp_path: Path
 ) -> None:
     save_image(tmp_path / "in" / "a.png", frames_of(model, steps_of(1))[1])
@@ -299,7 +295,7 @@ def test_the_scripts_own_pictures_can_be_measured_instead_of_rendering(
         imported(source, model, tmp_path / "v", measured, images=str(tmp_path / "in"))
 
 
-def test_codes_of_turned_photos_are_measured_on_upright_faces(
+def test_codes_of_turned_photos_are_measured_upright(
     model: RestyleModel, meter: MetricEvaluator, tmp_path: Path, sample_images: dict[str, bytes]
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -313,8 +309,8 @@ def test_codes_of_turned_photos_are_measured_on_upright_faces(
         assert row["l2"] > 0
     earlier: dict[str, Any] = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
     with measuring(model, meter, prealigned=False, **earlier) as measured:
-        told = "as it was made: --check-below 1.35 --search-pixels 64000000 --turns auto"
-        with pytest.raises(FingerprintError, match=told):
+        message = "as it was made: --check-below 1.35 --search-pixels 64000000 --turns auto"
+        with pytest.raises(FingerprintError, match=message):
             imported(source, model, tmp_path / "t", measured, **photos)
         _, table = imported(source, model, tmp_path / "u", measured, **photos)
     assert table.arrow("SELECT * FROM latents").to_pylist()[0]["l2"] is None
@@ -326,7 +322,7 @@ def rows_of(table: Table) -> list[str]:
 
 @pytest.fixture
 def numbered(model: RestyleModel, meter: MetricEvaluator, tmp_path: Path) -> Any:
-    """Imports codes named 1 to 3 with images of the given names, each of which is a slice."""
+    """Return a function that imports codes 1 to 3 with given images, one slice per image."""
     source = dictionary(tmp_path, **{name: steps_of(int(name), 1) for name in "123"})
 
     def call(*names: str) -> Any:
@@ -336,7 +332,7 @@ def numbered(model: RestyleModel, meter: MetricEvaluator, tmp_path: Path) -> Any
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                path.write_bytes(b"no image: what it shows does not matter")
+                path.write_bytes(b"not an image: its content does not matter")
         cut = {"images": str(tmp_path / "in"), "files_per_shard": 1}
         with measuring(model, meter) as measured:
             return imported(source, model, tmp_path / "t", measured, **cut)
@@ -344,8 +340,8 @@ def numbered(model: RestyleModel, meter: MetricEvaluator, tmp_path: Path) -> Any
     return call
 
 
-def test_slices_behind_the_end_of_a_folder_are_removed(numbered: Any) -> None:
-    """Where an image without a code goes, the codes move into the slices before theirs."""
+def test_slices_beyond_the_folders_end_are_removed(numbered: Any) -> None:
+    """Remove an image without a code: later codes move one slice forward."""
     _, table = numbered("a/0", "b/1", "b/2", "b/3")
     assert len(rows_of(table)) == 3
     counts, table = numbered("b/1", "b/2", "b/3")
@@ -353,8 +349,8 @@ def test_slices_behind_the_end_of_a_folder_are_removed(numbered: Any) -> None:
     assert rows_of(table) == [f"files-0000{n}/b/{n + 1}.png#0" for n in range(3)]
 
 
-def test_slices_whose_images_have_no_codes_any_more_are_removed(numbered: Any) -> None:
-    """Where images without codes come, the slices of others become theirs."""
+def test_slices_without_codes_are_removed(numbered: Any) -> None:
+    """Add images without codes: they get the slices of others."""
     numbered("b/1", "b/2", "b/3")
     counts, table = numbered("a/0", "b/00", "b/1", "b/2", "b/3")
     assert counts["faces"] == 3
@@ -363,8 +359,8 @@ def test_slices_whose_images_have_no_codes_any_more_are_removed(numbered: Any) -
 
 
 @pytest.mark.parametrize("killed", ["files-00001", "files-00003"])
-def test_parts_of_an_import_that_was_killed_are_removed(numbered: Any, killed: str) -> None:
-    """Of a slice that has no codes any more, and of one behind the end."""
+def test_parts_of_a_killed_import_are_removed(numbered: Any, killed: str) -> None:
+    """Covers a slice that has no codes any more and one beyond the end."""
     _, table = numbered("a/0", "b/1", "b/2", "b/3")
     table.store.remove(f"_shards/{killed}.json")
     names = ("b/1", "b/10", "b/2", "b/3") if killed == "files-00001" else ("b/1", "b/2", "b/3")
@@ -373,7 +369,7 @@ def test_parts_of_an_import_that_was_killed_are_removed(numbered: Any, killed: s
     assert not any(f"/{killed}" in name for name in table.store.names())
 
 
-def test_a_part_that_came_late_beside_a_commit_is_removed(numbered: Any) -> None:
+def test_late_part_of_a_committed_shard_is_removed(numbered: Any) -> None:
     _, table = numbered("b/1", "b/2", "b/3")
     for kind in ("latents", "rejects"):
         part = table.store.get(f"{kind}/files-00001-00000.parquet")
@@ -391,21 +387,21 @@ def faces(*keys: str) -> list[tuple[str, list[FaceName]]]:
 
 
 @pytest.mark.parametrize("name", ["1.jpg", "1", "a/1.jpg", "a/1", "files-00000/a/1.jpg"])
-def test_a_code_finds_its_image_by_any_of_its_names(name: str) -> None:
-    found = match_images(faces(name), [folder_of("a/1.jpg", "a/2.jpg")])
-    assert found == {("files-00000", "a/1.jpg"): [FaceName(name, 0, name)]}
+def test_code_matches_its_image_by_any_name(name: str) -> None:
+    matched = match_images(faces(name), [folder_of("a/1.jpg", "a/2.jpg")])
+    assert matched == {("files-00000", "a/1.jpg"): [FaceName(name, 0, name)]}
 
 
 @pytest.mark.parametrize(
-    ("names", "images", "said"),
+    ("names", "images", "message"),
     [
         (("1.jpg",), ("a/1.jpg", "b/1.jpg"), r"several images: '1\.jpg' \(files-00000/a/1\.jpg, f"),
-        (("1.jpg", "1.png"), ("1.jpg",), r"fit one image: '1' \(1\.jpg, 1\.png\)"),
+        (("1.jpg", "1.png"), ("1.jpg",), r"match one image: '1' \(1\.jpg, 1\.png\)"),
         (("1.jpg", "2.jpg"), ("1.jpg",), r"codes without an image: 2\.jpg$"),
     ],
 )
-def test_names_that_do_not_tell_one_image_are_refused_with_the_list(
-    names: tuple[str, ...], images: tuple[str, ...], said: str
+def test_ambiguous_image_names_are_refused_with_the_list(
+    names: tuple[str, ...], images: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         match_images(faces(*names), [folder_of(*images)])

@@ -1,4 +1,4 @@
-"""Pictures of codes are what the model renders, under the names of the published scripts."""
+"""Pictures are the model's renders, in the layout of the published scripts."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def table(model: RestyleModel, tiny_bundle: str, tmp_path_factory: pytest.TempPa
         )
         for n in (1, 2)
     ]
-    made: Table = table_of(
+    table: Table = table_of(
         tmp_path_factory.mktemp("pictures") / "t",
         *rows,
         columns=Columns(N_STYLES, all_steps=True, aligned_jpeg=True),
         settings={"model": model.fingerprint},
         config={"model": tiny_bundle},
     )
-    return made
+    return table
 
 
 def rendered(model: RestyleModel, *seeds: int) -> list[np.ndarray]:
-    """What the generator makes of codes, rounded to 8 bits."""
+    """Render codes with the generator, rounded to 8 bits."""
     with torch.no_grad():
         images = model.generator(torch.from_numpy(np.stack([code(seed) for seed in seeds])))
     scaled = ((images.clamp(-1, 1).numpy() + 1) * 127.5).round()
@@ -73,17 +73,19 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def close(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Equal but for a level where rounding falls the other way in another batch."""
-    return bool(np.abs(found.astype(int) - expected).max() <= 1)
+def close(actual: np.ndarray, expected: np.ndarray) -> bool:
+    """Return whether all levels differ by at most 1, as rounding depends on the batch."""
+    return bool(np.abs(actual.astype(int) - expected).max() <= 1)
 
 
-def test_images_show_the_best_step(table: Table, model: RestyleModel, tmp_path: Path) -> None:
+def test_images_are_of_the_best_step(table: Table, model: RestyleModel, tmp_path: Path) -> None:
     assert export_pictures(Selection(table), model, str(tmp_path), "images") == 2
     assert close(read(tmp_path / "2.png"), rendered(model, 2)[0])
 
 
-def test_results_lie_in_a_folder_a_step(table: Table, model: RestyleModel, tmp_path: Path) -> None:
+def test_results_have_one_folder_per_step(
+    table: Table, model: RestyleModel, tmp_path: Path
+) -> None:
     assert export_pictures(Selection(table), model, str(tmp_path), "results") == 4
     first, last = rendered(model, 11, 1)
     assert close(read(tmp_path / "0" / "1.png"), first)
@@ -101,30 +103,28 @@ def test_coupled_pictures_end_with_the_input(
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [("results", "--keep-steps"), ("coupled", "--keep-steps")]
+    ("kind", "flag"), [("results", "--keep-steps"), ("coupled", "--keep-steps")]
 )
-def test_what_the_table_does_not_keep_is_said(
-    model: RestyleModel, tmp_path: Path, kind: Any, said: str
+def test_missing_columns_are_named_with_their_flag(
+    model: RestyleModel, tmp_path: Path, kind: Any, flag: str
 ) -> None:
     plain = table_of(
         tmp_path / "t", face_row("1", w_plus=code(1)), columns=Columns(N_STYLES), settings={}
     )
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=flag):
         export_pictures(Selection(plain), model, str(tmp_path / "out"), kind)
 
 
-def test_codes_are_rendered_by_their_own_model_alone(
+def test_codes_of_another_model_are_refused(
     table: Table, model: RestyleModel, tiny_bundle: str
 ) -> None:
     assert model_of(table).fingerprint == model.fingerprint
     assert model_of(table, tiny_bundle).fingerprint == model.fingerprint
-    with pytest.raises(ModelError, match="belong to another model than 'demo' is"):
+    with pytest.raises(ModelError, match="belong to another model than 'demo'"):
         model_of(table, "demo")
 
 
-def test_pictures_of_names_that_are_other_places_stay_inside(
-    model: RestyleModel, tmp_path: Path
-) -> None:
+def test_pictures_of_escaped_names_stay_inside(model: RestyleModel, tmp_path: Path) -> None:
     steps = np.stack([code(1)])
     row = face_row("../../evil.jpg", w_plus=code(1), w_plus_per_step=steps)
     columns = Columns(N_STYLES, all_steps=True)
@@ -136,7 +136,7 @@ def test_pictures_of_names_that_are_other_places_stay_inside(
     assert picture == tmp_path / "out/0/s-0/%2E./%2E./evil.jpg#0.png"
 
 
-def test_small_truncated_pictures_are_the_published_ones(
+def test_small_truncated_pictures_match_the_published_scripts(
     model: RestyleModel, table: Table, tmp_path: Path
 ) -> None:
     side = model.generator_size // 2
@@ -144,14 +144,14 @@ def test_small_truncated_pictures_are_the_published_ones(
     assert export_pictures(Selection(table), model, str(tmp_path), "images", drawing) == 2
     with torch.no_grad():
         (frame,) = render_each(model, torch.from_numpy(code(1))[None])
-        # What `tensor2im` does to a pooled frame, written as its authors do, in numpy.
+        # The published scripts' `tensor2im` on a pooled frame, in numpy.
         small = torch.nn.AdaptiveAvgPool2d((side, side))(frame[None])[0].numpy()
     levels = (np.clip((small + 1) / 2, 0, 1) * 255).astype("uint8").transpose(1, 2, 0)
     np.testing.assert_array_equal(read(tmp_path / "1.png"), levels)
 
 
 @pytest.mark.parametrize("width", [48, 128])
-def test_other_sizes_keep_the_proportions(width: int) -> None:
+def test_other_sizes_keep_the_aspect_ratio(width: int) -> None:
     frame = torch.linspace(-1, 1, 3 * 48 * 64).reshape(3, 48, 64)
     assert Drawing(width).pixels(frame).shape == (width * 3 // 4, width, 3)
     flat = Drawing(width).pixels(torch.full((3, 48, 64), 0.5))

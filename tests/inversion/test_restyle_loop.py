@@ -37,8 +37,8 @@ def faces() -> Tensor:
 @pytest.mark.parametrize("encoder_type", TYPES)
 def test_codes_equal_the_float64_loop(encoder_type: str) -> None:
     expected = np.load(GOLDEN / f"{encoder_type}.npy", allow_pickle=False)
-    one_pass = encoder_type == "GradualStyleEncoder"
-    checkpoint = tiny_checkpoint(encoder_type, input_channels=3 if one_pass else 6)
+    single_pass = encoder_type == "GradualStyleEncoder"
+    checkpoint = tiny_checkpoint(encoder_type, input_channels=3 if single_pass else 6)
     result = invert(load_checkpoint(checkpoint), portrait(), steps=expected.shape[1])
     assert np.abs(result.w_plus.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
 

@@ -26,8 +26,8 @@ def ended(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, 
 def test_what_is_no_number_of_anything_is_refused(
     capsys: pytest.CaptureFixture[str], flag: str, value: str
 ) -> None:
-    message = f"argument {flag}: '{value}' is no whole number above 0"
-    assert ended(capsys, "--simulate", f"{flag}={value}") == (2, message)
+    told = f"argument {flag}: '{value}' is not a whole number above 0"
+    assert ended(capsys, "--simulate", f"{flag}={value}") == (2, told)
 
 
 def test_lists_are_numbers_with_commas() -> None:

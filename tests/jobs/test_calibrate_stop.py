@@ -94,7 +94,7 @@ def test_a_fit_applies_to_crops_only(
     result = capsys.readouterr().err
     assert "calibrate: faces model 'tiny' (CompactEncoder): no face alignment" in result
     assert "report: faces model 'tiny' (CompactEncoder): faces aligned" in result
-    assert result.endswith("views' has no face to calibrate on\n")
+    assert result.endswith("views' has no faces to calibrate on\n")
 
 
 def test_the_curve_goes_to_a_bucket(church: str, views: list[str], s3: Bucket) -> None:
@@ -107,10 +107,10 @@ def test_the_curve_goes_to_a_bucket(church: str, views: list[str], s3: Bucket) -
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (["--most", "1"], "2 to 100 steps, not 1"),
-        (["--most", "101"], "2 to 100 steps, not 101"),
-        (["--most", "3"], "3 steps cannot be compared with one of 5"),
-        (["--tolerance", "nan"], "the tolerance is to be a share of L2"),
+        (["--most", "1"], "must be 2 to 100, got 1"),
+        (["--most", "101"], "must be 2 to 100, got 101"),
+        (["--most", "3"], "5 steps to compare with are more than the maximum, 3"),
+        (["--tolerance", "nan"], "the tolerance must be a fraction of L2"),
         (["--model", "no-such-model"], "no-such-model"),
     ],
 )

@@ -52,7 +52,7 @@ def test_weights_without_an_encoder_are_named(
     assert main([str(tmp_path / "other.pt"), str(tmp_path / "bundle")]) == 2
     said = capsys.readouterr().err
     assert said.endswith(
-        "holds no encoder weights that are known, so it is no ReStyle, pSp or e4e checkpoint\n"
+        "has no encoder weights of a known type, so it is not a ReStyle, pSp or e4e checkpoint\n"
     )
 
 
@@ -97,7 +97,7 @@ def test_a_file_of_another_kind_is_no_bundle(
 ) -> None:
     (tmp_path / "notes.md").write_text("")
     assert main([str(tmp_path / "notes.md"), str(tmp_path / "bundle")]) == 2
-    assert "notes.md' is no model: a model is a bundle's folder, or" in capsys.readouterr().err
+    assert "notes.md' is not a model: give a bundle's folder, or" in capsys.readouterr().err
 
 
 def test_a_file_that_does_not_fit_is_refused(

@@ -115,7 +115,7 @@ def test_images_beside_the_codes_are_measured(
 
 
 @pytest.mark.parametrize(
-    ("source", "said"), [("nowhere.npy", "does not exist"), ("", "no code, or damaged")]
+    ("source", "said"), [("nowhere.npy", "does not exist"), ("", "not a code, or damaged")]
 )
 def test_unreadable_codes_are_refused_in_one_line(
     run: Any, tmp_path: Path, latents: Path, tiny_bundle: str, source: str, said: str
@@ -172,7 +172,7 @@ def test_a_damaged_table_is_a_wrong_request(
     args = ("--table", table, "--to", tmp_path / "out", "--as", "codes")
     code, line, error = run(jobs.export_table, *args)
     assert (code, line["exit_code"]) == (2, 2)
-    assert "read it by the version of the code that made it" in error
+    assert "read it with the version of the code that made it" in error
 
 
 @pytest.mark.parametrize("inside", ["", "latents", "new/codes"])

@@ -115,7 +115,7 @@ def test_an_export_replaces_no_file_of_another_content(
     (codes / "1.npy").write_bytes(sink.getvalue())
     capsys.readouterr()
     assert jobs.export_table.main(args) == 2
-    assert "1.npy' is there already, with another content" in capsys.readouterr().err
+    assert "1.npy' exists with other content" in capsys.readouterr().err
     assert (codes / "1.npy").read_bytes() == sink.getvalue() != exported
 
 

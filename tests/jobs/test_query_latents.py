@@ -118,10 +118,10 @@ def test_a_date_beyond_python_is_refused(
     table: Path, query: str, form: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert query_latents.main([str(table), query, *form]) == 2
-    result = capsys.readouterr()
-    assert result.out == ""
-    assert len(result.err.splitlines()) == 1
-    assert "column 'odd' has a value that Python has no form for" in result.err
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert "column 'odd' has a value that Python cannot represent" in told.err
 
 
 def test_a_query_that_is_not_utf8_is_refused(table: Path) -> None:

@@ -147,8 +147,8 @@ def test_another_training_does_not_use_the_checkpoint(
     where = ["--input", str(runs.folder / "images"), "--output", str(run), "--model", tiny_bundle]
     assert job.main([*where, *SETTINGS, "--images", "440", "--seed", "1", "--steps", "3"]) == 2
     out, err = capsys.readouterr()
-    assert "seed: 0 when it began, 1 asked for" in err
-    assert "steps: 2 when it began, 3 asked for" in err
+    assert "seed: 0 at the start, 1 now" in err
+    assert "steps: 2 at the start, 3 now" in err
     assert json.loads(out)["exit_code"] == 2
     assert "choose another output or the same settings" in json.loads(out)["errors"][0]
     assert reports(run) == runs.lines["whole"]

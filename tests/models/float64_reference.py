@@ -1,8 +1,8 @@
-"""ReStyle by the book, in float64, straight from an official state dict.
+"""Float64 reference of ReStyle that works on an official state dict.
 
 Written from the papers and independent of the library: weights are modulated for every sample,
-every convolution of the generator runs as its own sample, resampling is zero insertion and one
-4x4 filter, nothing is fused. Slow, and only for comparing.
+every convolution of the generator runs per sample, resampling is zero insertion and one 4x4 filter,
+and nothing is fused. Slow; only for comparison.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Weights = Mapping[str, Tensor]
 
 
 def synthesise(state: Weights, w_plus: Tensor) -> Tensor:
-    """[n, rows, 512] to [n, 3, size, size]."""
+    """Render [n, rows, 512] as [n, 3, size, size]."""
     return torch.stack([_one_image(state, code) for code in w_plus])
 
 
@@ -87,7 +87,7 @@ def _filtered(x: Tensor, kernel: Tensor, *, before: int, after: int) -> Tensor:
 
 
 def encode(state: Weights, encoder_type: str, x: Tensor) -> Tensor:
-    """[n, c, h, w] to [n, rows, 512]."""
+    """Encode [n, c, h, w] as [n, rows, 512]."""
     stages = _resnet(state, x) if encoder_type.startswith("ResNet") else _ir_se(state, x)
     if "encoder.latlayer1.weight" in state:
         middle = _merged(state, "encoder.latlayer1", stages[3], stages[2])
@@ -115,7 +115,7 @@ def _head(state: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def _merged(state: Weights, name: str, coarse: Tensor, fine: Tensor) -> Tensor:
-    """A pyramid level: the coarser map enlarged corner to corner, plus the finer one's 1x1."""
+    """Return the coarser map, enlarged corner to corner, plus a 1x1 convolution of the finer."""
     height, width = fine.shape[2:]
     columns, rows = (
         _corner_to_corner(coarse.shape[3], width),
@@ -126,7 +126,7 @@ def _merged(state: Weights, name: str, coarse: Tensor, fine: Tensor) -> Tensor:
 
 
 def _corner_to_corner(source: int, target: int) -> Tensor:
-    """Linear interpolation as a matrix [target, source]."""
+    """Return linear interpolation as a matrix [target, source]."""
     position = torch.arange(target, dtype=torch.float64) * (source - 1) / (target - 1)
     return (1 - (position[:, None] - torch.arange(source)).abs()).clamp(min=0)
 
@@ -196,7 +196,7 @@ def _resnet(state: Weights, x: Tensor) -> list[Tensor]:
 def restyle(
     checkpoint: Mapping[str, object], encoder_type: str, images: Tensor, steps: int
 ) -> tuple[np.ndarray, Tensor]:
-    """Codes [n, steps, rows, 512] and the last images [n, 3, size, size] of the ReStyle loop."""
+    """Return codes [n, steps, rows, 512] and last images [n, 3, size, size] of the ReStyle loop."""
     given = checkpoint["state_dict"]
     assert isinstance(given, dict)
     state = {key: value.double() for key, value in given.items()}
@@ -205,14 +205,14 @@ def restyle(
     images, height = images.double(), images.shape[2]
     codes = average.double().expand(len(images), 2 * len(_levels(state)), 512)
     sixth = 6 in {state[key].shape[1] for key in _first_layers(state)}
-    made = synthesise(state, codes)
-    found = []
+    rendered = synthesise(state, codes)
+    steps_codes = []
     for _ in range(steps):
-        shown = torch.cat([images, _resized(made, height)], dim=1) if sixth else images
-        codes = codes + encode(state, encoder_type, shown)
-        made = synthesise(state, codes)
-        found.append(codes)
-    return torch.stack(found, dim=1).numpy(), made
+        inputs = torch.cat([images, _resized(rendered, height)], dim=1) if sixth else images
+        codes = codes + encode(state, encoder_type, inputs)
+        rendered = synthesise(state, codes)
+        steps_codes.append(codes)
+    return torch.stack(steps_codes, dim=1).numpy(), rendered
 
 
 def _levels(state: Weights) -> list[str]:
@@ -232,6 +232,6 @@ def _first_layers(state: Weights) -> list[str]:
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    """Images smaller than the encoder's input repeat their pixels."""
+    """Enlarge images to the encoder's input size by repeating pixels."""
     times = size // images.shape[2]
     return images.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)

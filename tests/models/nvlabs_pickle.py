@@ -1,7 +1,7 @@
-"""Pickles with the layout of NVIDIA's StyleGAN2 networks, written by code, and their arithmetic.
+"""Write pickles with the layout of NVIDIA's StyleGAN2 networks, and compute their images.
 
-The classes are made here under the names that such files have; while nothing is written, no module
-of these names can be imported.
+Classes with the names in such files exist only while a pickle is written; at any other time no
+module of these names can be imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from tests.models.tiny import filled
 
 CHANNELS = {4: 12, 8: 10, 16: 8}
-# Whoever runs this source runs the file's program.
+# Executing this source creates a file, which tests look for.
 SOURCE = "import pathlib; pathlib.Path('executed').touch(); raise SystemExit('executed')"
 
 
@@ -70,7 +70,7 @@ class Layer:
 
 @contextmanager
 def nvidias_names() -> Iterator[None]:
-    """Have modules of NVIDIA's names while a pickle is written."""
+    """Provide modules with NVIDIA's names while a pickle is written."""
     persistence, util = types.ModuleType("torch_utils.persistence"), types.ModuleType("dnnlib.util")
 
     def _reconstruct_persistent_obj(meta: Any) -> None:
@@ -80,19 +80,19 @@ def nvidias_names() -> Iterator[None]:
     _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
     persistence._reconstruct_persistent_obj = _reconstruct_persistent_obj  # type: ignore[attr-defined]
     util.EasyDict = type("EasyDict", (dict,), {"__module__": util.__name__})  # type: ignore[attr-defined]
-    made = {"torch_utils": types.ModuleType("torch_utils"), "dnnlib": types.ModuleType("dnnlib")}
-    made |= {module.__name__: module for module in (persistence, util)}
-    assert not made.keys() & sys.modules.keys()
-    sys.modules.update(made)
+    modules = {"torch_utils": types.ModuleType("torch_utils"), "dnnlib": types.ModuleType("dnnlib")}
+    modules |= {module.__name__: module for module in (persistence, util)}
+    assert not modules.keys() & sys.modules.keys()
+    sys.modules.update(modules)
     try:
         yield
     finally:
-        for name in made:
+        for name in modules:
             del sys.modules[name]
 
 
 def linear(name: str, inputs: int, outputs: int, rate: float, activation: str) -> Layer:
-    """A fully connected layer."""
+    """Return a fully connected layer."""
     layer = Layer("FullyConnectedLayer", activation=activation)
     layer.parameter("weight", filled(f"{name}.weight", (outputs, inputs)) / rate)
     bias = filled(f"{name}.bias", (outputs,)) / rate
@@ -102,7 +102,7 @@ def linear(name: str, inputs: int, outputs: int, rate: float, activation: str) -
 
 
 def style_layer(name: str, inputs: int, outputs: int, size: int, up: int) -> Layer:
-    """A modulated convolution with noise."""
+    """Return a modulated convolution with noise."""
     layer = Layer("SynthesisLayer", resolution=size, up=up, use_noise=True, activation="lrelu")
     layer.child("affine", linear(f"{name}.affine", 512, inputs, 1, "linear"))
     weight = filled(f"decoder.{name}.weight", (outputs, inputs, 3, 3))
@@ -115,7 +115,7 @@ def style_layer(name: str, inputs: int, outputs: int, size: int, up: int) -> Lay
 
 
 def blur() -> Tensor:
-    """The filter [1, 3, 3, 1] in two dimensions, sum 1."""
+    """Return the two-dimensional filter [1, 3, 3, 1], with sum 1."""
     taps = torch.tensor([1.0, 3, 3, 1])
     return torch.outer(taps, taps) / 64
 
@@ -123,7 +123,7 @@ def blur() -> Tensor:
 def network(
     mapping_layers: int = 2, rate: float = 0.01, channels: dict[int, int] = CHANNELS
 ) -> Layer:
-    """A generator whose weights follow from their names."""
+    """Return a generator whose weights are functions of their names."""
     size = max(channels)
     generator = Layer("Generator", z_dim=512, c_dim=0, w_dim=512, img_resolution=size)
     generator.state |= {"img_channels": 3, "num_ws": 2 * len(channels)}
@@ -153,7 +153,7 @@ def network(
 
 
 def pickled(generator: Layer, protocol: int = 4, **more: Any) -> bytes:
-    """The file of a snapshot, as its training writes it."""
+    """Return a snapshot's file as NVIDIA's training writes it."""
     with nvidias_names():
         easy = sys.modules["dnnlib.util"].EasyDict
         options = easy(class_name="training.dataset.ImageFolderDataset", use_labels=False)
@@ -162,7 +162,7 @@ def pickled(generator: Layer, protocol: int = 4, **more: Any) -> bytes:
 
 
 def saved_by_torch(generator: Layer, *, zipped: bool) -> bytes:
-    """The same, written by torch.save."""
+    """Return a snapshot's file as `torch.save` writes it."""
     sink = io.BytesIO()
     with nvidias_names():
         torch.save({"G_ema": generator}, sink, _use_new_zipfile_serialization=zipped)
@@ -180,7 +180,7 @@ def _linear(layer: Layer, x: Tensor) -> Tensor:
 
 
 def map_z(generator: Layer, z: Tensor) -> Tensor:
-    """Z codes [n, 512] to W codes [n, 512]."""
+    """Map Z codes [n, 512] to W codes [n, 512]."""
     x = z.double() / (z.double().square().mean(dim=1, keepdim=True) + 1e-8).sqrt()
     mapping = generator["mapping"]
     for index in range(mapping["num_layers"]):
@@ -214,7 +214,7 @@ def _doubled(image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def render(generator: Layer, w_plus: Tensor) -> Tensor:
-    """One code [n_styles, 512] to an image [1, 3, size, size]."""
+    """Render one code [n_styles, 512] as an image [1, 3, size, size]."""
     rows, image, row = w_plus.double(), None, 0
     x = generator["synthesis"]["b4"]["const"].double()[None]
     for size in CHANNELS:

@@ -1,4 +1,4 @@
-"""Official dictionaries and `.pt` files: what loads, and what is said about what does not."""
+"""Official dictionaries and `.pt` files: accepted layouts, and messages about all others."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ Checkpoint = dict[str, Any]
 
 @pytest.fixture
 def checkpoint() -> Checkpoint:
-    """A sound official dictionary."""
+    """Return a valid official dictionary."""
     return tiny_checkpoint()
 
 
 def saved(checkpoint: object, folder: Path) -> str:
-    """The path of `checkpoint` as a `.pt` file."""
+    """Save `checkpoint` as a `.pt` file and return its path."""
     path = folder / "model.pt"
     torch.save(checkpoint, path)
     return str(path)
 
 
-def test_sizes_come_from_the_weights(checkpoint: Checkpoint) -> None:
+def test_sizes_are_read_from_weight_shapes(checkpoint: Checkpoint) -> None:
     model = load_checkpoint(checkpoint)
     assert (model.generator_size, model.n_styles, model.input_size) == (8, 4, (256, 256))
     assert (model.domain, model.input_channels) == ("faces", 6)
@@ -51,20 +51,20 @@ def test_options_may_be_a_dict_or_a_namespace(checkpoint: Checkpoint) -> None:
     assert load_checkpoint(as_dict).fingerprint == load_checkpoint(checkpoint).fingerprint
 
 
-def test_no_options_are_as_good_as_none(checkpoint: Checkpoint) -> None:
+def test_a_checkpoint_without_options_loads(checkpoint: Checkpoint) -> None:
     bare = load_checkpoint({**checkpoint, "opts": None}, encoder_type="BackboneEncoder")
     assert bare.fingerprint == load_checkpoint(checkpoint).fingerprint
     assert bare.domain == "unknown"
 
 
 @pytest.mark.parametrize("other", [None, [], "restyle.pt", 3])
-def test_what_is_no_dictionary_is_told_by_its_type(other: object) -> None:
+def test_an_object_that_is_not_a_dictionary_is_refused(other: object) -> None:
     with pytest.raises(ModelError, match=r"checkpoint: is a .*, expected the official dictionary"):
         load_checkpoint(other)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(512,), (1, 512)])
-def test_an_average_latent_of_one_row_stands_for_all(
+def test_one_average_row_is_repeated_for_all_styles(
     checkpoint: Checkpoint, shape: tuple[int, ...]
 ) -> None:
     row = torch.randn(512)
@@ -72,14 +72,14 @@ def test_an_average_latent_of_one_row_stands_for_all(
     assert torch.equal(model.latent_avg, row.expand(4, 512))
 
 
-def test_cars_see_a_wide_frame() -> None:
+def test_car_models_have_a_wide_frame() -> None:
     model = load_checkpoint(tiny_checkpoint("ResNetBackboneEncoder", dataset_type="cars_encode"))
     assert (model.domain, model.input_size, model.frame_size) == ("cars", (192, 256), (6, 8))
     rows = torch.arange(8.0).reshape(1, 1, 8, 1).expand(1, 3, 8, 8)
     assert model.frame(rows)[0, 0, :, 0].tolist() == list(range(1, 7))
 
 
-def test_a_pt_file_loads_like_its_dictionary(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_pt_file_equals_its_dictionary(checkpoint: Checkpoint, tmp_path: Path) -> None:
     model = load_model(saved(checkpoint, tmp_path))
     assert model.fingerprint == load_checkpoint(checkpoint).fingerprint
 
@@ -135,7 +135,7 @@ TO_RGB = "decoder.to_rgbs.0.conv.weight"
         (_option("encoder_type", "Encoder9000"), r"'Encoder9000' \(known: BackboneEncoder"),
         (
             _option("encoder_type", "BackboneEncoderUsingLastLayerIntoW"),
-            r"IntoW' .*; encoders of a single w are not",
+            r"IntoW' .*; encoders that return a single w are not",
         ),
         (_option("encoder_type", "ResNetBackboneEncoder"), r"'conv1\.weight' is missing for a Res"),
         (_option("encoder_type", "CompactEncoder"), r"'CompactEncoder' \(known: Backbone"),
@@ -146,7 +146,7 @@ TO_RGB = "decoder.to_rgbs.0.conv.weight"
         (_part("opts", [1]), r"'opts' is a list"),
     ],
 )
-def test_what_does_not_fit_is_named_in_one_line(
+def test_each_mismatch_is_reported_in_one_line(
     checkpoint: Checkpoint, change: Any, said: str
 ) -> None:
     change(checkpoint)
@@ -156,25 +156,25 @@ def test_what_does_not_fit_is_named_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_head_is_a_disagreement_of_encoder_and_decoder(checkpoint: Checkpoint) -> None:
+def test_missing_style_head_is_reported(checkpoint: Checkpoint) -> None:
     state = checkpoint["state_dict"]
     checkpoint["state_dict"] = {k: v for k, v in state.items() if ".styles.3." not in k}
     with pytest.raises(ModelError, match="3 style heads, a 8 px decoder takes 4"):
         load_checkpoint(checkpoint)
 
 
-def test_an_encoder_type_can_be_given_where_options_lack_one(checkpoint: Checkpoint) -> None:
+def test_a_missing_encoder_type_can_be_given(checkpoint: Checkpoint) -> None:
     del checkpoint["opts"].encoder_type
     with pytest.raises(
         ModelError,
-        match="weights fit BackboneEncoder or ProgressiveBackboneEncoder: jobs/convert",
+        match="weights fit BackboneEncoder or ProgressiveBackboneEncoder: pass --encoder",
     ):
         load_checkpoint(checkpoint)
     model = load_checkpoint(checkpoint, encoder_type="BackboneEncoder")
     assert model.architecture.encoder_type == "BackboneEncoder"
 
 
-def test_an_encoder_type_that_only_one_encoder_fits_need_not_be_named() -> None:
+def test_an_unambiguous_encoder_type_is_inferred() -> None:
     checkpoint = tiny_checkpoint("ResNetGradualStyleEncoder", channels=ALL_LEVELS)
     checkpoint["opts"] = {}
     model = load_checkpoint(checkpoint, domain="church")
@@ -182,7 +182,7 @@ def test_an_encoder_type_that_only_one_encoder_fits_need_not_be_named() -> None:
     assert model.domain == "church"
 
 
-def test_a_one_pass_model_without_an_average_does_without_it() -> None:
+def test_a_single_pass_model_may_lack_the_average_latent() -> None:
     checkpoint = tiny_checkpoint(
         "ResNetBackboneEncoder", input_channels=3, start_from_latent_avg=False
     )
@@ -194,7 +194,7 @@ def test_a_one_pass_model_without_an_average_does_without_it() -> None:
         load_checkpoint({**tiny_checkpoint(input_channels=3), "latent_avg": None})
 
 
-def test_heads_that_the_generator_has_no_rows_for_are_left_out_as_e4e_does() -> None:
+def test_unused_style_heads_are_dropped_as_by_e4e() -> None:
     wide = tiny_checkpoint("Encoder4Editing", input_channels=3, channels=ALL_LEVELS)
     lower = {key: shape for key, shape in ALL_LEVELS.items() if key < 32}
     exact = tiny_checkpoint("Encoder4Editing", input_channels=3, channels=lower)
@@ -206,8 +206,8 @@ def test_heads_that_the_generator_has_no_rows_for_are_left_out_as_e4e_does() -> 
 
 
 @pytest.mark.parametrize("channels", [1, 19])
-def test_encoders_of_sketches_and_label_maps_are_refused(channels: int) -> None:
-    with pytest.raises(ModelError, match=f"takes {channels} channels.*do not invert photos"):
+def test_encoders_of_sketches_and_labels_are_refused(channels: int) -> None:
+    with pytest.raises(ModelError, match=f"takes {channels} channels.*cannot invert photos"):
         load_checkpoint(tiny_checkpoint("GradualStyleEncoder", input_channels=channels))
 
 
@@ -219,14 +219,14 @@ def test_a_truncated_file_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04K\x01."])
-def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
+def test_files_of_other_types_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"other\.pt"):
         load_model(str(path))
 
 
-def test_a_file_that_unpacks_to_many_times_its_size_is_refused(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     sink = io.BytesIO()
     torch.save({"state_dict": {"a": torch.zeros(40 << 20)}}, sink)
     path = tmp_path / "bomb.pt"
@@ -238,28 +238,28 @@ def test_a_file_that_unpacks_to_many_times_its_size_is_refused(tmp_path: Path) -
         load_model(str(path))
 
 
-def test_other_classes_in_a_pickle_are_never_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_classes_outside_the_allow_list_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     checkpoint["opts"] = collections.Counter(a=1)
     checkpoint["sched"] = argparse.ArgumentParser  # a class that is on no list
     with pytest.raises(ModelError, match=r"it holds the class argparse\.ArgumentParser"):
         load_model(saved(checkpoint, tmp_path))
 
 
-def test_a_file_of_something_else_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_pickled_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds a list"):
         load_model(saved([1, 2], tmp_path))
 
 
-def test_an_empty_generator_is_no_checkpoint(tmp_path: Path) -> None:
+def test_an_empty_generator_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no 'state_dict'.*'g_ema'"):
         load_model(saved({"g_ema": {}}, tmp_path))
 
 
-# --- what the official loaders take too
+# --- other layouts that the official loaders accept
 
 
 def _wrapped(checkpoint: Checkpoint) -> Checkpoint:
-    """Weights of networks inside DataParallel and torch.compile."""
+    """Return it with the keys of networks inside DataParallel and torch.compile."""
     state = checkpoint["state_dict"].items()
     encoder = {f"module.{key}": value for key, value in state if key.startswith("encoder.")}
     decoder = {
@@ -271,18 +271,18 @@ def _wrapped(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _with_others(checkpoint: Checkpoint) -> Checkpoint:
-    """Weights of other networks, and things that are no tensors, beside the model's own."""
+    """Return it with weights of other networks, and values that are not tensors."""
     others = {"lpips_loss.net.0.weight": torch.zeros(2), "step": 7, "latent_avg": torch.zeros(3)}
     return {**checkpoint, "state_dict": {**checkpoint["state_dict"], **others}}
 
 
 def _bare(checkpoint: Checkpoint) -> Checkpoint:
-    """A state dict by itself, the average latent among its weights."""
+    """Return its bare state dict with the average latent among the weights."""
     return {**checkpoint["state_dict"], "latent_avg": checkpoint["latent_avg"]}
 
 
 def _of_numpy(checkpoint: Checkpoint) -> Checkpoint:
-    """Numbers and an average of numpy's types, and options that are paths."""
+    """Return it with numpy numbers, a numpy average, and options that are paths."""
     options = argparse.Namespace(
         **vars(checkpoint["opts"]), exp_dir=Path("runs/a"), lr=np.float64(1e-4), best=np.int64(3)
     )
@@ -292,7 +292,7 @@ def _of_numpy(checkpoint: Checkpoint) -> Checkpoint:
 
 @pytest.mark.parametrize("change", [_wrapped, _with_others, _bare, _of_numpy])
 @pytest.mark.parametrize("as_file", [True, False])
-def test_what_the_official_loader_takes_is_the_same_model(
+def test_layouts_of_official_loaders_give_the_same_model(
     checkpoint: Checkpoint, change: Any, as_file: bool, tmp_path: Path
 ) -> None:
     given = change(checkpoint)
@@ -301,18 +301,18 @@ def test_what_the_official_loader_takes_is_the_same_model(
     assert model.fingerprint == load_checkpoint(checkpoint).fingerprint
 
 
-def test_ignored_entries_are_told_once(
+def test_ignored_entries_are_reported_once(
     checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "pipeline.models"):
         model = load_checkpoint(_with_others(checkpoint), source="psp.pt")
-    told = "ignored 3 entries beside encoder and decoder (lpips_loss.net.0.weight, step, ...)"
-    assert model.metadata["notes"]["ignored"] == told
-    assert caplog.messages == [f"psp.pt: {told}"]
-    assert told in treatment_for(model).description
+    note = "ignored 3 entries outside encoder and decoder (lpips_loss.net.0.weight, step, ...)"
+    assert model.metadata["notes"]["ignored"] == note
+    assert caplog.messages == [f"psp.pt: {note}"]
+    assert note in treatment_for(model).description
 
 
-def test_safetensors_hold_a_bare_state_dict(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_safetensors_file_loads_as_a_state_dict(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = str(tmp_path / "psp.safetensors")
     save_file(_bare(checkpoint), path)
     with pytest.raises(ModelError, match="BackboneEncoder or ProgressiveBackboneEncoder"):
@@ -320,29 +320,29 @@ def test_safetensors_hold_a_bare_state_dict(checkpoint: Checkpoint, tmp_path: Pa
     model = load_model(path, encoder_type="BackboneEncoder")
     assert model.fingerprint == load_checkpoint(checkpoint).fingerprint
     save_file(load_model("demo").state_dict(), path)
-    with pytest.raises(ModelError, match="weights of a bundle; name the bundle's folder"):
+    with pytest.raises(ModelError, match="weights of a bundle; give the bundle's folder"):
         load_model(path)
     Path(path).write_bytes(b"\0" * 100)
     with pytest.raises(ModelError, match=r"psp\.safetensors: damaged, or not a safetensors file"):
         load_model(path)
 
 
-def test_two_weights_of_one_name_are_refused(checkpoint: Checkpoint) -> None:
+def test_duplicate_weight_names_are_refused(checkpoint: Checkpoint) -> None:
     state = checkpoint["state_dict"]
     state["module.decoder.input.input"] = state["decoder.input.input"]
     with pytest.raises(ModelError, match=r"holds 'decoder\.input\.input' twice"):
         load_checkpoint(checkpoint)
 
 
-def test_no_class_of_numpy_or_pathlib_is_built_from_a_file(tmp_path: Path) -> None:
+def test_numpy_and_path_objects_stay_inert_records(tmp_path: Path) -> None:
     content = {"path": Path("a"), "number": np.float32(0.5), "array": np.arange(3)}
     torch.save(content, tmp_path / "x.pt")
     with (tmp_path / "x.pt").open("rb") as file:
-        found = read_checkpoint(file, "x.pt")
-    assert {type(value).__name__ for value in found.values()} == {
+        content_read = read_checkpoint(file, "x.pt")
+    assert {type(value).__name__ for value in content_read.values()} == {
         *("InertPath", "InertScalar", "InertArray"),
     }
-    values = {name: plain(value) for name, value in found.items()}
+    values = {name: plain(value) for name, value in content_read.items()}
     assert (values["path"], values["number"]) == ("a", 0.5)
     assert values["array"].tolist() == [0, 1, 2]
 
@@ -354,7 +354,7 @@ def _without_average(checkpoint: Checkpoint) -> Checkpoint:
     return {name: value for name, value in checkpoint.items() if name != "latent_avg"}
 
 
-def test_an_average_among_the_weights_is_used(checkpoint: Checkpoint) -> None:
+def test_average_latent_among_the_weights_is_used(checkpoint: Checkpoint) -> None:
     average = checkpoint["latent_avg"]
     inside = {**_without_average(checkpoint)}
     inside["state_dict"] = {**checkpoint["state_dict"], "latent_avg": average}
@@ -363,12 +363,12 @@ def test_an_average_among_the_weights_is_used(checkpoint: Checkpoint) -> None:
     assert model.metadata["notes"] == {}
 
 
-def test_a_missing_average_is_estimated_on_request(
+def test_missing_average_latent_is_estimated_on_request(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.models.average_latent.CODES", 3000)
     for lacking in (_without_average(checkpoint), {**checkpoint, "latent_avg": None}):
-        with pytest.raises(ModelError, match="take --estimate-latent-avg"):
+        with pytest.raises(ModelError, match="pass --estimate-latent-avg"):
             load_checkpoint(lacking)
     first, again = (load_checkpoint(lacking, estimate_latent_avg=True) for _ in range(2))
     assert first.fingerprint == again.fingerprint != load_checkpoint(checkpoint).fingerprint
@@ -383,7 +383,7 @@ def test_a_missing_average_is_estimated_on_request(
     assert stored.fingerprint == load_checkpoint(checkpoint).fingerprint
 
 
-def test_an_average_needs_a_mapping_network(checkpoint: Checkpoint) -> None:
+def test_estimating_needs_a_mapping_network(checkpoint: Checkpoint) -> None:
     state = checkpoint["state_dict"]
     lacking = _without_average(checkpoint)
     lacking["state_dict"] = {k: v for k, v in state.items() if "decoder.style" not in k}
@@ -394,14 +394,16 @@ def test_an_average_needs_a_mapping_network(checkpoint: Checkpoint) -> None:
 # --- generators alone
 
 
-def test_a_generator_alone_is_optimised_and_no_more(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_generator_alone_supports_only_optimisation(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     state = checkpoint["state_dict"].items()
     generator = {key[8:]: value for key, value in state if key.startswith("decoder.")}
     content = {"g_ema": generator, "latent_avg": checkpoint["latent_avg"][0]}
     torch.save(content, tmp_path / "stylegan2-ffhq-config-f.pt")
     model = load_model(str(tmp_path / "stylegan2-ffhq-config-f.pt"))
     assert (model.domain, model.generator_size, model.generator_alone) == ("faces", 8, True)
-    with pytest.raises(ModelError, match="take --estimate-latent-avg"):
+    with pytest.raises(ModelError, match="pass --estimate-latent-avg"):
         load_checkpoint({"g_ema": generator})
     for name in ("restyle", "encoder", "hybrid"):
         with pytest.raises(ConfigError, match=f"generator alone, and --method {name} .*optimize"):
@@ -410,13 +412,13 @@ def test_a_generator_alone_is_optimised_and_no_more(checkpoint: Checkpoint, tmp_
     Method("optimize").check(model)
     save_bundle(model, str(tmp_path / "bundle"))
     model = load_model(str(tmp_path / "bundle"))
-    found = optimize(
+    result = optimize(
         model,
         portrait(),
         seeds=[1],
         settings=OptimizeSettings(iterations=2, lpips_weight=0, spread=0.1),
         steps=2,
     )
-    assert found.w_plus.shape == (1, 2, 4, 512)
+    assert result.w_plus.shape == (1, 2, 4, 512)
     bare = load_checkpoint({**generator, "latent_avg": checkpoint["latent_avg"][0]})
     assert bare.fingerprint == model.fingerprint

@@ -1,4 +1,4 @@
-"""Every published domain is recognised and treated as its transforms do."""
+"""Published domains are recognised and treated as in their original transforms."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ PUBLISHED = {
 
 
 def model(dataset_type: str | None, **options: Any) -> Any:
-    """A small ReStyle model whose options name a data set."""
-    made = tiny_checkpoint("ResNetBackboneEncoder", dataset_type=dataset_type, **options)
-    return load_checkpoint(made, source="official.pt")
+    """Return a small model whose options name a data set."""
+    model = tiny_checkpoint("ResNetBackboneEncoder", dataset_type=dataset_type, **options)
+    return load_checkpoint(model, source="official.pt")
 
 
 @pytest.mark.parametrize(("dataset", "domain"), PUBLISHED.items())
-def test_a_published_data_set_names_its_domain(dataset: str, domain: str) -> None:
+def test_published_data_set_names_its_domain(dataset: str, domain: str) -> None:
     assert domain_of({"dataset_type": dataset}) == domain
     assert domain in PRESETS
 
@@ -53,7 +53,7 @@ def test_a_published_data_set_names_its_domain(dataset: str, domain: str) -> Non
         (None, "unknown"),
     ],
 )
-def test_without_a_data_set_the_generators_name_tells(generator: str, domain: str) -> None:
+def test_generator_name_is_used_without_a_data_set(generator: str, domain: str) -> None:
     assert domain_of({"stylegan_weights": generator}) == domain
 
 
@@ -69,7 +69,7 @@ UNKNOWN_NAMES = [
 
 
 @pytest.mark.parametrize("dataset", UNKNOWN_NAMES)
-def test_an_unknown_data_set_leaves_it_to_the_generator(dataset: str) -> None:
+def test_generator_name_is_used_for_unknown_data_sets(dataset: str) -> None:
     options = {"dataset_type": dataset, "stylegan_weights": "m/stylegan2-ffhq-config-f.pt"}
     assert domain_of({"dataset_type": dataset}) == "unknown"
     assert domain_of(options) == "faces"
@@ -78,7 +78,7 @@ def test_an_unknown_data_set_leaves_it_to_the_generator(dataset: str) -> None:
     assert "domain: by the name of the generator, 'stylegan2-ffhq-config-f.pt'" in faces.description
 
 
-def test_drawn_faces_are_never_taken_for_photos() -> None:
+def test_drawn_faces_are_never_treated_as_photos() -> None:
     options = {"dataset_type": "anime_face_encode", "stylegan_weights": "ffhq.pt"}
     assert domain_of(options) == "unknown"
     assert domain_of({"stylegan_weights": "anime-faces.pt"}) == "unknown"
@@ -86,74 +86,74 @@ def test_drawn_faces_are_never_taken_for_photos() -> None:
         treatment_for(model(**options))
 
 
-def test_one_line_asks_for_the_domain_of_an_unknown_name() -> None:
+def test_an_unknown_domain_is_asked_for_in_one_line() -> None:
     with pytest.raises(
-        ConfigError, match=r"\(no domain is known by .* 'my_data_encode'\): add --domain faces"
+        ConfigError, match=r"\(no known domain in .* 'my_data_encode'\): add --domain faces"
     ):
         treatment_for(model("my_data_encode"))
     named = load_checkpoint(tiny_checkpoint(dataset_type="my_data_encode"), domain="faces")
     assert treatment_for(named).prealigned is False
 
 
-def test_a_word_of_the_users_own_is_no_fact_about_faces() -> None:
+def test_custom_domain_is_assumed_to_have_no_faces() -> None:
     own = load_checkpoint(tiny_checkpoint(dataset_type="bedroom_encode"), domain="bedroom")
     assert preset_of("bedroom").has_faces is None
-    found = treatment_for(own)
-    assert (found.prealigned, found.identity) == (True, "none")
-    assert "taken for images without faces (--domain faces aligns them)" in found.description
+    treatment = treatment_for(own)
+    assert (treatment.prealigned, treatment.identity) == (True, "none")
+    assert "assumed to have no faces (--domain faces aligns them)" in treatment.description
     assert treatment_for(own, prealigned=False).identity == "dlib"
     again = load_checkpoint(official_checkpoint(own))
     assert again.domain == "bedroom"
 
 
-def test_every_published_layout_has_the_preset_that_it_was_trained_with(shared: Path) -> None:
-    found = 0
+def test_published_layouts_equal_their_presets(shared: Path) -> None:
+    treatment = 0
     for path in (shared / "reference" / "layouts").glob("layout_*.json"):
         record = json.loads(path.read_text())
         if "opts" not in record:
             continue
         preset = preset_of(domain_of(record["opts"]))
-        found += 1
+        treatment += 1
         assert preset.domain in PRESETS
         assert preset.domain != "unknown"
         assert record["encoder_type"].startswith("ResNet") is (preset.has_faces is False)
-    assert found >= 10
+    assert treatment >= 10
 
 
-def test_faces_are_aligned_and_their_identity_is_measured() -> None:
+def test_face_models_align_and_measure_identity() -> None:
     faces = treatment_for(model("ffhq_encode"))
     assert (faces.prealigned, faces.identity, faces.fit) == (False, "dlib", "stretch")
 
 
 @pytest.mark.parametrize("domain", ["cars", "church", "horse", "afhq_wild"])
-def test_where_there_are_no_faces_none_is_aligned_or_recognised(domain: str) -> None:
-    found = treatment_for(model(f"{domain}_encode"))
-    assert (found.prealigned, found.identity) == (True, "none")
+def test_models_without_faces_skip_alignment_and_identity(domain: str) -> None:
+    treatment = treatment_for(model(f"{domain}_encode"))
+    assert (treatment.prealigned, treatment.identity) == (True, "none")
 
 
-def test_the_treatment_says_itself_in_one_line() -> None:
+def test_treatment_is_described_in_one_line() -> None:
     cars = treatment_for(model("cars_encode")).description
     assert cars == (
         "cars model 'official.pt' (ResNetBackboneEncoder): no face alignment, each image resized "
         "to 192x256, frames of 6x8, no identity metric"
     )
     faces = treatment_for(model("ffhq_encode"), identity="curricular.pth").description
-    assert "faces aligned as FFHQ's, cut to 256x256" in faces
+    assert "faces aligned as FFHQ's, cropped to 256x256" in faces
     assert faces.endswith("identity metric curricular.pth")
 
 
-def test_what_is_asked_for_wins_over_the_preset() -> None:
-    found = treatment_for(model("cars_encode"), identity="moco.pth", fit="crop")
-    assert (found.prealigned, found.identity, found.fit) == (True, "moco.pth", "crop")
+def test_given_settings_override_the_preset() -> None:
+    treatment = treatment_for(model("cars_encode"), identity="moco.pth", fit="crop")
+    assert (treatment.prealigned, treatment.identity, treatment.fit) == (True, "moco.pth", "crop")
     assert treatment_for(model("ffhq_encode"), prealigned=True).prealigned
 
 
-def test_faces_are_not_aligned_for_a_model_of_cars() -> None:
+def test_aligning_faces_for_cars_is_refused() -> None:
     with pytest.raises(ConfigError, match="images of cars, which have no faces to align"):
         treatment_for(model("cars_encode"), prealigned=False)
 
 
-def test_a_model_of_nobody_knows_what_asks_once() -> None:
+def test_unknown_domain_needs_a_setting() -> None:
     unknown = model(None)
     assert preset_for(unknown).has_faces is None
     with pytest.raises(ConfigError, match=r"--prealigned .* or --no-prealigned"):

@@ -1,4 +1,4 @@
-"""The encoders against the float64 reference, and their layouts."""
+"""Compare the encoders with the float64 reference; check how arguments are read from weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PYRAMIDS = {"GradualStyleEncoder", "ResNetGradualStyleEncoder", "Encoder4Editing
 
 
 @pytest.mark.parametrize("encoder_type", sorted(ENCODER_TYPES.keys() - {"CompactEncoder"}))
-def test_each_official_encoder_computes_what_the_papers_say(encoder_type: str) -> None:
+def test_official_encoders_equal_the_float64_reference(encoder_type: str) -> None:
     channels = ALL_LEVELS if encoder_type in PYRAMIDS else CHANNELS
     checkpoint = tiny_checkpoint(encoder_type, input_channels=3, channels=channels)
     model = load_checkpoint(checkpoint)
@@ -28,7 +28,7 @@ def test_each_official_encoder_computes_what_the_papers_say(encoder_type: str) -
     assert (rows - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_a_wide_input_gives_codes_too() -> None:
+def test_encoders_accept_a_wide_input() -> None:
     checkpoint = tiny_checkpoint("ResNetBackboneEncoder", input_channels=3)
     model = load_checkpoint(checkpoint)
     state = {key: value.double() for key, value in checkpoint["state_dict"].items()}
@@ -39,12 +39,12 @@ def test_a_wide_input_gives_codes_too() -> None:
     assert (rows - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_progressive_rows_are_offsets_from_the_first() -> None:
+def test_progressive_rows_are_offsets_from_row_zero() -> None:
     rows = torch.tensor([[[1.0], [0.5], [-2.0]]])
     assert progressive(rows).flatten().tolist() == [1.0, 1.5, -1.0]
 
 
-def test_arguments_are_read_off_the_weights() -> None:
+def test_arguments_are_read_from_weight_shapes() -> None:
     state = tiny_checkpoint("ResNetGradualStyleEncoder")["state_dict"]
     shapes = {
         key.removeprefix("encoder."): list(value.shape)
@@ -58,5 +58,5 @@ def test_arguments_are_read_off_the_weights() -> None:
     }
 
 
-def test_the_names_to_choose_from_are_those_of_the_classes() -> None:
+def test_listed_encoder_types_equal_the_classes() -> None:
     assert tuple(encoder.__name__ for encoder in OFFICIAL_ENCODERS) == OFFICIAL_TYPES

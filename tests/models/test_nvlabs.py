@@ -1,4 +1,4 @@
-"""NVIDIA's pickles read as data: equal pictures, nothing run, refusals that name a cause."""
+"""NVIDIA's pickles load as data: equal images, no code executed, refusals with a reason."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tests.models.nvlabs_pickle import Layer, network, nvidias_names, pickled, s
 
 
 def written(content: bytes, folder: Path, name: str = "network-snapshot.pkl") -> str:
-    """The path of a file with this content."""
+    """Write a file with this content and return its path."""
     (folder / name).write_bytes(content)
     return str(folder / name)
 
 
 def contents() -> dict[str, bytes]:
-    """The same network in every form that it comes in."""
+    """Return the same network in every file format that NVIDIA's files have."""
     generator = network()
     forms = {f"protocol {number}": pickled(generator, number) for number in (2, 3, 4, 5)}
     forms |= {f"zip {zipped}": saved_by_torch(generator, zipped=zipped) for zipped in (True, False)}
     return forms
 
 
-def test_every_form_renders_as_the_published_arithmetic(
+def test_every_file_format_renders_the_published_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -51,24 +51,24 @@ def test_every_form_renders_as_the_published_arithmetic(
     assert not Path("executed").exists()
 
 
-def test_another_learning_rate_of_the_mapping_is_folded_in(tmp_path: Path) -> None:
+def test_mapping_learning_rate_is_folded_into_weights(tmp_path: Path) -> None:
     model = load_model(written(pickled(network(rate=0.1)), tmp_path))
     z = torch.randn(2, 512, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        found = model.generator.map_z(z).double()
+        mapped = model.generator.map_z(z).double()
     expected = nvlabs_pickle.map_z(network(rate=0.1), z)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mapped, expected, rtol=1e-5, atol=1e-5)
 
 
 class Attack:
-    """Runs a command where it is unpickled by Python's own reader."""
+    """Object that creates a folder when Python's own unpickler reads it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("executed",)
 
 
 def _hostile_storage() -> bytes:
-    """A tensor whose memory is a pickle of its own."""
+    """Return a network with a tensor whose memory is itself a pickle."""
 
     class Storage:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -84,7 +84,7 @@ def _hostile_storage() -> bytes:
     return pickled(generator)
 
 
-def test_no_hostile_part_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_in_a_pickle_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     inside = network()
     inside["mapping"].state["w_avg_beta"] = Attack()
@@ -140,15 +140,15 @@ def _other_filter(generator: Layer) -> None:
     [
         (_conditional, r"it is conditional \(c_dim 10\)"),
         (_oblong, "it is not square: its images start at 4x6"),
-        (_third, "it is a StyleGAN3, and only StyleGAN2 is known"),
+        (_third, "it is a StyleGAN3, and only StyleGAN2 is supported"),
         (_residual, "blocks are of the kind 'resnet'"),
         (_narrow, "its z_dim is 64, expected 512"),
         (_unknown, "its 'conv0' is a AttentionLayer, which is not a known class"),
-        (_expanded, "'weight' claims more numbers than there are"),
+        (_expanded, "'weight' has more elements than its storage"),
         (_other_filter, r"its resampling filter is not \[1, 3, 3, 1\]"),
     ],
 )
-def test_what_is_no_plain_stylegan2_is_named(tmp_path: Path, change: Any, said: str) -> None:
+def test_unsupported_networks_are_named(tmp_path: Path, change: Any, said: str) -> None:
     generator = network()
     change(generator)
     with pytest.raises(ModelError, match=said) as caught:
@@ -159,18 +159,18 @@ def test_what_is_no_plain_stylegan2_is_named(tmp_path: Path, change: Any, said: 
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"hello", b"\x80\x04}."])
-def test_other_pickles_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+def test_unrelated_pickles_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(ModelError, match=r"network-snapshot\.pkl: (refused|damaged)"):
         load_model(written(content, tmp_path))
 
 
-def test_a_network_of_tensorflow_is_told_as_that(tmp_path: Path) -> None:
+def test_tensorflow_network_gets_conversion_advice(tmp_path: Path) -> None:
     content = b"\x80\x02(cdnnlib.tflib.network\nNetwork\n)\x81h\x00t."
-    with pytest.raises(ModelError, match=r"a network of TensorFlow: .*python legacy\.py"):
+    with pytest.raises(ModelError, match=r"a TensorFlow network: .*python legacy\.py"):
         load_model(written(content, tmp_path))
 
 
 def test_nvidias_modules_are_never_imported(tmp_path: Path) -> None:
     path = written(pickled(network()), tmp_path)
-    with nvidias_names():  # whose function fails where it is called
+    with nvidias_names():  # its function fails if it is called
         assert load_model(path).generator_size == 16

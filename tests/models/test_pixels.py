@@ -12,18 +12,18 @@ from pipeline.models.pixels import from_levels, to_levels, to_pixels, to_unit
 LEVELS = torch.arange(256, dtype=torch.uint8)
 
 
-def test_every_level_is_what_each_way_of_writing_it_gives_to_the_last_bit() -> None:
+def test_levels_equal_other_formulas_bit_for_bit() -> None:
     published = LEVELS.float().div(255).sub(0.5).div(0.5)  # ToTensor and Normalize(0.5, 0.5)
     assert torch.equal(from_levels(LEVELS), published)
     assert torch.equal(from_levels(LEVELS), LEVELS.float() / 127.5 - 1)
     assert from_levels(LEVELS[[0, 255]]).tolist() == [-1.0, 1.0]
 
 
-def test_every_level_comes_back() -> None:
+def test_every_level_round_trips() -> None:
     assert torch.equal(to_levels(from_levels(LEVELS)), LEVELS)
 
 
-def test_values_between_levels_are_rounded_and_values_out_of_range_do_not_wrap_around() -> None:
+def test_values_are_rounded_and_clamped() -> None:
     values = torch.tensor([-3.0, 200.4 / 127.5 - 1, 200.6 / 127.5 - 1, 0.0, 3.0])
     assert to_levels(values).tolist() == [0, 200, 201, 128, 255]
     late = ((values + 1) * 127.5).round().clamp(0, 255).byte()
@@ -31,7 +31,7 @@ def test_values_between_levels_are_rounded_and_values_out_of_range_do_not_wrap_a
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 3), (2, 4, 5, 3), (1, 2, 4, 5, 3)])
-def test_channels_go_before_the_rows_and_back(shape: tuple[int, ...]) -> None:
+def test_channel_order_round_trips(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     images = to_unit(pixels)
     assert images.shape == (*shape[:-3], 3, 4, 5)
@@ -44,13 +44,13 @@ def test_channels_go_before_the_rows_and_back(shape: tuple[int, ...]) -> None:
     assert back.flags.c_contiguous
 
 
-def test_a_batch_lies_in_memory_as_its_pictures_do() -> None:
+def test_batches_are_channels_last_in_memory() -> None:
     assert to_unit(np.zeros((2, 4, 5, 3), np.uint8)).is_contiguous(
         memory_format=torch.channels_last
     )
 
 
-def test_memory_that_may_not_be_written_to_is_taken_and_left_alone() -> None:
+def test_read_only_images_are_copied() -> None:
     sink = io.BytesIO()
     Image.new("RGB", (5, 4), (255, 0, 0)).save(sink, "PNG")
     pixels = np.asarray(Image.open(sink))

@@ -32,13 +32,13 @@ def test_torch_and_safetensors_files_give_the_same_tensors(tmp_path):
         assert len(sha256) == 64
 
 
-def test_any_fsspec_uri_is_read(tmp_path):
+def test_state_files_are_read_from_any_fsspec_uri(tmp_path):
     torch.save(STATE, tmp_path / "face.pth")
     state, _ = read_state(f"file://{tmp_path}/face.pth")
     assert torch.equal(state["layer.weight"], STATE["layer.weight"])
 
 
-def test_a_read_that_is_cut_off_is_no_damage():
+def test_an_interrupted_download_is_not_reported_as_damage():
     cut_off.register()
     with fsspec.open("memory://weights/face.pth", "wb") as sink:
         torch.save(STATE, sink)
@@ -49,14 +49,14 @@ def test_a_read_that_is_cut_off_is_no_damage():
 
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "null\0.pth", "\ud800.pth"])
-def test_a_missing_file_is_named(tmp_path, name):
+def test_a_missing_weight_file_is_named(tmp_path, name):
     for place in (f"{tmp_path}/{name}", f"file://{tmp_path}/nowhere.pth"):
         with pytest.raises(ModelError, match=r"no MoCo weights at .*\.pth"):
             read_state(place, "MoCo weights")
 
 
 @pytest.mark.parametrize("content", [b"", pickle.dumps({"layer": [1]}, protocol=2)])
-def test_an_error_says_what_the_file_was_to_be(tmp_path, content):
+def test_an_error_names_the_purpose_of_the_file(tmp_path, content):
     (tmp_path / "r50.pth").write_bytes(content)
     with pytest.raises(ModelError, match=r"^backbone weights '.*r50\.pth': "):
         read_state(str(tmp_path / "r50.pth"), "backbone weights")
@@ -64,7 +64,7 @@ def test_an_error_says_what_the_file_was_to_be(tmp_path, content):
 
 @pytest.mark.parametrize("name", ["face.pth", "face.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"not weights at all"])
-def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, name, content):
+def test_another_file_type_is_refused_in_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError) as raised:
         read_state(str(tmp_path / name))
@@ -73,7 +73,7 @@ def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_damaged_file_is_refused_in_one_line_whatever_torch_makes_of_it(tmp_path, zipped):
+def test_every_damaged_file_is_refused_in_one_line(tmp_path, zipped):
     sink = io.BytesIO()
     torch.save(STATE, sink, _use_new_zipfile_serialization=zipped)
     path, refused = tmp_path / "face.pth", []
@@ -86,12 +86,12 @@ def test_a_damaged_file_is_refused_in_one_line_whatever_torch_makes_of_it(tmp_pa
         except ModelError as error:
             refused.append(error)
     assert all("face.pth" in str(error) for error in refused)
-    assert all("name another" in str(error) for error in refused)
+    assert all("give another" in str(error) for error in refused)
     causes = {type(error.__cause__) for error in refused}
     assert {UnicodeDecodeError, pickle.UnpicklingError} <= causes, "damage of several kinds"
 
 
-def test_nothing_in_a_file_is_executed(tmp_path):
+def test_no_code_in_a_file_is_executed(tmp_path):
     trace = tmp_path / "executed"
     (tmp_path / "face.pth").write_bytes(pickle.dumps(Attack(trace), protocol=2))
     with pytest.raises(ModelError, match="refused, it holds the class"):
@@ -99,7 +99,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     assert not trace.exists()
 
 
-def test_the_state_dict_of_a_training_checkpoint_is_taken(tmp_path):
+def test_training_checkpoint_gives_its_state_dict(tmp_path):
     torch.save({"epoch": 800, "arch": "resnet50", "state_dict": STATE}, tmp_path / "face.pth")
     state, _ = read_state(str(tmp_path / "face.pth"))
     assert list(state) == ["layer.weight"]
@@ -114,23 +114,23 @@ def test_the_state_dict_of_a_training_checkpoint_is_taken(tmp_path):
         {"layer": torch.zeros(2, device="meta")},
     ],
 )
-def test_a_file_of_other_things_is_refused(tmp_path, state):
+def test_a_file_without_tensors_is_refused(tmp_path, state):
     torch.save({"state_dict": state}, tmp_path / "face.pth")
-    with pytest.raises(ModelError, match="no state dict of tensors"):
+    with pytest.raises(ModelError, match="not a state dict of tensors"):
         read_state(str(tmp_path / "face.pth"))
 
 
 @pytest.mark.parametrize("given", [{"bias": STATE["layer.weight"]}, {"layer.weight": None}, {}])
-def test_entries_of_another_network_are_counted_and_the_first_is_named(given):
+def test_mismatched_entries_are_counted_and_the_first_named(given):
     with pytest.raises(
-        ModelError, match=r"^x\.pth is no y: \d of 1 entries differ.*'layer\.weight'"
+        ModelError, match=r"^x\.pth is not a network y: \d of 1 entries differ.*'layer\.weight'"
     ):
-        check_entries(STATE, given, "x.pth is no y")
-    check_entries(STATE, {"layer.weight": torch.zeros(2, 3)}, "x.pth is no y")
+        check_entries(STATE, given, "x.pth is not a network y")
+    check_entries(STATE, {"layer.weight": torch.zeros(2, 3)}, "x.pth is not a network y")
 
 
-def test_a_tensor_of_one_number_is_no_network(tmp_path):
+def test_expanded_tensor_is_refused_before_it_is_copied(tmp_path):
     path = tmp_path / "net.pt"
     torch.save({"weight": torch.zeros(1).expand(1 << 35)}, path)
-    with pytest.raises(ModelError, match="its tensors claim 137438953472 bytes"):
+    with pytest.raises(ModelError, match="its tensors have 137438953472 bytes"):
         read_state(str(path))

@@ -1,4 +1,4 @@
-"""The generator against the float64 reference, with and without gradients."""
+"""Compare the generator with the float64 reference, with and without gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDE_AND_SMALL = {4: 64, 8: 64, 16: 32}  # more weights than pixels: the other b
 
 
 @pytest.mark.parametrize("channels", [ALL_LEVELS, WIDE_AND_SMALL, {4: 8}])
-def test_images_are_those_of_the_papers_arithmetic(channels: dict[int, int]) -> None:
+def test_images_equal_the_float64_reference(channels: dict[int, int]) -> None:
     checkpoint = tiny_checkpoint(channels=channels)
     model = load_checkpoint(checkpoint)
     state = {key: value.double() for key, value in checkpoint["state_dict"].items()}
@@ -28,7 +28,7 @@ def test_images_are_those_of_the_papers_arithmetic(channels: dict[int, int]) -> 
     assert (plain - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_gradients_reach_the_codes_and_the_weights() -> None:
+def test_gradients_reach_codes_and_weights() -> None:
     generator = Generator({4: 8, 8: 8})
     codes = torch.randn(2, 4, 512, requires_grad=True)
     generator(codes).square().mean().backward()
@@ -41,7 +41,7 @@ def test_gradients_reach_the_codes_and_the_weights() -> None:
     )
 
 
-def test_weights_changed_in_place_change_the_fast_image() -> None:
+def test_in_place_weight_changes_reach_the_cpu_path() -> None:
     generator = Generator({4: 8, 8: 8})
     codes = torch.randn(1, 4, 512)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_weights_changed_in_place_change_the_fast_image() -> None:
         assert torch.allclose(render_one(generator, codes), generator(codes), atol=1e-5)
 
 
-def test_weights_made_in_inference_mode_are_rendered_as_they_stand() -> None:
+def test_weights_of_inference_mode_are_never_cached() -> None:
     with torch.inference_mode():
         generator = Generator({4: 8, 8: 8})
         codes = torch.randn(1, 4, 512)
@@ -61,7 +61,7 @@ def test_weights_made_in_inference_mode_are_rendered_as_they_stand() -> None:
 
 
 @pytest.mark.parametrize("size", [64, 256])
-def test_no_codes_give_no_images(size: int) -> None:
+def test_an_empty_batch_gives_no_images(size: int) -> None:
     sizes = [4 * 2**level for level in range(size.bit_length() - 2)]
     generator = Generator(dict.fromkeys(sizes, 4))
     with torch.no_grad():
@@ -76,5 +76,5 @@ def test_equal_codes_give_equal_images() -> None:
 
 
 @pytest.mark.parametrize(("size", "rows"), [(64, 10), (256, 14), (512, 16), (1024, 18)])
-def test_rows_follow_the_size(size: int, rows: int) -> None:
+def test_number_of_rows_follows_the_output_size(size: int, rows: int) -> None:
     assert n_styles_of(size) == rows

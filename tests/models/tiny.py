@@ -1,4 +1,4 @@
-"""Small models with the official layout, whose every weight is a function of its key and shape."""
+"""Small models with the official layout; every weight is a function of its key and shape."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNIT = 3**0.5  # half-width of a uniform distribution of variance 1
 
 @functools.cache
 def filled(key: str, shape: tuple[int, ...]) -> Tensor:
-    """A tensor that keeps activations near unit scale, from the hash of its key; shared."""
+    """Return a tensor that depends on the hash of its key and keeps activations near unit scale."""
     if key.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     if key.endswith(".kernel"):
@@ -32,7 +32,7 @@ def filled(key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def scale(key: str, shape: tuple[int, ...]) -> np.float32:
-    """Standard deviation of a weight."""
+    """Return the standard deviation of a weight."""
     if key.endswith(("noise.weight", ".bias", "running_mean", "running_var")) or len(shape) == 1:
         return np.float32(0.1)
     if "to_rgb" in key and len(shape) == 5:
@@ -46,7 +46,7 @@ def scale(key: str, shape: tuple[int, ...]) -> np.float32:
 
 
 def offset(key: str, shape: tuple[int, ...]) -> np.float32:
-    """Mean of a weight: 1 for what multiplies a channel, 0 otherwise."""
+    """Return the mean of a weight: 1 for factors of a channel, otherwise 0."""
     multiplies = key.endswith(("running_var", "modulation.bias"))
     return np.float32(multiplies or (len(shape) == 1 and key.endswith(".weight")))
 
@@ -58,7 +58,7 @@ def tiny_checkpoint(
     channels: dict[int, int] = CHANNELS,
     **options: Any,
 ) -> dict[str, Any]:
-    """An official dictionary of a small model; change its entries, but no tensor in place."""
+    """Return an official dictionary of a small model; its tensors are shared, never modify them."""
     arguments = {
         "input_channels": input_channels,
         "n_styles": 2 * len(channels),
@@ -84,7 +84,7 @@ def tiny_checkpoint(
 
 
 def portrait(height: int = 256, width: int = 256) -> Tensor:
-    """A smooth picture with an edge, [1, 3, height, width] in [-1, 1]."""
+    """Return a smooth picture with an edge, [1, 3, height, width] in [-1, 1]."""
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     red = np.sin(9 * x + 4 * y) * 0.8
     green = np.where((x - 0.5) ** 2 + (y - 0.45) ** 2 < 0.09, 0.7, -0.6)

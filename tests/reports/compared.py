@@ -1,4 +1,4 @@
-"""Tables with chosen numbers, to compare."""
+"""Tables with given metrics for comparisons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.table.rows import face_row, shard, writer
 
 
 def face(l2: Sequence[float], **changes: Any) -> dict[str, Any]:
-    """Columns of a face with these L2 in its steps; the last step is the best."""
+    """Return the columns of a face with these L2 values per step; the last step is the best."""
     steps = len(l2)
     numbers = {
         "l2_per_step": list(l2),
@@ -33,7 +33,7 @@ def write_table(
     inversion_seconds: float = 0.0,
     **description: Any,
 ) -> Table:
-    """A table of one shard, and a run that took `inversion_seconds`."""
+    """Write a table of one shard and a run record with `inversion_seconds`."""
     table = writer(root, part_size=1000, **description)
     rows = [face_row(key, **changes) for key, changes in faces.items()]
     summary = table.write_part(shard(), 0, samples=len(rows), latents=rows, rejects=[])

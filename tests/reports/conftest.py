@@ -1,4 +1,4 @@
-"""A small table of real inversions, written without Ray."""
+"""A small table of real inversions, made without Ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.table import Table, open_table
 def make_table(
     tiny_bundle: str, sample_images: dict[str, bytes], tmp_path: Path
 ) -> Callable[..., Table]:
-    """A table with two faces; keywords are settings of the job."""
+    """Write a table with two faces; keywords are settings of the job."""
     from pipeline.alignment import Aligner
 
     def make(**settings: object) -> Table:

@@ -9,11 +9,11 @@ from pipeline.errors import ModelError, RequestError
 from pipeline.models import load_model
 from pipeline.reports.coarse_to_fine import (
     Change,
-    bands_sheet,
+    bands_table,
     change_by_step,
-    groups_sheet,
+    groups_table,
     laplacian_bands,
-    layers_sheet,
+    layers_table,
 )
 from pipeline.table import Columns
 from tests.reports.compared import face, write_table
@@ -21,12 +21,12 @@ from tests.reports.compared import face, write_table
 
 @pytest.fixture
 def kept(make_table):
-    """Two faces, two steps of the tiny model, in float32 so that numbers can be compared."""
+    """Return a table of two faces and two steps in float32, for exact comparisons."""
     return make_table(keep_steps=True, latent_dtype="float32")
 
 
 def codes_of(table, model) -> np.ndarray:
-    """[faces, 1 + steps, n_styles, 512]: the average code, then that of each step."""
+    """Return [faces, 1 + steps, n_styles, 512]: the average code, then each step's."""
     column = table.arrow("SELECT w_plus_per_step AS c FROM latents ORDER BY image_id")["c"]
     codes = np.array(column.to_pylist(), np.float32)
     start = np.broadcast_to(model.latent_avg.numpy(), (len(codes), 1, *codes.shape[2:]))
@@ -37,7 +37,7 @@ def means(intervals) -> np.ndarray:
     return np.array([[each.mean for each in step] for step in intervals])
 
 
-def test_layers_are_the_mean_absolute_residuals(kept, tiny_bundle):
+def test_layers_are_mean_absolute_residuals(kept, tiny_bundle):
     codes = codes_of(kept, load_model(tiny_bundle))
     expected = np.abs(np.diff(codes, axis=1)).mean(axis=(0, 3))  # [steps, n_styles]
     change = change_by_step(kept, images=0)
@@ -49,7 +49,7 @@ def test_layers_are_the_mean_absolute_residuals(kept, tiny_bundle):
     assert change.layers[0][0].n == 2
 
 
-def test_bands_are_those_of_the_difference_of_the_rendered_steps(kept, tiny_bundle):
+def test_bands_match_the_rendered_differences(kept, tiny_bundle):
     model = load_model(tiny_bundle)
     with torch.no_grad():
         frames = [model.generator(torch.from_numpy(c)).clamp(-1, 1) for c in codes_of(kept, model)]
@@ -64,17 +64,17 @@ def test_bands_are_those_of_the_difference_of_the_rendered_steps(kept, tiny_bund
     assert len(change.band_names) == len(change.bands[0]) == 5
 
 
-def test_only_as_many_faces_are_rendered_as_asked_for(kept):
+def test_number_of_rendered_faces_is_limited(kept):
     change = change_by_step(kept, images=1)
     assert (change.rendered, change.bands[0][0].n, change.layers[0][0].n) == (1, 1, 2)
 
 
-def test_a_table_without_steps_says_how_to_get_them(make_table):
+def test_table_without_steps_names_the_flag(make_table):
     with pytest.raises(RequestError, match="--keep-steps"):
         change_by_step(make_table(), images=1)
 
 
-def test_a_model_with_other_weights_is_refused(kept):
+def test_model_with_other_weights_is_refused(kept):
     path = Path(kept.store.root) / "_table.json"
     document = json.loads(path.read_text())
     document["settings"]["model"] = "0" * 64
@@ -83,19 +83,19 @@ def test_a_model_with_other_weights_is_refused(kept):
         change_by_step(type(kept)(kept.store.root), images=1)
 
 
-def test_the_sheets_have_a_row_for_everything(kept):
+def test_report_tables_have_all_rows(kept):
     change = change_by_step(kept, images=1)
-    sheets = [sheet({"m": change}) for sheet in (groups_sheet, layers_sheet, bands_sheet)]
+    sheets = [sheet({"m": change}) for sheet in (groups_table, layers_table, bands_table)]
     assert [len(sheet.rows) for sheet in sheets] == [2, 2 * 10, 2 * 5]
     assert "faces rendered: m 1." in sheets[0].note
 
 
-def test_first_steps_that_are_left_out_are_told():
+def test_note_counts_excluded_first_steps():
     change = Change([], [], [], [], faces=5, rendered=0, without_start=5)
-    assert "left out, faces: m 5." in groups_sheet({"m": change}).note
+    assert "not included, faces: m 5." in groups_table({"m": change}).note
 
 
-def test_a_first_step_from_another_code_is_left_out(tmp_path, tiny_bundle):
+def test_first_step_from_another_code_is_excluded(tmp_path, tiny_bundle):
     model = load_model(tiny_bundle)
     codes = model.latent_avg.numpy() + np.array([1.0, 3.0], np.float32)[:, None, None]
     steps = {"w_plus": codes[-1], "w_plus_per_step": codes}

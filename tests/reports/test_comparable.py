@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.errors import RequestError
-from pipeline.reports.evaluation import check_measured_alike, same_faces
+from pipeline.reports.evaluation import check_same_definitions, same_faces
 from pipeline.reports.faces import read_face_scalars
 from tests.reports.compared import face, write_table
 from tests.table.rows import DESCRIPTION
@@ -16,16 +16,16 @@ def tables(tmp_path, first, second, **second_description):
     )
 
 
-def test_the_same_faces_are_taken_as_they_are(tmp_path):
+def test_equal_faces_are_compared_in_order(tmp_path):
     faces = [read_face_scalars(table) for table in tables(tmp_path, "abc", "cba")]
-    one, two = same_faces(faces, LABELS, common=False)
-    assert one.ids.equals(two.ids)
-    assert len(one) == 3
+    first, second = same_faces(faces, LABELS, common=False)
+    assert first.ids.equals(second.ids)
+    assert len(first) == 3
 
 
-def test_other_faces_are_refused_with_their_number_and_the_first_ids(tmp_path):
+def test_different_faces_are_refused_with_their_ids(tmp_path):
     faces = [read_face_scalars(table) for table in tables(tmp_path, "abcdefghi", "ijk")]
-    with pytest.raises(RequestError, match="10 are not in all of them") as refusal:
+    with pytest.raises(RequestError, match="10 are not in all tables") as refusal:
         same_faces(faces, LABELS, common=False)
     message = str(refusal.value)
     assert "'s-0/a#0' of 'A'" in message
@@ -34,47 +34,47 @@ def test_other_faces_are_refused_with_their_number_and_the_first_ids(tmp_path):
     assert "\n" not in message
 
 
-def test_common_takes_the_faces_that_all_tables_hold(tmp_path):
+def test_common_selects_faces_of_all_tables(tmp_path):
     faces = [read_face_scalars(table) for table in tables(tmp_path, "abcd", "xcb")]
-    one, two = same_faces(faces, LABELS, common=True)
-    assert one.ids.to_pylist() == two.ids.to_pylist() == ["s-0/b#0", "s-0/c#0"]
-    assert one.quality["l2"].round(3).tolist() == [0.2, 0.2]
-    assert two.per_step["l2"].round(3).tolist() == [[0.1], [0.1]]
+    first, second = same_faces(faces, LABELS, common=True)
+    assert first.ids.to_pylist() == second.ids.to_pylist() == ["s-0/b#0", "s-0/c#0"]
+    assert first.quality["l2"].round(3).tolist() == [0.2, 0.2]
+    assert second.per_step["l2"].round(3).tolist() == [[0.1], [0.1]]
 
 
-def test_nothing_in_common_is_refused(tmp_path):
+def test_no_common_face_is_refused(tmp_path):
     faces = [read_face_scalars(table) for table in tables(tmp_path, "ab", "cd")]
-    with pytest.raises(RequestError, match="no face to compare in common"):
+    with pytest.raises(RequestError, match="no faces to compare in common"):
         same_faces(faces, LABELS, common=True)
 
 
-def test_an_id_that_stands_for_two_images_is_refused(tmp_path):
-    one = write_table(tmp_path / "one", {"a": face([0.1]), "b": face([0.1])})
-    two = write_table(
+def test_one_id_of_two_images_is_refused(tmp_path):
+    first = write_table(tmp_path / "one", {"a": face([0.1]), "b": face([0.1])})
+    second = write_table(
         tmp_path / "two", {"a": face([0.1]), "b": face([0.1], source_sha256="ef" * 32)}
     )
-    with pytest.raises(RequestError, match=r"^1 faces .* from other images.*s-0/b"):
-        same_faces([read_face_scalars(one), read_face_scalars(two)], LABELS, common=True)
+    with pytest.raises(RequestError, match=r"^1 faces .* from different images.*s-0/b"):
+        same_faces([read_face_scalars(first), read_face_scalars(second)], LABELS, common=True)
 
 
-def test_a_metric_that_is_defined_in_two_ways_is_named(tmp_path):
+def test_different_metric_definitions_are_named(tmp_path):
     other = {**DESCRIPTION.metrics, "lpips": "VGG16, version 0.1"}
     pair = tables(tmp_path, "a", "a", metrics=other)
-    with pytest.raises(RequestError, match="'lpips' is another metric in 'B' than in 'A'") as found:
-        check_measured_alike(pair, LABELS)
-    assert "'l2'" not in str(found.value)
+    with pytest.raises(RequestError, match="'lpips' is defined differently in 'B'") as refusal:
+        check_same_definitions(pair, LABELS)
+    assert "'l2'" not in str(refusal.value)
 
 
-def test_a_metric_that_one_table_does_not_measure_is_no_other_metric(tmp_path):
+def test_unmeasured_metric_is_not_a_difference(tmp_path):
     metrics = dict(DESCRIPTION.metrics)
-    one = write_table(tmp_path / "one", {"a": face([0.1])}, metrics=metrics)
-    two = write_table(
+    first = write_table(tmp_path / "one", {"a": face([0.1])}, metrics=metrics)
+    second = write_table(
         tmp_path / "two", {"a": face([0.1])}, metrics={**metrics, "lpips": "not measured"}
     )
-    assert check_measured_alike([one, two], LABELS) is None
+    assert check_same_definitions([first, second], LABELS) is None
 
 
-def test_crops_of_another_size_are_measured_otherwise(tmp_path):
+def test_crops_of_different_sizes_are_refused(tmp_path):
     pair = [
         write_table(
             tmp_path / str(side),
@@ -86,5 +86,5 @@ def test_crops_of_another_size_are_measured_otherwise(tmp_path):
     with pytest.raises(
         RequestError, match=r"output_size is \[64, 64\] in 'A' and \[256, 256\]"
     ) as e:
-        check_measured_alike(pair, LABELS)
+        check_same_definitions(pair, LABELS)
     assert "faces" not in str(e.value)

@@ -34,16 +34,16 @@ def pixels(sheet: bytes) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_pictures_stand_in_order_target_average_steps():
+def test_pictures_are_target_average_then_steps():
     sheet = pixels(contact_sheet([row()], cell_width=100))
     middle = [MARGIN + column * (100 + GAP) + 50 for column in range(4)]
     line = sheet[100, middle]
     assert [tuple(map(int, colour)) for colour in line] == COLOURS
 
 
-def test_what_was_begun_with_stands_before_the_steps():
-    target, average, begun, step = (plain(colour) for colour in COLOURS)
-    bootstrapped = SheetRow(target, average, [step], [begun], best_step=1)
+def test_bootstrap_steps_come_before_the_steps():
+    target, average, initial, step = (plain(colour) for colour in COLOURS)
+    bootstrapped = SheetRow(target, average, [step], [initial], best_step=1)
     sheet = pixels(contact_sheet([bootstrapped], cell_width=100, step_name="cartoon"))
     middle = [MARGIN + column * (100 + GAP) + 50 for column in range(4)]
     assert [tuple(map(int, colour)) for colour in sheet[100, middle]] == COLOURS
@@ -51,7 +51,7 @@ def test_what_was_begun_with_stands_before_the_steps():
     assert framed.min() == MARGIN + 3 * (100 + GAP) - 3
 
 
-def test_a_row_of_fewer_steps_leaves_the_rest_of_its_line_as_paper():
+def test_row_of_fewer_steps_ends_earlier():
     short = SheetRow(*(plain(colour) for colour in COLOURS[:2]), [plain(COLOURS[2])], best_step=1)
     sheet = pixels(contact_sheet([short, row()], cell_width=100))
     last = sheet[:, MARGIN + 3 * (100 + GAP) :]
@@ -60,12 +60,12 @@ def test_a_row_of_fewer_steps_leaves_the_rest_of_its_line_as_paper():
     assert (last == COLOURS[3]).all(axis=2).sum() == 100 * 100
 
 
-def test_each_face_adds_a_row_of_the_same_height():
+def test_each_face_adds_one_row():
     heights = [len(pixels(contact_sheet([row()] * count))) for count in (1, 2, 3)]
     assert heights[2] - heights[1] == heights[1] - heights[0] > 144
 
 
-def test_proportions_of_a_wide_frame_are_kept():
+def test_wide_pictures_keep_their_aspect_ratio():
     wide = len(pixels(contact_sheet([row((12, 16))], cell_width=160)))
     square = len(pixels(contact_sheet([row((16, 16))], cell_width=160)))
     assert square - wide == 40
@@ -79,12 +79,12 @@ def test_only_the_best_step_is_framed():
     assert not (pixels(contact_sheet([row()])) == ACCENT).all(axis=2).any()
 
 
-def test_captions_give_the_numbers_of_each_step():
+def test_captions_have_the_metrics_of_each_step():
     captions = row(label="a/1.jpg", l2=[0.0521, 0.04], lpips=[0.171, float("nan")]).captions()
     assert captions == ["a/1.jpg", "", "L2 0.052  LPIPS 0.17", "L2 0.040  LPIPS nan"]
 
 
-def test_labels_are_drawn_in_characters_that_the_font_has():
+def test_labels_use_characters_of_the_font():
     assert drawable("Zoë/Ünal (1).jpg") == "Zoe/Unal (1).jpg"
     assert drawable("e\u0301cole") == "ecole"
     assert drawable("中/a\nb") == "\\u4e2d/a\\nb"
@@ -93,15 +93,15 @@ def test_labels_are_drawn_in_characters_that_the_font_has():
     assert contact_sheet([row(label="中")]) != contact_sheet([row(label="日")])
 
 
-def test_a_long_label_keeps_its_end_and_leaves_the_neighbours_alone():
+def test_long_label_is_shortened_to_its_end():
     label = "bucket/" * 20 + "0001.jpg"
     sheet = pixels(contact_sheet([row(label=label)], cell_width=100))
     gap = sheet[:, MARGIN + 100 : MARGIN + 100 + GAP]
     assert (gap[60:] == PAPER).all()
 
 
-def test_a_label_of_any_length_is_measured_a_few_times(monkeypatch):
-    """A key of 8,000 characters took 30 s."""
+def test_long_label_needs_few_measurements(monkeypatch):
+    """Check that the number of measurements does not grow with the label's length."""
     module = importlib.import_module("pipeline.reports.contact_sheet")
     font, measured = module._font(12), []
 
@@ -118,15 +118,15 @@ def test_a_label_of_any_length_is_measured_a_few_times(monkeypatch):
     assert sum(measured) < 50_000
 
 
-def test_the_same_rows_give_the_same_bytes():
+def test_equal_rows_give_equal_bytes():
     rows = [row(label="a", l2=[0.1, 0.2])]
     assert contact_sheet(rows, title="t") == contact_sheet(rows, title="t")
 
 
 @pytest.mark.parametrize(
-    "rows", [[], [row(), row((8, 8))], [row(), row(begun=[plain(COLOURS[0])])]]
+    "rows", [[], [row(), row((8, 8))], [row(), row(bootstrap=[plain(COLOURS[0])])]]
 )
-def test_rows_that_make_no_sheet_are_refused(rows):
+def test_unequal_rows_are_refused(rows):
     with pytest.raises(ShapeError, match="contact sheet needs"):
         contact_sheet(rows)
 

@@ -1,4 +1,4 @@
-"""The evaluation as a user runs it."""
+"""Run the evaluation job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def test_a_report_is_written_and_its_first_table_printed(
+def test_job_writes_a_report_and_prints_a_table(
     two_tables: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "report"
@@ -45,10 +45,10 @@ def test_a_report_is_written_and_its_first_table_printed(
     assert [float(row["seconds a face"]) for row in compared] == [0.5, 0.25]
     assert float(rows(output / "paired.csv")[0]["L2 difference"]) == pytest.approx(0.1)
     assert len(rows(output / "per_step.csv")) == 4
-    assert len(rows(output / "per_bucket.csv")) == 6  # all faces are alike: one bucket a trait
+    assert len(rows(output / "per_bucket.csv")) == 6  # all faces are equal: one bucket per trait
 
 
-def test_the_same_tables_give_the_same_files(two_tables: list[str], tmp_path: Path) -> None:
+def test_equal_tables_give_equal_files(two_tables: list[str], tmp_path: Path) -> None:
     for name in ("r1", "r2"):
         assert job.main([*two_tables, "--output", str(tmp_path / name)]) == 0
     first, second = (
@@ -58,7 +58,7 @@ def test_the_same_tables_give_the_same_files(two_tables: list[str], tmp_path: Pa
     assert first == second
 
 
-def test_tables_of_one_method_are_told_apart_by_their_place(
+def test_tables_of_one_method_get_different_labels(
     two_tables: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert job.main([*two_tables, "--output", str(tmp_path / "report"), "--no-plots"]) == 0
@@ -68,44 +68,46 @@ def test_tables_of_one_method_are_told_apart_by_their_place(
     assert not (tmp_path / "report" / "quality_against_time.png").exists()
 
 
-def test_other_faces_are_refused_and_common_compares_the_rest(
+def test_common_compares_only_shared_faces(
     two_tables: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_table(tmp_path / "three", faces("bcx", 0.3))
-    asked = [*two_tables, "--table", str(tmp_path / "three"), "--output", str(tmp_path / "report")]
-    assert job.main(asked) == 2
+    args = [*two_tables, "--table", str(tmp_path / "three"), "--output", str(tmp_path / "report")]
+    assert job.main(args) == 2
     refusal = capsys.readouterr().err
-    assert "RequestError: the tables do not hold the same faces: 5 are not in all" in refusal
+    assert "RequestError: the tables do not have the same faces: 5 are not in all" in refusal
     assert len(refusal.splitlines()) == 1
     assert not (tmp_path / "report").exists()
-    assert job.main([*asked, "--common", "--no-plots"]) == 0
+    assert job.main([*args, "--common", "--no-plots"]) == 0
     text = (tmp_path / "report" / "comparison.md").read_text()
     assert "# Evaluation on 2 faces" in text
-    assert "2 of its 4 faces, those that all tables hold." in text
+    assert "2 of its 4 faces, those that all tables have." in text
 
 
-def test_coarse_to_fine_is_refused_before_any_work_without_steps(
+def test_coarse_to_fine_without_steps_is_refused_early(
     two_tables: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = [*two_tables, "--output", str(tmp_path / "report"), "--coarse-to-fine"]
-    assert job.main(asked) == 2
+    args = [*two_tables, "--output", str(tmp_path / "report"), "--coarse-to-fine"]
+    assert job.main(args) == 2
     assert "make it with --keep-steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("labels", [["a"], ["a", "a"], ["a", "b", "c"]])
-def test_labels_that_do_not_fit_are_refused(
+def test_wrong_number_of_labels_is_refused(
     two_tables: list[str], labels: list[str], tmp_path: Path
 ) -> None:
     given = [text for label in labels for text in ("--label", label)]
     assert job.main([*two_tables, *given, "--output", str(tmp_path / "report")]) == 2
 
 
-def test_what_is_no_table_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_table_gives_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert job.main(["--table", str(tmp_path), "--output", str(tmp_path / "report")]) == 2
     assert capsys.readouterr().err.endswith("is not a table: it has no _table.json\n")
 
 
-def test_tables_and_report_in_a_bucket(s3: Bucket, tmp_path: Path) -> None:
+def test_tables_and_report_may_be_in_a_bucket(s3: Bucket, tmp_path: Path) -> None:
     write_table(f"{s3.uri}/one", faces("ab", 0.1))
     assert job.main(["--table", f"{s3.uri}/one", "--output", f"{s3.uri}/report"]) == 0
     write_table(tmp_path / "one", faces("ab", 0.1))
@@ -116,11 +118,11 @@ def test_tables_and_report_in_a_bucket(s3: Bucket, tmp_path: Path) -> None:
     assert Store(f"{s3.uri}/report").get("comparison.csv") == local
 
 
-def test_steps_and_frequencies_of_real_inversions(make_table, tmp_path: Path) -> None:
+def test_coarse_to_fine_of_real_inversions(make_table, tmp_path: Path) -> None:
     table = make_table(keep_steps=True)
     output = tmp_path / "report"
-    asked = ["--table", table.store.root, "--output", str(output), "--coarse-to-fine"]
-    assert job.main([*asked, "--images", "1"]) == 0
+    args = ["--table", table.store.root, "--output", str(output), "--coarse-to-fine"]
+    assert job.main([*args, "--images", "1"]) == 0
     assert (output / "coarse_to_fine.png").read_bytes().startswith(b"\x89PNG")
     assert len(rows(output / "coarse_to_fine_layers.csv")) == 2 * 10
     assert len(rows(output / "coarse_to_fine_bands.csv")) == 2 * 5

@@ -10,7 +10,7 @@ from pipeline.reports.evaluation import (
     per_step,
 )
 from pipeline.reports.faces import read_face_scalars
-from pipeline.reports.sheets import Sheet
+from pipeline.reports.sheets import ReportTable
 from tests.reports.compared import face, write_table
 
 
@@ -22,14 +22,14 @@ def method(tmp_path):
     return make
 
 
-def column(sheet: Sheet, name: str) -> list:
+def column(sheet: ReportTable, name: str) -> list:
     return [row[list(sheet.header).index(name)] for row in sheet.rows]
 
 
-def test_the_comparison_has_quality_and_cost_of_each_method(method):
-    one = method({"a": face([0.4, 0.2]), "b": face([0.4, 0.4])}, "one", seconds=1.5)
-    two = method({"a": face([0.1]), "b": face([0.1])}, "two")
-    sheet = comparison([one, two])
+def test_comparison_has_quality_and_cost(method):
+    first = method({"a": face([0.4, 0.2]), "b": face([0.4, 0.4])}, "one", seconds=1.5)
+    second = method({"a": face([0.1]), "b": face([0.1])}, "two")
+    sheet = comparison([first, second])
     assert sheet.header[:4] == ["method", "ID ↑", "L2 ↓", "LPIPS ↓"]
     assert column(sheet, "L2 ↓")[0].mean == pytest.approx(0.3)
     assert column(sheet, "ID ↑")[1].mean == pytest.approx(0.9)
@@ -38,7 +38,7 @@ def test_the_comparison_has_quality_and_cost_of_each_method(method):
     assert [each.mean for each in column(sheet, "generator passes")] == [3.0, 2.0]
 
 
-def test_steps_and_passes_have_an_interval_and_seconds_say_why_not(method):
+def test_only_steps_and_passes_have_intervals(method):
     adaptive = method({"a": face([0.4, 0.2, 0.1]), "b": face([0.4])}, "auto", seconds=1.5)
     sheet = comparison([adaptive, method({"a": face([0.1]), "b": face([0.1])}, "one")])
     steps, fixed = column(sheet, "steps")
@@ -48,63 +48,63 @@ def test_steps_and_passes_have_an_interval_and_seconds_say_why_not(method):
     assert column(sheet, "generator passes")[0].half_width == pytest.approx(12.706, rel=1e-3)
     assert "| 2.00 ± 12.71 |" in sheet.to_markdown()
     assert "steps,steps ±95%,steps n,generator passes,generator passes ±95%" in sheet.to_csv()
-    assert "Seconds are known of whole runs only" in sheet.to_markdown()
+    assert "Seconds are measured per run" in sheet.to_markdown()
 
 
-def test_a_face_that_stopped_keeps_its_last_value_in_later_steps(method):
+def test_stopped_face_repeats_its_last_value(method):
     sheet = per_step([method({"a": face([0.5, 0.3, 0.1]), "b": face([0.2])})])
     means = [each.mean for each in column(sheet, "L2 ↓")]
     assert means == pytest.approx([0.35, 0.25, 0.15])
     assert [each.n for each in column(sheet, "L2 ↓")] == [2, 2, 2]
 
 
-def test_time_until_a_step_counts_only_faces_that_made_it(method):
+def test_time_until_a_step_excludes_stopped_faces(method):
     adaptive = method({"a": face([0.5, 0.3, 0.1]), "b": face([0.2])}, seconds=4.0)
-    # Two seconds a step: both make the first, one makes the second and the third.
+    # Two seconds per step: both faces have the first step, one the second and third.
     np.testing.assert_allclose(adaptive.cost_until(adaptive.seconds), [2.0, 3.0, 4.0])
     assert notes([adaptive]) == [
-        "m: faces made 1 to 3 steps; in the means of later steps each that had stopped keeps "
+        "m: faces have 1 to 3 steps; in the means of later steps a face that has stopped keeps "
         "its last value."
     ]
 
 
-def test_steps_of_equal_length_share_the_time_equally(method):
+def test_equal_steps_share_the_time_equally(method):
     fixed = method({"a": face([0.5, 0.3, 0.1, 0.1])}, seconds=2.0)
     assert fixed.cost_until(fixed.seconds).tolist() == [0.5, 1.0, 1.5, 2.0]
 
 
-def test_the_paired_interval_sees_what_that_of_the_means_hides(method):
+def test_paired_interval_is_narrower_than_the_means(method):
     levels = np.linspace(0.1, 0.9, 20)
-    one = method({f"{i:02}": face([level]) for i, level in enumerate(levels)}, "one")
-    two = method({f"{i:02}": face([level - 0.01]) for i, level in enumerate(levels)}, "two")
-    wide = column(comparison([one, two]), "L2 ↓")[0]
-    (difference,) = column(paired([one, two]), "L2 difference")
+    first = method({f"{i:02}": face([level]) for i, level in enumerate(levels)}, "one")
+    second = method({f"{i:02}": face([level - 0.01]) for i, level in enumerate(levels)}, "two")
+    wide = column(comparison([first, second]), "L2 ↓")[0]
+    (difference,) = column(paired([first, second]), "L2 difference")
     assert difference.mean == pytest.approx(-0.01, rel=1e-4)
     assert difference.half_width < 1e-6 < 0.05 < wide.half_width
-    assert column(paired([one, two]), "L2 better on") == ["100%"]
-    assert column(paired([one, two]), "ID better on") == ["100%"]
+    assert column(paired([first, second]), "L2 better on") == ["100%"]
+    assert column(paired([first, second]), "ID better on") == ["100%"]
 
 
-def test_a_difference_is_over_faces_that_both_have_measured(method):
+def test_difference_covers_faces_measured_in_both(method):
     unseen = {"id_similarity": None}
-    one = method({"a": face([0.1], **unseen), "b": face([0.2]), "c": face([0.3])}, "one")
-    two = method({"a": face([0.1]), "b": face([0.1]), "c": face([0.1], **unseen)}, "two")
-    (difference,) = column(paired([one, two]), "ID difference")
+    first = method({"a": face([0.1], **unseen), "b": face([0.2]), "c": face([0.3])}, "one")
+    second = method({"a": face([0.1]), "b": face([0.1]), "c": face([0.1], **unseen)}, "two")
+    (difference,) = column(paired([first, second]), "ID difference")
     assert (difference.n, difference.mean) == (1, pytest.approx(0.1))
-    assert "one: ID over 2 of 3 faces." in notes([one, two])
+    assert "one: ID over 2 of 3 faces." in notes([first, second])
 
 
-def test_every_mean_that_misses_faces_says_how_many_it_counts(method):
+def test_incomplete_means_state_their_number(method):
     unseen = {"id_similarity": None, "id_similarity_per_step": [None]}
-    one = method({"a": face([0.1], **unseen), "b": face([0.2]), "c": face([0.3])}, "one")
-    two = method({"a": face([0.1]), "b": face([0.2]), "c": face([0.2])}, "two")
-    for sheet in (comparison([one, two]), per_step([one, two]), paired([one, two])):
+    first = method({"a": face([0.1], **unseen), "b": face([0.2]), "c": face([0.3])}, "one")
+    second = method({"a": face([0.1]), "b": face([0.2]), "c": face([0.2])}, "two")
+    for sheet in (comparison([first, second]), per_step([first, second]), paired([first, second])):
         text = sheet.to_markdown()
         assert text.count("(n = 2)") == 1, text
-    assert "(n = 2)" in per_bucket([one]).to_markdown()
+    assert "(n = 2)" in per_bucket([first]).to_markdown()
 
 
-def test_thirds_hold_all_faces_once_for_each_trait(method):
+def test_thirds_have_each_face_once(method):
     faces = {str(i): face([i / 10], face_px=100.0 + i, yaw=None) for i in range(9)}
     sheet = per_bucket([method(faces)])
     size = [row for row in sheet.rows if row[0] == "face_px"]
@@ -113,20 +113,20 @@ def test_thirds_hold_all_faces_once_for_each_trait(method):
     assert not any(row[0] == "yaw" for row in sheet.rows)
 
 
-def test_faces_whose_trait_is_not_known_are_a_bucket_of_their_own(method):
+def test_unknown_trait_is_a_separate_bucket(method):
     faces = {str(i): face([0.1], yaw=None if i == 3 else i / 10) for i in range(4)}
     rows = [row for row in per_bucket([method(faces)]).rows if row[0] == "yaw"]
     assert rows[-1][1:3] == ["not known", 1]
 
 
-def test_a_second_pass_says_that_the_first_is_not_in_its_cost(method):
+def test_refined_table_notes_the_missing_cost(method):
     refined = method({"a": face([0.1], method="hybrid", refined_from="s-0/a#0")}, seconds=1.0)
     assert notes([refined]) == [
-        "m: started from codes of another table, whose cost is not counted in seconds, steps and "
+        "m: started from codes of another table, whose cost is not included in seconds, steps and "
         "generator passes."
     ]
 
 
-def test_a_metric_that_no_table_has_gets_no_column(method):
+def test_unmeasured_metric_has_no_column(method):
     unmeasured = {"id_similarity": None, "id_similarity_per_step": [None]}
     assert "ID ↑" not in comparison([method({"a": face([0.1], **unmeasured)})]).header

@@ -16,14 +16,14 @@ def wave(cycles: int, side: int = 64) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("cycles", "band"), [(28, 0), (14, 1), (7, 2), (1, 4)])
-def test_a_wave_is_strongest_in_the_band_that_is_named_after_it(cycles, band):
-    found = energies(wave(cycles))
+def test_wave_has_most_energy_in_its_band(cycles, band):
+    measured = energies(wave(cycles))
     low, high = map(int, band_names(64)[band].split("–"))
     assert low <= cycles <= high
-    assert found.index(max(found)) == band
+    assert measured.index(max(measured)) == band
 
 
-def test_an_even_image_is_in_the_last_band_alone():
+def test_constant_image_is_only_in_the_last_band():
     *fine, rest = energies(torch.full((1, 3, 64, 64), 0.5))
     assert max(fine) < 1e-12
     assert rest == pytest.approx(0.25)

@@ -35,7 +35,7 @@ def method(tmp_path):
     return make
 
 
-def test_each_method_has_its_colour_in_each_panel(method):
+def test_each_method_has_one_colour_in_all_panels(method):
     png = quality_against_time([method("one", 0.3, 0.2, 0.1, seconds=1.0), method("two", 0.2)])
     height, width, _ = pixels(png).shape
     assert width > 3 * height / 1.2
@@ -44,12 +44,12 @@ def test_each_method_has_its_colour_in_each_panel(method):
         assert panels.tolist() == [0, 1, 2]
 
 
-def test_the_slower_method_stands_further_right(method):
+def test_slower_method_is_further_right(method):
     png = quality_against_time([method("a", 0.1, seconds=1.0), method("b", 0.1, seconds=50.0)])
     assert columns_of(png, BLUE).min() < columns_of(png, ORANGE).min()
 
 
-def test_a_method_without_a_metric_is_left_out_of_its_panel(method, tmp_path):
+def test_method_without_a_metric_is_not_in_its_panel(method, tmp_path):
     unmeasured = {"id_similarity": None, "id_similarity_per_step": [None]}
     table = write_table(tmp_path / "t", {"a": face([0.1], **unmeasured)})
     png = quality_against_time([method("one", 0.2), Method("two", read_face_scalars(table), None)])
@@ -57,21 +57,23 @@ def test_a_method_without_a_metric_is_left_out_of_its_panel(method, tmp_path):
     assert np.unique(columns_of(png, ORANGE) * 3 // width).tolist() == [1, 2]
 
 
-def test_the_same_numbers_give_the_same_bytes(method):
+def test_equal_values_give_equal_bytes(method):
     methods = [method("one", 0.3, 0.2, seconds=1.0)]
     assert quality_against_time(methods) == quality_against_time(methods)
 
 
-def test_change_has_a_row_of_panels_a_table():
+def test_change_plot_has_one_row_per_table():
     step = [Interval(3, 0.5, 0.1)] * 10
     bands = [Interval(3, 0.5, 0.1)] * 5
     nothing = [Interval(0, float("nan"), float("nan"))] * 10
     change = Change([nothing, step], [], [nothing[:5], bands], band_names(64), 3, 3, 3)
-    one, two = (pixels(change_in_steps(dict.fromkeys(names, change))) for names in ("a", "ab"))
-    assert two.shape == (2 * len(one), *one.shape[1:])
+    single, double = (
+        pixels(change_in_steps(dict.fromkeys(names, change))) for names in ("a", "ab")
+    )
+    assert double.shape == (2 * len(single), *single.shape[1:])
 
 
-def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
+def test_missing_matplotlib_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(RequestError, match=r"restyle-pipeline\[reports\]"):
         require_matplotlib()

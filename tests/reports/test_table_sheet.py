@@ -16,16 +16,16 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
-def test_a_sheet_has_a_row_for_each_face_that_is_chosen(make_table):
+def test_sheet_has_one_row_per_selected_face(make_table):
     table = make_table(**KEPT)
     both = pixels(table_sheet(table))
-    one = pixels(table_sheet(table, where="key = '0002.jpg'"))
-    assert pixels(table_sheet(table, limit=1)).shape == one.shape
-    assert one.shape[1] == both.shape[1]
-    assert one.shape[0] < both.shape[0]
+    single = pixels(table_sheet(table, where="key = '0002.jpg'"))
+    assert pixels(table_sheet(table, limit=1)).shape == single.shape
+    assert single.shape[1] == both.shape[1]
+    assert single.shape[0] < both.shape[0]
 
 
-def test_the_first_picture_is_the_aligned_face_in_the_table(make_table):
+def test_first_picture_is_the_stored_crop(make_table):
     table = make_table(**KEPT)
     crop = table.sql("SELECT aligned_jpeg FROM latents ORDER BY image_id LIMIT 1").iloc[0, 0]
     target = Image.open(io.BytesIO(crop)).resize((144, 144), Image.Resampling.LANCZOS)
@@ -38,13 +38,13 @@ def test_the_first_picture_is_the_aligned_face_in_the_table(make_table):
     assert min(errors) < 1
 
 
-def test_a_bootstrapped_table_shows_the_inversion_that_it_began_with(make_table, tiny_bundle):
+def test_bootstrapped_table_has_the_first_models_steps(make_table, tiny_bundle):
     table = make_table(**KEPT, bootstrap=tiny_bundle)
     assert pixels(table_sheet(table)).shape[1] == 2 * 20 + (3 + 2) * (144 + 8) - 8
 
 
 @pytest.mark.parametrize("bootstrapped", [{}, {"bootstrap": "demo"}])
-def test_faces_of_a_table_may_have_made_different_numbers_of_steps(make_table, bootstrapped):
+def test_faces_may_have_different_numbers_of_steps(make_table, bootstrapped):
     auto = {"model": "demo", "steps": "auto", "max_steps": 4, "stop_gain": 0.004}
     table = make_table(**KEPT, **auto, **bootstrapped)
     steps = table.sql("SELECT steps FROM latents").steps
@@ -54,26 +54,26 @@ def test_faces_of_a_table_may_have_made_different_numbers_of_steps(make_table, b
 
 
 @pytest.mark.parametrize("changed", ["model", "bootstrap"])
-def test_a_model_whose_weights_have_changed_draws_nothing(make_table, tiny_bundle, changed):
+def test_model_with_changed_weights_is_refused(make_table, tiny_bundle, changed):
     table = make_table(**KEPT, bootstrap=tiny_bundle)
     settings = table.spec.settings
-    told = settings if changed == "model" else settings["method"]
-    told[changed] = "0" * 64
+    target = settings if changed == "model" else settings["method"]
+    target[changed] = "0" * 64
     with pytest.raises(ModelError, match="belong to another model than"):
         table_sheet(table)
 
 
-def test_a_table_without_crops_and_steps_says_how_to_get_them(make_table):
+def test_table_without_crops_names_the_flags(make_table):
     with pytest.raises(RequestError, match="--keep-crops and --keep-steps"):
         table_sheet(make_table())
 
 
-def test_a_condition_that_chooses_no_face_is_named(make_table):
-    with pytest.raises(RequestError, match=r'^--where "l2 < 0" chooses no face of the table'):
+def test_condition_without_faces_is_named(make_table):
+    with pytest.raises(RequestError, match=r'^--where "l2 < 0" selects no face of the table'):
         table_sheet(make_table(**KEPT), where="l2 < 0")
 
 
-def test_the_job_writes_a_png_and_refuses_what_is_no_table(make_table, tmp_path, capsys):
+def test_job_writes_a_png_and_refuses_missing_tables(make_table, tmp_path, capsys):
     table = make_table(**KEPT)
     output = tmp_path / "new" / "sheet.png"
     assert job.main(["--table", table.store.root, "--output", str(output), "--limit", "1"]) == 0
@@ -83,22 +83,22 @@ def test_the_job_writes_a_png_and_refuses_what_is_no_table(make_table, tmp_path,
 
 
 @pytest.mark.parametrize("name", ["sheet.jpg", "sheet.xyz", "sheet"])
-def test_a_sheet_is_never_called_what_it_is_not(tmp_path, capsys, name):
+def test_sheet_must_have_a_png_name(tmp_path, capsys, name):
     assert job.main(["--table", "t", "--output", str(tmp_path / name)]) == 2
     assert capsys.readouterr().err.endswith(f"{name}: the sheet is a PNG, name it *.png\n")
 
 
-def test_the_job_puts_its_picture_where_the_uri_says(make_table, tmp_path, monkeypatch, s3):
+def test_job_writes_its_picture_to_the_uri(make_table, tmp_path, monkeypatch, s3):
     monkeypatch.chdir(tmp_path)
     table = make_table(**KEPT).store.root
     there = {path for path in tmp_path.rglob("*") if path.parent == tmp_path}
-    asked = ["--table", table, "--limit", "1", "--output", f"{s3.uri}/sheets/x.png"]
-    assert job.main(asked) == 0
+    args = ["--table", table, "--limit", "1", "--output", f"{s3.uri}/sheets/x.png"]
+    assert job.main(args) == 0
     assert Store(s3.uri).get("sheets/x.png")[:8] == b"\x89PNG\r\n\x1a\n"
     assert {path for path in tmp_path.rglob("*") if path.parent == tmp_path} == there
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(make_table, tmp_path, capsys):
+def test_unwritable_folder_gives_one_clear_line(make_table, tmp_path, capsys):
     (tmp_path / "file").write_bytes(b"")
     table = make_table(**KEPT).store.root
     for output in ("/proc/x/sheet.png", str(tmp_path / "file" / "sheet.png")):

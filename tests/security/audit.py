@@ -1,9 +1,9 @@
-"""Look for a hash of every pinned package, and for known vulnerabilities where that can be asked.
+"""Check that every pinned package has a hash, and look up known vulnerabilities if possible.
 
 `python -m tests.security.audit`. The hashes are in `.locked.txt` and need no network. `pip-audit`
-passes over packages that the index has no advisories for and says "No known vulnerabilities found"
-even where it could look up none. So the packages that were audited are counted here. Exit code 1 if
-a package has no hash or a known vulnerability; the last line is JSON.
+skips packages for which the index has no advisories and prints "No known vulnerabilities found"
+even if it could look up none. Therefore the audited packages are counted here. Exit code 1 if a
+package has no hash or a known vulnerability; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,25 +22,28 @@ COMMAND = ("-r", str(PINS), "--no-deps", "--disable-pip", "--format", "json")
 
 
 def unlocked(pins: str, lock: str) -> list[str]:
-    """The pins, `name==version` a line, of which `lock` has no hash."""
+    """Return the pins (`name==version` per line) without a hash in `lock`."""
     locked = set(re.findall(r"^(\S+==\S+) --hash=sha256:[0-9a-f]{64}$", lock, re.MULTILINE))
     return [pin for pin in pins.split() if pin not in locked]
 
 
-def summary(found: dict[str, Any]) -> dict[str, Any]:
-    """Counts of `pip-audit`'s JSON, and what is vulnerable: name, version, advisories."""
-    packages = found["dependencies"]
+def summary(report: dict[str, Any]) -> dict[str, Any]:
+    """Return counts from `pip-audit`'s JSON, and the vulnerable packages with their advisories."""
+    packages = report["dependencies"]
     vulnerable = [
-        {**{key: one[key] for key in ("name", "version")}, "ids": [v["id"] for v in one["vulns"]]}
-        for one in packages
-        if one.get("vulns")
+        {
+            **{key: package[key] for key in ("name", "version")},
+            "ids": [v["id"] for v in package["vulns"]],
+        }
+        for package in packages
+        if package.get("vulns")
     ]
-    audited = sum("vulns" in one for one in packages)
+    audited = sum("vulns" in package for package in packages)
     return {"pinned": len(packages), "audited": audited, "vulnerable": vulnerable}
 
 
-def ask() -> dict[str, Any] | None:
-    """What `pip-audit` says; None if it is not installed or cannot reach its database."""
+def pip_audit_report() -> dict[str, Any] | None:
+    """Return the report of `pip-audit`; None without it or without access to its database."""
     if importlib.util.find_spec("pip_audit") is None:
         print("not audited: no pip-audit, which the extra `audit` installs")
         return None
@@ -51,23 +54,23 @@ def ask() -> dict[str, Any] | None:
         check=False,
     )
     try:
-        found: dict[str, Any] = json.loads(run.stdout)
+        report: dict[str, Any] = json.loads(run.stdout)
     except ValueError:
         print(f"not audited: {run.stderr.strip().splitlines()[-1:] or 'no answer'}")
         return None
-    return found
+    return report
 
 
 def main() -> int:
-    """Look, ask, count, tell."""
+    """Check the hashes, run the audit, print the results, and return the exit code."""
     without = unlocked(PINS.read_text(), LOCK.read_text())
     for pin in without:
         print(f"{pin}: no hash in {LOCK.name}; .ci/lock.py writes it")
-    found = ask()
-    counts = summary(found or {"dependencies": []})
+    report = pip_audit_report()
+    counts = summary(report or {"dependencies": []})
     for package in counts["vulnerable"]:
         print(f"{package['name']} {package['version']}: {', '.join(package['ids'])}")
-    if found is not None and not counts["audited"]:
+    if report is not None and not counts["audited"]:
         print("not audited: the index has no advisories for any of the packages")
     counts["pinned"] = len(PINS.read_text().split())
     print(json.dumps({**counts, "unlocked": without}))

@@ -1,4 +1,4 @@
-"""What the code never does with bytes from outside: read in its syntax trees, not in its words."""
+"""Calls that must not occur in the code, found in its syntax trees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
 
-# Calls that run code out of data, or hand a line to a shell.
+# Calls that execute data as code, or pass a line to a shell.
 NEVER = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "pty.spawn"),
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads"),
@@ -20,16 +20,20 @@ NEVER = {
     *("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "np.load", "numpy.load"),
     *("tarfile.TarFile.extractall", "shutil.unpack_archive", "tempfile.mktemp"),
 }
-# Methods by whatever object they are called on.
+# Methods of any object.
 NEVER_METHODS = {"extractall", "read_pickle", "to_pickle", "unsafe_load"}
-# `zipfile` itself keeps what it unpacks inside the folder; `tarfile` does not.
-ALLOWED = {"jobs/build_samples.py archive.extractall"}
-# The reader of published LPIPS weights: a subclass whose `find_class` knows a few inert names.
+ALLOWED = {
+    # `zipfile` itself never writes outside the folder; `tarfile` may.
+    "jobs/build_samples.py archive.extractall",
+    # Messages between the processes of one run, which Ray pickles too; never from storage.
+    "pipeline/engine/messages.py pickle.loads",
+}
+# Reader of published LPIPS weights: a subclass whose `find_class` allows only inert names.
 INERT_UNPICKLERS = {"_ArrayReader"}
 
 
 def calls() -> Iterator[tuple[str, str, ast.Call]]:
-    """(place, dotted name, call) of every call in the package and the jobs."""
+    """Yield (place, dotted name, call) for every call in the package and the jobs."""
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
@@ -41,57 +45,59 @@ CALLS = list(calls())
 
 
 def keyword(call: ast.Call, name: str) -> object:
-    """The constant that a call gives for an argument; None if it gives none."""
-    for given in call.keywords:
-        if given.arg == name:
-            return given.value.value if isinstance(given.value, ast.Constant) else given.value
+    """Return the constant that a call passes for an argument; None if it passes none."""
+    for argument in call.keywords:
+        if argument.arg == name:
+            return (
+                argument.value.value if isinstance(argument.value, ast.Constant) else argument.value
+            )
     return None
 
 
-def test_the_walk_sees_the_code() -> None:
+def test_the_syntax_walk_finds_known_calls() -> None:
     names = {name for _, name, _ in CALLS}
     assert {"torch.load", "yaml.YAMLError", "subprocess.Popen", "json.loads"} <= names
 
 
-def test_no_data_is_run_as_code() -> None:
-    found = {
+def test_no_data_is_executed_as_code() -> None:
+    dangerous = {
         f"{place.rsplit(':', 1)[0]} {name}"
         for place, name, _ in CALLS
         if name in NEVER or ("." in name and name.rsplit(".", 1)[1] in NEVER_METHODS)
     }
-    assert found == ALLOWED
+    assert dangerous == ALLOWED
 
 
 @pytest.mark.parametrize(
     ("name", "argument", "value"),
     [("torch.load", "weights_only", True)],
 )
-def test_every_load_says_that_it_runs_nothing(name: str, argument: str, value: bool) -> None:
-    found = [(place, keyword(call, argument)) for place, called, call in CALLS if called == name]
-    assert found
-    assert [place for place, given in found if given is not value] == []
+def test_torch_load_always_sets_weights_only(name: str, argument: str, value: bool) -> None:
+    loads = [(place, keyword(call, argument)) for place, called, call in CALLS if called == name]
+    assert loads
+    assert [place for place, given in loads if given is not value] == []
 
 
-def test_no_call_goes_through_a_shell_or_allows_pickles() -> None:
+def test_no_call_uses_a_shell_or_allows_pickles() -> None:
     for argument in ("shell", "allow_pickle"):
         given = [(place, keyword(call, argument)) for place, _, call in CALLS]
         assert [place for place, value in given if value not in (None, False)] == []
 
 
-def test_unpicklers_know_a_few_names_and_nothing_else() -> None:
-    found = {}
+def test_unpicklers_override_find_class() -> None:
+    unpicklers = {}
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(
                 ast.unparse, node.bases
             ):
                 methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
-                found[node.name] = methods
-    assert found.keys() == INERT_UNPICKLERS
-    assert all("find_class" in methods for methods in found.values())
+                unpicklers[node.name] = methods
+    assert unpicklers.keys() == INERT_UNPICKLERS
+    assert all("find_class" in methods for methods in unpicklers.values())
 
 
-def test_an_error_never_passes_in_silence() -> None:
+def test_no_exception_is_silently_ignored() -> None:
     silent = []
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):

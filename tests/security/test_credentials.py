@@ -1,7 +1,7 @@
-"""No credential is written anywhere: secrets are planted, jobs run and fail, and all is searched.
+"""Planted secrets of jobs that run and fail are written nowhere.
 
-What is searched: the table in the bucket, stdout and stderr, the job's home, and the session logs
-of its Ray (system, workers, runtime environments).
+Searched are the table in the bucket, stdout and stderr, the job's home, and the session logs of its
+Ray (system, workers, runtime environments).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ IN_A_URI = "planted-in-a-uri-0123456789"
 
 @dataclass(frozen=True)
 class Searched:
-    """What some runs said, and everything that they wrote, by its name."""
+    """Output of several runs, and every file that they wrote, by name."""
 
     runs: dict[str, Ended]
     written: dict[str, bytes]
     secrets: tuple[str, ...]
 
     def holding(self, secret: str) -> list[str]:
-        """The names of what holds a secret."""
+        """Return the names of files that contain a secret."""
         return [name for name, content in self.written.items() if secret.encode() in content]
 
 
@@ -59,7 +59,7 @@ def searched(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Searched:
     folder = tmp_path_factory.mktemp("secrets")
-    # Ray's sockets lie below it, whose paths are short by law.
+    # Ray's sockets are below it, and paths of sockets must be short.
     ray = Path(tempfile.mkdtemp(prefix="ray-secrets-"))
     environment = {**s3_server.env, **PLANTED, "RAY_AUTH_MODE": "token", "RAY_TMPDIR": str(ray)}
     environment |= {"AWS_MAX_ATTEMPTS": "1"}
@@ -99,7 +99,7 @@ def searched(
     return Searched(runs, written, secrets)
 
 
-def test_the_runs_did_what_they_were_to_do(searched: Searched) -> None:
+def test_runs_end_as_planned(searched: Searched) -> None:
     codes = {name: run.code for name, run in searched.runs.items()}
     assert codes == {"half": 1, "no bucket": 2, "refused": 1, "down": 1, "in a uri": 2, "signed": 2}
     assert "broken.tar" in searched.runs["half"].err
@@ -107,20 +107,20 @@ def test_the_runs_did_what_they_were_to_do(searched: Searched) -> None:
     assert any(name.startswith("bucket/table/_runs/") for name in searched.written)
 
 
-def test_the_search_reaches_the_logs_of_ray(searched: Searched) -> None:
+def test_the_search_includes_the_logs_of_ray(searched: Searched) -> None:
     logs = [name for name in searched.written if name.startswith("ray/") and "/logs/" in name]
     assert any("raylet" in name for name in logs)
     assert any("worker" in name for name in logs)
 
 
-def test_no_planted_secret_is_written_anywhere(searched: Searched) -> None:
+def test_no_planted_secret_is_written(searched: Searched) -> None:
     assert {secret: searched.holding(secret) for secret in searched.secrets} == {
         secret: [] for secret in searched.secrets
     }
 
 
 @pytest.mark.parametrize("name", ["no bucket", "refused", "down", "in a uri", "signed"])
-def test_a_failure_of_storage_is_told_in_one_line(searched: Searched, name: str) -> None:
+def test_a_storage_failure_is_reported_in_one_line(searched: Searched, name: str) -> None:
     said = searched.runs[name].err.splitlines()
     reasons = [line for line in said if "Error: " in line or line.startswith("failed: ")]
     assert len(reasons) == 1, said

@@ -1,4 +1,4 @@
-"""What is installed is what was pinned."""
+"""Installed packages equal the pinned ones, and every pin has a hash."""
 
 from __future__ import annotations
 
@@ -22,58 +22,58 @@ def _plain(name: str) -> str:
 
 
 def pins() -> dict[str, str]:
-    """Name to version, of `.constraints.txt`."""
+    """Return the versions in `.constraints.txt` by name."""
     lines = (ROOT / ".constraints.txt").read_text().split("\n")
-    found = {}
+    versions = {}
     for line in filter(None, (line.split("#")[0].strip() for line in lines)):
         match = _PIN.fullmatch(line)
         assert match, f"'{line}' pins nothing"
-        found[_plain(match[1])] = match[2]
-    return found
+        versions[_plain(match[1])] = match[2]
+    return versions
 
 
 def needed() -> set[str]:
-    """What the project needs on this platform, and what that needs in turn."""
+    """Return the names of the project's dependencies on this platform, direct and indirect."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     waiting = [
         Requirement(text)
         for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     ]
-    found: set[str] = set()
-    seen: set[tuple[str, str]] = set()
+    names: set[str] = set()
+    done: set[tuple[str, str]] = set()
     while waiting:
         requirement = waiting.pop()
         name = _plain(requirement.name)
-        found.add(name)
+        names.add(name)
         for extra in {"", *requirement.extras}:
-            if (name, extra) in seen:
+            if (name, extra) in done:
                 continue
-            seen.add((name, extra))
-            wanted = map(Requirement, importlib.metadata.requires(name) or [])
+            done.add((name, extra))
+            requirements = map(Requirement, importlib.metadata.requires(name) or [])
             waiting += [
-                each
-                for each in wanted
-                if each.marker is None or each.marker.evaluate({"extra": extra})
+                required
+                for required in requirements
+                if required.marker is None or required.marker.evaluate({"extra": extra})
             ]
-    return found
+    return names
 
 
-def test_every_package_that_is_needed_is_pinned() -> None:
+def test_every_dependency_is_pinned() -> None:
     assert sorted(needed() - pins().keys()) == []
 
 
-def test_what_the_image_alone_installs_is_pinned_too() -> None:
-    """`needed` cannot ask what is not installed here."""
+def test_dependencies_of_the_image_alone_are_pinned() -> None:
+    """Packages that are not installed here, so that `needed` cannot see them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [name for name in project["optional-dependencies"]["gcp"] if name not in pins()] == []
     parts = ("google-cloud-storage", "google-cloud-storage-control", "google-auth-oauthlib")
-    assert {*parts, "decorator"} <= pins().keys(), "of gcsfs 2026.10"
+    assert {*parts, "decorator"} <= pins().keys(), "dependencies of gcsfs 2026.10"
 
 
-def test_what_is_installed_is_what_is_pinned() -> None:
+def test_installed_versions_equal_the_pins() -> None:
     pinned = pins()
     installed = {name: importlib.metadata.version(name) for name in needed()}
-    # A build of the same release: 2.13.0+cpu, 2.13.0+cu130.
+    # Builds of one release may differ: 2.13.0+cpu, 2.13.0+cu130.
     other = {
         name: (version, pinned[name])
         for name, version in installed.items()
@@ -82,7 +82,7 @@ def test_what_is_installed_is_what_is_pinned() -> None:
     assert other == {}
 
 
-def test_the_lock_has_a_hash_for_every_pin() -> None:
+def test_every_pin_has_a_hash() -> None:
     locked = {}
     for line in (ROOT / ".locked.txt").read_text().splitlines():
         match = re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+) --hash=sha256:[0-9a-f]{64}", line)
@@ -91,37 +91,37 @@ def test_the_lock_has_a_hash_for_every_pin() -> None:
     assert locked == pins()
 
 
-def test_a_package_that_was_passed_over_does_not_count_as_audited() -> None:
-    found = {
+def test_skipped_packages_do_not_count_as_audited() -> None:
+    report = {
         "dependencies": [
             {"name": "a", "version": "1", "vulns": []},
             {"name": "b", "version": "2", "vulns": [{"id": "CVE-1"}, {"id": "CVE-2"}]},
             {"name": "c", "skip_reason": "not found on the index"},
         ]
     }
-    assert audit.summary(found) == {
+    assert audit.summary(report) == {
         "pinned": 3,
         "audited": 2,
         "vulnerable": [{"name": "b", "version": "2", "ids": ["CVE-1", "CVE-2"]}],
     }
 
 
-def test_a_pin_without_a_hash_fails_the_audit_where_nobody_can_be_asked(
+def test_missing_hash_fails_the_audit_without_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(audit, "ask", lambda: None)
+    monkeypatch.setattr(audit, "pip_audit_report", lambda: None)
     assert audit.main() == 0
     (tmp_path / ".locked.txt").write_text(audit.LOCK.read_text().replace("numpy==2", "numpy==1"))
     monkeypatch.setattr(audit, "LOCK", tmp_path / ".locked.txt")
     assert audit.main() == 1
-    *_, told, last = capsys.readouterr().out.splitlines()
+    *_, message, last = capsys.readouterr().out.splitlines()
     pin = f"numpy=={pins()['numpy']}"
-    assert told.startswith(f"{pin}: no hash in .locked.txt")
+    assert message.startswith(f"{pin}: no hash in .locked.txt")
     counts = json.loads(last)
     assert (counts["unlocked"], counts["audited"], counts["pinned"]) == ([pin], 0, len(pins()))
 
 
-def test_what_the_image_installs_by_name_is_pinned_with_what_it_needs() -> None:
+def test_packages_named_in_the_containerfile_are_pinned() -> None:
     text = (ROOT / "cluster" / "Containerfile").read_text()
     named = dict(_PIN.findall(next(line for line in text.splitlines() if "boto3==" in line)))
     assert {name: pins().get(name) for name in named} == named

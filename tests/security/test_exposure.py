@@ -1,4 +1,4 @@
-"""What listens, and where: whoever reaches Ray's dashboard runs commands as the cluster."""
+"""Listening ports: access to Ray's dashboard means running commands on the cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_ray_of_the_jobs_own_has_no_dashboard_and_wants_a_token() -> None:
+def test_private_ray_has_no_dashboard_and_needs_a_token() -> None:
     path = ROOT / "pipeline" / "engine" / "cluster.py"
     tree = ast.parse(path.read_text())
     started = [
@@ -23,7 +23,7 @@ def test_a_ray_of_the_jobs_own_has_no_dashboard_and_wants_a_token() -> None:
     assert "RAY_AUTH_MODE" in path.read_text()
 
 
-def test_no_code_asks_for_a_dashboard_that_others_reach() -> None:
+def test_dashboards_listen_on_the_loopback_only() -> None:
     sources = [
         *(ROOT / "pipeline").rglob("*.py"),
         *(ROOT / "jobs").rglob("*.py"),
@@ -34,7 +34,7 @@ def test_no_code_asks_for_a_dashboard_that_others_reach() -> None:
         assert set(hosts) <= {"127.0.0.1", "localhost"}, path
 
 
-def test_every_head_of_a_cluster_file_names_the_loopback() -> None:
+def test_every_cluster_head_names_the_loopback() -> None:
     heads = [
         (path, line)
         for path in (ROOT / "cluster").glob("*.yaml")

@@ -1,4 +1,4 @@
-"""A URI with credentials is refused by every door, and repeated by none."""
+"""URIs with credentials are refused by all jobs and functions, and never repeated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECRET = "SECRETWORD"
 URI = f"https://user:{SECRET}@localhost:1/x"
 SAMPLES = str(Path(__file__).resolve().parents[2] / "pipeline" / "samples")
 HERE = ("--input", SAMPLES, "--output", "out")
-ASKED = {
+CALLS = {
     "invert_dataset": [
         ("--config", URI),
         (*HERE, "--model", URI),
@@ -53,7 +53,7 @@ ASKED = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the jobs run: a table and a code are there."""
+    """Prepare the working folder of a job: a table and a file of codes."""
     write_shard(writer(tmp_path / "table"), shard())
     np.save(tmp_path / "code.npy", np.zeros((10, 512), np.float32))
     monkeypatch.chdir(tmp_path)
@@ -62,7 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     ("job", "arguments"),
-    [(job, arguments) for job, several in ASKED.items() for arguments in several],
+    [(job, arguments) for job, calls in CALLS.items() for arguments in calls],
 )
 def test_no_job_repeats_the_credentials_of_a_uri(
     folder: Path, capsys: pytest.CaptureFixture[str], job: str, arguments: tuple[str, ...]
@@ -70,7 +70,7 @@ def test_no_job_repeats_the_credentials_of_a_uri(
     main = importlib.import_module(f"jobs.{job}").main
     try:
         code = main(list(arguments))
-    except SystemExit as ended:  # of the parser
+    except SystemExit as ended:  # raised by the parser
         code = ended.code
     said = capsys.readouterr()
     assert code == 2, said
@@ -78,15 +78,15 @@ def test_no_job_repeats_the_credentials_of_a_uri(
     assert not (folder / "out").exists()
 
 
-@pytest.mark.parametrize("door", [load_model, read_config_file, read_state])
-def test_no_door_opens_a_uri_with_credentials(door: object) -> None:
+@pytest.mark.parametrize("load", [load_model, read_config_file, read_state])
+def test_loaders_refuse_a_uri_with_credentials(load: object) -> None:
     for uri in (URI, f"s3://key:{SECRET}@bucket/x.pt"):
         with pytest.raises(InputError, match="carries credentials") as error:
-            door(uri)  # type: ignore[operator]
+            load(uri)  # type: ignore[operator]
         assert SECRET not in str(error.value)
 
 
-def test_no_bundle_is_written_to_a_uri_with_credentials() -> None:
+def test_bundles_are_not_written_to_such_uris() -> None:
     with pytest.raises(InputError, match="carries credentials") as error:
         save_bundle(load_model("demo"), URI)
     assert SECRET not in str(error.value)

@@ -12,7 +12,7 @@ from tests.table.rows import shard, write_shard, writer
 
 @pytest.fixture(params=["disk", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a table may go; the names hold what DuckDB would take for a pattern."""
+    """Path of a table with characters that DuckDB would read as a pattern."""
     if request.param == "disk":
         return str(tmp_path / "it's [a] table")
     bucket: Bucket = request.getfixturevalue("s3")

@@ -23,7 +23,7 @@ DESCRIPTION = TableSpec(
 
 
 def code(key: str, face: int = 0) -> np.ndarray:
-    """The code [6, 512] of a face: float32 numbers that float16 holds exactly."""
+    """Return a code [6, 512] of float32 numbers that float16 holds exactly."""
     generator = np.random.default_rng([*key.encode(), face])
     return generator.standard_normal((N_STYLES, 512)).astype(np.float16).astype(np.float32)
 
@@ -87,13 +87,13 @@ def writer(root: object, part_size: int = 4, **changes: Any) -> TableWriter:
     return open_for_writing(str(root), replace(DESCRIPTION, **changes), part_size=part_size)
 
 
-def write_shard(table: TableWriter, one: Shard, *, commit: bool = True, **more: Any) -> None:
-    """Two parts: four samples with four faces and two rejects; two samples without a face.
+def write_shard(table: TableWriter, source: Shard, *, commit: bool = True, **more: Any) -> None:
+    """Write two parts: four samples with four faces and two rejects; two samples without a face.
 
     `more` are values of further columns.
     """
     first = table.write_part(
-        one,
+        source,
         0,
         samples=4,
         latents=[
@@ -102,15 +102,17 @@ def write_shard(table: TableWriter, one: Shard, *, commit: bool = True, **more: 
         rejects=[reject_row("d"), reject_row("c", "face_too_small", 2)],
     )
     second = table.write_part(
-        one, 1, samples=2, latents=[], rejects=[reject_row("e"), reject_row("f", "crashed")]
+        source, 1, samples=2, latents=[], rejects=[reject_row("e"), reject_row("f", "crashed")]
     )
     if commit:
-        table.commit_shard(one, [second, first])
+        table.commit_shard(source, [second, first])
 
 
-def commit(table: TableWriter, one: Shard, left_out: dict[str, int] | None = None) -> ShardRecord:
-    """Commit a shard whose parts are written; its record as an index takes it."""
-    record = table.commit_shard(one, table.state(one).parts.values(), left_out)
+def commit(
+    table: TableWriter, source: Shard, left_out: dict[str, int] | None = None
+) -> ShardRecord:
+    """Commit a shard whose parts are written; return its record for an index."""
+    record = table.commit_shard(source, table.state(source).parts.values(), left_out)
     return table.with_manifest_etag(record)
 
 

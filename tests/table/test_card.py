@@ -1,4 +1,4 @@
-"""Promises of the dataset card."""
+"""Dataset card of a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.storage.archives import let_the_disk_s_clock_move_on
 from tests.table.rows import commit, face_row, shard, write_shard, writer
 
 
-def test_the_card_counts_what_is_in_the_table(filled: str) -> None:
+def test_the_card_states_the_counts_of_the_table(filled: str) -> None:
     text = write_card(open_table(filled))
     assert Store(filled).get("README.md").decode() == text
     assert "12 images in 2 shards gave 8 codes and 8 rejects" in text
@@ -26,14 +26,14 @@ def test_the_card_counts_what_is_in_the_table(filled: str) -> None:
     assert "* lpips: AlexNet, version 0.1, 256 px" in text
 
 
-def test_the_card_says_that_the_columns_are_of_the_best_step(filled: str, tmp_path: Path) -> None:
-    told = "are of each face's best step (`best_step`)"
-    assert told in write_card(open_table(filled))
+def test_the_card_explains_the_best_step_columns(filled: str, tmp_path: Path) -> None:
+    line = "are of each face's best step (`best_step`)"
+    assert line in write_card(open_table(filled))
     writer(tmp_path / "empty")
-    assert told not in write_card(open_table(str(tmp_path / "empty")))
+    assert line not in write_card(open_table(str(tmp_path / "empty")))
 
 
-def test_the_models_notes_are_read_without_knowing_json(tmp_path: Path) -> None:
+def test_the_card_lists_the_notes_of_the_model(tmp_path: Path) -> None:
     encoder = {"images": 28000, "held_out_l2": [0.0383, 0.0335], "seconds": "about 10800"}
     model = {"name": "demo", "notes": {"pairs": 10200, "encoder": encoder}, "domains": ["faces"]}
     writer(tmp_path, model=model)
@@ -63,9 +63,7 @@ def test_faces_without_an_identity_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("metrics", [{}, {"id_similarity": "not measured"}])
-def test_no_identity_is_missed_where_none_is_measured(
-    tmp_path: Path, metrics: dict[str, str]
-) -> None:
+def test_identity_is_not_mentioned_if_not_measured(tmp_path: Path, metrics: dict[str, str]) -> None:
     write_shard(writer(tmp_path, metrics=metrics), shard())
     assert "id_similarity is null" not in write_card(open_table(str(tmp_path)))
 
@@ -76,8 +74,8 @@ HOSTILE = (
 )
 
 
-def test_a_models_words_stand_in_the_card_as_words(tmp_path: Path) -> None:
-    """A bundle's record, and `_table.json`, are written by others."""
+def test_markup_in_texts_of_the_model_is_escaped(tmp_path: Path) -> None:
+    """A bundle's record and `_table.json` may come from other people."""
     model = {
         "name": HOSTILE,
         "licence": f"MIT{HOSTILE}" + "z" * 10**6,
@@ -103,6 +101,7 @@ def test_a_models_words_stand_in_the_card_as_words(tmp_path: Path) -> None:
         "## Left out",
         "## Metrics",
         "## Reading",
+        "## Citation",
     ]
     body = text.split("\n---\n", 1)[1].split("## Reading")[0]
     for raw in ("[link]", "<script", "![i", "`c`", " *e*", " _u_", " a|b", "~~s", "$$", " &amp; "):
@@ -120,12 +119,12 @@ def test_the_same_table_gives_the_same_card(tmp_path: Path) -> None:
 
 
 def test_the_counts_come_from_the_index(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read of each manifest would be a request for each shard."""
+    """Reading each manifest would take one request per shard."""
     table = writer(root)
     entries = []
-    for one in (shard("s-0"), shard("s-1")):
-        write_shard(table, one, commit=False)
-        entries.append(commit(table, one))
+    for source in (shard("s-0"), shard("s-1")):
+        write_shard(table, source, commit=False)
+        entries.append(commit(table, source))
     table.index(entries)
     monkeypatch.delattr(shard_index, "read_shard_record")
     assert "12 images in 2 shards gave 8 codes" in write_card(open_table(root))
@@ -142,8 +141,8 @@ def test_a_card_is_current_until_the_next_commit(tmp_path: Path) -> None:
     assert not is_card_current(open_table(str(tmp_path)))
 
 
-def test_a_card_of_more_shards_than_there_are_is_old(tmp_path: Path) -> None:
-    """Those behind the end of a shorter folder are removed, which leaves no trace."""
+def test_a_card_with_too_many_shards_is_not_current(tmp_path: Path) -> None:
+    """Slices beyond the end of a shorter folder were removed, which changes no other manifest."""
     table = writer(tmp_path)
     for number in range(3):
         write_shard(table, shard(f"s-{number}"))
@@ -160,7 +159,7 @@ def test_an_empty_table_has_a_card(tmp_path: Path) -> None:
     assert "No face was measured." in text
 
 
-def test_a_folder_with_a_card_loads_as_a_dataset_by_its_name(tmp_path: Path) -> None:
+def test_datasets_loads_a_table_by_its_path(tmp_path: Path) -> None:
     root = tmp_path / "table"
     write_shard(writer(root), shard())
     write_card(open_table(str(root)))
@@ -240,7 +239,7 @@ def test_a_card_of_an_earlier_version_is_replaced(table: Path, card: str) -> Non
         "\0\xff",
     ],
 )
-def test_a_readme_that_is_not_the_card_is_left(table: Path, text: str) -> None:
+def test_a_readme_of_the_user_is_kept(table: Path, text: str) -> None:
     (table / "README.md").write_text(text)
     assert is_card_current(open_table(str(table)))
     assert write_card(open_table(str(table))) is None
@@ -248,7 +247,7 @@ def test_a_readme_that_is_not_the_card_is_left(table: Path, text: str) -> None:
     assert "README.md' is not the card that this job writes" in kept_readme(open_table(str(table)))
 
 
-def test_a_card_that_was_edited_is_left(table: Path) -> None:
+def test_an_edited_card_is_kept(table: Path) -> None:
     card = write_card(open_table(str(table))) or ""
     for edited in (card.replace("# W+ codes", "# Our codes"), f"{card}\nMine.\n", card[:-90]):
         (table / "README.md").write_text(edited)

@@ -1,4 +1,4 @@
-"""What readers would find though no run comes back to it is gone after the next run."""
+"""The next run removes part files that readers see but no commit owns."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ SHARDS = [shard(f"s-{number}") for number in range(4)]
 
 @pytest.fixture
 def table(root: str) -> TableWriter:
-    """Four committed shards of two parts, beside which a part of s-1 and half of one came late."""
+    """Four committed shards of two parts."""
     table = writer(root)
-    for one in SHARDS:
-        write_shard(table, one)
+    for source in SHARDS:
+        write_shard(table, source)
     return table
 
 
-def arrive_late(table: TableWriter, one: Shard, *parts: int) -> None:
-    """The files of parts of another part size, as a put that outlived its writer leaves them."""
+def arrive_late(table: TableWriter, source: Shard, *parts: int) -> None:
+    """Store parts of another part size, like puts that finish after their writer died."""
     other = writer(f"{table.store.root}-other", part_size=2)
     for part in parts:
-        other.write_part(one, part, samples=1, latents=[face_row("f")], rejects=[])
+        other.write_part(source, part, samples=1, latents=[face_row("f")], rejects=[])
         for kind in ("latents", "rejects"):
-            name = f"{kind}/{one.shard_id}-{part:05d}.parquet"
+            name = f"{kind}/{source.shard_id}-{part:05d}.parquet"
             table.store.put(name, other.store.get(name))
 
 
-def commit_three(table: TableWriter, one: Shard) -> None:
+def commit_three(table: TableWriter, source: Shard) -> None:
     parts = [
-        table.write_part(one, part, samples=1, latents=[face_row(key)], rejects=[])
+        table.write_part(source, part, samples=1, latents=[face_row(key)], rejects=[])
         for part, key in enumerate("def")
     ]
-    table.commit_shard(one, parts)
+    table.commit_shard(source, parts)
 
 
 def run(table: TableWriter, shards: list[Shard] = SHARDS, *, whole_input: bool = False) -> bool:
     orphans = Orphans(table.store)
     done = all(state.done for state in table.states(shards, orphans=orphans))
-    for one in shards:
-        orphans.is_input(one)
+    for source in shards:
+        orphans.is_input(source)
     orphans.remove(whole_input=whole_input)
     return done
 
@@ -60,7 +60,7 @@ def names_of(table: TableWriter, shard_id: str) -> list[str]:
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_a_part_beside_a_commit_is_removed_by_the_next_run(
+def test_the_next_run_removes_a_part_beyond_a_commit(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch, indexed: bool
 ) -> None:
     monkeypatch.setattr(resume_module, "INDEXED_AT_ONCE", 3 if indexed else 1000)
@@ -75,13 +75,13 @@ def test_a_part_beside_a_commit_is_removed_by_the_next_run(
     assert open_table(table.store.root).verify()["faces"] == 4 * COUNTS_OF_ONE["faces"]
 
 
-def test_a_shard_that_is_gone_from_the_input_is_cleared_too(table: TableWriter) -> None:
+def test_late_parts_of_a_removed_shard_are_removed(table: TableWriter) -> None:
     arrive_late(table, SHARDS[3], 2)
     assert run(table, SHARDS[:3])
     assert open_table(table.store.root).verify()["shards"] == 4
 
 
-def test_parts_of_a_shard_that_is_not_committed_are_left_alone(table: TableWriter) -> None:
+def test_parts_of_an_uncommitted_shard_are_kept(table: TableWriter) -> None:
     table.store.remove("_shards/s-1.json")
     arrive_late(table, SHARDS[1], 7)
     before = table.store.names()
@@ -89,13 +89,13 @@ def test_parts_of_a_shard_that_is_not_committed_are_left_alone(table: TableWrite
     assert table.store.names() == before
 
 
-def test_a_commit_that_came_after_the_listing_keeps_its_parts(
+def test_a_commit_after_the_listing_keeps_its_parts(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the index says of a shard is old when another run has done it again since."""
+    """The index row of a shard is outdated when another run has done it again."""
     monkeypatch.setattr(resume_module, "INDEXED_AT_ONCE", 3)
     run(table)
-    known = resume_module.CommittedShards(table.store)
+    committed = resume_module.CommittedShards(table.store)
     table.store.remove("_shards/s-1.json")
     again = writer(table.store.root, part_size=2)
     for part in (0, 1):
@@ -103,13 +103,13 @@ def test_a_commit_that_came_after_the_listing_keeps_its_parts(
             table.store.remove(f"{kind}/s-1-{part:05d}.parquet")
     commit_three(again, SHARDS[1])
     orphans = Orphans(table.store)
-    orphans.start(known)
+    orphans.start(committed)
     orphans.remove(whole_input=False)
     assert open_table(table.store.root).verify()["parts"] == 9
 
 
-def test_a_shard_that_is_done_again_meanwhile_keeps_its_parts(table: TableWriter) -> None:
-    """It is whole when what the listing found is looked at."""
+def test_a_shard_done_again_meanwhile_keeps_its_parts(table: TableWriter) -> None:
+    """It is complete when the listed files are checked."""
     again = writer(table.store.root, part_size=2)
     orphans = Orphans(table.store)
     (state,) = again.states([shard("s-1", "etag-2")], orphans=orphans)
@@ -119,7 +119,7 @@ def test_a_shard_that_is_done_again_meanwhile_keeps_its_parts(table: TableWriter
     assert open_table(table.store.root).verify()["parts"] == 9
 
 
-def test_a_run_that_is_stopped_looks_no_further(table: TableWriter) -> None:
+def test_a_stopped_run_stops_listing(table: TableWriter) -> None:
     arrive_late(table, SHARDS[1], 2)
     before = table.store.names()
     orphans = Orphans(table.store)
@@ -134,44 +134,44 @@ def slices(count: int) -> list[Shard]:
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_slices_behind_the_end_of_a_shorter_folder_are_removed(
+def test_slices_beyond_a_shorter_folder_are_removed(
     root: str, monkeypatch: pytest.MonkeyPatch, indexed: bool
 ) -> None:
-    """Their files moved into the slices before them: readers would find those twice."""
+    """Their files moved into earlier slices: readers would see those faces twice."""
     monkeypatch.setattr(resume_module, "INDEXED_AT_ONCE", 2 if indexed else 1000)
     table = writer(root)
-    for one in (*slices(4), shard("a")):
-        write_shard(table, one)
+    for source in (*slices(4), shard("a")):
+        write_shard(table, source)
     assert run(table, [*slices(4), shard("a")], whole_input=True)
     assert run(table, [*slices(2), shard("a")])
-    assert names_of(table, "files-00003"), "as it is not known whether that is the whole input"
+    assert names_of(table, "files-00003"), "the whole input may not be known"
     assert run(table, [*slices(2), shard("a")], whole_input=True)
     assert open_table(root).verify()["shards"] == 3
     assert not names_of(table, "files-00002")
 
 
-def test_parts_of_a_shard_that_left_before_it_was_committed_are_removed(
+def test_open_parts_of_a_removed_shard_are_removed(
     table: TableWriter,
 ) -> None:
     write_shard(table, shard("left"), commit=False)
-    write_shard(table, shard("begun"), commit=False)
-    assert not run(table, [*SHARDS, shard("left"), shard("begun")], whole_input=True)
+    write_shard(table, shard("open"), commit=False)
+    assert not run(table, [*SHARDS, shard("left"), shard("open")], whole_input=True)
     assert names_of(table, "left")
-    assert not run(table, [*SHARDS, shard("begun")])
-    assert names_of(table, "left"), "as it is not known whether that is the whole input"
-    assert not run(table, [*SHARDS, shard("begun")], whole_input=True)
+    assert not run(table, [*SHARDS, shard("open")])
+    assert names_of(table, "left"), "the whole input may not be known"
+    assert not run(table, [*SHARDS, shard("open")], whole_input=True)
     assert not names_of(table, "left")
-    assert len(names_of(table, "begun")) == 4
+    assert len(names_of(table, "open")) == 4
 
 
-def test_a_committed_shard_that_left_keeps_its_rows(table: TableWriter) -> None:
+def test_a_committed_shard_outside_the_input_is_kept(table: TableWriter) -> None:
     before = table.store.names()
     assert run(table, SHARDS[:2], whole_input=True)
     assert table.store.names() == before
 
 
-def test_a_shard_that_another_run_commits_meanwhile_stays(table: TableWriter) -> None:
-    """Its input has a shard that this run's listing came too early for."""
+def test_a_shard_committed_meanwhile_is_kept(table: TableWriter) -> None:
+    """Another run, over a newer input, commits a shard that this run did not list."""
     write_shard(table, shard("new"), commit=False)
     orphans = Orphans(table.store)
     list(table.states(SHARDS, orphans=orphans))
@@ -181,10 +181,10 @@ def test_a_shard_that_another_run_commits_meanwhile_stays(table: TableWriter) ->
     assert open_table(table.store.root).verify()["shards"] == 5
 
 
-def test_a_commit_that_comes_while_its_parts_are_removed_goes_as_well(
+def test_a_commit_during_the_removal_is_removed_too(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without its parts it would stand for ever, and its faces be lost."""
+    """A manifest without its parts would stay forever, and its faces be lost."""
     write_shard(table, shard("new"), commit=False)
     parts = table.state(shard("new")).parts.values()
     real = cleanup_module.remove_parts_from
@@ -198,7 +198,7 @@ def test_a_commit_that_comes_while_its_parts_are_removed_goes_as_well(
     assert not table.state(shard("new")).done, "so that it is done again"
 
 
-def test_what_another_run_of_a_newer_input_is_at_work_on_stays(table: TableWriter) -> None:
+def test_new_parts_of_another_run_are_kept(table: TableWriter) -> None:
     write_shard(table, shard("left"), commit=False)
     orphans = Orphans(table.store)
     infos = dict(table.store.infos("latents/"))
@@ -215,7 +215,7 @@ def test_what_another_run_of_a_newer_input_is_at_work_on_stays(table: TableWrite
     assert not names_of(table, "left")
 
 
-def test_a_disk_is_listed_once_for_all_that_is_removed(
+def test_a_disk_is_listed_once_for_all_removals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = writer(tmp_path)
@@ -237,10 +237,10 @@ def test_a_disk_is_listed_once_for_all_that_is_removed(
     assert len(listed) == 2
 
 
-def test_a_listing_that_failed_at_the_start_is_done_again_at_the_end(
+def test_a_failed_listing_is_repeated_at_the_end(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run of days does not fail for what storage said in its first minute."""
+    """A long run does not fail because of a storage error at its start."""
     arrive_late(table, SHARDS[1], 2)
     orphans = Orphans(table.store)
     with monkeypatch.context() as patch:
@@ -252,7 +252,7 @@ def test_a_listing_that_failed_at_the_start_is_done_again_at_the_end(
     assert open_table(table.store.root).verify()["parts"] == 8
 
 
-def test_a_storage_that_stays_down_is_told(
+def test_a_storage_that_stays_down_is_reported(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orphans = Orphans(table.store)
@@ -266,10 +266,10 @@ def refuse(*_: object) -> Iterator[str]:
     raise StorageError("503")
 
 
-def test_a_manifest_that_lost_a_part_to_a_slow_removal_goes_as_well(
+def test_a_manifest_that_lost_a_part_is_removed(
     table: TableWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another run has done the shard again between the look at its manifest and the removal."""
+    """Another run does the shard again between the read of its manifest and the removal."""
     real = part_files.remove_parts_from
 
     def slow(store: Store, files: Iterable[str], first: int) -> int:

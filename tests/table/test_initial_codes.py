@@ -11,28 +11,28 @@ from pipeline.table.reader import as_array
 from tests.table.rows import code, shard, write_shard, writer
 
 
-def test_the_codes_of_chosen_faces_come_in_the_order_of_the_samples(filled: str) -> None:
-    starts = InitialCodes(filled, shard("s-0"))
-    assert set(starts.keys) == {"a", "x/b", "c"}
-    table = starts.of(["c", "unknown", "a"])
+def test_codes_come_in_the_order_of_the_samples(filled: str) -> None:
+    codes = InitialCodes(filled, shard("s-0"))
+    assert set(codes.keys) == {"a", "x/b", "c"}
+    table = codes.of(["c", "unknown", "a"])
     assert table["image_id"].to_pylist() == ["s-0/c#0", "s-0/c#1", "s-0/a#0"]
-    wanted = np.stack([code("c"), code("c", 1), code("a")])
-    np.testing.assert_array_equal(as_array(table["w_plus"]), wanted)
+    expected = np.stack([code("c"), code("c", 1), code("a")])
+    np.testing.assert_array_equal(as_array(table["w_plus"]), expected)
 
 
-def test_a_condition_chooses_faces(filled: str) -> None:
-    starts = InitialCodes(filled, shard("s-0"), "face_index = 1 OR key = 'x/b'")
-    assert set(starts.keys) == {"x/b", "c"}
-    assert starts.of(["a", "x/b", "c"])["image_id"].to_pylist() == ["s-0/x/b#0", "s-0/c#1"]
+def test_a_condition_selects_faces(filled: str) -> None:
+    codes = InitialCodes(filled, shard("s-0"), "face_index = 1 OR key = 'x/b'")
+    assert set(codes.keys) == {"x/b", "c"}
+    assert codes.of(["a", "x/b", "c"])["image_id"].to_pylist() == ["s-0/x/b#0", "s-0/c#1"]
 
 
-def test_a_part_without_a_chosen_face_has_no_codes(filled: str) -> None:
+def test_a_part_without_a_selected_face_has_no_codes(filled: str) -> None:
     table = InitialCodes(filled, shard("s-0"), "lpips > 9").of(["a", "c"])
     assert table.num_rows == 0
     assert as_array(table["w_plus"]).shape == (0, 6, 512)
 
 
-def test_a_shard_that_is_not_finished_gives_no_start(root: str) -> None:
+def test_an_unfinished_shard_is_refused(root: str) -> None:
     table = writer(root)
     write_shard(table, shard("s-0"))
     write_shard(table, shard("s-1"), commit=False)
@@ -48,15 +48,15 @@ def test_a_wrong_condition_is_refused_at_once(filled: str, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"etag": "etag-2"}, "shard 's-0' changed since .* 'etag-1' then, 'etag-2' when"),
         ({"size": 101}, "shard 's-0' changed since"),
         ({"uri": "s3://other/s-0.tar"}, "from 's3://in/s-0.tar', .* from 's3://other/s-0.tar'"),
     ],
 )
-def test_codes_of_other_images_under_the_same_id_are_no_start(
-    filled: str, change: dict[str, Any], said: str
+def test_a_shard_of_other_images_is_refused(
+    filled: str, change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(TableError, match=said):
+    with pytest.raises(TableError, match=message):
         InitialCodes(filled, shard("s-0", **change))

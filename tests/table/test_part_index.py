@@ -1,4 +1,4 @@
-"""The part index spares a restart footers, and is believed only while parts are what it says."""
+"""The part index replaces the footers at a restart, if its rows match the stored files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FOLDER = "_index/parts/"
 
 @pytest.fixture(autouse=True)
 def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two parts are many."""
+    """Write an index file for every two parts."""
     monkeypatch.setattr(part_index, "PARTS_INDEXED_AT_ONCE", 2)
 
 
 @pytest.fixture
 def footers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """The shards and parts whose footers were read for their states."""
+    """Record the shards and parts whose footers are read."""
     read: list[tuple[str, int]] = []
 
     def counting(store: Store, key: PartKey) -> PartRecord | None:
@@ -42,14 +42,14 @@ def footers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def write(
-    table: TableWriter, index: PartIndex, parts: int, one: Shard | None = None
+    table: TableWriter, index: PartIndex, parts: int, source: Shard | None = None
 ) -> list[PartRecord]:
-    """So many parts of a shard, one face each, as a run writes and indexes them."""
-    one = one or shard()
+    """Write and index parts of a shard, one face each, like a run."""
+    source = source or shard()
     summaries = []
     for part in range(parts):
         rows = [face_row(f"{part}")]
-        summary = table.write_part(one, part, samples=1, latents=rows, rejects=[])
+        summary = table.write_part(source, part, samples=1, latents=rows, rejects=[])
         index.add(table.with_etags(summary))
         summaries.append(summary)
     return summaries
@@ -66,9 +66,7 @@ def test_a_resume_reads_no_footer_of_an_indexed_part(
     assert state.stale == ()
 
 
-def test_of_parts_that_are_not_indexed_the_footers_are_read(
-    root: str, footers: list[tuple[str, int]]
-) -> None:
+def test_footers_of_unindexed_parts_are_read(root: str, footers: list[tuple[str, int]]) -> None:
     table = writer(root)
     write(table, PartIndex(table.store), 3)
     (state,) = table.states([shard()])
@@ -76,7 +74,7 @@ def test_of_parts_that_are_not_indexed_the_footers_are_read(
     assert [state.parts[part].samples for part in range(3)] == [1, 1, 1]
 
 
-def test_a_resumed_shard_is_committed_without_reading_its_files_for_their_hash(
+def test_a_resumed_shard_is_committed_without_hashing_its_files(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = writer(root)
@@ -88,7 +86,7 @@ def test_a_resumed_shard_is_committed_without_reading_its_files_for_their_hash(
 
 
 @pytest.mark.parametrize("kind", ["latents", "rejects"])
-def test_an_entry_of_another_object_is_not_believed(
+def test_a_row_of_another_object_is_ignored(
     root: str, footers: list[tuple[str, int]], kind: str
 ) -> None:
     table = writer(root)
@@ -100,22 +98,22 @@ def test_an_entry_of_another_object_is_not_believed(
 
 
 @pytest.mark.parametrize("change", ["etag", "part_size", "settings"])
-def test_an_entry_of_another_stamp_is_not_believed(tmp_path: Path, change: str) -> None:
-    table, one = writer(tmp_path), shard()
+def test_a_row_with_another_key_is_ignored(tmp_path: Path, change: str) -> None:
+    table, source = writer(tmp_path), shard()
     write(table, PartIndex(table.store), 2)
     if change == "etag":
-        one = replace(one, etag="etag-2")
+        source = replace(source, etag="etag-2")
     elif change == "part_size":
         table = writer(tmp_path, part_size=5)
     else:
         other = replace(table.spec, settings={"weights": "other"})
         table = TableWriter(str(tmp_path), other, part_size=4)
-    (state,) = table.states([one])
-    assert state == table.state(one)
+    (state,) = table.states([source])
+    assert state == table.state(source)
     assert (state.parts, len(state.stale)) == ({}, 4)
 
 
-def test_a_part_with_one_file_is_done_again_whatever_the_index_says(root: str) -> None:
+def test_an_indexed_part_with_one_file_is_done_again(root: str) -> None:
     table = writer(root)
     write(table, PartIndex(table.store), 2)
     table.store.remove("rejects/s-0-00000.parquet")
@@ -131,12 +129,12 @@ def test_files_of_committed_shards_leave_the_part_index(root: str) -> None:
     table.commit_shard(second, [*write(table, index, 1, second)])
     (name,) = table.store.names(FOLDER)
     index.close("s-0")
-    assert table.store.names(FOLDER) == [name], "it speaks of the other"
+    assert table.store.names(FOLDER) == [name], "it has rows of the other shard"
     index.close("s-1")
     assert table.store.names(FOLDER) == []
 
 
-def test_a_shard_that_is_committed_soon_is_never_indexed(tmp_path: Path) -> None:
+def test_parts_of_a_shard_committed_soon_are_not_indexed(tmp_path: Path) -> None:
     table = writer(tmp_path)
     index = PartIndex(table.store)
     for name in ("s-0", "s-1", "s-2"):
@@ -145,7 +143,7 @@ def test_a_shard_that_is_committed_soon_is_never_indexed(tmp_path: Path) -> None
     assert table.store.names(FOLDER) == []
 
 
-def test_a_restart_removes_what_a_run_that_was_killed_left_of_committed_shards(root: str) -> None:
+def test_a_restart_removes_index_files_of_committed_shards(root: str) -> None:
     table = writer(root)
     table.commit_shard(shard(), write(table, PartIndex(table.store), 2))
     write(table, PartIndex(table.store), 2, shard("s-1"))
@@ -154,7 +152,7 @@ def test_a_restart_removes_what_a_run_that_was_killed_left_of_committed_shards(r
     (name,) = table.store.names(FOLDER)
     assert name.startswith(f"{FOLDER}s-1-")
     index.close("s-1")
-    assert table.store.names(FOLDER) == [], "a run removes the files of those before it too"
+    assert table.store.names(FOLDER) == [], "a run also removes files of earlier runs"
 
 
 def test_a_dry_run_leaves_the_part_index_as_it_is(tmp_path: Path) -> None:
@@ -166,10 +164,10 @@ def test_a_dry_run_leaves_the_part_index_as_it_is(tmp_path: Path) -> None:
     assert table.store.names(FOLDER) == before != []
 
 
-def test_what_a_commit_finds_untrue_is_forgotten_with_all_that_was_said_of_the_shard(
+def test_a_wrong_row_removes_its_index_files(
     root: str,
 ) -> None:
-    """The parts were another run's before their etags were looked up."""
+    """Another run replaced the parts before their etags were read."""
     table, index = writer(root), PartIndex(writer(root).store)
     rival = writer(root, part_size=5)
     write(rival, PartIndex(rival.store, read_only=True), 2)
@@ -187,7 +185,7 @@ def test_what_a_commit_finds_untrue_is_forgotten_with_all_that_was_said_of_the_s
     assert (state.parts, len(state.stale)) == ({}, 4)
 
 
-def test_damaged_and_foreign_files_are_passed_over_and_left(
+def test_damaged_and_foreign_index_files_are_ignored(
     tmp_path: Path, footers: list[tuple[str, int]]
 ) -> None:
     table = writer(tmp_path)
@@ -205,7 +203,7 @@ def test_damaged_and_foreign_files_are_passed_over_and_left(
     assert table.store.names(FOLDER) == left
 
 
-def test_rows_of_another_kind_are_passed_over(tmp_path: Path) -> None:
+def test_an_index_file_with_other_columns_is_ignored(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write(table, PartIndex(table.store, read_only=True), 2)
     other = write_index(table.store, [table.commit_shard(shard("s-1"), [])])
@@ -214,7 +212,7 @@ def test_rows_of_another_kind_are_passed_over(tmp_path: Path) -> None:
     assert sorted(state.parts) == [0, 1]
 
 
-def test_an_index_that_vanishes_in_the_middle_of_a_run_is_not_missed(tmp_path: Path) -> None:
+def test_a_run_continues_if_its_part_index_vanishes(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write(table, PartIndex(table.store), 2)
     index = PartIndex(table.store)
@@ -226,7 +224,7 @@ def test_an_index_that_vanishes_in_the_middle_of_a_run_is_not_missed(tmp_path: P
     assert open_table(str(tmp_path)).verify()["parts"] == 2
 
 
-def test_an_index_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
+def test_an_index_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     table = writer(tmp_path)
     (tmp_path / "_index").write_bytes(b"a file where a folder should be")
     index = PartIndex(table.store)
@@ -235,7 +233,7 @@ def test_an_index_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
     assert [state.done for state in table.states([shard()])] == [True]
 
 
-def test_a_part_that_was_written_twice_is_known_by_the_files_that_stand(
+def test_a_part_written_twice_has_the_stored_etags(
     root: str, footers: list[tuple[str, int]]
 ) -> None:
     table = writer(root)
@@ -247,19 +245,19 @@ def test_a_part_that_was_written_twice_is_known_by_the_files_that_stand(
     again = table.write_part(shard(), 0, samples=2, latents=rows, rejects=[])
     index = PartIndex(table.store)
     again = table.with_etags(again)
-    for one in (again, replace(again, shard="s-1")):
-        index.add(one)
+    for record in (again, replace(again, shard="s-1")):
+        index.add(record)
     (state,) = table.states([shard()])
     assert footers == []
     assert state.parts == {0: again}
 
 
-def test_etags_of_a_part_are_those_that_a_listing_shows(root: str) -> None:
+def test_etags_of_a_part_equal_those_of_a_listing(root: str) -> None:
     table = writer(root)
     (part,) = write(table, PartIndex(table.store), 1)
     listed = {name: info.etag for name, info in table.store.infos()}
     names = ("latents/s-0-00000.parquet", "rejects/s-0-00000.parquet")
-    found = table.with_etags(part)
-    assert (found.latents_etag, found.rejects_etag) == tuple(listed[name] for name in names)
+    record = table.with_etags(part)
+    assert (record.latents_etag, record.rejects_etag) == tuple(listed[name] for name in names)
     table.store.remove(names[0])
     assert table.with_etags(part).latents_etag == ""

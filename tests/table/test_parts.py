@@ -1,4 +1,4 @@
-"""Promises of part files."""
+"""Part files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.table.parts import parse_part_name, part_name, read_metadata
 from tests.table.rows import COLUMNS, face_row, reject_row, shard, write_shard, writer
 
 
-def test_names_are_a_function_of_shard_and_part() -> None:
+def test_part_names_hold_shard_and_number() -> None:
     assert part_name("latents", "s-0", 7) == "latents/s-0-00007.parquet"
     assert parse_part_name("latents/s-0-00007.parquet") == ("s-0", 7)
     assert parse_part_name("rejects/s-00001-123456.parquet") == ("s-00001", 123456)
@@ -24,21 +24,21 @@ def test_names_are_a_function_of_shard_and_part() -> None:
 @pytest.mark.parametrize(
     "name", ["latents/s.parquet", "latents/s-7.parquet", "latents/s-000007.parquet", "x/s-00001"]
 )
-def test_other_names_are_no_parts(name: str) -> None:
+def test_other_names_are_not_parsed(name: str) -> None:
     assert parse_part_name(name) is None
 
 
 def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_shard(writer(tmp_path / name), shard())
-    one, two = Store(str(tmp_path / "one")), Store(str(tmp_path / "two"))
-    assert one.names() == two.names()
-    assert len(one.names()) == 6
-    for name in one.names():
-        assert one.get(name) == two.get(name), name
+    first, second = Store(str(tmp_path / "one")), Store(str(tmp_path / "two"))
+    assert first.names() == second.names()
+    assert len(first.names()) == 6
+    for name in first.names():
+        assert first.get(name) == second.get(name), name
 
 
-def test_the_summary_counts_and_hashes(tmp_path: Path) -> None:
+def test_a_part_record_holds_counts_and_hashes(tmp_path: Path) -> None:
     table = writer(tmp_path)
     summary = table.write_part(
         shard(), 3, samples=2, latents=[face_row("a")], rejects=[reject_row("b")]
@@ -66,18 +66,18 @@ def test_a_part_that_is_written_again_is_the_same_part(root: str) -> None:
     assert first == second
 
 
-def test_a_late_writer_of_another_input_or_part_size_writes_over_nothing(root: str) -> None:
+def test_a_late_writer_replaces_no_file(root: str) -> None:
     table = writer(root)
     rows = {"samples": 1, "latents": [face_row("a")], "rejects": []}
     table.write_part(shard(), 0, **rows)
     before = {name: table.store.get(name) for name in table.store.names()}
-    for late, one in ((table, shard(etag="etag-0")), (writer(root, part_size=3), shard())):
+    for late, source in ((table, shard(etag="etag-0")), (writer(root, part_size=3), shard())):
         with pytest.raises(TableError, match=r"rejects/s-0-00000\.parquet' is there already"):
-            late.write_part(one, 0, **rows)
+            late.write_part(source, 0, **rows)
     assert {name: table.store.get(name) for name in table.store.names()} == before
 
 
-def test_the_first_of_two_gpus_that_differ_in_the_last_bit_is_kept(tmp_path: Path) -> None:
+def test_the_first_of_two_slightly_different_results_is_kept(tmp_path: Path) -> None:
     table = writer(tmp_path)
     first = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
     other = face_row("a", l2=0.126)
@@ -87,7 +87,7 @@ def test_the_first_of_two_gpus_that_differ_in_the_last_bit_is_kept(tmp_path: Pat
 
 
 def test_rejects_are_written_before_latents(tmp_path: Path) -> None:
-    """With a latents folder that cannot be made, the rejects stand and the part is not there."""
+    """Without a latents folder, the rejects are stored but the part does not exist."""
     table = writer(tmp_path)
     (tmp_path / "latents").write_bytes(b"")
     with pytest.raises(StorageError):
@@ -99,19 +99,19 @@ def test_rejects_are_written_before_latents(tmp_path: Path) -> None:
 
 def test_rows_that_do_not_account_for_every_sample_are_refused(tmp_path: Path) -> None:
     table = writer(tmp_path)
-    with pytest.raises(TableError, match="took 3 samples in and its rows account for 2"):
+    with pytest.raises(TableError, match="has 3 samples, but its rows account for 2"):
         table.write_part(shard(), 0, samples=3, latents=[face_row("a")], rejects=[reject_row("b")])
     assert table.store.names("latents/") == []
 
 
-def test_several_faces_of_a_sample_are_one_sample(tmp_path: Path) -> None:
+def test_a_sample_with_two_faces_counts_once(tmp_path: Path) -> None:
     faces = [face_row("a", 0), face_row("a", 1)]
     rejects = [reject_row("a", "face_too_small", 2)]
     summary = writer(tmp_path).write_part(shard(), 0, samples=1, latents=faces, rejects=rejects)
     assert (summary.samples, summary.faces, summary.rejects) == (1, 2, 1)
 
 
-def test_metric_definitions_and_the_stamp_stand_in_the_file(tmp_path: Path) -> None:
+def test_the_footer_holds_key_and_metric_definitions(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write_shard(table, shard())
     metadata = read_metadata(table.store, "latents/s-0-00001.parquet")

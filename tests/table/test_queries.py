@@ -67,7 +67,7 @@ READS = (
     "SELECT * FROM range(3) CROSS JOIN generate_series(1, 2)",
 )
 HARMFUL = "COPY (SELECT 1) TO '{target}' (FORMAT parquet, USE_TMP_FILE false)"
-# What carries a statement as a text, by the text.
+# Functions that take a statement as a text.
 CARRIERS = (
     "SELECT * FROM json_execute_serialized_sql(json_serialize_sql({sql}))",
     "SELECT * FROM latents WHERE (SELECT count(*) FROM "
@@ -121,12 +121,12 @@ OTHER_STATEMENTS = (
 )
 
 
-def test_every_form_of_a_query_that_reads_is_run(filled: str) -> None:
+def test_reading_queries_of_every_form_are_run(filled: str) -> None:
     table = open_table(filled)
     assert {query for query in READS if not table.arrow(query).num_rows} == set()
 
 
-def test_neither_the_table_nor_anything_else_is_written(filled: str, tmp_path: Path) -> None:
+def test_queries_cannot_write_anything(filled: str, tmp_path: Path) -> None:
     table, before = open_table(filled), Store(filled).names()
     inside = table.store.uri("x.csv").replace("'", "''")
     for target in (f"{tmp_path}/x.csv", inside, "restyle-table://x.csv"):
@@ -147,8 +147,8 @@ def test_neither_the_table_nor_anything_else_is_written(filled: str, tmp_path: P
     assert not list(tmp_path.rglob("x.csv"))
 
 
-def test_no_text_is_run_as_a_statement(filled: str) -> None:
-    """A COPY that is carried as a text would write into the table's own folder."""
+def test_functions_that_run_text_are_refused(filled: str) -> None:
+    """A COPY inside a text would write into the table's folder."""
     table, store = open_table(filled), Store(filled)
     before = {name: store.get(name) for name in store.names()}
     targets = (store.uri("latents/s-0-00000.parquet"), "restyle-table://latents/x.parquet")
@@ -159,7 +159,7 @@ def test_no_text_is_run_as_a_statement(filled: str) -> None:
     assert {name: store.get(name) for name in store.names()} == before
 
 
-def test_what_does_not_read_views_is_refused(filled: str) -> None:
+def test_queries_beyond_the_views_are_refused(filled: str) -> None:
     table = open_table(filled)
     for query in OTHER_STATEMENTS:
         with pytest.raises(RequestError, match="the query failed") as error:
@@ -170,7 +170,7 @@ def test_what_does_not_read_views_is_refused(filled: str) -> None:
 @pytest.mark.parametrize(
     "view", ["sqlite_master", "DuckDB_Views", "duckdb_databases", "pragma_database_list"]
 )
-def test_no_name_of_with_reaches_the_catalog(filled: str, view: str) -> None:
+def test_with_cannot_name_a_catalog_view(filled: str, view: str) -> None:
     table = open_table(filled)
     for query in (
         f"WITH x AS (WITH {view} AS (SELECT 1) FROM {view}) FROM {view}",
@@ -188,7 +188,7 @@ def test_no_name_of_with_reaches_the_catalog(filled: str, view: str) -> None:
         assert table.arrow(query).num_rows
 
 
-def test_a_date_beyond_python_is_refused_as_a_frame(filled: str) -> None:
+def test_a_date_beyond_python_is_refused_in_a_frame(filled: str) -> None:
     query = "SELECT 1 AS a, 'infinity'::DATE AS b"
     with pytest.raises(RequestError, match=r"column 'b' has a value .* CAST"):
         open_table(filled).sql(query)
@@ -208,25 +208,25 @@ def test_a_function_with_capitals_is_called(filled: str) -> None:
         "WITH a AS (PIVOT rejects ON reason USING count(*)) FROM a",
     ],
 )
-def test_a_pivot_without_its_values_is_told_to_list_them(filled: str, query: str) -> None:
+def test_a_pivot_without_values_is_explained(filled: str, query: str) -> None:
     with pytest.raises(RequestError, match=r"PIVOT .* list the values"):
         open_table(filled).arrow(query)
     listed = query.replace("ON reason", "ON reason IN ('no_face')")
     assert open_table(filled).arrow(listed).num_rows
 
 
-def test_an_unknown_function_is_refused_with_a_near_one(filled: str) -> None:
+def test_an_unknown_function_gets_a_suggestion(filled: str) -> None:
     with pytest.raises(RequestError, match=r"the function 'lowr' .*; did you mean 'lower'\?"):
         open_table(filled).sql("SELECT lowr(key) FROM latents")
 
 
-def test_a_query_without_end_of_nesting_is_refused(filled: str) -> None:
+def test_a_deeply_nested_query_is_refused(filled: str) -> None:
     with pytest.raises(RequestError, match="the query failed"):
         open_table(filled).sql(f"SELECT {'(' * 5000}1{')' * 5000}")
 
 
 def test_the_connection_itself_opens_nothing_for_writing(filled: str, tmp_path: Path) -> None:
-    """Without the check of the statement: what the checked tree may have missed."""
+    """The connection is safe even without the check of the statement."""
     store = Store(filled)
     before = {name: store.get(name) for name in store.names()}
     table = open_table(filled)
@@ -243,7 +243,7 @@ def test_the_connection_itself_opens_nothing_for_writing(filled: str, tmp_path: 
     assert table.sql("SELECT 1 FROM latents").shape == (8, 1)
 
 
-def test_what_a_query_spills_is_private_and_removed(filled: str) -> None:
+def test_spill_files_are_private_and_removed(filled: str) -> None:
     connection, files = connect(Store(filled))
     (folder,) = connection.execute("SELECT current_setting('temp_directory')").fetchone() or ()
     assert folder == str(files.spill)
@@ -255,21 +255,21 @@ def test_what_a_query_spills_is_private_and_removed(filled: str) -> None:
     assert not Path(folder).exists()
 
 
-def test_threads_of_one_file_read_their_own_places(tmp_path: Path) -> None:
-    """DuckDB seeks and reads in two calls, between which another thread may seek."""
+def test_each_thread_has_its_own_file_position(tmp_path: Path) -> None:
+    """DuckDB seeks and reads in two calls; another thread may seek in between."""
     store = Store(str(tmp_path))
     store.put("x", bytes(range(200)))
     _, files = connect(store)
     barrier = Barrier(8)
     with closing(files.open(files.add("x"))) as file, ThreadPoolExecutor(8) as pool:
 
-        def read(place: int) -> bytes:
-            file.seek(place)
+        def read(position: int) -> bytes:
+            file.seek(position)
             barrier.wait()
             return bytes(file.read(2))
 
-        found = list(pool.map(read, range(0, 160, 20)))
-    assert found == [bytes([place, place + 1]) for place in range(0, 160, 20)]
+        contents = list(pool.map(read, range(0, 160, 20)))
+    assert contents == [bytes([position, position + 1]) for position in range(0, 160, 20)]
 
 
 NO_CONDITIONS = (
@@ -339,7 +339,7 @@ def test_a_condition_is_one_condition(
         "key = '{}' OR l2 < 1",
     ],
 )
-def test_a_condition_with_odd_text_chooses_rows(filled: str, where: str) -> None:
+def test_a_condition_with_odd_text_selects_rows(filled: str, where: str) -> None:
     check_condition(open_table(filled), where)
     assert Selection(open_table(filled), where).counts()[0] in (0, 8)
     assert condition(where).startswith(f"({where}")
@@ -360,26 +360,26 @@ def test_a_condition_may_compare_with_other_rows(filled: str) -> None:
         "glob('/etc/*')",
         "'/etc/passwd'",
         "read_text('restyle-table://../secret.txt')",
-        "read_text('{beside}')",
+        "read_text('{secret}')",
     ],
 )
-def test_no_file_but_the_tables_own_is_read(filled: str, source: str) -> None:
+def test_files_outside_the_table_cannot_be_read(filled: str, source: str) -> None:
     folder = filled.rsplit("/", 1)[0]
     Store(folder).put("secret.txt", b"hunter2")
-    beside = Store(folder).uri("secret.txt").replace("'", "''")
+    secret = Store(folder).uri("secret.txt").replace("'", "''")
     with pytest.raises(RequestError, match="the query failed") as error:
-        open_table(filled).arrow(f"SELECT * FROM {source.format(beside=beside)}")
+        open_table(filled).arrow(f"SELECT * FROM {source.format(secret=secret)}")
     assert "hunter2" not in str(error.value)
 
 
-def test_several_queries_are_refused(filled: str) -> None:
-    """The rows of all but the last would be lost."""
-    with pytest.raises(RequestError, match="it is several"):
+def test_a_second_statement_is_refused(filled: str) -> None:
+    """DuckDB returns only the rows of the last statement."""
+    with pytest.raises(RequestError, match="it has 2 statements"):
         open_table(filled).sql("SELECT 1; SELECT 2")
     assert open_table(filled).sql("SELECT 1;").shape == (1, 1)
 
 
-def test_the_lock_cannot_be_taken_off(filled: str) -> None:
+def test_a_query_cannot_unlock_the_connection(filled: str) -> None:
     table = open_table(filled)
     table.arrow("SELECT 1")
     connection, _ = table._database

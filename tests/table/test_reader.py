@@ -1,4 +1,4 @@
-"""Promises of reading a table, on a disk and in a bucket."""
+"""Read a table on a disk and in a bucket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_sql_sees_latents_rejects_and_shards(filled: str) -> None:
     table = open_table(filled)
     ids = table.sql("SELECT image_id FROM latents ORDER BY image_id")["image_id"].tolist()
     names = ["a#0", "c#0", "c#1", "x/b#0"]
-    assert ids == [f"{one}/{name}" for one in ("s-0-00000", "s-0") for name in names]
+    assert ids == [f"{shard_id}/{name}" for shard_id in ("s-0-00000", "s-0") for name in names]
     reasons = table.sql("SELECT reason, count(*) AS n FROM rejects GROUP BY ALL ORDER BY reason")
     assert reasons.to_dict("list") == {
         "reason": ["crashed", "face_too_small", "no_face"],
@@ -28,7 +28,7 @@ def test_sql_sees_latents_rejects_and_shards(filled: str) -> None:
     assert table.sql(query)[["samples", "parts"]].values.tolist() == [[6, 2]]
 
 
-def test_sql_gives_codes_and_nulls(filled: str) -> None:
+def test_sql_returns_codes_and_nulls(filled: str) -> None:
     table = open_table(filled)
     frame = table.sql(
         "SELECT w_plus, id_similarity_per_step FROM latents WHERE image_id = 's-0/c#1'"
@@ -39,28 +39,28 @@ def test_sql_gives_codes_and_nulls(filled: str) -> None:
     assert first.to_pylist() == [[None, 0.25, 0.5]]
 
 
-def test_a_folder_above_that_looks_like_a_column_is_none(tmp_path: Path) -> None:
+def test_a_parent_folder_is_never_a_column(tmp_path: Path) -> None:
     root = tmp_path / "steps=10" / "shard=x" / "run=7"
     write_shard(writer(root), shard())
-    found = open_table(str(root)).sql("SELECT DISTINCT steps, shard FROM latents")
-    assert found.to_dict("records") == [{"steps": 3, "shard": "s-0"}]
+    rows = open_table(str(root)).sql("SELECT DISTINCT steps, shard FROM latents")
+    assert rows.to_dict("records") == [{"steps": 3, "shard": "s-0"}]
     assert "run" not in open_table(str(root)).sql("SELECT * FROM latents LIMIT 1")
 
 
-def test_codes_come_in_the_order_asked_for(filled: str) -> None:
+def test_codes_come_in_the_requested_order(filled: str) -> None:
     ids = ["s-0-00000/c#1", "s-0/x/b#0", "s-0/a#0", "s-0/x/b#0"]
     codes = open_table(filled).w_plus(ids)
     assert codes.shape == (4, N_STYLES, 512)
     assert codes.dtype == np.float32
-    wanted = [code("c", 1), code("x/b"), code("a"), code("x/b")]
-    assert (codes == np.stack(wanted)).all()
+    expected = [code("c", 1), code("x/b"), code("a"), code("x/b")]
+    assert (codes == np.stack(expected)).all()
 
 
 def test_no_ids_give_no_codes(filled: str) -> None:
     assert open_table(filled).w_plus([]).shape == (0, N_STYLES, 512)
 
 
-def test_one_id_as_text_is_not_a_list_of_letters(filled: str) -> None:
+def test_an_id_instead_of_a_list_is_refused(filled: str) -> None:
     with pytest.raises(RequestError, match=r"takes a list of image ids.*\['s-0/a#0'\]"):
         open_table(filled).w_plus("s-0/a#0")
 
@@ -72,20 +72,20 @@ def test_missing_ids_are_named(filled: str) -> None:
 
 
 @pytest.mark.parametrize("query", ["SELEC 1", "SELECT nope FROM latents", "SELECT * FROM table_x"])
-def test_a_wrong_query_is_one_line(filled: str, query: str) -> None:
+def test_the_error_of_a_query_is_one_line(filled: str, query: str) -> None:
     with pytest.raises(RequestError, match="the query failed: ") as caught:
         open_table(filled).sql(query)
     assert "\n" not in str(caught.value)
 
 
-def test_python_variables_are_no_tables(filled: str) -> None:
+def test_python_variables_are_not_tables(filled: str) -> None:
     frame = open_table(filled).sql("SELECT 1 AS one")
     assert len(frame) == 1
     with pytest.raises(RequestError, match="frame does not exist"):
         open_table(filled).sql("SELECT * FROM frame")
 
 
-def test_a_table_without_parts_answers(root: str) -> None:
+def test_a_table_without_parts_can_be_queried(root: str) -> None:
     writer(root)
     table = open_table(root)
     assert table.sql("SELECT w_plus, l2 FROM latents").empty
@@ -94,26 +94,26 @@ def test_a_table_without_parts_answers(root: str) -> None:
     assert set(table.verify().values()) == {0}
 
 
-def test_what_is_no_table_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"'{tmp_path}' is not a table: it has no _table.json"):
         open_table(str(tmp_path))
 
 
-def test_a_damaged_description_is_named(root: str) -> None:
+def test_a_damaged_spec_is_named(root: str) -> None:
     for content in (b"{", b"[]", b'{"schema_version": 1}', b'{"schema_version": 99}'):
         Store(root).put("_table.json", content)
         with pytest.raises(TableError, match="table"):
             open_table(root)
 
 
-def test_the_description_comes_back(filled: str) -> None:
+def test_the_spec_is_read_as_written(filled: str) -> None:
     table = open_table(filled)
     assert table.spec.to_dict() == writer(filled).spec.to_dict()
     assert table.spec.model["licence"] == "MIT"
     assert [manifest.shard for manifest in table.shards()] == ["s-0", "s-0-00000"]
 
 
-def test_only_the_columns_asked_for_are_fetched(s3: Bucket) -> None:
+def test_only_the_selected_columns_are_fetched(s3: Bucket) -> None:
     root = f"{s3.uri}/table"
     size = _large_table(root)
     table = open_table(root)
@@ -124,7 +124,7 @@ def test_only_the_columns_asked_for_are_fetched(s3: Bucket) -> None:
     assert table.bytes_read - before > size / 2
 
 
-def test_only_the_row_groups_asked_for_are_fetched(s3: Bucket) -> None:
+def test_only_the_requested_row_groups_are_fetched(s3: Bucket) -> None:
     root = f"{s3.uri}/table"
     size = _large_table(root)
     table = open_table(root)
@@ -142,7 +142,7 @@ def _large_table(root: str) -> int:
     return table.store.info("latents/s-0-00000.parquet").size
 
 
-def test_a_job_that_writes_is_no_harm_to_readers(filled: str) -> None:
+def test_a_table_can_be_read_while_a_job_writes(filled: str) -> None:
     table = writer(filled)
     opened = open_table(filled)
     assert len(opened.sql("SELECT 1 FROM latents")) == 8

@@ -1,4 +1,4 @@
-"""Plain readers get the table right without this library."""
+"""Other programs read the table correctly without this library."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def latents(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def has_optional(latents: str) -> bool:
-    """Whether the table has the columns that are there on request."""
+    """Return whether the table has the optional columns."""
     return open_table(str(Path(latents).parents[1])).spec.columns.aligned_jpeg
 
 
 def number(latents: str) -> type:
-    """The numpy type of the numbers of the codes."""
+    """Return the numpy type of the codes."""
     name = next(iter(Path(latents).parent.glob("*.parquet")))
     kind = pq.read_schema(name).field("w_plus").type.value_type.value_type
     return np.float16 if pa.types.is_float16(kind) else np.float32
@@ -115,7 +115,7 @@ def test_pyarrow_reads_codes_with_their_shape(latents: str) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_folder_gives_datasets_codes_and_pictures(
+def test_datasets_reads_codes_and_pictures_of_a_folder(
     latents: str, tmp_path: Path, streaming: bool
 ) -> None:
     root, cache = str(Path(latents).parents[1]), str(tmp_path / "cache")
@@ -131,17 +131,15 @@ def test_a_folder_gives_datasets_codes_and_pictures(
         assert tensors["aligned_jpeg"].shape == (3, 6, 8)
 
 
-def test_the_card_names_what_datasets_would_find_but_for_pictures(
-    latents: str, tmp_path: Path
-) -> None:
-    """The same types, so that no column is converted when it is loaded."""
+def test_the_card_declares_the_types_that_datasets_infers(latents: str, tmp_path: Path) -> None:
+    """Other types would convert the columns when they are loaded."""
     schema = pq.read_schema(str(next(Path(latents).parent.glob("*.parquet")))).remove_metadata()
-    found = datasets.Features.from_arrow_schema(schema)
+    inferred = datasets.Features.from_arrow_schema(schema)
     root, cache = str(Path(latents).parents[1]), str(tmp_path / "cache")
     named = datasets.load_dataset_builder(root, cache_dir=cache).info.features
     pictures = {name: kind for name, kind in named.items() if isinstance(kind, datasets.Image)}
-    assert set(pictures) == {name for name in found if name.endswith("_jpeg")}
-    assert named == found | pictures
+    assert set(pictures) == {name for name in inferred if name.endswith("_jpeg")}
+    assert named == inferred | pictures
 
 
 @pytest.mark.parametrize("latents", KINDS[1::2], indirect=True)
@@ -157,9 +155,9 @@ def test_optional_columns_keep_their_bytes_and_steps(latents: str) -> None:
     )
     assert scan["aligned_jpeg"][0] == JPEG
     query = f"SELECT typeof(w_plus_per_step), w_plus_per_step, aligned_jpeg FROM '{latents}'"
-    kind, found, content = duckdb.connect().execute(query).fetchone() or ()
+    kind, codes, content = duckdb.connect().execute(query).fetchone() or ()
     assert (kind, content) == ("FLOAT[][][]", JPEG)
-    assert (np.array(found) == STEPS).all()
+    assert (np.array(codes) == STEPS).all()
 
 
 def test_a_pyarrow_dataset_and_a_single_file_have_one_schema(latents: str) -> None:
@@ -170,7 +168,7 @@ def test_a_pyarrow_dataset_and_a_single_file_have_one_schema(latents: str) -> No
 
 
 def test_a_table_of_rejects_alone_reads_as_no_rows(tmp_path: Path) -> None:
-    """Hugging Face datasets is not among them: it refuses every data set of no rows."""
+    """Hugging Face datasets is not tested: it refuses data sets without rows."""
     table = writer(tmp_path)
     table.write_part(shard(), 0, samples=1, latents=[], rejects=[reject_row("a")])
     folder = tmp_path / "latents"

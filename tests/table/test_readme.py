@@ -1,4 +1,4 @@
-"""The code of the table's README does what it says."""
+"""Run the code of the table's README."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def _ray(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A quiet Ray for the block that uses it."""
+    """Start Ray, without its output, for the block that uses it."""
     if "to_ray" not in request.getfixturevalue("block"):
         yield
         return
@@ -51,7 +51,7 @@ def _ray(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_ray")
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_each_block_gives_the_codes_of_the_table(
+def test_each_code_block_reads_the_codes(
     block: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "pyspark" in block and not (find_spec("pyspark") and shutil.which("java")):
@@ -66,7 +66,7 @@ def test_each_block_gives_the_codes_of_the_table(
     assert codes.sum(dtype=np.float64) == pytest.approx(CODES.sum(dtype=np.float64), abs=1e-3)
 
 
-def test_every_reader_of_the_list_has_its_code() -> None:
+def test_every_listed_reader_has_a_code_block() -> None:
     text = "".join(BLOCKS)
     for reader in ("pyarrow", "pandas", "polars", "duckdb", "datasets", "to_ray", "pyspark"):
         assert reader in text

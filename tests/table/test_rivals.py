@@ -1,4 +1,4 @@
-"""Several runs over one shard: of commits and removals that cross, what is right stays."""
+"""Several runs over one shard: crossing commits and removals leave a correct table."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.table.rows import (
 
 
 def rival_part_size(root: object) -> TableWriter:
-    """A writer that is at work on the same shard and cuts it otherwise, into as many parts."""
+    """Return a writer of the same shard with another part size and as many parts."""
     rival = writer(root, part_size=5)
     rival.clear(rival.state(shard()))
     return rival
 
 
-def test_a_commit_after_a_rival_wrote_its_own_parts_is_refused(root: str) -> None:
+def test_a_commit_over_parts_of_a_rival_is_refused(root: str) -> None:
     table = writer(root)
     rows = {"samples": 1, "latents": [face_row("a")], "rejects": []}
     summary = table.write_part(shard(), 0, **rows)
@@ -44,8 +44,8 @@ def test_a_commit_after_a_rival_wrote_its_own_parts_is_refused(root: str) -> Non
     assert open_table(root).verify()["faces"] == 1
 
 
-def test_of_two_commits_the_one_whose_files_stand_is_kept(root: str) -> None:
-    """The first run stops between its look at the files and its manifest, and then goes on."""
+def test_the_commit_whose_files_are_stored_wins(root: str) -> None:
+    """The first run pauses between its check of the files and its manifest."""
     table = writer(root)
     summary = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
     rival = rival_part_size(root)
@@ -55,7 +55,7 @@ def test_of_two_commits_the_one_whose_files_stand_is_kept(root: str) -> None:
     assert open_table(root).verify()["faces"] == 1
 
 
-def test_a_commit_that_finds_its_files_gone_is_taken_back(
+def test_a_commit_without_its_files_is_withdrawn(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = writer(root)
@@ -72,7 +72,7 @@ def test_a_commit_that_finds_its_files_gone_is_taken_back(
     assert not table.store.exists("_shards/s-0.json")
 
 
-def test_what_was_committed_meanwhile_is_not_cleared(root: str) -> None:
+def test_a_shard_committed_meanwhile_is_not_cleared(root: str) -> None:
     table = writer(root)
     write_shard(table, shard(), commit=False)
     rival = writer(root, part_size=5)
@@ -82,10 +82,10 @@ def test_what_was_committed_meanwhile_is_not_cleared(root: str) -> None:
     assert open_table(root).verify()["faces"] == 4
 
 
-def test_a_commit_that_storage_did_not_let_check_is_taken_back(
+def test_a_commit_that_cannot_be_checked_is_withdrawn(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody knows whether its parts are there: the next run looks."""
+    """Its parts may be missing; the next run checks them."""
     table = writer(root)
     write_shard(table, shard(), commit=False)
     parts = table.state(shard()).parts.values()
@@ -102,7 +102,7 @@ def test_a_commit_that_storage_did_not_let_check_is_taken_back(
     assert table.state(shard()).done
 
 
-def test_a_changed_shard_that_another_run_did_again_meanwhile_is_not_cleared(root: str) -> None:
+def test_a_changed_shard_done_again_meanwhile_is_not_cleared(root: str) -> None:
     table = writer(root)
     write_shard(table, shard())
     state = table.state(shard(etag="etag-2"))
@@ -113,18 +113,18 @@ def test_a_changed_shard_that_another_run_did_again_meanwhile_is_not_cleared(roo
     assert table.store.names() == before
 
 
-def test_a_commit_that_comes_while_its_parts_are_cleared_goes_as_well(
+def test_a_commit_while_parts_are_cleared_is_removed(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = writer(root)
     write_shard(table, shard())
     state = table.state(shard(etag="etag-2"))
     remove = Store.remove
-    begun = []
+    removals = []
 
     def slow(store: Store, name: str) -> None:
-        if name.startswith("latents/") and not begun:
-            begun.append(name)
+        if name.startswith("latents/") and not removals:
+            removals.append(name)
             table.store.put("_shards/s-0.json", b"of another run")
         remove(store, name)
 
@@ -133,7 +133,7 @@ def test_a_commit_that_comes_while_its_parts_are_cleared_goes_as_well(
     assert [name for name in table.store.names() if "s-0" in name] == []
 
 
-def test_a_part_that_comes_after_the_commit_of_another_part_size_is_taken_back(root: str) -> None:
+def test_a_late_part_of_another_part_size_is_withdrawn(root: str) -> None:
     table, late = writer(root), writer(root, part_size=2)
     write_shard(table, shard())
     before = table.store.names()
@@ -143,11 +143,11 @@ def test_a_part_that_comes_after_the_commit_of_another_part_size_is_taken_back(r
     assert open_table(root).verify()["samples"] == 6
 
 
-def test_a_part_beyond_the_commit_of_fewer_samples_is_taken_back(root: str) -> None:
-    """Another `--limit`, or the shards before it, left less of the shard to the later run."""
+def test_a_late_part_beyond_a_commit_is_withdrawn(root: str) -> None:
+    """A smaller `--limit` gives the later run fewer samples of the shard."""
     late, table = writer(root, part_size=2), writer(root, part_size=2)
-    few = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
-    table.commit_shard(shard(), [few])
+    part = table.write_part(shard(), 0, samples=1, latents=[face_row("a")], rejects=[])
+    table.commit_shard(shard(), [part])
     with pytest.raises(TableError, match="another run has committed shard 's-0'"):
         late.write_part(shard(), 1, samples=1, latents=[face_row("c")], rejects=[])
     assert open_table(root).verify()["samples"] == 1
@@ -155,10 +155,10 @@ def test_a_part_beyond_the_commit_of_fewer_samples_is_taken_back(root: str) -> N
 
 @pytest.mark.parametrize(("dead_size", "size"), [(4, 2), (2, 4), (3, 2)])
 @pytest.mark.parametrize("written", [0, 1])
-def test_a_manifest_that_lands_when_its_run_is_dead_and_its_parts_are_gone_is_removed(
+def test_a_late_manifest_without_its_parts_is_removed(
     root: str, dead_size: int, size: int, written: int
 ) -> None:
-    """It names files that are gone, and would call the shard done for ever."""
+    """It names files that are deleted, and would mark the shard as done forever."""
     dead, table = writer(root, part_size=dead_size), writer(root, part_size=size)
     parts = write_six(dead)
     table.clear(table.state(shard()))
@@ -170,7 +170,7 @@ def test_a_manifest_that_lands_when_its_run_is_dead_and_its_parts_are_gone_is_re
 
 
 def write_six(table: TableWriter, parts: Iterable[int] | None = None) -> list[PartRecord]:
-    """The parts of these numbers, or all, of a shard of six faces."""
+    """Write these parts, or all, of a shard of six faces."""
     size = table.part_size
     done = []
     for part in range(-(-6 // size)) if parts is None else parts:
@@ -179,7 +179,7 @@ def write_six(table: TableWriter, parts: Iterable[int] | None = None) -> list[Pa
     return done
 
 
-def test_a_changed_shard_that_another_run_clears_while_states_are_read_is_open(root: str) -> None:
+def test_a_shard_cleared_while_states_are_read_is_open(root: str) -> None:
     table = writer(root)
     for name in ("s-0", "s-1"):
         write_shard(table, shard(name))
@@ -191,7 +191,7 @@ def test_a_changed_shard_that_another_run_clears_while_states_are_read_is_open(r
     assert states[1].stale == ()
 
 
-def test_a_commit_that_comes_while_a_false_one_is_found_out_stays(
+def test_a_commit_written_while_another_is_checked_is_kept(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dead, table = writer(root, part_size=4), writer(root, part_size=2)
@@ -202,10 +202,10 @@ def test_a_commit_that_comes_while_a_false_one_is_found_out_stays(
 
     def slow(late: TableWriter, record: ShardRecord) -> bool:
         monkeypatch.setattr(TableWriter, "_is_whole", real)
-        found = real(late, record)
+        is_whole = real(late, record)
         late.store.remove("_shards/s-0.json")
         late.commit_shard(shard(), write_six(late))
-        return found
+        return is_whole
 
     monkeypatch.setattr(TableWriter, "_is_whole", slow)
     write_six(table, [0])

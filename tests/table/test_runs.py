@@ -16,7 +16,7 @@ def record(table, minute, **facts):
     put_run(table.store, START + timedelta(minutes=minute), "ab", run)
 
 
-def test_the_view_has_a_row_a_run_in_their_order(tmp_path):
+def test_the_view_has_one_row_per_run_in_order(tmp_path):
     table = writer(tmp_path)
     record(table, 2, faces=3, identity_missed=2, stage_seconds={"align": 1.5}, exit_code=0)
     record(table, 1, faces=1, errors=["a", "b"], exit_code=1)
@@ -31,12 +31,12 @@ def test_the_view_has_a_row_a_run_in_their_order(tmp_path):
     assert rows["align_seconds"].isna().tolist() == [True, False]
 
 
-def test_a_table_that_no_run_has_touched_has_an_empty_view(tmp_path):
+def test_a_table_without_runs_has_an_empty_view(tmp_path):
     writer(tmp_path)
     assert open_table(str(tmp_path)).sql("SELECT * FROM runs").empty
 
 
-def test_seconds_a_face_are_those_of_all_runs_together(tmp_path):
+def test_seconds_per_face_cover_all_runs(tmp_path):
     table = writer(tmp_path)
     record(table, 1, faces=30, inversion_seconds=6.0)
     record(table, 2, faces=10, inversion_seconds=4.0, exit_code=1)
@@ -44,7 +44,7 @@ def test_seconds_a_face_are_those_of_all_runs_together(tmp_path):
     assert open_table(str(tmp_path)).seconds_per_face() == pytest.approx(0.25)
 
 
-def test_seconds_are_unknown_where_no_run_took_them(tmp_path):
+def test_seconds_are_unknown_without_a_measurement(tmp_path):
     table = writer(tmp_path)
     assert open_table(str(tmp_path)).seconds_per_face() is None
     record(table, 1, faces=30)
@@ -65,9 +65,9 @@ def test_seconds_are_unknown_where_no_run_took_them(tmp_path):
         {"updated": "yesterday"},
     ],
 )
-def test_an_account_that_is_none_is_named(tmp_path, facts):
+def test_an_invalid_run_record_is_named(tmp_path, facts):
     table = writer(tmp_path)
     record(table, 1, **facts)
     for read in (table_status, lambda uri: open_table(uri).sql("SELECT * FROM runs")):
-        with pytest.raises(TableError, match=r"_runs/2026.*is not the account of a run"):
+        with pytest.raises(TableError, match=r"_runs/2026.*is not the record of a run"):
             read(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Promises of rows becoming Arrow."""
+"""Conversion of rows to Arrow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_ids_name_shard_key_and_face() -> None:
     assert rejects["image_id"].to_pylist() == ["s/k", "s/k#1"]
 
 
-def test_values_come_back_as_they_went_in() -> None:
+def test_values_are_read_as_written() -> None:
     (row,) = latents_table([face_row("k")], COLUMNS, "s").to_pylist()
     assert row["shard"] == "s"
     assert row["landmarks"][67] == [134.0, 135.0]
@@ -32,7 +32,7 @@ def test_values_come_back_as_they_went_in() -> None:
     assert (np.array(row["w_plus"], np.float32) == code("k")).all()
 
 
-def test_what_was_not_measured_is_null() -> None:
+def test_unmeasured_values_are_null() -> None:
     row = face_row("k", id_similarity=np.float32("nan"), yaw=float("nan"))
     (stored,) = latents_table([row], COLUMNS, "s").to_pylist()
     assert stored["id_similarity"] is None
@@ -48,7 +48,7 @@ def test_a_prealigned_face_has_no_geometry() -> None:
     assert second["landmarks"] is not None
 
 
-def test_a_table_of_nothing_has_its_columns() -> None:
+def test_a_table_without_rows_has_its_columns() -> None:
     table = latents_table([], COLUMNS, "s")
     assert table.num_rows == 0
     assert table.schema.equals(COLUMNS.latents_schema())
@@ -68,7 +68,7 @@ def test_optional_columns_hold_every_step_and_the_pictures() -> None:
     assert table.schema.field("w_plus").type.value_type.value_type == pa.float32()
 
 
-def test_a_turn_has_a_column_only_where_turns_are_searched() -> None:
+def test_only_a_search_of_turns_adds_a_column() -> None:
     turned = Columns(N_STYLES, turn_deg=True)
     table = latents_table([face_row("k", turn_deg=270)], turned, "s")
     assert table["turn_deg"].to_pylist() == [270]
@@ -80,7 +80,7 @@ def test_a_turn_has_a_column_only_where_turns_are_searched() -> None:
 
 @pytest.mark.parametrize("shape", [(N_STYLES, 511), (N_STYLES + 1, 512), (512,)])
 def test_a_code_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(TableError, match="the table takes"):
+    with pytest.raises(TableError, match="the table needs"):
         latents_table([face_row("k", w_plus=np.zeros(shape))], COLUMNS, "s")
 
 
@@ -104,7 +104,7 @@ def test_a_value_of_another_type_is_refused_by_column() -> None:
         latents_table([face_row("k", landmarks=np.zeros((67, 2)))], COLUMNS, "s")
 
 
-def test_fields_of_the_input_are_columns_behind_the_others() -> None:
+def test_kept_fields_are_the_last_columns() -> None:
     kept = (("label", "int64"), ("seen", "timestamp[us, tz=UTC]"), ("a.b", "string"))
     columns = Columns(N_STYLES, kept=kept)
     rows = [

@@ -1,4 +1,4 @@
-"""The index spares a restart the manifests, and is believed only while they are what it says."""
+"""The index replaces the manifests at a restart, if its rows match them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SHARDS = [shard(f"s-{number}") for number in range(4)]
 
 @pytest.fixture(autouse=True)
 def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three shards are many."""
+    """Write an index file for every three shards."""
     monkeypatch.setattr(resume_module, "INDEXED_AT_ONCE", 3)
 
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The shards whose manifests were read."""
+    """Record the shards whose manifests are read."""
     shards: list[str] = []
 
     def counting(store: object, shard_id: str) -> ShardRecord:
@@ -44,7 +44,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def committed(table: TableWriter, shards: list[Shard] = SHARDS) -> list[tuple[int, int] | None]:
     done = [state.committed for state in table.states(shards)]
-    return [one and (one.samples, one.parts) for one in done]
+    return [counts and (counts.samples, counts.parts) for counts in done]
 
 
 def indexed(table: TableWriter) -> set[str]:
@@ -53,10 +53,10 @@ def indexed(table: TableWriter) -> set[str]:
     }
 
 
-def test_manifests_that_were_read_once_are_not_read_again(root: str, read: list[str]) -> None:
+def test_manifests_are_read_only_once(root: str, read: list[str]) -> None:
     table = writer(root)
-    for one in SHARDS:
-        write_shard(table, one)
+    for source in SHARDS:
+        write_shard(table, source)
     assert committed(table) == [(6, 2)] * 4
     assert sorted(read) == ["s-0", "s-1", "s-2", "s-3"]
     read.clear()
@@ -64,38 +64,38 @@ def test_manifests_that_were_read_once_are_not_read_again(root: str, read: list[
     assert read == []
 
 
-def test_few_shards_make_no_index(root: str) -> None:
+def test_a_small_table_gets_no_index(root: str) -> None:
     table = writer(root)
-    for one in SHARDS[:2]:
-        write_shard(table, one)
+    for source in SHARDS[:2]:
+        write_shard(table, source)
     committed(table)
     assert table.store.names("_index/") == []
 
 
 def test_a_dry_run_writes_no_index(root: str) -> None:
     table = writer(root)
-    for one in SHARDS:
-        write_shard(table, one)
+    for source in SHARDS:
+        write_shard(table, source)
     committed(TableWriter(root, table.spec, part_size=table.part_size, read_only=True))
     assert indexed(table) == set()
 
 
-def test_entries_of_commits_are_true_of_the_manifests(root: str, read: list[str]) -> None:
+def test_rows_of_commits_match_the_manifests(root: str, read: list[str]) -> None:
     table = writer(root)
     entries = []
-    for one in SHARDS:
-        write_shard(table, one, commit=False)
-        entries.append(commit(table, one))
+    for source in SHARDS:
+        write_shard(table, source, commit=False)
+        entries.append(commit(table, source))
     table.index(entries)
     assert committed(table) == [(6, 2)] * 4
     assert read == []
     assert [(entry.samples, entry.faces, entry.rejects) for entry in entries] == [(6, 4, 4)] * 4
 
 
-def test_an_input_that_changed_is_redone_though_the_index_knows_its_old_state(root: str) -> None:
+def test_a_changed_indexed_shard_is_done_again(root: str) -> None:
     table = writer(root)
-    for one in SHARDS:
-        write_shard(table, one)
+    for source in SHARDS:
+        write_shard(table, source)
     committed(table)
     changed = replace(SHARDS[1], etag="etag-2")
     (state,) = table.states([changed])
@@ -103,11 +103,11 @@ def test_an_input_that_changed_is_redone_though_the_index_knows_its_old_state(ro
     assert len(state.stale) == 5
 
 
-def test_what_the_index_says_of_a_manifest_that_is_gone_is_forgotten(root: str) -> None:
-    """The input changes and changes back, and the run between them leaves no index."""
+def test_a_row_without_its_manifest_is_ignored(root: str) -> None:
+    """The input changes and changes back, and the run in between writes no index."""
     table = writer(root)
-    for one in SHARDS:
-        write_shard(table, one)
+    for source in SHARDS:
+        write_shard(table, source)
     committed(table)
     changed = replace(SHARDS[1], etag="etag-2")
     for state in table.states([changed]):
@@ -115,13 +115,13 @@ def test_what_the_index_says_of_a_manifest_that_is_gone_is_forgotten(root: str) 
     assert indexed(table) == {"s-0", "s-2", "s-3"}
     write_shard(table, changed)
     (state,) = table.states([SHARDS[1]])
-    assert state.committed is None, "what lies there is of the state between"
+    assert state.committed is None, "the stored files are of the changed state"
 
 
-def test_a_damaged_index_costs_the_reading_of_manifests_alone(root: str, read: list[str]) -> None:
+def test_manifests_replace_a_damaged_index(root: str, read: list[str]) -> None:
     table = writer(root)
-    for one in SHARDS:
-        write_shard(table, one)
+    for source in SHARDS:
+        write_shard(table, source)
     committed(table)
     (name,) = table.store.names("_index/")
     table.store.put(name, b"PAR1 nothing PAR1")
@@ -130,28 +130,28 @@ def test_a_damaged_index_costs_the_reading_of_manifests_alone(root: str, read: l
     assert len(read) == 4
 
 
-def test_an_index_without_the_table_is_worth_nothing(root: str) -> None:
+def test_an_index_without_manifests_commits_nothing(root: str) -> None:
     table = writer(root)
-    for one in SHARDS:
-        write_shard(table, one)
+    for source in SHARDS:
+        write_shard(table, source)
     committed(table)
     table.store.remove(manifest_name("s-2"))
     states = [state.done for state in table.states(SHARDS)]
     assert states == [True, True, False, True]
 
 
-def test_the_name_of_an_index_file_is_that_of_its_content(root: str) -> None:
+def test_index_files_are_named_by_their_content(root: str) -> None:
     table = writer(root)
     write_shard(table, SHARDS[0])
     entry = table.with_manifest_etag(read_one(table.store, "s-0"))
     assert write_index(table.store, [entry]) == write_index(table.store, [entry])
 
 
-def test_an_index_of_earlier_versions_is_believed(root: str, read: list[str]) -> None:
+def test_an_index_of_earlier_versions_is_used(root: str, read: list[str]) -> None:
     """Without the columns that came since: or a start over a million shards reads all manifests."""
     table = writer(root)
-    for one in SHARDS:
-        write_shard(table, one)
+    for source in SHARDS:
+        write_shard(table, source)
     committed(table)
     (name,) = table.store.names("_index/")
     rows = pq.read_table(io.BytesIO(table.store.get(name))).drop_columns(["left_out"])
@@ -165,33 +165,35 @@ def test_an_index_of_earlier_versions_is_believed(root: str, read: list[str]) ->
     assert read == []
 
 
-def test_the_index_knows_what_readers_passed_over(root: str) -> None:
+def test_the_index_holds_files_that_readers_passed_over(root: str) -> None:
     table = writer(root)
     entries = []
-    for one in SHARDS:
-        write_shard(table, one, commit=False)
-        entries.append(commit(table, one, {".json": 2}))
+    for source in SHARDS:
+        write_shard(table, source, commit=False)
+        entries.append(commit(table, source, {".json": 2}))
     table.index(entries)
     assert table_stats(table.store).counts.left_out == {".json": 8}
 
 
-def test_what_the_index_knows_of_a_shard_is_found_as_it_was_committed(root: str) -> None:
+def test_an_indexed_shard_is_found_in_its_committed_state(root: str) -> None:
     table = writer(root)
-    for one in SHARDS[:2]:
-        write_shard(table, one, commit=False)
-    manifests = [table.commit_shard(one, table.state(one).parts.values()) for one in SHARDS[:2]]
+    for source in SHARDS[:2]:
+        write_shard(table, source, commit=False)
+    manifests = [
+        table.commit_shard(source, table.state(source).parts.values()) for source in SHARDS[:2]
+    ]
     table.index([table.with_manifest_etag(manifests[0])])
     committed = CommittedShards(table.store)
-    assert committed.among(["s-2", "s-1", "s-0"]) == [False, True, True]
-    assert [one.shard_id in committed for one in SHARDS[:3]] == [True, True, False]
+    assert committed.are_committed(["s-2", "s-1", "s-0"]) == [False, True, True]
+    assert [source.shard_id in committed for source in SHARDS[:3]] == [True, True, False]
     assert committed.find(SHARDS[:3]) == [Counts(shards=1, samples=6, parts=2), None, None]
     changed = [{"etag": "etag-2"}, {"size": 101}, {"uri": "s3://elsewhere/s-0.tar"}]
-    assert committed.find([replace(SHARDS[0], **one) for one in changed]) == [None] * 3
-    etags = [committed.unindexed_etag(one.shard_id) for one in SHARDS[:3]]
+    assert committed.find([replace(SHARDS[0], **change) for change in changed]) == [None] * 3
+    etags = [committed.unindexed_etag(source.shard_id) for source in SHARDS[:3]]
     assert etags == [None, table.store.info(manifest_name("s-1")).etag, None]
 
 
-def test_an_entry_of_another_manifest_is_not_believed(root: str) -> None:
+def test_a_row_of_another_manifest_is_ignored(root: str) -> None:
     table = writer(root)
     write_shard(table, SHARDS[0])
     table.index([table.with_manifest_etag(table.commit_shard(SHARDS[1], []))])
@@ -202,7 +204,7 @@ def test_an_entry_of_another_manifest_is_not_believed(root: str) -> None:
     assert committed.unindexed_etag("s-1")
 
 
-def test_of_two_entries_of_a_shard_the_one_of_its_manifest_is_believed(root: str) -> None:
+def test_the_row_that_matches_the_manifest_is_used(root: str) -> None:
     table = writer(root)
     old = table.with_manifest_etag(table.commit_shard(SHARDS[0], []))
     table.index([old])
@@ -214,9 +216,9 @@ def test_of_two_entries_of_a_shard_the_one_of_its_manifest_is_believed(root: str
     assert committed.find([changed, SHARDS[0]]) == [Counts(shards=1, samples=6, parts=2), None]
 
 
-def test_a_table_without_a_shard_has_none(tmp_path: Path) -> None:
+def test_a_table_without_shards_has_none_committed(tmp_path: Path) -> None:
     committed = CommittedShards(writer(tmp_path).store)
-    assert committed.among([]) == []
+    assert committed.are_committed([]) == []
     assert "s-0" not in committed
     assert committed.find([shard()]) == [None]
 
@@ -225,9 +227,9 @@ def test_an_indexed_shard_costs_less_than_a_hundred_bytes(tmp_path: Path) -> Non
     table, shards = writer(tmp_path), [shard(f"s-{number:05d}") for number in range(6000)]
     (tmp_path / "_shards").mkdir()
     entries = []
-    for one in shards:
-        manifest = ShardRecord.of(one, [], table.spec.fingerprint, 4)
-        (tmp_path / manifest_name(one.shard_id)).write_bytes(to_json(manifest.to_dict()))
+    for source in shards:
+        manifest = ShardRecord.of(source, [], table.spec.fingerprint, 4)
+        (tmp_path / manifest_name(source.shard_id)).write_bytes(to_json(manifest.to_dict()))
         entries.append(table.with_manifest_etag(manifest))
     write_index(table.store, entries)
     CommittedShards(table.store)  # what the first call of its libraries leaves behind

@@ -1,4 +1,4 @@
-"""Promises of shard manifests."""
+"""Manifests of shards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def manifest(etag: str = "etag-1", part_size: int = 4) -> ShardRecord:
     return ShardRecord.of(shard(etag=etag), PARTS, "fingerprint", part_size)
 
 
-def test_what_is_written_is_read(root: str) -> None:
+def test_a_manifest_is_read_as_written(root: str) -> None:
     store = Store(root)
     manifest().write(store)
     assert read_shard_record(store, "s-0") == manifest()
@@ -42,12 +42,12 @@ def test_the_same_commit_twice_is_harmless(root: str) -> None:
 
 
 @pytest.mark.parametrize("late", [manifest(etag="etag-0"), manifest(part_size=3)])
-def test_a_manifest_is_not_put_over_another(root: str, late: ShardRecord) -> None:
+def test_a_manifest_does_not_replace_another(root: str, late: ShardRecord) -> None:
     store = Store(root)
     assert manifest().write(store)
     assert not late.write(store)
     assert read_shard_record(store, "s-0") == manifest()
-    assert late.write(store, anyway=True)
+    assert late.write(store, replace=True)
     assert read_shard_record(store, "s-0") == late
 
 
@@ -61,17 +61,17 @@ def test_a_damaged_manifest_is_named(root: str) -> None:
         read_shard_record(store, "s-0")
 
 
-def test_what_a_reader_passed_over_stands_in_the_manifest(root: str) -> None:
+def test_the_manifest_holds_files_that_readers_passed_over(root: str) -> None:
     store = Store(root)
     left_out = {".json": 3, "(hidden)": 1}
-    made = ShardRecord.of(shard(), PARTS, "fingerprint", 4, left_out)
-    made.write(store)
-    assert read_shard_record(store, "s-0") == made
+    written = ShardRecord.of(shard(), PARTS, "fingerprint", 4, left_out)
+    written.write(store)
+    assert read_shard_record(store, "s-0") == written
     assert read_shard_record(store, "s-0").counts.left_out == left_out
 
 
 def test_a_manifest_of_earlier_versions_passed_over_nothing(root: str) -> None:
-    """One that passed over nothing is written as it was then, byte for byte."""
+    """Without such files a manifest has the bytes of earlier versions."""
     store = Store(root)
     manifest().write(store)
     assert b"left_out" not in store.get(manifest_name("s-0"))
@@ -79,7 +79,7 @@ def test_a_manifest_of_earlier_versions_passed_over_nothing(root: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ['"x"', '{".json": "3"}', "[]"])
-def test_counts_of_a_manifest_that_are_none_are_told(root: str, wrong: str) -> None:
+def test_invalid_counts_of_a_manifest_are_reported(root: str, wrong: str) -> None:
     store = Store(root)
     manifest().write(store)
     text = store.get(manifest_name("s-0")).decode().rstrip().removesuffix("}")

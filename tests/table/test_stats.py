@@ -1,4 +1,4 @@
-"""Promises of the sums that a part, a shard and a table keep of their rows."""
+"""Counts and metric sums of parts, shards and tables."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_face_that_stopped_early_counts_with_its_last_value() -> None:
     assert means["id_similarity"] == [None, None, None]
 
 
-def test_a_metric_that_some_faces_lack_is_of_the_others() -> None:
+def test_faces_without_a_metric_are_not_in_its_mean() -> None:
     means = stats([row("a", 4.0, 2.0), face_row("b"), row("c", 1.0)]).sums.means()
     assert means["l2"] == pytest.approx([5.5 / 3, 3.25 / 3, 3.125 / 3])
     assert means["id_similarity"] == [None, 0.25, 0.5]
@@ -61,12 +61,12 @@ def test_a_metric_that_some_faces_lack_is_of_the_others() -> None:
 
 def test_rejects_are_counted_by_reason_and_faces_with_an_identity() -> None:
     rejects = [reject_row("d"), reject_row("e", "crashed"), reject_row("f")]
-    found = stats([face_row("a"), row("b", 1.0)], rejects)
-    assert (dict(found.counts.reasons), found.sums.identified) == ({"crashed": 1, "no_face": 2}, 1)
+    total = stats([face_row("a"), row("b", 1.0)], rejects)
+    assert (dict(total.counts.reasons), total.sums.identified) == ({"crashed": 1, "no_face": 2}, 1)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])
-def test_parts_add_up_to_what_their_rows_give_together(cut: int) -> None:
+def test_sums_of_parts_equal_sums_of_all_rows(cut: int) -> None:
     faces = [row("a", 4.0, 2.0, 1.0), row("b", 8.0), face_row("c")]
     rejects = [reject_row("d"), reject_row("e", "crashed"), reject_row("f")]
     parts = [stats(faces[:cut], rejects[:cut]), stats(faces[cut:], rejects[cut:])]
@@ -75,15 +75,15 @@ def test_parts_add_up_to_what_their_rows_give_together(cut: int) -> None:
     assert sum(parts[::-1], Stats()).figures_text() == whole
 
 
-def test_codes_that_were_not_measured_count_for_nothing() -> None:
-    """As they are imported from files alone."""
+def test_unmeasured_codes_are_in_no_mean() -> None:
+    """Codes imported without images have no metrics."""
     unmeasured = face_row("a", **dict.fromkeys((*OF_STEPS, *FINAL)))
     assert stats([unmeasured]).sums.steps == 0
     assert stats([unmeasured, row("b", 4.0, 2.0)]).sums.means()["l2"] == [4.0, 2.0]
 
 
-def test_a_code_whose_steps_nobody_knows_counts_as_one_step() -> None:
-    """As codes of single files are imported and measured."""
+def test_a_code_with_unknown_steps_counts_as_one_step() -> None:
+    """Codes imported from single files are measured without steps."""
     measured = face_row("a", **dict.fromkeys(OF_STEPS), id_similarity=None)
     means = stats([measured]).sums.means()
     assert (means["l2"], means["psnr"], means["lpips"]) == ([0.125], [18.0], [0.25])
@@ -101,34 +101,34 @@ def test_the_infinite_psnr_of_two_equal_images_is_in_no_mean() -> None:
     assert means["l2"] == [15.25, 20.25]
 
 
-def test_nothing_has_no_means() -> None:
+def test_empty_sums_have_no_means() -> None:
     assert (MetricSums().steps, MetricSums().means()) == (0, {})
     assert (stats([]).sums.steps, stats([]).sums.means()["l2"]) == (0, [])
 
 
-def test_a_table_adds_up_to_what_sql_says_of_its_rows(tmp_path: Path) -> None:
+def test_table_stats_equal_sql_over_its_rows(tmp_path: Path) -> None:
     table = writer(tmp_path)
     for name in ("s-0", "s-1"):
         write_shard(table, shard(name))
     early = table.write_part(shard("s-2"), 0, samples=1, latents=[row("z", 8.0)], rejects=[])
     table.commit_shard(shard("s-2"), [early])
-    found = table_stats(table.store)
+    total = table_stats(table.store)
     opened = open_table(str(tmp_path))
     for name in PER_STEP:
         expected = opened.sql(
             f"SELECT avg({name}_per_step[least(step, steps)]) AS mean, step FROM latents,"
             " (SELECT unnest(range(1, 4)) AS step) GROUP BY step ORDER BY step"
         )
-        means = [math.nan if mean is None else mean for mean in found.sums.means()[name]]
+        means = [math.nan if mean is None else mean for mean in total.sums.means()[name]]
         assert means == pytest.approx(expected["mean"].tolist(), nan_ok=True)
     reasons = opened.sql("SELECT reason, count(*) AS rows FROM rejects GROUP BY reason")
-    assert dict(found.counts.reasons) == dict(zip(reasons.reason, reasons.rows, strict=True))
-    counts = found.counts
+    assert dict(total.counts.reasons) == dict(zip(reasons.reason, reasons.rows, strict=True))
+    counts = total.counts
     assert (counts.shards, counts.samples, counts.faces, counts.rejects) == (3, 13, 9, 8)
-    assert found.sums.identified == 8
+    assert total.sums.identified == 8
 
 
-def test_files_and_manifests_hold_them(root: str) -> None:
+def test_footers_and_manifests_hold_the_figures(root: str) -> None:
     table = writer(root)
     write_shard(table, shard())
     latents = read_metadata(table.store, "latents/s-0-00000.parquet")["figures"]
@@ -139,26 +139,26 @@ def test_files_and_manifests_hold_them(root: str) -> None:
     assert manifest.stats.sums.counts["id_similarity"] == [0, 4, 4]
 
 
-def test_parts_that_are_found_again_have_theirs(root: str) -> None:
-    """Their footers are read by the next run, which commits their shard."""
+def test_resumed_parts_have_their_figures(root: str) -> None:
+    """The next run reads their footers and commits their shard."""
     table = writer(root)
     write_shard(table, shard(), commit=False)
     manifest = table.commit_shard(shard(), table.state(shard()).parts.values())
     assert manifest.stats.counts.reasons == {"crashed": 1, "face_too_small": 1, "no_face": 2}
 
 
-def test_the_file_that_stands_gives_its_own(root: str) -> None:
-    """The same faces on another kind of GPU: other numbers, of which the first ones stay."""
+def test_figures_are_those_of_the_stored_file(root: str) -> None:
+    """Another kind of GPU gives other numbers for the same faces; the first ones are kept."""
     table = writer(root)
     table.write_part(shard(), 0, samples=1, latents=[row("a", 4.0)], rejects=[])
     late = table.write_part(shard(), 0, samples=1, latents=[row("a", 4.5)], rejects=[])
     assert late.stats.sums.means()["l2"] == [4.0]
 
 
-def test_text_and_back() -> None:
-    found = stats([row("a", 4.0, 2.0, 1.0), face_row("b")], [reject_row("c")])
-    read = Stats.from_text(found.figures_text(), found.counts)
-    assert read == found
+def test_figures_survive_text_and_back() -> None:
+    total = stats([row("a", 4.0, 2.0, 1.0), face_row("b")], [reject_row("c")])
+    read = Stats.from_text(total.figures_text(), total.counts)
+    assert read == total
 
 
 @pytest.mark.parametrize(
@@ -182,20 +182,20 @@ def test_text_and_back() -> None:
         {"sums": {**EVERY, "l2": 1}, "counts": EVERY},
     ],
 )
-def test_what_are_no_figures_is_refused(facts: Any) -> None:
-    with pytest.raises(TypeError, match="no figures"):
+def test_invalid_figures_are_refused(facts: Any) -> None:
+    with pytest.raises(TypeError, match="figures are damaged"):
         Stats.from_figures(facts)
     with pytest.raises(TableError, match="index is damaged"):
         Stats.from_text(json.dumps(facts))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
-def test_damaged_text_is_refused(text: str) -> None:
+def test_damaged_figures_text_is_refused(text: str) -> None:
     with pytest.raises(TableError, match="index is damaged"):
         Stats.from_text(text)
 
 
-def test_counts_travel_in_a_row_and_add_up() -> None:
+def test_counts_survive_a_row_and_add_up() -> None:
     part = Counts(
         parts=1,
         samples=4,

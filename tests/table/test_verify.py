@@ -1,4 +1,4 @@
-"""verify() finds what is broken."""
+"""`verify` finds every kind of damage that it checks."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def change_manifest(store: Store, **changes: Any) -> None:
     store.put("_shards/s-0.json", json.dumps({**manifest, **changes}).encode())
 
 
-def test_a_sound_table_gives_its_counts(filled: str) -> None:
+def test_a_sound_table_returns_its_counts(filled: str) -> None:
     twice = {name: 2 * count for name, count in COUNTS_OF_ONE.items()}
     assert open_table(filled).verify() == twice
     assert open_table(filled).verify(checksums=False) == twice
 
 
-def test_samples_in_are_samples_out(store: Store) -> None:
+def test_samples_with_faces_and_rejected_add_up(store: Store) -> None:
     counts = open_table(store.root).verify()
     assert counts["samples"] == counts["samples_with_faces"] + counts["samples_rejected"] == 6
 
@@ -67,7 +67,7 @@ def test_rejects_of_two_images_may_share_an_id(tmp_path: Path) -> None:
     assert open_table(str(tmp_path)).verify()["rejects"] == 2
 
 
-def test_a_manifest_that_adds_up_otherwise_is_found(store: Store) -> None:
+def test_a_manifest_with_other_sums_is_found(store: Store) -> None:
     figures = json.loads(store.get("_shards/s-0.json"))["figures"]
     change_manifest(store, figures={**figures, "identified": 3})
     broken(store, "other figures than its manifest", checksums=False)
@@ -107,7 +107,7 @@ def test_a_part_of_another_state_of_the_shard_is_found(store: Store, tmp_path: P
     broken(store, "made with another shard_etag", checksums=False)
 
 
-def test_a_face_that_is_there_twice_is_found(tmp_path: Path) -> None:
+def test_a_duplicate_face_is_found(tmp_path: Path) -> None:
     table = writer(tmp_path)
     parts = [
         table.write_part(shard(), part, samples=1, latents=[face_row("a")], rejects=[])
@@ -134,12 +134,12 @@ def test_parts_without_a_manifest_are_found(store: Store) -> None:
     broken(store, r"'latents/s-1-00000.parquet' belongs to no committed shard.*and 3 more problems")
 
 
-def test_a_stray_file_is_found(store: Store) -> None:
+def test_a_foreign_file_is_found(store: Store) -> None:
     store.put("latents/copy of s-0.parquet", b"")
     broken(store, "'latents/copy of s-0.parquet' belongs to no committed shard")
 
 
-def test_a_leftover_of_a_killed_writer_is_no_stray_file(store: Store) -> None:
+def test_a_temporary_file_of_a_killed_writer_is_ignored(store: Store) -> None:
     (Path(store.root) / "latents" / ".s-0-00000.parquet.1-ab.tmp").write_bytes(b"half")
     assert open_table(store.root).verify() == COUNTS_OF_ONE
 
@@ -172,7 +172,7 @@ PART = {
 PART_RECORD = PartRecord(figures=Stats().figures_text())
 
 
-def test_every_field_of_a_manifest_is_forged_here_or_has_no_proof() -> None:
+def test_every_manifest_field_is_covered_here() -> None:
     document = ShardRecord.of(shard(), [PART_RECORD], "", 4, {".json": 1}).to_dict()
     assert set(MANIFEST) | NO_PROOF_OF_MANIFEST == document.keys()
     assert PART.keys() == document["parts"][0].keys()
@@ -193,7 +193,7 @@ def test_a_shard_of_another_kind_is_found(store: Store, kind: str) -> None:
 
 @pytest.mark.parametrize("field", PART)
 def test_a_forged_field_of_a_part_is_found(store: Store, field: str) -> None:
-    """The sum over the parts stays right."""
+    """The sums over the parts stay correct."""
     parts = json.loads(store.get("_shards/s-0.json"))["parts"]
     before, parts[0][field] = parts[0][field], PART[field]
     if field in ("samples", "faces", "rejects"):
@@ -217,10 +217,10 @@ def test_a_shard_from_another_place_is_found(tmp_path: Path, uri: str) -> None:
 def test_a_shard_outside_the_input_is_found(tmp_path: Path) -> None:
     layout = {"input": "s3://in/a", "files_per_shard": 1000}
     table = writer(tmp_path, layout=layout)
-    for one in (shard("s-0", uri="s3://in/a/s-0.tar"), shard("s-1", uri="s3://in/a/s-1.tar")):
-        row = face_row("a", source_uri=f"{one.uri}/a.jpg")
-        part = table.write_part(one, 0, samples=1, latents=[row], rejects=[])
-        table.commit_shard(one, [part])
+    for source in (shard("s-0", uri="s3://in/a/s-0.tar"), shard("s-1", uri="s3://in/a/s-1.tar")):
+        row = face_row("a", source_uri=f"{source.uri}/a.jpg")
+        part = table.write_part(source, 0, samples=1, latents=[row], rejects=[])
+        table.commit_shard(source, [part])
     assert open_table(str(tmp_path)).verify()["shards"] == 2
     document = json.loads(table.store.get("_table.json"))
     document["layout"]["input"] = "s3://in/a/s-0.tar"
@@ -232,12 +232,12 @@ def table_from(root: Path, place: str, *shards: Shard, **config: Any) -> Store:
     """A sound table of the input `place`."""
     layout = {"input": place, "files_per_shard": 1000}
     table = writer(root, layout=layout, config={"input": place, **config})
-    for one in shards:
-        source = one.source if one.kind == "list" else f"{one.source.removesuffix('/')}/a.jpg"
+    for source in shards:
+        uri = source.source if source.kind == "list" else f"{source.source.removesuffix('/')}/a.jpg"
         part = table.write_part(
-            one, 0, samples=1, latents=[face_row("a", source_uri=source)], rejects=[]
+            source, 0, samples=1, latents=[face_row("a", source_uri=uri)], rejects=[]
         )
-        table.commit_shard(one, [part])
+        table.commit_shard(source, [part])
     return table.store
 
 
@@ -279,14 +279,14 @@ def test_an_input_that_no_shard_came_from_is_found(tmp_path: Path, kind: str) ->
     ("name", "value", "otherwise"),
     [("sniff", True, False), ("image_field", "all", "one"), ("image_column", "png", "jpg")],
 )
-def test_a_layout_that_reads_otherwise_than_the_config_is_found(
+def test_a_layout_that_contradicts_the_config_is_found(
     tmp_path: Path, name: str, value: Any, otherwise: Any
 ) -> None:
     place, *shards = INPUTS["folder of shards"]
     store = table_from(tmp_path, place, *shards, **{name: value})
-    for found, sound in ((value, True), (otherwise, False)):
+    for stored, sound in ((value, True), (otherwise, False)):
         document = json.loads(store.get("_table.json"))
-        document["layout"][name] = found
+        document["layout"][name] = stored
         store.put("_table.json", json.dumps(document).encode())
         if sound:
             assert open_table(store.root).verify()["shards"] == 1
@@ -294,16 +294,16 @@ def test_a_layout_that_reads_otherwise_than_the_config_is_found(
             broken(store, f"the config has {name}", checksums=False)
 
 
-def test_codes_imported_without_images_sniff_nothing(tmp_path: Path) -> None:
+def test_an_import_without_images_may_omit_sniff(tmp_path: Path) -> None:
     write_shard(writer(tmp_path, config={"images": None, "sniff": True}), shard())
     assert open_table(str(tmp_path)).verify() == COUNTS_OF_ONE
 
 
 @pytest.mark.parametrize("part", ["layout", "config", "settings", "model", "metrics"])
-def test_a_part_of_the_description_that_is_a_list_is_found(store: Store, part: str) -> None:
+def test_a_list_instead_of_a_section_is_found(store: Store, part: str) -> None:
     document = {**json.loads(store.get("_table.json")), part: []}
     store.put("_table.json", json.dumps(document).encode())
-    with pytest.raises(TableError, match=f"incomplete: its {part} is no JSON object"):
+    with pytest.raises(TableError, match=f"incomplete: its {part} is not a JSON object"):
         open_table(store.root)
 
 
@@ -327,7 +327,7 @@ MODELLED = {
 
 @pytest.fixture(scope="module")
 def modelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of a table whose model's bundle is on this machine."""
+    """Files of a table whose model is a bundle on this machine."""
     folder = tmp_path_factory.mktemp("modelled")
     write_tiny_bundle(str(folder / "bundle"))
     model = load_model(str(folder / "bundle"))
@@ -353,7 +353,7 @@ FORGED = [
 
 
 @pytest.mark.parametrize(("part", "name", "value"), FORGED)
-def test_a_forged_field_of_the_description_is_found(
+def test_a_forged_field_of_the_spec_is_found(
     tmp_path: Path, modelled: dict[str, bytes], part: str, name: str, value: Any
 ) -> None:
     write_case(modelled, tmp_path)
@@ -365,7 +365,7 @@ def test_a_forged_field_of_the_description_is_found(
 
 
 @pytest.mark.parametrize("name", ["schema_version", "fingerprint"])
-def test_a_forged_name_of_the_settings_is_found(
+def test_a_forged_name_in_the_settings_is_found(
     tmp_path: Path, modelled: dict[str, bytes], name: str
 ) -> None:
     write_case(modelled, tmp_path)
@@ -386,7 +386,7 @@ def test_a_link_to_a_folder_is_found(store: Store, tmp_path: Path) -> None:
     broken(store, "'rejects/more' is a link to a folder", checksums=False)
 
 
-LINE = {
+ROW = {
     "uri": "s3://in/x.tar",
     "etag": "etag-2",
     "size": 101,
@@ -398,10 +398,10 @@ LINE = {
 }
 
 
-@pytest.mark.parametrize("field", LINE)
-def test_a_forged_line_of_the_index_is_found(store: Store, field: str) -> None:
+@pytest.mark.parametrize("field", ROW)
+def test_a_forged_index_row_is_found(store: Store, field: str) -> None:
     record = writer(store.root).with_manifest_etag(read_shard_record(store, "s-0"))
     write_index(store, [record])
     assert open_table(store.root).verify() == COUNTS_OF_ONE
-    write_index(store, [replace(record, **{field: LINE[field]})])
-    broken(store, "the index says of shard 's-0' what its manifest does not", checksums=False)
+    write_index(store, [replace(record, **{field: ROW[field]})])
+    broken(store, "the index row of shard 's-0' differs from its manifest", checksums=False)

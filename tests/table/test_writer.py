@@ -1,4 +1,4 @@
-"""Promises of resuming and committing."""
+"""Resumed runs and commits of shards."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_resuming_and_running_through_give_the_same_table(tmp_path: Path) -> Non
     assert all(through.get(name) == resumed.get(name) for name in through.names())
 
 
-def test_the_states_of_many_shards_are_those_of_each(root: str) -> None:
+def test_states_of_many_shards_equal_single_states(root: str) -> None:
     table = writer(root)
     shards = [shard(f"s-{i}") for i in range(5)]
     write_shard(table, shards[1])
@@ -81,14 +81,14 @@ def test_the_states_of_many_shards_are_those_of_each(root: str) -> None:
     write_shard(table, shard("s-3", "old"))
     write_shard(table, shard("s-4", "old"), commit=False)
     states = list(table.states(shards))
-    assert states == [table.state(one) for one in shards]
+    assert states == [table.state(source) for source in shards]
     assert [state.done for state in states] == [False, True, False, False, False]
     assert [len(state.parts) for state in states] == [0, 0, 2, 0, 0]
     assert [len(state.stale) for state in states] == [0, 0, 0, 5, 4]
 
 
 @pytest.mark.parametrize("change", [{"etag": "etag-2"}, {"size": 101}])
-def test_a_changed_shard_is_redone_whole(root: str, change: dict[str, object]) -> None:
+def test_a_changed_shard_is_done_again_whole(root: str, change: dict[str, object]) -> None:
     table = writer(root)
     write_shard(table, shard())
     write_shard(table, shard("s-0-00000"))  # whose files start with the name of the other
@@ -129,7 +129,7 @@ def test_a_damaged_part_is_done_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [b"", b"\0\0\0\0PAR1", b"\xff\xff\xff\x7fPAR1"])
 def test_a_part_with_a_damaged_footer_is_done_again(root: str, end: bytes) -> None:
-    """The magic number is whole, and Arrow calls what comes before it an error of the system."""
+    """For a damaged footer before a valid magic number Arrow raises OSError."""
     table = writer(root)
     write_shard(table, shard(), commit=False)
     name = "latents/s-0-00000.parquet"
@@ -150,7 +150,7 @@ def test_a_footer_longer_than_one_read_is_read_whole(
     assert sorted(writer(tmp_path).state(shard()).parts) == [0, 1]
 
 
-def test_a_shard_of_that_name_from_another_place_is_refused(root: str) -> None:
+def test_a_shard_from_another_place_is_refused(root: str) -> None:
     table = writer(root)
     write_shard(table, shard())
     with pytest.raises(InputError, match=r"'s3://in/s-0\.tar'.*'s3://elsewhere/s-0\.tar'"):
@@ -180,10 +180,10 @@ def test_a_shard_without_samples_can_be_committed(tmp_path: Path) -> None:
     assert open_table(str(tmp_path)).verify()["shards"] == 1
 
 
-def test_a_commit_on_a_disk_looks_at_its_own_files_alone(
+def test_a_commit_on_a_disk_lists_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each part of a table would make every later commit of it slower."""
+    """Otherwise every part of a table would slow down all later commits."""
     table = writer(tmp_path)
     write_shard(table, shard("s-1"))
     write_shard(table, shard(), commit=False)
@@ -194,20 +194,20 @@ def test_a_commit_on_a_disk_looks_at_its_own_files_alone(
     assert listed == []
 
 
-def test_a_writer_travels_to_other_processes(root: str) -> None:
+def test_a_writer_can_be_pickled(root: str) -> None:
     table: TableWriter = pickle.loads(pickle.dumps(writer(root)))
     write_shard(table, shard())
     assert table.state(shard()).done
 
 
-def test_the_description_is_made_once(root: str) -> None:
+def test_the_spec_is_written_once(root: str) -> None:
     writer(root)
     before = Store(root).get("_table.json")
     writer(root, config={"batch_size": 64})
     assert Store(root).get("_table.json") == before
 
 
-def test_other_settings_are_refused_and_spelled_out(root: str) -> None:
+def test_other_settings_are_refused_and_listed(root: str) -> None:
     writer(root)
     settings = {"weights": "abc", "steps": 5, "alignment": {"faces": "all"}, "extra": 1}
     with pytest.raises(FingerprintError) as caught:
@@ -222,7 +222,7 @@ def test_other_settings_are_refused_and_spelled_out(root: str) -> None:
     ]
 
 
-def test_a_setting_as_before_it_existed_leaves_no_trace(root: str) -> None:
+def test_an_earlier_value_is_not_stored(root: str) -> None:
     before = writer(root).spec.fingerprint
     settings = dict(DESCRIPTION.settings)
     same = writer(root, settings={**settings, "precision": "float32"})
@@ -235,21 +235,21 @@ def test_a_setting_as_before_it_existed_leaves_no_trace(root: str) -> None:
         writer(root, settings={**settings, "alignment": {**aligned, "icc": "apply"}})
 
 
-def test_how_archives_are_read_is_continued_by_its_flags(root: str) -> None:
+def test_flags_continue_how_archives_are_read(root: str) -> None:
     layout = dict(DESCRIPTION.layout)
     before = writer(root).store.get("_table.json")
     assert b"kept" not in before
     writer(root, layout={**layout, "image_field": "all", "image_column": None})
-    asked = {**layout, "image_field": "one", "image_column": "image"}
+    changed = {**layout, "image_field": "one", "image_column": "image"}
     kept = Columns(6, kept=(("label", "int64"), ("caption", "string")))
     with pytest.raises(FingerprintError) as caught:
-        writer(root, layout=asked, columns=kept)
+        writer(root, layout=changed, columns=kept)
     assert str(caught.value).splitlines()[-1] == (
         "to continue it as it was made: --image-field all no --keep-columns no --image-column"
     )
     other = f"{root}-2"
-    writer(other, layout=asked, columns=kept, config={"keep_columns": "label,caption"})
-    again = writer(other, layout=asked, columns=kept)
+    writer(other, layout=changed, columns=kept, config={"keep_columns": "label,caption"})
+    again = writer(other, layout=changed, columns=kept)
     assert again.spec.columns == read_spec(again.store).columns == kept
     with pytest.raises(FingerprintError) as caught:
         writer(other)
@@ -260,7 +260,7 @@ def test_how_archives_are_read_is_continued_by_its_flags(root: str) -> None:
 
 
 @pytest.mark.parametrize("kept", [[["a", "binary"]], [["a"]], 5, [["a", "int64", "b"]]])
-def test_fields_of_no_known_type_make_no_table(root: str, kept: object) -> None:
+def test_kept_fields_of_unknown_type_are_refused(root: str, kept: object) -> None:
     store = writer(root).store
     document = json.loads(store.get("_table.json"))
     document["columns"]["kept"] = kept
@@ -292,7 +292,7 @@ def test_runs_are_recorded_by_start_and_id(tmp_path: Path) -> None:
     assert b'"exit_code": 0' in Store(str(tmp_path)).get(name)
 
 
-def test_a_planted_secret_lands_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_written_to_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "planted-secret-0123456789"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     config = {"endpoint": f"http://x?k={secret}", "nested": [{"password": "also-planted"}]}
@@ -306,10 +306,10 @@ def test_a_planted_secret_lands_in_no_file(tmp_path: Path, monkeypatch: pytest.M
         assert b"also-planted" not in path.read_bytes(), path
 
 
-def test_a_changed_shard_on_a_disk_is_cleared_without_a_look_at_the_others(
+def test_clearing_a_shard_on_a_disk_lists_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two files for a few hundred images, of all shards, are gigabytes at 10^9."""
+    """The names of all part files take gigabytes of memory for 10^9 images."""
     table = writer(tmp_path)
     for name in ("s-0", "s-1"):
         write_shard(table, shard(name))

@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def write_shard(path: Path, count: int, seed: int) -> None:
-    """`count` pairs whose flat colour is a function of the code's first three numbers."""
+    """Write `count` pairs with a flat colour computed from the code's first three numbers."""
     rng = np.random.default_rng(seed)
     with tarfile.open(path, "w") as tar:
         for index in range(count):

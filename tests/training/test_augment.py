@@ -19,17 +19,17 @@ def test_augmented_images_keep_shape_and_range():
     assert not torch.equal(changed, images)
 
 
-def test_geometry_never_invents_colours():
+def test_geometry_adds_no_new_colours():
     flat = torch.full((4, 3, 32, 32), 0.25)
     assert torch.allclose(jitter_geometry(flat), flat, atol=1e-5)
 
 
-def test_colour_changes_are_the_same_over_an_image():
+def test_colour_changes_are_uniform_per_image():
     flat = torch.zeros(4, 3, 8, 8)
     assert jitter_colour(flat).flatten(2).std(dim=2).max() < 1e-6
 
 
-def test_softening_keeps_an_image_or_lowers_its_contrast():
+def test_blur_never_raises_contrast():
     torch.manual_seed(1)
     noise = torch.randn(30, 3, 16, 16)
     ratios = soften(noise).flatten(1).std(dim=1) / noise.flatten(1).std(dim=1)
@@ -38,10 +38,10 @@ def test_softening_keeps_an_image_or_lowers_its_contrast():
     assert ratios[~kept].max() < 0.7
 
 
-def test_a_photograph_and_its_look_move_together():
+def test_paired_images_get_the_same_augmentation():
     smooth = torch.linspace(-0.5, 0.5, 32).expand(8, 3, 32, 32)
-    photo, look = augment_alike(smooth, smooth)
-    assert (photo - look).abs().max() < 0.05  # but for the softening
+    photo, target = augment_alike(smooth, smooth)
+    assert (photo - target).abs().max() < 0.05  # except for the blur
 
 
 def test_half_of_the_images_are_mirrored():
@@ -51,8 +51,8 @@ def test_half_of_the_images_are_mirrored():
     assert 8 < int(mirrored) < 32
 
 
-def test_both_of_a_pair_are_mirrored_alike():
+def test_paired_images_are_mirrored_together():
     ramp = torch.linspace(-1, 1, 8).expand(40, 3, 8, 8)
-    one, other = flip_alike(ramp, -ramp)
-    assert torch.equal(one, -other)
-    assert 0 < int((one[:, 0, 0, 0] > 0).sum()) < 40
+    images, targets = flip_alike(ramp, -ramp)
+    assert torch.equal(images, -targets)
+    assert 0 < int((images[:, 0, 0, 0] > 0).sum()) < 40

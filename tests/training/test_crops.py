@@ -18,7 +18,7 @@ from pipeline.training.data import (
 
 @pytest.fixture
 def crops(tmp_path) -> Crops:
-    """Seven crops in three files, each of its own grey."""
+    """Seven crops in three files, each with a different grey."""
     store, files = Store(str(tmp_path)), []
     for number, greys in enumerate([(0, 1, 2), (3,), (4, 5, 6)]):
         images = torch.tensor(greys, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
@@ -28,24 +28,24 @@ def crops(tmp_path) -> Crops:
     return Crops(store, window=1)
 
 
-def test_crops_are_found_by_their_number_across_files(crops):
+def test_crops_are_read_by_number_across_files(crops):
     index = torch.tensor([6, 0, 3, 2, 4])
     assert crops.images(index)[:, 0, 0, 0].tolist() == index.tolist()
     assert len(crops) == 7
 
 
-def test_only_a_few_files_are_kept_in_memory(crops):
+def test_memory_keeps_at_most_a_window_of_files(crops):
     crops.images(torch.arange(7))
     assert len(crops._loaded) == 2
 
 
-def test_crops_without_their_index_are_not_complete(tmp_path):
+def test_crops_without_index_are_refused(tmp_path):
     assert read_index(Store(str(tmp_path))) is None
     with pytest.raises(InputError, match="no complete set of crops"):
         Crops(Store(str(tmp_path)))
 
 
-def test_the_order_holds_each_sample_once_and_stays_within_a_window():
+def test_windowed_order_has_each_sample_once():
     counts = [5, 3, 4, 5, 2, 3]
     file_of = torch.arange(6).repeat_interleave(torch.tensor(counts))
     for seed in range(20):
@@ -61,19 +61,21 @@ def test_the_order_holds_each_sample_once_and_stays_within_a_window():
     assert torch.equal(order, again)
 
 
-def test_pairs_have_the_same_key_whatever_their_extension():
-    numbers, several = match_keys(["a/1.jpg", "2", "3.png", "x.v2"], ["x.v2", "3.JPG", "a/1", "9"])
+def test_pairs_match_keys_without_image_extension():
+    numbers, ambiguous = match_keys(
+        ["a/1.jpg", "2", "3.png", "x.v2"], ["x.v2", "3.JPG", "a/1", "9"]
+    )
     assert numbers.tolist() == [[0, 2], [2, 1], [3, 0]]
-    assert several == {}
-    _, several = match_keys(["1.jpg", "1.png"], ["1"])
-    assert several == {"1": ["1.jpg", "1.png"]}
+    assert ambiguous == {}
+    _, ambiguous = match_keys(["1.jpg", "1.png"], ["1"])
+    assert ambiguous == {"1": ["1.jpg", "1.png"]}
 
 
-def test_pairs_are_found_in_both_sets(crops):
+def test_pairs_index_both_sets_of_crops(crops):
     put_pairs(crops.store, torch.tensor([[1, 6], [3, 0], [4, 4], [6, 5]]))
     pairs = read_pairs(crops, crops)
     assert (len(pairs), pairs.counts) == (4, [1, 1, 2])
     index = torch.tensor([3, 0])
     assert pairs.images(index)[:, 0, 0, 0].tolist() == [6, 1]
-    assert pairs.wanted(index)[:, 0, 0, 0].tolist() == [5, 6]
-    assert torch.equal(crops.wanted(index), crops.images(index))
+    assert pairs.target_images(index)[:, 0, 0, 0].tolist() == [5, 6]
+    assert torch.equal(crops.target_images(index), crops.images(index))

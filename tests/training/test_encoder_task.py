@@ -14,18 +14,18 @@ from pipeline.training.encoder_task import (
     EncoderTask,
     Faces,
     ModelStart,
+    make_render,
     refine,
-    rendering,
 )
 from pipeline.training.losses import ImageWeights
-from pipeline.training.trainer import Moment
+from pipeline.training.trainer import TrainState
 from tests.models.tiny import tiny_checkpoint
 
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
-MOMENT = Moment(batches=0, images=0, planned=100)
+STATE = TrainState(batches=0, images=0, planned=100)
 
 
-def made_model(input_channels: int = 6, *, starts_from_average: bool = True) -> RestyleModel:
+def tiny_model(input_channels: int = 6, *, starts_from_average: bool = True) -> RestyleModel:
     torch.manual_seed(3)
     arguments = {"n_styles": 8, "input_size": 32, "input_channels": input_channels, "width": 8}
     architecture = Architecture(
@@ -42,7 +42,7 @@ def made_model(input_channels: int = 6, *, starts_from_average: bool = True) -> 
 
 @pytest.fixture
 def model() -> RestyleModel:
-    return made_model()
+    return tiny_model()
 
 
 @pytest.fixture
@@ -52,112 +52,112 @@ def faces() -> Faces:
 
 
 def task_of(model, faces, **settings) -> EncoderTask:
-    others = {name: settings.pop(name) for name in ("start", "adversary") if name in settings}
+    parts = {name: settings.pop(name) for name in ("start", "adversary") if name in settings}
     plan = EncoderPlan(images=ImageWeights(l2=1.0), **settings)
-    return EncoderTask(model, plan, faces, **others)
+    return EncoderTask(model, plan, faces, **parts)
 
 
-def test_each_step_has_a_gradient_of_its_own(model, faces):
-    start = AverageStart.of(model)(faces.seen)
-    first, second = refine(model.encoder, rendering(model), start, faces.seen, 2)
+def test_gradients_reach_one_refinement_step_only(model, faces):
+    start = AverageStart.of(model)(faces.input)
+    first, second = refine(model.encoder, make_render(model), start, faces.input, 2)
     first[1].sum().backward()
     alone = model.encoder.heads.bias.grad.clone()
     second[1].sum().backward()  # does not reach back into the first step
     assert not torch.equal(model.encoder.heads.bias.grad, alone)
 
 
-def test_a_batch_leaves_the_generator_as_it_was(model, faces):
+def test_training_batch_leaves_the_generator_unchanged(model, faces):
     before = copy.deepcopy(model.generator.state_dict())
-    losses = task_of(model, faces, steps=2).accumulate(faces, MOMENT)
+    losses = task_of(model, faces, steps=2).accumulate(faces, STATE)
     assert set(losses) == {"l2_first", "loss_first", "l2_last", "loss_last"}
     after = model.generator.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert all(weight.grad is None for weight in model.generator.parameters())
 
 
-def test_the_loop_refines_as_inversion_does(model, faces):
-    start = AverageStart.of(model)(faces.seen)
+def test_refine_gives_the_same_steps_as_invert(model, faces):
+    start = AverageStart.of(model)(faces.input)
     with torch.no_grad():
-        rounds = list(refine(model.encoder, rendering(model), start, faces.seen, 3))
-    inversion = invert(model, faces.seen, steps=3)
-    for step, (codes, made) in enumerate(rounds):
+        rounds = list(refine(model.encoder, make_render(model), start, faces.input, 3))
+    inversion = invert(model, faces.input, steps=3)
+    for step, (codes, rendered) in enumerate(rounds):
         assert torch.allclose(inversion.w_plus[:, step], codes, atol=1e-4)
-        assert torch.allclose(inversion.step_images[:, step], made, atol=1e-4)
+        assert torch.allclose(inversion.step_images[:, step], rendered, atol=1e-4)
 
 
 @pytest.mark.parametrize("starts_from_average", [True, False])
-def test_a_one_pass_encoder_is_trained_as_it_inverts(faces, starts_from_average):
-    model = made_model(3, starts_from_average=starts_from_average)
+def test_single_pass_training_matches_its_inversion(faces, starts_from_average):
+    model = tiny_model(3, starts_from_average=starts_from_average)
     task = task_of(model, faces, steps=1)
-    found = invert(model, faces.seen, steps=1).step_images[:, 0]
-    expected = (found - faces.seen).square().mean()
-    losses = task.accumulate(faces, MOMENT)
+    inverted = invert(model, faces.input, steps=1).step_images[:, 0]
+    expected = (inverted - faces.input).square().mean()
+    losses = task.accumulate(faces, STATE)
     assert losses["l2_last"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert model.encoder.stem.weight.grad.abs().sum() > 0
     assert len(task.validate(model.encoder)["l2"]) == 1
 
 
-def test_another_models_inversion_is_where_bootstrapping_begins(model, faces):
-    codes, shown = ModelStart(model, steps=2)(faces.seen)
-    inversion = invert(model, faces.seen, steps=2)
+def test_bootstrapping_starts_from_another_models_inversion(model, faces):
+    codes, rendered = ModelStart(model, steps=2)(faces.input)
+    inversion = invert(model, faces.input, steps=2)
     assert torch.equal(codes, inversion.w_plus[:, -1])
-    assert torch.equal(shown, inversion.step_images[:, -1])
+    assert torch.equal(rendered, inversion.step_images[:, -1])
 
 
-def test_terms_on_the_codes_count_with_their_weights(model, faces):
+def test_code_terms_are_weighted_in_the_loss(model, faces):
     settings = {"steps": 1, "w_norm": 0.5, "delta_norm": 0.25}
-    losses = task_of(model, faces, **settings).accumulate(faces, MOMENT)
+    losses = task_of(model, faces, **settings).accumulate(faces, STATE)
     expected = losses["l2_last"] + 0.5 * losses["w_norm_last"] + 0.25 * losses["delta_norm_last"]
     assert torch.allclose(losses["loss_last"], expected)
     assert losses["delta_norm_last"] > 0
 
 
-def test_at_the_first_stage_only_the_first_row_learns(model, faces):
+def test_first_stage_trains_only_the_first_row(model, faces):
     model.latent_avg.copy_(model.latent_avg[:1].expand(8, -1).clone())
     stages = Stages(start=1_000, every=1_000)
     task = task_of(model, faces, steps=1, stages=stages, delta_norm=1.0)
-    losses = task.accumulate(faces, MOMENT)
+    losses = task.accumulate(faces, STATE)
     gradient = model.encoder.heads.bias.grad
     assert gradient[0].abs().sum() > 0
     assert gradient[1:].abs().sum() == 0
     assert losses["delta_norm_last"] == 0
 
 
-def test_heads_of_e4e_that_have_not_started_have_no_gradient():
+def test_later_e4e_heads_have_no_gradient():
     model = load_checkpoint(tiny_checkpoint("ProgressiveBackboneEncoder"))
     images = torch.rand(2, 3, 256, 256) * 2 - 1
     task = task_of(model, Faces(images, images), steps=1, stages=Stages(start=10, every=10))
-    for seen, started in ((0, 1), (10, 2), (20, 3), (99, 4)):
+    for done, started in ((0, 1), (10, 2), (20, 3), (99, 4)):
         model.encoder.zero_grad()
-        task.accumulate(Faces(images, images), Moment(batches=0, images=seen, planned=100))
+        task.accumulate(Faces(images, images), TrainState(batches=0, images=done, planned=100))
         learning = [head.linear.weight.grad is not None for head in model.encoder.styles]
         assert learning == [True] * started + [False] * (4 - started)
     assert task.late == list(model.encoder.styles)[1:]
 
 
-def test_the_adversary_learns_after_each_batch_and_is_part_of_the_state(model, faces):
+def test_discriminator_steps_and_is_in_the_checkpoint(model, faces):
     adversary = Adversary(AdversaryPlan(), lambda n: torch.randn(n, 512))
     task = task_of(model, faces, steps=1, adversary=adversary)
     before = copy.deepcopy(adversary.network.state_dict())
-    assert "realness_last" in task.accumulate(faces, MOMENT)
-    assert "discriminator" in task.follow(MOMENT, Group())
+    assert "realness_last" in task.accumulate(faces, STATE)
+    assert "discriminator" in task.after_step(STATE, Group())
     after = task.state()["discriminator"]
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_validation_gives_a_figure_for_each_step(model, faces):
+def test_validation_reports_metrics_for_each_step(model, faces):
     task = task_of(model, faces, steps=3)
     validation = task.validate(model.encoder)
     with torch.no_grad():
-        made = invert(model, faces.seen, steps=3).step_images.clamp(-1, 1)
-    expected = (made - faces.seen[:, None]).square().mean(dim=(0, 2, 3, 4))
+        rendered = invert(model, faces.input, steps=3).step_images.clamp(-1, 1)
+    expected = (rendered - faces.input[:, None]).square().mean(dim=(0, 2, 3, 4))
     assert validation["l2"] == pytest.approx(expected.tolist(), abs=1e-4)
     assert len(validation["lpips"]) == 3
     assert task.score(validation) == validation["lpips"][-1]
     assert task.pictures(model.encoder).shape == (4, 5, 3, 32, 32)
 
 
-def test_validation_renders_no_more_faces_at_once_than_an_inversion(model, faces, monkeypatch):
+def test_validation_renders_in_the_chunks_of_inversion(model, faces, monkeypatch):
     task, at_once = task_of(model, faces, steps=2), []
     whole = task.validate(model.encoder)
     model.generator.register_forward_hook(lambda _, codes, __: at_once.append(len(codes[0])))

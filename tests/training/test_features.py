@@ -12,7 +12,7 @@ from pipeline.training.losses import central_crop, load_face_features
 
 @pytest.fixture(scope="module")
 def faces():
-    """Rendered faces [4, 3, 256, 256] in [-1, 1], from the demo model's own generator."""
+    """Render faces [4, 3, 256, 256] in [-1, 1] with the demo model's generator."""
     from pipeline.models import load_model
 
     model = load_model("demo")
@@ -23,31 +23,34 @@ def faces():
     return torch.nn.functional.interpolate(images, size=256, mode="bilinear")
 
 
-def test_the_central_crop_is_the_published_one():
+def test_central_crop_matches_the_published_rows():
     rows = torch.arange(256.0)[:, None].expand(1, 3, 256, 256)
     crop = central_crop(rows)
     assert crop.shape == (1, 3, 188, 188)
     assert (crop[0, 0, 0, 0], crop[0, 0, -1, 0]) == (35, 222)
 
 
-def test_the_fixed_window_tells_people_apart_as_the_metric_does(faces):
+def test_fixed_window_similarity_agrees_with_the_metric(faces):
     features = load_face_features("dlib").embed(faces)
     metric = load_identity("dlib").embed(faces)
-    seen = metric.isfinite().all(dim=1)
-    assert seen.sum() >= 3
-    fixed, found = features[seen] @ features[seen].T, metric[seen] @ metric[seen].T
+    detected = metric.isfinite().all(dim=1)
+    assert detected.sum() >= 3
+    fixed, measured = (
+        features[detected] @ features[detected].T,
+        metric[detected] @ metric[detected].T,
+    )
     upper = torch.triu_indices(len(fixed), len(fixed), 1)
-    assert (fixed - found)[upper[0], upper[1]].abs().max() < 0.08
+    assert (fixed - measured)[upper[0], upper[1]].abs().max() < 0.08
 
 
-def test_the_identity_loss_reaches_the_pixels(faces):
+def test_identity_loss_has_gradients_at_the_pixels(faces):
     images = faces[:1].clone().requires_grad_()
     load_face_features("dlib").embed(images).sum().backward()
     assert images.grad is not None
     assert images.grad.abs().sum() > 0
 
 
-def test_a_weight_file_gives_its_own_network(tmp_path, faces):
+def test_weight_file_loads_its_own_network(tmp_path, faces):
     torch.manual_seed(0)
     state = ArcFaceIRSE50().state_dict()
     save_file(state, tmp_path / "ir_se50.safetensors")
@@ -61,7 +64,7 @@ def test_a_weight_file_gives_its_own_network(tmp_path, faces):
     assert torch.allclose(features.embed(faces[:1]), network(inner), atol=1e-5)
 
 
-def test_only_the_network_of_dlib_needs_dlib(tmp_path):
+def test_only_dlibs_network_needs_dlib(tmp_path):
     save_file(ArcFaceIRSE50().state_dict(), tmp_path / "ir_se50.safetensors")
     code = f"""
 import sys

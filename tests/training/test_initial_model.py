@@ -22,7 +22,7 @@ def config(**settings) -> TrainConfig:
 
 @pytest.fixture
 def generator_file(tmp_path):
-    """A small StyleGAN2 in the published layout; without its average latent."""
+    """Write a small StyleGAN2 in the published layout, without latent_avg."""
     state = {
         key.removeprefix("decoder."): value
         for key, value in tiny_checkpoint()["state_dict"].items()
@@ -33,46 +33,50 @@ def generator_file(tmp_path):
     return str(path)
 
 
-def test_a_fresh_encoder_stands_before_a_given_generator(generator_file):
-    asked = config(generator=generator_file, encoder_type="ResNetBackboneEncoder", domain="church")
-    model = starting_model(asked)
+def test_generator_file_gets_a_new_encoder(generator_file):
+    settings = config(
+        generator=generator_file, encoder_type="ResNetBackboneEncoder", domain="church"
+    )
+    model = starting_model(settings)
     assert model.architecture.channels == CHANNELS
     assert (model.n_styles, model.input_channels, model.domain) == (4, 6, "church")
-    assert model.latent_avg.abs().sum() > 0  # the mean of mapped codes, as the file has none
+    assert (
+        model.latent_avg.abs().sum() > 0
+    )  # the mean of mapped codes, as the file has no latent_avg
     assert torch.equal(model.latent_avg[0], model.latent_avg[3])
 
 
-def test_a_fresh_one_pass_encoder_sees_the_image_alone(generator_file, tiny_bundle):
-    asked = {"encoder_type": "ResNetBackboneEncoder", "one_pass": True}
-    from_file = starting_model(config(generator=generator_file, **asked))
-    from_model = starting_model(config(model=tiny_bundle, **asked))
+def test_new_single_pass_encoder_takes_three_channels(generator_file, tiny_bundle):
+    settings = {"encoder_type": "ResNetBackboneEncoder", "one_pass": True}
+    from_file = starting_model(config(generator=generator_file, **settings))
+    from_model = starting_model(config(model=tiny_bundle, **settings))
     for model in (from_file, from_model):
-        assert model.one_pass
+        assert model.single_pass
         assert model.encoder.conv1.weight.shape[1] == 3
 
 
-def test_a_domain_that_is_told_is_that_of_crops_losses_and_card(tiny_bundle, tmp_path):
-    told = {"domain": "church", "moco_weights": "m.pth"}
+def test_given_domain_decides_crops_losses_and_card(tiny_bundle, tmp_path):
+    settings = {"domain": "church", "moco_weights": "m.pth"}
     torch.save(tiny_checkpoint(), tmp_path / "faces.pt")
     for source in (tiny_bundle, str(tmp_path / "faces.pt")):
-        model = starting_model(config(model=source, **told))
+        model = starting_model(config(model=source, **settings))
         assert (model.domain, model.card.domain) == ("church", "church")
-        assert treatment_for(model).prealigned  # no face is looked for
-        weights = image_weights(config(model=source, **told), model)
+        assert treatment_for(model).prealigned  # no face detection
+        weights = image_weights(config(model=source, **settings), model)
         assert (weights.identity, weights.moco) == (0, 0.5)
 
 
-def test_a_domain_decides_the_shape_that_an_official_encoder_is_shown(tiny_bundle, tmp_path):
+def test_domain_decides_official_encoder_input_size(tiny_bundle, tmp_path):
     torch.save(tiny_checkpoint("ResNetBackboneEncoder"), tmp_path / "any.pt")
     wide = starting_model(config(model=str(tmp_path / "any.pt"), domain="cars"))
     assert wide.input_size == (192, 256)
-    with pytest.raises(ConfigError, match=r"cars are cut to 192x256, but .* 'tiny' takes 64x64"):
+    with pytest.raises(ConfigError, match=r"are cropped to 192x256, but .* 'tiny' takes 64x64"):
         starting_model(config(model=tiny_bundle, domain="cars"))
     fresh = config(model=tiny_bundle, domain="cars", encoder_type="ResNetBackboneEncoder")
     assert starting_model(fresh).input_size == (192, 256)
 
 
-def test_the_weights_of_a_start_are_told_apart_but_not_what_is_drawn(tiny_bundle):
+def test_start_digest_covers_only_given_weights(tiny_bundle):
     fresh = config(model=tiny_bundle, encoder_type="CompactEncoder")
     assert start_digest(fresh, starting_model(fresh)) == start_digest(fresh, starting_model(fresh))
     going_on, model = config(model=tiny_bundle), starting_model(config(model=tiny_bundle))
@@ -83,14 +87,14 @@ def test_the_weights_of_a_start_are_told_apart_but_not_what_is_drawn(tiny_bundle
     assert len({*before, *after}) == 4
 
 
-def test_a_generator_without_g_ema_is_refused(tmp_path):
+def test_generator_file_without_g_ema_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "x.pt")
-    asked = config(generator=str(tmp_path / "x.pt"), encoder_type="ResNetBackboneEncoder")
-    with pytest.raises(ModelError, match="no 'g_ema'"):
-        starting_model(asked)
+    settings = config(generator=str(tmp_path / "x.pt"), encoder_type="ResNetBackboneEncoder")
+    with pytest.raises(ModelError, match="has no 'g_ema'"):
+        starting_model(settings)
 
 
-def test_a_model_keeps_its_generator_and_gets_a_new_encoder(tiny_bundle):
+def test_new_encoder_keeps_the_models_generator(tiny_bundle):
     model = starting_model(config(model=tiny_bundle, encoder_type="CompactEncoder"))
     kept = starting_model(config(model=tiny_bundle))
     codes = torch.randn(1, model.n_styles, 512)
@@ -99,10 +103,10 @@ def test_a_model_keeps_its_generator_and_gets_a_new_encoder(tiny_bundle):
     assert not torch.equal(model.encoder.stem.weight[:1, :1], kept.encoder.stem.weight[:1, :1])
 
 
-def test_a_fresh_official_encoder_has_one_fingerprint_in_both_forms(tmp_path):
+def test_bundle_and_checkpoint_have_equal_fingerprints(tmp_path):
     torch.save(tiny_checkpoint(), tmp_path / "faces.pt")
-    asked = config(model=str(tmp_path / "faces.pt"), encoder_type="ResNetBackboneEncoder")
-    model = starting_model(asked)
+    settings = config(model=str(tmp_path / "faces.pt"), encoder_type="ResNetBackboneEncoder")
+    model = starting_model(settings)
     assert load_checkpoint(official_checkpoint(model)).fingerprint == model.fingerprint
 
 
@@ -111,7 +115,7 @@ def test_real_codes_need_a_mapping_network(tiny_bundle):
         mapped_codes(starting_model(config(model=tiny_bundle)), 4)
 
 
-def test_a_body_starts_from_torchs_resnet34(tmp_path):
+def test_encoder_body_loads_torchs_resnet34(tmp_path):
     torch.manual_seed(0)
     encoder = ResNetBackboneEncoder(6, 1, WIDTHS)
     source = ResNet34(3, WIDTHS).state_dict()
@@ -131,13 +135,13 @@ def test_a_body_starts_from_torchs_resnet34(tmp_path):
     assert torch.equal(encoder.body[9].conv2.weight, source["body.9.conv2.weight"])
 
 
-def test_weights_of_another_body_are_refused(tmp_path):
+def test_backbone_of_another_network_is_refused(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "x.pth")
-    with pytest.raises(ModelError, match=r"x\.pth': 'conv1\.weight' is missing or of another"):
+    with pytest.raises(ModelError, match=r"x\.pth': 'conv1\.weight' is missing or has another"):
         load_backbone(ResNetBackboneEncoder(6, 1, WIDTHS), str(tmp_path / "x.pth"))
 
 
-def test_a_damaged_backbone_is_called_by_its_kind(tmp_path):
+def test_damaged_backbone_error_names_its_kind(tmp_path):
     (tmp_path / "x.pth").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match=r"backbone weights '.*x\.pth': .*fetch it again"):
+    with pytest.raises(ModelError, match=r"backbone weights '.*x\.pth': .*download it again"):
         load_backbone(ResNetBackboneEncoder(6, 1, WIDTHS), str(tmp_path / "x.pth"))

@@ -10,7 +10,7 @@ from pipeline.training.latent_pairs import load_codes, load_pairs
 from tests.storage.archives import write_tar
 
 
-def test_every_pair_of_every_shard_is_read_with_its_own_code(pair_shards):
+def test_all_shards_are_read_with_matching_codes(pair_shards):
     pairs = load_pairs(pair_shards, 32)
     assert pairs.images.shape == (24, 3, 32, 32)
     assert pairs.images.dtype == torch.uint8
@@ -18,32 +18,32 @@ def test_every_pair_of_every_shard_is_read_with_its_own_code(pair_shards):
     assert np.abs(pairs.images.float().mean(dim=(2, 3)).numpy() - expected).max() < 4
 
 
-def test_held_out_pairs_are_the_last_and_in_neither_part_twice(pair_shards):
+def test_split_holds_out_the_last_pairs(pair_shards):
     pairs = load_pairs(pair_shards, 32)
     train, held_out = pairs.split(5)
     assert (len(train), len(held_out)) == (19, 5)
     assert torch.equal(torch.cat([train.w, held_out.w]), pairs.w)
 
 
-def test_no_shards_is_an_error_that_says_what_to_pass():
+def test_missing_shards_error_says_what_to_pass():
     with pytest.raises(InputError, match=r"pairs-\*\.tar"):
         load_pairs([], 32)
     with pytest.raises(InputError, match=r"pairs-\*\.tar"):
         load_codes([])
 
 
-def test_names_as_tar_writes_them_are_pairs_too(pair_shards, tmp_path):
+def test_dot_slash_member_names_are_paired(pair_shards, tmp_path):
     with tarfile.open(pair_shards[0]) as archive:
         members = [(f"./{m.name}", archive.extractfile(m).read()) for m in archive]
     path = write_tar(tmp_path / "pairs-0.tar", members)
-    expected, found = load_pairs(pair_shards[:1], 32), load_pairs([path], 32)
-    assert torch.equal(found.w, expected.w)
-    assert torch.equal(found.images, expected.images)
+    expected, loaded = load_pairs(pair_shards[:1], 32), load_pairs([path], 32)
+    assert torch.equal(loaded.w, expected.w)
+    assert torch.equal(loaded.images, expected.images)
     assert torch.equal(load_codes([path]), expected.w)
 
 
 @pytest.mark.parametrize("load", [load_codes, lambda shards: load_pairs(shards, 32)])
-def test_shards_without_pairs_are_refused_in_one_line(tmp_path, load):
+def test_shards_without_pairs_are_refused(tmp_path, load):
     sink = io.BytesIO()
     np.save(sink, np.zeros((10, 512), np.float16))
     members = [("0.w.npy", sink.getvalue()), ("0.jpg", b"image")]

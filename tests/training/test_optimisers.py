@@ -8,7 +8,7 @@ from pipeline.training.optimisers import groups_of, make_optimiser, restore, ste
 
 
 @pytest.mark.parametrize("name", ["adam", "ranger"])
-def test_it_goes_down(name):
+def test_optimiser_minimises_a_parabola(name):
     weight = nn.Parameter(torch.ones(4, 4))
     optimiser = make_optimiser(name, [weight], 0.05)
     losses = []
@@ -28,7 +28,7 @@ def test_ranger_looks_ahead_every_six_steps():
     for _ in range(6):
         weight.grad = torch.ones(1)
         optimiser.step()
-    # Halfway back to where it stood six steps before, which was 0.
+    # Halfway back to the value six steps before, which was 0.
     assert -0.5 < weight.item() < -0.2
 
 
@@ -38,7 +38,7 @@ def layers() -> nn.Sequential:
 
 
 def move(network, optimiser, batches, without=()):
-    """Steps whose gradients follow from the batch's number."""
+    """Run steps with gradients seeded by the batch number."""
     for batch in batches:
         torch.manual_seed(batch)
         for part in network:
@@ -54,7 +54,7 @@ def weights_of(part):
 
 @pytest.mark.parametrize("name", ["adam", "ranger"])
 @pytest.mark.parametrize("resumed", [False, True])
-def test_a_part_that_starts_late_moves_as_under_a_fresh_optimiser(name, resumed):
+def test_late_parts_match_a_new_optimiser(name, resumed):
     network, fresh = layers(), layers()
     late = [network[1]]
     optimiser = make_optimiser(name, groups_of(network, late), 0.1)
@@ -70,7 +70,7 @@ def test_a_part_that_starts_late_moves_as_under_a_fresh_optimiser(name, resumed)
 
 
 @pytest.mark.parametrize("name", ["adam", "ranger"])
-def test_a_state_of_a_single_group_is_gone_on_with(name):
+def test_single_group_state_is_restored(name):
     single, cut = layers(), layers()
     before = make_optimiser(name, groups_of(single), 0.1)
     move(single, before, range(8))

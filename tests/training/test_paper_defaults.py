@@ -31,14 +31,14 @@ def churches():
     return load_checkpoint(checkpoint)
 
 
-def test_faces_are_trained_for_identity_and_others_for_content(faces, churches):
+def test_faces_use_identity_and_others_moco(faces, churches):
     assert image_weights(config(), faces).identity == 0.1
     weights = image_weights(config(moco_weights="moco.pt"), churches)
     assert (weights.identity, weights.moco) == (0, 0.5)
     assert image_weights(config(), churches).moco == 0
 
 
-def test_e4e_has_stages_offsets_and_an_adversary_and_psp_has_none(faces, churches):
+def test_only_e4e_has_stages_and_discriminator(faces, churches):
     e4e = encoder_plan(config(encoder_type="fresh"), churches)
     assert e4e.stages == STAGES
     assert e4e.delta_norm == 2e-4
@@ -49,7 +49,7 @@ def test_e4e_has_stages_offsets_and_an_adversary_and_psp_has_none(faces, churche
 
 
 @pytest.mark.parametrize("encoder", [kind.__name__ for kind in OFFICIAL_ENCODERS])
-def test_every_encoder_whose_rows_are_offsets_is_trained_as_e4e(encoder):
+def test_offset_encoders_are_trained_as_e4e(encoder):
     model = load_checkpoint(tiny_checkpoint(encoder, input_channels=3))
     for head in model.encoder.styles[1:]:
         head.register_forward_hook(lambda _head, _images, row: 0 * row)
@@ -61,49 +61,49 @@ def test_every_encoder_whose_rows_are_offsets_is_trained_as_e4e(encoder):
     assert (adversary_plan(config(), model) is not None) == of_e4e
 
 
-def test_what_a_config_says_stands(churches):
-    asked = config(delta_norm=0, realness=0, l2=2, progressive_start=10, progressive_every=5)
-    plan = encoder_plan(asked, churches)
+def test_config_overrides_the_defaults(churches):
+    settings = config(delta_norm=0, realness=0, l2=2, progressive_start=10, progressive_every=5)
+    plan = encoder_plan(settings, churches)
     assert (plan.delta_norm, plan.images.l2, plan.stages.start) == (0, 2, 10)
-    assert adversary_plan(asked, churches) is None
+    assert adversary_plan(settings, churches) is None
 
 
-def test_stages_are_refused_where_rows_are_no_offsets(faces):
+def test_stages_need_an_e4e_encoder(faces):
     with pytest.raises(ConfigError, match=r"--progressive-start .* not for .* BackboneEncoder"):
         encoder_plan(config(progressive_start=10), faces)
 
 
-def test_steps_follow_the_encoder(faces):
+def test_default_steps_depend_on_the_encoder(faces):
     assert encoder_plan(config(), faces).steps == 5
-    one_pass = load_checkpoint(tiny_checkpoint("BackboneEncoder", input_channels=3))
-    assert encoder_plan(config(), one_pass).steps == 1
+    single_pass = load_checkpoint(tiny_checkpoint("BackboneEncoder", input_channels=3))
+    assert encoder_plan(config(), single_pass).steps == 1
     with pytest.raises(ConfigError, match="steps must be 1"):
-        encoder_plan(config(steps=3), one_pass)
+        encoder_plan(config(steps=3), single_pass)
 
 
-def test_only_the_networks_that_count_are_loaded(faces):
+def test_only_networks_in_use_are_loaded(faces):
     weights = image_weights(config(identity=0), faces)
     assert feature_networks(config(identity=0), weights, "cpu") == {}
 
 
-def test_a_missing_moco_file_is_called_by_its_kind(churches):
-    asked = config(moco_weights="nowhere.pth")
+def test_missing_moco_file_error_names_its_kind(churches):
+    settings = config(moco_weights="nowhere.pth")
     with pytest.raises(ModelError, match=r"no MoCo weights at nowhere\.pth"):
-        feature_networks(asked, image_weights(asked, churches), "cpu")
+        feature_networks(settings, image_weights(settings, churches), "cpu")
 
 
-def test_cartoons_are_trained_as_published(faces):
+def test_cartoons_use_the_published_weights(faces):
     cartoons = load_checkpoint(tiny_checkpoint(dataset_type="toonify"))
     plan = encoder_plan(config(), cartoons)
     assert (plan.images.identity, plan.w_norm) == (1.0, 0.025)
-    asked = encoder_plan(config(identity=0.5, w_norm=0), cartoons)
-    assert (asked.images.identity, asked.w_norm) == (0.5, 0)
+    settings = encoder_plan(config(identity=0.5, w_norm=0), cartoons)
+    assert (settings.images.identity, settings.w_norm) == (0.5, 0)
     assert encoder_plan(config(), faces).w_norm == 0
     before = earlier_plan(config(), cartoons)
     assert (before.images.identity, before.w_norm) == (0.1, 0)
 
 
-def test_a_finished_e4e_encoder_keeps_its_rows(churches):
+def test_finished_e4e_encoder_has_all_rows_free(churches):
     plan = encoder_plan(config(), churches)
     assert (plan.stages, plan.images_before) == (None, 0)
     assert earlier_plan(config(), churches).stages == STAGES

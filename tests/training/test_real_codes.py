@@ -13,7 +13,7 @@ from pipeline.training.real_codes import code_shards, read_codes
 PATHS = {"input": "in", "output": "out", "model": "demo"}
 
 
-def test_codes_come_from_a_disk_and_from_a_bucket_alike(pair_shards, s3):
+def test_codes_are_equal_from_disk_and_bucket(pair_shards, s3):
     folder, bucket = pair_shards[0].parent, Store(f"{s3.uri}/pairs")
     for shard in pair_shards:
         bucket.put(shard.name, shard.read_bytes())
@@ -25,9 +25,9 @@ def test_codes_come_from_a_disk_and_from_a_bucket_alike(pair_shards, s3):
     assert torch.equal(read_codes(str(folder)), expected)
 
 
-def test_a_folder_without_codes_is_refused_with_the_config(tmp_path, pair_shards):
+def test_config_with_folder_without_codes_is_refused(tmp_path, pair_shards):
     for nowhere in (str(tmp_path), "/nope", "memory://nope"):
-        with pytest.raises(InputError, match=r"holds no codes: looked for pairs-\*\.tar"):
+        with pytest.raises(InputError, match=r"has no codes: expected pairs-\*\.tar"):
             load_train_config(None, {**PATHS, "codes": nowhere})
     assert load_train_config(None, {**PATHS, "codes": str(pair_shards[0].parent)}).codes
     with pytest.raises(ConfigError):
@@ -35,7 +35,7 @@ def test_a_folder_without_codes_is_refused_with_the_config(tmp_path, pair_shards
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, bytes(10_240)])
-def test_a_damaged_tar_is_told_in_one_line(tmp_path, content):
+def test_damaged_tar_gives_one_clear_line(tmp_path, content):
     (tmp_path / "pairs-0.tar").write_bytes(content)
     with pytest.raises(
         InputError, match=r"pairs-0\.tar' (is no tar, or damaged|holds no codes)"
@@ -44,7 +44,7 @@ def test_a_damaged_tar_is_told_in_one_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-def test_a_config_is_checked_without_pytorch():
+def test_config_check_does_not_import_pytorch():
     code = "import sys, pipeline.training.config; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

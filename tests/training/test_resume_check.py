@@ -1,4 +1,4 @@
-"""A training goes on as what it was begun as, or it is refused."""
+"""A training resumes only with the settings that it started with."""
 
 from __future__ import annotations
 
@@ -14,111 +14,111 @@ from pipeline.training.config import MAY_CHANGE, TrainConfig
 from pipeline.training.resume_check import (
     SETTINGS,
     Origin,
+    check_same_settings,
     check_settings,
-    keep_settings,
-    refuse_others,
+    save_settings,
 )
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> TrainConfig:
-    """The settings of a training that has left a checkpoint."""
+def started(tmp_path: Path) -> TrainConfig:
+    """Return the settings of a training that has a checkpoint."""
     config = TrainConfig(input="faces", output=str(tmp_path / "run"), model="demo", rate=1e-3)
-    keep_settings(config)
+    save_settings(config)
     Store(config.output).put("encoder.pt", b"")
     return config
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
-        ("steps", 3, "steps: not set when it began, 3 asked for"),
-        ("seed", 1, "seed: 0 when it began, 1 asked for"),
-        ("l2", 0.5, "l2: not set when it began, 0.5 asked for"),
-        ("rate", 2e-3, "rate: 0.001 when it began, 0.002 asked for"),
-        ("augment", "photo", 'augment: "flip" when it began, "photo" asked for'),
-        ("model", "other", 'model: "demo" when it began, "other" asked for'),
-        ("held_out", 8, "held_out: 256 when it began, 8 asked for"),
+        ("steps", 3, "steps: not set at the start, 3 now"),
+        ("seed", 1, "seed: 0 at the start, 1 now"),
+        ("l2", 0.5, "l2: not set at the start, 0.5 now"),
+        ("rate", 2e-3, "rate: 0.001 at the start, 0.002 now"),
+        ("augment", "photo", 'augment: "flip" at the start, "photo" now'),
+        ("model", "other", 'model: "demo" at the start, "other" now'),
+        ("held_out", 8, "held_out: 256 at the start, 8 now"),
         ("input", "cats", "/cats"),
     ],
 )
-def test_what_would_be_another_training_is_refused(
-    begun: TrainConfig, name: str, value: Any, told: str
+def test_changed_settings_are_refused(
+    started: TrainConfig, name: str, value: Any, message: str
 ) -> None:
     with pytest.raises(FingerprintError, match="another output or the same settings") as refusal:
-        check_settings(begun.model_copy(update={name: value}))
+        check_settings(started.model_copy(update={name: value}))
     (line,) = str(refusal.value).splitlines()[1:]
-    assert told in line
+    assert message in line
 
 
-def test_a_training_begun_before_profiles_were_applied_ignores_them(begun: TrainConfig) -> None:
-    path = Path(begun.output, SETTINGS)
+def test_earlier_training_ignores_colour_profiles(started: TrainConfig) -> None:
+    path = Path(started.output, SETTINGS)
     settings = json.loads(path.read_text())
     assert settings.pop("icc") == "apply"
     path.write_text(json.dumps(settings))
-    check_settings(begun.model_copy(update={"icc": "ignore"}))
-    with pytest.raises(FingerprintError, match='icc: "ignore" when it began, "apply" asked for'):
-        check_settings(begun)
+    check_settings(started.model_copy(update={"icc": "ignore"}))
+    with pytest.raises(FingerprintError, match='icc: "ignore" at the start, "apply" now'):
+        check_settings(started)
 
 
-def test_every_difference_is_told(begun: TrainConfig) -> None:
+def test_every_changed_setting_is_listed(started: TrainConfig) -> None:
     with pytest.raises(FingerprintError) as refusal:
-        check_settings(begun.model_copy(update={"steps": 3, "seed": 1, "images": 5, "batch": 4}))
+        check_settings(started.model_copy(update={"steps": 3, "seed": 1, "images": 5, "batch": 4}))
     lines = str(refusal.value).splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == ["batch", "seed", "steps"]
 
 
-def test_a_training_begun_before_turns_goes_on_without_them(begun: TrainConfig) -> None:
-    store = Store(begun.output)
+def test_earlier_training_resumes_without_turns(started: TrainConfig) -> None:
+    store = Store(started.output)
     settings = json.loads(store.get(SETTINGS))
     earlier = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
     kept = {name: value for name, value in settings.items() if name not in earlier}
     store.put(SETTINGS, json.dumps(kept).encode())
-    check_settings(begun.model_copy(update=earlier))
-    with pytest.raises(FingerprintError, match='turns: "none" when it began, "auto" asked for'):
-        check_settings(begun)
+    check_settings(started.model_copy(update=earlier))
+    with pytest.raises(FingerprintError, match='turns: "none" at the start, "auto" now'):
+        check_settings(started)
 
 
-def test_how_long_and_where_it_trains_may_change(begun: TrainConfig) -> None:
+def test_length_and_place_may_change(started: TrainConfig) -> None:
     changes = {
         "images": 2_000_000, "report_every": 7, "save_every": 7, "save_minutes": 1.0,
         "tensorboard": False, "workers": 2, "device": "cpu", "align_workers": 3, "restarts": 0,
     }  # fmt: skip
     assert set(changes) == MAY_CHANGE - {"output"}
-    check_settings(begun.model_copy(update=changes))
+    check_settings(started.model_copy(update=changes))
 
 
-def test_one_folder_may_be_written_in_two_ways(begun: TrainConfig) -> None:
-    check_settings(begun.model_copy(update={"input": str(Path("faces").absolute()) + "/"}))
+def test_equal_paths_of_two_spellings_pass(started: TrainConfig) -> None:
+    check_settings(started.model_copy(update={"input": str(Path("faces").absolute()) + "/"}))
 
 
-def test_a_moved_run_goes_on_where_it_is(begun: TrainConfig, tmp_path: Path) -> None:
-    Path(begun.output).rename(tmp_path / "moved")
-    check_settings(begun.model_copy(update={"output": str(tmp_path / "moved")}))
+def test_moved_training_resumes_in_its_new_folder(started: TrainConfig, tmp_path: Path) -> None:
+    Path(started.output).rename(tmp_path / "moved")
+    check_settings(started.model_copy(update={"output": str(tmp_path / "moved")}))
 
 
 @pytest.mark.parametrize(
-    ("origin", "told"),
+    ("origin", "message"),
     [
-        (Origin("other", "weights"), "the images in 'faces' are others than when"),
-        (Origin("crops", "other"), "the weights in 'demo' are others than when"),
-        (Origin("other", "other"), "the images in 'faces' and the weights in 'demo' are others"),
+        (Origin("other", "weights"), "the images in 'faces' have changed since"),
+        (Origin("crops", "other"), "the weights in 'demo' have changed since"),
+        (Origin("other", "other"), "the images in 'faces' and the weights in 'demo' have changed"),
     ],
 )
-def test_other_images_or_weights_under_the_same_name_are_refused(
-    begun: TrainConfig, origin: Origin, told: str
+def test_changed_images_or_weights_are_refused(
+    started: TrainConfig, origin: Origin, message: str
 ) -> None:
-    keep_settings(begun, Origin("crops", "weights"))
-    check_settings(begun)
-    check_settings(begun, Origin("crops", "weights"))
-    with pytest.raises(FingerprintError, match=told) as refusal:
-        check_settings(begun, origin)
+    save_settings(started, Origin("crops", "weights"))
+    check_settings(started)
+    check_settings(started, Origin("crops", "weights"))
+    with pytest.raises(FingerprintError, match=message) as refusal:
+        check_settings(started, origin)
     assert "\n" not in str(refusal.value)
 
 
-def test_without_a_checkpoint_there_is_nothing_to_spoil(begun: TrainConfig) -> None:
-    Store(begun.output).remove("encoder.pt")
-    check_settings(begun.model_copy(update={"seed": 1}))
+def test_settings_may_change_without_a_checkpoint(started: TrainConfig) -> None:
+    Store(started.output).remove("encoder.pt")
+    check_settings(started.model_copy(update={"seed": 1}))
 
 
 @pytest.mark.parametrize(
@@ -128,26 +128,26 @@ def test_without_a_checkpoint_there_is_nothing_to_spoil(begun: TrainConfig) -> N
         (b'{"input": "fa', "is not JSON"),
         (b"\xff", "is not JSON"),
         (b"[]", "is not a JSON object"),
-        (b'{"input": "faces"}', "does not hold the settings of a training"),
-        (b'{"input": "a", "output": "b", "colour": 1}', "does not hold the settings"),
-        (b'{"input": "a", "output": "b", "origin": {"a": 1}}', "does not hold the settings"),
+        (b'{"input": "faces"}', "does not have the settings of a training"),
+        (b'{"input": "a", "output": "b", "colour": 1}', "does not have the settings"),
+        (b'{"input": "a", "output": "b", "origin": {"a": 1}}', "does not have the settings"),
     ],
 )
-def test_a_checkpoint_of_unknown_settings_is_refused(
-    begun: TrainConfig, content: bytes | None, why: str
+def test_checkpoint_without_settings_is_refused(
+    started: TrainConfig, content: bytes | None, why: str
 ) -> None:
-    store = Store(begun.output)
+    store = Store(started.output)
     store.remove(SETTINGS)
     if content is not None:
         store.put(SETTINGS, content)
     with pytest.raises(ConfigError, match=why) as refusal:
-        check_settings(begun)
+        check_settings(started)
     assert store.uri(SETTINGS) in str(refusal.value)
 
 
-def test_nested_settings_are_told_by_their_dotted_names() -> None:
-    begun = {"generator": {"images": 8, "batch": 4}, "channels": {4: 8}}
+def test_nested_settings_are_named_with_dots() -> None:
+    started = {"generator": {"images": 8, "batch": 4}, "channels": {4: 8}}
     same = {"generator": {"images": 16, "batch": 4}, "channels": {"4": 8}}
-    refuse_others("work", begun, same, {"generator.images"})
-    with pytest.raises(FingerprintError, match=r"generator\.batch: 4 when it began, 8 asked for"):
-        refuse_others("work", begun, {"generator": {"batch": 8}, "channels": {4: 8}}, ())
+    check_same_settings("work", started, same, {"generator.images"})
+    with pytest.raises(FingerprintError, match=r"generator\.batch: 4 at the start, 8 now"):
+        check_same_settings("work", started, {"generator": {"batch": 8}, "channels": {4: 8}}, ())

@@ -24,7 +24,7 @@ TINY = {
 
 
 def crops_of(folder: Path, side: int, count: int) -> Crops:
-    """Flat colours in two files."""
+    """Write crops of flat colours in two files."""
     store = Store(str(folder))
     colours = torch.randint(0, 255, (count, 3, 1, 1), generator=torch.Generator().manual_seed(0))
     images = colours.byte().expand(-1, -1, side, side)
@@ -35,7 +35,7 @@ def crops_of(folder: Path, side: int, count: int) -> Crops:
     return Crops(store)
 
 
-def test_a_model_is_made_better_and_written_as_a_bundle(tmp_path, tiny_bundle):
+def test_training_improves_the_model_and_writes_a_bundle(tmp_path, tiny_bundle):
     config = TrainConfig(
         input="in", output=str(tmp_path / "run"), model=tiny_bundle, augment="photo", **TINY
     )
@@ -51,8 +51,8 @@ def test_a_model_is_made_better_and_written_as_a_bundle(tmp_path, tiny_bundle):
     assert trained.fingerprint != load_model(tiny_bundle).fingerprint
 
 
-def test_an_e4e_encoder_is_trained_with_its_adversary_and_written_officially(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "original_refuses", lambda _: None)  # in spite of its widths
+def test_e4e_training_writes_an_official_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "original_refuses", lambda _: None)  # despite its widths
     torch.save(tiny_checkpoint("ProgressiveBackboneEncoder"), tmp_path / "start.pt")
     settings = TINY | {"images": 4, "batch": 2, "held_out": 2, "steps": 1, "report_every": 4}
     config = TrainConfig(
@@ -67,7 +67,7 @@ def test_an_e4e_encoder_is_trained_with_its_adversary_and_written_officially(tmp
     assert invert(official, images, steps=1).finite.all()
 
 
-def test_a_training_goes_on_for_longer_but_not_under_other_settings(tmp_path, tiny_bundle):
+def test_training_continues_only_with_equal_settings(tmp_path, tiny_bundle):
     config = TrainConfig(
         input="in", output=str(tmp_path / "run"), model=tiny_bundle, **TINY | {"images": 8}
     )
@@ -75,42 +75,42 @@ def test_a_training_goes_on_for_longer_but_not_under_other_settings(tmp_path, ti
     train_restyle(config, crops, Group())
     checkpoint = (tmp_path / "run" / "encoder.pt").read_bytes()
     longer = config.model_copy(update={"images": 16})
-    with pytest.raises(FingerprintError, match="seed: 0 when it began, 1 asked for"):
+    with pytest.raises(FingerprintError, match="seed: 0 at the start, 1 now"):
         train_restyle(longer.model_copy(update={"seed": 1}), crops, Group())
-    with pytest.raises(FingerprintError, match="the images in 'in' are others"):
+    with pytest.raises(FingerprintError, match="the images in 'in' have changed"):
         train_restyle(longer, crops_of(tmp_path / "other_crops", 64, 12), Group())
     assert (tmp_path / "run" / "encoder.pt").read_bytes() == checkpoint
     train_restyle(longer, crops, Group())
     assert read_reports(Store(config.output), "encoder")[-1]["images"] == 16
 
 
-def test_the_last_crops_are_held_out(tmp_path):
+def test_last_crops_are_held_out(tmp_path):
     crops = crops_of(tmp_path, 8, 9)
     assert split_counts(crops, 2) == [4, 3]
     assert split_counts(crops, 6) == [3]
     with pytest.raises(InputError, match="the other 0 do not fill a batch of 1"):
         split_counts(crops, 9)
-    with pytest.raises(InputError, match=r"9 faces, of which 6 are held out .* a batch of 4"):
+    with pytest.raises(InputError, match=r"9 faces, 6 of them held out .* a batch of 4"):
         split_counts(crops, 6, batch=4)
 
 
-def test_damaged_images_are_shown_and_whole_ones_wanted(tmp_path):
+def test_degradation_changes_inputs_but_not_targets(tmp_path):
     crops, index = crops_of(tmp_path, 16, 6), torch.tensor([4, 1])
     plain = faces_at(crops, index)
-    assert plain.seen is plain.wanted
+    assert plain.input is plain.target
     damaged = faces_at(crops, index, Degrader("noise:20", 1))
-    assert torch.equal(damaged.wanted, plain.wanted)
-    assert not torch.equal(damaged.seen, damaged.wanted)
+    assert torch.equal(damaged.target, plain.target)
+    assert not torch.equal(damaged.input, damaged.target)
     later = faces_at(crops, torch.tensor([1, 5, 4]), Degrader("noise:20", 1))
-    assert torch.equal(later.seen[[2, 0]], damaged.seen)
+    assert torch.equal(later.input[[2, 0]], damaged.input)
     config = TrainConfig(input="in", output="out", model="m", degrade="noise:20")
     torch.manual_seed(0)
     flipped = augmentation(config)(damaged)
-    assert torch.equal(flipped.wanted, plain.wanted)  # flat colours
-    assert flipped.seen.shape == damaged.seen.shape
+    assert torch.equal(flipped.target, plain.target)  # flat colours
+    assert flipped.input.shape == damaged.input.shape
 
 
-def test_an_encoder_learns_to_give_the_targets(tmp_path, tiny_bundle):
+def test_encoder_learns_the_targets_of_pairs(tmp_path, tiny_bundle):
     sources, targets = (crops_of(tmp_path / name, 64, 20) for name in ("sources", "targets"))
     numbers = torch.arange(16)
     put_pairs(sources.store, torch.stack([numbers, 19 - numbers], dim=1))

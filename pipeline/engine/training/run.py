@@ -55,7 +55,7 @@ def train_in_worker(settings: dict[str, Any]) -> None:
     targets = settings["targets"]
     pairs = read_pairs(crops, Crops(Store(targets))) if targets else crops
     done = train_restyle(config, pairs, group, device)
-    if group.leads:
+    if group.is_main_process:
         Store(config.output).put(DONE, json.dumps(done).encode())
 
 
