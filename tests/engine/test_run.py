@@ -37,7 +37,7 @@ def test_a_dashboards_address_is_no_cluster(
     config = config_of()
     monkeypatch.setenv("RAY_ADDRESS", "http://localhost:8265")
     with pytest.raises(
-        ConfigError, match="is a dashboard's URL: send the job there with `ray job sub"
+        ConfigError, match="is a dashboard's URL: submit the job to it with `ray job submit"
     ):
         run_job(config)
     assert not Path(config.output).exists(), "nothing is begun"
