@@ -214,7 +214,7 @@ def test_sources_and_targets_are_paired_by_their_keys(
     pairs = read_pairs(Crops(plan.store), Crops(plan.targets.store))
     index = torch.arange(3)
     assert pairs.images(index)[:, 0, 0, 0].tolist() == [0, 80, 160]
-    assert pairs.wanted(index)[:, 0, 0, 0].tolist() == [20, 10, 0]
+    assert pairs.target_images(index)[:, 0, 0, 0].tolist() == [20, 10, 0]
     assert plan.origin.crops == pairs.name
     result = begin_event(config, plan.store, targets=plan.targets.store)
     assert [result[name] for name in ("pairs", "without_target", "without_source")] == [3, 2, 1]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.storage.store import is_temporary
 from pipeline.table import open_table
 from tests.jobs.conftest import SETTINGS, WORKERS, Undisturbed
 from tests.jobs.running import Ended, Job, file_bytes
@@ -163,6 +164,8 @@ def test_the_table_equals_an_undisturbed_runs_bytes(
 ) -> None:
     for kind in ("latents", "rejects"):
         ours, theirs = file_bytes(interrupted.table, kind), file_bytes(undisturbed.table, kind)
+        # A writer that is killed in mid-put leaves a hidden file, which no reader takes for a part.
+        ours = {name: ours[name] for name in ours if not is_temporary(name)}
         assert ours.keys() == theirs.keys(), "no file is missing, none is left over"
         assert [name for name in ours if ours[name] != theirs[name]] == []
     ours, theirs = (file_bytes(run.table, "_shards") for run in (interrupted, undisturbed))
