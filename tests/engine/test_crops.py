@@ -223,7 +223,7 @@ def test_sources_and_targets_are_paired_by_their_keys(
     plan = plan_crops(config)
     with pytest.raises(InputError, match=r"no image in .* has the key of one in"):
         cut_pairs(config, plan, resources)
-    with pytest.raises(ConfigError, match=r"--target is for pairs of crops.*--prealigned"):
+    with pytest.raises(ConfigError, match=r"--target needs pairs of crops.*--prealigned"):
         plan_crops(config.model_copy(update={"prealigned": False}))
 
 
