@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+# First: it sets the environment that Ray reads when it is imported.
+from pipeline.engine.cluster import running_ray, summarize_error
+
+# isort: split
 from pipeline.choices import Device
 from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
 from pipeline.engine.capacity import Pools
-from pipeline.engine.cluster import running_ray, summarize_error
 from pipeline.engine.console.progress import (
     STARTING_WORKERS,
     Progress,

@@ -16,8 +16,11 @@ from typing import Any
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from pipeline.engine.address import in_cluster
+# First: it sets the environment that Ray reads when it is imported.
 from pipeline.engine.cluster import Resources, running_ray, summarize_error
+
+# isort: split
+from pipeline.engine.address import in_cluster
 from pipeline.engine.console.progress import enter_phase
 from pipeline.engine.training.crops import CropPlan, cut_pairs, plan_crops
 from pipeline.errors import ConfigError, PipelineError
