@@ -68,6 +68,7 @@ def _ask(node: str, paths: Sequence[str], stores: Sequence[tuple[str, str]]) -> 
         paths: Sequence[str], stores: Sequence[tuple[str, str]], patience_s: int
     ) -> NodeReport | str:
         try:
+            import pipeline.engine.stages  # noqa: F401 - what a worker imports
             from pipeline.engine.nodes.node_report import node_report
         except ImportError as error:
             return f"{type(error).__name__}: {error}"
