@@ -28,13 +28,13 @@ from pathlib import PurePosixPath
 from typing import get_args
 
 from pipeline.choices import Device
-from pipeline.cli import exit_code_of, job_parser, positive
+from pipeline.cli import add_selection, exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import (
     EXPORT_OUTPUT,
     CodeForm,
+    NamedSelection,
     Naming,
-    Selection,
     export_codes,
     export_dictionary,
 )
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser(__doc__)
-    parser.add_argument("--table", required=True, metavar="URI", help="the table")
+    add_selection(parser)
     parser.add_argument(
         "--output", "--to", dest="to", required=True, metavar="URI", help="a file, or a folder"
     )
@@ -66,9 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--form", choices=get_args(CodeForm), default="npy", help="file type of --as codes"
-    )
-    parser.add_argument(
-        "--where", default="", metavar="SQL", help="condition on rows: which faces (default: all)"
     )
     parser.add_argument(
         "--names", choices=get_args(Naming), default="basename", help="names of files"
@@ -128,7 +125,9 @@ def _export(args: argparse.Namespace) -> dict[str, object]:
         check_output(target.rpartition("/")[0] or "/")
     else:
         check_output(target, EXPORT_OUTPUT)
-    selection = Selection(open_table(args.table), args.where, args.names)
+    selection = NamedSelection(
+        open_table(args.table), args.where, args.order, args.limit, naming=args.names
+    )
     if kind == "latents":
         return {"written": export_dictionary(selection, args.to)}
     if kind == "stacked":

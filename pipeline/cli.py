@@ -186,6 +186,28 @@ def parse_places(
     return args
 
 
+def add_selection(parser: argparse.ArgumentParser, *, limit: int | None = None) -> None:
+    """Add `--table --where --order --limit`, which choose faces of a table (`Selection`)."""
+    parser.add_argument("--table", required=True, metavar="URI", help="the table")
+    parser.add_argument(
+        "--where", default="", metavar="SQL", help="condition on rows: which faces (default: all)"
+    )
+    parser.add_argument(
+        "--order",
+        default="",
+        metavar="SQL",
+        help="order of the faces, such as 'lpips DESC' (default: as stored)",
+    )
+    bound = "all" if limit is None else str(limit)
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        default=limit,
+        metavar="N",
+        help=f"upper bound of faces (default: {bound})",
+    )
+
+
 def positive(text: str) -> int:
     """Return a flag's value as a whole number above 0."""
     number = int(text) if text.isdecimal() else 0

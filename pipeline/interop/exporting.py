@@ -17,16 +17,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.errors import ConfigError
 from pipeline.interop.file_names import limits_of, to_file_name
 from pipeline.interop.pickled_codes import Codes, latents_file
 from pipeline.storage import OutputKind, Store, canonical_uri
 from pipeline.storage.file_types import IMAGE_SUFFIXES
-from pipeline.table.reader import Table
 from pipeline.table.schema import STYLE_DIM
-from pipeline.table.statements import condition
+from pipeline.table.selection import Selection
 
 Naming = Literal["basename", "id"]
 CodeForm = Literal["npy", "pt"]
@@ -34,7 +32,6 @@ CodeForm = Literal["npy", "pt"]
 EXPORTED = (".npy", ".pt", ".png")
 # Bytes of codes in one dictionary, which is created, pickled and read as one object.
 MAX_DICTIONARY_BYTES = 2 << 30
-_BATCH_ROWS = 32
 _NAME_ROWS = 4096
 _PUTS = 16  # concurrent writes: each waits for the disk or bucket, not for the CPU
 _LISTED = 5
@@ -42,28 +39,25 @@ _SUFFIX = "[.](" + "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES) + ")$"
 
 
 @dataclass(frozen=True)
-class Selection:
+class NamedSelection(Selection):
     """Faces of a table to export, and the naming of their files.
 
-    `where` is an SQL condition on rows of `latents`. Names keep an image's extension only
-    `with_suffix`, as in the keys of `latents.npy`.
+    Names keep an image's extension only `with_suffix`, as in the keys of `latents.npy`.
     """
 
-    table: Table
-    where: str = ""
     naming: Naming = "basename"
 
-    def rows(self, columns: str = "", *, with_suffix: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield the faces in the table's order: `name`, `image_id` and `columns`.
+    def named_rows(
+        self, columns: str = "", *, with_suffix: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the selected faces: `name`, `image_id` and `columns`.
 
         Only one batch is in memory. Raises `ConfigError` before the first row when several faces
         have one name.
         """
         self._refuse_ambiguous(with_suffix)
         more = f", {columns}" if columns else ""
-        query = f"SELECT {self._name(with_suffix)} AS name, image_id{more} FROM {self._chosen}"
-        for batch in self.table.batches(query, _BATCH_ROWS):
-            yield from _rows(batch)
+        yield from self.rows(f"{self._name(with_suffix)} AS name, image_id{more}")
 
     def check_files(self, uri: str, suffix: str, folder: str = "") -> None:
         """Raise `ConfigError` unless every face can have a file below `uri`.
@@ -77,7 +71,7 @@ class Selection:
         limits = limits_of(uri, folder)
         query = (
             f"SELECT name, image_id FROM (SELECT {self._name(with_suffix=False)} AS name, image_id "
-            f"FROM {self._chosen}) ORDER BY string_split(name || '{suffix}', '/')"
+            f"FROM {self.source}) ORDER BY string_split(name || '{suffix}', '/')"
         )
         previous, previous_id = "", ""
         for batch in self.table.batches(query, _NAME_ROWS):
@@ -98,13 +92,9 @@ class Selection:
     def counts(self) -> tuple[int, int]:
         """Return the number of faces and their total number of steps."""
         totals = self.table.sql(
-            f"SELECT count(*) AS faces, coalesce(sum(steps), 0) AS steps FROM {self._chosen}"
+            f"SELECT count(*) AS faces, coalesce(sum(steps), 0) AS steps FROM {self.source}"
         ).iloc[0]
         return int(totals.faces), int(totals.steps)
-
-    @property
-    def _chosen(self) -> str:
-        return f"(SELECT * FROM latents{f' WHERE {condition(self.where)}' if self.where else ''})"
 
     def _name(self, with_suffix: bool) -> str:
         if self.naming == "id":
@@ -117,7 +107,7 @@ class Selection:
             return
         shared = self.table.sql(
             f"SELECT name, list(image_id ORDER BY image_id) AS ids FROM "
-            f"(SELECT {self._name(with_suffix)} AS name, image_id FROM {self._chosen}) "
+            f"(SELECT {self._name(with_suffix)} AS name, image_id FROM {self.source}) "
             f"GROUP BY name HAVING count(*) > 1 ORDER BY name"
         )
         if shared.empty:
@@ -133,29 +123,7 @@ class Selection:
         )
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a batch; codes become float32 arrays [..., n_styles, 512]."""
-    columns = {name: _values(batch.column(name)) for name in batch.schema.names}
-    for index in range(batch.num_rows):
-        yield {name: values[index] for name, values in columns.items()}
-
-
-def _values(column: pa.Array) -> list[Any]:
-    kind, depth = column.type, 0
-    while pa.types.is_list(kind):
-        kind, depth = kind.value_type, depth + 1
-    if depth < 2 or not len(column):
-        values: list[Any] = column.to_pylist()
-        return values
-    lengths = np.diff(column.offsets.to_numpy(), axis=0) if depth > 2 else None
-    rows = column.flatten() if depth > 2 else column
-    n_styles = len(rows[0]) if len(rows) else 0
-    flat = rows.flatten().flatten().to_numpy(zero_copy_only=False)
-    codes = np.asarray(flat, np.float32).reshape(-1, n_styles, STYLE_DIM)
-    return list(codes) if lengths is None else np.split(codes, np.cumsum(lengths)[:-1])
-
-
-def export_dictionary(selection: Selection, uri: str) -> int:
+def export_dictionary(selection: NamedSelection, uri: str) -> int:
     """Write `latents.npy` at `uri`; return the number of faces in it.
 
     It has {file name: [code of each step]}, or only the best step's code when the table has no
@@ -173,7 +141,7 @@ def export_dictionary(selection: Selection, uri: str) -> int:
         )
     column = "w_plus_per_step AS codes" if all_steps else "w_plus AS codes"
     codes: dict[str, Codes] = {}
-    for row in selection.rows(column, with_suffix=True):
+    for row in selection.named_rows(column, with_suffix=True):
         codes[row["name"]] = row["codes"] if all_steps else row["codes"][None]
     require_exported(len(codes), selection)
     folder, _, name = canonical_uri(uri).rpartition("/")
@@ -181,24 +149,24 @@ def export_dictionary(selection: Selection, uri: str) -> int:
     return len(codes)
 
 
-def export_codes(selection: Selection, uri: str, form: CodeForm = "npy") -> int:
+def export_codes(selection: NamedSelection, uri: str, form: CodeForm = "npy") -> int:
     """Write each face's code, float32 [n_styles, 512], to `<name>.npy` or `.pt` below `uri`.
 
     Returns the number of files. Memory does not grow with the number of faces.
     """
     files = (
         (f"{to_file_name(row['name'])}.{form}", code_file(row["w_plus"], form))
-        for row in selection.rows("w_plus")
+        for row in selection.named_rows("w_plus")
     )
     selection.check_files(uri, f".{form}")
     return put_files(uri, files, selection)
 
 
-def put_files(uri: str, files: Iterator[tuple[str, bytes]], selection: Selection) -> int:
+def put_files(uri: str, files: Iterator[tuple[str, bytes]], selection: NamedSelection) -> int:
     """Write (name, content) pairs below `uri`; return their number.
 
     An existing file with the same content is kept. Raises `ConfigError` for one with other content
-    and when there are no pairs. Call `Selection.check_files` first.
+    and when there are no pairs. Call `NamedSelection.check_files` first.
     """
     store, count = Store(uri), 0
     with ThreadPoolExecutor(_PUTS) as pool:
@@ -243,7 +211,7 @@ def without_suffix(name: str) -> str:
     return re.sub(_SUFFIX, "", name, flags=re.IGNORECASE)
 
 
-def require_exported(count: int, selection: Selection) -> None:
+def require_exported(count: int, selection: NamedSelection) -> None:
     """Raise `ConfigError` when nothing was exported."""
     if not count:
         root = selection.table.store.root

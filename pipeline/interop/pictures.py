@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.interop.exporting import Selection, put_files
+from pipeline.interop.exporting import NamedSelection, put_files
 from pipeline.interop.file_names import to_file_name
 from pipeline.inversion.render import pooled, render_each
 from pipeline.models import RestyleModel
@@ -69,7 +69,11 @@ FULL_SIZE = Drawing()
 
 
 def export_pictures(
-    selection: Selection, model: RestyleModel, uri: str, kind: Kind, drawing: Drawing = FULL_SIZE
+    selection: NamedSelection,
+    model: RestyleModel,
+    uri: str,
+    kind: Kind,
+    drawing: Drawing = FULL_SIZE,
 ) -> int:
     """Write pictures of the faces below `uri`; return the number of files.
 
@@ -82,7 +86,7 @@ def export_pictures(
         raise ConfigError("coupled pictures need the input: make the table with --keep-crops")
     files = (
         (f"{name}.png", png(pixels))
-        for row in selection.rows(_COLUMNS[kind])
+        for row in selection.named_rows(_COLUMNS[kind])
         for name, pixels in _pictures(row, model, kind, drawing)
     )
     selection.check_files(uri, ".png", f"{_MAX_STEPS}/" if kind == "results" else "")

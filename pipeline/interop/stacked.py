@@ -22,7 +22,7 @@ from typing import IO, Any, Protocol, cast
 import numpy as np
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.interop.exporting import Selection, require_exported
+from pipeline.interop.exporting import NamedSelection, require_exported
 from pipeline.interop.pickled_codes import STYLE_DIM, Codes
 from pipeline.storage import Store, canonical_uri, is_local
 from pipeline.storage.readers.npy import ArrayHeader, read_header
@@ -279,7 +279,7 @@ def _mapped_tensor(path: Path, source: str) -> Any:
     return tensor
 
 
-def export_stacked(selection: Selection, uri: str) -> tuple[int, str]:
+def export_stacked(selection: NamedSelection, uri: str) -> tuple[int, str]:
     """Write the codes as one array, float32 [n, n_styles, 512], and a list of their names.
 
     The suffix of `uri` decides the format: `.npy` and `.pt` are the array, `.npz` has it as `w`.
@@ -302,13 +302,13 @@ def export_stacked(selection: Selection, uri: str) -> tuple[int, str]:
 
 
 def _write_rows(
-    selection: Selection, array: Path, names: Path, shape: tuple[int, int, int]
+    selection: NamedSelection, array: Path, names: Path, shape: tuple[int, int, int]
 ) -> None:
     written = 0
     with array.open("wb") as codes, names.open("w", encoding="utf-8", newline="\n") as listed:
         header: dict[str, Any] = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(codes, header)
-        for row in selection.rows("w_plus"):
+        for row in selection.named_rows("w_plus"):
             if "\n" in row["name"] or "\r" in row["name"]:
                 raise ConfigError(
                     f"the name of {row['image_id']!r} has a line break, which is not possible in a "

@@ -77,6 +77,7 @@ _ALSO_HARMLESS = {
     *("wavg", "weighted_avg"),
 }
 _WHERE_IN_QUERY = re.compile(r" LINE \d+: SELECT 1 WHERE.*")
+_ORDER_IN_QUERY = re.compile(r" LINE \d+: SELECT 1 WHERE true ORDER BY.*")
 
 
 def check_reads(query: str) -> None:
@@ -125,6 +126,34 @@ def _expression(where: str) -> dict[str, Any]:
         raise RequestError("it must be exactly one condition, without other clauses")
     _parsed(f"SELECT 1 WHERE ({where}\n)")  # refuses a clause that the tree does not contain
     return expression
+
+
+def ordering(order: str) -> str:
+    """Return `order` as the text of an ORDER BY clause (`lpips DESC, key`) for a query on rows.
+
+    Raises `RequestError` if it is anything but a list of expressions with ASC or DESC, or does
+    anything but read the views.
+    """
+    try:
+        _check(_order(order))
+    except QUERY_ERRORS as error:
+        text = _ORDER_IN_QUERY.sub("", one_line(error))
+        raise RequestError(f"order {order!r} failed: {text}") from error
+    except RequestError as error:
+        raise RequestError(f"order {order!r} failed: {error}") from error
+    return f"{order}\n"
+
+
+def _order(order: str) -> list[Any]:
+    """Return the trees of the expressions of an ORDER BY list."""
+    statements = _parsed(f"SELECT 1 WHERE true ORDER BY {order}\n")
+    node = statements[0]["node"]
+    plain = {**node, "where_clause": None, "modifiers": []} == _select_tree()
+    kinds = [modifier["type"] for modifier in node["modifiers"]]
+    if len(statements) != 1 or not plain or kinds != ["ORDER_MODIFIER"]:
+        raise RequestError("it must be a list of columns or expressions, each with ASC or DESC")
+    orders: list[Any] = node["modifiers"][0]["orders"]
+    return orders
 
 
 def _parsed(query: str) -> list[Any]:

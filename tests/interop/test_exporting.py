@@ -14,7 +14,7 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.interop import exporting
 from pipeline.interop.code_files import open_codes
-from pipeline.interop.exporting import Selection, export_codes, export_dictionary
+from pipeline.interop.exporting import NamedSelection, export_codes, export_dictionary
 from pipeline.interop.pickled_codes import read_latents
 from pipeline.interop.pictures import Kind, export_pictures
 from pipeline.storage import Store
@@ -29,7 +29,7 @@ def steps_of(key: str, count: int) -> np.ndarray:
 
 def test_dictionary_has_one_code_per_file(tmp_path: Path) -> None:
     table = table_of(tmp_path / "t", face_row("a/1.jpg"), face_row("b/2.PNG"))
-    assert export_dictionary(Selection(table), str(tmp_path / "out" / "latents.npy")) == 2
+    assert export_dictionary(NamedSelection(table), str(tmp_path / "out" / "latents.npy")) == 2
     exported = read_latents((tmp_path / "out" / "latents.npy").read_bytes(), "latents.npy")
     assert list(exported) == ["1.jpg", "2.PNG"]
     np.testing.assert_array_equal(exported["1.jpg"], code("a/1.jpg")[None])
@@ -38,7 +38,7 @@ def test_dictionary_has_one_code_per_file(tmp_path: Path) -> None:
 def test_dictionary_has_all_steps_of_the_table(tmp_path: Path) -> None:
     rows = [face_row(f"{n}.jpg", steps=n, w_plus_per_step=steps_of(f"{n}.jpg", n)) for n in (1, 3)]
     table = table_of(tmp_path / "t", *rows, columns=Columns(N_STYLES, all_steps=True))
-    export_dictionary(Selection(table), str(tmp_path / "latents.npy"))
+    export_dictionary(NamedSelection(table), str(tmp_path / "latents.npy"))
     exported = read_latents((tmp_path / "latents.npy").read_bytes(), "latents.npy")
     assert {name: len(steps) for name, steps in exported.items()} == {"1.jpg": 1, "3.jpg": 3}
     np.testing.assert_array_equal(exported["3.jpg"], steps_of("3.jpg", 3))
@@ -49,7 +49,7 @@ def test_ambiguous_names_are_refused_with_the_list(tmp_path: Path) -> None:
         tmp_path / "t", face_row("a/1.jpg"), face_row("b/1.jpg"), face_row("c", 0), face_row("c", 1)
     )
     with pytest.raises(ConfigError) as caught:
-        export_dictionary(Selection(table), str(tmp_path / "latents.npy"))
+        export_dictionary(NamedSelection(table), str(tmp_path / "latents.npy"))
     text = str(caught.value)
     assert text.startswith(
         "2 names are shared by several faces: '1.jpg' (s-0/a/1.jpg#0, s-0/b/1.jpg#0"
@@ -61,15 +61,15 @@ def test_ambiguous_names_are_refused_with_the_list(tmp_path: Path) -> None:
 def test_equal_names_up_to_extension_are_ambiguous(tmp_path: Path) -> None:
     table = table_of(tmp_path / "t", face_row("1.jpg"), face_row("1.png"))
     with pytest.raises(ConfigError, match=r"'1' \(s-0/1\.jpg#0, s-0/1\.png#0\)"):
-        export_codes(Selection(table), str(tmp_path / "codes"))
-    assert export_dictionary(Selection(table), str(tmp_path / "latents.npy")) == 2
+        export_codes(NamedSelection(table), str(tmp_path / "codes"))
+    assert export_dictionary(NamedSelection(table), str(tmp_path / "latents.npy")) == 2
 
 
 def test_condition_or_image_ids_resolve_ambiguity(tmp_path: Path) -> None:
     table = table_of(tmp_path / "t", face_row("a/1.jpg"), face_row("b/1.jpg", 0))
-    chosen = Selection(table, where="key LIKE 'a/%' OR key = 'x'")
+    chosen = NamedSelection(table, where="key LIKE 'a/%' OR key = 'x'")
     assert export_codes(chosen, str(tmp_path / "one")) == 1
-    assert export_codes(Selection(table, naming="id"), str(tmp_path / "ids")) == 2
+    assert export_codes(NamedSelection(table, naming="id"), str(tmp_path / "ids")) == 2
     assert (tmp_path / "one" / "1.npy").is_file()
     assert (tmp_path / "ids" / "s-0" / "a" / "1.jpg#0.npy").is_file()
 
@@ -77,7 +77,7 @@ def test_condition_or_image_ids_resolve_ambiguity(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["npy", "pt"])
 def test_code_file_is_a_float32_array(tmp_path: Path, form: Any) -> None:
     table = table_of(tmp_path / "t", face_row("1.jpg"))
-    export_codes(Selection(table), str(tmp_path), form)
+    export_codes(NamedSelection(table), str(tmp_path), form)
     content = io.BytesIO((tmp_path / f"1.{form}").read_bytes())
     exported = (
         np.load(content, allow_pickle=False)
@@ -91,7 +91,7 @@ def test_code_file_is_a_float32_array(tmp_path: Path, form: Any) -> None:
 def test_rows_are_exported_in_table_order(tmp_path: Path) -> None:
     keys = [f"{n:03d}.jpg" for n in range(100)]
     table = table_of(tmp_path / "t", *(face_row(key) for key in keys), part_size=100)
-    rows = list(Selection(table).rows("w_plus"))
+    rows = list(NamedSelection(table).named_rows("w_plus"))
     assert [row["name"] for row in rows] == [key[:3] for key in keys]
     np.testing.assert_array_equal(rows[77]["w_plus"], code("077.jpg"))
 
@@ -102,15 +102,15 @@ def test_too_large_dictionary_is_refused_with_its_size(
     table = table_of(tmp_path / "t", face_row("1.jpg"), face_row("2.jpg"))
     monkeypatch.setattr(exporting, "MAX_DICTIONARY_BYTES", 2 * N_STYLES * 2048 - 1)
     with pytest.raises(ConfigError, match=r"codes of 2 faces take .*\(--as codes\)"):
-        export_dictionary(Selection(table), str(tmp_path / "latents.npy"))
+        export_dictionary(NamedSelection(table), str(tmp_path / "latents.npy"))
 
 
 def test_empty_selection_is_refused(tmp_path: Path) -> None:
     table, empty = table_of(tmp_path / "t", face_row("1.jpg")), table_of(tmp_path / "empty")
     with pytest.raises(ConfigError, match=r'^--where "l2 > 100" selects no face of the table'):
-        export_codes(Selection(table, where="l2 > 100"), str(tmp_path / "codes"))
+        export_codes(NamedSelection(table, where="l2 > 100"), str(tmp_path / "codes"))
     with pytest.raises(ConfigError, match=r"^the table '.*empty' has no faces to export"):
-        export_codes(Selection(empty), str(tmp_path / "codes"))
+        export_codes(NamedSelection(empty), str(tmp_path / "codes"))
 
 
 ODD = ("../evil.jpg", "/etc/evil.jpg", "a//b.jpg", "a/./b.jpg", "a/b.jpg", ".x.jpg", "%2E.jpg")
@@ -120,7 +120,7 @@ ODD = ("../evil.jpg", "/etc/evil.jpg", "a//b.jpg", "a/./b.jpg", "a/b.jpg", ".x.j
 def test_escaped_names_round_trip_inside_the_folder(tmp_path: Path, form: Any) -> None:
     table = table_of(tmp_path / "t", *map(face_row, ODD), part_size=10)
     out = tmp_path / "out"
-    assert export_codes(Selection(table, naming="id"), str(out), form) == len(ODD)
+    assert export_codes(NamedSelection(table, naming="id"), str(out), form) == len(ODD)
     assert sum(path.is_file() for path in tmp_path.rglob(f"*.{form}")) == len(ODD)
     assert sum(path.is_file() for path in out.rglob(f"*.{form}")) == len(ODD)
     codes = open_codes(str(out))
@@ -132,20 +132,20 @@ def test_escaped_names_round_trip_inside_the_folder(tmp_path: Path, form: Any) -
 def test_too_long_name_is_refused_before_writing(tmp_path: Path) -> None:
     table = table_of(tmp_path / "t", face_row("1.jpg"), face_row("x" * 300))
     with pytest.raises(ConfigError, match="is not a possible file name"):
-        export_codes(Selection(table, naming="id"), str(tmp_path / "out"))
+        export_codes(NamedSelection(table, naming="id"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def write_codes(table: Table, out: str) -> int:
-    return export_codes(Selection(table, naming="id"), out)
+    return export_codes(NamedSelection(table, naming="id"), out)
 
 
 def write_torch_codes(table: Table, out: str) -> int:
-    return export_codes(Selection(table, naming="id"), out, "pt")
+    return export_codes(NamedSelection(table, naming="id"), out, "pt")
 
 
 def write_pictures(table: Table, out: str, kind: Kind = "images") -> int:
-    return export_pictures(Selection(table, naming="id"), None, out, kind)  # type: ignore[arg-type]
+    return export_pictures(NamedSelection(table, naming="id"), None, out, kind)  # type: ignore[arg-type]
 
 
 FORMS = {

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.alignment import AlignmentSettings
 from pipeline.errors import FingerprintError, InputError, StorageError
 from pipeline.interop.code_files import FaceName, open_codes
-from pipeline.interop.exporting import Selection, export_codes, export_dictionary
+from pipeline.interop.exporting import NamedSelection, export_codes, export_dictionary
 from pipeline.interop.importing import Importing, ImportSettings
 from pipeline.interop.measuring import Measuring, Result, match_images
 from pipeline.interop.pickled_codes import latents_file
@@ -77,7 +77,7 @@ def test_dictionary_round_trips_through_a_table(model: RestyleModel, tmp_path: P
     source = dictionary(tmp_path, **given)
     counts, table = imported(source, model, tmp_path / "t")
     assert (counts["samples"], counts["faces"], counts["rejects"]) == (2, 2, 0)
-    export_dictionary(Selection(table), str(tmp_path / "again.npy"))
+    export_dictionary(NamedSelection(table), str(tmp_path / "again.npy"))
     again = open_codes(str(tmp_path / "again.npy"))
     assert list(again.names) == ["a.jpg", "b.jpg"]
     for name, steps in given.items():
@@ -89,7 +89,7 @@ def test_single_codes_round_trip_through_a_table(
     model: RestyleModel, tmp_path: Path, form: Any
 ) -> None:
     _, first = imported(dictionary(tmp_path, a=steps_of(1), b=steps_of(2)), model, tmp_path / "t")
-    export_codes(Selection(first, naming="id"), str(tmp_path / "codes"), form)
+    export_codes(NamedSelection(first, naming="id"), str(tmp_path / "codes"), form)
     _, second = imported(str(tmp_path / "codes"), model, tmp_path / "u")
     ids = [f"codes-00000/codes-00000/{name}.jpg#0" for name in "ab"]
     expected = np.stack([steps_of(1)[-1], steps_of(2)[-1]])
@@ -278,7 +278,7 @@ def test_given_pictures_are_measured_instead_of_renders(
     save_image(tmp_path / "in" / "a.png", frames_of(model, steps_of(1))[1])
     source = dictionary(tmp_path, a=steps_of(1))
     _, plain = imported(source, model, tmp_path / "plain")
-    export_pictures(Selection(plain), model, str(tmp_path / "results"), "results")
+    export_pictures(NamedSelection(plain), model, str(tmp_path / "results"), "results")
     l2 = []
     for name, results in (("t", None), ("u", Result(str(tmp_path / "results")))):
         with measuring(model, meter, results) as measured:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline.errors import ConfigError, ModelError
-from pipeline.interop.exporting import Selection
+from pipeline.interop.exporting import NamedSelection
 from pipeline.interop.pictures import Drawing, export_pictures
 from pipeline.inversion.render import render_each
 from pipeline.models import RestyleModel, load_model
@@ -79,14 +79,14 @@ def close(actual: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def test_images_are_of_the_best_step(table: Table, model: RestyleModel, tmp_path: Path) -> None:
-    assert export_pictures(Selection(table), model, str(tmp_path), "images") == 2
+    assert export_pictures(NamedSelection(table), model, str(tmp_path), "images") == 2
     assert close(read(tmp_path / "2.png"), rendered(model, 2)[0])
 
 
 def test_results_have_one_folder_per_step(
     table: Table, model: RestyleModel, tmp_path: Path
 ) -> None:
-    assert export_pictures(Selection(table), model, str(tmp_path), "results") == 4
+    assert export_pictures(NamedSelection(table), model, str(tmp_path), "results") == 4
     first, last = rendered(model, 11, 1)
     assert close(read(tmp_path / "0" / "1.png"), first)
     assert close(read(tmp_path / "1" / "1.png"), last)
@@ -95,7 +95,7 @@ def test_results_have_one_folder_per_step(
 def test_coupled_pictures_end_with_the_input(
     table: Table, model: RestyleModel, tmp_path: Path
 ) -> None:
-    assert export_pictures(Selection(table), model, str(tmp_path), "coupled") == 2
+    assert export_pictures(NamedSelection(table), model, str(tmp_path), "coupled") == 2
     pixels = read(tmp_path / "1.png")
     assert pixels.shape == (64, 3 * 64, 3)
     assert close(pixels[:, :128], np.concatenate(rendered(model, 11, 1), axis=1))
@@ -112,7 +112,7 @@ def test_missing_columns_are_named_with_their_flag(
         tmp_path / "t", face_row("1", w_plus=code(1)), columns=Columns(N_STYLES), settings={}
     )
     with pytest.raises(ConfigError, match=flag):
-        export_pictures(Selection(plain), model, str(tmp_path / "out"), kind)
+        export_pictures(NamedSelection(plain), model, str(tmp_path / "out"), kind)
 
 
 def test_codes_of_another_model_are_refused(
@@ -130,7 +130,8 @@ def test_pictures_of_escaped_names_stay_inside(model: RestyleModel, tmp_path: Pa
     columns = Columns(N_STYLES, all_steps=True)
     odd = table_of(tmp_path / "t", row, columns=columns)
     assert (
-        export_pictures(Selection(odd, naming="id"), model, str(tmp_path / "out"), "results") == 1
+        export_pictures(NamedSelection(odd, naming="id"), model, str(tmp_path / "out"), "results")
+        == 1
     )
     (picture,) = tmp_path.rglob("*.png")
     assert picture == tmp_path / "out/0/s-0/%2E./%2E./evil.jpg#0.png"
@@ -141,7 +142,7 @@ def test_small_truncated_pictures_match_the_published_scripts(
 ) -> None:
     side = model.generator_size // 2
     drawing = Drawing(side, truncate=True)
-    assert export_pictures(Selection(table), model, str(tmp_path), "images", drawing) == 2
+    assert export_pictures(NamedSelection(table), model, str(tmp_path), "images", drawing) == 2
     with torch.no_grad():
         (frame,) = render_each(model, torch.from_numpy(code(1))[None])
         # The published scripts' `tensor2im` on a pooled frame, in numpy.

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.errors import ConfigError, InputError
 from pipeline.interop.code_files import open_codes
-from pipeline.interop.exporting import Selection
+from pipeline.interop.exporting import NamedSelection
 from pipeline.interop.lineage import lineage_of
 from pipeline.interop.stacked import export_stacked, read_names
 from tests.interop.codes import Attack, codes
@@ -139,7 +139,7 @@ def test_code_in_a_stack_is_not_executed(tmp_path: Path) -> None:
 def test_stacked_export_has_a_list_of_names(tmp_path: Path, suffix: str) -> None:
     table = table_of(tmp_path / "t", face_row("b/2.jpg"), face_row("a/1.jpg"))
     target = tmp_path / "out" / f"codes{suffix}"
-    written, listed = export_stacked(Selection(table), str(target))
+    written, listed = export_stacked(NamedSelection(table), str(target))
     assert (written, listed) == (2, str(tmp_path / "out" / "codes.names.txt"))
     raw = (
         torch.load(target, weights_only=True).numpy()
@@ -156,7 +156,7 @@ def test_stacked_export_has_a_list_of_names(tmp_path: Path, suffix: str) -> None
 def test_name_with_a_line_break_is_refused(tmp_path: Path) -> None:
     table = table_of(tmp_path / "t", face_row("a\nb.jpg"))
     with pytest.raises(ConfigError, match="has a line break"):
-        export_stacked(Selection(table), str(tmp_path / "codes.npy"))
+        export_stacked(NamedSelection(table), str(tmp_path / "codes.npy"))
     assert not (tmp_path / "codes.npy").exists()
 
 

@@ -15,7 +15,7 @@ import duckdb
 import pytest
 
 from pipeline.errors import RequestError
-from pipeline.interop.exporting import Selection
+from pipeline.interop.exporting import NamedSelection
 from pipeline.reports.table_sheet import table_sheet
 from pipeline.storage import Store
 from pipeline.table import InitialCodes, Table, check_condition, open_table
@@ -295,11 +295,11 @@ NO_CONDITIONS = (
 
 
 def _of_export(table: Table, where: str) -> object:
-    return list(Selection(table, where).rows())
+    return list(NamedSelection(table, where).named_rows())
 
 
 def _of_counts(table: Table, where: str) -> object:
-    return Selection(table, where).counts()
+    return NamedSelection(table, where).counts()
 
 
 def _of_starts(table: Table, where: str) -> object:
@@ -341,12 +341,14 @@ def test_a_condition_is_one_condition(
 )
 def test_a_condition_with_odd_text_selects_rows(filled: str, where: str) -> None:
     check_condition(open_table(filled), where)
-    assert Selection(open_table(filled), where).counts()[0] in (0, 8)
+    assert NamedSelection(open_table(filled), where).counts()[0] in (0, 8)
     assert condition(where).startswith(f"({where}")
 
 
 def test_a_condition_may_compare_with_other_rows(filled: str) -> None:
-    chosen = Selection(open_table(filled), "l2 = (SELECT min(l2) FROM latents) AND shard = 's-0'")
+    chosen = NamedSelection(
+        open_table(filled), "l2 = (SELECT min(l2) FROM latents) AND shard = 's-0'"
+    )
     assert chosen.counts()[0] == 4
     with pytest.raises(RequestError, match="condition on one row, without a SELECT"):
         check_condition(open_table(filled), "l2 = (FROM (VALUES (1)))")

@@ -1,0 +1,67 @@
+"""Selection of a table's rows by condition, order and number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import RequestError
+from pipeline.table import Table, open_table
+from pipeline.table.selection import Selection
+from tests.table.rows import face_row, shard, writer
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    made = writer(tmp_path)
+    rows = [face_row(key, l2=l2) for key, l2 in zip("abcd", (0.3, 0.1, 0.4, 0.1), strict=True)]
+    made.commit_shard(shard(), [made.write_part(shard(), 0, samples=4, latents=rows, rejects=[])])
+    return open_table(str(tmp_path))
+
+
+def _ids(selection: Selection) -> list[str]:
+    return [row["image_id"] for row in selection.rows("image_id")]
+
+
+def test_rows_come_in_order_up_to_the_limit(table: Table) -> None:
+    assert _ids(Selection(table, order="l2 DESC")) == ["s-0/c#0", "s-0/a#0", "s-0/b#0", "s-0/d#0"]
+    assert _ids(Selection(table, "l2 < 0.4", "l2", 2)) == ["s-0/b#0", "s-0/d#0"]
+    assert Selection(table, limit=3).count() == 3
+    assert Selection(table, "l2 > 0.2 -- both", "l2 DESC -- worst first", 9).require_rows() == 2
+
+
+def test_codes_come_in_batches(table: Table) -> None:
+    batches = list(Selection(table, order="key").code_batches(3))
+    assert [batch.column("image_id").to_pylist() for batch, _ in batches] == [
+        ["s-0/a#0", "s-0/b#0", "s-0/c#0"],
+        ["s-0/d#0"],
+    ]
+    codes = np.concatenate([codes for _, codes in batches])
+    assert np.array_equal(codes, table.w_plus([f"s-0/{key}#0" for key in "abcd"]))
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "",
+        "l2 LIMIT 1",
+        "l2; SELECT 1",
+        "l2) --",
+        "unknown",
+        "read_text('/etc/passwd')",
+        "getenv('A')",
+    ],
+)
+def test_an_order_is_a_list_of_columns(table: Table, order: str) -> None:
+    if not order:
+        assert len(_ids(Selection(table, order=order))) == 4
+        return
+    with pytest.raises(RequestError):
+        _ids(Selection(table, order=order))
+
+
+def test_a_selection_of_no_rows_is_refused(table: Table) -> None:
+    with pytest.raises(RequestError, match='--where "l2 > 9" selects no face'):
+        Selection(table, "l2 > 9").require_rows()
