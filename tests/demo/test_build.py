@@ -24,7 +24,9 @@ ENCODER = LoopPlan(images=48, batch=4, max_lr=3e-3, warmup_steps=4, report_every
 
 def small(plan):
     rounds = dataclasses.replace(plan.rounds, steps=2, images=ImageWeights(l2=1.0))
-    growth = GrowthPlan(GENERATOR, GROWN, DiscriminatorPlan(start=0.4, every=1)) if plan.growth else None
+    growth = (
+        GrowthPlan(GENERATOR, GROWN, DiscriminatorPlan(start=0.4, every=1)) if plan.growth else None
+    )
     return dataclasses.replace(
         plan,
         generator=GENERATOR,
