@@ -20,6 +20,7 @@ Cell = tuple[Pixels, str]  # picture, uint8 [h, w, 3] of one size for all, and i
 # Pillow, and programs that use it, warn about larger pictures.
 MAX_PIXELS = 80_000_000
 _GAP, _MARGIN, _CAPTION = 4, 12, 20
+_ONE_ROW = 4  # pictures
 _MIN_LABELLED = 128  # width of a cell with a text
 
 
@@ -33,16 +34,17 @@ def draw_grid(
 ) -> tuple[bytes, tuple[int, int]]:
     """Draw `count` pictures from left to right and from top to bottom; return PNG and its size.
 
-    Without `columns` the grid is about as wide as high. Pictures are pasted as they are, one after
-    another while `cells` yields them: memory holds the grid and one picture. Raises `ConfigError`
-    for a grid of over 80 million pixels and `RequestError` for no pictures.
+    Without `columns` up to four pictures are one row, and more are about as wide as high. Pictures
+    are pasted as they are, one after another while `cells` yields them: memory holds the grid and
+    one picture. Raises `ConfigError` for a grid of over 80 million pixels and `RequestError` for no
+    pictures.
     """
     waiting = iter(cells)
     first = next(waiting, None)
     if first is None:
         raise RequestError("there are no pictures to draw")
     height, width = first[0].shape[:2]
-    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    columns = min(count, columns or max(_ONE_ROW, math.ceil(math.sqrt(count))))
     cell_width = max(width, _MIN_LABELLED) if labelled else width
     cell_height = height + (_CAPTION if labelled else 0)
     top = _MARGIN + (TITLE if title else 0)

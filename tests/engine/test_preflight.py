@@ -61,6 +61,12 @@ JOBS = {
         (["--table", "empty"], "empty' is not a table"),
         (["--to", "out.png"], "the dictionary is a .npy file"),
     ],
+    "render_latents": [
+        (["--output", "grid.png"], "empty' is not a table"),
+        (["--output", "walk.avi"], "name a grid *.png, an animation .webp, .gif, .mp4"),
+        (["--output", "walk.webp", "--columns", "3"], "--columns is for a grid"),
+        (["--output", "photos"], "nothing is written among other files"),
+    ],
     "convert_model": [
         (["nowhere.pt", "bundle"], "no model file at nowhere.pt"),
         (["demo", "photos"], "nothing is written among other files"),
@@ -96,6 +102,7 @@ GIVEN = {
     "train_restyle": ["--input", "photos", "--output", "out", "--model", "demo"],
     "import_latents": ["--from", "empty", "--model", "demo", "--output", "out"],
     "export_table": ["--table", "empty", "--to", "codes.npy"],
+    "render_latents": ["--table", "empty"],
     "calibrate_stop": ["--calibrate", "photos", "--report", "photos", "--output", "out"],
     "evaluate": ["--output", "out"],
 }
