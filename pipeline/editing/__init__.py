@@ -1,0 +1,1 @@
+"""Edit codes: directions in W and W+, fitting them, edited tables, pictures and animations."""
