@@ -33,6 +33,7 @@ SUFFIXES = (".pt", ".pth", ".npy", ".npz", ".safetensors")
 # 80 GANSpace components for 18 rows are 3 MB; unpacked sizes have the same limit.
 MAX_BYTES = 64 << 20
 _MAX_ROWS = 64
+_LONGEST_NAME = 60
 _RECORD = "restyle_direction"  # key of our own metadata in a .safetensors file
 _ARRAY = "direction"  # name of the array in our own files
 _CHOICE = re.compile(r"(.+\.(?:pt|pth|npy|npz|safetensors)):([^:/\\]+)", re.DOTALL)
@@ -160,17 +161,23 @@ def _content(uri: str) -> bytes:
 
 def _direction(content: bytes, source: str, choice: str, *, name: str) -> Direction:
     arrays, record = _arrays(content, source)
-    given = record.get("name")
     w_space = WSpace.from_dict(record["w_space"], source) if "w_space" in record else None
     facts = record.get("facts")
     rows, chosen = _chosen(arrays, choice, source)
     return Direction(
-        name=(given if isinstance(given, str) and given else name) + chosen,
+        name=_name(record.get("name"), name) + chosen,
         rows=_checked(rows, source),
         source=source + (f":{choice}" if choice else ""),
         w_space=w_space,
         facts=facts if isinstance(facts, Mapping) else {},
     )
+
+
+def _name(recorded: object, otherwise: str) -> str:
+    """Return the name in our own record if it can be a column's value and a file's name."""
+    if isinstance(recorded, str) and recorded.isprintable() and 0 < len(recorded) <= _LONGEST_NAME:
+        return recorded.replace("/", "-")
+    return otherwise[:_LONGEST_NAME]
 
 
 def _chosen(arrays: Mapping[str, Any], choice: str, source: str) -> tuple[Any, str]:

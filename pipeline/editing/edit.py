@@ -14,6 +14,7 @@ from pipeline.editing.w_space import WSpace
 from pipeline.errors import ConfigError, ShapeError
 
 _MAX_SETTINGS = 64
+_MAX_STRENGTH = 1e6
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def edits_of(
         raise ConfigError("an edit needs a direction: --direction NAME or FILE")
     lists = _one_each(strengths, count, "--strength")
     settings = tuple(zip(*_equally_long(lists), strict=True))
+    if len(set(settings)) < len(settings):
+        raise ConfigError("--strength: two of the settings are the same; give each once")
     notes = [direction.check_model(model) for direction in directions]
     offsets = np.zeros((count, n_styles, STYLE_DIM), np.float32)
     chosen = []
@@ -111,14 +114,14 @@ def edits_of(
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:
-    """Return numbers separated by commas; `ConfigError` for anything else."""
+    """Return numbers up to a million separated by commas; `ConfigError` for anything else."""
     try:
-        numbers = tuple(float(np.float32(float(piece))) for piece in text.split(","))
+        numbers = tuple(float(piece) for piece in text.split(","))
     except ValueError:
         numbers = ()
-    if not numbers or not all(np.isfinite(numbers)):
+    if not numbers or not all(abs(number) <= _MAX_STRENGTH for number in numbers):
         raise ConfigError(f"--strength {text}: expected numbers separated by commas, as in -3,0,3")
-    return numbers
+    return tuple(float(np.float32(number)) for number in numbers)  # as a table stores them
 
 
 def signed(strength: float) -> str:

@@ -217,7 +217,8 @@ class TableEdit:
         average = self.model.latent_avg
         images = self._images(np.concatenate([codes[:, None], edited], axis=1))
         tensor = torch.from_numpy(edited)
-        measures = self.meter.measure(images[:, 0], images[:, 1:], tensor, average.cpu())
+        target = images[:, 0].clamp(-1, 1)  # as reconstructions are
+        measures = self.meter.measure(target, images[:, 1:], tensor, average.cpu())
         flat = tensor.flatten(0, 1)
         shape = edited.shape[:2]
         return {
