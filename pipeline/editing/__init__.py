@@ -1,1 +1,4 @@
-"""Edit codes: directions in W and W+, fitting them, edited tables, pictures and animations."""
+"""Edit and render codes of a table: directions, fits, interpolation, mixing, animations.
+
+Imports nothing, so that jobs can check a request before they import PyTorch.
+"""
