@@ -49,6 +49,10 @@ _METHOD = {
     "converged": pa.bool_(),  # true if --steps auto would have stopped by then; null if unknown
     "refined_from": _TEXT,  # image_id of the initial code in the table of --init
 }
+_EDIT = {
+    "direction": pa.list_(_TEXT),  # names of the directions that were added to the code
+    "strength": pa.list_(_REAL),  # of each direction
+}
 _METRICS = {name: _REALS if name.endswith("_per_step") else _REAL for name in metric_columns()}
 _REQUIRED = {"image_id", "shard", "key", "source_uri", "face_index", "n_faces", "w_plus", "reason"}
 
@@ -59,7 +63,7 @@ class Columns:
 
     `kept` are fields copied from the input, each a name and the name of its Arrow type. `all_steps`
     adds `w_plus_per_step` [steps, n_styles, 512]; `aligned_jpeg`, `reconstruction_jpeg` (bytes) and
-    `turn_deg` add the columns of these names.
+    `turn_deg` add the columns of these names; `edited` adds `direction` and `strength`.
     """
 
     n_styles: int
@@ -68,6 +72,7 @@ class Columns:
     aligned_jpeg: bool = False
     reconstruction_jpeg: bool = False
     turn_deg: bool = False
+    edited: bool = False
     kept: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -84,6 +89,7 @@ class Columns:
         if self.all_steps:
             columns["w_plus_per_step"] = pa.list_(code)
         columns |= {name: pa.binary() for name in self._pictures()}
+        columns |= _EDIT if self.edited else {}
         columns |= {name: arrow_type(kind) for name, kind in self.kept}
         return _schema(columns, _REQUIRED)
 
@@ -95,7 +101,10 @@ class Columns:
 def check_kept(names: Iterable[str]) -> None:
     """Raise `ConfigError` if a field to keep has the name of a column of any table."""
     switches: dict[str, Any] = {
-        field.name: True for field in fields(Columns) if str(field.type) == "bool"
+        field.name: True
+        for field in fields(Columns)
+        # A table of images, which may keep fields of the input, is never an edited one.
+        if str(field.type) == "bool" and field.name != "edited"
     }
     own = {name.lower() for name in Columns(1, **switches).latents_schema().names}
     taken = [name for name in names if name.lower() in own]
