@@ -118,7 +118,7 @@ def search(root: str, duplicates_of: int) -> dict[str, Any]:
         return value
 
     vectors = Vectors(Selection(table), "identity")
-    copied = [part for part in range(1, -(-faces // PART))][-10:]
+    copied = list(range(1, -(-faces // PART)))[-10:]
     ids = [name_of(part, COPY) for part in copied]
     queries = timed("queries", lambda: vectors.of_ids(ids))
     found = timed("nearest", lambda: nearest(vectors, queries, 10, ids))

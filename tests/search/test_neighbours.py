@@ -86,7 +86,7 @@ def test_a_condition_limits_the_compared_faces(table: Table) -> None:
 def test_unusable_queries_are_refused(table: Table, tmp_path: Path, tiny_bundle: str) -> None:
     with pytest.raises(UnknownImageError, match="has no 's-0/none#0'"):
         table.nearest(["s-0/none#0"])
-    with pytest.raises(RequestError, match="no identity of 's-0/0007#0'.*--by w_plus"):
+    with pytest.raises(RequestError, match=r"no identity of 's-0/0007#0'.*--by w_plus"):
         table.nearest(name_of(WITHOUT))
     with pytest.raises(
         RequestError, match=r"takes finite numbers \[n, d\], not an array \[1, 2, 3"
