@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import PipelineError, RequestError
-from pipeline.interop.exporting import Selection
+from pipeline.interop.exporting import NamedSelection
 from pipeline.storage import Store
 from pipeline.table import Table, check_condition, open_table
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind, check_line, write_case
@@ -93,8 +93,8 @@ def _tasks(table: Table, case: Case, names: dict[str, str]) -> list[Callable[[],
             lambda: table.arrow(filled("query"), x=_FRAME),
         ]
     return [
-        lambda: Selection(table, filled("where") or "x").counts(),
-        lambda: list(Selection(table, filled("where") or "x").rows()),
+        lambda: NamedSelection(table, filled("where") or "x").counts(),
+        lambda: list(NamedSelection(table, filled("where") or "x").named_rows()),
         lambda: check_condition(table, filled("where")),
     ]
 
