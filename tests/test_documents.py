@@ -1,4 +1,4 @@
-"""All documents are true: their links, files, flags, commands, settings and code."""
+"""Documents are true: their links, files, flags, commands, settings and code."""
 
 from __future__ import annotations
 
