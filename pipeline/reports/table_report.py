@@ -141,7 +141,7 @@ def _context(data: ReportData, extras: ReportExtras, now: datetime) -> dict[str,
         "tiles": _tiles(data),
         "privacy": _privacy(data, extras),
         **_rejects_and_runs(data),
-        **_charts(numbers),
+        **_charts(numbers, selection.table.spec.metrics),
         **_extremes(data, extras),
         **_faces(data),
         "same": [
@@ -204,7 +204,7 @@ def _tiles(data: ReportData) -> list[dict[str, str]]:
                 {
                     "label": f"median {each.label}",
                     "value": number(each.median),
-                    "more": f"80 % in {number(each.low)} – {number(each.high)}",
+                    "more": f"80 %: {number(each.low)}–{number(each.high)}",
                 }
             )
     spec = data.selection.table.spec
@@ -212,7 +212,7 @@ def _tiles(data: ReportData) -> list[dict[str, str]]:
         {
             "label": "model",
             "value": _text(spec.model.get("name", "–"), 24),
-            "more": f"{spec.columns.n_styles} × 512 numbers a code",
+            "more": f"codes of {spec.columns.n_styles} × 512",
         }
     )
     return tiles
@@ -238,7 +238,7 @@ def _rejects_and_runs(data: ReportData) -> dict[str, Any]:
                 "count": f"{row['n']:,}",
                 "bar": share_bar(row["n"] / most),
                 "key": _text(row["key"]),
-                "detail": _text(row["detail"] or ""),
+                "detail": _text(row["detail"] or "", 300),
             }
             for row in reasons
         ],
@@ -262,7 +262,7 @@ def _better(higher: bool | None) -> str:
     return "higher is better" if higher else "lower is better"
 
 
-def _charts(numbers: Numbers) -> dict[str, Any]:
+def _charts(numbers: Numbers, definitions: Mapping[str, str]) -> dict[str, Any]:
     steps = [
         {
             "label": each.label,
@@ -281,7 +281,10 @@ def _charts(numbers: Numbers) -> dict[str, Any]:
             *((each.label, _by_step(each, names)) for each in numbers.per_step),
             ("faces whose best step it is", best),
         ],
-        "histograms": [_histogram(each) for each in numbers.distributions],
+        "histograms": [
+            _histogram(each, definitions.get(each.name) or each.text)
+            for each in numbers.distributions
+        ],
         "quantiles": quantiles,
         "traits": [
             {
@@ -299,7 +302,7 @@ def _by_step(each: Curve, names: Sequence[int]) -> list[str]:
     return [number(means.get(step)) for step in names]
 
 
-def _histogram(each: Distribution) -> dict[str, Any]:
+def _histogram(each: Distribution, definition: str) -> dict[str, Any]:
     outside = each.below + each.above
     return {
         "label": each.label,
@@ -310,7 +313,7 @@ def _histogram(each: Distribution) -> dict[str, Any]:
         "high": number(each.high),
         "outside": f"{outside:,} outside the chart" if outside else "",
         "missing": f"{each.missing:,} without a number" if each.missing else "",
-        "text": _text(each.text, 1000),
+        "text": _text(definition, 1000),
     }
 
 
@@ -361,7 +364,7 @@ def _faces(data: ReportData) -> dict[str, Any]:
     labels = {name: BY_NAME[name].label for name in data.columns if name in BY_NAME}
     rows = [
         {
-            "id": _text(row["image_id"], 80),
+            "id": _text(str(row["image_id"]).partition("/")[2], 80),
             "full": _text(row["image_id"], _LONGEST_TITLE),
             "cells": [_value(row[name], decimals[name]) for name in data.columns],
         }
