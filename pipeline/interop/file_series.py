@@ -42,10 +42,14 @@ _DIFFERENCES = {
 
 @dataclass(frozen=True)
 class SeriesOptions:
-    """Rows of a file, and the order of the rows: as selected, or sorted."""
+    """Rows of a file, and the order of the rows: as selected, or sorted.
+
+    `added_bytes` is about what a row gains in memory by pictures that are rendered for it.
+    """
 
     rows_per_file: int
     sort_by: SortBy | None = None
+    added_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class Series:
     def _windows(self) -> list[list[int]]:
         """Return the bounds of the windows of each file."""
         total, step = len(self.positions), self.options.rows_per_file
-        rows = window_rows(self.rows, ROW_GROUP)
+        rows = window_rows(self.rows.row_bytes + self.options.added_bytes, ROW_GROUP)
         starts = range(0, total, step)
         return [
             [*np.arange(start, min(start + step, total), rows).tolist(), min(start + step, total)]

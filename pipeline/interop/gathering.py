@@ -30,9 +30,9 @@ WINDOW_BYTES = 48 << 20
 _TARGET = "__target"  # column with a row's place in the output
 
 
-def window_rows(rows: StoredRows, group: int) -> int:
+def window_rows(row_bytes: int, group: int) -> int:
     """Return the number of rows of a window: a multiple of `group`, near `WINDOW_BYTES`."""
-    return max(1, WINDOW_BYTES // (rows.row_bytes * group)) * group
+    return max(1, WINDOW_BYTES // (row_bytes * group)) * group
 
 
 def gather(
@@ -116,7 +116,7 @@ class _Buffers:
 
     def is_complete(self, window: int) -> bool:
         """Return whether all rows of a window are here."""
-        return self._counts[window] == self.edges[window + 1] - self.edges[window]
+        return self._counts[window] == int(self.edges[window + 1] - self.edges[window])
 
     def take(self, window: int) -> pa.Table:
         """Return the rows of a window in their order, and forget them."""

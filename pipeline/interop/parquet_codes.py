@@ -33,7 +33,10 @@ from pipeline.table.reader import UnknownImageError
 _THREADS = 16
 _SPOOL_ROWS = 64
 _DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, UnicodeDecodeError)
-_NUMBER = {"FIXED_LEN_BYTE_ARRAY": np.dtype("<f2"), "FLOAT": np.dtype("<f4")}
+_NUMBER: dict[str, np.dtype[Any]] = {
+    "FIXED_LEN_BYTE_ARRAY": np.dtype("<f2"),
+    "FLOAT": np.dtype("<f4"),
+}
 
 
 class _Chunk(NamedTuple):
@@ -267,7 +270,7 @@ def codes_of(column: pa.ChunkedArray, source: str) -> NDArray[Any]:
     if not pa.types.is_floating(chunk.type) or chunk.null_count:
         what = "a null" if chunk.null_count else f"values of type {chunk.type}, expected floats,"
         raise InputError(f"'{source}' has {what} in the column w_plus")
-    numbers = chunk.to_numpy(zero_copy_only=False)
+    numbers: NDArray[Any] = chunk.to_numpy(zero_copy_only=False)
     if len(numbers) % (max(1, rows) * STYLE_DIM) or (rows and not len(numbers)):
         raise InputError(
             f"'{source}' has {len(numbers) // max(1, rows)} numbers per code in the column w_plus, "
