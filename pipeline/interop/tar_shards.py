@@ -9,7 +9,7 @@
 | `<key>.reconstruction.png` | the same rendered by the model, on request                          |
 
 Keys are the names of `NamedSelection`, escaped by `to_sample_key`. The archives are POSIX tar
-without times and owners: the same rows give the same bytes. `_export.json` beside them has the
+without times and owners: the same rows give the same bytes. `_export` beside them has the
 `Plan`, by which an interrupted export is continued.
 """
 
@@ -36,7 +36,7 @@ from pipeline.interop.file_series import Plan, Series
 from pipeline.interop.parquet_codes import codes_of
 from pipeline.storage import OutputKind, Store
 
-PLAN_NAME = "_export.json"
+PLAN_NAME = "_export"
 CODE_SUFFIXES: dict[CodeForm, str] = {"npy": "npy", "pt": "pth"}
 _NAME = re.compile(r"shard-\d{5}-of-\d{5}\.tar")
 _PICTURES = {"aligned_jpeg": "jpg", "reconstruction_jpeg": "reconstruction.jpg"}
