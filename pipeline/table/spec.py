@@ -29,6 +29,7 @@ SPEC_NAME = "_table.json"
 # continues a table that was made before the setting existed.
 EARLIER_VALUES: Mapping[str, Any] = {
     "columns.edited": False,
+    "columns.identity": False,
     "columns.kept": [],
     "columns.turn_deg": False,
     "layout.image_column": None,
@@ -48,6 +49,7 @@ EARLIER_VALUES: Mapping[str, Any] = {
 FLAGS: Mapping[str, str] = {
     "columns.aligned_jpeg": "--keep-crops",
     "columns.all_steps": "--keep-steps",
+    "columns.identity": "--keep-identity",
     "columns.kept": "--keep-columns",
     "columns.reconstruction_jpeg": "--keep-reconstructions",
     "columns.w_plus_dtype": "--latent-dtype",
