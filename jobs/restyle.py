@@ -27,6 +27,8 @@ JOBS = {
     "query": ("query_latents", "SQL over a table"),
     "sheet": ("contact_sheet", "picture of some faces of a table, step by step"),
     "evaluate": ("evaluate", "report that compares tables"),
+    "edit": ("edit_latents", "faces of a table edited by directions"),
+    "direction": ("fit_direction", "direction fitted to labels of a table"),
     "export": ("export_table", "codes or pictures of a table as files"),
     "import": ("import_latents", "codes of another program to a table"),
     "convert": ("convert_model", "official checkpoint to a model bundle"),

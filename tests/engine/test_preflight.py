@@ -100,7 +100,7 @@ GIVEN = {
     "evaluate": ["--output", "out"],
 }
 # Jobs that print an answer, or nothing, and no JSON line.
-ANSWERS = {"evaluate", "contact_sheet", "query_latents", "status", "build_samples"}
+ANSWERS = {"evaluate", "query_latents", "status", "build_samples"}
 Refusals = list[tuple[tuple[str, str], Any]]  # (job, what is said), how it ended
 SCRIPT = """
 import contextlib, importlib, io, json, sys
