@@ -29,6 +29,8 @@ Positions = NDArray[np.int64]
 
 _THREADS = 8
 _ID_ROWS = 65536
+# Clusters of an export: about so many faces in each, and passes over the vectors to find them.
+_CLUSTER_FACES, _MOST_CLUSTERS, _ITERATIONS = 500, 1000, 10
 
 
 @dataclass(frozen=True)
@@ -128,4 +130,20 @@ def _chosen(selection: Selection, rows: StoredRows) -> Positions:
 
 
 def _clusters(selection: Selection, rows: StoredRows, positions: Positions) -> NDArray[np.int64]:
-    raise NotImplementedError
+    """Return the cluster of each row at `positions`, int64 [n]; the last one has no vector."""
+    # PyTorch is slow to import, and no other order needs it.
+    from pipeline.search.clusters import find_clusters
+    from pipeline.search.requests import default_by
+    from pipeline.search.vectors import Vectors
+
+    vectors = Vectors(selection, default_by(rows.table))
+    with_vector = sum(len(block.ids) for block in vectors.blocks())
+    labels = np.zeros(len(rows.ids), np.int64)
+    if with_vector:
+        count = max(1, min(_MOST_CLUSTERS, with_vector // _CLUSTER_FACES))
+        labels[:] = count
+        found = find_clusters(vectors, count, most_iterations=_ITERATIONS)
+        for assigned in found.assign(vectors):
+            places = pc.index_in(assigned.ids, value_set=rows.ids)
+            labels[np.asarray(places, np.int64)] = assigned.clusters
+    return labels[positions]
