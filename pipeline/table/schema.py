@@ -49,14 +49,11 @@ _METHOD = {
     "converged": pa.bool_(),  # true if --steps auto would have stopped by then; null if unknown
     "refined_from": _TEXT,  # image_id of the initial code in the table of --init
 }
-<<<<<<< HEAD
 _EDIT = {
     "direction": pa.list_(_TEXT),  # names of the directions that were added to the code
     "strength": pa.list_(_REAL),  # of each direction
 }
-=======
 IDENTITY = "identity"  # descriptor of the target by the network of `id_similarity`
->>>>>>> find
 _METRICS = {name: _REALS if name.endswith("_per_step") else _REAL for name in metric_columns()}
 _REQUIRED = {"image_id", "shard", "key", "source_uri", "face_index", "n_faces", "w_plus", "reason"}
 
@@ -66,13 +63,9 @@ class Columns:
     """Choices that determine a table's columns: size and type of the codes, optional columns.
 
     `kept` are fields copied from the input, each a name and the name of its Arrow type. `all_steps`
-<<<<<<< HEAD
-    adds `w_plus_per_step` [steps, n_styles, 512]; `aligned_jpeg`, `reconstruction_jpeg` (bytes) and
-    `turn_deg` add the columns of these names; `edited` adds `direction` and `strength`.
-=======
     adds `w_plus_per_step` [steps, n_styles, 512]; `aligned_jpeg`, `reconstruction_jpeg` (bytes),
-    `turn_deg` and `identity` (a list of numbers of the codes' type) add the columns of these names.
->>>>>>> find
+    `turn_deg` and `identity` (a list of numbers of the codes' type) add the columns of these names;
+    `edited` adds `direction` and `strength`.
     """
 
     n_styles: int
@@ -81,11 +74,8 @@ class Columns:
     aligned_jpeg: bool = False
     reconstruction_jpeg: bool = False
     turn_deg: bool = False
-<<<<<<< HEAD
     edited: bool = False
-=======
     identity: bool = False
->>>>>>> find
     kept: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
