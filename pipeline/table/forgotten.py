@@ -151,6 +151,11 @@ class Forgotten:
     def __bool__(self) -> bool:
         return any(self._faces.values())
 
+    def has(self, other: ForgetList) -> bool:
+        """Return whether all images of a list are forgotten already."""
+        own = [each.entries for each in self.lists if each.salt == other.salt]
+        return other.entries <= frozenset().union(*own)
+
     @property
     def unfinished(self) -> tuple[ForgetList, ...]:
         """Files of the list whose images may still have rows."""
