@@ -8,10 +8,10 @@
 --where chooses faces, and rejects if the condition fits them; if it chooses all faces of an image,
 the whole image is forgotten, otherwise single faces. --like: images with the bytes of a photo; with
 --similar also faces that look like it, which are only listed until --yes is given. --listed-in:
-the images that another table has forgotten. Copies of an image, with the same bytes, go too. Without
+images that another table has forgotten. Copies of an image, with the same bytes, go too. Without
 any of these it finishes a forget that was interrupted. Later runs keep these images out and count
-them as rejects, `forgotten`. Tables that may hold them too are named, and what stays is printed. The
-last line of stdout is JSON.
+them as rejects, `forgotten`. Tables that may hold them too are named, and what stays is printed.
+The last line of stdout is JSON.
 
 exit code  0 done   1 failed or stopped, run again   2 the request is wrong
            3 nothing was erased: --similar needs --yes
@@ -146,7 +146,9 @@ def _forget(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise `ConfigError` for flags that do not fit together."""
-    ways = [f"--{name.replace('_', '-')}" for name in ("where", "like", "listed_in") if vars(args)[name]]
+    ways = [
+        f"--{name.replace('_', '-')}" for name in ("where", "like", "listed_in") if vars(args)[name]
+    ]
     if len(ways) > 1:
         raise ConfigError(f"{' and '.join(ways)}: choose the images in one way at a time")
     if not args.where and (args.order or args.limit is not None):
@@ -216,10 +218,11 @@ def _similar_faces(table: Table, args: argparse.Namespace) -> dict[str, float]:
     """Return the faces that look like the photo, and their similarities, the largest first."""
     # PyTorch is slow to import, and exact bytes need no networks.
     from pipeline.engine.photos import queries_of
-    from pipeline.inversion import ready_device
     from pipeline.search.neighbours import nearest
     from pipeline.search.requests import check_by, default_by
     from pipeline.search.vectors import Vectors
+
+    from pipeline.inversion import ready_device
 
     by: SearchBy = args.by or default_by(table)
     check_by(table, by)

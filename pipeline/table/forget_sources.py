@@ -121,7 +121,8 @@ def _check_reason(reason: str, keys: Iterable[str]) -> None:
     text = reason.lower()
     for key in keys:
         name = PurePosixPath(key).stem.lower()
-        if len(name) >= _SHORTEST_NAME and name in text:
+        is_name = len(name) >= _SHORTEST_NAME and any(map(str.isalpha, name))
+        if is_name and name in text:
             raise RequestError(
                 f"--reason is kept in the table, so it must not name an image ('{name}')"
             )
