@@ -1,4 +1,4 @@
-"""All documents are true: their links, files, flags, commands, settings and code."""
+"""Documents are true: their links, files, flags, commands, settings and code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.table import Columns, open_table
 from pipeline.training.config import load_train_config
 from tests.documents import ROOT, Document, all_documents, flags_of, parser_of, program_of
 from tests.models.test_official import empty_model
-from tests.table.rows import shard, write_shard, writer
+from tests.table.rows import N_STYLES, shard, write_shard, writer
 
 DOCUMENTS = all_documents()
 README = Document(ROOT / "README.md")
@@ -48,7 +48,8 @@ ours = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: docum
 def folder(tmp_path_factory: pytest.TempPathFactory, sample_images: dict[str, bytes]) -> Path:
     """A folder with a small table, `table`, and a photo, `photo.jpg`."""
     folder = tmp_path_factory.mktemp("documents")
-    write_shard(writer(folder / "table"), shard())
+    table = writer(folder / "table", columns=Columns(N_STYLES, identity=True))
+    write_shard(table, shard(), identity=[0.6, 0.8])
     (folder / "photo.jpg").write_bytes(sample_images["portraits/0001.jpg"])
     return folder
 
@@ -136,7 +137,7 @@ def test_every_flag_of_the_job_is_described() -> None:
 def test_every_column_is_described() -> None:
     (document,) = [one for one in DOCUMENTS if one.name == RUN_ELSEWHERE]
     switches = {"all_steps": True, "aligned_jpeg": True, "reconstruction_jpeg": True}
-    schema = Columns(6, **switches, turn_deg=True).latents_schema()
+    schema = Columns(6, **switches, turn_deg=True, identity=True).latents_schema()
     assert [name for name in schema.names if f"`{name}`" not in document.text] == []
 
 

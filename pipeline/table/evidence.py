@@ -26,6 +26,7 @@ from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, TableSpec, read_json,
 _REPEATED = {
     "columns.aligned_jpeg": "keep_crops",
     "columns.all_steps": "keep_steps",
+    "columns.identity": "keep_identity",
     "columns.reconstruction_jpeg": "keep_reconstructions",
     "columns.w_plus_dtype": "latent_dtype",
     "layout.files_per_shard": "files_per_shard",

@@ -213,27 +213,47 @@ def _other_writer(store: Store, name: str) -> TableError:
 
 
 def read_part_record(store: Store, key: PartKey) -> PartRecord | None:
-    """Read the record of a part from its footer.
+    """Read the record of a part from the footer of its latents and from its rejects.
 
-    None if the file has another key or a damaged footer: then the part must be done again.
+    None if a file has another key, other counts or a damaged footer: then the part must be done
+    again. Two runs with other part sizes can leave the latents of one beside the rejects of the
+    other.
     """
     try:
         metadata = read_metadata(store, key.name(LATENTS))
         stats = Stats.from_figures(metadata.get("figures"))
+        of_rejects, rejects_sha256 = _read_rejects(store, key.name(REJECTS))
     except (TableError, TypeError):
-        return None
-    if any(metadata.get(name) != value for name, value in asdict(key).items()):
         return None
     counts: dict[str, Any] = {name: metadata.get(name) for name in COUNTS}
     if not all(type(count) is int for count in counts.values()):
+        return None
+    expected = {**asdict(key), **counts}.items()
+    if not (expected <= metadata.items() and expected <= of_rejects.items()):
         return None
     return PartRecord(
         shard=key.shard,
         part=key.part,
         stamp=key.digest,
+        rejects_sha256=rejects_sha256,
         figures=stats.figures_text(),
         **counts,
     )
+
+
+def _read_rejects(store: Store, name: str) -> tuple[dict[str, Any], str]:
+    """Return the metadata and the SHA-256 of a rejects file, which is a few KB."""
+    with store.open(name) as file:
+        digest = sha256_of(file)
+        return decode_metadata(_parsed(store, name, _tail(file)).metadata), digest
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Return the hex SHA-256 of an open file, read in large blocks: each is one request to S3."""
+    digest = hashlib.sha256()
+    while block := file.read(8 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def read_metadata(store: Store, name: str) -> dict[str, Any]:
@@ -247,7 +267,10 @@ def read_footer(store: Store, name: str) -> pq.FileMetaData:
     Raises `TableError` if it is damaged, and `StorageError` if it cannot be read.
     """
     with store.open(name) as file:
-        tail = _tail(file)
+        return _parsed(store, name, _tail(file))
+
+
+def _parsed(store: Store, name: str, tail: bytes) -> pq.FileMetaData:
     try:
         # Arrow parses bytes in memory here, because it raises OSError for a damaged footer too,
         # which must not look like a failure of the storage.

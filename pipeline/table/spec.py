@@ -28,6 +28,7 @@ SPEC_NAME = "_table.json"
 # with this value is left out of `_table.json` and of the fingerprint, so that a run with this value
 # continues a table that was made before the setting existed.
 EARLIER_VALUES: Mapping[str, Any] = {
+    "columns.identity": False,
     "columns.kept": [],
     "columns.turn_deg": False,
     "layout.image_column": None,
@@ -47,6 +48,7 @@ EARLIER_VALUES: Mapping[str, Any] = {
 FLAGS: Mapping[str, str] = {
     "columns.aligned_jpeg": "--keep-crops",
     "columns.all_steps": "--keep-steps",
+    "columns.identity": "--keep-identity",
     "columns.kept": "--keep-columns",
     "columns.reconstruction_jpeg": "--keep-reconstructions",
     "columns.w_plus_dtype": "--latent-dtype",

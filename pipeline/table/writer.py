@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +24,7 @@ from pipeline.table.parts import (
     check_accounts,
     part_name,
     read_part_record,
+    sha256_of,
     write_part,
 )
 from pipeline.table.resume import ShardState, States, state_of
@@ -280,8 +280,7 @@ class TableWriter:
             stored = pool.map(lambda key: read_part_record(self.store, key), keys)
             for part, other in zip(parts, stored, strict=True):
                 # Compare the figures too: those of a resumed part come from the part index.
-                same = other and other.has_counts_of(part) and other.figures == part.figures
-                if not same:
+                if not other or not _is_same(part, other):
                     raise TableError(
                         f"shard '{shard.shard_id}' cannot be committed: another run has written "
                         f"part {part.part}; when no other job writes to this table, run again"
@@ -295,6 +294,12 @@ class TableWriter:
             for kind in (LATENTS, REJECTS)
         )
         return replace(part, latents_sha256=latents, rejects_sha256=rejects)
+
+
+def _is_same(part: PartRecord, stored: PartRecord) -> bool:
+    """Return whether the stored files are the part's, as far as a footer and the rejects tell."""
+    same_rejects = stored.rejects_sha256 == part.rejects_sha256
+    return stored.has_counts_of(part) and stored.figures == part.figures and same_rejects
 
 
 def open_for_writing(root: str, spec: TableSpec, *, part_size: int) -> TableWriter:
@@ -315,8 +320,5 @@ def open_for_writing(root: str, spec: TableSpec, *, part_size: int) -> TableWrit
 
 def file_sha256(store: Store, name: str) -> str:
     """Return the hex SHA-256 of an object, read as a stream."""
-    digest = hashlib.sha256()
     with store.open(name) as file:
-        while block := file.read(8 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha256_of(file)
