@@ -14,6 +14,7 @@ BestStepBy = Literal["lpips", "l2", "id_similarity", "last"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "tf32"]  # arithmetic of a GPU's convolutions
 CodeType = Literal["float16", "float32"]  # dtype of stored W+ codes
+SearchBy = Literal["identity", "w_plus"]  # vectors that a search compares faces by
 OptimiserName = Literal["adam", "ranger"]
 EncoderType = Literal[  # encoders of published checkpoints: classes in `pipeline.models.encoders`
     "BackboneEncoder",

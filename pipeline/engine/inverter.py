@@ -26,6 +26,7 @@ from pipeline.models import RestyleModel, load_model
 from pipeline.models.files import ModelHints
 from pipeline.models.pixels import to_pixels, to_unit
 from pipeline.table import image_id
+from pipeline.table.schema import IDENTITY
 
 BATCH = {"cpu": 16, "cuda": 32}
 # Batches of faces that share one adaptive batch: bounds the memory for images of all their steps.
@@ -51,6 +52,7 @@ class InvertSettings:
     keep_steps: bool = False
     keep_crops: bool = False
     keep_reconstructions: bool = False
+    keep_identity: bool = False
     # What the model's file does not say.
     hints: ModelHints = field(default_factory=lambda: ModelHints())
 
@@ -209,6 +211,8 @@ class Inverter:
             row = {name: value for name, value in face.items() if name not in _NOT_IN_ROWS}
             row |= self._code(index, inversion, measures)
             row |= measures.row(index, int(inversion.steps_made[index]))
+            if self.settings.keep_identity:
+                row[IDENTITY] = measures.identity(index)
             row["converged"] = ends[index]
             row["refined_from"] = names[index] if self.settings.initial_codes != "none" else None
             rows.append(row | {name: jpegs[index] for name, jpegs in pictures.items()})

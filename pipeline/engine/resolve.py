@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,15 +13,16 @@ from pipeline.alignment import AlignmentSettings
 from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
 from pipeline.engine.inverter import BATCH, InvertSettings
-from pipeline.errors import ConfigError, printable
+from pipeline.errors import ConfigError, TableError, printable
 from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
 from pipeline.inversion.methods import OPTIMISATIONS, Method
 from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
 from pipeline.models.files import hints_of
-from pipeline.storage import canonical_uri
+from pipeline.storage import Store, canonical_uri
 from pipeline.table import Columns, TableSpec, check_condition, open_initial_table
-from pipeline.table.spec import EARLIER_VALUES
+from pipeline.table.schema import IDENTITY
+from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, read_spec
 
 # Increase it with each change of what the same weights and settings compute.
 NUMERICS_VERSION = 2
@@ -76,8 +78,12 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
         )
     alignment = _alignment(config, model, treatment)
     meter = MetricEvaluator("cpu", treatment.identity, config.best_step_by)
+    columns = replace(
+        _columns(config, model, alignment, kept or {}),
+        identity=_keeps_identity(config, treatment.identity),
+    )
     spec = TableSpec(
-        columns=_columns(config, model, alignment, kept or {}),
+        columns=columns,
         settings={
             "numerics": NUMERICS_VERSION,
             "model": model.fingerprint,
@@ -95,7 +101,10 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
         model=model.metadata,
         metrics=meter.definitions | _end_of_faces(method),
     )
-    inversion = _inversion(config, method, networks.first, treatment.identity)
+    inversion = replace(
+        _inversion(config, method, networks.first, treatment.identity),
+        keep_identity=columns.identity,
+    )
     about = treatment.description + _borrowed_bound(config)
     return ResolvedJob(alignment, inversion, spec, about, config.target)
 
@@ -115,6 +124,23 @@ def _columns(
         turn_deg=alignment.records_turns,
         kept=tuple(kept.items()),
     )
+
+
+def _keeps_identity(config: JobConfig, identity: str) -> bool:
+    """Return whether the table has the column `identity`.
+
+    By default a table that exists keeps its columns, and a new one has it where `identity` names a
+    network, unless a field of the input has that name.
+    """
+    if config.keep_identity and identity == "none":
+        raise ConfigError("--keep-identity needs an identity network: add --identity dlib")
+    if config.keep_identity is not None:
+        return config.keep_identity
+    store = Store(config.output)
+    if store.exists(SPEC_NAME):
+        with suppress(TableError):  # a damaged one is refused when it is opened for writing
+            return read_spec(store).columns.identity
+    return identity != "none" and IDENTITY not in map(str.lower, config.kept_names)
 
 
 def _inversion(
@@ -170,6 +196,7 @@ def resolved_config(config: JobConfig, job: ResolvedJob) -> dict[str, Any]:
         "prealigned": alignment.prealigned,
         "fit": alignment.fit if alignment.prealigned else None,
         "identity": job.inversion.identity,
+        "keep_identity": job.columns.identity,
         "batch_size": config.batch_size or BATCH.get(device),
     }
     if alignment.prealigned:

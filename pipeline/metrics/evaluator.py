@@ -42,9 +42,16 @@ class Measures:
     values: Mapping[str, Floats]
     best_step: NDArray[np.int32]  # [n], 1..steps
     identity_missed: int  # (face, step) pairs without a similarity because no face was found
+    # Descriptors of the targets, [n, d] of unit length; a row is NaN where no face was found.
+    identities: Floats | None = None  # None: no identity network
 
     def __getitem__(self, name: str) -> Floats:
         return self.values[name]
+
+    def identity(self, face: int) -> Floats | None:
+        """Return the descriptor [d] of one face's target; None if there is none."""
+        vector: Floats | None = None if self.identities is None else self.identities[face]
+        return None if vector is None or np.isnan(vector).any() else vector
 
     def row(self, face: int, steps: int) -> dict[str, Any]:
         """Return the table's columns of one face that made `steps`; None where NaN."""
@@ -132,11 +139,12 @@ class MetricEvaluator:
                 targets.split(chunk), step_images.split(chunk), is_made.split(chunk), strict=True
             )
         ]
-        missed = sum(int(missing.sum()) for _, missing in rows)
+        missed = sum(int(missing.sum()) for _, missing, _ in rows)
         values = {
-            name: torch.cat([measured[name] for measured, _ in rows]).cpu().numpy()
+            name: torch.cat([measured[name] for measured, _, _ in rows]).cpu().numpy()
             for name in QUALITY
         }
+        identities = [faces for _, _, faces in rows if faces is not None]
         last = _to_numpy(is_made.sum(dim=1)).astype("i4")
         best = best_step(
             values.get(self.best_step_by, np.full(is_made.shape, np.nan, np.float32)),
@@ -152,12 +160,17 @@ class MetricEvaluator:
             "w_plus_variance": _to_numpy(w_plus_variance(best_codes)),
             "w_avg_distance": _to_numpy(w_avg_distance(best_codes, average)),
         }
-        return Measures(values, best, missed)
+        vectors = _to_numpy(torch.cat(identities)) if identities else None
+        return Measures(values, best, missed, vectors)
 
     def _compare(
         self, targets: Tensor, step_images: Tensor, is_made: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Measure one chunk: each metric of images, and a mask of missed faces, all [n, steps]."""
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+        """Measure one chunk of faces.
+
+        Returns each metric of images and a mask of missed faces, all [n, steps], and the targets'
+        descriptors [n, d], None without an identity network.
+        """
         target_finite, finite = _finite(targets), _finite(step_images)
         usable = finite & target_finite[:, None] & is_made
         # Non-finite images are replaced by grey for the networks; their values become NaN below.
@@ -182,14 +195,16 @@ class MetricEvaluator:
             if len(rows) < len(targets):
                 features = [layer[rows] for layer in target_features]
             measures["lpips"][rows, step] = self.lpips.compare(features, self._embed(images))
+        identities = None
         if pending:
             target_faces, *step_faces = [descriptors() for descriptors in pending]
+            identities = _nan_unless(target_finite[:, None], target_faces.float())
             for step, rows in enumerate(faces):
                 cosines = (step_faces[step] * target_faces[rows]).sum(dim=1)
                 measures["id_similarity"][rows, step] = cosines.clamp(-1, 1)
         missed = usable & measures["id_similarity"].isnan() & (self.identity is not None)
         result = {name: _nan_unless(usable, values) for name, values in measures.items()}
-        return result | {"psnr": peak_signal_to_noise(result["l2"])}, missed
+        return result | {"psnr": peak_signal_to_noise(result["l2"])}, missed, identities
 
     @property
     def _higher_is_better(self) -> bool:
