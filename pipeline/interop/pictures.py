@@ -124,6 +124,13 @@ def rendered(
         yield from frames_of(model, np.stack(batch), drawing)
 
 
+def render_png(
+    model: RestyleModel, codes: NDArray[np.float32], drawing: Drawing = FULL_SIZE
+) -> list[bytes]:
+    """Render codes [n, n_styles, 512], one at a time, to encoded PNG."""
+    return [png(frames_of(model, code[None], drawing)[0]) for code in codes]
+
+
 def _pictures(
     row: dict[str, Any], model: RestyleModel, kind: Kind, drawing: Drawing
 ) -> Iterator[tuple[str, Pixels]]:

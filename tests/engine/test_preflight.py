@@ -92,6 +92,11 @@ JOBS = {
         (["--table", "empty", "--output", "sheet.png"], "empty' is not a table"),
         (["--table", "empty", "--output", "sheet.gif"], "the sheet is a PNG"),
     ],
+    "report": [
+        (["--table", "empty"], "empty' is not a table"),
+        (["--output", "report.pdf"], "the report is a web page"),
+        (["--output", "empty/report.html"], "lies inside the table"),
+    ],
     "query_latents": [(["empty", "SELECT 1"], "empty' is not a table")],
     "status": [(["empty"], "empty' is not a table")],
     "build_samples": [(["--wheel", "nowhere.whl"], "the wheel 'nowhere.whl' does not exist")],
@@ -105,6 +110,7 @@ GIVEN = {
     "render_latents": ["--table", "empty"],
     "calibrate_stop": ["--calibrate", "photos", "--report", "photos", "--output", "out"],
     "evaluate": ["--output", "out"],
+    "report": ["--table", "empty", "--output", "report.html"],
 }
 # Jobs that print an answer, or nothing, and no JSON line.
 ANSWERS = {"evaluate", "query_latents", "status", "build_samples"}

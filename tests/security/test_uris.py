@@ -47,6 +47,7 @@ CALLS = {
         ("--calibrate", SAMPLES, "--report", SAMPLES, "--output", "out", "--model", URI),
         ("--calibrate", URI, "--report", SAMPLES, "--output", "out"),
     ],
+    "report": [("--table", URI, "--output", "out.html")],
     "contact_sheet": [("--table", URI, "--output", "out.png")],
     "evaluate": [("--table", URI, "--output", "out")],
     "query_latents": [(URI, "SELECT 1")],
