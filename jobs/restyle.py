@@ -26,6 +26,7 @@ JOBS = {
     "status": ("status", "progress of a table"),
     "query": ("query_latents", "SQL over a table"),
     "sheet": ("contact_sheet", "picture of some faces of a table, step by step"),
+    "find": ("find_faces", "neighbours, duplicates and clusters of faces"),
     "evaluate": ("evaluate", "report that compares tables"),
     "export": ("export_table", "codes or pictures of a table as files"),
     "import": ("import_latents", "codes of another program to a table"),
