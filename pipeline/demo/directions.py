@@ -1,7 +1,8 @@
 """Fit the built-in directions smile, pose and age to the pairs of the demo model.
 
-    python -m pipeline.demo.directions PAIRS
+    python -m pipeline.demo.directions PAIRS [FOLDER]
 
+FOLDER is where they are written, by default the package's own.
 Smile and pose are measured on the pairs' images, by landmarks. Age was judged by eye, for the first
 280 pairs (`ages.csv`). A direction has unit length. Smile is the covariance of its label with W,
 pose the ridge solution, age the difference of means. Printed beside each is the correlation of
@@ -141,7 +142,8 @@ def main(argv: list[str]) -> int:
     """Fit the three directions to the pairs in the folder `argv[0]`; write them, print scores."""
     shards = sorted(Path(argv[0]).glob("pairs-*.tar"))
     model = load_model("demo")
-    place = Store(str(resources.files("pipeline.editing") / "builtin"))
+    own = str(resources.files("pipeline.editing") / "builtin")
+    place = Store(argv[1] if len(argv) > 1 else own)
     for name, (row, facts) in fit_all(load_pairs(shards, 128)).items():
         direction = Direction(
             name,

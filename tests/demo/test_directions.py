@@ -1,10 +1,14 @@
+import json
+
 import numpy as np
 import pytest
+import torch
 
 from pipeline.demo import directions
 from pipeline.editing.directions import built_in_names, read_direction
 from pipeline.editing.w_space import w_space_of
 from pipeline.models import load_model
+from pipeline.training.latent_pairs import Pairs
 
 
 def face(lift: float, turn: float = 0.0) -> np.ndarray:
@@ -48,6 +52,21 @@ def test_judged_pairs_are_both_ages_of_both_sexes():
     assert {(one, other) for one, other in zip(age, sex, strict=True)} == {
         (1, 1), (1, -1), (-1, 1), (-1, -1)
     }  # fmt: skip
+
+
+def test_command_writes_three_directions(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    images = torch.randint(0, 255, (280, 3, 16, 16), dtype=torch.uint8)
+    pairs = Pairs(torch.randn(280, 512), images)
+    monkeypatch.setattr(directions, "load_pairs", lambda *_: pairs)
+    monkeypatch.setattr(directions, "EVERY", 28)
+    assert directions.main([str(tmp_path), str(tmp_path / "out")]) == 0
+    scores = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [score["direction"] for score in scores] == ["smile", "pose", "age"]
+    for score in scores:
+        direction = read_direction(str(tmp_path / "out" / f"{score['direction']}.safetensors"))
+        assert direction.rows.shape == (1, 512)
+        assert direction.facts["faces"] == score["faces"]
 
 
 def test_built_in_directions_fit_the_demo_model():
