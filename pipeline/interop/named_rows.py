@@ -12,6 +12,7 @@ import os
 import re
 import tarfile
 import tempfile
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -227,7 +228,7 @@ class ParquetRows:
         index = int(np.searchsorted(self._starts, row, side="right")) - 1
         file, inside = self._files[index], row - int(self._starts[index])
         if file.plain is not None:
-            code = file.codes(np.array([inside]))[0]
+            code: Codes = file.codes(np.array([inside]))[0]
         else:
             code = self._spools[index].read(inside)
         if not np.isfinite(code).all():
@@ -268,6 +269,7 @@ class _Spool:
     @cached_property
     def _copy(self) -> tuple[Any, tuple[int, ...], np.dtype[Any]]:
         copy = tempfile.TemporaryFile(prefix="restyle-codes-")  # noqa: SIM115 - open while read
+        weakref.finalize(self, copy.close)
         shapes = set()
         for codes in self._file.batches():
             shapes.add((codes.shape[1:], codes.dtype))
