@@ -227,6 +227,7 @@ class ParquetRows:
         row = self._index[name]
         index = int(np.searchsorted(self._starts, row, side="right")) - 1
         file, inside = self._files[index], row - int(self._starts[index])
+        code: Codes
         if file.plain is not None:
             code: Codes = file.codes(np.array([inside]))[0]
         else:

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from jobs import contact_sheet as job
+from jobs import render_latents
 from pipeline.alignment import AlignmentSettings
 from pipeline.alignment.recrop import crop_again
 from pipeline.errors import ModelError, RequestError
@@ -120,13 +121,16 @@ def test_sheet_must_have_a_png_name(tmp_path, capsys, name):
     assert capsys.readouterr().err.endswith(f"{name}: the sheet is a PNG, name it *.png\n")
 
 
-def test_job_writes_its_picture_to_the_uri(make_table, tmp_path, monkeypatch, s3):
+def test_jobs_write_their_pictures_to_the_uri(make_table, tmp_path, monkeypatch, s3):
     monkeypatch.chdir(tmp_path)
     table = make_table(**KEPT).store.root
     there = {path for path in tmp_path.rglob("*") if path.parent == tmp_path}
     args = ["--table", table, "--limit", "1", "--output", f"{s3.uri}/sheets/x.png"]
     assert job.main(args) == 0
     assert Store(s3.uri).get("sheets/x.png")[:8] == b"\x89PNG\r\n\x1a\n"
+    walk = ["--table", table, "--frames", "2", "--output", f"{s3.uri}/sheets/x.gif"]
+    assert render_latents.main(walk) == 0
+    assert Store(s3.uri).get("sheets/x.gif")[:6] == b"GIF89a"
     assert {path for path in tmp_path.rglob("*") if path.parent == tmp_path} == there
 
 
