@@ -229,7 +229,7 @@ class ParquetRows:
         file, inside = self._files[index], row - int(self._starts[index])
         code: Codes
         if file.plain is not None:
-            code: Codes = file.codes(np.array([inside]))[0]
+            code = file.codes(np.array([inside]))[0]
         else:
             code = self._spools[index].read(inside)
         if not np.isfinite(code).all():

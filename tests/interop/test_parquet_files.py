@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, TableError
-from pipeline.interop import gathering
+from pipeline.interop import gathering, row_order
 from pipeline.interop.code_files import open_codes
 from pipeline.interop.file_series import Series, SeriesOptions
 from pipeline.interop.lineage import lineage_of, lineage_of_export
@@ -25,6 +25,7 @@ from pipeline.table import Table, open_table
 from pipeline.table.reader import UnknownImageError
 from pipeline.table.selection import Selection
 from tests.conftest import Bucket
+from tests.search.tables import table_of
 from tests.table.rows import code, face_row, shard, writer
 
 FACES = 300
@@ -106,6 +107,19 @@ def test_any_order_is_written_in_bounded_memory(
     frame = pl.read_parquet(tmp_path / "*.parquet", columns=["key", "w_plus"])
     for row in frame.to_dicts()[::37]:
         np.testing.assert_array_equal(np.array(row["w_plus"]), code(row["key"]))
+
+
+def test_faces_that_are_alike_stand_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_order, "_CLUSTER_FACES", 4)
+    identities = [np.eye(3, dtype=np.float32)[number % 2] for number in range(8)]
+    table = table_of(tmp_path / "t", [*identities, None])
+    export(table, tmp_path / "out", sort_by="cluster")
+    numbers = [int(image.split("/")[1][:4]) for image in ids_in(tmp_path / "out")]
+    groups = [numbers[:4], numbers[4:8]]
+    assert sorted(groups) == [[0, 2, 4, 6], [1, 3, 5, 7]], "by image id within a cluster"
+    assert numbers[8] == 8, "without a vector"
 
 
 def test_an_interrupted_export_is_completed_with_the_same_bytes(
