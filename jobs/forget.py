@@ -225,11 +225,10 @@ def _similar_faces(table: Table, args: argparse.Namespace) -> dict[str, float]:
     """Return the faces that look like the photo, and their similarities, the largest first."""
     # PyTorch is slow to import, and exact bytes need no networks.
     from pipeline.engine.photos import queries_of
+    from pipeline.inversion import ready_device
     from pipeline.search.neighbours import nearest
     from pipeline.search.requests import check_by, default_by
     from pipeline.search.vectors import Vectors
-
-    from pipeline.inversion import ready_device
 
     by: SearchBy = args.by or default_by(table)
     check_by(table, by)

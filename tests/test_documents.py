@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.query_latents import read_frames
 from jobs.restyle import JOBS
 from pipeline.config import load_config
 from pipeline.table import Columns, open_table
@@ -46,8 +47,9 @@ ours = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: docum
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, sample_images: dict[str, bytes]) -> Path:
-    """A folder with a small table, `table`, and a photo, `photo.jpg`."""
+    """A folder with a small table, `table`, labels of it, and a photo, `photo.jpg`."""
     folder = tmp_path_factory.mktemp("documents")
+    (folder / "labels.csv").write_text("key,smile\na,1\nc,0\n")
     table = writer(folder / "table", columns=Columns(N_STYLES, identity=True))
     write_shard(table, shard(), identity=[0.6, 0.8])
     (folder / "photo.jpg").write_bytes(sample_images["portraits/0001.jpg"])
@@ -149,12 +151,16 @@ def test_every_package_is_described(folder: str) -> None:
 
 
 @ours
-def test_queries_and_conditions_are_answered(document: Document, folder: Path) -> None:
-    table = open_table(str(folder / "table"))
+def test_queries_and_conditions_are_answered(
+    document: Document, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    table = open_table("table")
     for words in document.commands():
         module, arguments = program_of(words) or ("", [])
         if module == "jobs.query_latents":
-            table.arrow(parser_of(module).parse_intermixed_args(arguments).query)
+            args = parser_of(module).parse_intermixed_args(arguments)
+            table.arrow(args.query, **read_frames(args.frames))
         if "--where" in arguments:
             condition = arguments[arguments.index("--where") + 1]
             table.arrow(f"SELECT image_id FROM latents WHERE {condition}")

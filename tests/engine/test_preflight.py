@@ -61,6 +61,12 @@ JOBS = {
         (["--table", "empty"], "empty' is not a table"),
         (["--to", "out.png"], "the dictionary is a .npy file"),
     ],
+    "render_latents": [
+        (["--output", "grid.png"], "empty' is not a table"),
+        (["--output", "walk.avi"], "name a grid *.png, an animation .webp, .gif, .mp4"),
+        (["--output", "walk.webp", "--columns", "3"], "--columns is for a grid"),
+        (["--output", "photos"], "nothing is written among other files"),
+    ],
     "convert_model": [
         (["nowhere.pt", "bundle"], "no model file at nowhere.pt"),
         (["demo", "photos"], "nothing is written among other files"),
@@ -86,6 +92,11 @@ JOBS = {
         (["--table", "empty", "--output", "sheet.png"], "empty' is not a table"),
         (["--table", "empty", "--output", "sheet.gif"], "the sheet is a PNG"),
     ],
+    "report": [
+        (["--table", "empty"], "empty' is not a table"),
+        (["--output", "report.pdf"], "the report is a web page"),
+        (["--output", "empty/report.html"], "lies inside the table"),
+    ],
     "query_latents": [(["empty", "SELECT 1"], "empty' is not a table")],
     "status": [(["empty"], "empty' is not a table")],
     "build_samples": [(["--wheel", "nowhere.whl"], "the wheel 'nowhere.whl' does not exist")],
@@ -96,11 +107,13 @@ GIVEN = {
     "train_restyle": ["--input", "photos", "--output", "out", "--model", "demo"],
     "import_latents": ["--from", "empty", "--model", "demo", "--output", "out"],
     "export_table": ["--table", "empty", "--to", "codes.npy"],
+    "render_latents": ["--table", "empty"],
     "calibrate_stop": ["--calibrate", "photos", "--report", "photos", "--output", "out"],
     "evaluate": ["--output", "out"],
+    "report": ["--table", "empty", "--output", "report.html"],
 }
 # Jobs that print an answer, or nothing, and no JSON line.
-ANSWERS = {"evaluate", "contact_sheet", "query_latents", "status", "build_samples"}
+ANSWERS = {"evaluate", "query_latents", "status", "build_samples"}
 Refusals = list[tuple[tuple[str, str], Any]]  # (job, what is said), how it ended
 SCRIPT = """
 import contextlib, importlib, io, json, sys

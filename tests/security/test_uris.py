@@ -38,10 +38,16 @@ CALLS = {
         ("--table", "table", "--to", URI, "--as", "codes"),
         ("--table", "table", "--to", "out", "--as", "images", "--model", URI),
     ],
+    "render_latents": [
+        ("--table", URI, "--output", "out.png"),
+        ("--table", "table", "--output", URI),
+        ("--table", "table", "--output", "out.png", "--model", URI),
+    ],
     "calibrate_stop": [
         ("--calibrate", SAMPLES, "--report", SAMPLES, "--output", "out", "--model", URI),
         ("--calibrate", URI, "--report", SAMPLES, "--output", "out"),
     ],
+    "report": [("--table", URI, "--output", "out.html")],
     "contact_sheet": [("--table", URI, "--output", "out.png")],
     "evaluate": [("--table", URI, "--output", "out")],
     "query_latents": [(URI, "SELECT 1")],
