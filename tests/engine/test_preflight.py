@@ -61,6 +61,14 @@ JOBS = {
         (["--table", "empty"], "empty' is not a table"),
         (["--to", "out.png"], "the dictionary is a .npy file"),
     ],
+    "forget": [
+        (["--table", "empty"], "empty' is not a table"),
+        (["--where", "true"], "say why with --reason"),
+        (["--where", "true", "--like", "photo.jpg"], "choose the images in one way at a time"),
+        (["--limit", "3"], "--order and --limit need --where"),
+        (["--similar", "0.9"], "--similar and --by need --like"),
+        (["--like", "photo.jpg", "--similar", "9"], "'9' is not a similarity"),
+    ],
     "render_latents": [
         (["--output", "grid.png"], "empty' is not a table"),
         (["--output", "walk.avi"], "name a grid *.png, an animation .webp, .gif, .mp4"),
@@ -107,6 +115,7 @@ GIVEN = {
     "train_restyle": ["--input", "photos", "--output", "out", "--model", "demo"],
     "import_latents": ["--from", "empty", "--model", "demo", "--output", "out"],
     "export_table": ["--table", "empty", "--to", "codes.npy"],
+    "forget": ["--table", "empty"],
     "render_latents": ["--table", "empty"],
     "calibrate_stop": ["--calibrate", "photos", "--report", "photos", "--output", "out"],
     "evaluate": ["--output", "out"],

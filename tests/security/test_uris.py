@@ -47,6 +47,12 @@ CALLS = {
         ("--calibrate", SAMPLES, "--report", SAMPLES, "--output", "out", "--model", URI),
         ("--calibrate", URI, "--report", SAMPLES, "--output", "out"),
     ],
+    "forget": [
+        ("--table", URI),
+        ("--table", "table", "--like", URI, "--reason", "x"),
+        ("--table", "table", "--listed-in", URI),
+        ("--table", "table", "--where", "true", "--reason", "x", "--descendants", URI),
+    ],
     "report": [("--table", URI, "--output", "out.html")],
     "contact_sheet": [("--table", URI, "--output", "out.png")],
     "evaluate": [("--table", URI, "--output", "out")],
