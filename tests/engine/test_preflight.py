@@ -57,6 +57,16 @@ JOBS = {
         (["--icc", "ignore"], "--icc is for images"),
         (["--output", "photos"], "nothing is written among other files"),
     ],
+    "edit_latents": [
+        ([], "empty' is not a table"),
+        (["--as", "table"], "--as table writes a folder"),
+        (["--fps", "5"], "--fps is for --as video, not for grid"),
+    ],
+    "fit_direction": [
+        ([], "empty' is not a table"),
+        (["--output", "yaw.txt"], "name it NAME.safetensors"),
+        (["--output", "notes/yaw.safetensors"], "cannot be a folder"),
+    ],
     "export_table": [
         (["--table", "empty"], "empty' is not a table"),
         (["--to", "out.png"], "the dictionary is a .npy file"),
@@ -114,6 +124,8 @@ GIVEN = {
     "refine_dataset": ["--output", "out"],
     "train_restyle": ["--input", "photos", "--output", "out", "--model", "demo"],
     "import_latents": ["--from", "empty", "--model", "demo", "--output", "out"],
+    "edit_latents": ["--table", "empty", "--direction", "smile.pt", "--output", "grid.png"],
+    "fit_direction": ["--table", "empty", "--column", "yaw", "--output", "yaw.safetensors"],
     "export_table": ["--table", "empty", "--to", "codes.npy"],
     "forget": ["--table", "empty"],
     "render_latents": ["--table", "empty"],

@@ -33,6 +33,17 @@ CALLS = {
         ("--from", "code.npy", "--model", URI, "--output", "out"),
         ("--from", "code.npy", "--model", "demo", "--output", URI),
     ],
+    "edit_latents": [
+        ("--table", URI, "--direction", "code.npy", "--output", "out.png"),
+        ("--table", "table", "--direction", URI, "--output", "out.png"),
+        ("--table", "table", "--direction", f"{URI}/smile.pt", "--output", "out.png"),
+        ("--table", "table", "--direction", "code.npy", "--as", "table", "--output", URI),
+    ],
+    "fit_direction": [
+        ("--table", URI, "--column", "yaw", "--output", "out.safetensors"),
+        ("--table", "table", "--column", "yaw", "--labels", URI, "--output", "out.safetensors"),
+        ("--table", "table", "--column", "yaw", "--output", f"{URI}/out.safetensors"),
+    ],
     "export_table": [
         ("--table", URI, "--to", "out.npy"),
         ("--table", "table", "--to", URI, "--as", "codes"),
