@@ -110,6 +110,11 @@ JOBS = {
         (["--table", "empty", "--output", "sheet.png"], "empty' is not a table"),
         (["--table", "empty", "--output", "sheet.gif"], "the sheet is a PNG"),
     ],
+    "find_faces": [
+        (["--table", "empty", "--clusters", "2"], "empty' is not a table"),
+        (["--table", "empty", "--duplicates", "2"], "above -1 and up to 1, not 2"),
+        (["--table", "empty", "--clusters", "2", "--output", "rows"], "name it *.csv"),
+    ],
     "report": [
         (["--table", "empty"], "empty' is not a table"),
         (["--output", "report.pdf"], "the report is a web page"),
