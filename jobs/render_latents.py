@@ -130,7 +130,7 @@ def _size(text: str) -> int | str:
 
 
 def _report(args: argparse.Namespace) -> int:
-    print(json.dumps({"to": args.output, "as": _kind(args), **_render(args)}))
+    print(json.dumps({"output": args.output, "as": _kind(args), **_render(args)}))
     return 0
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.editing.layers import parse_layers
 from pipeline.errors import ConfigError
-
-_SPAN = re.compile(r"(\d+)(-(\d*))?", re.ASCII)
 
 
 class MixSource(NamedTuple):
@@ -25,7 +23,7 @@ class MixSource(NamedTuple):
 def parse_mix(texts: Sequence[str], n_styles: int) -> list[MixSource]:
     """Read sources such as `ID:0-3`, `ID:4-` (to the end), `ID:7` or `ID:0-1,8-`.
 
-    Raises `ConfigError` unless each row of a code of `n_styles` rows is given exactly once.
+    Raises `ConfigError` unless each row of a code of `n_styles` rows is given by exactly one face.
     """
     sources = [_source(text, n_styles) for text in texts]
     givers: dict[int, list[str]] = {row: [] for row in range(n_styles)}
@@ -34,7 +32,7 @@ def parse_mix(texts: Sequence[str], n_styles: int) -> list[MixSource]:
             givers[row].append(source.image_id)
     twice = [row for row, ids in givers.items() if len(ids) > 1]
     if twice:
-        raise ConfigError(f"--mix: rows {_listed(twice)} are given more than once")
+        raise ConfigError(f"--mix: rows {_listed(twice)} are given by more than one face")
     missing = [row for row, ids in givers.items() if not ids]
     if missing:
         raise ConfigError(
@@ -56,25 +54,10 @@ def mix(codes: NDArray[np.float32], sources: Sequence[MixSource]) -> NDArray[np.
 
 
 def _source(text: str, n_styles: int) -> MixSource:
-    image_id, colon, spans = text.rpartition(":")
-    if not (colon and image_id):
+    image_id, _, layers = text.rpartition(":")
+    if not (image_id and layers):
         raise ConfigError(f"--mix '{text}': give an image id and rows, such as ID:0-3 or ID:4-")
-    rows = [row for span in spans.split(",") for row in _rows(span, text, n_styles)]
-    return MixSource(image_id, tuple(rows), spans)
-
-
-def _rows(span: str, text: str, n_styles: int) -> range:
-    match = _SPAN.fullmatch(span.strip())
-    if not match:
-        raise ConfigError(f"--mix '{text}': '{span}' is not rows; give them as 0-3, 4- or 7")
-    first = int(match[1])
-    last = first if match[2] is None else int(match[3]) if match[3] else n_styles - 1
-    if not first <= last < n_styles:
-        raise ConfigError(
-            f"--mix '{text}': '{span}' is not within the rows of the model's codes, 0 to "
-            f"{n_styles - 1}"
-        )
-    return range(first, last + 1)
+    return MixSource(image_id, tuple(parse_layers(layers, n_styles)), layers)
 
 
 def _listed(rows: Sequence[int]) -> str:

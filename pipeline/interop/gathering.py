@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def window_rows(row_bytes: int, group: int) -> int:
 
 def gather(
     rows: StoredRows, positions: Positions, bounds: Sequence[int], wanted: Sequence[bool]
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table]:
     """Yield the stored rows at `positions` in their order, as tables between the `bounds`.
 
     Window i has the rows from bounds[i] up to bounds[i + 1]. Windows that are not `wanted` are left

@@ -24,15 +24,13 @@ def test_rows_come_from_the_face_that_gives_them() -> None:
     ("texts", "message"),
     [
         (["a:0-3", "b:5-"], "rows 4 are given by no face; the model's codes have rows 0 to 9"),
-        (["a:0-5", "b:4-"], "rows 4-5 are given more than once"),
-        (["a:0-3,3-9"], "rows 3 are given more than once"),
-        (["a:0-10"], "'0-10' is not within the rows of the model's codes, 0 to 9"),
-        (["a:5-2", "b:0-"], "'5-2' is not within the rows"),
-        (["a:x"], "'x' is not rows; give them as 0-3, 4- or 7"),
+        (["a:0-5", "b:4-"], "rows 4-5 are given by more than one face"),
+        (["a:0-10"], "'0-10' is not a range of the model's 10 rows"),
+        (["a:x"], "'x' is not a row such as 4"),
         (["a"], "give an image id and rows, such as ID:0-3"),
         ([":0-"], "give an image id and rows"),
     ],
 )
 def test_incomplete_and_double_rows_are_refused(texts: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=f"--mix.*{message}"):
+    with pytest.raises(ConfigError, match=message):
         parse_mix(texts, 10)

@@ -56,7 +56,7 @@ def test_grid_shows_faces_in_their_order(
 ) -> None:
     output = tmp_path / "new" / "grid.png"
     line = render(capsys, table, output, "--order", "lpips DESC", "--limit", "2")
-    expected = {"to": str(output), "as": "grid", "pictures": 2, "width": 156, "height": 88}
+    expected = {"output": str(output), "as": "grid", "pictures": 2, "width": 156, "height": 88}
     assert line == expected
     worst, second = cells(output, 2)
     assert close(worst, frame(model, code(1)))

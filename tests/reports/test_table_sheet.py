@@ -67,7 +67,7 @@ def test_missing_source_leaves_an_empty_cell(make_table, tmp_path, capsys):
     assert job.main(["--table", table.store.root, "--output", str(output)]) == 0
     result = capsys.readouterr()
     assert json.loads(result.out) == {
-        "to": str(output),
+        "output": str(output),
         "faces": 2,
         "no_target": {"missing": 1},
     }
