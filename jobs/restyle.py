@@ -34,6 +34,7 @@ JOBS = {
     "direction": ("fit_direction", "direction fitted to labels of a table"),
     "export": ("export_table", "codes or pictures of a table as files"),
     "import": ("import_latents", "codes of another program to a table"),
+    "forget": ("forget", "erase images from a table and keep them out"),
     "convert": ("convert_model", "official checkpoint to a model bundle"),
     "train": ("train_restyle", "train an encoder"),
     "calibrate": ("calibrate_stop", "choose the rule of --steps auto"),

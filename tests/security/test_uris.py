@@ -34,6 +34,17 @@ CALLS = {
         ("--from", "code.npy", "--model", URI, "--output", "out"),
         ("--from", "code.npy", "--model", "demo", "--output", URI),
     ],
+    "edit_latents": [
+        ("--table", URI, "--direction", "code.npy", "--output", "out.png"),
+        ("--table", "table", "--direction", URI, "--output", "out.png"),
+        ("--table", "table", "--direction", f"{URI}/smile.pt", "--output", "out.png"),
+        ("--table", "table", "--direction", "code.npy", "--as", "table", "--output", URI),
+    ],
+    "fit_direction": [
+        ("--table", URI, "--column", "yaw", "--output", "out.safetensors"),
+        ("--table", "table", "--column", "yaw", "--labels", URI, "--output", "out.safetensors"),
+        ("--table", "table", "--column", "yaw", "--output", f"{URI}/out.safetensors"),
+    ],
     "export_table": [
         ("--table", URI, "--to", "out.npy"),
         ("--table", "table", "--to", URI, "--as", "codes"),
@@ -47,6 +58,12 @@ CALLS = {
     "calibrate_stop": [
         ("--calibrate", SAMPLES, "--report", SAMPLES, "--output", "out", "--model", URI),
         ("--calibrate", URI, "--report", SAMPLES, "--output", "out"),
+    ],
+    "forget": [
+        ("--table", URI),
+        ("--table", "table", "--like", URI, "--reason", "x"),
+        ("--table", "table", "--listed-in", URI),
+        ("--table", "table", "--where", "true", "--reason", "x", "--descendants", URI),
     ],
     "report": [("--table", URI, "--output", "out.html")],
     "contact_sheet": [("--table", URI, "--output", "out.png")],
