@@ -26,6 +26,7 @@ JOBS = {
     "status": ("status", "progress of a table"),
     "query": ("query_latents", "SQL over a table"),
     "sheet": ("contact_sheet", "picture of some faces of a table, step by step"),
+    "find": ("find_faces", "neighbours, duplicates and clusters of faces"),
     "render": ("render_latents", "grid, walk, style mix or mean faces from codes"),
     "report": ("report", "web page about a table: quality, rejects, best and worst faces"),
     "evaluate": ("evaluate", "report that compares tables"),

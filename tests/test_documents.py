@@ -144,7 +144,7 @@ def test_every_flag_of_the_job_is_described() -> None:
 def test_every_column_is_described() -> None:
     (document,) = [one for one in DOCUMENTS if one.name == RUN_ELSEWHERE]
     switches = {"all_steps": True, "aligned_jpeg": True, "reconstruction_jpeg": True}
-    schema = Columns(6, **switches, turn_deg=True, identity=True).latents_schema()
+    schema = Columns(6, **switches, turn_deg=True, identity=True, edited=True).latents_schema()
     assert [name for name in schema.names if f"`{name}`" not in document.text] == []
 
 
