@@ -226,7 +226,7 @@ def _similar_faces(table: Table, args: argparse.Namespace) -> dict[str, float]:
     # PyTorch is slow to import, and exact bytes need no networks.
     from pipeline.engine.photos import queries_of
     from pipeline.inversion import ready_device
-    from pipeline.search.neighbours import nearest
+    from pipeline.search.alike import faces_above
     from pipeline.search.requests import check_by, default_by
     from pipeline.search.vectors import Vectors
 
@@ -234,15 +234,7 @@ def _similar_faces(table: Table, args: argparse.Namespace) -> dict[str, float]:
     check_by(table, by)
     vectors = Vectors(Selection(table), by, ready_device(args.device))
     _, queries = queries_of(vectors, [args.like], args.device)
-    found: dict[str, float] = {}
-    count = 64
-    while True:
-        hits = [each for row in nearest(vectors, queries, count) for each in row]
-        found |= {hit.image_id: hit.similarity for hit in hits if hit.similarity >= args.similar}
-        if len(hits) < count * len(queries) or len(found) < count:
-            break
-        count *= 8
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return faces_above(vectors, queries, args.similar)
 
 
 def _counted(lists: Sequence[ForgetList], facts: dict[str, Any]) -> list[ForgetList]:
