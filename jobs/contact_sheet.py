@@ -57,7 +57,7 @@ def _draw(args: argparse.Namespace) -> int:
     if missing := sheet.targets.summary():
         print(missing, file=sys.stderr)
     no_target = dict(sheet.targets.not_found)
-    print(json.dumps({"to": args.output, "faces": sheet.faces, "no_target": no_target}))
+    print(json.dumps({"output": args.output, "faces": sheet.faces, "no_target": no_target}))
     return 0
 
 

@@ -96,6 +96,8 @@ def job_parser(
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    # A list of numbers such as -3,0,3 is the value of a flag.
+    parser._negative_number_matcher = re.compile(r"-\.?\d[\d.,eE+-]*$")
     parser.last_line = None if reads_only else last_line or {}
     return parser
 

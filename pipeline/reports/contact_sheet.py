@@ -88,11 +88,11 @@ def contact_sheet(
     )
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((MARGIN, MARGIN - 4), drawable(title), INK, _font(20))
+        draw.text((MARGIN, MARGIN - 4), drawable(title), INK, font(20))
     names = [f"best {step_name}"] if best_only else _step_names(step_name, n_steps)
     for column, name in enumerate(_headers(n_bootstrap, names)):
         x = MARGIN + column * (cell[0] + GAP) + cell[0] / 2
-        draw.text((x, top - HEADER / 2), drawable(name), INK, _font(15), anchor="mm")
+        draw.text((x, top - HEADER / 2), drawable(name), INK, font(15), anchor="mm")
     for index, row in enumerate(rows):
         _draw_row(sheet, row, top + index * (cell[1] + CAPTION + GAP), cell)
     buffer = io.BytesIO()
@@ -117,7 +117,7 @@ def _draw_row(sheet: Image.Image, row: SheetRow, y: int, cell: tuple[int, int]) 
         if picture is None:
             draw.rectangle((x, y, x + cell[0] - 1, y + cell[1] - 1), fill=EMPTY)
             middle = (x + cell[0] / 2, y + cell[1] / 2)
-            draw.text(middle, "no target", PALE, _font(12), anchor="mm")
+            draw.text(middle, "no target", PALE, font(12), anchor="mm")
         else:
             image = Image.fromarray(picture).resize(cell, Image.Resampling.LANCZOS)
             sheet.paste(image, (x, y))
@@ -127,7 +127,7 @@ def _draw_row(sheet: Image.Image, row: SheetRow, y: int, cell: tuple[int, int]) 
             edges = (x - FRAME, y - FRAME, x + cell[0] + FRAME - 1, y + cell[1] + FRAME - 1)
             draw.rectangle(edges, outline=ACCENT, width=FRAME)
         place = (x + cell[0] / 2, y + cell[1] + CAPTION / 2)
-        draw.text(place, _fitting(drawable(caption), cell[0]), colour, _font(12), anchor="mm")
+        draw.text(place, fitting(drawable(caption), cell[0]), colour, font(12), anchor="mm")
 
 
 def drawable(text: str) -> str:
@@ -149,21 +149,21 @@ def _plain(char: str) -> str:
     return letter if plain else char.encode("unicode_escape").decode()
 
 
-def _fitting(text: str, width: int) -> str:
-    """Return `text`, or the longest end of it that fits into `width` pixels.
+def fitting(text: str, width: int, size: int = 12) -> str:
+    """Return `text`, or the longest end of it that fits into `width` pixels in a font of `size`.
 
     No character is narrower than a pixel, so that at most `width` characters are measured.
     """
-    if len(text) <= width and _font(12).getlength(text) <= width:
+    if len(text) <= width and font(size).getlength(text) <= width:
         return text
     text = text[-width:]
-    while text and _font(12).getlength("…" + text) > width:
+    while text and font(size).getlength("…" + text) > width:
         text = text[1:]
     return "…" + text
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return Pillow's built-in font, so that a sheet is the same on every machine."""
     return ImageFont.load_default(size)
 

@@ -89,7 +89,8 @@ def similar_faces(selection: Selection, faces: int, threshold: float) -> Similar
             f"compares. `restyle find --duplicates {threshold:g}` compares all."
         )
     from pipeline.search.duplicates import find_duplicates
-    from pipeline.search.vectors import Vectors, default_by
+    from pipeline.search.requests import default_by
+    from pipeline.search.vectors import Vectors
 
     by = default_by(selection.table)
     try:

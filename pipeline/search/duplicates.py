@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.search.requests import check_threshold
 from pipeline.search.vectors import Vectors
 
 Indices = NDArray[np.int64]
@@ -86,8 +86,7 @@ def find_duplicates(vectors: Vectors, threshold: float) -> Duplicates:
     Exact: every pair is compared, in n²/2 products. Where the vectors take more than
     `Vectors.held_bytes`, that many are in memory, and the table is read once for each such share.
     """
-    if not -1 < threshold <= 1:
-        raise ConfigError(f"the threshold is a similarity above -1 and up to 1, not {threshold}")
+    check_threshold(threshold)
     pairs, ids = _Pairs(threshold, vectors.device), []
     for share, names in _shares(vectors):
         ids += names

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.errors import RequestError
+from pipeline.choices import SearchBy
+from pipeline.errors import ConfigError, RequestError
+from pipeline.search.requests import default_by
 from pipeline.search.vectors import Block, Vectors
+from pipeline.table.selection import Selection
 
 # Queries that are compared with a block at the same time: bounds the memory for similarities.
 _QUERIES_AT_ONCE = 256
@@ -35,6 +39,8 @@ def nearest(
     Exact: every face is compared. There are fewer where the selection has fewer faces. Memory holds
     a block of vectors and the candidates. Raises `RequestError` if the queries have another length.
     """
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, got {k}")
     names = list(names) or [None] * len(queries)
     if len(names) != len(queries):
         raise RequestError(f"{len(queries)} queries have {len(names)} names")
@@ -47,6 +53,45 @@ def nearest(
         [neighbour for neighbour in row if neighbour.image_id != name][:k]
         for row, name in zip(rows, names, strict=True)
     ]
+
+
+def nearest_frame(
+    selection: Selection,
+    like: str | Sequence[str] | np.ndarray,
+    k: int,
+    by: SearchBy | None = None,
+) -> pd.DataFrame:
+    """Return the neighbours in `selection` of `like` as the frame of `Table.nearest`."""
+    vectors = Vectors(selection, by or default_by(selection.table))
+    if isinstance(like, np.ndarray):
+        queries = _of_array(vectors, like)
+        labels: list[Any] = list(range(len(queries)))
+        names: list[str | None] = [None] * len(queries)
+    else:
+        labels = [like] if isinstance(like, str) else list(like)
+        names = list(labels)
+        queries = vectors.of_ids(labels)
+    rows = [
+        (label, rank, *neighbour)
+        for label, neighbours in zip(labels, nearest(vectors, queries, k, names), strict=True)
+        for rank, neighbour in enumerate(neighbours, 1)
+    ]
+    return pd.DataFrame(rows, columns=["query", "rank", "image_id", "similarity"])
+
+
+def _of_array(vectors: Vectors, like: np.ndarray) -> Tensor:
+    """Return the vectors of identities [d], [n, d] or codes [n_styles, 512], [n, n_styles, 512]."""
+    dimensions = 2 if vectors.by == "identity" else 3
+    if like.ndim == dimensions - 1:
+        like = like[None]
+    if like.ndim != dimensions or not np.isfinite(like).all():
+        expected = "[n, d]" if vectors.by == "identity" else "[n, n_styles, 512]"
+        raise RequestError(
+            f"by {vectors.by} takes finite numbers {expected}, not an array {list(like.shape)}"
+        )
+    if vectors.by == "identity":
+        return vectors.of_identities(like)
+    return vectors.of_codes(torch.tensor(like))
 
 
 class _Candidates:

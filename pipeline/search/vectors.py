@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.choices import SearchBy
-from pipeline.errors import ConfigError, RequestError
+from pipeline.errors import RequestError
+from pipeline.search.requests import check_by
 from pipeline.table.model_lookup import model_of
 from pipeline.table.reader import Table, UnknownImageError
 from pipeline.table.schema import IDENTITY
@@ -41,22 +42,6 @@ class Block(NamedTuple):
     missing: int = 0  # faces between those of the block that have no vector
 
 
-def default_by(table: Table) -> SearchBy:
-    """Return `identity` if the table has the column, else `w_plus`."""
-    return "identity" if table.spec.columns.identity else "w_plus"
-
-
-def check_by(table: Table, by: str) -> None:
-    """Raise `ConfigError` if the table has no vectors of the kind `by`."""
-    if by not in get_args(SearchBy):
-        raise ConfigError(f"by is {by!r}, expected one of {', '.join(get_args(SearchBy))}")
-    if by == "identity" and not table.spec.columns.identity:
-        raise ConfigError(
-            f"the table '{table.store.root}' has no column identity: search --by w_plus, or make "
-            "the table again (--keep-identity is the default where an identity is measured)"
-        )
-
-
 @dataclass
 class Vectors:
     """Vectors of the faces of `selection`, by `identity` or `w_plus`.
@@ -70,6 +55,7 @@ class Vectors:
     by: SearchBy
     device: str = "cpu"
     held_bytes: int = HELD_BYTES
+    faces: int = 0  # with a vector; like `missing` known after the first complete pass
     missing: int = 0
     _average: Tensor | None = None  # [n_styles, 512]
     _held: list[Block] | None = field(default=None, repr=False)
@@ -90,13 +76,14 @@ class Vectors:
             yield from self._held
             return
         held: list[Block] | None = []
-        size = missing = 0
+        size = faces = missing = 0
         for block in self._read():
             yield block
+            faces += len(block.ids)
             missing += block.missing
             size += block.vectors.nbytes
             held = [*held, block] if held is not None and size <= self.held_bytes else None
-        self._held, self.missing = held, missing
+        self._held, self.faces, self.missing = held, faces, missing
 
     def of_ids(self, ids: Sequence[str]) -> Tensor:
         """Return the vectors of faces of the table, selected or not, float32 [n, d].
@@ -106,9 +93,7 @@ class Vectors:
         """
         if self.by == "w_plus":
             return self.of_codes(torch.from_numpy(self.table.w_plus(ids)))
-        listed = ", ".join("'" + name.replace("'", "''") + "'" for name in set(ids))
-        query = f"SELECT image_id, {IDENTITY} FROM latents WHERE image_id IN ({listed or 'NULL'})"
-        rows = self.table.arrow(query)
+        rows = _rows_of(self.table, ids, f"image_id, {IDENTITY}")
         known = dict(zip(rows["image_id"].to_pylist(), rows[IDENTITY].to_pylist(), strict=True))
         if unknown := [name for name in ids if name not in known]:
             raise UnknownImageError(
@@ -131,8 +116,10 @@ class Vectors:
 
     def of_identities(self, identities: Any) -> Tensor:
         """Return the vectors of identities [n, d]: of unit length again after rounding."""
-        # A copy: Arrow's arrays cannot be written, which PyTorch warns about.
-        return F.normalize(torch.tensor(identities, dtype=torch.float32)).to(self.device)
+        if not isinstance(identities, Tensor):
+            # A copy: Arrow's arrays cannot be written, which PyTorch warns about.
+            identities = torch.from_numpy(np.array(identities, np.float32))
+        return F.normalize(identities.float()).to(self.device)
 
     def _read(self) -> Iterator[Block]:
         waiting: list[Block] = []
@@ -168,6 +155,16 @@ class Vectors:
     @property
     def _dimensions(self) -> int:
         return 512 if self._average is None else self._average.numel()
+
+
+def known_ids(table: Table, names: Sequence[str]) -> set[str]:
+    """Return those of `names` that are image ids of the table."""
+    return set(_rows_of(table, names, "image_id")["image_id"].to_pylist())
+
+
+def _rows_of(table: Table, ids: Sequence[str], columns: str) -> pa.Table:
+    listed = ", ".join("'" + name.replace("'", "''") + "'" for name in sorted(set(ids)))
+    return table.arrow(f"SELECT {columns} FROM latents WHERE image_id IN ({listed or 'NULL'})")
 
 
 def _joined(blocks: list[Block]) -> Block:

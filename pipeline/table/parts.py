@@ -10,8 +10,8 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, BinaryIO
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,6 +55,10 @@ class PartKey:
     def name(self, kind: str) -> str:
         """Return the name of the part's file; `kind` is `latents` or `rejects`."""
         return part_name(kind, self.shard, self.part)
+
+
+# Metadata of both files of a part, in the order in which they are written.
+_METADATA = (*(each.name for each in fields(PartKey)), *COUNTS, "metrics")
 
 
 @dataclass(frozen=True)
@@ -127,17 +131,10 @@ def write_part(
     state of the shard, is used as it is. Raises `TableError` for any other existing file, and if
     the rows do not account for all `samples`.
     """
-    keys = set(latents["key"].to_pylist()) | set(rejects["key"].to_pylist())
-    if len(keys) != samples:
-        raise TableError(
-            f"part {key.part} of shard '{key.shard}' has {samples} samples, but its rows account "
-            f"for {len(keys)}"
-        )
-    stats = Stats.of(latents, rejects)
+    check_accounts(key.shard, key.part, latents, rejects, samples)
     counts = {"samples": samples, "faces": latents.num_rows, "rejects": rejects.num_rows}
     metadata = {**asdict(key), **counts, "metrics": dict(metrics)}
-    rejects_bytes = _encode(rejects, metadata)
-    latents_bytes = _encode(latents, metadata | {"figures": stats.figures()})
+    latents_bytes, rejects_bytes, stats = encode_part(latents, rejects, metadata)
     # Stored rejects must be the same, or they contradict these latents. Stored latents may hold
     # other numbers for the same faces, as another kind of GPU computes them.
     stored = _put_once(store, key.name(REJECTS), rejects_bytes)
@@ -154,6 +151,40 @@ def write_part(
         rejects_sha256=hashlib.sha256(rejects_bytes).hexdigest(),
         figures=stats.figures_text(),
         **counts,
+    )
+
+
+def check_accounts(
+    shard_id: str, part: int, latents: pa.Table, rejects: pa.Table, samples: int
+) -> None:
+    """Raise `TableError` unless the rows of a part account for all its samples."""
+    keys = set(latents["key"].to_pylist()) | set(rejects["key"].to_pylist())
+    if len(keys) != samples:
+        raise TableError(
+            f"part {part} of shard '{shard_id}' has {samples} samples, but its rows account "
+            f"for {len(keys)}"
+        )
+
+
+class EncodedPart(NamedTuple):
+    """Bytes of the two files of a part, and what its rows add up to."""
+
+    latents: bytes
+    rejects: bytes
+    stats: Stats
+
+
+def encode_part(latents: pa.Table, rejects: pa.Table, metadata: Mapping[str, Any]) -> EncodedPart:
+    """Encode the files of a part; `metadata` gets the numbers of rows and the sums.
+
+    The bytes depend on the order of the metadata, which a file that is read does not keep.
+    """
+    stats = Stats.of(latents, rejects)
+    counted = {**metadata, "faces": latents.num_rows, "rejects": rejects.num_rows}
+    ordered = {name: counted[name] for name in _METADATA if name in counted}
+    ordered |= {name: value for name, value in counted.items() if name != "figures"}
+    return EncodedPart(
+        _encode(latents, ordered | {"figures": stats.figures()}), _encode(rejects, ordered), stats
     )
 
 

@@ -33,6 +33,7 @@ from pipeline.table.verify import verify_table
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
 
+    from pipeline.choices import SearchBy
     from pipeline.engine.reading import LatentsDataset
 
 _Form = TypeVar("_Form")
@@ -148,6 +149,28 @@ class Table:
 
         names = [name for name in self.store.names(f"{LATENTS}/") if parse_part_name(name)]
         return read_latents(self.store, names, self.spec.columns.latents_schema(), columns)
+
+    def nearest(
+        self,
+        like: str | Sequence[str] | np.ndarray,
+        k: int = 10,
+        *,
+        by: SearchBy | None = None,
+        where: str = "",
+    ) -> pd.DataFrame:
+        """Return the `k` faces most similar to each of `like`: query, rank, image_id, similarity.
+
+        `like` are image ids of this table, identity vectors [n, d], or codes [n, n_styles, 512]
+        with `by="w_plus"`; arrays are named by their row. `by` is `identity` if the table has that
+        column, else `w_plus`. `where` is an SQL condition on the faces that are compared. A face is
+        no neighbour of itself. Exact; imports PyTorch. Raises `UnknownImageError` for an id that
+        the table does not hold, and `RequestError` for a face without an identity.
+        """
+        # Above this package; PyTorch is slow to import.
+        from pipeline.search.neighbours import nearest_frame
+        from pipeline.table.selection import Selection
+
+        return nearest_frame(Selection(self, where), like, k, by)
 
     def shards(self) -> list[ShardRecord]:
         """Read the manifests of all committed shards, sorted by id."""

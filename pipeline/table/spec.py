@@ -28,6 +28,7 @@ SPEC_NAME = "_table.json"
 # with this value is left out of `_table.json` and of the fingerprint, so that a run with this value
 # continues a table that was made before the setting existed.
 EARLIER_VALUES: Mapping[str, Any] = {
+    "columns.edited": False,
     "columns.identity": False,
     "columns.kept": [],
     "columns.turn_deg": False,
@@ -68,15 +69,18 @@ FLAGS: Mapping[str, str] = {
     "settings.alignment.turns": "--turns",
     "settings.best_step_by": "--best-step-by",
     "settings.identity": "--identity",
+    "settings.limit": "--limit",
     "settings.measured.alignment.check_below": "--check-below",
     "settings.measured.alignment.icc": "--icc",
     "settings.measured.alignment.search_pixels": "--search-pixels",
     "settings.measured.alignment.turns": "--turns",
     "settings.method.name": "--method",
     "settings.model": "--model",
+    "settings.order": "--order",
     "settings.precision": "--precision",
     "settings.target": "--target",
     "settings.steps": "--steps",
+    "settings.where": "--where",
 }
 NOT_MEASURED = "not measured"  # in place of a metric's definition
 _DERIVED = {"columns.turn_deg"}  # from settings that are compared themselves

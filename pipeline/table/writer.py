@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.errors import InputError, StorageError, TableError
 from pipeline.storage import Shard, Store
 from pipeline.table.cleanup import Orphans
+from pipeline.table.forgotten import Forgotten, check_finished
 from pipeline.table.part_files import list_names, remove_unowned_parts
 from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import (
@@ -20,6 +21,7 @@ from pipeline.table.parts import (
     REJECTS,
     PartKey,
     PartRecord,
+    check_accounts,
     part_name,
     read_part_record,
     sha256_of,
@@ -51,6 +53,7 @@ class TableWriter:
         if part_size < 1:
             raise InputError(f"part_size must be at least 1, got {part_size}")
         self.read_only = read_only
+        self.forgotten = Forgotten()  # images that are erased from every part
         self.store = Store(root)
         self.spec = spec
         self.part_size = part_size
@@ -139,7 +142,13 @@ class TableWriter:
     def write_tables(
         self, shard: Shard, part: int, *, samples: int, latents: pa.Table, rejects: pa.Table
     ) -> PartRecord:
-        """Write a part, like `write_part`, from the results of `latents_table`, `rejects_table`."""
+        """Write a part, like `write_part`, from the results of `latents_table`, `rejects_table`.
+
+        Forgotten images are left out and counted as rejects.
+        """
+        if self.forgotten:
+            check_accounts(shard.shard_id, part, latents, rejects, samples)
+            latents, rejects = self.forgotten.erase(latents, rejects, part=part, samples=samples)
         record = write_part(
             self.store,
             self.part_key(shard, part),
@@ -296,10 +305,17 @@ def _is_same(part: PartRecord, stored: PartRecord) -> bool:
 def open_for_writing(root: str, spec: TableSpec, *, part_size: int) -> TableWriter:
     """Return a writer for the table at `root`, which is created if it does not exist.
 
-    Raises `FingerprintError` if it was made with other settings, `RequestError` if its settings
-    cannot be read.
+    Images that are forgotten in this table, or in the one that `--init` names, are erased from what
+    the writer writes. Raises `FingerprintError` if the table was made with other settings,
+    `RequestError` if its settings cannot be read, or if a forget of this table has not ended.
     """
-    return TableWriter(root, create_or_check_spec(Store(root), spec), part_size=part_size)
+    store = Store(root)
+    writer = TableWriter(root, create_or_check_spec(store, spec), part_size=part_size)
+    writer.forgotten = Forgotten.read(store)
+    check_finished(store, writer.forgotten)
+    if isinstance(init := spec.config.get("init"), str):
+        writer.forgotten += Forgotten.read(Store(init))
+    return writer
 
 
 def file_sha256(store: Store, name: str) -> str:

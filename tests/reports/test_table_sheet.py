@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from jobs import contact_sheet as job
+from jobs import render_latents
 from pipeline.alignment import AlignmentSettings
 from pipeline.alignment.recrop import crop_again
-from pipeline.errors import ModelError, RequestError
+from pipeline.errors import ConfigError, ModelError, RequestError
 from pipeline.reports.contact_sheet import EMPTY
 from pipeline.reports.table_sheet import table_sheet
 from pipeline.storage import Store
@@ -66,7 +67,7 @@ def test_missing_source_leaves_an_empty_cell(make_table, tmp_path, capsys):
     assert job.main(["--table", table.store.root, "--output", str(output)]) == 0
     result = capsys.readouterr()
     assert json.loads(result.out) == {
-        "to": str(output),
+        "output": str(output),
         "faces": 2,
         "no_target": {"missing": 1},
     }
@@ -100,6 +101,12 @@ def test_model_with_changed_weights_is_refused(make_table, tiny_bundle, changed)
         sheet_of(table)
 
 
+def test_too_many_faces_for_a_sheet_are_refused(make_table, monkeypatch):
+    monkeypatch.setattr("pipeline.reports.table_sheet.MAX_FACES", 1)
+    with pytest.raises(ConfigError, match="at most 1 faces, not 2: choose with --limit"):
+        sheet_of(make_table())
+
+
 def test_condition_without_faces_is_named(make_table):
     with pytest.raises(RequestError, match=r'^--where "l2 < 0" selects no face of the table'):
         sheet_of(make_table(**KEPT), where="l2 < 0")
@@ -120,13 +127,16 @@ def test_sheet_must_have_a_png_name(tmp_path, capsys, name):
     assert capsys.readouterr().err.endswith(f"{name}: the sheet is a PNG, name it *.png\n")
 
 
-def test_job_writes_its_picture_to_the_uri(make_table, tmp_path, monkeypatch, s3):
+def test_jobs_write_their_pictures_to_the_uri(make_table, tmp_path, monkeypatch, s3):
     monkeypatch.chdir(tmp_path)
     table = make_table(**KEPT).store.root
     there = {path for path in tmp_path.rglob("*") if path.parent == tmp_path}
     args = ["--table", table, "--limit", "1", "--output", f"{s3.uri}/sheets/x.png"]
     assert job.main(args) == 0
     assert Store(s3.uri).get("sheets/x.png")[:8] == b"\x89PNG\r\n\x1a\n"
+    walk = ["--table", table, "--frames", "2", "--output", f"{s3.uri}/sheets/x.gif"]
+    assert render_latents.main(walk) == 0
+    assert Store(s3.uri).get("sheets/x.gif")[:6] == b"GIF89a"
     assert {path for path in tmp_path.rglob("*") if path.parent == tmp_path} == there
 
 
