@@ -72,9 +72,10 @@ def test_a_fit_leaves_a_direction_and_its_card(run: Any, folder: Path, tiny_bund
 
 
 def test_two_conditions_are_fitted_and_used_in_a_bucket(run: Any, s3: Bucket) -> None:
+    median = "(SELECT median(w_avg_distance) FROM latents)"
     code, line = run(
         jobs.fit_direction,
-        *("--where", "w_avg_distance > 0.15", "--against", "w_avg_distance <= 0.15"),
+        *("--where", f"w_avg_distance > {median}", "--against", f"w_avg_distance <= {median}"),
         *("--method", "mean", "--output", f"{s3.uri}/far.safetensors"),
     )
     assert (code, set(line["score"])) == (0, {"accuracy", "auc"})
