@@ -29,7 +29,7 @@ from typing import Any, get_args
 
 from pipeline.choices import Device, SearchBy
 from pipeline.cli import add_selection, exit_code_of, job_parser
-from pipeline.errors import ConfigError, RequestError, printable
+from pipeline.errors import ConfigError, InputError, RequestError, printable
 from pipeline.storage import Store, canonical_uri
 from pipeline.table import Table, open_table
 from pipeline.table.descendants import Descendant, find_descendants
@@ -79,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
         "--listed-in", default="", metavar="TABLE", help="forget what this table has forgotten"
     )
     parser.add_argument(
-        "--reason", default="", metavar="TEXT", help="kept in the table; must not name a person"
+        "--reason",
+        default="",
+        metavar="TEXT",
+        help="why, with --where and --like; kept in the table, so it must not name a person",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would go; write nothing")
     parser.add_argument("--yes", action="store_true", help="erase the faces of --similar")
@@ -157,7 +160,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--similar and --by need --like: a photo to compare with")
     if args.by and args.similar is None:
         raise ConfigError("--by is what --similar compares: add --similar")
-    if ways and not args.reason and not args.dry_run:
+    if (args.where or args.like) and not args.reason and not args.dry_run:
         raise ConfigError(
             f"{ways[0]}: say why with --reason, such as the number of a request; it is kept in the "
             "table, so it must not name a person"
@@ -170,7 +173,8 @@ def _request(args: argparse.Namespace) -> _Request:
     known = Forgotten.read(table.store)
     similar: dict[str, float] = {}
     if args.listed_in:
-        lists = lists_of(Store(args.listed_in), args.reason)
+        place = canonical_uri(args.listed_in)
+        lists = lists_of(Store(place), args.reason or f"forgotten in '{place}'")
     elif args.where or args.like:
         selections = [Selection(table, args.where, args.order, args.limit)]
         if args.like:
@@ -206,7 +210,10 @@ def _nothing(table: Table, args: argparse.Namespace) -> str:
 def _like_selections(table: Table, photo: str, similar: dict[str, float]) -> list[Selection]:
     """Return the selections of the rows with a photo's bytes, and of the similar faces."""
     folder, _, name = canonical_uri(photo).rpartition("/")
-    digest = hashlib.sha256(Store(folder or "/").get(name)).hexdigest()
+    store = Store(folder or "/")
+    if not name or not store.exists(name):
+        raise InputError(f"--like '{photo}': there is no such file")
+    digest = hashlib.sha256(store.get(name)).hexdigest()
     selections = [Selection(table, f"source_sha256 = '{digest}'")]
     if similar:
         ids = ", ".join("'" + image.replace("'", "''") + "'" for image in similar)
@@ -219,7 +226,7 @@ def _similar_faces(table: Table, args: argparse.Namespace) -> dict[str, float]:
     # PyTorch is slow to import, and exact bytes need no networks.
     from pipeline.engine.photos import queries_of
     from pipeline.inversion import ready_device
-    from pipeline.search.neighbours import nearest
+    from pipeline.search.alike import faces_above
     from pipeline.search.requests import check_by, default_by
     from pipeline.search.vectors import Vectors
 
@@ -227,15 +234,7 @@ def _similar_faces(table: Table, args: argparse.Namespace) -> dict[str, float]:
     check_by(table, by)
     vectors = Vectors(Selection(table), by, ready_device(args.device))
     _, queries = queries_of(vectors, [args.like], args.device)
-    found: dict[str, float] = {}
-    count = 64
-    while True:
-        hits = [each for row in nearest(vectors, queries, count) for each in row]
-        found |= {hit.image_id: hit.similarity for hit in hits if hit.similarity >= args.similar}
-        if len(hits) < count * len(queries) or len(found) < count:
-            break
-        count *= 8
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return faces_above(vectors, queries, args.similar)
 
 
 def _counted(lists: Sequence[ForgetList], facts: dict[str, Any]) -> list[ForgetList]:
@@ -266,15 +265,16 @@ def _lines(rows: Sequence[ForgottenRow], similar: dict[str, float]) -> Iterator[
 def _closing_lines(facts: dict[str, Any], tables: Sequence[Descendant]) -> Iterator[str]:
     """Yield what was done, which tables to look at, and what stays."""
     done = "would go" if facts["dry_run"] else "erased"
-    yield (
-        f"{facts['images']:,} images: {facts['faces']:,} faces and {facts['rejects']:,} rejects "
-        f"{done}, in {facts['parts']:,} parts of {facts['shards']:,} shards"
+    images, faces, rejects, parts, shards = (
+        f"{facts[name]:,} {name.removesuffix('s') if facts[name] == 1 else name}"
+        for name in ("images", "faces", "rejects", "parts", "shards")
     )
+    yield f"{images}: {faces} and {rejects} {done}, in {parts} of {shards}"
     yield from facts.get("notes", ())
     for table in tables:
-        rows = f"{table.rows:,} rows of these images"
-        command = f": restyle forget --table {table.table} --listed-in {facts['table']}"
-        yield f"table '{table.table}', {table.why}, has {rows}{command if table.rows else ''}"
+        yield f"table '{table.table}', {table.why}, has {table.rows:,} rows of these images"
+        if table.rows and not facts["dry_run"]:
+            yield f"  restyle forget --table {table.table} --listed-in {facts['table']}"
     yield "not erased:"
     yield from (f"  {line}" for line in facts["stays"])
     if facts["dry_run"]:

@@ -12,7 +12,10 @@ import yaml
 from jobs.query_latents import read_frames
 from jobs.restyle import JOBS
 from pipeline.config import load_config
+from pipeline.interop.file_series import Series, SeriesOptions
+from pipeline.interop.parquet_files import export_parquet
 from pipeline.table import Columns, open_table
+from pipeline.table.selection import Selection
 from pipeline.training.config import load_train_config
 from tests.documents import ROOT, Document, all_documents, flags_of, parser_of, program_of
 from tests.models.test_official import empty_model
@@ -47,11 +50,13 @@ ours = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: docum
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, sample_images: dict[str, bytes]) -> Path:
-    """A folder with a small table, `table`, labels of it, and a photo, `photo.jpg`."""
+    """A folder with a small table, `table`, its export, `few`, labels, and a photo, `photo.jpg`."""
     folder = tmp_path_factory.mktemp("documents")
     (folder / "labels.csv").write_text("key,smile\na,1\nc,0\n")
     table = writer(folder / "table", columns=Columns(N_STYLES, identity=True))
     write_shard(table, shard(), identity=[0.6, 0.8])
+    series = Series.of(Selection(open_table(str(folder / "table"))), SeriesOptions(2), "parquet")
+    export_parquet(series, str(folder / "few"))
     (folder / "photo.jpg").write_bytes(sample_images["portraits/0001.jpg"])
     return folder
 

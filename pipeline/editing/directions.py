@@ -192,7 +192,7 @@ def _chosen(arrays: Mapping[str, Any], choice: str, source: str) -> tuple[Any, s
             )
         return components[number], f"-{number}"
     if choice and choice not in arrays:
-        listed = ", ".join(f"'{each}'" for each in list(arrays)[:8]) if arrays else "nothing"
+        listed = ", ".join(f"'{each}'" for each in sorted(arrays)[:8]) if arrays else "nothing"
         raise InputError(f"{source}: has no direction '{choice}' (found {listed})")
     if choice:
         return arrays[choice], f"-{choice}"
@@ -200,7 +200,7 @@ def _chosen(arrays: Mapping[str, Any], choice: str, source: str) -> tuple[Any, s
         return next(iter(arrays.values())), ""
     if _ARRAY in arrays:
         return arrays[_ARRAY], ""
-    listed = ", ".join(f"'{each}'" for each in list(arrays)[:8])
+    listed = ", ".join(f"'{each}'" for each in sorted(arrays)[:8])
     raise InputError(
         f"{source}: has {len(arrays)} arrays ({listed}): choose one by its name, as in "
         f"{PurePosixPath(source).name}:NAME"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RequestError
 from pipeline.table.schema import STYLE_DIM
 from pipeline.table.selection import Selection
 
+_IN_QUERY = re.compile(r" LINE \d+: .*")
 MAX_GROUPS = 64
 _ROWS = 512  # 19 MB of codes with 18 rows
 
@@ -58,7 +60,11 @@ def _groups(selection: Selection, expression: str) -> dict[str | None, int]:
         f"DISTINCT {_text('value')} AS name, value FROM (SELECT ({expression}\n) AS value FROM "
         f"{selection.source})) ORDER BY number, name LIMIT {MAX_GROUPS + 1}"
     )
-    rows = selection.table.arrow(query).to_pylist()
+    try:
+        rows = selection.table.arrow(query).to_pylist()
+    except RequestError as error:
+        reason = _IN_QUERY.sub("", str(error).removeprefix("the query failed: "))
+        raise RequestError(f"--group-by {expression!r} failed: {reason}") from error
     if len(rows) > MAX_GROUPS:
         raise ConfigError(
             f"--group-by {expression!r} gives more than {MAX_GROUPS} groups: group by ranges, such "

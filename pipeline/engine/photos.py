@@ -98,7 +98,7 @@ def _photos(table: Table, name: str) -> list[Photo]:
     except InputError as error:
         raise InputError(
             f"--like '{printable(name)}' is no image id of the table '{table.store.root}', and as "
-            f"an image it cannot be read: {error}"
+            f"an image it cannot be read: {str(error).partition(';')[0]}"
         ) from error
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -144,8 +145,10 @@ class Series:
         ]
         if not any(wanted):
             return 0
-        tables = gather(self.rows, self.positions, bounds, wanted)
-        with tempfile.TemporaryDirectory(prefix="restyle-export-") as folder:
+        with (
+            closing(gather(self.rows, self.positions, bounds, wanted)) as tables,
+            tempfile.TemporaryDirectory(prefix="restyle-export-") as folder,
+        ):
             for name, windows, missing in zip(names, per_file, is_missing, strict=True):
                 if missing:
                     path = Path(folder) / "file"

@@ -9,9 +9,12 @@ batches at a time, and come back window by window.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +25,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import TableError
 from pipeline.interop.row_order import Positions, StoredRows
-from pipeline.storage import one_line
+from pipeline.storage import is_local, one_line
 from pipeline.storage.uris import storage_errors
 
 BUFFER_BYTES = 256 << 20
 WINDOW_BYTES = 48 << 20
+_AHEAD = 4  # files
 _TARGET = "__target"  # column with a row's place in the output
 
 
@@ -37,7 +41,7 @@ def window_rows(row_bytes: int, group: int) -> int:
 
 def gather(
     rows: StoredRows, positions: Positions, bounds: Sequence[int], wanted: Sequence[bool]
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table]:
     """Yield the stored rows at `positions` in their order, as tables between the `bounds`.
 
     Window i has the rows from bounds[i] up to bounds[i + 1]. Windows that are not `wanted` are left
@@ -63,28 +67,49 @@ def _wanted_rows(
     rows: StoredRows, target: Positions, edges: Positions, keep: NDArray[np.bool_]
 ) -> Iterator[tuple[pa.Table, Positions]]:
     """Yield rows of the part files with their places, sorted by place."""
-    for index, name in enumerate(rows.files):
-        start, end = int(rows.offsets[index]), int(rows.offsets[index + 1])
-        places = target[start:end]
-        windows = np.searchsorted(edges, places, side="right") - 1
-        is_wanted = (places >= 0) & keep[np.clip(windows, 0, len(keep) - 1)]
-        if not is_wanted.any():
-            continue
-        first = 0
-        for table in _row_groups(rows, name, is_wanted):
-            chosen = first + np.flatnonzero(is_wanted[first : first + table.num_rows])
-            chosen = chosen[np.argsort(places[chosen])]
-            if len(chosen):
-                yield table.take(pa.array(chosen - first)), places[chosen]
+    windows = np.clip(np.searchsorted(edges, target, side="right") - 1, 0, len(keep) - 1)
+    is_wanted = (target >= 0) & keep[windows]
+    bounds = list(itertools.pairwise(rows.offsets.tolist()))
+    chosen = [index for index, (start, end) in enumerate(bounds) if is_wanted[start:end].any()]
+    contents = _read_ahead(rows, [rows.files[index] for index in chosen])
+    for index, content in zip(chosen, contents, strict=True):
+        first, end = bounds[index]
+        for table in _row_groups(rows, rows.files[index], end - first, content):
+            stored = first + np.flatnonzero(is_wanted[first : first + table.num_rows])
+            stored = stored[np.argsort(target[stored])]
+            if len(stored):
+                yield table.take(pa.array(stored - first)), target[stored]
             first += table.num_rows
 
 
-def _row_groups(rows: StoredRows, name: str, is_wanted: NDArray[np.bool_]) -> Iterator[pa.Table]:
+def _read_ahead(rows: StoredRows, names: Sequence[str]) -> Iterator[bytes | None]:
+    """Yield the content of each file, a few read ahead; None on a local disk.
+
+    Whole, because the columns of a row group would take one request each.
+    """
+    store = rows.table.store
+    if is_local(store.root):
+        yield from itertools.repeat(None, len(names))
+        return
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        waiting: deque[Future[bytes]] = deque()
+        for name in names:
+            waiting.append(pool.submit(store.get, name))
+            if len(waiting) == _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _row_groups(
+    rows: StoredRows, name: str, count: int, content: bytes | None
+) -> Iterator[pa.Table]:
     store, schema = rows.table.store, rows.table.spec.columns.latents_schema()
+    opened = store.open(name) if content is None else nullcontext(pa.BufferReader(content))
     try:
-        with store.open(name) as file:
+        with opened as file:
             parquet = pq.ParquetFile(file)
-            if parquet.metadata.num_rows != len(is_wanted):
+            if parquet.metadata.num_rows != count:
                 raise TableError(f"'{store.uri(name)}' changed during the export: run again")
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group).select(schema.names).cast(schema)

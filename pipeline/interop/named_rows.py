@@ -12,6 +12,7 @@ import os
 import re
 import tarfile
 import tempfile
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -269,6 +270,7 @@ class _Spool:
     @cached_property
     def _copy(self) -> tuple[Any, tuple[int, ...], np.dtype[Any]]:
         copy = tempfile.TemporaryFile(prefix="restyle-codes-")  # noqa: SIM115 - open while read
+        weakref.finalize(self, copy.close)
         shapes = set()
         for codes in self._file.batches():
             shapes.add((codes.shape[1:], codes.dtype))

@@ -84,7 +84,7 @@ class CodeFile:
 
     def groups_with(self, ids: Sequence[str]) -> list[int]:
         """Return the row groups that may hold one of the sorted `ids`, by their statistics."""
-        index = self._leaf("image_id")
+        index = self._leaves["image_id"]
         expected = np.array(ids, object)
         chosen = []
         for group in range(self.footer.num_row_groups):
@@ -130,7 +130,7 @@ class CodeFile:
     def _chunk(self, group: int) -> _Chunk:
         """Return the place of a row group's codes; `LookupError` if they are not plain."""
         metadata = self.footer.row_group(group)
-        column = metadata.column(self._leaf(CODE_PATH))
+        column = metadata.column(self._leaves[CODE_PATH])
         is_plain = set(column.encodings) <= {"PLAIN", "RLE"} and not column.has_dictionary_page
         size = metadata.num_rows * self._code_size
         if column.compression != "UNCOMPRESSED" or not is_plain:
@@ -165,23 +165,21 @@ class CodeFile:
                 pool.map(lambda start: self.store.get_range(self.name, start, start + size), starts)
             )
 
-    def _leaf(self, path: str) -> int:
-        """Return the number of a leaf column; `LookupError` without it."""
+    @cached_property
+    def _leaves(self) -> dict[str, int]:
+        """Numbers of the leaf columns by path."""
         schema = self.footer.schema
-        paths = [schema.column(index).path for index in range(len(schema))]
-        if path not in paths:
-            raise LookupError(path)
-        return paths.index(path)
+        return {schema.column(index).path: index for index in range(len(schema))}
 
     @cached_property
     def _number(self) -> np.dtype[Any]:
-        return _NUMBER[self.footer.schema.column(self._leaf(CODE_PATH)).physical_type]
+        return _NUMBER[self.footer.schema.column(self._leaves[CODE_PATH]).physical_type]
 
     @cached_property
     def _code_size(self) -> int:
         """Bytes of one code."""
         metadata = self.footer.row_group(0)
-        numbers = metadata.column(self._leaf(CODE_PATH)).num_values
+        numbers = metadata.column(self._leaves[CODE_PATH]).num_values
         return int(numbers // metadata.num_rows) * self._number.itemsize
 
 

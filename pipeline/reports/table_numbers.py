@@ -193,12 +193,7 @@ def _histograms(
     if not of:
         return []
     size = BINS + 2
-    cells = ", ".join(
-        f"CASE WHEN v{i} < {each.start!r} THEN {i * size} WHEN v{i} > {each.end!r} "
-        f"THEN {i * size + BINS + 1} ELSE {i * size + 1} + least({BINS - 1}, "
-        f"floor((v{i} - {each.start!r}) * {BINS / (each.end - each.start)!r})::INT) END"
-        for i, each in enumerate(of)
-    )
+    cells = ", ".join(_cell(f"v{i}", each, i * size) for i, each in enumerate(of))
     rows = selection.table.arrow(
         f"SELECT cell, count(*) AS n FROM (SELECT unnest([{cells}]) AS cell "
         f"FROM {_values(selection, expressions)}) WHERE cell IS NOT NULL GROUP BY cell"
@@ -212,6 +207,17 @@ def _histograms(
         )
         for i in range(len(of))
     ]
+
+
+def _cell(value: str, of: Distribution, first: int) -> str:
+    """Return SQL of the number of a value's cell: `first` is below the bins, the last is above."""
+    scale = BINS / (of.end - of.start)
+    return (
+        f"CASE WHEN {value} IS NULL THEN NULL WHEN {value} < {of.start!r} THEN {first} "
+        f"WHEN {value} > {of.end!r} THEN {first + BINS + 1} "
+        f"ELSE {first + 1} + least({BINS - 1}, floor(({value} - {of.start!r}) * {scale!r})::INT) "
+        "END"
+    )
 
 
 def _statistics(columns: int, quantile: str) -> str:
@@ -295,19 +301,15 @@ def _by_trait(
         f"FROM {_values(selection, expressions)}) WHERE cell.x IS NOT NULL "
         "GROUP BY ALL ORDER BY trait, group_"
     ).to_pylist()
-    return {
-        trait.name: tuple(
-            Curve(
-                name,
-                BY_NAME[name].label,
-                BY_NAME[name].higher_is_better,
-                tuple(
-                    _point(row["x"], row[f"s{i}"])
-                    for row in rows
-                    if row["trait"] == t and row[f"s{i}"]["n"]
-                ),
-            )
-            for i, name in enumerate(metrics)
-        )
-        for t, trait in enumerate(traits)
-    }
+    by_trait = {}
+    for t, trait in enumerate(traits):
+        groups = [row for row in rows if row["trait"] == t]
+        curves = (_group_curve(name, f"s{i}", groups) for i, name in enumerate(metrics))
+        by_trait[trait.name] = tuple(curve for curve in curves if curve.points)
+    return by_trait
+
+
+def _group_curve(name: str, column: str, groups: Sequence[Mapping[str, Any]]) -> Curve:
+    metric = BY_NAME[name]
+    points = tuple(_point(row["x"], row[column]) for row in groups if row[column]["n"])
+    return Curve(name, metric.label, metric.higher_is_better, points)

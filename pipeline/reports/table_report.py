@@ -434,10 +434,10 @@ def _near(extras: ReportExtras) -> dict[str, Any] | None:
             {
                 "size": f"{group.size:,}",
                 "similarity": number(group.similarity, 3),
-                "ids": [_text(image_id, 60) for image_id in group.ids],
+                "ids": [_end(image_id) for image_id in group.ids],
                 "more": f"{group.size - len(group.ids):,}" if group.size > len(group.ids) else "",
                 "pictures": [
-                    {"source": _data_uri(picture.target), "id": _text(image_id, 60)}
+                    {"source": _data_uri(picture.target), "id": _end(image_id)}
                     for image_id in group.ids
                     if (picture := extras.pictures.get(image_id)) and picture.target
                 ],

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from pipeline.errors import ConfigError
 from pipeline.inversion import average_image, invert
 from pipeline.inversion.render import pooled, render_each
 from pipeline.models import RestyleModel
@@ -19,6 +20,7 @@ from pipeline.reports.targets import Targets
 from pipeline.table.model_lookup import first_model_of, model_of
 from pipeline.table.selection import Selection
 
+MAX_FACES = 2000  # a sheet of them is 350,000 pixels high
 _ROWS = 32  # whose targets are read together
 
 _STEPS = "w_plus_per_step AS codes, l2_per_step AS l2, lpips_per_step AS lpips, best_step"
@@ -40,9 +42,14 @@ def table_sheet(selection: Selection, *, title: str = "") -> TableSheet:
     A target that the table does not have is cropped from its source again (`Targets`); where that
     is impossible its cell is empty. A table without kept steps shows the best one. For a
     bootstrapped table the sheet includes the first model's steps. Raises `RequestError` if no face
-    is selected, and `ModelError` if the table's model is another one.
+    is selected, and `ModelError` if the table's model is another one. Raises `ConfigError` for more
+    than `MAX_FACES`.
     """
-    selection.require_rows()
+    faces = selection.require_rows()
+    if faces > MAX_FACES:
+        raise ConfigError(
+            f"a sheet has at most {MAX_FACES:,} faces, not {faces:,}: choose with --limit"
+        )
     table = selection.table
     model, targets = model_of(table), Targets(table)
     drawing = _Rows(model, to_pixels(average_image(model)))

@@ -217,9 +217,12 @@ class Forgotten:
         return kept, rejects_table(others, shard_id)
 
 
-def check_finished(store: Store, forgotten: Forgotten) -> None:
-    """Raise `RequestError` if a forget of the table at `store` has not ended."""
-    if forgotten.unfinished:
+def check_finished(store: Store, forgotten: Forgotten | None = None) -> None:
+    """Raise `RequestError` if a forget of the table at `store` has not ended.
+
+    `forgotten` is the table's list, if it has been read.
+    """
+    if (Forgotten.read(store) if forgotten is None else forgotten).unfinished:
         raise RequestError(
             f"images are being erased from the table '{store.root}', or that was interrupted: run "
             f"`restyle forget --table {store.root}`, which does the rest, then this command again"

@@ -71,6 +71,14 @@ JOBS = {
         (["--table", "empty"], "empty' is not a table"),
         (["--to", "out.png"], "the dictionary is a .npy file"),
     ],
+    "forget": [
+        (["--table", "empty"], "empty' is not a table"),
+        (["--where", "true"], "say why with --reason"),
+        (["--where", "true", "--like", "photo.jpg"], "choose the images in one way at a time"),
+        (["--limit", "3"], "--order and --limit need --where"),
+        (["--similar", "0.9"], "--similar and --by need --like"),
+        (["--like", "photo.jpg", "--similar", "9"], "'9' is not a similarity"),
+    ],
     "render_latents": [
         (["--output", "grid.png"], "empty' is not a table"),
         (["--output", "walk.avi"], "name a grid *.png, an animation .webp, .gif, .mp4"),
@@ -102,6 +110,11 @@ JOBS = {
         (["--table", "empty", "--output", "sheet.png"], "empty' is not a table"),
         (["--table", "empty", "--output", "sheet.gif"], "the sheet is a PNG"),
     ],
+    "find_faces": [
+        (["--table", "empty", "--clusters", "2"], "empty' is not a table"),
+        (["--table", "empty", "--duplicates", "2"], "above -1 and up to 1, not 2"),
+        (["--table", "empty", "--clusters", "2", "--output", "rows"], "name it *.csv"),
+    ],
     "report": [
         (["--table", "empty"], "empty' is not a table"),
         (["--output", "report.pdf"], "the report is a web page"),
@@ -119,6 +132,7 @@ GIVEN = {
     "edit_latents": ["--table", "empty", "--direction", "smile.pt", "--output", "grid.png"],
     "fit_direction": ["--table", "empty", "--column", "yaw", "--output", "yaw.safetensors"],
     "export_table": ["--table", "empty", "--to", "codes.npy"],
+    "forget": ["--table", "empty"],
     "render_latents": ["--table", "empty"],
     "calibrate_stop": ["--calibrate", "photos", "--report", "photos", "--output", "out"],
     "evaluate": ["--output", "out"],

@@ -9,7 +9,7 @@ from jobs import contact_sheet as job
 from jobs import render_latents
 from pipeline.alignment import AlignmentSettings
 from pipeline.alignment.recrop import crop_again
-from pipeline.errors import ModelError, RequestError
+from pipeline.errors import ConfigError, ModelError, RequestError
 from pipeline.reports.contact_sheet import EMPTY
 from pipeline.reports.table_sheet import table_sheet
 from pipeline.storage import Store
@@ -99,6 +99,12 @@ def test_model_with_changed_weights_is_refused(make_table, tiny_bundle, changed)
     target[changed] = "0" * 64
     with pytest.raises(ModelError, match="belong to another model than"):
         sheet_of(table)
+
+
+def test_too_many_faces_for_a_sheet_are_refused(make_table, monkeypatch):
+    monkeypatch.setattr("pipeline.reports.table_sheet.MAX_FACES", 1)
+    with pytest.raises(ConfigError, match="at most 1 faces, not 2: choose with --limit"):
+        sheet_of(make_table())
 
 
 def test_condition_without_faces_is_named(make_table):

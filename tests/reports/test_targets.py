@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipeline.reports.targets import Targets
-from pipeline.storage import Shard, list_shards, read_samples
+from pipeline.storage import Shard, Store, list_shards, read_samples
 from pipeline.table import Columns, Table, open_table
 from tests.table.rows import N_STYLES, face_row, writer
 
@@ -32,12 +35,25 @@ def write_input(root: Path, kind: str) -> str:
         for name, colour in COLOURS.items():
             (root / f"{name}.png").write_bytes(png(colour))
         return str(root)
-    with tarfile.open(root / "faces.tar", "w") as tar:
-        for name, colour in COLOURS.items():
+    path = root / f"faces.{kind}"
+    if kind == "parquet":
+        images = [png(colour) for colour in COLOURS.values()]
+        pq.write_table(pa.table({"key": [*COLOURS], "image": images}), path)
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, colour in COLOURS.items():
+                archive.writestr(f"{name}.png", png(colour))
+    else:
+        write_tar(path, COLOURS)
+    return str(path)
+
+
+def write_tar(path: Path, colours: dict[str, tuple[int, int, int]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, colour in colours.items():
             info = tarfile.TarInfo(f"{name}.png")
             info.size = len(png(colour))
             tar.addfile(info, io.BytesIO(png(colour)))
-    return str(root / "faces.tar")
 
 
 def table_of_input(folder: Path, uri: str, *, committed: bool = True) -> Table:
@@ -67,13 +83,26 @@ def crops(targets: Targets) -> dict[str, tuple[int, ...]]:
     return {key[image]: tuple(map(int, crop[8, 8])) for image, crop in found.items()}
 
 
-@pytest.mark.parametrize("kind", ["folder", "tar"])
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip", "parquet"])
 @pytest.mark.parametrize("committed", [True, False])
 def test_targets_are_read_from_the_sources(tmp_path: Path, kind: str, committed: bool) -> None:
     uri = write_input(tmp_path / "in", kind)
     targets = Targets(table_of_input(tmp_path, uri, committed=committed))
     assert crops(targets) == COLOURS
     assert targets.summary() == ""
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_targets_are_read_from_a_bucket(tmp_path: Path, s3: Any, kind: str) -> None:
+    local = Path(write_input(tmp_path / "in", kind))
+    for path in local.iterdir() if local.is_dir() else [local]:
+        Store(f"{s3.uri}/in").put(path.name, path.read_bytes())
+    table = table_of_input(tmp_path, f"{s3.uri}/in")
+    Store(f"{s3.uri}/in").remove("b.png")
+    targets = Targets(table)
+    expected = {name: colour for name, colour in COLOURS.items() if kind == "tar" or name != "b"}
+    assert crops(targets) == expected
+    assert targets.not_found == ({} if kind == "tar" else {"missing": 1})
 
 
 def test_changed_and_missing_files_are_counted(tmp_path: Path) -> None:
@@ -99,11 +128,7 @@ def test_missing_archive_leaves_all_its_faces_without_target(tmp_path: Path) -> 
 def test_rewritten_archive_serves_unchanged_images(tmp_path: Path) -> None:
     uri = write_input(tmp_path / "in", "tar")
     targets = Targets(table_of_input(tmp_path, uri))
-    with tarfile.open(uri, "w") as tar:
-        for name, content in (("a.png", png(COLOURS["a"])), ("b.png", png((1, 1, 1)))):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    write_tar(Path(uri), {"a": COLOURS["a"], "b": (1, 1, 1)})
     assert crops(targets) == {"a": COLOURS["a"]}
     assert targets.not_found == {"changed": 1, "missing": 1}
 
