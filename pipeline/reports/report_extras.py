@@ -55,7 +55,7 @@ def report_extras(
     ids: Sequence[str],
     *,
     pictures: bool = False,
-    threshold: float = 0.95,
+    threshold: float = 0.98,
     model_name: str | None = None,
     device: Device = "cpu",
 ) -> ReportExtras:

@@ -172,3 +172,17 @@ def test_similar_faces_are_grouped(tmp_path: Path) -> None:
     assert group.ids == ("s-0/photos/001.jpg#0", "s-0/photos/004.jpg#0")
     assert "identity vectors of 6 faces" in similar.text
     assert "Not searched" in similar_faces(chosen, MOST_COMPARED + 1, 0.95).text
+
+
+def test_a_table_without_metrics_is_reported(tmp_path: Path) -> None:
+    """As made from codes alone: nothing of the image is known."""
+    known = {*("key", "face_index", "n_faces", "source_uri", "w_plus", "method")}
+    rows = [{name: row[name] if name in known else None for name in row} for row in faces(3)]
+    for row in rows:
+        row["source_sha256"] = ""
+    write_faces(tmp_path / "table", rows)
+    text = page_of(tmp_path / "table")
+    assert "All 3 faces." in text
+    assert 'id="codes"' in text
+    assert 'id="extremes"' not in text
+    assert 'id="steps"' not in text
