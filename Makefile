@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 DEMO := demo-output
-FACE := samples-0000/portraits/0006.jpg\#0
+FACE := samples-0000/portraits/0006\#0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo tour demo-toonify test test-slow compat hosts faults fuzz check audit bench clean

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import shlex
 import sys
+import tarfile
 from pathlib import Path
 
 from jobs import restyle
 from tests.test_makefile import ROOT, make
+
+
+def test_tour_asks_for_a_face_of_the_samples(tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "_table.json").touch()
+    (face,) = re.findall(r"--like (\S+)#0 ", make("-n", "tour", f"DEMO={tmp_path}"))
+    shard, _, key = face.partition("/")
+    with tarfile.open(ROOT / "pipeline" / "samples" / f"{shard}.tar") as archive:
+        assert f"{key}.jpg" in archive.getnames()
 
 
 def test_tour_runs_as_commands_and_as_notebook(make_table, tmp_path, monkeypatch, capsys):
