@@ -34,7 +34,7 @@ LATER = ("icc", "turns", "search_pixels", "check_below")  # kept too; older tabl
 OWN = (
     *("distance_weight", "seed", "best_step_by", "latent_dtype"),
     *("keep_steps", "keep_crops", "keep_reconstructions", "keep_columns", "part_size", "device"),
-    *("precision", "batch_size", "align_workers", "inverters", "image_timeout"),
+    *("precision", "identity_steps", "batch_size", "align_workers", "inverters", "image_timeout"),
 )
 
 

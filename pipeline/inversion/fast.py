@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.errors import ModelError
 from pipeline.models.encoders_fast import fast_encoder
 from pipeline.models.model import RestyleModel
-from pipeline.models.stylegan2_fast import FastGenerator
+from pipeline.models.stylegan2_fast import MOST_AT_ONCE, FastGenerator
 
 
 class FastModel(RestyleModel):
@@ -28,16 +28,10 @@ class FastModel(RestyleModel):
         nn.Module.__init__(self)
         self.architecture, self.card = model.architecture, model.card
         self.encoder = fast_encoder(model.encoder, dtype)
-        self.fast_generator = FastGenerator(
-            model.generator, model.frame_size, model.input_size, dtype
-        )
+        twin = FastGenerator(model.generator, model.frame_size, model.input_size, dtype)
+        self.generator = cast("Any", twin)
         self.register_buffer("latent_avg", model.latent_avg.detach().clone())
         self.eval()
-
-    @property
-    def generator(self) -> Any:
-        """Twin of the generator, in its place."""
-        return self.fast_generator
 
     @property
     def fingerprint(self) -> str:
@@ -46,7 +40,16 @@ class FastModel(RestyleModel):
 
     def pooled(self, codes: Tensor) -> Tensor:
         """Render codes [n, n_styles, 512] and average to float32 [n, 3, *input_size]."""
-        return self.fast_generator.pooled(codes)
+        return cast("FastGenerator", self.generator).pooled(codes)
+
+    def step(
+        self, images: Tensor, codes: Tensor, reconstruction: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes and pooled images after one residual step, as `restyle_step` does."""
+        inputs = images if reconstruction is None else torch.cat([images, reconstruction], dim=1)
+        residuals = [self.encoder(batch) for batch in inputs.split(MOST_AT_ONCE)]
+        refined = codes + torch.cat(residuals)
+        return refined, self.pooled(refined)
 
     def __repr__(self) -> str:
         """Return one line: name, domain, output size."""

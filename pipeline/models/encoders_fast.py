@@ -22,12 +22,12 @@ from torch.nn.utils import fuse_conv_bn_eval
 from pipeline.models.encoders import (
     COARSE_ROWS,
     HEAD_LEAK,
+    IRSE50,
     LEAK,
     MIDDLE_ROWS,
     CompactEncoder,
     Encoder4Editing,
     GradualStyleEncoder,
-    IRSE50,
     ProgressiveBackboneEncoder,
     ResidualBlock,
     ResNet34,
@@ -35,7 +35,6 @@ from pipeline.models.encoders import (
     ResNetGradualStyleEncoder,
     ResNetProgressiveBackboneEncoder,
     StyleHead,
-    StyleHeads,
     progressive,
 )
 from pipeline.models.stylegan2 import LATENT_DIM
@@ -68,8 +67,7 @@ class _FastOfficial(nn.Module):
         self.pyramid = isinstance(encoder, _PYRAMIDS)
         # Without a second copy of the heads, which are most of the weights.
         body = copy.deepcopy(encoder, {id(encoder.styles): None})
-        self.body = _folded(body)
-        _cast(self.body, dtype)
+        self.body = cast("IRSE50 | ResNet34", _cast(_folded(body), dtype))
         heads = cast("Sequence[StyleHead]", encoder.styles)
         ends = (0, COARSE_ROWS, MIDDLE_ROWS, len(heads)) if self.pyramid else (0, len(heads))
         self.heads = nn.ModuleList(
@@ -91,8 +89,9 @@ class _FastOfficial(nn.Module):
         *_, fine, middle, coarse = features
         if not self.pyramid:
             return [coarse]
-        middle = _enlarged(coarse, middle) + self.body.latlayer1(middle)
-        return [coarse, middle, _enlarged(middle, fine) + self.body.latlayer2(fine)]
+        body = cast("GradualStyleEncoder", self.body)
+        middle = _enlarged(coarse, middle) + body.latlayer1(middle)
+        return [coarse, middle, _enlarged(middle, fine) + body.latlayer2(fine)]
 
 
 def _enlarged(x: Tensor, like: Tensor) -> Tensor:
@@ -108,10 +107,7 @@ class _MergedHeads(nn.Module):
     def __init__(self, heads: Sequence[StyleHead], dtype: torch.dtype) -> None:
         super().__init__()
         self.rows = len(heads)
-        layers = [
-            [layer for layer in cast("nn.Sequential", head.convs) if isinstance(layer, nn.Conv2d)]
-            for head in heads
-        ]
+        layers = [[layer for layer in head.convs if isinstance(layer, nn.Conv2d)] for head in heads]
         self.convs = nn.ModuleList()
         for index, same in enumerate(zip(*layers, strict=True)):
             merged = nn.utils.skip_init(
@@ -150,7 +146,7 @@ class _FastCompact(nn.Module):
         for block in twin.body:
             _fold_gain(cast("ResidualBlock", block))
         self.stem, self.body = _cast(twin.stem, dtype), _cast(twin.body, dtype)
-        self.heads = cast("StyleHeads", twin.heads)
+        self.heads = twin.heads
         for convs in (self.heads.spread, self.heads.reduce, self.heads.gather):
             _cast(convs, dtype)
 
@@ -182,10 +178,16 @@ def _folded(body: nn.Module) -> nn.Module:
                 if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                     module[index], module[index + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
         if isinstance(module, ResNetBlock):
-            module.conv2, module.bn2 = fuse_conv_bn_eval(module.conv2, module.bn2), nn.Identity()
+            _fold(module, "conv2", "bn2")
         if isinstance(module, (ResNetBlock, ResNet34)):
-            module.conv1, module.bn1 = fuse_conv_bn_eval(module.conv1, module.bn1), nn.Identity()
+            _fold(module, "conv1", "bn1")
     return body
+
+
+def _fold(module: nn.Module, conv: str, norm: str) -> None:
+    fused = fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
+    module.set_submodule(conv, fused)
+    module.set_submodule(norm, nn.Identity())
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:

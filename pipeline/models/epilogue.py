@@ -2,9 +2,9 @@
 
 Of a convolution's result `y` it computes `leaky_relu(y * factor + noise + bias)`, where `factor` is
 the demodulation of each face. For the next layer the result is multiplied by that layer's style; to
-RGB it is mixed with one weight per face, and averaged over squares of `pool` pixels. Where `y`
-comes from a transposed convolution it is first filtered by the binomial 4x4 kernel. The activation's
-gain is contained in `factor`, `noise` and `bias`.
+RGB it is mixed with weights of each face, and averaged over squares of `pool` pixels. Where `y`
+comes from a transposed convolution it is first filtered by the binomial 4x4 kernel. The gain of the
+activation is contained in `factor`, `noise` and `bias`.
 
 Features are channels-last in the twin's dtype; factors and sums are float32. There are three
 implementations with one signature: plain PyTorch, slabs that stay in the cache of a CPU, and

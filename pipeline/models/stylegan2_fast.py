@@ -78,7 +78,8 @@ class FastGenerator(nn.Module):
         self.averages = nn.ModuleList(
             _Average(generator.size, 4 << level, shape, size, exact) for level in range(len(rgbs))
         )
-        self._add_styles([each.conv for each in (*convs, *rgbs)], len(convs), exact)
+        layers = [layer.conv for layer in convs] + [layer.conv for layer in rgbs]
+        self._add_styles(layers, len(convs), exact)
         self.register_buffer("constant", generator.input.input.detach().to(exact))
         taps = torch.tensor(BLUR_TAPS, dtype=exact) / 4
         self.register_buffer("kernel", torch.outer(taps, taps).repeat(3, 1, 1, 1))
@@ -119,7 +120,8 @@ class FastGenerator(nn.Module):
 
     def _batches(self, w_plus: Tensor) -> Sequence[Tensor]:
         one_by_one = self.size >= SINGLE_CODE_FROM and w_plus.device.type == "cpu"
-        return w_plus.split(1 if one_by_one else MOST_AT_ONCE)
+        batches: Sequence[Tensor] = w_plus.split(1 if one_by_one else MOST_AT_ONCE)
+        return batches
 
     def _image(self, codes: Tensor) -> Tensor:
         image: Tensor | None = None
@@ -203,9 +205,7 @@ class _Average(nn.Module):
     rows: Tensor | None
     columns: Tensor | None
 
-    def __init__(
-        self, side: int, level: int, shape: Size, size: Size, exact: torch.dtype
-    ) -> None:
+    def __init__(self, side: int, level: int, shape: Size, size: Size, exact: torch.dtype) -> None:
         super().__init__()
         pool = pool_side(side, shape, size) if level == side else 1
         self.direct = level == side and (pool > 1 or shape == size)

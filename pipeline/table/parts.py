@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
@@ -119,13 +119,14 @@ def write_part(
     *,
     samples: int,
     metrics: Mapping[str, str],
+    best_alone: Collection[str] = (),
 ) -> PartRecord:
     """Write the two files of a part: rejects first, then latents, which commits the part.
 
     An existing file is never replaced, because a manifest may name it: a late writer, or a second
     run at the same time, would break that commit. An existing file of the same part, in the same
     state of the shard, is used as it is. Raises `TableError` for any other existing file, and if
-    the rows do not account for all `samples`.
+    the rows do not account for all `samples`. `best_alone` are the metrics of the best step alone.
     """
     keys = set(latents["key"].to_pylist()) | set(rejects["key"].to_pylist())
     if len(keys) != samples:
@@ -133,7 +134,7 @@ def write_part(
             f"part {key.part} of shard '{key.shard}' has {samples} samples, but its rows account "
             f"for {len(keys)}"
         )
-    stats = Stats.of(latents, rejects)
+    stats = Stats.of(latents, rejects, best_alone)
     counts = {"samples": samples, "faces": latents.num_rows, "rejects": rejects.num_rows}
     metadata = {**asdict(key), **counts, "metrics": dict(metrics)}
     rejects_bytes = _encode(rejects, metadata)

@@ -35,6 +35,7 @@ EARLIER_VALUES: Mapping[str, Any] = {
     "layout.sniff": False,
     "settings.alignment.icc": "ignore",
     "settings.measured.alignment.icc": "ignore",
+    "settings.identity_steps": "all",
     "settings.precision": "float32",
     **{
         f"{settings}.{name}": value
@@ -66,6 +67,7 @@ FLAGS: Mapping[str, str] = {
     "settings.alignment.turns": "--turns",
     "settings.best_step_by": "--best-step-by",
     "settings.identity": "--identity",
+    "settings.identity_steps": "--identity-steps",
     "settings.measured.alignment.check_below": "--check-below",
     "settings.measured.alignment.icc": "--icc",
     "settings.measured.alignment.search_pixels": "--search-pixels",
@@ -115,6 +117,11 @@ class TableSpec:
         """Hex SHA-256 of `settings` as canonical JSON."""
         text = json.dumps(_plain(self.settings), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def best_alone(self) -> tuple[str, ...]:
+        """Metrics that are measured at the best step alone: others in their lists are null."""
+        return ("id_similarity",) if self.settings.get("identity_steps") == "best" else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document of `_table.json`."""

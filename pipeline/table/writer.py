@@ -147,6 +147,7 @@ class TableWriter:
             rejects,
             samples=samples,
             metrics=self.spec.metrics,
+            best_alone=self.spec.best_alone,
         )
         self._withdraw_if_committed(shard, record)
         return record
