@@ -13,6 +13,7 @@ implementations with one signature: plain PyTorch, slabs that stay in the cache 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import NamedTuple, Protocol
 
 import torch
@@ -50,11 +51,10 @@ def epilogue_of(device: torch.device) -> Epilogue:
     """Return the fastest implementation on `device`."""
     if device.type == "cpu":
         return finish_in_slabs
-    if device.type == "cuda":
-        from pipeline.models.epilogue_triton import finish_on_gpu, has_triton
+    if device.type == "cuda" and find_spec("triton"):
+        from pipeline.models.epilogue_triton import finish_on_gpu
 
-        if has_triton():
-            return finish_on_gpu
+        return finish_on_gpu
     return finish
 
 

@@ -16,7 +16,7 @@ from pipeline.inversion import arithmetic, cpu_has_bfloat16, ready_device
 @pytest.fixture(autouse=True)
 def restored_settings() -> Iterator[None]:
     """Restore PyTorch's settings after each test."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn = torch.backends.cudnn
     deterministic = cudnn.deterministic
     yield
     ready_device("cpu", "float32")

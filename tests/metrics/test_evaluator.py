@@ -207,7 +207,7 @@ class _PixelIdentity:
         return lambda: features
 
 
-def test_identity_of_the_best_step_costs_two_searches(evaluator):
+def test_identity_of_the_best_step_costs_two_searches():
     targets, steps, codes, average = batch(steps=3)
     steps[1] = steps[1].flip(0)  # its first step is the best one
     steps[2] = -1.0
