@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.inversion.graphs import GraphedStep
 from pipeline.models.encoders_fast import fast_encoder
 from pipeline.models.model import RestyleModel
 from pipeline.models.stylegan2_fast import MOST_AT_ONCE, FastGenerator
@@ -31,6 +32,7 @@ class FastModel(RestyleModel):
         twin = FastGenerator(model.generator, model.frame_size, model.input_size, dtype)
         self.generator = cast("Any", twin)
         self.register_buffer("latent_avg", model.latent_avg.detach().clone())
+        self._graphed: GraphedStep | None = None
         self.eval()
 
     @property
@@ -45,7 +47,17 @@ class FastModel(RestyleModel):
     def step(
         self, images: Tensor, codes: Tensor, reconstruction: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return codes and pooled images after one residual step, as `restyle_step` does."""
+        """Return codes and pooled images after one residual step, as `restyle_step` does.
+
+        On a GPU as a CUDA graph.
+        """
+        if self._graphed is None and images.device.type == "cuda":
+            self._graphed = GraphedStep(self._step, MOST_AT_ONCE)
+        return (self._graphed or self._step)(images, codes, reconstruction)
+
+    def _step(
+        self, images: Tensor, codes: Tensor, reconstruction: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         inputs = images if reconstruction is None else torch.cat([images, reconstruction], dim=1)
         residuals = [self.encoder(batch) for batch in inputs.split(MOST_AT_ONCE)]
         refined = codes + torch.cat(residuals)

@@ -13,6 +13,8 @@ implementations with one signature: plain PyTorch, slabs that stay in the cache 
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple, Protocol
 
@@ -22,7 +24,10 @@ from torch import Tensor
 
 from pipeline.models.stylegan2 import BLUR_TAPS, LEAK
 
+CHANNELS_LAST = torch.channels_last
 SLAB = 1 << 17  # features that a CPU finishes at a time: half of a core's L2 cache in float32
+
+logger = logging.getLogger(__name__)
 
 
 class Factors(NamedTuple):
@@ -51,11 +56,42 @@ def epilogue_of(device: torch.device) -> Epilogue:
     """Return the fastest implementation on `device`."""
     if device.type == "cpu":
         return finish_in_slabs
-    if device.type == "cuda" and find_spec("triton"):
+    return _on_gpu(device) if device.type == "cuda" and find_spec("triton") else finish
+
+
+@cache
+def _on_gpu(device: torch.device) -> Epilogue:
+    """Return the Triton kernel if it compiles and gives the plain pass on `device`."""
+    try:
         from pipeline.models.epilogue_triton import finish_on_gpu
 
-        return finish_on_gpu
-    return finish
+        check_pass(finish_on_gpu, device)
+    except Exception as error:  # noqa: BLE001 - no C compiler, another Triton: many kinds
+        logger.warning("no Triton kernel, which is slower: %s", error)
+        return finish
+    return finish_on_gpu
+
+
+def check_pass(epilogue: Epilogue, device: torch.device) -> None:
+    """Raise `ValueError` if `epilogue` does not give the plain pass for three kinds of layers."""
+    made = torch.Generator().manual_seed(0)
+    n, c, side = 2, 24, 16
+    for blurred, styled, pool in ((True, True, 1), (False, True, 1), (False, False, 4)):
+        shape = (n, c, side + blurred, side + blurred)
+        y = torch.randn(shape, generator=made).to(device).contiguous(memory_format=CHANNELS_LAST)
+        numbers = torch.randn(n, 3, c, generator=made).to(device)
+        noise = torch.randn(side, side, generator=made).to(device)
+        factors = Factors(
+            numbers[:, 0], noise, numbers[0, 1], numbers[:, 2] if styled else None, numbers, pool
+        )
+        expected, result = (
+            each(y.clone(), factors, blurred=blurred) for each in (finish, epilogue)
+        )
+        for left, right in zip(expected, result, strict=True):
+            if left is not None and not (
+                right is not None and torch.allclose(right, left, rtol=1e-3, atol=1e-3)
+            ):
+                raise ValueError("it gives other features than the plain form")
 
 
 def finish(y: Tensor, factors: Factors, *, blurred: bool) -> Finished:
@@ -101,9 +137,14 @@ def finish_in_slabs(y: Tensor, factors: Factors, *, blurred: bool) -> Finished:
 
 def blur(y: Tensor) -> Tensor:
     """Filter [n, c, h + 1, w + 1] by the binomial kernel to [n, c, h, w], in the dtype of `y`."""
-    taps = torch.tensor(BLUR_TAPS, dtype=y.dtype, device=y.device)
-    kernel = (torch.outer(taps, taps) / 16).expand(y.shape[1], 1, 4, 4)
+    kernel = _blur_kernel(y.dtype, y.device).expand(y.shape[1], 1, 4, 4)
     return F.conv2d(y, kernel, padding=1, groups=y.shape[1])
+
+
+@cache
+def _blur_kernel(dtype: torch.dtype, device: torch.device) -> Tensor:
+    taps = torch.tensor(BLUR_TAPS, dtype=dtype, device=device)
+    return torch.outer(taps, taps) / 16
 
 
 def to_rgb(x: Tensor, weight: Tensor) -> Tensor:
