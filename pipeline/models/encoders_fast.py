@@ -110,24 +110,25 @@ class _MergedHeads(nn.Module):
         layers = [[layer for layer in head.convs if isinstance(layer, nn.Conv2d)] for head in heads]
         self.convs = nn.ModuleList()
         for index, same in enumerate(zip(*layers, strict=True)):
-            merged = nn.utils.skip_init(
-                nn.Conv2d,
+            merged = nn.Conv2d(
                 same[0].in_channels * (self.rows if index else 1),
                 LATENT_DIM * self.rows,
                 3,
                 stride=2,
                 padding=1,
                 groups=self.rows if index else 1,
+                device="meta",  # its own weights are not wanted
             )
-            merged.weight.data = torch.cat([layer.weight.detach() for layer in same])
-            merged.bias.data = torch.cat([cast("Tensor", layer.bias).detach() for layer in same])
+            merged.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in same]))
+            biases = [cast("Tensor", layer.bias).detach() for layer in same]
+            merged.bias = nn.Parameter(torch.cat(biases))
             self.convs.append(_cast(merged, dtype))
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         linears = [head.linear for head in heads]
         weights = [(linear.weight.detach() * linear.scale).t() for linear in linears]
-        biases = [(linear.bias.detach() * linear.lr_mul)[None] for linear in linears]
+        offsets = [(linear.bias.detach() * linear.lr_mul)[None] for linear in linears]
         self.register_buffer("weight", torch.stack(weights).to(exact))
-        self.register_buffer("bias", torch.stack(biases).to(exact))
+        self.register_buffer("bias", torch.stack(offsets).to(exact))
 
     def forward(self, x: Tensor) -> Tensor:  # [n, c, h, w] -> [n, rows, 512]
         for conv in self.convs:

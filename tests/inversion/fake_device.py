@@ -4,8 +4,8 @@
 
 Tensors of a made-up device have shapes but no memory, so that the real code runs with the real
 sizes in seconds. A tensor of another device where none may be is an error. Each operation counts as
-one kernel that reads its inputs and writes its outputs; the fused pass after a style layer counts as
-the one kernel that it is. Peak memory is that of live tensors, weights included.
+one kernel that reads its inputs and writes its outputs; the fused pass after a style layer counts
+as the one kernel that it is. Peak memory is that of live tensors, weights included.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from pipeline.inversion import FastModel, average_image, invert
 from pipeline.metrics.evaluator import MetricEvaluator
+from pipeline.metrics.lpips import Lpips
 from pipeline.models import Architecture, RestyleModel, epilogue, stylegan2_fast
 from pipeline.models.epilogue import Factors, Finished
 
@@ -82,7 +83,7 @@ class Counter(TorchDispatchMode):
             return result
         if name in _WAITS or (name in ("_to_copy", "copy_") and len(devices) > 1):
             self.counts.waits += 1
-        if name not in _FREE:
+        if name not in _FREE and func.namespace != "prim":
             self.add((*inputs, *outputs))
         return result
 
@@ -124,12 +125,13 @@ def fused(counter: Counter) -> Callable[..., Finished]:
         height, width = height - blurred, width - blurred
         x = image = None
         if factors.style is not None:
-            x = y.new_empty(n, c, height, width).contiguous(memory_format=torch.channels_last)
+            made = {"dtype": y.dtype, "device": y.device, "memory_format": torch.channels_last}
+            x = torch.empty((n, c, height, width), **made)
         if factors.rgb is not None:
             pooled = height // factors.pool, width // factors.pool
             image = factors.factor.new_empty(n, 3, *pooled)
         given = [each for each in factors if isinstance(each, Tensor)]
-        counter.add((y, *given, *(made for made in (x, image) if made is not None)))
+        counter.add((y, *given, *(each for each in (x, image) if each is not None)))
         return x, image
 
     return run
@@ -155,13 +157,15 @@ def counted_device() -> Iterator[Callable[[], Counter]]:
             epilogue._blur_kernel.cache_clear()
 
 
-def moved(module: nn.Module) -> Any:
+def moved(module: nn.Module, dtype: torch.dtype | None = None) -> Any:
     """Put the weights of `module` on the made-up device, and return it."""
     for each in module.modules():
         for tensors in (each._parameters, each._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    made = torch.empty_like(tensor, device=f"{NAME}:0")
+                    made = torch.empty(
+                        tensor.shape, dtype=dtype or tensor.dtype, device=f"{NAME}:0"
+                    )
                     is_parameter = isinstance(tensor, nn.Parameter)
                     tensors[name] = (
                         nn.Parameter(made, requires_grad=False) if is_parameter else made
@@ -169,28 +173,25 @@ def moved(module: nn.Module) -> Any:
     return module
 
 
-def seeded_model() -> RestyleModel:
-    """Faces 1024 with an IR-SE50 encoder, on the made-up device."""
-    arguments = {"input_channels": 6, "n_styles": 18}
-    return moved(RestyleModel(Architecture("BackboneEncoder", arguments, FACES_1024)))
-
-
 def count(batch: int, steps: int) -> dict[str, dict[str, float]]:
-    """Return what a batch of faces asks for: inversion and metrics, reference and twin."""
-    results = {}
+    """Return what a batch of faces asks for: inversion and metrics, reference and twin.
+
+    Faces of 1024 px, with an IR-SE50 encoder.
+    """
+    results, meter = {}, MetricEvaluator(identity="none")
+    arguments = {"input_channels": 6, "n_styles": 18}
+    with torch.device("meta"):
+        reference = RestyleModel(Architecture("BackboneEncoder", arguments, FACES_1024))
+        models = {"reference": reference, "twin": FastModel(reference)}
     with counted_device() as start, torch.no_grad():
-        for name in ("reference", "twin"):
-            model = seeded_model()
-            if name == "twin":
-                start()
-                model = moved(FastModel(model))
-            meter = MetricEvaluator(identity="none")
-            meter.lpips = moved(meter.lpips)
-            meter.lpips.features.to(torch.bfloat16 if name == "twin" else torch.float32)
+        for name, shapes in models.items():
+            model = moved(shapes)
+            meter.lpips = moved(Lpips())
+            moved(meter.lpips.features, torch.bfloat16 if name == "twin" else None)
             meter.device = torch.device(f"{NAME}:0")
             images = torch.empty(batch, 3, 256, 256, device=f"{NAME}:0")
-            average_image(model)
             counter = start()
+            average_image(model)
             with counter:
                 counter.counts.live = sum(map(size_of, model.state_dict().values()))
                 made = invert(model, images, steps=steps, full_size=name == "reference")
