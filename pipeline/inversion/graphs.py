@@ -42,8 +42,6 @@ class GraphedStep:
         self, images: Tensor, codes: Tensor, reconstruction: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return codes and images after the step, for any number of faces."""
-        if self._failed:
-            return self.step(images, codes, reconstruction)
         tensors = [images, codes] + ([] if reconstruction is None else [reconstruction])
         split = [tensor.split(self.largest) for tensor in tensors]
         parts = [self._run(part) for part in zip(*split, strict=True)]
@@ -51,6 +49,8 @@ class GraphedStep:
         return refined, rendered
 
     def _run(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        if self._failed:
+            return self._plain(tensors)
         n = len(tensors[0])
         size = padded_size(n, self.largest)
         key = size, len(tensors) == 3
@@ -60,30 +60,32 @@ class GraphedStep:
             except RuntimeError as error:
                 self._failed = True
                 logger.warning("CUDA graphs are off, and small batches slower: %s", error)
-                return self.step(tensors[0], tensors[1], tensors[2] if key[1] else None)
+                return self._plain(tensors)
         graph, inputs, outputs = self._graphs[key]
         for static, given in zip(inputs, tensors, strict=True):
             static[:n].copy_(given)
         graph.replay()
         return outputs[0][:n].clone(), outputs[1][:n].clone()
 
+    def _plain(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        return self.step(tensors[0], tensors[1], tensors[2] if len(tensors) == 3 else None)
+
     def _capture(self, tensors: tuple[Tensor, ...], size: int) -> _Graph:
         """Capture the step for `size` faces; the padding is zeros until a batch fills it."""
         # A tensor of inference mode could not be written to by a caller outside of it.
         with torch.inference_mode(mode=False), torch.no_grad():
             inputs = [t.new_zeros(size, *t.shape[1:]) for t in tensors]
-            images, codes = inputs[:2]
-            reconstruction = inputs[2] if len(inputs) == 3 else None
+            static = tuple(inputs)
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UPS):
-                    self.step(images, codes, reconstruction)
+                    self._plain(static)
             torch.cuda.current_stream().wait_stream(stream)
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
-                outputs = self.step(images, codes, reconstruction)
+                outputs = self._plain(static)
         return _Graph(graph, inputs, outputs)
 
 
