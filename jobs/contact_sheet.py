@@ -1,61 +1,63 @@
 """Draw faces of a latent table, one row per face: target, average face, every step.
 
     python jobs/contact_sheet.py --table URI --output sheet.png [--where "lpips < 0.2"] [--limit 12]
+    python jobs/contact_sheet.py --table URI --output worst.png --order "lpips DESC"
 
-The table must have been made with --keep-crops and --keep-steps. The images are rendered again
+Any table will do: a target that was not kept (--keep-crops) is read from its source and aligned
+again, and without kept steps (--keep-steps) the best one is shown. Faces whose source is missing
+or has changed have an empty cell, and are counted in the last line. The images are rendered again
 from the codes in the table.
+
+exit code  0 done   1 a read or a write failed   2 the request is wrong
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
-from pipeline.cli import exit_code_of, job_parser, positive
+from pipeline.cli import add_selection, exit_code_of, job_parser
 from pipeline.errors import ConfigError, printable
-from pipeline.reports.requirements import require_crops_and_steps
 from pipeline.storage import Store, canonical_uri, check_output
 from pipeline.table import open_table
 from pipeline.table.model_lookup import check_model_of
+from pipeline.table.selection import Selection
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the flags."""
-    parser = job_parser(__doc__, reads_only=True)
-    parser.add_argument("--table", required=True, metavar="URI", help="the table")
+    parser = job_parser(__doc__)
+    add_selection(parser, limit=12, order="image_id")
     parser.add_argument("--output", required=True, metavar="PNG", help="path or any fsspec URI")
-    parser.add_argument(
-        "--where", default="", metavar="SQL", help="condition on rows: which faces (default: all)"
-    )
-    parser.add_argument(
-        "--limit", type=positive, default=12, metavar="N", help="upper bound of faces"
-    )
     parser.add_argument("--title", default="", help="text above the faces")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
-    """Parse, check, draw, report; return the exit code."""
-    arguments = parse_arguments(argv)
-    return exit_code_of(lambda: _draw(arguments), reads_only=True)
+    """Parse, check, draw, print one JSON line; return the exit code."""
+    args = parse_arguments(argv)
+    return exit_code_of(lambda: _draw(args), given_table=True)
 
 
-def _draw(arguments: argparse.Namespace) -> int:
-    if not arguments.output.lower().endswith(".png"):
-        raise ConfigError(f"--output {arguments.output}: the sheet is a PNG, name it *.png")
-    folder, _, name = canonical_uri(arguments.output).rpartition("/")
+def _draw(args: argparse.Namespace) -> int:
+    if not args.output.lower().endswith(".png"):
+        raise ConfigError(f"--output {args.output}: the sheet is a PNG, name it *.png")
+    folder, _, name = canonical_uri(args.output).rpartition("/")
     check_output(folder or "/")
-    table = open_table(arguments.table)
-    require_crops_and_steps(table)
-    check_model_of(table)
+    selection = Selection(open_table(args.table), args.where, args.order, args.limit)
+    check_model_of(selection.table)
+    selection.require_rows()
     # PyTorch is slow to import, so the request is checked first.
     from pipeline.reports.table_sheet import table_sheet
 
-    picture = table_sheet(
-        table, where=arguments.where, limit=arguments.limit, title=arguments.title
-    )
-    Store(folder or "/").put(name, picture)
-    print(f"contact sheet: {printable(arguments.output)}", file=sys.stderr)
+    sheet = table_sheet(selection, title=args.title)
+    Store(folder or "/").put(name, sheet.picture)
+    print(f"contact sheet: {printable(args.output)}", file=sys.stderr)
+    if missing := sheet.targets.summary():
+        print(missing, file=sys.stderr)
+    no_target = dict(sheet.targets.not_found)
+    print(json.dumps({"output": args.output, "faces": sheet.faces, "no_target": no_target}))
     return 0
 
 

@@ -4,16 +4,27 @@
     python jobs/export_table.py --table URI --output codes/ --as codes [--where "lpips < 0.2"]
     python jobs/export_table.py --table URI --output stack.npy --as stacked
     python jobs/export_table.py --table URI --output results/ --as images|results|coupled
+    python jobs/export_table.py --table URI --output out/ --as parquet|huggingface|webdataset
 
-latents: the published scripts' dictionary {file name: [code of each step]}, one object in memory.
-codes: one .npy or .pt file [n_styles, 512] per face. stacked: all codes in one array
-[n, n_styles, 512] of a .npy, .pt or .npz file (there as `w`), and their names, one per line, in
-<name>.names.txt. images: a PNG of each face's best step. results: <step>/<name>.png. coupled: all
-steps and the input side by side. Pictures have the generator's size and are rounded to 8 bits; with
---size 256 and --truncate-pixels they equal those of the published scripts with --resize_outputs.
-All but the dictionary are written while the table is read, whatever its size. Files have the names
-of the images; a name that several faces share is refused with the list, and --names id takes image
-ids instead.
+One file:
+  latents      the published scripts' dictionary {file name: [code of each step]}, one object in
+               memory
+  stacked      all codes in one array [n, n_styles, 512] of a .npy, .pt or .npz file (there as `w`),
+               and their names, one per line, in <name>.names.txt
+One file per face:
+  codes        .npy or .pt, [n_styles, 512]
+  images       a PNG of the best step; results: <step>/<name>.png; coupled: all steps and the input
+               side by side
+Few files, of --rows-per-file faces each, in the order of --order or --sort-by:
+  parquet      the table's columns and types; `ParquetCodes` reads codes by id out of it
+  huggingface  a dataset folder for `load_dataset`, with its card and pictures as images
+  webdataset   tars of samples: crop, code and JSON; with --render a picture of the code
+
+All but the dictionary are written while the table is read, whatever its size. Run the same command
+again to continue. Files have the names of the images; a name that several faces share is refused
+with the list, and --names id takes image ids instead. Pictures have the generator's size and are
+rounded to 8 bits; with --size 256 and --truncate-pixels they equal those of the published scripts
+with --resize_outputs.
 
 exit code  0 done   1 a read or a write failed   2 the request is wrong
 """
@@ -24,8 +35,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import astuple
+from functools import partial
 from pathlib import PurePosixPath
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from pipeline.choices import Device
 from pipeline.cli import add_selection, exit_code_of, job_parser, positive
@@ -38,12 +51,35 @@ from pipeline.interop.exporting import (
     export_codes,
     export_dictionary,
 )
+from pipeline.interop.file_series import Series, SeriesOptions
+from pipeline.interop.hub_files import HUB_OUTPUT, export_hub
+from pipeline.interop.parquet_files import PARQUET_OUTPUT, export_parquet
+from pipeline.interop.row_order import SortBy
 from pipeline.interop.stacked import export_stacked
+from pipeline.interop.tar_shards import TAR_OUTPUT, Samples, export_tars
 from pipeline.storage import canonical_uri, check_beside, check_output
 from pipeline.table import open_table
 from pipeline.table.model_lookup import check_model_of, model_of
 
-FILES = (".pt", ".pth", ".npz", ".pkl", ".zip", ".tar", ".png", ".jpg", ".jpeg")  # not folders
+if TYPE_CHECKING:
+    from pipeline.interop.pictures import Drawing
+    from pipeline.models import RestyleModel
+
+# Faces per file where a layout has few files.
+SERIES = {"parquet": 100_000, "huggingface": 10_000, "webdataset": 1_000}
+OUTPUTS = {"parquet": PARQUET_OUTPUT, "huggingface": HUB_OUTPUT, "webdataset": TAR_OUTPUT}
+FILES = (
+    ".parquet",
+    ".pt",
+    ".pth",
+    ".npz",
+    ".pkl",
+    ".zip",
+    ".tar",
+    ".png",
+    ".jpg",
+    ".jpeg",
+)  # not folders
 STACKED = (".npy", ".npz", ".pt")
 PICTURES = ("images", "results", "coupled")
 
@@ -60,15 +96,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", "--to", dest="to", required=True, metavar="URI", help="a file, or a folder"
     )
-    kinds = ["latents", "codes", "stacked", *PICTURES]
+    kinds = ["latents", "codes", "stacked", *PICTURES, *SERIES]
     parser.add_argument(
         "--as", dest="kind", choices=kinds, help="what to write (default: by --output)"
     )
     parser.add_argument(
-        "--form", choices=get_args(CodeForm), default="npy", help="file type of --as codes"
+        "--form", choices=get_args(CodeForm), default="npy", help="file type of a code"
     )
     parser.add_argument(
         "--names", choices=get_args(Naming), default="basename", help="names of files"
+    )
+    defaults = ", ".join(f"{kind} {rows:,}" for kind, rows in SERIES.items())
+    parser.add_argument(
+        "--rows-per-file", type=positive, metavar="N", help=f"faces of a file (default {defaults})"
+    )
+    parser.add_argument(
+        "--sort-by", choices=get_args(SortBy), help="order of the faces (default: as selected)"
+    )
+    parser.add_argument(
+        "--render",
+        action="store_true",
+        help="add a picture of each code to huggingface or webdataset, rendered by the model",
     )
     parser.add_argument("--model", help="model that renders pictures (default: the table's own)")
     parser.add_argument(
@@ -116,7 +164,7 @@ def _kind(args: argparse.Namespace) -> str:
 def _export(args: argparse.Namespace) -> dict[str, object]:
     """Export as the flags say; return the rest of the JSON line."""
     kind = _kind(args)
-    _refuse_for_pictures(args, kind)
+    _refuse_unused(args, kind)
     target = canonical_uri(args.to)
     check_beside(
         args.table, target, what="table", why="where nothing may stand but what its jobs write"
@@ -124,7 +172,7 @@ def _export(args: argparse.Namespace) -> dict[str, object]:
     if kind in ("latents", "stacked"):
         check_output(target.rpartition("/")[0] or "/")
     else:
-        check_output(target, EXPORT_OUTPUT)
+        check_output(target, OUTPUTS.get(kind, EXPORT_OUTPUT))
     selection = NamedSelection(
         open_table(args.table), args.where, args.order, args.limit, naming=args.names
     )
@@ -135,24 +183,64 @@ def _export(args: argparse.Namespace) -> dict[str, object]:
         return {"written": written, "names": names}
     if kind == "codes":
         return {"written": export_codes(selection, args.to, args.form)}
-    check_model_of(selection.table, args.model)
-    # PyTorch is slow to import, and codes need no networks.
-    from pipeline.interop.pictures import Drawing, export_pictures
-    from pipeline.inversion import ready_device
+    if kind in SERIES:
+        return _export_series(args, kind, selection)
+    model, drawing = _drawing(args, selection)
+    from pipeline.interop.pictures import export_pictures
 
-    model = model_of(selection.table, args.model, ready_device(args.device))
-    drawing = Drawing(args.size, args.truncate_pixels)
     written = export_pictures(selection, model, args.to, kind, drawing)  # type: ignore[arg-type]
     return {"written": written}
 
 
-def _refuse_for_pictures(args: argparse.Namespace, kind: str) -> None:
-    if kind in PICTURES:
-        return
-    for flag in ("size", "truncate_pixels"):
-        if getattr(args, flag):
-            name = flag.replace("_", "-")
-            raise ConfigError(f"--{name} is for pictures ({', '.join(PICTURES)}), not for {kind}")
+def _export_series(
+    args: argparse.Namespace, kind: str, selection: NamedSelection
+) -> dict[str, object]:
+    render, shown, added = None, None, 0
+    if args.render:
+        model, drawing = _drawing(args, selection)
+        from pipeline.interop.pictures import render_png
+
+        render = partial(render_png, model, drawing=drawing)
+        shown = [*astuple(drawing), model.fingerprint]
+        width = drawing.width or model.frame_size[1]
+        added = 3 * width * width
+    names = [args.names, args.form] if kind == "webdataset" else []
+    options = SeriesOptions(args.rows_per_file or SERIES[kind], args.sort_by, added)
+    series = Series.of(selection, options, kind, [shown, *names])
+    if kind == "parquet":
+        return {**export_parquet(series, args.to)}
+    if kind == "huggingface":
+        return export_hub(series, args.to, render)
+    return {**export_tars(series, selection, args.to, Samples(args.form, render))}
+
+
+def _drawing(args: argparse.Namespace, selection: NamedSelection) -> tuple[RestyleModel, Drawing]:
+    """Return the model that renders, and the form of its pictures."""
+    check_model_of(selection.table, args.model)
+    # PyTorch is slow to import, and codes need no networks.
+    from pipeline.interop.pictures import Drawing
+    from pipeline.inversion import ready_device
+
+    model = model_of(selection.table, args.model, ready_device(args.device))
+    return model, Drawing(args.size, args.truncate_pixels)
+
+
+def _refuse_unused(args: argparse.Namespace, kind: str) -> None:
+    """Raise `ConfigError` for a flag that means nothing for this kind."""
+    rendered = ("huggingface", "webdataset")
+    pictures = (*PICTURES, *(kind for kind in rendered if args.render))
+    meant = {
+        "size": pictures,
+        "truncate_pixels": pictures,
+        "rows_per_file": tuple(SERIES),
+        "sort_by": tuple(SERIES),
+        "render": rendered,
+    }
+    for name, kinds in meant.items():
+        if getattr(args, name) and kind not in kinds:
+            what = "pictures" if kinds == pictures else "these layouts"
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is for {what} ({', '.join(kinds)}), not for {kind}")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@
 
 --from is the published scripts' latents.npy, whose pickle is read without running it; one array of
 many codes [n, n_styles, 512] (e4e's latents.pt, InterFaceGAN's .npy, the `w` of NVIDIA's .npz),
-with --names one name per line, else numbered; or a folder of .npy, .pt and .npz files of one code
-each, or one such file. --refined-from TABLE is the table that the codes came from: each row's
-`refined_from` is the face there with its image id, key or file name.
+with --names one name per line, else numbered; a folder of .npy, .pt and .npz files of one code
+each, or one such file; or Parquet files or WebDataset tars, as jobs/export_table.py writes them.
+--refined-from TABLE is the table that the codes came from: each row's `refined_from` is the face
+there with its image id, key or file name. Parquet files and tars that have the URI of their table
+need no --refined-from.
 Without --images all metrics are null. With --images each code is matched to its image by name,
 rendered (or compared with the scripts' own pictures, --results FOLDER) and measured as the
 inversion job does, under the same shards and keys. Ambiguous names are refused with the list. Run
@@ -30,7 +32,7 @@ from pipeline.cli import add_flags, exit_code_of, job_parser, positive
 from pipeline.config_loading import FaceSearch, ModelFlags, fill
 from pipeline.errors import ConfigError, printable
 from pipeline.interop.code_files import CodeFiles, faces_of, open_codes
-from pipeline.interop.lineage import lineage_of
+from pipeline.interop.lineage import Lineage, lineage_of, lineage_of_export
 from pipeline.metrics.names import check_identity
 from pipeline.models.domains import treatment_for
 from pipeline.models.files import ModelHints, bundle_names, check_model, hints_of
@@ -126,13 +128,20 @@ def _import(args: argparse.Namespace) -> dict[str, object]:
         **_hints(args),
     )
     device = ready_device(args.device)
-    lineage = lineage_of(codes.names, args.refined_from) if args.refined_from else None
+    lineage = _lineage(args.refined_from, codes)
     model = load_model(args.model, device, **_hints(args))
     if not args.images:
         return _run(Importing(codes, model, settings, lineage=lineage), args.output)
     many_faces = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
     with _measuring(args, model, device, many_faces=many_faces) as measuring:
         return _run(Importing(codes, model, settings, measuring, lineage), args.output)
+
+
+def _lineage(table: str | None, codes: CodeFiles) -> Lineage | None:
+    """Return the faces that the codes began as: in `table`, or as an export says it."""
+    if table is None:
+        return lineage_of_export(codes.origin)
+    return lineage_of(codes.names, table, codes.origin.image_ids if codes.origin else None)
 
 
 def _check(args: argparse.Namespace) -> CodeFiles:

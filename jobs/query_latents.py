@@ -1,11 +1,15 @@
-"""Run a SQL query over a table of latents.
+r"""Run a SQL query over a table of latents.
 
     python jobs/query_latents.py TABLE "SELECT image_id, l2 FROM latents ORDER BY l2 LIMIT 10"
 
 Views: latents (one row per face), rejects (one row per reject), shards (one row per input shard),
-runs (one row per run, with its seconds).
-A query reads the table only: no other file, no network, and it writes nothing.
-On a terminal, control characters in names and values are shown as `\\x1b`, `\\n`; into a file or a
+runs (one row per run, with its seconds). --with adds a file of your own as a further view:
+
+    python jobs/query_latents.py TABLE --with labels=labels.csv \
+        "SELECT smile, avg(l2) FROM latents JOIN labels USING (key) GROUP BY smile"
+
+A query reads the table and these files only: no other file, no network, and it writes nothing.
+On a terminal, control characters in names and values are shown as `\x1b`, `\n`; into a file or a
 pipe, --csv writes the values as they are, in quotes where they need it. A spreadsheet takes a value
 that begins with =, +, - or @ for a formula: import such a file as text.
 Exit code: 0 done, 1 a read failed, 2 the table or the query is wrong.
@@ -28,8 +32,10 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from pipeline.cli import add_place, exit_code_of, job_parser, parse_places
-from pipeline.errors import printable
+from pipeline.errors import ConfigError, printable
 from pipeline.table import as_python, open_table
+from pipeline.table.frames import read_frame
+from pipeline.table.statements import check_frame_names
 
 _LONGEST_LIST = 8
 _NARROWEST_COLUMN = 12
@@ -42,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _answer(args: argparse.Namespace) -> int:
-    rows = open_table(args.table).arrow(args.query)
+    table = open_table(args.table)
+    rows = table.arrow(args.query, **read_frames(args.frames))
     try:
         _show(rows, args)
     except BrokenPipeError:  # `| head` has ended
@@ -56,10 +63,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "query", metavar="SQL", help="over the views latents, rejects, shards and runs"
     )
+    parser.add_argument(
+        "--with",
+        dest="frames",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a .csv, .tsv, .jsonl or .parquet file, path or URI, as a view; may be repeated",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="comma-separated, with a header line")
     form.add_argument("--json", action="store_true", help="one JSON object per line")
     return parser
+
+
+def read_frames(given: Sequence[str]) -> dict[str, pa.Table]:
+    """Read the files of --with, each by its name; `ConfigError` for a wrong flag."""
+    places: dict[str, str] = {}
+    for text in given:
+        name, equals, uri = text.partition("=")
+        if not equals or not uri:
+            raise ConfigError(f"--with {text}: give a name and a file, as in labels=labels.csv")
+        if name in places or name in ("self", "query"):
+            raise ConfigError(f"--with {text}: the name '{name}' is taken: choose another name")
+        places[name] = uri
+    check_frame_names(places)
+    return {name: read_frame(uri) for name, uri in places.items()}
 
 
 def _show(rows: pa.Table, args: argparse.Namespace) -> None:

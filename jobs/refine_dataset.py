@@ -27,13 +27,14 @@ from pipeline.table.spec import EARLIER_VALUES
 # Settings kept from the first pass, so that the same faces are found in the same images.
 KEPT = (
     *("input", "model", "faces", "prealigned", "fit", "min_face", "max_pixels", "identity"),
-    *("best_step_by", "latent_dtype", "keep_columns"),
+    *("best_step_by", "latent_dtype", "keep_columns", "keep_identity"),
     *("domain", "encoder_type", "estimate_latent_avg"),
 )
 LATER = ("icc", "turns", "search_pixels", "check_below")  # kept too; older tables lack them
 OWN = (
     *("distance_weight", "seed", "best_step_by", "latent_dtype"),
-    *("keep_steps", "keep_crops", "keep_reconstructions", "keep_columns", "part_size", "device"),
+    *("keep_steps", "keep_crops", "keep_reconstructions", "keep_columns", "keep_identity"),
+    *("part_size", "device"),
     *("precision", "identity_steps", "batch_size", "align_workers", "inverters", "image_timeout"),
 )
 

@@ -15,6 +15,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bfloat16", "tf32", "float32"]  # arithmetic of the networks
 IdentitySteps = Literal["best", "all"]  # steps whose identity is measured
 CodeType = Literal["float16", "float32"]  # dtype of stored W+ codes
+SearchBy = Literal["identity", "w_plus"]  # vectors that a search compares faces by
 OptimiserName = Literal["adam", "ranger"]
 EncoderType = Literal[  # encoders of published checkpoints: classes in `pipeline.models.encoders`
     "BackboneEncoder",

@@ -96,6 +96,8 @@ def job_parser(
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    # A list of numbers such as -3,0,3 is the value of a flag.
+    parser._negative_number_matcher = re.compile(r"-\.?\d[\d.,eE+-]*$")
     parser.last_line = None if reads_only else last_line or {}
     return parser
 
@@ -186,17 +188,22 @@ def parse_places(
     return args
 
 
-def add_selection(parser: argparse.ArgumentParser, *, limit: int | None = None) -> None:
-    """Add `--table --where --order --limit`, which choose faces of a table (`Selection`)."""
+def add_selection(
+    parser: argparse.ArgumentParser, *, limit: int | None = None, order: str = ""
+) -> None:
+    """Add `--table --where --order --limit`, which choose faces of a table (`Selection`).
+
+    `limit` and `order` are the defaults.
+    """
     parser.add_argument("--table", required=True, metavar="URI", help="the table")
     parser.add_argument(
         "--where", default="", metavar="SQL", help="condition on rows: which faces (default: all)"
     )
     parser.add_argument(
         "--order",
-        default="",
+        default=order,
         metavar="SQL",
-        help="order of the faces, such as 'lpips DESC' (default: as stored)",
+        help=f"order of the faces, such as 'lpips DESC' (default: {order or 'as stored'})",
     )
     bound = "all" if limit is None else str(limit)
     parser.add_argument(

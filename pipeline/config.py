@@ -158,6 +158,11 @@ class JobConfig(BaseModel):
     keep_steps: bool = Field(False, description="store the W+ code of every step too")
     keep_crops: bool = Field(False, description="store the aligned face as JPEG")
     keep_reconstructions: bool = Field(False, description="store the reconstruction as JPEG")
+    keep_identity: bool | None = Field(
+        None,
+        description="store the identity vector of the face, for searches (default: where an "
+        "identity network is used)",
+    )
     files_per_shard: int = Field(
         FILES_PER_SHARD, ge=1, description="number of files of a folder in one shard"
     )
@@ -273,6 +278,12 @@ def _misfits(config: JobConfig) -> Iterator[str]:
             f"--precision bfloat16 has no gradients, which --method {method} needs",
         ),
     ]
+    rules.append(
+        (
+            config.keep_identity and config.identity == "none",
+            "--keep-identity needs an identity network, not --identity none",
+        )
+    )
     rules.append((config.space and method != "optimize", f"--space is not for --method {method}"))
     if optimises and isinstance(config.steps, int):
         iterations = config.iteration_count

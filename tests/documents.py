@@ -1,4 +1,4 @@
-"""The documents of the repository, taken apart for the tests: blocks, links, names and commands."""
+"""Parse the documents of the repository for the tests: blocks, links, names and commands."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Document:
 
     @property
     def name(self) -> str:
-        """Its path in the repository."""
+        """Return its path in the repository."""
         return str(self.path.relative_to(ROOT))
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """Return its whole text."""
         return self.path.read_text()
 
     def blocks(self, *languages: str) -> list[str]:

@@ -100,6 +100,12 @@ def test_incompatible_settings_are_named_as_flags() -> None:
         assert refusal(**flags).startswith("--" + name.replace("_", "-")), refusal(**flags)
 
 
+def test_vectors_need_an_identity_network() -> None:
+    assert "--keep-identity needs an identity network" in refusal(
+        identity="none", keep_identity=True
+    )
+
+
 def test_duplicate_setting_is_reported_with_its_line(file: Path) -> None:
     file.write_text("limit: 3\nsteps: 2\nlimit: 4\n")
     assert refusal(file).endswith("line 3: 'limit' is set twice")

@@ -1,4 +1,4 @@
-"""All documents are true: their links, files, flags, commands, settings and code."""
+"""Documents are true: their links, files, flags, commands, settings and code."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.query_latents import read_frames
 from jobs.restyle import JOBS
 from pipeline.config import load_config
+from pipeline.interop.file_series import Series, SeriesOptions
+from pipeline.interop.parquet_files import export_parquet
 from pipeline.table import Columns, open_table
+from pipeline.table.selection import Selection
 from pipeline.training.config import load_train_config
 from tests.documents import ROOT, Document, all_documents, flags_of, parser_of, program_of
 from tests.models.test_official import empty_model
-from tests.table.rows import shard, write_shard, writer
+from tests.table.rows import N_STYLES, shard, write_shard, writer
 
 DOCUMENTS = all_documents()
 README = Document(ROOT / "README.md")
@@ -46,9 +50,13 @@ ours = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: docum
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, sample_images: dict[str, bytes]) -> Path:
-    """A folder with a small table, `table`, and a photo, `photo.jpg`."""
+    """A folder with a small table, `table`, its export, `few`, labels, and a photo, `photo.jpg`."""
     folder = tmp_path_factory.mktemp("documents")
-    write_shard(writer(folder / "table"), shard())
+    (folder / "labels.csv").write_text("key,smile\na,1\nc,0\n")
+    table = writer(folder / "table", columns=Columns(N_STYLES, identity=True))
+    write_shard(table, shard(), identity=[0.6, 0.8])
+    series = Series.of(Selection(open_table(str(folder / "table"))), SeriesOptions(2), "parquet")
+    export_parquet(series, str(folder / "few"))
     (folder / "photo.jpg").write_bytes(sample_images["portraits/0001.jpg"])
     return folder
 
@@ -136,7 +144,7 @@ def test_every_flag_of_the_job_is_described() -> None:
 def test_every_column_is_described() -> None:
     (document,) = [one for one in DOCUMENTS if one.name == RUN_ELSEWHERE]
     switches = {"all_steps": True, "aligned_jpeg": True, "reconstruction_jpeg": True}
-    schema = Columns(6, **switches, turn_deg=True).latents_schema()
+    schema = Columns(6, **switches, turn_deg=True, identity=True, edited=True).latents_schema()
     assert [name for name in schema.names if f"`{name}`" not in document.text] == []
 
 
@@ -148,12 +156,16 @@ def test_every_package_is_described(folder: str) -> None:
 
 
 @ours
-def test_queries_and_conditions_are_answered(document: Document, folder: Path) -> None:
-    table = open_table(str(folder / "table"))
+def test_queries_and_conditions_are_answered(
+    document: Document, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    table = open_table("table")
     for words in document.commands():
         module, arguments = program_of(words) or ("", [])
         if module == "jobs.query_latents":
-            table.arrow(parser_of(module).parse_intermixed_args(arguments).query)
+            args = parser_of(module).parse_intermixed_args(arguments)
+            table.arrow(args.query, **read_frames(args.frames))
         if "--where" in arguments:
             condition = arguments[arguments.index("--where") + 1]
             table.arrow(f"SELECT image_id FROM latents WHERE {condition}")

@@ -76,7 +76,7 @@ class Aligner:
             sharpness=sharpness(crop.image),
             pad_fraction=pad_fraction(crop.quad, photo.image.width, photo.image.height),
             detector_score=face.score,
-            pixels=np.asarray(self._at_output_size(crop.image)),
+            pixels=np.asarray(fit_to_size(crop.image, self.settings.output_size, "stretch")[0]),
             turn_deg=turn if self.settings.records_turns else None,
         )
 
@@ -98,9 +98,3 @@ class Aligner:
             detector_score=None,
             pixels=np.asarray(resized),
         )
-
-    def _at_output_size(self, image: Image.Image) -> Image.Image:
-        height, width = self.settings.output_size
-        if image.size == (width, height):
-            return image
-        return image.resize((width, height), Image.Resampling.BILINEAR)

@@ -58,6 +58,7 @@ from pipeline.engine.ray_callbacks import (  # noqa: E402
     loopback_only,
     ray_lines_in_file,
     ray_without_signal_handlers,
+    without_unused_processes,
 )
 
 START_TRIES = 4
@@ -123,7 +124,7 @@ def _start_local_with_retries(gpus: int | None, folder: Path | None) -> None:
     a limit that cannot be configured."""
     for tries_left in reversed(range(START_TRIES)):
         try:
-            with loopback_only():
+            with loopback_only(), without_unused_processes():
                 return _start_local(gpus, folder)
         except Exception as error:
             if START_TIMED_OUT not in str(error) or not tries_left:

@@ -30,6 +30,7 @@ TIMED_SAMPLES = 8
 COUNTED_SHARDS = 4
 # From the start of Ray to the first part, on a quiet machine.
 START_SECONDS = 20.0
+IDENTITY_BYTES = 256  # of dlib's vector
 ROW_OVERHEAD_BYTES = 1500  # of a latents row besides its code: boxes, landmarks, metrics
 
 
@@ -119,6 +120,7 @@ def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> di
     align, invert, faces = _time(plan, tasks) if to_do else (0.0, 0.0, 0.0)
     columns = plan.job.columns
     code = columns.n_styles * 512 * (2 if columns.w_plus_dtype == "float16" else 4)
+    code += IDENTITY_BYTES if columns.identity else 0
     start = START_SECONDS if to_do else 0.0
     cores = cpu_limit()
     return {

@@ -34,6 +34,7 @@ from pipeline.models.files import ModelHints
 from pipeline.models.pixels import from_levels, to_levels, to_pixels
 from pipeline.models.transfer import Arrays, download, upload
 from pipeline.table import image_id
+from pipeline.table.schema import IDENTITY
 
 BATCH = {"cpu": 16, "cuda": 32}
 # Batches of faces that share one adaptive batch: bounds the memory for images of all their steps.
@@ -60,6 +61,7 @@ class InvertSettings:
     keep_steps: bool = False
     keep_crops: bool = False
     keep_reconstructions: bool = False
+    keep_identity: bool = False
     # What the model's file does not say.
     hints: ModelHints = field(default_factory=lambda: ModelHints())
 
@@ -272,6 +274,8 @@ class Inverter:
             row = {name: value for name, value in face.items() if name not in _NOT_IN_ROWS}
             row |= self._code(index, results, int(measures.best_step[index]))
             row |= measures.row(index, int(results["steps"][index]))
+            if self.settings.keep_identity:
+                row[IDENTITY] = measures.identity(index)
             row["converged"] = bool(results["converged"][index]) if "converged" in results else None
             row["refined_from"] = name if self.settings.initial_codes != "none" else None
             rows.append(row | {name: jpegs[index] for name, jpegs in pictures.items()})

@@ -37,7 +37,7 @@ def check_request(config: JobConfig) -> ShardListing:
         config.output, config.input, *([config.target] if config.target else [])
     ):
         check_address()
-        check_kept(config.kept_names)
+        check_kept(config.kept_names, identity=bool(config.keep_identity))
         check_output(config.output)
         check_apart(config.input, config.output)
         check_contents(config.output, TABLE_OUTPUT)

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants, worker
+from ray._private.node import Node
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
@@ -172,6 +173,29 @@ def loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+# Processes of a head node that a local Ray does not need: they copy the lines of workers to a
+# driver, start nodes, and serve the dashboard. Each is a Python process of a second's work, and
+# `ray.init` waits for the last one.
+_UNUSED_PROCESSES = ("start_log_monitor", "start_monitor", "start_api_server")
+
+
+@contextmanager
+def without_unused_processes() -> Iterator[None]:
+    """Start a local Ray inside the block without processes that its run does not use.
+
+    With RESTYLE_RAY_LOG the log monitor starts, because it passes on the lines of the workers.
+    """
+    unused = _UNUSED_PROCESSES[1:] if shows_ray_log() else _UNUSED_PROCESSES
+    originals = {name: getattr(Node, name) for name in unused if hasattr(Node, name)}
+    for name in originals:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(Node, name, original)
 
 
 @contextmanager

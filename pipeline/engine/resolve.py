@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipeline.choices import IdentitySteps
 from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
 from pipeline.engine.inverter import BATCH, InvertSettings, evaluator_of
-from pipeline.errors import ConfigError, printable
+from pipeline.errors import ConfigError, TableError, printable
 from pipeline.inversion import (
     Arithmetic,
     OptimizeSettings,
@@ -25,9 +26,10 @@ from pipeline.inversion import (
 from pipeline.inversion.methods import OPTIMISATIONS, Method
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
 from pipeline.models.files import hints_of
-from pipeline.storage import canonical_uri
+from pipeline.storage import Store, canonical_uri
 from pipeline.table import Columns, TableSpec, check_condition, open_initial_table
-from pipeline.table.spec import EARLIER_VALUES
+from pipeline.table.schema import IDENTITY
+from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, read_spec
 
 # Increase it with each change of what the same weights and settings compute.
 NUMERICS_VERSION = 2
@@ -79,10 +81,17 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
             "first (--keep-crops keeps crops), and add --prealigned"
         )
     alignment = _alignment(config, model, treatment)
-    inversion = _inversion(config, method, networks.first, treatment.identity, precision)
+    columns = replace(
+        _columns(config, model, alignment, kept or {}),
+        identity=_keeps_identity(config, treatment.identity),
+    )
+    inversion = replace(
+        _inversion(config, method, networks.first, treatment.identity, precision),
+        keep_identity=columns.identity,
+    )
     meter = evaluator_of(inversion, "cpu")
     spec = TableSpec(
-        columns=_columns(config, model, alignment, kept or {}),
+        columns=columns,
         settings={
             "numerics": NUMERICS_VERSION,
             "model": model.fingerprint,
@@ -121,6 +130,23 @@ def _columns(
         turn_deg=alignment.records_turns,
         kept=tuple(kept.items()),
     )
+
+
+def _keeps_identity(config: JobConfig, identity: str) -> bool:
+    """Return whether the table has the column `identity`.
+
+    By default a table that exists keeps its columns, and a new one has it where `identity` names a
+    network, unless a field of the input has that name.
+    """
+    if config.keep_identity and identity == "none":
+        raise ConfigError("--keep-identity needs an identity network: add --identity dlib")
+    if config.keep_identity is not None:
+        return config.keep_identity
+    store = Store(config.output)
+    if store.exists(SPEC_NAME):
+        with suppress(TableError):  # a damaged one is refused when it is opened for writing
+            return read_spec(store).columns.identity
+    return identity != "none" and IDENTITY not in map(str.lower, config.kept_names)
 
 
 def _inversion(
@@ -202,6 +228,7 @@ def resolved_config(config: JobConfig, job: ResolvedJob) -> dict[str, Any]:
         "identity": job.inversion.identity,
         "identity_steps": job.inversion.identity_steps,
         "precision": precision,
+        "keep_identity": job.columns.identity,
         "batch_size": config.batch_size or BATCH.get(device),
     }
     if alignment.prealigned:

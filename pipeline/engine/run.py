@@ -39,6 +39,7 @@ from pipeline.signals import Interrupted, handlers_restored, interruptible
 from pipeline.storage import ShardListing, canonical_uri, literal_folder
 from pipeline.table import (
     RunRecord,
+    check_finished,
     is_card_current,
     kept_readme,
     open_table,
@@ -195,6 +196,8 @@ def run_and_ignore_signals(
             listeners = (recorder, *listeners)
             try:
                 recorder.start()
+                # A forget that began after the plan was made finds the record just written.
+                check_finished(plan.writer.store)
                 _finish(config, plan, outcome, listeners, stages, pretended_gpus)
             except RequestError as error:
                 recorder.refuse(error)

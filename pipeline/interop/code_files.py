@@ -1,27 +1,27 @@
-"""Read W+ codes from a `latents.npy` dictionary, one array of many codes, or one file per code."""
+"""Read W+ codes: a `latents.npy` dictionary, an array of many, one file per code, or an export."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
+from typing import NamedTuple, Protocol
 
 from pipeline.errors import InputError, StorageError
 from pipeline.interop.file_names import from_file_name
-from pipeline.interop.pickled_codes import STYLE_DIM, Codes, read_latents
-from pipeline.interop.stacked import STACK_SUFFIXES, open_entry, open_stack
+from pipeline.interop.named_rows import Origin, ParquetRows, TarRows
+from pipeline.interop.pickled_codes import Codes, read_latents
+from pipeline.interop.single_code import read_code
+from pipeline.interop.stacked import STACK_SUFFIXES, open_stack
 from pipeline.storage import Store, canonical_uri
 from pipeline.storage.file_types import is_hidden
 from pipeline.storage.listing import Entry, file_entry, is_folder, walk
-from pipeline.storage.readers.npy import read_array, read_header
+from pipeline.storage.readers.npy import read_header
 from pipeline.storage.uris import filesystem, join
+from pipeline.table.spec import SPEC_NAME
 
 _FACE = re.compile(r"(.*)#(\d{1,6})", re.DOTALL)
 _LISTED = 5
@@ -40,6 +40,11 @@ class CodeFiles(Protocol):
 
     uri: str
     digest: str
+
+    @property
+    def origin(self) -> Origin | None:
+        """Faces that the codes came from, if the files say so."""
+        ...
 
     @property
     def names(self) -> Iterable[str]:
@@ -71,13 +76,17 @@ def open_codes(uri: str, names: str | None = None) -> CodeFiles:
     try:
         if is_folder(fs, path, root):
             _refuse_names(names, f"'{root}' is a folder, whose file names are used")
-            return _Folder(root, list(walk(fs, path, root)))
+            return _open_folder(root, list(walk(fs, path, root)))
         folder, _, name = root.rpartition("/")
-        if not name.endswith(STACK_SUFFIXES):
+        if not name.endswith((*STACK_SUFFIXES, *_MANY)):
+            suffixes = (*STACK_SUFFIXES, *_MANY)
             raise InputError(
-                f"'{root}' is not a file of codes: expected {', '.join(STACK_SUFFIXES[:-1])} or "
-                f"{STACK_SUFFIXES[-1]}"
+                f"'{root}' is not a file of codes: expected {', '.join(suffixes[:-1])} or "
+                f"{suffixes[-1]}"
             )
+        if name.endswith(tuple(_MANY)):
+            _refuse_names(names, f"'{root}' has the names of its codes")
+            return _MANY[PurePosixPath(name).suffix](root, folder, [file_entry(root)])
         if name.endswith(".npy") and _is_dictionary(Store(folder), name):
             _refuse_names(names, f"'{root}' is a dictionary that contains the names")
             return _Dictionary(root, Store(folder).get(name))
@@ -86,6 +95,27 @@ def open_codes(uri: str, names: str | None = None) -> CodeFiles:
         if isinstance(error.__cause__, FileNotFoundError):
             raise InputError(f"'{root}' does not exist") from error
         raise
+
+
+# Files of many named codes, by suffix.
+_MANY: dict[str, type[ParquetRows] | type[TarRows]] = {".parquet": ParquetRows, ".tar": TarRows}
+
+
+def _open_folder(root: str, entries: list[Entry]) -> CodeFiles:
+    """Open a folder of files of one code each, or without such files one of Parquet files or tars.
+
+    Raises `InputError` for a folder of none of these, and for a table.
+    """
+    chosen = [entry for entry in entries if not is_hidden(entry.name)]
+    if any(entry.name == SPEC_NAME for entry in chosen):
+        raise InputError(
+            f"'{root}' is a table already: query it, refine it, or import what was exported from it"
+        )
+    if not any(entry.name.endswith(STACK_SUFFIXES) for entry in chosen):
+        for suffix, kind in _MANY.items():
+            if files := [entry for entry in chosen if entry.name.endswith(suffix)]:
+                return kind(root, root, files)
+    return _Folder(root, chosen)
 
 
 def _refuse_names(names: str | None, why: str) -> None:
@@ -125,6 +155,8 @@ def listed(ambiguous: Mapping[str, Iterable[str]]) -> str:
 class _Dictionary:
     """Codes of a `latents.npy`, all in memory."""
 
+    origin: Origin | None = None
+
     def __init__(self, uri: str, content: bytes) -> None:
         self.uri, self.digest = uri, hashlib.sha256(content).hexdigest()
         self._codes = read_latents(content, uri)
@@ -148,12 +180,14 @@ class _Folder:
     """Codes of a folder with one file per code; only names are in memory."""
 
     has_steps = False
+    origin: Origin | None = None
 
     def __init__(self, uri: str, entries: list[Entry]) -> None:
         self.uri, self._store = uri, Store(uri)
-        chosen = [e for e in entries if e.name.endswith(STACK_SUFFIXES) and not is_hidden(e.name)]
+        chosen = [entry for entry in entries if entry.name.endswith(STACK_SUFFIXES)]
         if not chosen:
-            raise InputError(f"'{uri}' has no codes: expected {', '.join(STACK_SUFFIXES)} files")
+            suffixes = (*STACK_SUFFIXES, *_MANY)
+            raise InputError(f"'{uri}' has no codes: expected {', '.join(suffixes)} files")
         self._files: dict[str, str] = {}
         digest = hashlib.sha256()
         for entry in chosen:
@@ -174,53 +208,6 @@ class _Folder:
 
     def uri_of(self, name: str) -> str:
         return join(self.uri, self._files[name])
-
-
-def read_code(content: bytes, source: str) -> Codes:
-    """Read the one code of a `.npy`, `.pt` or `.npz` file, [1, n_styles, 512]; W has one row.
-
-    Accepts [n, 512], [1, n, 512] and [512], of any float type. Never executes code from the file.
-    Raises `InputError` in one line.
-    """
-    try:
-        array = _array(content, source)
-        code = np.asarray(array, np.float32) if array.dtype.kind == "f" else None
-    except pickle.UnpicklingError as error:  # its text recommends to load the file unsafely
-        raise InputError(f"{source}: not a code, or damaged (not a file of one tensor)") from error
-    except Exception as error:  # numpy and torch raise any type for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{source}: not a code, or damaged ({reason})") from error
-    if code is None:
-        raise InputError(f"{source}: has values of type {array.dtype}, expected floats")
-    code = code.reshape(1, 1, -1) if code.ndim == 1 else code
-    code = code[None] if code.ndim == 2 else code
-    if code.ndim != 3 or code.shape[0] != 1 or code.shape[2] != STYLE_DIM or not code.shape[1]:
-        raise InputError(
-            f"{source}: has shape {list(array.shape)}, expected one code [n_styles, {STYLE_DIM}]; "
-            "import a file of many codes alone, as --from"
-        )
-    if not np.isfinite(code).all():
-        raise InputError(f"{source}: has NaN or infinity")
-    return code
-
-
-def _array(content: bytes, source: str) -> Any:
-    if source.endswith(".npy"):
-        return read_array(content)
-    if source.endswith(".npz"):
-        with open_entry(io.BytesIO(content), source) as entry:
-            return read_array(entry.read())
-    import torch  # slow to import, not needed for numpy's files
-
-    from pipeline.models.checkpoint import refuse_bomb
-
-    refuse_bomb(io.BytesIO(content), source)
-    tensor = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"has a {type(tensor).__name__}, expected one tensor")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"a tensor {list(tensor.shape)} is larger than its stored values")
-    return tensor.detach().to(torch.float32 if tensor.is_floating_point() else None).numpy()
 
 
 def _is_dictionary(store: Store, name: str) -> bool:

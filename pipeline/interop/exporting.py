@@ -55,7 +55,7 @@ class NamedSelection(Selection):
         Only one batch is in memory. Raises `ConfigError` before the first row when several faces
         have one name.
         """
-        self._refuse_ambiguous(with_suffix)
+        self.refuse_ambiguous(with_suffix)
         more = f", {columns}" if columns else ""
         yield from self.rows(f"{self._name(with_suffix)} AS name, image_id{more}")
 
@@ -96,13 +96,18 @@ class NamedSelection(Selection):
         ).iloc[0]
         return int(totals.faces), int(totals.steps)
 
+    def name_of(self, key: str, image_id: str) -> str:
+        """Return the name of a face without an image's extension, as `named_rows` gives it."""
+        return image_id if self.naming == "id" else without_suffix(key.rpartition("/")[2])
+
     def _name(self, with_suffix: bool) -> str:
         if self.naming == "id":
             return "image_id"
         base = "regexp_extract(key, '[^/]*$')"
         return base if with_suffix else f"regexp_replace({base}, '{_SUFFIX}', '', 'i')"
 
-    def _refuse_ambiguous(self, with_suffix: bool) -> None:
+    def refuse_ambiguous(self, with_suffix: bool) -> None:
+        """Raise `ConfigError`, with the list, when several faces have one name."""
         if self.naming == "id":
             return
         shared = self.table.sql(

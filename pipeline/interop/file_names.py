@@ -28,6 +28,24 @@ def from_file_name(path: str) -> str:
     return "/".join(map(_from_component, path.split("/")))
 
 
+def to_sample_key(name: str) -> str:
+    """Return `name` as the key of a WebDataset sample: a relative path, its last part without dots.
+
+    A sample's files are the key and what follows the first dot behind the last slash, so that dots
+    there become `%2E`, and `%` becomes `%25`.
+    """
+    folder, slash, last = name.rpartition("/")
+    escaped = last.replace("%", "%25").replace(".", "%2E") or "%"
+    return (to_file_name(folder) if slash else "") + slash + escaped
+
+
+def from_sample_key(key: str) -> str:
+    """Return the name from which `to_sample_key` made `key`."""
+    folder, slash, last = key.rpartition("/")
+    name = "" if last == "%" else last.replace("%2E", ".").replace("%25", "%")
+    return (from_file_name(folder) if slash else "") + slash + name
+
+
 class Limits(NamedTuple):
     """Maximum lengths of file names at one location, in bytes."""
 

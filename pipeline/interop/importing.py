@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,7 +19,7 @@ import torch
 
 from pipeline.alignment import AlignedFace
 from pipeline.choices import CodeType
-from pipeline.errors import InputError, PipelineError, RequestError
+from pipeline.errors import InputError
 from pipeline.interop.code_files import CodeFiles, FaceName, faces_of
 from pipeline.interop.lineage import Lineage
 from pipeline.interop.measuring import Measuring, match_images
@@ -32,13 +30,12 @@ from pipeline.models import RestyleModel
 from pipeline.storage import FILES_PER_SHARD, LeftOut, ReadOptions, Shard, list_shards, read_samples
 from pipeline.table.card import kept_readme, write_card
 from pipeline.table.cleanup import Orphans
-from pipeline.table.parts import PartRecord
+from pipeline.table.local_run import LocalRun
 from pipeline.table.reader import open_table
 from pipeline.table.resume import ShardState
-from pipeline.table.runs import RunFile, RunRecord
+from pipeline.table.runs import RunRecord
 from pipeline.table.schema import Columns
 from pipeline.table.spec import TableSpec
-from pipeline.table.stats import Counts
 from pipeline.table.writer import TableWriter, open_for_writing
 
 IMPORT_VERSION = 1
@@ -106,7 +103,7 @@ class Importing:
         self._checked(self.codes.read(first), first)
         writer = open_for_writing(root, self.spec(), part_size=self.settings.part_size)
         record.listed = self.left_out
-        with _ImportRun(writer, record) as run:
+        with LocalRun(writer, record) as run:
             self._write(writer, work, run)
             table = open_table(root)
             if write_card(table, listed=self.left_out) is None:
@@ -201,7 +198,7 @@ class Importing:
             if faces:
                 yield Item(sample.key, faces, sample.uri, sample.content)
 
-    def _write(self, writer: TableWriter, work: Iterable[_Work], run: _ImportRun) -> None:
+    def _write(self, writer: TableWriter, work: Iterable[_Work], run: LocalRun) -> None:
         """Write the missing parts and delete orphaned files."""
         shards, orphans = list(work), Orphans(writer.store)
         orphans.began = run.began
@@ -221,7 +218,7 @@ class Importing:
             orphans.stop()
 
     def _write_shard(
-        self, writer: TableWriter, state: ShardState, items: Iterable[Item], run: _ImportRun
+        self, writer: TableWriter, state: ShardState, items: Iterable[Item], run: LocalRun
     ) -> None:
         writer.clear(state)
         shard, parts = state.shard, []
@@ -291,60 +288,6 @@ class Importing:
                 f"'{self.model.name}' takes {self.model.n_styles}: choose the model of the codes"
             )
         return codes
-
-
-class _ImportRun:
-    """Record of one import in `_runs/`, written at its start, every minute and at its end."""
-
-    def __init__(self, writer: TableWriter, record: RunRecord) -> None:
-        self.record = record
-        self.file = RunFile(writer.store, record, writer.spec.to_dict())
-        self.began = math.inf  # by the storage's clock
-        self._to_do, self._done, self._listed = Counts(), Counts(), False
-
-    def __enter__(self) -> _ImportRun:
-        self.began = self.file.store.info(self._write(None)).modified
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
-        if error is None:
-            self._write(0)
-            return
-        with suppress(PipelineError):  # the first error is what the user must hear about
-            self.record.fail(str(error) or type(error).__name__)
-            self._write(2 if isinstance(error, RequestError) else 1)
-
-    def planned(self, states: Iterable[ShardState]) -> None:
-        """Write the counts of planned and of committed work."""
-        for state in states:
-            size = Counts(bytes=state.shard.size)
-            if state.committed:
-                self._done += state.committed + size
-            else:
-                self._to_do += size + Counts(shards=1)
-                self._done = sum((part.counts for part in state.parts.values()), self._done)
-        self._listed = True
-        self._write(None)
-
-    def add(self, part: PartRecord, icc_ignored: int) -> None:
-        """Count a part that was written; write the counts, once a minute."""
-        self.record.add_part(part.counts + Counts(icc_ignored=icc_ignored))
-        if self.file.is_due:
-            with suppress(PipelineError):  # the next minute's, or the end's, will do
-                self._write(None)
-
-    def _write(self, exit_code: int | None) -> str:
-        counts = {
-            "shards": self._to_do.shards,
-            "bytes": self._to_do.bytes,
-            "done_shards": self._done.shards,
-            "done_bytes": self._done.bytes,
-            "done_samples": self._done.samples,
-            "done_parts": self._done.parts,
-            "complete": self._listed,
-            "left_out": self.record.listed.ordered(),
-        }
-        return self.file.write(counts, exit_code)
 
 
 def _without_steps(row: dict[str, Any]) -> dict[str, Any]:

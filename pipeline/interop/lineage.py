@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pipeline.errors import ConfigError, InputError, TableError
 from pipeline.interop.code_files import FaceName, faces_of
 from pipeline.interop.exporting import without_suffix
+from pipeline.interop.named_rows import Origin
 from pipeline.table.reader import open_table
 
 _ROWS = 4096
@@ -31,15 +32,22 @@ class Lineage:
         return hashlib.sha256(lines.encode(errors="replace")).hexdigest()
 
 
-def lineage_of(names: Iterable[str], uri: str) -> Lineage:
+def lineage_of(
+    names: Iterable[str], uri: str, image_ids: Mapping[str, str] | None = None
+) -> Lineage:
     """Match names of codes to the faces of the table at `uri`.
 
     A name is an image id, a key or a file name, with or without an image's extension and `#<face>`,
-    as in an export. A name that matches more than one face is not used. Raises `ConfigError` when
-    no name matches or the table does not exist.
+    as in an export; `image_ids` has the image id of each name where the codes come with them. A
+    name that matches more than one face is not used. Raises `ConfigError` when no name matches or
+    the table does not exist.
     """
     faces = [face for _, chosen in faces_of(names) for face in chosen]
-    candidates = {form for face in faces for form in _forms(face)}
+    forms_of = {
+        face.name: _forms(face) if image_ids is None else [image_ids.get(face.name, "")]
+        for face in faces
+    }
+    candidates = {form for forms in forms_of.values() for form in forms}
     image_id_of: dict[str, str] = {}
     matches: Counter[str] = Counter()
     try:
@@ -52,18 +60,28 @@ def lineage_of(names: Iterable[str], uri: str) -> Lineage:
             for form in _forms_of_row(row["image_id"], row["key"], row["face_index"]) & candidates:
                 image_id_of[form] = row["image_id"]
                 matches[form] += 1
-    image_ids = {}
-    for face in faces:
-        best = next((form for form in _forms(face) if matches[form]), None)
+    matched = {}
+    for name, forms in forms_of.items():
+        best = next((form for form in forms if matches[form]), None)
         if best is not None and matches[best] == 1:
-            image_ids[face.name] = image_id_of[best]
-    if not image_ids:
-        listed = ", ".join(f"'{face.name}'" for face in faces[:_LISTED])
+            matched[name] = image_id_of[best]
+    if not matched:
+        listed = ", ".join(f"'{name}'" for name in list(forms_of)[:_LISTED])
         raise ConfigError(
             f"--refined-from: no name of a code ({listed}, ...) matches an image id, key or file "
             f"name of the table '{uri}'"
         )
-    return Lineage(table.store.root, image_ids, len(faces) - len(image_ids))
+    return Lineage(table.store.root, matched, len(faces) - len(matched))
+
+
+def lineage_of_export(origin: Origin | None) -> Lineage | None:
+    """Return the faces that an export says its codes came from; None where it names no table.
+
+    The table is not opened: it may be elsewhere by now.
+    """
+    if origin is None or not origin.table:
+        return None
+    return Lineage(origin.table, dict(origin.image_ids), 0)
 
 
 def _forms(face: FaceName) -> list[str]:

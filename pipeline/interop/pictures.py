@@ -13,7 +13,8 @@ instead: width 256 is their `--resize_outputs`, and `truncate` is what their `te
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ Pixels = NDArray[np.uint8]
 
 _MAX_STEPS = 9999  # for the length of the step's folder name in a path
 
+_CODES = 16  # that are rendered together
+
 _COLUMNS = {
     "images": "w_plus AS codes",
     "results": "w_plus_per_step AS codes",
@@ -44,10 +47,11 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """Size and rounding of the pictures."""
+    """Size and rounding of the pictures, and truncation of the codes."""
 
     width: int | None = None  # in pixels, the height in proportion; None: the frame's width
     truncate: bool = False  # truncate levels, as the published scripts do, instead of rounding
+    psi: float = 1.0  # each code is moved to average + psi * (code - average)
 
     def pixels(self, frame: Tensor) -> Pixels:
         """Convert a frame [3, H, W] in [-1, 1] to uint8 [h, w, 3].
@@ -106,7 +110,25 @@ def frames_of(
 ) -> Pixels:
     """Render codes [n, n_styles, 512] to uint8 [n, h, w, 3], by default of `frame_size`."""
     tensor = torch.from_numpy(np.array(codes)).to(model.latent_avg.device)
+    if drawing.psi != 1:
+        tensor = model.latent_avg + drawing.psi * (tensor - model.latent_avg)
     return np.stack([drawing.pixels(frame) for frame in render_each(model, tensor)])
+
+
+def rendered(
+    model: RestyleModel, codes: Iterable[NDArray[np.float32]], drawing: Drawing = FULL_SIZE
+) -> Iterator[Pixels]:
+    """Yield the picture [h, w, 3] of each code [n_styles, 512]; memory holds a few of them."""
+    waiting = iter(codes)
+    while batch := list(itertools.islice(waiting, _CODES)):
+        yield from frames_of(model, np.stack(batch), drawing)
+
+
+def render_png(
+    model: RestyleModel, codes: NDArray[np.float32], drawing: Drawing = FULL_SIZE
+) -> list[bytes]:
+    """Render codes [n, n_styles, 512], one at a time, to encoded PNG."""
+    return [png(frames_of(model, code[None], drawing)[0]) for code in codes]
 
 
 def _pictures(

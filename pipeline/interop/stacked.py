@@ -85,6 +85,7 @@ class StackedCodes:
     """Codes of one file by name, each checked when it is read; see `CodeFiles`."""
 
     has_steps = False
+    origin = None
 
     def __init__(self, uri: str, rows: _Rows, names: Sequence[str], digest: str) -> None:
         self.uri, self._rows = uri, rows

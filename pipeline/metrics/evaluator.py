@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import cache
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from pipeline.metrics.identity import load_identity
 from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.metrics.lpips import load_lpips
 from pipeline.metrics.pixel import enlarge, peak_signal_to_noise
-from pipeline.metrics.registry import BY_NAME, METRICS, OF_CODE, PER_STEP, QUALITY
+from pipeline.metrics.registry import BEST_ALONE, BY_NAME, METRICS, OF_CODE, PER_STEP, QUALITY
 from pipeline.models.transfer import Arrays, download
 
 Floats = NDArray[np.float32]
@@ -44,9 +45,16 @@ class Measures:
     values: Mapping[str, Floats]
     best_step: NDArray[np.int32]  # [n], 1..steps
     identity_missed: int  # (face, step) pairs without a similarity because no face was found
+    # Descriptors of the targets, [n, d] of unit length; a row is NaN where no face was found.
+    identities: Floats | None = None  # None: no identity network
 
     def __getitem__(self, name: str) -> Floats:
         return self.values[name]
+
+    def identity(self, face: int) -> Floats | None:
+        """Return the descriptor [d] of one face's target; None if there is none."""
+        vector: Floats | None = None if self.identities is None else self.identities[face]
+        return None if vector is None or np.isnan(vector).any() else vector
 
     def row(self, face: int, steps: int) -> dict[str, Any]:
         """Return the table's columns of one face that made `steps`; None where NaN."""
@@ -80,17 +88,30 @@ def best_step(
     return numbers
 
 
+class _Identity(NamedTuple):
+    """Results of the identity network for one chunk of faces."""
+
+    similarities: Tensor  # [n, steps], NaN where there is none
+    targets: Tensor | None = None  # descriptors [n, d]; None: no network
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """Measures of one chunk of faces, on its device; identity may still be computed."""
 
     values: dict[str, Tensor]  # [n, steps], without identity; NaN where an image is not usable
     asked: Tensor  # bool [n, steps], where an identity is measured
-    identity: Callable[[], Tensor]  # waits for similarities [n, steps], NaN where there is none
+    target_finite: Tensor  # bool [n]
+    identity: Callable[[], _Identity]  # waits for it; computes it once
 
     def similarities(self) -> Tensor:
         """Return similarities [n, steps], NaN where none was asked for."""
-        return _nan_unless(self.asked, self.identity())
+        return _nan_unless(self.asked, self.identity().similarities)
+
+    def targets(self) -> Tensor | None:
+        """Return the targets' descriptors [n, d], NaN without a face; None without a network."""
+        vectors = self.identity().targets
+        return None if vectors is None else _nan_unless(self.target_finite[:, None], vectors)
 
 
 class MetricEvaluator:
@@ -132,7 +153,7 @@ class MetricEvaluator:
             definitions["lpips"] += f"; convolutions in {str(dtype).removeprefix('torch.')}"
         identity = self.identity_definition
         if self.identity and self.identity_steps == "best":
-            identity += "; measured at the best step alone, null at other steps"
+            identity += BEST_ALONE
         return definitions | {"id_similarity": identity, "best_step": best}
 
     def measure(
@@ -195,7 +216,9 @@ class MetricEvaluator:
         values = {**results(), "id_similarity": _to_numpy(similarities)}
         asked, best = values.pop("asked"), values.pop("best")
         missed = asked & np.isnan(values["id_similarity"])
-        return Measures(values, best.astype("i4") + 1, int(missed.sum()))
+        targets = [vectors for chunk in chunks if (vectors := chunk.targets()) is not None]
+        identities = _to_numpy(torch.cat(targets)) if targets else None
+        return Measures(values, best.astype("i4") + 1, int(missed.sum()), identities)
 
     def _best(self, values: Mapping[str, Tensor], steps_made: Tensor) -> Tensor:
         """Return the index of the best step, int64 [n]; `best_step` on the device of the values."""
@@ -231,13 +254,15 @@ class MetricEvaluator:
         measures["psnr"] = peak_signal_to_noise(measures["l2"])
         if self.identity_steps == "all":
             asked = usable if self.identity else torch.zeros_like(usable)
-            return _Chunk(measures, asked, lambda: _cosines(pending, faces, usable.shape, targets))
+            identity = cache(lambda: _cosines(pending, faces, usable.shape, targets))
+            return _Chunk(measures, asked, target_finite, identity)
         best = self._best(measures, is_made.sum(dim=1))
         is_best = torch.zeros_like(usable).scatter_(1, best[:, None], value=True)
         everyone = torch.arange(len(best), device=best.device)
         pending = self._begin_identity([targets, reconstructions(everyone, best)])
         asked = usable & is_best if self.identity else torch.zeros_like(usable)
-        return _Chunk(measures, asked, lambda: _cosines_of_best(pending, is_best, targets))
+        identity = cache(lambda: _cosines_of_best(pending, is_best, targets))
+        return _Chunk(measures, asked, target_finite, identity)
 
     def _measure_images(
         self,
@@ -289,27 +314,29 @@ def _cosines(
     faces: Sequence[Rows],
     shape: torch.Size,
     targets: Tensor,
-) -> Tensor:
-    """Return the similarity of each step's faces to the targets, [n, steps]; NaN: none."""
+) -> _Identity:
+    """Return the similarity of each step's faces to the targets."""
     values = targets.new_full(shape, float("nan"))
-    if pending:
-        target_faces, *step_faces = [descriptors() for descriptors in pending]
-        for step, rows in enumerate(faces):
-            cosines = (step_faces[step] * target_faces[rows]).sum(dim=1)
-            values[rows, step] = cosines.clamp(-1, 1)
-    return values
+    if not pending:
+        return _Identity(values)
+    target_faces, *step_faces = [descriptors() for descriptors in pending]
+    for step, rows in enumerate(faces):
+        cosines = (step_faces[step] * target_faces[rows]).sum(dim=1)
+        values[rows, step] = cosines.clamp(-1, 1)
+    return _Identity(values, target_faces.float())
 
 
 def _cosines_of_best(
     pending: Sequence[Callable[[], Tensor]], is_best: Tensor, targets: Tensor
-) -> Tensor:
-    """Return the similarity of the best step's face, [n, steps]; NaN at other steps."""
+) -> _Identity:
+    """Return the similarity of the best step's face to the target; NaN at other steps."""
     values = targets.new_full(is_best.shape, float("nan"))
     if not pending:
-        return values
+        return _Identity(values)
     target_faces, best_faces = [descriptors() for descriptors in pending]
     cosines = (best_faces * target_faces).sum(dim=1).clamp(-1, 1)
-    return torch.where(is_best, cosines[:, None], values)
+    similarities = torch.where(is_best, cosines[:, None], values)
+    return _Identity(similarities, target_faces.float())
 
 
 def _of_codes(

@@ -55,6 +55,19 @@ def read_checkpoint(
     size, and if it holds any class other than these, tensors, plain containers and
     `argparse.Namespace`. Errors that `file` itself raises are passed on.
     """
+    content = read_inert(file, source, stand_ins)
+    if not isinstance(content, dict):
+        raise ModelError(f"{source}: holds a {type(content).__name__}, expected a checkpoint dict")
+    return content
+
+
+def read_inert(
+    file: IO[bytes], source: str, stand_ins: Mapping[str, Callable[..., Any]] | None = None
+) -> Any:
+    """Return the object in an open `.pt` file of any kind, as `read_checkpoint` reads a dictionary.
+
+    Raises the same errors, except for an object that is not a dictionary.
+    """
     refuse_bomb(file, source)
     try:
         with (
@@ -62,7 +75,7 @@ def read_checkpoint(
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # torch warns about a protocol before it refuses it
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it holds the class {refused[1]}" if refused else "it is not a file of tensors"
@@ -71,8 +84,6 @@ def read_checkpoint(
         if failed := _failed_read(error):
             raise failed from None
         raise ModelError(f"{source}: damaged, or not a PyTorch checkpoint; {ADVICE}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{source}: holds a {type(content).__name__}, expected a checkpoint dict")
     return content
 
 

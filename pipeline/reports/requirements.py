@@ -29,16 +29,6 @@ def require_steps(table: Table) -> None:
         )
 
 
-def require_crops_and_steps(table: Table) -> None:
-    """Raise `RequestError` if the table lacks the crops and steps for a contact sheet."""
-    columns = table.spec.columns
-    if not (columns.all_steps and columns.aligned_jpeg):
-        raise RequestError(
-            f"the table '{table.store.root}' has no crops and steps to show: "
-            "make it with --keep-crops and --keep-steps"
-        )
-
-
 def require_labels(labels: Sequence[str], tables: int) -> None:
     """Raise `RequestError` unless there are no labels or one different label per table."""
     if labels and (len(labels) != tables or len(set(labels)) != len(labels)):

@@ -2,91 +2,132 @@
 
 from __future__ import annotations
 
-import io
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
-from pipeline.errors import RequestError
+from pipeline.errors import ConfigError
 from pipeline.inversion import average_image, invert
 from pipeline.inversion.render import pooled, render_each
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_pixels, to_unit
 from pipeline.reports.contact_sheet import Pixels, SheetRow, contact_sheet
-from pipeline.reports.requirements import require_crops_and_steps
-from pipeline.table import Table
+from pipeline.reports.targets import Targets
 from pipeline.table.model_lookup import first_model_of, model_of
-from pipeline.table.statements import condition
+from pipeline.table.selection import Selection
 
-QUERY = """
-SELECT image_id, aligned_jpeg, w_plus_per_step, l2_per_step, lpips_per_step, best_step
-FROM latents {where} ORDER BY image_id LIMIT {limit}
-"""
+MAX_FACES = 2000  # a sheet of them is 350,000 pixels high
+_ROWS = 32  # whose targets are read together
 
-
-def _crop(face: Any) -> Pixels:
-    return np.asarray(Image.open(io.BytesIO(face.aligned_jpeg)).convert("RGB"))
+_STEPS = "w_plus_per_step AS codes, l2_per_step AS l2, lpips_per_step AS lpips, best_step"
+_BEST = "w_plus AS codes, l2, lpips"
 
 
-def _steps(model: RestyleModel, face: Any) -> list[Pixels]:
-    codes = np.array([[list(row) for row in step] for step in face.w_plus_per_step], np.float32)
-    frames = render_each(model, torch.from_numpy(codes))
-    return [to_pixels(pooled(frame, model.input_size)) for frame in frames]
+class TableSheet(NamedTuple):
+    """Picture of a sheet, PNG, its number of faces, and the targets that it could not show."""
 
-
-def _row(model: RestyleModel, average: Pixels, face: Any) -> SheetRow:
-    return SheetRow(
-        target=_crop(face),
-        average=average,
-        steps=_steps(model, face),
-        label=face.image_id,
-        l2=face.l2_per_step,
-        lpips=face.lpips_per_step,
-        best_step=face.best_step,
-    )
-
-
-def _bootstrapped_row(
-    model: RestyleModel, first: RestyleModel, steps: int, average: Pixels, face: Any
-) -> SheetRow:
-    """Return the row of a face that started from another model's inversion, repeated here.
-
-    It has no metrics: distances to a photograph do not measure the quality of a cartoon.
-    """
-    initial = invert(first, to_unit(_crop(face))[None], steps=steps).step_images[0]
-    return SheetRow(
-        target=_crop(face),
-        average=average,
-        bootstrap=[to_pixels(image) for image in initial],
-        steps=_steps(model, face),
-        label=face.image_id,
-    )
+    picture: bytes
+    faces: int
+    targets: Targets
 
 
 @torch.no_grad()
-def table_sheet(table: Table, *, where: str = "", limit: int = 12, title: str = "") -> bytes:
-    """Draw a PNG of the first `limit` faces, by image id, that the SQL condition `where` selects.
+def table_sheet(selection: Selection, *, title: str = "") -> TableSheet:
+    """Draw the selected faces in their order.
 
-    For a bootstrapped table it includes the first model's steps. Raises `RequestError` if the table
-    has no crops or steps, or no face is selected, and `ModelError` if its model is another one.
+    A target that the table does not have is cropped from its source again (`Targets`); where that
+    is impossible its cell is empty. A table without kept steps shows the best one. For a
+    bootstrapped table the sheet includes the first model's steps. Raises `RequestError` if no face
+    is selected, and `ModelError` if the table's model is another one. Raises `ConfigError` for more
+    than `MAX_FACES`.
     """
-    require_crops_and_steps(table)
-    chosen = f"WHERE {condition(where)}" if where else ""
-    faces = table.sql(QUERY.format(where=chosen, limit=int(limit)))
-    if faces.empty and where:
-        raise RequestError(f"--where \"{where}\" selects no face of the table '{table.store.root}'")
-    if faces.empty:
-        raise RequestError(f"the table '{table.store.root}' has no faces to show")
-    model, first = model_of(table), first_model_of(table)
-    if first:
+    faces = selection.require_rows()
+    if faces > MAX_FACES:
+        raise ConfigError(
+            f"a sheet has at most {MAX_FACES:,} faces, not {faces:,}: choose with --limit"
+        )
+    table = selection.table
+    model, targets = model_of(table), Targets(table)
+    drawing = _Rows(model, to_pixels(average_image(model)))
+    if first := first_model_of(table):
         steps = int(table.spec.config.get("bootstrap_steps") or 1)
-        average = to_pixels(average_image(first))
-        draw = partial(_bootstrapped_row, model, first, steps, average)
-    else:
-        draw = partial(_row, model, to_pixels(average_image(model)))
-    rows = [draw(face) for face in faces.itertuples(index=False)]
-    step_name = "cartoon" if model.domain == "toonify" else "step"
-    return contact_sheet(rows, title=title, step_name=step_name)
+        drawing = _BootstrappedRows(model, to_pixels(average_image(first)), first, steps)
+    rows = [drawing.row(face, target) for face, target in _faces(selection, targets)]
+    picture = contact_sheet(
+        rows,
+        title=title,
+        step_name="cartoon" if model.domain == "toonify" else "step",
+        best_only=not table.spec.columns.all_steps,
+    )
+    return TableSheet(picture, len(rows), targets)
+
+
+def _faces(
+    selection: Selection, targets: Targets
+) -> Iterator[tuple[dict[str, Any], Pixels | None]]:
+    """Yield the columns of each face, and its target; None without one."""
+    shown = _STEPS if selection.table.spec.columns.all_steps else _BEST
+    faces = selection.rows(f"{targets.columns}, {shown}")
+    while group := list(islice(faces, _ROWS)):
+        crops = targets.crops(group)
+        yield from ((face, crops.get(face["image_id"])) for face in group)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a sheet."""
+
+    model: RestyleModel
+    average: Pixels
+
+    def row(self, face: dict[str, Any], target: Pixels | None) -> SheetRow:
+        """Return the row of a face."""
+        return SheetRow(
+            target=target,
+            average=self.average,
+            steps=self.steps(face),
+            label=face["image_id"],
+            l2=_listed(face["l2"]),
+            lpips=_listed(face["lpips"]),
+            best_step=face.get("best_step"),
+        )
+
+    def steps(self, face: dict[str, Any]) -> list[Pixels]:
+        """Render the kept steps of a face, or the best one alone."""
+        codes = np.array(face["codes"], np.float32)
+        frames = render_each(self.model, torch.from_numpy(codes.reshape(-1, *codes.shape[-2:])))
+        return [to_pixels(pooled(frame, self.model.input_size)) for frame in frames]
+
+
+@dataclass(frozen=True)
+class _BootstrappedRows(_Rows):
+    """Rows of faces that started from another model's inversion, repeated here.
+
+    They have no metrics: distances to a photograph do not measure the quality of a cartoon.
+    """
+
+    first: RestyleModel
+    first_steps: int
+
+    def row(self, face: dict[str, Any], target: Pixels | None) -> SheetRow:
+        """Return the row of a face; without a target the first model's steps are unknown too."""
+        bootstrap: Sequence[Pixels | None] = [None] * self.first_steps
+        if target is not None:
+            inversion = invert(self.first, to_unit(target)[None], steps=self.first_steps)
+            bootstrap = [to_pixels(image) for image in inversion.step_images[0]]
+        return SheetRow(
+            target=target,
+            average=self.average,
+            bootstrap=bootstrap,
+            steps=self.steps(face),
+            label=face["image_id"],
+        )
+
+
+def _listed(values: Any) -> Sequence[float | None]:
+    """Return the values of steps, or of the best step alone, as a list."""
+    return values if isinstance(values, list) else [values]

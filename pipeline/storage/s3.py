@@ -45,6 +45,16 @@ def listing_pages(fs: Any, bucket: str, start: str, **more: str) -> Iterator[dic
         request["ContinuationToken"] = page["NextContinuationToken"]
 
 
+def keeps_versions(fs: Any, path: str) -> bool | None:
+    """Return whether the bucket of `path` keeps replaced objects; None if it does not say."""
+    bucket, _, _ = fs.split_path(path)
+    try:
+        answer = fs.call_s3("get_bucket_versioning", Bucket=bucket)
+    except Exception:  # noqa: BLE001 - a right that is missing, or a server without this request
+        return None
+    return answer.get("Status") in ("Enabled", "Suspended")
+
+
 def get_objects(fs: Any, folder: str, names: Sequence[str]) -> list[Fetched | BaseException]:
     """Fetch the objects `names` of `folder` in parallel, with one request each.
 

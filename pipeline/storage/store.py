@@ -138,12 +138,13 @@ class Store:
             else:
                 self.fs.put_file(str(source), self.path(name))
 
-    def put_if_absent(self, name: str, content: bytes) -> bool:
-        """Write `content` under `name` unless it exists; return whether it was written.
+    def put_if_absent(self, name: str, content: bytes | Path) -> bool:
+        """Write `content`, bytes or a local file, under `name` unless it exists.
 
-        Of two concurrent writers one gets True and the other False. Object stores use a conditional
-        put; a store that ignores or rejects the condition is still checked before the write. Disks
-        use `name_if_absent`.
+        Return whether it was written: of two concurrent writers one gets True and the other False.
+        Object stores use a conditional put; a store that ignores or rejects the condition is still
+        checked before the write. Disks use `name_if_absent`. Of a local file memory holds a few
+        blocks, as in `put_file`.
         """
         if self.exists(name):
             return False
@@ -157,17 +158,23 @@ class Store:
             raise
         return True
 
-    def _create(self, name: str, content: bytes) -> None:
+    def _create(self, name: str, content: bytes | Path) -> None:
         if is_local_filesystem(self.fs):
             with _complete_file(Path(self.path(name)), content) as temporary:
                 name_if_absent(temporary, Path(self.path(name)))
         else:
             try:
-                self.fs.pipe_file(self.path(name), content, mode="create")
+                self._upload(name, content, mode="create")
             except OSError as error:
                 if error.errno != errno.ENOSYS:  # 501: the store supports no conditions
                     raise
-                self.fs.pipe_file(self.path(name), content)
+                self._upload(name, content)
+
+    def _upload(self, name: str, content: bytes | Path, **mode: str) -> None:
+        if isinstance(content, Path):
+            self.fs.put_file(str(content), self.path(name), **mode)
+        else:
+            self.fs.pipe_file(self.path(name), content, **mode)
 
     def get(self, name: str) -> bytes:
         """Read a whole object."""

@@ -2,6 +2,7 @@
 
 from pipeline.table.card import card_text, is_card_current, kept_readme, write_card
 from pipeline.table.cleanup import Orphans
+from pipeline.table.forgotten import check_finished
 from pipeline.table.initial_codes import (
     InitialCodes,
     check_condition,
@@ -52,6 +53,7 @@ __all__ = [
     "card_text",
     "check_condition",
     "check_existing",
+    "check_finished",
     "check_kept",
     "image_id",
     "initial_codes_schema",

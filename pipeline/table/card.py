@@ -71,7 +71,7 @@ Without this library: `read_parquet('latents/*.parquet')` in DuckDB, pandas, pol
 
 
 # After `_READING`, with which unsigned cards end.
-_CITING = """## Citation
+CITING = """## Citation
 
 The method of the codes, and the software that made this table:
 
@@ -140,6 +140,11 @@ def _is_earlier_card(text: str) -> bool:
     return all(map(_EARLIER_LINE.fullmatch, lines[1:]))  # the first is the end of a title
 
 
+def signed(text: str) -> str:
+    """Return a card with its signature, by which `is_card` knows it."""
+    return text + _signature(text)
+
+
 def _signature(text: str) -> str:
     return _SIGNATURE.format(hashlib.sha256(text.encode()).hexdigest()[:16])
 
@@ -181,10 +186,9 @@ def card_text(table: Table, stats: Stats | None = None, listed: LeftOut | None =
         _left_out(stats.counts, listed_left_out(table.store) if listed is None else listed),
         _metrics(spec, stats),
         _READING,
-        _CITING,
+        CITING,
     )
-    text = "\n".join(parts) + "\n"
-    return text + _signature(text)
+    return signed("\n".join(parts) + "\n")
 
 
 def _summary(spec: TableSpec, counts: Counts) -> str:

@@ -17,6 +17,7 @@ from pipeline.errors import PipelineError, TableError, printable
 from pipeline.storage import Store, canonical_uri, slice_number
 from pipeline.storage.file_types import is_list, plain_name, shard_kind
 from pipeline.storage.patterns import has_braces, has_glob
+from pipeline.table.forgotten import FORGOTTEN
 from pipeline.table.schema import SCHEMA_VERSION
 from pipeline.table.shard_records import ShardRecord
 from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, TableSpec, read_json, to_json
@@ -25,6 +26,7 @@ from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, TableSpec, read_json,
 _REPEATED = {
     "columns.aligned_jpeg": "keep_crops",
     "columns.all_steps": "keep_steps",
+    "columns.identity": "keep_identity",
     "columns.reconstruction_jpeg": "keep_reconstructions",
     "columns.w_plus_dtype": "latent_dtype",
     "layout.files_per_shard": "files_per_shard",
@@ -163,12 +165,14 @@ def check_sources(manifest: ShardRecord, sources: Iterable[str]) -> None:
 
     In `source_uri` every reader writes the shard's URI before the name of the image. The URI of a
     single image names no shard file, but lies in the shard's folder. A list may name any URI, so
-    its rows are not checked.
+    its rows are not checked. The reject of a forgotten image names no source.
     """
     if manifest.kind == "list":
         return
     folder = manifest.uri.rpartition("/")[0] + "/"
     for source in sources:
+        if not source and FORGOTTEN in manifest.stats.counts.reasons:
+            continue
         if source.startswith((f"{manifest.uri}/", f"{manifest.uri}#")) or source == manifest.uri:
             continue
         if _SHORTENED.search(source):

@@ -61,6 +61,12 @@ def indexed_parts(store: Store) -> Iterator[PartRecord]:
         yield from (PartRecord(*row) for row in rows_of(table))
 
 
+def forget_part_index(store: Store) -> None:
+    """Remove the index of parts; the next run reads the footers of open parts."""
+    for name in store.names(_FOLDER):
+        store.remove(name)
+
+
 def count_open_parts(store: Store, etags: Mapping[str, str]) -> tuple[Counts, bool]:
     """Add up the counts of open parts; `etags` are the etags of their latents files by name.
 

@@ -9,14 +9,15 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import TableError
+from pipeline.metrics.registry import best_alone
 from pipeline.storage import Store, one_line
 from pipeline.table.stats import Counts, Stats
 
@@ -55,6 +56,10 @@ class PartKey:
     def name(self, kind: str) -> str:
         """Return the name of the part's file; `kind` is `latents` or `rejects`."""
         return part_name(kind, self.shard, self.part)
+
+
+# Metadata of both files of a part, in the order in which they are written.
+_METADATA = (*(each.name for each in fields(PartKey)), *COUNTS, "metrics")
 
 
 @dataclass(frozen=True)
@@ -119,26 +124,18 @@ def write_part(
     *,
     samples: int,
     metrics: Mapping[str, str],
-    best_alone: Collection[str] = (),
 ) -> PartRecord:
     """Write the two files of a part: rejects first, then latents, which commits the part.
 
     An existing file is never replaced, because a manifest may name it: a late writer, or a second
     run at the same time, would break that commit. An existing file of the same part, in the same
     state of the shard, is used as it is. Raises `TableError` for any other existing file, and if
-    the rows do not account for all `samples`. `best_alone` are the metrics of the best step alone.
+    the rows do not account for all `samples`.
     """
-    keys = set(latents["key"].to_pylist()) | set(rejects["key"].to_pylist())
-    if len(keys) != samples:
-        raise TableError(
-            f"part {key.part} of shard '{key.shard}' has {samples} samples, but its rows account "
-            f"for {len(keys)}"
-        )
-    stats = Stats.of(latents, rejects, best_alone)
+    check_accounts(key.shard, key.part, latents, rejects, samples)
     counts = {"samples": samples, "faces": latents.num_rows, "rejects": rejects.num_rows}
     metadata = {**asdict(key), **counts, "metrics": dict(metrics)}
-    rejects_bytes = _encode(rejects, metadata)
-    latents_bytes = _encode(latents, metadata | {"figures": stats.figures()})
+    latents_bytes, rejects_bytes, stats = encode_part(latents, rejects, metadata)
     # Stored rejects must be the same, or they contradict these latents. Stored latents may hold
     # other numbers for the same faces, as another kind of GPU computes them.
     stored = _put_once(store, key.name(REJECTS), rejects_bytes)
@@ -155,6 +152,40 @@ def write_part(
         rejects_sha256=hashlib.sha256(rejects_bytes).hexdigest(),
         figures=stats.figures_text(),
         **counts,
+    )
+
+
+def check_accounts(
+    shard_id: str, part: int, latents: pa.Table, rejects: pa.Table, samples: int
+) -> None:
+    """Raise `TableError` unless the rows of a part account for all its samples."""
+    keys = set(latents["key"].to_pylist()) | set(rejects["key"].to_pylist())
+    if len(keys) != samples:
+        raise TableError(
+            f"part {part} of shard '{shard_id}' has {samples} samples, but its rows account "
+            f"for {len(keys)}"
+        )
+
+
+class EncodedPart(NamedTuple):
+    """Bytes of the two files of a part, and what its rows add up to."""
+
+    latents: bytes
+    rejects: bytes
+    stats: Stats
+
+
+def encode_part(latents: pa.Table, rejects: pa.Table, metadata: Mapping[str, Any]) -> EncodedPart:
+    """Encode the files of a part; `metadata` gets the numbers of rows and the sums.
+
+    The bytes depend on the order of the metadata, which a file that is read does not keep.
+    """
+    stats = Stats.of(latents, rejects, best_alone(metadata.get("metrics", {})))
+    counted = {**metadata, "faces": latents.num_rows, "rejects": rejects.num_rows}
+    ordered = {name: counted[name] for name in _METADATA if name in counted}
+    ordered |= {name: value for name, value in counted.items() if name != "figures"}
+    return EncodedPart(
+        _encode(latents, ordered | {"figures": stats.figures()}), _encode(rejects, ordered), stats
     )
 
 
@@ -183,27 +214,47 @@ def _other_writer(store: Store, name: str) -> TableError:
 
 
 def read_part_record(store: Store, key: PartKey) -> PartRecord | None:
-    """Read the record of a part from its footer.
+    """Read the record of a part from the footer of its latents and from its rejects.
 
-    None if the file has another key or a damaged footer: then the part must be done again.
+    None if a file has another key, other counts or a damaged footer: then the part must be done
+    again. Two runs with other part sizes can leave the latents of one beside the rejects of the
+    other.
     """
     try:
         metadata = read_metadata(store, key.name(LATENTS))
         stats = Stats.from_figures(metadata.get("figures"))
+        of_rejects, rejects_sha256 = _read_rejects(store, key.name(REJECTS))
     except (TableError, TypeError):
-        return None
-    if any(metadata.get(name) != value for name, value in asdict(key).items()):
         return None
     counts: dict[str, Any] = {name: metadata.get(name) for name in COUNTS}
     if not all(type(count) is int for count in counts.values()):
+        return None
+    expected = {**asdict(key), **counts}.items()
+    if not (expected <= metadata.items() and expected <= of_rejects.items()):
         return None
     return PartRecord(
         shard=key.shard,
         part=key.part,
         stamp=key.digest,
+        rejects_sha256=rejects_sha256,
         figures=stats.figures_text(),
         **counts,
     )
+
+
+def _read_rejects(store: Store, name: str) -> tuple[dict[str, Any], str]:
+    """Return the metadata and the SHA-256 of a rejects file, which is a few KB."""
+    with store.open(name) as file:
+        digest = sha256_of(file)
+        return decode_metadata(_parsed(store, name, _tail(file)).metadata), digest
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Return the hex SHA-256 of an open file, read in large blocks: each is one request to S3."""
+    digest = hashlib.sha256()
+    while block := file.read(8 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def read_metadata(store: Store, name: str) -> dict[str, Any]:
@@ -217,7 +268,10 @@ def read_footer(store: Store, name: str) -> pq.FileMetaData:
     Raises `TableError` if it is damaged, and `StorageError` if it cannot be read.
     """
     with store.open(name) as file:
-        tail = _tail(file)
+        return _parsed(store, name, _tail(file))
+
+
+def _parsed(store: Store, name: str, tail: bytes) -> pq.FileMetaData:
     try:
         # Arrow parses bytes in memory here, because it raises OSError for a damaged footer too,
         # which must not look like a failure of the storage.

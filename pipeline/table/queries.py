@@ -238,8 +238,11 @@ def create_view(
         # Without this option a parent folder named `steps=10` would become a column.
         source = f"read_parquet([{paths}], hive_partitioning = false)"
     else:
+        # A table, which unlike a registered frame is visible to all cursors of the connection.
         source = f"{view}_without_rows"
-        connection.register(source, schema.empty_table())
+        connection.register("empty_rows", schema.empty_table())
+        connection.execute(f"CREATE OR REPLACE TABLE {source} AS FROM empty_rows")
+        connection.unregister("empty_rows")
     try:
         connection.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {source}")
     except duckdb.Error as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import RequestError, TableError, printable
 from pipeline.storage import Store, one_line
+from pipeline.table.frames import arrow_frames
 from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
 from pipeline.table.queries import TableFiles, connect, create_view
 from pipeline.table.runs import read_runs, runs_table, seconds_per_face
@@ -31,6 +33,7 @@ from pipeline.table.verify import verify_table
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
 
+    from pipeline.choices import SearchBy
     from pipeline.engine.reading import LatentsDataset
 
 _Form = TypeVar("_Form")
@@ -67,44 +70,48 @@ class Table:
     def __repr__(self) -> str:
         return f"Table({self.store.root!r})"
 
-    def sql(self, query: str) -> pd.DataFrame:
+    def sql(self, query: str, **frames: Any) -> pd.DataFrame:
         """Run a DuckDB `query` over the views `latents`, `rejects`, `shards` and `runs`.
 
-        Reads only the columns and row groups that the query needs. `w_plus` has the type FLOAT[][],
-        in the frame an array of `n_styles` arrays of 512; nulls inside lists become NaN.
+        `frames` are pandas, polars or Arrow tables, further views under the names of the
+        arguments. Reads only the columns and row groups that the query needs. `w_plus` has the
+        type FLOAT[][], in the frame an array of `n_styles` arrays of 512; nulls inside lists
+        become NaN.
         Raises `RequestError` with DuckDB's reason if the query is invalid, or accesses anything but
-        the table, or returns a value that pandas cannot represent (`arrow` returns such values).
+        the table and `frames`, or returns a value that pandas cannot represent (`arrow` returns
+        such values).
         """
-        rows = self.arrow(query)
+        rows = self.arrow(query, **frames)
         return as_python(rows, rows.to_pandas)
 
-    def arrow(self, query: str) -> pa.Table:
+    def arrow(self, query: str, **frames: Any) -> pa.Table:
         """Return the result of `sql` as an Arrow table."""
-        connection, files = self._database
-        if re.search(r"\bshards\b", query, re.IGNORECASE):
-            _ = self._shards_view
-        if re.search(r"\bruns\b", query, re.IGNORECASE):
-            _ = self._runs_view
-        try:
-            check_reads(query)
-            relation = connection.sql(query)
-            if relation is None:
-                raise RequestError("the query failed: it returns no rows")
+        with self._run(query, frames) as relation:
             return relation.to_arrow_table()
-        except QUERY_ERRORS as error:
-            files.raise_failure()
-            raise RequestError(f"the query failed: {one_line(error)}") from error
 
-    def batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, query: str, rows: int, **frames: Any) -> Iterator[pa.RecordBatch]:
         """Yield the result of `arrow` in batches of `rows` rows, for results larger than memory."""
+        with self._run(query, frames) as relation:
+            yield from relation.to_arrow_reader(rows)
+
+    @contextmanager
+    def _run(self, query: str, frames: Mapping[str, Any]) -> Iterator[duckdb.DuckDBPyRelation]:
+        """Check a query and run it on a connection of its own, on which the frames are views."""
+        tables = arrow_frames(frames)
         database, files = self._database
+        if re.search(r"\bshards\b", query, re.IGNORECASE):
+            tables["shards"] = self._shards_view
+        if re.search(r"\bruns\b", query, re.IGNORECASE):
+            tables["runs"] = self._runs_view
         with database.cursor() as connection:
             try:
-                check_reads(query)
+                check_reads(query, frames)
+                for name, table in tables.items():
+                    connection.register(name, table)
                 relation = connection.sql(query)
                 if relation is None:
                     raise RequestError("the query failed: it returns no rows")
-                yield from relation.to_arrow_reader(rows)
+                yield relation
             except QUERY_ERRORS as error:
                 files.raise_failure()
                 raise RequestError(f"the query failed: {one_line(error)}") from error
@@ -142,6 +149,28 @@ class Table:
 
         names = [name for name in self.store.names(f"{LATENTS}/") if parse_part_name(name)]
         return read_latents(self.store, names, self.spec.columns.latents_schema(), columns)
+
+    def nearest(
+        self,
+        like: str | Sequence[str] | np.ndarray,
+        k: int = 10,
+        *,
+        by: SearchBy | None = None,
+        where: str = "",
+    ) -> pd.DataFrame:
+        """Return the `k` faces most similar to each of `like`: query, rank, image_id, similarity.
+
+        `like` are image ids of this table, identity vectors [n, d], or codes [n, n_styles, 512]
+        with `by="w_plus"`; arrays are named by their row. `by` is `identity` if the table has that
+        column, else `w_plus`. `where` is an SQL condition on the faces that are compared. A face is
+        no neighbour of itself. Exact; imports PyTorch. Raises `UnknownImageError` for an id that
+        the table does not hold, and `RequestError` for a face without an identity.
+        """
+        # Above this package; PyTorch is slow to import.
+        from pipeline.search.neighbours import nearest_frame
+        from pipeline.table.selection import Selection
+
+        return nearest_frame(Selection(self, where), like, k, by)
 
     def shards(self) -> list[ShardRecord]:
         """Read the manifests of all committed shards, sorted by id."""
@@ -185,18 +214,17 @@ class Table:
         return connection, files
 
     @cached_property
-    def _shards_view(self) -> None:
-        """Register the view `shards`, when a query names it: it takes one read per shard."""
+    def _shards_view(self) -> pa.Table:
+        """Return the rows of the view `shards`, for queries that name it: one read per shard."""
         rows = [{**asdict(shard), "parts": len(shard.parts)} for shard in self.shards()]
-        shards = pa.Table.from_pylist(
+        return pa.Table.from_pylist(
             [{name: row[name] for name in _SHARDS.names} for row in rows], schema=_SHARDS
         )
-        self._database[0].register("shards", shards)
 
     @cached_property
-    def _runs_view(self) -> None:
-        """Register the view `runs`, when a query names it: it takes one read per run."""
-        self._database[0].register("runs", runs_table(self.runs()))
+    def _runs_view(self) -> pa.Table:
+        """Return the rows of the view `runs`, for queries that name it: one read per run."""
+        return runs_table(self.runs())
 
     def _files_of(self, shards: set[str]) -> list[str]:
         names: dict[str, list[str]] = defaultdict(list)

@@ -26,7 +26,7 @@ WRITE_EVERY_S = 60.0
 MAX_ERRORS = 1000
 MAX_TRACES = 20  # of different errors, 20,000 characters each
 MAX_WARNINGS = 100
-_FOLDER = "_runs/"
+RUNS_FOLDER = "_runs/"
 _THREADS = 8
 _LISTED_RUNS = 10  # latest runs that are searched for the result of a complete listing
 _BACKLOG_COUNTS = ("shards", "done_shards", "bytes", "done_bytes")
@@ -216,7 +216,7 @@ class RunFile:
 
 def put_run(store: Store, started: datetime, run_id: str, document: Mapping[str, Any]) -> str:
     """Write the document `_runs/<start>-<id>.json` of a run; return its name."""
-    name = f"{_FOLDER}{started:%Y%m%dT%H%M%SZ}-{run_id}.json"
+    name = f"{RUNS_FOLDER}{started:%Y%m%dT%H%M%SZ}-{run_id}.json"
     store.put(name, to_json(dict(document)))
     return name
 
@@ -247,13 +247,13 @@ def read_run(store: Store, name: str) -> dict[str, Any]:
 
 def latest_runs(store: Store, count: int) -> Iterator[dict[str, Any]]:
     """Yield the fields that a status shows of the latest `count` runs, the latest first."""
-    for name in list(reversed(store.names(_FOLDER)))[:count]:
+    for name in list(reversed(store.names(RUNS_FOLDER)))[:count]:
         document = read_run(store, name)
         facts = {each.name: document.get(each.name) for each in _FIELDS if each.in_status}
         errors = document.get("errors") or []
         yield facts | {
             "job": document.get("job"),
-            "run": name.removeprefix(_FOLDER).removesuffix(".json"),
+            "run": name.removeprefix(RUNS_FOLDER).removesuffix(".json"),
             "errors": len(errors),
             "first_error": str(errors[0]) if errors else None,
         }
@@ -261,7 +261,7 @@ def latest_runs(store: Store, count: int) -> Iterator[dict[str, Any]]:
 
 def listed_left_out(store: Store) -> LeftOut:
     """Return the files that the latest complete listing of the input passed over."""
-    for name in list(reversed(store.names(_FOLDER)))[:_LISTED_RUNS]:
+    for name in list(reversed(store.names(RUNS_FOLDER)))[:_LISTED_RUNS]:
         with suppress(TableError, TypeError):
             backlog = read_run(store, name).get("found") or {}
             if backlog.get("complete"):
@@ -278,11 +278,11 @@ def _check(name: str, value: object, kinds: tuple[type, ...]) -> None:
 
 def read_runs(store: Store) -> list[dict[str, Any]]:
     """Read all runs in the order of their start; each with its file's name as `run`."""
-    names = [name for name in store.names(_FOLDER) if name.endswith(".json")]
+    names = [name for name in store.names(RUNS_FOLDER) if name.endswith(".json")]
     with ThreadPoolExecutor(_THREADS) as pool:
         documents = pool.map(lambda name: read_run(store, name), names)
         return [
-            {**document, "run": name.removeprefix(_FOLDER)}
+            {**document, "run": name.removeprefix(RUNS_FOLDER)}
             for name, document in zip(names, documents, strict=True)
         ]
 

@@ -49,6 +49,11 @@ _METHOD = {
     "converged": pa.bool_(),  # true if --steps auto would have stopped by then; null if unknown
     "refined_from": _TEXT,  # image_id of the initial code in the table of --init
 }
+_EDIT = {
+    "direction": pa.list_(_TEXT),  # names of the directions that were added to the code
+    "strength": pa.list_(_REAL),  # of each direction
+}
+IDENTITY = "identity"  # descriptor of the target by the network of `id_similarity`
 _METRICS = {name: _REALS if name.endswith("_per_step") else _REAL for name in metric_columns()}
 _REQUIRED = {"image_id", "shard", "key", "source_uri", "face_index", "n_faces", "w_plus", "reason"}
 
@@ -58,8 +63,9 @@ class Columns:
     """Choices that determine a table's columns: size and type of the codes, optional columns.
 
     `kept` are fields copied from the input, each a name and the name of its Arrow type. `all_steps`
-    adds `w_plus_per_step` [steps, n_styles, 512]; `aligned_jpeg`, `reconstruction_jpeg` (bytes) and
-    `turn_deg` add the columns of these names.
+    adds `w_plus_per_step` [steps, n_styles, 512]; `aligned_jpeg`, `reconstruction_jpeg` (bytes),
+    `turn_deg` and `identity` (a list of numbers of the codes' type) add the columns of these names;
+    `edited` adds `direction` and `strength`.
     """
 
     n_styles: int
@@ -68,6 +74,8 @@ class Columns:
     aligned_jpeg: bool = False
     reconstruction_jpeg: bool = False
     turn_deg: bool = False
+    edited: bool = False
+    identity: bool = False
     kept: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -83,7 +91,10 @@ class Columns:
         columns = {**_IDS, **face, "w_plus": code, **_METHOD, **_METRICS}
         if self.all_steps:
             columns["w_plus_per_step"] = pa.list_(code)
+        if self.identity:
+            columns[IDENTITY] = pa.list_(kind)
         columns |= {name: pa.binary() for name in self._pictures()}
+        columns |= _EDIT if self.edited else {}
         columns |= {name: arrow_type(kind) for name, kind in self.kept}
         return _schema(columns, _REQUIRED)
 
@@ -92,11 +103,19 @@ class Columns:
         return [name for name in names if getattr(self, name)]
 
 
-def check_kept(names: Iterable[str]) -> None:
-    """Raise `ConfigError` if a field to keep has the name of a column of any table."""
+def check_kept(names: Iterable[str], *, identity: bool = False) -> None:
+    """Raise `ConfigError` if a field to keep has the name of a column of any table.
+
+    A field named `identity` is only refused with `identity`, the request for that column: tables
+    with such a field are older than the column.
+    """
     switches: dict[str, Any] = {
-        field.name: True for field in fields(Columns) if str(field.type) == "bool"
+        field.name: True
+        for field in fields(Columns)
+        # A table of images, which may keep fields of the input, is never an edited one.
+        if str(field.type) == "bool" and field.name != "edited"
     }
+    switches[IDENTITY] = identity
     own = {name.lower() for name in Columns(1, **switches).latents_schema().names}
     taken = [name for name in names if name.lower() in own]
     if taken:

@@ -27,6 +27,8 @@ class Selection:
     `where` is an SQL condition on rows of `latents`, `order` an SQL list such as `lpips DESC`.
     Without `order` the rows come as the files hold them: by shard, part and image id. Equal values
     of `order` come by image id, so that the same selection of the same table is always the same.
+    Rows stream without `order`, or with `limit`; an order of all rows is sorted in memory with the
+    columns that are read: 27 kB per code of 18 rows.
     """
 
     table: Table
@@ -94,7 +96,10 @@ def codes_of(column: pa.Array) -> np.ndarray:
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a batch; codes become float32 arrays [..., n_styles, 512]."""
+    """Yield the rows of a batch; codes become float32 arrays [..., n_styles, 512].
+
+    A column with a null becomes Python lists as a whole.
+    """
     columns = {name: _values(batch.column(name)) for name in batch.schema.names}
     for index in range(batch.num_rows):
         yield {name: values[index] for name, values in columns.items()}
@@ -104,7 +109,7 @@ def _values(column: pa.Array) -> list[Any]:
     kind, depth = column.type, 0
     while pa.types.is_list(kind):
         kind, depth = kind.value_type, depth + 1
-    if depth < 2 or not len(column):
+    if depth < 2 or not _holds_codes(column, depth):
         values: list[Any] = column.to_pylist()
         return values
     lengths = np.diff(column.offsets.to_numpy(), axis=0) if depth > 2 else None
@@ -113,3 +118,13 @@ def _values(column: pa.Array) -> list[Any]:
     flat = rows.flatten().flatten().to_numpy(zero_copy_only=False)
     codes = np.asarray(flat, np.float32).reshape(-1, n_styles, STYLE_DIM)
     return list(codes) if lengths is None else np.split(codes, np.cumsum(lengths)[:-1])
+
+
+def _holds_codes(column: pa.Array, depth: int) -> bool:
+    """Return whether the innermost lists have 512 numbers; those of landmarks have two."""
+    rows = column
+    for _ in range(depth - 1):
+        rows = rows.flatten()
+    return (
+        bool(len(rows)) and not column.null_count and len(rows.flatten()) == STYLE_DIM * len(rows)
+    )

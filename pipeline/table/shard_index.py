@@ -120,6 +120,28 @@ def forget_index(store: Store) -> None:
             store.remove(name)
 
 
+def refresh_index(store: Store) -> None:
+    """Replace the index rows of manifests that have changed; files without such rows stay.
+
+    Afterwards no file has sums of an earlier state of a shard. Raises `TableError` if a manifest is
+    damaged.
+    """
+    etags = dict(manifest_etags(store))
+    for name, table in read_tables(store, _FOLDER, _SCHEMA, _DEFAULTS):
+        records = [ShardRecord(*row) for row in rows_of(table)]
+        valid = [each for each in records if etags.get(each.shard) == each.manifest_etag]
+        if len(valid) == len(records):
+            continue
+        changed = {each.shard for each in records} - {each.shard for each in valid}
+        shards = sorted(changed & etags.keys())
+        with ThreadPoolExecutor(_THREADS) as pool:
+            read = pool.map(lambda shard: read_shard_record(store, shard), shards)
+            valid += [replace(each, manifest_etag=etags[each.shard]) for each in read]
+        if valid:
+            write_index(store, valid)
+        store.remove(name)
+
+
 class CommittedShards:
     """Shards that have a manifest, by one listing, with their index rows.
 

@@ -18,6 +18,7 @@ from pipeline.errors import (
     TableError,
     printable,
 )
+from pipeline.metrics.registry import best_alone
 from pipeline.redaction import HIDDEN, clean
 from pipeline.storage import OutputKind, Store
 from pipeline.table.schema import SCHEMA_VERSION, Columns
@@ -28,6 +29,8 @@ SPEC_NAME = "_table.json"
 # with this value is left out of `_table.json` and of the fingerprint, so that a run with this value
 # continues a table that was made before the setting existed.
 EARLIER_VALUES: Mapping[str, Any] = {
+    "columns.edited": False,
+    "columns.identity": False,
     "columns.kept": [],
     "columns.turn_deg": False,
     "layout.image_column": None,
@@ -48,6 +51,7 @@ EARLIER_VALUES: Mapping[str, Any] = {
 FLAGS: Mapping[str, str] = {
     "columns.aligned_jpeg": "--keep-crops",
     "columns.all_steps": "--keep-steps",
+    "columns.identity": "--keep-identity",
     "columns.kept": "--keep-columns",
     "columns.reconstruction_jpeg": "--keep-reconstructions",
     "columns.w_plus_dtype": "--latent-dtype",
@@ -68,15 +72,18 @@ FLAGS: Mapping[str, str] = {
     "settings.best_step_by": "--best-step-by",
     "settings.identity": "--identity",
     "settings.identity_steps": "--identity-steps",
+    "settings.limit": "--limit",
     "settings.measured.alignment.check_below": "--check-below",
     "settings.measured.alignment.icc": "--icc",
     "settings.measured.alignment.search_pixels": "--search-pixels",
     "settings.measured.alignment.turns": "--turns",
     "settings.method.name": "--method",
     "settings.model": "--model",
+    "settings.order": "--order",
     "settings.precision": "--precision",
     "settings.target": "--target",
     "settings.steps": "--steps",
+    "settings.where": "--where",
 }
 NOT_MEASURED = "not measured"  # in place of a metric's definition
 _DERIVED = {"columns.turn_deg"}  # from settings that are compared themselves
@@ -121,7 +128,7 @@ class TableSpec:
     @property
     def best_alone(self) -> tuple[str, ...]:
         """Metrics that are measured at the best step alone: others in their lists are null."""
-        return ("id_similarity",) if self.settings.get("identity_steps") == "best" else ()
+        return best_alone(self.metrics)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document of `_table.json`."""

@@ -12,7 +12,7 @@ import difflib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -41,9 +41,12 @@ _EXPRESSIONS = {
     *("CONJUNCTION", "BETWEEN", "CASE", "CAST", "COLLATE"),
 }
 _TABLE_FUNCTIONS = {"range", "generate_series", "unnest", "repeat", "json_each", "json_tree"}
-_SHOWN = {'"tables"', "__show_tables_expanded", *VIEWS}
+_SHOWN = {'"tables"', "__show_tables_expanded"}
 # A name without dot, slash or colon, which DuckDB cannot interpret as a file.
 _PLAIN_NAME = re.compile(r"[\w -]+")
+_FRAME_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+# Views of an empty table read these (`queries.create_view`).
+_EMPTY_SOURCES = tuple(f"{view}_without_rows" for view in VIEWS)
 
 # DuckDB's built-in functions without side effects: the same arguments give the same value.
 _PURE_FUNCTIONS = """
@@ -56,6 +59,7 @@ _CATALOG = """
     SELECT DISTINCT lower(view_name) FROM duckdb_views()
     WHERE internal AND schema_name <> 'information_schema'
 """
+_RESERVED = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category = 'reserved'"
 # These parse a text as a query; planning it reads its files.
 _TAKE_SQL = {"json_serialize_sql", "json_deserialize_sql", "json_serialize_plan"}
 _ALSO_HARMLESS = {
@@ -80,8 +84,24 @@ _WHERE_IN_QUERY = re.compile(r" LINE \d+: SELECT 1 WHERE.*")
 _ORDER_IN_QUERY = re.compile(r" LINE \d+: SELECT 1 WHERE true ORDER BY.*")
 
 
-def check_reads(query: str) -> None:
-    """Raise `RequestError` unless a query is one statement that only reads the views.
+def check_frame_names(names: Iterable[str]) -> None:
+    """Raise `RequestError` if a frame has a name that SQL cannot use, or that has a meaning.
+
+    Such names are those of the views, of DuckDB's internal views and of SQL's reserved words.
+    """
+    lower: set[str] = set()
+    for name in names:
+        if not _FRAME_NAME.fullmatch(name):
+            raise RequestError(
+                f"'{name}' cannot be the name of a frame: use letters, digits and underscores"
+            )
+        if name.lower() in {*VIEWS, *_EMPTY_SOURCES, *lower} | _catalog() | _reserved():
+            raise RequestError(f"the name '{name}' of a frame is taken: choose another name")
+        lower.add(name.lower())
+
+
+def check_reads(query: str, frames: Collection[str] = ()) -> None:
+    """Raise `RequestError` unless a query is one statement that only reads the views and `frames`.
 
     Raises DuckDB's error for invalid SQL.
     """
@@ -91,7 +111,7 @@ def check_reads(query: str) -> None:
             f"the query failed: it has {len(statements)} statements; give one at a time"
         )
     try:
-        _check(statements)
+        _check(statements, frames)
     except RequestError as error:
         raise RequestError(f"the query failed: {error}") from error
 
@@ -221,6 +241,14 @@ def _catalog() -> frozenset[str]:
 
 
 @cache
+def _reserved() -> frozenset[str]:
+    """Return SQL's reserved words, which a query would have to put in quotes."""
+    with _PARSER.lock:
+        rows = _PARSER.connection.execute(_RESERVED).fetchall()
+    return frozenset(word for (word,) in rows)
+
+
+@cache
 def _select_tree() -> dict[str, Any]:
     """Return the tree of a SELECT with a condition, without the condition."""
     node: dict[str, Any] = _parsed("SELECT 1 WHERE true\n")[0]["node"]
@@ -239,9 +267,13 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
             waiting += item
 
 
-def _check(tree: Any) -> None:
-    """Raise `RequestError` unless a tree only reads views and calls permitted functions."""
+def _check(tree: Any, frames: Collection[str] = ()) -> None:
+    """Raise `RequestError` unless a tree reads only views and calls only permitted functions.
+
+    `frames` are the names of further views.
+    """
     tables = _named_tables(tree)
+    views = (*VIEWS, *(name.lower() for name in frames))
     for node in _nodes(tree):
         kind = str(node.get("type", ""))
         if kind.endswith("_NODE") and kind not in _QUERIES:
@@ -251,7 +283,7 @@ def _check(tree: Any) -> None:
         if "function_name" in node:
             _check_function(node)
         elif _is_source(node):
-            _check_source(node, kind, tables)
+            _check_source(node, kind, tables, views)
 
 
 def _named_tables(tree: Any) -> set[str]:
@@ -281,7 +313,7 @@ def _is_source(node: dict[str, Any]) -> bool:
     return "sample" in node and "alias" in node and "class" not in node
 
 
-def _check_source(node: dict[str, Any], kind: str, tables: set[str]) -> None:
+def _check_source(node: dict[str, Any], kind: str, tables: set[str], views: Sequence[str]) -> None:
     if kind not in _SOURCES:
         raise RequestError(_NOT_READING)
     if kind == "TABLE_FUNCTION":
@@ -289,20 +321,20 @@ def _check_source(node: dict[str, Any], kind: str, tables: set[str]) -> None:
         if name not in _TABLE_FUNCTIONS:
             raise RequestError(
                 f"the table function '{name}' is not one that a query may call: use the views "
-                f"{', '.join(VIEWS)} or the functions {', '.join(sorted(_TABLE_FUNCTIONS))}"
+                f"{', '.join(views)} or the functions {', '.join(sorted(_TABLE_FUNCTIONS))}"
             )
-    if kind == "BASE_TABLE" and not _is_known(node, tables):
+    if kind == "BASE_TABLE" and not _is_known(node, tables, views):
         raise RequestError(
             f"Table with name {node['table_name']} does not exist: a query reads the views "
-            f"{', '.join(VIEWS)}"
+            f"{', '.join(views)}"
         )
-    if kind == "SHOW_REF" and node["query"] is None and node["table_name"] not in _SHOWN:
+    if kind == "SHOW_REF" and node["query"] is None and node["table_name"] not in {*_SHOWN, *views}:
         raise RequestError("SHOW TABLES is the only SHOW statement that is allowed")
 
 
-def _is_known(node: dict[str, Any], tables: set[str]) -> bool:
+def _is_known(node: dict[str, Any], tables: set[str], views: Sequence[str]) -> bool:
     *places, name = (part.lower() for part in node["qualified_name"]["path"])
-    if name in VIEWS:
+    if name in views:
         return set(places) <= {"", "memory", "main"}
     return name in tables and not any(places)  # WITH gives names without a schema
 

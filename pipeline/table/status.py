@@ -6,6 +6,7 @@ parts that are not in the index (at most two thousand each), and the records of 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,8 @@ _DRAWN = 16  # index rows that are checked for each number; few, as a status is 
 _RATE_OVER_S = 600.0
 _PARTS_MISSED = 10  # a run is inactive after the time that so many parts take at the last rate
 _RUNS = 3
+_RUNS_IN_DOUBT = 10  # last runs of which one may still write
+_END_MARGIN_S = 5.0  # between the clocks of the storage and of a run
 
 
 @dataclass
@@ -198,6 +201,11 @@ def _count_parts(store: Store, status: Status, commits: _Commits) -> None:
     for name in COUNTS:
         setattr(status, f"{name}_open", getattr(counts, name))
         setattr(status, name, getattr(status, name) + getattr(counts, name))
+    _use_part_times(status, times)
+
+
+def _use_part_times(status: Status, times: Sequence[float]) -> None:
+    """Fill in the time since the last part and the rate, from the times of all latents files."""
     latest = max(times, default=0.0)
     if latest:
         status.seconds_since_last_part = max(0.0, round(time.time() - latest, 1))
@@ -222,13 +230,34 @@ def _rate(times: Sequence[float], start: float | None) -> float | None:
 def _is_active(status: Status) -> bool:
     """Return whether the latest run has not ended and has recently written a record or a part."""
     latest = status.runs[0] if status.runs else {"exit_code": None, "updated": None}
-    if latest["exit_code"] is not None:
+    return _seems_active(latest, status)
+
+
+def _seems_active(run: dict[str, Any], status: Status) -> bool:
+    if run["exit_code"] is not None:
         return False
-    signs = (status.seconds_since_last_part, seconds_since(latest["updated"]))
+    signs = (status.seconds_since_last_part, seconds_since(run["updated"]))
     silence = min((seconds for seconds in signs if seconds is not None), default=None)
     rate = status.parts_per_second
     longest = max(_RATE_OVER_S, _PARTS_MISSED / rate if rate else 0.0)
     return silence is not None and silence <= longest
+
+
+def active_runs(store: Store) -> list[str]:
+    """Return the names of those of the last ten runs that seem to write to the table at `store`.
+
+    A run that was killed counts for some minutes, until its silence tells it from one that writes.
+    """
+    status = Status(table=store.root, runs=list(latest_runs(store, _RUNS_IN_DOUBT)))
+    if all(run["exit_code"] is not None for run in status.runs):
+        return []
+    _use_part_times(status, [info.modified for _, info in store.infos(f"{LATENTS}/")])
+    ended = [run["updated"] for run in status.runs if run["exit_code"] is not None]
+    since_end = min((seconds_since(moment) or 0.0 for moment in ended), default=math.inf)
+    last_part = status.seconds_since_last_part
+    if last_part is not None and last_part > since_end - _END_MARGIN_S:
+        status.seconds_since_last_part = None  # a run that has ended may have written it
+    return [run["run"] for run in status.runs if _seems_active(run, status)]
 
 
 def _use_recorded_input(status: Status, commits: _Commits) -> bool:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import AccessError, StorageError, TableError
+from pipeline.errors import AccessError, RequestError, StorageError, TableError
 from pipeline.storage import Store, is_local
 from pipeline.table.evidence import (
     check_footer,
@@ -30,6 +30,7 @@ from pipeline.table.evidence import (
     expect,
     is_in_input,
 )
+from pipeline.table.forgotten import MATCHED, Forgotten, check_finished
 from pipeline.table.parts import LATENTS, REJECTS, PartRecord, decode_metadata, part_name
 from pipeline.table.schema import rejects_schema
 from pipeline.table.shard_index import index_rows, places_of
@@ -58,6 +59,7 @@ def verify_table(store: Store, spec: TableSpec, *, checksums: bool) -> dict[str,
     * Every shard came from the table's input, if that is a folder, a shard file or an image.
     * `_table.json` agrees with itself, with the footers, and with the model's bundle, if a bundle
       of the same weights is on this machine.
+    * No row is of an image that was forgotten in this table, and every forget has ended.
     * Every row of the index that a restart or the card would use agrees with its manifest.
 
     Without `checksums` only footers and keys are read, not codes and weights. Raises `TableError`
@@ -76,10 +78,15 @@ def verify_table(store: Store, spec: TableSpec, *, checksums: bool) -> dict[str,
     )
     problems: list[str] = []
     expected = array("q")  # hashes of file names: 16 bytes per part
-    check = _ShardCheck(store, spec, checksums)
+    forgotten = Forgotten.read(store)
+    check = _ShardCheck(store, spec, checksums, forgotten)
     etags = dict(manifest_etags(store))
     shards = sorted(etags)
     index_check = _IndexCheck(etags)
+    try:
+        check_finished(store, forgotten)
+    except RequestError as error:
+        problems.append(str(error))
     try:
         check_spec(store, spec, weights=checksums)
     except TableError as error:
@@ -158,8 +165,11 @@ def _row_hash(record: ShardRecord) -> int:
 class _ShardCheck:
     """Check of one shard per call: return its record, counts, file names and errors."""
 
-    def __init__(self, store: Store, spec: TableSpec, checksums: bool) -> None:
+    def __init__(
+        self, store: Store, spec: TableSpec, checksums: bool, forgotten: Forgotten
+    ) -> None:
         self.store = store
+        self.forgotten = forgotten
         self.checksums = checksums
         self.spec = spec
         self.fingerprint = spec.fingerprint
@@ -237,7 +247,8 @@ class _ShardCheck:
         with self._file(name, digest) as source:
             try:
                 parquet = pq.ParquetFile(source)
-                table = parquet.read(_NAMING, use_threads=False)
+                columns = {*_NAMING, *(_deciding(kind) if self.forgotten else ())}
+                table = parquet.read(list(columns), use_threads=False)
             except pa.ArrowException as error:
                 raise TableError(f"'{name}' is damaged: {error}") from error
             schema = parquet.schema_arrow
@@ -255,6 +266,12 @@ class _ShardCheck:
         }
         check_footer(name, decode_metadata(schema.metadata), expected, self.spec.metrics)
         expect(set(table["shard"].to_pylist()) <= {record.shard}, f"'{name}' has foreign rows")
+        if self.forgotten:
+            expect(
+                not any(self.forgotten.levels(table)),
+                f"'{name}' has rows of a forgotten image: run `restyle forget --table "
+                f"{self.store.root}`, which erases them",
+            )
         return table
 
     @contextmanager
@@ -267,6 +284,11 @@ class _ShardCheck:
         actual = hashlib.sha256(content).hexdigest()
         expect(actual == digest, f"'{name}' is not the file that its manifest names (SHA-256)")
         yield pa.BufferReader(content)
+
+
+def _deciding(kind: str) -> tuple[str, ...]:
+    """Return the columns that say whether a row is of a forgotten image."""
+    return (*MATCHED, "reason") if kind == REJECTS else MATCHED
 
 
 def _ids(table: pa.Table, kind: str) -> set[Any]:

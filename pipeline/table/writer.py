@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,6 +13,7 @@ import pyarrow as pa
 from pipeline.errors import InputError, StorageError, TableError
 from pipeline.storage import Shard, Store
 from pipeline.table.cleanup import Orphans
+from pipeline.table.forgotten import Forgotten, check_finished
 from pipeline.table.part_files import list_names, remove_unowned_parts
 from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import (
@@ -21,8 +21,10 @@ from pipeline.table.parts import (
     REJECTS,
     PartKey,
     PartRecord,
+    check_accounts,
     part_name,
     read_part_record,
+    sha256_of,
     write_part,
 )
 from pipeline.table.resume import ShardState, States, state_of
@@ -51,6 +53,7 @@ class TableWriter:
         if part_size < 1:
             raise InputError(f"part_size must be at least 1, got {part_size}")
         self.read_only = read_only
+        self.forgotten = Forgotten()  # images that are erased from every part
         self.store = Store(root)
         self.spec = spec
         self.part_size = part_size
@@ -139,7 +142,13 @@ class TableWriter:
     def write_tables(
         self, shard: Shard, part: int, *, samples: int, latents: pa.Table, rejects: pa.Table
     ) -> PartRecord:
-        """Write a part, like `write_part`, from the results of `latents_table`, `rejects_table`."""
+        """Write a part, like `write_part`, from the results of `latents_table`, `rejects_table`.
+
+        Forgotten images are left out and counted as rejects.
+        """
+        if self.forgotten:
+            check_accounts(shard.shard_id, part, latents, rejects, samples)
+            latents, rejects = self.forgotten.erase(latents, rejects, part=part, samples=samples)
         record = write_part(
             self.store,
             self.part_key(shard, part),
@@ -147,7 +156,6 @@ class TableWriter:
             rejects,
             samples=samples,
             metrics=self.spec.metrics,
-            best_alone=self.spec.best_alone,
         )
         self._withdraw_if_committed(shard, record)
         return record
@@ -272,8 +280,7 @@ class TableWriter:
             stored = pool.map(lambda key: read_part_record(self.store, key), keys)
             for part, other in zip(parts, stored, strict=True):
                 # Compare the figures too: those of a resumed part come from the part index.
-                same = other and other.has_counts_of(part) and other.figures == part.figures
-                if not same:
+                if not other or not _is_same(part, other):
                     raise TableError(
                         f"shard '{shard.shard_id}' cannot be committed: another run has written "
                         f"part {part.part}; when no other job writes to this table, run again"
@@ -289,19 +296,29 @@ class TableWriter:
         return replace(part, latents_sha256=latents, rejects_sha256=rejects)
 
 
+def _is_same(part: PartRecord, stored: PartRecord) -> bool:
+    """Return whether the stored files are the part's, as far as a footer and the rejects tell."""
+    same_rejects = stored.rejects_sha256 == part.rejects_sha256
+    return stored.has_counts_of(part) and stored.figures == part.figures and same_rejects
+
+
 def open_for_writing(root: str, spec: TableSpec, *, part_size: int) -> TableWriter:
     """Return a writer for the table at `root`, which is created if it does not exist.
 
-    Raises `FingerprintError` if it was made with other settings, `RequestError` if its settings
-    cannot be read.
+    Images that are forgotten in this table, or in the one that `--init` names, are erased from what
+    the writer writes. Raises `FingerprintError` if the table was made with other settings,
+    `RequestError` if its settings cannot be read, or if a forget of this table has not ended.
     """
-    return TableWriter(root, create_or_check_spec(Store(root), spec), part_size=part_size)
+    store = Store(root)
+    writer = TableWriter(root, create_or_check_spec(store, spec), part_size=part_size)
+    writer.forgotten = Forgotten.read(store)
+    check_finished(store, writer.forgotten)
+    if isinstance(init := spec.config.get("init"), str):
+        writer.forgotten += Forgotten.read(Store(init))
+    return writer
 
 
 def file_sha256(store: Store, name: str) -> str:
     """Return the hex SHA-256 of an object, read as a stream."""
-    digest = hashlib.sha256()
     with store.open(name) as file:
-        while block := file.read(8 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha256_of(file)

@@ -373,6 +373,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tiny", action="store_true", help="a small model, two repeats")
     parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated")
     bench = Bench(parser.parse_args(argv))
+    if bench.on_gpu and not torch.cuda.is_available():
+        print(json.dumps({"skipped": "PyTorch finds no GPU here"}))
+        return 0
     for name in bench.args.stages.split(","):
         if not bench.has_time():
             bench.write(name, {"skipped": "out of time"})

@@ -1,4 +1,4 @@
-"""The tests on other releases of Ray and Python, each pair in a throw-away environment.
+"""Run the tests on other releases of Ray and Python, each pair in a throw-away environment.
 
     python -m tests.compat [--ray 2.57.1,2.60.0] [--python 3.11,3.12] [--suites core,engine,job]
 
@@ -33,7 +33,7 @@ OK, FAILED, ABSENT = "ok", "failed", "absent"
 
 
 class AbsentError(Exception):
-    """The interpreter, or a package for it, is not to be had here."""
+    """Interpreter, or package for it, that is not available here."""
 
 
 @dataclass(frozen=True)

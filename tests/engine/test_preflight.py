@@ -57,9 +57,32 @@ JOBS = {
         (["--icc", "ignore"], "--icc is for images"),
         (["--output", "photos"], "nothing is written among other files"),
     ],
+    "edit_latents": [
+        ([], "empty' is not a table"),
+        (["--as", "table"], "--as table writes a folder"),
+        (["--fps", "5"], "--fps is for --as video, not for grid"),
+    ],
+    "fit_direction": [
+        ([], "empty' is not a table"),
+        (["--output", "yaw.txt"], "name it NAME.safetensors"),
+        (["--output", "notes/yaw.safetensors"], "cannot be a folder"),
+    ],
     "export_table": [
         (["--table", "empty"], "empty' is not a table"),
         (["--to", "out.png"], "the dictionary is a .npy file"),
+    ],
+    "forget": [
+        (["--table", "empty"], "empty' is not a table"),
+        (["--where", "true"], "say why with --reason"),
+        (["--where", "true", "--like", "photo.jpg"], "choose the images in one way at a time"),
+        (["--limit", "3"], "--order and --limit need --where"),
+        (["--similar", "0.9"], "--similar and --by need --like"),
+    ],
+    "render_latents": [
+        (["--output", "grid.png"], "empty' is not a table"),
+        (["--output", "walk.avi"], "name a grid *.png, an animation .webp, .gif, .mp4"),
+        (["--output", "walk.webp", "--columns", "3"], "--columns is for a grid"),
+        (["--output", "photos"], "nothing is written among other files"),
     ],
     "convert_model": [
         (["nowhere.pt", "bundle"], "no model file at nowhere.pt"),
@@ -86,6 +109,16 @@ JOBS = {
         (["--table", "empty", "--output", "sheet.png"], "empty' is not a table"),
         (["--table", "empty", "--output", "sheet.gif"], "the sheet is a PNG"),
     ],
+    "find_faces": [
+        (["--table", "empty", "--clusters", "2"], "empty' is not a table"),
+        (["--table", "empty", "--duplicates", "2"], "above -1 and up to 1, not 2"),
+        (["--table", "empty", "--clusters", "2", "--output", "rows"], "name it *.csv"),
+    ],
+    "report": [
+        (["--table", "empty"], "empty' is not a table"),
+        (["--output", "report.pdf"], "the report is a web page"),
+        (["--output", "empty/report.html"], "lies inside the table"),
+    ],
     "query_latents": [(["empty", "SELECT 1"], "empty' is not a table")],
     "status": [(["empty"], "empty' is not a table")],
     "build_samples": [(["--wheel", "nowhere.whl"], "the wheel 'nowhere.whl' does not exist")],
@@ -95,12 +128,17 @@ GIVEN = {
     "refine_dataset": ["--output", "out"],
     "train_restyle": ["--input", "photos", "--output", "out", "--model", "demo"],
     "import_latents": ["--from", "empty", "--model", "demo", "--output", "out"],
+    "edit_latents": ["--table", "empty", "--direction", "smile.pt", "--output", "grid.png"],
+    "fit_direction": ["--table", "empty", "--column", "yaw", "--output", "yaw.safetensors"],
     "export_table": ["--table", "empty", "--to", "codes.npy"],
+    "forget": ["--table", "empty"],
+    "render_latents": ["--table", "empty"],
     "calibrate_stop": ["--calibrate", "photos", "--report", "photos", "--output", "out"],
     "evaluate": ["--output", "out"],
+    "report": ["--table", "empty", "--output", "report.html"],
 }
 # Jobs that print an answer, or nothing, and no JSON line.
-ANSWERS = {"evaluate", "contact_sheet", "query_latents", "status", "build_samples"}
+ANSWERS = {"evaluate", "query_latents", "status", "build_samples"}
 Refusals = list[tuple[tuple[str, str], Any]]  # (job, what is said), how it ended
 SCRIPT = """
 import contextlib, importlib, io, json, sys

@@ -227,6 +227,39 @@ def test_search_settings_do_not_apply_to_crops(config_of: ConfigOf) -> None:
     assert [values[name] for name in EARLIER_SEARCH] == [None, None, None]
 
 
+def test_identities_are_kept_where_they_are_measured(config_of: ConfigOf) -> None:
+    def keeps(**settings: Any) -> bool:
+        job = resolve_job(config_of(**settings))
+        assert job.inversion.keep_identity == job.columns.identity
+        return job.columns.identity
+
+    assert keeps(identity="dlib")
+    assert not keeps()
+    assert not keeps(identity="dlib", keep_identity=False)
+    assert not resolve_job(
+        config_of(identity="dlib", keep_columns="Identity"), {"Identity": "int64"}
+    ).columns.identity
+    with pytest.raises(ConfigError, match="--keep-identity needs an identity network: add --ident"):
+        resolve_job(config_of(identity=None, domain="my_data", keep_identity=True))
+
+
+def test_a_table_without_identities_continues_without(config_of: ConfigOf) -> None:
+    """A table that was made before the column existed is continued by the command that made it."""
+    earlier = resolve_job(config_of(identity="dlib", keep_identity=False)).spec
+    assert "identity" not in earlier.to_dict()["columns"]
+    created = open_for_writing(config_of().output, earlier, part_size=2)
+    again = resolve_job(config_of(identity="dlib"))
+    check_same("table", created.spec, again.spec)
+    assert not again.inversion.keep_identity
+    with pytest.raises(FingerprintError) as refusal:
+        check_same(
+            "table",
+            created.spec,
+            resolve_job(config_of(identity="dlib", keep_identity=True)).spec,
+        )
+    assert str(refusal.value).endswith("to continue it as it was made: --no-keep-identity")
+
+
 @pytest.mark.parametrize("turns", ["auto", "none"])
 def test_a_second_pass_searches_like_the_first(
     config_of: ConfigOf, tmp_path: Path, turns: str

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.engine.messages import LatentBatch, SampleBatch, ShardTask
 from pipeline.engine.plan import Plan
@@ -10,6 +14,7 @@ from pipeline.engine.stages import Read, Write
 from pipeline.engine.stages.align import REJECTS, reject_row
 from pipeline.images.rejects import Rejection, RejectReason
 from pipeline.table import latents_table
+from pipeline.table.forgotten import ForgetList, Forgotten, Source
 
 
 def test_a_written_part_leaves_its_counts_and_etags(plan: Plan, work: ShardTask) -> None:
@@ -25,3 +30,27 @@ def test_a_written_part_leaves_its_counts_and_etags(plan: Plan, work: ShardTask)
     listed = {name: info.etag for name, info in plan.writer.store.infos()}
     names = [f"{kind}/files-00000-00000.parquet" for kind in ("latents", "rejects")]
     assert [done.record.latents_etag, done.record.rejects_etag] == [listed[name] for name in names]
+
+
+def test_forgotten_images_are_counted_as_rejects(plan: Plan, work: ShardTask) -> None:
+    read = next(Read().process(work))
+    assert isinstance(read, SampleBatch)
+    rows = read.samples.select(["key", "uri"]).to_pylist()
+    none = Rejection(RejectReason.NO_FACE, "")
+    rejects = [reject_row(row["key"], row["uri"], "", none) for row in rows]
+    batch = LatentBatch(
+        read.shard,
+        0,
+        replace(read.counts, rejects=len(rows), reasons=Counter(no_face=len(rows))),
+        latents_table([], plan.writer.spec.columns, read.shard_id),
+        pa.Table.from_pylist(rejects, schema=REJECTS),
+    )
+    plan.writer.forgotten = Forgotten([ForgetList.of([Source("", rows[0]["uri"])], "")])
+
+    done = Write(plan.writer).process(batch)
+
+    assert done.counts.samples == done.counts.rejects == len(rows)
+    assert done.counts.reasons == {"forgotten": 1, "no_face": len(rows) - 1}
+    stored = plan.writer.store.get("rejects/files-00000-00000.parquet")
+    keys = pq.read_table(pa.BufferReader(stored))["key"].to_pylist()
+    assert keys == [*(row["key"] for row in rows[1:]), "forgotten:00000-0"]

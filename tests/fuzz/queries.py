@@ -7,8 +7,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.errors import PipelineError, RequestError
-from pipeline.interop.exporting import Selection
+from pipeline.interop.exporting import NamedSelection
 from pipeline.storage import Store
 from pipeline.table import Table, check_condition, open_table
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind, check_line, write_case
@@ -18,7 +20,7 @@ from tests.fuzz.tables import sound
 _SECRET = "hunter2-of-another-file"
 _FILES = (
     *("{root}/latents/s-0-00000.parquet", "{root}/x.parquet", "{beside}/secret.csv", "x.csv"),
-    *("restyle-table://latents/s-0-00000.parquet", "restyle-table://../secret.csv", ".tmp/x"),
+    *("x", "restyle-table://latents/s-0-00000.parquet", "restyle-table://../secret.csv", ".tmp/x"),
     *("{beside}", "{root}/*", "/proc/self/environ", "http://127.0.0.1:9/x.parquet", "s3://b/x"),
 )
 _STATEMENTS = (
@@ -48,6 +50,7 @@ _QUERIES = (
     *("SUMMARIZE {source}", "DESCRIBE {query}", "FROM (PIVOT {source} ON key USING count(*))"),
     *("VALUES ({value})", "FROM {source} a JOIN {source} b ON {value}", "TABLE {source}"),
 )
+_FRAME = pa.table({"a": [1], "parquet": ["x"]})
 _CHOICES = {
     **{"query": _QUERIES, "source": _SOURCES, "value": _VALUES, "statement": _STATEMENTS},
     "file": _FILES,
@@ -87,10 +90,11 @@ def _tasks(table: Table, case: Case, names: dict[str, str]) -> list[Callable[[],
         return [
             lambda: table.arrow(filled("query")),
             lambda: list(table.batches(filled("query"), 9)),
+            lambda: table.arrow(filled("query"), x=_FRAME),
         ]
     return [
-        lambda: Selection(table, filled("where") or "x").counts(),
-        lambda: list(Selection(table, filled("where") or "x").rows()),
+        lambda: NamedSelection(table, filled("where") or "x").counts(),
+        lambda: list(NamedSelection(table, filled("where") or "x").named_rows()),
         lambda: check_condition(table, filled("where")),
     ]
 

@@ -87,8 +87,8 @@ class Job:
         deadline = time.monotonic() + seconds
         with self._change:
             while not what(self):
-                assert self.process.poll() is None, self.told
-                assert time.monotonic() < deadline, self.told
+                assert self.process.poll() is None, self.output
+                assert time.monotonic() < deadline, self.output
                 self._change.wait(1)
 
     def wait_for_parts(self, count: int) -> None:
@@ -103,29 +103,29 @@ class Job:
             self.process.kill()
             for thread in self._threads:
                 thread.join(30)
-            self.log.write_text(self.told)
+            self.log.write_text(self.output)
         return code
 
     @property
     def notices(self) -> str:
-        """What it said of nodes."""
+        """Return its notices about nodes."""
         return "\n".join(str(one["text"]) for one in self.named("notice"))
 
     @property
-    def told(self) -> str:
-        """All that it said, for a test that fails."""
+    def output(self) -> str:
+        """Return its whole output, for a test that fails."""
         return "\n".join([*map(json.dumps, self.events[-40:]), *self.other_lines[-40:], self.out])
 
     @property
     def line(self) -> dict[str, Any]:
-        """The last line of stdout."""
+        """Return the last line of stdout."""
         found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
         return found
 
 
 @dataclass
 class Cluster:
-    """The hosts, what runs on them, and what their processes need to reach each other."""
+    """Hosts, their processes, and the addresses and keys by which these reach each other."""
 
     hosts: dict[str, Host]
     logs: Path
@@ -141,7 +141,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of every process on a host, but for the credentials."""
+        """Return the environment of every process on a host, without the credentials."""
         return {
             "PATH": f"{_BIN}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "HOME": "/tmp/home",

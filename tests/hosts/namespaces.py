@@ -50,7 +50,7 @@ def _run(*command: object) -> str:
 
 @dataclass(frozen=True)
 class Host:
-    """One host: its name, its network namespace, and the process that holds the others."""
+    """Host: its name, its network namespace, and the process that holds the others."""
 
     name: str
     namespace: str
@@ -60,7 +60,7 @@ class Host:
 
     @property
     def address(self) -> str:
-        """Its address, by which the others know it."""
+        """Return the address at which the others reach it."""
         return ADDRESSES[self.name]
 
     def command(self, words: Sequence[object], environment: Mapping[str, str]) -> list[str]:

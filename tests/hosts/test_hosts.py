@@ -1,4 +1,4 @@
-"""One job over several hosts that are apart, undisturbed and with each of them failing in turn.
+"""Run one job over several separate hosts, undisturbed and with each of them failing in turn.
 
 Slow (about five minutes): each scenario is a whole job on a Ray cluster of three hosts. Skips, with
 the reason, where network namespaces are not allowed.
@@ -27,7 +27,7 @@ A, B = ADDRESSES["a"], ADDRESSES["b"]
 def cluster(
     tmp_path_factory: pytest.TempPathFactory, sample_images: dict[str, bytes]
 ) -> Iterator[Cluster]:
-    """The hosts, with S3 and Ray on them, and forty portraits in five archives in a bucket."""
+    """Hosts with S3 and Ray, and forty portraits in five archives in a bucket."""
     if reason := why_not():
         pytest.skip(reason)
     portraits = [image for name, image in sample_images.items() if name.startswith("portraits/")]
@@ -43,25 +43,25 @@ def cluster(
 
 
 @pytest.fixture
-def settled(cluster: Cluster) -> Cluster:
-    """The cluster with both workers, whatever the test before did to them."""
+def restored(cluster: Cluster) -> Cluster:
+    """Cluster with both workers, in whatever state the previous test left them."""
     cluster.settle()
     return cluster
 
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster) -> dict[str, Any]:
-    """The table of a job that nothing disturbs."""
+    """Table of an undisturbed job."""
     job = cluster.start_job()
-    assert job.end() == 0, job.told
+    assert job.end() == 0, job.output
     assert job.line["samples"] == SHARDS * IMAGES
     return cluster.table(job)
 
 
-def test_a_job_uses_both_workers(settled: Cluster, undisturbed: dict[str, Any]) -> None:
+def test_a_job_uses_both_workers(restored: Cluster, undisturbed: dict[str, Any]) -> None:
     assert undisturbed["counts"]["samples"] == SHARDS * IMAGES
     assert len(undisturbed["files"]) > SHARDS * IMAGES // 4
-    assert settled.nodes() == {ADDRESSES[name] for name in ("head", "a", "b")}
+    assert restored.nodes() == {ADDRESSES[name] for name in ("head", "a", "b")}
 
 
 def cut_link(cluster: Cluster) -> None:
@@ -78,48 +78,48 @@ def kill_worker(cluster: Cluster) -> None:
 
 
 def storage_away(cluster: Cluster) -> None:
-    """The storage is off the network for 25 seconds."""
+    """Cut the storage off the network for 25 seconds."""
     with cluster.hosts["s3"].link_down():
         time.sleep(25)
 
 
 @pytest.mark.parametrize("disturb", [cut_link, kill_worker, storage_away])
 def test_a_disturbed_job_gives_equal_bytes(
-    settled: Cluster, undisturbed: dict[str, Any], disturb: Callable[[Cluster], None]
+    restored: Cluster, undisturbed: dict[str, Any], disturb: Callable[[Cluster], None]
 ) -> None:
-    job = settled.start_job()
+    job = restored.start_job()
     job.wait_for_parts(2)
-    disturb(settled)
-    assert job.end() == 0, job.told
-    assert settled.table(job) == undisturbed
+    disturb(restored)
+    assert job.end() == 0, job.output
+    assert restored.table(job) == undisturbed
     assert job.other_lines == [], "Ray's own lines are not the user's news"
     if disturb is cut_link:
-        settled.restart_ray("b")  # its raylet ends by itself some time after the cut
+        restored.restart_ray("b")  # its raylet ends by itself some time after the cut
     if disturb is kill_worker:
         assert f"node {B} is lost: its parts are repeated" in job.notices
 
 
 @pytest.mark.parametrize("when", ["at first", "later"])
 def test_a_worker_without_keys_is_not_used(
-    settled: Cluster, undisturbed: dict[str, Any], when: str
+    restored: Cluster, undisturbed: dict[str, Any], when: str
 ) -> None:
-    settled.hosts["b"].kill()
-    wait_for(lambda: B not in settled.nodes())
+    restored.hosts["b"].kill()
+    wait_for(lambda: B not in restored.nodes())
     if when == "at first":
-        settled.start_ray("b", with_keys=False)
-    job = settled.start_job()
+        restored.start_ray("b", with_keys=False)
+    job = restored.start_job()
     if when == "later":
         job.wait_for_parts(1)
-        settled.start_ray("b", with_keys=False)
+        restored.start_ray("b", with_keys=False)
     try:
-        assert job.end() == 0, job.told
-        assert settled.table(job) == undisturbed
-        assert f"node {B} is not used, as it does not reach the storage" in job.notices, job.told
+        assert job.end() == 0, job.output
+        assert restored.table(job) == undisturbed
+        assert f"node {B} is not used, as it does not reach the storage" in job.notices, job.output
         assert job.named("part_failed") == []
         assert job.line["errors"] == []
     finally:
-        settled.hosts["b"].kill()
-        wait_for(lambda: B not in settled.nodes())
+        restored.hosts["b"].kill()
+        wait_for(lambda: B not in restored.nodes())
 
 
 def wait_for(holds: Callable[[], bool], seconds: float = 120.0) -> None:
@@ -131,44 +131,44 @@ def wait_for(holds: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 def refusal(job: Job) -> str:
-    """What a job that is refused says, on its only line."""
-    assert job.end() == 2, job.told
+    """Return the only line of a job that is refused."""
+    assert job.end() == 2, job.output
     assert job.other_lines == []
     (event,) = job.named("refused")
     return str(event["error"])
 
 
-def test_a_worker_with_other_code_is_refused(settled: Cluster, tmp_path: Path) -> None:
+def test_a_worker_with_other_code_is_refused(restored: Cluster, tmp_path: Path) -> None:
     path = Path("pipeline/metrics/pixel.py")
     other = changed_copy(path, "(a - b).square()", "(a - b).abs()", tmp_path)
-    with settled.hosts["b"].covered(ROOT / path, other):
-        text = refusal(settled.start_job())
+    with restored.hosts["b"].covered(ROOT / path, other):
+        text = refusal(restored.start_job())
     assert f"node {B} has other code of this package" in text
 
 
-def test_a_worker_that_lacks_a_package_is_refused(settled: Cluster, tmp_path: Path) -> None:
+def test_a_worker_that_lacks_a_package_is_refused(restored: Cluster, tmp_path: Path) -> None:
     import duckdb
 
     missing = tmp_path / "missing.py"
     missing.write_text("raise ModuleNotFoundError(\"No module named 'duckdb'\", name='duckdb')")
-    with settled.hosts["b"].covered(Path(duckdb.__file__), missing):
-        text = refusal(settled.start_job())
+    with restored.hosts["b"].covered(Path(duckdb.__file__), missing):
+        text = refusal(restored.start_job())
     assert f"node {B} lacks this package or one that it needs" in text
     assert "duckdb" in text
 
 
-def test_a_driver_without_the_token_is_told_so(settled: Cluster) -> None:
-    text = refusal(settled.start_job(RAY_AUTH_TOKEN="0" * 32))
+def test_a_driver_without_the_token_is_refused(restored: Cluster) -> None:
+    text = refusal(restored.start_job(RAY_AUTH_TOKEN="0" * 32))
     assert "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in text
 
 
-def test_a_driver_of_another_ray_is_refused(settled: Cluster, tmp_path: Path) -> None:
+def test_a_driver_of_another_ray_is_refused(restored: Cluster, tmp_path: Path) -> None:
     import ray._version
 
     path = Path(ray._version.__file__)
     other = tmp_path / path.name
     other.write_text(path.read_text().replace(f'"{ray.__version__}"', '"2.59.0"'))
-    with settled.hosts["a"].covered(path, other):
-        text = refusal(settled.start_job(driver="a"))
+    with restored.hosts["a"].covered(path, other):
+        text = refusal(restored.start_job(driver="a"))
     assert f"the cluster runs Ray {ray.__version__}" in text
     assert "this job Ray 2.59.0" in text

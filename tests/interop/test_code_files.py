@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from pipeline.interop.code_files import FaceName, faces_of, open_codes, read_code
+from pipeline.interop.code_files import FaceName, faces_of, open_codes
 from pipeline.interop.pickled_codes import latents_file
+from pipeline.interop.single_code import read_code
 from tests.interop.codes import Attack, codes
 
 
@@ -135,7 +136,7 @@ def test_two_files_of_one_code_are_refused(tmp_path: Path) -> None:
 def test_file_of_another_type_is_refused_by_name(tmp_path: Path) -> None:
     root = write(tmp_path, notes_txt=b"x", face_npy=npy(codes(1)))
     with pytest.raises(
-        InputError, match=r"notes.txt' is not a file of codes: .*npy, .npz, .pt or .pth$"
+        InputError, match=r"notes.txt' is not a file of codes: .*npy, .npz, .pt, .*parquet or .tar$"
     ):
         open_codes(f"{root}/notes.txt")
 

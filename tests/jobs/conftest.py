@@ -75,4 +75,5 @@ def undisturbed(photos: Path, tiny_bundle: str) -> Undisturbed:
         *("--config", "run.yaml", "--output", "table", "--steps", 5, *SETTINGS),
         AWS_SECRET_ACCESS_KEY=SECRET,
     )
+    assert run.code == 0, run.err
     return Undisturbed(folder, run)

@@ -205,6 +205,8 @@ def test_an_export_to_a_folder_needs_a_kind(run: Any, tmp_path: Path) -> None:
         ("x.pt", "latents", "of a name ending in .npy"),
         ("folder/", "latents", "of a name ending in .npy"),
         ("folder/", "stacked", "stacked codes are one file: name it"),
+        ("x.parquet", "parquet", "all else a folder of files"),
+        ("x.tar", "webdataset", "all else a folder of files"),
     ],
 )
 def test_an_export_does_not_overwrite_another_kind(
@@ -216,6 +218,24 @@ def test_an_export_does_not_overwrite_another_kind(
     assert said in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--as", "codes", "--rows-per-file", "5"), "--rows-per-file is for these layouts (parq"),
+        (("--as", "images", "--sort-by", "image_id"), "--sort-by is for these layouts (parquet"),
+        (("--as", "parquet", "--render"), "--render is for these layouts (huggingface, webdata"),
+        (("--as", "webdataset", "--size", "64"), "--size is for pictures (images, results, coupl"),
+    ],
+)
+def test_a_flag_of_another_layout_is_refused(
+    run: Any, tmp_path: Path, flags: tuple[str, ...], said: str
+) -> None:
+    code, line, error = run(jobs.export_table, "--table", tmp_path, "--to", tmp_path / "o", *flags)
+    assert (code, line["exit_code"]) == (2, 2)
+    assert said in error
+    assert error.count("\n") == 1
 
 
 def test_codes_go_from_bucket_to_bucket(
@@ -246,6 +266,22 @@ def test_codes_go_from_bucket_to_bucket(
     third = open_table(f"{table}-3").sql("SELECT key, refined_from FROM latents ORDER BY key")
     assert third["key"].tolist() == ["1", "2"]
     assert third["refined_from"].tolist() == [f"codes-00000/{n}.jpg#0" for n in (1, 2)]
+    for kind in ("parquet", "huggingface", "webdataset"):
+        folder, back = bucket.uri(kind), f"{table}-{kind}"
+        code, result, said = run(jobs.export_table, "--table", table, "--to", folder, "--as", kind)
+        assert (code, result["written"], result["files"]) == (0, 2, 1), said
+        again = run(jobs.export_table, "--table", table, "--to", folder, "--as", kind)
+        assert (again[0], again[1]["new_files"]) == (0, 0), said
+        code, result, said = run(
+            jobs.import_latents, "--from", folder, "--model", tiny_bundle, "--output", back
+        )
+        assert (code, result["refined_from"], result["without_ancestor"]) == (0, 2, 0), said
+        query = "SELECT l.key, refined_from, w_plus FROM latents l ORDER BY 1"
+        rows = open_table(back).sql(query)
+        assert rows["refined_from"].tolist() == [f"codes-00000/{n}.jpg#0" for n in (1, 2)]
+        first = open_table(table).sql("SELECT w_plus FROM latents ORDER BY key")
+        for item, other in zip(first["w_plus"], rows["w_plus"], strict=True):
+            assert np.array_equal(np.stack(item), np.stack(other))
     names = bucket.names("out/")
     assert {name.rsplit(".", 1)[1] for name in names} == {"npy", "png"}
     code, result, said = run(

@@ -104,6 +104,46 @@ def test_a_map_has_null_for_invalid_numbers(
     )
 
 
+def test_files_of_labels_are_joined(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.csv").write_text('key,smile\na,1\n"x/b",0\n')
+    (tmp_path / "people.jsonl").write_text('{"key": "a", "person": {"name": "Ada"}}\n')
+    query = (
+        "SELECT key, smile, p.person.name FROM latents JOIN labels USING (key) "
+        "LEFT JOIN p USING (key) ORDER BY key"
+    )
+    files = ["--with", f"labels={tmp_path}/labels.csv", "--with", f"p={tmp_path}/people.jsonl"]
+    assert query_latents.main([str(table), *files, query, "--csv"]) == 0
+    assert capsys.readouterr().out == "key,smile,name\na,1,Ada\nx/b,0,\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("labels", "give a name and a file"),
+        ("labels=", "give a name and a file"),
+        ("labels={folder}/absent.csv", "is not a file, or does not exist"),
+        ("labels={folder}/labels.txt", "name a .csv, .tsv, .jsonl, .ndjson or .parquet file"),
+        ("labels={folder}/empty.parquet", "cannot be read"),
+        ("latents={folder}/labels.csv", "the name 'latents' of a frame is taken"),
+        ("query={folder}/labels.csv", "the name 'query' is taken"),
+        ("my-labels={folder}/labels.csv", "cannot be the name of a frame"),
+    ],
+)
+def test_a_wrong_file_of_labels_is_refused_in_one_line(
+    table: Path, tmp_path: Path, given: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.csv").write_text("key,smile\na,1\n")
+    (tmp_path / "empty.parquet").touch()
+    arguments = [str(table), "SELECT 1", "--with", given.format(folder=tmp_path)]
+    assert query_latents.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert problem in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "query",
     [

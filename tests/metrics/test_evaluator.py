@@ -124,6 +124,7 @@ def test_without_identity_no_face_is_missed(evaluator):
     measures = evaluator.measure(*batch())
     assert np.isnan(measures["id_similarity"]).all()
     assert measures.identity_missed == 0
+    assert measures.identity(0) is None
 
 
 @pytest.mark.parametrize("part", [0, 1, 2, 3])

@@ -91,6 +91,10 @@ def test_missed_faces_are_nan_and_counted(people):
     assert measures.identity_missed == 3
     assert measures.best_step.tolist() == [2, 1, 2]
     np.testing.assert_allclose(measures["id_similarity"][1], 1, atol=1e-5)
+    embedded = evaluator.identity.embed(people[:2])
+    for face in range(2):
+        np.testing.assert_array_equal(measures.identity(face), embedded[face])
+    assert measures.identity(2) is None
 
 
 def test_non_finite_images_are_no_missed_faces(people):

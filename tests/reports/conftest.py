@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,9 @@ def make_table(
     """Write a table with two faces; keywords are settings of the job."""
     from pipeline.alignment import Aligner
 
+    def sha256(name: str) -> str:
+        return hashlib.sha256(sample_images[name]).hexdigest()
+
     def make(**settings: object) -> Table:
         folder = tmp_path / "images"
         folder.mkdir()
@@ -33,7 +37,7 @@ def make_table(
         )
         aligner = Aligner(plan.job.alignment)
         faces = [
-            face_row(Path(name).name, name, "", face)
+            face_row(Path(name).name, str(folder / Path(name).name), sha256(name), face)
             for name in names
             for face in aligner.align(sample_images[name]).faces
         ]

@@ -103,18 +103,18 @@ def test_long_label_is_shortened_to_its_end():
 def test_long_label_needs_few_measurements(monkeypatch):
     """Check that the number of measurements does not grow with the label's length."""
     module = importlib.import_module("pipeline.reports.contact_sheet")
-    font, measured = module._font(12), []
+    font, measured = module.font(12), []
 
     class Measuring:
         def getlength(self, text):
             measured.append(len(text))
             return font.getlength(text)
 
-    monkeypatch.setattr(module, "_font", lambda _: Measuring())
-    short = module._fitting("k" * 200 + "end", 100)
+    monkeypatch.setattr(module, "font", lambda _: Measuring())
+    short = module.fitting("k" * 200 + "end", 100)
     assert short.startswith("…")
     assert short.endswith("kend")
-    assert module._fitting("k" * 1_000_000 + "end", 100) == short
+    assert module.fitting("k" * 1_000_000 + "end", 100) == short
     assert sum(measured) < 50_000
 
 

@@ -12,7 +12,8 @@ from pipeline.config_loading import read_config_file
 from pipeline.errors import InputError
 from pipeline.models import load_model, save_bundle
 from pipeline.models.state_files import read_state
-from tests.table.rows import shard, write_shard, writer
+from pipeline.table import Columns
+from tests.table.rows import N_STYLES, shard, write_shard, writer
 
 SECRET = "SECRETWORD"
 URI = f"https://user:{SECRET}@localhost:1/x"
@@ -33,17 +34,45 @@ CALLS = {
         ("--from", "code.npy", "--model", URI, "--output", "out"),
         ("--from", "code.npy", "--model", "demo", "--output", URI),
     ],
+    "edit_latents": [
+        ("--table", URI, "--direction", "code.npy", "--output", "out.png"),
+        ("--table", "table", "--direction", URI, "--output", "out.png"),
+        ("--table", "table", "--direction", f"{URI}/smile.pt", "--output", "out.png"),
+        ("--table", "table", "--direction", "code.npy", "--as", "table", "--output", URI),
+    ],
+    "fit_direction": [
+        ("--table", URI, "--column", "yaw", "--output", "out.safetensors"),
+        ("--table", "table", "--column", "yaw", "--labels", URI, "--output", "out.safetensors"),
+        ("--table", "table", "--column", "yaw", "--output", f"{URI}/out.safetensors"),
+    ],
     "export_table": [
         ("--table", URI, "--to", "out.npy"),
         ("--table", "table", "--to", URI, "--as", "codes"),
         ("--table", "table", "--to", "out", "--as", "images", "--model", URI),
     ],
+    "render_latents": [
+        ("--table", URI, "--output", "out.png"),
+        ("--table", "table", "--output", URI),
+        ("--table", "table", "--output", "out.png", "--model", URI),
+    ],
     "calibrate_stop": [
         ("--calibrate", SAMPLES, "--report", SAMPLES, "--output", "out", "--model", URI),
         ("--calibrate", URI, "--report", SAMPLES, "--output", "out"),
     ],
+    "forget": [
+        ("--table", URI),
+        ("--table", "table", "--like", URI, "--reason", "x"),
+        ("--table", "table", "--listed-in", URI),
+        ("--table", "table", "--where", "true", "--reason", "x", "--descendants", URI),
+    ],
+    "report": [("--table", URI, "--output", "out.html")],
     "contact_sheet": [("--table", URI, "--output", "out.png")],
     "evaluate": [("--table", URI, "--output", "out")],
+    "find_faces": [
+        ("--table", URI, "--clusters", "2"),
+        ("--table", "table", "--clusters", "2", "--output", f"{URI}/out.csv"),
+        ("--table", "table", "--by", "identity", "--like", URI),
+    ],
     "query_latents": [(URI, "SELECT 1")],
     "refine_dataset": [("--table", URI, "--output", "out")],
     "status": [(URI,)],
@@ -54,7 +83,8 @@ CALLS = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Prepare the working folder of a job: a table and a file of codes."""
-    write_shard(writer(tmp_path / "table"), shard())
+    table = writer(tmp_path / "table", columns=Columns(N_STYLES, identity=True))
+    write_shard(table, shard(), identity=[0.6, 0.8])
     np.save(tmp_path / "code.npy", np.zeros((10, 512), np.float32))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -21,6 +21,7 @@ from pipeline.storage import Store
 from pipeline.table import InitialCodes, Table, check_condition, open_table
 from pipeline.table.queries import connect
 from pipeline.table.schema import Columns
+from pipeline.table.selection import Selection
 from pipeline.table.statements import condition
 from tests.table.rows import N_STYLES, shard, writer
 
@@ -308,7 +309,7 @@ def _of_starts(table: Table, where: str) -> object:
 
 CONDITIONS: list[Callable[[Table, str], object]] = [
     *(_of_export, _of_counts, _of_starts, check_condition),
-    lambda table, where: table_sheet(table, where=where),
+    lambda table, where: table_sheet(Selection(table, where)),
 ]
 
 

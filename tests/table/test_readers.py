@@ -25,6 +25,7 @@ KEYS = ["a", "x/b", "c", "c"]
 FACES = [0, 0, 0, 1]
 CODES = np.stack([code(key, face) for key, face in zip(KEYS, FACES, strict=True)])
 STEPS = CODES[:2]
+IDENTITY = np.array([0.6, -0.8, *[0] * 126], np.float16).astype(np.float32)
 
 
 def jpeg() -> bytes:
@@ -42,7 +43,9 @@ def latents(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A pattern of files: one with rows, one without, and a temporary file of a killed writer."""
     dtype, optional = request.param
     more = {"w_plus_per_step": STEPS, "aligned_jpeg": JPEG, "reconstruction_jpeg": JPEG}
-    table = writer(tmp_path, columns=Columns(N_STYLES, dtype, *[optional] * len(more)))
+    columns = Columns(N_STYLES, dtype, *[optional] * len(more), identity=optional)
+    more["identity"] = IDENTITY
+    table = writer(tmp_path, columns=columns)
     write_shard(table, shard(), **(more if optional else {}))
     write_card(open_table(str(tmp_path)))
     (tmp_path / "latents" / ".s-0-00000.parquet.1-ab.tmp").write_bytes(b"half")
@@ -129,6 +132,8 @@ def test_datasets_reads_codes_and_pictures_of_a_folder(
         assert (np.array(row["w_plus_per_step"]) == STEPS).all()
         assert tensors["w_plus_per_step"].shape == STEPS.shape
         assert tensors["aligned_jpeg"].shape == (3, 6, 8)
+        assert (np.array(row["identity"]) == IDENTITY).all()
+        assert (tensors["identity"].shape, tensors["identity"].dtype) == ((128,), torch.float32)
 
 
 def test_the_card_declares_the_types_that_datasets_infers(latents: str, tmp_path: Path) -> None:
@@ -144,7 +149,7 @@ def test_the_card_declares_the_types_that_datasets_infers(latents: str, tmp_path
 
 @pytest.mark.parametrize("latents", KINDS[1::2], indirect=True)
 def test_optional_columns_keep_their_bytes_and_steps(latents: str) -> None:
-    names = ["w_plus_per_step", "aligned_jpeg"]
+    names = ["w_plus_per_step", "aligned_jpeg", "identity"]
     frame = pd.read_parquet(Path(latents).parent, columns=names)
     steps = np.stack([np.stack(rows) for rows in frame["w_plus_per_step"][0]])
     assert (steps == STEPS).all()
@@ -154,6 +159,11 @@ def test_optional_columns_keep_their_bytes_and_steps(latents: str) -> None:
         pl.Array(pl.Float16 if number(latents) is np.float16 else pl.Float32, (N_STYLES, 512))
     )
     assert scan["aligned_jpeg"][0] == JPEG
+    assert (frame["identity"][0] == IDENTITY).all()
+    assert (scan["identity"][0].to_numpy() == IDENTITY).all()
+    like = f"list_cosine_similarity(identity, {(2 * IDENTITY).tolist()}::FLOAT[]) AS cosine"
+    rows = open_table(str(Path(latents).parents[1])).sql(f"SELECT {like} FROM latents")
+    assert rows["cosine"].tolist() == pytest.approx([1.0] * len(KEYS), abs=1e-6)
     query = f"SELECT typeof(w_plus_per_step), w_plus_per_step, aligned_jpeg FROM '{latents}'"
     kind, codes, content = duckdb.connect().execute(query).fetchone() or ()
     assert (kind, content) == ("FLOAT[][][]", JPEG)

@@ -32,8 +32,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small table, `table`."""
+    """A folder with a small table, `table`, and labels of its images."""
     folder = tmp_path_factory.mktemp("readme")
+    (folder / "labels.csv").write_text("key,smile\na,1\nx/b,1\nc,1\n")
     write_shard(writer(folder / "table"), shard())
     write_card(open_table(str(folder / "table")))
     return folder

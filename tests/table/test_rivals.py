@@ -19,6 +19,7 @@ from pipeline.table import writer as writer_module
 from pipeline.table.resume import States
 from tests.table.rows import (
     face_row,
+    reject_row,
     shard,
     write_shard,
     writer,
@@ -42,6 +43,30 @@ def test_a_commit_over_parts_of_a_rival_is_refused(root: str) -> None:
         table.commit_shard(shard(), [summary])
     rival.commit_shard(shard(), [theirs])
     assert open_table(root).verify()["faces"] == 1
+
+
+@pytest.mark.parametrize("part_size", [5, 4])
+def test_a_part_with_rejects_of_a_rival_is_done_again(root: str, part_size: int) -> None:
+    """A rival that lists between a part's two files clears the rejects and writes its own."""
+    table, rival = writer(root), writer(root, part_size=part_size)
+    rows = {"samples": 2, "latents": [face_row("a")]}
+    summary = table.write_part(shard(), 0, **rows, rejects=[reject_row("b")])
+    table.store.remove("rejects/s-0-00000.parquet")
+    theirs = [reject_row("b", "crashed")]
+    if part_size == table.part_size:
+        rival.write_part(shard(), 0, **rows, rejects=theirs)
+    else:
+        with pytest.raises(TableError, match="another part size"):
+            rival.write_part(shard(), 0, **rows, rejects=theirs)
+        state = table.state(shard())
+        assert not state.parts
+        assert len(state.stale) == 2
+    with pytest.raises(TableError, match="another run has written part 0"):
+        table.commit_shard(shard(), [summary])
+    state = table.state(shard())
+    table.clear(state.without([0]) if state.parts else state)
+    table.commit_shard(shard(), [table.write_part(shard(), 0, **rows, rejects=[reject_row("b")])])
+    assert open_table(root).verify()["rejects"] == 1
 
 
 def test_the_commit_whose_files_are_stored_wins(root: str) -> None:

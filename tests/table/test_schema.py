@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.choices import CodeType
 from pipeline.errors import ConfigError, TableError
 from pipeline.table import Columns, check_kept, image_id, latents_table, rejects_table
 from tests.table.rows import COLUMNS, N_STYLES, code, face_row, reject_row
@@ -68,6 +69,21 @@ def test_optional_columns_hold_every_step_and_the_pictures() -> None:
     assert table.schema.field("w_plus").type.value_type.value_type == pa.float32()
 
 
+@pytest.mark.parametrize(("dtype", "number"), [("float16", np.float16), ("float32", np.float32)])
+def test_identity_vectors_have_the_codes_type(dtype: CodeType, number: type) -> None:
+    columns = Columns(N_STYLES, dtype, identity=True)
+    vector = np.linspace(-0.3, 0.3, 128, dtype=np.float32)
+    rows = [face_row("k", identity=vector), face_row("l", identity=None)]
+    table = latents_table(rows, columns, "s")
+    assert table.schema.field("identity").type == pa.list_(pa.from_numpy_dtype(number))
+    first, second = table["identity"].to_pylist()
+    assert (np.array(first, number) == vector.astype(number)).all()
+    assert second is None
+    assert table.drop_columns(["identity"]).equals(
+        latents_table([face_row("k"), face_row("l")], Columns(N_STYLES, dtype), "s")
+    )
+
+
 def test_only_a_search_of_turns_adds_a_column() -> None:
     turned = Columns(N_STYLES, turn_deg=True)
     table = latents_table([face_row("k", turn_deg=270)], turned, "s")
@@ -120,6 +136,11 @@ def test_kept_fields_are_the_last_columns() -> None:
 
 @pytest.mark.parametrize("name", ["key", "KEY", "l2", "aligned_jpeg", "w_plus_per_step", "shard"])
 def test_a_field_named_as_a_column_of_the_table_is_refused(name: str) -> None:
-    check_kept(["label", "caption"])
+    check_kept(["label", "caption", "identity"])
     with pytest.raises(ConfigError, match=f"--keep-columns: '{name}' is the name of a column"):
         check_kept(["label", name])
+
+
+def test_a_field_named_identity_is_refused_beside_the_vectors() -> None:
+    with pytest.raises(ConfigError, match="--keep-columns: 'Identity' is the name of a column"):
+        check_kept(["Identity"], identity=True)

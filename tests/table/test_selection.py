@@ -65,3 +65,9 @@ def test_an_order_is_a_list_of_columns(table: Table, order: str) -> None:
 def test_a_selection_of_no_rows_is_refused(table: Table) -> None:
     with pytest.raises(RequestError, match='--where "l2 > 9" selects no face'):
         Selection(table, "l2 > 9").require_rows()
+
+
+def test_quads_and_landmarks_are_no_codes(table: Table) -> None:
+    row = next(Selection(table).rows("align_quad, landmarks, w_plus"))
+    assert row["align_quad"] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert (len(row["landmarks"]), row["w_plus"].shape) == (68, (6, 512))

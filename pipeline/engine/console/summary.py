@@ -145,9 +145,8 @@ def next_steps(config: JobConfig, outcome: RunRecord, command: Sequence[str]) ->
     if outcome.counts.rejects:
         why = "SELECT reason, count(*) AS n FROM rejects GROUP BY reason ORDER BY n DESC"
         yield f"  {_job('query_latents', command)} {shlex.quote(table)} {_quoted(why)}"
-    if config.keep_crops and config.keep_steps:
-        sheet = "contact_sheet.png"
-        yield f"  {_job('contact_sheet', command)} --table {shlex.quote(table)} --output {sheet}"
+    sheet = "contact_sheet.png"
+    yield f"  {_job('contact_sheet', command)} --table {shlex.quote(table)} --output {sheet}"
 
 
 def _quoted(query: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from pipeline.engine.messages import LatentBatch, PartDone
@@ -39,4 +40,8 @@ class Write(JobStage):
             latents=batch.latents,
             rejects=rejects_table(batch.rejects.to_pylist(), batch.shard_id),
         )
-        return PartDone(batch.shard, batch.part, batch.counts, self.writer.with_etags(record))
+        counts = batch.counts
+        if self.writer.forgotten:  # the table may have fewer faces than were found
+            reasons = record.stats.counts.reasons
+            counts = replace(counts, faces=record.faces, rejects=record.rejects, reasons=reasons)
+        return PartDone(batch.shard, batch.part, counts, self.writer.with_etags(record))

@@ -1,0 +1,269 @@
+"""Edit faces of a table by directions: a new table, a grid, files, or a video.
+
+    python jobs/edit_latents.py --table URI --direction smile.pt --strength -3,0,3 --output grid.png
+    python jobs/edit_latents.py --table URI --direction smile.pt --strength 3 \\
+        --direction age.pt --strength -2 --layers 4-8 --as table --output EDITED
+
+An edited code is code + strength * direction, for all rows of the code or those of --layers. A
+direction is a built-in name or a file: .pt, .npy, .npz or .safetensors of [512], [1, 512] or
+[n, 512]. One of a file that holds several is chosen by its number or name: ganspace.pt:12.
+
+Give --direction again for several at once, each with its own --strength and --layers, in the same
+order; one --strength or --layers goes for all. Lists of strengths are taken together: the first of
+each make the first picture or row, the second the second.
+
+table: rows with `direction`, `strength` and, in `refined_from`, the row that was edited; metrics
+compare with the unedited code's picture. Run the same command again to continue. grid: a PNG of
+faces by strengths. images: <direction><strength>/<name>.png. video: faces side by side, through
+all strengths and back, as .webp, .gif or .mp4.
+
+exit code  0 done   1 a read or a write failed, run again   2 the request is wrong
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, get_args
+
+from pipeline.choices import CodeType, Device
+from pipeline.cli import add_selection, exit_code_of, job_parser, positive
+from pipeline.errors import ConfigError, printable
+from pipeline.interop.exporting import EXPORT_OUTPUT, NamedSelection, Naming
+from pipeline.metrics.names import check_identity
+from pipeline.storage import Store, canonical_uri, check_beside, check_output
+from pipeline.table import TABLE_OUTPUT, Table, open_table
+from pipeline.table.model_lookup import check_model_of, model_of
+
+if TYPE_CHECKING:
+    from pipeline.editing.edit import Edits
+    from pipeline.models import RestyleModel
+
+KINDS = ("table", "grid", "images", "video")
+_BY_SUFFIX = {".png": "grid", ".webp": "video", ".gif": "video", ".mp4": "video"}
+_LIMITS = {"grid": 12, "video": 4}
+# Flags that are for one kind of output, by their names in the namespace.
+_OWN_FLAGS = {
+    "latent_dtype": ("table",),
+    "part_size": ("table",),
+    "identity": ("table",),
+    "size": ("grid", "images", "video"),
+    "names": ("images",),
+    "frames": ("video",),
+    "fps": ("video",),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, check, edit, print one JSON line; return the exit code."""
+    args = _parser().parse_args(arguments)
+    return exit_code_of(lambda: _report(args), given_table=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = job_parser(__doc__)
+    add_selection(parser)
+    parser.add_argument("--output", required=True, metavar="URI", help="a file or a folder")
+    parser.add_argument("--as", dest="kind", choices=KINDS, help="what to write (default: by name)")
+    parser.add_argument(
+        "--direction",
+        action="append",
+        required=True,
+        metavar="NAME|FILE",
+        help="what to add to the codes; again for another",
+    )
+    parser.add_argument(
+        "--strength",
+        action="append",
+        metavar="N,N,...",
+        help="factors of the direction (default -3,0,3)",
+    )
+    parser.add_argument(
+        "--layers", action="append", metavar="ROWS", help="edited rows, as 4-8 or 0-3,6-: (all)"
+    )
+    parser.add_argument("--model", help="model of the codes (default: the table's own)")
+    parser.add_argument(
+        "--device", default="cpu", choices=get_args(Device), help="device that renders"
+    )
+    parser.add_argument("--identity", help="of a table: dlib, none, or a weight file")
+    parser.add_argument(
+        "--latent-dtype", choices=get_args(CodeType), help="of a table (default: as the source)"
+    )
+    parser.add_argument(
+        "--part-size", type=positive, metavar="N", help="of a table: faces per part (default 256)"
+    )
+    parser.add_argument(
+        "--size", type=positive, metavar="N", help="width of each picture in pixels"
+    )
+    parser.add_argument("--names", choices=get_args(Naming), help="names of images")
+    parser.add_argument(
+        "--frames",
+        type=positive,
+        metavar="N",
+        help="of a video: frames from one strength to the next (default 24)",
+    )
+    parser.add_argument("--fps", type=positive, metavar="N", help="of a video (default 25)")
+    return parser
+
+
+def _report(args: argparse.Namespace) -> int:
+    kind = _kind(args)
+    _check_flags(args, kind)
+    _check_output(args, kind)
+    table = open_table(args.table)
+    limit = args.limit or _LIMITS.get(kind)
+    selection = NamedSelection(
+        table, args.where, args.order, limit, naming=args.names or "basename"
+    )
+    selection.require_rows()
+    check_model_of(table, args.model)
+    directions, strengths = _directions(args)
+    # PyTorch is slow to import, so the request is checked first.
+    from pipeline.editing.edit import edits_of
+    from pipeline.editing.w_space import w_space_of
+    from pipeline.inversion import ready_device
+
+    model = model_of(table, args.model, ready_device(args.device))
+    space = w_space_of(model)
+    edits = edits_of(directions, strengths, args.layers or [], space, model.n_styles)
+    result, notes = _WRITERS[kind](args, selection, model, edits)
+    notes = [*edits.notes, *filter(None, notes)]
+    for note in notes:
+        print(printable(note), file=sys.stderr)
+    line = {"output": args.output, "as": kind, "directions": list(edits.names), **result}
+    print(json.dumps(line | {"notes": notes}))
+    return 0
+
+
+def _kind(args: argparse.Namespace) -> str:
+    """Return what to write; `ConfigError` where `--output` names something else."""
+    suffix = PurePosixPath(args.output).suffix.lower()
+    by_name = _BY_SUFFIX.get(suffix)
+    kind = str(args.kind or by_name or "")
+    if not kind:
+        raise ConfigError(
+            f"--output {args.output}: say with --as what to write: {', '.join(KINDS)}"
+        )
+    if kind in ("grid", "video") and by_name != kind:
+        names = ", ".join(f"*{ending}" for ending, each in _BY_SUFFIX.items() if each == kind)
+        raise ConfigError(f"--output {args.output}: a {kind} is one file: name it {names}")
+    if kind in ("table", "images") and by_name:
+        raise ConfigError(f"--output {args.output}: --as {kind} writes a folder: name one")
+    return kind
+
+
+def _check_flags(args: argparse.Namespace, kind: str) -> None:
+    for name, kinds in _OWN_FLAGS.items():
+        if getattr(args, name) is not None and kind not in kinds:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is for --as {' and '.join(kinds)}, not for {kind}")
+    if args.identity:
+        check_identity(args.identity)
+
+
+def _check_output(args: argparse.Namespace, kind: str) -> None:
+    target = canonical_uri(args.output)
+    why = "where nothing may stand but what its jobs write"
+    check_beside(args.table, target, what="table", why=why)
+    if kind == "table":
+        check_output(target, TABLE_OUTPUT)
+    elif kind == "images":
+        check_output(target, EXPORT_OUTPUT)
+    else:
+        check_output(target.rpartition("/")[0] or "/")
+    if kind == "video":
+        from pipeline.editing.animation import check_animation
+
+        check_animation(args.output, *([args.fps] if args.fps else []))
+
+
+def _directions(args: argparse.Namespace) -> tuple[list[Any], list[tuple[float, ...]]]:
+    """Read the directions and their strengths, before a model is loaded."""
+    from pipeline.editing.directions import read_direction
+    from pipeline.editing.edit import parse_strengths
+
+    strengths = [parse_strengths(text) for text in args.strength or ["-3,0,3"]]
+    return [read_direction(text) for text in args.direction], strengths
+
+
+_Result = tuple[dict[str, Any], list[str]]
+
+
+def _write_table(
+    args: argparse.Namespace, selection: NamedSelection, model: RestyleModel, edits: Edits
+) -> _Result:
+    from pipeline.editing.edited_table import TableEdit
+    from pipeline.metrics import MetricEvaluator
+
+    config = {
+        "table": selection.table.store.root,
+        "model": args.model or selection.table.spec.config.get("model"),
+        **{name: selection.table.spec.config.get(name) for name in ("encoder_type", "domain")},
+        "direction": args.direction,
+        "strength": args.strength,
+        "layers": args.layers,
+    }
+    meter = MetricEvaluator(args.device, _identity(args, selection.table, model))
+    edit = TableEdit(
+        selection, model, edits, meter, config, args.latent_dtype, args.part_size or 256
+    )
+    return edit.run(args.output), edit.notes
+
+
+def _identity(args: argparse.Namespace, table: Table, model: RestyleModel) -> str:
+    """Return the identity network: as given, else the source's, else that of the model's domain."""
+    from pipeline.models.domains import preset_for
+
+    stored = table.spec.config.get("identity")
+    return str(args.identity or stored or preset_for(model).identity(prealigned=True))
+
+
+def _write_grid(
+    args: argparse.Namespace, selection: NamedSelection, model: RestyleModel, edits: Edits
+) -> _Result:
+    from pipeline.editing.edit_pictures import CELL, edit_grid
+
+    grid = edit_grid(selection, model, edits, args.size or CELL)
+    folder, _, name = canonical_uri(args.output).rpartition("/")
+    Store(folder or "/").put(name, grid.picture)
+    return {"faces": grid.faces, "columns": grid.columns}, [grid.note]
+
+
+def _write_images(
+    args: argparse.Namespace, selection: NamedSelection, model: RestyleModel, edits: Edits
+) -> _Result:
+    from pipeline.editing.edit_pictures import write_edited_images
+    from pipeline.interop.pictures import Drawing
+
+    drawing = Drawing(args.size)
+    return {"written": write_edited_images(selection, model, edits, args.output, drawing)}, []
+
+
+def _write_video(
+    args: argparse.Namespace, selection: NamedSelection, model: RestyleModel, edits: Edits
+) -> _Result:
+    import numpy as np
+
+    from pipeline.editing.animation import FPS, write_animation
+    from pipeline.editing.edit_pictures import edit_frames
+    from pipeline.interop.pictures import Drawing
+
+    codes = np.concatenate([codes for _, codes in selection.code_batches(32)])
+    frames = edit_frames(codes, model, edits, args.frames or 24, Drawing(args.size))
+    written = write_animation(args.output, frames, args.fps or FPS)
+    return {"faces": len(codes), **written._asdict()}, []
+
+
+_WRITERS = {
+    "table": _write_table,
+    "grid": _write_grid,
+    "images": _write_images,
+    "video": _write_video,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""Forget images: erase their rows from every file of a table, and keep them out of it.
+
+    python jobs/forget.py --table URI --where "key = 'photo.jpg'" --reason "request 17" [--dry-run]
+    python jobs/forget.py --table URI --like PHOTO --reason "request 17" [--similar 0.9 [--yes]]
+    python jobs/forget.py --table URI --listed-in TABLE --reason "request 17"
+    python jobs/forget.py --table URI
+
+--where chooses faces, and rejects if the condition fits them; if it chooses all faces of an image,
+the whole image is forgotten, otherwise single faces. --like: images with the bytes of a photo; with
+--similar also faces that look like it, which are only listed until --yes is given. --listed-in:
+images that another table has forgotten. Copies of an image, with the same bytes, go too. Without
+any of these it finishes a forget that was interrupted. Later runs keep these images out and count
+them as rejects, `forgotten`. Tables that may hold them too are named, and what stays is printed.
+The last line of stdout is JSON.
+
+exit code  0 done   1 failed or stopped, run again   2 the request is wrong
+           3 nothing was erased: --similar needs --yes
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+from pipeline.choices import Device, SearchBy
+from pipeline.cli import add_selection, exit_code_of, job_parser
+from pipeline.errors import ConfigError, InputError, RequestError, printable
+from pipeline.storage import Store, canonical_uri
+from pipeline.table import Table, open_table
+from pipeline.table.descendants import Descendant, find_descendants
+from pipeline.table.forget_sources import choose_sources, lists_of, new_list
+from pipeline.table.forgetting import Erased, ForgottenRow, forget, forgotten_rows
+from pipeline.table.forgotten import ForgetList, Forgotten, Source
+from pipeline.table.leftovers import leftovers
+from pipeline.table.selection import Selection
+
+NOT_CONFIRMED = 3
+SHOWN = 50
+_STOPPED = "run the same command again, which does the rest"
+
+
+@dataclass
+class _Request:
+    """Images to forget in a table."""
+
+    table: Table
+    lists: list[ForgetList] = field(default_factory=list)  # that its own list lacks
+    similar: dict[str, float] = field(default_factory=dict)  # similarity by image id
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, check, erase, print one JSON line; return the exit code."""
+    args = _parser().parse_args(arguments)
+    return exit_code_of(lambda: _forget(args), given_table=True, stopped=_STOPPED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = job_parser(__doc__)
+    add_selection(parser)
+    parser.add_argument("--like", default="", metavar="PHOTO", help="a photo, by path or URI")
+    parser.add_argument(
+        "--similar",
+        type=_similarity,
+        metavar="X",
+        help="with --like: also faces of at least this similarity, up to 1",
+    )
+    parser.add_argument(
+        "--by",
+        choices=get_args(SearchBy),
+        help="what --similar compares (default: identity if the table has it, else w_plus)",
+    )
+    parser.add_argument("--device", default="auto", choices=get_args(Device), help="for --similar")
+    parser.add_argument(
+        "--listed-in", default="", metavar="TABLE", help="forget what this table has forgotten"
+    )
+    parser.add_argument(
+        "--reason",
+        default="",
+        metavar="TEXT",
+        help="why, with --where and --like; kept in the table, so it must not name a person",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would go; write nothing")
+    parser.add_argument("--yes", action="store_true", help="erase the faces of --similar")
+    parser.add_argument(
+        "--descendants",
+        nargs="+",
+        default=[],
+        metavar="URI",
+        help="tables to look for these images in, besides those in the same folder",
+    )
+    parser.add_argument(
+        "--ignore-run",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="a run that seems to write, but was killed",
+    )
+    return parser
+
+
+def _similarity(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a similarity above 0 and up to 1")
+    return value
+
+
+def _forget(args: argparse.Namespace) -> int:
+    _check(args)
+    request = _request(args)
+    store, spec = request.table.store, request.table.spec
+    forgotten = Forgotten.read(store) + Forgotten(request.lists)
+    rows = list(forgotten_rows(store, forgotten))
+    for line in _lines(rows, request.similar):
+        print(printable(line), file=sys.stderr)
+    tables = find_descendants(store, spec, forgotten, args.descendants)
+    confirmed = args.yes or args.similar is None
+    facts: dict[str, Any] = {
+        "table": store.root,
+        "dry_run": args.dry_run or not confirmed,
+        "images": len({row.uri for row in rows}),
+        "faces": sum(row.kind == "latents" for row in rows),
+        "rejects": sum(row.kind == "rejects" for row in rows),
+        "parts": len({(row.shard, row.part) for row in rows}),
+        "shards": len({row.shard for row in rows}),
+        "similar": request.similar,
+        "descendants": [each.to_dict() for each in tables],
+    }
+    mentions: tuple[str, ...] = ()
+    if not facts["dry_run"]:
+        erased = forget(store, _counted(request.lists, facts), ignored_runs=args.ignore_run)
+        mentions = erased.mentions
+        facts |= _done(erased)
+    facts["stays"] = leftovers(store, spec, mentions)
+    for line in _closing_lines(facts, tables):
+        print(printable(line), file=sys.stderr)
+    code = 0 if confirmed or args.dry_run else NOT_CONFIRMED
+    print(json.dumps({**facts, "errors": [], "exit_code": code}))
+    return code
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise `ConfigError` for flags that do not fit together."""
+    ways = [
+        f"--{name.replace('_', '-')}" for name in ("where", "like", "listed_in") if vars(args)[name]
+    ]
+    if len(ways) > 1:
+        raise ConfigError(f"{' and '.join(ways)}: choose the images in one way at a time")
+    if not args.where and (args.order or args.limit is not None):
+        raise ConfigError("--order and --limit need --where: which faces are to be forgotten")
+    if not args.like and (args.similar is not None or args.by):
+        raise ConfigError("--similar and --by need --like: a photo to compare with")
+    if args.by and args.similar is None:
+        raise ConfigError("--by is what --similar compares: add --similar")
+    if (args.where or args.like) and not args.reason and not args.dry_run:
+        raise ConfigError(
+            f"{ways[0]}: say why with --reason, such as the number of a request; it is kept in the "
+            "table, so it must not name a person"
+        )
+
+
+def _request(args: argparse.Namespace) -> _Request:
+    """Return the images to forget; `RequestError` if a selection chooses none."""
+    table = open_table(args.table)
+    known = Forgotten.read(table.store)
+    similar: dict[str, float] = {}
+    if args.listed_in:
+        place = canonical_uri(args.listed_in)
+        lists = lists_of(Store(place), args.reason or f"forgotten in '{place}'")
+    elif args.where or args.like:
+        selections = [Selection(table, args.where, args.order, args.limit)]
+        if args.like:
+            similar = _similar_faces(table, args) if args.similar is not None else {}
+            selections = _like_selections(table, args.like, similar)
+        sources, keys = _sources(selections)
+        if not sources and not known.unfinished:
+            raise RequestError(_nothing(table, args))
+        lists = [new_list(table, sources, args.reason, keys)] if sources else []
+    else:
+        lists = []
+    return _Request(table, [each for each in lists if not known.has(each)], similar)
+
+
+def _sources(selections: Sequence[Selection]) -> tuple[list[Source], set[str]]:
+    sources: list[Source] = []
+    keys: set[str] = set()
+    for selection in selections:
+        chosen, names = choose_sources(selection)
+        sources += chosen
+        keys |= names
+    return sources, keys
+
+
+def _nothing(table: Table, args: argparse.Namespace) -> str:
+    root = table.store.root
+    if args.where:
+        return f"--where \"{args.where}\" selects no face and no reject of the table '{root}'"
+    more = "" if args.similar is None else f", and none is as similar as {args.similar:g}"
+    return f"no row of the table '{root}' is of an image with the bytes of '{args.like}'{more}"
+
+
+def _like_selections(table: Table, photo: str, similar: dict[str, float]) -> list[Selection]:
+    """Return the selections of the rows with a photo's bytes, and of the similar faces."""
+    folder, _, name = canonical_uri(photo).rpartition("/")
+    store = Store(folder or "/")
+    if not name or not store.exists(name):
+        raise InputError(f"--like '{photo}': there is no such file")
+    digest = hashlib.sha256(store.get(name)).hexdigest()
+    selections = [Selection(table, f"source_sha256 = '{digest}'")]
+    if similar:
+        ids = ", ".join("'" + image.replace("'", "''") + "'" for image in similar)
+        selections.append(Selection(table, f"image_id IN ({ids})"))
+    return selections
+
+
+def _similar_faces(table: Table, args: argparse.Namespace) -> dict[str, float]:
+    """Return the faces that look like the photo, and their similarities, the largest first."""
+    # PyTorch is slow to import, and exact bytes need no networks.
+    from pipeline.engine.photos import queries_of
+    from pipeline.inversion import ready_device
+    from pipeline.search.alike import faces_above
+    from pipeline.search.requests import check_by, default_by
+    from pipeline.search.vectors import Vectors
+
+    by: SearchBy = args.by or default_by(table)
+    check_by(table, by)
+    vectors = Vectors(Selection(table), by, ready_device(args.device))
+    _, queries = queries_of(vectors, [args.like], args.device)
+    return faces_above(vectors, queries, args.similar)
+
+
+def _counted(lists: Sequence[ForgetList], facts: dict[str, Any]) -> list[ForgetList]:
+    removes = {name: int(facts[name]) for name in ("faces", "rejects")}
+    return [replace(each, removes=removes) for each in lists]
+
+
+def _done(erased: Erased) -> dict[str, Any]:
+    return {
+        "faces": erased.faces,
+        "rejects": erased.rejects,
+        "parts": erased.parts,
+        "shards": erased.shards,
+        "notes": list(erased.notes),
+    }
+
+
+def _lines(rows: Sequence[ForgottenRow], similar: dict[str, float]) -> Iterator[str]:
+    """Yield a line for each of the first rows: what it is, and how similar it is to the photo."""
+    for row in rows[:SHOWN]:
+        kind = "face  " if row.kind == "latents" else "reject"
+        alike = f"  similarity {similar[row.image_id]:.3f}" if row.image_id in similar else ""
+        yield f"{kind}  {row.image_id}{alike}"
+    if len(rows) > SHOWN:
+        yield f"... and {len(rows) - SHOWN:,} more"
+
+
+def _closing_lines(facts: dict[str, Any], tables: Sequence[Descendant]) -> Iterator[str]:
+    """Yield what was done, which tables to look at, and what stays."""
+    done = "would go" if facts["dry_run"] else "erased"
+    images, faces, rejects, parts, shards = (
+        f"{facts[name]:,} {name.removesuffix('s') if facts[name] == 1 else name}"
+        for name in ("images", "faces", "rejects", "parts", "shards")
+    )
+    yield f"{images}: {faces} and {rejects} {done}, in {parts} of {shards}"
+    yield from facts.get("notes", ())
+    for table in tables:
+        yield f"table '{table.table}', {table.why}, has {table.rows:,} rows of these images"
+        if table.rows and not facts["dry_run"]:
+            yield f"  restyle forget --table {table.table} --listed-in {facts['table']}"
+    yield "not erased:"
+    yield from (f"  {line}" for line in facts["stays"])
+    if facts["dry_run"]:
+        yield "nothing was erased: this was a dry run" + (
+            "; to erase these faces, add --yes" if facts["similar"] else ""
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

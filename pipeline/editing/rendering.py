@@ -1,0 +1,119 @@
+"""Render sequences of codes as one grid or one animation: faces, walks, mixes, group means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.editing.animation import write_animation
+from pipeline.editing.grid import draw_grid
+from pipeline.editing.group_means import group_means
+from pipeline.editing.interpolation import walk, walk_length
+from pipeline.editing.mixing import MixSource, mix
+from pipeline.interop.pictures import FULL_SIZE, Drawing, rendered
+from pipeline.models import RestyleModel
+from pipeline.storage import Store, canonical_uri
+from pipeline.table import Table
+from pipeline.table.selection import Selection
+
+Code = NDArray[np.float32]  # [n_styles, 512]
+_ROWS = 64
+
+
+class Drawn(NamedTuple):
+    """Number of pictures in a file, and the width and height of the file's picture in pixels."""
+
+    pictures: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class CodeSequence:
+    """Codes to render in their order, which are read while they are rendered."""
+
+    codes: Iterable[Code]
+    count: int
+    labels: Sequence[str] = ()  # one for each code, or none
+    columns: int | None = None  # of a grid; None: about as many as rows
+
+
+def chosen_faces(selection: Selection) -> CodeSequence:
+    """Return the codes of the selected faces; `RequestError` if there are none."""
+    return CodeSequence(_codes_of(selection), selection.require_rows())
+
+
+def faces_by_id(table: Table, ids: Sequence[str]) -> CodeSequence:
+    """Return the codes of `ids` in their order; `UnknownImageError` for unknown ones."""
+    return CodeSequence(table.w_plus(ids), len(ids))
+
+
+def walk_over(faces: CodeSequence, frames: int, *, closed: bool = False) -> CodeSequence:
+    """Return a straight walk over faces, with `frames` codes from each to the next (`walk`)."""
+    count = walk_length(faces.count, frames, closed=closed)
+    columns = frames if faces.count == 2 and not closed else None
+    return CodeSequence(walk(faces.codes, frames, closed=closed), count, columns=columns)
+
+
+def mixed_faces(table: Table, sources: Sequence[MixSource]) -> CodeSequence:
+    """Return the codes of the sources of a mix and, as the last one, the mix."""
+    codes = table.w_plus([source.image_id for source in sources])
+    labels = [f"{source.image_id}: rows {source.text}" for source in sources]
+    shown = [*codes, mix(codes, sources)]
+    return CodeSequence(shown, len(shown), [*labels, "mix"], columns=len(shown))
+
+
+def mean_faces(selection: Selection, expression: str) -> CodeSequence:
+    """Return the mean code of each group of the selected faces (`group_means`)."""
+    groups = group_means(selection, expression)
+    labels = [f"{group.value or 'none'} (n = {group.faces:,})" for group in groups]
+    return CodeSequence([group.code for group in groups], len(groups), labels)
+
+
+def save_grid(
+    uri: str,
+    sequence: CodeSequence,
+    model: RestyleModel,
+    drawing: Drawing = FULL_SIZE,
+    *,
+    columns: int | None = None,
+    title: str = "",
+) -> Drawn:
+    """Render a sequence to one PNG at the path or URI `uri`."""
+    cells = zip(
+        rendered(model, sequence.codes, drawing),
+        sequence.labels or repeat("", sequence.count),
+        strict=False,
+    )
+    picture, size = draw_grid(
+        cells,
+        sequence.count,
+        columns=columns or sequence.columns,
+        title=title,
+        labelled=bool(sequence.labels),
+    )
+    folder, _, name = canonical_uri(uri).rpartition("/")
+    Store(folder or "/").put(name, picture)
+    return Drawn(sequence.count, *size)
+
+
+def save_animation(
+    uri: str,
+    sequence: CodeSequence,
+    model: RestyleModel,
+    drawing: Drawing = FULL_SIZE,
+    *,
+    fps: int,
+) -> Drawn:
+    """Render a sequence to an animation at the path or URI `uri` (`write_animation`)."""
+    return Drawn(*write_animation(uri, rendered(model, sequence.codes, drawing), fps))
+
+
+def _codes_of(selection: Selection) -> Iterator[Code]:
+    for _, codes in selection.code_batches(_ROWS):
+        yield from codes

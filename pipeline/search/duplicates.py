@@ -1,0 +1,175 @@
+"""Groups of faces that are more similar than a threshold: photos of one person, or near copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.search.requests import check_threshold
+from pipeline.search.vectors import Vectors
+
+Indices = NDArray[np.int64]
+
+# Rows and columns of similarities that are computed at once: 16 MiB.
+_TILE = 2048
+_NO_PAIR = -2.0  # below every similarity
+
+
+class _Rows(NamedTuple):
+    """Vectors [n, d] of consecutive faces, the first of which has the number `start`."""
+
+    start: int
+    vectors: Tensor
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.vectors)
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Faces in groups, sorted by group; the groups and their faces in the order of the selection.
+
+    `groups` [m] counts from 0. `similarities` [m] are to the most similar face of the table.
+    """
+
+    ids: pa.Array
+    groups: Indices
+    similarities: NDArray[np.float32]
+    rows: int  # compared faces
+
+    @property
+    def count(self) -> int:
+        """Number of groups."""
+        return int(self.groups[-1]) + 1 if len(self.groups) else 0
+
+
+class Components:
+    """Connected components of rows 0..n-1; pairs are added many at a time."""
+
+    def __init__(self) -> None:
+        self.parents: Indices = np.empty(0, np.int64)  # each row's smallest row so far
+
+    def grow(self, rows: int) -> None:
+        """Add rows up to `rows`, each alone."""
+        self.parents = np.concatenate([self.parents, np.arange(len(self.parents), rows)])
+
+    def join(self, first: Indices, second: Indices) -> None:
+        """Join the components of first[i] and second[i], for all i."""
+        while True:
+            left, right = self.parents[first], self.parents[second]
+            apart = left != right
+            if not apart.any():
+                return
+            first, second, left, right = first[apart], second[apart], left[apart], right[apart]
+            np.minimum.at(self.parents, np.maximum(left, right), np.minimum(left, right))
+            self._flatten()
+
+    def _flatten(self) -> None:
+        while True:
+            roots = self.parents[self.parents]
+            if np.array_equal(roots, self.parents):
+                return
+            self.parents = roots
+
+
+def find_duplicates(vectors: Vectors, threshold: float) -> Duplicates:
+    """Return the groups of faces that a chain of pairs of at least `threshold` connects.
+
+    Exact: every pair is compared, in n²/2 products. Where the vectors take more than
+    `Vectors.held_bytes`, that many are in memory, and the table is read once for each such share.
+    """
+    check_threshold(threshold)
+    pairs, ids = _Pairs(threshold, vectors.device), []
+    for share, names in _shares(vectors):
+        ids += names
+        pairs.grow(share[-1].end)
+        for tile in _tiles(vectors, share[-1].end):
+            for rows in share:
+                pairs.compare(tile, rows)
+    all_ids = pa.concat_arrays(ids) if ids else pa.array([], pa.string())
+    return _grouped(pairs.components.parents, all_ids, pairs.best.cpu().numpy())
+
+
+def _shares(vectors: Vectors) -> Iterator[tuple[list[_Rows], list[pa.Array]]]:
+    """Yield shares of the vectors that fit in memory: tiles of rows, and the ids of all."""
+    start, size = 0, 0
+    share: list[_Rows] = []
+    ids: list[pa.Array] = []
+    for block in vectors.blocks():
+        if share and size + block.vectors.nbytes > vectors.held_bytes:
+            yield share, ids
+            size, share, ids = 0, [], []
+        share += _cut(block.vectors, start)
+        ids.append(block.ids)
+        size += block.vectors.nbytes
+        start += len(block.ids)
+    if share:
+        yield share, ids
+
+
+def _tiles(vectors: Vectors, end: int) -> Iterator[_Rows]:
+    """Yield the rows before `end`."""
+    start = 0
+    for block in vectors.blocks():
+        if start >= end:
+            return
+        yield from _cut(block.vectors, start)
+        start += len(block.ids)
+
+
+def _cut(vectors: Tensor, start: int) -> list[_Rows]:
+    return [
+        _Rows(start + first, vectors[first : first + _TILE])
+        for first in range(0, len(vectors), _TILE)
+    ]
+
+
+class _Pairs:
+    """Components of the pairs of at least `threshold`, and the largest similarity of their rows."""
+
+    def __init__(self, threshold: float, device: str) -> None:
+        self.threshold, self.components = threshold, Components()
+        self.best = torch.empty(0, device=device)
+
+    def grow(self, rows: int) -> None:
+        """Add rows up to `rows`."""
+        self.components.grow(rows)
+        added = self.best.new_full([rows - len(self.best)], _NO_PAIR)
+        self.best = torch.cat([self.best, added])
+
+    def compare(self, tile: _Rows, other: _Rows) -> None:
+        """Compare each row of a tile with the later rows of another tile."""
+        if other.end <= tile.start:
+            return
+        similarities = tile.vectors @ other.vectors.T
+        if other.start < tile.end:  # some pairs are a row and itself, or come in both orders
+            before = torch.arange(tile.start, tile.end, device=similarities.device)
+            after = torch.arange(other.start, other.end, device=similarities.device)
+            similarities.masked_fill_(after[None] <= before[:, None], _NO_PAIR)
+        near = (similarities.amax(dim=1) >= self.threshold).nonzero()[:, 0]
+        if len(near):
+            near_rows = similarities[near]
+            first, second = (near_rows >= self.threshold).nonzero(as_tuple=True)
+            values, first = near_rows[first, second], near[first] + tile.start
+            second = second + other.start
+            for rows in (first, second):
+                self.best.scatter_reduce_(0, rows, values, "amax")
+            self.components.join(first.cpu().numpy(), second.cpu().numpy())
+
+
+def _grouped(parents: Indices, ids: pa.Array, best: NDArray[np.float32]) -> Duplicates:
+    """Return the rows of components of two or more rows."""
+    sizes = np.bincount(parents, minlength=len(parents))
+    chosen = np.flatnonzero(sizes[parents] > 1)
+    order = chosen[np.argsort(parents[chosen], kind="stable")]
+    _, groups = np.unique(parents[order], return_inverse=True)
+    similarities = best[order].clip(-1, 1)
+    return Duplicates(ids.take(pa.array(order)), groups, similarities, len(parents))

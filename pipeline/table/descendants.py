@@ -1,0 +1,117 @@
+"""Find tables that may hold faces of the same images as a table: those made from it, for example.
+
+A table knows its parent and not its children: `_table.json` names the table of `--init`, of
+`--refined-from` or of an edit. So the folders beside a table are looked through, and tables that
+the caller names. Tables elsewhere, and exported files, cannot be found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.storage import Store, canonical_uri
+from pipeline.storage.uris import storage_errors
+from pipeline.table.forgetting import forgotten_rows
+from pipeline.table.forgotten import Forgotten
+from pipeline.table.spec import SPEC_NAME, TableSpec, read_spec
+
+MAX_SIBLINGS = 1000
+
+
+@dataclass(frozen=True)
+class Descendant:
+    """Table that has the same images as another one: its URI, why, and its rows of some images."""
+
+    table: str
+    why: str
+    rows: int  # of latents and rejects
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, ready for JSON."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    store: Store
+    spec: TableSpec
+
+
+def find_descendants(
+    store: Store, spec: TableSpec, forgotten: Forgotten, named: Sequence[str] = ()
+) -> list[Descendant]:
+    """Return the tables made from this one, or from its input, among its siblings and `named`.
+
+    Of tables made from them too. Each has its number of rows of `forgotten` images. All of `named`
+    are returned; `RequestError` if one of them is not a table.
+    """
+    given = [_candidate(uri) for uri in named]
+    roots = {candidate.store.root for candidate in given}
+    siblings = [each for each in _siblings(store) if each.store.root not in roots]
+    found: dict[str, str] = {}
+    _follow(store.root, [*given, *siblings], found)
+    for candidate in given:
+        found.setdefault(candidate.store.root, "named by --descendants")
+    place = spec.layout.get("input")
+    for candidate in siblings:
+        if place is not None and candidate.spec.layout.get("input") == place:
+            found.setdefault(candidate.store.root, "made from the same input")
+    return [
+        Descendant(root, why, sum(1 for _ in forgotten_rows(Store(root), forgotten)))
+        for root, why in sorted(found.items())
+    ]
+
+
+def _follow(root: str, candidates: Sequence[_Candidate], found: dict[str, str]) -> None:
+    """Add the candidates that were made from the table at `root`, and those made from these."""
+    for candidate in candidates:
+        child = candidate.store.root
+        setting = _setting_with(candidate.spec, root)
+        if setting and child != root and child not in found:
+            found[child] = f"made from '{root}' ({setting})"
+            _follow(child, candidates, found)
+
+
+def _setting_with(spec: TableSpec, root: str) -> str:
+    """Return the name of the setting whose value is the table at `root`; "" if there is none."""
+    for name, value in spec.config.items():
+        if name not in ("input", "output") and isinstance(value, str) and value:
+            try:
+                if canonical_uri(value) == root:
+                    return str(name)
+            except PipelineError:
+                continue
+    return ""
+
+
+def _candidate(uri: str) -> _Candidate:
+    store = Store(uri)
+    return _Candidate(store, read_spec(store))
+
+
+def _siblings(store: Store) -> Iterator[_Candidate]:
+    """Yield the readable tables in the folder that the table is in."""
+    parent = store.root.rstrip("/").rpartition("/")[0]
+    if not parent or parent.endswith(("/", ":")):
+        return  # a whole bucket
+    for root in _folders(Store(parent))[:MAX_SIBLINGS]:
+        if root != store.root:
+            try:
+                if Store(root).exists(SPEC_NAME):
+                    yield _candidate(root)
+            except PipelineError:
+                continue
+
+
+def _folders(parent: Store) -> list[str]:
+    """Return the URIs of the folders right below `parent`, sorted; none that cannot be listed."""
+    try:
+        with storage_errors(f"list '{parent.root}'"):
+            entries = parent.fs.ls(parent.path(), detail=True)
+    except PipelineError:
+        return []
+    names = (str(entry["name"]).rstrip("/") for entry in entries if entry["type"] == "directory")
+    return sorted(parent.uri(name.rpartition("/")[2]) for name in names)

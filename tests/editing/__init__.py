@@ -1,0 +1,1 @@
+"""Tests of directions, edits and direction fitting."""

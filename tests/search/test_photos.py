@@ -1,0 +1,69 @@
+"""A photo finds the faces of its person, by vectors made like those of the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from pipeline.choices import SearchBy
+from pipeline.engine.photos import photo_vectors, queries_of, read_photos
+from pipeline.errors import RequestError
+from pipeline.search.neighbours import nearest
+from pipeline.search.vectors import Vectors
+from pipeline.table import Table
+from pipeline.table.selection import Selection
+from tests.search.tables import table_of_codes, table_of_photos
+
+PEOPLE = ("003", "124", "143")
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory, sample_images: dict[str, bytes]) -> Table:
+    """A table of two rendered portraits."""
+    photos = {f"{n}.jpg": sample_images[f"portraits/000{n}.jpg"] for n in (2, 3)}
+    return table_of_photos(tmp_path_factory.mktemp("samples"), photos)
+
+
+@pytest.mark.parametrize("by", get_args(SearchBy))
+def test_a_photo_of_the_table_finds_itself(samples: Table, by: SearchBy) -> None:
+    vectors = Vectors(Selection(samples), by)
+    photo = f"{samples.spec.config['input']}/3.jpg"
+    names, queries = queries_of(vectors, [photo, "files-00000/2.jpg#0"])
+    assert names == ["files-00000/2.jpg#0", photo]
+    other, itself = nearest(vectors, queries, 2, names)
+    assert [face.image_id for face in itself] == ["files-00000/3.jpg#0", "files-00000/2.jpg#0"]
+    assert itself[0].similarity > 0.9999 > other[0].similarity
+
+
+def test_unusable_photos_are_refused(
+    samples: Table, sample_images: dict[str, bytes], tmp_path: Path, tiny_bundle: str
+) -> None:
+    vectors = Vectors(Selection(samples), "identity")
+    (tmp_path / "landscape.jpg").write_bytes(sample_images["rejects/landscape.jpg"])
+    with pytest.raises(RequestError, match=r"landscape.jpg' gives no face: no_face"):
+        queries_of(vectors, [str(tmp_path / "landscape.jpg")])
+    with pytest.raises(RequestError, match=r"such.jpg' is not an image id of .* does not exist"):
+        queries_of(vectors, ["/no/such.jpg"])
+    codes = table_of_codes(tmp_path / "codes", tiny_bundle, vectors.table.w_plus([])[:, :10])
+    with pytest.raises(RequestError, match="made from codes without images"):
+        queries_of(Vectors(Selection(codes), "w_plus"), [str(tmp_path / "landscape.jpg")])
+
+
+def test_a_smiling_photo_finds_the_neutral_one(shared: Path, tmp_path: Path) -> None:
+    london = shared / "photos" / "london"
+    neutral = {
+        f"{person}.jpg": (london / f"{person}_neutral.jpg").read_bytes() for person in PEOPLE
+    }
+    table = table_of_photos(tmp_path, neutral)
+    smiling = tmp_path / "smiling"
+    smiling.mkdir()
+    for person in PEOPLE:
+        (smiling / f"{person}.jpg").symlink_to(london / f"{person}_smiling.jpg")
+    photos = read_photos(table, str(smiling))
+    for by in get_args(SearchBy):
+        vectors = Vectors(Selection(table), by)
+        result = nearest(vectors, photo_vectors(vectors, photos), 1)
+        expected = [f"files-00000/{person}.jpg#0" for person in PEOPLE]
+        assert [row[0].image_id for row in result] == expected, by
