@@ -17,7 +17,8 @@ from pipeline.table.selection import Selection
 # Up to this number of faces quantiles are exact: their values are held in memory.
 EXACT_FACES = 1_000_000
 BINS = 32
-GROUPS = 8  # of faces with about equal numbers, by a trait
+GROUPS = 8  # of faces with about equal numbers, by a trait; fewer for few faces
+_FACES_PER_GROUP = 5
 TRAIT_LABELS = {"face_px": "face size, px", "yaw": "|yaw|", "sharpness": "sharpness"}
 TRAIT_TEXTS = {
     "face_px": "width of the face in the photo, in pixels",
@@ -140,7 +141,8 @@ def _values(selection: Selection, expressions: Sequence[str], more: str = "") ->
 
 def _distributions(selection: Selection, faces: int, quantile: str) -> list[Distribution]:
     expressions = _expressions(selection)
-    cuts = [_LOW, _MIDDLE, _HIGH, *(group / GROUPS for group in range(1, GROUPS))]
+    groups = min(GROUPS, faces // _FACES_PER_GROUP)
+    cuts = [_LOW, _MIDDLE, _HIGH, *(group / groups for group in range(1, groups))]
     sums = ", ".join(
         f"count(v{i}) AS n{i}, avg(v{i}) AS a{i}, min(v{i}) AS l{i}, max(v{i}) AS h{i}, "
         f"{quantile}(v{i}, {cuts}) AS q{i}"
