@@ -12,9 +12,9 @@ Methods: ridge (of numbers; the default), logistic (of two classes; the default)
 difference of the two classes' means, of numbers the codes' covariance with them. Penalties are
 chosen by cross-validation. --orthogonal-to takes the parts along other directions out.
 
-A fifth of the faces is held out; --split-by keeps those of one person or shard together. The file
-has the direction and its model, and stands beside its card, NAME.md and NAME.json. Strength 1
-of `restyle edit` is one unit of length per row of the code.
+The score is of a fit without a fifth of the faces; --split-by keeps those of one person or shard
+together. The direction is then fitted to all. The file has the direction and its model, and stands
+beside its card, NAME.md and NAME.json. Strength 1 is one unit of length per row of a code.
 
 exit code  0 done   1 a read or a write failed, run again   2 the request is wrong
 """

@@ -50,7 +50,7 @@ def card_text(direction: Direction) -> str:
         *score,
         "",
         f"They were chosen by a hash of {_code(facts['split_by'])} and the seed {facts['seed']}, "
-        "and the direction was not fitted to them.",
+        "and the fit that is scored here does not know them. The direction is fitted to all faces.",
         "",
         "## Use",
         "",

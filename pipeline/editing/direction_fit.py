@@ -1,4 +1,6 @@
-"""Fit a direction to labels of a table's faces, and score it on faces that were held out.
+"""Fit a direction to labels of a table's faces, and score the fit on faces that were held out.
+
+The score is of a fit without the held-out faces. The direction is then fitted to all of them.
 
 Codes are read once: their moments are added up in float64, by fold of the split, and the fits are
 closed forms of the moments. Codes of W (the mean of a code's rows) also go to a temporary file of
@@ -120,6 +122,12 @@ class FitSettings:
     penalty: float | None = None  # one of `PENALTIES` or any other; None: by cross-validation
     orthogonal_to: tuple[Direction, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.method == "logistic" and self.space == "w+":
+            raise ConfigError(
+                "--method logistic fits in W: give --space w, or --method ridge or mean"
+            )
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -130,7 +138,7 @@ class Fit:
 
 
 def fit_direction(labels: Labels, settings: FitSettings, reference: Numbers) -> Fit:
-    """Fit a direction to the labelled faces and score it on the held-out fold.
+    """Fit a direction to the labelled faces; score a fit to four folds on the fifth.
 
     `reference` [n_styles, 512] is subtracted from the codes, so that sums stay exact: the average
     latent. Raises `RequestError` if there are too few faces, or only one label.
@@ -150,11 +158,13 @@ def fit_direction(labels: Labels, settings: FitSettings, reference: Numbers) -> 
         train = sum(folds[2:], folds[1])
         _check(folds[0], train, binary=binary)
         method = _method(settings, binary=binary)
-        solution, facts = _solved(method, settings, folds, train, samples)
-        solution = _orthogonal(solution, settings.orthogonal_to, len(reference))
-        unit = solution / np.sqrt((solution**2).sum(axis=1).mean())
-        scored = _score(samples, unit, binary=binary)
-    return Fit(unit, {"method": method, "space": settings.space, **facts, **scored})
+        penalty, facts = _penalty(method, settings, folds)
+        fitting = _Fitting(method, settings, penalty, len(reference), samples)
+        scored = _score(samples, fitting.unit(train, held_out=True), binary=binary)
+        unit = fitting.unit(train + folds[0], held_out=False)
+        used = _use(samples, unit, binary=binary)
+    facts = {"method": method, "space": settings.space, **facts, **used, "score": scored}
+    return Fit(unit, facts)
 
 
 def project(codes: Numbers, rows: Numbers) -> Numbers:
@@ -223,8 +233,6 @@ def _method(settings: FitSettings, *, binary: bool) -> Method:
             "--method logistic needs labels of two classes, 0 and 1: give a condition, as in "
             '--column "yaw > 0.1", or --method ridge'
         )
-    if method == "logistic" and settings.space == "w+":
-        raise ConfigError("--method logistic fits in W: give --space w, or --method ridge or mean")
     return method
 
 
@@ -241,26 +249,40 @@ def _check(held_out: Moments, train: Moments, *, binary: bool) -> None:
             )
 
 
-def _solved(
-    method: Method,
-    settings: FitSettings,
-    folds: Sequence[Moments],
-    train: Moments,
-    samples: Samples,
-) -> tuple[Numbers, dict[str, Any]]:
-    """Return the direction that a method gives, of any length, and facts about the fit."""
+def _penalty(
+    method: Method, settings: FitSettings, folds: Sequence[Moments]
+) -> tuple[float, dict[str, Any]]:
+    """Return the penalty of a fit, and the facts about its choice."""
     if method == "mean":
-        return train.covariance_with_label / train.label_variance, {}
-    penalty, validated = settings.penalty, None
-    if penalty is None:
-        penalty, validated = _cross_validated(folds[1:])
-    facts = {"penalty": penalty, "validation_r2": validated}
-    if method == "ridge":
-        return _Ridge(train).solution(penalty), facts
-    # The logistic loss is a quarter as curved as the squared one.
-    absolute = penalty * _scale(train) * train.count / 4
-    rows, passes = _logistic(samples, train, absolute)
-    return rows, {**facts, "passes": passes}
+        return 0.0, {}
+    if settings.penalty is not None:
+        return settings.penalty, {"penalty": settings.penalty, "validation_correlation": None}
+    penalty, correlation = _cross_validated(folds[1:])
+    return penalty, {"penalty": penalty, "validation_correlation": correlation}
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """One method with its penalty, for the faces that are not held out and then for all."""
+
+    method: Method
+    settings: FitSettings
+    penalty: float
+    n_styles: int
+    samples: Samples
+
+    def unit(self, moments: Moments, *, held_out: bool) -> Numbers:
+        """Fit to faces of these moments, without fold 0 if `held_out`; of mean square length 1."""
+        if self.method == "mean":
+            rows = moments.covariance_with_label / moments.label_variance
+        elif self.method == "ridge":
+            rows = _ridge(moments, self.penalty)
+        else:
+            # The logistic loss is a quarter as curved as the squared one.
+            absolute = self.penalty * _scale(moments) * moments.count / 4
+            rows = _logistic(self.samples, moments, absolute, first_fold=int(held_out))
+        rows = _orthogonal(rows, self.settings.orthogonal_to, self.n_styles)
+        return np.asarray(rows / np.sqrt((rows**2).sum(axis=1).mean()))
 
 
 def _scale(moments: Moments) -> float:
@@ -269,8 +291,22 @@ def _scale(moments: Moments) -> float:
     return float(np.mean(traces)) / (STYLE_DIM * moments.count)
 
 
-class _Ridge:
-    """Ridge regression of the label on each row of the codes, for any penalty."""
+def _ridge(moments: Moments, penalty: float) -> Numbers:
+    """Return the weights [rows, 512] of a ridge regression of the label on each row of the codes.
+
+    The penalty is relative to the codes' variance.
+    """
+    size = penalty * _scale(moments) * moments.count
+    right = moments.covariance_with_label
+    weights = [
+        np.linalg.solve(moments.scatter(row) + size * np.eye(STYLE_DIM), right[row])
+        for row in range(moments.rows)
+    ]
+    return np.stack(weights)
+
+
+class _RidgePath:
+    """The same regression for many penalties, each from one decomposition."""
 
     def __init__(self, moments: Moments) -> None:
         self._size = _scale(moments) * moments.count
@@ -278,7 +314,7 @@ class _Ridge:
         self._parts = [np.linalg.eigh(moments.scatter(row)) for row in range(moments.rows)]
 
     def solution(self, penalty: float) -> Numbers:
-        """Return the weights [rows, 512] for a penalty relative to the codes' variance."""
+        """Return what `_ridge` returns."""
         right = self._moments.covariance_with_label
         weights = [
             vectors @ ((vectors.T @ right[row]) / (values + penalty * self._size))
@@ -288,9 +324,10 @@ class _Ridge:
 
 
 def _cross_validated(folds: Sequence[Moments]) -> tuple[float, float]:
-    """Return the penalty with the best R² on left-out folds, and that R².
+    """Return the penalty with the best correlation on left-out folds, and that correlation.
 
-    R² is computed from the moments, per row of the codes, and averaged.
+    It is computed from the moments, per row of the codes, and averaged. Not R²: a direction has no
+    scale, and a fit that shrinks too much may still point the right way.
     """
     scores = np.zeros((len(folds), len(PENALTIES)))
     for place, left_out in enumerate(folds):
@@ -298,73 +335,76 @@ def _cross_validated(folds: Sequence[Moments]) -> tuple[float, float]:
         train = sum(others[1:], others[0])
         if not left_out.label_variance or not train.label_variance:
             continue
-        ridge = _Ridge(train)
+        ridge = _RidgePath(train)
         for column, penalty in enumerate(PENALTIES):
-            scores[place, column] = _r2(left_out, ridge.solution(penalty), train)
+            scores[place, column] = _correlation(left_out, ridge.solution(penalty))
     means = scores.mean(axis=0)
     best = int(means.argmax())
     return PENALTIES[best], float(means[best])
 
 
-def _r2(moments: Moments, weights: Numbers, train: Moments) -> float:
-    """Return the mean R² over the rows of linear predictions on the faces of `moments`."""
-    count, errors = moments.count, []
+def _correlation(moments: Moments, weights: Numbers) -> float:
+    """Return the mean correlation, over the rows, of labels and projections on the weights."""
+    covariances = moments.covariance_with_label
+    correlations = []
     for row, weight in enumerate(weights):
-        # Residuals e = (y - mean of train) - w·(x - mean of train), summed as e² by moments.
-        shift = train.y / train.count - float(weight @ train.mean[row])
-        y, x, xy = moments.y, moments.x[row], moments.xy[row]
-        assert moments.xx is not None
-        squares = moments.yy - 2 * shift * y + count * shift**2
-        squares += float(weight @ moments.xx[row] @ weight)
-        squares -= 2 * float(weight @ xy) - 2 * shift * float(weight @ x)
-        errors.append(1 - squares / moments.label_variance)
-    return float(np.mean(errors))
+        spread = float(weight @ moments.scatter(row) @ weight) * moments.label_variance
+        along = float(weight @ covariances[row])
+        correlations.append(along / np.sqrt(spread) if spread > 0 else 0.0)
+    return float(np.mean(correlations))
 
 
-def _logistic(samples: Samples, train: Moments, penalty: float) -> tuple[Numbers, int]:
-    """Return weights [1, 512] of a logistic regression with an L2 penalty, and the passes made.
+def _logistic(samples: Samples, train: Moments, penalty: float, *, first_fold: int) -> Numbers:
+    """Return weights [1, 512] of a logistic regression with an L2 penalty.
 
-    Newton's method; a step that does not lower the loss is halved.
+    Faces of the folds from `first_fold` on are fitted. Newton's method; a step that does not lower
+    the loss is halved.
     """
-    mean = train.mean[0]
+    loss = _LogisticLoss(samples, train.mean[0], penalty, first_fold)
     odds = train.y / train.count
     weights = np.zeros(STYLE_DIM + 1)  # the last is the intercept, which is not penalised
     weights[-1] = np.log(odds / (1 - odds))
     best: Numbers = weights
     step: Numbers = np.zeros_like(weights)
-    lowest, passes = np.inf, 0
-    while passes < _NEWTON_PASSES:
-        passes += 1
-        loss, gradient, curvature = _logistic_terms(samples, mean, weights, penalty)
-        if loss > lowest * (1 + 1e-12):
+    lowest = np.inf
+    for _ in range(_NEWTON_PASSES):
+        value, gradient, curvature = loss.terms(weights)
+        if value > lowest * (1 + 1e-12):
             step = np.asarray(0.5 * step)
             weights = best + step
             continue
-        best, lowest = weights, loss
+        best, lowest = weights, value
         step = np.asarray(-np.linalg.solve(curvature, gradient), np.float64)
         if float(-gradient @ step) <= _CONVERGED * train.count:
             break
         weights = best + step
-    return best[None, :-1], passes
+    return best[None, :-1]
 
 
-def _logistic_terms(
-    samples: Samples, mean: Numbers, weights: Numbers, penalty: float
-) -> tuple[float, Numbers, Numbers]:
-    """Return loss, gradient and Hessian over the faces that are not held out."""
-    ridge = np.full(STYLE_DIM + 1, penalty)
-    ridge[-1] = 0
-    loss = 0.5 * float(ridge @ weights**2)
-    gradient, curvature = ridge * weights, np.diag(ridge)
-    for codes, labels, folds in samples.blocks():
-        chosen = folds > 0
-        x = np.append(codes[chosen, 0] - mean, np.ones((chosen.sum(), 1)), axis=1)
-        y, scores = labels[chosen], x @ weights
-        loss += float(np.logaddexp(0, scores).sum() - y @ scores)
-        probability = 0.5 * (1 + np.tanh(0.5 * scores))
-        gradient += x.T @ (probability - y)
-        curvature += (x * (probability * (1 - probability))[:, None]).T @ x
-    return loss, gradient, curvature
+@dataclass(frozen=True)
+class _LogisticLoss:
+    """Loss of a logistic regression over the faces of the folds from `first_fold` on."""
+
+    samples: Samples
+    mean: Numbers
+    penalty: float
+    first_fold: int
+
+    def terms(self, weights: Numbers) -> tuple[float, Numbers, Numbers]:
+        """Return loss, gradient and Hessian at `weights` [513]."""
+        ridge = np.full(STYLE_DIM + 1, self.penalty)
+        ridge[-1] = 0
+        loss = 0.5 * float(ridge @ weights**2)
+        gradient, curvature = ridge * weights, np.diag(ridge)
+        for codes, labels, folds in self.samples.blocks():
+            chosen = folds >= self.first_fold
+            x = np.append(codes[chosen, 0] - self.mean, np.ones((chosen.sum(), 1)), axis=1)
+            y, scores = labels[chosen], x @ weights
+            loss += float(np.logaddexp(0, scores).sum() - y @ scores)
+            probability = 0.5 * (1 + np.tanh(0.5 * scores))
+            gradient += x.T @ (probability - y)
+            curvature += (x * (probability * (1 - probability))[:, None]).T @ x
+        return loss, gradient, curvature
 
 
 def _orthogonal(rows: Numbers, others: Sequence[Direction], n_styles: int) -> Numbers:
@@ -389,33 +429,40 @@ def _orthogonal(rows: Numbers, others: Sequence[Direction], n_styles: int) -> Nu
     return rest
 
 
-def _score(samples: Samples, rows: Numbers, *, binary: bool) -> dict[str, Any]:
-    """Return the score on the held-out fold of the label's fit to the projection."""
-    projections, labels, folds = [], [], []
-    for block in samples.blocks():
-        projections.append(project(block.codes, rows))
-        labels.append(block.labels)
-        folds.append(block.folds)
-    along, y = np.concatenate(projections), np.concatenate(labels)
-    held_out = np.concatenate(folds) == 0
+def _projections(samples: Samples, rows: Numbers) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
+    """Return where the faces lie along a direction, their labels, and which are held out."""
+    blocks = [(project(codes, rows), labels, folds) for codes, labels, folds in samples.blocks()]
+    along, labels, folds = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    return along, labels, folds == 0
+
+
+def _score(samples: Samples, rows: Numbers, *, binary: bool) -> dict[str, float]:
+    """Return how well a direction that was fitted to the others predicts faces held out."""
+    along, y, held_out = _projections(samples, rows)
+    if binary:
+        middle = sum(along[~held_out & (y == label)].mean() for label in (0, 1)) / 2
+        right = (along[held_out] > middle) == (y[held_out] == 1)
+        return {"accuracy": float(right.mean()), "auc": auc(along[held_out], y[held_out] == 1)}
+    slope, intercept = _line(along[~held_out], y[~held_out])
+    residual = y[held_out] - slope * along[held_out] - intercept
+    variance = float(((y[held_out] - y[held_out].mean()) ** 2).sum())
+    correlation = float(np.corrcoef(along[held_out], y[held_out])[0, 1])
+    return {"r2": 1 - float(residual @ residual) / variance, "correlation": correlation}
+
+
+def _use(samples: Samples, rows: Numbers, *, binary: bool) -> dict[str, Any]:
+    """Return facts by which to choose strengths: the faces' positions along the direction."""
+    along, y, held_out = _projections(samples, rows)
     facts: dict[str, Any] = {
         "faces": len(y),
         "held_out": int(held_out.sum()),
         "strength_of_one_deviation": float(along.std()),
+        "label_per_strength": _line(along, y)[0],
     }
-    slope, intercept = _line(along[~held_out], y[~held_out])
-    facts["label_per_strength"] = slope
-    if not binary:
-        residual = y[held_out] - slope * along[held_out] - intercept
-        variance = float(((y[held_out] - y[held_out].mean()) ** 2).sum())
-        correlation = float(np.corrcoef(along[held_out], y[held_out])[0, 1])
-        score = {"r2": 1 - float(residual @ residual) / variance, "correlation": correlation}
-        return {**facts, "score": score}
-    means = [float(along[~held_out & (y == label)].mean()) for label in (0, 1)]
-    right = (along[held_out] > sum(means) / 2) == (y[held_out] == 1)
-    score = {"accuracy": float(right.mean()), "auc": auc(along[held_out], y[held_out] == 1)}
-    facts |= {"faces_of_class_1": int(y.sum()), "strength_between_classes": means[1] - means[0]}
-    return {**facts, "score": score}
+    if binary:
+        low, high = (float(along[y == label].mean()) for label in (0, 1))
+        facts |= {"faces_of_class_1": int(y.sum()), "strength_between_classes": high - low}
+    return facts
 
 
 def auc(values: Numbers, positive: NDArray[np.bool_]) -> float:

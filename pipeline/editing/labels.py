@@ -161,7 +161,7 @@ def read_labels(uri: str, column: str, positive: str = "") -> LabelFile:
     Texts need `positive`: those that are equal to it are 1, others 0. Empty values are left out.
     Raises `InputError` for a missing, damaged or ambiguous file.
     """
-    table = _table(uri)
+    table = _table(uri, [*_KEYS, *([column] if positive else [])])
     key = next((name for name in _KEYS if name in table.column_names), None)
     missing = column if column not in table.column_names else None
     if key is None or missing:
@@ -193,7 +193,8 @@ def read_labels(uri: str, column: str, positive: str = "") -> LabelFile:
     return LabelFile(key, by_name, set(by_name.values()) <= {0.0, 1.0})
 
 
-def _table(uri: str) -> pa.Table:
+def _table(uri: str, texts: list[str]) -> pa.Table:
+    """Read a file of labels; the columns `texts` of a CSV keep their text, such as 007."""
     try:
         content = read_file(uri, _MAX_BYTES + 1)
     except StorageError as error:
@@ -205,7 +206,10 @@ def _table(uri: str) -> pa.Table:
     try:
         if PurePosixPath(uri).suffix.lower() == ".parquet":
             return pq.read_table(pa.BufferReader(content))
-        return pyarrow.csv.read_csv(io.BytesIO(content))
+        options = pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=True
+        )
+        return pyarrow.csv.read_csv(io.BytesIO(content), convert_options=options)
     except (pa.ArrowException, ValueError, OSError) as error:
         raise InputError(
             f"--labels '{uri}': not a CSV or .parquet file, or damaged ({one_line(error)})"

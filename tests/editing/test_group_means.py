@@ -37,5 +37,5 @@ def test_too_many_groups_and_wrong_sql_are_refused(make_table: TableMaker) -> No
     with pytest.raises(ConfigError, match=r"--group-by 'width' gives more than 64 groups"):
         group_means(Selection(table), "width")
     for wrong in ("height +", "nothing", "1) FROM rejects --", "read_text('/etc/passwd')"):
-        with pytest.raises(RequestError, match="^--group-by .* failed: "):
+        with pytest.raises(RequestError, match=r"^--group-by .* failed: "):
             group_means(Selection(table), wrong)

@@ -77,7 +77,6 @@ JOBS = {
         (["--where", "true", "--like", "photo.jpg"], "choose the images in one way at a time"),
         (["--limit", "3"], "--order and --limit need --where"),
         (["--similar", "0.9"], "--similar and --by need --like"),
-        (["--like", "photo.jpg", "--similar", "9"], "'9' is not a similarity"),
     ],
     "render_latents": [
         (["--output", "grid.png"], "empty' is not a table"),
