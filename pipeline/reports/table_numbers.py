@@ -150,15 +150,15 @@ def _distributions(selection: Selection, faces: int, quantile: str) -> list[Dist
     )
     source = _values(selection, list(expressions.values()))
     (row,) = selection.table.arrow(f"SELECT {sums} FROM {source}").to_pylist()
-    found = [
+    measured = [
         _distribution(name, faces, {key: row[f"{key}{index}"] for key in "nalhq"})
         for index, name in enumerate(expressions)
         if row[f"n{index}"]
     ]
-    counts = _histograms(selection, [expressions[each.name] for each in found], found)
+    counts = _histograms(selection, [expressions[each.name] for each in measured], measured)
     return [
         Distribution(**{**vars(each), "below": below, "counts": inside, "above": above})
-        for each, (below, inside, above) in zip(found, counts, strict=True)
+        for each, (below, inside, above) in zip(measured, counts, strict=True)
     ]
 
 
