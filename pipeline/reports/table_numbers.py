@@ -239,10 +239,16 @@ def _per_step(selection: Selection, quantile: str) -> tuple[tuple[Curve, ...], d
     """Return the metrics by step, and the number of faces by their best step.
 
     A face that stopped earlier repeats its last quality, as its code no longer changes. The
-    residual is over the faces that took the step.
+    residual is over the faces that took the step. Metrics of the best step alone are left out.
     """
     present = _columns(selection)
-    metrics = [m for m in METRICS if m.per_step and f"{m.name}_per_step" in present]
+    # Of a metric of the best step alone, each step would cover other faces.
+    absent = selection.table.spec.best_alone
+    metrics = [
+        m
+        for m in METRICS
+        if m.per_step and f"{m.name}_per_step" in present and m.name not in absent
+    ]
     longest = selection.table.arrow(f"SELECT max(steps) AS n FROM {selection.source}")
     steps = int(longest["n"][0].as_py() or 0)
     if not steps or not metrics:
