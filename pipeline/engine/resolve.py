@@ -347,12 +347,14 @@ def _started_from_table(config: JobConfig, model: RestyleModel, init: str) -> _N
     spec = table.spec
     _check_layout(init, spec.layout, config.layout())
     origin = {"init": spec.fingerprint, "where": config.where}
-    if spec.columns.n_styles != model.n_styles:
+    rendered_by_model = spec.settings["model"] == model.fingerprint or config.method == "hybrid"
+    surplus = spec.columns.n_styles - model.n_styles
+    if surplus < 0 or (surplus and rendered_by_model):
         raise ConfigError(
             f"the table '{init}' has codes of {spec.columns.n_styles} rows, the model "
             f"'{model.name}' takes {model.n_styles}"
         )
-    if spec.settings["model"] == model.fingerprint or config.method == "hybrid":
+    if rendered_by_model:
         return _Networks(model, None, origin)
     # The input of the first step is the image that the model of the table renders.
     uri = str(spec.config["model"])
@@ -383,10 +385,14 @@ def _check_layout(init: str, theirs: Mapping[str, Any], ours: Mapping[str, Any])
 
 
 def _check_pair(model: RestyleModel, first: RestyleModel) -> None:
-    """Raise `ConfigError` if `model` cannot refine the codes of `first`."""
+    """Raise `ConfigError` if `model` cannot refine the codes of `first`.
+
+    `model` takes the first rows of a code; the further ones are styles of levels that it lacks.
+    """
     for name in ("n_styles", "input_size"):
         ours, theirs = getattr(model, name), getattr(first, name)
-        if ours != theirs:
+        surplus_rows = name == "n_styles" and ours < theirs
+        if ours != theirs and not surplus_rows:
             raise ConfigError(
                 f"the model '{model.name}' ({name} {ours}) cannot refine codes of '{first.name}' "
                 f"({name} {theirs})"

@@ -20,7 +20,7 @@ from pipeline.inversion.optimize import (
     optimize,
 )
 from pipeline.inversion.render import pooled, render_each
-from pipeline.inversion.restyle_loop import invert
+from pipeline.inversion.restyle_loop import invert, rows_of
 from pipeline.inversion.result import Inversion
 from pipeline.inversion.stopping import StopRule, converged
 from pipeline.models.model import RestyleModel
@@ -123,7 +123,7 @@ def find_codes(
     names: Sequence[str],  # of the n faces, for their seeds
     *,
     batch_size: int,
-    start: Tensor | None = None,  # [n, n_styles, 512]
+    start: Tensor | None = None,  # [n, n_styles, 512], of `models.first` if there is one
     full_size: bool = True,
 ) -> Inversion:
     """Invert n faces by `method`; an adaptive stop and a bootstrap run `batch_size` at a time.
@@ -139,6 +139,7 @@ def find_codes(
         with torch.no_grad():
             frames = render_each(models.first, start.to(models.first.latent_avg.device))
             rendered = torch.stack([pooled(frame, models.model.input_size) for frame in frames])
+        start = rows_of(models.model, start)
     return _restyle(method, models.model, images, batch_size, full_size, start, rendered)
 
 
@@ -190,7 +191,7 @@ def _bootstrap(
     initial = [
         invert(first, batch, steps=steps, full_size=False) for batch in images.split(batch_size)
     ]
-    start = torch.cat([batch.w_plus[:, -1] for batch in initial])
+    start = rows_of(models.model, torch.cat([batch.w_plus[:, -1] for batch in initial]))
     rendered = torch.cat([batch.step_images[:, -1] for batch in initial])
     passes = torch.cat([batch.generator_passes for batch in initial])
     result = _restyle(method, models.model, images, batch_size, full_size, start, rendered)

@@ -66,10 +66,11 @@ def bootstrap(
     """Encoder bootstrapping (ReStyle, sec. 5): invert with `first`, then refine with `second`.
 
     The second encoder starts from the first one's codes and last reconstruction: for example, a
-    cartoon starts from the inverted portrait. Returns both results. Raises like `invert`.
+    cartoon starts from the inverted portrait. A smaller second generator takes the first rows.
+    Returns both results. Raises like `invert`.
     """
     initial = invert(first, images, steps=steps[0])
-    start, rendered = initial.w_plus[:, -1], initial.step_images[:, -1]
+    start, rendered = rows_of(second, initial.w_plus[:, -1]), initial.step_images[:, -1]
     return initial, invert(second, images, steps=steps[1], start=start, start_images=rendered)
 
 
@@ -100,6 +101,15 @@ def _encode(model: RestyleModel, images: Tensor, reconstruction: Tensor | None) 
     inputs = images if reconstruction is None else torch.cat([images, reconstruction], dim=1)
     batch_size = ENCODER_BATCH["cpu" if images.device.type == "cpu" else "cuda"]
     return torch.cat([model.encoder(batch) for batch in inputs.split(batch_size)])
+
+
+def rows_of(model: RestyleModel, codes: Tensor) -> Tensor:
+    """Return the first rows of codes [n, rows, 512], as many as `model` has, or fewer.
+
+    The further rows of a larger generator of the same W space are styles of levels that `model`
+    does not have.
+    """
+    return codes[:, : model.n_styles]
 
 
 def start_codes(model: RestyleModel, n: int, start: Tensor | None) -> Tensor:

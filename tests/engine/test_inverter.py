@@ -25,6 +25,7 @@ from pipeline.inversion import OptimizeSettings, StopRule, bootstrap, restyle_lo
 from pipeline.inversion.methods import Method
 from pipeline.models import load_model, save_bundle
 from tests.engine.faces import face, start_of
+from tests.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,13 @@ def other_bundle(tiny_bundle: str, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = str(tmp_path_factory.mktemp("other"))
     save_bundle(model, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def larger_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of 128 px whose codes have two rows more than the tiny model's."""
+    folder = str(tmp_path_factory.mktemp("larger"))
+    return write_tiny_bundle(folder, size=128)
 
 
 @pytest.mark.parametrize(
@@ -292,11 +300,13 @@ def test_bootstrapping_continues_from_another_models_codes(
     assert (row["steps"], row["generator_passes"], row["refined_from"]) == (2, 3, None)
 
 
+@pytest.mark.parametrize("first", ["tiny_bundle", "larger_bundle"])
 def test_bootstrapping_from_a_table_equals_direct_bootstrapping(
-    settings: InvertSettings, tiny_bundle: str, other_bundle: str
+    settings: InvertSettings, other_bundle: str, first: str, request: pytest.FixtureRequest
 ) -> None:
-    (initial,) = Inverter(replace(settings, method=Method(steps=1))).rows([face(0)], "s").latents
-    going_on = replace(settings, model=other_bundle, first=tiny_bundle, keep_steps=True)
+    before = replace(settings, model=request.getfixturevalue(first), method=Method(steps=1))
+    (initial,) = Inverter(before).rows([face(0)], "s").latents
+    going_on = replace(settings, model=other_bundle, first=before.model, keep_steps=True)
     from_table = Inverter(replace(going_on, method=Method(steps=2), initial_codes="all"))
     (row,) = from_table.rows([face(0)], "s", {"s/0#0": initial["w_plus"]}).latents
     in_one_job = Inverter(replace(going_on, method=Method(steps=2, bootstrap_steps=1)))

@@ -22,6 +22,7 @@ from pipeline.models import load_model, save_bundle
 from pipeline.storage import list_shards
 from pipeline.table import open_for_writing
 from pipeline.table.spec import TableSpec, check_same
+from tests.tiny_bundle import write_tiny_bundle
 
 ConfigOf = Callable[..., JobConfig]
 
@@ -87,6 +88,18 @@ def test_a_second_pass_keeps_the_limit(
     monkeypatch.chdir(other)
     config = second_pass(table, {"output": "second", "where": where})
     assert (config.input, config.limit) == (str(tmp_path / "images"), limit)
+
+
+def test_a_smaller_model_takes_the_first_rows(
+    config_of: ConfigOf, first_pass: JobConfig, tiny_bundle: str, tmp_path: Path
+) -> None:
+    larger = write_tiny_bundle(str(tmp_path / "larger"), size=128)
+    job = resolve_job(config_of(bootstrap=larger))
+    assert (job.spec.columns.n_styles, job.inversion.first) == (10, larger)
+    with pytest.raises(ConfigError, match=r"\(n_styles 12\) cannot refine .* \(n_styles 10\)"):
+        resolve_job(config_of(model=larger, bootstrap=tiny_bundle))
+    with pytest.raises(ConfigError, match="codes of 10 rows, the model 'tiny' takes 12"):
+        resolve_job(config_of(model=larger, init=first_pass.output, files_per_shard=2))
 
 
 def test_a_named_domain_keeps_the_fingerprint(
