@@ -2,9 +2,10 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 DEMO := demo-output
+FACE := samples-0000/portraits/0006.jpg\#0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-toonify test test-slow compat hosts faults fuzz check audit bench clean
+.PHONY: help demo tour demo-toonify test test-slow compat hosts faults fuzz check audit bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +27,17 @@ demo: .venv/installed ## invert the sample images with the embedded model; ends 
 	  --keep-crops --keep-steps --part-size 8
 	@$(BIN)/python jobs/contact_sheet.py --table $(DEMO)/table --output $(DEMO)/contact_sheet.png \
 	  --limit 16 --title "ReStyle, five steps, embedded demo model"
+
+# The commands are printed, as an introduction to them.
+tour: .venv/installed ## after the demo: query its table, edit faces, find similar ones, write a report
+	@test -f $(DEMO)/table/_table.json || $(MAKE) --no-print-directory demo
+	$(BIN)/restyle query $(DEMO)/table "SELECT image_id, lpips, yaw FROM latents ORDER BY lpips LIMIT 6"
+	$(BIN)/restyle edit --table $(DEMO)/table --order lpips --limit 6 --output $(DEMO)/edits.png \
+	  --direction smile --strength 0,3,0,0 --direction age --strength 0,0,3,0 \
+	  --direction pose --strength 0,0,0,3
+	$(BIN)/restyle find --table $(DEMO)/table --like $(FACE) -k 3
+	$(BIN)/restyle report --table $(DEMO)/table --faces --output $(DEMO)/report.html
+	@printf 'open %s\n' $(DEMO)/edits.png $(DEMO)/report.html
 
 demo-toonify: .venv/installed ## draw the sample faces as cartoons: a face model begins, a second goes on
 	@rm -rf $(DEMO)/toonify

@@ -1,12 +1,13 @@
-"""Build a demo model from (w, image) pairs: fit the generator, train its encoder.
+"""Build a demo model from (w, image) pairs: fit the generator, grow it, train its encoder.
 
     python jobs/build_demo_model.py --pairs PAIRS
     python jobs/build_demo_model.py --pairs PAIRS --look cartoon --base demo
 
 PAIRS is a folder of pairs-*.tar shards (`<key>.jpg` and `<key>.w.npy`). The second command makes
 the model that draws cartoons: it starts from the first one's bundle and learns the same pairs in a
-computed look. Both stages write a checkpoint to the work folder every few minutes and go on from it
-when the command is run again; raise --generator-images or --encoder-images to train longer. A work
+computed look, at 64 px. Each stage writes a checkpoint to the work folder every few minutes and
+goes on from it when the command is run again; raise --generator-images, --growth-images or
+--encoder-images to train longer. A work
 folder of another look or base is refused. Each stage says how long it took over all its runs.
 On several cores: torchrun --nproc-per-node 2 jobs/build_demo_model.py --pairs PAIRS
 
@@ -45,6 +46,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--work", help="checkpoints, logs (default: build/NAME)")
     parser.add_argument("--output", help="bundle to write (default: the embedded one)")
     parser.add_argument("--generator-images", type=positive, metavar="N", help="in all")
+    parser.add_argument("--growth-images", type=positive, metavar="N", help="in all, at 128 px")
     parser.add_argument("--encoder-images", type=positive, metavar="N", help="in all")
     return parser.parse_args(argv)
 
@@ -56,10 +58,14 @@ def planned(arguments: argparse.Namespace) -> DemoPlan:
     plan = CARTOON if arguments.look == "cartoon" else FACES
     generator_images = arguments.generator_images or plan.generator.images
     encoder_images = arguments.encoder_images or plan.encoder.images
+    growth = plan.growth
+    if growth and arguments.growth_images:
+        growth = replace(growth, loop=replace(growth.loop, images=arguments.growth_images))
     return replace(
         plan,
         generator=replace(plan.generator, images=generator_images),
         encoder=replace(plan.encoder, images=encoder_images),
+        growth=growth,
     )
 
 
@@ -101,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_plan(plan, base, work)  # before cartoons are drawn, which takes minutes
 
     started = time.monotonic()
-    size = max(plan.channels)
+    size = plan.size
     data = read_data(arguments, shards, size, work)
     print(f"{len(data.pairs)} pairs at {size} px: {time.monotonic() - started:.0f} s", flush=True)
     model, seconds = build(plan, data, work, base)

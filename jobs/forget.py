@@ -212,7 +212,7 @@ def _like_selections(table: Table, photo: str, similar: dict[str, float]) -> lis
     folder, _, name = canonical_uri(photo).rpartition("/")
     store = Store(folder or "/")
     if not name or not store.exists(name):
-        raise InputError(f"--like '{photo}': there is no such file")
+        raise InputError(f"--like '{photo}': no file of this name exists")
     digest = hashlib.sha256(store.get(name)).hexdigest()
     selections = [Selection(table, f"source_sha256 = '{digest}'")]
     if similar:

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--duplicates",
         type=_similarity,
-        default=0.95,
+        default=0.98,
         metavar="S",
         help="similarity, up to 1, from which faces are listed as similar; 0: do not search",
     )

@@ -7,12 +7,18 @@ import torch
 from pipeline.models import Architecture, ModelCard, RestyleModel, save_bundle
 
 
-def write_tiny_bundle(folder: str) -> str:
-    """Save a seeded model of 64 px with 10 style rows as a bundle; return its folder."""
+def write_tiny_bundle(folder: str, size: int = 64) -> str:
+    """Save a seeded model of `size` px with an encoder of 64 px as a bundle; return its folder."""
+    channels = {4 << level: 8 for level in range(size.bit_length() - 2)}
     architecture = Architecture(
         encoder_type="CompactEncoder",
-        encoder_arguments={"n_styles": 10, "input_size": 64, "input_channels": 6, "width": 8},
-        channels=dict.fromkeys((4, 8, 16, 32, 64), 8),
+        encoder_arguments={
+            "n_styles": 2 * len(channels),
+            "input_size": 64,
+            "input_channels": 6,
+            "width": 8,
+        },
+        channels=channels,
         input_size=(64, 64),
     )
     with torch.random.fork_rng():

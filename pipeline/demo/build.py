@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.demo.cartoon import cartoon
 from pipeline.demo.generator_task import LatentScale, fit_generator, repeat_rows
+from pipeline.demo.growth import with_levels, with_rows
 from pipeline.demo.plans import DemoPlan, check_plan, save_plan
 from pipeline.models import Architecture, ModelCard, RestyleModel
 from pipeline.models.encoders import CompactEncoder
@@ -27,6 +28,7 @@ from pipeline.training.data import random_batches
 from pipeline.training.distributed import Group, join_group
 from pipeline.training.encoder_task import EncoderTask, Faces, ModelStart
 from pipeline.training.latent_pairs import Pairs
+from pipeline.training.losses import load_face_features
 from pipeline.training.train_log import TrainLog, read_reports, total_seconds
 from pipeline.training.trainer import LoopPlan, train
 
@@ -61,10 +63,19 @@ class DemoData:
         edge = len(training)
         return DemoData(training, self.targets[:edge]), DemoData(held_out_data, self.targets[edge:])
 
-    def faces(self, index: Tensor) -> Faces:
-        """Return the encoder's inputs and targets at `index`."""
-        inputs = from_levels(self.pairs.images[index])
-        return Faces(inputs, inputs if self.targets is None else from_levels(self.targets[index]))
+    def faces(self, index: Tensor, size: int) -> Faces:
+        """Return the encoder's inputs, of `size` pixels, and targets at `index`."""
+        images = from_levels(self.pairs.images[index])
+        inputs = images if images.shape[-1] == size else F.adaptive_avg_pool2d(images, size)
+        return Faces(inputs, images if self.targets is None else from_levels(self.targets[index]))
+
+
+def reduced_pairs(pairs: Pairs, size: int) -> Pairs:
+    """Return `pairs` with images of `size` pixels, by block means."""
+    if pairs.images.shape[-1] == size:
+        return pairs
+    images = [_reduced(from_levels(batch), size) for batch in pairs.images.split(CARTOON_BATCH)]
+    return Pairs(pairs.w, torch.cat(images))
 
 
 def draw_cartoons(pairs: Pairs, size: int, folder: str) -> DemoData:
@@ -82,8 +93,7 @@ def draw_cartoons(pairs: Pairs, size: int, folder: str) -> DemoData:
         ]
         state = {"looks": torch.cat(cartoons), "drawn_from": drawn_from}
         cache.save(state)
-    small = [_reduced(from_levels(batch), size) for batch in pairs.images.split(CARTOON_BATCH)]
-    return DemoData(Pairs(pairs.w, torch.cat(small)), state["looks"])
+    return DemoData(reduced_pairs(pairs, size), state["looks"])
 
 
 def _reduced(images: Tensor, size: int) -> Tensor:
@@ -99,7 +109,7 @@ def assemble(
     notes: dict[str, Any] | None = None,
 ) -> RestyleModel:
     """Return both networks as one model; `notes` is plain JSON for its card."""
-    size = generator.size
+    size = encoder.input_size
     architecture = Architecture(
         encoder_type="CompactEncoder",
         encoder_arguments={
@@ -108,7 +118,7 @@ def assemble(
             "input_channels": 6,
             "width": encoder.stem.out_channels,
         },
-        channels=plan.channels,
+        channels=plan.growth.channels if plan.growth else plan.channels,
         input_size=(size, size),
     )
     card = ModelCard(plan.name, plan.domain, plan.source, LICENCE, notes or {})
@@ -126,10 +136,12 @@ def scale_output(encoder: CompactEncoder, spread: float) -> None:
     encoder.heads.bias.mul_(spread)
 
 
-def face_batches(data: DemoData, plan: LoopPlan, group: Group, first: int) -> Iterator[Faces]:
-    """Yield this process's share of every batch from batch `first` on."""
+def face_batches(
+    data: DemoData, size: int, plan: LoopPlan, group: Group, first: int
+) -> Iterator[Faces]:
+    """Yield this process's share of every batch from batch `first` on, inputs of `size` pixels."""
     for index in random_batches(len(data.pairs), plan.batch, plan.seed, first):
-        yield data.faces(group.share(index))
+        yield data.faces(group.share(index), size)
 
 
 def augment_faces(faces: Faces) -> Faces:
@@ -150,30 +162,34 @@ def train_encoder(
     """Train an encoder for `generator`, resuming from `folder`; return both as a model.
 
     With `base` the encoder's initial weights are that model's, and every face starts from that
-    model's first step.
+    model's first step. Of a larger `base` the first style rows are used.
     """
     group, store = join_group(), Store(folder)
     torch.manual_seed(plan.encoder.seed)
     training, held_out_data = data.split(plan.held_out)
     spread = LatentScale.of(training.pairs.w).spread
-    encoder = CompactEncoder(generator.n_styles, generator.size, width=WIDTH)
-    average = repeat_rows(training.pairs.w.mean(dim=0)[None], generator.n_styles)[0]
+    rows, size = generator.n_styles, plan.first_size
+    encoder = CompactEncoder(rows, size, width=WIDTH)
+    average = repeat_rows(training.pairs.w.mean(dim=0)[None], rows)[0]
     if base:
-        encoder.load_state_dict(base.encoder.state_dict())
+        assert isinstance(base.encoder, CompactEncoder)
+        encoder = with_rows(base.encoder, rows)
         scale_output(encoder, 1 / spread)
-        average = base.latent_avg
+        average = base.latent_avg[:rows]
     model = assemble(plan, generator, encoder, average)
+    identity = {"identity": load_face_features("dlib")} if plan.rounds.images.identity else {}
     task = EncoderTask(
         model,
         replace(plan.rounds, spread=spread),
-        held_out_data.faces(torch.arange(plan.held_out)),
-        start=ModelStart(base) if base else None,
+        held_out_data.faces(torch.arange(plan.held_out), size),
+        start=ModelStart(base, rows=rows) if base else None,
         augment=augment_faces,
+        networks=identity,
     )
     trained = train(
         plan.encoder,
         task,
-        partial(face_batches, training, plan.encoder, group),
+        partial(face_batches, training, size, plan.encoder, group),
         Checkpoints(store, "encoder"),
         TrainLog(store, "encoder"),
         group,
@@ -187,28 +203,46 @@ def train_encoder(
 def build(
     plan: DemoPlan, data: DemoData, folder: str, base: RestyleModel | None = None
 ) -> tuple[RestyleModel, dict[str, float]]:
-    """Run both stages, resuming from `folder`; return the model and the seconds of each stage.
+    """Run all stages, resuming from `folder`; return the model and the seconds of each stage.
 
-    The model's card has the last metrics of both. Seconds cover all runs, as in the training log.
+    The model's card has the last metrics of each. Seconds cover all runs, as in the training log.
     """
     check_plan(plan, base, folder, len(data.pairs))
     if join_group().is_main_process:
         save_plan(plan, base, folder, len(data.pairs))
-    generator = fit_generator(
-        plan.generator,
-        data.as_pairs,
-        folder,
-        channels=plan.channels,
-        start=base.generator if base else None,
-        held_out=plan.held_out,
-    )
+    generator = make_generator(plan, data, folder, base)
     model = train_encoder(plan, generator, data, folder, base)
-    stages = {stage: final_report(folder, stage) for stage in ("generator", "encoder")}
+    stages = {stage: final_report(folder, stage) for stage in plan.stages}
     notes: dict[str, Any] = {"pairs": len(data.pairs) - plan.held_out, **stages}
     encoder = model.encoder
     assert isinstance(encoder, CompactEncoder)
     finished = assemble(plan, generator, encoder, model.latent_avg, notes)
     return finished, {stage: report["seconds"] for stage, report in stages.items()}
+
+
+def make_generator(
+    plan: DemoPlan, data: DemoData, folder: str, base: RestyleModel | None = None
+) -> Generator:
+    """Fit the generator and, if the plan says so, grow it; resumes from `folder`."""
+    generator = fit_generator(
+        plan.generator,
+        reduced_pairs(data.as_pairs, plan.first_size),
+        folder,
+        channels=plan.channels,
+        start=with_levels(base.generator, plan.channels) if base else None,
+        held_out=plan.held_out,
+    )
+    if plan.growth is None:
+        return generator
+    return fit_generator(
+        plan.growth.loop,
+        data.as_pairs,
+        folder,
+        start=with_levels(generator, plan.growth.channels),
+        held_out=plan.held_out,
+        adversarial=plan.growth.adversarial,
+        stage="growth",
+    )
 
 
 def final_report(folder: str, stage: str) -> dict[str, Any]:

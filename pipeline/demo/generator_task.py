@@ -7,14 +7,16 @@ layers at the end, so that the final generator takes W itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.demo.discriminator import DiscriminatorPlan, ImageAdversary
 from pipeline.metrics.lpips import load_lpips
 from pipeline.models.stylegan2 import EqualLinear, Generator, ModulatedConv2d
 from pipeline.storage import Store
@@ -28,8 +30,10 @@ from pipeline.training.trainer import LoopPlan, Task, TrainState, Validation, tr
 
 HELD_OUT = 300
 CHANNELS = {4: 256, 8: 256, 16: 192, 32: 96, 64: 48}
+GROWN_CHANNELS = {**CHANNELS, 128: 32}
 WEIGHTS = ImageWeights(l1=1.5, blocks=1.0, lpips=0.5)
 PLAN = LoopPlan(images=70_000, batch=16, max_lr=2e-2, report_every=4_000, save_every=2_000)
+GROWTH_PLAN = replace(PLAN, images=25_600, max_lr=8e-3)
 
 CodedImages = tuple[Tensor, Tensor]  # W codes [b, 512], images [b, 3, s, s] in [-1, 1]
 
@@ -101,22 +105,45 @@ class GeneratorTask(Task[CodedImages]):
         scale: LatentScale,
         held_out: Pairs,
         weights: ImageWeights = WEIGHTS,
+        adversary: ImageAdversary | None = None,
     ) -> None:
         self.network: nn.Module = generator
         self.scale, self.held_out, self.weights = scale, held_out, weights
-        self.n_styles = generator.n_styles
+        self.n_styles, self.adversary = generator.n_styles, adversary
+        self._images: tuple[Tensor, Tensor] | None = None  # rendered and real, of the last batch
 
     def _codes(self, w: Tensor) -> Tensor:
         return repeat_rows(self.scale.normalise(w), self.n_styles)
 
-    def accumulate(self, batch: CodedImages, train_state: TrainState) -> dict[str, Tensor]:  # noqa: ARG002
+    def accumulate(self, batch: CodedImages, train_state: TrainState) -> dict[str, Tensor]:
         """See `Task.accumulate`."""
         w, target = batch
         # The loss draws its shift before the generator its noise: the order fixes both draws.
         loss = ImageLoss(self.weights, target)
-        terms = loss(self.network(self._codes(w)))
+        rendered = self.network(self._codes(w))
+        terms = loss(rendered)
+        weight = self.adversary.plan.weight_at(train_state.progress) if self.adversary else 0.0
+        if self.adversary and weight:
+            terms["realness"] = self.adversary.penalty(rendered)
+            terms["loss"] = terms["loss"] + weight * terms["realness"]
         terms["loss"].backward()
+        self._images = (rendered.detach(), target)
         return {name: value.detach() for name, value in terms.items()}
+
+    def after_step(self, train_state: TrainState, group: Group) -> dict[str, Tensor]:
+        """Train the discriminator on the last batch; see `Task.after_step`."""
+        if not self.adversary or self._images is None:
+            return {}
+        return self.adversary.step(*self._images, train_state, group)
+
+    def state(self) -> dict[str, Any]:
+        """See `Task.state`."""
+        return self.adversary.state() if self.adversary else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `Task.restore`."""
+        if self.adversary:
+            self.adversary.restore(state)
 
     def validate(self, network: nn.Module) -> Validation:
         """See `Task.validate`."""
@@ -147,11 +174,13 @@ def fit_generator(
     channels: dict[int, int] | None = None,
     start: Generator | None = None,  # initial weights; takes W
     held_out: int = HELD_OUT,
+    adversarial: DiscriminatorPlan | None = None,
+    stage: str = "generator",
 ) -> Generator:
     """Fit a generator to `pairs`, resuming from `folder`, and return it with W as its input.
 
-    The last `held_out` pairs are for validation. Writes `generator.pt` (checkpoint),
-    `generator.jsonl` (one line per report) and pictures to `folder`.
+    The last `held_out` pairs are for validation. Writes `<stage>.pt` (checkpoint), `<stage>.jsonl`
+    (one line per report) and pictures to `folder`.
     """
     group, store = join_group(), Store(folder)
     torch.manual_seed(plan.seed)
@@ -160,13 +189,14 @@ def fit_generator(
     generator = copy.deepcopy(start) if start else Generator(channels or CHANNELS)
     if start:
         scale.inverse.fold_into(generator.requires_grad_(True))
-    task = GeneratorTask(generator, scale, validation)
+    adversary = ImageAdversary(adversarial, generator.size) if adversarial else None
+    task = GeneratorTask(generator, scale, validation, adversary=adversary)
     trained = train(
         plan,
         task,
         partial(pair_batches, training, plan, group),
-        Checkpoints(store, "generator"),
-        TrainLog(store, "generator"),
+        Checkpoints(store, stage),
+        TrainLog(store, stage),
         group,
     )
     fitted = trained.network

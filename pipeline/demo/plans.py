@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.demo import generator_task as fitting
+from pipeline.demo.discriminator import DiscriminatorPlan
 from pipeline.models import RestyleModel
 from pipeline.storage import Store
 from pipeline.training.encoder_task import EncoderPlan
@@ -17,12 +18,22 @@ from pipeline.training.trainer import LoopPlan
 SETTINGS = "_plan.json"
 SOURCE = (
     "a small StyleGAN2 fitted to (w, image) pairs that the generator inside the random-face "
-    "2021.7.21.1 wheel rendered, and a compact ReStyle-pSp encoder trained for it"
+    "2021.7.21.1 wheel rendered, grown to 128 px with a light adversarial term, and a compact "
+    "ReStyle-pSp encoder of 64 px trained for it"
 )
 CARTOON_SOURCE = (
     "the demo model's generator, fine-tuned to computed cartoons of the same images, and its "
     "encoder, fine-tuned with photographs as input and their cartoons as target"
 )
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """Second stage of a generator: further levels, trained with all others on the same pairs."""
+
+    loop: LoopPlan
+    channels: dict[int, int]  # of all levels
+    adversarial: DiscriminatorPlan
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,24 @@ class DemoPlan:
     generator: LoopPlan
     encoder: LoopPlan
     rounds: EncoderPlan
-    channels: dict[int, int]
+    channels: dict[int, int]  # of the first stage
     held_out: int = fitting.HELD_OUT
+    growth: GrowthPlan | None = None
+
+    @property
+    def first_size(self) -> int:
+        """Size in pixels of the generator's first stage, and of the encoder's input."""
+        return max(self.channels)
+
+    @property
+    def size(self) -> int:
+        """Size of the finished generator's images in pixels."""
+        return max(self.growth.channels) if self.growth else self.first_size
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the trainings, in order."""
+        return ("generator", *(["growth"] if self.growth else []), "encoder")
 
 
 FACES = DemoPlan(
@@ -50,11 +77,13 @@ FACES = DemoPlan(
         # Later steps see little change in the first half of the training.
         early_steps=3,
         first_step_share=0.4,
-        images=ImageWeights(l2=2.0, lpips=0.8),
+        images=ImageWeights(l2=4.0, lpips=0.8, identity=0.5),
         # The scale of rows that feed only demodulated layers has no effect and could grow freely.
         w_norm=5e-4,
+        full_size=True,
     ),
     channels=fitting.CHANNELS,
+    growth=GrowthPlan(fitting.GROWTH_PLAN, fitting.GROWN_CHANNELS, DiscriminatorPlan()),
 )
 CARTOON = DemoPlan(
     name="demo-toonify",
@@ -77,7 +106,14 @@ CARTOON = DemoPlan(
         report_every=1_200,
         save_every=240,
     ),
-    rounds=replace(FACES.rounds, steps=3, early_steps=None, first_step_share=1.0),
+    rounds=replace(
+        FACES.rounds,
+        steps=3,
+        early_steps=None,
+        first_step_share=1.0,
+        images=ImageWeights(l2=2.0, lpips=0.8),
+        full_size=False,
+    ),
     channels=fitting.CHANNELS,
 )
 # Settings that may differ when a build resumes; `source` is text for the model's card.
@@ -85,7 +121,7 @@ CARTOON = DemoPlan(
 _STORED_NAMES = {"max_lr": "peak_rate", "warmup_steps": "warm_up", "ema_window": "horizon"}
 MAY_CHANGE = {"source"} | {
     f"{stage}.{name}"
-    for stage in ("generator", "encoder")
+    for stage in ("generator", "growth.loop", "encoder")
     for name in ("images", "report_every", "save_every", "save_minutes")
 }
 

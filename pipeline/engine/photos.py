@@ -46,8 +46,8 @@ class Photo:
 def read_photos(table: Table, uri: str) -> list[Photo]:
     """Return the aligned faces of the image at `uri`, or of the images of a folder or archive.
 
-    Raises `InputError` if there is no image, and `RequestError` for an image without a usable face,
-    for more than 256 images, and for a table that does not say how its faces were aligned.
+    Raises `InputError` for a URI without images, and `RequestError` for an image without a usable
+    face, for more than 256 images, and for a table that does not say how its faces were aligned.
     """
     settings = alignment_of(table.spec)
     if settings is None:
@@ -80,12 +80,12 @@ def queries_of(
 ) -> tuple[list[str], Tensor]:
     """Return the names and vectors, float32 [n, d], of image ids of the table and of photos.
 
-    Ids come first. What is no id of the table is read as a photo, a path or URI.
+    Ids come first. A name that the table does not have is read as a photo, a path or URI.
     """
-    known = known_ids(vectors.table, names)
-    ids = [name for name in names if name in known]
+    image_ids = known_ids(vectors.table, names)
+    ids = [name for name in names if name in image_ids]
     photos = [
-        photo for name in names if name not in known for photo in _photos(vectors.table, name)
+        photo for name in names if name not in image_ids for photo in _photos(vectors.table, name)
     ]
     parts = [vectors.of_ids(ids)] if ids else []
     parts += [photo_vectors(vectors, photos, device)] if photos else []
@@ -97,8 +97,8 @@ def _photos(table: Table, name: str) -> list[Photo]:
         return read_photos(table, name)
     except InputError as error:
         raise InputError(
-            f"--like '{printable(name)}' is no image id of the table '{table.store.root}', and as "
-            f"an image it cannot be read: {str(error).partition(';')[0]}"
+            f"--like '{printable(name)}' is not an image id of the table '{table.store.root}', and "
+            f"as an image it cannot be read: {str(error).partition(';')[0]}"
         ) from error
 
 
@@ -118,9 +118,9 @@ def _faces(aligner: IsolatedAligner, sample: Sample) -> list[Photo]:
         reason = "no face" if outcome is None else str(outcome)
         reason = sample.detail if sample.reject else reason
         raise RequestError(printable(f"'{sample.uri}' gives no face: {reason}"))
-    several = len(outcome.faces) > 1
+    add_index = len(outcome.faces) > 1
     return [
-        Photo(f"{sample.uri}#{face.face_index}" if several else sample.uri, sample, face)
+        Photo(f"{sample.uri}#{face.face_index}" if add_index else sample.uri, sample, face)
         for face in outcome.faces
     ]
 
@@ -183,8 +183,8 @@ def _config(table: Table, device: Device) -> JobConfig:
             "can be inverted like its faces: name an image id, or search --by identity"
         )
     earlier = {name: EARLIER_VALUES[f"settings.alignment.{name}"] for name in _SEARCH}
-    known = {name: given[name] for name in JobConfig.model_fields if name in given}
+    settings = {name: given[name] for name in JobConfig.model_fields if name in given}
     try:
-        return JobConfig.model_validate({**earlier, **known, "device": device})
+        return JobConfig.model_validate({**earlier, **settings, "device": device})
     except ValueError as error:
         raise ConfigError(f"the table's settings are not known here: {error}") from error

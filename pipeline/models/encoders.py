@@ -230,6 +230,7 @@ class CompactEncoder(nn.Module):
         self, n_styles: int, input_size: int = 64, input_channels: int = 6, width: int = 32
     ) -> None:
         super().__init__()
+        self.input_size = input_size
         self.stem = nn.Conv2d(input_channels, width, 3, padding=1)
         blocks: list[nn.Module] = []
         size, channels = input_size, width

@@ -31,7 +31,7 @@ FRAME = 3  # width of the line around the best step
 class SheetRow:
     """Pictures of one face, uint8 [h, w, 3] of one size, and its metrics, one per step."""
 
-    target: Pixels | None  # None: there is none to show
+    target: Pixels | None  # None: not available
     average: Pixels
     steps: Sequence[Pixels]
     bootstrap: Sequence[Pixels | None] = ()  # steps of the model that gave the initial codes

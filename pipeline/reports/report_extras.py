@@ -34,7 +34,7 @@ class SimilarGroup:
 
 @dataclass(frozen=True)
 class SimilarFaces:
-    """The largest groups of similar faces, and a line that says what was compared."""
+    """Largest groups of similar faces, and a line that says what was compared."""
 
     text: str
     groups: tuple[SimilarGroup, ...] = ()
@@ -55,7 +55,7 @@ def report_extras(
     ids: Sequence[str],
     *,
     pictures: bool = False,
-    threshold: float = 0.95,
+    threshold: float = 0.98,
     model_name: str | None = None,
     device: Device = "cpu",
 ) -> ReportExtras:

@@ -85,18 +85,18 @@ class Targets:
         `rows` have the `columns`. A source is used only if its SHA-256 is the one of the row. Each
         shard is read once, up to the last of its rows. Memory holds the crops, not the sources.
         """
-        found: dict[str, Pixels] = {}
+        crops: dict[str, Pixels] = {}
         to_read: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
             if row.get("aligned_jpeg"):
-                found[row["image_id"]] = decoded(row["aligned_jpeg"])
+                crops[row["image_id"]] = decoded(row["aligned_jpeg"])
             elif problem := self._unreadable_row(row):
                 self._count(row, problem)
             else:
                 to_read[row["shard"]].append(row)
         for shard, in_shard in to_read.items():
-            found |= self._read(shard, in_shard)
-        return found
+            crops |= self._read(shard, in_shard)
+        return crops
 
     def summary(self) -> str:
         """Return a line that counts the faces without a target by reason; "" if there are none."""
@@ -118,7 +118,7 @@ class Targets:
 
     def _read(self, shard_id: str, rows: Sequence[Row]) -> dict[str, Pixels]:
         """Read the sources of rows of one shard; return their crops by image id."""
-        found: dict[str, Pixels] = {}
+        crops: dict[str, Pixels] = {}
         left = {row["image_id"]: row for row in rows}
         try:
             for row, sample in self._samples(shard_id, rows):
@@ -126,14 +126,14 @@ class Targets:
                 if isinstance(result, NoTarget):
                     self._count(row, result)
                 else:
-                    found[row["image_id"]] = result
+                    crops[row["image_id"]] = result
                 del left[row["image_id"]]
             problem = NoTarget(MISSING, f"the shard '{shard_id}' has no such image any more")
         except PipelineError as error:
             problem = NoTarget(MISSING, str(error))
         for row in left.values():
             self._count(row, problem)
-        return found
+        return crops
 
     def _samples(self, shard_id: str, rows: Sequence[Row]) -> Iterator[tuple[Row, Sample]]:
         """Yield each row with the sample that it came from, in the order of the shard."""

@@ -75,7 +75,7 @@ def find_clusters(
 
 
 class _Step:
-    """One iteration: assignment of all faces to `centres`, and sums of the faces of each."""
+    """Iteration of k-means: assigns all faces to `centres` and sums the faces of each."""
 
     def __init__(self, centres: Tensor) -> None:
         self.centres = centres

@@ -64,12 +64,12 @@ class Components:
     def join(self, first: Indices, second: Indices) -> None:
         """Join the components of first[i] and second[i], for all i."""
         while True:
-            one, other = self.parents[first], self.parents[second]
-            apart = one != other
+            left, right = self.parents[first], self.parents[second]
+            apart = left != right
             if not apart.any():
                 return
-            first, second, one, other = first[apart], second[apart], one[apart], other[apart]
-            np.minimum.at(self.parents, np.maximum(one, other), np.minimum(one, other))
+            first, second, left, right = first[apart], second[apart], left[apart], right[apart]
+            np.minimum.at(self.parents, np.maximum(left, right), np.minimum(left, right))
             self._flatten()
 
     def _flatten(self) -> None:
@@ -94,8 +94,8 @@ def find_duplicates(vectors: Vectors, threshold: float) -> Duplicates:
         for tile in _tiles(vectors, share[-1].end):
             for rows in share:
                 pairs.compare(tile, rows)
-    found = pa.concat_arrays(ids) if ids else pa.array([], pa.string())
-    return _grouped(pairs.components.parents, found, pairs.best.cpu().numpy())
+    all_ids = pa.concat_arrays(ids) if ids else pa.array([], pa.string())
+    return _grouped(pairs.components.parents, all_ids, pairs.best.cpu().numpy())
 
 
 def _shares(vectors: Vectors) -> Iterator[tuple[list[_Rows], list[pa.Array]]]:
@@ -145,20 +145,20 @@ class _Pairs:
         added = self.best.new_full([rows - len(self.best)], _NO_PAIR)
         self.best = torch.cat([self.best, added])
 
-    def compare(self, one: _Rows, other: _Rows) -> None:
+    def compare(self, tile: _Rows, other: _Rows) -> None:
         """Compare each row of a tile with the later rows of another tile."""
-        if other.end <= one.start:
+        if other.end <= tile.start:
             return
-        similarities = one.vectors @ other.vectors.T
-        if other.start < one.end:  # some pairs are a row and itself, or come in both orders
-            before = torch.arange(one.start, one.end, device=similarities.device)
+        similarities = tile.vectors @ other.vectors.T
+        if other.start < tile.end:  # some pairs are a row and itself, or come in both orders
+            before = torch.arange(tile.start, tile.end, device=similarities.device)
             after = torch.arange(other.start, other.end, device=similarities.device)
             similarities.masked_fill_(after[None] <= before[:, None], _NO_PAIR)
         near = (similarities.amax(dim=1) >= self.threshold).nonzero()[:, 0]
         if len(near):
             near_rows = similarities[near]
             first, second = (near_rows >= self.threshold).nonzero(as_tuple=True)
-            values, first = near_rows[first, second], near[first] + one.start
+            values, first = near_rows[first, second], near[first] + tile.start
             second = second + other.start
             for rows in (first, second):
                 self.best.scatter_reduce_(0, rows, values, "amax")

@@ -32,7 +32,7 @@ def nearest(
     vectors: Vectors,
     queries: Tensor,  # [q, d], vectors of the same kind
     k: int,
-    names: Sequence[str | None] = (),  # of the queries; a face is no neighbour of itself
+    names: Sequence[str | None] = (),  # of the queries; a face is left out of its own neighbours
 ) -> list[list[Neighbour]]:
     """Return the `k` most similar faces of each query, the most similar first, equal ones by id.
 
@@ -44,11 +44,11 @@ def nearest(
     names = list(names) or [None] * len(queries)
     if len(names) != len(queries):
         raise RequestError(f"{len(queries)} queries have {len(names)} names")
-    found = [_Candidates(part, k + 1) for part in queries.split(_QUERIES_AT_ONCE)]
+    collected = [_Candidates(part, k + 1) for part in queries.split(_QUERIES_AT_ONCE)]
     for block in vectors.blocks():
-        for candidates in found:
+        for candidates in collected:
             candidates.add(block)
-    rows = [row for candidates in found for row in candidates.rows()]
+    rows = [row for candidates in collected for row in candidates.rows()]
     return [
         [neighbour for neighbour in row if neighbour.image_id != name][:k]
         for row, name in zip(rows, names, strict=True)
@@ -62,7 +62,7 @@ def nearest_frame(
     by: SearchBy | None = None,
 ) -> pd.DataFrame:
     """Return the neighbours in `selection` of `like` as the frame of `Table.nearest`."""
-    vectors = Vectors(selection, by or default_by(selection.table))
+    vectors = Vectors(selection, by or default_by(selection.table), held_bytes=0)
     if isinstance(like, np.ndarray):
         queries = _of_array(vectors, like)
         labels: list[Any] = list(range(len(queries)))
@@ -95,7 +95,7 @@ def _of_array(vectors: Vectors, like: np.ndarray) -> Tensor:
 
 
 class _Candidates:
-    """The `most` most similar faces of some queries, among the blocks so far."""
+    """Collects the `most` most similar faces of some queries, block after block."""
 
     def __init__(self, queries: Tensor, most: int) -> None:
         self.queries, self.most = queries, most

@@ -40,10 +40,10 @@ def of_neighbours(vectors: Vectors, queries: Sequence[str], values: Tensor, k: i
             ("similarity", pa.float32()),
         ]
     )
-    found = nearest(vectors, values, k, queries)
+    result = nearest(vectors, values, k, queries)
     rows: list[tuple[Any, ...]] = []
     lines: list[str] = []
-    for query, neighbours in zip(queries, found, strict=True):
+    for query, neighbours in zip(queries, result, strict=True):
         lines.append(f"like {printable(query)}")
         for rank, (name, similarity) in enumerate(neighbours, 1):
             rows.append((query, rank, name, similarity))
@@ -56,7 +56,7 @@ def of_neighbours(vectors: Vectors, queries: Sequence[str], values: Tensor, k: i
                 for name, similarity in neighbours
             ],
         }
-        for query, neighbours in zip(queries, found, strict=True)
+        for query, neighbours in zip(queries, result, strict=True)
     ]
     facts = {**_compared(vectors), "like": listed}
     return Findings(facts, lines, schema, lambda: _batches(schema, [*zip(*rows, strict=True)]))
@@ -67,30 +67,30 @@ def of_duplicates(vectors: Vectors, threshold: float) -> Findings:
     schema = pa.schema(
         [("group", pa.int64()), ("image_id", pa.string()), ("similarity", pa.float32())]
     )
-    found = find_duplicates(vectors, threshold)
-    starts = np.flatnonzero(np.diff(found.groups, prepend=-1))
-    ends = np.append(starts[1:], len(found.groups))
+    result = find_duplicates(vectors, threshold)
+    first_rows = np.flatnonzero(np.diff(result.groups, prepend=-1))
+    ends = np.append(first_rows[1:], len(result.groups))
     lines = []
-    for group, (start, end) in enumerate(zip(starts[:SHOWN_GROUPS], ends, strict=False)):
+    for group, (start, end) in enumerate(zip(first_rows[:SHOWN_GROUPS], ends, strict=False)):
         lines.append(f"group {group}: {end - start} faces")
-        names = found.ids.slice(start, min(SHOWN_FACES, end - start)).to_pylist()
-        for name, similarity in zip(names, found.similarities[start:], strict=False):
+        names = result.ids.slice(start, min(SHOWN_FACES, end - start)).to_pylist()
+        for name, similarity in zip(names, result.similarities[start:], strict=False):
             lines.append(f"  {similarity:7.4f}  {printable(name)}")
         lines += [f"  … {end - start - SHOWN_FACES} more"] if end - start > SHOWN_FACES else []
-    if found.count > SHOWN_GROUPS:
-        lines.append(f"… {found.count - SHOWN_GROUPS} more groups")
+    if result.count > SHOWN_GROUPS:
+        lines.append(f"… {result.count - SHOWN_GROUPS} more groups")
     lines.append(
-        f"{len(found.groups):,} of {found.rows:,} faces are in {found.count:,} groups of at least "
-        f"{threshold:g}"
+        f"{len(result.groups):,} of {result.rows:,} faces are in {result.count:,} groups of at "
+        f"least {threshold:g}"
     )
     facts = {
         **_compared(vectors),
         "threshold": threshold,
-        "groups": found.count,
-        "faces_in_groups": len(found.groups),
-        "largest_group": int((ends - starts).max(initial=0)),
+        "groups": result.count,
+        "faces_in_groups": len(result.groups),
+        "largest_group": int((ends - first_rows).max(initial=0)),
     }
-    columns = [found.groups, found.ids, found.similarities]
+    columns = [result.groups, result.ids, result.similarities]
     return Findings(facts, lines, schema, lambda: _batches(schema, columns))
 
 
@@ -99,14 +99,14 @@ def of_clusters(vectors: Vectors, count: int, seed: int) -> Findings:
     schema = pa.schema(
         [("cluster", pa.int32()), ("image_id", pa.string()), ("similarity", pa.float32())]
     )
-    found = find_clusters(vectors, count, seed)
+    result = find_clusters(vectors, count, seed)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for ids, clusters, similarities in found.assign(vectors):
+        for ids, clusters, similarities in result.assign(vectors):
             yield from _batches(schema, [clusters, ids, similarities])
 
     examples: dict[int, tuple[float, str]] = {}
-    for ids, clusters, similarities in found.assign(vectors):
+    for ids, clusters, similarities in result.assign(vectors):
         for cluster in range(min(count, SHOWN_GROUPS)):
             places = np.flatnonzero(clusters == cluster)
             if len(places):
@@ -114,21 +114,21 @@ def of_clusters(vectors: Vectors, count: int, seed: int) -> Findings:
                 face = (float(similarities[best]), ids[int(best)].as_py())
                 examples[cluster] = max(examples.get(cluster, face), face)
     lines = [
-        f"cluster {cluster}: {found.sizes[cluster]:,} faces, such as {printable(name)}"
+        f"cluster {cluster}: {result.sizes[cluster]:,} faces, such as {printable(name)}"
         for cluster, (_, name) in sorted(examples.items())
     ]
     if count > SHOWN_GROUPS:
         lines.append(f"… {count - SHOWN_GROUPS} more clusters")
-    end = "no face changes its cluster any more" if found.converged else "stopped there"
-    lines.append(f"mean similarity {found.similarity:.4f} after {found.iterations} passes; {end}")
+    end = "no face changes its cluster any more" if result.converged else "stopped there"
+    lines.append(f"mean similarity {result.similarity:.4f} after {result.iterations} passes; {end}")
     facts = {
         **_compared(vectors),
         "clusters": count,
         "seed": seed,
-        "sizes": found.sizes,
-        "mean_similarity": round(found.similarity, 6),
-        "iterations": found.iterations,
-        "converged": found.converged,
+        "sizes": result.sizes,
+        "mean_similarity": round(result.similarity, 6),
+        "iterations": result.iterations,
+        "converged": result.converged,
     }
     return Findings(facts, lines, schema, batches)
 

@@ -94,17 +94,17 @@ class Vectors:
         if self.by == "w_plus":
             return self.of_codes(torch.from_numpy(self.table.w_plus(ids)))
         rows = _rows_of(self.table, ids, f"image_id, {IDENTITY}")
-        known = dict(zip(rows["image_id"].to_pylist(), rows[IDENTITY].to_pylist(), strict=True))
-        if unknown := [name for name in ids if name not in known]:
+        by_id = dict(zip(rows["image_id"].to_pylist(), rows[IDENTITY].to_pylist(), strict=True))
+        if unknown := [name for name in ids if name not in by_id]:
             raise UnknownImageError(
                 f"the table '{self.table.store.root}' has no {_listed(unknown)}"
             )
-        if empty := [name for name in ids if known[name] is None]:
+        if empty := [name for name in ids if by_id[name] is None]:
             raise RequestError(
                 f"no identity of {_listed(empty)}: no face was found in the crop; "
                 "search --by w_plus"
             )
-        return self.of_identities(np.array([known[name] for name in ids], np.float32))
+        return self.of_identities(np.array([by_id[name] for name in ids], np.float32))
 
     def of_codes(self, codes: Tensor) -> Tensor:
         """Return the vectors of codes [n, n_styles, 512]: differences to the average, by row."""

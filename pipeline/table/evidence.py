@@ -35,6 +35,7 @@ _REPEATED = {
     "layout.limit": "limit",
     "layout.sniff": "sniff",
     "settings.best_step_by": "best_step_by",
+    "settings.identity_steps": "identity_steps",
     "settings.precision": "precision",
     "settings.alignment.faces": "faces",
 }

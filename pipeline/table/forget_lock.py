@@ -60,7 +60,7 @@ class ForgetLock:
         if silence < SILENT_S and not _is_dead(holder):
             host, pid = holder.get("host"), holder.get("pid")
             raise RequestError(
-                f"another forget is at work on the table '{self.store.root}' (process {pid} on "
+                f"another forget is running on the table '{self.store.root}' (process {pid} on "
                 f"{host}): wait for its end; if it was killed, try again in a minute"
             )
 

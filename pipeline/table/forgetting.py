@@ -74,7 +74,7 @@ class ForgottenRow:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All texts that identify the image."""
+        """Return all texts that identify the image."""
         return self.image_id, self.key, self.uri, self.sha256
 
 
@@ -140,7 +140,7 @@ def forget(
 
     Without `lists` it does what an interrupted call has left, and erases what a late writer has
     brought back. Repeat it after any failure. Raises `RequestError` if a run seems to write to the
-    table, unless it is in `ignored_runs`, or if another forget is at work.
+    table, unless it is in `ignored_runs`, or if another forget is running.
     """
     with ForgetLock(store):
         require_no_run(store, ignored_runs)

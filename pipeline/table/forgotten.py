@@ -57,7 +57,7 @@ class Source:
 
 @dataclass(frozen=True)
 class ForgetList:
-    """One file of the list; `finished` once no file of the table has a row of its images."""
+    """File of the list; `finished` once no file of the table has a row of its images."""
 
     name: str
     salt: bytes

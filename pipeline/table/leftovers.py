@@ -1,4 +1,4 @@
-"""What a forget cannot erase: where the images of a table may still be, in words."""
+"""List the places that a forget cannot erase, in words for people."""
 
 from __future__ import annotations
 

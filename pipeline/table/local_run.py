@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from pipeline.errors import PipelineError, RequestError
+from pipeline.table.forgotten import check_finished
 from pipeline.table.parts import PartRecord
 from pipeline.table.resume import ShardState
 from pipeline.table.runs import RunFile, RunRecord
@@ -40,7 +41,12 @@ class LocalRun:
             self._write(2 if isinstance(error, RequestError) else 1)
 
     def planned(self, states: Iterable[ShardState]) -> None:
-        """Write the counts of planned and of committed work."""
+        """Write the counts of planned and of committed work.
+
+        Raises `RequestError` if images are being erased from the table.
+        """
+        # A forget that began after the writer was opened finds the record that is already written.
+        check_finished(self.file.store)
         for state in states:
             size = Counts(bytes=state.shard.size)
             if state.committed:

@@ -11,7 +11,7 @@ from pipeline.table.spec import SPEC_NAME, read_json, to_json
 
 BLANKED = "[removed: it named an image that was forgotten]"
 _ERRORS = ("errors", "warnings", "traces")
-# Names stand in messages and conditions in quotation marks, or as words.
+# Messages and conditions have names in quotation marks, or as words.
 _WORD = re.compile(r"'((?:[^']|'')*)'|\"([^\"]*)\"|([^\s'\"]+)")
 
 
@@ -45,9 +45,10 @@ def _blanked(document: dict[str, Any], names: set[str]) -> dict[str, Any]:
         for field in _ERRORS
         if isinstance(document.get(field), list)
     }
-    config = document.get("config")
-    if isinstance(config, dict) and _mentions(config.get("where"), names):
-        changed["config"] = config | {"where": BLANKED}
+    for part in ("config", "settings"):
+        values = document.get(part)
+        if isinstance(values, dict) and _mentions(values.get("where"), names):
+            changed[part] = values | {"where": BLANKED}
     return document | changed
 
 

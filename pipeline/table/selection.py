@@ -27,6 +27,8 @@ class Selection:
     `where` is an SQL condition on rows of `latents`, `order` an SQL list such as `lpips DESC`.
     Without `order` the rows come as the files hold them: by shard, part and image id. Equal values
     of `order` come by image id, so that the same selection of the same table is always the same.
+    Rows stream without `order`, or with `limit`; an order of all rows is sorted in memory with the
+    columns that are read: 27 kB per code of 18 rows.
     """
 
     table: Table

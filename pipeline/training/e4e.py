@@ -117,9 +117,9 @@ class Adversary:
 
 
 def gradient_penalty(logits: Tensor, real: Tensor) -> Tensor:
-    """Return R1, the mean squared norm of the logits' gradient at the real codes, a scalar."""
+    """Return R1, the mean squared norm of the logits' gradient at `real` [n, ...], a scalar."""
     (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
-    return gradient.square().sum(dim=1).mean()
+    return gradient.square().flatten(1).sum(dim=1).mean()
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,10 @@ VALIDATION_BATCH = 50  # faces per encoder call
 
 
 class Faces(NamedTuple):
-    """A batch [n, 3, h, w] in [-1, 1] of the encoder's input size."""
+    """A batch [n, 3, h, w] in [-1, 1]."""
 
-    input: Tensor  # images that the encoder gets
-    target: Tensor  # images to reconstruct; the same tensor unless the training has pairs
+    input: Tensor  # images that the encoder gets, of its input size
+    target: Tensor  # images to reconstruct, of input or frame size; may be the same tensor
 
 
 class Start(Protocol):
@@ -76,11 +76,12 @@ class ModelStart:
 
     model: RestyleModel
     steps: int = 1
+    rows: int | None = None  # of the codes, the first ones; None: all
 
     def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """See `Start`."""
         inversion = invert(self.model, inputs, steps=self.steps)
-        return inversion.w_plus[:, -1], inversion.step_images[:, -1]
+        return inversion.w_plus[:, -1, : self.rows], inversion.step_images[:, -1]
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class EncoderPlan:
     stages: Stages | None = None  # e4e: one row after another
     images_before: int = 0  # images of the training that this one continues; stages count them
     spread: float = 1.0  # scale of the encoder's output; a new encoder learns faster in W's unit
+    full_size: bool = False  # compare images of the generator's size, not of the encoder's input
 
     def steps_at(self, train_state: TrainState) -> int:
         """Return the number of refinement steps of a batch."""
@@ -103,26 +105,32 @@ class EncoderPlan:
         return self.early_steps if early and self.early_steps else self.steps
 
 
-def make_render(model: RestyleModel) -> Callable[[Tensor], Tensor]:
-    """Return a function from codes [n, n_styles, 512] to images [n, 3, *input_size].
+def make_render(
+    model: RestyleModel, size: tuple[int, int] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Return a function from codes [n, n_styles, 512] to images [n, 3, *size].
 
-    Gradients pass through it."""
+    `size` is the encoder's input size by default. Gradients pass through it.
+    """
+    shown = size or model.input_size
 
     def render(codes: Tensor) -> Tensor:
-        frame = model.frame(model.generator(codes))
-        return F.adaptive_avg_pool2d(frame, model.input_size)
+        return F.adaptive_avg_pool2d(model.frame(model.generator(codes)), shown)
 
     return render
 
 
-def make_chunked_render(model: RestyleModel) -> Callable[[Tensor], Tensor]:
+def make_chunked_render(
+    model: RestyleModel, size: tuple[int, int] | None = None
+) -> Callable[[Tensor], Tensor]:
     """Return `make_render`'s function without gradients, in the chunks of an inversion.
 
     Fifty faces of 1024 px at once would need 35 GB.
     """
+    shown = size or model.input_size
 
     def render(codes: Tensor) -> Tensor:
-        return torch.stack([pooled(frame, model.input_size) for frame in render_each(model, codes)])
+        return torch.stack([pooled(frame, shown) for frame in render_each(model, codes)])
 
     return render
 
@@ -130,7 +138,7 @@ def make_chunked_render(model: RestyleModel) -> Callable[[Tensor], Tensor]:
 def refine(
     encoder: nn.Module,
     render: Callable[[Tensor], Tensor],
-    start: tuple[Tensor, Tensor],  # codes [n, n_styles, 512], images [n, 3, h, w]
+    start: tuple[Tensor, Tensor],  # codes [n, n_styles, 512], images of any size
     inputs: Tensor,  # [n, 3, h, w]
     steps: int,
     *,
@@ -138,10 +146,11 @@ def refine(
     spread: float = 1.0,
     stage: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each step's codes and reconstruction; gradients reach that step only."""
+    """Yield each step's codes and what `render` made of them; gradients reach that step only."""
     codes, rendered = start
     for _ in range(steps):
-        residual = encoder(inputs if single_pass else torch.cat([inputs, rendered], dim=1)) * spread
+        seen = F.adaptive_avg_pool2d(rendered, (inputs.shape[-2], inputs.shape[-1]))
+        residual = encoder(inputs if single_pass else torch.cat([inputs, seen], dim=1)) * spread
         codes = codes + (residual if stage is None else staged(residual, stage))
         rendered = render(codes)
         yield codes, rendered
@@ -173,7 +182,9 @@ class EncoderTask(Task[Faces]):
         self.late = late_heads(self.network) if late else []
         self.networks, self.augment = networks or {}, augment
         self.start = start or AverageStart.of(model)
-        self.render, self.chunked_render = make_render(model), make_chunked_render(model)
+        size = model.frame_size if plan.full_size else model.input_size
+        self.render = make_render(model, size)
+        self.chunked_render = make_chunked_render(model, size)
         self.latent_avg, self.n_styles = model.latent_avg, model.n_styles
         self.single_pass = model.single_pass
         self._codes: Tensor | None = None
@@ -295,7 +306,9 @@ class EncoderTask(Task[Faces]):
         steps = [rendered for _, rendered in self._refined(network, inputs)]
         targets = self.held_out.target
         paired = [] if targets is self.held_out.input else [targets[:6].to(inputs.device)]
-        return torch.stack([inputs, initial, *steps, *paired], dim=1)
+        size = steps[0].shape[-2:]
+        shown = [F.interpolate(images, size=size) for images in (inputs, initial)]
+        return torch.stack([*shown, *steps, *paired], dim=1)
 
 
 def distances(rendered: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

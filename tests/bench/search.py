@@ -19,19 +19,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from pipeline.table import Columns, latents_table, open_for_writing, open_table  # noqa: E402
-from pipeline.table.schema import rejects_table  # noqa: E402
+from pipeline.table.parts import LATENTS, part_name  # noqa: E402
 from pipeline.table.selection import Selection  # noqa: E402
 from tests.table.rows import DESCRIPTION, face_row, shard  # noqa: E402
 
 REGIME = """\
-Regime: a table written through the library onto this disk, parts of 1,000. Identities of 128
-numbers are drawn for each face, so that strangers have cosines near 0; in each part of 1,000 one
-face is a noisy copy of another of an earlier part (cosine about 0.98). Codes are [1][512], zero.
+Regime: a table on this disk, in part files of 1,000 rows, row groups as the library's. Identities
+of 128 numbers are drawn for each face, so that strangers have cosines near 0; in each part one face
+is a noisy copy of a face of an earlier part (cosine about 0.98). Codes are [1][512], zero; columns
+that a search does not read are null.
   nearest     the 10 nearest faces of 10 faces: reads the table once; again: vectors in memory
   duplicates  groups of at least 0.95 among the first --duplicates-of faces: all pairs
   clusters    20 clusters by at most 10 passes, vectors in memory
@@ -73,14 +75,22 @@ def write_table(root: Path, faces: int) -> None:
     """Write a table of one shard with `faces`, rounded up to whole parts."""
     columns = Columns(1, identity=True)
     row = face_row("a", w_plus=np.zeros((1, 512), np.float32), identity=np.zeros(DIMENSIONS))
-    same = latents_table([row] * PART, columns, shard().shard_id)
-    table = open_for_writing(str(root), replace(DESCRIPTION, columns=columns), part_size=PART)
-    none = rejects_table([], shard().shard_id)
-    parts = [
-        table.write_tables(shard(), number, samples=PART, latents=_part(same, number), rejects=none)
-        for number in range(-(-faces // PART))
+    same = _without_facts(latents_table([row] * PART, columns, shard().shard_id))
+    open_for_writing(str(root), replace(DESCRIPTION, columns=columns), part_size=PART)
+    (root / LATENTS).mkdir()
+    options = {"compression": "zstd", "row_group_size": 128, "use_dictionary": False}
+    for number in range(-(-faces // PART)):
+        name = part_name(LATENTS, shard().shard_id, number)
+        pq.write_table(_part(same, number), root / name, **options)
+
+
+def _without_facts(rows: pa.Table) -> pa.Table:
+    """Return the rows with nulls in all columns that may have them."""
+    columns = [
+        pa.nulls(rows.num_rows, field.type) if field.nullable else rows[field.name]
+        for field in rows.schema
     ]
-    table.commit_shard(shard(), parts)
+    return pa.Table.from_arrays(columns, schema=rows.schema)
 
 
 def _part(same: pa.Table, number: int) -> pa.Table:
@@ -127,7 +137,7 @@ def search(root: str, duplicates_of: int) -> dict[str, Any]:
     result["copies_found"] = [row[0].image_id for row in found] == originals
     clusters = timed("clusters", lambda: find_clusters(vectors, 20, most_iterations=10))
     result["cluster_passes"] = clusters.iterations
-    some = Vectors(Selection(table, order="image_id", limit=duplicates_of), "identity")
+    some = Vectors(Selection(table, limit=duplicates_of), "identity")
     groups = timed("duplicates", lambda: find_duplicates(some, 0.95))
     names = set(groups.ids.to_pylist())
     copies = range(1, groups.rows // PART)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from pipeline.demo.build import DemoData, build, draw_cartoons
-from pipeline.demo.plans import CARTOON, FACES
+from pipeline.demo.discriminator import DiscriminatorPlan
+from pipeline.demo.plans import CARTOON, FACES, GrowthPlan
 from pipeline.errors import FingerprintError
 from pipeline.storage import Store
 from pipeline.training.latent_pairs import Pairs
@@ -16,14 +17,24 @@ from pipeline.training.trainer import LoopPlan
 # On a machine with much else to do its trainings take minutes.
 pytestmark = pytest.mark.timeout(900)
 CHANNELS = {4: 8, 8: 8, 16: 8, 32: 8}
+GROWN = {**CHANNELS, 64: 4}
 GENERATOR = LoopPlan(images=8, batch=4, max_lr=2e-2, report_every=8, save_every=8)
 ENCODER = LoopPlan(images=48, batch=4, max_lr=3e-3, warmup_steps=4, report_every=48, save_every=48)
 
 
 def small(plan):
     rounds = dataclasses.replace(plan.rounds, steps=2, images=ImageWeights(l2=1.0))
+    growth = (
+        GrowthPlan(GENERATOR, GROWN, DiscriminatorPlan(start=0.4, every=1)) if plan.growth else None
+    )
     return dataclasses.replace(
-        plan, generator=GENERATOR, encoder=ENCODER, rounds=rounds, channels=CHANNELS, held_out=8
+        plan,
+        generator=GENERATOR,
+        growth=growth,
+        encoder=ENCODER,
+        rounds=rounds,
+        channels=CHANNELS,
+        held_out=8,
     )
 
 
@@ -32,7 +43,7 @@ def photos() -> DemoData:
     torch.manual_seed(0)
     w = torch.randn(24, 512)
     colour = (127 + 60 * w[:, :3]).clamp(0, 255).byte()
-    return DemoData(Pairs(w, colour[:, :, None, None].expand(-1, -1, 32, 32).contiguous()))
+    return DemoData(Pairs(w, colour[:, :, None, None].expand(-1, -1, 64, 64).contiguous()))
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +57,23 @@ def base(photos, folder):
     return build(small(FACES), photos, folder)
 
 
-def test_card_has_the_metrics_of_both_stages(base):
+def test_card_has_the_metrics_of_all_stages(base):
     model, seconds = base
     assert model.name == "demo"
     assert "research" in model.licence
     assert model.card.notes["pairs"] == 16
     assert len(model.card.notes["encoder"]["held_out_l2"]) == 2
     assert model.card.notes["generator"]["images"] == 8
-    assert set(seconds) == {"generator", "encoder"}
+    assert model.card.notes["growth"]["realness"] > 0
+    assert model.card.notes["growth"]["discriminator"] > 0
+    assert set(seconds) == {"generator", "growth", "encoder"}
     for stage, took in seconds.items():
         assert model.card.notes[stage]["seconds"] == took
+
+
+def test_generator_grows_and_encoder_input_stays_small(base):
+    model, _ = base
+    assert (model.generator_size, model.n_styles, model.input_size) == (64, 10, (32, 32))
 
 
 def test_finished_stage_keeps_its_seconds(base, photos, folder):
@@ -91,13 +109,13 @@ def test_cached_cartoons_match_images_and_size(photos, tmp_path):
 
 def test_cartoon_model_keeps_the_base_w_space(base, photos, tmp_path):
     model, _ = base
-    large = photos.pairs.images.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    drawn = draw_cartoons(Pairs(photos.pairs.w, large), 32, str(tmp_path))
+    drawn = draw_cartoons(photos.pairs, 32, str(tmp_path))
     assert drawn.targets is not None
     assert drawn.targets.shape == (24, 3, 32, 32)
-    again = draw_cartoons(Pairs(photos.pairs.w, large), 32, str(tmp_path))
+    again = draw_cartoons(photos.pairs, 32, str(tmp_path))
     assert torch.equal(again.targets, drawn.targets)
     toon, _ = build(small(CARTOON), drawn, str(tmp_path), model)
     assert toon.name == "demo-toonify"
-    assert torch.equal(toon.latent_avg, model.latent_avg)
+    assert (toon.generator_size, toon.n_styles) == (32, 8)
+    assert torch.equal(toon.latent_avg, model.latent_avg[:8])
     assert len(toon.card.notes["encoder"]["held_out_l2"]) == 2

@@ -29,6 +29,16 @@ def test_length_and_report_interval_may_change(work: str) -> None:
     check_plan(replace(FACES, generator=generator, encoder=encoder), None, work, pairs=24)
 
 
+def test_flags_set_the_length_of_each_stage() -> None:
+    flags = ["--generator-images", "1", "--growth-images", "2", "--encoder-images", "3"]
+    plan = job.planned(job.parse_arguments(["--pairs", "pairs", *flags]))
+    assert plan.growth is not None
+    assert (plan.generator.images, plan.growth.loop.images, plan.encoder.images) == (1, 2, 3)
+    assert (plan.first_size, plan.size) == (64, 128)
+    cartoon = job.planned(job.parse_arguments(["--pairs", "pairs", "--look", "cartoon"]))
+    assert (cartoon.growth, cartoon.size) == (None, 64)
+
+
 @pytest.mark.parametrize(
     ("plan", "message"),
     [

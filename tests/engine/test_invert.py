@@ -53,7 +53,8 @@ def test_faces_whose_identity_is_not_found_are_counted(sample_images: dict[str, 
     picture = Image.open(io.BytesIO(sample_images["portraits/0001.jpg"])).convert("RGB")
     person = face(0) | {"pixels": picture.resize((64, 64), Image.Resampling.BOX).tobytes()}
     method = Method(steps=1)
-    done = stage_of(InvertSettings("demo", method)).process(part([person, face(1), face(2)]))
+    stage = stage_of(InvertSettings("demo", method), Columns(n_styles=12))
+    done = stage.process(part([person, face(1), face(2)]))
     similarities = done.latents["id_similarity"].to_pylist()
     assert [value is None for value in similarities] == [False, True, True]
     counts = done.counts

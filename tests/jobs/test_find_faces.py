@@ -1,4 +1,4 @@
-"""The job that finds alike faces: rows, files, the last line, wrong requests."""
+"""Check rows, files, the last line and wrong requests of the job that finds alike faces."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_groups_and_clusters_are_written_in_a_bucket(
         (("--duplicates", "1.5"), "above -1 and up to 1, not 1.5"),
         (("--clusters", 0), "not a whole number above 0"),
         (("--clusters", 99), "12 faces cannot form 99 clusters"),
-        (("--like", "s-0/none#0"), "'s-0/none#0' is no image id of the table"),
+        (("--like", "s-0/none#0"), "'s-0/none#0' is not an image id of the table"),
         (("--like", "s-0/0012#0"), "no identity of 's-0/0012#0'"),
         (("--like", "s-0/0000#0", "--output", "rows.txt"), "name it *.csv"),
         (("--like", "s-0/0000#0", "-k", 1001), "too many to print: name a file"),

@@ -110,7 +110,7 @@ def test_photo_finds_its_bytes(folder: Path, capsys: pytest.CaptureFixture[str])
     assert line["exit_code"] == 2
     (folder / "photo.jpg").unlink()
     line, _ = run(capsys, "--table", "table", "--like", "photo.jpg", "--reason", "again")
-    assert "there is no such file" in line["errors"][0]
+    assert "no file of this name" in line["errors"][0]
 
 
 @pytest.mark.usefixtures("folder")
@@ -154,4 +154,4 @@ def test_second_forget_waits_for_the_first(capsys: pytest.CaptureFixture[str]) -
     lock = {"host": "another", "pid": 1, "id": "x"}
     Store("table").put("_forgotten/lock", json.dumps(lock).encode())
     line, _ = run(capsys, *BY_NAME)
-    assert "another forget is at work" in line["errors"][0]
+    assert "another forget is running" in line["errors"][0]

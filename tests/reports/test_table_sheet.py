@@ -83,7 +83,7 @@ def test_bootstrapped_table_has_the_first_models_steps(make_table, tiny_bundle):
 
 @pytest.mark.parametrize("bootstrapped", [{}, {"bootstrap": "demo"}])
 def test_faces_may_have_different_numbers_of_steps(make_table, bootstrapped):
-    auto = {"model": "demo", "steps": "auto", "max_steps": 4, "stop_gain": 0.004}
+    auto = {"model": "demo", "steps": "auto", "max_steps": 4, "stop_gain": 0.0005}
     table = make_table(**KEPT, **auto, **bootstrapped)
     steps = table.sql("SELECT steps FROM latents").steps
     assert steps.nunique() > 1

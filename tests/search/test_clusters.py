@@ -34,17 +34,17 @@ def test_bunches_are_found_largest_first(
     monkeypatch.setattr(vectors_module, "BLOCK_NUMBERS", 16 * 7)
     monkeypatch.setattr(vectors_module, "_READ_ROWS", 3)
     vectors = Vectors(Selection(table), "identity")
-    found = find_clusters(vectors, 3, seed)
-    assert (found.sizes, found.converged) == (list(SIZES), True)
-    assigned = list(found.assign(vectors))
+    result = find_clusters(vectors, 3, seed)
+    assert (result.sizes, result.converged) == (list(SIZES), True)
+    assigned = list(result.assign(vectors))
     assert np.concatenate([part.clusters for part in assigned]).tolist() == KINDS.tolist()
     assert [name for part in assigned for name in part.ids.to_pylist()] == [
         f"s-0/{number:04}#0" for number in range(sum(SIZES))
     ]
     similarities = np.concatenate([part.similarities for part in assigned])
-    assert found.similarity == pytest.approx(float(similarities.mean()), abs=1e-6)
+    assert result.similarity == pytest.approx(float(similarities.mean()), abs=1e-6)
     again = find_clusters(Vectors(Selection(table), "identity"), 3, seed)
-    np.testing.assert_allclose(again.centres, found.centres, atol=1e-6)
+    np.testing.assert_allclose(again.centres, result.centres, atol=1e-6)
 
 
 def test_every_cluster_has_a_face(tmp_path: Path) -> None:
@@ -59,5 +59,5 @@ def test_every_cluster_has_a_face(tmp_path: Path) -> None:
 
 
 def test_iterations_end_unconverged_clusters(table: Table) -> None:
-    found = find_clusters(Vectors(Selection(table), "identity"), 8, most_iterations=1)
-    assert (found.iterations, found.converged, sum(found.sizes)) == (1, False, sum(SIZES))
+    result = find_clusters(Vectors(Selection(table), "identity"), 8, most_iterations=1)
+    assert (result.iterations, result.converged, sum(result.sizes)) == (1, False, sum(SIZES))

@@ -44,27 +44,27 @@ def test_planted_groups_are_found_whatever_fits_in_memory(
     monkeypatch.setattr(vectors_module, "BLOCK_NUMBERS", DIMENSIONS * 8)
     monkeypatch.setattr(vectors_module, "_READ_ROWS", 3)
     monkeypatch.setattr(duplicates_module, "_TILE", 5)
-    found = find_duplicates(Vectors(Selection(table), "identity", held_bytes=held), THRESHOLD)
+    result = find_duplicates(Vectors(Selection(table), "identity", held_bytes=held), THRESHOLD)
     groups = [sorted(PAIR), sorted(CHAIN)]
-    assert found.ids.to_pylist() == [f"s-0/{n:04}#0" for group in groups for n in group]
-    assert found.groups.tolist() == [0, 0, 1, 1, 1]
-    assert (found.count, found.rows) == (2, COUNT)
+    assert result.ids.to_pylist() == [f"s-0/{n:04}#0" for group in groups for n in group]
+    assert result.groups.tolist() == [0, 0, 1, 1, 1]
+    assert (result.count, result.rows) == (2, COUNT)
     rows = planted()
     near = float(rows[CHAIN[0]] @ rows[CHAIN[1]])
     assert float(rows[CHAIN[0]] @ rows[CHAIN[2]]) < THRESHOLD < near
-    assert found.similarities.tolist() == pytest.approx([1, 1, near, near, near], abs=1e-5)
+    assert result.similarities.tolist() == pytest.approx([1, 1, near, near, near], abs=1e-5)
 
 
 def test_order_decides_the_first_of_a_group(table: Table) -> None:
-    found = find_duplicates(Vectors(Selection(table, order="key DESC"), "identity"), THRESHOLD)
-    numbers = [int(name[4:8]) for name in found.ids.to_pylist()]
+    result = find_duplicates(Vectors(Selection(table, order="key DESC"), "identity"), THRESHOLD)
+    numbers = [int(name[4:8]) for name in result.ids.to_pylist()]
     assert numbers == [*sorted(PAIR, reverse=True), *sorted(CHAIN, reverse=True)]
 
 
 def test_equal_faces_are_one_group(tmp_path: Path) -> None:
     table = table_of(tmp_path, [drawn(1)[0]] * 30)
-    found = find_duplicates(Vectors(Selection(table), "identity"), 0.9999)
-    assert (found.count, len(found.ids)) == (1, 30)
+    result = find_duplicates(Vectors(Selection(table), "identity"), 0.9999)
+    assert (result.count, len(result.ids)) == (1, 30)
     none = find_duplicates(Vectors(Selection(table, where="key = '0001'"), "identity"), 0.9)
     assert (none.count, len(none.ids), none.rows) == (0, 0, 1)
 

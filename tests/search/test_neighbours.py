@@ -49,14 +49,14 @@ def test_neighbours_are_those_of_all_pairs(
     vectors = Vectors(Selection(table), "identity")
     ids = [name_of(number) for number in (0, 31)]
     for _ in range(2):  # read from the table, then from memory
-        found = nearest(vectors, vectors.of_ids(ids), 9, ids)
-        assert [[face.image_id for face in row] for row in found] == [
+        result = nearest(vectors, vectors.of_ids(ids), 9, ids)
+        assert [[face.image_id for face in row] for row in result] == [
             expected(0, 9),
             expected(31, 9),
         ]
         assert (vectors.faces, vectors.missing) == (COUNT - 1, 1)
-    cosine = float(IDENTITIES[0] @ IDENTITIES[int(found[0][0].image_id[4:8])])
-    assert found[0][0].similarity == pytest.approx(cosine, abs=1e-6)
+    cosine = float(IDENTITIES[0] @ IDENTITIES[int(result[0][0].image_id[4:8])])
+    assert result[0][0].similarity == pytest.approx(cosine, abs=1e-6)
 
 
 def test_equal_faces_come_by_id(tmp_path: Path) -> None:

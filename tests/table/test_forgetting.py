@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,6 +23,7 @@ from pipeline.table import Table, TableWriter, open_table, table_stats
 from pipeline.table.forget_sources import choose_sources, lists_of, new_list
 from pipeline.table.forgetting import Erased, forget, forgotten_rows
 from pipeline.table.forgotten import FORGOTTEN, ForgetList, Forgotten
+from pipeline.table.leftovers import leftovers
 from pipeline.table.mentions import BLANKED, blank_mentions
 from pipeline.table.selection import Selection
 from pipeline.table.shard_index import index_rows
@@ -104,16 +106,24 @@ def erase(table: Table, where: str, reason: str = "asked for") -> Erased:
 
 
 def files_with(store: Store, *texts: str) -> list[str]:
-    """Return the names of all files, at any depth, whose bytes have one of the texts."""
-    names = [name for name in store.names() if any(t.encode() in store.get(name) for t in texts)]
-    return [*names, *_temporaries(store, *texts)]
+    """Return the names of all files, also hidden ones, that have one of the texts.
+
+    In Parquet files they are looked for in the bytes (statistics) and in the unpacked columns.
+    """
+    names = store.names()
+    if "://" not in store.root:
+        files = (path for path in Path(store.root).rglob("*") if path.is_file())
+        names = [path.relative_to(store.root).as_posix() for path in files]
+    return [name for name in names if any(text in _content(store, name) for text in texts)]
 
 
-def _temporaries(store: Store, *texts: str) -> list[str]:
-    if "://" in store.root:
-        return []
-    hidden = Path(store.root).rglob(".*.tmp")
-    return [str(path) for path in hidden if any(t.encode() in path.read_bytes() for t in texts)]
+def _content(store: Store, name: str) -> str:
+    content = store.get(name)
+    text = content.decode("latin-1")
+    if name.endswith(".parquet"):
+        table = pq.read_table(io.BytesIO(content))
+        text += str([column.to_pylist() for column in table.columns if column.type == pa.string()])
+    return text
 
 
 ANN = ("ann-of-s-0", "ann-of-s-1", "ann-of-open", sha256("ann s-0"))
@@ -146,8 +156,21 @@ def test_rows_leave_every_file(root: str) -> None:
     run = json.loads(opened.store.get("_runs/20260101T000000Z-aa.json"))
     assert run["errors"][1] == "cannot read 'bob-of-s-0.jpg'"
     assert "ann-of-s-0" not in run["errors"][0] + run["config"]["where"]
+    check_stays(opened)
     rows = [row for rows in index_rows(opened.store) for row in rows]
     assert sorted(row.shard for row in rows if row.faces == 3) == ["s-0", "s-1"]
+
+
+def check_stays(table: Table) -> None:
+    """Check that what stays is said; of a bucket also whether it keeps versions of objects."""
+    if "://" not in table.store.root:
+        assert "snapshots" in " ".join(leftovers(table.store, table.spec))
+        return
+    assert "replicas of the bucket" in " ".join(leftovers(table.store, table.spec))
+    bucket = table.store.path().split("/")[0]
+    status = {"Status": "Enabled"}
+    table.store.fs.call_s3("put_bucket_versioning", Bucket=bucket, VersioningConfiguration=status)
+    assert "VERSIONS of replaced objects" in " ".join(leftovers(table.store, table.spec))
 
 
 def test_forgotten_images_do_not_come_back(copied: str) -> None:
