@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError, TableError, printable
 from pipeline.storage import Store, canonical_uri, slice_number
 from pipeline.storage.file_types import is_list, plain_name, shard_kind
 from pipeline.storage.patterns import has_braces, has_glob
-from pipeline.table.forgotten import FORGOTTEN
+from pipeline.table.forgetting.forgotten import FORGOTTEN
 from pipeline.table.schema import SCHEMA_VERSION
 from pipeline.table.shard_records import ShardRecord
 from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, TableSpec, read_json, to_json
