@@ -1,4 +1,4 @@
-"""What a style layer does after its convolution, in one pass over the features.
+"""Epilogue of a style layer: all that follows its convolution, in one pass over the features.
 
 Of a convolution's result `y` it computes `leaky_relu(y * factor + noise + bias)`, where `factor` is
 the demodulation of each face. For the next layer the result is multiplied by that layer's style; to

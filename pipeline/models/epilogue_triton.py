@@ -1,4 +1,4 @@
-"""The pass after a style layer's convolution as one Triton kernel: `pipeline.models.epilogue`.
+"""Triton kernel of a style layer's epilogue (`pipeline.models.epilogue`).
 
 A program finishes a run of pixels with all their channels, so that features are read and written
 once, and the RGB image is a sum inside the program. Tests run it in Triton's interpreter against
