@@ -112,9 +112,11 @@ def _checked(args: argparse.Namespace) -> tuple[Selection, SearchBy]:
 def _search(args: argparse.Namespace, selection: Selection, by: SearchBy) -> Findings:
     from pipeline.inversion import ready_device
     from pipeline.search import reports
-    from pipeline.search.vectors import Vectors
+    from pipeline.search.vectors import HELD_BYTES, Vectors
 
-    vectors = Vectors(selection, by, ready_device(args.device))
+    device = ready_device(args.device)
+    # One pass needs no vectors in memory, unlike the other searches.
+    vectors = Vectors(selection, by, device, held_bytes=0 if args.like else HELD_BYTES)
     if args.like:
         from pipeline.engine.photos import queries_of
 

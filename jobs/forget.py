@@ -32,11 +32,11 @@ from pipeline.cli import add_selection, exit_code_of, job_parser
 from pipeline.errors import ConfigError, InputError, RequestError, printable
 from pipeline.storage import Store, canonical_uri
 from pipeline.table import Table, open_table
-from pipeline.table.descendants import Descendant, find_descendants
-from pipeline.table.forget_sources import choose_sources, lists_of, new_list
-from pipeline.table.forgetting import Erased, ForgottenRow, forget, forgotten_rows
-from pipeline.table.forgotten import ForgetList, Forgotten, Source
-from pipeline.table.leftovers import leftovers
+from pipeline.table.forgetting.descendants import Descendant, find_descendants
+from pipeline.table.forgetting.erase import Erased, ForgottenRow, forget, forgotten_rows
+from pipeline.table.forgetting.forgotten import ForgetList, Forgotten, Source
+from pipeline.table.forgetting.leftovers import leftovers
+from pipeline.table.forgetting.sources import choose_sources, lists_of, new_list
 from pipeline.table.selection import Selection
 
 NOT_CONFIRMED = 3

@@ -35,7 +35,7 @@ OWN = (
     *("distance_weight", "seed", "best_step_by", "latent_dtype"),
     *("keep_steps", "keep_crops", "keep_reconstructions", "keep_columns", "keep_identity"),
     *("part_size", "device"),
-    *("precision", "batch_size", "align_workers", "inverters", "image_timeout"),
+    *("precision", "identity_steps", "batch_size", "align_workers", "inverters", "image_timeout"),
 )
 
 

@@ -16,6 +16,7 @@ from pipeline.choices import (
     Faces,
     Fit,
     Icc,
+    IdentitySteps,
     MethodName,
     Precision,
     Space,
@@ -143,9 +144,15 @@ class JobConfig(BaseModel):
         "(default dlib for faces, none for other domains)",
     )
     best_step_by: BestStepBy = Field("lpips", description="metric that selects the best step")
+    identity_steps: IdentitySteps | None = Field(
+        None,
+        description="steps whose identity is measured: the best one, or all "
+        "(default best; all with --best-step-by id_similarity)",
+    )
     precision: Precision = Field(
-        "float32",
-        description="arithmetic of a GPU's convolutions: tf32 is faster and moves codes by 5e-4",
+        "auto",
+        description="arithmetic of the networks: bfloat16 is fastest and moves codes by 5e-3, tf32 "
+        "(GPUs alone) by 5e-4; auto is bfloat16 on a GPU that has it, else float32",
     )
     latent_dtype: CodeType = Field("float16", description="stored dtype of w_plus")
     keep_steps: bool = Field(False, description="store the W+ code of every step too")
@@ -258,6 +265,17 @@ def _misfits(config: JobConfig) -> Iterator[str]:
         (
             config.distance_weight is not None and method != "hybrid",
             f"--distance-weight is for --method hybrid, not {method}",
+        ),
+    ]
+    by_identity = config.best_step_by == "id_similarity"
+    rules += [
+        (
+            by_identity and config.identity_steps == "best",
+            "--best-step-by id_similarity needs the identity of every step: --identity-steps all",
+        ),
+        (
+            optimises and config.precision == "bfloat16",
+            f"--precision bfloat16 has no gradients, which --method {method} needs",
         ),
     ]
     rules.append(

@@ -263,7 +263,7 @@ def _penalty(
 
 @dataclass(frozen=True)
 class _Fitting:
-    """One method with its penalty, for the faces that are not held out and then for all."""
+    """Method and penalty of a fit, which is made without the held-out faces and then with all."""
 
     method: Method
     settings: FitSettings
@@ -306,7 +306,7 @@ def _ridge(moments: Moments, penalty: float) -> Numbers:
 
 
 class _RidgePath:
-    """The same regression for many penalties, each from one decomposition."""
+    """Ridge regression for many penalties, from one decomposition."""
 
     def __init__(self, moments: Moments) -> None:
         self._size = _scale(moments) * moments.count

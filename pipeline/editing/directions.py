@@ -247,7 +247,7 @@ def _checked(value: Any, source: str) -> Floats:
     if not np.isfinite(rows).all():
         raise InputError(f"{source}: has NaN or infinity")
     if not rows.any():
-        raise InputError(f"{source}: is zero everywhere, which is no direction")
+        raise InputError(f"{source}: is zero everywhere, so it has no direction")
     return np.ascontiguousarray(rows)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,16 +15,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.choices import BestStepBy, Device, Precision
+from pipeline.choices import BestStepBy, Device, IdentitySteps
 from pipeline.engine.stages.align import reject_row
 from pipeline.images import Rejection, RejectReason
-from pipeline.inversion import Inversion, keep_freed_memory, ready_device
-from pipeline.inversion.methods import Method, Models, convergence_flags, find_codes
+from pipeline.inversion import (
+    Arithmetic,
+    FastModel,
+    Inversion,
+    arithmetic,
+    keep_freed_memory,
+    ready_device,
+)
+from pipeline.inversion.methods import Method, Models, convergence, find_codes
 from pipeline.inversion.render import render_each
 from pipeline.metrics import Measures, MetricEvaluator
 from pipeline.models import RestyleModel, load_model
 from pipeline.models.files import ModelHints
-from pipeline.models.pixels import to_pixels, to_unit
+from pipeline.models.pixels import from_levels, to_levels, to_pixels
+from pipeline.models.transfer import Arrays, download, upload
 from pipeline.table import image_id
 from pipeline.table.schema import IDENTITY
 
@@ -43,9 +51,10 @@ class InvertSettings:
     first: str | None = None  # model of the first steps in encoder bootstrapping
     initial_codes: Literal["none", "all", "chosen"] = "none"  # faces that have one
     identity: str = "dlib"
+    identity_steps: IdentitySteps = "all"
     best_step_by: BestStepBy = "lpips"
     device: Device = "auto"
-    precision: Precision = "float32"
+    precision: Arithmetic = "float32"
     # Largest number of a code that the table's dtype holds.
     largest_code: float = float(np.finfo(np.float16).max)
     batch_size: int | None = None
@@ -64,16 +73,36 @@ def split_evenly(count: int, largest: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def to_tensor(pixels: list[bytes], size: tuple[int, int]) -> Tensor:
-    """Convert uint8 crops of (height, width) `size` to float32 [n, 3, h, w] in [-1, 1]."""
-    return to_unit(np.stack([np.frombuffer(crop, np.uint8).reshape(*size, 3) for crop in pixels]))
+def to_tensor(pixels: list[bytes], size: tuple[int, int], device: str = "cpu") -> Tensor:
+    """Convert uint8 crops of (height, width) `size` to float32 [n, 3, h, w] in [-1, 1].
+
+    A GPU gets them as bytes, a quarter of the floats.
+    """
+    levels = np.stack([np.frombuffer(crop, np.uint8).reshape(*size, 3) for crop in pixels])
+    return from_levels(upload(levels, torch.device(device)).movedim(-1, -3))
 
 
 def to_jpeg(image: Tensor) -> bytes:
     """Encode an image [3, h, w] in [-1, 1] as JPEG bytes, rounded to 8 bits."""
+    return jpeg_of(to_pixels(image))
+
+
+def jpeg_of(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode an image uint8 [h, w, 3] as JPEG bytes."""
     sink = io.BytesIO()
-    Image.fromarray(to_pixels(image)).save(sink, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(pixels).save(sink, "JPEG", quality=JPEG_QUALITY)
     return sink.getvalue()
+
+
+def evaluator_of(settings: InvertSettings, device: str) -> MetricEvaluator:
+    """Return the metrics that `settings` ask for, with LPIPS in the arithmetic of the inversion."""
+    return MetricEvaluator(
+        device,
+        settings.identity,
+        settings.best_step_by,
+        settings.identity_steps,
+        torch.bfloat16 if settings.precision == "bfloat16" else torch.float32,
+    )
 
 
 @dataclass
@@ -90,6 +119,17 @@ _NOT_IN_ROWS = ("pixels", "target", "fields")
 NOT_STORABLE = Rejection(RejectReason.NOT_FINITE, "the code or image is not finite, or too large")
 
 
+class _Batch(NamedTuple):
+    """Batch of faces whose results a GPU still computes."""
+
+    names: Sequence[str]
+    faces: Sequence[dict[str, Any]]
+    inversion: Inversion
+    measures: Callable[[], Measures]
+    results: Callable[[], Arrays]  # the rest of the rows
+    seconds: Callable[[], float]
+
+
 class Inverter:
     """Loads the models and the metric networks once; turns faces into latents rows."""
 
@@ -98,11 +138,21 @@ class Inverter:
         self.device = ready_device(settings.device, settings.precision)
         if self.device == "cpu":
             keep_freed_memory()
-        self.model: RestyleModel = load_model(settings.model, device=self.device, **settings.hints)
-        self.meter = MetricEvaluator(self.device, settings.identity, settings.best_step_by)
-        first = load_model(settings.first, device=self.device) if settings.first else None
+        else:
+            arithmetic(settings.precision, self.device)  # raises if this GPU does not have it
+        self.model: RestyleModel = self._load(settings.model, settings.hints)
+        self.meter = evaluator_of(settings, self.device)
+        first = self._load(settings.first, {}) if settings.first else None
         self.models = Models(self.model, first, perceptual=self.meter.lpips)
         self.batch_size = settings.batch_size or BATCH[self.device]
+
+    def _load(self, model: str, hints: ModelHints) -> RestyleModel:
+        """Return a model, or its twin for bfloat16, on the device."""
+        loaded = load_model(model, device=self.device, **hints)
+        if self.settings.precision != "bfloat16":
+            return loaded
+        loaded.requires_grad_(False)
+        return FastModel(loaded)
 
     def rows(
         self,
@@ -117,12 +167,21 @@ class Inverter:
             named = self._with_initial_codes(named, initial_codes or {}, result.rejects)
         # With an adaptive stop, faces of later batches fill the places of those that stopped.
         window_size = self.batch_size * (BATCHES_PER_WINDOW if self.settings.method.stop else 1)
+        pending: _Batch | None = None
         for batch in split_evenly(len(named), window_size):
             names, batch_faces = zip(*named[batch], strict=True)
             start = None
             if initial_codes is not None:
                 start = torch.from_numpy(np.stack([initial_codes[name] for name in names]))
-            self._add_batch(result, names, batch_faces, start)
+            begun = self._begin(names, batch_faces, start)
+            if pending:
+                self._finish(result, pending)
+            pending = begun
+            if self.device == "cpu":  # which computes nothing by itself in the meantime
+                self._finish(result, pending)
+                pending = None
+        if pending:
+            self._finish(result, pending)
         return result
 
     def _with_initial_codes(
@@ -149,16 +208,15 @@ class Inverter:
             rejects += [_reject(face, missing) for name, face in named if name not in initial_codes]
         return [(name, face) for name, face in named if name in initial_codes]
 
-    def _add_batch(
+    def _begin(
         self,
-        result: InversionResult,
         names: Sequence[str],
         faces: Sequence[dict[str, Any]],
         start: Tensor | None,
-    ) -> None:
-        images = to_tensor([face["pixels"] for face in faces], self.model.input_size)
-        images = images.to(self.device)
-        began = self._clock()
+    ) -> _Batch:
+        """Start to invert and measure a batch."""
+        images = to_tensor([face["pixels"] for face in faces], self.model.input_size, self.device)
+        seconds = stopwatch(self.device)
         inversion = find_codes(
             self.settings.method,
             self.models,
@@ -168,8 +226,35 @@ class Inverter:
             start=start,
             full_size=self.settings.keep_reconstructions,
         )
-        result.seconds += self._clock() - began
-        for face, row in zip(faces, self._rows(names, faces, images, inversion), strict=True):
+        taken = seconds()
+        targets = images
+        if "target" in faces[0]:
+            pixels = [face["target"] for face in faces]
+            targets = to_tensor(pixels, self.model.input_size, self.device)
+        measures = self.meter.begin(
+            targets,
+            inversion.step_images,
+            inversion.w_plus,
+            self.model.latent_avg,
+            start=inversion.start,
+            # With a fixed number of steps all faces make them all.
+            steps_made=inversion.steps_made if self.settings.method.stop else None,
+        )
+        results = {
+            "w_plus": inversion.w_plus,
+            "steps": inversion.steps_made,
+            "passes": inversion.generator_passes,
+        }
+        converged = convergence(inversion, images, self.settings.method)
+        if converged is not None:
+            results["converged"] = converged
+        return _Batch(names, faces, inversion, measures, download(results), taken)
+
+    def _finish(self, result: InversionResult, batch: _Batch) -> None:
+        """Wait for a batch, and add its rows and rejects to `result`."""
+        rows = self._rows(batch)
+        result.seconds += batch.seconds()
+        for face, row in zip(batch.faces, rows, strict=True):
             if self._storable(row):
                 result.latents.append(row)
             else:
@@ -180,76 +265,86 @@ class Inverter:
         codes = row.get("w_plus_per_step", row["w_plus"])
         return row["l2"] is not None and bool((np.abs(codes) <= self.settings.largest_code).all())
 
-    def _clock(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def _rows(
-        self,
-        names: Sequence[str],
-        faces: Sequence[dict[str, Any]],
-        images: Tensor,
-        inversion: Inversion,
-    ) -> list[dict[str, Any]]:
+    def _rows(self, batch: _Batch) -> list[dict[str, Any]]:
         """Return the latents row of each face."""
-        targets = images
-        if "target" in faces[0]:
-            targets = to_tensor([face["target"] for face in faces], self.model.input_size)
-        measures = self.meter.measure(
-            targets.to(self.device),
-            inversion.step_images,
-            inversion.w_plus,
-            self.model.latent_avg,
-            start=inversion.start,
-            steps_made=inversion.steps_made,
-        )
-        ends = convergence_flags(inversion, images, self.settings.method)
-        pictures = self._pictures(images, inversion, torch.from_numpy(measures.best_step) - 1)
+        measures, results = batch.measures(), batch.results()
+        pictures = self._pictures(batch, measures.best_step - 1, results["steps"])
         rows = []
-        for index, face in enumerate(faces):
+        for index, (name, face) in enumerate(zip(batch.names, batch.faces, strict=True)):
             row = {name: value for name, value in face.items() if name not in _NOT_IN_ROWS}
-            row |= self._code(index, inversion, measures)
-            row |= measures.row(index, int(inversion.steps_made[index]))
+            row |= self._code(index, results, int(measures.best_step[index]))
+            row |= measures.row(index, int(results["steps"][index]))
             if self.settings.keep_identity:
                 row[IDENTITY] = measures.identity(index)
-            row["converged"] = ends[index]
-            row["refined_from"] = names[index] if self.settings.initial_codes != "none" else None
+            row["converged"] = bool(results["converged"][index]) if "converged" in results else None
+            row["refined_from"] = name if self.settings.initial_codes != "none" else None
             rows.append(row | {name: jpegs[index] for name, jpegs in pictures.items()})
         return rows
 
-    def _code(self, index: int, inversion: Inversion, measures: Measures) -> dict[str, Any]:
+    def _code(self, index: int, results: Arrays, best: int) -> dict[str, Any]:
         """Return the columns of a face's code and its cost."""
-        best, steps = int(measures.best_step[index]), int(inversion.steps_made[index])
+        codes, steps = results["w_plus"][index], int(results["steps"][index])
         row = {
-            "w_plus": inversion.w_plus[index, best - 1].cpu().numpy(),
+            "w_plus": codes[best - 1],
             "method": self.settings.method.name,
             "steps": steps,
             "best_step": best,
-            "generator_passes": int(inversion.generator_passes[index]),
+            "generator_passes": int(results["passes"][index]),
         }
         if self.settings.keep_steps:
-            row["w_plus_per_step"] = inversion.w_plus[index, :steps].cpu().numpy()
+            row["w_plus_per_step"] = codes[:steps]
         return row
 
     def _pictures(
-        self, images: Tensor, inversion: Inversion, best: Tensor
+        self, batch: _Batch, best: NDArray[np.int32], steps: NDArray[np.int64]
     ) -> dict[str, list[bytes]]:
         """Return the JPEG columns that are kept: crops, and reconstructions at the best step."""
         columns = {}
         if self.settings.keep_crops:
-            columns["aligned_jpeg"] = [to_jpeg(image) for image in images]
+            shape = (*self.model.input_size, 3)
+            crops = [np.frombuffer(face["pixels"], np.uint8) for face in batch.faces]
+            columns["aligned_jpeg"] = [jpeg_of(crop.reshape(shape)) for crop in crops]
         if self.settings.keep_reconstructions:
-            frames = list(inversion.images)
-            earlier = (best < inversion.steps_made.cpu() - 1).nonzero()[:, 0].tolist()
+            frames = list(batch.inversion.images)
+            earlier = (best < steps - 1).nonzero()[0].tolist()
             if earlier:
-                codes = inversion.w_plus[earlier, best[earlier]]
+                codes = batch.inversion.w_plus[earlier, best[earlier].tolist()]
                 with torch.no_grad():
                     rendered = list(render_each(self.model, codes))
                 for face, frame in zip(earlier, rendered, strict=True):
                     frames[face] = frame
-            columns["reconstruction_jpeg"] = [to_jpeg(frame) for frame in frames]
+            levels = torch.stack([to_levels(frame).movedim(0, -1) for frame in frames])
+            pixels = download({"pixels": levels})()["pixels"]
+            columns["reconstruction_jpeg"] = [jpeg_of(frame) for frame in pixels]
         return columns
+
+
+def stopwatch(device: str) -> Callable[[], Callable[[], float]]:
+    """Start to count seconds; call the result to stop, and what that returns for the seconds.
+
+    A GPU counts its own time, for which the last call waits.
+    """
+    if device != "cuda":
+        began = time.perf_counter()
+
+        def stop() -> Callable[[], float]:
+            seconds = time.perf_counter() - began
+            return lambda: seconds
+
+        return stop
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+
+    def stop_gpu() -> Callable[[], float]:
+        last.record()
+
+        def seconds_taken() -> float:
+            last.synchronize()
+            return float(first.elapsed_time(last)) / 1000
+
+        return seconds_taken
+
+    return stop_gpu
 
 
 def _reject(face: dict[str, Any], rejection: Rejection) -> dict[str, Any]:

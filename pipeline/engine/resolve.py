@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 
 from pipeline.alignment import AlignmentSettings
+from pipeline.choices import IdentitySteps
 from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
-from pipeline.engine.inverter import BATCH, InvertSettings
+from pipeline.engine.inverter import BATCH, InvertSettings, evaluator_of
 from pipeline.errors import ConfigError, TableError, printable
-from pipeline.inversion import OptimizeSettings, StopRule, latent_spread, ready_device
+from pipeline.inversion import (
+    Arithmetic,
+    OptimizeSettings,
+    StopRule,
+    arithmetic,
+    latent_spread,
+    ready_device,
+)
 from pipeline.inversion.methods import OPTIMISATIONS, Method
-from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
 from pipeline.models.files import hints_of
 from pipeline.storage import Store, canonical_uri
@@ -61,10 +68,7 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
 
     Raises a `RequestError` if settings, models and tables do not fit together.
     """
-    if not in_cluster():
-        device = ready_device(config.device, config.precision)
-        if config.precision == "tf32" and device == "cpu":
-            raise ConfigError("--precision tf32 needs a GPU, but the faces are inverted on the CPU")
+    precision = _arithmetic(config)
     networks = _networks(config)
     model = networks.model
     method = make_method(config, model)
@@ -77,11 +81,15 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
             "first (--keep-crops keeps crops), and add --prealigned"
         )
     alignment = _alignment(config, model, treatment)
-    meter = MetricEvaluator("cpu", treatment.identity, config.best_step_by)
     columns = replace(
         _columns(config, model, alignment, kept or {}),
         identity=_keeps_identity(config, treatment.identity),
     )
+    inversion = replace(
+        _inversion(config, method, networks.first, treatment.identity, precision),
+        keep_identity=columns.identity,
+    )
+    meter = evaluator_of(inversion, "cpu")
     spec = TableSpec(
         columns=columns,
         settings={
@@ -91,19 +99,17 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
             "steps": "auto" if method.stop else method.steps,
             "alignment": alignment.result_settings(),
             # The definition contains the hash of the weights, not the file name.
-            "identity": meter.definitions["id_similarity"],
+            "identity": meter.identity_definition,
+            "identity_steps": inversion.identity_steps,
             "best_step_by": config.best_step_by,
-            "precision": config.precision,
+            "precision": precision,
             **({"target": printable(canonical_uri(config.target))} if config.target else {}),
         },
         layout=config.layout(),
-        config=_from_anywhere(config),
+        config=_from_anywhere(config)
+        | {"precision": precision, "identity_steps": inversion.identity_steps},
         model=model.metadata,
         metrics=meter.definitions | _end_of_faces(method),
-    )
-    inversion = replace(
-        _inversion(config, method, networks.first, treatment.identity),
-        keep_identity=columns.identity,
     )
     about = treatment.description + _borrowed_bound(config)
     return ResolvedJob(alignment, inversion, spec, about, config.target)
@@ -144,7 +150,7 @@ def _keeps_identity(config: JobConfig, identity: str) -> bool:
 
 
 def _inversion(
-    config: JobConfig, method: Method, first: str | None, identity: str
+    config: JobConfig, method: Method, first: str | None, identity: str, precision: Arithmetic
 ) -> InvertSettings:
     return InvertSettings(
         model=config.model,
@@ -153,15 +159,38 @@ def _inversion(
         first=first,
         initial_codes="none" if not config.init else "chosen" if config.where else "all",
         identity=identity,
+        identity_steps=_identity_steps(config, method, identity),
         best_step_by=config.best_step_by,
         device=config.device,
-        precision=config.precision,
+        precision=precision,
         largest_code=float(np.finfo(config.latent_dtype).max),
         batch_size=config.batch_size,
         keep_steps=config.keep_steps,
         keep_crops=config.keep_crops,
         keep_reconstructions=config.keep_reconstructions,
     )
+
+
+def _arithmetic(config: JobConfig) -> Arithmetic:
+    """Return the arithmetic of the inverters.
+
+    The GPUs of a cluster are not known here: with `auto` they have bfloat16 if `--device cuda` says
+    that there are some.
+    """
+    gradients = config.method in OPTIMISATIONS
+    if not in_cluster():
+        device = ready_device(config.device, config.precision)
+        return arithmetic(config.precision, device, gradients=gradients)
+    if config.precision != "auto":
+        return config.precision
+    return "bfloat16" if config.device == "cuda" and not gradients else "float32"
+
+
+def _identity_steps(config: JobConfig, method: Method, identity: str) -> IdentitySteps:
+    """Return the steps whose identity is measured; `all` where both choices are the same."""
+    if identity == "none" or method.most_steps == 1 or config.best_step_by == "id_similarity":
+        return "all"
+    return config.identity_steps or "best"
 
 
 def _from_anywhere(config: JobConfig) -> dict[str, Any]:
@@ -191,11 +220,14 @@ def resolved_config(config: JobConfig, job: ResolvedJob) -> dict[str, Any]:
     None for unused settings, and for the batch size on a cluster whose device is not known yet.
     """
     method, alignment = job.inversion.method, job.alignment
-    device = config.device if in_cluster() else ready_device(config.device, config.precision)
+    precision = job.inversion.precision
+    device = config.device if in_cluster() else ready_device(config.device, precision)
     values = config.model_dump() | {
         "prealigned": alignment.prealigned,
         "fit": alignment.fit if alignment.prealigned else None,
         "identity": job.inversion.identity,
+        "identity_steps": job.inversion.identity_steps,
+        "precision": precision,
         "keep_identity": job.columns.identity,
         "batch_size": config.batch_size or BATCH.get(device),
     }

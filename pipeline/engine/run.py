@@ -252,7 +252,7 @@ def _describe(uri: str, outcome: RunRecord, *, changed: bool) -> None:
     table, listed = open_table(uri), outcome.listed
     if changed or not is_card_current(table, listed):
         stats = table_stats(table.store)
-        outcome.means = stats.sums.means()
+        outcome.means = stats.sums.means(table.spec.best_alone)
         if write_card(table, stats, listed) is None:
             why = kept_readme(table)
             log_event("readme_kept", "warning", line=why, reason=why)

@@ -26,7 +26,7 @@ class RejectReason(StrEnum):
     NO_START = "no_start"  # a face without the initial code that it needs
     NO_TARGET = "no_target"  # no counterpart under --target, or one that cannot be used
     TIMED_OUT = "timed_out"  # the image took longer than the limit
-    FORGOTTEN = "forgotten"  # erased on request: `pipeline/table/forgetting.py`
+    FORGOTTEN = "forgotten"  # erased on request: `pipeline/table/forgetting/erase.py`
     CRASHED = "crashed"  # the image killed its process, exceeded its memory, or hit a bug
 
 

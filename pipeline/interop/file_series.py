@@ -55,7 +55,7 @@ class SeriesOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the files of a series come from; `facts` are compared, `table` is for lineage."""
+    """Origin of the files of a series; `facts` are compared, `table` is for lineage."""
 
     table: str  # URI of the table
     facts: Mapping[str, Any]

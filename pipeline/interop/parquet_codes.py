@@ -47,7 +47,7 @@ class _Chunk(NamedTuple):
 
 
 class CodeFile:
-    """One Parquet file with a column `w_plus`."""
+    """Parquet file with a column `w_plus`."""
 
     def __init__(self, store: Store, name: str) -> None:
         """Read the footer. Raises `InputError` for a damaged file and one without codes."""

@@ -2,7 +2,8 @@
 
 from pipeline.inversion.adaptive import invert_adaptively
 from pipeline.inversion.allocator import keep_freed_memory
-from pipeline.inversion.device import ready_device
+from pipeline.inversion.device import Arithmetic, arithmetic, cpu_has_bfloat16, ready_device
+from pipeline.inversion.fast import FastModel
 from pipeline.inversion.optimize import OptimizeSettings, Perceptual, latent_spread, optimize
 from pipeline.inversion.render import average_image
 from pipeline.inversion.restyle_loop import bootstrap, invert
@@ -17,14 +18,18 @@ from pipeline.inversion.stopping import (
 )
 
 __all__ = [
+    "Arithmetic",
+    "FastModel",
     "Inversion",
     "OptimizeSettings",
     "Perceptual",
     "StepMeasures",
     "StopRule",
+    "arithmetic",
     "average_image",
     "bootstrap",
     "converged",
+    "cpu_has_bfloat16",
     "invert",
     "invert_adaptively",
     "keep_freed_memory",

@@ -143,16 +143,14 @@ def find_codes(
     return _restyle(method, models.model, images, batch_size, full_size, start, rendered)
 
 
-def convergence_flags(inversion: Inversion, images: Tensor, method: Method) -> list[bool | None]:
-    """Return whether each face converged; None for methods without a stop rule."""
+def convergence(inversion: Inversion, images: Tensor, method: Method) -> Tensor | None:
+    """Return whether each face converged, bool [n]; None for methods without a stop rule."""
     if method.name != "restyle":
-        return [None] * len(images)
+        return None
     # Keep the loop's own decision: in another batch size an improvement may round differently.
-    flags = inversion.stopped
-    if flags is None:
-        flags = converged(inversion, images, method.rule)
-    result: list[bool | None] = flags.tolist()
-    return result
+    if inversion.stopped is not None:
+        return inversion.stopped
+    return converged(inversion, images, method.rule)
 
 
 def _restyle(
@@ -165,7 +163,14 @@ def _restyle(
     start_images: Tensor | None,
 ) -> Inversion:
     if method.stop is None:
-        return invert(model, images, steps=method.steps, start=start, start_images=start_images)
+        return invert(
+            model,
+            images,
+            steps=method.steps,
+            start=start,
+            start_images=start_images,
+            full_size=full_size,
+        )
     return invert_adaptively(
         model,
         images,
@@ -183,7 +188,9 @@ def _bootstrap(
     first = models.first or models.model
     # With an adaptive stop `images` is a whole part: split it, since the frames are not kept.
     steps = method.bootstrap_steps
-    initial = [invert(first, batch, steps=steps) for batch in images.split(batch_size)]
+    initial = [
+        invert(first, batch, steps=steps, full_size=False) for batch in images.split(batch_size)
+    ]
     start = rows_of(models.model, torch.cat([batch.w_plus[:, -1] for batch in initial]))
     rendered = torch.cat([batch.step_images[:, -1] for batch in initial])
     passes = torch.cat([batch.generator_passes for batch in initial])
@@ -201,7 +208,7 @@ def _optimize(
     passes = torch.zeros(len(images), dtype=torch.int64, device=models.model.latent_avg.device)
     if method.name == "hybrid" and start is None:
         steps = 1 if models.model.single_pass else method.steps
-        initial = invert(models.model, images, steps=steps)
+        initial = invert(models.model, images, steps=steps, full_size=False)
         start, passes = initial.w_plus[:, -1], initial.generator_passes
     result = optimize(
         models.model,

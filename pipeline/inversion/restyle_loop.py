@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from pipeline.inversion.fast import FastModel
 from pipeline.inversion.render import average_image, pooled, render_each
 from pipeline.inversion.result import Inversion, check_tensor
 from pipeline.models.model import RestyleModel
@@ -25,13 +26,15 @@ def invert(
     steps: int = 5,
     start: Tensor | None = None,
     start_images: Tensor | None = None,
+    full_size: bool = True,
 ) -> Inversion:
     """Refine W+ codes for `images` in `steps` residual steps (ReStyle, sec. 3.2).
 
     The first step starts from the average latent, or from `start` [n, n_styles, 512] and
     `start_images` [n, 3, *input_size] (default: the generator's images of `start`). A model with a
     one-pass encoder makes one step. A face's result does not depend on other faces, up to rounding.
-    Non-finite results raise no error: see `Inversion.finite`.
+    Non-finite results raise no error: see `Inversion.finite`. With `full_size` off
+    `Inversion.images` are the last step's pooled images. A `FastModel` is faster, and less exact.
 
     Raises `ShapeError` if a tensor does not fit the model, `ConfigError` for `steps`.
     """
@@ -41,7 +44,7 @@ def invert(
     initial = rendered = initial_reconstruction(model, images, start, start_images)
     w_plus = codes.new_empty(len(images), steps, model.n_styles, LATENT_DIM)
     step_images = images.new_empty(len(images), steps, *images.shape[1:])
-    frames = images.new_empty(len(images), 3, *model.frame_size)
+    frames = images.new_empty(len(images), 3, *model.frame_size) if full_size else None
     for step in range(steps):
         last = frames if step == steps - 1 else None
         codes, rendered = restyle_step(model, images, codes, rendered, last)
@@ -49,7 +52,8 @@ def invert(
     steps_made = torch.full((len(images),), steps, device=images.device)
     passes = steps_made + initial_renders(model, start, start_images)
     average = model.latent_avg
-    return Inversion(w_plus, frames, step_images, first, initial, average, steps_made, passes)
+    images = step_images[:, -1] if frames is None else frames
+    return Inversion(w_plus, images, step_images, first, initial, average, steps_made, passes)
 
 
 def bootstrap(
@@ -81,6 +85,8 @@ def restyle_step(
 
     Also writes the images at full size into `frames`, if given.
     """
+    if frames is None and isinstance(model, FastModel):
+        return model.step(images, codes, reconstruction)
     codes = codes + _encode(model, images, reconstruction)
     rendered = torch.empty_like(images)
     for face, frame in enumerate(render_each(model, codes)):

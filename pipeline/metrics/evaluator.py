@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import cache
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.choices import BestStepBy
+from pipeline.choices import BestStepBy, IdentitySteps
 from pipeline.errors import ConfigError, ShapeError
 from pipeline.metrics import pixel
 from pipeline.metrics.identity import load_identity
 from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_variance
 from pipeline.metrics.lpips import load_lpips
 from pipeline.metrics.pixel import enlarge, peak_signal_to_noise
-from pipeline.metrics.registry import BY_NAME, METRICS, OF_CODE, PER_STEP, QUALITY
+from pipeline.metrics.registry import BEST_ALONE, BY_NAME, METRICS, OF_CODE, PER_STEP, QUALITY
+from pipeline.models.transfer import Arrays, download
 
 Floats = NDArray[np.float32]
+Rows = slice | Tensor  # faces: all, or int64 indices
 
 # Faces per chunk; AlexNet's feature maps take 2.5 MB per face.
 CHUNK = {"cpu": 16, "cuda": 128}
@@ -85,12 +88,39 @@ def best_step(
     return numbers
 
 
+class _Identity(NamedTuple):
+    """Results of the identity network for one chunk of faces."""
+
+    similarities: Tensor  # [n, steps], NaN where there is none
+    targets: Tensor | None = None  # descriptors [n, d]; None: no network
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Measures of one chunk of faces, on its device; identity may still be computed."""
+
+    values: dict[str, Tensor]  # [n, steps], without identity; NaN where an image is not usable
+    asked: Tensor  # bool [n, steps], where an identity is measured
+    target_finite: Tensor  # bool [n]
+    identity: Callable[[], _Identity]  # waits for it; computes it once
+
+    def similarities(self) -> Tensor:
+        """Return similarities [n, steps], NaN where none was asked for."""
+        return _nan_unless(self.asked, self.identity().similarities)
+
+    def targets(self) -> Tensor | None:
+        """Return the targets' descriptors [n, d], NaN without a face; None without a network."""
+        vectors = self.identity().targets
+        return None if vectors is None else _nan_unless(self.target_finite[:, None], vectors)
+
+
 class MetricEvaluator:
     """Measures inversions; loads LPIPS and an identity network once.
 
     `identity` is `dlib`, `none` (similarities are NaN), or the URI of a weight file of
     CurricularFace, ArcFace or, for images without faces, MoCo. `best_step_by` is the metric that
-    chooses the best step, or `last`.
+    chooses the best step, or `last`. With `identity_steps` `best` identity is measured on the best
+    step alone, and NaN for other steps. `dtype` is that of the convolutions of LPIPS.
     """
 
     def __init__(
@@ -98,24 +128,34 @@ class MetricEvaluator:
         device: str = "cpu",
         identity: str = "dlib",
         best_step_by: BestStepBy = "lpips",
+        identity_steps: IdentitySteps = "all",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         if best_step_by not in get_args(BestStepBy):
             choices = ", ".join(get_args(BestStepBy))
             raise ConfigError(f"best_step_by is {best_step_by!r}, expected one of {choices}")
-        if best_step_by == "id_similarity" and identity == "none":
-            raise ConfigError("best_step_by id_similarity needs an identity network, not 'none'")
+        if best_step_by == "id_similarity" and (identity == "none" or identity_steps == "best"):
+            why = "identity of every step" if identity != "none" else "identity network, not 'none'"
+            article = "the" if identity != "none" else "an"
+            raise ConfigError(f"best_step_by id_similarity needs {article} {why}")
         self.device = torch.device(device)
-        self.best_step_by = best_step_by
-        self.lpips = load_lpips(device)
+        self.best_step_by, self.identity_steps = best_step_by, identity_steps
+        self.lpips = load_lpips(device, dtype)
         self.identity = load_identity(identity, device)
-        best = f"step {best_step_by}, counted from 1; the last one where no step has a number"
-        self.definitions: dict[str, str] = {
-            **{metric.name: metric.definition for metric in METRICS if metric.definition},
-            "id_similarity": self.identity.definition if self.identity else "not measured",
-            "best_step": best,
-        }
+        self.identity_definition = self.identity.definition if self.identity else "not measured"
+        self.definitions = self._definitions(dtype)
 
-    @torch.inference_mode()
+    def _definitions(self, dtype: torch.dtype) -> dict[str, str]:
+        """Return what each metric is, for the table's card."""
+        best = f"step {self.best_step_by}, counted from 1; the last one where no step has a number"
+        definitions = {metric.name: metric.definition for metric in METRICS if metric.definition}
+        if dtype != torch.float32:
+            definitions["lpips"] += f"; convolutions in {str(dtype).removeprefix('torch.')}"
+        identity = self.identity_definition
+        if self.identity and self.identity_steps == "best":
+            identity += BEST_ALONE
+        return definitions | {"id_similarity": identity, "best_step": best}
+
     def measure(
         self,
         targets: Tensor,  # [n, 3, h, w] in [-1, 1]
@@ -130,88 +170,128 @@ class MetricEvaluator:
         A target or reconstruction with NaN or infinite values gets NaN and affects no other. Steps
         beyond a face's `steps_made` are not measured: they are NaN.
         """
+        return self.begin(targets, step_images, w_plus, latent_avg, start, steps_made)()
+
+    @torch.inference_mode()
+    def begin(
+        self,
+        targets: Tensor,
+        step_images: Tensor,
+        w_plus: Tensor,
+        latent_avg: Tensor,
+        start: Tensor | None = None,
+        steps_made: Tensor | None = None,
+    ) -> Callable[[], Measures]:
+        """Start `measure`; the returned function waits for the metrics.
+
+        A GPU computes in the meantime, and other processes find the faces.
+        """
         _check_shapes(targets, step_images, w_plus, latent_avg)
         is_made = _made_mask(w_plus, steps_made).to(self.device)
-        chunk = CHUNK.get(self.device.type, CHUNK["cpu"])
-        rows = [
-            self._compare(x.to(self.device, torch.float32), y.to(self.device, torch.float32), part)
+        all_made = steps_made is None
+        size = CHUNK.get(self.device.type, CHUNK["cpu"])
+        chunks = [
+            self._compare(
+                x.to(self.device, torch.float32), y.to(self.device, torch.float32), part, all_made
+            )
             for x, y, part in zip(
-                targets.split(chunk), step_images.split(chunk), is_made.split(chunk), strict=True
+                targets.split(size), step_images.split(size), is_made.split(size), strict=True
             )
         ]
-        missed = sum(int(missing.sum()) for _, missing, _ in rows)
-        values = {
-            name: torch.cat([measured[name] for measured, _, _ in rows]).cpu().numpy()
-            for name in QUALITY
-        }
-        identities = [faces for _, _, faces in rows if faces is not None]
-        last = _to_numpy(is_made.sum(dim=1)).astype("i4")
-        best = best_step(
-            values.get(self.best_step_by, np.full(is_made.shape, np.nan, np.float32)),
-            last,
-            higher_is_better=self._higher_is_better,
+        values = {name: torch.cat([c.values[name] for c in chunks]) for name in chunks[0].values}
+        if self.best_step_by == "id_similarity":
+            values["id_similarity"] = torch.cat([chunk.similarities() for chunk in chunks])
+        best = self._best(values, is_made.sum(dim=1))
+        results = download(
+            {name: value for name, value in values.items() if name in QUALITY}
+            | _of_codes(w_plus, latent_avg, start, is_made, best)
+            | {"best": best, "asked": torch.cat([chunk.asked for chunk in chunks])}
         )
-        codes, average = w_plus.float(), latent_avg.to(w_plus.device, torch.float32)
-        initial = average if start is None else start.to(average)
-        steps = torch.from_numpy(best - 1).long().to(codes.device)
-        best_codes = codes[torch.arange(len(codes), device=codes.device), steps]
-        values |= {
-            "residual_norm": _to_numpy(_residuals(codes, initial, is_made)),
-            "w_plus_variance": _to_numpy(w_plus_variance(best_codes)),
-            "w_avg_distance": _to_numpy(w_avg_distance(best_codes, average)),
-        }
-        vectors = _to_numpy(torch.cat(identities)) if identities else None
-        return Measures(values, best, missed, vectors)
+        return lambda: self._finish(chunks, results)
+
+    @torch.inference_mode()
+    def _finish(self, chunks: list[_Chunk], results: Callable[[], Arrays]) -> Measures:
+        """Wait for the results and, where it is measured, the identity."""
+        similarities = torch.cat([chunk.similarities() for chunk in chunks])
+        values = {**results(), "id_similarity": _to_numpy(similarities)}
+        asked, best = values.pop("asked"), values.pop("best")
+        missed = asked & np.isnan(values["id_similarity"])
+        targets = [vectors for chunk in chunks if (vectors := chunk.targets()) is not None]
+        identities = _to_numpy(torch.cat(targets)) if targets else None
+        return Measures(values, best.astype("i4") + 1, int(missed.sum()), identities)
+
+    def _best(self, values: Mapping[str, Tensor], steps_made: Tensor) -> Tensor:
+        """Return the index of the best step, int64 [n]; `best_step` on the device of the values."""
+        last = steps_made - 1
+        if self.best_step_by not in values:
+            return last
+        measures = values[self.best_step_by]
+        missing = measures.isnan()
+        distances = (-measures if self._higher_is_better else measures).masked_fill(
+            missing, torch.inf
+        )
+        return torch.where(missing.all(dim=1), last, distances.argmin(dim=1))
 
     def _compare(
-        self, targets: Tensor, step_images: Tensor, is_made: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
-        """Measure one chunk of faces.
-
-        Returns each metric of images and a mask of missed faces, all [n, steps], and the targets'
-        descriptors [n, d], None without an identity network.
-        """
+        self, targets: Tensor, step_images: Tensor, is_made: Tensor, all_made: bool
+    ) -> _Chunk:
+        """Measure one chunk: each metric of images, and a mask of missed faces, all [n, steps]."""
         target_finite, finite = _finite(targets), _finite(step_images)
         usable = finite & target_finite[:, None] & is_made
         # Non-finite images are replaced by grey for the networks; their values become NaN below.
         targets = _grey_unless(target_finite, targets)
-        faces = [rows for step in is_made.T if len(rows := step.nonzero()[:, 0])]
+        faces = _faces_of_steps(is_made, all_made)
 
-        def reconstructions(step: int) -> Tensor:
-            rows = faces[step]
+        def reconstructions(rows: Rows, step: int | Tensor) -> Tensor:
             return _grey_unless(usable[rows, step], step_images[rows, step]).clamp(-1, 1)
 
-        batches = itertools.chain([targets], map(reconstructions, range(len(faces))))
-        pending = self._begin_identity(batches)
+        every_step = (reconstructions(rows, step) for step, rows in enumerate(faces))
+        pending = []
+        if self.identity_steps == "all":
+            pending = self._begin_identity(itertools.chain([targets], every_step))
+        measures = self._measure_images(targets, faces, reconstructions, is_made.shape)
+        measures = {name: _nan_unless(usable, values) for name, values in measures.items()}
+        measures["psnr"] = peak_signal_to_noise(measures["l2"])
+        if self.identity_steps == "all":
+            asked = usable if self.identity else torch.zeros_like(usable)
+            identity = cache(lambda: _cosines(pending, faces, usable.shape, targets))
+            return _Chunk(measures, asked, target_finite, identity)
+        best = self._best(measures, is_made.sum(dim=1))
+        is_best = torch.zeros_like(usable).scatter_(1, best[:, None], value=True)
+        everyone = torch.arange(len(best), device=best.device)
+        pending = self._begin_identity([targets, reconstructions(everyone, best)])
+        asked = usable & is_best if self.identity else torch.zeros_like(usable)
+        identity = cache(lambda: _cosines_of_best(pending, is_best, targets))
+        return _Chunk(measures, asked, target_finite, identity)
+
+    def _measure_images(
+        self,
+        targets: Tensor,
+        faces: Sequence[Rows],
+        reconstructions: Callable[[Rows, int], Tensor],
+        shape: torch.Size,
+    ) -> dict[str, Tensor]:
+        """Return the metrics of pixels and LPIPS, each [n, steps]; NaN for steps not made."""
         target_features = self._embed(targets)
-        measures = {name: targets.new_full(is_made.shape, float("nan")) for name in QUALITY}
+        names = [*_FUNCTIONS, "lpips"]
+        measures = {name: targets.new_full(shape, float("nan")) for name in names}
         for step, rows in enumerate(faces):
-            images = reconstructions(
-                step
-            )  # computed twice: holding all takes as much as step_images
+            # Computed twice: holding all takes as much as `step_images`.
+            images = reconstructions(rows, step)
             for name, function in _FUNCTIONS.items():
                 measures[name][rows, step] = function(images, targets[rows])
             features = target_features
-            if len(rows) < len(targets):
+            if len(images) < len(targets):
                 features = [layer[rows] for layer in target_features]
             measures["lpips"][rows, step] = self.lpips.compare(features, self._embed(images))
-        identities = None
-        if pending:
-            target_faces, *step_faces = [descriptors() for descriptors in pending]
-            identities = _nan_unless(target_finite[:, None], target_faces.float())
-            for step, rows in enumerate(faces):
-                cosines = (step_faces[step] * target_faces[rows]).sum(dim=1)
-                measures["id_similarity"][rows, step] = cosines.clamp(-1, 1)
-        missed = usable & measures["id_similarity"].isnan() & (self.identity is not None)
-        result = {name: _nan_unless(usable, values) for name, values in measures.items()}
-        return result | {"psnr": peak_signal_to_noise(result["l2"])}, missed, identities
+        return measures
 
     @property
     def _higher_is_better(self) -> bool:
         return self.best_step_by in BY_NAME and BY_NAME[self.best_step_by].higher_is_better
 
     def _begin_identity(self, batches: Iterable[Tensor]) -> list[Callable[[], Tensor]]:
-        """Start the identity of each batch before LPIPS: with a GPU both run at the same time."""
+        """Start the identity of each batch: it runs beside a GPU's other work."""
         return [] if self.identity is None else [self.identity.begin(batch) for batch in batches]
 
     def _embed(self, images: Tensor) -> list[Tensor]:
@@ -219,12 +299,66 @@ class MetricEvaluator:
         return self.lpips.embed(enlarge(images).contiguous(memory_format=torch.channels_last))
 
 
+def _faces_of_steps(is_made: Tensor, all_made: bool) -> list[Rows]:
+    """Return the faces that made each step, up to the last step of any face.
+
+    Where all are made this asks nothing of a GPU, which would have to finish first.
+    """
+    if all_made:
+        return [slice(None)] * is_made.shape[1]
+    return [rows for step in is_made.T if len(rows := step.nonzero()[:, 0])]
+
+
+def _cosines(
+    pending: Sequence[Callable[[], Tensor]],
+    faces: Sequence[Rows],
+    shape: torch.Size,
+    targets: Tensor,
+) -> _Identity:
+    """Return the similarity of each step's faces to the targets."""
+    values = targets.new_full(shape, float("nan"))
+    if not pending:
+        return _Identity(values)
+    target_faces, *step_faces = [descriptors() for descriptors in pending]
+    for step, rows in enumerate(faces):
+        cosines = (step_faces[step] * target_faces[rows]).sum(dim=1)
+        values[rows, step] = cosines.clamp(-1, 1)
+    return _Identity(values, target_faces.float())
+
+
+def _cosines_of_best(
+    pending: Sequence[Callable[[], Tensor]], is_best: Tensor, targets: Tensor
+) -> _Identity:
+    """Return the similarity of the best step's face to the target; NaN at other steps."""
+    values = targets.new_full(is_best.shape, float("nan"))
+    if not pending:
+        return _Identity(values)
+    target_faces, best_faces = [descriptors() for descriptors in pending]
+    cosines = (best_faces * target_faces).sum(dim=1).clamp(-1, 1)
+    similarities = torch.where(is_best, cosines[:, None], values)
+    return _Identity(similarities, target_faces.float())
+
+
+def _of_codes(
+    w_plus: Tensor, latent_avg: Tensor, start: Tensor | None, is_made: Tensor, best: Tensor
+) -> dict[str, Tensor]:
+    """Return the metrics of codes: `residual_norm` [n, steps], others [n] of the best step's."""
+    codes, average = w_plus.float(), latent_avg.to(w_plus.device, torch.float32)
+    initial = average if start is None else start.to(average)
+    best_codes = codes[torch.arange(len(codes), device=codes.device), best.to(codes.device)]
+    return {
+        "residual_norm": _residuals(codes, initial, is_made),
+        "w_plus_variance": w_plus_variance(best_codes),
+        "w_avg_distance": w_avg_distance(best_codes, average),
+    }
+
+
 def _made_mask(w_plus: Tensor, steps_made: Tensor | None) -> Tensor:
     """Return a mask of the steps that each face made, bool [n, steps]."""
     n, steps = w_plus.shape[:2]
     if steps_made is None:
-        return torch.ones(n, steps, dtype=torch.bool)
-    return torch.arange(steps)[None] < steps_made.cpu()[:, None]
+        return torch.ones(n, steps, dtype=torch.bool, device=w_plus.device)
+    return torch.arange(steps, device=steps_made.device)[None] < steps_made[:, None]
 
 
 def _residuals(codes: Tensor, initial: Tensor, is_made: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from pipeline.errors import PipelineError
 from pipeline.machine import whole_cpus
 from pipeline.metrics import face_child
 from pipeline.metrics.face_child import Crop, Pixels, Request, crop_face
-from pipeline.models.pixels import to_pixels
+from pipeline.models.pixels import to_levels
+from pipeline.models.transfer import download
 
 MAX_PROCESSES = 8
 # An image takes milliseconds; the first also waits for Python, numpy, dlib and a 100 MB model to
@@ -121,12 +122,27 @@ def views(images: Tensor) -> list[tuple[Pixels, Pixels, float]]:
 
     These are pixels, a smaller copy, and its scale. All are computed at once on the images' device.
     """
+    return begin_views(images)()
+
+
+def begin_views(images: Tensor) -> Callable[[], list[tuple[Pixels, Pixels, float]]]:
+    """Start `views`; the returned function waits for the copies from a GPU."""
     height, width = images.shape[-2:]
     factor = min(1.0, DETECTION_SIDE / max(height, width))
     size = [round(height * factor), round(width * factor)]
     small = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-    pairs = zip(to_pixels(images), to_pixels(small), strict=True)
-    return [(pixels, reduced, factor) for pixels, reduced in pairs]
+    levels = {
+        name: to_levels(batch).movedim(-3, -1).contiguous()
+        for name, batch in (("pixels", images), ("small", small))
+    }
+    copied = download(levels)
+
+    def pairs() -> list[tuple[Pixels, Pixels, float]]:
+        arrays = copied()
+        both = zip(arrays["pixels"], arrays["small"], strict=True)
+        return [(pixels, reduced, factor) for pixels, reduced in both]
+
+    return pairs
 
 
 class FaceCropper:
@@ -140,15 +156,22 @@ class FaceCropper:
     ) -> None:
         self.landmarks, self.chip = landmark_file(points), chip
         self.pool = FacePool(processes) if processes else None
+        # Waits for copies from a GPU, so that the caller can go on launching its work.
+        self._waiting = ThreadPoolExecutor(1, "views") if processes else None
 
     def begin(self, images: Tensor) -> Callable[[], list[Crop | None]]:
         """Start to crop `images` [n, 3, h, w]; the returned function waits for the n crops.
 
         Without children the crops are made before it returns.
         """
-        requests = [(self.landmarks, self.chip, *view) for view in views(images)]
-        if self.pool is None:
-            crops = [crop_face(request) for request in requests]
+        copied = begin_views(images)
+        if self.pool is None or self._waiting is None:
+            crops = [crop_face((self.landmarks, self.chip, *view)) for view in copied()]
             return lambda: crops
-        futures = [self.pool.submit(request) for request in requests]
-        return lambda: [future.result() for future in futures]
+        submitted = self._waiting.submit(self._submit, self.pool, copied)
+        return lambda: [future.result() for future in submitted.result()]
+
+    def _submit(
+        self, pool: FacePool, copied: Callable[[], list[tuple[Pixels, Pixels, float]]]
+    ) -> list[Future[Crop | None]]:
+        return [pool.submit((self.landmarks, self.chip, *view)) for view in copied()]

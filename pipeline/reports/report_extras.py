@@ -34,7 +34,7 @@ class SimilarGroup:
 
 @dataclass(frozen=True)
 class SimilarFaces:
-    """The largest groups of similar faces, and a line that says what was compared."""
+    """Largest groups of similar faces, and a line that says what was compared."""
 
     text: str
     groups: tuple[SimilarGroup, ...] = ()

@@ -17,7 +17,8 @@ from pipeline.table.selection import Selection
 # Up to this number of faces quantiles are exact: their values are held in memory.
 EXACT_FACES = 1_000_000
 BINS = 32
-GROUPS = 8  # of faces with about equal numbers, by a trait
+GROUPS = 8  # of faces with about equal numbers, by a trait; fewer for few faces
+_FACES_PER_GROUP = 5
 TRAIT_LABELS = {"face_px": "face size, px", "yaw": "|yaw|", "sharpness": "sharpness"}
 TRAIT_TEXTS = {
     "face_px": "width of the face in the photo, in pixels",
@@ -140,7 +141,8 @@ def _values(selection: Selection, expressions: Sequence[str], more: str = "") ->
 
 def _distributions(selection: Selection, faces: int, quantile: str) -> list[Distribution]:
     expressions = _expressions(selection)
-    cuts = [_LOW, _MIDDLE, _HIGH, *(group / GROUPS for group in range(1, GROUPS))]
+    groups = min(GROUPS, faces // _FACES_PER_GROUP)
+    cuts = [_LOW, _MIDDLE, _HIGH, *(group / groups for group in range(1, groups))]
     sums = ", ".join(
         f"count(v{i}) AS n{i}, avg(v{i}) AS a{i}, min(v{i}) AS l{i}, max(v{i}) AS h{i}, "
         f"{quantile}(v{i}, {cuts}) AS q{i}"
@@ -148,15 +150,15 @@ def _distributions(selection: Selection, faces: int, quantile: str) -> list[Dist
     )
     source = _values(selection, list(expressions.values()))
     (row,) = selection.table.arrow(f"SELECT {sums} FROM {source}").to_pylist()
-    found = [
+    measured = [
         _distribution(name, faces, {key: row[f"{key}{index}"] for key in "nalhq"})
         for index, name in enumerate(expressions)
         if row[f"n{index}"]
     ]
-    counts = _histograms(selection, [expressions[each.name] for each in found], found)
+    counts = _histograms(selection, [expressions[each.name] for each in measured], measured)
     return [
         Distribution(**{**vars(each), "below": below, "counts": inside, "above": above})
-        for each, (below, inside, above) in zip(found, counts, strict=True)
+        for each, (below, inside, above) in zip(measured, counts, strict=True)
     ]
 
 
@@ -237,10 +239,16 @@ def _per_step(selection: Selection, quantile: str) -> tuple[tuple[Curve, ...], d
     """Return the metrics by step, and the number of faces by their best step.
 
     A face that stopped earlier repeats its last quality, as its code no longer changes. The
-    residual is over the faces that took the step.
+    residual is over the faces that took the step. Metrics of the best step alone are left out.
     """
     present = _columns(selection)
-    metrics = [m for m in METRICS if m.per_step and f"{m.name}_per_step" in present]
+    # Of a metric of the best step alone, each step would cover other faces.
+    absent = selection.table.spec.best_alone
+    metrics = [
+        m
+        for m in METRICS
+        if m.per_step and f"{m.name}_per_step" in present and m.name not in absent
+    ]
     longest = selection.table.arrow(f"SELECT max(steps) AS n FROM {selection.source}")
     steps = int(longest["n"][0].as_py() or 0)
     if not steps or not metrics:

@@ -62,7 +62,7 @@ def nearest_frame(
     by: SearchBy | None = None,
 ) -> pd.DataFrame:
     """Return the neighbours in `selection` of `like` as the frame of `Table.nearest`."""
-    vectors = Vectors(selection, by or default_by(selection.table))
+    vectors = Vectors(selection, by or default_by(selection.table), held_bytes=0)
     if isinstance(like, np.ndarray):
         queries = _of_array(vectors, like)
         labels: list[Any] = list(range(len(queries)))

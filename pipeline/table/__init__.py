@@ -2,7 +2,7 @@
 
 from pipeline.table.card import card_text, is_card_current, kept_readme, write_card
 from pipeline.table.cleanup import Orphans
-from pipeline.table.forgotten import check_finished
+from pipeline.table.forgetting.forgotten import check_finished
 from pipeline.table.initial_codes import (
     InitialCodes,
     check_condition,

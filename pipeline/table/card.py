@@ -239,7 +239,7 @@ def _counts(left_out: LeftOut) -> str:
 
 def _metrics(spec: TableSpec, stats: Stats) -> str:
     """Return the mean of each metric by step, over the faces that have it, and its definition."""
-    steps, means = stats.sums.steps, stats.sums.means()
+    steps, means = stats.sums.steps, stats.sums.means(spec.best_alone)
     rows = [
         (name, *("" if mean is None else f"{mean:.4f}" for mean in means[name]))
         for name in PER_STEP

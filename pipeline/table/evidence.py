@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError, TableError, printable
 from pipeline.storage import Store, canonical_uri, slice_number
 from pipeline.storage.file_types import is_list, plain_name, shard_kind
 from pipeline.storage.patterns import has_braces, has_glob
-from pipeline.table.forgotten import FORGOTTEN
+from pipeline.table.forgetting.forgotten import FORGOTTEN
 from pipeline.table.schema import SCHEMA_VERSION
 from pipeline.table.shard_records import ShardRecord
 from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, TableSpec, read_json, to_json
@@ -35,6 +35,7 @@ _REPEATED = {
     "layout.limit": "limit",
     "layout.sniff": "sniff",
     "settings.best_step_by": "best_step_by",
+    "settings.identity_steps": "identity_steps",
     "settings.precision": "precision",
     "settings.alignment.faces": "faces",
 }

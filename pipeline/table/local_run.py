@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from pipeline.errors import PipelineError, RequestError
-from pipeline.table.forgotten import check_finished
+from pipeline.table.forgetting.forgotten import check_finished
 from pipeline.table.parts import PartRecord
 from pipeline.table.resume import ShardState
 from pipeline.table.runs import RunFile, RunRecord

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import TableError
+from pipeline.metrics.registry import best_alone
 from pipeline.storage import Store, one_line
 from pipeline.table.stats import Counts, Stats
 
@@ -179,7 +180,7 @@ def encode_part(latents: pa.Table, rejects: pa.Table, metadata: Mapping[str, Any
 
     The bytes depend on the order of the metadata, which a file that is read does not keep.
     """
-    stats = Stats.of(latents, rejects)
+    stats = Stats.of(latents, rejects, best_alone(metadata.get("metrics", {})))
     counted = {**metadata, "faces": latents.num_rows, "rejects": rejects.num_rows}
     ordered = {name: counted[name] for name in _METADATA if name in counted}
     ordered |= {name: value for name, value in counted.items() if name != "figures"}

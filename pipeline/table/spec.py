@@ -18,6 +18,7 @@ from pipeline.errors import (
     TableError,
     printable,
 )
+from pipeline.metrics.registry import best_alone
 from pipeline.redaction import HIDDEN, clean
 from pipeline.storage import OutputKind, Store
 from pipeline.table.schema import SCHEMA_VERSION, Columns
@@ -37,6 +38,7 @@ EARLIER_VALUES: Mapping[str, Any] = {
     "layout.sniff": False,
     "settings.alignment.icc": "ignore",
     "settings.measured.alignment.icc": "ignore",
+    "settings.identity_steps": "all",
     "settings.precision": "float32",
     **{
         f"{settings}.{name}": value
@@ -69,6 +71,7 @@ FLAGS: Mapping[str, str] = {
     "settings.alignment.turns": "--turns",
     "settings.best_step_by": "--best-step-by",
     "settings.identity": "--identity",
+    "settings.identity_steps": "--identity-steps",
     "settings.limit": "--limit",
     "settings.measured.alignment.check_below": "--check-below",
     "settings.measured.alignment.icc": "--icc",
@@ -121,6 +124,11 @@ class TableSpec:
         """Hex SHA-256 of `settings` as canonical JSON."""
         text = json.dumps(_plain(self.settings), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def best_alone(self) -> tuple[str, ...]:
+        """Metrics that are measured at the best step alone: others in their lists are null."""
+        return best_alone(self.metrics)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document of `_table.json`."""

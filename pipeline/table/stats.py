@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -95,7 +95,8 @@ class MetricSums:
 
     A face that stopped early counts with its last value in every later step, so that all steps
     cover the same faces: those that the metric could be measured on. A measured face whose number
-    of steps is unknown, such as an imported code, counts as one step. The infinite PSNR of two
+    of steps is unknown, such as an imported code, counts as one step. A metric of the best step
+    alone counts with that value in every step. The infinite PSNR of two
     equal images is excluded. Later steps than the lists have equal the last one.
     """
 
@@ -104,12 +105,13 @@ class MetricSums:
     counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, latents: pa.Table) -> MetricSums:
-        """Add up the rows of a part."""
+    def of(cls, latents: pa.Table, best_alone: Collection[str] = ()) -> MetricSums:
+        """Add up the rows of a part; `best_alone` are the metrics of the best step alone."""
         steps = _steps(latents)
         sums, counts = {}, {}
         for name in PER_STEP:
-            values = _every_step(_lists(latents, name, steps), steps)
+            lists = _lists(latents, name, steps, best_alone=name in best_alone)
+            values = _every_step(lists, steps)
             sums[name] = [float(f"{total:.{_DIGITS}g}") for total in np.nansum(values, axis=0)]
             counts[name] = (~np.isnan(values)).sum(axis=0).tolist()
         identity = latents["id_similarity"]
@@ -132,14 +134,22 @@ class MetricSums:
         """Largest number of steps of any face."""
         return max(map(len, self.counts.values()), default=0)
 
-    def means(self) -> dict[str, list[float | None]]:
-        """Return the mean of each metric after each step; None where it was not measured."""
-        return {
+    def means(self, best_alone: Collection[str] = ()) -> dict[str, list[float | None]]:
+        """Return the mean of each metric after each step; None where it was not measured.
+
+        Of `best_alone`, the metrics of the best step alone, only the last entry is a number.
+        """
+        means = {
             name: [
                 total / count if count else None
                 for total, count in zip(self.sums[name], self.counts[name], strict=True)
             ]
             for name in self.sums
+        }
+        return means | {
+            name: [*[None] * (len(means[name]) - 1), *means[name][-1:]]
+            for name in best_alone
+            if name in means
         }
 
 
@@ -151,13 +161,13 @@ class Stats:
     sums: MetricSums = field(default_factory=MetricSums)
 
     @classmethod
-    def of(cls, latents: pa.Table, rejects: pa.Table) -> Stats:
-        """Count and add up the rows of a part."""
+    def of(cls, latents: pa.Table, rejects: pa.Table, best_alone: Collection[str] = ()) -> Stats:
+        """Count and add up the rows of a part; `best_alone` as in `MetricSums.of`."""
         reasons = Counter(rejects["reason"].to_pylist())
         counts = Counts(
             parts=1, faces=latents.num_rows, rejects=rejects.num_rows, reasons=_sorted(reasons)
         )
-        return cls(counts, MetricSums.of(latents))
+        return cls(counts, MetricSums.of(latents, best_alone))
 
     def __add__(self, other: Stats) -> Stats:
         """Return the stats of the rows of both."""
@@ -221,15 +231,18 @@ def _steps(latents: pa.Table) -> list[int]:
 
 
 def _lists(
-    latents: pa.Table, name: str, steps: Sequence[int]
+    latents: pa.Table, name: str, steps: Sequence[int], *, best_alone: bool
 ) -> list[Sequence[float | None] | None]:
-    """Return a metric after each step of each face; without a list, the final value repeated."""
+    """Return a metric after each step of each face; without a list, the final value repeated.
+
+    The same where the list has the value of the best step alone.
+    """
     lists: list[Sequence[float | None] | None] = latents[f"{name}_per_step"].to_pylist()
     if name not in latents.column_names:
         return lists  # this metric has no final value
     finals = latents[name].to_pylist()
     return [
-        [final] * count if values is None else values
+        [final] * count if values is None or best_alone else values
         for values, final, count in zip(lists, finals, steps, strict=True)
     ]
 

@@ -30,7 +30,7 @@ from pipeline.table.evidence import (
     expect,
     is_in_input,
 )
-from pipeline.table.forgotten import MATCHED, Forgotten, check_finished
+from pipeline.table.forgetting.forgotten import MATCHED, Forgotten, check_finished
 from pipeline.table.parts import LATENTS, REJECTS, PartRecord, decode_metadata, part_name
 from pipeline.table.schema import rejects_schema
 from pipeline.table.shard_index import index_rows, places_of

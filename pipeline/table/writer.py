@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.errors import InputError, StorageError, TableError
 from pipeline.storage import Shard, Store
 from pipeline.table.cleanup import Orphans
-from pipeline.table.forgotten import Forgotten, check_finished
+from pipeline.table.forgetting.forgotten import Forgotten, check_finished
 from pipeline.table.part_files import list_names, remove_unowned_parts
 from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import (

@@ -137,7 +137,7 @@ def search(root: str, duplicates_of: int) -> dict[str, Any]:
     result["copies_found"] = [row[0].image_id for row in found] == originals
     clusters = timed("clusters", lambda: find_clusters(vectors, 20, most_iterations=10))
     result["cluster_passes"] = clusters.iterations
-    some = Vectors(Selection(table, order="image_id", limit=duplicates_of), "identity")
+    some = Vectors(Selection(table, limit=duplicates_of), "identity")
     groups = timed("duplicates", lambda: find_duplicates(some, 0.95))
     names = set(groups.ids.to_pylist())
     copies = range(1, groups.rows // PART)

@@ -13,9 +13,15 @@ import pytest
 import torch
 from safetensors.numpy import save as save_safetensors
 
-from pipeline.editing.directions import Direction, read_direction, save_direction
-from pipeline.editing.w_space import WSpace
+from pipeline.editing.directions import (
+    Direction,
+    built_in_names,
+    read_direction,
+    save_direction,
+)
+from pipeline.editing.w_space import WSpace, w_space_of
 from pipeline.errors import ConfigError, InputError, RequestError
+from pipeline.models import load_model
 
 ROW = np.random.default_rng(0).standard_normal(512).astype(np.float32)
 ROWS = np.random.default_rng(1).standard_normal((18, 512)).astype(np.float32)
@@ -155,6 +161,13 @@ def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes, said
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(InputError, match="there is no direction file"):
         read_direction("/no/such.pt")
+
+
+def test_built_in_directions_are_for_the_demo_models() -> None:
+    names = built_in_names()
+    assert names == ["age", "pose", "smile"]
+    space = w_space_of(load_model("demo"))
+    assert [read_direction(name).check_model(space) for name in names] == ["", "", ""]
 
 
 def test_published_directions_are_read(shared: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_failure_while_inverting_costs_its_part(
         raise torch.OutOfMemoryError("no memory for 3 GiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.inverter.meter, "measure", out_of_memory)
+        patch.setattr(stage.inverter.meter, "begin", out_of_memory)
         (failure,) = results(stage, part([face(0)]))
     assert isinstance(failure, Failure)
     assert failure.stage == "invert"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import io
-import time
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipeline.engine.inverter import (
     Inverter,
     InvertSettings,
     split_evenly,
+    stopwatch,
     to_jpeg,
     to_tensor,
 )
@@ -111,8 +112,8 @@ def test_pictures_are_kept_on_request(settings: InvertSettings) -> None:
 
 def test_the_reconstruction_matches_the_rows_code(settings: InvertSettings) -> None:
     inverter = Inverter(replace(settings, keep_reconstructions=True))
-    measure, best = inverter.meter.measure, np.array([1, 3, 2], np.int32)
-    inverter.meter.measure = lambda *a, **k: replace(measure(*a, **k), best_step=best)  # type: ignore[method-assign]
+    begin, best = inverter.meter.begin, np.array([1, 3, 2], np.int32)
+    inverter.meter.begin = lambda *a, **k: lambda: replace(begin(*a, **k)(), best_step=best)  # type: ignore[method-assign]
     rows = inverter.rows([face(number) for number in range(3)]).latents
     assert [row["best_step"] for row in rows] == [1, 3, 2]
     for row in rows:
@@ -128,11 +129,11 @@ def test_a_diverged_later_step_costs_no_face(
 ) -> None:
     inverter = Inverter(replace(settings, keep_steps=keep_steps))
     whole = inverter.rows([face(0), face(1)]).latents
-    step = restyle_loop.restyle_step
+    step, calls = restyle_loop.restyle_step, itertools.count(1)
 
     def astray(*inputs: Any) -> tuple[Tensor, Tensor]:
         codes, observed = step(*inputs)
-        if inputs[4] is not None:  # frames are asked for at the last step
+        if next(calls) == 3:  # the last step
             codes[0], observed[0] = float("inf"), float("nan")
         return codes, observed
 
@@ -173,29 +174,29 @@ def test_a_missing_gpu_is_an_error_when_requested(
     assert Inverter(replace(settings, device="auto")).device == "cpu"
 
 
-def test_the_gpu_is_synchronized_before_timing(
-    settings: InvertSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inverter, calls = Inverter(settings), list[str]()
-    read = time.perf_counter
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
-    monkeypatch.setattr(time, "perf_counter", lambda: calls.append("read") or read())
-    inverter.device = "cpu"
-    inverter._clock()
-    assert calls == ["read"], "a machine without a GPU has nothing to wait for"
-    inverter.device = "cuda"
-    inverter._clock()
-    assert calls == ["read", "wait", "read"]
+def test_a_gpu_measures_its_own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[str]()
 
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_gpu_is_idle_when_timed(settings: InvertSettings) -> None:
-    inverter = Inverter(replace(settings, device="cuda"))
-    square = torch.ones(8192, 8192, device="cuda")
-    for _ in range(50):
-        square = square @ square
-    inverter._clock()
-    assert torch.cuda.current_stream().query()
+        def record(self) -> None:
+            calls.append("record")
+
+        def synchronize(self) -> None:
+            calls.append("wait")
+
+        def elapsed_time(self, _: Event) -> float:
+            return 250.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert stopwatch("cpu")()() < 1
+    assert calls == [], "a machine without a GPU has nothing to wait for"
+    seconds = stopwatch("cuda")()
+    assert calls == ["record", "record"], "the inversion is not waited for until its rows are made"
+    assert seconds() == 0.25
+    assert calls[2:] == ["wait"]
 
 
 def test_faces_start_from_their_own_codes(settings: InvertSettings) -> None:

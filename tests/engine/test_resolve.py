@@ -167,6 +167,31 @@ def test_a_faster_arithmetic_makes_another_table(
     assert "precision" not in exact.spec.settings
     assert faster.spec.settings["precision"] == "tf32"
     assert faster.spec.fingerprint != exact.spec.fingerprint
+    known = (resolve_job(config_of(device=device)) for device in ("cpu", "auto", "cuda"))
+    assert [job.inversion.precision for job in known] == ["float32", "float32", "bfloat16"]
+
+
+def test_an_older_table_names_the_flags_that_continue_it(
+    config_of: ConfigOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables made before have neither setting: float32, and the identity of every step."""
+    monkeypatch.setattr("pipeline.engine.resolve.in_cluster", lambda: True)
+    flags = {"identity": "dlib", "device": "cuda"}
+    new = resolve_job(config_of(**flags)).spec
+    old = resolve_job(config_of(**flags, precision="float32", identity_steps="all")).spec
+    assert new.settings["identity_steps"] == "best"
+    assert not {"precision", "identity_steps"} & {*old.settings}
+    assert new.config["precision"] == "bfloat16", "what was resolved"
+    with pytest.raises(FingerprintError) as refusal:
+        check_same("t", old, new)
+    assert "--identity-steps all --precision float32" in str(refusal.value)
+
+
+def test_identity_steps_do_not_matter_without_identity(config_of: ConfigOf) -> None:
+    for settings in ({"identity": "none"}, {"identity": "dlib", "steps": 1}):
+        assert "identity_steps" not in resolve_job(config_of(**settings)).spec.settings
+    by_identity = config_of(identity="dlib", best_step_by="id_similarity")
+    assert resolve_job(by_identity).inversion.identity_steps == "all"
 
 
 def test_profiles_are_applied_in_new_tables_alone(

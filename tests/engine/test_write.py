@@ -14,7 +14,7 @@ from pipeline.engine.stages import Read, Write
 from pipeline.engine.stages.align import REJECTS, reject_row
 from pipeline.images.rejects import Rejection, RejectReason
 from pipeline.table import latents_table
-from pipeline.table.forgotten import ForgetList, Forgotten, Source
+from pipeline.table.forgetting.forgotten import ForgetList, Forgotten, Source
 
 
 def test_a_written_part_leaves_its_counts_and_etags(plan: Plan, work: ShardTask) -> None:

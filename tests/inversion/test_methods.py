@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.inversion import StopRule, step_measures
-from pipeline.inversion.methods import Method, Models, convergence_flags, find_codes
+from pipeline.inversion.methods import Method, Models, convergence, find_codes
 from pipeline.models import RestyleModel, load_checkpoint
 from tests.models.tiny import tiny_checkpoint
 
@@ -52,7 +52,7 @@ def test_the_loops_own_decision_is_kept(model: RestyleModel) -> None:
     images, names = faces(model), [str(n) for n in range(FACES)]
     method = Method(stop=StopRule(improvement=-4.0, max_steps=3))
     never = find_codes(method, Models(model), images, names, batch_size=BATCH)
-    assert convergence_flags(never, images, method) == [False] * FACES
+    assert not convergence(never, images, method).any()
     improvements = step_measures(never, images).improvement[:, 1]
     tight = float(improvements[0].nextafter(torch.tensor(4.0)))
     method = Method(stop=StopRule(improvement=tight, min_steps=2, max_steps=3))
@@ -61,7 +61,7 @@ def test_the_loops_own_decision_is_kept(model: RestyleModel) -> None:
     assert result.stopped is not None
     assert (result.stopped | ~by_rule).all()
     for rounded in (images * 0.999, images * 1.001):
-        assert convergence_flags(result, rounded, method) == result.stopped.tolist()
+        assert torch.equal(convergence(result, rounded, method), result.stopped)
     assert result.select(torch.tensor([0])).stopped.tolist() == [bool(result.stopped[0])]
 
 

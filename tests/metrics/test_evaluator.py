@@ -187,3 +187,61 @@ def test_every_measured_number_is_defined(evaluator):
     values = evaluator.measure(*batch()).values
     assert values.keys() == {metric.name for metric in METRICS}
     assert set(evaluator.definitions) == {*values, "best_step"}
+
+
+class _PixelIdentity:
+    """Identity by a few pixels: descriptors that differ by image, and NaN for a black one."""
+
+    definition = "cosine of pooled pixels"
+
+    def __init__(self) -> None:
+        self.searched = 0
+
+    def embed(self, images):
+        return self.begin(images)()
+
+    def begin(self, images):
+        self.searched += len(images)
+        features = torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
+        missing = (images.amax(dim=(1, 2, 3)) == -1)[:, None]
+        features = torch.nn.functional.normalize(features).masked_fill(missing, NAN)
+        return lambda: features
+
+
+def test_identity_of_the_best_step_costs_two_searches():
+    targets, steps, codes, average = batch(steps=3)
+    steps[1] = steps[1].flip(0)  # its first step is the best one
+    steps[2] = -1.0
+    measured = {}
+    for which in ("all", "best"):
+        meter = MetricEvaluator(identity="none", identity_steps=which)
+        meter.identity = _PixelIdentity()
+        measured[which] = meter.measure(targets, steps, codes, average)
+        assert meter.identity.searched == 3 * {"all": 4, "best": 2}[which]
+    everything, best = measured["all"], measured["best"]
+    assert best.best_step.tolist() == everything.best_step.tolist()
+    assert best.best_step.tolist()[:2] == [3, 1]
+    for face, step in ((0, 2), (1, 0)):
+        expected = np.full(3, NAN, np.float32)
+        expected[step] = everything["id_similarity"][face, step]
+        np.testing.assert_array_equal(best["id_similarity"][face], expected)
+    assert (everything.identity_missed, best.identity_missed) == (3, 1)
+    assert best.row(0, 3)["id_similarity"] == pytest.approx(everything["id_similarity"][0, 2])
+    for name in ("l2", "lpips", "psnr", "residual_norm", "w_avg_distance"):
+        np.testing.assert_array_equal(best[name], everything[name])
+
+
+def test_the_best_step_by_identity_needs_all_steps():
+    with pytest.raises(ConfigError, match="identity of every step"):
+        MetricEvaluator(best_step_by="id_similarity", identity_steps="best")
+
+
+def test_bfloat16_lpips_stays_close_to_float32(evaluator):
+    targets, steps, codes, average = batch(n=4)
+    exact = evaluator.measure(targets, steps, codes, average)["lpips"]
+    meter = MetricEvaluator(identity="none", dtype=torch.bfloat16)
+    rounded = meter.measure(targets, steps, codes, average)["lpips"]
+    assert rounded.dtype == np.float32
+    assert rounded.mean() == pytest.approx(exact.mean(), rel=0.005)
+    np.testing.assert_allclose(rounded, exact, rtol=0.03)
+    assert meter.definitions["lpips"].endswith("; convolutions in bfloat16")

@@ -23,12 +23,12 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def chromium() -> str | None:
-    """Return the path of an installed Chromium or Chrome; None if there is none."""
+    """Return the path of an installed Chromium or Chrome, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:
-    """One page of a headless Chromium. `requests` and `errors` collect what the page did."""
+    """Headless Chromium with one page; `requests` and `errors` collect what the page does."""
 
     def __init__(self, program: str, profile: Path) -> None:
         ours_in, theirs_out = (_high(end) for end in os.pipe())

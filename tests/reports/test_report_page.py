@@ -1,4 +1,4 @@
-"""The report works in a real Chromium: sorting, filters, map, themes, keyboard, narrow screens."""
+"""Check a report in a real Chromium: sorting, filters, map, themes, keyboard, narrow screens."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def browser(running: Browser, page: Path) -> Iterator[Browser]:
-    """The page, loaded anew; at the end it has asked for nothing and made no error."""
+    """Load the page again; check at the end that it sent no request and raised no error."""
     running.requests.clear()
     running.errors.clear()
     running.prefer("light")

@@ -1,4 +1,4 @@
-"""The report's numbers are those of the rows, by arithmetic of their own."""
+"""Numbers of a report equal those that numpy computes from the rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report is one file that loads nothing, runs nothing of a table's, and says what it holds."""
+"""A report is one file that loads nothing, runs no text of a table, and says what it holds."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from pipeline.reports.table_report import DEFAULT_ROWS, read_report_data, report
 from pipeline.storage import Store
 from pipeline.table import Columns, open_table
 from pipeline.table.selection import Selection
+from tests.conftest import Bucket
 from tests.reports.report_table import HOSTILE, faces, write_faces
 from tests.table.rows import N_STYLES
 
@@ -138,12 +139,12 @@ def test_the_file_is_bounded_whatever_the_names(tmp_path: Path) -> None:
     assert "96 of 100 faces" in report_html(more)
 
 
-def test_a_table_on_any_storage_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    write_faces("memory://report/table", faces(5), parts=2)
-    flags = ["--table", "memory://report/table", "--rows", "3", "--where", "lpips < 1"]
-    assert report.main([*flags, "--output", "memory://report/out/r.html", "--duplicates", "0"]) == 0
+def test_a_table_in_a_bucket_is_reported(s3: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
+    write_faces(f"{s3.uri}/table", faces(5), parts=2)
+    flags = ["--table", f"{s3.uri}/table", "--rows", "3", "--where", "lpips < 1"]
+    assert report.main([*flags, "--output", f"{s3.uri}/out/r.html", "--duplicates", "0"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 3
-    assert b"3 of 5 faces" in Store("memory://report/out").get("r.html")
+    assert b"3 of 5 faces" in Store(f"{s3.uri}/out").get("r.html")
 
 
 def test_a_selection_without_faces_is_refused(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_similar_faces_are_grouped(tmp_path: Path) -> None:
 
 
 def test_a_table_without_metrics_is_reported(tmp_path: Path) -> None:
-    """As made from codes alone: nothing of the image is known."""
+    """Such a table is made from codes alone, without images."""
     known = {*("key", "face_index", "n_faces", "source_uri", "w_plus", "method")}
     rows = [{name: row[name] if name in known else None for name in row} for row in faces(3)]
     for row in rows:

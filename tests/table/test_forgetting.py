@@ -20,11 +20,11 @@ from pipeline.errors import RequestError, StorageError, TableError
 from pipeline.images.rejects import RejectReason
 from pipeline.storage import Store
 from pipeline.table import Table, TableWriter, open_table, table_stats
-from pipeline.table.forget_sources import choose_sources, lists_of, new_list
-from pipeline.table.forgetting import Erased, forget, forgotten_rows
-from pipeline.table.forgotten import FORGOTTEN, ForgetList, Forgotten
-from pipeline.table.leftovers import leftovers
-from pipeline.table.mentions import BLANKED, blank_mentions
+from pipeline.table.forgetting.erase import Erased, forget, forgotten_rows
+from pipeline.table.forgetting.forgotten import FORGOTTEN, ForgetList, Forgotten
+from pipeline.table.forgetting.leftovers import leftovers
+from pipeline.table.forgetting.mentions import BLANKED, blank_mentions
+from pipeline.table.forgetting.sources import choose_sources, lists_of, new_list
 from pipeline.table.selection import Selection
 from pipeline.table.shard_index import index_rows
 from pipeline.table.spec import read_spec

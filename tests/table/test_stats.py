@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import TableError
-from pipeline.metrics.registry import PER_STEP
+from pipeline.metrics.registry import BEST_ALONE, PER_STEP
+from pipeline.reports.faces import read_face_scalars
+from pipeline.reports.table_numbers import table_numbers
 from pipeline.storage import LeftOut
 from pipeline.table import (
     Counts,
@@ -24,6 +27,7 @@ from pipeline.table import (
     table_stats,
 )
 from pipeline.table.parts import read_metadata
+from pipeline.table.selection import Selection
 from pipeline.table.shard_records import read_shard_record
 from tests.table.rows import COLUMNS, face_row, reject_row, shard, write_shard, writer
 
@@ -213,3 +217,27 @@ def test_counts_survive_a_row_and_add_up() -> None:
     assert (total.reasons, total.left_out) == ({"no_face": 4}, {".json": 2})
     assert total.stage_seconds == {"read": 1.0, "write": 3.0}
     assert part.reasons == {"no_face": 2}, "the summands stay"
+
+
+def test_a_metric_of_the_best_step_alone_has_one_mean(tmp_path: Path) -> None:
+    """The list has the value at each face's best step, which differs between faces."""
+    definitions = {"id_similarity": "a network" + BEST_ALONE}
+    rows = []
+    for key, best, value in (("a", 1, 0.5), ("b", 2, 1.0)):
+        lists = [value if step == best else None for step in (1, 2)]
+        rows.append(
+            row(key, 4.0, 2.0)
+            | {"best_step": best, "id_similarity": value, "id_similarity_per_step": lists}
+        )
+    table = writer(str(tmp_path), part_size=2, metrics=definitions)
+    source = shard()
+    table.commit_shard(source, [table.write_part(source, 0, samples=2, latents=rows, rejects=[])])
+    stored = open_table(str(tmp_path))
+    assert stored.spec.best_alone == ("id_similarity",)
+    means = table_stats(stored.store).sums.means(stored.spec.best_alone)
+    assert means["id_similarity"] == [None, 0.75]
+    assert means["l2"] == [4.0, 2.0]
+    assert np.isnan(read_face_scalars(stored).per_step["id_similarity"]).all()
+    curves = table_numbers(Selection(stored)).per_step
+    assert [curve.name for curve in curves if curve.name == "id_similarity"] == []
+    assert "l2" in [curve.name for curve in curves]

@@ -32,9 +32,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import RequestError, TableError
 from pipeline.storage import Store, is_local, one_line
 from pipeline.table.card import kept_readme, write_card
-from pipeline.table.forget_lock import ForgetLock
-from pipeline.table.forgotten import KEPT, MATCHED, ForgetList, Forgotten
-from pipeline.table.mentions import blank_mentions
+from pipeline.table.forgetting.forget_lock import ForgetLock
+from pipeline.table.forgetting.forgotten import KEPT, MATCHED, ForgetList, Forgotten
+from pipeline.table.forgetting.mentions import blank_mentions
 from pipeline.table.part_index import forget_part_index
 from pipeline.table.parts import (
     LATENTS,

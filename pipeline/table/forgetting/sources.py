@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.errors import RequestError
 from pipeline.storage import Store
-from pipeline.table.forgotten import FORGOTTEN, ForgetList, Forgotten, Source
+from pipeline.table.forgetting.forgotten import FORGOTTEN, ForgetList, Forgotten, Source
 from pipeline.table.reader import Table
 from pipeline.table.selection import Selection
 from pipeline.table.statements import condition

@@ -14,8 +14,8 @@ from typing import Any
 from pipeline.errors import PipelineError
 from pipeline.storage import Store, canonical_uri
 from pipeline.storage.uris import storage_errors
-from pipeline.table.forgetting import forgotten_rows
-from pipeline.table.forgotten import Forgotten
+from pipeline.table.forgetting.erase import forgotten_rows
+from pipeline.table.forgetting.forgotten import Forgotten
 from pipeline.table.spec import SPEC_NAME, TableSpec, read_spec
 
 MAX_SIBLINGS = 1000

@@ -1,6 +1,6 @@
 """List of forgotten images, `_forgotten/*.json`, and its effect on the rows of a part.
 
-`forgetting` writes the list and removes rows that are stored; `TableWriter` applies it to every
+`erase` writes the list and removes rows that are stored; `TableWriter` applies it to every
 part that a later run writes, so that a forgotten face does not come back.
 
 The list must not name a person. An entry is a keyed hash (BLAKE2b, 128 bits): of the SHA-256 of the

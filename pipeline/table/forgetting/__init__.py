@@ -1,0 +1,1 @@
+"""Forget images: erase them from every file of a table, and keep them out of later runs."""
