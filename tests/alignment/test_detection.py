@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,13 @@ def test_a_small_face_needs_a_doubled_copy() -> None:
     assert find_faces(image) == []
     (face,) = find_faces(image, 1, 1)
     assert 35 < face.side < 60
+
+
+def test_threads_search_one_after_another() -> None:
+    images = [drawn_face(300 + 20 * n) for n in range(8)]
+    alone = [find_faces(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(find_faces, images)) == alone
 
 
 def test_the_largest_face_comes_first() -> None:
