@@ -26,8 +26,8 @@ class RejectReason(StrEnum):
     NO_START = "no_start"  # a face without the initial code that it needs
     NO_TARGET = "no_target"  # no counterpart under --target, or one that cannot be used
     TIMED_OUT = "timed_out"  # the image took longer than the limit
-    FORGOTTEN = "forgotten"  # erased on request: `pipeline/table/forgetting/erase.py`
     CRASHED = "crashed"  # the image killed its process, exceeded its memory, or hit a bug
+    FORGOTTEN = "forgotten"  # erased on request: `pipeline/table/forgetting/erase.py`
 
 
 class Rejection(PipelineError):  # noqa: N818 - named like the table's rejects

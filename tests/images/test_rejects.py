@@ -31,6 +31,7 @@ def test_reasons_are_the_tables_words() -> None:
         "no_target",
         "timed_out",
         "crashed",
+        "forgotten",
     }
 
 
