@@ -15,6 +15,7 @@ from pipeline.editing.directions import built_in_names, read_direction
 from pipeline.editing.edit import edits_of
 from pipeline.editing.edit_pictures import edit_grid
 from pipeline.editing.w_space import w_space_of
+from pipeline.errors import PipelineError
 from pipeline.reports.report_extras import report_extras
 from pipeline.reports.table_report import read_report_data, report_html
 from pipeline.table.selection import Selection
@@ -22,7 +23,10 @@ from pipeline.table.selection import Selection
 TABLE = sys.argv[1] if len(sys.argv) > 1 else "demo-output/table"
 PLACE = Path(TABLE).resolve().parent
 
-table = open_table(TABLE)
+try:
+    table = open_table(TABLE)
+except PipelineError as error:
+    sys.exit(f"{error}; `make demo` makes a table")
 print(table)
 
 # %% Query: SQL over faces, rejects, shards and runs gives a pandas frame
