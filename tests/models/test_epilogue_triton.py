@@ -40,6 +40,8 @@ def test_a_wrong_kernel_is_noticed() -> None:
         check_pass(wrong, torch.device("cpu"))
 
 
+# Triton's own compiler, on Python 3.13.
+@pytest.mark.filterwarnings("ignore:AnnAssign:DeprecationWarning")
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("blurred", [True, False])
 def test_the_kernel_compiles_without_a_gpu(capability: int, blurred: bool) -> None:
