@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import struct
 import tempfile
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from importlib.util import find_spec
@@ -124,12 +125,13 @@ class _Clock:
 class _Encoder(AbstractContextManager["_Encoder"]):
     """Encoder of one animation; frames are uint8 [h, w, 3]."""
 
+    @abstractmethod
     def __init__(self, path: Path, width: int, height: int, fps: int) -> None:
-        raise NotImplementedError
+        """Open the file."""
 
+    @abstractmethod
     def add(self, frame: Pixels) -> None:
         """Write the next frame."""
-        raise NotImplementedError
 
 
 class _FileEncoder(_Encoder):
@@ -141,13 +143,13 @@ class _FileEncoder(_Encoder):
         self.file: IO[bytes] = path.open("wb")
         self.start()
 
+    @abstractmethod
     def start(self) -> None:
         """Write what precedes the first frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> None:
         """Write what follows the last frame."""
-        raise NotImplementedError
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self.file:
