@@ -40,8 +40,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, get_args
 
-from pipeline.choices import Device
-from pipeline.cli import add_selection, exit_code_of, job_parser, positive
+from pipeline.cli import add_renderer, add_selection, exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import (
     EXPORT_OUTPUT,
@@ -118,10 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="add a picture of each code to huggingface or webdataset, rendered by the model",
     )
-    parser.add_argument("--model", help="model that renders pictures (default: the table's own)")
-    parser.add_argument(
-        "--device", default="cpu", choices=get_args(Device), help="device that renders pictures"
-    )
+    add_renderer(parser)
     parser.add_argument(
         "--size", type=positive, metavar="N", help="width of pictures (default: the generator's)"
     )

@@ -25,8 +25,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from pipeline.choices import Device
-from pipeline.cli import add_selection, exit_code_of, job_parser, positive
+from pipeline.cli import add_renderer, add_selection, exit_code_of, job_parser, positive
 from pipeline.editing.animation import FPS, SUFFIXES, check_animation
 from pipeline.editing.mixing import MixSource, parse_mix
 from pipeline.errors import ConfigError
@@ -108,10 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--names", choices=get_args(Naming), help="names of files in a folder (default basename)"
     )
-    parser.add_argument("--model", help="model that renders (default: the table's own)")
-    parser.add_argument(
-        "--device", default="cpu", choices=get_args(Device), help="device that renders"
-    )
+    add_renderer(parser)
     return parser
 
 

@@ -18,10 +18,8 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import get_args
 
-from pipeline.choices import Device
-from pipeline.cli import add_selection, exit_code_of, job_parser, positive
+from pipeline.cli import add_renderer, add_selection, exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
 from pipeline.storage import Store, canonical_uri, check_beside, check_output
 from pipeline.table import open_table
@@ -58,10 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="similarity, up to 1, from which faces are listed as similar; 0: do not search",
     )
-    parser.add_argument("--model", help="model that renders pictures (default: the table's own)")
-    parser.add_argument(
-        "--device", default="cpu", choices=get_args(Device), help="device that renders pictures"
-    )
+    add_renderer(parser)
     return parser
 
 

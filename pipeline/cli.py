@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pipeline.choices import Device
 from pipeline.errors import (
     AccessError,
     PipelineError,
@@ -212,6 +213,17 @@ def add_selection(
         default=limit,
         metavar="N",
         help=f"upper bound of faces (default: {bound})",
+    )
+
+
+def add_renderer(parser: argparse.ArgumentParser) -> None:
+    """Add `--model` and `--device`, which choose what renders codes."""
+    parser.add_argument("--model", help="model that renders pictures (default: the table's own)")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=typing.get_args(Device),
+        help="device that renders pictures",
     )
 
 
