@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.editing.w_space import WSpace
-from pipeline.errors import ConfigError, InputError, ModelError, StorageError
+from pipeline.errors import ConfigError, InputError, ModelError
 from pipeline.storage.readers.npy import read_array
-from pipeline.storage.uris import read_file
+from pipeline.storage.uris import read_bounded
 
 Floats = NDArray[np.float32]
 
@@ -148,15 +148,12 @@ def _built_in(name: str) -> bytes:
 
 
 def _content(uri: str) -> bytes:
-    try:
-        content = read_file(uri, MAX_BYTES + 1)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-            raise InputError(f"there is no direction file '{uri}'") from error
-        raise
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{uri}: more than {MAX_BYTES >> 20} MB, too large for directions")
-    return content
+    return read_bounded(
+        uri,
+        MAX_BYTES,
+        missing=f"there is no direction file '{uri}'",
+        large=f"{uri}: more than {MAX_BYTES >> 20} MB, too large for directions",
+    )
 
 
 def _direction(content: bytes, source: str, choice: str, *, name: str) -> Direction:

@@ -16,8 +16,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, InputError, RequestError, StorageError
-from pipeline.storage.uris import one_line, read_file
+from pipeline.errors import ConfigError, InputError, RequestError
+from pipeline.storage.uris import one_line, read_bounded
 from pipeline.table.selection import Selection
 from pipeline.table.statements import condition
 
@@ -195,14 +195,12 @@ def read_labels(uri: str, column: str, positive: str = "") -> LabelFile:
 
 def _table(uri: str, texts: list[str]) -> pa.Table:
     """Read a file of labels; the columns `texts` of a CSV keep their text, such as 007."""
-    try:
-        content = read_file(uri, _MAX_BYTES + 1)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-            raise InputError(f"--labels: there is no file '{uri}'") from error
-        raise
-    if len(content) > _MAX_BYTES:
-        raise InputError(f"--labels '{uri}': larger than {_MAX_BYTES >> 30} GiB")
+    content = read_bounded(
+        uri,
+        _MAX_BYTES,
+        missing=f"--labels: there is no file '{uri}'",
+        large=f"--labels '{uri}': larger than {_MAX_BYTES >> 30} GiB",
+    )
     try:
         if PurePosixPath(uri).suffix.lower() == ".parquet":
             return pq.read_table(pa.BufferReader(content))

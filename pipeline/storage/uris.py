@@ -280,6 +280,22 @@ def read_file(uri: str, at_most: int = -1) -> bytes:
         return bytes(file.read(at_most))
 
 
+def read_bounded(uri: str, most: int, *, missing: str, large: str) -> bytes:
+    """Read a file of at most `most` bytes that a user names.
+
+    Raises like `read_file`, and `InputError` with the text `missing` or `large`.
+    """
+    try:
+        content = read_file(uri, most + 1)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            raise InputError(missing) from error
+        raise
+    if len(content) > most:
+        raise InputError(large)
+    return content
+
+
 def one_line(error: BaseException) -> str:
     """Return the text of `error` in one line, with every secret of this process blanked out."""
     # Secrets are blanked out before lines are joined: a credential may have several lines.
