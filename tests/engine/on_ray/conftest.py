@@ -19,6 +19,8 @@ def one_node() -> Iterator[Resources]:
     """Run a Ray as a job starts it; its workers can import the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
+        # Ray ends idle workers after a second; the next test needs them again.
+        patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
         with running_ray() as resources:
             yield resources
 

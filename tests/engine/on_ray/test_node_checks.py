@@ -20,10 +20,11 @@ from pipeline.engine.nodes.node_checks import (
     local_paths,
     nodes_checked,
 )
-from pipeline.engine.nodes.node_registry import start_registry, stop_registry, wait_for_verdict
+from pipeline.engine.nodes.node_registry import start_registry, stop_registry
 from pipeline.engine.nodes.node_report import NodeReport, code_digest, node_report, versions
 from pipeline.errors import ClusterError, ConfigError
 from tests.engine.on_ray import MARKS
+from tests.engine.on_ray.stages import AfterVerdict
 
 pytestmark = MARKS
 
@@ -147,17 +148,6 @@ def test_workers_wait_until_their_node_may_work() -> None:
         assert ray.get(registry.retries.remote()) == 1
     finally:
         stop_registry(DataContext.get_current(), registry)
-
-
-class AfterVerdict:
-    """An actor that begins as the stages do."""
-
-    def __init__(self, context: DataContext) -> None:
-        DataContext._set_current(context)  # as Ray Data's actors do
-        wait_for_verdict()
-
-    def began(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize(

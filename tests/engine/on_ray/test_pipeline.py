@@ -26,6 +26,7 @@ from pipeline.engine.stages import Read, Write
 from pipeline.errors import ClusterError
 from pipeline.table import RunRecord
 from tests.engine.on_ray import MARKS
+from tests.engine.on_ray.stages import LongInvert, SlowInvert
 from tests.storage.archives import write_tar
 
 pytestmark = [*MARKS, pytest.mark.usefixtures("joined")]
@@ -103,12 +104,6 @@ def test_stages_are_not_fused_and_parts_are_rows(
     assert [run.blocks[name] for name in names] == [8] * 4, "one block a row in every stage"
 
 
-class SlowInvert(SimulatedInvert):
-    """Slower than any reader."""
-
-    seconds_per_batch = 0.1
-
-
 def test_readers_do_not_run_far_ahead_of_writers(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,12 +123,6 @@ def test_readers_do_not_run_far_ahead_of_writers(
     assert run.sharing == {name for name in run.blocks if "Map" in name}
     # A shard is a part and an end: what waits for a reader comes on top.
     assert run.ahead <= 6 + 2 * 3 + 2
-
-
-class LongInvert(SimulatedInvert):
-    """Longer at one part than Ray Data waits for any sign of progress."""
-
-    seconds_per_batch = 5.0
 
 
 def test_a_part_may_outlast_ray_datas_timeout(

@@ -1,31 +1,20 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import JobConfig
-from pipeline.engine.messages import FaceBatch, LatentBatch
 from pipeline.engine.run import run_job
-from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
+from pipeline.engine.simulate import SimulatedAlign
 from pipeline.engine.stages import Read, Write
 from pipeline.engine.stages.base import MAX_CRASHES
 from pipeline.table import open_table
 from tests.engine.on_ray import MARKS
+from tests.engine.on_ray.stages import DEADLY, DeadlyInvert
 from tests.storage.archives import write_tar
 
 pytestmark = [*MARKS, pytest.mark.usefixtures("joined")]
-DEADLY = 2
-
-
-class DeadlyInvert(SimulatedInvert):
-    """Ends its process at one part, as a fault below Python does."""
-
-    def process(self, batch: FaceBatch) -> LatentBatch:
-        if batch.part == DEADLY:
-            os._exit(139)
-        return super().process(batch)
 
 
 def test_a_part_that_kills_its_worker_ends_alone(tiny_bundle: str, tmp_path: Path) -> None:
