@@ -21,6 +21,8 @@ def one_node() -> Iterator[Resources]:
         patch.setenv("PYTHONPATH", str(ROOT))
         # Ray ends idle workers after a second; the next test needs them again.
         patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
+        # Ray Data starts 32 processes to read the footers of any number of files.
+        patch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
         with running_ray() as resources:
             yield resources
 
