@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import RequestError, TableError, printable
+from pipeline.errors import RequestError, printable
 from pipeline.storage import Store, one_line
 from pipeline.table.frames import arrow_frames
-from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
+from pipeline.table.parts import LATENTS, REJECTS, damage_reported, parse_part_name
 from pipeline.table.queries import TableFiles, connect, create_view
 from pipeline.table.runs import read_runs, runs_table, seconds_per_face
 from pipeline.table.schema import STYLE_DIM, rejects_schema
@@ -238,20 +238,15 @@ class Table:
     def codes_in(self, name: str, requested: set[str]) -> dict[str, np.ndarray]:
         """Return those codes that a latents file has, float32 [n_styles, 512] by image id."""
         codes: dict[str, np.ndarray] = {}
-        try:
-            with self.store.open(name) as file:
-                parquet = pq.ParquetFile(file)
-                for group in range(parquet.num_row_groups):
-                    ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
-                    rows = [row for row, image in enumerate(ids) if image in requested]
-                    if rows:
-                        column = parquet.read_row_group(group, ["w_plus"])["w_plus"].take(rows)
-                        values = as_array(column).reshape(-1, *self._code_shape)
-                        codes |= dict(zip([ids[row] for row in rows], values, strict=True))
-        # Arrow also raises built-in errors; a file with other columns has another shape.
-        except (pa.ArrowException, ValueError, LookupError, AttributeError) as error:
-            uri = self.store.uri(name)
-            raise TableError(f"'{uri}' is damaged: {one_line(error)}") from error
+        with self.store.open(name) as file, damage_reported(self.store.uri(name)):
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
+                rows = [row for row, image in enumerate(ids) if image in requested]
+                if rows:
+                    column = parquet.read_row_group(group, ["w_plus"])["w_plus"].take(rows)
+                    values = as_array(column).reshape(-1, *self._code_shape)
+                    codes |= dict(zip([ids[row] for row in rows], values, strict=True))
         return codes
 
 

@@ -29,7 +29,7 @@ from pipeline.table.selection import Selection
 from pipeline.table.shard_index import index_rows
 from pipeline.table.spec import read_spec
 from pipeline.table.verify import verify_table
-from tests.table.rows import commit, face_row, reject_row, shard, writer
+from tests.table.rows import commit, damage_codes, face_row, reject_row, shard, writer
 
 # Images of each part of a shard: name, faces, rejects of single faces (none of both: a reject).
 PARTS = ((("ann", 1, 0), ("bob", 2, 1), ("cid", 0, 0)), (("dan", 1, 0), ("eve", 0, 0)))
@@ -305,6 +305,12 @@ def test_damaged_list_is_refused(copied: str) -> None:
     for use in (lambda: writer(root), open_table(root).verify, lambda: forget(table.store)):
         with pytest.raises(TableError, match=r"its version is 9.*deleting it would let its images"):
             use()
+
+
+def test_damaged_part_is_named(copied: str) -> None:
+    damage_codes(Store(copied), "latents/s-0-00000.parquet")
+    with pytest.raises(TableError, match=r"latents/s-0-00000.parquet' is damaged: "):
+        erase(open_table(copied), "key = 'ann-of-s-0.jpg'")
 
 
 def test_list_names_nobody(copied: str) -> None:

@@ -11,7 +11,7 @@ from pipeline.errors import InputError, RequestError, TableError
 from pipeline.storage import Store
 from pipeline.table import UnknownImageError, open_table
 from tests.conftest import Bucket
-from tests.table.rows import N_STYLES, code, face_row, shard, write_shard, writer
+from tests.table.rows import N_STYLES, code, damage_codes, face_row, shard, write_shard, writer
 
 
 def test_sql_sees_latents_rejects_and_shards(filled: str) -> None:
@@ -63,6 +63,12 @@ def test_no_ids_give_no_codes(filled: str) -> None:
 def test_an_id_instead_of_a_list_is_refused(filled: str) -> None:
     with pytest.raises(RequestError, match=r"takes a list of image ids.*\['s-0/a#0'\]"):
         open_table(filled).w_plus("s-0/a#0")
+
+
+def test_damaged_codes_are_a_damaged_table(filled: str) -> None:
+    damage_codes(Store(filled), "latents/s-0-00000.parquet")
+    with pytest.raises(TableError, match=r"latents/s-0-00000.parquet' is damaged: "):
+        open_table(filled).w_plus(["s-0/a#0"])
 
 
 def test_missing_ids_are_named(filled: str) -> None:
