@@ -22,8 +22,7 @@ from pipeline.storage import Store
 from pipeline.table import Table, TableWriter, open_table, table_stats
 from pipeline.table.forgetting.erase import Erased, forget, forgotten_rows
 from pipeline.table.forgetting.forgotten import FORGOTTEN, ForgetList, Forgotten
-from pipeline.table.forgetting.leftovers import leftovers
-from pipeline.table.forgetting.mentions import BLANKED, blank_mentions
+from pipeline.table.forgetting.leftovers import BLANKED, blank_mentions, leftovers
 from pipeline.table.forgetting.sources import choose_sources, lists_of, new_list
 from pipeline.table.selection import Selection
 from pipeline.table.shard_index import index_rows

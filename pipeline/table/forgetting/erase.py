@@ -33,8 +33,8 @@ from pipeline.errors import RequestError, TableError
 from pipeline.storage import Store, is_local
 from pipeline.table.card import kept_readme, write_card
 from pipeline.table.forgetting.forget_lock import ForgetLock
-from pipeline.table.forgetting.forgotten import KEPT, MATCHED, ForgetList, Forgotten
-from pipeline.table.forgetting.mentions import blank_mentions
+from pipeline.table.forgetting.forgotten import KEPT, ForgetList, Forgotten, deciding_columns
+from pipeline.table.forgetting.leftovers import blank_mentions
 from pipeline.table.part_index import forget_part_index
 from pipeline.table.parts import (
     LATENTS,
@@ -111,7 +111,7 @@ def _rows_in(store: Store, forgotten: Forgotten, name: str) -> list[ForgottenRow
     if not parsed:
         return []
     kind = name.split("/", 1)[0]
-    columns = ["image_id", "key", *MATCHED, *(["reason"] if kind == REJECTS else [])]
+    columns = ["image_id", "key", *deciding_columns(kind)]
     with store.open(name) as file, damage_reported(store.uri(name)):
         rows = pq.ParquetFile(file).read(columns, use_threads=False)
     levels = forgotten.levels(rows)
