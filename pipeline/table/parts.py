@@ -200,7 +200,7 @@ def _stored_stats(store: Store, name: str, content: bytes, metadata: Mapping[str
     try:
         stored = decode_metadata(pq.read_metadata(pa.BufferReader(content)).metadata)
         stats = Stats.from_figures(stored.pop("figures", None))
-    except (pa.ArrowException, TableError, TypeError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, TableError, TypeError, UnicodeDecodeError) as error:
         raise _other_writer(store, name) from error
     if stored != metadata:
         raise _other_writer(store, name)

@@ -131,9 +131,7 @@ COUNTS_OF_ONE = {
 def damage_codes(store: Store, name: str) -> None:
     """Damage the compressed codes of a latents file, for which Arrow raises a plain OSError."""
     group = read_footer(store, name).row_group(0)
-    columns = [group.column(index) for index in range(group.num_columns)]
-    (start,) = (
-        each.data_page_offset for each in columns if each.path_in_schema.startswith("w_plus.")
-    )
-    content = store.get(name)
+    columns = (group.column(index) for index in range(group.num_columns))
+    codes = next(each for each in columns if each.path_in_schema.startswith("w_plus."))
+    start, content = codes.data_page_offset, store.get(name)
     store.put(name, content[: start + 16] + bytes(64) + content[start + 80 :])

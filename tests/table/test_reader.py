@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,22 @@ def test_codes_come_in_the_requested_order(filled: str) -> None:
     assert codes.dtype == np.float32
     expected = [code("c", 1), code("x/b"), code("a"), code("x/b")]
     assert (codes == np.stack(expected)).all()
+
+
+def test_codes_of_many_shards_take_one_listing_of_a_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("s-0", "s-1"):
+        write_shard(writer(tmp_path), shard(name))
+    prefixes, each_name = [], Store.each_name
+
+    def spied(store: Store, prefix: str = "") -> Iterator[str]:
+        prefixes.append(prefix)
+        return each_name(store, prefix)
+
+    monkeypatch.setattr(Store, "each_name", spied)
+    assert len(open_table(str(tmp_path)).w_plus(["s-1/a#0", "s-0/a#0"])) == 2
+    assert prefixes == ["latents/"]
 
 
 def test_no_ids_give_no_codes(filled: str) -> None:
