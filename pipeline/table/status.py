@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -128,6 +128,13 @@ class _Commits:
                 commits.etags[shard], commits.times[shard] = info.etag, info.modified
         return commits
 
+    def add(self, records: Iterable[ShardRecord], total: Counts) -> Counts:
+        """Note the states of shards, and return `total` with their counts."""
+        for record in records:
+            self.states[record.shard] = record.size, hash(record.etag)
+            total += record.counts
+        return total
+
     def since(self, moment: float) -> tuple[int, int]:
         """Return the number of shards committed since `moment`, and their (estimated) bytes."""
         late = [shard for shard, time_ in self.times.items() if time_ >= moment]
@@ -156,12 +163,12 @@ def _start_of(run: dict[str, Any]) -> float | None:
 
 def _count_committed(store: Store, status: Status, commits: _Commits) -> int:
     """Fill in the counts of committed shards; return the number of their parts."""
-    total = Counts(left_out=listed_left_out(store))
-    for record in _records(store, commits):
-        commits.states[record.shard] = record.size, hash(record.etag)
-        total += record.counts
-    scale = len(commits.etags) / max(1, len(commits.states))
-    scaled = total.scaled(scale)
+    total = _sum_indexed(store, commits)
+    unread = (shard for shard in commits.etags if shard not in commits.states)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        records = pool.map(partial(read_shard_record, store), islice(unread, _READ_MANIFESTS))
+        total = commits.add(records, total + Counts(left_out=listed_left_out(store)))
+    scaled = total.scaled(len(commits.etags) / max(1, len(commits.states)))
     status.exact = len(commits.states) == len(commits.etags)
     status.left_out = total.left_out.ordered()
     status.empty_shards = total.empty_shards
@@ -172,16 +179,14 @@ def _count_committed(store: Store, status: Status, commits: _Commits) -> int:
     return scaled.parts
 
 
-def _records(store: Store, commits: _Commits) -> Iterator[ShardRecord]:
-    """Yield the rows of the index, and some of the manifests that are not in it."""
+def _sum_indexed(store: Store, commits: _Commits) -> Counts:
+    """Add up the rows of the index; none of them counts if a drawn one is false."""
     audit = Audit(sums=True, each=_DRAWN)
-    records = list(audit.sample(indexed_records(store, commits.etags)))
+    total = commits.add(audit.sample(indexed_records(store, commits.etags)), Counts())
     if not audit.finds_mismatch(store):
-        yield from records
-    unread = (shard for shard in commits.etags if shard not in commits.states)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        read = partial(read_shard_record, store)
-        yield from pool.map(read, islice(unread, _READ_MANIFESTS))
+        return total
+    commits.states.clear()
+    return Counts()
 
 
 def _count_parts(store: Store, status: Status, commits: _Commits) -> None:
