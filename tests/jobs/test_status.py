@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pipeline.table.forgetting.forgotten import ForgetList
 from pipeline.table.runs import put_run
 from tests.jobs.ray_head import ROOT
 from tests.table.rows import shard, write_shard, writer
@@ -33,8 +34,13 @@ def test_status_is_printed_as_lines_and_json(tmp_path: Path) -> None:
     done = status(tmp_path)
     assert done.returncode == 0
     assert "left     nothing" in done.stdout
+    began = ForgetList.of([], "request 17")
+    began.write(table.store)
+    command = f"restyle forget --table {tmp_path}"
+    assert f"begun {began.started}, not finished: {command}\n" in status(tmp_path).stdout
     line = json.loads(status(tmp_path, "--json").stdout)
     assert (line["complete"], line["samples"], line["seconds_left"]) == (True, 6, 0.0)
+    assert line["unfinished_forgets"] == [began.started]
 
 
 def test_a_folder_without_table_is_refused(tmp_path: Path) -> None:
