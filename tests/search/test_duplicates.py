@@ -70,7 +70,7 @@ def test_an_approximate_search_finds_the_planted_groups(
     assert found.similarities.tolist() == pytest.approx(exact.similarities.tolist(), abs=1e-5)
     assert found.rows == COUNT
     monkeypatch.setattr(duplicates_module, "memory_limit", lambda: COUNT)
-    with pytest.raises(RequestError, match="of 50 faces take 0.0 GB, more than half"):
+    with pytest.raises(RequestError, match=r"of 50 faces take .* more than half"):
         find_most_duplicates(vectors, THRESHOLD)
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(RequestError, match=r"pip install 'restyle-pipeline\[search\]'"):
