@@ -14,11 +14,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli import exit_code_of, job_parser, positive
+from pipeline.cli import add_count, exit_code_of, job_parser
 from pipeline.errors import printable
 from pipeline.reports.requirements import check_comparison
 from pipeline.reports.sheets import REPORT_NAME, REPORT_OUTPUT
-from pipeline.storage import check_output
+from pipeline.storage import check_outside
 from pipeline.table import open_table
 from pipeline.table.model_lookup import check_model_of
 
@@ -46,13 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="what each step changes; needs tables made with --keep-steps",
     )
-    parser.add_argument(
-        "--images",
-        type=positive,
-        default=100,
-        metavar="N",
-        help="faces rendered for image frequencies (default 100)",
-    )
+    add_count(parser, "--images", "faces rendered for image frequencies", 100)
     parser.add_argument(
         "--plots", action=argparse.BooleanOptionalAction, default=True, help="draw PNG plots"
     )
@@ -66,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    check_output(args.output, REPORT_OUTPUT)
+    for uri in args.table:
+        check_outside(uri, args.output, REPORT_OUTPUT)
     tables = [open_table(uri) for uri in args.table]
     check_comparison(
         tables,

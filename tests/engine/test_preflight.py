@@ -54,6 +54,7 @@ JOBS = {
         (["--model", "nowhere.pt"], "no model file at nowhere.pt"),
         (["--images", "nowhere"], "nowhere' does not exist"),
         (["--images", "photos", "--identity", "dlip"], "no identity network is called 'dlip'"),
+        (["--no-prealigned"], "--prealigned is for images"),
         (["--icc", "ignore"], "--icc is for images"),
         (["--output", "photos"], "nothing is written among other files"),
     ],
