@@ -16,6 +16,7 @@ from pipeline.models import ModelCard, RestyleModel, save_bundle
 from pipeline.models.official import original_refuses, save_official
 from pipeline.models.pixels import from_levels
 from pipeline.storage import Store
+from pipeline.storage.readers.pairs import pair_tars
 from pipeline.training.augment import augment, augment_alike, flip_alike, flip_half
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.config import TrainConfig
@@ -25,6 +26,7 @@ from pipeline.training.distributed import Group
 from pipeline.training.e4e import Adversary
 from pipeline.training.encoder_task import EncoderTask, Faces
 from pipeline.training.initial_model import mapped_codes, start_digest, starting_model
+from pipeline.training.latent_pairs import load_codes
 from pipeline.training.official_resume import continuation_of
 from pipeline.training.optimisers import make_optimiser
 from pipeline.training.paper_defaults import (
@@ -34,7 +36,6 @@ from pipeline.training.paper_defaults import (
     encoder_plan,
     feature_networks,
 )
-from pipeline.training.real_codes import read_codes
 from pipeline.training.resume_check import ENCODER, Origin, check_settings, save_settings
 from pipeline.training.train_log import TensorBoard, TrainLog, summary_writer
 from pipeline.training.trainer import LoopPlan, Trained, train
@@ -141,7 +142,7 @@ def _real_codes(config: TrainConfig, model: RestyleModel) -> Callable[[int], Ten
     if not config.codes:
         mapped_codes(model, 1)  # raises at once where there is no mapping network
         return lambda count: mapped_codes(model, count)
-    codes = read_codes(config.codes).to(model.latent_avg.device)
+    codes = load_codes(pair_tars(config.codes)).to(model.latent_avg.device)
     return lambda count: codes[torch.randint(len(codes), (count,))]
 
 
