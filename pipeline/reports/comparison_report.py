@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.errors import printable
 from pipeline.reports.coarse_to_fine import (
     Change,
     bands_table,
@@ -151,14 +152,14 @@ def _about_truth(
 
 
 def _labels(tables: Sequence[Table], faces: Sequence[Faces], given: Sequence[str]) -> list[str]:
-    """Return a different name for each table."""
+    """Return a different name for each table, in one printable line."""
     if given:
-        return list(given)
+        return list(map(printable, given))
     models = [str(table.spec.model.get("name", "")) for table in tables]
     names = []
     for table, model, each in zip(tables, models, faces, strict=True):
         words = [model] if len(set(models)) > 1 else []
-        words += ["+".join(each.methods) or "table"]
+        words += [printable("+".join(each.methods)) or "table"]
         if each.methods == ("restyle",):
             auto = table.spec.config.get("steps") == "auto"
             words.append("auto" if auto else f"N={each.max_steps}")
