@@ -133,6 +133,7 @@ class MetricEvaluator:
             article = "the" if identity != "none" else "an"
             raise ConfigError(f"best_step_by id_similarity needs {article} {why}")
         self.device = torch.device(device)
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.best_step_by, self.identity_steps = best_step_by, identity_steps
         self.lpips = load_lpips(device, dtype)
         self.identity = load_identity(identity, device)
@@ -205,13 +206,17 @@ class MetricEvaluator:
 
     @torch.inference_mode()
     def _finish(self, chunks: list[_Chunk], results: Callable[[], Arrays]) -> Measures:
-        """Wait for the results and, where it is measured, the identity."""
-        similarities = torch.cat([chunk.similarities() for chunk in chunks])
-        values = {**results(), "id_similarity": _to_numpy(similarities)}
+        """Wait for the results and, where it is measured, the identity.
+
+        A GPU may compute the next batch already: identity does not wait in its stream.
+        """
+        values = dict(results())
+        with torch.cuda.stream(self._stream):
+            values["id_similarity"] = _to_numpy(torch.cat([c.similarities() for c in chunks]))
+            targets = [vectors for chunk in chunks if (vectors := chunk.targets()) is not None]
+            identities = _to_numpy(torch.cat(targets)) if targets else None
         asked, best = values.pop("asked"), values.pop("best")
         missed = asked & np.isnan(values["id_similarity"])
-        targets = [vectors for chunk in chunks if (vectors := chunk.targets()) is not None]
-        identities = _to_numpy(torch.cat(targets)) if targets else None
         return Measures(values, best.astype("i4") + 1, int(missed.sum()), identities)
 
     def _best(self, values: Mapping[str, Tensor], steps_made: Tensor) -> Tensor:
