@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from pipeline.cli import add_count, exit_code_of, job_parser
 from pipeline.errors import printable
-from pipeline.reports.requirements import check_comparison
+from pipeline.reports.requirements import ComparisonOptions, check_comparison
 from pipeline.reports.sheets import REPORT_NAME, REPORT_OUTPUT
 from pipeline.storage import check_outside
 from pipeline.table import open_table
@@ -63,30 +63,23 @@ def _compare(args: argparse.Namespace) -> int:
     for uri in args.table:
         check_outside(uri, args.output, REPORT_OUTPUT)
     tables = [open_table(uri) for uri in args.table]
-    check_comparison(
-        tables,
-        labels=args.label,
-        ground_truth=args.ground_truth,
-        coarse_to_fine=args.coarse_to_fine,
-        plots=args.plots,
-    )
-    if args.coarse_to_fine:  # renders the codes
-        for table in tables:
-            check_model_of(table)
-    # PyTorch is slow to import, so the request is checked first.
-    from pipeline.inversion import ready_device
-    from pipeline.reports.comparison_report import Options, compare_tables
-
-    options = Options(
+    options = ComparisonOptions(
         labels=args.label,
         common=args.common,
         ground_truth=args.ground_truth,
         coarse_to_fine=args.coarse_to_fine,
         images=args.images,
-        device=ready_device(),
         plots=args.plots,
     )
-    report = compare_tables(tables, options)
+    check_comparison(tables, options)
+    if args.coarse_to_fine:  # renders the codes
+        for table in tables:
+            check_model_of(table)
+    # PyTorch is slow to import, so the request is checked first.
+    from pipeline.inversion import ready_device
+    from pipeline.reports.comparison_report import compare_tables
+
+    report = compare_tables(tables, options, ready_device())
     report.write(args.output)
     print("\n".join(map(printable, report.headline.split("\n"))))
     print(f"report: {printable(args.output.rstrip('/'))}/{REPORT_NAME}", file=sys.stderr)

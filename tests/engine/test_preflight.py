@@ -104,7 +104,7 @@ JOBS = {
     ],
     "evaluate": [
         (["--table", "empty"], "empty' is not a table"),
-        (["--table", "photos", "--output", "photos"], "nothing is written among other files"),
+        (["--table", "empty", "--output", "photos"], "nothing is written among other files"),
     ],
     "contact_sheet": [
         (["--table", "empty", "--output", "sheet.png"], "empty' is not a table"),
