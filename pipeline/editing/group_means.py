@@ -37,7 +37,7 @@ def group_means(selection: Selection, expression: str) -> list[GroupMean]:
     shape = (selection.table.spec.columns.n_styles, STYLE_DIM)
     sums = {group: np.zeros(shape, np.float64) for group in group_of.values()}
     counts = dict.fromkeys(sums, 0)
-    for batch, codes in selection.code_batches(_ROWS, f"{_text(expression)} AS value"):
+    for batch, codes in selection.unordered().code_batches(_ROWS, f"{_text(expression)} AS value"):
         groups = np.array([group_of[value] for value in batch.column(0).to_pylist()])
         for group in np.unique(groups).tolist():
             chosen = codes[groups == group]

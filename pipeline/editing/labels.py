@@ -111,7 +111,7 @@ class Labels:
         file = self.labels_file
         label = "NULL" if file else self._label
         columns = f"image_id, key, ({label}) AS label, CAST(({self.split_by}) AS VARCHAR) AS part"
-        for batch, codes in self._selection.code_batches(_ROWS, columns):
+        for batch, codes in self._selection.unordered().code_batches(_ROWS, columns):
             labels = _looked_up(batch, file) if file else self._numbers(batch.column(2))
             known = np.isfinite(labels)
             groups = batch.column(3).to_pylist()

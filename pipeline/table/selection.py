@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -96,6 +96,10 @@ class Selection:
         if self.where:
             raise RequestError(f"--where \"{self.where}\" selects no face of the table '{root}'")
         raise RequestError(f"the table '{root}' has no faces")
+
+    def unordered(self) -> Self:
+        """Return a selection of the same rows for work on which their order has no influence."""
+        return self if self.limit is not None else replace(self, order="")
 
     def _reordered(self, columns: str, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield what `batches` yields; sort the ids alone, then move the rows as they are read."""
