@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from jobs import status as job
+from pipeline.table.forgetting.forgotten import ForgetList
 from pipeline.table.runs import put_run
 from tests.jobs.ray_head import ROOT
 from tests.jobs.running import Ended, run_here
@@ -34,8 +35,13 @@ def test_status_is_printed_as_lines_and_json(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "jobs" / "status.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "left     nothing" in done.stdout
+    began = ForgetList.of([], "request 17")
+    began.write(table.store)
+    command = f"restyle forget --table {tmp_path}"
+    assert f"begun {began.started}, not finished: {command}\n" in status(tmp_path).out
     line = json.loads(status(tmp_path, "--json").out)
     assert (line["complete"], line["samples"], line["seconds_left"]) == (True, 6, 0.0)
+    assert line["unfinished_forgets"] == [began.started]
 
 
 def test_a_folder_without_table_is_refused(tmp_path: Path) -> None:
