@@ -21,6 +21,7 @@ from pipeline.storage.objects import (
     objects_below,
     objects_of_bucket,
 )
+from pipeline.storage.s3 import is_bucket
 from pipeline.storage.uris import (
     canonical_uri,
     filesystem,
@@ -245,7 +246,7 @@ class Store:
         above = f"{folder}/" if folder else ""
         if is_local_filesystem(self.fs):
             items = files_below(self.path(folder), above, prefix, detail=detail)
-        elif "s3" in self.fs.protocol:
+        elif is_bucket(self.fs):
             items = objects_of_bucket(self.fs, self.path(folder), above, last)
         else:
             items = objects_below(self.fs, self.path(folder), above)
