@@ -96,8 +96,8 @@ class MetricSums:
     A face that stopped early counts with its last value in every later step, so that all steps
     cover the same faces: those that the metric could be measured on. A measured face whose number
     of steps is unknown, such as an imported code, counts as one step. A metric of the best step
-    alone counts with that value in every step. The infinite PSNR of two
-    equal images is excluded. Later steps than the lists have equal the last one.
+    alone counts with that value in every step. The infinite PSNR of two equal images is excluded.
+    Later steps than the lists have equal the last one.
     """
 
     identified: int = 0  # faces with an `id_similarity`
@@ -233,9 +233,9 @@ def _steps(latents: pa.Table) -> list[int]:
 def _lists(
     latents: pa.Table, name: str, steps: Sequence[int], *, best_alone: bool
 ) -> list[Sequence[float | None] | None]:
-    """Return a metric after each step of each face; without a list, the final value repeated.
+    """Return a metric after each step of each face.
 
-    The same where the list has the value of the best step alone.
+    The final value is repeated where there is no list, and for a metric of the best step alone.
     """
     lists: list[Sequence[float | None] | None] = latents[f"{name}_per_step"].to_pylist()
     if name not in latents.column_names:
