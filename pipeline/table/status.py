@@ -1,7 +1,8 @@
 """Progress of a table, from its storage alone: usable from any machine while a job runs.
 
 Reads a listing of the manifests and one of the latents, the index, manifests and footers of open
-parts that are not in the index (at most two thousand each), and the records of the last runs.
+parts that are not in the index (at most two thousand each), the records of the last runs, and the
+list of forgotten images.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pipeline.storage import (
     list_shards,
 )
 from pipeline.table.audit import Audit
+from pipeline.table.forgetting.forgotten import Forgotten
 from pipeline.table.part_index import count_open_parts
 from pipeline.table.parts import COUNTS, LATENTS, parse_part_name
 from pipeline.table.runs import latest_runs, listed_left_out
@@ -75,6 +77,7 @@ class Status:
     at_work: bool = False  # a run has not ended, and has written something lately
     seconds_left: float | None = None  # only while a run is active, or 0 at the end
     runs: list[dict[str, Any]] = field(default_factory=list)  # the last ones, the latest first
+    unfinished_forgets: list[str] = field(default_factory=list)  # when they began, ISO 8601
 
     @property
     def complete(self) -> bool:
@@ -102,6 +105,7 @@ def table_status(uri: str, *, list_input: bool = False) -> Status:
     store = Store(uri)
     spec = read_spec(store)
     status = Status(table=store.root, runs=list(latest_runs(store, _RUNS)))
+    status.unfinished_forgets = sorted(each.started for each in Forgotten.read(store).unfinished)
     commits = _Commits.of(store)
     parts_committed = _count_committed(store, status, commits)
     _count_parts(store, status, commits)
