@@ -35,10 +35,10 @@ class AdversaryPlan:
 class LatentDiscriminator(nn.Module):
     """MLP of four linear layers on single rows."""
 
-    def __init__(self, layers: int = 4) -> None:
+    def __init__(self) -> None:
         super().__init__()
         hidden: list[nn.Module] = []
-        for _ in range(layers - 1):
+        for _ in range(3):
             hidden += [nn.Linear(LATENT_DIM, LATENT_DIM), nn.LeakyReLU(0.2)]
         self.mlp = nn.Sequential(*hidden, nn.Linear(LATENT_DIM, 1))
 
