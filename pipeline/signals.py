@@ -144,9 +144,7 @@ def forwarding_sigterm(stop: threading.Event) -> Iterator[list[subprocess.Popen[
         if number == signal.SIGTERM and running and running[0].poll() is None:
             running[0].terminate()
 
-    before = {number: signal.signal(number, on_signal) for number in _STOPPING}
-    try:
+    with handlers_restored():
+        for number in _STOPPING:
+            signal.signal(number, on_signal)
         yield running
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

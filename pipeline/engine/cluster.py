@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -18,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.engine.address import check_address, in_cluster, shows_ray_log
+from pipeline.engine.address import check_address, in_cluster, ray_job, shows_ray_log
 from pipeline.engine.console.progress import enter_phase
 from pipeline.engine.private_folder import make_private_folder, remove_private_folder
 from pipeline.errors import ConfigError
@@ -155,8 +154,7 @@ def shipped_environment() -> dict[str, Any] | None:
     then, and Ray refuses a second one.
     """
     profiles = os.environ.get(S3_PROFILES)
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
+    submitted = (ray_job().get("runtime_env") or {}).get("env_vars") or {}
     if not profiles or S3_PROFILES in submitted:
         return None
     return {"env_vars": {S3_PROFILES: profiles}}

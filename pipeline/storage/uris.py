@@ -274,11 +274,6 @@ def check_credentials(uri: str) -> None:
             raise _access_error(f"open '{uri}'", why, error) from error
 
 
-def _stream_options(uri: str) -> dict[str, int]:
-    """Return the options to read a file once, also from a web server without ranges."""
-    return {"block_size": 0} if is_web(uri) else {}
-
-
 def read_file(uri: str, at_most: int = -1) -> bytes:
     """Read the file at `uri`, a path or fsspec URI; at most its first `at_most` bytes.
 
@@ -289,7 +284,8 @@ def read_file(uri: str, at_most: int = -1) -> bytes:
     """
     whole = canonical_uri(uri)
     fs, path = filesystem(whole, versions=True)
-    with storage_errors(f"read '{whole}'"), fs.open(path, "rb", **_stream_options(whole)) as file:
+    options = {"block_size": 0} if is_web(whole) else {}  # a web server may give no ranges
+    with storage_errors(f"read '{whole}'"), fs.open(path, "rb", **options) as file:
         return bytes(file.read(at_most))
 
 
