@@ -198,7 +198,7 @@ def test_a_terminal_shows_progress_without_rays_lines(
 ) -> None:
     text = interrupted.ctrl_c.err
     drawn = re.findall(r"(?:^|\r\x1b\[K)(\d+:\d\d · [^\r\n]*)", text)
-    steps = ("loading PyTorch and Ray", "loading the model", "starting Ray")
+    steps = ("loading PyTorch and Ray", "loading the model")  # others may be too short to see
     first_of = [next(n for n, line in enumerate(drawn) if step in line) for step in steps]
     assert first_of == sorted(first_of)
     assert any(re.search(r"images \d+ of 12 · \d+ %", line) for line in drawn)
