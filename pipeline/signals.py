@@ -87,7 +87,7 @@ def interruptible(on_interrupt: Callable[[], None]) -> Iterator[None]:
     hook = sys.unraisablehook
 
     def in_finalizer(unraisable: sys.UnraisableHookArgs) -> None:
-        if isinstance(unraisable.exc_value, KeyboardInterrupt | Interrupted | SystemExit):
+        if isinstance(unraisable.exc_value, KeyboardInterrupt | Interrupted):
             on_interrupt()
             _raise_on_signals()
         else:
@@ -96,8 +96,7 @@ def interruptible(on_interrupt: Callable[[], None]) -> Iterator[None]:
     sys.unraisablehook = in_finalizer
     try:
         yield
-    except (KeyboardInterrupt, Interrupted, SystemExit):
-        # SystemExit: raised by Ray's handler of SIGTERM, which replaces ours while Ray starts.
+    except (KeyboardInterrupt, Interrupted):
         on_interrupt()
     finally:
         ignore_further()

@@ -73,7 +73,9 @@ def split_evenly(count: int, largest: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def to_tensor(pixels: list[bytes], size: tuple[int, int], device: str = "cpu") -> Tensor:
+def to_tensor(
+    pixels: Sequence[bytes | memoryview], size: tuple[int, int], device: str = "cpu"
+) -> Tensor:
     """Convert uint8 crops of (height, width) `size` to float32 [n, 3, h, w] in [-1, 1].
 
     A GPU gets them as bytes, a quarter of the floats.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
@@ -65,9 +65,9 @@ def reject_row(
     }
 
 
-def count_reasons(rejects: pa.Table) -> Counter[str]:
+def count_reasons(rejects: Iterable[dict[str, Any]]) -> Counter[str]:
     """Return how often each reject reason occurs."""
-    return Counter(rejects["reason"].to_pylist())
+    return Counter(reject["reason"] for reject in rejects)
 
 
 def faces_schema(settings: AlignmentSettings, *, targets: bool = False) -> pa.Schema:
@@ -127,15 +127,15 @@ class Align(JobStage):
                     reject_row(*source, rejection, index)
                     for index, rejection in result.rejects.items()
                 ]
-        rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
         counts = replace(
             batch.counts,
             faces=len(faces),
             rejects=len(rejects),
-            reasons=count_reasons(rejected),
+            reasons=count_reasons(rejects),
             icc_ignored=icc_ignored,
         )
         table = pa.Table.from_pylist(faces, schema=self._schema())
+        rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
         return FaceBatch(batch.shard, batch.part, counts, table, rejected, batch.initial_codes)
 
     def _schema(self) -> pa.Schema:
