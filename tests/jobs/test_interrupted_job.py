@@ -56,6 +56,10 @@ class Interrupted:
     finished: Ended
 
 
+class TooFast(Exception):  # noqa: N818 - no error of the job's
+    """The run ended before it could be stopped."""
+
+
 def left_after_a_moment(job: Job) -> list[str]:
     """Return the processes of a job that still run after a minute."""
     deadline = time.monotonic() + 60
@@ -108,12 +112,10 @@ def signalled(job: Job, temp: Path) -> Signalled:
         job.process.terminate()
         time.sleep(PACE_S)
     run, left = job.ended(), left_after_a_moment(job)
+    if run.code == 0:
+        raise TooFast
     left_files = [path.name for path in temp.glob("restyle-*")]
     return Signalled(run, signals, listened_on, modes, left, left_files)
-
-
-class TooFast(Exception):  # noqa: N818 - no error of the job's
-    """The run ended before it could be stopped."""
 
 
 @pytest.fixture(scope="module")
