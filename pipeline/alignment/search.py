@@ -115,6 +115,9 @@ class Search:
         the first face alone. Raises `Rejection` (`no_face`) that says which copies were searched.
         """
         upright = self._view(0)
+        faces = self._search_coarsely(upright)
+        if faces:
+            return upright, faces
         for each in self._plan():
             result = self._search_turned(each) if each.turned else self._search(upright, each)
             if result:
@@ -149,6 +152,17 @@ class Search:
             search_pass.upsample,
             min_score=self.settings.min_score,
         )
+
+    def _search_coarsely(self, photo: Photo) -> list[Detection]:
+        """Return the face of a small grey copy if there is one and it shows clearly; else none.
+
+        The only face of a portrait needs no larger copy. Which of several is the largest does.
+        """
+        if not self.settings.coarse_side or self.settings.faces == "all":
+            return []
+        scale = min(self.settings.coarse_side / max(photo.image.size), 1)
+        faces = find_faces(photo.image, scale, min_score=self.settings.min_score, grey=True)
+        return faces if len(faces) == 1 and self._is_clear(photo, faces) else []
 
     def _search(self, photo: Photo, search_pass: SearchPass) -> View | None:
         """Search the upright photo; if its faces are unclear, prefer a turn that is clear."""
@@ -188,7 +202,8 @@ class Search:
             return None
         if self.settings.faces == "all":
             faces = self._likely(photo, self._detect(photo, self._all_faces_pass())) or faces
-        return photo, self._likely(photo, faces) or faces
+        # As if the photo had been stored upright.
+        return photo, self._search_coarsely(photo) or self._likely(photo, faces) or faces
 
     def _likely(self, photo: Photo, faces: list[Detection]) -> list[Detection]:
         """Return the likely faces; with `faces` "largest", all from the first likely one on."""

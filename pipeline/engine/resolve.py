@@ -231,8 +231,7 @@ def resolved_config(config: JobConfig, job: ResolvedJob) -> dict[str, Any]:
         "keep_identity": job.columns.identity,
         "batch_size": config.batch_size or BATCH.get(device),
     }
-    if alignment.prealigned:
-        values |= dict.fromkeys(("turns", "search_pixels", "check_below"))
+    values |= dict.fromkeys(alignment.unused)
     if method.stop:
         rule = method.stop
         used: dict[str, Any] = {
@@ -319,6 +318,7 @@ def _alignment(config: JobConfig, model: RestyleModel, treatment: Treatment) -> 
         turns=config.turns,
         search_pixels=config.search_pixels,
         check_below=config.check_below,
+        coarse_side=config.coarse_side,
         min_face_px=config.min_face,
         output_size=model.input_size,
         max_pixels=config.max_pixels,

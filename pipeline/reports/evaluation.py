@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.choices import EARLIER_SEARCH
 from pipeline.errors import RequestError
 from pipeline.reports.faces import TRAITS, Faces, compared_metrics, higher_is_better, label
 from pipeline.reports.sheets import Cell, ReportTable, number
@@ -26,8 +27,8 @@ _DETECTION_SETTINGS = {
     "min_side",
     "detector_side",
     "min_score",
+    *EARLIER_SEARCH,
 }
-_DETECTION_SETTINGS |= {"turns", "search_pixels", "check_below"}
 _LISTED = 5
 
 

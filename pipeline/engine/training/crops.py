@@ -124,6 +124,7 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
         turns=config.turns,
         search_pixels=config.search_pixels,
         check_below=config.check_below,
+        coarse_side=config.coarse_side,
         min_face_px=config.min_face,
         icc=config.icc,
         output_size=model.input_size,
