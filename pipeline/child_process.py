@@ -22,8 +22,8 @@ TRIES = 2  # for a request in progress when a child died: another one may be the
 _END_TIMEOUT_S = 5.0  # from the end of its messages to the end of the process
 _KILL_TIMEOUT_S = 5.0  # from SIGKILL to the end of the process
 # Freed buffers stay with the child, on large pages: returned to the kernel and faulted in again,
-# those of each image cost a tenth of its time. Other C libraries than glibc ignore this.
-_ALLOCATOR = {
+# those of each image cost a ninth of its time. Other C libraries than glibc ignore this.
+ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
     ":glibc.malloc.trim_threshold=268435456"
 }
@@ -53,7 +53,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # the job's own stdout is machine-readable
                 pass_fds=[theirs.fileno()],
-                env={**_ALLOCATOR, **os.environ, **_ONE_THREAD, "PYTHONPATH": path},
+                env={**ALLOCATOR, **os.environ, **_ONE_THREAD, "PYTHONPATH": path},
                 start_new_session=True,  # the parent handles Ctrl-C
             )
 

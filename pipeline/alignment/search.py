@@ -19,7 +19,7 @@ from pipeline.images import Rejection, RejectReason
 # about as much as the last upright pass.
 _TURNED_SHARE = 0.25
 # Times `check_below`: score from which the frontal filter's face needs no check in its crop. By
-# default 0.81; the filter's best in 1236 wrongly turned photos was 0.26.
+# default 0.81; its best in 1236 wrongly turned photos was 0.26.
 _FRONTAL_SURE = 0.6
 
 
