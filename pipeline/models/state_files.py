@@ -1,10 +1,11 @@
-"""Read the state dict of one network from a file, without executing any code in it."""
+"""Read files of weights into dictionaries of tensors, without executing any code in them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from safetensors.torch import load as load_safetensors
@@ -13,7 +14,21 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.models.checkpoint import ADVICE, read_checkpoint
 from pipeline.models.files import open_model_file
+from pipeline.models.nvlabs import read_network
 from pipeline.models.weights import check_held, is_plain
+
+
+def read_model_file(uri: str) -> dict[str, Any]:
+    """Return the content of a `.pt`, `.pth`, `.safetensors` or `.pkl` file at any fsspec URI.
+
+    The result is an official dictionary, a bare state dict, or a generator's `{"g_ema",
+    "latent_avg"}`. Raises `ModelError` and what `open_model_file` raises.
+    """
+    with open_model_file(uri) as file:
+        suffix = PurePosixPath(uri).suffix
+        if suffix == ".safetensors":
+            return read_safetensors(file.read(), uri)
+        return read_network(file, uri) if suffix == ".pkl" else read_checkpoint(file, uri)
 
 
 def read_state(uri: str, what: str = "weights") -> tuple[dict[str, Tensor], str]:
@@ -26,18 +41,21 @@ def read_state(uri: str, what: str = "weights") -> tuple[dict[str, Tensor], str]
     """
     with open_model_file(uri, what) as file:
         content = file.read()
-    state = _parsed(content, uri, f"{what} {uri!r}")
+    source = f"{what} {uri!r}"
+    if uri.endswith(".safetensors"):
+        state = read_safetensors(content, source)
+    else:
+        state = read_checkpoint(io.BytesIO(content), source)
     if isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not all(map(_is_weight, state, state.values())):
-        raise ModelError(f"{what} {uri!r}: not a state dict of tensors; give another file")
-    check_held(state.values(), f"{what} {uri!r}")
+        raise ModelError(f"{source}: not a state dict of tensors; give another file")
+    check_held(state.values(), source)
     return state, hashlib.sha256(content).hexdigest()
 
 
-def _parsed(content: bytes, uri: str, source: str) -> dict[str, Any]:
-    if not uri.endswith(".safetensors"):
-        return read_checkpoint(io.BytesIO(content), source)
+def read_safetensors(content: bytes, source: str) -> dict[str, Any]:
+    """Return the tensors in a safetensors file; `ModelError`, naming `source`, if it is damaged."""
     try:
         return dict(load_safetensors(content))
     except Exception as error:  # its own errors, and torch's for a dtype that torch lacks

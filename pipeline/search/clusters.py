@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -28,18 +29,15 @@ class Assigned(NamedTuple):
     similarities: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
 class Clusters:
-    """Centres of clusters, the largest cluster first.
+    """Centres of clusters, the largest cluster first."""
 
-    `centres` are unit vectors [n, d], `sizes` the faces of each, `similarity` the mean over all
-    faces to the centre of theirs. `converged` is false where the iterations ended it.
-    """
-
-    def __init__(
-        self, centres: Tensor, sizes: list[int], similarity: float, iterations: int, converged: bool
-    ) -> None:
-        self.centres, self.sizes, self.similarity = centres, sizes, similarity
-        self.iterations, self.converged = iterations, converged
+    centres: Tensor  # unit vectors [n, d]
+    sizes: list[int]  # faces of each
+    similarity: float  # mean over all faces to the centre of their cluster
+    iterations: int
+    converged: bool  # False: the iterations ended first
 
     def assign(self, vectors: Vectors) -> Iterator[Assigned]:
         """Yield the cluster of every face, block by block."""
@@ -61,8 +59,17 @@ def find_clusters(
     """
     if count < 1:
         raise ConfigError(f"the number of clusters must be at least 1, got {count}")
+    if not -(2**63) <= seed < 2**64:
+        raise ConfigError(f"the seed must be a number of 64 bits, got {seed}")
     generator = torch.Generator().manual_seed(seed)
-    centres = _initial(_sample(vectors, count, generator), count, generator)
+    most = max(count, min(_SAMPLE, count * _SAMPLE_PER_CLUSTER))
+    sample = drawn_faces(vectors, most, generator)
+    if len(sample) < count:
+        raise RequestError(
+            f"{len(sample)} faces cannot form {count} clusters: choose fewer clusters, or more "
+            "faces"
+        )
+    centres = _initial(sample, count, generator)
     step = _Step(centres).over(vectors)
     iterations, converged = 1, False
     while not converged and iterations < most_iterations:
@@ -121,9 +128,11 @@ class _Step:
         self._farthest = torch.cat([self._farthest, vectors[places]])[kept]
 
 
-def _sample(vectors: Vectors, count: int, generator: torch.Generator) -> Tensor:
-    """Return vectors of faces drawn without replacement: those with the smallest random keys."""
-    most = max(count, min(_SAMPLE, count * _SAMPLE_PER_CLUSTER))
+def drawn_faces(vectors: Vectors, most: int, generator: torch.Generator) -> Tensor:
+    """Return vectors of `most` faces, or of all, drawn without replacement in one pass.
+
+    Those with the smallest random keys.
+    """
     rows: list[Tensor] = []
     keys = torch.empty(0)
     for block in vectors.blocks():
@@ -138,11 +147,7 @@ def _sample(vectors: Vectors, count: int, generator: torch.Generator) -> Tensor:
             row.clone() for row in block.vectors[new.to(block.vectors.device)]
         ]
         keys = together[kept]
-    if len(rows) < count:
-        raise RequestError(
-            f"{len(rows)} faces cannot form {count} clusters: choose fewer clusters, or more faces"
-        )
-    return torch.stack(rows)
+    return torch.stack(rows) if rows else torch.empty(0, 0)
 
 
 def _initial(sample: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from pyarrow import csv, json, parquet
 
 from pipeline.errors import InputError, RequestError
 from pipeline.face_columns import REJECT_COLUMNS, SOURCE_COLUMNS
-from pipeline.storage import Store, canonical_uri, one_line
+from pipeline.storage import file_place, one_line
 from pipeline.table.statements import check_frame_names
 
 # Columns by which rows are joined. A file's numbers under these names are texts, as in the table.
@@ -23,6 +24,7 @@ _TEXTS = {
 }
 # Arrow also raises built-in errors.
 _DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError)
+_ENDINGS = ".csv, .tsv, .jsonl, .ndjson or .parquet"
 _LEADING_ZERO = r"^[+-]?0\d"
 
 
@@ -81,11 +83,10 @@ def read_frame(uri: str) -> pa.Table:
     text column of the table (`key`, `image_id`, ...), are texts. Raises `InputError` for a file
     that is missing, damaged or of another kind.
     """
-    folder, _, name = canonical_uri(uri).rpartition("/")
+    store, name = file_place(uri)
     read = _READERS.get(f".{name.rpartition('.')[2].lower()}")
     if read is None:
         raise InputError(f"'{uri}' is not a file of labels: name a {_ENDINGS} file")
-    store = Store(folder or "/")
     if not store.exists(name):
         raise InputError(f"'{uri}' is not a file, or does not exist")
     content = io.BytesIO(store.get(name))
@@ -116,10 +117,6 @@ def _read_csv(file: BinaryIO, delimiter: str = ",") -> pa.Table:
     return table
 
 
-def _read_tsv(file: BinaryIO) -> pa.Table:
-    return _read_csv(file, "\t")
-
-
 def _read_json(file: BinaryIO) -> pa.Table:
     table = json.read_json(file)
     texts = [
@@ -138,9 +135,8 @@ def _read_parquet(file: BinaryIO) -> pa.Table:
 
 _READERS: dict[str, Callable[[BinaryIO], pa.Table]] = {
     ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
     ".jsonl": _read_json,
     ".ndjson": _read_json,
     ".parquet": _read_parquet,
 }
-_ENDINGS = " or ".join([", ".join(list(_READERS)[:-1]), list(_READERS)[-1]])

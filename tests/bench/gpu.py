@@ -12,6 +12,7 @@ stages  ceilings     copy rate, bfloat16 product
         correct      float32 against the CPU, the twin against float32, the kernel against PyTorch
         published    the loop of the literature, by PyTorch's default flags and in IEEE float32
         inverters    float32, tf32 and the twin, by batch size
+        ratios       the fastest of each over the published loop; the twin's share of the product
         parts        encoder, generator, LPIPS, copies; the longest kernels
         loop         batches with their metrics as the inverter runs them, busy share of the GPU
 """
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,8 +42,9 @@ from pipeline.metrics import MetricEvaluator  # noqa: E402
 from pipeline.models import Architecture, RestyleModel  # noqa: E402
 from pipeline.models.epilogue import epilogue_of  # noqa: E402
 from pipeline.models.pixels import from_levels  # noqa: E402
+from pipeline.models.stylegan2 import BLUR_TAPS  # noqa: E402
 from pipeline.models.transfer import download, upload  # noqa: E402
-from tests.bench.inverter import FACES_1024, published_loop  # noqa: E402
+from tests.bench.inverter import FACES_1024, operations, published_loop  # noqa: E402
 
 SECONDS = 450  # after which no measurement begins
 STEPS = 5
@@ -239,6 +242,28 @@ def inverters(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
+def ratios(bench: Bench) -> dict[str, Any]:
+    """Return how many times as fast as the published loop the fastest inverters are."""
+    theirs, ours = (bench.results.get(stage) for stage in ("published", "inverters"))
+    if not isinstance(theirs, list) or not isinstance(ours, list):
+        return {"skipped": "needs the stages published and inverters"}
+    fastest = {
+        precision: max(row["images_per_second"] for row in ours if row["precision"] == precision)
+        for precision in dict.fromkeys(row["precision"] for row in ours)
+    }
+    result: dict[str, Any] = {
+        f"published, {row['flags']} flags, batch {row['batch']}": {
+            name: round(speed / row["images_per_second"], 2) for name, speed in fastest.items()
+        }
+        for row in theirs
+    }
+    product = bench.results.get("ceilings", {}).get("bfloat16_tflops")
+    if product and "bfloat16" in fastest:
+        work = operations("bfloat16", bench.model().to("meta")) * bench.steps / 1e12
+        result["bfloat16_share_of_product"] = round(fastest["bfloat16"] * work / product, 3)
+    return result
+
+
 def parts(bench: Bench) -> dict[str, Any]:
     """Time the parts of a step of the twin, and list the longest kernels."""
     ready_device("auto", "float32")
@@ -264,8 +289,37 @@ def parts(bench: Bench) -> dict[str, Any]:
         result: dict[str, Any] = {"batch": n}
         for name, function in work.items():
             result[f"{name}_ms"] = bench.milliseconds(function)
+        result |= up_convolutions(bench)
         result["kernels"] = kernels(lambda: model.step(images[0], codes, images[0]), bench)
     return result
+
+
+def up_convolutions(bench: Bench) -> dict[str, float]:
+    """Time both forms of the last up-convolution: transposed and filtered, and as four phases."""
+    n, side = (1, 32) if bench.args.tiny else (8, 512)
+    options: dict[str, Any] = {"device": bench.device, "dtype": torch.bfloat16}
+    x = torch.randn(n, 64, side, side, **options).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(64, 32, 3, 3, **options).contiguous(memory_format=torch.channels_last)
+    merged = phases(weight).contiguous(memory_format=torch.channels_last)
+    return {
+        "up_transposed_ms": bench.milliseconds(lambda _: F.conv_transpose2d(x, weight, stride=2)),
+        "up_phases_ms": bench.milliseconds(lambda _: F.conv2d(x, merged, padding=1)),
+    }
+
+
+def phases(weight: Tensor) -> Tensor:
+    """Return the weight [4 o, i, 3, 3] of an up-convolution with its filter, from [i, o, 3, 3].
+
+    A 3x3 convolution with it, then a pixel shuffle, is the transposed convolution of stride 2 and
+    the binomial filter. It multiplies four times as often, and moves as much memory.
+    """
+    inputs, outputs = weight.shape[:2]
+    taps = torch.tensor(BLUR_TAPS, dtype=weight.dtype, device=weight.device)
+    padded = F.pad(weight.reshape(-1, 1, 3, 3), (3, 3, 3, 3))
+    wide = F.conv2d(padded, torch.outer(taps, taps)[None, None] / 16)
+    wide = wide.view(inputs, outputs, 6, 6).transpose(0, 1)
+    parts = [wide[:, :, a::2, b::2].flip(2, 3) for a in (0, 1) for b in (0, 1)]
+    return torch.stack(parts, dim=1).reshape(4 * outputs, inputs, 3, 3)
 
 
 def kernels(work: Callable[[], Any], bench: Bench) -> list[dict[str, Any]]:
@@ -360,6 +414,7 @@ STAGES: dict[str, Callable[[Bench], Any]] = {
     "correct": correct,
     "published": published,
     "inverters": inverters,
+    "ratios": ratios,
     "parts": parts,
     "loop": loop,
 }

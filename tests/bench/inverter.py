@@ -1,39 +1,47 @@
-"""Seconds and peak memory an image of `invert` on a CPU, against the published loop.
+"""Seconds, peak memory and share of a CPU's peak of `invert`, against the published loop.
 
-python tests/bench/inverter.py [--batches 1,4] [--steps N] [--threads N]
+python tests/bench/inverter.py [--batches 1,4] [--steps 1,5] [--threads N]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.inversion import average_image, invert  # noqa: E402
+from pipeline.inversion import FastModel, average_image, invert  # noqa: E402
+from pipeline.inversion.device import cpu_has_bfloat16  # noqa: E402
 from pipeline.models import Architecture, RestyleModel  # noqa: E402
 from pipeline.models.stylegan2 import Generator, ModulatedConv2d, StyledConv, ToRGB  # noqa: E402
 
 REGIME = """\
-Regime: ReStyle-pSp for faces (IR-SE50 encoder, 1024 px StyleGAN2), seeded random weights, float32.
-  published  the loop of the literature: weights modulated for every face, one grouped convolution a
-             layer, resampling channel by channel, every step's images kept at full size
-  ours       pipeline.inversion.invert
+Regime: ReStyle-pSp for faces (IR-SE50 encoder, 1024 px StyleGAN2), seeded random weights.
+  published  the loop of the literature in float32: weights modulated for every face, one grouped
+             convolution a layer, resampling channel by channel, every step's images at full size
+  float32    pipeline.inversion.invert
+  bfloat16   the same with the twin of `--precision bfloat16`, on a CPU that gains by it
 Each row is a process of its own; weights are loaded and the average image made before the clock
 starts. CPU seconds are user + system of the process, so a busy machine disturbs them little; wall
 seconds it does disturb. `kept` is an allocator that keeps freed memory (environment variables).
+`share_of_peak` is the floating-point operations of a row's own convolutions and products, counted,
+over its CPU seconds and the best rate that a large product or convolution of its dtype has here.
 """
 KEPT = {
     "MALLOC_TOP_PAD_": "536870912",
@@ -121,11 +129,25 @@ def published_loop(model: RestyleModel, images: Tensor, steps: int) -> tuple[Ten
 # Measuring ------------------------------------------------------------------------------------
 
 
+SIDES = ("published", "float32", "bfloat16")
+SECONDS, PEAK = "cpu_seconds_per_image_and_step", "peak_gib"
+
+
 def seeded_model() -> RestyleModel:
     """Faces 1024 with random weights."""
     torch.manual_seed(0)
     arguments = {"input_channels": 6, "n_styles": 18}
     return RestyleModel(Architecture("BackboneEncoder", arguments, FACES_1024, mapping_layers=8))
+
+
+def loop_of(side: str, model: RestyleModel) -> Callable[[Tensor, int], Any]:
+    """Return the function of images and steps that a row measures."""
+    model.requires_grad_(False)
+    if side == "published":
+        return lambda images, steps: published_loop(model, images, steps)
+    ours = FastModel(model) if side == "bfloat16" else model
+    average_image(ours)
+    return lambda images, steps: invert(ours, images, steps=steps, full_size=False)
 
 
 def measure(side: str, batch: int, steps: int, threads: int) -> dict[str, Any]:
@@ -134,72 +156,134 @@ def measure(side: str, batch: int, steps: int, threads: int) -> dict[str, Any]:
     model = seeded_model()
     images = torch.rand(batch, 3, *model.input_size) * 2 - 1
     average_image(model)
+    loop = loop_of(side, model)
     cpu, wall = time.process_time(), time.perf_counter()
-    if side == "ours":
-        invert(model, images, steps=steps)
-    else:
-        published_loop(model, images, steps)
+    loop(images, steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
-        "cpu_seconds_per_image_and_step": round((time.process_time() - cpu) / batch / steps, 2),
+        SECONDS: round((time.process_time() - cpu) / batch / steps, 2),
         "wall_seconds_per_image_and_step": round((time.perf_counter() - wall) / batch / steps, 2),
-        "peak_gib": round(peak, 2),
+        PEAK: round(peak, 2),
     }
 
 
-def in_a_process(side: str, batch: int, kept: bool, args: argparse.Namespace) -> dict[str, Any]:
-    """Measure one row in a new process, with or without the allocator's settings."""
+@torch.no_grad()
+def operations(side: str, model: RestyleModel) -> int:
+    """Return the floating-point operations of an image and step; `model` is on the meta device."""
+    with torch.device("meta"):
+        images = torch.empty(1, 3, *model.input_size)
+        loop = loop_of(side, model)
+        average_image(model)
+        with FlopCounterMode(display=False) as counter:
+            loop(images, 1)
+    return int(counter.get_total_flops())
+
+
+@torch.no_grad()
+def ceilings(threads: int, side: int = 2048) -> dict[str, float]:
+    """Return the highest GFLOP a CPU second by dtype, of a product and a convolution."""
+    torch.set_num_threads(threads)
+    rates = {}
+    for name in SIDES[1:]:
+        dtype = getattr(torch, name)
+        a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
+        x = torch.randn(4, side // 8, 64, 64).to(dtype, memory_format=torch.channels_last)
+        kernel = torch.randn(side // 8, side // 8, 3, 3).to(
+            dtype, memory_format=torch.channels_last
+        )
+        work: list[Callable[[], Tensor]] = [lambda a=a, b=b: a @ b]
+        work += [lambda x=x, kernel=kernel: F.conv2d(x, kernel, padding=1)]
+        rates[name] = round(max(map(rate, work)), 1)
+    return rates
+
+
+def rate(work: Callable[[], Tensor]) -> float:
+    """Return the GFLOP a CPU second of `work`, by the median of five runs."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    seconds = []
+    for _ in range(5):
+        began = time.process_time()
+        work()
+        seconds.append(time.process_time() - began)
+    return counter.get_total_flops() / 1e9 / statistics.median(seconds)
+
+
+def in_a_process(flags: list[str], kept: bool) -> Any:
+    """Return what a new process prints, with or without the allocator's settings."""
     environment = {key: value for key, value in os.environ.items() if key not in KEPT}
-    command = [sys.executable, __file__, "--measure", side, "--batches", str(batch)]
-    command += ["--steps", str(args.steps), "--threads", str(args.threads)]
     done = subprocess.run(
-        command,
+        [sys.executable, __file__, *flags],
         env=environment | (KEPT if kept else {}),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    row = {"side": side, "batch": batch, "allocator": "kept" if kept else "default"}
-    return row | json.loads(done.stdout)
+    return json.loads(done.stdout)
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the speed-up and the memory ratio of our loop, by batch and allocator."""
+def summary(
+    rows: list[dict[str, Any]], counted: dict[str, int], peaks: dict[str, float]
+) -> dict[str, Any]:
+    """Return rows with their share of the peak, and how much better ours are, by case."""
     ratios = {}
-    by_case = {(row["side"], row["batch"], row["allocator"]): row for row in rows}
-    for (side, batch, allocator), ours in by_case.items():
-        if side == "ours":
-            theirs = by_case["published", batch, allocator]
-            ratios[f"batch {batch}, allocator {allocator}"] = {
-                name: round(theirs[key] / ours[key], 2)
-                for name, key in (
-                    ("faster", "cpu_seconds_per_image_and_step"),
-                    ("smaller", "peak_gib"),
-                )
+    places = ("batch", "steps", "allocator")
+    published = {
+        tuple(row[key] for key in places): row for row in rows if row["side"] == "published"
+    }
+    for row in rows:
+        peak = peaks["bfloat16" if row["side"] == "bfloat16" else "float32"]
+        row["share_of_peak"] = round(counted[row["side"]] / 1e9 / row[SECONDS] / peak, 3)
+        case = tuple(row[key] for key in places)
+        if row["side"] != "published" and case in published:
+            name = "{}, batch {}, steps {}, allocator {}".format(row["side"], *case)
+            ratios[name] = {
+                word: round(published[case][key] / row[key], 2)
+                for word, key in (("faster", SECONDS), ("smaller", PEAK))
             }
-    return {"bench": "inverter", "rows": rows, "published_over_ours": ratios}
+    return {
+        "bench": "inverter",
+        "gflop_per_image_and_step": {side: round(n / 1e9, 1) for side, n in counted.items()},
+        "peak_gflop_per_cpu_second": peaks,
+        "rows": rows,
+        "published_over_ours": ratios,
+    }
+
+
+def numbers(text: str) -> list[int]:
+    """Return whole numbers of a comma-separated flag."""
+    return [int(number) for number in text.split(",")]
 
 
 def main() -> None:
     """Measure every row, print each as it comes, and the summary as the last line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--batches", default="1,4", help="comma-separated (published: 12 GB at 4)")
-    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--batches", default="1,4", help="comma-separated (published: 16 GB at 4)")
+    parser.add_argument("--steps", default="1,5", help="comma-separated")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--measure", choices=["ours", "published"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=[*SIDES, "ceilings"], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    batches = [int(batch) for batch in args.batches.split(",")]
+    batches, steps = numbers(args.batches), numbers(args.steps)
+    if args.measure == "ceilings":
+        print(json.dumps(ceilings(args.threads)))
+        return
     if args.measure:
-        print(json.dumps(measure(args.measure, batches[0], args.steps, args.threads)))
+        print(json.dumps(measure(args.measure, batches[0], steps[0], args.threads)))
         return
     print(REGIME)
+    sides = SIDES if cpu_has_bfloat16() else SIDES[:-1]
+    common = ["--threads", str(args.threads), "--measure"]
+    peaks = in_a_process([*common, "ceilings"], kept=True)
+    with torch.device("meta"):
+        shapes = seeded_model()
+    counted = {side: operations(side, shapes) for side in sides}
     rows = []
-    for batch in batches:
-        for kept in (False, True):
-            for side in ("published", "ours"):
-                rows.append(in_a_process(side, batch, kept, args))
-                print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    print(json.dumps(summary(rows)))
+    for count, batch, kept, side in itertools.product(steps, batches, (False, True), sides):
+        flags = [*common, side, "--batches", str(batch), "--steps", str(count)]
+        case = {"batch": batch, "steps": count, "allocator": "kept" if kept else "default"}
+        rows.append({"side": side, **case} | in_a_process(flags, kept))
+        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    print(json.dumps(summary(rows, counted, peaks)))
 
 
 if __name__ == "__main__":

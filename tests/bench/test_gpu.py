@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from pipeline.models.epilogue import blur
 from tests.bench import gpu
 
 
@@ -19,6 +21,10 @@ def test_every_stage_runs_without_a_gpu(tmp_path: Path, capfd: pytest.CaptureFix
     assert {row["precision"] for row in results["inverters"]} == {"bfloat16", "tf32", "float32"}
     assert all(row["images_per_second"] > 0 for row in results["inverters"])
     assert results["parts"]["kernels"]
+    case = results["ratios"]["published, default flags, batch 1"]
+    assert case.keys() == {"bfloat16", "tf32", "float32"}
+    assert min(case.values()) > 0
+    assert results["ratios"]["bfloat16_share_of_product"] > 0
     assert json.loads(capfd.readouterr().out.splitlines()[-1]) == results
 
 
@@ -32,3 +38,11 @@ def test_a_wrong_result_ends_the_measurement(
     assert "codes differ by" in json.loads(output.read_text())["correct"]["wrong"]
     with pytest.raises(ArithmeticError, match="not finite"):
         gpu.check_finite([torch.tensor([1.0, float("nan")])])
+
+
+def test_four_phases_are_the_filtered_up_convolution() -> None:
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64)
+    weight = torch.randn(5, 3, 3, 3, dtype=torch.float64)
+    expected = blur(F.conv_transpose2d(x, weight, stride=2))
+    made = F.pixel_shuffle(F.conv2d(x, gpu.phases(weight), padding=1), 2)
+    assert torch.allclose(made, expected, rtol=0, atol=1e-12)

@@ -6,16 +6,16 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
-from ray.data import ExecutionResources
 
-from pipeline.engine.cluster import running_ray
+from pipeline.engine import ray_autoscaler
 from pipeline.engine.ray_autoscaler import (
+    GROW_AFTER_S,
     Debounced,
-    PendingRequests,
+    LaterGrowth,
     missing_workers,
     target_actors,
 )
@@ -98,6 +98,39 @@ def test_what_is_there_is_not_asked_for(operator: Operator, queued: int, count: 
     assert missing_workers(operator, queued) == count
 
 
+@pytest.mark.parametrize(
+    ("running", "pending", "waited", "grows"),
+    [
+        ((1, 0), (0, 1), 99 * GROW_AFTER_S, False),  # the second pool starts its first actor
+        ((1, 0), (0, 0), 0.0, True),  # which died: it is replaced
+        ((1, 1), (0, 0), 0.9 * GROW_AFTER_S, False),
+        ((1, 1), (0, 0), GROW_AFTER_S, True),
+    ],
+)
+def test_pools_grow_after_all_run(
+    running: tuple[int, int],
+    pending: tuple[int, int],
+    waited: float,
+    grows: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, grown = [100.0], []
+    monkeypatch.setattr(ray_autoscaler.time, "monotonic", lambda: now[0])
+    states = [
+        SimpleNamespace(running=alive, pending=coming, restarting=0)
+        for alive, coming in zip(running, pending, strict=True)
+    ]
+    topology = [
+        SimpleNamespace(get_autoscaling_actor_pools=lambda: [1], get_actor_info=lambda s=state: s)
+        for state in states
+    ]
+    scaler = LaterGrowth(SimpleNamespace(try_trigger_scaling=lambda: grown.append(1)), topology)
+    scaler.try_trigger_scaling()
+    now[0] += waited
+    scaler.try_trigger_scaling()
+    assert bool(grown) is grows
+
+
 def test_a_count_is_followed_only_when_it_lasts() -> None:
     debounced = Debounced(seconds=20)
     result = [debounced.observe(count, 5.0 * step) for step, count in enumerate([1, 1, 9, 1, 1, 1])]
@@ -106,30 +139,6 @@ def test_a_count_is_followed_only_when_it_lasts() -> None:
     assert result == [1, 1, 1, 1, 9, 9]
     result = [debounced.observe(2, 60.0 + 5 * step) for step in range(6)]
     assert result == [9, 9, 9, 9, 2, 2]
-
-
-@pytest.mark.timeout(600)
-# Ray leaves the log files of its own processes to the garbage collector.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_requests_stay_pending_until_withdrawn() -> None:
-    with running_ray(pretended_gpus=1):
-        pending_requests = PendingRequests(ExecutionResources(gpu=2, cpu=0))
-        pending_requests.keep(3)
-        first, *others = pending_requests.tasks
-        assert ray.wait([first, *others], timeout=1)[0] == []
-        pending_requests.keep(1)
-        assert pending_requests.tasks == [first]
-        for task in others:
-            with pytest.raises(ray.exceptions.TaskCancelledError):
-                ray.get(task, timeout=60)
-        pending_requests.keep(0)
-        fitting = PendingRequests(ExecutionResources(gpu=1, cpu=0))
-        fitting.keep(1)
-        (ran,) = fitting.tasks
-        assert ray.get(ran, timeout=120) is None
-        fitting.keep(1)
-        assert fitting.tasks != [ran], "a task that has run is replaced"
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -34,6 +36,20 @@ def bundle(model: RestyleModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.mark.parametrize("name", ["bundle", "demo"])
+def test_loading_a_model_imports_no_compiler(name: str, bundle: Path) -> None:
+    """Every driver and inverter loads one, and the import takes two seconds."""
+    place = str(bundle) if name == "bundle" else name
+    code = f"""
+import sys
+from pipeline.models import load_model
+load_model({place!r})
+print({{"torch._dynamo", "sympy"}} & set(sys.modules))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
 @pytest.fixture
 def broken(bundle: Path, tmp_path: Path) -> Path:
     """Return a copy of the bundle for a test to damage."""
@@ -47,6 +63,16 @@ def test_bundle_keeps_the_fingerprint_of_its_checkpoint(model: RestyleModel, bun
     assert loaded.fingerprint == model.fingerprint
     assert loaded.metadata == model.metadata
     assert loaded.architecture == model.architecture
+
+
+def test_a_tilde_is_the_home_folder(
+    model: RestyleModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save_bundle(model, "~/models/tiny")
+    assert (tmp_path / "models" / "tiny" / "model.json").exists()
+    assert load_model("~/models/tiny").fingerprint == model.fingerprint
 
 
 def test_a_bundle_loads_from_any_fsspec_uri(model: RestyleModel) -> None:
