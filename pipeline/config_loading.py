@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pipeline.choices import (
     CHECK_BELOW,
+    COARSE_SIDE,
     MOST_SEARCH_PIXELS,
     SEARCH_PIXELS,
     EncoderType,
@@ -48,6 +49,15 @@ CheckBelow = Annotated[
         ge=0,
         allow_inf_nan=False,
         description="faces with a lower detector score are detected again in their crop; 0: none",
+    ),
+]
+CoarseSide = Annotated[
+    int,
+    Field(
+        ge=0,
+        lt=448,
+        description="longest side in pixels of the copy that is searched first, for a face that "
+        "is large in its photo; 0: none",
     ),
 ]
 
@@ -90,6 +100,7 @@ class FaceSearch(BaseModel):
     turns: TurnsSetting = "auto"
     search_pixels: SearchPixels = SEARCH_PIXELS
     check_below: CheckBelow = CHECK_BELOW
+    coarse_side: CoarseSide = COARSE_SIDE
 
 
 def _image_fields(text: str) -> str:
