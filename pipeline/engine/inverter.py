@@ -26,7 +26,7 @@ from pipeline.inversion import (
     keep_freed_memory,
     ready_device,
 )
-from pipeline.inversion.methods import Method, Models, convergence, find_codes
+from pipeline.inversion.methods import OPTIMISATIONS, Method, Models, convergence, find_codes
 from pipeline.inversion.render import render_each
 from pipeline.metrics import Measures, MetricEvaluator
 from pipeline.models import RestyleModel, load_model
@@ -147,12 +147,14 @@ class Inverter:
         self.batch_size = settings.batch_size or BATCH[self.device]
 
     def _load(self, model: str, hints: ModelHints) -> RestyleModel:
-        """Return a model, or its twin for bfloat16, on the device."""
-        loaded = load_model(model, device=self.device, **hints)
-        if self.settings.precision != "bfloat16":
-            return loaded
-        loaded.requires_grad_(False)
-        return FastModel(loaded)
+        """Return a model on the device, or its twin: in bfloat16, or in float32 on a CPU."""
+        loaded = load_model(model, device=self.device, **hints).requires_grad_(False)
+        if self.settings.precision == "bfloat16":
+            return FastModel(loaded)
+        has_gradients = self.settings.method.name in OPTIMISATIONS
+        if self.device == "cpu" and not has_gradients:
+            return FastModel(loaded, torch.float32)
+        return loaded
 
     def rows(
         self,

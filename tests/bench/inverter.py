@@ -35,7 +35,7 @@ REGIME = """\
 Regime: ReStyle-pSp for faces (IR-SE50 encoder, 1024 px StyleGAN2), seeded random weights.
   published  the loop of the literature in float32: weights modulated for every face, one grouped
              convolution a layer, resampling channel by channel, every step's images at full size
-  float32    pipeline.inversion.invert
+  float32    pipeline.inversion.invert with the twin that a job on a CPU has
   bfloat16   the same with the twin of `--precision bfloat16`, on a CPU that gains by it
 Each row is a process of its own; weights are loaded and the average image made before the clock
 starts. CPU seconds are user + system of the process, so a busy machine disturbs them little; wall
@@ -145,7 +145,7 @@ def loop_of(side: str, model: RestyleModel) -> Callable[[Tensor, int], Any]:
     model.requires_grad_(False)
     if side == "published":
         return lambda images, steps: published_loop(model, images, steps)
-    ours = FastModel(model) if side == "bfloat16" else model
+    ours = FastModel(model, getattr(torch, side))
     average_image(ours)
     return lambda images, steps: invert(ours, images, steps=steps, full_size=False)
 
@@ -278,7 +278,7 @@ def main() -> None:
         shapes = seeded_model()
     counted = {side: operations(side, shapes) for side in sides}
     rows = []
-    for count, batch, kept, side in itertools.product(steps, batches, (False, True), sides):
+    for kept, count, batch, side in itertools.product((False, True), steps, batches, sides):
         flags = [*common, side, "--batches", str(batch), "--steps", str(count)]
         case = {"batch": batch, "steps": count, "allocator": "kept" if kept else "default"}
         rows.append({"side": side, **case} | in_a_process(flags, kept))
