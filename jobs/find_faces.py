@@ -1,14 +1,15 @@
 """Find faces of a table that are alike: neighbours, duplicates, clusters.
 
     python jobs/find_faces.py --table URI --like IMAGE_ID|PHOTO [IMAGE_ID|PHOTO ...] -k 10
-    python jobs/find_faces.py --table URI --duplicates 0.95 [--output duplicates.csv]
+    python jobs/find_faces.py --table URI --duplicates 0.95 [--approximate] [--output pairs.csv]
     python jobs/find_faces.py --table URI --clusters 20 --output clusters.parquet
 
 --like: the most similar faces of each id of the table or photo; a photo, path or URI, is aligned
 and embedded as the table's faces were. --duplicates: groups that pairs of at least this similarity
-connect. --clusters: k-means. By identity, the default where the table has that column, persons are
-compared; by w_plus codes are. Everything is exact; --where, --order and --limit choose the faces
-that are compared. Rows go into --output, the first ones to stderr; the last line of stdout is JSON.
+connect; with --approximate some may be missed, in a fraction of the time from 10^5 faces on.
+--clusters: k-means. By identity, the default where the table has that column, persons are compared;
+by w_plus codes are. --where, --order and --limit choose the faces that are compared. Rows go into
+--output, the first ones to stderr; the last line of stdout is JSON.
 
 exit code  0 done   1 a read or a write failed   2 the request is wrong
 """
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pipeline.choices import Device, SearchBy
 from pipeline.cli import add_selection, exit_code_of, job_parser, positive
 from pipeline.errors import ConfigError
-from pipeline.search.requests import check_by, check_threshold, default_by
+from pipeline.search.requests import check_by, check_threshold, default_by, require_faiss
 from pipeline.search.row_files import check_row_file
 from pipeline.table import open_table
 from pipeline.table.selection import Selection
@@ -64,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", default="auto", choices=get_args(Device), help="device that compares"
     )
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help="--duplicates by faiss's inverted file, which may miss pairs",
+    )
     parser.add_argument("--output", metavar="URI", help="CSV or Parquet file of all rows")
     return parser
 
@@ -94,6 +100,10 @@ def _report(args: argparse.Namespace) -> int:
 def _checked(args: argparse.Namespace) -> tuple[Selection, SearchBy]:
     if args.duplicates is not None:
         check_threshold(args.duplicates)
+    if args.approximate:
+        if args.duplicates is None:
+            raise ConfigError("--approximate is for --duplicates: the other searches are exact")
+        require_faiss()
     if args.output:
         check_row_file(args.output, args.table)
     if args.like and len(args.like) * args.neighbours > _MOST_PRINTED and not args.output:
@@ -124,7 +134,7 @@ def _search(args: argparse.Namespace, selection: Selection, by: SearchBy) -> Fin
         return reports.of_neighbours(vectors, names, queries, args.neighbours)
     if args.clusters:
         return reports.of_clusters(vectors, args.clusters, args.seed)
-    return reports.of_duplicates(vectors, args.duplicates)
+    return reports.of_duplicates(vectors, args.duplicates, approximate=args.approximate)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,8 @@ def lines(status: Status) -> Iterator[str]:
         yield f"run      {describe_run(run, is_active=status.at_work and index == 0)}"
         if index == 0 and run["first_error"]:
             yield f"error    {printable(run['first_error'])}"
+    for began in status.unfinished_forgets:
+        yield f"forget   begun {began}, not finished: restyle forget --table {status.table}"
 
 
 def main(argv: list[str]) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,30 +19,52 @@ from tests.s3_server import S3Server, WeedMissingError, drop_bucket, make_bucket
 _BUCKETS = itertools.count()
 
 
-# Modules that run for minutes, in the order in which the two processes of `make test` start them.
-_LONGEST = (
-    "faults/test_schedules",
-    "jobs/test_interrupted_job",
-    "jobs/test_inputs",
-    "jobs/test_submitted_job",
-    "engine/test_pipeline",
-    "jobs/",
-    "engine/",
-    "faults/",
-    "fuzz/",
-)
+# Two processes share two cores; this is read when PyTorch is imported, here and in child processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TESTS = Path(__file__).parent
+# Modules that share what is slow to make: each group runs in one process of `make test`.
+SHARING = {
+    "one run of the job": (
+        "jobs/test_interrupted_job.py",
+        "jobs/test_inputs.py",
+        "jobs/test_submitted_job.py",
+        "jobs/test_refine_dataset.py",
+        "jobs/test_invert_dataset.py",
+    ),
+    "one Ray": ("engine/on_ray/",),
+}
+# What runs for minutes, in the order in which the processes of `make test` start it.
+_LONGEST = ("jobs/test_", "faults/test_schedules", "engine/on_ray/", "engine/", "faults/", "fuzz/")
+
+
+def group_of(name: str) -> str:
+    """Return the group of the module `name`, a path below tests/: itself if it shares nothing."""
+    groups = (group for group, starts in SHARING.items() if name.startswith(starts))
+    return next(groups, name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest modules first, so that no process is left with one of them at the end."""
+    """Run the longest groups first, so that no process is left with one of them at the end."""
 
-    def place(item: pytest.Item) -> int:
-        name = item.path.relative_to(Path(__file__).parent).as_posix()
-        return next(
-            (i for i, start in enumerate(_LONGEST) if name.startswith(start)), len(_LONGEST)
-        )
+    def place(item: pytest.Item) -> tuple[int, int]:
+        name = item.path.relative_to(TESTS).as_posix()
+        starts = (i for i, start in enumerate(_LONGEST) if name.startswith(start))
+        return int(group_of(name) == name), next(starts, len(_LONGEST))
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a whole group to one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0].removeprefix("tests/"))
+
+    return ByGroup(config, log)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def test_messages_ignore_the_default_socket_timeout() -> None:
         socket.setdefaulttimeout(before)
 
 
-def test_child_has_one_thread_and_its_own_session() -> None:
+def test_child_has_one_thread_and_its_own_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     script = """
 import pipeline
 theirs.send([os.environ["OMP_NUM_THREADS"], pipeline.__file__, os.getsid(0), os.getpid()])

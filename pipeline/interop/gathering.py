@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import TableError
 from pipeline.interop.row_order import Positions, StoredRows
-from pipeline.storage import is_local, one_line
+from pipeline.storage import is_local
 from pipeline.storage.uris import storage_errors
+from pipeline.table.parts import damage_reported
 
 BUFFER_BYTES = 256 << 20
 WINDOW_BYTES = 48 << 20
@@ -106,15 +107,12 @@ def _row_groups(
 ) -> Iterator[pa.Table]:
     store, schema = rows.table.store, rows.table.spec.columns.latents_schema()
     opened = store.open(name) if content is None else nullcontext(pa.BufferReader(content))
-    try:
-        with opened as file:
-            parquet = pq.ParquetFile(file)
-            if parquet.metadata.num_rows != count:
-                raise TableError(f"'{store.uri(name)}' changed during the export: run again")
-            for group in range(parquet.num_row_groups):
-                yield parquet.read_row_group(group).select(schema.names).cast(schema)
-    except (pa.ArrowException, ValueError, LookupError) as error:
-        raise TableError(f"'{store.uri(name)}' is damaged: {one_line(error)}") from error
+    with opened as file, damage_reported(store.uri(name)):
+        parquet = pq.ParquetFile(file)
+        if parquet.metadata.num_rows != count:
+            raise TableError(f"'{store.uri(name)}' changed during the export: run again")
+        for group in range(parquet.num_row_groups):
+            yield parquet.read_row_group(group).select(schema.names).cast(schema)
 
 
 @dataclass

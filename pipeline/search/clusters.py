@@ -62,7 +62,14 @@ def find_clusters(
     if count < 1:
         raise ConfigError(f"the number of clusters must be at least 1, got {count}")
     generator = torch.Generator().manual_seed(seed)
-    centres = _initial(_sample(vectors, count, generator), count, generator)
+    most = max(count, min(_SAMPLE, count * _SAMPLE_PER_CLUSTER))
+    sample = drawn_faces(vectors, most, generator)
+    if len(sample) < count:
+        raise RequestError(
+            f"{len(sample)} faces cannot form {count} clusters: choose fewer clusters, or more "
+            "faces"
+        )
+    centres = _initial(sample, count, generator)
     step = _Step(centres).over(vectors)
     iterations, converged = 1, False
     while not converged and iterations < most_iterations:
@@ -121,9 +128,11 @@ class _Step:
         self._farthest = torch.cat([self._farthest, vectors[places]])[kept]
 
 
-def _sample(vectors: Vectors, count: int, generator: torch.Generator) -> Tensor:
-    """Return vectors of faces drawn without replacement: those with the smallest random keys."""
-    most = max(count, min(_SAMPLE, count * _SAMPLE_PER_CLUSTER))
+def drawn_faces(vectors: Vectors, most: int, generator: torch.Generator) -> Tensor:
+    """Return vectors of `most` faces, or of all, drawn without replacement in one pass.
+
+    Those with the smallest random keys.
+    """
     rows: list[Tensor] = []
     keys = torch.empty(0)
     for block in vectors.blocks():
@@ -138,11 +147,7 @@ def _sample(vectors: Vectors, count: int, generator: torch.Generator) -> Tensor:
             row.clone() for row in block.vectors[new.to(block.vectors.device)]
         ]
         keys = together[kept]
-    if len(rows) < count:
-        raise RequestError(
-            f"{len(rows)} faces cannot form {count} clusters: choose fewer clusters, or more faces"
-        )
-    return torch.stack(rows)
+    return torch.stack(rows) if rows else torch.empty(0, 0)
 
 
 def _initial(sample: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import printable
 from pipeline.search.clusters import find_clusters
-from pipeline.search.duplicates import find_duplicates
+from pipeline.search.duplicates import find_duplicates, find_most_duplicates
 from pipeline.search.neighbours import nearest
 from pipeline.search.vectors import Vectors
 
@@ -62,12 +62,13 @@ def of_neighbours(vectors: Vectors, queries: Sequence[str], values: Tensor, k: i
     return Findings(facts, lines, schema, lambda: _batches(schema, [*zip(*rows, strict=True)]))
 
 
-def of_duplicates(vectors: Vectors, threshold: float) -> Findings:
-    """Find the groups of faces that are similar by at least `threshold`."""
+def of_duplicates(vectors: Vectors, threshold: float, *, approximate: bool = False) -> Findings:
+    """Find the groups of faces that are similar by at least `threshold`; most, if `approximate`."""
     schema = pa.schema(
         [("group", pa.int64()), ("image_id", pa.string()), ("similarity", pa.float32())]
     )
-    result = find_duplicates(vectors, threshold)
+    find = find_most_duplicates if approximate else find_duplicates
+    result = find(vectors, threshold)
     first_rows = np.flatnonzero(np.diff(result.groups, prepend=-1))
     ends = np.append(first_rows[1:], len(result.groups))
     lines = []
@@ -86,6 +87,7 @@ def of_duplicates(vectors: Vectors, threshold: float) -> Findings:
     facts = {
         **_compared(vectors),
         "threshold": threshold,
+        "approximate": approximate,
         "groups": result.count,
         "faces_in_groups": len(result.groups),
         "largest_group": int((ends - first_rows).max(initial=0)),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import get_args
 
 from pipeline.choices import SearchBy
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RequestError
 from pipeline.table.reader import Table
 
 
@@ -29,3 +30,12 @@ def check_threshold(threshold: float) -> None:
     """Raise `ConfigError` unless `threshold` is a similarity of two faces."""
     if not -1 < threshold <= 1:
         raise ConfigError(f"the threshold is a similarity above -1 and up to 1, not {threshold:g}")
+
+
+def require_faiss() -> None:
+    """Raise `RequestError` if faiss is not installed."""
+    if find_spec("faiss") is None:
+        raise RequestError(
+            "--approximate needs faiss: pip install 'restyle-pipeline[search]', or leave it out, "
+            "which compares every pair"
+        )

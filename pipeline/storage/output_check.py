@@ -71,10 +71,11 @@ def first_names(store: Store) -> list[str]:
     Files that storage systems create by themselves and temporary files of killed writers are
     skipped. A missing folder has no names.
     """
-    return sorted(islice(filter(_is_content, _names(store)), _MAX_NAMES))
+    return sorted(islice(filter(_is_content, names_in(store)), _MAX_NAMES))
 
 
-def _names(store: Store) -> Iterator[str]:
+def names_in(store: Store) -> Iterator[str]:
+    """Yield the names in the top folder of `store`, while listing; those of folders end in "/"."""
     folder = store.path()
     if is_local_filesystem(store.fs):
         return _names_on_disk(folder)

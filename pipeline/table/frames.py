@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ _TEXTS = {
 }
 # Arrow also raises built-in errors.
 _DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError)
+_ENDINGS = ".csv, .tsv, .jsonl, .ndjson or .parquet"
 _LEADING_ZERO = r"^[+-]?0\d"
 
 
@@ -116,10 +118,6 @@ def _read_csv(file: BinaryIO, delimiter: str = ",") -> pa.Table:
     return table
 
 
-def _read_tsv(file: BinaryIO) -> pa.Table:
-    return _read_csv(file, "\t")
-
-
 def _read_json(file: BinaryIO) -> pa.Table:
     table = json.read_json(file)
     texts = [
@@ -138,9 +136,8 @@ def _read_parquet(file: BinaryIO) -> pa.Table:
 
 _READERS: dict[str, Callable[[BinaryIO], pa.Table]] = {
     ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".tsv": partial(_read_csv, delimiter="\t"),
     ".jsonl": _read_json,
     ".ndjson": _read_json,
     ".parquet": _read_parquet,
 }
-_ENDINGS = " or ".join([", ".join(list(_READERS)[:-1]), list(_READERS)[-1]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from contextlib import closing
 
 import duckdb
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.storage import Shard, one_line
 from pipeline.table.parts import LATENTS, part_name
 from pipeline.table.queries import connect, create_view
 from pipeline.table.reader import Table, open_table
-from pipeline.table.schema import STYLE_DIM
+from pipeline.table.schema import STYLE_DIM, codes_array
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 from pipeline.table.statements import condition
 
@@ -79,18 +80,17 @@ class InitialCodes:
         store, columns = self.table.store, self.table.spec.columns
         query = f"SELECT image_id, key FROM latents WHERE {condition(where, one_row=True)}"
         connection, files = connect(store)
-        for name in names:
-            create_view(connection, LATENTS, files, [name], columns.latents_schema())
-            try:
-                rows = connection.execute(query).fetchall()
-            except duckdb.Error as error:
-                files.raise_failure()
-                raise RequestError(f"where {where!r} failed: {one_line(error)}") from error
-            for image, key in rows:
-                self._files[image] = name
-                self._faces[key].append(image)
-        connection.close()
-        files.close()
+        with closing(files), closing(connection):
+            for name in names:
+                create_view(connection, LATENTS, files, [name], columns.latents_schema())
+                try:
+                    rows = connection.execute(query).fetchall()
+                except duckdb.Error as error:
+                    files.raise_failure()
+                    raise RequestError(f"where {where!r} failed: {one_line(error)}") from error
+                for image, key in rows:
+                    self._files[image] = name
+                    self._faces[key].append(image)
 
     @property
     def keys(self) -> Collection[str]:
@@ -107,12 +107,5 @@ class InitialCodes:
         for name, images in images_by_file.items():
             codes_by_id |= self.table.codes_in(name, images)
         schema = initial_codes_schema(self.n_styles)
-        numbers = pa.array(
-            np.concatenate(
-                [np.empty((0,), np.float32), *(codes_by_id[image].ravel() for image in ids)]
-            )
-        )
-        kind = schema.field("w_plus").type
-        rows = pa.FixedSizeListArray.from_arrays(numbers, type=kind.value_type)
-        codes = pa.FixedSizeListArray.from_arrays(rows, type=kind)
+        codes = codes_array([codes_by_id[image][None] for image in ids], schema.types[1])
         return pa.Table.from_arrays([pa.array(ids, pa.string()), codes], schema=schema)

@@ -140,10 +140,10 @@ class PartIndex:
 
     def add(self, part: PartRecord) -> None:
         """Add the row of a written part of an open shard; a part without etags is skipped."""
-        if not (part.latents_etag and part.rejects_etag):
+        if self.read_only or not (part.latents_etag and part.rejects_etag):
             return
         self._waiting.setdefault(part.shard, []).append(part)
-        if self.read_only or sum(map(len, self._waiting.values())) < PARTS_INDEXED_AT_ONCE:
+        if sum(map(len, self._waiting.values())) < PARTS_INDEXED_AT_ONCE:
             return
         parts = chain.from_iterable(self._waiting.values())
         with suppress(PipelineError):

@@ -9,7 +9,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, BinaryIO, NamedTuple
 
@@ -199,7 +200,7 @@ def _stored_stats(store: Store, name: str, content: bytes, metadata: Mapping[str
     try:
         stored = decode_metadata(pq.read_metadata(pa.BufferReader(content)).metadata)
         stats = Stats.from_figures(stored.pop("figures", None))
-    except (pa.ArrowException, TableError, TypeError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, TableError, TypeError, UnicodeDecodeError) as error:
         raise _other_writer(store, name) from error
     if stored != metadata:
         raise _other_writer(store, name)
@@ -244,9 +245,10 @@ def read_part_record(store: Store, key: PartKey) -> PartRecord | None:
 
 def _read_rejects(store: Store, name: str) -> tuple[dict[str, Any], str]:
     """Return the metadata and the SHA-256 of a rejects file, which is a few KB."""
-    with store.open(name) as file:
+    with store.open(name) as file, damage_reported(store.uri(name)):
         digest = sha256_of(file)
-        return decode_metadata(_parsed(store, name, _tail(file)).metadata), digest
+        footer = pq.read_metadata(pa.BufferReader(_tail(file)))
+        return decode_metadata(footer.metadata), digest
 
 
 def sha256_of(file: BinaryIO) -> str:
@@ -267,17 +269,23 @@ def read_footer(store: Store, name: str) -> pq.FileMetaData:
 
     Raises `TableError` if it is damaged, and `StorageError` if it cannot be read.
     """
-    with store.open(name) as file:
-        return _parsed(store, name, _tail(file))
+    with store.open(name) as file, damage_reported(store.uri(name)):
+        return pq.read_metadata(pa.BufferReader(_tail(file)))
 
 
-def _parsed(store: Store, name: str, tail: bytes) -> pq.FileMetaData:
+@contextmanager
+def damage_reported(name: str) -> Iterator[None]:
+    """Turn an error of Arrow about the bytes of the file `name` into a `TableError`.
+
+    Arrow also raises built-in errors: for damaged pages and footers a plain `OSError` without a
+    number, unlike the errors of a storage.
+    """
     try:
-        # Arrow parses bytes in memory here, because it raises OSError for a damaged footer too,
-        # which must not look like a failure of the storage.
-        return pq.read_metadata(pa.BufferReader(tail))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise TableError(f"'{store.uri(name)}' is damaged: {one_line(error)}") from error
+        yield
+    except (pa.ArrowException, OSError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
+            raise
+        raise TableError(f"'{name}' is damaged: {one_line(error)}") from error
 
 
 def _tail(file: BinaryIO) -> bytes:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import duckdb
@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import RequestError, TableError, printable
-from pipeline.storage import Store, one_line
+from pipeline.errors import RequestError, printable
+from pipeline.storage import Store, is_local, one_line
 from pipeline.table.frames import arrow_frames
-from pipeline.table.parts import LATENTS, REJECTS, parse_part_name
+from pipeline.table.parts import LATENTS, REJECTS, damage_reported, parse_part_name
 from pipeline.table.queries import TableFiles, connect, create_view
-from pipeline.table.runs import read_runs, runs_table, seconds_per_face
+from pipeline.table.runs import read_runs, runs_table
 from pipeline.table.schema import STYLE_DIM, rejects_schema
 from pipeline.table.shard_records import ShardRecord, manifest_ids, read_shard_record
 from pipeline.table.spec import TableSpec, read_spec
@@ -185,9 +185,11 @@ class Table:
     def seconds_per_face(self) -> float | None:
         """Return the seconds of the method per face, without metrics, over all runs.
 
-        None if no run has recorded them.
+        Failed runs count with the work that they did. None if no run has recorded its seconds.
         """
-        return seconds_per_face(self.runs())
+        timed = [run for run in self.runs() if run.get("inversion_seconds") and run.get("faces")]
+        faces = sum(int(run["faces"]) for run in timed)
+        return sum(float(run["inversion_seconds"]) for run in timed) / faces if faces else None
 
     def verify(self, *, checksums: bool = True) -> dict[str, int]:
         """Check that the table is consistent and return its counts; see `verify_table`."""
@@ -227,31 +229,25 @@ class Table:
         return runs_table(self.runs())
 
     def _files_of(self, shards: set[str]) -> list[str]:
-        names: dict[str, list[str]] = defaultdict(list)
-        for shard in shards:
-            for name in self.store.names(f"{LATENTS}/{shard}-"):
-                parsed = parse_part_name(name)
-                if parsed:
-                    names[parsed[0]].append(name)
-        return [name for shard in sorted(shards) for name in names[shard]]
+        """Return the latents files of `shards`; a disk is listed once for all of them."""
+        on_disk = is_local(self.store.root)
+        starts = [f"{LATENTS}/"] if on_disk else [f"{LATENTS}/{shard}-" for shard in shards]
+        listed = chain.from_iterable(map(self.store.each_name, starts))
+        parsed = {name: part for name in listed if (part := parse_part_name(name))}
+        return sorted(name for name, (shard, _) in parsed.items() if shard in shards)
 
     def codes_in(self, name: str, requested: set[str]) -> dict[str, np.ndarray]:
         """Return those codes that a latents file has, float32 [n_styles, 512] by image id."""
         codes: dict[str, np.ndarray] = {}
-        try:
-            with self.store.open(name) as file:
-                parquet = pq.ParquetFile(file)
-                for group in range(parquet.num_row_groups):
-                    ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
-                    rows = [row for row, image in enumerate(ids) if image in requested]
-                    if rows:
-                        column = parquet.read_row_group(group, ["w_plus"])["w_plus"].take(rows)
-                        values = as_array(column).reshape(-1, *self._code_shape)
-                        codes |= dict(zip([ids[row] for row in rows], values, strict=True))
-        # Arrow also raises built-in errors; a file with other columns has another shape.
-        except (pa.ArrowException, ValueError, LookupError, AttributeError) as error:
-            uri = self.store.uri(name)
-            raise TableError(f"'{uri}' is damaged: {one_line(error)}") from error
+        with self.store.open(name) as file, damage_reported(self.store.uri(name)):
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                ids = parquet.read_row_group(group, ["image_id"])["image_id"].to_pylist()
+                rows = [row for row, image in enumerate(ids) if image in requested]
+                if rows:
+                    column = parquet.read_row_group(group, ["w_plus"])["w_plus"].take(rows)
+                    values = as_array(column).reshape(-1, *self._code_shape)
+                    codes |= dict(zip([ids[row] for row in rows], values, strict=True))
         return codes
 
 

@@ -26,7 +26,7 @@ WRITE_EVERY_S = 60.0
 MAX_ERRORS = 1000
 MAX_TRACES = 20  # of different errors, 20,000 characters each
 MAX_WARNINGS = 100
-RUNS_FOLDER = "_runs/"
+_FOLDER = "_runs/"
 _THREADS = 8
 _LISTED_RUNS = 10  # latest runs that are searched for the result of a complete listing
 _BACKLOG_COUNTS = ("shards", "done_shards", "bytes", "done_bytes")
@@ -146,7 +146,7 @@ class RunRecord:
     @property
     def left_out(self) -> LeftOut:
         """Files that this run passed over, in the listing of the input and inside shards."""
-        return (Counts(left_out=self.listed) + Counts(left_out=self.counts.left_out)).left_out
+        return (Counts(left_out=self.listed) + self.counts).left_out
 
     def to_dict(self, table: str | None) -> dict[str, Any]:
         """Return the job's last output line: the work of this run, not the table's contents."""
@@ -216,7 +216,7 @@ class RunFile:
 
 def put_run(store: Store, started: datetime, run_id: str, document: Mapping[str, Any]) -> str:
     """Write the document `_runs/<start>-<id>.json` of a run; return its name."""
-    name = f"{RUNS_FOLDER}{started:%Y%m%dT%H%M%SZ}-{run_id}.json"
+    name = f"{_FOLDER}{started:%Y%m%dT%H%M%SZ}-{run_id}.json"
     store.put(name, to_json(dict(document)))
     return name
 
@@ -245,15 +245,20 @@ def read_run(store: Store, name: str) -> dict[str, Any]:
     return document
 
 
+def run_names(store: Store) -> list[str]:
+    """Return the names of the records of all runs, in the order of their start."""
+    return [name for name in store.names(_FOLDER) if name.endswith(".json")]
+
+
 def latest_runs(store: Store, count: int) -> Iterator[dict[str, Any]]:
     """Yield the fields that a status shows of the latest `count` runs, the latest first."""
-    for name in list(reversed(store.names(RUNS_FOLDER)))[:count]:
+    for name in run_names(store)[: -count - 1 : -1]:
         document = read_run(store, name)
         facts = {each.name: document.get(each.name) for each in _FIELDS if each.in_status}
         errors = document.get("errors") or []
         yield facts | {
             "job": document.get("job"),
-            "run": name.removeprefix(RUNS_FOLDER).removesuffix(".json"),
+            "run": name.removeprefix(_FOLDER).removesuffix(".json"),
             "errors": len(errors),
             "first_error": str(errors[0]) if errors else None,
         }
@@ -261,7 +266,7 @@ def latest_runs(store: Store, count: int) -> Iterator[dict[str, Any]]:
 
 def listed_left_out(store: Store) -> LeftOut:
     """Return the files that the latest complete listing of the input passed over."""
-    for name in list(reversed(store.names(RUNS_FOLDER)))[:_LISTED_RUNS]:
+    for name in run_names(store)[: -_LISTED_RUNS - 1 : -1]:
         with suppress(TableError, TypeError):
             backlog = read_run(store, name).get("found") or {}
             if backlog.get("complete"):
@@ -278,11 +283,11 @@ def _check(name: str, value: object, kinds: tuple[type, ...]) -> None:
 
 def read_runs(store: Store) -> list[dict[str, Any]]:
     """Read all runs in the order of their start; each with its file's name as `run`."""
-    names = [name for name in store.names(RUNS_FOLDER) if name.endswith(".json")]
+    names = run_names(store)
     with ThreadPoolExecutor(_THREADS) as pool:
         documents = pool.map(lambda name: read_run(store, name), names)
         return [
-            {**document, "run": name.removeprefix(RUNS_FOLDER)}
+            {**document, "run": name.removeprefix(_FOLDER)}
             for name, document in zip(names, documents, strict=True)
         ]
 
@@ -290,16 +295,6 @@ def read_runs(store: Store) -> list[dict[str, Any]]:
 def runs_table(runs: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Return the runs as rows; missing fields are null."""
     return pa.Table.from_pylist([_row(run) for run in runs], schema=_SCHEMA)
-
-
-def seconds_per_face(runs: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the seconds of the method, without metrics, per face over all runs.
-
-    Failed runs count with the work that they did. None if no run has recorded its seconds.
-    """
-    timed = [run for run in runs if run.get("inversion_seconds") and run.get("faces")]
-    faces = sum(int(run["faces"]) for run in timed)
-    return sum(float(run["inversion_seconds"]) for run in timed) / faces if faces else None
 
 
 def _row(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,16 +190,19 @@ def _column(field: pa.Field, rows: Sequence[Mapping[str, Any]], shard_id: str) -
         return pa.array([shard_id] * len(rows), type=field.type)
     values = [row[field.name] for row in rows]
     if field.name == "w_plus":
-        return _codes([np.asarray(value)[None] for value in values], field.type)
+        return codes_array([np.asarray(value)[None] for value in values], field.type)
     if field.name == "w_plus_per_step":
         offsets = np.cumsum([0, *(len(value) for value in values)])
-        codes = _codes([np.asarray(value) for value in values], field.type.value_type)
+        codes = codes_array([np.asarray(value) for value in values], field.type.value_type)
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), codes, type=field.type)
     return _array(values, field)
 
 
-def _codes(values: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
-    """Convert codes [m, n_styles, 512] of rows, without a Python object for each number."""
+def codes_array(values: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
+    """Convert codes [m, n_styles, 512] of rows, without a Python object for each number.
+
+    Raises `TableError` for a code of another shape and one that is not finite as `kind`.
+    """
     shape = (kind.list_size, STYLE_DIM)
     number = kind.value_type.value_type
     for value in values:

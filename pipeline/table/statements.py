@@ -13,6 +13,7 @@ import json
 import re
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -50,18 +51,20 @@ _EMPTY_SOURCES = tuple(f"{view}_without_rows" for view in VIEWS)
 
 # DuckDB's built-in functions without side effects: the same arguments give the same value.
 _PURE_FUNCTIONS = """
-    SELECT DISTINCT function_name FROM duckdb_functions()
+    SELECT DISTINCT lower(function_name) FROM duckdb_functions()
     WHERE function_type IN ('scalar', 'aggregate', 'window') AND stability = 'CONSISTENT'
       AND NOT starts_with(function_name, '__internal')
+      -- These parse a text as a query; planning it reads its files.
+      AND NOT regexp_full_match(function_name, 'json_(de)?serialize_(sql|plan)')
 """
-# DuckDB's internal views that a plain name reaches, because its search path holds their schemas.
+# DuckDB's internal views, which describe the connection: those that a plain name reaches, because
+# its search path holds their schemas.
 _CATALOG = """
     SELECT DISTINCT lower(view_name) FROM duckdb_views()
     WHERE internal AND schema_name <> 'information_schema'
 """
+# SQL's reserved words, which a query would have to put in quotes.
 _RESERVED = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category = 'reserved'"
-# These parse a text as a query; planning it reads its files.
-_TAKE_SQL = {"json_serialize_sql", "json_deserialize_sql", "json_serialize_plan"}
 _ALSO_HARMLESS = {
     *("unnest", "position", "random", "uuid", "uuidv4", "uuidv7", "gen_random_uuid", "error"),
     *("now", "today", "current_date", "get_current_time", "get_current_timestamp"),
@@ -80,8 +83,7 @@ _ALSO_HARMLESS = {
     *("md5_number_lower", "md5_number_upper", "nullif", "regexp_split_to_table", "split_part"),
     *("wavg", "weighted_avg"),
 }
-_WHERE_IN_QUERY = re.compile(r" LINE \d+: SELECT 1 WHERE.*")
-_ORDER_IN_QUERY = re.compile(r" LINE \d+: SELECT 1 WHERE true ORDER BY.*")
+_OWN_QUERY = re.compile(r" LINE \d+: SELECT 1 WHERE.*")  # around a condition, in DuckDB's errors
 
 
 def check_frame_names(names: Iterable[str]) -> None:
@@ -95,7 +97,7 @@ def check_frame_names(names: Iterable[str]) -> None:
             raise RequestError(
                 f"'{name}' cannot be the name of a frame: use letters, digits and underscores"
             )
-        if name.lower() in {*VIEWS, *_EMPTY_SOURCES, *lower} | _catalog() | _reserved():
+        if name.lower() in {*VIEWS, *_EMPTY_SOURCES, *lower} | _names(_CATALOG) | _names(_RESERVED):
             raise RequestError(f"the name '{name}' of a frame is taken: choose another name")
         lower.add(name.lower())
 
@@ -123,14 +125,9 @@ def condition(where: str, *, one_row: bool = False) -> str:
     BY, a closing parenthesis or a second statement), or does anything but read the views; with
     `one_row` also if it reads other rows than the one that it is evaluated on.
     """
-    try:
+    with _named_in_errors(f"where {where!r}"):
         expression = _expression(where)
         _check(expression)
-    except QUERY_ERRORS as error:
-        text = _WHERE_IN_QUERY.sub("", one_line(error))
-        raise RequestError(f"where {where!r} failed: {text}") from error
-    except RequestError as error:
-        raise RequestError(f"where {where!r} failed: {error}") from error
     if one_row and any(node.get("class") == "SUBQUERY" for node in _nodes(expression)):
         raise RequestError(f"where must be a condition on one row, without a SELECT: {where!r}")
     return f"({where}\n)"
@@ -154,14 +151,20 @@ def ordering(order: str) -> str:
     Raises `RequestError` if it is anything but a list of expressions with ASC or DESC, or does
     anything but read the views.
     """
-    try:
+    with _named_in_errors(f"order {order!r}"):
         _check(_order(order))
-    except QUERY_ERRORS as error:
-        text = _ORDER_IN_QUERY.sub("", one_line(error))
-        raise RequestError(f"order {order!r} failed: {text}") from error
-    except RequestError as error:
-        raise RequestError(f"order {order!r} failed: {error}") from error
     return f"{order}\n"
+
+
+@contextmanager
+def _named_in_errors(clause: str) -> Iterator[None]:
+    """Put the text of a clause before the errors about it."""
+    try:
+        yield
+    except QUERY_ERRORS as error:
+        raise RequestError(f"{clause} failed: {_OWN_QUERY.sub('', one_line(error))}") from error
+    except RequestError as error:
+        raise RequestError(f"{clause} failed: {error}") from error
 
 
 def _order(order: str) -> list[Any]:
@@ -225,27 +228,10 @@ _PARSER = _Parser()
 
 
 @cache
-def _functions() -> frozenset[str]:
-    """Return the names of all functions that a query may call."""
+def _names(query: str) -> frozenset[str]:
+    """Return the names that a query of DuckDB's catalog gives."""
     with _PARSER.lock:
-        rows = _PARSER.connection.execute(_PURE_FUNCTIONS).fetchall()
-    return frozenset({name.lower() for (name,) in rows} - _TAKE_SQL | _ALSO_HARMLESS)
-
-
-@cache
-def _catalog() -> frozenset[str]:
-    """Return the names of DuckDB's internal views, which describe the connection."""
-    with _PARSER.lock:
-        rows = _PARSER.connection.execute(_CATALOG).fetchall()
-    return frozenset(name for (name,) in rows)
-
-
-@cache
-def _reserved() -> frozenset[str]:
-    """Return SQL's reserved words, which a query would have to put in quotes."""
-    with _PARSER.lock:
-        rows = _PARSER.connection.execute(_RESERVED).fetchall()
-    return frozenset(word for (word,) in rows)
+        return frozenset(name for (name,) in _PARSER.connection.execute(query).fetchall())
 
 
 @cache
@@ -295,7 +281,7 @@ def _named_tables(tree: Any) -> set[str]:
     named = {str(entry["key"]) for node in _nodes(tree) for entry in _entries(node)}
     named |= {str(node["cte_name"]) for node in _nodes(tree) if "cte_name" in node}
     tables = {name.lower() for name in named if _PLAIN_NAME.fullmatch(name)}
-    if taken := sorted(tables & _catalog()):
+    if taken := sorted(tables & _names(_CATALOG)):
         raise RequestError(
             f"WITH names a table '{taken[0]}', which is the name of a view of DuckDB: choose "
             "another name"
@@ -344,9 +330,9 @@ def _name_of(function: dict[str, Any]) -> str:
 
 
 def _check_function(node: dict[str, Any]) -> None:
-    name, allowed = _name_of(node), _functions()
-    if name in allowed or name in _TABLE_FUNCTIONS:
+    name, pure = _name_of(node), _names(_PURE_FUNCTIONS)
+    if name in pure or name in _ALSO_HARMLESS or name in _TABLE_FUNCTIONS:
         return
-    near = difflib.get_close_matches(name, allowed, 1, 0.75)
+    near = difflib.get_close_matches(name, pure | _ALSO_HARMLESS, 1, 0.75)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise RequestError(f"the function '{name}' is not one that a query may call{hint}")

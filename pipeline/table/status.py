@@ -1,14 +1,15 @@
 """Progress of a table, from its storage alone: usable from any machine while a job runs.
 
 Reads a listing of the manifests and one of the latents, the index, manifests and footers of open
-parts that are not in the index (at most two thousand each), and the records of the last runs.
+parts that are not in the index (at most two thousand each), the records of the last runs, and the
+list of forgotten images.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,7 @@ from pipeline.storage import (
     list_shards,
 )
 from pipeline.table.audit import Audit
+from pipeline.table.forgetting.forgotten import Forgotten
 from pipeline.table.part_index import count_open_parts
 from pipeline.table.parts import COUNTS, LATENTS, parse_part_name
 from pipeline.table.runs import latest_runs, listed_left_out
@@ -75,6 +77,7 @@ class Status:
     at_work: bool = False  # a run has not ended, and has written something lately
     seconds_left: float | None = None  # only while a run is active, or 0 at the end
     runs: list[dict[str, Any]] = field(default_factory=list)  # the last ones, the latest first
+    unfinished_forgets: list[str] = field(default_factory=list)  # when they began, ISO 8601
 
     @property
     def complete(self) -> bool:
@@ -102,6 +105,7 @@ def table_status(uri: str, *, list_input: bool = False) -> Status:
     store = Store(uri)
     spec = read_spec(store)
     status = Status(table=store.root, runs=list(latest_runs(store, _RUNS)))
+    status.unfinished_forgets = sorted(each.started for each in Forgotten.read(store).unfinished)
     commits = _Commits.of(store)
     parts_committed = _count_committed(store, status, commits)
     _count_parts(store, status, commits)
@@ -127,6 +131,13 @@ class _Commits:
             if name == manifest_name(shard):
                 commits.etags[shard], commits.times[shard] = info.etag, info.modified
         return commits
+
+    def add(self, records: Iterable[ShardRecord], total: Counts) -> Counts:
+        """Note the states of shards, and return `total` with their counts."""
+        for record in records:
+            self.states[record.shard] = record.size, hash(record.etag)
+            total += record.counts
+        return total
 
     def since(self, moment: float) -> tuple[int, int]:
         """Return the number of shards committed since `moment`, and their (estimated) bytes."""
@@ -156,12 +167,12 @@ def _start_of(run: dict[str, Any]) -> float | None:
 
 def _count_committed(store: Store, status: Status, commits: _Commits) -> int:
     """Fill in the counts of committed shards; return the number of their parts."""
-    total = Counts(left_out=listed_left_out(store))
-    for record in _records(store, commits):
-        commits.states[record.shard] = record.size, hash(record.etag)
-        total += record.counts
-    scale = len(commits.etags) / max(1, len(commits.states))
-    scaled = total.scaled(scale)
+    total = _sum_indexed(store, commits)
+    unread = (shard for shard in commits.etags if shard not in commits.states)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        records = pool.map(partial(read_shard_record, store), islice(unread, _READ_MANIFESTS))
+        total = commits.add(records, total + Counts(left_out=listed_left_out(store)))
+    scaled = total.scaled(len(commits.etags) / max(1, len(commits.states)))
     status.exact = len(commits.states) == len(commits.etags)
     status.left_out = total.left_out.ordered()
     status.empty_shards = total.empty_shards
@@ -172,16 +183,14 @@ def _count_committed(store: Store, status: Status, commits: _Commits) -> int:
     return scaled.parts
 
 
-def _records(store: Store, commits: _Commits) -> Iterator[ShardRecord]:
-    """Yield the rows of the index, and some of the manifests that are not in it."""
+def _sum_indexed(store: Store, commits: _Commits) -> Counts:
+    """Add up the rows of the index; none of them counts if a drawn one is false."""
     audit = Audit(sums=True, each=_DRAWN)
-    records = list(audit.sample(indexed_records(store, commits.etags)))
+    total = commits.add(audit.sample(indexed_records(store, commits.etags)), Counts())
     if not audit.finds_mismatch(store):
-        yield from records
-    unread = (shard for shard in commits.etags if shard not in commits.states)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        read = partial(read_shard_record, store)
-        yield from pool.map(read, islice(unread, _READ_MANIFESTS))
+        return total
+    commits.states.clear()
+    return Counts()
 
 
 def _count_parts(store: Store, status: Status, commits: _Commits) -> None:

@@ -30,8 +30,15 @@ from pipeline.table.evidence import (
     expect,
     is_in_input,
 )
-from pipeline.table.forgetting.forgotten import MATCHED, Forgotten, check_finished
-from pipeline.table.parts import LATENTS, REJECTS, PartRecord, decode_metadata, part_name
+from pipeline.table.forgetting.forgotten import Forgotten, check_finished, deciding_columns
+from pipeline.table.parts import (
+    LATENTS,
+    REJECTS,
+    PartRecord,
+    damage_reported,
+    decode_metadata,
+    part_name,
+)
 from pipeline.table.schema import rejects_schema
 from pipeline.table.shard_index import index_rows, places_of
 from pipeline.table.shard_records import ShardRecord, manifest_etags, read_shard_record
@@ -244,13 +251,10 @@ class _ShardCheck:
         """Check bytes, schema and metadata of a part file; return the columns that name rows."""
         name = part_name(kind, record.shard, part.part)
         digest = part.latents_sha256 if kind == LATENTS else part.rejects_sha256
-        with self._file(name, digest) as source:
-            try:
-                parquet = pq.ParquetFile(source)
-                columns = {*_NAMING, *(_deciding(kind) if self.forgotten else ())}
-                table = parquet.read(list(columns), use_threads=False)
-            except pa.ArrowException as error:
-                raise TableError(f"'{name}' is damaged: {error}") from error
+        with self._file(name, digest) as source, damage_reported(name):
+            parquet = pq.ParquetFile(source)
+            columns = {*_NAMING, *(deciding_columns(kind) if self.forgotten else ())}
+            table = parquet.read(list(columns), use_threads=False)
             schema = parquet.schema_arrow
         expect(schema.remove_metadata().equals(self.schemas[kind]), f"'{name}' has other columns")
         expected = {
@@ -284,11 +288,6 @@ class _ShardCheck:
         actual = hashlib.sha256(content).hexdigest()
         expect(actual == digest, f"'{name}' is not the file that its manifest names (SHA-256)")
         yield pa.BufferReader(content)
-
-
-def _deciding(kind: str) -> tuple[str, ...]:
-    """Return the columns that say whether a row is of a forgotten image."""
-    return (*MATCHED, "reason") if kind == REJECTS else MATCHED
 
 
 def _ids(table: pa.Table, kind: str) -> set[Any]:

@@ -289,11 +289,11 @@ class TableWriter:
     def _hashed(self, shard_id: str, part: PartRecord) -> PartRecord:
         if part.latents_sha256 and part.rejects_sha256:
             return part
-        latents, rejects = (
-            file_sha256(self.store, part_name(kind, shard_id, part.part))
-            for kind in (LATENTS, REJECTS)
-        )
-        return replace(part, latents_sha256=latents, rejects_sha256=rejects)
+        digests = []
+        for kind in (LATENTS, REJECTS):
+            with self.store.open(part_name(kind, shard_id, part.part)) as file:
+                digests.append(sha256_of(file))
+        return replace(part, latents_sha256=digests[0], rejects_sha256=digests[1])
 
 
 def _is_same(part: PartRecord, stored: PartRecord) -> bool:
@@ -316,9 +316,3 @@ def open_for_writing(root: str, spec: TableSpec, *, part_size: int) -> TableWrit
     if isinstance(init := spec.config.get("init"), str):
         writer.forgotten += Forgotten.read(Store(init))
     return writer
-
-
-def file_sha256(store: Store, name: str) -> str:
-    """Return the hex SHA-256 of an object, read as a stream."""
-    with store.open(name) as file:
-        return sha256_of(file)

@@ -2,12 +2,13 @@
 
     python -m tests.compat [--ray 2.57.1,2.60.0] [--python 3.11,3.12] [--suites core,engine,job]
 
-`core` are the tests without Ray, `engine` those of tests/engine, `job` is one job over the sample
-images. Every Ray is paired with every Python. An environment has the pinned packages but for Ray,
-where they have a wheel for its Python. Packages come from the configured index; uv makes the
-environments where it is installed, else venv and pip. The table is the last thing on stdout, a cell
-of it one of `ok`, `failed` (its output is above, on stderr) and `absent` (the interpreter or a
-package is not to be had). Exit code 1 if anything failed or nothing ran, 0 otherwise.
+Every Ray is paired with every Python. `core` are the tests without Ray, which run once for each
+Python; `engine` are those of tests/engine; `job` is one job over the sample images. An environment
+has the pinned packages but for Ray, where they have a wheel for its Python. Packages come from the
+configured index; uv makes the environments where it is installed, else venv and pip. The table is
+the last thing on stdout, a cell of it one of `ok`, `failed` (its output is above, on stderr) and
+`absent` (the interpreter or a package is not to be had). Exit code 1 if anything failed or nothing
+ran, 0 otherwise.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RAYS = ("2.57.1", "2.58.1", "2.59.0", "2.60.0")
 PYTHONS = ("3.11", "3.12", "3.13")
 WITH_RAY = ("engine", "jobs", "faults", "cluster", "security", "bench", "compat")
-ENGINE = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "tests/engine"]
-CORE = [*ENGINE[:-1], "tests", *(f"--ignore=tests/{name}" for name in WITH_RAY)]
+PYTEST = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-n", "2"]
+ENGINE = [*PYTEST, "--dist", "loadfile", "tests/engine"]
+CORE = [*PYTEST, "tests", *(f"--ignore=tests/{name}" for name in WITH_RAY)]
 JOB = ["jobs/invert_dataset.py", "--input", "pipeline/samples", "--part-size", "8", "--output"]
 SUITES = {"core": CORE, "engine": ENGINE, "job": JOB}
 OK, FAILED, ABSENT = "ok", "failed", "absent"
@@ -119,7 +121,14 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     suites = given.suites.split(",")
     pairs = [(python, ray) for python in given.python.split(",") for ray in given.ray.split(",")]
-    cells = {pair: run_pair(*pair, suites) for pair in pairs}
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    core: dict[str, str] = {}
+    for python, ray in pairs:
+        known = {"core": core[python]} if python in core and "core" in suites else {}
+        done = run_pair(python, ray, [suite for suite in suites if suite not in known])
+        cells[python, ray] = known | done
+        if done.get("core") in (OK, FAILED):
+            core[python] = done["core"]
     print(table(cells, suites))
     ended = {end for results in cells.values() for end in results.values()}
     return int(FAILED in ended or OK not in ended)

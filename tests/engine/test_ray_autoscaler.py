@@ -9,16 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
-from ray.data import ExecutionResources
 
-from pipeline.engine.cluster import running_ray
-from pipeline.engine.ray_autoscaler import (
-    Debounced,
-    PendingRequests,
-    missing_workers,
-    target_actors,
-)
+from pipeline.engine.ray_autoscaler import Debounced, missing_workers, target_actors
 from tests.engine.fake_cluster import NODE_TYPES, fake_cluster
 from tests.storage.archives import write_tar
 from tests.tiny_bundle import write_tiny_bundle
@@ -106,30 +98,6 @@ def test_a_count_is_followed_only_when_it_lasts() -> None:
     assert result == [1, 1, 1, 1, 9, 9]
     result = [debounced.observe(2, 60.0 + 5 * step) for step in range(6)]
     assert result == [9, 9, 9, 9, 2, 2]
-
-
-@pytest.mark.timeout(600)
-# Ray leaves the log files of its own processes to the garbage collector.
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_requests_stay_pending_until_withdrawn() -> None:
-    with running_ray(pretended_gpus=1):
-        pending_requests = PendingRequests(ExecutionResources(gpu=2, cpu=0))
-        pending_requests.keep(3)
-        first, *others = pending_requests.tasks
-        assert ray.wait([first, *others], timeout=1)[0] == []
-        pending_requests.keep(1)
-        assert pending_requests.tasks == [first]
-        for task in others:
-            with pytest.raises(ray.exceptions.TaskCancelledError):
-                ray.get(task, timeout=60)
-        pending_requests.keep(0)
-        fitting = PendingRequests(ExecutionResources(gpu=1, cpu=0))
-        fitting.keep(1)
-        (ran,) = fitting.tasks
-        assert ray.get(ran, timeout=120) is None
-        fitting.keep(1)
-        assert fitting.tasks != [ran], "a task that has run is replaced"
 
 
 @pytest.fixture

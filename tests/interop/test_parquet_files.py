@@ -26,7 +26,7 @@ from pipeline.table.reader import UnknownImageError
 from pipeline.table.selection import Selection
 from tests.conftest import Bucket
 from tests.search.tables import table_of
-from tests.table.rows import code, face_row, shard, writer
+from tests.table.rows import code, damage_codes, face_row, shard, write_shard, writer
 
 FACES = 300
 
@@ -146,6 +146,18 @@ def test_another_export_is_refused_with_the_difference(table: Table, tmp_path: P
     target.commit_shard(shard(), [part])
     with pytest.raises(ConfigError, match="the table has changed since, or it is of another"):
         export(open_table(str(tmp_path / "other")), tmp_path / "out")
+
+
+def test_a_damaged_part_is_named_on_every_storage(tmp_path: Path) -> None:
+    write_shard(writer(tmp_path / "table"), shard())
+    source = open_table(str(tmp_path / "table"))
+    damage_codes(source.store, "latents/s-0-00000.parquet")
+    copy = Store("memory://damaged/table")
+    for name in source.store.names():
+        copy.put(name, source.store.get(name))
+    for each in (source, open_table(copy.root)):
+        with pytest.raises(TableError, match=r"latents/s-0-00000.parquet' is damaged: "):
+            export(each, tmp_path / "few")
 
 
 def test_an_id_twice_in_the_table_is_refused(tmp_path: Path) -> None:

@@ -67,9 +67,10 @@ def test_groups_and_clusters_are_written_in_a_bucket(
     table_of(table, [*ROWS, None])
     code, line, said = run(
         *(capsys, "--table", table, "--duplicates", 0.95, "--order", "key DESC"),
-        *("--output", f"{s3.uri}/duplicates.parquet"),
+        *("--output", f"{s3.uri}/duplicates.parquet", "--approximate"),
     )
     assert (code, line["groups"], line["faces_in_groups"]) == (0, 1, 3)
+    assert line["approximate"]
     assert "3 of 12 faces are in 1 groups of at least 0.95" in said
     with Store(s3.uri).open("duplicates.parquet") as file:
         rows = pq.read_table(file).to_pydict()
@@ -92,6 +93,7 @@ def test_groups_and_clusters_are_written_in_a_bucket(
         (("--like", "s-0/0000#0", "--clusters", 2), "not allowed with argument --like"),
         (("--duplicates", "much"), "'much' is not a number"),
         (("--duplicates", "1.5"), "above -1 and up to 1, not 1.5"),
+        (("--clusters", 2, "--approximate"), "--approximate is for --duplicates"),
         (("--clusters", 0), "not a whole number above 0"),
         (("--clusters", 99), "12 faces cannot form 99 clusters"),
         (("--like", "s-0/none#0"), "'s-0/none#0' is not an image id of the table"),

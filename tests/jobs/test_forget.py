@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.forget import NOT_CONFIRMED, main
+from jobs.forget import main
 from pipeline.storage import Store
 from pipeline.table import Columns, open_table
 from tests.table.rows import N_STYLES, commit, face_row, reject_row, shard, writer
@@ -111,28 +111,6 @@ def test_photo_finds_its_bytes(folder: Path, capsys: pytest.CaptureFixture[str])
     (folder / "photo.jpg").unlink()
     line, _ = run(capsys, "--table", "table", "--like", "photo.jpg", "--reason", "again")
     assert "no file of this name" in line["errors"][0]
-
-
-@pytest.mark.usefixtures("folder")
-def test_similar_faces_need_a_confirmation(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The photo has no face; here it looks like bob's.
-    monkeypatch.setattr(
-        "pipeline.engine.photos.queries_of",
-        lambda vectors, names, _: (names, vectors.of_ids(["s-0/bob.jpg#0"])),
-    )
-    given = ("--table", "table", "--like", "photo.jpg", "--similar", "0.9", "--reason", "x")
-    line, said = run(capsys, *given)
-    assert "face    s-0/bob.jpg#0  similarity 1.000" in said
-    assert "to erase these faces, add --yes" in said
-    assert line["exit_code"] == NOT_CONFIRMED
-    assert open_table("table").verify()["faces"] == 3
-
-    line, _ = run(capsys, *given, "--yes")
-    assert (line["faces"], line["exit_code"]) == (3, 0)
-    assert line["similar"] == pytest.approx({"s-0/bob.jpg#0": 1, "s-0/cid.jpg#0": 0.96}, abs=1e-3)
-    assert open_table("table").verify()["faces"] == 0
 
 
 @pytest.mark.usefixtures("folder")

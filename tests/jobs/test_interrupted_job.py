@@ -1,12 +1,19 @@
-"""A job that is stopped in the middle, again and again, and then left to finish."""
+"""A job that is stopped in the middle, again and again, and then left to finish.
+
+While its own Ray runs, the tests look who may enter that Ray's folder and ports.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
+import shutil
+import stat
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +26,21 @@ from tests.jobs.running import Ended, Job, file_bytes
 
 pytestmark = pytest.mark.timeout(1800)
 HOW_TO_GO_ON = "run the same command again to continue"
+LISTENING = "0A"
+PACE_S = 0.005  # of signals: Ray's core once took SIGTERM from Python for some milliseconds
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+@dataclass(frozen=True)
+class Signalled:
+    """A run that SIGTERM stopped and that got more of them while it ended; its Ray until then."""
+
+    run: Ended
+    signals: int
+    listened_on: set[str]  # addresses, as the kernel writes them
+    modes: dict[str, int]  # of its folders
+    left_running: list[str]
+    left_files: list[str]
 
 
 @dataclass(frozen=True)
@@ -27,9 +49,8 @@ class Interrupted:
 
     table: Path
     ctrl_c: Ended
-    sigterm: Ended
     left_by_ctrl_c: list[str]
-    left_by_sigterm: list[str]
+    sigterm: Signalled
     parts_at_kill: int
     shards_at_kill: int
     finished: Ended
@@ -41,6 +62,54 @@ def left_after_a_moment(job: Job) -> list[str]:
     while (left := job.left_running()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return left
+
+
+def listening(pids: list[int]) -> set[str]:
+    """Return the addresses, as the kernel writes them, on which the processes listen."""
+    inodes = set()
+    for pid in pids:
+        for opened in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                target = str(opened.readlink())
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    result = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == LISTENING and words[9] in inodes:
+                result.add(words[1].split(":")[0])
+    return result
+
+
+def processes(job: Job) -> list[int]:
+    result = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{job.mark}=".encode() in (process / "environ").read_bytes():
+                result.append(int(process.name))
+        except OSError:
+            continue
+    return result
+
+
+def signalled(job: Job, temp: Path) -> Signalled:
+    """Stop a job by SIGTERM, and send more of them from its answer to its end."""
+    listened_on = listening(processes(job))
+    modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in temp.glob("restyle-*")}
+    job.process.terminate()
+    while "stopping (SIGTERM)" not in job.err.read_text() and job.process.poll() is None:
+        time.sleep(PACE_S)
+    signals = 1
+    while job.process.poll() is None:
+        signals += 1
+        job.process.terminate()
+        time.sleep(PACE_S)
+    run, left = job.ended(), left_after_a_moment(job)
+    left_files = [path.name for path in temp.glob("restyle-*")]
+    return Signalled(run, signals, listened_on, modes, left, left_files)
 
 
 class TooFast(Exception):  # noqa: N818 - no error of the job's
@@ -59,16 +128,26 @@ def interrupted(
     raise TooFast
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder in /tmp: Ray's sockets are below it, and their paths must be short."""
+    temp = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+    try:
+        yield temp
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
 def stopped_three_times(folder: Path, where: tuple[object, ...]) -> Interrupted:
     """Ctrl-C, SIGTERM, kill -9, and a run to the end, over one table."""
     latents = folder / "table" / "latents"
 
-    def start(*, terminal: bool = False) -> Job:
-        return Job(folder, *where, *SETTINGS, *WORKERS, terminal=terminal)
+    def start(*, terminal: bool = False, **environment: str) -> Job:
+        return Job(folder, *where, *SETTINGS, *WORKERS, terminal=terminal, **environment)
 
-    def started_and_at_work(*, terminal: bool = False) -> Job:
+    def started_and_at_work(*, terminal: bool = False, **environment: str) -> Job:
         there = len(list(latents.glob("*.parquet")))
-        job = start(terminal=terminal)
+        job = start(terminal=terminal, **environment)
         try:
             job.wait_for_files(latents, there + 1)
         except AssertionError:
@@ -79,8 +158,8 @@ def stopped_three_times(folder: Path, where: tuple[object, ...]) -> Interrupted:
 
     first = started_and_at_work(terminal=True)
     ctrl_c, left_by_ctrl_c = first.interrupt(), left_after_a_moment(first)
-    second = started_and_at_work()
-    sigterm, left_by_sigterm = second.terminate(), left_after_a_moment(second)
+    with temporary_folder() as temp:
+        sigterm = signalled(started_and_at_work(TMPDIR=str(temp)), temp)
     third = started_and_at_work()
     third.kill()
     parts = len(list(latents.glob("*.parquet")))
@@ -92,9 +171,8 @@ def stopped_three_times(folder: Path, where: tuple[object, ...]) -> Interrupted:
     return Interrupted(
         folder / "table",
         ctrl_c,
-        sigterm,
         left_by_ctrl_c,
-        left_by_sigterm,
+        sigterm,
         parts,
         shards,
         finished,
@@ -132,24 +210,42 @@ def test_a_terminal_shows_progress_without_rays_lines(
 
 
 def test_the_resume_command_can_be_pasted(interrupted: Interrupted) -> None:
-    for run in (interrupted.ctrl_c, interrupted.sigterm):
+    for run in (interrupted.ctrl_c, interrupted.sigterm.run):
         command = shlex.split(run.err.splitlines()[-2])
         assert command[1].endswith("invert_dataset.py")
         assert command[command.index("--output") + 1] == "table"
 
 
 def test_sigterm_ends_with_the_resume_command(interrupted: Interrupted) -> None:
-    run = interrupted.sigterm
+    run = interrupted.sigterm.run
     assert run.code == 1, run.err
     assert run.err.splitlines()[-1].endswith(HOW_TO_GO_ON)
     assert "Traceback" not in run.err
     assert (run.line["exit_code"], run.line["errors"]) == (1, [])
     assert run.line["skipped_parts"] > 0, "the first run's parts are not done again"
+    assert "rejects_by_reason" in run.line, "the account of a run, not of a request"
+
+
+def test_signals_while_it_ends_change_nothing(interrupted: Interrupted) -> None:
+    assert interrupted.sigterm.signals >= 20
+    assert interrupted.sigterm.run.code == 1
+
+
+def test_its_ray_listens_on_the_loopback_alone(interrupted: Interrupted) -> None:
+    assert interrupted.sigterm.listened_on
+    assert interrupted.sigterm.listened_on <= LOOPBACK
+
+
+def test_only_its_user_enters_what_it_writes(interrupted: Interrupted) -> None:
+    modes = interrupted.sigterm.modes
+    assert modes
+    assert {mode & 0o077 for mode in modes.values()} == {0}
 
 
 def test_no_process_outlives_its_run(interrupted: Interrupted) -> None:
     assert interrupted.left_by_ctrl_c == []
-    assert interrupted.left_by_sigterm == []
+    assert interrupted.sigterm.left_running == []
+    assert interrupted.sigterm.left_files == []
 
 
 def test_the_last_run_does_only_what_is_missing(interrupted: Interrupted) -> None:

@@ -1,4 +1,4 @@
-"""Run the job as a user does, undisturbed."""
+"""Run the job as a user does, undisturbed, and with wrong requests."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs import invert_dataset
 from pipeline.table import open_table
 from tests.jobs.conftest import NAMES, REASONS, SECRET, SETTINGS, Undisturbed
-from tests.jobs.running import Ended, file_bytes, run_job
+from tests.jobs.running import Ended, file_bytes, run_here, run_job
 
 pytestmark = pytest.mark.timeout(900)
 
 
-def again(undisturbed: Undisturbed, *arguments: object) -> Ended:
-    """Run the same command again, with more arguments."""
-    config = ("--config", "run.yaml", "--output", "table", "--steps", 5, *SETTINGS)
-    return run_job(undisturbed.folder, *config, *arguments)
+AGAIN = ("--config", "run.yaml", "--output", "table", "--steps", 5, *SETTINGS)
+
+
+@pytest.fixture
+def in_its_folder(undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change to the folder of the undisturbed run."""
+    monkeypatch.chdir(undisturbed.folder)
+
+
+def here(*arguments: object) -> Ended:
+    return run_here(invert_dataset.main, *arguments)
 
 
 def test_a_run_ends_with_one_json_line(undisturbed: Undisturbed) -> None:
@@ -99,7 +107,7 @@ def test_no_secret_is_written_or_said(undisturbed: Undisturbed) -> None:
 
 def test_a_second_run_changes_no_byte(undisturbed: Undisturbed) -> None:
     before = file_bytes(undisturbed.table)
-    run = again(undisturbed)
+    run = run_job(undisturbed.folder, *AGAIN)
     assert (run.code, run.line["parts"], run.line["skipped_parts"]) == (0, 0, 12)
     after = file_bytes(undisturbed.table)
     assert {name for name in after if name not in before} == {
@@ -108,9 +116,10 @@ def test_a_second_run_changes_no_byte(undisturbed: Undisturbed) -> None:
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.usefixtures("in_its_folder")
 def test_a_dry_run_estimates_and_writes_nothing(undisturbed: Undisturbed) -> None:
     before = file_bytes(undisturbed.folder / "table")
-    run = again(undisturbed, "--dry-run")
+    run = here(*AGAIN, "--dry-run")
     assert run.code == 0
     assert (run.line["dry_run"], run.line["skipped_parts"], run.line["parts_to_do"]) == (
         True,
@@ -121,11 +130,12 @@ def test_a_dry_run_estimates_and_writes_nothing(undisturbed: Undisturbed) -> Non
     assert file_bytes(undisturbed.folder / "table") == before
 
 
+@pytest.mark.usefixtures("in_its_folder")
 def test_other_settings_are_refused_with_the_difference(
     undisturbed: Undisturbed,
 ) -> None:
     before = file_bytes(undisturbed.table)
-    run = again(undisturbed, "--faces", "all")
+    run = here(*AGAIN, "--faces", "all")
     assert run.refused
     assert '--faces: "largest" in the table, "all" asked for' in run.err
     assert "Traceback" not in run.err
@@ -142,21 +152,29 @@ def test_other_settings_are_refused_with_the_difference(
     ],
 )
 def test_a_wrong_request_is_refused_in_one_line(
-    tmp_path: Path, tiny_bundle: str, arguments: tuple[str, ...], said: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_bundle: str,
+    arguments: tuple[str, ...],
+    said: str,
 ) -> None:
-    run = run_job(tmp_path, "--output", "table", "--model", tiny_bundle, *arguments)
+    monkeypatch.chdir(tmp_path)
+    run = here("--output", "table", "--model", tiny_bundle, *arguments)
     assert run.refused
     assert said in run.err.splitlines()[-1]
     assert "Traceback" not in run.err
     assert not (tmp_path / "table").exists()
 
 
-def test_a_damaged_identity_network_is_a_wrong_request(tmp_path: Path, tiny_bundle: str) -> None:
+def test_a_damaged_identity_network_is_a_wrong_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bundle: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "0.jpg").write_bytes(b"a picture")
     (tmp_path / "bad.pth").write_bytes(b"\x80\x02c\xff\n\n")  # a class whose name is no UTF-8
     paths = ("--input", "in", "--output", "table", "--model", tiny_bundle, "--identity", "bad.pth")
-    run = run_job(tmp_path, *paths, "--dry-run")
+    run = here(*paths, "--dry-run")
     assert run.refused
     assert "identity weights 'bad.pth': damaged, or not a PyTorch checkpoint" in run.err
     assert "Traceback" not in run.err
@@ -165,19 +183,25 @@ def test_a_damaged_identity_network_is_a_wrong_request(tmp_path: Path, tiny_bund
 @pytest.mark.parametrize("mode", [(), ("--dry-run",)])
 @pytest.mark.parametrize("output", ["/proc/x", "photo.jpg", "photo.jpg/table"])
 def test_an_impossible_output_is_a_wrong_request(
-    tmp_path: Path, tiny_bundle: str, output: str, mode: tuple[str, ...]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_bundle: str,
+    output: str,
+    mode: tuple[str, ...],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "photo.jpg").write_bytes(b"a picture")
     where = ("--input", ".", "--output", output, "--model", tiny_bundle)
-    run = run_job(tmp_path, *where, *mode)
+    run = here(*where, *mode)
     assert run.refused
     assert f"{output}' cannot be" in run.err.splitlines()[-1]
     assert len(run.err.splitlines()) == 1
     assert run.line["table"] == output
 
 
-def test_an_unknown_flag_is_named(tmp_path: Path) -> None:
-    run = run_job(tmp_path, "--output", "table", "--input", "in", "--stepz", "3")
+def test_an_unknown_flag_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = here("--output", "table", "--input", "in", "--stepz", "3")
     assert run.refused
     message = "unrecognized arguments: --stepz 3; did you mean --steps?"
     assert run.err.splitlines()[-1].endswith(message)

@@ -1,4 +1,4 @@
-"""Run the query job as a user does."""
+"""Run the query job."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import pytest
 
 from jobs import query_latents
 from tests.conftest import Bucket
+from tests.jobs.running import Ended, run_here
 from tests.table.rows import face_row, reject_row, shard, write_shard, writer
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "query_latents.py"
 
 
-def ask(table: object, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(JOB), str(table), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **env},
-    )
+def ask(table: object, *arguments: str) -> Ended:
+    return run_here(query_latents.main, table, *arguments)
+
+
+def ask_as_a_user(table: object, *arguments: str, **env: str) -> Ended:
+    command = [sys.executable, str(JOB), str(table), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env})
+    return Ended(run.returncode, run.stdout, run.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +39,20 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_grid_by_default(table: Path) -> None:
     query = "SELECT image_id, w_plus, l2, id_similarity_per_step FROM latents ORDER BY image_id"
-    run = ask(table, query)
-    assert (run.returncode, run.stderr) == (0, "")
-    assert "│ s-0/a#0   │ 6×512 numbers │ 0.125 │ [, 0.25, 0.5]" in run.stdout
+    run = ask_as_a_user(table, query)
+    assert (run.code, run.err) == (0, "")
+    assert "│ s-0/a#0   │ 6×512 numbers │ 0.125 │ [, 0.25, 0.5]" in run.out
 
 
 def test_many_columns_print_one_grid_per_row(table: Path) -> None:
-    run = ask(table, "SELECT * FROM latents LIMIT 1", COLUMNS="80")
-    assert "detector_score" in run.stdout
+    run = ask_as_a_user(table, "SELECT * FROM latents LIMIT 1", COLUMNS="80")
+    assert "detector_score" in run.out
 
 
 def test_json_prints_one_line_per_row(table: Path) -> None:
     query = "SELECT key, id_similarity_per_step AS s, w_plus[1][:2] AS w FROM latents ORDER BY 1"
     run = ask(table, query, "--json")
-    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    rows = [json.loads(line) for line in run.out.splitlines()]
     assert [row["key"] for row in rows] == ["a", "c", "c", "x/b"]
     assert rows[0]["s"] == [None, 0.25, 0.5]
     assert len(rows[0]["w"]) == 2
@@ -59,7 +60,7 @@ def test_json_prints_one_line_per_row(table: Path) -> None:
 
 def test_csv_with_lists_as_json(table: Path) -> None:
     query = "SELECT reason, count(*) AS n, [1, NULL] AS l FROM rejects GROUP BY 1 ORDER BY 1"
-    rows = list(csv.DictReader(io.StringIO(ask(table, query, "--csv").stdout)))
+    rows = list(csv.DictReader(io.StringIO(ask(table, query, "--csv").out)))
     assert [(row["reason"], row["n"]) for row in rows] == [
         ("crashed", "1"),
         ("face_too_small", "1"),
@@ -74,17 +75,17 @@ def test_columns_of_one_name_keep_their_own_values(table: Path) -> None:
         "SELECT a.l2, b.l2, a.l2 <> b.l2 AS differ FROM latents a JOIN latents b "
         "ON a.image_id < b.image_id ORDER BY a.image_id, b.image_id LIMIT 1"
     )
-    expected = json.loads(ask(table, query, "--json").stdout)
+    expected = json.loads(ask(table, query, "--json").out)
     assert list(expected) == ["l2", "l2_1", "differ"]
     assert (expected["l2"] != expected["l2_1"]) is expected["differ"]
-    lines = ask(table, "SELECT 1 AS a, 2 AS a, 3 AS a_1", "--csv").stdout.splitlines()
+    lines = ask(table, "SELECT 1 AS a, 2 AS a, 3 AS a_1", "--csv").out.splitlines()
     assert lines == ["a,a_1,a_1_1", "1,2,3"]
-    assert "│ 1 │ 2   │ 3     │" in ask(table, "SELECT 1 AS a, 2 AS a, 3 AS a_1").stdout
+    assert "│ 1 │ 2   │ 3     │" in ask(table, "SELECT 1 AS a, 2 AS a, 3 AS a_1").out
 
 
 def test_json_has_null_for_invalid_numbers(table: Path) -> None:
     query = "SELECT 'nan'::FLOAT AS x, ['inf'::FLOAT, 1] AS y, {'z': '-inf'::DOUBLE} AS s"
-    line = ask(table, query, "--json").stdout
+    line = ask(table, query, "--json").out
     assert line == '{"x": null, "y": [null, 1.0], "s": {"z": null}}\n'
 
 
@@ -166,15 +167,15 @@ def test_a_date_beyond_python_is_refused(
 
 def test_a_query_that_is_not_utf8_is_refused(table: Path) -> None:
     run = ask(table, os.fsdecode(b"SELECT '\xff'"))
-    assert run.returncode == 2
-    assert run.stderr == "RequestError: the query failed: it is not UTF-8 text\n"
+    assert run.code == 2
+    assert run.err == "RequestError: the query failed: it is not UTF-8 text\n"
 
 
 def test_a_table_in_a_bucket_needs_only_environment(s3: Bucket) -> None:
     root = f"{s3.uri}/table"
     write_shard(writer(root), shard())
-    run = ask(root, "SELECT count(*) AS n FROM latents", "--json", **s3.env)
-    assert (run.returncode, run.stdout, run.stderr) == (0, '{"n": 4}\n', "")
+    run = ask_as_a_user(root, "SELECT count(*) AS n FROM latents", "--json", **s3.env)
+    assert (run.code, run.out, run.err) == (0, '{"n": 4}\n', "")
 
 
 @pytest.mark.parametrize(
@@ -188,14 +189,14 @@ def test_a_table_in_a_bucket_needs_only_environment(s3: Bucket) -> None:
 )
 def test_a_wrong_query_is_refused_in_one_line(table: Path, query: str) -> None:
     run = ask(table, query)
-    assert (run.returncode, run.stdout) == (2, "")
-    assert len(run.stderr.splitlines()) == 1
+    assert (run.code, run.out) == (2, "")
+    assert len(run.err.splitlines()) == 1
 
 
 def test_a_folder_without_a_table_is_refused(tmp_path: Path) -> None:
     run = ask(tmp_path, "SELECT 1")
-    assert run.returncode == 2
-    assert run.stderr == f"InputError: '{tmp_path}' is not a table: it has no _table.json\n"
+    assert run.code == 2
+    assert run.err == f"InputError: '{tmp_path}' is not a table: it has no _table.json\n"
 
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2K=cmd|' /C calc'!A0\u202e[red]\n"
@@ -233,10 +234,10 @@ def test_a_grid_shows_names_and_cells_escaped(
 
 def test_csv_and_json_keep_the_data(hostile: Path) -> None:
     query = f'SELECT key AS "{HOSTILE}", detail FROM rejects'
-    lines = ask(hostile, query, "--json").stdout.splitlines()
+    lines = ask(hostile, query, "--json").out.splitlines()
     assert all(line.isascii() and line.isprintable() for line in lines)
     assert [json.loads(line) for line in lines] == [{HOSTILE: f"r{HOSTILE}", "detail": HOSTILE}]
-    sheet = io.StringIO(ask(hostile, query, "--csv").stdout)
+    sheet = io.StringIO(ask(hostile, query, "--csv").out)
     assert list(csv.reader(sheet)) == [[HOSTILE, "detail"], [f"r{HOSTILE}", HOSTILE]]
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RequestError
 from pipeline.search import duplicates as duplicates_module
 from pipeline.search import vectors as vectors_module
-from pipeline.search.duplicates import Components, find_duplicates
+from pipeline.search.duplicates import Components, find_duplicates, find_most_duplicates
 from pipeline.search.vectors import Vectors
 from pipeline.table import Table
 from pipeline.table.selection import Selection
@@ -53,6 +54,27 @@ def test_planted_groups_are_found_whatever_fits_in_memory(
     near = float(rows[CHAIN[0]] @ rows[CHAIN[1]])
     assert float(rows[CHAIN[0]] @ rows[CHAIN[2]]) < THRESHOLD < near
     assert result.similarities.tolist() == pytest.approx([1, 1, near, near, near], abs=1e-5)
+
+
+@pytest.mark.parametrize("searched", [16, 2])  # of seven lists: all, or the nearest two
+def test_an_approximate_search_finds_the_planted_groups(
+    table: Table, searched: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = Vectors(Selection(table), "identity")
+    exact = find_duplicates(vectors, THRESHOLD)
+    monkeypatch.setattr(duplicates_module, "_FEWEST_IN_LISTS", 0)
+    monkeypatch.setattr(duplicates_module, "_LISTS_SEARCHED", searched)
+    found = find_most_duplicates(vectors, THRESHOLD)
+    assert found.ids == exact.ids
+    assert found.groups.tolist() == exact.groups.tolist()
+    assert found.similarities.tolist() == pytest.approx(exact.similarities.tolist(), abs=1e-5)
+    assert found.rows == COUNT
+    monkeypatch.setattr(duplicates_module, "memory_limit", lambda: COUNT)
+    with pytest.raises(RequestError, match=r"of 50 faces take .* more than half"):
+        find_most_duplicates(vectors, THRESHOLD)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(RequestError, match=r"pip install 'restyle-pipeline\[search\]'"):
+        find_most_duplicates(vectors, THRESHOLD)
 
 
 def test_order_decides_the_first_of_a_group(table: Table) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+from PIL import Image
 
+from jobs import forget
 from pipeline.choices import SearchBy
+from pipeline.engine import photos as photos_module
 from pipeline.engine.photos import photo_vectors, queries_of, read_photos
 from pipeline.errors import RequestError
 from pipeline.search.neighbours import nearest
 from pipeline.search.vectors import Vectors
-from pipeline.table import Table
+from pipeline.table import Table, open_table
 from pipeline.table.selection import Selection
 from tests.search.tables import table_of_codes, table_of_photos
 
@@ -35,6 +41,38 @@ def test_a_photo_of_the_table_finds_itself(samples: Table, by: SearchBy) -> None
     other, itself = nearest(vectors, queries, 2, names)
     assert [face.image_id for face in itself] == ["files-00000/3.jpg#0", "files-00000/2.jpg#0"]
     assert itself[0].similarity > 0.9999 > other[0].similarity
+
+
+def test_forgetting_similar_faces_needs_a_confirmation(
+    samples: Table,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The photo is another encoding of a face of the table, so that only its looks match."""
+    embedded: list[Any] = []  # once: two seconds
+
+    def once(*given: Any) -> Any:
+        embedded[:] = embedded or [queries_of(*given)]
+        return embedded[0]
+
+    monkeypatch.setattr(photos_module, "queries_of", once)
+    root, photo = tmp_path / "table", tmp_path / "photo.png"
+    shutil.copytree(samples.store.root, root)
+    Image.open(f"{samples.spec.config['input']}/3.jpg").save(photo)
+    given = ["--table", str(root), "--like", str(photo), "--similar", "0.95", "--reason", "x"]
+    assert forget.main(given) == forget.NOT_CONFIRMED
+    said = capsys.readouterr()
+    assert re.search(r"face    files-00000/3\.jpg#0  similarity (1\.000|0\.99\d)\n", said.err)
+    assert "to erase these faces, add --yes" in said.err
+    assert open_table(str(root)).verify()["faces"] == 2
+
+    assert forget.main([*given, "--yes"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (line["faces"], list(line["similar"])) == (1, ["files-00000/3.jpg#0"])
+    table = open_table(str(root))
+    assert table.verify()["faces"] == 1
+    assert table.arrow("SELECT key FROM latents").to_pydict() == {"key": ["2.jpg"]}
 
 
 def test_unusable_photos_are_refused(

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.storage import Shard
+from pipeline.storage import Shard, Store
 from pipeline.table import Columns, ShardRecord, TableSpec, TableWriter, open_for_writing
+from pipeline.table.parts import read_footer
 
 N_STYLES = 6
 COLUMNS = Columns(N_STYLES)
@@ -125,3 +126,12 @@ COUNTS_OF_ONE = {
     "samples_with_faces": 3,
     "samples_rejected": 3,
 }
+
+
+def damage_codes(store: Store, name: str) -> None:
+    """Damage the compressed codes of a latents file, for which Arrow raises a plain OSError."""
+    group = read_footer(store, name).row_group(0)
+    columns = (group.column(index) for index in range(group.num_columns))
+    codes = next(each for each in columns if each.path_in_schema.startswith("w_plus."))
+    start, content = codes.data_page_offset, store.get(name)
+    store.put(name, content[: start + 16] + bytes(64) + content[start + 80 :])

@@ -22,14 +22,13 @@ from pipeline.storage import Store
 from pipeline.table import Table, TableWriter, open_table, table_stats
 from pipeline.table.forgetting.erase import Erased, forget, forgotten_rows
 from pipeline.table.forgetting.forgotten import FORGOTTEN, ForgetList, Forgotten
-from pipeline.table.forgetting.leftovers import leftovers
-from pipeline.table.forgetting.mentions import BLANKED, blank_mentions
+from pipeline.table.forgetting.leftovers import BLANKED, blank_mentions, leftovers
 from pipeline.table.forgetting.sources import choose_sources, lists_of, new_list
 from pipeline.table.selection import Selection
 from pipeline.table.shard_index import index_rows
 from pipeline.table.spec import read_spec
 from pipeline.table.verify import verify_table
-from tests.table.rows import commit, face_row, reject_row, shard, writer
+from tests.table.rows import commit, damage_codes, face_row, reject_row, shard, writer
 
 # Images of each part of a shard: name, faces, rejects of single faces (none of both: a reject).
 PARTS = ((("ann", 1, 0), ("bob", 2, 1), ("cid", 0, 0)), (("dan", 1, 0), ("eve", 0, 0)))
@@ -305,6 +304,12 @@ def test_damaged_list_is_refused(copied: str) -> None:
     for use in (lambda: writer(root), open_table(root).verify, lambda: forget(table.store)):
         with pytest.raises(TableError, match=r"its version is 9.*deleting it would let its images"):
             use()
+
+
+def test_damaged_part_is_named(copied: str) -> None:
+    damage_codes(Store(copied), "latents/s-0-00000.parquet")
+    with pytest.raises(TableError, match=r"latents/s-0-00000.parquet' is damaged: "):
+        erase(open_table(copied), "key = 'ann-of-s-0.jpg'")
 
 
 def test_list_names_nobody(copied: str) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.errors import RequestError, TableError
-from pipeline.table import InitialCodes, check_condition, open_table
+from pipeline.storage import Store
+from pipeline.table import InitialCodes, check_condition, initial_codes, open_table
+from pipeline.table.queries import connect
 from pipeline.table.reader import as_array
 from tests.table.rows import code, shard, write_shard, writer
 
@@ -45,6 +48,21 @@ def test_an_unfinished_shard_is_refused(root: str) -> None:
 def test_a_wrong_condition_is_refused_at_once(filled: str, where: str) -> None:
     with pytest.raises(RequestError, match=r"where|query failed"):
         check_condition(open_table(filled), where)
+
+
+def test_a_failed_choice_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shard(writer(tmp_path), shard("s-0"))
+    folders: list[Path] = []
+
+    def spied(store: Store) -> Any:
+        connection, files = connect(store)
+        folders.append(files.spill)
+        return connection, files
+
+    monkeypatch.setattr(initial_codes, "connect", spied)
+    with pytest.raises(RequestError, match="where 'lpipz > 1' failed") as error:
+        InitialCodes(str(tmp_path), shard("s-0"), "lpipz > 1")
+    assert not folders[0].exists(), error  # whose traceback holds the connection
 
 
 @pytest.mark.parametrize(

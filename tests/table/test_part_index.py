@@ -79,7 +79,7 @@ def test_a_resumed_shard_is_committed_without_hashing_its_files(
 ) -> None:
     table = writer(root)
     write(table, PartIndex(table.store), 2)
-    monkeypatch.delattr(writer_module, "file_sha256")
+    monkeypatch.delattr(writer_module, "sha256_of")
     (state,) = table.states([shard()])
     table.commit_shard(shard(), state.parts.values())
     assert open_table(root).verify()["faces"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from pipeline.errors import InputError, RequestError, TableError
 from pipeline.storage import Store
 from pipeline.table import UnknownImageError, open_table
 from tests.conftest import Bucket
-from tests.table.rows import N_STYLES, code, face_row, shard, write_shard, writer
+from tests.table.rows import N_STYLES, code, damage_codes, face_row, shard, write_shard, writer
 
 
 def test_sql_sees_latents_rejects_and_shards(filled: str) -> None:
@@ -56,6 +57,22 @@ def test_codes_come_in_the_requested_order(filled: str) -> None:
     assert (codes == np.stack(expected)).all()
 
 
+def test_codes_of_many_shards_take_one_listing_of_a_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("s-0", "s-1"):
+        write_shard(writer(tmp_path), shard(name))
+    prefixes, each_name = [], Store.each_name
+
+    def spied(store: Store, prefix: str = "") -> Iterator[str]:
+        prefixes.append(prefix)
+        return each_name(store, prefix)
+
+    monkeypatch.setattr(Store, "each_name", spied)
+    assert len(open_table(str(tmp_path)).w_plus(["s-1/a#0", "s-0/a#0"])) == 2
+    assert prefixes == ["latents/"]
+
+
 def test_no_ids_give_no_codes(filled: str) -> None:
     assert open_table(filled).w_plus([]).shape == (0, N_STYLES, 512)
 
@@ -63,6 +80,12 @@ def test_no_ids_give_no_codes(filled: str) -> None:
 def test_an_id_instead_of_a_list_is_refused(filled: str) -> None:
     with pytest.raises(RequestError, match=r"takes a list of image ids.*\['s-0/a#0'\]"):
         open_table(filled).w_plus("s-0/a#0")
+
+
+def test_damaged_codes_are_a_damaged_table(filled: str) -> None:
+    damage_codes(Store(filled), "latents/s-0-00000.parquet")
+    with pytest.raises(TableError, match=r"latents/s-0-00000.parquet' is damaged: "):
+        open_table(filled).w_plus(["s-0/a#0"])
 
 
 def test_missing_ids_are_named(filled: str) -> None:

@@ -9,6 +9,7 @@ from pipeline.table.status import table_status
 from tests.table.rows import writer
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+COUNTS = ("shards", "done_shards", "bytes", "done_bytes")
 
 
 def record(table, minute, **facts):
@@ -29,6 +30,14 @@ def test_the_view_has_one_row_per_run_in_order(tmp_path):
     assert rows["identity_missed"].tolist()[1] == 2
     assert rows["errors"].tolist() == [2, 0]
     assert rows["align_seconds"].isna().tolist() == [True, False]
+
+
+def test_other_files_among_the_records_are_ignored(tmp_path):
+    table = writer(tmp_path)
+    record(table, 1, exit_code=0, found={"complete": True, **dict.fromkeys(COUNTS, 0)})
+    table.store.put("_runs/notes.txt", b"started on Monday")
+    (run,) = table_status(str(tmp_path)).runs
+    assert run["run"] == "20260101T000100Z-ab"
 
 
 def test_a_table_without_runs_has_an_empty_view(tmp_path):

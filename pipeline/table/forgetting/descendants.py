@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.storage import Store, canonical_uri
+from pipeline.storage.output_check import names_in
 from pipeline.storage.uris import storage_errors
 from pipeline.table.forgetting.erase import forgotten_rows
 from pipeline.table.forgetting.forgotten import Forgotten
@@ -45,8 +47,8 @@ def find_descendants(
 ) -> list[Descendant]:
     """Return the tables made from this one, or from its input, among its siblings and `named`.
 
-    Of tables made from them too. Each has its number of rows of `forgotten` images. All of `named`
-    are returned; `RequestError` if one of them is not a table.
+    Tables made from these are returned too, and all of `named`. Each has its number of rows of
+    `forgotten` images. Raises `RequestError` if one of `named` is not a table.
     """
     given = [_candidate(uri) for uri in named]
     roots = {candidate.store.root for candidate in given}
@@ -97,7 +99,7 @@ def _siblings(store: Store) -> Iterator[_Candidate]:
     parent = store.root.rstrip("/").rpartition("/")[0]
     if not parent or parent.endswith(("/", ":")):
         return  # a whole bucket
-    for root in _folders(Store(parent))[:MAX_SIBLINGS]:
+    for root in _folders(Store(parent)):
         if root != store.root:
             try:
                 if Store(root).exists(SPEC_NAME):
@@ -107,11 +109,10 @@ def _siblings(store: Store) -> Iterator[_Candidate]:
 
 
 def _folders(parent: Store) -> list[str]:
-    """Return the URIs of the folders right below `parent`, sorted; none that cannot be listed."""
+    """Return the URIs of the first folders right below `parent`; none if it cannot be listed."""
     try:
         with storage_errors(f"list '{parent.root}'"):
-            entries = parent.fs.ls(parent.path(), detail=True)
+            folders = (name for name in names_in(parent) if name.endswith("/"))
+            return sorted(parent.uri(name[:-1]) for name in islice(folders, MAX_SIBLINGS))
     except PipelineError:
         return []
-    names = (str(entry["name"]).rstrip("/") for entry in entries if entry["type"] == "directory")
-    return sorted(parent.uri(name.rpartition("/")[2]) for name in names)

@@ -30,16 +30,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import RequestError, TableError
-from pipeline.storage import Store, is_local, one_line
+from pipeline.storage import Store, is_local
 from pipeline.table.card import kept_readme, write_card
 from pipeline.table.forgetting.forget_lock import ForgetLock
-from pipeline.table.forgetting.forgotten import KEPT, MATCHED, ForgetList, Forgotten
-from pipeline.table.forgetting.mentions import blank_mentions
+from pipeline.table.forgetting.forgotten import KEPT, ForgetList, Forgotten, deciding_columns
+from pipeline.table.forgetting.leftovers import blank_mentions
 from pipeline.table.part_index import forget_part_index
 from pipeline.table.parts import (
     LATENTS,
     REJECTS,
     EncodedPart,
+    damage_reported,
     decode_metadata,
     encode_part,
     parse_part_name,
@@ -110,12 +111,9 @@ def _rows_in(store: Store, forgotten: Forgotten, name: str) -> list[ForgottenRow
     if not parsed:
         return []
     kind = name.split("/", 1)[0]
-    columns = ["image_id", "key", *MATCHED, *(["reason"] if kind == REJECTS else [])]
-    try:
-        with store.open(name) as file:
-            rows = pq.ParquetFile(file).read(columns, use_threads=False)
-    except pa.ArrowException as error:
-        raise TableError(f"'{store.uri(name)}' is damaged: {one_line(error)}") from error
+    columns = ["image_id", "key", *deciding_columns(kind)]
+    with store.open(name) as file, damage_reported(store.uri(name)):
+        rows = pq.ParquetFile(file).read(columns, use_threads=False)
     levels = forgotten.levels(rows)
     if not any(levels):
         return []
@@ -266,12 +264,10 @@ class _Eraser:
 
     def _read(self, kind: str, names: Mapping[str, str]) -> pa.Table:
         """Read a file with the types of the table; Parquet gives items of lists another name."""
-        try:
-            table = pq.ParquetFile(pa.BufferReader(self.store.get(names[kind]))).read()
+        content = self.store.get(names[kind])
+        with damage_reported(self.store.uri(names[kind])):
+            table = pq.ParquetFile(pa.BufferReader(content)).read()
             return table.cast(self._schemas[kind].with_metadata(table.schema.metadata))
-        except (pa.ArrowException, ValueError) as error:
-            uri = self.store.uri(names[kind])
-            raise TableError(f"'{uri}' is damaged: {one_line(error)}") from error
 
 
 @dataclass(frozen=True)

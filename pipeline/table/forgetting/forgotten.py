@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from pipeline.errors import RequestError, TableError
 from pipeline.storage import Store
+from pipeline.table.parts import REJECTS
 from pipeline.table.schema import rejects_table
 from pipeline.table.spec import read_json
 
@@ -39,8 +40,8 @@ _VERSION = 1
 _SALT_BYTES = 16
 _HASH_BYTES = 16
 KEPT, FACE, IMAGE = range(3)  # how much of a row's image is forgotten
-MATCHED = ("source_sha256", "source_uri", "face_index")  # columns that decide
-_NAMES = ["key", *MATCHED]
+_MATCHED = ("source_sha256", "source_uri", "face_index")
+_NAMES = ["key", *_MATCHED]
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,11 @@ class Forgotten:
         return tuple(each for each in self.lists if not each.finished)
 
     def levels(self, rows: pa.Table) -> list[int]:
-        """Return KEPT, FACE or IMAGE for each row; `rows` has the columns of `MATCHED`.
+        """Return KEPT, FACE or IMAGE for each row; `rows` has the `deciding_columns`.
 
         A reject that says that its face is forgotten is KEPT, unless its whole image is forgotten.
         """
-        columns = [rows[name].to_pylist() for name in MATCHED]
+        columns = [rows[name].to_pylist() for name in _MATCHED]
         has_reason = "reason" in rows.column_names
         reasons = rows["reason"].to_pylist() if has_reason else [""] * rows.num_rows
         levels, cache = [], dict[tuple[str, str], set[int | None]]()
@@ -215,6 +216,11 @@ class Forgotten:
         keys = {*kept["key"].to_pylist(), *(row["key"] for row in others)}
         others += _nameless(part, samples - len(keys), keys)
         return kept, rejects_table(others, shard_id)
+
+
+def deciding_columns(kind: str) -> tuple[str, ...]:
+    """Return the columns of latents or rejects that say whether an image is forgotten."""
+    return (*_MATCHED, "reason") if kind == REJECTS else _MATCHED
 
 
 def check_finished(store: Store, forgotten: Forgotten | None = None) -> None:

@@ -11,25 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.engine.cluster import running_ray
+from pipeline.engine.cluster import Resources
 from pipeline.engine.ray_callbacks import run_settings
 from pipeline.errors import RequestError
 from pipeline.table import Columns, open_table
+from tests.engine.on_ray import MARKS
 from tests.table.rows import N_STYLES, code, face_row, shard, write_shard, writer
 
-pytestmark = [
-    pytest.mark.timeout(900),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MARKS
 IDS = ["s-0/a#0", "s-0/c#0", "s-0/c#1", "s-0/x/b#0"]
 CODES = np.stack([code("a"), code("c"), code("c", 1), code("x/b")])
 
 
-@pytest.fixture(scope="module")
-def _ray() -> Iterator[None]:
-    with running_ray(), run_settings():
+@pytest.fixture
+def _ray(one_node: Resources) -> Iterator[None]:
+    with run_settings(one_node.folder):
         yield
 
 

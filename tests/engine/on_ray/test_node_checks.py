@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,6 @@ from ray.data import DataContext
 
 import pipeline
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import running_ray
 from pipeline.engine.nodes import node_checks
 from pipeline.engine.nodes.node_checks import (
     NodeChecks,
@@ -21,18 +20,13 @@ from pipeline.engine.nodes.node_checks import (
     local_paths,
     nodes_checked,
 )
-from pipeline.engine.nodes.node_registry import start_registry, stop_registry, wait_for_verdict
+from pipeline.engine.nodes.node_registry import start_registry, stop_registry
 from pipeline.engine.nodes.node_report import NodeReport, code_digest, node_report, versions
 from pipeline.errors import ClusterError, ConfigError
+from tests.engine.on_ray import MARKS
+from tests.engine.on_ray.stages import AfterVerdict
 
-pytestmark = [
-    pytest.mark.timeout(600),
-    # Ray Data sets its own deprecated settings, and warns itself of it.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    # Ray leaves the log files of its own processes to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = MARKS
 
 
 def config(**settings: object) -> JobConfig:
@@ -58,12 +52,6 @@ def test_outside_a_cluster_nothing_is_checked(
     monkeypatch.setattr(node_checks, "in_cluster", lambda: False)
     with nodes_checked(config(output=str(tmp_path / "table"))):
         assert not (tmp_path / "table").exists()
-
-
-@pytest.fixture(scope="module")
-def one_node() -> Iterator[None]:
-    with running_ray():
-        yield
 
 
 @pytest.fixture
@@ -125,7 +113,8 @@ def test_a_node_without_storage_gets_no_work(notices: list[str]) -> None:
     (node,) = [item for item in ray.nodes() if item["Alive"]]
     checks = NodeChecks({}, notice=notices.append)
     alive = {node["NodeID"]: node, "another": {"Resources": {"CPU": 4.0}}}
-    free = ray.available_resources()["CPU"]
+    free = ray.cluster_resources()["CPU"]
+    wait_until(lambda: ray.available_resources().get("CPU", 0.0) == free)
     checks._block(node["NodeID"], own_address(), "StorageError: no route", alive)
     assert notices == [
         f"node {own_address()} is not used, as it does not reach the storage: "
@@ -159,17 +148,6 @@ def test_workers_wait_until_their_node_may_work() -> None:
         assert ray.get(registry.retries.remote()) == 1
     finally:
         stop_registry(DataContext.get_current(), registry)
-
-
-class AfterVerdict:
-    """An actor that begins as the stages do."""
-
-    def __init__(self, context: DataContext) -> None:
-        DataContext._set_current(context)  # as Ray Data's actors do
-        wait_for_verdict()
-
-    def began(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize(

@@ -1,36 +1,22 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import JobConfig
-from pipeline.engine.messages import FaceBatch, LatentBatch
 from pipeline.engine.run import run_job
-from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
+from pipeline.engine.simulate import SimulatedAlign
 from pipeline.engine.stages import Read, Write
 from pipeline.engine.stages.base import MAX_CRASHES
 from pipeline.table import open_table
+from tests.engine.on_ray import MARKS
+from tests.engine.on_ray.stages import DEADLY, DeadlyInvert
 from tests.storage.archives import write_tar
 
-DEADLY = 2
+pytestmark = [*MARKS, pytest.mark.usefixtures("joined")]
 
 
-class DeadlyInvert(SimulatedInvert):
-    """Ends its process at one part, as a fault below Python does."""
-
-    def process(self, batch: FaceBatch) -> LatentBatch:
-        if batch.part == DEADLY:
-            os._exit(139)
-        return super().process(batch)
-
-
-@pytest.mark.timeout(600)
-# Ray Data sets its own deprecated settings; Ray leaves log files to the garbage collector.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_part_that_kills_its_worker_ends_alone(tiny_bundle: str, tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "a.tar", [(f"{number}.jpg", b"image") for number in range(6)])
     write_tar(tmp_path / "in" / "b.tar", [("0.jpg", b"image")])
@@ -40,6 +26,7 @@ def test_a_part_that_kills_its_worker_ends_alone(tiny_bundle: str, tmp_path: Pat
         model=tiny_bundle,
         identity="none",
         part_size=1,
+        align_workers=1,
         inverters=1,
     )
     outcome = run_job(config, (Read, SimulatedAlign, DeadlyInvert, Write))

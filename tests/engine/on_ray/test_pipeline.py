@@ -16,7 +16,6 @@ from pipeline.config import JobConfig
 from pipeline.engine import ledger as ledger_module
 from pipeline.engine import ray_callbacks, run_job, shard_source
 from pipeline.engine.capacity import Pools, reserved_cpus
-from pipeline.engine.cluster import running_ray
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.messages import Message, PartDone, ShardEnd, to_row
 from pipeline.engine.pipeline import build_pipeline, run_pipeline
@@ -26,17 +25,11 @@ from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
 from pipeline.engine.stages import Read, Write
 from pipeline.errors import ClusterError
 from pipeline.table import RunRecord
+from tests.engine.on_ray import MARKS
+from tests.engine.on_ray.stages import LongInvert, SlowInvert
 from tests.storage.archives import write_tar
 
-ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [
-    pytest.mark.timeout(900),
-    # Ray Data sets its own deprecated settings, and warns itself of it.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    # Ray leaves the log files of its own processes to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [*MARKS, pytest.mark.usefixtures("joined")]
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ def executed(
     invert: type[SimulatedInvert] = SimulatedInvert,
     on_gpu: bool = False,
 ) -> Iterator[Executed]:
-    """Run the pipeline to its end, on a Ray that runs until the block ends."""
+    """Run the pipeline to its end on the running Ray, with its settings until the block ends."""
     blocks: dict[str, int] = {}
     ahead: list[int] = []
     sharing: set[str] = set()
@@ -80,9 +73,9 @@ def executed(
     plan = make_plan(config)
     types = (Read, SimulatedAlign, invert, Write)
     stages = [stage.of(plan.job, plan.writer, "cpu") for stage in types]
-    workers = {"read": 4, "align": 1, "invert": 1, "write": 2}
+    workers = {"read": 2, "align": 1, "invert": 1, "write": 1}
     pools = Pools(workers, reserved_cpus(on_gpu=on_gpu), on_gpu)
-    with running_ray(), run_settings():
+    with run_settings():
         DataContext.get_current().custom_execution_callback_classes.append(Count)
         ledger = Ledger(plan, RunRecord())
         dataset: Any = build_pipeline(shard_source.shard_source(ledger), stages, pools)
@@ -90,9 +83,8 @@ def executed(
 
 
 def test_stages_are_not_fused_and_parts_are_rows(
-    config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config_of: Callable[..., JobConfig], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the workers
     tars = tmp_path / "tars"
     for name, count in (("a", 5), ("b", 3), ("empty", 0)):
         members = [(f"{number}.jpg", b"image") for number in range(count)]
@@ -112,16 +104,9 @@ def test_stages_are_not_fused_and_parts_are_rows(
     assert [run.blocks[name] for name in names] == [8] * 4, "one block a row in every stage"
 
 
-class SlowInvert(SimulatedInvert):
-    """Slower than any reader."""
-
-    seconds_per_batch = 0.1
-
-
 def test_readers_do_not_run_far_ahead_of_writers(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     bounds = {
         "PARTS_AHEAD": 6,
         "PARTS_AHEAD_PER_WORKER": 0,
@@ -140,17 +125,10 @@ def test_readers_do_not_run_far_ahead_of_writers(
     assert run.ahead <= 6 + 2 * 3 + 2
 
 
-class LongInvert(SimulatedInvert):
-    """Longer at one part than Ray Data waits for any sign of progress."""
-
-    seconds_per_batch = 12.0
-
-
 def test_a_part_may_outlast_ray_datas_timeout(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 6.0)
+    monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 2.0)
     write_tar(tmp_path / "tars" / "a.tar", [("0.jpg", b"image")])
     with executed(config_of(input=str(tmp_path / "tars")), LongInvert) as run:
         assert sorted(type(item).__name__ for item in run.messages) == ["PartDone", "ShardEnd"]
@@ -159,12 +137,11 @@ def test_a_part_may_outlast_ray_datas_timeout(
 def test_a_run_without_write_access_gives_up(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(ledger_module, "GIVE_UP_PARTS", 3)
     monkeypatch.setattr(ledger_module, "GIVE_UP_S", 0.0)
     for number in range(60):
         write_tar(tmp_path / "tars" / f"{number:02d}.tar", [("0.jpg", b"image")])
-    config = config_of(input=str(tmp_path / "tars"))
+    config = config_of(input=str(tmp_path / "tars"), align_workers=1, inverters=1)
     make_plan(config)
     Path(config.output, "latents").write_text("in the way of the folder")
     outcome = run_job(config, (Read, SimulatedAlign, SlowInvert, Write))
@@ -199,7 +176,6 @@ class Hurried(StallDetector):
 def test_a_run_for_which_no_node_comes_ends(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(ray_callbacks, "StallDetector", Hurried)
     write_tar(tmp_path / "tars" / "a.tar", [("0.jpg", b"image")])
     config = config_of(input=str(tmp_path / "tars"))
