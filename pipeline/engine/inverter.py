@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -131,7 +132,10 @@ class _Batch(NamedTuple):
 
 
 class Inverter:
-    """Loads the models and the metric networks once; turns faces into latents rows."""
+    """Loads the models and the metric networks once; turns faces into latents rows.
+
+    Two threads may do so at once: while one waits for its last batch a GPU computes the other's.
+    """
 
     def __init__(self, settings: InvertSettings) -> None:
         self.settings = settings
@@ -145,6 +149,7 @@ class Inverter:
         first = self._load(settings.first, {}) if settings.first else None
         self.models = Models(self.model, first, perceptual=self.meter.lpips)
         self.batch_size = settings.batch_size or BATCH[self.device]
+        self._beginning = threading.Lock()
 
     def _load(self, model: str, hints: ModelHints) -> RestyleModel:
         """Return a model on the device, or its twin: in bfloat16, or in float32 on a CPU."""
@@ -175,7 +180,8 @@ class Inverter:
             start = None
             if initial_codes is not None:
                 start = torch.from_numpy(np.stack([initial_codes[name] for name in names]))
-            begun = self._begin(names, batch_faces, start)
+            with self._beginning:
+                begun = self._begin(names, batch_faces, start)
             if pending:
                 self._finish(result, pending)
             pending = begun

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -286,6 +287,17 @@ def test_optimised_rows_say_what_they_cost(settings: InvertSettings, name: Metho
         np.testing.assert_array_equal(row["w_plus"], same["w_plus"])
         assert (row["method"], row["steps"], row["converged"]) == (name, 2, None)
         assert row["generator_passes"] >= 4 + (2 if name == "hybrid" else 0)
+
+
+def test_two_threads_may_invert_at_once(settings: InvertSettings) -> None:
+    inverter, parts = Inverter(settings), [[face(0), face(1)], [face(2)]]
+    expected = [inverter.rows(part).latents for part in parts]
+    with ThreadPoolExecutor(2) as threads:
+        made = list(threads.map(inverter.rows, parts))
+    for result, rows in zip(made, expected, strict=True):
+        assert [row["key"] for row in result.latents] == [row["key"] for row in rows]
+        for row, other in zip(result.latents, rows, strict=True):
+            np.testing.assert_allclose(row["w_plus"], other["w_plus"], rtol=0, atol=1e-6)
 
 
 def test_bootstrapping_continues_from_another_models_codes(
