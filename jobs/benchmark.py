@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli import exit_code_of, job_parser, positive, positives
+from pipeline.cli import add_count, exit_code_of, job_parser, positives
 from pipeline.config import JobConfig
 from pipeline.errors import PipelineError, RequestError
 from pipeline.models.files import check_model
@@ -41,18 +41,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--images", type=positives, default=[10_000], help="number of images (default 10000)"
     )
-    parser.add_argument(
-        "--shard-images", type=positive, default=1024, help="images per shard (default 1024)"
-    )
-    parser.add_argument(
-        "--image-bytes", type=positive, default=100, help="bytes per image (default 100)"
-    )
-    parser.add_argument(
-        "--skew", type=positive, default=1, help="size of the last shard, in shards (default 1)"
-    )
-    parser.add_argument(
-        "--part-size", type=positive, default=256, help="samples per part (default 256)"
-    )
+    add_count(parser, "--shard-images", "images per shard", 1024)
+    add_count(parser, "--image-bytes", "bytes per image", 100)
+    add_count(parser, "--skew", "size of the last shard, in shards", 1)
+    add_count(parser, "--part-size", "samples per part", 256)
     parser.add_argument("--input", help="real images, instead of --simulate")
     parser.add_argument("--model", default="demo", help="model for --input (default demo)")
     parser.add_argument("--run", metavar="JSON", help=argparse.SUPPRESS)
@@ -106,12 +98,12 @@ def measure(request: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
     measured: dict[str, Any] = json.loads(said[-1])
     if run.returncode:
         kind = RequestError if run.returncode == 2 else PipelineError
-        raise kind(measured["errors"][0])
+        raise kind("; ".join(measured["errors"]) or "the run was stopped")
     return measured
 
 
 def check_input(uri: str, model: str) -> None:
-    """Raise a `RequestError` where the input or the model of the runs is not there."""
+    """Raise a `RequestError` if the input or the model of the runs does not exist."""
     check_model(model)
     list_shards(uri).first()
 
@@ -132,13 +124,8 @@ def describe(run: dict[str, Any]) -> str:
 
 
 def run_here(request: dict[str, Any]) -> int:
-    """Call `run_once` for the process that waits; print measurements or errors as the last line."""
-    try:
-        print(json.dumps(run_once(request)))
-    except PipelineError as error:
-        code = 2 if isinstance(error, RequestError) else 1
-        print(json.dumps({"errors": [str(error)]}))
-        return code
+    """Call `run_once` for the process that waits; print its measurements as the last line."""
+    print(json.dumps(run_once(request)))
     return 0
 
 
@@ -162,7 +149,7 @@ def main(argv: list[str]) -> int:
     """Parse, run, report; return the exit code."""
     arguments = parse_arguments(argv)
     if arguments.run:
-        return run_here(json.loads(arguments.run))
+        return exit_code_of(lambda: run_here(json.loads(arguments.run)))
     return exit_code_of(lambda: run_all(arguments))
 
 

@@ -5,10 +5,10 @@
 
 PAIRS is a folder of pairs-*.tar shards (`<key>.jpg` and `<key>.w.npy`). The second command makes
 the model that draws cartoons: it starts from the first one's bundle and learns the same pairs in a
-computed look, at 64 px. Each stage writes a checkpoint to the work folder every few minutes and
-goes on from it when the command is run again; raise --generator-images, --growth-images or
---encoder-images to train longer. A work
-folder of another look or base is refused. Each stage says how long it took over all its runs.
+computed look, at 64 px. Each stage writes a checkpoint to the work folder every few minutes, from
+which the same command continues; raise --generator-images, --growth-images or --encoder-images to
+train longer. A work folder of another look or base is refused. Each stage says how long it took
+over all its runs.
 On several cores: torchrun --nproc-per-node 2 jobs/build_demo_model.py --pairs PAIRS
 
 exit code  0 done   1 failed or stopped, run again to continue   2 the request is wrong
@@ -21,13 +21,12 @@ import json
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import exit_code_of, job_parser, positive
-from pipeline.errors import InputError
+from pipeline.cli import add_count, exit_code_of, job_parser
 from pipeline.models.files import check_model, is_bundle
 from pipeline.storage import OutputKind, check_output
+from pipeline.storage.readers.pairs import pair_tars
 
 if TYPE_CHECKING:
     from pipeline.demo.build import DemoData
@@ -40,14 +39,14 @@ LOOKS = {"photo": "demo", "cartoon": "demo-toonify"}  # and the models that rend
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the flags."""
     parser = job_parser(__doc__)
-    parser.add_argument("--pairs", type=Path, required=True, help="folder of pairs-*.tar")
+    parser.add_argument("--pairs", required=True, help="folder of pairs-*.tar")
     parser.add_argument("--look", choices=LOOKS, default="photo", help="what the model renders")
     parser.add_argument("--base", default="demo", help="with a look: the model to start from")
     parser.add_argument("--work", help="checkpoints, logs (default: build/NAME)")
     parser.add_argument("--output", help="bundle to write (default: the embedded one)")
-    parser.add_argument("--generator-images", type=positive, metavar="N", help="in all")
-    parser.add_argument("--growth-images", type=positive, metavar="N", help="in all, at 128 px")
-    parser.add_argument("--encoder-images", type=positive, metavar="N", help="in all")
+    add_count(parser, "--generator-images", "in all")
+    add_count(parser, "--growth-images", "in all, at 128 px")
+    add_count(parser, "--encoder-images", "in all")
     return parser.parse_args(argv)
 
 
@@ -69,15 +68,7 @@ def planned(arguments: argparse.Namespace) -> DemoPlan:
     )
 
 
-def find_shards(folder: Path) -> list[Path]:
-    """Return the tars of pairs; raise `InputError` where the folder has none."""
-    shards = sorted(folder.glob("pairs-*.tar"))
-    if not shards:
-        raise InputError(f"'{folder}' holds no pairs-*.tar")
-    return shards
-
-
-def read_data(arguments: argparse.Namespace, shards: list[Path], size: int, work: str) -> DemoData:
+def read_data(arguments: argparse.Namespace, shards: list[str], size: int, work: str) -> DemoData:
     """Return pairs at `size` and the target images; cartoons are drawn twice as large."""
     from pipeline.demo.build import DemoData, draw_cartoons
     from pipeline.training.latent_pairs import load_pairs
@@ -89,7 +80,7 @@ def read_data(arguments: argparse.Namespace, shards: list[Path], size: int, work
 
 def run(arguments: argparse.Namespace) -> int:
     """Read pairs, train generator and encoder, write the bundle."""
-    shards = find_shards(arguments.pairs)
+    shards = pair_tars(arguments.pairs)
     name = LOOKS[arguments.look]
     work = arguments.work or f"build/{name}"
     output = arguments.output or f"pipeline/models/bundles/{name}"

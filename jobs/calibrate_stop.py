@@ -13,13 +13,12 @@ Exit code: 0 done, 1 a read or a put failed, 2 the request is wrong.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.choices import Fit
-from pipeline.cli import add_flags, exit_code_of, job_parser, positive
-from pipeline.config_loading import ModelFlags, fill
+from pipeline.cli import add_count, add_flags, job_parser, print_result
+from pipeline.config_loading import ModelFlags, fill_part
 from pipeline.errors import printable
 from pipeline.models.domains import treatment_for
 from pipeline.models.files import check_model, hints_of
@@ -52,25 +51,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="URI", help="folder of the curve")
     parser.add_argument("--model", default="demo", help="a bundle's name or URI, or a .pt file")
     add_flags(parser, ModelFlags)
-    parser.add_argument(
-        "--limit", type=positive, default=100, metavar="N", help="samples of each set"
-    )
-    parser.add_argument(
-        "--like-steps",
-        type=positive,
-        default=5,
-        metavar="N",
-        help="fixed steps whose L2 is the aim",
-    )
-    parser.add_argument(
-        "--most", type=positive, default=10, metavar="N", help="upper bound of steps"
-    )
+    add_count(parser, "--limit", "samples of each set", 100)
+    add_count(parser, "--like-steps", "fixed steps whose L2 is the aim", 5)
+    add_count(parser, "--most", "upper bound of steps", 10)
     parser.add_argument(
         "--tolerance", type=float, default=0.01, help="relative loss of L2 that is allowed"
     )
-    parser.add_argument(
-        "--batch-size", type=positive, default=16, metavar="N", help="faces per pass"
-    )
+    add_count(parser, "--batch-size", "faces per pass", 16)
     parser.add_argument(
         "--prealigned",
         choices=[name for name in PREALIGNED if name],
@@ -99,7 +86,7 @@ def settings_of(args: argparse.Namespace, model: RestyleModel) -> list[Alignment
     return settings
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Check, read both sets, choose the rule on one, write the curve of the other."""
     _check(args)
     # PyTorch is slow to import, so the request is checked first.
@@ -114,8 +101,7 @@ def run(args: argparse.Namespace) -> int:
     )
     from pipeline.reports.stop_report import StopCurve, stop_files, stop_flags
 
-    given = {name: getattr(args, name) for name in ModelFlags.model_fields}
-    hints = hints_of(fill(ModelFlags, None, given).model_dump())
+    hints = hints_of(fill_part(ModelFlags, vars(args)).model_dump())
     model = load_model(args.model, ready_device(), **hints)
     settings = settings_of(args, model)
     ours = read_crops(args.calibrate, args.limit, settings[0])
@@ -129,7 +115,8 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     traced = trace(model, theirs, **how)
     rule, like = fitted.rule, args.like_steps
-    drawn = StopCurve(traced, traced.with_rule(rule), curve(traced, rule, GAINS), like)
+    points = curve(traced, rule, GAINS)
+    drawn = StopCurve(traced, traced.with_rule(rule), points, like, args.tolerance)
     fixed_s, auto_s = seconds_per_face(model, theirs, rule, like, args.batch_size)
 
     store = Store(args.output)
@@ -144,8 +131,7 @@ def run(args: argparse.Namespace) -> int:
         "seconds_fixed": fixed_s, "seconds_auto": auto_s, "flags": flags,
     }  # fmt: skip
     print(f"to stop by this rule: jobs/invert_dataset.py {flags}", file=sys.stderr)
-    print(json.dumps(record))
-    return 0
+    return record
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -161,7 +147,7 @@ def _check(args: argparse.Namespace) -> None:
 def main(argv: list[str]) -> int:
     """Parse, check, run, report; return the exit code."""
     args = parse_arguments(argv)
-    return exit_code_of(lambda: run(args))
+    return print_result(lambda: run(args))
 
 
 if __name__ == "__main__":

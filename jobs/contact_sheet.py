@@ -14,12 +14,12 @@ exit code  0 done   1 a read or a write failed   2 the request is wrong
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from typing import Any
 
-from pipeline.cli import add_selection, exit_code_of, job_parser
+from pipeline.cli import add_selection, job_parser, print_result
 from pipeline.errors import ConfigError, printable
-from pipeline.storage import Store, canonical_uri, check_output
+from pipeline.storage import check_outside, file_place
 from pipeline.table import open_table
 from pipeline.table.model_lookup import check_model_of
 from pipeline.table.selection import Selection
@@ -37,14 +37,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Parse, check, draw, print one JSON line; return the exit code."""
     args = parse_arguments(argv)
-    return exit_code_of(lambda: _draw(args), given_table=True)
+    return print_result(lambda: _draw(args), given_table=True)
 
 
-def _draw(args: argparse.Namespace) -> int:
+def _draw(args: argparse.Namespace) -> dict[str, Any]:
     if not args.output.lower().endswith(".png"):
         raise ConfigError(f"--output {args.output}: the sheet is a PNG, name it *.png")
-    folder, _, name = canonical_uri(args.output).rpartition("/")
-    check_output(folder or "/")
+    check_outside(args.table, args.output)
     selection = Selection(open_table(args.table), args.where, args.order, args.limit)
     check_model_of(selection.table)
     selection.require_rows()
@@ -52,13 +51,13 @@ def _draw(args: argparse.Namespace) -> int:
     from pipeline.reports.table_sheet import table_sheet
 
     sheet = table_sheet(selection, title=args.title)
-    Store(folder or "/").put(name, sheet.picture)
+    store, name = file_place(args.output)
+    store.put(name, sheet.picture)
     print(f"contact sheet: {printable(args.output)}", file=sys.stderr)
     if missing := sheet.targets.summary():
         print(missing, file=sys.stderr)
     no_target = dict(sheet.targets.not_found)
-    print(json.dumps({"output": args.output, "faces": sheet.faces, "no_target": no_target}))
-    return 0
+    return {"output": args.output, "faces": sheet.faces, "no_target": no_target}
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
-from pipeline.cli import add_flags, add_place, exit_code_of, job_parser, parse_places
-from pipeline.config_loading import ModelFlags, fill
+from pipeline.cli import add_flags, add_place, job_parser, parse_places, print_result
+from pipeline.config_loading import ModelFlags, fill_part
 from pipeline.models.files import check_model, hints_of, is_bundle
 from pipeline.storage import OutputKind, check_output
 
@@ -29,7 +29,7 @@ from pipeline.storage import OutputKind, check_output
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, check, convert, print one JSON line; return the exit code."""
     args = parse_places(_parser(), arguments, "checkpoint", "bundle")
-    return exit_code_of(lambda: _convert(args))
+    return print_result(lambda: _convert(args))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,22 +49,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _convert(args: argparse.Namespace) -> int:
+def _convert(args: argparse.Namespace) -> dict[str, Any]:
     check_output(args.bundle, OutputKind("a model bundle", is_bundle))
     check_model(args.checkpoint)
     # PyTorch is slow to import, so the request is checked first.
     from pipeline.models import load_model, save_bundle
 
-    given = {name: getattr(args, name) for name in ModelFlags.model_fields}
-    hints = hints_of(fill(ModelFlags, None, given).model_dump())
+    hints = hints_of(fill_part(ModelFlags, vars(args)).model_dump())
     model = load_model(args.checkpoint, **hints)
     name = args.name or PurePosixPath(args.bundle.rstrip("/")).name
     model.card = dataclasses.replace(model.card, name=name, licence=args.licence or model.licence)
     save_bundle(model, args.bundle, stored=args.stored)
     written = load_model(args.bundle if "/" in args.bundle else f"./{args.bundle}")
-    record = {"bundle": args.bundle, **written.metadata, "fingerprint": written.fingerprint}
-    print(json.dumps(record))
-    return 0
+    return {"bundle": args.bundle, **written.metadata, "fingerprint": written.fingerprint}
 
 
 if __name__ == "__main__":

@@ -23,18 +23,17 @@ exit code  0 done   1 a read or a write failed, run again   2 the request is wro
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
 
-from pipeline.choices import CodeType, Device
-from pipeline.cli import add_selection, exit_code_of, job_parser, positive
+from pipeline.choices import CodeType
+from pipeline.cli import add_count, add_renderer, add_selection, job_parser, print_result
 from pipeline.errors import ConfigError, printable
 from pipeline.interop.exporting import EXPORT_OUTPUT, NamedSelection, Naming
 from pipeline.metrics.names import check_identity
-from pipeline.storage import Store, canonical_uri, check_beside, check_output
+from pipeline.storage import OutputKind, check_outside, file_place
 from pipeline.table import TABLE_OUTPUT, Table, open_table
 from pipeline.table.model_lookup import check_model_of, model_of
 
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 KINDS = ("table", "grid", "images", "video")
 _BY_SUFFIX = {".png": "grid", ".webp": "video", ".gif": "video", ".mp4": "video"}
 _LIMITS = {"grid": 12, "video": 4}
+_FOLDERS: dict[str, OutputKind] = {"table": TABLE_OUTPUT, "images": EXPORT_OUTPUT}
 # Flags that are for one kind of output, by their names in the namespace.
 _OWN_FLAGS = {
     "latent_dtype": ("table",),
@@ -60,7 +60,7 @@ _OWN_FLAGS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, check, edit, print one JSON line; return the exit code."""
     args = _parser().parse_args(arguments)
-    return exit_code_of(lambda: _report(args), given_table=True)
+    return print_result(lambda: _edit(args), given_table=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,32 +84,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--layers", action="append", metavar="ROWS", help="edited rows, as 4-8 or 0-3,6-: (all)"
     )
-    parser.add_argument("--model", help="model of the codes (default: the table's own)")
-    parser.add_argument(
-        "--device", default="cpu", choices=get_args(Device), help="device that renders"
-    )
+    add_renderer(parser)
     parser.add_argument("--identity", help="of a table: dlib, none, or a weight file")
     parser.add_argument(
         "--latent-dtype", choices=get_args(CodeType), help="of a table (default: as the source)"
     )
-    parser.add_argument(
-        "--part-size", type=positive, metavar="N", help="of a table: faces per part (default 256)"
-    )
-    parser.add_argument(
-        "--size", type=positive, metavar="N", help="width of each picture in pixels"
-    )
+    add_count(parser, "--part-size", "of a table: faces per part (default 256)")
+    add_count(parser, "--size", "width of each picture in pixels")
     parser.add_argument("--names", choices=get_args(Naming), help="names of images")
-    parser.add_argument(
-        "--frames",
-        type=positive,
-        metavar="N",
-        help="of a video: frames from one strength to the next (default 24)",
-    )
-    parser.add_argument("--fps", type=positive, metavar="N", help="of a video (default 25)")
+    add_count(parser, "--frames", "of a video: frames from one strength to the next (default 24)")
+    add_count(parser, "--fps", "of a video (default 25)")
     return parser
 
 
-def _report(args: argparse.Namespace) -> int:
+def _edit(args: argparse.Namespace) -> dict[str, Any]:
     kind = _kind(args)
     _check_flags(args, kind)
     _check_output(args, kind)
@@ -133,9 +121,8 @@ def _report(args: argparse.Namespace) -> int:
     notes = [*edits.notes, *filter(None, notes)]
     for note in notes:
         print(printable(note), file=sys.stderr)
-    line = {"output": args.output, "as": kind, "directions": list(edits.names), **result}
-    print(json.dumps(line | {"notes": notes}))
-    return 0
+    names = list(edits.names)
+    return {"output": args.output, "as": kind, "directions": names, **result, "notes": notes}
 
 
 def _kind(args: argparse.Namespace) -> str:
@@ -165,15 +152,7 @@ def _check_flags(args: argparse.Namespace, kind: str) -> None:
 
 
 def _check_output(args: argparse.Namespace, kind: str) -> None:
-    target = canonical_uri(args.output)
-    why = "where nothing may stand but what its jobs write"
-    check_beside(args.table, target, what="table", why=why)
-    if kind == "table":
-        check_output(target, TABLE_OUTPUT)
-    elif kind == "images":
-        check_output(target, EXPORT_OUTPUT)
-    else:
-        check_output(target.rpartition("/")[0] or "/")
+    check_outside(args.table, args.output, _FOLDERS.get(kind))
     if kind == "video":
         from pipeline.editing.animation import check_animation
 
@@ -227,8 +206,8 @@ def _write_grid(
     from pipeline.editing.edit_pictures import CELL, edit_grid
 
     grid = edit_grid(selection, model, edits, args.size or CELL)
-    folder, _, name = canonical_uri(args.output).rpartition("/")
-    Store(folder or "/").put(name, grid.picture)
+    store, name = file_place(args.output)
+    store.put(name, grid.picture)
     return {"faces": grid.faces, "columns": grid.columns}, [grid.note]
 
 
@@ -245,16 +224,13 @@ def _write_images(
 def _write_video(
     args: argparse.Namespace, selection: NamedSelection, model: RestyleModel, edits: Edits
 ) -> _Result:
-    import numpy as np
-
     from pipeline.editing.animation import FPS, write_animation
     from pipeline.editing.edit_pictures import edit_frames
     from pipeline.interop.pictures import Drawing
 
-    codes = np.concatenate([codes for _, codes in selection.code_batches(32)])
-    frames = edit_frames(codes, model, edits, args.frames or 24, Drawing(args.size))
+    frames = edit_frames(selection, model, edits, args.frames or 24, Drawing(args.size))
     written = write_animation(args.output, frames, args.fps or FPS)
-    return {"faces": len(codes), **written._asdict()}, []
+    return {"faces": selection.count(), **written._asdict()}, []
 
 
 _WRITERS = {

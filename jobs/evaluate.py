@@ -14,11 +14,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli import exit_code_of, job_parser, positive
+from pipeline.cli import add_count, exit_code_of, job_parser
 from pipeline.errors import printable
-from pipeline.reports.requirements import check_comparison
+from pipeline.reports.requirements import ComparisonOptions, check_comparison
 from pipeline.reports.sheets import REPORT_NAME, REPORT_OUTPUT
-from pipeline.storage import check_output
+from pipeline.storage import check_outside
 from pipeline.table import open_table
 from pipeline.table.model_lookup import check_model_of
 
@@ -46,13 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="what each step changes; needs tables made with --keep-steps",
     )
-    parser.add_argument(
-        "--images",
-        type=positive,
-        default=100,
-        metavar="N",
-        help="faces rendered for image frequencies (default 100)",
-    )
+    add_count(parser, "--images", "faces rendered for image frequencies", 100)
     parser.add_argument(
         "--plots", action=argparse.BooleanOptionalAction, default=True, help="draw PNG plots"
     )
@@ -66,32 +60,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    check_output(args.output, REPORT_OUTPUT)
+    for uri in args.table:
+        check_outside(uri, args.output, REPORT_OUTPUT)
     tables = [open_table(uri) for uri in args.table]
-    check_comparison(
-        tables,
-        labels=args.label,
-        ground_truth=args.ground_truth,
-        coarse_to_fine=args.coarse_to_fine,
-        plots=args.plots,
-    )
-    if args.coarse_to_fine:  # renders the codes
-        for table in tables:
-            check_model_of(table)
-    # PyTorch is slow to import, so the request is checked first.
-    from pipeline.inversion import ready_device
-    from pipeline.reports.comparison_report import Options, compare_tables
-
-    options = Options(
+    options = ComparisonOptions(
         labels=args.label,
         common=args.common,
         ground_truth=args.ground_truth,
         coarse_to_fine=args.coarse_to_fine,
         images=args.images,
-        device=ready_device(),
         plots=args.plots,
     )
-    report = compare_tables(tables, options)
+    check_comparison(tables, options)
+    if args.coarse_to_fine:  # renders the codes
+        for table in tables:
+            check_model_of(table)
+    # PyTorch is slow to import, so the request is checked first.
+    from pipeline.inversion import ready_device
+    from pipeline.reports.comparison_report import compare_tables
+
+    report = compare_tables(tables, options, ready_device())
     report.write(args.output)
     print("\n".join(map(printable, report.headline.split("\n"))))
     print(f"report: {printable(args.output.rstrip('/'))}/{REPORT_NAME}", file=sys.stderr)

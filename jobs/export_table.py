@@ -32,7 +32,6 @@ exit code  0 done   1 a read or a write failed   2 the request is wrong
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -40,7 +39,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, get_args
 
-from pipeline.cli import add_renderer, add_selection, exit_code_of, job_parser, positive
+from pipeline.cli import add_count, add_renderer, add_selection, job_parser, print_result
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import (
     EXPORT_OUTPUT,
@@ -56,7 +55,7 @@ from pipeline.interop.parquet_files import PARQUET_OUTPUT, export_parquet
 from pipeline.interop.row_order import SortBy
 from pipeline.interop.stacked import export_stacked
 from pipeline.interop.tar_shards import TAR_OUTPUT, Samples, export_tars
-from pipeline.storage import canonical_uri, check_beside, check_output
+from pipeline.storage import check_outside
 from pipeline.table import open_table
 from pipeline.table.model_lookup import check_model_of, model_of
 
@@ -86,7 +85,9 @@ PICTURES = ("images", "results", "coupled")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, check, export, print one JSON line; return the exit code."""
     args = _parser().parse_args(arguments)
-    return exit_code_of(lambda: _report(args), given_table=True)
+    return print_result(
+        lambda: {"to": args.to, "as": _kind(args), **_export(args)}, given_table=True
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,9 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--names", choices=get_args(Naming), default="basename", help="names of files"
     )
     defaults = ", ".join(f"{kind} {rows:,}" for kind, rows in SERIES.items())
-    parser.add_argument(
-        "--rows-per-file", type=positive, metavar="N", help=f"faces of a file (default {defaults})"
-    )
+    add_count(parser, "--rows-per-file", f"faces of a file (default {defaults})")
     parser.add_argument(
         "--sort-by", choices=get_args(SortBy), help="order of the faces (default: as selected)"
     )
@@ -118,20 +117,13 @@ def _parser() -> argparse.ArgumentParser:
         help="add a picture of each code to huggingface or webdataset, rendered by the model",
     )
     add_renderer(parser)
-    parser.add_argument(
-        "--size", type=positive, metavar="N", help="width of pictures (default: the generator's)"
-    )
+    add_count(parser, "--size", "width of pictures (default: the generator's)")
     parser.add_argument(
         "--truncate-pixels",
         action="store_true",
         help="truncate pictures to 8 bits, as the published scripts do, instead of rounding",
     )
     return parser
-
-
-def _report(args: argparse.Namespace) -> int:
-    print(json.dumps({"to": args.to, "as": _kind(args), **_export(args)}))
-    return 0
 
 
 def _kind(args: argparse.Namespace) -> str:
@@ -161,14 +153,8 @@ def _export(args: argparse.Namespace) -> dict[str, object]:
     """Export as the flags say; return the rest of the JSON line."""
     kind = _kind(args)
     _refuse_unused(args, kind)
-    target = canonical_uri(args.to)
-    check_beside(
-        args.table, target, what="table", why="where nothing may stand but what its jobs write"
-    )
-    if kind in ("latents", "stacked"):
-        check_output(target.rpartition("/")[0] or "/")
-    else:
-        check_output(target, OUTPUTS.get(kind, EXPORT_OUTPUT))
+    is_file = kind in ("latents", "stacked")
+    check_outside(args.table, args.to, None if is_file else OUTPUTS.get(kind, EXPORT_OUTPUT))
     selection = NamedSelection(
         open_table(args.table), args.where, args.order, args.limit, naming=args.names
     )

@@ -17,13 +17,12 @@ exit code  0 done   1 a read or a write failed   2 the request is wrong
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from pipeline.choices import Device, SearchBy
-from pipeline.cli import add_selection, exit_code_of, job_parser, positive
+from pipeline.choices import SearchBy
+from pipeline.cli import add_device, add_selection, job_parser, number, positive, print_result
 from pipeline.errors import ConfigError
 from pipeline.search.requests import check_by, check_threshold, default_by, require_faiss
 from pipeline.search.row_files import check_row_file
@@ -39,7 +38,7 @@ _MOST_PRINTED = 1000  # neighbours in the JSON line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, check, search, print one JSON line; return the exit code."""
     args = _parser().parse_args(arguments)
-    return exit_code_of(lambda: _report(args), given_table=True)
+    return print_result(lambda: _find(args), given_table=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--like", nargs="+", metavar="ID|PHOTO", help="find faces similar to these")
     kinds.add_argument(
-        "--duplicates", type=_number, metavar="X", help="find groups of at least this similarity"
+        "--duplicates", type=number(), metavar="X", help="find groups of at least this similarity"
     )
     kinds.add_argument("--clusters", type=positive, metavar="N", help="sort faces into N clusters")
     parser.add_argument(
@@ -62,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the first centres of --clusters"
     )
-    parser.add_argument(
-        "--device", default="auto", choices=get_args(Device), help="device that compares"
-    )
+    add_device(parser, "device that compares", "auto")
     parser.add_argument(
         "--approximate",
         action="store_true",
@@ -74,14 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
-
-
-def _report(args: argparse.Namespace) -> int:
+def _find(args: argparse.Namespace) -> dict[str, Any]:
     selection, by = _checked(args)
     # PyTorch is slow to import, so the request is checked first.
     from pipeline.search.row_files import write_rows
@@ -93,8 +83,7 @@ def _report(args: argparse.Namespace) -> int:
     if args.output:
         write_rows(args.output, findings.schema, findings.batches())
         facts["output"] = args.output
-    print(json.dumps(facts))
-    return 0
+    return facts
 
 
 def _checked(args: argparse.Namespace) -> tuple[Selection, SearchBy]:

@@ -26,11 +26,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
-from pipeline.cli import add_selection, exit_code_of, job_parser
+from pipeline.cli import add_selection, job_parser, number, print_result
 from pipeline.editing.labels import SPLIT_BY, Labels
 from pipeline.errors import ConfigError, printable
-from pipeline.storage import Store, canonical_uri, check_beside, check_output
+from pipeline.redaction import finite
+from pipeline.storage import check_outside, file_place
 from pipeline.table import open_table
 from pipeline.table.model_lookup import check_model_of, model_of
 from pipeline.table.selection import Selection
@@ -42,7 +44,7 @@ SUFFIX = ".safetensors"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, check, fit, print one JSON line; return the exit code."""
     args = _parser().parse_args(arguments)
-    return exit_code_of(lambda: _report(args), given_table=True)
+    return print_result(lambda: _fit(args), given_table=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,7 +68,10 @@ def _parser() -> argparse.ArgumentParser:
         "--space", choices=SPACES, default="w", help="w: one row for all; w+: a row for each"
     )
     parser.add_argument(
-        "--penalty", type=_penalty, metavar="N", help="of ridge and logistic (default: by data)"
+        "--penalty",
+        type=number("a number above 0", lambda value: 0 < value < 1e12),
+        metavar="N",
+        help="of ridge and logistic (default: by data)",
     )
     parser.add_argument(
         "--orthogonal-to",
@@ -86,17 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _penalty(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1e12:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
-    return number
-
-
-def _report(args: argparse.Namespace) -> int:
+def _fit(args: argparse.Namespace) -> dict[str, Any]:
     name = _check_output(args)
     table = open_table(args.table)
     labels = Labels(
@@ -124,33 +119,24 @@ def _report(args: argparse.Namespace) -> int:
     fit = fit_direction(labels, settings, model.latent_avg.double().cpu().numpy())
     facts = card_of(labels, settings, fit)
     direction = Direction(name, fit.rows.astype("f4"), "", space, facts)
-    store, beside = _places(args.output)
-    store.put(f"{name}.json", (json.dumps({"name": name, **facts}, indent=2) + "\n").encode())
+    store, _ = file_place(args.output)
+    record = json.dumps(finite({"name": name, **facts}), indent=2, allow_nan=False)
+    store.put(f"{name}.json", f"{record}\n".encode())
     store.put(f"{name}.md", card_text(direction).encode())
     store.put(f"{name}{SUFFIX}", save_direction(direction))
     for note in notes:
         print(printable(note), file=sys.stderr)
-    print(json.dumps({"output": args.output, "card": beside, **facts, "notes": notes}))
-    return 0
+    card = store.uri(f"{name}.md")
+    return {"output": args.output, "card": card, **facts, "notes": notes}
 
 
 def _check_output(args: argparse.Namespace) -> str:
     """Return the direction's name: that of the file without its suffix."""
-    target = canonical_uri(args.output)
-    path = PurePosixPath(target)
+    path = PurePosixPath(args.output)
     if path.suffix != SUFFIX or not path.stem.isprintable():
         raise ConfigError(f"--output {args.output}: a direction is one file: name it NAME{SUFFIX}")
-    why = "where nothing may stand but what its jobs write"
-    check_beside(args.table, target, what="table", why=why)
-    check_output(target.rpartition("/")[0] or "/")
+    check_outside(args.table, args.output)
     return path.stem
-
-
-def _places(output: str) -> tuple[Store, str]:
-    """Return the folder of the output, and the URI of the card in it."""
-    folder, _, name = canonical_uri(output).rpartition("/")
-    store = Store(folder or "/")
-    return store, store.uri(f"{name.removesuffix(SUFFIX)}.md")
 
 
 if __name__ == "__main__":

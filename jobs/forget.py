@@ -22,15 +22,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from pipeline.choices import Device, SearchBy
-from pipeline.cli import add_selection, exit_code_of, job_parser
-from pipeline.errors import ConfigError, InputError, RequestError, printable
-from pipeline.storage import Store, canonical_uri
+from pipeline.choices import SearchBy
+from pipeline.cli import add_device, add_selection, exit_code_of, job_parser, number
+from pipeline.errors import ConfigError, RequestError, printable
+from pipeline.storage import MAX_SAMPLE_BYTES, Store
+from pipeline.storage.uris import read_bounded
 from pipeline.table import Table, open_table
 from pipeline.table.forgetting.descendants import Descendant, find_descendants
 from pipeline.table.forgetting.erase import Erased, ForgottenRow, forget, forgotten_rows
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--like", default="", metavar="PHOTO", help="a photo, by path or URI")
     parser.add_argument(
         "--similar",
-        type=_similarity,
+        type=number("a similarity above 0 and up to 1", lambda value: 0 < value <= 1),
         metavar="X",
         help="with --like: also faces of at least this similarity, up to 1",
     )
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=get_args(SearchBy),
         help="what --similar compares (default: identity if the table has it, else w_plus)",
     )
-    parser.add_argument("--device", default="auto", choices=get_args(Device), help="for --similar")
+    add_device(parser, "for --similar", "auto")
     parser.add_argument(
         "--listed-in", default="", metavar="TABLE", help="forget what this table has forgotten"
     )
@@ -101,16 +103,6 @@ def _parser() -> argparse.ArgumentParser:
         help="a run that seems to write, but was killed",
     )
     return parser
-
-
-def _similarity(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a similarity above 0 and up to 1")
-    return value
 
 
 def _forget(args: argparse.Namespace) -> int:
@@ -173,8 +165,8 @@ def _request(args: argparse.Namespace) -> _Request:
     known = Forgotten.read(table.store)
     similar: dict[str, float] = {}
     if args.listed_in:
-        place = canonical_uri(args.listed_in)
-        lists = lists_of(Store(place), args.reason or f"forgotten in '{place}'")
+        listed = Store(args.listed_in)
+        lists = lists_of(listed, args.reason or f"forgotten in '{listed.root}'")
     elif args.where or args.like:
         selections = [Selection(table, args.where, args.order, args.limit)]
         if args.like:
@@ -209,11 +201,13 @@ def _nothing(table: Table, args: argparse.Namespace) -> str:
 
 def _like_selections(table: Table, photo: str, similar: dict[str, float]) -> list[Selection]:
     """Return the selections of the rows with a photo's bytes, and of the similar faces."""
-    folder, _, name = canonical_uri(photo).rpartition("/")
-    store = Store(folder or "/")
-    if not name or not store.exists(name):
-        raise InputError(f"--like '{photo}': no file of this name exists")
-    digest = hashlib.sha256(store.get(name)).hexdigest()
+    content = read_bounded(
+        photo,
+        MAX_SAMPLE_BYTES,
+        missing=f"--like '{photo}': no file of this name exists",
+        large=f"--like '{photo}': an image has at most {MAX_SAMPLE_BYTES >> 20} MB",
+    )
+    digest = hashlib.sha256(content).hexdigest()
     selections = [Selection(table, f"source_sha256 = '{digest}'")]
     if similar:
         ids = ", ".join("'" + image.replace("'", "''") + "'" for image in similar)
@@ -226,7 +220,7 @@ def _similar_faces(table: Table, args: argparse.Namespace) -> dict[str, float]:
     # PyTorch is slow to import, and exact bytes need no networks.
     from pipeline.engine.photos import queries_of
     from pipeline.inversion import ready_device
-    from pipeline.search.alike import faces_above
+    from pipeline.search.neighbours import faces_above
     from pipeline.search.requests import check_by, default_by
     from pipeline.search.vectors import Vectors
 
@@ -274,7 +268,8 @@ def _closing_lines(facts: dict[str, Any], tables: Sequence[Descendant]) -> Itera
     for table in tables:
         yield f"table '{table.table}', {table.why}, has {table.rows:,} rows of these images"
         if table.rows and not facts["dry_run"]:
-            yield f"  restyle forget --table {table.table} --listed-in {facts['table']}"
+            places = ("--table", table.table, "--listed-in", facts["table"])
+            yield f"  restyle forget {shlex.join(places)}"
     yield "not erased:"
     yield from (f"  {line}" for line in facts["stays"])
     if facts["dry_run"]:

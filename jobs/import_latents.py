@@ -22,20 +22,19 @@ exit code  0 done   1 a read or a write failed, run again   2 the request is wro
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
-from pipeline.choices import CodeType, Device, Fit, Icc
-from pipeline.cli import add_flags, exit_code_of, job_parser, positive
-from pipeline.config_loading import FaceSearch, ModelFlags, fill
+from pipeline.choices import CodeType, Fit, Icc
+from pipeline.cli import add_count, add_device, add_flags, job_parser, print_result
+from pipeline.config_loading import FaceSearch, ModelFlags, fill_part
 from pipeline.errors import ConfigError, printable
 from pipeline.interop.code_files import CodeFiles, faces_of, open_codes
 from pipeline.interop.lineage import Lineage, lineage_of, lineage_of_export
 from pipeline.metrics.names import check_identity
 from pipeline.models.domains import treatment_for
-from pipeline.models.files import ModelHints, bundle_names, check_model, hints_of
+from pipeline.models.files import bundle_names, check_model, hints_of
 from pipeline.storage import (
     FILES_PER_SHARD,
     ReadOptions,
@@ -54,12 +53,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, check, import, print one JSON line; return the exit code."""
     args = _parser().parse_args(arguments)
-    return exit_code_of(lambda: _report(args))
-
-
-def _report(args: argparse.Namespace) -> int:
-    print(json.dumps({**_import(args), "table": args.output}))
-    return 0
+    return print_result(lambda: {**_import(args), "table": args.output})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,15 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--latent-dtype", choices=get_args(CodeType), default="float16", help="type of w_plus"
     )
-    parser.add_argument(
-        "--part-size", type=positive, default=256, metavar="N", help="samples per part"
-    )
-    parser.add_argument(
-        "--files-per-shard",
-        type=positive,
-        default=FILES_PER_SHARD,
-        metavar="N",
-        help="images of a folder that make one shard",
+    add_count(parser, "--part-size", "samples per part", 256)
+    add_count(
+        parser, "--files-per-shard", "images of a folder that make one shard", FILES_PER_SHARD
     )
     parser.add_argument(
         "--sniff",
@@ -103,10 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="recognise --images without a known extension by their first bytes",
     )
-    devices = get_args(Device)
-    parser.add_argument(
-        "--device", default="cpu", choices=devices, help="device that renders and measures"
-    )
+    add_device(parser, "device that renders and measures")
     return parser
 
 
@@ -117,6 +102,7 @@ def _import(args: argparse.Namespace) -> dict[str, object]:
     from pipeline.inversion import ready_device
     from pipeline.models import load_model
 
+    hints = hints_of(fill_part(ModelFlags, vars(args)).model_dump())
     settings = ImportSettings(
         model=args.model if args.model in bundle_names() else canonical_uri(args.model),
         method=args.method,
@@ -125,11 +111,11 @@ def _import(args: argparse.Namespace) -> dict[str, object]:
         files_per_shard=args.files_per_shard,
         sniff=args.sniff,
         images=args.images and canonical_uri(args.images),
-        **_hints(args),
+        **hints,
     )
     device = ready_device(args.device)
     lineage = _lineage(args.refined_from, codes)
-    model = load_model(args.model, device, **_hints(args))
+    model = load_model(args.model, device, **hints)
     if not args.images:
         return _run(Importing(codes, model, settings, lineage=lineage), args.output)
     many_faces = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
@@ -149,7 +135,7 @@ def _check(args: argparse.Namespace) -> CodeFiles:
     check_output(args.output, TABLE_OUTPUT)
     if not args.images:
         for name in ("results", "prealigned", "fit", "icc", "identity", *FaceSearch.model_fields):
-            if getattr(args, name):
+            if getattr(args, name) is not None:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is for images, to measure by: name them with --images")
     check_model(args.model)
@@ -162,12 +148,6 @@ def _check(args: argparse.Namespace) -> CodeFiles:
     codes = open_codes(args.codes, args.names)
     faces_of(codes.names)
     return codes
-
-
-def _hints(args: argparse.Namespace) -> ModelHints:
-    """Return the model flags, checked."""
-    given = {name: getattr(args, name) for name in ModelFlags.model_fields}
-    return hints_of(fill(ModelFlags, None, given).model_dump())
 
 
 def _run(importing: Importing, root: str) -> dict[str, object]:
@@ -187,8 +167,7 @@ def _measuring(
     treatment = treatment_for(
         model, prealigned=args.prealigned, identity=args.identity, fit=args.fit
     )
-    given = {name: getattr(args, name) for name in FaceSearch.model_fields}
-    search = fill(FaceSearch, None, given)
+    search = fill_part(FaceSearch, vars(args))
     print(printable(treatment.description), file=sys.stderr)
     alignment = AlignmentSettings(
         faces="all" if many_faces else "largest",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.cli import add_flags, job_parser, positive
+from pipeline.cli import add_count, add_flags, job_parser
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.job import run_to_exit_code
 from pipeline.rerun import run_again
@@ -28,12 +28,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be done; write nothing"
     )
-    parser.add_argument(
+    add_count(
+        parser,
         "--attempts",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="run a job that failed again, N times in all; a wrong request is not run again",
+        "run a job that failed again, N times in all; a wrong request is not run again",
+        1,
     )
     add_flags(parser, JobConfig)
     return parser.parse_args(argv)

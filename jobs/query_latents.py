@@ -21,7 +21,6 @@ import argparse
 import csv
 import itertools
 import json
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +32,7 @@ from rich.table import Table as Grid
 
 from pipeline.cli import add_place, exit_code_of, job_parser, parse_places
 from pipeline.errors import ConfigError, printable
+from pipeline.redaction import finite
 from pipeline.table import as_python, open_table
 from pipeline.table.frames import read_frame
 from pipeline.table.statements import check_frame_names
@@ -142,16 +142,8 @@ def _field(value: Any) -> Any:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(_numbers(value), default=_text, allow_nan=False)
-
-
-def _numbers(value: Any) -> Any:
-    """Replace numbers that JSON lacks by null: the PSNR of equal images is infinite."""
-    if isinstance(value, list | tuple):  # of a map the pairs, of an interval its parts
-        return [_numbers(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _numbers(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    # The PSNR of equal images is infinite.
+    return json.dumps(finite(value), default=_text, allow_nan=False)
 
 
 def _text(value: Any) -> str:

@@ -16,7 +16,7 @@ import argparse
 import sys
 from typing import Any
 
-from pipeline.cli import add_flags, job_parser, positive
+from pipeline.cli import add_count, add_flags, job_parser
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.job import run_to_exit_code
 from pipeline.errors import ConfigError, printable
@@ -44,9 +44,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = job_parser(__doc__, last_line=RunRecord().to_dict(None))
     parser.add_argument("--table", required=True, metavar="URI", help="the table of the first pass")
     parser.add_argument("--where", metavar="SQL", help="condition on its rows (default: all)")
-    parser.add_argument(
-        "--steps", type=positive, metavar="N", help="optimisation steps per face (default 300)"
-    )
+    add_count(parser, "--steps", "optimisation steps per face (default 300)")
     parser.add_argument("--output", required=True, metavar="URI", help="the new table")
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be done; write nothing"

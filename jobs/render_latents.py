@@ -18,19 +18,25 @@ exit code  0 done   1 a read or a write failed   2 the request is wrong
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from pipeline.cli import add_renderer, add_selection, exit_code_of, job_parser, positive
+from pipeline.cli import (
+    add_count,
+    add_renderer,
+    add_selection,
+    job_parser,
+    number,
+    positive,
+    print_result,
+)
 from pipeline.editing.animation import FPS, SUFFIXES, check_animation
 from pipeline.editing.mixing import MixSource, parse_mix
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import EXPORT_OUTPUT, NamedSelection, Naming
-from pipeline.storage import canonical_uri, check_beside, check_output
+from pipeline.storage import check_outside
 from pipeline.table import open_table
 from pipeline.table.model_lookup import check_model_of, model_of
 
@@ -62,7 +68,9 @@ _ONLY_FOR = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, check, render, print one JSON line; return the exit code."""
     args = _parser().parse_args(arguments)
-    return exit_code_of(lambda: _report(args), given_table=True)
+    return print_result(
+        lambda: {"output": args.output, "as": _kind(args), **_render(args)}, given_table=True
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,28 +80,23 @@ def _parser() -> argparse.ArgumentParser:
         "--output", required=True, metavar="URI", help="*.png, *.webp, *.gif, *.mp4, or a folder"
     )
     parser.add_argument("--ids", nargs="+", metavar="ID", help="image ids of the faces, in order")
-    parser.add_argument(
+    add_count(
+        parser,
         "--frames",
-        type=positive,
-        metavar="N",
-        help=f"pictures from each face to the next, both counted (default: {FRAMES} in an "
+        f"pictures from each face to the next, both counted (default: {FRAMES} in an "
         "animation; a grid shows the faces alone)",
     )
     parser.add_argument("--closed", action="store_true", help="walk back to the first face")
-    parser.add_argument(
-        "--fps", type=positive, metavar="N", help=f"frames per second (default {FPS})"
-    )
+    add_count(parser, "--fps", f"frames per second (default {FPS})")
     parser.add_argument(
         "--mix", nargs="+", metavar="ID:ROWS", help="faces and the rows of the code that each gives"
     )
     parser.add_argument("--group-by", metavar="SQL", help="expression on rows; draw mean faces")
-    parser.add_argument(
-        "--columns", type=positive, metavar="N", help="of the grid (default: about as many as rows)"
-    )
+    add_count(parser, "--columns", "of the grid (default: about as many as rows)")
     parser.add_argument("--title", default="", help="text above the grid")
     parser.add_argument(
         "--truncation",
-        type=_finite,
+        type=number(),
         default=1.0,
         metavar="PSI",
         help="factor of each code's distance to the average code (default 1: none)",
@@ -111,23 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _finite(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
-    return number
-
-
 def _size(text: str) -> int | str:
     return text if text == "crop" else positive(text)
-
-
-def _report(args: argparse.Namespace) -> int:
-    print(json.dumps({"output": args.output, "as": _kind(args), **_render(args)}))
-    return 0
 
 
 def _kind(args: argparse.Namespace) -> str:
@@ -149,14 +137,7 @@ def _render(args: argparse.Namespace) -> dict[str, Any]:
     """Render as the flags say; return the rest of the JSON line."""
     kind = _kind(args)
     _check_flags(args, kind)
-    target = canonical_uri(args.output)
-    check_beside(
-        args.table, target, what="table", why="where nothing may stand but what its jobs write"
-    )
-    if kind == PICTURES:
-        check_output(target, EXPORT_OUTPUT)
-    else:
-        check_output(target.rpartition("/")[0] or "/")
+    check_outside(args.table, args.output, EXPORT_OUTPUT if kind == PICTURES else None)
     table = open_table(args.table)
     naming: Naming = args.names or "basename"
     selection = NamedSelection(table, args.where, args.order, args.limit, naming=naming)

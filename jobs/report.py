@@ -15,24 +15,30 @@ exit code  0 done   1 a read or a write failed   2 the request is wrong
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from pipeline.cli import add_renderer, add_selection, exit_code_of, job_parser, positive
+from pipeline.cli import (
+    add_count,
+    add_renderer,
+    add_selection,
+    job_parser,
+    number,
+    print_result,
+)
 from pipeline.errors import ConfigError
-from pipeline.storage import Store, canonical_uri, check_beside, check_output
+from pipeline.reports.face_sample import DEFAULT_ROWS
+from pipeline.storage import check_outside, file_place
 from pipeline.table import open_table
 from pipeline.table.model_lookup import check_model_of
 from pipeline.table.selection import Selection
-
-_DEFAULT_ROWS = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, check, write the report, print one JSON line; return the exit code."""
     args = _parser().parse_args(arguments)
-    return exit_code_of(lambda: _report(args), given_table=True)
+    return print_result(lambda: _report(args), given_table=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,16 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--faces", action="store_true", help="embed pictures of people (default: none)"
     )
-    parser.add_argument(
-        "--rows",
-        type=positive,
-        default=_DEFAULT_ROWS,
-        metavar="N",
-        help="upper bound of faces in the file's table and map",
-    )
+    add_count(parser, "--rows", "upper bound of faces in the file's table and map", DEFAULT_ROWS)
     parser.add_argument(
         "--duplicates",
-        type=_similarity,
+        type=number("a number from 0 to 1", lambda value: 0 <= value <= 1),
         default=0.98,
         metavar="S",
         help="similarity, up to 1, from which faces are listed as similar; 0: do not search",
@@ -60,25 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _similarity(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
-    return value
-
-
-def _report(args: argparse.Namespace) -> int:
+def _report(args: argparse.Namespace) -> dict[str, Any]:
     if not args.output.lower().endswith((".html", ".htm")):
         raise ConfigError(f"--output {args.output}: the report is a web page, name it *.html")
-    target = canonical_uri(args.output)
-    folder, _, name = target.rpartition("/")
-    check_beside(
-        args.table, target, what="table", why="where nothing may stand but what its jobs write"
-    )
-    check_output(folder or "/")
+    check_outside(args.table, args.output)
     selection = Selection(open_table(args.table), args.where, args.order, args.limit)
     if args.faces:
         check_model_of(selection.table, args.model)
@@ -97,16 +82,15 @@ def _report(args: argparse.Namespace) -> int:
         device=args.device,
     )
     page = report_html(data, extras).encode()
-    Store(folder or "/").put(name, page)
-    line = {
-        "output": target,
+    store, name = file_place(args.output)
+    store.put(name, page)
+    return {
+        "output": store.uri(name),
         "faces": data.numbers.faces,
         "rows": len(data.rows),
         "pictures": len(extras.pictures),
         "bytes": len(page),
     }
-    print(json.dumps(line))
-    return 0
 
 
 if __name__ == "__main__":

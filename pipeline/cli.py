@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 import os
 import re
 import sys
@@ -24,7 +25,7 @@ from pipeline.errors import (
     TableError,
     printable,
 )
-from pipeline.redaction import trace_of, without_secrets
+from pipeline.redaction import finite, trace_of, without_secrets
 from pipeline.signals import sigterm_as_ctrl_c
 from pipeline.storage import one_line
 
@@ -161,6 +162,19 @@ def exit_code_of(
         return 1
 
 
+def print_result(work: Callable[[], Mapping[str, Any]], **options: Any) -> int:
+    """Print the result of `work` as the last line; return the code, with `exit_code_of`'s options.
+
+    NaN and infinity become null.
+    """
+
+    def run() -> int:
+        print(json.dumps(finite(work()), allow_nan=False))
+        return 0
+
+    return exit_code_of(run, **options)
+
+
 def _print_to_stderr(text: str, _code: int) -> None:
     print(text, file=sys.stderr)
 
@@ -207,24 +221,35 @@ def add_selection(
         help=f"order of the faces, such as 'lpips DESC' (default: {order or 'as stored'})",
     )
     bound = "all" if limit is None else str(limit)
-    parser.add_argument(
-        "--limit",
-        type=positive,
-        default=limit,
-        metavar="N",
-        help=f"upper bound of faces (default: {bound})",
-    )
+    add_count(parser, "--limit", f"upper bound of faces (default: {bound})", limit)
 
 
 def add_renderer(parser: argparse.ArgumentParser) -> None:
     """Add `--model` and `--device`, which choose what renders codes."""
     parser.add_argument("--model", help="model that renders pictures (default: the table's own)")
-    parser.add_argument(
-        "--device",
-        default="cpu",
-        choices=typing.get_args(Device),
-        help="device that renders pictures",
-    )
+    add_device(parser, "device that renders pictures")
+
+
+def add_device(parser: argparse.ArgumentParser, text: str, default: Device = "cpu") -> None:
+    """Add `--device`."""
+    parser.add_argument("--device", default=default, choices=typing.get_args(Device), help=text)
+
+
+def number(
+    what: str = "a number", fits: Callable[[float], bool] = math.isfinite
+) -> Callable[[str], float]:
+    """Return the parser of a flag whose value is `what`: a number for which `fits` is true."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"'{text}' is not {what}")
+        return value
+
+    return parse
 
 
 def positive(text: str) -> int:
@@ -238,6 +263,13 @@ def positive(text: str) -> int:
 def positives(text: str) -> list[int]:
     """Return a flag's value as whole numbers above 0, separated by commas."""
     return [positive(number.strip()) for number in text.split(",")]
+
+
+def add_count(
+    parser: argparse.ArgumentParser, flag: str, text: str, default: int | None = None
+) -> None:
+    """Add a flag whose value is a whole number above 0."""
+    parser.add_argument(flag, type=positive, default=default, metavar="N", help=text)
 
 
 def add_flags(

@@ -138,6 +138,11 @@ def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Se
         raise ConfigError(_explain(error, kind, place)) from None
 
 
+def fill_part(kind: type[Settings], flags: Mapping[str, Any]) -> Settings:
+    """Return the settings of `kind` among the flags of a job; raises as `fill` does."""
+    return fill(kind, None, {name: flags[name] for name in kind.model_fields})
+
+
 def flag_of(name: str) -> str:
     """Return the flag of a setting: `--max-steps` for `max_steps`."""
     return "--" + name.replace("_", "-")

@@ -9,6 +9,7 @@ name.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -213,3 +214,12 @@ def _without_value(pair: str) -> str:
     if not value or not re.fullmatch(r"[\w.\[\]-]{1,64}", name):
         return HIDDEN  # a name without a value may be the credential itself
     return pair if name.lower() in _HARMLESS else f"{name}={HIDDEN}"
+
+
+def finite(value: Any) -> Any:
+    """Return nested values with None for NaN and infinity, which JSON lacks."""
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

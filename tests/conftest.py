@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import tarfile
@@ -53,6 +54,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return int(group_of(name) == name), next(starts, len(_LONGEST))
 
     items.sort(key=place)
+
+
+def pytest_configure() -> None:
+    """Collect no garbage while modules are imported: a third of that time, for nothing."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect from here on, but not over the modules and the tests again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

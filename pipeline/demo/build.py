@@ -22,11 +22,10 @@ from pipeline.models.model import digest_of
 from pipeline.models.pixels import from_levels, to_levels
 from pipeline.models.stylegan2 import Generator
 from pipeline.storage import Store
-from pipeline.training.augment import augment, augment_alike
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.data import random_batches
 from pipeline.training.distributed import Group, join_group
-from pipeline.training.encoder_task import EncoderTask, Faces, ModelStart
+from pipeline.training.encoder_task import EncoderTask, Faces, ModelStart, augment_faces
 from pipeline.training.latent_pairs import Pairs
 from pipeline.training.losses import load_face_features
 from pipeline.training.train_log import TrainLog, read_reports, total_seconds
@@ -142,14 +141,6 @@ def face_batches(
     """Yield this process's share of every batch from batch `first` on, inputs of `size` pixels."""
     for index in random_batches(len(data.pairs), plan.batch, plan.seed, first):
         yield data.faces(group.share(index), size)
-
-
-def augment_faces(faces: Faces) -> Faces:
-    """Augment input and target of each face in the same way."""
-    if faces.input is faces.target:
-        images = augment(faces.input)
-        return Faces(images, images)
-    return Faces(*augment_alike(*faces))
 
 
 def train_encoder(

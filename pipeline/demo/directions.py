@@ -16,7 +16,6 @@ import json
 import sys
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from pipeline.editing.directions import Direction, save_direction
 from pipeline.editing.w_space import w_space_of
 from pipeline.models import load_model
 from pipeline.storage import Store
+from pipeline.storage.readers.pairs import pair_tars
 from pipeline.training.latent_pairs import Pairs, load_pairs
 
 Numbers = NDArray[np.float64]
@@ -140,7 +140,7 @@ def fit_all(pairs: Pairs) -> dict[str, tuple[Numbers, dict[str, float | int]]]:
 
 def main(argv: list[str]) -> int:
     """Fit the three directions to the pairs in the folder `argv[0]`; write them, print scores."""
-    shards = sorted(Path(argv[0]).glob("pairs-*.tar"))
+    shards = pair_tars(argv[0])
     model = load_model("demo")
     own = str(resources.files("pipeline.editing") / "builtin")
     place = Store(argv[1] if len(argv) > 1 else own)

@@ -116,9 +116,9 @@ CARTOON = DemoPlan(
     ),
     channels=fitting.CHANNELS,
 )
-# Settings that may differ when a build resumes; `source` is text for the model's card.
 # Names in SETTINGS of fields of `LoopPlan`, as the first versions wrote them.
 _STORED_NAMES = {"max_lr": "peak_rate", "warmup_steps": "warm_up", "ema_window": "horizon"}
+# Settings that may differ when a build resumes; `source` is text for the model's card.
 MAY_CHANGE = {"source"} | {
     f"{stage}.{name}"
     for stage in ("generator", "growth.loop", "encoder")

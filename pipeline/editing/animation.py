@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import ConfigError, RequestError, ShapeError
-from pipeline.storage import Store, canonical_uri
+from pipeline.storage import file_place
 
 Pixels = NDArray[np.uint8]
 
@@ -68,11 +68,11 @@ def write_animation(uri: str, frames: Iterable[Pixels], fps: int = FPS) -> Writt
     its last row or column. Raises `ConfigError` for no frames and `ShapeError` for unequal ones.
     """
     check_animation(uri, fps)
-    folder, _, name = canonical_uri(uri).rpartition("/")
+    store, name = file_place(uri)
     with tempfile.TemporaryDirectory(prefix="restyle-animation-") as temporary:
         path = Path(temporary) / f"animation{_suffix(uri)}"
         written = _encode(path, iter(frames), fps)
-        Store(folder or "/").put_file(name, path)
+        store.put_file(name, path)
     return written
 
 

@@ -21,9 +21,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.editing.directions import STYLE_DIM, Direction
+from pipeline.editing.directions import Direction
 from pipeline.editing.labels import FOLDS, LabelledCodes, Labels
 from pipeline.errors import ConfigError, RequestError
+from pipeline.table.schema import STYLE_DIM
 
 Method = Literal["mean", "ridge", "logistic"]
 Space = Literal["w", "w+"]
@@ -148,7 +149,11 @@ def fit_direction(labels: Labels, settings: FitSettings, reference: Numbers) -> 
     with _samples(labels, reference, whole=whole) as samples:
         folds = [Moments(rows, settings.method != "mean") for _ in range(FOLDS)]
         values: set[float] = set()
+        first: Numbers | None = None
+        differ = False
         for block in samples.blocks():
+            first = block.codes[:1] if first is None else first
+            differ = differ or bool((block.codes != first).any())
             if len(values) < 3:
                 values |= set(np.unique(block.labels)[:3].tolist())
             for fold, moments in enumerate(folds):
@@ -156,7 +161,7 @@ def fit_direction(labels: Labels, settings: FitSettings, reference: Numbers) -> 
                 moments.add(block.codes[chosen], block.labels[chosen])
         binary = values <= {0.0, 1.0}
         train = sum(folds[2:], folds[1])
-        _check(folds[0], train, binary=binary)
+        _check(folds[0], train, binary=binary, differ=differ)
         method = _method(settings, binary=binary)
         penalty, facts = _penalty(method, settings, folds)
         fitting = _Fitting(method, settings, penalty, len(reference), samples)
@@ -236,10 +241,12 @@ def _method(settings: FitSettings, *, binary: bool) -> Method:
     return method
 
 
-def _check(held_out: Moments, train: Moments, *, binary: bool) -> None:
+def _check(held_out: Moments, train: Moments, *, binary: bool, differ: bool) -> None:
     total = held_out.count + train.count
     if total < _MIN_FACES:
         raise RequestError(f"{total} faces with a label, at least {_MIN_FACES} are needed")
+    if not differ:
+        raise RequestError(f"the codes of the {total} faces are equal: no direction can be fitted")
     for part, name in ((train, "to fit to"), (held_out, "held out")):
         if part.count < 2 or not part.label_variance:
             why = "of one class" if binary and part.count else "with one label"
@@ -276,7 +283,7 @@ class _Fitting:
         if self.method == "mean":
             rows = moments.covariance_with_label / moments.label_variance
         elif self.method == "ridge":
-            rows = _ridge(moments, self.penalty)
+            rows = _Ridge(moments).weights(self.penalty)
         else:
             # The logistic loss is a quarter as curved as the squared one.
             absolute = self.penalty * _scale(moments) * moments.count / 4
@@ -291,30 +298,16 @@ def _scale(moments: Moments) -> float:
     return float(np.mean(traces)) / (STYLE_DIM * moments.count)
 
 
-def _ridge(moments: Moments, penalty: float) -> Numbers:
-    """Return the weights [rows, 512] of a ridge regression of the label on each row of the codes.
-
-    The penalty is relative to the codes' variance.
-    """
-    size = penalty * _scale(moments) * moments.count
-    right = moments.covariance_with_label
-    weights = [
-        np.linalg.solve(moments.scatter(row) + size * np.eye(STYLE_DIM), right[row])
-        for row in range(moments.rows)
-    ]
-    return np.stack(weights)
-
-
-class _RidgePath:
-    """Ridge regression for many penalties, from one decomposition."""
+class _Ridge:
+    """Ridge regression of the label on each row of the codes, by one decomposition."""
 
     def __init__(self, moments: Moments) -> None:
         self._size = _scale(moments) * moments.count
         self._moments = moments
         self._parts = [np.linalg.eigh(moments.scatter(row)) for row in range(moments.rows)]
 
-    def solution(self, penalty: float) -> Numbers:
-        """Return what `_ridge` returns."""
+    def weights(self, penalty: float) -> Numbers:
+        """Return the weights [rows, 512]; the penalty is relative to the codes' variance."""
         right = self._moments.covariance_with_label
         weights = [
             vectors @ ((vectors.T @ right[row]) / (values + penalty * self._size))
@@ -335,9 +328,9 @@ def _cross_validated(folds: Sequence[Moments]) -> tuple[float, float]:
         train = sum(others[1:], others[0])
         if not left_out.label_variance or not train.label_variance:
             continue
-        ridge = _RidgePath(train)
+        ridge = _Ridge(train)
         for column, penalty in enumerate(PENALTIES):
-            scores[place, column] = _correlation(left_out, ridge.solution(penalty))
+            scores[place, column] = _correlation(left_out, ridge.weights(penalty))
     means = scores.mean(axis=0)
     best = int(means.argmax())
     return PENALTIES[best], float(means[best])
@@ -446,7 +439,9 @@ def _score(samples: Samples, rows: Numbers, *, binary: bool) -> dict[str, float]
     slope, intercept = _line(along[~held_out], y[~held_out])
     residual = y[held_out] - slope * along[held_out] - intercept
     variance = float(((y[held_out] - y[held_out].mean()) ** 2).sum())
-    correlation = float(np.corrcoef(along[held_out], y[held_out])[0, 1])
+    spread = np.sqrt(variance * ((along[held_out] - along[held_out].mean()) ** 2).sum())
+    together = float((along[held_out] - along[held_out].mean()) @ y[held_out])
+    correlation = together / float(spread) if spread else 0.0  # faces of one code
     return {"r2": 1 - float(residual @ residual) / variance, "correlation": correlation}
 
 

@@ -25,10 +25,11 @@ from pipeline.editing.w_space import WSpace
 from pipeline.errors import ConfigError, InputError, ModelError
 from pipeline.storage.readers.npy import read_array
 from pipeline.storage.uris import read_bounded
+from pipeline.table.schema import STYLE_DIM
 
 Floats = NDArray[np.float32]
 
-STYLE_DIM = 512
+_BUILT_IN = importlib.resources.files("pipeline.editing") / "builtin"
 SUFFIXES = (".pt", ".pth", ".npy", ".npz", ".safetensors")
 # 80 GANSpace components for 18 rows are 3 MB; unpacked sizes have the same limit.
 MAX_BYTES = 64 << 20
@@ -89,8 +90,7 @@ class Direction:
 
 def built_in_names() -> list[str]:
     """Return the names of the directions that this package contains."""
-    folder = importlib.resources.files("pipeline.editing") / "builtin"
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    names = [entry.name for entry in _BUILT_IN.iterdir()] if _BUILT_IN.is_dir() else []
     return sorted(name.removesuffix(".safetensors") for name in names if name.endswith(SUFFIXES))
 
 
@@ -103,9 +103,10 @@ def read_direction(text: str) -> Direction:
     GANSpace file is `comp[k] * std[k]`, so that strengths are in standard deviations. Raises
     `InputError` in one line for a missing, damaged or hostile file.
     """
-    uri, choice = _split(text)
+    match = _CHOICE.fullmatch(text)
+    uri, choice = match.groups() if match else (text, "")
     if uri in built_in_names():
-        content = _built_in(uri)
+        content = (_BUILT_IN / f"{uri}.safetensors").read_bytes()
         return _direction(content, f"{uri}.safetensors", choice, name=uri)
     suffix = PurePosixPath(uri).suffix.lower()
     if suffix not in SUFFIXES:
@@ -114,7 +115,13 @@ def read_direction(text: str) -> Direction:
             f"no direction '{text}': give a file ({', '.join(SUFFIXES)}), or a built-in name "
             f"({known})"
         )
-    return _direction(_content(uri), uri, choice, name=PurePosixPath(uri).stem)
+    content = read_bounded(
+        uri,
+        MAX_BYTES,
+        missing=f"there is no direction file '{uri}'",
+        large=f"{uri}: more than {MAX_BYTES >> 20} MB, too large for directions",
+    )
+    return _direction(content, uri, choice, name=PurePosixPath(uri).stem)
 
 
 def save_direction(direction: Direction) -> bytes:
@@ -135,25 +142,6 @@ def save_direction(direction: Direction) -> bytes:
 def digest_of_rows(rows: Floats) -> str:
     """Return the SHA-256 of the numbers of a direction."""
     return hashlib.sha256(np.ascontiguousarray(rows, "<f4").tobytes()).hexdigest()
-
-
-def _split(text: str) -> tuple[str, str]:
-    match = _CHOICE.fullmatch(text)
-    return (match[1], match[2]) if match else (text, "")
-
-
-def _built_in(name: str) -> bytes:
-    folder = importlib.resources.files("pipeline.editing") / "builtin"
-    return (folder / f"{name}.safetensors").read_bytes()
-
-
-def _content(uri: str) -> bytes:
-    return read_bounded(
-        uri,
-        MAX_BYTES,
-        missing=f"there is no direction file '{uri}'",
-        large=f"{uri}: more than {MAX_BYTES >> 20} MB, too large for directions",
-    )
 
 
 def _direction(content: bytes, source: str, choice: str, *, name: str) -> Direction:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.editing.directions import STYLE_DIM, Direction, Floats, digest_of_rows
+from pipeline.editing.directions import Direction, Floats, digest_of_rows
 from pipeline.editing.layers import parse_layers
 from pipeline.editing.w_space import WSpace
 from pipeline.errors import ConfigError, ShapeError
+from pipeline.table.schema import STYLE_DIM
 
 _MAX_SETTINGS = 64
 _MAX_STRENGTH = 1e6

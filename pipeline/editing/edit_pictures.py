@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from pipeline.editing.directions import Floats
 from pipeline.editing.edit import Edits, signed
+from pipeline.editing.grid import check_size
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import NamedSelection, put_files
 from pipeline.interop.file_names import to_file_name
 from pipeline.interop.pictures import FULL_SIZE, Drawing, frames_of, png
 from pipeline.models import RestyleModel
-from pipeline.reports.contact_sheet import drawable
+from pipeline.reports.contact_sheet import INK, PALE, PAPER, Colour, drawable, fitting, font
 from pipeline.reports.targets import Targets
 from pipeline.table.selection import Selection
 
@@ -30,7 +31,6 @@ MAX_PICTURES = 2048  # of one grid, which is in memory
 MAX_TILES = 64  # faces of one animation
 CELL = 144  # default width of a picture of a grid
 _GAP, _MARGIN, _LINE = 6, 16, 17
-_PAPER, _INK, _PALE = (255, 255, 255), (32, 33, 36), (110, 114, 120)
 _ROWS = 32
 
 
@@ -47,7 +47,8 @@ class Grid:
 def edit_grid(selection: Selection, model: RestyleModel, edits: Edits, width: int = CELL) -> Grid:
     """Draw the selected faces as rows: the target, if there is one, then every setting.
 
-    Pictures are `width` pixels wide. Raises `ConfigError` for more than `MAX_PICTURES`.
+    Pictures are `width` pixels wide. Raises `ConfigError` for more than `MAX_PICTURES`, or if the
+    grid would have too many pixels (`check_size`).
     """
     faces = selection.require_rows()
     columns = len(edits.settings) + 1
@@ -109,19 +110,26 @@ def _edited_files(
 
 
 def edit_frames(
-    codes: Floats, model: RestyleModel, edits: Edits, frames: int, drawing: Drawing = FULL_SIZE
+    selection: Selection,
+    model: RestyleModel,
+    edits: Edits,
+    frames: int,
+    drawing: Drawing = FULL_SIZE,
 ) -> Iterator[Pixels]:
-    """Yield the frames of an animation of faces side by side, which ends as it begins.
+    """Yield the frames of an animation of the selected faces side by side, which ends as it begins.
 
-    Strengths go linearly from one setting to the next in `frames` steps, then back. `codes` is
-    [n, n_styles, 512]. Raises `ConfigError` for fewer than two settings or too many faces.
+    Strengths go linearly from one setting to the next in `frames` steps, then back. Raises
+    `ConfigError` for fewer than two settings or more than `MAX_TILES` faces, and reads no code
+    then.
     """
     if len(edits.settings) < 2:
         raise ConfigError("a video needs at least two strengths, as in --strength -3,3")
-    if len(codes) > MAX_TILES:
+    faces = selection.require_rows()
+    if faces > MAX_TILES:
         raise ConfigError(
-            f"a video shows at most {MAX_TILES} faces, not {len(codes)}: choose with --limit"
+            f"a video shows at most {MAX_TILES} faces, not {faces:,}: choose with --limit"
         )
+    codes = np.concatenate([codes for _, codes in selection.code_batches(_ROWS)])
     return (
         _tiled(frames_of(model, edits.apply_one(codes, strengths), drawing))
         for strengths in _path(edits.settings, frames)
@@ -164,12 +172,13 @@ class _Sheet:
         self._top = _MARGIN + _LINE * len(edits.names) + 4
         width = 2 * _MARGIN + len(headers) * (cell[0] + _GAP) - _GAP
         height = self._top + faces * self._row_height + _MARGIN - _GAP
-        self._image = Image.new("RGB", (width, height), _PAPER)
+        check_size((width, height), faces * len(headers))
+        self._image = Image.new("RGB", (width, height), PAPER)
         self._draw = ImageDraw.Draw(self._image)
         for column, lines in enumerate(headers):
             for number, line in enumerate(lines):
                 y = _MARGIN + _LINE * (number + 0.5)
-                self._text(line, self._left(column) + cell[0] / 2, y, _INK, "mm", cell[0])
+                self._text(line, self._left(column) + cell[0] / 2, y, INK, "mm", cell[0])
 
     def add(
         self, place: int, label: str, target: Pixels | None, pictures: Sequence[Pixels]
@@ -182,7 +191,7 @@ class _Sheet:
                 small = Image.fromarray(picture).resize(self._cell, Image.Resampling.LANCZOS)
                 self._image.paste(small, (self._left(column), top))
         width = self._image.width - 2 * _MARGIN
-        self._text(label, _MARGIN, top + self._cell[1] + _LINE / 2, _PALE, "lm", width)
+        self._text(label, _MARGIN, top + self._cell[1] + _LINE / 2, PALE, "lm", width)
 
     def png(self) -> bytes:
         """Return the picture's bytes."""
@@ -198,10 +207,7 @@ class _Sheet:
         return _MARGIN + column * (self._cell[0] + _GAP)
 
     def _text(
-        self, text: str, x: float, y: float, colour: tuple[int, int, int], anchor: str, width: float
+        self, text: str, x: float, y: float, colour: Colour, anchor: str, width: float
     ) -> None:
-        font = ImageFont.load_default(12)
-        text = drawable(text)[-int(width) :]
-        while text and font.getlength(text) > width:
-            text = text[1:]
-        self._draw.text((x, y), text, colour, font, anchor=anchor)
+        line = fitting(drawable(text), int(width))
+        self._draw.text((x, y), line, colour, font(12), anchor=anchor)

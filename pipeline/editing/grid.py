@@ -53,7 +53,7 @@ def draw_grid(
         2 * _MARGIN + columns * (cell_width + _GAP) - _GAP,
         top + rows * (cell_height + _GAP) - _GAP + _MARGIN,
     )
-    _check_size(size, count)
+    check_size(size, count)
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
     if title:
@@ -71,7 +71,8 @@ def draw_grid(
     return sink.getvalue(), size
 
 
-def _check_size(size: tuple[int, int], count: int) -> None:
+def check_size(size: tuple[int, int], count: int) -> None:
+    """Raise `ConfigError` for a grid of over 80 million pixels; `size` is width and height."""
     if size[0] * size[1] > MAX_PIXELS:
         raise ConfigError(
             f"a grid of {count} pictures would have {size[0]}×{size[1]} pixels, more than "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -31,26 +32,19 @@ def walk(codes: Iterable[Code], count: int, *, closed: bool = False) -> Iterator
     `k * (count - 1)`. Memory holds two codes and one leg. Raises `RequestError` for fewer than two
     codes.
     """
-    waypoints = iter(codes)
-    first = previous = next(waypoints, None)
-    legs = 0
-    for code in waypoints:
-        yield from interpolate(_some(previous), code, count)[:-1]
-        previous, legs = code, legs + 1
-    if not legs:
+    ends: tuple[Code, Code] | None = None  # the first code and the last one so far
+    for start, end in itertools.pairwise(codes):
+        ends = (ends[0] if ends else start, end)
+        yield from interpolate(start, end, count)[:-1]
+    if ends is None:
         raise RequestError("a walk needs at least two faces")
+    first, last = ends
     if closed:
-        yield from interpolate(_some(previous), _some(first), count)[:-1]
+        yield from interpolate(last, first, count)[:-1]
     else:
-        yield _some(previous)
+        yield last
 
 
 def walk_length(faces: int, count: int, *, closed: bool = False) -> int:
     """Return the number of codes that `walk` yields."""
     return faces * (count - 1) if closed else (faces - 1) * (count - 1) + 1
-
-
-def _some(code: Code | None) -> Code:
-    if code is None:
-        raise RequestError("a walk needs at least two faces")
-    return code

@@ -45,7 +45,6 @@ class LabelFile:
 
     key: str  # `image_id` or `key`: what the labels are for
     values: Mapping[str, float]
-    binary: bool
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def read_labels(uri: str, column: str, positive: str = "") -> LabelFile:
             raise InputError(f"--labels '{uri}': '{name}' has two labels")
     if not by_name:
         raise InputError(f"--labels '{uri}': the column '{column}' has no labels")
-    return LabelFile(key, by_name, set(by_name.values()) <= {0.0, 1.0})
+    return LabelFile(key, by_name)
 
 
 def _table(uri: str, texts: list[str]) -> pa.Table:

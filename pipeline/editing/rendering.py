@@ -17,7 +17,7 @@ from pipeline.editing.interpolation import walk, walk_length
 from pipeline.editing.mixing import MixSource, mix
 from pipeline.interop.pictures import FULL_SIZE, Drawing, rendered
 from pipeline.models import RestyleModel
-from pipeline.storage import Store, canonical_uri
+from pipeline.storage import file_place
 from pipeline.table import Table
 from pipeline.table.selection import Selection
 
@@ -97,8 +97,8 @@ def save_grid(
         title=title,
         labelled=bool(sequence.labels),
     )
-    folder, _, name = canonical_uri(uri).rpartition("/")
-    Store(folder or "/").put(name, picture)
+    store, name = file_place(uri)
+    store.put(name, picture)
     return Drawn(sequence.count, *size)
 
 

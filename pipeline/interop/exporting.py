@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.interop.file_names import limits_of, to_file_name
 from pipeline.interop.pickled_codes import Codes, latents_file
-from pipeline.storage import OutputKind, Store, canonical_uri
+from pipeline.storage import OutputKind, Store, file_place
 from pipeline.storage.file_types import IMAGE_SUFFIXES
 from pipeline.table.schema import STYLE_DIM
 from pipeline.table.selection import Selection
@@ -149,8 +149,8 @@ def export_dictionary(selection: NamedSelection, uri: str) -> int:
     for row in selection.named_rows(column, with_suffix=True):
         codes[row["name"]] = row["codes"] if all_steps else row["codes"][None]
     require_exported(len(codes), selection)
-    folder, _, name = canonical_uri(uri).rpartition("/")
-    Store(folder or "/").put(name, latents_file(codes))
+    store, name = file_place(uri)
+    store.put(name, latents_file(codes))
     return len(codes)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from pipeline.errors import ConfigError, InputError
 from pipeline.interop.exporting import NamedSelection, require_exported
 from pipeline.interop.pickled_codes import STYLE_DIM, Codes
-from pipeline.storage import Store, canonical_uri, is_local
+from pipeline.storage import Store, file_place, is_local
 from pipeline.storage.readers.npy import ArrayHeader, read_header
 from pipeline.storage.seekable import open_seekable
 from pipeline.storage.uris import storage_errors
@@ -147,8 +147,7 @@ def numbered(count: int) -> list[str]:
 
 def read_names(uri: str) -> list[str]:
     """Read a list of names, UTF-8. Raises `InputError` for empty and duplicate lines."""
-    folder, _, name = canonical_uri(uri).rpartition("/")
-    store = Store(folder or "/")
+    store, name = file_place(uri)
     if not store.exists(name):
         raise InputError(f"--names: '{uri}' does not exist")
     try:
@@ -290,9 +289,8 @@ def export_stacked(selection: NamedSelection, uri: str) -> tuple[int, str]:
     count, _ = selection.counts()
     require_exported(count, selection)
     n_styles = selection.table.spec.columns.n_styles
-    folder, _, name = canonical_uri(uri).rpartition("/")
+    store, name = file_place(uri)
     stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
-    store = Store(folder or "/")
     with tempfile.TemporaryDirectory(prefix="restyle-codes-") as temporary:
         array, names = Path(temporary) / "codes.npy", Path(temporary) / "names"
         _write_rows(selection, array, names, (count, n_styles, STYLE_DIM))

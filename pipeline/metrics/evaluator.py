@@ -72,20 +72,14 @@ def _optional(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def best_step(
-    measures: Floats,
-    last: NDArray[np.int32],  # [n], each row's last step, from 1
-    higher_is_better: bool = False,
-) -> NDArray[np.int32]:
-    """Return the number (from 1) of each row's best column, the first of equals; `last` if all NaN.
+def best_step(measures: Tensor, last: Tensor, *, higher_is_better: bool = False) -> Tensor:
+    """Return the index of each row's best column, the first of equals; `last` [n] if all are NaN.
 
     `measures` are [n, steps] of a distance, or of a similarity with `higher_is_better`.
     """
-    distances = -measures if higher_is_better else measures
-    missing = np.isnan(distances)
-    best = np.where(missing, np.inf, distances).argmin(axis=1) + 1
-    numbers: NDArray[np.int32] = np.where(missing.all(axis=1), last, best).astype("i4")
-    return numbers
+    missing = measures.isnan()
+    distances = (-measures if higher_is_better else measures).masked_fill(missing, torch.inf)
+    return torch.where(missing.all(dim=1), last, distances.argmin(dim=1))
 
 
 class _Identity(NamedTuple):
@@ -226,16 +220,11 @@ class MetricEvaluator:
         return Measures(values, best.astype("i4") + 1, int(missed.sum()), identities)
 
     def _best(self, values: Mapping[str, Tensor], steps_made: Tensor) -> Tensor:
-        """Return the index of the best step, int64 [n]; `best_step` on the device of the values."""
-        last = steps_made - 1
-        if self.best_step_by not in values:
+        """Return the index of the best step, int64 [n]."""
+        name, last = self.best_step_by, steps_made - 1
+        if name not in values:
             return last
-        measures = values[self.best_step_by]
-        missing = measures.isnan()
-        distances = (-measures if self._higher_is_better else measures).masked_fill(
-            missing, torch.inf
-        )
-        return torch.where(missing.all(dim=1), last, distances.argmin(dim=1))
+        return best_step(values[name], last, higher_is_better=BY_NAME[name].higher_is_better)
 
     def _compare(
         self, targets: Tensor, step_images: Tensor, is_made: Tensor, all_made: bool
@@ -290,10 +279,6 @@ class MetricEvaluator:
                 features = [layer[rows] for layer in target_features]
             measures["lpips"][rows, step] = self.lpips.compare(features, self._embed(images))
         return measures
-
-    @property
-    def _higher_is_better(self) -> bool:
-        return self.best_step_by in BY_NAME and BY_NAME[self.best_step_by].higher_is_better
 
     def _begin_identity(self, batches: Iterable[Tensor]) -> list[Callable[[], Tensor]]:
         """Start the identity of each batch: it runs beside a GPU's other work."""

@@ -117,16 +117,12 @@ def landmark_file(points: int) -> str:
     return str(dlib_model(f"shape_predictor_{points}_face_landmarks.dat"))
 
 
-def views(images: Tensor) -> list[tuple[Pixels, Pixels, float]]:
-    """Return the inputs of `find_face` for images [n, 3, h, w] in [-1, 1].
-
-    These are pixels, a smaller copy, and its scale. All are computed at once on the images' device.
-    """
-    return begin_views(images)()
-
-
 def begin_views(images: Tensor) -> Callable[[], list[tuple[Pixels, Pixels, float]]]:
-    """Start `views`; the returned function waits for the copies from a GPU."""
+    """Start to make the inputs of `find_face` for images [n, 3, h, w] in [-1, 1].
+
+    These are pixels, a smaller copy, and its scale, all computed at once on the images' device. The
+    returned function waits for the copies from a GPU.
+    """
     height, width = images.shape[-2:]
     factor = min(1.0, DETECTION_SIDE / max(height, width))
     size = [round(height * factor), round(width * factor)]

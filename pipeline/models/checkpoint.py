@@ -14,7 +14,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, Any
 
 import torch
@@ -220,7 +221,8 @@ def _latent_avg(
 def _of_generator(state: Mapping[str, Tensor], domain: str, source: str) -> Architecture:
     """Return the architecture of a generator without an encoder."""
     shapes = {key: list(value.shape) for key, value in state.items()}
-    channels = _channels(shapes, "generator", source)
+    with _shape_errors("generator", source):
+        channels = generator_channels(shapes)
     arguments = {"n_styles": 2 * len(channels), "input_channels": RESTYLE_CHANNELS}
     input_size = preset_of(domain).input_size
     return Architecture(NO_ENCODER, arguments, channels, _mapping_layers(shapes), input_size)
@@ -235,13 +237,9 @@ def _architecture(
 ) -> Architecture:
     shapes = {key: list(value.shape) for key, value in state.items()}
     encoder = {key[8:]: shape for key, shape in shapes.items() if key.startswith("encoder.")}
-    try:
+    with _shape_errors(f"{encoder_type} model", source):
         arguments = official_arguments(encoder_type, encoder)
-    except KeyError as error:
-        raise _missing(error, f"{encoder_type} model", source) from error
-    except IndexError as error:
-        raise ModelError(f"{source}: a weight that gives widths has too few dimensions") from error
-    channels = _channels(shapes, f"{encoder_type} model", source)
+        channels = generator_channels(shapes)
     single_pass = arguments["input_channels"] != RESTYLE_CHANNELS
     from_average = not single_pass or bool(options.get("start_from_latent_avg", True))
     input_size = preset_of(domain).input_size
@@ -253,17 +251,15 @@ def _mapping_layers(shapes: Mapping[str, list[int]]) -> int:
     return sum(bool(re.fullmatch(r"decoder\.style\.\d+\.weight", key)) for key in shapes)
 
 
-def _channels(shapes: Mapping[str, list[int]], what: str, source: str) -> dict[int, int]:
+@contextmanager
+def _shape_errors(what: str, source: str) -> Iterator[None]:
+    """Turn the errors of reading widths out of the shapes of weights into a `ModelError`."""
     try:
-        return generator_channels(shapes)
+        yield
     except KeyError as error:
-        raise _missing(error, what, source) from error
+        raise ModelError(f"{source}: weight '{error.args[0]}' is missing for a {what}") from error
     except IndexError as error:
         raise ModelError(f"{source}: a weight that gives widths has too few dimensions") from error
-
-
-def _missing(error: KeyError, what: str, source: str) -> ModelError:
-    return ModelError(f"{source}: weight '{error.args[0]}' is missing for a {what}")
 
 
 def generator_channels(shapes: Mapping[str, list[int]]) -> dict[int, int]:

@@ -131,9 +131,9 @@ def open_model_file(uri: str, what: str = "model file") -> Iterator[IO[bytes]]:
         yield io.BytesIO(_fetched(uri, what))
         return
     try:
-        with Path(uri).open("rb") as file:
+        with Path(uri).expanduser().open("rb") as file:
             yield file
-    except (*_ABSENT, ValueError) as error:  # ValueError: invalid file name
+    except (*_ABSENT, ValueError, RuntimeError) as error:  # an invalid name; of an unknown user
         raise ModelError(f"no {what} at {uri}") from error
     except OSError as error:
         raise StorageError(f"cannot read the {what} {uri}: {error}") from error
@@ -158,16 +158,16 @@ def write_model_file(uri: str, content: bytes) -> None:
     Raises `StorageError`, and `InputError` as `open_model_file` does.
     """
     if "://" in uri:
-        from pipeline.storage import Store, canonical_uri
+        from pipeline.storage import file_place
 
-        folder, _, name = canonical_uri(uri).rpartition("/")
-        Store(folder).put(name, content)
+        store, name = file_place(uri)
+        store.put(name, content)
         return
-    path = Path(uri)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path = Path(uri).expanduser()
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
         partial.replace(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise StorageError(f"cannot write {uri}: {error}") from error

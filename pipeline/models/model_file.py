@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import Any
 
-from safetensors.torch import load as load_safetensors
-
-from pipeline.errors import ModelError
-from pipeline.models.checkpoint import ADVICE, read_checkpoint
+from pipeline.models.checkpoint import read_checkpoint
 from pipeline.models.files import open_model_file
 from pipeline.models.nvlabs import read_network
+from pipeline.models.state_files import read_safetensors
 
 
 def read_model_file(uri: str) -> dict[str, Any]:
@@ -23,13 +21,5 @@ def read_model_file(uri: str) -> dict[str, Any]:
     with open_model_file(uri) as file:
         suffix = PurePosixPath(uri).suffix
         if suffix == ".safetensors":
-            return _safetensors(file, uri)
+            return read_safetensors(file.read(), uri)
         return read_network(file, uri) if suffix == ".pkl" else read_checkpoint(file, uri)
-
-
-def _safetensors(file: IO[bytes], source: str) -> dict[str, Any]:
-    content = file.read()
-    try:
-        return dict(load_safetensors(content))
-    except Exception as error:  # its own errors, and torch's for a dtype that torch lacks
-        raise ModelError(f"{source}: damaged, or not a safetensors file; {ADVICE}") from error

@@ -26,18 +26,21 @@ def read_state(uri: str, what: str = "weights") -> tuple[dict[str, Tensor], str]
     """
     with open_model_file(uri, what) as file:
         content = file.read()
-    state = _parsed(content, uri, f"{what} {uri!r}")
+    source = f"{what} {uri!r}"
+    if uri.endswith(".safetensors"):
+        state = read_safetensors(content, source)
+    else:
+        state = read_checkpoint(io.BytesIO(content), source)
     if isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not all(map(_is_weight, state, state.values())):
-        raise ModelError(f"{what} {uri!r}: not a state dict of tensors; give another file")
-    check_held(state.values(), f"{what} {uri!r}")
+        raise ModelError(f"{source}: not a state dict of tensors; give another file")
+    check_held(state.values(), source)
     return state, hashlib.sha256(content).hexdigest()
 
 
-def _parsed(content: bytes, uri: str, source: str) -> dict[str, Any]:
-    if not uri.endswith(".safetensors"):
-        return read_checkpoint(io.BytesIO(content), source)
+def read_safetensors(content: bytes, source: str) -> dict[str, Any]:
+    """Return the tensors in a safetensors file; `ModelError`, naming `source`, if it is damaged."""
     try:
         return dict(load_safetensors(content))
     except Exception as error:  # its own errors, and torch's for a dtype that torch lacks

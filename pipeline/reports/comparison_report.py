@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.errors import printable
 from pipeline.reports.coarse_to_fine import (
     Change,
     bands_table,
@@ -27,23 +28,10 @@ from pipeline.reports.evaluation import (
 from pipeline.reports.faces import Faces, label, read_face_scalars
 from pipeline.reports.ground_truth import DEFINITION, METRIC, GroundTruth, with_distances
 from pipeline.reports.plots import change_in_steps, quality_against_time
-from pipeline.reports.requirements import check_comparison
+from pipeline.reports.requirements import ComparisonOptions, check_comparison
 from pipeline.reports.sheets import REPORT_NAME, REPORT_TITLE, ReportTable, number
 from pipeline.storage import Store
 from pipeline.table import Table
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of an evaluation."""
-
-    labels: Sequence[str] = ()  # one per table; default: from its rows
-    common: bool = False  # compare the faces that all tables have
-    ground_truth: str | None = None  # URI of the pairs that the tables were made from
-    coarse_to_fine: bool = False
-    images: int = 100  # faces rendered for image frequencies
-    device: str = "cpu"  # device that renders them
-    plots: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,19 +48,15 @@ class Report:
             store.put(name, self.files[name])
 
 
-def compare_tables(tables: Sequence[Table], options: Options) -> Report:
-    """Compare tables over the same faces.
+def compare_tables(
+    tables: Sequence[Table], options: ComparisonOptions, device: str = "cpu"
+) -> Report:
+    """Compare tables over the same faces; `device` renders images for their frequencies.
 
     Raises `RequestError` if they have different faces or metric definitions, or lack columns that
     `options` needs.
     """
-    check_comparison(
-        tables,
-        labels=options.labels,
-        ground_truth=options.ground_truth,
-        coarse_to_fine=options.coarse_to_fine,
-        plots=options.plots,
-    )
+    check_comparison(tables, options)
     everything = [read_face_scalars(table) for table in tables]
     labels = _labels(tables, everything, options.labels)
     check_same_definitions(tables, labels)
@@ -88,7 +72,7 @@ def compare_tables(tables: Sequence[Table], options: Options) -> Report:
     changes = {}
     if options.coarse_to_fine:
         changes = {
-            name: change_by_step(table, images=options.images, device=options.device)
+            name: change_by_step(table, images=options.images, device=device)
             for table, name in zip(tables, labels, strict=True)
         }
     return _report(tables, methods, changes, remarks, plots=options.plots)
@@ -151,14 +135,14 @@ def _about_truth(
 
 
 def _labels(tables: Sequence[Table], faces: Sequence[Faces], given: Sequence[str]) -> list[str]:
-    """Return a different name for each table."""
+    """Return a different name for each table, in one printable line."""
     if given:
-        return list(given)
+        return list(map(printable, given))
     models = [str(table.spec.model.get("name", "")) for table in tables]
     names = []
     for table, model, each in zip(tables, models, faces, strict=True):
         words = [model] if len(set(models)) > 1 else []
-        words += ["+".join(each.methods) or "table"]
+        words += [printable("+".join(each.methods)) or "table"]
         if each.methods == ("restyle",):
             auto = table.spec.config.get("steps") == "auto"
             words.append("auto" if auto else f"N={each.max_steps}")

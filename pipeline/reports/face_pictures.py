@@ -59,6 +59,7 @@ def _reconstruction(model: RestyleModel, row: dict[str, Any]) -> Pixels:
     if row.get("reconstruction_jpeg"):
         return decoded(row["reconstruction_jpeg"])
     codes = torch.from_numpy(np.array(row["w_plus"], np.float32)[None])
+    codes = codes.to(model.latent_avg.device)
     (frame,) = render_each(model, codes)
     return to_pixels(pooled(frame, model.input_size))
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.table.selection import Selection
 
+DEFAULT_ROWS = 1000  # of a report's table and map
 _RUN = 16  # neighbouring faces of a sample, so that few row groups have to be read for their codes
 
 

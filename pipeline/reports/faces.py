@@ -9,15 +9,11 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
-from pipeline.metrics.registry import METRICS
+from pipeline.metrics.registry import BY_NAME, METRICS, QUALITY
 from pipeline.reports.statistics import Floats
 from pipeline.table import Table
 
-# PSNR is a function of L2, and the residual does not measure quality.
-_NOT_COMPARED = {"psnr", "residual_norm"}
 _SUFFIX = "_per_step"
-# The order of the paper's tables: identity first, then distances.
-_ORDER = ("id_similarity", "l2", "lpips")
 _LABELS = {"w_plus_distance": "W+ distance"} | {each.name: each.label for each in METRICS}
 # SQL expressions of traits that make a face difficult.
 TRAITS = {"face_px": "face_px", "yaw": "abs(yaw)", "sharpness": "sharpness"}
@@ -73,7 +69,8 @@ class Faces:
 
 def read_face_scalars(table: Table) -> Faces:
     """Read the scalars of all faces, but no codes and no pictures."""
-    metrics = compared_metrics(table)
+    # Identity first, then distances, as in the paper's tables.
+    metrics = sorted(compared_metrics(table), key=lambda name: name != "id_similarity")
     columns = [
         "image_id",
         "source_sha256",
@@ -108,15 +105,14 @@ def read_face_scalars(table: Table) -> Faces:
 
 
 def compared_metrics(table: Table) -> list[str]:
-    """Return the metrics that the table has both for the code and for each step."""
-    names = set(table.arrow("SELECT * FROM latents LIMIT 0").column_names)
-    metrics = {
-        name.removesuffix(_SUFFIX)
-        for name in names
-        if name.endswith(_SUFFIX) and name.removesuffix(_SUFFIX) in names
-    }
-    metrics -= {*_NOT_COMPARED, "w_plus"}
-    return sorted(metrics, key=lambda name: (_rank(name), name))
+    """Return the metrics of quality that the table has, without PSNR, a function of L2."""
+    present = columns_of(table)
+    return [name for name in QUALITY if name != "psnr" and name in present]
+
+
+def columns_of(table: Table) -> set[str]:
+    """Return the names of the columns that queries of the table's faces can use."""
+    return set(table.arrow("SELECT * FROM latents LIMIT 0").column_names)
 
 
 def label(metric: str) -> str:
@@ -125,8 +121,8 @@ def label(metric: str) -> str:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Return whether the metric is a similarity; all others are distances."""
-    return metric.endswith("similarity")
+    """Return whether the metric is a similarity; the distance to true codes is in no registry."""
+    return metric in BY_NAME and BY_NAME[metric].higher_is_better
 
 
 def repeat_last(lists: pa.ListArray, width: int) -> Floats:
@@ -137,10 +133,6 @@ def repeat_last(lists: pa.ListArray, width: int) -> Floats:
     steps = np.minimum(np.arange(width), np.maximum(lengths - 1, 0))
     padded = np.append(numbers, np.nan)  # for an empty list at the end
     return np.where(lengths > 0, padded[begin + steps], np.nan)
-
-
-def _rank(metric: str) -> int:
-    return _ORDER.index(metric) if metric in _ORDER else len(_ORDER)
 
 
 def _combined(rows: pa.Table, name: str) -> pa.Array:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colour-blind safe palette, dark colours first.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 _STEPS = ("#08306b", "#2171b5", "#4292c6", "#6baed6", "#9ecae1", "#c6dbef")  # dark is early
-_GREY, _SIZE, _LABEL_GAP = "#6e7278", 8, 0.055  # gap: fraction of the height
+GREY, _SIZE, _LABEL_GAP = "#6e7278", 8, 0.055  # gap: fraction of the height
 
 
 def quality_against_time(methods: Sequence[Method]) -> bytes:
@@ -33,12 +33,12 @@ def quality_against_time(methods: Sequence[Method]) -> bytes:
     """
     metrics = metrics_of(methods)
     costs, unit = _costs(methods)
-    figure, panels = _figure(1, len(metrics), width=4.4, height=3.6)
+    figure, panels = new_figure(1, len(metrics), width=4.4, height=3.6)
     for axes, metric in zip(panels, metrics, strict=True):
         _titled(axes, label(metric), unit)
         ends = []
         for number, (method, cost) in enumerate(zip(methods, costs, strict=True)):
-            colour = _COLOURS[number % len(_COLOURS)]
+            colour = COLOURS[number % len(COLOURS)]
             means = _curve(method, metric)
             points = [(x, m) for x, m in zip(cost, means, strict=True) if not math.isnan(m.mean)]
             if not points:
@@ -48,12 +48,12 @@ def quality_against_time(methods: Sequence[Method]) -> bytes:
             ends.append((xs[-1], points[-1][1].mean, method.label, colour))
         _extend_for_labels(axes, [x for cost in costs for x in cost])
         _label_ends(axes, ends)
-    return _png(figure)
+    return png_of(figure)
 
 
 def change_in_steps(changes: Mapping[str, Change]) -> bytes:
     """Draw coarse to fine as PNG: one row per table, style layers and image frequencies."""
-    figure, panels = _figure(len(changes), 2, width=5.6, height=3.4)
+    figure, panels = new_figure(len(changes), 2, width=5.6, height=3.4)
     for row, (name, change) in enumerate(changes.items()):
         layers, bands = panels[2 * row], panels[2 * row + 1]
         _titled(layers, f"{name}: style layers", "row of the W+ code, coarse to fine")
@@ -64,11 +64,17 @@ def change_in_steps(changes: Mapping[str, Change]) -> bytes:
         names = list(reversed(change.band_names))
         bands.set_xticks(range(1, len(names) + 1), names)
         for axes in (layers, bands):
-            axes.set_ylabel("mean absolute change", color=_GREY, size=_SIZE)
-    return _png(figure)
+            axes.set_ylabel("mean absolute change", color=GREY, size=_SIZE)
+    return png_of(figure)
 
 
-def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def new_figure(
+    rows: int, columns: int, *, width: float, height: float
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of panels of `width` and `height` inches, and its panels, row by row.
+
+    Raises `RequestError` if matplotlib is not installed.
+    """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -79,14 +85,15 @@ def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Fi
 
 
 def _titled(axes: Axes, title: str, below: str) -> None:
-    axes.set_title(title, loc="left", size=10)
-    axes.set_xlabel(below, color=_GREY, size=_SIZE)
-    axes.tick_params(which="both", color=_GREY, labelcolor=_GREY, labelsize=_SIZE)
+    axes.set_title(title, loc="left", size=10, parse_math=False)  # a label may have a $
+    axes.set_xlabel(below, color=GREY, size=_SIZE)
+    axes.tick_params(which="both", color=GREY, labelcolor=GREY, labelsize=_SIZE)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_GREY)
+    axes.spines[["left", "bottom"]].set_color(GREY)
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
     sink = io.BytesIO()
     # Without matplotlib's version, so that the same values give the same bytes.
     figure.savefig(sink, format="png", metadata={"Software": None})
@@ -149,6 +156,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
             size=_SIZE,
             va="center",
             transform=axes.transAxes,
+            parse_math=False,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],  # readable on a curve
         )
 
@@ -173,9 +181,9 @@ def _mark_groups(axes: Axes, n_styles: int) -> None:
     """Draw thin lines between coarse, medium and fine rows, with their names."""
     for name, rows in GROUPS.items():
         if rows.start and rows.start < n_styles:
-            axes.axvline(rows.start + 0.5, color=_GREY, linewidth=0.5, linestyle=":")
+            axes.axvline(rows.start + 0.5, color=GREY, linewidth=0.5, linestyle=":")
         if rows.start < n_styles:
             axes.text(
-                rows.start + 0.6, 1.0, name, color=_GREY, size=_SIZE, va="top",
+                rows.start + 0.6, 1.0, name, color=GREY, size=_SIZE, va="top",
                 transform=axes.get_xaxis_transform(),
             )  # fmt: skip

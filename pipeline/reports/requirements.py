@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from pipeline.errors import ConfigError, RequestError
@@ -29,31 +30,32 @@ def require_steps(table: Table) -> None:
         )
 
 
-def require_labels(labels: Sequence[str], tables: int) -> None:
-    """Raise `RequestError` unless there are no labels or one different label per table."""
-    if labels and (len(labels) != tables or len(set(labels)) != len(labels)):
-        raise RequestError(
-            f"{len(labels)} labels for {tables} tables: give each table a different label"
-        )
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """Options of a comparison of tables."""
+
+    labels: Sequence[str] = ()  # one per table; default: from its rows
+    common: bool = False  # compare the faces that all tables have
+    ground_truth: str | None = None  # URI of the pairs that the tables were made from
+    coarse_to_fine: bool = False
+    images: int = 100  # faces rendered for image frequencies
+    plots: bool = True
 
 
-def check_comparison(
-    tables: Sequence[Table],
-    *,
-    labels: Sequence[str],
-    ground_truth: str | None,
-    coarse_to_fine: bool,
-    plots: bool,
-) -> None:
+def check_comparison(tables: Sequence[Table], options: ComparisonOptions) -> None:
     """Raise a `RequestError` for an impossible comparison, without reading rows."""
-    require_labels(labels, len(tables))
-    if plots:
+    labels = options.labels
+    if labels and (len(labels) != len(tables) or len(set(labels)) != len(labels)):
+        raise RequestError(
+            f"{len(labels)} labels for {len(tables)} tables: give each table a different label"
+        )
+    if options.plots:
         require_matplotlib()
-    if coarse_to_fine:
+    if options.coarse_to_fine:
         for table in tables:
             require_steps(table)
-    if ground_truth is not None:
-        list_shards(ground_truth).first()
+    if options.ground_truth is not None:
+        list_shards(options.ground_truth).first()
 
 
 def check_calibration(most: int, like_steps: int, tolerance: float) -> None:

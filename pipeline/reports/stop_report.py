@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.inversion import StopRule
-from pipeline.reports.requirements import require_matplotlib
+from pipeline.reports.plots import COLOURS, GREY, new_figure, png_of
 from pipeline.reports.stop_calibration import Point, Trace
 
-# Okabe and Ito's palette, as in the other plots.
-ADAPTIVE, FIXED, CHOSEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6e7278"
+ADAPTIVE, FIXED, CHOSEN = COLOURS[:3]
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,7 @@ class StopCurve:
     chosen: Point
     points: Sequence[Point]
     like_steps: int
+    tolerance: float = 0.01  # relative loss of L2 that was allowed
 
     def relative(self, point: Point) -> float:
         """Return a point's L2 relative to the fixed steps, 0.01 for 1 % more."""
@@ -104,13 +104,7 @@ def stop_plot(curve: StopCurve) -> bytes:
 
     Raises `RequestError` when matplotlib is not installed.
     """
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 3.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, (axes,) = new_figure(1, 1, width=5.6, height=3.8)
     # Without the first step, whose high L2 would flatten the curve.
     fixed = [(point.steps, point.l2) for point in curve.fixed[1:]]
     adaptive = sorted((point.steps, point.l2) for point in curve.points if point.steps >= 2)
@@ -119,14 +113,13 @@ def stop_plot(curve: StopCurve) -> bytes:
         axes.plot(*zip(*adaptive, strict=True), marker=".", color=ADAPTIVE, label="adaptive")
     name = f"chosen: gain < {curve.chosen.rule.improvement:.3g}"
     axes.plot(curve.chosen.steps, curve.chosen.l2, "s", color=CHOSEN, label=name)
-    allowed = 1.01 * curve.traced.with_steps(curve.like_steps).l2
+    allowed = (1 + curve.tolerance) * curve.traced.with_steps(curve.like_steps).l2
     axes.axhline(allowed, color=GREY, linewidth=0.8, linestyle=":")
-    axes.annotate(f"N={curve.like_steps} + 1 %", (curve.max_steps, allowed), color=GREY, size=8,
+    axes.annotate(f"N={curve.like_steps} + {100 * curve.tolerance:g} %",
+                  (curve.max_steps, allowed), color=GREY, size=8,
                   ha="right", va="bottom")  # fmt: skip
     axes.set_xlabel("mean steps per face")
     axes.set_title("mean L2", loc="left", size=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", metadata={"Software": None})
-    return sink.getvalue()
+    return png_of(figure)

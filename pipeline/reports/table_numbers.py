@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.metrics.registry import BY_NAME, METRICS
-from pipeline.reports.faces import TRAITS
+from pipeline.reports.faces import TRAITS, columns_of, compared_metrics
 from pipeline.table.selection import Selection
 
 # Up to this number of faces quantiles are exact: their values are held in memory.
@@ -108,24 +108,9 @@ def table_numbers(selection: Selection) -> Numbers:
     return Numbers(faces, exact, tuple(distributions), per_step, best_steps, by_trait)
 
 
-def compared_metrics(selection: Selection) -> list[str]:
-    """Return the metrics of quality that the table has, without PSNR, a function of L2."""
-    present = _columns(selection)
-    return [
-        metric.name
-        for metric in METRICS
-        if metric.per_step and metric.of_best_step and metric.name in present
-        if metric.name != "psnr"
-    ]
-
-
-def _columns(selection: Selection) -> set[str]:
-    return set(selection.table.arrow("SELECT * FROM latents LIMIT 0").column_names)
-
-
 def _expressions(selection: Selection) -> dict[str, str]:
     """Return the SQL expression of each metric and trait that the table has."""
-    present = _columns(selection)
+    present = columns_of(selection.table)
     metrics = {metric.name: metric.name for metric in METRICS if metric.name in present}
     return metrics | {name: sql for name, sql in TRAITS.items() if name in present}
 
@@ -241,7 +226,7 @@ def _per_step(selection: Selection, quantile: str) -> tuple[tuple[Curve, ...], d
     A face that stopped earlier repeats its last quality, as its code no longer changes. The
     residual is over the faces that took the step. Metrics of the best step alone are left out.
     """
-    present = _columns(selection)
+    present = columns_of(selection.table)
     # Of a metric of the best step alone, each step would cover other faces.
     absent = selection.table.spec.best_alone
     metrics = [
@@ -292,7 +277,7 @@ def _by_trait(
     selection: Selection, traits: Sequence[Distribution], quantile: str
 ) -> dict[str, tuple[Curve, ...]]:
     """Return for each trait the metrics of groups of about equal numbers of faces."""
-    metrics = compared_metrics(selection)
+    metrics = compared_metrics(selection.table)
     if not traits or not metrics:
         return {}
     expressions = [*metrics, *(TRAITS[trait.name] for trait in traits)]

@@ -21,12 +21,14 @@ from pipeline.errors import printable
 from pipeline.metrics.registry import BY_NAME, METRICS
 from pipeline.redaction import without_secrets
 from pipeline.reports.face_sample import (
+    DEFAULT_ROWS,
     code_map,
     extreme_rows,
     reject_reasons,
     same_images,
     sampled_rows,
 )
+from pipeline.reports.faces import columns_of, compared_metrics
 from pipeline.reports.report_extras import ReportExtras
 from pipeline.reports.svg_charts import curve, histogram, number, scatter, share_bar
 from pipeline.reports.table_numbers import (
@@ -35,13 +37,12 @@ from pipeline.reports.table_numbers import (
     Curve,
     Distribution,
     Numbers,
-    compared_metrics,
     table_numbers,
 )
 from pipeline.table.selection import Selection
 
-DEFAULT_ROWS = 1000
 EXTREMES = 12  # best faces, and as many worst ones
+MOST_MAPPED = 5_000  # faces: their inner products take 200 MB
 _SAME_ROWS = 20
 _RUNS = 10
 _LONGEST_TEXT = 120
@@ -88,9 +89,9 @@ def read_report_data(selection: Selection, rows: int = DEFAULT_ROWS) -> ReportDa
     """
     selection.require_rows()
     numbers = table_numbers(selection)
-    compared = [name for name in compared_metrics(selection) if numbers.distribution(name)]
+    compared = [name for name in compared_metrics(selection.table) if numbers.distribution(name)]
     rank = "lpips" if "lpips" in compared else (compared or [""])[0]
-    present = set(selection.table.arrow("SELECT * FROM latents LIMIT 0").column_names)
+    present = columns_of(selection.table)
     metrics = [each.name for each in METRICS if numbers.distribution(each.name)]
     columns = tuple(name for name in (*_TABLE_COLUMNS, *metrics) if name in present)
     chosen = ("image_id", *columns)
@@ -375,6 +376,8 @@ def _faces(data: ReportData) -> dict[str, Any]:
         f"{shown:,} of {faces:,} faces, evenly spread over the table; the best and worst ones are "
         "above. --rows sets their number, --where and --order choose others."
     )  # fmt: skip
+    if shown > MOST_MAPPED:
+        text += f" The map of codes is left out: it has at most {MOST_MAPPED:,} faces."
     return {
         "columns": [
             {"name": name, "label": labels.get(name, name.replace("_", " "))}
@@ -405,7 +408,7 @@ def _value(value: float | None, decimals: int) -> tuple[str | None, str]:
 def _map(data: ReportData) -> dict[str, Any] | None:
     selection = data.selection
     ids = [str(row["image_id"]) for row in data.rows]
-    plane = code_map(selection.table.w_plus(ids)) if len(ids) > 2 else None
+    plane = code_map(selection.table.w_plus(ids)) if 2 < len(ids) <= MOST_MAPPED else None
     if plane is None:
         return None
     values = [row.get(data.rank) for row in data.rows] if data.rank else [None] * len(ids)
@@ -419,8 +422,6 @@ def _map(data: ReportData) -> dict[str, Any] | None:
             "faces: the other components are not shown."
         ),
         "svg": scatter(plane.points, values, f"Map of {len(ids):,} codes; use the arrow keys"),
-        "low": "",
-        "high": "",
     }
 
 

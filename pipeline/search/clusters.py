@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -28,18 +29,15 @@ class Assigned(NamedTuple):
     similarities: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
 class Clusters:
-    """Centres of clusters, the largest cluster first.
+    """Centres of clusters, the largest cluster first."""
 
-    `centres` are unit vectors [n, d], `sizes` the faces of each, `similarity` the mean over all
-    faces to the centre of theirs. `converged` is false where the iterations ended it.
-    """
-
-    def __init__(
-        self, centres: Tensor, sizes: list[int], similarity: float, iterations: int, converged: bool
-    ) -> None:
-        self.centres, self.sizes, self.similarity = centres, sizes, similarity
-        self.iterations, self.converged = iterations, converged
+    centres: Tensor  # unit vectors [n, d]
+    sizes: list[int]  # faces of each
+    similarity: float  # mean over all faces to the centre of their cluster
+    iterations: int
+    converged: bool  # False: the iterations ended first
 
     def assign(self, vectors: Vectors) -> Iterator[Assigned]:
         """Yield the cluster of every face, block by block."""
@@ -61,6 +59,8 @@ def find_clusters(
     """
     if count < 1:
         raise ConfigError(f"the number of clusters must be at least 1, got {count}")
+    if not -(2**63) <= seed < 2**64:
+        raise ConfigError(f"the seed must be a number of 64 bits, got {seed}")
     generator = torch.Generator().manual_seed(seed)
     most = max(count, min(_SAMPLE, count * _SAMPLE_PER_CLUSTER))
     sample = drawn_faces(vectors, most, generator)

@@ -1,4 +1,4 @@
-"""Nearest faces of some faces: exact, in one pass over a table."""
+"""Nearest faces of some faces, or all that are similar: exact, in one pass over a table."""
 
 from __future__ import annotations
 
@@ -55,6 +55,22 @@ def nearest(
     ]
 
 
+def faces_above(vectors: Vectors, queries: Tensor, threshold: float) -> dict[str, float]:
+    """Return the similarity of each face to the nearest of `queries` [q, d], the largest first.
+
+    Only similarities of `threshold` or more; equal ones by id. Exact, in one pass that holds a
+    block of vectors. Raises `RequestError` if the queries have another length than the vectors.
+    """
+    similarities: dict[str, float] = {}
+    for block in vectors.blocks():
+        _check_length(block, queries)
+        values = (block.vectors @ queries.T).amax(dim=1).clamp(-1, 1)
+        places = (values >= threshold).nonzero().flatten().tolist()
+        ids = block.ids.take(places).to_pylist()
+        similarities.update(zip(ids, values[places].tolist(), strict=True))
+    return dict(sorted(similarities.items(), key=lambda item: (-item[1], item[0])))
+
+
 def nearest_frame(
     selection: Selection,
     like: str | Sequence[str] | np.ndarray,
@@ -77,6 +93,14 @@ def nearest_frame(
         for rank, neighbour in enumerate(neighbours, 1)
     ]
     return pd.DataFrame(rows, columns=["query", "rank", "image_id", "similarity"])
+
+
+def _check_length(block: Block, queries: Tensor) -> None:
+    if block.vectors.shape[1] != queries.shape[1]:
+        raise RequestError(
+            f"the queries have {queries.shape[1]} numbers, the table's vectors "
+            f"{block.vectors.shape[1]}: they are of another network"
+        )
 
 
 def _of_array(vectors: Vectors, like: np.ndarray) -> Tensor:
@@ -104,11 +128,7 @@ class _Candidates:
 
     def add(self, block: Block) -> None:
         """Compare the queries with a block."""
-        if block.vectors.shape[1] != self.queries.shape[1]:
-            raise RequestError(
-                f"the queries have {self.queries.shape[1]} numbers, the table's vectors "
-                f"{block.vectors.shape[1]}: they are of another network"
-            )
+        _check_length(block, self.queries)
         count = min(self.most, len(block.ids))
         values, places = (self.queries @ block.vectors.T).topk(count, dim=1)
         ids = _taken(block.ids, places)

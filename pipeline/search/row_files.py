@@ -11,7 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.storage import Store, canonical_uri, check_beside, check_output
+from pipeline.storage import check_outside, file_place
 
 ROW_SUFFIXES = (".csv", ".parquet")
 
@@ -20,9 +20,7 @@ def check_row_file(uri: str, table: str) -> None:
     """Raise a `RequestError` unless `uri` can be such a file, outside the `table`."""
     if PurePosixPath(uri).suffix.lower() not in ROW_SUFFIXES:
         raise ConfigError(f"--output {uri}: the rows are a CSV or Parquet file: name it *.csv")
-    folder = canonical_uri(uri).rpartition("/")[0] or "/"
-    check_beside(table, canonical_uri(uri), what="table", why="where its jobs alone write")
-    check_output(folder)
+    check_outside(table, uri)
 
 
 def write_rows(uri: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
@@ -30,7 +28,7 @@ def write_rows(uri: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -
 
     The rows are written to the local disk first. The suffix decides the format.
     """
-    folder, _, name = canonical_uri(uri).rpartition("/")
+    store, name = file_place(uri)
     rows = 0
     with tempfile.TemporaryDirectory(prefix="restyle-rows-") as temporary:
         path = Path(temporary) / "rows"
@@ -40,5 +38,5 @@ def write_rows(uri: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -
             for batch in batches:
                 file.write(pa.table(batch) if is_csv else pa.Table.from_batches([batch]))
                 rows += batch.num_rows
-        Store(folder or "/").put_file(name, path)
+        store.put_file(name, path)
     return rows

@@ -78,6 +78,9 @@ class Vectors:
         held: list[Block] | None = []
         size = faces = missing = 0
         for block in self._read():
+            if not len(block.ids):  # no face between two blocks, or at the end, has a vector
+                missing += block.missing
+                continue
             yield block
             faces += len(block.ids)
             missing += block.missing

@@ -22,7 +22,13 @@ from pipeline.storage.input_files import check_apart
 from pipeline.storage.kept_columns import arrow_type, kept_array
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.objects import ObjectInfo
-from pipeline.storage.output_check import OutputKind, check_beside, check_contents, check_output
+from pipeline.storage.output_check import (
+    OutputKind,
+    check_beside,
+    check_contents,
+    check_output,
+    check_outside,
+)
 from pipeline.storage.patterns import literal_folder
 from pipeline.storage.read_options import ALL_IMAGES, ONE_IMAGE, ReadOptions
 from pipeline.storage.readers.dispatch import kept_types, read_samples
@@ -38,7 +44,7 @@ from pipeline.storage.shards import (
     slice_id,
     slice_number,
 )
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, file_place
 from pipeline.storage.uris import canonical_uri, check_credentials, is_local, one_line
 
 __all__ = [
@@ -64,7 +70,9 @@ __all__ = [
     "check_contents",
     "check_credentials",
     "check_output",
+    "check_outside",
     "count_samples",
+    "file_place",
     "is_local",
     "kept_array",
     "kept_types",

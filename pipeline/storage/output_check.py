@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, InputError
 from pipeline.storage.s3 import bucket_and_prefix, is_bucket, listing_pages
-from pipeline.storage.store import Store, is_temporary, name_if_absent
+from pipeline.storage.store import Store, file_place, is_temporary, name_if_absent
 from pipeline.storage.uris import (
     canonical_uri,
     check_credentials,
@@ -167,6 +167,22 @@ def check_beside(
             f"the output '{inner}' lies inside the {what} '{outer}', {why}: choose an output "
             "beside it"
         )
+
+
+def check_outside(table: str, output: str, kind: OutputKind | None = None) -> None:
+    """Raise a `RequestError` unless a job can write `output`, outside the table that it reads.
+
+    `output` is a folder of this `kind`; without one it is a file, which may exist.
+    """
+    why = "where nothing may stand but what its jobs write"
+    check_beside(table, output, what="table", why=why)
+    if kind:
+        check_output(output, kind)
+        return
+    store, name = file_place(output)
+    check_output(store.root)
+    if is_local(store.root) and Path(store.root, name).is_dir():
+        raise ConfigError(f"the output '{store.uri(name)}' is a folder: name a file")
 
 
 def _folders_around(path: str) -> set[str]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from pipeline.errors import StorageError
+from pipeline.errors import InputError, StorageError
 from pipeline.storage.objects import (
     ObjectInfo,
     files_below,
@@ -200,7 +200,7 @@ class Store:
         with storage_errors(f"look up '{self.uri(name)}'"):
             try:
                 return bool(self.fs.info(self.path(name))["type"] == "file")
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):  # the latter below a file
                 return False
 
     def info(self, name: str) -> ObjectInfo:
@@ -298,3 +298,14 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_place(uri: str) -> tuple[Store, str]:
+    """Return the folder of a file as a store, and the file's name in it.
+
+    Raises `InputError` for a URI that ends with its bucket, such as `s3://sheet.png`.
+    """
+    folder, _, name = canonical_uri(uri).rpartition("/")
+    if folder.endswith(":/"):
+        raise InputError(f"'{uri}' is a bucket: name a file in it")
+    return Store(folder or "/"), name

@@ -14,7 +14,7 @@ from pyarrow import csv, json, parquet
 
 from pipeline.errors import InputError, RequestError
 from pipeline.face_columns import REJECT_COLUMNS, SOURCE_COLUMNS
-from pipeline.storage import Store, canonical_uri, one_line
+from pipeline.storage import file_place, one_line
 from pipeline.table.statements import check_frame_names
 
 # Columns by which rows are joined. A file's numbers under these names are texts, as in the table.
@@ -83,11 +83,10 @@ def read_frame(uri: str) -> pa.Table:
     text column of the table (`key`, `image_id`, ...), are texts. Raises `InputError` for a file
     that is missing, damaged or of another kind.
     """
-    folder, _, name = canonical_uri(uri).rpartition("/")
+    store, name = file_place(uri)
     read = _READERS.get(f".{name.rpartition('.')[2].lower()}")
     if read is None:
         raise InputError(f"'{uri}' is not a file of labels: name a {_ENDINGS} file")
-    store = Store(folder or "/")
     if not store.exists(name):
         raise InputError(f"'{uri}' is not a file, or does not exist")
     content = io.BytesIO(store.get(name))

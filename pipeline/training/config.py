@@ -20,8 +20,8 @@ from pipeline.config_loading import (
 )
 from pipeline.errors import ConfigError
 from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions
+from pipeline.storage.readers.pairs import pair_tars
 from pipeline.training.degradations import parse_degradations
-from pipeline.training.real_codes import code_shards
 
 # Settings that may differ when a training is resumed: its length, its place and its logging. Any
 # other setting would make it another training.
@@ -171,7 +171,7 @@ def load_train_config(file: str | None, flags: Mapping[str, Any]) -> TrainConfig
     """Return the settings of `file` overridden by `flags`; a flag of None keeps the file's value.
 
     Raises `ConfigError` that names every unknown, missing or invalid setting, and `InputError` for
-    a URI that is empty or contains credentials and for a `codes` folder without codes.
+    a URI that is empty or contains credentials and for a `codes` folder without tars of pairs.
     """
     config = fill(TrainConfig, file, flags)
     _check(config)
@@ -185,7 +185,7 @@ def load_train_config(file: str | None, flags: Mapping[str, Any]) -> TrainConfig
     if config.degrade:
         parse_degradations(config.degrade)
     if config.codes:
-        code_shards(config.codes)  # the workers would find an error only after all crops are made
+        pair_tars(config.codes)  # the workers would find an error only after all crops are made
     return config
 
 

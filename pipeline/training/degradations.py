@@ -1,7 +1,7 @@
 """Damage to the encoder's input images, so that it learns to restore them.
 
 Used for super-resolution, inpainting and denoising (pSp, arXiv 2008.00951, sec. 4.3): the encoder
-gets the damaged crop, and the losses compare with the original. The random rng depend only on the
+gets the damaged crop, and the losses compare with the original. Random draws depend only on the
 seed and the image's number, so that an image has the same damage in every epoch.
 """
 

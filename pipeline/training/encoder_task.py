@@ -19,6 +19,7 @@ from pipeline.inversion.render import pooled, render_each
 from pipeline.inversion.restyle_loop import start_codes
 from pipeline.metrics.lpips import load_lpips
 from pipeline.models import RestyleModel
+from pipeline.training.augment import augment, augment_alike
 from pipeline.training.distributed import Group
 from pipeline.training.e4e import (
     Adversary,
@@ -42,6 +43,18 @@ class Faces(NamedTuple):
 
     input: Tensor  # images that the encoder gets, of its input size
     target: Tensor  # images to reconstruct, of input or frame size; may be the same tensor
+
+
+def augment_faces(
+    faces: Faces,
+    alone: Callable[[Tensor], Tensor] = augment,
+    alike: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = augment_alike,
+) -> Faces:
+    """Change a batch by `alone`, or by `alike` if targets are other images than inputs."""
+    if faces.input is faces.target:
+        images = alone(faces.input)
+        return Faces(images, images)
+    return Faces(*alike(*faces))
 
 
 class Start(Protocol):

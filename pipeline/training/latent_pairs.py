@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.models.pixels import from_levels
+from pipeline.storage import one_line
 from pipeline.storage.readers.pairs import code_members, pair_members
 
 
@@ -50,7 +51,7 @@ def load_pairs(shards: Sequence[str | Path], size: int) -> Pairs:
     images: list[NDArray[np.uint8]] = []
     for shard in map(str, shards):
         by_key = {
-            key: (_w(key, code, shard), _reduced(image, size))
+            key: (_w(key, code, shard), _reduced(image, size, f"'{key}' in '{shard}'"))
             for key, image, code in pair_members(shard)
         }
         for key in sorted(by_key):
@@ -84,8 +85,11 @@ def _w(key: str, code: NDArray[np.float32], shard: str) -> NDArray[np.float32]:
     return code
 
 
-def _reduced(content: bytes, size: int) -> NDArray[np.uint8]:
-    """Decode an image file and reduce it to [3, size, size]."""
-    image = Image.open(io.BytesIO(content)).convert("RGB")
+def _reduced(content: bytes, size: int, where: str) -> NDArray[np.uint8]:
+    """Decode an image file and reduce it to [3, size, size]; `where` names it in errors."""
+    try:
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:  # of Pillow
+        raise InputError(f"the image of {where} cannot be read: {one_line(error)}") from error
     small = image.resize((size, size), Image.Resampling.BOX)
     return np.asarray(small).transpose(2, 0, 1)

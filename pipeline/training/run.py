@@ -16,15 +16,17 @@ from pipeline.models import ModelCard, RestyleModel, save_bundle
 from pipeline.models.official import original_refuses, save_official
 from pipeline.models.pixels import from_levels
 from pipeline.storage import Store
-from pipeline.training.augment import augment, augment_alike, flip_alike, flip_half
+from pipeline.storage.readers.pairs import pair_tars
+from pipeline.training.augment import flip_alike, flip_half
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.config import TrainConfig
 from pipeline.training.data import Crops, Pairs, random_batches, windowed
 from pipeline.training.degradations import Degrader
 from pipeline.training.distributed import Group
 from pipeline.training.e4e import Adversary
-from pipeline.training.encoder_task import EncoderTask, Faces
+from pipeline.training.encoder_task import EncoderTask, Faces, augment_faces
 from pipeline.training.initial_model import mapped_codes, start_digest, starting_model
+from pipeline.training.latent_pairs import load_codes
 from pipeline.training.official_resume import continuation_of
 from pipeline.training.optimisers import make_optimiser
 from pipeline.training.paper_defaults import (
@@ -34,7 +36,6 @@ from pipeline.training.paper_defaults import (
     encoder_plan,
     feature_networks,
 )
-from pipeline.training.real_codes import read_codes
 from pipeline.training.resume_check import ENCODER, Origin, check_settings, save_settings
 from pipeline.training.train_log import TensorBoard, TrainLog, summary_writer
 from pipeline.training.trainer import LoopPlan, Trained, train
@@ -61,23 +62,11 @@ def loop_plan(config: TrainConfig) -> LoopPlan:
     )
 
 
-def is_paired(config: TrainConfig) -> bool:
-    """Return whether the encoder's input differs from its target."""
-    return bool(config.target or config.degrade)
-
-
 def augmentation(config: TrainConfig) -> Callable[[Faces], Faces]:
     """Return the augmentation of a batch; the target gets the same change as the input."""
-    if is_paired(config):
-        alike = flip_alike if config.augment == "flip" else augment_alike
-        return lambda faces: Faces(*alike(*faces))
-    change = flip_half if config.augment == "flip" else augment
-
-    def augmented(faces: Faces) -> Faces:
-        images = change(faces.input)
-        return Faces(images, images)
-
-    return augmented
+    if config.augment == "flip":
+        return partial(augment_faces, alone=flip_half, alike=flip_alike)
+    return augment_faces
 
 
 def split_counts(crops: Crops | Pairs, held_out: int, batch: int = 1) -> list[int]:
@@ -141,7 +130,7 @@ def _real_codes(config: TrainConfig, model: RestyleModel) -> Callable[[int], Ten
     if not config.codes:
         mapped_codes(model, 1)  # raises at once where there is no mapping network
         return lambda count: mapped_codes(model, count)
-    codes = read_codes(config.codes).to(model.latent_avg.device)
+    codes = load_codes(pair_tars(config.codes)).to(model.latent_avg.device)
     return lambda count: codes[torch.randint(len(codes), (count,))]
 
 

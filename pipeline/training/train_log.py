@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.models.pixels import to_pixels
+from pipeline.redaction import finite
 from pipeline.storage import Store
 
 
@@ -151,16 +151,7 @@ class TrainLog:
 
 
 def _as_json(line: Mapping[str, Any]) -> str:
-    return json.dumps(
-        {name: _null_if_not_finite(value) for name, value in line.items()}, allow_nan=False
-    )
-
-
-def _null_if_not_finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by None."""
-    if isinstance(value, list):
-        return list(map(_null_if_not_finite, value))
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(line), allow_nan=False)
 
 
 def grid(cells: Tensor) -> np.ndarray:

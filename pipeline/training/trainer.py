@@ -321,7 +321,9 @@ def train(
     run = _Run(plan, task, checkpoints, train_log, group or Group())
     run.resume()
     train_log.begin(run.images)
-    for batch in itertools.islice(batches(run.batches), max(0, plan.batches - run.batches)):
-        run.step(batch)
-    train_log.close()
+    try:
+        for batch in itertools.islice(batches(run.batches), max(0, plan.batches - run.batches)):
+            run.step(batch)
+    finally:
+        train_log.close()
     return run.result()

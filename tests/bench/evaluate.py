@@ -92,10 +92,11 @@ def compare(roots: list[str], output: str, *, plots: bool) -> dict[str, Any]:
     """Measure the comparison in this process."""
     import torch  # noqa: F401 - the job imports it to look for a GPU
 
-    from pipeline.reports.comparison_report import Options, compare_tables
+    from pipeline.reports.comparison_report import compare_tables
+    from pipeline.reports.requirements import ComparisonOptions
 
     imports, started = time.process_time(), time.perf_counter()
-    options = Options(labels=["one", "two"], plots=plots)
+    options = ComparisonOptions(labels=["one", "two"], plots=plots)
     compare_tables([open_table(root) for root in roots], options).write(output)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {

@@ -128,6 +128,21 @@ def test_the_score_is_of_a_fit_without_the_faces_held_out(labels: Make) -> None:
     assert (facts["faces"], facts["held_out"]) == (FACES, int(out.sum()))
 
 
+@pytest.mark.parametrize("method", ["mean", "ridge", "logistic"])
+def test_equal_codes_are_refused(tmp_path: Path, method: str) -> None:
+    code = np.ones((N_STYLES, 512), np.float32)
+    rows = [
+        face_row(f"{number:02d}", w_plus=code, yaw=float(number), source_sha256=f"{number:064x}")
+        for number in range(30)
+    ]
+    table, source = writer(tmp_path / "table", part_size=30), shard()
+    table.write_part(source, 0, samples=30, latents=rows, rejects=[])
+    table.commit_shard(source, table.state(source).parts.values())
+    selection = Selection(open_table(str(tmp_path / "table")))
+    with pytest.raises(RequestError, match="the codes of the 30 faces are equal"):
+        fitted(Labels(selection, column="yaw > 14"), method=method)
+
+
 def test_labels_of_chance_have_no_score(labels: Make) -> None:
     fit = fitted(labels(column="hash(image_id) % 1000"), method="ridge")
     assert fit.facts["score"]["r2"] < 0.1

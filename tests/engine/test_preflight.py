@@ -54,6 +54,7 @@ JOBS = {
         (["--model", "nowhere.pt"], "no model file at nowhere.pt"),
         (["--images", "nowhere"], "nowhere' does not exist"),
         (["--images", "photos", "--identity", "dlip"], "no identity network is called 'dlip'"),
+        (["--no-prealigned"], "--prealigned is for images"),
         (["--icc", "ignore"], "--icc is for images"),
         (["--output", "photos"], "nothing is written among other files"),
     ],
@@ -103,7 +104,7 @@ JOBS = {
     ],
     "evaluate": [
         (["--table", "empty"], "empty' is not a table"),
-        (["--table", "photos", "--output", "photos"], "nothing is written among other files"),
+        (["--table", "empty", "--output", "photos"], "nothing is written among other files"),
     ],
     "contact_sheet": [
         (["--table", "empty", "--output", "sheet.png"], "empty' is not a table"),

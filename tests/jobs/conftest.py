@@ -77,3 +77,9 @@ def undisturbed(photos: Path, tiny_bundle: str) -> Undisturbed:
     )
     assert run.code == 0, run.err
     return Undisturbed(folder, run)
+
+
+@pytest.fixture
+def in_its_folder(undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change to the folder of the undisturbed run."""
+    monkeypatch.chdir(undisturbed.folder)

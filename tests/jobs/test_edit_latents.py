@@ -13,11 +13,13 @@ from PIL import Image
 
 import jobs.edit_latents
 import jobs.import_latents
+from pipeline.editing import edit_pictures
 from pipeline.editing.directions import Direction, save_direction
 from pipeline.editing.w_space import WSpace
 from pipeline.interop.pictures import frames_of
 from pipeline.models import load_model
 from pipeline.table import open_table
+from pipeline.table.selection import Selection
 from tests.jobs.running import file_bytes
 
 DRAWS = np.random.default_rng(0)
@@ -125,6 +127,17 @@ def test_a_video_ends_as_it_begins(run: Any) -> None:
         assert (video.n_frames, video.size) == (8, (128, 128))
 
 
+def test_too_many_faces_of_a_video_are_not_read(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("codes were read")
+
+    monkeypatch.setattr(edit_pictures, "MAX_TILES", 2)
+    monkeypatch.setattr(Selection, "code_batches", fail)
+    code, line, _ = run("--output", "out.gif", "--limit", "3", "--strength", "0,2")
+    assert code == 2
+    assert "a video shows at most 2 faces, not 3" in line["errors"][0]
+
+
 def test_a_direction_of_another_model_is_refused(run: Any, tmp_path: Path) -> None:
     other = WSpace("cars", "a" * 64, "b" * 64)
     path = tmp_path / "wheel.safetensors"
@@ -145,6 +158,7 @@ def test_a_direction_of_another_model_is_refused(run: Any, tmp_path: Path) -> No
         (("--output", "x.png", "--strength", "a"), "expected numbers separated by commas"),
         (("--output", "x.gif", "--strength", "1"), "at least two strengths"),
         (("--output", "x.png", "--where", "false"), "selects no face"),
+        (("--output", "x.png", "--size", "4000"), "more than 80,000,000"),
     ],
 )
 def test_a_wrong_request_is_one_line(run: Any, flags: tuple[str, ...], said: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,8 @@ def write_table(root: Path, config: dict[str, Any]) -> None:
 @pytest.fixture
 def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a copy of `made`, whose tables still name each other."""
-    shutil.copytree(made, tmp_path / "tables")
-    folder = tmp_path / "tables"
+    folder = tmp_path / "our tables"
+    shutil.copytree(made, folder)
     for name in ("refined", "again"):
         spec = folder / name / "_table.json"
         spec.write_text(spec.read_text().replace(str(made), str(folder)))
@@ -91,9 +92,9 @@ def test_tables_made_from_it_are_named(folder: Path, capsys: pytest.CaptureFixtu
     assert rows == {"refined": 1, "again": 1, "other": 1}
     assert f"'{folder}/again', made from '{folder}/refined' (refined_from), has 1 rows" in said
 
-    command = f"restyle forget --table {folder}/refined --listed-in {folder}/table"
+    command = f"restyle forget --table '{folder}/refined' --listed-in '{folder}/table'"
     assert command in said
-    line, said = run(capsys, *command.split()[2:])
+    line, said = run(capsys, *shlex.split(command)[2:])
     assert line["faces"] == 1
     rows = {Path(each["table"]).name: each["rows"] for each in line["descendants"]}
     assert rows == {"again": 1}

@@ -19,12 +19,6 @@ pytestmark = pytest.mark.timeout(900)
 AGAIN = ("--config", "run.yaml", "--output", "table", "--steps", 5, *SETTINGS)
 
 
-@pytest.fixture
-def in_its_folder(undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Change to the folder of the undisturbed run."""
-    monkeypatch.chdir(undisturbed.folder)
-
-
 def here(*arguments: object) -> Ended:
     return run_here(invert_dataset.main, *arguments)
 

@@ -144,3 +144,26 @@ def test_a_started_training_may_continue(tmp_path: Path, left: str) -> None:
     (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / left).write_bytes(b"{}")
     check_output(str(tmp_path), TRAINING_OUTPUT)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("contact_sheet", "sheet.png"),
+        ("edit_latents", "grid.png", "--direction", "smile"),
+        ("evaluate", "report", "--no-plots"),
+        ("export_table", "latents.npy"),
+        ("find_faces", "rows.csv", "--duplicates", "0.9"),
+        ("fit_direction", "yaw.safetensors", "--column", "yaw"),
+        ("render_latents", "grid.png"),
+        ("report", "report.html"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_no_job_writes_into_the_table_it_reads(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = importlib.import_module(f"jobs.{command[0]}")
+    output = f"{tmp_path}/table/{command[1]}"
+    assert job.main(["--table", f"{tmp_path}/table", "--output", output, *command[2:]]) == 2
+    assert "lies inside the table" in capsys.readouterr().err

@@ -8,27 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs import refine_dataset
 from jobs.refine_dataset import second_pass
 from pipeline.table import Columns, open_for_writing, open_table
 from tests.jobs.conftest import WORKERS, Undisturbed
-from tests.jobs.running import Ended, file_bytes, run_job
+from tests.jobs.running import file_bytes, run_here, run_job
 from tests.table.rows import DESCRIPTION, N_STYLES
 
 pytestmark = pytest.mark.timeout(900)
 WHERE = "key LIKE 'unusual/%' OR key = 'portraits/0002.jpg'"
 
 
-def refine(undisturbed: Undisturbed, where: str, output: str = "refined") -> Ended:
+def request(where: str) -> tuple[object, ...]:
     """Refine rows of the undisturbed table in a few optimisation steps."""
     flags = ("--steps", 10, "--part-size", 4, *WORKERS)
-    given = ("--table", "table", "--where", where, "--output", output, *flags)
-    return run_job(undisturbed.folder, *given, job="refine_dataset")
+    return ("--table", "table", "--where", where, "--output", "refined", *flags)
 
 
 @pytest.fixture(scope="module")
 def refined(undisturbed: Undisturbed) -> Path:
     """Return the table of the second pass."""
-    run = refine(undisturbed, WHERE)
+    run = run_job(undisturbed.folder, *request(WHERE), job="refine_dataset")
     assert run.code == 0, run.err
     assert (run.line["samples"], run.line["faces"], run.line["rejects"]) == (2, 2, 0)
     return undisturbed.folder / "refined"
@@ -57,13 +57,15 @@ def test_the_second_pass_comes_closer(refined: Path, undisturbed: Undisturbed) -
         assert np.all(np.isfinite(row.l2_per_step))
 
 
-def test_the_same_command_again_changes_no_latent(refined: Path, undisturbed: Undisturbed) -> None:
+@pytest.mark.usefixtures("in_its_folder")
+def test_the_same_command_again_changes_no_latent(refined: Path) -> None:
     before = file_bytes(refined, "latents", "rejects", "_shards")
-    run = refine(undisturbed, WHERE)
+    run = run_here(refine_dataset.main, *request(WHERE))
     assert (run.code, run.line["parts"]) == (0, 0)
     assert file_bytes(refined, "latents", "rejects", "_shards") == before
 
 
+@pytest.mark.usefixtures("in_its_folder")
 @pytest.mark.parametrize(
     ("where", "said"),
     [
@@ -72,18 +74,19 @@ def test_the_same_command_again_changes_no_latent(refined: Path, undisturbed: Un
         ("key = 'portraits/0001.jpg'", "where"),
     ],
 )
-def test_another_condition_is_refused(
-    refined: Path, undisturbed: Undisturbed, where: str, said: str
-) -> None:
+def test_another_condition_is_refused(refined: Path, where: str, said: str) -> None:
     before = file_bytes(refined)
-    run = refine(undisturbed, where)
+    run = run_here(refine_dataset.main, *request(where))
     assert run.refused
     assert said in run.err
     assert file_bytes(refined) == before
 
 
-def test_a_missing_table_is_a_wrong_request(tmp_path: Path) -> None:
-    run = run_job(tmp_path, "--table", "nowhere", "--output", "out", job="refine_dataset")
+def test_a_missing_table_is_a_wrong_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_here(refine_dataset.main, "--table", "nowhere", "--output", "out")
     assert run.refused
     assert "'nowhere' is not a table" in run.err or "nowhere" in run.err
     assert not (tmp_path / "out").exists()

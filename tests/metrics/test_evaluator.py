@@ -135,11 +135,11 @@ def test_inconsistent_shapes_are_refused(evaluator, part):
         evaluator.measure(*tensors)
 
 
-def test_best_step_counts_from_one_and_skips_nan():
-    table = np.array([[3, 1, 2], [NAN, 5, 4], [NAN, NAN, NAN], [2, 2, 2]], np.float32)
-    last = np.full(4, 3, np.int32)
-    assert best_step(table, last).tolist() == [2, 3, 3, 1]
-    assert best_step(table, last, higher_is_better=True).tolist() == [1, 2, 3, 1]
+def test_best_step_is_the_first_of_equals_and_skips_nan():
+    table = torch.tensor([[3, 1, 2], [NAN, 5, 4], [NAN, NAN, NAN], [2, 2, 2]])
+    last = torch.full((4,), 2)
+    assert best_step(table, last).tolist() == [1, 2, 2, 0]
+    assert best_step(table, last, higher_is_better=True).tolist() == [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize(("by", "expected"), [("lpips", 2), ("l2", 1), ("last", 3)])

@@ -23,7 +23,13 @@ from pipeline.metrics.arcface import CurricularFace
 from pipeline.metrics.arcface_identity import CurricularFaceIdentity
 from pipeline.metrics.dlib_identity import DlibIdentity
 from pipeline.metrics.face_child import Request, crop_face
-from pipeline.metrics.face_pool import FaceCropper, FacePool, face_processes, landmark_file, views
+from pipeline.metrics.face_pool import (
+    FaceCropper,
+    FacePool,
+    begin_views,
+    face_processes,
+    landmark_file,
+)
 from tests.child_processes import is_running, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +37,7 @@ CHIP = (150, 0.25)
 
 
 def request(side: int = 64, landmarks: str | None = None) -> Request:
-    (view,) = views(torch.zeros(1, 3, side, side))
+    (view,) = begin_views(torch.zeros(1, 3, side, side))()
     return (landmarks or landmark_file(5), CHIP, *view)
 
 
@@ -93,7 +99,7 @@ def test_an_image_of_a_killed_child_is_retried(people):
     pool.submit(request()).result()
     (pid,) = pool.pids
     os.kill(pid, signal.SIGSTOP)
-    (view,) = views(people[:1])
+    (view,) = begin_views(people[:1])()
     face = (landmark_file(5), CHIP, *view)
     answer = pool.submit(face)
     time.sleep(0.2)
@@ -104,7 +110,7 @@ def test_an_image_of_a_killed_child_is_retried(people):
 
 def test_two_deaths_of_a_child_are_an_error(people):
     pool = FacePool(2)
-    (view,) = views(people[:1])
+    (view,) = begin_views(people[:1])()
     with pytest.raises(PipelineError, match="looks for faces ended with exit code 1, 2 times"):
         pool.submit(("/nowhere.dat", CHIP, *view)).result()
     assert pool.submit((landmark_file(5), CHIP, *view)).result() is not None

@@ -12,7 +12,7 @@ from pipeline.metrics.arcface_identity import make_identity
 from pipeline.metrics.dlib_identity import CHIP_PADDING, WEIGHTS, DlibIdentity
 from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
 from pipeline.metrics.face_child import find_face
-from pipeline.metrics.face_pool import landmark_file, views
+from pipeline.metrics.face_pool import begin_views, landmark_file
 from pipeline.metrics.identity import load_identity
 from pipeline.models.pixels import to_pixels
 
@@ -24,7 +24,7 @@ def identity() -> DlibIdentity:
 
 def test_torch_descriptors_equal_dlibs(people):
     path = dlib_model(WEIGHTS)
-    face = find_face(landmark_file(5), *views(people[:1])[0])
+    face = find_face(landmark_file(5), *begin_views(people[:1])()[0])
     chip = dlib.get_face_chip(to_pixels(people)[0], face, CHIP, CHIP_PADDING)
     expected = dlib.face_recognition_model_v1(str(path)).compute_face_descriptor(chip)
     network = read_dlib_resnet(path.read_bytes())
@@ -73,7 +73,7 @@ def test_the_largest_of_two_faces_is_taken(people):
     scene = torch.zeros(1, 3, 256, 512)
     scene[:, :, :, 256:] = people[0]
     scene[:, :, 40:220, 30:210] = F.interpolate(people[1:2], 180, mode="area")
-    (view,) = views(F.interpolate(scene, scale_factor=0.9))
+    (view,) = begin_views(F.interpolate(scene, scale_factor=0.9))()
     face = find_face(landmark_file(5), *view)
     assert face is not None
     assert face.rect.left() > 230

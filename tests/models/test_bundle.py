@@ -49,6 +49,16 @@ def test_bundle_keeps_the_fingerprint_of_its_checkpoint(model: RestyleModel, bun
     assert loaded.architecture == model.architecture
 
 
+def test_a_tilde_is_the_home_folder(
+    model: RestyleModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save_bundle(model, "~/models/tiny")
+    assert (tmp_path / "models" / "tiny" / "model.json").exists()
+    assert load_model("~/models/tiny").fingerprint == model.fingerprint
+
+
 def test_a_bundle_loads_from_any_fsspec_uri(model: RestyleModel) -> None:
     save_bundle(model, "memory://models/tiny")
     assert load_model("memory://models/tiny/").fingerprint == model.fingerprint

@@ -103,7 +103,8 @@ def test_wrong_number_of_labels_is_refused(
 def test_missing_table_gives_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert job.main(["--table", str(tmp_path), "--output", str(tmp_path / "report")]) == 2
+    table, report = str(tmp_path / "table"), str(tmp_path / "report")
+    assert job.main(["--table", table, "--output", report]) == 2
     assert capsys.readouterr().err.endswith("is not a table: it has no _table.json\n")
 
 

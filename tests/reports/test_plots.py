@@ -44,6 +44,13 @@ def test_each_method_has_one_colour_in_all_panels(method):
         assert panels.tolist() == [0, 1, 2]
 
 
+def test_labels_are_never_formulas(method):
+    label = r"$\nothing$"
+    assert quality_against_time([method(label, 0.1)])
+    change = Change([], [], [], band_names(8), faces=0, rendered=0, without_start=0)
+    assert change_in_steps({label: change})
+
+
 def test_slower_method_is_further_right(method):
     png = quality_against_time([method("a", 0.1, seconds=1.0), method("b", 0.1, seconds=50.0)])
     assert columns_of(png, BLUE).min() < columns_of(png, ORANGE).min()

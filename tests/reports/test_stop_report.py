@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,3 +61,4 @@ def test_plot_is_a_reproducible_png(stop_curve: StopCurve) -> None:
     picture = stop_plot(stop_curve)
     assert Image.open(io.BytesIO(picture)).width > 500
     assert stop_plot(stop_curve) == picture
+    assert stop_plot(replace(stop_curve, tolerance=0.2)) != picture  # its line and label

@@ -18,6 +18,7 @@ from PIL import Image
 from jobs import report
 from pipeline.errors import RequestError
 from pipeline.models import load_model
+from pipeline.reports import table_report
 from pipeline.reports.report_extras import MOST_COMPARED, similar_faces
 from pipeline.reports.table_report import DEFAULT_ROWS, read_report_data, report_html
 from pipeline.storage import Store
@@ -137,6 +138,17 @@ def test_the_file_is_bounded_whatever_the_names(tmp_path: Path) -> None:
     sizes = [len(report_html(data).encode()) for data in (few, more)]
     assert sizes[0] + (DEFAULT_ROWS - 16) * (sizes[1] - sizes[0]) / 80 < 5_000_000
     assert "96 of 100 faces" in report_html(more)
+
+
+def test_a_map_of_too_many_faces_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_faces(tmp_path / "table", faces(12))
+    assert 'id="map"' in page_of(tmp_path / "table")
+    monkeypatch.setattr(table_report, "MOST_MAPPED", 11)
+    text = page_of(tmp_path / "table")
+    assert 'id="map"' not in text
+    assert "The map of codes is left out: it has at most 11 faces." in text
 
 
 def test_a_table_in_a_bucket_is_reported(s3: Bucket, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,11 @@ def test_every_cluster_has_a_face(tmp_path: Path) -> None:
         find_clusters(Vectors(Selection(table), "identity"), 0)
 
 
+def test_a_seed_has_64_bits(table: Table) -> None:
+    with pytest.raises(ConfigError, match="the seed must be a number of 64 bits"):
+        find_clusters(Vectors(Selection(table), "identity"), 3, seed=1 << 64)
+
+
 def test_iterations_end_unconverged_clusters(table: Table) -> None:
     result = find_clusters(Vectors(Selection(table), "identity"), 8, most_iterations=1)
     assert (result.iterations, result.converged, sum(result.sizes)) == (1, False, sum(SIZES))

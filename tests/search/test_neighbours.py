@@ -11,6 +11,7 @@ import torch
 from pipeline.errors import RequestError
 from pipeline.models import load_model
 from pipeline.search import vectors as vectors_module
+from pipeline.search.clusters import find_clusters
 from pipeline.search.neighbours import nearest
 from pipeline.search.vectors import Vectors
 from pipeline.table import Table, UnknownImageError
@@ -57,6 +58,18 @@ def test_neighbours_are_those_of_all_pairs(
         assert (vectors.faces, vectors.missing) == (COUNT - 1, 1)
     cosine = float(IDENTITIES[0] @ IDENTITIES[int(result[0][0].image_id[4:8])])
     assert result[0][0].similarity == pytest.approx(cosine, abs=1e-6)
+
+
+def test_faces_without_an_identity_are_never_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors_module, "BLOCK_NUMBERS", 2 * DIMENSIONS)
+    rows = [*IDENTITIES[:2], None, None, None]  # the last ones after a whole block
+    vectors = Vectors(Selection(table_of(tmp_path, rows)), "identity", held_bytes=0)
+    (result,) = nearest(vectors, vectors.of_ids([name_of(0)]), 9, [name_of(0)])
+    assert [face.image_id for face in result] == [name_of(1)]
+    assert (vectors.faces, vectors.missing) == (2, 3)
+    assert find_clusters(vectors, 2).sizes == [1, 1]
 
 
 def test_equal_faces_come_by_id(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError, InputError, StorageError
-from pipeline.storage import OutputKind, Store, check_beside, check_output, output_check
+from pipeline.storage import (
+    OutputKind,
+    Store,
+    check_beside,
+    check_output,
+    check_outside,
+    output_check,
+)
 from tests.conftest import Bucket
 
 
@@ -110,6 +117,22 @@ def test_output_beside_its_input_is_accepted(
         (".", "s3://bucket/out"),
     ]:
         check_beside(source, output)
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        ("{}/table/new/sheet.png", "lies inside the table"),
+        ("{}/table", "lies inside the table"),
+        ("{}/folder.png", "is a folder: name a file"),
+        ("s3://sheet.png", "is a bucket: name a file in it"),
+    ],
+)
+def test_impossible_output_files_are_refused(tmp_path: Path, output: str, problem: str) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises((ConfigError, InputError), match=problem):
+        check_outside(f"{tmp_path}/table", output.format(tmp_path))
+    check_outside(f"{tmp_path}/table", f"{tmp_path}/new/sheet.png")
 
 
 KIND = OutputKind("a box", lambda store, _: store.exists("_box.json"))

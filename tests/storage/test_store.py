@@ -24,6 +24,11 @@ def test_put_objects_can_be_read(store: Store) -> None:
     assert store.info("a/b.bin").size == 6
 
 
+def test_nothing_exists_below_a_file(store: Store) -> None:
+    store.put("a", b"a file")
+    assert not store.exists("a/_table.json")
+
+
 def test_names_are_sorted_and_never_stale(store: Store) -> None:
     assert store.names() == []
     store.put("x/2", b"")

@@ -54,3 +54,11 @@ def test_shards_without_pairs_are_refused(tmp_path, load):
     ):
         with pytest.raises(InputError, match=said):
             load([shard])
+
+
+def test_a_damaged_image_of_a_pair_is_named(tmp_path):
+    sink = io.BytesIO()
+    np.save(sink, np.zeros(512, np.float16))
+    shard = write_tar(tmp_path / "pairs-0.tar", [("7.w.npy", sink.getvalue()), ("7.jpg", b"no")])
+    with pytest.raises(InputError, match=r"the image of '7' in '.*pairs-0\.tar' cannot be read"):
+        load_pairs([shard], 32)

@@ -6,9 +6,9 @@ import torch
 
 from pipeline.errors import ConfigError, InputError
 from pipeline.storage import Store
+from pipeline.storage.readers.pairs import pair_tars
 from pipeline.training.config import load_train_config
 from pipeline.training.latent_pairs import load_codes
-from pipeline.training.real_codes import code_shards, read_codes
 
 PATHS = {"input": "in", "output": "out", "model": "demo"}
 
@@ -19,15 +19,14 @@ def test_codes_are_equal_from_disk_and_bucket(pair_shards, s3):
         bucket.put(shard.name, shard.read_bytes())
     bucket.put("pairs-notes.txt", b"no tar")
     bucket.put("pairs-more/pairs-0.tar", b"of another folder")
-    assert code_shards(bucket.root) == code_shards(str(folder))
-    expected = load_codes(pair_shards)
-    assert torch.equal(read_codes(bucket.root), expected)
-    assert torch.equal(read_codes(str(folder)), expected)
+    assert pair_tars(str(folder)) == list(map(str, pair_shards))
+    assert pair_tars(bucket.root) == [f"{bucket.root}/{shard.name}" for shard in pair_shards]
+    assert torch.equal(load_codes(pair_tars(bucket.root)), load_codes(pair_shards))
 
 
 def test_config_with_folder_without_codes_is_refused(tmp_path, pair_shards):
     for nowhere in (str(tmp_path), "/nope", "memory://nope"):
-        with pytest.raises(InputError, match=r"has no codes: expected pairs-\*\.tar"):
+        with pytest.raises(InputError, match=r"holds no pairs-\*\.tar"):
             load_train_config(None, {**PATHS, "codes": nowhere})
     assert load_train_config(None, {**PATHS, "codes": str(pair_shards[0].parent)}).codes
     with pytest.raises(ConfigError):
@@ -40,7 +39,7 @@ def test_damaged_tar_gives_one_clear_line(tmp_path, content):
     with pytest.raises(
         InputError, match=r"pairs-0\.tar' (is no tar, or damaged|holds no codes)"
     ) as error:
-        read_codes(str(tmp_path))
+        load_codes(pair_tars(str(tmp_path)))
     assert "\n" not in str(error.value)
 
 

@@ -229,6 +229,20 @@ def test_tensorboard_opens_at_the_resumed_image(tmp_path):
     assert opened == [0, 40]
 
 
+def test_log_is_closed_when_training_fails(tmp_path):
+    store = Store(str(tmp_path))
+    train_log = TrainLog(store, "line")
+    train_log.close = lambda: store.put("closed", b"")
+
+    def batches(_first):
+        yield from ()
+        raise OSError("the crops are gone")
+
+    with pytest.raises(OSError, match="the crops are gone"):
+        train(PLAN, LineTask(), batches, Checkpoints(store, "line"), train_log)
+    assert store.exists("closed")
+
+
 def test_total_seconds_cover_all_runs(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, fail_at=11)

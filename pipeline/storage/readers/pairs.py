@@ -15,6 +15,7 @@ from pipeline.errors import InputError, StorageError
 from pipeline.storage.file_types import is_hidden, readable_name
 from pipeline.storage.readers.npy import read_array
 from pipeline.storage.readers.tar import DAMAGE, is_sample, open_tar, sparse_refusal
+from pipeline.storage.store import Store
 from pipeline.storage.uris import one_line, storage_errors
 
 CODE_SUFFIX = ".w.npy"
@@ -28,6 +29,15 @@ class Pair(NamedTuple):
     key: str  # the path of both members without their extensions
     image: bytes  # not decoded
     code: NDArray[np.float32]  # [512] or [n_styles, 512]
+
+
+def pair_tars(folder: str) -> list[str]:
+    """Return the URIs of the pairs-*.tar in a folder, sorted; `InputError` if there are none."""
+    store = Store(folder)
+    names = [name for name in store.names("pairs-") if name.endswith(".tar") and "/" not in name]
+    if not names:
+        raise InputError(f"'{folder}' holds no pairs-*.tar")
+    return list(map(store.uri, names))
 
 
 def pair_members(uri: str) -> Iterator[Pair]:
