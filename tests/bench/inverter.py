@@ -1,6 +1,6 @@
 """Seconds, peak memory and share of a CPU's peak of `invert`, against the published loop.
 
-python tests/bench/inverter.py [--batches 1,4] [--steps 1,5] [--threads N]
+python tests/bench/inverter.py [--batches 1,4] [--steps 1,5] [--allocators default,kept]
 """
 
 from __future__ import annotations
@@ -260,6 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--batches", default="1,4", help="comma-separated (published: 16 GB at 4)")
     parser.add_argument("--steps", default="1,5", help="comma-separated")
+    parser.add_argument("--allocators", default="default,kept", help="comma-separated")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", choices=[*SIDES, "ceilings"], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -278,10 +279,11 @@ def main() -> None:
         shapes = seeded_model()
     counted = {side: operations(side, shapes) for side in sides}
     rows = []
-    for kept, count, batch, side in itertools.product((False, True), steps, batches, sides):
+    allocators = args.allocators.split(",")
+    for allocator, count, batch, side in itertools.product(allocators, steps, batches, sides):
         flags = [*common, side, "--batches", str(batch), "--steps", str(count)]
-        case = {"batch": batch, "steps": count, "allocator": "kept" if kept else "default"}
-        rows.append({"side": side, **case} | in_a_process(flags, kept))
+        case = {"batch": batch, "steps": count, "allocator": allocator}
+        rows.append({"side": side, **case} | in_a_process(flags, allocator == "kept"))
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     print(json.dumps(summary(rows, counted, peaks)))
 
