@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from functools import cache
 from importlib import resources
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ class Lpips(nn.Module):
         """
         x = F.pad(self._scaled(images), (1, 1, 1, 1), mode="replicate")
         x = x.contiguous(memory_format=torch.channels_last)
-        first = self.features["0"]
+        first = cast("nn.Conv2d", self.features["0"])
         self._kernels = self._kernels or kernels_of_enlarged(first.weight)
         y = F.conv2d(x, self._kernels[1][1], first.bias)
         rows, columns = (((0, 1), (1, side - 1), (side - 1, side)) for side in y.shape[2:])
