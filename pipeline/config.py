@@ -266,25 +266,20 @@ def _misfits(config: JobConfig) -> Iterator[str]:
             config.distance_weight is not None and method != "hybrid",
             f"--distance-weight is for --method hybrid, not {method}",
         ),
-    ]
-    by_identity = config.best_step_by == "id_similarity"
-    rules += [
         (
-            by_identity and config.identity_steps == "best",
+            config.best_step_by == "id_similarity" and config.identity_steps == "best",
             "--best-step-by id_similarity needs the identity of every step: --identity-steps all",
         ),
         (
             optimises and config.precision == "bfloat16",
             f"--precision bfloat16 has no gradients, which --method {method} needs",
         ),
-    ]
-    rules.append(
         (
             config.keep_identity and config.identity == "none",
             "--keep-identity needs an identity network, not --identity none",
-        )
-    )
-    rules.append((config.space and method != "optimize", f"--space is not for --method {method}"))
+        ),
+        (config.space and method != "optimize", f"--space is not for --method {method}"),
+    ]
     if optimises and isinstance(config.steps, int):
         iterations = config.iteration_count
         message = (

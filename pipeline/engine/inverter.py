@@ -32,7 +32,7 @@ from pipeline.inversion.render import render_each
 from pipeline.metrics import Measures, MetricEvaluator
 from pipeline.models import RestyleModel, load_model
 from pipeline.models.files import ModelHints
-from pipeline.models.pixels import from_levels, to_levels, to_pixels
+from pipeline.models.pixels import from_levels, to_levels
 from pipeline.models.transfer import Arrays, download, upload
 from pipeline.table import image_id
 from pipeline.table.schema import IDENTITY
@@ -74,18 +74,15 @@ def split_evenly(count: int, largest: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def to_tensor(pixels: list[bytes], size: tuple[int, int], device: str = "cpu") -> Tensor:
+def to_tensor(
+    pixels: Sequence[bytes | memoryview], size: tuple[int, int], device: str = "cpu"
+) -> Tensor:
     """Convert uint8 crops of (height, width) `size` to float32 [n, 3, h, w] in [-1, 1].
 
     A GPU gets them as bytes, a quarter of the floats.
     """
     levels = np.stack([np.frombuffer(crop, np.uint8).reshape(*size, 3) for crop in pixels])
     return from_levels(upload(levels, torch.device(device)).movedim(-1, -3))
-
-
-def to_jpeg(image: Tensor) -> bytes:
-    """Encode an image [3, h, w] in [-1, 1] as JPEG bytes, rounded to 8 bits."""
-    return jpeg_of(to_pixels(image))
 
 
 def jpeg_of(pixels: NDArray[np.uint8]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing
 
 from pipeline.cli import exit_code_of
 from pipeline.config import JobConfig
@@ -13,7 +14,8 @@ from pipeline.engine.console.screen import event_line
 from pipeline.engine.preflight import check_request
 from pipeline.redaction import without_secrets
 from pipeline.signals import handlers_restored, ignore_to_the_end
-from pipeline.table import RunRecord
+from pipeline.storage import Store
+from pipeline.table import SPEC_NAME, RunRecord
 
 
 def run_to_exit_code(
@@ -54,17 +56,22 @@ def _run_and_print(config: JobConfig, dry_run: bool, last_line: Mapping[str, obj
         shards = check_request(config)
         progress.enter_phase("loading PyTorch and Ray")
         # Slow to import: a wrong request is reported before.
-        from pipeline.engine import (
-            estimate_job,
-            print_estimate,
-            print_outcome,
-            run_and_ignore_signals,
-        )
+        from pipeline.engine.cluster import RaySession
 
-        if dry_run:
-            estimate = estimate_job(config, shards=shards)
-        else:
-            outcome = run_and_ignore_signals(config, shards=shards)
+        with closing(RaySession()) as session:
+            if not dry_run and not Store(config.output).exists(SPEC_NAME):
+                session.start()  # a table that exists may have nothing to do
+            from pipeline.engine import (
+                estimate_job,
+                print_estimate,
+                print_outcome,
+                run_and_ignore_signals,
+            )
+
+            if dry_run:
+                estimate = estimate_job(config, shards=shards)
+            else:
+                outcome = run_and_ignore_signals(config, shards=shards, session=session)
     if dry_run:
         print_estimate(config, estimate)
         print(json.dumps({**last_line, **estimate}))

@@ -295,8 +295,8 @@ def export_stacked(selection: NamedSelection, uri: str) -> tuple[int, str]:
         array, names = Path(temporary) / "codes.npy", Path(temporary) / "names"
         _write_rows(selection, array, names, (count, n_styles, STYLE_DIM))
         # The array last: when it exists, its list exists too.
-        store.put_file(f"{stem}{NAMES_SUFFIX}", names)
-        store.put_file(name, _converted(array, suffix))
+        store.put(f"{stem}{NAMES_SUFFIX}", names)
+        store.put(name, _converted(array, suffix))
     return count, store.uri(f"{stem}{NAMES_SUFFIX}")
 
 

@@ -20,14 +20,9 @@ from pipeline.table import Table
 _NOT_MEASURED = "not measured"
 # These settings decide which faces are found; the faces themselves are compared one by one.
 _DETECTION_SETTINGS = {
-    "faces",
-    "min_face_px",
-    "max_pixels",
-    "min_side",
-    "detector_side",
-    "min_score",
+    *("faces", "min_face_px", "max_pixels", "min_side", "detector_side", "min_score"),
+    *("turns", "search_pixels", "check_below"),
 }
-_DETECTION_SETTINGS |= {"turns", "search_pixels", "check_below"}
 _LISTED = 5
 
 

@@ -16,15 +16,16 @@ from pipeline.choices import MethodName
 from pipeline.engine.inverter import (
     Inverter,
     InvertSettings,
+    jpeg_of,
     split_evenly,
     stopwatch,
-    to_jpeg,
     to_tensor,
 )
 from pipeline.errors import ConfigError
 from pipeline.inversion import OptimizeSettings, StopRule, bootstrap, restyle_loop
 from pipeline.inversion.methods import Method
 from pipeline.models import load_model, save_bundle
+from pipeline.models.pixels import to_pixels
 from tests.engine.faces import face, start_of
 from tests.tiny_bundle import write_tiny_bundle
 
@@ -68,7 +69,7 @@ def test_crops_become_tensors_in_order_and_range() -> None:
 
 def test_a_stored_picture_is_rounded_not_cut() -> None:
     image = torch.full((3, 8, 8), 100.6 / 127.5 - 1)
-    assert np.asarray(Image.open(io.BytesIO(to_jpeg(image)))).mean() == 101
+    assert np.asarray(Image.open(io.BytesIO(jpeg_of(to_pixels(image))))).mean() == 101
 
 
 def test_a_code_does_not_depend_on_neighbours(settings: InvertSettings) -> None:
@@ -120,7 +121,9 @@ def test_the_reconstruction_matches_the_rows_code(settings: InvertSettings) -> N
     for row in rows:
         frame = inverter.model.generator(torch.from_numpy(row["w_plus"])[None])[0]
         kept = np.asarray(Image.open(io.BytesIO(row["reconstruction_jpeg"])), np.float32)
-        expected = np.asarray(Image.open(io.BytesIO(to_jpeg(frame.detach()))), np.float32)
+        expected = np.asarray(
+            Image.open(io.BytesIO(jpeg_of(to_pixels(frame.detach())))), np.float32
+        )
         assert np.abs(kept - expected).mean() < 0.5
 
 
