@@ -57,6 +57,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def run_once(request: dict[str, Any]) -> dict[str, Any]:
     """Run one job in this process and return its measurements."""
     from pipeline.engine import run_job
+    from pipeline.engine.cluster import RaySession
     from pipeline.engine.simulate import BATCH, Trace, simulated_stages
     from pipeline.engine.stages import STAGES
 
@@ -66,7 +67,7 @@ def run_once(request: dict[str, Any]) -> dict[str, Any]:
     config = JobConfig.model_validate(settings | ({"identity": "none"} if speed else {}))
     stages = simulated_stages(BATCH / speed) if speed else STAGES
     trace = Trace()
-    outcome = run_job(config, stages, (trace,), pretended_gpus=gpus)
+    outcome = run_job(config, stages, (trace,), session=RaySession(gpus))
     return {
         **request,
         **outcome.to_dict(config.output),

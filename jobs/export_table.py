@@ -66,18 +66,11 @@ if TYPE_CHECKING:
 # Faces per file where a layout has few files.
 SERIES = {"parquet": 100_000, "huggingface": 10_000, "webdataset": 1_000}
 OUTPUTS = {"parquet": PARQUET_OUTPUT, "huggingface": HUB_OUTPUT, "webdataset": TAR_OUTPUT}
+# Suffixes of files: not folders.
 FILES = (
-    ".parquet",
-    ".pt",
-    ".pth",
-    ".npz",
-    ".pkl",
-    ".zip",
-    ".tar",
-    ".png",
-    ".jpg",
-    ".jpeg",
-)  # not folders
+    *(".parquet", ".pt", ".pth", ".npz", ".pkl", ".zip", ".tar"),
+    *(".png", ".jpg", ".jpeg"),
+)
 STACKED = (".npy", ".npz", ".pt")
 PICTURES = ("images", "results", "coupled")
 

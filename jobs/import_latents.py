@@ -38,6 +38,7 @@ from pipeline.models.files import bundle_names, check_model, hints_of
 from pipeline.storage import (
     FILES_PER_SHARD,
     ReadOptions,
+    Store,
     canonical_uri,
     check_output,
     list_shards,
@@ -161,7 +162,7 @@ def _measuring(
     args: argparse.Namespace, model: RestyleModel, device: str, *, many_faces: bool
 ) -> Measuring:
     from pipeline.alignment import AlignmentSettings
-    from pipeline.interop.measuring import Measuring, Result
+    from pipeline.interop.measuring import Measuring
     from pipeline.metrics import MetricEvaluator
 
     treatment = treatment_for(
@@ -177,7 +178,7 @@ def _measuring(
         **search.model_dump(),
         icc=args.icc or "apply",
     )
-    results = Result(args.results) if args.results else None
+    results = Store(args.results) if args.results else None
     return Measuring(model, alignment, MetricEvaluator(device, treatment.identity), results)
 
 

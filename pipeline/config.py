@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from pipeline.choices import (
     CHECK_BELOW,
+    COARSE_SIDE,
     SEARCH_PIXELS,
     BestStepBy,
     CodeType,
@@ -25,6 +26,7 @@ from pipeline.config_loading import (
     IMAGE_COLUMN_MEANING,
     IMAGE_FIELD_MEANING,
     CheckBelow,
+    CoarseSide,
     DomainSetting,
     EncoderTypeSetting,
     EstimateLatentAvg,
@@ -129,6 +131,7 @@ class JobConfig(BaseModel):
     turns: TurnsSetting = "auto"
     search_pixels: SearchPixels = SEARCH_PIXELS
     check_below: CheckBelow = CHECK_BELOW
+    coarse_side: CoarseSide = COARSE_SIDE
     min_face: int = Field(32, ge=1, description="minimum side of a face box in pixels")
     max_pixels: int = Field(
         64_000_000, ge=1, description="maximum pixels of an image, checked before decoding"
@@ -266,25 +269,20 @@ def _misfits(config: JobConfig) -> Iterator[str]:
             config.distance_weight is not None and method != "hybrid",
             f"--distance-weight is for --method hybrid, not {method}",
         ),
-    ]
-    by_identity = config.best_step_by == "id_similarity"
-    rules += [
         (
-            by_identity and config.identity_steps == "best",
+            config.best_step_by == "id_similarity" and config.identity_steps == "best",
             "--best-step-by id_similarity needs the identity of every step: --identity-steps all",
         ),
         (
             optimises and config.precision == "bfloat16",
             f"--precision bfloat16 has no gradients, which --method {method} needs",
         ),
-    ]
-    rules.append(
         (
             config.keep_identity and config.identity == "none",
             "--keep-identity needs an identity network, not --identity none",
-        )
-    )
-    rules.append((config.space and method != "optimize", f"--space is not for --method {method}"))
+        ),
+        (config.space and method != "optimize", f"--space is not for --method {method}"),
+    ]
     if optimises and isinstance(config.steps, int):
         iterations = config.iteration_count
         message = (

@@ -9,6 +9,8 @@ from pathlib import Path
 
 # More than any machine has: cgroup v1 writes "no limit" as about 2**63.
 _NO_LIMIT = 1 << 60
+# Beginnings of names in /dev: NVIDIA, its Tegra boards, AMD, and the Linux subsystem of Windows.
+_GPU_DEVICES = ("nvidia", "nvgpu", "nvhost", "kfd", "dxg")
 
 
 def cpu_limit(root: Path = Path("/")) -> float:
@@ -27,6 +29,14 @@ def cpu_limit(root: Path = Path("/")) -> float:
 def whole_cpus(root: Path = Path("/")) -> int:
     """Return `cpu_limit` as a number of workers: rounded down, at least 1."""
     return max(1, int(cpu_limit(root)))
+
+
+def has_gpu_device(root: Path = Path("/")) -> bool:
+    """Return whether the machine shows a device of a GPU driver, which PyTorch may yet not use."""
+    try:
+        return any(entry.name.startswith(_GPU_DEVICES) for entry in (root / "dev").iterdir())
+    except OSError:
+        return True
 
 
 def memory_limit(root: Path = Path("/")) -> int:

@@ -13,8 +13,8 @@ from types import FrameType
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-def ignore_further(_signum: int = 0, _frame: FrameType | None = None) -> None:
-    """Ignore Ctrl-C and SIGTERM from now on; also usable as a handler.
+def ignore_further() -> None:
+    """Ignore Ctrl-C and SIGTERM from now on.
 
     Sets a handler instead of SIG_IGN, which started processes would inherit.
     """
@@ -87,7 +87,7 @@ def interruptible(on_interrupt: Callable[[], None]) -> Iterator[None]:
     hook = sys.unraisablehook
 
     def in_finalizer(unraisable: sys.UnraisableHookArgs) -> None:
-        if isinstance(unraisable.exc_value, KeyboardInterrupt | Interrupted | SystemExit):
+        if isinstance(unraisable.exc_value, KeyboardInterrupt | Interrupted):
             on_interrupt()
             _raise_on_signals()
         else:
@@ -96,8 +96,7 @@ def interruptible(on_interrupt: Callable[[], None]) -> Iterator[None]:
     sys.unraisablehook = in_finalizer
     try:
         yield
-    except (KeyboardInterrupt, Interrupted, SystemExit):
-        # SystemExit: raised by Ray's handler of SIGTERM, which replaces ours while Ray starts.
+    except (KeyboardInterrupt, Interrupted):
         on_interrupt()
     finally:
         ignore_further()
@@ -145,9 +144,7 @@ def forwarding_sigterm(stop: threading.Event) -> Iterator[list[subprocess.Popen[
         if number == signal.SIGTERM and running and running[0].poll() is None:
             running[0].terminate()
 
-    before = {number: signal.signal(number, on_signal) for number in _STOPPING}
-    try:
+    with handlers_restored():
+        for number in _STOPPING:
+            signal.signal(number, on_signal)
         yield running
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.machine import cpu_limit, memory_limit, whole_cpus
+from pipeline.machine import cpu_limit, has_gpu_device, memory_limit, whole_cpus
 
 ROOT = Path(__file__).resolve().parents[1]
 V2 = "0::/kubepods/pod7/c1\n"
@@ -77,6 +77,13 @@ def test_a_memory_limit_limits_the_memory(
 ) -> None:
     allowed = memory_limit(tree(tmp_path, cgroup, **files))
     assert allowed == limit if limit else allowed > 1 << 28
+
+
+@pytest.mark.parametrize(("device", "gpu"), [("nvidia0", True), ("kfd", True), ("nvme0", False)])
+def test_a_device_of_a_gpu_is_recognised(tmp_path: Path, device: str, gpu: bool) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / device).touch()
+    assert has_gpu_device(tmp_path) is gpu
 
 
 def test_at_least_one_worker_is_allowed(tmp_path: Path) -> None:

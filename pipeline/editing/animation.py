@@ -72,7 +72,7 @@ def write_animation(uri: str, frames: Iterable[Pixels], fps: int = FPS) -> Writt
     with tempfile.TemporaryDirectory(prefix="restyle-animation-") as temporary:
         path = Path(temporary) / f"animation{_suffix(uri)}"
         written = _encode(path, iter(frames), fps)
-        store.put_file(name, path)
+        store.put(name, path)
     return written
 
 

@@ -151,7 +151,7 @@ class TableEdit:
             for place, source in enumerate(sources):
                 group = states[place * count : (place + 1) * count]
                 for state in group:
-                    orphans.is_input(state.shard)
+                    orphans.add_input(state.shard)
                 if not all(state.done for state in group):
                     self._write_shards(writer, group, reader.rows(source, self.part_size), run)
             orphans.remove(whole_input=False)  # a limit may leave shards of the source out

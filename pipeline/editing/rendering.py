@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import pairwise, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pipeline.editing.animation import write_animation
 from pipeline.editing.grid import draw_grid
 from pipeline.editing.group_means import group_means
-from pipeline.editing.interpolation import walk, walk_length
 from pipeline.editing.mixing import MixSource, mix
+from pipeline.errors import ConfigError, RequestError
 from pipeline.interop.pictures import FULL_SIZE, Drawing, rendered
 from pipeline.models import RestyleModel
 from pipeline.storage import file_place
@@ -73,6 +73,43 @@ def mean_faces(selection: Selection, expression: str) -> CodeSequence:
     groups = group_means(selection, expression)
     labels = [f"{group.value or 'none'} (n = {group.faces:,})" for group in groups]
     return CodeSequence([group.code for group in groups], len(groups), labels)
+
+
+def interpolate(start: Code, end: Code, count: int) -> NDArray[np.float32]:
+    """Return `count` codes [count, n_styles, 512] at equal distances from `start` to `end`.
+
+    The first and the last are `start` and `end` exactly. Raises `ConfigError` for fewer than two.
+    """
+    if count < 2:
+        raise ConfigError(f"from one face to the next there are at least 2 pictures, got {count}")
+    part = np.linspace(0, 1, count, dtype=np.float64)[:, None, None]
+    return ((1 - part) * start + part * end).astype(np.float32)
+
+
+def walk(codes: Iterable[Code], count: int, *, closed: bool = False) -> Iterator[Code]:
+    """Yield the codes of a walk over `codes`: `count` from each to the next, both included.
+
+    A code between two legs comes once: `k` codes give `(k - 1) * (count - 1) + 1`. A closed walk
+    returns to the first code and leaves the repeated one out, so that it can be shown in a loop:
+    `k * (count - 1)`. Memory holds two codes and one leg. Raises `RequestError` for fewer than two
+    codes.
+    """
+    ends: tuple[Code, Code] | None = None  # the first code and the last one so far
+    for start, end in pairwise(codes):
+        ends = (ends[0] if ends else start, end)
+        yield from interpolate(start, end, count)[:-1]
+    if ends is None:
+        raise RequestError("a walk needs at least two faces")
+    first, last = ends
+    if closed:
+        yield from interpolate(last, first, count)[:-1]
+    else:
+        yield last
+
+
+def walk_length(faces: int, count: int, *, closed: bool = False) -> int:
+    """Return the number of codes that `walk` yields."""
+    return faces * (count - 1) if closed else (faces - 1) * (count - 1) + 1
 
 
 def save_grid(

@@ -95,7 +95,7 @@ def max_cpu_actors(requested: int | None, resources: Resources, local: bool) -> 
 
     Lower if the memory does not hold an aligner and an inverter per core. Unbounded on a cluster,
     where nodes may join later. A local Ray offers twice the machine's cores plus one
-    (`running_ray`).
+    (`RaySession`).
     """
     if requested or not local:
         return requested or UNBOUNDED

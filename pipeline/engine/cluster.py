@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import secrets
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.engine.address import check_address, in_cluster, shows_ray_log
+from pipeline.engine.address import check_address, in_cluster, ray_job, shows_ray_log
 from pipeline.engine.console.progress import enter_phase
 from pipeline.engine.private_folder import make_private_folder, remove_private_folder
 from pipeline.errors import ConfigError
-from pipeline.machine import whole_cpus
+from pipeline.machine import has_gpu_device, whole_cpus
 from pipeline.redaction import without_secrets
-from pipeline.signals import handlers_restored, ignore_further, undisturbed
+from pipeline.signals import undisturbed
 from pipeline.storage import S3_PROFILES
 
 # Set before ray is imported: it reads them at import, and the workers inherit them.
@@ -52,7 +52,6 @@ def _prepare_environment() -> None:
 _prepare_environment()
 
 import ray  # noqa: E402 - after its environment
-import torch  # noqa: E402 - after OMP_WAIT_POLICY
 
 from pipeline.engine.ray_callbacks import (  # noqa: E402
     loopback_only,
@@ -105,11 +104,22 @@ def summarize_error(error: Exception) -> str:
     return ": ".join([type(error).__name__, *map(str.strip, last)])
 
 
+def _local_gpus() -> int:
+    """Return the number of GPUs that PyTorch can use; Ray also counts those that it cannot.
+
+    PyTorch takes a second to import, which a machine without a GPU does not wait for.
+    """
+    if not has_gpu_device():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def _start_local(gpus: int | None, folder: Path | None) -> None:
     ray.init(
         address="local",
-        # Ray also counts GPUs that the installed PyTorch cannot use.
-        num_gpus=torch.cuda.device_count() if gpus is None else gpus,
+        num_gpus=_local_gpus() if gpus is None else gpus,
         # Aligners and inverters are rarely busy together, so their pools overlap: a core each.
         num_cpus=2 * whole_cpus() + 1,
         include_dashboard=False,
@@ -144,8 +154,7 @@ def shipped_environment() -> dict[str, Any] | None:
     then, and Ray refuses a second one.
     """
     profiles = os.environ.get(S3_PROFILES)
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
+    submitted = (ray_job().get("runtime_env") or {}).get("env_vars") or {}
     if not profiles or S3_PROFILES in submitted:
         return None
     return {"env_vars": {S3_PROFILES: profiles}}
@@ -197,15 +206,9 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def _start(connect: Callable[[], None]) -> None:
-    try:
-        # Ray installs a SIGTERM handler that ends the process without a final message.
-        with handlers_restored(), warnings.catch_warnings(), _silent_stderr():
-            warnings.simplefilter("ignore")
-            with ray_without_signal_handlers():
-                connect()
-    except SystemExit:  # raised by that handler: the run is ending
-        ignore_further()
-        raise
+    with warnings.catch_warnings(), _silent_stderr(), ray_without_signal_handlers():
+        warnings.simplefilter("ignore")
+        connect()
 
 
 def _cluster_resources(folder: Path | None) -> Resources:
@@ -221,24 +224,76 @@ def _cluster_resources(folder: Path | None) -> Resources:
     )
 
 
-@contextmanager
-def running_ray(pretended_gpus: int | None = None) -> Iterator[Resources]:
-    """Join the job's cluster, or start a quiet local Ray, for the length of the block.
+class RaySession:
+    """Ray of one job: a private one on this machine, or the cluster that the job belongs to.
+
+    Ray starts in a thread of its own, so that the caller can import and plan in the meantime. The
+    thread lasts as long as Ray: Linux ends the processes of a local Ray with the thread that
+    started them. Entering the session waits until Ray runs, leaving it stops Ray.
 
     A local Ray offers the GPUs of this machine, or `pretended_gpus` if given. Its files are in a
     private folder that is removed at the end; with RAY_TMPDIR set they are there, and stay.
     """
-    own = not in_cluster()
-    enter_phase("starting Ray" if own else "joining the Ray cluster")
-    folder = make_private_folder() if own and not os.environ.get("RAY_TMPDIR") else None
-    output = ExitStack()
-    try:
-        _start(partial(_start_local_with_retries, pretended_gpus, folder) if own else _join_cluster)
-        output.enter_context(ray_lines_in_file())
-        yield _cluster_resources(folder)
-    finally:
-        with undisturbed(), output:  # Ray also prints while it ends
+
+    def __init__(self, pretended_gpus: int | None = None) -> None:
+        self._gpus = pretended_gpus
+        self._folder: Path | None = None
+        self._thread: threading.Thread | None = None
+        self._ready, self._closed = threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+        self._output = ExitStack()
+
+    def start(self) -> None:
+        """Begin to start Ray, unless it was begun; returns at once."""
+        if self._thread:
+            return
+        if not in_cluster() and not os.environ.get("RAY_TMPDIR"):
+            self._folder = make_private_folder()
+        self._thread = threading.Thread(target=self._run, name="ray", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            if in_cluster():
+                _start(_join_cluster)
+            else:
+                _start(partial(_start_local_with_retries, self._gpus, self._folder))
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that enters
+            self._error = error
+        finally:
+            self._ready.set()
+            self._closed.wait()
+
+    def __enter__(self) -> Resources:
+        enter_phase("joining the Ray cluster" if in_cluster() else "starting Ray")
+        try:
+            self._wait()
+            self._output.enter_context(ray_lines_in_file())
+            return _cluster_resources(self._folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait(self) -> None:
+        """Wait until Ray runs; raise the error that kept it from starting."""
+        self.start()
+        self._ready.wait()
+        if self._error:
+            raise self._error
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop Ray, or its start; does nothing if neither was begun."""
+        if not self._thread:
+            return
+        with undisturbed(), self._output:  # Ray also prints while it ends
             enter_phase("stopping Ray")
+            self._ready.wait()
             ray.shutdown()
-            if folder:
-                remove_private_folder(folder)
+            self._closed.set()
+            self._thread.join()
+            self._thread = None
+            if self._folder:
+                remove_private_folder(self._folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,12 +27,12 @@ from pipeline.inversion import (
     keep_freed_memory,
     ready_device,
 )
-from pipeline.inversion.methods import Method, Models, convergence, find_codes
+from pipeline.inversion.methods import OPTIMISATIONS, Method, Models, convergence, find_codes
 from pipeline.inversion.render import render_each
 from pipeline.metrics import Measures, MetricEvaluator
 from pipeline.models import RestyleModel, load_model
 from pipeline.models.files import ModelHints
-from pipeline.models.pixels import from_levels, to_levels, to_pixels
+from pipeline.models.pixels import from_levels, to_levels
 from pipeline.models.transfer import Arrays, download, upload
 from pipeline.table import image_id
 from pipeline.table.schema import IDENTITY
@@ -73,18 +74,15 @@ def split_evenly(count: int, largest: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def to_tensor(pixels: list[bytes], size: tuple[int, int], device: str = "cpu") -> Tensor:
+def to_tensor(
+    pixels: Sequence[bytes | memoryview], size: tuple[int, int], device: str = "cpu"
+) -> Tensor:
     """Convert uint8 crops of (height, width) `size` to float32 [n, 3, h, w] in [-1, 1].
 
     A GPU gets them as bytes, a quarter of the floats.
     """
     levels = np.stack([np.frombuffer(crop, np.uint8).reshape(*size, 3) for crop in pixels])
     return from_levels(upload(levels, torch.device(device)).movedim(-1, -3))
-
-
-def to_jpeg(image: Tensor) -> bytes:
-    """Encode an image [3, h, w] in [-1, 1] as JPEG bytes, rounded to 8 bits."""
-    return jpeg_of(to_pixels(image))
 
 
 def jpeg_of(pixels: NDArray[np.uint8]) -> bytes:
@@ -131,7 +129,10 @@ class _Batch(NamedTuple):
 
 
 class Inverter:
-    """Loads the models and the metric networks once; turns faces into latents rows."""
+    """Loads the models and the metric networks once; turns faces into latents rows.
+
+    Two threads may do so at once: while one waits for its last batch a GPU computes the other's.
+    """
 
     def __init__(self, settings: InvertSettings) -> None:
         self.settings = settings
@@ -145,14 +146,17 @@ class Inverter:
         first = self._load(settings.first, {}) if settings.first else None
         self.models = Models(self.model, first, perceptual=self.meter.lpips)
         self.batch_size = settings.batch_size or BATCH[self.device]
+        self._beginning = threading.Lock()
 
     def _load(self, model: str, hints: ModelHints) -> RestyleModel:
-        """Return a model, or its twin for bfloat16, on the device."""
-        loaded = load_model(model, device=self.device, **hints)
-        if self.settings.precision != "bfloat16":
-            return loaded
-        loaded.requires_grad_(False)
-        return FastModel(loaded)
+        """Return a model on the device, or its twin: in bfloat16, or in float32 on a CPU."""
+        loaded = load_model(model, device=self.device, **hints).requires_grad_(False)
+        if self.settings.precision == "bfloat16":
+            return FastModel(loaded)
+        has_gradients = self.settings.method.name in OPTIMISATIONS
+        if self.device == "cpu" and not has_gradients:
+            return FastModel(loaded, torch.float32)
+        return loaded
 
     def rows(
         self,
@@ -173,7 +177,8 @@ class Inverter:
             start = None
             if initial_codes is not None:
                 start = torch.from_numpy(np.stack([initial_codes[name] for name in names]))
-            begun = self._begin(names, batch_faces, start)
+            with self._beginning:
+                begun = self._begin(names, batch_faces, start)
             if pending:
                 self._finish(result, pending)
             pending = begun

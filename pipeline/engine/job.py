@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing
 
 from pipeline.cli import exit_code_of
 from pipeline.config import JobConfig
@@ -13,7 +14,8 @@ from pipeline.engine.console.screen import event_line
 from pipeline.engine.preflight import check_request
 from pipeline.redaction import without_secrets
 from pipeline.signals import handlers_restored, ignore_to_the_end
-from pipeline.table import RunRecord
+from pipeline.storage import Store
+from pipeline.table import SPEC_NAME, RunRecord
 
 
 def run_to_exit_code(
@@ -26,16 +28,17 @@ def run_to_exit_code(
     """
     # The line of a job that did nothing; an error adds its keys.
     last_line = RunRecord().to_dict(table and without_secrets(table))
-    to_machines = [False]  # whether stderr is for JSON lines, once the config is read
+    to_machines = False  # whether stderr is for JSON lines, once the config is read
 
     def work() -> int:
+        nonlocal to_machines
         config = make_config()
         last_line["table"] = config.output
-        to_machines[0] = config.log_format == "json"
+        to_machines = config.log_format == "json"
         return _run(config, dry_run, last_line)
 
     def report(text: str, code: int) -> None:
-        if to_machines[0]:
+        if to_machines:
             name = "refused" if code == 2 else "not_started"
             text = event_line(name, "error", error=text, exit_code=code)
         print(text, file=sys.stderr, flush=True)
@@ -43,28 +46,29 @@ def run_to_exit_code(
     return exit_code_of(work, stopped="nothing was started", last_line=last_line, tell=report)
 
 
+@handlers_restored()
 def _run(config: JobConfig, dry_run: bool, last_line: Mapping[str, object]) -> int:
-    with handlers_restored():
-        return _run_and_print(config, dry_run, last_line)
-
-
-def _run_and_print(config: JobConfig, dry_run: bool, last_line: Mapping[str, object]) -> int:
     with Progress(json_lines=config.log_format == "json") as progress:
         progress.enter_phase("checking the request")
         shards = check_request(config)
         progress.enter_phase("loading PyTorch and Ray")
         # Slow to import: a wrong request is reported before.
-        from pipeline.engine import (
-            estimate_job,
-            print_estimate,
-            print_outcome,
-            run_and_ignore_signals,
-        )
+        from pipeline.engine.cluster import RaySession
 
-        if dry_run:
-            estimate = estimate_job(config, shards=shards)
-        else:
-            outcome = run_and_ignore_signals(config, shards=shards)
+        with closing(RaySession()) as session:
+            if not dry_run and not Store(config.output).exists(SPEC_NAME):
+                session.start()  # a table that exists may have nothing to do
+            from pipeline.engine import (
+                estimate_job,
+                print_estimate,
+                print_outcome,
+                run_and_ignore_signals,
+            )
+
+            if dry_run:
+                estimate = estimate_job(config, shards=shards)
+            else:
+                outcome = run_and_ignore_signals(config, shards=shards, session=session)
     if dry_run:
         print_estimate(config, estimate)
         print(json.dumps({**last_line, **estimate}))

@@ -6,7 +6,7 @@ A reader ends each shard with a `ShardEnd`. A stage that fails sends a `Failure`
 part. Both pass through the later stages unchanged.
 
 Ray merges, splits and drops blocks of many rows, so each message is one row. Its Arrow tables are
-columns of IPC bytes, which Ray moves as they are; everything else is one small pickled column.
+columns of IPC bytes, which Ray moves as they are; everything else is one pickled column.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.table import Counts, InitialCodes, PartRecord
 
 Row = dict[str, Any]
 
-_TABLES = ("samples", "faces", "latents", "initial_codes", "rejects")
+_TABLES = ("samples", "faces", "initial_codes", "rejects")
 
 
 class Message:
@@ -98,10 +98,14 @@ class FaceBatch(Batch):
 
 @dataclass
 class LatentBatch(Batch):
-    """Rows of a part for the table."""
+    """Rows of a part for the table, as `TableWriter.write_part` takes them.
 
-    latents: pa.Table
-    rejects: pa.Table
+    The writer makes Arrow tables of them: that holds Python's interpreter, which an inverter needs
+    to keep a GPU busy.
+    """
+
+    latents: list[dict[str, Any]]
+    rejects: list[dict[str, Any]]
 
 
 @dataclass

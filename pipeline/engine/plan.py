@@ -246,7 +246,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
     orphans = None if plan.writer.read_only else plan.orphans
     states = plan.writer.states(shards, plan.part_index, orphans)
     for state, take in take_first(states, config.limit, config.part_size, backlog, plan.options):
-        plan.orphans.is_input(state.shard)
+        plan.orphans.add_input(state.shard)
         if state.committed:
             backlog.done_shards += 1
             backlog.done_bytes += state.shard.size

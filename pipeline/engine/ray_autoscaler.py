@@ -23,6 +23,9 @@ from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 ASK_EVERY_S = 5.0
 # A node takes minutes to start: a shorter demand is not requested.
 DEBOUNCE_S = 20.0
+# A machine with fewer cores starts the first part's workers before it starts others.
+FEW_CORES = 8
+GROW_AFTER_S = 4.0  # about as long as the first part takes from there
 # Per pool: pending tasks cost Ray work if no node ever starts.
 MAX_PENDING_REQUESTS = 256
 
@@ -125,6 +128,33 @@ class BacklogAutoscaler(ClusterAutoscaler):
     def get_total_resources(self) -> Any:
         """Return the resources of the cluster for this execution, as Ray counts them."""
         return self.ray_own.get_total_resources()
+
+
+class LaterGrowth:
+    """Replaces `ray_own`, the autoscaler of actor pools, on a machine with few cores.
+
+    Pools stay at one actor until each has one that runs, and `GROW_AFTER_S` longer: a second
+    aligner and inverter take six seconds of a core to start, which the first part would wait for.
+    """
+
+    def __init__(self, ray_own: Any, topology: Any) -> None:
+        self.ray_own = ray_own
+        self.pools = [each for each in topology if each.get_autoscaling_actor_pools()]
+        self.running_since = math.inf
+
+    def try_trigger_scaling(self) -> None:
+        """Let pools grow, or replace an actor that died at its start; called at each step."""
+        states = [pool.get_actor_info() for pool in self.pools]
+        if all(state.running for state in states):
+            self.running_since = min(self.running_since, time.monotonic())
+        died = any(not (state.running or state.pending or state.restarting) for state in states)
+        if died or time.monotonic() - self.running_since >= GROW_AFTER_S:
+            self.ray_own.try_trigger_scaling()
+
+
+def grow_later(executor: Any) -> None:
+    """Install `LaterGrowth` in an execution that is about to start."""
+    executor._actor_autoscaler = LaterGrowth(executor._actor_autoscaler, executor._topology)
 
 
 def scale_by_backlog(executor: Any, *, nodes_may_come: bool) -> None:

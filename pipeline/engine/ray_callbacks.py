@@ -27,6 +27,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from pipeline.engine.address import in_cluster, shows_ray_log
 from pipeline.engine.stages.base import set_crash_folder
 from pipeline.errors import ClusterError
+from pipeline.machine import whole_cpus
 
 # Releases of Ray that the engine is tested on, as in pyproject.toml.
 TESTED_RAY = ((2, 57), (2, 60))
@@ -101,10 +102,10 @@ def run_settings(
 
 
 def _start_hooks(nodes_may_come: bool) -> tuple[Hook, ...]:
-    if not in_cluster():
-        return ()
-    from pipeline.engine.ray_autoscaler import scale_by_backlog
+    from pipeline.engine.ray_autoscaler import FEW_CORES, grow_later, scale_by_backlog
 
+    if not in_cluster():
+        return (grow_later,) if whole_cpus() < FEW_CORES else ()
     return (partial(scale_by_backlog, nodes_may_come=nodes_may_come),)
 
 

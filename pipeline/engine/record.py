@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from contextlib import suppress
 
 from pipeline.config import JobConfig
+from pipeline.engine.address import ray_job
 from pipeline.engine.events import Listener
 from pipeline.engine.messages import PartDone
 from pipeline.engine.nodes.node_report import versions
@@ -18,8 +17,7 @@ from pipeline.table.runs import RunFile, RunRecord
 
 def submission_id() -> str | None:
     """Return the id that `ray job submit` printed; None outside a Ray job."""
-    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    submission = config.get("metadata", {}).get("job_submission_id")
+    submission = ray_job().get("metadata", {}).get("job_submission_id")
     return None if submission is None else str(submission)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from pipeline.storage import Store, canonical_uri
 from pipeline.table import Columns, TableSpec, check_condition, open_initial_table
 from pipeline.table.schema import IDENTITY
 from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, read_spec
+
+if TYPE_CHECKING:
+    from pipeline.training.config import TrainConfig
 
 # Increase it with each change of what the same weights and settings compute.
 NUMERICS_VERSION = 2
@@ -80,7 +83,14 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
             "--target needs pairs of crops that match pixel by pixel: align both "
             "first (--keep-crops keeps crops), and add --prealigned"
         )
-    alignment = _alignment(config, model, treatment)
+    alignment = alignment_settings(
+        config,
+        model,
+        treatment,
+        faces=config.faces,
+        max_pixels=config.max_pixels,
+        row_timeout_s=config.image_timeout,
+    )
     columns = replace(
         _columns(config, model, alignment, kept or {}),
         identity=_keeps_identity(config, treatment.identity),
@@ -231,8 +241,7 @@ def resolved_config(config: JobConfig, job: ResolvedJob) -> dict[str, Any]:
         "keep_identity": job.columns.identity,
         "batch_size": config.batch_size or BATCH.get(device),
     }
-    if alignment.prealigned:
-        values |= dict.fromkeys(("turns", "search_pixels", "check_below"))
+    values |= dict.fromkeys(alignment.unused)
     if method.stop:
         rule = method.stop
         used: dict[str, Any] = {
@@ -311,19 +320,21 @@ def _descent(config: JobConfig, model: RestyleModel) -> OptimizeSettings:
     )
 
 
-def _alignment(config: JobConfig, model: RestyleModel, treatment: Treatment) -> AlignmentSettings:
+def alignment_settings(
+    config: JobConfig | TrainConfig, model: RestyleModel, treatment: Treatment, **more: Any
+) -> AlignmentSettings:
+    """Return the settings of alignment for a model; `more` are those that a training lacks."""
     return AlignmentSettings(
-        faces=config.faces,
         prealigned=treatment.prealigned,
         fit=treatment.fit,
         turns=config.turns,
         search_pixels=config.search_pixels,
         check_below=config.check_below,
+        coarse_side=config.coarse_side,
         min_face_px=config.min_face,
-        output_size=model.input_size,
-        max_pixels=config.max_pixels,
         icc=config.icc,
-        row_timeout_s=config.image_timeout,
+        output_size=model.input_size,
+        **more,
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 # First: it sets the environment that Ray reads when it is imported.
-from pipeline.engine.cluster import running_ray, summarize_error
+from pipeline.engine.cluster import RaySession, summarize_error
 
 # isort: split
 from pipeline.choices import Device
@@ -76,10 +76,10 @@ def _execute(
     listeners: Listeners = (),
     *,
     stages: StageTypes = STAGES,
-    pretended_gpus: int | None = None,
+    session: RaySession | None = None,
 ) -> None:
     """Run the stages over the tasks of the plan."""
-    with running_ray(pretended_gpus) as joined, nodes_checked(config, _notice) as checks:
+    with session or RaySession() as joined, nodes_checked(config, _notice) as checks:
         outcome.ray_log = ray_log_folder()
         if untested := untested_ray():
             _notice(untested)
@@ -140,40 +140,25 @@ def _take_messages(dataset: object, ledger: Ledger) -> None:
         ledger.finish()
 
 
-def run_job(
-    config: JobConfig,
-    stages: StageTypes = STAGES,
-    listeners: Listeners = (),
-    *,
-    shards: ShardListing | None = None,
-    pretended_gpus: int | None = None,
-) -> RunRecord:
-    """Run one job as `run_and_ignore_signals` does, then restore the signal handlers."""
-    with handlers_restored():
-        return run_and_ignore_signals(
-            config, stages, listeners, shards=shards, pretended_gpus=pretended_gpus
-        )
-
-
 def run_and_ignore_signals(
     config: JobConfig,
     stages: StageTypes = STAGES,
     listeners: Listeners = (),
     *,
     shards: ShardListing | None = None,
-    pretended_gpus: int | None = None,
+    session: RaySession | None = None,
 ) -> RunRecord:
     """Plan and run one job; return its record. `listeners` are called during the run.
 
-    `shards` is the listing of the input, if `check_request` has already started it;
-    `pretended_gpus` is the number of GPUs that a local Ray offers, whatever the machine has.
+    `shards` is the listing of the input, if `check_request` has already started it; `session` is
+    the Ray to use, which may have begun to start. It is closed at the end.
 
     Raises a `RequestError` for a wrong request: before any work or, if it shows late in a listing
     of many thousand shards, after the shards before it are done. Later failures are in
     `RunRecord.errors`: committed parts stay, and the same call finishes the rest. Ctrl-C and
     SIGTERM are ignored after the return, so that the caller can end undisturbed.
     """
-    outcome = RunRecord()
+    outcome, session = RunRecord(), session or RaySession()
     listeners = (EventLog(), Console(), *listeners)
 
     def interrupt() -> None:
@@ -183,6 +168,7 @@ def run_and_ignore_signals(
     with logging_to_stderr(json_lines=json_lines):
         with (
             shared_progress(json_lines=json_lines) as progress,
+            closing(session),
             interruptible(interrupt),
             _failures(outcome),
         ):
@@ -198,7 +184,7 @@ def run_and_ignore_signals(
                 recorder.start()
                 # A forget that began after the plan was made finds the record just written.
                 check_finished(plan.writer.store)
-                _finish(config, plan, outcome, listeners, stages, pretended_gpus)
+                _finish(config, plan, outcome, listeners, stages, session)
             except RequestError as error:
                 recorder.refuse(error)
                 raise
@@ -209,6 +195,10 @@ def run_and_ignore_signals(
         for listener in listeners:
             listener.on_end(outcome, config.output)
     return outcome
+
+
+# The same, and afterwards the signal handlers are as before.
+run_job = handlers_restored()(run_and_ignore_signals)
 
 
 def _folder_of(config: JobConfig) -> str:
@@ -223,7 +213,7 @@ def _finish(
     outcome: RunRecord,
     listeners: Listeners,
     stages: StageTypes,
-    pretended_gpus: int | None,
+    session: RaySession,
 ) -> None:
     """Process the missing parts; write the table's card if it is complete."""
     try:
@@ -232,7 +222,7 @@ def _finish(
         for listener in listeners:
             listener.on_plan(plan.backlog)
         if to_do:
-            _execute(config, plan, outcome, listeners, stages=stages, pretended_gpus=pretended_gpus)
+            _execute(config, plan, outcome, listeners, stages=stages, session=session)
         whole = plan.backlog.complete and not plan.backlog.limited
         enter_phase("looking for orphaned files")
         removed = plan.orphans.remove(whole_input=whole)

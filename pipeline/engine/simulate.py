@@ -24,7 +24,6 @@ from pipeline.engine.events import Listener
 from pipeline.engine.messages import FaceBatch, LatentBatch, PartDone, SampleBatch
 from pipeline.engine.stages import Align, Invert, JobStage, Read, Write
 from pipeline.engine.stages.align import REJECTS, faces_schema
-from pipeline.table import latents_table
 
 BATCH = 32
 MEMBER_BYTES = 100
@@ -74,8 +73,7 @@ class SimulatedInvert(Invert):
         rows = [
             self.measures | face | {"w_plus": code} for face, code in zip(faces, codes, strict=True)
         ]
-        latents = latents_table(rows, self.columns, batch.shard_id)
-        return LatentBatch(batch.shard, batch.part, counts, latents, batch.rejects)
+        return LatentBatch(batch.shard, batch.part, counts, rows, batch.rejects.to_pylist())
 
 
 def simulated_stages(seconds_per_batch: float = 0.0) -> tuple[type[JobStage], ...]:

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-from pipeline.images import tiff
 from pipeline.images.colour import scale_samples
 from pipeline.images.rejects import Rejection, RejectReason
 
@@ -108,7 +107,7 @@ class Layout:
         return self.chunk[0] * self.kind.itemsize * (1 if self.is_planar else self.samples)
 
 
-def pillow_misreads(content: bytes, tags: tiff.Tags) -> bool:
+def pillow_misreads(content: bytes, tags: Tags) -> bool:
     """Return whether Pillow would open a TIFF but return wrong pixels.
 
     Cases: more than 8 bits with white as zero (read as a negative); separate planes of grey with
@@ -117,53 +116,53 @@ def pillow_misreads(content: bytes, tags: tiff.Tags) -> bool:
     Pillow expects the file's).
     """
     first = {name: values[0] for name, values in tags.items() if values}
-    bits, photometric = first.get(tiff.BITS, 1), first.get(tiff.PHOTOMETRIC, -1)
-    compression = first.get(tiff.COMPRESSION, _NONE)
+    bits, photometric = first.get(BITS, 1), first.get(PHOTOMETRIC, -1)
+    compression = first.get(COMPRESSION, _NONE)
     if bits < 8 or compression not in _COMPRESSIONS:
         return False
-    is_signed = first.get(tiff.SAMPLE_FORMAT, 1) != 1
-    is_swapped = is_signed and tiff.byte_order(content) == ">" and compression != _NONE
+    is_signed = first.get(SAMPLE_FORMAT, 1) != 1
+    is_swapped = is_signed and byte_order(content) == ">" and compression != _NONE
     if bits > 8 and (photometric == _WHITE_IS_ZERO or is_swapped):
         return True
     is_grey = photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
-    is_raw = compression == _NONE and (bits > 8 or tiff.EXTRA_SAMPLES in tags)
-    return first.get(tiff.PLANAR, 1) == 2 and (is_grey or is_raw)
+    is_raw = compression == _NONE and (bits > 8 or EXTRA_SAMPLES in tags)
+    return first.get(PLANAR, 1) == 2 and (is_grey or is_raw)
 
 
-def read_layout(content: bytes, tags: tiff.Tags) -> Layout:
+def read_layout(content: bytes, tags: Tags) -> Layout:
     """Return the layout of the samples; raises `ValueError` if it is not supported."""
     first = {name: values[0] for name, values in tags.items() if values}
-    width, height = first.get(tiff.WIDTH, 0), first.get(tiff.HEIGHT, 0)
-    samples = first.get(tiff.SAMPLES, 1)
-    photometric = first.get(tiff.PHOTOMETRIC, -1)
-    compression = first.get(tiff.COMPRESSION, _NONE)
-    predictor = first.get(tiff.PREDICTOR, _PLAIN) if compression not in _UNPREDICTED else _PLAIN
-    kind = _KINDS.get(first.get(tiff.SAMPLE_FORMAT, 1), "")
-    bits = set(tags.get(tiff.BITS, (1,)))
+    width, height = first.get(WIDTH, 0), first.get(HEIGHT, 0)
+    samples = first.get(SAMPLES, 1)
+    photometric = first.get(PHOTOMETRIC, -1)
+    compression = first.get(COMPRESSION, _NONE)
+    predictor = first.get(PREDICTOR, _PLAIN) if compression not in _UNPREDICTED else _PLAIN
+    kind = _KINDS.get(first.get(SAMPLE_FORMAT, 1), "")
+    bits = set(tags.get(BITS, (1,)))
     colours = 3 if photometric == _RGB or samples == 3 else 1
     if (
         len(bits) != 1
         or bits.isdisjoint(_BITS.get(kind, ()))
-        or len(set(tags.get(tiff.SAMPLE_FORMAT, (1,)))) != 1
+        or len(set(tags.get(SAMPLE_FORMAT, (1,)))) != 1
         or not colours <= samples <= _MAX_SAMPLES
         or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
         or compression not in _COMPRESSIONS
         or predictor not in (_PLAIN, _HORIZONTAL, _FLOATING)
         or (predictor == _FLOATING and kind != "f")
-        or first.get(tiff.FILL_ORDER, 1) != 1
+        or first.get(FILL_ORDER, 1) != 1
         or min(width, height) < 1
     ):
         raise _unsupported(first, bits)
-    extra = first.get(tiff.EXTRA_SAMPLES, 0) if samples > colours else 0
+    extra = first.get(EXTRA_SAMPLES, 0) if samples > colours else 0
     chunk, offsets, counts = _chunks(tags, first, (width, height))
-    order = tiff.byte_order(content)
+    order = byte_order(content)
     return Layout(
         size=(width, height),
         kind=np.dtype(f"{order}{kind}{bits.pop() // 8}"),
         samples=samples,
         colours=colours,
         alpha=extra if extra in (_ASSOCIATED, _UNASSOCIATED) else 0,
-        is_planar=first.get(tiff.PLANAR, 1) == 2 and samples > 1,
+        is_planar=first.get(PLANAR, 1) == 2 and samples > 1,
         white_is_zero=photometric == _WHITE_IS_ZERO,
         compression=compression,
         predictor=predictor,
@@ -197,26 +196,26 @@ def read_pixels(content: bytes, layout: Layout) -> Image.Image:
 
 def _unsupported(first: dict[int, int], bits: set[int]) -> ValueError:
     names = {1: "integer", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
-    kind = names.get(first.get(tiff.SAMPLE_FORMAT, 1), "unknown")
+    kind = names.get(first.get(SAMPLE_FORMAT, 1), "unknown")
     parts = (
-        f"{first.get(tiff.SAMPLES, 1)} {kind} samples",
+        f"{first.get(SAMPLES, 1)} {kind} samples",
         f"of {'/'.join(map(str, sorted(bits)[:4]))} bits",
-        f"photometric {first.get(tiff.PHOTOMETRIC, 'not given')}",
-        f"compression {first.get(tiff.COMPRESSION, 1)}",
+        f"photometric {first.get(PHOTOMETRIC, 'not given')}",
+        f"compression {first.get(COMPRESSION, 1)}",
     )
     return ValueError(f"its pixels are {', '.join(parts)}: convert it to 8 or 16 bit RGB")
 
 
 def _chunks(
-    tags: tiff.Tags, first: dict[int, int], size: tuple[int, int]
+    tags: Tags, first: dict[int, int], size: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, ...], tuple[int, ...]]:
     """Return width and height of a strip or tile, their offsets and byte counts."""
-    if tiff.TILE_OFFSETS in tags:
-        chunk = first.get(tiff.TILE_WIDTH, 0), first.get(tiff.TILE_HEIGHT, 0)
-        places = tags[tiff.TILE_OFFSETS], tags.get(tiff.TILE_COUNTS, ())
+    if TILE_OFFSETS in tags:
+        chunk = first.get(TILE_WIDTH, 0), first.get(TILE_HEIGHT, 0)
+        places = tags[TILE_OFFSETS], tags.get(TILE_COUNTS, ())
     else:
-        chunk = size[0], min(size[1], first.get(tiff.ROWS_PER_STRIP, size[1]))
-        places = tags.get(tiff.STRIP_OFFSETS, ()), tags.get(tiff.STRIP_COUNTS, ())
+        chunk = size[0], min(size[1], first.get(ROWS_PER_STRIP, size[1]))
+        places = tags.get(STRIP_OFFSETS, ()), tags.get(STRIP_COUNTS, ())
     return chunk, *places
 
 
@@ -301,15 +300,15 @@ def _grey_tiff(packed: list[bytes], layout: Layout, height: int) -> bytes:
     offsets = list(itertools.accumulate(map(len, packed), initial=8))
     start = offsets.pop()
     entries = {
-        tiff.WIDTH: (layout.chunk_row_bytes,),
-        tiff.HEIGHT: (height,),
-        tiff.BITS: (8,),
-        tiff.COMPRESSION: (layout.compression,),
-        tiff.PHOTOMETRIC: (_BLACK_IS_ZERO,),
-        tiff.STRIP_OFFSETS: tuple(offsets),
-        tiff.SAMPLES: (1,),
-        tiff.ROWS_PER_STRIP: (layout.chunk[1],),
-        tiff.STRIP_COUNTS: tuple(map(len, packed)),
+        WIDTH: (layout.chunk_row_bytes,),
+        HEIGHT: (height,),
+        BITS: (8,),
+        COMPRESSION: (layout.compression,),
+        PHOTOMETRIC: (_BLACK_IS_ZERO,),
+        STRIP_OFFSETS: tuple(offsets),
+        SAMPLES: (1,),
+        ROWS_PER_STRIP: (layout.chunk[1],),
+        STRIP_COUNTS: tuple(map(len, packed)),
     }
     values_at = start + 2 + 12 * len(entries) + 4
     directory, values = struct.pack("<H", len(entries)), b""

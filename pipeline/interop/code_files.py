@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from pipeline.errors import InputError, StorageError
 from pipeline.interop.file_names import from_file_name
-from pipeline.interop.named_rows import Origin, ParquetRows, TarRows
+from pipeline.interop.named_rows import Origin, ParquetRows, TarRows, digest_of
 from pipeline.interop.pickled_codes import Codes, read_latents
 from pipeline.interop.single_code import read_code
 from pipeline.interop.stacked import STACK_SUFFIXES, open_stack
@@ -189,15 +189,13 @@ class _Folder:
             suffixes = (*STACK_SUFFIXES, *_MANY)
             raise InputError(f"'{uri}' has no codes: expected {', '.join(suffixes)} files")
         self._files: dict[str, str] = {}
-        digest = hashlib.sha256()
+        self.digest = digest_of(chosen)
         for entry in chosen:
             name = from_file_name(str(PurePosixPath(entry.name).with_suffix("")))
             if name in self._files:
                 pair = {name: (self._files[name], entry.name)}
                 raise InputError(f"several files have the same code name: {listed(pair)}")
             self._files[name] = entry.name
-            digest.update(f"{entry.name}\0{entry.size}\0{entry.etag}\n".encode(errors="replace"))
-        self.digest = digest.hexdigest()
 
     @property
     def names(self) -> Iterable[str]:

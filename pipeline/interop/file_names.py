@@ -1,7 +1,7 @@
 """Convert names of faces to file names and back; keys from archives can be any text.
 
 `../x`, `/x`, `a//b` and `./x` would be other places, or the same place for two faces. A leading dot
-of a component is escape as `%2E`, a leading `%` as `%25`, and an empty component as `%`. Every
+of a component is escaped as `%2E`, a leading `%` as `%25`, and an empty component as `%`. Every
 other name is its own file name.
 """
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.interop.gathering import gather
@@ -30,6 +31,9 @@ from pipeline.table.selection import Selection
 VERSION = 1
 ROW_GROUP = 128  # rows, as in the table: what reading one code with its neighbours costs
 _MOST_FILES = 99_999
+# Codes, float32 [n, n_styles, 512] -> one encoded PNG each.
+Render = Callable[[NDArray[np.float32]], Sequence[bytes]]
+
 # What differs between two plans, the cause first.
 _DIFFERENCES = {
     "version": "another version of this library wrote it",

@@ -9,7 +9,7 @@ files, and in the card, for the hub's viewer. `README.md` is written last.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import yaml
-from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import without_suffix
-from pipeline.interop.file_series import Series
+from pipeline.interop.file_series import Render, Series
 from pipeline.interop.parquet_codes import codes_of
 from pipeline.interop.parquet_files import metadata_of, write_files
 from pipeline.storage import OutputKind, Store
@@ -62,9 +61,6 @@ the photos' source, which this card does not know: state them in `license` above
 
 {metrics}
 """
-
-# Codes, float32 [n, n_styles, 512] -> one encoded PNG each.
-Render = Callable[[NDArray[np.float32]], Sequence[bytes]]
 
 
 def _is_export(_: Store, names: Sequence[str]) -> bool:

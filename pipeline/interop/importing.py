@@ -207,7 +207,7 @@ class Importing:
             pairs = list(zip(states, (items for _, items in shards), strict=True))
             run.planned(state for state, items in pairs if items is not None)
             for state, items in pairs:
-                orphans.is_input(state.shard)
+                orphans.add_input(state.shard)
                 if items is None:
                     # The folder has changed, and its images are in other slices now.
                     writer.clear(state.without(state.parts))

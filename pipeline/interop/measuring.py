@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -79,45 +78,37 @@ def _keys(shard: Shard, options: ReadOptions | None) -> Iterator[str]:
     return (sample.key for sample in read_samples(shard, None, options))
 
 
-@dataclass(frozen=True)
-class Result:
-    """Step images in the published scripts' layout `<root>/<step>/<file name>`."""
+def _picture(results: Store, name: str, step: int, size: tuple[int, int]) -> Tensor:
+    """Read the image of a step, [3, *size] in [-1, 1], from a folder of the published scripts.
 
-    root: str
-
-    def read(self, name: str, steps: int, size: tuple[int, int]) -> Tensor:
-        """Read [steps, 3, *size] in [-1, 1]. Raises `InputError` for a missing or damaged file."""
-        store = Store(self.root)
-        return torch.stack([self._picture(store, name, step, size) for step in range(steps)])
-
-    def _picture(self, store: Store, name: str, step: int, size: tuple[int, int]) -> Tensor:
-        base = name.rsplit("/", 1)[-1]
-        stem = without_suffix(base)
-        names = (
-            to_file_name(base) if base in _NOT_FILE_NAMES else base,
-            f"{stem}.png",
-            f"{stem}.jpg",
-        )
-        paths = [f"{step}/{file}" for file in (*names, f"{to_file_name(stem)}.png")]
-        path = next((path for path in paths if store.exists(path)), None)
-        if path is None:
-            raise InputError(f"no picture of step {step} of '{name}' in '{self.root}'")
-        try:
-            image = decode(store.get(path))
-        except Rejection as error:
-            raise InputError(f"'{store.uri(path)}': {error}") from error
-        return pooled(to_unit(np.asarray(image)), size)
+    Its layout is `<step>/<file name>`. Raises `InputError` for a missing or damaged file.
+    """
+    base = name.rsplit("/", 1)[-1]
+    stem = without_suffix(base)
+    names = (to_file_name(base) if base in _NOT_FILE_NAMES else base, f"{stem}.png", f"{stem}.jpg")
+    paths = [f"{step}/{file}" for file in (*names, f"{to_file_name(stem)}.png")]
+    path = next((path for path in paths if results.exists(path)), None)
+    if path is None:
+        raise InputError(f"no picture of step {step} of '{name}' in '{results.root}'")
+    try:
+        image = decode(results.get(path))
+    except Rejection as error:
+        raise InputError(f"'{results.uri(path)}': {error}") from error
+    return pooled(to_unit(np.asarray(image)), size)
 
 
 class Measuring:
-    """Align images and measure codes against them; use as a context manager."""
+    """Align images and measure codes against them; use as a context manager.
+
+    `results` are the images of each step; by default the model renders them.
+    """
 
     def __init__(
         self,
         model: RestyleModel,
         settings: AlignmentSettings,
         meter: MetricEvaluator,
-        results: Result | None = None,
+        results: Store | None = None,
     ) -> None:
         self.model, self.settings, self.meter = model, settings, meter
         self.results = results
@@ -154,5 +145,7 @@ class Measuring:
     def _step_images(self, name: str, codes: Tensor) -> Tensor:
         size = self.model.input_size
         if self.results is not None:
-            return self.results.read(name, len(codes), size).to(codes.device)
+            steps = range(len(codes))
+            pictures = [_picture(self.results, name, step, size) for step in steps]
+            return torch.stack(pictures).to(codes.device)
         return torch.stack([pooled(frame, size) for frame in render_each(self.model, codes)])

@@ -46,33 +46,25 @@ class Origin:
     image_ids: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class RowNames:
-    """Columns of an export that name its rows, one value per row; None where it has no column."""
-
-    image_ids: Sequence[str] | None
-    names: Sequence[str] | None
-    keys: Sequence[str] | None
-    faces: Sequence[int] | None
-
-    def unique(self, where: str) -> list[str]:
-        """Return the name of each row. Raises `InputError` without a column of unique names."""
-        candidates = [] if self.names is None else [list(self.names)]
-        if self.keys is not None:
-            faces = self.faces if self.faces is not None else [0] * len(self.keys)
-            candidates.append(
-                [f"{key}#{face or 0}" for key, face in zip(self.keys, faces, strict=True)]
-            )
-        if self.image_ids is not None:
-            candidates.append(list(self.image_ids))
-        for names in candidates:
-            if len(set(names)) == len(names) and None not in names:
-                return names
-        if not candidates:
-            raise InputError(f"'{where}' has no column image_id, key or name, which name the codes")
-        raise InputError(
-            f"'{where}' has two rows of the same face: give each another text in a column `name`"
-        )
+def _unique_names(
+    where: str,
+    image_ids: Sequence[str] | None,  # one value per row, None without this column; as the others
+    names: Sequence[str] | None,
+    keys: Sequence[str] | None,
+    faces: Sequence[int] | None,
+) -> list[str]:
+    """Return the name of each row. Raises `InputError` without a column of unique names."""
+    numbers = [0] * len(keys or ()) if faces is None else faces
+    numbered = keys and [f"{key}#{face or 0}" for key, face in zip(keys, numbers, strict=True)]
+    candidates = [list(column) for column in (names, numbered, image_ids) if column is not None]
+    for chosen in candidates:
+        if len(set(chosen)) == len(chosen) and None not in chosen:
+            return chosen
+    if not candidates:
+        raise InputError(f"'{where}' has no column image_id, key or name, which name the codes")
+    raise InputError(
+        f"'{where}' has two rows of the same face: give each another text in a column `name`"
+    )
 
 
 class TarRows:
@@ -86,7 +78,7 @@ class TarRows:
     def __init__(self, uri: str, folder: str, entries: Sequence[Entry]) -> None:
         """Read the archives once. Raises `InputError` for damage, and where no codes are."""
         self.uri, self._store = uri, Store(folder)
-        self.digest = _digest(entries)
+        self.digest = digest_of(entries)
         samples: dict[str, _Sample] = {}
         for entry in entries:
             _read_samples(self._store, entry.name, samples)
@@ -98,7 +90,7 @@ class TarRows:
         names = [from_sample_key(key) for key in samples]
         keys = _every(facts, "key", str)
         if keys is not None:
-            names = RowNames(image_ids, None, keys, _every(facts, "face_index", int)).unique(uri)
+            names = _unique_names(uri, image_ids, None, keys, _every(facts, "face_index", int))
         self._codes = {
             name: sample.code for name, sample in zip(names, samples.values(), strict=True)
         }
@@ -187,7 +179,8 @@ def _origin(
     return Origin(uri, {name: image_id for name, image_id in pairs if image_id})
 
 
-def _digest(entries: Sequence[Entry]) -> str:
+def digest_of(entries: Iterable[Entry]) -> str:
+    """Return a digest that changes with the name, size or etag of any of the files."""
     digest = hashlib.sha256()
     for entry in entries:
         digest.update(f"{entry.name}\0{entry.size}\0{entry.etag}\n".encode(errors="replace"))
@@ -206,13 +199,13 @@ class ParquetRows:
     def __init__(self, uri: str, folder: str, entries: Sequence[Entry]) -> None:
         """Read the names of all rows. Raises `InputError` for files without codes or names."""
         self.uri, store = uri, Store(folder)
-        self.digest = _digest(entries)
+        self.digest = digest_of(entries)
         with ThreadPoolExecutor(_THREADS) as pool:
             self._files = list(pool.map(lambda entry: CodeFile(store, entry.name), entries))
         self._starts = np.concatenate([[0], np.cumsum([file.rows for file in self._files])])
         image_ids = self._column("image_id")
         columns = [self._column(name) for name in ("name", "key", "face_index")]
-        names = RowNames(image_ids, *columns).unique(uri)
+        names = _unique_names(uri, image_ids, *columns)
         self._index = {name: index for index, name in enumerate(names)}
         tables = [_plan_of(file).get("table") for file in self._files]
         self.origin = _origin(names, image_ids, tables)

@@ -216,9 +216,7 @@ class ParquetCodes:
             read = list(pool.map(lambda file: _codes_in(file, requested), self.files))
         codes = dict(item for part in read for item in part.items())
         if missing := [image for image in ids if image not in codes]:
-            listed = ", ".join(f"'{image}'" for image in missing[:5])
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise UnknownImageError(f"'{self.uri}' has no {listed}{more}")
+            raise UnknownImageError.of(f"'{self.uri}'", missing)
         if not len(ids):
             return np.empty((0, 0, STYLE_DIM), np.float32)
         return np.stack([codes[image] for image in ids])

@@ -20,19 +20,18 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import CodeForm, NamedSelection, code_file
 from pipeline.interop.file_names import to_sample_key
-from pipeline.interop.file_series import Plan, Series
+from pipeline.interop.file_series import Plan, Render, Series
 from pipeline.interop.parquet_codes import codes_of
 from pipeline.storage import OutputKind, Store
 
@@ -41,9 +40,6 @@ CODE_SUFFIXES: dict[CodeForm, str] = {"npy": "npy", "pt": "pth"}
 _NAME = re.compile(r"shard-\d{5}-of-\d{5}\.tar")
 _PICTURES = {"aligned_jpeg": "jpg", "reconstruction_jpeg": "reconstruction.jpg"}
 _BESIDE = {"w_plus", "w_plus_per_step", *_PICTURES}  # columns that are not in the JSON
-
-# Codes, float32 [n, n_styles, 512] -> one encoded PNG each.
-Render = Callable[[NDArray[np.float32]], Sequence[bytes]]
 
 
 @dataclass(frozen=True)

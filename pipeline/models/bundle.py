@@ -33,7 +33,7 @@ from pipeline.models.files import (
     write_model_file,
 )
 from pipeline.models.model import Architecture, ModelCard, RestyleModel
-from pipeline.models.model_file import read_model_file
+from pipeline.models.state_files import read_model_file
 from pipeline.models.weights import assemble
 
 FORMAT = 1

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from pipeline.choices import OFFICIAL_TYPES as OFFICIAL_TYPES
 from pipeline.errors import ModelError
-from pipeline.models.stylegan2 import LATENT_DIM, EqualLinear
+from pipeline.models.stylegan2 import LATENT_DIM, EqualLinear, normal
 
 IR_SE50_DEPTHS = (3, 4, 14, 3)
 RESNET34_DEPTHS = (3, 4, 6, 3)
@@ -208,7 +208,8 @@ class StyleHeads(nn.Module):
             nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=n_styles) for _ in range(2)
         )
         self.gather = nn.Conv2d(channels, channels, 2, groups=n_styles)
-        self.matrix = nn.Parameter(torch.randn(n_styles, HEAD_CHANNELS, LATENT_DIM) * 0.01)
+        matrix = normal(n_styles, HEAD_CHANNELS, LATENT_DIM, scaled=lambda drawn: drawn * 0.01)
+        self.matrix = nn.Parameter(matrix)
         self.bias = nn.Parameter(torch.zeros(n_styles, LATENT_DIM))
 
     def forward(self, x: Tensor) -> Tensor:  # [n, c, 16, 16] -> [n, n_styles, 512]

@@ -1,10 +1,11 @@
-"""Read the state dict of one network from a file, without executing any code in it."""
+"""Read files of weights into dictionaries of tensors, without executing any code in them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from safetensors.torch import load as load_safetensors
@@ -13,7 +14,21 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.models.checkpoint import ADVICE, read_checkpoint
 from pipeline.models.files import open_model_file
+from pipeline.models.nvlabs import read_network
 from pipeline.models.weights import check_held, is_plain
+
+
+def read_model_file(uri: str) -> dict[str, Any]:
+    """Return the content of a `.pt`, `.pth`, `.safetensors` or `.pkl` file at any fsspec URI.
+
+    The result is an official dictionary, a bare state dict, or a generator's `{"g_ema",
+    "latent_avg"}`. Raises `ModelError` and what `open_model_file` raises.
+    """
+    with open_model_file(uri) as file:
+        suffix = PurePosixPath(uri).suffix
+        if suffix == ".safetensors":
+            return read_safetensors(file.read(), uri)
+        return read_network(file, uri) if suffix == ".pkl" else read_checkpoint(file, uri)
 
 
 def read_state(uri: str, what: str = "weights") -> tuple[dict[str, Tensor], str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +35,18 @@ def n_styles_of(size: int) -> int:
     return 2 * int(math.log2(size)) - 2
 
 
+def normal(*shape: int, scaled: Callable[[Tensor], Tensor] = lambda drawn: drawn) -> Tensor:
+    """Return standard normal numbers, `scaled`; on the meta device without drawing any.
+
+    There, `randn`, products and quotients import PyTorch's compiler, for two seconds.
+    """
+    empty = torch.empty(shape)
+    return empty if empty.is_meta else scaled(torch.randn(shape))
+
+
 def blur_kernel() -> Tensor:
     """Return the binomial 4x4 resampling kernel, [4, 4], sum 4 (gain of 2x upsampling)."""
-    taps = torch.tensor(BLUR_TAPS)
-    return torch.outer(taps, taps) / 16.0
+    return torch.tensor([[row * tap / 16.0 for tap in BLUR_TAPS] for row in BLUR_TAPS])
 
 
 def depthwise(x: Tensor, kernel: Tensor) -> Tensor:
@@ -53,7 +61,7 @@ class EqualLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, bias: float = 0.0, lr_mul: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_mul)
+        self.weight = nn.Parameter(normal(outputs, inputs, scaled=lambda drawn: drawn / lr_mul))
         self.bias = nn.Parameter(torch.full((outputs,), bias))
         self.scale = lr_mul / math.sqrt(inputs)
         self.lr_mul = lr_mul
@@ -118,7 +126,7 @@ class ModulatedConv2d(nn.Module):
         upsample: bool = False,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(1, outputs, inputs, kernel, kernel))
+        self.weight = nn.Parameter(normal(1, outputs, inputs, kernel, kernel))
         self.modulation = EqualLinear(LATENT_DIM, inputs, bias=1.0)
         self.scale = 1.0 / math.sqrt(inputs * kernel * kernel)
         self.padding = kernel // 2
@@ -197,7 +205,7 @@ class ConstantInput(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.input = nn.Parameter(torch.randn(1, channels, 4, 4))
+        self.input = nn.Parameter(normal(1, channels, 4, 4))
 
 
 class Generator(nn.Module):
@@ -222,14 +230,14 @@ class Generator(nn.Module):
         self.convs = nn.ModuleList()
         self.to_rgbs = nn.ModuleList()
         self.noises = nn.Module()
-        self.noises.register_buffer("noise_0", torch.randn(1, 1, 4, 4))
+        self.noises.register_buffer("noise_0", normal(1, 1, 4, 4))
         for below, size in itertools.pairwise(sizes):
             self.convs.append(StyledConv(channels[below], channels[size], upsample=True))
             self.convs.append(StyledConv(channels[size], channels[size]))
             self.to_rgbs.append(ToRGB(channels[size]))
             for _ in range(2):
                 index = len(list(self.noises.buffers()))
-                self.noises.register_buffer(f"noise_{index}", torch.randn(1, 1, size, size))
+                self.noises.register_buffer(f"noise_{index}", normal(1, 1, size, size))
 
     def map_z(self, z: Tensor) -> Tensor:
         """Map Z codes [n, 512] to W codes [n, 512]."""

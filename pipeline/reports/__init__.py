@@ -1,4 +1,4 @@
-"""Reports on tables: contact sheets, evaluations, stop rules.
+"""Reports on tables: a web page, comparisons, contact sheets, the calibration of stop rules.
 
 Imports nothing, so that jobs can check a request before they import PyTorch.
 """

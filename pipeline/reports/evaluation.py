@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.choices import EARLIER_SEARCH
 from pipeline.errors import RequestError
 from pipeline.reports.faces import TRAITS, Faces, compared_metrics, higher_is_better, label
 from pipeline.reports.sheets import Cell, ReportTable, number
@@ -20,14 +21,9 @@ from pipeline.table import Table
 _NOT_MEASURED = "not measured"
 # These settings decide which faces are found; the faces themselves are compared one by one.
 _DETECTION_SETTINGS = {
-    "faces",
-    "min_face_px",
-    "max_pixels",
-    "min_side",
-    "detector_side",
-    "min_score",
+    *("faces", "min_face_px", "max_pixels", "min_side", "detector_side", "min_score"),
+    *EARLIER_SEARCH,
 }
-_DETECTION_SETTINGS |= {"turns", "search_pixels", "check_below"}
 _LISTED = 5
 
 

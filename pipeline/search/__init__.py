@@ -1,1 +1,4 @@
-"""Search in a table of latents: nearest faces, duplicates, clusters. Modules import PyTorch."""
+"""Search in a table of latents: nearest faces, duplicates, clusters.
+
+Only `requests` and `row_files` load without PyTorch.
+"""

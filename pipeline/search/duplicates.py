@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,10 +117,13 @@ def find_most_duplicates(vectors: Vectors, threshold: float) -> Duplicates:
     """
     check_threshold(threshold)
     require_faiss()
-    lists = int(vectors.selection.count() ** 0.5)
-    if lists**2 < _FEWEST_IN_LISTS:
+    faces = vectors.selection.count()
+    if faces < _FEWEST_IN_LISTS:
         return find_duplicates(vectors, threshold)
-    index, ids = _inverted_file(vectors, lists)
+    drawn = drawn_faces(vectors, _DRAWN_PER_LIST * isqrt(faces), torch.Generator().manual_seed(0))
+    if vectors.faces < _FEWEST_IN_LISTS:  # the others have no vector
+        return find_duplicates(vectors, threshold)
+    index, ids = _inverted_file(vectors, drawn)
     pairs, start = _Pairs(threshold, "cpu"), 0
     pairs.grow(index.ntotal)
     for block in vectors.blocks():
@@ -134,18 +138,19 @@ def find_most_duplicates(vectors: Vectors, threshold: float) -> Duplicates:
     return _grouped(pairs.components.parents, ids, pairs.best.numpy())
 
 
-def _inverted_file(vectors: Vectors, lists: int) -> tuple[Any, pa.Array]:
-    """Return an index of faiss with all vectors in `lists` lists, and their ids."""
+def _inverted_file(vectors: Vectors, sample: Tensor) -> tuple[Any, pa.Array]:
+    """Return an index of faiss of all vectors, in lists by centres of `sample`, and their ids."""
     import faiss  # an extra
 
-    sample = drawn_faces(vectors, _DRAWN_PER_LIST * lists, torch.Generator().manual_seed(0))
     size = vectors.faces * sample.shape[1] * 4
     if size > memory_limit() // 2:
         raise RequestError(
             f"the vectors of {vectors.faces:,} faces take {size / 1e9:.1f} GB, more than half of "
             "the memory: choose fewer with --where, or search --by identity"
         )
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(sample.shape[1]), sample.shape[1], lists)
+    index = faiss.IndexIVFFlat(
+        faiss.IndexFlatL2(sample.shape[1]), sample.shape[1], isqrt(vectors.faces)
+    )
     index.nprobe = _LISTS_SEARCHED
     index.train(sample.cpu().numpy())
     ids = []

@@ -38,5 +38,5 @@ def write_rows(uri: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -
             for batch in batches:
                 file.write(pa.table(batch) if is_csv else pa.Table.from_batches([batch]))
                 rows += batch.num_rows
-        store.put_file(name, path)
+        store.put(name, path)
     return rows

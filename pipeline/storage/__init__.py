@@ -16,7 +16,6 @@ Every error of a storage is a `StorageError` with a message of one line (`uris.s
 Credentials come from the environment (`credentials`), never through this package.
 """
 
-from pipeline.redaction import without_secrets
 from pipeline.storage.credentials import CREDENTIALS_EXPIRED, S3_PROFILES
 from pipeline.storage.input_files import check_apart
 from pipeline.storage.kept_columns import arrow_type, kept_array
@@ -84,5 +83,4 @@ __all__ = [
     "slice_id",
     "slice_number",
     "spread_samples",
-    "without_secrets",
 ]

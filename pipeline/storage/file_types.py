@@ -66,6 +66,11 @@ def _suffix(name: str) -> str:
     return last[dot:].lower() if 0 < dot < len(last) - 1 else ""
 
 
+def stem_of(name: str) -> str:
+    """Return the path `name` without the last extension of its last component."""
+    return name[: -len(PurePosixPath(name).suffix) or None]
+
+
 def shard_kind(name: str) -> Kind | None:
     """Return the kind of shard file that the extension of `name` says; None for other files."""
     lowered = name.lower()

@@ -102,7 +102,7 @@ def fields_of(
     `.json` sidecar; `json.a.b` looks up the field `b` of the field `a`. A field that is missing, or
     not of the table's type, is null and counted in `left_out` as "(no <name>)".
     """
-    document = {**_json_object(sidecars.get("json", b"")), **values}
+    document = {**json_object(sidecars.get("json", b"")), **values}
     fields = {}
     for name, kind in types.items():
         if name in sidecars and name not in values:
@@ -151,7 +151,8 @@ def _sidecar_text(content: bytes) -> str | None:
         return None
 
 
-def _json_object(content: bytes) -> dict[str, Any]:
+def json_object(content: bytes | str) -> dict[str, Any]:
+    """Return the JSON object in `content`; {} if it is empty, damaged or other JSON."""
     try:
         value = json.loads(content) if content else {}
     except (ValueError, RecursionError):

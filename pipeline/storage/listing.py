@@ -68,10 +68,14 @@ def file_entry(uri: str) -> Entry:
     with storage_errors(f"read '{uri}'"):
         if is_local_filesystem(fs):
             return Entry(name, *local_state(path, Path(path).stat()))
-        details = fs.info(path)
+        return Entry(name, *_object_state(fs.info(path)))
+
+
+def _object_state(details: dict[str, Any]) -> tuple[int, str]:
+    """Return size and etag of an object, as in a listing."""
     info = object_info(details)
     has_size = details.get("size") is not None or "Size" in details
-    return Entry(name, info.size if has_size else UNKNOWN_SIZE, info.etag)
+    return info.size if has_size else UNKNOWN_SIZE, info.etag
 
 
 def walk(
@@ -298,9 +302,7 @@ def look_up(uri: str) -> Place:
         raise
     if details["type"] == "directory":
         return Place(uri, exists=True, is_folder=True)
-    info = object_info(details)
-    has_size = details.get("size") is not None or "Size" in details
-    return Place(uri, True, False, info.size if has_size else UNKNOWN_SIZE, info.etag)
+    return Place(uri, True, False, *_object_state(details))
 
 
 def _look_up_on_disk(uri: str, path: str) -> Place:

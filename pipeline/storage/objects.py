@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.storage.file_types import readable_name
-from pipeline.storage.s3 import listing_pages
+from pipeline.storage.s3 import bucket_and_prefix, listing_pages
 
 _ETAG_FIELDS = (
     "ETag",
@@ -102,12 +102,12 @@ def objects_of_bucket(
     `above` is put in front of each name. Reads pages of a thousand objects: `fs.find` would hold
     1 kB for each of a million parts.
     """
-    bucket, _, path = f"{folder}/".partition("/")
+    bucket, prefix = bucket_and_prefix(fs, folder)
     with suppress(FileNotFoundError):  # no such bucket
-        for page in listing_pages(fs, bucket, path + start):
+        for page in listing_pages(fs, bucket, prefix + start):
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # the "folder markers" of some programs
-                    yield above + item["Key"][len(path) :], object_info(item)
+                    yield above + item["Key"][len(prefix) :], object_info(item)
 
 
 def objects_below(fs: Any, folder: str, above: str) -> Iterator[tuple[str, ObjectInfo]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 # Values of `image_field` that are not names of fields.
 ALL_IMAGES, ONE_IMAGE = "all", "one"
@@ -34,13 +32,3 @@ class ReadOptions:
         if self.image_field in (ALL_IMAGES, ONE_IMAGE):
             return ()
         return tuple(self.image_field.split(","))
-
-    def to_json(self) -> str:
-        """Return the options as one line of JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ReadOptions:
-        """Read the options that `to_json` wrote."""
-        fields: dict[str, Any] = json.loads(text)
-        return cls(**fields)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from itertools import chain
 from typing import Literal, NamedTuple
@@ -165,27 +164,19 @@ def _inspect_disk_file(path: str) -> FileKind | None:
 
 def _inspect_object(uri: str) -> FileKind | None:
     """Return "image" if a file of another storage begins like one; None if it was deleted."""
-    with suppress(_GoneError):
+    try:
         return "image" if is_image_start(read_head(uri)) else None
-    return None
-
-
-class _GoneError(Exception):
-    """File that was deleted since it was listed."""
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 def read_head(uri: str) -> bytes:
     """Read the first bytes of a file with one request; `StorageError` if the storage fails."""
     fs, path = filesystem(uri)
-    try:
-        with storage_errors(f"read '{uri}'"):
-            if is_bucket(fs):
-                return get_head(fs, path, START_BYTES)
-            return read_start(uri, START_BYTES)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise _GoneError from error
-        raise
+    with storage_errors(f"read '{uri}'"):
+        return get_head(fs, path, START_BYTES) if is_bucket(fs) else read_start(uri, START_BYTES)
 
 
 def mark_beside_tars(entries: Iterable[Entry]) -> Iterator[Entry]:

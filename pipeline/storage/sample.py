@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+
+from pipeline.errors import StorageError
+from pipeline.storage.uris import one_line, storage_errors
 
 MAX_SAMPLE_BYTES = 1 << 30
 # In UTF-8: the longest path of Linux; S3 allows 1,024. Every row of the table holds its key three
@@ -96,6 +101,33 @@ def too_large(key: str, uri: str, size: int) -> Sample:
 def unreadable(key: str, uri: str, why: str) -> Sample:
     """Return the reject of a file that cannot be read, such as a dead link."""
     return Sample(key, uri, b"", "unreadable", f"cannot be read: {why}")
+
+
+@contextmanager
+def shard_errors(
+    uri: str, damage: tuple[type[Exception], ...]
+) -> Iterator[Callable[[Iterable[Sample]], Iterator[Sample]]]:
+    """Turn each of the errors `damage` into a `StorageError` that names the shard at `uri`.
+
+    The message has the number of samples that were read before it: of those that passed through
+    the function that is yielded. Other errors are turned as `storage_errors` does.
+    """
+    count = 0
+
+    def counted(samples: Iterable[Sample]) -> Iterator[Sample]:
+        nonlocal count
+        for sample in samples:
+            count += 1
+            yield sample
+
+    with storage_errors(f"read '{uri}'"):
+        try:
+            yield counted
+        except damage as error:
+            raise StorageError(
+                f"the shard '{uri}' is damaged after {count} samples ({one_line(error)}); replace "
+                "it and run again"
+            ) from error
 
 
 class UniqueKeys:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -72,18 +70,6 @@ class Shard:
     def uri_of(self, name: str) -> str:
         """Return the URI of a file of the slice."""
         return uri_in(self.kind, self.uri, name)
-
-    def to_json(self) -> str:
-        """Return the shard as one line of ASCII JSON, also for names that are not UTF-8."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Shard:
-        """Read the shard that `to_json` wrote."""
-        fields: dict[str, Any] = json.loads(text)
-        fields["names"] = tuple(fields["names"])
-        fields["sizes"] = tuple(fields["sizes"])
-        return cls(**fields)
 
 
 def slice_id(number: int) -> str:

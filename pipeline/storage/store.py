@@ -21,6 +21,7 @@ from pipeline.storage.objects import (
     objects_below,
     objects_of_bucket,
 )
+from pipeline.storage.s3 import is_bucket
 from pipeline.storage.uris import (
     canonical_uri,
     filesystem,
@@ -74,7 +75,7 @@ def _rename_exclusively(temporary: Path, target: Path) -> bool:
 # Maximal number of bytes that a temporary file's name adds to the target's: two dots, the process
 # id, a dash, eight digits and ".tmp".
 TEMPORARY_BYTES = 2 + len(str(1 << 22)) + 1 + 8 + 4
-_COPY_BLOCK = 8 << 20  # bytes; of a file that `put_file` copies
+_COPY_BLOCK = 8 << 20  # bytes; of a local file that is copied
 
 
 class Store:
@@ -117,34 +118,25 @@ class Store:
             raise StorageError(f"'{name}' is not a name inside '{self.root}'")
         return join(str(self.fs._strip_protocol(self.root)), name)
 
-    def put(self, name: str, content: bytes) -> None:
-        """Write `content` under `name`, replacing an existing object."""
+    def put(self, name: str, content: bytes | Path) -> None:
+        """Write `content`, bytes or a local file, under `name`, replacing an existing object.
+
+        Of a local file memory holds a few blocks. Large ones are uploaded to an object store in
+        several parts.
+        """
         with storage_errors(f"write '{self.uri(name)}'"):
             if is_local_filesystem(self.fs):
                 with _complete_file(Path(self.path(name)), content) as temporary:
                     temporary.replace(self.path(name))
             else:
-                self.fs.pipe_file(self.path(name), content)
-
-    def put_file(self, name: str, source: Path) -> None:
-        """Write the local file `source` under `name`, replacing an existing object.
-
-        Memory holds a few blocks. Large files are uploaded to an object store in several parts.
-        """
-        with storage_errors(f"write '{self.uri(name)}'"):
-            if is_local_filesystem(self.fs):
-                with _complete_file(Path(self.path(name)), source) as temporary:
-                    temporary.replace(self.path(name))
-            else:
-                self.fs.put_file(str(source), self.path(name))
+                self._upload(name, content)
 
     def put_if_absent(self, name: str, content: bytes | Path) -> bool:
-        """Write `content`, bytes or a local file, under `name` unless it exists.
+        """Write `content`, as `put` does, under `name` unless it exists.
 
         Return whether it was written: of two concurrent writers one gets True and the other False.
         Object stores use a conditional put; a store that ignores or rejects the condition is still
-        checked before the write. Disks use `name_if_absent`. Of a local file memory holds a few
-        blocks, as in `put_file`.
+        checked before the write. Disks use `name_if_absent`.
         """
         if self.exists(name):
             return False
@@ -245,7 +237,7 @@ class Store:
         above = f"{folder}/" if folder else ""
         if is_local_filesystem(self.fs):
             items = files_below(self.path(folder), above, prefix, detail=detail)
-        elif "s3" in self.fs.protocol:
+        elif is_bucket(self.fs):
             items = objects_of_bucket(self.fs, self.path(folder), above, last)
         else:
             items = objects_below(self.fs, self.path(folder), above)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 from fsspec import get_filesystem_class
 from fsspec.archive import AbstractArchiveFileSystem
@@ -65,8 +65,17 @@ _UNEXPLAINED = (
     "expired"
 )
 _WEB_NOT_FOUND, _WEB_DENIED = (404, 410), (401, 403)
-_FAILED = (OSError, EOFError, BotoCoreError, ClientError, aiohttp.ClientError)
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def _request_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return `others` and the base classes of errors of a request to a server.
+
+    aiohttp takes 0.1 s to import, in each of a job's processes: its errors exist only where a file
+    system has imported it.
+    """
+    aiohttp = sys.modules.get("aiohttp")
+    return (*others, BotoCoreError, ClientError, *([aiohttp.ClientError] if aiohttp else []))
 
 
 def is_local(uri: str) -> bool:
@@ -184,7 +193,7 @@ def storage_errors(action: str) -> Iterator[None]:
     except Exception as error:
         if wrong := wrong_credentials(error) or _foreign_refusal(error):
             raise _access_error(action, wrong, error) from error
-        if isinstance(error, _FAILED):
+        if isinstance(error, _request_errors(OSError, EOFError)):
             why = _UNEXPLAINED if is_bare_refusal(error) else one_line(error)
             raise StorageError(f"cannot {action}: {why}") from error
         if not _is_foreign(error):
@@ -220,6 +229,10 @@ def _web_error(action: str, error: BaseException | None) -> StorageError | None:
 
     fsspec reports every HTTP status and every failed connection as "not found".
     """
+    if error is None:
+        return None
+    import aiohttp
+
     if isinstance(error, aiohttp.ClientResponseError):
         if error.status in _WEB_NOT_FOUND:
             return None
@@ -255,15 +268,10 @@ def check_credentials(uri: str) -> None:
         return
     except FileNotFoundError:
         return
-    except (OSError, RuntimeError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+    except _request_errors(OSError, RuntimeError) as error:
         why = wrong_credentials(error)
         if why:
             raise _access_error(f"open '{uri}'", why, error) from error
-
-
-def _stream_options(uri: str) -> dict[str, int]:
-    """Return the options to read a file once, also from a web server without ranges."""
-    return {"block_size": 0} if is_web(uri) else {}
 
 
 def read_file(uri: str, at_most: int = -1) -> bytes:
@@ -276,7 +284,8 @@ def read_file(uri: str, at_most: int = -1) -> bytes:
     """
     whole = canonical_uri(uri)
     fs, path = filesystem(whole, versions=True)
-    with storage_errors(f"read '{whole}'"), fs.open(path, "rb", **_stream_options(whole)) as file:
+    options = {"block_size": 0} if is_web(whole) else {}  # a web server may give no ranges
+    with storage_errors(f"read '{whole}'"), fs.open(path, "rb", **options) as file:
         return bytes(file.read(at_most))
 
 

@@ -299,8 +299,9 @@ def _text(value: object, depth: int = 0) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Escape a text from outside: one line of at most 300 characters without active Markdown, HTML
-    or formulas.
+    """Return a text from outside as one line, without active Markdown, HTML or formulas.
+
+    Longer texts are cut after 300 characters.
     """
     if len(text) > _LONGEST_TEXT:
         text = f"{text[:_LONGEST_TEXT]}..."

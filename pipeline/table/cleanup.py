@@ -59,11 +59,11 @@ class Orphans:
         for scan in self._scans:
             scan.start()
 
-    def has_parts(self, shard_id: str, count: int) -> None:
+    def add_part_count(self, shard_id: str, count: int) -> None:
         """Record the part count of an unindexed manifest, so that it is not read again."""
         self._parts[shard_id] = count
 
-    def is_input(self, shard: Shard) -> None:
+    def add_input(self, shard: Shard) -> None:
         """Record that the shard belongs to the input."""
         self._input.append(hash(shard.shard_id))
         self._slices += shard.is_slice
@@ -72,7 +72,7 @@ class Orphans:
         """Delete the orphans once the run has stopped writing; return the number of files.
 
         Shards that were removed from the input are deleted only with `whole_input`: all shards of
-        the input were passed to `is_input`. Raises `StorageError` if the storage fails, also if it
+        the input were passed to `add_input`. Raises `StorageError` if the storage fails, also if it
         failed while listing: the next run finds the same orphans.
         """
         late: dict[str, int] = {}

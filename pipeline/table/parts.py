@@ -65,7 +65,7 @@ _METADATA = (*(each.name for each in fields(PartKey)), *COUNTS, "metrics")
 
 @dataclass(frozen=True)
 class PartRecord:
-    """One part of a shard in the table; the fields are a row of the part index.
+    """Record of one part in the table; the fields are a row of the part index.
 
     Unknown fields are empty: `stamp` (the digest of a `PartKey`) and `figures` in a record from a
     manifest, the SHA-256 in one from a footer, the etags before the storage was asked for them.

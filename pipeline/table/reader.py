@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import duckdb
 import numpy as np
@@ -54,6 +54,13 @@ class UnknownImageError(RequestError, KeyError):
 
     # KeyError would show the text in quotes.
     __str__ = RequestError.__str__
+
+    @classmethod
+    def of(cls, where: str, missing: Sequence[str]) -> Self:
+        """Return the error for ids that `where` does not hold, of which it names five."""
+        listed = ", ".join(f"'{image}'" for image in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        return cls(f"{where} has no {listed}{more}")
 
 
 class Table:
@@ -130,11 +137,8 @@ class Table:
         with ThreadPoolExecutor(_THREADS) as pool:
             for codes_in_file in pool.map(lambda name: self.codes_in(name, requested), names):
                 codes_by_id |= codes_in_file
-        missing = [image for image in ids if image not in codes_by_id]
-        if missing:
-            listed = ", ".join(f"'{image}'" for image in missing[:5])
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise UnknownImageError(f"the table '{self.store.root}' has no {listed}{more}")
+        if missing := [image for image in ids if image not in codes_by_id]:
+            raise UnknownImageError.of(f"the table '{self.store.root}'", missing)
         codes = np.array([codes_by_id[image] for image in ids], dtype=np.float32)
         return codes.reshape(len(ids), *self._code_shape)
 

@@ -129,7 +129,7 @@ class States:
             # Another run has removed the manifest since the listing.
             return state_of(self.store, self.key_of, shard)
         if self._orphans:
-            self._orphans.has_parts(shard.shard_id, record.n_parts)
+            self._orphans.add_part_count(shard.shard_id, record.n_parts)
         state = _committed_state(self.store, shard, record)
         if state:
             self._unindexed[shard.shard_id] = record

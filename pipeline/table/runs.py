@@ -119,7 +119,7 @@ class RunRecord:
         self.errors.insert(0, error)
 
     def explain_expired(self, **places: str) -> None:
-        """If credentials expired, record first for which storage.
+        """Record, before all other errors, for which storage credentials expired, if they did.
 
         `places` are the URIs of the run by their role, such as input and output.
         """

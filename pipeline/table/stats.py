@@ -24,9 +24,6 @@ from pipeline.storage import LeftOut
 # Names of the engine's stages in their order, of which a run records the seconds.
 STAGE_NAMES = ("read", "align", "invert", "write")
 _DIGITS = 9  # significant digits of a sum of float32 numbers
-_STAGE_SUFFIX = "_seconds"
-_METHOD_SECONDS = "inversion_seconds"
-_ROW_COUNTS = ("samples", "bytes", "faces", "rejects", "icc_ignored", "identity_missed")
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -61,30 +58,6 @@ class Counts:
         names = ("parts", "samples", "faces", "rejects", "bytes")
         return replace(self, **{name: round(getattr(self, name) * scale) for name in names})
 
-    def to_row(self, stages: Iterable[str]) -> dict[str, Any]:
-        """Return the counts as columns of a row between the stages of the engine."""
-        row: dict[str, Any] = {name: getattr(self, name) for name in _ROW_COUNTS}
-        row["reasons"] = json.dumps(self.reasons)
-        seconds = {f"{stage}{_STAGE_SUFFIX}": self.stage_seconds[stage] + 0.0 for stage in stages}
-        return row | seconds | {_METHOD_SECONDS: self.inversion_seconds}
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Counts:
-        """Return the counts of one part from the columns that `to_row` made."""
-        stages = {
-            name.removesuffix(_STAGE_SUFFIX): float(value)
-            for name, value in row.items()
-            if name.endswith(_STAGE_SUFFIX) and name != _METHOD_SECONDS
-        }
-        counts: dict[str, Any] = {name: int(row[name]) for name in _ROW_COUNTS}
-        return cls(
-            parts=1,
-            reasons=Counter(json.loads(row["reasons"])),
-            stage_seconds=Counter(stages),
-            inversion_seconds=float(row[_METHOD_SECONDS]),
-            **counts,
-        )
-
 
 _COUNT_NAMES = tuple(each.name for each in fields(Counts))
 
@@ -96,8 +69,8 @@ class MetricSums:
     A face that stopped early counts with its last value in every later step, so that all steps
     cover the same faces: those that the metric could be measured on. A measured face whose number
     of steps is unknown, such as an imported code, counts as one step. A metric of the best step
-    alone counts with that value in every step. The infinite PSNR of two
-    equal images is excluded. Later steps than the lists have equal the last one.
+    alone counts with that value in every step. The infinite PSNR of two equal images is excluded.
+    Later steps than the lists have equal the last one.
     """
 
     identified: int = 0  # faces with an `id_similarity`
@@ -233,9 +206,9 @@ def _steps(latents: pa.Table) -> list[int]:
 def _lists(
     latents: pa.Table, name: str, steps: Sequence[int], *, best_alone: bool
 ) -> list[Sequence[float | None] | None]:
-    """Return a metric after each step of each face; without a list, the final value repeated.
+    """Return a metric after each step of each face.
 
-    The same where the list has the value of the best step alone.
+    The final value is repeated where there is no list, and for a metric of the best step alone.
     """
     lists: list[Sequence[float | None] | None] = latents[f"{name}_per_step"].to_pylist()
     if name not in latents.column_names:

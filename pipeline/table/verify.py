@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from array import array
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -274,7 +275,7 @@ class _ShardCheck:
             expect(
                 not any(self.forgotten.levels(table)),
                 f"'{name}' has rows of a forgotten image: run `restyle forget --table "
-                f"{self.store.root}`, which erases them",
+                f"{shlex.quote(self.store.root)}`, which erases them",
             )
         return table
 

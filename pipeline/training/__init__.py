@@ -1,0 +1,1 @@
+"""Train an encoder for a frozen generator: data, losses, loop, checkpoints."""

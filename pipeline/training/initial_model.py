@@ -24,8 +24,7 @@ from pipeline.models.checkpoint import generator_channels
 from pipeline.models.encoders import WIDTHS
 from pipeline.models.files import CHECKPOINT_SUFFIXES
 from pipeline.models.model import build_encoder, digest_of
-from pipeline.models.model_file import read_model_file
-from pipeline.models.state_files import read_state
+from pipeline.models.state_files import read_model_file, read_state
 from pipeline.models.stylegan2 import n_styles_of
 from pipeline.training.config import TrainConfig
 

@@ -60,6 +60,7 @@ def test_command_writes_three_directions(tmp_path, monkeypatch, capsys):
     pairs = Pairs(torch.randn(280, 512), images)
     monkeypatch.setattr(directions, "load_pairs", lambda *_: pairs)
     monkeypatch.setattr(directions, "EVERY", 28)
+    (tmp_path / "pairs-0.tar").touch()
     assert directions.main([str(tmp_path), str(tmp_path / "out")]) == 0
     scores = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [score["direction"] for score in scores] == ["smile", "pose", "age"]

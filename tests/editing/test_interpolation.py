@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline.editing.interpolation import interpolate, walk, walk_length
+from pipeline.editing.rendering import interpolate, walk, walk_length
 from pipeline.errors import ConfigError, RequestError
 from tests.editing.conftest import code
 

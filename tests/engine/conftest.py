@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -113,8 +111,7 @@ def end(parts: int = 2, samples: int = 4) -> ShardEnd:
 
 def failure(part: int, stage: str, error: Exception) -> Failure:
     """Return the message of `stage` for a part of the plan's shard that fails with `error`."""
-    empty = pa.table({})
-    return Failure.of(LatentBatch(SHARD, part, Counts(), empty, empty), stage, error)
+    return Failure.of(LatentBatch(SHARD, part, Counts(), [], []), stage, error)
 
 
 @pytest.fixture
@@ -157,7 +154,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Message]], No
     """Return a function that replaces the output of the stages by given messages."""
 
     def put(messages: list[Message]) -> None:
-        monkeypatch.setattr(run, "running_ray", lambda _: nullcontext(Resources(4, 0)))
+        monkeypatch.setattr(run.RaySession, "__enter__", lambda _: Resources(4, 0))
         monkeypatch.setattr(run, "build_pipeline", lambda *_: None)
         monkeypatch.setattr(run, "run_pipeline", lambda _: iter(messages))
 

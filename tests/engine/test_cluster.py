@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.engine import cluster
-from pipeline.engine.cluster import shipped_environment, summarize_error
+from pipeline.engine.cluster import RaySession, shipped_environment, summarize_error
 from pipeline.errors import ConfigError
 from pipeline.storage import S3_PROFILES
 
@@ -64,6 +64,23 @@ def test_a_clusters_refusal_is_one_line(error: Exception, expected: str) -> None
 def test_another_failure_to_join_stays_one() -> None:
     with pytest.raises(ConnectionError), cluster._readable_join_errors():
         raise ConnectionError("nobody answers")
+
+
+def test_a_session_raises_why_ray_did_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise ConfigError("no port is free")
+
+    monkeypatch.setattr(cluster, "_start", refuse)
+    session = RaySession()
+    session.close()
+    assert session._folder is None, "nothing was started"
+    session.start()
+    folder = session._folder
+    assert folder
+    assert folder.exists()
+    with pytest.raises(ConfigError, match="no port is free"), session:
+        pass
+    assert not folder.exists()
 
 
 def test_profiles_are_sent_to_workers_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -13,12 +14,22 @@ import pipeline.engine
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("stage", ["read", "align", "invert", "write"])
-def test_a_stage_without_networks_does_not_import_them(stage: str) -> None:
-    """Every reader, aligner and writer is a process that imports its stage."""
-    code = f"import sys, pipeline.engine.stages.{stage}; print('torch' in sys.modules)"
+def imported(code: str, *modules: str) -> list[str]:
+    """Return which of `modules` a new process has imported after `code`."""
+    code += f"; import sys; print([name for name in {modules} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False"
+    return list(ast.literal_eval(run.stdout))
+
+
+@pytest.mark.parametrize("stage", ["read", "align", "invert", "write"])
+def test_a_stage_does_not_import_networks_or_a_web_client(stage: str) -> None:
+    """Every reader, aligner and writer is a process that imports its stage."""
+    assert imported(f"import pipeline.engine.stages.{stage}", "torch", "aiohttp") == []
+
+
+def test_a_model_is_loaded_without_a_compiler() -> None:
+    code = "from pipeline.models import load_model; load_model('demo')"
+    assert imported(code, "torch._dynamo", "sympy") == []
 
 
 @pytest.mark.parametrize("pattern", [r"ray(\.\w+)*\._\w+", r"_internal\.\w+ import"])
@@ -31,9 +42,7 @@ def test_private_ray_imports_are_in_three_modules(pattern: str) -> None:
 
 
 def test_the_ledger_does_not_import_ray() -> None:
-    code = "import sys, pipeline.engine.ledger; print('ray' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False"
+    assert imported("import pipeline.engine.ledger", "ray") == []
 
 
 def test_a_ray_outside_the_tested_releases_is_named() -> None:

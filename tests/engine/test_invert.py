@@ -20,7 +20,7 @@ from pipeline.images import Rejection, RejectReason
 from pipeline.inversion.methods import Method
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import Shard
-from pipeline.table import Columns, Counts, initial_codes_schema
+from pipeline.table import Columns, Counts, initial_codes_schema, latents_table
 from tests.engine.faces import face, start_of
 
 
@@ -55,8 +55,8 @@ def test_faces_whose_identity_is_not_found_are_counted(sample_images: dict[str, 
     method = Method(steps=1)
     stage = stage_of(InvertSettings("demo", method), Columns(n_styles=12))
     done = stage.process(part([person, face(1), face(2)]))
-    similarities = done.latents["id_similarity"].to_pylist()
-    assert [value is None for value in similarities] == [False, True, True]
+    missed = [row["id_similarity"] is None for row in done.latents]
+    assert missed == [False, True, True]
     counts = done.counts
     assert (counts.faces, counts.rejects, counts.identity_missed) == (3, 0, 2)
 
@@ -68,8 +68,7 @@ def test_no_identity_is_missed_where_none_is_measured(settings: InvertSettings) 
 
 def test_a_nonfinite_code_is_a_reject(settings: InvertSettings, broken_bundle: str) -> None:
     done = stage_of(replace(settings, model=broken_bundle)).process(part([face(0), face(1)]))
-    rejects = done.rejects.to_pylist()
-    assert [(r["key"], r["face_index"], r["reason"]) for r in rejects] == [
+    assert [(r["key"], r["face_index"], r["reason"]) for r in done.rejects] == [
         ("0", 0, "not_finite"),
         ("1", 0, "not_finite"),
     ]
@@ -78,7 +77,7 @@ def test_a_nonfinite_code_is_a_reject(settings: InvertSettings, broken_bundle: s
 
 def test_a_part_without_faces_stays_a_part(settings: InvertSettings) -> None:
     done = stage_of(settings).process(part([]))
-    assert (done.counts.faces, done.latents.num_rows) == (0, 0)
+    assert (done.counts.faces, done.latents) == (0, [])
 
 
 def test_a_failure_while_inverting_costs_its_part(
@@ -108,9 +107,8 @@ def test_a_face_rejected_by_the_aligner_counts_once(
     start = pa.table(columns, schema=initial_codes_schema(10))
     batch = part([face(0)], [reject_row("0", "", "", small, 1)], start)
     done = stage_of(replace(settings, initial_codes=chosen)).process(batch)
-    rejects = done.rejects.to_pylist()
-    assert [r["face_index"] for r in rejects] == left
-    assert [r["reason"] for r in rejects] == ["face_too_small"] * len(left)
+    assert [r["face_index"] for r in done.rejects] == left
+    assert [r["reason"] for r in done.rejects] == ["face_too_small"] * len(left)
     assert (done.counts.faces, done.counts.rejects) == (1, len(left))
 
 
@@ -121,7 +119,7 @@ def test_codes_to_start_from_travel_with_their_part(settings: InvertSettings) ->
     done = stage.process(part([face(0)], start=pa.table(columns, schema=initial_codes_schema(10))))
     assert done.counts.faces == 1
     assert done.counts.inversion_seconds > 0
-    assert done.latents["refined_from"].to_pylist() == ["s/0#0"]
+    assert [row["refined_from"] for row in done.latents] == ["s/0#0"]
 
 
 def test_fields_of_a_face_s_sample_become_columns(settings: InvertSettings) -> None:
@@ -129,6 +127,5 @@ def test_fields_of_a_face_s_sample_become_columns(settings: InvertSettings) -> N
     fields = ['{"label": 3, "caption": "a"}', '{"label": null, "caption": null}']
     faces = [face(number) | {"fields": text} for number, text in enumerate(fields)]
     latents = stage_of(settings, columns).process(part(faces)).latents
-    assert latents.schema.equals(columns.latents_schema())
-    rows = latents.select(["label", "caption"]).to_pylist()
+    rows = latents_table(latents, columns, "s").select(["label", "caption"]).to_pylist()
     assert rows == [{"label": 3, "caption": "a"}, {"label": None, "caption": None}]

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from pipeline.config import JobConfig
-from pipeline.engine.cluster import running_ray
+from pipeline.engine.cluster import RaySession
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.nodes import memory_kills
 from pipeline.engine.nodes.memory_kills import MemoryKills, advice, parse_kills
@@ -106,7 +106,7 @@ def test_ray_counts_an_actor_that_it_ends(monkeypatch: pytest.MonkeyPatch) -> No
                 held[place] = 1
             time.sleep(600)
 
-    with running_ray():
+    with RaySession():
         kills = MemoryKills(lambda stage: f"lower {stage}", lambda _: None)
         kills.start()
         kind = ray.remote(InvertHungrily).options(max_restarts=-1, max_task_retries=-1)

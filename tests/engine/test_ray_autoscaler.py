@@ -6,11 +6,19 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.engine.ray_autoscaler import Debounced, missing_workers, target_actors
+from pipeline.engine import ray_autoscaler
+from pipeline.engine.ray_autoscaler import (
+    GROW_AFTER_S,
+    Debounced,
+    LaterGrowth,
+    missing_workers,
+    target_actors,
+)
 from tests.engine.fake_cluster import NODE_TYPES, fake_cluster
 from tests.storage.archives import write_tar
 from tests.tiny_bundle import write_tiny_bundle
@@ -88,6 +96,39 @@ def test_a_part_claims_an_actor(pool: Pool, expected: int) -> None:
 )
 def test_what_is_there_is_not_asked_for(operator: Operator, queued: int, count: int) -> None:
     assert missing_workers(operator, queued) == count
+
+
+@pytest.mark.parametrize(
+    ("running", "pending", "waited", "grows"),
+    [
+        ((1, 0), (0, 1), 99 * GROW_AFTER_S, False),  # the second pool starts its first actor
+        ((1, 0), (0, 0), 0.0, True),  # which died: it is replaced
+        ((1, 1), (0, 0), 0.9 * GROW_AFTER_S, False),
+        ((1, 1), (0, 0), GROW_AFTER_S, True),
+    ],
+)
+def test_pools_grow_after_all_run(
+    running: tuple[int, int],
+    pending: tuple[int, int],
+    waited: float,
+    grows: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, grown = [100.0], []
+    monkeypatch.setattr(ray_autoscaler.time, "monotonic", lambda: now[0])
+    states = [
+        SimpleNamespace(running=alive, pending=coming, restarting=0)
+        for alive, coming in zip(running, pending, strict=True)
+    ]
+    topology = [
+        SimpleNamespace(get_autoscaling_actor_pools=lambda: [1], get_actor_info=lambda s=state: s)
+        for state in states
+    ]
+    scaler = LaterGrowth(SimpleNamespace(try_trigger_scaling=lambda: grown.append(1)), topology)
+    scaler.try_trigger_scaling()
+    now[0] += waited
+    scaler.try_trigger_scaling()
+    assert bool(grown) is grows
 
 
 def test_a_count_is_followed_only_when_it_lasts() -> None:

@@ -11,20 +11,17 @@ import pyarrow.parquet as pq
 from pipeline.engine.messages import LatentBatch, SampleBatch, ShardTask
 from pipeline.engine.plan import Plan
 from pipeline.engine.stages import Read, Write
-from pipeline.engine.stages.align import REJECTS, reject_row
+from pipeline.engine.stages.align import reject_row
 from pipeline.images.rejects import Rejection, RejectReason
-from pipeline.table import latents_table
 from pipeline.table.forgetting.forgotten import ForgetList, Forgotten, Source
 
 
 def test_a_written_part_leaves_its_counts_and_etags(plan: Plan, work: ShardTask) -> None:
     read = next(Read().process(work))
     assert isinstance(read, SampleBatch)
-    latents = latents_table([], plan.writer.spec.columns, read.shard_id)
     none = Rejection(RejectReason.NO_FACE, "")
     rejects = [reject_row(key, "", "", none) for key in work.shard.names[:2]]
-    rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
-    done = Write(plan.writer).process(LatentBatch(read.shard, 0, read.counts, latents, rejected))
+    done = Write(plan.writer).process(LatentBatch(read.shard, 0, read.counts, [], rejects))
     assert done.record
     assert done.record.rejects == 2
     listed = {name: info.etag for name, info in plan.writer.store.infos()}
@@ -42,8 +39,8 @@ def test_forgotten_images_are_counted_as_rejects(plan: Plan, work: ShardTask) ->
         read.shard,
         0,
         replace(read.counts, rejects=len(rows), reasons=Counter(no_face=len(rows))),
-        latents_table([], plan.writer.spec.columns, read.shard_id),
-        pa.Table.from_pylist(rejects, schema=REJECTS),
+        [],
+        rejects,
     )
     plan.writer.forgotten = Forgotten([ForgetList.of([Source("", rows[0]["uri"])], "")])
 

@@ -57,10 +57,10 @@ def execute_in_order(
     listeners: tuple[Any, ...] = (),
     *,
     stages: Any,
-    pretended_gpus: int | None = None,
+    session: Any = None,
 ) -> None:
     """Replacement of the engine's `_execute`: the same stages and ledger, without Ray."""
-    del config, pretended_gpus
+    del config, session
     ledger = Ledger(plan, outcome, listeners)
     read, *others = [stage.of(plan.job, plan.writer, "cpu") for stage in stages]
     workers = [Worker(stage) for stage in others]

@@ -15,7 +15,6 @@ from pipeline.engine.messages import FaceBatch, LatentBatch, SampleBatch
 from pipeline.engine.stages import Align, Invert, Read, Write
 from pipeline.engine.stages.align import FACES, REJECTS, count_reasons, reject_row
 from pipeline.images import Rejection, RejectReason
-from pipeline.table import latents_table
 
 PACE = "FAULTS_PACE_S"  # seconds per part in each stage, so that faults can strike in the middle
 
@@ -49,7 +48,7 @@ class HashedAlign(Align):
             batch.counts,
             faces=len(faces),
             rejects=len(rejects),
-            reasons=count_reasons(rejected),
+            reasons=count_reasons(rejects),
         )
         table = pa.Table.from_pylist(faces, schema=FACES)
         return FaceBatch(batch.shard, batch.part, counts, table, rejected)
@@ -74,8 +73,8 @@ class HashedInvert(Invert):
         _work_a_while()
         faces = batch.faces.drop_columns(["pixels", "fields"]).to_pylist()
         rows = [self._row(face) for face in faces]
-        latents = latents_table(rows, self.columns, batch.shard_id)
-        return LatentBatch(batch.shard, batch.part, batch.counts, latents, batch.rejects)
+        rejects = batch.rejects.to_pylist()
+        return LatentBatch(batch.shard, batch.part, batch.counts, rows, rejects)
 
 
 HASHED = (Read, HashedAlign, HashedInvert, Write)

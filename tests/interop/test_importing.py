@@ -11,16 +11,17 @@ import pytest
 from PIL import Image
 
 from pipeline.alignment import AlignmentSettings
+from pipeline.choices import EARLIER_SEARCH
 from pipeline.errors import FingerprintError, InputError, StorageError
 from pipeline.interop.code_files import FaceName, open_codes
 from pipeline.interop.exporting import NamedSelection, export_codes, export_dictionary
 from pipeline.interop.importing import Importing, ImportSettings
-from pipeline.interop.measuring import Measuring, Result, match_images
+from pipeline.interop.measuring import Measuring, match_images
 from pipeline.interop.pickled_codes import latents_file
 from pipeline.interop.pictures import export_pictures, frames_of
 from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel, load_model
-from pipeline.storage import Shard
+from pipeline.storage import Shard, Store
 from pipeline.table import Table, TableWriter, card_text, open_table
 from pipeline.table.status import table_status
 
@@ -59,7 +60,7 @@ def imported(
 
 
 def measuring(
-    model: RestyleModel, meter: MetricEvaluator, results: Result | None = None, **alignment: Any
+    model: RestyleModel, meter: MetricEvaluator, results: Store | None = None, **alignment: Any
 ) -> Measuring:
     given = {"prealigned": True, "output_size": model.input_size, **alignment}
     return Measuring(model, AlignmentSettings(**given), meter, results)
@@ -280,7 +281,7 @@ def test_given_pictures_are_measured_instead_of_renders(
     _, plain = imported(source, model, tmp_path / "plain")
     export_pictures(NamedSelection(plain), model, str(tmp_path / "results"), "results")
     l2 = []
-    for name, results in (("t", None), ("u", Result(str(tmp_path / "results")))):
+    for name, results in (("t", None), ("u", Store(str(tmp_path / "results")))):
         with measuring(model, meter, results) as measured:
             _, table = imported(
                 source, model, tmp_path / name, measured, images=str(tmp_path / "in")
@@ -289,7 +290,7 @@ def test_given_pictures_are_measured_instead_of_renders(
     np.testing.assert_allclose(l2[0], l2[1], atol=1e-4)
     assert l2[1][1] == 0
     with (
-        measuring(model, meter, Result(str(tmp_path / "in"))) as measured,
+        measuring(model, meter, Store(str(tmp_path / "in"))) as measured,
         pytest.raises(InputError, match=r"no picture of step 0 of 'a\.jpg'"),
     ):
         imported(source, model, tmp_path / "v", measured, images=str(tmp_path / "in"))
@@ -307,9 +308,11 @@ def test_codes_of_turned_photos_are_measured_upright(
         (row,) = table.arrow("SELECT turn_deg, l2 FROM latents").to_pylist()
         assert row["turn_deg"] == 180
         assert row["l2"] > 0
-    earlier: dict[str, Any] = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
-    with measuring(model, meter, prealigned=False, **earlier) as measured:
-        message = "as it was made: --check-below 1.35 --search-pixels 64000000 --turns auto"
+    with measuring(model, meter, prealigned=False, **EARLIER_SEARCH) as measured:
+        message = (
+            "as it was made: --check-below 1.35 --coarse-side 224 --search-pixels 64000000 "
+            "--turns auto"
+        )
         with pytest.raises(FingerprintError, match=message):
             imported(source, model, tmp_path / "t", measured, **photos)
         _, table = imported(source, model, tmp_path / "u", measured, **photos)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
+import shutil
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Semaphore
 
 import pytest
 import yaml
@@ -26,8 +28,9 @@ from pipeline.engine.prometheus import (
 )
 from pipeline.table import open_table
 from tests.jobs.conftest import REASONS, SETTINGS, Undisturbed
-from tests.jobs.ray_head import ROOT, Head, running_head
+from tests.jobs.ray_head import ROOT, Head, Submitted, running_head
 from tests.jobs.running import file_bytes
+from tests.storage.test_web import Server, served
 
 pytestmark = pytest.mark.timeout(1800)
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
@@ -100,16 +103,43 @@ def test_a_job_streams_its_log_and_last_line(
     assert ours == theirs
 
 
+@contextmanager
+def served_one_by_one(photos: Path, names: Iterable[str]) -> Iterator[tuple[str, Semaphore]]:
+    """Serve a list of the images and of many more, each of which comes when it is released."""
+    released = Semaphore(0)
+
+    def get(request: Server) -> None:
+        if "more" in request.path:
+            released.acquire()
+        Server.do_GET(request)
+
+    first, *others = names
+    more = [f"more-{number:03d}.jpg" for number in range(240)]
+    for name in more:
+        (photos / name).hardlink_to(photos / first)
+    (photos / "list.txt").write_text("\n".join([first, *others, *more]))
+    with served(photos, do_GET=get) as server:
+        try:
+            yield f"{server}/list.txt", released
+        finally:
+            released.release(10 * len(more))
+
+
 def test_a_running_job_exposes_its_log_and_metrics(
-    head: Head, command: tuple[object, ...], dataset: dict[str, bytes], tmp_path: Path
+    head: Head, command: tuple[object, ...], dataset: dict[str, bytes], photos: Path, tmp_path: Path
 ) -> None:
-    """The job has work for minutes and is stopped when all metrics are exported, after 20 s."""
-    for copy, (name, content) in itertools.product(range(200), dataset.items()):
-        path = tmp_path / "many" / f"{copy:03d}" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    many = ("--input", tmp_path / "many", "--files-per-shard", 120, "--part-size", 12)
-    job = head.submit(*command, *many, "--steps", 100, "--inverters", 1, job="busy")
+    """The job waits for images, and is stopped when all metrics are exported, after 20 s."""
+    www = shutil.copytree(photos, tmp_path / "www")
+    with served_one_by_one(www, dataset) as (many, released):
+        # A reader fetches the files of a shard side by side.
+        more = ("--input", many, "--files-per-shard", len(dataset), "--inverters", 1)
+        job = head.submit(*command, *more, job="busy")
+        watch_metrics(head, job, released)
+        head.stop("busy")
+        job.ended()
+
+
+def watch_metrics(head: Head, job: Submitted, released: Semaphore) -> None:
     job.wait_for('"event": "part_done"')
     assert job.process.poll() is None, "the log comes while the job runs"
     # Some are gone with the job: one of a few seconds may never show them.
@@ -118,6 +148,7 @@ def test_a_running_job_exposes_its_log_and_metrics(
     assert value_of(scraped(head, at_once), "restyle_parts_total") > 0
     while not value_of(text := head.scrape(), BUSY):
         assert job.process.poll() is None, f"no {BUSY} while the job ran"
+        released.release(3)
         time.sleep(1)
     shares = re.findall(rf"^ray_{BUSY}{{.*}} (\S+)$", text, re.M)
     assert all(0 <= float(share) <= 1 for share in shares)
@@ -126,8 +157,6 @@ def test_a_running_job_exposes_its_log_and_metrics(
     answer = head.get(source["url"].removeprefix("http://localhost:8265"))
     targets = [target for group in json.loads(answer) for target in group["targets"]]
     assert head.metrics in {int(target.rsplit(":", 1)[1]) for target in targets}
-    head.stop("busy")
-    job.ended()
 
 
 def test_without_the_token_nothing_is_submitted(head: Head, command: tuple[object, ...]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -32,6 +34,20 @@ def bundle(model: RestyleModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     save_bundle(model, str(folder))
     return folder
+
+
+@pytest.mark.parametrize("name", ["bundle", "demo"])
+def test_loading_a_model_imports_no_compiler(name: str, bundle: Path) -> None:
+    """Every driver and inverter loads one, and the import takes two seconds."""
+    place = str(bundle) if name == "bundle" else name
+    code = f"""
+import sys
+from pipeline.models import load_model
+load_model({place!r})
+print({{"torch._dynamo", "sympy"}} & set(sys.modules))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
 
 
 @pytest.fixture

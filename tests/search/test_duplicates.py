@@ -77,6 +77,18 @@ def test_an_approximate_search_finds_the_planted_groups(
         find_most_duplicates(vectors, THRESHOLD)
 
 
+def test_few_vectors_of_many_faces_are_compared_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates_module, "_FEWEST_IN_LISTS", 5)
+    monkeypatch.setattr(duplicates_module, "require_faiss", lambda: None)
+    row = drawn(1)[0]
+    for count in (0, 2):
+        table = table_of(tmp_path / str(count), [row] * count + [None] * (10 - count))
+        result = find_most_duplicates(Vectors(Selection(table), "identity"), THRESHOLD)
+        assert (result.rows, len(result.ids)) == (count, count)
+
+
 def test_order_decides_the_first_of_a_group(table: Table) -> None:
     result = find_duplicates(Vectors(Selection(table, order="key DESC"), "identity"), THRESHOLD)
     numbers = [int(name[4:8]) for name in result.ids.to_pylist()]

@@ -11,13 +11,13 @@ from botocore.exceptions import ClientError, NoCredentialsError
 from google.auth.exceptions import DefaultCredentialsError
 
 from pipeline.errors import InputError, StorageError
+from pipeline.redaction import without_secrets
 from pipeline.storage import (
     canonical_uri,
     check_output,
     is_local,
     list_shards,
     one_line,
-    without_secrets,
 )
 from pipeline.storage.uris import read_file, storage_errors
 from tests.storage.archives import write_files, write_tar

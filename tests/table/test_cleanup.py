@@ -50,7 +50,7 @@ def run(table: TableWriter, shards: list[Shard] = SHARDS, *, whole_input: bool =
     orphans = Orphans(table.store)
     done = all(state.done for state in table.states(shards, orphans=orphans))
     for source in shards:
-        orphans.is_input(source)
+        orphans.add_input(source)
     orphans.remove(whole_input=whole_input)
     return done
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pipeline.table
-from pipeline.engine.cluster import running_ray
+from pipeline.engine.cluster import RaySession
 from pipeline.engine.ray_callbacks import run_settings
 from pipeline.table import open_table, write_card
 from tests.table.rows import N_STYLES, code, shard, write_shard, writer
@@ -46,7 +46,7 @@ def _ray(request: pytest.FixtureRequest) -> Iterator[None]:
     if "to_ray" not in request.getfixturevalue("block"):
         yield
         return
-    with running_ray(), run_settings():
+    with RaySession(), run_settings():
         yield
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
@@ -14,6 +14,12 @@ import pyarrow as pa
 from pipeline.alignment import AlignedFace, Alignment, AlignmentSettings, IsolatedAligner
 from pipeline.engine.messages import FaceBatch, SampleBatch
 from pipeline.engine.stages.base import JobStage, StageResources
+from pipeline.face_columns import (
+    ALIGNMENT_COLUMNS,
+    REJECT_COLUMNS,
+    SOURCE_COLUMNS,
+    TURN_COLUMN,
+)
 from pipeline.images import Rejection, RejectReason
 from pipeline.storage import Store
 
@@ -22,41 +28,16 @@ if TYPE_CHECKING:
     from pipeline.engine.resolve import ResolvedJob
     from pipeline.table import TableWriter
 
-_POINTS = pa.list_(pa.list_(pa.float32(), 2))
 FACES = pa.schema(
     [
-        ("key", pa.string()),
-        ("source_uri", pa.string()),
-        ("source_sha256", pa.string()),
-        ("face_index", pa.int32()),
-        ("n_faces", pa.int32()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("face_box", pa.list_(pa.float32(), 4)),
-        ("landmarks", _POINTS),
-        ("align_quad", _POINTS),
-        ("face_px", pa.float32()),
-        ("roll_deg", pa.float32()),
-        ("yaw", pa.float32()),
-        ("sharpness", pa.float32()),
-        ("pad_fraction", pa.float32()),
-        ("detector_score", pa.float32()),
+        *(SOURCE_COLUMNS | ALIGNMENT_COLUMNS).items(),
         ("pixels", pa.large_binary()),  # uint8 [h, w, 3]
         ("fields", pa.string()),  # JSON of the columns that are copied from the input
     ]
 )
-FACES_TURNED = FACES.append(pa.field("turn_deg", pa.int32()))
+FACES_TURNED = pa.schema([*FACES, *TURN_COLUMN.items()])
 _TARGET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-REJECTS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("face_index", pa.int32()),  # null: the whole sample
-        ("source_uri", pa.string()),
-        ("source_sha256", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
+REJECTS = pa.schema(REJECT_COLUMNS.items())
 
 
 def _plain(value: Any) -> Any:
@@ -84,9 +65,9 @@ def reject_row(
     }
 
 
-def count_reasons(rejects: pa.Table) -> Counter[str]:
+def count_reasons(rejects: Iterable[dict[str, Any]]) -> Counter[str]:
     """Return how often each reject reason occurs."""
-    return Counter(rejects["reason"].to_pylist())
+    return Counter(reject["reason"] for reject in rejects)
 
 
 def faces_schema(settings: AlignmentSettings, *, targets: bool = False) -> pa.Schema:
@@ -146,15 +127,15 @@ class Align(JobStage):
                     reject_row(*source, rejection, index)
                     for index, rejection in result.rejects.items()
                 ]
-        rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
         counts = replace(
             batch.counts,
             faces=len(faces),
             rejects=len(rejects),
-            reasons=count_reasons(rejected),
+            reasons=count_reasons(rejects),
             icc_ignored=icc_ignored,
         )
         table = pa.Table.from_pylist(faces, schema=self._schema())
+        rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
         return FaceBatch(batch.shard, batch.part, counts, table, rejected, batch.initial_codes)
 
     def _schema(self) -> pa.Schema:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,9 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.engine.messages import FaceBatch, LatentBatch
-from pipeline.engine.stages.align import REJECTS, count_reasons
+from pipeline.engine.stages.align import count_reasons
 from pipeline.engine.stages.base import JobStage, StageResources
-from pipeline.table import Columns, as_array, image_id, latents_table
+from pipeline.table import Columns, as_array, image_id
 
 if TYPE_CHECKING:
     from pipeline.choices import Device
@@ -50,29 +52,30 @@ class Invert(JobStage):
 
         self.inverter: Inverter = Inverter(self.settings)
         self.lock = threading.Lock()
+        self.ended = 0.0  # when the last part was inverted
 
     def process(self, batch: FaceBatch) -> LatentBatch:
         """Return the latents rows of a part; faces without a code become rejects."""
-        faces = batch.faces.to_pylist()
+        faces = faces_of(batch.faces)
         codes = None if batch.initial_codes is None else codes_by_image(batch.initial_codes)
+        began = time.perf_counter()
+        result = self.inverter.rows(faces, batch.shard_id, codes)
         with self.lock:
-            began = time.perf_counter()
-            result = self.inverter.rows(faces, batch.shard_id, codes)
-            seconds = time.perf_counter() - began
+            began, self.ended = max(began, self.ended), time.perf_counter()
+            seconds = self.ended - began  # parts overlap: time of two counts once
         latents = _with_fields(result.latents, faces) if self.columns.kept else result.latents
         earlier = self._of_chosen(batch.rejects.to_pylist(), batch.shard_id, codes)
-        rejects = pa.Table.from_pylist(_each_once(earlier, result.rejects), schema=REJECTS)
+        rejects = _each_once(earlier, result.rejects)
         counts = replace(
             batch.counts,
             faces=len(result.latents),
-            rejects=rejects.num_rows,
+            rejects=len(rejects),
             reasons=count_reasons(rejects),
             identity_missed=self._identity_missed(result.latents),
             inversion_seconds=result.seconds,
         )
         counts.stage_seconds[self.name] = seconds  # type: ignore[assignment]
-        table = latents_table(latents, self.columns, batch.shard_id)
-        return LatentBatch(batch.shard, batch.part, counts, table, rejects)
+        return LatentBatch(batch.shard, batch.part, counts, latents, rejects)
 
     def _identity_missed(self, latents: list[dict[str, Any]]) -> int:
         """Return the faces without an identity; 0 where none is measured."""
@@ -92,6 +95,25 @@ class Invert(JobStage):
             for name, reject in zip(names, rejects, strict=True)
             if reject["face_index"] is None or name in (codes or {})
         ]
+
+
+def faces_of(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows of a `FACES` table; their images are views of its memory, not copies."""
+    images = [name for name in ("pixels", "target") if name in table.column_names]
+    rows: list[dict[str, Any]] = table.drop_columns(images).to_pylist()
+    for name in images:
+        for row, view in zip(rows, _views(table[name]), strict=True):
+            row[name] = view
+    return rows
+
+
+def _views(column: pa.ChunkedArray) -> Iterator[memoryview]:
+    """Yield the values of a large binary column without nulls."""
+    for chunk in filter(len, column.chunks):
+        _, ends, content = chunk.buffers()
+        edges = np.frombuffer(ends, np.int64)[chunk.offset :][: len(chunk) + 1]
+        for start, end in itertools.pairwise(edges.tolist()):
+            yield memoryview(content)[start:end]
 
 
 def _each_once(earlier: list[dict[str, Any]], later: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from pipeline.engine.messages import LatentBatch, PartDone
 from pipeline.engine.stages.base import JobStage, StageResources
-from pipeline.table import TableWriter, rejects_table
+from pipeline.table import TableWriter
 
 if TYPE_CHECKING:
     from pipeline.choices import Device
@@ -33,12 +33,12 @@ class Write(JobStage):
 
     def process(self, batch: LatentBatch) -> PartDone:
         """Write a part; only its counts are passed on."""
-        record = self.writer.write_tables(
+        record = self.writer.write_part(
             batch.shard,
             batch.part,
             samples=batch.counts.samples,
             latents=batch.latents,
-            rejects=rejects_table(batch.rejects.to_pylist(), batch.shard_id),
+            rejects=batch.rejects,
         )
         counts = batch.counts
         if self.writer.forgotten:  # the table may have fewer faces than were found

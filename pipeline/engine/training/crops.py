@@ -111,6 +111,7 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
 
     `shards` is the listing of the input, if `check_training` has already started it.
     """
+    from pipeline.engine.resolve import alignment_settings
     from pipeline.models import treatment_for
     from pipeline.training.initial_model import start_digest, starting_model
     from pipeline.training.run import check_request
@@ -118,16 +119,7 @@ def plan_crops(config: TrainConfig, shards: Iterator[Shard] | None = None) -> Cr
     model = starting_model(config)
     continued_from = check_request(config, model)
     treatment = treatment_for(model, prealigned=config.prealigned, identity="none", fit=config.fit)
-    alignment = AlignmentSettings(
-        prealigned=treatment.prealigned,
-        fit=treatment.fit,
-        turns=config.turns,
-        search_pixels=config.search_pixels,
-        check_below=config.check_below,
-        min_face_px=config.min_face,
-        icc=config.icc,
-        output_size=model.input_size,
-    )
+    alignment = alignment_settings(config, model, treatment)
     if config.target and not treatment.prealigned:
         raise ConfigError(
             "--target needs pairs of crops that match pixel by pixel: align both sets first and "

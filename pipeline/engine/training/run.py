@@ -17,7 +17,7 @@ from typing import Any
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 # First: it sets the environment that Ray reads when it is imported.
-from pipeline.engine.cluster import Resources, running_ray, summarize_error
+from pipeline.engine.cluster import RaySession, Resources, summarize_error
 
 # isort: split
 from pipeline.engine.address import in_cluster
@@ -196,7 +196,7 @@ def run_training(
     output.remove(DONE)
     for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with _failures(), running_ray() as resources:
+    with _failures(), RaySession() as resources:
         check_workers(config, resources, local=not in_cluster())
         enter_phase("cutting crops")
         cut_pairs(config, plan, resources)

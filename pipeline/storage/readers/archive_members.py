@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.storage.file_types import is_hidden, is_image, may_be_image, sniff
+from pipeline.storage.file_types import is_hidden, is_image, may_be_image, sniff, stem_of
 from pipeline.storage.kept_columns import MAX_FIELD_BYTES, fields_of
 from pipeline.storage.left_out import LeftOut, label_of
 from pipeline.storage.read_options import ALL_IMAGES, ReadOptions
@@ -256,7 +256,7 @@ class _Chooser:
     def _sidecars(self, group: _Group, image: _Held) -> dict[str, bytes]:
         """Return the sidecars of an image by extension; its own override those of its key."""
         sidecars = {}
-        for stem in (image.key, image.name[: -len(PurePosixPath(image.name).suffix) or None]):
+        for stem in (image.key, stem_of(image.name)):
             for name, content in group.sidecars.items():
                 if name.startswith(f"{stem}."):
                     sidecars[name[len(stem) + 1 :]] = content
@@ -277,8 +277,7 @@ def _sample_of(member: Member, source: str) -> Sample:
 
 def _key(name: str) -> str:
     """Return the path without its extension, unless that is only a number, as in `a.0001`."""
-    suffix = PurePosixPath(name).suffix
-    return name if suffix[1:].isdigit() else name[: -len(suffix) or None]
+    return name if PurePosixPath(name).suffix[1:].isdigit() else stem_of(name)
 
 
 def _label(name: str, image_field: str) -> str:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError, StorageError
-from pipeline.storage.kept_columns import MAX_FIELD_BYTES, fields_of
+from pipeline.storage.file_types import stem_of
+from pipeline.storage.kept_columns import MAX_FIELD_BYTES, fields_of, json_object
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import file_entry
 from pipeline.storage.read_options import ReadOptions
@@ -51,7 +51,7 @@ def with_fields(
     metadata = FolderMetadata(shard)
     for group in _groups(samples):
         rows = metadata.rows(names[sample.key] for sample in group)
-        stems = [_stem(names[sample.key]) for sample in group]
+        stems = [stem_of(names[sample.key]) for sample in group]
         extensions = sorted({*options.keep_columns, "json"})
         contents = _contents(shard, [f"{stem}.{end}" for stem in stems for end in extensions])
         for sample, stem, row in zip(group, stems, rows, strict=True):
@@ -73,10 +73,6 @@ def _groups(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
             group, size = [], 0
     if group:
         yield group
-
-
-def _stem(name: str) -> str:
-    return name[: -len(PurePosixPath(name).suffix) or None]
 
 
 def _contents(shard: Shard, names: list[str]) -> dict[str, bytes]:
@@ -190,20 +186,12 @@ def _of_csv(text: str) -> Iterator[tuple[str, _Row]]:
 
 def _of_lines(text: str) -> Iterator[tuple[str, _Row]]:
     for line in text.split("\n"):
-        name = _json_object(line).get(_FILE_NAME)
+        name = json_object(line).get(_FILE_NAME)
         if isinstance(name, str):
             yield name, line
 
 
 def _parse_row(row: _Row) -> dict[str, Any]:
     if isinstance(row, str):
-        return {name: value for name, value in _json_object(row).items() if value is not None}
+        return {name: value for name, value in json_object(row).items() if value is not None}
     return {name: cell for name, cell in zip(*row, strict=False) if cell}
-
-
-def _json_object(line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

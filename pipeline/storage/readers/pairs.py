@@ -5,16 +5,21 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import PurePosixPath
 from typing import IO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, StorageError
-from pipeline.storage.file_types import is_hidden, readable_name
+from pipeline.storage.file_types import is_hidden, stem_of
 from pipeline.storage.readers.npy import read_array
-from pipeline.storage.readers.tar import DAMAGE, is_sample, open_tar, sparse_refusal
+from pipeline.storage.readers.tar import (
+    DAMAGE,
+    is_sample,
+    member_name,
+    open_tar,
+    sparse_refusal,
+)
 from pipeline.storage.store import Store
 from pipeline.storage.uris import one_line, storage_errors
 
@@ -55,7 +60,7 @@ def pair_members(uri: str) -> Iterator[Pair]:
             key = name.removesuffix(CODE_SUFFIX)
             codes[key] = _code(content, f"{uri}/{name}")
         else:
-            key = name[: -len(PurePosixPath(name).suffix)]
+            key = stem_of(name)
             images[key] = content
         if key in images and key in codes:
             count += 1
@@ -86,10 +91,10 @@ def code_members(uri: str) -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 
 def _members(uri: str, *, with_images: bool) -> Iterator[tuple[str, bytes]]:
-    """Yield `readable_name`s, without a leading "./", and contents of codes and images."""
+    """Yield the `member_name`s and contents of codes and images."""
     with _open_archive(uri) as archive:
         for member in archive:
-            name = readable_name(member.name.removeprefix("./"))
+            name = member_name(member)
             is_code = name.endswith(CODE_SUFFIX) and not is_hidden(name)
             if member.isfile() and (is_code or (with_images and is_sample(member))):
                 if refusal := sparse_refusal(member):

@@ -19,10 +19,16 @@ from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.readers.memory_limit import MemoryLimit
 from pipeline.storage.readers.parquet_pages import CheckedFile
 from pipeline.storage.readers.referenced_images import read_referenced_image
-from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_large
+from pipeline.storage.sample import (
+    MAX_SAMPLE_BYTES,
+    Sample,
+    UniqueKeys,
+    shard_errors,
+    too_large,
+)
 from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
-from pipeline.storage.uris import one_line, storage_errors
+from pipeline.storage.uris import storage_errors
 
 _KEY_COLUMNS = ("key", "__key__", "image_id", "id", "path", "file_name", "filename", "file")
 # Rows of a few kilobytes can share one image of a gigabyte: with batches of one row, which cost
@@ -49,18 +55,9 @@ def read_parquet(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Itera
     Without a path, and for an empty list, the sample is a `no_bytes` reject. Memory holds one row.
     Missing fields are counted in `left_out`.
     """
-    count = 0
-    with storage_errors(f"read '{shard.uri}'"):
-        try:
-            with open_seekable(shard.uri, _BUFFER) as file:
-                for sample in _samples(file, shard, options, left_out):
-                    count += 1
-                    yield sample
-        except (pa.ArrowException, *NOT_PARQUET) as error:
-            raise StorageError(
-                f"the shard '{shard.uri}' is damaged after {count} samples ({one_line(error)}); "
-                "replace it and run again"
-            ) from error
+    damage = (pa.ArrowException, *NOT_PARQUET)
+    with shard_errors(shard.uri, damage) as counted, open_seekable(shard.uri, _BUFFER) as file:
+        yield from counted(_samples(file, shard, options, left_out))
 
 
 def check_columns(shard: Shard, options: ReadOptions | None = None) -> None:

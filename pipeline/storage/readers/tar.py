@@ -7,16 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
-from pipeline.errors import StorageError
 from pipeline.storage.file_types import is_hidden, is_image, readable_name
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.readers import decompression
 from pipeline.storage.readers.archive_members import Member, samples_of
-from pipeline.storage.sample import Sample
+from pipeline.storage.sample import Sample, shard_errors
 from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
-from pipeline.storage.uris import one_line, storage_errors
 
 DAMAGE = (tarfile.TarError, *decompression.DAMAGE)
 _BLOCK = 8 << 20
@@ -125,18 +123,8 @@ def read_tar(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[
     Sidecars (`.json`, `.txt`, `.cls`, ...), nested archives and hidden files are counted in
     `left_out`. A link with an image's name is a reject: links are not followed.
     """
-    count = 0
-    with storage_errors(f"read '{shard.uri}'"):
-        try:
-            with open_tar(shard.uri) as archive:
-                for sample in samples_of(_members(archive), shard.source, options, left_out):
-                    count += 1
-                    yield sample
-        except DAMAGE as error:
-            raise StorageError(
-                f"the shard '{shard.uri}' is damaged after {count} samples ({one_line(error)}); "
-                "replace it and run again"
-            ) from error
+    with shard_errors(shard.uri, DAMAGE) as counted, open_tar(shard.uri) as archive:
+        yield from counted(samples_of(_members(archive), shard.source, options, left_out))
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[Member]:

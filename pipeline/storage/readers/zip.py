@@ -18,7 +18,7 @@ from pipeline.storage.readers.zip_entries import (
     entries_of,
     read_entry,
 )
-from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample
+from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, shard_errors
 from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import one_line, storage_errors
@@ -42,20 +42,10 @@ def read_zip(
     damaged directory raises `StorageError` after the samples before the damage. Without `content`
     the samples are empty, for counting.
     """
-    count = 0
-    with storage_errors(f"read '{shard.uri}'"):
-        try:
-            with _open_archive(shard) as files:
-                labels = _labels(files, shard) if LABEL in options.keep_columns else None
-                members = _members(files, labels, content=content)
-                for sample in samples_of(members, shard.source, options, left_out):
-                    count += 1
-                    yield sample
-        except ZipDamageError as error:
-            raise StorageError(
-                f"the shard '{shard.uri}' is damaged after {count} samples ({one_line(error)}); "
-                "replace it and run again"
-            ) from error
+    with shard_errors(shard.uri, (ZipDamageError,)) as counted, _open_archive(shard) as files:
+        labels = _labels(files, shard) if LABEL in options.keep_columns else None
+        members = _members(files, labels, content=content)
+        yield from counted(samples_of(members, shard.source, options, left_out))
 
 
 def labels_of(shard: Shard) -> Mapping[str, Any] | None:

@@ -53,28 +53,28 @@ def find_descendants(
     given = [_candidate(uri) for uri in named]
     roots = {candidate.store.root for candidate in given}
     siblings = [each for each in _siblings(store) if each.store.root not in roots]
-    found: dict[str, str] = {}
-    _follow(store.root, [*given, *siblings], found)
+    reasons: dict[str, str] = {}
+    _follow(store.root, [*given, *siblings], reasons)
     for candidate in given:
-        found.setdefault(candidate.store.root, "named by --descendants")
+        reasons.setdefault(candidate.store.root, "named by --descendants")
     place = spec.layout.get("input")
     for candidate in siblings:
         if place is not None and candidate.spec.layout.get("input") == place:
-            found.setdefault(candidate.store.root, "made from the same input")
+            reasons.setdefault(candidate.store.root, "made from the same input")
     return [
         Descendant(root, why, sum(1 for _ in forgotten_rows(Store(root), forgotten)))
-        for root, why in sorted(found.items())
+        for root, why in sorted(reasons.items())
     ]
 
 
-def _follow(root: str, candidates: Sequence[_Candidate], found: dict[str, str]) -> None:
+def _follow(root: str, candidates: Sequence[_Candidate], reasons: dict[str, str]) -> None:
     """Add the candidates that were made from the table at `root`, and those made from these."""
     for candidate in candidates:
         child = candidate.store.root
         setting = _setting_with(candidate.spec, root)
-        if setting and child != root and child not in found:
-            found[child] = f"made from '{root}' ({setting})"
-            _follow(child, candidates, found)
+        if setting and child != root and child not in reasons:
+            reasons[child] = f"made from '{root}' ({setting})"
+            _follow(child, candidates, reasons)
 
 
 def _setting_with(spec: TableSpec, root: str) -> str:

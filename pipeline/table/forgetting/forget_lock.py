@@ -7,12 +7,12 @@ import os
 import secrets
 import socket
 import threading
-import time
 from contextlib import suppress
 from typing import Any, Self
 
-from pipeline.errors import PipelineError, RequestError
+from pipeline.errors import PipelineError, RequestError, StorageError, TableError
 from pipeline.storage import Store
+from pipeline.table.spec import read_json
 
 LOCK_NAME = "_forgotten/lock"
 REFRESH_S = 15.0
@@ -49,14 +49,23 @@ class ForgetLock:
         self._thread.join()
         _HELD.discard(self.id)
         with suppress(PipelineError):  # it is taken over after a minute
-            self.store.remove(LOCK_NAME)
+            if self._is_ours():
+                self.store.remove(LOCK_NAME)
+
+    def _is_ours(self) -> bool:
+        """Return whether the stored lock is this one: after a long pause another may hold it."""
+        return self.store.get(LOCK_NAME) == self._content
 
     def _require_dead_holder(self) -> None:
         try:
-            holder: dict[str, Any] = json.loads(self.store.get(LOCK_NAME))
-            silence = time.time() - self.store.info(LOCK_NAME).modified
-        except (PipelineError, ValueError):
-            return  # it was released, or is damaged
+            holder = read_json(self.store, LOCK_NAME)
+            silence = self._storage_time() - self.store.info(LOCK_NAME).modified
+        except TableError:
+            return  # it is damaged
+        except StorageError:
+            if self.store.exists(LOCK_NAME):
+                raise
+            return  # it was released
         if silence < SILENT_S and not _is_dead(holder):
             host, pid = holder.get("host"), holder.get("pid")
             raise RequestError(
@@ -64,10 +73,20 @@ class ForgetLock:
                 f"{host}): wait for its end; if it was killed, try again in a minute"
             )
 
+    def _storage_time(self) -> float:
+        """Return the present time by the clock of the storage, which also dates the lock."""
+        probe = f"{LOCK_NAME}-{self.id}"
+        self.store.put(probe, b"")
+        try:
+            return self.store.info(probe).modified
+        finally:
+            self.store.remove(probe)
+
     def _refresh(self) -> None:
         while not self._released.wait(REFRESH_S):
             with suppress(PipelineError):
-                self.store.put(LOCK_NAME, self._content)
+                if self._is_ours():
+                    self.store.put(LOCK_NAME, self._content)
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
@@ -81,6 +100,6 @@ def _is_dead(holder: dict[str, Any]) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except OSError:
-        return False  # it belongs to another user
+    except (OSError, OverflowError):
+        return False  # it belongs to another user, or no process can have this number
     return False

@@ -21,6 +21,7 @@ import hashlib
 import itertools
 import json
 import secrets
+import shlex
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -231,7 +232,8 @@ def check_finished(store: Store, forgotten: Forgotten | None = None) -> None:
     if (Forgotten.read(store) if forgotten is None else forgotten).unfinished:
         raise RequestError(
             f"images are being erased from the table '{store.root}', or that was interrupted: run "
-            f"`restyle forget --table {store.root}`, which does the rest, then this command again"
+            f"`restyle forget --table {shlex.quote(store.root)}`, which does the rest, then this "
+            "command again"
         )
 
 

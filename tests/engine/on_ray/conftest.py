@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from pipeline.engine import run
-from pipeline.engine.cluster import Resources, running_ray
+from pipeline.engine.cluster import RaySession, Resources
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -23,11 +21,11 @@ def one_node() -> Iterator[Resources]:
         patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "600000")
         # Ray Data starts 32 processes to read the footers of any number of files.
         patch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
-        with running_ray() as resources:
+        with RaySession() as resources:
             yield resources
 
 
 @pytest.fixture
 def joined(one_node: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let jobs of this process use the Ray that runs, where they would start their own."""
-    monkeypatch.setattr(run, "running_ray", lambda _: nullcontext(one_node))
+    monkeypatch.setattr(RaySession, "__enter__", lambda _: one_node)

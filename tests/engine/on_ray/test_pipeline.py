@@ -128,7 +128,9 @@ def test_readers_do_not_run_far_ahead_of_writers(
 def test_a_part_may_outlast_ray_datas_timeout(
     config_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 2.0)
+    context = DataContext.get_current()
+    # Ray 2.57 has no such timeout.
+    monkeypatch.setattr(context, "execution_no_progress_timeout_s", 2.0, raising=False)
     write_tar(tmp_path / "tars" / "a.tar", [("0.jpg", b"image")])
     with executed(config_of(input=str(tmp_path / "tars")), LongInvert) as run:
         assert sorted(type(item).__name__ for item in run.messages) == ["PartDone", "ShardEnd"]
