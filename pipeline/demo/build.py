@@ -26,7 +26,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.data import random_batches
 from pipeline.training.distributed import Group, join_group
 from pipeline.training.encoder_task import EncoderTask, Faces, ModelStart, augment_faces
-from pipeline.training.latent_pairs import Pairs
+from pipeline.training.latent_pairs import LatentPairs
 from pipeline.training.losses import load_face_features
 from pipeline.training.train_log import TrainLog, read_reports, total_seconds
 from pipeline.training.trainer import LoopPlan, train
@@ -46,13 +46,13 @@ class DemoData:
     Without `targets` it learns the images of the pairs.
     """
 
-    pairs: Pairs
+    pairs: LatentPairs
     targets: Tensor | None = None
 
     @property
-    def as_pairs(self) -> Pairs:
+    def as_pairs(self) -> LatentPairs:
         """Codes with the images that the generator learns."""
-        return self.pairs if self.targets is None else Pairs(self.pairs.w, self.targets)
+        return self.pairs if self.targets is None else LatentPairs(self.pairs.w, self.targets)
 
     def split(self, held_out: int) -> tuple[DemoData, DemoData]:
         """Return all but the last `held_out` pairs, and the last `held_out`."""
@@ -69,15 +69,15 @@ class DemoData:
         return Faces(inputs, images if self.targets is None else from_levels(self.targets[index]))
 
 
-def reduced_pairs(pairs: Pairs, size: int) -> Pairs:
+def reduced_pairs(pairs: LatentPairs, size: int) -> LatentPairs:
     """Return `pairs` with images of `size` pixels, by block means."""
     if pairs.images.shape[-1] == size:
         return pairs
     images = [_reduced(from_levels(batch), size) for batch in pairs.images.split(CARTOON_BATCH)]
-    return Pairs(pairs.w, torch.cat(images))
+    return LatentPairs(pairs.w, torch.cat(images))
 
 
-def draw_cartoons(pairs: Pairs, size: int, folder: str) -> DemoData:
+def draw_cartoons(pairs: LatentPairs, size: int, folder: str) -> DemoData:
     """Return `pairs` reduced to `size`, with cartoons computed at full size as targets.
 
     The cartoons are stored in `folder` and computed again only for other images: 2.5 minutes for

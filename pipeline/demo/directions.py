@@ -29,7 +29,7 @@ from pipeline.editing.w_space import w_space_of
 from pipeline.models import load_model
 from pipeline.storage import Store
 from pipeline.storage.readers.pairs import pair_tars
-from pipeline.training.latent_pairs import Pairs, load_pairs
+from pipeline.training.latent_pairs import LatentPairs, load_pairs
 
 Numbers = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def smile_of(landmarks: NDArray[np.float32]) -> tuple[float, float, float]:
     return lift / distance, width / distance, opening / distance
 
 
-def measured(pairs: Pairs) -> dict[str, Numbers]:
+def measured(pairs: LatentPairs) -> dict[str, Numbers]:
     """Return the labels `smile` and `pose` of the images of `pairs`, standardised, [n]."""
     left, top, right, bottom = (edge * MEASURED_AT for edge in FACE_BOX)
     box = Detection(left, top, right, bottom, score=1.0)
@@ -121,11 +121,11 @@ def correlation(direction: Numbers, codes: Numbers, label: Numbers) -> float:
     return round(float(np.corrcoef(codes @ direction, label)[0, 1]), 3)
 
 
-def fit_all(pairs: Pairs) -> dict[str, tuple[Numbers, dict[str, float | int]]]:
+def fit_all(pairs: LatentPairs) -> dict[str, tuple[Numbers, dict[str, float | int]]]:
     """Return each direction by name, with what its record says: faces, and held-out correlation."""
     codes = pairs.w.double().numpy()
     fitted: dict[str, tuple[Numbers, dict[str, float | int]]] = {}
-    some = Pairs(pairs.w[::EVERY], pairs.images[::EVERY])
+    some = LatentPairs(pairs.w[::EVERY], pairs.images[::EVERY])
     for name, label in measured(some).items():
         known, penalty = codes[::EVERY], PENALTIES[name]
         kept = np.arange(len(label)) % 5 != 0

@@ -23,7 +23,7 @@ from pipeline.storage import Store
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.data import random_batches
 from pipeline.training.distributed import Group, join_group
-from pipeline.training.latent_pairs import Pairs
+from pipeline.training.latent_pairs import LatentPairs
 from pipeline.training.losses import ImageLoss, ImageWeights
 from pipeline.training.train_log import TrainLog
 from pipeline.training.trainer import LoopPlan, Task, TrainState, Validation, train
@@ -73,7 +73,9 @@ class LatentScale:
 
 
 @torch.no_grad()
-def evaluate_generator(generator: nn.Module, pairs: Pairs, scale: LatentScale) -> dict[str, float]:
+def evaluate_generator(
+    generator: nn.Module, pairs: LatentPairs, scale: LatentScale
+) -> dict[str, float]:
     """Return mean L2, L1 and LPIPS (at 128 px) of `generator` over `pairs`."""
     sums = {"l2": 0.0, "l1": 0.0, "lpips": 0.0}
     for index in torch.arange(len(pairs)).split(50):
@@ -103,12 +105,11 @@ class GeneratorTask(Task[CodedImages]):
         self,
         generator: Generator,  # takes normalised codes
         scale: LatentScale,
-        held_out: Pairs,
-        weights: ImageWeights = WEIGHTS,
+        held_out: LatentPairs,
         adversary: ImageAdversary | None = None,
     ) -> None:
         self.network: nn.Module = generator
-        self.scale, self.held_out, self.weights = scale, held_out, weights
+        self.scale, self.held_out = scale, held_out
         self.n_styles, self.adversary = generator.n_styles, adversary
         self._images: tuple[Tensor, Tensor] | None = None  # rendered and real, of the last batch
 
@@ -119,7 +120,7 @@ class GeneratorTask(Task[CodedImages]):
         """See `Task.accumulate`."""
         w, target = batch
         # The loss draws its shift before the generator its noise: the order fixes both draws.
-        loss = ImageLoss(self.weights, target)
+        loss = ImageLoss(WEIGHTS, target)
         rendered = self.network(self._codes(w))
         terms = loss(rendered)
         weight = self.adversary.plan.weight_at(train_state.progress) if self.adversary else 0.0
@@ -160,7 +161,9 @@ class GeneratorTask(Task[CodedImages]):
         return torch.stack([target, network(self._codes(w))])
 
 
-def pair_batches(pairs: Pairs, plan: LoopPlan, group: Group, first: int) -> Iterator[CodedImages]:
+def pair_batches(
+    pairs: LatentPairs, plan: LoopPlan, group: Group, first: int
+) -> Iterator[CodedImages]:
     """Yield this process's share of every batch of `pairs` from batch `first` on."""
     for index in random_batches(len(pairs), plan.batch, plan.seed, first):
         yield pairs.batch(group.share(index))
@@ -168,7 +171,7 @@ def pair_batches(pairs: Pairs, plan: LoopPlan, group: Group, first: int) -> Iter
 
 def fit_generator(
     plan: LoopPlan,
-    pairs: Pairs,
+    pairs: LatentPairs,
     folder: str,  # any fsspec URI
     *,
     channels: dict[int, int] | None = None,

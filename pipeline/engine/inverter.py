@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from pipeline.inversion import (
     keep_freed_memory,
     ready_device,
 )
-from pipeline.inversion.methods import Method, Models, convergence, find_codes
+from pipeline.inversion.methods import OPTIMISATIONS, Method, Models, convergence, find_codes
 from pipeline.inversion.render import render_each
 from pipeline.metrics import Measures, MetricEvaluator
 from pipeline.models import RestyleModel, load_model
@@ -128,7 +129,10 @@ class _Batch(NamedTuple):
 
 
 class Inverter:
-    """Loads the models and the metric networks once; turns faces into latents rows."""
+    """Loads the models and the metric networks once; turns faces into latents rows.
+
+    Two threads may do so at once: while one waits for its last batch a GPU computes the other's.
+    """
 
     def __init__(self, settings: InvertSettings) -> None:
         self.settings = settings
@@ -142,14 +146,17 @@ class Inverter:
         first = self._load(settings.first, {}) if settings.first else None
         self.models = Models(self.model, first, perceptual=self.meter.lpips)
         self.batch_size = settings.batch_size or BATCH[self.device]
+        self._beginning = threading.Lock()
 
     def _load(self, model: str, hints: ModelHints) -> RestyleModel:
-        """Return a model, or its twin for bfloat16, on the device."""
-        loaded = load_model(model, device=self.device, **hints)
-        if self.settings.precision != "bfloat16":
-            return loaded
-        loaded.requires_grad_(False)
-        return FastModel(loaded)
+        """Return a model on the device, or its twin: in bfloat16, or in float32 on a CPU."""
+        loaded = load_model(model, device=self.device, **hints).requires_grad_(False)
+        if self.settings.precision == "bfloat16":
+            return FastModel(loaded)
+        has_gradients = self.settings.method.name in OPTIMISATIONS
+        if self.device == "cpu" and not has_gradients:
+            return FastModel(loaded, torch.float32)
+        return loaded
 
     def rows(
         self,
@@ -170,7 +177,8 @@ class Inverter:
             start = None
             if initial_codes is not None:
                 start = torch.from_numpy(np.stack([initial_codes[name] for name in names]))
-            begun = self._begin(names, batch_faces, start)
+            with self._beginning:
+                begun = self._begin(names, batch_faces, start)
             if pending:
                 self._finish(result, pending)
             pending = begun

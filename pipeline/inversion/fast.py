@@ -1,8 +1,8 @@
-"""Twin of a model for fast inversion: same code path, bfloat16 networks, CUDA graphs.
+"""Twin of a model for fast inversion: same code path, fast networks, CUDA graphs.
 
-`invert` and `invert_adaptively` take it like a model. Against float32 the means of a set's L2,
-LPIPS and identity move by a few hundredths of a percent, single faces by more: `README.md` beside
-this file has the measured bounds.
+`invert` and `invert_adaptively` take it like a model. In float32 it differs by rounding. In
+bfloat16 the means of a set's L2, LPIPS and identity move by a few hundredths of a percent, single
+faces by more: `README.md` beside this file has the measured bounds.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from pipeline.models.stylegan2_fast import MOST_AT_ONCE, FastGenerator
 class FastModel(RestyleModel):
     """Twin of a model's present weights, on the device of the model.
 
-    It inverts and renders, but has no gradients: `optimize` and training take the model itself.
+    It inverts and renders, but has no gradients: `optimize` and training take the model itself. In
+    float32, which is for CPUs, it shares the model's encoder: a twin of that is not faster.
     """
 
     def __init__(self, model: RestyleModel, dtype: torch.dtype = torch.bfloat16) -> None:
         nn.Module.__init__(self)
         self.architecture, self.card = model.architecture, model.card
-        self.encoder = fast_encoder(model.encoder, dtype)
+        is_float32 = dtype == torch.float32
+        self.encoder = model.encoder if is_float32 else fast_encoder(model.encoder, dtype)
         twin = FastGenerator(model.generator, model.frame_size, model.input_size, dtype)
         self.generator = cast("Any", twin)
         self.register_buffer("latent_avg", model.latent_avg.detach().clone())

@@ -134,7 +134,7 @@ class Crops:
         return self._loaded[number]
 
 
-class Pairs:
+class CropPairs:
     """Pairs of crops from two sets.
 
     `numbers` is int64 [n, 2]: numbers in `sources` and in `targets`, in the order of the sources.
@@ -170,10 +170,10 @@ def put_pairs(store: Store, numbers: Tensor) -> None:
     store.put(PAIRS, save_safetensors({"numbers": numbers.contiguous()}))
 
 
-def read_pairs(sources: Crops, targets: Crops) -> Pairs:
+def read_pairs(sources: Crops, targets: Crops) -> CropPairs:
     """Read the pairs that `put_pairs` wrote."""
     numbers = load_safetensors(sources.store.get(PAIRS))["numbers"]
-    return Pairs(sources, targets, numbers)
+    return CropPairs(sources, targets, numbers)
 
 
 def match_keys(

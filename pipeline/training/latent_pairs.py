@@ -20,7 +20,7 @@ from pipeline.storage.readers.pairs import code_members, pair_members
 
 
 @dataclass(frozen=True)
-class Pairs:
+class LatentPairs:
     """W codes and the images rendered from them."""
 
     w: Tensor  # float32 [n, 512]
@@ -33,13 +33,15 @@ class Pairs:
         """Return codes [b, 512] and images [b, 3, size, size] in [-1, 1] at `index` [b]."""
         return self.w[index], from_levels(self.images[index])
 
-    def split(self, held_out: int) -> tuple[Pairs, Pairs]:
+    def split(self, held_out: int) -> tuple[LatentPairs, LatentPairs]:
         """Return all but the last `held_out` pairs, and the last `held_out`."""
         edge = len(self) - held_out
-        return Pairs(self.w[:edge], self.images[:edge]), Pairs(self.w[edge:], self.images[edge:])
+        return LatentPairs(self.w[:edge], self.images[:edge]), LatentPairs(
+            self.w[edge:], self.images[edge:]
+        )
 
 
-def load_pairs(shards: Sequence[str | Path], size: int) -> Pairs:
+def load_pairs(shards: Sequence[str | Path], size: int) -> LatentPairs:
     """Read every pair of `shards`, images reduced to `size` pixels by exact block means.
 
     A shard is the path or fsspec URI of a tar with `<key>.jpg` and `<key>.w.npy` (float16 [512]).
@@ -57,7 +59,7 @@ def load_pairs(shards: Sequence[str | Path], size: int) -> Pairs:
         for key in sorted(by_key):
             codes.append(by_key[key][0])
             images.append(by_key[key][1])
-    return Pairs(torch.from_numpy(np.stack(codes)), torch.from_numpy(np.stack(images)))
+    return LatentPairs(torch.from_numpy(np.stack(codes)), torch.from_numpy(np.stack(images)))
 
 
 def load_codes(shards: Sequence[str | Path]) -> Tensor:

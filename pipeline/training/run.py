@@ -20,7 +20,7 @@ from pipeline.storage.readers.pairs import pair_tars
 from pipeline.training.augment import flip_alike, flip_half
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.config import TrainConfig
-from pipeline.training.data import Crops, Pairs, random_batches, windowed
+from pipeline.training.data import CropPairs, Crops, random_batches, windowed
 from pipeline.training.degradations import Degrader
 from pipeline.training.distributed import Group
 from pipeline.training.e4e import Adversary
@@ -69,7 +69,7 @@ def augmentation(config: TrainConfig) -> Callable[[Faces], Faces]:
     return augment_faces
 
 
-def split_counts(crops: Crops | Pairs, held_out: int, batch: int = 1) -> list[int]:
+def split_counts(crops: Crops | CropPairs, held_out: int, batch: int = 1) -> list[int]:
     """Return for each file the number of its crops to train on: all but the last `held_out`.
 
     Raises `InputError` when they do not fill a batch.
@@ -88,7 +88,7 @@ def split_counts(crops: Crops | Pairs, held_out: int, batch: int = 1) -> list[in
     return counts
 
 
-def faces_at(crops: Crops | Pairs, index: Tensor, degrader: Degrader | None = None) -> Faces:
+def faces_at(crops: Crops | CropPairs, index: Tensor, degrader: Degrader | None = None) -> Faces:
     """Return inputs and targets of the crops at `index` [b]."""
     inputs = crops.images(index)
     if isinstance(crops, Crops) and degrader is None:
@@ -109,7 +109,7 @@ def _degraded(image: Tensor, degrader: Degrader, number: int) -> Tensor:
 
 
 def crop_batches(
-    crops: Crops | Pairs,
+    crops: Crops | CropPairs,
     counts: list[int],
     plan: LoopPlan,
     group: Group,
@@ -173,7 +173,7 @@ def make_task(config: TrainConfig, model: RestyleModel, held_out: Faces) -> Enco
 
 
 def train_restyle(
-    config: TrainConfig, crops: Crops | Pairs, group: Group, device: str = "cpu"
+    config: TrainConfig, crops: Crops | CropPairs, group: Group, device: str = "cpu"
 ) -> dict[str, Any]:
     """Train, resuming from the last checkpoint in the output; return a summary.
 

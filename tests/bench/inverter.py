@@ -1,6 +1,6 @@
 """Seconds, peak memory and share of a CPU's peak of `invert`, against the published loop.
 
-python tests/bench/inverter.py [--batches 1,4] [--steps 1,5] [--threads N]
+python tests/bench/inverter.py [--batches 1,4] [--steps 1,5] [--allocators default,kept]
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REGIME = """\
 Regime: ReStyle-pSp for faces (IR-SE50 encoder, 1024 px StyleGAN2), seeded random weights.
   published  the loop of the literature in float32: weights modulated for every face, one grouped
              convolution a layer, resampling channel by channel, every step's images at full size
-  float32    pipeline.inversion.invert
+  float32    pipeline.inversion.invert with the twin that a job on a CPU has
   bfloat16   the same with the twin of `--precision bfloat16`, on a CPU that gains by it
 Each row is a process of its own; weights are loaded and the average image made before the clock
 starts. CPU seconds are user + system of the process, so a busy machine disturbs them little; wall
@@ -145,7 +145,7 @@ def loop_of(side: str, model: RestyleModel) -> Callable[[Tensor, int], Any]:
     model.requires_grad_(False)
     if side == "published":
         return lambda images, steps: published_loop(model, images, steps)
-    ours = FastModel(model) if side == "bfloat16" else model
+    ours = FastModel(model, getattr(torch, side))
     average_image(ours)
     return lambda images, steps: invert(ours, images, steps=steps, full_size=False)
 
@@ -260,6 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--batches", default="1,4", help="comma-separated (published: 16 GB at 4)")
     parser.add_argument("--steps", default="1,5", help="comma-separated")
+    parser.add_argument("--allocators", default="default,kept", help="comma-separated")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--measure", choices=[*SIDES, "ceilings"], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -278,10 +279,11 @@ def main() -> None:
         shapes = seeded_model()
     counted = {side: operations(side, shapes) for side in sides}
     rows = []
-    for count, batch, kept, side in itertools.product(steps, batches, (False, True), sides):
+    allocators = args.allocators.split(",")
+    for allocator, count, batch, side in itertools.product(allocators, steps, batches, sides):
         flags = [*common, side, "--batches", str(batch), "--steps", str(count)]
-        case = {"batch": batch, "steps": count, "allocator": "kept" if kept else "default"}
-        rows.append({"side": side, **case} | in_a_process(flags, kept))
+        case = {"batch": batch, "steps": count, "allocator": allocator}
+        rows.append({"side": side, **case} | in_a_process(flags, allocator == "kept"))
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     print(json.dumps(summary(rows, counted, peaks)))
 

@@ -9,7 +9,7 @@ from pipeline.demo.discriminator import DiscriminatorPlan
 from pipeline.demo.plans import CARTOON, FACES, GrowthPlan
 from pipeline.errors import FingerprintError
 from pipeline.storage import Store
-from pipeline.training.latent_pairs import Pairs
+from pipeline.training.latent_pairs import LatentPairs
 from pipeline.training.losses import ImageWeights
 from pipeline.training.train_log import read_reports
 from pipeline.training.trainer import LoopPlan
@@ -43,7 +43,7 @@ def photos() -> DemoData:
     torch.manual_seed(0)
     w = torch.randn(24, 512)
     colour = (127 + 60 * w[:, :3]).clamp(0, 255).byte()
-    return DemoData(Pairs(w, colour[:, :, None, None].expand(-1, -1, 64, 64).contiguous()))
+    return DemoData(LatentPairs(w, colour[:, :, None, None].expand(-1, -1, 64, 64).contiguous()))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_later_steps_lower_the_distance(base):
 
 
 def test_cached_cartoons_match_images_and_size(photos, tmp_path):
-    dark = Pairs(photos.pairs.w, 255 - photos.pairs.images)
+    dark = LatentPairs(photos.pairs.w, 255 - photos.pairs.images)
     expected = draw_cartoons(dark, 16, str(tmp_path / "fresh")).targets
     draw_cartoons(photos.pairs, 16, str(tmp_path / "used"))
     assert torch.equal(draw_cartoons(dark, 16, str(tmp_path / "used")).targets, expected)

@@ -8,7 +8,7 @@ from pipeline.demo import directions
 from pipeline.editing.directions import built_in_names, read_direction
 from pipeline.editing.w_space import w_space_of
 from pipeline.models import load_model
-from pipeline.training.latent_pairs import Pairs
+from pipeline.training.latent_pairs import LatentPairs
 
 
 def face(lift: float, turn: float = 0.0) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_judged_pairs_are_both_ages_of_both_sexes():
 def test_command_writes_three_directions(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     images = torch.randint(0, 255, (280, 3, 16, 16), dtype=torch.uint8)
-    pairs = Pairs(torch.randn(280, 512), images)
+    pairs = LatentPairs(torch.randn(280, 512), images)
     monkeypatch.setattr(directions, "load_pairs", lambda *_: pairs)
     monkeypatch.setattr(directions, "EVERY", 28)
     (tmp_path / "pairs-0.tar").touch()

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.flop_counter import flop_registry
 
 from pipeline.inversion import FastModel, average_image, invert
 from pipeline.metrics.evaluator import MetricEvaluator
@@ -49,16 +50,18 @@ class Counts:
 
     launches: int = 0
     bytes: int = 0
+    flop: int = 0  # of convolutions and products
     waits: int = 0  # the host stops until the device is done, or copies from or to it
     peak_bytes: int = 0
     live: int = 0
     storages: set[int] = field(default_factory=set)
 
     def to_dict(self) -> dict[str, float]:
-        """Return launches, gigabytes, waits and peak GiB."""
+        """Return launches, gigabytes, teraflop, waits and peak GiB."""
         return {
             "launches": self.launches,
             "gigabytes": round(self.bytes / 1e9, 2),
+            "teraflop": round(self.flop / 1e12, 3),
             "waits": self.waits,
             "peak_gib": round(self.peak_bytes / 2**30, 2),
         }
@@ -85,6 +88,11 @@ class Counter(TorchDispatchMode):
             self.counts.waits += 1
         if name not in _FREE and func.namespace != "prim":
             self.add((*inputs, *outputs))
+        if func.overloadpacket in flop_registry:
+            formula = flop_registry[func.overloadpacket]
+            self.counts.flop += formula(*args, **(kwargs or {}), out_val=result)
+        if name == "conv2d":  # undivided in inference mode
+            self.counts.flop += 2 * result.numel() * args[1][0].numel()
         return result
 
     def add(self, tensors: tuple[Tensor, ...]) -> None:

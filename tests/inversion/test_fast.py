@@ -35,6 +35,16 @@ def test_the_twin_inverts_within_its_bounds(model: RestyleModel) -> None:
     assert float(errors[1] / errors[0]) == pytest.approx(1, abs=0.005)
 
 
+def test_the_twin_in_float32_differs_by_rounding(model: RestyleModel) -> None:
+    images = torch.rand(2, 3, *model.input_size) * 2 - 1
+    exact, fast = (
+        invert(each, images, steps=2) for each in (model, FastModel(model, torch.float32))
+    )
+    assert torch.allclose(fast.w_plus, exact.w_plus, rtol=0, atol=2e-5)
+    assert torch.allclose(fast.step_images, exact.step_images, rtol=0, atol=1e-4)
+    assert torch.allclose(fast.images, exact.images, rtol=0, atol=1e-4)
+
+
 def test_the_twin_keeps_shapes_and_full_images(model: RestyleModel) -> None:
     images = torch.rand(2, 3, *model.input_size) * 2 - 1
     twin = FastModel(model)

@@ -1,7 +1,8 @@
+import pytest
 import torch
 
-from pipeline.metrics.lpips import load_lpips
-from pipeline.metrics.pixel import mean_squared_error
+from pipeline.metrics.lpips import Lpips, load_lpips
+from pipeline.metrics.pixel import enlarge, mean_squared_error
 
 
 def test_each_layer_reproduces_the_published_script(seeded_lpips, inputs, golden):
@@ -37,3 +38,15 @@ def test_blur_is_farther_than_a_shade():
     blur = torch.nn.functional.avg_pool2d(image, 5, stride=1, padding=2)
     network = load_lpips()
     assert network(image, blur) > 5 * network(image, shade)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 64)])
+def test_an_enlarged_image_needs_no_enlargement(size):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Lpips().double().requires_grad_(False)
+    images = torch.rand(2, 3, *size, dtype=torch.float64) * 2 - 1
+    for made, expected in zip(
+        network.embed_enlarged(images), network.embed(enlarge(images)), strict=True
+    ):
+        torch.testing.assert_close(made, expected, rtol=0, atol=1e-6)

@@ -145,10 +145,10 @@ def begin_event(
 
     Raises `InputError` if `store` holds too few crops.
     """
-    from pipeline.training.data import Crops, Pairs, read_index, read_pairs
+    from pipeline.training.data import CropPairs, Crops, read_index, read_pairs
     from pipeline.training.run import split_counts
 
-    crops: Crops | Pairs = Crops(store)
+    crops: Crops | CropPairs = Crops(store)
     facts, partners = read_index(store) or {}, {}
     if targets:
         alone, others = len(crops), Crops(targets)
