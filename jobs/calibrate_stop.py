@@ -7,7 +7,8 @@ samples are taken from each, spread evenly. The rule has the fewest steps whose 
 --tolerance of --like-steps steps for all, on the first set. Writes stop_curve.md, .csv and .png for
 the second one and prints one JSON object as its last line, with the rule and, in `flags`, the flags
 of jobs/invert_dataset.py for it.
-Exit code: 0 done, 1 a read or a put failed, 2 the request is wrong.
+
+exit code  0 done   1 a read or a write failed   2 the request is wrong
 """
 
 from __future__ import annotations

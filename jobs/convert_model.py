@@ -8,7 +8,8 @@ has no encoder; use it with --method optimize.
 
 The bundle (safetensors + JSON) loads without unpickling, faster, and with its sha256 verified; at
 float32 it has the checkpoint's fingerprint, so either continues a table.
-Exit code: 0 done, 1 a read or a write failed, 2 the checkpoint does not fit.
+
+exit code  0 done   1 a read or a write failed   2 the checkpoint does not fit
 """
 
 from __future__ import annotations

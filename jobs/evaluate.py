@@ -5,7 +5,9 @@
 
 Writes comparison.md, CSV files and plots. Means come with 95 % intervals, differences to the
 first table are taken face by face.
-Exit code: 0 done, 1 a read or a write failed, 2 the tables do not compare or the request is wrong.
+
+exit code  0 done   1 a read or a write failed
+           2 the tables do not compare, or the request is wrong
 """
 
 from __future__ import annotations

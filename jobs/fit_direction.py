@@ -112,10 +112,10 @@ def _fit(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.editing.w_space import w_space_of
 
     others = tuple(read_direction(text) for text in args.orthogonal_to)
+    settings = FitSettings(args.method, args.space, args.penalty, others)
     model = model_of(table, args.model)
     space = w_space_of(model)
     notes = [note for other in others if (note := other.check_model(space))]
-    settings = FitSettings(args.method, args.space, args.penalty, others)
     fit = fit_direction(labels, settings, model.latent_avg.double().cpu().numpy())
     facts = card_of(labels, settings, fit)
     direction = Direction(name, fit.rows.astype("f4"), "", space, facts)

@@ -12,7 +12,8 @@ A query reads the table and these files only: no other file, no network, and it 
 On a terminal, control characters in names and values are shown as `\x1b`, `\n`; into a file or a
 pipe, --csv writes the values as they are, in quotes where they need it. A spreadsheet takes a value
 that begins with =, +, - or @ for a formula: import such a file as text.
-Exit code: 0 done, 1 a read failed, 2 the table or the query is wrong.
+
+exit code  0 done   1 a read failed   2 the table or the query is wrong
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ import argparse
 import sys
 from typing import Any
 
+from pipeline.choices import EARLIER_ALIGNMENT
 from pipeline.cli import add_count, add_flags, job_parser
 from pipeline.config import JobConfig, load_config
 from pipeline.engine.job import run_to_exit_code
 from pipeline.errors import ConfigError, printable
 from pipeline.storage import ALL_IMAGES, canonical_uri
 from pipeline.table import RunRecord, TableSpec, open_initial_table
-from pipeline.table.spec import EARLIER_VALUES
 
 # Settings kept from the first pass, so that the same faces are found in the same images.
 KEPT = (
@@ -30,7 +30,6 @@ KEPT = (
     *("best_step_by", "latent_dtype", "keep_columns", "keep_identity"),
     *("domain", "encoder_type", "estimate_latent_avg"),
 )
-LATER = ("icc", "turns", "search_pixels", "check_below")  # kept too; older tables lack them
 OWN = (
     *("distance_weight", "seed", "best_step_by", "latent_dtype"),
     *("keep_steps", "keep_crops", "keep_reconstructions", "keep_columns", "keep_identity"),
@@ -61,7 +60,7 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
     spec = open_initial_table(table).spec
     first_config, layout = spec.config, spec.layout
     settings = {name: first_config[name] for name in KEPT if name in first_config}
-    settings |= {name: first_config.get(name, _earlier(name)) for name in LATER}
+    settings |= {name: first_config.get(name, then) for name, then in EARLIER_ALIGNMENT.items()}
     # A relative path of the input is relative to where the first pass ran.
     if "input" in first_config and layout.get("input") != printable(
         canonical_uri(str(first_config["input"]))
@@ -90,13 +89,9 @@ def _of_imported(table: str, spec: TableSpec) -> dict[str, Any]:
         )
     aligned = spec.settings["measured"]["alignment"]
     kept = {name: aligned[name] for name in ("faces", "prealigned")}
-    kept |= {name: aligned.get(name, _earlier(name)) for name in LATER}
+    kept |= {name: aligned.get(name, earlier) for name, earlier in EARLIER_ALIGNMENT.items()}
     fit = {"fit": aligned["fit"]} if aligned["prealigned"] else {}
     return {"input": images, "min_face": aligned["min_face_px"], **kept, **fit}
-
-
-def _earlier(name: str) -> Any:
-    return EARLIER_VALUES[f"settings.alignment.{name}"]
 
 
 def main(argv: list[str]) -> int:

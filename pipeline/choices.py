@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 MethodName = Literal["restyle", "encoder", "optimize", "hybrid"]
 Space = Literal["w", "w+"]  # searched by optimisation
@@ -35,3 +36,13 @@ SEARCH_PIXELS, MOST_SEARCH_PIXELS = 64_000_000, 128_000_000
 # Detector score below which a face is checked again. The best of 193 faces that were detected in
 # rotated photos scored 1.21.
 CHECK_BELOW = 1.35
+# Pixels of the longest side of the copy that is searched first.
+COARSE_SIDE = 224
+# Settings that older tables and trainings lack, with the values that give their behaviour.
+EARLIER_SEARCH: Mapping[str, Any] = {
+    "turns": "none",
+    "search_pixels": 0,
+    "check_below": 0.0,
+    "coarse_side": 0,
+}
+EARLIER_ALIGNMENT: Mapping[str, Any] = {"icc": "ignore", **EARLIER_SEARCH}

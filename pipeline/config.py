@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from pipeline.choices import (
     CHECK_BELOW,
+    COARSE_SIDE,
     SEARCH_PIXELS,
     BestStepBy,
     CodeType,
@@ -25,6 +26,7 @@ from pipeline.config_loading import (
     IMAGE_COLUMN_MEANING,
     IMAGE_FIELD_MEANING,
     CheckBelow,
+    CoarseSide,
     DomainSetting,
     EncoderTypeSetting,
     EstimateLatentAvg,
@@ -129,6 +131,7 @@ class JobConfig(BaseModel):
     turns: TurnsSetting = "auto"
     search_pixels: SearchPixels = SEARCH_PIXELS
     check_below: CheckBelow = CHECK_BELOW
+    coarse_side: CoarseSide = COARSE_SIDE
     min_face: int = Field(32, ge=1, description="minimum side of a face box in pixels")
     max_pixels: int = Field(
         64_000_000, ge=1, description="maximum pixels of an image, checked before decoding"

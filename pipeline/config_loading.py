@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pipeline.choices import (
     CHECK_BELOW,
+    COARSE_SIDE,
     MOST_SEARCH_PIXELS,
     SEARCH_PIXELS,
     EncoderType,
@@ -48,6 +49,15 @@ CheckBelow = Annotated[
         ge=0,
         allow_inf_nan=False,
         description="faces with a lower detector score are detected again in their crop; 0: none",
+    ),
+]
+CoarseSide = Annotated[
+    int,
+    Field(
+        ge=0,
+        lt=448,
+        description="longest side in pixels of the copy that is searched first, for a face that "
+        "is large in its photo; 0: none",
     ),
 ]
 
@@ -90,6 +100,7 @@ class FaceSearch(BaseModel):
     turns: TurnsSetting = "auto"
     search_pixels: SearchPixels = SEARCH_PIXELS
     check_below: CheckBelow = CHECK_BELOW
+    coarse_side: CoarseSide = COARSE_SIDE
 
 
 def _image_fields(text: str) -> str:
@@ -109,7 +120,7 @@ IMAGE_FIELD_MEANING = (
 IMAGE_COLUMN_MEANING = "Parquet column of images (default: the only one, or a usual name)"
 
 
-class _ConfigFile(NamedTuple):
+class ConfigFile(NamedTuple):
     """Settings of a YAML file, and the line of each."""
 
     settings: dict[str, Any]
@@ -126,7 +137,7 @@ def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Se
     Raises `ConfigError` that names every unknown, missing or invalid setting, by its flag or by the
     line of the file that it comes from.
     """
-    settings, lines = _read(file) if file else _ConfigFile({}, {})
+    settings, lines = read_config_file(file) if file else ConfigFile({}, {})
     given = {name: value for name, value in flags.items() if value is not None}
     settings = settings | given
     of_file = {name: line for name, line in lines.items() if name not in given}
@@ -179,16 +190,12 @@ def _refuse_booleans(kind: type[Settings], settings: Mapping[str, Any], place: _
             )
 
 
-def read_config_file(uri: str) -> dict[str, Any]:
-    """Return the settings in the YAML file at `uri` (any fsspec URI).
+def read_config_file(uri: str) -> ConfigFile:
+    """Read the YAML file at `uri` (any fsspec URI); an empty one has no settings.
 
-    An empty file has none. Raises `ConfigError` if the file is missing or not a mapping,
-    `InputError` for a URI with credentials, and `StorageError` if it cannot be read.
+    Raises `ConfigError` if the file is missing or not a mapping, `InputError` for a URI with
+    credentials, and `StorageError` if it cannot be read.
     """
-    return _read(uri).settings
-
-
-def _read(uri: str) -> _ConfigFile:
     text = _text_of(uri)
     try:
         loader = _Loader(text)
@@ -203,12 +210,12 @@ def _read(uri: str) -> _ConfigFile:
     except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
     if settings is None:
-        return _ConfigFile({}, {})
+        return ConfigFile({}, {})
     if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
     names = [key for key, _ in node.value]
     _refuse_names_that_are_not_text(uri, names)
-    return _ConfigFile(settings, {name.value: name.start_mark.line + 1 for name in names})
+    return ConfigFile(settings, {name.value: name.start_mark.line + 1 for name in names})
 
 
 def _refuse_names_that_are_not_text(uri: str, names: Iterable[yaml.Node]) -> None:

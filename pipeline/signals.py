@@ -13,8 +13,8 @@ from types import FrameType
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-def ignore_further(_signum: int = 0, _frame: FrameType | None = None) -> None:
-    """Ignore Ctrl-C and SIGTERM from now on; also usable as a handler.
+def ignore_further() -> None:
+    """Ignore Ctrl-C and SIGTERM from now on.
 
     Sets a handler instead of SIG_IGN, which started processes would inherit.
     """

@@ -97,8 +97,10 @@ def pad_fraction(quad: NDArray[Any], width: int, height: int) -> float:
     corners = np.asarray(quad, dtype=np.float64)
     steps = (np.arange(64) + 0.5) / 64
     down, right = corners[1] - corners[0], corners[3] - corners[0]
-    points = corners[0] + steps[:, None, None] * down + steps[None, :, None] * right
-    inside = (points >= 0).all(axis=-1) & (points < (width, height)).all(axis=-1)
+    inside = np.ones((64, 64), bool)
+    for axis, length in enumerate((width, height)):
+        places = corners[0, axis] + steps[:, None] * down[axis] + steps[None, :] * right[axis]
+        inside &= (places >= 0) & (places < length)
     return 1.0 - float(inside.mean())
 
 

@@ -45,13 +45,31 @@ def _detector() -> Any:
 
 
 @functools.cache
+def _frontal_detector() -> Any:
+    """Return the detector with the first of its five filters, that of upright frontal faces.
+
+    In dlib's format each number is a byte, whose low bits count the bytes that follow, and these.
+    There are 18 settings, the number of filters, and then as many numbers for each filter.
+    """
+    (state,) = _detector().__getstate__()
+    numbers, place = [], 0
+    while place < len(state):
+        begin, place = place, place + 1 + (state[place] & 0x0F)
+        numbers.append(state[begin:place])
+    per_filter = (len(numbers) - 19) // _detector().num_detectors
+    detector = dlib.fhog_object_detector.__new__(dlib.fhog_object_detector)
+    detector.__setstate__((b"".join([*numbers[:18], b"\1\1", *numbers[19 : 19 + per_filter]]),))
+    return detector
+
+
+@functools.cache
 def _predictor() -> Any:
     return dlib.shape_predictor(str(dlib_model(LANDMARK_MODEL)))
 
 
 def warm_up() -> None:
-    """Load both models, so that the first image is not slower than others."""
-    _detector()
+    """Load the models, so that the first image is not slower than others."""
+    _frontal_detector()
     _predictor()
 
 
@@ -61,15 +79,17 @@ def find_faces(
     upsample: int = 0,  # how often the copy is doubled
     *,
     min_score: float = 0.0,
+    frontal: bool = False,  # on a grey copy, by the frontal filter alone
 ) -> list[Detection]:
     """Return the faces of a copy of `image`, sorted by size (largest first), left edge and top.
 
-    dlib finds faces of about 70 pixels and more in the searched copy. RGB, not grey: a grey copy
-    saves a tenth of the time and loses one of 103 sample portraits.
+    dlib finds faces of about 70 pixels and more in the searched copy. The frontal filter on a grey
+    copy takes less than half the time of all filters on RGB; it finds few faces of turned photos.
     """
-    copy = _copy(image, scale)
+    copy = _copy(image.convert("L") if frontal else image, scale)
+    detector = _frontal_detector() if frontal else _detector()
     with _SEARCH:
-        boxes, scores, _ = _detector().run(np.asarray(copy), upsample, min_score)
+        boxes, scores, _ = detector.run(np.asarray(copy), upsample, min_score)
     x_scale, y_scale = image.width / copy.width, image.height / copy.height
     pairs = zip(boxes, scores, strict=True)
     return sorted((_scaled(box, score, x_scale, y_scale) for box, score in pairs), key=_by_size)

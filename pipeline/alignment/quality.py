@@ -49,8 +49,8 @@ def sharpness(crop: Image.Image) -> float:
     grey = crop.convert("L")
     if max(grey.size) > FFHQ_SIZE:
         grey = grey.resize((FFHQ_SIZE, FFHQ_SIZE), Image.Resampling.BILINEAR)
-    v = np.asarray(grey, dtype=np.float32)
+    v = np.asarray(grey).astype(np.int16)  # exact, and half the time of floats
     if min(v.shape) < 3:
         return 0.0
     laplacian = v[:-2, 1:-1] + v[2:, 1:-1] + v[1:-1, :-2] + v[1:-1, 2:] - 4 * v[1:-1, 1:-1]
-    return float(laplacian.var())
+    return float(laplacian.astype(np.float32).var())

@@ -18,6 +18,9 @@ from pipeline.images import Rejection, RejectReason
 # A turned pass searches three copies. On copies of a quarter of the pixels they cost together
 # about as much as the last upright pass.
 _TURNED_SHARE = 0.25
+# Times `check_below`: score from which the frontal filter's face needs no check in its crop. By
+# default 0.81; its best in 1236 wrongly turned photos was 0.26.
+_FRONTAL_SURE = 0.6
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,9 @@ class Search:
         the first face alone. Raises `Rejection` (`no_face`) that says which copies were searched.
         """
         upright = self._view(0)
+        faces = self._search_coarsely(upright)
+        if faces:
+            return upright, faces
         for each in self._plan():
             result = self._search_turned(each) if each.turned else self._search(upright, each)
             if result:
@@ -149,6 +155,19 @@ class Search:
             search_pass.upsample,
             min_score=self.settings.min_score,
         )
+
+    def _search_coarsely(self, photo: Photo) -> list[Detection]:
+        """Return the face of a small grey copy if it is the only one and sure; else none.
+
+        A portrait needs no larger copy. To tell which of several faces is the largest does.
+        """
+        if not self.settings.coarse_side or self.settings.faces == "all":
+            return []
+        scale = min(self.settings.coarse_side / max(photo.image.size), 1)
+        faces = find_faces(photo.image, scale, min_score=self.settings.min_score, frontal=True)
+        sure = _FRONTAL_SURE * self.settings.check_below
+        is_sure = len(faces) == 1 and faces[0].score >= sure and not self._is_small(faces[0])
+        return faces if is_sure else []
 
     def _search(self, photo: Photo, search_pass: SearchPass) -> View | None:
         """Search the upright photo; if its faces are unclear, prefer a turn that is clear."""
@@ -188,7 +207,8 @@ class Search:
             return None
         if self.settings.faces == "all":
             faces = self._likely(photo, self._detect(photo, self._all_faces_pass())) or faces
-        return photo, self._likely(photo, faces) or faces
+        # As if the photo had been stored upright.
+        return photo, self._search_coarsely(photo) or self._likely(photo, faces) or faces
 
     def _likely(self, photo: Photo, faces: list[Detection]) -> list[Detection]:
         """Return the likely faces; with `faces` "largest", all from the first likely one on."""

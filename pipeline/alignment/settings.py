@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 from pipeline.choices import (
     CHECK_BELOW,
+    COARSE_SIDE,
+    EARLIER_SEARCH,
     MOST_SEARCH_PIXELS,
     SEARCH_PIXELS,
     Faces,
@@ -37,7 +39,8 @@ class AlignmentSettings:
     max_pixels: int = ImageLimits.max_pixels
     min_side: int = ImageLimits.min_side
     icc: Icc = ImageLimits.icc  # "apply" or "ignore" embedded colour profiles
-    detector_side: int = 448  # longest side of the first copy that is searched; later twice that
+    coarse_side: int = COARSE_SIDE  # of a copy in which a clear face ends the search; 0: none
+    detector_side: int = 448  # longest side of the next copy that is searched; later twice that
     min_score: float = 0.0  # of dlib's HOG detector; 0 is its own threshold
     turns: Turns = "auto"  # "auto" also searches turned copies
     search_pixels: int = SEARCH_PIXELS  # largest copy that is searched; 0: only the first copies
@@ -73,6 +76,11 @@ class AlignmentSettings:
             f"detector_side must be at least 80, the detector's window, got {self.detector_side}",
         )
         yield (
+            self.coarse_side != 0 and not 80 <= self.coarse_side < self.detector_side,
+            f"coarse_side must be 0, or from 80 to {self.detector_side - 1}, "
+            f"got {self.coarse_side}",
+        )
+        yield (
             not 0 <= self.search_pixels <= MOST_SEARCH_PIXELS,
             f"search_pixels must be from 0 to {MOST_SEARCH_PIXELS}, got {self.search_pixels}",
         )
@@ -85,9 +93,15 @@ class AlignmentSettings:
         return {name: value for name, value in self.used().items() if name not in guards}
 
     def used(self) -> dict[str, Any]:
-        """Return all settings, without those of the face search if images are prealigned."""
-        unused = {"turns", "search_pixels", "check_below"} if self.prealigned else set()
-        return {name: value for name, value in asdict(self).items() if name not in unused}
+        """Return all settings, without those of the face search that have no effect."""
+        return {name: value for name, value in asdict(self).items() if name not in self.unused}
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Names of settings of the face search without effect: on crops, or on all faces."""
+        if self.prealigned:
+            return tuple(EARLIER_SEARCH)
+        return () if self.faces == "largest" else ("coarse_side",)
 
     @property
     def records_turns(self) -> bool:

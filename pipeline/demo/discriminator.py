@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.models.stylegan2 import GAIN, LEAK
 from pipeline.training.distributed import Group
-from pipeline.training.e4e import gradient_penalty
+from pipeline.training.e4e import DiscriminatorTraining
 from pipeline.training.trainer import TrainState
 
 WIDTHS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 32, 128: 24}  # channels of each resolution
@@ -98,58 +98,30 @@ class Discriminator(nn.Module):
         return logits
 
 
-class ImageAdversary:
-    """Discriminator with its optimiser, for one training of a generator."""
+class ImageAdversary(DiscriminatorTraining):
+    """Image discriminator, for one training of a generator."""
 
     def __init__(self, plan: DiscriminatorPlan, size: int) -> None:
+        super().__init__(Discriminator(size), plan.lr, betas=(0.0, 0.99))
         self.plan = plan
-        self.network = Discriminator(size)
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=plan.lr, betas=(0.0, 0.99))
         self.loss = torch.zeros(())  # of the last step
-
-    def penalty(self, made: Tensor) -> Tensor:
-        """Return the generator's non-saturating loss of images [n, 3, s, s], a scalar.
-
-        Gradients reach only the images, not the discriminator.
-        """
-        self.network.requires_grad_(False)
-        loss = F.softplus(-self.network(made)).mean()
-        self.network.requires_grad_(True)
-        return loss
 
     def step(
         self, made: Tensor, real: Tensor, train_state: TrainState, group: Group
     ) -> dict[str, Tensor]:
         """Train the discriminator when it is due; return its last loss, for the log."""
-        plan = self.plan
+        plan, batches = self.plan, train_state.batches
         early = train_state.progress < plan.start - plan.head_start
-        if early or train_state.batches % plan.every:
-            return {"discriminator": self.loss}
-        penalised = train_state.batches % plan.r1_every == 0
-        real = real.detach().requires_grad_(penalised)
-        self.optimiser.zero_grad(set_to_none=True)
-        logits = self.network(real)
-        loss = F.softplus(-logits).mean() + F.softplus(self.network(made.detach())).mean()
-        total = loss
-        if penalised:
-            steps = plan.r1_every / plan.every
-            total = loss + plan.r1 / 2 * steps * gradient_penalty(logits, real)
-        total.backward()
-        group.average_gradients(self.network)
-        self.optimiser.step()
-        self.loss = loss.detach()
+        if not early and batches % plan.every == 0:
+            r1 = 0.0 if batches % plan.r1_every else plan.r1 * plan.r1_every / plan.every
+            self.loss = self.learn(made, real, r1, group)
         return {"discriminator": self.loss}
 
     def state(self) -> dict[str, Any]:
         """Return the state for the checkpoint."""
-        return {
-            "discriminator": self.network.state_dict(),
-            "discriminator_optimiser": self.optimiser.state_dict(),
-            "discriminator_loss": self.loss,
-        }
+        return {**super().state(), "discriminator_loss": self.loss}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
-        self.network.load_state_dict(state["discriminator"])
-        self.optimiser.load_state_dict(state["discriminator_optimiser"])
+        super().restore(state)
         self.loss = state["discriminator_loss"]

@@ -104,11 +104,10 @@ class GeneratorTask(Task[CodedImages]):
         generator: Generator,  # takes normalised codes
         scale: LatentScale,
         held_out: Pairs,
-        weights: ImageWeights = WEIGHTS,
         adversary: ImageAdversary | None = None,
     ) -> None:
         self.network: nn.Module = generator
-        self.scale, self.held_out, self.weights = scale, held_out, weights
+        self.scale, self.held_out = scale, held_out
         self.n_styles, self.adversary = generator.n_styles, adversary
         self._images: tuple[Tensor, Tensor] | None = None  # rendered and real, of the last batch
 
@@ -119,7 +118,7 @@ class GeneratorTask(Task[CodedImages]):
         """See `Task.accumulate`."""
         w, target = batch
         # The loss draws its shift before the generator its noise: the order fixes both draws.
-        loss = ImageLoss(self.weights, target)
+        loss = ImageLoss(WEIGHTS, target)
         rendered = self.network(self._codes(w))
         terms = loss(rendered)
         weight = self.adversary.plan.weight_at(train_state.progress) if self.adversary else 0.0

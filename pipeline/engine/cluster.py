@@ -240,7 +240,7 @@ class RaySession:
         self._folder: Path | None = None
         self._thread: threading.Thread | None = None
         self._ready, self._closed = threading.Event(), threading.Event()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._output = ExitStack()
 
     def start(self) -> None:
@@ -258,7 +258,7 @@ class RaySession:
                 _start(_join_cluster)
             else:
                 _start(partial(_start_local_with_retries, self._gpus, self._folder))
-        except Exception as error:  # noqa: BLE001 - raised in the thread that enters the session
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that enters
             self._error = error
         finally:
             self._ready.set()

@@ -28,16 +28,17 @@ def run_to_exit_code(
     """
     # The line of a job that did nothing; an error adds its keys.
     last_line = RunRecord().to_dict(table and without_secrets(table))
-    to_machines = [False]  # whether stderr is for JSON lines, once the config is read
+    to_machines = False  # whether stderr is for JSON lines, once the config is read
 
     def work() -> int:
+        nonlocal to_machines
         config = make_config()
         last_line["table"] = config.output
-        to_machines[0] = config.log_format == "json"
+        to_machines = config.log_format == "json"
         return _run(config, dry_run, last_line)
 
     def report(text: str, code: int) -> None:
-        if to_machines[0]:
+        if to_machines:
             name = "refused" if code == 2 else "not_started"
             text = event_line(name, "error", error=text, exit_code=code)
         print(text, file=sys.stderr, flush=True)
@@ -45,12 +46,8 @@ def run_to_exit_code(
     return exit_code_of(work, stopped="nothing was started", last_line=last_line, tell=report)
 
 
+@handlers_restored()
 def _run(config: JobConfig, dry_run: bool, last_line: Mapping[str, object]) -> int:
-    with handlers_restored():
-        return _run_and_print(config, dry_run, last_line)
-
-
-def _run_and_print(config: JobConfig, dry_run: bool, last_line: Mapping[str, object]) -> int:
     with Progress(json_lines=config.log_format == "json") as progress:
         progress.enter_phase("checking the request")
         shards = check_request(config)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.alignment import AlignedFace, IsolatedAligner
-from pipeline.choices import Device
+from pipeline.choices import EARLIER_ALIGNMENT, Device
 from pipeline.config import JobConfig
 from pipeline.engine.inverter import Inverter
 from pipeline.engine.resolve import resolve_job
@@ -28,10 +28,8 @@ from pipeline.reports.targets import alignment_of
 from pipeline.search.vectors import Vectors, known_ids
 from pipeline.storage import ReadOptions, Sample, list_shards, read_samples
 from pipeline.table.reader import Table
-from pipeline.table.spec import EARLIER_VALUES
 
 MOST_PHOTOS = 256
-_SEARCH = ("icc", "turns", "search_pixels", "check_below")  # settings that older tables lack
 
 
 @dataclass(frozen=True)
@@ -182,9 +180,10 @@ def _config(table: Table, device: Device) -> JobConfig:
             f"the codes of '{table.store.root}' began as those of another table, so that no photo "
             "can be inverted like its faces: name an image id, or search --by identity"
         )
-    earlier = {name: EARLIER_VALUES[f"settings.alignment.{name}"] for name in _SEARCH}
-    settings = {name: given[name] for name in JobConfig.model_fields if name in given}
+    # A setting without effect is stored as null.
+    settings = {name: value for name, value in given.items() if value is not None}
+    settings = {name: settings[name] for name in JobConfig.model_fields if name in settings}
     try:
-        return JobConfig.model_validate({**earlier, **settings, "device": device})
+        return JobConfig.model_validate({**EARLIER_ALIGNMENT, **settings, "device": device})
     except ValueError as error:
         raise ConfigError(f"the table's settings are not known here: {error}") from error

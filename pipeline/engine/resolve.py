@@ -241,8 +241,7 @@ def resolved_config(config: JobConfig, job: ResolvedJob) -> dict[str, Any]:
         "keep_identity": job.columns.identity,
         "batch_size": config.batch_size or BATCH.get(device),
     }
-    if alignment.prealigned:
-        values |= dict.fromkeys(("turns", "search_pixels", "check_below"))
+    values |= dict.fromkeys(alignment.unused)
     if method.stop:
         rule = method.stop
         used: dict[str, Any] = {
@@ -331,6 +330,7 @@ def alignment_settings(
         turns=config.turns,
         search_pixels=config.search_pixels,
         check_below=config.check_below,
+        coarse_side=config.coarse_side,
         min_face_px=config.min_face,
         icc=config.icc,
         output_size=model.input_size,

@@ -140,19 +140,6 @@ def _take_messages(dataset: object, ledger: Ledger) -> None:
         ledger.finish()
 
 
-def run_job(
-    config: JobConfig,
-    stages: StageTypes = STAGES,
-    listeners: Listeners = (),
-    *,
-    shards: ShardListing | None = None,
-    session: RaySession | None = None,
-) -> RunRecord:
-    """Run one job as `run_and_ignore_signals` does, then restore the signal handlers."""
-    with handlers_restored():
-        return run_and_ignore_signals(config, stages, listeners, shards=shards, session=session)
-
-
 def run_and_ignore_signals(
     config: JobConfig,
     stages: StageTypes = STAGES,
@@ -208,6 +195,10 @@ def run_and_ignore_signals(
         for listener in listeners:
             listener.on_end(outcome, config.output)
     return outcome
+
+
+# The same, and afterwards the signal handlers are as before.
+run_job = handlers_restored()(run_and_ignore_signals)
 
 
 def _folder_of(config: JobConfig) -> str:

@@ -22,9 +22,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.interop.gathering import gather, window_rows
-from pipeline.interop.row_order import Positions, SortBy, StoredRows, positions_of, stored_rows
+from pipeline.interop.gathering import gather
+from pipeline.interop.row_order import SortBy, StoredRows, positions_of, stored_rows
 from pipeline.storage import Store
+from pipeline.table.reordering import Positions, window_rows
 from pipeline.table.selection import Selection
 
 VERSION = 1

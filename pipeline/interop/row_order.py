@@ -22,10 +22,10 @@ from pipeline.errors import ConfigError, TableError
 from pipeline.storage import one_line
 from pipeline.table.parts import LATENTS, parse_part_name
 from pipeline.table.reader import Table
-from pipeline.table.selection import Selection
+from pipeline.table.reordering import Positions
+from pipeline.table.selection import Selection, require_unique
 
 SortBy = Literal["image_id", "cluster"]
-Positions = NDArray[np.int64]
 
 _THREADS = 8
 _ID_ROWS = 65536
@@ -52,11 +52,7 @@ def stored_rows(table: Table) -> StoredRows:
         parts = list(pool.map(lambda name: _ids_and_facts(table, name), files))
     ids = pa.chunked_array([ids for ids, _, _ in parts], pa.string()).combine_chunks()
     ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
-    if len(ids) != pc.count_distinct(ids).as_py():
-        raise TableError(
-            f"the table '{table.store.root}' has an image id twice: run its job again, which "
-            "removes files that no commit owns"
-        )
+    require_unique(ids, table)
     digest = hashlib.sha256()
     for name, (part, _, facts) in zip(files, parts, strict=True):
         digest.update(f"{name}\0{len(part)}\0{facts}\n".encode())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import pickle
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.interop.pickled_codes import STYLE_DIM, Codes
-from pipeline.interop.stacked import open_entry
+from pipeline.interop.stacked import damage_reported, open_entry
 from pipeline.storage.readers.npy import read_array
 
 
@@ -20,14 +19,9 @@ def read_code(content: bytes, source: str) -> Codes:
     Accepts [n, 512], [1, n, 512] and [512], of any float type. Never executes code from the file.
     Raises `InputError` in one line.
     """
-    try:
+    with damage_reported(source, "a code"):
         array = _array(content, source)
         code = np.asarray(array, np.float32) if array.dtype.kind == "f" else None
-    except pickle.UnpicklingError as error:  # its text recommends to load the file unsafely
-        raise InputError(f"{source}: not a code, or damaged (not a file of one tensor)") from error
-    except Exception as error:  # numpy and torch raise any type for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{source}: not a code, or damaged ({reason})") from error
     if code is None:
         raise InputError(f"{source}: has values of type {array.dtype}, expected floats")
     code = code.reshape(1, 1, -1) if code.ndim == 1 else code

@@ -122,21 +122,28 @@ def open_stack(uri: str, names: str | None = None) -> StackedCodes | None:
     """
     listed = read_names(names) if names else None
     path, digest = _local_copy(uri)
-    try:
+    with damage_reported(uri, "codes"):
         rows = _open_rows(path, uri)
-    except InputError:
-        raise
-    except pickle.UnpicklingError as error:  # its text recommends to load the file unsafely
-        raise InputError(f"{uri}: not codes, or damaged (not a file of one tensor)") from error
-    except Exception as error:  # numpy, zipfile and torch raise any type for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{uri}: not codes, or damaged ({reason})") from error
     if listed is None and (len(rows.shape) < 3 or rows.shape[0] == 1):
         if not uri.endswith(".npz"):
             return None
         listed = [PurePosixPath(uri).stem]
     _check_shape(rows.shape, listed, uri, names)
     return StackedCodes(uri, rows, listed or numbered(rows.shape[0]), digest)
+
+
+@contextmanager
+def damage_reported(source: str, what: str) -> Iterator[None]:
+    """Turn an error of numpy, zipfile or torch, of any type, into an `InputError` in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except pickle.UnpicklingError as error:  # its text recommends to load the file unsafely
+        raise InputError(f"{source}: not {what}, or damaged (not a file of one tensor)") from error
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{source}: not {what}, or damaged ({reason})") from error
 
 
 def numbered(count: int) -> list[str]:

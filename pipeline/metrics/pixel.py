@@ -30,11 +30,11 @@ def peak_signal_to_noise(error: Tensor) -> Tensor:
     return 20.0 * math.log10(PEAK) - 10.0 * torch.log10(error)
 
 
-def enlarge(images: Tensor, side: int = NETWORK_SIDE) -> Tensor:
-    """Return images [n, 3, h, w] with a longer side of at least `side`; enlarges bilinearly."""
+def enlarge(images: Tensor) -> Tensor:
+    """Return images [n, 3, h, w] with a longer side of 256 px or more; enlarges bilinearly."""
     height, width = images.shape[-2:]
     longer = max(height, width)
-    if longer >= side:
+    if longer >= NETWORK_SIDE:
         return images
-    size = [round(height * side / longer), round(width * side / longer)]
+    size = [round(length * NETWORK_SIDE / longer) for length in (height, width)]
     return F.interpolate(images, size, mode="bilinear", align_corners=False)

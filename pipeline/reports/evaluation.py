@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.choices import EARLIER_SEARCH
 from pipeline.errors import RequestError
 from pipeline.reports.faces import TRAITS, Faces, compared_metrics, higher_is_better, label
 from pipeline.reports.sheets import Cell, ReportTable, number
@@ -21,7 +22,7 @@ _NOT_MEASURED = "not measured"
 # These settings decide which faces are found; the faces themselves are compared one by one.
 _DETECTION_SETTINGS = {
     *("faces", "min_face_px", "max_pixels", "min_side", "detector_side", "min_score"),
-    *("turns", "search_pixels", "check_below"),
+    *EARLIER_SEARCH,
 }
 _LISTED = 5
 

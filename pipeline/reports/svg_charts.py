@@ -20,7 +20,7 @@ MAP_WIDTH, MAP_HEIGHT = 720, 480
 COLOURS = 7  # of the map
 _HISTOGRAM_HEIGHT, _CURVE_HEIGHT = 150, 180
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 34
-_MOST_TICKS = 4
+_MOST_STEPS = 4  # between the ticks of an axis
 
 
 def number(value: float | None, decimals: int | None = None) -> str:
@@ -40,13 +40,13 @@ def decimals_of(value: float) -> int:
     return max(0, min(6, 2 - math.floor(math.log10(abs(value)))))
 
 
-def ticks(low: float, high: float, most: int = _MOST_TICKS) -> list[float]:
-    """Return up to `most` + 1 round numbers between `low` and `high`, 1, 2 or 5 apart."""
+def ticks(low: float, high: float) -> list[float]:
+    """Return up to five round numbers between `low` and `high`, 1, 2 or 5 apart."""
     span = high - low
     if not (span > 0 and math.isfinite(span)):
         return [low]
-    power = 10.0 ** math.floor(math.log10(span / most))
-    step = next(power * unit for unit in (1, 2, 5, 10) if span / (power * unit) <= most)
+    power = 10.0 ** math.floor(math.log10(span / _MOST_STEPS))
+    step = next(power * unit for unit in (1, 2, 5, 10) if span / (power * unit) <= _MOST_STEPS)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]

@@ -115,13 +115,13 @@ def _expressions(selection: Selection) -> dict[str, str]:
     return metrics | {name: sql for name, sql in TRAITS.items() if name in present}
 
 
-def _values(selection: Selection, expressions: Sequence[str], more: str = "") -> str:
+def _values(selection: Selection, expressions: Sequence[str]) -> str:
     """Return SQL of the finite values `v0`, `v1`, ... of the selected faces, others null."""
     values = ", ".join(
         f"CASE WHEN isfinite(({sql})::DOUBLE) THEN ({sql})::DOUBLE END AS v{index}"
         for index, sql in enumerate(expressions)
     )
-    return f"(SELECT {values}{more} FROM {selection.source})"
+    return f"(SELECT {values} FROM {selection.source})"
 
 
 def _distributions(selection: Selection, faces: int, quantile: str) -> list[Distribution]:

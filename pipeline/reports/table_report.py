@@ -106,9 +106,7 @@ def read_report_data(selection: Selection, rows: int = DEFAULT_ROWS) -> ReportDa
     return ReportData(selection, numbers, tuple(compared), rank, columns, sample, best, worst)
 
 
-def report_html(
-    data: ReportData, extras: ReportExtras | None = None, now: datetime | None = None
-) -> str:
+def report_html(data: ReportData, extras: ReportExtras | None = None) -> str:
     """Return the report as one HTML page."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -118,10 +116,10 @@ def report_html(
         lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")
-    return template.render(_context(data, extras or ReportExtras(), now or datetime.now(UTC)))
+    return template.render(_context(data, extras or ReportExtras()))
 
 
-def _context(data: ReportData, extras: ReportExtras, now: datetime) -> dict[str, Any]:
+def _context(data: ReportData, extras: ReportExtras) -> dict[str, Any]:
     from pipeline import __version__
 
     style = (_TEMPLATES / "report.css").read_text()
@@ -152,7 +150,7 @@ def _context(data: ReportData, extras: ReportExtras, now: datetime) -> dict[str,
         ],
         "same_text": f"{len(same):,} of {same_count:,} images whose bytes occur more than once.",
         "near": _near(extras),
-        "settings": [("report written", f"{now:%Y-%m-%d %H:%M} UTC"), *_settings(data)],
+        "settings": _settings(data),
     }  # fmt: skip
     context["sections"] = [
         (anchor, name)
@@ -449,7 +447,8 @@ def _near(extras: ReportExtras) -> dict[str, Any] | None:
 
 
 def _settings(data: ReportData) -> Iterator[tuple[str, str]]:
-    """Yield facts about the model, the settings and the metrics, each in one line."""
+    """Yield facts about the report, model, settings and metrics, each in one line."""
+    yield "report written", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     spec = data.selection.table.spec
     facts = [
         ("fingerprint", spec.fingerprint),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
+from pipeline.choices import EARLIER_ALIGNMENT
 from pipeline.errors import (
     ConfigError,
     FingerprintError,
@@ -36,14 +37,12 @@ EARLIER_VALUES: Mapping[str, Any] = {
     "layout.image_column": None,
     "layout.image_field": "all",
     "layout.sniff": False,
-    "settings.alignment.icc": "ignore",
-    "settings.measured.alignment.icc": "ignore",
     "settings.identity_steps": "all",
     "settings.precision": "float32",
     **{
         f"{settings}.{name}": value
         for settings in ("settings.alignment", "settings.measured.alignment")
-        for name, value in (("turns", "none"), ("search_pixels", 0), ("check_below", 0))
+        for name, value in EARLIER_ALIGNMENT.items()
     },
 }
 
@@ -61,6 +60,7 @@ FLAGS: Mapping[str, str] = {
     "layout.limit": "--limit",
     "layout.sniff": "--sniff",
     "settings.alignment.check_below": "--check-below",
+    "settings.alignment.coarse_side": "--coarse-side",
     "settings.alignment.faces": "--faces",
     "settings.alignment.fit": "--fit",
     "settings.alignment.icc": "--icc",
@@ -74,6 +74,7 @@ FLAGS: Mapping[str, str] = {
     "settings.identity_steps": "--identity-steps",
     "settings.limit": "--limit",
     "settings.measured.alignment.check_below": "--check-below",
+    "settings.measured.alignment.coarse_side": "--coarse-side",
     "settings.measured.alignment.icc": "--icc",
     "settings.measured.alignment.search_pixels": "--search-pixels",
     "settings.measured.alignment.turns": "--turns",

@@ -7,11 +7,21 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.choices import CHECK_BELOW, SEARCH_PIXELS, Device, Fit, Icc, OptimiserName
+from pipeline.choices import (
+    CHECK_BELOW,
+    COARSE_SIDE,
+    EARLIER_ALIGNMENT,
+    SEARCH_PIXELS,
+    Device,
+    Fit,
+    Icc,
+    OptimiserName,
+)
 from pipeline.config_loading import (
     IMAGE_COLUMN_MEANING,
     IMAGE_FIELD_MEANING,
     CheckBelow,
+    CoarseSide,
     ImageField,
     SearchPixels,
     TurnsSetting,
@@ -34,11 +44,8 @@ MAY_CHANGE = frozenset(
 
 # Values of settings that are missing in the records of trainings older than the setting.
 EARLIER_VALUES: Mapping[str, Any] = {
-    "icc": "ignore",
     "image_field": "all",
-    "turns": "none",
-    "search_pixels": 0,
-    "check_below": 0.0,
+    **EARLIER_ALIGNMENT,
 }
 
 
@@ -97,6 +104,7 @@ class TrainConfig(BaseModel):
     turns: TurnsSetting = "auto"
     search_pixels: SearchPixels = SEARCH_PIXELS
     check_below: CheckBelow = CHECK_BELOW
+    coarse_side: CoarseSide = COARSE_SIDE
     min_face: int = Field(32, ge=1, description="minimum side of a face box in pixels")
     icc: Icc = Field("apply", description="embedded colour profiles: convert to sRGB, or ignore")
     files_per_shard: int = Field(FILES_PER_SHARD, ge=1, description="files of a folder per shard")

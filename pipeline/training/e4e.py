@@ -35,10 +35,10 @@ class AdversaryPlan:
 class LatentDiscriminator(nn.Module):
     """MLP of four linear layers on single rows."""
 
-    def __init__(self, layers: int = 4) -> None:
+    def __init__(self) -> None:
         super().__init__()
         hidden: list[nn.Module] = []
-        for _ in range(layers - 1):
+        for _ in range(3):
             hidden += [nn.Linear(LATENT_DIM, LATENT_DIM), nn.LeakyReLU(0.2)]
         self.mlp = nn.Sequential(*hidden, nn.Linear(LATENT_DIM, 1))
 
@@ -48,8 +48,53 @@ class LatentDiscriminator(nn.Module):
         return logits
 
 
-class Adversary:
-    """Latent discriminator with its optimiser and the losses of both sides."""
+class DiscriminatorTraining:
+    """Discriminator with its optimiser, and the non-saturating losses of both sides."""
+
+    def __init__(
+        self, network: nn.Module, lr: float, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> None:
+        self.network = network
+        self.optimiser = torch.optim.Adam(network.parameters(), lr=lr, betas=betas)
+
+    def penalty(self, fake: Tensor) -> Tensor:
+        """Return the loss of the network that gave `fake` [n, ...], a scalar.
+
+        Gradients reach only `fake`, not the discriminator.
+        """
+        self.network.requires_grad_(False)
+        loss = F.softplus(-self.network(fake)).mean()
+        self.network.requires_grad_(True)
+        return loss
+
+    def learn(self, fake: Tensor, real: Tensor, r1: float, group: Group) -> Tensor:
+        """Make one step of the optimiser; return the loss without R1, whose weight is `r1`."""
+        real = real.detach().requires_grad_(bool(r1))
+        self.optimiser.zero_grad(set_to_none=True)
+        logits = self.network(real)
+        loss = F.softplus(-logits).mean() + F.softplus(self.network(fake.detach())).mean()
+        total = loss + r1 / 2 * gradient_penalty(logits, real) if r1 else loss
+        total.backward()
+        group.average_gradients(self.network)
+        self.optimiser.step()
+        return loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Return the state for the checkpoint."""
+        return {
+            "discriminator": self.network.state_dict(),
+            "discriminator_optimiser": self.optimiser.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned; without a discriminator in it nothing changes."""
+        if "discriminator" in state:
+            self.network.load_state_dict(state["discriminator"])
+            self.optimiser.load_state_dict(state["discriminator_optimiser"])
+
+
+class Adversary(DiscriminatorTraining):
+    """Latent discriminator, for one training of an encoder."""
 
     def __init__(
         self,
@@ -57,35 +102,18 @@ class Adversary:
         real: Callable[[int], Tensor],  # n to n real codes [n, 512]
         device: torch.device | str = "cpu",
     ) -> None:
+        super().__init__(LatentDiscriminator().to(device), plan.lr)
         self.plan, self.real = plan, real
-        self.network = LatentDiscriminator().to(device)
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=plan.lr)
 
-    def penalty(self, codes: Tensor) -> Tensor:
-        """Return the encoder's non-saturating loss of `codes` [n, rows, 512], a scalar.
-
-        Gradients reach only the codes, not the discriminator.
-        """
-        self.network.requires_grad_(False)
-        loss = F.softplus(-self.network(codes.flatten(0, 1))).mean()
-        self.network.requires_grad_(True)
-        return loss
+    def penalty(self, fake: Tensor) -> Tensor:
+        """Return the encoder's loss of codes [n, rows, 512], a scalar."""
+        return super().penalty(fake.flatten(0, 1))
 
     def step(self, codes: Tensor, batches: int, group: Group) -> dict[str, Tensor]:
         """Train the discriminator on `codes` [n, rows, 512]; return its loss, for the log."""
-        fake = codes.detach().flatten(0, 1)
-        real = self.real(len(fake)).requires_grad_()
-        penalised = batches % self.plan.r1_every == 0
-        self.optimiser.zero_grad(set_to_none=True)
-        logits = self.network(real)
-        loss = F.softplus(-logits).mean() + F.softplus(self.network(fake)).mean()
-        total = loss
-        if penalised:
-            total = loss + self.plan.r1 / 2 * self.plan.r1_every * gradient_penalty(logits, real)
-        total.backward()
-        group.average_gradients(self.network)
-        self.optimiser.step()
-        return {"discriminator": loss.detach()}
+        fake = codes.flatten(0, 1)
+        r1 = 0.0 if batches % self.plan.r1_every else self.plan.r1 * self.plan.r1_every
+        return {"discriminator": self.learn(fake, self.real(len(fake)), r1, group)}
 
     def take_over(self, network: Mapping[str, Tensor], optimiser: Mapping[str, Any] | None) -> None:
         """Load the discriminator of an official training, and its Adam state if there is one.
@@ -101,19 +129,6 @@ class Adversary:
             raise ModelError(
                 f"the official file's discriminator_optimizer_state_dict does not fit ({error})"
             ) from error
-
-    def state(self) -> dict[str, Any]:
-        """Return the state for the checkpoint."""
-        return {
-            "discriminator": self.network.state_dict(),
-            "discriminator_optimiser": self.optimiser.state_dict(),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned; without a discriminator in it nothing changes."""
-        if "discriminator" in state:
-            self.network.load_state_dict(state["discriminator"])
-            self.optimiser.load_state_dict(state["discriminator_optimiser"])
 
 
 def gradient_penalty(logits: Tensor, real: Tensor) -> Tensor:

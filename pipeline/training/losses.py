@@ -84,6 +84,7 @@ def load_face_features(name: str, device: str = "cpu") -> FaceFeatures:
 
 # AlexNet's first layer has stride 4: without shifts a generator learns blobs at its grid points.
 MAX_SHIFT = 7
+LPIPS_SIDE = 128  # pixels; smaller images are enlarged
 
 
 @dataclass(frozen=True)
@@ -115,19 +116,19 @@ class ShiftedLpips:
     The targets' features are computed once for all reconstructions.
     """
 
-    def __init__(self, network: Lpips, target: Tensor, size: int = 128) -> None:
-        self.network, self.size = network, size
+    def __init__(self, network: Lpips, target: Tensor) -> None:
+        self.network = network
         self.down, self.right = torch.randint(0, MAX_SHIFT + 1, (2,)).tolist()
         with torch.no_grad():
             self.features = network.embed(self._enlarge_and_shift(target))
 
     def _enlarge_and_shift(self, images: Tensor) -> Tensor:
-        if images.shape[-1] < self.size:
-            images = F.interpolate(images, size=self.size, mode="bilinear", align_corners=False)
+        if images.shape[-1] < LPIPS_SIDE:
+            images = F.interpolate(images, size=LPIPS_SIDE, mode="bilinear", align_corners=False)
         return images[..., self.down :, self.right :]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return LPIPS [n] of images [n, 3, s, s] in [-1, 1]; enlarges smaller ones to `size`."""
+        """Return LPIPS [n] of images [n, 3, s, s] in [-1, 1]; enlarges smaller ones to 128 px."""
         return self.network.compare(
             self.network.embed(self._enlarge_and_shift(images)), self.features
         )

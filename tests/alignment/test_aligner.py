@@ -67,7 +67,7 @@ def test_every_field_of_the_table_is_filled() -> None:
         assert array.shape == shape
         assert array.dtype == np.float32
     assert face.face_px is not None
-    assert 200 < face.face_px < 230
+    assert 200 < face.face_px < 260
     assert face.roll_deg == pytest.approx(0, abs=3)
     assert face.yaw == pytest.approx(0, abs=0.1)
     assert face.sharpness > 0

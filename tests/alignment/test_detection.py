@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from pipeline.alignment.detection import all_faces_scale, find_faces, find_landmarks
+from pipeline.alignment.detection import _detector, all_faces_scale, find_faces, find_landmarks
 from tests.alignment.drawn import drawn_face, scene
 
 
@@ -38,6 +38,17 @@ def test_threads_search_one_after_another() -> None:
     alone = [find_faces(image) for image in images]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(find_faces, images)) == alone
+
+
+def test_the_frontal_filter_is_the_first_of_five() -> None:
+    image = drawn_face(400).convert("L")
+    boxes, scores, filters = _detector().run(np.asarray(image), 0)
+    assert list(filters) == [0]
+    (face,) = find_faces(image, frontal=True)
+    assert (face.left, face.top, face.score) == (boxes[0].left(), boxes[0].top(), scores[0])
+    leaning = image.rotate(20)
+    assert find_faces(leaning), "by another filter"
+    assert not find_faces(leaning, frontal=True)
 
 
 def test_the_largest_face_comes_first() -> None:

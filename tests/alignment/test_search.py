@@ -20,11 +20,12 @@ from pipeline.alignment import (
 from pipeline.alignment.detection import find_faces
 from pipeline.alignment.photo import CLEAR, box_before, points_before, score_in_crop, turned
 from pipeline.alignment.search import SearchPass, plan_passes
+from pipeline.choices import COARSE_SIDE, EARLIER_SEARCH
 from pipeline.images import Rejection, RejectReason, decode
 from tests.alignment.drawn import drawn_face, scene
 from tests.images.encoded import encode, picture
 
-BASIC: dict[str, Any] = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
+BASIC = dict(EARLIER_SEARCH)
 PORTRAITS = [f"portraits/{number:04}.jpg" for number in (2, 6, 9, 12)]
 
 
@@ -93,11 +94,54 @@ def test_coordinates_follow_the_exif_orientation() -> None:
 def test_upright_photos_keep_their_rows(sample_images: dict[str, bytes], faces: str) -> None:
     for name in ("portraits/0001.jpg", "portraits/0012.jpg", "unusual/two-faces.jpg"):
         image = decode(sample_images[name])
-        full, basic = align(image, faces=faces), align(image, faces=faces, **BASIC)
+        full, basic = align(image, faces=faces, coarse_side=0), align(image, faces=faces, **BASIC)
         assert len(full) == len(basic)
         for face, other in zip(full, basic, strict=True):
             assert same_row(face, other)
             assert (face.turn_deg, other.turn_deg) == (0, None)
+
+
+def searched_sides(monkeypatch: pytest.MonkeyPatch, image: Image.Image, **more: Any) -> list[int]:
+    """Return the longest side of each copy of `image` that is searched."""
+    sides = []
+
+    def record(photo: Image.Image, scale: float, upsample: int = 0, **options: Any) -> Any:
+        sides.append(round(max(photo.size) * scale) << upsample)
+        return find_faces(photo, scale, upsample, **options)
+
+    monkeypatch.setattr("pipeline.alignment.search.find_faces", record)
+    align(image, **more)
+    return sides
+
+
+def test_a_clear_portrait_needs_one_small_copy(
+    sample_images: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = decode(sample_images["portraits/0001.jpg"])
+    assert searched_sides(monkeypatch, image) == [COARSE_SIDE]
+    assert searched_sides(monkeypatch, image, coarse_side=0) == [448]
+    # What a copy of 80 pixels misses is found as ever.
+    assert searched_sides(monkeypatch, image, coarse_side=80) == [80, 448]
+    assert same_row(*align(image, coarse_side=80), *align(image, coarse_side=0))
+
+
+def test_several_faces_are_told_apart_on_a_larger_copy(sample_images: dict[str, bytes]) -> None:
+    image = decode(sample_images["unusual/two-faces.jpg"])
+    (face,), (other,) = align(image), align(image, coarse_side=0)
+    assert face.n_faces == 2
+    assert same_row(face, other)
+
+
+def test_a_coarse_copy_gives_nearly_the_same_square(sample_images: dict[str, bytes]) -> None:
+    shares = []
+    for name in PORTRAITS:
+        image = decode(sample_images[name])
+        quad, other = (align(image, coarse_side=side)[0].align_quad for side in (0, COARSE_SIDE))
+        assert quad is not None
+        assert other is not None
+        corners = np.linalg.norm(quad - other, axis=1).mean()
+        shares.append(corners / np.linalg.norm(quad[3] - quad[0]))
+    assert 0 < max(shares) < 0.02
 
 
 def test_all_faces_of_a_turned_photo_are_found(sample_images: dict[str, bytes]) -> None:

@@ -38,7 +38,7 @@ def test_smiles_of_others_are_ordered(shared: Path, tmp_path: Path) -> None:
     table.write_part(shard(), 0, samples=len(rows), latents=rows, rejects=[])
     table.commit_shard(shard(), table.state(shard()).parts.values())
 
-    settings = FitSettings("ridge", "w+", penalty=1.0)
+    settings = FitSettings("ridge", "w+")
     reference = model.latent_avg.double().numpy()
     people = sorted({path.stem.split("_")[0] for path in photos})
     code_of = {path.stem: code for path, code in zip(photos, codes, strict=True)}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from jobs.refine_dataset import second_pass
+from pipeline.choices import EARLIER_SEARCH
 from pipeline.config import JobConfig
 from pipeline.engine.inverter import Inverter
 from pipeline.engine.messages import Failure, ShardEnd, ShardTask
@@ -215,9 +216,6 @@ def test_refining_an_earlier_table_ignores_profiles(first_pass: JobConfig, tmp_p
     assert second_pass(first_pass.output, {"output": str(tmp_path / "second")}).icc == "ignore"
 
 
-EARLIER_SEARCH = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
-
-
 def test_an_earlier_table_continues_without_turns(config_of: ConfigOf) -> None:
     old = resolve_job(config_of(**EARLIER_SEARCH)).spec
     assert not EARLIER_SEARCH.keys() & old.settings["alignment"].keys()
@@ -227,7 +225,7 @@ def test_an_earlier_table_continues_without_turns(config_of: ConfigOf) -> None:
     with pytest.raises(FingerprintError) as refusal:
         check_same("table", old, args)
     assert "turn_deg" not in str(refusal.value)
-    expected = "as it was made: --check-below 0 --search-pixels 0 --turns none"
+    expected = "as it was made: --check-below 0 --coarse-side 0 --search-pixels 0 --turns none"
     assert str(refusal.value).endswith(expected)
 
 
@@ -237,7 +235,14 @@ def test_search_settings_do_not_apply_to_crops(config_of: ConfigOf) -> None:
     assert crops.spec.fingerprint == earlier.spec.fingerprint
     assert not crops.columns.turn_deg
     values = resolved_config(config_of(prealigned=True), crops)
-    assert [values[name] for name in EARLIER_SEARCH] == [None, None, None]
+    assert {values[name] for name in EARLIER_SEARCH} == {None}
+
+
+def test_a_table_of_all_faces_has_no_coarse_copy(config_of: ConfigOf) -> None:
+    """Such a search begins with a large copy: tables made before continue with the defaults."""
+    job = resolve_job(config_of(faces="all"))
+    assert "coarse_side" not in job.spec.settings["alignment"]
+    assert resolved_config(config_of(faces="all"), job)["coarse_side"] is None
 
 
 def test_identities_are_kept_where_they_are_measured(config_of: ConfigOf) -> None:

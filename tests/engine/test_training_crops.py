@@ -16,6 +16,7 @@ import ray.data
 import torch
 from PIL import Image
 
+from pipeline.choices import EARLIER_ALIGNMENT, EARLIER_SEARCH
 from pipeline.engine import capacity, pipeline
 from pipeline.engine.capacity import CLUSTER_READERS, READERS, UNBOUNDED
 from pipeline.engine.cluster import Resources
@@ -92,17 +93,14 @@ def test_rectangular_crops_keep_height_and_width(five_images: TrainConfig) -> No
     assert Crops(plan.store).images(torch.arange(3)).shape == (3, 3, 32, 48)
 
 
-EARLIER = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
-
-
 def test_crops_cut_by_earlier_versions_are_found_again(five_images: TrainConfig) -> None:
     """Check the digest of the settings, which is the name of the folder."""
 
     def folder(**changes: Any) -> str:
         return plan_crops(five_images.model_copy(update=changes)).origin.crops
 
-    assert folder(prealigned=False) != folder(prealigned=False, **EARLIER)
-    assert folder(prealigned=True) == folder(prealigned=True, **EARLIER)
+    assert folder(prealigned=False) != folder(prealigned=False, **EARLIER_SEARCH)
+    assert folder(prealigned=True) == folder(prealigned=True, **EARLIER_SEARCH)
 
 
 class Stages:
@@ -234,10 +232,9 @@ def test_other_crops_have_another_folder(five_images: TrainConfig) -> None:
 
 
 def test_crops_of_earlier_versions_are_found(five_images: TrainConfig) -> None:
-    earlier = {"icc": "ignore", "turns": "none", "search_pixels": 0, "check_below": 0.0}
-    plan = plan_crops(five_images.model_copy(update=earlier))
+    plan = plan_crops(five_images.model_copy(update=EARLIER_ALIGNMENT))
     settings = asdict(plan.alignment)
-    before = {name: value for name, value in settings.items() if name not in earlier}
+    before = {name: value for name, value in settings.items() if name not in EARLIER_ALIGNMENT}
     shards = [[work.shard.shard_id, work.shard.etag] for work in plan.tasks]
     size, limit = five_images.part_size, five_images.limit
     args = {"alignment": before, "shards": shards, "part_size": size, "limit": limit}

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.alignment import AlignmentSettings
+from pipeline.choices import EARLIER_SEARCH
 from pipeline.errors import FingerprintError, InputError, StorageError
 from pipeline.interop.code_files import FaceName, open_codes
 from pipeline.interop.exporting import NamedSelection, export_codes, export_dictionary
@@ -307,9 +308,11 @@ def test_codes_of_turned_photos_are_measured_upright(
         (row,) = table.arrow("SELECT turn_deg, l2 FROM latents").to_pylist()
         assert row["turn_deg"] == 180
         assert row["l2"] > 0
-    earlier: dict[str, Any] = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
-    with measuring(model, meter, prealigned=False, **earlier) as measured:
-        message = "as it was made: --check-below 1.35 --search-pixels 64000000 --turns auto"
+    with measuring(model, meter, prealigned=False, **EARLIER_SEARCH) as measured:
+        message = (
+            "as it was made: --check-below 1.35 --coarse-side 224 --search-pixels 64000000 "
+            "--turns auto"
+        )
         with pytest.raises(FingerprintError, match=message):
             imported(source, model, tmp_path / "t", measured, **photos)
         _, table = imported(source, model, tmp_path / "u", measured, **photos)

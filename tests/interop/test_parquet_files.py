@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, TableError
-from pipeline.interop import gathering, row_order
+from pipeline.interop import row_order
 from pipeline.interop.code_files import open_codes
 from pipeline.interop.file_series import Series, SeriesOptions
 from pipeline.interop.lineage import lineage_of, lineage_of_export
 from pipeline.interop.parquet_codes import CodeFile, ParquetCodes
 from pipeline.interop.parquet_files import export_parquet
 from pipeline.storage import Store
-from pipeline.table import Table, open_table
+from pipeline.table import Table, open_table, reordering
 from pipeline.table.reader import UnknownImageError
 from pipeline.table.selection import Selection
 from tests.conftest import Bucket
@@ -97,8 +97,8 @@ def test_codes_of_ids_equal_those_of_the_table(table: Table, tmp_path: Path) -> 
 def test_any_order_is_written_in_bounded_memory(
     table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffer_bytes: int
 ) -> None:
-    monkeypatch.setattr(gathering, "BUFFER_BYTES", buffer_bytes)
-    monkeypatch.setattr(gathering, "WINDOW_BYTES", 1)
+    monkeypatch.setattr(reordering, "BUFFER_BYTES", buffer_bytes)
+    monkeypatch.setattr(reordering, "WINDOW_BYTES", 1)
     chosen = {"where": "l2 > 0.1", "order": "md5(image_id) DESC", "limit": 260}
     export(table, tmp_path, 130, **chosen)
     query = Selection(table, **chosen).query("image_id")  # type: ignore[arg-type]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.errors import RequestError
-from pipeline.table import Table, open_table
+from pipeline.table import Table, open_table, reordering
+from pipeline.table import selection as selection_module
 from pipeline.table.selection import Selection
 from tests.table.rows import face_row, shard, writer
 
@@ -40,6 +42,38 @@ def test_codes_come_in_batches(table: Table) -> None:
     ]
     codes = np.concatenate([codes for _, codes in batches])
     assert np.array_equal(codes, table.w_plus([f"s-0/{key}#0" for key in "abcd"]))
+
+
+@pytest.mark.parametrize("buffer_bytes", [1, 1 << 30])
+@pytest.mark.parametrize("limit", [None, 7])
+def test_codes_come_in_any_order_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffer_bytes: int, limit: int | None
+) -> None:
+    monkeypatch.setattr(selection_module, "_SORTED_ROWS", 2)
+    monkeypatch.setattr(selection_module, "_READ_ROWS", 3)
+    monkeypatch.setattr(reordering, "BUFFER_BYTES", buffer_bytes)
+    monkeypatch.setattr(reordering, "WINDOW_BYTES", 1)
+    made = writer(tmp_path)
+    numbers = np.random.default_rng(0).permutation(12)
+    for part in (0, 1):
+        drawn = numbers[6 * part : 6 * part + 6]
+        rows = [face_row(f"{number:02}", l2=number / 8) for number in drawn]
+        made.write_part(shard(), part, samples=6, latents=rows, rejects=[])
+    table = open_table(str(tmp_path))
+    selection = Selection(table, "l2 > 0.2", "l2 DESC", limit)
+    batches = list(selection.code_batches(2, "image_id, l2, key || '!' AS name"))
+    expected = [f"s-0/{number:02}#0" for number in range(11, 1, -1)][:limit]
+    assert [batch.num_rows for batch, _ in batches[:3]] == [2, 2, 2]
+    rows_of_all = pa.Table.from_batches([batch for batch, _ in batches])
+    assert rows_of_all["image_id"].to_pylist() == expected
+    assert rows_of_all["name"][0].as_py() == "11!"
+    codes = np.concatenate([codes for _, codes in batches])
+    np.testing.assert_array_equal(codes, table.w_plus(expected))
+    shuffled = [row["key"] for row in Selection(table, order="random()").rows("key, w_plus")]
+    assert sorted(shuffled) == [f"{number:02}" for number in range(12)]
+    assert not list(Selection(table, "l2 > 9", "l2").code_batches(2))
+    with pytest.raises(RequestError, match="selects other rows each time"):
+        list(Selection(table, "l2 < 1")._placed("w_plus", pa.chunked_array([["s-0/11#0"]])))
 
 
 @pytest.mark.parametrize(

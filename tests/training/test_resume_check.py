@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.choices import EARLIER_SEARCH
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.storage import Store
 from pipeline.training.config import MAY_CHANGE, TrainConfig
@@ -71,10 +72,9 @@ def test_every_changed_setting_is_listed(started: TrainConfig) -> None:
 def test_earlier_training_resumes_without_turns(started: TrainConfig) -> None:
     store = Store(started.output)
     settings = json.loads(store.get(SETTINGS))
-    earlier = {"turns": "none", "search_pixels": 0, "check_below": 0.0}
-    kept = {name: value for name, value in settings.items() if name not in earlier}
+    kept = {name: value for name, value in settings.items() if name not in EARLIER_SEARCH}
     store.put(SETTINGS, json.dumps(kept).encode())
-    check_settings(started.model_copy(update=earlier))
+    check_settings(started.model_copy(update=EARLIER_SEARCH))
     with pytest.raises(FingerprintError, match='turns: "none" at the start, "auto" now'):
         check_settings(started)
 
