@@ -105,15 +105,18 @@ def test_a_job_streams_its_log_and_last_line(
 
 @contextmanager
 def served_one_by_one(photos: Path, names: Iterable[str]) -> Iterator[tuple[str, Semaphore]]:
-    """Serve a list of the images and of many more, each of which comes when it is released."""
-    released = Semaphore(0)
+    """Serve a list of the images and of many more, each of which comes when it is released.
+
+    As many as the images are released: whichever shard is read first is read whole.
+    """
+    first, *others = names
+    released = Semaphore(1 + len(others))
 
     def get(request: Server) -> None:
         if "more" in request.path:
             released.acquire()
         Server.do_GET(request)
 
-    first, *others = names
     more = [f"more-{number:03d}.jpg" for number in range(240)]
     for name in more:
         (photos / name).hardlink_to(photos / first)
