@@ -183,7 +183,13 @@ class JobConfig(BaseModel):
         "Parquet columns, sidecars (txt, cls), fields of .json sidecars, label of a dataset.zip",
     )
 
-    part_size: int = Field(256, ge=1, le=100_000, description="samples per part")
+    part_size: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="samples per part; default that of the table, of a new one 256, or 64 where "
+        "CPUs invert",
+    )
     device: Device = Field("auto", description="device that inverts faces")
     batch_size: int | None = Field(None, ge=1, description="faces per forward pass")
     align_workers: int | None = Field(

@@ -31,7 +31,7 @@ def test_file_supplies_settings_without_a_flag(file: Path) -> None:
     file.write_text("input: s3://bucket/photos\nsteps: 3\nprealigned: true\n")
     config = load_config(str(file), {"output": "out", "steps": None})
     assert (config.input, config.output) == ("s3://bucket/photos", "out")
-    assert (config.steps, config.prealigned, config.part_size) == (3, True, 256)
+    assert (config.steps, config.prealigned, config.part_size) == (3, True, None)
 
 
 def test_flags_override_the_file(file: Path) -> None:

@@ -132,7 +132,7 @@ def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> di
         "samples_are_exact": exact,
         "left_out": left_out.ordered(),
         "parts_to_do": sum(
-            max(0, math.ceil(count / config.part_size) - len(task.existing))
+            max(0, math.ceil(count / plan.writer.part_size) - len(task.existing))
             for count, task in zip(counts, tasks, strict=True)
         ),
         "skipped_parts": plan.backlog.done_parts,

@@ -231,9 +231,9 @@ def make_plan(
         store = Store(config.output)
         if store.exists(SPEC_NAME):
             check_existing(store, job.spec)
-        writer = TableWriter(config.output, job.spec, part_size=config.part_size, read_only=True)
+        writer = TableWriter(config.output, job.spec, part_size=job.part_size, read_only=True)
     else:
-        writer = open_for_writing(config.output, job.spec, part_size=config.part_size)
+        writer = open_for_writing(config.output, job.spec, part_size=job.part_size)
     backlog = Backlog(left_out=shards.left_out, chosen=bool(config.where), limit=config.limit)
     plan = Plan(job, writer, options, backlog=backlog)
     plan.tasks = TaskQueue(_compare(plan, shards, config))
@@ -242,10 +242,10 @@ def make_plan(
 
 def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator[ShardTask]:
     """Yield the task of each shard to do, after deleting its stale files."""
-    backlog = plan.backlog
+    backlog, part_size = plan.backlog, plan.writer.part_size
     orphans = None if plan.writer.read_only else plan.orphans
     states = plan.writer.states(shards, plan.part_index, orphans)
-    for state, take in take_first(states, config.limit, config.part_size, backlog, plan.options):
+    for state, take in take_first(states, config.limit, part_size, backlog, plan.options):
         plan.orphans.add_input(state.shard)
         if state.committed:
             backlog.done_shards += 1
@@ -259,7 +259,7 @@ def _compare(plan: Plan, shards: Iterator[Shard], config: JobConfig) -> Iterator
         plan.states[state.shard.shard_id] = state
         yield ShardTask(
             shard=state.shard,
-            part_size=config.part_size,
+            part_size=part_size,
             existing=frozenset(state.parts),
             take=take,
             init=config.init,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 # Increase it with each change of what the same weights and settings compute.
 NUMERICS_VERSION = 2
+SAMPLES_PER_PART = {"cpu": 64, "cuda": 256}
 _NAMES = {"dlib", "none", *bundle_names()}  # of networks; other values are paths
 
 
@@ -46,6 +47,7 @@ class ResolvedJob:
     alignment: AlignmentSettings
     inversion: InvertSettings
     spec: TableSpec
+    part_size: int  # samples per part
     treatment: str = ""  # how images are prepared for the model, in one line
     target: str | None = None  # folder of the images to compare with, if not the input itself
 
@@ -91,6 +93,7 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
         max_pixels=config.max_pixels,
         row_timeout_s=config.image_timeout,
     )
+    part_size = _part_size(config)
     columns = replace(
         _columns(config, model, alignment, kept or {}),
         identity=_keeps_identity(config, treatment.identity),
@@ -117,12 +120,16 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
         },
         layout=config.layout(),
         config=_from_anywhere(config)
-        | {"precision": precision, "identity_steps": inversion.identity_steps},
+        | {
+            "precision": precision,
+            "identity_steps": inversion.identity_steps,
+            "part_size": part_size,
+        },
         model=model.metadata,
         metrics=meter.definitions | _end_of_faces(method),
     )
     about = treatment.description + _borrowed_bound(config)
-    return ResolvedJob(alignment, inversion, spec, about, config.target)
+    return ResolvedJob(alignment, inversion, spec, part_size, about, config.target)
 
 
 def _columns(
@@ -152,11 +159,32 @@ def _keeps_identity(config: JobConfig, identity: str) -> bool:
         raise ConfigError("--keep-identity needs an identity network: add --identity dlib")
     if config.keep_identity is not None:
         return config.keep_identity
+    if earlier := _earlier_spec(config):
+        return earlier.columns.identity
+    return identity != "none" and IDENTITY not in map(str.lower, config.kept_names)
+
+
+def _part_size(config: JobConfig) -> int:
+    """Return the samples of a part: by default those of the table, or of a new one by the device.
+
+    One inverter does a whole part: on CPUs large parts leave cores idle at the end of a job. GPUs
+    finish so many small parts that the driver would be the limit.
+    """
+    if config.part_size is not None:
+        return config.part_size
+    if earlier := _earlier_spec(config):
+        return int(earlier.config.get("part_size", SAMPLES_PER_PART["cuda"]))
+    device = config.device if in_cluster() else ready_device(config.device, config.precision)
+    return SAMPLES_PER_PART["cpu" if device == "cpu" else "cuda"]
+
+
+def _earlier_spec(config: JobConfig) -> TableSpec | None:
+    """Return the description of the table that the job continues, None of a new one."""
     store = Store(config.output)
     if store.exists(SPEC_NAME):
         with suppress(TableError):  # a damaged one is refused when it is opened for writing
-            return read_spec(store).columns.identity
-    return identity != "none" and IDENTITY not in map(str.lower, config.kept_names)
+            return read_spec(store)
+    return None
 
 
 def _inversion(
@@ -239,6 +267,7 @@ def resolved_config(config: JobConfig, job: ResolvedJob) -> dict[str, Any]:
         "identity_steps": job.inversion.identity_steps,
         "precision": precision,
         "keep_identity": job.columns.identity,
+        "part_size": job.part_size,
         "batch_size": config.batch_size or BATCH.get(device),
     }
     values |= dict.fromkeys(alignment.unused)

@@ -7,13 +7,13 @@ import re
 
 import pytest
 
-from pipeline.config import JobConfig
 from pipeline.engine.capacity import CLUSTER_READERS
+from pipeline.engine.resolve import SAMPLES_PER_PART
 from pipeline.engine.stages import Align, Read, Write
 from tests.cluster.configurations import FOLDER, load
 
 TEXT = (FOLDER / "README.md").read_text()
-PART = int(JobConfig.model_fields["part_size"].default)
+PART = SAMPLES_PER_PART["cuda"]
 DRIVER_S, ENGINE_S = 0.03, 0.25  # of a core per part: pipeline/engine/README.md, Numbers
 READER_MBPS = 100
 

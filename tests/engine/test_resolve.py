@@ -14,7 +14,8 @@ from pipeline.choices import EARLIER_SEARCH
 from pipeline.config import JobConfig
 from pipeline.engine.inverter import Inverter
 from pipeline.engine.messages import Failure, ShardEnd, ShardTask
-from pipeline.engine.resolve import resolve_job, resolved_config
+from pipeline.engine.plan import make_plan
+from pipeline.engine.resolve import SAMPLES_PER_PART, resolve_job, resolved_config
 from pipeline.engine.stages import Read
 from pipeline.engine.stages.base import results
 from pipeline.errors import ConfigError, FingerprintError, ModelError
@@ -295,6 +296,18 @@ def test_refining_an_earlier_table_searches_as_then(config_of: ConfigOf, tmp_pat
     open_for_writing(first.output, replace(created, config=config), part_size=2)
     again = second_pass(first.output, {"output": str(tmp_path / "second")})
     assert {name: getattr(again, name) for name in EARLIER_SEARCH} == EARLIER_SEARCH
+
+
+def test_parts_fit_the_device_or_the_table(config_of: ConfigOf) -> None:
+    def part_size(**settings: object) -> int:
+        return resolve_job(config_of(**{"device": "cpu", "part_size": None} | settings)).part_size
+
+    assert (part_size(), part_size(part_size=7)) == (SAMPLES_PER_PART["cpu"], 7)
+    assert SAMPLES_PER_PART["cpu"] < SAMPLES_PER_PART["cuda"]
+    writer = make_plan(config_of(part_size=3)).writer
+    assert (part_size(), part_size(part_size=7), writer.part_size) == (3, 7, 3)
+    resumed = make_plan(config_of(part_size=None)).writer
+    assert resumed.part_size == 3
 
 
 def test_stop_bounds_come_from_the_config(config_of: ConfigOf) -> None:
