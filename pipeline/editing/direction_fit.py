@@ -248,8 +248,14 @@ def _check(held_out: Moments, train: Moments, *, binary: bool, differ: bool) -> 
     if not differ:
         raise RequestError(f"the codes of the {total} faces are equal: no direction can be fitted")
     for part, name in ((train, "to fit to"), (held_out, "held out")):
+        if not part.count:
+            raise RequestError(
+                f"none of the {total} faces is {name}: faces of one value of --split-by stay "
+                "together, and there are too few values (default: the source images); give another "
+                '--split-by, such as "image_id", or another --seed'
+            )
         if part.count < 2 or not part.label_variance:
-            why = "of one class" if binary and part.count else "with one label"
+            why = "of one class" if binary else "with one label"
             raise RequestError(
                 f"the {part.count} faces {name} are all {why}: choose more faces, another --seed, "
                 "or a --split-by of more values"
