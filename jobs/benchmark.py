@@ -8,7 +8,8 @@
 With --simulate the real engine (shards, Ray Data, Parquet, commits) runs with an aligner that
 decodes nothing and inverters that sleep as long as GPUs of that speed would take; no GPU is needed.
 Each line is a run of its own. `GPU busy` is the share of their lifetime that inverters slept,
-counted from a fifth of the parts to nine tenths. The last line of stdout is one JSON object with
+counted from a fifth of the parts to nine tenths, as they are committed: it passes 100 % where
+writers catch up meanwhile. The last line of stdout is one JSON object with
 every run.
 """
 
