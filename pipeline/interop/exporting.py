@@ -148,7 +148,7 @@ def export_dictionary(selection: NamedSelection, uri: str) -> int:
     codes: dict[str, Codes] = {}
     for row in selection.named_rows(column, with_suffix=True):
         codes[row["name"]] = row["codes"] if all_steps else row["codes"][None]
-    require_exported(len(codes), selection)
+    selection.refuse_none(len(codes))
     store, name = file_place(uri)
     store.put(name, latents_file(codes))
     return len(codes)
@@ -178,7 +178,7 @@ def put_files(uri: str, files: Iterator[tuple[str, bytes]], selection: NamedSele
         while group := list(itertools.islice(files, 4 * _PUTS)):
             for _ in pool.map(lambda file: _put_new(store, *file), group):
                 count += 1
-    require_exported(count, selection)
+    selection.refuse_none(count)
     return count
 
 
@@ -214,14 +214,3 @@ def code_file(code: Codes, form: CodeForm) -> bytes:
 def without_suffix(name: str) -> str:
     """Return `name` without an image extension."""
     return re.sub(_SUFFIX, "", name, flags=re.IGNORECASE)
-
-
-def require_exported(count: int, selection: NamedSelection) -> None:
-    """Raise `ConfigError` when nothing was exported."""
-    if not count:
-        root = selection.table.store.root
-        if selection.where:
-            raise ConfigError(
-                f"--where \"{selection.where}\" selects no face of the table '{root}'"
-            )
-        raise ConfigError(f"the table '{root}' has no faces to export")

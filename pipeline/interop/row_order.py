@@ -18,9 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, TableError
-from pipeline.storage import one_line
-from pipeline.table.parts import LATENTS, parse_part_name
+from pipeline.errors import TableError
+from pipeline.table.parts import LATENTS, damage_reported, parse_part_name
 from pipeline.table.reader import Table
 from pipeline.table.reordering import Positions
 from pipeline.table.selection import Selection, require_unique
@@ -70,13 +69,10 @@ def stored_rows(table: Table) -> StoredRows:
 
 def _ids_and_facts(table: Table, name: str) -> tuple[pa.Array, int, str]:
     """Return ids, bytes in memory, and a digest of the key, sums and ids of a part file."""
-    try:
-        with table.store.open(name) as file:
-            parquet = pq.ParquetFile(file)
-            metadata = parquet.metadata
-            ids = parquet.read(["image_id"])["image_id"].combine_chunks()
-    except (pa.ArrowException, ValueError, LookupError) as error:
-        raise TableError(f"'{table.store.uri(name)}' is damaged: {one_line(error)}") from error
+    with table.store.open(name) as file, damage_reported(table.store.uri(name)):
+        parquet = pq.ParquetFile(file)
+        metadata = parquet.metadata
+        ids = parquet.read(["image_id"])["image_id"].combine_chunks()
     ids = pa.concat_arrays(ids.chunks) if isinstance(ids, pa.ChunkedArray) else ids
     groups = range(metadata.num_row_groups)
     size = sum(metadata.row_group(group).total_byte_size for group in groups)
@@ -97,13 +93,7 @@ def positions_of(selection: Selection, rows: StoredRows, sort_by: SortBy | None)
     positions = np.arange(len(rows.ids), dtype=np.int64)
     if selection.where or selection.order or selection.limit is not None:
         positions = _chosen(selection, rows)
-    if not len(positions):
-        root = rows.table.store.root
-        if selection.where:
-            raise ConfigError(
-                f"--where \"{selection.where}\" selects no face of the table '{root}'"
-            )
-        raise ConfigError(f"the table '{root}' has no faces to export")
+    selection.refuse_none(len(positions))
     if sort_by is None:
         return positions
     by_id = np.asarray(pc.sort_indices(rows.ids.take(pa.array(positions))), np.int64)

@@ -22,7 +22,7 @@ from typing import IO, Any, Protocol, cast
 import numpy as np
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.interop.exporting import NamedSelection, require_exported
+from pipeline.interop.exporting import NamedSelection
 from pipeline.interop.pickled_codes import STYLE_DIM, Codes
 from pipeline.storage import Store, file_place, is_local
 from pipeline.storage.readers.npy import ArrayHeader, read_header
@@ -294,7 +294,7 @@ def export_stacked(selection: NamedSelection, uri: str) -> tuple[int, str]:
     list's URI. The array is written to the local disk first, so that memory does not grow with it.
     """
     count, _ = selection.counts()
-    require_exported(count, selection)
+    selection.refuse_none(count)
     n_styles = selection.table.spec.columns.n_styles
     store, name = file_place(uri)
     stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import RequestError, TableError
+from pipeline.errors import ConfigError, RequestError, TableError
 from pipeline.table.reader import Table
 from pipeline.table.reordering import Positions, reorder, window_rows
 from pipeline.table.schema import STYLE_DIM
@@ -89,13 +89,19 @@ class Selection:
         return int(counted.column("n")[0].as_py())
 
     def require_rows(self) -> int:
-        """Return the number of selected rows; `RequestError` if there are none."""
-        if count := self.count():
-            return count
+        """Return the number of selected rows; `ConfigError` if there are none."""
+        count = self.count()
+        self.refuse_none(count)
+        return count
+
+    def refuse_none(self, count: int) -> None:
+        """Raise `ConfigError` if `count`, the number of selected rows, is 0."""
+        if count:
+            return
         root = self.table.store.root
         if self.where:
-            raise RequestError(f"--where \"{self.where}\" selects no face of the table '{root}'")
-        raise RequestError(f"the table '{root}' has no faces")
+            raise ConfigError(f"--where \"{self.where}\" selects no face of the table '{root}'")
+        raise ConfigError(f"the table '{root}' has no faces")
 
     def unordered(self) -> Self:
         """Return a selection of the same rows for work on which their order has no influence."""
