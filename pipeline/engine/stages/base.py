@@ -152,12 +152,12 @@ def _open_attempts(name: str) -> tuple[Path, int]:
     while True:
         with suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-        if not is_private(folder):
-            raise RuntimeError(
-                f"'{folder}' is not a folder that only this user may enter; delete it"
-            )
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with suppress(FileNotFoundError):  # another worker removed the empty folder meanwhile
+            if not is_private(folder):
+                raise RuntimeError(
+                    f"'{folder}' is not a folder that only this user may enter; delete it"
+                )
             return folder / name, os.open(folder / name, flags, 0o600)
 
 

@@ -17,7 +17,7 @@ from pipeline.engine import ledger as ledger_module
 from pipeline.engine import ray_callbacks, run_job, shard_source
 from pipeline.engine.capacity import Pools, reserved_cpus
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.messages import Message, PartDone, ShardEnd, to_row
+from pipeline.engine.messages import Failure, Message, PartDone, ShardEnd, to_row
 from pipeline.engine.pipeline import build_pipeline, run_pipeline
 from pipeline.engine.plan import make_plan
 from pipeline.engine.ray_callbacks import StallDetector, run_settings
@@ -79,7 +79,9 @@ def executed(
         DataContext.get_current().custom_execution_callback_classes.append(Count)
         ledger = Ledger(plan, RunRecord())
         dataset: Any = build_pipeline(shard_source.shard_source(ledger), stages, pools)
-        yield Executed(list(run_pipeline(dataset)), blocks, max(ahead), sharing)
+        messages = list(run_pipeline(dataset))
+        assert not [message for message in messages if isinstance(message, Failure)]
+        yield Executed(messages, blocks, max(ahead), sharing)
 
 
 def test_stages_are_not_fused_and_parts_are_rows(
