@@ -173,7 +173,8 @@ def _part_size(config: JobConfig) -> int:
     if config.part_size is not None:
         return config.part_size
     if earlier := _earlier_spec(config):
-        return int(earlier.config.get("part_size", SAMPLES_PER_PART["cuda"]))
+        recorded = earlier.config.get("part_size")
+        return recorded if type(recorded) is int and recorded > 0 else SAMPLES_PER_PART["cuda"]
     device = config.device if in_cluster() else ready_device(config.device, config.precision)
     return SAMPLES_PER_PART["cpu" if device == "cpu" else "cuda"]
 

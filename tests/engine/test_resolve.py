@@ -303,11 +303,21 @@ def test_parts_fit_the_device_or_the_table(config_of: ConfigOf) -> None:
         return resolve_job(config_of(**{"device": "cpu", "part_size": None} | settings)).part_size
 
     assert (part_size(), part_size(part_size=7)) == (SAMPLES_PER_PART["cpu"], 7)
-    assert SAMPLES_PER_PART["cpu"] < SAMPLES_PER_PART["cuda"]
     writer = make_plan(config_of(part_size=3)).writer
     assert (part_size(), part_size(part_size=7), writer.part_size) == (3, 7, 3)
     resumed = make_plan(config_of(part_size=None)).writer
     assert resumed.part_size == 3
+    path = Path(config_of().output, "_table.json")
+    for recorded in ("3", 0, None):
+        description = json.loads(path.read_text())
+        description["config"]["part_size"] = recorded
+        path.write_text(json.dumps(description))
+        assert part_size() == SAMPLES_PER_PART["cuda"], "as tables had before it was recorded"
+
+
+def test_help_names_the_default_part_sizes() -> None:
+    said = "{cuda}, or {cpu} where CPUs invert".format(**SAMPLES_PER_PART)
+    assert said in str(JobConfig.model_fields["part_size"].description)
 
 
 def test_stop_bounds_come_from_the_config(config_of: ConfigOf) -> None:
