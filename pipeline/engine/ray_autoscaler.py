@@ -153,8 +153,13 @@ class LaterGrowth:
 
 
 def grow_later(executor: Any) -> None:
-    """Install `LaterGrowth` in an execution that is about to start."""
-    executor._actor_autoscaler = LaterGrowth(executor._actor_autoscaler, executor._topology)
+    """Install `LaterGrowth` in an execution that is about to start, if CPUs invert.
+
+    With several GPUs an earlier first part is worth less than the seconds of those that wait.
+    """
+    topology = executor._topology
+    if not any(operator.min_scheduling_resources().gpu for operator in topology):
+        executor._actor_autoscaler = LaterGrowth(executor._actor_autoscaler, topology)
 
 
 def scale_by_backlog(executor: Any, *, nodes_may_come: bool) -> None:

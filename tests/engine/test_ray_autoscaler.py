@@ -16,6 +16,7 @@ from pipeline.engine.ray_autoscaler import (
     GROW_AFTER_S,
     Debounced,
     LaterGrowth,
+    grow_later,
     missing_workers,
     target_actors,
 )
@@ -129,6 +130,18 @@ def test_pools_grow_after_all_run(
     now[0] += waited
     scaler.try_trigger_scaling()
     assert bool(grown) is grows
+
+
+@pytest.mark.parametrize(("gpus", "later"), [(0, True), (1, False)])
+def test_inverters_on_gpus_start_at_once(gpus: int, later: bool) -> None:
+    needs = [SimpleNamespace(gpu=0), SimpleNamespace(gpu=gpus)]
+    topology = [
+        SimpleNamespace(min_scheduling_resources=lambda n=need: n, get_autoscaling_actor_pools=list)
+        for need in needs
+    ]
+    executor = SimpleNamespace(_actor_autoscaler=None, _topology=topology)
+    grow_later(executor)
+    assert isinstance(executor._actor_autoscaler, LaterGrowth) is later
 
 
 def test_a_count_is_followed_only_when_it_lasts() -> None:
