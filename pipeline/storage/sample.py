@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import StorageError
@@ -48,10 +48,6 @@ class Sample:
     reject: str = ""
     detail: str = ""
     fields: str = ""
-
-    def with_key(self, key: str, fields: str) -> Sample:
-        """Return a copy with this key and these fields."""
-        return replace(self, key=key, fields=fields)
 
     def __post_init__(self) -> None:
         if isinstance(self.key, ShortenedKey) and not self.reject:

@@ -19,7 +19,7 @@ from pipeline.storage.readers.archive_members import Member, samples_of
 from pipeline.storage.readers.decompression import SIGNATURE_BYTES, packing_of
 from pipeline.storage.readers.dispatch import read_samples
 from pipeline.storage.readers.parquet import count_rows
-from pipeline.storage.readers.tar import DAMAGE, BoundedSource, StrictTarInfo, member_of
+from pipeline.storage.readers.tar import DAMAGE, BoundedSource, StrictTarInfo, members_of
 from pipeline.storage.readers.zip import read_zip
 from pipeline.storage.sample import Sample
 from pipeline.storage.shards import Shard, list_shards
@@ -66,7 +66,8 @@ def _samples(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[
     if shard.kind == "zip":
         return read_zip(shard, options, left_out, content=False)
     if is_local(shard.uri) and not _is_packed(shard):
-        return samples_of(_members(shard), shard.source, options, left_out)
+        members = _members_on_disk(shard)
+        return samples_of(members, shard.source, options, left_out, content=False)
     return read_samples(shard, None, options, left_out)
 
 
@@ -92,23 +93,15 @@ class _Seekable(BoundedSource):
         return int(self._stream.tell())
 
 
-def _members(shard: Shard) -> Iterator[Member]:
-    """Yield the members of a tar on a disk; at most their first bytes are read."""
+def _members_on_disk(shard: Shard) -> Iterator[Member]:
+    """Yield the members of a tar that is not compressed, seeking from header to header."""
     with storage_errors(f"read '{shard.uri}'"), Path(shard.uri).open("rb") as raw:
         try:
             source = cast(Any, _Seekable(raw))
             with tarfile.open(fileobj=source, mode="r:", tarinfo=StrictTarInfo) as archive:
-                for info in archive:
-                    if not info.isdir():
-                        yield _without_content(member_of(archive, info))
-                    cast(Any, archive).members.clear()  # `tarfile` would keep all of them
+                yield from members_of(archive)
         except DAMAGE as error:
             raise StorageError(f"the shard '{shard.uri}' is damaged") from error
-
-
-def _without_content(member: Member) -> Member:
-    read = member.read
-    return replace(member, read=lambda size: read(size) if size is not None else b"")
 
 
 _OPTIONS = ReadOptions(image_field=ONE_IMAGE)

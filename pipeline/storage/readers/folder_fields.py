@@ -11,6 +11,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def with_fields(
                 end: contents[f"{stem}.{end}"] for end in extensions if f"{stem}.{end}" in contents
             }
             fields = fields_of(sidecars, row, options.keep_columns, left_out)
-            yield sample.with_key(sample.key, fields)
+            yield replace(sample, fields=fields)
 
 
 def _groups(samples: Iterable[Sample]) -> Iterator[list[Sample]]:

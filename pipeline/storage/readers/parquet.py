@@ -6,6 +6,7 @@ import io
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -127,7 +128,7 @@ def _samples(file: Any, shard: Shard, options: ReadOptions, left_out: LeftOut) -
         for index in range(batch.num_rows):
             fields = _fields(batch, index, options, left_out)
             for sample in _row(batch, index, row, opened, shard):
-                yield sample.with_key(keys.take(sample.key), fields)
+                yield replace(sample, key=keys.take(sample.key), fields=fields)
             row += 1
 
 

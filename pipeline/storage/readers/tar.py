@@ -124,13 +124,14 @@ def read_tar(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[
     `left_out`. A link with an image's name is a reject: links are not followed.
     """
     with shard_errors(shard.uri, DAMAGE) as counted, open_tar(shard.uri) as archive:
-        yield from counted(samples_of(_members(archive), shard.source, options, left_out))
+        yield from counted(samples_of(members_of(archive), shard.source, options, left_out))
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[Member]:
+def members_of(archive: tarfile.TarFile) -> Iterator[Member]:
+    """Yield the files, links and special files of an archive; memory holds one of them."""
     for info in archive:
         if not info.isdir():
-            yield member_of(archive, info)
+            yield _member_of(archive, info)
         cast(Any, archive).members.clear()  # `tarfile` would keep all of them
 
 
@@ -145,15 +146,13 @@ def member_name(member: tarfile.TarInfo) -> str:
     return readable_name(member.name.removeprefix("./"))
 
 
-def member_of(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
-    """Return a file, link or special file of `archive`, whose content is read next."""
-    name = member_name(info)
-    if not info.isfile():
-        detail = f"a link to '{readable_name(info.linkname)}' or a special file, not an image"
-        return Member(name, 0, lambda _: b"", detail)
-    if detail := sparse_refusal(info):
-        return Member(name, 0, lambda _: b"", detail)
-    return Member(name, info.size, _Content(archive, info).read)
+def _member_of(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
+    if info.isfile():
+        refusal = sparse_refusal(info)
+    else:
+        refusal = f"a link to '{readable_name(info.linkname)}' or a special file, not an image"
+    size = 0 if refusal else info.size
+    return Member(member_name(info), size, _Content(archive, info).read, refusal)
 
 
 def sparse_refusal(info: tarfile.TarInfo) -> str:
