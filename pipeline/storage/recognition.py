@@ -26,8 +26,7 @@ from pipeline.storage.objects import UNREADABLE, is_dead_link
 from pipeline.storage.parquet_columns import has_bytes, schema_of
 from pipeline.storage.readers.archive_members import START_BYTES, is_image_start
 from pipeline.storage.s3 import get_head, is_bucket
-from pipeline.storage.seekable import read_start
-from pipeline.storage.uris import filesystem, is_local, storage_errors
+from pipeline.storage.uris import filesystem, is_local, is_web, storage_errors
 
 # Parallel reads of file contents. A batch ends at so many reads, or so many entries in memory.
 _READ_THREADS = 32
@@ -95,11 +94,11 @@ def _by_name(entry: Entry, uri_of: Callable[[str], str], sniffing: bool, alone: 
         if sniffing and not readable and is_local(uri) and is_dead_link(uri):
             return _Candidate(entry, "image")  # becomes a reject; as a shard it would always fail
         if entry.beside_tar:
-            inspect = partial(_inspect_beside_tar, uri) if sniffing and readable else None
+            inspect = partial(_inspect_parquet, uri, None) if sniffing and readable else None
             return _Candidate(entry, None, inspect)
         if kind != "parquet" or alone or not readable:
             return _Candidate(entry, kind)
-        return _Candidate(entry, None, partial(_inspect_parquet, uri))
+        return _Candidate(entry, None, partial(_inspect_parquet, uri, "parquet"))
     if not sniffing or not may_be_image(name):
         return _Candidate(entry, None)
     if not readable or not entry.size:
@@ -126,28 +125,23 @@ def _batches(candidates: Iterable[_Candidate]) -> Iterator[list[_Candidate]]:
         yield batch
 
 
-def _inspect_parquet(uri: str) -> FileKind | None:
-    """Return "parquet" if a file has a column of images, or if only its reader can explain it."""
+def _inspect_parquet(uri: str, doubtful: FileKind | None) -> FileKind | None:
+    """Return "parquet" if a file has a column of images, and None if it has none or was deleted.
+
+    Returns `doubtful` if it is damaged or may not be read: "parquet" where its reader is to explain
+    this, None beside a tar, where the file is then metadata.
+    """
     try:
         schema = schema_of(uri)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
-        if is_local(uri) or is_denied(error.__cause__):
-            return "parquet"
+        if is_local(uri) or (doubtful and is_denied(error.__cause__)):
+            return doubtful
         raise
-    return "parquet" if schema is None or has_bytes(schema) else None
-
-
-def _inspect_beside_tar(uri: str) -> FileKind | None:
-    """Return "parquet" if a file beside a tar has a column of images; otherwise it is metadata."""
-    try:
-        schema = schema_of(uri)
-    except StorageError as error:
-        if is_local(uri) or isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
-    return "parquet" if schema is not None and has_bytes(schema) else None
+    if schema is None:
+        return doubtful
+    return "parquet" if has_bytes(schema) else None
 
 
 def _inspect_disk_file(path: str) -> FileKind | None:
@@ -176,7 +170,12 @@ def read_head(uri: str) -> bytes:
     """Read the first bytes of a file with one request; `StorageError` if the storage fails."""
     fs, path = filesystem(uri)
     with storage_errors(f"read '{uri}'"):
-        return get_head(fs, path, START_BYTES) if is_bucket(fs) else read_start(uri, START_BYTES)
+        if is_bucket(fs):
+            return get_head(fs, path, START_BYTES)
+        if is_web(uri):  # a server without ranges would send the whole file
+            with fs.open(path, "rb", block_size=0) as stream:
+                return bytes(stream.read(START_BYTES))
+        return bytes(fs.cat_file(path, start=0, end=START_BYTES))[:START_BYTES]
 
 
 def mark_beside_tars(entries: Iterable[Entry]) -> Iterator[Entry]:
