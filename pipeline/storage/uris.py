@@ -265,12 +265,8 @@ def check_credentials(uri: str) -> None:
         return
     try:
         fs.info(path)
-        return
-    except FileNotFoundError:
-        return
     except _request_errors(OSError, RuntimeError) as error:
-        why = wrong_credentials(error)
-        if why:
+        if why := wrong_credentials(error):
             raise _access_error(f"open '{uri}'", why, error) from error
 
 
