@@ -168,13 +168,8 @@ class Store:
         else:
             self.fs.pipe_file(self.path(name), content, **mode)
 
-    def get(self, name: str) -> bytes:
-        """Read a whole object."""
-        with storage_errors(f"read '{self.uri(name)}'"):
-            return bytes(self.fs.cat_file(self.path(name)))
-
-    def get_range(self, name: str, start: int, end: int) -> bytes:
-        """Read the bytes of an object from `start` up to `end`, exclusive."""
+    def get(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Read a whole object, or its bytes from `start` up to `end`, exclusive."""
         with storage_errors(f"read '{self.uri(name)}'"):
             return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
 
