@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pipeline.errors import InputError, StorageError
 from pipeline.storage.file_types import is_list, plain_name, shard_kind
@@ -333,15 +333,10 @@ def _folder_entries(uri: str, left_out: LeftOut) -> Iterator[Entry]:
     return _below(uri, left_out)
 
 
-class _Parts(NamedTuple):
-    folder: str
-    name: str
-
-
-def _split(uri: str) -> _Parts:
+def _split(uri: str) -> tuple[str, str]:
     """Split a URI into its folder and the name in it, which includes the query of a web address."""
     end = plain_name(uri).rfind("/")
-    return _Parts(uri[:end] or "/", uri[end + 1 :])
+    return uri[:end] or "/", uri[end + 1 :]
 
 
 def _is_absolute(name: str) -> bool:

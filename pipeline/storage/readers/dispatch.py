@@ -49,12 +49,11 @@ def read_samples(
         samples = read_folder(shard, keys)
         if options.keep_columns:
             samples = with_fields(samples, shard, options, left_out)
-        yield from samples
     elif shard.etag == UNREADABLE:
-        yield from (sample for sample in _unreadable(shard) if keys is None or sample.key in keys)
+        samples = _unreadable(shard)
     else:
         samples = _ARCHIVES[shard.kind](shard, options, left_out)
-        yield from (sample for sample in samples if keys is None or sample.key in keys)
+    yield from (sample for sample in samples if keys is None or sample.key in keys)
     if _changed(shard, whole=keys is None):
         raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")
 
