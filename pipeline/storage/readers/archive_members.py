@@ -58,11 +58,6 @@ class _Held:
     sample: Sample  # key and fields are set later
 
     @property
-    def is_plain(self) -> bool:
-        """Return whether the name is the key and one extension."""
-        return _is_plain(self.image_field)
-
-    @property
     def is_dotted(self) -> bool:
         """Return whether dots are part of the name, as in `IMG.1.jpg`, `J. Doe.jpg`, `a.jpg.1`.
 
@@ -70,7 +65,8 @@ class _Held:
         """
         parts = self.image_field.split(".")
         numbered = any(_NUMBERED.fullmatch(part) for part in (parts[0], parts[-1]))
-        return not self.is_plain and (numbered or not _FIELD.fullmatch(self.image_field))
+        is_field = _FIELD.fullmatch(self.image_field) and not numbered
+        return not _is_plain(self.image_field) and not is_field
 
 
 @dataclass
@@ -125,6 +121,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _is_plain(image_field: str) -> bool:
+    """Return whether a member's name is the key and one extension."""
     return "." not in image_field and not _NUMBERED.fullmatch(image_field)
 
 
@@ -233,7 +230,7 @@ class _Chooser:
         if not group.named and not self._keys.has(group.key):
             return group.held
         # If the key came before, elsewhere in the archive, further images of it are second images.
-        plain = [held for held in of_key if held.is_plain]
+        plain = [held for held in of_key if _is_plain(held.image_field)]
         spent = group.taken or (not plain and self._keys.has(group.key))
         main = [] if spent else (plain or of_key)[:1]
         return [held for held in group.held if held.is_dotted or held in main]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container, Iterator, Sequence
-from itertools import starmap
 from typing import Any, NamedTuple
 
 from pipeline.errors import StorageError
@@ -20,12 +19,6 @@ from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage
 # Parallel requests to an object store, and the bytes that they may hold in memory.
 _REQUESTS = 16
 _BYTES_AHEAD = 64 << 20
-
-
-class _File(NamedTuple):
-    key: str
-    name: str
-    size: int
 
 
 class _Content(NamedTuple):
@@ -64,18 +57,18 @@ def read_folder(shard: Shard, keys: Container[str] | None = None) -> Iterator[Sa
         raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")
 
 
-def _groups(shard: Shard, keys: Container[str] | None) -> Iterator[list[_File]]:
-    """Yield groups of files that are fetched together."""
-    group: list[_File] = []
+def _groups(shard: Shard, keys: Container[str] | None) -> Iterator[list[tuple[str, str, int]]]:
+    """Yield groups of files, each as key, name and size, that are fetched together."""
+    group: list[tuple[str, str, int]] = []
     total = 0
-    for file in starmap(_File, zip(shard.keys, shard.names, shard.sizes, strict=True)):
-        if keys is not None and file.key not in keys:
+    for key, name, size in zip(shard.keys, shard.names, shard.sizes, strict=True):
+        if keys is not None and key not in keys:
             continue
-        if group and (len(group) == _REQUESTS or total + file.size > _BYTES_AHEAD):
+        if group and (len(group) == _REQUESTS or total + size > _BYTES_AHEAD):
             yield group
             group, total = [], 0
-        group.append(file)
-        total += max(0, file.size)
+        group.append((key, name, size))
+        total += max(0, size)
     if group:
         yield group
 

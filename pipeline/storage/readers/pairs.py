@@ -11,15 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, StorageError
-from pipeline.storage.file_types import is_hidden, stem_of
+from pipeline.storage.file_types import is_hidden, is_image, stem_of
 from pipeline.storage.readers.npy import read_array
-from pipeline.storage.readers.tar import (
-    DAMAGE,
-    is_sample,
-    member_name,
-    open_tar,
-    sparse_refusal,
-)
+from pipeline.storage.readers.tar import DAMAGE, member_name, open_tar, sparse_refusal
 from pipeline.storage.store import Store
 from pipeline.storage.uris import one_line, storage_errors
 
@@ -95,8 +89,8 @@ def _members(uri: str, *, with_images: bool) -> Iterator[tuple[str, bytes]]:
     with _open_archive(uri) as archive:
         for member in archive:
             name = member_name(member)
-            is_code = name.endswith(CODE_SUFFIX) and not is_hidden(name)
-            if member.isfile() and (is_code or (with_images and is_sample(member))):
+            is_wanted = name.endswith(CODE_SUFFIX) or (with_images and is_image(name))
+            if member.isfile() and is_wanted and not is_hidden(name):
                 if refusal := sparse_refusal(member):
                     raise InputError(f"'{name}' in '{uri}' is {refusal}")
                 yield name, cast(IO[bytes], archive.extractfile(member)).read()

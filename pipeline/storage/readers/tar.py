@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
-from pipeline.storage.file_types import is_hidden, is_image, readable_name
+from pipeline.storage.file_types import readable_name
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.readers import decompression
@@ -133,12 +133,6 @@ def members_of(archive: tarfile.TarFile) -> Iterator[Member]:
         if not info.isdir():
             yield _member_of(archive, info)
         cast(Any, archive).members.clear()  # `tarfile` would keep all of them
-
-
-def is_sample(member: tarfile.TarInfo) -> bool:
-    """Return whether a member has the name of an image and is not hidden."""
-    name = member_name(member)
-    return not member.isdir() and is_image(name) and not is_hidden(name)
 
 
 def member_name(member: tarfile.TarInfo) -> str:

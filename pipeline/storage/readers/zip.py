@@ -18,7 +18,7 @@ from pipeline.storage.readers.zip_entries import (
     entries_of,
     read_entry,
 )
-from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, shard_errors
+from pipeline.storage.sample import Sample, shard_errors
 from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import one_line, storage_errors
@@ -79,7 +79,7 @@ def _members(files: tuple[Any, Any], labels: Mapping[str, Any] | None) -> Iterat
     directory, data = files
     contents = _Contents(data)
     for entry in entries_of(directory):
-        if entry.is_folder:
+        if entry.name.endswith("/"):
             continue
         name = entry.name.removeprefix("./")
         values = {LABEL: labels.get(name)} if labels is not None else {}
@@ -112,7 +112,7 @@ def _labels(files: tuple[Any, Any], shard: Shard) -> Mapping[str, Any] | None:
             break
     else:
         return None
-    if entry.size > min(_MAX_LABEL_BYTES, MAX_SAMPLE_BYTES):
+    if entry.size > _MAX_LABEL_BYTES:
         raise StorageError(
             f"'{_LABELS_NAME}' in '{shard.uri}' has {entry.size} bytes, of at most "
             f"{_MAX_LABEL_BYTES} that are read: leave the label out of --keep-columns"

@@ -53,11 +53,6 @@ class ZipEntry:
     end: int
     refusal: str
 
-    @property
-    def is_folder(self) -> bool:
-        """Return whether the entry is a folder."""
-        return self.name.endswith("/")
-
 
 @dataclass(frozen=True)
 class _Directory:
