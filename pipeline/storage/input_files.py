@@ -117,13 +117,12 @@ def _below(folder: str, left_out: LeftOut) -> Iterator[Entry]:
 def _open_pattern(root: str, left_out: LeftOut) -> Source:
     """Return the files that fit a pattern, with names relative to the folder before it."""
     folder = literal_folder(root) or ("/" if is_local(root) else "")
-    count = count_braces(root)
     if not folder:
         raise InputError(
             f"the bucket or host of '{root}' is part of the pattern: name the folders or files in "
             "a text file, one URI per line, and pass that file"
         )
-    _check_count(root, count)
+    _check_count(root)
     begin = len(folder.rstrip("/")) + 1
     names = _Names(
         lambda: expand_braces(root), f"the pattern '{root}'", lambda uri: uri[begin:], strict=True
@@ -131,7 +130,8 @@ def _open_pattern(root: str, left_out: LeftOut) -> Source:
     return Source("folder", folder, _named(names, left_out))
 
 
-def _check_count(pattern: str, count: int) -> None:
+def _check_count(pattern: str) -> None:
+    count = count_braces(pattern)
     limit = _MAX_GLOBS if has_glob(pattern) else _MAX_NAMES
     if count > limit:
         kind = "patterns" if has_glob(pattern) else "names"
@@ -175,7 +175,7 @@ def _lines(content: bytes, uri: str, folder: str) -> Iterator[str]:
 def _check_line(uri: str) -> None:
     if is_list(plain_name(uri)):
         raise InputError(f"'{uri}' is a list, and a list may not name lists; {LOOKED_FOR}")
-    _check_count(uri, count_braces(uri))
+    _check_count(uri)
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _named(names: _Names, left_out: LeftOut) -> Iterator[Entry]:
             yield from missing
             missing = []
             yield from taken.once(place, names)
-        elif not taken.covers(place.uri, count=True):
+        elif not taken.repeats(place.uri):
             taken.files.add(hash(place.uri))
             missing.append(Entry(names.name_of(place.uri), 0, UNREADABLE))
             if any_exists:
@@ -259,15 +259,15 @@ class _Taken:
         self.folders: set[str] = set()
         self.globs: list[tuple[str, Glob]] = []
 
-    def covers(self, uri: str, *, count: bool = False) -> bool:
+    def repeats(self, uri: str) -> bool:
         """Return whether `uri` is listed already, by itself or by its folder or a pattern.
 
-        With `count` it is then counted as named twice.
+        It is then counted as named twice.
         """
-        covered = hash(uri) in self.files or self._is_below(uri)
-        if covered and count:
+        is_listed = hash(uri) in self.files or self._is_below(uri)
+        if is_listed:
             self.left_out.add(NAMED_TWICE)
-        return covered
+        return is_listed
 
     def _is_below(self, uri: str) -> bool:
         if uri in self.folders:
@@ -285,13 +285,14 @@ class _Taken:
         """Yield the entries of one file, folder or pattern that are not listed yet."""
         if not place.exists:
             yield from self._fitting(place.uri, names)
-        elif not place.is_folder:
-            if not self.covers(place.uri, count=True):
-                self.files.add(hash(place.uri))
-                yield Entry(names.name_of(place.uri), place.size, place.etag)
-        elif not self.covers(place.uri, count=True):
+        elif self.repeats(place.uri):
+            return
+        elif place.is_folder:
             yield from self._entries(place.uri, _folder_entries(place.uri, self.left_out), names)
             self.folders.add(place.uri)
+        else:
+            self.files.add(hash(place.uri))
+            yield Entry(names.name_of(place.uri), place.size, place.etag)
 
     def _fitting(self, pattern: str, names: _Names) -> Iterator[Entry]:
         """Yield the entries that fit a pattern without braces; `InputError` if none does."""
@@ -317,7 +318,7 @@ class _Taken:
     def _entries(self, folder: str, entries: Iterator[Entry], names: _Names) -> Iterator[Entry]:
         for entry in entries:
             uri = f"{folder.rstrip('/')}/{entry.name}"
-            if not self.covers(uri.rstrip("/"), count=True):
+            if not self.repeats(uri.rstrip("/")):
                 yield entry._replace(name=names.name_of(uri))
 
 

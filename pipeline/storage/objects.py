@@ -62,12 +62,7 @@ def object_info(details: dict[str, Any]) -> ObjectInfo:
     modification time instead.
     """
     size = int(details.get("size") or details.get("Size") or 0)
-    for source in _ETAG_FIELDS:
-        if details.get(source):
-            value = str(details[source]).strip('"')
-            break
-    else:
-        value = "unknown"
+    value = str(next(filter(None, map(details.get, _ETAG_FIELDS)), "unknown")).strip('"')
     own = value if len(value) <= 64 else hashlib.sha256(value.encode()).hexdigest()[:32]
     times = (details.get(name) for name in _TIME_FIELDS)
     modified = next((time.timestamp() for time in times if isinstance(time, datetime)), 0.0)
