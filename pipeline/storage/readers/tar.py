@@ -30,20 +30,20 @@ class StrictTarInfo(tarfile.TarInfo):
     """
 
     @classmethod
-    def fromtarfile(
-        cls, tarfile: tarfile.TarFile
-    ) -> StrictTarInfo:  # the base class names the parameter
-        source: BoundedSource = cast(Any, tarfile.fileobj).fileobj
+    def fromtarfile(cls, archive: tarfile.TarFile) -> StrictTarInfo:
+        """Read the next header of `archive`."""
+        source: BoundedSource = cast(Any, archive.fileobj).fileobj
         try:
             with source.header():
-                return super().fromtarfile(tarfile)
+                return super().fromtarfile(archive)
         except _END_OF_ARCHIVE:
             raise
-        except _HEADER_ERROR as error:
-            raise _READ_ERROR(f"no end-of-archive mark: {error or 'unexpected end'}") from error
+        except tarfile.HeaderError as error:
+            why = error or "unexpected end"
+            raise tarfile.ReadError(f"no end-of-archive mark: {why}") from error
         # Records with invalid lengths, numbers or texts; endless chains of headers.
         except (ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise _READ_ERROR(f"a header that cannot be read: {error}") from error
+            raise tarfile.ReadError(f"a header that cannot be read: {error}") from error
 
 
 class BoundedSource:
@@ -83,8 +83,6 @@ class BoundedSource:
                 self._header_left = None
 
 
-_READ_ERROR = tarfile.ReadError
-_HEADER_ERROR = tarfile.HeaderError
 _END_OF_ARCHIVE = cast(type[Exception], vars(tarfile)["EOFHeaderError"])
 
 
