@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, MissingError, StorageError
 from pipeline.storage.file_types import is_list, plain_name, shard_kind
 from pipeline.storage.left_out import NAMED_TWICE, LeftOut
 from pipeline.storage.listing import Entry, Place, file_entry, is_folder, look_up_all, walk
@@ -78,9 +79,7 @@ def open_input(root: str, left_out: LeftOut) -> Source:
         raise InputError(f"'{root}' names no file; {NO_LISTING}")
     try:
         kind = _kind_of(root)
-    except StorageError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
+    except MissingError as error:
         raise InputError(f"the input '{root}' does not exist; {LOOKED_FOR}") from error
     if kind == "pattern":
         return _open_pattern(root, left_out)
@@ -103,8 +102,8 @@ def _kind_of(root: str) -> Literal["folder", "file", "pattern"]:
         return "pattern"
     try:
         return "folder" if is_folder(fs, path, root) else "file"
-    except StorageError as error:
-        if special and isinstance(error.__cause__, FileNotFoundError):
+    except MissingError:
+        if special:
             return "pattern"
         raise
 
@@ -304,13 +303,10 @@ class _Taken:
         entries = walk(fs, path, folder or "/", self.left_out, glob.may_hold)
         fitting = (entry for entry in entries if _fits(glob, entry.name))
         empty = True
-        try:
+        with suppress(MissingError):
             for entry in fitting:
                 empty = False
                 yield from self._entries(folder, iter([entry]), names)
-        except StorageError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
         if empty:
             raise InputError(f"nothing fits the pattern '{pattern}'; {LOOKED_FOR}")
         self.globs.append((folder, glob))

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, MissingError, StorageError
 from pipeline.storage.file_types import is_hidden
 from pipeline.storage.left_out import FOLDER_LOOP, HIDDEN, SPECIAL, LeftOut
 from pipeline.storage.objects import (
@@ -48,14 +48,14 @@ class Entry(NamedTuple):
 def is_folder(fs: Any, path: str, uri: str) -> bool:
     """Return whether `path` is a folder.
 
-    Raises `StorageError`, caused by `FileNotFoundError`, if nothing exists there.
+    Raises `MissingError` if nothing exists there.
     """
     with storage_errors(f"read '{uri}'"):
         return bool(fs.info(path)["type"] == "directory")
 
 
 def file_entry(uri: str) -> Entry:
-    """Return the entry of one file, named by its last component; `StorageError` if missing."""
+    """Return the entry of one file, named by its last component; `MissingError` if missing."""
     fs, path = filesystem(uri)
     name = uri.rsplit("/", 1)[-1]
     with storage_errors(f"read '{uri}'"):
@@ -276,10 +276,8 @@ def look_up(uri: str) -> Place:
             if is_local_filesystem(fs):
                 return _look_up_on_disk(uri, path)
             details = fs.info(path)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return Place(uri, exists=False)
-        raise
+    except MissingError:
+        return Place(uri, exists=False)
     if details["type"] == "directory":
         return Place(uri, exists=True, is_folder=True)
     return Place(uri, True, False, *_object_state(details))

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain
 from typing import Literal, NamedTuple
 
-from pipeline.errors import StorageError
+from pipeline.errors import MissingError, StorageError
 from pipeline.storage.credentials import is_denied
 from pipeline.storage.file_types import (
     Kind,
@@ -133,9 +133,9 @@ def _inspect_parquet(uri: str, doubtful: FileKind | None) -> FileKind | None:
     """
     try:
         schema = schema_of(uri)
+    except MissingError:
+        return None
     except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
         if is_local(uri) or (doubtful and is_denied(error.__cause__)):
             return doubtful
         raise
@@ -160,10 +160,8 @@ def _inspect_object(uri: str) -> FileKind | None:
     """Return "image" if a file of another storage begins like one; None if it was deleted."""
     try:
         return "image" if is_image_start(read_head(uri)) else None
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
+    except MissingError:
+        return None
 
 
 def read_head(uri: str) -> bytes:

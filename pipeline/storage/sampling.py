@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.errors import StorageError
+from pipeline.errors import MissingError, StorageError
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import file_entry
 from pipeline.storage.objects import UNREADABLE
@@ -53,11 +54,8 @@ def count_samples(
         for _ in itertools.islice(_samples(shard, options, left_out), at_most):
             count += 1
     except StorageError:
-        try:
+        with suppress(MissingError):
             file_entry(shard.uri)
-        except StorageError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
     return count
 
 

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterator, Sequence
 
 import pyarrow as pa
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, MissingError, StorageError
 from pipeline.storage.kept_columns import TEXT
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry, file_entry
@@ -96,10 +96,8 @@ def _state(uri: str) -> tuple[int, str]:
     try:
         with storage_errors(f"read '{uri}'"):
             return present_state(uri)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return 0, UNREADABLE
-        raise
+    except MissingError:
+        return 0, UNREADABLE
 
 
 def kept_types(first: Shard, names: Sequence[str]) -> dict[str, str]:

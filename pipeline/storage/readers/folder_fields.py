@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, MissingError
 from pipeline.storage.file_types import stem_of
 from pipeline.storage.kept_columns import MAX_FIELD_BYTES, fields_of, json_object
 from pipeline.storage.left_out import LeftOut
@@ -139,10 +139,8 @@ class FolderMetadata:
         for uri in uris:
             try:
                 entry = file_entry(uri)
-            except StorageError as error:
-                if isinstance(error.__cause__, FileNotFoundError):
-                    continue
-                raise
+            except MissingError:
+                continue
             if entry.size > MAX_METADATA_BYTES:
                 raise InputError(
                     f"'{uri}' has {entry.size} bytes, of at most {MAX_METADATA_BYTES} that "

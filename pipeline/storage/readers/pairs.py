@@ -10,7 +10,7 @@ from typing import IO, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, MissingError
 from pipeline.storage.file_types import is_hidden, is_image, stem_of
 from pipeline.storage.readers.npy import read_array
 from pipeline.storage.readers.tar import DAMAGE, member_name, open_tar, sparse_refusal
@@ -106,10 +106,8 @@ def _open_archive(uri: str) -> Iterator[tarfile.TarFile]:
             except DAMAGE as error:
                 why = one_line(error)
                 raise InputError(f"'{uri}' is no tar, or damaged: {why}; replace it") from error
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise InputError(f"there is no '{uri}': pass a tar of pairs ({WANTED})") from error
-        raise
+    except MissingError as error:
+        raise InputError(f"there is no '{uri}': pass a tar of pairs ({WANTED})") from error
 
 
 def _code(content: bytes, where: str) -> NDArray[np.float32]:
