@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import InputError, MissingError, StorageError
-from pipeline.storage.file_types import is_list, plain_name, shard_kind
+from pipeline.storage.file_types import is_list, plain_name, shard_kind, shard_stem
 from pipeline.storage.left_out import NAMED_TWICE, LeftOut
 from pipeline.storage.listing import Entry, Place, file_entry, is_folder, look_up_all, walk
 from pipeline.storage.objects import UNREADABLE, present_state
@@ -23,7 +23,6 @@ from pipeline.storage.patterns import (
     has_glob,
     literal_folder,
 )
-from pipeline.storage.recognition import mark_beside_tars
 from pipeline.storage.uris import canonical_uri, filesystem, is_local, is_web, join, read_file
 
 LOOKED_FOR = (
@@ -110,7 +109,31 @@ def _kind_of(root: str) -> Literal["folder", "file", "pattern"]:
 
 def _below(folder: str, left_out: LeftOut) -> Iterator[Entry]:
     fs, path = filesystem(folder)
-    return mark_beside_tars(walk(fs, path, folder, left_out))
+    return _mark_beside_tars(walk(fs, path, folder, left_out))
+
+
+def _mark_beside_tars(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """Set `beside_tar` of each `x.parquet` that has an `x.tar` beside it in the sorted `entries`.
+
+    The order changes: a Parquet file comes after all names that its tar may have, but before the
+    files of a folder `x`.
+    """
+    waiting: Entry | None = None
+    for entry in entries:
+        kind = shard_kind(entry.name)
+        if waiting:
+            stem = shard_stem(waiting.name)
+            if kind == "tar" and shard_stem(entry.name) == stem:
+                waiting = waiting._replace(beside_tar=True)
+            elif kind == "parquet" or entry.name > f"{stem}/":
+                yield waiting
+                waiting = None
+        if kind == "parquet":
+            waiting = entry
+        else:
+            yield entry
+    if waiting:
+        yield waiting
 
 
 def _open_pattern(root: str, left_out: LeftOut) -> Source:
@@ -225,17 +248,11 @@ def _look_up_required(names: _Names) -> dict[str, Place]:
         for uri in names.uris()
         if (names.strict or shard_kind(plain_name(uri))) and not has_glob(uri)
     )
-    places, missing = {}, []
-    for place in look_up_all(dict.fromkeys(required)):
-        places[place.uri] = place
-        if not place.exists:
-            missing.append(f"'{place.uri}'")
+    places = {place.uri: place for place in look_up_all(dict.fromkeys(required))}
+    missing = [f"'{uri}'" for uri, place in places.items() if not place.exists]
     if missing:
-        more = (
-            f" and {len(missing) - _MAX_SHOWN_NAMES} more"
-            if len(missing) > _MAX_SHOWN_NAMES
-            else ""
-        )
+        others = len(missing) - _MAX_SHOWN_NAMES
+        more = f" and {others} more" if others > 0 else ""
         raise InputError(
             f"{len(missing)} of the {len(places)} {'files' if names.strict else 'shards'} that "
             f"{names.what} names do not exist: {', '.join(missing[:_MAX_SHOWN_NAMES])}{more}"

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import chain
 from typing import Literal, NamedTuple
 
 from pipeline.errors import MissingError, StorageError
@@ -18,8 +17,8 @@ from pipeline.storage.file_types import (
     plain_name,
     readable_name,
     shard_kind,
-    shard_stem,
 )
+from pipeline.storage.input_files import Source
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry
 from pipeline.storage.objects import UNREADABLE, is_dead_link
@@ -44,19 +43,13 @@ class _Candidate(NamedTuple):
 
 
 def recognise(
-    entries: Iterable[Entry],
-    uri_of: Callable[[str], str],
-    left_out: LeftOut,
-    *,
-    sniffing: bool,
-    alone: bool = False,
-    imageless: list[str],
+    source: Source, left_out: LeftOut, *, sniffing: bool, imageless: list[str]
 ) -> Iterator[tuple[Entry, FileKind]]:
-    """Yield the images and shards among `entries`, in order, and count the others in `left_out`.
+    """Yield the images and shards of an input, in order, and count other files in `left_out`.
 
     A Parquet file is a shard if its footer names a column of images; the URI of the first one
-    without is added to `imageless`. An input that is one Parquet file (`alone`) is always a shard:
-    its reader explains what is wrong with it.
+    without is added to `imageless`. An input that is one Parquet file is always a shard: its reader
+    explains what is wrong with it.
 
     With `sniffing`, files without a known extension (`may_be_image`) are recognised by their first
     bytes. Without it a Parquet file `beside_tar` is metadata by its name, and a dead link with the
@@ -67,7 +60,7 @@ def recognise(
     if a storage other than a disk does not answer.
     """
     pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="sniff")
-    candidates = (_by_name(entry, uri_of, sniffing, alone) for entry in entries)
+    candidates = (_by_name(entry, source, sniffing) for entry in source.entries)
     try:
         for batch in _batches(candidates):
             kinds = pool.map(
@@ -80,13 +73,13 @@ def recognise(
                 else:
                     left_out.add_file(readable_name(entry.name))
                     if shard_kind(entry.name) and not imageless:
-                        imageless.append(uri_of(entry.name))
+                        imageless.append(source.uri_of(entry.name))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _by_name(entry: Entry, uri_of: Callable[[str], str], sniffing: bool, alone: bool) -> _Candidate:
-    uri, readable = uri_of(entry.name), entry.etag != UNREADABLE
+def _by_name(entry: Entry, source: Source, sniffing: bool) -> _Candidate:
+    uri, readable = source.uri_of(entry.name), entry.etag != UNREADABLE
     name = plain_name(uri)
     if name.endswith("/") or is_image(name):
         return _Candidate(entry, "image")
@@ -96,7 +89,7 @@ def _by_name(entry: Entry, uri_of: Callable[[str], str], sniffing: bool, alone: 
         if entry.beside_tar:
             inspect = partial(_inspect_parquet, uri, None) if sniffing and readable else None
             return _Candidate(entry, None, inspect)
-        if kind != "parquet" or alone or not readable:
+        if kind != "parquet" or source.alone or not readable:
             return _Candidate(entry, kind)
         return _Candidate(entry, None, partial(_inspect_parquet, uri, "parquet"))
     if not sniffing or not may_be_image(name):
@@ -174,28 +167,3 @@ def read_head(uri: str) -> bytes:
             with fs.open(path, "rb", block_size=0) as stream:
                 return bytes(stream.read(START_BYTES))
         return bytes(fs.cat_file(path, start=0, end=START_BYTES))[:START_BYTES]
-
-
-def mark_beside_tars(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Set `beside_tar` of each `x.parquet` that has an `x.tar` beside it in the sorted `entries`.
-
-    The order changes: a Parquet file comes after all names that its tar may have, but before the
-    files of a folder `x`.
-    """
-    waiting: Entry | None = None
-    for entry in chain(entries, (None,)):
-        if waiting and entry:
-            stem = shard_stem(waiting.name)
-            if shard_kind(entry.name) == "tar" and shard_stem(entry.name) == stem:
-                waiting = waiting._replace(beside_tar=True)
-            elif entry.name > f"{stem}/":
-                yield waiting
-                waiting = None
-        is_parquet = entry is not None and shard_kind(entry.name) == "parquet"
-        if waiting and (entry is None or is_parquet):
-            yield waiting
-            waiting = None
-        if is_parquet:
-            waiting = entry
-        elif entry:
-            yield entry

@@ -13,12 +13,12 @@ from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.storage import (
     OutputKind,
     Store,
-    check_beside,
     check_output,
     check_outside,
     listing,
     output_check,
 )
+from pipeline.storage.output_check import check_beside
 from tests.conftest import Bucket
 
 
