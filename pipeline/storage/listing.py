@@ -9,7 +9,6 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -262,7 +261,7 @@ def look_up_all(uris: Iterable[str]) -> Iterator[Place]:
     pool = ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="look-up")
     source = iter(uris)
     try:
-        while batch := list(islice(source, _LOOKUP_BATCH)):
+        while batch := list(itertools.islice(source, _LOOKUP_BATCH)):
             yield from pool.map(look_up, batch)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -22,7 +21,8 @@ from pipeline.storage.readers.dispatch import read_samples
 from pipeline.storage.readers.parquet import count_rows
 from pipeline.storage.readers.tar import DAMAGE, BoundedSource, StrictTarInfo, members_of
 from pipeline.storage.readers.zip import read_zip
-from pipeline.storage.sample import Sample
+from pipeline.storage.readers.zip_entries import ZipDamageError
+from pipeline.storage.sample import Sample, report_damage
 from pipeline.storage.shards import Shard, list_shards
 from pipeline.storage.uris import is_local, storage_errors
 
@@ -51,7 +51,7 @@ def count_samples(
         if shard.kind == "parquet":
             rows = count_rows(shard, options)
             return rows if at_most is None else min(rows, at_most)
-        for _ in itertools.islice(_samples(shard, options, left_out), at_most):
+        for _ in islice(_samples(shard, options, left_out), at_most):
             count += 1
     except StorageError:
         with suppress(MissingError):
@@ -62,10 +62,12 @@ def count_samples(
 def _samples(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
     """Yield the samples of an archive, without their contents if these need not be read."""
     if shard.kind == "zip":
-        return read_zip(shard, options, left_out, content=False)
+        samples = read_zip(shard, options, left_out, content=False)
+        return report_damage(samples, shard.uri, (ZipDamageError,))
     if is_local(shard.uri) and not _is_packed(shard):
         members = _members_on_disk(shard)
-        return samples_of(members, shard.source, options, left_out, content=False)
+        samples = samples_of(members, shard.source, options, left_out, content=False)
+        return report_damage(samples, shard.uri, DAMAGE)
     return read_samples(shard, None, options, left_out)
 
 
@@ -93,13 +95,10 @@ class _Seekable(BoundedSource):
 
 def _members_on_disk(shard: Shard) -> Iterator[Member]:
     """Yield the members of a tar that is not compressed, seeking from header to header."""
-    with storage_errors(f"read '{shard.uri}'"), Path(shard.uri).open("rb") as raw:
-        try:
-            source = cast(Any, _Seekable(raw))
-            with tarfile.open(fileobj=source, mode="r:", tarinfo=StrictTarInfo) as archive:
-                yield from members_of(archive)
-        except DAMAGE as error:
-            raise StorageError(f"the shard '{shard.uri}' is damaged") from error
+    with Path(shard.uri).open("rb") as raw:
+        source = cast(Any, _Seekable(raw))
+        with tarfile.open(fileobj=source, mode="r:", tarinfo=StrictTarInfo) as archive:
+            yield from members_of(archive)
 
 
 _OPTIONS = ReadOptions(image_field=ONE_IMAGE)

@@ -12,17 +12,24 @@ from pipeline.storage.kept_columns import TEXT
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry, file_entry
 from pipeline.storage.objects import UNREADABLE, present_state, why_unreadable
+from pipeline.storage.parquet_columns import NOT_PARQUET
 from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.readers.folder import read_folder
 from pipeline.storage.readers.folder_fields import with_fields
 from pipeline.storage.readers.parquet import column_types, read_parquet
-from pipeline.storage.readers.tar import read_tar
+from pipeline.storage.readers.tar import DAMAGE, read_tar
 from pipeline.storage.readers.zip import LABEL, labels_of, read_zip
-from pipeline.storage.sample import Sample, unreadable
+from pipeline.storage.readers.zip_entries import ZipDamageError
+from pipeline.storage.sample import Sample, report_damage, unreadable
 from pipeline.storage.shards import Shard, folder_etag
 from pipeline.storage.uris import is_local, storage_errors
 
-_ARCHIVES = {"tar": read_tar, "zip": read_zip, "parquet": read_parquet}
+# Kind of a shard file -> its reader, and the errors that this raises for damage.
+_READERS = {
+    "tar": (read_tar, DAMAGE),
+    "zip": (read_zip, (ZipDamageError,)),
+    "parquet": (read_parquet, NOT_PARQUET),
+}
 
 
 def read_samples(
@@ -52,7 +59,8 @@ def read_samples(
     elif shard.etag == UNREADABLE:
         samples = _unreadable(shard)
     else:
-        samples = _ARCHIVES[shard.kind](shard, options, left_out)
+        read, damage = _READERS[shard.kind]
+        samples = report_damage(read(shard, options, left_out), shard.uri, damage)
     yield from (sample for sample in samples if keys is None or sample.key in keys)
     if _changed(shard, whole=keys is None):
         raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")

@@ -12,7 +12,7 @@ from pipeline.storage.left_out import LeftOut
 from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.readers import decompression
 from pipeline.storage.readers.archive_members import Member, samples_of
-from pipeline.storage.sample import Sample, shard_errors
+from pipeline.storage.sample import Sample
 from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 
@@ -119,10 +119,11 @@ def read_tar(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[
     """Yield the images of the archive in its order, chosen by `archive_members.samples_of`.
 
     Sidecars (`.json`, `.txt`, `.cls`, ...), nested archives and hidden files are counted in
-    `left_out`. A link with an image's name is a reject: links are not followed.
+    `left_out`. A link with an image's name is a reject: links are not followed. Raises one of
+    `DAMAGE` after the samples before the damage.
     """
-    with shard_errors(shard.uri, DAMAGE) as counted, open_tar(shard.uri) as archive:
-        yield from counted(samples_of(members_of(archive), shard.source, options, left_out))
+    with open_tar(shard.uri) as archive:
+        yield from samples_of(members_of(archive), shard.source, options, left_out)
 
 
 def members_of(archive: tarfile.TarFile) -> Iterator[Member]:

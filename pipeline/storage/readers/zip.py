@@ -18,7 +18,7 @@ from pipeline.storage.readers.zip_entries import (
     entries_of,
     read_entry,
 )
-from pipeline.storage.sample import Sample, shard_errors
+from pipeline.storage.sample import Sample
 from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import one_line, storage_errors
@@ -39,14 +39,13 @@ def read_zip(
 
     With `label` among `options.keep_columns`, each has its label of StyleGAN's `dataset.json`. An
     entry that is encrypted, damaged or compressed by another method than deflate is a reject. A
-    damaged directory raises `StorageError` after the samples before the damage. Without `content`
+    damaged directory raises `ZipDamageError` after the samples before the damage. Without `content`
     the samples are empty, for counting.
     """
-    with shard_errors(shard.uri, (ZipDamageError,)) as counted, _open_archive(shard) as files:
+    with _open_archive(shard) as files:
         labels = _labels(files, shard) if LABEL in options.keep_columns else None
         members = _members(files, labels)
-        samples = samples_of(members, shard.source, options, left_out, content=content)
-        yield from counted(samples)
+        yield from samples_of(members, shard.source, options, left_out, content=content)
 
 
 def labels_of(shard: Shard) -> Mapping[str, Any] | None:
