@@ -231,7 +231,7 @@ def test_logistic_needs_two_classes_in_w(labels: Make) -> None:
 
 def test_moments_of_parts_add_up() -> None:
     codes, y = DRAWS.standard_normal((20, 2, 512)), DRAWS.standard_normal(20)
-    whole, first, second = (Moments(2, with_products=True) for _ in range(3))
+    whole, first, second = (Moments.zero(2, with_products=True) for _ in range(3))
     whole.add(codes, y)
     first.add(codes[:7], y[:7])
     second.add(codes[7:], y[7:])
