@@ -7,14 +7,13 @@ GANSpace analysis, or named arrays.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import io
 import json
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -132,16 +131,11 @@ def save_direction(direction: Direction) -> bytes:
         raise ValueError("a direction is saved with its W space")
     record = {
         "name": direction.name,
-        "w_space": direction.w_space.to_dict(),
+        "w_space": asdict(direction.w_space),
         "facts": dict(direction.facts),
     }
     rows = np.ascontiguousarray(direction.rows, np.float32)
     return save({_ARRAY: rows}, {_RECORD: json.dumps(record, sort_keys=True)})
-
-
-def digest_of_rows(rows: Floats) -> str:
-    """Return the SHA-256 of the numbers of a direction."""
-    return hashlib.sha256(np.ascontiguousarray(rows, "<f4").tobytes()).hexdigest()
 
 
 def _direction(content: bytes, source: str, choice: str, *, name: str) -> Direction:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from pipeline.choices import CodeType
@@ -327,10 +328,12 @@ class _Reader:
         if source.ids is None and self._where:
             where = f" WHERE {condition(self._where, one_row=True)}"
         relation = self._connection.sql(f"SELECT image_id, w_plus, {columns} FROM latents{where}")
+        ids = pa.array(source.ids or (), pa.string())
         waiting: list[pa.RecordBatch] = []
         for batch in relation.to_arrow_reader(rows):
-            chosen = batch if source.ids is None else _with_ids(batch, source.ids)
-            waiting.append(chosen)
+            if source.ids is not None:
+                batch = batch.filter(pc.is_in(batch["image_id"], value_set=ids))
+            waiting.append(batch)
             while sum(each.num_rows for each in waiting) >= rows:
                 whole = pa.Table.from_batches(waiting).combine_chunks()
                 yield self._rows(whole.slice(0, rows))
@@ -344,11 +347,6 @@ class _Reader:
         arrays = [_plain(batch.column(name), self._kinds.get(name)) for name in names]
         facts = pa.RecordBatch.from_arrays(arrays, names=names).to_pylist()
         return _Rows(batch.column("image_id").to_pylist(), facts, codes_of(batch.column("w_plus")))
-
-
-def _with_ids(batch: pa.RecordBatch, ids: frozenset[str]) -> pa.RecordBatch:
-    mask = [image in ids for image in batch.column("image_id").to_pylist()]
-    return batch.filter(pa.array(mask, pa.bool_()))
 
 
 def _plain(column: pa.Array, kept: str | None) -> pa.Array:
