@@ -29,7 +29,14 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.choices import CodeType
-from pipeline.cli import add_count, add_renderer, add_selection, job_parser, print_result
+from pipeline.cli import (
+    add_count,
+    add_renderer,
+    add_selection,
+    job_parser,
+    print_result,
+    refuse_unused,
+)
 from pipeline.errors import ConfigError, printable
 from pipeline.interop.exporting import EXPORT_OUTPUT, NamedSelection, Naming
 from pipeline.metrics.names import check_identity
@@ -99,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _edit(args: argparse.Namespace) -> dict[str, Any]:
     kind = _kind(args)
-    _check_flags(args, kind)
+    refuse_unused(args, kind, _OWN_FLAGS)
+    if args.identity:
+        check_identity(args.identity)
     _check_output(args, kind)
     table = open_table(args.table)
     limit = args.limit or _LIMITS.get(kind)
@@ -140,15 +149,6 @@ def _kind(args: argparse.Namespace) -> str:
     if kind in ("table", "images") and by_name:
         raise ConfigError(f"--output {args.output}: --as {kind} writes a folder: name one")
     return kind
-
-
-def _check_flags(args: argparse.Namespace, kind: str) -> None:
-    for name, kinds in _OWN_FLAGS.items():
-        if getattr(args, name) is not None and kind not in kinds:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} is for --as {' and '.join(kinds)}, not for {kind}")
-    if args.identity:
-        check_identity(args.identity)
 
 
 def _check_output(args: argparse.Namespace, kind: str) -> None:

@@ -25,17 +25,18 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
 from pipeline.choices import SearchBy
 from pipeline.cli import add_device, add_selection, exit_code_of, job_parser, number
+from pipeline.config_loading import flag_of
 from pipeline.errors import ConfigError, RequestError, printable
 from pipeline.storage import MAX_SAMPLE_BYTES, Store
 from pipeline.storage.uris import read_bounded
 from pipeline.table import Table, open_table
 from pipeline.table.forgetting.descendants import Descendant, find_descendants
-from pipeline.table.forgetting.erase import Erased, ForgottenRow, forget, forgotten_rows
+from pipeline.table.forgetting.erase import ForgottenRow, forget, forgotten_rows
 from pipeline.table.forgetting.forgotten import ForgetList, Forgotten, Source
 from pipeline.table.forgetting.leftovers import leftovers
 from pipeline.table.forgetting.sources import choose_sources, lists_of, new_list
@@ -130,7 +131,7 @@ def _forget(args: argparse.Namespace) -> int:
     if not facts["dry_run"]:
         erased = forget(store, _counted(request.lists, facts), ignored_runs=args.ignore_run)
         mentions = erased.mentions
-        facts |= _done(erased)
+        facts |= {name: value for name, value in asdict(erased).items() if name != "mentions"}
     facts["stays"] = leftovers(store, spec, mentions)
     for line in _closing_lines(facts, tables):
         print(printable(line), file=sys.stderr)
@@ -141,9 +142,7 @@ def _forget(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise `ConfigError` for flags that do not fit together."""
-    ways = [
-        f"--{name.replace('_', '-')}" for name in ("where", "like", "listed_in") if vars(args)[name]
-    ]
+    ways = [flag_of(name) for name in ("where", "like", "listed_in") if vars(args)[name]]
     if len(ways) > 1:
         raise ConfigError(f"{' and '.join(ways)}: choose the images in one way at a time")
     if not args.where and (args.order or args.limit is not None):
@@ -234,16 +233,6 @@ def _similar_faces(table: Table, args: argparse.Namespace) -> dict[str, float]:
 def _counted(lists: Sequence[ForgetList], facts: dict[str, Any]) -> list[ForgetList]:
     removes = {name: int(facts[name]) for name in ("faces", "rejects")}
     return [replace(each, removes=removes) for each in lists]
-
-
-def _done(erased: Erased) -> dict[str, Any]:
-    return {
-        "faces": erased.faces,
-        "rejects": erased.rejects,
-        "parts": erased.parts,
-        "shards": erased.shards,
-        "notes": list(erased.notes),
-    }
 
 
 def _lines(rows: Sequence[ForgottenRow], similar: dict[str, float]) -> Iterator[str]:

@@ -10,14 +10,10 @@ from functools import partial
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from pipeline.choices import (
-    CHECK_BELOW,
-    COARSE_SIDE,
     MOST_SEARCH_PIXELS,
-    SEARCH_PIXELS,
-    EncoderType,
     Turns,
 )
 from pipeline.errors import ConfigError, InputError, StorageError
@@ -60,47 +56,6 @@ CoarseSide = Annotated[
         "is large in its photo; 0: none",
     ),
 ]
-
-
-DomainSetting = Annotated[
-    str | None,
-    Field(
-        min_length=1,
-        description="what the model's images show: faces, cars, church, ...; any other word: "
-        "images without faces (default: the domain in the model's file)",
-    ),
-]
-EncoderTypeSetting = Annotated[
-    EncoderType | None, Field(description="encoder type of a checkpoint whose options name none")
-]
-EstimateLatentAvg = Annotated[
-    bool,
-    Field(
-        description="for a checkpoint without an average latent: use the mean of 100,000 mapped "
-        "z codes"
-    ),
-]
-
-
-class ModelFlags(BaseModel):
-    """Properties that a model's file may lack, for jobs without the settings of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    domain: DomainSetting = None
-    encoder_type: EncoderTypeSetting = None
-    estimate_latent_avg: EstimateLatentAvg = False
-
-
-class FaceSearch(BaseModel):
-    """Settings of face detection, for jobs without the settings of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    turns: TurnsSetting = "auto"
-    search_pixels: SearchPixels = SEARCH_PIXELS
-    check_below: CheckBelow = CHECK_BELOW
-    coarse_side: CoarseSide = COARSE_SIDE
 
 
 def _image_fields(text: str) -> str:
@@ -147,11 +102,6 @@ def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Se
         return kind(**settings)
     except ValidationError as error:
         raise ConfigError(_explain(error, kind, place)) from None
-
-
-def fill_part(kind: type[Settings], flags: Mapping[str, Any]) -> Settings:
-    """Return the settings of `kind` among the flags of a job; raises as `fill` does."""
-    return fill(kind, None, {name: flags[name] for name in kind.model_fields})
 
 
 def flag_of(name: str) -> str:

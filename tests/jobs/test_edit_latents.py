@@ -154,7 +154,7 @@ def test_a_direction_of_another_model_is_refused(run: Any, tmp_path: Path) -> No
         (("--output", "out"), "say with --as what to write"),
         (("--output", "out.png", "--as", "table"), "--as table writes a folder"),
         (("--output", "out", "--as", "grid"), "a grid is one file: name it *.png"),
-        (("--output", "x.png", "--fps", "5"), "--fps is for --as video, not for grid"),
+        (("--output", "x.png", "--fps", "5"), "--fps is for --as video, not for --as grid"),
         (("--output", "x.png", "--strength", "a"), "expected numbers separated by commas"),
         (("--output", "x.gif", "--strength", "1"), "at least two strengths"),
         (("--output", "x.png", "--where", "false"), "selects no face"),
