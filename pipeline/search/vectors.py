@@ -23,7 +23,7 @@ from pipeline.errors import RequestError
 from pipeline.search.requests import check_by
 from pipeline.table.model_lookup import model_of
 from pipeline.table.reader import Table, UnknownImageError
-from pipeline.table.schema import IDENTITY
+from pipeline.table.schema import IDENTITY, STYLE_DIM
 from pipeline.table.selection import Selection
 
 # Numbers in a block of vectors: 16 MiB.
@@ -138,7 +138,8 @@ class Vectors:
             yield _joined(waiting)
 
     def _parts(self) -> Iterator[Block]:
-        rows = max(1, min(_READ_ROWS, BLOCK_NUMBERS // self._dimensions))
+        dimensions = STYLE_DIM if self._average is None else self._average.numel()
+        rows = max(1, min(_READ_ROWS, BLOCK_NUMBERS // dimensions))
         if self.by == "w_plus":
             for batch, codes in self.selection.code_batches(rows):
                 yield Block(batch.column(0), self.of_codes(torch.tensor(codes)))
@@ -154,10 +155,6 @@ class Vectors:
                 continue
             flat = values.flatten().to_numpy(zero_copy_only=False)
             yield Block(ids, self.of_identities(flat.reshape(len(values), -1)), missing)
-
-    @property
-    def _dimensions(self) -> int:
-        return 512 if self._average is None else self._average.numel()
 
 
 def known_ids(table: Table, names: Sequence[str]) -> set[str]:
