@@ -37,15 +37,18 @@ from pipeline.cli import (
     print_result,
     refuse_unused,
 )
+from pipeline.editing.animation import FPS, check_animation, write_animation
+from pipeline.editing.directions import read_direction
+from pipeline.editing.edit import Edits, edits_of, parse_strengths
 from pipeline.errors import ConfigError, printable
 from pipeline.interop.exporting import EXPORT_OUTPUT, NamedSelection, Naming
 from pipeline.metrics.names import check_identity
+from pipeline.models.domains import preset_for
 from pipeline.storage import OutputKind, check_outside, file_place
-from pipeline.table import TABLE_OUTPUT, Table, open_table
+from pipeline.table import TABLE_OUTPUT, open_table
 from pipeline.table.model_lookup import check_model_of, model_of
 
 if TYPE_CHECKING:
-    from pipeline.editing.edit import Edits
     from pipeline.models import RestyleModel
 
 KINDS = ("table", "grid", "images", "video")
@@ -109,7 +112,9 @@ def _edit(args: argparse.Namespace) -> dict[str, Any]:
     refuse_unused(args, kind, _OWN_FLAGS)
     if args.identity:
         check_identity(args.identity)
-    _check_output(args, kind)
+    check_outside(args.table, args.output, _FOLDERS.get(kind))
+    if kind == "video":
+        check_animation(args.output, args.fps or FPS)
     table = open_table(args.table)
     limit = args.limit or _LIMITS.get(kind)
     selection = NamedSelection(
@@ -117,9 +122,9 @@ def _edit(args: argparse.Namespace) -> dict[str, Any]:
     )
     selection.require_rows()
     check_model_of(table, args.model)
-    directions, strengths = _directions(args)
+    strengths = [parse_strengths(text) for text in args.strength or ["-3,0,3"]]
+    directions = [read_direction(text) for text in args.direction]
     # PyTorch is slow to import, so the request is checked first.
-    from pipeline.editing.edit import edits_of
     from pipeline.editing.w_space import w_space_of
     from pipeline.inversion import ready_device
 
@@ -151,23 +156,6 @@ def _kind(args: argparse.Namespace) -> str:
     return kind
 
 
-def _check_output(args: argparse.Namespace, kind: str) -> None:
-    check_outside(args.table, args.output, _FOLDERS.get(kind))
-    if kind == "video":
-        from pipeline.editing.animation import check_animation
-
-        check_animation(args.output, *([args.fps] if args.fps else []))
-
-
-def _directions(args: argparse.Namespace) -> tuple[list[Any], list[tuple[float, ...]]]:
-    """Read the directions and their strengths, before a model is loaded."""
-    from pipeline.editing.directions import read_direction
-    from pipeline.editing.edit import parse_strengths
-
-    strengths = [parse_strengths(text) for text in args.strength or ["-3,0,3"]]
-    return [read_direction(text) for text in args.direction], strengths
-
-
 _Result = tuple[dict[str, Any], list[str]]
 
 
@@ -185,19 +173,15 @@ def _write_table(
         "strength": args.strength,
         "layers": args.layers,
     }
-    meter = MetricEvaluator(args.device, _identity(args, selection.table, model))
+    # As given, else the source's, else that of the model's domain.
+    identity = args.identity or selection.table.spec.config.get("identity")
+    meter = MetricEvaluator(
+        args.device, str(identity or preset_for(model).identity(prealigned=True))
+    )
     edit = TableEdit(
         selection, model, edits, meter, config, args.latent_dtype, args.part_size or 256
     )
     return edit.run(args.output), edit.notes
-
-
-def _identity(args: argparse.Namespace, table: Table, model: RestyleModel) -> str:
-    """Return the identity network: as given, else the source's, else that of the model's domain."""
-    from pipeline.models.domains import preset_for
-
-    stored = table.spec.config.get("identity")
-    return str(args.identity or stored or preset_for(model).identity(prealigned=True))
 
 
 def _write_grid(
@@ -224,7 +208,6 @@ def _write_images(
 def _write_video(
     args: argparse.Namespace, selection: NamedSelection, model: RestyleModel, edits: Edits
 ) -> _Result:
-    from pipeline.editing.animation import FPS, write_animation
     from pipeline.editing.edit_pictures import edit_frames
     from pipeline.interop.pictures import Drawing
 

@@ -86,27 +86,21 @@ def write_edited_images(
     folders = [folder_name(edits, setting) for setting in range(len(edits.settings))]
     longest = max(folders, key=lambda name: len(name.encode()))
     selection.check_files(uri, ".png", f"{longest}/")
-    return put_files(uri, _edited_files(selection, model, edits, folders, drawing), selection)
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for row in selection.named_rows("w_plus"):
+            edited = edits.apply(row["w_plus"][None])[0]
+            name = to_file_name(row["name"])
+            for folder, picture in zip(folders, frames_of(model, edited, drawing), strict=True):
+                yield f"{folder}/{name}.png", png(picture)
+
+    return put_files(uri, files(), selection)
 
 
 def folder_name(edits: Edits, setting: int) -> str:
     """Return the name of the folder with the pictures of a setting."""
     pairs = zip(edits.names, edits.settings[setting], strict=True)
     return to_file_name("_".join(f"{name}{signed(strength)}" for name, strength in pairs))
-
-
-def _edited_files(
-    selection: NamedSelection,
-    model: RestyleModel,
-    edits: Edits,
-    folders: Sequence[str],
-    drawing: Drawing,
-) -> Iterator[tuple[str, bytes]]:
-    for row in selection.named_rows("w_plus"):
-        edited = edits.apply(row["w_plus"][None])[0]
-        name = to_file_name(row["name"])
-        for folder, picture in zip(folders, frames_of(model, edited, drawing), strict=True):
-            yield f"{folder}/{name}.png", png(picture)
 
 
 def edit_frames(

@@ -148,7 +148,7 @@ class TableEdit:
         try:
             states = list(writer.states(shards, orphans=orphans))
             run.planned(states)
-            reader = _Reader(self._table, self._columns(), self.selection.where)
+            reader = _Reader(self._table, self.selection.where)
             for place, source in enumerate(sources):
                 group = states[place * count : (place + 1) * count]
                 for state in group:
@@ -239,11 +239,6 @@ class TableEdit:
         names = self._own_columns().latents_schema().names
         return [name for name in names if name not in ("image_id", "shard")]
 
-    def _columns(self) -> list[str]:
-        columns = self._table.spec.columns
-        turn = TURN_COLUMN if columns.turn_deg else {}
-        return [*SOURCE_COLUMNS, *turn, *ALIGNMENT_COLUMNS, *(name for name, _ in columns.kept)]
-
 
 @dataclass(frozen=True)
 class _Source:
@@ -311,10 +306,11 @@ def _is_of_one_row(where: str) -> bool:
 class _Reader:
     """Reads the rows of one shard after another, opening only its files."""
 
-    def __init__(self, table: Table, columns: Sequence[str], where: str) -> None:
+    def __init__(self, table: Table, where: str) -> None:
         self._table, self._where = table, where
-        self._columns = list(columns)
         self._kinds = dict(table.spec.columns.kept)
+        turn = TURN_COLUMN if table.spec.columns.turn_deg else {}
+        self._columns = [*SOURCE_COLUMNS, *turn, *ALIGNMENT_COLUMNS, *self._kinds]
         self._connection, self._files = connect(table.store)
 
     def rows(self, source: _Source, rows: int) -> Iterator[_Rows]:
