@@ -127,7 +127,7 @@ def _fit(args: argparse.Namespace) -> dict[str, Any]:
     store, _ = file_place(args.output)
     record = json.dumps(finite({"name": name, **facts}), indent=2, allow_nan=False)
     store.put(f"{name}.json", f"{record}\n".encode())
-    store.put(f"{name}.md", card_text(direction).encode())
+    store.put(f"{name}.md", card_text(name, space, facts).encode())
     store.put(f"{name}{SUFFIX}", save_direction(direction))
     for note in notes:
         print(printable(note), file=sys.stderr)

@@ -170,16 +170,12 @@ def _chosen(arrays: Mapping[str, Any], choice: str, source: str) -> tuple[Any, s
                 f"{PurePosixPath(source).name}:0"
             )
         return components[number], f"-{number}"
-    if choice and choice not in arrays:
-        listed = ", ".join(f"'{each}'" for each in sorted(arrays)[:8]) if arrays else "nothing"
-        raise InputError(f"{source}: has no direction '{choice}' (found {listed})")
-    if choice:
-        return arrays[choice], f"-{choice}"
-    if len(arrays) == 1:
-        return next(iter(arrays.values())), ""
-    if _ARRAY in arrays:
-        return arrays[_ARRAY], ""
-    listed = ", ".join(f"'{each}'" for each in sorted(arrays)[:8])
+    chosen = choice or (next(iter(arrays)) if len(arrays) == 1 else _ARRAY)
+    if chosen in arrays:
+        return arrays[chosen], f"-{choice}" if choice else ""
+    listed = ", ".join(f"'{each}'" for each in sorted(arrays)[:8]) or "nothing"
+    if choice or not arrays:
+        raise InputError(f"{source}: has no direction '{chosen}' (found {listed})")
     raise InputError(
         f"{source}: has {len(arrays)} arrays ({listed}): choose one by its name, as in "
         f"{PurePosixPath(source).name}:NAME"

@@ -145,7 +145,7 @@ def _forged_record() -> bytes:
         ("m.npy", _npy(np.ones((2, 3, 256), np.float32)), r"has shape \[2, 3, 256\], expected"),
         ("n.npy", _npy(np.ones((65, 512), np.float32)), r"has shape \[65, 512\], expected"),
         ("o.pt", _saved(["smile"]), "has a list, expected a tensor"),
-        ("p.pt", _saved({"x": 1}), r"has 0 arrays"),
+        ("p.pt", _saved({"x": 1}), r"found nothing"),
         ("q.txt", b"", "no direction"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
