@@ -65,11 +65,17 @@ def edit_grid(selection: Selection, model: RestyleModel, edits: Edits, width: in
         codes += list(some)
     crops = targets.crops(rows)
     height = max(1, round(width * model.frame_size[0] / model.frame_size[1]))
-    sheet = _Sheet(edits, len(rows), (width, height), with_targets=bool(crops))
+    headers = [["target"]] if crops else []
+    headers += [
+        [f"{name} {signed(value)}" for name, value in zip(edits.names, setting, strict=True)]
+        for setting in edits.settings
+    ]
+    sheet = _Sheet(headers, len(rows), (width, height))
     for place, row in enumerate(rows):
-        pictures = list(frames_of(model, edits.apply(codes[place][None])[0]))
-        sheet.add(place, row["image_id"], crops.get(row["image_id"]), pictures)
-    return Grid(sheet.png(), len(rows), len(edits.settings) + bool(crops), targets.summary())
+        target = [crops.get(row["image_id"])] if crops else []
+        pictures = frames_of(model, edits.apply(codes[place][None])[0])
+        sheet.add(place, row["image_id"], [*target, *pictures])
+    return Grid(sheet.png(), len(rows), len(headers), targets.summary())
 
 
 def write_edited_images(
@@ -152,18 +158,11 @@ def _tiled(pictures: Pixels) -> Pixels:
 
 
 class _Sheet:
-    """Picture of a grid with a header line per direction, and the id of each face below it."""
+    """Picture of a grid with header lines above its columns, and the id of each face below it."""
 
-    def __init__(
-        self, edits: Edits, faces: int, cell: tuple[int, int], *, with_targets: bool
-    ) -> None:
-        self._cell, self._with_targets = cell, with_targets
-        headers = [["target"]] if with_targets else []
-        headers += [
-            [f"{name} {signed(value)}" for name, value in zip(edits.names, setting, strict=True)]
-            for setting in edits.settings
-        ]
-        self._top = _MARGIN + _LINE * len(edits.names) + 4
+    def __init__(self, headers: list[list[str]], faces: int, cell: tuple[int, int]) -> None:
+        self._cell = cell
+        self._top = _MARGIN + _LINE * max(map(len, headers)) + 4
         width = 2 * _MARGIN + len(headers) * (cell[0] + _GAP) - _GAP
         height = self._top + faces * self._row_height + _MARGIN - _GAP
         check_size((width, height), faces * len(headers))
@@ -174,13 +173,10 @@ class _Sheet:
                 y = _MARGIN + _LINE * (number + 0.5)
                 self._text(line, self._left(column) + cell[0] / 2, y, INK, "mm", cell[0])
 
-    def add(
-        self, place: int, label: str, target: Pixels | None, pictures: Sequence[Pixels]
-    ) -> None:
+    def add(self, place: int, label: str, pictures: Sequence[Pixels | None]) -> None:
         """Draw the row of a face."""
         top = self._top + place * self._row_height
-        shown = [target, *pictures] if self._with_targets else list(pictures)
-        for column, picture in enumerate(shown):
+        for column, picture in enumerate(pictures):
             if picture is not None:
                 small = Image.fromarray(picture).resize(self._cell, Image.Resampling.LANCZOS)
                 self._image.paste(small, (self._left(column), top))
