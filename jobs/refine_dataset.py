@@ -76,7 +76,10 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
     if layout.get("limit"):
         settings["limit"] = layout["limit"]
     settings |= {name: value for name, value in flags.items() if value is not None}
-    return load_config(None, settings | {"method": "hybrid", "init": table})
+    try:
+        return load_config(None, settings | {"method": "hybrid", "init": table})
+    except ConfigError as error:  # this job's flag for the iterations is --steps
+        raise ConfigError(str(error).replace("--iterations:", "--steps:")) from None
 
 
 def _of_imported(table: str, spec: TableSpec) -> dict[str, Any]:
