@@ -68,13 +68,10 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
         settings["input"] = layout["input"]
     if "input" not in first_config:
         settings |= _of_imported(table, spec)
-    settings |= {name: layout[name] for name in ("files_per_shard",) if name in layout}
+    kept = ("files_per_shard", "image_column", "limit")
+    settings |= {name: layout[name] for name in kept if layout.get(name)}
     settings["sniff"] = layout.get("sniff", False)  # older tables have none
     settings["image_field"] = layout.get("image_field", ALL_IMAGES)
-    if layout.get("image_column"):
-        settings["image_column"] = layout["image_column"]
-    if layout.get("limit"):
-        settings["limit"] = layout["limit"]
     settings |= {name: value for name, value in flags.items() if value is not None}
     try:
         return load_config(None, settings | {"method": "hybrid", "init": table})

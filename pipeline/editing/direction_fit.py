@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 
 from pipeline.choices import Space
 from pipeline.editing.directions import Direction
-from pipeline.editing.labels import FOLDS, Labels
+from pipeline.editing.labels import FOLDS, Labels, Numbers
 from pipeline.errors import ConfigError, RequestError
 from pipeline.table.schema import STYLE_DIM
 
 Method = Literal["mean", "ridge", "logistic"]
-Numbers = NDArray[np.float64]
 
 # Ridge penalties by cross-validation, relative to the mean variance of a code's number.
 PENALTIES = tuple(float(10.0**power) for power in range(-4, 4))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipeline.editing.directions import Floats
@@ -19,13 +18,11 @@ from pipeline.editing.grid import check_size
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import NamedSelection, put_files
 from pipeline.interop.file_names import to_file_name
-from pipeline.interop.pictures import FULL_SIZE, Drawing, frames_of, png
+from pipeline.interop.pictures import FULL_SIZE, Drawing, Pixels, frames_of, png
 from pipeline.models import RestyleModel
 from pipeline.reports.contact_sheet import INK, PALE, PAPER, Colour, drawable, fitting, font
 from pipeline.reports.targets import Targets
 from pipeline.table.selection import Selection
-
-Pixels = NDArray[np.uint8]
 
 MAX_PICTURES = 2048  # of one grid, which is in memory
 MAX_TILES = 64  # faces of one animation
