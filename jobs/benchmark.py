@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cli import add_count, exit_code_of, job_parser, positives, print_result
-from pipeline.config import JobConfig
+from pipeline.config import load_config
 from pipeline.errors import PipelineError, RequestError
 from pipeline.models.files import check_model
 from pipeline.storage import list_shards
@@ -65,7 +65,7 @@ def run_once(request: dict[str, Any]) -> dict[str, Any]:
     gpus, speed = request["gpus"], request["speed"]
     names = ("input", "output", "model", "part_size")
     settings = {name: request[name] for name in names} | {"inverters": gpus}
-    config = JobConfig.model_validate(settings | ({"identity": "none"} if speed else {}))
+    config = load_config(None, settings | ({"identity": "none"} if speed else {}))
     stages = simulated_stages(BATCH / speed) if speed else STAGES
     trace = Trace()
     outcome = run_job(config, stages, (trace,), session=RaySession(gpus))
