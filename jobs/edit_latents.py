@@ -37,6 +37,7 @@ from pipeline.cli import (
     print_result,
     refuse_unused,
 )
+from pipeline.config import MODEL_SETTINGS
 from pipeline.editing.animation import FPS, check_animation, write_animation
 from pipeline.editing.directions import read_direction
 from pipeline.editing.edit import Edits, edits_of, parse_strengths
@@ -168,7 +169,7 @@ def _write_table(
     config = {
         "table": selection.table.store.root,
         "model": args.model or selection.table.spec.config.get("model"),
-        **{name: selection.table.spec.config.get(name) for name in ("encoder_type", "domain")},
+        **{name: selection.table.spec.config.get(name) for name in MODEL_SETTINGS},
         "direction": args.direction,
         "strength": args.strength,
         "layers": args.layers,

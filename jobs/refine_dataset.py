@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.choices import EARLIER_ALIGNMENT
 from pipeline.cli import add_count, add_flags, job_parser
-from pipeline.config import JobConfig, load_config
+from pipeline.config import MODEL_SETTINGS, JobConfig, load_config
 from pipeline.engine.job import run_to_exit_code
 from pipeline.errors import ConfigError, printable
 from pipeline.storage import ALL_IMAGES, canonical_uri
@@ -28,7 +28,7 @@ from pipeline.table import RunRecord, TableSpec, open_initial_table
 KEPT = (
     *("input", "model", "faces", "prealigned", "fit", "min_face", "max_pixels", "identity"),
     *("best_step_by", "latent_dtype", "keep_columns", "keep_identity"),
-    *("domain", "encoder_type", "estimate_latent_avg"),
+    *MODEL_SETTINGS,
 )
 OWN = (
     *("distance_weight", "seed", "best_step_by", "latent_dtype"),

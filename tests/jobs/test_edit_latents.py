@@ -13,6 +13,7 @@ from PIL import Image
 
 import jobs.edit_latents
 import jobs.import_latents
+from pipeline.config import MODEL_SETTINGS
 from pipeline.editing import edit_pictures
 from pipeline.editing.directions import Direction, save_direction
 from pipeline.editing.w_space import WSpace
@@ -33,7 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: str) -> Path:
     folder = tmp_path_factory.mktemp("edit")
     np.save(folder / "codes.npy", CODES)
     np.save(folder / "smile.npy", ROW)
-    arguments = ("--from", "codes.npy", "--model", tiny_bundle, "--output", "table")
+    model = ("--model", tiny_bundle, "--domain", "faces", "--estimate-latent-avg")
+    arguments = ("--from", "codes.npy", *model, "--output", "table")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert jobs.import_latents.main([*arguments, "--files-per-shard", "3"]) == 0
@@ -63,6 +65,12 @@ def test_a_table_holds_the_edited_codes(run: Any, folder: Path) -> None:
     assert "does not say which model it is for" in said
     table, source = open_table("out"), open_table(str(folder / "table"))
     table.verify()
+    # The edited table's model is loaded as the source's.
+    assert {name: table.spec.config[name] for name in MODEL_SETTINGS} == {
+        "domain": "faces",
+        "encoder_type": None,
+        "estimate_latent_avg": True,
+    }
     rows = table.sql("SELECT * FROM latents ORDER BY refined_from, strength[1]")
     assert rows.direction.map(list).tolist() == [["smile"]] * 12
     assert rows.strength.map(list).tolist() == [[-3.0], [0.0], [0.5]] * 4
