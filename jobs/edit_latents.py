@@ -45,7 +45,8 @@ from pipeline.errors import ConfigError, printable
 from pipeline.interop.exporting import EXPORT_OUTPUT, NamedSelection, Naming
 from pipeline.metrics.names import check_identity
 from pipeline.models.domains import preset_for
-from pipeline.storage import OutputKind, check_outside, file_place
+from pipeline.models.files import bundle_names
+from pipeline.storage import OutputKind, canonical_uri, check_outside, file_place
 from pipeline.table import TABLE_OUTPUT, open_table
 from pipeline.table.model_lookup import check_model_of, model_of
 
@@ -166,9 +167,10 @@ def _write_table(
     from pipeline.editing.edited_table import TableEdit
     from pipeline.metrics import MetricEvaluator
 
+    name = str(args.model or selection.table.spec.config["model"])
     config = {
         "table": selection.table.store.root,
-        "model": args.model or selection.table.spec.config.get("model"),
+        "model": name if name in bundle_names() else canonical_uri(name),
         **{name: selection.table.spec.config.get(name) for name in MODEL_SETTINGS},
         "direction": args.direction,
         "strength": args.strength,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -56,17 +57,19 @@ def run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     return call
 
 
-def test_a_table_holds_the_edited_codes(run: Any, folder: Path) -> None:
+def test_a_table_holds_the_edited_codes(run: Any, folder: Path, tiny_bundle: str) -> None:
     code, line, said = run(
         *("--as", "table", "--output", "out", "--strength", "-3,0,0.5", "--layers", "4-"),
         *("--part-size", "2", "--identity", "none", "--where", "key <> '000004'"),
+        *("--model", os.path.relpath(tiny_bundle)),
     )
     assert (code, line["faces"], line["shards"]) == (0, 12, 6)
     assert "does not say which model it is for" in said
     table, source = open_table("out"), open_table(str(folder / "table"))
     table.verify()
-    # The edited table's model is loaded as the source's.
-    assert {name: table.spec.config[name] for name in MODEL_SETTINGS} == {
+    # The edited table's model is loaded as the source's, from any folder.
+    assert {name: table.spec.config[name] for name in ("model", *MODEL_SETTINGS)} == {
+        "model": source.spec.config["model"],
         "domain": "faces",
         "encoder_type": None,
         "estimate_latent_avg": True,
