@@ -123,7 +123,7 @@ def _fit(args: argparse.Namespace) -> dict[str, Any]:
     notes = [note for other in others if (note := other.check_model(space))]
     fit = fit_direction(labels, settings, model.latent_avg.double().cpu().numpy())
     facts = card_of(labels, settings, fit)
-    direction = Direction(name, fit.rows.astype("f4"), "", space, facts)
+    direction = Direction(name, fit.rows.astype("f4"), space, facts)
     store, _ = file_place(args.output)
     record = json.dumps(finite({"name": name, **facts}), indent=2, allow_nan=False)
     store.put(f"{name}.json", f"{record}\n".encode())

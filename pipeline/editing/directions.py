@@ -51,7 +51,6 @@ class Direction:
 
     name: str
     rows: Floats
-    source: str = ""
     w_space: WSpace | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -146,7 +145,6 @@ def _direction(content: bytes, source: str, choice: str, *, name: str) -> Direct
     return Direction(
         name=_name(record.get("name"), name) + chosen,
         rows=_checked(rows, source),
-        source=source + (f":{choice}" if choice else ""),
         w_space=w_space,
         facts=facts if isinstance(facts, Mapping) else {},
     )

@@ -18,7 +18,7 @@ from pipeline.editing.grid import check_size
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import NamedSelection, put_files
 from pipeline.interop.file_names import to_file_name
-from pipeline.interop.pictures import FULL_SIZE, Drawing, Pixels, frames_of, png
+from pipeline.interop.pictures import Drawing, Pixels, frames_of, png
 from pipeline.models import RestyleModel
 from pipeline.reports.contact_sheet import INK, PALE, PAPER, Colour, drawable, fitting, font
 from pipeline.reports.targets import Targets
@@ -80,7 +80,7 @@ def write_edited_images(
     model: RestyleModel,
     edits: Edits,
     uri: str,
-    drawing: Drawing = FULL_SIZE,
+    drawing: Drawing,
 ) -> int:
     """Write a PNG of each face and setting, `<setting>/<name>.png`; return their number.
 
@@ -111,7 +111,7 @@ def edit_frames(
     model: RestyleModel,
     edits: Edits,
     frames: int,
-    drawing: Drawing = FULL_SIZE,
+    drawing: Drawing,
 ) -> Iterator[Pixels]:
     """Yield the frames of an animation of the selected faces side by side, which ends as it begins.
 

@@ -15,7 +15,7 @@ from pipeline.editing.grid import draw_grid
 from pipeline.editing.group_means import group_means
 from pipeline.editing.mixing import MixSource, mix
 from pipeline.errors import ConfigError, RequestError
-from pipeline.interop.pictures import FULL_SIZE, Drawing, rendered
+from pipeline.interop.pictures import Drawing, rendered
 from pipeline.models import RestyleModel
 from pipeline.storage import file_place
 from pipeline.table import Table
@@ -113,7 +113,7 @@ def save_grid(
     uri: str,
     sequence: CodeSequence,
     model: RestyleModel,
-    drawing: Drawing = FULL_SIZE,
+    drawing: Drawing,
     *,
     columns: int | None = None,
     title: str = "",
@@ -140,7 +140,7 @@ def save_animation(
     uri: str,
     sequence: CodeSequence,
     model: RestyleModel,
-    drawing: Drawing = FULL_SIZE,
+    drawing: Drawing,
     *,
     fps: int,
 ) -> Drawn:

@@ -89,7 +89,7 @@ def test_a_named_direction_of_a_file_is_chosen(tmp_path: Path) -> None:
 
 def test_our_own_file_keeps_name_model_and_facts(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    path.write_bytes(save_direction(Direction("smile", ROWS, "", SPACE, {"r2": 0.5})))
+    path.write_bytes(save_direction(Direction("smile", ROWS, SPACE, {"r2": 0.5})))
     direction = read_direction(str(path))
     assert (direction.name, direction.w_space, direction.facts) == ("smile", SPACE, {"r2": 0.5})
     assert direction.check_model(WSpace("other encoder", "a" * 64, "c" * 64)) == ""

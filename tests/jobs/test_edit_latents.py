@@ -152,7 +152,7 @@ def test_too_many_faces_of_a_video_are_not_read(run: Any, monkeypatch: pytest.Mo
 def test_a_direction_of_another_model_is_refused(run: Any, tmp_path: Path) -> None:
     other = WSpace("cars", "a" * 64, "b" * 64)
     path = tmp_path / "wheel.safetensors"
-    path.write_bytes(save_direction(Direction("wheel", ROW[None], "", other)))
+    path.write_bytes(save_direction(Direction("wheel", ROW[None], other)))
     code, line, _ = run("--direction", path, "--output", "grid.png")
     assert code == 2
     assert "'wheel' is for the W space of the model 'cars'" in line["errors"][0]
