@@ -38,8 +38,8 @@ from pipeline.table.queries import connect, create_view
 from pipeline.table.reader import Table, open_table
 from pipeline.table.resume import ShardState
 from pipeline.table.runs import RunRecord
-from pipeline.table.schema import Columns
-from pipeline.table.selection import Selection, codes_of
+from pipeline.table.schema import Columns, codes_of
+from pipeline.table.selection import Selection
 from pipeline.table.shard_records import ShardRecord, manifest_ids, read_shard_record
 from pipeline.table.spec import TableSpec
 from pipeline.table.statements import condition

@@ -11,7 +11,7 @@ from pipeline.table.initial_codes import (
 )
 from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import PartRecord
-from pipeline.table.reader import Table, UnknownImageError, as_array, as_python, open_table
+from pipeline.table.reader import Table, UnknownImageError, as_python, open_table
 from pipeline.table.resume import ShardState
 from pipeline.table.runs import RunRecord
 from pipeline.table.schema import (
@@ -48,7 +48,6 @@ __all__ = [
     "TableSpec",
     "TableWriter",
     "UnknownImageError",
-    "as_array",
     "as_python",
     "card_text",
     "check_condition",

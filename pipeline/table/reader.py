@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from pipeline.errors import RequestError, printable
 from pipeline.storage import Store, is_local, one_line
@@ -24,7 +23,7 @@ from pipeline.table.frames import arrow_frames
 from pipeline.table.parts import LATENTS, REJECTS, damage_reported, parse_part_name
 from pipeline.table.queries import TableFiles, connect, create_view
 from pipeline.table.runs import read_runs, runs_table
-from pipeline.table.schema import STYLE_DIM, rejects_schema
+from pipeline.table.schema import STYLE_DIM, codes_of, rejects_schema
 from pipeline.table.shard_records import ShardRecord, manifest_ids, read_shard_record
 from pipeline.table.spec import TableSpec, read_spec
 from pipeline.table.statements import QUERY_ERRORS, check_reads
@@ -250,7 +249,7 @@ class Table:
                 rows = [row for row, image in enumerate(ids) if image in requested]
                 if rows:
                     column = parquet.read_row_group(group, ["w_plus"])["w_plus"].take(rows)
-                    values = as_array(column).reshape(-1, *self._code_shape)
+                    values = codes_of(column).reshape(-1, *self._code_shape)
                     codes |= dict(zip([ids[row] for row in rows], values, strict=True))
         return codes
 
@@ -284,32 +283,3 @@ def _unconvertible_columns(rows: pa.Table) -> Iterator[str]:
             column.to_pandas()
         except _CONVERSION_ERRORS:
             yield name
-
-
-def as_array(column: pa.ChunkedArray) -> np.ndarray:
-    """Return a `w_plus` column of a latents file as float32 [n, n_styles, 512]."""
-    chunk = column.combine_chunks()
-    chunk = chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
-    rows = chunk.type.list_size
-    numbers = chunk.flatten().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(numbers, np.float32).reshape(-1, rows, STYLE_DIM)
-
-
-class StepCodes(NamedTuple):
-    """Codes of all steps of n faces, concatenated face after face."""
-
-    codes: NDArray[np.float32]  # [sum of steps, n_styles, 512]
-    offsets: NDArray[np.int64]  # [n + 1]; face i has codes[offsets[i] : offsets[i + 1]]
-
-
-def codes_of(column: pa.ListArray, n_styles: int) -> NDArray[np.float32]:
-    """Return a `w_plus` column from DuckDB (lists of lists) as float32 [n, n_styles, 512]."""
-    numbers = column.flatten().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(numbers, np.float32).reshape(-1, n_styles, STYLE_DIM)
-
-
-def step_codes_of(column: pa.ListArray, n_styles: int) -> StepCodes:
-    """Return a `w_plus_per_step` column from DuckDB: lists of steps of codes."""
-    lengths = column.value_lengths().fill_null(0).to_numpy()
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return StepCodes(codes_of(column.flatten(), n_styles), offsets)

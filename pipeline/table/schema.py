@@ -1,4 +1,4 @@
-"""Columns of the table, and conversion of rows to Arrow.
+"""Columns of the table, and conversion of rows to Arrow and of its codes to arrays.
 
 `w_plus` is a nested fixed-size list `[n_styles][512]`, by default of float16. `README.md` lists the
 types that it has in each reader.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.choices import CodeType
-from pipeline.errors import ConfigError, TableError
+from pipeline.errors import ConfigError, RequestError, TableError
 from pipeline.face_columns import (
     ALIGNMENT_COLUMNS,
     REJECT_COLUMNS,
@@ -216,6 +218,32 @@ def codes_array(values: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
         raise TableError(f"a W+ code is not finite as {number}")
     rows = pa.FixedSizeListArray.from_arrays(pa.array(numbers, number), type=kind.value_type)
     return pa.FixedSizeListArray.from_arrays(rows, type=kind)
+
+
+def codes_of(column: pa.Array | pa.ChunkedArray) -> NDArray[np.float32]:
+    """Return a column of codes, as a file or a query gives it, as float32 [n, n_styles, 512].
+
+    Without rows `n_styles` is 1. Raises `RequestError` for a null.
+    """
+    if column.null_count:
+        raise RequestError("a selected row has no w_plus")
+    numbers = pc.list_flatten(column, recursive=True).to_numpy(zero_copy_only=False)
+    n_styles = len(numbers) // (STYLE_DIM * len(column)) if len(column) else 1
+    return np.asarray(numbers, np.float32).reshape(len(column), n_styles, STYLE_DIM)
+
+
+class StepCodes(NamedTuple):
+    """Codes of all steps of n faces, concatenated face after face."""
+
+    codes: NDArray[np.float32]  # [sum of steps, n_styles, 512]
+    offsets: NDArray[np.int64]  # [n + 1]; face i has codes[offsets[i] : offsets[i + 1]]
+
+
+def step_codes_of(column: pa.ListArray) -> StepCodes:
+    """Return a `w_plus_per_step` column from DuckDB; a null is a face without steps."""
+    lengths = column.value_lengths().fill_null(0).to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return StepCodes(codes_of(column.flatten()), offsets)
 
 
 def _array(values: list[Any], field: pa.Field) -> pa.Array:
