@@ -39,6 +39,7 @@ from pipeline.table.parts import (
     damage_reported,
     decode_metadata,
     part_name,
+    stats_in,
 )
 from pipeline.table.schema import rejects_schema
 from pipeline.table.shard_index import index_rows, places_of
@@ -221,7 +222,8 @@ class _ShardCheck:
                 ids[kind] |= _ids(table, kind)
                 rows[kind] += table.num_rows
                 if kind == LATENTS:
-                    total += _stats(table, part_name(kind, record.shard, part.part))
+                    metadata = decode_metadata(table.schema.metadata)
+                    total += stats_in(metadata, part_name(kind, record.shard, part.part))
             _expect_count(record.shard, part.part, "samples", len(own), part.samples)
         shard = record.shard
         for kind in (LATENTS, REJECTS):
@@ -299,13 +301,6 @@ def _ids(table: pa.Table, kind: str) -> set[Any]:
     if kind == LATENTS:
         return set(table["image_id"].to_pylist())
     return set(zip(table["key"].to_pylist(), table["face_index"].to_pylist(), strict=True))
-
-
-def _stats(latents: pa.Table, name: str) -> Stats:
-    try:
-        return Stats.from_figures(decode_metadata(latents.schema.metadata).get("figures"))
-    except TypeError as error:
-        raise TableError(f"'{name}': {error}") from error
 
 
 def _expect_count(shard: str, part: int, unit: str, count: int, stated: int) -> None:

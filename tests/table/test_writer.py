@@ -20,7 +20,6 @@ from pipeline.table import (
     TableWriter,
     open_table,
 )
-from pipeline.table import parts as parts_module
 from pipeline.table.resume import States
 from pipeline.table.runs import put_run
 from pipeline.table.spec import read_spec
@@ -140,14 +139,6 @@ def test_a_part_with_a_damaged_footer_is_done_again(root: str, end: bytes) -> No
     (state,) = table.states([shard()])
     assert sorted(state.parts) == [1]
     assert name in state.stale
-
-
-def test_a_footer_longer_than_one_read_is_read_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_shard(writer(tmp_path), shard(), commit=False)
-    monkeypatch.setattr(parts_module, "_TAIL_BYTES", 100)
-    assert sorted(writer(tmp_path).state(shard()).parts) == [0, 1]
 
 
 def test_a_shard_from_another_place_is_refused(root: str) -> None:

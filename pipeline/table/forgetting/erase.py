@@ -46,6 +46,7 @@ from pipeline.table.parts import (
     parse_part_name,
     part_name,
     read_metadata,
+    stats_in,
 )
 from pipeline.table.reader import open_table
 from pipeline.table.schema import rejects_schema
@@ -209,11 +210,7 @@ class _Eraser:
                 self._remove_part(shard_id, part)
 
     def _stats_of(self, name: str) -> Stats:
-        """Read what a latents file adds up to, from its footer."""
-        try:
-            return Stats.from_figures(read_metadata(self.store, name).get("figures"))
-        except TypeError as error:
-            raise TableError(f"'{self.store.uri(name)}': {error}") from error
+        return stats_in(read_metadata(self.store, name), self.store.uri(name))
 
     def _erase_part(self, record: ShardRecord, part: int, stats: list[Stats]) -> ShardRecord:
         """Rewrite a part of a committed shard; return the shard's new record.
