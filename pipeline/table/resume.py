@@ -66,20 +66,6 @@ class ShardState:
         return replace(self, parts=kept, stale=(*self.stale, *names))
 
 
-def state_of(store: Store, key_of: KeyOf, shard: Shard) -> ShardState:
-    """Return the state of one shard, from its manifest or the footers of its parts.
-
-    Raises `InputError` if the table's shard of this id came from another place.
-    """
-    if not store.exists(manifest_name(shard.shard_id)):
-        files = files_of(store, shard.shard_id)
-        return _open_state(shard, key_of, files, {}, partial(map, partial(read_part_record, store)))
-    record = read_shard_record(store, shard.shard_id)
-    return _committed_state(store, shard, record) or _stale_state(
-        shard, files_of(store, shard.shard_id)
-    )
-
-
 class States:
     """States of many shards, from a few listings of the table and then a few reads at a time.
 
@@ -101,7 +87,10 @@ class States:
         self._unindexed: dict[str, ShardRecord] = {}
 
     def of(self, shards: Iterable[Shard]) -> Iterator[ShardState]:
-        """Yield the state of each shard, in order, as `state_of` returns it."""
+        """Yield the state of each shard, in order.
+
+        Raises `InputError` if the table's shard of an id came from another place.
+        """
         # Two pools: a thread that waits for footers must not block the threads that read them.
         with _interruptible(_THREADS) as pool, _interruptible(_THREADS) as footers:
             source, state = iter(shards), partial(self._state, footers)
@@ -117,23 +106,42 @@ class States:
 
     def _state(self, footers: ThreadPoolExecutor, shard: Shard) -> ShardState:
         if shard.shard_id not in self._committed:
-            files = self._files.of(shard.shard_id)
             indexed = self._indexed_parts.of(shard.shard_id)
-            read = partial(footers.map, partial(read_part_record, self.store))
-            return _open_state(shard, self.key_of, files, indexed, read)
+            return self._open_state(footers, shard, self._files.of(shard.shard_id), indexed)
         try:
             record = read_shard_record(self.store, shard.shard_id)
         except StorageError:
             if self.store.exists(manifest_name(shard.shard_id)):
                 raise
             # Another run has removed the manifest since the listing.
-            return state_of(self.store, self.key_of, shard)
+            return self._open_state(footers, shard, files_of(self.store, shard.shard_id), {})
         if self._orphans:
             self._orphans.add_part_count(shard.shard_id, record.n_parts)
         state = _committed_state(self.store, shard, record)
         if state:
             self._unindexed[shard.shard_id] = record
         return state or _stale_state(shard, self._files.of_committed(record))
+
+    def _open_state(
+        self,
+        footers: ThreadPoolExecutor,
+        shard: Shard,
+        files: Files,  # of all its parts
+        indexed: Mapping[RowKey, PartRecord],
+    ) -> ShardState:
+        """Return the state of a shard without a manifest; read the footers of unindexed parts."""
+        parts, unread = {}, []
+        for part in _whole_parts(shard, files):
+            key, (latents, rejects) = self.key_of(shard, part), _names(shard, part)
+            record = indexed.get((key.digest, files[latents], files[rejects])) if indexed else None
+            if record:
+                parts[part] = record
+            else:
+                unread.append(key)
+        records = footers.map(partial(read_part_record, self.store), unread)
+        parts |= {record.part: record for record in records if record}
+        taken = {name for part in parts for name in _names(shard, part)}
+        return ShardState(shard, parts=parts, stale=tuple(sorted(files.keys() - taken)))
 
     def _index_manifests(self) -> None:
         """Write index rows for the manifests that were read, once there are enough of them."""
@@ -178,27 +186,6 @@ def _committed_state(store: Store, shard: Shard, record: ShardRecord) -> ShardSt
 def _stale_state(shard: Shard, files: Files) -> ShardState:
     """Return the state of a shard that has changed since it was committed."""
     return ShardState(shard, stale=(manifest_name(shard.shard_id), *sorted(files)))
-
-
-def _open_state(
-    shard: Shard,
-    key_of: KeyOf,
-    files: Files,  # of all its parts
-    indexed: Mapping[RowKey, PartRecord],
-    read: Callable[[list[PartKey]], Iterable[PartRecord | None]],  # reads footers
-) -> ShardState:
-    """Return the state of a shard without a manifest; read the footers of unindexed parts."""
-    parts, unread = {}, []
-    for part in _whole_parts(shard, files):
-        key, (latents, rejects) = key_of(shard, part), _names(shard, part)
-        record = indexed.get((key.digest, files[latents], files[rejects])) if indexed else None
-        if record:
-            parts[part] = record
-        else:
-            unread.append(key)
-    parts |= {record.part: record for record in read(unread) if record}
-    taken = {name for part in parts for name in _names(shard, part)}
-    return ShardState(shard, parts=parts, stale=tuple(sorted(files.keys() - taken)))
 
 
 def _whole_parts(shard: Shard, files: Files) -> list[int]:

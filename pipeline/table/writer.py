@@ -27,7 +27,7 @@ from pipeline.table.parts import (
     sha256_of,
     write_part,
 )
-from pipeline.table.resume import ShardState, States, state_of
+from pipeline.table.resume import ShardState, States
 from pipeline.table.schema import latents_table, rejects_table
 from pipeline.table.shard_index import write_index
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
@@ -70,23 +70,17 @@ class TableWriter:
             part_size=self.part_size,
         )
 
-    def state(self, shard: Shard) -> ShardState:
-        """Return the progress of `shard`, from its manifest or the footers of its parts.
-
-        Raises `InputError` if the table's shard of this id came from another place.
-        """
-        return state_of(self.store, self.part_key, shard)
-
     def states(
         self,
         shards: Iterable[Shard],
         index: PartIndex | None = None,
         orphans: Orphans | None = None,
     ) -> Iterator[ShardState]:
-        """Yield the `state` of each shard, in order, using the indexes of the table.
+        """Yield the progress of each shard, in order, using the indexes of the table.
 
-        `index` and `orphans` belong to the run: the first reads its files and later removes them,
-        the second starts to search for orphans.
+        Raises `InputError` if the table's shard of an id came from another place. `index` and
+        `orphans` belong to the run: the first reads its files and later removes them, the second
+        starts to search for orphans.
         """
         index = index or PartIndex(self.store, read_only=self.read_only)
         yield from States(self.store, self.part_key, index, orphans).of(shards)

@@ -28,7 +28,7 @@ from pipeline.table.selection import Selection
 from pipeline.table.shard_index import index_rows
 from pipeline.table.spec import read_spec
 from pipeline.table.verify import verify_table
-from tests.table.rows import commit, damage_codes, face_row, reject_row, shard, writer
+from tests.table.rows import commit, damage_codes, face_row, reject_row, shard, state_of, writer
 
 # Images of each part of a shard: name, faces, rejects of single faces (none of both: a reject).
 PARTS = ((("ann", 1, 0), ("bob", 2, 1), ("cid", 0, 0)), (("dan", 1, 0), ("eve", 0, 0)))
@@ -188,7 +188,7 @@ def test_forgotten_images_do_not_come_back(copied: str) -> None:
     assert {name: again.store.get(name) for name in stored} == stored
     write_images(again, "s-3")
     changed = shard("s-0", "etag-2")  # the photo was encoded again: another hash, the same name
-    again.clear(again.state(changed))
+    again.clear(state_of(again, changed))
     write_images(again, "s-0", copy_of="nothing")
     assert files_with(again.store, *ANN) == []
     assert files_with(again.store, "ann-of-s-3"), "another image of the name in another shard"

@@ -17,7 +17,7 @@ from pipeline.table import resume as resume_module
 from pipeline.table import writer as writer_module
 from pipeline.table.parts import PartKey, read_part_record
 from pipeline.table.shard_index import write_index
-from tests.table.rows import face_row, shard, writer
+from tests.table.rows import face_row, shard, state_of, writer
 
 FOLDER = "_index/parts/"
 
@@ -108,8 +108,7 @@ def test_a_row_with_another_key_is_ignored(tmp_path: Path, change: str) -> None:
     else:
         other = replace(table.spec, settings={"weights": "other"})
         table = TableWriter(str(tmp_path), other, part_size=4)
-    (state,) = table.states([source])
-    assert state == table.state(source)
+    state = state_of(table, source)
     assert (state.parts, len(state.stale)) == ({}, 4)
 
 

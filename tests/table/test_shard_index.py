@@ -18,7 +18,7 @@ from pipeline.table.shard_index import CommittedShards, indexed_records, write_i
 from pipeline.table.shard_records import ShardRecord, manifest_etags, manifest_name
 from pipeline.table.shard_records import read_shard_record as read_one
 from pipeline.table.spec import to_json
-from tests.table.rows import commit, shard, write_shard, writer
+from tests.table.rows import commit, shard, state_of, write_shard, writer
 
 SHARDS = [shard(f"s-{number}") for number in range(4)]
 
@@ -180,7 +180,7 @@ def test_an_indexed_shard_is_found_in_its_committed_state(root: str) -> None:
     for source in SHARDS[:2]:
         write_shard(table, source, commit=False)
     manifests = [
-        table.commit_shard(source, table.state(source).parts.values()) for source in SHARDS[:2]
+        table.commit_shard(source, state_of(table, source).parts.values()) for source in SHARDS[:2]
     ]
     table.index([table.with_manifest_etag(manifests[0])])
     committed = CommittedShards(table.store)

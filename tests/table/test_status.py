@@ -22,7 +22,7 @@ from pipeline.table.parts import read_metadata
 from pipeline.table.runs import put_run
 from pipeline.table.status import table_status
 from tests.storage.archives import write_tar
-from tests.table.rows import face_row, reject_row, shard, write_shard, writer
+from tests.table.rows import face_row, reject_row, shard, state_of, write_shard, writer
 
 
 def record(table: TableWriter, **facts: object) -> None:
@@ -87,7 +87,7 @@ def open_parts(table: TableWriter, *shard_ids: str) -> list[PartRecord]:
     written: list[PartRecord] = []
     for source in map(shard, shard_ids):
         write_shard(table, source, commit=False)
-        written += map(table.with_etags, table.state(source).parts.values())
+        written += map(table.with_etags, state_of(table, source).parts.values())
     return written
 
 
