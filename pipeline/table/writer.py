@@ -8,8 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
-
 from pipeline.errors import InputError, StorageError, TableError
 from pipeline.storage import Shard, Store
 from pipeline.table.cleanup import Orphans
@@ -29,7 +27,6 @@ from pipeline.table.parts import (
 )
 from pipeline.table.resume import ShardState, States
 from pipeline.table.schema import latents_table, rejects_table
-from pipeline.table.shard_index import write_index
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 from pipeline.table.spec import TableSpec, create_or_check_spec
 
@@ -122,35 +119,19 @@ class TableWriter:
     ) -> PartRecord:
         """Write part number `part` of `shard` from rows, in the form that `latents_table` takes.
 
-        The same rows give the same bytes under the same name, so a repeat is harmless. Raises
-        `TableError` if the rows do not fit the table or do not account for all `samples`.
+        The same rows give the same bytes under the same name, so a repeat is harmless. Forgotten
+        images are left out and counted as rejects. Raises `TableError` if the rows do not fit the
+        table or do not account for all `samples`.
         """
-        return self.write_tables(
-            shard,
-            part,
-            samples=samples,
-            latents=latents_table(latents, self.spec.columns, shard.shard_id),
-            rejects=rejects_table(rejects, shard.shard_id),
+        tables = (
+            latents_table(latents, self.spec.columns, shard.shard_id),
+            rejects_table(rejects, shard.shard_id),
         )
-
-    def write_tables(
-        self, shard: Shard, part: int, *, samples: int, latents: pa.Table, rejects: pa.Table
-    ) -> PartRecord:
-        """Write a part, like `write_part`, from the results of `latents_table`, `rejects_table`.
-
-        Forgotten images are left out and counted as rejects.
-        """
         if self.forgotten:
-            check_accounts(shard.shard_id, part, latents, rejects, samples)
-            latents, rejects = self.forgotten.erase(latents, rejects, part=part, samples=samples)
-        record = write_part(
-            self.store,
-            self.part_key(shard, part),
-            latents,
-            rejects,
-            samples=samples,
-            metrics=self.spec.metrics,
-        )
+            check_accounts(shard.shard_id, part, *tables, samples)
+            tables = self.forgotten.erase(*tables, part=part, samples=samples)
+        key = self.part_key(shard, part)
+        record = write_part(self.store, key, *tables, samples=samples, metrics=self.spec.metrics)
         self._withdraw_if_committed(shard, record)
         return record
 
@@ -193,12 +174,8 @@ class TableWriter:
         return record
 
     def with_manifest_etag(self, record: ShardRecord) -> ShardRecord:
-        """Return the record of a committed shard with its manifest's etag, which `index` needs."""
+        """Return the record of a committed shard with the manifest's etag, for the index."""
         return replace(record, manifest_etag=self.store.info(manifest_name(record.shard)).etag)
-
-    def index(self, records: Sequence[ShardRecord]) -> None:
-        """Write index rows, so that later runs do not read these manifests; give about 1,000."""
-        write_index(self.store, records)
 
     def _withdraw_if_committed(self, shard: Shard, part: PartRecord) -> None:
         """Remove a part that was written after another run had committed its shard.

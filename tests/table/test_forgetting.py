@@ -25,7 +25,7 @@ from pipeline.table.forgetting.forgotten import FORGOTTEN, ForgetList, Forgotten
 from pipeline.table.forgetting.leftovers import BLANKED, blank_mentions, leftovers
 from pipeline.table.forgetting.sources import choose_sources, lists_of, new_list
 from pipeline.table.selection import Selection
-from pipeline.table.shard_index import index_rows
+from pipeline.table.shard_index import index_rows, write_index
 from pipeline.table.spec import read_spec
 from pipeline.table.verify import verify_table
 from tests.table.rows import commit, damage_codes, face_row, reject_row, shard, state_of, writer
@@ -71,7 +71,7 @@ def make_shards(root: object, *names: str) -> TableWriter:
     table = writer(root)
     for name in names:
         write_images(table, name, copy_of="s-0" if name == "s-1" else "")
-    table.index([commit(table, shard(name)) for name in names])
+    write_index(table.store, [commit(table, shard(name)) for name in names])
     table.store.put(
         "_runs/20260101T000000Z-aa.json",
         json.dumps(

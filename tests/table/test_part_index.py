@@ -12,11 +12,12 @@ import pytest
 
 from pipeline.errors import TableError
 from pipeline.storage import Shard, Store
-from pipeline.table import PartIndex, PartRecord, Stats, TableWriter, open_table, part_index
+from pipeline.table import PartIndex, PartRecord, TableWriter, open_table, part_index
 from pipeline.table import resume as resume_module
 from pipeline.table import writer as writer_module
 from pipeline.table.parts import PartKey, read_part_record
 from pipeline.table.shard_index import write_index
+from pipeline.table.stats import Stats
 from tests.table.rows import face_row, shard, state_of, writer
 
 FOLDER = "_index/parts/"
