@@ -124,7 +124,7 @@ def _forget(args: argparse.Namespace) -> int:
         "parts": len({(row.shard, row.part) for row in rows}),
         "shards": len({row.shard for row in rows}),
         "similar": request.similar,
-        "descendants": [each.to_dict() for each in tables],
+        "descendants": [vars(each) for each in tables],
     }
     mentions: tuple[str, ...] = ()
     if not facts["dry_run"]:
